@@ -45,17 +45,20 @@ def test(channels: tuple[str, ...], private: bool | None) -> None:
     from letopis.outbox.alerting.channels import open_channels
     from letopis.outbox.config.settings import load_alerts
 
-    found = settings()
+    config = settings()
     wanted = load_alerts(
-        found.alerts, channels=channels, private=private, folder=found.file.parent if found.file else None
+        config.alerts, channels=channels, private=private, folder=config.file.parent if config.file else None
     )
     opened = open_channels(wanted.channels, private=wanted.private)
     if not opened:
         raise CommandExit(
             Exit.CONFIGURATION, "there is no alert channel: set LETOPIS_ALERTS, or channels in [alerts] of letopis.toml"
         )
-    results = asyncio.run(_try_all(opened, found.outbox.name, wanted.language))
-    lines = [f"{'ok  ' if one['ok'] else 'FAIL'} {printable(one['name'])}{_because(one['error'])}" for one in results]
+    results = asyncio.run(_try_all(opened, config.outbox.name, wanted.language))
+    lines = [
+        f"{'ok  ' if result['ok'] else 'FAIL'} {printable(result['name'])}{_because(result['error'])}"
+        for result in results
+    ]
     emit({"channels": results}, text="\n".join(lines))
     if not all(result["ok"] for result in results):
         raise CommandExit(Exit.FAILED)

@@ -49,8 +49,8 @@ def console(host: str | None, port: int | None, tokens_file: str | None, open_br
     """
     import webbrowser
 
-    found = settings()
-    path = existing_outbox(found)
+    config = settings()
+    path = existing_outbox(config)
     serving = load_console("standalone")
     terminal = sys.stderr.isatty()
 
@@ -63,7 +63,7 @@ def console(host: str | None, port: int | None, tokens_file: str | None, open_br
     asyncio.run(
         serving.run(
             path,
-            found,
+            config,
             host=host,
             port=port,
             tokens_file=tokens_file,

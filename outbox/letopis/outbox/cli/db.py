@@ -83,10 +83,10 @@ def current() -> None:
     """Show the revision of the tables."""
     from letopis.store.database.migrations import STORE
 
-    url, found = _read_revision()
+    url, revision = _read_revision()
     emit(
-        {"store": url, "revision": found.revision, "state": found.state, "head": STORE.head},
-        text=f"{printable(found.revision or 'none')} ({found.state}; this release needs {STORE.head})",
+        {"store": url, "revision": revision.revision, "state": revision.state, "head": STORE.head},
+        text=f"{printable(revision.revision or 'none')} ({revision.state}; this release needs {STORE.head})",
     )
 
 
@@ -95,9 +95,9 @@ def check() -> None:
     """Exit with 0 if the tables match this release, otherwise with 78 and what to do."""
     from letopis.store.database.migrations import STORE, SchemaState
 
-    url, found = _read_revision()
-    line = f"{url}: {found.advice(STORE, command='letopis db upgrade')}"
-    if found.state is not SchemaState.CURRENT:
+    url, revision = _read_revision()
+    line = f"{url}: {revision.advice(STORE, command='letopis db upgrade')}"
+    if revision.state is not SchemaState.CURRENT:
         raise CommandExit(Exit.CONFIGURATION, line)
     note(line)
 
@@ -149,8 +149,12 @@ def rebuild(check: bool, every: bool, conversation: str | None) -> None:
     with progress("checking" if check else "rebuilding", unit="conversations") as report:
         count, differing = asyncio.run(_run(check, every, conversation, report))
     differences = [
-        {"conversation_id": one.conversation_id, "count": one.difference_count, "names": list(one.differences)}
-        for one in differing
+        {
+            "conversation_id": rebuilt.conversation_id,
+            "count": rebuilt.difference_count,
+            "names": list(rebuilt.differences),
+        }
+        for rebuilt in differing
     ]
     emit(
         {

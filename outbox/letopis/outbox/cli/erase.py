@@ -102,10 +102,10 @@ class _Erasure:
         from letopis.outbox.cli.interface.progress import deliver
         from letopis.outbox.history.history import History
 
-        found = settings()
-        path = existing_outbox(found)
+        config = settings()
+        path = existing_outbox(config)
         async with History.open(
-            path, store=found.store, relay=wait, create=False, policy=found.policy, retention=found.retention
+            path, store=config.store, relay=wait, create=False, policy=config.policy, retention=config.retention
         ) as history:
             chosen = await _named(history, names) if owner is None else await _of_owner(history, owner)
             records = owner is not None and await _has_records(history, owner)
@@ -113,10 +113,10 @@ class _Erasure:
                 confirm(_question(chosen, owner, delete=self._delete), yes=yes)
             elif owner is not None and not await _is_being_erased(history, owner):
                 raise CommandExit(Exit.NOTHING, "no conversations and no records of this owner, and no erasure pending")
-            for one in chosen:
+            for conversation in chosen:
                 verb = history.delete if self._delete else history.reset
-                await verb(one.conversation_id, reason=self._reason)
-                self.erased.append(one.conversation_id)
+                await verb(conversation.conversation_id, reason=self._reason)
+                self.erased.append(conversation.conversation_id)
                 self._report(len(self.erased), total=len(chosen))
             if owner is not None and (chosen or records):
                 await history.records(owner=owner).erase()
@@ -149,11 +149,11 @@ async def _named(history: History, names: tuple[str, ...]) -> list[Conversation]
     """Return the conversations of these ids that are not deleted yet."""
     chosen: list[Conversation] = []
     for name in dict.fromkeys(names):
-        found = await history.conversation(name)
-        if found is None:
+        conversation = await history.conversation(name)
+        if conversation is None:
             raise CommandExit(Exit.NOTHING, f"there is no conversation {name!r}; nothing was erased")
-        if found.state != "deleted":
-            chosen.append(found)
+        if conversation.state != "deleted":
+            chosen.append(conversation)
     if not chosen:
         raise CommandExit(Exit.NOTHING, "nothing matched: deleted already")
     return chosen
@@ -198,7 +198,7 @@ async def _is_being_erased(history: History, owner: str) -> bool:
 def _question(chosen: list[Conversation], owner: str | None, *, delete: bool) -> str:
     if not chosen:
         return f"Erase the records of owner {printable(owner or '')} for good?"
-    messages = sum(one.message_count for one in chosen)
+    messages = sum(conversation.message_count for conversation in chosen)
     what = printable(chosen[0].conversation_id) if len(chosen) == 1 else f"{len(chosen)} conversations"
     whose = "" if owner is None else f" of owner {printable(owner)}"
     end = "Their ids cannot be used again." if delete else "They go on, empty, under their ids."
@@ -206,8 +206,8 @@ def _question(chosen: list[Conversation], owner: str | None, *, delete: bool) ->
 
 
 def _tell(work: _Erasure, pending: int, owner: str | None, *, waited: bool) -> None:
-    for one in work.erased:
-        click.echo(printable(one))
+    for name in work.erased:
+        click.echo(printable(name))
     count = len(work.erased)
     whose = "" if owner is None else ", and all records of the owner"
     note(f"{count} conversation{'' if count == 1 else 's'} erased{whose}")

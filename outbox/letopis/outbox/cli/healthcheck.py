@@ -49,13 +49,13 @@ def healthcheck(listen: str | None) -> None:
 
 def _reason(listen: str | None) -> str | None:
     """Return why the relay is unhealthy; ``None`` if it is healthy."""
-    found = settings(several=True)
-    address = listen or found.daemon.get("listen")
+    config = settings(several=True)
+    address = listen or config.daemon.get("listen")
     if address:
         from letopis.outbox.daemon.http import parse_address
 
         return _ask(parse_address(str(address)))
-    return _check_files(given_outboxes() or (str(found.outbox),))
+    return _check_files(given_outboxes() or (str(config.outbox),))
 
 
 def _ask(address: ListenAddress) -> str | None:
@@ -79,7 +79,7 @@ def _check_files(names: tuple[str, ...]) -> str | None:
     """Return why an outbox is not served, as its file shows, or ``None``."""
     from letopis.outbox.daemon.discovery import find_outboxes, may_be_outbox
 
-    paths = [one.path for one in find_outboxes(names) if not one.matched or may_be_outbox(one.path)]
+    paths = [match.path for match in find_outboxes(names) if not match.matched or may_be_outbox(match.path)]
     for path in paths:
         if not path.is_file():
             return f"there is no outbox {str(path)!r}"
@@ -122,15 +122,18 @@ def doctor() -> None:
     from letopis.store.errors import ConfigurationError
 
     try:
-        found = settings()
+        config = settings()
     except ConfigurationError as error:
         findings = [fail("configuration", str(error), "correct it: all other checks depend on it")]
         outbox = None
     else:
-        outbox = found.outbox.name
-        findings = asyncio.run(examine(found))
+        outbox = config.outbox.name
+        findings = asyncio.run(examine(config))
     well = healthy(findings)
-    checks = [{"check": one.check, "level": one.level, "said": one.said, "hint": one.hint or None} for one in findings]
+    checks = [
+        {"check": finding.check, "level": finding.level, "said": finding.said, "hint": finding.hint or None}
+        for finding in findings
+    ]
     emit({"outbox": outbox, "healthy": well, "checks": checks}, text="\n".join(map(_line, findings)))
     if not well:
         raise CommandExit(Exit.FAILED)
@@ -138,9 +141,9 @@ def doctor() -> None:
         note("nothing is wrong")
 
 
-def _line(one: Finding) -> str:
-    level = f"{one.level:<4}"
+def _line(finding: Finding) -> str:
+    level = f"{finding.level:<4}"
     if supports_style(sys.stdout):
-        level = click.style(level, fg=COLOURS[one.level], bold=one.level == "fail")
-    said = one_line(printable(one.said))
-    return f"{level}  {one.check:<18} {said}" + (f" -> {one_line(printable(one.hint))}" if one.hint else "")
+        level = click.style(level, fg=COLOURS[finding.level], bold=finding.level == "fail")
+    said = one_line(printable(finding.said))
+    return f"{level}  {finding.check:<18} {said}" + (f" -> {one_line(printable(finding.hint))}" if finding.hint else "")

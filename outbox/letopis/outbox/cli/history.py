@@ -76,13 +76,19 @@ def list_(owner: str | None, state: str, limit: int, after: str | None) -> None:
             # A pending event may change which one is active.
             marked = await source.active(owner, create=False)
             name = None if marked is None else marked.conversation_id
-            items = tuple(one.with_changes(active=one.conversation_id == name) for one in page)
+            items = tuple(
+                conversation.with_changes(active=conversation.conversation_id == name) for conversation in page
+            )
             return replace(page, items=items)
 
     states = ("active", "archived", "deleted") if state == "all" else (state,)
     page = asyncio.run(read())
     emit(
-        {"conversations": [conversation_json(one) for one in page], "next": page.next, "complete": page.complete},
+        {
+            "conversations": [conversation_json(conversation) for conversation in page],
+            "next": page.next,
+            "complete": page.complete,
+        },
         text=_conversations_text(page, with_state=state == "all") if page else "",
     )
     if page:
@@ -117,7 +123,7 @@ def search(query: str, owner: str | None, conversation: str | None, limit: int, 
     page = asyncio.run(find())
     emit(
         {
-            "hits": [_hit_json(one) for one in page],
+            "hits": [_hit_json(hit) for hit in page],
             "next": page.next,
             "complete": page.complete,
             "unindexed": page.unindexed,
@@ -155,23 +161,23 @@ def stats(owner: str | None, since: str | None, until: str | None, by: str | Non
 
     async def count() -> Statistics:
         async with open_source(settings()) as source:
-            found: Statistics = await source.statistics(owner=owner, by=by, **period)
-            return found
+            counted: Statistics = await source.statistics(owner=owner, by=by, **period)
+            return counted
 
-    found = asyncio.run(count())
+    counted = asyncio.run(count())
     head = ("CONVERSATIONS", "MESSAGES", "QUESTIONS", "ANSWERS", "TOKENS")
-    text = table(head, [[str(number) for number in (found.conversations, *_row(found))]], right=range(5))
+    text = table(head, [[str(number) for number in (counted.conversations, *_row(counted))]], right=range(5))
     document: dict[str, Any] = {
-        **_figures_json(found),
-        "conversations": found.conversations,
-        "complete": found.complete,
+        **_figures_json(counted),
+        "conversations": counted.conversations,
+        "complete": counted.complete,
     }
     if by is not None:
-        document["by"] = [{"value": value, **_figures_json(one)} for value, one in found.by.items()]
-        rows = [(_value_text(value), *map(str, _row(one))) for value, one in found.by.items()]
+        document["by"] = [{"value": value, **_figures_json(figures)} for value, figures in counted.by.items()]
+        rows = [(_value_text(value), *map(str, _row(figures))) for value, figures in counted.by.items()]
         text += f"\n\n{table((truncate(by, 40), *head[1:]), rows, right=range(1, 5))}"
     emit(document, text=text)
-    say_whether_complete(found.complete)
+    say_whether_complete(counted.complete)
 
 
 def _note_more(page: Any) -> None:
@@ -182,60 +188,60 @@ def _note_more(page: Any) -> None:
 def _conversations_text(page: Any, *, with_state: bool) -> str:
     rows = [
         (
-            printable(one.conversation_id),
-            printable(one.owner_id or "-"),
-            "-" if one.number is None else str(one.number),
-            "*" if one.active else "",
-            *((one.state,) if with_state else ()),
-            str(one.message_count),
-            str(one.pending or "-"),
-            minute(one.updated_at),
-            truncate(one.title or "", 40),
+            printable(conversation.conversation_id),
+            printable(conversation.owner_id or "-"),
+            "-" if conversation.number is None else str(conversation.number),
+            "*" if conversation.active else "",
+            *((conversation.state,) if with_state else ()),
+            str(conversation.message_count),
+            str(conversation.pending or "-"),
+            minute(conversation.updated_at),
+            truncate(conversation.title or "", 40),
         )
-        for one in page
+        for conversation in page
     ]
     more = ("STATE",) if with_state else ()
     head = ("CONVERSATION", "OWNER", "NUMBER", "ACTIVE", *more, "MESSAGES", "PENDING", "LAST", "TITLE")
     return table(head, rows, right=(2, 4 + len(more), 5 + len(more)))
 
 
-def _hit_json(found: Hit) -> dict[str, Any]:
+def _hit_json(hit: Hit) -> dict[str, Any]:
     """Return the JSON of a hit; a documented, stable schema."""
     return {
-        "conversation_id": found.conversation_id,
-        "message": message_json(found.message),
-        "snippet": found.snippet,
-        "marks": [list(mark) for mark in found.marks],
-        "score": found.score,
+        "conversation_id": hit.conversation_id,
+        "message": message_json(hit.message),
+        "snippet": hit.snippet,
+        "marks": [list(mark) for mark in hit.marks],
+        "score": hit.score,
     }
 
 
-def _hit_text(found: Hit) -> str:
+def _hit_text(hit: Hit) -> str:
     """Return a hit as text; on a terminal the matched words are bold."""
     from letopis.store.search.snippets import marked_pieces
 
-    message = found.message
+    message = hit.message
     mark = "" if message.saved == "saved" else f"  [{message.saved}]"
-    head = f"{printable(found.conversation_id)}  {message.occurred_at:%Y-%m-%d %H:%M}Z  {message.role}{mark}"
+    head = f"{printable(hit.conversation_id)}  {message.occurred_at:%Y-%m-%d %H:%M}Z  {message.role}{mark}"
     words = "".join(
         click.style(printable(text), bold=True) if marked else printable(text)
-        for text, marked in marked_pieces(found.snippet, found.marks)
+        for text, marked in marked_pieces(hit.snippet, hit.marks)
     )
     return f"{head}\n    {words}"
 
 
-def _figures_json(found: Figures) -> dict[str, int]:
+def _figures_json(figures: Figures) -> dict[str, int]:
     """Return the JSON of figures; a documented, stable schema."""
     return {
-        "messages": found.messages,
-        "questions": found.questions,
-        "answers": found.answers,
-        "tokens": found.tokens,
+        "messages": figures.messages,
+        "questions": figures.questions,
+        "answers": figures.answers,
+        "tokens": figures.tokens,
     }
 
 
-def _row(found: Figures) -> tuple[int, ...]:
-    return found.messages, found.questions, found.answers, found.tokens
+def _row(figures: Figures) -> tuple[int, ...]:
+    return figures.messages, figures.questions, figures.answers, figures.tokens
 
 
 def _value_text(value: str | None) -> str:

@@ -172,11 +172,11 @@ async def _rebound(file: OutboxFile, *, yes: bool) -> Rebound:
     from letopis.store.conversation_store import ConversationStore
     from letopis.store.database.urls import normalise_url
 
-    found = settings()
-    url = normalise_url(store_of(found))
+    config = settings()
+    url = normalise_url(store_of(config))
     check_apart(file.path, url)
     bound = await file.read(read_binding)
-    if found.store is None and bound.destination != destination_of(url):
+    if config.store is None and bound.destination != destination_of(url):
         raise click.UsageError("Name the history store with --store.")
     store = ConversationStore(url, pool_size=2)
     try:

@@ -114,16 +114,16 @@ def skip(reason: str, missing: bool, yes: bool) -> None:
     from letopis.outbox.operations.repair import NotRepairable, checked_reason
 
     checked_reason(reason)
-    found = _found(required_selection(fronts=True))
-    confirm(f"Skip {_what(found)}? The history will hold {_tombstones(len(found))} instead.", yes=yes)
+    events = _found(required_selection(fronts=True))
+    confirm(f"Skip {_what(events)}? The history will hold {_tombstones(len(events))} instead.", yes=yes)
 
     async def work(file: OutboxFile) -> list[tuple[PendingEvent, str | None]]:
         done: list[tuple[PendingEvent, str | None]] = []
-        for one in found:
+        for event in events:
             try:
-                done.append((await as_operator(file).skip(one.event_id, reason=reason), None))
+                done.append((await as_operator(file).skip(event.event_id, reason=reason), None))
             except NotRepairable as error:
-                done.append((one, str(error)))
+                done.append((event, str(error)))
         return done
 
     _repaired("skipped", _changed(work))
@@ -181,11 +181,11 @@ def fix(file: str | None, metadata_file: str | None, original: bool, reason: str
     checked_reason(reason)
     data = None if file is None else _object(file)
     metadata = None if metadata_file is None else _object(metadata_file)
-    found = _found(required_selection(fronts=True))
-    if len(found) > 1:
-        raise click.UsageError(f"fix is for one event, and {len(found)} matched.")
-    [entry] = found
-    confirm(f"{'Put back' if original else 'Correct'} {_what(found)}?", yes=yes)
+    events = _found(required_selection(fronts=True))
+    if len(events) > 1:
+        raise click.UsageError(f"fix is for one event, and {len(events)} matched.")
+    [entry] = events
+    confirm(f"{'Put back' if original else 'Correct'} {_what(events)}?", yes=yes)
 
     async def work(file: OutboxFile) -> list[tuple[PendingEvent, str | None]]:
         if original:
@@ -254,10 +254,10 @@ def _all(selection: Selection) -> Iterator[PendingEvent]:
 def _found(selection: Selection) -> list[PendingEvent]:
     from letopis.outbox.operations.pending_events import list_pending
 
-    _, found = read_outbox(settings(), lambda connection: list_pending(connection, selection, limit=MAX_REPAIRED))
-    if not found:
+    _, events = read_outbox(settings(), lambda connection: list_pending(connection, selection, limit=MAX_REPAIRED))
+    if not events:
         raise CommandExit(Exit.NOTHING, "nothing matched: the events were delivered, or never appended")
-    return found
+    return events
 
 
 def _changed(work: Callable[[OutboxFile], Awaitable[T]]) -> T:
@@ -265,12 +265,12 @@ def _changed(work: Callable[[OutboxFile], Awaitable[T]]) -> T:
     return asyncio.run(with_outbox(settings(), work))
 
 
-def _what(found: Sequence[PendingEvent]) -> str:
+def _what(events: Sequence[PendingEvent]) -> str:
     """Return a description of events for a question."""
-    if len(found) > 1:
-        return f"{len(found)} events, each of which its conversation is waiting on"
-    [one] = found
-    return f"event {one.event_id} of {printable(one.conversation_id)} ({printable(one.type)}, {one.size} bytes)"
+    if len(events) > 1:
+        return f"{len(events)} events, each of which its conversation is waiting on"
+    [event] = events
+    return f"event {event.event_id} of {printable(event.conversation_id)} ({printable(event.type)}, {event.size} bytes)"
 
 
 def _tombstones(count: int) -> str:
@@ -288,11 +288,14 @@ def _lanes(word: str, conversations: list[str], said: str) -> None:
 
 def _repaired(word: str, outcome: Sequence[tuple[PendingEvent, str | None]]) -> None:
     """Print what a verb did to events; fail if one was refused."""
-    done = [one for one, error in outcome if error is None]
-    failed = [(one, error) for one, error in outcome if error is not None]
+    done = [event for event, error in outcome if error is None]
+    failed = [(event, error) for event, error in outcome if error is not None]
     emit(
-        {word: [_named(one) for one in done], "refused": [{**_named(one), "reason": error} for one, error in failed]},
-        text="\n".join(f"{one.event_id}  {printable(one.conversation_id)}" for one in done),
+        {
+            word: [_named(event) for event in done],
+            "refused": [{**_named(event), "reason": error} for event, error in failed],
+        },
+        text="\n".join(f"{event.event_id}  {printable(event.conversation_id)}" for event in done),
     )
     if not wants_json():
         for _, error in failed:

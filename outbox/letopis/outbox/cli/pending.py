@@ -41,7 +41,7 @@ def list_events(limit: int) -> None:
     selection = current_selection() if narrowed else Selection(states=("blocked", "retrying", "paused"), fronts=True)
     now_us = to_microseconds(utc_now())
     # One snapshot, so that the sentence of `letopis status` and the list cannot contradict each other.
-    path, (found, missing, how) = read_outbox(
+    path, (events, missing, how) = read_outbox(
         settings(),
         lambda connection: (
             list_pending(connection, selection, limit=limit + 1),
@@ -49,20 +49,20 @@ def list_events(limit: int) -> None:
             read_status(connection, now_us=now_us),
         ),
     )
-    more = len(found) + len(missing) > limit
-    found, missing = found[:limit], missing[: max(0, limit - len(found))]
+    more = len(events) + len(missing) > limit
+    events, missing = events[:limit], missing[: max(0, limit - len(events))]
     emit(
         {
             "outbox": path.name,
-            "events": [event_summary(one) for one in found],
-            "missing": [missing_json(one) for one in missing],
+            "events": [event_summary(event) for event in events],
+            "missing": [missing_json(lane) for lane in missing],
             "more": more,
         },
-        text=event_table(found, missing) if found or missing else "",
+        text=event_table(events, missing) if events or missing else "",
     )
     if more:
         note(f"there are more than {limit}: narrow it down, or raise --limit")
-    if not (found or missing):
+    if not (events or missing):
         if narrowed:
             raise CommandExit(Exit.NOTHING, "nothing matched")
         note(f"no conversation is blocked, retrying or paused. {printable(how.verdict)}")
@@ -88,24 +88,25 @@ def show(payload: bool, data_only: bool) -> None:
     from letopis.outbox.operations.pending_events import list_pending, list_repairs
 
     selection = required_selection()
-    path, found = read_outbox(
+    path, entries = read_outbox(
         settings(),
         lambda connection: [
-            (one, list_repairs(connection, one)) for one in list_pending(connection, selection, limit=MAX_SHOWN + 1)
+            (event, list_repairs(connection, event))
+            for event in list_pending(connection, selection, limit=MAX_SHOWN + 1)
         ],
     )
-    if not found:
+    if not entries:
         raise CommandExit(Exit.NOTHING, "nothing matched")
     if data_only:
-        if len(found) > 1:
-            raise click.UsageError(f"--data is for one event, and {len(found)} matched.")
-        write(indented(found[0][0].data))
+        if len(entries) > 1:
+            raise click.UsageError(f"--data is for one event, and {len(entries)} matched.")
+        write(indented(entries[0][0].data))
         return
-    more, found = len(found) > MAX_SHOWN, found[:MAX_SHOWN]
-    events = [event_details(entry, done, payload=payload) for entry, done in found]
+    more, entries = len(entries) > MAX_SHOWN, entries[:MAX_SHOWN]
+    events = [event_details(entry, done, payload=payload) for entry, done in entries]
     emit(
         {"outbox": path.name, "events": events, "more": more},
-        text="\n\n".join(event_text(entry, done, payload=payload) for entry, done in found),
+        text="\n\n".join(event_text(entry, done, payload=payload) for entry, done in entries),
     )
     if more:
         note(f"there are more than {MAX_SHOWN}: narrow it down")

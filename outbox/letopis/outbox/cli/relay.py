@@ -99,10 +99,10 @@ def relay(once: bool, **given: Any) -> None:
         with context.scope(cleanup=False):
             return _configured(patterns, **given)
 
-    found = configure()
+    config = configure()
     if once:
-        configure_logging(level=found.log_level, style=found.log_format)
-        asyncio.run(_all_once(found))
+        configure_logging(level=config.log_level, style=config.log_format)
+        asyncio.run(_all_once(config))
     else:
         asyncio.run(_run(configure))
 
@@ -142,18 +142,18 @@ def _configured(
     from letopis.outbox.daemon.daemon import DaemonSettings
     from letopis.outbox.daemon.http import parse_address
 
-    found = settings(several=True)
-    table = found.daemon
+    config = settings(several=True)
+    table = config.daemon
     default = DaemonSettings(outboxes=())
     address = listen or table.get("listen")
     return DaemonSettings(
-        outboxes=patterns or (str(found.outbox),),
-        store=found.store,
-        policy=found.policy,
-        retention=found.retention,
-        alerts=load_alerts(found.alerts, folder=found.file.parent if found.file else None),
+        outboxes=patterns or (str(config.outbox),),
+        store=config.store,
+        policy=config.policy,
+        retention=config.retention,
+        alerts=load_alerts(config.alerts, folder=config.file.parent if config.file else None),
         listen=parse_address(str(address)) if address else None,
-        console=_hosting(found) if console or table.get("console") else None,
+        console=_hosting(config) if console or table.get("console") else None,
         stop_timeout=float(table.get("stop_timeout", default.stop_timeout)) if stop_timeout is None else stop_timeout,
         log_level=log_level or table.get("log_level", default.log_level),
         log_format=log_format or table.get("log_format", default.log_format),
@@ -161,12 +161,12 @@ def _configured(
     )
 
 
-def _hosting(found: Settings) -> Any:
+def _hosting(config: Settings) -> Any:
     """Return what serves the console beside the relay."""
     from letopis.outbox.cli.console import load_console
 
-    folder = found.file.parent if found.file else None
-    return load_console("hosted").hosting(load_console("configuration").read_gate(found.console, folder))
+    folder = config.file.parent if config.file else None
+    return load_console("hosted").hosting(load_console("configuration").read_gate(config.console, folder))
 
 
 async def _run(configure: Callable[[], DaemonSettings]) -> None:
@@ -178,34 +178,34 @@ async def _run(configure: Callable[[], DaemonSettings]) -> None:
         await daemon.run()
 
 
-async def _all_once(found: DaemonSettings) -> None:
+async def _all_once(config: DaemonSettings) -> None:
     """Deliver from one outbox after the other; exit with the worst of their codes."""
     from letopis.outbox.daemon.discovery import find_outboxes, may_be_outbox
     from letopis.store.errors import LetopisError
 
-    named = [one for one in find_outboxes(found.outboxes) if not one.matched or may_be_outbox(one.path)]
+    named = [match for match in find_outboxes(config.outboxes) if not match.matched or may_be_outbox(match.path)]
     if not named:
         raise CommandExit(Exit.NOTHING, "no outbox matches")
     ends: list[CommandExit] = []
-    for one in named:
+    for match in named:
         try:
-            await _once(one.path, found)
+            await _once(match.path, config)
         except (CommandExit, LetopisError) as error:  # of this file: the others are delivered all the same
             code, line = explain(error)
-            ends.append(CommandExit(code, line if len(named) == 1 else f"{one.path.name}: {line}"))
+            ends.append(CommandExit(code, line if len(named) == 1 else f"{match.path.name}: {line}"))
     if ends:
         for other in ends[1:]:
             note(f"letopis: {printable(str(other))}")
         # A wrong configuration stays wrong; a temporary failure resolves without help.
         order = (Exit.CONFIGURATION, Exit.LATER, Exit.FAILED)
-        raise CommandExit(min((one.code for one in ends), key=order.index), str(ends[0]))
+        raise CommandExit(min((end.code for end in ends), key=order.index), str(ends[0]))
 
 
-async def _once(path: Path, found: DaemonSettings) -> None:
+async def _once(path: Path, config: DaemonSettings) -> None:
     from letopis.outbox.event_log.lanes import count_lanes
     from letopis.outbox.relay.reporting import logger
 
-    async with _opened(path, found) as (outbox, relay):
+    async with _opened(path, config) as (outbox, relay):
         logger.info("delivering once: %s", relay.route)
         delivered = await relay.drain()
         left = await outbox.read(count_lanes)
@@ -236,7 +236,7 @@ def _exit_with(left: LaneCounts, relay: Relay) -> None:
 
 
 @asynccontextmanager
-async def _opened(path: Path, found: DaemonSettings) -> AsyncIterator[tuple[OutboxFile, Relay]]:
+async def _opened(path: Path, config: DaemonSettings) -> AsyncIterator[tuple[OutboxFile, Relay]]:
     """Open the outbox and the store; check the tables of a store that answers, one that is down may come back."""
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.history.store_location import store_beside
@@ -248,7 +248,7 @@ async def _opened(path: Path, found: DaemonSettings) -> AsyncIterator[tuple[Outb
     async with AsyncExitStack() as stack:
         outbox = await OutboxFile.open(path, create=False)
         stack.push_async_callback(outbox.close)
-        store = ConversationStore(store_beside(path) if found.store is None else found.store, pool_size=2)
+        store = ConversationStore(store_beside(path) if config.store is None else config.store, pool_size=2)
         stack.push_async_callback(store.close)
         try:
             if (refused := await find_refusal(outbox, store)) is not None:
@@ -257,5 +257,5 @@ async def _opened(path: Path, found: DaemonSettings) -> AsyncIterator[tuple[Outb
         except StoreFault as fault:
             if fault.fault_class in (FaultClass.MISCONFIGURED, FaultClass.WRONG_STORE):
                 raise
-        options = DeliveryOptions(policy=found.policy, retention=found.retention)
+        options = DeliveryOptions(policy=config.policy, retention=config.retention)
         yield outbox, Delivery(outbox, options).add_relay(store, holder="letopis relay")

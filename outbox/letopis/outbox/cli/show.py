@@ -91,8 +91,8 @@ def show(
             messages = await source.messages(conversation, last=last, before=before, as_of=moment)
             return messages, await source.conversation(conversation, as_of=moment)
 
-    page, found = asyncio.run(read())
-    if found is None and not page:
+    page, shown = asyncio.run(read())
+    if shown is None and not page:
         say_whether_complete(page.complete)
         there = "is" if as_of is None else "was then"
         raise CommandExit(Exit.NOTHING, f"there {there} no conversation {conversation!r}")
@@ -101,12 +101,12 @@ def show(
 
         # UTF-8 whatever the terminal: it is usually redirected to a file.
         whole = page.complete and page.next is None
-        write(f"{transcript(found, page, whole=whole)}\n".encode())
+        write(f"{transcript(shown, page, whole=whole)}\n".encode())
     else:
         emit(
             {
-                "conversation": None if found is None else conversation_json(found),
-                "messages": [{"conversation_id": one.conversation_id, **message_json(one)} for one in page],
+                "conversation": None if shown is None else conversation_json(shown),
+                "messages": [{"conversation_id": message.conversation_id, **message_json(message)} for message in page],
                 "next": page.next,
                 "complete": page.complete,
             },
@@ -114,13 +114,14 @@ def show(
         )
     if page.next is not None and not wants_json():
         note(f"there are earlier ones: --before {page.next}")
-    if found is not None and found.state == "deleted":
-        note(_deleted(found))
+    if shown is not None and shown.state == "deleted":
+        note(_deleted(shown))
     say_whether_complete(page.complete)
 
 
-def _deleted(found: Conversation) -> str:
-    return f"this conversation was deleted on {minute(found.updated_at)}: its messages are erased, appends are refused"
+def _deleted(conversation: Conversation) -> str:
+    deleted = minute(conversation.updated_at)
+    return f"this conversation was deleted on {deleted}: its messages are erased, appends are refused"
 
 
 async def _follow(conversation: str, last: int, interval: float) -> None:
@@ -131,17 +132,17 @@ async def _follow(conversation: str, last: int, interval: float) -> None:
     complete = True
     async with open_source(settings()) as source:
         while True:
-            found, from_start, answered = await _newest(source, conversation, last, tail)
-            if not found:
+            messages, from_start, answered = await _newest(source, conversation, last, tail)
+            if not messages:
                 known = await source.conversation(conversation)
                 if known is None and answered:
                     raise CommandExit(Exit.NOTHING, f"there is no conversation {conversation!r}")
                 if known is not None and known.state == "deleted":
                     note(_deleted(known))
                     return
-            for one in tail.news(found, from_start=from_start):
-                document = {"conversation_id": one.conversation_id, **message_json(one)}
-                emit(document, text=message_text(one), line=True)
+            for message in tail.news(messages, from_start=from_start):
+                document = {"conversation_id": message.conversation_id, **message_json(message)}
+                emit(document, text=message_text(message), line=True)
             sys.stdout.flush()
             if answered != complete:
                 complete = answered
@@ -158,24 +159,24 @@ async def _newest(source: Any, conversation: str, last: int, tail: Tail) -> tupl
     And whether the first of them is the first of the conversation, and whether the history store could be read.
     """
     page = await source.messages(conversation, last=last)
-    found, answered = list(page), page.complete
+    messages, answered = list(page), page.complete
     for _ in range(MAX_PAGES_BACK):
-        if page.next is None or not tail.started or tail.knows(found):
+        if page.next is None or not tail.started or tail.knows(messages):
             break
         page = await source.messages(conversation, last=last, before=page.next)
-        found = [*page, *found]
-    return found, page.next is None, answered and page.complete
+        messages = [*page, *messages]
+    return messages, page.next is None, answered and page.complete
 
 
-def _shown_state(one: RecordedMessage) -> Hashable:
+def _shown_state(message: RecordedMessage) -> Hashable:
     """Return what a reader of the text sees of a message, except that it is not saved yet."""
-    return one.text, one.redacted, one.edited, str(one.delivery), one.saved == "blocked"
+    return message.text, message.redacted, message.edited, str(message.delivery), message.saved == "blocked"
 
 
-def _whole_state(one: RecordedMessage) -> Hashable:
+def _whole_state(message: RecordedMessage) -> Hashable:
     import orjson
 
-    return orjson.dumps(message_json(one))
+    return orjson.dumps(message_json(message))
 
 
 def _as_of(text: str | None) -> Any:

@@ -49,9 +49,9 @@ def status(check: bool, watch: bool, interval: float) -> None:
             raise click.UsageError("--watch does not end, so --check has nothing to say: give one of them.")
         _watch(path, seconds=interval)
         return
-    found = _read(path)
-    emit(_document(path, found), text=_status_text(path.name, found))
-    if check and not found.healthy:
+    current = _read(path)
+    emit(_document(path, current), text=_status_text(path.name, current))
+    if check and not current.healthy:
         raise CommandExit(Exit.FAILED)
 
 
@@ -63,8 +63,8 @@ def _read(path: Path) -> Status:
     return read_file(path, lambda cursor: status_of(cursor, now_us=to_microseconds(utc_now())))
 
 
-def _document(path: Path, found: Status) -> dict[str, Any]:
-    return {"outbox": path.name, **found.to_json()}
+def _document(path: Path, current: Status) -> dict[str, Any]:
+    return {"outbox": path.name, **current.to_json()}
 
 
 def _watch(path: Path, *, seconds: float) -> None:
@@ -74,12 +74,12 @@ def _watch(path: Path, *, seconds: float) -> None:
 
     def step() -> None:
         nonlocal printed
-        found = _read(path)
-        document = _document(path, found)
+        current = _read(path)
+        document = _document(path, current)
         key = _without_ages(document)
         if not wants_json():
-            title = f"{printable(path.name)}, every {seconds:g} s, {found.read_at:%H:%M:%S}Z (Ctrl-C ends)"
-            screen.show(_status_text(path.name, found), title=title, key=key)
+            title = f"{printable(path.name)}, every {seconds:g} s, {current.read_at:%H:%M:%S}Z (Ctrl-C ends)"
+            screen.show(_status_text(path.name, current), title=title, key=key)
         elif key != printed:
             emit(document, text="", line=True)
         printed = key
@@ -93,35 +93,35 @@ def _without_ages(document: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "relay": {**document["relay"], "last_progress_seconds": None}}
 
 
-def _status_text(name: str, found: Status) -> str:
+def _status_text(name: str, current: Status) -> str:
     """Return the status as text, the verdict first."""
-    relay = found.relay
-    lines = [printable(found.verdict), ""]
-    lines.append(f"outbox     {printable(name)}" + (f" ({found.outbox_id.hex[:8]})" if found.outbox_id else ""))
-    lines.append(f"pending    {found.pending} events, {found.pending_bytes} bytes")
-    lines.append(f"WAL        {found.wal_bytes} bytes")
-    lines.append(f"oldest     {format_duration(found.oldest_pending_seconds)}")
-    lines.append(f"delivered  {found.delivered} events")
-    busy = ", ".join(f"{found.lanes.get(state, 0)} {state}" for state in LANES if found.lanes.get(state, 0))
+    relay = current.relay
+    lines = [printable(current.verdict), ""]
+    lines.append(f"outbox     {printable(name)}" + (f" ({current.outbox_id.hex[:8]})" if current.outbox_id else ""))
+    lines.append(f"pending    {current.pending} events, {current.pending_bytes} bytes")
+    lines.append(f"WAL        {current.wal_bytes} bytes")
+    lines.append(f"oldest     {format_duration(current.oldest_pending_seconds)}")
+    lines.append(f"delivered  {current.delivered} events")
+    busy = ", ".join(f"{current.lanes.get(state, 0)} {state}" for state in LANES if current.lanes.get(state, 0))
     lines.append(f"waiting    {busy or 'no conversation'}")
-    lines.append(f"store      {_place(found)}{_store_state(found)}")
-    lines.append(f"relay      {_relay_state(found)}")
+    lines.append(f"store      {_place(current)}{_store_state(current)}")
+    lines.append(f"relay      {_relay_state(current)}")
     if relay.paused_since is not None:
         why = f": {printable(relay.pause_reason)}" if relay.pause_reason else ""
         lines.append(f"paused     since {relay.paused_since:%Y-%m-%d %H:%M}Z{why}")
-    if found.store_tasks:
-        lines.append(f"store work {found.store_tasks} long rewinds or deletions, {found.store_rows} rows left")
+    if current.store_tasks:
+        lines.append(f"store work {current.store_tasks} long rewinds or deletions, {current.store_rows} rows left")
     lines += [
         f"incident   {case.kind}, {case.state}, since {case.opened_at:%Y-%m-%d %H:%M}Z"
         + (f", {printable(case.conversation_id)}" if case.conversation_id else "")
-        for case in found.incidents
+        for case in current.incidents
     ]
     return "\n".join(lines)
 
 
-def _relay_state(found: Status) -> str:
+def _relay_state(current: Status) -> str:
     """Return whether a relay is at work, which one is or was, and when it last got something done."""
-    relay = found.relay
+    relay = current.relay
     state = "running" if relay.running else "not running"
     if relay.died:
         state = "not running: it ended without stopping, and its lock is free"
@@ -131,22 +131,22 @@ def _relay_state(found: Status) -> str:
     return f"{state}{holder}, moved {format_duration(relay.last_progress_seconds)} ago"
 
 
-def _place(found: Status) -> str:
+def _place(current: Status) -> str:
     """Return the store's location and identity, as far as they are known."""
-    store = found.store
+    store = current.store
     if store.destination is None:
         return ""
     bound = "not bound yet" if store.store_id is None else store.store_id.hex[:8]
     return f"{printable(store.destination)} ({bound}), "
 
 
-def _store_state(found: Status) -> str:
+def _store_state(current: Status) -> str:
     """Return whether the store takes deliveries; if not since when, why, and when it is tried next."""
     from letopis.outbox.alerting.incidents import fault_class
     from letopis.store.model.events import utc_now
 
-    breaker, now = found.breaker, utc_now()
-    if not found.relay.holder:
+    breaker, now = current.breaker, utc_now()
+    if not current.relay.holder:
         return "not contacted by a relay yet"
     if breaker.state == "closed":
         return "reachable"

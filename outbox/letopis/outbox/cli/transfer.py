@@ -110,9 +110,9 @@ async def _import(
     def moved(counts: ImportCounts) -> None:
         report(counts.bytes)
 
-    found = settings()
+    config = settings()
     async with History.open(
-        found.outbox, store=found.store, relay=wait, policy=found.policy, retention=found.retention
+        config.outbox, store=config.store, relay=wait, policy=config.policy, retention=config.retention
     ) as history:
         with Importer(outbox=history.outbox, store=history.store, tell=_tell, progress=moved) as intake:
             counts = await intake.take(lines)
@@ -204,8 +204,8 @@ async def _expected(source: Any, flow: Exporter, conversation: str | None, owner
     """Return about how many lines there will be, for the progress."""
     if conversation is None:
         return await flow.count(owner=owner)
-    found = await source.conversation(conversation)
-    return 0 if found is None else int(found.message_count)
+    listed = await source.conversation(conversation)
+    return 0 if listed is None else int(listed.message_count)
 
 
 @contextmanager
@@ -217,8 +217,8 @@ def _reading(file: str) -> Iterator[tuple[BinaryIO, int | None]]:
     except OSError as error:
         raise CommandExit(Exit.USAGE, f"{printable(file)} cannot be read: {error.strerror}") from error
     try:
-        found = os.fstat(stream.fileno())
-        yield stream, found.st_size if stat.S_ISREG(found.st_mode) else None
+        status = os.fstat(stream.fileno())
+        yield stream, status.st_size if stat.S_ISREG(status.st_mode) else None
     except KeyboardInterrupt:
         raise  # a thread may still read from a pipe, and closing would wait for it
     except BaseException:  # whatever ended the block, even a cancellation, close the file

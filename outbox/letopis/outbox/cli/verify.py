@@ -42,18 +42,18 @@ def verify_outbox(alone: bool) -> None:
 
     path = existing_outbox(settings())
     with progress("checking", unit="events") as report:
-        found = list(find_problems(path, checked=lambda done, total: report(done, total=total)))
+        problems = list(find_problems(path, checked=lambda done, total: report(done, total=total)))
     compared = False
     if not alone and (kept := read_reference(path)) is not None:
         url, name = store_url(settings())
         compared, contradictions = asyncio.run(_compared(url, kept))
-        found += contradictions
+        problems += contradictions
         if not compared:
             note(
                 f"the history store {name} was not compared: it cannot be reached, or does not"
                 " exist yet; name another with --store"
             )
-    _report(path.name, found, compared=compared)
+    _report(path.name, problems, compared=compared)
 
 
 @verb(
@@ -85,14 +85,14 @@ def verify_store(anchor: str | None) -> None:
         _report(name, [f"the anchor {error.reason}"], anchor=None)
         return
     with progress("checking", unit="events") as report:
-        found = asyncio.run(problems_of_store(url, report, check))
+        problems = asyncio.run(problems_of_store(url, report, check))
     if check is None:
-        _report(name, found)
+        _report(name, problems)
         return
     if not wants_json():
         for line in _comparison_lines(check):
             click.echo(line)
-    _report(name, found, anchor=_comparison_json(check))
+    _report(name, problems, anchor=_comparison_json(check))
 
 
 @verb("letopis outbox salvage bot.outbox.db --to recovered.outbox.db", json=True)
@@ -114,7 +114,7 @@ def salvage(damaged: str, to: str) -> None:
             "outbox": printable(to),
             "origin_id": str(done.origin_id),
             **{name: getattr(done, name) for name in ("renewed", "kept", "pending", "let_go", "refused", "gone")},
-            "lost": [{"conversation_id": one, "sequences": list(what)} for one, what in done.lost.items()],
+            "lost": [{"conversation_id": name, "sequences": list(what)} for name, what in done.lost.items()],
         },
         text=lambda: _tell_salvaged(done, printable(to)),
     )
@@ -159,8 +159,8 @@ async def problems_of_store(url: URL, report: ProgressReport = unseen, anchor: A
             revision = await store_revision(engine)
             if revision.state is not SchemaState.CURRENT:
                 return [revision.advice(STORE, command="letopis db upgrade")]
-            found = find_problems(engine, checked=lambda done, total: report(done, total=total))
-            problems += [problem async for problem in found]
+            wrong = find_problems(engine, checked=lambda done, total: report(done, total=total))
+            problems += [problem async for problem in wrong]
             if anchor is not None:
                 compare = partial(report, title="comparing with the anchor", unit="events")
                 differences = anchor.problems(engine, checked=lambda done, total: compare(done, total=total))
@@ -184,13 +184,15 @@ async def problems_of_store(url: URL, report: ProgressReport = unseen, anchor: A
     return problems
 
 
-def _report(name: str, found: list[str], **more: Any) -> None:
+def _report(name: str, problems: list[str], **more: Any) -> None:
     emit(
-        {"name": name, "sound": not found, "problems": found[:MAX_LISTED], "count": len(found), **more},
-        text="\n".join(one_line(printable(problem)) for problem in found[:MAX_LISTED]),
+        {"name": name, "sound": not problems, "problems": problems[:MAX_LISTED], "count": len(problems), **more},
+        text="\n".join(one_line(printable(problem)) for problem in problems[:MAX_LISTED]),
     )
-    if found:
-        raise CommandExit(Exit.FAILED, f"{printable(name)}: {len(found)} problem{'' if len(found) == 1 else 's'} found")
+    if problems:
+        raise CommandExit(
+            Exit.FAILED, f"{printable(name)}: {len(problems)} problem{'' if len(problems) == 1 else 's'} found"
+        )
     if not wants_json():
         note(f"{printable(name)}: no problems found")
 
@@ -232,7 +234,7 @@ def anchor(file: str, force: bool) -> None:
         with progress("reading", unit="events") as report:
             made = asyncio.run(_make(url, report))
         stream.write(dump(made))
-    events = sum(one.position for one in made.partitions)
+    events = sum(partition.position for partition in made.partitions)
     note(f"{name}: anchored {events} events; keep the anchor where nobody who writes to the database can change it")
 
 

@@ -86,8 +86,8 @@ def read_toml(path: Path) -> Mapping[str, Any]:
         raise ConfigurationError(f"{path} is not UTF-8 text") from None
     except tomllib.TOMLDecodeError as error:
         # Not chained, and only the place of it: the message may quote a line that holds a password.
-        place = str(error).rpartition("(")[2].rstrip(")") if "(" in str(error) else "somewhere"
-        raise ConfigurationError(f"{path} is not valid TOML ({place})") from None
+        position = str(error).rpartition("(")[2].rstrip(")") if "(" in str(error) else "somewhere"
+        raise ConfigurationError(f"{path} is not valid TOML ({position})") from None
     except (RecursionError, ValueError):  # nested too deep; a number of thousands of digits
         raise ConfigurationError(f"{path} is not valid TOML (nested too deep, or a number too long)") from None
     check_table("", table, path)
@@ -97,22 +97,22 @@ def read_toml(path: Path) -> Mapping[str, Any]:
 def check_table(name: str, table: Mapping[str, Any], path: Path | None = None) -> None:
     """Check the keys and values of one table of ``SCHEMA``."""
     options = SCHEMA[name]
-    place = " ".join(part for part in (f"{path}:" if path else "", f"[{name}]" if name else "") if part)
+    where = " ".join(part for part in (f"{path}:" if path else "", f"[{name}]" if name else "") if part)
     for key, value in table.items():
         option = options.get(key)
         if option is None:
             close = get_close_matches(key, options, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(options))}"
-            raise ConfigurationError(f"{place} {key[:60]!r} is not known: {hint}")
+            raise ConfigurationError(f"{where} {key[:60]!r} is not known: {hint}")
         if not isinstance(value, option.kinds) or (isinstance(value, bool) and bool not in option.kinds):
-            raise ConfigurationError(f"{place} {key} must be {option.expected}")
-        if isinstance(value, list) and not all(isinstance(one, str) for one in value):
-            raise ConfigurationError(f"{place} {key} must be {option.expected}")
-        if option.choices and str(value).lower() not in (one.lower() for one in option.choices):
-            raise ConfigurationError(f"{place} {key} is one of {', '.join(option.choices)}")
+            raise ConfigurationError(f"{where} {key} must be {option.expected}")
+        if isinstance(value, list) and not all(isinstance(item, str) for item in value):
+            raise ConfigurationError(f"{where} {key} must be {option.expected}")
+        if option.choices and str(value).lower() not in (choice.lower() for choice in option.choices):
+            raise ConfigurationError(f"{where} {key} is one of {', '.join(option.choices)}")
         if option.limits and not option.limits[0] <= table[key] <= option.limits[1]:
             least, largest = option.limits
-            raise ConfigurationError(f"{place} {key} is between {least:g} and {largest:g} seconds")
+            raise ConfigurationError(f"{where} {key} is between {least:g} and {largest:g} seconds")
 
 
 def read_secrets(

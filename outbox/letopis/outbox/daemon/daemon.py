@@ -154,7 +154,7 @@ class Daemon:
             if not await self._finish_unless_stopped(self._start(stack)):
                 return
             self._ready = True
-            background += [asyncio.create_task(one) for one in (self._feed_watchdog(), self._scan_forever())]
+            background += [asyncio.create_task(work) for work in (self._feed_watchdog(), self._scan_forever())]
             self._notifier.ready()
             await self._stopping.wait()
             self._ready = False
@@ -213,7 +213,7 @@ class Daemon:
         for start in range(0, len(workers), self._fleet.max_open):
             some = workers[start : start + self._fleet.max_open]
             try:
-                await probe_all([one.probe() for one in some])
+                await probe_all([worker.probe() for worker in some])
             except StoreFault as fault:
                 first = first or fault
                 continue
@@ -227,7 +227,7 @@ class Daemon:
             worker.stop()
         tasks = list(self._fleet.active.values())
         if tasks:
-            available = any(one.breaker.closed for one in self._stores.all)
+            available = any(handle.breaker.closed for handle in self._stores.all)
             timeout = self._settings.stop_timeout if available else UNAVAILABLE_STOP_TIMEOUT_SECONDS
             await self._wait_unless_forced(tasks, timeout)
             _cancel(tasks)
@@ -268,8 +268,8 @@ class Daemon:
                 self._retire(worker)
         names = self._settings.outboxes
         known = [worker.path for worker in self.workers]
-        found = await asyncio.to_thread(self._scanner.scan, names, known)
-        for match in found:
+        matches = await asyncio.to_thread(self._scanner.scan, names, known)
+        for match in matches:
             try:
                 store = self._stores.get(match.path)
             except ConfigurationError as error:
@@ -318,19 +318,20 @@ class Daemon:
         workers = self.workers
         files = await self._fleet.metrics()
         alerts = Counter(self._retired_alerts)
-        for one in workers:
-            alerts.update(one.alerts)
+        for worker in workers:
+            alerts.update(worker.alerts)
         return aggregate(
             files,
             now_us=self._clock.now_us(),
             ready=self._ready,
             sound=all(
-                one.matched or file.condition not in FAILED_CONDITIONS for one, file in zip(workers, files, strict=True)
+                worker.matched or file.condition not in FAILED_CONDITIONS
+                for worker, file in zip(workers, files, strict=True)
             ),
-            breakers=[one.breaker for one in self._stores.all],
+            breakers=[handle.breaker for handle in self._stores.all],
             relay=self._totals(),
             alerts=alerts,
-            deliveries=[one.instrumented.deliveries for one in self._stores.all],
+            deliveries=[handle.instrumented.deliveries for handle in self._stores.all],
         )
 
     def _totals(self) -> RelayStats:

@@ -39,7 +39,7 @@ def is_pattern(name: str) -> bool:
 
 def find_outboxes(names: Iterable[str]) -> list[OutboxMatch]:
     """Return the files that names and patterns mean, each once; reads folders, but no file."""
-    found: dict[str, OutboxMatch] = {}
+    matches: dict[str, OutboxMatch] = {}
     for name in names:
         if is_pattern(name) and "://" not in name:
             paths = sorted(glob.glob(str(Path(name).expanduser()), recursive=True))  # noqa: PTH207 - a whole path
@@ -47,9 +47,9 @@ def find_outboxes(names: Iterable[str]) -> list[OutboxMatch]:
         else:
             path = outbox_path(name if "://" in name else Path(name).expanduser())
             named = [OutboxMatch(path=path, matched=False)]
-        for one in named:
-            found.setdefault(os.path.realpath(one.path), one)
-    return list(found.values())
+        for match in named:
+            matches.setdefault(os.path.realpath(match.path), match)
+    return list(matches.values())
 
 
 def may_be_outbox(path: Path) -> bool:
@@ -83,9 +83,9 @@ class OutboxScanner:
         """Return the files to be served that are not known yet; it reads files, so call it in a thread."""
         skipped = frozenset(known)
         return [
-            one
-            for one in find_outboxes(names)
-            if one.path not in skipped and (not one.matched or self._is_outbox(one.path))
+            match
+            for match in find_outboxes(names)
+            if match.path not in skipped and (not match.matched or self._is_outbox(match.path))
         ]
 
     def exclude(self, path: Path) -> None:

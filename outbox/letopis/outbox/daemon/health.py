@@ -124,7 +124,10 @@ class HealthSnapshot:
         unavailable = self.breakers.get("closed", 0) < sum(self.breakers.values())
         incomplete = self.incidents.get(IncidentKind.HISTORY_INCOMPLETE, 0) > 0
         return (
-            unavailable or incomplete or self.late > 0 or any(self.files.get(one, 0) > 0 for one in FAILED_CONDITIONS)
+            unavailable
+            or incomplete
+            or self.late > 0
+            or any(self.files.get(condition, 0) > 0 for condition in FAILED_CONDITIONS)
         )
 
     def summary(self) -> str:
@@ -145,14 +148,14 @@ class HealthSnapshot:
 
 def read_metrics(cursor: Any, path: Path) -> OutboxMetrics:
     """Return the metrics of the outbox file of a DBAPI cursor, as if this process delivered from it; reads only."""
-    found = lane_counts_of(cursor)
+    counts = lane_counts_of(cursor)
     progress_us, tasks, rows = query_one(cursor, _RELAY) or (None, 0, 0)
     return OutboxMetrics(
         condition=FileCondition.WORKING,
-        pending=found.pending,
-        pending_bytes=found.pending_bytes,
-        oldest_pending_us=found.oldest_pending_us,
-        lanes=found.lanes,
+        pending=counts.pending,
+        pending_bytes=counts.pending_bytes,
+        oldest_pending_us=counts.oldest_pending_us,
+        lanes=counts.lanes,
         incidents={str(kind): count for kind, count in query_all(cursor, _INCIDENTS)},
         progress_us=progress_us,
         wal_bytes=_size(path.with_name(path.name + "-wal")),
@@ -175,38 +178,38 @@ def aggregate(
     deliveries: Iterable[Mapping[str, Durations]],
 ) -> HealthSnapshot:
     """Return the state of all files and stores together."""
-    found, stores = list(files), list(breakers)
-    conditions = Counter(str(one.condition) for one in found)
+    outboxes, stores = list(files), list(breakers)
+    conditions = Counter(str(outbox.condition) for outbox in outboxes)
     lanes, incidents = Counter[str](), Counter[str]()
-    for one in found:
-        lanes.update(one.lanes)
-        incidents.update(one.incidents)
-    pending_since = [one.oldest_pending_us for one in found if one.oldest_pending_us is not None]
-    progress = [one.progress_us for one in found if one.progress_us is not None]
-    open_since = [one.since_us for one in stores if not one.closed]
-    states = Counter(str(one.state) for one in stores)
+    for outbox in outboxes:
+        lanes.update(outbox.lanes)
+        incidents.update(outbox.incidents)
+    pending_since = [outbox.oldest_pending_us for outbox in outboxes if outbox.oldest_pending_us is not None]
+    progress = [outbox.progress_us for outbox in outboxes if outbox.progress_us is not None]
+    open_since = [breaker.since_us for breaker in stores if not breaker.closed]
+    states = Counter(str(breaker.state) for breaker in stores)
     return HealthSnapshot(
         ready=ready,
         sound=sound,
         files={str(condition): conditions[condition] for condition in FileCondition},
-        pending=sum(one.pending for one in found),
-        pending_bytes=sum(one.pending_bytes for one in found),
+        pending=sum(outbox.pending for outbox in outboxes),
+        pending_bytes=sum(outbox.pending_bytes for outbox in outboxes),
         oldest_pending_seconds=max(0, now_us - min(pending_since)) / 1_000_000 if pending_since else 0.0,
         lanes={state: lanes[state] for state in LANE_STATES},
         incidents={str(kind): incidents[kind] for kind in IncidentKind},
         progress_us=min(progress, default=None),
-        wal_bytes=sum(one.wal_bytes for one in found),
+        wal_bytes=sum(outbox.wal_bytes for outbox in outboxes),
         breakers={state: states[state] for state in BREAKER_STATES},
         open_seconds=max(0, now_us - min(open_since)) / 1_000_000 if open_since else 0.0,
-        trips=sum(one.trips for one in stores),
+        trips=sum(breaker.trips for breaker in stores),
         relay=relay,
         alerts=alerts,
         deliveries=_joined(deliveries),
-        listed=tuple(found[:MAX_LISTED_FILES]),
+        listed=tuple(outboxes[:MAX_LISTED_FILES]),
         # All outboxes of one store report its tasks.
-        store_tasks=max((one.store_tasks for one in found), default=0),
-        store_rows=max((one.store_rows for one in found), default=0),
-        late=sum(one.is_late(now_us) for one in found),
+        store_tasks=max((outbox.store_tasks for outbox in outboxes), default=0),
+        store_rows=max((outbox.store_rows for outbox in outboxes), default=0),
+        late=sum(outbox.is_late(now_us) for outbox in outboxes),
     )
 
 

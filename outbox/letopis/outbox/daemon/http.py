@@ -119,26 +119,26 @@ class HealthApp:
             return _json(503, {"error": "too many requests at once"})
         self._in_progress += 1
         try:
-            found = await self._snapshot()
+            health = await self._snapshot()
         finally:
             self._in_progress -= 1
         if scope["path"] == "/healthz/ready":
-            ready = found.ready and found.sound
+            ready = health.ready and health.sound
             return _json(
                 200 if ready else 503,
                 {
                     "ready": ready,
-                    "degraded": found.degraded,
-                    "outboxes": dict(found.files),
-                    "delivering": [_route(one) for one in found.listed],
-                    "stores": dict(found.breakers),
-                    "pending": found.pending,
-                    "late": found.late,
-                    "oldest_pending_seconds": round(found.oldest_pending_seconds, 3),
+                    "degraded": health.degraded,
+                    "outboxes": dict(health.files),
+                    "delivering": [_route(outbox) for outbox in health.listed],
+                    "stores": dict(health.breakers),
+                    "pending": health.pending,
+                    "late": health.late,
+                    "oldest_pending_seconds": round(health.oldest_pending_seconds, 3),
                 },
             )
         accept = b", ".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
-        body, content_type = exposition(found, accept)
+        body, content_type = exposition(health, accept)
         return 200, content_type, body
 
 
@@ -215,7 +215,7 @@ async def serve_http(
 def _bound(address: ListenAddress) -> socket.socket:
     """Return a socket bound to an address; resolving a name may block."""
     try:
-        family, kind, protocol, _, place = socket.getaddrinfo(
+        family, kind, protocol, _, socket_address = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except socket.gaierror as error:
@@ -224,7 +224,7 @@ def _bound(address: ListenAddress) -> socket.socket:
     try:
         if hasattr(socket, "SO_REUSEPORT"):  # not on Windows, where it would share the port with any process
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(place)
+        listener.bind(socket_address)
         listener.listen(MAX_CONCURRENT_REQUESTS)  # early clients wait for the server instead of being refused
         listener.setblocking(False)
     except OSError as error:
@@ -272,12 +272,14 @@ def limited_protocol(connection_seconds: float | None = None) -> type[Any]:
                 self.transport.abort()
 
         def _make_room(self) -> None:
-            waiting: list[Any] = sorted((one for one in self.connections if _is_waiting(one)), key=_opened_at)
+            waiting: list[Any] = sorted(
+                (connection for connection in self.connections if _is_waiting(connection)), key=_opened_at
+            )
             host = self.client and self.client[0]
-            of_client = [one for one in waiting if (one.client and one.client[0]) == host]
+            of_client = [connection for connection in waiting if (connection.client and connection.client[0]) == host]
             # The newest stay: a client that sends its request at once, as a liveness probe does, is never kept out.
-            for one in {*of_client[:-MAX_WAITING_PER_CLIENT], *waiting[:-MAX_WAITING_CONNECTIONS]}:
-                one.transport.abort()
+            for connection in {*of_client[:-MAX_WAITING_PER_CLIENT], *waiting[:-MAX_WAITING_CONNECTIONS]}:
+                connection.transport.abort()
 
     return LimitedConnection
 

@@ -184,18 +184,18 @@ class OutboxWorker:
         try:
             async with asyncio.timeout(METRICS_TIMEOUT_SECONDS):
                 # Not by the open file's thread, which may wait for a writer.
-                found = await asyncio.to_thread(read_file, self.path, partial(read_metrics, path=self.path))
+                metrics = await asyncio.to_thread(read_file, self.path, partial(read_metrics, path=self.path))
         except (LetopisError, TimeoutError, SQLAlchemyError, OSError):
             return OutboxMetrics(condition=FileCondition.UNUSABLE, name=self.path.name)
-        self._last = found
-        return replace(found, condition=self.condition)
+        self._last = metrics
+        return replace(metrics, condition=self.condition)
 
     # Between two turns.
 
     def changed(self) -> bool:
         """Return True if something may have been committed, or the file replaced, since its last turn."""
-        found = state_of(self.path)
-        return self._seen is None or found is None or found.holds_more_than(self._seen)
+        state = state_of(self.path)
+        return self._seen is None or state is None or state.holds_more_than(self._seen)
 
     def wants_turn(self) -> bool:
         """Return True if the file has to be opened: something was committed, a retry is due, or another relay ended."""

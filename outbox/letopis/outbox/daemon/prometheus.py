@@ -110,16 +110,16 @@ class _Families:
         """Yield one family for each metric."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-        for one in METRICS:
-            labels = [one.label] if one.label else None
-            value = one.read(self._snapshot)
-            if one.kind == "histogram":
-                family: Any = HistogramMetricFamily(one.name, one.help, labels=labels)
+        for metric in METRICS:
+            labels = [metric.label] if metric.label else None
+            value = metric.read(self._snapshot)
+            if metric.kind == "histogram":
+                family: Any = HistogramMetricFamily(metric.name, metric.help, labels=labels)
                 for name, durations in value.items():
                     family.add_metric([name], _cumulative(durations.buckets), durations.total)
             else:
-                kind = CounterMetricFamily if one.kind == "counter" else GaugeMetricFamily
-                family = kind(one.name, one.help, labels=labels)
+                kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+                family = kind(metric.name, metric.help, labels=labels)
                 for name, number in value.items() if labels else [("", value)]:
                     family.add_metric([name] if labels else [], number)
             yield family
@@ -127,7 +127,7 @@ class _Families:
 
 def _cumulative(buckets: Iterable[int]) -> list[tuple[str, float]]:
     total, cumulative = 0, []
-    for bound, count in zip((*(str(one) for one in BUCKET_BOUNDS_SECONDS), "+Inf"), buckets, strict=True):
+    for bound, count in zip((*(str(upper) for upper in BUCKET_BOUNDS_SECONDS), "+Inf"), buckets, strict=True):
         total += count
         cumulative.append((bound, float(total)))
     return cumulative

@@ -95,12 +95,12 @@ class StorePool:
 
     async def close(self) -> None:
         """Close all connections, within a few seconds."""
-        await asyncio.gather(*(_close_in_time(one.store.close()) for one in self.all))
+        await asyncio.gather(*(_close_in_time(handle.store.close()) for handle in self.all))
 
 
 async def probe_all(probes: Sequence[Coroutine[Any, Any, None]]) -> None:
     """Probe the store of each outbox once, and wait a few seconds for the answers."""
-    tasks = [asyncio.create_task(one) for one in probes]
+    tasks = [asyncio.create_task(probe) for probe in probes]
     if not tasks:
         return
     try:
@@ -204,7 +204,9 @@ class InstrumentedStore:
         events = sum(len(lane.deliveries) for lane in batch)
         try:
             names = [lane.conversation_id for lane in batch]
-            metadata = ((lane.conversation_id, one.event.metadata) for lane in batch for one in lane.deliveries)
+            metadata = (
+                (lane.conversation_id, delivery.event.metadata) for lane in batch for delivery in lane.deliveries
+            )
             with self._spans.delivery(events=events, conversations=names, metadata=metadata) as failed:
                 try:
                     result = await self.store.apply(origin, batch)

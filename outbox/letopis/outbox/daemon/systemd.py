@@ -81,15 +81,15 @@ def on_signals(actions: Mapping[str, Callable[[], None]]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     before: dict[signal.Signals, Any] = {}
 
-    def install(one: signal.Signals, action: Callable[[], None]) -> None:
+    def install(number: signal.Signals, action: Callable[[], None]) -> None:
         # Not loop.add_signal_handler: Windows has none.
-        before[one] = signal.signal(one, lambda *_: loop.call_soon_threadsafe(action))
+        before[number] = signal.signal(number, lambda *_: loop.call_soon_threadsafe(action))
 
     for name, action in actions.items():
-        if (one := getattr(signal, name, None)) is not None:
-            install(one, action)
+        if (number := getattr(signal, name, None)) is not None:
+            install(number, action)
     try:
         yield
     finally:
-        for one, old in before.items():
-            signal.signal(one, old)
+        for number, old in before.items():
+            signal.signal(number, old)

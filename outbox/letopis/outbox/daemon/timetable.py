@@ -145,10 +145,10 @@ class PolledWatch:
 
     def poll(self) -> float:
         """Look, and notify the signal of a change; return the seconds until the next look."""
-        now, found = self._monotonic(), state_of(self._path)
-        if found != self._seen:
-            self._seen, self._changed_at = found, now
-            self.replaced = self.replaced or found is None or found.file_id != self._file_id
+        now, state = self._monotonic(), state_of(self._path)
+        if state != self._seen:
+            self._seen, self._changed_at = state, now
+            self.replaced = self.replaced or state is None or state.file_id != self._file_id
             self._signal.notify()
         if not self.eager:
             return POLL_MAX_SECONDS

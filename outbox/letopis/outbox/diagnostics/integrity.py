@@ -100,9 +100,9 @@ def find_problems(path: Path, *, checked: Checked = unheard) -> Iterator[str]:
         return
     try:
         with open_read_only(path) as connection:
-            found = revision_state(connection, OUTBOX_MIGRATIONS)
-            if found.state is not SchemaState.CURRENT:
-                yield found.advice(OUTBOX_MIGRATIONS, command="letopis init")
+            revision = revision_state(connection, OUTBOX_MIGRATIONS)
+            if revision.state is not SchemaState.CURRENT:
+                yield revision.advice(OUTBOX_MIGRATIONS, command="letopis init")
                 return
             for check in (_structure, _events, _lanes, record_problems, _rest):
                 try:
@@ -171,11 +171,11 @@ def is_intact(row: Sequence[Any]) -> bool:
             return False
     elif digest_of(conversation_id, type_name, schema_version, data, metadata, salt) != digest:
         return False
-    found = UUID(bytes=event_id)
+    identifier = UUID(bytes=event_id)
     message_id = content.get("message_id")
-    if type_name != "message.appended" or found.version != _DERIVED or not isinstance(message_id, str):
+    if type_name != "message.appended" or identifier.version != _DERIVED or not isinstance(message_id, str):
         return True
-    return found == derived_event_id(conversation_id, message_id)
+    return identifier == derived_event_id(conversation_id, message_id)
 
 
 def _lanes(connection: sa.Connection) -> Iterator[str]:
@@ -226,9 +226,9 @@ async def differences(kept: ReferenceLog, engine: AsyncEngine) -> AsyncIterator[
     that it does not hold yet cannot be confirmed.
     """
     async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
-        found = (await read_identity(connection)).store_id
-        if kept.bound.store_id not in (None, found):
-            yield f"the file is bound to history store {kept.bound.store_id}, not to {found}, which was compared"
+        store_id = (await read_identity(connection)).store_id
+        if kept.bound.store_id not in (None, store_id):
+            yield f"the file is bound to history store {kept.bound.store_id}, not to {store_id}, which was compared"
             return
         epoch = await stored_epoch(connection, kept.origin_id)
         if epoch is None and any(delivered for _, delivered in kept.lanes.values()):
@@ -272,10 +272,10 @@ async def _contradicted(
     floors = {row[0]: row[1] for row in await connection.execute(trimmed.where(lanes.c.floor > 0))}
     # An event that another outbox delivered too is stored under that one, or under an earlier sequence of this one.
     missing = {
-        UUID(bytes=event[0]): place
-        for place, event in kept.events.items()
-        if place not in seen
-        and floors.get(place[0], 0) < place[1] <= min(kept.lanes.get(place[0], (0, 0))[1], heads.get(place[0], 0))
+        UUID(bytes=event[0]): pair
+        for pair, event in kept.events.items()
+        if pair not in seen
+        and floors.get(pair[0], 0) < pair[1] <= min(kept.lanes.get(pair[0], (0, 0))[1], heads.get(pair[0], 0))
     }
     log = stored_events
     for part in in_batches(missing):
@@ -323,13 +323,13 @@ def read_reference(path: Path, *, newest: int = -1, events: bool = True) -> Refe
             origin = connection.exec_driver_sql(_REFERENCE_ORIGIN).one_or_none()
             if origin is None:
                 return None
-            found = connection.exec_driver_sql(_REFERENCE_EVENTS) if events else ()
+            rows = connection.exec_driver_sql(_REFERENCE_EVENTS) if events else ()
             return ReferenceLog(
                 origin_id=UUID(bytes=origin[0]),
                 epoch=int(origin[1]),
                 bound=read_binding(connection),
                 lanes={row[0]: (row[1], row[2]) for row in connection.exec_driver_sql(_LANES, (newest,))},
-                events={(row[0], row[1]): (row[2], row[3], row[4], row[5]) for row in found},
+                events={(row[0], row[1]): (row[2], row[3], row[4], row[5]) for row in rows},
             )
     except UNREADABLE:
         return None
@@ -349,7 +349,7 @@ async def stored_heads(
     statements = [known]
     if conversations is not None:
         statements = [known.where(lanes.c.conversation_id.in_(part)) for part in in_batches(conversations)]
-    found: dict[str, int] = {}
+    heads: dict[str, int] = {}
     for statement in statements:
-        found.update({row[0]: row[1] for row in (await connection.execute(statement)).all()})
-    return found
+        heads.update({row[0]: row[1] for row in (await connection.execute(statement)).all()})
+    return heads

@@ -88,16 +88,16 @@ async def discard(outbox: OutboxFile, conversation_id: str, message_id: str, eve
 
 async def find_abandoned(lock: WriterLock, writers: Iterable[str]) -> list[str]:
     """Return those of the writers that have ended."""
-    found: list[str] = []
+    ended: list[str] = []
     alive: list[str] = []
     for writer in writers:
         if writer == lock.writer:
             continue
-        (found if lock.is_abandoned(writer) else alive).append(writer)
+        (ended if lock.is_abandoned(writer) else alive).append(writer)
     if alive:
         await asyncio.sleep(_RECHECK_SECONDS)
-        found.extend(writer for writer in alive if lock.is_abandoned(writer))
-    return found
+        ended.extend(writer for writer in alive if lock.is_abandoned(writer))
+    return ended
 
 
 async def recover(outbox: OutboxFile, lock: WriterLock) -> int:
@@ -109,7 +109,7 @@ async def recover(outbox: OutboxFile, lock: WriterLock) -> int:
     recovered = 0
     writers = await outbox.read(lambda connection: _with(connection, drafts.list_writers))
     for writer in await find_abandoned(lock, writers):
-        keys = await outbox.read(lambda connection, one=writer: _with(connection, drafts.list_keys, one))  # type: ignore[misc]
+        keys = await outbox.read(lambda connection, name=writer: _with(connection, drafts.list_keys, name))  # type: ignore[misc]
         for key in keys:
             recovered += await _recover(outbox, writer, key)
     return recovered

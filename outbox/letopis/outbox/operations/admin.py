@@ -194,8 +194,8 @@ class OutboxAdmin:
         def recorded(connection: sa.Connection) -> list[str]:
             changed = work(connection)
             if changed:
-                one = changed[0] if len(changed) == 1 else None
-                self._record(connection, action, conversation_id=one, conversations=len(changed))
+                only = changed[0] if len(changed) == 1 else None
+                self._record(connection, action, conversation_id=only, conversations=len(changed))
             return changed
 
         return await self._written(recorded)

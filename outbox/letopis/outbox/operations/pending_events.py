@@ -148,7 +148,7 @@ def where_clause(selection: Selection) -> tuple[str, tuple[Any, ...]]:
     conditions: list[str] = []
     parameters: list[Any] = []
     for condition, items in (
-        (_HAS_ID, tuple(one.bytes for one in selection.event_ids)),
+        (_HAS_ID, tuple(event_id.bytes for event_id in selection.event_ids)),
         ("l.conversation_id IN ({0})", selection.conversation_ids),
         ("l.state IN ({0})", selection.states),
         ("l.fault_class IN ({0})", selection.fault_classes),
@@ -188,7 +188,7 @@ def list_repairs(connection: sa.Connection, event: PendingEvent) -> list[Repair]
     # By ids, not by sequence: a file that was given a new identity renumbers its events.
     rows = connection.exec_driver_sql(
         f"{_REPAIR} WHERE event_id IN ({', '.join('?' * len(ids))}) ORDER BY repair_id",
-        tuple(one.bytes for one in ids),
+        tuple(event_id.bytes for event_id in ids),
     ).fetchall()
     return [Repair(**_values(row)) for row in rows]
 

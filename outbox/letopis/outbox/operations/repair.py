@@ -127,7 +127,7 @@ def _lanes(connection: sa.Connection, selection: Selection, states: Sequence[str
 
 def _update(connection: sa.Connection, statement: str, conversation_ids: list[str]) -> list[str]:
     if conversation_ids:
-        connection.exec_driver_sql(statement, [(one,) for one in conversation_ids])
+        connection.exec_driver_sql(statement, [(name,) for name in conversation_ids])
     return conversation_ids
 
 
@@ -168,7 +168,7 @@ def skip_missing(
     lacking = sorted(set(range(first + 1, lane.head + 1)) - {row[0] for row in rows})
     if not lacking:
         raise NotRepairable("no event of the conversation is missing: skip the one at its front, or retry")
-    missing = tuple(one for one in lacking if one > start)
+    missing = tuple(sequence for sequence in lacking if sequence > start)
     occurred_at = rows[0][1] if rows else now_us
     body = EventSkipped(skipped_event_id=UNKNOWN, skipped_type=UNKNOWN, digest=UNKNOWN, reason=reason)
     for sequence in missing:
@@ -230,7 +230,7 @@ def restore(
     """Put an event back as it was appended; return the event that it replaces."""
     reason = checked_reason(reason)
     present = _front(connection, event_id)
-    first = next((one for one in list_repairs(connection, present) if one.verb != "restore"), None)
+    first = next((repair for repair in list_repairs(connection, present) if repair.verb != "restore"), None)
     if first is None or first.salt is None or (first.event_id == present.event_id and first.digest == present.digest):
         raise NotRepairable(f"event {event_id} is as it was appended: there is nothing to put back")
     original = EncodedEvent(
@@ -249,10 +249,10 @@ def restore(
 
 
 def _front(connection: sa.Connection, event_id: UUID) -> PendingEvent:
-    found = list_pending(connection, Selection(event_ids=(event_id,)), limit=1)
-    if not found:
+    events = list_pending(connection, Selection(event_ids=(event_id,)), limit=1)
+    if not events:
         raise NotRepairable(f"no pending event has the id {event_id}: it was delivered, skipped, or never appended")
-    event = found[0]
+    event = events[0]
     if not event.front:
         raise NotRepairable(
             f"event {event_id} only waits behind an earlier one of its conversation: repair that one first"

@@ -320,7 +320,10 @@ def _seconds(now_us: int, then_us: int) -> float:
 
 
 def _json(value: BreakerStatus | RelayStatus) -> dict[str, Any]:
-    return {name: found.isoformat() if isinstance(found, datetime) else found for name, found in asdict(value).items()}
+    return {
+        name: content.isoformat() if isinstance(content, datetime) else content
+        for name, content in asdict(value).items()
+    }
 
 
 def _moment(value: datetime | None) -> str | None:

@@ -68,10 +68,10 @@ def _append_span(conversation_id: str, what: Sequence[Any]) -> Iterator[None]:
 
 
 def _usages(what: Sequence[Any]) -> Iterator[Any]:
-    for one in what:
-        message = getattr(one, "message", one)
+    for appended in what:
+        message = getattr(appended, "message", appended)
         usage = getattr(message, "usage", None)
-        data = getattr(one, "data", None)
+        data = getattr(appended, "data", None)
         if usage is None and isinstance(data, Mapping):
             usage = data.get("usage")
         if isinstance(usage, Mapping):
@@ -137,11 +137,11 @@ class Spans:
 
     def _links(self, metadata: Iterable[tuple[str, str | None]]) -> list[Any]:
         """Return one link to each span in which an event was appended."""
-        found: dict[tuple[str, ...], str] = {}
+        linked: dict[tuple[str, ...], str] = {}
         for conversation_id, text in metadata:
             if text is not None and (stored := _STORED.search(text)) is not None:
-                found.setdefault(stored.groups(), conversation_id)
-                if len(found) == MAX_LINKS:
+                linked.setdefault(stored.groups(), conversation_id)
+                if len(linked) == MAX_LINKS:
                     break
         trace = self._trace
         return [
@@ -154,7 +154,7 @@ class Spans:
                 ),
                 {CONVERSATION_ID: conversation_id} if self._conversations else None,
             )
-            for (trace_id, span_id, flags), conversation_id in found.items()
+            for (trace_id, span_id, flags), conversation_id in linked.items()
         ]
 
 
@@ -210,9 +210,9 @@ def usage_attributes(usages: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def _first(usage: Mapping[str, Any], places: Iterable[tuple[str, ...]]) -> int | None:
-    for place in places:
+    for path in places:
         value: Any = usage
-        for key in place:
+        for key in path:
             value = value.get(key) if isinstance(value, Mapping) else None
         if (count := _count(value)) is not None:
             return count

@@ -76,16 +76,16 @@ class Exporter:
     async def count(self, *, owner: str | None = None) -> int:
         """Return about how many lines :meth:`of_all` yields: without what forks inherit, and what comes meanwhile."""
         total = 0
-        async for found in self._listed(owner):
-            total += found.message_count
+        async for conversation in self._listed(owner):
+            total += conversation.message_count
         return total
 
     async def of_one(self, conversation_id: str) -> AsyncIterator[bytes]:
         """Yield the lines of one conversation, oldest first, and of its records; none if it does not exist."""
-        found = await self.source.conversation(conversation_id)
-        if found is not None:
+        conversation = await self.source.conversation(conversation_id)
+        if conversation is not None:
             with SeenKeys() as count:
-                async for line in self._lines(found, count):
+                async for line in self._lines(conversation, count):
                     yield line
         async for line in self._records(Scope.conversation(conversation_id)):
             yield line
@@ -104,15 +104,15 @@ class Exporter:
             # finds nothing new.
             while fresh:
                 fresh = False
-                async for found in self._listed(owner):
-                    key = found.conversation_id.encode()
+                async for conversation in self._listed(owner):
+                    key = conversation.conversation_id.encode()
                     if done.seen(key):
                         continue
                     done.add(key)
                     fresh = True
-                    async for line in self._lines(found, count):
+                    async for line in self._lines(conversation, count):
                         yield line
-                    async for line in self._records(Scope.conversation(found.conversation_id)):
+                    async for line in self._records(Scope.conversation(conversation.conversation_id)):
                         yield line
             async for scope in self._other_scopes(owner, done):
                 async for line in self._records(scope):
@@ -143,19 +143,19 @@ class Exporter:
         async def read(after: str | None) -> Page[Conversation]:
             return _whole(await self.source.conversations(owner=owner, after=after, limit=PAGE, states=EXPORTED_STATES))
 
-        async for found in all_items(read):
-            yield found
+        async for conversation in all_items(read):
+            yield conversation
 
-    async def _lines(self, found: Conversation, count: SeenKeys) -> AsyncIterator[bytes]:
+    async def _lines(self, conversation: Conversation, count: SeenKeys) -> AsyncIterator[bytes]:
         self.conversations += 1
 
         async def read(after: str | None) -> Page[RecordedMessage]:
-            return _whole(await self.source.messages(found.conversation_id, first=PAGE, after=after))
+            return _whole(await self.source.messages(conversation.conversation_id, first=PAGE, after=after))
 
         async for message in all_items(read):
             # A fork is exported with what it inherits, so that the export does not depend on the parent.
-            said = replace(message, conversation_id=found.conversation_id)
-            yield render_line(said, owner=found.owner_id, count=count)
+            said = replace(message, conversation_id=conversation.conversation_id)
+            yield render_line(said, owner=conversation.owner_id, count=count)
             self.lines += 1
 
 
@@ -166,8 +166,6 @@ def _whole(page: Page[T]) -> Page[T]:
         )
     return page
 
-
-T = TypeVar("T")
 
 _PAGE: Final = 200
 _NO_OUTBOX: Final = UUID(int=0)
@@ -200,10 +198,10 @@ class RecordSource:
                 yield scope
             return
         after = ""
-        while found := await source.outbox_access.read_records(partial(_scopes, after=after)):
-            for scope in found:
+        while scopes := await source.outbox_access.read_records(partial(_scopes, after=after)):
+            for scope in scopes:
                 yield scope
-            after = found[-1].name
+            after = scopes[-1].name
 
     async def records(self, scope: Scope) -> AsyncIterator[Record]:
         """Yield the records of a scope with their values, in order."""
@@ -214,8 +212,8 @@ class RecordSource:
         where: RecordRange | None = RecordRange()
         while where is not None:
             view = await source.outbox_access.read_records(partial(_records, scope=scope, where=where))
-            for found in view.records:
-                yield stored_record(found)
+            for stored in view.records:
+                yield stored_record(stored)
             where = RecordRange(after=view.records[-1].place) if view.full else None
 
 

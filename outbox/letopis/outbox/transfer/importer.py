@@ -123,13 +123,13 @@ class Importer:
         records: list[RecordItem] = []
         refused: list[Refused] = []
         for line in chunk:
-            found = check(line, self.limits)
-            if isinstance(found, Refused):
-                refused.append(found)
-            elif isinstance(found, RecordItem):
-                records.append(found)
+            checked = check(line, self.limits)
+            if isinstance(checked, Refused):
+                refused.append(checked)
+            elif isinstance(checked, RecordItem):
+                records.append(checked)
             else:
-                items.append(found)
+                items.append(checked)
         if records:
             taken = await self._records.take(records)
             self.counts.imported += taken.imported
@@ -144,8 +144,8 @@ class Importer:
             # Concurrently, so that the writer commits them together; one conversation stays in order.
             for run in lanes.values():
                 tasks.start_soon(self._append, run, held.event_ids, refused)
-        for one in sorted(refused, key=lambda one: one.number):
-            self.tell(one)
+        for refusal in sorted(refused, key=lambda refusal: refusal.number):
+            self.tell(refusal)
         self.counts.refused += len(refused)
         self.counts.bytes += sum(line.size for line in chunk)
 
@@ -218,10 +218,10 @@ class Importer:
             return {}
         try:
             with expect_store(self.outbox.probe.store_id()):
-                found = await self.store.outbox_access.digests(conversation_id, wanted)
-                if not self._elsewhere.seen(key) and (found or await self.store.events(conversation_id, limit=1)):
+                held = await self.store.outbox_access.digests(conversation_id, wanted)
+                if not self._elsewhere.seen(key) and (held or await self.store.events(conversation_id, limit=1)):
                     self._elsewhere.add(key)
-                return found
+                return held
         except StoreFault:
             if pruned:
                 raise
@@ -251,17 +251,17 @@ def try_out(lines: Iterable[Line | RecordLine | Refused], tell: Callable[[Refuse
     counts = ImportCounts()
     with SeenKeys() as seen, SeenKeys() as owners:
         for line in lines:
-            found = check(line)
-            if isinstance(found, RecordItem):
-                found = _first_put(found, seen, counts)
-            elif not isinstance(found, Refused):
-                found = _same_owner(found, owners)
-                if not isinstance(found, Refused):
-                    found = _first_use(found, seen, counts)
-                if not isinstance(found, Refused):
-                    _note_owner(found, owners)
-            if isinstance(found, Refused):
-                tell(found)
+            checked = check(line)
+            if isinstance(checked, RecordItem):
+                checked = _first_put(checked, seen, counts)
+            elif not isinstance(checked, Refused):
+                checked = _same_owner(checked, owners)
+                if not isinstance(checked, Refused):
+                    checked = _first_use(checked, seen, counts)
+                if not isinstance(checked, Refused):
+                    _note_owner(checked, owners)
+            if isinstance(checked, Refused):
+                tell(checked)
                 counts.refused += 1
     return counts
 
@@ -302,15 +302,15 @@ def _first_use(item: _Item, seen: SeenKeys, counts: ImportCounts) -> _Item | Ref
 
 
 def _first_put(item: RecordItem, seen: SeenKeys, counts: ImportCounts) -> RecordItem | Refused:
-    place = b"\1".join((item.line.scope.name.encode(), *item.prepared.change.place))
-    whole = place + _content(item.prepared.event)
+    record = b"\1".join((item.line.scope.name.encode(), *item.prepared.change.place))
+    whole = record + _content(item.prepared.event)
     if seen.seen(whole):
         counts.known += 1
-    elif seen.seen(place):
+    elif seen.seen(record):
         reason = "record: an earlier line gives it another value"
         return Refused(number=item.line.number, reason=reason, size=item.line.size)
     else:
-        seen.add(place)
+        seen.add(record)
         seen.add(whole)
         counts.imported += 1
     return item
@@ -344,7 +344,7 @@ def _merged(run: Sequence[_Item], owner: str | None) -> Prepared:
 def _look_up(connection: sa.Connection, items: Sequence[_Item]) -> _Held:
     known = _select(connection, _KNOWN, [item.event_id.bytes for item in items])
     lanes = _select(connection, _LANES, list({item.line.conversation_id for item in items}))
-    return _Held(frozenset(UUID(bytes=one[0]) for one in known), {one[0]: one[1] for one in lanes})
+    return _Held(frozenset(UUID(bytes=row[0]) for row in known), {row[0]: row[1] for row in lanes})
 
 
 def _select(connection: sa.Connection, statement: str, values: Sequence[Any]) -> Sequence[Any]:

@@ -85,20 +85,20 @@ class AnchorCheck:
         anchor = self.anchor
         with translated():
             async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
-                found = (await read_identity(connection)).store_id
-                if found != anchor.store_id:
-                    yield f"the anchor is of history store {anchor.store_id}, and this is {found}"
+                store_id = (await read_identity(connection)).store_id
+                if store_id != anchor.store_id:
+                    yield f"the anchor is of history store {anchor.store_id}, and this is {store_id}"
                     return
                 heads = {row.partition: row.position for row in await connection.execute(_HEADS)}
                 if unknown := sorted(heads.keys() - set(range(len(anchor.partitions)))):
                     yield f"the anchor does not have partition {unknown[0]} of the log"
-                progress = _Progress(checked, sum(one.position for one in anchor.partitions))
-                for partition, one in enumerate(anchor.partitions):
+                progress = _Progress(checked, sum(anchored.position for anchored in anchor.partitions))
+                for partition, anchored in enumerate(anchor.partitions):
                     compared = PartitionComparison(
-                        partition=partition, position=one.position, head=heads.get(partition)
+                        partition=partition, position=anchored.position, head=heads.get(partition)
                     )
                     self.partitions.append(compared)
-                    async for problem in self._problems_of(connection, one, compared, report=progress.add):
+                    async for problem in self._problems_of(connection, anchored, compared, report=progress.add):
                         compared.unchanged = False
                         yield problem
 
@@ -129,8 +129,8 @@ class AnchorCheck:
             number += 1
         for numbers, what in ((identities, "are not those of the anchor"), (contents, "have other content")):
             ranges = [f"{first * size + 1} to {min((last + 1) * size, upto)}" for first, last in _runs(numbers)]
-            for one in ranges[:MAX_NAMED_PROBLEMS]:
-                yield f"{name}: events {one} {what}"
+            for span in ranges[:MAX_NAMED_PROBLEMS]:
+                yield f"{name}: events {span} {what}"
             if (more := len(ranges) - MAX_NAMED_PROBLEMS) > 0:
                 yield f"{name}: events in {more} more places {what}"
 
@@ -268,10 +268,10 @@ def dump(anchor: Anchor) -> bytes:
         "partitions": [
             {
                 "partition": number,
-                "position": one.position,
-                "blocks": [[block.identity, block.content, block.redacted] for block in one.blocks],
+                "position": partition.position,
+                "blocks": [[block.identity, block.content, block.redacted] for block in partition.blocks],
             }
-            for number, one in enumerate(anchor.partitions)
+            for number, partition in enumerate(anchor.partitions)
         ],
     }
     return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
@@ -280,39 +280,39 @@ def dump(anchor: Anchor) -> bytes:
 def load(document: bytes) -> Anchor:
     """Return the anchor in a document."""
     try:
-        found = orjson.loads(document)
+        content = orjson.loads(document)
     except orjson.JSONDecodeError:
         raise InvalidInput("anchor", "is not JSON") from None
-    if not isinstance(found, dict) or "letopis_anchor" not in found:
+    if not isinstance(content, dict) or "letopis_anchor" not in content:
         raise InvalidInput("anchor", "is JSON, but not an anchor of `letopis db anchor`")
-    if found["letopis_anchor"] != FORMAT:
+    if content["letopis_anchor"] != FORMAT:
         raise InvalidInput("anchor", f"has a format other than {FORMAT}: check it with the release that made it")
     try:
-        return _anchor_in(found)
+        return _anchor_in(content)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InvalidInput("anchor", "is incomplete or was changed by hand") from None
 
 
-def _anchor_in(found: Mapping[str, Any]) -> Anchor:
-    block_events = _whole(found["block_events"], 1, MAX_BLOCK_EVENTS)
-    if not 1 <= len(found["partitions"]) <= MAX_PARTITIONS:
+def _anchor_in(document: Mapping[str, Any]) -> Anchor:
+    block_events = _whole(document["block_events"], 1, MAX_BLOCK_EVENTS)
+    if not 1 <= len(document["partitions"]) <= MAX_PARTITIONS:
         raise ValueError("partitions")
     partitions = []
-    for number, one in enumerate(found["partitions"]):
-        _whole(one["partition"], number, number)
-        position = _whole(one["position"], 0)
+    for number, partition in enumerate(document["partitions"]):
+        _whole(partition["partition"], number, number)
+        position = _whole(partition["position"], 0)
         blocks = tuple(
             AnchorBlock(_hex(identity), _hex(content), _whole(redacted, 0))
-            for identity, content, redacted in one["blocks"]
+            for identity, content, redacted in partition["blocks"]
         )
         if len(blocks) != -(-position // block_events):
             raise ValueError("blocks")
         partitions.append(PartitionAnchor(position=position, blocks=blocks))
-    made_at = datetime.fromisoformat(found["made_at"])
+    made_at = datetime.fromisoformat(document["made_at"])
     if made_at.tzinfo is None:
         raise ValueError("made_at")
     return Anchor(
-        store_id=UUID(found["store_id"]), made_at=made_at, block_events=block_events, partitions=tuple(partitions)
+        store_id=UUID(document["store_id"]), made_at=made_at, block_events=block_events, partitions=tuple(partitions)
     )
 
 

@@ -77,11 +77,11 @@ class Continuity:
         The end is where it was at the previous count. Positions have no gaps, so a missing event was deleted, or never
         written though its position was given out.
         """
-        found = await self._read(
+        counted = await self._read(
             lambda connection: count_log(connection, after, newest=newest, length=length, heads=self._heads)
         )
-        self._heads = found.heads
-        return found
+        self._heads = counted.heads
+        return counted
 
 
 async def count_log(
@@ -90,19 +90,19 @@ async def count_log(
     """Count as :meth:`Continuity.count` does, on an open connection."""
     if heads is None:
         heads = {row[0]: row[1] for row in (await connection.execute(_HEADS)).all()}
-    ranges = [(one, after, after + length) for one in sorted(heads)]
-    ranges += [(one, max(0, heads[one] - newest), heads[one]) for one in sorted(heads)]
+    ranges = [(number, after, after + length) for number in sorted(heads)]
+    ranges += [(number, max(0, heads[number] - newest), heads[number]) for number in sorted(heads)]
     # Bounds are parameters: with a join, PostgreSQL plans for any size and MariaDB reads the whole table.
     counts = [_count_range(index, *bounds) for index, bounds in enumerate(ranges)]
     rows = (await connection.execute(sa.union_all(_NOW, *counts))).all()
     now = {row[1]: row[2] for row in rows if row[0] < 0}
     held = {row[0]: row[2] for row in rows if row[0] >= 0}
-    found = LogCount(next=after + length if any(head > after + length for head in now.values()) else 0, heads=now)
+    log = LogCount(next=after + length if any(head > after + length for head in now.values()) else 0, heads=now)
     for index, (partition, first, last) in enumerate(ranges):
         upto = min(last, now.get(partition, 0))  # a restored store may end earlier
         if (missing := max(0, upto - first) - held[index]) > 0:
-            return replace(found, missing=missing, partition=partition, after=first, upto=upto)
-    return found
+            return replace(log, missing=missing, partition=partition, after=first, upto=upto)
+    return log
 
 
 def _count_range(index: int, partition: int, first: int, last: int) -> Any:

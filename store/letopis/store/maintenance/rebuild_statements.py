@@ -39,7 +39,9 @@ class RebuildStatements:
         self.messages = _page_of_messages(columns)
         # In a deleted conversation, messages that a pending task takes off the path have no reactions either.
         reactions = sa.case((left_by_mark(messages).is_(None), messages.c.reactions)).label("reactions")
-        self.messages_of_deleted = _page_of_messages([reactions if one.key == "reactions" else one for one in columns])
+        self.messages_of_deleted = _page_of_messages(
+            [reactions if chosen.key == "reactions" else chosen for chosen in columns]
+        )
         self.delete_messages = sa.delete(messages).where(*_of(messages), dialect.among(messages.c.version, "versions"))
         self.highest_number = sa.select(sa.func.max(conversations.c.number)).where(
             conversations.c.owner_id == sa.bindparam("owner")

@@ -138,18 +138,18 @@ class TaskSteps:
                 return task.after
 
     async def _piece(self, connection: AsyncConnection, task: Task, *, deleted: bool) -> int:
-        place = (task.partition, task.conversation_id)
+        conversation = (task.partition, task.conversation_id)
         if task.kind == ERASE:
             return await self._eraser.strip_some(
-                connection, *place, after=task.after, upto=task.upto, limit=PIECE_VERSIONS
+                connection, *conversation, after=task.after, upto=task.upto, limit=PIECE_VERSIONS
             )
         upto = min(task.after + PIECE_VERSIONS, task.upto)
-        key = {"b_partition": place[0], "b_conversation": place[1], "b_after": task.after, "b_upto": upto}
+        key = {"b_partition": conversation[0], "b_conversation": conversation[1], "b_after": task.after, "b_upto": upto}
         if task.kind == LEAVE:
             await connection.execute(self._leave, {**key, "b_version": task.version})
         elif task.kind == RESET:
             await connection.execute(self._reset, {**key, "b_version": task.version})
         if task.kind == RESET or (task.kind == LEAVE and deleted):
             await connection.execute(self._clear_reactions, key)
-        await self._index.forget_between(connection, *place, task.after, upto)
+        await self._index.forget_between(connection, *conversation, task.after, upto)
         return upto

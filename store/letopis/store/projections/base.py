@@ -96,13 +96,20 @@ def check_inline_projections(projections: Iterable[Projection]) -> tuple[Project
     given: object = projections
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise ConfigurationError(f"projections must be a sequence of Projection, not {type(projections).__name__}")
-    ordered = sorted((check_projection(one) for one in projections), key=lambda one: (one.name, one.version))
-    for one, other in pairwise(ordered):
-        if (one.name, one.version) == (other.name, other.version):
-            raise ConfigurationError(f"version {one.version} of the projection {one.name!r} is given twice: drop one")
-    for one in ordered:
-        if has_effects(one):
-            raise ConfigurationError(f"the projection {one.name!r} has effects: run it by projector(), not inline")
+    ordered = sorted(
+        (check_projection(projection) for projection in projections),
+        key=lambda projection: (projection.name, projection.version),
+    )
+    for projection, other in pairwise(ordered):
+        if (projection.name, projection.version) == (other.name, other.version):
+            raise ConfigurationError(
+                f"version {projection.version} of the projection {projection.name!r} is given twice: drop one"
+            )
+    for projection in ordered:
+        if has_effects(projection):
+            raise ConfigurationError(
+                f"the projection {projection.name!r} has effects: run it by projector(), not inline"
+            )
     return tuple(ordered)
 
 
@@ -188,9 +195,11 @@ class Checkpoints:
 
         :raises IntegrityError: another process has inserted one of the new ones.
         """
-        fresh = [one.as_row(now) for one in moved if one.new]
+        fresh = [checkpoint.as_row(now) for checkpoint in moved if checkpoint.new]
         await self._dialect.insert(connection, checkpoints, fresh)
-        await self._dialect.overwrite(connection, checkpoints, [one.as_row(now) for one in moved if not one.new])
+        await self._dialect.overwrite(
+            connection, checkpoints, [checkpoint.as_row(now) for checkpoint in moved if not checkpoint.new]
+        )
 
     async def drop(self, connection: AsyncConnection, name: str, version: int) -> None:
         """Delete the checkpoints of one version."""
@@ -201,7 +210,7 @@ class Checkpoints:
     async def _rows(
         self, connection: AsyncConnection, statement: Any, names: Collection[str], partitions: Collection[int]
     ) -> list[Checkpoint]:
-        found = await connection.execute(statement, {"names": list(names), "partitions": list(partitions)})
+        rows = await connection.execute(statement, {"names": list(names), "partitions": list(partitions)})
         return [
             Checkpoint(
                 name=row.name,
@@ -210,5 +219,5 @@ class Checkpoints:
                 position=row.position,
                 replay_to=row.replay_to,
             )
-            for row in found
+            for row in rows
         ]

@@ -36,9 +36,9 @@ class InlineProjections:
             return
         events = sorted((_event(row) for row in recorded), key=_log_order)
         parts = {partition: list(part) for partition, part in groupby(events, key=lambda event: event.partition or 0)}
-        names = sorted({one.name for one in self._projections})
-        found = await self._checkpoints.lock(connection, names, list(parts))
-        known = {(one.name, one.version, one.partition): one for one in found}
+        names = sorted({projection.name for projection in self._projections})
+        locked = await self._checkpoints.lock(connection, names, list(parts))
+        known = {(checkpoint.name, checkpoint.version, checkpoint.partition): checkpoint for checkpoint in locked}
         moved = []
         for projection in self._projections:
             for partition, part in parts.items():
@@ -46,9 +46,9 @@ class InlineProjections:
                 key = (projection.name, projection.version, partition)
                 # External effects of another version are not repeated.
                 others = (
-                    one.position
-                    for one in known.values()
-                    if one.is_other_version_of(projection.name, partition, projection.version)
+                    checkpoint.position
+                    for checkpoint in known.values()
+                    if checkpoint.is_other_version_of(projection.name, partition, projection.version)
                 )
                 done = max(others, default=0)
                 checkpoint = known.setdefault(key, Checkpoint.first(key, replay_to=done or before))

@@ -229,8 +229,8 @@ async def _between(
 ) -> dict[RowKey, CopiedRow]:
     """Return the rows after a key up to the key ``last``, or all if there is none."""
     upto = () if last is None else (_compare(end, part.key, last, "<="),)
-    found = sa.select(part.table).where(*part.where, *_after(end, part.key, after), *upto)
-    return {part.key_of(row): row for row in await end.rows(found)}
+    rows = sa.select(part.table).where(*part.where, *_after(end, part.key, after), *upto)
+    return {part.key_of(row): row for row in await end.rows(rows)}
 
 
 def _after(end: Endpoint, key: Sequence[sa.Column[Any]], after: RowKey | None) -> tuple[sa.ColumnElement[bool], ...]:

@@ -112,18 +112,18 @@ class Index(ABC):
     def rows(self, documents: Iterable[Document]) -> list[IndexRow]:
         """Return the rows of messages that have a word; computes the codes, which takes time."""
         made = []
-        for one in documents:
-            if there := words(one.text):
-                scope = (scope_code("c", one.conversation_id), scope_code("o", one.owner_id))
+        for document in documents:
+            if there := words(document.text):
+                scope = (scope_code("c", document.conversation_id), scope_code("o", document.owner_id))
                 made.append(
                     (
-                        one.partition,
+                        document.partition,
                         GENERATION,
-                        one.conversation_id,
-                        one.version,
-                        one.content_version,
-                        one.position,
-                        one.occurred_at,
+                        document.conversation_id,
+                        document.version,
+                        document.content_version,
+                        document.position,
+                        document.occurred_at,
                         self._scope(scope),
                         self._document(there),
                     )
@@ -250,7 +250,7 @@ class SQLiteIndex(Index):
             await connection.exec_driver_sql(
                 f"INSERT INTO letopis_search ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
                 f" ON CONFLICT ({', '.join(_KEY)})"
-                f" DO UPDATE SET {', '.join(f'{one} = excluded.{one}' for one in _VALUES)}",
+                f" DO UPDATE SET {', '.join(f'{column} = excluded.{column}' for column in _VALUES)}",
                 list(rows),
             )
 
@@ -292,17 +292,17 @@ class PostgreSQLIndex(Index):
                 " $2::integer[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::text[],"
                 " $9::text[]) AS v(a, b, c, d, e, f, g, h, i)"
                 f" ON CONFLICT ({', '.join(_KEY)})"
-                f" DO UPDATE SET {', '.join(f'{one} = excluded.{one}' for one in _VALUES)}",
+                f" DO UPDATE SET {', '.join(f'{value_name} = excluded.{value_name}' for value_name in _VALUES)}",
                 tuple(list(column) for column in zip(*rows, strict=True)),
             )
 
     def _document(self, there: Sequence[Word]) -> str:
-        found: dict[str, list[str]] = {}
+        texts: dict[str, list[str]] = {}
         for position, word in enumerate(there, 1):
-            found.setdefault(word.exact_code, []).append(f"{position}A")
-            found.setdefault(word.stem_code, []).append(str(position))
-        more = (_uncounted(code) for code, positions in found.items() if len(positions) > MAX_POSITIONS)
-        return " ".join([*(f"{code}:{','.join(positions)}" for code, positions in found.items()), *more])
+            texts.setdefault(word.exact_code, []).append(f"{position}A")
+            texts.setdefault(word.stem_code, []).append(str(position))
+        more = (_uncounted(code) for code, positions in texts.items() if len(positions) > MAX_POSITIONS)
+        return " ".join([*(f"{code}:{','.join(positions)}" for code, positions in texts.items()), *more])
 
     def _nothing(self) -> sa.ColumnElement[Any]:
         return sa.literal_column("CAST('' AS tsvector)")
@@ -333,9 +333,9 @@ class MariaDBIndex(Index):
         """Write rows, replacing those of the same messages."""
         if rows:
             await connection.exec_driver_sql(
-                f"INSERT INTO letopis_search ({', '.join(f'`{one}`' for one in _COLUMNS)})"  # noqa: S608
+                f"INSERT INTO letopis_search ({', '.join(f'`{column}`' for column in _COLUMNS)})"  # noqa: S608
                 f" VALUES ({', '.join(['%s'] * len(_COLUMNS))})"
-                f" ON DUPLICATE KEY UPDATE {', '.join(f'`{one}` = VALUES(`{one}`)' for one in _VALUES)}",
+                f" ON DUPLICATE KEY UPDATE {', '.join(f'`{column}` = VALUES(`{column}`)' for column in _VALUES)}",
                 list(rows),
             )
 
@@ -352,8 +352,8 @@ class MariaDBIndex(Index):
         from sqlalchemy.dialects import mysql  # the engine has imported it; other bots need none of it
 
         # As condition and as score; the server evaluates it once.
-        found = mysql.match(search.c.scope, search.c.document, against=asked).in_boolean_mode()
-        return found, found
+        match = mysql.match(search.c.scope, search.c.document, against=asked).in_boolean_mode()
+        return match, match
 
 
 def index_for(name: str) -> Index:

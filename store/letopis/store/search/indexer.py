@@ -105,10 +105,10 @@ class Indexer:
         if not self._embedded:
             return await self._shielded(repeat_on_conflict(partial(self._transaction, partition, limit, wait=wait)))
         async with self._turn:  # two tasks of one process would stem the same words
-            after, found = await self._shielded(self._next(partition, limit))
-            rows = await asyncio.to_thread(self._rows, found.documents)
-            write = partial(self._transaction, partition, found.events, wait=wait, after=after, stemmed=rows)
-            return await self._shielded(repeat_on_conflict(write)) if found.events else 0
+            after, log = await self._shielded(self._next(partition, limit))
+            rows = await asyncio.to_thread(self._rows, log.documents)
+            write = partial(self._transaction, partition, log.events, wait=wait, after=after, stemmed=rows)
+            return await self._shielded(repeat_on_conflict(write)) if log.events else 0
 
     async def _next(self, partition: int, limit: int) -> tuple[int, LogRange]:
         with translated():
@@ -121,7 +121,7 @@ class Indexer:
     def _rows(
         self, documents: Iterable[Document], known: Mapping[Document, Sequence[IndexRow]] = MappingProxyType({})
     ) -> dict[Document, Sequence[IndexRow]]:
-        return {one: known.get(one) or self._index.rows((one,)) for one in documents}
+        return {document: known.get(document) or self._index.rows((document,)) for document in documents}
 
     async def keep_up(self, limit: int) -> int | None:
         """Index at most ``limit`` events of an SQLite file; return how many are left.
@@ -129,9 +129,9 @@ class Indexer:
         ``None`` if it was never searched, or for a server: those who search it keep no writer waiting.
         """
         progress = await self._shielded(self._progress()) if self._embedded else []
-        if not any(one.indexed for one in progress):
+        if not any(partition.indexed for partition in progress):
             return None
-        behind = sum(one.behind for one in progress)
+        behind = sum(partition.behind for partition in progress)
         return behind - (await self.catch_up(limit) if behind else 0)
 
     async def _progress(self) -> list[IndexProgress]:
@@ -163,22 +163,22 @@ class Indexer:
                 if after not in (None, position):
                     return None
                 head = (await connection.execute(_HEAD, key)).scalar_one()
-                found = await self._log.read(connection, partition=partition, after=position, upto=head, limit=limit)
-                if found.events:
-                    await self._write(connection, partition, found, stemmed)
-                return found.events
+                log = await self._log.read(connection, partition=partition, after=position, upto=head, limit=limit)
+                if log.events:
+                    await self._write(connection, partition, log, stemmed)
+                return log.events
 
     async def _write(
         self,
         connection: AsyncConnection,
         partition: int,
-        found: LogRange,
+        log: LogRange,
         stemmed: Mapping[Document, Sequence[IndexRow]],
     ) -> None:
         # In a thread: stemming and hashing words is work for the processor.
-        rows = list(chain.from_iterable((await asyncio.to_thread(self._rows, found.documents, stemmed)).values()))
-        for name, versions in sorted(found.gone.items()):
-            if versions is None and (last := found.long.get(name)) is not None:
+        rows = list(chain.from_iterable((await asyncio.to_thread(self._rows, log.documents, stemmed)).values()))
+        for name, versions in sorted(log.gone.items()):
+            if versions is None and (last := log.long.get(name)) is not None:
                 # A message may have been read before the deletion, and indexed after the steps that carry it out.
                 task = Task(
                     partition=partition,
@@ -193,12 +193,15 @@ class Indexer:
             else:
                 await self._index.forget(connection, partition, name, versions)
         indexed = {(row[2], row[3]) for row in rows}
-        for one in found.documents:
+        for document in log.documents:
             # An edit may have left a message without a word.
-            if one.content_version != one.version and (one.conversation_id, one.version) not in indexed:
-                await self._index.forget(connection, partition, one.conversation_id, (one.version,))
+            if (
+                document.content_version != document.version
+                and (document.conversation_id, document.version) not in indexed
+            ):
+                await self._index.forget(connection, partition, document.conversation_id, (document.version,))
         await self._index.write(connection, rows)
-        await connection.execute(_MOVE, {"b_partition": partition, "b_position": found.last, "b_updated": self._now()})
+        await connection.execute(_MOVE, {"b_partition": partition, "b_position": log.last, "b_updated": self._now()})
 
 
 class BoundedCatchUp:

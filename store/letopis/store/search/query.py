@@ -77,10 +77,10 @@ def parse(typed: object) -> Query:
     count = 0
     for part in _PARTS.finditer(typed.translate(_QUOTES)):
         quoted = part["quoted"]
-        found = tuple(words(part["plain"] if quoted is None else quoted))
-        count += len(found)
-        if found:
-            (wanted if part["minus"] is None else excluded)[Term(found, quoted is not None)] = None
+        parsed = tuple(words(part["plain"] if quoted is None else quoted))
+        count += len(parsed)
+        if parsed:
+            (wanted if part["minus"] is None else excluded)[Term(parsed, quoted is not None)] = None
     if count > MAX_TERMS:
         raise InvalidInput("query", f"has {count} words, the limit is {MAX_TERMS}")
     if not wanted:
@@ -100,13 +100,13 @@ def match(query: Query, text: str) -> Match | None:
     marked: dict[int, int] = {}
     total = 0.0
     for number, term in enumerate(query.wanted):
-        found = _found(term, spans, stems)
-        if not found:
+        matched = _found(term, spans, stems)
+        if not matched:
             return None
-        exact = sum(_is_exact(term, spans, start) for start in found)
-        weight = exact * _EXACT_WEIGHT + (len(found) - exact) * _OTHER_FORM_WEIGHT
+        exact = sum(_is_exact(term, spans, start) for start in matched)
+        weight = exact * _EXACT_WEIGHT + (len(matched) - exact) * _OTHER_FORM_WEIGHT
         total += weight / (weight + 1.0)
-        for start in found:
+        for start in matched:
             for index in range(start, start + len(term.words)):
                 marked.setdefault(index, number)
     order = sorted(marked)
@@ -134,9 +134,9 @@ def _is_exact(term: Term, spans: Sequence[WordSpan], start: int) -> bool:
     return all(_same_word(word, spans[start + offset].word) for offset, word in enumerate(term.words))
 
 
-def _same_word(one: Word, other: Word) -> bool:
-    return one.exact == other.exact
+def _same_word(left: Word, right: Word) -> bool:
+    return left.exact == right.exact
 
 
-def _same_stem(one: Word, other: Word) -> bool:
-    return one.stem == other.stem
+def _same_stem(left: Word, right: Word) -> bool:
+    return left.stem == right.stem

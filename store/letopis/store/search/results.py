@@ -68,7 +68,9 @@ class SearchPosition:
         shown = {partition: set(positions) for partition, positions in self.shown.items()}
         for partition, position in more:
             shown.setdefault(partition, set()).add(position)
-        return SearchPosition(bounds=self.bounds, shown={partition: frozenset(one) for partition, one in shown.items()})
+        return SearchPosition(
+            bounds=self.bounds, shown={partition: frozenset(of_partition) for partition, of_partition in shown.items()}
+        )
 
     @classmethod
     def from_cursor(cls, cursor: object) -> SearchPosition:

@@ -68,16 +68,16 @@ class VerbGroup(click.Group):
 def write_options(command: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:
     """Write the options that are explained here: all of ``letopis`` itself, those of a verb that are its own."""
     shared = ctx.parent is not None
-    found = [
+    records = [
         record
         for parameter in command.get_params(ctx)
         if not isinstance(parameter, click.Argument)
         and not (shared and (isinstance(parameter, SharedOption) or "--help" in parameter.opts))
         and (record := parameter.get_help_record(ctx)) is not None
     ]
-    if found:
+    if records:
         with formatter.section("Options"):
-            formatter.write_dl(found)
+            formatter.write_dl(records)
 
 
 def write_shared(ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -141,13 +141,13 @@ class LazyGroup(VerbGroup):
         """Return the verbs and options that begin with a word, without importing any verb."""
         from click.shell_completion import CompletionItem
 
-        found = [
+        items = [
             CompletionItem(name, help=line) for name, (_, line) in self._verbs.items() if name.startswith(incomplete)
         ]
-        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
+        return [*items, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def _hint(self, name: str) -> str:
         if meant := self._elsewhere.get(name):
-            return f"did you mean {' or '.join(f'`{one}`' for one in meant)}?"
+            return f"did you mean {' or '.join(f'`{command}`' for command in meant)}?"
         close = get_close_matches(name, self._verbs, n=1)
         return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(self._verbs)}."

@@ -78,23 +78,23 @@ class Tail:
         """True after the first look."""
         return bool(self._seen)
 
-    def knows(self, found: Sequence[RecordedMessage]) -> bool:
+    def knows(self, messages: Sequence[RecordedMessage]) -> bool:
         """Return True if one of the messages was seen before."""
-        return any(one.event_id in self._seen for one in found)
+        return any(message.event_id in self._seen for message in messages)
 
-    def news(self, found: Sequence[RecordedMessage], *, from_start: bool) -> list[RecordedMessage]:
+    def news(self, messages: Sequence[RecordedMessage], *, from_start: bool) -> list[RecordedMessage]:
         """Return the messages to show, in their order, and remember them all."""
-        first_known = next((place for place, one in enumerate(found) if one.event_id in self._seen), 0)
+        first_known = next((index for index, message in enumerate(messages) if message.event_id in self._seen), 0)
         begin = 0 if from_start and self._from_start else first_known
         shown: list[RecordedMessage] = []
-        for place, one in enumerate(found):
-            state = self._state(one)
-            if one.event_id in self._seen:
-                if self._seen[one.event_id] != state:
-                    shown.append(one)
-            elif place >= begin:
-                shown.append(one)
-            self._seen[one.event_id] = state
+        for index, message in enumerate(messages):
+            state = self._state(message)
+            if message.event_id in self._seen:
+                if self._seen[message.event_id] != state:
+                    shown.append(message)
+            elif index >= begin:
+                shown.append(message)
+            self._seen[message.event_id] = state
         self._from_start = from_start
         for event_id in list(self._seen)[:-MAX_REMEMBERED]:
             del self._seen[event_id]

@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def store_of(found: Settings) -> str | Path:
+def store_of(config: Settings) -> str | Path:
     """Return the URL or path of the history store: as given, otherwise the SQLite file beside the outbox."""
     from letopis.outbox.history.store_location import store_beside
     from letopis.store.database.urls import normalise_url, safe_url
 
-    store = found.store if found.store is not None else store_beside(found.outbox)
+    store = config.store if config.store is not None else store_beside(config.outbox)
     name_store(safe_url(normalise_url(store)))
     return store
 
 
-def store_url(found: Settings, *, missing: str | None = None) -> tuple[URL, str]:
+def store_url(config: Settings, *, missing: str | None = None) -> tuple[URL, str]:
     """Return the URL of the history store, which may not be the outbox, and its printable name.
 
     :param missing: what to say, and to exit with, if it is a SQLite file that does not exist.
@@ -40,8 +40,8 @@ def store_url(found: Settings, *, missing: str | None = None) -> tuple[URL, str]
     from letopis.outbox.history.store_location import check_apart
     from letopis.store.database.urls import normalise_url, safe_url
 
-    url = normalise_url(store_of(found))
-    check_apart(found.outbox, url)
+    url = normalise_url(store_of(config))
+    check_apart(config.outbox, url)
     name = printable(safe_url(url))
     if missing is not None and url.get_backend_name() == "sqlite" and not Path(str(url.database)).is_file():
         raise CommandExit(Exit.CONFIGURATION, f"{name}: {missing}")
@@ -71,57 +71,57 @@ async def store_revision(engine: AsyncEngine) -> Revision:
         return await connection.run_sync(revision_state, STORE)
 
 
-def existing_outbox(found: Settings) -> Path:
+def existing_outbox(config: Settings) -> Path:
     """Return the path of the outbox, which must exist."""
-    if not found.outbox.is_file():
-        source = "" if found.outbox_from == "--outbox" else f" (from {found.outbox_from})"
+    if not config.outbox.is_file():
+        source = "" if config.outbox_from == "--outbox" else f" (from {config.outbox_from})"
         raise CommandExit(
             Exit.CONFIGURATION,
-            f"there is no outbox {printable(str(found.outbox))!r}{printable(source)}: name the bot's with --outbox, "
+            f"there is no outbox {printable(str(config.outbox))!r}{printable(source)}: name the bot's with --outbox, "
             "LETOPIS_OUTBOX or letopis.toml, or create one with `letopis init`",
         )
-    return found.outbox
+    return config.outbox
 
 
 @asynccontextmanager
-async def open_source(found: Settings, *, read_timeout: float = 3.0) -> AsyncIterator[Any]:
+async def open_source(config: Settings, *, read_timeout: float = 3.0) -> AsyncIterator[Any]:
     """Open the outbox with its store for reading, or without an outbox the store that was named.
 
     Nothing is created, and no relay runs.
     """
-    if found.outbox.is_file() or found.store is None:
+    if config.outbox.is_file() or config.store is None:
         from letopis.outbox.history.history import History
 
-        path = existing_outbox(found)
+        path = existing_outbox(config)
         async with History.open(
-            path, store=found.store, relay=False, watch=False, create=False, read_timeout=read_timeout
+            path, store=config.store, relay=False, watch=False, create=False, read_timeout=read_timeout
         ) as history:
             yield history
         return
     from letopis.store.conversation_store import ConversationStore
 
-    async with ConversationStore.open(found.store, migrate=False) as store:
+    async with ConversationStore.open(config.store, migrate=False) as store:
         yield store
 
 
-def read_outbox(found: Settings, work: Callable[[sa.Connection], T]) -> tuple[Path, T]:
+def read_outbox(config: Settings, work: Callable[[sa.Connection], T]) -> tuple[Path, T]:
     """Run ``work`` over one snapshot of the outbox file, which must exist; return its path and the result."""
     import asyncio
 
     from letopis.outbox.file.opening import read_snapshot
 
-    path = existing_outbox(found)
+    path = existing_outbox(config)
     return path, asyncio.run(read_snapshot(path, work))
 
 
-async def with_outbox(found: Settings, work: Callable[[OutboxFile], Awaitable[T]]) -> T:
+async def with_outbox(config: Settings, work: Callable[[OutboxFile], Awaitable[T]]) -> T:
     """Open the outbox file, which must exist, run ``work`` on it, and close it.
 
     A bot and a relay may have it open at the same time.
     """
     from letopis.outbox.file.outbox_file import OutboxFile
 
-    file = await OutboxFile.open(existing_outbox(found), create=False)
+    file = await OutboxFile.open(existing_outbox(config), create=False)
     try:
         return await work(file)
     finally:

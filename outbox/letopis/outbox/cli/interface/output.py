@@ -103,7 +103,7 @@ def _new_part(target: Path) -> tuple[Path, int]:
 def _remove_abandoned_parts(folder: Path) -> None:
     """Delete what killed exports left in a folder: the parts that no process has locked."""
     with suppress(OSError):  # a folder may be written and not listed
-        for part in [one for one in folder.iterdir() if _PART.fullmatch(one.name)]:
+        for part in [path for path in folder.iterdir() if _PART.fullmatch(path.name)]:
             with suppress(OSError):  # a living export's, or another user's
                 descriptor = os.open(part, os.O_RDONLY | _NO_LINK)
                 try:

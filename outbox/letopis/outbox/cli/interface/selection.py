@@ -101,7 +101,7 @@ def current_selection(*, fronts: bool = False) -> Selection:
         event_ids=events,
         conversation_ids=kept.get("conversations", ()),
         states=kept.get("states", ()),
-        fault_classes=tuple(check_identifier(one, "--fault-class") for one in kept.get("fault_classes", ())),
+        fault_classes=tuple(check_identifier(name, "--fault-class") for name in kept.get("fault_classes", ())),
         fronts=fronts and not events,
     )
 
