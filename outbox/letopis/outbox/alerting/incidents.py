@@ -80,12 +80,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerView:
-    """The relay's breaker.
-
-    :ivar state: ``closed``, ``open`` or ``half_open``.
-    :ivar since: when it took this state, for display.
-    :ivar reason: a sentence of ours with fault class and code; no driver text.
-    """
+    """The relay's breaker."""
 
     state: str = "closed"
     since: datetime | None = None
@@ -104,11 +99,7 @@ class RelayView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneView:
-    """One conversation's lane.
-
-    :ivar reason: of a blocked lane: a sentence of ours with fault class and code.
-    :ivar since: when the oldest pending event was appended, for display.
-    """
+    """One conversation's lane."""
 
     conversation_id: str
     owner_id: str | None
@@ -188,10 +179,7 @@ class Change:
 
 
 def fault_class(reason: str | None) -> str:
-    """Return the class in a reason such as ``... [misconfigured 42P01]`` or ``poison 22021``.
-
-    ``unavailable`` stands for all classes in which waiting helps.
-    """
+    """Return the class in a reason such as ``... [misconfigured 42P01]`` or ``poison 22021``."""
     match = _CLASS.match((reason or "").lower())
     name = (match[1] or match[2]) if match else ""
     return "unavailable" if name in _UNAVAILABLE else name

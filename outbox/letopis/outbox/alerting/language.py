@@ -32,10 +32,7 @@ def catalogue(language: str) -> gettext_module.NullTranslations:
 
 
 def duration(seconds: float, locale: str | None = None) -> str:
-    """Return how long something took, rounded: ``45 seconds``, ``5 minutes``, ``1 hour 5 minutes``, ``2 days 3 hours``.
-
-    In Russian it is the accusative, as after "for" and "after": ``1 минуту``.
-    """
+    """Return a rounded duration: ``45 seconds``, ``1 hour 5 minutes``; in Russian the accusative, as after "for"."""
     translations = catalogue(language_of(locale))
     ngettext = translations.ngettext
     if seconds < 1:
@@ -65,10 +62,7 @@ def rounded(seconds: float) -> int:
 
 
 def moment(then: datetime, *, now: datetime, locale: str | None = None) -> str:
-    """Return when something happened: ``12:00 UTC`` of a day that has not ended, else ``25 November, 12:00 UTC``.
-
-    With the year if that is another one. In Russian it is the genitive, as after "since": ``25 ноября``.
-    """
+    """Return ``12:00 UTC`` on the same day, otherwise ``25 November, 12:00 UTC``; in Russian the genitive."""
     time = f"{then:%H:%M} UTC"
     if then.date() == now.date() and timedelta(0) <= now - then:
         return time
@@ -98,11 +92,7 @@ _REFUSED: Final = re.compile(r"\((constraint|column|type) ([\w.$() ]+)\)")
 
 
 def reason_in(reason: str, locale: str | None) -> str:
-    """Return the reason of an incident in a language: English unchanged, others by the fault's class and code.
-
-    An unknown code is described by its class, so that a text in another language holds no English sentence. The class,
-    the code and what refused (a constraint, a column, a setting) are the same in every language.
-    """
+    """Return the reason of an incident in a language: English unchanged, others by the fault's class and code."""
     language = language_of(locale)
     if language == "en":
         return reason

@@ -154,10 +154,7 @@ def pending_for_users(
 def claim(
     connection: sa.Connection, pending: Iterable[PendingNotification], *, now: datetime
 ) -> tuple[PendingNotification, ...]:
-    """Claim notifications in the caller's write transaction, and return those that this process is to send.
-
-    The others were claimed by another process, or are no longer true.
-    """
+    """Claim notifications in the caller's write transaction, and return those that this process is to send."""
     claimed = []
     for due in pending:
         following = due.notification
@@ -184,7 +181,7 @@ def record_outcome(
     now: datetime,
     policy: RetryPolicy,
 ) -> None:
-    """Store what became of claimed notifications, in the caller's write transaction."""
+    """Store what became of claimed notifications; one with ``told=None`` is retried, and counts as told."""
     for due in sent:
         retries = due.notification.attempts <= policy.attempts
         failed = NotificationState.RETRYING if retries else NotificationState.FAILED

@@ -65,12 +65,7 @@ class Notification:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingNotification:
-    """One thing to tell one recipient.
-
-    :ivar conversation_id: the conversation, or the recipient's longest pending one.
-    :ivar since: when the recipient's oldest pending event was appended, for display.
-    :ivar events: the recipient's pending events.
-    """
+    """One thing to tell one recipient."""
 
     incident: IncidentRecord
     recipient: str

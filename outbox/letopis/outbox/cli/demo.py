@@ -136,10 +136,7 @@ class Transcript:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOutcome:
-    """The result of the final check, counted in the store's own file.
-
-    :ivar duplicates: messages that the store holds more than once.
-    """
+    """The result of the final check, counted in the store's own file."""
 
     appended: int
     stored: int

@@ -83,12 +83,7 @@ def erase(
 
 
 class _Erasure:
-    """One run.
-
-    :ivar erased: the conversations whose erasure is appended.
-    :ivar store_rows: rows of long conversations that the store had still to erase when this ended.
-    :ivar unerased: long conversations that this outbox had still to erase.
-    """
+    """One run."""
 
     def __init__(self, *, reason: str, delete: bool, report: ProgressReport) -> None:
         self._reason = reason

@@ -154,10 +154,7 @@ async def _follow(conversation: str, last: int, interval: float) -> None:
 
 
 async def _newest(source: Any, conversation: str, last: int, tail: Tail) -> tuple[list[RecordedMessage], bool, bool]:
-    """Return the last messages, with all that may have come since the last look.
-
-    And whether the first of them is the first of the conversation, and whether the history store could be read.
-    """
+    """Return the last and new messages, True if these are all there are, and True if the store could be read."""
     page = await source.messages(conversation, last=last)
     messages, answered = list(page), page.complete
     for _ in range(MAX_PAGES_BACK):

@@ -19,12 +19,7 @@ MAX_FILE_BYTES: Final = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One key of a table.
-
-    :ivar expected: the kind of value, in words.
-    :ivar choices: the values that are allowed, compared without case; empty for any.
-    :ivar limits: the least and the largest number of seconds.
-    """
+    """One key of a table."""
 
     kinds: tuple[type, ...]
     expected: str

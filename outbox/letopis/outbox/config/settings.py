@@ -195,14 +195,7 @@ def _retention(table: Mapping[str, Any], path: Path | None) -> Retention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertSettings:
-    """How operators and users are notified.
-
-    :ivar channels: addresses of operators' channels, as given, so with secrets in them.
-    :ivar private: addresses may be posted to without TLS.
-    :ivar language: of texts where the caller asks for no other: ``en`` or ``ru``.
-    :ivar style: of the texts for users.
-    :ivar stuck_after: seconds after which a pending event is stuck.
-    """
+    """How operators and users are notified."""
 
     channels: tuple[str, ...] = field(default=(), repr=False)
     private: bool = False

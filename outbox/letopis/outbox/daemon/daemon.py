@@ -52,15 +52,7 @@ CANCEL_CLEANUP_SECONDS: Final = 15.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonSettings:
-    """The settings of a daemon.
-
-    :ivar outboxes: paths and patterns.
-    :ivar store: of all outboxes, as given, so perhaps with a password; ``None`` for the SQLite file beside each.
-    :ivar listen: where to serve HTTP; ``None`` for nowhere.
-    :ivar console: makes the ASGI application to be served at ``/console/``, for the time of a block; ``None`` for none.
-    :ivar stop_timeout: seconds that the batches in flight have after the first signal.
-    :ivar trace_conversations: name the conversations on spans.
-    """
+    """The settings of a daemon."""
 
     outboxes: tuple[str, ...]
     store: str | None = field(default=None, repr=False)
@@ -83,9 +75,6 @@ class Daemon:
 
     The watchdog of the service manager is fed only while the loop of every relay turns, or its delivery is within its
     deadline: a blocked event loop or a stuck relay feeds it no more. An unavailable store is neither.
-
-    :param configure: reads the settings; called again by :meth:`reload`, in a thread.
-    :param fleet: gives the files their turns.
     """
 
     def __init__(

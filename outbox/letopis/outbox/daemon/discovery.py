@@ -23,10 +23,7 @@ NON_OUTBOX_RECHECK_SECONDS: Final = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxMatch:
-    """A file to be served.
-
-    :ivar matched: whether a pattern matched it, so that it may come and go; a file that was named has to exist.
-    """
+    """A file to be served."""
 
     path: Path
     matched: bool
@@ -89,10 +86,7 @@ class OutboxScanner:
         ]
 
     def exclude(self, path: Path) -> None:
-        """Leave a file out of the next scans while it stays the same.
-
-        Only for a time: another process may have written to it in its write-ahead log alone.
-        """
+        """Leave a file out while it stays the same, for a time: a write may be in its write-ahead log alone."""
         self._excluded[path] = (_signature(path), self._monotonic() + NON_OUTBOX_RECHECK_SECONDS)
 
     def _is_outbox(self, path: Path) -> bool:

@@ -40,9 +40,6 @@ class Fleet:
     A file is opened when something was committed to it, when a retry is due, and for a look now and then; it is closed
     when it has been quiet for some seconds, or when others wait. Those that wait come in the order in which they began
     to. While there are no more files than may be open, all of them stay open.
-
-    :ivar max_open: files that may be open at once.
-    :ivar active: the workers that have a turn, each with its task.
     """
 
     def __init__(
@@ -89,10 +86,7 @@ class Fleet:
         self._woken.set()
 
     async def metrics(self) -> list[OutboxMetrics]:
-        """Return the metrics of all files, and read only some of them: of a closed file nothing changes unseen.
-
-        Of very many files with new commits, the others are as they were last read; the next calls read those.
-        """
+        """Return the metrics of all files, and read only some of them: of a closed file nothing changes unseen."""
         workers = self.workers
         known = [worker.known_metrics() for worker in workers]
         unknown = [index for index, metrics in enumerate(known) if metrics is None]

@@ -49,15 +49,7 @@ FAILED_CONDITIONS: Final = (FileCondition.WRONG_STORE, FileCondition.UNUSABLE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxMetrics:
-    """The metrics of one outbox file.
-
-    :ivar incidents: open incidents by kind, except pending ones.
-    :ivar progress_us: when its relay last progressed, UTC microseconds; ``None`` if none ever ran.
-    :ivar name: the file's base name.
-    :ivar bound: the store that it delivers to.
-    :ivar store_tasks: long rewinds and deletions that its store has not finished, as its relay last reported.
-    :ivar store_rows: rows left of them.
-    """
+    """The metrics of one outbox file."""
 
     condition: FileCondition
     pending: int = 0
@@ -82,20 +74,7 @@ class OutboxMetrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthSnapshot:
-    """The state of everything that a daemon serves.
-
-    :ivar ready: whether start-up is complete and shutdown has not begun.
-    :ivar sound: whether every file that was named can be used.
-    :ivar oldest_pending_seconds: 0 if nothing is pending.
-    :ivar breakers: number of stores by the state of their breaker.
-    :ivar open_seconds: since the first breaker that is not closed opened.
-    :ivar relay: totals since the process began, including files that are no longer served.
-    :ivar alerts: ``sent`` and ``failed`` since the process began.
-    :ivar listed: the files, each with its condition and its store, at most ``MAX_LISTED_FILES``.
-    :ivar store_tasks: long rewinds and deletions that a store has not finished, of the store with most.
-    :ivar store_rows: rows left of them.
-    :ivar late: files whose deliveries are late.
-    """
+    """The state of everything that a daemon serves."""
 
     ready: bool
     sound: bool

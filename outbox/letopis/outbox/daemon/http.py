@@ -71,10 +71,6 @@ class HealthApp:
 
     No answer holds an id, a name or a text of a user, nor a secret. There is no access control: every client that can
     connect can read.
-
-    :param live: returns True if the loop of every relay turns; reads no file.
-    :param snapshot: returns all the rest.
-    :param console: answers what begins with ``/console``; it has an access control of its own.
     """
 
     def __init__(

@@ -58,12 +58,6 @@ class OutboxWorker:
 
     Between its turns the file is closed. The worker then holds the lease's lock, one descriptor, and knows from the
     file's times whether anything was committed. No error of the file ends the daemon or disturbs the other files.
-
-    :param on_pause: called when the relay begins to wait.
-    :ivar problem: why the file cannot be used at present, in a sentence; ``None`` while it can.
-    :ivar timetable: when the next turn is due.
-    :ivar read_at: when the metrics were last read, by the monotonic clock.
-    :ivar turn_began: of the present or last turn, by the monotonic clock.
     """
 
     def __init__(
@@ -292,10 +286,7 @@ class OutboxWorker:
             self._relay.rest()
 
     async def serve(self) -> None:
-        """Serve for one turn: until asked to rest or to stop, or until the file cannot be used.
-
-        When cancelled, the batch in flight is dropped: it is on disk, and sent again by the next relay.
-        """
+        """Serve for one turn: until asked to rest or to stop, or until the file cannot be used."""
         self.turn_began = self._progress_at = self._monotonic()
         if self._stopping.is_set():
             return

@@ -12,12 +12,7 @@ from letopis.store.database.faults import FaultClass
 
 
 class Metric(NamedTuple):
-    """One metric.
-
-    :ivar name: as exposed, ``_total`` included.
-    :ivar label: the name of its one label, whose values are few and known beforehand; empty for none.
-    :ivar read: from a snapshot to the value, or to a value for each value of the label.
-    """
+    """One metric."""
 
     name: str
     kind: str

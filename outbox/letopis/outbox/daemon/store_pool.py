@@ -60,11 +60,7 @@ class StoreHandle:
 
 
 class StorePool:
-    """Opens each history store once, however many outboxes deliver to it.
-
-    :param given: names the store of all outboxes; ``None`` for an SQLite file beside each.
-    :param trace_conversations: name the conversations on spans.
-    """
+    """Opens each history store once, however many outboxes deliver to it."""
 
     def __init__(
         self, given: str | os.PathLike[str] | None, *, clock: Clock, trace_conversations: bool = False
@@ -149,11 +145,7 @@ BUCKET_BOUNDS_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2
 
 
 class Durations:
-    """A histogram of durations.
-
-    :ivar buckets: counts by bucket, not cumulative; the last bucket has no bound.
-    :ivar total: sum of all durations in seconds.
-    """
+    """A histogram of durations."""
 
     def __init__(self) -> None:
         self.buckets = [0] * (len(BUCKET_BOUNDS_SECONDS) + 1)
@@ -176,13 +168,7 @@ class Durations:
 
 
 class InstrumentedStore:
-    """A wrapper around a :class:`ConversationStore` that measures deliveries and, with OpenTelemetry, traces them.
-
-    :ivar store: the wrapped store.
-    :ivar deliveries: durations by outcome: ``ok``, the class of a fault, ``given_up`` (the deadline passed) or
-        ``error``.
-    :ivar progress_at: when the last delivery of an origin began or ended, by the monotonic clock.
-    """
+    """A wrapper around a :class:`ConversationStore` that measures deliveries and, with OpenTelemetry, traces them."""
 
     def __init__(
         self,

@@ -74,10 +74,7 @@ class Notifier:
 
 @contextmanager
 def on_signals(actions: Mapping[str, Callable[[], None]]) -> Iterator[None]:
-    """Call functions in the event loop on signals, given by name, during a ``with`` block.
-
-    Signals that the system does not have are left out.
-    """
+    """Call functions in the event loop on signals, given by name, during a ``with`` block."""
     loop = asyncio.get_running_loop()
     before: dict[signal.Signals, Any] = {}
 

@@ -29,11 +29,6 @@ class Timetable:
 
     A turn is due if the file was left with more to deliver, or at a certain moment. A look is a turn that is due some
     time: the history store may have been restored, retention prunes, and people are reminded of what stays stuck.
-
-    :ivar pending: whether a turn is due whatever the clock says.
-    :ivar failed: whether the last turn failed, so that the next one waits for its moment.
-    :ivar look_at: when the next look is due, by the monotonic clock.
-    :ivar troubled: whether the file was left with something that is not well.
     """
 
     def __init__(
@@ -109,10 +104,6 @@ class PolledWatch:
 
     It looks at the times of the file and its write-ahead log, so that commits of this process are noticed too. Two
     commits within one step of the file system's clock may be noticed as one: a waiter needs a timeout of its own.
-
-    :param polled: every watch that is to be polled; this one is in it while it is entered.
-    :ivar eager: set it to ``False`` while commits are of no interest.
-    :ivar replaced: ``True`` once another file, or none, is at the path.
     """
 
     def __init__(

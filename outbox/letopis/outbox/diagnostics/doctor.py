@@ -27,11 +27,7 @@ MAX_COMPARED_CONVERSATIONS: Final = 10_000
 
 
 async def examine(config: Settings) -> list[Finding]:
-    """Run every check and return its findings, in reading order.
-
-    Nothing is created, migrated or changed, in the outbox or in the store; only SQLite opens the live outbox file. A
-    check that cannot be made is a finding too. Takes at most about half a minute.
-    """
+    """Run every check and return its findings, in reading order."""
     findings = _guarded("configuration", lambda: check_settings(config))
     findings += [check_version(), check_libraries(), check_open_files()]
     located = await asyncio.to_thread(_guarded, "outbox_file", lambda: check_location(config.outbox))

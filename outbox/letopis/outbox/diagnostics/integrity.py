@@ -301,11 +301,7 @@ UNREADABLE: Final = (SQLAlchemyError, sqlite3.Error, ValueError, TypeError, Over
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceLog:
-    """What the history store can be compared with.
-
-    :ivar lanes: head and delivered sequence by conversation.
-    :ivar events: event id, digest, time and redaction by conversation and sequence; empty unless they were read.
-    """
+    """What the history store can be compared with."""
 
     origin_id: UUID
     epoch: int

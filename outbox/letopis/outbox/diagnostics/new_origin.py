@@ -66,13 +66,7 @@ _COUNT: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OriginReset:
-    """The result for the file.
-
-    :ivar origin: the new identity, at epoch 1.
-    :ivar pending: events that will be delivered under it.
-    :ivar conversations: conversations with pending events.
-    :ivar paused: those of them that wait until an operator resumes them.
-    """
+    """The result for the file."""
 
     origin: Origin
     pending: int

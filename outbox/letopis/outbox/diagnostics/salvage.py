@@ -221,10 +221,7 @@ def _weigh_indexes(
     events: dict[int, _Event],
     named: dict[int, set[int]],
 ) -> None:
-    """Take out the events that an index contradicts, and note what indexes say of lost ones.
-
-    The entries of a page are an index of ours if more of them fit the events than contradict them.
-    """
+    """Take out the events that an index contradicts, and note what indexes say of lost ones."""
     truth: dict[type, dict[Any, tuple[Any, ...]]] = {
         bytes: {position: (event.values[0],) for position, event in events.items()},
         int: {position: (event.lane, event.sequence) for position, event in events.items()},

@@ -21,10 +21,7 @@ _INTEGERS: Final = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """A row of an unknown table; its shape tells which.
-
-    :ivar rowid: appears in ``values`` as ``None`` if a column is its alias.
-    """
+    """A row of an unknown table; its shape tells which."""
 
     rowid: int
     values: tuple[Value, ...]
@@ -32,10 +29,7 @@ class TableRow:
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """An entry of some index: the indexed values, then the row's id.
-
-    :ivar page: the number of its page; all entries of a page belong to one index.
-    """
+    """An entry of some index: the indexed values, then the row's id."""
 
     values: tuple[Value, ...]
     page: int
@@ -46,8 +40,6 @@ class Pages:
 
     Commits that SQLite drops because an earlier frame is damaged are included: rows with a valid digest do not need the
     frame's checksum.
-
-    :ivar wal: the frames of the WAL.
     """
 
     def __init__(self, main: bytes, wal: bytes = b"") -> None:

@@ -39,11 +39,7 @@ _RECHECK_SECONDS: Final = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What ends a reply.
-
-    :ivar prepared: the one event that appends the message.
-    :ivar writer: the writer that is to confirm it as sent; ``None`` if it needs no confirmation.
-    """
+    """What ends a reply."""
 
     prepared: Prepared
     message_id: str
@@ -165,10 +161,7 @@ def _interrupted(draft: drafts.Draft) -> Completion:
 
 
 async def run_maintenance(outbox: OutboxFile, lock: WriterLock) -> None:
-    """Run :func:`recover`, and forget replies that have waited to be confirmed for too long.
-
-    A failure is logged, and the next run tries again.
-    """
+    """Run :func:`recover`, and forget replies that have waited to be confirmed for too long."""
     before = outbox.now_us() - UNCONFIRMED_TTL // timedelta(microseconds=1)
     try:
         await recover(outbox, lock)

@@ -22,8 +22,6 @@ class DraftContent:
     """The content of a message while it is being written.
 
     Consecutive pieces of text become one text, and consecutive pieces of reasoning one :class:`Reasoning`.
-
-    :param empty: the message without content.
     """
 
     def __init__(self, empty: Message, limits: Limits) -> None:

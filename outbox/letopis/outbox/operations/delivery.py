@@ -33,11 +33,7 @@ class DeliveryOptions:
 
 
 class Delivery:
-    """The relay of an outbox, the pruner that it runs, and the monitor that watches both.
-
-    :ivar relay: ``None`` where another process delivers.
-    :ivar monitor: ``None`` where another process watches.
-    """
+    """The relay of an outbox, the pruner that it runs, and the monitor that watches both."""
 
     def __init__(self, outbox: OutboxFile, options: DeliveryOptions) -> None:
         self._outbox = outbox

@@ -102,10 +102,7 @@ class PendingEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repair:
-    """What was done to an event, and the event as it was before. Moments are UTC microseconds.
-
-    :ivar repaired_by: the operator, if the caller named one.
-    """
+    """What was done to an event, and the event as it was before. Moments are UTC microseconds."""
 
     verb: str
     conversation_id: str
@@ -125,10 +122,7 @@ class Repair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneWithLosses:
-    """A stuck conversation without an event to show: the history store lost events that the outbox no longer holds.
-
-    :ivar fault: says which ones.
-    """
+    """A stuck conversation without an event to show: the history store lost events that the outbox no longer holds."""
 
     conversation_id: str
     owner_id: str | None

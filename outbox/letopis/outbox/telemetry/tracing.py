@@ -14,10 +14,7 @@ _STORED: Final = re.compile(r'"traceparent":"00-([0-9a-f]{32})-([0-9a-f]{16})-([
 
 
 def current_traceparent() -> str | None:
-    """Return the W3C trace context of the current span; ``None`` if there is none.
-
-    Costs one dictionary look-up if OpenTelemetry was never imported: no span can have begun then.
-    """
+    """Return the W3C trace context of the current span; ``None`` if there is none."""
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:
         return None
@@ -84,9 +81,6 @@ class Spans:
     A span holds the number of events and conversations delivered and the class of a fault, never a payload or the text
     of an error. It is linked to the spans in which its events were appended, whose context travels in the events'
     metadata (``traceparent``).
-
-    :param provider: an OpenTelemetry ``TracerProvider``; by default the process's.
-    :param conversations: name the conversations, on the span of a batch that holds one, and on the links.
     """
 
     def __init__(self, provider: Any = None, *, conversations: bool = False) -> None:

@@ -58,14 +58,7 @@ class Incomplete(Exception):
 
 @dataclass(slots=True)
 class Exporter:
-    """One export; memory is bounded by a page.
-
-    :ivar source: of the messages.
-    :ivar beside: of the records; ``None`` leaves them out.
-    :ivar lines: messages written so far.
-    :ivar conversations: written so far.
-    :ivar records: written so far.
-    """
+    """One export; memory is bounded by a page."""
 
     source: Source
     beside: RecordSource | None = None
@@ -91,13 +84,7 @@ class Exporter:
             yield line
 
     async def of_all(self, *, owner: str | None = None) -> AsyncIterator[bytes]:
-        """Yield the lines of every conversation, or of those of ``owner``, one conversation after the other.
-
-        The records of a conversation follow its messages. After all conversations come the records of the owner or,
-        without one, all other records.
-
-        Messages appended meanwhile may or may not be included; every conversation that existed at the start is.
-        """
+        """Yield the lines of every conversation, or of those of ``owner``, one conversation after the other."""
         with SeenKeys() as count, SeenKeys() as done:
             fresh = True
             # A conversation with new activity moves to the front, which this pass has left behind: repeat until a pass

@@ -34,13 +34,7 @@ _LANES: Final = "SELECT conversation_id, pruned FROM letopis_outbox_lanes WHERE 
 
 @dataclass(slots=True)
 class ImportCounts:
-    """The lines processed so far.
-
-    :ivar imported: new lines.
-    :ivar known: lines that were imported before, with the same content.
-    :ivar refused: lines that cannot be stored; each was reported, and nothing of it was written.
-    :ivar bytes: their size, for a progress bar.
-    """
+    """The lines processed so far."""
 
     imported: int = 0
     known: int = 0
@@ -76,9 +70,6 @@ class Importer:
 
     The store need not be reachable. If it is, it is queried about events that the outbox cannot know: those pruned here
     or delivered by another outbox. A changed line is then refused now, instead of blocking its conversation later.
-
-    :ivar tell: called for each refused line, in order within its chunk.
-    :ivar progress: called after each chunk.
     """
 
     outbox: OutboxFile
@@ -105,10 +96,7 @@ class Importer:
         self._elsewhere.close()
 
     async def take(self, lines: Iterable[Line | RecordLine | Refused]) -> ImportCounts:
-        """Append every line that can be stored; return the counts, which :attr:`counts` shows while it runs.
-
-        The lines are read in a thread, so they may come from a slow pipe.
-        """
+        """Append every line that can be stored; return the counts, which :attr:`counts` shows while it runs."""
         source = iter(lines)
         # Abandoned when cancelled: it ends after its current line, and delays neither us nor the interpreter.
         thread = WorkerThread("letopis-intake")
@@ -244,10 +232,7 @@ def check(line: Line | RecordLine | Refused, limits: Limits = DEFAULT_LIMITS) ->
 
 
 def try_out(lines: Iterable[Line | RecordLine | Refused], tell: Callable[[Refused], None]) -> ImportCounts:
-    """Check lines as an import would, without writing: each alone, and for contradicting ids or owners.
-
-    The outbox is not read; lines that repeat an earlier one count as known.
-    """
+    """Check lines as an import would, without writing: each alone, and for contradicting ids or owners."""
     counts = ImportCounts()
     with SeenKeys() as seen, SeenKeys() as owners:
         for line in lines:

@@ -37,10 +37,7 @@ class RecordItem:
 
 @dataclass(frozen=True, slots=True)
 class TakenRecords:
-    """What became of some lines.
-
-    :ivar imported: how many are new; ``known``: how many were there with the same value and tags.
-    """
+    """What became of some lines."""
 
     imported: int
     known: int

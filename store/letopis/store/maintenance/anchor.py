@@ -32,13 +32,7 @@ BLOCK_EVENTS: Final = 100
 
 @dataclass(slots=True, kw_only=True)
 class PartitionComparison:
-    """How one partition of a log compares with an anchor.
-
-    :ivar position: up to which the anchor goes.
-    :ivar head: the position given out last; ``None`` if the partition is gone.
-    :ivar redacted: events whose content was redacted since the anchor was made.
-    :ivar unchanged: whether nothing else has changed.
-    """
+    """How one partition of a log compares with an anchor."""
 
     partition: int
     position: int
@@ -50,10 +44,7 @@ class PartitionComparison:
 async def make_anchor(
     engine: AsyncEngine, *, now: datetime, block_events: int = BLOCK_EVENTS, checked: Checked = unheard
 ) -> Anchor:
-    """Return the anchor of a store at this release's revision, up to the heads that its log has when this begins.
-
-    Nothing is checked: an anchor of a log that was changed before confirms the changed log.
-    """
+    """Return the anchor of a store at this release's revision, up to the heads that its log has when this begins."""
     with translated():
         async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
             store_id = (await read_identity(connection)).store_id
@@ -181,12 +172,7 @@ _DIGEST_HEX_LENGTH: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class AnchorBlock:
-    """The digests of consecutive events of a partition.
-
-    :ivar identity: SHA-256, in hexadecimal, of what never changes in an event; see :func:`block_of`.
-    :ivar content: SHA-256, in hexadecimal, of the events' digests.
-    :ivar redacted: events whose content was redacted by then.
-    """
+    """The digests of consecutive events of a partition."""
 
     identity: str
     content: str
@@ -195,11 +181,7 @@ class AnchorBlock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionAnchor:
-    """One partition of the log.
-
-    :ivar position: of its last event.
-    :ivar blocks: of positions 1 to ``block_events`` and so on; the last one ends at ``position``.
-    """
+    """One partition of the log."""
 
     position: int
     blocks: tuple[AnchorBlock, ...]
@@ -207,10 +189,7 @@ class PartitionAnchor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anchor:
-    """What a log was like at a moment.
-
-    :ivar partitions: by their number.
-    """
+    """What a log was like at a moment."""
 
     store_id: UUID
     made_at: datetime

@@ -30,15 +30,7 @@ class Read(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogCount:
-    """The result of counting a part of the log.
-
-    :ivar missing: how many positions were given out and hold no event.
-    :ivar partition: the first partition with missing events.
-    :ivar after: the position before the range with missing events.
-    :ivar upto: the last position of that range.
-    :ivar next: the position to continue after; 0 at the end of the log.
-    :ivar heads: the last position of each partition.
-    """
+    """The result of counting a part of the log."""
 
     missing: int = 0
     partition: int = 0
@@ -72,11 +64,7 @@ class Continuity:
         event.listen(engine.sync_engine, "invalidate", count)
 
     async def count(self, after: int = 0, *, newest: int = NEWEST_POSITIONS, length: int = RANGE_POSITIONS) -> LogCount:
-        """Count the events at the end of the log, and those in a range after a position, in one statement by key.
-
-        The end is where it was at the previous count. Positions have no gaps, so a missing event was deleted, or never
-        written though its position was given out.
-        """
+        """Count the events at the end of the log, and those in a range after a position, in one statement by key."""
         counted = await self._read(
             lambda connection: count_log(connection, after, newest=newest, length=length, heads=self._heads)
         )

@@ -23,11 +23,7 @@ _ERASING: Final = (MessageRedacted.type, ConversationDeleted.type, ConversationR
 
 @dataclass(slots=True)
 class _Erasures:
-    """What the log of one conversation says of erasures.
-
-    :ivar redacted: ids of messages that were redacted.
-    :ivar rewinds: versions that took messages off the path; ``resets`` erased all that came before them.
-    """
+    """What the log of one conversation says of erasures."""
 
     redacted: set[str] = field(default_factory=set)
     rewinds: set[int] = field(default_factory=set)

@@ -20,12 +20,7 @@ _MASK: Final = 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class WalFrame:
-    """One page that a commit wrote.
-
-    :ivar page: the page number, from 1.
-    :ivar size: pages of the database after the commit that this frame ends; 0 if it ends none.
-    :ivar at: offset of the page in the WAL.
-    """
+    """One page that a commit wrote."""
 
     page: int
     size: int
@@ -138,10 +133,7 @@ def _ended(page_size: int, frames: list[WalFrame], dropped: tuple[WalFrame, ...]
 
 
 def _behind(wal: bytes, at: int, page_size: int, order: str, salts: tuple[int, int]) -> tuple[WalFrame, ...]:
-    """Return the frames of this generation after the one at ``at``.
-
-    Each is valid by the checksum that the previous frame states, or comes before a frame that is.
-    """
+    """Return the frames of this generation after the one at ``at``."""
     frames_behind: list[WalFrame] = []
     places = [offset for offset in _places(len(wal), page_size) if offset > at]
     valid = 0

@@ -137,11 +137,7 @@ CheckpointKey = tuple[str, int, int]
 
 @dataclass(slots=True, kw_only=True)
 class Checkpoint:
-    """How far one version of a projection has read one partition; mutable within one transaction.
-
-    :ivar replay_to: the position up to which events were done before, so that they have no side effects.
-    :ivar new: whether its row is still to be inserted.
-    """
+    """How far one version of a projection has read one partition; mutable within one transaction."""
 
     name: str
     version: int

@@ -29,10 +29,7 @@ from letopis.store.read.reader import Reader
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectorContext:
-    """What a projector needs of a prepared store.
-
-    :ivar now: returns UTC microseconds.
-    """
+    """What a projector needs of a prepared store."""
 
     engine: AsyncEngine
     readers: AsyncEngine

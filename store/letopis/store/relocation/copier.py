@@ -44,12 +44,7 @@ CopiedRow = tuple[Any, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class TableSlice:
-    """Rows that are copied together, in the order of their key.
-
-    :ivar key: columns of the primary key, without the log partition if ``where`` names it.
-    :ivar payloads: columns whose bytes bound a page.
-    :ivar where: which rows of the table, the same at both ends.
-    """
+    """Rows that are copied together, in the order of their key."""
 
     table: sa.Table
     key: tuple[sa.Column[Any], ...]
@@ -69,10 +64,7 @@ def event_slice(partition: int) -> TableSlice:
 
 
 def other_slices(partitions: int) -> tuple[TableSlice, ...]:
-    """Return everything else that is copied: what no event says, and what is folded from the events.
-
-    The search index is not copied: its form is each database's own, and a store rebuilds it from its log.
-    """
+    """Return everything else that is copied: what no event says, and what is folded from the events."""
     return (
         TableSlice(table=origins, key=(origins.c.origin_id,)),
         TableSlice(table=owners, key=(owners.c.partition, owners.c.owner_id)),

@@ -69,10 +69,7 @@ async def read_store_record(connection: AsyncConnection, *, end: Endpoint | None
 
 
 async def claim_target(target: Endpoint, source: StoreRecord, *, source_address: str) -> bool:
-    """Make a fresh store the target of a move, or take over an unfinished one. No other run writes to it from now on.
-
-    Return False if the move is already done.
-    """
+    """Make a fresh store this run's target, or take over an unfinished move. Return False if that is done already."""
 
     async def work(connection: AsyncConnection) -> int | None:
         record = await read_store_record(connection, end=target)
@@ -147,10 +144,7 @@ async def commit_handover(source: Endpoint, closed: StoreRecord) -> None:
 
 
 async def open_target(target: Endpoint, source: StoreRecord) -> None:
-    """Open the target under the source's identity: it is the history store from now on.
-
-    Call it once the source is ``MOVED`` and no row differs.
-    """
+    """Open the target under the source's identity: it is the history store from now on."""
 
     async def work(connection: AsyncConnection) -> None:
         for partition, position in source.heads.items():

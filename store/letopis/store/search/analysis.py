@@ -38,11 +38,7 @@ _stemming = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One word of a text as it is compared.
-
-    :ivar exact: the word folded: without case and accents, with ``ё`` as ``е``.
-    :ivar stem: what its forms share; the folded word where its language has no rules here.
-    """
+    """One word of a text as it is compared."""
 
     exact: str
     stem: str

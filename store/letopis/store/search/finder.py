@@ -87,10 +87,7 @@ class Finder:
         scope = SearchScope(
             owner=owner,
             conversation=conversation,
-            bounds={
-                partition.partition: min(partition.head, position.bounds.get(partition.partition, 0))
-                for partition in progress
-            },
+            bounds={part.partition: min(part.head, position.bounds.get(part.partition, 0)) for part in progress},
         )
         unindexed, left_out = await self._unindexed(connection, query, progress, scope)
         room = min(limit, MAX_HITS - position.count)
@@ -128,7 +125,7 @@ class Finder:
         if conversation is None:
             return progress
         partition = partition_of(conversation, self._partitions)
-        return [searched for searched in progress if searched.partition == partition]
+        return [part for part in progress if part.partition == partition]
 
     async def _unindexed(
         self, connection: AsyncConnection, query: Query, progress: Sequence[IndexProgress], scope: SearchScope
@@ -206,7 +203,7 @@ def _matching(
 
 
 def _start(progress: Sequence[IndexProgress]) -> SearchPosition:
-    return SearchPosition(bounds={partition.partition: partition.head for partition in progress}, shown={})
+    return SearchPosition(bounds={part.partition: part.head for part in progress}, shown={})
 
 
 def _between_0_and_1(score: Any) -> float:

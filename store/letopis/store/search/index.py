@@ -40,12 +40,7 @@ IndexRow = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """A message to index.
-
-    :ivar content_version: the version of the event that holds the content.
-    :ivar position: the position in the log of the event that appended the message.
-    :ivar occurred_at: UTC microseconds.
-    """
+    """A message to index."""
 
     partition: int
     conversation_id: str
@@ -59,12 +54,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchScope:
-    """Which messages are searched.
-
-    :ivar owner: those of one owner; ``None`` for all.
-    :ivar conversation: those of one conversation; ``None`` for all.
-    :ivar bounds: by log partition, the last position that is searched; other partitions are not searched.
-    """
+    """Which messages are searched."""
 
     owner: str | None
     conversation: str | None

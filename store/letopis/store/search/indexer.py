@@ -68,8 +68,6 @@ class Indexer:
     checkpoint together, so an interrupted one is repeated, and nothing is left out. An SQLite file has one writer: its
     words are stemmed before the transaction, which reads the messages again and takes the rows of those that are the
     same.
-
-    :param now: returns UTC microseconds.
     """
 
     def __init__(
@@ -124,10 +122,7 @@ class Indexer:
         return {document: known.get(document) or self._index.rows((document,)) for document in documents}
 
     async def keep_up(self, limit: int) -> int | None:
-        """Index at most ``limit`` events of an SQLite file; return how many are left.
-
-        ``None`` if it was never searched, or for a server: those who search it keep no writer waiting.
-        """
+        """Index at most ``limit`` events of an SQLite file; return how many are left."""
         progress = await self._shielded(self._progress()) if self._embedded else []
         if not any(partition.indexed for partition in progress):
             return None
@@ -209,9 +204,6 @@ class BoundedCatchUp:
 
     What is not done in time goes on in the background until the index is up to date, and the search reads the rest from
     the log, as far as that goes. A store that may only be read is searched in the same way.
-
-    :param catch_up: indexes some events; returns how many, 0 where there are none.
-    :param timeout: seconds that a search waits.
     """
 
     def __init__(self, catch_up: Callable[[], Awaitable[int]], *, timeout: float = 1.0) -> None:

@@ -27,10 +27,7 @@ _OTHER_FORM_WEIGHT: Final = 0.6
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A word to look for, or several that follow each other.
-
-    :ivar exact: whether it was quoted, so that other forms do not match.
-    """
+    """A word to look for, or several that follow each other."""
 
     words: tuple[Word, ...]
     exact: bool = False
@@ -64,11 +61,7 @@ class Match:
 
 
 def parse(typed: object) -> Query:
-    """Return the query that ``typed`` means.
-
-    A word with punctuation in it (``e-mail``, ``letopis.store``) is several words that follow each other. An unpaired
-    quotation mark is ignored.
-    """
+    """Return the query that ``typed`` means."""
     if not isinstance(typed, str):
         raise InvalidInput("query", f"must be text, not {type(typed).__name__}")
     if len(typed) > MAX_QUERY_LENGTH:

@@ -24,10 +24,7 @@ _CONTINUES: Final = re.compile("[\U0001f3fb-\U0001f3ff]")
 
 @dataclass(frozen=True, slots=True)
 class Snippet:
-    """A part of a text on one line.
-
-    :ivar marks: start and end, in ``text``, of each word that matches.
-    """
+    """A part of a text on one line."""
 
     text: str
     marks: tuple[tuple[int, int], ...]

@@ -58,12 +58,7 @@ class KeyCounter(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One accepted line.
-
-    :ivar number: line number, from 1.
-    :ivar occurred_at: ``None`` if the line has none.
-    :ivar size: bytes of the line in its file.
-    """
+    """One accepted line."""
 
     number: int
     size: int = 0
@@ -79,11 +74,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """One refused line.
-
-    :ivar reason: the key and what is wrong with it, without the value.
-    :ivar size: bytes of the line in its file.
-    """
+    """One refused line."""
 
     number: int
     reason: str
@@ -191,10 +182,7 @@ def render_line(message: RecordedMessage, *, owner: str | None, count: KeyCounte
 
 
 def implied_key(conversation_id: str, message: Message) -> bytes:
-    """Return the digest that distinguishes a message without an id in its conversation, by its content only.
-
-    Reading the lines again gives the same ids although other lines were changed, added or removed in between.
-    """
+    """Return the digest that distinguishes a message without an id in its conversation, by its content only."""
     data = message.to_data()
     del data["message_id"]
     # Not orjson: the content is not checked yet, and may have lone surrogates and any integer.

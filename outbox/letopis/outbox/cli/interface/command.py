@@ -23,10 +23,7 @@ class SharedOption(click.Option):
 
 
 class Verb(click.Command):
-    """A command whose help ends with examples.
-
-    :param examples: command lines as a user types them, each with or without a comment behind it.
-    """
+    """A command whose help ends with examples."""
 
     def __init__(self, *given: Any, examples: Sequence[str] = (), **options: Any) -> None:
         super().__init__(*given, **options)
@@ -94,11 +91,7 @@ def first_sentence(text: str) -> str:
 
 
 class LazyGroup(VerbGroup):
-    """A group that knows its verbs by name, module and one line of help.
-
-    :param verbs: from name to (``module:attribute``, short help), in the order in which they are listed.
-    :param elsewhere: from words that are no verb of this group to the commands that are meant.
-    """
+    """A group that knows its verbs by name, module and one line of help."""
 
     def __init__(
         self,

@@ -50,7 +50,7 @@ def repeat(step: Callable[[], None], *, seconds: float) -> None:
 
 
 def check_reader() -> None:
-    """Check that stdout has a reader."""
+    """Raise ``BrokenPipeError`` if stdout has no reader."""
     if reader_is_gone(sys.stdout):
         raise BrokenPipeError
 
@@ -64,8 +64,6 @@ class Tail:
 
     A message is new if it follows one that is known. Older ones that come into view, because others were taken back or
     the store can be read again, are not.
-
-    :param state: from a message to what is worth showing it again if it changes.
     """
 
     def __init__(self, state: Callable[[RecordedMessage], Hashable]) -> None:

@@ -33,10 +33,7 @@ def store_of(config: Settings) -> str | Path:
 
 
 def store_url(config: Settings, *, missing: str | None = None) -> tuple[URL, str]:
-    """Return the URL of the history store, which may not be the outbox, and its printable name.
-
-    :param missing: what to say, and to exit with, if it is a SQLite file that does not exist.
-    """
+    """Return the URL of the history store, which may not be the outbox, and its printable name."""
     from letopis.outbox.history.store_location import check_apart
     from letopis.store.database.urls import normalise_url, safe_url
 
@@ -85,10 +82,7 @@ def existing_outbox(config: Settings) -> Path:
 
 @asynccontextmanager
 async def open_source(config: Settings, *, read_timeout: float = 3.0) -> AsyncIterator[Any]:
-    """Open the outbox with its store for reading, or without an outbox the store that was named.
-
-    Nothing is created, and no relay runs.
-    """
+    """Open the outbox with its store for reading, or without an outbox the store that was named."""
     if config.outbox.is_file() or config.store is None:
         from letopis.outbox.history.history import History
 
@@ -115,10 +109,7 @@ def read_outbox(config: Settings, work: Callable[[sa.Connection], T]) -> tuple[P
 
 
 async def with_outbox(config: Settings, work: Callable[[OutboxFile], Awaitable[T]]) -> T:
-    """Open the outbox file, which must exist, run ``work`` on it, and close it.
-
-    A bot and a relay may have it open at the same time.
-    """
+    """Open the outbox file, which must exist, run ``work`` on it, and close it."""
     from letopis.outbox.file.outbox_file import OutboxFile
 
     file = await OutboxFile.open(existing_outbox(config), create=False)

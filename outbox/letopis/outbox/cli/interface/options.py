@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -19,7 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _META: Final = "letopis.outbox.cli.interface.options"
 
 
-_HELP: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
+_HELP: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "outbox": (
         "The outbox file. Default: bot.outbox.db.",
         {"type": click.Path(), "metavar": "PATH", "multiple": True},

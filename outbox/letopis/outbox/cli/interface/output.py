@@ -152,11 +152,7 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 
 def reader_is_gone(stream: TextIO) -> bool:
-    """Return True if ``stream`` is a pipe without a reader; writes nothing.
-
-    A command that prints only what changes would otherwise notice it with the next change. False where the system
-    cannot tell.
-    """
+    """Return True if ``stream`` is a pipe without a reader; writes nothing."""
     if not hasattr(select, "poll"):
         return False
     watched = select.poll()

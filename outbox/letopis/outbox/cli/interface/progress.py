@@ -70,11 +70,7 @@ class Pace:
 
 
 class ProgressLine:
-    """One line of a terminal that is drawn over and over.
-
-    :param unit: what is counted, in the plural; :data:`BYTES` are shown in megabytes.
-    :param total: the amount at which the run is done; ``None`` if that is not known.
-    """
+    """One line of a terminal that is drawn over and over."""
 
     def __init__(
         self,

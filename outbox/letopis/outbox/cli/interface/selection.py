@@ -46,10 +46,7 @@ _KEPT: Final = "letopis.outbox.cli.interface.selection"
 
 
 def with_selection(*, whole: bool = True) -> Callable[[F], F]:
-    """Give a verb the options that select events: by id, conversation, state, fault class, or all.
-
-    :func:`current_selection` reads them.
-    """
+    """Give a verb the options that select events: by id, conversation, state, fault class, or all."""
     several: dict[str, Any] = {"multiple": True, "expose_value": False, "callback": _keep}
 
     def decorate(function: F) -> F:
