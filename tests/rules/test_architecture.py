@@ -28,8 +28,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "rules",
         "database",
         "read",
-        "search",
         "projections",
+        "search",
         "write",
         "maintenance",
         "_components",
@@ -84,6 +84,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "standalone",
         "hosted",
     ),
+    "letopis.examples": ("demo",),
     "letopis.adapters": (
         "formats",
         "_blocking",
@@ -117,6 +118,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "letopis.outbox": frozenset({"letopis.store"}),
     "letopis.adapters": frozenset({"letopis.store", "letopis.outbox"}),
     "letopis.console": frozenset({"letopis.store", "letopis.outbox"}),
+    "letopis.examples": frozenset({"letopis.store", "letopis.outbox"}),
     "letopis.migrations": frozenset({"letopis.store", "letopis.outbox"}),
 }
 

@@ -136,7 +136,7 @@ async def log_in_brief(store: ConversationStore, *, partition: int, after: int, 
     """Return those of the next ``limit`` positions that figures are made of, in order."""
     values = {"partition": partition, "after": after, "upto": after + check_count(limit, "limit")}
     rows = await _rows(store, _LOG, values)
-    return [LoggedRow(*row) for row in rows if row.type in COUNTED_TYPES]
+    return [LoggedRow._make(row) for row in rows if row.type in COUNTED_TYPES]
 
 
 async def forks(store: ConversationStore, conversation_id: str, *, limit: int) -> list[ForkSummary]:

@@ -12,6 +12,7 @@ from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, one_line
 from letopis.outbox.cli.interface.options import given_outboxes, settings, verb
 from letopis.outbox.cli.interface.output import emit, note, printable, supports_style, wants_json
 from letopis.outbox.cli.relay import LISTEN
+from letopis.outbox.cli.status import status_of_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,14 +99,8 @@ def _check_files(names: tuple[str, ...]) -> str | None:
 
 
 async def _status(path: Path) -> Status:
-    from letopis.outbox.file.inspection import read_file
-    from letopis.outbox.operations.status import status_of
-    from letopis.store.model.events import to_microseconds, utc_now
-
     async with asyncio.timeout(TIMEOUT_SECONDS):
-        return await asyncio.to_thread(
-            read_file, path, lambda cursor: status_of(cursor, now_us=to_microseconds(utc_now()))
-        )
+        return await asyncio.to_thread(status_of_file, path)
 
 
 COLOURS: Final = {"ok": "green", "warn": "yellow", "fail": "red", "skip": None}

@@ -232,16 +232,11 @@ def _hit_text(hit: Hit) -> str:
 
 def _figures_json(figures: Figures) -> dict[str, int]:
     """Return the JSON of figures; a documented, stable schema."""
-    return {
-        "messages": figures.messages,
-        "questions": figures.questions,
-        "answers": figures.answers,
-        "tokens": figures.tokens,
-    }
+    return {name: getattr(figures, name) for name in ("messages", "questions", "answers", "tokens")}
 
 
 def _row(figures: Figures) -> tuple[int, ...]:
-    return figures.messages, figures.questions, figures.answers, figures.tokens
+    return tuple(_figures_json(figures).values())
 
 
 def _value_text(value: str | None) -> str:

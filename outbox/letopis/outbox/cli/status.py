@@ -49,13 +49,14 @@ def status(check: bool, watch: bool, interval: float) -> None:
             raise click.UsageError("--watch does not end, so --check has nothing to say: give one of them.")
         _watch(path, seconds=interval)
         return
-    current = _read(path)
+    current = status_of_file(path)
     emit(_document(path, current), text=_status_text(path.name, current))
     if check and not current.healthy:
         raise CommandExit(Exit.FAILED)
 
 
-def _read(path: Path) -> Status:
+def status_of_file(path: Path) -> Status:
+    """Return the status of an outbox, with nothing created and nothing changed."""
     from letopis.outbox.file.inspection import read_file
     from letopis.outbox.operations.status import status_of
     from letopis.store.model.events import to_microseconds, utc_now
@@ -74,7 +75,7 @@ def _watch(path: Path, *, seconds: float) -> None:
 
     def step() -> None:
         nonlocal printed
-        current = _read(path)
+        current = status_of_file(path)
         document = _document(path, current)
         key = _without_ages(document)
         if not wants_json():

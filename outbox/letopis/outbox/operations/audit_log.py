@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Final, Literal
 from uuid import UUID
@@ -100,16 +100,10 @@ def list_actions(connection: sa.Connection, *, limit: int, before: int | None = 
 
 
 def _entry(row: Any) -> AuditEntry:
-    entry_id, occurred_at, action, outcome, conversation_id, event_id, conversations, reason, actor, via = row
-    return AuditEntry(
-        entry_id=entry_id,
-        occurred_at=from_microseconds(occurred_at),
-        action=action,
-        outcome=outcome,
-        conversation_id=conversation_id,
-        event_id=None if event_id is None else UUID(bytes=event_id),
-        conversations=conversations,
-        reason=reason,
-        actor=actor,
-        via=via,
-    )
+    values = dict(zip((column.name for column in fields(AuditEntry)), row, strict=True))
+    event_id = values["event_id"]
+    values |= {
+        "occurred_at": from_microseconds(values["occurred_at"]),
+        "event_id": None if event_id is None else UUID(bytes=event_id),
+    }
+    return AuditEntry(**values)

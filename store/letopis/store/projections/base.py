@@ -173,6 +173,7 @@ class Checkpoints:
         )
         self._unlocked: Any = named
         self._locked: Any = dialect.locked(named)
+        self._free: Any = named if self._locked is named else named.with_for_update(skip_locked=True)
 
     async def read(
         self, connection: AsyncConnection, names: Collection[str], partitions: Collection[int]
@@ -185,6 +186,19 @@ class Checkpoints:
     ) -> list[Checkpoint]:
         """Return the same checkpoints, locked until the end of the transaction."""
         return await self._rows(connection, self._locked, names, partitions)
+
+    async def find(
+        self, connection: AsyncConnection, key: CheckpointKey, *, lock: bool = True, wait: bool = True
+    ) -> tuple[Checkpoint | None, list[int]]:
+        """Return the checkpoint of a version in a partition, and the positions of the other versions there.
+
+        :param wait: ``False`` to leave out those that another transaction has locked.
+        """
+        name, version, partition = key
+        statement = self._unlocked if not lock else self._locked if wait else self._free
+        all_versions = await self._rows(connection, statement, [name], [partition])
+        own = next((checkpoint for checkpoint in all_versions if checkpoint.version == version), None)
+        return own, [checkpoint.position for checkpoint in all_versions if checkpoint.version != version]
 
     async def move(self, connection: AsyncConnection, moved: Collection[Checkpoint], *, now: int) -> None:
         """Write checkpoints.

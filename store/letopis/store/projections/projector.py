@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from letopis.store.database.dialects import Dialect
 from letopis.store.database.fault_classification import repeat_on_conflict, translated
@@ -16,6 +16,7 @@ from letopis.store.projections.base import (
     EVENTS_PER_BATCH,
     TRANSIENT_CLASSES,
     Checkpoint,
+    CheckpointKey,
     Checkpoints,
     Projection,
     attributed_to,
@@ -141,7 +142,7 @@ class Projector:
                 async with context.readers.connect() as connection:
                     heads = await context.reader.heads(connection, range(context.partitions))
                     for partition, head in heads.items():
-                        own, others = await self._find(checkpoints.read, connection, partition)
+                        own, others = await checkpoints.find(connection, self._key(partition), lock=False)
                         first = max(others) if others else head
                         partitions.append(
                             Progress(
@@ -172,21 +173,16 @@ class Projector:
         name, version = self._projection.name, self._projection.version
 
         async def retire() -> None:
-            with translated():
-                async with context.engine.connect() as connection:
-                    await context.dialect.begin_apply(connection)
-                    locked = await checkpoints.lock(connection, [name], range(context.partitions))
-                    done = {
-                        checkpoint.partition: checkpoint.position
-                        for checkpoint in locked
-                        if checkpoint.version == version
-                    }
-                    others = [checkpoint for checkpoint in locked if checkpoint.version != version]
-                    for checkpoint in others:
-                        checkpoint.replay_to = max(checkpoint.replay_to, done.get(checkpoint.partition, 0))
-                    await checkpoints.move(connection, others, now=context.now())
-                    await checkpoints.drop(connection, name, version)
-                    await connection.commit()
+            async with context.dialect.transaction(context.engine) as connection:
+                locked = await checkpoints.lock(connection, [name], range(context.partitions))
+                done = {
+                    checkpoint.partition: checkpoint.position for checkpoint in locked if checkpoint.version == version
+                }
+                others = [checkpoint for checkpoint in locked if checkpoint.version != version]
+                for checkpoint in others:
+                    checkpoint.replay_to = max(checkpoint.replay_to, done.get(checkpoint.partition, 0))
+                await checkpoints.move(connection, others, now=context.now())
+                await checkpoints.drop(connection, name, version)
 
         await self._shielded(retire())
 
@@ -207,39 +203,25 @@ class Projector:
     async def _transaction(self, context: ProjectorContext, partition: int) -> tuple[int, list[RecordedEvent]]:
         """Return how many events one transaction applied, and those of them that were not replayed."""
         checkpoints = Checkpoints(context.dialect)
-        with translated():
-            async with context.engine.connect() as connection:
-                await context.dialect.begin_apply(connection)
-                own, others = await self._find(checkpoints.lock, connection, partition)
-                if own is None:
-                    head = (await context.reader.heads(connection, (partition,)))[partition]
-                    key = (self._projection.name, self._projection.version, partition)
-                    own = Checkpoint.first(key, replay_to=max(others) if others else head)
-                own.replay_to = max([own.replay_to, *others])
-                events = await context.reader.log(
-                    connection, partition=partition, after=own.position, limit=self._batch
-                )
-                replayed = [event for event in events if (event.position or 0) <= own.replay_to]
-                fresh = events[len(replayed) :]
-                with attributed_to(self._projection):
-                    if replayed:
-                        await self._projection.apply(connection, replayed, replaying=True)
-                    if fresh:
-                        await self._projection.apply(connection, fresh, replaying=False)
-                if events:
-                    own.position = events[-1].position or 0
-                if events or own.new:
-                    await checkpoints.move(connection, [own], now=context.now())
-                with translated(committing=True):
-                    await connection.commit()
-                return len(events), fresh
+        async with context.dialect.transaction(context.engine) as connection:
+            own, others = await checkpoints.find(connection, self._key(partition))
+            if own is None:
+                head = (await context.reader.heads(connection, (partition,)))[partition]
+                own = Checkpoint.first(self._key(partition), replay_to=max(others) if others else head)
+            own.replay_to = max([own.replay_to, *others])
+            events = await context.reader.log(connection, partition=partition, after=own.position, limit=self._batch)
+            replayed = [event for event in events if (event.position or 0) <= own.replay_to]
+            fresh = events[len(replayed) :]
+            with attributed_to(self._projection):
+                if replayed:
+                    await self._projection.apply(connection, replayed, replaying=True)
+                if fresh:
+                    await self._projection.apply(connection, fresh, replaying=False)
+            if events:
+                own.position = events[-1].position or 0
+            if events or own.new:
+                await checkpoints.move(connection, [own], now=context.now())
+        return len(events), fresh
 
-    async def _find(
-        self, look_up: Callable[..., Awaitable[list[Checkpoint]]], connection: AsyncConnection, partition: int
-    ) -> tuple[Checkpoint | None, list[int]]:
-        """Return this version's checkpoint, and the positions of the other versions."""
-        checkpoints = await look_up(connection, [self._projection.name], [partition])
-        own = next((checkpoint for checkpoint in checkpoints if checkpoint.version == self._projection.version), None)
-        return own, [
-            checkpoint.position for checkpoint in checkpoints if checkpoint.version != self._projection.version
-        ]
+    def _key(self, partition: int) -> CheckpointKey:
+        return self._projection.name, self._projection.version, partition

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -22,6 +22,7 @@ from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.schema import checkpoints, log_heads
 from letopis.store.errors import Closed
 from letopis.store.model.upcasters import Upcasters
+from letopis.store.projections.base import Checkpoint, CheckpointKey, Checkpoints
 from letopis.store.read.polling import repeat
 from letopis.store.read.task_marks import FORGET, Task, write_marks
 from letopis.store.search.analysis import GENERATION
@@ -80,12 +81,11 @@ class Indexer:
         self._index = index
         self._now = now
         self._log = LogRanges(dialect, upcasters)
-        self._lock = dialect.locked(_CHECKPOINT)
-        self._try_lock = _CHECKPOINT if dialect.locked(_CHECKPOINT) is _CHECKPOINT else _SKIP_LOCKED
+        self._checkpoints = Checkpoints(dialect)
         self._turn = asyncio.Lock()
 
     async def catch_up(self, limit: int, *, wait: bool = True) -> int:
-        """Index at most ``limit`` events, a batch in each transaction; return how many, 0 where there are none."""
+        """Index at most ``limit`` events, and return how many; without ``wait``, none that another process works on."""
         done = 0
         for progress in await self._shielded(self._progress()):
             while progress.behind and done < limit:
@@ -111,8 +111,8 @@ class Indexer:
     async def _next(self, partition: int, limit: int) -> tuple[int, LogRange]:
         with translated():
             async with self._readers.connect() as connection:
-                row = (await connection.execute(_CHECKPOINT, {"partition": partition})).first()
-                after = 0 if row is None else row.position
+                checkpoint, _ = await self._checkpoints.find(connection, _key(partition), lock=False)
+                after = 0 if checkpoint is None else checkpoint.position
                 head = (await connection.execute(_HEAD, {"partition": partition})).scalar_one()
                 return after, await self._log.read(connection, partition=partition, after=after, upto=head, limit=limit)
 
@@ -122,11 +122,11 @@ class Indexer:
         return {document: known.get(document) or self._index.rows((document,)) for document in documents}
 
     async def keep_up(self, limit: int) -> int | None:
-        """Index at most ``limit`` events of an SQLite file; return how many are left."""
+        """Index some events of a searched SQLite file; return how many are left, ``None`` for any other store."""
         progress = await self._shielded(self._progress()) if self._embedded else []
-        if not any(partition.indexed for partition in progress):
+        if not any(part.indexed for part in progress):
             return None
-        behind = sum(partition.behind for partition in progress)
+        behind = sum(part.behind for part in progress)
         return behind - (await self.catch_up(limit) if behind else 0)
 
     async def _progress(self) -> list[IndexProgress]:
@@ -146,22 +146,22 @@ class Indexer:
         after: int | None = None,
         stemmed: Mapping[Document, Sequence[IndexRow]] = MappingProxyType({}),
     ) -> int | None:
-        with translated():
-            async with self._engine.begin() as connection:
-                key = {"partition": partition}
-                row = (await connection.execute(self._lock if wait else self._try_lock, key)).first()
-                if row is None:
-                    if (await connection.execute(_CHECKPOINT, key)).first() is not None:
-                        return 0  # another process works on it
-                    await connection.execute(_FIRST.values(partition=partition, updated_at=self._now()))
-                position = 0 if row is None else row.position
-                if after not in (None, position):
-                    return None
-                head = (await connection.execute(_HEAD, key)).scalar_one()
-                log = await self._log.read(connection, partition=partition, after=position, upto=head, limit=limit)
-                if log.events:
-                    await self._write(connection, partition, log, stemmed)
-                return log.events
+        async with self._dialect.transaction(self._engine) as connection:
+            checkpoint, _ = await self._checkpoints.find(connection, _key(partition), wait=wait)
+            if checkpoint is None:
+                if not wait and (await self._checkpoints.find(connection, _key(partition), lock=False))[0] is not None:
+                    return 0  # another process works on it
+                checkpoint = Checkpoint.first(_key(partition), replay_to=0)
+            if after not in (None, checkpoint.position):
+                return None
+            start, head = checkpoint.position, (await connection.execute(_HEAD, {"partition": partition})).scalar_one()
+            log = await self._log.read(connection, partition=partition, after=start, upto=head, limit=limit)
+            if log.events:
+                await self._write(connection, partition, log, stemmed)
+                checkpoint.position = log.last
+            if log.events or checkpoint.new:
+                await self._checkpoints.move(connection, [checkpoint], now=self._now())
+            return log.events
 
     async def _write(
         self,
@@ -196,7 +196,6 @@ class Indexer:
             ):
                 await self._index.forget(connection, partition, document.conversation_id, (document.version,))
         await self._index.write(connection, rows)
-        await connection.execute(_MOVE, {"b_partition": partition, "b_position": log.last, "b_updated": self._now()})
 
 
 class BoundedCatchUp:
@@ -252,17 +251,11 @@ class BackgroundIndexer:
         return await self._catch_up(MAX_EVENTS_PER_BATCH) >= MAX_EVENTS_PER_BATCH
 
 
+def _key(partition: int) -> CheckpointKey:
+    return CHECKPOINT_NAME, GENERATION, partition
+
+
 _MINE: Final = (checkpoints.c.name == CHECKPOINT_NAME, checkpoints.c.version == GENERATION)
-_CHECKPOINT: Final[Any] = sa.select(checkpoints.c.position).where(
-    *_MINE, checkpoints.c.partition == sa.bindparam("partition")
-)
-_SKIP_LOCKED: Final = _CHECKPOINT.with_for_update(skip_locked=True)
-_FIRST: Final = sa.insert(checkpoints).values(name=CHECKPOINT_NAME, version=GENERATION, position=0, replay_to=0)
-_MOVE: Final = (
-    sa.update(checkpoints)
-    .where(*_MINE, checkpoints.c.partition == sa.bindparam("b_partition"))
-    .values(position=sa.bindparam("b_position"), updated_at=sa.bindparam("b_updated"))
-)
 _HEAD: Final = sa.select(log_heads.c.position).where(log_heads.c.partition == sa.bindparam("partition"))
 _PROGRESS: Final = (
     sa.select(log_heads.c.partition, log_heads.c.position.label("head"), checkpoints.c.position.label("indexed"))
