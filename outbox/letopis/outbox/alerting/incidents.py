@@ -1,4 +1,4 @@
-"""Describe incidents, what is observed of an outbox, and the thresholds that turn one into the other."""
+"""Describe incidents, and decide which open, change and resolve after one look at an outbox; pure."""
 
 from __future__ import annotations
 

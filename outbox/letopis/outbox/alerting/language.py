@@ -1,4 +1,4 @@
-"""Find the catalogue of a language, and format times and durations in it."""
+"""Write times, durations, reasons and the texts for users in a language that has a catalogue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``letopis move``: move the history to another store."""
+"""``letopis move`` and ``letopis outbox rebind``: change the history store of bots that keep running."""
 
 from __future__ import annotations
 

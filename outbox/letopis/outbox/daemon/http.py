@@ -1,4 +1,4 @@
-"""Serve ``/healthz/live``, ``/healthz/ready`` and ``/metrics`` over HTTP, read-only."""
+"""Serve ``/healthz/live``, ``/healthz/ready`` and ``/metrics`` over HTTP, read-only, with limited connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Share history stores among the outboxes of one process, each store with one small pool and one breaker."""
+"""Share history stores among the outboxes of one process: each has a small pool, a breaker and measured deliveries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Notify systemd of the daemon's state through its notification socket."""
+"""Notify systemd of the daemon's state, and call functions on signals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decide when the closed outbox file of a daemon is opened again though nothing was committed to it."""
+"""Decide when the outbox files of a daemon are looked at: the closed ones in turns, the open ones for commits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run every check of an installation, and suggest fixes."""
+"""Run every check of an installation, and check its configuration; suggest fixes."""
 
 from __future__ import annotations
 

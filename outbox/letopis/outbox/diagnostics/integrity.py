@@ -1,4 +1,4 @@
-"""Check that an outbox file still holds what was appended to it, reading all of it and changing nothing."""
+"""Check that an outbox file still holds what was appended to it, and compare it with its history store."""
 
 from __future__ import annotations
 

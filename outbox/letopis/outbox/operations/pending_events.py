@@ -1,4 +1,4 @@
-"""List pending events with the state of their lanes and the repairs made to them."""
+"""List pending events with the state of their lanes and the repairs made to them, as values and as JSON."""
 
 from __future__ import annotations
 

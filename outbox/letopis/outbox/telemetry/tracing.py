@@ -1,4 +1,4 @@
-"""Make one OpenTelemetry span per append and per delivery, where the extra ``letopis[otel]`` is installed."""
+"""Make one OpenTelemetry span per append and per delivery, by its conventions for generative AI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Make anchors of a log, and compare a log with one; read in pages and change nothing."""
+"""Make anchors of a log, digests to keep where the database cannot change them, and compare a log with one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lay out the help of a verb: its own options, examples, and the options of every command in one line."""
+"""Lay out the help of verbs, and import a verb only when it is called."""
 
 from __future__ import annotations
 

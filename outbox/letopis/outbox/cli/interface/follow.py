@@ -1,4 +1,4 @@
-"""Repeat output until the user interrupts the command or stdout has no reader."""
+"""Repeat output until the user interrupts the command, and tell what is new since the last look."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Render pending events as a table, as text and as JSON."""
+"""Render pending events, conversations and messages as text and as JSON."""
 
 from __future__ import annotations
 

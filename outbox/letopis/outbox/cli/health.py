@@ -1,4 +1,4 @@
-"""``letopis healthcheck``: check the relay, for containers without an HTTP client."""
+"""``letopis doctor`` and ``letopis healthcheck``: check an installation, and whether its relay is well."""
 
 from __future__ import annotations
 
