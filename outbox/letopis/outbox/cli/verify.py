@@ -1,4 +1,4 @@
-"""``letopis outbox verify`` and ``salvage``, ``letopis db verify`` and ``anchor``: check stored data, and recover it."""
+"""``letopis outbox verify`` and ``salvage``, ``letopis db verify`` and ``anchor``: check and recover stored data."""
 
 from __future__ import annotations
 
