@@ -10,7 +10,7 @@ import click
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
 from letopis.outbox.cli.interface.locations import existing_outbox
 from letopis.outbox.cli.interface.options import settings, verb
-from letopis.outbox.cli.interface.output import emit, note, printable
+from letopis.outbox.cli.interface.output import TIMEOUT, counted, emit, note, printable
 from letopis.outbox.cli.interface.progress import ProgressReport, progress
 from letopis.outbox.cli.interface.selection import YES, confirm
 
@@ -36,9 +36,7 @@ STATES: Final = ("active", "archived")
 )
 @click.option("--reason", metavar="TEXT", required=True, help="The reason; it is recorded. Write no content into it.")
 @click.option("--wait", is_flag=True, help="Deliver it, and exit when the history store holds none of the content.")
-@click.option(
-    "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="With --wait: the longest wait, then exit 75."
-)
+@TIMEOUT
 @YES
 def erase(
     conversations: tuple[str, ...],
@@ -205,7 +203,7 @@ def _tell(work: _Erasure, pending: int, owner: str | None, *, waited: bool) -> N
         click.echo(printable(name))
     count = len(work.erased)
     whose = "" if owner is None else ", and all records of the owner"
-    note(f"{count} conversation{'' if count == 1 else 's'} erased{whose}")
+    note(f"{counted(count, 'conversation')} erased{whose}")
     if waited and not pending and not work.store_rows and not work.unerased:
         note("the history store holds none of the content any more")
     elif not waited:

@@ -16,7 +16,7 @@ from letopis.outbox.cli.interface.command import VerbGroup
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
 from letopis.outbox.cli.interface.locations import read_outbox, store_of, with_outbox
 from letopis.outbox.cli.interface.options import settings, verb, with_options
-from letopis.outbox.cli.interface.output import emit, note, open_output, printable, wants_json, write
+from letopis.outbox.cli.interface.output import FORCE, counted, emit, note, open_output, printable, wants_json, write
 from letopis.outbox.cli.interface.selection import (
     YES,
     as_operator,
@@ -302,7 +302,7 @@ def fix(file: str | None, metadata_file: str | None, original: bool, reason: str
     group=outbox,
 )
 @click.option("--file", "file", metavar="FILE", default="-", help="The file to write; stdout by default.")
-@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+@FORCE
 @with_selection()
 def export(file: str, force: bool) -> None:
     """Export pending events as JSON Lines, one complete event per line; all of them by default.
@@ -327,7 +327,7 @@ def export(file: str, force: bool) -> None:
             count += 1
         if not count:
             raise CommandExit(Exit.NOTHING, "nothing matched")
-    note(f"{count} event{'' if count == 1 else 's'} exported")
+    note(f"{counted(count, 'event')} exported")
 
 
 for _one in (rebind, verify_outbox, salvage):
@@ -380,7 +380,7 @@ def _lanes(word: str, conversations: list[str], said: str) -> None:
     if not conversations:
         raise CommandExit(Exit.NOTHING, "nothing matched")
     if not wants_json():
-        note(f"{len(conversations)} conversation{'' if len(conversations) == 1 else 's'} {said}")
+        note(f"{counted(len(conversations), 'conversation')} {said}")
 
 
 def _repaired(word: str, outcome: Sequence[tuple[PendingEvent, str | None]]) -> None:
@@ -397,7 +397,7 @@ def _repaired(word: str, outcome: Sequence[tuple[PendingEvent, str | None]]) -> 
     if not wants_json():
         for _, error in failed:
             note(f"letopis: {error}")
-        note(f"{len(done)} event{'' if len(done) == 1 else 's'} {word}")
+        note(f"{counted(len(done), 'event')} {word}")
     if failed:
         raise CommandExit(Exit.FAILED)
 

@@ -17,7 +17,7 @@ from letopis.outbox.cli.interface.command import VerbGroup
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, one_line
 from letopis.outbox.cli.interface.locations import open_source
 from letopis.outbox.cli.interface.options import settings, verb, with_options
-from letopis.outbox.cli.interface.output import emit, note, open_output, printable
+from letopis.outbox.cli.interface.output import FORCE, TIMEOUT, counted, emit, note, open_output, printable
 from letopis.outbox.cli.interface.progress import BYTES, ProgressReport, can_redraw, progress
 
 if TYPE_CHECKING:
@@ -58,12 +58,7 @@ def export() -> None:
 @click.option(
     "--wait", is_flag=True, help="Deliver all pending events, and exit when the history store has everything."
 )
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0),
-    metavar="SECONDS",
-    help="With --wait: the longest wait, then exit 75.",
-)
+@TIMEOUT
 def import_jsonl(file: str, dry_run: bool, wait: bool, timeout: float | None) -> None:
     """Append the messages and records of a JSON Lines FILE ("-" is stdin) to the outbox.
 
@@ -161,7 +156,7 @@ def _report(counts: ImportCounts, pending: int | None, *, dry_run: bool) -> None
 @click.option("--conversation", metavar="ID", help="Only this conversation.")
 @click.option("--owner", metavar="ID", help="Only this owner's conversations, and the owner's own records.")
 @click.option("--no-records", is_flag=True, help="Write messages alone.")
-@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+@FORCE
 def export_jsonl(file: str, conversation: str | None, owner: str | None, no_records: bool, force: bool) -> None:
     """Write conversations as JSON Lines to FILE ("-" is stdout), one message a line, each conversation in order.
 
@@ -175,8 +170,8 @@ def export_jsonl(file: str, conversation: str | None, owner: str | None, no_reco
         done = asyncio.run(_export(stream, conversation, owner, not no_records, report))
         if not (done.conversations or done.records):
             raise CommandExit(Exit.NOTHING, "nothing matched")
-    records = f" and {done.records} record{'' if done.records == 1 else 's'}" if done.records else ""
-    conversations = f"{done.conversations} conversation{'' if done.conversations == 1 else 's'}"
+    records = f" and {counted(done.records, 'record')}" if done.records else ""
+    conversations = f"{counted(done.conversations, 'conversation')}"
     note(f"{done.lines} messages of {conversations}{records} exported")
 
 

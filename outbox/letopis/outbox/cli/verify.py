@@ -13,7 +13,7 @@ import click
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, one_line
 from letopis.outbox.cli.interface.locations import existing_outbox, store_engine, store_revision, store_url
 from letopis.outbox.cli.interface.options import settings, verb
-from letopis.outbox.cli.interface.output import emit, note, open_output, printable, wants_json
+from letopis.outbox.cli.interface.output import FORCE, counted, emit, note, open_output, printable, wants_json
 from letopis.outbox.cli.interface.progress import ProgressReport, progress, unseen
 
 if TYPE_CHECKING:
@@ -190,9 +190,7 @@ def _report(name: str, problems: list[str], **more: Any) -> None:
         text="\n".join(one_line(printable(problem)) for problem in problems[:MAX_LISTED]),
     )
     if problems:
-        raise CommandExit(
-            Exit.FAILED, f"{printable(name)}: {len(problems)} problem{'' if len(problems) == 1 else 's'} found"
-        )
+        raise CommandExit(Exit.FAILED, f"{printable(name)}: {counted(len(problems), 'problem')} found")
     if not wants_json():
         note(f"{printable(name)}: no problems found")
 
@@ -219,7 +217,7 @@ ANCHOR_STATEMENT_TIMEOUT_SECONDS: Final = 300.0
     "letopis db anchor | aws s3 cp - s3://vault/history.anchor.json",
 )
 @click.option("--out", "file", metavar="FILE", type=click.Path(), default="-", help="Write to FILE, not to stdout.")
-@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+@FORCE
 def anchor(file: str, force: bool) -> None:
     """Write digests of the log to a small file, for `letopis db verify --anchor`.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from letopis.outbox.daemon.store_pool import Durations
 from letopis.outbox.event_log.bound_store import UNBOUND, StoreBinding, binding_of
 from letopis.outbox.event_log.lanes import lane_counts_of
 from letopis.outbox.event_log.statements import query_all, query_one
+from letopis.outbox.file.wal_readers import wal_size
 from letopis.outbox.operations.status import are_late
 from letopis.outbox.relay.stats import RelayStats
 from letopis.outbox.retry.circuit_breaker import Breaker
@@ -137,7 +137,7 @@ def read_metrics(cursor: Any, path: Path) -> OutboxMetrics:
         lanes=counts.lanes,
         incidents={str(kind): count for kind, count in query_all(cursor, _INCIDENTS)},
         progress_us=progress_us,
-        wal_bytes=_size(path.with_name(path.name + "-wal")),
+        wal_bytes=wal_size(path),
         name=path.name,
         bound=binding_of(cursor),
         store_tasks=tasks,
@@ -207,10 +207,3 @@ def _joined(several: Iterable[Mapping[str, Durations]]) -> dict[str, Durations]:
         for outcome, durations in deliveries.items():
             joined.setdefault(outcome, Durations()).join(durations)
     return joined
-
-
-def _size(path: Path) -> int:
-    try:
-        return os.stat(path).st_size  # noqa: PTH116 - as everywhere that looks at a live file without opening it
-    except OSError:
-        return 0

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import orjson
-import sqlalchemy as sa
 
 from letopis.store.errors import InvalidInput
 from letopis.store.model.codec import decode
 from letopis.store.model.event_types import EventSkipped
 from letopis.store.model.events import from_microseconds, to_microseconds, utc_now
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
 
 STATES: Final = ("ready", "retrying", "blocked", "paused")
 

@@ -27,6 +27,10 @@ JSON = click.option(
     "--json", is_flag=True, expose_value=False, callback=_keep, help="Print JSON (stable, documented schema)."
 )
 """The option of every verb that prints data; :func:`emit` follows it."""
+FORCE = click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+TIMEOUT = click.option(
+    "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="With --wait: the longest wait, then exit 75."
+)
 
 
 def wants_json() -> bool:
@@ -158,6 +162,11 @@ def reader_is_gone(stream: TextIO) -> bool:
     watched = select.poll()
     watched.register(stream.fileno(), 0)
     return any(state & (select.POLLERR | select.POLLHUP | select.POLLNVAL) for _, state in watched.poll(0))
+
+
+def counted(count: int, noun: str) -> str:
+    """Return ``1 event``, ``2 events``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def truncate(text: str, width: int) -> str:
