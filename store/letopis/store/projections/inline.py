@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect
+from letopis.store.database.schema import events
 from letopis.store.model.codec import decode
 from letopis.store.model.events import RecordedEvent, from_microseconds
 from letopis.store.projections.base import Checkpoint, CheckpointKey, Checkpoints, Projection, attributed_to
 from letopis.store.rules.apply_plan import TableRow
 
 logger = logging.getLogger("letopis.store.projections")
+_COLUMNS: Final = tuple(events.columns.keys())
 
 
 class InlineProjections:
@@ -80,36 +83,8 @@ def _log_order(event: RecordedEvent) -> tuple[int, int]:
 
 def _event(row: TableRow) -> RecordedEvent:
     """Return the event of a new row of the log, whose values are in the order of the columns."""
-    (
-        partition,
-        position,
-        conversation_id,
-        version,
-        event_id,
-        origin_id,
-        sequence,
-        type_name,
-        schema_version,
-        data,
-        metadata,
-        digest,
-        salt,
-        occurred_at,
-        recorded_at,
-    ) = row
-    return RecordedEvent(
-        conversation_id=conversation_id,
-        event_id=event_id,
-        origin_id=origin_id,
-        sequence=sequence,
-        type=type_name,
-        schema_version=schema_version,
-        data=decode(data),
-        metadata=decode(metadata),
-        digest=None if salt is None else digest,
-        occurred_at=from_microseconds(occurred_at),
-        version=version,
-        partition=partition,
-        position=position,
-        recorded_at=from_microseconds(recorded_at),
-    )
+    values: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
+    salt = values.pop("salt")
+    values |= {name: decode(values[name]) for name in ("data", "metadata")}
+    values |= {name: from_microseconds(values[name]) for name in ("occurred_at", "recorded_at")}
+    return RecordedEvent(**values | ({"digest": None} if salt is None else {}))

@@ -60,7 +60,7 @@ class TableSlice:
 
 def event_slice(partition: int) -> TableSlice:
     """Return one partition of the log."""
-    return _partition_slice(events, partition, events.c.position, payloads=(events.c.data, events.c.metadata))
+    return _partition_slice(events, partition, "position", payloads=("data", "metadata"))
 
 
 def other_slices(partitions: int) -> tuple[TableSlice, ...]:
@@ -74,43 +74,32 @@ def other_slices(partitions: int) -> tuple[TableSlice, ...]:
             where=(checkpoints.c.name != INDEXING,),
         ),
         *(
-            part
+            _partition_slice(table, number, *key, payloads=payloads)
             for number in range(partitions)
-            for part in (
-                _partition_slice(
-                    conversations,
-                    number,
-                    conversations.c.conversation_id,
-                    payloads=(conversations.c.title, conversations.c.metadata),
-                ),
-                _partition_slice(messages, number, messages.c.conversation_id, messages.c.version),
-                _partition_slice(lanes, number, lanes.c.conversation_id, lanes.c.origin_id),
-                _partition_slice(tasks, number, tasks.c.conversation_id, tasks.c.kind, tasks.c.version),
-                _partition_slice(records, number, records.c.record_id, payloads=(records.c.body,)),
-                _partition_slice(
-                    record_parts,
-                    number,
-                    record_parts.c.record_id,
-                    record_parts.c.part,
-                    payloads=(record_parts.c.body,),
-                ),
-                _partition_slice(record_tags, number, record_tags.c.name, record_tags.c.value, record_tags.c.record_id),
-                _partition_slice(
-                    record_ledger,
-                    number,
-                    record_ledger.c.conversation_id,
-                    record_ledger.c.origin_id,
-                    record_ledger.c.sequence,
-                ),
-            )
+            for table, key, payloads in _IN_PARTITIONS
         ),
     )
 
 
-def _partition_slice(
-    table: sa.Table, number: int, *key: sa.Column[Any], payloads: tuple[sa.Column[Any], ...] = ()
-) -> TableSlice:
-    return TableSlice(table=table, key=key, payloads=payloads, where=(table.c.partition == number,))
+_IN_PARTITIONS: Final[tuple[tuple[sa.Table, tuple[str, ...], tuple[str, ...]], ...]] = (
+    (conversations, ("conversation_id",), ("title", "metadata")),
+    (messages, ("conversation_id", "version"), ()),
+    (lanes, ("conversation_id", "origin_id"), ()),
+    (tasks, ("conversation_id", "kind", "version"), ()),
+    (records, ("record_id",), ("body",)),
+    (record_parts, ("record_id", "part"), ("body",)),
+    (record_tags, ("name", "value", "record_id"), ()),
+    (record_ledger, ("conversation_id", "origin_id", "sequence"), ()),
+)
+
+
+def _partition_slice(table: sa.Table, number: int, *key: str, payloads: tuple[str, ...] = ()) -> TableSlice:
+    return TableSlice(
+        table=table,
+        key=tuple(table.c[name] for name in key),
+        payloads=tuple(table.c[name] for name in payloads),
+        where=(table.c.partition == number,),
+    )
 
 
 async def copy_rows(
