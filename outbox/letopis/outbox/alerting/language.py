@@ -68,19 +68,10 @@ def moment(then: datetime, *, now: datetime, locale: str | None = None) -> str:
         return time
     gettext = catalogue(language_of(locale)).gettext
     months = (
-        gettext("January"),
-        gettext("February"),
-        gettext("March"),
-        gettext("April"),
-        gettext("May"),
-        gettext("June"),
-        gettext("July"),
-        gettext("August"),
-        gettext("September"),
-        gettext("October"),
-        gettext("November"),
+        gettext("January"), gettext("February"), gettext("March"), gettext("April"), gettext("May"), gettext("June"),
+        gettext("July"), gettext("August"), gettext("September"), gettext("October"), gettext("November"),
         gettext("December"),
-    )
+    )  # fmt: skip
     day = f"{then.day} {months[then.month - 1]}" + ("" if then.year == now.year else f" {then.year}")
     return f"{day}, {time}"
 

@@ -75,11 +75,11 @@ def list_events(limit: int) -> None:
     from letopis.outbox.cli.interface.render import event_table, missing_json
     from letopis.outbox.operations.pending_events import Selection, event_summary, list_missing, list_pending
     from letopis.outbox.operations.status import read_status
-    from letopis.store.model.events import to_microseconds, utc_now
+    from letopis.store.model.events import now_microseconds
 
     narrowed = has_selection()
     selection = current_selection() if narrowed else Selection(states=("blocked", "retrying", "paused"), fronts=True)
-    now_us = to_microseconds(utc_now())
+    now_us = now_microseconds()
     # One snapshot, so that the sentence of `letopis status` and the list cannot contradict each other.
     path, (events, missing, how) = read_outbox(
         settings(),

@@ -59,9 +59,9 @@ def status_of_file(path: Path) -> Status:
     """Return the status of an outbox, with nothing created and nothing changed."""
     from letopis.outbox.file.inspection import read_file
     from letopis.outbox.operations.status import status_of
-    from letopis.store.model.events import to_microseconds, utc_now
+    from letopis.store.model.events import now_microseconds
 
-    return read_file(path, lambda cursor: status_of(cursor, now_us=to_microseconds(utc_now())))
+    return read_file(path, lambda cursor: status_of(cursor, now_us=now_microseconds()))
 
 
 def _document(path: Path, current: Status) -> dict[str, Any]:

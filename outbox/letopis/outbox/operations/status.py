@@ -29,11 +29,6 @@ LATE_SECONDS: Final = 30.0
 """Age of the oldest pending event, and time without progress, from which on deliveries are late."""
 
 
-_RELAY: Final = (
-    "SELECT pid, holder, host, boot_id, heartbeat_at, progress_at, breaker, breaker_since, breaker_reason,"
-    " breaker_detail, next_attempt_at, delivered_total, store_tasks, store_rows FROM letopis_outbox_relay"
-)
-
 _PAUSE: Final = "SELECT since, reason FROM letopis_outbox_pause"
 
 
@@ -54,6 +49,9 @@ class _RelayRow(NamedTuple):
     delivered_total: int = 0
     store_tasks: int = 0
     store_rows: int = 0
+
+
+_RELAY: Final = f"SELECT {', '.join(_RelayRow._fields)} FROM letopis_outbox_relay"  # noqa: S608
 
 
 def are_late(oldest_pending_seconds: float | None, last_progress_seconds: float | None) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -16,7 +16,6 @@ from letopis.store.conversation_store import ConversationStore
 from letopis.store.errors import StoreUnavailable
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.records import Record, RecordRange, Scope
-from letopis.store.read.paging import DEFAULT_STATES
 from letopis.store.read.records import RecordReader, RecordsView
 from letopis.store.transfer.jsonl import SeenKeys, render_line
 from letopis.store.transfer.record_lines import render_record
@@ -27,31 +26,6 @@ PAGE: Final = 500
 EXPORTED_STATES: Final = ("active", "archived")
 
 
-class Source(Protocol):
-    """A ``History``, or a ``ConversationStore`` alone."""
-
-    async def conversation(self, conversation_id: str) -> Conversation | None:
-        """Return one conversation."""
-        ...
-
-    async def conversations(
-        self,
-        *,
-        owner: str | None = None,
-        after: str | None = None,
-        limit: int = 50,
-        states: Collection[str] = DEFAULT_STATES,
-    ) -> Page[Conversation]:
-        """Return a page of conversations, newest activity first."""
-        ...
-
-    async def messages(
-        self, conversation_id: str, *, first: int | None = None, after: int | str | None = None
-    ) -> Page[RecordedMessage]:
-        """Return a page of messages, oldest first."""
-        ...
-
-
 class Incomplete(Exception):
     """The history store cannot be read, so the export would lack older messages, or records."""
 
@@ -60,7 +34,7 @@ class Incomplete(Exception):
 class Exporter:
     """One export; memory is bounded by a page."""
 
-    source: Source
+    source: History | ConversationStore
     beside: RecordSource | None = None
     lines: int = 0
     conversations: int = 0
