@@ -27,12 +27,7 @@ from letopis.outbox.alerting.incidents import (
     tick,
 )
 from letopis.outbox.alerting.language import Style
-from letopis.outbox.alerting.notification_table import (
-    claim,
-    pending_for_channel,
-    pending_for_users,
-    record_outcome,
-)
+from letopis.outbox.alerting.notification_table import claim, pending_for_channel, pending_for_users, record_outcome
 from letopis.outbox.alerting.notifications import (
     NOTIFICATION_POLICY,
     Callback,

@@ -76,12 +76,7 @@ class PendingNotification:
 
 
 def next_notification(
-    incident: IncidentRecord,
-    last: Notification | None,
-    *,
-    now: datetime,
-    policy: RetryPolicy,
-    repeat: timedelta | None,
+    incident: IncidentRecord, last: Notification | None, *, now: datetime, policy: RetryPolicy, repeat: timedelta | None
 ) -> Notification | None:
     """Return the notification that this recipient gets now, if any.
 

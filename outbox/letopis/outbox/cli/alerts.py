@@ -33,9 +33,7 @@ def alerts() -> None:
     "letopis.toml); may be repeated. Any address that Apprise knows, or https:// for a webhook.",
 )
 @click.option(
-    "--private/--public",
-    default=None,
-    help="Allow addresses that are posted to without TLS (LETOPIS_ALERTS_PRIVATE).",
+    "--private/--public", default=None, help="Allow addresses that are posted to without TLS (LETOPIS_ALERTS_PRIVATE)."
 )
 def test(channels: tuple[str, ...], private: bool | None) -> None:
     """Send a harmless alert to each channel, and print which took it.

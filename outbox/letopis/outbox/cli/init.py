@@ -86,8 +86,7 @@ def init(new_origin: bool) -> None:
     target = Path(FILE)
     if config.file is not None or target.exists():
         raise CommandExit(
-            Exit.FAILED,
-            f"{config.file or target} exists: edit it, or move it away and run `letopis init` again",
+            Exit.FAILED, f"{config.file or target} exists: edit it, or move it away and run `letopis init` again"
         )
     asyncio.run(_create(config))
     _write(target, config)

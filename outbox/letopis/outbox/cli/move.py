@@ -213,10 +213,7 @@ def _place(done: Rebound) -> str:
 def _json(done: Rebound) -> dict[str, Any]:
     before = done.before
     return {
-        "before": {
-            "id": None if before.store_id is None else str(before.store_id),
-            "destination": before.destination,
-        },
+        "before": {"id": None if before.store_id is None else str(before.store_id), "destination": before.destination},
         "store": {"id": str(done.store_id), "destination": done.destination},
         "resent": done.resent,
         "lost": dict(done.lost),

@@ -377,11 +377,7 @@ class Daemon:
     def _apply_settings(self, settings: DaemonSettings, options: DeliveryOptions) -> None:
         before, self._options = self._settings, options
         self._settings = replace(
-            settings,
-            outboxes=before.outboxes,
-            store=before.store,
-            listen=before.listen,
-            console=before.console,
+            settings, outboxes=before.outboxes, store=before.store, listen=before.listen, console=before.console
         )
         for worker in self.workers:
             worker.change(options)

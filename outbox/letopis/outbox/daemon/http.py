@@ -74,11 +74,7 @@ class HealthApp:
     """
 
     def __init__(
-        self,
-        *,
-        live: Callable[[], bool],
-        snapshot: Callable[[], Awaitable[HealthSnapshot]],
-        console: App | None = None,
+        self, *, live: Callable[[], bool], snapshot: Callable[[], Awaitable[HealthSnapshot]], console: App | None = None
     ) -> None:
         self._live = live
         self._snapshot = snapshot

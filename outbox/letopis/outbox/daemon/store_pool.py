@@ -171,11 +171,7 @@ class InstrumentedStore:
     """A wrapper around a :class:`ConversationStore` that measures deliveries and, with OpenTelemetry, traces them."""
 
     def __init__(
-        self,
-        store: ConversationStore,
-        *,
-        spans: Spans | None = None,
-        monotonic: Callable[[], float] = time.monotonic,
+        self, store: ConversationStore, *, spans: Spans | None = None, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         self.store = store
         self._spans = spans or Spans()

@@ -343,11 +343,7 @@ def _plan(name: str, lane: _Lane | None, events: Sequence[_Event], named: set[in
     kept = [event for event in events if event.sequence > hole]
     lost = tuple(sequence for sequence in range(max(lane.delivered, hole) + 1, head + 1) if sequence not in there)
     return _Plan(
-        name=name,
-        lane=replace(lane, head=head, pruned=hole),
-        events=kept,
-        lost=lost,
-        let_go=hole - lane.pruned,
+        name=name, lane=replace(lane, head=head, pruned=hole), events=kept, lost=lost, let_go=hole - lane.pruned
     )
 
 

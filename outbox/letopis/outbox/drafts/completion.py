@@ -151,10 +151,7 @@ def _interrupted(draft: drafts.Draft) -> Completion:
     data = dict(decode(draft.data))
     confirm = data.pop(drafts.CONFIRM, True)
     event = Event(
-        type=MessageAppended.type,
-        data=data,
-        event_id=draft.event_id,
-        occurred_at=from_microseconds(draft.updated_at),
+        type=MessageAppended.type, data=data, event_id=draft.event_id, occurred_at=from_microseconds(draft.updated_at)
     )
     prepared = prepare(draft.conversation_id, (event,), owner=draft.owner_id, limits=_WIDEST_LIMITS)
     return Completion(prepared=prepared, message_id=draft.message_id, writer=draft.writer if confirm else None)

@@ -95,11 +95,7 @@ class Spans:
 
     @contextmanager
     def delivery(
-        self,
-        *,
-        events: int,
-        conversations: Sequence[str],
-        metadata: Iterable[tuple[str, str | None]] = (),
+        self, *, events: int, conversations: Sequence[str], metadata: Iterable[tuple[str, str | None]] = ()
     ) -> Iterator[Callable[[str], None]]:
         """Span the ``with`` block. If it ends in a fault, call the yielded function with its class."""
         if self._trace is None:

@@ -50,8 +50,7 @@ class RebuildStatements:
         self.older = _keys_of(conversations).where(conversations.c.rules < PROJECTION_RULES)
         # Every conversation begins with version 1.
         same = sa.and_(
-            conversations.c.partition == events.c.partition,
-            conversations.c.conversation_id == events.c.conversation_id,
+            conversations.c.partition == events.c.partition, conversations.c.conversation_id == events.c.conversation_id
         )
         self.lost = (
             _keys_of(events)
@@ -75,10 +74,7 @@ def _page_of_messages(columns: Sequence[sa.ColumnElement[Any]]) -> sa.Select[Any
 
 
 def _of(table: sa.Table) -> tuple[sa.ColumnElement[bool], ...]:
-    return (
-        table.c.partition == sa.bindparam("partition"),
-        table.c.conversation_id == sa.bindparam("conversation"),
-    )
+    return (table.c.partition == sa.bindparam("partition"), table.c.conversation_id == sa.bindparam("conversation"))
 
 
 def _keys_of(table: sa.Table) -> Any:

@@ -164,11 +164,7 @@ class Indexer:
             return log.events
 
     async def _write(
-        self,
-        connection: AsyncConnection,
-        partition: int,
-        log: LogRange,
-        stemmed: Mapping[Document, Sequence[IndexRow]],
+        self, connection: AsyncConnection, partition: int, log: LogRange, stemmed: Mapping[Document, Sequence[IndexRow]]
     ) -> None:
         # In a thread: stemming and hashing words is work for the processor.
         rows = list(chain.from_iterable((await asyncio.to_thread(self._rows, log.documents, stemmed)).values()))

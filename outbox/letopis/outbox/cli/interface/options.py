@@ -20,10 +20,7 @@ _META: Final = "letopis.outbox.cli.interface.options"
 
 
 _HELP: Final[dict[str, tuple[str, dict[str, Any]]]] = {
-    "outbox": (
-        "The outbox file. Default: bot.outbox.db.",
-        {"type": click.Path(), "metavar": "PATH", "multiple": True},
-    ),
+    "outbox": ("The outbox file. Default: bot.outbox.db.", {"type": click.Path(), "metavar": "PATH", "multiple": True}),
     "store": (
         (
             "The history store: postgresql://, mysql:// or sqlite:///, or the path of a SQLite file. "
