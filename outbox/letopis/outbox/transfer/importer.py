@@ -20,7 +20,7 @@ from letopis.store.database.faults import StoreFault
 from letopis.store.database.store_identity import expect_store
 from letopis.store.database.worker_thread import WorkerThread
 from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, Reuse
-from letopis.store.model.codec import DEFAULT_LIMITS, EncodedEvent, Limits, digest_of
+from letopis.store.model.codec import DEFAULT_LIMITS, EncodedEvent, digest_of
 from letopis.store.transfer.jsonl import Line, Refused, SeenKeys
 from letopis.store.transfer.record_lines import RecordLine
 
@@ -76,7 +76,6 @@ class Importer:
     store: ConversationStore
     tell: Callable[[Refused], None]
     progress: Callable[[ImportCounts], None] = lambda _: None
-    limits: Limits = DEFAULT_LIMITS
     counts: ImportCounts = field(default_factory=ImportCounts)
     _records: RecordImporter = field(init=False)
     _answers: bool = True
@@ -111,7 +110,7 @@ class Importer:
         records: list[RecordItem] = []
         refused: list[Refused] = []
         for line in chunk:
-            checked = check(line, self.limits)
+            checked = check(line)
             if isinstance(checked, Refused):
                 refused.append(checked)
             elif isinstance(checked, RecordItem):
@@ -217,14 +216,14 @@ class Importer:
         return {}
 
 
-def check(line: Line | RecordLine | Refused, limits: Limits = DEFAULT_LIMITS) -> _Item | RecordItem | Refused:
+def check(line: Line | RecordLine | Refused) -> _Item | RecordItem | Refused:
     """Return a line encoded for storage, or why it is refused."""
     if isinstance(line, Refused):
         return line
     if isinstance(line, RecordLine):
         return check_record(line)
     try:
-        prepared = prepare(line.conversation_id, (line.event(),), owner=line.owner, limits=limits)
+        prepared = prepare(line.conversation_id, (line.event(),), owner=line.owner, limits=DEFAULT_LIMITS)
     except InvalidInput as error:
         return Refused(number=line.number, reason=str(error), size=line.size)
     # What was taken off the path stays off it: the import may hold what took it off, too.
