@@ -60,6 +60,7 @@ class Parts:
     ) -> None:
         self.outbox = outbox
         self.store = store
+        self.delivery = delivery
         self.relay = delivery.relay
         self.limits = limits
         self.gateway = StoreGateway(
