@@ -10,7 +10,7 @@ import click
 
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, one_line
 from letopis.outbox.cli.interface.options import given_outboxes, settings, verb
-from letopis.outbox.cli.interface.output import emit, note, printable, supports_style, wants_json
+from letopis.outbox.cli.interface.output import emit, printable, remark, supports_style
 from letopis.outbox.cli.relay import LISTEN
 from letopis.outbox.cli.status import status_of_file
 
@@ -132,8 +132,7 @@ def doctor() -> None:
     emit({"outbox": outbox, "healthy": well, "checks": checks}, text="\n".join(map(_line, findings)))
     if not well:
         raise CommandExit(Exit.FAILED)
-    if not wants_json():
-        note("nothing is wrong")
+    remark("nothing is wrong")
 
 
 def _line(finding: Finding) -> str:

@@ -13,7 +13,7 @@ from letopis.outbox.cli.interface.command import LazyGroup
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
 from letopis.outbox.cli.interface.locations import open_source
 from letopis.outbox.cli.interface.options import settings, verb, with_options
-from letopis.outbox.cli.interface.output import emit, note, printable, table, truncate, wants_json
+from letopis.outbox.cli.interface.output import emit, note, printable, remark, table, truncate
 from letopis.outbox.cli.interface.render import conversation_json, message_json, minute, say_whether_complete
 
 if TYPE_CHECKING:
@@ -181,8 +181,8 @@ def stats(owner: str | None, since: str | None, until: str | None, by: str | Non
 
 
 def _note_more(page: Any) -> None:
-    if page.next is not None and not wants_json():
-        note(f"there are more: --after {page.next}")
+    if page.next is not None:
+        remark(f"there are more: --after {page.next}")
 
 
 def _conversations_text(page: Any, *, with_state: bool) -> str:

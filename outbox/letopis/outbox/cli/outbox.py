@@ -16,7 +16,17 @@ from letopis.outbox.cli.interface.command import VerbGroup
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
 from letopis.outbox.cli.interface.locations import read_outbox, store_of, with_outbox
 from letopis.outbox.cli.interface.options import settings, verb, with_options
-from letopis.outbox.cli.interface.output import FORCE, counted, emit, note, open_output, printable, wants_json, write
+from letopis.outbox.cli.interface.output import (
+    FORCE,
+    counted,
+    emit,
+    note,
+    open_output,
+    printable,
+    remark,
+    wants_json,
+    write,
+)
 from letopis.outbox.cli.interface.selection import (
     YES,
     as_operator,
@@ -379,8 +389,7 @@ def _lanes(word: str, conversations: list[str], said: str) -> None:
     emit({word: conversations}, text="\n".join(map(printable, conversations)))
     if not conversations:
         raise CommandExit(Exit.NOTHING, "nothing matched")
-    if not wants_json():
-        note(f"{counted(len(conversations), 'conversation')} {said}")
+    remark(f"{counted(len(conversations), 'conversation')} {said}")
 
 
 def _repaired(word: str, outcome: Sequence[tuple[PendingEvent, str | None]]) -> None:

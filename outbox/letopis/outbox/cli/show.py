@@ -13,7 +13,7 @@ from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
 from letopis.outbox.cli.interface.follow import INTERVAL, Tail, check_reader
 from letopis.outbox.cli.interface.locations import open_source
 from letopis.outbox.cli.interface.options import settings, verb
-from letopis.outbox.cli.interface.output import emit, note, wants_json, write
+from letopis.outbox.cli.interface.output import emit, note, remark, wants_json, write
 from letopis.outbox.cli.interface.render import (
     conversation_json,
     message_json,
@@ -112,8 +112,8 @@ def show(
             },
             text="\n".join(map(message_text, page)),
         )
-    if page.next is not None and not wants_json():
-        note(f"there are earlier ones: --before {page.next}")
+    if page.next is not None:
+        remark(f"there are earlier ones: --before {page.next}")
     if shown is not None and shown.state == "deleted":
         note(_deleted(shown))
     say_whether_complete(page.complete)

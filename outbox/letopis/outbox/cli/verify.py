@@ -13,7 +13,7 @@ import click
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, one_line
 from letopis.outbox.cli.interface.locations import existing_outbox, store_engine, store_revision, store_url
 from letopis.outbox.cli.interface.options import settings, verb
-from letopis.outbox.cli.interface.output import FORCE, counted, emit, note, open_output, printable, wants_json
+from letopis.outbox.cli.interface.output import FORCE, counted, emit, note, open_output, printable, remark, wants_json
 from letopis.outbox.cli.interface.progress import ProgressReport, progress, unseen
 
 if TYPE_CHECKING:
@@ -191,8 +191,7 @@ def _report(name: str, problems: list[str], **more: Any) -> None:
     )
     if problems:
         raise CommandExit(Exit.FAILED, f"{printable(name)}: {counted(len(problems), 'problem')} found")
-    if not wants_json():
-        note(f"{printable(name)}: no problems found")
+    remark(f"{printable(name)}: no problems found")
 
 
 def _tell_salvaged(done: Salvaged, to: str) -> None:

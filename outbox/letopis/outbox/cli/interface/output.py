@@ -137,6 +137,12 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
+def remark(text: str) -> None:
+    """Print a line on stderr that only a reader needs: nothing with ``--json``."""
+    if not wants_json():
+        note(text)
+
+
 @contextmanager
 def before_note(prepare: Callable[[], None]) -> Iterator[None]:
     """Have ``prepare`` called before each line on stderr while the ``with`` block runs."""
