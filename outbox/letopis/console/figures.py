@@ -18,6 +18,7 @@ from letopis.store.errors import LetopisError
 from letopis.store.model.event_types import ConversationStarted, MessageAppended
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
 from letopis.store.rules.put_back import PUT_BACK_KEY
+from letopis.store.rules.statistics import Sums
 
 DAY_US: Final = 86_400_000_000
 MAX_OWNER_DAYS: Final = 100_000
@@ -37,28 +38,20 @@ MAX_LATENCY_SECONDS: Final = 86_400.0
 
 
 @dataclass(slots=True)
-class Tally:
+class Tally(Sums):
     """Messages, what they cost, and how long answers took.
 
     :ivar latencies: answers by class of latency, as ``LATENCY_EDGES`` has them.
     """
 
-    messages: int = 0
-    questions: int = 0
-    answers: int = 0
-    tokens: int = 0
     timed: int = 0
     seconds: float = 0.0
     latencies: dict[int, int] = field(default_factory=dict)
 
     def add(self, other: Tally) -> None:
         """Add another tally to this one."""
-        self.messages += other.messages
-        self.questions += other.questions
-        self.answers += other.answers
-        self.tokens += other.tokens
-        self.timed += other.timed
-        self.seconds += other.seconds
+        for name in ("messages", "questions", "answers", "tokens", "timed", "seconds"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
         for index, count in other.latencies.items():
             self.latencies[index] = self.latencies.get(index, 0) + count
 
@@ -158,11 +151,7 @@ class MessageFigures:
         superseded = row.metadata is not None and SUPERSEDED_KEY in row.metadata
         seconds = None if superseded else self._latency(row, role)
         for tally in tallies:
-            tally.tokens += tokens if isinstance(tokens, int) else 0
-            if not superseded:
-                tally.messages += 1
-                tally.questions += role == "user"
-                tally.answers += role == "assistant"
+            tally.take(str(role), tokens if isinstance(tokens, int) else 0, superseded=superseded)
             if seconds is not None:
                 tally.time(seconds)
 

@@ -1,4 +1,4 @@
-"""Parse and render JSON Lines with one message per line; pure, so import, dry run and export share it.
+"""Parse and render JSON Lines with one message per line, shared by import, dry run and export.
 
 A line with the key ``record`` holds a record instead: see :mod:`letopis.store.transfer.record_lines`. Any other is an
 object with ``conversation_id``, ``role`` and ``content``, and optionally ``id``, ``owner``, ``occurred_at``, ``name``,
