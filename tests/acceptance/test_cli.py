@@ -17,8 +17,8 @@ import click
 import pytest
 
 from letopis.outbox.cli import VERBS, cli
+from letopis.outbox.cli.interface.command import LazyGroup
 from letopis.outbox.cli.interface.exit_codes import MAX_LINE_LENGTH, CommandExit, Exit, explain, one_line, run
-from letopis.outbox.cli.interface.lazy_group import LazyGroup
 from letopis.outbox.cli.interface.options import settings, with_options
 from letopis.outbox.cli.interface.output import format_duration, printable, table, truncate
 from letopis.outbox.cli.status import _store_state

@@ -29,8 +29,7 @@ from letopis.outbox.transfer.importer import CHUNK_LINES, ImportCounts, Importer
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.messages import Message
-from letopis.store.transfer.jsonl import Refused, read_lines
-from letopis.store.transfer.seen_keys import SeenKeys
+from letopis.store.transfer.jsonl import Refused, SeenKeys, read_lines
 from tests.support.paths import ROOT
 from tests.support.platforms import posix_only
 

@@ -18,10 +18,10 @@ import pytest
 
 import letopis.console as web
 from letopis.console.access import Gate
+from letopis.console.insight import Insight
 from letopis.console.pages import overview
 from letopis.outbox import History
-from letopis.outbox.daemon import connection_limit
-from letopis.outbox.history.insight import Insight
+from letopis.outbox.daemon import http as daemon_http
 from letopis.store import Message
 from letopis.store.errors import ConfigurationError
 from tests.support.console import READER, TOKEN, House, secret_of
@@ -257,8 +257,8 @@ def test_a_form_that_says_that_it_is_large_is_not_read(house: House) -> None:
 )
 def test_half_sent_requests_end_and_keep_nobody_out(house: House, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
     """The server of the command; the relay's is tested in ``tests/unit/outbox/daemon/test_http.py``."""
-    assert connection_limit.REQUEST_TIMEOUT_SECONDS <= 10
-    monkeypatch.setattr(connection_limit, "REQUEST_TIMEOUT_SECONDS", 1.0)
+    assert daemon_http.REQUEST_TIMEOUT_SECONDS <= 10
+    monkeypatch.setattr(daemon_http, "REQUEST_TIMEOUT_SECONDS", 1.0)
     kept = [open_raw(house.port, sent) for _ in range(100)]
     try:
         assert sign_in(house.port)[0]

@@ -14,7 +14,7 @@ from starlette.routing import Mount
 
 import letopis.console as web
 from letopis.console.headers import HEADERS
-from letopis.outbox.history.insight import Insight
+from letopis.console.insight import Insight
 from letopis.store import ConversationStore, Message
 from tests.support.console import TOKEN, TOKENS, House
 from tests.support.console_client import ACTIONS, PAGES, ask, sign_in

@@ -13,8 +13,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from letopis.outbox.cli import cli, demo_script
-from letopis.outbox.cli.demo_script import STORE, DemoFailed, DemoOutcome, Transcript, check
+from letopis.examples import demo as demo_script
+from letopis.examples.demo import STORE, DemoFailed, DemoOutcome, Transcript, check
+from letopis.outbox.cli import cli
 from letopis.outbox.cli.interface.exit_codes import Exit, run
 from letopis.outbox.history.history import History
 from letopis.store.model.messages import Message

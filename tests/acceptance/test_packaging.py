@@ -20,7 +20,14 @@ from letopis.store.database.migrations import STORE
 from tests.support.paths import ROOT
 
 ROOTS = ("store", "outbox", "migrations")
-PACKAGES = ("letopis/store", "letopis/outbox", "letopis/adapters", "letopis/console", "letopis/migrations")
+PACKAGES = (
+    "letopis/store",
+    "letopis/outbox",
+    "letopis/adapters",
+    "letopis/console",
+    "letopis/examples",
+    "letopis/migrations",
+)
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:

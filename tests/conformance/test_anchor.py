@@ -23,8 +23,7 @@ from letopis.store import (
     move,
 )
 from letopis.store.database.schema import conversations, events, lanes, log_heads, tasks
-from letopis.store.maintenance.anchor import AnchorCheck, PartitionComparison, make_anchor
-from letopis.store.maintenance.anchor_format import Anchor, dump, load
+from letopis.store.maintenance.anchor import Anchor, AnchorCheck, PartitionComparison, dump, load, make_anchor
 from letopis.store.maintenance.integrity import find_problems
 from letopis.store.model.codec import digest_of
 from letopis.store.read.task_marks import ERASE, LEAVE, RESET

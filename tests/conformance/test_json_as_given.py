@@ -20,8 +20,7 @@ from letopis.outbox.transfer.exporter import Exporter
 from letopis.outbox.transfer.importer import Importer
 from letopis.store import ConversationActivated, move
 from letopis.store.rules.fold import fold
-from letopis.store.transfer.jsonl import read_lines
-from letopis.store.transfer.seen_keys import SeenKeys
+from letopis.store.transfer.jsonl import SeenKeys, read_lines
 
 pytestmark = pytest.mark.anyio
 

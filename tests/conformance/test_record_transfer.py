@@ -15,13 +15,11 @@ from letopis.outbox import History
 from letopis.outbox.diagnostics.integrity import record_problems as outbox_problems
 from letopis.outbox.history.records import Records
 from letopis.outbox.relay.relay import Relay
-from letopis.outbox.transfer.exporter import Exporter
+from letopis.outbox.transfer.exporter import Exporter, RecordSource
 from letopis.outbox.transfer.importer import ImportCounts, Importer, try_out
-from letopis.outbox.transfer.record_source import RecordSource
 from letopis.store import ConversationStore, Message, Record, move
 from letopis.store.maintenance.integrity import find_problems
-from letopis.store.transfer.jsonl import Refused, read_lines
-from letopis.store.transfer.seen_keys import SeenKeys
+from letopis.store.transfer.jsonl import Refused, SeenKeys, read_lines
 from tests.support.apart import open_apart
 
 CHAT = "chat-1"

@@ -31,8 +31,7 @@ from letopis.store.model.event_types import (
 from letopis.store.rules.fold import fold
 from letopis.store.rules.preconditions import SUPERSEDED_KEY, Conflict
 from letopis.store.testing.outbox import Outbox, assert_no_gaps
-from letopis.store.transfer.jsonl import read_lines
-from letopis.store.transfer.seen_keys import SeenKeys
+from letopis.store.transfer.jsonl import SeenKeys, read_lines
 from tests.support.apart import open_apart
 from tests.support.peers import refused_port
 from tests.support.relays import deliver_all

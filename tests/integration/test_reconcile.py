@@ -20,8 +20,7 @@ from letopis.outbox.alerting.incidents import IncidentKind, IncidentState
 from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.outbox.diagnostics.check_store import check_store
 from letopis.outbox.diagnostics.finding import Level
-from letopis.outbox.diagnostics.integrity import differences
-from letopis.outbox.diagnostics.reference import read_reference
+from letopis.outbox.diagnostics.integrity import differences, read_reference
 from letopis.outbox.event_log.retention import Pruner, Retention
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.operations.admin import OutboxAdmin

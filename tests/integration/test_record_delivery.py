@@ -15,9 +15,8 @@ import pytest
 from letopis.outbox import History, Incident, Receipt
 from letopis.outbox.alerting.incidents import Rules
 from letopis.outbox.alerting.monitor import AlertMonitor
-from letopis.outbox.diagnostics.integrity import differences, find_problems
+from letopis.outbox.diagnostics.integrity import differences, find_problems, read_reference
 from letopis.outbox.diagnostics.new_origin import assign_new_origin
-from letopis.outbox.diagnostics.reference import read_reference
 from letopis.outbox.diagnostics.salvage import salvage
 from letopis.outbox.operations.repair import skip
 from letopis.outbox.relay import reconcile

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from letopis.console.insight import Insight
 from letopis.outbox import History
-from letopis.outbox.history.insight import Insight
 from letopis.store import Message
 from letopis.store.database.engines import create_store_engine
 from letopis.store.model.parts import File, Reasoning, Text, ToolCall, ToolResult

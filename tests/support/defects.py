@@ -16,7 +16,7 @@ from typing import Any, Final
 from unittest.mock import patch
 from uuid import UUID
 
-from letopis.outbox.alerting import transitions
+from letopis.outbox.alerting import incidents
 from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.outbox.concurrency.clock import MICROSECONDS_PER_SECOND, Deadline, RetryTimers
 from letopis.outbox.event_log import append, effects, retention
@@ -567,7 +567,7 @@ def _() -> Iterable[Replacement]:
     def fire(real: Any) -> Any:
         return lambda incident, memory, rules: real(incident, memory, replace(rules, hold=0.0))
 
-    yield transitions, "_fired", fire
+    yield incidents, "_fired", fire
 
 
 @defect("no alerts")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from letopis.outbox.history.insight import Activity, Insight
+from letopis.console.insight import Activity, Insight
 from letopis.outbox.operations.status import Status
 
 MINUTES: Final = 60

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
+from letopis.console.insight import Insight
 from letopis.outbox.history.history import History
-from letopis.outbox.history.insight import Insight
 
 try:
     from starlette.applications import Starlette

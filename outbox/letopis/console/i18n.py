@@ -12,8 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from letopis.outbox.alerting.language import LANGUAGES, duration, language_of
-from letopis.outbox.alerting.reasons import reason_in
+from letopis.outbox.alerting.language import LANGUAGES, duration, language_of, reason_in
 
 LOCALES: Final = Path(__file__).parent / "locales"
 DOMAIN: Final = "letopis_console"

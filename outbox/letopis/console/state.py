@@ -9,9 +9,9 @@ from typing import Any, Final
 from letopis.console.access import Gate
 from letopis.console.activity import Pulse
 from letopis.console.figures import LogFigures
+from letopis.console.insight import Insight
 from letopis.console.verification import Verifier
 from letopis.outbox.history.history import History
-from letopis.outbox.history.insight import Insight
 
 MAX_DELAYED_ANSWERS: Final = 8
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
-from letopis.outbox.history.insight import Insight
+from letopis.console.insight import Insight
 
 logger = logging.getLogger("letopis.console")
 

@@ -24,7 +24,6 @@ from letopis.store.model.upcasters import Upcasters
 from letopis.store.projections.base import Projection
 from letopis.store.projections.inline import InlineProjections
 from letopis.store.projections.projector import ProjectorContext
-from letopis.store.read.activity import ActivityReader
 from letopis.store.read.lineage import Lineage
 from letopis.store.read.point_in_time import PointInTimeReader
 from letopis.store.read.reader import Reader
@@ -57,7 +56,6 @@ class StoreComponents:
     conflicts: ConflictLookup
     reader: Reader
     lineage: Lineage
-    activity: ActivityReader
     statistics: StatisticsReader
     finder: Finder
     indexer: Indexer
@@ -170,7 +168,6 @@ def build_components(
         conflicts=dialect.shared(ConflictLookup),
         trial=Trial(engine, dialect, applier, partitions=partitions),
         reader=reader,
-        activity=dialect.shared(ActivityReader),
         lineage=Lineage(reader, PointInTimeReader(dialect, reader=reader, upcasters=upcasters)),
         finder=Finder(dialect, index, reader, partitions=partitions, upcasters=upcasters),
         indexer=Indexer(engine, dialect, index, upcasters=upcasters, now=now),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -13,13 +13,11 @@ from letopis.store.errors import ConversationGone
 from letopis.store.maintenance.continuity import Continuity
 from letopis.store.model.conversations import Conversation, Page
 from letopis.store.model.messages import EMPTY
-from letopis.store.read.activity import ForkSummary
 from letopis.store.read.lineage import Lineage
 from letopis.store.read.paging import check_count
 from letopis.store.read.reader import Reader, StoreView, ViewQuery
 from letopis.store.read.records import RecordReader
 from letopis.store.rules.fold import PathPosition
-from letopis.store.rules.message_figures import LoggedRow
 from letopis.store.rules.preconditions import Conflict, Precondition
 from letopis.store.rules.statistics import Erasures, PartialStatistics, Period
 
@@ -193,39 +191,6 @@ class OutboxAccess:
         partitions = range((await self._runtime.prepared()).partitions)
         heads = await self._runtime.read(lambda reader, connection: reader.heads(connection, partitions))
         return list(heads.values())
-
-    async def positions_at(self, moments: Sequence[int], *, partition: int, head: int, floor: int = 0) -> list[int]:
-        """Return the last position of a partition that was recorded before each moment, in UTC microseconds.
-
-        :param head: the last position of the partition.
-        :param floor: a position that was recorded before all moments.
-        """
-        activity = (await self._runtime.prepared()).activity
-        return await self._runtime.read(
-            lambda _, connection: activity.positions_at(
-                connection, partition=partition, head=head, moments=moments, floor=floor
-            )
-        )
-
-    async def log_in_brief(self, *, partition: int, after: int, limit: int) -> list[LoggedRow]:
-        """Return the events of the next ``limit`` positions that figures of messages are made of.
-
-        :raises InvalidInput: the limit is wrong.
-        """
-        check_count(limit, "limit")
-        activity = (await self._runtime.prepared()).activity
-        return await self._runtime.read(
-            lambda _, connection: activity.log(connection, partition=partition, after=after, limit=limit)
-        )
-
-    async def forks(self, conversation_id: str, *, limit: int) -> list[ForkSummary]:
-        """Return some forks of a conversation.
-
-        :raises InvalidInput: the limit is wrong.
-        """
-        check_count(limit, "limit")
-        activity = (await self._runtime.prepared()).activity
-        return await self._runtime.read(lambda _, connection: activity.forks(connection, conversation_id, limit=limit))
 
     async def read_records(self, ask: Callable[[RecordReader, AsyncConnection], Awaitable[T]]) -> T:
         """Return what ``ask`` returns of records, all of it read in one snapshot."""

@@ -22,8 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from letopis.outbox import History
 from letopis.outbox.cli.verify import problems_of_store
-from letopis.outbox.diagnostics.integrity import differences, find_problems
-from letopis.outbox.diagnostics.reference import read_reference
+from letopis.outbox.diagnostics.integrity import differences, find_problems, read_reference
 from letopis.outbox.diagnostics.salvage import Salvaged, salvage
 from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.store.database.engines import create_store_engine

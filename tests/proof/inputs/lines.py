@@ -15,8 +15,7 @@ from letopis.outbox import History
 from letopis.outbox.transfer.exporter import Exporter
 from letopis.outbox.transfer.importer import Importer, try_out
 from letopis.store import ConversationStore
-from letopis.store.transfer.jsonl import Refused, read_lines
-from letopis.store.transfer.seen_keys import SeenKeys
+from letopis.store.transfer.jsonl import Refused, SeenKeys, read_lines
 from tests.proof.inputs.running import BLOCK_AT_ONCE, blocked
 from tests.support.values.hostile import kinds
 

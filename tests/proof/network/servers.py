@@ -86,7 +86,7 @@ class Company:
             on_recovered=self.desk.on_recovered,
             channels=[self.desk],
             rules=RULES,
-            breaker=bot._parts.breaker_view,
+            breaker=bot._parts.delivery.breaker_view,
             interval=LOOK,
         )
         await watch.run()

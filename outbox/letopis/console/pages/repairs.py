@@ -14,8 +14,7 @@ from letopis.console.pages.answers import action, problem
 from letopis.console.pages.stuck import show_event
 from letopis.console.visit import Fields, Visit, field
 from letopis.outbox.operations.admin import OutboxAdmin
-from letopis.outbox.operations.event_json import event_json
-from letopis.outbox.operations.pending_events import PendingEvent, Selection
+from letopis.outbox.operations.pending_events import PendingEvent, Selection, event_json
 from letopis.outbox.operations.repair import NotRepairable, checked_reason
 from letopis.store.errors import InvalidInput
 from letopis.store.model.codec import Limits

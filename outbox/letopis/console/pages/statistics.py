@@ -9,9 +9,9 @@ from typing import Any, Final
 from starlette.responses import Response
 
 from letopis.console.charts import Chart, chart
+from letopis.console.figures import NOBODY, OTHERS, Tally
 from letopis.console.pages.answers import page
 from letopis.console.visit import Visit
-from letopis.store.rules.message_figures import NOBODY, OTHERS, Tally
 
 PERIODS: Final = (7, 30, 90, 365, 0)
 """The periods that can be chosen, in days; 0 is everything."""

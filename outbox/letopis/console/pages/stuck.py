@@ -9,9 +9,9 @@ import orjson
 from starlette.responses import Response
 
 from letopis.console.pages.answers import page, problem
+from letopis.console.stuck_lanes import STUCK_STATES
 from letopis.console.visit import Visit
 from letopis.outbox.operations.pending_events import PendingEvent
-from letopis.outbox.operations.stuck_lanes import STUCK_STATES
 
 PER_PAGE: Final = 25
 MAX_EDITED_CHARACTERS: Final = 200_000

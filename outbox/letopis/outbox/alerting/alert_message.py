@@ -12,9 +12,8 @@ from typing import Final
 
 from letopis.outbox.alerting.channels import Alert
 from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord, fault_class
-from letopis.outbox.alerting.language import catalogue, duration, language_of, moment
+from letopis.outbox.alerting.language import catalogue, duration, language_of, moment, reason_in
 from letopis.outbox.alerting.notifications import NotificationKind, PendingNotification
-from letopis.outbox.alerting.reasons import reason_in
 from letopis.store.model.records import shown_lane
 
 MAX_LISTED: Final = 5
@@ -26,10 +25,7 @@ LOSSES: Final = frozenset({"lost", "incomplete", "damaged"})
 
 
 def build_alert(pending: Sequence[PendingNotification], *, outbox: str, now: datetime, locale: str | None) -> Alert:
-    """Return the alert for one channel about incidents of one kind.
-
-    :param outbox: the base name of the outbox file.
-    """
+    """Return the alert for one channel about incidents of one kind."""
     gettext = catalogue(language_of(locale)).gettext
     incidents = [due.incident for due in pending]
     first, recovered = incidents[0], pending[0].notification.kind is NotificationKind.RECOVERED

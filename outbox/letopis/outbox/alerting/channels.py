@@ -105,10 +105,7 @@ class AppriseChannel:
         self.recipient = _recipient(url)
 
     async def send(self, alert: Alert) -> None:
-        """Have Apprise send an alert once; retrying is the caller's.
-
-        :raises AlertFailed: the service did not take it.
-        """
+        """Have Apprise send an alert once; retrying is the caller's."""
 
         def notify() -> Any:
             return self._apprise.notify(

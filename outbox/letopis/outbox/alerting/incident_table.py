@@ -115,12 +115,7 @@ _PRUNE: Final = [
 
 
 def read_observation(connection: sa.Connection, *, now: datetime, late_before: int) -> Observation:
-    """Return what the outbox file shows. Reads only, in the caller's transaction.
-
-    The time it takes grows with the number of lanes that have pending events.
-
-    :param late_before: lanes whose oldest pending event lies at or before this position are late; 0 for none.
-    """
+    """Return what the outbox file shows. Reads only, in the caller's transaction."""
     events, deliverable = connection.exec_driver_sql(_PENDING).one()
     relay = connection.exec_driver_sql(_RELAY).one_or_none()
     blocked = connection.exec_driver_sql(_BLOCKED).all()
@@ -174,10 +169,7 @@ def open_incidents_of(cursor: Any) -> tuple[IncidentRecord, ...]:
 
 
 def note_skipped(connection: sa.Connection, conversation_id: str) -> bool:
-    """Note in a conversation's open incident that an operator skipped an event, for the message to its user.
-
-    Call it in the transaction that skips. Return True if there was an open incident.
-    """
+    """Note in a conversation's open incident that an operator skipped an event, for the message to its user."""
     done = connection.exec_driver_sql(
         "UPDATE letopis_outbox_incidents SET outcome = 'skipped', revision = revision + 1"
         " WHERE kind = 'conversation_blocked' AND coalesce(conversation_id, '') = ? AND resolved_at IS NULL",
@@ -187,10 +179,7 @@ def note_skipped(connection: sa.Connection, conversation_id: str) -> bool:
 
 
 def record_incomplete(connection: sa.Connection, what: str | None, *, now_us: int) -> bool:
-    """Open the incident that the history store lacks events, or resolve it. Return True if that changed anything.
-
-    :param what: what is missing, in words; ``None`` where nothing is.
-    """
+    """Open the incident that the history store lacks ``what``, or resolve it for ``None``. Return True for a change."""
     row = connection.exec_driver_sql(_INCOMPLETE).one_or_none()
     if (row is None) == (what is None):
         return False

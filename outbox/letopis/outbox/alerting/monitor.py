@@ -12,17 +12,22 @@ from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from letopis.outbox.alerting import texts
 from letopis.outbox.alerting.alert_message import build_alert
 from letopis.outbox.alerting.channels import Alert, Channel
 from letopis.outbox.alerting.incident_table import prune_incidents, read_observation, write_changes
-from letopis.outbox.alerting.incidents import BreakerView, Change, IncidentRecord, IncidentState, Rules
-from letopis.outbox.alerting.notification_table import (
-    claim,
-    pending_for_channel,
-    pending_for_users,
-    record_outcome,
+from letopis.outbox.alerting.incidents import (
+    BreakerView,
+    Change,
+    IncidentRecord,
+    IncidentState,
+    Memory,
+    Rules,
+    evaluate,
+    late_before,
+    tick,
 )
+from letopis.outbox.alerting.language import Style
+from letopis.outbox.alerting.notification_table import claim, pending_for_channel, pending_for_users, record_outcome
 from letopis.outbox.alerting.notifications import (
     NOTIFICATION_POLICY,
     Callback,
@@ -31,7 +36,6 @@ from letopis.outbox.alerting.notifications import (
     PendingNotification,
     build_incident,
 )
-from letopis.outbox.alerting.transitions import Memory, evaluate, late_before, tick
 from letopis.outbox.concurrency.callbacks import CallOutcome, call_with_timeout
 from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.outbox.retry.policy import RetryPolicy
@@ -81,7 +85,7 @@ class AlertMonitor:
         policy: RetryPolicy = NOTIFICATION_POLICY,
         breaker: Callable[[], BreakerView | None] | None = None,
         locale: str | None = None,
-        style: texts.Style = "plain",
+        style: Style = "plain",
         interval: float = 5.0,
         call_timeout: float = 15.0,
         calls_at_once: int = 8,
@@ -111,7 +115,7 @@ class AlertMonitor:
         self._policy = policy
         self._breaker = breaker
         self._locale = locale
-        self._style: texts.Style = style
+        self._style: Style = style
         self._interval = interval
         self._call_timeout = call_timeout
         self._gate = asyncio.Semaphore(calls_at_once)
@@ -124,7 +128,7 @@ class AlertMonitor:
         self.sent = 0
         self.failed = 0
 
-    def change(self, *, channels: Sequence[Channel], rules: Rules, locale: str | None, style: texts.Style) -> None:
+    def change(self, *, channels: Sequence[Channel], rules: Rules, locale: str | None, style: Style) -> None:
         """Continue with other settings; notifications that are being sent keep the old ones."""
         self._channels = tuple(channels)
         self._rules = rules

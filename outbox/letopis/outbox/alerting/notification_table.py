@@ -122,11 +122,7 @@ _RECORD: Final = (
 def pending_for_channel(
     connection: sa.Connection, recipient: str, *, now: datetime, policy: RetryPolicy, repeat: timedelta
 ) -> list[PendingNotification]:
-    """Return the notifications due to an operators' channel; reads only.
-
-    :param policy: for retries of a notification that failed.
-    :param repeat: how long after the last alert about an incident a reminder is due.
-    """
+    """Return the notifications due to an operators' channel; reads only."""
     new = _pending(connection, _NEW_TO_CHANNEL, {"recipient": recipient}, now=now, policy=policy, repeat=repeat)
 
     def further(repeat: timedelta) -> list[PendingNotification]:
@@ -143,10 +139,7 @@ def pending_for_channel(
 def pending_for_users(
     connection: sa.Connection, *, now: datetime, policy: RetryPolicy, late_before: int
 ) -> list[PendingNotification]:
-    """Return the notifications due to users; reads only.
-
-    :param late_before: a user is notified of a global incident if an event of theirs up to this position is pending.
-    """
+    """Return the notifications due to users; reads only."""
     wanted: list[tuple[str, dict[str, Any]]] = [(_NEW_OF_CONVERSATIONS, {}), (_SENT_TO_USERS, {})]
     if late_before:
         wanted.append((_NEW_OF_ALL, {"position": late_before}))
@@ -161,10 +154,7 @@ def pending_for_users(
 def claim(
     connection: sa.Connection, pending: Iterable[PendingNotification], *, now: datetime
 ) -> tuple[PendingNotification, ...]:
-    """Claim notifications in the caller's write transaction, and return those that this process is to send.
-
-    The others were claimed by another process, or are no longer true.
-    """
+    """Claim notifications in the caller's write transaction, and return those that this process is to send."""
     claimed = []
     for due in pending:
         following = due.notification
@@ -191,10 +181,7 @@ def record_outcome(
     now: datetime,
     policy: RetryPolicy,
 ) -> None:
-    """Store what became of claimed notifications, in the caller's write transaction.
-
-    :param told: ``None`` when that is not known: it is retried, and counts as told.
-    """
+    """Store what became of claimed notifications; one with ``told=None`` is retried, and counts as told."""
     for due in sent:
         retries = due.notification.attempts <= policy.attempts
         failed = NotificationState.RETRYING if retries else NotificationState.FAILED

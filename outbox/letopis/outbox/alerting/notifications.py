@@ -9,8 +9,8 @@ from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
-from letopis.outbox.alerting import texts
 from letopis.outbox.alerting.incidents import LATE, IncidentKind, IncidentRecord, IncidentState, fault_class
+from letopis.outbox.alerting.language import Style, user_recovered, user_stuck
 from letopis.outbox.retry.policy import RetryPolicy
 
 CLAIM_TIMEOUT: Final = timedelta(minutes=2)
@@ -65,12 +65,7 @@ class Notification:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingNotification:
-    """One thing to tell one recipient.
-
-    :ivar conversation_id: the conversation, or the recipient's longest pending one.
-    :ivar since: when the recipient's oldest pending event was appended, for display.
-    :ivar events: the recipient's pending events.
-    """
+    """One thing to tell one recipient."""
 
     incident: IncidentRecord
     recipient: str
@@ -81,20 +76,12 @@ class PendingNotification:
 
 
 def next_notification(
-    incident: IncidentRecord,
-    last: Notification | None,
-    *,
-    now: datetime,
-    policy: RetryPolicy,
-    repeat: timedelta | None,
+    incident: IncidentRecord, last: Notification | None, *, now: datetime, policy: RetryPolicy, repeat: timedelta | None
 ) -> Notification | None:
     """Return the notification that this recipient gets now, if any.
 
     A pending incident notifies no one, and a recovery is announced to exactly those who were notified of the incident.
     A wall clock that was set back delays no retry, and a reminder by its interval at most.
-
-    :param last: the recipient's last notification.
-    :param repeat: after this long the recipient is reminded, and wants to know that it got worse; ``None`` for users.
     """
     firing = incident.state is IncidentState.FIRING
     if last is None:
@@ -146,7 +133,7 @@ class Incident:
     resolved_at: datetime | None = None
     outcome: str | None = None
     locale: str | None = None
-    style: texts.Style = "plain"
+    style: Style = "plain"
     promise: bool = True
 
     @property
@@ -168,21 +155,16 @@ class Incident:
         """
         language = locale or self.locale
         if self.recovered:
-            return texts.user_recovered(skipped=self.outcome == "skipped", locale=language)
-        return texts.user_stuck(
-            needs_operator=self.needs_operator, promise=self.promise, style=self.style, locale=language
-        )
+            return user_recovered(skipped=self.outcome == "skipped", locale=language)
+        return user_stuck(needs_operator=self.needs_operator, promise=self.promise, style=self.style, locale=language)
 
 
 Callback = Callable[[Incident], Awaitable[Any] | Any]
 """What a bot is notified by."""
 
 
-def build_incident(pending: PendingNotification, *, locale: str | None, style: texts.Style, promise: bool) -> Incident:
-    """Return the argument of the bot's callback.
-
-    :param promise: the bot announces recoveries.
-    """
+def build_incident(pending: PendingNotification, *, locale: str | None, style: Style, promise: bool) -> Incident:
+    """Return the argument of the bot's callback."""
     incident, (_, kind, name) = pending.incident, pending.recipient.split(":", 2)
     return Incident(
         key=f"{incident.incident_id}/{pending.recipient}/{pending.notification.kind}",

@@ -8,8 +8,8 @@ from typing import Final
 
 import click
 
+from letopis.outbox.cli.interface.command import LazyGroup
 from letopis.outbox.cli.interface.exit_codes import run
-from letopis.outbox.cli.interface.lazy_group import LazyGroup
 from letopis.outbox.cli.interface.options import with_options
 
 VERBS: Final = {
@@ -19,9 +19,9 @@ VERBS: Final = {
     ),
     "init": ("letopis.outbox.cli.init:init", "Write letopis.toml and create the outbox."),
     "relay": ("letopis.outbox.cli.relay:relay", "Deliver pending events to the history store."),
-    "healthcheck": ("letopis.outbox.cli.healthcheck:healthcheck", "Exit 0 if the relay is healthy, 1 if not."),
+    "healthcheck": ("letopis.outbox.cli.health:healthcheck", "Exit 0 if the relay is healthy, 1 if not."),
     "status": ("letopis.outbox.cli.status:status", "Show what is pending, blocked and delivered."),
-    "doctor": ("letopis.outbox.cli.doctor:doctor", "Diagnose problems and suggest fixes."),
+    "doctor": ("letopis.outbox.cli.health:doctor", "Diagnose problems and suggest fixes."),
     "move": ("letopis.outbox.cli.move:move", "Move the history to another store while bots keep running."),
     "outbox": ("letopis.outbox.cli.outbox:outbox", "List what is pending; retry, fix or skip what is stuck."),
     "pause": ("letopis.outbox.cli.relay:pause", "Pause delivery."),
@@ -37,27 +37,15 @@ ELSEWHERE: Final = {
     "help": ("letopis --help",),
     "list": ("letopis history list", "letopis outbox list"),
     "show": ("letopis history show", "letopis outbox show"),
-    "search": ("letopis history search",),
-    "stats": ("letopis history stats",),
-    "import": ("letopis history import",),
     "export": ("letopis history export", "letopis outbox export"),
-    "erase": ("letopis history erase",),
-    "delete": ("letopis history erase",),
-    "retry": ("letopis outbox retry",),
-    "fix": ("letopis outbox fix",),
-    "skip": ("letopis outbox skip",),
-    "rebind": ("letopis outbox rebind",),
-    "salvage": ("letopis outbox salvage",),
-    "anchor": ("letopis db anchor",),
     "verify": ("letopis db verify", "letopis outbox verify"),
-    "upgrade": ("letopis db upgrade",),
-    "migrate": ("letopis db upgrade",),
-    "current": ("letopis db current",),
     "check": ("letopis db check", "letopis status --check"),
-    "rebuild": ("letopis db rebuild",),
-    "index": ("letopis db index",),
-    "new-identity": ("letopis db new-identity",),
+    "delete": ("letopis history erase",),
+    "migrate": ("letopis db upgrade",),
     "test": ("letopis alerts test",),
+    **{name: (f"letopis history {name}",) for name in ("search", "stats", "import", "erase")},
+    **{name: (f"letopis outbox {name}",) for name in ("retry", "fix", "skip", "rebind", "salvage")},
+    **{name: (f"letopis db {name}",) for name in ("anchor", "upgrade", "current", "rebuild", "index", "new-identity")},
 }
 """Words that users try without their group."""
 

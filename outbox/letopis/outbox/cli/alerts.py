@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from letopis.outbox.cli.interface.command import Verb, VerbGroup
+from letopis.outbox.cli.interface.command import VerbGroup
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
-from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, emit, printable
+from letopis.outbox.cli.interface.options import settings, verb, with_options
+from letopis.outbox.cli.interface.output import emit, printable
 
 if TYPE_CHECKING:
     from letopis.outbox.alerting.channels import Channel
@@ -23,13 +23,7 @@ def alerts() -> None:
     """Send a test alert."""
 
 
-@alerts.command(
-    cls=Verb,
-    examples=(
-        "letopis alerts test",
-        "letopis alerts test --channel https://example.org/hook --json",
-    ),
-)
+@verb("letopis alerts test", "letopis alerts test --channel https://example.org/hook --json", group=alerts, json=True)
 @click.option(
     "--channel",
     "channels",
@@ -39,31 +33,30 @@ def alerts() -> None:
     "letopis.toml); may be repeated. Any address that Apprise knows, or https:// for a webhook.",
 )
 @click.option(
-    "--private/--public",
-    default=None,
-    help="Allow addresses that are posted to without TLS (LETOPIS_ALERTS_PRIVATE).",
+    "--private/--public", default=None, help="Allow addresses that are posted to without TLS (LETOPIS_ALERTS_PRIVATE)."
 )
-@JSON
-@with_options
 def test(channels: tuple[str, ...], private: bool | None) -> None:
     """Send a harmless alert to each channel, and print which took it.
 
     Exits with 0 if all did, with 1 if one did not, with 78 if there is none.
     """
     from letopis.outbox.alerting.channels import open_channels
-    from letopis.outbox.config.alerts import load_alerts
+    from letopis.outbox.config.settings import load_alerts
 
-    found = settings()
+    config = settings()
     wanted = load_alerts(
-        found.alerts, channels=channels, private=private, folder=found.file.parent if found.file else None
+        config.alerts, channels=channels, private=private, folder=config.file.parent if config.file else None
     )
     opened = open_channels(wanted.channels, private=wanted.private)
     if not opened:
         raise CommandExit(
             Exit.CONFIGURATION, "there is no alert channel: set LETOPIS_ALERTS, or channels in [alerts] of letopis.toml"
         )
-    results = asyncio.run(_try_all(opened, found.outbox.name, wanted.language))
-    lines = [f"{'ok  ' if one['ok'] else 'FAIL'} {printable(one['name'])}{_because(one['error'])}" for one in results]
+    results = asyncio.run(_try_all(opened, config.outbox.name, wanted.language))
+    lines = [
+        f"{'ok  ' if result['ok'] else 'FAIL'} {printable(result['name'])}{_because(result['error'])}"
+        for result in results
+    ]
     emit({"channels": results}, text="\n".join(lines))
     if not all(result["ok"] for result in results):
         raise CommandExit(Exit.FAILED)

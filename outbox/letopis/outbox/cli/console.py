@@ -9,17 +9,14 @@ from typing import Any
 
 import click
 
-from letopis.outbox.cli.interface.command import Verb
-from letopis.outbox.cli.interface.options import settings, with_options
+from letopis.outbox.cli.interface.locations import existing_outbox
+from letopis.outbox.cli.interface.options import settings, verb
 from letopis.outbox.cli.interface.output import note
+from letopis.outbox.cli.interface.selection import current_user
 
 
-@click.command(
-    cls=Verb,
-    examples=(
-        "letopis console --open",
-        "LETOPIS_CONSOLE_TOKENS_FILE=/run/secrets/letopis-console letopis console --host 10.0.0.5",
-    ),
+@verb(
+    "letopis console --open", "LETOPIS_CONSOLE_TOKENS_FILE=/run/secrets/letopis-console letopis console --host 10.0.0.5"
 )
 @click.option(
     "--host",
@@ -43,7 +40,6 @@ from letopis.outbox.cli.interface.output import note
     "operator. LETOPIS_CONSOLE_TOKENS holds the tokens themselves.",
 )
 @click.option("--open", "open_browser", is_flag=True, help="Open the console in the browser, signed in.")
-@with_options
 def console(host: str | None, port: int | None, tokens_file: str | None, open_browser: bool) -> None:
     """Show the outbox and its history in the browser, until interrupted.
 
@@ -53,11 +49,8 @@ def console(host: str | None, port: int | None, tokens_file: str | None, open_br
     """
     import webbrowser
 
-    from letopis.outbox.cli.interface.locations import existing_outbox
-    from letopis.outbox.cli.interface.selection import current_user
-
-    found = settings()
-    path = existing_outbox(found)
+    config = settings()
+    path = existing_outbox(config)
     serving = load_console("standalone")
     terminal = sys.stderr.isatty()
 
@@ -70,7 +63,7 @@ def console(host: str | None, port: int | None, tokens_file: str | None, open_br
     asyncio.run(
         serving.run(
             path,
-            found,
+            config,
             host=host,
             port=port,
             tokens_file=tokens_file,
@@ -82,10 +75,7 @@ def console(host: str | None, port: int | None, tokens_file: str | None, open_br
 
 
 def load_console(module: str) -> Any:
-    """Import a module of the console, which stands above this package and needs an extra.
-
-    :raises ConfigurationError: the extra is not installed.
-    """
+    """Import a module of the console, which stands above this package and needs an extra."""
     from letopis.store.errors import ConfigurationError
 
     try:

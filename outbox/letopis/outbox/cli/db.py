@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from letopis.outbox.cli.anchor import anchor
 from letopis.outbox.cli.interface.command import VerbGroup
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
-from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, emit, note, printable
+from letopis.outbox.cli.interface.locations import store_engine, store_revision, store_url
+from letopis.outbox.cli.interface.options import settings, verb, with_options
+from letopis.outbox.cli.interface.output import emit, note, printable
 from letopis.outbox.cli.interface.progress import ProgressReport, progress
 from letopis.outbox.cli.interface.selection import YES, confirm
-from letopis.outbox.cli.verify import verify_store
+from letopis.outbox.cli.verify import anchor, verify_store
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from letopis.store.database.migrations import Revision
     from letopis.store.database.store_identity import StoreIdentity
     from letopis.store.maintenance.rebuild import Rebuilt
-
-STATEMENT_TIMEOUT_SECONDS: Final = 86_400.0
-"""One statement of a migration may rebuild a large table."""
 
 INDEX_BATCH_EVENTS: Final = 2_000
 MAX_LISTED: Final = 100
@@ -47,12 +44,7 @@ def db() -> None:
     """
 
 
-@db.command(
-    examples=(
-        "letopis db upgrade",
-        "letopis --store postgresql://bot@db/history db upgrade --partitions 16",
-    ),
-)
+@verb("letopis db upgrade", "letopis --store postgresql://bot@db/history db upgrade --partitions 16", group=db)
 @click.option(
     "--partitions",
     type=click.IntRange(1, 1024),
@@ -60,7 +52,6 @@ def db() -> None:
     show_default=True,
     help="Partitions of the log of a new store; an existing store keeps its own.",
 )
-@with_options
 def upgrade(partitions: int) -> None:
     """Create the tables, or upgrade them to this release's revision."""
     from letopis.store.database.migrations import STORE, SchemaState, revision_state
@@ -72,56 +63,47 @@ def upgrade(partitions: int) -> None:
             migrate(connection, STORE, attributes={"partitions": partitions})
         return before, revision_state(connection, STORE)
 
-    url, (before, after) = _on_store(work, create=True)
+    url, name = store_url(settings())
+
+    async def run() -> tuple[Revision, Revision]:
+        async with store_engine(url, lock=60.0) as engine, engine.begin() as connection:
+            return await connection.run_sync(work)
+
+    before, after = asyncio.run(run())
     if after.state is not SchemaState.CURRENT:
-        raise CommandExit(Exit.CONFIGURATION, f"{url}: {after.advice(STORE, command='letopis db upgrade')}")
+        raise CommandExit(Exit.CONFIGURATION, f"{name}: {after.advice(STORE, command='letopis db upgrade')}")
     if before.state is SchemaState.CURRENT:
-        note(f"{url}: already at revision {after.revision}")
+        note(f"{name}: already at revision {after.revision}")
     else:
-        note(f"{url}: now at revision {after.revision}")
+        note(f"{name}: now at revision {after.revision}")
 
 
-@db.command(
-    examples=(
-        "letopis db current",
-        "letopis db current --json | jq -r .state",
-    ),
-)
-@JSON
-@with_options
+@verb("letopis db current", "letopis db current --json | jq -r .state", group=db, json=True)
 def current() -> None:
     """Show the revision of the tables."""
     from letopis.store.database.migrations import STORE
 
-    url, found = _read_revision()
+    url, revision = _read_revision()
     emit(
-        {"store": url, "revision": found.revision, "state": found.state, "head": STORE.head},
-        text=f"{printable(found.revision or 'none')} ({found.state}; this release needs {STORE.head})",
+        {"store": url, "revision": revision.revision, "state": revision.state, "head": STORE.head},
+        text=f"{printable(revision.revision or 'none')} ({revision.state}; this release needs {STORE.head})",
     )
 
 
-@db.command(
-    examples=("letopis db check && systemctl start letopis-relay",),
-)
-@with_options
+@verb("letopis db check && systemctl start letopis-relay", group=db)
 def check() -> None:
     """Exit with 0 if the tables match this release, otherwise with 78 and what to do."""
     from letopis.store.database.migrations import STORE, SchemaState
 
-    url, found = _read_revision()
-    line = f"{url}: {found.advice(STORE, command='letopis db upgrade')}"
-    if found.state is not SchemaState.CURRENT:
+    url, revision = _read_revision()
+    line = f"{url}: {revision.advice(STORE, command='letopis db upgrade')}"
+    if revision.state is not SchemaState.CURRENT:
         raise CommandExit(Exit.CONFIGURATION, line)
     note(line)
 
 
-@db.command(
-    name="new-identity",
-    examples=("letopis --store postgresql://bot@db/history_staging db new-identity",),
-)
+@verb("letopis --store postgresql://bot@db/history_staging db new-identity", group=db, name="new-identity", json=True)
 @YES
-@JSON
-@with_options
 def new_identity(yes: bool) -> None:
     """Give a copy of a history store an identity of its own.
 
@@ -129,44 +111,50 @@ def new_identity(yes: bool) -> None:
     it with `letopis outbox rebind`. Nothing else changes. Never run it on the original: its outboxes would refuse to
     deliver. Exits with 2 if confirmation is required and stdin is not a terminal.
     """
-    import anyio
+    from letopis.store.conversation_store import ConversationStore
 
-    async def renew() -> tuple[str, StoreIdentity, StoreIdentity]:
-        return await _renewed(yes=yes)
+    url, name = store_url(settings())
 
-    name, before, after = anyio.run(renew)
+    async def renew() -> tuple[StoreIdentity, StoreIdentity]:
+        async with ConversationStore.open(url, migrate=False, pool_size=1) as store:
+            before = await store.identity()
+            refused = f"outboxes that deliver to history store {before.store_id} will be refused here"
+            confirm(f"{name}: {refused}. Continue?", yes=yes)
+            return before, await store.new_identity()
+
+    before, after = asyncio.run(renew())
     emit(
         {"store": name, "before": str(before.store_id), "id": str(after.store_id)},
         text=lambda: note(f"{name}: is now history store {after.store_id}, it was {before.store_id}"),
     )
 
 
-@db.command(
-    examples=(
-        "letopis db rebuild --check",
-        "letopis db rebuild --all",
-        "letopis db rebuild --conversation telegram:4711",
-    ),
+@verb(
+    "letopis db rebuild --check",
+    "letopis db rebuild --all",
+    "letopis db rebuild --conversation telegram:4711",
+    group=db,
+    json=True,
 )
 @click.option("--check", is_flag=True, help="Write nothing: check all conversations, and exit with 1 if one differs.")
 @click.option(
     "--all", "every", is_flag=True, help="Rebuild every conversation, not only those built by an older release."
 )
 @click.option("--conversation", metavar="ID", help="Only this conversation.")
-@JSON
-@with_options
 def rebuild(check: bool, every: bool, conversation: str | None) -> None:
     """Rebuild the rows of conversations and messages from the log, while bots and relays keep running.
 
     By default those that an older release built, and those that are missing. If interrupted, run it again to continue.
     """
-    import anyio
-
     with progress("checking" if check else "rebuilding", unit="conversations") as report:
-        count, differing = anyio.run(_run, check, every, conversation, report)
+        count, differing = asyncio.run(_run(check, every, conversation, report))
     differences = [
-        {"conversation_id": one.conversation_id, "count": one.difference_count, "names": list(one.differences)}
-        for one in differing
+        {
+            "conversation_id": rebuilt.conversation_id,
+            "count": rebuilt.difference_count,
+            "names": list(rebuilt.differences),
+        }
+        for rebuilt in differing
     ]
     emit(
         {
@@ -184,21 +172,15 @@ def rebuild(check: bool, every: bool, conversation: str | None) -> None:
     note(_summary(count, check=check))
 
 
-@db.command(
-    examples=("letopis db index",),
-)
-@JSON
-@with_options
+@verb("letopis db index", group=db, json=True)
 def index() -> None:
     """Bring the search index up to date, while bots and relays keep running.
 
     Searching does so too, in small steps: this is for a large history without an index. If interrupted, run it again to
     continue.
     """
-    import anyio
-
     with progress("indexing", unit="events") as report:
-        done = anyio.run(_index, report)
+        done = asyncio.run(_index(report))
     emit({"events": done}, text=lambda: note(f"{done} events indexed"))
 
 
@@ -213,61 +195,17 @@ def _differences_text(rebuilt: Rebuilt) -> str:
 
 
 def _read_revision() -> tuple[str, Revision]:
-    from letopis.store.database.migrations import STORE, revision_state
+    url, name = store_url(settings(), missing="there is no such file: `letopis db upgrade` creates it")
 
-    return _on_store(lambda connection: revision_state(connection, STORE), create=False)
+    async def read() -> Revision:
+        async with store_engine(url, lock=60.0) as engine:
+            return await store_revision(engine)
 
-
-def _on_store(work: Callable[[sa.Connection], Any], *, create: bool) -> tuple[str, Any]:
-    """Run ``work`` in one transaction on the store; return the store's name and its result."""
-    import anyio
-
-    from letopis.outbox.cli.interface.locations import store_of
-    from letopis.outbox.history.store_location import check_apart
-    from letopis.store.database.engines import create_store_engine
-    from letopis.store.database.fault_classification import translated
-    from letopis.store.database.timeouts import Timeouts
-    from letopis.store.database.urls import normalise_url, safe_url
-
-    url = normalise_url(store_of(settings()))
-    check_apart(Path(settings().outbox), url)
-    name = printable(safe_url(url))
-    if not create and url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
-        raise CommandExit(Exit.CONFIGURATION, f"{name}: there is no such file: `letopis db upgrade` creates it")
-
-    async def transaction() -> Any:
-        engine = create_store_engine(
-            url, timeouts=Timeouts(statement=STATEMENT_TIMEOUT_SECONDS, lock=60.0), pool_size=1
-        )
-        if not create:
-            engine = engine.execution_options(sqlite_begin="DEFERRED")
-        try:
-            with translated():
-                async with engine.begin() as connection:
-                    return await connection.run_sync(work)
-        finally:
-            await engine.dispose()
-
-    return name, anyio.run(transaction)
-
-
-async def _renewed(*, yes: bool) -> tuple[str, StoreIdentity, StoreIdentity]:
-    from letopis.outbox.cli.interface.locations import store_of
-    from letopis.store.conversation_store import ConversationStore
-    from letopis.store.database.urls import normalise_url, safe_url
-
-    url = normalise_url(store_of(settings()))
-    name = printable(safe_url(url))
-    async with ConversationStore.open(url, migrate=False, pool_size=1) as store:
-        before = await store.identity()
-        confirm(
-            f"{name}: outboxes that deliver to history store {before.store_id} will be refused here. Continue?", yes=yes
-        )
-        return name, before, await store.new_identity()
+    return name, asyncio.run(read())
 
 
 async def _index(report: ProgressReport) -> int:
-    from letopis.store.maintenance.workload import events_to_index
+    from letopis.store.maintenance.rebuild import events_to_index
 
     done = 0
     async with _store() as store:
@@ -280,44 +218,30 @@ async def _index(report: ProgressReport) -> int:
 
 async def _counted(count: Callable[[AsyncEngine], Awaitable[int]]) -> int:
     """Return the amount of work in a store that exists."""
-    from letopis.outbox.cli.interface.locations import store_of
-    from letopis.store.database.engines import create_store_engine
-    from letopis.store.database.timeouts import Timeouts
-    from letopis.store.database.urls import normalise_url
-
-    timeouts = Timeouts(statement=STATEMENT_TIMEOUT_SECONDS)
-    engine = create_store_engine(normalise_url(store_of(settings())), timeouts=timeouts, pool_size=1)
-    try:
+    async with store_engine(store_url(settings())[0]) as engine:
         return await count(engine)
-    finally:
-        await engine.dispose()
 
 
 def _store() -> AbstractAsyncContextManager[ConversationStore]:
-    from letopis.outbox.cli.interface.locations import store_of
-    from letopis.outbox.history.store_location import check_apart
     from letopis.store.conversation_store import ConversationStore
-    from letopis.store.database.urls import normalise_url
 
-    url = normalise_url(store_of(settings()))
-    check_apart(Path(settings().outbox), url)
-    return ConversationStore.open(url, migrate=False, pool_size=2)
+    return ConversationStore.open(store_url(settings())[0], migrate=False, pool_size=2)
 
 
 async def _run(
     check: bool, every: bool, conversation: str | None, report: ProgressReport
 ) -> tuple[Counter[str], list[Rebuilt]]:
-    from letopis.store.maintenance.rebuild import Rebuilt
-    from letopis.store.maintenance.workload import conversations_to_rebuild
+    from letopis.store.maintenance.rebuild import Rebuilt, conversations_to_rebuild
 
     count, differing = Counter[str](), list[Rebuilt]()
     async with _store() as store:
         count_all = partial(conversations_to_rebuild, every=every or check)
         total = 1 if conversation is not None else await _counted(count_all)
-        async for one in store.rebuild(check=check, every=every, conversation=conversation):
-            count.update(conversations=1, events=one.events, written=one.written, differing=bool(one.differences))
-            if one.differences and len(differing) < MAX_LISTED:
-                differing.append(one)
+        async for rebuilt in store.rebuild(check=check, every=every, conversation=conversation):
+            different = bool(rebuilt.differences)
+            count.update(conversations=1, events=rebuilt.events, written=rebuilt.written, differing=different)
+            if different and len(differing) < MAX_LISTED:
+                differing.append(rebuilt)
             report(count["conversations"], total=total)
     return count, differing
 

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 
 import click
 
-from letopis.outbox.cli.interface.command import Verb
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
-from letopis.outbox.cli.interface.options import with_options
+from letopis.outbox.cli.interface.options import verb
 from letopis.outbox.cli.interface.output import note, printable, supports_style
 
 
-@click.command(cls=Verb, examples=("letopis demo", "letopis demo --keep story"))
+@verb("letopis demo", "letopis demo --keep story")
 @click.option("--keep", metavar="DIR", help="Play in this new or empty folder, and keep it.")
-@with_options
 def demo(keep: str | None) -> None:
     """See it work: a bot, an outage, a poisoned conversation, in half a minute.
 
     Needs no network, token or server, and touches nothing outside its own folder. Exits with 0 only if the history
     holds exactly what was appended.
     """
-    import logging
-    import sys
-
-    import anyio
-
-    from letopis.outbox.cli.demo_script import DemoFailed, play
-
+    script = import_module("letopis.examples.demo")
     # The relay logs the outage and the refusal; here the story tells of them.
     logging.getLogger("letopis").addHandler(logging.NullHandler())
     logging.getLogger("letopis").propagate = False
@@ -49,8 +45,8 @@ def demo(keep: str | None) -> None:
             else _new(keep)
         )
         try:
-            outcome = anyio.run(play, folder, tell)
-        except DemoFailed as error:
+            outcome = asyncio.run(script.play(folder, tell))
+        except script.DemoFailed as error:
             raise CommandExit(Exit.FAILED, f"the demonstration failed: {error}") from error
     if not outcome.holds:
         raise CommandExit(Exit.FAILED, "the demonstration failed: the history differs from what was appended")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
 import click
 
-from letopis.outbox.cli.interface.command import Verb
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
-from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, emit, note, printable
+from letopis.outbox.cli.interface.locations import existing_outbox
+from letopis.outbox.cli.interface.options import settings, verb
+from letopis.outbox.cli.interface.output import TIMEOUT, counted, emit, note, printable
 from letopis.outbox.cli.interface.progress import ProgressReport, progress
 from letopis.outbox.cli.interface.selection import YES, confirm
 
@@ -21,13 +22,11 @@ PAGE: Final = 200
 STATES: Final = ("active", "archived")
 
 
-@click.command(
-    cls=Verb,
-    examples=(
-        "letopis history erase telegram:4711 --reset --reason 'asked by the person'",
-        "letopis history erase --owner 42 --delete --reason 'account closed' --wait",
-        "letopis history erase --owner 42 --delete --reason 'account closed' --yes --json",
-    ),
+@verb(
+    "letopis history erase telegram:4711 --reset --reason 'asked by the person'",
+    "letopis history erase --owner 42 --delete --reason 'account closed' --wait",
+    "letopis history erase --owner 42 --delete --reason 'account closed' --yes --json",
+    json=True,
 )
 @click.argument("conversations", metavar="[CONVERSATION]...", nargs=-1)
 @click.option("--owner", metavar="ID", help="All conversations of this owner, and the owner's records.")
@@ -37,12 +36,8 @@ STATES: Final = ("active", "archived")
 )
 @click.option("--reason", metavar="TEXT", required=True, help="The reason; it is recorded. Write no content into it.")
 @click.option("--wait", is_flag=True, help="Deliver it, and exit when the history store holds none of the content.")
-@click.option(
-    "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="With --wait: the longest wait, then exit 75."
-)
+@TIMEOUT
 @YES
-@JSON
-@with_options
 def erase(
     conversations: tuple[str, ...],
     owner: str | None,
@@ -60,8 +55,6 @@ def erase(
     be reachable; a run that was interrupted is completed by running it again. Exits with 3 if nothing matched and no
     erasure is pending, with 2 if confirmation is required and stdin is not a terminal.
     """
-    import anyio
-
     if bool(conversations) == (owner is not None):
         raise click.UsageError("Name conversations, or an owner with --owner.")
     if reset == delete:
@@ -71,7 +64,7 @@ def erase(
         )
     with progress("erasing", unit="conversations") as report:
         work = _Erasure(reason=reason, delete=delete, report=report)
-        pending = anyio.run(work.run, conversations, owner, wait, timeout, yes)
+        pending = asyncio.run(work.run(conversations, owner, wait, timeout, yes))
     emit(
         {
             "erased": work.erased,
@@ -88,12 +81,7 @@ def erase(
 
 
 class _Erasure:
-    """One run.
-
-    :ivar erased: the conversations whose erasure is appended.
-    :ivar store_rows: rows of long conversations that the store had still to erase when this ended.
-    :ivar unerased: long conversations that this outbox had still to erase.
-    """
+    """One run."""
 
     def __init__(self, *, reason: str, delete: bool, report: ProgressReport) -> None:
         self._reason = reason
@@ -104,14 +92,13 @@ class _Erasure:
 
     async def run(self, names: tuple[str, ...], owner: str | None, wait: bool, longest: float | None, yes: bool) -> int:
         """Append the erasures; return how many events are pending then."""
-        from letopis.outbox.cli.interface.delivery import deliver
-        from letopis.outbox.cli.interface.locations import existing_outbox
+        from letopis.outbox.cli.interface.progress import deliver
         from letopis.outbox.history.history import History
 
-        found = settings()
-        path = existing_outbox(found)
+        config = settings()
+        path = existing_outbox(config)
         async with History(
-            path, store=found.store, relay=wait, create=False, policy=found.policy, retention=found.retention
+            path, store=config.store, relay=wait, create=False, policy=config.policy, retention=config.retention
         ) as history:
             chosen = await _named(history, names) if owner is None else await _of_owner(history, owner)
             records = owner is not None and await _has_records(history, owner)
@@ -119,10 +106,10 @@ class _Erasure:
                 confirm(_question(chosen, owner, delete=self._delete), yes=yes)
             elif owner is not None and not await _is_being_erased(history, owner):
                 raise CommandExit(Exit.NOTHING, "no conversations and no records of this owner, and no erasure pending")
-            for one in chosen:
-                chat = history.chat(one.conversation_id)
+            for conversation in chosen:
+                chat = history.chat(conversation.conversation_id)
                 await (chat.delete if self._delete else chat.reset)(reason=self._reason)
-                self.erased.append(one.conversation_id)
+                self.erased.append(conversation.conversation_id)
                 self._report(len(self.erased), total=len(chosen))
             if owner is not None and (chosen or records):
                 await history.records(owner=owner).erase()
@@ -152,27 +139,21 @@ class _Erasure:
 
 
 async def _named(history: History, names: tuple[str, ...]) -> list[Conversation]:
-    """Return the conversations of these ids that are not deleted yet.
-
-    :raises CommandExit: one does not exist.
-    """
+    """Return the conversations of these ids that are not deleted yet."""
     chosen: list[Conversation] = []
     for name in dict.fromkeys(names):
-        found = await history.chat(name).conversation()
-        if found is None:
+        conversation = await history.chat(name).conversation()
+        if conversation is None:
             raise CommandExit(Exit.NOTHING, f"there is no conversation {name!r}; nothing was erased")
-        if found.state != "deleted":
-            chosen.append(found)
+        if conversation.state != "deleted":
+            chosen.append(conversation)
     if not chosen:
         raise CommandExit(Exit.NOTHING, "nothing matched: deleted already")
     return chosen
 
 
 async def _of_owner(history: History, owner: str) -> list[Conversation]:
-    """Return all conversations of an owner that are not deleted yet.
-
-    :raises CommandExit: the history store does not answer, so that some may be missing.
-    """
+    """Return all conversations of an owner that are not deleted yet."""
     chosen: list[Conversation] = []
     after: str | None = None
     while True:
@@ -210,7 +191,7 @@ async def _is_being_erased(history: History, owner: str) -> bool:
 def _question(chosen: list[Conversation], owner: str | None, *, delete: bool) -> str:
     if not chosen:
         return f"Erase the records of owner {printable(owner or '')} for good?"
-    messages = sum(one.message_count for one in chosen)
+    messages = sum(conversation.message_count for conversation in chosen)
     what = printable(chosen[0].conversation_id) if len(chosen) == 1 else f"{len(chosen)} conversations"
     whose = "" if owner is None else f" of owner {printable(owner)}"
     end = "Their ids cannot be used again." if delete else "They go on, empty, under their ids."
@@ -218,11 +199,11 @@ def _question(chosen: list[Conversation], owner: str | None, *, delete: bool) ->
 
 
 def _tell(work: _Erasure, pending: int, owner: str | None, *, waited: bool) -> None:
-    for one in work.erased:
-        click.echo(printable(one))
+    for name in work.erased:
+        click.echo(printable(name))
     count = len(work.erased)
     whose = "" if owner is None else ", and all records of the owner"
-    note(f"{count} conversation{'' if count == 1 else 's'} erased{whose}")
+    note(f"{counted(count, 'conversation')} erased{whose}")
     if waited and not pending and not work.store_rows and not work.unerased:
         note("the history store holds none of the content any more")
     elif not waited:

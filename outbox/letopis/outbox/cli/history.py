@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from letopis.outbox.cli.interface.command import Verb
+from letopis.outbox.cli.interface.command import LazyGroup
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
-from letopis.outbox.cli.interface.lazy_group import LazyGroup
-from letopis.outbox.cli.interface.message import conversation_json, message_json, minute, say_whether_complete
-from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, emit, note, printable, table, truncate, wants_json
+from letopis.outbox.cli.interface.locations import open_source
+from letopis.outbox.cli.interface.options import settings, verb, with_options
+from letopis.outbox.cli.interface.output import emit, note, printable, remark, table, truncate
+from letopis.outbox.cli.interface.render import conversation_json, message_json, minute, say_whether_complete
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -43,14 +44,12 @@ def history() -> None:
     """
 
 
-@click.command(
+@verb(
+    "letopis history list --limit 20",
+    "letopis history list --owner 42 --state all",
+    "letopis history list --json | jq -r '.conversations[].conversation_id'",
     name="list",
-    cls=Verb,
-    examples=(
-        "letopis history list --limit 20",
-        "letopis history list --owner 42 --state all",
-        "letopis history list --json | jq -r '.conversations[].conversation_id'",
-    ),
+    json=True,
 )
 @click.option("--owner", metavar="ID", help="Only the conversations of this owner.")
 @click.option(
@@ -62,17 +61,12 @@ def history() -> None:
 )
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Print at most this many.")
 @click.option("--after", metavar="PLACE", help="Continue where an earlier list ended, at the place that it printed.")
-@JSON
-@with_options
 def list_(owner: str | None, state: str, limit: int, after: str | None) -> None:
     """List conversations, newest activity first.
 
     OWNER is whom the bot named as the owner, NUMBER counts the owner's conversations, and a star under ACTIVE marks the
     one that the owner's next message goes to. Exits with 3 if there is none.
     """
-    import anyio
-
-    from letopis.outbox.cli.interface.locations import open_source
 
     async def read() -> Any:
         async with open_source(settings()) as source:
@@ -82,13 +76,19 @@ def list_(owner: str | None, state: str, limit: int, after: str | None) -> None:
             # A pending event may change which one is active.
             marked = await source.active(owner, create=False)
             name = None if marked is None else marked.conversation_id
-            items = tuple(one.with_changes(active=one.conversation_id == name) for one in page)
+            items = tuple(
+                conversation.with_changes(active=conversation.conversation_id == name) for conversation in page
+            )
             return replace(page, items=items)
 
     states = ("active", "archived", "deleted") if state == "all" else (state,)
-    page = anyio.run(read)
+    page = asyncio.run(read())
     emit(
-        {"conversations": [conversation_json(one) for one in page], "next": page.next, "complete": page.complete},
+        {
+            "conversations": [conversation_json(conversation) for conversation in page],
+            "next": page.next,
+            "complete": page.complete,
+        },
         text=_conversations_text(page, with_state=state == "all") if page else "",
     )
     if page:
@@ -98,39 +98,32 @@ def list_(owner: str | None, state: str, limit: int, after: str | None) -> None:
         raise CommandExit(Exit.NOTHING, "no conversations" if owner is None else "no conversations of this owner")
 
 
-@click.command(
-    cls=Verb,
-    examples=(
-        'letopis history search "blue shoes"',
-        'letopis history search --owner 42 "refund -shipping"',
-        """letopis history search '"order number"' --json | jq '.hits[].snippet'""",
-    ),
+@verb(
+    'letopis history search "blue shoes"',
+    'letopis history search --owner 42 "refund -shipping"',
+    """letopis history search '"order number"' --json | jq '.hits[].snippet'""",
+    json=True,
 )
 @click.argument("query")
 @click.option("--owner", metavar="ID", help="Only in the conversations of this owner.")
 @click.option("--conversation", metavar="ID", help="Only in this conversation.")
 @click.option("--limit", type=click.IntRange(1, 1_000), default=20, show_default=True, help="Print at most this many.")
 @click.option("--after", metavar="PLACE", help="Continue where an earlier page ended, at the place that it printed.")
-@JSON
-@with_options
 def search(query: str, owner: str | None, conversation: str | None, limit: int, after: str | None) -> None:
     """Search for messages that contain all words of QUERY, in any inflected form, best matches first.
 
     "Words in quotation marks" match as a phrase, and -word excludes a word (put -- before the query). Exits with 3 if
     nothing was found.
     """
-    import anyio
-
-    from letopis.outbox.cli.interface.locations import open_source
 
     async def find() -> Any:
         async with open_source(settings()) as source:
             return await source.search(query, owner=owner, conversation=conversation, limit=limit, after=after)
 
-    page = anyio.run(find)
+    page = asyncio.run(find())
     emit(
         {
-            "hits": [_hit_json(one) for one in page],
+            "hits": [_hit_json(hit) for hit in page],
             "next": page.next,
             "complete": page.complete,
             "unindexed": page.unindexed,
@@ -149,114 +142,101 @@ def search(query: str, owner: str | None, conversation: str | None, limit: int, 
         raise CommandExit(Exit.NOTHING, "nothing was found")
 
 
-@click.command(
-    cls=Verb,
-    examples=(
-        "letopis history stats --since 2026-01-01 --until 2026-02-01",
-        "letopis history stats --by model --json",
-        "letopis history stats --owner 42",
-    ),
+@verb(
+    "letopis history stats --since 2026-01-01 --until 2026-02-01",
+    "letopis history stats --by model --json",
+    "letopis history stats --owner 42",
+    json=True,
 )
 @click.option("--owner", metavar="ID", help="Only the conversations of this owner.")
 @click.option("--since", metavar="TIME", help="From this time on: 2026-01-31, a day in UTC, or 2026-01-31T12:00:00Z.")
 @click.option("--until", metavar="TIME", help="Before this time.")
 @click.option("--by", metavar="KEY", help="Also group by this key of the messages' metadata.")
-@JSON
-@with_options
 def stats(owner: str | None, since: str | None, until: str | None, by: str | None) -> None:
     """Count questions, answers and tokens in a period.
 
     Messages that were rewound or deleted later count too: they were answered and paid for.
     """
-    import anyio
-
-    from letopis.outbox.cli.interface.locations import open_source
-
     period = {"since": _parse_time(since, "since"), "until": _parse_time(until, "until")}
 
     async def count() -> Statistics:
         async with open_source(settings()) as source:
-            found: Statistics = await source.statistics(owner=owner, by=by, **period)
-            return found
+            counted: Statistics = await source.statistics(owner=owner, by=by, **period)
+            return counted
 
-    found = anyio.run(count)
+    counted = asyncio.run(count())
     head = ("CONVERSATIONS", "MESSAGES", "QUESTIONS", "ANSWERS", "TOKENS")
-    text = table(head, [[str(number) for number in (found.conversations, *_row(found))]], right=range(5))
+    text = table(head, [[str(number) for number in (counted.conversations, *_row(counted))]], right=range(5))
     document: dict[str, Any] = {
-        **_figures_json(found),
-        "conversations": found.conversations,
-        "complete": found.complete,
+        **_figures_json(counted),
+        "conversations": counted.conversations,
+        "complete": counted.complete,
     }
     if by is not None:
-        document["by"] = [{"value": value, **_figures_json(one)} for value, one in found.by.items()]
-        rows = [(_value_text(value), *map(str, _row(one))) for value, one in found.by.items()]
+        document["by"] = [{"value": value, **_figures_json(figures)} for value, figures in counted.by.items()]
+        rows = [(_value_text(value), *map(str, _row(figures))) for value, figures in counted.by.items()]
         text += f"\n\n{table((truncate(by, 40), *head[1:]), rows, right=range(1, 5))}"
     emit(document, text=text)
-    say_whether_complete(found.complete)
+    say_whether_complete(counted.complete)
 
 
 def _note_more(page: Any) -> None:
-    if page.next is not None and not wants_json():
-        note(f"there are more: --after {page.next}")
+    if page.next is not None:
+        remark(f"there are more: --after {page.next}")
 
 
 def _conversations_text(page: Any, *, with_state: bool) -> str:
     rows = [
         (
-            printable(one.conversation_id),
-            printable(one.owner_id or "-"),
-            "-" if one.number is None else str(one.number),
-            "*" if one.active else "",
-            *((one.state,) if with_state else ()),
-            str(one.message_count),
-            str(one.pending or "-"),
-            minute(one.updated_at),
-            truncate(one.title or "", 40),
+            printable(conversation.conversation_id),
+            printable(conversation.owner_id or "-"),
+            "-" if conversation.number is None else str(conversation.number),
+            "*" if conversation.active else "",
+            *((conversation.state,) if with_state else ()),
+            str(conversation.message_count),
+            str(conversation.pending or "-"),
+            minute(conversation.updated_at),
+            truncate(conversation.title or "", 40),
         )
-        for one in page
+        for conversation in page
     ]
     more = ("STATE",) if with_state else ()
     head = ("CONVERSATION", "OWNER", "NUMBER", "ACTIVE", *more, "MESSAGES", "PENDING", "LAST", "TITLE")
     return table(head, rows, right=(2, 4 + len(more), 5 + len(more)))
 
 
-def _hit_json(found: Hit) -> dict[str, Any]:
+def _hit_json(hit: Hit) -> dict[str, Any]:
     """Return the JSON of a hit; a documented, stable schema."""
     return {
-        "conversation_id": found.conversation_id,
-        "message": message_json(found.message),
-        "snippet": found.snippet,
-        "marks": [list(mark) for mark in found.marks],
-        "score": found.score,
+        "conversation_id": hit.conversation_id,
+        "message": message_json(hit.message),
+        "snippet": hit.snippet,
+        "marks": [list(mark) for mark in hit.marks],
+        "score": hit.score,
     }
 
 
-def _hit_text(found: Hit) -> str:
+def _hit_text(hit: Hit) -> str:
     """Return a hit as text; on a terminal the matched words are bold."""
     from letopis.store.search.snippets import marked_pieces
 
-    message = found.message
+    message = hit.message
     mark = "" if message.saved == "saved" else f"  [{message.saved}]"
-    head = f"{printable(found.conversation_id)}  {message.occurred_at:%Y-%m-%d %H:%M}Z  {message.role}{mark}"
+    head = f"{printable(hit.conversation_id)}  {message.occurred_at:%Y-%m-%d %H:%M}Z  {message.role}{mark}"
     words = "".join(
         click.style(printable(text), bold=True) if marked else printable(text)
-        for text, marked in marked_pieces(found.snippet, found.marks)
+        for text, marked in marked_pieces(hit.snippet, hit.marks)
     )
     return f"{head}\n    {words}"
 
 
-def _figures_json(found: Figures) -> dict[str, int]:
+def _figures_json(figures: Figures) -> dict[str, int]:
     """Return the JSON of figures; a documented, stable schema."""
-    return {
-        "messages": found.messages,
-        "questions": found.questions,
-        "answers": found.answers,
-        "tokens": found.tokens,
-    }
+    return {name: getattr(figures, name) for name in ("messages", "questions", "answers", "tokens")}
 
 
-def _row(found: Figures) -> tuple[int, ...]:
-    return found.messages, found.questions, found.answers, found.tokens
+def _row(figures: Figures) -> tuple[int, ...]:
+    return tuple(_figures_json(figures).values())
 
 
 def _value_text(value: str | None) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
-from letopis.outbox.cli.interface.command import Verb
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
-from letopis.outbox.cli.interface.options import settings, with_options
+from letopis.outbox.cli.interface.options import settings, verb
 from letopis.outbox.cli.interface.output import note, printable
 
 if TYPE_CHECKING:
@@ -64,13 +64,10 @@ outbox = {outbox}
 """
 
 
-@click.command(
-    cls=Verb,
-    examples=(
-        "letopis init",
-        "letopis init --store postgresql://bot@db/history",
-        "letopis --outbox copy.outbox.db init --new-origin",
-    ),
+@verb(
+    "letopis init",
+    "letopis init --store postgresql://bot@db/history",
+    "letopis --outbox copy.outbox.db init --new-origin",
 )
 @click.option(
     "--new-origin",
@@ -78,61 +75,57 @@ outbox = {outbox}
     help="Give an existing outbox a new identity, for a copy that is used beside its original. "
     "Pending events are kept and delivered under it. No bot or relay may have the file open.",
 )
-@with_options
 def init(new_origin: bool) -> None:
     """Write letopis.toml in the current folder and create the outbox. Nothing is overwritten."""
-    import anyio
-
     from letopis.outbox.config.settings import FILE
 
-    found = settings()
+    config = settings()
     if new_origin:
-        anyio.run(_new_origin, found)
+        asyncio.run(_new_origin(config))
         return
     target = Path(FILE)
-    if found.file is not None or target.exists():
+    if config.file is not None or target.exists():
         raise CommandExit(
-            Exit.FAILED,
-            f"{found.file or target} exists: edit it, or move it away and run `letopis init` again",
+            Exit.FAILED, f"{config.file or target} exists: edit it, or move it away and run `letopis init` again"
         )
-    anyio.run(_create, found)
-    _write(target, found)
-    note(f"wrote {target} and created {printable(str(found.outbox))}")
+    asyncio.run(_create(config))
+    _write(target, config)
+    note(f"wrote {target} and created {printable(str(config.outbox))}")
     note("next:")
-    if found.store is not None and "://" in found.store and not found.store.startswith("sqlite"):
+    if config.store is not None and "://" in config.store and not config.store.startswith("sqlite"):
         click.echo("letopis db upgrade")
     else:
         click.echo("letopis status")
     click.echo("letopis relay")
 
 
-async def _create(found: Settings) -> None:
+async def _create(config: Settings) -> None:
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.store.database.urls import normalise_url
 
-    if found.store is not None:
-        normalise_url(found.store)
-    outbox = await OutboxFile.open(found.outbox)
+    if config.store is not None:
+        normalise_url(config.store)
+    outbox = await OutboxFile.open(config.outbox)
     await outbox.close()
 
 
-async def _new_origin(found: Settings) -> None:
+async def _new_origin(config: Settings) -> None:
     from letopis.outbox.diagnostics.new_origin import assign_new_origin
 
-    reborn = await assign_new_origin(found.outbox)
+    reborn = await assign_new_origin(config.outbox)
     note(
-        f"{printable(str(found.outbox))} is now outbox {reborn.origin.origin_id}: {reborn.pending} pending events in "
+        f"{printable(str(config.outbox))} is now outbox {reborn.origin.origin_id}: {reborn.pending} pending events in "
         f"{reborn.conversations} conversations will be delivered under the new identity"
         + (f"; {reborn.paused} of them are paused: `letopis outbox resume` continues them" if reborn.paused else "")
     )
 
 
-def _write(target: Path, found: Settings) -> None:
+def _write(target: Path, config: Settings) -> None:
     """Write the file for its owner only: the store's URL may hold a password."""
     store = '# store = "postgresql://bot@localhost/history"\n'
-    if found.store is not None and found.store_from == "--store":
-        store = f"store = {_quoted(found.store)}\n"
-    text = TEMPLATE.format(outbox=_quoted(str(found.outbox)), store=store)
+    if config.store is not None and config.store_from == "--store":
+        store = f"store = {_quoted(config.store)}\n"
+    text = TEMPLATE.format(outbox=_quoted(str(config.outbox)), store=store)
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123  # a descriptor, not a path
         file.write(text)

@@ -1,32 +1,33 @@
-"""``letopis move``: move the history to another store."""
+"""``letopis move`` and ``letopis outbox rebind``: change the history store of bots that keep running."""
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from letopis.outbox.cli.interface.command import Verb
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, name_store
-from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, emit, note, printable
+from letopis.outbox.cli.interface.locations import store_of, with_outbox
+from letopis.outbox.cli.interface.options import settings, verb
+from letopis.outbox.cli.interface.output import emit, note, printable, wants_json
 from letopis.outbox.cli.interface.progress import ProgressReport, progress
+from letopis.outbox.cli.interface.selection import YES, as_operator, confirm
 
 if TYPE_CHECKING:
+    from letopis.outbox.event_log.rebind import Rebound
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.store.relocation.mover import Moved, MoveProgress
 
 
-@click.command(
-    cls=Verb,
-    examples=(
-        "letopis move --to postgresql://bot@db/history",
-        "letopis --store postgresql://bot@old/history move --to postgresql://bot@new/history",
-        "letopis move --cancel",
-    ),
+@verb(
+    "letopis move --to postgresql://bot@db/history",
+    "letopis --store postgresql://bot@old/history move --to postgresql://bot@new/history",
+    "letopis move --cancel",
+    json=True,
 )
 @click.option(
     "--to",
@@ -36,15 +37,12 @@ if TYPE_CHECKING:
     "LETOPIS_MOVE_TO_FILE for a file that holds it.",
 )
 @click.option("--cancel", is_flag=True, help="Abandon an unfinished move: the old store takes deliveries again.")
-@JSON
-@with_options
 def move(target: str | None, cancel: bool) -> None:
     """Move the history to another store while bots keep running.
 
     The store may be of any kind. Each event is read back and compared. If interrupted, run it again to continue. At the
     end deliveries wait in the outboxes for some seconds; from then on only the new store takes them.
     """
-    from letopis.outbox.cli.interface.locations import store_of
     from letopis.outbox.config.settings import move_target
     from letopis.outbox.history.store_location import check_apart
     from letopis.store.database.urls import normalise_url
@@ -62,17 +60,15 @@ def move(target: str | None, cancel: bool) -> None:
     goal = normalise_url(target)
     check_apart(Path(settings().outbox), goal)
     name_store(None)  # from here on a fault may be of either store
-    import anyio
-
     from letopis.store.relocation.mover import move as run
 
     async def work(report: ProgressReport) -> Moved:
         return await run(source, goal, progress=_Stages(report))
 
     with progress("copying", unit="events") as report:
-        done = anyio.run(work, report)
+        done = asyncio.run(work(report))
     if not done.already:
-        anyio.run(_note_in_outbox, done)
+        asyncio.run(_note_in_outbox(done))
     counts = ("events", "conversations", "messages", "lanes", "origins", "owners")
     emit(
         {
@@ -92,7 +88,6 @@ def move(target: str | None, cancel: bool) -> None:
 
 async def _note_in_outbox(done: Moved) -> None:
     """Have ``letopis status`` tell where the history is, also if no relay runs that would find out."""
-    from letopis.outbox.cli.interface.locations import with_outbox
     from letopis.outbox.event_log.bound_store import note_moved
     from letopis.store.database.store_identity import moved_fault
     from letopis.store.errors import LetopisError
@@ -106,14 +101,12 @@ async def _note_in_outbox(done: Moved) -> None:
 
 
 def _cancel(source: object) -> None:
-    import anyio
-
     from letopis.store.relocation.mover import cancel_move
 
     async def work() -> str | None:
         return await cancel_move(source)  # type: ignore[arg-type]  # the URL, whose class is not imported for --help
 
-    was = anyio.run(work)
+    was = asyncio.run(work())
     emit({"cancelled": was is not None, "target": was}, text="")
     if was is None:
         raise CommandExit(Exit.NOTHING, "there is no move to abandon: the store takes deliveries")
@@ -150,3 +143,78 @@ def _advise(done: Moved) -> None:
     if done.projections:
         names = ", ".join(map(printable, done.projections))
         note(f"checkpoints were copied, the tables of these projections were not: {names}; copy or rebuild those")
+
+
+@verb(
+    "letopis --store postgresql://bot@db/history outbox rebind",
+    "letopis --store postgresql://bot@db/history outbox rebind --yes --json",
+    json=True,
+)
+@YES
+def rebind(yes: bool) -> None:
+    """Bind the outbox to the history store of --store, because its own is gone for good.
+
+    Delivered events that the outbox still holds are sent again. Those that it has pruned are lost: they are listed by
+    conversation before anything is changed, and these conversations are blocked until
+    `letopis outbox skip --missing`. A store that was restored from a backup, or moved, needs none of this.
+
+    Before the first delivery it confirms the store if the bot names it differently. Exits with 2 if confirmation is
+    required and stdin is not a terminal.
+    """
+    done = asyncio.run(with_outbox(settings(), lambda file: _rebound(file, yes=yes)))
+    emit(_json(done), text=lambda: note(f"the outbox is bound to {_place(done)} now"))
+
+
+async def _rebound(file: OutboxFile, *, yes: bool) -> Rebound:
+    from letopis.outbox.event_log.bound_store import read_binding
+    from letopis.outbox.event_log.destination import destination_of
+    from letopis.outbox.history.store_location import check_apart
+    from letopis.store.conversation_store import ConversationStore
+    from letopis.store.database.urls import normalise_url
+
+    config = settings()
+    url = normalise_url(store_of(config))
+    check_apart(file.path, url)
+    bound = await file.read(read_binding)
+    if config.store is None and bound.destination != destination_of(url):
+        raise click.UsageError("Name the history store with --store.")
+    store = ConversationStore(url, pool_size=2)
+    try:
+        ahead = await as_operator(file).rebind(store, dry_run=True)
+        if not wants_json():
+            _tell(ahead)
+        confirm("Bind the outbox to this store?", yes=yes)
+        return await as_operator(file).rebind(store)
+    finally:
+        await store.close()
+
+
+def _tell(ahead: Rebound) -> None:
+    """Print the consequences before anything is changed."""
+    before = ahead.before
+    if before.store_id is not None:
+        known = printable(before.destination or "an unknown place")
+        note(f"the outbox is bound to history store {before.store_id} at {known}")
+    elif before.destination is not None:
+        note(f"the outbox is not bound yet; the bot named {printable(before.destination)}")
+    note(f"the store is {_place(ahead)}")
+    note(f"{ahead.resent} delivered events will be sent again")
+    if ahead.lost:
+        total = sum(ahead.lost.values())
+        note(f"{total} events of {len(ahead.lost)} conversations were pruned from the outbox, and are lost:")
+        for name, count in ahead.lost.items():
+            click.echo(f"{count:>8}  {printable(name)}")
+
+
+def _place(done: Rebound) -> str:
+    return f"{printable(done.destination)}, history store {done.store_id}"
+
+
+def _json(done: Rebound) -> dict[str, Any]:
+    before = done.before
+    return {
+        "before": {"id": None if before.store_id is None else str(before.store_id), "destination": before.destination},
+        "store": {"id": str(done.store_id), "destination": done.destination},
+        "resent": done.resent,
+        "lost": dict(done.lost),
+    }

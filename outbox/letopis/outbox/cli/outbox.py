@@ -14,31 +14,42 @@ import click
 
 from letopis.outbox.cli.interface.command import VerbGroup
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
-from letopis.outbox.cli.interface.locations import read_outbox
-from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, emit, note, printable, wants_json
+from letopis.outbox.cli.interface.locations import read_outbox, store_of, with_outbox
+from letopis.outbox.cli.interface.options import settings, verb, with_options
+from letopis.outbox.cli.interface.output import (
+    FORCE,
+    counted,
+    emit,
+    note,
+    open_output,
+    printable,
+    remark,
+    wants_json,
+    write,
+)
 from letopis.outbox.cli.interface.selection import (
     YES,
     as_operator,
     confirm,
     current_selection,
-    required_fronts,
+    has_selection,
     required_selection,
     with_selection,
 )
-from letopis.outbox.cli.pending import list_events, show
-from letopis.outbox.cli.rebind import rebind
+from letopis.outbox.cli.move import rebind
 from letopis.outbox.cli.verify import salvage, verify_outbox
 
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.operations.pending_events import PendingEvent, Selection
 
+
 T = TypeVar("T")
 
 PAGE: Final = 200
 MAX_REPAIRED: Final = 10_000
 """Events that one ``skip`` repairs at most."""
+MAX_SHOWN: Final = 200
 MAX_FILE_BYTES: Final = 16 * 1024 * 1024
 
 REASON = click.option("--reason", metavar="TEXT", required=True, help="The reason; it is recorded.")
@@ -53,65 +64,141 @@ def outbox() -> None:
     """
 
 
-outbox.add_command(list_events)
-outbox.add_command(show)
-
-
-@outbox.command(
-    examples=(
-        "letopis outbox retry --all",
-        "letopis outbox retry --conversation telegram:4711",
-    )
+@verb(
+    "letopis outbox list",
+    "letopis outbox list --state blocked --json",
+    "letopis outbox list --all --limit 1000   # everything that is pending",
+    name="list",
+    group=outbox,
+    json=True,
 )
 @with_selection()
-@JSON
-@with_options
+@click.option(
+    "--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Print at most this many."
+)
+def list_events(limit: int) -> None:
+    """List pending events.
+
+    Without filters: the event that each blocked, retrying or paused conversation is waiting on, and exit 0 if there is
+    none. With filters, exits with 3 if nothing matched.
+    """
+    from letopis.outbox.cli.interface.render import event_table, missing_json
+    from letopis.outbox.operations.pending_events import Selection, event_summary, list_missing, list_pending
+    from letopis.outbox.operations.status import read_status
+    from letopis.store.model.events import now_microseconds
+
+    narrowed = has_selection()
+    selection = current_selection() if narrowed else Selection(states=("blocked", "retrying", "paused"), fronts=True)
+    now_us = now_microseconds()
+    # One snapshot, so that the sentence of `letopis status` and the list cannot contradict each other.
+    path, (events, missing, how) = read_outbox(
+        settings(),
+        lambda connection: (
+            list_pending(connection, selection, limit=limit + 1),
+            [] if narrowed else list_missing(connection, limit=limit + 1),
+            read_status(connection, now_us=now_us),
+        ),
+    )
+    more = len(events) + len(missing) > limit
+    events, missing = events[:limit], missing[: max(0, limit - len(events))]
+    emit(
+        {
+            "outbox": path.name,
+            "events": [event_summary(event) for event in events],
+            "missing": [missing_json(lane) for lane in missing],
+            "more": more,
+        },
+        text=event_table(events, missing) if events or missing else "",
+    )
+    if more:
+        note(f"there are more than {limit}: narrow it down, or raise --limit")
+    if not (events or missing):
+        if narrowed:
+            raise CommandExit(Exit.NOTHING, "nothing matched")
+        note(f"no conversation is blocked, retrying or paused. {printable(how.verdict)}")
+
+
+@verb(
+    "letopis outbox show --conversation telegram:4711",
+    "letopis outbox show EVENT_ID --payload --json",
+    "letopis outbox show EVENT_ID --data >event.json   # to correct it",
+    group=outbox,
+    json=True,
+)
+@with_selection()
+@click.option("--payload", is_flag=True, help="Include data and metadata, which hold the messages.")
+@click.option(
+    "--data", "data_only", is_flag=True, help="Print the data of one event and nothing else, for `fix --file`."
+)
+def show(payload: bool, data_only: bool) -> None:
+    """Show events with the state of their conversation, and their repairs.
+
+    Exits with 3 if nothing matched.
+    """
+    from letopis.outbox.cli.interface.render import event_details, event_text, indented
+    from letopis.outbox.operations.pending_events import list_pending, list_repairs
+
+    selection = required_selection()
+    path, entries = read_outbox(
+        settings(),
+        lambda connection: [
+            (event, list_repairs(connection, event))
+            for event in list_pending(connection, selection, limit=MAX_SHOWN + 1)
+        ],
+    )
+    if not entries:
+        raise CommandExit(Exit.NOTHING, "nothing matched")
+    if data_only:
+        if len(entries) > 1:
+            raise click.UsageError(f"--data is for one event, and {len(entries)} matched.")
+        write(indented(entries[0][0].data))
+        return
+    more, entries = len(entries) > MAX_SHOWN, entries[:MAX_SHOWN]
+    events = [event_details(entry, done, payload=payload) for entry, done in entries]
+    emit(
+        {"outbox": path.name, "events": events, "more": more},
+        text="\n\n".join(event_text(entry, done, payload=payload) for entry, done in entries),
+    )
+    if more:
+        note(f"there are more than {MAX_SHOWN}: narrow it down")
+
+
+@verb("letopis outbox retry --all", "letopis outbox retry --conversation telegram:4711", group=outbox, json=True)
+@with_selection()
 def retry() -> None:
     """Retry blocked and retrying conversations now, with a full set of attempts.
 
     Exits with 3 if none matched. A paused one stays paused.
     """
-
     selection = required_selection()
     _lanes("retried", _changed(lambda file: as_operator(file).retry(selection)), "will be retried")
 
 
-@outbox.command(examples=("letopis outbox pause --conversation telegram:4711",))
+@verb("letopis outbox pause --conversation telegram:4711", group=outbox, json=True)
 @with_selection(whole=False)
-@JSON
-@with_options
 def pause() -> None:
     """Pause conversations; their events wait in the outbox. Exits with 3 if none matched.
 
     `letopis pause` pauses all delivery.
     """
-
     selection = required_selection()
     _lanes("paused", _changed(lambda file: as_operator(file).pause(selection)), "paused")
 
 
-@outbox.command(
-    examples=(
-        "letopis outbox resume --all",
-        "letopis outbox resume --conversation telegram:4711",
-    )
-)
+@verb("letopis outbox resume --all", "letopis outbox resume --conversation telegram:4711", group=outbox, json=True)
 @with_selection()
-@JSON
-@with_options
 def resume() -> None:
     """Resume paused conversations. Exits with 3 if none matched."""
-
     selection = required_selection()
     _lanes("resumed", _changed(lambda file: as_operator(file).resume(selection)), "resumed")
 
 
-@outbox.command(
-    examples=(
-        'letopis outbox skip EVENT_ID --reason "duplicate of 2026-01-31"',
-        "letopis outbox skip --fault-class poison --reason 'agreed with support' --yes",
-        'letopis outbox skip --missing --conversation telegram:4711 --reason "no backup has it"',
-    )
+@verb(
+    'letopis outbox skip EVENT_ID --reason "duplicate of 2026-01-31"',
+    "letopis outbox skip --fault-class poison --reason 'agreed with support' --yes",
+    'letopis outbox skip --missing --conversation telegram:4711 --reason "no backup has it"',
+    group=outbox,
+    json=True,
 )
 @with_selection()
 @REASON
@@ -122,8 +209,6 @@ def resume() -> None:
     "Queries the store.",
 )
 @YES
-@JSON
-@with_options
 def skip(reason: str, missing: bool, yes: bool) -> None:
     """Skip stuck events: the history gets a tombstone with the reason in place of each.
 
@@ -136,23 +221,22 @@ def skip(reason: str, missing: bool, yes: bool) -> None:
     from letopis.outbox.operations.repair import NotRepairable, checked_reason
 
     checked_reason(reason)
-    found = _found(required_fronts())
-    confirm(f"Skip {_what(found)}? The history will hold {_tombstones(len(found))} instead.", yes=yes)
+    events = _found(required_selection(fronts=True))
+    confirm(f"Skip {_what(events)}? The history will hold {_tombstones(len(events))} instead.", yes=yes)
 
     async def work(file: OutboxFile) -> list[tuple[PendingEvent, str | None]]:
         done: list[tuple[PendingEvent, str | None]] = []
-        for one in found:
+        for event in events:
             try:
-                done.append((await as_operator(file).skip(one.event_id, reason=reason), None))
+                done.append((await as_operator(file).skip(event.event_id, reason=reason), None))
             except NotRepairable as error:
-                done.append((one, str(error)))
+                done.append((event, str(error)))
         return done
 
     _repaired("skipped", _changed(work))
 
 
 def _skip_missing(reason: str, *, yes: bool) -> None:
-    from letopis.outbox.cli.interface.locations import store_of
     from letopis.store.conversation_store import ConversationStore
 
     selection = required_selection()
@@ -176,12 +260,12 @@ def _skip_missing(reason: str, *, yes: bool) -> None:
     )
 
 
-@outbox.command(
-    examples=(
-        "letopis outbox show EVENT_ID --data >event.json",
-        'letopis outbox fix EVENT_ID --file event.json --reason "too long for the column"',
-        'letopis outbox fix EVENT_ID --original --reason "the table is wider now"',
-    )
+@verb(
+    "letopis outbox show EVENT_ID --data >event.json",
+    'letopis outbox fix EVENT_ID --file event.json --reason "too long for the column"',
+    'letopis outbox fix EVENT_ID --original --reason "the table is wider now"',
+    group=outbox,
+    json=True,
 )
 @with_selection(whole=False)
 @REASON
@@ -189,8 +273,6 @@ def _skip_missing(reason: str, *, yes: bool) -> None:
 @click.option("--metadata-file", metavar="FILE", help="Corrected metadata, a JSON object. Unchanged without it.")
 @click.option("--original", is_flag=True, help="Put the event back as it was before any fix or skip.")
 @YES
-@JSON
-@with_options
 def fix(file: str | None, metadata_file: str | None, original: bool, reason: str, yes: bool) -> None:
     """Correct the data of one stuck event, under the same id and in its place; the original is kept.
 
@@ -206,11 +288,11 @@ def fix(file: str | None, metadata_file: str | None, original: bool, reason: str
     checked_reason(reason)
     data = None if file is None else _object(file)
     metadata = None if metadata_file is None else _object(metadata_file)
-    found = _found(required_fronts())
-    if len(found) > 1:
-        raise click.UsageError(f"fix is for one event, and {len(found)} matched.")
-    [entry] = found
-    confirm(f"{'Put back' if original else 'Correct'} {_what(found)}?", yes=yes)
+    events = _found(required_selection(fronts=True))
+    if len(events) > 1:
+        raise click.UsageError(f"fix is for one event, and {len(events)} matched.")
+    [entry] = events
+    confirm(f"{'Put back' if original else 'Correct'} {_what(events)}?", yes=yes)
 
     async def work(file: OutboxFile) -> list[tuple[PendingEvent, str | None]]:
         if original:
@@ -224,16 +306,14 @@ def fix(file: str | None, metadata_file: str | None, original: bool, reason: str
     _repaired("restored" if original else "fixed", _changed(work))
 
 
-@outbox.command(
-    examples=(
-        "letopis outbox export --file pending.jsonl",
-        "letopis outbox export --state blocked | jq -r .conversation_id",
-    )
+@verb(
+    "letopis outbox export --file pending.jsonl",
+    "letopis outbox export --state blocked | jq -r .conversation_id",
+    group=outbox,
 )
 @click.option("--file", "file", metavar="FILE", default="-", help="The file to write; stdout by default.")
-@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+@FORCE
 @with_selection()
-@with_options
 def export(file: str, force: bool) -> None:
     """Export pending events as JSON Lines, one complete event per line; all of them by default.
 
@@ -242,9 +322,7 @@ def export(file: str, force: bool) -> None:
     """
     import orjson
 
-    from letopis.outbox.cli.interface.output import open_output
-    from letopis.outbox.operations.event_json import event_json
-    from letopis.outbox.operations.pending_events import value_of
+    from letopis.outbox.operations.pending_events import event_json, value_of
     from letopis.store.model.records import RECORD_PUT
 
     selection = current_selection()
@@ -259,7 +337,7 @@ def export(file: str, force: bool) -> None:
             count += 1
         if not count:
             raise CommandExit(Exit.NOTHING, "nothing matched")
-    note(f"{count} event{'' if count == 1 else 's'} exported")
+    note(f"{counted(count, 'event')} exported")
 
 
 for _one in (rebind, verify_outbox, salvage):
@@ -283,25 +361,23 @@ def _all(selection: Selection) -> Iterator[PendingEvent]:
 def _found(selection: Selection) -> list[PendingEvent]:
     from letopis.outbox.operations.pending_events import list_pending
 
-    _, found = read_outbox(settings(), lambda connection: list_pending(connection, selection, limit=MAX_REPAIRED))
-    if not found:
+    _, events = read_outbox(settings(), lambda connection: list_pending(connection, selection, limit=MAX_REPAIRED))
+    if not events:
         raise CommandExit(Exit.NOTHING, "nothing matched: the events were delivered, or never appended")
-    return found
+    return events
 
 
 def _changed(work: Callable[[OutboxFile], Awaitable[T]]) -> T:
     """Run ``work`` on the open outbox file; a bot and a relay may have it open too."""
-    from letopis.outbox.cli.interface.locations import with_outbox
-
     return asyncio.run(with_outbox(settings(), work))
 
 
-def _what(found: Sequence[PendingEvent]) -> str:
+def _what(events: Sequence[PendingEvent]) -> str:
     """Return a description of events for a question."""
-    if len(found) > 1:
-        return f"{len(found)} events, each of which its conversation is waiting on"
-    [one] = found
-    return f"event {one.event_id} of {printable(one.conversation_id)} ({printable(one.type)}, {one.size} bytes)"
+    if len(events) > 1:
+        return f"{len(events)} events, each of which its conversation is waiting on"
+    [event] = events
+    return f"event {event.event_id} of {printable(event.conversation_id)} ({printable(event.type)}, {event.size} bytes)"
 
 
 def _tombstones(count: int) -> str:
@@ -313,22 +389,24 @@ def _lanes(word: str, conversations: list[str], said: str) -> None:
     emit({word: conversations}, text="\n".join(map(printable, conversations)))
     if not conversations:
         raise CommandExit(Exit.NOTHING, "nothing matched")
-    if not wants_json():
-        note(f"{len(conversations)} conversation{'' if len(conversations) == 1 else 's'} {said}")
+    remark(f"{counted(len(conversations), 'conversation')} {said}")
 
 
 def _repaired(word: str, outcome: Sequence[tuple[PendingEvent, str | None]]) -> None:
     """Print what a verb did to events; fail if one was refused."""
-    done = [one for one, error in outcome if error is None]
-    failed = [(one, error) for one, error in outcome if error is not None]
+    done = [event for event, error in outcome if error is None]
+    failed = [(event, error) for event, error in outcome if error is not None]
     emit(
-        {word: [_named(one) for one in done], "refused": [{**_named(one), "reason": error} for one, error in failed]},
-        text="\n".join(f"{one.event_id}  {printable(one.conversation_id)}" for one in done),
+        {
+            word: [_named(event) for event in done],
+            "refused": [{**_named(event), "reason": error} for event, error in failed],
+        },
+        text="\n".join(f"{event.event_id}  {printable(event.conversation_id)}" for event in done),
     )
     if not wants_json():
         for _, error in failed:
             note(f"letopis: {error}")
-        note(f"{len(done)} event{'' if len(done) == 1 else 's'} {word}")
+        note(f"{counted(len(done), 'event')} {word}")
     if failed:
         raise CommandExit(Exit.FAILED)
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from letopis.outbox.cli.interface.command import Verb
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, explain
-from letopis.outbox.cli.interface.options import given_outboxes, settings, with_options
+from letopis.outbox.cli.interface.locations import with_outbox
+from letopis.outbox.cli.interface.options import given_outboxes, settings, verb
 from letopis.outbox.cli.interface.output import note, printable
+from letopis.outbox.cli.interface.selection import as_operator
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,13 +43,10 @@ CONSOLE: Final = click.option(
 )
 
 
-@click.command(
-    cls=Verb,
-    examples=(
-        "letopis relay",
-        "letopis relay --once   # for cron, or to deliver now",
-        "letopis relay --outbox 'bots/*.outbox.db' --listen 9464",
-    ),
+@verb(
+    "letopis relay",
+    "letopis relay --once   # for cron, or to deliver now",
+    "letopis relay --outbox 'bots/*.outbox.db' --listen 9464",
 )
 @click.option(
     "--once", is_flag=True, help="Deliver what is due and exit: 0 if nothing is left, 75 if the store is down."
@@ -84,16 +82,7 @@ CONSOLE: Final = click.option(
     show_envvar=True,
     help="Name the conversations on OpenTelemetry spans (gen_ai.conversation.id). Needs letopis[otel].",
 )
-@with_options
-def relay(
-    once: bool,
-    listen: str | None,
-    console: bool,
-    stop_timeout: float | None,
-    log_level: str | None,
-    log_format: str | None,
-    trace_conversations: bool,
-) -> None:
+def relay(once: bool, **given: Any) -> None:
     """Deliver pending events to the history store, until interrupted or terminated.
 
     --outbox may be repeated, and may be a quoted pattern ('bots/*.outbox.db'): new matching files are picked up. Any
@@ -108,50 +97,31 @@ def relay(
 
     def configure() -> DaemonSettings:
         with context.scope(cleanup=False):
-            return _configured(
-                patterns,
-                listen=listen,
-                console=console,
-                stop_timeout=stop_timeout,
-                log_level=log_level,
-                log_format=log_format,
-                trace_conversations=trace_conversations,
-            )
+            return _configured(patterns, **given)
 
-    found = configure()
+    config = configure()
     if once:
-        configure_logging(level=found.log_level, style=found.log_format)
-        asyncio.run(_all_once(found))
+        configure_logging(level=config.log_level, style=config.log_format)
+        asyncio.run(_all_once(config))
     else:
         asyncio.run(_run(configure))
 
 
-@click.command(
-    cls=Verb,
-    examples=("letopis pause --reason 'the database is being upgraded'",),
-)
+@verb("letopis pause --reason 'the database is being upgraded'")
 @click.option("--reason", metavar="TEXT", help="The reason; `letopis status` shows it.")
-@with_options
 def pause(reason: str | None) -> None:
     """Pause delivery, in whichever process the relay runs, until `letopis resume`.
 
     The batch in flight is finished. The bot keeps running: its events wait in the outbox, and no alerts are sent. A
     restart does not end the pause. `letopis outbox pause` pauses single conversations.
     """
-    from letopis.outbox.cli.interface.locations import with_outbox
-    from letopis.outbox.cli.interface.selection import as_operator
-
     asyncio.run(with_outbox(settings(), lambda file: as_operator(file).pause_relay(reason=reason)))
     note("delivery is paused; `letopis resume` resumes it")
 
 
-@click.command(cls=Verb, examples=("letopis resume",))
-@with_options
+@verb("letopis resume")
 def resume() -> None:
     """Resume delivery after `letopis pause`. Exits with 3 if it was not paused."""
-    from letopis.outbox.cli.interface.locations import with_outbox
-    from letopis.outbox.cli.interface.selection import as_operator
-
     if not asyncio.run(with_outbox(settings(), lambda file: as_operator(file).resume_relay())):
         raise CommandExit(Exit.NOTHING, "delivery was not paused")
     note("delivery is resumed")
@@ -168,22 +138,22 @@ def _configured(
     trace_conversations: bool,
 ) -> DaemonSettings:
     """Return the settings of the daemon, read from letopis.toml now."""
-    from letopis.outbox.config.alerts import load_alerts
+    from letopis.outbox.config.settings import load_alerts
     from letopis.outbox.daemon.daemon import DaemonSettings
     from letopis.outbox.daemon.http import parse_address
 
-    found = settings(several=True)
-    table = found.daemon
+    config = settings(several=True)
+    table = config.daemon
     default = DaemonSettings(outboxes=())
     address = listen or table.get("listen")
     return DaemonSettings(
-        outboxes=patterns or (str(found.outbox),),
-        store=found.store,
-        policy=found.policy,
-        retention=found.retention,
-        alerts=load_alerts(found.alerts, folder=found.file.parent if found.file else None),
+        outboxes=patterns or (str(config.outbox),),
+        store=config.store,
+        policy=config.policy,
+        retention=config.retention,
+        alerts=load_alerts(config.alerts, folder=config.file.parent if config.file else None),
         listen=parse_address(str(address)) if address else None,
-        console=_hosting(found) if console or table.get("console") else None,
+        console=_hosting(config) if console or table.get("console") else None,
         stop_timeout=float(table.get("stop_timeout", default.stop_timeout)) if stop_timeout is None else stop_timeout,
         log_level=log_level or table.get("log_level", default.log_level),
         log_format=log_format or table.get("log_format", default.log_format),
@@ -191,51 +161,51 @@ def _configured(
     )
 
 
-def _hosting(found: Settings) -> Any:
+def _hosting(config: Settings) -> Any:
     """Return what serves the console beside the relay."""
     from letopis.outbox.cli.console import load_console
 
-    folder = found.file.parent if found.file else None
-    return load_console("hosted").hosting(load_console("configuration").read_gate(found.console, folder))
+    folder = config.file.parent if config.file else None
+    return load_console("hosted").hosting(load_console("configuration").read_gate(config.console, folder))
 
 
 async def _run(configure: Callable[[], DaemonSettings]) -> None:
     from letopis.outbox.daemon.daemon import Daemon
-    from letopis.outbox.daemon.signals import on_signals
+    from letopis.outbox.daemon.systemd import on_signals
 
     daemon = Daemon(configure)
     with on_signals({"SIGINT": daemon.stop, "SIGTERM": daemon.stop, "SIGHUP": daemon.reload}):
         await daemon.run()
 
 
-async def _all_once(found: DaemonSettings) -> None:
+async def _all_once(config: DaemonSettings) -> None:
     """Deliver from one outbox after the other; exit with the worst of their codes."""
     from letopis.outbox.daemon.discovery import find_outboxes, may_be_outbox
     from letopis.store.errors import LetopisError
 
-    named = [one for one in find_outboxes(found.outboxes) if not one.matched or may_be_outbox(one.path)]
+    named = [match for match in find_outboxes(config.outboxes) if not match.matched or may_be_outbox(match.path)]
     if not named:
         raise CommandExit(Exit.NOTHING, "no outbox matches")
     ends: list[CommandExit] = []
-    for one in named:
+    for match in named:
         try:
-            await _once(one.path, found)
+            await _once(match.path, config)
         except (CommandExit, LetopisError) as error:  # of this file: the others are delivered all the same
             code, line = explain(error)
-            ends.append(CommandExit(code, line if len(named) == 1 else f"{one.path.name}: {line}"))
+            ends.append(CommandExit(code, line if len(named) == 1 else f"{match.path.name}: {line}"))
     if ends:
         for other in ends[1:]:
             note(f"letopis: {printable(str(other))}")
         # A wrong configuration stays wrong; a temporary failure resolves without help.
         order = (Exit.CONFIGURATION, Exit.LATER, Exit.FAILED)
-        raise CommandExit(min((one.code for one in ends), key=order.index), str(ends[0]))
+        raise CommandExit(min((end.code for end in ends), key=order.index), str(ends[0]))
 
 
-async def _once(path: Path, found: DaemonSettings) -> None:
+async def _once(path: Path, config: DaemonSettings) -> None:
     from letopis.outbox.event_log.lanes import count_lanes
     from letopis.outbox.relay.reporting import logger
 
-    async with _opened(path, found) as (outbox, relay):
+    async with _opened(path, config) as (outbox, relay):
         logger.info("delivering once: %s", relay.route)
         delivered = await relay.drain()
         left = await outbox.read(count_lanes)
@@ -266,12 +236,11 @@ def _exit_with(left: LaneCounts, relay: Relay) -> None:
 
 
 @asynccontextmanager
-async def _opened(path: Path, found: DaemonSettings) -> AsyncIterator[tuple[OutboxFile, Relay]]:
+async def _opened(path: Path, config: DaemonSettings) -> AsyncIterator[tuple[OutboxFile, Relay]]:
     """Open the outbox and the store; check the tables of a store that answers, one that is down may come back."""
-    from letopis.outbox.event_log.retention import Pruner
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.history.store_location import store_beside
-    from letopis.outbox.relay.relay import Relay
+    from letopis.outbox.operations.delivery import Delivery, DeliveryOptions
     from letopis.outbox.relay.store_binding import find_refusal
     from letopis.store.conversation_store import ConversationStore
     from letopis.store.database.faults import FaultClass, StoreFault
@@ -279,7 +248,7 @@ async def _opened(path: Path, found: DaemonSettings) -> AsyncIterator[tuple[Outb
     async with AsyncExitStack() as stack:
         outbox = await OutboxFile.open(path, create=False)
         stack.push_async_callback(outbox.close)
-        store = ConversationStore(store_beside(path) if found.store is None else found.store, pool_size=2)
+        store = ConversationStore(store_beside(path) if config.store is None else config.store, pool_size=2)
         stack.push_async_callback(store.close)
         try:
             if (refused := await find_refusal(outbox, store)) is not None:
@@ -288,5 +257,5 @@ async def _opened(path: Path, found: DaemonSettings) -> AsyncIterator[tuple[Outb
         except StoreFault as fault:
             if fault.fault_class in (FaultClass.MISCONFIGURED, FaultClass.WRONG_STORE):
                 raise
-        chores = (Pruner(found.retention, outbox.now_us),)
-        yield outbox, Relay(outbox, store, policy=found.policy, holder="letopis relay", chores=chores)
+        options = DeliveryOptions(policy=config.policy, retention=config.retention)
+        yield outbox, Delivery(outbox, options).add_relay(store, holder="letopis relay")

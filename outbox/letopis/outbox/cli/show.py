@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from letopis.outbox.cli.interface.command import Verb
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
-from letopis.outbox.cli.interface.follow import INTERVAL, check_reader
-from letopis.outbox.cli.interface.message import (
+from letopis.outbox.cli.interface.follow import INTERVAL, Tail, check_reader
+from letopis.outbox.cli.interface.locations import open_source
+from letopis.outbox.cli.interface.options import settings, verb
+from letopis.outbox.cli.interface.output import emit, note, remark, wants_json, write
+from letopis.outbox.cli.interface.render import (
     conversation_json,
     message_json,
     message_text,
     minute,
     say_whether_complete,
 )
-from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, emit, note, wants_json, write
-from letopis.outbox.cli.interface.tail import Tail
 
 if TYPE_CHECKING:
     from letopis.store.model.conversations import Conversation, RecordedMessage
@@ -29,14 +29,12 @@ MAX_PAGES_BACK: Final = 20
 """Pages that are read back to the last message that is known, if very many have come at once."""
 
 
-@click.command(
-    cls=Verb,
-    examples=(
-        "letopis history show telegram:4711 --last 20",
-        "letopis history show telegram:4711 --follow",
-        "letopis history show telegram:4711 --as-of 2026-01-31T12:00:00Z",
-        "letopis history show telegram:4711 --transcript >chat.txt",
-    ),
+@verb(
+    "letopis history show telegram:4711 --last 20",
+    "letopis history show telegram:4711 --follow",
+    "letopis history show telegram:4711 --as-of 2026-01-31T12:00:00Z",
+    "letopis history show telegram:4711 --transcript >chat.txt",
+    json=True,
 )
 @click.argument("conversation")
 @click.option(
@@ -62,8 +60,6 @@ MAX_PAGES_BACK: Final = 20
     show_default=True,
     help="With --follow: the time between two looks.",
 )
-@JSON
-@with_options
 def show(
     conversation: str,
     last: int | None,
@@ -77,30 +73,28 @@ def show(
 
     Exits with 3 if there is no such conversation, or was none then.
     """
-    import anyio
-
-    from letopis.outbox.cli.interface.locations import open_source
-
     if as_text and wants_json():
         raise click.UsageError("--transcript and --json cannot be given together")
     if follow:
         if before is not None or as_of is not None or as_text:
             raise click.UsageError("--follow shows the present: give it without --before, --as-of and --transcript.")
-        anyio.run(_follow, conversation, 50 if last is None else last, interval)
+        asyncio.run(_follow(conversation, 50 if last is None else last, interval))
         return
     if last is None and not as_text:
         last = 50
     moment = _as_of(as_of)
     patience = 3.0 if moment is None else 60.0  # a conversation of the past is made of all its events up to there
 
+    from letopis.outbox.transfer.exporter import conversation_of
+
     async def read() -> Any:
         async with open_source(settings(), read_timeout=patience) as source:
             # The messages first: a conversation that begins in between is then there for both.
             messages = await source.messages(conversation, last=last, before=before, as_of=moment)
-            return messages, await source.conversation(conversation, as_of=moment)
+            return messages, await conversation_of(source, conversation, as_of=moment)
 
-    page, found = anyio.run(read)
-    if found is None and not page:
+    page, shown = asyncio.run(read())
+    if shown is None and not page:
         say_whether_complete(page.complete)
         there = "is" if as_of is None else "was then"
         raise CommandExit(Exit.NOTHING, f"there {there} no conversation {conversation!r}")
@@ -109,49 +103,50 @@ def show(
 
         # UTF-8 whatever the terminal: it is usually redirected to a file.
         whole = page.complete and page.next is None
-        write(f"{transcript(found, page, whole=whole)}\n".encode())
+        write(f"{transcript(shown, page, whole=whole)}\n".encode())
     else:
         emit(
             {
-                "conversation": None if found is None else conversation_json(found),
-                "messages": [{"conversation_id": one.conversation_id, **message_json(one)} for one in page],
+                "conversation": None if shown is None else conversation_json(shown),
+                "messages": [{"conversation_id": message.conversation_id, **message_json(message)} for message in page],
                 "next": page.next,
                 "complete": page.complete,
             },
             text="\n".join(map(message_text, page)),
         )
-    if page.next is not None and not wants_json():
-        note(f"there are earlier ones: --before {page.next}")
-    if found is not None and found.state == "deleted":
-        note(_deleted(found))
+    if page.next is not None:
+        remark(f"there are earlier ones: --before {page.next}")
+    if shown is not None and shown.state == "deleted":
+        note(_deleted(shown))
     say_whether_complete(page.complete)
 
 
-def _deleted(found: Conversation) -> str:
-    return f"this conversation was deleted on {minute(found.updated_at)}: its messages are erased, appends are refused"
+def _deleted(conversation: Conversation) -> str:
+    deleted = minute(conversation.updated_at)
+    return f"this conversation was deleted on {deleted}: its messages are erased, appends are refused"
 
 
 async def _follow(conversation: str, last: int, interval: float) -> None:
     """Print the last messages, then what is new and what changes, until interrupted or stdout has no reader."""
     import anyio
 
-    from letopis.outbox.cli.interface.locations import open_source
+    from letopis.outbox.transfer.exporter import conversation_of
 
     tail = Tail(_whole_state if wants_json() else _shown_state)
     complete = True
     async with open_source(settings()) as source:
         while True:
-            found, from_start, answered = await _newest(source, conversation, last, tail)
-            if not found:
-                known = await source.conversation(conversation)
+            messages, from_start, answered = await _newest(source, conversation, last, tail)
+            if not messages:
+                known = await conversation_of(source, conversation)
                 if known is None and answered:
                     raise CommandExit(Exit.NOTHING, f"there is no conversation {conversation!r}")
                 if known is not None and known.state == "deleted":
                     note(_deleted(known))
                     return
-            for one in tail.news(found, from_start=from_start):
-                document = {"conversation_id": one.conversation_id, **message_json(one)}
-                emit(document, text=message_text(one), line=True)
+            for message in tail.news(messages, from_start=from_start):
+                document = {"conversation_id": message.conversation_id, **message_json(message)}
+                emit(document, text=message_text(message), line=True)
             sys.stdout.flush()
             if answered != complete:
                 complete = answered
@@ -163,29 +158,26 @@ async def _follow(conversation: str, last: int, interval: float) -> None:
 
 
 async def _newest(source: Any, conversation: str, last: int, tail: Tail) -> tuple[list[RecordedMessage], bool, bool]:
-    """Return the last messages, with all that may have come since the last look.
-
-    And whether the first of them is the first of the conversation, and whether the history store could be read.
-    """
+    """Return the last and new messages, True if these are all there are, and True if the store could be read."""
     page = await source.messages(conversation, last=last)
-    found, answered = list(page), page.complete
+    messages, answered = list(page), page.complete
     for _ in range(MAX_PAGES_BACK):
-        if page.next is None or not tail.started or tail.knows(found):
+        if page.next is None or not tail.started or tail.knows(messages):
             break
         page = await source.messages(conversation, last=last, before=page.next)
-        found = [*page, *found]
-    return found, page.next is None, answered and page.complete
+        messages = [*page, *messages]
+    return messages, page.next is None, answered and page.complete
 
 
-def _shown_state(one: RecordedMessage) -> Hashable:
+def _shown_state(message: RecordedMessage) -> Hashable:
     """Return what a reader of the text sees of a message, except that it is not saved yet."""
-    return one.text, one.redacted, one.edited, str(one.delivery), one.saved == "blocked"
+    return message.text, message.redacted, message.edited, str(message.delivery), message.saved == "blocked"
 
 
-def _whole_state(one: RecordedMessage) -> Hashable:
+def _whole_state(message: RecordedMessage) -> Hashable:
     import orjson
 
-    return orjson.dumps(message_json(one))
+    return orjson.dumps(message_json(message))
 
 
 def _as_of(text: str | None) -> Any:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from letopis.outbox.cli.interface.command import Verb
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
-from letopis.outbox.cli.interface.follow import INTERVAL
-from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, emit, format_duration, printable, wants_json
+from letopis.outbox.cli.interface.follow import INTERVAL, FollowedScreen, repeat
+from letopis.outbox.cli.interface.locations import existing_outbox
+from letopis.outbox.cli.interface.options import settings, verb
+from letopis.outbox.cli.interface.output import emit, format_duration, printable, wants_json
 
 if TYPE_CHECKING:
     from letopis.outbox.operations.status import Status
@@ -21,14 +21,12 @@ _AGES: Final = ("oldest_pending_seconds", "verdict", "wal_bytes")
 """Values that change all the time although nothing happens."""
 
 
-@click.command(
-    cls=Verb,
-    examples=(
-        "letopis status",
-        "letopis status --watch",
-        "letopis status --check || echo 'needs attention'   # for a script",
-        "letopis status --json | jq .verdict",
-    ),
+@verb(
+    "letopis status",
+    "letopis status --watch",
+    "letopis status --check || echo 'needs attention'   # for a script",
+    "letopis status --json | jq .verdict",
+    json=True,
 )
 @click.option("--check", is_flag=True, help="Exit with 1 if not all is well.")
 @click.option("--watch", is_flag=True, help="Keep showing it until interrupted; with --json, one line per change.")
@@ -40,54 +38,49 @@ _AGES: Final = ("oldest_pending_seconds", "verdict", "wal_bytes")
     show_default=True,
     help="With --watch: the time between two looks.",
 )
-@JSON
-@with_options
 def status(check: bool, watch: bool, interval: float) -> None:
     """Show what is pending, blocked and delivered.
 
     Reads only the outbox file: creates nothing, changes nothing, and needs no history store.
     """
-    from letopis.outbox.cli.interface.locations import existing_outbox
-
     path = existing_outbox(settings())
     if watch:
         if check:
             raise click.UsageError("--watch does not end, so --check has nothing to say: give one of them.")
         _watch(path, seconds=interval)
         return
-    found = _read(path)
-    emit(_document(path, found), text=_status_text(path.name, found))
-    if check and not found.healthy:
+    current = status_of_file(path)
+    emit(_document(path, current), text=_status_text(path.name, current))
+    if check and not current.healthy:
         raise CommandExit(Exit.FAILED)
 
 
-def _read(path: Path) -> Status:
+def status_of_file(path: Path) -> Status:
+    """Return the status of an outbox, with nothing created and nothing changed."""
     from letopis.outbox.file.inspection import read_file
     from letopis.outbox.operations.status import status_of
-    from letopis.store.model.events import to_microseconds, utc_now
+    from letopis.store.model.events import now_microseconds
 
-    return read_file(path, lambda cursor: status_of(cursor, now_us=to_microseconds(utc_now())))
+    return read_file(path, lambda cursor: status_of(cursor, now_us=now_microseconds()))
 
 
-def _document(path: Path, found: Status) -> dict[str, Any]:
-    return {"outbox": path.name, **found.to_json()}
+def _document(path: Path, current: Status) -> dict[str, Any]:
+    return {"outbox": path.name, **current.to_json()}
 
 
 def _watch(path: Path, *, seconds: float) -> None:
     """Show the status until interrupted."""
-    from letopis.outbox.cli.interface.follow import FollowedScreen, repeat
-
     screen = FollowedScreen()
     printed: dict[str, Any] = {}
 
     def step() -> None:
         nonlocal printed
-        found = _read(path)
-        document = _document(path, found)
+        current = status_of_file(path)
+        document = _document(path, current)
         key = _without_ages(document)
         if not wants_json():
-            title = f"{printable(path.name)}, every {seconds:g} s, {found.read_at:%H:%M:%S}Z (Ctrl-C ends)"
-            screen.show(_status_text(path.name, found), title=title, key=key)
+            title = f"{printable(path.name)}, every {seconds:g} s, {current.read_at:%H:%M:%S}Z (Ctrl-C ends)"
+            screen.show(_status_text(path.name, current), title=title, key=key)
         elif key != printed:
             emit(document, text="", line=True)
         printed = key
@@ -101,35 +94,35 @@ def _without_ages(document: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "relay": {**document["relay"], "last_progress_seconds": None}}
 
 
-def _status_text(name: str, found: Status) -> str:
+def _status_text(name: str, current: Status) -> str:
     """Return the status as text, the verdict first."""
-    relay = found.relay
-    lines = [printable(found.verdict), ""]
-    lines.append(f"outbox     {printable(name)}" + (f" ({found.outbox_id.hex[:8]})" if found.outbox_id else ""))
-    lines.append(f"pending    {found.pending} events, {found.pending_bytes} bytes")
-    lines.append(f"WAL        {found.wal_bytes} bytes")
-    lines.append(f"oldest     {format_duration(found.oldest_pending_seconds)}")
-    lines.append(f"delivered  {found.delivered} events")
-    busy = ", ".join(f"{found.lanes.get(state, 0)} {state}" for state in LANES if found.lanes.get(state, 0))
+    relay = current.relay
+    lines = [printable(current.verdict), ""]
+    lines.append(f"outbox     {printable(name)}" + (f" ({current.outbox_id.hex[:8]})" if current.outbox_id else ""))
+    lines.append(f"pending    {current.pending} events, {current.pending_bytes} bytes")
+    lines.append(f"WAL        {current.wal_bytes} bytes")
+    lines.append(f"oldest     {format_duration(current.oldest_pending_seconds)}")
+    lines.append(f"delivered  {current.delivered} events")
+    busy = ", ".join(f"{current.lanes.get(state, 0)} {state}" for state in LANES if current.lanes.get(state, 0))
     lines.append(f"waiting    {busy or 'no conversation'}")
-    lines.append(f"store      {_place(found)}{_store_state(found)}")
-    lines.append(f"relay      {_relay_state(found)}")
+    lines.append(f"store      {_place(current)}{_store_state(current)}")
+    lines.append(f"relay      {_relay_state(current)}")
     if relay.paused_since is not None:
         why = f": {printable(relay.pause_reason)}" if relay.pause_reason else ""
         lines.append(f"paused     since {relay.paused_since:%Y-%m-%d %H:%M}Z{why}")
-    if found.store_tasks:
-        lines.append(f"store work {found.store_tasks} long rewinds or deletions, {found.store_rows} rows left")
+    if current.store_tasks:
+        lines.append(f"store work {current.store_tasks} long rewinds or deletions, {current.store_rows} rows left")
     lines += [
         f"incident   {case.kind}, {case.state}, since {case.opened_at:%Y-%m-%d %H:%M}Z"
         + (f", {printable(case.conversation_id)}" if case.conversation_id else "")
-        for case in found.incidents
+        for case in current.incidents
     ]
     return "\n".join(lines)
 
 
-def _relay_state(found: Status) -> str:
+def _relay_state(current: Status) -> str:
     """Return whether a relay is at work, which one is or was, and when it last got something done."""
-    relay = found.relay
+    relay = current.relay
     state = "running" if relay.running else "not running"
     if relay.died:
         state = "not running: it ended without stopping, and its lock is free"
@@ -139,22 +132,22 @@ def _relay_state(found: Status) -> str:
     return f"{state}{holder}, moved {format_duration(relay.last_progress_seconds)} ago"
 
 
-def _place(found: Status) -> str:
+def _place(current: Status) -> str:
     """Return the store's location and identity, as far as they are known."""
-    store = found.store
+    store = current.store
     if store.destination is None:
         return ""
     bound = "not bound yet" if store.store_id is None else store.store_id.hex[:8]
     return f"{printable(store.destination)} ({bound}), "
 
 
-def _store_state(found: Status) -> str:
+def _store_state(current: Status) -> str:
     """Return whether the store takes deliveries; if not since when, why, and when it is tried next."""
     from letopis.outbox.alerting.incidents import fault_class
     from letopis.store.model.events import utc_now
 
-    breaker, now = found.breaker, utc_now()
-    if not found.relay.holder:
+    breaker, now = current.breaker, utc_now()
+    if not current.relay.holder:
         return "not contacted by a relay yet"
     if breaker.state == "closed":
         return "reachable"

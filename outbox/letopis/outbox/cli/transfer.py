@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import sys
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import click
 
-from letopis.outbox.cli.interface.command import Verb, VerbGroup
+from letopis.outbox.cli.interface.command import VerbGroup
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, one_line
-from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, emit, note, open_output, printable
+from letopis.outbox.cli.interface.locations import open_source
+from letopis.outbox.cli.interface.options import settings, verb, with_options
+from letopis.outbox.cli.interface.output import FORCE, TIMEOUT, counted, emit, note, open_output, printable
 from letopis.outbox.cli.interface.progress import BYTES, ProgressReport, can_redraw, progress
 
 if TYPE_CHECKING:
@@ -43,38 +45,27 @@ def export() -> None:
     """Export conversations to a file."""
 
 
-@import_.command(
+@verb(
+    "letopis history import jsonl old.jsonl --dry-run",
+    "letopis history import jsonl old.jsonl --wait --timeout 3600",
+    "zcat old.jsonl.gz | letopis history import jsonl - --json",
+    group=import_,
     name="jsonl",
-    cls=Verb,
-    examples=(
-        "letopis history import jsonl old.jsonl --dry-run",
-        "letopis history import jsonl old.jsonl --wait --timeout 3600",
-        "zcat old.jsonl.gz | letopis history import jsonl - --json",
-    ),
+    json=True,
 )
 @click.argument("file", metavar="FILE", type=click.Path(allow_dash=True))
 @click.option("--dry-run", is_flag=True, help="Check every line and write nothing.")
 @click.option(
     "--wait", is_flag=True, help="Deliver all pending events, and exit when the history store has everything."
 )
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0),
-    metavar="SECONDS",
-    help="With --wait: the longest wait, then exit 75.",
-)
-@JSON
-@with_options
+@TIMEOUT
 def import_jsonl(file: str, dry_run: bool, wait: bool, timeout: float | None) -> None:
     """Append the messages and records of a JSON Lines FILE ("-" is stdin) to the outbox.
 
     A line that was imported before changes nothing, so a file may be imported again. A line that is refused is reported
     with its number, the others are imported, and the exit code is 1. The history store need not be reachable.
     """
-    import anyio
-
-    from letopis.store.transfer.jsonl import read_lines
-    from letopis.store.transfer.seen_keys import SeenKeys
+    from letopis.store.transfer.jsonl import SeenKeys, read_lines
 
     with (
         _reading(file) as (stream, size),
@@ -87,7 +78,7 @@ def import_jsonl(file: str, dry_run: bool, wait: bool, timeout: float | None) ->
 
             counts, pending = try_out(_counted(lines, report), _tell), None
         else:
-            counts, pending = anyio.run(_import, lines, wait, timeout, report)
+            counts, pending = asyncio.run(_import(lines, wait, timeout, report))
     emit(
         {
             "dry_run": dry_run,
@@ -107,16 +98,16 @@ def import_jsonl(file: str, dry_run: bool, wait: bool, timeout: float | None) ->
 async def _import(
     lines: Iterator[Any], wait: bool, longest: float | None, report: ProgressReport
 ) -> tuple[ImportCounts, int]:
-    from letopis.outbox.cli.interface.delivery import deliver
+    from letopis.outbox.cli.interface.progress import deliver
     from letopis.outbox.history.history import History
     from letopis.outbox.transfer.importer import Importer
 
     def moved(counts: ImportCounts) -> None:
         report(counts.bytes)
 
-    found = settings()
+    config = settings()
     async with History(
-        found.outbox, store=found.store, relay=wait, policy=found.policy, retention=found.retention
+        config.outbox, store=config.store, relay=wait, policy=config.policy, retention=config.retention
     ) as history:
         with Importer(outbox=history.outbox, store=history.store, tell=_tell, progress=moved) as intake:
             counts = await intake.take(lines)
@@ -154,21 +145,18 @@ def _report(counts: ImportCounts, pending: int | None, *, dry_run: bool) -> None
         note(f"{lines} NOT imported: correct what is named above and import the file again; the others are kept")
 
 
-@export.command(
+@verb(
+    "letopis history export jsonl everything.jsonl",
+    "letopis history export jsonl --owner 42 - | gzip >42.jsonl.gz",
+    "letopis --store postgresql://bot@db/history history export jsonl all.jsonl --force",
+    group=export,
     name="jsonl",
-    cls=Verb,
-    examples=(
-        "letopis history export jsonl everything.jsonl",
-        "letopis history export jsonl --owner 42 - | gzip >42.jsonl.gz",
-        "letopis --store postgresql://bot@db/history history export jsonl all.jsonl --force",
-    ),
 )
 @click.argument("file", metavar="FILE", type=click.Path(allow_dash=True))
 @click.option("--conversation", metavar="ID", help="Only this conversation.")
 @click.option("--owner", metavar="ID", help="Only this owner's conversations, and the owner's own records.")
 @click.option("--no-records", is_flag=True, help="Write messages alone.")
-@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
-@with_options
+@FORCE
 def export_jsonl(file: str, conversation: str | None, owner: str | None, no_records: bool, force: bool) -> None:
     """Write conversations as JSON Lines to FILE ("-" is stdout), one message a line, each conversation in order.
 
@@ -176,25 +164,21 @@ def export_jsonl(file: str, conversation: str | None, owner: str | None, no_reco
     events are included. FILE appears when it is complete. Exits with 3 if nothing matched, and with 75 if the history
     store cannot be reached.
     """
-    import anyio
-
     if conversation is not None and owner is not None:
         raise click.UsageError("Give --conversation or --owner, not both.")
     with open_output(file, force=force) as stream, progress("counting", unit="messages") as report:
-        done = anyio.run(_export, stream, conversation, owner, not no_records, report)
+        done = asyncio.run(_export(stream, conversation, owner, not no_records, report))
         if not (done.conversations or done.records):
             raise CommandExit(Exit.NOTHING, "nothing matched")
-    records = f" and {done.records} record{'' if done.records == 1 else 's'}" if done.records else ""
-    conversations = f"{done.conversations} conversation{'' if done.conversations == 1 else 's'}"
+    records = f" and {counted(done.records, 'record')}" if done.records else ""
+    conversations = f"{counted(done.conversations, 'conversation')}"
     note(f"{done.lines} messages of {conversations}{records} exported")
 
 
 async def _export(
     stream: BinaryIO, conversation: str | None, owner: str | None, records: bool, report: ProgressReport
 ) -> Exporter:
-    from letopis.outbox.cli.interface.locations import open_source
-    from letopis.outbox.transfer.exporter import Exporter, Incomplete
-    from letopis.outbox.transfer.record_source import RecordSource
+    from letopis.outbox.transfer.exporter import Exporter, Incomplete, RecordSource
 
     async with open_source(settings(), read_timeout=PAGE_TIMEOUT_SECONDS) as source:
         flow = Exporter(source, RecordSource(source) if records else None)
@@ -215,8 +199,10 @@ async def _expected(source: Any, flow: Exporter, conversation: str | None, owner
     """Return about how many lines there will be, for the progress."""
     if conversation is None:
         return await flow.count(owner=owner)
-    found = await source.conversation(conversation)
-    return 0 if found is None else int(found.message_count)
+    from letopis.outbox.transfer.exporter import conversation_of
+
+    listed = await conversation_of(source, conversation)
+    return 0 if listed is None else int(listed.message_count)
 
 
 @contextmanager
@@ -228,8 +214,8 @@ def _reading(file: str) -> Iterator[tuple[BinaryIO, int | None]]:
     except OSError as error:
         raise CommandExit(Exit.USAGE, f"{printable(file)} cannot be read: {error.strerror}") from error
     try:
-        found = os.fstat(stream.fileno())
-        yield stream, found.st_size if stat.S_ISREG(found.st_mode) else None
+        status = os.fstat(stream.fileno())
+        yield stream, status.st_size if stat.S_ISREG(status.st_mode) else None
     except KeyboardInterrupt:
         raise  # a thread may still read from a pipe, and closing would wait for it
     except BaseException:  # whatever ended the block, even a cancellation, close the file

@@ -1,25 +1,28 @@
-"""``letopis outbox verify`` and ``salvage``, ``letopis db verify``: check stored data, and recover it."""
+"""``letopis outbox verify`` and ``salvage``, ``letopis db verify`` and ``anchor``: check and recover stored data."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from letopis.outbox.cli.interface.command import Verb
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, one_line
-from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, emit, note, printable, wants_json
+from letopis.outbox.cli.interface.locations import existing_outbox, store_engine, store_revision, store_url
+from letopis.outbox.cli.interface.options import settings, verb
+from letopis.outbox.cli.interface.output import FORCE, counted, emit, note, open_output, printable, remark, wants_json
 from letopis.outbox.cli.interface.progress import ProgressReport, progress, unseen
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
-    from letopis.outbox.diagnostics.reference import ReferenceLog
+    from letopis.outbox.diagnostics.integrity import ReferenceLog
     from letopis.outbox.diagnostics.salvage import Salvaged
-    from letopis.store.maintenance.anchor import AnchorCheck
+    from letopis.store.maintenance.anchor import Anchor, AnchorCheck
+
 
 MAX_LISTED: Final = 100
 """Problems that are listed; the others are counted."""
@@ -27,57 +30,42 @@ STATEMENT_TIMEOUT_SECONDS: Final = 86_400.0
 """Some queries read the whole store."""
 
 
-@click.command(
-    name="verify",
-    cls=Verb,
-    examples=("letopis outbox verify", "letopis outbox verify --alone --json"),
-)
+@verb("letopis outbox verify", "letopis outbox verify --alone --json", name="verify", json=True)
 @click.option("--alone", is_flag=True, help="Do not compare with the history store.")
-@JSON
-@with_options
 def verify_outbox(alone: bool) -> None:
     """Check that the outbox file still holds what was appended.
 
     Reads all of it: the WAL, the structure, each event's digest, each conversation's counters; and compares it with the
     history store, if that can be reached. Changes nothing. Exits with 1 if something is wrong.
     """
-    import anyio
-
-    from letopis.outbox.cli.interface.locations import existing_outbox, store_of
-    from letopis.outbox.diagnostics.integrity import find_problems
-    from letopis.outbox.diagnostics.reference import read_reference
-    from letopis.store.database.urls import normalise_url, safe_url
+    from letopis.outbox.diagnostics.integrity import find_problems, read_reference
 
     path = existing_outbox(settings())
     with progress("checking", unit="events") as report:
-        found = list(find_problems(path, checked=lambda done, total: report(done, total=total)))
+        problems = list(find_problems(path, checked=lambda done, total: report(done, total=total)))
     compared = False
     if not alone and (kept := read_reference(path)) is not None:
-        url = normalise_url(store_of(settings()))
-        compared, contradictions = anyio.run(_compared, url, kept)
-        found += contradictions
+        url, name = store_url(settings())
+        compared, contradictions = asyncio.run(_compared(url, kept))
+        problems += contradictions
         if not compared:
             note(
-                f"the history store {printable(safe_url(url))} was not compared: it cannot be reached, or does not"
+                f"the history store {name} was not compared: it cannot be reached, or does not"
                 " exist yet; name another with --store"
             )
-    _report(path.name, found, compared=compared)
+    _report(path.name, problems, compared=compared)
 
 
-@click.command(
+@verb(
+    "letopis db verify",
+    "letopis --store postgresql://bot@db/history db verify --json",
+    "letopis db verify --anchor /mnt/backup/history.anchor.json",
     name="verify",
-    cls=Verb,
-    examples=(
-        "letopis db verify",
-        "letopis --store postgresql://bot@db/history db verify --json",
-        "letopis db verify --anchor /mnt/backup/history.anchor.json",
-    ),
+    json=True,
 )
 @click.option(
     "--anchor", metavar="FILE", type=click.Path(), help="Also check that the log up to this anchor has not changed."
 )
-@JSON
-@with_options
 def verify_store(anchor: str | None) -> None:
     """Check that the history store still holds what was written.
 
@@ -88,61 +76,45 @@ def verify_store(anchor: str | None) -> None:
     Whoever can write to the database can replace an event together with its digest, or remove the newest ones: an
     anchor of `letopis db anchor`, kept elsewhere, shows that. It proves nothing about newer events.
     """
-    import anyio
-
-    from letopis.outbox.cli.anchor import comparison_json, comparison_lines, open_anchor
-    from letopis.outbox.cli.interface.locations import store_of
-    from letopis.outbox.history.store_location import check_apart
-    from letopis.store.database.urls import normalise_url, safe_url
     from letopis.store.errors import InvalidInput
 
-    url = normalise_url(store_of(settings()))
-    check_apart(Path(settings().outbox), url)
-    if url.get_backend_name() == "sqlite" and not anyio.run(_there, url):
-        raise CommandExit(Exit.CONFIGURATION, f"{printable(safe_url(url))}: there is no such file")
+    url, name = store_url(settings(), missing="there is no such file")
     try:
-        check = None if anchor is None else open_anchor(anchor)
+        check = None if anchor is None else _open_anchor(anchor)
     except InvalidInput as error:
-        _report(safe_url(url), [f"the anchor {error.reason}"], anchor=None)
+        _report(name, [f"the anchor {error.reason}"], anchor=None)
         return
     with progress("checking", unit="events") as report:
-        found = anyio.run(problems_of_store, url, report, check)
+        problems = asyncio.run(problems_of_store(url, report, check))
     if check is None:
-        _report(safe_url(url), found)
+        _report(name, problems)
         return
     if not wants_json():
-        for line in comparison_lines(check):
+        for line in _comparison_lines(check):
             click.echo(line)
-    _report(safe_url(url), found, anchor=comparison_json(check))
+    _report(name, problems, anchor=_comparison_json(check))
 
 
-@click.command(
-    cls=Verb,
-    examples=("letopis outbox salvage bot.outbox.db --to recovered.outbox.db",),
-)
+@verb("letopis outbox salvage bot.outbox.db --to recovered.outbox.db", json=True)
 @click.argument("damaged", metavar="DAMAGED", type=click.Path())
 @click.option(
     "--to", "to", metavar="NEW", type=click.Path(), required=True, help="The new outbox file; it must not exist."
 )
-@JSON
-@with_options
 def salvage(damaged: str, to: str) -> None:
     """Recover all events with a valid checksum from a damaged outbox into a new one.
 
     Prints how many were recovered, and the lost ones by conversation and sequence. The damaged file is not changed; no
     bot and no relay may have it open. Exits with 1 if something is lost.
     """
-    import anyio
-
     from letopis.outbox.diagnostics.salvage import salvage as run
 
-    done = anyio.run(run, damaged, to)
+    done = asyncio.run(run(damaged, to))
     emit(
         {
             "outbox": printable(to),
             "origin_id": str(done.origin_id),
             **{name: getattr(done, name) for name in ("renewed", "kept", "pending", "let_go", "refused", "gone")},
-            "lost": [{"conversation_id": one, "sequences": list(what)} for one, what in done.lost.items()],
+            "lost": [{"conversation_id": name, "sequences": list(what)} for name, what in done.lost.items()],
         },
         text=lambda: _tell_salvaged(done, printable(to)),
     )
@@ -152,95 +124,74 @@ def salvage(damaged: str, to: str) -> None:
 
 async def _compared(url: URL, kept: ReferenceLog) -> tuple[bool, list[str]]:
     from letopis.outbox.diagnostics.integrity import differences
-    from letopis.store.database.engines import create_store_engine
-    from letopis.store.database.fault_classification import translated
     from letopis.store.database.faults import StoreFault
-    from letopis.store.database.migrations import STORE, SchemaState, revision_state
-    from letopis.store.database.timeouts import Timeouts
+    from letopis.store.database.migrations import SchemaState
     from letopis.store.maintenance.integrity import wal_problem
 
-    embedded = url.get_backend_name() == "sqlite"
-    if embedded and (not await _there(url) or wal_problem(Path(str(url.database)))):
-        return False, []
-    engine = create_store_engine(url, timeouts=Timeouts(statement=STATEMENT_TIMEOUT_SECONDS), pool_size=1)
+    if url.get_backend_name() == "sqlite":
+        path = Path(str(url.database))
+        if not await asyncio.to_thread(path.is_file) or wal_problem(path):
+            return False, []
     try:
-        with translated():
-            async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
-                if (await connection.run_sync(revision_state, STORE)).state is not SchemaState.CURRENT:
-                    return False, []
-            return True, [one async for one in differences(kept, engine)]
+        async with store_engine(url) as engine:
+            if (await store_revision(engine)).state is not SchemaState.CURRENT:
+                return False, []
+            return True, [problem async for problem in differences(kept, engine)]
     except StoreFault:
         return False, []
-    finally:
-        await engine.dispose()
-
-
-async def _there(url: URL) -> bool:
-    from anyio import Path as File
-
-    return await File(str(url.database)).is_file()
 
 
 async def problems_of_store(url: URL, report: ProgressReport = unseen, anchor: AnchorCheck | None = None) -> list[str]:
-    """Return what is wrong with a history store.
-
-    :param report: takes how far the check is.
-    :param anchor: compares the log with an anchor, and keeps the result.
-    """
+    """Return what is wrong with a history store."""
     from letopis.store.conversation_store import ConversationStore
-    from letopis.store.database.engines import create_store_engine
-    from letopis.store.database.fault_classification import translated
     from letopis.store.database.faults import StoreFault
-    from letopis.store.database.migrations import STORE, SchemaState, revision_state
+    from letopis.store.database.migrations import STORE, SchemaState
     from letopis.store.database.timeouts import Timeouts
     from letopis.store.maintenance.integrity import find_problems, wal_problem
-    from letopis.store.maintenance.workload import conversations_to_rebuild
+    from letopis.store.maintenance.rebuild import conversations_to_rebuild
 
     embedded = url.get_backend_name() == "sqlite"
     if embedded and (problem := wal_problem(Path(str(url.database)))):
         return [problem]
-    timeouts = Timeouts(statement=STATEMENT_TIMEOUT_SECONDS)
-    engine = create_store_engine(url, timeouts=timeouts, pool_size=1)
-    found: list[str] = []
+    problems: list[str] = []
     try:
-        with translated():
-            async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
-                revision = await connection.run_sync(revision_state, STORE)
+        async with store_engine(url, statement=STATEMENT_TIMEOUT_SECONDS) as engine:
+            revision = await store_revision(engine)
             if revision.state is not SchemaState.CURRENT:
                 return [revision.advice(STORE, command="letopis db upgrade")]
-            found += [one async for one in find_problems(engine, checked=lambda done, total: report(done, total=total))]
+            wrong = find_problems(engine, checked=lambda done, total: report(done, total=total))
+            problems += [problem async for problem in wrong]
             if anchor is not None:
                 compare = partial(report, title="comparing with the anchor", unit="events")
                 differences = anchor.problems(engine, checked=lambda done, total: compare(done, total=total))
-                found[:0] = [one async for one in differences]
-        async with ConversationStore.open(url, migrate=False, pool_size=2, timeouts=timeouts) as store:
+                problems[:0] = [problem async for problem in differences]
             total, done = await conversations_to_rebuild(engine, every=True), 0
-            async for one in store.rebuild(check=True, every=True):
+        timeouts = Timeouts(statement=STATEMENT_TIMEOUT_SECONDS)
+        async with ConversationStore.open(url, migrate=False, pool_size=2, timeouts=timeouts) as store:
+            async for rebuilt in store.rebuild(check=True, every=True):
                 done += 1
                 report(done, total=total, title="comparing", unit="conversations")
-                if one.differences:
-                    found.append(f"conversation {one.conversation_id!r} differs from the log: {one.differences[0]}")
+                if rebuilt.differences:
+                    name, difference = rebuilt.conversation_id, rebuilt.differences[0]
+                    problems.append(f"conversation {name!r} differs from the log: {difference}")
     except StoreFault as fault:
         # An unavailable server says nothing about its data.
         if not embedded and fault.code != "damaged":
             raise
-        found.append(f"it cannot be read to the end: {fault}")
+        problems.append(f"it cannot be read to the end: {fault}")
     except ValueError:
-        found.append("it cannot be read to the end: it holds invalid values")
-    finally:
-        await engine.dispose()
-    return found
+        problems.append("it cannot be read to the end: it holds invalid values")
+    return problems
 
 
-def _report(name: str, found: list[str], **more: Any) -> None:
+def _report(name: str, problems: list[str], **more: Any) -> None:
     emit(
-        {"name": name, "sound": not found, "problems": found[:MAX_LISTED], "count": len(found), **more},
-        text="\n".join(one_line(printable(problem)) for problem in found[:MAX_LISTED]),
+        {"name": name, "sound": not problems, "problems": problems[:MAX_LISTED], "count": len(problems), **more},
+        text="\n".join(one_line(printable(problem)) for problem in problems[:MAX_LISTED]),
     )
-    if found:
-        raise CommandExit(Exit.FAILED, f"{printable(name)}: {len(found)} problem{'' if len(found) == 1 else 's'} found")
-    if not wants_json():
-        note(f"{printable(name)}: no problems found")
+    if problems:
+        raise CommandExit(Exit.FAILED, f"{printable(name)}: {counted(len(problems), 'problem')} found")
+    remark(f"{printable(name)}: no problems found")
 
 
 def _tell_salvaged(done: Salvaged, to: str) -> None:
@@ -253,3 +204,73 @@ def _tell_salvaged(done: Salvaged, to: str) -> None:
         note(f"{done.let_go} delivered events were left out: the history store has them")
     if done.lost:
         note("their conversations are blocked: `letopis outbox skip --missing` gives up events that exist nowhere else")
+
+
+MAX_ANCHOR_BYTES: Final = 256 * 1024 * 1024
+"""A block of 100 events takes about 200 bytes."""
+ANCHOR_STATEMENT_TIMEOUT_SECONDS: Final = 300.0
+
+
+@verb(
+    "letopis db anchor --out /mnt/backup/history.anchor.json",
+    "letopis db anchor | aws s3 cp - s3://vault/history.anchor.json",
+)
+@click.option("--out", "file", metavar="FILE", type=click.Path(), default="-", help="Write to FILE, not to stdout.")
+@FORCE
+def anchor(file: str, force: bool) -> None:
+    """Write digests of the log to a small file, for `letopis db verify --anchor`.
+
+    The file holds no content. Keep it where nobody who can write to the database can change it: beside the database it
+    proves nothing. Bots and relays keep running; events that they deliver meanwhile are left out. Nothing is checked:
+    verify the log first. FILE appears when it is complete, for its owner only.
+    """
+    from letopis.store.maintenance.anchor import dump
+
+    url, name = store_url(settings(), missing="there is no such file")
+    with open_output(file, force=force) as stream:
+        with progress("reading", unit="events") as report:
+            made = asyncio.run(_make(url, report))
+        stream.write(dump(made))
+    events = sum(partition.position for partition in made.partitions)
+    note(f"{name}: anchored {events} events; keep the anchor where nobody who writes to the database can change it")
+
+
+def _open_anchor(file: str) -> AnchorCheck:
+    """Read an anchor, to compare a log with it."""
+    from letopis.store.errors import InvalidInput
+    from letopis.store.maintenance.anchor import AnchorCheck, load
+
+    try:
+        with Path(file).open("rb") as stream:
+            document = stream.read(MAX_ANCHOR_BYTES + 1)
+    except OSError as error:
+        raise InvalidInput("anchor", f"cannot be read: {error.strerror or type(error).__name__}") from error
+    if len(document) > MAX_ANCHOR_BYTES:
+        raise InvalidInput("anchor", f"is larger than {MAX_ANCHOR_BYTES // 1024**2} MB")
+    return AnchorCheck(load(document))
+
+
+def _comparison_lines(check: AnchorCheck) -> Iterator[str]:
+    """Yield a line for each partition that the anchor confirms."""
+    for compared in check.partitions:
+        if compared.unchanged:
+            but = f", but for {compared.redacted} redacted since" if compared.redacted else ""
+            yield f"partition {compared.partition}: unchanged up to position {compared.position}{but}"
+
+
+def _comparison_json(check: AnchorCheck) -> dict[str, Any]:
+    names = ("partition", "position", "head", "unchanged", "redacted")
+    partitions = [{name: getattr(compared, name) for name in names} for compared in check.partitions]
+    return {"made_at": check.anchor.made_at.isoformat(), "partitions": partitions}
+
+
+async def _make(url: URL, report: ProgressReport) -> Anchor:
+    from letopis.store.database.migrations import STORE, SchemaState
+    from letopis.store.maintenance.anchor import make_anchor
+    from letopis.store.model.events import utc_now
+
+    async with store_engine(url, statement=ANCHOR_STATEMENT_TIMEOUT_SECONDS) as engine:
+        revision = await store_revision(engine)
+        if revision.state is not SchemaState.CURRENT:
+            raise CommandExit(Exit.CONFIGURATION, revision.advice(STORE, command="letopis db upgrade"))
+        return await make_anchor(engine, now=utc_now(), checked=lambda done, total: report(done, total=total))

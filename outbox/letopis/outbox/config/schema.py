@@ -9,8 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
-from letopis.outbox.alerting.language import LANGUAGES
-from letopis.outbox.alerting.texts import STYLES
+from letopis.outbox.alerting.language import LANGUAGES, STYLES
 from letopis.outbox.telemetry.logging import FORMATS, LEVELS
 from letopis.store.errors import ConfigurationError
 
@@ -20,12 +19,7 @@ MAX_FILE_BYTES: Final = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One key of a table.
-
-    :ivar expected: the kind of value, in words.
-    :ivar choices: the values that are allowed, compared without case; empty for any.
-    :ivar limits: the least and the largest number of seconds.
-    """
+    """One key of a table."""
 
     kinds: tuple[type, ...]
     expected: str
@@ -78,10 +72,7 @@ SCHEMA: Final[Mapping[str, Mapping[str, Option]]] = {
 
 
 def read_toml(path: Path) -> Mapping[str, Any]:
-    """Return the tables of ``letopis.toml``, the outermost one checked.
-
-    :raises ConfigurationError: it cannot be read, or holds a key or value that is not known; no value is quoted.
-    """
+    """Return the tables of ``letopis.toml``, the outermost one checked."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -90,8 +81,8 @@ def read_toml(path: Path) -> Mapping[str, Any]:
         raise ConfigurationError(f"{path} is not UTF-8 text") from None
     except tomllib.TOMLDecodeError as error:
         # Not chained, and only the place of it: the message may quote a line that holds a password.
-        place = str(error).rpartition("(")[2].rstrip(")") if "(" in str(error) else "somewhere"
-        raise ConfigurationError(f"{path} is not valid TOML ({place})") from None
+        position = str(error).rpartition("(")[2].rstrip(")") if "(" in str(error) else "somewhere"
+        raise ConfigurationError(f"{path} is not valid TOML ({position})") from None
     except (RecursionError, ValueError):  # nested too deep; a number of thousands of digits
         raise ConfigurationError(f"{path} is not valid TOML (nested too deep, or a number too long)") from None
     check_table("", table, path)
@@ -99,38 +90,30 @@ def read_toml(path: Path) -> Mapping[str, Any]:
 
 
 def check_table(name: str, table: Mapping[str, Any], path: Path | None = None) -> None:
-    """Check the keys and values of one table of ``SCHEMA``.
-
-    :raises ConfigurationError: a key is not known, or a value is not what it must be.
-    """
+    """Check the keys and values of one table of ``SCHEMA``."""
     options = SCHEMA[name]
-    place = " ".join(part for part in (f"{path}:" if path else "", f"[{name}]" if name else "") if part)
+    where = " ".join(part for part in (f"{path}:" if path else "", f"[{name}]" if name else "") if part)
     for key, value in table.items():
         option = options.get(key)
         if option is None:
             close = get_close_matches(key, options, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(options))}"
-            raise ConfigurationError(f"{place} {key[:60]!r} is not known: {hint}")
+            raise ConfigurationError(f"{where} {key[:60]!r} is not known: {hint}")
         if not isinstance(value, option.kinds) or (isinstance(value, bool) and bool not in option.kinds):
-            raise ConfigurationError(f"{place} {key} must be {option.expected}")
-        if isinstance(value, list) and not all(isinstance(one, str) for one in value):
-            raise ConfigurationError(f"{place} {key} must be {option.expected}")
-        if option.choices and str(value).lower() not in (one.lower() for one in option.choices):
-            raise ConfigurationError(f"{place} {key} is one of {', '.join(option.choices)}")
+            raise ConfigurationError(f"{where} {key} must be {option.expected}")
+        if isinstance(value, list) and not all(isinstance(item, str) for item in value):
+            raise ConfigurationError(f"{where} {key} must be {option.expected}")
+        if option.choices and str(value).lower() not in (choice.lower() for choice in option.choices):
+            raise ConfigurationError(f"{where} {key} is one of {', '.join(option.choices)}")
         if option.limits and not option.limits[0] <= table[key] <= option.limits[1]:
             least, largest = option.limits
-            raise ConfigurationError(f"{place} {key} is between {least:g} and {largest:g} seconds")
+            raise ConfigurationError(f"{where} {key} is between {least:g} and {largest:g} seconds")
 
 
 def read_secrets(
     name: str, key: str, table: Mapping[str, Any], *, variable: str, environ: Mapping[str, str], folder: Path | None
 ) -> tuple[str, ...]:
-    """Return the secrets that ``variable`` or ``variable_FILE`` names, else ``key`` or ``key_file`` of a table.
-
-    :param name: of the table, for messages.
-    :param folder: where a relative file of the table starts.
-    :raises ConfigurationError: two of them exclude each other, or a file cannot be read. No message holds a secret.
-    """
+    """Return the secrets that ``variable`` or ``variable_FILE`` names, else ``key`` or ``key_file`` of a table."""
     if table.get(key) and table.get(f"{key}_file"):
         raise ConfigurationError(f"[{name}] {key} and {key}_file are both set: remove one")
     listed, file = environ.get(variable, ""), environ.get(f"{variable}_FILE", "")
@@ -148,11 +131,7 @@ def read_secrets(
 
 
 def read_secret_file(path: Path, what: str) -> list[str]:
-    """Return the lines of a small file of secrets, as containers and systemd provide them.
-
-    :param what: what it holds, in words.
-    :raises ConfigurationError: it cannot be read, is too large or no UTF-8 text.
-    """
+    """Return the lines of a small file of secrets, as containers and systemd provide them."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from letopis.outbox.config.schema import check_table, read_secret_file, read_toml
+from letopis.outbox.alerting.language import LANGUAGES, Style
+from letopis.outbox.config.schema import check_table, read_secret_file, read_secrets, read_toml
 from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.errors import ConfigurationError, InvalidInput
@@ -60,14 +61,6 @@ def load_settings(
 
     A variable that is set and empty counts as not set. Relative paths in ``letopis.toml`` start at its own folder, all
     others at the current one.
-
-    :param outbox: ``--outbox``, if given.
-    :param store: ``--store``, if given.
-    :param config: ``--config``, if given.
-    :param environ: the environment; ``os.environ`` by default.
-    :param folder: where ``letopis.toml`` is looked for; the current folder by default.
-    :raises ConfigurationError: a file is missing or cannot be read, or holds a key or a value that is not known. No
-        message holds the store's URL.
     """
     environ = os.environ if environ is None else environ
     path = _config_file(config, environ.get("LETOPIS_CONFIG"), folder or Path())
@@ -94,10 +87,7 @@ def load_settings(
 
 
 def move_target(given: str | None, environ: Mapping[str, str] | None = None) -> str | None:
-    """Return the target of ``letopis move``: as given, or from ``LETOPIS_MOVE_TO`` or ``LETOPIS_MOVE_TO_FILE``.
-
-    :raises ConfigurationError: both variables are set, or the file cannot be read.
-    """
+    """Return the target of ``letopis move``: as given, or from ``LETOPIS_MOVE_TO`` or ``LETOPIS_MOVE_TO_FILE``."""
     environ = os.environ if environ is None else environ
     if given:
         return given
@@ -201,3 +191,45 @@ def _retention(table: Mapping[str, Any], path: Path | None) -> Retention:
         raise ConfigurationError(f"{path}: [retention] {field_name}: {error.reason}") from error
     except (OverflowError, ValueError) as error:  # beyond what a timedelta holds; not a number
         raise ConfigurationError(f"{path}: [retention] keep_hours: is no length of time") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertSettings:
+    """How operators and users are notified."""
+
+    channels: tuple[str, ...] = field(default=(), repr=False)
+    private: bool = False
+    language: str = "en"
+    style: Style = "plain"
+    stuck_after: float = 300.0
+
+
+def load_alerts(
+    table: Mapping[str, Any],
+    *,
+    channels: Iterable[str] = (),
+    private: bool | None = None,
+    environ: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> AlertSettings:
+    """Return the settings. Precedence: command line, ``LETOPIS_ALERTS*``, the table, the defaults."""
+    environ = os.environ if environ is None else environ
+    check_table("alerts", table)
+    language = (environ.get("LETOPIS_LANGUAGE") or str(table.get("language", "en"))).strip().lower()
+    if language not in LANGUAGES:
+        raise ConfigurationError(f"the language of alerts is one of {', '.join(LANGUAGES)}")
+    return AlertSettings(
+        channels=tuple(channels)
+        or read_secrets("alerts", "channels", table, variable="LETOPIS_ALERTS", environ=environ, folder=folder),
+        private=_private(table, environ) if private is None else private,
+        language=language,
+        style=table.get("texts", "plain"),
+        stuck_after=float(table.get("stuck_after", 300.0)),
+    )
+
+
+def _private(table: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
+    value = environ.get("LETOPIS_ALERTS_PRIVATE", "").strip().lower()
+    if value not in ("", "0", "1", "true", "false", "yes", "no", "on", "off"):
+        raise ConfigurationError("LETOPIS_ALERTS_PRIVATE is 0 or 1")
+    return value in ("1", "true", "yes", "on") if value else bool(table.get("private", False))

@@ -14,15 +14,16 @@ from typing import Any, Final
 from letopis.outbox.alerting.channels import open_channels
 from letopis.outbox.alerting.incidents import Rules
 from letopis.outbox.concurrency.clock import Clock
-from letopis.outbox.config.alerts import AlertSettings
+from letopis.outbox.config.settings import AlertSettings
 from letopis.outbox.daemon.discovery import OutboxScanner, is_pattern, may_be_outbox
 from letopis.outbox.daemon.fleet import Fleet
 from letopis.outbox.daemon.health import FAILED_CONDITIONS, HealthSnapshot, add_stats, aggregate
 from letopis.outbox.daemon.http import App, ListenAddress, serve_http
-from letopis.outbox.daemon.outbox_worker import OutboxWorker, WorkerOptions
+from letopis.outbox.daemon.outbox_worker import OutboxWorker
 from letopis.outbox.daemon.store_pool import StorePool, probe_all
 from letopis.outbox.daemon.systemd import Notifier
 from letopis.outbox.event_log.retention import Retention
+from letopis.outbox.operations.delivery import DeliveryOptions
 from letopis.outbox.relay.stats import RelayStats
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.outbox.telemetry.logging import configure_logging
@@ -51,15 +52,7 @@ CANCEL_CLEANUP_SECONDS: Final = 15.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonSettings:
-    """The settings of a daemon.
-
-    :ivar outboxes: paths and patterns.
-    :ivar store: of all outboxes, as given, so perhaps with a password; ``None`` for the SQLite file beside each.
-    :ivar listen: where to serve HTTP; ``None`` for nowhere.
-    :ivar console: makes the ASGI application to be served at ``/console/``, for the time of a block; ``None`` for none.
-    :ivar stop_timeout: seconds that the batches in flight have after the first signal.
-    :ivar trace_conversations: name the conversations on spans.
-    """
+    """The settings of a daemon."""
 
     outboxes: tuple[str, ...]
     store: str | None = field(default=None, repr=False)
@@ -82,9 +75,6 @@ class Daemon:
 
     The watchdog of the service manager is fed only while the loop of every relay turns, or its delivery is within its
     deadline: a blocked event loop or a stuck relay feeds it no more. An unavailable store is neither.
-
-    :param configure: reads the settings; called again by :meth:`reload`, in a thread.
-    :param fleet: gives the files their turns.
     """
 
     def __init__(
@@ -140,13 +130,7 @@ class Daemon:
         task.add_done_callback(self._reloads.discard)
 
     async def run(self) -> None:
-        """Serve until :meth:`stop`.
-
-        :raises ConfigurationError: nothing can be served until an operator changes something. A ``StoreFault`` of class
-            ``MISCONFIGURED`` or ``WRONG_STORE``, if every outbox has one, means the same.
-        :raises OutboxUnavailable: none of the files can be used at present.
-        :raises OSError: another process listens at the address.
-        """
+        """Serve until :meth:`stop`."""
         settings = self._settings = await asyncio.to_thread(self._configure)
         configure_logging(level=settings.log_level, style=settings.log_format)
         self._stores = StorePool(settings.store, clock=self._clock, trace_conversations=settings.trace_conversations)
@@ -159,7 +143,7 @@ class Daemon:
             if not await self._finish_unless_stopped(self._start(stack)):
                 return
             self._ready = True
-            background += [asyncio.create_task(one) for one in (self._feed_watchdog(), self._scan_forever())]
+            background += [asyncio.create_task(work) for work in (self._feed_watchdog(), self._scan_forever())]
             self._notifier.ready()
             await self._stopping.wait()
             self._ready = False
@@ -197,10 +181,7 @@ class Daemon:
         stack.callback(turns.cancel)
 
     async def _open_some(self) -> None:
-        """Open as many files as may be open at once, or the first that can be opened.
-
-        :raises ConfigurationError, OutboxUnavailable: none can be used, and all of them were named.
-        """
+        """Open as many files as may be open at once, or the first that can be opened."""
         errors: list[LetopisError] = []
         opened = 0
         for worker in self.workers:
@@ -215,16 +196,13 @@ class Daemon:
             raise errors[0]
 
     async def _probe_stores(self) -> None:
-        """Ask the stores of the files, a few files at a time, until one file has a store that may be delivered to.
-
-        :raises StoreFault: no file has.
-        """
+        """Ask the stores of the files, a few files at a time, until one file has a store that may be delivered to."""
         workers = self.workers
         first: StoreFault | None = None
         for start in range(0, len(workers), self._fleet.max_open):
             some = workers[start : start + self._fleet.max_open]
             try:
-                await probe_all([one.probe() for one in some])
+                await probe_all([worker.probe() for worker in some])
             except StoreFault as fault:
                 first = first or fault
                 continue
@@ -238,7 +216,7 @@ class Daemon:
             worker.stop()
         tasks = list(self._fleet.active.values())
         if tasks:
-            available = any(one.breaker.closed for one in self._stores.all)
+            available = any(handle.breaker.closed for handle in self._stores.all)
             timeout = self._settings.stop_timeout if available else UNAVAILABLE_STOP_TIMEOUT_SECONDS
             await self._wait_unless_forced(tasks, timeout)
             _cancel(tasks)
@@ -279,8 +257,8 @@ class Daemon:
                 self._retire(worker)
         names = self._settings.outboxes
         known = [worker.path for worker in self.workers]
-        found = await asyncio.to_thread(self._scanner.scan, names, known)
-        for match in found:
+        matches = await asyncio.to_thread(self._scanner.scan, names, known)
+        for match in matches:
             try:
                 store = self._stores.get(match.path)
             except ConfigurationError as error:
@@ -329,19 +307,20 @@ class Daemon:
         workers = self.workers
         files = await self._fleet.metrics()
         alerts = Counter(self._retired_alerts)
-        for one in workers:
-            alerts.update(one.alerts)
+        for worker in workers:
+            alerts.update(worker.alerts)
         return aggregate(
             files,
             now_us=self._clock.now_us(),
             ready=self._ready,
             sound=all(
-                one.matched or file.condition not in FAILED_CONDITIONS for one, file in zip(workers, files, strict=True)
+                worker.matched or file.condition not in FAILED_CONDITIONS
+                for worker, file in zip(workers, files, strict=True)
             ),
-            breakers=[one.breaker for one in self._stores.all],
+            breakers=[handle.breaker for handle in self._stores.all],
             relay=self._totals(),
             alerts=alerts,
-            deliveries=[one.instrumented.deliveries for one in self._stores.all],
+            deliveries=[handle.instrumented.deliveries for handle in self._stores.all],
         )
 
     def _totals(self) -> RelayStats:
@@ -395,14 +374,10 @@ class Daemon:
             finally:
                 self._notifier.ready()
 
-    def _apply_settings(self, settings: DaemonSettings, options: WorkerOptions) -> None:
+    def _apply_settings(self, settings: DaemonSettings, options: DeliveryOptions) -> None:
         before, self._options = self._settings, options
         self._settings = replace(
-            settings,
-            outboxes=before.outboxes,
-            store=before.store,
-            listen=before.listen,
-            console=before.console,
+            settings, outboxes=before.outboxes, store=before.store, listen=before.listen, console=before.console
         )
         for worker in self.workers:
             worker.change(options)
@@ -417,10 +392,10 @@ def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
         task.cancel()
 
 
-def _worker_options(settings: DaemonSettings) -> WorkerOptions:
+def _worker_options(settings: DaemonSettings) -> DeliveryOptions:
     """Return how outboxes are served; opening channels may take a second."""
     alerts = settings.alerts
-    return WorkerOptions(
+    return DeliveryOptions(
         policy=settings.policy,
         retention=settings.retention,
         channels=open_channels(alerts.channels, private=alerts.private),

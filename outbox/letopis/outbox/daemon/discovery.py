@@ -23,10 +23,7 @@ NON_OUTBOX_RECHECK_SECONDS: Final = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxMatch:
-    """A file to be served.
-
-    :ivar matched: whether a pattern matched it, so that it may come and go; a file that was named has to exist.
-    """
+    """A file to be served."""
 
     path: Path
     matched: bool
@@ -38,11 +35,8 @@ def is_pattern(name: str) -> bool:
 
 
 def find_outboxes(names: Iterable[str]) -> list[OutboxMatch]:
-    """Return the files that names and patterns mean, each once; reads folders, but no file.
-
-    :raises ConfigurationError: a name that cannot be a file.
-    """
-    found: dict[str, OutboxMatch] = {}
+    """Return the files that names and patterns mean, each once; reads folders, but no file."""
+    matches: dict[str, OutboxMatch] = {}
     for name in names:
         if is_pattern(name) and "://" not in name:
             paths = sorted(glob.glob(str(Path(name).expanduser()), recursive=True))  # noqa: PTH207 - a whole path
@@ -50,9 +44,9 @@ def find_outboxes(names: Iterable[str]) -> list[OutboxMatch]:
         else:
             path = outbox_path(name if "://" in name else Path(name).expanduser())
             named = [OutboxMatch(path=path, matched=False)]
-        for one in named:
-            found.setdefault(os.path.realpath(one.path), one)
-    return list(found.values())
+        for match in named:
+            matches.setdefault(os.path.realpath(match.path), match)
+    return list(matches.values())
 
 
 def may_be_outbox(path: Path) -> bool:
@@ -83,22 +77,16 @@ class OutboxScanner:
         self._excluded: dict[Path, tuple[tuple[int, int], float]] = {}
 
     def scan(self, names: Iterable[str], known: Iterable[Path]) -> list[OutboxMatch]:
-        """Return the files to be served that are not known yet; it reads files, so call it in a thread.
-
-        :raises ConfigurationError: a name that cannot be a file.
-        """
+        """Return the files to be served that are not known yet; it reads files, so call it in a thread."""
         skipped = frozenset(known)
         return [
-            one
-            for one in find_outboxes(names)
-            if one.path not in skipped and (not one.matched or self._is_outbox(one.path))
+            match
+            for match in find_outboxes(names)
+            if match.path not in skipped and (not match.matched or self._is_outbox(match.path))
         ]
 
     def exclude(self, path: Path) -> None:
-        """Leave a file out of the next scans while it stays the same.
-
-        Only for a time: another process may have written to it in its write-ahead log alone.
-        """
+        """Leave a file out while it stays the same, for a time: a write may be in its write-ahead log alone."""
         self._excluded[path] = (_signature(path), self._monotonic() + NON_OUTBOX_RECHECK_SECONDS)
 
     def _is_outbox(self, path: Path) -> bool:

@@ -10,8 +10,8 @@ from typing import Final
 
 from letopis.outbox.daemon.health import OutboxMetrics
 from letopis.outbox.daemon.outbox_worker import OutboxWorker
-from letopis.outbox.daemon.polled_watch import PolledWatch
 from letopis.outbox.daemon.store_pool import StoreHandle
+from letopis.outbox.daemon.timetable import PolledWatch
 
 logger: Final = logging.getLogger("letopis.outbox.daemon")
 
@@ -40,9 +40,6 @@ class Fleet:
     A file is opened when something was committed to it, when a retry is due, and for a look now and then; it is closed
     when it has been quiet for some seconds, or when others wait. Those that wait come in the order in which they began
     to. While there are no more files than may be open, all of them stay open.
-
-    :ivar max_open: files that may be open at once.
-    :ivar active: the workers that have a turn, each with its task.
     """
 
     def __init__(
@@ -89,17 +86,14 @@ class Fleet:
         self._woken.set()
 
     async def metrics(self) -> list[OutboxMetrics]:
-        """Return the metrics of all files, and read only some of them: of a closed file nothing changes unseen.
-
-        Of very many files with new commits, the others are as they were last read; the next calls read those.
-        """
+        """Return the metrics of all files, and read only some of them: of a closed file nothing changes unseen."""
         workers = self.workers
-        known = [one.known_metrics() for one in workers]
-        unknown = [index for index, found in enumerate(known) if found is None]
+        known = [worker.known_metrics() for worker in workers]
+        unknown = [index for index, metrics in enumerate(known) if metrics is None]
         unknown.sort(key=lambda index: workers[index].read_at)
         read = await asyncio.gather(*(workers[index].metrics() for index in unknown[:MAX_FILES_READ]))
         fresh = dict(zip(unknown, read, strict=False))
-        return [found or fresh.get(index) or workers[index].last_metrics for index, found in enumerate(known)]
+        return [metrics or fresh.get(index) or workers[index].last_metrics for index, metrics in enumerate(known)]
 
     async def remove(self, worker: OutboxWorker) -> None:
         """Serve a file no longer; returns when it is closed."""
@@ -107,8 +101,8 @@ class Fleet:
         if (task := self.active.get(worker)) is not None:
             await asyncio.wait((task,))
         await worker.close()
-        for one in (self._workers, self._queue, self._rewound):
-            one.pop(worker, None)
+        for table in (self._workers, self._queue, self._rewound):
+            table.pop(worker, None)
         self.wake()
 
     async def close(self) -> None:
@@ -149,11 +143,11 @@ class Fleet:
     # Who wants a turn.
 
     def _closed(self) -> Iterable[OutboxWorker]:
-        return [one for one in self._workers if one not in self.active]
+        return [worker for worker in self._workers if worker not in self.active]
 
     def _poll_open(self, now: float) -> float:
         """Notify the open files of commits; return when that is due again."""
-        self._polls = {one: self._polls.get(one, now) for one in self.polled}
+        self._polls = {watch: self._polls.get(watch, now) for watch in self.polled}
         for watch, due in self._polls.items():
             if now >= due:
                 self._polls[watch] = now + watch.poll()
@@ -169,7 +163,7 @@ class Fleet:
                 self._queue[worker] = None
             elif worker.timetable.look_due:
                 looks.append(worker)
-        looks.sort(key=lambda one: one.timetable.look_at)
+        looks.sort(key=lambda candidate: candidate.timetable.look_at)
         for worker in looks:
             urgent = worker.timetable.troubled or id(worker.destination) in self._restored
             if now < self._look_at - (0 if not urgent else LOOK_PACE_SECONDS - URGENT_PACE_SECONDS):
@@ -181,8 +175,8 @@ class Fleet:
 
     def _watch_stores(self) -> None:
         """Give turns to the files of a store that is to be probed, is back, or may have been restored."""
-        stores: dict[int, StoreHandle] = {id(one.destination): one.destination for one in self._workers}
-        busy = {id(one.destination) for one in (*self.active, *self._queue)}
+        stores: dict[int, StoreHandle] = {id(worker.destination): worker.destination for worker in self._workers}
+        busy = {id(worker.destination) for worker in (*self.active, *self._queue)}
         for key, handle in stores.items():
             closed, generation = handle.breaker.closed, handle.store.outbox_access.continuity.generation
             was_closed, was_generation = self._stores.get(key, (closed, generation))
@@ -199,9 +193,9 @@ class Fleet:
             del self._stores[key]
 
     def _queue_one_of(self, key: int) -> None:
-        closed = [one for one in self._closed() if id(one.destination) == key and not one.timetable.failed]
+        closed = [worker for worker in self._closed() if id(worker.destination) == key and not worker.timetable.failed]
         if closed:
-            self._queue[next((one for one in closed if one.owes), closed[0])] = None
+            self._queue[next((worker for worker in closed if worker.owes), closed[0])] = None
 
     def _look_at_all_of(self, key: int) -> None:
         for worker in self._closed():
@@ -215,7 +209,7 @@ class Fleet:
         if not self.crowded:
             return
         wanted = len(self._queue) - (self.max_open - len(self.active)) - len(self._resting)
-        for worker in sorted(self.active, key=lambda one: -one.quiet_for):
+        for worker in sorted(self.active, key=lambda serving: -serving.quiet_for):
             if worker in self._resting:
                 continue
             overdue = worker.may_rest and now - worker.turn_began >= TURN_SECONDS
@@ -245,7 +239,7 @@ class Fleet:
             self._look_at_all_of(id(worker.destination))
         self._rewound[worker] = rewound
         handle = worker.destination
-        if self.crowded and handle.embedded and all(one.destination is not handle for one in self.active):
+        if self.crowded and handle.embedded and all(serving.destination is not handle for serving in self.active):
             # A store beside each of very many files would otherwise stay open, each with threads and descriptors.
             closing = asyncio.create_task(handle.rest(), name="letopis-store-rest")
             self._closing.add(closing)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,10 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from letopis.outbox.alerting.incidents import IncidentKind
-from letopis.outbox.daemon.instrumented_store import Durations
+from letopis.outbox.daemon.store_pool import Durations
 from letopis.outbox.event_log.bound_store import UNBOUND, StoreBinding, binding_of
 from letopis.outbox.event_log.lanes import lane_counts_of
 from letopis.outbox.event_log.statements import query_all, query_one
+from letopis.outbox.file.wal_readers import wal_size
 from letopis.outbox.operations.status import are_late
 from letopis.outbox.relay.stats import RelayStats
 from letopis.outbox.retry.circuit_breaker import Breaker
@@ -49,15 +49,7 @@ FAILED_CONDITIONS: Final = (FileCondition.WRONG_STORE, FileCondition.UNUSABLE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxMetrics:
-    """The metrics of one outbox file.
-
-    :ivar incidents: open incidents by kind, except pending ones.
-    :ivar progress_us: when its relay last progressed, UTC microseconds; ``None`` if none ever ran.
-    :ivar name: the file's base name.
-    :ivar bound: the store that it delivers to.
-    :ivar store_tasks: long rewinds and deletions that its store has not finished, as its relay last reported.
-    :ivar store_rows: rows left of them.
-    """
+    """The metrics of one outbox file."""
 
     condition: FileCondition
     pending: int = 0
@@ -82,20 +74,7 @@ class OutboxMetrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthSnapshot:
-    """The state of everything that a daemon serves.
-
-    :ivar ready: whether start-up is complete and shutdown has not begun.
-    :ivar sound: whether every file that was named can be used.
-    :ivar oldest_pending_seconds: 0 if nothing is pending.
-    :ivar breakers: number of stores by the state of their breaker.
-    :ivar open_seconds: since the first breaker that is not closed opened.
-    :ivar relay: totals since the process began, including files that are no longer served.
-    :ivar alerts: ``sent`` and ``failed`` since the process began.
-    :ivar listed: the files, each with its condition and its store, at most ``MAX_LISTED_FILES``.
-    :ivar store_tasks: long rewinds and deletions that a store has not finished, of the store with most.
-    :ivar store_rows: rows left of them.
-    :ivar late: files whose deliveries are late.
-    """
+    """The state of everything that a daemon serves."""
 
     ready: bool
     sound: bool
@@ -124,7 +103,10 @@ class HealthSnapshot:
         unavailable = self.breakers.get("closed", 0) < sum(self.breakers.values())
         incomplete = self.incidents.get(IncidentKind.HISTORY_INCOMPLETE, 0) > 0
         return (
-            unavailable or incomplete or self.late > 0 or any(self.files.get(one, 0) > 0 for one in FAILED_CONDITIONS)
+            unavailable
+            or incomplete
+            or self.late > 0
+            or any(self.files.get(condition, 0) > 0 for condition in FAILED_CONDITIONS)
         )
 
     def summary(self) -> str:
@@ -145,17 +127,17 @@ class HealthSnapshot:
 
 def read_metrics(cursor: Any, path: Path) -> OutboxMetrics:
     """Return the metrics of the outbox file of a DBAPI cursor, as if this process delivered from it; reads only."""
-    found = lane_counts_of(cursor)
+    counts = lane_counts_of(cursor)
     progress_us, tasks, rows = query_one(cursor, _RELAY) or (None, 0, 0)
     return OutboxMetrics(
         condition=FileCondition.WORKING,
-        pending=found.pending,
-        pending_bytes=found.pending_bytes,
-        oldest_pending_us=found.oldest_pending_us,
-        lanes=found.lanes,
+        pending=counts.pending,
+        pending_bytes=counts.pending_bytes,
+        oldest_pending_us=counts.oldest_pending_us,
+        lanes=counts.lanes,
         incidents={str(kind): count for kind, count in query_all(cursor, _INCIDENTS)},
         progress_us=progress_us,
-        wal_bytes=_size(path.with_name(path.name + "-wal")),
+        wal_bytes=wal_size(path),
         name=path.name,
         bound=binding_of(cursor),
         store_tasks=tasks,
@@ -175,38 +157,38 @@ def aggregate(
     deliveries: Iterable[Mapping[str, Durations]],
 ) -> HealthSnapshot:
     """Return the state of all files and stores together."""
-    found, stores = list(files), list(breakers)
-    conditions = Counter(str(one.condition) for one in found)
+    outboxes, stores = list(files), list(breakers)
+    conditions = Counter(str(outbox.condition) for outbox in outboxes)
     lanes, incidents = Counter[str](), Counter[str]()
-    for one in found:
-        lanes.update(one.lanes)
-        incidents.update(one.incidents)
-    pending_since = [one.oldest_pending_us for one in found if one.oldest_pending_us is not None]
-    progress = [one.progress_us for one in found if one.progress_us is not None]
-    open_since = [one.since_us for one in stores if not one.closed]
-    states = Counter(str(one.state) for one in stores)
+    for outbox in outboxes:
+        lanes.update(outbox.lanes)
+        incidents.update(outbox.incidents)
+    pending_since = [outbox.oldest_pending_us for outbox in outboxes if outbox.oldest_pending_us is not None]
+    progress = [outbox.progress_us for outbox in outboxes if outbox.progress_us is not None]
+    open_since = [breaker.since_us for breaker in stores if not breaker.closed]
+    states = Counter(str(breaker.state) for breaker in stores)
     return HealthSnapshot(
         ready=ready,
         sound=sound,
         files={str(condition): conditions[condition] for condition in FileCondition},
-        pending=sum(one.pending for one in found),
-        pending_bytes=sum(one.pending_bytes for one in found),
+        pending=sum(outbox.pending for outbox in outboxes),
+        pending_bytes=sum(outbox.pending_bytes for outbox in outboxes),
         oldest_pending_seconds=max(0, now_us - min(pending_since)) / 1_000_000 if pending_since else 0.0,
         lanes={state: lanes[state] for state in LANE_STATES},
         incidents={str(kind): incidents[kind] for kind in IncidentKind},
         progress_us=min(progress, default=None),
-        wal_bytes=sum(one.wal_bytes for one in found),
+        wal_bytes=sum(outbox.wal_bytes for outbox in outboxes),
         breakers={state: states[state] for state in BREAKER_STATES},
         open_seconds=max(0, now_us - min(open_since)) / 1_000_000 if open_since else 0.0,
-        trips=sum(one.trips for one in stores),
+        trips=sum(breaker.trips for breaker in stores),
         relay=relay,
         alerts=alerts,
         deliveries=_joined(deliveries),
-        listed=tuple(found[:MAX_LISTED_FILES]),
+        listed=tuple(outboxes[:MAX_LISTED_FILES]),
         # All outboxes of one store report its tasks.
-        store_tasks=max((one.store_tasks for one in found), default=0),
-        store_rows=max((one.store_rows for one in found), default=0),
-        late=sum(one.is_late(now_us) for one in found),
+        store_tasks=max((outbox.store_tasks for outbox in outboxes), default=0),
+        store_rows=max((outbox.store_rows for outbox in outboxes), default=0),
+        late=sum(outbox.is_late(now_us) for outbox in outboxes),
     )
 
 
@@ -225,10 +207,3 @@ def _joined(several: Iterable[Mapping[str, Durations]]) -> dict[str, Durations]:
         for outcome, durations in deliveries.items():
             joined.setdefault(outcome, Durations()).join(durations)
     return joined
-
-
-def _size(path: Path) -> int:
-    try:
-        return os.stat(path).st_size  # noqa: PTH116 - as everywhere that looks at a live file without opening it
-    except OSError:
-        return 0

@@ -1,4 +1,4 @@
-"""Serve ``/healthz/live``, ``/healthz/ready`` and ``/metrics`` over HTTP, read-only."""
+"""Serve ``/healthz/live``, ``/healthz/ready`` and ``/metrics`` over HTTP, read-only, with limited connections."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from letopis.outbox.daemon.connection_limit import limited_protocol
 from letopis.outbox.daemon.health import HealthSnapshot, OutboxMetrics
 from letopis.outbox.daemon.prometheus import exposition
 from letopis.store.errors import ConfigurationError, without_credentials
@@ -51,10 +50,7 @@ class ListenAddress:
 
 
 def parse_address(text: str) -> ListenAddress:
-    """Return the address that ``HOST:PORT`` or a port means; a port alone is one of the loopback interface.
-
-    :raises ConfigurationError: it is neither.
-    """
+    """Return the address that ``HOST:PORT`` or a port means; a port alone is one of the loopback interface."""
     host, colon, port = text.strip().rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not port.isdecimal() or int(port) > 65_535 or (colon and not host):
@@ -75,18 +71,10 @@ class HealthApp:
 
     No answer holds an id, a name or a text of a user, nor a secret. There is no access control: every client that can
     connect can read.
-
-    :param live: returns True if the loop of every relay turns; reads no file.
-    :param snapshot: returns all the rest.
-    :param console: answers what begins with ``/console``; it has an access control of its own.
     """
 
     def __init__(
-        self,
-        *,
-        live: Callable[[], bool],
-        snapshot: Callable[[], Awaitable[HealthSnapshot]],
-        console: App | None = None,
+        self, *, live: Callable[[], bool], snapshot: Callable[[], Awaitable[HealthSnapshot]], console: App | None = None
     ) -> None:
         self._live = live
         self._snapshot = snapshot
@@ -123,26 +111,26 @@ class HealthApp:
             return _json(503, {"error": "too many requests at once"})
         self._in_progress += 1
         try:
-            found = await self._snapshot()
+            health = await self._snapshot()
         finally:
             self._in_progress -= 1
         if scope["path"] == "/healthz/ready":
-            ready = found.ready and found.sound
+            ready = health.ready and health.sound
             return _json(
                 200 if ready else 503,
                 {
                     "ready": ready,
-                    "degraded": found.degraded,
-                    "outboxes": dict(found.files),
-                    "delivering": [_route(one) for one in found.listed],
-                    "stores": dict(found.breakers),
-                    "pending": found.pending,
-                    "late": found.late,
-                    "oldest_pending_seconds": round(found.oldest_pending_seconds, 3),
+                    "degraded": health.degraded,
+                    "outboxes": dict(health.files),
+                    "delivering": [_route(outbox) for outbox in health.listed],
+                    "stores": dict(health.breakers),
+                    "pending": health.pending,
+                    "late": health.late,
+                    "oldest_pending_seconds": round(health.oldest_pending_seconds, 3),
                 },
             )
         accept = b", ".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
-        body, content_type = exposition(found, accept)
+        body, content_type = exposition(health, accept)
         return 200, content_type, body
 
 
@@ -168,13 +156,7 @@ async def serve_http(
     snapshot: Callable[[], Awaitable[HealthSnapshot]],
     console: App | None = None,
 ) -> AsyncIterator[ListenAddress]:
-    """Serve at ``address`` during a ``with`` block; yields it with the port that replaces port 0.
-
-    :param console: the ASGI application to serve at ``/console/`` too.
-
-    :raises ConfigurationError: the extra ``letopis[daemon]`` is not installed, or there is no such address here.
-    :raises OSError: something else listens there.
-    """
+    """Serve at ``address`` during a ``with`` block; yields it with the port that replaces port 0."""
     # uvicorn: besides click it brings h11 alone, and three answers need no framework on top of it.
     try:
         import prometheus_client  # noqa: F401 - fails now, not at the first scrape
@@ -225,7 +207,7 @@ async def serve_http(
 def _bound(address: ListenAddress) -> socket.socket:
     """Return a socket bound to an address; resolving a name may block."""
     try:
-        family, kind, protocol, _, place = socket.getaddrinfo(
+        family, kind, protocol, _, socket_address = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except socket.gaierror as error:
@@ -234,10 +216,72 @@ def _bound(address: ListenAddress) -> socket.socket:
     try:
         if hasattr(socket, "SO_REUSEPORT"):  # not on Windows, where it would share the port with any process
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(place)
+        listener.bind(socket_address)
         listener.listen(MAX_CONCURRENT_REQUESTS)  # early clients wait for the server instead of being refused
         listener.setblocking(False)
     except OSError as error:
         listener.close()
         raise OSError(error.errno, error.strerror, str(address)) from error
     return listener
+
+
+REQUEST_TIMEOUT_SECONDS: Final = 10.0
+"""Time in which a request has to arrive, head and body."""
+CONNECTION_TIMEOUT_SECONDS: Final = 30.0
+"""Longest life of a connection; each carries one request."""
+MAX_WAITING_PER_CLIENT: Final = 16
+"""Connections of one client without a complete request; beyond that the oldest is closed for a new one."""
+MAX_WAITING_CONNECTIONS: Final = 64
+"""The same for all clients together."""
+
+
+def limited_protocol(connection_seconds: float | None = None) -> type[Any]:
+    """Return uvicorn's protocol with a time limit, whose waiting connections make room for others."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class LimitedConnection(H11Protocol):
+        """A connection with a time limit, which makes room for others while it waits for a request."""
+
+        _timers: tuple[asyncio.TimerHandle, ...] = ()
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+            """Start the timers, and close the oldest waiting connections if there are too many."""
+            super().connection_made(transport)
+            self._timers = (
+                self.loop.call_later(REQUEST_TIMEOUT_SECONDS, self._close_if_waiting),
+                self.loop.call_later(connection_seconds or CONNECTION_TIMEOUT_SECONDS, transport.abort),
+            )
+            self._make_room()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            """Stop the timers."""
+            for timer in self._timers:
+                timer.cancel()
+            super().connection_lost(exc)
+
+        def _close_if_waiting(self) -> None:
+            if _is_waiting(self):
+                self.transport.abort()
+
+        def _make_room(self) -> None:
+            waiting: list[Any] = sorted(
+                (connection for connection in self.connections if _is_waiting(connection)), key=_opened_at
+            )
+            host = self.client and self.client[0]
+            of_client = [connection for connection in waiting if (connection.client and connection.client[0]) == host]
+            # The newest stay: a client that sends its request at once, as a liveness probe does, is never kept out.
+            for connection in {*of_client[:-MAX_WAITING_PER_CLIENT], *waiting[:-MAX_WAITING_CONNECTIONS]}:
+                connection.transport.abort()
+
+    return LimitedConnection
+
+
+def _is_waiting(connection: Any) -> bool:
+    """Return True if the client has not sent its whole request, nor got an answer."""
+    cycle = connection.cycle
+    waits = cycle is None or (cycle.more_body and not cycle.response_started)
+    return waits and not connection.transport.is_closing()
+
+
+def _opened_at(connection: Any) -> float:
+    return float(connection._timers[1].when()) if connection._timers else 0.0

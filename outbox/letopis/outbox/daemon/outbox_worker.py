@@ -9,29 +9,25 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
-from letopis.outbox.alerting import texts
-from letopis.outbox.alerting.channels import Channel
-from letopis.outbox.alerting.incidents import BreakerView, Rules
-from letopis.outbox.alerting.monitor import AlertMonitor, breaker_view
-from letopis.outbox.alerting.transitions import Memory
+from letopis.outbox.alerting.incidents import Memory
+from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.outbox.daemon.discovery import OutboxMatch
 from letopis.outbox.daemon.health import FileCondition, OutboxMetrics, add_stats, read_metrics
-from letopis.outbox.daemon.polled_watch import PolledWatch
 from letopis.outbox.daemon.store_pool import StoreHandle
-from letopis.outbox.daemon.timetable import Timetable
+from letopis.outbox.daemon.timetable import PolledWatch, Timetable
 from letopis.outbox.event_log.lanes import DueBatches, next_batch
-from letopis.outbox.event_log.retention import Pruner, Retention
 from letopis.outbox.file.file_state import FileState, settled_state, state_of
 from letopis.outbox.file.inspection import read_file
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.file.wal_readers import wal_size
+from letopis.outbox.operations.delivery import Delivery, DeliveryOptions
 from letopis.outbox.relay.lease import SILENCE_SECONDS
 from letopis.outbox.relay.lease_lock import LeaseLock
 from letopis.outbox.relay.relay import Relay
@@ -57,36 +53,18 @@ RECHECK_SILENCE_SECONDS: Final = 15.0
 """Time for which a holder that was silent for long is observed again, with the file open, before it is taken over."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerOptions:
-    """How outboxes are served, as far as a reload may change it."""
-
-    policy: RetryPolicy
-    retention: Retention
-    channels: tuple[Channel, ...]
-    rules: Rules
-    locale: str
-    style: texts.Style
-
-
 class OutboxWorker:
     """Delivers from one outbox file while it exists, and watches it for lasting problems.
 
     Between its turns the file is closed. The worker then holds the lease's lock, one descriptor, and knows from the
     file's times whether anything was committed. No error of the file ends the daemon or disturbs the other files.
-
-    :param on_pause: called when the relay begins to wait.
-    :ivar problem: why the file cannot be used at present, in a sentence; ``None`` while it can.
-    :ivar timetable: when the next turn is due.
-    :ivar read_at: when the metrics were last read, by the monotonic clock.
-    :ivar turn_began: of the present or last turn, by the monotonic clock.
     """
 
     def __init__(
         self,
         match: OutboxMatch,
         destination: StoreHandle,
-        options: WorkerOptions,
+        options: DeliveryOptions,
         *,
         polled: set[PolledWatch] | None = None,
         on_pause: Callable[[], None] = lambda: None,
@@ -105,9 +83,7 @@ class OutboxWorker:
         self._on_pause = on_pause
         self._monotonic = monotonic
         self._outbox: OutboxFile | None = None
-        self._relay: Relay | None = None
-        self._watch: AlertMonitor | None = None
-        self._pruner: Pruner | None = None
+        self._delivery: Delivery | None = None
         self._notified = self._failed = 0
         self._failures = 0
         self._stopping = asyncio.Event()
@@ -120,6 +96,14 @@ class OutboxWorker:
         self.read_at = -math.inf
         self._wrong_store = False
         self._holder_sign: tuple[int | None, float] = (None, monotonic())
+
+    @property
+    def _relay(self) -> Relay | None:
+        return None if self._delivery is None else self._delivery.relay
+
+    @property
+    def _watch(self) -> AlertMonitor | None:
+        return None if self._delivery is None else self._delivery.monitor
 
     # Reports about the file.
 
@@ -194,18 +178,18 @@ class OutboxWorker:
         try:
             async with asyncio.timeout(METRICS_TIMEOUT_SECONDS):
                 # Not by the open file's thread, which may wait for a writer.
-                found = await asyncio.to_thread(read_file, self.path, partial(read_metrics, path=self.path))
+                metrics = await asyncio.to_thread(read_file, self.path, partial(read_metrics, path=self.path))
         except (LetopisError, TimeoutError, SQLAlchemyError, OSError):
             return OutboxMetrics(condition=FileCondition.UNUSABLE, name=self.path.name)
-        self._last = found
-        return replace(found, condition=self.condition)
+        self._last = metrics
+        return replace(metrics, condition=self.condition)
 
     # Between two turns.
 
     def changed(self) -> bool:
         """Return True if something may have been committed, or the file replaced, since its last turn."""
-        found = state_of(self.path)
-        return self._seen is None or found is None or found.holds_more_than(self._seen)
+        state = state_of(self.path)
+        return self._seen is None or state is None or state.holds_more_than(self._seen)
 
     def wants_turn(self) -> bool:
         """Return True if the file has to be opened: something was committed, a retry is due, or another relay ended."""
@@ -262,17 +246,11 @@ class OutboxWorker:
                 raise refused
             await store.prepare()
 
-    def change(self, options: WorkerOptions) -> None:
+    def change(self, options: DeliveryOptions) -> None:
         """Apply options that changed."""
         self._options = options
-        if self._relay is not None:
-            self._relay.policy = options.policy
-        if self._outbox is not None:
-            self._pruner = Pruner(options.retention, self._outbox.now_us)
-        if self._watch is not None:
-            self._watch.change(
-                channels=options.channels, rules=options.rules, locale=options.locale, style=options.style
-            )
+        if self._delivery is not None:
+            self._delivery.change(options)
 
     def stop(self) -> None:
         """Ask :meth:`serve` to return after the batch in flight, and have no further turn."""
@@ -308,10 +286,7 @@ class OutboxWorker:
             self._relay.rest()
 
     async def serve(self) -> None:
-        """Serve for one turn: until asked to rest or to stop, or until the file cannot be used.
-
-        When cancelled, the batch in flight is dropped: it is on disk, and sent again by the next relay.
-        """
+        """Serve for one turn: until asked to rest or to stop, or until the file cannot be used."""
         self.turn_began = self._progress_at = self._monotonic()
         if self._stopping.is_set():
             return
@@ -343,16 +318,12 @@ class OutboxWorker:
     async def _deliver(self) -> None:
         outbox = self._outbox
         assert outbox is not None  # noqa: S101 - opened by the caller
-        options = self._options
-        self._pruner = Pruner(options.retention, outbox.now_us)
-        self._relay = Relay(
-            outbox,
+        delivery = self._delivery = Delivery(outbox, self._options)
+        relay = delivery.add_relay(
             self.destination.store,
             apply=self.destination.instrumented.apply,
-            policy=options.policy,
             holder=HOLDER,
             breaker=self.destination.breaker,
-            chores=(self._prune,),
             stop_timeout=0.0,  # the daemon has waited already
             silence=RECHECK_SILENCE_SECONDS if self._holder_is_silent else SILENCE_SECONDS,
             lock=self.lock,
@@ -363,21 +334,12 @@ class OutboxWorker:
             on_pause=self._on_pause,
             monotonic=self._monotonic,
         )
-        self._watch = AlertMonitor(
-            outbox,
-            channels=options.channels,
-            rules=options.rules,
-            breaker=self._breaker_view,
-            locale=options.locale,
-            style=options.style,
-            memory=self._observed,
-            monotonic=self._monotonic,
-        )
-        watching = asyncio.create_task(self._watch.run(), name="letopis-watch")
+        monitor = delivery.add_monitor(memory=self._observed, monotonic=self._monotonic)
+        watching = asyncio.create_task(monitor.run(), name="letopis-watch")
         try:
-            await self._relay.run()
+            await relay.run()
             if not self._stopping.is_set():
-                await self._plan_next_turn(outbox, self._relay)
+                await self._plan_next_turn(outbox, relay)
         finally:
             await run_to_completion(self._end(watching))
 
@@ -410,13 +372,12 @@ class OutboxWorker:
     async def _end(self, watching: asyncio.Task[None]) -> None:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
-        if self._relay is not None:
-            self._memory = self._relay.memory
-        self._past_relays, self._relay = self.stats, None
-        if self._watch is not None:
-            self._notified += self._watch.sent
-            self._failed += self._watch.failed
-            self._observed, self._watch = self._watch.memory, None
+        relay, watch = self._relay, self._watch
+        self._past_relays, self._delivery = self.stats, None
+        if relay is not None and watch is not None:
+            self._memory, self._observed = relay.memory, watch.memory
+            self._notified += watch.sent
+            self._failed += watch.failed
         await self._close()
 
     async def _close(self) -> None:
@@ -429,14 +390,6 @@ class OutboxWorker:
         """Close what :meth:`open` opened, and release the lock, if the file has no turn at present."""
         await self._close()
         self.lock.release()
-
-    def _prune(self, connection: sa.Connection) -> bool:
-        return self._pruner is not None and self._pruner(connection)
-
-    def _breaker_view(self) -> BreakerView | None:
-        relay = self._relay
-        at_work = relay is not None and (relay.lease.held or relay.wrong_store_reason is not None)
-        return breaker_view(relay.breaker) if relay is not None and at_work else None
 
     def _report(self, reason: str, *, first: bool) -> None:
         level, self.problem = logging.WARNING if first or reason != self.problem else logging.DEBUG, reason

@@ -7,17 +7,12 @@ from importlib.metadata import version
 from typing import Any, Final, NamedTuple
 
 from letopis.outbox.daemon.health import HealthSnapshot
-from letopis.outbox.daemon.instrumented_store import BUCKET_BOUNDS_SECONDS
+from letopis.outbox.daemon.store_pool import BUCKET_BOUNDS_SECONDS
 from letopis.store.database.faults import FaultClass
 
 
 class Metric(NamedTuple):
-    """One metric.
-
-    :ivar name: as exposed, ``_total`` included.
-    :ivar label: the name of its one label, whose values are few and known beforehand; empty for none.
-    :ivar read: from a snapshot to the value, or to a value for each value of the label.
-    """
+    """One metric."""
 
     name: str
     kind: str
@@ -89,10 +84,7 @@ METRICS: Final = (
 
 
 def exposition(snapshot: HealthSnapshot, accept: str = "") -> tuple[bytes, str]:
-    """Return the metrics and their content type, in the format that the ``Accept`` header requests.
-
-    :raises ImportError: the extra ``letopis[daemon]`` is not installed.
-    """
+    """Return the metrics and their content type, in the format that the ``Accept`` header requests."""
     from prometheus_client import CollectorRegistry, ProcessCollector
     from prometheus_client.exposition import choose_encoder
 
@@ -113,16 +105,16 @@ class _Families:
         """Yield one family for each metric."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-        for one in METRICS:
-            labels = [one.label] if one.label else None
-            value = one.read(self._snapshot)
-            if one.kind == "histogram":
-                family: Any = HistogramMetricFamily(one.name, one.help, labels=labels)
+        for metric in METRICS:
+            labels = [metric.label] if metric.label else None
+            value = metric.read(self._snapshot)
+            if metric.kind == "histogram":
+                family: Any = HistogramMetricFamily(metric.name, metric.help, labels=labels)
                 for name, durations in value.items():
                     family.add_metric([name], _cumulative(durations.buckets), durations.total)
             else:
-                kind = CounterMetricFamily if one.kind == "counter" else GaugeMetricFamily
-                family = kind(one.name, one.help, labels=labels)
+                kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+                family = kind(metric.name, metric.help, labels=labels)
                 for name, number in value.items() if labels else [("", value)]:
                     family.add_metric([name] if labels else [], number)
             yield family
@@ -130,7 +122,7 @@ class _Families:
 
 def _cumulative(buckets: Iterable[int]) -> list[tuple[str, float]]:
     total, cumulative = 0, []
-    for bound, count in zip((*(str(one) for one in BUCKET_BOUNDS_SECONDS), "+Inf"), buckets, strict=True):
+    for bound, count in zip((*(str(upper) for upper in BUCKET_BOUNDS_SECONDS), "+Inf"), buckets, strict=True):
         total += count
         cumulative.append((bound, float(total)))
     return cumulative

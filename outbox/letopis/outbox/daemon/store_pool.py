@@ -1,4 +1,4 @@
-"""Share history stores among the outboxes of one process, each store with one small pool and one breaker."""
+"""Share history stores among the outboxes of one process: each has a small pool, a breaker and measured deliveries."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import Awaitable, Coroutine, Sequence
+import time
+from bisect import bisect_left
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from uuid import UUID
 
 from letopis.outbox.concurrency.clock import Clock
-from letopis.outbox.daemon.instrumented_store import InstrumentedStore
 from letopis.outbox.history.store_location import check_apart, store_beside
 from letopis.outbox.relay.store_tasks import TaskLook
 from letopis.outbox.retry.circuit_breaker import Breaker
@@ -21,6 +23,7 @@ from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.urls import normalise_url
 from letopis.store.errors import LetopisError
+from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
 
 logger: Final = logging.getLogger("letopis.outbox.daemon")
 
@@ -57,11 +60,7 @@ class StoreHandle:
 
 
 class StorePool:
-    """Opens each history store once, however many outboxes deliver to it.
-
-    :param given: names the store of all outboxes; ``None`` for an SQLite file beside each.
-    :param trace_conversations: name the conversations on spans.
-    """
+    """Opens each history store once, however many outboxes deliver to it."""
 
     def __init__(
         self, given: str | os.PathLike[str] | None, *, clock: Clock, trace_conversations: bool = False
@@ -77,10 +76,7 @@ class StorePool:
         return list(self._handles.values())
 
     def get(self, outbox: Path) -> StoreHandle:
-        """Return the store that an outbox delivers to, without connecting.
-
-        :raises ConfigurationError: the URL is wrong, or names the outbox itself.
-        """
+        """Return the store that an outbox delivers to, without connecting."""
         url = normalise_url(store_beside(outbox) if self._given is None else self._given)
         check_apart(outbox, url)
         key = url.render_as_string(hide_password=False)
@@ -95,16 +91,12 @@ class StorePool:
 
     async def close(self) -> None:
         """Close all connections, within a few seconds."""
-        await asyncio.gather(*(_close_in_time(one.store.close()) for one in self.all))
+        await asyncio.gather(*(_close_in_time(handle.store.close()) for handle in self.all))
 
 
 async def probe_all(probes: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Probe the store of each outbox once, and wait a few seconds for the answers.
-
-    :raises StoreFault: class ``MISCONFIGURED`` or ``WRONG_STORE``, if every outbox has such a fault: waiting fixes
-        nothing.
-    """
-    tasks = [asyncio.create_task(one) for one in probes]
+    """Probe the store of each outbox once, and wait a few seconds for the answers."""
+    tasks = [asyncio.create_task(probe) for probe in probes]
     if not tasks:
         return
     try:
@@ -146,3 +138,71 @@ def _fault(task: asyncio.Task[None]) -> StoreFault | None:
 def _retrieve(task: asyncio.Future[None]) -> None:
     if not task.cancelled():
         task.exception()  # retrieved, so that asyncio does not report it a second time
+
+
+BUCKET_BOUNDS_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Upper bounds of the histogram's buckets."""
+
+
+class Durations:
+    """A histogram of durations."""
+
+    def __init__(self) -> None:
+        self.buckets = [0] * (len(BUCKET_BOUNDS_SECONDS) + 1)
+        self.total = 0.0
+
+    @property
+    def count(self) -> int:
+        """The number of durations."""
+        return sum(self.buckets)
+
+    def add(self, seconds: float) -> None:
+        """Add one duration."""
+        self.buckets[bisect_left(BUCKET_BOUNDS_SECONDS, seconds)] += 1
+        self.total += seconds
+
+    def join(self, other: Durations) -> None:
+        """Add all durations of another histogram."""
+        self.buckets = [mine + theirs for mine, theirs in zip(self.buckets, other.buckets, strict=True)]
+        self.total += other.total
+
+
+class InstrumentedStore:
+    """A wrapper around a :class:`ConversationStore` that measures deliveries and, with OpenTelemetry, traces them."""
+
+    def __init__(
+        self, store: ConversationStore, *, spans: Spans | None = None, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.store = store
+        self._spans = spans or Spans()
+        self._monotonic = monotonic
+        self.deliveries: dict[str, Durations] = {}
+        self.progress_at: dict[UUID, float] = {}
+
+    async def apply(self, origin: Origin, batch: Sequence[LaneBatch], /) -> ApplyResult:
+        """Apply as :meth:`ConversationStore.apply` does, and measure it."""
+        started = self.progress_at[origin.origin_id] = self._monotonic()
+        outcome = "error"
+        events = sum(len(lane.deliveries) for lane in batch)
+        try:
+            names = [lane.conversation_id for lane in batch]
+            metadata = (
+                (lane.conversation_id, delivery.event.metadata) for lane in batch for delivery in lane.deliveries
+            )
+            with self._spans.delivery(events=events, conversations=names, metadata=metadata) as failed:
+                try:
+                    result = await self.store.apply(origin, batch)
+                    outcome = "ok"
+                except StoreFault as fault:
+                    outcome = str(fault.fault_class)
+                    raise
+                except asyncio.CancelledError:
+                    outcome = "given_up"
+                    raise
+                finally:
+                    if outcome != "ok":
+                        failed(outcome)
+        finally:
+            now = self.progress_at[origin.origin_id] = self._monotonic()
+            self.deliveries.setdefault(outcome, Durations()).add(now - started)
+        return result

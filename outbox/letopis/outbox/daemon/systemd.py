@@ -1,11 +1,15 @@
-"""Notify systemd of the daemon's state through its notification socket."""
+"""Notify systemd of the daemon's state, and call functions on signals."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import socket
 import time
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
 
 WATCHDOG_SHARE: Final = 0.5
 """Share of ``WatchdogSec`` after which the next ping is due, as sd_watchdog_enabled(3) advises."""
@@ -66,3 +70,23 @@ class Notifier:
             except OSError:
                 # The manager is gone or restarting; it needs only the next message.
                 return
+
+
+@contextmanager
+def on_signals(actions: Mapping[str, Callable[[], None]]) -> Iterator[None]:
+    """Call functions in the event loop on signals, given by name, during a ``with`` block."""
+    loop = asyncio.get_running_loop()
+    before: dict[signal.Signals, Any] = {}
+
+    def install(number: signal.Signals, action: Callable[[], None]) -> None:
+        # Not loop.add_signal_handler: Windows has none.
+        before[number] = signal.signal(number, lambda *_: loop.call_soon_threadsafe(action))
+
+    for name, action in actions.items():
+        if (number := getattr(signal, name, None)) is not None:
+            install(number, action)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

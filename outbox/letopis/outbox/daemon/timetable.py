@@ -1,4 +1,4 @@
-"""Decide when the closed outbox file of a daemon is opened again though nothing was committed to it."""
+"""Decide when the outbox files of a daemon are looked at: the closed ones in turns, the open ones for commits."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import math
 import random
 import time
 from collections.abc import Callable
-from typing import Final
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
 
-FIRST_LOOK_SECONDS: Final = 30.0
-"""Time after a delivery until a quiet file is compared with the history store; each further wait is twice as long."""
-LAST_LOOK_SECONDS: Final = 600.0
-"""Longest time between two looks at a quiet file."""
+from letopis.outbox.concurrency.signal import Signal
+from letopis.outbox.file.change_watcher import POLL_MAX_SECONDS, POLL_MIN_SECONDS, QUIET_FRACTION
+from letopis.outbox.file.file_state import state_of
+from letopis.outbox.file.identity import FileId
+from letopis.outbox.retry.policy import RetryPolicy
+
+LOOKS: Final = RetryPolicy(base=30.0, factor=2.0, cap=600.0)
+"""When a quiet file is compared with the history store, after a delivery and after each look."""
 TROUBLED_LOOK_SECONDS: Final = 15.0
 """Time between two looks at a file with pending events, blocked conversations or open incidents."""
 LOCK_INTERVAL_SECONDS: Final = 0.5
@@ -23,11 +29,6 @@ class Timetable:
 
     A turn is due if the file was left with more to deliver, or at a certain moment. A look is a turn that is due some
     time: the history store may have been restored, retention prunes, and people are reminded of what stays stuck.
-
-    :ivar pending: whether a turn is due whatever the clock says.
-    :ivar failed: whether the last turn failed, so that the next one waits for its moment.
-    :ivar look_at: when the next look is due, by the monotonic clock.
-    :ivar troubled: whether the file was left with something that is not well.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Timetable:
 
     def look_later(self) -> None:
         """Have a look within the shortest time between two."""
-        pause = FIRST_LOOK_SECONDS if self._turns else 0.0
+        pause = LOOKS.base if self._turns else 0.0
         self.look_at = min(self.look_at, self._monotonic() + pause)
 
     def begin_turn(self) -> None:
@@ -89,16 +90,57 @@ class Timetable:
         self._due_at, self.look_at = self._monotonic() + wait, math.inf
 
     def end_turn(self, *, more: bool, wait: float | None, troubled: bool, moved: bool) -> None:
-        """Note how a turn ended.
-
-        :param more: whether there is more to deliver at once.
-        :param wait: seconds until a lane is due for a retry.
-        :param troubled: whether something is pending, blocked or an open incident.
-        :param moved: whether the turn delivered anything.
-        """
+        """Note how a turn ended."""
         now = self._monotonic()
         self.pending, self.failed, self.troubled = more, False, troubled
         self._due_at = math.inf if wait is None else now + wait
         self._looks = 0 if moved or troubled else self._looks + 1
-        pause = TROUBLED_LOOK_SECONDS if troubled else FIRST_LOOK_SECONDS * 2 ** min(self._looks, 10)
-        self.look_at = now + min(pause, LAST_LOOK_SECONDS) * self._uniform(0.9, 1.1)
+        pause = TROUBLED_LOOK_SECONDS if troubled else LOOKS.bound(self._looks + 1)
+        self.look_at = now + pause * self._uniform(0.9, 1.1)
+
+
+class PolledWatch:
+    """The watch of one open file, as :class:`~letopis.outbox.file.change_watcher.FileWatcher`, polled by another.
+
+    It looks at the times of the file and its write-ahead log, so that commits of this process are noticed too. Two
+    commits within one step of the file system's clock may be noticed as one: a waiter needs a timeout of its own.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        signal: Signal,
+        *,
+        file_id: FileId,
+        polled: set[PolledWatch],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.eager = True
+        self.replaced = False
+        self._path = path
+        self._signal = signal
+        self._file_id = file_id
+        self._polled = polled
+        self._monotonic = monotonic
+        self._seen = state_of(path)
+        self._changed_at = monotonic()
+
+    async def __aenter__(self) -> Self:
+        self._polled.add(self)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._polled.discard(self)
+
+    def poll(self) -> float:
+        """Look, and notify the signal of a change; return the seconds until the next look."""
+        now, state = self._monotonic(), state_of(self._path)
+        if state != self._seen:
+            self._seen, self._changed_at = state, now
+            self.replaced = self.replaced or state is None or state.file_id != self._file_id
+            self._signal.notify()
+        if not self.eager:
+            return POLL_MAX_SECONDS
+        return min(POLL_MAX_SECONDS, max(POLL_MIN_SECONDS, (now - self._changed_at) * QUIET_FRACTION))

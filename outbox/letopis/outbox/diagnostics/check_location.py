@@ -64,16 +64,16 @@ def _mode(outbox: Path) -> Finding:
     if os.name == "nt":
         return ok(check, f"{str(outbox)!r} exists; the folder's rights apply")
     open_ones = [
-        (one, mode)
-        for one in (outbox, _beside(outbox, "-wal"), _beside(outbox, "-shm"))
-        if (mode := _mode_of(one)) is not None and mode & 0o077
+        (path, mode)
+        for path in (outbox, _beside(outbox, "-wal"), _beside(outbox, "-shm"))
+        if (mode := _mode_of(path)) is not None and mode & 0o077
     ]
     if open_ones:
-        said = ", ".join(f"{one.name!r} has mode {mode:04o}" for one, mode in open_ones)
+        said = ", ".join(f"{path.name!r} has mode {mode:04o}" for path, mode in open_ones)
         return warn(
             check,
             f"{said}: other users of this machine can read the messages",
-            f"chmod 600 {' '.join(repr(one.name) for one, _ in open_ones)}",
+            f"chmod 600 {' '.join(repr(path.name) for path, _ in open_ones)}",
         )
     if not os.access(outbox, os.R_OK | os.W_OK):
         return fail(check, "this user cannot read and write the outbox", "run as the bot's user")
@@ -124,7 +124,7 @@ def file_system_of(path: Path, mounts: Path = MOUNTS) -> str | None:
         if len(fields) < 5 or not kinds:
             continue
         # Spaces and the like are escaped in octal.
-        point = _OCTAL.sub(lambda found: chr(int(found[1], 8)), fields[4])
+        point = _OCTAL.sub(lambda escape: chr(int(escape[1], 8)), fields[4])
         # The last of several mounts at one path covers the others.
         if (best is None or len(point) >= best[0]) and real.is_relative_to(point):
             best = (len(point), kinds[0])

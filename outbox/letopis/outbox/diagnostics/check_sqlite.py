@@ -75,21 +75,23 @@ def check_outbox(path: Path) -> Iterator[Finding]:
     """Yield findings about the content of the file, from one snapshot."""
     try:
         with open_read_only(path) as connection:
-            found = revision_state(connection, OUTBOX_MIGRATIONS)
-            if found.state is SchemaState.MISSING:
+            revision = revision_state(connection, OUTBOX_MIGRATIONS)
+            if revision.state is SchemaState.MISSING:
                 tables = connection.exec_driver_sql(TABLES).scalars()
                 yield fail("outbox_migrations", *describe_missing_outbox(path, tables))
                 return
-            if found.state is SchemaState.OLDER:
-                said = f"the outbox is at revision {found.revision}, this release needs {OUTBOX_MIGRATIONS.head}"
+            if revision.state is SchemaState.OLDER:
+                said = f"the outbox is at revision {revision.revision}, this release needs {OUTBOX_MIGRATIONS.head}"
                 yield warn("outbox_migrations", said, "nothing to do: it migrates itself when the bot opens it")
                 return
-            if found.state is not SchemaState.CURRENT:
+            if revision.state is not SchemaState.CURRENT:
                 yield fail(
-                    "outbox_migrations", found.advice(OUTBOX_MIGRATIONS, command="letopis init"), "install that release"
+                    "outbox_migrations",
+                    revision.advice(OUTBOX_MIGRATIONS, command="letopis init"),
+                    "install that release",
                 )
                 return
-            yield ok("outbox_migrations", f"revision {found.revision}")
+            yield ok("outbox_migrations", f"revision {revision.revision}")
             yield _copy(connection, path)
             yield _structure(connection, path)
             yield _content(connection)
@@ -106,7 +108,7 @@ def _copy(connection: sa.Connection, path: Path) -> Finding:
     row = connection.exec_driver_sql("SELECT device, inode, epoch FROM letopis_outbox_origin").one_or_none()
     if row is None:
         return skipped(check, "the outbox was never opened by a bot")
-    if (row[0], row[1]) != tuple(str(one) for one in file_id_of(path)):
+    if (row[0], row[1]) != tuple(str(number) for number in file_id_of(path)):
         return warn(
             check,
             f"the file has moved since it was last used (epoch {row[2]}): it was copied or restored",
@@ -120,8 +122,8 @@ def _structure(connection: sa.Connection, path: Path) -> Finding:
     check = "outbox_structure"
     if path.stat().st_size > MAX_CHECKED_BYTES:
         return skipped(check, "the file is too large to check here: run PRAGMA quick_check")
-    found = [row[0] for row in connection.exec_driver_sql("PRAGMA quick_check(1)").fetchall()]
-    if found != ["ok"]:
+    answers = [row[0] for row in connection.exec_driver_sql("PRAGMA quick_check(1)").fetchall()]
+    if answers != ["ok"]:
         return fail(
             check,
             "SQLite reports that the file is damaged",

@@ -15,7 +15,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
 from letopis.outbox.diagnostics.finding import Finding, Level, fail, ok, skipped, warn
-from letopis.outbox.diagnostics.reference import ReferenceLog, stored_epoch, stored_heads
+from letopis.outbox.diagnostics.integrity import ReferenceLog, stored_epoch, stored_heads
 from letopis.outbox.event_log.bound_store import UNBOUND, StoreBinding
 from letopis.outbox.event_log.destination import destination_of
 from letopis.outbox.file.opening import open_read_only
@@ -56,11 +56,7 @@ _WRITTEN: Final = (conversations, events, lanes, log_heads, messages, owners)
 
 
 async def check_store(where: str | Path, outbox: ReferenceLog | None = None) -> AsyncIterator[Finding]:
-    """Yield findings about the history store. A missing SQLite file is not created.
-
-    :param where: its URL or path.
-    :param outbox: what the outbox holds, read before, to be compared with what the store knows of it.
-    """
+    """Yield findings about the history store. A missing SQLite file is not created."""
     bound = UNBOUND if outbox is None else outbox.bound
     try:
         url = normalise_url(where)
@@ -71,9 +67,9 @@ async def check_store(where: str | Path, outbox: ReferenceLog | None = None) -> 
     if (elsewhere := _check_destination(bound, destination_of(url))) is not None:
         yield elsewhere
     if url.get_backend_name() == "sqlite":
-        found = await asyncio.to_thread(_sqlite_file, Path(str(url.database)), name, bound)
-        if found is not None:
-            yield found
+        finding = await asyncio.to_thread(_sqlite_file, Path(str(url.database)), name, bound)
+        if finding is not None:
+            yield finding
             return
     try:
         async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -83,8 +79,8 @@ async def check_store(where: str | Path, outbox: ReferenceLog | None = None) -> 
     except TimeoutError:
         yield fail("store", f"{name} did not answer within {TIMEOUT_SECONDS:.0f} s", "check host, port and network")
     else:
-        for one in results:
-            yield one
+        for result in results:
+            yield result
 
 
 def _hint(fault: StoreFault) -> str:
@@ -104,17 +100,17 @@ def _sqlite_file(path: Path, name: str, bound: StoreBinding) -> Finding | None:
         return skipped("store", f"{name} does not exist yet: the relay creates it")
     try:
         with open_read_only(path) as connection:
-            found = revision_state(connection, STORE)
+            revision = revision_state(connection, STORE)
     except (DBAPIError, sqlite3.Error) as error:
         return fail("store", f"{name} cannot be read [{error_name(error)}]", "check the path and the file's mode")
-    return None if found.state is SchemaState.CURRENT else _migrations(found)
+    return None if revision.state is SchemaState.CURRENT else _migrations(revision)
 
 
-def _migrations(found: Revision) -> Finding:
+def _migrations(revision: Revision) -> Finding:
     check = "store_migrations"
-    if found.state is SchemaState.CURRENT:
-        return ok(check, f"revision {found.revision}")
-    return fail(check, found.advice(STORE, command="letopis db upgrade"), "see `letopis db check`")
+    if revision.state is SchemaState.CURRENT:
+        return ok(check, f"revision {revision.revision}")
+    return fail(check, revision.advice(STORE, command="letopis db upgrade"), "see `letopis db check`")
 
 
 async def _query(url: URL, name: str, outbox: ReferenceLog | None) -> list[Finding]:
@@ -124,10 +120,10 @@ async def _query(url: URL, name: str, outbox: ReferenceLog | None) -> list[Findi
         with translated():
             started = time.monotonic()
             async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
-                found = await connection.run_sync(revision_state, STORE)
+                revision = await connection.run_sync(revision_state, STORE)
                 results.append(ok("store", f"{name} answers, {(time.monotonic() - started) * 1000:.0f} ms"))
-                results.append(_migrations(found))
-                if found.state is not SchemaState.CURRENT:
+                results.append(_migrations(revision))
+                if revision.state is not SchemaState.CURRENT:
                     return results
                 results.append(identity := _compare_identities(await read_identity(connection), outbox))
                 if identity.level is Level.FAIL:
@@ -147,29 +143,33 @@ async def _query(url: URL, name: str, outbox: ReferenceLog | None) -> list[Findi
     return results
 
 
-def _check_destination(bound: StoreBinding, place: str) -> Finding | None:
+def _check_destination(bound: StoreBinding, destination: str) -> Finding | None:
     """Return what is wrong if the outbox is not bound yet and its bot named another store."""
     try:
         if bound.store_id is None:
-            check_destination(bound, place)
+            check_destination(bound, destination)
     except StoreFault as fault:
         return fail("store_identity", fault.reason, "nothing is delivered until both name the same store")
     return None
 
 
-def _compare_identities(found: StoreIdentity, reference: ReferenceLog | None) -> Finding:
+def _compare_identities(identity: StoreIdentity, reference: ReferenceLog | None) -> Finding:
     check = "store_identity"
     outbox = "the outbox" if reference is None else f"outbox {short_id(reference.origin_id)}"
     bound = UNBOUND if reference is None else reference.bound
-    if found.moved_to is not None:
-        said = f"the history of store {short_id(found.store_id)} was moved away, to {found.moved_to}"
+    if identity.moved_to is not None:
+        said = f"the history of store {short_id(identity.store_id)} was moved away, to {identity.moved_to}"
         return fail(check, said, "name that one with --store, LETOPIS_STORE or letopis.toml")
     if bound.store_id is None:
-        return ok(check, f"history store {short_id(found.store_id)}; {outbox} is not bound before its first delivery")
-    if bound.store_id != found.store_id:
-        said = f"this is history store {short_id(found.store_id)}, and {outbox} is bound to {short_id(bound.store_id)}"
+        return ok(
+            check, f"history store {short_id(identity.store_id)}; {outbox} is not bound before its first delivery"
+        )
+    if bound.store_id != identity.store_id:
+        said = (
+            f"this is history store {short_id(identity.store_id)}, and {outbox} is bound to {short_id(bound.store_id)}"
+        )
         return fail(check, said, f"{_place_of(bound)}; only if it is gone for good, `letopis outbox rebind`")
-    return ok(check, f"history store {short_id(found.store_id)}, to which {outbox} is bound")
+    return ok(check, f"history store {short_id(identity.store_id)}, to which {outbox} is bound")
 
 
 def _place_of(bound: StoreBinding) -> str:
@@ -238,13 +238,13 @@ async def _compare_heads(connection: Any, outbox: ReferenceLog) -> Finding:
 
 async def _count_log(connection: Any) -> Finding:
     check = "store_log"
-    found = await count_log(connection, 0, newest=COUNTED_POSITIONS, length=COUNTED_POSITIONS)
-    if found.missing:
-        return fail(check, str(found), "restore the store from a backup; `letopis db verify` says what is missing")
+    counted = await count_log(connection, 0, newest=COUNTED_POSITIONS, length=COUNTED_POSITIONS)
+    if counted.missing:
+        return fail(check, str(counted), "restore the store from a backup; `letopis db verify` says what is missing")
     return ok(
         check,
         "no event that the store counts is missing"
-        + (f" in its first and last {COUNTED_POSITIONS:,}" if found.next else ""),
+        + (f" in its first and last {COUNTED_POSITIONS:,}" if counted.next else ""),
     )
 
 
@@ -295,5 +295,5 @@ async def _touch_everything(connection: Any) -> None:
     for table in _WRITTEN:
         column = next(iter(table.columns))
         await connection.execute(sa.update(table).values({column: column}).where(sa.false()))
-        names = [one.name for one in table.columns]
+        names = [column.name for column in table.columns]
         await connection.execute(sa.insert(table).from_select(names, sa.select(table).where(sa.false())))

@@ -22,12 +22,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One line of the doctor.
-
-    :ivar check: the name of the check, stable across releases.
-    :ivar said: the result in one sentence, without secrets.
-    :ivar hint: what to do about it; empty if nothing needs to be done.
-    """
+    """One line of the doctor."""
 
     check: str
     level: Level

@@ -1,18 +1,21 @@
-"""Check that an outbox file still holds what was appended to it, reading all of it and changing nothing."""
+"""Check that an outbox file still holds what was appended to it, and compare it with its history store."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from letopis.outbox.diagnostics.reference import UNREADABLE, ReferenceLog, stored_epoch, stored_heads
+from letopis.outbox.event_log.bound_store import UNBOUND, StoreBinding, read_binding
 from letopis.outbox.event_log.event_ids import UNCOUNTED
 from letopis.outbox.event_log.schema import metadata
 from letopis.outbox.file.inspection import OUTBOX_MIGRATIONS
@@ -21,7 +24,7 @@ from letopis.outbox.file.sqlite_errors import error_name
 from letopis.store.database.dialects import in_batches
 from letopis.store.database.migrations import SchemaState, revision_state
 from letopis.store.database.schema import events as stored_events
-from letopis.store.database.schema import lanes, record_ledger
+from letopis.store.database.schema import lanes, origins, record_ledger
 from letopis.store.database.store_identity import read_identity
 from letopis.store.maintenance.continuity import count_log
 from letopis.store.maintenance.integrity import MAX_NAMED_PROBLEMS, Checked, unheard, wal_problem
@@ -93,17 +96,15 @@ def find_problems(path: Path, *, checked: Checked = unheard) -> Iterator[str]:
 
     If the WAL is damaged nothing else is checked: opening the file would delete what SQLite does not read of it. The
     WAL is read as bytes: do not call this in a process that has the file open. Content is never quoted.
-
-    :param checked: called with how many events of how many were compared.
     """
     if problem := wal_problem(path):
         yield problem
         return
     try:
         with open_read_only(path) as connection:
-            found = revision_state(connection, OUTBOX_MIGRATIONS)
-            if found.state is not SchemaState.CURRENT:
-                yield found.advice(OUTBOX_MIGRATIONS, command="letopis init")
+            revision = revision_state(connection, OUTBOX_MIGRATIONS)
+            if revision.state is not SchemaState.CURRENT:
+                yield revision.advice(OUTBOX_MIGRATIONS, command="letopis init")
                 return
             for check in (_structure, _events, _lanes, record_problems, _rest):
                 try:
@@ -131,11 +132,7 @@ def _events(connection: sa.Connection, checked: Checked = unheard) -> Iterator[s
 def damaged_events(
     connection: sa.Connection, statement: str, checked: Callable[[int], None] = lambda done: None
 ) -> Iterator[tuple[Any, Any]]:
-    """Yield conversation and sequence of the events that do not match their digest.
-
-    :param statement: selects rows as :func:`is_intact` takes them.
-    :param checked: called now and then with how many rows were read.
-    """
+    """Yield conversation and sequence of the events that do not match their digest."""
     done = 0
     with closing(connection.connection.cursor()) as cursor:
         cursor.execute(statement)
@@ -176,11 +173,11 @@ def is_intact(row: Sequence[Any]) -> bool:
             return False
     elif digest_of(conversation_id, type_name, schema_version, data, metadata, salt) != digest:
         return False
-    found = UUID(bytes=event_id)
+    identifier = UUID(bytes=event_id)
     message_id = content.get("message_id")
-    if type_name != "message.appended" or found.version != _DERIVED or not isinstance(message_id, str):
+    if type_name != "message.appended" or identifier.version != _DERIVED or not isinstance(message_id, str):
         return True
-    return found == derived_event_id(conversation_id, message_id)
+    return identifier == derived_event_id(conversation_id, message_id)
 
 
 def _lanes(connection: sa.Connection) -> Iterator[str]:
@@ -233,9 +230,9 @@ async def differences(kept: ReferenceLog, engine: AsyncEngine) -> AsyncIterator[
     that it does not hold yet cannot be confirmed.
     """
     async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
-        found = (await read_identity(connection)).store_id
-        if kept.bound.store_id not in (None, found):
-            yield f"the file is bound to history store {kept.bound.store_id}, not to {found}, which was compared"
+        store_id = (await read_identity(connection)).store_id
+        if kept.bound.store_id not in (None, store_id):
+            yield f"the file is bound to history store {kept.bound.store_id}, not to {store_id}, which was compared"
             return
         epoch = await stored_epoch(connection, kept.origin_id)
         if epoch is None and any(delivered for _, delivered in kept.lanes.values()):
@@ -278,10 +275,10 @@ async def _contradicted(
     floors = {row[0]: row[1] for row in await connection.execute(trimmed.where(lanes.c.floor > 0))}
     # An event that another outbox delivered too is stored under that one, or under an earlier sequence of this one.
     missing = {
-        UUID(bytes=event[0]): place
-        for place, event in kept.events.items()
-        if place not in seen
-        and floors.get(place[0], 0) < place[1] <= min(kept.lanes.get(place[0], (0, 0))[1], heads.get(place[0], 0))
+        UUID(bytes=event[0]): pair
+        for pair, event in kept.events.items()
+        if pair not in seen
+        and floors.get(pair[0], 0) < pair[1] <= min(kept.lanes.get(pair[0], (0, 0))[1], heads.get(pair[0], 0))
     }
     log = stored_events
     for part in in_batches(missing):
@@ -293,3 +290,65 @@ async def _contradicted(
             if event_id not in there:
                 conversation_id, sequence = missing[event_id]
                 yield f"event {sequence} of {lane_subject(conversation_id)} counts as delivered, and no log has it"
+
+
+_LANES: Final = "SELECT conversation_id, head, delivered FROM letopis_outbox_lanes ORDER BY lane DESC LIMIT ?"
+_REFERENCE_EVENTS: Final = (
+    "SELECT conversation_id, sequence, event_id, digest, occurred_at, redacted FROM letopis_outbox_log"
+    " ORDER BY conversation_id, sequence"
+)
+_REFERENCE_ORIGIN: Final = "SELECT origin_id, epoch FROM letopis_outbox_origin"
+UNREADABLE: Final = (SQLAlchemyError, sqlite3.Error, ValueError, TypeError, OverflowError)
+"""Errors of reading a damaged file: SQLite's, and those of values that are not what they should be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceLog:
+    """What the history store can be compared with."""
+
+    origin_id: UUID
+    epoch: int
+    bound: StoreBinding = UNBOUND
+    lanes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    events: Mapping[tuple[str, int], tuple[bytes, bytes, int, int]] = field(default_factory=dict)
+
+
+def read_reference(path: Path, *, newest: int = -1, events: bool = True) -> ReferenceLog | None:
+    """Return what an outbox file can be compared by; ``None`` if it cannot be read or was never opened by a bot."""
+    try:
+        with open_read_only(path) as connection:
+            if revision_state(connection, OUTBOX_MIGRATIONS).state is not SchemaState.CURRENT:
+                return None
+            origin = connection.exec_driver_sql(_REFERENCE_ORIGIN).one_or_none()
+            if origin is None:
+                return None
+            rows = connection.exec_driver_sql(_REFERENCE_EVENTS) if events else ()
+            return ReferenceLog(
+                origin_id=UUID(bytes=origin[0]),
+                epoch=int(origin[1]),
+                bound=read_binding(connection),
+                lanes={row[0]: (row[1], row[2]) for row in connection.exec_driver_sql(_LANES, (newest,))},
+                events={(row[0], row[1]): (row[2], row[3], row[4], row[5]) for row in rows},
+            )
+    except UNREADABLE:
+        return None
+
+
+async def stored_epoch(connection: AsyncConnection, origin_id: UUID) -> int | None:
+    """Return the epoch at which the store knows an outbox; ``None`` if it does not."""
+    known = sa.select(origins.c.epoch).where(origins.c.origin_id == origin_id)
+    return (await connection.execute(known)).scalar_one_or_none()
+
+
+async def stored_heads(
+    connection: AsyncConnection, origin_id: UUID, conversations: Iterable[str] | None = None
+) -> dict[str, int]:
+    """Return how far the store holds an outbox's conversations; those without an event are missing."""
+    known = sa.select(lanes.c.conversation_id, lanes.c.sequence).where(lanes.c.origin_id == origin_id)
+    statements = [known]
+    if conversations is not None:
+        statements = [known.where(lanes.c.conversation_id.in_(part)) for part in in_batches(conversations)]
+    heads: dict[str, int] = {}
+    for statement in statements:
+        heads.update({row[0]: row[1] for row in (await connection.execute(statement)).all()})
+    return heads

@@ -66,13 +66,7 @@ _COUNT: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OriginReset:
-    """The result for the file.
-
-    :ivar origin: the new identity, at epoch 1.
-    :ivar pending: events that will be delivered under it.
-    :ivar conversations: conversations with pending events.
-    :ivar paused: those of them that wait until an operator resumes them.
-    """
+    """The result for the file."""
 
     origin: Origin
     pending: int
@@ -87,9 +81,6 @@ async def assign_new_origin(path: str | os.PathLike[str]) -> OriginReset:
     paused stay paused. The history store recognises events that the original delivered by their ids. The retained tail
     of delivered events is deleted: reads during an outage show only later events, and no store can be refilled from
     this file's past.
-
-    :raises ConfigurationError: there is no outbox.
-    :raises OutboxUnavailable: a relay has the file; nothing was changed.
     """
     outbox = await OutboxFile.open(path, create=False)
     try:

@@ -127,9 +127,6 @@ async def salvage(damaged: str | os.PathLike[str], to: str | os.PathLike[str]) -
     unconfirmed replies, incidents and the record of repairs are not recovered.
 
     The damaged file is read as bytes and not changed. No bot and no relay may have it open.
-
-    :raises ConfigurationError: the damaged file does not exist or holds no event, or the new one exists.
-    :raises OutboxUnavailable: the new file cannot be written.
     """
     source, target = outbox_path(damaged), outbox_path(to)
     if not source.is_file():
@@ -138,15 +135,15 @@ async def salvage(damaged: str | os.PathLike[str], to: str | os.PathLike[str]) -
         raise ConfigurationError(f"{str(target)!r} exists: name a new file")
     wal = source.with_name(f"{source.name}-wal")
     pages = Pages(source.read_bytes(), wal.read_bytes() if wal.is_file() else b"")
-    found = _found(pages)
-    if not found.events and not found.lanes:
+    recovered = _found(pages)
+    if not recovered.events and not recovered.lanes:
         raise ConfigurationError(f"{source.name!r} holds nothing of an outbox that could be read")
-    plans = _plans(found)
+    plans = _plans(recovered)
     file = await OutboxFile.open(target)
     try:
         now = file.now_us()
-        origin = found.origin
-        bodies = found.bodies
+        origin = recovered.origin
+        bodies = recovered.bodies
         await file.write(lambda connection: _write(connection, plans, origin, bodies, now_us=now))
         origin_id = file.origin.origin_id if origin is None else origin.origin_id
     finally:
@@ -158,55 +155,55 @@ async def salvage(damaged: str | os.PathLike[str], to: str | os.PathLike[str]) -
         origin_id=origin_id,
         renewed=origin is None,
         kept=kept,
-        pending=sum(one.sequence > plan.lane.delivered for plan in plans for one in plan.events),
+        pending=sum(event.sequence > plan.lane.delivered for plan in plans for event in plan.events),
         lost={plan.name: plan.lost for plan in plans if plan.lost},
         let_go=sum(plan.let_go for plan in plans),
-        refused=found.refused,
+        refused=recovered.refused,
         gone=pages.gone,
     )
 
 
 def _found(pages: Pages) -> _Found:
     """Classify the rows of the pages by their shape: table names are not needed, and may be damaged too."""
-    found = _Found()
+    recovered = _Found()
     by_page: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
     names: dict[int, list[str]] = defaultdict(list)  # of lanes: by their rows, by an index, and by indexes of the bot's
     lanes: dict[int, _Lane] = {}
     rows: list[TableRow] = []
-    for one in pages.rows():
-        if isinstance(one, IndexEntry):
-            by_page[one.page].append(one.values)
-            match one.values:
+    for row_or_entry in pages.rows():
+        if isinstance(row_or_entry, IndexEntry):
+            by_page[row_or_entry.page].append(row_or_entry.values)
+            match row_or_entry.values:
                 case (str() as name, int() as key):
                     names[key].append(name)
                 case _:
                     pass
-        elif (lane := _lane(one)) is not None:
-            names[one.rowid].insert(0, lane[0])
-            found.keys[one.rowid] = lane[0]
-            lanes[one.rowid] = lane[1]
-        elif (origin := _origin(one)) is not None:
-            found.origin = origin
-        elif (body := _body(one)) is not None:
-            found.bodies[sha256(body).hexdigest()] = body
+        elif (lane := _lane(row_or_entry)) is not None:
+            names[row_or_entry.rowid].insert(0, lane[0])
+            recovered.keys[row_or_entry.rowid] = lane[0]
+            lanes[row_or_entry.rowid] = lane[1]
+        elif (origin := _origin(row_or_entry)) is not None:
+            recovered.origin = origin
+        elif (body := _body(row_or_entry)) is not None:
+            recovered.bodies[sha256(body).hexdigest()] = body
         else:
-            rows.append(one)
+            rows.append(row_or_entry)
     events: dict[int, _Event] = {}
     for row in rows:
         if (event := _event(row, names)) is None:
             continue
         if not is_intact((*event.values[:9], event.values[11])):
-            found.refused += 1
+            recovered.refused += 1
         else:
             events[event.position] = event
-    found.keys |= {event.lane: event.conversation_id for event in events.values()}  # these are proved by digests
+    recovered.keys |= {event.lane: event.conversation_id for event in events.values()}  # these are proved by digests
     named: dict[int, set[int]] = defaultdict(set)
-    _weigh_indexes(found, by_page.values(), events, named)
-    found.lanes = {found.keys[key]: lane for key, lane in lanes.items()}
-    found.named = {found.keys[key]: some for key, some in named.items() if key in found.keys}
-    for event in sorted(events.values(), key=lambda one: one.position):
-        found.events[event.conversation_id, event.sequence] = event
-    return found
+    _weigh_indexes(recovered, by_page.values(), events, named)
+    recovered.lanes = {recovered.keys[key]: lane for key, lane in lanes.items()}
+    recovered.named = {recovered.keys[key]: some for key, some in named.items() if key in recovered.keys}
+    for event in sorted(events.values(), key=lambda event: event.position):
+        recovered.events[event.conversation_id, event.sequence] = event
+    return recovered
 
 
 def _body(row: TableRow) -> bytes | None:
@@ -219,16 +216,16 @@ def _body(row: TableRow) -> bytes | None:
 
 
 def _weigh_indexes(
-    found: _Found, indexes: Iterable[Sequence[tuple[Any, ...]]], events: dict[int, _Event], named: dict[int, set[int]]
+    recovered: _Found,
+    indexes: Iterable[Sequence[tuple[Any, ...]]],
+    events: dict[int, _Event],
+    named: dict[int, set[int]],
 ) -> None:
-    """Take out the events that an index contradicts, and note what indexes say of lost ones.
-
-    The entries of a page are an index of ours if more of them fit the events than contradict them.
-    """
+    """Take out the events that an index contradicts, and note what indexes say of lost ones."""
     truth: dict[type, dict[Any, tuple[Any, ...]]] = {
         bytes: {position: (event.values[0],) for position, event in events.items()},
         int: {position: (event.lane, event.sequence) for position, event in events.items()},
-        str: {key: (name,) for key, name in found.keys.items()},
+        str: {key: (name,) for key, name in recovered.keys.items()},
     }
     contradicted = set[int]()
     for entries in indexes:
@@ -241,12 +238,12 @@ def _weigh_indexes(
         if len(known) <= 2 * len(other):
             continue
         if kind is str:
-            found.keys = {key: name for key, (name,) in said.items()} | found.keys
+            recovered.keys = {key: name for key, (name,) in said.items()} | recovered.keys
             continue
         contradicted |= other
         for key, sequence in said.values() if kind is int else ():
             named[key].add(sequence)
-    found.refused += len(contradicted)
+    recovered.refused += len(contradicted)
     for position in contradicted:
         del events[position]
 
@@ -259,10 +256,12 @@ def _event(row: TableRow, names: Mapping[int, Sequence[str]]) -> _Event | None:
     if not (isinstance(values[0], bytes) and isinstance(values[7], bytes) and len(values[7]) == 32):
         return None
     key = values[1]
-    if not (isinstance(key, int) and all(isinstance(one, int) and abs(one) < 1 << 53 for one in values[9:])):
+    if not (isinstance(key, int) and all(isinstance(value, int) and abs(value) < 1 << 53 for value in values[9:])):
         return None
     tried = [_Event(row.rowid, key, (values[0], name, *values[2:])) for name in names.get(key, ("",))]
-    return next((one for one in tried if is_intact((*one.values[:9], one.values[11]))), tried[0])
+    return next(
+        (candidate for candidate in tried if is_intact((*candidate.values[:9], candidate.values[11]))), tried[0]
+    )
 
 
 def _lane(row: TableRow) -> tuple[str, _Lane] | None:
@@ -315,20 +314,20 @@ class _Plan:
     let_go: int
 
 
-def _plans(found: _Found) -> list[_Plan]:
+def _plans(recovered: _Found) -> list[_Plan]:
     events: dict[str, list[_Event]] = defaultdict(list)
-    for (name, _), event in sorted(found.events.items()):
+    for (name, _), event in sorted(recovered.events.items()):
         events[name].append(event)
     # Without an identity it is unknown whether the outbox ever delivered anything.
-    fresh = found.origin is not None and found.origin.store_id is None
+    fresh = recovered.origin is not None and recovered.origin.store_id is None
     return [
-        _plan(name, found.lanes.get(name), events.get(name, ()), found.named.get(name, set()), fresh=fresh)
-        for name in sorted({*events, *found.lanes, *found.named})
+        _plan(name, recovered.lanes.get(name), events.get(name, ()), recovered.named.get(name, set()), fresh=fresh)
+        for name in sorted({*events, *recovered.lanes, *recovered.named})
     ]
 
 
 def _plan(name: str, lane: _Lane | None, events: Sequence[_Event], named: set[int], *, fresh: bool) -> _Plan:
-    there = {one.sequence for one in events}
+    there = {event.sequence for event in events}
     known = there | named
     if lane is None:
         # How far it was delivered is unknown: it is sent again, and the history store ignores duplicates. What neither
@@ -337,21 +336,22 @@ def _plan(name: str, lane: _Lane | None, events: Sequence[_Event], named: set[in
         lane = _Lane(_owner(events), first, first, first)
     head = max((lane.head, *known))
     # The history store has the damaged delivered events. A lane has no hole, so earlier events are dropped too.
-    hole = max((one for one in range(lane.pruned + 1, lane.delivered + 1) if one not in there), default=lane.pruned)
-    kept = [one for one in events if one.sequence > hole]
-    lost = tuple(one for one in range(max(lane.delivered, hole) + 1, head + 1) if one not in there)
+    hole = max(
+        (sequence for sequence in range(lane.pruned + 1, lane.delivered + 1) if sequence not in there),
+        default=lane.pruned,
+    )
+    kept = [event for event in events if event.sequence > hole]
+    lost = tuple(sequence for sequence in range(max(lane.delivered, hole) + 1, head + 1) if sequence not in there)
     return _Plan(
-        name=name,
-        lane=replace(lane, head=head, pruned=hole),
-        events=kept,
-        lost=lost,
-        let_go=hole - lane.pruned,
+        name=name, lane=replace(lane, head=head, pruned=hole), events=kept, lost=lost, let_go=hole - lane.pruned
     )
 
 
 def _owner(events: Sequence[_Event]) -> str | None:
-    for one in events:
-        if one.values[3] == "conversation.started" and isinstance(owner := decode(one.values[5]).get("owner_id"), str):
+    for event in events:
+        if event.values[3] == "conversation.started" and isinstance(
+            owner := decode(event.values[5]).get("owner_id"), str
+        ):
             return owner
     return None
 
@@ -371,16 +371,16 @@ def _write(
     keys = {plan.name: key for key, plan in enumerate(plans, 1)}
     position = 0
     with closing(connection.connection.cursor()) as cursor:
-        for one in sorted((one for plan in plans for one in plan.events), key=lambda one: one.position):
-            position = max(position + 1, one.position)
-            event_id, name, *rest, redacted = one.values
+        for event in sorted((event for plan in plans for event in plan.events), key=lambda event: event.position):
+            position = max(position + 1, event.position)
+            event_id, name, *rest, redacted = event.values
             cursor.execute(INSERT_EVENTS, (position, event_id, keys[name], *rest))
             if redacted:
                 cursor.execute(_REDACTED, (position,))
         index_event_ids(cursor)
     for plan in plans:
         lane = plan.lane
-        waits = [one.appended_at for one in plan.events if one.sequence > lane.delivered]
+        waits = [event.appended_at for event in plan.events if event.sequence > lane.delivered]
         pending_since = min((*waits, now_us)) if lane.delivered < lane.head else None
         state = "blocked" if plan.lost else "paused" if lane.paused else "ready"
         fault = ("damaged", DAMAGED) if plan.lost else (None, None)

@@ -21,10 +21,7 @@ _INTEGERS: Final = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """A row of an unknown table; its shape tells which.
-
-    :ivar rowid: appears in ``values`` as ``None`` if a column is its alias.
-    """
+    """A row of an unknown table; its shape tells which."""
 
     rowid: int
     values: tuple[Value, ...]
@@ -32,10 +29,7 @@ class TableRow:
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """An entry of some index: the indexed values, then the row's id.
-
-    :ivar page: the number of its page; all entries of a page belong to one index.
-    """
+    """An entry of some index: the indexed values, then the row's id."""
 
     values: tuple[Value, ...]
     page: int
@@ -46,8 +40,6 @@ class Pages:
 
     Commits that SQLite drops because an earlier frame is damaged are included: rows with a valid digest do not need the
     frame's checksum.
-
-    :ivar wal: the frames of the WAL.
     """
 
     def __init__(self, main: bytes, wal: bytes = b"") -> None:
@@ -56,8 +48,10 @@ class Pages:
         self.wal: WalScan = scan_wal(wal)
         self.size = self.wal.page_size or _page_size(main)
         frames = (*self.wal.read, *self.wal.dropped)
-        committed = max((place for place, one in enumerate(frames, 1) if one.size), default=0)
-        self._over: Mapping[int, int] = {one.page: one.at for one in frames[:committed] if 0 < one.page < 1 << 31}
+        committed = max((index for index, frame in enumerate(frames, 1) if frame.size), default=0)
+        self._over: Mapping[int, int] = {
+            frame.page: frame.at for frame in frames[:committed] if 0 < frame.page < 1 << 31
+        }
         self.count = max(-(-len(main) // self.size), max(self._over, default=0))
         reserved = main[20] if len(main) > 20 else 0
         self.usable = self.size - (reserved if reserved < 33 else 0)
@@ -68,7 +62,7 @@ class Pages:
         head = self.page(1)
         if len(head) < 100 or not head.startswith(b"SQLite format 3"):
             return 1
-        said, _, free = (int(one) for one in struct.unpack_from(">3I", head, 28))
+        said, _, free = (int(field) for field in struct.unpack_from(">3I", head, 28))
         if not 0 < said < 1 << 31 or said > 1000 * (self.count + 1):
             return 1  # the number is unknown
         there = min(said, self.count)
@@ -98,8 +92,8 @@ class Pages:
         table = kind == _TABLE_LEAF
         (count,) = struct.unpack_from(">H", page, start + 3)
         pointers = start + (12 if kind == _INDEX_INNER else 8)
-        for place in range(pointers, min(pointers + 2 * count, len(page) - 1), 2):
-            (at,) = struct.unpack_from(">H", page, place)
+        for pointer in range(pointers, min(pointers + 2 * count, len(page) - 1), 2):
+            (at,) = struct.unpack_from(">H", page, pointer)
             try:
                 if kind == _INDEX_INNER:
                     at += 4
@@ -147,10 +141,10 @@ def _whole(part: bytes, size: int) -> bytes:
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
     value = 0
-    for place in range(at, at + 8):
-        value = value << 7 | data[place] & 0x7F
-        if data[place] < 0x80:
-            return value, place + 1
+    for index in range(at, at + 8):
+        value = value << 7 | data[index] & 0x7F
+        if data[index] < 0x80:
+            return value, index + 1
     return value << 8 | data[at + 8], at + 9
 
 

@@ -39,11 +39,7 @@ _RECHECK_SECONDS: Final = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What ends a reply.
-
-    :ivar prepared: the one event that appends the message.
-    :ivar writer: the writer that is to confirm it as sent; ``None`` if it needs no confirmation.
-    """
+    """What ends a reply."""
 
     prepared: Prepared
     message_id: str
@@ -51,10 +47,7 @@ class Completion:
 
 
 def complete(connection: sa.Connection, outbox: OutboxFile, completion: Completion) -> Appended:
-    """Append the message, delete its draft, and mark it as unconfirmed, in an open write transaction.
-
-    :raises LetopisError: the append was refused; nothing was written.
-    """
+    """Append the message, delete its draft, and mark it as unconfirmed, in an open write transaction."""
     cursor = connection.connection.cursor()
     try:
         outbox.gate.check_room(cursor)
@@ -85,25 +78,22 @@ def settle(cursor: Any, outbox: OutboxFile, completion: Completion, appended: Ap
 
 
 async def discard(outbox: OutboxFile, conversation_id: str, message_id: str, event_id: UUID) -> None:
-    """Delete a draft that becomes no message.
-
-    :raises OutboxUnavailable: the file cannot be written.
-    """
+    """Delete a draft that becomes no message."""
     await outbox.write(lambda connection: _with(connection, drafts.delete, conversation_id, message_id, event_id))
 
 
 async def find_abandoned(lock: WriterLock, writers: Iterable[str]) -> list[str]:
     """Return those of the writers that have ended."""
-    found: list[str] = []
+    ended: list[str] = []
     alive: list[str] = []
     for writer in writers:
         if writer == lock.writer:
             continue
-        (found if lock.is_abandoned(writer) else alive).append(writer)
+        (ended if lock.is_abandoned(writer) else alive).append(writer)
     if alive:
         await asyncio.sleep(_RECHECK_SECONDS)
-        found.extend(writer for writer in alive if lock.is_abandoned(writer))
-    return found
+        ended.extend(writer for writer in alive if lock.is_abandoned(writer))
+    return ended
 
 
 async def recover(outbox: OutboxFile, lock: WriterLock) -> int:
@@ -111,13 +101,11 @@ async def recover(outbox: OutboxFile, lock: WriterLock) -> int:
 
     Safe to run in several processes at once: each draft becomes one message. A draft that cannot be appended now,
     because the outbox is full, is kept for the next run.
-
-    :raises LetopisError: the file cannot be read or written, or takes no more.
     """
     recovered = 0
     writers = await outbox.read(lambda connection: _with(connection, drafts.list_writers))
     for writer in await find_abandoned(lock, writers):
-        keys = await outbox.read(lambda connection, one=writer: _with(connection, drafts.list_keys, one))  # type: ignore[misc]
+        keys = await outbox.read(lambda connection, name=writer: _with(connection, drafts.list_keys, name))  # type: ignore[misc]
         for key in keys:
             recovered += await _recover(outbox, writer, key)
     return recovered
@@ -163,20 +151,14 @@ def _interrupted(draft: drafts.Draft) -> Completion:
     data = dict(decode(draft.data))
     confirm = data.pop(drafts.CONFIRM, True)
     event = Event(
-        type=MessageAppended.type,
-        data=data,
-        event_id=draft.event_id,
-        occurred_at=from_microseconds(draft.updated_at),
+        type=MessageAppended.type, data=data, event_id=draft.event_id, occurred_at=from_microseconds(draft.updated_at)
     )
     prepared = prepare(draft.conversation_id, (event,), owner=draft.owner_id, limits=_WIDEST_LIMITS)
     return Completion(prepared=prepared, message_id=draft.message_id, writer=draft.writer if confirm else None)
 
 
 async def run_maintenance(outbox: OutboxFile, lock: WriterLock) -> None:
-    """Run :func:`recover`, and forget replies that have waited to be confirmed for too long.
-
-    A failure is logged, and the next run tries again.
-    """
+    """Run :func:`recover`, and forget replies that have waited to be confirmed for too long."""
     before = outbox.now_us() - UNCONFIRMED_TTL // timedelta(microseconds=1)
     try:
         await recover(outbox, lock)

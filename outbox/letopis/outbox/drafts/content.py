@@ -22,8 +22,6 @@ class DraftContent:
     """The content of a message while it is being written.
 
     Consecutive pieces of text become one text, and consecutive pieces of reasoning one :class:`Reasoning`.
-
-    :param empty: the message without content.
     """
 
     def __init__(self, empty: Message, limits: Limits) -> None:
@@ -56,11 +54,7 @@ class DraftContent:
         return content_text(self.content)
 
     def add(self, what: str | Part) -> None:
-        """Append a piece.
-
-        :raises InvalidInput: the piece cannot be kept in every store, or the message would exceed the limit; nothing
-            was added.
-        """
+        """Append a piece."""
         if isinstance(what, str | Text | Reasoning):
             kind = Text if isinstance(what, str) else type(what)
             self._add_words(kind, what if isinstance(what, str) else what.text)
@@ -112,9 +106,6 @@ class DraftContent:
 
 
 def _size(message: Message, limits: Limits) -> int:
-    """Return the size of a message in bytes.
-
-    :raises InvalidInput: the message cannot be kept.
-    """
+    """Return the size of a message in bytes."""
     event = Event(type=MessageAppended.type, data=message.to_data())
     return len(encode(event, conversation_id="-", limits=limits).data.encode())

@@ -50,13 +50,7 @@ class WriterLock:
         return None if self._lock is None or self._pid != os.getpid() else self._writer
 
     def acquire(self) -> str:
-        """Lock a new side file and return the name of the writer. Idempotent.
-
-        Not in a thread, because it is one ``open()`` and one lock that does not wait.
-
-        :raises Closed: the lock was acquired before this process was forked off.
-        :raises OutboxUnavailable: the side file cannot be created.
-        """
+        """Lock a new side file and return the name of the writer. Idempotent."""
         if self._lock is not None:
             if self._pid != os.getpid():
                 raise Closed("opened before this process was forked off: open again here")
@@ -78,10 +72,7 @@ class WriterLock:
         raise OutboxUnavailable("files created beside the outbox do not stay there")
 
     def is_abandoned(self, writer: str) -> bool:
-        """Return True if a writer has ended or never existed; False if that cannot be determined.
-
-        Of two processes that check at the same instant, one may get False; the next check gives True.
-        """
+        """Return True if a writer has ended or never existed; False if that cannot be determined."""
         if writer == self.writer:
             return False
         if _WRITER.fullmatch(writer) is None:

@@ -6,12 +6,10 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from itertools import count
 from typing import Any, Final
 
 from letopis.outbox.alerting.channels import Channel, open_channels
-from letopis.outbox.alerting.incidents import BreakerView
-from letopis.outbox.alerting.monitor import AlertMonitor, breaker_view
-from letopis.outbox.event_log.retention import Pruner
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history._append import Appender
 from letopis.outbox.history._conversations import Conversations
@@ -26,12 +24,12 @@ from letopis.outbox.history._settings import HistorySettings
 from letopis.outbox.history._statistics import MessageCounter
 from letopis.outbox.history.options import Options
 from letopis.outbox.history.receipts import Deliveries
+from letopis.outbox.operations.delivery import Delivery, DeliveryOptions
 from letopis.outbox.pending_reads.read_path import ReadPath
 from letopis.outbox.pending_reads.record_reads import RecordReads
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
-from letopis.outbox.relay.relay import Relay
 from letopis.outbox.relay.store_binding import may_create_store, record_destination
-from letopis.outbox.retry.circuit_breaker import Breaker
+from letopis.outbox.retry.policy import RetryPolicy
 from letopis.outbox.telemetry.logging import describe_failure
 from letopis.store.cancellation import run_to_completion
 from letopis.store.conversation_store import ConversationStore
@@ -44,7 +42,8 @@ logger = logging.getLogger("letopis.outbox.history")
 STOP_TIMEOUT_SECONDS: Final = 5.0
 """Seconds that the relay has to finish its batch when the history is closed; the rest is delivered next time."""
 _UNAVAILABLE_STOP_TIMEOUT_SECONDS: Final = 0.1
-_MAX_RESTART_DELAY_SECONDS: Final = 60.0
+_RESTARTS: Final = RetryPolicy(base=1.0, factor=2.0, cap=60.0, jitter="none")
+"""When a loop of ours that failed unexpectedly is started again."""
 
 
 class Parts:
@@ -55,16 +54,19 @@ class Parts:
         *,
         outbox: OutboxFile,
         store: ConversationStore,
-        relay: Relay | None,
+        delivery: Delivery,
         limits: Limits,
         upcasters: Upcasters,
         read_timeout: float,
     ) -> None:
         self.outbox = outbox
         self.store = store
-        self.relay = relay
+        self.delivery = delivery
+        self.relay = delivery.relay
         self.limits = limits
-        self.gateway = StoreGateway(store, breaker=self.breaker, bound_to=outbox.probe.store_id, deadline=read_timeout)
+        self.gateway = StoreGateway(
+            store, breaker=lambda: delivery.breaker, bound_to=outbox.probe.store_id, deadline=read_timeout
+        )
         self.deliveries = Deliveries(outbox, self.gateway)
         gateway = self.gateway
         self.appender = Appender(outbox=outbox, gateway=gateway, deliveries=self.deliveries, limits=limits)
@@ -87,17 +89,6 @@ class Parts:
         self.record_reads = RecordReads(outbox, gateway)
         self.search = Search(outbox=outbox, gateway=gateway, upcasters=upcasters)
         self.counter = MessageCounter(outbox=outbox, store=store, gateway=gateway, upcasters=upcasters)
-
-    def breaker(self) -> Breaker | None:
-        """Return the breaker of the relay in this process, if that is at work."""
-        relay = self.relay
-        at_work = relay is not None and (relay.lease.held or relay.wrong_store_reason is not None)
-        return relay.breaker if relay is not None and at_work else None
-
-    def breaker_view(self) -> BreakerView | None:
-        """Return what the monitor has to know of that breaker."""
-        breaker = self.breaker()
-        return None if breaker is None else breaker_view(breaker)
 
     async def close(
         self, watchers: list[asyncio.Task[None]], relays: list[asyncio.Task[None]], *, close_store: bool
@@ -152,11 +143,13 @@ async def open_parts(settings: HistorySettings) -> AsyncIterator[Parts]:
     except BaseException:  # a cancelled open leaves no file open either
         await run_to_completion(outbox.close())
         raise
-    relay = _relay(outbox, store, options) if options.relay else None
+    delivery = _delivery(outbox, operators, options)
+    if options.relay:
+        delivery.add_relay(store, holder="bot", stop_timeout=2.0, now=options.now)
     parts = Parts(
         outbox=outbox,
         store=store,
-        relay=relay,
+        delivery=delivery,
         limits=options.limits,
         upcasters=options.upcasters,
         read_timeout=options.read_timeout,
@@ -165,10 +158,10 @@ async def open_parts(settings: HistorySettings) -> AsyncIterator[Parts]:
     loop = asyncio.get_running_loop()
     watchers, relays = [], []
     if options.watch:
-        run = _watch(parts, operators, options).run
-        watchers.append(loop.create_task(_keep_running(run, "watch"), name="letopis-watch"))
-    if relay is not None:
-        relays.append(loop.create_task(_keep_running(relay.run, "relay"), name="letopis-relay"))
+        monitor = delivery.add_monitor(on_stuck=options.on_stuck, on_recovered=options.on_recovered, now=options.now)
+        watchers.append(loop.create_task(_keep_running(monitor.run, "watch"), name="letopis-watch"))
+    if delivery.relay is not None:
+        relays.append(loop.create_task(_keep_running(delivery.relay.run, "relay"), name="letopis-relay"))
     try:
         if options.relay or options.watch:  # otherwise it is a program that only reads
             await parts.replies.begin()
@@ -182,30 +175,16 @@ async def open_parts(settings: HistorySettings) -> AsyncIterator[Parts]:
         await run_to_completion(parts.close(watchers, relays, close_store=own))
 
 
-def _relay(outbox: OutboxFile, store: ConversationStore, options: Options) -> Relay:
-    return Relay(
-        outbox,
-        store,
+def _delivery(outbox: OutboxFile, operators: tuple[Channel, ...], options: Options) -> Delivery:
+    chosen = DeliveryOptions(
         policy=options.policy,
-        holder="bot",
-        chores=(Pruner(options.retention, outbox.now_us),),
-        stop_timeout=2.0,
-        now=options.now,
-    )
-
-
-def _watch(parts: Parts, operators: tuple[Channel, ...], options: Options) -> AlertMonitor:
-    return AlertMonitor(
-        parts.outbox,
-        on_stuck=options.on_stuck,
-        on_recovered=options.on_recovered,
+        retention=options.retention,
         channels=operators,
         rules=options.rules,
-        breaker=parts.breaker_view,
         locale=options.locale,
         style=options.style,
-        now=options.now,
     )
+    return Delivery(outbox, chosen)
 
 
 async def _open_channels(channels: Iterable[str | Channel]) -> tuple[Channel, ...]:
@@ -218,16 +197,15 @@ async def _open_channels(channels: Iterable[str | Channel]) -> tuple[Channel, ..
 
 async def _keep_running(run: Callable[[], Awaitable[None]], name: str) -> None:
     """Run a loop of ours; if it fails unexpectedly, log that and start it again."""
-    pause = 1.0
-    while True:
+    for failures in count(1):
         try:
             await run()
         except Closed:
             return
         except Exception as error:  # whatever it was, a bot must not go on without its relay
             # No traceback: a bot's own formatter would show a driver's text, which may quote messages.
+            pause = _RESTARTS.bound(failures)
             logger.error("the %s failed and is started again in %g s: %s", name, pause, describe_failure(error))  # noqa: TRY400
             await asyncio.sleep(pause)
-            pause = min(pause * 2, _MAX_RESTART_DELAY_SECONDS)
         else:
             return

@@ -14,7 +14,7 @@ from letopis.outbox.event_log.bound_store import read_binding
 from letopis.outbox.event_log.destination import destination_of
 from letopis.outbox.event_log.rebind import Rebound
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.operations import relay_pause, repair
+from letopis.outbox.operations import repair
 from letopis.outbox.operations.audit_log import AuditEntry, Via, list_actions, record_action
 from letopis.outbox.operations.pending_events import PendingEvent, Selection, list_pending
 from letopis.outbox.relay.store_binding import store_heads
@@ -94,7 +94,8 @@ class OutboxAdmin:
             reason=reason,
             now_us=self._outbox.now_us(),
         )
-        return await self._change("skip_missing", work, conversation_id=conversation_id, reason=reason)
+        about = {"conversation_id": conversation_id, "reason": reason}
+        return await self._change("skip_missing", work, lambda _: about)
 
     async def fix(
         self,
@@ -155,9 +156,8 @@ class OutboxAdmin:
         }
         if dry_run:
             return await self._outbox.read(partial(rebinding.preview, **target))
-        return await self._change(
-            "rebind", partial(rebinding.rebind_outbox, now_us=self._outbox.now_us(), **target), conversations=0
-        )
+        work = partial(rebinding.rebind_outbox, now_us=self._outbox.now_us(), **target)
+        return await self._change("rebind", work, lambda _: {"conversations": 0})
 
     async def pause_relay(self, *, reason: str | None = None) -> None:
         """Pause the relay of this outbox, in whichever process it runs, until :meth:`resume_relay`.
@@ -168,12 +168,12 @@ class OutboxAdmin:
         :raises InvalidInput: the reason is empty or too long.
         """
         reason = None if reason is None else repair.checked_reason(reason)
-        work = partial(relay_pause.set_pause, now_us=self._outbox.now_us(), reason=reason, by=self._by)
-        await self._change("pause_relay", work, conversations=0, reason=reason)
+        work = partial(repair.pause_relay, now_us=self._outbox.now_us(), reason=reason, by=self._by)
+        await self._change("pause_relay", work, lambda _: {"conversations": 0, "reason": reason})
 
     async def resume_relay(self) -> bool:
         """Resume the relay; return True if it was paused."""
-        return await self._change("resume_relay", relay_pause.clear_pause, conversations=0)
+        return await self._change("resume_relay", repair.resume_relay, lambda _: {"conversations": 0})
 
     async def record(self, action: str, *, outcome: str, **about: Any) -> None:
         """Record in the audit log an action that changes nothing, or that was refused.
@@ -191,40 +191,35 @@ class OutboxAdmin:
         return await self._outbox.read(partial(list_actions, limit=limit, before=before))
 
     async def _change_lanes(self, action: str, work: Callable[[sa.Connection], list[str]]) -> list[str]:
-        def recorded(connection: sa.Connection) -> list[str]:
-            changed = work(connection)
-            if changed:
-                one = changed[0] if len(changed) == 1 else None
-                self._record(connection, action, conversation_id=one, conversations=len(changed))
-            return changed
+        def about(changed: list[str]) -> Mapping[str, Any] | None:
+            only = changed[0] if len(changed) == 1 else None
+            return {"conversation_id": only, "conversations": len(changed)} if changed else None
 
-        return await self._written(recorded)
+        return await self._change(action, work, about)
 
     async def _change_event(
         self, action: str, work: Callable[[sa.Connection], PendingEvent], reason: str
     ) -> PendingEvent:
-        def recorded(connection: sa.Connection) -> PendingEvent:
-            old = work(connection)
-            self._record(
-                connection, action, conversation_id=old.conversation_id, event_id=old.event_id, reason=reason.strip()
-            )
-            return old
+        def about(old: PendingEvent) -> Mapping[str, Any]:
+            return {"conversation_id": old.conversation_id, "event_id": old.event_id, "reason": reason.strip()}
 
-        return await self._written(recorded)
+        return await self._change(action, work, about)
 
-    async def _change(self, action: str, work: Callable[[sa.Connection], T], **about: Any) -> T:
+    async def _change(
+        self, action: str, work: Callable[[sa.Connection], T], about: Callable[[T], Mapping[str, Any] | None]
+    ) -> T:
+        """Run ``work`` in one transaction with the record of it, and wake the relay."""
+
         def recorded(connection: sa.Connection) -> T:
             result = work(connection)
-            self._record(connection, action, **about)
+            if (told := about(result)) is not None:
+                self._record(connection, action, **told)
             return result
 
-        return await self._written(recorded)
+        result = await self._outbox.write(recorded)
+        self._outbox.appended.notify()  # wakes a relay of this process; one elsewhere notices the file change
+        return result
 
     def _record(self, connection: sa.Connection, action: str, **about: Any) -> None:
         about.setdefault("conversations", 1)
         record_action(connection, action, now_us=self._outbox.now_us(), via=self._via, actor=self._by, **about)
-
-    async def _written(self, work: Callable[[sa.Connection], T]) -> T:
-        result = await self._outbox.write(work)
-        self._outbox.appended.notify()  # wakes a relay of this process; one elsewhere notices the file change
-        return result

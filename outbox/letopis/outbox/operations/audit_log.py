@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Final, Literal
 from uuid import UUID
@@ -75,10 +75,7 @@ def record_action(
     conversations: int = 0,
     reason: str | None = None,
 ) -> None:
-    """Record an action in the transaction that carries it out, and drop the oldest entries beyond the limit.
-
-    :param outcome: ``done``, or why it was refused. It holds no content of a message.
-    """
+    """Record an action in the transaction that carries it out, and drop the oldest entries beyond the limit."""
     connection.exec_driver_sql(
         _INSERT,
         (
@@ -97,25 +94,16 @@ def record_action(
 
 
 def list_actions(connection: sa.Connection, *, limit: int, before: int | None = None) -> list[AuditEntry]:
-    """Return at most ``limit`` entries, the newest first.
-
-    :param before: the ``entry_id`` of the last entry of the page before.
-    """
+    """Return at most ``limit`` entries, the newest first."""
     rows = fetch_all(connection, _LIST, (_NEWEST if before is None else before, limit))
     return [_entry(row) for row in rows]
 
 
 def _entry(row: Any) -> AuditEntry:
-    entry_id, occurred_at, action, outcome, conversation_id, event_id, conversations, reason, actor, via = row
-    return AuditEntry(
-        entry_id=entry_id,
-        occurred_at=from_microseconds(occurred_at),
-        action=action,
-        outcome=outcome,
-        conversation_id=conversation_id,
-        event_id=None if event_id is None else UUID(bytes=event_id),
-        conversations=conversations,
-        reason=reason,
-        actor=actor,
-        via=via,
-    )
+    values = dict(zip((column.name for column in fields(AuditEntry)), row, strict=True))
+    event_id = values["event_id"]
+    values |= {
+        "occurred_at": from_microseconds(values["occurred_at"]),
+        "event_id": None if event_id is None else UUID(bytes=event_id),
+    }
+    return AuditEntry(**values)

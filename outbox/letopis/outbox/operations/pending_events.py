@@ -1,16 +1,21 @@
-"""List pending events with the state of their lanes and the repairs made to them."""
+"""List pending events with the state of their lanes and the repairs made to them, as values and as JSON."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-import sqlalchemy as sa
+import orjson
 
 from letopis.store.errors import InvalidInput
 from letopis.store.model.codec import decode
 from letopis.store.model.event_types import EventSkipped
+from letopis.store.model.events import from_microseconds, to_microseconds, utc_now
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
 
 STATES: Final = ("ready", "retrying", "blocked", "paused")
 
@@ -99,10 +104,7 @@ class PendingEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repair:
-    """What was done to an event, and the event as it was before. Moments are UTC microseconds.
-
-    :ivar repaired_by: the operator, if the caller named one.
-    """
+    """What was done to an event, and the event as it was before. Moments are UTC microseconds."""
 
     verb: str
     conversation_id: str
@@ -122,10 +124,7 @@ class Repair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneWithLosses:
-    """A stuck conversation without an event to show: the history store lost events that the outbox no longer holds.
-
-    :ivar fault: says which ones.
-    """
+    """A stuck conversation without an event to show: the history store lost events that the outbox no longer holds."""
 
     conversation_id: str
     owner_id: str | None
@@ -145,7 +144,7 @@ def where_clause(selection: Selection) -> tuple[str, tuple[Any, ...]]:
     conditions: list[str] = []
     parameters: list[Any] = []
     for condition, items in (
-        (_HAS_ID, tuple(one.bytes for one in selection.event_ids)),
+        (_HAS_ID, tuple(event_id.bytes for event_id in selection.event_ids)),
         ("l.conversation_id IN ({0})", selection.conversation_ids),
         ("l.state IN ({0})", selection.states),
         ("l.fault_class IN ({0})", selection.fault_classes),
@@ -185,7 +184,7 @@ def list_repairs(connection: sa.Connection, event: PendingEvent) -> list[Repair]
     # By ids, not by sequence: a file that was given a new identity renumbers its events.
     rows = connection.exec_driver_sql(
         f"{_REPAIR} WHERE event_id IN ({', '.join('?' * len(ids))}) ORDER BY repair_id",
-        tuple(one.bytes for one in ids),
+        tuple(event_id.bytes for event_id in ids),
     ).fetchall()
     return [Repair(**_values(row)) for row in rows]
 
@@ -206,3 +205,51 @@ def value_of(connection: sa.Connection, entry: PendingEvent) -> bytes | None:
     """Return the value of a pending put of a record; ``None`` for other events, and where a later put replaced it."""
     row = connection.exec_driver_sql(_VALUE, (entry.conversation_id, entry.sequence)).first()
     return None if row is None else bytes(row[0])
+
+
+def event_summary(entry: PendingEvent) -> dict[str, Any]:
+    """Return an event as JSON values, without its content."""
+    return {
+        "event_id": str(entry.event_id),
+        "conversation_id": entry.conversation_id,
+        "owner_id": entry.owner_id,
+        "sequence": entry.sequence,
+        "type": entry.type,
+        "schema_version": entry.schema_version,
+        "bytes": entry.size,
+        "digest": entry.digest.hex(),
+        "occurred_at": iso_moment(entry.occurred_at),
+        "appended_at": iso_moment(entry.appended_at),
+        "front": entry.front,
+        "behind": entry.behind,
+        "state": entry.state,
+        "attempts": entry.attempts,
+        "due_at": iso_moment(entry.due_at) if next_attempt(entry.state, entry.due_at) else None,
+        "fault_class": entry.fault_class,
+        "fault": entry.fault,
+    }
+
+
+def event_json(entry: PendingEvent) -> dict[str, Any]:
+    """Return an event as JSON values, content included."""
+    return {**event_summary(entry), "data": json_value(entry.data), "metadata": json_value(entry.metadata)}
+
+
+def json_value(text: str | None) -> Any:
+    """Return the value of stored JSON; the text itself if it is damaged."""
+    if text is None:
+        return None
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+
+
+def iso_moment(microseconds: int) -> str:
+    """Return a moment of UTC microseconds as ISO 8601."""
+    return from_microseconds(microseconds).isoformat()
+
+
+def next_attempt(state: str, due_us: int) -> datetime | None:
+    """Return when a retrying lane is tried next; ``None`` if it is due, or not retried."""
+    return from_microseconds(due_us) if state == "retrying" and due_us > to_microseconds(utc_now()) else None

@@ -76,6 +76,13 @@ _RESUME: Final = (
 # What a relay reports under an earlier incarnation is refused, as after a takeover.
 _FENCE: Final = "UPDATE letopis_outbox_relay SET incarnation = incarnation + 1"
 
+# The first moment stays: operators ask since when the relay is paused.
+_PAUSE_RELAY: Final = (
+    "INSERT INTO letopis_outbox_pause (only, since, reason, paused_by) VALUES (1, ?, ?, ?)"
+    " ON CONFLICT (only) DO UPDATE SET reason = excluded.reason, paused_by = excluded.paused_by"
+)
+_RESUME_RELAY: Final = "DELETE FROM letopis_outbox_pause"
+
 
 class NotRepairable(LetopisError):
     """The event is not pending, or not the one that its conversation waits for; nothing was changed."""
@@ -97,6 +104,16 @@ def resume(connection: sa.Connection, selection: Selection) -> list[str]:
     return _update(connection, _RESUME, _lanes(connection, selection, ("paused",), pending=False))
 
 
+def pause_relay(connection: sa.Connection, *, now_us: int, reason: str | None = None, by: str | None = None) -> None:
+    """Pause the relay until :func:`resume_relay`; a second call only replaces the reason."""
+    connection.exec_driver_sql(_PAUSE_RELAY, (now_us, reason, by))
+
+
+def resume_relay(connection: sa.Connection) -> bool:
+    """Resume the relay; return True if it was paused."""
+    return connection.exec_driver_sql(_RESUME_RELAY).rowcount == 1
+
+
 def _lanes(connection: sa.Connection, selection: Selection, states: Sequence[str], *, pending: bool) -> list[str]:
     conditions, parameters = where_clause(selection)
     source = PENDING if selects_events(selection) else " FROM letopis_outbox_lanes AS l"
@@ -110,7 +127,7 @@ def _lanes(connection: sa.Connection, selection: Selection, states: Sequence[str
 
 def _update(connection: sa.Connection, statement: str, conversation_ids: list[str]) -> list[str]:
     if conversation_ids:
-        connection.exec_driver_sql(statement, [(one,) for one in conversation_ids])
+        connection.exec_driver_sql(statement, [(name,) for name in conversation_ids])
     return conversation_ids
 
 
@@ -136,8 +153,6 @@ def skip_missing(
 
     The lane continues from ``held + 1``. There is no tombstone where the store holds all that the file lacks, because
     an acknowledgement was lost.
-
-    :param held: the sequence up to which the history store holds the lane.
     """
     reason = checked_reason(reason)
     lane = find_lane(connection, conversation_id)
@@ -153,7 +168,7 @@ def skip_missing(
     lacking = sorted(set(range(first + 1, lane.head + 1)) - {row[0] for row in rows})
     if not lacking:
         raise NotRepairable("no event of the conversation is missing: skip the one at its front, or retry")
-    missing = tuple(one for one in lacking if one > start)
+    missing = tuple(sequence for sequence in lacking if sequence > start)
     occurred_at = rows[0][1] if rows else now_us
     body = EventSkipped(skipped_event_id=UNKNOWN, skipped_type=UNKNOWN, digest=UNKNOWN, reason=reason)
     for sequence in missing:
@@ -215,7 +230,7 @@ def restore(
     """Put an event back as it was appended; return the event that it replaces."""
     reason = checked_reason(reason)
     present = _front(connection, event_id)
-    first = next((one for one in list_repairs(connection, present) if one.verb != "restore"), None)
+    first = next((repair for repair in list_repairs(connection, present) if repair.verb != "restore"), None)
     if first is None or first.salt is None or (first.event_id == present.event_id and first.digest == present.digest):
         raise NotRepairable(f"event {event_id} is as it was appended: there is nothing to put back")
     original = EncodedEvent(
@@ -234,10 +249,10 @@ def restore(
 
 
 def _front(connection: sa.Connection, event_id: UUID) -> PendingEvent:
-    found = list_pending(connection, Selection(event_ids=(event_id,)), limit=1)
-    if not found:
+    events = list_pending(connection, Selection(event_ids=(event_id,)), limit=1)
+    if not events:
         raise NotRepairable(f"no pending event has the id {event_id}: it was delivered, skipped, or never appended")
-    event = found[0]
+    event = events[0]
     if not event.front:
         raise NotRepairable(
             f"event {event_id} only waits behind an earlier one of its conversation: repair that one first"
@@ -248,10 +263,7 @@ def _front(connection: sa.Connection, event_id: UUID) -> PendingEvent:
 
 
 def checked_reason(reason: str) -> str:
-    """Return the reason without surrounding space.
-
-    :raises InvalidInput: it is empty or too long.
-    """
+    """Return the reason without surrounding space."""
     stripped = reason.strip()
     if not stripped:
         raise InvalidInput("reason", "must not be empty: it is kept")

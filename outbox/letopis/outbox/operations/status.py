@@ -17,7 +17,6 @@ from letopis.outbox.event_log.lanes import lane_counts_of
 from letopis.outbox.event_log.statements import query_all, query_one
 from letopis.outbox.file.sign_of_life import ended_without_stopping, lives
 from letopis.outbox.file.wal_readers import LARGE_WAL_BYTES, wal_size
-from letopis.outbox.operations.relay_pause import pause_of
 from letopis.store.database.faults import FaultClass
 from letopis.store.model.events import from_microseconds
 
@@ -30,10 +29,7 @@ LATE_SECONDS: Final = 30.0
 """Age of the oldest pending event, and time without progress, from which on deliveries are late."""
 
 
-_RELAY: Final = (
-    "SELECT pid, holder, host, boot_id, heartbeat_at, progress_at, breaker, breaker_since, breaker_reason,"
-    " breaker_detail, next_attempt_at, delivered_total, store_tasks, store_rows FROM letopis_outbox_relay"
-)
+_PAUSE: Final = "SELECT since, reason FROM letopis_outbox_pause"
 
 
 class _RelayRow(NamedTuple):
@@ -53,6 +49,12 @@ class _RelayRow(NamedTuple):
     delivered_total: int = 0
     store_tasks: int = 0
     store_rows: int = 0
+
+
+_RELAY: Final = (
+    "SELECT pid, holder, host, boot_id, heartbeat_at, progress_at, breaker, breaker_since, breaker_reason,"
+    " breaker_detail, next_attempt_at, delivered_total, store_tasks, store_rows FROM letopis_outbox_relay"
+)
 
 
 def are_late(oldest_pending_seconds: float | None, last_progress_seconds: float | None) -> bool:
@@ -268,7 +270,7 @@ def read_status(connection: sa.Connection, *, now_us: int) -> Status:
 
 def status_of(cursor: Any, *, now_us: int) -> Status:
     """Return the status of the outbox file of a DBAPI cursor, as :func:`read_status` does."""
-    lanes, pause, bound = lane_counts_of(cursor), pause_of(cursor), binding_of(cursor)
+    lanes, pause, bound = lane_counts_of(cursor), query_one(cursor, _PAUSE), binding_of(cursor)
     origin = query_one(cursor, "SELECT origin_id FROM letopis_outbox_origin")
     breaker, relay = BreakerStatus(), RelayStatus()
     row = _RelayRow(*(query_one(cursor, _RELAY) or ()))
@@ -293,7 +295,7 @@ def status_of(cursor: Any, *, now_us: int) -> Status:
             last_progress_seconds=_seconds(now_us, row.progress_at),
         )
     if pause is not None:
-        relay = replace(relay, paused_since=pause.since, pause_reason=pause.reason)
+        relay = replace(relay, paused_since=from_microseconds(pause[0]), pause_reason=pause[1])
     return Status(
         read_at=from_microseconds(now_us),
         pending=lanes.pending,
@@ -319,7 +321,10 @@ def _seconds(now_us: int, then_us: int) -> float:
 
 
 def _json(value: BreakerStatus | RelayStatus) -> dict[str, Any]:
-    return {name: found.isoformat() if isinstance(found, datetime) else found for name, found in asdict(value).items()}
+    return {
+        name: content.isoformat() if isinstance(content, datetime) else content
+        for name, content in asdict(value).items()
+    }
 
 
 def _moment(value: datetime | None) -> str | None:

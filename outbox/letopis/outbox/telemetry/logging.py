@@ -40,7 +40,8 @@ class TextFormatter(logging.Formatter):
         words = "".join(f" {key}={escape(value)}" for key, value in _extra(record).items())
         # Our own messages quote ids escaped; those of other libraries may not.
         message = "".join(
-            one if one.isprintable() else ascii(one)[1:-1] for one in " ".join(record.getMessage().split())
+            character if character.isprintable() else ascii(character)[1:-1]
+            for character in " ".join(record.getMessage().split())
         )
         line = f"{moment}Z {record.levelname:<7} {message}{words}"
         return line if record.exc_info is None else f"{line}\n{describe_failure(record.exc_info[1])}"
@@ -106,8 +107,6 @@ def configure_logging(*, level: str = "INFO", style: str = "auto", stream: TextI
 
     A later call replaces what an earlier one configured: that is how a reload changes the level. Only the loggers
     ``letopis`` and ``asyncio`` are touched, never the root. Repeated faults are limited by :class:`RepeatFilter`.
-
-    :raises ValueError: the level or style is unknown.
     """
     if style not in FORMATS:
         raise ValueError(f"log format must be one of {', '.join(FORMATS)}")

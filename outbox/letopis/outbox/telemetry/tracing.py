@@ -1,4 +1,4 @@
-"""Make one OpenTelemetry span per append and per delivery, where the extra ``letopis[otel]`` is installed."""
+"""Make one OpenTelemetry span per append and per delivery, by its conventions for generative AI."""
 
 from __future__ import annotations
 
@@ -8,18 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
-from letopis.outbox.telemetry.genai import CONVERSATION_ID, usage_attributes
-
 MAX_LINKS: Final = 128
 """Links of one span, as many as OpenTelemetry keeps by default."""
 _STORED: Final = re.compile(r'"traceparent":"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})"')
 
 
 def current_traceparent() -> str | None:
-    """Return the W3C trace context of the current span; ``None`` if there is none.
-
-    Costs one dictionary look-up if OpenTelemetry was never imported: no span can have begun then.
-    """
+    """Return the W3C trace context of the current span; ``None`` if there is none."""
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:
         return None
@@ -37,8 +32,6 @@ def appending(conversation_id: str, what: Sequence[Any]) -> AbstractContextManag
 
     It holds the conversation's id and the tokens that the messages say they used, never their content. Costs one
     dictionary look-up if OpenTelemetry was never imported.
-
-    :param what: messages, or events with the data of one.
     """
     if "opentelemetry.trace" not in sys.modules:
         return _NO_SPAN
@@ -72,10 +65,10 @@ def _append_span(conversation_id: str, what: Sequence[Any]) -> Iterator[None]:
 
 
 def _usages(what: Sequence[Any]) -> Iterator[Any]:
-    for one in what:
-        message = getattr(one, "message", one)
+    for appended in what:
+        message = getattr(appended, "message", appended)
         usage = getattr(message, "usage", None)
-        data = getattr(one, "data", None)
+        data = getattr(appended, "data", None)
         if usage is None and isinstance(data, Mapping):
             usage = data.get("usage")
         if isinstance(usage, Mapping):
@@ -88,9 +81,6 @@ class Spans:
     A span holds the number of events and conversations delivered and the class of a fault, never a payload or the text
     of an error. It is linked to the spans in which its events were appended, whose context travels in the events'
     metadata (``traceparent``).
-
-    :param provider: an OpenTelemetry ``TracerProvider``; by default the process's.
-    :param conversations: name the conversations, on the span of a batch that holds one, and on the links.
     """
 
     def __init__(self, provider: Any = None, *, conversations: bool = False) -> None:
@@ -105,17 +95,9 @@ class Spans:
 
     @contextmanager
     def delivery(
-        self,
-        *,
-        events: int,
-        conversations: Sequence[str],
-        metadata: Iterable[tuple[str, str | None]] = (),
+        self, *, events: int, conversations: Sequence[str], metadata: Iterable[tuple[str, str | None]] = ()
     ) -> Iterator[Callable[[str], None]]:
-        """Span the ``with`` block. If it ends in a fault, call the yielded function with its class.
-
-        :param conversations: the ids of the conversations in the batch.
-        :param metadata: the events' conversations and metadata as stored; read only where spans are made.
-        """
+        """Span the ``with`` block. If it ends in a fault, call the yielded function with its class."""
         if self._trace is None:
             yield lambda _: None
             return
@@ -145,11 +127,11 @@ class Spans:
 
     def _links(self, metadata: Iterable[tuple[str, str | None]]) -> list[Any]:
         """Return one link to each span in which an event was appended."""
-        found: dict[tuple[str, ...], str] = {}
+        linked: dict[tuple[str, ...], str] = {}
         for conversation_id, text in metadata:
             if text is not None and (stored := _STORED.search(text)) is not None:
-                found.setdefault(stored.groups(), conversation_id)
-                if len(found) == MAX_LINKS:
+                linked.setdefault(stored.groups(), conversation_id)
+                if len(linked) == MAX_LINKS:
                     break
         trace = self._trace
         return [
@@ -162,5 +144,70 @@ class Spans:
                 ),
                 {CONVERSATION_ID: conversation_id} if self._conversations else None,
             )
-            for (trace_id, span_id, flags), conversation_id in found.items()
+            for (trace_id, span_id, flags), conversation_id in linked.items()
         ]
+
+
+CONVERSATION_ID: Final = "gen_ai.conversation.id"
+INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
+OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
+CACHE_READ: Final = "gen_ai.usage.cache_read.input_tokens"
+CACHE_CREATION: Final = "gen_ai.usage.cache_creation.input_tokens"
+REASONING: Final = "gen_ai.usage.reasoning.output_tokens"
+
+# By attribute: where providers put the number in the object `usage` of their answers, and the short names of ours.
+_PLACES: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
+    INPUT_TOKENS: (("input_tokens",), ("prompt_tokens",), ("promptTokenCount",), ("prompt_token_count",), ("input",)),
+    OUTPUT_TOKENS: (
+        ("output_tokens",),
+        ("completion_tokens",),
+        ("candidatesTokenCount",),
+        ("candidates_token_count",),
+        ("output",),
+    ),
+    CACHE_READ: (
+        ("cache_read_input_tokens",),
+        ("prompt_tokens_details", "cached_tokens"),
+        ("input_tokens_details", "cached_tokens"),
+        ("cachedContentTokenCount",),
+        ("cached_content_token_count",),
+    ),
+    CACHE_CREATION: (("cache_creation_input_tokens",),),
+    REASONING: (
+        ("completion_tokens_details", "reasoning_tokens"),
+        ("output_tokens_details", "reasoning_tokens"),
+        ("thoughtsTokenCount",),
+        ("thoughts_token_count",),
+    ),
+}
+_OUTSIDE_INPUT: Final = ("cache_read_input_tokens", "cache_creation_input_tokens")
+"""Anthropic counts these beside ``input_tokens``; the conventions count them as a part of it."""
+_OUTSIDE_OUTPUT: Final = ("thoughtsTokenCount", "thoughts_token_count")
+"""Gemini counts these beside the tokens of the answer; the conventions count them as a part of it."""
+
+
+def usage_attributes(usages: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Return the tokens that messages used, added up, by attribute; what no message names is left out."""
+    total: dict[str, int] = {}
+    for usage in usages:
+        for name, places in _PLACES.items():
+            if (count := _first(usage, places)) is not None:
+                total[name] = total.get(name, 0) + count
+        for name, beside in ((INPUT_TOKENS, _OUTSIDE_INPUT), (OUTPUT_TOKENS, _OUTSIDE_OUTPUT)):
+            if name in total:
+                total[name] += sum(_count(usage.get(key)) or 0 for key in beside)
+    return total
+
+
+def _first(usage: Mapping[str, Any], places: Iterable[tuple[str, ...]]) -> int | None:
+    for path in places:
+        value: Any = usage
+        for key in path:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if (count := _count(value)) is not None:
+            return count
+    return None
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

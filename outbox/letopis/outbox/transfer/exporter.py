@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Final, Protocol, TypeVar
+from functools import partial
+from typing import Any, Final, TypeVar
+from uuid import UUID
 
-from letopis.outbox.transfer.record_source import RecordSource, all_items
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from letopis.outbox.history.history import History
+from letopis.outbox.pending_reads.record_reads import stored_record
+from letopis.store.conversation_store import ConversationStore
 from letopis.store.errors import StoreUnavailable
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
-from letopis.store.model.records import Scope
-from letopis.store.read.paging import DEFAULT_STATES
-from letopis.store.transfer.jsonl import render_line
+from letopis.store.model.records import Record, RecordRange, Scope
+from letopis.store.read.records import RecordReader, RecordsView
+from letopis.store.transfer.jsonl import SeenKeys, render_line
 from letopis.store.transfer.record_lines import render_record
-from letopis.store.transfer.seen_keys import SeenKeys
 
 T = TypeVar("T")
 
@@ -21,100 +26,63 @@ PAGE: Final = 500
 EXPORTED_STATES: Final = ("active", "archived")
 
 
-class Source(Protocol):
-    """A ``History``, or a ``ConversationStore`` alone."""
-
-    async def conversation(self, conversation_id: str) -> Conversation | None:
-        """Return one conversation."""
-        ...
-
-    async def conversations(
-        self,
-        *,
-        owner: str | None = None,
-        after: str | None = None,
-        limit: int = 50,
-        states: Collection[str] = DEFAULT_STATES,
-    ) -> Page[Conversation]:
-        """Return a page of conversations, newest activity first."""
-        ...
-
-    async def messages(
-        self, conversation_id: str, *, first: int | None = None, after: int | str | None = None
-    ) -> Page[RecordedMessage]:
-        """Return a page of messages, oldest first."""
-        ...
-
-
 class Incomplete(Exception):
     """The history store cannot be read, so the export would lack older messages, or records."""
 
 
+async def conversation_of(
+    source: History | ConversationStore, conversation_id: str, **options: Any
+) -> Conversation | None:
+    """Return what a history, or a store alone, knows of a conversation."""
+    if isinstance(source, History):
+        return await source.chat(conversation_id).conversation(**options)
+    return await source.conversation(conversation_id, **options)
+
+
 @dataclass(slots=True)
 class Exporter:
-    """One export; memory is bounded by a page.
+    """One export; memory is bounded by a page."""
 
-    :ivar source: of the messages.
-    :ivar beside: of the records; ``None`` leaves them out.
-    :ivar lines: messages written so far.
-    :ivar conversations: written so far.
-    :ivar records: written so far.
-    """
-
-    source: Source
+    source: History | ConversationStore
     beside: RecordSource | None = None
     lines: int = 0
     conversations: int = 0
     records: int = 0
 
     async def count(self, *, owner: str | None = None) -> int:
-        """Return about how many lines :meth:`of_all` yields: without what forks inherit, and what comes meanwhile.
-
-        :raises Incomplete: the history store cannot be reached.
-        """
+        """Return about how many lines :meth:`of_all` yields: without what forks inherit, and what comes meanwhile."""
         total = 0
-        async for found in self._listed(owner):
-            total += found.message_count
+        async for conversation in self._listed(owner):
+            total += conversation.message_count
         return total
 
     async def of_one(self, conversation_id: str) -> AsyncIterator[bytes]:
-        """Yield the lines of one conversation, oldest first, and of its records; none if it does not exist.
-
-        :raises Incomplete: the history store cannot be reached.
-        """
-        found = await self.source.conversation(conversation_id)
-        if found is not None:
+        """Yield the lines of one conversation, oldest first, and of its records; none if it does not exist."""
+        conversation = await conversation_of(self.source, conversation_id)
+        if conversation is not None:
             with SeenKeys() as count:
-                async for line in self._lines(found, count):
+                async for line in self._lines(conversation, count):
                     yield line
         async for line in self._records(Scope.conversation(conversation_id)):
             yield line
 
     async def of_all(self, *, owner: str | None = None) -> AsyncIterator[bytes]:
-        """Yield the lines of every conversation, or of those of ``owner``, one conversation after the other.
-
-        The records of a conversation follow its messages. After all conversations come the records of the owner or,
-        without one, all other records.
-
-        Messages appended meanwhile may or may not be included; every conversation that existed at the start is.
-
-        :raises Incomplete: the history store cannot be reached.
-        """
+        """Yield the lines of every conversation, or of those of ``owner``, one conversation after the other."""
         with SeenKeys() as count, SeenKeys() as done:
             fresh = True
             # A conversation with new activity moves to the front, which this pass has left behind: repeat until a pass
             # finds nothing new.
             while fresh:
                 fresh = False
-                async for found in self._listed(owner):
-                    key = found.conversation_id.encode()
+                async for conversation in self._listed(owner):
+                    key = conversation.conversation_id.encode()
                     if done.seen(key):
                         continue
                     done.add(key)
                     fresh = True
-                    async for line in self._lines(found, count):
+                    async for line in self._lines(conversation, count):
                         yield line
-                    async for line in self._records(Scope.conversation(found.conversation_id)):
+                    async for line in self._records(Scope.conversation(conversation.conversation_id)):
                         yield line
             async for scope in self._other_scopes(owner, done):
                 async for line in self._records(scope):
@@ -145,19 +113,19 @@ class Exporter:
         async def read(after: str | None) -> Page[Conversation]:
             return _whole(await self.source.conversations(owner=owner, after=after, limit=PAGE, states=EXPORTED_STATES))
 
-        async for found in all_items(read):
-            yield found
+        async for conversation in all_items(read):
+            yield conversation
 
-    async def _lines(self, found: Conversation, count: SeenKeys) -> AsyncIterator[bytes]:
+    async def _lines(self, conversation: Conversation, count: SeenKeys) -> AsyncIterator[bytes]:
         self.conversations += 1
 
         async def read(after: str | None) -> Page[RecordedMessage]:
-            return _whole(await self.source.messages(found.conversation_id, first=PAGE, after=after))
+            return _whole(await self.source.messages(conversation.conversation_id, first=PAGE, after=after))
 
         async for message in all_items(read):
             # A fork is exported with what it inherits, so that the export does not depend on the parent.
-            said = replace(message, conversation_id=found.conversation_id)
-            yield render_line(said, owner=found.owner_id, count=count)
+            said = replace(message, conversation_id=conversation.conversation_id)
+            yield render_line(said, owner=conversation.owner_id, count=count)
             self.lines += 1
 
 
@@ -167,3 +135,63 @@ def _whole(page: Page[T]) -> Page[T]:
             "the history store cannot be read, so older messages would be missing: `letopis db check` says why it is so"
         )
     return page
+
+
+_PAGE: Final = 200
+_NO_OUTBOX: Final = UUID(int=0)
+
+
+async def all_items(read: Callable[[str | None], Awaitable[Page[T]]]) -> AsyncIterator[T]:
+    """Yield the items of all pages that ``read(after)`` returns."""
+    after: str | None = None
+    while True:
+        page = await read(after)
+        for item in page:
+            yield item
+        if (after := page.next) is None:
+            return
+
+
+class RecordSource:
+    """The records of a history, with what is pending, or of a history store alone.
+
+    Its methods raise ``StoreUnavailable`` or a ``StoreFault`` while the store does not answer.
+    """
+
+    def __init__(self, source: History | ConversationStore) -> None:
+        self._source = source
+
+    async def scopes(self) -> AsyncIterator[Scope]:
+        """Yield the scopes that have records."""
+        if isinstance(source := self._source, History):
+            async for scope in all_items(lambda after: source.records.scopes(limit=_PAGE, after=after)):
+                yield scope
+            return
+        after = ""
+        while scopes := await source.outbox_access.read_records(partial(_scopes, after=after)):
+            for scope in scopes:
+                yield scope
+            after = scopes[-1].name
+
+    async def records(self, scope: Scope) -> AsyncIterator[Record]:
+        """Yield the records of a scope with their values, in order."""
+        if isinstance(source := self._source, History):
+            async for record in all_items(lambda after: source.records(scope).list(limit=_PAGE, after=after)):
+                yield record
+            return
+        where: RecordRange | None = RecordRange()
+        while where is not None:
+            view = await source.outbox_access.read_records(partial(_records, scope=scope, where=where))
+            for stored in view.records:
+                yield stored_record(stored)
+            where = RecordRange(after=view.records[-1].place) if view.full else None
+
+
+async def _scopes(reader: RecordReader, connection: AsyncConnection, *, after: str) -> list[Scope]:
+    return await reader.scopes(connection, limit=_PAGE, after=after)
+
+
+async def _records(
+    reader: RecordReader, connection: AsyncConnection, *, scope: Scope, where: RecordRange
+) -> RecordsView:
+    return await reader.page(connection, scope, where, limit=_PAGE, origin_id=_NO_OUTBOX)

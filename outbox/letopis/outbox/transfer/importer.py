@@ -20,10 +20,9 @@ from letopis.store.database.faults import StoreFault
 from letopis.store.database.store_identity import expect_store
 from letopis.store.database.worker_thread import WorkerThread
 from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, Reuse
-from letopis.store.model.codec import DEFAULT_LIMITS, EncodedEvent, Limits, digest_of
-from letopis.store.transfer.jsonl import Line, Refused
+from letopis.store.model.codec import DEFAULT_LIMITS, EncodedEvent, digest_of
+from letopis.store.transfer.jsonl import Line, Refused, SeenKeys
 from letopis.store.transfer.record_lines import RecordLine
-from letopis.store.transfer.seen_keys import SeenKeys
 
 CHUNK_LINES: Final = 500
 CHUNK_BYTES: Final = 8_388_608
@@ -35,13 +34,7 @@ _LANES: Final = "SELECT conversation_id, pruned FROM letopis_outbox_lanes WHERE 
 
 @dataclass(slots=True)
 class ImportCounts:
-    """The lines processed so far.
-
-    :ivar imported: new lines.
-    :ivar known: lines that were imported before, with the same content.
-    :ivar refused: lines that cannot be stored; each was reported, and nothing of it was written.
-    :ivar bytes: their size, for a progress bar.
-    """
+    """The lines processed so far."""
 
     imported: int = 0
     known: int = 0
@@ -77,16 +70,12 @@ class Importer:
 
     The store need not be reachable. If it is, it is queried about events that the outbox cannot know: those pruned here
     or delivered by another outbox. A changed line is then refused now, instead of blocking its conversation later.
-
-    :ivar tell: called for each refused line, in order within its chunk.
-    :ivar progress: called after each chunk.
     """
 
     outbox: OutboxFile
     store: ConversationStore
     tell: Callable[[Refused], None]
     progress: Callable[[ImportCounts], None] = lambda _: None
-    limits: Limits = DEFAULT_LIMITS
     counts: ImportCounts = field(default_factory=ImportCounts)
     _records: RecordImporter = field(init=False)
     _answers: bool = True
@@ -106,14 +95,7 @@ class Importer:
         self._elsewhere.close()
 
     async def take(self, lines: Iterable[Line | RecordLine | Refused]) -> ImportCounts:
-        """Append every line that can be stored; return the counts, which :attr:`counts` shows while it runs.
-
-        The lines are read in a thread, so they may come from a slow pipe.
-
-        :raises OutboxFull: the outbox takes no more; the counted lines are in it.
-        :raises OutboxUnavailable: likewise.
-        :raises StoreFault: the store was needed for events that were pruned here, and does not answer.
-        """
+        """Append every line that can be stored; return the counts, which :attr:`counts` shows while it runs."""
         source = iter(lines)
         # Abandoned when cancelled: it ends after its current line, and delays neither us nor the interpreter.
         thread = WorkerThread("letopis-intake")
@@ -128,13 +110,13 @@ class Importer:
         records: list[RecordItem] = []
         refused: list[Refused] = []
         for line in chunk:
-            found = check(line, self.limits)
-            if isinstance(found, Refused):
-                refused.append(found)
-            elif isinstance(found, RecordItem):
-                records.append(found)
+            checked = check(line)
+            if isinstance(checked, Refused):
+                refused.append(checked)
+            elif isinstance(checked, RecordItem):
+                records.append(checked)
             else:
-                items.append(found)
+                items.append(checked)
         if records:
             taken = await self._records.take(records)
             self.counts.imported += taken.imported
@@ -149,8 +131,8 @@ class Importer:
             # Concurrently, so that the writer commits them together; one conversation stays in order.
             for run in lanes.values():
                 tasks.start_soon(self._append, run, held.event_ids, refused)
-        for one in sorted(refused, key=lambda one: one.number):
-            self.tell(one)
+        for refusal in sorted(refused, key=lambda refusal: refusal.number):
+            self.tell(refusal)
         self.counts.refused += len(refused)
         self.counts.bytes += sum(line.size for line in chunk)
 
@@ -215,10 +197,7 @@ class Importer:
     async def _query_store(
         self, conversation_id: str, wanted: Collection[UUID], *, pruned: int | None
     ) -> dict[UUID, tuple[bytes, bytes | None]]:
-        """Return the events that the store holds, with their digests.
-
-        :param pruned: events of the conversation that the outbox has pruned; ``None`` if it does not know it.
-        """
+        """Return the events that the store holds, with their digests."""
         key = conversation_id.encode()
         if pruned == 0 and not self._elsewhere.seen(key):
             return {}  # all of it is in the outbox
@@ -226,10 +205,10 @@ class Importer:
             return {}
         try:
             with expect_store(self.outbox.probe.store_id()):
-                found = await self.store.outbox_access.digests(conversation_id, wanted)
-                if not self._elsewhere.seen(key) and (found or await self.store.events(conversation_id, limit=1)):
+                held = await self.store.outbox_access.digests(conversation_id, wanted)
+                if not self._elsewhere.seen(key) and (held or await self.store.events(conversation_id, limit=1)):
                     self._elsewhere.add(key)
-                return found
+                return held
         except StoreFault:
             if pruned:
                 raise
@@ -237,14 +216,14 @@ class Importer:
         return {}
 
 
-def check(line: Line | RecordLine | Refused, limits: Limits = DEFAULT_LIMITS) -> _Item | RecordItem | Refused:
+def check(line: Line | RecordLine | Refused) -> _Item | RecordItem | Refused:
     """Return a line encoded for storage, or why it is refused."""
     if isinstance(line, Refused):
         return line
     if isinstance(line, RecordLine):
         return check_record(line)
     try:
-        prepared = prepare(line.conversation_id, (line.event(),), owner=line.owner, limits=limits)
+        prepared = prepare(line.conversation_id, (line.event(),), owner=line.owner, limits=DEFAULT_LIMITS)
     except InvalidInput as error:
         return Refused(number=line.number, reason=str(error), size=line.size)
     # What was taken off the path stays off it: the import may hold what took it off, too.
@@ -252,24 +231,21 @@ def check(line: Line | RecordLine | Refused, limits: Limits = DEFAULT_LIMITS) ->
 
 
 def try_out(lines: Iterable[Line | RecordLine | Refused], tell: Callable[[Refused], None]) -> ImportCounts:
-    """Check lines as an import would, without writing: each alone, and for contradicting ids or owners.
-
-    The outbox is not read; lines that repeat an earlier one count as known.
-    """
+    """Check lines as an import would, without writing: each alone, and for contradicting ids or owners."""
     counts = ImportCounts()
     with SeenKeys() as seen, SeenKeys() as owners:
         for line in lines:
-            found = check(line)
-            if isinstance(found, RecordItem):
-                found = _first_put(found, seen, counts)
-            elif not isinstance(found, Refused):
-                found = _same_owner(found, owners)
-                if not isinstance(found, Refused):
-                    found = _first_use(found, seen, counts)
-                if not isinstance(found, Refused):
-                    _note_owner(found, owners)
-            if isinstance(found, Refused):
-                tell(found)
+            checked = check(line)
+            if isinstance(checked, RecordItem):
+                checked = _first_put(checked, seen, counts)
+            elif not isinstance(checked, Refused):
+                checked = _same_owner(checked, owners)
+                if not isinstance(checked, Refused):
+                    checked = _first_use(checked, seen, counts)
+                if not isinstance(checked, Refused):
+                    _note_owner(checked, owners)
+            if isinstance(checked, Refused):
+                tell(checked)
                 counts.refused += 1
     return counts
 
@@ -310,15 +286,15 @@ def _first_use(item: _Item, seen: SeenKeys, counts: ImportCounts) -> _Item | Ref
 
 
 def _first_put(item: RecordItem, seen: SeenKeys, counts: ImportCounts) -> RecordItem | Refused:
-    place = b"\1".join((item.line.scope.name.encode(), *item.prepared.change.place))
-    whole = place + _content(item.prepared.event)
+    record = b"\1".join((item.line.scope.name.encode(), *item.prepared.change.place))
+    whole = record + _content(item.prepared.event)
     if seen.seen(whole):
         counts.known += 1
-    elif seen.seen(place):
+    elif seen.seen(record):
         reason = "record: an earlier line gives it another value"
         return Refused(number=item.line.number, reason=reason, size=item.line.size)
     else:
-        seen.add(place)
+        seen.add(record)
         seen.add(whole)
         counts.imported += 1
     return item
@@ -352,7 +328,7 @@ def _merged(run: Sequence[_Item], owner: str | None) -> Prepared:
 def _look_up(connection: sa.Connection, items: Sequence[_Item]) -> _Held:
     known = _select(connection, _KNOWN, [item.event_id.bytes for item in items])
     lanes = _select(connection, _LANES, list({item.line.conversation_id for item in items}))
-    return _Held(frozenset(UUID(bytes=one[0]) for one in known), {one[0]: one[1] for one in lanes})
+    return _Held(frozenset(UUID(bytes=row[0]) for row in known), {row[0]: row[1] for row in lanes})
 
 
 def _select(connection: sa.Connection, statement: str, values: Sequence[Any]) -> Sequence[Any]:

@@ -37,10 +37,7 @@ class RecordItem:
 
 @dataclass(frozen=True, slots=True)
 class TakenRecords:
-    """What became of some lines.
-
-    :ivar imported: how many are new; ``known``: how many were there with the same value and tags.
-    """
+    """What became of some lines."""
 
     imported: int
     known: int
@@ -80,7 +77,7 @@ class RecordImporter:
             try:
                 appended = await self._append(scope, mine)
             except ConversationGone as error:
-                refused += [Refused(number=one.line.number, reason=str(error), size=one.line.size) for one in mine]
+                refused += [Refused(number=item.line.number, reason=str(error), size=item.line.size) for item in mine]
                 continue
             for item, sequence, revision in zip(mine, appended.sequences, appended.revisions, strict=True):
                 if sequence:
@@ -119,7 +116,7 @@ class RecordImporter:
         if held is not None and held.revision == revision and held.position in local.bodies:
             return _equal(change, held.media, held.tags, local.bodies[held.position])
         view = await self._ask(scope, [change.place], values=True)
-        return view is None or all(_equal(change, one.media, one.tags, one.body) for one in view.records)
+        return view is None or all(_equal(change, record.media, record.tags, record.body) for record in view.records)
 
 
 def _equal(change: RecordChange, media: Media, tags: Mapping[str, Tag], body: bytes | None) -> bool:

@@ -1,36 +1,38 @@
-"""Make anchors of a log, and compare a log with one; read in pages and change nothing."""
+"""Make anchors of a log, digests to keep where the database cannot change them, and compare a log with one."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from hashlib import sha256
 from itertools import groupby
-from typing import Final
+from typing import Any, Final
+from uuid import UUID
 
+import orjson
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from letopis.store.database.fault_classification import translated
 from letopis.store.database.schema import events, log_heads
 from letopis.store.database.store_identity import read_identity
-from letopis.store.maintenance.anchor_format import BLOCK_EVENTS, Anchor, AnchorBlock, PartitionAnchor, block_of
+from letopis.store.errors import InvalidInput
 from letopis.store.maintenance.integrity import MAX_NAMED_PROBLEMS, Checked, unheard
+from letopis.store.model.codec import decode
+from letopis.store.rules.redaction import internal_metadata, stripped
 
 PAGE_EVENTS: Final = 1_000
 """Events of a page, rounded to whole blocks."""
 _HEADS: Final = sa.select(log_heads.c.partition, log_heads.c.position).order_by(log_heads.c.partition)
 
+BLOCK_EVENTS: Final = 100
+"""Positions of a block: a redaction leaves the content of its block incomparable, so blocks are small."""
+
 
 @dataclass(slots=True, kw_only=True)
 class PartitionComparison:
-    """How one partition of a log compares with an anchor.
-
-    :ivar position: up to which the anchor goes.
-    :ivar head: the position given out last; ``None`` if the partition is gone.
-    :ivar redacted: events whose content was redacted since the anchor was made.
-    :ivar unchanged: whether nothing else has changed.
-    """
+    """How one partition of a log compares with an anchor."""
 
     partition: int
     position: int
@@ -42,13 +44,7 @@ class PartitionComparison:
 async def make_anchor(
     engine: AsyncEngine, *, now: datetime, block_events: int = BLOCK_EVENTS, checked: Checked = unheard
 ) -> Anchor:
-    """Return the anchor of a store at this release's revision, up to the heads that its log has when this begins.
-
-    Nothing is checked: an anchor of a log that was changed before confirms the changed log.
-
-    :param checked: called with how many events of how many were read.
-    :raises StoreFault: the database failed.
-    """
+    """Return the anchor of a store at this release's revision, up to the heads that its log has when this begins."""
     with translated():
         async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
             store_id = (await read_identity(connection)).store_id
@@ -76,28 +72,24 @@ class AnchorCheck:
         """The partitions that were compared."""
 
     async def problems(self, engine: AsyncEngine, *, checked: Checked = unheard) -> AsyncIterator[str]:
-        """Yield in what a store's log differs from the anchor. Content is never quoted.
-
-        :param checked: called with how many events of how many were read.
-        :raises StoreFault: the database failed.
-        """
+        """Yield in what a store's log differs from the anchor. Content is never quoted."""
         anchor = self.anchor
         with translated():
             async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
-                found = (await read_identity(connection)).store_id
-                if found != anchor.store_id:
-                    yield f"the anchor is of history store {anchor.store_id}, and this is {found}"
+                store_id = (await read_identity(connection)).store_id
+                if store_id != anchor.store_id:
+                    yield f"the anchor is of history store {anchor.store_id}, and this is {store_id}"
                     return
                 heads = {row.partition: row.position for row in await connection.execute(_HEADS)}
                 if unknown := sorted(heads.keys() - set(range(len(anchor.partitions)))):
                     yield f"the anchor does not have partition {unknown[0]} of the log"
-                progress = _Progress(checked, sum(one.position for one in anchor.partitions))
-                for partition, one in enumerate(anchor.partitions):
+                progress = _Progress(checked, sum(anchored.position for anchored in anchor.partitions))
+                for partition, anchored in enumerate(anchor.partitions):
                     compared = PartitionComparison(
-                        partition=partition, position=one.position, head=heads.get(partition)
+                        partition=partition, position=anchored.position, head=heads.get(partition)
                     )
                     self.partitions.append(compared)
-                    async for problem in self._problems_of(connection, one, compared, report=progress.add):
+                    async for problem in self._problems_of(connection, anchored, compared, report=progress.add):
                         compared.unchanged = False
                         yield problem
 
@@ -128,8 +120,8 @@ class AnchorCheck:
             number += 1
         for numbers, what in ((identities, "are not those of the anchor"), (contents, "have other content")):
             ranges = [f"{first * size + 1} to {min((last + 1) * size, upto)}" for first, last in _runs(numbers)]
-            for one in ranges[:MAX_NAMED_PROBLEMS]:
-                yield f"{name}: events {one} {what}"
+            for span in ranges[:MAX_NAMED_PROBLEMS]:
+                yield f"{name}: events {span} {what}"
             if (more := len(ranges) - MAX_NAMED_PROBLEMS) > 0:
                 yield f"{name}: events in {more} more places {what}"
 
@@ -169,3 +161,147 @@ def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
     for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
         members = [number for _, number in run]
         yield members[0], members[-1]
+
+
+FORMAT: Final = 1
+"""The version of the document and of what is hashed."""
+MAX_BLOCK_EVENTS: Final = 10_000
+MAX_PARTITIONS: Final = 1024
+_DIGEST_HEX_LENGTH: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorBlock:
+    """The digests of consecutive events of a partition."""
+
+    identity: str
+    content: str
+    redacted: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionAnchor:
+    """One partition of the log."""
+
+    position: int
+    blocks: tuple[AnchorBlock, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchor:
+    """What a log was like at a moment."""
+
+    store_id: UUID
+    made_at: datetime
+    block_events: int
+    partitions: tuple[PartitionAnchor, ...]
+
+
+def block_of(rows: Iterable[Any]) -> AnchorBlock:
+    """Return the digests of rows of the log, in the order of their positions.
+
+    The identity hashes a line per event: a JSON list of position, conversation id, version, event id, origin id,
+    sequence, type, schema version, the two times in microseconds, and what an erasure leaves of data and metadata. The
+    content hashes the events' digests, which an erasure leaves too.
+    """
+    identity, content, redacted = sha256(), sha256(), 0
+    for row in rows:
+        identity.update(
+            orjson.dumps(
+                [
+                    row.position,
+                    row.conversation_id,
+                    row.version,
+                    row.event_id.hex,
+                    row.origin_id.hex,
+                    row.sequence,
+                    row.type,
+                    row.schema_version,
+                    row.occurred_at,
+                    row.recorded_at,
+                    *_lasting(row),
+                ],
+                default=repr,  # of another type than was written: it differs, whatever it is
+                option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SORT_KEYS,
+            )
+        )
+        redacted += row.salt is None
+        content.update(bytes(row.digest))
+    return AnchorBlock(identity.hexdigest(), content.hexdigest(), redacted)
+
+
+def _lasting(row: Any) -> tuple[Any, str | None]:
+    try:
+        return stripped(row.type, decode(row.data)), internal_metadata(row.metadata)
+    except ValueError:
+        return row.data, row.metadata  # damaged, so that it differs
+
+
+def dump(anchor: Anchor) -> bytes:
+    """Return the document of an anchor: JSON, the same bytes for the same anchor."""
+    document = {
+        "letopis_anchor": FORMAT,
+        "store_id": str(anchor.store_id),
+        "made_at": anchor.made_at.astimezone(UTC).isoformat(timespec="seconds"),
+        "block_events": anchor.block_events,
+        "partitions": [
+            {
+                "partition": number,
+                "position": partition.position,
+                "blocks": [[block.identity, block.content, block.redacted] for block in partition.blocks],
+            }
+            for number, partition in enumerate(anchor.partitions)
+        ],
+    }
+    return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def load(document: bytes) -> Anchor:
+    """Return the anchor in a document."""
+    try:
+        content = orjson.loads(document)
+    except orjson.JSONDecodeError:
+        raise InvalidInput("anchor", "is not JSON") from None
+    if not isinstance(content, dict) or "letopis_anchor" not in content:
+        raise InvalidInput("anchor", "is JSON, but not an anchor of `letopis db anchor`")
+    if content["letopis_anchor"] != FORMAT:
+        raise InvalidInput("anchor", f"has a format other than {FORMAT}: check it with the release that made it")
+    try:
+        return _anchor_in(content)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InvalidInput("anchor", "is incomplete or was changed by hand") from None
+
+
+def _anchor_in(document: Mapping[str, Any]) -> Anchor:
+    block_events = _whole(document["block_events"], 1, MAX_BLOCK_EVENTS)
+    if not 1 <= len(document["partitions"]) <= MAX_PARTITIONS:
+        raise ValueError("partitions")
+    partitions = []
+    for number, partition in enumerate(document["partitions"]):
+        _whole(partition["partition"], number, number)
+        position = _whole(partition["position"], 0)
+        blocks = tuple(
+            AnchorBlock(_hex(identity), _hex(content), _whole(redacted, 0))
+            for identity, content, redacted in partition["blocks"]
+        )
+        if len(blocks) != -(-position // block_events):
+            raise ValueError("blocks")
+        partitions.append(PartitionAnchor(position=position, blocks=blocks))
+    made_at = datetime.fromisoformat(document["made_at"])
+    if made_at.tzinfo is None:
+        raise ValueError("made_at")
+    return Anchor(
+        store_id=UUID(document["store_id"]), made_at=made_at, block_events=block_events, partitions=tuple(partitions)
+    )
+
+
+def _whole(value: Any, least: int, most: int | None = None) -> int:
+    if type(value) is not int or value < least or (most is not None and value > most):
+        raise ValueError("number")
+    return value
+
+
+def _hex(value: Any) -> str:
+    if not isinstance(value, str) or len(value) != _DIGEST_HEX_LENGTH or bytes.fromhex(value).hex() != value:
+        raise ValueError("digest")
+    return value

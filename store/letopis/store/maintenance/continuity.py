@@ -24,24 +24,13 @@ class Read(Protocol):
     """Runs a read on a connection of the store."""
 
     def __call__(self, read: Callable[[AsyncConnection], Awaitable[T]], /) -> Awaitable[T]:
-        """Return the result of ``read``.
-
-        :raises StoreFault: the database failed.
-        """
+        """Return the result of ``read``."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogCount:
-    """The result of counting a part of the log.
-
-    :ivar missing: how many positions were given out and hold no event.
-    :ivar partition: the first partition with missing events.
-    :ivar after: the position before the range with missing events.
-    :ivar upto: the last position of that range.
-    :ivar next: the position to continue after; 0 at the end of the log.
-    :ivar heads: the last position of each partition.
-    """
+    """The result of counting a part of the log."""
 
     missing: int = 0
     partition: int = 0
@@ -75,45 +64,33 @@ class Continuity:
         event.listen(engine.sync_engine, "invalidate", count)
 
     async def count(self, after: int = 0, *, newest: int = NEWEST_POSITIONS, length: int = RANGE_POSITIONS) -> LogCount:
-        """Count the events at the end of the log, and those in a range after a position, in one statement by key.
-
-        The end is where it was at the previous count. Positions have no gaps, so a missing event was deleted, or never
-        written though its position was given out.
-
-        :param after: the position before the range.
-        :param newest: positions at the end of each partition.
-        :param length: positions of the range.
-        :raises StoreFault: the database failed.
-        """
-        found = await self._read(
+        """Count the events at the end of the log, and those in a range after a position, in one statement by key."""
+        counted = await self._read(
             lambda connection: count_log(connection, after, newest=newest, length=length, heads=self._heads)
         )
-        self._heads = found.heads
-        return found
+        self._heads = counted.heads
+        return counted
 
 
 async def count_log(
     connection: AsyncConnection, after: int, *, newest: int, length: int, heads: Mapping[int, int] | None = None
 ) -> LogCount:
-    """Count as :meth:`Continuity.count` does, on an open connection.
-
-    :param heads: the last positions of the partitions if they are known.
-    """
+    """Count as :meth:`Continuity.count` does, on an open connection."""
     if heads is None:
         heads = {row[0]: row[1] for row in (await connection.execute(_HEADS)).all()}
-    ranges = [(one, after, after + length) for one in sorted(heads)]
-    ranges += [(one, max(0, heads[one] - newest), heads[one]) for one in sorted(heads)]
+    ranges = [(number, after, after + length) for number in sorted(heads)]
+    ranges += [(number, max(0, heads[number] - newest), heads[number]) for number in sorted(heads)]
     # Bounds are parameters: with a join, PostgreSQL plans for any size and MariaDB reads the whole table.
     counts = [_count_range(index, *bounds) for index, bounds in enumerate(ranges)]
     rows = (await connection.execute(sa.union_all(_NOW, *counts))).all()
     now = {row[1]: row[2] for row in rows if row[0] < 0}
     held = {row[0]: row[2] for row in rows if row[0] >= 0}
-    found = LogCount(next=after + length if any(head > after + length for head in now.values()) else 0, heads=now)
+    log = LogCount(next=after + length if any(head > after + length for head in now.values()) else 0, heads=now)
     for index, (partition, first, last) in enumerate(ranges):
         upto = min(last, now.get(partition, 0))  # a restored store may end earlier
         if (missing := max(0, upto - first) - held[index]) > 0:
-            return replace(found, missing=missing, partition=partition, after=first, upto=upto)
-    return found
+            return replace(log, missing=missing, partition=partition, after=first, upto=upto)
+    return log
 
 
 def _count_range(index: int, partition: int, first: int, last: int) -> Any:

@@ -23,11 +23,7 @@ _ERASING: Final = (MessageRedacted.type, ConversationDeleted.type, ConversationR
 
 @dataclass(slots=True)
 class _Erasures:
-    """What the log of one conversation says of erasures.
-
-    :ivar redacted: ids of messages that were redacted.
-    :ivar rewinds: versions that took messages off the path; ``resets`` erased all that came before them.
-    """
+    """What the log of one conversation says of erasures."""
 
     redacted: set[str] = field(default_factory=set)
     rewinds: set[int] = field(default_factory=set)
@@ -48,9 +44,9 @@ async def erasure_problems(connection: AsyncConnection) -> AsyncIterator[str]:
     An event that its outbox erased before the delivery says so: the redaction may come later. Events that cannot be
     read are left to the check of the log.
     """
-    found = await _erasures(connection)
+    erasures = await _erasures(connection)
     async for row in _rows(connection, events.c.salt.is_(None)):
-        data, known = _decoded(row), found.get(row.conversation_id, _NOTHING)
+        data, known = _decoded(row), erasures.get(row.conversation_id, _NOTHING)
         if data is None or known.erase(row.version) or arrived_erased(row.metadata):
             continue
         message_id = data.get("message_id") if row.type in MESSAGE_CONTENT_TYPES else None
@@ -58,14 +54,14 @@ async def erasure_problems(connection: AsyncConnection) -> AsyncIterator[str]:
             continue
         yield f"event {row.position} of partition {row.partition} was erased, and no event of its conversation says so"
     for task in await connection.execute(sa.select(tasks).where(tasks.c.after < tasks.c.upto)):
-        known = found.get(task.conversation_id, _NOTHING)
+        known = erasures.get(task.conversation_id, _NOTHING)
         asked = {ERASE: known.erase(task.upto), RESET: task.version in known.resets}
         asked[LEAVE] = known.deleted or task.version in known.rewinds
         if not asked.get(task.kind, True):
             yield f"conversation {task.conversation_id!r} has a task {task.kind!r} that no event of it asked for"
     retained = sa.select(conversations.c.conversation_id).where(conversations.c.retained > 0)
     for (name,) in await connection.execute(retained):
-        if not (known := found.get(name, _NOTHING)).deleted and not known.resets:
+        if not (known := erasures.get(name, _NOTHING)).deleted and not known.resets:
             yield f"conversation {name!r} retains content for forks, and no event of it has erased any"
 
 
@@ -76,20 +72,20 @@ async def _was_erased(connection: AsyncConnection, row: sa.Row[Any], message_id:
         events.c.conversation_id == row.conversation_id,
         events.c.type == MessageAppended.type,
     )
-    async for one in _rows(connection, appended):
-        if known.erase(one.version) or arrived_erased(one.metadata):
-            data = _decoded(one)
+    async for appending in _rows(connection, appended):
+        if known.erase(appending.version) or arrived_erased(appending.metadata):
+            data = _decoded(appending)
             if data is not None and data.get("message_id") == message_id:
                 return True
     return False
 
 
 async def _erasures(connection: AsyncConnection) -> dict[str, _Erasures]:
-    found: dict[str, _Erasures] = defaultdict(_Erasures)
+    erasures: dict[str, _Erasures] = defaultdict(_Erasures)
     async for row in _rows(connection, events.c.type.in_(_ERASING)):
         if (data := _decoded(row)) is None or conflict_of(row.metadata) is not None:
             continue
-        known = found[row.conversation_id]
+        known = erasures[row.conversation_id]
         if row.type == MessageRedacted.type:
             known.redacted.add(str(data.get("message_id")))
         elif row.type == ConversationDeleted.type:
@@ -98,17 +94,19 @@ async def _erasures(connection: AsyncConnection) -> dict[str, _Erasures]:
             known.rewinds.add(row.version)
             if data.get("erase") is True:
                 known.resets.add(row.version)
-    return found
+    return erasures
 
 
 async def _rows(connection: AsyncConnection, condition: sa.ColumnElement[bool]) -> AsyncIterator[sa.Row[Any]]:
     """Yield the events that fulfil a condition, in the order of the log."""
-    place = (-1, 0)
+    position = (-1, 0)
     while True:
         rows = (
             await connection.execute(
                 sa.select(events)
-                .where(condition, sa.tuple_(events.c.partition, events.c.position) > sa.tuple_(*map(sa.literal, place)))
+                .where(
+                    condition, sa.tuple_(events.c.partition, events.c.position) > sa.tuple_(*map(sa.literal, position))
+                )
                 .order_by(events.c.partition, events.c.position)
                 .limit(_PAGE_ROWS)
             )
@@ -117,7 +115,7 @@ async def _rows(connection: AsyncConnection, condition: sa.ColumnElement[bool]) 
             yield row
         if len(rows) < _PAGE_ROWS:
             return
-        place = (rows[-1].partition, rows[-1].position)
+        position = (rows[-1].partition, rows[-1].position)
 
 
 def _decoded(row: sa.Row[Any]) -> Mapping[str, Any] | None:

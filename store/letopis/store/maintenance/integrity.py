@@ -63,8 +63,8 @@ def wal_problem(database: Path) -> str:
     wal = database.with_name(f"{database.name}-wal")
     for _ in range(3):
         content = _read_bytes(wal)
-        found = scan_wal(content)
-        if found.certain or not found.problem:
+        scan = scan_wal(content)
+        if scan.certain or not scan.problem:
             break
         # Another process may be writing to it.
         time.sleep(WAL_RECHECK_SECONDS)
@@ -72,7 +72,7 @@ def wal_problem(database: Path) -> str:
             break
     else:
         return ""
-    return found.problem
+    return scan.problem
 
 
 def _read_bytes(wal: Path) -> bytes:
@@ -244,8 +244,8 @@ async def _lanes(connection: AsyncConnection) -> AsyncIterator[str]:
         yield f"{count} lanes belong to an unknown outbox"
 
 
-def _same_lane(one: Any, other: Any) -> sa.ColumnElement[bool]:
-    return sa.and_(*(one.c[name] == other.c[name] for name in _LANE_KEY))
+def _same_lane(left: Any, right: Any) -> sa.ColumnElement[bool]:
+    return sa.and_(*(left.c[name] == right.c[name] for name in _LANE_KEY))
 
 
 async def _owners(connection: AsyncConnection) -> AsyncIterator[str]:

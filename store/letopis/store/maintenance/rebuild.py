@@ -23,6 +23,7 @@ from letopis.store.model.upcasters import Upcasters
 from letopis.store.rules.apply_plan import TableRow
 from letopis.store.rules.reducer import PROJECTION_RULES
 from letopis.store.rules.rows import ConversationRow, MessageRow
+from letopis.store.search.indexer import index_progress
 from letopis.store.write.owners import OwnerRow, OwnerStatements
 from letopis.store.write.redaction import Eraser
 
@@ -114,11 +115,7 @@ class Rebuilder:
         self._retains_too_much = False  # a conversation whose row was lost may retain more than its forks read
 
     async def run(self, *, check: bool, every: bool) -> AsyncGenerator[Rebuilt, None]:
-        """Rebuild the conversations whose rows older rules made, and those without a row.
-
-        :param check: write nothing.
-        :param every: rebuild all conversations.
-        """
+        """Rebuild the conversations whose rows older rules made, and those without a row."""
         statements = self._statements
         for statement in (statements.every if every else statements.older, statements.lost):
             async for partition, conversation_id in self._keys(statement):
@@ -128,11 +125,7 @@ class Rebuilder:
             await self._whole(self._release_retained())
 
     async def rebuild(self, partition: int, conversation_id: str, *, check: bool) -> Rebuilt | None:
-        """Rebuild one conversation. Return ``None`` if it does not exist, or a newer release made its rows.
-
-        :param check: write nothing.
-        :raises StoreFault: the database failed; the conversation is unchanged.
-        """
+        """Rebuild one conversation. Return ``None`` if it does not exist, or a newer release made its rows."""
         replay = ConversationReplay(partition, conversation_id, self._upcasters)
         if not check:
             # Carried out first: rows with a pending task are neither right nor wrong.
@@ -295,28 +288,28 @@ class Rebuilder:
             await self._dialect.insert(connection, messages, rows)
         if changes.redacted:
             is_deleted = row.conversation.state == "deleted"
-            redacted = [one.version for one in replay.messages if is_deleted or one.redacted_at is not None]
-            place = (replay.partition, replay.conversation_id)
-            await self._eraser.strip_versions(connection, *place, changes.redacted, messages=redacted)
+            redacted = [message.version for message in replay.messages if is_deleted or message.redacted_at is not None]
+            key = (replay.partition, replay.conversation_id)
+            await self._eraser.strip_versions(connection, *key, changes.redacted, messages=redacted)
 
     async def _assign_number(self, connection: AsyncConnection, row: ConversationRow, owner_id: str) -> None:
         """Give a conversation whose row was lost its owner's next number: no event says which one it had."""
         values = {"partitions": [partition_of(owner_id, self._partitions)], "owners": [owner_id]}
-        found = (await connection.execute(self._owner_statements.locked, values)).first()
-        if found is None:
+        owner_row = (await connection.execute(self._owner_statements.locked, values)).first()
+        if owner_row is None:
             highest = (await connection.execute(self._statements.highest_number, {"owner": owner_id})).scalar()
             owner = OwnerRow(owner_id=owner_id, number=(highest or 0) + 1)
         else:
             owner = OwnerRow(
                 owner_id=owner_id,
-                active=found.active_conversation_id,
-                number=found.next_number,
-                by=found.activated_by,
-                order=found.activated_order,
+                active=owner_row.active_conversation_id,
+                number=owner_row.next_number,
+                by=owner_row.activated_by,
+                order=owner_row.activated_order,
             )
         row.number = owner.number
         owner.number += 1
-        write = self._dialect.insert if found is None else self._dialect.overwrite
+        write = self._dialect.insert if owner_row is None else self._dialect.overwrite
         await write(connection, owners, [owner.as_row(self._partitions)])
 
 
@@ -334,8 +327,8 @@ def _different(replay: ConversationReplay, message: MessageRow, row: sa.Row[Any]
         stored = message_row(row)
     except (TypeError, ValueError):
         return ["reactions"]  # not the JSON that was written
-    wanted, found = replay.compared_values(message), replay.compared_values(stored)
-    return [name for name, value in wanted.items() if found[name] != value]
+    wanted, held = replay.compared_values(message), replay.compared_values(stored)
+    return [name for name, value in wanted.items() if held[name] != value]
 
 
 def _result(replay: ConversationReplay, changes: _Changes, *, written: bool) -> Rebuilt:
@@ -347,3 +340,20 @@ def _result(replay: ConversationReplay, changes: _Changes, *, written: bool) -> 
         difference_count=changes.count,
         written=written,
     )
+
+
+async def conversations_to_rebuild(engine: AsyncEngine, *, every: bool) -> int:
+    """Return how many conversations a rebuild goes through, without those whose row is missing."""
+    rules = conversations.c.rules
+    chosen = rules <= PROJECTION_RULES if every else rules < PROJECTION_RULES
+    with translated():
+        async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
+            count = await connection.execute(sa.select(sa.func.count()).select_from(conversations).where(chosen))
+            return int(count.scalar_one())
+
+
+async def events_to_index(engine: AsyncEngine) -> int:
+    """Return how many events the search index is behind the log."""
+    with translated():
+        async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
+            return sum(progress.behind for progress in await index_progress(connection))

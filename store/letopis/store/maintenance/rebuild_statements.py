@@ -39,7 +39,9 @@ class RebuildStatements:
         self.messages = _page_of_messages(columns)
         # In a deleted conversation, messages that a pending task takes off the path have no reactions either.
         reactions = sa.case((left_by_mark(messages).is_(None), messages.c.reactions)).label("reactions")
-        self.messages_of_deleted = _page_of_messages([reactions if one.key == "reactions" else one for one in columns])
+        self.messages_of_deleted = _page_of_messages(
+            [reactions if chosen.key == "reactions" else chosen for chosen in columns]
+        )
         self.delete_messages = sa.delete(messages).where(*_of(messages), dialect.among(messages.c.version, "versions"))
         self.highest_number = sa.select(sa.func.max(conversations.c.number)).where(
             conversations.c.owner_id == sa.bindparam("owner")
@@ -48,8 +50,7 @@ class RebuildStatements:
         self.older = _keys_of(conversations).where(conversations.c.rules < PROJECTION_RULES)
         # Every conversation begins with version 1.
         same = sa.and_(
-            conversations.c.partition == events.c.partition,
-            conversations.c.conversation_id == events.c.conversation_id,
+            conversations.c.partition == events.c.partition, conversations.c.conversation_id == events.c.conversation_id
         )
         self.lost = (
             _keys_of(events)
@@ -73,10 +74,7 @@ def _page_of_messages(columns: Sequence[sa.ColumnElement[Any]]) -> sa.Select[Any
 
 
 def _of(table: sa.Table) -> tuple[sa.ColumnElement[bool], ...]:
-    return (
-        table.c.partition == sa.bindparam("partition"),
-        table.c.conversation_id == sa.bindparam("conversation"),
-    )
+    return (table.c.partition == sa.bindparam("partition"), table.c.conversation_id == sa.bindparam("conversation"))
 
 
 def _keys_of(table: sa.Table) -> Any:

@@ -55,14 +55,11 @@ class ConversationReplay:
         self._reset_at = 0
 
     def apply(self, page: Sequence[sa.Row[Any]]) -> None:
-        """Apply the next rows of the log.
-
-        :raises StoreFault: the database is damaged: an event is missing, or is not what was written.
-        """
+        """Apply the next rows of the log."""
         if not page:
             return
-        for version, found in enumerate(page, self.events + 1):
-            if found.version != version:
+        for version, row in enumerate(page, self.events + 1):
+            if row.version != version:
                 raise _damaged(f"event {version} of a conversation is missing")
         if self.row is None:
             first = page[0].occurred_at
@@ -70,7 +67,7 @@ class ConversationReplay:
             self.row = ConversationRow(
                 partition=self.partition, conversation_id=self.conversation_id, conversation=tally
             )
-        decoded = tuple(self._decode(found) for found in page)
+        decoded = tuple(self._decode(row) for row in page)
         # What forks read is considered at the end: no event is redacted here because of it.
         projected = project_events(
             self.row, decoded, self._changed_by(decoded), verdicts=_conflicts(page), retain=INTEGER_MAX
@@ -115,7 +112,7 @@ class ConversationReplay:
                 message.reactions = ()
                 if message.redacted_at in (None, message.version):
                     message.redacted_at, message.content_version = first, message.version
-        resets = (found.version for found in page if found.type == ConversationRewound.type and _erases(found))
+        resets = (row.version for row in page if row.type == ConversationRewound.type and _erases(row))
         self._reset_at = max(resets, default=self._reset_at)
 
     def _note_content(self, page: Sequence[sa.Row[Any]], projected: Projected, decoded: Sequence[DecodedEvent]) -> None:
@@ -123,15 +120,15 @@ class ConversationReplay:
         for message_id in projected.redactions:
             self.unredacted.update(self._events_of_message.pop(message_id, ()))
         deleted = self.row is not None and self.row.conversation.state == "deleted"
-        for found, event, item in zip(page, projected.events, decoded, strict=True):
-            if found.salt is None:
+        for row, event, item in zip(page, projected.events, decoded, strict=True):
+            if row.salt is None:
                 continue
-            if found.type != ConversationDeleted.type:
-                self._with_content.append(found.version)
+            if row.type != ConversationDeleted.type:
+                self._with_content.append(row.version)
             if event.redacted and not deleted:
-                self.unredacted.add(found.version)
+                self.unredacted.add(row.version)
             elif (of_message := message_of(event, item.body)) is not None:
-                self._events_of_message.setdefault(of_message, []).append(found.version)
+                self._events_of_message.setdefault(of_message, []).append(row.version)
 
     def compared_values(self, message: MessageRow) -> dict[str, Any]:
         """Return the comparable values of a message, replayed or stored.
@@ -155,39 +152,39 @@ class ConversationReplay:
             "back": message.back,
         }
 
-    def _decode(self, found: sa.Row[Any]) -> DecodedEvent:
+    def _decode(self, row: sa.Row[Any]) -> DecodedEvent:
         try:
-            data = decode(found.data)
-            if found.metadata is not None:
-                decode(found.metadata)
+            data = decode(row.data)
+            if row.metadata is not None:
+                decode(row.metadata)
         except ValueError:
             # Not chained: the error quotes the text.
             data = None
         if data is None:
-            raise _damaged(f"event {found.version} of a conversation is not the JSON that was written")
+            raise _damaged(f"event {row.version} of a conversation is not the JSON that was written")
         # SQLite keeps what a flipped bit made of a value's type.
-        if any(not isinstance(getattr(found, name), kind) for name, kind in _TYPES.items()):
-            raise _damaged(f"event {found.version} of a conversation has a value of another type")
-        body = read(found.type, *self._upcasters.upcast(found.type, found.schema_version, data))
-        if found.salt is None and isinstance(body, MessageEdited):
-            self._empty_edits.add(found.version)
+        if any(not isinstance(getattr(row, name), kind) for name, kind in _TYPES.items()):
+            raise _damaged(f"event {row.version} of a conversation has a value of another type")
+        body = read(row.type, *self._upcasters.upcast(row.type, row.schema_version, data))
+        if row.salt is None and isinstance(body, MessageEdited):
+            self._empty_edits.add(row.version)
         event = EncodedEvent(
             conversation_id=self.conversation_id,
-            event_id=found.event_id,
-            type=found.type,
-            schema_version=found.schema_version,
-            data=found.data,
-            metadata=found.metadata,
-            digest=found.digest,
-            salt=found.salt,
-            occurred_at=found.occurred_at,
-            redacted=found.salt is None,
+            event_id=row.event_id,
+            type=row.type,
+            schema_version=row.schema_version,
+            data=row.data,
+            metadata=row.metadata,
+            digest=row.digest,
+            salt=row.salt,
+            occurred_at=row.occurred_at,
+            redacted=row.salt is None,
         )
         # Conflicts are looked up by version: sequences belong to an outbox, not to the conversation.
         return DecodedEvent(
-            delivery=SequencedEvent(sequence=found.version, event=event),
+            delivery=SequencedEvent(sequence=row.version, event=event),
             body=body,
-            back=isinstance(body, MessageAppended) and puts_back(found.metadata),
+            back=isinstance(body, MessageAppended) and puts_back(row.metadata),
         )
 
     def _changed_by(self, decoded: Sequence[DecodedEvent]) -> list[MessageRow]:
@@ -218,12 +215,12 @@ _TYPES: Final = {
 """What columns of an event hold, beside its data."""
 
 
-def _erases(found: sa.Row[Any]) -> bool:
-    return bool(decode(found.data).get("erase")) and conflict_of(found.metadata) is None
+def _erases(row: sa.Row[Any]) -> bool:
+    return bool(decode(row.data).get("erase")) and conflict_of(row.metadata) is None
 
 
 def _conflicts(page: Sequence[sa.Row[Any]]) -> dict[int, Conflict]:
-    return {found.version: conflict for found in page if (conflict := conflict_of(found.metadata)) is not None}
+    return {row.version: conflict for row in page if (conflict := conflict_of(row.metadata)) is not None}
 
 
 def _damaged(what: str) -> StoreFault:

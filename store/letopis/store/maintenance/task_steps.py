@@ -102,12 +102,7 @@ class TaskSteps:
         return PendingTasks(tasks=int(count), rows=int(rows), erasing=int(erasing))
 
     async def step(self, *, conversation: tuple[int, str] | None = None) -> bool:
-        """Carry out a piece of the first pending task. Return True if there was one.
-
-        :param conversation: partition and id, to work on the tasks of this conversation only.
-        :raises StoreFault: the database failed; nothing was changed. ``WRONG_STORE``: this is not the expected store
-            or the history is being moved or was moved away.
-        """
+        """Carry out a piece of the first pending task. Return True if there was one."""
         pending = self._pending
         if conversation is not None:
             pending = pending.where(tasks.c.partition == conversation[0], tasks.c.conversation_id == conversation[1])
@@ -143,18 +138,18 @@ class TaskSteps:
                 return task.after
 
     async def _piece(self, connection: AsyncConnection, task: Task, *, deleted: bool) -> int:
-        place = (task.partition, task.conversation_id)
+        conversation = (task.partition, task.conversation_id)
         if task.kind == ERASE:
             return await self._eraser.strip_some(
-                connection, *place, after=task.after, upto=task.upto, limit=PIECE_VERSIONS
+                connection, *conversation, after=task.after, upto=task.upto, limit=PIECE_VERSIONS
             )
         upto = min(task.after + PIECE_VERSIONS, task.upto)
-        key = {"b_partition": place[0], "b_conversation": place[1], "b_after": task.after, "b_upto": upto}
+        key = {"b_partition": conversation[0], "b_conversation": conversation[1], "b_after": task.after, "b_upto": upto}
         if task.kind == LEAVE:
             await connection.execute(self._leave, {**key, "b_version": task.version})
         elif task.kind == RESET:
             await connection.execute(self._reset, {**key, "b_version": task.version})
         if task.kind == RESET or (task.kind == LEAVE and deleted):
             await connection.execute(self._clear_reactions, key)
-        await self._index.forget_between(connection, *place, task.after, upto)
+        await self._index.forget_between(connection, *conversation, task.after, upto)
         return upto

@@ -20,12 +20,7 @@ _MASK: Final = 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class WalFrame:
-    """One page that a commit wrote.
-
-    :ivar page: the page number, from 1.
-    :ivar size: pages of the database after the commit that this frame ends; 0 if it ends none.
-    :ivar at: offset of the page in the WAL.
-    """
+    """One page that a commit wrote."""
 
     page: int
     size: int
@@ -64,11 +59,11 @@ def scan_wal(wal: bytes) -> WalScan:
     before = (sum1, sum2)
     frames: list[WalFrame] = []
     for at in _places(len(wal), page_size):
-        found = _frame(wal, at, page_size, before, order)
-        if found is None or found[1] != (salt1, salt2):
+        frame = _frame(wal, at, page_size, before, order)
+        if frame is None or frame[1] != (salt1, salt2):
             return _stopped(wal, at, page_size, order, (salt1, salt2), before, frames)
-        frames.append(found[0])
-        before = found[2]
+        frames.append(frame[0])
+        before = frame[2]
     rest = wal[_HEADER + len(frames) * (_FRAME + page_size) :]
     # A WAL that was truncated keeps a piece of an older generation at its end.
     older = len(rest) >= 16 and struct.unpack_from(">2I", rest, 8) != (salt1, salt2)
@@ -79,7 +74,10 @@ def scan_wal(wal: bytes) -> WalScan:
 def _headless(wal: bytes, order: str, page_size: int) -> WalScan:
     """Scan a WAL whose header is damaged: SQLite reads nothing of it."""
     problem = "the header of the WAL is damaged: SQLite reads nothing of it"
-    for order_, size in ((order, page_size), *((one, 1 << bits) for bits in range(9, 17) for one in "<>")):
+    for order_, size in (
+        (order, page_size),
+        *((order_sign, 1 << bits) for bits in range(9, 17) for order_sign in "<>"),
+    ):
         # The salts of the first frame serve if the second frame follows from it.
         if size < 512 or size > 65536 or size & (size - 1) or len(wal) < _HEADER + _FRAME + size:
             continue
@@ -111,7 +109,7 @@ def _stopped(
     ours = (salt1, salt2) == salts
     if not (ours or follows or behind):
         return _ended(page_size, frames, (), "")
-    certain = any(one.size for one in behind)
+    certain = any(frame.size for frame in behind)
     if certain:
         problem = f"frame {len(frames) + 1} of the WAL is damaged: SQLite drops what was committed after it"
     else:
@@ -124,7 +122,7 @@ def _stopped(
 
 def _ended(page_size: int, frames: list[WalFrame], dropped: tuple[WalFrame, ...], problem: str) -> WalScan:
     """Return the scan without frames that no commit follows."""
-    committed = max((place for place, one in enumerate(frames, 1) if one.size), default=0)
+    committed = max((index for index, frame in enumerate(frames, 1) if frame.size), default=0)
     open_ones = tuple(frames[committed:])
     if open_ones and not problem:
         problem = (
@@ -135,26 +133,23 @@ def _ended(page_size: int, frames: list[WalFrame], dropped: tuple[WalFrame, ...]
 
 
 def _behind(wal: bytes, at: int, page_size: int, order: str, salts: tuple[int, int]) -> tuple[WalFrame, ...]:
-    """Return the frames of this generation after the one at ``at``.
-
-    Each is valid by the checksum that the previous frame states, or comes before a frame that is.
-    """
-    found: list[WalFrame] = []
-    places = [place for place in _places(len(wal), page_size) if place > at]
+    """Return the frames of this generation after the one at ``at``."""
+    frames_behind: list[WalFrame] = []
+    places = [offset for offset in _places(len(wal), page_size) if offset > at]
     valid = 0
-    for place in places:
-        number, size, salt1, salt2 = struct.unpack_from(">4I", wal, place)
-        seed = struct.unpack_from(">2I", wal, place - page_size - 8)
-        if _frame(wal, place, page_size, (seed[0], seed[1]), order) is not None and (salt1, salt2) == salts:
-            found.append(WalFrame(number, size, place + _FRAME))
-            valid = len(found)
+    for offset in places:
+        number, size, salt1, salt2 = struct.unpack_from(">4I", wal, offset)
+        seed = struct.unpack_from(">2I", wal, offset - page_size - 8)
+        if _frame(wal, offset, page_size, (seed[0], seed[1]), order) is not None and (salt1, salt2) == salts:
+            frames_behind.append(WalFrame(number, size, offset + _FRAME))
+            valid = len(frames_behind)
         elif (salt1, salt2) == salts:
-            found.append(
-                WalFrame(number, size, place + _FRAME)
+            frames_behind.append(
+                WalFrame(number, size, offset + _FRAME)
             )  # the damage may reach into it: kept if a valid one follows
         else:
             break
-    return tuple(found[:valid])
+    return tuple(frames_behind[:valid])
 
 
 def _frame(
@@ -176,9 +171,9 @@ def _places(length: int, page_size: int) -> Iterator[int]:
 
 
 def _checksum(data: bytes, seed: tuple[int, int], order: str) -> tuple[int, int]:
-    one, two = seed
+    first, second = seed
     words = struct.unpack(f"{order}{len(data) // 4}I", data)
     for even, odd in zip(words[::2], words[1::2], strict=True):
-        one = (one + even + two) & _MASK
-        two = (two + odd + one) & _MASK
-    return one, two
+        first = (first + even + second) & _MASK
+        second = (second + odd + first) & _MASK
+    return first, second

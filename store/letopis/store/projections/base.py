@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final, Self
 
+import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from letopis.store.database.dialects import Dialect
 from letopis.store.database.fault_classification import translated
 from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.schema import checkpoints
 from letopis.store.errors import ConfigurationError
 from letopis.store.model.events import RecordedEvent
+from letopis.store.rules.apply_plan import TableRow
 
 MAX_VERSION: Final = 2**31 - 1
 MAX_NAME_LENGTH: Final = 64
@@ -71,10 +76,7 @@ def has_effects(projection: Projection) -> bool:
 
 
 def check_projection(projection: Projection) -> Projection:
-    """Return ``projection`` if its name and version can identify its checkpoints.
-
-    :raises ConfigurationError: it is not a projection, or its name or version is wrong.
-    """
+    """Return ``projection`` if its name and version can identify its checkpoints."""
     if not isinstance(projection, Projection):
         raise ConfigurationError(f"a projection must be a Projection, not {type(projection).__name__}")
     name, version = getattr(projection, "name", None), projection.version
@@ -90,29 +92,30 @@ def check_projection(projection: Projection) -> Projection:
 
 
 def check_inline_projections(projections: Iterable[Projection]) -> tuple[Projection, ...]:
-    """Return inline projections in the order in which every process takes their locks.
-
-    :raises ConfigurationError: one is wrong, is given twice, or has effects.
-    """
+    """Return inline projections in the order in which every process takes their locks."""
     given: object = projections
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise ConfigurationError(f"projections must be a sequence of Projection, not {type(projections).__name__}")
-    ordered = sorted((check_projection(one) for one in projections), key=lambda one: (one.name, one.version))
-    for one, other in pairwise(ordered):
-        if (one.name, one.version) == (other.name, other.version):
-            raise ConfigurationError(f"version {one.version} of the projection {one.name!r} is given twice: drop one")
-    for one in ordered:
-        if has_effects(one):
-            raise ConfigurationError(f"the projection {one.name!r} has effects: run it by projector(), not inline")
+    ordered = sorted(
+        (check_projection(projection) for projection in projections),
+        key=lambda projection: (projection.name, projection.version),
+    )
+    for projection, other in pairwise(ordered):
+        if (projection.name, projection.version) == (other.name, other.version):
+            raise ConfigurationError(
+                f"version {projection.version} of the projection {projection.name!r} is given twice: drop one"
+            )
+    for projection in ordered:
+        if has_effects(projection):
+            raise ConfigurationError(
+                f"the projection {projection.name!r} has effects: run it by projector(), not inline"
+            )
     return tuple(ordered)
 
 
 @contextmanager
 def attributed_to(projection: Projection) -> Iterator[None]:
-    """Turn an exception into a fault of this projection, unless it is a transient fault of the database.
-
-    :raises StoreFault: chained to what the projection raised.
-    """
+    """Turn an exception into a fault of this projection, unless it is a transient fault of the database."""
     try:
         with translated():
             yield
@@ -126,3 +129,105 @@ def attributed_to(projection: Projection) -> Iterator[None]:
             reason=f"the projection {projection.name!r}, version {projection.version}, failed ({what}): fix its code "
             "or its tables",
         ) from error
+
+
+CheckpointKey = tuple[str, int, int]
+"""Name, version and partition."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Checkpoint:
+    """How far one version of a projection has read one partition; mutable within one transaction."""
+
+    name: str
+    version: int
+    partition: int
+    position: int
+    replay_to: int
+    new: bool = False
+
+    @classmethod
+    def first(cls, key: CheckpointKey, *, replay_to: int) -> Self:
+        """Return the checkpoint of a version that has read nothing yet."""
+        name, version, partition = key
+        return cls(name=name, version=version, partition=partition, position=0, replay_to=replay_to, new=True)
+
+    def is_other_version_of(self, name: str, partition: int, version: int) -> bool:
+        """Return True if it belongs to another version of the same projection in the same partition."""
+        return (self.name, self.partition) == (name, partition) and self.version != version
+
+    def as_row(self, now: int) -> TableRow:
+        """Return the values in the order of the table's columns."""
+        return (self.name, self.version, self.partition, self.position, self.replay_to, now)
+
+
+class Checkpoints:
+    """Reads, locks and moves checkpoints; its statements are built once."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        named = (
+            sa.select(checkpoints)
+            .where(dialect.among(checkpoints.c.name, "names"), dialect.among(checkpoints.c.partition, "partitions"))
+            .order_by(checkpoints.c.name, checkpoints.c.version, checkpoints.c.partition)
+        )
+        self._unlocked: Any = named
+        self._locked: Any = dialect.locked(named)
+        self._free: Any = named if self._locked is named else named.with_for_update(skip_locked=True)
+
+    async def read(
+        self, connection: AsyncConnection, names: Collection[str], partitions: Collection[int]
+    ) -> list[Checkpoint]:
+        """Return the checkpoints of all versions of some projections."""
+        return await self._rows(connection, self._unlocked, names, partitions)
+
+    async def lock(
+        self, connection: AsyncConnection, names: Collection[str], partitions: Collection[int]
+    ) -> list[Checkpoint]:
+        """Return the same checkpoints, locked until the end of the transaction."""
+        return await self._rows(connection, self._locked, names, partitions)
+
+    async def find(
+        self, connection: AsyncConnection, key: CheckpointKey, *, lock: bool = True, wait: bool = True
+    ) -> tuple[Checkpoint | None, list[int]]:
+        """Return the checkpoint of a version in a partition, and the positions of the other versions there.
+
+        :param wait: ``False`` to leave out those that another transaction has locked.
+        """
+        name, version, partition = key
+        statement = self._unlocked if not lock else self._locked if wait else self._free
+        all_versions = await self._rows(connection, statement, [name], [partition])
+        own = next((checkpoint for checkpoint in all_versions if checkpoint.version == version), None)
+        return own, [checkpoint.position for checkpoint in all_versions if checkpoint.version != version]
+
+    async def move(self, connection: AsyncConnection, moved: Collection[Checkpoint], *, now: int) -> None:
+        """Write checkpoints.
+
+        :raises IntegrityError: another process has inserted one of the new ones.
+        """
+        fresh = [checkpoint.as_row(now) for checkpoint in moved if checkpoint.new]
+        await self._dialect.insert(connection, checkpoints, fresh)
+        await self._dialect.overwrite(
+            connection, checkpoints, [checkpoint.as_row(now) for checkpoint in moved if not checkpoint.new]
+        )
+
+    async def drop(self, connection: AsyncConnection, name: str, version: int) -> None:
+        """Delete the checkpoints of one version."""
+        await connection.execute(
+            sa.delete(checkpoints).where(checkpoints.c.name == name, checkpoints.c.version == version)
+        )
+
+    async def _rows(
+        self, connection: AsyncConnection, statement: Any, names: Collection[str], partitions: Collection[int]
+    ) -> list[Checkpoint]:
+        rows = await connection.execute(statement, {"names": list(names), "partitions": list(partitions)})
+        return [
+            Checkpoint(
+                name=row.name,
+                version=row.version,
+                partition=row.partition,
+                position=row.position,
+                replay_to=row.replay_to,
+            )
+            for row in rows
+        ]

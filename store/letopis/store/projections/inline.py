@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect
+from letopis.store.database.schema import events
 from letopis.store.model.codec import decode
 from letopis.store.model.events import RecordedEvent, from_microseconds
-from letopis.store.projections.base import Projection, attributed_to
-from letopis.store.projections.checkpoints import Checkpoint, CheckpointKey, Checkpoints
+from letopis.store.projections.base import Checkpoint, CheckpointKey, Checkpoints, Projection, attributed_to
 from letopis.store.rules.apply_plan import TableRow
 
 logger = logging.getLogger("letopis.store.projections")
+_COLUMNS: Final = tuple(events.columns.keys())
 
 
 class InlineProjections:
@@ -32,18 +34,14 @@ class InlineProjections:
         self._warned: set[CheckpointKey] = set()
 
     async def apply(self, connection: AsyncConnection, recorded: Sequence[TableRow]) -> None:
-        """Apply what was just recorded, while the transaction holds the counters of the log.
-
-        :param recorded: rows of the events, in order.
-        :raises StoreFault: a projection failed, and with it the apply.
-        """
+        """Apply what was just recorded, while the transaction holds the counters of the log."""
         if not self._projections or not recorded:
             return
         events = sorted((_event(row) for row in recorded), key=_log_order)
         parts = {partition: list(part) for partition, part in groupby(events, key=lambda event: event.partition or 0)}
-        names = sorted({one.name for one in self._projections})
-        found = await self._checkpoints.lock(connection, names, list(parts))
-        known = {(one.name, one.version, one.partition): one for one in found}
+        names = sorted({projection.name for projection in self._projections})
+        locked = await self._checkpoints.lock(connection, names, list(parts))
+        known = {(checkpoint.name, checkpoint.version, checkpoint.partition): checkpoint for checkpoint in locked}
         moved = []
         for projection in self._projections:
             for partition, part in parts.items():
@@ -51,9 +49,9 @@ class InlineProjections:
                 key = (projection.name, projection.version, partition)
                 # External effects of another version are not repeated.
                 others = (
-                    one.position
-                    for one in known.values()
-                    if one.is_other_version_of(projection.name, partition, projection.version)
+                    checkpoint.position
+                    for checkpoint in known.values()
+                    if checkpoint.is_other_version_of(projection.name, partition, projection.version)
                 )
                 done = max(others, default=0)
                 checkpoint = known.setdefault(key, Checkpoint.first(key, replay_to=done or before))
@@ -85,36 +83,8 @@ def _log_order(event: RecordedEvent) -> tuple[int, int]:
 
 def _event(row: TableRow) -> RecordedEvent:
     """Return the event of a new row of the log, whose values are in the order of the columns."""
-    (
-        partition,
-        position,
-        conversation_id,
-        version,
-        event_id,
-        origin_id,
-        sequence,
-        type_name,
-        schema_version,
-        data,
-        metadata,
-        digest,
-        salt,
-        occurred_at,
-        recorded_at,
-    ) = row
-    return RecordedEvent(
-        conversation_id=conversation_id,
-        event_id=event_id,
-        origin_id=origin_id,
-        sequence=sequence,
-        type=type_name,
-        schema_version=schema_version,
-        data=decode(data),
-        metadata=decode(metadata),
-        digest=None if salt is None else digest,
-        occurred_at=from_microseconds(occurred_at),
-        version=version,
-        partition=partition,
-        position=position,
-        recorded_at=from_microseconds(recorded_at),
-    )
+    values: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
+    salt = values.pop("salt")
+    values |= {name: decode(values[name]) for name in ("data", "metadata")}
+    values |= {name: from_microseconds(values[name]) for name in ("occurred_at", "recorded_at")}
+    return RecordedEvent(**values | ({"digest": None} if salt is None else {}))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from letopis.store.database.dialects import Dialect
 from letopis.store.database.fault_classification import repeat_on_conflict, translated
@@ -15,12 +15,14 @@ from letopis.store.model.events import RecordedEvent
 from letopis.store.projections.base import (
     EVENTS_PER_BATCH,
     TRANSIENT_CLASSES,
+    Checkpoint,
+    CheckpointKey,
+    Checkpoints,
     Projection,
     attributed_to,
     check_projection,
     has_effects,
 )
-from letopis.store.projections.checkpoints import Checkpoint, Checkpoints
 from letopis.store.read.paging import check_count
 from letopis.store.read.polling import repeat
 from letopis.store.read.reader import Reader
@@ -28,10 +30,7 @@ from letopis.store.read.reader import Reader
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectorContext:
-    """What a projector needs of a prepared store.
-
-    :ivar now: returns UTC microseconds.
-    """
+    """What a projector needs of a prepared store."""
 
     engine: AsyncEngine
     readers: AsyncEngine
@@ -138,14 +137,14 @@ class Projector:
         checkpoints = Checkpoints(context.dialect)
 
         async def read() -> tuple[Progress, ...]:
-            found = []
+            partitions = []
             with translated():
                 async with context.readers.connect() as connection:
                     heads = await context.reader.heads(connection, range(context.partitions))
                     for partition, head in heads.items():
-                        own, others = await self._find(checkpoints.read, connection, partition)
+                        own, others = await checkpoints.find(connection, self._key(partition), lock=False)
                         first = max(others) if others else head
-                        found.append(
+                        partitions.append(
                             Progress(
                                 partition=partition,
                                 position=0 if own is None else own.position,
@@ -153,14 +152,14 @@ class Projector:
                                 head=head,
                             )
                         )
-            return tuple(found)
+            return tuple(partitions)
 
         progress: tuple[Progress, ...] = await self._shielded(read())
         return progress
 
     async def live(self) -> bool:
         """Return True if it has read, in every partition, what was done before it: its tables may be used."""
-        return all(one.live for one in await self.progress())
+        return all(partition.live for partition in await self.progress())
 
     async def retire(self) -> None:
         """Delete this version's checkpoints, once no process runs it; its tables are the caller's to drop.
@@ -174,17 +173,16 @@ class Projector:
         name, version = self._projection.name, self._projection.version
 
         async def retire() -> None:
-            with translated():
-                async with context.engine.connect() as connection:
-                    await context.dialect.begin_apply(connection)
-                    locked = await checkpoints.lock(connection, [name], range(context.partitions))
-                    done = {one.partition: one.position for one in locked if one.version == version}
-                    others = [one for one in locked if one.version != version]
-                    for one in others:
-                        one.replay_to = max(one.replay_to, done.get(one.partition, 0))
-                    await checkpoints.move(connection, others, now=context.now())
-                    await checkpoints.drop(connection, name, version)
-                    await connection.commit()
+            async with context.dialect.transaction(context.engine) as connection:
+                locked = await checkpoints.lock(connection, [name], range(context.partitions))
+                done = {
+                    checkpoint.partition: checkpoint.position for checkpoint in locked if checkpoint.version == version
+                }
+                others = [checkpoint for checkpoint in locked if checkpoint.version != version]
+                for checkpoint in others:
+                    checkpoint.replay_to = max(checkpoint.replay_to, done.get(checkpoint.partition, 0))
+                await checkpoints.move(connection, others, now=context.now())
+                await checkpoints.drop(connection, name, version)
 
         await self._shielded(retire())
 
@@ -194,42 +192,36 @@ class Projector:
         with translated():
             async with context.readers.connect() as connection:
                 heads = await context.reader.heads(connection, partitions)
-                found = await Checkpoints(context.dialect).read(connection, [name], partitions)
-        own = {one.partition: one.position for one in found if one.version == self._projection.version}
+                checkpoints = await Checkpoints(context.dialect).read(connection, [name], partitions)
+        own = {
+            checkpoint.partition: checkpoint.position
+            for checkpoint in checkpoints
+            if checkpoint.version == self._projection.version
+        }
         return [partition for partition, head in heads.items() if own.get(partition, -1) < head]
 
     async def _transaction(self, context: ProjectorContext, partition: int) -> tuple[int, list[RecordedEvent]]:
         """Return how many events one transaction applied, and those of them that were not replayed."""
         checkpoints = Checkpoints(context.dialect)
-        with translated():
-            async with context.engine.connect() as connection:
-                await context.dialect.begin_apply(connection)
-                own, others = await self._find(checkpoints.lock, connection, partition)
-                if own is None:
-                    head = (await context.reader.heads(connection, (partition,)))[partition]
-                    key = (self._projection.name, self._projection.version, partition)
-                    own = Checkpoint.first(key, replay_to=max(others) if others else head)
-                own.replay_to = max([own.replay_to, *others])
-                found = await context.reader.log(connection, partition=partition, after=own.position, limit=self._batch)
-                replayed = [event for event in found if (event.position or 0) <= own.replay_to]
-                fresh = found[len(replayed) :]
-                with attributed_to(self._projection):
-                    if replayed:
-                        await self._projection.apply(connection, replayed, replaying=True)
-                    if fresh:
-                        await self._projection.apply(connection, fresh, replaying=False)
-                if found:
-                    own.position = found[-1].position or 0
-                if found or own.new:
-                    await checkpoints.move(connection, [own], now=context.now())
-                with translated(committing=True):
-                    await connection.commit()
-                return len(found), fresh
+        async with context.dialect.transaction(context.engine) as connection:
+            own, others = await checkpoints.find(connection, self._key(partition))
+            if own is None:
+                head = (await context.reader.heads(connection, (partition,)))[partition]
+                own = Checkpoint.first(self._key(partition), replay_to=max(others) if others else head)
+            own.replay_to = max([own.replay_to, *others])
+            events = await context.reader.log(connection, partition=partition, after=own.position, limit=self._batch)
+            replayed = [event for event in events if (event.position or 0) <= own.replay_to]
+            fresh = events[len(replayed) :]
+            with attributed_to(self._projection):
+                if replayed:
+                    await self._projection.apply(connection, replayed, replaying=True)
+                if fresh:
+                    await self._projection.apply(connection, fresh, replaying=False)
+            if events:
+                own.position = events[-1].position or 0
+            if events or own.new:
+                await checkpoints.move(connection, [own], now=context.now())
+        return len(events), fresh
 
-    async def _find(
-        self, look_up: Callable[..., Awaitable[list[Checkpoint]]], connection: AsyncConnection, partition: int
-    ) -> tuple[Checkpoint | None, list[int]]:
-        """Return this version's checkpoint, and the positions of the other versions."""
-        found = await look_up(connection, [self._projection.name], [partition])
-        own = next((one for one in found if one.version == self._projection.version), None)
-        return own, [one.position for one in found if one.version != self._projection.version]
+    def _key(self, partition: int) -> CheckpointKey:
+        return self._projection.name, self._projection.version, partition

@@ -44,12 +44,7 @@ CopiedRow = tuple[Any, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class TableSlice:
-    """Rows that are copied together, in the order of their key.
-
-    :ivar key: columns of the primary key, without the log partition if ``where`` names it.
-    :ivar payloads: columns whose bytes bound a page.
-    :ivar where: which rows of the table, the same at both ends.
-    """
+    """Rows that are copied together, in the order of their key."""
 
     table: sa.Table
     key: tuple[sa.Column[Any], ...]
@@ -65,14 +60,11 @@ class TableSlice:
 
 def event_slice(partition: int) -> TableSlice:
     """Return one partition of the log."""
-    return _partition_slice(events, partition, events.c.position, payloads=(events.c.data, events.c.metadata))
+    return _partition_slice(events, partition, "position", payloads=("data", "metadata"))
 
 
 def other_slices(partitions: int) -> tuple[TableSlice, ...]:
-    """Return everything else that is copied: what no event says, and what is folded from the events.
-
-    The search index is not copied: its form is each database's own, and a store rebuilds it from its log.
-    """
+    """Return everything else that is copied: what no event says, and what is folded from the events."""
     return (
         TableSlice(table=origins, key=(origins.c.origin_id,)),
         TableSlice(table=owners, key=(owners.c.partition, owners.c.owner_id)),
@@ -82,53 +74,38 @@ def other_slices(partitions: int) -> tuple[TableSlice, ...]:
             where=(checkpoints.c.name != INDEXING,),
         ),
         *(
-            part
+            _partition_slice(table, number, *key, payloads=payloads)
             for number in range(partitions)
-            for part in (
-                _partition_slice(
-                    conversations,
-                    number,
-                    conversations.c.conversation_id,
-                    payloads=(conversations.c.title, conversations.c.metadata),
-                ),
-                _partition_slice(messages, number, messages.c.conversation_id, messages.c.version),
-                _partition_slice(lanes, number, lanes.c.conversation_id, lanes.c.origin_id),
-                _partition_slice(tasks, number, tasks.c.conversation_id, tasks.c.kind, tasks.c.version),
-                _partition_slice(records, number, records.c.record_id, payloads=(records.c.body,)),
-                _partition_slice(
-                    record_parts,
-                    number,
-                    record_parts.c.record_id,
-                    record_parts.c.part,
-                    payloads=(record_parts.c.body,),
-                ),
-                _partition_slice(record_tags, number, record_tags.c.name, record_tags.c.value, record_tags.c.record_id),
-                _partition_slice(
-                    record_ledger,
-                    number,
-                    record_ledger.c.conversation_id,
-                    record_ledger.c.origin_id,
-                    record_ledger.c.sequence,
-                ),
-            )
+            for table, key, payloads in _IN_PARTITIONS
         ),
     )
 
 
-def _partition_slice(
-    table: sa.Table, number: int, *key: sa.Column[Any], payloads: tuple[sa.Column[Any], ...] = ()
-) -> TableSlice:
-    return TableSlice(table=table, key=key, payloads=payloads, where=(table.c.partition == number,))
+_IN_PARTITIONS: Final[tuple[tuple[sa.Table, tuple[str, ...], tuple[str, ...]], ...]] = (
+    (conversations, ("conversation_id",), ("title", "metadata")),
+    (messages, ("conversation_id", "version"), ()),
+    (lanes, ("conversation_id", "origin_id"), ()),
+    (tasks, ("conversation_id", "kind", "version"), ()),
+    (records, ("record_id",), ("body",)),
+    (record_parts, ("record_id", "part"), ("body",)),
+    (record_tags, ("name", "value", "record_id"), ()),
+    (record_ledger, ("conversation_id", "origin_id", "sequence"), ()),
+)
+
+
+def _partition_slice(table: sa.Table, number: int, *key: str, payloads: tuple[str, ...] = ()) -> TableSlice:
+    return TableSlice(
+        table=table,
+        key=tuple(table.c[name] for name in key),
+        payloads=tuple(table.c[name] for name in payloads),
+        where=(table.c.partition == number,),
+    )
 
 
 async def copy_rows(
     source: Endpoint, target: Endpoint, part: TableSlice, *, after: RowKey | None = None, until: RowKey | None = None
 ) -> AsyncIterator[int]:
-    """Make the target's rows after a key equal to the source's. Yield the number of rows of each verified page.
-
-    :param until: end once the row with this key is copied; a source that takes deliveries keeps growing.
-    :raises MoveFailed: a page does not read back as it was written, or an event of the source is damaged.
-    """
+    """Make the target's rows after a key equal to the source's. Yield the number of rows of each verified page."""
     while True:
         wanted, last = await _page(source, part, after)
         await _reconcile(source, target, part, after, last, wanted)
@@ -187,10 +164,7 @@ _COLUMN_INDEXES: Final = {column.name: index for index, column in enumerate(even
 
 
 def _check_digests(rows: Mapping[RowKey, CopiedRow], source: str) -> None:
-    """Compare each event with its digest. A redacted event has no salt and was only compared byte by byte.
-
-    :raises MoveFailed: an event is not what was appended, already in the source.
-    """
+    """Compare each event with its digest. A redacted event has no salt and was only compared byte by byte."""
     conversation, kind, version, data, metadata, digest, salt = (
         _COLUMN_INDEXES[name]
         for name in ("conversation_id", "type", "schema_version", "data", "metadata", "digest", "salt")
@@ -236,8 +210,8 @@ async def _between(
 ) -> dict[RowKey, CopiedRow]:
     """Return the rows after a key up to the key ``last``, or all if there is none."""
     upto = () if last is None else (_compare(end, part.key, last, "<="),)
-    found = sa.select(part.table).where(*part.where, *_after(end, part.key, after), *upto)
-    return {part.key_of(row): row for row in await end.rows(found)}
+    rows = sa.select(part.table).where(*part.where, *_after(end, part.key, after), *upto)
+    return {part.key_of(row): row for row in await end.rows(rows)}
 
 
 def _after(end: Endpoint, key: Sequence[sa.Column[Any]], after: RowKey | None) -> tuple[sa.ColumnElement[bool], ...]:

@@ -67,10 +67,7 @@ class Endpoint:
         return await self._uninterrupted(transaction())
 
     async def write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """Commit the writes of ``work``, and return its result.
-
-        :raises MoveFailed: another run of the move has taken over; nothing was written.
-        """
+        """Commit the writes of ``work``, and return its result."""
 
         async def transaction() -> T:
             async with self.dialect.transaction(self.engine) as connection:

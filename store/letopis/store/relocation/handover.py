@@ -51,15 +51,12 @@ def arriving_id(store_id: UUID) -> UUID:
 
 
 async def read_store_record(connection: AsyncConnection, *, end: Endpoint | None = None) -> StoreRecord:
-    """Return the record of a store.
-
-    :param end: lock the record until the end of the transaction, with the dialect of this endpoint.
-    """
-    one: Any = sa.select(store).where(store.c.id == 1)
+    """Return the record of a store."""
+    identity: Any = sa.select(store).where(store.c.id == 1)
     heads: Any = sa.select(log_heads).order_by(log_heads.c.partition)
     if end is not None:
-        one, heads = end.dialect.locked(one), end.dialect.locked(heads)
-    row = (await connection.execute(one)).one()
+        identity, heads = end.dialect.locked(identity), end.dialect.locked(heads)
+    row = (await connection.execute(identity)).one()
     counters = (await connection.execute(heads)).all()
     return StoreRecord(
         store_id=row.store_id,
@@ -72,38 +69,33 @@ async def read_store_record(connection: AsyncConnection, *, end: Endpoint | None
 
 
 async def claim_target(target: Endpoint, source: StoreRecord, *, source_address: str) -> bool:
-    """Make a fresh store the target of a move, or take over an unfinished one. No other run writes to it from now on.
-
-    Return False if the move is already done.
-
-    :raises ConfigurationError: the target holds another history, or part of one.
-    """
+    """Make a fresh store this run's target, or take over an unfinished move. Return False if that is done already."""
 
     async def work(connection: AsyncConnection) -> int | None:
-        found = await read_store_record(connection, end=target)
-        if found.state is LogState.OPEN:
-            if source.state is LogState.MOVED and found.store_id == source.store_id:
+        record = await read_store_record(connection, end=target)
+        if record.state is LogState.OPEN:
+            if source.state is LogState.MOVED and record.store_id == source.store_id:
                 return None
             if source.state is LogState.MOVED:
                 raise ConfigurationError(
                     f"the history was moved to {target.address}, but the database there does not hold it: restore "
                     "it from a backup"
                 )
-            await _check_fresh(connection, found, source, target.address)
-        elif found.state is not LogState.ARRIVING:
+            await _check_fresh(connection, record, source, target.address)
+        elif record.state is not LogState.ARRIVING:
             raise ConfigurationError(
-                f"the history of {target.address} was moved away to {found.moved_to}: name an empty database"
+                f"the history of {target.address} was moved away to {record.moved_to}: name an empty database"
             )
-        elif found.store_id != arriving_id(source.store_id):
+        elif record.store_id != arriving_id(source.store_id):
             raise ConfigurationError(
-                f"{target.address} holds part of another history, from an unfinished move of {found.moved_to}: "
+                f"{target.address} holds part of another history, from an unfinished move of {record.moved_to}: "
                 "name an empty database"
             )
-        if found.heads.keys() != source.heads.keys():
+        if record.heads.keys() != source.heads.keys():
             await connection.execute(sa.delete(log_heads))
             rows = [{"partition": partition, "position": 0, "closed": 0} for partition in source.heads]
             await connection.execute(sa.insert(log_heads), rows)
-        fence = max(now_microseconds(), (found.moved_at or 0) + 1)
+        fence = max(now_microseconds(), (record.moved_at or 0) + 1)
         await _update_record(connection, arriving_id(source.store_id), moved_to=source_address, moved_at=fence)
         await connection.execute(sa.update(log_heads).values(closed=LogState.ARRIVING))
         return fence
@@ -113,8 +105,8 @@ async def claim_target(target: Endpoint, source: StoreRecord, *, source_address:
     return target.fence is not None
 
 
-async def _check_fresh(connection: AsyncConnection, found: StoreRecord, source: StoreRecord, address: str) -> None:
-    if found.store_id == source.store_id:
+async def _check_fresh(connection: AsyncConnection, record: StoreRecord, source: StoreRecord, address: str) -> None:
+    if record.store_id == source.store_id:
         raise ConfigurationError(f"{address} is the store to be moved, or a copy of it: name an empty database")
     for table in _TABLES_OF_A_HISTORY:
         if (await connection.execute(sa.select(sa.literal(1)).select_from(table).limit(1))).first() is not None:
@@ -122,18 +114,15 @@ async def _check_fresh(connection: AsyncConnection, found: StoreRecord, source: 
 
 
 async def close_source(source: Endpoint, target_address: str) -> StoreRecord:
-    """Close the source. All deliveries it accepted are committed then, and it accepts no others.
-
-    :raises MoveFailed: another run has closed it.
-    """
+    """Close the source. All deliveries it accepted are committed then, and it accepts no others."""
 
     async def work(connection: AsyncConnection) -> StoreRecord:
-        found = await read_store_record(connection, end=source)
-        if found.state is not LogState.OPEN:
+        record = await read_store_record(connection, end=source)
+        if record.state is not LogState.OPEN:
             raise MoveFailed("another run of the move has closed the source: this one stops")
         # Higher each time: a cancelled run must not take a later closing for its own.
-        moved_at = max(now_microseconds(), (found.moved_at or 0) + 1)
-        await _update_record(connection, found.store_id, moved_to=target_address, moved_at=moved_at)
+        moved_at = max(now_microseconds(), (record.moved_at or 0) + 1)
+        await _update_record(connection, record.store_id, moved_to=target_address, moved_at=moved_at)
         await connection.execute(sa.update(log_heads).values(closed=LogState.CLOSING))
         return await read_store_record(connection)
 
@@ -141,16 +130,12 @@ async def close_source(source: Endpoint, target_address: str) -> StoreRecord:
 
 
 async def commit_handover(source: Endpoint, closed: StoreRecord) -> None:
-    """Hand the history over to the target: from here the move can only be finished.
-
-    :param closed: the source's record when the copy was made.
-    :raises MoveFailed: the move was cancelled since, and the source may have accepted deliveries.
-    """
+    """Hand the history over to the target: from here the move can only be finished."""
 
     async def work(connection: AsyncConnection) -> None:
-        found = await read_store_record(connection, end=source)
-        if (found.moved_to, found.moved_at, found.heads) != (closed.moved_to, closed.moved_at, closed.heads) or (
-            found.state not in (LogState.CLOSING, LogState.MOVED)
+        record = await read_store_record(connection, end=source)
+        if (record.moved_to, record.moved_at, record.heads) != (closed.moved_to, closed.moved_at, closed.heads) or (
+            record.state not in (LogState.CLOSING, LogState.MOVED)
         ):
             raise MoveFailed("the move was cancelled meanwhile: the source is open, or was closed again")
         await connection.execute(sa.update(log_heads).values(closed=LogState.MOVED))
@@ -159,10 +144,7 @@ async def commit_handover(source: Endpoint, closed: StoreRecord) -> None:
 
 
 async def open_target(target: Endpoint, source: StoreRecord) -> None:
-    """Open the target under the source's identity: it is the history store from now on.
-
-    Call it once the source is ``MOVED`` and no row differs.
-    """
+    """Open the target under the source's identity: it is the history store from now on."""
 
     async def work(connection: AsyncConnection) -> None:
         for partition, position in source.heads.items():
@@ -177,28 +159,25 @@ async def open_target(target: Endpoint, source: StoreRecord) -> None:
 
 
 async def reopen_source(source: Endpoint) -> str | None:
-    """Open the source of an unfinished move. Return where it was being moved, or ``None`` if it was open.
-
-    :raises ConfigurationError: its history was moved, or this is the target of a move.
-    """
+    """Open the source of an unfinished move. Return where it was being moved, or ``None`` if it was open."""
 
     async def work(connection: AsyncConnection) -> str | None:
-        found = await read_store_record(connection, end=source)
-        if found.state is LogState.OPEN:
+        record = await read_store_record(connection, end=source)
+        if record.state is LogState.OPEN:
             return None
-        if found.state is LogState.MOVED:
+        if record.state is LogState.MOVED:
             raise ConfigurationError(
-                f"the history was moved to {found.moved_to}, which takes the deliveries or is about to: run the move "
+                f"the history was moved to {record.moved_to}, which takes the deliveries or is about to: run the move "
                 "again to finish it; it can no longer be cancelled"
             )
-        if found.state is LogState.ARRIVING:
+        if record.state is LogState.ARRIVING:
             raise ConfigurationError(
-                f"this is the target of an unfinished move: to cancel that, name its source, {found.moved_to}"
+                f"this is the target of an unfinished move: to cancel that, name its source, {record.moved_to}"
             )
         # The time stays, so that the next closing gets a later one.
-        await _update_record(connection, found.store_id, moved_to=None, moved_at=found.moved_at)
+        await _update_record(connection, record.store_id, moved_to=None, moved_at=record.moved_at)
         await connection.execute(sa.update(log_heads).values(closed=LogState.OPEN))
-        return found.moved_to
+        return record.moved_to
 
     return await source.write(work)
 

@@ -226,24 +226,21 @@ def _check_apart(source: URL, target: URL) -> None:
         raise ConfigurationError("the source and the target are the same store: name an empty database as the target")
 
 
-def _check_source(found: StoreRecord, source: Endpoint, target: Endpoint) -> None:
-    if found.state is LogState.ARRIVING:
-        raise refusal(found.state)
-    if found.state is not LogState.OPEN and found.moved_to != target.address:
-        what = "was moved" if found.state is LogState.MOVED else "is being moved"
+def _check_source(record: StoreRecord, source: Endpoint, target: Endpoint) -> None:
+    if record.state is LogState.ARRIVING:
+        raise refusal(record.state)
+    if record.state is not LogState.OPEN and record.moved_to != target.address:
+        what = "was moved" if record.state is LogState.MOVED else "is being moved"
         advice = (
             "name that store as the source"
-            if found.state is LogState.MOVED
+            if record.state is LogState.MOVED
             else "finish that with the same --to, or cancel it with `letopis move --cancel`"
         )
-        raise ConfigurationError(f"the history of {source.address} {what} to {found.moved_to}: {advice}")
+        raise ConfigurationError(f"the history of {source.address} {what} to {record.moved_to}: {advice}")
 
 
 async def _read_current(end: Endpoint) -> StoreRecord:
-    """Return the record of a store at this release's revision.
-
-    :raises ConfigurationError: there is no store, or it is at another revision.
-    """
+    """Return the record of a store at this release's revision."""
     if end.embedded and not await asyncio.to_thread(Path(str(end.url.database)).is_file):
         raise ConfigurationError(f"{end.address}: there is no such file: name the history store with --store")
     revision = await _revision(end)
@@ -277,7 +274,7 @@ async def _create_tables(target: Endpoint, *, partitions: int) -> None:
 async def _result(
     source: Endpoint,
     target: Endpoint,
-    found: StoreRecord,
+    record: StoreRecord,
     *,
     already: bool = False,
     seconds: float = 0.0,
@@ -292,7 +289,7 @@ async def _result(
     return Moved(
         source=source.address,
         target=target.address,
-        store_id=found.store_id,
+        store_id=record.store_id,
         projections=tuple(sorted(name for (name,) in await source.rows(named))),
         already=already,
         seconds=seconds,

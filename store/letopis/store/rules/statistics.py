@@ -91,13 +91,16 @@ def _microseconds(given: datetime | None, name: str) -> int | None:
 
 
 @dataclass(slots=True)
-class _Sums:
+class Sums:
+    """Figures while they are added up; one rule of what a message counts as, for all who count."""
+
     questions: int = 0
     answers: int = 0
     messages: int = 0
     tokens: int = 0
 
     def take(self, role: str, tokens: int, *, superseded: bool) -> None:
+        """Count a message; a superseded one counts with its tokens alone."""
         self.tokens += tokens
         if not superseded:
             self.messages += 1
@@ -123,8 +126,8 @@ class StatisticsBuilder:
     def __init__(self, by: str | None = None, *, erasures: Erasures | None = None) -> None:
         self._by = by
         self.erasures = erasures or Erasures()
-        self._all = _Sums()
-        self._groups: dict[str | None, _Sums] = {}
+        self._all = Sums()
+        self._groups: dict[str | None, Sums] = {}
         self.conversations = 0
         """How many conversations the messages are of; set by the caller."""
 
@@ -147,11 +150,11 @@ class StatisticsBuilder:
         self._all.messages += messages
         self._all.tokens += tokens
 
-    def _group(self, label: str | None) -> _Sums:
+    def _group(self, label: str | None) -> Sums:
         if (found := self._groups.get(label)) is None:
             if len(self._groups) >= MAX_GROUPS:
                 raise InvalidInput("by", f"has more than {MAX_GROUPS} values: group by a key that has few")
-            found = self._groups[label] = _Sums()
+            found = self._groups[label] = Sums()
         return found
 
     def result(self, *, complete: bool = True) -> Statistics:

@@ -38,11 +38,7 @@ _stemming = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One word of a text as it is compared.
-
-    :ivar exact: the word folded: without case and accents, with ``ё`` as ``е``.
-    :ivar stem: what its forms share; the folded word where its language has no rules here.
-    """
+    """One word of a text as it is compared."""
 
     exact: str
     stem: str
@@ -69,13 +65,13 @@ class WordSpan:
 
 def word_spans(text: str, *, limit: int = MAX_WORDS) -> Iterator[WordSpan]:
     """Yield the words of ``text`` in order with their positions, at most ``limit``."""
-    for found in islice(_pattern().finditer(text), limit):
-        yield WordSpan(word_of(found.group()), found.start(), found.end())
+    for match in islice(_pattern().finditer(text), limit):
+        yield WordSpan(word_of(match.group()), match.start(), match.end())
 
 
 def words(text: str, *, limit: int = MAX_WORDS) -> list[Word]:
     """Return the words of ``text`` in order, at most ``limit``."""
-    return [word_of(found.group()) for found in islice(_pattern().finditer(text), limit)]
+    return [word_of(match.group()) for match in islice(_pattern().finditer(text), limit)]
 
 
 @lru_cache(maxsize=MAX_CACHED_WORDS)
@@ -105,8 +101,8 @@ def _stem(exact: str) -> str:
     else:
         return exact
     with _stemming:  # a stemmer holds the word that it works on
-        found = stem(exact)
-    return found if len(found) > 1 else exact
+        stemmed = stem(exact)
+    return stemmed if len(stemmed) > 1 else exact
 
 
 @lru_cache(maxsize=2 * MAX_CACHED_WORDS)

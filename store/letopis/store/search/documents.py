@@ -136,8 +136,8 @@ class LogRanges:
         for row in await lookup.rows(self._left, rewinds):
             # It may have left the path by another rewind: it is gone all the same.
             _add(gone, row.conversation_id, row.version)
-        found = await lookup.rows(self._statements.owners, ((name, None) for name, _ in states))
-        owners = {row.conversation_id: row.owner_id for row in found if row.state != "deleted"}
+        owner_rows = await lookup.rows(self._statements.owners, ((name, None) for name, _ in states))
+        owners = {row.conversation_id: row.owner_id for row in owner_rows if row.state != "deleted"}
         present = {}
         for key, row in states.items():
             if row.gone or row.conversation_id not in owners:
@@ -200,7 +200,7 @@ class _Lookup:
 
     async def rows(self, statement: sa.Executable, wanted: Iterable[tuple[str, Any]]) -> list[Any]:
         """Return the rows of the pairs, and possibly of other pairs of the same conversations and keys."""
-        found = list[Any]()
+        collected = list[Any]()
         for part in in_batches(sorted(set(wanted), key=lambda pair: pair[0])):
             rows = await self._connection.execute(
                 statement,
@@ -210,8 +210,8 @@ class _Lookup:
                     "keys": list(dict.fromkeys(key for _, key in part)),
                 },
             )
-            found.extend(rows)
-        return found
+            collected.extend(rows)
+        return collected
 
 
 def _data(text: str) -> Mapping[str, Any]:

@@ -87,12 +87,12 @@ class Finder:
         scope = SearchScope(
             owner=owner,
             conversation=conversation,
-            bounds={one.partition: min(one.head, position.bounds.get(one.partition, 0)) for one in progress},
+            bounds={part.partition: min(part.head, position.bounds.get(part.partition, 0)) for part in progress},
         )
         unindexed, left_out = await self._unindexed(connection, query, progress, scope)
         room = min(limit, MAX_HITS - position.count)
         rows = await self._best(connection, query, scope, position.count + room + len(unindexed) + 1)
-        known = {(one.partition, one.position) for one in unindexed}
+        known = {(candidate.partition, candidate.position) for candidate in unindexed}
         candidates = unindexed + [
             _Candidate(
                 partition=row.partition,
@@ -104,16 +104,20 @@ class Finder:
             for row in rows
             if (row.partition, row.position) not in known
         ]
-        left = [one for one in candidates if one.position not in position.shown.get(one.partition, ())]
+        left = [
+            candidate
+            for candidate in candidates
+            if candidate.position not in position.shown.get(candidate.partition, ())
+        ]
         shown = left[:room]
-        found = await self._messages(connection, shown)
+        messages = await self._messages(connection, shown)
         hits = [
             hit
-            for one in shown
-            if (message := found.get((one.conversation_id, one.version))) is not None
-            and (hit := hit_of(message, query, one.score)) is not None
+            for candidate in shown
+            if (message := messages.get((candidate.conversation_id, candidate.version))) is not None
+            and (hit := hit_of(message, query, candidate.score)) is not None
         ]
-        following = position.with_shown((one.partition, one.position) for one in shown)
+        following = position.with_shown((candidate.partition, candidate.position) for candidate in shown)
         more = len(left) > room and following.count < MAX_HITS
         return Page(tuple(hits), next=following.cursor if more else None, complete=not left_out, unindexed=left_out)
 
@@ -121,26 +125,26 @@ class Finder:
         if conversation is None:
             return progress
         partition = partition_of(conversation, self._partitions)
-        return [one for one in progress if one.partition == partition]
+        return [part for part in progress if part.partition == partition]
 
     async def _unindexed(
         self, connection: AsyncConnection, query: Query, progress: Sequence[IndexProgress], scope: SearchScope
     ) -> tuple[list[_Candidate], int]:
         """Return hits among the messages that are not indexed as they are now, and how many events were left out."""
-        found = list[tuple[Document, Match]]()
+        matches = list[tuple[Document, Match]]()
         left, left_out, spent = MAX_UNINDEXED_EVENTS, 0, 0.0
-        for one in progress:
-            after, partition = one.indexed, one.partition
-            while after < one.head and left:
+        for part in progress:
+            after, partition = part.indexed, part.partition
+            while after < part.head and left:
                 size = min(left, UNINDEXED_EVENTS_PER_READ)
-                log = await self._log.read(connection, partition=partition, after=after, upto=one.head, limit=size)
+                log = await self._log.read(connection, partition=partition, after=after, upto=part.head, limit=size)
                 # In a thread: stemming words is work for the processor.
                 matching, seconds = await asyncio.to_thread(_matching, query, scope, partition, log.documents)
-                found += matching
+                matches += matching
                 after, spent = log.last, spent + seconds
                 left = left - log.events if log.events and spent < MAX_UNINDEXED_SECONDS else 0
-            left_out += one.head - after
-        found.sort(key=lambda pair: (pair[0].occurred_at, pair[0].position), reverse=True)
+            left_out += part.head - after
+        matches.sort(key=lambda pair: (pair[0].occurred_at, pair[0].position), reverse=True)
         return [
             _Candidate(
                 partition=document.partition,
@@ -149,7 +153,7 @@ class Finder:
                 position=document.position,
                 score=1.0 + fit.score,
             )
-            for document, fit in found
+            for document, fit in matches
         ], left_out
 
     async def _best(self, connection: AsyncConnection, query: Query, scope: SearchScope, wanted: int) -> list[Any]:
@@ -166,20 +170,20 @@ class Finder:
         self, connection: AsyncConnection, wanted: Sequence[_Candidate]
     ) -> dict[tuple[str, int], RecordedMessage]:
         """Return candidates as they are now, by conversation and version."""
-        found = dict[tuple[str, int], RecordedMessage]()
+        messages = dict[tuple[str, int], RecordedMessage]()
         for part in in_batches(wanted):
             rows = await connection.execute(
                 self._at,
                 {
-                    "partitions": sorted({one.partition for one in part}),
-                    "conversations": sorted({one.conversation_id for one in part}),
-                    "versions": sorted({one.version for one in part}),
+                    "partitions": sorted({document.partition for document in part}),
+                    "conversations": sorted({document.conversation_id for document in part}),
+                    "versions": sorted({document.version for document in part}),
                 },
             )
             for row in rows:
                 name = row.m_conversation_id
-                found[name, row.m_version] = self._reader.message(row, name)
-        return found
+                messages[name, row.m_version] = self._reader.message(row, name)
+        return messages
 
 
 def _matching(
@@ -187,7 +191,7 @@ def _matching(
 ) -> tuple[list[tuple[Document, Match]], float]:
     """Return the documents that match, and the seconds of processor time that this took."""
     began = time.thread_time()
-    found = [
+    matching = [
         (document, fit)
         for document in documents
         if document.position <= scope.bounds[partition]
@@ -195,11 +199,11 @@ def _matching(
         and (scope.owner is None or document.owner_id == scope.owner)
         and (fit := match(query, document.text)) is not None
     ]
-    return found, time.thread_time() - began
+    return matching, time.thread_time() - began
 
 
 def _start(progress: Sequence[IndexProgress]) -> SearchPosition:
-    return SearchPosition(bounds={one.partition: one.head for one in progress}, shown={})
+    return SearchPosition(bounds={part.partition: part.head for part in progress}, shown={})
 
 
 def _between_0_and_1(score: Any) -> float:

@@ -40,12 +40,7 @@ IndexRow = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """A message to index.
-
-    :ivar content_version: the version of the event that holds the content.
-    :ivar position: the position in the log of the event that appended the message.
-    :ivar occurred_at: UTC microseconds.
-    """
+    """A message to index."""
 
     partition: int
     conversation_id: str
@@ -59,12 +54,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchScope:
-    """Which messages are searched.
-
-    :ivar owner: those of one owner; ``None`` for all.
-    :ivar conversation: those of one conversation; ``None`` for all.
-    :ivar bounds: by log partition, the last position that is searched; other partitions are not searched.
-    """
+    """Which messages are searched."""
 
     owner: str | None
     conversation: str | None
@@ -112,18 +102,18 @@ class Index(ABC):
     def rows(self, documents: Iterable[Document]) -> list[IndexRow]:
         """Return the rows of messages that have a word; computes the codes, which takes time."""
         made = []
-        for one in documents:
-            if there := words(one.text):
-                scope = (scope_code("c", one.conversation_id), scope_code("o", one.owner_id))
+        for document in documents:
+            if there := words(document.text):
+                scope = (scope_code("c", document.conversation_id), scope_code("o", document.owner_id))
                 made.append(
                     (
-                        one.partition,
+                        document.partition,
                         GENERATION,
-                        one.conversation_id,
-                        one.version,
-                        one.content_version,
-                        one.position,
-                        one.occurred_at,
+                        document.conversation_id,
+                        document.version,
+                        document.content_version,
+                        document.position,
+                        document.occurred_at,
                         self._scope(scope),
                         self._document(there),
                     )
@@ -231,10 +221,7 @@ class Index(ABC):
     def _match(
         self, query: Query, scope: Sequence[Sequence[str]]
     ) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[Any]]:
-        """Return the condition of a query, and what its score is made of.
-
-        :param scope: groups of codes; one of each group must be there.
-        """
+        """Return the condition of a query, and what its score is made of."""
 
     def _score(self, query: Query, ranked_by: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         """Return the score: what the database found it to be when it matched, unless it computes that later."""
@@ -253,7 +240,7 @@ class SQLiteIndex(Index):
             await connection.exec_driver_sql(
                 f"INSERT INTO letopis_search ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
                 f" ON CONFLICT ({', '.join(_KEY)})"
-                f" DO UPDATE SET {', '.join(f'{one} = excluded.{one}' for one in _VALUES)}",
+                f" DO UPDATE SET {', '.join(f'{column} = excluded.{column}' for column in _VALUES)}",
                 list(rows),
             )
 
@@ -295,17 +282,17 @@ class PostgreSQLIndex(Index):
                 " $2::integer[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::text[],"
                 " $9::text[]) AS v(a, b, c, d, e, f, g, h, i)"
                 f" ON CONFLICT ({', '.join(_KEY)})"
-                f" DO UPDATE SET {', '.join(f'{one} = excluded.{one}' for one in _VALUES)}",
+                f" DO UPDATE SET {', '.join(f'{value_name} = excluded.{value_name}' for value_name in _VALUES)}",
                 tuple(list(column) for column in zip(*rows, strict=True)),
             )
 
     def _document(self, there: Sequence[Word]) -> str:
-        found: dict[str, list[str]] = {}
+        texts: dict[str, list[str]] = {}
         for position, word in enumerate(there, 1):
-            found.setdefault(word.exact_code, []).append(f"{position}A")
-            found.setdefault(word.stem_code, []).append(str(position))
-        more = (_uncounted(code) for code, positions in found.items() if len(positions) > MAX_POSITIONS)
-        return " ".join([*(f"{code}:{','.join(positions)}" for code, positions in found.items()), *more])
+            texts.setdefault(word.exact_code, []).append(f"{position}A")
+            texts.setdefault(word.stem_code, []).append(str(position))
+        more = (_uncounted(code) for code, positions in texts.items() if len(positions) > MAX_POSITIONS)
+        return " ".join([*(f"{code}:{','.join(positions)}" for code, positions in texts.items()), *more])
 
     def _nothing(self) -> sa.ColumnElement[Any]:
         return sa.literal_column("CAST('' AS tsvector)")
@@ -336,9 +323,9 @@ class MariaDBIndex(Index):
         """Write rows, replacing those of the same messages."""
         if rows:
             await connection.exec_driver_sql(
-                f"INSERT INTO letopis_search ({', '.join(f'`{one}`' for one in _COLUMNS)})"  # noqa: S608
+                f"INSERT INTO letopis_search ({', '.join(f'`{column}`' for column in _COLUMNS)})"  # noqa: S608
                 f" VALUES ({', '.join(['%s'] * len(_COLUMNS))})"
-                f" ON DUPLICATE KEY UPDATE {', '.join(f'`{one}` = VALUES(`{one}`)' for one in _VALUES)}",
+                f" ON DUPLICATE KEY UPDATE {', '.join(f'`{column}` = VALUES(`{column}`)' for column in _VALUES)}",
                 list(rows),
             )
 
@@ -355,15 +342,12 @@ class MariaDBIndex(Index):
         from sqlalchemy.dialects import mysql  # the engine has imported it; other bots need none of it
 
         # As condition and as score; the server evaluates it once.
-        found = mysql.match(search.c.scope, search.c.document, against=asked).in_boolean_mode()
-        return found, found
+        match = mysql.match(search.c.scope, search.c.document, against=asked).in_boolean_mode()
+        return match, match
 
 
 def index_for(name: str) -> Index:
-    """Return the index for a database, given by SQLAlchemy's name of it.
-
-    :raises ConfigurationError: it is not one of the three.
-    """
+    """Return the index for a database, given by SQLAlchemy's name of it."""
     match name:
         case "sqlite":
             return SQLiteIndex()

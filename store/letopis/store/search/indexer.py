@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -22,6 +22,7 @@ from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.schema import checkpoints, log_heads
 from letopis.store.errors import Closed
 from letopis.store.model.upcasters import Upcasters
+from letopis.store.projections.base import Checkpoint, CheckpointKey, Checkpoints
 from letopis.store.read.polling import repeat
 from letopis.store.read.task_marks import FORGET, Task, write_marks
 from letopis.store.search.analysis import GENERATION
@@ -68,8 +69,6 @@ class Indexer:
     checkpoint together, so an interrupted one is repeated, and nothing is left out. An SQLite file has one writer: its
     words are stemmed before the transaction, which reads the messages again and takes the rows of those that are the
     same.
-
-    :param now: returns UTC microseconds.
     """
 
     def __init__(
@@ -82,16 +81,11 @@ class Indexer:
         self._index = index
         self._now = now
         self._log = LogRanges(dialect, upcasters)
-        self._lock = dialect.locked(_CHECKPOINT)
-        self._try_lock = _CHECKPOINT if dialect.locked(_CHECKPOINT) is _CHECKPOINT else _SKIP_LOCKED
+        self._checkpoints = Checkpoints(dialect)
         self._turn = asyncio.Lock()
 
     async def catch_up(self, limit: int, *, wait: bool = True) -> int:
-        """Index at most ``limit`` events, a batch in each transaction; return how many, 0 where there are none.
-
-        :param wait: ``False`` to skip a partition that another process works on.
-        :raises StoreFault: the database failed; what was committed stays.
-        """
+        """Index at most ``limit`` events, and return how many; without ``wait``, none that another process works on."""
         done = 0
         for progress in await self._shielded(self._progress()):
             while progress.behind and done < limit:
@@ -109,33 +103,30 @@ class Indexer:
         if not self._embedded:
             return await self._shielded(repeat_on_conflict(partial(self._transaction, partition, limit, wait=wait)))
         async with self._turn:  # two tasks of one process would stem the same words
-            after, found = await self._shielded(self._next(partition, limit))
-            rows = await asyncio.to_thread(self._rows, found.documents)
-            write = partial(self._transaction, partition, found.events, wait=wait, after=after, stemmed=rows)
-            return await self._shielded(repeat_on_conflict(write)) if found.events else 0
+            after, log = await self._shielded(self._next(partition, limit))
+            rows = await asyncio.to_thread(self._rows, log.documents)
+            write = partial(self._transaction, partition, log.events, wait=wait, after=after, stemmed=rows)
+            return await self._shielded(repeat_on_conflict(write)) if log.events else 0
 
     async def _next(self, partition: int, limit: int) -> tuple[int, LogRange]:
         with translated():
             async with self._readers.connect() as connection:
-                row = (await connection.execute(_CHECKPOINT, {"partition": partition})).first()
-                after = 0 if row is None else row.position
+                checkpoint, _ = await self._checkpoints.find(connection, _key(partition), lock=False)
+                after = 0 if checkpoint is None else checkpoint.position
                 head = (await connection.execute(_HEAD, {"partition": partition})).scalar_one()
                 return after, await self._log.read(connection, partition=partition, after=after, upto=head, limit=limit)
 
     def _rows(
         self, documents: Iterable[Document], known: Mapping[Document, Sequence[IndexRow]] = MappingProxyType({})
     ) -> dict[Document, Sequence[IndexRow]]:
-        return {one: known.get(one) or self._index.rows((one,)) for one in documents}
+        return {document: known.get(document) or self._index.rows((document,)) for document in documents}
 
     async def keep_up(self, limit: int) -> int | None:
-        """Index at most ``limit`` events of an SQLite file; return how many are left.
-
-        ``None`` if it was never searched, or for a server: those who search it keep no writer waiting.
-        """
+        """Index some events of a searched SQLite file; return how many are left, ``None`` for any other store."""
         progress = await self._shielded(self._progress()) if self._embedded else []
-        if not any(one.indexed for one in progress):
+        if not any(part.indexed for part in progress):
             return None
-        behind = sum(one.behind for one in progress)
+        behind = sum(part.behind for part in progress)
         return behind - (await self.catch_up(limit) if behind else 0)
 
     async def _progress(self) -> list[IndexProgress]:
@@ -155,34 +146,30 @@ class Indexer:
         after: int | None = None,
         stemmed: Mapping[Document, Sequence[IndexRow]] = MappingProxyType({}),
     ) -> int | None:
-        with translated():
-            async with self._engine.begin() as connection:
-                key = {"partition": partition}
-                row = (await connection.execute(self._lock if wait else self._try_lock, key)).first()
-                if row is None:
-                    if (await connection.execute(_CHECKPOINT, key)).first() is not None:
-                        return 0  # another process works on it
-                    await connection.execute(_FIRST.values(partition=partition, updated_at=self._now()))
-                position = 0 if row is None else row.position
-                if after not in (None, position):
-                    return None
-                head = (await connection.execute(_HEAD, key)).scalar_one()
-                found = await self._log.read(connection, partition=partition, after=position, upto=head, limit=limit)
-                if found.events:
-                    await self._write(connection, partition, found, stemmed)
-                return found.events
+        async with self._dialect.transaction(self._engine) as connection:
+            checkpoint, _ = await self._checkpoints.find(connection, _key(partition), wait=wait)
+            if checkpoint is None:
+                if not wait and (await self._checkpoints.find(connection, _key(partition), lock=False))[0] is not None:
+                    return 0  # another process works on it
+                checkpoint = Checkpoint.first(_key(partition), replay_to=0)
+            if after not in (None, checkpoint.position):
+                return None
+            start, head = checkpoint.position, (await connection.execute(_HEAD, {"partition": partition})).scalar_one()
+            log = await self._log.read(connection, partition=partition, after=start, upto=head, limit=limit)
+            if log.events:
+                await self._write(connection, partition, log, stemmed)
+                checkpoint.position = log.last
+            if log.events or checkpoint.new:
+                await self._checkpoints.move(connection, [checkpoint], now=self._now())
+            return log.events
 
     async def _write(
-        self,
-        connection: AsyncConnection,
-        partition: int,
-        found: LogRange,
-        stemmed: Mapping[Document, Sequence[IndexRow]],
+        self, connection: AsyncConnection, partition: int, log: LogRange, stemmed: Mapping[Document, Sequence[IndexRow]]
     ) -> None:
         # In a thread: stemming and hashing words is work for the processor.
-        rows = list(chain.from_iterable((await asyncio.to_thread(self._rows, found.documents, stemmed)).values()))
-        for name, versions in sorted(found.gone.items()):
-            if versions is None and (last := found.long.get(name)) is not None:
+        rows = list(chain.from_iterable((await asyncio.to_thread(self._rows, log.documents, stemmed)).values()))
+        for name, versions in sorted(log.gone.items()):
+            if versions is None and (last := log.long.get(name)) is not None:
                 # A message may have been read before the deletion, and indexed after the steps that carry it out.
                 task = Task(
                     partition=partition,
@@ -197,12 +184,14 @@ class Indexer:
             else:
                 await self._index.forget(connection, partition, name, versions)
         indexed = {(row[2], row[3]) for row in rows}
-        for one in found.documents:
+        for document in log.documents:
             # An edit may have left a message without a word.
-            if one.content_version != one.version and (one.conversation_id, one.version) not in indexed:
-                await self._index.forget(connection, partition, one.conversation_id, (one.version,))
+            if (
+                document.content_version != document.version
+                and (document.conversation_id, document.version) not in indexed
+            ):
+                await self._index.forget(connection, partition, document.conversation_id, (document.version,))
         await self._index.write(connection, rows)
-        await connection.execute(_MOVE, {"b_partition": partition, "b_position": found.last, "b_updated": self._now()})
 
 
 class BoundedCatchUp:
@@ -210,9 +199,6 @@ class BoundedCatchUp:
 
     What is not done in time goes on in the background until the index is up to date, and the search reads the rest from
     the log, as far as that goes. A store that may only be read is searched in the same way.
-
-    :param catch_up: indexes some events; returns how many, 0 where there are none.
-    :param timeout: seconds that a search waits.
     """
 
     def __init__(self, catch_up: Callable[[], Awaitable[int]], *, timeout: float = 1.0) -> None:
@@ -261,17 +247,11 @@ class BackgroundIndexer:
         return await self._catch_up(MAX_EVENTS_PER_BATCH) >= MAX_EVENTS_PER_BATCH
 
 
+def _key(partition: int) -> CheckpointKey:
+    return CHECKPOINT_NAME, GENERATION, partition
+
+
 _MINE: Final = (checkpoints.c.name == CHECKPOINT_NAME, checkpoints.c.version == GENERATION)
-_CHECKPOINT: Final[Any] = sa.select(checkpoints.c.position).where(
-    *_MINE, checkpoints.c.partition == sa.bindparam("partition")
-)
-_SKIP_LOCKED: Final = _CHECKPOINT.with_for_update(skip_locked=True)
-_FIRST: Final = sa.insert(checkpoints).values(name=CHECKPOINT_NAME, version=GENERATION, position=0, replay_to=0)
-_MOVE: Final = (
-    sa.update(checkpoints)
-    .where(*_MINE, checkpoints.c.partition == sa.bindparam("b_partition"))
-    .values(position=sa.bindparam("b_position"), updated_at=sa.bindparam("b_updated"))
-)
 _HEAD: Final = sa.select(log_heads.c.position).where(log_heads.c.partition == sa.bindparam("partition"))
 _PROGRESS: Final = (
     sa.select(log_heads.c.partition, log_heads.c.position.label("head"), checkpoints.c.position.label("indexed"))

@@ -27,10 +27,7 @@ _OTHER_FORM_WEIGHT: Final = 0.6
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A word to look for, or several that follow each other.
-
-    :ivar exact: whether it was quoted, so that other forms do not match.
-    """
+    """A word to look for, or several that follow each other."""
 
     words: tuple[Word, ...]
     exact: bool = False
@@ -64,13 +61,7 @@ class Match:
 
 
 def parse(typed: object) -> Query:
-    """Return the query that ``typed`` means.
-
-    A word with punctuation in it (``e-mail``, ``letopis.store``) is several words that follow each other. An unpaired
-    quotation mark is ignored.
-
-    :raises InvalidInput: it is not text, has more than 1,000 characters or 32 words, or no word to look for.
-    """
+    """Return the query that ``typed`` means."""
     if not isinstance(typed, str):
         raise InvalidInput("query", f"must be text, not {type(typed).__name__}")
     if len(typed) > MAX_QUERY_LENGTH:
@@ -79,10 +70,10 @@ def parse(typed: object) -> Query:
     count = 0
     for part in _PARTS.finditer(typed.translate(_QUOTES)):
         quoted = part["quoted"]
-        found = tuple(words(part["plain"] if quoted is None else quoted))
-        count += len(found)
-        if found:
-            (wanted if part["minus"] is None else excluded)[Term(found, quoted is not None)] = None
+        parsed = tuple(words(part["plain"] if quoted is None else quoted))
+        count += len(parsed)
+        if parsed:
+            (wanted if part["minus"] is None else excluded)[Term(parsed, quoted is not None)] = None
     if count > MAX_TERMS:
         raise InvalidInput("query", f"has {count} words, the limit is {MAX_TERMS}")
     if not wanted:
@@ -102,13 +93,13 @@ def match(query: Query, text: str) -> Match | None:
     marked: dict[int, int] = {}
     total = 0.0
     for number, term in enumerate(query.wanted):
-        found = _found(term, spans, stems)
-        if not found:
+        matched = _found(term, spans, stems)
+        if not matched:
             return None
-        exact = sum(_is_exact(term, spans, start) for start in found)
-        weight = exact * _EXACT_WEIGHT + (len(found) - exact) * _OTHER_FORM_WEIGHT
+        exact = sum(_is_exact(term, spans, start) for start in matched)
+        weight = exact * _EXACT_WEIGHT + (len(matched) - exact) * _OTHER_FORM_WEIGHT
         total += weight / (weight + 1.0)
-        for start in found:
+        for start in matched:
             for index in range(start, start + len(term.words)):
                 marked.setdefault(index, number)
     order = sorted(marked)
@@ -136,9 +127,9 @@ def _is_exact(term: Term, spans: Sequence[WordSpan], start: int) -> bool:
     return all(_same_word(word, spans[start + offset].word) for offset, word in enumerate(term.words))
 
 
-def _same_word(one: Word, other: Word) -> bool:
-    return one.exact == other.exact
+def _same_word(left: Word, right: Word) -> bool:
+    return left.exact == right.exact
 
 
-def _same_stem(one: Word, other: Word) -> bool:
-    return one.stem == other.stem
+def _same_stem(left: Word, right: Word) -> bool:
+    return left.stem == right.stem

@@ -68,14 +68,13 @@ class SearchPosition:
         shown = {partition: set(positions) for partition, positions in self.shown.items()}
         for partition, position in more:
             shown.setdefault(partition, set()).add(position)
-        return SearchPosition(bounds=self.bounds, shown={partition: frozenset(one) for partition, one in shown.items()})
+        return SearchPosition(
+            bounds=self.bounds, shown={partition: frozenset(of_partition) for partition, of_partition in shown.items()}
+        )
 
     @classmethod
     def from_cursor(cls, cursor: object) -> SearchPosition:
-        """Return the position that the ``next`` of a page names.
-
-        :raises InvalidInput: it is not the ``next`` of a page of hits.
-        """
+        """Return the position that the ``next`` of a page names."""
         return _CURSOR.decode(cursor, cls._from_values)
 
     @classmethod
@@ -90,10 +89,7 @@ class SearchPosition:
 
 
 def hit_of(message: RecordedMessage, query: Query, score: float | None = None) -> Hit | None:
-    """Return a message as a hit; ``None`` where this query does not find it.
-
-    :param score: of the index; by default how well the text matches, above 1.
-    """
+    """Return a message as a hit; ``None`` where this query does not find it."""
     if message.redacted or not message.on_path:
         return None
     fit = match(query, message.text)

@@ -24,52 +24,50 @@ _CONTINUES: Final = re.compile("[\U0001f3fb-\U0001f3ff]")
 
 @dataclass(frozen=True, slots=True)
 class Snippet:
-    """A part of a text on one line.
-
-    :ivar marks: start and end, in ``text``, of each word that matches.
-    """
+    """A part of a text on one line."""
 
     text: str
     marks: tuple[tuple[int, int], ...]
 
 
-def snippet(text: str, found: Match, *, length: int = MAX_LENGTH) -> Snippet:
+def snippet(text: str, match: Match, *, length: int = MAX_LENGTH) -> Snippet:
     """Return the part of ``text`` with the most matches; all of it where it is short."""
-    start, end = (0, len(text)) if len(text) <= length else _window(text, found, length)
+    start, end = (0, len(text)) if len(text) <= length else _window(text, match, length)
     # Each replaced by one space, so that the marks stay in place.
     piece = "".join(
-        one if _JOINS.match(one) or (one.isprintable() and not one.isspace()) else " " for one in text[start:end]
+        character if _JOINS.match(character) or (character.isprintable() and not character.isspace()) else " "
+        for character in text[start:end]
     )
     shift = len(_ELLIPSIS) * (start > 0) - start
     return Snippet(
         text=f"{_ELLIPSIS if start > 0 else ''}{piece}{_ELLIPSIS if end < len(text) else ''}",
-        marks=tuple((one + shift, other + shift) for one, other in found.marks if start <= one and other <= end),
+        marks=tuple((first + shift, last + shift) for first, last in match.marks if start <= first and last <= end),
     )
 
 
-def _window(text: str, found: Match, length: int) -> tuple[int, int]:
-    first = found.marks[_densest(found, length - CONTEXT_LENGTH)][0] if found.marks else 0
+def _window(text: str, match: Match, length: int) -> tuple[int, int]:
+    first = match.marks[_densest(match, length - CONTEXT_LENGTH)][0] if match.marks else 0
     start = min(max(0, first - CONTEXT_LENGTH), len(text) - length)
     end = start + length
     return _next_word_start(text, start, first), (len(text) if end >= len(text) else _last_word_end(text, end, first))
 
 
-def _densest(found: Match, width: int) -> int:
+def _densest(match: Match, width: int) -> int:
     """Return the mark after which the most different terms, then the most marks, lie within ``width``."""
     best, best_density = 0, (0, 0)
     counts: dict[int, int] = {}
     last = 0
-    for index, (start, _) in enumerate(found.marks):
-        while last < len(found.marks) and found.marks[last][1] <= start + width:
-            counts[found.terms[last]] = counts.get(found.terms[last], 0) + 1
+    for index, (start, _) in enumerate(match.marks):
+        while last < len(match.marks) and match.marks[last][1] <= start + width:
+            counts[match.terms[last]] = counts.get(match.terms[last], 0) + 1
             last += 1
         density = (len(counts), last - index)
         if density > best_density:
             best, best_density = index, density
         if last > index:
-            counts[found.terms[index]] -= 1
-            if not counts[found.terms[index]]:
-                del counts[found.terms[index]]
+            counts[match.terms[index]] -= 1
+            if not counts[match.terms[index]]:
+                del counts[match.terms[index]]
         else:
             last = index + 1  # a word longer than the snippet
     return best
@@ -99,23 +97,23 @@ def _last_word_end(text: str, end: int, least: int) -> int:
 
 def _is_joined(text: str, index: int) -> bool:
     """Return True if a character belongs to the one before it, so that the text must not be cut there."""
-    one = text[index]
+    character = text[index]
     return (
         text[index - 1] == _ZERO_WIDTH_JOINER
-        or unicodedata.category(one).startswith("M")
-        or bool(_JOINS.match(one) or _CONTINUES.match(one))
+        or unicodedata.category(character).startswith("M")
+        or bool(_JOINS.match(character) or _CONTINUES.match(character))
     )
 
 
 def marked_pieces(text: str, marks: Sequence[tuple[int, int]]) -> list[tuple[str, bool]]:
     """Return ``text`` in pieces, each with a flag that tells whether it is marked."""
-    found: list[tuple[str, bool]] = []
+    pieces: list[tuple[str, bool]] = []
     last = 0
     for start, end in marks:
         if start > last:
-            found.append((text[last:start], False))
-        found.append((text[start:end], True))
+            pieces.append((text[last:start], False))
+        pieces.append((text[start:end], True))
         last = end
     if last < len(text):
-        found.append((text[last:], False))
-    return found
+        pieces.append((text[last:], False))
+    return pieces

@@ -1,4 +1,4 @@
-"""Parse and render JSON Lines with one message per line; pure, so import, dry run and export share it.
+"""Parse and render JSON Lines with one message per line, shared by import, dry run and export.
 
 A line with the key ``record`` holds a record instead: see :mod:`letopis.store.transfer.record_lines`. Any other is an
 object with ``conversation_id``, ``role`` and ``content``, and optionally ``id``, ``owner``, ``occurred_at``, ``name``,
@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
-from typing import Any, BinaryIO, Final, Protocol, cast
+from types import TracebackType
+from typing import Any, BinaryIO, Final, Protocol, Self, cast
 from uuid import UUID, uuid5
 
 import orjson
@@ -43,7 +45,7 @@ _BEGINS_RECORD: Final = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"record"\s*:')
 
 
 class KeyCounter(Protocol):
-    """Counts how often keys were seen, as :class:`~letopis.store.transfer.seen_keys.SeenKeys` does."""
+    """Counts how often keys were seen, as :class:`~letopis.store.transfer.jsonl.SeenKeys` does."""
 
     def seen(self, key: bytes) -> int:
         """Return how often ``key`` was added."""
@@ -56,12 +58,7 @@ class KeyCounter(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One accepted line.
-
-    :ivar number: line number, from 1.
-    :ivar occurred_at: ``None`` if the line has none.
-    :ivar size: bytes of the line in its file.
-    """
+    """One accepted line."""
 
     number: int
     size: int = 0
@@ -77,11 +74,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """One refused line.
-
-    :ivar reason: the key and what is wrong with it, without the value.
-    :ivar size: bytes of the line in its file.
-    """
+    """One refused line."""
 
     number: int
     reason: str
@@ -96,8 +89,6 @@ def read_lines(
     Lines end with LF or CRLF, the last one may end with the file. Blank lines and a byte order mark at the start are
     skipped. A line that is too long is skipped without reading it into memory. One that begins with ``record`` may be
     as long as the largest value in base64.
-
-    :param count: gives lines without an id the id that reading them again gives them too.
     """
     number = 0
     while raw := stream.readline(max_line_bytes + 2):
@@ -124,10 +115,7 @@ def read_lines(
 
 
 def parse_line(raw: bytes, *, number: int, count: KeyCounter) -> Line | RecordLine:
-    """Parse one line.
-
-    :raises InvalidInput: the line cannot be stored as written; the error names the key.
-    """
+    """Parse one line."""
     fields = _load(raw)
     if "record" in fields:
         return parse_record(fields, number=number, size=len(raw))
@@ -176,8 +164,6 @@ def render_line(message: RecordedMessage, *, owner: str | None, count: KeyCounte
 
     Keys are in a fixed order and empty ones are left out, so equal histories give equal bytes. ``id`` is left out if
     reading the lines again gives the same one.
-
-    :param count: the same for all lines of an export, so that each is compared with those before it.
     """
     content = message.message
     fields: dict[str, Any] = {"conversation_id": message.conversation_id}
@@ -196,10 +182,7 @@ def render_line(message: RecordedMessage, *, owner: str | None, count: KeyCounte
 
 
 def implied_key(conversation_id: str, message: Message) -> bytes:
-    """Return the digest that distinguishes a message without an id in its conversation, by its content only.
-
-    Reading the lines again gives the same ids although other lines were changed, added or removed in between.
-    """
+    """Return the digest that distinguishes a message without an id in its conversation, by its content only."""
     data = message.to_data()
     del data["message_id"]
     # Not orjson: the content is not checked yet, and may have lone surrogates and any integer.
@@ -280,3 +263,42 @@ def _tokens(fields: Mapping[str, Any]) -> int | None:
 
 def _known() -> str:
     return f"it may have {', '.join((*_REQUIRED, *_OPTIONAL))}; put your own keys into metadata"
+
+
+class SeenKeys:
+    """A counter of any size: what does not fit into a cache of a few MB is in a temporary file.
+
+    For one thread at a time. The file has no name and is removed with the object, however the process ends.
+    """
+
+    __slots__ = ("_database",)
+
+    def __init__(self) -> None:
+        # The empty name is a private temporary database, in memory while it is small.
+        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._database.execute("CREATE TABLE seen (key BLOB PRIMARY KEY, times INTEGER NOT NULL) WITHOUT ROWID")
+        self._database.execute("PRAGMA synchronous = OFF")
+        self._database.execute("BEGIN")
+
+    def seen(self, key: bytes) -> int:
+        """Return how often ``key`` was added."""
+        row = self._database.execute("SELECT times FROM seen WHERE key = ?", (key,)).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def add(self, key: bytes) -> None:
+        """Count ``key`` once more."""
+        self._database.execute(
+            "INSERT INTO seen VALUES (?, 1) ON CONFLICT (key) DO UPDATE SET times = times + 1", (key,)
+        )
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

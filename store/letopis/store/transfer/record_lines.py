@@ -41,13 +41,7 @@ _SCOPES: Final = {"conversation": Scope.conversation, "owner": Scope.owner, "spa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordLine:
-    """One accepted line with a record.
-
-    :ivar number: line number, from 1.
-    :ivar value: JSON values, or ``bytes``.
-    :ivar put_at: ``None`` if the line has none.
-    :ivar size: bytes of the line in its file.
-    """
+    """One accepted line with a record."""
 
     number: int
     size: int = 0
@@ -60,10 +54,7 @@ class RecordLine:
 
 
 def parse_record(fields: Mapping[str, Any], *, number: int, size: int) -> RecordLine:
-    """Return the record of a line's JSON object.
-
-    :raises InvalidInput: the line cannot be stored as written; the error names the key.
-    """
+    """Return the record of a line's JSON object."""
     for key in fields:
         if key not in _KEYS:
             known = ", ".join((*_REQUIRED, *_VALUES, *_OPTIONAL))

@@ -14,16 +14,13 @@ _RFC3339: Final = re.compile(
 
 
 def parse_timestamp(value: object, field: str) -> datetime:
-    """Return the time that RFC 3339 text names, in UTC.
-
-    :raises InvalidInput: it is not RFC 3339, has no offset from UTC, does not exist, or is finer than a microsecond.
-    """
+    """Return the time that RFC 3339 text names, in UTC."""
     if not isinstance(value, str):
         raise InvalidInput(field, f"must be a time as text, like 2026-01-31T12:00:00Z, not {type(value).__name__}")
-    found = _RFC3339.fullmatch(value)
-    if found is None:
+    match = _RFC3339.fullmatch(value)
+    if match is None:
         raise InvalidInput(field, _what_is_wrong(value))
-    day, clock, fraction, offset = found.groups()
+    day, clock, fraction, offset = match.groups()
     try:
         return datetime.fromisoformat(
             f"{day}T{clock}.{(fraction or '0').ljust(6, '0')}{offset or '+00:00'}"

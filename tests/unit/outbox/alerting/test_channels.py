@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from letopis.outbox.alerting.channels import Alert, AlertFailed, AppriseChannel, open_channels
-from letopis.outbox.config.alerts import AlertSettings, load_alerts
+from letopis.outbox.config.settings import AlertSettings, load_alerts
 from letopis.store.errors import ConfigurationError
 
 START = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)

@@ -24,7 +24,10 @@ from letopis.outbox.alerting.incidents import (
     IncidentKind,
     IncidentRecord,
     IncidentState,
+    Memory,
     Rules,
+    evaluate,
+    tick,
 )
 from letopis.outbox.alerting.notification_table import (
     claim,
@@ -37,7 +40,6 @@ from letopis.outbox.alerting.notifications import (
     NotificationKind,
     PendingNotification,
 )
-from letopis.outbox.alerting.transitions import Memory, evaluate, tick
 from letopis.outbox.event_log import schema
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.model.events import to_microseconds
@@ -541,7 +543,7 @@ from datetime import datetime, timedelta, UTC
 import sqlalchemy as sa
 from letopis.outbox.alerting.incident_table import read_observation, write_changes
 from letopis.outbox.alerting.incidents import Rules
-from letopis.outbox.alerting.transitions import Memory, evaluate, tick
+from letopis.outbox.alerting.incidents import Memory, evaluate, tick
 from letopis.outbox.alerting.notification_table import pending_for_channel, claim, record_outcome, pending_for_users
 from letopis.outbox.alerting.notifications import NOTIFICATION_POLICY as policy
 

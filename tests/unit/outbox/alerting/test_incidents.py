@@ -19,10 +19,14 @@ from letopis.outbox.alerting.incidents import (
     IncidentRecord,
     IncidentState,
     LaneView,
+    Memory,
     Observation,
     RelayView,
     Rules,
+    evaluate,
     fault_class,
+    late_before,
+    tick,
 )
 from letopis.outbox.alerting.notifications import (
     CLAIM_TIMEOUT,
@@ -35,7 +39,6 @@ from letopis.outbox.alerting.notifications import (
     build_incident,
     next_notification,
 )
-from letopis.outbox.alerting.transitions import Memory, evaluate, late_before, tick
 
 START = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 DAY = timedelta(days=1)

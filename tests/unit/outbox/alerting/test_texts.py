@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox.alerting import alert_message, language, reasons, texts
+from letopis.outbox.alerting import alert_message, language
 from letopis.outbox.alerting.alert_message import build_alert, in_conversations, messages, trial_alert
 from letopis.outbox.alerting.channels import Alert
 from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord, IncidentState
@@ -93,7 +93,7 @@ def said_in_the_code() -> set[object]:
     """What the modules of alerts say, and what the store says of each kind of fault."""
     found = [
         one
-        for module in (language, texts, alert_message, reasons)
+        for module in (language, alert_message)
         for one in extract_from_file("python", str(Path(module.__file__ or "")))
     ]
     said = {tuple(said[:2]) if isinstance(said, tuple) else said for _, said, _, _ in found}
@@ -223,19 +223,21 @@ def test_a_moment_is_the_time_of_the_day_and_the_day_if_it_is_another_one(
 
 
 def test_the_default_says_that_the_reply_is_kept() -> None:
-    assert "Он не потерян, я продолжаю пытаться." in texts.user_stuck(needs_operator=False, locale="ru")
-    assert "It is kept" in texts.user_stuck(needs_operator=True, locale="en")
-    assert texts.user_stuck(needs_operator=True, locale="ru") != texts.user_stuck(needs_operator=False, locale="ru")
+    assert "Он не потерян, я продолжаю пытаться." in language.user_stuck(needs_operator=False, locale="ru")
+    assert "It is kept" in language.user_stuck(needs_operator=True, locale="en")
+    assert language.user_stuck(needs_operator=True, locale="ru") != language.user_stuck(
+        needs_operator=False, locale="ru"
+    )
 
 
 def test_the_sentence_that_users_of_older_bots_know_can_be_chosen() -> None:
-    assert texts.user_stuck(needs_operator=False, style="seed", locale="ru") == SEED
-    assert texts.user_stuck(needs_operator=True, style="seed", locale="ru-RU") == SEED
+    assert language.user_stuck(needs_operator=False, style="seed", locale="ru") == SEED
+    assert language.user_stuck(needs_operator=True, style="seed", locale="ru-RU") == SEED
 
 
 def test_nothing_is_promised_that_nobody_will_do() -> None:
-    assert texts.user_stuck(needs_operator=False, promise=True, locale="ru").endswith("Сообщу, когда сохраню.")
-    assert "Сообщу" not in texts.user_stuck(needs_operator=False, promise=False, locale="ru")
+    assert language.user_stuck(needs_operator=False, promise=True, locale="ru").endswith("Сообщу, когда сохраню.")
+    assert "Сообщу" not in language.user_stuck(needs_operator=False, promise=False, locale="ru")
 
 
 @pytest.mark.parametrize("locale", ["ru", "en"])
@@ -416,7 +418,7 @@ def test_an_english_sentence_would_be_found() -> None:
 def test_a_known_code_is_said_in_russian_as_exactly_as_in_english(code: str) -> None:
     rule = fault_rules.rule_of_code(code)
     assert rule is not None
-    said = reasons.reason_in(f"whatever [{rule.fault_class} {code}]", "ru")
+    said = language.reason_in(f"whatever [{rule.fault_class} {code}]", "ru")
 
     assert said == f"{language.catalogue('ru').gettext(rule.reason)} [{rule.fault_class} {code}]"
     assert english_in(said) == []
@@ -442,12 +444,12 @@ def test_codes_of_ours_are_said_in_russian() -> None:
                 found |= set(re.findall(r'code="([a-z-]+)"', path.read_text(encoding="utf-8")))
     assert {"identity", "stranger", "deadline", "no-wal"} <= found
 
-    general = {reasons.reason_in(f"whatever [{one}]", "ru").partition(" [")[0] for one in FaultClass}
+    general = {language.reason_in(f"whatever [{one}]", "ru").partition(" [")[0] for one in FaultClass}
     vague = {
         code
         for code in found
-        if reasons.reason_in(f"whatever [misconfigured {code}]", "ru").partition(" [")[0] in general
-        and reasons.reason_in(f"whatever [unclassified {code}]", "ru").partition(" [")[0] in general
+        if language.reason_in(f"whatever [misconfigured {code}]", "ru").partition(" [")[0] in general
+        and language.reason_in(f"whatever [unclassified {code}]", "ru").partition(" [")[0] in general
     }
     # The first is a peer that speaks another protocol, and known by the driver's table as unavailable.
     assert vague <= {"protocol"}
@@ -455,7 +457,7 @@ def test_codes_of_ours_are_said_in_russian() -> None:
 
 def test_what_is_known_of_a_fault_is_said_in_russian_too() -> None:
     said = [
-        reasons.reason_in(f"whatever [{one}]", "ru")
+        language.reason_in(f"whatever [{one}]", "ru")
         for one in ("misconfigured disk-full", "misconfigured 42P01", "unknown_outcome disconnected")
     ]
 
@@ -464,7 +466,7 @@ def test_what_is_known_of_a_fault_is_said_in_russian_too() -> None:
         "таблицы или столбца не хватает либо они другие: выполните `letopis db upgrade` [misconfigured 42P01]",
         "неизвестно, записалась ли последняя порция [unknown_outcome disconnected]",
     ]
-    assert reasons.reason_in("whatever [misconfigured disk-full]", None) == "whatever [misconfigured disk-full]"
+    assert language.reason_in("whatever [misconfigured disk-full]", None) == "whatever [misconfigured disk-full]"
 
 
 def test_a_whole_russian_alert() -> None:

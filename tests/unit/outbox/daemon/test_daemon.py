@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox.config.alerts import AlertSettings
+from letopis.outbox.config.settings import AlertSettings
 from letopis.outbox.daemon.daemon import Daemon, DaemonSettings
 from letopis.outbox.daemon.health import FileCondition
 from letopis.outbox.daemon.outbox_worker import OutboxWorker

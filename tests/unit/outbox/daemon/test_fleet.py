@@ -48,8 +48,8 @@ def logging_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have quiet files looked at within a second instead of minutes."""
-    for name in ("FIRST_LOOK_SECONDS", "LAST_LOOK_SECONDS", "TROUBLED_LOOK_SECONDS"):
-        monkeypatch.setattr(timetable, name, 0.5)
+    monkeypatch.setattr(timetable, "LOOKS", RetryPolicy(base=0.5, factor=1.0, cap=0.5))
+    monkeypatch.setattr(timetable, "TROUBLED_LOOK_SECONDS", 0.5)
     monkeypatch.setattr("letopis.outbox.daemon.fleet.LOOK_PACE_SECONDS", 0.1)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from letopis.outbox.alerting.incidents import IncidentKind
-from letopis.outbox.daemon import connection_limit
+from letopis.outbox.daemon import http as daemon_http
 from letopis.outbox.daemon.health import FileCondition, HealthSnapshot, OutboxMetrics, aggregate
 from letopis.outbox.daemon.http import MAX_CONCURRENT_REQUESTS, HealthApp, ListenAddress, parse_address, serve_http
 from letopis.outbox.relay.stats import RelayStats
@@ -247,7 +247,7 @@ async def listening(_: Any, receive: Any, send: Any) -> None:
     ],
 )
 async def test_who_holds_connections_keeps_nobody_out(held: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_limit, "REQUEST_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(daemon_http, "REQUEST_TIMEOUT_SECONDS", 1.0)
 
     async def read() -> HealthSnapshot:
         return figures()
@@ -293,7 +293,7 @@ async def test_liveness_is_answered_while_the_figures_hang(monkeypatch: pytest.M
 
 
 async def test_a_connection_that_is_never_read_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_limit, "CONNECTION_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(daemon_http, "CONNECTION_TIMEOUT_SECONDS", 0.5)
 
     async def read() -> HealthSnapshot:
         await asyncio.Event().wait()

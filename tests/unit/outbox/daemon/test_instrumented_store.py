@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from letopis.outbox.daemon.instrumented_store import BUCKET_BOUNDS_SECONDS, Durations, InstrumentedStore
+from letopis.outbox.daemon.store_pool import BUCKET_BOUNDS_SECONDS, Durations, InstrumentedStore
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.relay import Relay
 from letopis.store.conversation_store import ConversationStore

@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.daemon.health import FileCondition, HealthSnapshot, OutboxMetrics, add_stats, aggregate
-from letopis.outbox.daemon.instrumented_store import Durations
 from letopis.outbox.daemon.prometheus import METRICS, exposition
+from letopis.outbox.daemon.store_pool import Durations
 from letopis.outbox.file.inspection import read_file
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.stats import RelayStats

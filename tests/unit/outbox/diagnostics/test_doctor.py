@@ -20,9 +20,8 @@ import sqlalchemy as sa
 
 from letopis.outbox.config.settings import load_settings
 from letopis.outbox.diagnostics.check_location import file_system_of
-from letopis.outbox.diagnostics.check_settings import check_settings
 from letopis.outbox.diagnostics.check_sqlite import check_libraries, check_version
-from letopis.outbox.diagnostics.doctor import examine, healthy
+from letopis.outbox.diagnostics.doctor import check_settings, examine, healthy
 from letopis.outbox.diagnostics.finding import Finding, Level
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.file.outbox_file import OutboxFile

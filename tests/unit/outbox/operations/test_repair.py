@@ -16,10 +16,11 @@ from letopis.outbox.alerting.incident_table import read_observation
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.lanes import count_lanes
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.operations import relay_pause
+from letopis.outbox.operations import repair
 from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.outbox.operations.pending_events import PendingEvent, Repair, Selection, list_pending, list_repairs
 from letopis.outbox.operations.repair import NotRepairable, skip, skip_missing
+from letopis.outbox.operations.status import read_status
 from letopis.outbox.relay.relay import Relay
 from letopis.store.database.faults import StoreFault
 from letopis.store.errors import InvalidInput
@@ -29,6 +30,8 @@ from letopis.store.model.events import utc_now
 from letopis.store.model.messages import Message
 from letopis.store.rules.apply_plan import LaneBatch
 from tests.support.relays import POISON, ToldStore, lane, relay_on, say, sql, until
+
+_PAUSED_BY = "SELECT paused_by FROM letopis_outbox_pause"
 
 
 async def pending(outbox: OutboxFile, limit: int = 100, **chosen: Any) -> list[PendingEvent]:
@@ -195,9 +198,10 @@ class TestHold:
         await outbox.close()
 
         outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
-        found = await outbox.read(lambda connection: relay_pause.pause_of(connection.connection.cursor()))
-        assert found is not None
-        assert (found.reason, found.paused_by) == ("the store moves", "ann")
+        found = await outbox.read(lambda connection: read_status(connection, now_us=9).relay)
+        assert found.paused_since is not None
+        assert found.pause_reason == "the store moves"
+        assert await outbox.read(lambda connection: connection.exec_driver_sql(_PAUSED_BY).scalar_one()) == "ann"
         assert await relay_on(outbox, store).drain() == 0
         assert await OutboxAdmin(outbox).resume_relay()
         assert not await OutboxAdmin(outbox).resume_relay()
@@ -231,12 +235,12 @@ class TestHold:
         assert (after.deliverable, len(after.late), after.events) == (0, 0, 2)
 
     async def test_held_again_it_keeps_its_moment(self, outbox: OutboxFile) -> None:
-        await outbox.write(partial(relay_pause.set_pause, now_us=5))
-        await outbox.write(partial(relay_pause.set_pause, now_us=9, reason="still"))
-        found = await outbox.read(lambda connection: relay_pause.pause_of(connection.connection.cursor()))
+        await outbox.write(partial(repair.pause_relay, now_us=5))
+        await outbox.write(partial(repair.pause_relay, now_us=9, reason="still"))
+        found = await outbox.read(lambda connection: read_status(connection, now_us=9).relay)
 
-        assert found is not None
-        assert (found.since.microsecond, found.reason) == (5, "still")
+        assert found.paused_since is not None
+        assert (found.paused_since.microsecond, found.pause_reason) == (5, "still")
 
 
 class TestSkip:

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from letopis.console.i18n import language
+from letopis.console.stuck_lanes import list_stuck
 from letopis.console.verdict import verdict as console_verdict
 from letopis.outbox import History
 from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord
-from letopis.outbox.cli.healthcheck import _check_files as check_files
+from letopis.outbox.cli.health import _check_files as check_files
 from letopis.outbox.file.opening import read_snapshot
 from letopis.outbox.operations.status import BreakerStatus, RelayStatus, Status, read_status
-from letopis.outbox.operations.stuck_lanes import list_stuck
 from letopis.outbox.relay.relay import Relay
 from letopis.store.model.identifiers import uuid7
 from letopis.store.model.messages import Message

@@ -16,11 +16,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from letopis.outbox import History
-from letopis.outbox.daemon.instrumented_store import InstrumentedStore
+from letopis.outbox.daemon.store_pool import InstrumentedStore
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.relay import Relay
-from letopis.outbox.telemetry.genai import usage_attributes
-from letopis.outbox.telemetry.tracing import Spans
+from letopis.outbox.telemetry.tracing import Spans, usage_attributes
 from letopis.store import Message
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.timeouts import Timeouts

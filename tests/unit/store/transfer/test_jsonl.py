@@ -20,9 +20,15 @@ from letopis.store.model.codec import decode, encode
 from letopis.store.model.conversations import RecordedMessage
 from letopis.store.model.events import from_microseconds
 from letopis.store.model.messages import Message
-from letopis.store.transfer.jsonl import Line, Refused, read_lines, render_line
-from letopis.store.transfer.seen_keys import SeenKeys
-from letopis.store.transfer.timestamps import parse_timestamp, render_timestamp
+from letopis.store.transfer.jsonl import (
+    Line,
+    Refused,
+    SeenKeys,
+    parse_timestamp,
+    read_lines,
+    render_line,
+    render_timestamp,
+)
 
 MINIMAL = {"conversation_id": "c1", "role": "user", "content": "hi"}
 

@@ -1,11 +1,17 @@
-"""Lay out the help of a verb: its own options, examples, and the options of every command in one line."""
+"""Lay out the help of verbs, and import a verb only when it is called."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
 import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 
 SHARED: Final = ("--outbox", "--store", "--config", "--debug")
 """The options of every command, which only the help of ``letopis`` itself explains one by one."""
@@ -17,10 +23,7 @@ class SharedOption(click.Option):
 
 
 class Verb(click.Command):
-    """A command whose help ends with examples.
-
-    :param examples: command lines as a user types them, each with or without a comment behind it.
-    """
+    """A command whose help ends with examples."""
 
     def __init__(self, *given: Any, examples: Sequence[str] = (), **options: Any) -> None:
         super().__init__(*given, **options)
@@ -62,16 +65,16 @@ class VerbGroup(click.Group):
 def write_options(command: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:
     """Write the options that are explained here: all of ``letopis`` itself, those of a verb that are its own."""
     shared = ctx.parent is not None
-    found = [
+    records = [
         record
         for parameter in command.get_params(ctx)
         if not isinstance(parameter, click.Argument)
         and not (shared and (isinstance(parameter, SharedOption) or "--help" in parameter.opts))
         and (record := parameter.get_help_record(ctx)) is not None
     ]
-    if found:
+    if records:
         with formatter.section("Options"):
-            formatter.write_dl(found)
+            formatter.write_dl(records)
 
 
 def write_shared(ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -85,3 +88,59 @@ def first_sentence(text: str) -> str:
     """Return the first sentence of a help text, on one line."""
     line = " ".join(text.partition("\n\n")[0].split())
     return f"{line.partition('. ')[0].removesuffix('.')}."
+
+
+class LazyGroup(VerbGroup):
+    """A group that knows its verbs by name, module and one line of help."""
+
+    def __init__(
+        self,
+        *given: Any,
+        verbs: Mapping[str, tuple[str, str]],
+        elsewhere: Mapping[str, tuple[str, ...]] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(*given, **options)
+        self._verbs = verbs
+        self._elsewhere = elsewhere or {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the verbs."""
+        return list(self._verbs)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return the verb; ``None`` if there is none of the name."""
+        if cmd_name not in self._verbs:
+            return None
+        module, _, attribute = self._verbs[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the verb that the arguments name, and the remaining arguments."""
+        name = args[0] if args else ""
+        if not name.startswith("-") and name not in self._verbs and not ctx.resilient_parsing:
+            ctx.fail(f"There is no command {name[:60]!a}: {self._hint(name)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of verbs without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in self._verbs.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the verbs and options that begin with a word, without importing any verb."""
+        from click.shell_completion import CompletionItem
+
+        items = [
+            CompletionItem(name, help=line) for name, (_, line) in self._verbs.items() if name.startswith(incomplete)
+        ]
+        return [*items, *click.Command.shell_complete(self, ctx, incomplete)]
+
+    def _hint(self, name: str) -> str:
+        if meant := self._elsewhere.get(name):
+            return f"did you mean {' or '.join(f'`{command}`' for command in meant)}?"
+        close = get_close_matches(name, self._verbs, n=1)
+        return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(self._verbs)}."

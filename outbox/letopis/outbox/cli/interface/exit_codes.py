@@ -147,7 +147,7 @@ def _debugging(arguments: Sequence[str]) -> bool:
 
 def _innermost(error: Exception) -> BaseException:
     """Return the error that a task group wrapped; the first of several."""
-    found: BaseException = error
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return found
+    inner: BaseException = error
+    while isinstance(inner, BaseExceptionGroup):
+        inner = inner.exceptions[0]
+    return inner

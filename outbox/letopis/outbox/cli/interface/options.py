@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 from click.core import ParameterSource
 
-from letopis.outbox.cli.interface.command import SharedOption
+from letopis.outbox.cli.interface.command import SharedOption, Verb
+from letopis.outbox.cli.interface.output import JSON
 
 if TYPE_CHECKING:
     from letopis.outbox.config.settings import Settings
@@ -18,67 +19,61 @@ F = TypeVar("F", bound=Callable[..., Any])
 _META: Final = "letopis.outbox.cli.interface.options"
 
 
+_HELP: Final[dict[str, tuple[str, dict[str, Any]]]] = {
+    "outbox": ("The outbox file. Default: bot.outbox.db.", {"type": click.Path(), "metavar": "PATH", "multiple": True}),
+    "store": (
+        (
+            "The history store: postgresql://, mysql:// or sqlite:///, or the path of a SQLite file. "
+            "LETOPIS_STORE_FILE names a file that holds it. Default: a SQLite file beside the outbox."
+        ),
+        {"metavar": "URL"},
+    ),
+    "config": (
+        "The configuration file. Default: letopis.toml in the current folder, if it exists.",
+        {"type": click.Path(), "metavar": "FILE"},
+    ),
+    "debug": ("Show tracebacks. They may quote messages.", {"is_flag": True}),
+}
+
+
 def with_options(function: F) -> F:
     """Give a verb ``--outbox``, ``--store``, ``--config`` and ``--debug``; :func:`settings` reads them."""
-    for decorate in reversed(
-        (
-            click.option(
-                "--outbox",
-                cls=SharedOption,
-                type=click.Path(),
-                metavar="PATH",
-                multiple=True,
-                envvar="LETOPIS_OUTBOX",
-                show_envvar=True,
-                expose_value=False,
-                callback=_keep,
-                help="The outbox file. Default: bot.outbox.db.",
-            ),
-            click.option(
-                "--store",
-                cls=SharedOption,
-                metavar="URL",
-                envvar="LETOPIS_STORE",
-                show_envvar=True,
-                expose_value=False,
-                callback=_keep,
-                help="The history store: postgresql://, mysql:// or sqlite:///, or the path of a SQLite file. "
-                "LETOPIS_STORE_FILE names a file that holds it. Default: a SQLite file beside the outbox.",
-            ),
-            click.option(
-                "--config",
-                cls=SharedOption,
-                type=click.Path(),
-                metavar="FILE",
-                envvar="LETOPIS_CONFIG",
-                show_envvar=True,
-                expose_value=False,
-                callback=_keep,
-                help="The configuration file. Default: letopis.toml in the current folder, if it exists.",
-            ),
-            click.option(
-                "--debug",
-                cls=SharedOption,
-                is_flag=True,
-                envvar="LETOPIS_DEBUG",
-                show_envvar=True,
-                expose_value=False,
-                callback=_keep,
-                help="Show tracebacks. They may quote messages.",
-            ),
-        )
-    ):
-        function = decorate(function)
+    for name, (text, kind) in reversed(_HELP.items()):
+        function = click.option(
+            f"--{name}",
+            cls=SharedOption,
+            envvar=f"LETOPIS_{name.upper()}",
+            show_envvar=True,
+            expose_value=False,
+            callback=_keep,
+            help=text,
+            **kind,
+        )(function)
     return function
 
 
-def settings(*, several: bool = False) -> Settings:
-    """Return the settings of the running command.
+def verb(
+    *examples: str, group: click.Group | None = None, name: str | None = None, json: bool = False
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a function a verb with the options of every command, perhaps ``--json``, and examples below its help."""
 
-    :param several: the command takes more than one outbox; the settings then name the first.
-    :raises click.UsageError: the command takes one, and several are given.
-    :raises ConfigurationError: as `load_settings`.
-    """
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        own = getattr(function, "__click_params__", [])
+        common = with_options(lambda: None)
+        if json:
+            common = JSON(common)
+        # In reverse: click lists first the option that was added last.
+        function.__click_params__ = [*common.__click_params__, *own]  # type: ignore[attr-defined]
+        command = click.command(name=name, cls=Verb, examples=examples)(function)
+        if group is not None:
+            group.add_command(command)
+        return command
+
+    return decorate
+
+
+def settings(*, several: bool = False) -> Settings:
+    """Return the settings of the running command."""
     from letopis.outbox.config.settings import load_settings
 
     outboxes = given_outboxes()

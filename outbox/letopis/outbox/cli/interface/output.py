@@ -27,6 +27,10 @@ JSON = click.option(
     "--json", is_flag=True, expose_value=False, callback=_keep, help="Print JSON (stable, documented schema)."
 )
 """The option of every verb that prints data; :func:`emit` follows it."""
+FORCE = click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+TIMEOUT = click.option(
+    "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="With --wait: the longest wait, then exit 75."
+)
 
 
 def wants_json() -> bool:
@@ -36,11 +40,7 @@ def wants_json() -> bool:
 
 
 def emit(value: Any, *, text: str | Callable[[], object], line: bool = False) -> None:
-    """Print ``value`` on stdout if the command was given ``--json``, otherwise ``text``.
-
-    :param text: what to print on stdout, if anything; or a function that prints.
-    :param line: print JSON on one line, for one of many documents.
-    """
+    """Print ``value`` on stdout if the command was given ``--json``, otherwise ``text``."""
     import orjson
 
     if wants_json():
@@ -60,10 +60,7 @@ def write(data: bytes) -> None:
 
 @contextmanager
 def open_output(file: str, *, force: bool) -> Iterator[BinaryIO]:
-    """Open ``file`` for writing, for its owner only; ``-`` is stdout. It appears when the block ends without an error.
-
-    :raises CommandExit: the file exists and ``force`` is not given.
-    """
+    """Open ``file``, or stdout for ``-``, for its owner only. It appears when the block ends without an error."""
     from letopis.store.database.private_files import flush_to_disk
 
     if file == "-":
@@ -110,7 +107,7 @@ def _new_part(target: Path) -> tuple[Path, int]:
 def _remove_abandoned_parts(folder: Path) -> None:
     """Delete what killed exports left in a folder: the parts that no process has locked."""
     with suppress(OSError):  # a folder may be written and not listed
-        for part in [one for one in folder.iterdir() if _PART.fullmatch(one.name)]:
+        for part in [path for path in folder.iterdir() if _PART.fullmatch(path.name)]:
             with suppress(OSError):  # a living export's, or another user's
                 descriptor = os.open(part, os.O_RDONLY | _NO_LINK)
                 try:
@@ -140,6 +137,12 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
+def remark(text: str) -> None:
+    """Print a line on stderr that only a reader needs: nothing with ``--json``."""
+    if not wants_json():
+        note(text)
+
+
 @contextmanager
 def before_note(prepare: Callable[[], None]) -> Iterator[None]:
     """Have ``prepare`` called before each line on stderr while the ``with`` block runs."""
@@ -159,16 +162,17 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 
 def reader_is_gone(stream: TextIO) -> bool:
-    """Return True if ``stream`` is a pipe without a reader; writes nothing.
-
-    A command that prints only what changes would otherwise notice it with the next change. False where the system
-    cannot tell.
-    """
+    """Return True if ``stream`` is a pipe without a reader; writes nothing."""
     if not hasattr(select, "poll"):
         return False
     watched = select.poll()
     watched.register(stream.fileno(), 0)
     return any(state & (select.POLLERR | select.POLLHUP | select.POLLNVAL) for _, state in watched.poll(0))
+
+
+def counted(count: int, noun: str) -> str:
+    """Return ``1 event``, ``2 events``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def truncate(text: str, width: int) -> str:

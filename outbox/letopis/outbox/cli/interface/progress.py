@@ -8,9 +8,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, Protocol, TextIO
+from typing import TYPE_CHECKING, Final, Protocol, TextIO
 
 from letopis.outbox.cli.interface.output import before_note, terminal_width, wants_json
+
+if TYPE_CHECKING:
+    from letopis.outbox.history.history import History
+
 
 REDRAW_SECONDS: Final = 0.2
 """Least time between two drawings of the line."""
@@ -66,11 +70,7 @@ class Pace:
 
 
 class ProgressLine:
-    """One line of a terminal that is drawn over and over.
-
-    :param unit: what is counted, in the plural; :data:`BYTES` are shown in megabytes.
-    :param total: the amount at which the run is done; ``None`` if that is not known.
-    """
+    """One line of a terminal that is drawn over and over."""
 
     def __init__(
         self,
@@ -162,3 +162,26 @@ def progress(title: str, total: int | None = None, *, unit: str) -> Iterator[Pro
             yield line
         finally:
             line.clear()
+
+
+POLL_SECONDS: Final = 0.25
+
+
+async def deliver(history: History, report: ProgressReport, *, longest: float | None) -> None:
+    """Wait until nothing is pending, or everything that is waits for an operator."""
+    import anyio
+
+    at_first = (await history.status()).pending
+
+    async def show() -> None:
+        most = at_first
+        while True:
+            pending = (await history.status()).pending
+            most = max(most, pending)
+            report(most - pending, total=most, title="delivering", unit="events")
+            await anyio.sleep(POLL_SECONDS)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(show)
+        await history.drained(longest)
+        tasks.cancel_scope.cancel()

@@ -27,10 +27,7 @@ class EventId(click.ParamType[UUID]):
     name = "event id"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> UUID:
-        """Return the id.
-
-        :raises click.BadParameter: it is none.
-        """
+        """Return the id."""
         try:
             return value if isinstance(value, UUID) else UUID(str(value))
         except ValueError:
@@ -49,55 +46,38 @@ _KEPT: Final = "letopis.outbox.cli.interface.selection"
 
 
 def with_selection(*, whole: bool = True) -> Callable[[F], F]:
-    """Give a verb the options that select events: by id, conversation, state, fault class, or all.
-
-    :func:`current_selection` reads them.
-
-    :param whole: with ``--all``.
-    """
+    """Give a verb the options that select events: by id, conversation, state, fault class, or all."""
+    several: dict[str, Any] = {"multiple": True, "expose_value": False, "callback": _keep}
 
     def decorate(function: F) -> F:
-        options = [
-            click.argument(
-                "events", metavar="[EVENT_ID]...", nargs=-1, type=EventId(), expose_value=False, callback=_keep
-            ),
-            click.option(
-                "--conversation",
-                "conversations",
-                metavar="ID",
-                multiple=True,
-                expose_value=False,
-                callback=_keep,
-                help="Events of this conversation; may be repeated.",
-            ),
-            click.option(
-                "--state",
-                "states",
-                type=click.Choice(STATES),
-                multiple=True,
-                expose_value=False,
-                callback=_keep,
-                help="Events of conversations in this state; may be repeated.",
-            ),
-            click.option(
-                "--fault-class",
-                "fault_classes",
-                metavar="CLASS",
-                multiple=True,
-                expose_value=False,
-                callback=_keep,
-                help="Events of conversations with this fault class (poison, diverged, lost ...); may be repeated.",
-            ),
-        ]
         if whole:
-            options.append(
-                click.option(
-                    "--all", "whole", is_flag=True, expose_value=False, callback=_keep, help="All pending events."
-                )
-            )
-        for one in reversed(options):
-            function = one(function)
-        return function
+            function = click.option(
+                "--all", "whole", is_flag=True, expose_value=False, callback=_keep, help="All pending events."
+            )(function)
+        function = click.option(
+            "--fault-class",
+            "fault_classes",
+            metavar="CLASS",
+            help="Events of conversations with this fault class (poison, diverged, lost ...); may be repeated.",
+            **several,
+        )(function)
+        function = click.option(
+            "--state",
+            "states",
+            type=click.Choice(STATES),
+            help="Events of conversations in this state; may be repeated.",
+            **several,
+        )(function)
+        function = click.option(
+            "--conversation",
+            "conversations",
+            metavar="ID",
+            help="Events of this conversation; may be repeated.",
+            **several,
+        )(function)
+        return click.argument(
+            "events", metavar="[EVENT_ID]...", nargs=-1, type=EventId(), expose_value=False, callback=_keep
+        )(function)
 
     return decorate
 
@@ -108,11 +88,7 @@ def has_selection() -> bool:
 
 
 def current_selection(*, fronts: bool = False) -> Selection:
-    """Return the selection of the running command; everything if there is none.
-
-    :param fronts: unless ids are given, only the event that each conversation is waiting on.
-    :raises InvalidInput: a fault class cannot be a name.
-    """
+    """Return the selection of the running command; everything if there is none."""
     from letopis.outbox.operations.pending_events import Selection
     from letopis.store.model.identifiers import check_identifier
 
@@ -122,31 +98,21 @@ def current_selection(*, fronts: bool = False) -> Selection:
         event_ids=events,
         conversation_ids=kept.get("conversations", ()),
         states=kept.get("states", ()),
-        fault_classes=tuple(check_identifier(one, "--fault-class") for one in kept.get("fault_classes", ())),
+        fault_classes=tuple(check_identifier(name, "--fault-class") for name in kept.get("fault_classes", ())),
         fronts=fronts and not events,
     )
 
 
-def required_selection() -> Selection:
-    """Return the selection of the running command, which must be given.
-
-    :raises click.UsageError: it is not.
-    """
-    _require_selection()
-    return current_selection()
-
-
-def required_fronts() -> Selection:
-    """Return :func:`required_selection`, limited to the event that each conversation is waiting on."""
-    _require_selection()
-    return current_selection(fronts=True)
+def required_selection(*, fronts: bool = False) -> Selection:
+    """Return :func:`current_selection`; refuse a command line that selects nothing."""
+    if not has_selection():
+        options = "event ids, --conversation, --state, --fault-class"
+        raise click.UsageError(f"Select events: {options}{', or --all' if 'whole' in _kept() else ''}.")
+    return current_selection(fronts=fronts)
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask at the terminal whether to continue, unless ``--yes`` was given.
-
-    :raises CommandExit: stdin is not a terminal, or the answer is no.
-    """
+    """Ask at the terminal whether to continue, unless ``--yes`` was given."""
     if yes:
         return
     if not sys.stdin.isatty():
@@ -170,14 +136,6 @@ def as_operator(file: OutboxFile) -> OutboxAdmin:
     from letopis.outbox.operations.admin import OutboxAdmin
 
     return OutboxAdmin(file, by=current_user(), via="command")
-
-
-def _require_selection() -> None:
-    if not has_selection():
-        raise click.UsageError(
-            "Select events: event ids, --conversation, --state, --fault-class"
-            + (", or --all." if "whole" in _kept() else ".")
-        )
 
 
 def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from letopis.console import figures as message_figures
+from letopis.console.figures import DAY_US, LATENCY_EDGES, NOBODY, OTHERS, MessageFigures, Tally
+from letopis.console.store_log import Bisection, LoggedRow
 from letopis.store.model.events import to_microseconds
-from letopis.store.rules import message_figures
-from letopis.store.rules.bisection import Bisection
-from letopis.store.rules.message_figures import DAY_US, LATENCY_EDGES, NOBODY, OTHERS, LoggedRow, MessageFigures, Tally
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
 from letopis.store.rules.put_back import PUT_BACK_KEY
 

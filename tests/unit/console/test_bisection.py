@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from letopis.store.rules.bisection import Bisection
+from letopis.console.store_log import Bisection
 
 
 def searched(recorded: Mapping[int, int], moments: Sequence[int], *, low: int, high: int) -> tuple[list[int], int]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import sqlalchemy as sa
 
-from letopis.outbox.alerting.incident_list import IncidentReport, list_incidents
+from letopis.console.incident_list import IncidentReport, list_incidents
+from letopis.console.store_log import ForkSummary, LoggedRow, forks, log_in_brief, positions_at
+from letopis.console.stuck_lanes import StuckGroup, StuckLane, count_stuck, list_stuck
 from letopis.outbox.concurrency.home_loop import at_home
-from letopis.outbox.event_log.append_rate import count_appended
+from letopis.outbox.event_log.statements import query_one
 from letopis.outbox.history.history import History
 from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.outbox.operations.audit_log import AuditEntry, Via, list_actions
@@ -26,12 +30,9 @@ from letopis.outbox.operations.pending_events import (
     list_repairs,
     value_of,
 )
-from letopis.outbox.operations.stuck_lanes import StuckGroup, StuckLane, count_stuck, list_stuck
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.store_identity import StoreIdentity
 from letopis.store.model.events import to_microseconds
-from letopis.store.read.activity import ForkSummary
-from letopis.store.rules.message_figures import LoggedRow
 
 T = TypeVar("T")
 
@@ -140,13 +141,11 @@ class Insight:
 
     async def forks(self, conversation_id: str, *, limit: int = 20) -> list[ForkSummary] | None:
         """Return some forks of a conversation."""
-        return await self._ask(lambda store: store.outbox_access.forks(conversation_id, limit=limit))
+        return await self._ask(lambda store: forks(store, conversation_id, limit=limit))
 
     async def log_in_brief(self, *, partition: int, after: int, limit: int) -> list[LoggedRow] | None:
         """Return what figures of messages need of the next ``limit`` positions of the history store's log."""
-        return await self._ask(
-            lambda store: store.outbox_access.log_in_brief(partition=partition, after=after, limit=limit)
-        )
+        return await self._ask(lambda store: log_in_brief(store, partition=partition, after=after, limit=limit))
 
     async def acting(self, work: Callable[[OutboxAdmin], Awaitable[T]], *, by: str | None, via: Via) -> T:
         """Return what ``work`` does with the admin of the outbox, in its event loop."""
@@ -188,7 +187,7 @@ class Insight:
             del known[moment]
         new = [one for one in moments if one not in known]
         floor = max((known[one] for one in known if new and one < new[0]), default=0)
-        found = await store.outbox_access.positions_at(new, partition=partition, head=head, floor=floor) if new else []
+        found = await positions_at(store, new, partition=partition, head=head, floor=floor) if new else []
         at = known | dict(zip(new, found, strict=True))
         settled = moments[-1] - round(_SETTLED.total_seconds() * 1_000_000)
         known.update({one: position for one, position in at.items() if one < settled})
@@ -197,3 +196,35 @@ class Insight:
 
 _SETTLED: Final = timedelta(seconds=30)
 """Age from which on no transaction that is still open can add an event from before a moment."""
+
+
+_BOUNDS: Final = "SELECT coalesce(min(position), 1), coalesce(max(position), 0) FROM letopis_outbox_events"
+_AT: Final = "SELECT position, appended_at FROM letopis_outbox_events WHERE position >= ? ORDER BY position LIMIT 1"
+
+
+def count_appended(connection: sa.Connection, moments: Sequence[int]) -> list[int]:
+    """Return how many events were appended between each two moments, in UTC microseconds, which must rise.
+
+    Positions rise with each append, and delivered events that were pruned since count too. A few dozen rows are read,
+    however many events there are.
+    """
+    with closing(connection.connection.cursor()) as cursor:
+        first, last = query_one(cursor, _BOUNDS) or (1, 0)
+        edges: list[int] = []
+        low = first
+        for moment in moments:
+            low = _first_from(cursor, moment, low, last + 1)
+            edges.append(low)
+    return [later - earlier for earlier, later in pairwise(edges)]
+
+
+def _first_from(cursor: Any, moment: int, low: int, high: int) -> int:
+    """Return the first position from ``low`` on that was appended at a moment or later; ``high`` if there is none."""
+    while low < high:
+        middle = (low + high) // 2
+        found = query_one(cursor, _AT, (middle,))
+        if found is None or found[1] >= moment:
+            high = middle
+        else:
+            low = found[0] + 1
+    return low

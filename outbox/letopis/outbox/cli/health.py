@@ -1,36 +1,36 @@
-"""``letopis healthcheck``: check the relay, for containers without an HTTP client."""
+"""``letopis doctor`` and ``letopis healthcheck``: check an installation, and whether its relay is well."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import TYPE_CHECKING, Final
 
 import click
 
-from letopis.outbox.cli.interface.command import Verb
-from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
-from letopis.outbox.cli.interface.options import given_outboxes, settings, with_options
+from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, one_line
+from letopis.outbox.cli.interface.options import given_outboxes, settings, verb
+from letopis.outbox.cli.interface.output import emit, printable, remark, supports_style
 from letopis.outbox.cli.relay import LISTEN
+from letopis.outbox.cli.status import status_of_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from letopis.outbox.daemon.http import ListenAddress
+    from letopis.outbox.diagnostics.finding import Finding
     from letopis.outbox.operations.status import Status
+
 
 TIMEOUT_SECONDS: Final = 3.0
 
 
-@click.command(
-    cls=Verb,
-    examples=(
-        "letopis healthcheck",
-        "letopis healthcheck --listen 9464",
-        "letopis healthcheck --outbox a.outbox.db --outbox b.outbox.db",
-    ),
+@verb(
+    "letopis healthcheck",
+    "letopis healthcheck --listen 9464",
+    "letopis healthcheck --outbox a.outbox.db --outbox b.outbox.db",
 )
 @LISTEN
-@with_options
 def healthcheck(listen: str | None) -> None:
     """Exit 0 if the relay is healthy, 1 if not, with the reason on stderr.
 
@@ -50,13 +50,13 @@ def healthcheck(listen: str | None) -> None:
 
 def _reason(listen: str | None) -> str | None:
     """Return why the relay is unhealthy; ``None`` if it is healthy."""
-    found = settings(several=True)
-    address = listen or found.daemon.get("listen")
+    config = settings(several=True)
+    address = listen or config.daemon.get("listen")
     if address:
         from letopis.outbox.daemon.http import parse_address
 
         return _ask(parse_address(str(address)))
-    return _check_files(given_outboxes() or (str(found.outbox),))
+    return _check_files(given_outboxes() or (str(config.outbox),))
 
 
 def _ask(address: ListenAddress) -> str | None:
@@ -80,7 +80,7 @@ def _check_files(names: tuple[str, ...]) -> str | None:
     """Return why an outbox is not served, as its file shows, or ``None``."""
     from letopis.outbox.daemon.discovery import find_outboxes, may_be_outbox
 
-    paths = [one.path for one in find_outboxes(names) if not one.matched or may_be_outbox(one.path)]
+    paths = [match.path for match in find_outboxes(names) if not match.matched or may_be_outbox(match.path)]
     for path in paths:
         if not path.is_file():
             return f"there is no outbox {str(path)!r}"
@@ -99,11 +99,45 @@ def _check_files(names: tuple[str, ...]) -> str | None:
 
 
 async def _status(path: Path) -> Status:
-    from letopis.outbox.file.inspection import read_file
-    from letopis.outbox.operations.status import status_of
-    from letopis.store.model.events import to_microseconds, utc_now
-
     async with asyncio.timeout(TIMEOUT_SECONDS):
-        return await asyncio.to_thread(
-            read_file, path, lambda cursor: status_of(cursor, now_us=to_microseconds(utc_now()))
-        )
+        return await asyncio.to_thread(status_of_file, path)
+
+
+COLOURS: Final = {"ok": "green", "warn": "yellow", "fail": "red", "skip": None}
+
+
+@verb("letopis doctor", """letopis doctor --json | jq '.checks[] | select(.level == "fail")'""", json=True)
+def doctor() -> None:
+    """Diagnose problems and suggest fixes: in the configuration, the outbox, the relay and the history store.
+
+    One line per check. Creates and changes nothing. Exits with 1 if a check fails; a warning is not a failure.
+    """
+    from letopis.outbox.diagnostics.doctor import examine, healthy
+    from letopis.outbox.diagnostics.finding import fail
+    from letopis.store.errors import ConfigurationError
+
+    try:
+        config = settings()
+    except ConfigurationError as error:
+        findings = [fail("configuration", str(error), "correct it: all other checks depend on it")]
+        outbox = None
+    else:
+        outbox = config.outbox.name
+        findings = asyncio.run(examine(config))
+    well = healthy(findings)
+    checks = [
+        {"check": finding.check, "level": finding.level, "said": finding.said, "hint": finding.hint or None}
+        for finding in findings
+    ]
+    emit({"outbox": outbox, "healthy": well, "checks": checks}, text="\n".join(map(_line, findings)))
+    if not well:
+        raise CommandExit(Exit.FAILED)
+    remark("nothing is wrong")
+
+
+def _line(finding: Finding) -> str:
+    level = f"{finding.level:<4}"
+    if supports_style(sys.stdout):
+        level = click.style(level, fg=COLOURS[finding.level], bold=finding.level == "fail")
+    said = one_line(printable(finding.said))
+    return f"{level}  {finding.check:<18} {said}" + (f" -> {one_line(printable(finding.hint))}" if finding.hint else "")

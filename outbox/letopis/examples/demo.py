@@ -71,15 +71,12 @@ class Transcript:
     @property
     def total(self) -> int:
         """Messages appended."""
-        return sum(len(one) for one in self.lines.values())
+        return sum(len(lines) for lines in self.lines.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOutcome:
-    """The result of the final check, counted in the store's own file.
-
-    :ivar duplicates: messages that the store holds more than once.
-    """
+    """The result of the final check, counted in the store's own file."""
 
     appended: int
     stored: int
@@ -98,11 +95,7 @@ class DemoOutcome:
 
 
 async def play(folder: Path, tell: Tell) -> DemoOutcome:
-    """Play the demonstration in an empty folder, and return the result of the final check.
-
-    :param tell: called with each line of the story.
-    :raises DemoFailed: a promise did not hold.
-    """
+    """Play the demonstration in an empty folder, and return the result of the final check."""
     transcript = Transcript()
     script = islice(cycle(SCRIPT), 10_000)
     store = ConversationStore(folder / STORE, timeouts=Timeouts(lock=0.3))
@@ -165,8 +158,8 @@ async def _poison(
     await _talk(history, transcript, script, rounds=3, users=USERS)
     await _until(partial(_blocked, history), "the poisoned conversation was blocked, and no other")
     pages = {name: await history.messages(name, last=6) for name in USERS}  # three questions, three answers each
-    waiting = sum(one.saved is Saved.BLOCKED for one in pages[POISONED])
-    through = sum(one.saved is Saved.SAVED for name, page in pages.items() if name != POISONED for one in page)
+    waiting = sum(message.saved is Saved.BLOCKED for message in pages[POISONED])
+    through = sum(message.saved is Saved.SAVED for name, page in pages.items() if name != POISONED for message in page)
     if (through, waiting) != (12, 6):
         raise DemoFailed(f"{through} of 12 messages went through, and {waiting} of 6 show as blocked")
     tell(f"     Anna's and Boris's {through} messages were delivered. Vera's {waiting} are blocked, not dropped,")
@@ -183,10 +176,12 @@ async def check(folder: Path, transcript: Transcript) -> DemoOutcome:
     stored = in_order = duplicates = 0
     async with ConversationStore.open(folder / STORE, migrate=False) as store:
         for conversation_id, expected in transcript.lines.items():
-            found = list(await store.messages(conversation_id))
-            stored += len(found)
-            in_order += sum((one.role, one.text) == line for one, line in zip(found, expected, strict=False))
-            duplicates += len(found) - len({one.id for one in found})
+            stored_messages = list(await store.messages(conversation_id))
+            stored += len(stored_messages)
+            in_order += sum(
+                (message.role, message.text) == line for message, line in zip(stored_messages, expected, strict=False)
+            )
+            duplicates += len(stored_messages) - len({message.id for message in stored_messages})
     return DemoOutcome(appended=transcript.total, stored=stored, in_order=in_order, duplicates=duplicates)
 
 

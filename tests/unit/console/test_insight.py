@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from letopis.console.figures import MessageFigures
+from letopis.console.insight import Insight
 from letopis.outbox import History
 from letopis.outbox.alerting.incident_table import write_changes
 from letopis.outbox.alerting.incidents import Change, IncidentKind, IncidentRecord, IncidentState
-from letopis.outbox.history.insight import Insight
 from letopis.outbox.operations import audit_log
 from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.outbox.operations.pending_events import Selection
 from letopis.outbox.operations.repair import NotRepairable
 from letopis.store import InvalidInput, Message
 from letopis.store.model.identifiers import uuid7
-from letopis.store.rules.message_figures import MessageFigures
 from tests.support.console_story import plant_blocked
 from tests.support.peers import refused_port
 

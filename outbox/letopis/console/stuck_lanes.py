@@ -10,7 +10,8 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from letopis.outbox.event_log.statements import fetch_all
-from letopis.store.model.events import from_microseconds, to_microseconds, utc_now
+from letopis.outbox.operations.pending_events import next_attempt
+from letopis.store.model.events import from_microseconds
 
 STUCK_STATES: Final = ("blocked", "retrying", "paused")
 
@@ -108,11 +109,6 @@ def _lane(row: Any) -> StuckLane:
         bytes=row[11] or 0,
         appended_at=_moment(row[12]),
     )
-
-
-def next_attempt(state: str, due_us: int) -> datetime | None:
-    """Return when a retrying lane is tried next; ``None`` if it is due, or not retried."""
-    return from_microseconds(due_us) if state == "retrying" and due_us > to_microseconds(utc_now()) else None
 
 
 def _moment(microseconds: int | None) -> datetime | None:

@@ -1,0 +1,1 @@
+"""Programs that show a history at work; `letopis demo` plays one."""
