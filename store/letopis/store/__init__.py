@@ -83,6 +83,7 @@ if typing.TYPE_CHECKING:
     from letopis.store.model.records import Scope as Scope
     from letopis.store.model.upcasters import Upcasters as Upcasters
     from letopis.store.projections.base import Projection as Projection
+    from letopis.store.projections.follower import Follower as Follower
     from letopis.store.projections.projector import Progress as Progress
     from letopis.store.projections.projector import Projector as Projector
     from letopis.store.read.task_marks import PendingTasks as PendingTasks
@@ -134,6 +135,7 @@ _NAMES = {
     "model.records": "ABSENT ANY Condition Media Record Scope",
     "model.upcasters": "Upcasters",
     "projections.base": "Projection",
+    "projections.follower": "Follower",
     "projections.projector": "Progress Projector",
     "rules.statistics": "Figures Statistics",
     "read.task_marks": "PendingTasks",

@@ -31,6 +31,7 @@ from letopis.store.search.results import Hit, SearchPosition
 
 if TYPE_CHECKING:
     from letopis.store.maintenance.rebuild import Rebuilt
+    from letopis.store.projections.follower import Follower
     from letopis.store.projections.projector import Projector, ProjectorContext
     from letopis.store.read.lineage import Lineage
 
@@ -400,10 +401,24 @@ class ConversationStore:
         """
         from letopis.store.projections.projector import Projector
 
-        async def context() -> ProjectorContext:
-            return (await self._runtime.prepared()).projector_context
+        return Projector(
+            projection, context=self._projector_context, shielded=self._runtime.shielded, batch=batch, poll=poll
+        )
 
-        return Projector(projection, context=context, shielded=self._runtime.shielded, batch=batch, poll=poll)
+    def follower(self, name: str, *, batch: int = 500, poll: float = 0.25) -> Follower:
+        """Return a reader of the whole log that remembers how far it has got, for a feed into another system; no I/O.
+
+        Each event comes at least once, also after a crash. For tables of this database, take :meth:`projector`.
+
+        :param name: its place is kept in the store under this name.
+        :raises InvalidInput: the name, or ``batch`` is not from 1 to 10,000.
+        """
+        from letopis.store.projections.follower import Follower
+
+        return Follower(name, context=self._projector_context, shielded=self._runtime.shielded, batch=batch, poll=poll)
+
+    async def _projector_context(self) -> ProjectorContext:
+        return (await self._runtime.prepared()).projector_context
 
     async def rebuild(
         self, *, check: bool = False, every: bool = False, conversation: str | None = None

@@ -27,6 +27,7 @@ VERBS: Final = {
     "pause": ("letopis.outbox.cli.relay:pause", "Pause delivery."),
     "resume": ("letopis.outbox.cli.relay:resume", "Resume delivery."),
     "history": ("letopis.outbox.cli.history:history", "List, show, import and export conversations."),
+    "follow": ("letopis.outbox.cli.follow:follow", "Print the log of the history store as it grows."),
     "db": ("letopis.outbox.cli.db:db", "Create, upgrade and check the history store."),
     "alerts": ("letopis.outbox.cli.alerts:alerts", "Send a test alert."),
     "console": ("letopis.outbox.cli.console:console", "Show the outbox and its history in the browser."),

@@ -36,7 +36,7 @@ async def conversation_of(
     """Return what a history, or a store alone, knows of a conversation."""
     if isinstance(source, History):
         return await source.chat(conversation_id).conversation(**options)
-    return await source.conversation(conversation_id, **options)
+    return await source.chat(conversation_id).conversation(**options)
 
 
 @dataclass(slots=True)
