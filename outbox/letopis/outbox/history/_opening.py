@@ -65,7 +65,7 @@ class Parts:
         self.relay = delivery.relay
         self.limits = limits
         self.gateway = StoreGateway(
-            store, breaker=lambda: delivery.breaker, bound_to=outbox.probe.store_id, deadline=read_timeout
+            store, breaker=delivery.breaker, bound_to=outbox.probe.store_id, deadline=read_timeout
         )
         self.deliveries = Deliveries(outbox, self.gateway)
         gateway = self.gateway

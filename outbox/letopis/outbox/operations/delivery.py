@@ -61,16 +61,15 @@ class Delivery:
         if self.monitor is not None:
             self.monitor.change(**self._watching())
 
-    @property
     def breaker(self) -> Breaker | None:
-        """The breaker of the relay, while that is at work: otherwise the one that counts is another process's."""
+        """Return the breaker of the relay while that is at work; otherwise the one that counts is another process's."""
         relay = self.relay
         at_work = relay is not None and (relay.lease.held or relay.wrong_store_reason is not None)
         return relay.breaker if relay is not None and at_work else None
 
     def breaker_view(self) -> BreakerView | None:
         """Return what the monitor has to know of that breaker."""
-        breaker = self.breaker
+        breaker = self.breaker()
         return None if breaker is None else breaker_view(breaker)
 
     def _watching(self) -> dict[str, Any]:
