@@ -299,6 +299,33 @@ def test_once_serves_several_and_ends_with_the_worst(tmp_path: Path) -> None:
     assert nothing.returncode == Exit.NOTHING
 
 
+def test_drain_waits_for_the_relay_that_works_and_says_what_is_left(tmp_path: Path) -> None:
+    path = filled(tmp_path / "bot.outbox.db")
+    store = ("--store", "history.sqlite")
+    letopis("pause", folder=tmp_path)
+    with DaemonProcess(*store, folder=tmp_path) as daemon:
+        daemon.works()
+        left = letopis("relay", "--drain", "2", *store, folder=tmp_path)
+        still = pending(path)
+        with DaemonProcess("--drain", "120", *store, folder=tmp_path) as drain:
+            letopis("resume", folder=tmp_path)
+            ended = drain.wait()
+        daemon.signal(signal.SIGTERM)
+        daemon.wait()
+
+    assert (left.returncode, still) == (Exit.LATER, 4)
+    assert "another relay runs on this outbox" in left.stderr
+    assert (ended, pending(path)) == (Exit.OK, 0)
+
+
+def test_drain_delivers_itself_where_no_relay_runs(tmp_path: Path) -> None:
+    path = filled(tmp_path / "bot.outbox.db")
+
+    done = letopis("relay", "--drain", "60", "--store", "history.sqlite", folder=tmp_path)
+
+    assert (done.returncode, pending(path)) == (Exit.OK, 0)
+
+
 def test_outboxes_that_cannot_be_opened_are_told_and_stop_no_other(tmp_path: Path) -> None:
     """One with a damaged page, one that was cut to nothing; and two files that are no outbox."""
     fine = filled(tmp_path / "fine.db")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.relay.relay import Relay
 
+PAUSE_SECONDS: Final = 1.0
+"""Between two attempts of a drain."""
 LISTEN: Final = click.option(
     "--listen",
     metavar="[HOST:]PORT",
@@ -46,10 +49,17 @@ CONSOLE: Final = click.option(
 @verb(
     "letopis relay",
     "letopis relay --once   # for cron, or to deliver now",
+    "letopis relay --drain 60   # before a container is stopped",
     "letopis relay --outbox 'bots/*.outbox.db' --listen 9464",
 )
 @click.option(
     "--once", is_flag=True, help="Deliver what is due and exit: 0 if nothing is left, 75 if the store is down."
+)
+@click.option(
+    "--drain",
+    metavar="SECONDS",
+    type=click.FloatRange(0, 86_400),
+    help="As --once, and wait up to SECONDS for what is retried later or delivered by another relay.",
 )
 @LISTEN
 @CONSOLE
@@ -82,7 +92,7 @@ CONSOLE: Final = click.option(
     show_envvar=True,
     help="Name the conversations on OpenTelemetry spans (gen_ai.conversation.id). Needs letopis[otel].",
 )
-def relay(once: bool, **given: Any) -> None:
+def relay(once: bool, drain: float | None, **given: Any) -> None:
     """Deliver pending events to the history store, until interrupted or terminated.
 
     --outbox may be repeated, and may be a quoted pattern ('bots/*.outbox.db'): new matching files are picked up. Any
@@ -100,9 +110,9 @@ def relay(once: bool, **given: Any) -> None:
             return _configured(patterns, **given)
 
     config = configure()
-    if once:
+    if once or drain is not None:
         configure_logging(level=config.log_level, style=config.log_format)
-        asyncio.run(_all_once(config))
+        asyncio.run(_drain(config, drain or 0.0))
     else:
         asyncio.run(_run(configure))
 
@@ -176,6 +186,18 @@ async def _run(configure: Callable[[], DaemonSettings]) -> None:
     daemon = Daemon(configure)
     with on_signals({"SIGINT": daemon.stop, "SIGTERM": daemon.stop, "SIGHUP": daemon.reload}):
         await daemon.run()
+
+
+async def _drain(config: DaemonSettings, seconds: float) -> None:
+    """Deliver all once, and again while what is left may still be delivered and there is time."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return await _all_once(config)
+        except CommandExit as left:
+            if left.code is not Exit.LATER or time.monotonic() + PAUSE_SECONDS > end:
+                raise
+        await asyncio.sleep(PAUSE_SECONDS)
 
 
 async def _all_once(config: DaemonSettings) -> None:
