@@ -22,8 +22,8 @@ from letopis.store.model.codec import (
 )
 from letopis.store.model.event_types import Body, MessageAppended
 from letopis.store.model.events import Event
-from letopis.store.model.identifiers import check_identifier
-from letopis.store.model.messages import EMPTY, Message
+from letopis.store.model.identifiers import Owner, check_identifier, owner_id
+from letopis.store.model.messages import EMPTY, Message, empty
 from letopis.store.rules.preconditions import PRECONDITION_KEY, Precondition
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class PreparedChange:
     change: RecordChange
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Prepared:
     """An append that is checked and encoded; nothing in it depends on the outbox file.
 
@@ -69,8 +69,8 @@ class Prepared:
     message_ids: tuple[str | None, ...]
     owner_id: str | None = None
     expects: Precondition | None = None
-    aliases: Mapping[UUID, UUID] = field(default_factory=dict)
-    shown: Mapping[UUID, UUID] = field(default_factory=dict)
+    aliases: Mapping[UUID, UUID] = field(default_factory=empty)
+    shown: Mapping[UUID, UUID] | None = None
     put_back: bool = True
     on_path: Collection[UUID] | None = None
     elsewhere: Collection[str] = ()
@@ -84,39 +84,39 @@ def prepare(
     conversation_id: str,
     what: Sequence[Message | Body | Event],
     *,
-    owner: str | None = None,
+    owner: Owner | None = None,
     metadata: Mapping[str, Any] | None = None,
     occurred_at: datetime | None = None,
     expected: After | None = None,
     after: After | None = None,
     fail_if_types: Collection[str] | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    on_path: Collection[UUID] | None = None,
 ) -> Prepared:
-    """Check and encode what is to be appended, without touching the file.
-
-    The parameters are those of ``History.append``.
+    """Check and encode what is to be appended, without touching the file; the parameters are ``History.append``'s.
 
     :raises InvalidInput: one of the stores would refuse or change something in it; nothing was written.
     """
     conversation_id = check_identifier(conversation_id, "conversation_id")
-    if owner is not None:
-        owner = check_identifier(owner, "owner")
     if not what:
         raise InvalidInput("event", "there is nothing to append")
     expects = None
     if expected is not None or after is not None or fail_if_types is not None:
         expects = condition(expected=expected, after=after, fail_if_types=fail_if_types)
     trace = current_traceparent()
-    encoded: list[EncodedEvent] = []
+    events: list[EncodedEvent] = []
     message_ids: list[str | None] = []
     aliases: dict[UUID, UUID] = {}
-    for one in what:
-        message = one.message if isinstance(one, MessageAppended) else one
+    for given in what:
+        message = given.message if isinstance(given, MessageAppended) else given
         if isinstance(message, Message):
+            about = metadata
+            if about is not None or trace is not None or expects is not None:
+                about = _with_ours(about, trace, expects)
             event = encode_message(
                 message,
                 conversation_id=conversation_id,
-                metadata=_with_ours(metadata, trace, expects),
+                metadata=EMPTY if about is None else about,
                 occurred_at=occurred_at,
                 limits=limits,
             )
@@ -125,7 +125,7 @@ def prepare(
                 aliases[event.event_id] = alias
         else:
             plain = Event.of(
-                one,
+                given,
                 conversation_id=conversation_id,
                 metadata=EMPTY if metadata is None else metadata,
                 occurred_at=occurred_at,
@@ -134,16 +134,17 @@ def prepare(
                 plain = replace(plain, metadata=_with_ours(plain.metadata, trace, expects))
             event = encode(plain, conversation_id=conversation_id, limits=limits)
             message_ids.append(plain.data["message_id"] if plain.type == MessageAppended.type else None)
-        encoded.append(event)
+        events.append(event)
         if expects is not None and expects.batch_id is None:
             expects = replace(expects, batch_id=event.event_id)  # the first event decides for all
     return Prepared(
-        conversation_id=conversation_id,
-        events=tuple(encoded),
-        message_ids=tuple(message_ids),
-        owner_id=owner,
-        expects=expects,
-        aliases=aliases,
+        conversation_id,
+        tuple(events),
+        tuple(message_ids),
+        None if owner is None else owner_id(owner),
+        expects,
+        aliases,
+        on_path=on_path,
     )
 
 

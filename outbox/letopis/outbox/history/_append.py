@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Literal
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -16,7 +15,7 @@ from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.event_log.lookups import conflict_of, holds_event, holds_message
 from letopis.outbox.event_log.reused_ids import PathUnknown
 from letopis.outbox.history.joint_write import append_in
-from letopis.outbox.history.receipts import Deliveries, Receipt, check_timeout, receipt_of
+from letopis.outbox.history.receipts import Deliveries, Receipt
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.errors import (
     ConversationGone,
@@ -30,9 +29,7 @@ from letopis.store.errors import (
 from letopis.store.model.codec import Limits
 from letopis.store.model.conversations import RecordedMessage
 from letopis.store.model.event_types import Body, ReactionAdded, ReactionRemoved
-from letopis.store.model.events import Event
-from letopis.store.model.identifiers import Owner, check_identifier, owner_id
-from letopis.store.model.messages import Message
+from letopis.store.model.identifiers import check_identifier
 from letopis.store.rules.preconditions import Conflict, Precondition
 from letopis.store.rules.reducer import MessageChange
 
@@ -45,37 +42,6 @@ RATING_KEY: Final = "rating"
 """The key of the reaction that rates a message."""
 
 
-def prepare_append(
-    conversation_id: str,
-    what: Sequence[Message | Body | Event],
-    *,
-    limits: Limits,
-    owner: Owner | None,
-    metadata: Mapping[str, Any] | None,
-    occurred_at: datetime | None,
-    expected: After | None,
-    after: After | None,
-    fail_if_types: Collection[str] | None,
-) -> Prepared:
-    """Check and encode what ``History.append`` was given.
-
-    :raises InvalidInput: something in it cannot be kept.
-    """
-    prepared = prepare(
-        conversation_id,
-        what,
-        owner=owner if owner is None or type(owner) is str else owner_id(owner),
-        metadata=metadata,
-        occurred_at=occurred_at,
-        limits=limits,
-        expected=expected,
-        after=after,
-        fail_if_types=fail_if_types,
-    )
-    prepared.on_path = ()
-    return prepared
-
-
 class Appender:
     """Appends to one outbox."""
 
@@ -85,15 +51,23 @@ class Appender:
         self._deliveries = deliveries
         self._limits = limits
 
-    async def append(self, prepared: Prepared) -> Receipt:
+    async def append(
+        self,
+        prepared: Prepared,
+        *,
+        confirm: Literal["store"] | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - of the confirmation
+    ) -> Receipt:
         """Append durably; of messages that were delivered before, ask the history store whether it shows them still."""
+        if confirm is not None:
+            return await self._append_confirmed(prepared, timeout)
         prepared.ask = prepared.on_path is not None
         try:
             appended = await self._outbox.append(prepared)
         except PathUnknown as unknown:
             on_path, elsewhere = await self._on_path(prepared.conversation_id, unknown)
             appended = await self._outbox.append(replace(prepared, on_path=on_path, elsewhere=elsewhere, ask=False))
-        return receipt_of(appended, self._deliveries)
+        return Receipt(appended, self._deliveries)
 
     async def _on_path(self, conversation_id: str, unknown: PathUnknown) -> tuple[Collection[UUID], Collection[str]]:
         """Return those of some events whose messages the store shows, or lacks, so that it will be sent them again.
@@ -129,9 +103,8 @@ class Appender:
                 on_path.append(event_id)
         return on_path, {one.id for one in found or () if one.on_path} & unknown.targets
 
-    async def append_confirmed(self, prepared: Prepared, timeout: float | None) -> Receipt:  # noqa: ASYNC109
+    async def _append_confirmed(self, prepared: Prepared, timeout: float | None) -> Receipt:  # noqa: ASYNC109
         """Append after asking the history store, and return once it has said that the append stands."""
-        timeout = check_timeout(timeout)
         expects, first = prepared.expects, prepared.events[0].event_id
         if expects is None:
             raise InvalidInput("confirm", "needs expected or after, which name what was seen")
@@ -170,7 +143,7 @@ class Appender:
     async def append_in(self, connection: AsyncConnection | AsyncSession, prepared: Prepared) -> Receipt:
         """Append in the caller's transaction."""
         appended = await append_in(self._outbox, connection, prepared)
-        return receipt_of(appended, self._deliveries, void=asyncio.Event())  # whose end is not heard of
+        return Receipt(appended, self._deliveries, void=asyncio.Event())  # whose end is not heard of
 
     async def write(
         self, conversation_id: str, *bodies: Body, owner: str | None = None, after: After | None = None

@@ -19,9 +19,10 @@ from letopis.outbox.alerting.texts import Style
 from letopis.outbox.concurrency.home_block import HomeBlock
 from letopis.outbox.concurrency.home_loop import HomeLoop, at_home
 from letopis.outbox.event_log.append_condition import After
+from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.file.limits import Bounds
-from letopis.outbox.history._append import RATING_KEY, prepare_append
+from letopis.outbox.history._append import RATING_KEY
 from letopis.outbox.history.context import ending_with, read_context, read_transcript
 from letopis.outbox.history.receipts import POLL_MAX_SECONDS, POLL_MIN_SECONDS, Receipt, check_timeout, is_drained
 from letopis.outbox.history.records import Records, scope_from
@@ -71,7 +72,7 @@ _BOUNDS: Final = Bounds()
 _RULES: Final = Rules()
 
 
-@at_home(besides=("append_in", "close"))
+@at_home(besides=("append", "append_in", "close"))
 class History:
     """A conversation history that never silently loses a message.
 
@@ -347,24 +348,29 @@ class History:
         :raises OutboxUnavailable: the outbox file cannot be written.
         :raises Closed: the history is closed, or was opened before this process was forked off.
         """
-        with appending(conversation_id, (what, *more)):
-            prepared = prepare_append(
+        home = self._home
+        if home.loop is None:
+            await home.prepare()
+        events = (what, *more)
+        with appending(conversation_id, events):
+            prepared = prepare(
                 conversation_id,
-                (what, *more),
-                limits=self._parts.limits,
+                events,
+                limits=home.parts.limits,
                 owner=owner,
                 metadata=metadata,
                 occurred_at=occurred_at,
                 expected=expected,
                 after=after,
                 fail_if_types=fail_if_types,
+                on_path=(),
             )
-            check_timeout(timeout)
-            if confirm is None:
-                return await self._parts.appender.append(prepared)
-            if confirm != "store":
+            timeout = check_timeout(timeout)
+            if confirm not in (None, "store"):
                 raise InvalidInput("confirm", "must be 'store' or None")
-            return await self._parts.appender.append_confirmed(prepared, timeout)
+            if confirm is None and home.loop is asyncio.get_running_loop():
+                return await home.parts.appender.append(prepared)
+            return await home.run(lambda: self._parts.appender.append(prepared, confirm=confirm, timeout=timeout))
 
     async def append_in(
         self,
@@ -393,7 +399,7 @@ class History:
         """
         await self._home.open_here("append_in")
         with appending(conversation_id, (what, *more)):
-            prepared = prepare_append(
+            prepared = prepare(
                 conversation_id,
                 (what, *more),
                 limits=self._parts.limits,
@@ -403,6 +409,7 @@ class History:
                 expected=expected,
                 after=after,
                 fail_if_types=fail_if_types,
+                on_path=(),
             )
             return await self._parts.appender.append_in(connection, prepared)
 

@@ -375,15 +375,8 @@ def record_receipts(
     receipts = []
     for item, sequence, revision in zip(changes, appended.sequences, appended.revisions, strict=True):
         event_id = item.event.event_id
-        receipt = Receipt(
-            conversation_id=item.event.conversation_id,
-            event_ids=(event_id,),
-            message_ids=(),
-            sequence=sequence,
-            _last=event_id,
-            _deliveries=deliveries,
-            _void=void,
-        )
+        written = Appended(item.event.conversation_id, (event_id,), (sequence,), (), None, 1)
+        receipt = Receipt(written, deliveries, void=void)
         kept = sequence == 0
         receipts.append(RecordReceipt(revision=revision, kept=kept, _receipt=None if kept else receipt))
     return receipts

@@ -17,14 +17,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from letopis.outbox.concurrency.home_loop import at_home
 from letopis.outbox.event_log.append_condition import After
-from letopis.outbox.event_log.append_encoding import Prepared, PreparedChange
+from letopis.outbox.event_log.append_encoding import Prepared, PreparedChange, prepare
 from letopis.outbox.event_log.append_plan import Appended
 from letopis.outbox.event_log.records.changes import prepare_delete, together
 from letopis.outbox.file.sqlite_errors import is_busy, translate
 from letopis.outbox.file.write_gate import LOCK_TIMEOUT_SECONDS
-from letopis.outbox.history._append import prepare_append
 from letopis.outbox.history.joint_write import CompanionWrite, TransactionEnd, is_open, write
-from letopis.outbox.history.receipts import Deliveries, Receipt, receipt_of
+from letopis.outbox.history.receipts import Deliveries, Receipt
 from letopis.outbox.history.records import (
     OnExists,
     RecordPut,
@@ -135,7 +134,7 @@ class Transaction:
         :raises LetopisError: as for ``History.append``.
         """
         with appending(conversation_id, (what, *more)):
-            prepared = prepare_append(
+            prepared = prepare(
                 conversation_id,
                 (what, *more),
                 limits=self._limits,
@@ -145,9 +144,10 @@ class Transaction:
                 expected=expected,
                 after=after,
                 fail_if_types=fail_if_types,
+                on_path=(),
             )
             appended = await run_to_completion(self._write(prepared))
-            return receipt_of(appended, self._deliveries, void=self._end.rolled_back)
+            return Receipt(appended, self._deliveries, void=self._end.rolled_back)
 
     async def put(
         self,

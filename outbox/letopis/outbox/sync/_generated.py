@@ -90,22 +90,34 @@ class BlockingReceipt(SyncBase):
 
     @property
     def conversation_id(self) -> str:
-        """See :class:`Receipt`."""
+        """The conversation that the events belong to.
+
+        See :meth:`Receipt.conversation_id`.
+        """
         return self._receipt.conversation_id
 
     @property
     def event_ids(self) -> tuple[UUID, ...]:
-        """See :class:`Receipt`."""
+        """The ids of the events in the order of the call; appending the same events again is always safe.
+
+        See :meth:`Receipt.event_ids`.
+        """
         return self._receipt.event_ids
 
     @property
     def message_ids(self) -> tuple[str, ...]:
-        """See :class:`Receipt`."""
+        """The ids of all messages among them, in the order of the call.
+
+        See :meth:`Receipt.message_ids`.
+        """
         return self._receipt.message_ids
 
     @property
     def sequence(self) -> int:
-        """See :class:`Receipt`."""
+        """The place of the last event in its conversation in this outbox.
+
+        See :meth:`Receipt.sequence`.
+        """
         return self._receipt.sequence
 
     @property
