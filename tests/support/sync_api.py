@@ -37,7 +37,7 @@ ATTRIBUTES: Final = {Reply: {"conversation_id": "str", "message_id": "str", "eve
 
 BESIDE: Final = {
     # `append_in` takes asyncio's connections and sessions, and the properties belong to an event loop: a caller that
-    # has one uses `History` there. `open` prepares, and the twin of `close` ends the portal too.
+    # has one uses `History` there. `open` prepares, and the twin of `close` ends open blocks too.
     History: {"append_in", "close", "outbox", "prepare", "relay", "store"},
     Transaction: {"connection", "session"},
 }
@@ -133,9 +133,9 @@ def __exit__(self, *_: object) -> None:
 _OPEN_BODY: Final = """
 if isinstance(store, ConversationStore):
     raise ConfigurationError("a ConversationStore belongs to an event loop: give its URL or path")
-portal = Portal(inside_loop=inside_loop)
 """
 _OPEN_ALSO: Final = """
+
 :param inside_loop: ``block`` to allow calls in threads that run an event loop. Each blocks that loop.
 :raises InEventLoop: this thread runs an event loop and may not block it, or the outbox is open in that loop.
 """
@@ -206,10 +206,9 @@ def definition(function: Any) -> ast.FunctionDef | ast.AsyncFunctionDef:
     return node
 
 
-def said(node: ast.FunctionDef | ast.AsyncFunctionDef, name: str, subject: str, also: str = "") -> str:
-    """The first paragraph of a docstring, what is to be said here also, and where the rest is."""
-    first = (ast.get_docstring(node) or "").split("\n\n")[0].replace("an ``async with``", "a ``with``")
-    return textwrap.indent(f'"""{first}\n\nSee :meth:`{subject}.{name}`.\n{also}"""', "    ")
+def said(name: str, subject: str, also: str = "", *, waits: bool = True) -> str:
+    """The docstring: where the contract is, and what is to be said here also."""
+    return textwrap.indent(f'"""As :meth:`{subject}.{name}`{"; waits" if waits else ""}.{also}"""', "    ")
 
 
 def twin_of(annotation: str) -> tuple[str, str]:
@@ -282,8 +281,9 @@ def method(subject: str, name: str, value: Any, module: ModuleType, names: Names
     if isinstance(value, classmethod):
         mark = "@classmethod\n"
         body = textwrap.indent(_OPEN_BODY.strip(), "    ")
-        body += f"\n    opened = {subject}({given})"
-        body += "\n    return cls(portal, portal.open(lambda: opened, home_loop=lambda: opened._home.home_loop))"
+        body += f"\n    history = {subject}({given})"
+        body += "\n    portal = Portal(history._home, inside_loop=inside_loop)\n    portal.open()"
+        body += "\n    return cls(portal, history)"
         arguments.kwonlyargs.append(ast.arg("inside_loop", ast.parse("InsideLoop", mode="eval").body))
         arguments.kw_defaults.append(ast.Constant("refuse"))
     elif is_block:
@@ -305,7 +305,8 @@ def method(subject: str, name: str, value: Any, module: ModuleType, names: Names
         returns = f"AbstractContextManager[{returns}]"
     signature = f"def {name}({ast.unparse(arguments)}) -> {returns}"
     also = _OPEN_ALSO if isinstance(value, classmethod) else ""
-    return f"{overloads(function, names)}{mark}{signature}:\n{said(node, name, subject, also)}\n{body}\n"
+    about = said(name, subject, also, waits=is_async or is_block or also != "")
+    return f"{overloads(function, names)}{mark}{signature}:\n{about}\n{body}\n"
 
 
 def overloads(function: Any, names: Names) -> str:
@@ -327,7 +328,7 @@ def sources(subject: str) -> ModuleType:
 def attribute(subject: str, name: str, annotation: str) -> str:
     """The twin of an attribute."""
     return (
-        f'@property\ndef {name}(self) -> {annotation}:\n    """See :class:`{subject}`."""\n'
+        f'@property\ndef {name}(self) -> {annotation}:\n    """As in :class:`{subject}`."""\n'
         f"    return self._{subject.lower()}.{name}\n"
     )
 

@@ -7,13 +7,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import Token
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from letopis.outbox.concurrency.fair_lock import TRANSACTION_TOKEN
 from letopis.outbox.concurrency.home_loop import HomeLoop, LoopEnded, NotBegun, RemoteCall, unresolved
 from letopis.store.cancellation import cancel_after_grace, run_to_completion
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 class HomeBlock(AbstractAsyncContextManager[T]):
@@ -41,6 +42,7 @@ class HomeBlock(AbstractAsyncContextManager[T]):
         self._entered = unresolved()
         self._left: asyncio.Future[BaseException | None] | None = None
         self._token: Token[object] | None = None
+        self._calls: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> T:
         home = self._home = await self._find()
@@ -78,18 +80,7 @@ class HomeBlock(AbstractAsyncContextManager[T]):
             if error is not None:
                 return False  # what ended the block says more
             raise LoopEnded(begun=True) from None
-        if raised is None:
-            return error is not None
-        if raised is not error:
-            raise raised
-        raised.__traceback__ = traceback  # without the frames of the home loop
-        return False
-
-    def _forget_token(self) -> None:
-        token, self._token = self._token, None
-        if token is not None:
-            with suppress(ValueError):  # left in another context
-                TRANSACTION_TOKEN.reset(token)
+        return self._left_with(raised, error, traceback)
 
     async def _enter(self, home: HomeLoop) -> T:
         if not await home.wait(self._entered):
@@ -97,7 +88,34 @@ class HomeBlock(AbstractAsyncContextManager[T]):
         value: T = self._entered.result()
         return value
 
+    def _forget_token(self) -> None:
+        token, self._token = self._token, None
+        if token is not None:
+            with suppress(ValueError):  # left in another context
+                TRANSACTION_TOKEN.reset(token)
+
+    def _left_with(
+        self, raised: BaseException | None, error: BaseException | None, frames: TracebackType | None
+    ) -> bool:
+        """Return what ``__exit__`` does, for a block that ``error`` left and that ended with ``raised``."""
+        if raised is None:
+            return error is not None
+        if raised is not error:
+            raise raised
+        raised.__traceback__ = frames  # without the frames of the home loop
+        return False
+
     # In the home loop.
+
+    async def run(self, work: Callable[[], Awaitable[V]]) -> V:
+        """Run a call that is made inside the block, so that the block does not end beneath it."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - this is a coroutine
+        self._calls.add(task)
+        try:
+            return await work()
+        finally:
+            self._calls.discard(task)
 
     async def _live(self) -> BaseException | None:
         """Enter the block, wait until it is left, and return the error that leaves it."""
@@ -105,8 +123,13 @@ class HomeBlock(AbstractAsyncContextManager[T]):
         error: BaseException | None = None
         try:
             async with self._make() as value:
-                self._entered.set_result(value)
-                error = await self._left
+                if not self._entered.done():
+                    self._entered.set_result(value)
+                try:
+                    error = await self._left
+                finally:
+                    if self._calls:
+                        await run_to_completion(self._end_calls())
                 if error is not None:
                     raise error  # noqa: TRY301 - the context manager has to see it
         except BaseException as raised:  # belongs to the task that is in the block
@@ -116,6 +139,13 @@ class HomeBlock(AbstractAsyncContextManager[T]):
                 raise
             return raised
         return None
+
+    async def _end_calls(self) -> None:
+        """Cancel calls that were interrupted, or that the block does not wait for, until they have ended."""
+        for call in self._calls:
+            if not call.cancelling():  # one that was interrupted cleans up
+                call.cancel()
+        await asyncio.wait(self._calls)
 
     def _leave(self, error: BaseException | None) -> None:
         if self._left is not None and not self._left.done():

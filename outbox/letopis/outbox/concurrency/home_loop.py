@@ -57,6 +57,8 @@ class HomeLoop:
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
+        self.calls: set[asyncio.Task[Any]] = set()
+        """Calls in progress: an event loop holds its tasks weakly."""
 
     @property
     def running(self) -> bool:
@@ -114,18 +116,30 @@ class HomeLoop:
             else:
                 answer.cancel()
 
+    def block_until(self, future: Future[Any]) -> bool:
+        """Do as :meth:`wait` in a thread, which is blocked meanwhile."""
+        stopped = 0
+        while not future.done():
+            with suppress(TimeoutError):
+                future.exception(POLL_INTERVAL_SECONDS)  # only waits; Windows notices Ctrl-C only between two waits
+            stopped = 0 if self.running else stopped + 1
+            if not future.done() and (self.loop.is_closed() or stopped > 1):
+                return False
+        return True
+
 
 class RemoteCall(Generic[T]):
     """A call that another loop runs."""
 
     def __init__(self, home: HomeLoop, work: Callable[[], Awaitable[T]]) -> None:
-        self._home = home
+        self.home = home
+        self.answer: Future[T] = unresolved()
+        """What the call returned or raised; a cancellation if it was cancelled."""
         self._waiting = deque(
             (work,)
         )  # taken by whichever is first: the loop that starts it, or the caller that gives up
         self._task: asyncio.Task[T] | None = None
         self._cancelled = False
-        self._answer = unresolved()
 
     async def result(self) -> T:
         """Wait for the call, and return or raise what it does.
@@ -138,22 +152,33 @@ class RemoteCall(Generic[T]):
     def cancel(self) -> None:
         """Cancel the call, from any thread."""
         with suppress(RuntimeError):  # the loop is closed
-            self._home.loop.call_soon_threadsafe(self._cancel)
+            self.home.loop.call_soon_threadsafe(self._cancel)
+
+    def block(self) -> T:
+        """Do as :meth:`result` in a thread, which is blocked meanwhile; if it is interrupted, cancel the call."""
+        try:
+            ended = self.home.block_until(self.answer)
+        except BaseException:  # an interruption, as by Ctrl-C
+            self.cancel()
+            raise
+        return self._outcome(ended=ended)
 
     async def _result(self) -> T:
         try:
-            ended = await self._home.wait(self._answer)
+            ended = await self.home.wait(self.answer)
         except asyncio.CancelledError:
             self.cancel()
-            await self._home.wait(self._answer)
+            await self.home.wait(self.answer)
             raise
+        return self._outcome(ended=ended)
+
+    def _outcome(self, *, ended: bool) -> T:
         if not ended:
             begun = not self._withdraw()
-            if not begun and self._home.loop.is_closed():
+            if not begun and self.home.loop.is_closed():
                 raise NotBegun
             raise LoopEnded(begun=begun)
-        result: T = self._answer.result()
-        return result
+        return self.answer.result()
 
     def _withdraw(self) -> bool:
         """Return True if the call had not begun, and never will."""
@@ -172,6 +197,7 @@ class RemoteCall(Generic[T]):
         except IndexError:
             return
         self._task = asyncio.get_running_loop().create_task(_awaited(work), name="letopis-call")
+        self.home.calls.add(self._task)
         self._task.add_done_callback(self._end)
 
     def _cancel(self) -> None:
@@ -180,13 +206,14 @@ class RemoteCall(Generic[T]):
             self._task.cancel()
 
     def _end(self, task: asyncio.Task[T]) -> None:
+        self.home.calls.discard(task)
         if task.cancelled():
             # Not by its caller: by the end of this loop.
-            self._answer.set_exception(asyncio.CancelledError() if self._cancelled else LoopEnded(begun=True))
+            self.answer.set_exception(asyncio.CancelledError() if self._cancelled else LoopEnded(begun=True))
         elif (error := task.exception()) is not None:
-            self._answer.set_exception(error)
+            self.answer.set_exception(error)
         else:
-            self._answer.set_result(task.result())
+            self.answer.set_result(task.result())
 
 
 def unresolved() -> Future[Any]:

@@ -150,7 +150,7 @@ class History:
     ) -> None:
         # With the first history rather than with its class: the relay, the readers and what else works in one.
         from letopis.outbox.history._settings import HistorySettings, Options
-        from letopis.outbox.history._sharing import SharedAccess
+        from letopis.outbox.history.sharing import SharedAccess
 
         options = Options(
             relay=relay,

@@ -40,7 +40,7 @@ from letopis.store.read.paging import check_count
 
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
-    from letopis.outbox.history._sharing import SharedAccess
+    from letopis.outbox.history.sharing import SharedAccess
     from letopis.outbox.pending_reads.record_reads import RecordReads
     from letopis.store.read.records import RecordsView
 

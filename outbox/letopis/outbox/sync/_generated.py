@@ -90,71 +90,44 @@ class BlockingReceipt(SyncBase):
 
     @property
     def conversation_id(self) -> str:
-        """The conversation that the events belong to.
-
-        See :meth:`Receipt.conversation_id`.
-        """
+        """As :meth:`Receipt.conversation_id`."""
         return self._receipt.conversation_id
 
     @property
     def event_ids(self) -> tuple[UUID, ...]:
-        """The ids of the events in the order of the call; appending the same events again is always safe.
-
-        See :meth:`Receipt.event_ids`.
-        """
+        """As :meth:`Receipt.event_ids`."""
         return self._receipt.event_ids
 
     @property
     def message_ids(self) -> tuple[str, ...]:
-        """The ids of all messages among them, in the order of the call.
-
-        See :meth:`Receipt.message_ids`.
-        """
+        """As :meth:`Receipt.message_ids`."""
         return self._receipt.message_ids
 
     @property
     def sequence(self) -> int:
-        """The place of the last event in its conversation in this outbox.
-
-        See :meth:`Receipt.sequence`.
-        """
+        """As :meth:`Receipt.sequence`."""
         return self._receipt.sequence
 
     @property
     def message_id(self) -> str | None:
-        """The id of the last message; ``None`` if there is none.
-
-        See :meth:`Receipt.message_id`.
-        """
+        """As :meth:`Receipt.message_id`."""
         return self._receipt.message_id
 
     def saved(self, timeout: float | None = None) -> bool:
-        """Wait until the history store holds the events, at most ``timeout`` seconds; with 0, look once.
-
-        See :meth:`Receipt.saved`.
-        """
+        """As :meth:`Receipt.saved`; waits."""
         return self._portal.call(self._receipt.saved, timeout)
 
     @property
     def seen(self) -> Seen:
-        """How much of the conversation this outbox holds with these events: give it as ``after=`` of an answer.
-
-        See :meth:`Receipt.seen`.
-        """
+        """As :meth:`Receipt.seen`."""
         return self._receipt.seen
 
     def superseded(self, timeout: float | None = None) -> bool:
-        """Wait until the events are delivered, and return True if the history store has set any of them aside.
-
-        See :meth:`Receipt.superseded`.
-        """
+        """As :meth:`Receipt.superseded`; waits."""
         return self._portal.call(self._receipt.superseded, timeout)
 
     def state(self) -> Saved:
-        """Return how far the events have got: saved, pending or blocked; blocked also if an operator skipped the last.
-
-        See :meth:`Receipt.state`.
-        """
+        """As :meth:`Receipt.state`; waits."""
         return self._portal.call(self._receipt.state)
 
 
@@ -169,33 +142,24 @@ class BlockingRecordReceipt(SyncBase):
 
     @property
     def revision(self) -> UUID | None:
-        """See :class:`RecordReceipt`."""
+        """As in :class:`RecordReceipt`."""
         return self._recordreceipt.revision
 
     @property
     def kept(self) -> bool:
-        """See :class:`RecordReceipt`."""
+        """As in :class:`RecordReceipt`."""
         return self._recordreceipt.kept
 
     def saved(self, timeout: float | None = None) -> bool:
-        """Wait until the history store has applied the change, as ``Receipt.saved`` does.
-
-        See :meth:`RecordReceipt.saved`.
-        """
+        """As :meth:`RecordReceipt.saved`; waits."""
         return self._portal.call(self._recordreceipt.saved, timeout)
 
     def superseded(self, timeout: float | None = None) -> bool:
-        """Wait for the delivery, and return ``True`` if another outbox was first, so that the change has no effect.
-
-        See :meth:`RecordReceipt.superseded`.
-        """
+        """As :meth:`RecordReceipt.superseded`; waits."""
         return self._portal.call(self._recordreceipt.superseded, timeout)
 
     def state(self) -> Saved:
-        """Return how far the change has got: saved, pending or blocked.
-
-        See :meth:`RecordReceipt.state`.
-        """
+        """As :meth:`RecordReceipt.state`; waits."""
         return self._portal.call(self._recordreceipt.state)
 
 
@@ -218,10 +182,7 @@ class BlockingRecords(SyncBase):
         on_exists: OnExists = "raise",
         tags: Mapping[str, Tag] | None = None,
     ) -> BlockingRecordReceipt:
-        """Put a value under a key.
-
-        See :meth:`Records.put`.
-        """
+        """As :meth:`Records.put`; waits."""
         return BlockingRecordReceipt(
             self._portal,
             self._portal.call(
@@ -230,40 +191,25 @@ class BlockingRecords(SyncBase):
         )
 
     def put_many(self, puts: Sequence[RecordPut]) -> Sequence[BlockingRecordReceipt]:
-        """Put several values, all or none, in order.
-
-        See :meth:`Records.put_many`.
-        """
+        """As :meth:`Records.put_many`; waits."""
         return [BlockingRecordReceipt(self._portal, one) for one in self._portal.call(self._records.put_many, puts)]
 
     def get(self, namespace: Sequence[str], key: str) -> Record | None:
-        """Return a record; ``None`` only if it is known that there is none.
-
-        See :meth:`Records.get`.
-        """
+        """As :meth:`Records.get`; waits."""
         return self._portal.call(self._records.get, namespace, key)
 
     def get_many(self, keys: Sequence[tuple[Sequence[str], str]]) -> Sequence[Record | None]:
-        """Return records in the order of their keys, all as of one moment.
-
-        See :meth:`Records.get_many`.
-        """
+        """As :meth:`Records.get_many`; waits."""
         return self._portal.call(self._records.get_many, keys)
 
     def delete(self, namespace: Sequence[str], key: str, *, expected: Condition | UUID = ANY) -> BlockingRecordReceipt:
-        """Delete a record, or do nothing if there is none.
-
-        See :meth:`Records.delete`.
-        """
+        """As :meth:`Records.delete`; waits."""
         return BlockingRecordReceipt(
             self._portal, self._portal.call(self._records.delete, namespace, key, expected=expected)
         )
 
     def delete_many(self, keys: Sequence[tuple[Sequence[str], str]]) -> Sequence[BlockingRecordReceipt]:
-        """Delete several records, all or none; those that are not there are no error.
-
-        See :meth:`Records.delete_many`.
-        """
+        """As :meth:`Records.delete_many`; waits."""
         return [BlockingRecordReceipt(self._portal, one) for one in self._portal.call(self._records.delete_many, keys)]
 
     def delete_where(
@@ -274,19 +220,13 @@ class BlockingRecords(SyncBase):
         end: str | None = None,
         tags: Mapping[str, Tag] | None = None,
     ) -> BlockingRecordReceipt:
-        """Delete all records in a namespace and below it; in the whole scope by default.
-
-        See :meth:`Records.delete_where`.
-        """
+        """As :meth:`Records.delete_where`; waits."""
         return BlockingRecordReceipt(
             self._portal, self._portal.call(self._records.delete_where, prefix, start=start, end=end, tags=tags)
         )
 
     def erase(self) -> BlockingRecordReceipt:
-        """Delete all records of the scope, and everything that the outbox and the history store could tell of them.
-
-        See :meth:`Records.erase`.
-        """
+        """As :meth:`Records.erase`; waits."""
         return BlockingRecordReceipt(self._portal, self._portal.call(self._records.erase))
 
     def list(
@@ -302,10 +242,7 @@ class BlockingRecords(SyncBase):
         values: bool = True,
         incomplete: bool = False,
     ) -> Page[Record]:
-        """Return records in a namespace and below it, in the order of the bytes of namespace and key.
-
-        See :meth:`Records.list`.
-        """
+        """As :meth:`Records.list`; waits."""
         return self._portal.call(
             self._records.list,
             prefix,
@@ -320,10 +257,7 @@ class BlockingRecords(SyncBase):
         )
 
     def namespaces(self, prefix: Sequence[str] = ()) -> Sequence[Namespace]:
-        """Return the namespaces that hold a record, in order; their records are read without values.
-
-        See :meth:`Records.namespaces`.
-        """
+        """As :meth:`Records.namespaces`; waits."""
         return self._portal.call(self._records.namespaces, prefix)
 
 
@@ -339,17 +273,11 @@ class BlockingTransaction(SyncBase):
     def execute(
         self, statement: sa.Executable, parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
     ) -> sa.CursorResult[Any]:
-        """Run a statement on the bot's own tables and return its result, already fetched.
-
-        See :meth:`Transaction.execute`.
-        """
+        """As :meth:`Transaction.execute`; waits."""
         return self._portal.call(self._transaction.execute, statement, parameters)
 
     def scalar(self, statement: sa.Executable, parameters: Mapping[str, Any] | None = None) -> Any:
-        """Run a statement and return the first column of its first row, or ``None``.
-
-        See :meth:`Transaction.scalar`.
-        """
+        """As :meth:`Transaction.scalar`; waits."""
         return self._portal.call(self._transaction.scalar, statement, parameters)
 
     def append(
@@ -364,10 +292,7 @@ class BlockingTransaction(SyncBase):
         after: After | None = None,
         fail_if_types: Collection[str] | None = None,
     ) -> BlockingReceipt:
-        """Append as ``History.append`` does; the events are durable once the transaction has committed.
-
-        See :meth:`Transaction.append`.
-        """
+        """As :meth:`Transaction.append`; waits."""
         return self._call_receipt(
             self._transaction.append,
             conversation_id,
@@ -392,10 +317,7 @@ class BlockingTransaction(SyncBase):
         on_exists: OnExists = "raise",
         tags: Mapping[str, Tag] | None = None,
     ) -> BlockingRecordReceipt:
-        """Put a record as ``Records.put`` does, together with everything else in the transaction.
-
-        See :meth:`Transaction.put`.
-        """
+        """As :meth:`Transaction.put`; waits."""
         return BlockingRecordReceipt(
             self._portal,
             self._portal.call(
@@ -413,10 +335,7 @@ class BlockingTransaction(SyncBase):
     def delete_record(
         self, records: BlockingRecords, namespace: Sequence[str], key: str, *, expected: Condition | UUID = ANY
     ) -> BlockingRecordReceipt:
-        """Delete a record as ``Records.delete`` does, together with everything else in the transaction.
-
-        See :meth:`Transaction.delete_record`.
-        """
+        """As :meth:`Transaction.delete_record`; waits."""
         return BlockingRecordReceipt(
             self._portal,
             self._portal.call(self._transaction.delete_record, self._inner(records), namespace, key, expected=expected),
@@ -430,10 +349,7 @@ class BlockingTransaction(SyncBase):
         usage: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> BlockingReceipt:
-        """Finish a reply of ``History.reply()`` in this transaction, as ``Reply.finish`` does outside one.
-
-        See :meth:`Transaction.finish`.
-        """
+        """As :meth:`Transaction.finish`; waits."""
         return self._call_receipt(
             self._transaction.finish, self._inner(reply), tokens=tokens, usage=usage, metadata=metadata
         )
@@ -450,57 +366,42 @@ class BlockingReply(SyncBase):
 
     @property
     def conversation_id(self) -> str:
-        """See :class:`Reply`."""
+        """As in :class:`Reply`."""
         return self._reply.conversation_id
 
     @property
     def message_id(self) -> str:
-        """See :class:`Reply`."""
+        """As in :class:`Reply`."""
         return self._reply.message_id
 
     @property
     def event_id(self) -> UUID:
-        """See :class:`Reply`."""
+        """As in :class:`Reply`."""
         return self._reply.event_id
 
     @property
     def text(self) -> str:
-        """The visible text so far.
-
-        See :meth:`Reply.text`.
-        """
+        """As :meth:`Reply.text`."""
         return self._reply.text
 
     @property
     def kept(self) -> int:
-        """How many characters of the text are on disk, so that a crash does not take them.
-
-        See :meth:`Reply.kept`.
-        """
+        """As :meth:`Reply.kept`."""
         return self._reply.kept
 
     @property
     def receipt(self) -> BlockingReceipt | None:
-        """The receipt of the message; ``None`` until there is one.
-
-        See :meth:`Reply.receipt`.
-        """
+        """As :meth:`Reply.receipt`."""
         found = self._reply.receipt
         return None if found is None else BlockingReceipt(self._portal, found)
 
     @property
     def interrupted(self) -> bool:
-        """Whether the reply was cut off, so that its message is incomplete.
-
-        See :meth:`Reply.interrupted`.
-        """
+        """As :meth:`Reply.interrupted`."""
         return self._reply.interrupted
 
     def add(self, what: str | Part) -> None:
-        """Add a piece of text, or a part such as a file or a tool call. Does not wait for the disk.
-
-        See :meth:`Reply.add`.
-        """
+        """As :meth:`Reply.add`; waits."""
         return self._portal.call(self._reply.add, what)
 
     def finish(
@@ -510,26 +411,17 @@ class BlockingReply(SyncBase):
         usage: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> BlockingReceipt:
-        """Append the message durably: once this returns, it survives ``kill -9`` and a power cut.
-
-        See :meth:`Reply.finish`.
-        """
+        """As :meth:`Reply.finish`; waits."""
         return self._call_receipt(self._reply.finish, tokens=tokens, usage=usage, metadata=metadata)
 
     def sent(
         self, *, platform_ids: Mapping[str, Any] | None = None, sent_as: str | None = None, file_path: str | None = None
     ) -> BlockingReceipt:
-        """Record that the platform accepted the reply, as ``History.sent`` does. Finishes the reply if needed.
-
-        See :meth:`Reply.sent`.
-        """
+        """As :meth:`Reply.sent`; waits."""
         return self._call_receipt(self._reply.sent, platform_ids=platform_ids, sent_as=sent_as, file_path=file_path)
 
     def failed(self, *, reason: str | None = None) -> BlockingReceipt:
-        """Record that the platform rejected the reply; the message stays. Finishes the reply if needed.
-
-        See :meth:`Reply.failed`.
-        """
+        """As :meth:`Reply.failed`; waits."""
         return self._call_receipt(self._reply.failed, reason=reason)
 
 
@@ -592,17 +484,14 @@ class BlockingHistory(SyncBase):
         now: Callable[[], datetime] = utc_now,
         inside_loop: InsideLoop = "refuse",
     ) -> Self:
-        """Open a history for the time of a ``with`` block, and deliver in the background meanwhile.
-
-        See :meth:`History.open`.
+        """As :meth:`History.open`; waits.
 
         :param inside_loop: ``block`` to allow calls in threads that run an event loop. Each blocks that loop.
         :raises InEventLoop: this thread runs an event loop and may not block it, or the outbox is open in that loop.
         """
         if isinstance(store, ConversationStore):
             raise ConfigurationError("a ConversationStore belongs to an event loop: give its URL or path")
-        portal = Portal(inside_loop=inside_loop)
-        opened = History(
+        history = History(
             path,
             store=store,
             relay=relay,
@@ -626,7 +515,9 @@ class BlockingHistory(SyncBase):
             own_thread=own_thread,
             now=now,
         )
-        return cls(portal, portal.open(lambda: opened, home_loop=lambda: opened._home.home_loop))
+        portal = Portal(history._home, inside_loop=inside_loop)
+        portal.open()
+        return cls(portal, history)
 
     def append(
         self,
@@ -642,10 +533,7 @@ class BlockingHistory(SyncBase):
         confirm: Literal["store"] | None = None,
         timeout: float | None = 10.0,
     ) -> BlockingReceipt:
-        """Append messages or events, all or none; once this returns, they survive ``kill -9`` and a power cut.
-
-        See :meth:`History.append`.
-        """
+        """As :meth:`History.append`; waits."""
         return self._call_receipt(
             self._history.append,
             conversation_id,
@@ -662,10 +550,7 @@ class BlockingHistory(SyncBase):
         )
 
     def transaction(self) -> AbstractContextManager[BlockingTransaction]:
-        """Open a transaction on the outbox file, in which your own tables and appends are written together.
-
-        See :meth:`History.transaction`.
-        """
+        """As :meth:`History.transaction`; waits."""
         return Block(
             self._portal, lambda: self._history.transaction(), lambda found: BlockingTransaction(self._portal, found)
         )
@@ -679,10 +564,7 @@ class BlockingHistory(SyncBase):
         space: str | None = None,
         new: bool = False,
     ) -> BlockingRecords:
-        """Return the records of a conversation, an owner or a space: what a framework keeps beside the messages.
-
-        See :meth:`History.records`.
-        """
+        """As :meth:`History.records`."""
         return BlockingRecords(
             self._portal, self._history.records(scope, conversation=conversation, owner=owner, space=space, new=new)
         )
@@ -696,17 +578,11 @@ class BlockingHistory(SyncBase):
         limit: int = 100,
         after: str | None = None,
     ) -> Page[Record]:
-        """Return the records of all scopes that have all these tags, without their values, pending ones included.
-
-        See :meth:`History.find_records`.
-        """
+        """As :meth:`History.find_records`; waits."""
         return self._portal.call(self._history.find_records, tags, end=end, reverse=reverse, limit=limit, after=after)
 
     def record_scopes(self, *, limit: int = 100, after: str | None = None) -> Page[Scope]:
-        """Return the conversations, owners and spaces that have records, pending ones included, in a fixed order.
-
-        See :meth:`History.record_scopes`.
-        """
+        """As :meth:`History.record_scopes`; waits."""
         return self._portal.call(self._history.record_scopes, limit=limit, after=after)
 
     def sent(
@@ -718,10 +594,7 @@ class BlockingHistory(SyncBase):
         sent_as: str | None = None,
         file_path: str | None = None,
     ) -> BlockingReceipt:
-        """Record that the platform accepted a message.
-
-        See :meth:`History.sent`.
-        """
+        """As :meth:`History.sent`; waits."""
         return self._call_receipt(
             self._history.sent,
             conversation_id,
@@ -732,28 +605,19 @@ class BlockingHistory(SyncBase):
         )
 
     def failed(self, conversation_id: str, message_id: str, *, reason: str | None = None) -> BlockingReceipt:
-        """Record that the platform rejected a message; the message itself stays.
-
-        See :meth:`History.failed`.
-        """
+        """As :meth:`History.failed`; waits."""
         return self._call_receipt(self._history.failed, conversation_id, message_id, reason=reason)
 
     def edit(
         self, conversation_id: str, message_id: str, content: Content, *, reason: str | None = None
     ) -> BlockingReceipt:
-        """Give a message new content; the log keeps the old one.
-
-        See :meth:`History.edit`.
-        """
+        """As :meth:`History.edit`; waits."""
         return self._call_receipt(self._history.edit, conversation_id, message_id, content, reason=reason)
 
     def redact(
         self, conversation_id: str, message_id: str, *more: str, by: str | None = None, reason: str | None = None
     ) -> BlockingReceipt:
-        """Erase the content of messages for good, in the outbox at once, in the history store with the delivery.
-
-        See :meth:`History.redact`.
-        """
+        """As :meth:`History.redact`; waits."""
         return self._call_receipt(self._history.redact, conversation_id, message_id, *more, by=by, reason=reason)
 
     def react(
@@ -765,26 +629,17 @@ class BlockingHistory(SyncBase):
         actor: str | None = None,
         value: int | float | str | None = None,
     ) -> BlockingReceipt:
-        """Add a reaction to a message; a new ``value`` replaces the old one of the same key and actor.
-
-        See :meth:`History.react`.
-        """
+        """As :meth:`History.react`; waits."""
         return self._call_receipt(self._history.react, conversation_id, message_id, key, actor=actor, value=value)
 
     def unreact(self, conversation_id: str, message_id: str, key: str, *, actor: str | None = None) -> BlockingReceipt:
-        """Remove a reaction; removing one that is not there is no error.
-
-        See :meth:`History.unreact`.
-        """
+        """As :meth:`History.unreact`; waits."""
         return self._call_receipt(self._history.unreact, conversation_id, message_id, key, actor=actor)
 
     def rate(
         self, conversation_id: str, message_id: str, value: int | float | str, *, actor: str | None = None
     ) -> BlockingReceipt:
-        """Rate a message: a reaction with the key ``rating``, one for each actor.
-
-        See :meth:`History.rate`.
-        """
+        """As :meth:`History.rate`; waits."""
         return self._call_receipt(self._history.rate, conversation_id, message_id, value, actor=actor)
 
     def reply(
@@ -799,10 +654,7 @@ class BlockingHistory(SyncBase):
         every: float | None = 0.3,
         confirm: bool = True,
     ) -> AbstractContextManager[BlockingReply]:
-        """Write a reply piece by piece, for the time of a ``with`` block.
-
-        See :meth:`History.reply`.
-        """
+        """As :meth:`History.reply`; waits."""
         return Block(
             self._portal,
             lambda: self._history.reply(
@@ -819,10 +671,7 @@ class BlockingHistory(SyncBase):
         )
 
     def unconfirmed(self, *, owner: Owner | None = None) -> tuple[Unconfirmed, ...]:
-        """Return the replies that were neither confirmed as sent nor as failed, the oldest first.
-
-        See :meth:`History.unconfirmed`.
-        """
+        """As :meth:`History.unconfirmed`; waits."""
         return self._portal.call(self._history.unconfirmed, owner=owner)
 
     def messages(
@@ -839,10 +688,7 @@ class BlockingHistory(SyncBase):
         as_of: AsOf | None = None,
         timeout: float | None = None,
     ) -> Page[RecordedMessage]:
-        """Return the newest ``last`` messages, or the ``first``, oldest first, pending ones included.
-
-        See :meth:`History.messages`.
-        """
+        """As :meth:`History.messages`; waits."""
         return self._portal.call(
             self._history.messages,
             conversation_id,
@@ -858,26 +704,17 @@ class BlockingHistory(SyncBase):
         )
 
     def message(self, message_id: str, *, conversation: str | None = None) -> RecordedMessage | None:
-        """Return one message by its id, on the path or off it, pending events included; ``None`` if there is none.
-
-        See :meth:`History.message`.
-        """
+        """As :meth:`History.message`; waits."""
         return self._portal.call(self._history.message, message_id, conversation=conversation)
 
     def count(self, conversation_id: str, *, where: Filter | None = None) -> int:
-        """Count the messages on the path, pending and inherited ones included.
-
-        See :meth:`History.count`.
-        """
+        """As :meth:`History.count`; waits."""
         return self._portal.call(self._history.count, conversation_id, where=where)
 
     def conversation(
         self, conversation_id: str, *, as_of: AsOf | None = None, timeout: float | None = None
     ) -> Conversation | None:
-        """Return a conversation, pending events included; ``None`` if there is none.
-
-        See :meth:`History.conversation`.
-        """
+        """As :meth:`History.conversation`; waits."""
         return self._portal.call(self._history.conversation, conversation_id, as_of=as_of, timeout=timeout)
 
     def events(
@@ -890,10 +727,7 @@ class BlockingHistory(SyncBase):
         before: int | str | None = None,
         types: Collection[str] | None = None,
     ) -> Page[RecordedEvent]:
-        """Return a page of a conversation's events, in order, pending ones (no version yet) last.
-
-        See :meth:`History.events`.
-        """
+        """As :meth:`History.events`; waits."""
         return self._portal.call(
             self._history.events, conversation_id, after=after, limit=limit, last=last, before=before, types=types
         )
@@ -909,10 +743,7 @@ class BlockingHistory(SyncBase):
         keep_system: bool = True,
         until: str | None = None,
     ) -> Context:
-        """Return the newest part of a conversation that fits a model, pending messages included.
-
-        See :meth:`History.context`.
-        """
+        """As :meth:`History.context`; waits."""
         return self._portal.call(
             self._history.context,
             conversation_id,
@@ -927,10 +758,7 @@ class BlockingHistory(SyncBase):
     def transcript(
         self, conversation_id: str, *, last: int | None = None, locale: str | None = None, tz: tzinfo = UTC
     ) -> str:
-        """Return a conversation as text; empty if there is none. All of it is read into memory.
-
-        See :meth:`History.transcript`.
-        """
+        """As :meth:`History.transcript`; waits."""
         return self._portal.call(self._history.transcript, conversation_id, last=last, locale=locale, tz=tz)
 
     def start(
@@ -942,10 +770,7 @@ class BlockingHistory(SyncBase):
         activate: bool = True,
         metadata: Mapping[str, Any] | None = None,
     ) -> BlockingReceipt:
-        """Begin a conversation; the receipt holds its id. Starting it again under the same id is safe.
-
-        See :meth:`History.start`.
-        """
+        """As :meth:`History.start`; waits."""
         return self._call_receipt(
             self._history.start,
             owner,
@@ -962,10 +787,7 @@ class BlockingHistory(SyncBase):
     def active(self, owner: Owner, *, create: bool) -> Conversation | None: ...
 
     def active(self, owner: Owner, *, create: bool = True) -> Conversation | None:
-        """Return the owner's active conversation, pending events included; begin one if there is none.
-
-        See :meth:`History.active`.
-        """
+        """As :meth:`History.active`; waits."""
         return self._portal.call(self._history.active, owner, create=create)
 
     def conversations(
@@ -977,107 +799,65 @@ class BlockingHistory(SyncBase):
         states: Collection[str] = DEFAULT_STATES,
         oldest_first: bool = False,
     ) -> Page[Conversation]:
-        """Return a page of conversations by last activity, the newest first, pending ones included.
-
-        See :meth:`History.conversations`.
-        """
+        """As :meth:`History.conversations`; waits."""
         return self._portal.call(
             self._history.conversations, owner=owner, after=after, limit=limit, states=states, oldest_first=oldest_first
         )
 
     def activate(self, conversation_id: str, *, owner: Owner | None = None) -> BlockingReceipt:
-        """Make a conversation its owner's active one; an archived one returns to the everyday list.
-
-        See :meth:`History.activate`.
-        """
+        """As :meth:`History.activate`; waits."""
         return self._call_receipt(self._history.activate, conversation_id, owner=owner)
 
     def archive(self, conversation_id: str, *, reason: str | None = None) -> BlockingReceipt:
-        """Take a conversation out of the everyday list; none of its content is lost.
-
-        See :meth:`History.archive`.
-        """
+        """As :meth:`History.archive`; waits."""
         return self._call_receipt(self._history.archive, conversation_id, reason=reason)
 
     def restore(self, conversation_id: str) -> BlockingReceipt:
-        """Put an archived conversation back into the everyday list; it does not become the active one.
-
-        See :meth:`History.restore`.
-        """
+        """As :meth:`History.restore`; waits."""
         return self._call_receipt(self._history.restore, conversation_id)
 
     def delete(self, conversation_id: str, *, reason: str | None = None) -> BlockingReceipt:
-        """Delete a conversation for good; its id and number are never used again.
-
-        See :meth:`History.delete`.
-        """
+        """As :meth:`History.delete`; waits."""
         return self._call_receipt(self._history.delete, conversation_id, reason=reason)
 
     def reset(self, conversation_id: str, *, reason: str | None = None) -> BlockingReceipt:
-        """Erase a conversation as :meth:`delete` does, and let it go on, empty, under the same id.
-
-        See :meth:`History.reset`.
-        """
+        """As :meth:`History.reset`; waits."""
         return self._call_receipt(self._history.reset, conversation_id, reason=reason)
 
     def rename(self, conversation_id: str, title: str) -> BlockingReceipt:
-        """Give a conversation a new title.
-
-        See :meth:`History.rename`.
-        """
+        """As :meth:`History.rename`; waits."""
         return self._call_receipt(self._history.rename, conversation_id, title)
 
     def annotate(self, conversation_id: str, metadata: Mapping[str, Any]) -> BlockingReceipt:
-        """Set keys of the conversation's own metadata; other keys stay.
-
-        See :meth:`History.annotate`.
-        """
+        """As :meth:`History.annotate`; waits."""
         return self._call_receipt(self._history.annotate, conversation_id, metadata)
 
     def rewind(self, conversation_id: str, *, to: str | None, reason: str | None = None) -> BlockingReceipt:
-        """Take the messages after one off the path, or all of them with ``to=None``. The log keeps them.
-
-        See :meth:`History.rewind`.
-        """
+        """As :meth:`History.rewind`; waits."""
         return self._call_receipt(self._history.rewind, conversation_id, to=to, reason=reason)
 
     def clear(self, conversation_id: str, *, reason: str | None = "clear") -> BlockingReceipt:
-        """Take all messages off the path, also inherited ones. The log keeps them.
-
-        See :meth:`History.clear`.
-        """
+        """As :meth:`History.clear`; waits."""
         return self._call_receipt(self._history.clear, conversation_id, reason=reason)
 
     def undo(self, conversation_id: str, turns: int = 1) -> BlockingReceipt | None:
-        """Take the last turns off the path. A turn begins with a user message; consecutive ones begin one turn.
-
-        See :meth:`History.undo`.
-        """
+        """As :meth:`History.undo`; waits."""
         found = self._portal.call(self._history.undo, conversation_id, turns)
         return None if found is None else BlockingReceipt(self._portal, found)
 
     def replace(
         self, conversation_id: str, messages: Iterable[Message], *, owner: Owner | None = None, reason: str = "replace"
     ) -> BlockingReceipt | None:
-        """Make ``messages`` the whole path, in one append: all of it or nothing.
-
-        See :meth:`History.replace`.
-        """
+        """As :meth:`History.replace`; waits."""
         found = self._portal.call(self._history.replace, conversation_id, messages, owner=owner, reason=reason)
         return None if found is None else BlockingReceipt(self._portal, found)
 
     def pop(self, conversation_id: str) -> RecordedMessage | None:
-        """Take the last message off the path and return it; ``None`` if there is none.
-
-        See :meth:`History.pop`.
-        """
+        """As :meth:`History.pop`; waits."""
         return self._portal.call(self._history.pop, conversation_id)
 
     def regenerate(self, conversation_id: str) -> tuple[RecordedMessage, ...]:
-        """Take the last answer off the path, and return the user messages that are to be answered again.
-
-        See :meth:`History.regenerate`.
-        """
+        """As :meth:`History.regenerate`; waits."""
         return self._portal.call(self._history.regenerate, conversation_id)
 
     def fork(
@@ -1090,10 +870,7 @@ class BlockingHistory(SyncBase):
         title: str | None = None,
         activate: bool = False,
     ) -> BlockingReceipt:
-        """Begin a conversation that reads another one up to a point; the receipt holds its id.
-
-        See :meth:`History.fork`.
-        """
+        """As :meth:`History.fork`; waits."""
         return self._call_receipt(
             self._history.fork, conversation_id, of=of, at=at, owner=owner, title=title, activate=activate
         )
@@ -1107,10 +884,7 @@ class BlockingHistory(SyncBase):
         limit: int = 20,
         after: str | None = None,
     ) -> Page[Hit]:
-        """Return a page of the messages that contain all words of ``query``, the best ones first.
-
-        See :meth:`History.search`.
-        """
+        """As :meth:`History.search`; waits."""
         return self._portal.call(
             self._history.search, query, owner=owner, conversation=conversation, limit=limit, after=after
         )
@@ -1123,22 +897,13 @@ class BlockingHistory(SyncBase):
         until: datetime | None = None,
         by: str | None = None,
     ) -> Statistics:
-        """Count the messages of a period, of one owner or of all, pending ones included, each once.
-
-        See :meth:`History.statistics`.
-        """
+        """As :meth:`History.statistics`; waits."""
         return self._portal.call(self._history.statistics, owner=owner, since=since, until=until, by=by)
 
     def status(self) -> Status:
-        """Return the state of the outbox and the relay, without contacting the history store.
-
-        See :meth:`History.status`.
-        """
+        """As :meth:`History.status`; waits."""
         return self._portal.call(self._history.status)
 
     def drained(self, timeout: float | None = None) -> bool:
-        """Wait until nothing is pending, at most ``timeout`` seconds, and return True if that is so.
-
-        See :meth:`History.drained`.
-        """
+        """As :meth:`History.drained`; waits."""
         return self._portal.call(self._history.drained, timeout)

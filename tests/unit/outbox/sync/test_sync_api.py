@@ -35,6 +35,7 @@ from letopis.outbox import (
 )
 from letopis.outbox.concurrency.fair_lock import current_caller
 from letopis.outbox.file.committer import Committer
+from letopis.outbox.history.sharing import REGISTRY
 from letopis.outbox.sync.portal import Block, InEventLoop, Portal
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.errors import Closed, ConfigurationError, EventIdReused, InvalidInput, OutboxUnavailable
@@ -690,11 +691,8 @@ VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("variable", defau
 
 
 @pytest.fixture
-def portal() -> Iterator[Portal]:
-    made = Portal()
-    made.start()
-    yield made
-    made.stop()
+def portal(history: BlockingHistory) -> Portal:
+    return history._portal
 
 
 async def current() -> tuple[str, object]:
@@ -737,15 +735,42 @@ def test_an_error_goes_through_the_block_as_with_asyncio(portal: Portal, swallow
 
 
 def test_a_loop_that_died_frees_whoever_waits(portal: Portal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("letopis.outbox.sync.portal.POLL_INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr("letopis.outbox.concurrency.home_loop.POLL_INTERVAL_SECONDS", 0.05)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
 
     async def forever() -> None:
         asyncio.get_running_loop().stop()
         await asyncio.sleep(3600)
 
-    with pytest.raises(Closed):
+    [outbox] = REGISTRY.outboxes
+    with pytest.raises(OutboxUnavailable, match="ended during the call"):
         portal.call(forever)
-    portal._thread.join(SOON)
-    with pytest.raises(Closed):
-        portal.call(current)
+    outbox.join_thread()
+    assert portal.call(current)  # opened again
+
+
+def test_a_block_ends_after_a_call_inside_it_that_was_interrupted(portal: Portal) -> None:
+    steps: list[str] = []
+    begun = threading.Event()
+
+    @asynccontextmanager
+    async def manager() -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            steps.append("left")
+
+    async def slow() -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(SOON)
+        finally:
+            await asyncio.sleep(0.05)
+            steps.append("call ended")
+
+    presser = interrupt_when(begun.is_set)
+    with suppress(KeyboardInterrupt), Block(portal, manager, lambda _: None):
+        portal.call(slow)
+    presser.join()
+
+    assert steps == ["call ended", "left"]

@@ -13,7 +13,7 @@ from threading import Lock, Thread
 from typing import Final, TypeVar
 from weakref import WeakSet
 
-from letopis.outbox.concurrency.home_loop import HomeLoop, LoopEnded, NotBegun, unresolved
+from letopis.outbox.concurrency.home_loop import POLL_INTERVAL_SECONDS, HomeLoop, LoopEnded, NotBegun, unresolved
 from letopis.outbox.file.identity import FileId, file_id_of
 from letopis.outbox.history._opening import Parts, open_parts
 from letopis.outbox.history._settings import HistorySettings
@@ -70,9 +70,9 @@ class SharedOutbox:
             return found == self._file_id
         return os.path.realpath(settings.path) == self._path
 
-    def start(self) -> None:
+    def start(self, *, own_thread: bool) -> None:
         """Begin to open it, in the running event loop or in a thread of its own."""
-        if self.settings.options.own_thread:
+        if own_thread or self.settings.options.own_thread:
             self._thread = Thread(target=partial(asyncio.run, self._keep()), name=_KEEPER, daemon=True)
             self._thread.start()
         else:
@@ -105,6 +105,17 @@ class SharedOutbox:
             await asyncio.wait((asyncio.wrap_future(self._begun),))
         if not future.done() and self.home is not None and not await self.home.wait(future):
             raise LoopEnded(begun=False)
+
+    def block_until(self, future: Future[None]) -> None:
+        """Do as :meth:`wait` in a thread, which is blocked meanwhile."""
+        self._begun.result()
+        if not future.done() and self.home is not None and not self.home.block_until(future):
+            raise LoopEnded(begun=False)
+
+    def join_thread(self) -> None:
+        """Wait until the thread of its own has ended, if it has one."""
+        while self._thread is not None and self._thread.is_alive():
+            self._thread.join(POLL_INTERVAL_SECONDS)
 
     # In its own loop.
 
@@ -175,12 +186,12 @@ class Registry:
             return None
         return found
 
-    def begin(self, settings: HistorySettings) -> SharedOutbox:
+    def begin(self, settings: HistorySettings, *, own_thread: bool) -> SharedOutbox:
         """Begin to open an outbox in this process; with the lock held."""
         outbox = SharedOutbox(self, settings)
         self.outboxes.append(outbox)
         try:
-            outbox.start()
+            outbox.start(own_thread=own_thread)
         except BaseException:  # no thread could be started
             self.outboxes.remove(outbox)
             raise
@@ -279,6 +290,37 @@ class SharedAccess:
             if self.loop is not None and outbox.home is not None:
                 return outbox.home
 
+    def block_until_open(self) -> HomeLoop:
+        """Do as :meth:`prepare` in a thread, which is blocked meanwhile; what it opens has a loop of its own."""
+        while True:
+            outbox, joined = self._join(own_thread=True)
+            if self.loop is not None and joined and outbox.home is not None:
+                return outbox.home
+            if not joined:
+                outbox.block_until(outbox.ended)
+                continue
+            self._opening += 1
+            try:
+                outbox.block_until(outbox.opened)
+                outbox.opened.result()
+            except BaseException:  # an interruption too
+                if self._opening == 1 and self.loop is None and not self._release(outbox):
+                    outbox.block_until(outbox.ended)
+                    outbox.join_thread()
+                raise
+            finally:
+                self._opening -= 1
+
+    def block_until_closed(self) -> None:
+        """Do as :meth:`close` in a thread, which is blocked meanwhile, for a history whose calls have ended."""
+        with self.registry.lock:
+            self._closed = True
+            outbox = self._outbox
+        if outbox is not None and outbox.pid == os.getpid() and not self._release(outbox):
+            outbox.block_until(outbox.ended)
+            outbox.join_thread()
+            outbox.ended.result()
+
     async def open_here(self, method: str) -> None:
         """Open the outbox if needed, for a method that works in its loop only.
 
@@ -310,7 +352,7 @@ class SharedAccess:
         self._parts = outbox.parts
         self.loop = None if outbox.home is None else outbox.home.loop
 
-    def _join(self) -> tuple[SharedOutbox, bool]:
+    def _join(self, *, own_thread: bool = False) -> tuple[SharedOutbox, bool]:
         """Join the outbox on the file, and begin to open it if there is none.
 
         Return False with one that is ending, which is not joined any more.
@@ -324,7 +366,7 @@ class SharedAccess:
                 return self._outbox, True
             found = self.registry.find(self.settings)
             if found is None:
-                found = self.registry.begin(self.settings)
+                found = self.registry.begin(self.settings, own_thread=own_thread)
             elif found.ending:
                 return found, False
             else:
@@ -336,18 +378,23 @@ class SharedAccess:
             return found, True
 
     async def _leave(self, outbox: SharedOutbox) -> None:
+        if not self._release(outbox):
+            await outbox.wait(outbox.ended)
+            outbox.ended.result()
+
+    def _release(self, outbox: SharedOutbox) -> bool:
+        """Leave the outbox; return False if it ends now, which has to be waited for."""
         with self.registry.lock:
             outbox.histories.discard(self)
             if outbox is self._outbox:
                 self.loop = None
             if outbox.histories:
-                return
+                return True
             outbox.stop()
         if outbox.orphaned:
             outbox.abandon()
-            return
-        await outbox.wait(outbox.ended)
-        outbox.ended.result()
+            return True
+        return False
 
 
 async def _others_cleaned_up() -> None:
