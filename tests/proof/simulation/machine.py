@@ -19,8 +19,8 @@ import filelock
 
 import letopis.outbox.drafts.writer_lock
 import letopis.outbox.file.change_watcher
-import letopis.outbox.history.sharing
 import letopis.outbox.history.history
+import letopis.outbox.history.sharing
 import letopis.outbox.relay.lease_lock
 import letopis.outbox.relay.relay
 import letopis.store.database.worker_thread

@@ -145,7 +145,8 @@ def _read_plan(cursor: Any, appends: Sequence[Prepared], *, now_us: int) -> Appe
     others: set[str] = names
     if len(ids) == 1:
         name = events[0].conversation_id
-        rows += query_all(cursor, _LANE_AND_EVENT, (ids[0], name))
+        cursor.execute(_LANE_AND_EVENT, (ids[0], name))
+        rows += cursor.fetchall()
         others = names - {name}
     if others:
         rows += query_all(cursor, _LANES, (orjson.dumps(list(others)).decode(),))

@@ -11,15 +11,12 @@ import orjson
 
 from letopis.outbox.event_log.append_encoding import Prepared, PreparedChange
 from letopis.outbox.event_log.effects import EFFECT_VERSIONS, Effect
-from letopis.outbox.event_log.known_path import KnownPath
 from letopis.outbox.event_log.records.changes import prepare_clear, together
 from letopis.outbox.event_log.records.log import KnownRecords
-from letopis.outbox.event_log.reused_ids import IdUse, PathUnknown, UsedIds
+from letopis.outbox.event_log.reused_ids import UsedIds, sort_events
 from letopis.store.errors import (
     ConversationGone,
-    EventIdReused,
     InvalidInput,
-    Reuse,
     VersionConflict,
 )
 from letopis.store.model.codec import EncodedEvent, decode, encode
@@ -30,11 +27,9 @@ from letopis.store.model.event_types import (
     ConversationStarted,
 )
 from letopis.store.model.events import Event
-from letopis.store.model.identifiers import uuid7
 from letopis.store.model.records import ANY, RECORD_PUT, Scope, conversation_of
-from letopis.store.rules.preconditions import Precondition, with_one_leader
+from letopis.store.rules.preconditions import Precondition
 from letopis.store.rules.projection import ACTIVATION_ORDER_KEY
-from letopis.store.rules.put_back import put_back
 
 ERASES_RECORDS: Final = frozenset({ConversationDeleted.type, ConversationRewound.type})
 """Events that may erase the records of their conversation."""
@@ -107,31 +102,6 @@ def event_row(event: EncodedEvent, position: int, lane: int, sequence: int, now_
 
 
 @dataclass(slots=True)
-class _Sorted:
-    """The events of one append.
-
-    :ivar new: those that are to be written, each once; those that put a message back as they are written.
-    :ivar ids: one an event of the append: under which it is there, or will be.
-    :ivar path: the conversation's after the append; ``None`` if no known message can have left it.
-    """
-
-    new: list[EncodedEvent]
-    ids: list[UUID]
-    path: KnownPath | None
-
-    def add(self, event: EncodedEvent, first: int) -> None:
-        """Add a new event."""
-        self.new.append(event)
-        self.ids.append(event.event_id)
-        if self.path is not None:
-            self.path.add_event(event, first)
-
-    def put_back(self, event: EncodedEvent, first: int) -> None:
-        """Add the event that puts back the message which another event appended first."""
-        self.add(put_back(event, first=UUID(int=first), event_id=uuid7()), first)
-
-
-@dataclass(slots=True)
 class AppendPlan:
     """The rows and effects of a run of appends.
 
@@ -169,7 +139,7 @@ class AppendPlan:
             return self._add_changes(prepared)
         conversation_id, used = prepared.conversation_id, self.used
         lane = self.lanes.get(conversation_id) or LaneEnd(conversation_id, self.last_lane + 1)
-        known = None if used is None else self._sort(lane, prepared, used)
+        known = None if used is None else sort_events(prepared, used, deleted=lane.deleted > 0)
         new = list(prepared.events) if known is None else known.new
         # A retry must succeed although the conversation has moved on, so ids are looked at before conditions.
         if new:
@@ -311,78 +281,6 @@ class AppendPlan:
                 settled.append((lane.owner_id, lane.head, self.now_us, lane.key))
         return pending, settled, new
 
-    @staticmethod
-    def _sort(lane: LaneEnd, prepared: Prepared, used: UsedIds) -> _Sorted:
-        """Tell the events of an append that are new from those that are there.
-
-        :raises EventIdReused: an id of it holds other content or was erased, or its message has left the path and is
-            not to be put back.
-        :raises PathUnknown: the history store has to be asked first.
-        :raises ConversationGone: its content was erased with the conversation.
-        """
-        events, known = prepared.events, used.ids
-        path = used.paths.get(prepared.conversation_id)
-        found = _Sorted([], [], None if path is None else path.copy())
-        # Ids of this append; the plan learns them only once the whole append is accepted.
-        own: dict[int, EncodedEvent] = {}
-        unknown: dict[UUID, str] = {}
-        targets: set[str] = set()
-        for event, message_id in zip(events, prepared.message_ids, strict=True):
-            event_id, use = _use_of(event, prepared, used)
-            first = event_id.int if use is None else use.first
-            shown = None if prepared.shown is None else prepared.shown.get(event.event_id)
-            if use is not None:
-                reason = used.reason(event, use)
-                if reason is None and found.path is not None and found.path.erased(first):
-                    reason = Reuse.ERASED  # of a reset that is pending, so that the content is still here
-                # It was edited, or what the file holds of it was set aside.
-                if shown is not None and reason in (None, Reuse.OTHER_CONTENT):
-                    found.put_back(event, first)
-                    continue
-            elif shown is not None:
-                found.put_back(event, shown.int)
-                continue
-            elif event_id.int not in own:
-                own[event_id.int] = event
-                found.add(event, first)
-                continue
-            else:
-                reason = used.other_content(event, own[event_id.int])
-            newest = event_id.int if use is None else used.newest.get(first, event_id.int)
-            if reason is None and message_id is not None:
-                left = found.path is not None and found.path.left(first)
-                if use is not None and found.path is not None and not known[newest].delivered:
-                    doubtful = found.path.stays_unless(first)
-                    if doubtful and prepared.ask:
-                        targets |= doubtful
-                        continue
-                    left = left or not doubtful.isdisjoint(prepared.elsewhere)
-                if use is not None and prepared.on_path is not None and known[newest].delivered:
-                    if prepared.ask:
-                        unknown[event.event_id] = message_id
-                        continue
-                    left = left or event.event_id not in prepared.on_path
-                if left and prepared.put_back:
-                    found.put_back(event, first)
-                    continue
-                reason = Reuse.OFF_PATH if left else None
-            if reason is Reuse.ERASED and lane.deleted > 0:
-                raise ConversationGone(conversation_id=prepared.conversation_id)
-            if reason is not None:
-                raise EventIdReused(
-                    conversation_id=prepared.conversation_id,
-                    event_id=event_id,
-                    message_id=message_id,
-                    reason=reason,
-                )
-            found.ids.append(UUID(int=newest))
-        if unknown or targets:
-            raise PathUnknown(unknown, targets)
-        if prepared.expects is not None and found.new and found.new[0].event_id != events[0].event_id:
-            # The event that was to decide for all is there already, or is put back under another id.
-            found.new = with_one_leader(found.new)
-        return found
-
     def _check_condition(self, lane: LaneEnd, expects: Precondition) -> None:
         """Raise VersionConflict if an event that the condition forbids came after what the writer had seen."""
         if lane.head == expects.sequence:
@@ -416,17 +314,6 @@ class AppendPlan:
             )
         )
         return event
-
-
-def _use_of(event: EncodedEvent, prepared: Prepared, used: UsedIds) -> tuple[UUID, IdUse | None]:
-    """Return where the id of an event is in use, and this id; that of a message that was read may be another."""
-    use = used.ids.get(event.event_id.int)
-    if use is None and (alias := prepared.aliases.get(event.event_id)) is not None:
-        other = used.ids.get(alias.int)
-        # A fork may be given messages of its parent: they are its own there.
-        if other is not None and other.conversation_id == event.conversation_id:
-            return alias, other
-    return event.event_id, use
 
 
 def _settle_owner(lane: LaneEnd, prepared: Prepared, new: list[EncodedEvent]) -> tuple[str | None, EncodedEvent | None]:

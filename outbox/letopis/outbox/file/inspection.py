@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final, TypeVar
 
-from letopis.outbox.file.disk_reserve import release_reserve
+from letopis.outbox.file.limits import release_reserve
 from letopis.outbox.file.sqlite_errors import code_of, is_full, translate
 from letopis.store.database import open_files
 from letopis.store.database.faults import StoreFault

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from letopis.outbox.concurrency.fair_lock import FairLock
-from letopis.outbox.file.disk_reserve import DiskReserve
 from letopis.outbox.file.identity import FileId, FileIdentityGuard
-from letopis.outbox.file.limits import Bounds
-from letopis.outbox.file.wal_readers import wal_size
+from letopis.outbox.file.limits import Bounds, DiskReserve
+from letopis.outbox.file.wal_checkpoint import wal_size
 
 LOCK_TIMEOUT_SECONDS: Final = 10.0
 """How long a write waits for the file before it is refused."""

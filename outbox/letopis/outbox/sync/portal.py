@@ -11,8 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, ParamSpec, TypeVar, get_args
 
 from letopis.outbox.concurrency.fair_lock import TRANSACTION_TOKEN
-from letopis.outbox.concurrency.home_block import HomeBlock
-from letopis.outbox.concurrency.home_loop import LoopEnded, NotBegun, RemoteCall, unresolved
+from letopis.outbox.concurrency.home_loop import HomeBlock, LoopEnded, NotBegun, RemoteCall, unresolved
 from letopis.store.errors import Closed, ConfigurationError, LetopisError
 
 if TYPE_CHECKING:
