@@ -79,9 +79,6 @@ class HomeLoop:
 
         From another loop, it runs in a task of its own with a copy of the caller's context. A cancellation is passed
         on, and raised here once that task has ended, as it would be in one loop.
-
-        :raises LoopEnded: the loop does not run, or ended meanwhile.
-        :raises Closed: the loop had ended before.
         """
         if self.here:
             return await work()
@@ -91,10 +88,7 @@ class HomeLoop:
             raise Closed("the event loop in which the outbox was open has ended, and this with it") from None
 
     def begin(self, work: Callable[[], Awaitable[T]]) -> RemoteCall[T]:
-        """Start ``await work()`` in the loop, from another one.
-
-        :raises NotBegun: the loop is closed.
-        """
+        """Start ``await work()`` in the loop, from another one."""
         call = RemoteCall(self, work)
         try:
             self.loop.call_soon_threadsafe(call.begin)
@@ -146,11 +140,7 @@ class RemoteCall(Generic[T]):
         self._cancelled = False
 
     async def result(self) -> T:
-        """Wait for the call, and return or raise what it does.
-
-        :raises NotBegun: the loop was closed before the call began.
-        :raises LoopEnded: the loop stands still, or ended before the call did.
-        """
+        """Wait for the call, and return or raise what it does."""
         return await cancel_after_grace(self._result(), grace=0)
 
     def cancel(self) -> None:

@@ -65,8 +65,6 @@ def append_events(cursor: Any, appends: Sequence[Prepared], *, now_us: int) -> l
     others.
 
     :param cursor: a DBAPI cursor, which a synchronous connection has and, through ``run_sync``, an asynchronous one.
-    :raises OutboxUnavailable: the file has lost its identity.
-    :raises sqlite3.Error: the file refused it; the whole transaction must be rolled back.
     """
     plan = _read_plan(cursor, appends, now_us=now_us)
     outcomes: list[Appended | LetopisError] = []

@@ -65,7 +65,7 @@ class LaneEnd:
     """Where a lane ends once the planned appends are written.
 
     :ivar key: what the lane is called in the rows of its events.
-    :ivar found: ``True`` if the lane is in the file already.
+    :ivar stored: ``True`` if the lane is in the file already.
     :ivar deleted: the sequence of the event that deleted the conversation; 0 or less while it lives.
     :ivar pending_since: when the oldest pending event was appended; ``None`` if none is pending.
     :ivar touched: ``True`` if the plan appends to it.
@@ -73,7 +73,7 @@ class LaneEnd:
 
     conversation_id: str
     key: int
-    found: bool = False
+    stored: bool = False
     head: int = 0
     owner_id: str | None = None
     pruned: int = 0
@@ -127,14 +127,7 @@ class AppendPlan:
     effects: list[Effect] = field(default_factory=list)
 
     def add(self, prepared: Prepared) -> Appended:
-        """Plan one append; all of it or, when it raises, nothing of it.
-
-        :raises EventIdReused: an id of it holds other content, or its content was erased.
-        :raises InvalidInput: the conversation has another owner, or an edited message was erased.
-        :raises ConversationGone: the conversation was deleted.
-        :raises VersionConflict: the writer had not seen an event that is there.
-        :raises RecordConflict: a record is not as expected; ``StoreUnavailable`` if only the history store can tell.
-        """
+        """Plan one append; all of it or, when it raises, nothing of it."""
         if prepared.changes:
             return self._add_changes(prepared)
         conversation_id, used = prepared.conversation_id, self.used
@@ -273,7 +266,7 @@ class AppendPlan:
         for lane in self.lanes.values():
             if not lane.touched:
                 continue
-            if not lane.found:
+            if not lane.stored:
                 new.append((lane.key, lane.conversation_id, lane.owner_id, lane.head, self.now_us))
             elif lane.pending_since is not None:
                 pending.append((lane.owner_id, lane.head, lane.key))
@@ -317,10 +310,7 @@ class AppendPlan:
 
 
 def _settle_owner(lane: LaneEnd, prepared: Prepared, new: list[EncodedEvent]) -> tuple[str | None, EncodedEvent | None]:
-    """Return the owner after an append, and the event that begins the conversation, inserted into ``new`` where due.
-
-    :raises InvalidInput: the conversation has another owner: it does not change hands.
-    """
+    """Return the owner after an append, and the event that begins the conversation, inserted into ``new`` where due."""
     beginnings = [decode(event.data) for event in new if event.type == ConversationStarted.type]
     in_events = [data["owner_id"] for data in beginnings if data.get("owner_id") is not None]
     owner_id = lane.owner_id

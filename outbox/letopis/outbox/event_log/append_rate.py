@@ -35,9 +35,9 @@ def _first_from(cursor: Any, moment: int, low: int, high: int) -> int:
     """Return the first position from ``low`` on that was appended at a moment or later; ``high`` if there is none."""
     while low < high:
         middle = (low + high) // 2
-        found = query_one(cursor, _AT, (middle,))
-        if found is None or found[1] >= moment:
+        row = query_one(cursor, _AT, (middle,))
+        if row is None or row[1] >= moment:
             high = middle
         else:
-            low = found[0] + 1
+            low = row[0] + 1
     return low

@@ -131,10 +131,7 @@ class UsedIds:
         return None if event.has_content_of(known.digest, known.salt) else Reuse.OTHER_CONTENT
 
     def check_edits(self, events: Iterable[EncodedEvent]) -> None:
-        """Refuse edits of erased messages, which would never be read.
-
-        :raises InvalidInput: ``events`` contain one.
-        """
+        """Refuse edits of erased messages, which would never be read."""
         for event in events:
             if event.type == MessageRedacted.type:
                 self.erased.add((event.conversation_id, _message(event)))
@@ -177,13 +174,7 @@ class SortedEvents:
 
 
 def sort_events(prepared: Prepared, used: UsedIds, *, deleted: bool) -> SortedEvents:
-    """Tell the events of an append that are new from those that are there.
-
-    :raises EventIdReused: an id of it holds other content or was erased, or its message has left the path and is
-        not to be put back.
-    :raises PathUnknown: the history store has to be asked first.
-    :raises ConversationGone: its content was erased with the conversation.
-    """
+    """Tell the events of an append that are new from those that are there."""
     events, known = prepared.events, used.ids
     path = used.paths.get(prepared.conversation_id)
     sorted_events = SortedEvents([], [], None if path is None else path.copy())

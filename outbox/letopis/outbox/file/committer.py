@@ -89,17 +89,11 @@ class Committer:
                 return [_ours(error)]
 
     def checkpoint(self) -> None:
-        """Move the WAL into the file.
-
-        :raises sqlite3.Error, sqlalchemy.exc.DBAPIError: the file cannot be written.
-        """
+        """Move the WAL into the file."""
         self.wal.run(self._connect()[1])
 
     def maintain(self) -> None:
-        """Move the WAL into the file and make the disk reserve where it is missing.
-
-        :raises OutboxUnavailable: the file cannot be written; :exc:`OutboxFull` where the disk is full.
-        """
+        """Move the WAL into the file and make the disk reserve where it is missing."""
         try:
             self.checkpoint()
         except (sqlite3.Error, DBAPIError) as error:
@@ -133,6 +127,8 @@ class Committer:
         return None
 
     def _transact(self, members: Sequence[Member]) -> list[Any]:
+        if not members:  # all were cancelled
+            return []
         connection, driver = self._open or self._connect()
         transaction: sqlite3.Connection | sa.RootTransaction
         if appends_only := {Prepared}.issuperset(map(type, members)):

@@ -57,7 +57,6 @@ class Bounds:
         :param size: an upper bound of the bytes in use, at most a second old. The pages in use are counted only where
             it is above half the limit, because every append pays for the count.
         :param wal: returns the bytes of the WAL; called near the limit only.
-        :raises OutboxFull: a limit is reached.
         """
         if self.max_bytes is not None and (size is None or size >= self.max_bytes // 2):
             cursor.execute(_USED)
@@ -127,10 +126,7 @@ class DiskReserve:
         self._plenty_until = 0.0
 
     def check(self) -> None:
-        """Do nothing if new events may be written.
-
-        :raises OutboxFull: too little of the disk is free.
-        """
+        """Do nothing if new events may be written."""
         if self._watermark is None or (now := time.monotonic()) < self._plenty_until or (free := self.free()) is None:
             return
         if free >= self._watermark * _PLENTY_FACTOR:
@@ -145,8 +141,8 @@ class DiskReserve:
         """Return how many bytes this user may still write to the disk; ``None`` where the system does not say."""
         try:
             if hasattr(os, "statvfs"):
-                found = os.statvfs(self._folder)  # on the writer's path; shutil.disk_usage is slower
-                return found.f_bavail * found.f_frsize
+                disk = os.statvfs(self._folder)  # on the writer's path; shutil.disk_usage is slower
+                return disk.f_bavail * disk.f_frsize
             return shutil.disk_usage(self._folder).free
         except OSError:
             return None

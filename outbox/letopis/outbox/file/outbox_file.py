@@ -47,10 +47,7 @@ class OutboxReader:
         self._connection: sa.Connection | None = None  # the reading thread's alone
 
     async def run(self, fn: Callable[[sa.Connection], T]) -> T:
-        """Run ``fn(connection)`` over one snapshot and return its result.
-
-        :raises OutboxUnavailable: the file cannot be read.
-        """
+        """Run ``fn(connection)`` over one snapshot and return its result."""
         return await self._thread.run(lambda: self._run(fn))
 
     async def disconnect(self) -> None:

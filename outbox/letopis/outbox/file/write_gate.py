@@ -35,11 +35,7 @@ class WriteGate(FairLock):
         self._wal_size = partial(wal_size, path)
 
     def check_room(self, cursor: Any) -> None:
-        """Do nothing if new events may be written, in the transaction that is open on a DBAPI ``cursor``.
-
-        :raises OutboxFull: the outbox has reached one of its bounds, or its disk the watermark.
-        :raises OutboxUnavailable: the file was removed or replaced, and what is written now would be lost.
-        """
+        """Do nothing if new events may be written, in the transaction that is open on a DBAPI ``cursor``."""
         self.verify_file()
         self.check_space(cursor)
 

@@ -58,11 +58,7 @@ class Writer:
         self._closed = False
 
     def submit(self, member: Member) -> asyncio.Future[Any]:
-        """Queue what a caller wants written; the future has its result once that is durable, or its error.
-
-        :raises Closed: after :meth:`close`, in another event loop, or in a process that was forked off.
-        :raises OutboxUnavailable: this task holds the gate: it would wait for itself.
-        """
+        """Queue what a caller wants written; the future has its result once that is durable, or its error."""
         if self._closed:
             raise Closed("the outbox was closed")
         if self._gate.holder is not None:
@@ -82,10 +78,7 @@ class Writer:
         return answer
 
     async def maintain(self) -> None:
-        """Checkpoint the WAL between two transactions, and make the disk reserve where it is missing.
-
-        :raises OutboxUnavailable: the file cannot be written; :exc:`OutboxFull` where the disk is full.
-        """
+        """Checkpoint the WAL between two transactions, and make the disk reserve where it is missing."""
         await self._thread.run(self._committer.maintain)
 
     def truncate_wal(self) -> None:

@@ -17,8 +17,7 @@ from letopis.outbox.alerting.incidents import Rules
 from letopis.outbox.alerting.notifications import Callback
 from letopis.outbox.alerting.texts import Style
 from letopis.outbox.concurrency.home_loop import HomeBlock, HomeLoop, at_home
-from letopis.outbox.event_log.append_condition import After
-from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.event_log.append_encoding import After, prepare
 from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.file.limits import Bounds
 from letopis.outbox.history._append import RATING_KEY

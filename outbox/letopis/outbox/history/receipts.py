@@ -265,11 +265,11 @@ class Deliveries:
 
     async def _look(self, waiters: Sequence[_Waiter]) -> dict[_Waiter, _Look]:
         """Return what is known of the events of some receipts."""
-        found, unknown = await self._outbox.read(lambda connection: _read(connection, waiters))
+        looks, unknown = await self._outbox.read(lambda connection: _read(connection, waiters))
         for waiter in unknown:
             if (held := await self._gateway.read(partial(_held, place=waiter.place))) is not None:
-                found[waiter] = (Saved.SAVED, True) if held else (None, False)
-        return found
+                looks[waiter] = (Saved.SAVED, True) if held else (None, False)
+        return looks
 
     async def _poll(self) -> None:
         pause = POLL_MIN_SECONDS
@@ -278,16 +278,16 @@ class Deliveries:
             waiters = tuple(self._waiters)
             begun = time.monotonic()
             try:
-                found = await self._look(waiters)
+                looks = await self._look(waiters)
             except (OutboxUnavailable, StoreFault) as error:
                 logger.warning("cannot see what was delivered: %s", error)
-                found = {}
-            for waiter, (state, stands) in found.items():
+                looks = {}
+            for waiter, (state, stands) in looks.items():
                 if state is not Saved.PENDING and not waiter.answer.done():
                     waiter.answer.set_result(stands if state is Saved.SAVED else None)
-            self._waiters.difference_update([one for one in waiters if one.answer.done()])
+            self._waiters.difference_update([waiter for waiter in waiters if waiter.answer.done()])
             shortest = max(POLL_MIN_SECONDS, _IDLE_FACTOR * (time.monotonic() - begun))
-            progressed = any(state is Saved.SAVED for state, _ in found.values())
+            progressed = any(state is Saved.SAVED for state, _ in looks.values())
             pause = min(shortest if progressed else max(shortest, pause * 1.5), POLL_MAX_SECONDS)
             try:
                 async with asyncio.timeout(pause):
@@ -305,7 +305,7 @@ def _read(connection: sa.Connection, waiters: Iterable[_Waiter]) -> tuple[dict[_
     by_place: dict[tuple[str, int], list[_Waiter]] = {}
     for waiter in waiters:
         by_place.setdefault((waiter.place.conversation_id, waiter.place.sequence), []).append(waiter)
-    found: dict[_Waiter, _Look] = {}
+    looks: dict[_Waiter, _Look] = {}
     unknown: list[_Waiter] = []
     cursor = connection.connection.cursor()
     try:
@@ -314,26 +314,26 @@ def _read(connection: sa.Connection, waiters: Iterable[_Waiter]) -> tuple[dict[_
             for waiter in by_place[conversation_id, sequence]:
                 mine = event_id == waiter.place.event_id.bytes
                 if not mine and _skipped(cursor, waiter):
-                    found[waiter] = (Saved.BLOCKED, False)
+                    looks[waiter] = (Saved.BLOCKED, False)
                 elif not mine and event_id is not None:
-                    found[waiter] = (None, False)  # it was rolled back, and another event has its place
+                    looks[waiter] = (None, False)  # it was rolled back, and another event has its place
                 elif sequence <= delivered:
                     # An event that is no longer in the file was pruned, as delivered events are; or it was rolled back,
                     # and the event that took its place was pruned.
                     stands = not _any_superseded(cursor, waiter.event_ids)
                     if mine or not stands or not waiter.place.joined or is_record_lane(conversation_id):
-                        found[waiter] = (Saved.SAVED, stands)
+                        looks[waiter] = (Saved.SAVED, stands)
                     else:
                         unknown.append(waiter)
                 elif event_id is not None:
-                    found[waiter] = (Saved.BLOCKED if state == "blocked" else Saved.PENDING, True)
+                    looks[waiter] = (Saved.BLOCKED if state == "blocked" else Saved.PENDING, True)
     finally:
         cursor.close()
-    return found, unknown
+    return looks, unknown
 
 
 def _any_superseded(cursor: Any, event_ids: Iterable[UUID]) -> bool:
-    return any(cursor.execute(_SUPERSEDED, (one.bytes,)).fetchone() is not None for one in event_ids)
+    return any(cursor.execute(_SUPERSEDED, (event_id.bytes,)).fetchone() is not None for event_id in event_ids)
 
 
 def _skipped(cursor: Any, waiter: _Waiter) -> bool:

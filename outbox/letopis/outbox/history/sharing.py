@@ -63,11 +63,11 @@ class SharedOutbox:
     def is_on(self, settings: HistorySettings) -> bool:
         """Return True if it is on the same file, by whatever path."""
         try:
-            found = file_id_of(settings.path)
+            file_id = file_id_of(settings.path)
         except OSError:
-            found = None
+            file_id = None
         if self._file_id is not None:
-            return found == self._file_id
+            return file_id == self._file_id
         return os.path.realpath(settings.path) == self._path
 
     def start(self, *, own_thread: bool) -> None:
@@ -97,10 +97,7 @@ class SharedOutbox:
     # In any event loop.
 
     async def wait(self, future: Future[None]) -> None:
-        """Wait until it has been opened, or has ended, well or not.
-
-        :raises LoopEnded: its loop was closed, or stands still.
-        """
+        """Wait until it has been opened, or has ended, well or not."""
         if not self._begun.done():
             await asyncio.wait((asyncio.wrap_future(self._begun),))
         if not future.done() and self.home is not None and not await self.home.wait(future):
@@ -179,12 +176,12 @@ class Registry:
 
     def find(self, settings: HistorySettings) -> SharedOutbox | None:
         """Return the outbox that is open on a file; with the lock held."""
-        found = next((one for one in self.outboxes if one.is_on(settings)), None)
-        if found is not None and found.orphaned:
-            self.remove(found)
-            found.abandon()
+        outbox = next((outbox for outbox in self.outboxes if outbox.is_on(settings)), None)
+        if outbox is not None and outbox.orphaned:
+            self.remove(outbox)
+            outbox.abandon()
             return None
-        return found
+        return outbox
 
     def begin(self, settings: HistorySettings, *, own_thread: bool) -> SharedOutbox:
         """Begin to open an outbox in this process; with the lock held."""
@@ -235,10 +232,7 @@ class SharedAccess:
 
     @property
     def parts(self) -> Parts:
-        """The parts of the outbox, which belong to its loop.
-
-        :raises Closed: it has not been opened.
-        """
+        """The parts of the outbox, which belong to its loop."""
         if self._parts is None:
             raise Closed(_NOT_OPEN)
         return self._parts
@@ -247,8 +241,8 @@ class SharedAccess:
     def home_loop(self) -> asyncio.AbstractEventLoop | None:
         """The loop in which the file is open or being opened, by this history or another one."""
         with self.registry.lock:
-            found = self.registry.find(self.settings)
-            return None if found is None or found.home is None else found.home.loop
+            outbox = self.registry.find(self.settings)
+            return None if outbox is None or outbox.home is None else outbox.home.loop
 
     async def run(self, work: Callable[[], Awaitable[T]]) -> T:
         """Return or raise what ``await work()`` does in the loop of the outbox; open it if needed."""
@@ -322,10 +316,7 @@ class SharedAccess:
             outbox.ended.result()
 
     async def open_here(self, method: str) -> None:
-        """Open the outbox if needed, for a method that works in its loop only.
-
-        :raises InvalidInput: this is another loop.
-        """
+        """Open the outbox if needed, for a method that works in its loop only."""
         if not (await self.prepare()).here:
             raise InvalidInput(
                 "connection",
@@ -334,11 +325,7 @@ class SharedAccess:
             )
 
     async def close(self) -> None:
-        """Leave the outbox, which closes it if no other history is in it. Idempotent.
-
-        :raises OutboxUnavailable: this task holds a transaction, for which closing would wait; or the loop of the
-            outbox stands still.
-        """
+        """Leave the outbox, which closes it if no other history is in it. Idempotent."""
         if self.loop is asyncio.get_running_loop():
             self.parts.outbox.gate.refuse_holder("this task holds a transaction on the outbox: end it before closing")
         with self.registry.lock:
@@ -364,18 +351,18 @@ class SharedAccess:
                 raise Closed("opened before this process was forked off: open another history here")
             if self._outbox is not None and self.loop is not None and not self.loop.is_closed():
                 return self._outbox, True
-            found = self.registry.find(self.settings)
-            if found is None:
-                found = self.registry.begin(self.settings, own_thread=own_thread)
-            elif found.ending:
-                return found, False
+            outbox = self.registry.find(self.settings)
+            if outbox is None:
+                outbox = self.registry.begin(self.settings, own_thread=own_thread)
+            elif outbox.ending:
+                return outbox, False
             else:
-                found.settings.check_same(self.settings)
-            found.histories.add(self)
-            self._outbox = found
-            if found.parts is not None:
-                self.enter(found)
-            return found, True
+                outbox.settings.check_same(self.settings)
+            outbox.histories.add(self)
+            self._outbox = outbox
+            if outbox.parts is not None:
+                self.enter(outbox)
+            return outbox, True
 
     async def _leave(self, outbox: SharedOutbox) -> None:
         if not self._release(outbox):
@@ -399,6 +386,6 @@ class SharedAccess:
 
 async def _others_cleaned_up() -> None:
     """Wait for the tasks that are cancelled together with this one, because they may append something yet."""
-    others = [one for one in asyncio.all_tasks() if one.cancelling() and not one.get_name().startswith("letopis-")]
+    others = [task for task in asyncio.all_tasks() if task.cancelling() and not task.get_name().startswith("letopis-")]
     if others:
         await asyncio.wait(others, timeout=CLEANUP_SECONDS)

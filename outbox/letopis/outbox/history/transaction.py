@@ -16,8 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from letopis.outbox.concurrency.home_loop import at_home
-from letopis.outbox.event_log.append_condition import After
-from letopis.outbox.event_log.append_encoding import Prepared, PreparedChange, prepare
+from letopis.outbox.event_log.append_encoding import After, Prepared, PreparedChange, prepare
 from letopis.outbox.event_log.append_plan import Appended
 from letopis.outbox.event_log.records.changes import prepare_delete, together
 from letopis.outbox.file.sqlite_errors import is_busy, translate

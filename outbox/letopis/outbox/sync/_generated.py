@@ -19,7 +19,7 @@ from letopis.outbox.alerting.channels import Channel
 from letopis.outbox.alerting.incidents import Rules
 from letopis.outbox.alerting.notifications import Callback
 from letopis.outbox.alerting.texts import Style
-from letopis.outbox.event_log.append_condition import After
+from letopis.outbox.event_log.append_encoding import After
 from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.history.history import _BOUNDS, _POLICY, _RETENTION, _RULES, DEFAULT_PAGE_SIZE, History
 from letopis.outbox.history.receipts import Receipt

@@ -79,11 +79,7 @@ class Portal:
             self._access.block_until_closed()
 
     def check(self, *, closing: bool = False) -> None:
-        """Check that this thread may call; ``closing`` allows it after :meth:`close`.
-
-        :raises Closed: after :meth:`close`, or in a forked child.
-        :raises InEventLoop: this thread runs an event loop, and may not block it.
-        """
+        """Check that this thread may call; ``closing`` allows it after :meth:`close`."""
         if os.getpid() != self._pid:
             raise Closed("opened before this process was forked off: threads do not cross a fork, open again here")
         if (running := _running_loop()) is not None:
@@ -95,11 +91,7 @@ class Portal:
             raise Closed("the history is closed")
 
     def call(self, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run ``await fn(*args, **kwargs)`` in the event loop, and return or raise what it does.
-
-        :raises Closed: the portal is closed, or is while this waits.
-        :raises InEventLoop: this thread runs an event loop, and may not block it.
-        """
+        """Run ``await fn(*args, **kwargs)`` in the event loop, and return or raise what it does."""
         self.check()
         work: Callable[[], Awaitable[T]] = partial(fn, *args, **kwargs)
         block = _current_block()
