@@ -132,7 +132,7 @@ def _() -> Iterable[Replacement]:
     async def unasked(self: Appender, prepared: Any, timeout: float | None) -> Any:  # noqa: ASYNC109 - as the real one
         return await self.append(prepared)
 
-    yield Appender, "append_confirmed", lambda real: unasked
+    yield Appender, "_append_confirmed", lambda real: unasked
 
 
 @defect("a record is promised before it is written")
