@@ -81,35 +81,34 @@ _BY_WHOM: Final = (
 )
 _BEGINNING: Final = '''"""{about}"""
 
-__slots__ = ("_{inner}",)
-
-def __init__(self, portal: Portal, {inner}: {subject}) -> None:
-    super().__init__(portal)
-    self._{inner} = {inner}
+__slots__ = ()
 '''
 _AS_VALUE: Final = """
 def __eq__(self, other: object) -> bool:
-    return self._receipt == other._receipt if isinstance(other, BlockingReceipt) else NotImplemented
+    return self._inner == other._inner if isinstance(other, BlockingReceipt) else NotImplemented
 
 def __hash__(self) -> int:
-    return hash(self._receipt)
+    return hash(self._inner)
 
 def __repr__(self) -> str:
-    return f"Blocking{self._receipt!r}"
+    return f"Blocking{self._inner!r}"
 """
 _FACE: Final = '''P = ParamSpec("P")
+T = TypeVar("T")
 
 
-class SyncBase:
-    """What the synchronous classes share: the portal that they call through."""
+class SyncBase(Generic[T]):
+    """What the synchronous classes share: an asynchronous object, and the portal that they call it through."""
 
-    __slots__ = ("_portal",)
+    __slots__ = ("_inner", "_portal")
 
-    def __init__(self, portal: Portal) -> None:
+    def __init__(self, portal: Portal, inner: T) -> None:
         self._portal = portal
+        self._inner = inner
 
-    def _inner(self, given: Any) -> Any:
-        return getattr(given, "_reply", getattr(given, "_records", given))
+    @staticmethod
+    def _inner_of(given: Any) -> Any:
+        return getattr(given, "_inner", given)  # what is no twin is refused by the method that it is handed to
 
     def _call_receipt(
         self, fn: Callable[P, Awaitable[Receipt]], /, *args: P.args, **kwargs: P.kwargs
@@ -148,7 +147,7 @@ _IMPORTS: Final = (
     "from letopis.outbox.sync.portal import Block, InsideLoop, Portal",
     "from letopis.store.conversation_store import ConversationStore",
     "from letopis.store.errors import ConfigurationError",
-    "from typing import ParamSpec, Self, overload",
+    "from typing import Generic, ParamSpec, Self, TypeVar, overload",
 )
 
 
@@ -244,7 +243,8 @@ def is_twin(argument: ast.arg) -> bool:
 def passed(arguments: ast.arguments) -> str:
     """The arguments of a method as it hands them on."""
     words = [
-        f"self._inner({one.arg})" if is_twin(one) else one.arg for one in (*arguments.posonlyargs, *arguments.args)[1:]
+        f"self._inner_of({one.arg})" if is_twin(one) else one.arg
+        for one in (*arguments.posonlyargs, *arguments.args)[1:]
     ]
     words += [f"*{arguments.vararg.arg}"] if arguments.vararg else []
     words += [f"{one.arg}={one.arg}" for one in arguments.kwonlyargs]
@@ -254,7 +254,7 @@ def passed(arguments: ast.arguments) -> str:
 
 def method(subject: str, name: str, value: Any, module: ModuleType, names: Names) -> str:
     """The twin of a method or property."""
-    inner = f"self._{subject.lower()}"
+    inner = "self._inner"
     function = _plain(value)
     node = definition(function)
     arguments = node.args
@@ -329,7 +329,7 @@ def attribute(subject: str, name: str, annotation: str) -> str:
     """The twin of an attribute."""
     return (
         f'@property\ndef {name}(self) -> {annotation}:\n    """As in :class:`{subject}`."""\n'
-        f"    return self._{subject.lower()}.{name}\n"
+        f"    return self._inner.{name}\n"
     )
 
 
@@ -343,12 +343,12 @@ def face(subject: str, names: Names) -> str:
         names.of(ast.parse(annotation), module)
         parts.append(attribute(subject, name, annotation))
     parts += [method(subject, name, value, where, names) for name, value, where in public(cls)]
-    begin = _BEGINNING.format(about=_ABOUT[subject], subject=subject, inner=subject.lower())
+    begin = _BEGINNING.format(about=_ABOUT[subject])
     if subject == "Receipt":
         begin += _AS_VALUE
     if subject == "History":
         begin += _AS_CONTEXT
-    return f"class Blocking{subject}(SyncBase):\n" + textwrap.indent("\n".join((begin, *parts)), "    ")
+    return f"class Blocking{subject}(SyncBase[{subject}]):\n" + textwrap.indent("\n".join((begin, *parts)), "    ")
 
 
 def written() -> str:

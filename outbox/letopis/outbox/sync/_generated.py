@@ -9,7 +9,7 @@ import os
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, tzinfo
-from typing import Any, Literal, ParamSpec, Self, overload
+from typing import Any, Generic, Literal, ParamSpec, Self, TypeVar, overload
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -48,18 +48,21 @@ from letopis.store.rules.statistics import Statistics
 from letopis.store.search.results import Hit
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
-class SyncBase:
-    """What the synchronous classes share: the portal that they call through."""
+class SyncBase(Generic[T]):
+    """What the synchronous classes share: an asynchronous object, and the portal that they call it through."""
 
-    __slots__ = ("_portal",)
+    __slots__ = ("_inner", "_portal")
 
-    def __init__(self, portal: Portal) -> None:
+    def __init__(self, portal: Portal, inner: T) -> None:
         self._portal = portal
+        self._inner = inner
 
-    def _inner(self, given: Any) -> Any:
-        return getattr(given, "_reply", getattr(given, "_records", given))
+    @staticmethod
+    def _inner_of(given: Any) -> Any:
+        return getattr(given, "_inner", given)  # what is no twin is refused by the method that it is handed to
 
     def _call_receipt(
         self, fn: Callable[P, Awaitable[Receipt]], /, *args: P.args, **kwargs: P.kwargs
@@ -67,110 +70,98 @@ class SyncBase:
         return BlockingReceipt(self._portal, self._portal.call(fn, *args, **kwargs))
 
 
-class BlockingReceipt(SyncBase):
+class BlockingReceipt(SyncBase[Receipt]):
     """What ``BlockingHistory.append`` gives back: a :class:`Receipt` whose methods wait.
 
     Equal to another one of the same events.
     """
 
-    __slots__ = ("_receipt",)
-
-    def __init__(self, portal: Portal, receipt: Receipt) -> None:
-        super().__init__(portal)
-        self._receipt = receipt
+    __slots__ = ()
 
     def __eq__(self, other: object) -> bool:
-        return self._receipt == other._receipt if isinstance(other, BlockingReceipt) else NotImplemented
+        return self._inner == other._inner if isinstance(other, BlockingReceipt) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash(self._receipt)
+        return hash(self._inner)
 
     def __repr__(self) -> str:
-        return f"Blocking{self._receipt!r}"
+        return f"Blocking{self._inner!r}"
 
     @property
     def conversation_id(self) -> str:
         """As :meth:`Receipt.conversation_id`."""
-        return self._receipt.conversation_id
+        return self._inner.conversation_id
 
     @property
     def event_ids(self) -> tuple[UUID, ...]:
         """As :meth:`Receipt.event_ids`."""
-        return self._receipt.event_ids
+        return self._inner.event_ids
 
     @property
     def message_ids(self) -> tuple[str, ...]:
         """As :meth:`Receipt.message_ids`."""
-        return self._receipt.message_ids
+        return self._inner.message_ids
 
     @property
     def sequence(self) -> int:
         """As :meth:`Receipt.sequence`."""
-        return self._receipt.sequence
+        return self._inner.sequence
 
     @property
     def message_id(self) -> str | None:
         """As :meth:`Receipt.message_id`."""
-        return self._receipt.message_id
+        return self._inner.message_id
 
     def saved(self, timeout: float | None = None) -> bool:
         """As :meth:`Receipt.saved`; waits."""
-        return self._portal.call(self._receipt.saved, timeout)
+        return self._portal.call(self._inner.saved, timeout)
 
     @property
     def seen(self) -> Seen:
         """As :meth:`Receipt.seen`."""
-        return self._receipt.seen
+        return self._inner.seen
 
     def superseded(self, timeout: float | None = None) -> bool:
         """As :meth:`Receipt.superseded`; waits."""
-        return self._portal.call(self._receipt.superseded, timeout)
+        return self._portal.call(self._inner.superseded, timeout)
 
     def state(self) -> Saved:
         """As :meth:`Receipt.state`; waits."""
-        return self._portal.call(self._receipt.state)
+        return self._portal.call(self._inner.state)
 
 
-class BlockingRecordReceipt(SyncBase):
+class BlockingRecordReceipt(SyncBase[RecordReceipt]):
     """What ``BlockingRecords.put`` gives back: a :class:`RecordReceipt` whose methods wait."""
 
-    __slots__ = ("_recordreceipt",)
-
-    def __init__(self, portal: Portal, recordreceipt: RecordReceipt) -> None:
-        super().__init__(portal)
-        self._recordreceipt = recordreceipt
+    __slots__ = ()
 
     @property
     def revision(self) -> UUID | None:
         """As in :class:`RecordReceipt`."""
-        return self._recordreceipt.revision
+        return self._inner.revision
 
     @property
     def kept(self) -> bool:
         """As in :class:`RecordReceipt`."""
-        return self._recordreceipt.kept
+        return self._inner.kept
 
     def saved(self, timeout: float | None = None) -> bool:
         """As :meth:`RecordReceipt.saved`; waits."""
-        return self._portal.call(self._recordreceipt.saved, timeout)
+        return self._portal.call(self._inner.saved, timeout)
 
     def superseded(self, timeout: float | None = None) -> bool:
         """As :meth:`RecordReceipt.superseded`; waits."""
-        return self._portal.call(self._recordreceipt.superseded, timeout)
+        return self._portal.call(self._inner.superseded, timeout)
 
     def state(self) -> Saved:
         """As :meth:`RecordReceipt.state`; waits."""
-        return self._portal.call(self._recordreceipt.state)
+        return self._portal.call(self._inner.state)
 
 
-class BlockingRecords(SyncBase):
+class BlockingRecords(SyncBase[Records]):
     """The records of one scope: :class:`Records` whose methods wait. Any number of threads may use it."""
 
-    __slots__ = ("_records",)
-
-    def __init__(self, portal: Portal, records: Records) -> None:
-        super().__init__(portal)
-        self._records = records
+    __slots__ = ()
 
     def put(
         self,
@@ -186,31 +177,31 @@ class BlockingRecords(SyncBase):
         return BlockingRecordReceipt(
             self._portal,
             self._portal.call(
-                self._records.put, namespace, key, value, expected=expected, on_exists=on_exists, tags=tags
+                self._inner.put, namespace, key, value, expected=expected, on_exists=on_exists, tags=tags
             ),
         )
 
     def put_many(self, puts: Sequence[RecordPut]) -> Sequence[BlockingRecordReceipt]:
         """As :meth:`Records.put_many`; waits."""
-        return [BlockingRecordReceipt(self._portal, one) for one in self._portal.call(self._records.put_many, puts)]
+        return [BlockingRecordReceipt(self._portal, one) for one in self._portal.call(self._inner.put_many, puts)]
 
     def get(self, namespace: Sequence[str], key: str) -> Record | None:
         """As :meth:`Records.get`; waits."""
-        return self._portal.call(self._records.get, namespace, key)
+        return self._portal.call(self._inner.get, namespace, key)
 
     def get_many(self, keys: Sequence[tuple[Sequence[str], str]]) -> Sequence[Record | None]:
         """As :meth:`Records.get_many`; waits."""
-        return self._portal.call(self._records.get_many, keys)
+        return self._portal.call(self._inner.get_many, keys)
 
     def delete(self, namespace: Sequence[str], key: str, *, expected: Condition | UUID = ANY) -> BlockingRecordReceipt:
         """As :meth:`Records.delete`; waits."""
         return BlockingRecordReceipt(
-            self._portal, self._portal.call(self._records.delete, namespace, key, expected=expected)
+            self._portal, self._portal.call(self._inner.delete, namespace, key, expected=expected)
         )
 
     def delete_many(self, keys: Sequence[tuple[Sequence[str], str]]) -> Sequence[BlockingRecordReceipt]:
         """As :meth:`Records.delete_many`; waits."""
-        return [BlockingRecordReceipt(self._portal, one) for one in self._portal.call(self._records.delete_many, keys)]
+        return [BlockingRecordReceipt(self._portal, one) for one in self._portal.call(self._inner.delete_many, keys)]
 
     def delete_where(
         self,
@@ -222,12 +213,12 @@ class BlockingRecords(SyncBase):
     ) -> BlockingRecordReceipt:
         """As :meth:`Records.delete_where`; waits."""
         return BlockingRecordReceipt(
-            self._portal, self._portal.call(self._records.delete_where, prefix, start=start, end=end, tags=tags)
+            self._portal, self._portal.call(self._inner.delete_where, prefix, start=start, end=end, tags=tags)
         )
 
     def erase(self) -> BlockingRecordReceipt:
         """As :meth:`Records.erase`; waits."""
-        return BlockingRecordReceipt(self._portal, self._portal.call(self._records.erase))
+        return BlockingRecordReceipt(self._portal, self._portal.call(self._inner.erase))
 
     def list(
         self,
@@ -244,7 +235,7 @@ class BlockingRecords(SyncBase):
     ) -> Page[Record]:
         """As :meth:`Records.list`; waits."""
         return self._portal.call(
-            self._records.list,
+            self._inner.list,
             prefix,
             start=start,
             end=end,
@@ -258,27 +249,23 @@ class BlockingRecords(SyncBase):
 
     def namespaces(self, prefix: Sequence[str] = ()) -> Sequence[Namespace]:
         """As :meth:`Records.namespaces`; waits."""
-        return self._portal.call(self._records.namespaces, prefix)
+        return self._portal.call(self._inner.namespaces, prefix)
 
 
-class BlockingTransaction(SyncBase):
+class BlockingTransaction(SyncBase[Transaction]):
     """An open transaction: a :class:`Transaction` whose methods wait. Used by one thread at a time."""
 
-    __slots__ = ("_transaction",)
-
-    def __init__(self, portal: Portal, transaction: Transaction) -> None:
-        super().__init__(portal)
-        self._transaction = transaction
+    __slots__ = ()
 
     def execute(
         self, statement: sa.Executable, parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
     ) -> sa.CursorResult[Any]:
         """As :meth:`Transaction.execute`; waits."""
-        return self._portal.call(self._transaction.execute, statement, parameters)
+        return self._portal.call(self._inner.execute, statement, parameters)
 
     def scalar(self, statement: sa.Executable, parameters: Mapping[str, Any] | None = None) -> Any:
         """As :meth:`Transaction.scalar`; waits."""
-        return self._portal.call(self._transaction.scalar, statement, parameters)
+        return self._portal.call(self._inner.scalar, statement, parameters)
 
     def append(
         self,
@@ -294,7 +281,7 @@ class BlockingTransaction(SyncBase):
     ) -> BlockingReceipt:
         """As :meth:`Transaction.append`; waits."""
         return self._call_receipt(
-            self._transaction.append,
+            self._inner.append,
             conversation_id,
             what,
             *more,
@@ -321,8 +308,8 @@ class BlockingTransaction(SyncBase):
         return BlockingRecordReceipt(
             self._portal,
             self._portal.call(
-                self._transaction.put,
-                self._inner(records),
+                self._inner.put,
+                self._inner_of(records),
                 namespace,
                 key,
                 value,
@@ -338,7 +325,7 @@ class BlockingTransaction(SyncBase):
         """As :meth:`Transaction.delete_record`; waits."""
         return BlockingRecordReceipt(
             self._portal,
-            self._portal.call(self._transaction.delete_record, self._inner(records), namespace, key, expected=expected),
+            self._portal.call(self._inner.delete_record, self._inner_of(records), namespace, key, expected=expected),
         )
 
     def finish(
@@ -351,58 +338,54 @@ class BlockingTransaction(SyncBase):
     ) -> BlockingReceipt:
         """As :meth:`Transaction.finish`; waits."""
         return self._call_receipt(
-            self._transaction.finish, self._inner(reply), tokens=tokens, usage=usage, metadata=metadata
+            self._inner.finish, self._inner_of(reply), tokens=tokens, usage=usage, metadata=metadata
         )
 
 
-class BlockingReply(SyncBase):
+class BlockingReply(SyncBase[Reply]):
     """A reply that is being written: a :class:`Reply` whose methods wait. Used by one thread at a time."""
 
-    __slots__ = ("_reply",)
-
-    def __init__(self, portal: Portal, reply: Reply) -> None:
-        super().__init__(portal)
-        self._reply = reply
+    __slots__ = ()
 
     @property
     def conversation_id(self) -> str:
         """As in :class:`Reply`."""
-        return self._reply.conversation_id
+        return self._inner.conversation_id
 
     @property
     def message_id(self) -> str:
         """As in :class:`Reply`."""
-        return self._reply.message_id
+        return self._inner.message_id
 
     @property
     def event_id(self) -> UUID:
         """As in :class:`Reply`."""
-        return self._reply.event_id
+        return self._inner.event_id
 
     @property
     def text(self) -> str:
         """As :meth:`Reply.text`."""
-        return self._reply.text
+        return self._inner.text
 
     @property
     def kept(self) -> int:
         """As :meth:`Reply.kept`."""
-        return self._reply.kept
+        return self._inner.kept
 
     @property
     def receipt(self) -> BlockingReceipt | None:
         """As :meth:`Reply.receipt`."""
-        found = self._reply.receipt
+        found = self._inner.receipt
         return None if found is None else BlockingReceipt(self._portal, found)
 
     @property
     def interrupted(self) -> bool:
         """As :meth:`Reply.interrupted`."""
-        return self._reply.interrupted
+        return self._inner.interrupted
 
     def add(self, what: str | Part) -> None:
         """As :meth:`Reply.add`; waits."""
-        return self._portal.call(self._reply.add, what)
+        return self._portal.call(self._inner.add, what)
 
     def finish(
         self,
@@ -412,20 +395,20 @@ class BlockingReply(SyncBase):
         metadata: Mapping[str, Any] | None = None,
     ) -> BlockingReceipt:
         """As :meth:`Reply.finish`; waits."""
-        return self._call_receipt(self._reply.finish, tokens=tokens, usage=usage, metadata=metadata)
+        return self._call_receipt(self._inner.finish, tokens=tokens, usage=usage, metadata=metadata)
 
     def sent(
         self, *, platform_ids: Mapping[str, Any] | None = None, sent_as: str | None = None, file_path: str | None = None
     ) -> BlockingReceipt:
         """As :meth:`Reply.sent`; waits."""
-        return self._call_receipt(self._reply.sent, platform_ids=platform_ids, sent_as=sent_as, file_path=file_path)
+        return self._call_receipt(self._inner.sent, platform_ids=platform_ids, sent_as=sent_as, file_path=file_path)
 
     def failed(self, *, reason: str | None = None) -> BlockingReceipt:
         """As :meth:`Reply.failed`; waits."""
-        return self._call_receipt(self._reply.failed, reason=reason)
+        return self._call_receipt(self._inner.failed, reason=reason)
 
 
-class BlockingHistory(SyncBase):
+class BlockingHistory(SyncBase[History]):
     """A :class:`History` whose methods wait, for programs without asyncio. Open it with :meth:`open`.
 
     ::
@@ -439,11 +422,7 @@ class BlockingHistory(SyncBase):
     waited for: the file stays consistent, and an append may have taken effect.
     """
 
-    __slots__ = ("_history",)
-
-    def __init__(self, portal: Portal, history: History) -> None:
-        super().__init__(portal)
-        self._history = history
+    __slots__ = ()
 
     def close(self) -> None:
         """Close the history as the end of an ``async with`` block closes a :class:`History`. Idempotent."""
@@ -535,7 +514,7 @@ class BlockingHistory(SyncBase):
     ) -> BlockingReceipt:
         """As :meth:`History.append`; waits."""
         return self._call_receipt(
-            self._history.append,
+            self._inner.append,
             conversation_id,
             what,
             *more,
@@ -552,7 +531,7 @@ class BlockingHistory(SyncBase):
     def transaction(self) -> AbstractContextManager[BlockingTransaction]:
         """As :meth:`History.transaction`; waits."""
         return Block(
-            self._portal, lambda: self._history.transaction(), lambda found: BlockingTransaction(self._portal, found)
+            self._portal, lambda: self._inner.transaction(), lambda found: BlockingTransaction(self._portal, found)
         )
 
     def records(
@@ -566,7 +545,7 @@ class BlockingHistory(SyncBase):
     ) -> BlockingRecords:
         """As :meth:`History.records`."""
         return BlockingRecords(
-            self._portal, self._history.records(scope, conversation=conversation, owner=owner, space=space, new=new)
+            self._portal, self._inner.records(scope, conversation=conversation, owner=owner, space=space, new=new)
         )
 
     def find_records(
@@ -579,11 +558,11 @@ class BlockingHistory(SyncBase):
         after: str | None = None,
     ) -> Page[Record]:
         """As :meth:`History.find_records`; waits."""
-        return self._portal.call(self._history.find_records, tags, end=end, reverse=reverse, limit=limit, after=after)
+        return self._portal.call(self._inner.find_records, tags, end=end, reverse=reverse, limit=limit, after=after)
 
     def record_scopes(self, *, limit: int = 100, after: str | None = None) -> Page[Scope]:
         """As :meth:`History.record_scopes`; waits."""
-        return self._portal.call(self._history.record_scopes, limit=limit, after=after)
+        return self._portal.call(self._inner.record_scopes, limit=limit, after=after)
 
     def sent(
         self,
@@ -596,7 +575,7 @@ class BlockingHistory(SyncBase):
     ) -> BlockingReceipt:
         """As :meth:`History.sent`; waits."""
         return self._call_receipt(
-            self._history.sent,
+            self._inner.sent,
             conversation_id,
             message_id,
             platform_ids=platform_ids,
@@ -606,19 +585,19 @@ class BlockingHistory(SyncBase):
 
     def failed(self, conversation_id: str, message_id: str, *, reason: str | None = None) -> BlockingReceipt:
         """As :meth:`History.failed`; waits."""
-        return self._call_receipt(self._history.failed, conversation_id, message_id, reason=reason)
+        return self._call_receipt(self._inner.failed, conversation_id, message_id, reason=reason)
 
     def edit(
         self, conversation_id: str, message_id: str, content: Content, *, reason: str | None = None
     ) -> BlockingReceipt:
         """As :meth:`History.edit`; waits."""
-        return self._call_receipt(self._history.edit, conversation_id, message_id, content, reason=reason)
+        return self._call_receipt(self._inner.edit, conversation_id, message_id, content, reason=reason)
 
     def redact(
         self, conversation_id: str, message_id: str, *more: str, by: str | None = None, reason: str | None = None
     ) -> BlockingReceipt:
         """As :meth:`History.redact`; waits."""
-        return self._call_receipt(self._history.redact, conversation_id, message_id, *more, by=by, reason=reason)
+        return self._call_receipt(self._inner.redact, conversation_id, message_id, *more, by=by, reason=reason)
 
     def react(
         self,
@@ -630,17 +609,17 @@ class BlockingHistory(SyncBase):
         value: int | float | str | None = None,
     ) -> BlockingReceipt:
         """As :meth:`History.react`; waits."""
-        return self._call_receipt(self._history.react, conversation_id, message_id, key, actor=actor, value=value)
+        return self._call_receipt(self._inner.react, conversation_id, message_id, key, actor=actor, value=value)
 
     def unreact(self, conversation_id: str, message_id: str, key: str, *, actor: str | None = None) -> BlockingReceipt:
         """As :meth:`History.unreact`; waits."""
-        return self._call_receipt(self._history.unreact, conversation_id, message_id, key, actor=actor)
+        return self._call_receipt(self._inner.unreact, conversation_id, message_id, key, actor=actor)
 
     def rate(
         self, conversation_id: str, message_id: str, value: int | float | str, *, actor: str | None = None
     ) -> BlockingReceipt:
         """As :meth:`History.rate`; waits."""
-        return self._call_receipt(self._history.rate, conversation_id, message_id, value, actor=actor)
+        return self._call_receipt(self._inner.rate, conversation_id, message_id, value, actor=actor)
 
     def reply(
         self,
@@ -657,7 +636,7 @@ class BlockingHistory(SyncBase):
         """As :meth:`History.reply`; waits."""
         return Block(
             self._portal,
-            lambda: self._history.reply(
+            lambda: self._inner.reply(
                 conversation_id,
                 owner=owner,
                 message_id=message_id,
@@ -672,7 +651,7 @@ class BlockingHistory(SyncBase):
 
     def unconfirmed(self, *, owner: Owner | None = None) -> tuple[Unconfirmed, ...]:
         """As :meth:`History.unconfirmed`; waits."""
-        return self._portal.call(self._history.unconfirmed, owner=owner)
+        return self._portal.call(self._inner.unconfirmed, owner=owner)
 
     def messages(
         self,
@@ -690,7 +669,7 @@ class BlockingHistory(SyncBase):
     ) -> Page[RecordedMessage]:
         """As :meth:`History.messages`; waits."""
         return self._portal.call(
-            self._history.messages,
+            self._inner.messages,
             conversation_id,
             last=last,
             first=first,
@@ -705,17 +684,17 @@ class BlockingHistory(SyncBase):
 
     def message(self, message_id: str, *, conversation: str | None = None) -> RecordedMessage | None:
         """As :meth:`History.message`; waits."""
-        return self._portal.call(self._history.message, message_id, conversation=conversation)
+        return self._portal.call(self._inner.message, message_id, conversation=conversation)
 
     def count(self, conversation_id: str, *, where: Filter | None = None) -> int:
         """As :meth:`History.count`; waits."""
-        return self._portal.call(self._history.count, conversation_id, where=where)
+        return self._portal.call(self._inner.count, conversation_id, where=where)
 
     def conversation(
         self, conversation_id: str, *, as_of: AsOf | None = None, timeout: float | None = None
     ) -> Conversation | None:
         """As :meth:`History.conversation`; waits."""
-        return self._portal.call(self._history.conversation, conversation_id, as_of=as_of, timeout=timeout)
+        return self._portal.call(self._inner.conversation, conversation_id, as_of=as_of, timeout=timeout)
 
     def events(
         self,
@@ -729,7 +708,7 @@ class BlockingHistory(SyncBase):
     ) -> Page[RecordedEvent]:
         """As :meth:`History.events`; waits."""
         return self._portal.call(
-            self._history.events, conversation_id, after=after, limit=limit, last=last, before=before, types=types
+            self._inner.events, conversation_id, after=after, limit=limit, last=last, before=before, types=types
         )
 
     def context(
@@ -745,7 +724,7 @@ class BlockingHistory(SyncBase):
     ) -> Context:
         """As :meth:`History.context`; waits."""
         return self._portal.call(
-            self._history.context,
+            self._inner.context,
             conversation_id,
             last=last,
             turns=turns,
@@ -759,7 +738,7 @@ class BlockingHistory(SyncBase):
         self, conversation_id: str, *, last: int | None = None, locale: str | None = None, tz: tzinfo = UTC
     ) -> str:
         """As :meth:`History.transcript`; waits."""
-        return self._portal.call(self._history.transcript, conversation_id, last=last, locale=locale, tz=tz)
+        return self._portal.call(self._inner.transcript, conversation_id, last=last, locale=locale, tz=tz)
 
     def start(
         self,
@@ -772,12 +751,7 @@ class BlockingHistory(SyncBase):
     ) -> BlockingReceipt:
         """As :meth:`History.start`; waits."""
         return self._call_receipt(
-            self._history.start,
-            owner,
-            conversation_id=conversation_id,
-            title=title,
-            activate=activate,
-            metadata=metadata,
+            self._inner.start, owner, conversation_id=conversation_id, title=title, activate=activate, metadata=metadata
         )
 
     @overload
@@ -788,7 +762,7 @@ class BlockingHistory(SyncBase):
 
     def active(self, owner: Owner, *, create: bool = True) -> Conversation | None:
         """As :meth:`History.active`; waits."""
-        return self._portal.call(self._history.active, owner, create=create)
+        return self._portal.call(self._inner.active, owner, create=create)
 
     def conversations(
         self,
@@ -801,64 +775,64 @@ class BlockingHistory(SyncBase):
     ) -> Page[Conversation]:
         """As :meth:`History.conversations`; waits."""
         return self._portal.call(
-            self._history.conversations, owner=owner, after=after, limit=limit, states=states, oldest_first=oldest_first
+            self._inner.conversations, owner=owner, after=after, limit=limit, states=states, oldest_first=oldest_first
         )
 
     def activate(self, conversation_id: str, *, owner: Owner | None = None) -> BlockingReceipt:
         """As :meth:`History.activate`; waits."""
-        return self._call_receipt(self._history.activate, conversation_id, owner=owner)
+        return self._call_receipt(self._inner.activate, conversation_id, owner=owner)
 
     def archive(self, conversation_id: str, *, reason: str | None = None) -> BlockingReceipt:
         """As :meth:`History.archive`; waits."""
-        return self._call_receipt(self._history.archive, conversation_id, reason=reason)
+        return self._call_receipt(self._inner.archive, conversation_id, reason=reason)
 
     def restore(self, conversation_id: str) -> BlockingReceipt:
         """As :meth:`History.restore`; waits."""
-        return self._call_receipt(self._history.restore, conversation_id)
+        return self._call_receipt(self._inner.restore, conversation_id)
 
     def delete(self, conversation_id: str, *, reason: str | None = None) -> BlockingReceipt:
         """As :meth:`History.delete`; waits."""
-        return self._call_receipt(self._history.delete, conversation_id, reason=reason)
+        return self._call_receipt(self._inner.delete, conversation_id, reason=reason)
 
     def reset(self, conversation_id: str, *, reason: str | None = None) -> BlockingReceipt:
         """As :meth:`History.reset`; waits."""
-        return self._call_receipt(self._history.reset, conversation_id, reason=reason)
+        return self._call_receipt(self._inner.reset, conversation_id, reason=reason)
 
     def rename(self, conversation_id: str, title: str) -> BlockingReceipt:
         """As :meth:`History.rename`; waits."""
-        return self._call_receipt(self._history.rename, conversation_id, title)
+        return self._call_receipt(self._inner.rename, conversation_id, title)
 
     def annotate(self, conversation_id: str, metadata: Mapping[str, Any]) -> BlockingReceipt:
         """As :meth:`History.annotate`; waits."""
-        return self._call_receipt(self._history.annotate, conversation_id, metadata)
+        return self._call_receipt(self._inner.annotate, conversation_id, metadata)
 
     def rewind(self, conversation_id: str, *, to: str | None, reason: str | None = None) -> BlockingReceipt:
         """As :meth:`History.rewind`; waits."""
-        return self._call_receipt(self._history.rewind, conversation_id, to=to, reason=reason)
+        return self._call_receipt(self._inner.rewind, conversation_id, to=to, reason=reason)
 
     def clear(self, conversation_id: str, *, reason: str | None = "clear") -> BlockingReceipt:
         """As :meth:`History.clear`; waits."""
-        return self._call_receipt(self._history.clear, conversation_id, reason=reason)
+        return self._call_receipt(self._inner.clear, conversation_id, reason=reason)
 
     def undo(self, conversation_id: str, turns: int = 1) -> BlockingReceipt | None:
         """As :meth:`History.undo`; waits."""
-        found = self._portal.call(self._history.undo, conversation_id, turns)
+        found = self._portal.call(self._inner.undo, conversation_id, turns)
         return None if found is None else BlockingReceipt(self._portal, found)
 
     def replace(
         self, conversation_id: str, messages: Iterable[Message], *, owner: Owner | None = None, reason: str = "replace"
     ) -> BlockingReceipt | None:
         """As :meth:`History.replace`; waits."""
-        found = self._portal.call(self._history.replace, conversation_id, messages, owner=owner, reason=reason)
+        found = self._portal.call(self._inner.replace, conversation_id, messages, owner=owner, reason=reason)
         return None if found is None else BlockingReceipt(self._portal, found)
 
     def pop(self, conversation_id: str) -> RecordedMessage | None:
         """As :meth:`History.pop`; waits."""
-        return self._portal.call(self._history.pop, conversation_id)
+        return self._portal.call(self._inner.pop, conversation_id)
 
     def regenerate(self, conversation_id: str) -> tuple[RecordedMessage, ...]:
         """As :meth:`History.regenerate`; waits."""
-        return self._portal.call(self._history.regenerate, conversation_id)
+        return self._portal.call(self._inner.regenerate, conversation_id)
 
     def fork(
         self,
@@ -872,7 +846,7 @@ class BlockingHistory(SyncBase):
     ) -> BlockingReceipt:
         """As :meth:`History.fork`; waits."""
         return self._call_receipt(
-            self._history.fork, conversation_id, of=of, at=at, owner=owner, title=title, activate=activate
+            self._inner.fork, conversation_id, of=of, at=at, owner=owner, title=title, activate=activate
         )
 
     def search(
@@ -886,7 +860,7 @@ class BlockingHistory(SyncBase):
     ) -> Page[Hit]:
         """As :meth:`History.search`; waits."""
         return self._portal.call(
-            self._history.search, query, owner=owner, conversation=conversation, limit=limit, after=after
+            self._inner.search, query, owner=owner, conversation=conversation, limit=limit, after=after
         )
 
     def statistics(
@@ -898,12 +872,12 @@ class BlockingHistory(SyncBase):
         by: str | None = None,
     ) -> Statistics:
         """As :meth:`History.statistics`; waits."""
-        return self._portal.call(self._history.statistics, owner=owner, since=since, until=until, by=by)
+        return self._portal.call(self._inner.statistics, owner=owner, since=since, until=until, by=by)
 
     def status(self) -> Status:
         """As :meth:`History.status`; waits."""
-        return self._portal.call(self._history.status)
+        return self._portal.call(self._inner.status)
 
     def drained(self, timeout: float | None = None) -> bool:
         """As :meth:`History.drained`; waits."""
-        return self._portal.call(self._history.drained, timeout)
+        return self._portal.call(self._inner.drained, timeout)

@@ -199,7 +199,7 @@ def test_a_bot_without_asyncio_says_and_reads(tmp_path: Path, new_store_url: Cal
             tx.append(started.conversation_id, Message.user("Hello"))
             assert tx.scalar(sa.text("SELECT left_over FROM credits")) == 9
 
-        assert first == BlockingReceipt(history._portal, first._receipt) != receipt
+        assert first == BlockingReceipt(history._portal, first._inner) != receipt
         assert first.saved(SOON) and not first.superseded(SOON) and first.state() is Saved.SAVED
         assert history.drained(SOON)
         assert (history.status().pending, history.unconfirmed()) == (0, ())
@@ -540,7 +540,7 @@ def interrupt_when(true: Callable[[], bool]) -> threading.Thread:
 def test_ctrl_c_cancels_what_is_waited_for(tmp_path: Path) -> None:
     with BlockingHistory.open(tmp_path / "bot.outbox.db", relay=False) as history:
         receipt = history.append("c1", Message.user("hi"))
-        waiters = history._history._parts.deliveries._waiters
+        waiters = history._inner._parts.deliveries._waiters
         presser = interrupt_when(lambda: bool(waiters))
         with pytest.raises(KeyboardInterrupt):
             receipt.saved()
@@ -564,7 +564,7 @@ def test_ctrl_c_while_a_transaction_is_waited_for_leaves_the_turn_to_others(hist
     holder = threading.Thread(target=hold)
     holder.start()
     assert taken.wait(SOON)
-    turn = history._history.outbox.gate
+    turn = history._inner.outbox.gate
     presser = interrupt_when(lambda: bool(turn._waiters))
     with pytest.raises(KeyboardInterrupt), history.transaction():
         pytest.fail("the turn was not free")
