@@ -365,7 +365,6 @@ class Reply:
     async def _append(self, message: Message) -> Receipt:
         completion = self._completion(message)
         appended = await self._outbox.write(lambda connection: complete(connection, self._outbox, completion))
-        self._outbox.appended.notify()
         self._kept = self._content.characters
         return Receipt(appended, self._deliveries)
 
