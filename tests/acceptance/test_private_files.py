@@ -15,7 +15,7 @@ import pytest
 
 from letopis.outbox import History
 from letopis.outbox.cli.interface.output import open_output
-from letopis.outbox.file.disk_reserve import DiskReserve
+from letopis.outbox.file.limits import DiskReserve
 from letopis.store import ConversationStore, Message
 from tests.support.platforms import posix_only
 

@@ -14,8 +14,7 @@ import pytest
 from letopis.outbox import History
 from letopis.outbox.diagnostics.new_origin import assign_new_origin
 from letopis.outbox.event_log.acknowledge import rewind_lane
-from letopis.outbox.event_log.append_condition import After
-from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.event_log.append_encoding import After, prepare
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.transfer.exporter import Exporter
 from letopis.outbox.transfer.importer import Importer

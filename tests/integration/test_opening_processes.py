@@ -149,7 +149,7 @@ def test_a_forked_child_neither_inherits_it_nor_disturbs_it(tmp_path: Path) -> N
         import asyncio, os, sys, warnings
         warnings.simplefilter("ignore")
         from letopis.outbox import History
-        from letopis.outbox.history._sharing import REGISTRY
+        from letopis.outbox.history.sharing import REGISTRY
         from letopis.store import Message
 
         opened = History(sys.argv[1], own_thread=True)

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from letopis.outbox import History
-from letopis.outbox.history._sharing import Registry
+from letopis.outbox.history.sharing import Registry
 
 
 def open_apart(path: str | os.PathLike[str], **options: Any) -> History:

@@ -113,13 +113,13 @@ class _EarlyReceipt:
 
 @defect("an append returns before it is written")
 def _() -> Iterable[Replacement]:
-    writing = set[asyncio.Task[Appended]]()
+    writing = set[asyncio.Future[Appended]]()
 
     async def early(self: History, conversation_id: str, *what: Any, owner: str | None = None) -> _EarlyReceipt:
         while len(writing) >= APPENDS_IN_FLIGHT:
             await asyncio.wait(writing, return_when=asyncio.FIRST_COMPLETED)
         prepared = prepare(conversation_id, what, owner=owner)
-        task = asyncio.create_task(self.outbox.append(prepared))
+        task = self.outbox.append(prepared)
         writing.add(task)
         task.add_done_callback(writing.discard)
         return _EarlyReceipt(conversation_id, tuple(event.event_id for event in prepared.events))
@@ -132,7 +132,7 @@ def _() -> Iterable[Replacement]:
     async def unasked(self: Appender, prepared: Any, timeout: float | None) -> Any:  # noqa: ASYNC109 - as the real one
         return await self.append(prepared)
 
-    yield Appender, "append_confirmed", lambda real: unasked
+    yield Appender, "_append_confirmed", lambda real: unasked
 
 
 @defect("a record is promised before it is written")

@@ -88,23 +88,20 @@ _BY_WHOM: Final = (
 )
 _BEGINNING: Final = '''"""{about}"""
 
-__slots__ = ("_{inner}",)
-
-def __init__(self, portal: Portal, {inner}: {subject}) -> None:
-    super().__init__(portal)
-    self._{inner} = {inner}
+__slots__ = ()
 '''
 _AS_VALUE: Final = """
 def __eq__(self, other: object) -> bool:
-    return self._receipt == other._receipt if isinstance(other, BlockingReceipt) else NotImplemented
+    return self._inner == other._inner if isinstance(other, BlockingReceipt) else NotImplemented
 
 def __hash__(self) -> int:
-    return hash(self._receipt)
+    return hash(self._inner)
 
 def __repr__(self) -> str:
-    return f"Blocking{self._receipt!r}"
+    return f"Blocking{self._inner!r}"
 """
 _FACE: Final = '''P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +117,18 @@ class BlockingOptions(Options):
             raise ConfigurationError("a ConversationStore belongs to an event loop: give its URL or path")
 
 
-class SyncBase:
-    """What the synchronous classes share: the portal that they call through."""
+class SyncBase(Generic[T]):
+    """What the synchronous classes share: an asynchronous object, and the portal that they call it through."""
 
-    __slots__ = ("_portal",)
+    __slots__ = ("_inner", "_portal")
 
-    def __init__(self, portal: Portal) -> None:
+    def __init__(self, portal: Portal, inner: T) -> None:
         self._portal = portal
+        self._inner = inner
 
-    def _inner(self, given: Any) -> Any:
-        return getattr(given, "_reply", getattr(given, "_records", given))
+    @staticmethod
+    def _inner_of(given: Any) -> Any:
+        return getattr(given, "_inner", given)  # what is no twin is refused by the method that it is handed to
 
     def _call_receipt(
         self, fn: Callable[P, Awaitable[Receipt]], /, *args: P.args, **kwargs: P.kwargs
@@ -142,9 +141,9 @@ _AS_CONTEXT: Final = '''
 @keywords_of(BlockingOptions)
 def __init__(self, options: BlockingOptions) -> None:
     given = {option.name: getattr(options, option.name) for option in fields(Options)}
-    history = self._history = History(**given)
-    super().__init__(Portal(inside_loop=options.inside_loop))
-    self._portal.open(lambda: history, home_loop=lambda: history._home.home_loop)
+    history = History(**given)
+    super().__init__(Portal(history._home, inside_loop=options.inside_loop), history)
+    self._portal.open()
 
 def close(self) -> None:
     """Close the history as the end of an ``async with`` block closes a :class:`History`. Idempotent."""
@@ -168,7 +167,7 @@ _IMPORTS: Final = (
     "from letopis.store.conversation_store import ConversationStore",
     "from letopis.store.errors import ConfigurationError",
     "from sqlalchemy.engine import URL",
-    "from typing import ParamSpec, Self, overload",
+    "from typing import Generic, ParamSpec, Self, TypeVar, overload",
     "import os",
 )
 
@@ -227,10 +226,9 @@ def definition(function: Any) -> ast.FunctionDef | ast.AsyncFunctionDef:
     return node
 
 
-def said(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    """The first paragraph of a docstring; the rest is told by the asynchronous class."""
-    first = (ast.get_docstring(node) or "").split("\n\n")[0].replace("an ``async with``", "a ``with``")
-    return textwrap.indent(f'"""{first}"""', "    ")
+def said(name: str, subject: str, *, waits: bool) -> str:
+    """The docstring: where the contract is."""
+    return textwrap.indent(f'"""As :meth:`{subject}.{name}`{"; waits" if waits else ""}."""', "    ")
 
 
 def twin_of(annotation: str) -> tuple[str, str]:
@@ -266,7 +264,8 @@ def is_twin(argument: ast.arg) -> bool:
 def passed(arguments: ast.arguments) -> str:
     """The arguments of a method as it hands them on."""
     words = [
-        f"self._inner({one.arg})" if is_twin(one) else one.arg for one in (*arguments.posonlyargs, *arguments.args)[1:]
+        f"self._inner_of({one.arg})" if is_twin(one) else one.arg
+        for one in (*arguments.posonlyargs, *arguments.args)[1:]
     ]
     words += [f"*{arguments.vararg.arg}"] if arguments.vararg else []
     words += [f"{one.arg}={one.arg}" for one in arguments.kwonlyargs]
@@ -276,7 +275,7 @@ def passed(arguments: ast.arguments) -> str:
 
 def method(subject: str, name: str, value: Any, module: ModuleType, names: Names) -> str:
     """The twin of a method or property."""
-    inner = f"self._{subject.lower()}"
+    inner = "self._inner"
     function = _plain(value)
     node = definition(function)
     arguments = node.args
@@ -316,7 +315,8 @@ def method(subject: str, name: str, value: Any, module: ModuleType, names: Names
     if is_block:
         returns = f"AbstractContextManager[{returns}]"
     signature = f"def {name}({ast.unparse(arguments)}) -> {returns}"
-    return f"{overloads(function, names)}{mark}{signature}:\n{said(node)}\n{body}\n"
+    about = said(name, subject, waits=is_async or is_block)
+    return f"{overloads(function, names)}{mark}{signature}:\n{about}\n{body}\n"
 
 
 def overloads(function: Any, names: Names) -> str:
@@ -338,8 +338,8 @@ def sources(subject: str) -> ModuleType:
 def attribute(subject: str, name: str, annotation: str) -> str:
     """The twin of an attribute."""
     return (
-        f'@property\ndef {name}(self) -> {annotation}:\n    """As of the :class:`{subject}`."""\n'
-        f"    return self._{subject.lower()}.{name}\n"
+        f'@property\ndef {name}(self) -> {annotation}:\n    """As in :class:`{subject}`."""\n'
+        f"    return self._inner.{name}\n"
     )
 
 
@@ -353,12 +353,12 @@ def face(subject: str, names: Names) -> str:
         names.of(ast.parse(annotation), module)
         parts.append(attribute(subject, name, annotation))
     parts += [method(subject, name, value, where, names) for name, value, where in public(cls)]
-    begin = _BEGINNING.format(about=_ABOUT[subject], subject=subject, inner=subject.lower())
+    begin = _BEGINNING.format(about=_ABOUT[subject])
     if subject == "Receipt":
         begin += _AS_VALUE
     if subject == "History":
-        begin = begin[: begin.index("def __init__")] + _AS_CONTEXT
-    return f"class Blocking{subject}(SyncBase):\n" + textwrap.indent("\n".join((begin, *parts)), "    ")
+        begin += _AS_CONTEXT
+    return f"class Blocking{subject}(SyncBase[{subject}]):\n" + textwrap.indent("\n".join((begin, *parts)), "    ")
 
 
 def written() -> str:

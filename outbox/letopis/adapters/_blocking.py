@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from threading import Lock
 from typing import TypeVar
 
 from letopis.outbox import History
 from letopis.outbox.sync.portal import InEventLoop, Portal
 
 T = TypeVar("T")
-
-_lock = Lock()
-_portal: Portal | None = None
 
 
 class InHomeLoop(InEventLoop):
@@ -29,9 +25,9 @@ class InHomeLoop(InEventLoop):
 
 
 def wait_for(history: History, work: Callable[[], Awaitable[T]]) -> T:
-    """Run ``await work()`` in the thread that serves all synchronous calls of this process, and return its result.
+    """Run ``await work()`` in the event loop that the history is open in, and return its result.
 
-    If the history is not open yet, it is opened in that thread, and delivers continuously.
+    If it is not open yet, it is opened in a thread of its own, and delivers continuously.
 
     :raises InHomeLoop: this thread runs the loop in which the history is open.
     """
@@ -41,13 +37,4 @@ def wait_for(history: History, work: Callable[[], Awaitable[T]]) -> T:
         running = None
     if running is not None and running is history._home.home_loop:
         raise InHomeLoop
-    return _shared_portal().call(work)
-
-
-def _shared_portal() -> Portal:
-    global _portal
-    with _lock:
-        if _portal is None or _portal.forked:
-            _portal = Portal(inside_loop="block")
-            _portal.start()
-        return _portal
+    return Portal(history._home, inside_loop="block").call(work)

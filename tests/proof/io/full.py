@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from letopis.outbox import History, Relay
-from letopis.outbox.file.disk_reserve import reserve_path
+from letopis.outbox.file.limits import reserve_path
 from letopis.store import ConversationStore, Message
 from letopis.store.errors import LetopisError, OutboxFull, OutboxUnavailable
 from tests.campaigns.invariants import check

@@ -19,8 +19,8 @@ import filelock
 
 import letopis.outbox.drafts.writer_lock
 import letopis.outbox.file.change_watcher
-import letopis.outbox.history._sharing
 import letopis.outbox.history.history
+import letopis.outbox.history.sharing
 import letopis.outbox.relay.lease_lock
 import letopis.outbox.relay.relay
 import letopis.store.database.worker_thread
@@ -108,7 +108,7 @@ def take_over(loop: VirtualLoop, chance: random.Random, disk: Disk) -> Wall:
 
 def _open_outboxes_by_process() -> None:
     """Have each simulated process open outboxes for itself, in tasks of its own."""
-    sharing: Any = letopis.outbox.history._sharing
+    sharing: Any = letopis.outbox.history.sharing
     access, registry = sharing.SharedAccess.__init__, sharing.Registry
 
     def own_access(self: Any, settings: Any, shared: Any = None) -> None:

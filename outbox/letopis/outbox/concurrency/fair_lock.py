@@ -55,10 +55,7 @@ class FairLock:
         self.taken = False
 
     async def acquire(self) -> None:
-        """Wait for the lock and take it for this task. A cancelled wait leaves it as it was.
-
-        :raises OutboxUnavailable: this task holds it already, or :meth:`reject_waiters` was called meanwhile.
-        """
+        """Wait for the lock and take it for this task. A cancelled wait leaves it as it was."""
         self.refuse_holder("this task holds a transaction on the outbox already: use that one")
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -82,10 +79,7 @@ class FairLock:
         self.holder = current_caller()
 
     def refuse_holder(self, reason: str) -> None:
-        """Refuse a task that holds the lock and is about to wait for it: it would wait for itself.
-
-        :raises OutboxUnavailable: this task holds it.
-        """
+        """Refuse a task that holds the lock and is about to wait for it: it would wait for itself."""
         if self.holder is not None and self.holder is current_caller():
             raise OutboxUnavailable(reason)
 

@@ -1,4 +1,4 @@
-"""Run calls in the one event loop that an object lives in, whichever loop of the process awaits them."""
+"""Run calls and blocks in the one event loop that an object lives in, whichever loop of the process awaits them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import inspect
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
+from contextvars import Token
 from functools import partial, wraps
+from types import TracebackType
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from letopis.store.cancellation import cancel_after_grace
+from letopis.outbox.concurrency.fair_lock import TRANSACTION_TOKEN
+from letopis.store.cancellation import cancel_after_grace, run_to_completion
 from letopis.store.errors import Closed, OutboxUnavailable
 
 T = TypeVar("T")
+V = TypeVar("V")
 C = TypeVar("C")
 
 POLL_INTERVAL_SECONDS: Final = 0.5
@@ -57,6 +61,8 @@ class HomeLoop:
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
+        self.calls: set[asyncio.Task[Any]] = set()
+        """Calls in progress: an event loop holds its tasks weakly."""
 
     @property
     def running(self) -> bool:
@@ -73,9 +79,6 @@ class HomeLoop:
 
         From another loop, it runs in a task of its own with a copy of the caller's context. A cancellation is passed
         on, and raised here once that task has ended, as it would be in one loop.
-
-        :raises LoopEnded: the loop does not run, or ended meanwhile.
-        :raises Closed: the loop had ended before.
         """
         if self.here:
             return await work()
@@ -85,10 +88,7 @@ class HomeLoop:
             raise Closed("the event loop in which the outbox was open has ended, and this with it") from None
 
     def begin(self, work: Callable[[], Awaitable[T]]) -> RemoteCall[T]:
-        """Start ``await work()`` in the loop, from another one.
-
-        :raises NotBegun: the loop is closed.
-        """
+        """Start ``await work()`` in the loop, from another one."""
         call = RemoteCall(self, work)
         try:
             self.loop.call_soon_threadsafe(call.begin)
@@ -114,46 +114,65 @@ class HomeLoop:
             else:
                 answer.cancel()
 
+    def block_until(self, future: Future[Any]) -> bool:
+        """Do as :meth:`wait` in a thread, which is blocked meanwhile."""
+        stopped = 0
+        while not future.done():
+            with suppress(TimeoutError):
+                future.exception(POLL_INTERVAL_SECONDS)  # only waits; Windows notices Ctrl-C only between two waits
+            stopped = 0 if self.running else stopped + 1
+            if not future.done() and (self.loop.is_closed() or stopped > 1):
+                return False
+        return True
+
 
 class RemoteCall(Generic[T]):
     """A call that another loop runs."""
 
     def __init__(self, home: HomeLoop, work: Callable[[], Awaitable[T]]) -> None:
-        self._home = home
+        self.home = home
+        self.answer: Future[T] = unresolved()
+        """What the call returned or raised; a cancellation if it was cancelled."""
         self._waiting = deque(
             (work,)
         )  # taken by whichever is first: the loop that starts it, or the caller that gives up
         self._task: asyncio.Task[T] | None = None
         self._cancelled = False
-        self._answer = unresolved()
 
     async def result(self) -> T:
-        """Wait for the call, and return or raise what it does.
-
-        :raises NotBegun: the loop was closed before the call began.
-        :raises LoopEnded: the loop stands still, or ended before the call did.
-        """
+        """Wait for the call, and return or raise what it does."""
         return await cancel_after_grace(self._result(), grace=0)
 
     def cancel(self) -> None:
         """Cancel the call, from any thread."""
         with suppress(RuntimeError):  # the loop is closed
-            self._home.loop.call_soon_threadsafe(self._cancel)
+            self.home.loop.call_soon_threadsafe(self._cancel)
+
+    def block(self) -> T:
+        """Do as :meth:`result` in a thread, which is blocked meanwhile; if it is interrupted, cancel the call."""
+        try:
+            ended = self.home.block_until(self.answer)
+        except BaseException:  # an interruption, as by Ctrl-C
+            self.cancel()
+            raise
+        return self._outcome(ended=ended)
 
     async def _result(self) -> T:
         try:
-            ended = await self._home.wait(self._answer)
+            ended = await self.home.wait(self.answer)
         except asyncio.CancelledError:
             self.cancel()
-            await self._home.wait(self._answer)
+            await self.home.wait(self.answer)
             raise
+        return self._outcome(ended=ended)
+
+    def _outcome(self, *, ended: bool) -> T:
         if not ended:
             begun = not self._withdraw()
-            if not begun and self._home.loop.is_closed():
+            if not begun and self.home.loop.is_closed():
                 raise NotBegun
             raise LoopEnded(begun=begun)
-        result: T = self._answer.result()
-        return result
+        return self.answer.result()
 
     def _withdraw(self) -> bool:
         """Return True if the call had not begun, and never will."""
@@ -172,6 +191,7 @@ class RemoteCall(Generic[T]):
         except IndexError:
             return
         self._task = asyncio.get_running_loop().create_task(_awaited(work), name="letopis-call")
+        self.home.calls.add(self._task)
         self._task.add_done_callback(self._end)
 
     def _cancel(self) -> None:
@@ -180,13 +200,14 @@ class RemoteCall(Generic[T]):
             self._task.cancel()
 
     def _end(self, task: asyncio.Task[T]) -> None:
+        self.home.calls.discard(task)
         if task.cancelled():
             # Not by its caller: by the end of this loop.
-            self._answer.set_exception(asyncio.CancelledError() if self._cancelled else LoopEnded(begun=True))
+            self.answer.set_exception(asyncio.CancelledError() if self._cancelled else LoopEnded(begun=True))
         elif (error := task.exception()) is not None:
-            self._answer.set_exception(error)
+            self.answer.set_exception(error)
         else:
-            self._answer.set_result(task.result())
+            self.answer.set_result(task.result())
 
 
 def unresolved() -> Future[Any]:
@@ -226,3 +247,138 @@ def _forwarded(method: Callable[..., Coroutine[Any, Any, T]]) -> Callable[..., C
 
 async def _awaited(work: Callable[[], Awaitable[T]]) -> T:
     return await work()
+
+
+class HomeBlock(AbstractAsyncContextManager[T]):
+    """An ``async with`` block; in a foreign loop, one task of the home loop enters and leaves it.
+
+    If the home loop ends meanwhile, the block there ends as if it had been cancelled.
+
+    :param find: returns the home loop, and opens what lives there if needed.
+    :param make: makes the context manager, in the home loop.
+    :param holds: whether the block holds the write gate: calls inside then carry a token by which it knows them.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[], Awaitable[HomeLoop]],
+        make: Callable[[], AbstractAsyncContextManager[T]],
+        *,
+        holds: bool,
+    ) -> None:
+        self._find = find
+        self._make = make
+        self._holds = holds
+        self._inner: AbstractAsyncContextManager[T] | None = None
+        self._call: RemoteCall[BaseException | None] | None = None
+        self._entered = unresolved()
+        self._left: asyncio.Future[BaseException | None] | None = None
+        self._token: Token[object] | None = None
+        self._calls: set[asyncio.Task[Any]] = set()
+
+    async def __aenter__(self) -> T:
+        home = self._home = await self._find()
+        if home.here:
+            self._inner = self._make()
+            return await self._inner.__aenter__()
+        if self._holds:
+            self._token = TRANSACTION_TOKEN.set(TRANSACTION_TOKEN.get() or self)
+        try:
+            self._call = home.begin(self._live)
+            return await cancel_after_grace(self._enter(home), grace=0)
+        except NotBegun:
+            self._forget_token()
+            raise LoopEnded(begun=False) from None
+        except BaseException:  # a cancellation too, also one that comes when it has just been entered
+            self._forget_token()
+            if self._call is not None:
+                self._call.cancel()
+                with suppress(LoopEnded, NotBegun, asyncio.CancelledError):
+                    await run_to_completion(self._call.result())
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> bool | None:
+        if self._inner is not None:
+            return await self._inner.__aexit__(kind, error, traceback)
+        self._forget_token()
+        assert self._call is not None  # noqa: S101 - it was entered
+        with suppress(RuntimeError):  # the loop is closed
+            self._home.loop.call_soon_threadsafe(self._leave, error)
+        try:
+            raised = await run_to_completion(self._call.result())
+        except (LoopEnded, NotBegun):
+            if error is not None:
+                return False  # what ended the block says more
+            raise LoopEnded(begun=True) from None
+        return self._left_with(raised, error, traceback)
+
+    async def _enter(self, home: HomeLoop) -> T:
+        if not await home.wait(self._entered):
+            raise LoopEnded(begun=False)
+        value: T = self._entered.result()
+        return value
+
+    def _forget_token(self) -> None:
+        token, self._token = self._token, None
+        if token is not None:
+            with suppress(ValueError):  # left in another context
+                TRANSACTION_TOKEN.reset(token)
+
+    def _left_with(
+        self, raised: BaseException | None, error: BaseException | None, frames: TracebackType | None
+    ) -> bool:
+        """Return what ``__exit__`` does, for a block that ``error`` left and that ended with ``raised``."""
+        if raised is None:
+            return error is not None
+        if raised is not error:
+            raise raised
+        raised.__traceback__ = frames  # without the frames of the home loop
+        return False
+
+    # In the home loop.
+
+    async def run(self, work: Callable[[], Awaitable[V]]) -> V:
+        """Run a call that is made inside the block, so that the block does not end beneath it."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - this is a coroutine
+        self._calls.add(task)
+        try:
+            return await work()
+        finally:
+            self._calls.discard(task)
+
+    async def _live(self) -> BaseException | None:
+        """Enter the block, wait until it is left, and return the error that leaves it."""
+        self._left = asyncio.get_running_loop().create_future()
+        error: BaseException | None = None
+        try:
+            async with self._make() as value:
+                if not self._entered.done():
+                    self._entered.set_result(value)
+                try:
+                    error = await self._left
+                finally:
+                    if self._calls:
+                        await run_to_completion(self._end_calls())
+                if error is not None:
+                    raise error  # noqa: TRY301 - the context manager has to see it
+        except BaseException as raised:  # belongs to the task that is in the block
+            if not self._entered.done():
+                self._entered.set_exception(raised)
+            if isinstance(raised, asyncio.CancelledError) and raised is not error:
+                raise
+            return raised
+        return None
+
+    async def _end_calls(self) -> None:
+        """Cancel calls that were interrupted, or that the block does not wait for, until they have ended."""
+        for call in self._calls:
+            if not call.cancelling():  # one that was interrupted cleans up
+                call.cancel()
+        await asyncio.wait(self._calls)
+
+    def _leave(self, error: BaseException | None) -> None:
+        if self._left is not None and not self._left.done():
+            self._left.set_result(error)

@@ -26,7 +26,7 @@ from letopis.outbox.event_log.lanes import DueBatches, next_batch
 from letopis.outbox.file.file_state import FileState, settled_state, state_of
 from letopis.outbox.file.inspection import read_file
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.file.wal_readers import wal_size
+from letopis.outbox.file.wal_checkpoint import wal_size
 from letopis.outbox.operations.delivery import Delivery, DeliveryOptions
 from letopis.outbox.relay.lease import SILENCE_SECONDS
 from letopis.outbox.relay.lease_lock import LeaseLock

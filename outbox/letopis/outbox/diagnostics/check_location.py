@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from letopis.outbox.diagnostics.finding import Finding, fail, ok, skipped, warn
-from letopis.outbox.file.wal_readers import LARGE_WAL_BYTES, describe_readers
+from letopis.outbox.file.wal_checkpoint import LARGE_WAL_BYTES, describe_readers
 from letopis.store.database import open_files
 
 LOW_DISK_BYTES: Final = 512 * 1024 * 1024

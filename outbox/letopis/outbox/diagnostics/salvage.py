@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from letopis.outbox.diagnostics.integrity import is_intact
 from letopis.outbox.diagnostics.new_origin import assign_new_origin
 from letopis.outbox.diagnostics.sqlite_pages import IndexEntry, Pages, TableRow
-from letopis.outbox.event_log.append_statements import INSERT_EVENTS
+from letopis.outbox.event_log.append import INSERT_EVENTS
 from letopis.outbox.event_log.event_ids import RECOUNT, index_event_ids
 from letopis.outbox.event_log.records.log import rebuild_records
 from letopis.outbox.file.inspection import outbox_path

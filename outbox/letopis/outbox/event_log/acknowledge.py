@@ -106,7 +106,6 @@ def acknowledge(
 
     :param delivered: conversation id to the last sequence that the history store holds.
     :param superseded: the conflicts that the history store found, by conversation and sequence.
-    :raises OutboxUnavailable: a lane did not take its acknowledgement; it will be retried.
     """
     with closing(connection.connection.cursor()) as cursor:
         before = _positions(cursor, delivered)
@@ -141,7 +140,7 @@ def acknowledge(
             erased = erased or emptied
         erased = (bool(moved) and erase_delivered(cursor, orjson.dumps(list(moved)).decode())) or erased
         return Acknowledged(
-            events=sum(moved.values()), missed=tuple(one for one in delivered if one not in moved), erased=erased
+            events=sum(moved.values()), missed=tuple(name for name in delivered if name not in moved), erased=erased
         )
 
 

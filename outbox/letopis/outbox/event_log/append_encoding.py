@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from uuid import UUID
 
-from letopis.outbox.event_log.append_condition import After, condition
 from letopis.outbox.telemetry.tracing import current_traceparent
 from letopis.store.errors import InvalidInput
 from letopis.store.model.codec import (
     DEFAULT_LIMITS,
+    INTEGER_MAX,
     RESERVED,
     TRACEPARENT,
     EncodedEvent,
@@ -20,17 +20,30 @@ from letopis.store.model.codec import (
     encode,
     encode_message,
 )
+from letopis.store.model.conversations import Seen
 from letopis.store.model.event_types import Body, MessageAppended
-from letopis.store.model.events import Event
+from letopis.store.model.events import Event, check_type
 from letopis.store.model.identifiers import Owner, check_identifier, owner_id
-from letopis.store.model.messages import EMPTY, Message
-from letopis.store.rules.preconditions import PRECONDITION_KEY, Precondition
+from letopis.store.model.messages import EMPTY, Message, empty
+from letopis.store.rules.preconditions import PRECONDITION_KEY, TURN_TYPES, Precondition
 
 if TYPE_CHECKING:
     from letopis.store.read.records import RecordsView
     from letopis.store.rules.record_plan import RecordChange
 
 _UUID_LENGTH: Final = 36
+
+
+class HasSeen(Protocol):
+    """An object that knows how much of a conversation was seen: a page, a conversation or a receipt."""
+
+    @property
+    def seen(self) -> Seen | None:
+        """How much was seen."""
+
+
+After = int | Seen | HasSeen
+"""What to append after: the sequence of a receipt, or what was read."""
 
 
 @dataclass(slots=True)
@@ -41,7 +54,7 @@ class PreparedChange:
     change: RecordChange
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Prepared:
     """An append that is checked and encoded; nothing in it depends on the outbox file.
 
@@ -69,8 +82,8 @@ class Prepared:
     message_ids: tuple[str | None, ...]
     owner_id: str | None = None
     expects: Precondition | None = None
-    aliases: Mapping[UUID, UUID] = field(default_factory=dict)
-    shown: Mapping[UUID, UUID] = field(default_factory=dict)
+    aliases: Mapping[UUID, UUID] = field(default_factory=empty)
+    shown: Mapping[UUID, UUID] | None = None
     put_back: bool = True
     on_path: Collection[UUID] | None = None
     elsewhere: Collection[str] = ()
@@ -93,9 +106,7 @@ def prepare(
     limits: Limits = DEFAULT_LIMITS,
     on_path: Collection[UUID] | None = None,
 ) -> Prepared:
-    """Check and encode what is to be appended, without touching the file.
-
-    The parameters are those of ``History.append``.
+    """Check and encode what is to be appended, without touching the file; the parameters are ``History.append``'s.
 
     :raises InvalidInput: one of the stores would refuse or change something in it; nothing was written.
     """
@@ -106,16 +117,19 @@ def prepare(
     if expected is not None or after is not None or fail_if_types is not None:
         expects = condition(expected=expected, after=after, fail_if_types=fail_if_types)
     trace = current_traceparent()
-    encoded: list[EncodedEvent] = []
+    events: list[EncodedEvent] = []
     message_ids: list[str | None] = []
     aliases: dict[UUID, UUID] = {}
-    for one in what:
-        message = one.message if isinstance(one, MessageAppended) else one
+    for given in what:
+        message = given.message if isinstance(given, MessageAppended) else given
         if isinstance(message, Message):
+            about = metadata
+            if about is not None or trace is not None or expects is not None:
+                about = _with_ours(about, trace, expects)
             event = encode_message(
                 message,
                 conversation_id=conversation_id,
-                metadata=_with_ours(metadata, trace, expects),
+                metadata=EMPTY if about is None else about,
                 occurred_at=occurred_at,
                 limits=limits,
             )
@@ -124,7 +138,7 @@ def prepare(
                 aliases[event.event_id] = alias
         else:
             plain = Event.of(
-                one,
+                given,
                 conversation_id=conversation_id,
                 metadata=EMPTY if metadata is None else metadata,
                 occurred_at=occurred_at,
@@ -133,16 +147,16 @@ def prepare(
                 plain = replace(plain, metadata=_with_ours(plain.metadata, trace, expects))
             event = encode(plain, conversation_id=conversation_id, limits=limits)
             message_ids.append(plain.data["message_id"] if plain.type == MessageAppended.type else None)
-        encoded.append(event)
+        events.append(event)
         if expects is not None and expects.batch_id is None:
             expects = replace(expects, batch_id=event.event_id)  # the first event decides for all
     return Prepared(
-        conversation_id=conversation_id,
-        events=tuple(encoded),
-        message_ids=tuple(message_ids),
-        owner_id=owner_id(owner),
-        expects=expects,
-        aliases=aliases,
+        conversation_id,
+        tuple(events),
+        tuple(message_ids),
+        None if owner is None else owner_id(owner),
+        expects,
+        aliases,
         on_path=on_path,
     )
 
@@ -158,10 +172,7 @@ def _as_uuid(message_id: str) -> UUID | None:
 
 
 def _with_ours(given: Mapping[str, Any] | None, trace: str | None, expects: Precondition | None) -> Mapping[str, Any]:
-    """Return the caller's metadata with the trace and the condition added.
-
-    :raises InvalidInput: the caller's metadata has a reserved key.
-    """
+    """Return the caller's metadata with the trace and the condition added."""
     if given is None:
         given = EMPTY
     elif isinstance(given, Mapping):
@@ -178,3 +189,47 @@ def _with_ours(given: Mapping[str, Any] | None, trace: str | None, expects: Prec
     if expects is not None:
         ours[PRECONDITION_KEY] = expects.to_data()
     return {**ours, **given}
+
+
+def condition(
+    *, expected: After | None, after: After | None, fail_if_types: Collection[str] | None
+) -> Precondition | None:
+    """Return the condition of an append; ``None`` where the caller sets none."""
+    if expected is not None and after is not None:
+        raise InvalidInput("after", "cannot be combined with expected, which already covers every event")
+    if expected is not None:
+        if fail_if_types is not None:
+            raise InvalidInput(
+                "fail_if_types", "cannot be combined with expected, which already covers every event: use after"
+            )
+        seen = _seen(expected, "expected")
+        return Precondition(sequence=seen.sequence, version=seen.version)
+    if after is None:
+        if fail_if_types is not None:
+            raise InvalidInput("fail_if_types", "needs after, which names what was seen")
+        return None
+    types = TURN_TYPES if fail_if_types is None else check_types(fail_if_types, "fail_if_types")
+    seen = _seen(after, "after")
+    return Precondition(sequence=seen.sequence, version=seen.version, types=types)
+
+
+def check_types(given: Collection[str], field: str = "types") -> frozenset[str]:
+    """Return event types that a caller names."""
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise InvalidInput(field, "must be a collection of event types, for example a set")
+    try:
+        return frozenset(check_type(name) for name in given)
+    except InvalidInput as error:
+        raise InvalidInput(field, error.reason) from error
+
+
+def _seen(given: After, field: str) -> Seen:
+    seen = given if isinstance(given, Seen | int) else getattr(given, "seen", None)
+    if isinstance(seen, int) and not isinstance(seen, bool):
+        seen = Seen(sequence=seen)
+    if not isinstance(seen, Seen):
+        raise InvalidInput(field, "must be a page or conversation that was read, a receipt, or a receipt's sequence")
+    for value in (seen.sequence, seen.version or 0):
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= INTEGER_MAX:
+            raise InvalidInput(field, "must be a whole number from 0")
+    return seen

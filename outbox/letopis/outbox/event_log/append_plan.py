@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any, Final
 from uuid import UUID
 
 import orjson
 
 from letopis.outbox.event_log.append_encoding import Prepared, PreparedChange
-from letopis.outbox.event_log.append_statements import event_row
 from letopis.outbox.event_log.effects import EFFECT_VERSIONS, Effect
-from letopis.outbox.event_log.known_path import KnownPath
 from letopis.outbox.event_log.records.changes import prepare_clear, together
 from letopis.outbox.event_log.records.log import KnownRecords
-from letopis.outbox.event_log.reused_ids import IdUse, PathUnknown, UsedIds
+from letopis.outbox.event_log.reused_ids import UsedIds, sort_events
 from letopis.store.errors import (
     ConversationGone,
-    EventIdReused,
     InvalidInput,
-    Reuse,
     VersionConflict,
 )
 from letopis.store.model.codec import EncodedEvent, decode, encode
@@ -30,17 +27,17 @@ from letopis.store.model.event_types import (
     ConversationStarted,
 )
 from letopis.store.model.events import Event
-from letopis.store.model.identifiers import uuid7
 from letopis.store.model.records import ANY, RECORD_PUT, Scope, conversation_of
-from letopis.store.rules.preconditions import Precondition, with_one_leader
+from letopis.store.rules.preconditions import Precondition
 from letopis.store.rules.projection import ACTIVATION_ORDER_KEY
-from letopis.store.rules.put_back import put_back
 
 ERASES_RECORDS: Final = frozenset({ConversationDeleted.type, ConversationRewound.type})
 """Events that may erase the records of their conversation."""
+type_of: Final = attrgetter("type")
+_id_of: Final = attrgetter("event_id")
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Appended:
     """The result of one append.
 
@@ -68,7 +65,7 @@ class LaneEnd:
     """Where a lane ends once the planned appends are written.
 
     :ivar key: what the lane is called in the rows of its events.
-    :ivar found: ``True`` if the lane is in the file already.
+    :ivar stored: ``True`` if the lane is in the file already.
     :ivar deleted: the sequence of the event that deleted the conversation; 0 or less while it lives.
     :ivar pending_since: when the oldest pending event was appended; ``None`` if none is pending.
     :ivar touched: ``True`` if the plan appends to it.
@@ -76,7 +73,7 @@ class LaneEnd:
 
     conversation_id: str
     key: int
-    found: bool = False
+    stored: bool = False
     head: int = 0
     owner_id: str | None = None
     pruned: int = 0
@@ -86,29 +83,22 @@ class LaneEnd:
     touched: bool = False
 
 
-@dataclass(slots=True)
-class _Sorted:
-    """The events of one append.
-
-    :ivar new: those that are to be written, each once; those that put a message back as they are written.
-    :ivar ids: one an event of the append: under which it is there, or will be.
-    :ivar path: the conversation's after the append; ``None`` if no known message can have left it.
-    """
-
-    new: list[EncodedEvent]
-    ids: list[UUID]
-    path: KnownPath | None
-
-    def add(self, event: EncodedEvent, first: int) -> None:
-        """Add a new event."""
-        self.new.append(event)
-        self.ids.append(event.event_id)
-        if self.path is not None:
-            self.path.add_event(event, first)
-
-    def put_back(self, event: EncodedEvent, first: int) -> None:
-        """Add the event that puts back the message which another event appended first."""
-        self.add(put_back(event, first=UUID(int=first), event_id=uuid7()), first)
+def event_row(event: EncodedEvent, position: int, lane: int, sequence: int, now_us: int) -> tuple[Any, ...]:
+    """Return the row of an event, in the order of ``INSERT_EVENTS``."""
+    return (
+        position,
+        event.event_id.bytes,
+        lane,
+        sequence,
+        event.type,
+        event.schema_version,
+        event.data,
+        event.metadata,
+        event.digest,
+        event.salt,
+        event.occurred_at,
+        now_us,
+    )
 
 
 @dataclass(slots=True)
@@ -116,7 +106,7 @@ class AppendPlan:
     """The rows and effects of a run of appends.
 
     :ivar lanes: by conversation; those of the file, and those that the plan begins.
-    :ivar used: the event ids in use.
+    :ivar used: the event ids in use; ``None`` if none of the appends' is, none is given twice and nothing is edited.
     :ivar since: sequence and type of the events after the lowest sequence that a conditional append has seen, by
         conversation.
     :ivar indexed: the position up to which event ids are indexed.
@@ -126,7 +116,7 @@ class AppendPlan:
     """
 
     lanes: dict[str, LaneEnd]
-    used: UsedIds
+    used: UsedIds | None
     now_us: int
     indexed: int
     position: int
@@ -137,62 +127,55 @@ class AppendPlan:
     effects: list[Effect] = field(default_factory=list)
 
     def add(self, prepared: Prepared) -> Appended:
-        """Plan one append; all of it or, when it raises, nothing of it.
-
-        :raises EventIdReused: an id of it holds other content, or its content was erased.
-        :raises InvalidInput: the conversation has another owner, or an edited message was erased.
-        :raises ConversationGone: the conversation was deleted.
-        :raises VersionConflict: the writer had not seen an event that is there.
-        :raises RecordConflict: a record is not as expected; ``StoreUnavailable`` if only the history store can tell.
-        """
+        """Plan one append; all of it or, when it raises, nothing of it."""
         if prepared.changes:
             return self._add_changes(prepared)
-        conversation_id = prepared.conversation_id
+        conversation_id, used = prepared.conversation_id, self.used
         lane = self.lanes.get(conversation_id) or LaneEnd(conversation_id, self.last_lane + 1)
-        events = self._sort(lane, prepared)
-        new = events.new
+        known = None if used is None else sort_events(prepared, used, deleted=lane.deleted > 0)
+        new = list(prepared.events) if known is None else known.new
         # A retry must succeed although the conversation has moved on, so ids are looked at before conditions.
         if new:
             if lane.deleted > 0:
                 raise ConversationGone(conversation_id=conversation_id)
             if prepared.expects is not None:
                 self._check_condition(lane, prepared.expects)
-            self.used.check_edits(new)
-        owner_id = lane.owner_id
-        if (
-            lane.head == 0
-            or prepared.owner_id not in (None, owner_id)
-            or ConversationStarted.type in [event.type for event in new]
-        ):
-            owner_id = _settle_owner(lane, prepared, new)
+            if used is not None:
+                used.check_edits(new)
+        owner_id, started = lane.owner_id, None
+        if lane.head == 0 or prepared.owner_id not in (None, owner_id) or ConversationStarted.type in map(type_of, new):
+            owner_id, started = _settle_owner(lane, prepared, new)
         since = self.since.get(conversation_id)
+        sequences: list[int] = []
         effective: list[EncodedEvent] = []
         for event in new:
             sequence = lane.head = lane.head + 1
             self.position += 1
+            if event is not started:
+                sequences.append(sequence)
             if EFFECT_VERSIONS.get(event.type) == event.schema_version:
                 event = self._add_effect(lane, owner_id, event)
                 effective.append(event)
             if since is not None:
                 since.append((sequence, event.type))
-            self.used.add(event, sequence)
-            self.event_rows.append(
-                event_row(event, position=self.position, lane=lane.key, sequence=sequence, now_us=self.now_us)
-            )
-        if events.path is not None:
-            self.used.paths[conversation_id] = events.path
+            if used is not None:
+                used.add(event, sequence)
+            self.event_rows.append(event_row(event, self.position, lane.key, sequence, self.now_us))
         if new:
             lane.owner_id = owner_id
-            self._touch(lane)
+            if not lane.touched:
+                self._touch(lane)
             for event in effective:
                 self._erase_records(event)
+        if used is None or known is None:
+            ids = tuple(map(_id_of, prepared.events))
+        else:
+            ids = tuple(known.ids)
+            sequences = [used.ids[event_id.int].sequence for event_id in ids]
+            if known.path is not None:
+                used.paths[conversation_id] = known.path
         return Appended(
-            conversation_id=conversation_id,
-            event_ids=tuple(events.ids),
-            sequences=tuple([self.used.ids[event_id.int].sequence for event_id in events.ids]),
-            message_ids=tuple([one for one in prepared.message_ids if one is not None]),
-            owner_id=owner_id,
-            written=len(new),
+            conversation_id, ids, tuple(sequences), tuple(filter(None, prepared.message_ids)), owner_id, len(new)
         )
 
     def _touch(self, lane: LaneEnd) -> None:
@@ -210,7 +193,7 @@ class AppendPlan:
         for item in prepared.changes:
             change, name = item.change, item.event.conversation_id
             revision = change.event_id if change.type == RECORD_PUT else None
-            use = self.used.ids.get(change.event_id.int)
+            use = None if self.used is None else self.used.ids.get(change.event_id.int)
             if use is not None:  # the writer runs its work again when a commit ended in an error that told nothing
                 outcomes.append((use.sequence, revision))
                 continue
@@ -247,10 +230,9 @@ class AppendPlan:
         self._touch(lane)
         lane.head = sequence
         self.position += 1
-        self.used.add(event, sequence)
-        self.event_rows.append(
-            event_row(event, position=self.position, lane=lane.key, sequence=sequence, now_us=self.now_us)
-        )
+        if self.used is not None:
+            self.used.add(event, sequence)
+        self.event_rows.append(event_row(event, self.position, lane.key, sequence, self.now_us))
         self.effects.append(
             Effect(
                 conversation_id=name,
@@ -276,112 +258,21 @@ class AppendPlan:
         if deleted or decode(event.data).get("erase") is True:
             self._add_changes(together(scope, prepare_clear(scope, erase=True), trusting=True))
 
-    def new_lane_rows(self) -> list[tuple[Any, ...]]:
-        """Return the values of the lanes that the plan begins: key, id, owner, head, time."""
-        return [
-            (lane.key, lane.conversation_id, lane.owner_id, lane.head, self.now_us)
-            for lane in self.lanes.values()
-            if lane.touched and not lane.found
-        ]
-
-    def pending_lane_rows(self) -> list[tuple[Any, ...]]:
-        """Return the new values of lanes in which something is pending already: owner, head, key."""
-        return [
-            (lane.owner_id, lane.head, lane.key)
-            for lane in self.lanes.values()
-            if lane.touched and lane.found and lane.pending_since is not None
-        ]
-
-    def settled_lane_rows(self) -> list[tuple[Any, ...]]:
-        """Return the new values of lanes in which nothing was pending: owner, head, time, key."""
-        return [
-            (lane.owner_id, lane.head, self.now_us, lane.key)
-            for lane in self.lanes.values()
-            if lane.touched and lane.found and lane.pending_since is None
-        ]
-
-    def _sort(self, lane: LaneEnd, prepared: Prepared) -> _Sorted:
-        """Tell the events of an append that are new from those that are there.
-
-        :raises EventIdReused: an id of it holds other content or was erased, or its message has left the path and is
-            not to be put back.
-        :raises PathUnknown: the history store has to be asked first.
-        :raises ConversationGone: its content was erased with the conversation.
-        """
-        events, known = prepared.events, self.used.ids
-        path = self.used.paths.get(prepared.conversation_id)
-        if len(events) == 1 and path is None and not prepared.aliases and events[0].event_id.int not in known:
-            return _Sorted([events[0]], [events[0].event_id], None)
-        found = _Sorted([], [], None if path is None else path.copy())
-        # Ids of this append; the plan learns them only once the whole append is accepted.
-        own: dict[int, EncodedEvent] = {}
-        unknown: dict[UUID, str] = {}
-        targets: set[str] = set()
-        for event, message_id in zip(events, prepared.message_ids, strict=True):
-            event_id, use = self._use_of(event, prepared)
-            first = event_id.int if use is None else use.first
-            shown = prepared.shown.get(event.event_id)
-            if use is not None:
-                reason = self.used.reason(event, use)
-                if reason is None and found.path is not None and found.path.erased(first):
-                    reason = Reuse.ERASED  # of a reset that is pending, so that the content is still here
-                # It was edited, or what the file holds of it was set aside.
-                if shown is not None and reason in (None, Reuse.OTHER_CONTENT):
-                    found.put_back(event, first)
-                    continue
-            elif shown is not None:
-                found.put_back(event, shown.int)
+    def lane_rows(self) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+        """Return the values of the lanes appended to: where events are pending, where none were, and of new ones."""
+        pending: list[tuple[Any, ...]] = []
+        settled: list[tuple[Any, ...]] = []
+        new: list[tuple[Any, ...]] = []
+        for lane in self.lanes.values():
+            if not lane.touched:
                 continue
-            elif event_id.int not in own:
-                own[event_id.int] = event
-                found.add(event, first)
-                continue
+            if not lane.stored:
+                new.append((lane.key, lane.conversation_id, lane.owner_id, lane.head, self.now_us))
+            elif lane.pending_since is not None:
+                pending.append((lane.owner_id, lane.head, lane.key))
             else:
-                reason = self.used.other_content(event, own[event_id.int])
-            newest = event_id.int if use is None else self.used.newest.get(first, event_id.int)
-            if reason is None and message_id is not None:
-                left = found.path is not None and found.path.left(first)
-                if use is not None and found.path is not None and not known[newest].delivered:
-                    doubtful = found.path.stays_unless(first)
-                    if doubtful and prepared.ask:
-                        targets |= doubtful
-                        continue
-                    left = left or not doubtful.isdisjoint(prepared.elsewhere)
-                if use is not None and prepared.on_path is not None and known[newest].delivered:
-                    if prepared.ask:
-                        unknown[event.event_id] = message_id
-                        continue
-                    left = left or event.event_id not in prepared.on_path
-                if left and prepared.put_back:
-                    found.put_back(event, first)
-                    continue
-                reason = Reuse.OFF_PATH if left else None
-            if reason is Reuse.ERASED and lane.deleted > 0:
-                raise ConversationGone(conversation_id=prepared.conversation_id)
-            if reason is not None:
-                raise EventIdReused(
-                    conversation_id=prepared.conversation_id,
-                    event_id=event_id,
-                    message_id=message_id,
-                    reason=reason,
-                )
-            found.ids.append(UUID(int=newest))
-        if unknown or targets:
-            raise PathUnknown(unknown, targets)
-        if prepared.expects is not None and found.new and found.new[0].event_id != events[0].event_id:
-            # The event that was to decide for all is there already, or is put back under another id.
-            found.new = with_one_leader(found.new)
-        return found
-
-    def _use_of(self, event: EncodedEvent, prepared: Prepared) -> tuple[UUID, IdUse | None]:
-        """Return where the id of an event is in use, and this id; that of a message that was read may be another."""
-        use = self.used.ids.get(event.event_id.int)
-        if use is None and (alias := prepared.aliases.get(event.event_id)) is not None:
-            other = self.used.ids.get(alias.int)
-            # A fork may be given messages of its parent: they are its own there.
-            if other is not None and other.conversation_id == event.conversation_id:
-                return alias, other
-        return event.event_id, use
+                settled.append((lane.owner_id, lane.head, self.now_us, lane.key))
+        return pending, settled, new
 
     def _check_condition(self, lane: LaneEnd, expects: Precondition) -> None:
         """Raise VersionConflict if an event that the condition forbids came after what the writer had seen."""
@@ -418,13 +309,10 @@ class AppendPlan:
         return event
 
 
-def _settle_owner(lane: LaneEnd, prepared: Prepared, new: list[EncodedEvent]) -> str | None:
-    """Return the owner after an append; insert the event that begins the conversation into ``new`` where it is due.
-
-    :raises InvalidInput: the conversation has another owner: it does not change hands.
-    """
-    data = [decode(event.data) for event in new if event.type == ConversationStarted.type]
-    in_events = [one["owner_id"] for one in data if one.get("owner_id") is not None]
+def _settle_owner(lane: LaneEnd, prepared: Prepared, new: list[EncodedEvent]) -> tuple[str | None, EncodedEvent | None]:
+    """Return the owner after an append, and the event that begins the conversation, inserted into ``new`` where due."""
+    beginnings = [decode(event.data) for event in new if event.type == ConversationStarted.type]
+    in_events = [data["owner_id"] for data in beginnings if data.get("owner_id") is not None]
     owner_id = lane.owner_id
     for named in (prepared.owner_id, *in_events):
         if owner_id is not None and named is not None and owner_id != named:
@@ -436,7 +324,8 @@ def _settle_owner(lane: LaneEnd, prepared: Prepared, new: list[EncodedEvent]) ->
         # The history store learns from an event that the conversation begins, or who its owner is.
         started = _started(prepared.conversation_id, prepared.owner_id, prepared.events[0].occurred_at)
         new.insert(1 if begins else 0, started)
-    return owner_id
+        return owner_id, started
+    return owner_id, None
 
 
 def _started(conversation_id: str, owner_id: str | None, occurred_at: int) -> EncodedEvent:

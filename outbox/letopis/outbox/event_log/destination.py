@@ -20,8 +20,6 @@ def destination_of(url: str | URL | os.PathLike[str]) -> str:
 
     Two spellings of one place give the same text: the usual names of this machine and its socket, a default port,
     hosts in another order, links to an SQLite file. Two names of one server do not.
-
-    :raises ConfigurationError: the URL cannot be used.
     """
     parsed = normalise_url(url)
     kind = parsed.get_backend_name()

@@ -13,14 +13,15 @@ All functions take a DBAPI cursor; those that write need the write lock.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Final
 
 from letopis.outbox.event_log.statements import query_all, query_one
 
 MAX_UNINDEXED_EVENTS: Final = 32
 """Events whose ids are found by reading them. More make each look-up slower, fewer write the index more often."""
-MAX_IDS_IN_STATEMENT: Final = 400
-"""Well below half of the number of parameters that any SQLite accepts: each id is named twice."""
+MAX_IDS_IN_STATEMENT: Final = 512
+"""A power of two, and fewer than the parameters that any SQLite accepts."""
 
 _BOUNDS: Final = (
     "SELECT indexed, max(indexed, coalesce((SELECT max(position) FROM letopis_outbox_events), 0))"
@@ -34,10 +35,6 @@ NEWEST_POSITION: Final = (
 UNCOUNTED: Final = f"({NEWEST_POSITION}) - (SELECT coalesce(sum(head), 0) FROM letopis_outbox_lanes)"  # noqa: S608 - ours
 """An expression: how many positions no head of a lane counts. Appends and pruning leave it as it is."""
 RECOUNT: Final = f"UPDATE letopis_outbox_origin SET uncounted = {UNCOUNTED}"  # noqa: S608 - ours
-_FIND: Final = (
-    "SELECT position FROM letopis_outbox_event_ids WHERE event_id IN ({places}) UNION ALL"
-    " SELECT position FROM letopis_outbox_events WHERE position > ? AND event_id IN ({places})"
-)
 _INDEX: Final = (
     "INSERT INTO letopis_outbox_event_ids (event_id, position)"
     " SELECT event_id, position FROM letopis_outbox_events WHERE position > ? ORDER BY event_id"
@@ -45,17 +42,28 @@ _INDEX: Final = (
 _INDEXED: Final = "UPDATE letopis_outbox_origin SET indexed = ?"
 
 
+@cache
+def _find_statement(count: int) -> str:
+    ids = ", ".join(f"?{number}" for number in range(1, count + 1))
+    return (
+        f"SELECT position FROM letopis_outbox_event_ids WHERE event_id IN ({ids}) UNION ALL"  # noqa: S608 - ours
+        f" SELECT position FROM letopis_outbox_events WHERE position > ?{count + 1} AND event_id IN ({ids})"
+    )
+
+
 def find_positions(cursor: Any, event_ids: Sequence[bytes], *, indexed: int) -> list[int]:
     """Return the positions of the events with these ids, in no order.
 
     :param indexed: the position up to which ids are indexed, read in the same transaction.
     """
-    found: list[int] = []
+    positions: list[int] = []
     for start in range(0, len(event_ids), MAX_IDS_IN_STATEMENT):
         chunk = event_ids[start : start + MAX_IDS_IN_STATEMENT]
-        statement = _FIND.format(places=", ".join("?" * len(chunk)))
-        found += [row[0] for row in query_all(cursor, statement, (*chunk, indexed, *chunk))]
-    return found
+        # The last id fills a power of two, so that there are ten statements at most, which stay prepared.
+        count = 1 << (len(chunk) - 1).bit_length()
+        values = (*chunk, *[chunk[-1]] * (count - len(chunk)), indexed)
+        positions += [row[0] for row in query_all(cursor, _find_statement(count), values)]
+    return positions
 
 
 def newest_position(cursor: Any) -> int:

@@ -83,10 +83,7 @@ class StoredRow:
     values: tuple[Any, ...]
 
     def event(self, conversation_id: str, origin_id: UUID) -> RecordedEvent:
-        """Return the event; its version in the history store is not known here.
-
-        :raises OutboxUnavailable: it is damaged in the file.
-        """
+        """Return the event; its version in the history store is not known here."""
         _, event_id, name, schema_version, data, metadata, digest, salt, occurred_at, _ = self.values
         read_data, read_metadata = _decoded(data, self.sequence), _decoded(metadata, self.sequence)
         return RecordedEvent(
@@ -104,10 +101,7 @@ class StoredRow:
 
     @property
     def data(self) -> Mapping[str, Any]:
-        """Its data.
-
-        :raises OutboxUnavailable: it is damaged in the file.
-        """
+        """Its data."""
         return _decoded(self.values[4], self.sequence)
 
     @property

@@ -1,4 +1,4 @@
-"""Decide whether an event id in use may be appended again: only with the same content."""
+"""Tell which events of an append are new, and refuse an id that is in use for other content."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Self
 from uuid import UUID
 
+from letopis.outbox.event_log.append_encoding import Prepared
 from letopis.outbox.event_log.known_path import PUT_BACK_PATH, KnownPath, read_path
 from letopis.outbox.event_log.statements import query_all, query_one
-from letopis.store.errors import InvalidInput, LetopisError, Reuse
+from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, LetopisError, Reuse
 from letopis.store.model.codec import EncodedEvent, decode
 from letopis.store.model.event_types import ConversationRewound, MessageEdited, MessageRedacted
-from letopis.store.rules.put_back import PUT_BACK_KEY, puts_back
+from letopis.store.model.identifiers import uuid7
+from letopis.store.rules.preconditions import with_one_leader
+from letopis.store.rules.put_back import PUT_BACK_KEY, put_back, puts_back
 
 _KNOWN: Final = (
     "SELECT e.event_id, l.conversation_id, e.sequence, e.digest, e.salt, e.metadata,"
@@ -128,10 +131,7 @@ class UsedIds:
         return None if event.has_content_of(known.digest, known.salt) else Reuse.OTHER_CONTENT
 
     def check_edits(self, events: Iterable[EncodedEvent]) -> None:
-        """Refuse edits of erased messages, which would never be read.
-
-        :raises InvalidInput: ``events`` contain one.
-        """
+        """Refuse edits of erased messages, which would never be read."""
         for event in events:
             if event.type == MessageRedacted.type:
                 self.erased.add((event.conversation_id, _message(event)))
@@ -146,6 +146,108 @@ class UsedIds:
         )
         if use.first != used:
             self.newest[use.first] = used
+
+
+@dataclass(slots=True)
+class SortedEvents:
+    """The events of one append.
+
+    :ivar new: those that are to be written, each once; those that put a message back as they are written.
+    :ivar ids: one an event of the append: under which it is there, or will be.
+    :ivar path: the conversation's after the append; ``None`` if no known message can have left it.
+    """
+
+    new: list[EncodedEvent]
+    ids: list[UUID]
+    path: KnownPath | None
+
+    def add(self, event: EncodedEvent, first: int) -> None:
+        """Add a new event."""
+        self.new.append(event)
+        self.ids.append(event.event_id)
+        if self.path is not None:
+            self.path.add_event(event, first)
+
+    def put_back(self, event: EncodedEvent, first: int) -> None:
+        """Add the event that puts back the message which another event appended first."""
+        self.add(put_back(event, first=UUID(int=first), event_id=uuid7()), first)
+
+
+def sort_events(prepared: Prepared, used: UsedIds, *, deleted: bool) -> SortedEvents:
+    """Tell the events of an append that are new from those that are there."""
+    events, known = prepared.events, used.ids
+    path = used.paths.get(prepared.conversation_id)
+    sorted_events = SortedEvents([], [], None if path is None else path.copy())
+    # Ids of this append; the plan learns them only once the whole append is accepted.
+    own: dict[int, EncodedEvent] = {}
+    unknown: dict[UUID, str] = {}
+    targets: set[str] = set()
+    for event, message_id in zip(events, prepared.message_ids, strict=True):
+        event_id, use = _use_of(event, prepared, used)
+        first = event_id.int if use is None else use.first
+        shown = None if prepared.shown is None else prepared.shown.get(event.event_id)
+        if use is not None:
+            reason = used.reason(event, use)
+            if reason is None and sorted_events.path is not None and sorted_events.path.erased(first):
+                reason = Reuse.ERASED  # of a reset that is pending, so that the content is still here
+            # It was edited, or what the file holds of it was set aside.
+            if shown is not None and reason in (None, Reuse.OTHER_CONTENT):
+                sorted_events.put_back(event, first)
+                continue
+        elif shown is not None:
+            sorted_events.put_back(event, shown.int)
+            continue
+        elif event_id.int not in own:
+            own[event_id.int] = event
+            sorted_events.add(event, first)
+            continue
+        else:
+            reason = used.other_content(event, own[event_id.int])
+        newest = event_id.int if use is None else used.newest.get(first, event_id.int)
+        if reason is None and message_id is not None:
+            left = sorted_events.path is not None and sorted_events.path.left(first)
+            if use is not None and sorted_events.path is not None and not known[newest].delivered:
+                doubtful = sorted_events.path.stays_unless(first)
+                if doubtful and prepared.ask:
+                    targets |= doubtful
+                    continue
+                left = left or not doubtful.isdisjoint(prepared.elsewhere)
+            if use is not None and prepared.on_path is not None and known[newest].delivered:
+                if prepared.ask:
+                    unknown[event.event_id] = message_id
+                    continue
+                left = left or event.event_id not in prepared.on_path
+            if left and prepared.put_back:
+                sorted_events.put_back(event, first)
+                continue
+            reason = Reuse.OFF_PATH if left else None
+        if reason is Reuse.ERASED and deleted:
+            raise ConversationGone(conversation_id=prepared.conversation_id)
+        if reason is not None:
+            raise EventIdReused(
+                conversation_id=prepared.conversation_id,
+                event_id=event_id,
+                message_id=message_id,
+                reason=reason,
+            )
+        sorted_events.ids.append(UUID(int=newest))
+    if unknown or targets:
+        raise PathUnknown(unknown, targets)
+    if prepared.expects is not None and sorted_events.new and sorted_events.new[0].event_id != events[0].event_id:
+        # The event that was to decide for all is there already, or is put back under another id.
+        sorted_events.new = with_one_leader(sorted_events.new)
+    return sorted_events
+
+
+def _use_of(event: EncodedEvent, prepared: Prepared, used: UsedIds) -> tuple[UUID, IdUse | None]:
+    """Return where the id of an event is in use, and this id; that of a message that was read may be another."""
+    use = used.ids.get(event.event_id.int)
+    if use is None and (alias := prepared.aliases.get(event.event_id)) is not None:
+        other = used.ids.get(alias.int)
+        # A fork may be given messages of its parent: they are its own there.
+        if other is not None and other.conversation_id == event.conversation_id:
+            return alias, other
+    return event.event_id, use
 
 
 def _first(event_id: int, metadata: str | None) -> int:

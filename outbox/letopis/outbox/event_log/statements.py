@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-
 Values = Sequence[Any] | Mapping[str, Any]
 
 

@@ -49,7 +49,7 @@ class Committer:
         self._engine = engine
         self._gate = gate
         self._now_us = now_us
-        self._connection: sa.Connection | None = None
+        self._open: tuple[sa.Connection, sqlite3.Connection] | None = None
 
     def commit(self, members: Sequence[Member]) -> list[Any]:
         """Write ``members`` in one transaction; return a value or an error for each, after COMMIT.
@@ -89,17 +89,11 @@ class Committer:
                 return [_ours(error)]
 
     def checkpoint(self) -> None:
-        """Move the WAL into the file.
-
-        :raises sqlite3.Error, sqlalchemy.exc.DBAPIError: the file cannot be written.
-        """
-        self.wal.run(_driver(self._connect()))
+        """Move the WAL into the file."""
+        self.wal.run(self._connect()[1])
 
     def maintain(self) -> None:
-        """Move the WAL into the file and make the disk reserve where it is missing.
-
-        :raises OutboxUnavailable: the file cannot be written; :exc:`OutboxFull` where the disk is full.
-        """
+        """Move the WAL into the file and make the disk reserve where it is missing."""
         try:
             self.checkpoint()
         except (sqlite3.Error, DBAPIError) as error:
@@ -108,10 +102,10 @@ class Committer:
 
     def disconnect(self) -> None:
         """Close the connection; the next write opens another."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.invalidate()
-            connection.close()
+        opened, self._open = self._open, None
+        if opened is not None:
+            opened[0].invalidate()
+            opened[0].close()
 
     def _commit_alone(self, members: Sequence[Member]) -> list[Any]:
         return [self.commit([member])[0] for member in members]
@@ -133,17 +127,22 @@ class Committer:
         return None
 
     def _transact(self, members: Sequence[Member]) -> list[Any]:
-        connection = self._connect()
-        driver = _driver(connection)
+        if not members:  # all were cancelled
+            return []
+        connection, driver = self._open or self._connect()
         transaction: sqlite3.Connection | sa.RootTransaction
-        if all(isinstance(one, Prepared) for one in members):
+        if appends_only := {Prepared}.issuperset(map(type, members)):
             # What SQLAlchemy does around a transaction costs as much as the rows of an append.
             driver.execute("BEGIN IMMEDIATE")
             transaction = driver
         else:
             transaction = connection.begin()  # IMMEDIATE, by the engine's event
         try:
-            outcomes = self._run(connection, driver.cursor(), members)
+            outcomes = (
+                self._append(driver.cursor(), members)
+                if appends_only
+                else self._run(connection, driver.cursor(), members)
+            )
             # As late as possible: SQLite would commit to a file that is no longer at its path.
             self._gate.verify_file()
         except BaseException:  # whatever it was, the write lock is not kept
@@ -164,36 +163,35 @@ class Committer:
                 self._roll_back(transaction)
                 raise
             raise _CommitFailed from error
-        if any(isinstance(one, Appended) and one.erased for one in outcomes):
-            self.wal.truncation_due = True
-            # The members are committed: no error from here on may be taken for one of theirs. The scheduled truncation
-            # tries again.
-            with suppress(Exception):
-                self.checkpoint()
+        for outcome in outcomes:
+            if type(outcome) is Appended and outcome.erased:
+                self.wal.truncation_due = True
+                # The members are committed: no error from here on may be taken for one of theirs. The scheduled
+                # truncation tries again.
+                with suppress(Exception):
+                    self.checkpoint()
+                break
         return outcomes
 
     def _run(self, connection: sa.Connection, cursor: sqlite3.Cursor, members: Sequence[Member]) -> list[Any]:
         """Return the outcome of each member; the appends are written first, together."""
-        appends = [one for one in members if isinstance(one, Prepared)]
-        appended: list[Appended | LetopisError] = []
-        if appends:
-            try:
-                self._gate.check_space(cursor)
-            except LetopisError as full:
-                appended = [full] * len(appends)
-            else:
-                appended = append_events(cursor, appends, now_us=self._now_us())
-            if len(appends) == len(members):
-                return appended
-        results = iter(appended)
+        appends = [member for member in members if isinstance(member, Prepared)]
+        appended = iter(self._append(cursor, appends) if appends else ())
         return [
-            next(results)
-            if isinstance(one, Prepared)
-            else self._run_apart(connection, one)
+            next(appended)
+            if isinstance(member, Prepared)
+            else self._run_apart(connection, member)
             if len(members) > 1
-            else one(connection)
-            for one in members
+            else member(connection)
+            for member in members
         ]
+
+    def _append(self, cursor: sqlite3.Cursor, appends: Sequence[Any]) -> list[Any]:
+        try:
+            self._gate.check_space(cursor)
+        except LetopisError as full:
+            return [full] * len(appends)
+        return append_events(cursor, appends, now_us=self._now_us())
 
     def _run_apart(self, connection: sa.Connection, work: Work) -> Any:
         """Run ``work`` under a savepoint, so that its failure is its own."""
@@ -208,12 +206,14 @@ class Committer:
         savepoint.commit()
         return value
 
-    def _connect(self) -> sa.Connection:
-        if self._connection is None:
+    def _connect(self) -> tuple[sa.Connection, sqlite3.Connection]:
+        if self._open is None:
             self._gate.verify_file()
-            self._connection = self._engine.connect()
-            _driver(self._connection).execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}").fetchall()
-        return self._connection
+            connection = self._engine.connect()
+            driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
+            self._open = connection, driver
+            driver.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}").fetchall()
+        return self._open
 
     def _lost(self) -> LetopisError | None:
         """Return why SQLite meets errors, if the reason is that its files were removed or replaced."""
@@ -226,7 +226,7 @@ class Committer:
 
     def _rescue(self) -> None:
         """Move into the file what was committed to a -wal that was removed: this process can still read it."""
-        if self._connection is not None and self._gate.files.lost_wal():
+        if self._open is not None and self._gate.files.lost_wal():
             with suppress(sqlite3.Error, DBAPIError):  # a reader is in the way: the next write tries again
                 self.checkpoint()
 
@@ -235,11 +235,6 @@ class Committer:
             transaction.rollback()
         except Exception:  # a connection that cannot roll back is of no further use; closing it rolls back
             self.disconnect()
-
-
-def _driver(connection: sa.Connection) -> sqlite3.Connection:
-    driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
-    return driver
 
 
 def _ours(error: BaseException) -> BaseException:

@@ -35,11 +35,9 @@ def file_id_of(path: Path | str) -> FileId:
     """Return device and inode of a file.
 
     The file is not opened: closing any descriptor of a live SQLite file drops the process's locks on it.
-
-    :raises OSError: there is no such file, or it may not be looked at.
     """
-    found = os.stat(path)  # noqa: PTH116 - on the writer's path; Path.stat() is slower
-    return found.st_dev, found.st_ino
+    state = os.stat(path)  # noqa: PTH116 - on the writer's path; Path.stat() is slower
+    return state.st_dev, state.st_ino
 
 
 class FileIdentityGuard:
@@ -73,23 +71,21 @@ class FileIdentityGuard:
 
         The -wal and the -shm are looked at when their folder has changed, and once a second. To look at the -wal before
         each append would slow its commit: Linux (from 6.13) writes an exact time to each file whose times were read.
-
-        :raises OutboxUnavailable: one of them was removed or replaced.
         """
         try:
             folder = os.stat(self._folder)  # noqa: PTH116 - as in file_id_of
-            found = os.stat(self._path)  # noqa: PTH116
+            database = os.stat(self._path)  # noqa: PTH116
         except OSError as gone:
             raise OutboxUnavailable(
                 "the outbox file is gone from its place: restore it, then restart the program"
             ) from gone
-        if (found.st_dev, found.st_ino) != self._file_id:
+        if (database.st_dev, database.st_ino) != self._file_id:
             raise OutboxUnavailable("the outbox file was replaced by another while it was open: restart the program")
-        if found.st_size == 0:
+        if database.st_size == 0:
             raise OutboxUnavailable("the outbox file was emptied while it was open: restore a backup, then restart")
         state = (folder.st_dev, folder.st_ino, folder.st_mtime_ns)
         if state != self._verified_folder or time.monotonic() >= self._verify_beside_at:
-            self._verify_beside(found.st_size)
+            self._verify_beside(database.st_size)
             # The next change of a folder that has just changed may get the same time.
             settled = time.time_ns() - folder.st_mtime_ns > _TIME_GRANULARITY_NS
             self._verified_folder = state if settled else None
@@ -101,13 +97,13 @@ class FileIdentityGuard:
 
     def _verify_beside(self, size: int) -> None:
         for beside, file_id in self._beside:
-            found = _stat_or_none(beside)
-            if found is None or (found.st_dev, found.st_ino) != file_id:
+            state = _stat_or_none(beside)
+            if state is None or (state.st_dev, state.st_ino) != file_id:
                 raise OutboxUnavailable(
                     f"the {beside[-4:]} file beside the outbox was removed or replaced while it was open, and nothing"
                     " more is written: stop all programs that have the outbox open, then restart them"
                 )
-            size += found.st_size
+            size += state.st_size
         self.size = size if self._beside else None
 
 

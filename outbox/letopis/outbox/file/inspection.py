@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final, TypeVar
 
-from letopis.outbox.file.disk_reserve import release_reserve
+from letopis.outbox.file.limits import release_reserve
 from letopis.outbox.file.sqlite_errors import code_of, is_full, translate
 from letopis.store.database import open_files
 from letopis.store.database.faults import StoreFault
@@ -29,10 +29,7 @@ BUSY_TIMEOUT_SECONDS: Final = 1.5
 
 
 def outbox_path(given: str | os.PathLike[str]) -> Path:
-    """Return the absolute path of an outbox file, given as a path or as an SQLite URL; reads no disk.
-
-    :raises ConfigurationError: it cannot be a file.
-    """
+    """Return the absolute path of an outbox file, given as a path or as an SQLite URL; reads no disk."""
     text = os.fspath(given)
     if isinstance(text, str) and "://" in text:
         from letopis.store.database.urls import normalise_url
@@ -47,11 +44,7 @@ def outbox_path(given: str | os.PathLike[str]) -> Path:
 
 
 def read_file(path: Path, work: Callable[[sqlite3.Cursor], T]) -> T:
-    """Return the result of ``work`` over one snapshot of an outbox file, without changing the file.
-
-    :raises ConfigurationError: there is no outbox of this release's revision.
-    :raises OutboxUnavailable: the file cannot be read.
-    """
+    """Return the result of ``work`` over one snapshot of an outbox file, without changing the file."""
     check_file(path, create=False)
 
     def read() -> T:
@@ -84,10 +77,7 @@ def with_reserve(path: Path, read: Callable[[], T]) -> T:
 
 
 def check_file(path: Path, *, create: bool) -> None:
-    """Make sure that there is a file, without opening one that is there.
-
-    :raises ConfigurationError: there is none, or it is not a file, or it may not be used.
-    """
+    """Make sure that there is a file, without opening one that is there."""
     if path.is_dir():
         raise ConfigurationError(f"{str(path)!r} is a folder: give the path of a file in it")
     if not path.parent.is_dir():
@@ -115,7 +105,6 @@ def check_revision(found: Revision, path: Path, tables: Iterable[str]) -> None:
     """Check that an outbox file is at this release's revision.
 
     :param tables: of the file.
-    :raises ConfigurationError: it is not, with what to do.
     """
     if found.state is SchemaState.MISSING:
         raise ConfigurationError(": ".join(describe_missing_outbox(path, tables)))

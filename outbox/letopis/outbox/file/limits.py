@@ -1,9 +1,14 @@
-"""Refuse new events when the outbox has reached its size limits."""
+"""Refuse new events when the outbox or its disk is nearly full, and keep space for delivering what is pending."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from letopis.store.errors import InvalidInput, OutboxFull
@@ -52,7 +57,6 @@ class Bounds:
         :param size: an upper bound of the bytes in use, at most a second old. The pages in use are counted only where
             it is above half the limit, because every append pays for the count.
         :param wal: returns the bytes of the WAL; called near the limit only.
-        :raises OutboxFull: a limit is reached.
         """
         if self.max_bytes is not None and (size is None or size >= self.max_bytes // 2):
             cursor.execute(_USED)
@@ -75,3 +79,110 @@ class Bounds:
                     f"{pending} events are pending and {self.max_events} may be: nothing was dropped; "
                     "let the relay deliver, or raise max_events"
                 )
+
+
+RESERVE_BYTES: Final = 4 * 1024**2
+"""Size of the reserve file: as much as SQLite lets a WAL grow before it moves it into the file. A WAL then always fits,
+and acknowledgements, which change pages that are there already, need no more space after it."""
+_PLENTY_FACTOR: Final = 64
+"""Times the watermark, by default a gigabyte, that no disk loses within :data:`_PLENTY_SECONDS`."""
+_PLENTY_SECONDS: Final = 0.1
+_ZEROS: Final = bytes(64 * 1024)
+
+
+def reserve_path(path: Path) -> Path:
+    """Return the path of an outbox file's reserve."""
+    return path.with_name(path.name + ".ballast")
+
+
+def release_reserve(path: Path) -> bool:
+    """Delete the reserve of an outbox file. Return True if there was one, so that there is space now."""
+    try:
+        reserve_path(path).unlink()
+    except OSError:
+        return False
+    return True
+
+
+class DiskReserve:
+    """What an outbox keeps free on its disk: a watermark for new events, and a reserve file for everything else.
+
+    Below the watermark new events are refused, while delivery continues. When other programs fill the disk to the last
+    byte, the reserve is deleted, which makes space for acknowledgements and for the operator's commands. It is created
+    again when the disk has room for both. Several processes may do either at the same time.
+
+    Not promised: that the reserve is there. The relay creates it when it is idle, some seconds after it began.
+
+    :param path: of the outbox file.
+    :param watermark: bytes that new events leave free; ``None`` for no limit.
+    :param reserve: bytes of the reserve file.
+    """
+
+    def __init__(self, path: Path, *, watermark: int | None, reserve: int = RESERVE_BYTES) -> None:
+        self._path = path
+        self._folder = str(path.parent)
+        self._watermark = watermark
+        self._size = reserve
+        self._plenty_until = 0.0
+
+    def check(self) -> None:
+        """Do nothing if new events may be written."""
+        if self._watermark is None or (now := time.monotonic()) < self._plenty_until or (free := self.free()) is None:
+            return
+        if free >= self._watermark * _PLENTY_FACTOR:
+            self._plenty_until = now + _PLENTY_SECONDS
+        if free < self._watermark:
+            raise OutboxFull(
+                f"the disk of the outbox has {free} bytes free, and {self._watermark} are kept for delivering what is "
+                "pending: nothing was dropped; free some space, and appends resume"
+            )
+
+    def free(self) -> int | None:
+        """Return how many bytes this user may still write to the disk; ``None`` where the system does not say."""
+        try:
+            if hasattr(os, "statvfs"):
+                disk = os.statvfs(self._folder)  # on the writer's path; shutil.disk_usage is slower
+                return disk.f_bavail * disk.f_frsize
+            return shutil.disk_usage(self._folder).free
+        except OSError:
+            return None
+
+    def release(self) -> bool:
+        """Delete the reserve. Return True if there was one."""
+        return release_reserve(self._path)
+
+    def restore(self) -> bool:
+        """Create the reserve if it is missing and the disk has room for it above the watermark.
+
+        Return True if it is there. Blocks for some milliseconds.
+        """
+        reserve = reserve_path(self._path)
+        if reserve.exists():
+            return True
+        free = self.free()
+        if free is None or free < self._size + max(self._watermark or 0, self._size):
+            return False
+        try:
+            descriptor = os.open(reserve, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        except FileExistsError:
+            return True  # another process was faster
+        except OSError:
+            return False  # a folder without rights, or no inode left
+        try:
+            _allocate(descriptor, self._size)
+        except OSError:
+            with suppress(OSError):
+                reserve.unlink()
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Give a file its space on the disk; a sparse file would hold none."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+        return
+    for _ in range(0, size, len(_ZEROS)):
+        os.write(descriptor, _ZEROS)

@@ -14,7 +14,6 @@ from typing import Final, NamedTuple, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from letopis.outbox.file.disk_reserve import release_reserve
 from letopis.outbox.file.identity import FileId, file_id_of, load_origin
 from letopis.outbox.file.inspection import (
     BUSY_TIMEOUT_SECONDS,
@@ -26,6 +25,7 @@ from letopis.outbox.file.inspection import (
     outbox_path,
     with_reserve,
 )
+from letopis.outbox.file.limits import release_reserve
 from letopis.outbox.file.sqlite_errors import is_busy, is_full
 from letopis.outbox.file.write_gate import LOCK_TIMEOUT_SECONDS
 from letopis.store.database.migrations import ALEMBIC_LOCK, STORE, SchemaState, revision_state, upgrade
@@ -54,9 +54,6 @@ async def read_snapshot(path: str | os.PathLike[str], work: Callable[[sa.Connect
     """Run ``work(connection)`` over one snapshot of an outbox file, without changing the file.
 
     For programs that inspect an outbox: creates nothing, migrates nothing, raises no epoch.
-
-    :raises ConfigurationError: there is no outbox of this release's revision.
-    :raises OutboxUnavailable: the file cannot be read.
     """
     return await asyncio.to_thread(_read_snapshot, outbox_path(path), work)
 
@@ -82,8 +79,6 @@ def open_read_only(path: Path) -> Iterator[sa.Connection]:
     """Open one snapshot of an SQLite file of unknown origin; nothing of it can change, not even its journal mode.
 
     It is not SQLite's ``mode=ro``, which leaves a -wal and a -shm behind where there were none.
-
-    :raises sqlalchemy.exc.DBAPIError: the file cannot be opened, or is no SQLite database.
     """
     engine = _create_engine(path, timeout=_INSPECT_TIMEOUT_SECONDS)
     try:
@@ -99,11 +94,7 @@ def open_read_only(path: Path) -> Iterator[sa.Connection]:
 
 
 def open_file(path: Path, *, create: bool, now_us: Callable[[], int]) -> OpenedFile:
-    """Create the file where it is missing, migrate it and load its identity; in the writer's thread.
-
-    :raises ConfigurationError: it cannot be an outbox.
-    :raises OutboxUnavailable: other processes hold its lock, or the disk fails.
-    """
+    """Create the file where it is missing, migrate it and load its identity; in the writer's thread."""
     check_file(path, create=create)
     deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
     engine = _sync_engine(path)
@@ -131,10 +122,7 @@ def open_file(path: Path, *, create: bool, now_us: Callable[[], int]) -> OpenedF
 
 
 def _is_current(connection: sa.Connection, path: Path, *, create: bool) -> bool:
-    """Return False if the file is to be migrated.
-
-    :raises ConfigurationError: it cannot be an outbox of this release.
-    """
+    """Return False if the file is to be migrated."""
     found = revision_state(connection, OUTBOX_MIGRATIONS)
     if found.state is SchemaState.MISSING and not create:
         # An outbox that was cut to nothing must not look like a new one.

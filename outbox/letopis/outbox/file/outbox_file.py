@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -20,17 +22,67 @@ from letopis.outbox.file.inspection import BUSY_TIMEOUT_SECONDS, outbox_path
 from letopis.outbox.file.limits import Bounds
 from letopis.outbox.file.opening import OpenedFile, open_file
 from letopis.outbox.file.pending_probe import PendingProbe
-from letopis.outbox.file.reader import OutboxReader
-from letopis.outbox.file.write_gate import WriteGate
+from letopis.outbox.file.sqlite_errors import is_busy, is_full, sqlite_error, translate
+from letopis.outbox.file.write_gate import LOCK_TIMEOUT_SECONDS, WriteGate
 from letopis.outbox.file.writer import Writer
 from letopis.store.cancellation import run_to_completion
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.timeouts import Timeouts
 from letopis.store.database.worker_thread import WorkerThread
 from letopis.store.errors import Closed
-from letopis.store.model.events import to_microseconds, utc_now
+from letopis.store.model.events import now_microseconds, to_microseconds, utc_now
 
 T = TypeVar("T")
+
+
+class OutboxReader:
+    """The reading connection of an outbox file: it waits for no writer, and no writer waits for it."""
+
+    def __init__(self, engine: sa.Engine, gate: WriteGate, *, thread: WorkerThread | None = None) -> None:
+        """Prepare to read; ``thread`` is another's, which is not closed here, or ``None`` for one of its own."""
+        self._engine = engine.execution_options(sqlite_begin="DEFERRED")
+        self._gate = gate
+        self._own_thread = thread is None
+        self._thread = thread or WorkerThread("letopis-outbox-reader")
+        self._connection: sa.Connection | None = None  # the reading thread's alone
+
+    async def run(self, fn: Callable[[sa.Connection], T]) -> T:
+        """Run ``fn(connection)`` over one snapshot and return its result."""
+        return await self._thread.run(lambda: self._run(fn))
+
+    async def disconnect(self) -> None:
+        """Close the connection, after the reads that were submitted."""
+        await self._thread.run(self._disconnect)
+
+    async def close(self) -> None:
+        """End the thread, if it is its own."""
+        if self._own_thread:
+            await self._thread.close()
+
+    def _run(self, fn: Callable[[sa.Connection], T]) -> T:
+        deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
+        while True:
+            try:
+                if self._connection is None:
+                    self._gate.verify_file()  # SQLite would create a missing file
+                    self._connection = self._engine.connect()
+                with self._connection.begin():
+                    return fn(self._connection)
+            except Exception as error:
+                if sqlite_error(error) is None:
+                    raise  # an error of fn
+                self._disconnect()
+                if is_full(error) and self._gate.reserve.release():
+                    continue
+                if not is_busy(error) or time.monotonic() > deadline:
+                    raise translate(error) or error from error
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.invalidate()
+            connection.close()
+
 
 _BOUNDS: Final = Bounds()
 
@@ -50,6 +102,7 @@ class OutboxFile:
     :ivar gate: to be passed by everything that writes over ``engine`` for longer than a moment.
     :ivar appended: notified after each commit of this process that added events.
     :ivar changed: notified after each other write of this process: acknowledged, retried, blocked.
+    :ivar now_us: returns the present moment in UTC microseconds.
     """
 
     def __init__(
@@ -72,7 +125,7 @@ class OutboxFile:
         self.gate.files.capture()
         self.engine: AsyncEngine = create_store_engine(path, timeouts=Timeouts(lock=BUSY_TIMEOUT_SECONDS), pool_size=8)
         self.probe = PendingProbe(path, self.gate.verify_file)
-        self._now = now
+        self.now_us = now_microseconds if now is utc_now else lambda: to_microseconds(now())
         self._anchor = opened.anchor  # the writer's thread's alone
         self._thread = thread
         self._reader = OutboxReader(opened.engine, self.gate, thread=thread if one_thread else None)
@@ -123,12 +176,8 @@ class OutboxFile:
             await run_to_completion(thread.close())
             raise
 
-    def now_us(self) -> int:
-        """Return the present moment in UTC microseconds."""
-        return to_microseconds(self._now())
-
-    async def append(self, prepared: Prepared) -> Appended:
-        """Write prepared events; once this returns, they survive a power cut.
+    def append(self, prepared: Prepared) -> asyncio.Future[Appended]:
+        """Write prepared events; once the future is done, they survive a power cut.
 
         Concurrent appends share one transaction and one flush; those of one conversation keep the order of the calls.
         An event that is there already, with the same content, is not written again: its first sequence is returned.
@@ -143,11 +192,10 @@ class OutboxFile:
         :raises OutboxUnavailable: the file cannot be written, or another writer holds it for 10 seconds.
         :raises Closed: after :meth:`close`, or in a process that was forked off.
         """
-        result: Appended = await self._writer.submit(prepared)
-        return result
+        return self._writer.submit(prepared)
 
-    async def write(self, fn: Callable[[sa.Connection], T]) -> T:
-        """Run ``fn(connection)`` in a write transaction and return its result after COMMIT.
+    def write(self, fn: Callable[[sa.Connection], T]) -> asyncio.Future[T]:
+        """Run ``fn(connection)`` in a write transaction; the future has its result after COMMIT.
 
         The transaction may be shared with appends and other work; a function that raises fails alone. It runs in the
         writer's thread, and once more when a commit ends in an error: it must bear that. It must not commit, and must
@@ -155,8 +203,7 @@ class OutboxFile:
 
         :raises OutboxUnavailable: the file cannot be written. Other errors of ``fn`` are raised unchanged.
         """
-        result: T = await self._writer.submit(fn)
-        return result
+        return self._writer.submit(fn)
 
     async def read(self, fn: Callable[[sa.Connection], T]) -> T:
         """Run ``fn(connection)`` over one snapshot of the file, in the reading thread, and return its result.

@@ -7,14 +7,13 @@ import sqlite3
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, cast
 
 from sqlalchemy.exc import DBAPIError
 
 from letopis.outbox.concurrency.signal import Signal
-from letopis.outbox.event_log.append_encoding import Prepared
+from letopis.outbox.event_log.append_plan import Appended
 from letopis.outbox.file.committer import Committer, Member
 from letopis.outbox.file.write_gate import WriteGate
 from letopis.store.database.wal_truncation import WalTruncator
@@ -25,12 +24,8 @@ MAX_GROUP_SIZE: Final = 512
 """Requests in one transaction: more gain nothing, and keep the first of them waiting."""
 
 
-@dataclass(slots=True, eq=False)
-class _Request:
-    """What one caller wants written, and the future that it waits for."""
-
-    member: Member
-    answer: asyncio.Future[Any]
+_Request = tuple[Member, "asyncio.Future[Any]"]
+"""What one caller wants written, and the future that it waits for."""
 
 
 class Writer:
@@ -63,19 +58,16 @@ class Writer:
         self._closed = False
 
     def submit(self, member: Member) -> asyncio.Future[Any]:
-        """Queue what a caller wants written; the future has its result once that is durable, or its error.
-
-        :raises Closed: after :meth:`close`, in another event loop, or in a process that was forked off.
-        :raises OutboxUnavailable: this task holds the gate: it would wait for itself.
-        """
+        """Queue what a caller wants written; the future has its result once that is durable, or its error."""
         if self._closed:
             raise Closed("the outbox was closed")
-        self._gate.refuse_holder("this task holds a transaction on the outbox: append through it (tx.append)")
+        if self._gate.holder is not None:
+            self._gate.refuse_holder("this task holds a transaction on the outbox: append through it (tx.append)")
         self._thread.check()
         if asyncio.get_running_loop() is not self._loop:
             raise Closed("opened in another event loop: open the outbox in the loop that uses it")
-        request = _Request(member, self._loop.create_future())
-        self._queue.append(request)
+        answer = self._loop.create_future()
+        self._queue.append((member, answer))
         if not self._scheduled:
             self._scheduled = True
             if self._concurrent:
@@ -83,13 +75,10 @@ class Writer:
                 self._loop.call_soon(self._gate.call_when_free, self._begin)
             else:
                 self._gate.call_when_free(self._begin)
-        return request.answer
+        return answer
 
     async def maintain(self) -> None:
-        """Checkpoint the WAL between two transactions, and make the disk reserve where it is missing.
-
-        :raises OutboxUnavailable: the file cannot be written; :exc:`OutboxFull` where the disk is full.
-        """
+        """Checkpoint the WAL between two transactions, and make the disk reserve where it is missing."""
         await self._thread.run(self._committer.maintain)
 
     def truncate_wal(self) -> None:
@@ -109,9 +98,9 @@ class Writer:
     def reject_waiters(self, reason: str) -> None:
         """Refuse the requests that are not being written yet."""
         rejected, self._queue = self._queue, deque()
-        for request in rejected:
-            if not request.answer.done():
-                request.answer.set_exception(OutboxUnavailable(reason))
+        for _, answer in rejected:
+            if not answer.done():
+                answer.set_exception(OutboxUnavailable(reason))
 
     def _begin(self) -> bool:
         """Commit the next group; called with the gate held, which :meth:`_finish` releases."""
@@ -121,30 +110,36 @@ class Writer:
         else:
             group = deque([self._queue.popleft() for _ in range(MAX_GROUP_SIZE)])
         self._concurrent = len(group) > 1
-        # A caller that was cancelled while it waited is not written at all.
-        requests = [one for one in group if not one.answer.done()]
-        members = [one.member for one in requests]
+        members: list[Member] = []
+        answers: list[asyncio.Future[Any]] = []
+        for member, answer in group:
+            if not answer.done():  # a caller that was cancelled while it waited is not written at all
+                members.append(member)
+                answers.append(answer)
         try:
-            self._thread.submit(partial(self._committer.commit, members), partial(self._finish, requests))
+            self._thread.submit(partial(self._committer.commit, members), partial(self._finish, answers))
         except Closed as closed:
-            self._loop.call_soon(self._finish, requests, None, closed)
+            self._loop.call_soon(self._finish, answers, None, closed)
         return True
 
-    def _finish(self, requests: Sequence[_Request], outcomes: list[Any] | None, error: BaseException | None) -> None:
+    def _finish(
+        self, answers: Sequence[asyncio.Future[Any]], outcomes: list[Any] | None, error: BaseException | None
+    ) -> None:
         """Answer the callers of a group, notify the signals, and begin the next group."""
         appended = changed = erased = False
-        for request, outcome in zip(requests, outcomes or [cast(Any, error)] * len(requests), strict=True):
+        for answer, outcome in zip(answers, outcomes or [cast(Any, error)] * len(answers), strict=True):
             if isinstance(outcome, BaseException):
-                if not request.answer.done():
-                    request.answer.set_exception(outcome)
+                if not answer.done():
+                    answer.set_exception(outcome)
                 continue
-            if isinstance(request.member, Prepared):
+            if type(outcome) is Appended:
                 appended = True
-                erased = erased or outcome.erased
+                if outcome.erased:
+                    erased = True
             else:
                 changed = True
-            if not request.answer.done():
-                request.answer.set_result(outcome)
+            if not answer.done():
+                answer.set_result(outcome)
         if appended:
             self._appended.notify()
         if changed:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from letopis.outbox.event_log.append_condition import After
-from letopis.outbox.event_log.append_encoding import Prepared, prepare
+from letopis.outbox.event_log.append_encoding import After, Prepared, prepare
 from letopis.outbox.event_log.lookups import conflict_of, holds_event, holds_message
 from letopis.outbox.event_log.reused_ids import PathUnknown
 from letopis.outbox.history.joint_write import append_in
-from letopis.outbox.history.receipts import Deliveries, Receipt, check_timeout, receipt_of
+from letopis.outbox.history.receipts import Deliveries, Receipt
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.errors import (
     ConversationGone,
@@ -48,15 +47,23 @@ class Appender:
         self._deliveries = deliveries
         self._limits = limits
 
-    async def append(self, prepared: Prepared) -> Receipt:
+    async def append(
+        self,
+        prepared: Prepared,
+        *,
+        confirm: Literal["store"] | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - of the confirmation
+    ) -> Receipt:
         """Append durably; of messages that were delivered before, ask the history store whether it shows them still."""
+        if confirm is not None:
+            return await self._append_confirmed(prepared, timeout)
         prepared.ask = prepared.on_path is not None
         try:
             appended = await self._outbox.append(prepared)
         except PathUnknown as unknown:
             on_path, elsewhere = await self._on_path(prepared.conversation_id, unknown)
             appended = await self._outbox.append(replace(prepared, on_path=on_path, elsewhere=elsewhere, ask=False))
-        return receipt_of(appended, self._deliveries)
+        return Receipt(appended, self._deliveries)
 
     async def _on_path(self, conversation_id: str, unknown: PathUnknown) -> tuple[Collection[UUID], Collection[str]]:
         """Return those of some events whose messages the store shows, or lacks, so that it will be sent them again.
@@ -64,9 +71,6 @@ class Appender:
         And those of some messages that it shows.
 
         While it is unavailable there are none: it decides on delivery.
-
-        :raises EventIdReused: it has erased one of them.
-        :raises ConversationGone: the conversation was deleted.
         """
         from letopis.store.read.reader import ViewQuery  # a program that only imports the class does without
 
@@ -80,30 +84,29 @@ class Appender:
                 connection, conversation_id, (*unknown.messages.values(), *unknown.targets)
             )
 
-        found = await self._gateway.read(lambda store: store.outbox_access.snapshot(read))
+        shown = await self._gateway.read(lambda store: store.outbox_access.snapshot(read))
         on_path: list[UUID] = []
-        for event_id, message_id in unknown.messages.items() if found is not None else ():
-            there = [one for one in found or () if one.id == message_id]
-            if there and all(one.redacted for one in there):
+        for event_id, message_id in unknown.messages.items() if shown is not None else ():
+            there = [message for message in shown or () if message.id == message_id]
+            if there and all(message.redacted for message in there):
                 raise EventIdReused(
                     conversation_id=conversation_id, event_id=event_id, message_id=message_id, reason=Reuse.ERASED
                 )
-            if not there or any(one.on_path for one in there):
+            if not there or any(message.on_path for message in there):
                 on_path.append(event_id)
-        return on_path, {one.id for one in found or () if one.on_path} & unknown.targets
+        return on_path, {message.id for message in shown or () if message.on_path} & unknown.targets
 
-    async def append_confirmed(self, prepared: Prepared, timeout: float | None) -> Receipt:  # noqa: ASYNC109
+    async def _append_confirmed(self, prepared: Prepared, timeout: float | None) -> Receipt:  # noqa: ASYNC109
         """Append after asking the history store, and return once it has said that the append stands."""
-        timeout = check_timeout(timeout)
         expects, first = prepared.expects, prepared.events[0].event_id
         if expects is None:
             raise InvalidInput("confirm", "needs expected or after, which name what was seen")
         # A retry of what is written waits for its answer only.
         if not await self._outbox.read(lambda connection: holds_event(connection, first)):
-            found = await self._gateway.read(lambda store: self._ask(store, prepared.conversation_id, first, expects))
-            if found is None:
+            asked = await self._gateway.read(lambda store: self._ask(store, prepared.conversation_id, first, expects))
+            if asked is None:
                 raise StoreUnavailable("what other outboxes have written")
-            if (conflict := found[0]) is not None:
+            if (conflict := asked[0]) is not None:
                 raise VersionConflict(
                     conversation_id=prepared.conversation_id,
                     expected=conflict.expected,
@@ -133,7 +136,7 @@ class Appender:
     async def append_in(self, connection: AsyncConnection | AsyncSession, prepared: Prepared) -> Receipt:
         """Append in the caller's transaction."""
         appended = await append_in(self._outbox, connection, prepared)
-        return receipt_of(appended, self._deliveries, void=asyncio.Event())  # whose end is not heard of
+        return Receipt(appended, self._deliveries, void=asyncio.Event())  # whose end is not heard of
 
     async def write(
         self, conversation_id: str, *bodies: Body, owner: str | None = None, after: After | None = None
@@ -142,10 +145,7 @@ class Appender:
         return await self.append(prepare(conversation_id, bodies, owner=owner, limits=self._limits, after=after))
 
     async def change(self, conversation_id: str, *bodies: MessageChange) -> Receipt:
-        """Append events about messages that exist, on the path or off it, as far as that is known at present.
-
-        :raises InvalidInput: there is no such message, or an event cannot be kept; nothing was written.
-        """
+        """Append events about messages that exist, on the path or off it, as far as that is known at present."""
         check_identifier(conversation_id, "conversation_id")
         for body in bodies:
             check_identifier(body.message_id, "message_id")
@@ -159,13 +159,16 @@ class Appender:
     async def _check_messages(self, conversation_id: str, message_ids: Sequence[str]) -> None:
         # The file first: what is delivered and pruned after that is in the store.
         missing = await self._outbox.read(
-            lambda connection: [one for one in message_ids if not holds_message(connection, conversation_id, one)]
+            lambda connection: [
+                message_id for message_id in message_ids if not holds_message(connection, conversation_id, message_id)
+            ]
         )
         if not missing:
             return
         places = await self._gateway.read(lambda store: store.outbox_access.path_of(conversation_id, missing))
-        if places is not None and (unknown := [one for one in missing if one not in places]):
+        if places is not None and (unknown := [message_id for message_id in missing if message_id not in places]):
             which = "" if len(message_ids) == 1 else f" {unknown[0]!r}"
             raise InvalidInput(
-                "message_id", f"no message of this conversation has this id{which} (an inherited one is its parent's)"
+                "message_id",
+                f"no message of this conversation has this id{which} (an inherited one is its parent's)",
             )

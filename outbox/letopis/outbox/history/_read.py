@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from letopis.outbox.event_log.append_condition import check_types
+from letopis.outbox.event_log.append_encoding import check_types
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.pending_reads.lineage import Ancestry, OwnMessages, ReadOwn, is_deleted
 from letopis.outbox.pending_reads.merge import (

@@ -13,7 +13,7 @@ from letopis.store.model.identifiers import Owner, owner_id
 from letopis.store.model.records import Record, Scope, Tag
 
 if TYPE_CHECKING:
-    from letopis.outbox.history._sharing import SharedAccess
+    from letopis.outbox.history.sharing import SharedAccess
 
 
 @at_home()

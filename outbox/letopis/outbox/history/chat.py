@@ -29,7 +29,7 @@ from letopis.store.rules.filter import Filter
 
 if TYPE_CHECKING:
     from letopis.outbox.history._opening import Parts
-    from letopis.outbox.history._sharing import SharedAccess
+    from letopis.outbox.history.sharing import SharedAccess
 
 
 @at_home()

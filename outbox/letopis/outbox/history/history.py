@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
@@ -9,8 +10,7 @@ from typing import Any, Literal, Unpack, overload
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from letopis.outbox.concurrency.home_block import HomeBlock
-from letopis.outbox.concurrency.home_loop import at_home
+from letopis.outbox.concurrency.home_loop import HomeBlock, at_home
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.history.all_records import AllRecords
 from letopis.outbox.history.chat import Chat
@@ -34,7 +34,7 @@ from letopis.store.rules.statistics import Period, Statistics
 from letopis.store.search.results import Hit
 
 
-@at_home(besides=("append_in",))
+@at_home(besides=("append", "append_in"))
 class History(Lifecycle):
     """A conversation history that never silently loses a message.
 
@@ -102,14 +102,18 @@ class History(Lifecycle):
         :raises OutboxUnavailable: the outbox file cannot be written.
         :raises Closed: the history is closed, or was opened before this process was forked off.
         """
-        with appending(conversation_id, (what, *more)):
-            prepared = prepare(conversation_id, (what, *more), limits=self._parts.limits, on_path=(), **options)
-            check_timeout(timeout)
-            if confirm is None:
-                return await self._parts.appender.append(prepared)
-            if confirm != "store":
+        home = self._home
+        if home.loop is None:
+            await home.prepare()
+        events = (what, *more)
+        with appending(conversation_id, events):
+            prepared = prepare(conversation_id, events, limits=home.parts.limits, on_path=(), **options)
+            timeout = check_timeout(timeout)
+            if confirm not in (None, "store"):
                 raise InvalidInput("confirm", "must be 'store' or None")
-            return await self._parts.appender.append_confirmed(prepared, timeout)
+            if confirm is None and home.loop is asyncio.get_running_loop():
+                return await home.parts.appender.append(prepared)
+            return await home.run(lambda: self._parts.appender.append(prepared, confirm=confirm, timeout=timeout))
 
     async def append_in(
         self,

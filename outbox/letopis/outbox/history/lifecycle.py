@@ -26,7 +26,7 @@ class Lifecycle:
     def __init__(self, options: Options) -> None:
         # With the first history rather than with its class: the relay, the readers and what else works in one.
         from letopis.outbox.history._settings import HistorySettings
-        from letopis.outbox.history._sharing import SharedAccess
+        from letopis.outbox.history.sharing import SharedAccess
 
         self._home = SharedAccess(HistorySettings.of(options))
 

@@ -16,7 +16,7 @@ from letopis.outbox.alerting.channels import Channel
 from letopis.outbox.alerting.incidents import Rules
 from letopis.outbox.alerting.language import Style
 from letopis.outbox.alerting.notifications import Callback
-from letopis.outbox.event_log.append_condition import After
+from letopis.outbox.event_log.append_encoding import After
 from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.file.limits import Bounds
 from letopis.outbox.history.unconfirmed import OnUnconfirmed

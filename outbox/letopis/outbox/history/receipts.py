@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -54,22 +54,35 @@ _SKIPPED: Final = (
 """Finds an event that an operator skipped and did not restore."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """Proof that events are durable in the outbox, or will be with the caller's own commit.
+    """Proof that events are durable in the outbox, or will be with the caller's own commit; compared by them."""
 
-    :ivar event_ids: in the order of the call; appending the same events again is always safe.
-    :ivar message_ids: the ids of all messages among them, in the order of the call.
-    :ivar sequence: the place of the last event in its conversation in this outbox.
-    """
+    __slots__ = ("_appended", "_deliveries", "_void")
 
-    conversation_id: str
-    event_ids: tuple[UUID, ...]
-    message_ids: tuple[str, ...]
-    sequence: int
-    _last: UUID = field(repr=False, compare=False)
-    _deliveries: Deliveries = field(repr=False, compare=False)
-    _void: asyncio.Event | None = field(default=None, repr=False, compare=False)
+    def __init__(self, appended: Appended, deliveries: Deliveries, *, void: asyncio.Event | None = None) -> None:
+        self._appended = appended
+        self._deliveries = deliveries
+        self._void = void
+
+    @property
+    def conversation_id(self) -> str:
+        """The conversation that the events belong to."""
+        return self._appended.conversation_id
+
+    @property
+    def event_ids(self) -> tuple[UUID, ...]:
+        """The ids of the events in the order of the call; appending the same events again is always safe."""
+        return self._appended.event_ids
+
+    @property
+    def message_ids(self) -> tuple[str, ...]:
+        """The ids of all messages among them, in the order of the call."""
+        return self._appended.message_ids
+
+    @property
+    def sequence(self) -> int:
+        """The place of the last event in its conversation in this outbox."""
+        return max(self._appended.sequences)
 
     @property
     def message_id(self) -> str | None:
@@ -100,7 +113,9 @@ class Receipt:
 
     @property
     def _place(self) -> _Place:
-        return _Place(self.conversation_id, self.sequence, self._last, joined=self._void is not None)
+        sequence = self.sequence
+        last = self.event_ids[self._appended.sequences.index(sequence)]
+        return _Place(self.conversation_id, sequence, last, joined=self._void is not None)
 
     @property
     def seen(self) -> Seen:
@@ -135,6 +150,19 @@ class Receipt:
             return Saved.PENDING
         return await self._deliveries.state(self._place)
 
+    def _fields(self) -> tuple[object, ...]:
+        return self.conversation_id, self.event_ids, self.message_ids, self.sequence
+
+    def __eq__(self, other: object) -> bool:
+        return self._fields() == other._fields() if isinstance(other, Receipt) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._fields())
+
+    def __repr__(self) -> str:
+        fields = zip(("conversation_id", "event_ids", "message_ids", "sequence"), self._fields(), strict=True)
+        return f"Receipt({', '.join(f'{name}={value!r}' for name, value in fields)})"
+
 
 def check_timeout(value: object) -> float | None:
     """Return the number of seconds to wait at most; ``None`` waits without limit.
@@ -146,20 +174,6 @@ def check_timeout(value: object) -> float | None:
     if not isinstance(value, int | float) or isinstance(value, bool) or value != value:  # NaN
         raise InvalidInput("timeout", "must be a number of seconds, or None to wait for as long as it takes")
     return min(value, MAX_TIMEOUT_SECONDS)
-
-
-def receipt_of(appended: Appended, deliveries: Deliveries, *, void: asyncio.Event | None = None) -> Receipt:
-    """Return the receipt of an append."""
-    sequence = max(appended.sequences)
-    return Receipt(
-        conversation_id=appended.conversation_id,
-        event_ids=appended.event_ids,
-        message_ids=appended.message_ids,
-        sequence=sequence,
-        _last=appended.event_ids[appended.sequences.index(sequence)],
-        _deliveries=deliveries,
-        _void=void,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,11 +265,11 @@ class Deliveries:
 
     async def _look(self, waiters: Sequence[_Waiter]) -> dict[_Waiter, _Look]:
         """Return what is known of the events of some receipts."""
-        found, unknown = await self._outbox.read(lambda connection: _read(connection, waiters))
+        looks, unknown = await self._outbox.read(lambda connection: _read(connection, waiters))
         for waiter in unknown:
             if (held := await self._gateway.read(partial(_held, place=waiter.place))) is not None:
-                found[waiter] = (Saved.SAVED, True) if held else (None, False)
-        return found
+                looks[waiter] = (Saved.SAVED, True) if held else (None, False)
+        return looks
 
     async def _poll(self) -> None:
         pause = POLL_MIN_SECONDS
@@ -264,16 +278,16 @@ class Deliveries:
             waiters = tuple(self._waiters)
             begun = time.monotonic()
             try:
-                found = await self._look(waiters)
+                looks = await self._look(waiters)
             except (OutboxUnavailable, StoreFault) as error:
                 logger.warning("cannot see what was delivered: %s", error)
-                found = {}
-            for waiter, (state, stands) in found.items():
+                looks = {}
+            for waiter, (state, stands) in looks.items():
                 if state is not Saved.PENDING and not waiter.answer.done():
                     waiter.answer.set_result(stands if state is Saved.SAVED else None)
-            self._waiters.difference_update([one for one in waiters if one.answer.done()])
+            self._waiters.difference_update([waiter for waiter in waiters if waiter.answer.done()])
             shortest = max(POLL_MIN_SECONDS, _IDLE_FACTOR * (time.monotonic() - begun))
-            progressed = any(state is Saved.SAVED for state, _ in found.values())
+            progressed = any(state is Saved.SAVED for state, _ in looks.values())
             pause = min(shortest if progressed else max(shortest, pause * 1.5), POLL_MAX_SECONDS)
             try:
                 async with asyncio.timeout(pause):
@@ -291,7 +305,7 @@ def _read(connection: sa.Connection, waiters: Iterable[_Waiter]) -> tuple[dict[_
     by_place: dict[tuple[str, int], list[_Waiter]] = {}
     for waiter in waiters:
         by_place.setdefault((waiter.place.conversation_id, waiter.place.sequence), []).append(waiter)
-    found: dict[_Waiter, _Look] = {}
+    looks: dict[_Waiter, _Look] = {}
     unknown: list[_Waiter] = []
     cursor = connection.connection.cursor()
     try:
@@ -300,26 +314,26 @@ def _read(connection: sa.Connection, waiters: Iterable[_Waiter]) -> tuple[dict[_
             for waiter in by_place[conversation_id, sequence]:
                 mine = event_id == waiter.place.event_id.bytes
                 if not mine and _skipped(cursor, waiter):
-                    found[waiter] = (Saved.BLOCKED, False)
+                    looks[waiter] = (Saved.BLOCKED, False)
                 elif not mine and event_id is not None:
-                    found[waiter] = (None, False)  # it was rolled back, and another event has its place
+                    looks[waiter] = (None, False)  # it was rolled back, and another event has its place
                 elif sequence <= delivered:
                     # An event that is no longer in the file was pruned, as delivered events are; or it was rolled back,
                     # and the event that took its place was pruned.
                     stands = not _any_superseded(cursor, waiter.event_ids)
                     if mine or not stands or not waiter.place.joined or is_record_lane(conversation_id):
-                        found[waiter] = (Saved.SAVED, stands)
+                        looks[waiter] = (Saved.SAVED, stands)
                     else:
                         unknown.append(waiter)
                 elif event_id is not None:
-                    found[waiter] = (Saved.BLOCKED if state == "blocked" else Saved.PENDING, True)
+                    looks[waiter] = (Saved.BLOCKED if state == "blocked" else Saved.PENDING, True)
     finally:
         cursor.close()
-    return found, unknown
+    return looks, unknown
 
 
 def _any_superseded(cursor: Any, event_ids: Iterable[UUID]) -> bool:
-    return any(cursor.execute(_SUPERSEDED, (one.bytes,)).fetchone() is not None for one in event_ids)
+    return any(cursor.execute(_SUPERSEDED, (event_id.bytes,)).fetchone() is not None for event_id in event_ids)
 
 
 def _skipped(cursor: Any, waiter: _Waiter) -> bool:

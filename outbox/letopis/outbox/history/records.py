@@ -39,7 +39,7 @@ from letopis.store.read.paging import check_count
 
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
-    from letopis.outbox.history._sharing import SharedAccess
+    from letopis.outbox.history.sharing import SharedAccess
     from letopis.outbox.pending_reads.record_reads import RecordReads
     from letopis.store.read.records import RecordsView
 
@@ -374,15 +374,8 @@ def record_receipts(
     receipts = []
     for item, sequence, revision in zip(changes, appended.sequences, appended.revisions, strict=True):
         event_id = item.event.event_id
-        receipt = Receipt(
-            conversation_id=item.event.conversation_id,
-            event_ids=(event_id,),
-            message_ids=(),
-            sequence=sequence,
-            _last=event_id,
-            _deliveries=deliveries,
-            _void=void,
-        )
+        written = Appended(item.event.conversation_id, (event_id,), (sequence,), (), None, 1)
+        receipt = Receipt(written, deliveries, void=void)
         kept = sequence == 0
         receipts.append(RecordReceipt(revision=revision, kept=kept, _receipt=None if kept else receipt))
     return receipts

@@ -21,7 +21,7 @@ from letopis.outbox.event_log import drafts
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.event_log.append_plan import Appended
 from letopis.outbox.history.joint_write import CompanionWrite, TransactionEnd
-from letopis.outbox.history.receipts import Deliveries, Receipt, receipt_of
+from letopis.outbox.history.receipts import Deliveries, Receipt
 from letopis.outbox.telemetry.tracing import appending
 from letopis.store.cancellation import run_to_completion
 from letopis.store.errors import Closed, InvalidInput, LetopisError, OutboxUnavailable
@@ -229,7 +229,7 @@ class Reply:
                 appended = await write(
                     completion.prepared, lambda cursor, done: settle(cursor, self._outbox, completion, done)
                 )
-                receipt = receipt_of(appended, self._deliveries, void=end.rolled_back)
+                receipt = Receipt(appended, self._deliveries, void=end.rolled_back)
                 self._joined = receipt, end
                 return receipt
 
@@ -365,9 +365,8 @@ class Reply:
     async def _append(self, message: Message) -> Receipt:
         completion = self._completion(message)
         appended = await self._outbox.write(lambda connection: complete(connection, self._outbox, completion))
-        self._outbox.appended.notify()
         self._kept = self._content.characters
-        return receipt_of(appended, self._deliveries)
+        return Receipt(appended, self._deliveries)
 
     async def _save_repeatedly(self, every: float) -> None:
         """Save the draft soon after the first piece, and then at most once every ``every`` seconds."""

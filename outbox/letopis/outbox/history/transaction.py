@@ -22,7 +22,7 @@ from letopis.outbox.file.sqlite_errors import is_busy, translate
 from letopis.outbox.file.write_gate import LOCK_TIMEOUT_SECONDS
 from letopis.outbox.history.joint_write import CompanionWrite, TransactionEnd, is_open, write
 from letopis.outbox.history.options import AppendOptions
-from letopis.outbox.history.receipts import Deliveries, Receipt, receipt_of
+from letopis.outbox.history.receipts import Deliveries, Receipt
 from letopis.outbox.history.records import (
     OnExists,
     RecordPut,
@@ -129,7 +129,7 @@ class Transaction:
         with appending(conversation_id, (what, *more)):
             prepared = prepare(conversation_id, (what, *more), limits=self._limits, on_path=(), **options)
             appended = await run_to_completion(self._write(prepared))
-            return receipt_of(appended, self._deliveries, void=self._end.rolled_back)
+            return Receipt(appended, self._deliveries, void=self._end.rolled_back)
 
     async def put(
         self,

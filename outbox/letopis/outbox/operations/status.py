@@ -16,7 +16,7 @@ from letopis.outbox.event_log.bound_store import binding_of
 from letopis.outbox.event_log.lanes import lane_counts_of
 from letopis.outbox.event_log.statements import query_all, query_one
 from letopis.outbox.file.sign_of_life import ended_without_stopping, lives
-from letopis.outbox.file.wal_readers import LARGE_WAL_BYTES, wal_size
+from letopis.outbox.file.wal_checkpoint import LARGE_WAL_BYTES, wal_size
 from letopis.store.database.faults import FaultClass
 from letopis.store.model.events import from_microseconds
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, tzinfo
-from typing import Any, Literal, ParamSpec, Self, Unpack, overload
+from typing import Any, Generic, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -43,6 +43,7 @@ from letopis.store.rules.statistics import Statistics
 from letopis.store.search.results import Hit
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +59,18 @@ class BlockingOptions(Options):
             raise ConfigurationError("a ConversationStore belongs to an event loop: give its URL or path")
 
 
-class SyncBase:
-    """What the synchronous classes share: the portal that they call through."""
+class SyncBase(Generic[T]):
+    """What the synchronous classes share: an asynchronous object, and the portal that they call it through."""
 
-    __slots__ = ("_portal",)
+    __slots__ = ("_inner", "_portal")
 
-    def __init__(self, portal: Portal) -> None:
+    def __init__(self, portal: Portal, inner: T) -> None:
         self._portal = portal
+        self._inner = inner
 
-    def _inner(self, given: Any) -> Any:
-        return getattr(given, "_reply", getattr(given, "_records", given))
+    @staticmethod
+    def _inner_of(given: Any) -> Any:
+        return getattr(given, "_inner", given)  # what is no twin is refused by the method that it is handed to
 
     def _call_receipt(
         self, fn: Callable[P, Awaitable[Receipt]], /, *args: P.args, **kwargs: P.kwargs
@@ -75,110 +78,98 @@ class SyncBase:
         return BlockingReceipt(self._portal, self._portal.call(fn, *args, **kwargs))
 
 
-class BlockingReceipt(SyncBase):
+class BlockingReceipt(SyncBase[Receipt]):
     """What ``BlockingHistory.append`` gives back: a :class:`Receipt` whose methods wait.
 
     Equal to another one of the same events.
     """
 
-    __slots__ = ("_receipt",)
-
-    def __init__(self, portal: Portal, receipt: Receipt) -> None:
-        super().__init__(portal)
-        self._receipt = receipt
+    __slots__ = ()
 
     def __eq__(self, other: object) -> bool:
-        return self._receipt == other._receipt if isinstance(other, BlockingReceipt) else NotImplemented
+        return self._inner == other._inner if isinstance(other, BlockingReceipt) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash(self._receipt)
+        return hash(self._inner)
 
     def __repr__(self) -> str:
-        return f"Blocking{self._receipt!r}"
+        return f"Blocking{self._inner!r}"
 
     @property
     def conversation_id(self) -> str:
-        """As of the :class:`Receipt`."""
-        return self._receipt.conversation_id
+        """As :meth:`Receipt.conversation_id`."""
+        return self._inner.conversation_id
 
     @property
     def event_ids(self) -> tuple[UUID, ...]:
-        """As of the :class:`Receipt`."""
-        return self._receipt.event_ids
+        """As :meth:`Receipt.event_ids`."""
+        return self._inner.event_ids
 
     @property
     def message_ids(self) -> tuple[str, ...]:
-        """As of the :class:`Receipt`."""
-        return self._receipt.message_ids
+        """As :meth:`Receipt.message_ids`."""
+        return self._inner.message_ids
 
     @property
     def sequence(self) -> int:
-        """As of the :class:`Receipt`."""
-        return self._receipt.sequence
+        """As :meth:`Receipt.sequence`."""
+        return self._inner.sequence
 
     @property
     def message_id(self) -> str | None:
-        """The id of the last message; ``None`` if there is none."""
-        return self._receipt.message_id
+        """As :meth:`Receipt.message_id`."""
+        return self._inner.message_id
 
     def saved(self, timeout: float | None = None) -> bool:
-        """Wait until the history store holds the events, at most ``timeout`` seconds; with 0, look once."""
-        return self._portal.call(self._receipt.saved, timeout)
+        """As :meth:`Receipt.saved`; waits."""
+        return self._portal.call(self._inner.saved, timeout)
 
     @property
     def seen(self) -> Seen:
-        """How much of the conversation this outbox holds with these events: give it as ``after=`` of an answer."""
-        return self._receipt.seen
+        """As :meth:`Receipt.seen`."""
+        return self._inner.seen
 
     def superseded(self, timeout: float | None = None) -> bool:
-        """Wait until the events are delivered, and return True if the history store has set any of them aside."""
-        return self._portal.call(self._receipt.superseded, timeout)
+        """As :meth:`Receipt.superseded`; waits."""
+        return self._portal.call(self._inner.superseded, timeout)
 
     def state(self) -> Saved:
-        """Return how far the events have got: saved, pending or blocked, or blocked if an operator skipped the last."""
-        return self._portal.call(self._receipt.state)
+        """As :meth:`Receipt.state`; waits."""
+        return self._portal.call(self._inner.state)
 
 
-class BlockingRecordReceipt(SyncBase):
+class BlockingRecordReceipt(SyncBase[RecordReceipt]):
     """What ``BlockingRecords.put`` gives back: a :class:`RecordReceipt` whose methods wait."""
 
-    __slots__ = ("_recordreceipt",)
-
-    def __init__(self, portal: Portal, recordreceipt: RecordReceipt) -> None:
-        super().__init__(portal)
-        self._recordreceipt = recordreceipt
+    __slots__ = ()
 
     @property
     def revision(self) -> UUID | None:
-        """As of the :class:`RecordReceipt`."""
-        return self._recordreceipt.revision
+        """As in :class:`RecordReceipt`."""
+        return self._inner.revision
 
     @property
     def kept(self) -> bool:
-        """As of the :class:`RecordReceipt`."""
-        return self._recordreceipt.kept
+        """As in :class:`RecordReceipt`."""
+        return self._inner.kept
 
     def saved(self, timeout: float | None = None) -> bool:
-        """Wait until the history store has applied the change, as ``Receipt.saved`` does."""
-        return self._portal.call(self._recordreceipt.saved, timeout)
+        """As :meth:`RecordReceipt.saved`; waits."""
+        return self._portal.call(self._inner.saved, timeout)
 
     def superseded(self, timeout: float | None = None) -> bool:
-        """Wait for the delivery, and return ``True`` if another outbox was first, so that the change has no effect."""
-        return self._portal.call(self._recordreceipt.superseded, timeout)
+        """As :meth:`RecordReceipt.superseded`; waits."""
+        return self._portal.call(self._inner.superseded, timeout)
 
     def state(self) -> Saved:
-        """Return how far the change has got: saved, pending or blocked."""
-        return self._portal.call(self._recordreceipt.state)
+        """As :meth:`RecordReceipt.state`; waits."""
+        return self._portal.call(self._inner.state)
 
 
-class BlockingRecords(SyncBase):
+class BlockingRecords(SyncBase[Records]):
     """The records of one scope: :class:`Records` whose methods wait. Any number of threads may use it."""
 
-    __slots__ = ("_records",)
-
-    def __init__(self, portal: Portal, records: Records) -> None:
-        super().__init__(portal)
-        self._records = records
+    __slots__ = ()
 
     def put(
         self,
@@ -190,35 +181,35 @@ class BlockingRecords(SyncBase):
         on_exists: OnExists = "raise",
         tags: Mapping[str, Tag] | None = None,
     ) -> BlockingRecordReceipt:
-        """Put a value under a key."""
+        """As :meth:`Records.put`; waits."""
         return BlockingRecordReceipt(
             self._portal,
             self._portal.call(
-                self._records.put, namespace, key, value, expected=expected, on_exists=on_exists, tags=tags
+                self._inner.put, namespace, key, value, expected=expected, on_exists=on_exists, tags=tags
             ),
         )
 
     def put_many(self, puts: Sequence[RecordPut]) -> Sequence[BlockingRecordReceipt]:
-        """Put several values, all or none, in order."""
-        return [BlockingRecordReceipt(self._portal, one) for one in self._portal.call(self._records.put_many, puts)]
+        """As :meth:`Records.put_many`; waits."""
+        return [BlockingRecordReceipt(self._portal, one) for one in self._portal.call(self._inner.put_many, puts)]
 
     def get(self, namespace: Sequence[str], key: str) -> Record | None:
-        """Return a record; ``None`` only if it is known that there is none."""
-        return self._portal.call(self._records.get, namespace, key)
+        """As :meth:`Records.get`; waits."""
+        return self._portal.call(self._inner.get, namespace, key)
 
     def get_many(self, keys: Sequence[tuple[Sequence[str], str]]) -> Sequence[Record | None]:
-        """Return records in the order of their keys, all as of one moment."""
-        return self._portal.call(self._records.get_many, keys)
+        """As :meth:`Records.get_many`; waits."""
+        return self._portal.call(self._inner.get_many, keys)
 
     def delete(self, namespace: Sequence[str], key: str, *, expected: Condition | UUID = ANY) -> BlockingRecordReceipt:
-        """Delete a record, or do nothing if there is none."""
+        """As :meth:`Records.delete`; waits."""
         return BlockingRecordReceipt(
-            self._portal, self._portal.call(self._records.delete, namespace, key, expected=expected)
+            self._portal, self._portal.call(self._inner.delete, namespace, key, expected=expected)
         )
 
     def delete_many(self, keys: Sequence[tuple[Sequence[str], str]]) -> Sequence[BlockingRecordReceipt]:
-        """Delete several records, all or none; those that are not there are no error."""
-        return [BlockingRecordReceipt(self._portal, one) for one in self._portal.call(self._records.delete_many, keys)]
+        """As :meth:`Records.delete_many`; waits."""
+        return [BlockingRecordReceipt(self._portal, one) for one in self._portal.call(self._inner.delete_many, keys)]
 
     def delete_where(
         self,
@@ -228,14 +219,14 @@ class BlockingRecords(SyncBase):
         end: str | None = None,
         tags: Mapping[str, Tag] | None = None,
     ) -> BlockingRecordReceipt:
-        """Delete all records in a namespace and below it; in the whole scope by default."""
+        """As :meth:`Records.delete_where`; waits."""
         return BlockingRecordReceipt(
-            self._portal, self._portal.call(self._records.delete_where, prefix, start=start, end=end, tags=tags)
+            self._portal, self._portal.call(self._inner.delete_where, prefix, start=start, end=end, tags=tags)
         )
 
     def erase(self) -> BlockingRecordReceipt:
-        """Delete all records of the scope, and everything that the outbox and the history store could tell of them."""
-        return BlockingRecordReceipt(self._portal, self._portal.call(self._records.erase))
+        """As :meth:`Records.erase`; waits."""
+        return BlockingRecordReceipt(self._portal, self._portal.call(self._inner.erase))
 
     def list(
         self,
@@ -250,9 +241,9 @@ class BlockingRecords(SyncBase):
         values: bool = True,
         incomplete: bool = False,
     ) -> Page[Record]:
-        """Return records in a namespace and below it, in the order of the bytes of namespace and key."""
+        """As :meth:`Records.list`; waits."""
         return self._portal.call(
-            self._records.list,
+            self._inner.list,
             prefix,
             start=start,
             end=end,
@@ -265,18 +256,14 @@ class BlockingRecords(SyncBase):
         )
 
     def namespaces(self, prefix: Sequence[str] = ()) -> Sequence[Namespace]:
-        """Return the namespaces that hold a record, in order; their records are read without values."""
-        return self._portal.call(self._records.namespaces, prefix)
+        """As :meth:`Records.namespaces`; waits."""
+        return self._portal.call(self._inner.namespaces, prefix)
 
 
-class BlockingAllRecords(SyncBase):
+class BlockingAllRecords(SyncBase[AllRecords]):
     """What frameworks keep beside the messages: :class:`AllRecords` whose methods wait."""
 
-    __slots__ = ("_allrecords",)
-
-    def __init__(self, portal: Portal, allrecords: AllRecords) -> None:
-        super().__init__(portal)
-        self._allrecords = allrecords
+    __slots__ = ()
 
     def __call__(
         self,
@@ -287,9 +274,9 @@ class BlockingAllRecords(SyncBase):
         space: str | None = None,
         new: bool = False,
     ) -> BlockingRecords:
-        """Return the records of a conversation, an owner or a space."""
+        """As :meth:`AllRecords.__call__`."""
         return BlockingRecords(
-            self._portal, self._allrecords.__call__(scope, conversation=conversation, owner=owner, space=space, new=new)
+            self._portal, self._inner.__call__(scope, conversation=conversation, owner=owner, space=space, new=new)
         )
 
     def find(
@@ -301,39 +288,35 @@ class BlockingAllRecords(SyncBase):
         limit: int = 100,
         after: str | None = None,
     ) -> Page[Record]:
-        """Return the records of all scopes that have all these tags, without their values, pending ones included."""
-        return self._portal.call(self._allrecords.find, tags, end=end, reverse=reverse, limit=limit, after=after)
+        """As :meth:`AllRecords.find`; waits."""
+        return self._portal.call(self._inner.find, tags, end=end, reverse=reverse, limit=limit, after=after)
 
     def scopes(self, *, limit: int = 100, after: str | None = None) -> Page[Scope]:
-        """Return the conversations, owners and spaces that have records, pending ones included, in a fixed order."""
-        return self._portal.call(self._allrecords.scopes, limit=limit, after=after)
+        """As :meth:`AllRecords.scopes`; waits."""
+        return self._portal.call(self._inner.scopes, limit=limit, after=after)
 
 
-class BlockingChat(SyncBase):
+class BlockingChat(SyncBase[Chat]):
     """One conversation of a history: a :class:`Chat` whose methods wait. Any number of threads may use it."""
 
-    __slots__ = ("_chat",)
-
-    def __init__(self, portal: Portal, chat: Chat) -> None:
-        super().__init__(portal)
-        self._chat = chat
+    __slots__ = ()
 
     @property
     def conversation_id(self) -> str:
-        """As of the :class:`Chat`."""
-        return self._chat.conversation_id
+        """As in :class:`Chat`."""
+        return self._inner.conversation_id
 
     def conversation(self, *, as_of: AsOf | None = None, timeout: float | None = None) -> Conversation | None:
-        """Return what is known of the conversation, pending events included; ``None`` if there is none."""
-        return self._portal.call(self._chat.conversation, as_of=as_of, timeout=timeout)
+        """As :meth:`Chat.conversation`; waits."""
+        return self._portal.call(self._inner.conversation, as_of=as_of, timeout=timeout)
 
     def message(self, message_id: str) -> RecordedMessage | None:
-        """Return one of its own messages, on the path or off it, pending events included; ``None`` if there is none."""
-        return self._portal.call(self._chat.message, message_id)
+        """As :meth:`Chat.message`; waits."""
+        return self._portal.call(self._inner.message, message_id)
 
     def count(self, *, where: Filter | None = None) -> int:
-        """Count the messages on the path, pending and inherited ones included."""
-        return self._portal.call(self._chat.count, where=where)
+        """As :meth:`Chat.count`; waits."""
+        return self._portal.call(self._inner.count, where=where)
 
     def events(
         self,
@@ -344,30 +327,30 @@ class BlockingChat(SyncBase):
         before: int | str | None = None,
         types: Collection[str] | None = None,
     ) -> Page[RecordedEvent]:
-        """Return a page of its events, in order, pending ones (no version yet) last."""
-        return self._portal.call(self._chat.events, after=after, limit=limit, last=last, before=before, types=types)
+        """As :meth:`Chat.events`; waits."""
+        return self._portal.call(self._inner.events, after=after, limit=limit, last=last, before=before, types=types)
 
     def transcript(self, *, last: int | None = None, locale: str | None = None, tz: tzinfo = UTC) -> str:
-        """Return the conversation as text; empty if there is none. All of it is read into memory."""
-        return self._portal.call(self._chat.transcript, last=last, locale=locale, tz=tz)
+        """As :meth:`Chat.transcript`; waits."""
+        return self._portal.call(self._inner.transcript, last=last, locale=locale, tz=tz)
 
     def edit(self, message_id: str, content: Content, *, reason: str | None = None) -> BlockingReceipt:
-        """Give a message new content; the log keeps the old one."""
-        return self._call_receipt(self._chat.edit, message_id, content, reason=reason)
+        """As :meth:`Chat.edit`; waits."""
+        return self._call_receipt(self._inner.edit, message_id, content, reason=reason)
 
     def redact(self, message_id: str, *more: str, by: str | None = None, reason: str | None = None) -> BlockingReceipt:
-        """Erase the content of messages for good, in the outbox at once, in the history store with the delivery."""
-        return self._call_receipt(self._chat.redact, message_id, *more, by=by, reason=reason)
+        """As :meth:`Chat.redact`; waits."""
+        return self._call_receipt(self._inner.redact, message_id, *more, by=by, reason=reason)
 
     def react(
         self, message_id: str, key: str, *, actor: str | None = None, value: int | float | str | None = None
     ) -> BlockingReceipt:
-        """Add a reaction to a message; a new ``value`` replaces the old one of the same key and actor."""
-        return self._call_receipt(self._chat.react, message_id, key, actor=actor, value=value)
+        """As :meth:`Chat.react`; waits."""
+        return self._call_receipt(self._inner.react, message_id, key, actor=actor, value=value)
 
     def unreact(self, message_id: str, key: str, *, actor: str | None = None) -> BlockingReceipt:
-        """Remove a reaction; removing one that is not there is no error."""
-        return self._call_receipt(self._chat.unreact, message_id, key, actor=actor)
+        """As :meth:`Chat.unreact`; waits."""
+        return self._call_receipt(self._inner.unreact, message_id, key, actor=actor)
 
     def sent(
         self,
@@ -377,65 +360,65 @@ class BlockingChat(SyncBase):
         sent_as: str | None = None,
         file_path: str | None = None,
     ) -> BlockingReceipt:
-        """Record that the platform accepted a message."""
+        """As :meth:`Chat.sent`; waits."""
         return self._call_receipt(
-            self._chat.sent, message_id, platform_ids=platform_ids, sent_as=sent_as, file_path=file_path
+            self._inner.sent, message_id, platform_ids=platform_ids, sent_as=sent_as, file_path=file_path
         )
 
     def failed(self, message_id: str, *, reason: str | None = None) -> BlockingReceipt:
-        """Record that the platform rejected a message; the message itself stays."""
-        return self._call_receipt(self._chat.failed, message_id, reason=reason)
+        """As :meth:`Chat.failed`; waits."""
+        return self._call_receipt(self._inner.failed, message_id, reason=reason)
 
     def rename(self, title: str) -> BlockingReceipt:
-        """Give the conversation a new title."""
-        return self._call_receipt(self._chat.rename, title)
+        """As :meth:`Chat.rename`; waits."""
+        return self._call_receipt(self._inner.rename, title)
 
     def annotate(self, metadata: Mapping[str, Any]) -> BlockingReceipt:
-        """Set keys of its own metadata; other keys stay."""
-        return self._call_receipt(self._chat.annotate, metadata)
+        """As :meth:`Chat.annotate`; waits."""
+        return self._call_receipt(self._inner.annotate, metadata)
 
     def activate(self, *, owner: Owner | None = None) -> BlockingReceipt:
-        """Make it its owner's active one; an archived one returns to the everyday list."""
-        return self._call_receipt(self._chat.activate, owner=owner)
+        """As :meth:`Chat.activate`; waits."""
+        return self._call_receipt(self._inner.activate, owner=owner)
 
     def archive(self, *, reason: str | None = None) -> BlockingReceipt:
-        """Take it out of the everyday list; none of its content is lost."""
-        return self._call_receipt(self._chat.archive, reason=reason)
+        """As :meth:`Chat.archive`; waits."""
+        return self._call_receipt(self._inner.archive, reason=reason)
 
     def restore(self) -> BlockingReceipt:
-        """Put it back from the archive into the everyday list; it does not become the active one."""
-        return self._call_receipt(self._chat.restore)
+        """As :meth:`Chat.restore`; waits."""
+        return self._call_receipt(self._inner.restore)
 
     def delete(self, *, reason: str | None = None) -> BlockingReceipt:
-        """Delete the conversation for good; its id and number are never used again."""
-        return self._call_receipt(self._chat.delete, reason=reason)
+        """As :meth:`Chat.delete`; waits."""
+        return self._call_receipt(self._inner.delete, reason=reason)
 
     def reset(self, *, reason: str | None = None) -> BlockingReceipt:
-        """Erase the conversation as :meth:`delete` does, and let it go on, empty, under the same id."""
-        return self._call_receipt(self._chat.reset, reason=reason)
+        """As :meth:`Chat.reset`; waits."""
+        return self._call_receipt(self._inner.reset, reason=reason)
 
     def rewind(self, *, to: str | None, reason: str | None = None) -> BlockingReceipt:
-        """Take the messages after one off the path, or all of them with ``to=None``. The log keeps them."""
-        return self._call_receipt(self._chat.rewind, to=to, reason=reason)
+        """As :meth:`Chat.rewind`; waits."""
+        return self._call_receipt(self._inner.rewind, to=to, reason=reason)
 
     def undo(self, turns: int = 1) -> BlockingReceipt | None:
-        """Take the last turns off the path. A turn begins with a user message; consecutive ones begin one turn."""
-        found = self._portal.call(self._chat.undo, turns)
+        """As :meth:`Chat.undo`; waits."""
+        found = self._portal.call(self._inner.undo, turns)
         return None if found is None else BlockingReceipt(self._portal, found)
 
     def pop(self) -> RecordedMessage | None:
-        """Take the last message off the path and return it; ``None`` if there is none."""
-        return self._portal.call(self._chat.pop)
+        """As :meth:`Chat.pop`; waits."""
+        return self._portal.call(self._inner.pop)
 
     def regenerate(self) -> tuple[RecordedMessage, ...]:
-        """Take the last answer off the path, and return the user messages that are to be answered again."""
-        return self._portal.call(self._chat.regenerate)
+        """As :meth:`Chat.regenerate`; waits."""
+        return self._portal.call(self._inner.regenerate)
 
     def replace(
         self, messages: Iterable[Message], *, owner: Owner | None = None, reason: str = "replace"
     ) -> BlockingReceipt | None:
-        """Make ``messages`` the whole path, in one append: all of it or nothing."""
-        found = self._portal.call(self._chat.replace, messages, owner=owner, reason=reason)
+        """As :meth:`Chat.replace`; waits."""
+        found = self._portal.call(self._inner.replace, messages, owner=owner, reason=reason)
         return None if found is None else BlockingReceipt(self._portal, found)
 
     def fork(
@@ -447,28 +430,24 @@ class BlockingChat(SyncBase):
         title: str | None = None,
         activate: bool = False,
     ) -> BlockingReceipt:
-        """Begin a conversation that reads this one up to a point; the receipt holds its id."""
-        return self._call_receipt(self._chat.fork, fork_id, at=at, owner=owner, title=title, activate=activate)
+        """As :meth:`Chat.fork`; waits."""
+        return self._call_receipt(self._inner.fork, fork_id, at=at, owner=owner, title=title, activate=activate)
 
 
-class BlockingTransaction(SyncBase):
+class BlockingTransaction(SyncBase[Transaction]):
     """An open transaction: a :class:`Transaction` whose methods wait. Used by one thread at a time."""
 
-    __slots__ = ("_transaction",)
-
-    def __init__(self, portal: Portal, transaction: Transaction) -> None:
-        super().__init__(portal)
-        self._transaction = transaction
+    __slots__ = ()
 
     def execute(
         self, statement: sa.Executable, parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
     ) -> sa.CursorResult[Any]:
-        """Run a statement on the bot's own tables and return its result, already fetched."""
-        return self._portal.call(self._transaction.execute, statement, parameters)
+        """As :meth:`Transaction.execute`; waits."""
+        return self._portal.call(self._inner.execute, statement, parameters)
 
     def scalar(self, statement: sa.Executable, parameters: Mapping[str, Any] | None = None) -> Any:
-        """Run a statement and return the first column of its first row, or ``None``."""
-        return self._portal.call(self._transaction.scalar, statement, parameters)
+        """As :meth:`Transaction.scalar`; waits."""
+        return self._portal.call(self._inner.scalar, statement, parameters)
 
     def append(
         self,
@@ -477,8 +456,8 @@ class BlockingTransaction(SyncBase):
         *more: Message | Body | Event,
         **options: Unpack[AppendOptions],
     ) -> BlockingReceipt:
-        """Append as ``History.append`` does; the events are durable once the transaction has committed."""
-        return self._call_receipt(self._transaction.append, conversation_id, what, *more, **options)
+        """As :meth:`Transaction.append`; waits."""
+        return self._call_receipt(self._inner.append, conversation_id, what, *more, **options)
 
     def put(
         self,
@@ -491,12 +470,12 @@ class BlockingTransaction(SyncBase):
         on_exists: OnExists = "raise",
         tags: Mapping[str, Tag] | None = None,
     ) -> BlockingRecordReceipt:
-        """Put a record as ``Records.put`` does, together with everything else in the transaction."""
+        """As :meth:`Transaction.put`; waits."""
         return BlockingRecordReceipt(
             self._portal,
             self._portal.call(
-                self._transaction.put,
-                self._inner(records),
+                self._inner.put,
+                self._inner_of(records),
                 namespace,
                 key,
                 value,
@@ -509,10 +488,10 @@ class BlockingTransaction(SyncBase):
     def delete_record(
         self, records: BlockingRecords, namespace: Sequence[str], key: str, *, expected: Condition | UUID = ANY
     ) -> BlockingRecordReceipt:
-        """Delete a record as ``Records.delete`` does, together with everything else in the transaction."""
+        """As :meth:`Transaction.delete_record`; waits."""
         return BlockingRecordReceipt(
             self._portal,
-            self._portal.call(self._transaction.delete_record, self._inner(records), namespace, key, expected=expected),
+            self._portal.call(self._inner.delete_record, self._inner_of(records), namespace, key, expected=expected),
         )
 
     def finish(
@@ -523,60 +502,56 @@ class BlockingTransaction(SyncBase):
         usage: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> BlockingReceipt:
-        """Finish a reply of ``History.reply()`` in this transaction, as ``Reply.finish`` does outside one."""
+        """As :meth:`Transaction.finish`; waits."""
         return self._call_receipt(
-            self._transaction.finish, self._inner(reply), tokens=tokens, usage=usage, metadata=metadata
+            self._inner.finish, self._inner_of(reply), tokens=tokens, usage=usage, metadata=metadata
         )
 
 
-class BlockingReply(SyncBase):
+class BlockingReply(SyncBase[Reply]):
     """A reply that is being written: a :class:`Reply` whose methods wait. Used by one thread at a time."""
 
-    __slots__ = ("_reply",)
-
-    def __init__(self, portal: Portal, reply: Reply) -> None:
-        super().__init__(portal)
-        self._reply = reply
+    __slots__ = ()
 
     @property
     def conversation_id(self) -> str:
-        """As of the :class:`Reply`."""
-        return self._reply.conversation_id
+        """As in :class:`Reply`."""
+        return self._inner.conversation_id
 
     @property
     def message_id(self) -> str:
-        """As of the :class:`Reply`."""
-        return self._reply.message_id
+        """As in :class:`Reply`."""
+        return self._inner.message_id
 
     @property
     def event_id(self) -> UUID:
-        """As of the :class:`Reply`."""
-        return self._reply.event_id
+        """As in :class:`Reply`."""
+        return self._inner.event_id
 
     @property
     def text(self) -> str:
-        """The visible text so far."""
-        return self._reply.text
+        """As :meth:`Reply.text`."""
+        return self._inner.text
 
     @property
     def kept(self) -> int:
-        """How many characters of the text are on disk, so that a crash does not take them."""
-        return self._reply.kept
+        """As :meth:`Reply.kept`."""
+        return self._inner.kept
 
     @property
     def receipt(self) -> BlockingReceipt | None:
-        """The receipt of the message; ``None`` until there is one."""
-        found = self._reply.receipt
+        """As :meth:`Reply.receipt`."""
+        found = self._inner.receipt
         return None if found is None else BlockingReceipt(self._portal, found)
 
     @property
     def interrupted(self) -> bool:
-        """Whether the reply was cut off, so that its message is incomplete."""
-        return self._reply.interrupted
+        """As :meth:`Reply.interrupted`."""
+        return self._inner.interrupted
 
     def add(self, what: str | Part) -> None:
-        """Add a piece of text, or a part such as a file or a tool call. Does not wait for the disk."""
-        return self._portal.call(self._reply.add, what)
+        """As :meth:`Reply.add`; waits."""
+        return self._portal.call(self._inner.add, what)
 
     def finish(
         self,
@@ -585,21 +560,21 @@ class BlockingReply(SyncBase):
         usage: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> BlockingReceipt:
-        """Append the message durably: once this returns, it survives ``kill -9`` and a power cut."""
-        return self._call_receipt(self._reply.finish, tokens=tokens, usage=usage, metadata=metadata)
+        """As :meth:`Reply.finish`; waits."""
+        return self._call_receipt(self._inner.finish, tokens=tokens, usage=usage, metadata=metadata)
 
     def sent(
         self, *, platform_ids: Mapping[str, Any] | None = None, sent_as: str | None = None, file_path: str | None = None
     ) -> BlockingReceipt:
-        """Record that the platform accepted the reply, as ``History.sent`` does. Finishes the reply if needed."""
-        return self._call_receipt(self._reply.sent, platform_ids=platform_ids, sent_as=sent_as, file_path=file_path)
+        """As :meth:`Reply.sent`; waits."""
+        return self._call_receipt(self._inner.sent, platform_ids=platform_ids, sent_as=sent_as, file_path=file_path)
 
     def failed(self, *, reason: str | None = None) -> BlockingReceipt:
-        """Record that the platform rejected the reply; the message stays. Finishes the reply if needed."""
-        return self._call_receipt(self._reply.failed, reason=reason)
+        """As :meth:`Reply.failed`; waits."""
+        return self._call_receipt(self._inner.failed, reason=reason)
 
 
-class BlockingHistory(SyncBase):
+class BlockingHistory(SyncBase[History]):
     """A :class:`History` whose methods wait, for programs without asyncio, open as soon as it is made.
 
     ::
@@ -617,14 +592,14 @@ class BlockingHistory(SyncBase):
     :raises OutboxUnavailable: the file cannot be used at present.
     """
 
-    __slots__ = ("_history",)
+    __slots__ = ()
 
     @keywords_of(BlockingOptions)
     def __init__(self, options: BlockingOptions) -> None:
         given = {option.name: getattr(options, option.name) for option in fields(Options)}
-        history = self._history = History(**given)
-        super().__init__(Portal(inside_loop=options.inside_loop))
-        self._portal.open(lambda: history, home_loop=lambda: history._home.home_loop)
+        history = History(**given)
+        super().__init__(Portal(history._home, inside_loop=options.inside_loop), history)
+        self._portal.open()
 
     def close(self) -> None:
         """Close the history as the end of an ``async with`` block closes a :class:`History`. Idempotent."""
@@ -638,16 +613,16 @@ class BlockingHistory(SyncBase):
         self.close()
 
     def status(self) -> Status:
-        """Return the state of the outbox and the relay, without contacting the history store."""
-        return self._portal.call(self._history.status)
+        """As :meth:`History.status`; waits."""
+        return self._portal.call(self._inner.status)
 
     def drained(self, timeout: float | None = None) -> bool:
-        """Wait until nothing is pending, at most ``timeout`` seconds, and return True if that is so."""
-        return self._portal.call(self._history.drained, timeout)
+        """As :meth:`History.drained`; waits."""
+        return self._portal.call(self._inner.drained, timeout)
 
     def unconfirmed(self, *, owner: Owner | None = None) -> tuple[Unconfirmed, ...]:
-        """Return the replies that were neither confirmed as sent nor as failed, the oldest first."""
-        return self._portal.call(self._history.unconfirmed, owner=owner)
+        """As :meth:`History.unconfirmed`; waits."""
+        return self._portal.call(self._inner.unconfirmed, owner=owner)
 
     def append(
         self,
@@ -658,25 +633,25 @@ class BlockingHistory(SyncBase):
         timeout: float | None = 10.0,
         **options: Unpack[AppendOptions],
     ) -> BlockingReceipt:
-        """Append messages or events, all or none; once this returns, they survive ``kill -9`` and a power cut."""
+        """As :meth:`History.append`; waits."""
         return self._call_receipt(
-            self._history.append, conversation_id, what, *more, confirm=confirm, timeout=timeout, **options
+            self._inner.append, conversation_id, what, *more, confirm=confirm, timeout=timeout, **options
         )
 
     def transaction(self) -> AbstractContextManager[BlockingTransaction]:
-        """Open a transaction on the outbox file, in which your own tables and appends are written together."""
+        """As :meth:`History.transaction`; waits."""
         return Block(
-            self._portal, lambda: self._history.transaction(), lambda found: BlockingTransaction(self._portal, found)
+            self._portal, lambda: self._inner.transaction(), lambda found: BlockingTransaction(self._portal, found)
         )
 
     @property
     def records(self) -> BlockingAllRecords:
-        """What frameworks keep beside the messages: call it for the records of a conversation, an owner or a space."""
-        return BlockingAllRecords(self._portal, self._history.records)
+        """As :meth:`History.records`."""
+        return BlockingAllRecords(self._portal, self._inner.records)
 
     def chat(self, conversation_id: str) -> BlockingChat:
-        """Return a conversation, with what changes it and reads more of it than its messages."""
-        return BlockingChat(self._portal, self._history.chat(conversation_id))
+        """As :meth:`History.chat`."""
+        return BlockingChat(self._portal, self._inner.chat(conversation_id))
 
     def reply(
         self,
@@ -690,10 +665,10 @@ class BlockingHistory(SyncBase):
         every: float | None = 0.3,
         confirm: bool = True,
     ) -> AbstractContextManager[BlockingReply]:
-        """Write a reply piece by piece, for the time of a ``with`` block."""
+        """As :meth:`History.reply`; waits."""
         return Block(
             self._portal,
-            lambda: self._history.reply(
+            lambda: self._inner.reply(
                 conversation_id,
                 owner=owner,
                 message_id=message_id,
@@ -720,9 +695,9 @@ class BlockingHistory(SyncBase):
         as_of: AsOf | None = None,
         timeout: float | None = None,
     ) -> Page[RecordedMessage]:
-        """Return the newest ``last`` messages, or the ``first``, oldest first, pending ones included."""
+        """As :meth:`History.messages`; waits."""
         return self._portal.call(
-            self._history.messages,
+            self._inner.messages,
             conversation_id,
             last=last,
             first=first,
@@ -736,8 +711,8 @@ class BlockingHistory(SyncBase):
         )
 
     def message(self, message_id: str) -> RecordedMessage | None:
-        """Return one message of any conversation by its id, as ``Chat.message`` does within one."""
-        return self._portal.call(self._history.message, message_id)
+        """As :meth:`History.message`; waits."""
+        return self._portal.call(self._inner.message, message_id)
 
     def context(
         self,
@@ -750,9 +725,9 @@ class BlockingHistory(SyncBase):
         keep_system: bool = True,
         until: str | None = None,
     ) -> Context:
-        """Return the newest part of a conversation that fits a model, pending messages included."""
+        """As :meth:`History.context`; waits."""
         return self._portal.call(
-            self._history.context,
+            self._inner.context,
             conversation_id,
             last=last,
             turns=turns,
@@ -771,14 +746,9 @@ class BlockingHistory(SyncBase):
         activate: bool = True,
         metadata: Mapping[str, Any] | None = None,
     ) -> BlockingReceipt:
-        """Begin a conversation; the receipt holds its id. Starting it again under the same id is safe."""
+        """As :meth:`History.start`; waits."""
         return self._call_receipt(
-            self._history.start,
-            owner,
-            conversation_id=conversation_id,
-            title=title,
-            activate=activate,
-            metadata=metadata,
+            self._inner.start, owner, conversation_id=conversation_id, title=title, activate=activate, metadata=metadata
         )
 
     @overload
@@ -788,8 +758,8 @@ class BlockingHistory(SyncBase):
     def active(self, owner: Owner, *, create: bool) -> Conversation | None: ...
 
     def active(self, owner: Owner, *, create: bool = True) -> Conversation | None:
-        """Return the owner's active conversation, pending events included; begin one if there is none."""
-        return self._portal.call(self._history.active, owner, create=create)
+        """As :meth:`History.active`; waits."""
+        return self._portal.call(self._inner.active, owner, create=create)
 
     def conversations(
         self,
@@ -800,9 +770,9 @@ class BlockingHistory(SyncBase):
         states: Collection[str] = DEFAULT_STATES,
         oldest_first: bool = False,
     ) -> Page[Conversation]:
-        """Return a page of conversations by last activity, the newest first, pending ones included."""
+        """As :meth:`History.conversations`; waits."""
         return self._portal.call(
-            self._history.conversations, owner=owner, after=after, limit=limit, states=states, oldest_first=oldest_first
+            self._inner.conversations, owner=owner, after=after, limit=limit, states=states, oldest_first=oldest_first
         )
 
     def search(
@@ -814,9 +784,9 @@ class BlockingHistory(SyncBase):
         limit: int = 20,
         after: str | None = None,
     ) -> Page[Hit]:
-        """Return a page of the messages that contain all words of ``query``, the best ones first."""
+        """As :meth:`History.search`; waits."""
         return self._portal.call(
-            self._history.search, query, owner=owner, conversation=conversation, limit=limit, after=after
+            self._inner.search, query, owner=owner, conversation=conversation, limit=limit, after=after
         )
 
     def statistics(
@@ -827,5 +797,5 @@ class BlockingHistory(SyncBase):
         until: datetime | None = None,
         by: str | None = None,
     ) -> Statistics:
-        """Count the messages of a period, of one owner or of all, pending ones included, each once."""
-        return self._portal.call(self._history.statistics, owner=owner, since=since, until=until, by=by)
+        """As :meth:`History.statistics`; waits."""
+        return self._portal.call(self._inner.statistics, owner=owner, since=since, until=until, by=by)

@@ -1,37 +1,31 @@
-"""Run the asynchronous history in an event loop of its own thread, for threads that call and wait."""
+"""Call the asynchronous history from threads that wait for the answer."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
-from concurrent.futures import CancelledError, Future
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
-from contextvars import Token
 from functools import partial
-from threading import RLock, Thread
 from types import TracebackType
-from typing import Any, Final, Generic, Literal, ParamSpec, TypeVar, get_args
-
-import anyio
-from anyio.from_thread import BlockingPortal
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, ParamSpec, TypeVar, get_args
 
 from letopis.outbox.concurrency.fair_lock import TRANSACTION_TOKEN
+from letopis.outbox.concurrency.home_loop import HomeBlock, LoopEnded, NotBegun, RemoteCall, unresolved
 from letopis.store.errors import Closed, ConfigurationError, LetopisError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from letopis.outbox.history.sharing import SharedAccess
 
 P = ParamSpec("P")
 T = TypeVar("T")
 F = TypeVar("F")
-V = TypeVar("V")
-
-POLL_INTERVAL_SECONDS: Final = 0.5
-"""Seconds that a thread waits at a time: Windows notices Ctrl-C only between two waits."""
-_CLOSED: Final = "the history is closed"
-_CLOSED_MEANWHILE: Final = "the history was closed meanwhile"
-
 
 InsideLoop = Literal["refuse", "block"]
 """What calls in a thread do that runs an event loop: raise, or block that loop until they are answered."""
+_CLOSED_MEANWHILE: Final = "the history was closed meanwhile"
 
 
 class InEventLoop(LetopisError, RuntimeError):
@@ -48,7 +42,7 @@ class InEventLoop(LetopisError, RuntimeError):
 
 
 class Portal:
-    """anyio's :class:`~anyio.from_thread.BlockingPortal` in a daemon thread, for any number of other threads.
+    """The way of other threads into the event loop that a history is open in; what they open has one of its own.
 
     A thread whose wait is interrupted, as by Ctrl-C, cancels what it waited for. Calls run with a copy of the thread's
     context variables, so spans are those of the caller.
@@ -56,155 +50,72 @@ class Portal:
     :param inside_loop: ``block`` to let threads that run an event loop call, too.
     """
 
-    def __init__(self, *, inside_loop: InsideLoop = "refuse") -> None:
+    def __init__(self, access: SharedAccess, *, inside_loop: InsideLoop = "refuse") -> None:
         if inside_loop not in get_args(InsideLoop):
             raise ConfigurationError("inside_loop must be 'refuse' or 'block'")
+        self._access = access
         self._may_block = inside_loop == "block"
-        self._home_loop: Callable[[], asyncio.AbstractEventLoop | None] = lambda: None
         self._pid = os.getpid()
-        self._lock = RLock()  # reentrant, because a signal handler may call too
         self._closed = False
-        self._ready: Future[BlockingPortal] = Future()
+        self._calls: set[RemoteCall[Any]] = set()
         self._blocks: set[Block[Any, Any]] = set()
-        self._outermost: Block[Any, Any] | None = None
-        self._thread = Thread(target=self._serve, name="letopis-portal", daemon=True)
 
-    @property
-    def forked(self) -> bool:
-        """Whether this is a forked child, in which the thread does not run."""
-        return os.getpid() != self._pid
-
-    def open(
-        self,
-        make: Callable[[], AbstractAsyncContextManager[T]],
-        *,
-        home_loop: Callable[[], asyncio.AbstractEventLoop | None] = lambda: None,
-    ) -> T:
-        """Start the thread, and enter the block that ``make`` makes until :meth:`close`.
-
-        :param home_loop: returns the event loop that calls are carried on to, if there is one.
-        :raises InEventLoop: this thread runs an event loop, and may not block it.
-        """
-        self._home_loop = home_loop
-        try:
-            self.start()
-            block = self._outermost = Block[T, T](self, make, lambda value: value, outermost=True)
-            return block.__enter__()
-        except BaseException:  # the thread must not outlive a failed opening
-            self.stop()
-            raise
+    def open(self) -> None:
+        """Open the outbox."""
+        self.check()
+        self._access.block_until_open()
 
     def close(self) -> None:
-        """End the open blocks as if they had been cancelled, then the outermost one, and the thread. Idempotent."""
-        if self.forked or (self._closed and not self._thread.is_alive()):
-            return
-        self.check(closing=True)
-        try:
-            with self._lock:
-                self._closed = True
-            self.wait(self.submit(self._abandon_blocks, closing=True))
-            if self._outermost is not None:
-                self._outermost.__exit__(None, None, None)
-        finally:
-            self.stop()
-
-    def start(self) -> None:
-        """Start the thread, and wait until its event loop runs.
-
-        :raises InEventLoop: this thread runs an event loop, and may not block it.
-        """
-        self.check()
-        self._thread.start()
-        self._ready.result()
+        """End the open blocks and calls as if they had been cancelled, then leave the outbox. Idempotent."""
+        if os.getpid() == self._pid:
+            self.check(closing=True)
+            self._closed = True
+            for block in tuple(self._blocks):
+                block.abandon()
+                block._home.block_until(block.ended)
+            for call in tuple(self._calls):
+                call.cancel()
+                call.home.block_until(call.answer)
+            self._access.block_until_closed()
 
     def check(self, *, closing: bool = False) -> None:
-        """Check that this thread may call.
-
-        :param closing: allow it after :meth:`close`.
-        :raises Closed: after :meth:`close`, or in a forked child.
-        :raises InEventLoop: this thread runs an event loop, and may not block it.
-        """
-        if self.forked:
+        """Check that this thread may call; ``closing`` allows it after :meth:`close`."""
+        if os.getpid() != self._pid:
             raise Closed("opened before this process was forked off: threads do not cross a fork, open again here")
         if (running := _running_loop()) is not None:
             if not self._may_block:
                 raise InEventLoop
-            if running is self._home_loop():
+            if running is self._access.home_loop:
                 raise InEventLoop(waits_for_itself=True)
         if self._closed and not closing:
-            raise Closed(_CLOSED)
+            raise Closed("the history is closed")
 
     def call(self, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run ``await fn(*args, **kwargs)`` in the event loop, and return or raise what it does.
-
-        :raises Closed: the portal is closed, or is while this waits.
-        :raises InEventLoop: this thread runs an event loop, and may not block it.
-        """
+        """Run ``await fn(*args, **kwargs)`` in the event loop, and return or raise what it does."""
         self.check()
-        work = partial(fn, *args, **kwargs)
+        work: Callable[[], Awaitable[T]] = partial(fn, *args, **kwargs)
         block = _current_block()
-        return self.wait(self.submit(work if block is None else partial(block.run, work)))
-
-    def submit(self, work: Callable[[], Awaitable[T]], *, closing: bool = False) -> Future[T]:
-        """Start ``work`` in a task of its own."""
-        with self._lock:  # otherwise the loop could end between the check and the call, and this would wait for ever
-            if self._closed and not closing:
-                raise Closed(_CLOSED)
+        if block is not None:
+            work = partial(block.run, work)
+        while True:
             try:
-                return self._ready.result().start_task_soon(work)
-            except RuntimeError:  # anyio's, for an event loop that has ended
-                raise Closed(_CLOSED) from None
-
-    def wait(self, future: Future[T]) -> T:
-        """Return or raise the result of a future; cancel it if this thread is interrupted."""
-        try:
-            while not future.done() and self._thread.is_alive():
-                with suppress(TimeoutError):
-                    future.exception(POLL_INTERVAL_SECONDS)  # only waits
-            if not future.done():
-                future.cancel()  # the event loop has died
-            return future.result()
-        except CancelledError:
-            raise Closed(_CLOSED_MEANWHILE) from None
-        except BaseException:  # an interruption; a future that is done is not changed by this any more
-            future.cancel()
-            raise
-
-    def stop(self) -> None:
-        """Cancel what still runs, and end the thread. Idempotent."""
-        with self._lock:
-            self._closed = True
-            if self._thread.ident is None or self._ready.exception() is not None:
-                return
-            portal = self._ready.result()
-            with suppress(RuntimeError):  # it has stopped already
-                portal.call(portal.stop, True)
-        while self._thread.is_alive():
-            self._thread.join(POLL_INTERVAL_SECONDS)
-
-    def _serve(self) -> None:
-        try:
-            anyio.run(self._run, backend="asyncio")
-        except BaseException as error:  # belongs to the thread that starts it, while that waits
-            if self._ready.done():
+                call = self._access.block_until_open().begin(work)
+                self._calls.add(call)
+                try:
+                    if self._closed:
+                        call.cancel()
+                    return call.block()
+                finally:
+                    self._calls.discard(call)
+            except NotBegun:  # the loop has ended: open again
+                continue
+            except (asyncio.CancelledError, LoopEnded):
+                if self._closed or (block is not None and block.over):
+                    raise Closed(_CLOSED_MEANWHILE) from None
                 raise
-            self._ready.set_exception(error)
-
-    async def _run(self) -> None:
-        # anyio's `start_blocking_portal` would, in a forked child, wait at the end for a thread that is not there.
-        async with BlockingPortal() as portal:
-            self._ready.set_result(portal)
-            await portal.sleep_until_stopped()
-
-    async def _abandon_blocks(self) -> None:
-        blocks = tuple(self._blocks)
-        for block in blocks:
-            await block.abandon()
-        for block in blocks:
-            await block.ended.wait()
 
 
-class Block(AbstractContextManager[F], Generic[T, F]):
+class Block(HomeBlock[T], AbstractContextManager[F], Generic[T, F]):
     """A ``with`` block around an asynchronous one, which is entered and left in one task of the event loop.
 
     A block that is interrupted while it is entered, or that is open when the portal is closed, ends as if it had been
@@ -215,138 +126,78 @@ class Block(AbstractContextManager[F], Generic[T, F]):
     """
 
     def __init__(
-        self,
-        portal: Portal,
-        make: Callable[[], AbstractAsyncContextManager[T]],
-        wrap: Callable[[T], F],
-        *,
-        outermost: bool = False,
+        self, portal: Portal, make: Callable[[], AbstractAsyncContextManager[T]], wrap: Callable[[T], F]
     ) -> None:
+        super().__init__(portal._access.prepare, make, holds=True)
         self._portal = portal
-        self._make = make
         self._wrap = wrap
-        self._outermost = outermost
-        self._entered: Future[T] = Future()
-        self._life: Future[BaseException | None] | None = None
-        self._scope: anyio.CancelScope | None = None
         self._abandoned = False
-        self._left = asyncio.Event()
-        self._error: BaseException | None = None
-        self._token: Token[object] | None = None
-        self._calling = asyncio.Lock()
-        self._call_scope: anyio.CancelScope | None = None
+        self._task: asyncio.Task[Any] | None = None
         self.over = False
         """Whether the thread has left it, so that its token names nothing any more."""
-        self.ended = asyncio.Event()
-        """Set when the block has ended."""
+        self.ended: Future[None] = unresolved()
 
     def __enter__(self) -> F:
         self._portal.check()
+        home = self._home = self._portal._access.block_until_open()
         try:
-            if not self._outermost:
-                self._token = TRANSACTION_TOKEN.set(_current_block() or self)
-            self._life = self._portal.submit(self._live)
-            return self._wrap(self._portal.wait(self._entered))
-        except BaseException:  # interrupted: without this it would stay open for ever
+            self._token = TRANSACTION_TOKEN.set(_current_block() or self)
+            self._call = home.begin(self._live)
+            if home.block_until(self._entered):
+                return self._wrap(self._entered.result())
+            raise LoopEnded(begun=False)  # noqa: TRY301 - as an error in the block
+        except BaseException as error:  # interrupted: without this it would stay open for ever
             self.over = True
-            self._leave_token()
-            self._cancel()
+            self._forget_token()
+            self.abandon()
+            if self._portal._closed and isinstance(error, asyncio.CancelledError | LoopEnded | NotBegun):
+                raise Closed(_CLOSED_MEANWHILE) from None
             raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
     ) -> bool | None:
         self.over = True
-        self._leave_token()
+        self._forget_token()
+        assert self._call is not None  # noqa: S101 - it was entered
         try:
             self._portal.check(closing=True)
-            assert self._life is not None  # noqa: S101 - it was entered
-            self._portal.submit(partial(self._leave, error), closing=True)
-            raised = self._portal.wait(self._life)
-        except Closed:
+            with suppress(RuntimeError):  # the loop is closed
+                self._home.loop.call_soon_threadsafe(self._leave, error)
+            raised = self._call.block()
+        except (Closed, asyncio.CancelledError, LoopEnded, NotBegun) as lost:
             if error is not None:
                 return False  # what ended the block says more
-            raise
+            raise lost if isinstance(lost, Closed) else Closed(_CLOSED_MEANWHILE) from None
         except BaseException:  # interrupted
-            self._cancel()
+            self.abandon()
             raise
-        if raised is None:
-            return error is not None
-        if raised is not error:
-            raise raised
-        raised.__traceback__ = traceback  # without the frames of the event loop
-        return False
+        return self._left_with(raised, error, traceback)
 
-    def _leave_token(self) -> None:
-        token, self._token = self._token, None
-        if token is not None:
-            with suppress(ValueError):  # left by another thread
-                TRANSACTION_TOKEN.reset(token)
-
-    def _cancel(self) -> None:
-        with suppress(Closed):  # it has ended with the portal
-            self._portal.submit(self.abandon, closing=True)
+    def abandon(self) -> None:
+        """End the block as if it had been cancelled."""
+        self._abandoned = True
+        with suppress(RuntimeError):  # the loop is closed
+            self._home.loop.call_soon_threadsafe(self._cancel)
 
     # In the event loop.
 
-    async def abandon(self) -> None:
-        """End the block as if it had been cancelled."""
-        self._abandoned = True
-        if self._scope is not None:
-            self._scope.cancel()
-
-    async def run(self, work: Callable[[], Awaitable[V]]) -> V:
-        """Run a call of the thread that is in the block, so that the block does not end beneath it."""
-        async with self._calling:
-            with anyio.CancelScope() as self._call_scope:
-                return await work()
-        raise Closed(_CLOSED_MEANWHILE)
-
-    async def _end_call(self) -> None:
-        """Cancel a call that was interrupted, or that the block does not wait for, until it has ended."""
-        if self._call_scope is not None:
-            self._call_scope.cancel()
-        with anyio.CancelScope(shield=True):
-            async with self._calling:
-                pass
-
-    async def _leave(self, error: BaseException | None) -> None:
-        self._error = error
-        self._left.set()
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
 
     async def _live(self) -> BaseException | None:
-        """Enter the block, wait until it is left, and return the error that leaves it."""
-        if not self._outermost:
-            self._portal._blocks.add(self)
+        self._task = asyncio.current_task()
+        self._portal._blocks.add(self)
         try:
-            with anyio.CancelScope() as self._scope:
-                if self._abandoned:
-                    self._scope.cancel()
-                return await self._enter_and_leave()
-            raise Closed(_CLOSED_MEANWHILE)
+            if self._abandoned or self._portal._closed:
+                raise asyncio.CancelledError
+            return await super()._live()
         finally:
-            self._entered.cancel()  # has no effect once it was entered
+            if not self._entered.done():
+                self._entered.set_exception(asyncio.CancelledError())
             self._portal._blocks.discard(self)
-            self.ended.set()
-
-    async def _enter_and_leave(self) -> BaseException | None:
-        try:
-            async with self._make() as value:
-                if self._entered.set_running_or_notify_cancel():  # otherwise `abandon` is on its way
-                    self._entered.set_result(value)
-                try:
-                    await self._left.wait()
-                finally:
-                    await self._end_call()
-                if self._error is not None:
-                    raise self._error  # noqa: TRY301 - the context manager has to see it
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:  # belongs to the thread that waits
-            if not self._entered.done() and self._entered.set_running_or_notify_cancel():
-                self._entered.set_exception(error)
-            return error
-        return None
+            self.ended.set_result(None)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -16,6 +16,7 @@ from letopis.store.conversation_store import ConversationStore
 from letopis.store.errors import StoreUnavailable
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.records import Record, RecordRange, Scope
+from letopis.store.read.paging import AsOf
 from letopis.store.read.records import RecordReader, RecordsView
 from letopis.store.transfer.jsonl import SeenKeys, render_line
 from letopis.store.transfer.record_lines import render_record
@@ -31,12 +32,13 @@ class Incomplete(Exception):
 
 
 async def conversation_of(
-    source: History | ConversationStore, conversation_id: str, **options: Any
+    source: History | ConversationStore, conversation_id: str, *, as_of: AsOf | None = None
 ) -> Conversation | None:
     """Return what a history, or a store alone, knows of a conversation."""
-    if isinstance(source, History):
-        return await source.chat(conversation_id).conversation(**options)
-    return await source.chat(conversation_id).conversation(**options)
+    if isinstance(source, ConversationStore):
+        store = source
+        return await store.conversation(conversation_id, as_of=as_of)
+    return await source.chat(conversation_id).conversation(as_of=as_of)
 
 
 @dataclass(slots=True)

@@ -51,7 +51,8 @@ class WorkerThread:
 
         :raises Closed: as for :meth:`check`.
         """
-        self.check()
+        if self._closed or self._forks != _forks:
+            self.check()
         self._jobs.put((fn, asyncio.get_running_loop(), done))
 
     def check(self) -> None:

@@ -54,7 +54,7 @@ class Limits:
 DEFAULT_LIMITS: Final = Limits()
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class EncodedEvent:
     """The stored form of an event: JSON text, digest, microseconds.
 
@@ -140,7 +140,6 @@ def encode_message(
 
     :raises InvalidInput: something in it would be refused, or changed, by one of the stores; the error names the field.
     """
-    message.check()
     whole = message.to_data()
     # Role and id were checked with the message, so that plain text needs no walk; and its keys are sorted.
     plain = type(message) is Message and len(whole) == 3 and type(text := whole["content"]) is str and "\0" not in text
@@ -151,17 +150,17 @@ def encode_message(
     dumped = None if about is None else _dump(about, "metadata", limits)
     salt = os.urandom(SALT_BYTES)
     return EncodedEvent(
-        conversation_id=conversation_id,
-        event_id=message.event_id or derived_event_id(conversation_id, message.id),
-        type=_APPENDED,
-        schema_version=MessageAppended.schema_version,
-        data=data.decode(),
-        metadata=None if dumped is None else dumped.decode(),
-        digest=_digest(
+        conversation_id,
+        message.event_id or derived_event_id(conversation_id, message.id),
+        _APPENDED,
+        MessageAppended.schema_version,
+        data.decode(),
+        None if dumped is None else dumped.decode(),
+        _digest(
             conversation_id, _APPENDED, MessageAppended.schema_version, data if plain else _sorted(whole), about, salt
         ),
-        salt=salt,
-        occurred_at=now_microseconds() if occurred_at is None else to_microseconds(occurred_at),
+        salt,
+        now_microseconds() if occurred_at is None else to_microseconds(occurred_at),
     )
 
 

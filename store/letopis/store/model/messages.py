@@ -30,7 +30,7 @@ STATUSES: Final[tuple[Status, ...]] = ("complete", "interrupted")
 EMPTY: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
-def empty() -> Mapping[str, Any]:
+def empty() -> Mapping[Any, Any]:
     """Return the shared, immutable empty object."""
     return EMPTY
 
@@ -233,29 +233,26 @@ class Message:
         """The visible text, text parts joined by a line feed."""
         return content_text(self.content)
 
-    def check(self) -> None:
-        """Check what the constructor does not check, because that would slow every message down.
-
-        :raises InvalidInput: the name or the tokens are of the wrong kind.
-        """
-        if self.name is not None and not isinstance(self.name, str):
-            raise InvalidInput("data.name", "must be a string")
-        tokens = self.tokens
-        if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0):
-            raise InvalidInput("data.tokens", "must be a whole number, zero or more")
-
     def to_data(self) -> dict[str, Any]:
-        """Return the data of ``message.appended``, without empty fields."""
+        """Return the data of ``message.appended``, without empty fields.
+
+        :raises InvalidInput: the name or the tokens, which the constructor does not check, are of the wrong kind.
+        """
+        content, name, tokens = self.content, self.name, self.tokens
         # In the order of the digest, which is that of most messages then.
         data: dict[str, Any] = {
-            "content": content_to_json(self.content),
+            "content": content if type(content) is str else content_to_json(content),
             "message_id": self.id,
             "role": self.role,
         }
-        if self.name is not None:
-            data["name"] = self.name
-        if self.tokens is not None:
-            data["tokens"] = self.tokens
+        if name is not None:
+            if not isinstance(name, str):
+                raise InvalidInput("data.name", "must be a string")
+            data["name"] = name
+        if tokens is not None:
+            if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0:
+                raise InvalidInput("data.tokens", "must be a whole number, zero or more")
+            data["tokens"] = tokens
         if self.usage:
             data["usage"] = dict(self.usage)
         if self.external_ids:

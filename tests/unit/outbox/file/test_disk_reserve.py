@@ -18,13 +18,12 @@ import pytest
 from letopis.outbox.diagnostics import check_location
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.lanes import count_lanes
-from letopis.outbox.file import disk_reserve as subject
+from letopis.outbox.file import limits as subject
 from letopis.outbox.file import wal_checkpoint
-from letopis.outbox.file.disk_reserve import DiskReserve, reserve_path
-from letopis.outbox.file.limits import Bounds
+from letopis.outbox.file.limits import Bounds, DiskReserve, reserve_path
 from letopis.outbox.file.opening import read_snapshot
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.file.wal_readers import readers_of
+from letopis.outbox.file.wal_checkpoint import readers_of
 from letopis.outbox.operations import status
 from letopis.outbox.relay.relay import Relay
 from letopis.store.conversation_store import ConversationStore

@@ -11,9 +11,8 @@ import pytest
 
 from letopis.outbox import History
 from letopis.outbox.file import identity
-from letopis.outbox.file.disk_reserve import DiskReserve
 from letopis.outbox.file.identity import FileIdentityGuard, file_id_of
-from letopis.outbox.file.limits import Bounds
+from letopis.outbox.file.limits import Bounds, DiskReserve
 from letopis.store.errors import OutboxFull, OutboxUnavailable
 from letopis.store.model.messages import Message
 from tests.support.platforms import posix_only
@@ -154,7 +153,7 @@ def test_a_disk_with_plenty_of_room_is_asked_again_a_tenth_of_a_second_later(
         return free
 
     monkeypatch.setattr(DiskReserve, "free", ask)
-    monkeypatch.setattr("letopis.outbox.file.disk_reserve.time.monotonic", lambda: now)
+    monkeypatch.setattr("letopis.outbox.file.limits.time.monotonic", lambda: now)
     reserve = DiskReserve(tmp_path / "bot.outbox.db", watermark=16 * MiB)
     reserve.check()
     free = 1 * MiB

@@ -427,10 +427,13 @@ def test_another_event_loop_is_told_so(tmp_path: Path) -> None:
     async def opened() -> OutboxFile:
         return await OutboxFile.open(tmp_path / "bot.db")
 
+    async def appended(outbox: OutboxFile) -> None:
+        await outbox.append(prepare("c1", [Message.user("hi")]))
+
     with asyncio.Runner() as first, asyncio.Runner() as second:
         outbox = first.run(opened())
         with pytest.raises(Closed, match="event loop"):
-            second.run(outbox.append(prepare("c1", [Message.user("hi")])))
+            second.run(appended(outbox))
         first.run(outbox.close())
 
 

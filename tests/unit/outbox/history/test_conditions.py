@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from letopis.outbox import History
-from letopis.outbox.event_log.append_condition import condition
+from letopis.outbox.event_log.append_encoding import condition
 from letopis.outbox.event_log.retention import Pruner, Retention
 from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, VersionConflict
 from letopis.store.model.codec import decode

@@ -18,8 +18,8 @@ import sqlalchemy as sa
 
 from letopis.outbox import BlockingHistory, History, Retention
 from letopis.outbox.concurrency.home_loop import LoopEnded
-from letopis.outbox.history._sharing import REGISTRY
 from letopis.outbox.history.options import Options
+from letopis.outbox.history.sharing import REGISTRY
 from letopis.outbox.sync.portal import InEventLoop
 from letopis.store import ConversationStore
 from letopis.store.errors import Closed, ConfigurationError, InvalidInput, OutboxUnavailable

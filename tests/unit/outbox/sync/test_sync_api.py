@@ -41,6 +41,7 @@ from letopis.outbox import (
 )
 from letopis.outbox.concurrency.fair_lock import current_caller
 from letopis.outbox.file.committer import Committer
+from letopis.outbox.history.sharing import REGISTRY
 from letopis.outbox.sync.portal import Block, InEventLoop, Portal
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.errors import Closed, ConfigurationError, EventIdReused, InvalidInput, OutboxUnavailable
@@ -210,7 +211,7 @@ def test_a_bot_without_asyncio_says_and_reads(tmp_path: Path, new_store_url: Cal
             tx.append(started.conversation_id, Message.user("Hello"))
             assert tx.scalar(sa.text("SELECT left_over FROM credits")) == 9
 
-        assert first == BlockingReceipt(history._portal, first._receipt) != receipt
+        assert first == BlockingReceipt(history._portal, first._inner) != receipt
         assert first.saved(SOON) and not first.superseded(SOON) and first.state() is Saved.SAVED
         assert history.drained(SOON)
         assert (history.status().pending, history.unconfirmed()) == (0, ())
@@ -551,7 +552,7 @@ def interrupt_when(true: Callable[[], bool]) -> threading.Thread:
 def test_ctrl_c_cancels_what_is_waited_for(tmp_path: Path) -> None:
     with BlockingHistory(tmp_path / "bot.outbox.db", relay=False) as history:
         receipt = history.append("c1", Message.user("hi"))
-        waiters = history._history._parts.deliveries._waiters
+        waiters = history._inner._parts.deliveries._waiters
         presser = interrupt_when(lambda: bool(waiters))
         with pytest.raises(KeyboardInterrupt):
             receipt.saved()
@@ -575,7 +576,7 @@ def test_ctrl_c_while_a_transaction_is_waited_for_leaves_the_turn_to_others(hist
     holder = threading.Thread(target=hold)
     holder.start()
     assert taken.wait(SOON)
-    turn = history._history.outbox.gate
+    turn = history._inner.outbox.gate
     presser = interrupt_when(lambda: bool(turn._waiters))
     with pytest.raises(KeyboardInterrupt), history.transaction():
         pytest.fail("the turn was not free")
@@ -702,11 +703,8 @@ VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("variable", defau
 
 
 @pytest.fixture
-def portal() -> Iterator[Portal]:
-    made = Portal()
-    made.start()
-    yield made
-    made.stop()
+def portal(history: BlockingHistory) -> Portal:
+    return history._portal
 
 
 async def current() -> tuple[str, object]:
@@ -749,15 +747,42 @@ def test_an_error_goes_through_the_block_as_with_asyncio(portal: Portal, swallow
 
 
 def test_a_loop_that_died_frees_whoever_waits(portal: Portal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("letopis.outbox.sync.portal.POLL_INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr("letopis.outbox.concurrency.home_loop.POLL_INTERVAL_SECONDS", 0.05)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
 
     async def forever() -> None:
         asyncio.get_running_loop().stop()
         await asyncio.sleep(3600)
 
-    with pytest.raises(Closed):
+    [outbox] = REGISTRY.outboxes
+    with pytest.raises(OutboxUnavailable, match="ended during the call"):
         portal.call(forever)
-    portal._thread.join(SOON)
-    with pytest.raises(Closed):
-        portal.call(current)
+    outbox.join_thread()
+    assert portal.call(current)  # opened again
+
+
+def test_a_block_ends_after_a_call_inside_it_that_was_interrupted(portal: Portal) -> None:
+    steps: list[str] = []
+    begun = threading.Event()
+
+    @asynccontextmanager
+    async def manager() -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            steps.append("left")
+
+    async def slow() -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(SOON)
+        finally:
+            await asyncio.sleep(0.05)
+            steps.append("call ended")
+
+    presser = interrupt_when(begun.is_set)
+    with suppress(KeyboardInterrupt), Block(portal, manager, lambda _: None):
+        portal.call(slow)
+    presser.join()
+
+    assert steps == ["call ended", "left"]

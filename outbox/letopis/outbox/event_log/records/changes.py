@@ -67,15 +67,23 @@ def prepare_put(
 ) -> PreparedChange:
     """Return the put of a value; ``keep`` is ``on_exists="keep"`` of ``Records.put``."""
     prefix, name = encode_namespace(namespace), encode_key(key)
-    condition, found = check_expected(expected), check_tags(tags)
+    condition, checked_tags = check_expected(expected), check_tags(tags)
     if keep and condition is not ABSENT:
         raise InvalidInput("on_exists", "needs expected=ABSENT")
     media, body = encode_body(value)
     data: dict[str, Any] = {"media": media.value, "size": len(body), "sha256": sha256(body).hexdigest()}
-    if found:
-        data["tags"] = found
+    if checked_tags:
+        data["tags"] = checked_tags
     change = _change(
-        RECORD_PUT, prefix, name, expected=condition, keep=keep, media=media, size=len(body), tags=found, body=body
+        RECORD_PUT,
+        prefix,
+        name,
+        expected=condition,
+        keep=keep,
+        media=media,
+        size=len(body),
+        tags=checked_tags,
+        body=body,
     )
     return _prepared(scope.lane(prefix), change, data)
 

@@ -126,20 +126,22 @@ class KnownRecords:
             for sequence, prefix in self.clears.get(lane, ())
         )
         if newest is not None and (held is None or newest[0] > held):
-            found = newest[1]
+            revision = newest[1]
         elif any(cleared):
-            found = None
+            revision = None
         elif view is not None:
-            found = next((record.revision for record in view.records if record.place == place), None)
+            revision = next((record.revision for record in view.records if record.place == place), None)
         elif prepared.trusting:
             return None
         else:
             raise StoreUnavailable("whether the record is as expected")
-        if meets(change.expected, found):
+        if meets(change.expected, revision):
             return None
         if not change.keep:
-            raise RecordConflict(expected=change.expected if isinstance(change.expected, UUID) else None, actual=found)
-        return (found,)
+            raise RecordConflict(
+                expected=change.expected if isinstance(change.expected, UUID) else None, actual=revision
+            )
+        return (revision,)
 
 
 def note_change(cursor: Any, change: RecordChange, *, lane: int, name: str, sequence: int, position: int) -> bool:
@@ -206,15 +208,15 @@ def rebuild_records(cursor: Any, bodies: Mapping[str, bytes]) -> None:
     A put whose value is not among ``bodies``, by SHA-256, is not noted: the history store will refuse it.
     """
     for position, lane, name, *columns in query_all(cursor, _EVENTS):
-        found = sequenced_event(name, columns)
-        event = found.event
+        sequenced = sequenced_event(name, columns)
+        event = sequenced.event
         if event.type == RECORD_PUT:
             body = None if event.redacted else bodies.get(str(decode(event.data).get("sha256")))
             if body is None and not event.redacted:
                 continue
-            found = replace(found, event=replace(event, body=body))
+            sequenced = replace(sequenced, event=replace(event, body=body))
         try:
-            change = decode_change(found)
+            change = decode_change(sequenced)
         except InvalidInput:
             continue
         if change.type in RECORD_TYPES and (change.type != RECORD_PUT or change.body is not None):

@@ -13,7 +13,7 @@ from threading import Lock, Thread
 from typing import Final, TypeVar
 from weakref import WeakSet
 
-from letopis.outbox.concurrency.home_loop import HomeLoop, LoopEnded, NotBegun, unresolved
+from letopis.outbox.concurrency.home_loop import POLL_INTERVAL_SECONDS, HomeLoop, LoopEnded, NotBegun, unresolved
 from letopis.outbox.file.identity import FileId, file_id_of
 from letopis.outbox.history._opening import Parts, open_parts
 from letopis.outbox.history._settings import HistorySettings
@@ -63,16 +63,16 @@ class SharedOutbox:
     def is_on(self, settings: HistorySettings) -> bool:
         """Return True if it is on the same file, by whatever path."""
         try:
-            found = file_id_of(settings.path)
+            file_id = file_id_of(settings.path)
         except OSError:
-            found = None
+            file_id = None
         if self._file_id is not None:
-            return found == self._file_id
+            return file_id == self._file_id
         return os.path.realpath(settings.path) == self._path
 
-    def start(self) -> None:
+    def start(self, *, own_thread: bool) -> None:
         """Begin to open it, in the running event loop or in a thread of its own."""
-        if self.settings.options.own_thread:
+        if own_thread or self.settings.options.own_thread:
             self._thread = Thread(target=partial(asyncio.run, self._keep()), name=_KEEPER, daemon=True)
             self._thread.start()
         else:
@@ -97,14 +97,22 @@ class SharedOutbox:
     # In any event loop.
 
     async def wait(self, future: Future[None]) -> None:
-        """Wait until it has been opened, or has ended, well or not.
-
-        :raises LoopEnded: its loop was closed, or stands still.
-        """
+        """Wait until it has been opened, or has ended, well or not."""
         if not self._begun.done():
             await asyncio.wait((asyncio.wrap_future(self._begun),))
         if not future.done() and self.home is not None and not await self.home.wait(future):
             raise LoopEnded(begun=False)
+
+    def block_until(self, future: Future[None]) -> None:
+        """Do as :meth:`wait` in a thread, which is blocked meanwhile."""
+        self._begun.result()
+        if not future.done() and self.home is not None and not self.home.block_until(future):
+            raise LoopEnded(begun=False)
+
+    def join_thread(self) -> None:
+        """Wait until the thread of its own has ended, if it has one."""
+        while self._thread is not None and self._thread.is_alive():
+            self._thread.join(POLL_INTERVAL_SECONDS)
 
     # In its own loop.
 
@@ -168,19 +176,19 @@ class Registry:
 
     def find(self, settings: HistorySettings) -> SharedOutbox | None:
         """Return the outbox that is open on a file; with the lock held."""
-        found = next((one for one in self.outboxes if one.is_on(settings)), None)
-        if found is not None and found.orphaned:
-            self.remove(found)
-            found.abandon()
+        outbox = next((outbox for outbox in self.outboxes if outbox.is_on(settings)), None)
+        if outbox is not None and outbox.orphaned:
+            self.remove(outbox)
+            outbox.abandon()
             return None
-        return found
+        return outbox
 
-    def begin(self, settings: HistorySettings) -> SharedOutbox:
+    def begin(self, settings: HistorySettings, *, own_thread: bool) -> SharedOutbox:
         """Begin to open an outbox in this process; with the lock held."""
         outbox = SharedOutbox(self, settings)
         self.outboxes.append(outbox)
         try:
-            outbox.start()
+            outbox.start(own_thread=own_thread)
         except BaseException:  # no thread could be started
             self.outboxes.remove(outbox)
             raise
@@ -224,10 +232,7 @@ class SharedAccess:
 
     @property
     def parts(self) -> Parts:
-        """The parts of the outbox, which belong to its loop.
-
-        :raises Closed: it has not been opened.
-        """
+        """The parts of the outbox, which belong to its loop."""
         if self._parts is None:
             raise Closed(_NOT_OPEN)
         return self._parts
@@ -236,8 +241,8 @@ class SharedAccess:
     def home_loop(self) -> asyncio.AbstractEventLoop | None:
         """The loop in which the file is open or being opened, by this history or another one."""
         with self.registry.lock:
-            found = self.registry.find(self.settings)
-            return None if found is None or found.home is None else found.home.loop
+            outbox = self.registry.find(self.settings)
+            return None if outbox is None or outbox.home is None else outbox.home.loop
 
     async def run(self, work: Callable[[], Awaitable[T]]) -> T:
         """Return or raise what ``await work()`` does in the loop of the outbox; open it if needed."""
@@ -279,11 +284,39 @@ class SharedAccess:
             if self.loop is not None and outbox.home is not None:
                 return outbox.home
 
-    async def open_here(self, method: str) -> None:
-        """Open the outbox if needed, for a method that works in its loop only.
+    def block_until_open(self) -> HomeLoop:
+        """Do as :meth:`prepare` in a thread, which is blocked meanwhile; what it opens has a loop of its own."""
+        while True:
+            outbox, joined = self._join(own_thread=True)
+            if self.loop is not None and joined and outbox.home is not None:
+                return outbox.home
+            if not joined:
+                outbox.block_until(outbox.ended)
+                continue
+            self._opening += 1
+            try:
+                outbox.block_until(outbox.opened)
+                outbox.opened.result()
+            except BaseException:  # an interruption too
+                if self._opening == 1 and self.loop is None and not self._release(outbox):
+                    outbox.block_until(outbox.ended)
+                    outbox.join_thread()
+                raise
+            finally:
+                self._opening -= 1
 
-        :raises InvalidInput: this is another loop.
-        """
+    def block_until_closed(self) -> None:
+        """Do as :meth:`close` in a thread, which is blocked meanwhile, for a history whose calls have ended."""
+        with self.registry.lock:
+            self._closed = True
+            outbox = self._outbox
+        if outbox is not None and outbox.pid == os.getpid() and not self._release(outbox):
+            outbox.block_until(outbox.ended)
+            outbox.join_thread()
+            outbox.ended.result()
+
+    async def open_here(self, method: str) -> None:
+        """Open the outbox if needed, for a method that works in its loop only."""
         if not (await self.prepare()).here:
             raise InvalidInput(
                 "connection",
@@ -292,11 +325,7 @@ class SharedAccess:
             )
 
     async def close(self) -> None:
-        """Leave the outbox, which closes it if no other history is in it. Idempotent.
-
-        :raises OutboxUnavailable: this task holds a transaction, for which closing would wait; or the loop of the
-            outbox stands still.
-        """
+        """Leave the outbox, which closes it if no other history is in it. Idempotent."""
         if self.loop is asyncio.get_running_loop():
             self.parts.outbox.gate.refuse_holder("this task holds a transaction on the outbox: end it before closing")
         with self.registry.lock:
@@ -310,7 +339,7 @@ class SharedAccess:
         self._parts = outbox.parts
         self.loop = None if outbox.home is None else outbox.home.loop
 
-    def _join(self) -> tuple[SharedOutbox, bool]:
+    def _join(self, *, own_thread: bool = False) -> tuple[SharedOutbox, bool]:
         """Join the outbox on the file, and begin to open it if there is none.
 
         Return False with one that is ending, which is not joined any more.
@@ -322,36 +351,41 @@ class SharedAccess:
                 raise Closed("opened before this process was forked off: open another history here")
             if self._outbox is not None and self.loop is not None and not self.loop.is_closed():
                 return self._outbox, True
-            found = self.registry.find(self.settings)
-            if found is None:
-                found = self.registry.begin(self.settings)
-            elif found.ending:
-                return found, False
+            outbox = self.registry.find(self.settings)
+            if outbox is None:
+                outbox = self.registry.begin(self.settings, own_thread=own_thread)
+            elif outbox.ending:
+                return outbox, False
             else:
-                found.settings.check_same(self.settings)
-            found.histories.add(self)
-            self._outbox = found
-            if found.parts is not None:
-                self.enter(found)
-            return found, True
+                outbox.settings.check_same(self.settings)
+            outbox.histories.add(self)
+            self._outbox = outbox
+            if outbox.parts is not None:
+                self.enter(outbox)
+            return outbox, True
 
     async def _leave(self, outbox: SharedOutbox) -> None:
+        if not self._release(outbox):
+            await outbox.wait(outbox.ended)
+            outbox.ended.result()
+
+    def _release(self, outbox: SharedOutbox) -> bool:
+        """Leave the outbox; return False if it ends now, which has to be waited for."""
         with self.registry.lock:
             outbox.histories.discard(self)
             if outbox is self._outbox:
                 self.loop = None
             if outbox.histories:
-                return
+                return True
             outbox.stop()
         if outbox.orphaned:
             outbox.abandon()
-            return
-        await outbox.wait(outbox.ended)
-        outbox.ended.result()
+            return True
+        return False
 
 
 async def _others_cleaned_up() -> None:
     """Wait for the tasks that are cancelled together with this one, because they may append something yet."""
-    others = [one for one in asyncio.all_tasks() if one.cancelling() and not one.get_name().startswith("letopis-")]
+    others = [task for task in asyncio.all_tasks() if task.cancelling() and not task.get_name().startswith("letopis-")]
     if others:
         await asyncio.wait(others, timeout=CLEANUP_SECONDS)
