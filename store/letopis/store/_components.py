@@ -159,7 +159,7 @@ def build_components(
         dialect,
         partitions=partitions,
         upcasters=upcasters,
-        inline=InlineProjections(projections, dialect),
+        inline=InlineProjections(projections, dialect) if projections else None,
         eraser=eraser,
         now=now,
         serial=embedded,
@@ -168,7 +168,7 @@ def build_components(
     return StoreComponents(
         applier=applier,
         conflicts=dialect.shared(ConflictLookup),
-        trial=Trial(engine, dialect, applier, partitions=partitions),
+        trial=Trial(engine, applier, partitions=partitions),
         reader=reader,
         activity=dialect.shared(ActivityReader),
         lineage=Lineage(reader, PointInTimeReader(dialect, reader=reader, upcasters=upcasters)),

@@ -156,7 +156,7 @@ MOMENTS: Final = (
     Moment(
         name="apply: projections and lanes are written, the log is not",
         who=Who.RELAY,
-        function="letopis.store.write.log:LogWriter.append",
+        function="letopis.store.write.applier:append_to_log",
         side=Side.BEFORE,
         most=3,
         shows=lambda left: left.stored == 0,
@@ -164,7 +164,7 @@ MOMENTS: Final = (
     Moment(
         name="apply: all is written, before the store's commit",
         who=Who.RELAY,
-        function="letopis.store.projections.inline:InlineProjections.apply",
+        function="letopis.store.write.applier:append_to_log",
         side=Side.AFTER,
         most=3,
         shows=lambda left: left.stored == 0,

@@ -93,7 +93,9 @@ BY_SQLSTATE: Final[Mapping[str, FaultRule]] = {
     **dict.fromkeys(("08001", "08004"), UNREACHABLE),
     **dict.fromkeys(("08007", "40003"), UNKNOWN_COMMIT),
     "08P01": PROTOCOL_REFUSED,
-    "0A": _misconfigured("the server lacks a feature that Letopis needs: check that it is not too old"),
+    "0A": _misconfigured(
+        "the server lacks a feature that Letopis needs: check that it is not too old, and remove rules on its tables"
+    ),
     "22": REFUSED_VALUE,
     **dict.fromkeys(("23", "40002", "P0001"), CONSTRAINT),
     "25006": READ_ONLY,

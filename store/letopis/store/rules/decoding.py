@@ -75,6 +75,17 @@ def decode_events(deliveries: Iterable[SequencedEvent], upcasters: Upcasters) ->
     return tuple(decoded)
 
 
+def are_plain(decoded: Iterable[DecodedEvent]) -> bool:
+    """Return True if each event only appends a message: it changes no other, and depends on nothing."""
+    for item in decoded:
+        event = item.delivery.event
+        if type(item.body) is not MessageAppended or item.back or item.expects is not None:
+            return False
+        if event.redacted or event.salt is None:
+            return False
+    return True
+
+
 def target_ids(decoded: Iterable[DecodedEvent]) -> frozenset[str]:
     """Return the ids of the messages that events change, name or put back, whether or not those exist."""
     named = set()

@@ -25,7 +25,7 @@ from letopis.store.rules.decoding import DecodedEvent
 from letopis.store.rules.preconditions import Conflict, with_conflict
 from letopis.store.rules.recorded_messages import reacted
 from letopis.store.rules.redaction import mark_arrived_erased, message_of, strip_event
-from letopis.store.rules.reducer import MessageChange, MessageSink, reduce_event, takes_effect
+from letopis.store.rules.reducer import MAX_TOKENS, MessageChange, MessageSink, reduce_event, takes_effect
 from letopis.store.rules.rows import ConversationRow, MessageRow
 
 ACTIVATION_ORDER_KEY: Final = f"{RESERVED}order"
@@ -69,6 +69,13 @@ class Projected:
         """The versions of the events."""
         return range(self.first, self.first + len(self.events))
 
+    @property
+    def concerns_owner(self) -> bool:
+        """Whether the row of the conversation's owner changes, or may."""
+        row = self.row
+        new_to_owner = row.number is None or self.activations or self.left_at is not None
+        return row.conversation.owner_id is not None and bool(new_to_owner)
+
 
 @dataclass(slots=True, kw_only=True)
 class Unloaded:
@@ -90,6 +97,7 @@ def project_events(
     verdicts: Mapping[int, Conflict] | None = None,
     retain: int = 0,
     unloaded: Unloaded | None = None,
+    plain: bool = False,
 ) -> Projected:
     """Apply fresh events to the row of a conversation and the rows of its messages.
 
@@ -98,7 +106,10 @@ def project_events(
     :param verdicts: the conflicts of events that came too late, by sequence.
     :param retain: forks read events up to this version: a deletion leaves them their content.
     :param unloaded: given if ``targets`` lacks messages that the events take off the path.
+    :param plain: True if :func:`~letopis.store.rules.decoding.are_plain` holds.
     """
+    if plain and row.conversation.state != "deleted":
+        return _append_all(row, decoded)
     inherited = row.conversation.inherits
     running = _Projection(row, targets, verdicts or {}, retain, unloaded)
     for item in decoded:
@@ -106,6 +117,27 @@ def project_events(
     projected = running.projected
     projected.messages = [message for message in running.rows if message.new or message.changed]
     projected.released = inherited and not row.conversation.inherits
+    return projected
+
+
+def _append_all(row: ConversationRow, decoded: Sequence[DecodedEvent]) -> Projected:
+    """Project events that only append messages: what :class:`_Projection` makes of them, in half the time."""
+    state = row.conversation
+    projected = Projected(row=row, first=state.version + 1)
+    version, updated_at = state.version, state.updated_at
+    for item in decoded:
+        version += 1
+        message, event = item.body.message, item.delivery.event  # type: ignore[attr-defined]
+        projected.events.append(event)
+        projected.messages.append(
+            MessageRow(version, message.id, version, None, message.role, _APPENDED, None, None, (), False, True)
+        )
+        if event.occurred_at > updated_at:
+            updated_at = event.occurred_at
+        if message.tokens:
+            state.tokens = min(state.tokens + message.tokens, MAX_TOKENS)
+    state.version, state.updated_at = version, updated_at
+    state.message_count += len(decoded)
     return projected
 
 

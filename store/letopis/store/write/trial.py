@@ -8,7 +8,6 @@ from uuid import uuid4
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from letopis.store.database.dialects import Dialect
 from letopis.store.database.fault_classification import translated
 from letopis.store.model.codec import encode, encode_message
 from letopis.store.model.event_types import ConversationStarted
@@ -28,9 +27,8 @@ _TRIAL_TEXT: Final = (
 class Trial:
     """Applies ordinary events to one history store, and rolls them back."""
 
-    def __init__(self, engine: AsyncEngine, dialect: Dialect, applier: Applier, *, partitions: int) -> None:
+    def __init__(self, engine: AsyncEngine, applier: Applier, *, partitions: int) -> None:
         self._engine = engine
-        self._dialect = dialect
         self._applier = applier
         self._partitions = partitions
 
@@ -46,11 +44,11 @@ class Trial:
         async with self._applier.write_lock:
             with translated():
                 async with self._engine.connect() as connection:
-                    await self._dialect.begin_apply(connection)
+                    transaction = self._applier.begin(connection, origin)
                     for part in trial_batches(partition=partition, partitions=self._partitions):
                         decoded = DecodedBatch(NO_UPCASTERS)
                         await decoded.decode([part])
-                        await self._applier.run_phases(connection, origin, [part], decoded)
+                        await self._applier.run_phases(transaction, [part], decoded)
                     await connection.rollback()
 
 

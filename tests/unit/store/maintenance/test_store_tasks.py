@@ -18,7 +18,7 @@ from letopis.store.read.task_marks import PendingTasks
 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("write.removed_messages", "write.redaction"):
+    for module in ("write.loading", "write.redaction"):
         monkeypatch.setattr(f"letopis.store.{module}.MAX_ROWS_PER_TRANSACTION", 3)
     monkeypatch.setattr("letopis.store.maintenance.task_steps.STEP_SECONDS", 0.0)
     monkeypatch.setattr("letopis.store.maintenance.task_steps.PIECE_VERSIONS", 2)
