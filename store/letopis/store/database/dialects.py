@@ -22,7 +22,6 @@ _MAX_LOOKUP_VALUES: Final = 1_000
 """Values in one lookup. SQLite takes 32,766 parameters; shorter statements stay in the caches."""
 Statement = TypeVar("Statement", bound=sa.GenerativeSelect)
 Statements = TypeVar("Statements")
-T = TypeVar("T")
 
 LOG_IDLE_SECONDS: Final = 3.0
 """How long a transaction that holds a counter of the log may wait for its client, for which all others wait."""
@@ -42,9 +41,8 @@ class Dialect(ABC):
     """How often the database counts an overwritten row at most; a row that was not is counted 0 times."""
 
     def __init__(self) -> None:
-        # One instance a store, so that the text of each statement is made once.
-        self._insert_text = _Memo(self._insert)
-        self._overwrite_text = _Memo(self._overwrite)
+        self._texts: dict[sa.Table, tuple[str, str]] = {}
+        self._uuids: dict[sa.Table, list[int]] = {}
 
     def shared(self, build: Callable[[Any], Statements]) -> Statements:
         """Return the statements that ``build`` makes for this kind of database, made once a process.
@@ -92,7 +90,8 @@ class Dialect(ABC):
         :raises StoreFault: the database reports another number of rows.
         """
         if rows:
-            result = await connection.exec_driver_sql(self._insert_text[table], self._bound(table, rows))
+            insert, _ = self._texts.get(table) or self._write_texts(table)
+            result = await connection.exec_driver_sql(insert, self._bound(table, rows))
             if result.rowcount != len(rows):
                 check_row_count(table, result.rowcount, len(rows))
 
@@ -102,7 +101,8 @@ class Dialect(ABC):
         :raises StoreFault: the database reports another number of rows.
         """
         if rows:
-            result = await connection.exec_driver_sql(self._overwrite_text[table], self._bound(table, rows))
+            _, overwrite = self._texts.get(table) or self._write_texts(table)
+            result = await connection.exec_driver_sql(overwrite, self._bound(table, rows))
             if result.rowcount != len(rows):
                 check_row_count(table, result.rowcount, len(rows), most=self.counts_per_overwrite * len(rows))
 
@@ -135,6 +135,11 @@ class Dialect(ABC):
         await self.overwrite(connection, log_heads, heads)
         return before
 
+    def _write_texts(self, table: sa.Table) -> tuple[str, str]:
+        """Return the text of an insert and of an overwrite, made once for each table."""
+        texts = self._texts[table] = self._insert(table), self._overwrite(table)
+        return texts
+
     @abstractmethod
     def _insert(self, table: sa.Table) -> str: ...
 
@@ -143,28 +148,15 @@ class Dialect(ABC):
 
     def _bound(self, table: sa.Table, rows: Sequence[TableRow]) -> Any:
         """Return rows as the driver takes them: ids as 16 bytes."""
-        if not (indexes := _UUID_INDEXES[table]):
+        if (indexes := self._uuids.get(table)) is None:
+            columns_of = enumerate(table.columns)
+            indexes = self._uuids[table] = [index for index, column in columns_of if isinstance(column.type, Uuid16)]
+        if not indexes:
             return rows
         columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
         for index in indexes:
             columns[index] = [None if value is None else value.bytes for value in columns[index]]
         return list(zip(*columns, strict=True))
-
-
-class _Memo(dict[sa.Table, T]):
-    """A value for each table, made when it is first used."""
-
-    def __init__(self, make: Callable[[sa.Table], T]) -> None:
-        self._make = make
-
-    def __missing__(self, table: sa.Table) -> T:
-        made = self[table] = self._make(table)
-        return made
-
-
-_UUID_INDEXES: Final = _Memo[Sequence[int]](
-    lambda table: [index for index, column in enumerate(table.columns) if isinstance(column.type, Uuid16)]
-)
 
 
 class SQLite(Dialect):
