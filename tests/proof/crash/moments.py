@@ -196,7 +196,7 @@ MOMENTS: Final = (
     Moment(
         name="acknowledgement: written, not committed",
         who=Who.RELAY,
-        function="letopis.outbox.relay.write_back:acknowledge",
+        function="letopis.outbox.relay.lease:acknowledge",
         side=Side.AFTER,
         most=3,
         shows=lambda left: left.stored > 0 and left.written_off == 0,
@@ -234,7 +234,7 @@ MOMENTS: Final = (
     Moment(
         name="lease: the row says that it is free, the lock is still held",
         who=Who.LEAVING,
-        function="letopis.outbox.relay.lease_lock:LeaseLock.release",
+        function="letopis.outbox.relay.lease:LeaseLock.release",
         side=Side.BEFORE,
         shows=lambda left: left.written_off == left.owed,
     ),

@@ -233,7 +233,7 @@ async def _all_once(found: DaemonSettings) -> None:
 
 async def _once(path: Path, found: DaemonSettings) -> None:
     from letopis.outbox.event_log.lanes import count_lanes
-    from letopis.outbox.relay.reporting import logger
+    from letopis.outbox.relay.outcome import logger
 
     async with _opened(path, found) as (outbox, relay):
         logger.info("delivering once: %s", relay.route)

@@ -133,6 +133,7 @@ class DueBatches:
     :ivar incarnation: the relay that held the lease when this was read; outcomes are fenced by it.
     :ivar full: ``True`` if a limit was reached or another partition is due, so that more may be due.
     :ivar bound: the history store to deliver to.
+    :ivar suspects: the lanes that were refused before.
     """
 
     batches: tuple[LaneBatch, ...]
@@ -142,6 +143,7 @@ class DueBatches:
     incarnation: int
     full: bool = False
     bound: StoreBinding = UNBOUND
+    suspects: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +220,7 @@ def next_batch(
             incarnation=incarnation_of(cursor),
             full=full,
             bound=binding_of(cursor),
+            suspects=[lane.conversation_id for lane in lanes if lane.attempts],
         )
 
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.event_log.effects import erase_delivered
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.relay.reporting import log_context, logger
+from letopis.outbox.relay.outcome import log_context, logger
 from letopis.store.errors import LetopisError, OutboxFull, OutboxUnavailable
 
 TIDY_INTERVAL_SECONDS: Final = 5.0

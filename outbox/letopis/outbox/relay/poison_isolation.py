@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from letopis.outbox.relay.send_result import Refusal, SendResult
+from letopis.outbox.relay.outcome import Refusal, SendResult
 from letopis.outbox.retry.fault_attribution import (
     ISOLATE_AFTER_FAILURES,
     STORE_FAULT_CLASSES,
@@ -17,7 +17,7 @@ from letopis.outbox.retry.fault_attribution import (
     as_store_fault,
 )
 from letopis.outbox.retry.policy import RetryPolicy
-from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.faults import POOL_TIMEOUT_CODE, FaultClass, StoreFault
 from letopis.store.errors import Closed, HistoryDiverged, LetopisError, OriginSuperseded, SequenceGap
 from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, SequencedEvent
 from letopis.store.rules.preconditions import batch_of
@@ -77,22 +77,29 @@ class PoisonIsolation:
 
         :param suspects: conversations to be sent on their own, after the others.
         """
-        failures = self._attribution.failures_while_others_succeeded
-        alone = {one.conversation_id for one in batches if failures(one.conversation_id) >= ISOLATE_AFTER_FAILURES}
-        alone.update(suspects)
-        together = [one for one in batches if one.conversation_id not in alone]
-        # The most suspicious last: it may be the one that ends the turn of the others.
-        isolated = sorted(
-            (one for one in batches if one.conversation_id in alone), key=lambda one: failures(one.conversation_id)
-        )
         sent = SendResult()
-        for group in ([together] if together else []) + [[one] for one in isolated]:
+        for group in self._groups(batches, suspects):
             if not await self._send(group, sent):
                 break
-        if sent.fault is None and self._all_refused(sent):
-            await self._try_the_rest(batches, sent)
-        self._attribute(sent)
+        if sent.undecided or sent.fault is not None:
+            if sent.fault is None and self._all_refused(sent):
+                await self._try_the_rest(batches, sent)
+            self._attribute(sent)
         return sent
+
+    def _groups(self, batches: Sequence[LaneBatch], suspects: Iterable[str]) -> Sequence[Sequence[LaneBatch]]:
+        charges = self._attribution.charges
+        alone = {name for name, count in charges.items() if count >= ISOLATE_AFTER_FAILURES} if charges else set[str]()
+        alone.update(suspects)
+        if not alone:
+            return [batches] if batches else []
+        together = [lane for lane in batches if lane.conversation_id not in alone]
+        # The most suspicious last: it may be the one that ends the turn of the others.
+        isolated = sorted(
+            (lane for lane in batches if lane.conversation_id in alone),
+            key=lambda lane: charges.get(lane.conversation_id, 0),
+        )
+        return ([together] if together else []) + [[lane] for lane in isolated]
 
     async def _send(self, lanes: Sequence[LaneBatch], sent: SendResult) -> bool:
         """Send lanes in one transaction, or in parts; return False if no more must be sent."""
@@ -194,12 +201,12 @@ class PoisonIsolation:
             sent.refusals.append(refusal if charged else replace(refusal, charged=False))
 
     def _is_store_fault(self, fault: StoreFault, lanes: Sequence[LaneBatch]) -> bool:
-        return self._attribution.is_store_fault(fault, [one.conversation_id for one in lanes])
+        return self._attribution.is_store_fault(fault, [lane.conversation_id for lane in lanes])
 
     def _fail(self, fault: StoreFault, lanes: Sequence[LaneBatch], sent: SendResult) -> None:
         sent.fault = fault
-        sent.suspects = tuple(one.conversation_id for one in lanes)
-        if fault.fault_class is not FaultClass.WRONG_STORE:
+        sent.suspects = tuple(lane.conversation_id for lane in lanes)
+        if fault.fault_class is not FaultClass.WRONG_STORE and fault.code != POOL_TIMEOUT_CODE:
             self._attribution.record_store_fault(sent.suspects)
 
     async def _record(
@@ -209,15 +216,17 @@ class PoisonIsolation:
 
         Return False if no more must be sent.
         """
-        by_id = {one.conversation_id: one for one in lanes}
+        by_id = {lane.conversation_id: lane for lane in lanes}
+        succeeded = list[str]()
         for applied in result.applied:
+            succeeded.append(applied.conversation_id)
             sent.inserted += applied.inserted
             sent.duplicates += applied.duplicates
             if applied.superseded:
                 sent.superseded.setdefault(applied.conversation_id, {}).update(applied.superseded)
             sent.delivered[applied.conversation_id] = by_id[applied.conversation_id].deliveries[-1].sequence
         if is_success:
-            self._attribution.record_success([applied.conversation_id for applied in result.applied])
+            self._attribution.record_success(succeeded)
         for refused in result.refused:
             lane = by_id[refused.conversation_id]
             if isinstance(refused, SequenceGap):
@@ -259,7 +268,7 @@ class PoisonIsolation:
             kind = found.fault_class
             sent.faults[str(kind)] += 1
             slow = kind is FaultClass.UNAVAILABLE and self._monotonic() - start > IMMEDIATE_RETRY_LIMIT_SECONDS
-            if slow or tries >= _MAX_TRIES.get(kind, 1):
+            if slow or found.code == POOL_TIMEOUT_CODE or tries >= _MAX_TRIES.get(kind, 1):
                 return found
             await self._sleep(_IMMEDIATE_RETRIES.delay(tries, uniform=self._uniform))
 

@@ -25,7 +25,7 @@ from letopis.outbox.event_log.acknowledge import Rewound, is_current_lease, rewi
 from letopis.outbox.event_log.lanes import delivered_positions, delivered_positions_of, lost_lanes
 from letopis.outbox.event_log.records.lookups import pruned_lanes
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.relay.reporting import log_context, logger
+from letopis.outbox.relay.outcome import log_context, logger
 from letopis.outbox.retry.fault_attribution import STORE_FAULT_CLASSES
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import StoreFault

@@ -16,7 +16,7 @@ from letopis.outbox.event_log.bound_store import (
 from letopis.outbox.event_log.destination import destination_of
 from letopis.outbox.event_log.rebind import delivered_lanes
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.relay.reporting import logger
+from letopis.outbox.relay.outcome import logger
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.store_identity import check_identity, check_not_moved, expect_store, short_id

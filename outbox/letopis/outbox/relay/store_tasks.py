@@ -8,7 +8,7 @@ from typing import Final
 from uuid import UUID
 
 from letopis.outbox.concurrency.clock import Clock
-from letopis.outbox.relay.reporting import log_context, logger
+from letopis.outbox.relay.outcome import log_context, logger
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import StoreFault
 from letopis.store.database.store_identity import expect_store

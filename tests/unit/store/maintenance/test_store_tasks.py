@@ -34,7 +34,7 @@ async def test_a_relay_carries_out_what_a_deletion_left_and_says_how_far_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("letopis.outbox.relay.heartbeat.HEARTBEAT_SECONDS", 0.0)  # each step is reported
+    monkeypatch.setattr("letopis.outbox.relay.lease.HEARTBEAT_SECONDS", 0.0)  # each step is reported
     async with (
         ConversationStore.open(tmp_path / "history.db") as store,
         History.open(tmp_path / "bot.outbox.db", store=store, watch=False) as history,
@@ -90,7 +90,7 @@ async def test_a_relay_gives_signs_of_life_while_the_store_works_on_a_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("letopis.outbox.relay.heartbeat.HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr("letopis.outbox.relay.lease.HEARTBEAT_SECONDS", 0.1)
     apply = ConversationStore.apply
 
     async def slow(self: ConversationStore, *given: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A relay that is stopped while it holds the log: others go on soon, and its own batch is delivered when it goes on."""
+"""No neighbour stops another: neither a relay stopped while it holds the log, nor those that use all connections."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.relay import Relay
 from letopis.store import ConversationStore
 from letopis.store.database import dialects
+from letopis.store.database.timeouts import Timeouts
 from letopis.store.write import applier, transaction
 from tests.campaigns.invariants import check
 from tests.support.child import command
-from tests.support.relays import relay_on, say
+from tests.support.relays import drained, end, figures, relay_on, say
 
 SOON_SECONDS = 5.0
 LONG_LIMIT_SECONDS = 8
@@ -116,3 +117,26 @@ async def test_it_takes_longer_without_the_limit(
     await neighbour.close()
 
     assert took > SOON_SECONDS
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+async def test_a_wait_for_a_connection_is_no_outage(
+    outbox: OutboxFile, new_store_url: Callable[[str], str], kind: str
+) -> None:
+    """All connections of the process are in use for longer than one is waited for, again and again."""
+    url = new_store_url(kind)
+    async with ConversationStore.open(url, migrate=True, pool_size=1, timeouts=Timeouts(statement=0.2)) as store:
+        await say(outbox, "chat", 1)
+        relay = relay_on(outbox, store)
+        await relay.drain()
+        await say(outbox, "chat", 1)
+        async with store._engine.connect():
+            task = asyncio.create_task(relay.run())
+            await asyncio.sleep(1.5)
+            assert (await figures(outbox)).pending == 1
+            assert relay.breaker.closed
+        await drained(outbox)
+        await end(task)
+
+    assert relay.breaker.trips == 0
+    assert relay.stats.faults.keys() <= {"conflict"}
