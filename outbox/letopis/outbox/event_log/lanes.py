@@ -372,21 +372,21 @@ def lane_of(row: Sequence[Any]) -> Lane:
 def sequenced_event(conversation_id: str, row: Sequence[Any]) -> SequencedEvent:
     """Return the event of a row of the log, from its sequence on."""
     sequence, event_id, type_name, schema_version, data, metadata, digest, salt, occurred_at, redacted = row
-    return SequencedEvent(
-        sequence=sequence,
-        event=EncodedEvent(
-            conversation_id=conversation_id,
-            event_id=uuid_of(event_id),
-            type=type_name,
-            schema_version=schema_version,
-            data=data,
-            metadata=metadata,
-            digest=digest,
-            salt=salt,
-            occurred_at=occurred_at,
-            redacted=bool(redacted),
-        ),
+    if type(data) is not str:
+        data = ""  # the file was damaged: this text matches no digest
+    event = EncodedEvent(
+        conversation_id,
+        uuid_of(event_id),
+        type_name,
+        schema_version,
+        data,
+        metadata,
+        digest,
+        salt,
+        occurred_at,
+        redacted == 1,
     )
+    return SequencedEvent(sequence, event)
 
 
 def _size(event: EncodedEvent) -> int:

@@ -128,7 +128,9 @@ class Dialect(ABC):
         :raises StoreFault: the log is closed, or the database reports another number of rows.
         """
         found = (await connection.execute(self.shared(_locked_heads), {"partitions": sorted(added)})).all()
-        check_counters([row.closed for row in found], expected=len(added))
+        closed = [row.closed for row in found]
+        if len(closed) != len(added) or any(closed):
+            check_counters(closed, expected=len(added))
         before: dict[int, int] = {row.partition: row.position for row in found}
         await self.insert(connection, events, numbered(rows, before))
         heads = [(partition, before[partition] + count, 0) for partition, count in sorted(added.items())]
@@ -230,7 +232,9 @@ class PostgreSQL(Dialect):
         together = [] if len(rows) >= _MIN_COPY_ROWS else rows
         values = self._bound(events, together) if together else ((),) * len(events.columns)
         found = (await connection.exec_driver_sql(_APPEND, (list(added), list(added.values()), *values))).all()
-        check_counters([row.closed for row in found], expected=len(added))
+        closed = [row.closed for row in found]
+        if len(closed) != len(added) or any(closed):
+            check_counters(closed, expected=len(added))
         check_row_count(events, found[0].inserted, len(together))
         check_row_count(log_heads, found[0].moved, len(added))
         before: dict[int, int] = {row.partition: row.position for row in found}

@@ -29,7 +29,7 @@ class Origin:
     store_id: UUID | None = None
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class SequencedEvent:
     """One event of a lane, with its sequence there."""
 

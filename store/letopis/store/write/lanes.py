@@ -157,14 +157,14 @@ class Lanes:
         :param optimistic: do not look up the ids of events beyond the lane's head. If another outbox has delivered one
             of them, an insert will fail, and the batch is applied again without this.
         """
-        heads: dict[str, tuple[int, int, int]] = {}
+        heads: dict[str, tuple[int, ...]] = {}
         # Sorted as a whole, because the lookups of one batch are several statements.
         names = sorted([lane.conversation_id for lane in batch], key=transaction.lock_order)
         for part in in_batches(names):
             key = {"partitions": transaction.partitions_of(part), "conversations": part}
             rows = await transaction.connection.execute(self._heads, {**key, "origin": transaction.origin.origin_id})
             for name, *head in rows:
-                heads[name] = head[0], head[1], head[2]
+                heads[name] = tuple(head)
         compared, looked_up, refused = list[ComparedLane](), list[tuple[str, UUID]](), list[BatchRefused]()
         for delivered in batch:
             name = delivered.conversation_id
