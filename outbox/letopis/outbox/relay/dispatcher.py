@@ -85,8 +85,6 @@ class Dispatcher:
     transaction, fenced by the incarnation under which the batch was read; if that is lost, the batch is sent again and
     the store recognises it.
 
-    :param apply: hands batches to the store; default its own ``apply``.
-    :param memory: what an earlier relay of this process knew of the file.
     :ivar breakers: whether deliveries are allowed.
     :ivar binding: to which store.
     :ivar retries: of refused events.
@@ -164,11 +162,7 @@ class Dispatcher:
     # The trip of a delivery: claim, prefetch, send, write back; idle work where nothing is due.
 
     async def run_batches(self, limit: int = MAX_BATCHES_PER_RUN) -> StepResult:
-        """Deliver what is due, several batches while all goes well; do idle work where nothing is due.
-
-        :param limit: batches to deliver at most.
-        :raises OutboxUnavailable: the outbox file cannot be read or written.
-        """
+        """Deliver what is due, several batches while all goes well; do idle work where nothing is due."""
         if not (breaker := self.breaker).closed:
             return await self._probe(breaker)
         if self._in_outage:
@@ -410,11 +404,7 @@ class Dispatcher:
         log_rewind(rewound)
 
     async def _idle(self, wait: float | None, *, progress: bool = False) -> StepResult:
-        """Write a heartbeat and run chores, as far as they are due.
-
-        :param wait: seconds until the next step is due.
-        :param progress: whether the store answered: then the heartbeat is always due.
-        """
+        """Write a heartbeat and run chores, as far as they are due."""
         beat = self._heartbeat.due or (progress and self._lease.held)
         if beat and not await self._heartbeat.write(progress=progress):
             return self._fenced()

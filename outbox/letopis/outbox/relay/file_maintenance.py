@@ -23,10 +23,7 @@ Chore = Callable[[sa.Connection], bool]
 
 
 class Chores:
-    """Runs chores, and tidies the outbox file, at intervals. A chore that fails is logged and retried later.
-
-    :param chores: each runs in a write transaction, and returns True if it has more to do at once.
-    """
+    """Runs chores, and tidies the outbox file, at intervals. A chore that fails is logged and retried later."""
 
     def __init__(self, outbox: OutboxFile, chores: Sequence[Chore], *, clock: Clock) -> None:
         self._outbox = outbox
@@ -42,10 +39,7 @@ class Chores:
         self._due = self._clock.after(0)
 
     async def run(self, *, store_available: bool) -> bool:
-        """Run what is due; return True if a chore has more to do at once.
-
-        :param store_available: ``False`` to tidy only: in an outage the outbox file may be what fills the disk.
-        """
+        """Run what is due; return True if a chore has more to do at once."""
         if self._tidy_due.remaining(self._clock) == 0:
             await self._tidy()
         if not store_available or self._due.remaining(self._clock) > 0:

@@ -104,8 +104,6 @@ class LeaseLock:
         """Take the lock if it is free, without waiting; return True if it is held.
 
         Not in a thread: one open() and one flock() that does not wait.
-
-        :raises OSError: the lock file cannot be created or opened.
         """
         if not self.held:
             try:
@@ -144,11 +142,6 @@ class Lease:
     continues.
 
     A fork keeps the lock until the parent *and* all its children end, so fork before a relay runs.
-
-    :param holder: name of this relay, for operators.
-    :param silence: seconds.
-    :param locked: only for tests: ``False`` takes the lease without the lock.
-    :param lock: the lock, where it outlives this object: see :meth:`suspend`.
     """
 
     def __init__(
@@ -178,12 +171,7 @@ class Lease:
         return self.incarnation != 0
 
     async def acquire(self) -> bool:
-        """Take the lease, without waiting, if it is free or its holder has long been silent; return True if it is held.
-
-        :raises OutboxIdentityChanged: the file was given another identity meanwhile, and numbers its events by it.
-        :raises OSError: the lock file cannot be created or opened.
-        :raises OutboxUnavailable: the file cannot be written.
-        """
+        """Take the lease at once if it is free or its holder has long been silent; return True if it is held."""
         if self.held:
             return True
         if self._locked and not self._lock.try_acquire():
@@ -296,10 +284,7 @@ class Heartbeat:
 
 
 def write_heartbeat(connection: sa.Connection, incarnation: int, heartbeat: Heartbeat, *, now_us: int) -> bool:
-    """Update the relay's row in an open write transaction; return False if another relay has taken over.
-
-    :param incarnation: 0 for a relay without the lease: its events are counted, and it is no sign of life.
-    """
+    """Update the relay's row in an open write transaction; return False if another relay has taken over."""
     if incarnation == 0:
         return connection.exec_driver_sql(_COUNT, {"delivered": heartbeat.delivered}).rowcount == 1
     values = asdict(heartbeat) | {"incarnation": incarnation, "now": now_us}
@@ -346,10 +331,7 @@ class HeartbeatWriter:
         self._lease.give_sign_of_life()
 
     async def write(self, *, progress: bool = False) -> bool:
-        """Write a heartbeat now; return False if another relay has taken over.
-
-        :raises OutboxUnavailable: the outbox file cannot be written.
-        """
+        """Write a heartbeat now; return False if another relay has taken over."""
         write = partial(
             write_heartbeat,
             incarnation=self._lease.incarnation,
@@ -400,12 +382,7 @@ def write_back(
     incarnation: int,
     now_us: int,
 ) -> WrittenBack | None:
-    """Write a delivery back in an open write transaction; return ``None`` if another relay has taken over.
-
-    :param due: what was sent, as it was read; its incarnation is the fence.
-    :param failures: the lanes that wait for a retry or are blocked.
-    :param incarnation: of the relay that delivers; 0 without a lease.
-    """
+    """Write a delivery back in an open write transaction; return ``None`` if another relay has taken over."""
     if not is_current_lease(connection, due.incarnation):
         return None
     acknowledged = acknowledge(connection, sent.delivered, now_us=now_us, superseded=sent.superseded)

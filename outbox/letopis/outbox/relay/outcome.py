@@ -256,10 +256,7 @@ class Breakers:
         return True
 
     def trip(self, fault: StoreFault, conversation_ids: Collection[str]) -> None:
-        """Open the breaker that a fault concerns, and log it; none if this process has no connection free.
-
-        :param conversation_ids: what was being delivered, and so may be the cause.
-        """
+        """Open the breaker that a fault concerns, and log it; none if this process has no connection free."""
         if fault.code == POOL_TIMEOUT_CODE:
             logger.info("a delivery waits for a connection of this process: %s", fault, extra=log_context())
             return
@@ -320,10 +317,7 @@ def log_delivery(due: DueBatches, sent: SendResult, failures: Sequence[LaneFailu
 
 
 def log_lane_failure(failure: LaneFailure, *, attempts: int) -> None:
-    """Log that a lane waits for a retry, or is blocked.
-
-    :param attempts: retries that the policy allows an event.
-    """
+    """Log that a lane waits for a retry, or is blocked."""
     lane = failure.lane
     if failure.blocks:
         logger.error(

@@ -46,11 +46,6 @@ class PoisonIsolation:
 
     A refusal is the store's fault if an ordinary event is refused in the same words, or if conversation after
     conversation is refused and none succeeds. Otherwise it is the event's.
-
-    :param apply: the history store's; every error of it is classified here, only ``Closed`` is raised.
-    :param try_out: has the store apply an ordinary event and roll it back.
-    :param deadline: seconds after which a try is abandoned, with unknown outcome.
-    :param sleep: waits for some seconds; injected for tests.
     """
 
     def __init__(
@@ -73,10 +68,7 @@ class PoisonIsolation:
         self._sleep = sleep
 
     async def send(self, batches: Sequence[LaneBatch], *, suspects: Iterable[str] = ()) -> SendResult:
-        """Send one batch a lane, each event at most once and in this order; return the outcome.
-
-        :param suspects: conversations to be sent on their own, after the others.
-        """
+        """Send one batch a lane, each event at most once and in this order; return the outcome."""
         sent = SendResult()
         for group in self._groups(batches, suspects):
             if not await self._send(group, sent):

@@ -116,10 +116,6 @@ class Reconciler:
         """Send the store one request, and record what follows from the answer.
 
         An error that is no fault of the store is logged, and the request repeated after the interval.
-
-        :param incarnation: of the relay that compares; nothing is written if another has taken over.
-        :raises StoreFault: the store is unavailable, or refuses the relay.
-        :raises OutboxUnavailable: the outbox file cannot be read or written.
         """
         try:
             if self._all_after is not None:

@@ -66,20 +66,13 @@ class StoreTasks:
         self._unindexed = self._searched
 
     def due(self, *, idle: bool) -> bool:
-        """Return True if a step may have something to do.
-
-        :param idle: whether nothing is due for delivery: then tasks that other relays left are looked for, too.
-        """
+        """Return True if a step may have something to do."""
         return self.pending.tasks > 0 or self._expected or (idle and (self._look.due or self._unindexed))
 
     async def step(self, store_id: UUID | None, *, idle: bool) -> bool:
         """Take a step of a pending task, or of the search index; return True if the next is worth taking at once.
 
         A step that fails is logged and retried later: it delays no delivery.
-
-        :param store_id: identity of the outbox's own store, the only one that is worked on; ``None`` before the outbox
-            is bound to one.
-        :param idle: whether nothing is due for delivery: the index waits for that.
         """
         known = self.pending.tasks > 0
         self._expected = False

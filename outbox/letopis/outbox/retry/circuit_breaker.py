@@ -129,10 +129,7 @@ class Breaker:
         yield frozenset()
 
     def trip(self, fault: StoreFault, conversation_ids: Collection[str]) -> None:
-        """Open, or stay open after a failed probe.
-
-        :param conversation_ids: what was being delivered, and so may be the cause.
-        """
+        """Open, or stay open after a failed probe."""
         if self.state is BreakerState.OPEN:
             return  # what another relay had in flight when it opened reveals nothing new
         if self.closed:

@@ -60,10 +60,7 @@ class Dialect(ABC):
 
     @asynccontextmanager
     async def transaction(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-        """Run a writing transaction, and commit it unless the block raises.
-
-        :raises StoreFault: the database failed.
-        """
+        """Run a writing transaction, and commit it unless the block raises."""
         with translated():
             async with engine.connect() as connection:
                 await self.begin_apply(connection)
@@ -84,11 +81,7 @@ class Dialect(ABC):
         return column.in_(sa.bindparam(name, expanding=True))
 
     async def insert(self, connection: AsyncConnection, table: sa.Table, rows: Sequence[TableRow]) -> None:
-        """Insert new rows.
-
-        :raises sqlalchemy.exc.IntegrityError: one exists.
-        :raises StoreFault: the database reports another number of rows.
-        """
+        """Insert new rows."""
         if rows:
             insert, _ = self._texts.get(table) or self._write_texts(table)
             result = await connection.exec_driver_sql(insert, self._bound(table, rows))
@@ -96,10 +89,7 @@ class Dialect(ABC):
                 check_row_count(table, result.rowcount, len(rows))
 
     async def overwrite(self, connection: AsyncConnection, table: sa.Table, rows: Sequence[TableRow]) -> None:
-        """Overwrite existing, locked rows, found by primary key.
-
-        :raises StoreFault: the database reports another number of rows.
-        """
+        """Overwrite existing, locked rows, found by primary key."""
         if rows:
             _, overwrite = self._texts.get(table) or self._write_texts(table)
             result = await connection.exec_driver_sql(overwrite, self._bound(table, rows))
@@ -122,10 +112,6 @@ class Dialect(ABC):
 
         All writers share the counter of a partition. From here on the transaction may stand still for
         :data:`LOG_IDLE_SECONDS` only, or the server ends it: a process that was stopped must not stop all others.
-
-        :param added: how many events each partition gets; may be 0.
-        :param rows: the events, in order; their positions count from 1 in each partition.
-        :raises StoreFault: the log is closed, or the database reports another number of rows.
         """
         found = (await connection.execute(self.shared(_locked_heads), {"partitions": sorted(added)})).all()
         closed = [row.closed for row in found]
@@ -284,10 +270,7 @@ class MariaDB(Dialect):
 
 
 def numbered(rows: Iterable[TableRow], before: Mapping[int, int]) -> list[TableRow]:
-    """Return rows of the log with their final positions.
-
-    :param before: the counter of each partition before them.
-    """
+    """Return rows of the log with their final positions."""
     return [(row[0], before[row[0]] + row[1], *row[2:]) for row in rows]
 
 
@@ -297,10 +280,7 @@ def _locked_heads(dialect: Dialect) -> sa.Select[Any]:
 
 
 def dialect_for(name: str) -> Dialect:
-    """Return the dialect by SQLAlchemy's name of the database.
-
-    :raises ConfigurationError: it is none of the three.
-    """
+    """Return the dialect by SQLAlchemy's name of the database."""
     match name:
         case "sqlite":
             return SQLite()
@@ -312,11 +292,7 @@ def dialect_for(name: str) -> Dialect:
 
 
 def check_row_count(table: sa.Table, taken: int, planned: int, *, most: int | None = None) -> None:
-    """Compare the number of rows that a statement wrote with the planned one.
-
-    :param most: the highest number that the database may report; by default one for each row.
-    :raises StoreFault: ``MISCONFIGURED``, with the name of the table: do not commit the transaction.
-    """
+    """Compare the number of rows that a statement wrote with the planned one."""
     if planned <= taken <= (planned if most is None else most):
         return
     raise StoreFault(

@@ -45,11 +45,7 @@ class DecodedEvent:
 
 
 def decode_events(deliveries: Iterable[SequencedEvent], upcasters: Upcasters) -> tuple[DecodedEvent, ...]:
-    """Return the events of a delivery as every reader will read them.
-
-    :raises InvalidInput: the content does not match its digest, so the outbox was damaged, or a key that the store
-        keeps in a column of its own does not fit there. Both mean that the event cannot be applied.
-    """
+    """Return the events of a delivery as every reader will read them."""
     decoded, plain = list[DecodedEvent](), upcasters is NO_UPCASTERS
     for delivery in deliveries:
         event = delivery.event
@@ -111,10 +107,7 @@ def target_ids(decoded: Iterable[DecodedEvent]) -> frozenset[str]:
 
 
 def removal_bound(decoded: Iterable[DecodedEvent], targets: Iterable[MessageRow]) -> int | None:
-    """Return the version after which events may take messages off the path; ``None`` if they take none.
-
-    :param targets: the stored messages that the events name.
-    """
+    """Return the version after which events may take messages off the path; ``None`` if they take none."""
     known: dict[str, int] = {}
     for row in targets:
         known[row.message_id] = min(row.version, known.get(row.message_id, row.version))

@@ -99,15 +99,7 @@ def project_events(
     unloaded: Unloaded | None = None,
     plain: bool = False,
 ) -> Projected:
-    """Apply fresh events to the row of a conversation and the rows of its messages.
-
-    :param row: the conversation as it stands; changed in place.
-    :param targets: the stored messages that the events may change or take off the path; changed in place.
-    :param verdicts: the conflicts of events that came too late, by sequence.
-    :param retain: forks read events up to this version: a deletion leaves them their content.
-    :param unloaded: given if ``targets`` lacks messages that the events take off the path.
-    :param plain: True if :func:`~letopis.store.rules.decoding.are_plain` holds.
-    """
+    """Apply fresh events to the row of a conversation and the rows of its messages."""
     if plain and row.conversation.state != "deleted":
         return _append_all(row, decoded)
     inherited = row.conversation.inherits
@@ -147,9 +139,6 @@ def conflicts_of_shown(
     """Return the conflicts of messages that were on the path before a delivery, and left it by an earlier event of it.
 
     They exist already, so the delivery does not append them, but their sender must learn of the conflict.
-
-    :param decoded: the fresh events of the delivery, which were projected.
-    :param shown: the versions of such messages, by their sequence in the delivery.
     """
     sequences = {version: item.delivery.sequence for version, item in zip(projected.versions, decoded, strict=True)}
     left = {row.version: row.left_at for row in projected.messages}

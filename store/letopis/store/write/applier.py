@@ -69,10 +69,7 @@ class DecodedBatch:
                     await asyncio.sleep(0)
 
     def of(self, deliveries: Sequence[SequencedEvent]) -> tuple[Any, ...]:
-        """Return decoded events of one lane of the batch.
-
-        :raises StoreFault: ``POISON``: one of them cannot be applied.
-        """
+        """Return decoded events of one lane of the batch."""
         decoded = tuple(map(self._decoded.get, map(id, deliveries)))
         if None not in decoded:
             return decoded
@@ -192,8 +189,6 @@ class Applier:
         """Apply a batch in a transaction, which the caller commits or rolls back.
 
         All writers take their locks in the order of these phases, and sorted inside each, so that none deadlocks.
-
-        :param optimistic: see :meth:`Lanes.compare`.
         """
         await self._registration.register(transaction)
         accepted, refused = await self._lanes.compare(transaction, batch, decoded.of, optimistic=optimistic)

@@ -152,11 +152,7 @@ class Lanes:
     async def compare(
         self, transaction: ApplyTransaction, batch: Sequence[LaneBatch], decode: Decode, *, optimistic: bool
     ) -> tuple[list[AcceptedLane], list[BatchRefused]]:
-        """Lock the lanes and find out which events of each are new; return those accepted and those refused.
-
-        :param optimistic: do not look up the ids of events beyond the lane's head. If another outbox has delivered one
-            of them, an insert will fail, and the batch is applied again without this.
-        """
+        """Lock the lanes and find out which events of each are new; return those accepted and those refused."""
         heads: dict[str, tuple[int, ...]] = {}
         # Sorted as a whole, because the lookups of one batch are several statements.
         names = sorted([lane.conversation_id for lane in batch], key=transaction.lock_order)

@@ -148,9 +148,6 @@ class RemovalBudget:
         """Return the stored messages that fresh events change, including those that they take off the path.
 
         If those are more than the budget has left, return ``targets`` alone and the number of the others.
-
-        :param conversation: its state before the events.
-        :param targets: the stored messages that the events name.
         """
         fresh, key, version = lane.fresh, lane.key, conversation.version
         after = removal_bound(fresh, targets)

@@ -41,10 +41,7 @@ class OwnerRow:
         self.active, self.by, self.order, self.changed = conversation_id, origin_id, order, True
 
     def as_row(self, partitions: int) -> TableRow:
-        """Return the values in the order of the table's columns.
-
-        :param partitions: how many the log has.
-        """
+        """Return the values in the order of the table's columns."""
         active_partition = None if self.active is None else partition_of(self.active, partitions)
         partition = partition_of(self.owner_id, partitions)
         return (partition, self.owner_id, self.active, active_partition, self.number, self.by, self.order)
@@ -126,10 +123,7 @@ async def write_owners(
     projected: Sequence[Projected],
     rows: Mapping[str, OwnerRow],
 ) -> None:
-    """Move the marks of the active conversations, and write the rows of the owners.
-
-    :param projected: all conversations of the batch.
-    """
+    """Move the marks of the active conversations, and write the rows of the owners."""
     origin_id = transaction.origin.origin_id
     left: dict[str, list[tuple[int, str]]] = {}
     for item in projected:
@@ -163,8 +157,6 @@ async def _next_active(
     """Return the owner's conversation with the newest activity when the active one left; ``None`` if none is left.
 
     Activity after that does not count, so that the answer does not depend on when this is delivered.
-
-    :param values: the owner, the conversation that left, the moment, and the conversations that have left since.
     """
     newest = await transaction.execute(statements.newest, **values)
     active: list[tuple[int, str | None]] = [(row.at, row.conversation_id) for row in newest]

@@ -62,11 +62,7 @@ class ConflictLookup:
     async def find_before(
         self, connection: AsyncConnection, key: Mapping[str, Any], event_id: UUID, expects: Precondition, *, head: int
     ) -> Conflict | None:
-        """Return the conflict that an event would have if it were delivered now; ``None`` if it is stored already.
-
-        :param key: of the conversation, with the ``origin`` of the event.
-        :param head: the last sequence of this outbox that is stored.
-        """
+        """Return the conflict that an event would have if it were delivered now; ``None`` if it is stored already."""
         if (await connection.execute(self._batches, {**key, "ids": [event_id]})).first() is not None:
             return None
         sequence = max(head, expects.sequence) + 1

@@ -24,10 +24,7 @@ class RowWriter:
         self._owners = dialect.shared(OwnerStatements)
 
     async def write(self, transaction: ApplyTransaction, lanes: Sequence[AcceptedLane]) -> None:
-        """Write what a batch makes of its conversations, messages and owners.
-
-        :param lanes: with fresh events, in the order of locks.
-        """
+        """Write what a batch makes of its conversations, messages and owners."""
         concerned = [lane.result for lane in lanes if lane.result.concerns_owner]
         owners = await lock_owners(transaction, self._owners, concerned) if concerned else {}
         new_rows, old_rows = list[TableRow](), list[TableRow]()

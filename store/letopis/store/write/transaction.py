@@ -99,11 +99,7 @@ class Registration:
         self._locked = dialect.locked(sa.select(origins).where(known))
 
     async def register(self, transaction: ApplyTransaction) -> None:
-        """Check the store's identity and make the origin known to it.
-
-        :raises StoreFault: ``WRONG_STORE``: the origin is bound to another store, or the history was moved away.
-        :raises OriginSuperseded: a newer copy of the outbox has delivered.
-        """
+        """Check the store's identity and make the origin known to it."""
         origin, now = transaction.origin, transaction.now
         connection, dialect = transaction.connection, transaction.dialect
         row = (await connection.execute(self._found, {"origin": origin.origin_id})).first()

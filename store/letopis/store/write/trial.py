@@ -36,8 +36,6 @@ class Trial:
         """Begin and continue a new conversation in the log partition of another one.
 
         No projection sees it. Faults that only a commit shows, such as a full disk, are not found.
-
-        :raises StoreFault: the store does not accept the events.
         """
         partition = partition_of(conversation_id, self._partitions)
         origin = Origin(origin_id=uuid4(), epoch=1, name="letopis trial")
@@ -53,10 +51,7 @@ class Trial:
 
 
 def trial_batches(*, partition: int, partitions: int) -> tuple[LaneBatch, LaneBatch]:
-    """Return batches that begin and continue a new conversation: they need different privileges on the tables.
-
-    :param partition: the log partition that the conversation has to be in.
-    """
+    """Return batches that begin and continue a new conversation: they need different privileges on the tables."""
     key = uuid4().hex
     names = (f"letopis-trial-{key}-{number}" for number in count())
     name = next(one for one in names if partition_of(one, partitions) == partition)
