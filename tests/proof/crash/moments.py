@@ -227,7 +227,7 @@ MOMENTS: Final = (
     Moment(
         name="prune: committed",
         who=Who.RELAY,
-        function="letopis.outbox.relay.file_maintenance:Chores._run_chores",
+        function="letopis.outbox.relay.idle_work:Chores._run_chores",
         side=Side.AFTER,
         shows=lambda left: left.pruned > 0,
     ),

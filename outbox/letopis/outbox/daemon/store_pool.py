@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.daemon.instrumented_store import InstrumentedStore
 from letopis.outbox.history.store_location import check_apart, store_beside
-from letopis.outbox.relay.store_tasks import TaskLook
+from letopis.outbox.relay.idle_work import TaskLook
 from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.outbox.telemetry.tracing import Spans
 from letopis.store.conversation_store import ConversationStore

@@ -13,7 +13,7 @@ from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.event_log.acknowledge import Rewound
 from letopis.outbox.event_log.lanes import DueBatches, next_batch
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.relay.file_maintenance import Chore, Chores
+from letopis.outbox.relay.idle_work import Chore, Chores, StoreTasks, TaskLook
 from letopis.outbox.relay.lease import HeartbeatWriter, Lease, WrittenBack, write_back
 from letopis.outbox.relay.outcome import (
     Breakers,
@@ -31,7 +31,6 @@ from letopis.outbox.relay.outcome import (
 from letopis.outbox.relay.poison_isolation import PoisonIsolation
 from letopis.outbox.relay.reconcile import ReconcileProgress, Reconciler
 from letopis.outbox.relay.store_binding import BindingGuard
-from letopis.outbox.relay.store_tasks import StoreTasks, TaskLook
 from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.outbox.retry.fault_attribution import FaultAttribution
 from letopis.outbox.retry.policy import RetryPolicy

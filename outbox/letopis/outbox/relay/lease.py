@@ -31,8 +31,8 @@ from letopis.outbox.event_log.acknowledge import (
 from letopis.outbox.event_log.lanes import DueBatches
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.file.sign_of_life import RELEASED, boot_id, give_sign_of_life, last_sign_of_life, lock_path
+from letopis.outbox.relay.idle_work import StoreTasks
 from letopis.outbox.relay.outcome import Breakers, LaneFailure, SendResult, log_context, logger
-from letopis.outbox.relay.store_tasks import StoreTasks
 from letopis.store.errors import OutboxUnavailable
 
 T = TypeVar("T")

@@ -95,14 +95,14 @@ class PoisonIsolation:
 
     async def _send(self, lanes: Sequence[LaneBatch], sent: SendResult) -> bool:
         """Send lanes in one transaction, or in parts; return False if no more must be sent."""
-        found = await self._try(lanes, sent)
-        if isinstance(found, ApplyResult):
-            return await self._record(lanes, found, sent)
-        if self._is_store_fault(found, lanes):
-            self._fail(found, lanes, sent)
+        answer = await self._try(lanes, sent)
+        if isinstance(answer, ApplyResult):
+            return await self._record(lanes, answer, sent)
+        if self._is_store_fault(answer, lanes):
+            self._fail(answer, lanes, sent)
             return False
         if len(lanes) == 1:
-            return await self._find_failing_event(lanes[0], found, sent)
+            return await self._find_failing_event(lanes[0], answer, sent)
         # Every other one, to part failing conversations that stand side by side because they came at the same moment.
         return await self._send(lanes[::2], sent) and await self._send(lanes[1::2], sent)
 
@@ -114,19 +114,19 @@ class PoisonIsolation:
         rest: Sequence[SequencedEvent] = list(lane.deliveries)
         while len(rest) > 1:
             half = LaneBatch(conversation_id=lane.conversation_id, deliveries=tuple(rest[: _middle(rest)]))
-            found = await self._try([half], sent)
-            if isinstance(found, ApplyResult):
+            answer = await self._try([half], sent)
+            if isinstance(answer, ApplyResult):
                 # Not a success of the conversation: its good events prove nothing about the failing one.
-                if not await self._record([half], found, sent, is_success=False):
+                if not await self._record([half], answer, sent, is_success=False):
                     return False
                 if sent.delivered.get(lane.conversation_id) != half.deliveries[-1].sequence:
                     return True  # refused for what the store holds: no later event of the lane can follow
                 rest = rest[len(half.deliveries) :]
-            elif self._is_store_fault(found, [half]):
-                self._fail(found, [half], sent)
+            elif self._is_store_fault(answer, [half]):
+                self._fail(answer, [half], sent)
                 return False
             else:
-                rest, fault = list(half.deliveries), found
+                rest, fault = list(half.deliveries), answer
         failing_event = rest[0]
         refusal = Refusal(
             conversation_id=lane.conversation_id,
@@ -150,10 +150,10 @@ class PoisonIsolation:
         try:
             async with asyncio.timeout(self._deadline):
                 await self._try_out(lane.conversation_id)
-        except StoreFault as found:
-            if found.fault_class in STORE_FAULT_CLASSES:
-                return found
-            return as_store_fault(fault) if str(found) == str(fault) else None
+        except StoreFault as answer:
+            if answer.fault_class in STORE_FAULT_CLASSES:
+                return answer
+            return as_store_fault(fault) if str(answer) == str(fault) else None
         except Closed:
             raise
         except Exception:  # too slow, or a fault of ours: that proves nothing, the next delivery does
@@ -167,14 +167,14 @@ class PoisonIsolation:
     async def _try_the_rest(self, batches: Sequence[LaneBatch], sent: SendResult) -> None:
         """Send the conversations that were not tried yet: if they are refused too, it is the store."""
         tried = {refusal.conversation_id for refusal, _ in sent.undecided} | sent.delivered.keys() | sent.gaps.keys()
-        rest = [one for one in batches if one.conversation_id not in tried]
+        rest = [lane for lane in batches if lane.conversation_id not in tried]
         if rest:
-            found = await self._try(rest, sent)
-            if isinstance(found, ApplyResult):
-                await self._record(rest, found, sent)
+            answer = await self._try(rest, sent)
+            if isinstance(answer, ApplyResult):
+                await self._record(rest, answer, sent)
                 return
-            if found.fault_class in STORE_FAULT_CLASSES:
-                self._fail(found, rest, sent)
+            if answer.fault_class in STORE_FAULT_CLASSES:
+                self._fail(answer, rest, sent)
                 return
         sent.fault = as_store_fault(sent.undecided[-1][1])
 
@@ -225,14 +225,14 @@ class PoisonIsolation:
                 sent.gaps[refused.conversation_id] = refused.head
                 continue
             sequence = refused.sequence if isinstance(refused, HistoryDiverged) else lane.deliveries[0].sequence
-            before = tuple(one for one in lane.deliveries if one.sequence < sequence)
+            before = tuple(delivery for delivery in lane.deliveries if delivery.sequence < sequence)
             if before:
                 part = LaneBatch(conversation_id=lane.conversation_id, deliveries=before)
-                found = await self._try([part], sent)
-                if not isinstance(found, ApplyResult):
-                    self._fail(found, [part], sent)
+                answer = await self._try([part], sent)
+                if not isinstance(answer, ApplyResult):
+                    self._fail(answer, [part], sent)
                     return False
-                if not await self._record([part], found, sent):
+                if not await self._record([part], answer, sent):
                     return False
                 if sent.delivered.get(lane.conversation_id) != before[-1].sequence:
                     continue  # an earlier event was refused this time
@@ -254,14 +254,14 @@ class PoisonIsolation:
         while True:
             tries += 1
             start = self._monotonic()
-            found = await self._apply_once(lanes)
-            if isinstance(found, ApplyResult):
-                return found
-            kind = found.fault_class
+            answer = await self._apply_once(lanes)
+            if isinstance(answer, ApplyResult):
+                return answer
+            kind = answer.fault_class
             sent.faults[str(kind)] += 1
             slow = kind is FaultClass.UNAVAILABLE and self._monotonic() - start > IMMEDIATE_RETRY_LIMIT_SECONDS
-            if slow or found.code == POOL_TIMEOUT_CODE or tries >= _MAX_TRIES.get(kind, 1):
-                return found
+            if slow or answer.code == POOL_TIMEOUT_CODE or tries >= _MAX_TRIES.get(kind, 1):
+                return answer
             await self._sleep(_IMMEDIATE_RETRIES.delay(tries, uniform=self._uniform))
 
     async def _apply_once(self, lanes: Sequence[LaneBatch]) -> ApplyResult | StoreFault:
@@ -288,8 +288,8 @@ class PoisonIsolation:
 def _middle(deliveries: Sequence[SequencedEvent]) -> int:
     """Return where to divide events: between two appends, as long as there are several."""
     middle = len(deliveries) // 2
-    batches = [batch_of(one.event) for one in deliveries]
+    batches = [batch_of(delivery.event) for delivery in deliveries]
     between = [
-        place for place in range(1, len(batches)) if batches[place] is None or batches[place] != batches[place - 1]
+        index for index in range(1, len(batches)) if batches[index] is None or batches[index] != batches[index - 1]
     ]
-    return min(between, key=lambda place: abs(place - middle), default=middle)
+    return min(between, key=lambda index: abs(index - middle), default=middle)

@@ -45,7 +45,7 @@ class FaultAttribution:
     def record_store_fault(self, conversation_ids: Iterable[str]) -> None:
         """Record the conversations of a delivery that failed by a fault of the store."""
         failed = tuple(conversation_ids)
-        own = [one for one in failed if self._store_faults_at.get(one) == self._store_faults]
+        own = [name for name in failed if self._store_faults_at.get(name) == self._store_faults]
         self._store_faults += 1
         self._store_faults_at.update(dict.fromkeys(own, self._store_faults))  # no fault of another conversation
         self.record_failure(failed)
@@ -104,7 +104,7 @@ class FaultAttribution:
     @property
     def refused_alone(self) -> tuple[str, ...]:
         """The conversations that were refused on their own since the last success and are not charged."""
-        return tuple(one for one in self._refused if one not in self.charges)
+        return tuple(name for name in self._refused if name not in self.charges)
 
     @property
     def points_to_store(self) -> bool:

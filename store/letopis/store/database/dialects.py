@@ -253,7 +253,7 @@ class MariaDB(Dialect):
     async def _limit_idle(self, connection: AsyncConnection, seconds: int) -> None:
         """Have the server end a transaction that has written and stands still; 0 for the connection's own limit."""
         if connection.info.get(_IDLE_LIMIT, 0) != seconds:
-            await connection.exec_driver_sql(f"SET SESSION idle_write_transaction_timeout = {seconds}")
+            await connection.exec_driver_sql("SET SESSION idle_write_transaction_timeout = %s", (seconds,))
             connection.info[_IDLE_LIMIT] = seconds
 
     def _insert(self, table: sa.Table) -> str:

@@ -276,9 +276,9 @@ class _Projection(MessageSink):
             message.reactions = ()  # a fold of the log finds it erased before they came
         # Stored events are stripped also if the message is new here: an edit may have been delivered before it.
         self.projected.redactions.add(message.message_id)
-        for place, (event, body) in enumerate(zip(self._events, self._bodies, strict=True)):
+        for index, (event, body) in enumerate(zip(self._events, self._bodies, strict=True)):
             if message_of(event, body) == message.message_id:
-                self._events[place] = strip_event(event)
+                self._events[index] = strip_event(event)
 
     def rewind_to(self, message_id: str, count: int) -> int | None:
         named = self._by_id.get(message_id)
@@ -311,9 +311,9 @@ class _Projection(MessageSink):
 
     def _strip_before(self, *, retained: int, keep: str | None = None) -> None:
         """Strip the events before the current one, but for those that forks read and those of the type ``keep``."""
-        for place, event in enumerate(self._events[:-1]):
-            if self.projected.first + place > retained and event.type != keep:
-                self._events[place] = strip_event(event)
+        for index, event in enumerate(self._events[:-1]):
+            if self.projected.first + index > retained and event.type != keep:
+                self._events[index] = strip_event(event)
 
     def _remove_after(self, after: int) -> int:
         """Take the messages after a version off the path; return how many."""

@@ -76,9 +76,9 @@ class ConflictLookup:
         if (await connection.execute(self._others, key)).first() is None:
             return {}
         found: list[Any] = []
-        for sequence in {one.sequence for _, _, one in conditions if one.version is None and one.sequence <= head}:
+        for sequence in {seen.sequence for _, _, seen in conditions if seen.version is None and seen.sequence <= head}:
             found += await connection.execute(self._last_seen, {**key, "sequence": sequence})
-        for part in in_batches({one.batch_id for _, _, one in conditions if one.batch_id is not None}):
+        for part in in_batches({seen.batch_id for _, _, seen in conditions if seen.batch_id is not None}):
             found += await connection.execute(self._batches, {**key, "ids": part})
         own = [_logged(row, own=True) for row in found]
         after = lowest_seen_version(conditions, own, head=head)

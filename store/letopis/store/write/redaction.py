@@ -103,8 +103,8 @@ class Eraser:
         statement = self._of_messages
         if len(message_ids) <= _MAX_IDS_IN_STATEMENT:
             # The database looks for them, so that a long conversation need not be read here.
-            ids = (orjson.dumps(one).decode() for one in sorted(message_ids))
-            statement = statement.where(sa.or_(*(events.c.data.contains(one, autoescape=True) for one in ids)))
+            ids = (orjson.dumps(name).decode() for name in sorted(message_ids))
+            statement = statement.where(sa.or_(*(events.c.data.contains(name, autoescape=True) for name in ids)))
         removed = list[int]()
         async for rows in self._pages(connection, statement, key, after=0, upto=upto):
             found = [(row, data) for row in rows if (data := decode(row.data)).get("message_id") in message_ids]

@@ -54,7 +54,7 @@ def trial_batches(*, partition: int, partitions: int) -> tuple[LaneBatch, LaneBa
     """Return batches that begin and continue a new conversation: they need different privileges on the tables."""
     key = uuid4().hex
     names = (f"letopis-trial-{key}-{number}" for number in count())
-    name = next(one for one in names if partition_of(one, partitions) == partition)
+    name = next(name for name in names if partition_of(name, partitions) == partition)
     started = Event.of(ConversationStarted(owner_id=f"letopis-trial-{key}", title="A trial"), conversation_id=name)
     first = Message.user(_TRIAL_TEXT)
     second = Message.assistant(_TRIAL_TEXT, tokens=7)
