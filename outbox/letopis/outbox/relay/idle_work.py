@@ -136,8 +136,10 @@ class StoreTasks:
 
     def expect(self, batches: Sequence[LaneBatch]) -> None:
         """Look for tasks in the next step if what was delivered may have left some."""
-        if any(delivery.event.type in _LONG_TYPES for batch in batches for delivery in batch.deliveries):
-            self._expected = True
+        for batch in batches:
+            for delivery in batch.deliveries:
+                if delivery.event.type in _LONG_TYPES:
+                    self._expected = True
         self._unindexed = self._searched
 
     def due(self, *, idle: bool) -> bool:

@@ -155,22 +155,21 @@ class Indexer:
         after: int | None = None,
         stemmed: Mapping[Document, Sequence[IndexRow]] = MappingProxyType({}),
     ) -> int | None:
-        with translated():
-            async with self._engine.begin() as connection:
-                key = {"partition": partition}
-                row = (await connection.execute(self._lock if wait else self._try_lock, key)).first()
-                if row is None:
-                    if (await connection.execute(_CHECKPOINT, key)).first() is not None:
-                        return 0  # another process works on it
-                    await connection.execute(_FIRST.values(partition=partition, updated_at=self._now()))
-                position = 0 if row is None else row.position
-                if after not in (None, position):
-                    return None
-                head = (await connection.execute(_HEAD, key)).scalar_one()
-                found = await self._log.read(connection, partition=partition, after=position, upto=head, limit=limit)
-                if found.events:
-                    await self._write(connection, partition, found, stemmed)
-                return found.events
+        async with self._dialect.transaction(self._engine) as connection:
+            key = {"partition": partition}
+            row = (await connection.execute(self._lock if wait else self._try_lock, key)).first()
+            if row is None:
+                if (await connection.execute(_CHECKPOINT, key)).first() is not None:
+                    return 0  # another process works on it
+                await connection.execute(_FIRST.values(partition=partition, updated_at=self._now()))
+            position = 0 if row is None else row.position
+            if after not in (None, position):
+                return None
+            head = (await connection.execute(_HEAD, key)).scalar_one()
+            found = await self._log.read(connection, partition=partition, after=position, upto=head, limit=limit)
+            if found.events:
+                await self._write(connection, partition, found, stemmed)
+            return found.events
 
     async def _write(
         self,

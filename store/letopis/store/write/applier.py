@@ -11,7 +11,7 @@ from typing import Any, Final
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from letopis.store.database.dialects import Dialect
+from letopis.store.database.dialects import Dialect, numbered
 from letopis.store.database.fault_classification import translated
 from letopis.store.database.fault_rules import HUNG_UP, LOST, rule_of_code
 from letopis.store.database.faults import FaultClass, StoreFault
@@ -158,7 +158,7 @@ class Applier:
                     transaction = self.begin(connection, origin)
                     result = await self.run_phases(transaction, batch, decoded, optimistic=optimistic)
                     if self._inline is not None:
-                        await self._inline.apply(connection, transaction.recorded)
+                        await self._inline.apply(connection, numbered(transaction.appended, transaction.counters))
                     with translated(committing=True):
                         await connection.commit()
                     return result, transaction

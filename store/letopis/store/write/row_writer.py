@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from letopis.store.database.dialects import Dialect, numbered
+from letopis.store.database.dialects import Dialect
 from letopis.store.database.schema import conversations, messages
 from letopis.store.read.task_marks import LEAVE, RESET, Task, write_marks
 from letopis.store.rules.apply_plan import TableRow
@@ -101,8 +101,8 @@ async def append_to_log(transaction: ApplyTransaction, accepted: Sequence[Accept
             version += 1
         added[lane.partition] = position
     transaction.log_locked_at = time.monotonic()
-    before = await transaction.dialect.append_to_log(transaction.connection, added, rows)
-    transaction.recorded = numbered(rows, before)
+    transaction.appended = rows
+    transaction.counters = await transaction.dialect.append_to_log(transaction.connection, added, rows)
 
 
 def _removal_tasks(partition: int, projected: Projected, now: int) -> list[Task]:

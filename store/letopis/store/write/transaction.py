@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -51,7 +51,8 @@ class ApplyTransaction:
     :ivar now: the time to record, in microseconds.
     :ivar lock_order: returns the sort key of a conversation or lane: partition and name, the order of the primary keys,
         which compare bytes on all three databases. Every transaction locks in this order, so that none deadlocks.
-    :ivar recorded: the rows that were added to the log.
+    :ivar appended: the events that were added to the log; in each partition their positions count from 1.
+    :ivar counters: the position of each partition before them.
     :ivar erased: True if content was taken out of what is stored.
     :ivar released: True if conversations may retain content that no fork reads any more.
     :ivar log_locked_at: the monotonic clock just before the counters of the log were locked.
@@ -63,7 +64,8 @@ class ApplyTransaction:
     partitions: int
     now: int
     lock_order: Callable[[str], tuple[int, bytes]] = field(init=False)
-    recorded: list[TableRow] = field(default_factory=list)
+    appended: Sequence[TableRow] = ()
+    counters: Mapping[int, int] = field(default_factory=dict)
     erased: bool = False
     released: bool = False
     log_locked_at: float = math.inf
