@@ -76,7 +76,7 @@ nitpick_ignore_regex = [
     # What only `History` makes.
     ("py:class", r"letopis\.outbox\.history\._opening\.Parts"),
     # What only the daemon gives its relays.
-    ("py:class", r"letopis\.outbox\.relay\.(lease_lock\.LeaseLock|relay\.Watch|relay_memory\.RelayMemory)"),
+    ("py:class", r"letopis\.outbox\.relay\.(lease\.LeaseLock|relay\.Watch|dispatcher\.RelayMemory)"),
 ]
 
 # A public name is documented where people import it from; code and docstrings may name the room where it is defined.

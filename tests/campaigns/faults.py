@@ -211,7 +211,7 @@ async def _(bench: Bench) -> None:
             await bench.at(bench.changed(port=port))
 
 
-@row("all connections of the pool in use", UNAVAILABLE, codes=("pool-timeout",))
+@row("all connections of the pool in use", CONFLICT, codes=("pool-timeout",))
 async def _(bench: Bench) -> None:
     engine = create_store_engine(bench.url, timeouts=SHORT_TIMEOUTS, pool_size=1)
     try:

@@ -167,7 +167,7 @@ async def test_it_comes_to_what_a_short_one_comes_to(
     await carried_out(store, *names, each=5)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("write.removed_messages", "write.redaction", "search.documents"):
+        for module in ("write.loading", "write.redaction", "search.documents"):
             patch.setattr(f"letopis.store.{module}.MAX_ROWS_PER_TRANSACTION", 2_000)
         async with ConversationStore.open(new_store_url("sqlite"), migrate=True) as other:
             await take(other, [*told, *AFTERWARDS[afterwards]])
@@ -188,7 +188,7 @@ async def test_a_fork_of_a_fork_reads_what_was_reset(
     store: ConversationStore, monkeypatch: pytest.MonkeyPatch, between: Body, *, long: bool
 ) -> None:
     if not long:
-        for module in ("write.removed_messages", "write.redaction", "search.documents"):
+        for module in ("write.loading", "write.redaction", "search.documents"):
             monkeypatch.setattr(f"letopis.store.{module}.MAX_ROWS_PER_TRANSACTION", 2_000)
     outbox = await take(
         store,

@@ -89,7 +89,7 @@ async def test_unfinished_work_goes_along(
     kind: str, other: str, new_store_url: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A deletion, a rewind and a reset that are marked: steps run during the copy, and the target does the rest."""
-    for module in ("write.removed_messages", "write.redaction", "search.documents"):
+    for module in ("write.loading", "write.redaction", "search.documents"):
         monkeypatch.setattr(f"letopis.store.{module}.MAX_ROWS_PER_TRANSACTION", 3)
     monkeypatch.setattr("letopis.store.maintenance.task_steps.STEP_SECONDS", 0.0)
     monkeypatch.setattr("letopis.store.maintenance.task_steps.PIECE_VERSIONS", 4)

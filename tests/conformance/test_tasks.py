@@ -32,7 +32,7 @@ LONG = 16
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything of more than three rows is long, and a step is of four versions."""
-    for module in ("write.removed_messages", "write.redaction", "search.documents"):
+    for module in ("write.loading", "write.redaction", "search.documents"):
         monkeypatch.setattr(f"letopis.store.{module}.MAX_ROWS_PER_TRANSACTION", 3)
     monkeypatch.setattr("letopis.store.maintenance.task_steps.STEP_SECONDS", 0.0)
     monkeypatch.setattr("letopis.store.maintenance.task_steps.PIECE_VERSIONS", 4)

@@ -202,7 +202,7 @@ async def test_a_delivery_of_what_the_log_holds_moves_no_lane_of_a_closed_store(
     source: str, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An outbox of another identity delivers events that are there: the log would not change, but its lanes."""
-    real = Applier._apply_once
+    real = Applier.run_phases
 
     async def careful(self: Applier, *given: Any, **_: Any) -> Any:
         # As when the store is closed between a first attempt, which met the events, and the next.
@@ -215,7 +215,7 @@ async def test_a_delivery_of_what_the_log_holds_moves_no_lane_of_a_closed_store(
     async with ConversationStore.open(source) as store:
         await outbox.deliver(store)
         await move(source, target)
-        monkeypatch.setattr(Applier, "_apply_once", careful)
+        monkeypatch.setattr(Applier, "run_phases", careful)
         with pytest.raises(StoreFault, match="moved") as caught:
             await copied.deliver(store)
     assert caught.value.fault_class is FaultClass.WRONG_STORE

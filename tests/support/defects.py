@@ -33,10 +33,10 @@ from letopis.outbox.history.history import History
 from letopis.outbox.history.records import RecordReceipt, Records
 from letopis.outbox.pending_reads.read_path import ReadPath
 from letopis.outbox.pending_reads.record_reads import RecordReads
-from letopis.outbox.relay import dispatcher, write_back
+from letopis.outbox.relay import dispatcher, lease
 from letopis.outbox.relay.dispatcher import Dispatcher
+from letopis.outbox.relay.outcome import Refusal, SendResult
 from letopis.outbox.relay.poison_isolation import PoisonIsolation
-from letopis.outbox.relay.send_result import Refusal, SendResult
 from letopis.outbox.retry import circuit_breaker, fault_attribution
 from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.store.database import sqlite
@@ -425,7 +425,7 @@ def _() -> Iterable[Replacement]:
 
 @defect("a relay that was taken over writes back all the same")
 def _() -> Iterable[Replacement]:
-    yield write_back, "is_current_lease", lambda real: lambda connection, incarnation: True
+    yield lease, "is_current_lease", lambda real: lambda connection, incarnation: True
 
 
 def _newest(batches: Any) -> dict[str, int]:

@@ -157,7 +157,7 @@ def build_components(
         dialect,
         partitions=partitions,
         upcasters=upcasters,
-        inline=InlineProjections(projections, dialect),
+        inline=InlineProjections(projections, dialect) if projections else None,
         eraser=eraser,
         now=now,
         serial=embedded,
@@ -166,7 +166,7 @@ def build_components(
     return StoreComponents(
         applier=applier,
         conflicts=dialect.shared(ConflictLookup),
-        trial=Trial(engine, dialect, applier, partitions=partitions),
+        trial=Trial(engine, applier, partitions=partitions),
         reader=reader,
         lineage=Lineage(reader, PointInTimeReader(dialect, reader=reader, upcasters=upcasters)),
         finder=Finder(dialect, index, reader, partitions=partitions, upcasters=upcasters),

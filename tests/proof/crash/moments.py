@@ -156,7 +156,7 @@ MOMENTS: Final = (
     Moment(
         name="apply: projections and lanes are written, the log is not",
         who=Who.RELAY,
-        function="letopis.store.write.log:LogWriter.append",
+        function="letopis.store.write.applier:append_to_log",
         side=Side.BEFORE,
         most=3,
         shows=lambda left: left.stored == 0,
@@ -164,7 +164,7 @@ MOMENTS: Final = (
     Moment(
         name="apply: all is written, before the store's commit",
         who=Who.RELAY,
-        function="letopis.store.projections.inline:InlineProjections.apply",
+        function="letopis.store.write.applier:append_to_log",
         side=Side.AFTER,
         most=3,
         shows=lambda left: left.stored == 0,
@@ -196,7 +196,7 @@ MOMENTS: Final = (
     Moment(
         name="acknowledgement: written, not committed",
         who=Who.RELAY,
-        function="letopis.outbox.relay.write_back:acknowledge",
+        function="letopis.outbox.relay.lease:acknowledge",
         side=Side.AFTER,
         most=3,
         shows=lambda left: left.stored > 0 and left.written_off == 0,
@@ -227,14 +227,14 @@ MOMENTS: Final = (
     Moment(
         name="prune: committed",
         who=Who.RELAY,
-        function="letopis.outbox.relay.file_maintenance:Chores._run_chores",
+        function="letopis.outbox.relay.idle_work:Chores._run_chores",
         side=Side.AFTER,
         shows=lambda left: left.pruned > 0,
     ),
     Moment(
         name="lease: the row says that it is free, the lock is still held",
         who=Who.LEAVING,
-        function="letopis.outbox.relay.lease_lock:LeaseLock.release",
+        function="letopis.outbox.relay.lease:LeaseLock.release",
         side=Side.BEFORE,
         shows=lambda left: left.written_off == left.owed,
     ),

@@ -118,7 +118,7 @@ def _row(options: Options, kind: str, whole: int, short: int, *, steps: bool = F
 def _in_steps() -> Iterator[None]:
     """Have everything marked, and carried out two versions at a time."""
     with ExitStack() as stack:
-        for module in ("write.removed_messages", "write.redaction"):
+        for module in ("write.loading", "write.redaction"):
             stack.enter_context(patch(f"letopis.store.{module}.MAX_ROWS_PER_TRANSACTION", 0))
         stack.enter_context(patch("letopis.store.maintenance.task_steps.STEP_SECONDS", 0.0))
         stack.enter_context(patch("letopis.store.maintenance.task_steps.PIECE_VERSIONS", 2))

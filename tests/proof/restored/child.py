@@ -29,14 +29,14 @@ def no_binding() -> None:
     """Have an outbox delivered to whichever store is named."""
     from letopis.outbox.relay import store_binding
     from letopis.store.database import store_identity
-    from letopis.store.write import registration
+    from letopis.store.write import transaction
 
     async def asked(*_: Any) -> None:
         await asyncio.sleep(0)
 
     store_binding.check_destination = lambda *_: None  # type: ignore[assignment]
     store_binding.check_store = asked  # type: ignore[assignment]
-    for module in (store_binding, store_identity, registration):
+    for module in (store_binding, store_identity, transaction):
         module.check_identity = lambda *_: None  # type: ignore[attr-defined]
 
 

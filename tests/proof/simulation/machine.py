@@ -21,7 +21,7 @@ import letopis.outbox.drafts.writer_lock
 import letopis.outbox.file.change_watcher
 import letopis.outbox.history.history
 import letopis.outbox.history.sharing
-import letopis.outbox.relay.lease_lock
+import letopis.outbox.relay.lease
 import letopis.outbox.relay.relay
 import letopis.store.database.worker_thread
 import letopis.store.model.events
@@ -99,7 +99,7 @@ def take_over(loop: VirtualLoop, chance: random.Random, disk: Disk) -> Wall:
     for module, names in _THREADS.items():
         for name in names:
             setattr(module, name, getattr(strands, _NAMES.get(name, name)))
-    for place in (letopis.outbox.relay.lease_lock, letopis.outbox.drafts.writer_lock):
+    for place in (letopis.outbox.relay.lease, letopis.outbox.drafts.writer_lock):
         assert hasattr(place, "FileLock")
         place.FileLock = Lock  # type: ignore[misc,assignment]
     _open_outboxes_by_process()

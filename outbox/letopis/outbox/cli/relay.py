@@ -225,7 +225,7 @@ async def _all_once(config: DaemonSettings) -> None:
 
 async def _once(path: Path, config: DaemonSettings) -> None:
     from letopis.outbox.event_log.lanes import count_lanes
-    from letopis.outbox.relay.reporting import logger
+    from letopis.outbox.relay.outcome import logger
 
     async with _opened(path, config) as (outbox, relay):
         logger.info("delivering once: %s", relay.route)

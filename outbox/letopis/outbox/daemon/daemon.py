@@ -24,7 +24,7 @@ from letopis.outbox.daemon.store_pool import StorePool, probe_all
 from letopis.outbox.daemon.systemd import Notifier
 from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.operations.delivery import DeliveryOptions
-from letopis.outbox.relay.stats import RelayStats
+from letopis.outbox.relay.outcome import RelayStats
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.outbox.telemetry.logging import configure_logging
 from letopis.store.database import open_files

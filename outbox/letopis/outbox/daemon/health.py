@@ -16,7 +16,7 @@ from letopis.outbox.event_log.lanes import lane_counts_of
 from letopis.outbox.event_log.statements import query_all, query_one
 from letopis.outbox.file.wal_checkpoint import wal_size
 from letopis.outbox.operations.status import are_late
-from letopis.outbox.relay.stats import RelayStats
+from letopis.outbox.relay.outcome import RelayStats
 from letopis.outbox.retry.circuit_breaker import Breaker
 
 LANE_STATES: Final = ("ready", "retrying", "blocked", "paused")

@@ -28,11 +28,10 @@ from letopis.outbox.file.inspection import read_file
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.file.wal_checkpoint import wal_size
 from letopis.outbox.operations.delivery import Delivery, DeliveryOptions
-from letopis.outbox.relay.lease import SILENCE_SECONDS
-from letopis.outbox.relay.lease_lock import LeaseLock
+from letopis.outbox.relay.dispatcher import RelayMemory
+from letopis.outbox.relay.lease import SILENCE_SECONDS, LeaseLock
+from letopis.outbox.relay.outcome import RelayStats
 from letopis.outbox.relay.relay import Relay
-from letopis.outbox.relay.relay_memory import RelayMemory
-from letopis.outbox.relay.stats import RelayStats
 from letopis.outbox.relay.store_binding import find_refusal
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.cancellation import run_to_completion

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
+from sqlalchemy.engine import URL
+
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.history.store_location import check_apart, store_beside
-from letopis.outbox.relay.store_tasks import TaskLook
+from letopis.outbox.relay.idle_work import TaskLook
 from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.outbox.telemetry.tracing import Spans
 from letopis.store.conversation_store import ConversationStore
@@ -28,7 +30,7 @@ from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
 logger: Final = logging.getLogger("letopis.outbox.daemon")
 
 POOL_SIZE: Final = 2
-"""Connections to one store for all outboxes that deliver to it."""
+"""Connections to one store for all outboxes that deliver to it, unless its URL says another number."""
 PROBE_TIMEOUT_SECONDS: Final = 5.0
 """Time that start-up waits for the first answer of a store; an unavailable store does not fail the start."""
 CLOSE_TIMEOUT_SECONDS: Final = 5.0
@@ -38,6 +40,7 @@ CLOSE_TIMEOUT_SECONDS: Final = 5.0
 class StoreHandle:
     """A history store, the breaker that decides whether it is delivered to, and when its tasks are looked for."""
 
+    url: URL
     instrumented: InstrumentedStore
     breaker: Breaker
     task_look: TaskLook
@@ -50,7 +53,7 @@ class StoreHandle:
     async def rest(self) -> None:
         """Close the connections to the store; the next use opens others. Only while no file is delivered to it."""
         before = self.instrumented.store
-        self.instrumented.store = ConversationStore(before.url, pool_size=POOL_SIZE)
+        self.instrumented.store = ConversationStore(self.url, pool_size=POOL_SIZE)
         await before.close()
 
     @property
@@ -83,6 +86,7 @@ class StorePool:
         if key not in self._handles:
             store = ConversationStore(url, pool_size=POOL_SIZE)
             self._handles[key] = StoreHandle(
+                url=url,
                 instrumented=InstrumentedStore(store, spans=self._spans, monotonic=self._clock.monotonic),
                 breaker=Breaker(clock=self._clock, uniform=random.uniform),
                 task_look=TaskLook(self._clock),

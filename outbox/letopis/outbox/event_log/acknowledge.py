@@ -13,13 +13,16 @@ import sqlalchemy as sa
 from letopis.outbox.event_log.append import erase_records
 from letopis.outbox.event_log.effects import erase_delivered, erase_superseded
 from letopis.outbox.event_log.lanes import Lane, find_lane, incarnation_of
-from letopis.outbox.event_log.statements import query_one
+from letopis.outbox.event_log.statements import query_all
 from letopis.store.errors import OutboxUnavailable
 from letopis.store.rules.preconditions import Conflict
 
 MAX_FAULT_LENGTH: Final = 500
 
-_POSITION: Final = "SELECT delivered, head FROM letopis_outbox_lanes WHERE conversation_id = ?"
+_POSITIONS: Final = (
+    "SELECT conversation_id, delivered, head FROM letopis_outbox_lanes"
+    " WHERE conversation_id IN (SELECT value FROM json_each(?))"
+)
 # `pending_since` is the age of the oldest pending event. It never falls behind the moment at which a rewound lane
 # became pending again, and never lies in the future of a clock that was set back.
 _ACKNOWLEDGE: Final = (
@@ -230,5 +233,5 @@ def is_current_lease(connection: sa.Connection, incarnation: int) -> bool:
 
 
 def _positions(cursor: Any, conversation_ids: Collection[str]) -> dict[str, tuple[int, int]]:
-    rows = {name: query_one(cursor, _POSITION, (name,)) for name in conversation_ids}
-    return {name: (row[0], row[1]) for name, row in rows.items() if row is not None}
+    rows = query_all(cursor, _POSITIONS, (orjson.dumps(list(conversation_ids)).decode(),))
+    return {name: (delivered, head) for name, delivered, head in rows}

@@ -133,6 +133,7 @@ class DueBatches:
     :ivar incarnation: the relay that held the lease when this was read; outcomes are fenced by it.
     :ivar full: ``True`` if a limit was reached or another partition is due, so that more may be due.
     :ivar bound: the history store to deliver to.
+    :ivar suspects: the lanes that were refused before.
     """
 
     batches: tuple[LaneBatch, ...]
@@ -142,6 +143,7 @@ class DueBatches:
     incarnation: int
     full: bool = False
     bound: StoreBinding = UNBOUND
+    suspects: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +220,7 @@ def next_batch(
             incarnation=incarnation_of(cursor),
             full=full,
             bound=binding_of(cursor),
+            suspects=[lane.conversation_id for lane in lanes if lane.attempts],
         )
 
 
@@ -369,21 +372,21 @@ def lane_of(row: Sequence[Any]) -> Lane:
 def sequenced_event(conversation_id: str, row: Sequence[Any]) -> SequencedEvent:
     """Return the event of a row of the log, from its sequence on."""
     sequence, event_id, type_name, schema_version, data, metadata, digest, salt, occurred_at, redacted = row
-    return SequencedEvent(
-        sequence=sequence,
-        event=EncodedEvent(
-            conversation_id=conversation_id,
-            event_id=uuid_of(event_id),
-            type=type_name,
-            schema_version=schema_version,
-            data=data,
-            metadata=metadata,
-            digest=digest,
-            salt=salt,
-            occurred_at=occurred_at,
-            redacted=bool(redacted),
-        ),
+    if type(data) is not str:
+        data = ""  # the file was damaged: this text matches no digest
+    event = EncodedEvent(
+        conversation_id,
+        uuid_of(event_id),
+        type_name,
+        schema_version,
+        data,
+        metadata,
+        digest,
+        salt,
+        occurred_at,
+        redacted == 1,
     )
+    return SequencedEvent(sequence, event)
 
 
 def _size(event: EncodedEvent) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -13,21 +13,26 @@ from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.event_log.acknowledge import Rewound
 from letopis.outbox.event_log.lanes import DueBatches, next_batch
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.relay.breakers import Breakers
-from letopis.outbox.relay.file_maintenance import Chore, Chores
-from letopis.outbox.relay.heartbeat import HeartbeatWriter
-from letopis.outbox.relay.lane_retries import LaneFailure, LaneRetries, damaged
-from letopis.outbox.relay.lease import Lease
+from letopis.outbox.relay.idle_work import Chore, Chores, StoreTasks, TaskLook
+from letopis.outbox.relay.lease import HeartbeatWriter, Lease, WrittenBack, write_back
+from letopis.outbox.relay.outcome import (
+    Breakers,
+    LaneFailure,
+    LaneRetries,
+    RelayStats,
+    SendResult,
+    StepResult,
+    damaged,
+    log_delivery,
+    log_lane_failure,
+    log_rewind,
+    logger,
+)
 from letopis.outbox.relay.poison_isolation import PoisonIsolation
-from letopis.outbox.relay.reconcile import Reconciler
-from letopis.outbox.relay.relay_memory import RelayMemory
-from letopis.outbox.relay.reporting import log_delivery, log_lane_failure, log_rewind, logger
-from letopis.outbox.relay.send_result import SendResult
-from letopis.outbox.relay.stats import RelayStats, StepResult
+from letopis.outbox.relay.reconcile import ReconcileProgress, Reconciler
 from letopis.outbox.relay.store_binding import BindingGuard
-from letopis.outbox.relay.store_tasks import StoreTasks
-from letopis.outbox.relay.write_back import WrittenBack, write_back
 from letopis.outbox.retry.circuit_breaker import Breaker
+from letopis.outbox.retry.fault_attribution import FaultAttribution
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
@@ -51,6 +56,24 @@ ApplyBatches = Callable[[Origin, Sequence[LaneBatch]], Awaitable[ApplyResult]]
 """Hands batches to the history store, as :meth:`ConversationStore.apply` does."""
 
 
+@dataclass(slots=True)
+class RelayMemory:
+    """What one relay of a file hands on to the next one of the same process; empty for the first.
+
+    :ivar attribution: what failed, and what succeeded beside it.
+    :ivar retries: until when refused lanes wait.
+    :ivar wrong_store: the breaker for a store that is not the outbox's own.
+    :ivar task_look: when the store's tasks are looked for; may be shared with the relays of other files.
+    :ivar reconciled: how far the comparisons with the history store have come.
+    """
+
+    attribution: FaultAttribution = field(default_factory=FaultAttribution)
+    retries: LaneRetries | None = None
+    wrong_store: Breaker | None = None
+    reconciled: ReconcileProgress | None = None
+    task_look: TaskLook | None = None
+
+
 class Dispatcher:
     """Delivers from one outbox file to one history store. Not to be used by two tasks at once.
 
@@ -61,8 +84,6 @@ class Dispatcher:
     transaction, fenced by the incarnation under which the batch was read; if that is lost, the batch is sent again and
     the store recognises it.
 
-    :param apply: hands batches to the store; default its own ``apply``.
-    :param memory: what an earlier relay of this process knew of the file.
     :ivar breakers: whether deliveries are allowed.
     :ivar binding: to which store.
     :ivar retries: of refused events.
@@ -140,11 +161,7 @@ class Dispatcher:
     # The trip of a delivery: claim, prefetch, send, write back; idle work where nothing is due.
 
     async def run_batches(self, limit: int = MAX_BATCHES_PER_RUN) -> StepResult:
-        """Deliver what is due, several batches while all goes well; do idle work where nothing is due.
-
-        :param limit: batches to deliver at most.
-        :raises OutboxUnavailable: the outbox file cannot be read or written.
-        """
+        """Deliver what is due, several batches while all goes well; do idle work where nothing is due."""
         if not (breaker := self.breaker).closed:
             return await self._probe(breaker)
         if self._in_outage:
@@ -152,7 +169,7 @@ class Dispatcher:
             self.schedule_reconcile()
         if breaker.ramping:
             await asyncio.sleep(self._uniform(0.0, MAX_RAMP_PAUSE_SECONDS))
-        due = await self._claim(limit=self.breaker.batch_limit(self._batch))
+        due = await self._claim(limit=breaker.batch_limit(self._batch))
         if (ended := await self._check(due)) is not None:
             return ended
         self._batches += 1
@@ -170,7 +187,7 @@ class Dispatcher:
                 return done
         if limit > 1 and due.full and self._all_is_well(due):
             return await self._deliver_concurrently(due, limit)
-        return await self._deliver(due) if self.breaker.closed else StepResult(more=True)
+        return await self._deliver(due) if breaker.closed else StepResult(more=True)
 
     async def _claim(self, *, limit: int, exclude: frozenset[str] = frozenset()) -> DueBatches:
         read = partial(
@@ -212,7 +229,7 @@ class Dispatcher:
                     following = None
                     limit -= 1
                 if following is None and limit > 0 and result.more and self.breaker.closed:
-                    following = await self._prefetch(due.incarnation, [one for one, _ in in_flight])
+                    following = await self._prefetch(due.incarnation, [batch for batch, _ in in_flight])
                     if following is not None and len(in_flight) < MAX_CONCURRENT_BATCHES:
                         continue
                 if not in_flight:
@@ -230,7 +247,7 @@ class Dispatcher:
 
     async def _prefetch(self, incarnation: int, in_flight: Sequence[DueBatches]) -> DueBatches | None:
         """Claim what is due beside the batches in flight; return ``None`` if that is nothing, or needs care."""
-        busy = frozenset(name for one in in_flight for name in one.lanes)
+        busy = frozenset(name for batch in in_flight for name in batch.lanes)
         due = await self._claim(limit=self._batch, exclude=busy)
         if due.incarnation != incarnation or not due.batches or due.broken:
             return None
@@ -242,7 +259,7 @@ class Dispatcher:
         sent = SendResult()
         if due.batches:
             # A lane that was refused goes on its own, or each of its retries would split the whole batch.
-            suspects = [lane.conversation_id for lane in due.lanes.values() if lane.attempts]
+            suspects = due.suspects
             sent = await self._heartbeat.during(self._isolation.send(due.batches, suspects=suspects), "a batch")
         self.stats.batches += 1
         self.stats.faults.update(sent.faults)
@@ -251,14 +268,18 @@ class Dispatcher:
             self._record_answer()
         if sent.fault is not None:
             self._open_breaker(sent.fault, sent.suspects)
-        failures = [self.retries.refused(due.lanes[one.conversation_id], one) for one in sent.refusals]
-        failures += [damaged(lane) for lane in due.broken]
+        failures = list[LaneFailure]()
+        if sent.refusals or due.broken:
+            failures = [self.retries.refused(due.lanes[refusal.conversation_id], refusal) for refusal in sent.refusals]
+            failures += [damaged(lane) for lane in due.broken]
         written = await self._write_back(due, sent, failures)
         if written is None:
             return self._fenced()
         self._update_lanes(sent, failures, written)
-        log_delivery(due, sent, failures)
-        self._report_rewinds(written.rewound)
+        if due.suspects or sent.faults or sent.superseded:
+            log_delivery(due, sent, failures)
+        if written.rewound:
+            self._report_rewinds(written.rewound)
         if sent.delivered:
             await self.binding.note_location(due.bound)
         self._tasks.expect(due.batches)
@@ -266,11 +287,13 @@ class Dispatcher:
         if sent.gaps or sent.faults.keys() & _FAILOVER_CLASSES:
             self.schedule_reconcile()
         if sent.fault is not None:
-            return StepResult(delivered=written.acknowledged.events, wait=self.breaker.remaining())
+            # Without a free connection of this process nothing is wrong: it goes on at once.
+            more, wait = self.breaker.closed, self.breaker.remaining()
+            return StepResult(delivered=written.acknowledged.events, more=more, wait=wait)
         return StepResult(delivered=written.acknowledged.events, more=True, wait=due.wait)
 
-    async def _apply(self, batches: Sequence[LaneBatch]) -> ApplyResult:
-        return await (self._apply_batches or self._store.apply)(self.binding.origin, batches)
+    def _apply(self, batches: Sequence[LaneBatch]) -> Awaitable[ApplyResult]:
+        return (self._apply_batches or self._store.apply)(self.binding.origin, batches)
 
     async def _write_back(
         self, due: DueBatches, sent: SendResult, failures: Sequence[LaneFailure]
@@ -301,9 +324,12 @@ class Dispatcher:
 
     def _update_lanes(self, sent: SendResult, failures: Sequence[LaneFailure], written: WrittenBack) -> None:
         """Note which lanes wait no longer, and which are blocked now."""
-        failed = {one.lane.conversation_id for one in failures}
-        for conversation_id in (*sent.cleared, *(one for one in sent.delivered if one not in failed)):
+        failed = [failure.lane.conversation_id for failure in failures] if failures else ()
+        for conversation_id in sent.cleared:
             self.retries.forget(conversation_id)
+        for conversation_id in sent.delivered:
+            if conversation_id not in failed:
+                self.retries.forget(conversation_id)
         for failure in written.marked:
             log_lane_failure(failure, attempts=self.retries.policy.attempts)
             if failure.blocks:
@@ -366,22 +392,18 @@ class Dispatcher:
             return StepResult(wait=self.breaker.remaining())
         if compared.fenced:
             return self._fenced()
-        self._report_rewinds(compared.rewound)
+        if compared.rewound:
+            self._report_rewinds(compared.rewound)
         self.binding.recheck()  # it may have been moved away since
         return StepResult(more=True, wait=due.wait)
 
     def _report_rewinds(self, rewound: Mapping[str, Rewound]) -> None:
-        if rewound:
-            self.stats.rewound += sum(one.events for one in rewound.values())
-            self.stats.blocked += sum(one.lost > 0 for one in rewound.values())
-            log_rewind(rewound)
+        self.stats.rewound += sum(lane.events for lane in rewound.values())
+        self.stats.blocked += sum(lane.lost > 0 for lane in rewound.values())
+        log_rewind(rewound)
 
     async def _idle(self, wait: float | None, *, progress: bool = False) -> StepResult:
-        """Write a heartbeat and run chores, as far as they are due.
-
-        :param wait: seconds until the next step is due.
-        :param progress: whether the store answered: then the heartbeat is always due.
-        """
+        """Write a heartbeat and run chores, as far as they are due."""
         beat = self._heartbeat.due or (progress and self._lease.held)
         if beat and not await self._heartbeat.write(progress=progress):
             return self._fenced()

@@ -1,22 +1,44 @@
-"""Hold the lease of an outbox file: an operating system lock, and a row that fences earlier holders."""
+"""Hold the lease of an outbox file, and write to the file what only its holder may: heartbeats and outcomes.
+
+The lease is an operating system lock, and a row that fences earlier holders.
+"""
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import os
 import socket
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Final
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
+from filelock import FileLock, Timeout
 
 from letopis.outbox.concurrency.clock import Clock
+from letopis.outbox.event_log.acknowledge import (
+    Acknowledged,
+    Rewound,
+    acknowledge,
+    block_lane,
+    clear_fault,
+    is_current_lease,
+    rewind_lane,
+    schedule_retry,
+)
+from letopis.outbox.event_log.lanes import DueBatches
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.file.sign_of_life import boot_id
-from letopis.outbox.relay.lease_lock import LeaseLock
+from letopis.outbox.file.sign_of_life import RELEASED, boot_id, give_sign_of_life, last_sign_of_life, lock_path
+from letopis.outbox.relay.idle_work import StoreTasks
+from letopis.outbox.relay.outcome import Breakers, LaneFailure, SendResult, log_context, logger
 from letopis.store.errors import OutboxUnavailable
 
-logger: Final = logging.getLogger("letopis.outbox.relay")
+T = TypeVar("T")
+
+HEARTBEAT_SECONDS: Final = 10.0
+"""Longest time between two heartbeats of a relay that has nothing to write back."""
 SILENCE_SECONDS: Final = 120.0
 """Time without a heartbeat after which a holder that still has the lock counts as stopped. Longer than the slowest
 step of a healthy one; if it is not, two at once do no harm, because the row fences the earlier one."""
@@ -38,6 +60,15 @@ _TAKE: Final = (
     " next_attempt_at = iif(breaker_reason LIKE 'wrong_store%', next_attempt_at, NULL)"
 )
 _LEAVE: Final = "UPDATE letopis_outbox_relay SET pid = 0, heartbeat_at = :now WHERE incarnation = :incarnation"
+_BEAT: Final = (
+    "UPDATE letopis_outbox_relay SET heartbeat_at = :now,"
+    " progress_at = CASE WHEN :progress THEN :now ELSE progress_at END, breaker = :breaker,"
+    " breaker_since = :breaker_since_us, breaker_reason = :reason, breaker_detail = :detail,"
+    " next_attempt_at = :next_attempt_us, delivered_total = delivered_total + :delivered,"
+    " store_tasks = :tasks, store_rows = :rows"
+    " WHERE incarnation = :incarnation"
+)
+_COUNT: Final = "UPDATE letopis_outbox_relay SET delivered_total = delivered_total + :delivered"
 
 
 class OutboxIdentityChanged(OutboxUnavailable):
@@ -53,6 +84,52 @@ def _sign_of_life(connection: sa.Connection) -> _SignOfLife | None:
     return None if row is None else (row[0], row[1])
 
 
+class LeaseLock:
+    """The lock of one outbox file's lease: one descriptor while it is held, none otherwise.
+
+    It ends with the process, however that ends. A holder that closes the outbox file meanwhile gives signs of life
+    through the lock file, so that others see that the file is served.
+    """
+
+    def __init__(self, outbox: Path) -> None:
+        self._path = lock_path(outbox)
+        self._lock = FileLock(self._path, mode=0o600, thread_local=False)
+
+    @property
+    def held(self) -> bool:
+        """Whether this process holds the lock through this object."""
+        return self._lock.is_locked
+
+    def try_acquire(self) -> bool:
+        """Take the lock if it is free, without waiting; return True if it is held.
+
+        Not in a thread: one open() and one flock() that does not wait.
+        """
+        if not self.held:
+            try:
+                self._lock.acquire(blocking=False)
+            except Timeout:
+                return False
+        return True
+
+    def give_sign_of_life(self, now_us: int) -> bool:
+        """Show others that the holder is at work; return False if the lock file is gone, and the lock protects nothing.
+
+        Does nothing while the lock is not held.
+        """
+        return not self.held or give_sign_of_life(self._path, now_us=now_us)
+
+    def last_sign_of_life(self) -> int | None:
+        """Return when a holder last gave a sign of life, UTC microseconds; ``None`` without a lock file."""
+        return last_sign_of_life(self._path)
+
+    def release(self) -> None:
+        """Release the lock. Idempotent."""
+        if self.held:
+            give_sign_of_life(self._path, now_us=RELEASED)
+            self._lock.release()
+
+
 class Lease:
     """The right to deliver from one outbox file, held by at most one relay at a time.
 
@@ -65,11 +142,6 @@ class Lease:
     continues.
 
     A fork keeps the lock until the parent *and* all its children end, so fork before a relay runs.
-
-    :param holder: name of this relay, for operators.
-    :param silence: seconds.
-    :param locked: only for tests: ``False`` takes the lease without the lock.
-    :param lock: the lock, where it outlives this object: see :meth:`suspend`.
     """
 
     def __init__(
@@ -99,12 +171,7 @@ class Lease:
         return self.incarnation != 0
 
     async def acquire(self) -> bool:
-        """Take the lease, without waiting, if it is free or its holder has long been silent; return True if it is held.
-
-        :raises OutboxIdentityChanged: the file was given another identity meanwhile, and numbers its events by it.
-        :raises OSError: the lock file cannot be created or opened.
-        :raises OutboxUnavailable: the file cannot be written.
-        """
+        """Take the lease at once if it is free or its holder has long been silent; return True if it is held."""
         if self.held:
             return True
         if self._locked and not self._lock.try_acquire():
@@ -190,3 +257,152 @@ class Lease:
         )
         found = connection.exec_driver_sql("SELECT incarnation FROM letopis_outbox_relay").scalar_one()
         return int(found)
+
+
+@dataclass(slots=True, kw_only=True)
+class Heartbeat:
+    """What a relay reports of itself.
+
+    :ivar progress: whether something moved: events, or an answer of a store that was unavailable.
+    :ivar reason: fault class and code of a breaker that is not closed.
+    :ivar detail: the same in a sentence.
+    :ivar next_attempt_us: when the store is tried next, UTC microseconds; ``None`` while the breaker is closed.
+    :ivar delivered: events acknowledged in the same transaction.
+    :ivar tasks: long rewinds and deletions that the history store has not carried out yet.
+    :ivar rows: rows left of them.
+    """
+
+    progress: bool
+    breaker: str
+    breaker_since_us: int
+    reason: str | None
+    detail: str | None
+    next_attempt_us: int | None
+    delivered: int = 0
+    tasks: int = 0
+    rows: int = 0
+
+
+def write_heartbeat(connection: sa.Connection, incarnation: int, heartbeat: Heartbeat, *, now_us: int) -> bool:
+    """Update the relay's row in an open write transaction; return False if another relay has taken over."""
+    if incarnation == 0:
+        return connection.exec_driver_sql(_COUNT, {"delivered": heartbeat.delivered}).rowcount == 1
+    values = asdict(heartbeat) | {"incarnation": incarnation, "now": now_us}
+    changed = connection.exec_driver_sql(_BEAT, values)
+    return changed.rowcount == 1
+
+
+class HeartbeatWriter:
+    """Keeps the row of one relay up to date, also while the history store takes long."""
+
+    def __init__(
+        self, outbox: OutboxFile, lease: Lease, breakers: Breakers, tasks: StoreTasks, *, clock: Clock
+    ) -> None:
+        self._outbox = outbox
+        self._lease = lease
+        self._breakers = breakers
+        self._tasks = tasks
+        self._clock = clock
+        self._due = clock.after(0)
+
+    @property
+    def due(self) -> bool:
+        """Whether the last heartbeat was written long enough ago, and the lease is held."""
+        return self._lease.held and self._due.remaining(self._clock) == 0
+
+    def next(self, *, progress: bool) -> Heartbeat:
+        """Return the heartbeat to be written now."""
+        worked, self._tasks.worked = self._tasks.worked, False
+        breaker = self._breakers.current
+        return Heartbeat(
+            progress=progress or worked,
+            tasks=self._tasks.pending.tasks,
+            rows=self._tasks.pending.rows,
+            breaker=str(breaker.state),
+            breaker_since_us=breaker.since_us,
+            reason=breaker.reason,
+            detail=None if breaker.outage is None else breaker.outage.reason,
+            next_attempt_us=breaker.next_attempt_us,
+        )
+
+    def written(self) -> None:
+        """Note that a heartbeat was written, here or with a delivery."""
+        self._due = self._clock.after(HEARTBEAT_SECONDS)
+        self._lease.give_sign_of_life()
+
+    async def write(self, *, progress: bool = False) -> bool:
+        """Write a heartbeat now; return False if another relay has taken over."""
+        write = partial(
+            write_heartbeat,
+            incarnation=self._lease.incarnation,
+            heartbeat=self.next(progress=progress),
+            now_us=self._clock.now_us(),
+        )
+        if not await self._outbox.write(write):
+            return False
+        self.written()
+        return True
+
+    async def during(self, work: Coroutine[Any, Any, T], what: str) -> T:
+        """Wait for the history store, and write heartbeats meanwhile: the relay is at work, not stuck."""
+        task = asyncio.ensure_future(work)
+        waited = 0.0
+        try:
+            while not (await asyncio.wait((task,), timeout=HEARTBEAT_SECONDS))[0]:
+                waited += HEARTBEAT_SECONDS
+                logger.info("the history store has worked on %s for %.0f s", what, waited, extra=log_context())
+                if self._lease.held:
+                    await self.write()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait((task,))
+        return task.result()
+
+
+@dataclass(slots=True)
+class WrittenBack:
+    """What writing an outcome back changed.
+
+    :ivar marked: the failures whose lane had not moved meanwhile.
+    """
+
+    acknowledged: Acknowledged
+    marked: Sequence[LaneFailure]
+    rewound: Mapping[str, Rewound]
+
+
+def write_back(
+    connection: sa.Connection,
+    *,
+    due: DueBatches,
+    sent: SendResult,
+    failures: Sequence[LaneFailure],
+    heartbeat: Heartbeat,
+    incarnation: int,
+    now_us: int,
+) -> WrittenBack | None:
+    """Write a delivery back in an open write transaction; return ``None`` if another relay has taken over."""
+    if not is_current_lease(connection, due.incarnation):
+        return None
+    acknowledged = acknowledge(connection, sent.delivered, now_us=now_us, superseded=sent.superseded)
+    marked = [failure for failure in failures if _mark(connection, failure)] if failures else ()
+    if sent.cleared:
+        clear_fault(connection, sent.cleared)
+    rewound = dict[str, Rewound]()
+    for conversation_id, head in sent.gaps.items():
+        rewound[conversation_id] = rewind_lane(connection, conversation_id, head, now_us=now_us)
+    heartbeat.delivered = acknowledged.events
+    write_heartbeat(connection, incarnation, heartbeat, now_us=now_us)
+    return WrittenBack(acknowledged, marked, rewound)
+
+
+def _mark(connection: sa.Connection, failure: LaneFailure) -> bool:
+    fault: dict[str, Any] = {
+        "attempts": failure.attempts,
+        "fault_class": failure.fault_class,
+        "fault": failure.fault,
+    }
+    if failure.due_at_us is None:
+        return block_lane(connection, failure.lane, **fault)
+    return schedule_retry(connection, failure.lane, due_at_us=failure.due_at_us, **fault)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from letopis.outbox.relay.send_result import Refusal, SendResult
+from letopis.outbox.relay.outcome import Refusal, SendResult
 from letopis.outbox.retry.fault_attribution import (
     ISOLATE_AFTER_FAILURES,
     STORE_FAULT_CLASSES,
@@ -17,7 +17,7 @@ from letopis.outbox.retry.fault_attribution import (
     as_store_fault,
 )
 from letopis.outbox.retry.policy import RetryPolicy
-from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.faults import POOL_TIMEOUT_CODE, FaultClass, StoreFault
 from letopis.store.errors import Closed, HistoryDiverged, LetopisError, OriginSuperseded, SequenceGap
 from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, SequencedEvent
 from letopis.store.rules.preconditions import batch_of
@@ -46,11 +46,6 @@ class PoisonIsolation:
 
     A refusal is the store's fault if an ordinary event is refused in the same words, or if conversation after
     conversation is refused and none succeeds. Otherwise it is the event's.
-
-    :param apply: the history store's; every error of it is classified here, only ``Closed`` is raised.
-    :param try_out: has the store apply an ordinary event and roll it back.
-    :param deadline: seconds after which a try is abandoned, with unknown outcome.
-    :param sleep: waits for some seconds; injected for tests.
     """
 
     def __init__(
@@ -73,37 +68,41 @@ class PoisonIsolation:
         self._sleep = sleep
 
     async def send(self, batches: Sequence[LaneBatch], *, suspects: Iterable[str] = ()) -> SendResult:
-        """Send one batch a lane, each event at most once and in this order; return the outcome.
-
-        :param suspects: conversations to be sent on their own, after the others.
-        """
-        failures = self._attribution.failures_while_others_succeeded
-        alone = {one.conversation_id for one in batches if failures(one.conversation_id) >= ISOLATE_AFTER_FAILURES}
-        alone.update(suspects)
-        together = [one for one in batches if one.conversation_id not in alone]
-        # The most suspicious last: it may be the one that ends the turn of the others.
-        isolated = sorted(
-            (one for one in batches if one.conversation_id in alone), key=lambda one: failures(one.conversation_id)
-        )
+        """Send one batch a lane, each event at most once and in this order; return the outcome."""
         sent = SendResult()
-        for group in ([together] if together else []) + [[one] for one in isolated]:
+        for group in self._groups(batches, suspects):
             if not await self._send(group, sent):
                 break
-        if sent.fault is None and self._all_refused(sent):
-            await self._try_the_rest(batches, sent)
-        self._attribute(sent)
+        if sent.undecided or sent.fault is not None:
+            if sent.fault is None and self._all_refused(sent):
+                await self._try_the_rest(batches, sent)
+            self._attribute(sent)
         return sent
+
+    def _groups(self, batches: Sequence[LaneBatch], suspects: Iterable[str]) -> Sequence[Sequence[LaneBatch]]:
+        charges = self._attribution.charges
+        alone = {name for name, count in charges.items() if count >= ISOLATE_AFTER_FAILURES} if charges else set[str]()
+        alone.update(suspects)
+        if not alone:
+            return [batches] if batches else []
+        together = [lane for lane in batches if lane.conversation_id not in alone]
+        # The most suspicious last: it may be the one that ends the turn of the others.
+        isolated = sorted(
+            (lane for lane in batches if lane.conversation_id in alone),
+            key=lambda lane: charges.get(lane.conversation_id, 0),
+        )
+        return ([together] if together else []) + [[lane] for lane in isolated]
 
     async def _send(self, lanes: Sequence[LaneBatch], sent: SendResult) -> bool:
         """Send lanes in one transaction, or in parts; return False if no more must be sent."""
-        found = await self._try(lanes, sent)
-        if isinstance(found, ApplyResult):
-            return await self._record(lanes, found, sent)
-        if self._is_store_fault(found, lanes):
-            self._fail(found, lanes, sent)
+        answer = await self._try(lanes, sent)
+        if isinstance(answer, ApplyResult):
+            return await self._record(lanes, answer, sent)
+        if self._is_store_fault(answer, lanes):
+            self._fail(answer, lanes, sent)
             return False
         if len(lanes) == 1:
-            return await self._find_failing_event(lanes[0], found, sent)
+            return await self._find_failing_event(lanes[0], answer, sent)
         # Every other one, to part failing conversations that stand side by side because they came at the same moment.
         return await self._send(lanes[::2], sent) and await self._send(lanes[1::2], sent)
 
@@ -115,19 +114,19 @@ class PoisonIsolation:
         rest: Sequence[SequencedEvent] = list(lane.deliveries)
         while len(rest) > 1:
             half = LaneBatch(conversation_id=lane.conversation_id, deliveries=tuple(rest[: _middle(rest)]))
-            found = await self._try([half], sent)
-            if isinstance(found, ApplyResult):
+            answer = await self._try([half], sent)
+            if isinstance(answer, ApplyResult):
                 # Not a success of the conversation: its good events prove nothing about the failing one.
-                if not await self._record([half], found, sent, is_success=False):
+                if not await self._record([half], answer, sent, is_success=False):
                     return False
                 if sent.delivered.get(lane.conversation_id) != half.deliveries[-1].sequence:
                     return True  # refused for what the store holds: no later event of the lane can follow
                 rest = rest[len(half.deliveries) :]
-            elif self._is_store_fault(found, [half]):
-                self._fail(found, [half], sent)
+            elif self._is_store_fault(answer, [half]):
+                self._fail(answer, [half], sent)
                 return False
             else:
-                rest, fault = list(half.deliveries), found
+                rest, fault = list(half.deliveries), answer
         failing_event = rest[0]
         refusal = Refusal(
             conversation_id=lane.conversation_id,
@@ -151,10 +150,10 @@ class PoisonIsolation:
         try:
             async with asyncio.timeout(self._deadline):
                 await self._try_out(lane.conversation_id)
-        except StoreFault as found:
-            if found.fault_class in STORE_FAULT_CLASSES:
-                return found
-            return as_store_fault(fault) if str(found) == str(fault) else None
+        except StoreFault as answer:
+            if answer.fault_class in STORE_FAULT_CLASSES:
+                return answer
+            return as_store_fault(fault) if str(answer) == str(fault) else None
         except Closed:
             raise
         except Exception:  # too slow, or a fault of ours: that proves nothing, the next delivery does
@@ -168,14 +167,14 @@ class PoisonIsolation:
     async def _try_the_rest(self, batches: Sequence[LaneBatch], sent: SendResult) -> None:
         """Send the conversations that were not tried yet: if they are refused too, it is the store."""
         tried = {refusal.conversation_id for refusal, _ in sent.undecided} | sent.delivered.keys() | sent.gaps.keys()
-        rest = [one for one in batches if one.conversation_id not in tried]
+        rest = [lane for lane in batches if lane.conversation_id not in tried]
         if rest:
-            found = await self._try(rest, sent)
-            if isinstance(found, ApplyResult):
-                await self._record(rest, found, sent)
+            answer = await self._try(rest, sent)
+            if isinstance(answer, ApplyResult):
+                await self._record(rest, answer, sent)
                 return
-            if found.fault_class in STORE_FAULT_CLASSES:
-                self._fail(found, rest, sent)
+            if answer.fault_class in STORE_FAULT_CLASSES:
+                self._fail(answer, rest, sent)
                 return
         sent.fault = as_store_fault(sent.undecided[-1][1])
 
@@ -194,12 +193,12 @@ class PoisonIsolation:
             sent.refusals.append(refusal if charged else replace(refusal, charged=False))
 
     def _is_store_fault(self, fault: StoreFault, lanes: Sequence[LaneBatch]) -> bool:
-        return self._attribution.is_store_fault(fault, [one.conversation_id for one in lanes])
+        return self._attribution.is_store_fault(fault, [lane.conversation_id for lane in lanes])
 
     def _fail(self, fault: StoreFault, lanes: Sequence[LaneBatch], sent: SendResult) -> None:
         sent.fault = fault
-        sent.suspects = tuple(one.conversation_id for one in lanes)
-        if fault.fault_class is not FaultClass.WRONG_STORE:
+        sent.suspects = tuple(lane.conversation_id for lane in lanes)
+        if fault.fault_class is not FaultClass.WRONG_STORE and fault.code != POOL_TIMEOUT_CODE:
             self._attribution.record_store_fault(sent.suspects)
 
     async def _record(
@@ -209,29 +208,31 @@ class PoisonIsolation:
 
         Return False if no more must be sent.
         """
-        by_id = {one.conversation_id: one for one in lanes}
+        by_id = {lane.conversation_id: lane for lane in lanes}
+        succeeded = list[str]()
         for applied in result.applied:
+            succeeded.append(applied.conversation_id)
             sent.inserted += applied.inserted
             sent.duplicates += applied.duplicates
             if applied.superseded:
                 sent.superseded.setdefault(applied.conversation_id, {}).update(applied.superseded)
             sent.delivered[applied.conversation_id] = by_id[applied.conversation_id].deliveries[-1].sequence
         if is_success:
-            self._attribution.record_success([applied.conversation_id for applied in result.applied])
+            self._attribution.record_success(succeeded)
         for refused in result.refused:
             lane = by_id[refused.conversation_id]
             if isinstance(refused, SequenceGap):
                 sent.gaps[refused.conversation_id] = refused.head
                 continue
             sequence = refused.sequence if isinstance(refused, HistoryDiverged) else lane.deliveries[0].sequence
-            before = tuple(one for one in lane.deliveries if one.sequence < sequence)
+            before = tuple(delivery for delivery in lane.deliveries if delivery.sequence < sequence)
             if before:
                 part = LaneBatch(conversation_id=lane.conversation_id, deliveries=before)
-                found = await self._try([part], sent)
-                if not isinstance(found, ApplyResult):
-                    self._fail(found, [part], sent)
+                answer = await self._try([part], sent)
+                if not isinstance(answer, ApplyResult):
+                    self._fail(answer, [part], sent)
                     return False
-                if not await self._record([part], found, sent):
+                if not await self._record([part], answer, sent):
                     return False
                 if sent.delivered.get(lane.conversation_id) != before[-1].sequence:
                     continue  # an earlier event was refused this time
@@ -253,14 +254,14 @@ class PoisonIsolation:
         while True:
             tries += 1
             start = self._monotonic()
-            found = await self._apply_once(lanes)
-            if isinstance(found, ApplyResult):
-                return found
-            kind = found.fault_class
+            answer = await self._apply_once(lanes)
+            if isinstance(answer, ApplyResult):
+                return answer
+            kind = answer.fault_class
             sent.faults[str(kind)] += 1
             slow = kind is FaultClass.UNAVAILABLE and self._monotonic() - start > IMMEDIATE_RETRY_LIMIT_SECONDS
-            if slow or tries >= _MAX_TRIES.get(kind, 1):
-                return found
+            if slow or answer.code == POOL_TIMEOUT_CODE or tries >= _MAX_TRIES.get(kind, 1):
+                return answer
             await self._sleep(_IMMEDIATE_RETRIES.delay(tries, uniform=self._uniform))
 
     async def _apply_once(self, lanes: Sequence[LaneBatch]) -> ApplyResult | StoreFault:
@@ -287,8 +288,8 @@ class PoisonIsolation:
 def _middle(deliveries: Sequence[SequencedEvent]) -> int:
     """Return where to divide events: between two appends, as long as there are several."""
     middle = len(deliveries) // 2
-    batches = [batch_of(one.event) for one in deliveries]
+    batches = [batch_of(delivery.event) for delivery in deliveries]
     between = [
-        place for place in range(1, len(batches)) if batches[place] is None or batches[place] != batches[place - 1]
+        index for index in range(1, len(batches)) if batches[index] is None or batches[index] != batches[index - 1]
     ]
-    return min(between, key=lambda place: abs(place - middle), default=middle)
+    return min(between, key=lambda index: abs(index - middle), default=middle)

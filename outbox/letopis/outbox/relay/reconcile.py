@@ -25,7 +25,7 @@ from letopis.outbox.event_log.acknowledge import Rewound, is_current_lease, rewi
 from letopis.outbox.event_log.lanes import delivered_positions, delivered_positions_of, lost_lanes
 from letopis.outbox.event_log.records.lookups import pruned_lanes
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.relay.reporting import log_context, logger
+from letopis.outbox.relay.outcome import log_context, logger
 from letopis.outbox.retry.fault_attribution import STORE_FAULT_CLASSES
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import StoreFault
@@ -98,9 +98,9 @@ class Reconciler:
 
     def delivered(self, conversation_ids: Collection[str]) -> None:
         """Note the lanes that were delivered most recently."""
-        for one in conversation_ids:
-            self._recent.pop(one, None)
-            self._recent[one] = None
+        for conversation_id in conversation_ids:
+            self._recent.pop(conversation_id, None)
+            self._recent[conversation_id] = None
         for _ in range(len(self._recent) - MAX_RECENT_LANES):
             del self._recent[next(iter(self._recent))]
 
@@ -116,10 +116,6 @@ class Reconciler:
         """Send the store one request, and record what follows from the answer.
 
         An error that is no fault of the store is logged, and the request repeated after the interval.
-
-        :param incarnation: of the relay that compares; nothing is written if another has taken over.
-        :raises StoreFault: the store is unavailable, or refuses the relay.
-        :raises OutboxUnavailable: the outbox file cannot be read or written.
         """
         try:
             if self._all_after is not None:
@@ -163,12 +159,14 @@ class Reconciler:
             return ReconcileResult()
         lost = await self._outbox.read(lost_lanes)
         heads = await _twice(partial(self._store.lane_heads, self._outbox.origin.origin_id, list(delivered)))
-        await self._trim_ledgers([one for one in delivered if is_record_lane(one)])
-        behind = {one: heads.get(one, 0) for one, position in delivered.items() if heads.get(one, 0) < position}
-        found = {one: upto for one, upto in lost.items() if one in delivered and heads.get(one, 0) >= upto}
-        if not (behind or found):
+        await self._trim_ledgers([name for name in delivered if is_record_lane(name)])
+        behind = {name: heads.get(name, 0) for name, position in delivered.items() if heads.get(name, 0) < position}
+        recovered = {name: upto for name, upto in lost.items() if name in delivered and heads.get(name, 0) >= upto}
+        if not (behind or recovered):
             return ReconcileResult()
-        write = partial(_settle, behind=behind, found=found, incarnation=incarnation, now_us=self._clock.now_us())
+        write = partial(
+            _settle, behind=behind, recovered=recovered, incarnation=incarnation, now_us=self._clock.now_us()
+        )
         rewound = await self._outbox.write(write)
         return ReconcileResult(fenced=True) if rewound is None else ReconcileResult(rewound=rewound)
 
@@ -185,12 +183,12 @@ class Reconciler:
             logger.debug("ledgers of records could not be trimmed: %s", error, extra=log_context())
 
     async def _count_log(self, incarnation: int) -> ReconcileResult:
-        found = await _twice(partial(self._store.outbox_access.continuity.count, self.progress.log_after))
-        complete = self.progress.log_complete and not found.missing
-        ended = found.next == 0
-        self.progress.log_after, self.progress.log_complete = found.next, complete or ended
-        if found.missing or (ended and complete):
-            problem = _incomplete(found) if found.missing else None
+        count = await _twice(partial(self._store.outbox_access.continuity.count, self.progress.log_after))
+        complete = self.progress.log_complete and not count.missing
+        ended = count.next == 0
+        self.progress.log_after, self.progress.log_complete = count.next, complete or ended
+        if count.missing or (ended and complete):
+            problem = _incomplete(count) if count.missing else None
             write = partial(_note_log, problem=problem, incarnation=incarnation, now_us=self._clock.now_us())
             if (changed := await self._outbox.write(write)) is None:
                 return ReconcileResult(fenced=True)
@@ -202,9 +200,9 @@ class Reconciler:
         return ReconcileResult()
 
 
-def _incomplete(found: LogCount) -> str:
+def _incomplete(count: LogCount) -> str:
     return (
-        f"{found}: they were deleted, and nothing can send them again; restore the store from a backup, what was"
+        f"{count}: they were deleted, and nothing can send them again; restore the store from a backup, what was"
         " delivered since is sent again [incomplete log]"
     )
 
@@ -223,16 +221,16 @@ def _settle(
     connection: sa.Connection,
     *,
     behind: Mapping[str, int],
-    found: Mapping[str, int],
+    recovered: Mapping[str, int],
     incarnation: int,
     now_us: int,
 ) -> dict[str, Rewound] | None:
     if not is_current_lease(connection, incarnation):
         return None
-    for one, upto in found.items():
-        unblock_recovered(connection, one, upto, now_us=now_us)
-    rewound = {one: rewind_lane(connection, one, head, now_us=now_us) for one, head in behind.items()}
-    return {one: done for one, done in rewound.items() if done.events or done.lost}
+    for name, upto in recovered.items():
+        unblock_recovered(connection, name, upto, now_us=now_us)
+    rewound = {name: rewind_lane(connection, name, head, now_us=now_us) for name, head in behind.items()}
+    return {name: lane for name, lane in rewound.items() if lane.events or lane.lost}
 
 
 def _note_log(connection: sa.Connection, *, problem: str | None, incarnation: int, now_us: int) -> bool | None:

@@ -22,12 +22,9 @@ from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.event_log.lanes import MAX_EVENTS
 from letopis.outbox.file.change_watcher import POLL_MAX_SECONDS, FileWatcher
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.relay.dispatcher import ApplyBatches, Dispatcher
-from letopis.outbox.relay.lease import SILENCE_SECONDS, Lease, OutboxIdentityChanged
-from letopis.outbox.relay.lease_lock import LeaseLock
-from letopis.outbox.relay.relay_memory import RelayMemory
-from letopis.outbox.relay.reporting import log_context, logger
-from letopis.outbox.relay.stats import RelayStats, StepResult
+from letopis.outbox.relay.dispatcher import ApplyBatches, Dispatcher, RelayMemory
+from letopis.outbox.relay.lease import SILENCE_SECONDS, Lease, LeaseLock, OutboxIdentityChanged
+from letopis.outbox.relay.outcome import RelayStats, StepResult, log_context, logger
 from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.conversation_store import ConversationStore

@@ -16,7 +16,7 @@ from letopis.outbox.event_log.bound_store import (
 from letopis.outbox.event_log.destination import destination_of
 from letopis.outbox.event_log.rebind import delivered_lanes
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.relay.reporting import logger
+from letopis.outbox.relay.outcome import logger
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.store_identity import check_identity, check_not_moved, expect_store, short_id
@@ -56,11 +56,6 @@ class BindingGuard:
         """Ensure that the outbox may deliver to the store; return why it may not.
 
         Does not connect to the store where the answer is known without it.
-
-        :param bound: the binding as the outbox file holds it now.
-        :param incarnation: of the relay that delivers.
-        :param sending: whether something is to be delivered, so that the outbox has to be bound.
-        :raises OutboxUnavailable: the outbox file cannot be written.
         """
         try:
             if bound.store_id is None:
@@ -79,10 +74,7 @@ class BindingGuard:
         return None
 
     async def note_location(self, bound: StoreBinding) -> None:
-        """Note after a delivery where the store was reached; writes nothing if that is known.
-
-        :raises OutboxUnavailable: the outbox file cannot be written.
-        """
+        """Note after a delivery where the store was reached; writes nothing if that is known."""
         if bound.store_id is not None and bound.destination != self._place:
             await self._outbox.write(partial(update_destination, store_id=bound.store_id, destination=self._place))
 
@@ -105,20 +97,14 @@ class BindingGuard:
 
 
 async def record_destination(outbox: OutboxFile, store: ConversationStore) -> None:
-    """Record where a bot wants its outbox delivered, unless that is known or the outbox is bound.
-
-    :raises OutboxUnavailable: the outbox file cannot be read or written.
-    """
+    """Record where a bot wants its outbox delivered, unless that is known or the outbox is bound."""
     bound, place = await outbox.read(read_binding), destination_of(store.url)
     if bound.store_id is None and bound.destination != place:
         await outbox.write(partial(note_destination, destination=place))
 
 
 async def may_create_store(outbox: OutboxFile, store: ConversationStore) -> bool:
-    """Return True if a missing store may be created for this outbox: it is not meant to be elsewhere.
-
-    :raises OutboxUnavailable: the outbox file cannot be read.
-    """
+    """Return True if a missing store may be created for this outbox: it is not meant to be elsewhere."""
     bound = await outbox.read(read_binding)
     return bound.store_id is None and bound.destination in (None, destination_of(store.url))
 
@@ -127,9 +113,6 @@ async def find_refusal(outbox: OutboxFile, store: ConversationStore) -> StoreFau
     """Return why an outbox must not deliver to a store; ``None`` if it may, or may be bound to it.
 
     For a report before a relay begins. Creates no store, and binds nothing.
-
-    :raises StoreFault: the store could not be asked; its class is not ``WRONG_STORE``.
-    :raises OutboxUnavailable: the outbox file cannot be read.
     """
     bound = await outbox.read(read_binding)
     try:
@@ -145,10 +128,7 @@ async def find_refusal(outbox: OutboxFile, store: ConversationStore) -> StoreFau
 
 
 def check_destination(bound: StoreBinding, place: str) -> None:
-    """Ensure that an outbox that is not bound yet is meant to deliver to this destination.
-
-    :raises StoreFault: ``WRONG_STORE``: the bot named another one.
-    """
+    """Ensure that an outbox that is not bound yet is meant to deliver to this destination."""
     if bound.destination not in (None, place):
         raise StoreFault(
             fault_class=FaultClass.WRONG_STORE,
@@ -160,10 +140,7 @@ def check_destination(bound: StoreBinding, place: str) -> None:
 
 
 async def check_store(store: ConversationStore, bound: StoreBinding) -> None:
-    """Ensure that a store is the one that an outbox is bound to, and still accepts deliveries.
-
-    :raises StoreFault: ``WRONG_STORE``: it is not; or the store could not be asked.
-    """
+    """Ensure that a store is the one that an outbox is bound to, and still accepts deliveries."""
     with expect_store(bound.store_id):
         identity = await store.identity()
     check_identity(identity.store_id, bound.store_id)

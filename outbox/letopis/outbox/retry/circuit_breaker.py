@@ -83,6 +83,8 @@ class Breaker:
         self._opened_at = clock.monotonic()
         self._ramp: int | None = None
         self.state = BreakerState.CLOSED
+        self.closed = True
+        """Whether deliveries are allowed."""
         self.since_us = clock.now_us()
         """When the state last changed between closed and not closed, UTC microseconds."""
         self.outage: OutageReason | None = None
@@ -91,11 +93,6 @@ class Breaker:
         self._probed: frozenset[str] = frozenset()
         self.trips = 0
         """How often it went from closed to open."""
-
-    @property
-    def closed(self) -> bool:
-        """Whether deliveries are allowed."""
-        return self.state is BreakerState.CLOSED
 
     @property
     def readable(self) -> bool:
@@ -132,10 +129,7 @@ class Breaker:
         yield frozenset()
 
     def trip(self, fault: StoreFault, conversation_ids: Collection[str]) -> None:
-        """Open, or stay open after a failed probe.
-
-        :param conversation_ids: what was being delivered, and so may be the cause.
-        """
+        """Open, or stay open after a failed probe."""
         if self.state is BreakerState.OPEN:
             return  # what another relay had in flight when it opened reveals nothing new
         if self.closed:
@@ -148,7 +142,7 @@ class Breaker:
         self.outage = OutageReason(
             fault_class=str(fault.fault_class), code=fault.code, reason=fault.reason, since_us=self.since_us
         )
-        self.state = BreakerState.OPEN
+        self.state, self.closed = BreakerState.OPEN, False
         self._ramp = None
         self._failures += 1
         delay = self._probes.delay(self._failures, uniform=self._uniform)
@@ -178,7 +172,7 @@ class Breaker:
         if self.closed:
             return None
         outage = max(0.0, (self._clock.now_us() - self.since_us) / 1_000_000)
-        self.state = BreakerState.CLOSED
+        self.state, self.closed = BreakerState.CLOSED, True
         self.since_us = self._clock.now_us()
         self.outage = None
         self.suspects = self._probed = frozenset()

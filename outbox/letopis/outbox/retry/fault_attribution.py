@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
-from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.faults import POOL_TIMEOUT_CODE, FaultClass, StoreFault
 
 STORE_FAULT_CLASSES: Final = frozenset(
     {FaultClass.UNAVAILABLE, FaultClass.MISCONFIGURED, FaultClass.UNKNOWN_OUTCOME, FaultClass.WRONG_STORE}
@@ -36,7 +36,8 @@ class FaultAttribution:
     def __init__(self) -> None:
         self._failing: dict[str, None] = {}
         self._refused: dict[str, None] = {}
-        self._charges: dict[str, int] = {}
+        self.charges: dict[str, int] = {}
+        """How often each conversation was charged since its last success."""
         self._store_faults = 0
         self._store_faults_at: dict[str, int] = {}  # at the first charge or last refusal of each charged one
         self._calm: dict[str, bool] = {}
@@ -44,7 +45,7 @@ class FaultAttribution:
     def record_store_fault(self, conversation_ids: Iterable[str]) -> None:
         """Record the conversations of a delivery that failed by a fault of the store."""
         failed = tuple(conversation_ids)
-        own = [one for one in failed if self._store_faults_at.get(one) == self._store_faults]
+        own = [name for name in failed if self._store_faults_at.get(name) == self._store_faults]
         self._store_faults += 1
         self._store_faults_at.update(dict.fromkeys(own, self._store_faults))  # no fault of another conversation
         self.record_failure(failed)
@@ -58,7 +59,7 @@ class FaultAttribution:
         self.record_failure([conversation_id])
         if len(self._refused) < _MAX_TRACKED_CONVERSATIONS:
             self._refused[conversation_id] = None
-        if conversation_id in self._charges:
+        if conversation_id in self.charges:
             self._calm[conversation_id] = self._store_faults_at.get(conversation_id) == self._store_faults
             self._store_faults_at[conversation_id] = self._store_faults
 
@@ -71,13 +72,13 @@ class FaultAttribution:
             self.charge(conversation_id)
         self._failing.clear()
         self._refused.clear()
-        for conversation_id in succeeded & self._charges.keys():
+        for conversation_id in succeeded & self.charges.keys():
             self._clear(conversation_id)
 
     def charge(self, conversation_id: str) -> None:
         """Charge a conversation once: it failed, and another one succeeded."""
-        if conversation_id in self._charges or len(self._charges) < _MAX_TRACKED_CONVERSATIONS:
-            self._charges[conversation_id] = self._charges.get(conversation_id, 0) + 1
+        if conversation_id in self.charges or len(self.charges) < _MAX_TRACKED_CONVERSATIONS:
+            self.charges[conversation_id] = self.charges.get(conversation_id, 0) + 1
             self._store_faults_at.setdefault(conversation_id, self._store_faults)
 
     def forget(self, conversation_id: str) -> None:
@@ -93,11 +94,7 @@ class FaultAttribution:
         """Drop the charges of a conversation; return whether it had any."""
         self._calm.pop(conversation_id, None)
         self._store_faults_at.pop(conversation_id, None)
-        return self._charges.pop(conversation_id, None) is not None
-
-    def failures_while_others_succeeded(self, conversation_id: str) -> int:
-        """Return how often a conversation has been charged since its last success."""
-        return self._charges.get(conversation_id, 0)
+        return self.charges.pop(conversation_id, None) is not None
 
     @property
     def failing_conversations(self) -> int:
@@ -107,7 +104,7 @@ class FaultAttribution:
     @property
     def refused_alone(self) -> tuple[str, ...]:
         """The conversations that were refused on their own since the last success and are not charged."""
-        return tuple(one for one in self._refused if one not in self._charges)
+        return tuple(name for name in self._refused if name not in self.charges)
 
     @property
     def points_to_store(self) -> bool:
@@ -115,12 +112,12 @@ class FaultAttribution:
         return len(self.refused_alone) >= STORE_FAULT_AFTER_CONVERSATIONS
 
     def is_store_fault(self, fault: StoreFault, conversation_ids: Sequence[str]) -> bool:
-        """Return True if a fault of these conversations is the store's, and not of one that always fails alone."""
-        if fault.fault_class is FaultClass.WRONG_STORE:
+        """Return True if a fault is not one of these conversations, unless one of them always fails alone."""
+        if fault.fault_class is FaultClass.WRONG_STORE or fault.code == POOL_TIMEOUT_CODE:
             return True
         alone = len(conversation_ids) == 1
         return fault.fault_class in STORE_FAULT_CLASSES and not (
-            alone and self._charges.get(conversation_ids[0], 0) >= EVENT_FAULT_AFTER_FAILURES
+            alone and self.charges.get(conversation_ids[0], 0) >= EVENT_FAULT_AFTER_FAILURES
         )
 
     def is_charged(self, fault: StoreFault, conversation_id: str) -> bool:
@@ -133,7 +130,7 @@ class FaultAttribution:
             return False
         if fault.fault_class in STORE_FAULT_CLASSES:
             return self._calm.get(conversation_id, False)
-        return fault.fault_class is FaultClass.POISON or conversation_id in self._charges
+        return fault.fault_class is FaultClass.POISON or conversation_id in self.charges
 
 
 def as_store_fault(fault: StoreFault) -> StoreFault:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, Final, TypeVar
-from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -14,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from letopis.store.database.fault_classification import translated
 from letopis.store.database.faults import FaultClass, StoreFault
-from letopis.store.database.schema import MediumBlob, Uuid16
+from letopis.store.database.log_state import check_counters
+from letopis.store.database.schema import MediumBlob, Uuid16, events, log_heads
 from letopis.store.errors import ConfigurationError
 from letopis.store.rules.apply_plan import TableRow
 
@@ -23,8 +23,11 @@ _MAX_LOOKUP_VALUES: Final = 1_000
 Statement = TypeVar("Statement", bound=sa.GenerativeSelect)
 Statements = TypeVar("Statements")
 
+LOG_IDLE_SECONDS: Final = 3.0
+"""How long a transaction that holds a counter of the log may wait for its client, for which all others wait."""
 _MIN_COPY_ROWS: Final = 50
 """Rows from which PostgreSQL's COPY is worth its two additional round trips."""
+_IDLE_LIMIT: Final = "letopis_idle_limit"
 
 
 class Dialect(ABC):
@@ -34,10 +37,12 @@ class Dialect(ABC):
     """
 
     _built: ClassVar[dict[tuple[type[Dialect], Any], Any]] = {}
+    counts_per_overwrite: ClassVar[int] = 1
+    """How often the database counts an overwritten row at most; a row that was not is counted 0 times."""
 
     def __init__(self) -> None:
-        self._inserts: dict[str, str] = {}
-        self._overwrites: dict[str, str] = {}
+        self._texts: dict[sa.Table, tuple[str, str]] = {}
+        self._uuids: dict[sa.Table, list[int]] = {}
 
     def shared(self, build: Callable[[Any], Statements]) -> Statements:
         """Return the statements that ``build`` makes for this kind of database, made once a process.
@@ -51,14 +56,11 @@ class Dialect(ABC):
         return statements
 
     async def begin_apply(self, connection: AsyncConnection) -> None:  # noqa: B027 - not every database needs it
-        """Set what the transaction of an apply needs beyond the connection's settings."""
+        """Set what a writing transaction that does not append to the log needs beyond the connection's settings."""
 
     @asynccontextmanager
     async def transaction(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-        """Run the transaction of an apply, and commit it unless the block raises.
-
-        :raises StoreFault: the database failed.
-        """
+        """Run a writing transaction, and commit it unless the block raises."""
         with translated():
             async with engine.connect() as connection:
                 await self.begin_apply(connection)
@@ -79,29 +81,52 @@ class Dialect(ABC):
         return column.in_(sa.bindparam(name, expanding=True))
 
     async def insert(self, connection: AsyncConnection, table: sa.Table, rows: Sequence[TableRow]) -> None:
-        """Insert new rows.
-
-        :raises sqlalchemy.exc.IntegrityError: one exists.
-        :raises StoreFault: the database reports another number of rows.
-        """
+        """Insert new rows."""
         if rows:
-            if (statement := self._inserts.get(table.name)) is None:
-                statement = self._inserts[table.name] = self._insert(table)
-            check_row_count(table, await self._run(connection, statement, table, rows), len(rows))
+            insert, _ = self._texts.get(table) or self._write_texts(table)
+            result = await connection.exec_driver_sql(insert, self._bound(table, rows))
+            if result.rowcount != len(rows):
+                check_row_count(table, result.rowcount, len(rows))
 
     async def overwrite(self, connection: AsyncConnection, table: sa.Table, rows: Sequence[TableRow]) -> None:
-        """Overwrite existing, locked rows, found by primary key.
-
-        :raises StoreFault: the database reports another number of rows.
-        """
+        """Overwrite existing, locked rows, found by primary key."""
         if rows:
-            if (statement := self._overwrites.get(table.name)) is None:
-                statement = self._overwrites[table.name] = self._overwrite(table)
-            taken = await self._run(connection, statement, table, rows)
-            check_row_count(table, taken, len(rows), most=self.counts_per_overwrite * len(rows))
+            _, overwrite = self._texts.get(table) or self._write_texts(table)
+            result = await connection.exec_driver_sql(overwrite, self._bound(table, rows))
+            if result.rowcount != len(rows):
+                check_row_count(table, result.rowcount, len(rows), most=self.counts_per_overwrite * len(rows))
 
-    counts_per_overwrite: ClassVar[int] = 1
-    """How often the database counts an overwritten row at most; a row that was not is counted 0 times."""
+    async def write(
+        self, connection: AsyncConnection, table: sa.Table, new: Sequence[TableRow], old: Sequence[TableRow]
+    ) -> None:
+        """Insert new rows and overwrite old ones."""
+        if new:
+            await self.insert(connection, table, new)
+        if old:
+            await self.overwrite(connection, table, old)
+
+    async def append_to_log(
+        self, connection: AsyncConnection, added: Mapping[int, int], rows: Sequence[TableRow]
+    ) -> Mapping[int, int]:
+        """Lock counters of the log, number events by them and insert these; return the counters as they were before.
+
+        All writers share the counter of a partition. From here on the transaction may stand still for
+        :data:`LOG_IDLE_SECONDS` only, or the server ends it: a process that was stopped must not stop all others.
+        """
+        found = (await connection.execute(self.shared(_locked_heads), {"partitions": sorted(added)})).all()
+        closed = [row.closed for row in found]
+        if len(closed) != len(added) or any(closed):
+            check_counters(closed, expected=len(added))
+        before: dict[int, int] = {row.partition: row.position for row in found}
+        await self.insert(connection, events, numbered(rows, before))
+        heads = [(partition, before[partition] + count, 0) for partition, count in sorted(added.items())]
+        await self.overwrite(connection, log_heads, heads)
+        return before
+
+    def _write_texts(self, table: sa.Table) -> tuple[str, str]:
+        """Return the text of an insert and of an overwrite, made once for each table."""
+        texts = self._texts[table] = self._insert(table), self._overwrite(table)
+        return texts
 
     @abstractmethod
     def _insert(self, table: sa.Table) -> str: ...
@@ -109,9 +134,17 @@ class Dialect(ABC):
     @abstractmethod
     def _overwrite(self, table: sa.Table) -> str: ...
 
-    @abstractmethod
-    async def _run(self, connection: AsyncConnection, statement: str, table: sa.Table, rows: Sequence[TableRow]) -> int:
-        """Run a statement and return the number of rows that the database reports."""
+    def _bound(self, table: sa.Table, rows: Sequence[TableRow]) -> Any:
+        """Return rows as the driver takes them: ids as 16 bytes."""
+        if (indexes := self._uuids.get(table)) is None:
+            columns_of = enumerate(table.columns)
+            indexes = self._uuids[table] = [index for index, column in columns_of if isinstance(column.type, Uuid16)]
+        if not indexes:
+            return rows
+        columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
+        for index in indexes:
+            columns[index] = [None if value is None else value.bytes for value in columns[index]]
+        return list(zip(*columns, strict=True))
 
 
 class SQLite(Dialect):
@@ -136,15 +169,12 @@ class SQLite(Dialect):
             f"WHERE {' AND '.join(f'{name} = {place[name]}' for name in _keys(table))}"
         )
 
-    async def _run(self, connection: AsyncConnection, statement: str, table: sa.Table, rows: Sequence[TableRow]) -> int:
-        return (await connection.exec_driver_sql(statement, _with_bytes(table, rows))).rowcount
-
 
 class PostgreSQL(Dialect):
     """Unnested arrays: one round trip and one plan for any number of rows; COPY for many."""
 
     async def begin_apply(self, connection: AsyncConnection) -> None:
-        """Wait for the disk at COMMIT, so that a crash of the server loses no acknowledged event."""
+        """Wait for the disk at COMMIT, so that a crash of the server loses nothing that was reported as done."""
         await connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
 
     def among(self, column: sa.Column[Any], name: str) -> sa.ColumnElement[bool]:
@@ -173,7 +203,7 @@ class PostgreSQL(Dialect):
         raw = await connection.get_raw_connection()
         driver: Any = raw.driver_connection
         try:
-            # By the driver's own method, in the transaction that begin_apply() has begun.
+            # By the driver's own method, in the transaction that an earlier statement has begun.
             status = await driver.copy_records_to_table(table.name, records=rows, columns=_names(table))
         except Exception as error:  # raised as SQLAlchemy would; other errors pass unchanged
             if str(getattr(error, "sqlstate", "")).startswith("23"):
@@ -181,9 +211,26 @@ class PostgreSQL(Dialect):
             raise
         check_row_count(table, int(str(status).rpartition(" ")[2]), len(rows))
 
-    async def _run(self, connection: AsyncConnection, statement: str, table: sa.Table, rows: Sequence[TableRow]) -> int:
-        columns = tuple(list(column) for column in zip(*rows, strict=True))
-        return (await connection.exec_driver_sql(statement, columns)).rowcount
+    async def append_to_log(
+        self, connection: AsyncConnection, added: Mapping[int, int], rows: Sequence[TableRow]
+    ) -> Mapping[int, int]:
+        """Lock, limit, number and insert in one statement; before a COPY, all but the insert."""
+        together = [] if len(rows) >= _MIN_COPY_ROWS else rows
+        values = self._bound(events, together) if together else ((),) * len(events.columns)
+        found = (await connection.exec_driver_sql(_APPEND, (list(added), list(added.values()), *values))).all()
+        closed = [row.closed for row in found]
+        if len(closed) != len(added) or any(closed):
+            check_counters(closed, expected=len(added))
+        check_row_count(events, found[0].inserted, len(together))
+        check_row_count(log_heads, found[0].moved, len(added))
+        before: dict[int, int] = {row.partition: row.position for row in found}
+        if len(together) < len(rows):
+            await self.insert(connection, events, numbered(rows, before))
+        return before
+
+    def _bound(self, table: sa.Table, rows: Sequence[TableRow]) -> Any:
+        """Return the columns of rows as arrays."""
+        return tuple(map(list, zip(*rows, strict=True)))
 
 
 class MariaDB(Dialect):
@@ -191,6 +238,23 @@ class MariaDB(Dialect):
 
     counts_per_overwrite: ClassVar[int] = 2
     """``ON DUPLICATE KEY UPDATE`` counts a row that changed twice, and with FOUND_ROWS one that did not change once."""
+
+    async def begin_apply(self, connection: AsyncConnection) -> None:
+        """Lift the limit that an append has left on the connection."""
+        await self._limit_idle(connection, 0)
+
+    async def append_to_log(
+        self, connection: AsyncConnection, added: Mapping[int, int], rows: Sequence[TableRow]
+    ) -> Mapping[int, int]:
+        """Limit the session first, where it is not: no statement that locks rows can."""
+        await self._limit_idle(connection, round(LOG_IDLE_SECONDS))
+        return await super().append_to_log(connection, added, rows)
+
+    async def _limit_idle(self, connection: AsyncConnection, seconds: int) -> None:
+        """Have the server end a transaction that has written and stands still; 0 for the connection's own limit."""
+        if connection.info.get(_IDLE_LIMIT, 0) != seconds:
+            await connection.exec_driver_sql("SET SESSION idle_write_transaction_timeout = %s", (seconds,))
+            connection.info[_IDLE_LIMIT] = seconds
 
     def _insert(self, table: sa.Table) -> str:
         names = _names(table)
@@ -204,15 +268,19 @@ class MariaDB(Dialect):
         values = ", ".join(f"`{name}` = VALUES(`{name}`)" for name in _values(table))
         return f"{self._insert(table)} ON DUPLICATE KEY UPDATE {values}"
 
-    async def _run(self, connection: AsyncConnection, statement: str, table: sa.Table, rows: Sequence[TableRow]) -> int:
-        return (await connection.exec_driver_sql(statement, _with_bytes(table, rows))).rowcount
+
+def numbered(rows: Iterable[TableRow], before: Mapping[int, int]) -> list[TableRow]:
+    """Return rows of the log with their final positions."""
+    return [(row[0], before[row[0]] + row[1], *row[2:]) for row in rows]
+
+
+def _locked_heads(dialect: Dialect) -> sa.Select[Any]:
+    wanted = dialect.among(log_heads.c.partition, "partitions")
+    return dialect.locked(sa.select(log_heads).where(wanted).order_by(log_heads.c.partition))
 
 
 def dialect_for(name: str) -> Dialect:
-    """Return the dialect by SQLAlchemy's name of the database.
-
-    :raises ConfigurationError: it is none of the three.
-    """
+    """Return the dialect by SQLAlchemy's name of the database."""
     match name:
         case "sqlite":
             return SQLite()
@@ -224,11 +292,7 @@ def dialect_for(name: str) -> Dialect:
 
 
 def check_row_count(table: sa.Table, taken: int, planned: int, *, most: int | None = None) -> None:
-    """Compare the number of rows that a statement wrote with the planned one.
-
-    :param most: the highest number that the database may report; by default one for each row.
-    :raises StoreFault: ``MISCONFIGURED``, with the name of the table: do not commit the transaction.
-    """
+    """Compare the number of rows that a statement wrote with the planned one."""
     if planned <= taken <= (planned if most is None else most):
         return
     raise StoreFault(
@@ -239,10 +303,12 @@ def check_row_count(table: sa.Table, taken: int, planned: int, *, most: int | No
     )
 
 
-def in_batches(values: Iterable[Any]) -> Iterable[list[Any]]:
+def in_batches(values: Iterable[Any]) -> list[list[Any]]:
     """Split values into lists that one lookup takes."""
     listed = list(values)
-    return (listed[start : start + _MAX_LOOKUP_VALUES] for start in range(0, len(listed), _MAX_LOOKUP_VALUES))
+    if len(listed) <= _MAX_LOOKUP_VALUES:
+        return [listed] if listed else []
+    return [listed[start : start + _MAX_LOOKUP_VALUES] for start in range(0, len(listed), _MAX_LOOKUP_VALUES)]
 
 
 def _names(table: sa.Table) -> list[str]:
@@ -257,19 +323,8 @@ def _values(table: sa.Table) -> list[str]:
     return [column.name for column in table.columns if not column.primary_key]
 
 
-def _with_bytes(table: sa.Table, rows: Sequence[TableRow]) -> list[TableRow]:
-    """Return the rows with ids as the 16 bytes that the driver takes."""
-    places = [index for index, column in enumerate(table.columns) if isinstance(column.type, Uuid16)]
-    if not places:
-        return list(rows)
-    columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
-    for index in places:
-        columns[index] = [value.bytes if isinstance(value, UUID) else value for value in columns[index]]
-    return list(zip(*columns, strict=True))
-
-
-def _unnest(table: sa.Table) -> str:
-    arrays = ", ".join(f"${index}::{_array(column)}" for index, column in enumerate(table.columns, 1))
+def _unnest(table: sa.Table, first: int = 1) -> str:
+    arrays = ", ".join(f"${index}::{_array(column)}" for index, column in enumerate(table.columns, first))
     return f"unnest({arrays})"
 
 
@@ -287,3 +342,24 @@ def _array(column: sa.Column[Any]) -> str:
             return "integer[]"
         case _:
             return "text[]"
+
+
+def _append_statement() -> str:
+    names = _names(events)
+    values = ", ".join("head.position + v.position" if name == "position" else f"v.{name}" for name in names)
+    limit = f"set_config('idle_in_transaction_session_timeout', '{round(LOG_IDLE_SECONDS * 1000)}', true)"
+    # The settings belong to the transaction, and count from here on: before, a slow machine may take longer.
+    return (
+        f"WITH head AS (SELECT partition, position, closed, {limit} AS idle,"  # noqa: S608
+        " set_config('synchronous_commit', 'on', true) AS durable"
+        " FROM letopis_log_heads WHERE partition = ANY($1::integer[]) ORDER BY partition FOR UPDATE),"
+        " moved AS (UPDATE letopis_log_heads AS t SET position = head.position + a.added"
+        " FROM head JOIN unnest($1::integer[], $2::bigint[]) AS a (partition, added) USING (partition)"
+        " WHERE t.partition = head.partition AND t.partition = ANY($1) RETURNING 1),"
+        f" inserted AS (INSERT INTO letopis_events ({', '.join(names)}) SELECT {values}"
+        f" FROM {_unnest(events, 3)} AS v ({', '.join(names)}) JOIN head ON head.partition = v.partition RETURNING 1)"
+        " SELECT head.*, (SELECT count(*) FROM moved) AS moved, (SELECT count(*) FROM inserted) AS inserted FROM head"
+    )
+
+
+_APPEND: Final = _append_statement()

@@ -17,7 +17,7 @@ from letopis.store.database.mariadb import create_mariadb_engine
 from letopis.store.database.postgresql import LIMITED_BY_TRANSACTION, create_postgresql_engine
 from letopis.store.database.sqlite import create_sqlite_engine
 from letopis.store.database.timeouts import Timeouts
-from letopis.store.database.urls import MARIADB, POSTGRESQL, normalise_url
+from letopis.store.database.urls import MARIADB, MAX_CONNECTIONS, POSTGRESQL, normalise_url
 from letopis.store.errors import ConfigurationError
 
 
@@ -46,17 +46,18 @@ def create_store_engine(
 
     :param url: whatever :func:`letopis.store.database.urls.normalise_url` accepts. Of several hosts the one that takes
         writes is used, unless ``target_session_attrs`` asks for another: see :mod:`letopis.store.database.failover`.
-    :param pool_size: the number of connections that may be open, 1 to 1,024.
+    :param pool_size: the number of connections that may be open, 1 to 1,024; the URL's ``connections`` overrides it.
     :param allow_memory: accept an SQLite database in memory.
     :raises ConfigurationError: the URL cannot be used, a TLS file cannot be read, or the driver is not installed.
     """
     if not isinstance(timeouts, Timeouts):
         raise ConfigurationError(f"timeouts must be Timeouts(...), not {type(timeouts).__name__}")
-    if not isinstance(pool_size, int) or not 1 <= pool_size <= 1024:
-        raise ConfigurationError("pool_size must be between 1 and 1024")
+    if not isinstance(pool_size, int) or not 1 <= pool_size <= MAX_CONNECTIONS:
+        raise ConfigurationError(f"pool_size must be between 1 and {MAX_CONNECTIONS}")
     url = normalise_url(url, allow_memory=allow_memory)
     if (override := url.query.get("connect_timeout")) is not None:
         timeouts = Timeouts(connect=float(str(override)), statement=timeouts.statement, lock=timeouts.lock)
+    pool_size = int(str(url.query.get("connections", pool_size)))
     if url.drivername == POSTGRESQL:
         engine = create_postgresql_engine(url, timeouts, pool_size)
     elif url.drivername == MARIADB:

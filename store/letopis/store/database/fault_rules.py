@@ -12,7 +12,7 @@ from typing import Final
 
 from sqlalchemy import exc
 
-from letopis.store.database.faults import FaultClass
+from letopis.store.database.faults import POOL_TIMEOUT_CODE, FaultClass
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ GARBLED = _unavailable("the peer does not speak the protocol of the history stor
 PROTOCOL_REFUSED = _unavailable("the peer refuses the protocol: behind PgBouncer add ?pgbouncer=true to the URL")
 STOPPING = _unavailable("the history store is starting or stopping")
 TOO_MANY_CONNECTIONS = _unavailable("the history store accepts no more connections: raise its limit if this persists")
-POOL_EMPTY = _unavailable("all connections of this process are in use")
+POOL_EMPTY = _conflict("all connections of this process are in use")
 TOO_MANY_FILES = _unavailable("too many files and connections are open here: raise the limit if this persists")
 SLOW = _unavailable("the history store took too long and the statement was cancelled")
 READ_ONLY = _unavailable("the history store is read-only, as after a failover")
@@ -93,7 +93,9 @@ BY_SQLSTATE: Final[Mapping[str, FaultRule]] = {
     **dict.fromkeys(("08001", "08004"), UNREACHABLE),
     **dict.fromkeys(("08007", "40003"), UNKNOWN_COMMIT),
     "08P01": PROTOCOL_REFUSED,
-    "0A": _misconfigured("the server lacks a feature that Letopis needs: check that it is not too old"),
+    "0A": _misconfigured(
+        "the server lacks a feature that Letopis needs: check that it is not too old, and remove rules on its tables"
+    ),
     "22": REFUSED_VALUE,
     **dict.fromkeys(("23", "40002", "P0001"), CONSTRAINT),
     "25006": READ_ONLY,
@@ -190,7 +192,7 @@ CODE_BEFORE_TYPE: Final = frozenset({"DataError", "InternalError", "InterfaceErr
 
 BY_BUILTIN_TYPE: Final[tuple[tuple[type[Exception] | tuple[type[Exception], ...], str, FaultRule], ...]] = (
     # SQLAlchemy's TimeoutError is its pool's; a database's own is the builtin one.
-    (exc.TimeoutError, "pool-timeout", POOL_EMPTY),
+    (exc.TimeoutError, POOL_TIMEOUT_CODE, POOL_EMPTY),
     (TimeoutError, "timeout", NO_ANSWER),
     (ConnectionRefusedError, "refused", UNREACHABLE),
     # TLS that ends without a closing alert is a lost connection, not a wrong certificate.

@@ -8,6 +8,8 @@ from typing import Final
 
 from letopis.store.errors import LetopisError
 
+POOL_TIMEOUT_CODE: Final = "pool-timeout"
+"""The code of a wait for a connection of this process: it is the fault neither of the store nor of any event."""
 DISK_FULL_CODE: Final = "disk-full"
 """The code of a full disk, whatever the database calls it: operators see it first."""
 

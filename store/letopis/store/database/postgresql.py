@@ -30,7 +30,8 @@ def create_postgresql_engine(url: URL, timeouts: Timeouts, pool_size: int) -> As
     """Create the engine; behind PgBouncer, transactions carry the time limits instead of sessions."""
     query = dict(url.query)
     behind_pgbouncer = query.pop("pgbouncer", "false") == "true"
-    query.pop("connect_timeout", None)
+    for name in ("connect_timeout", "connections"):
+        query.pop(name, None)
     limits = {
         "statement_timeout": _milliseconds(timeouts.statement),
         "lock_timeout": _milliseconds(timeouts.lock),

@@ -14,6 +14,7 @@ from sqlalchemy.engine import URL, make_url
 from letopis.store.database.hosts import HostAddress, addresses_of, show_hosts, split_hosts, with_addresses
 from letopis.store.errors import ConfigurationError
 
+MAX_CONNECTIONS: Final = 1024
 POSTGRESQL: Final = "postgresql+asyncpg"
 MARIADB: Final = "mariadb+asyncmy"
 SQLITE: Final = "sqlite+aiosqlite"
@@ -263,6 +264,12 @@ def _count(name: str, value: str) -> dict[str, str]:
     return {name: value}
 
 
+def _connections(name: str, value: str) -> dict[str, str]:
+    if not (value.isdecimal() and 1 <= int(value) <= MAX_CONNECTIONS):
+        raise ConfigurationError(f"the URL's option {name!r} is a whole number, 1 to {MAX_CONNECTIONS:,}")
+    return {name: value}
+
+
 def _yes_or_no(name: str, value: str) -> dict[str, str]:
     words = {"true": "true", "1": "true", "yes": "true", "on": "true"}
     words |= {"false": "false", "0": "false", "no": "false", "off": "false"}
@@ -309,6 +316,8 @@ _HOST_OPTIONS: Final[Mapping[str, _Rule]] = {
     "port": _as_is,
     "target_session_attrs": _one_of("target_session_attrs", *SESSION_TARGETS),
     "load_balance_hosts": _one_of("load_balance_hosts", "disable", "random"),
+    "connect_timeout": _seconds,
+    "connections": _connections,
 }
 
 _POSTGRESQL_OPTIONS: Final[Mapping[str, _Rule]] = {
@@ -319,7 +328,6 @@ _POSTGRESQL_OPTIONS: Final[Mapping[str, _Rule]] = {
     **_HOST_OPTIONS,
     "application_name": _as_is,
     "options": _as_is,
-    "connect_timeout": _seconds,
     "pgbouncer": _yes_or_no,
     "statement_cache_size": _count,
     "prepared_statement_cache_size": _count,
@@ -336,5 +344,4 @@ _MARIADB_OPTIONS: Final[Mapping[str, _Rule]] = {
     **dict.fromkeys(("ssl", "sslmode", "ssl-mode", "ssl_mode"), _ssl_of_mariadb),
     **dict.fromkeys(("ssl_ca", "ssl_cert", "ssl_key"), _as_is),
     "ssl_check_hostname": _yes_or_no,
-    "connect_timeout": _seconds,
 }

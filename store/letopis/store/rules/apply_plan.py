@@ -29,7 +29,7 @@ class Origin:
     store_id: UUID | None = None
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class SequencedEvent:
     """One event of a lane, with its sequence there."""
 
@@ -138,10 +138,7 @@ class ComparedLane:
 
 
 def compare_with_head(lane: LaneBatch, head: int) -> ComparedLane:
-    """Split a delivery at the lane's head.
-
-    :raises SequenceGap: events between the head and the first delivered one are missing.
-    """
+    """Split a delivery at the lane's head."""
     first = lane.deliveries[0].sequence if lane.deliveries else head + 1
     if first > head + 1:
         raise SequenceGap(conversation_id=lane.conversation_id, head=head, first=first)
@@ -156,9 +153,6 @@ def check_known(
 
     An event may be stored at another place than the delivered one: another outbox delivered it first, or this one did
     under an earlier sequence. :func:`check_places` then has to check that no other event has the place.
-
-    :param stored: what the conversation holds under the ids of the known events.
-    :raises HistoryDiverged: an id is not stored, or with other content, or later than delivered.
     """
     doubtful = []
     for delivery in compared.known:
@@ -173,23 +167,14 @@ def check_known(
 
 
 def check_places(lane: LaneBatch, doubtful: Iterable[SequencedEvent], taken: Mapping[int, UUID]) -> None:
-    """Check that no other event has the sequence of a doubtful one.
-
-    :param taken: the ids of the events that this origin has stored in the conversation, by sequence.
-    :raises HistoryDiverged: another event has it.
-    """
+    """Check that no other event has the sequence of a doubtful one."""
     for delivery in doubtful:
         if taken.get(delivery.sequence, delivery.event.event_id) != delivery.event.event_id:
             raise _diverged(lane, delivery)
 
 
 def select_new(compared: ComparedLane, stored: Mapping[UUID, StoredEvent]) -> tuple[SequencedEvent, ...]:
-    """Return the fresh events whose ids the conversation does not hold yet.
-
-    :param stored: what the conversation holds under the ids of the fresh events.
-    :raises HistoryDiverged: an id is stored, or delivered twice, with other content; or the stored content was erased,
-        so that the delivered content would be lost.
-    """
+    """Return the fresh events whose ids the conversation does not hold yet."""
     seen: dict[UUID, EncodedEvent] = {}
     remaining = []
     for delivery in compared.fresh:

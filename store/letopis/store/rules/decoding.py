@@ -18,7 +18,8 @@ from letopis.store.model.event_types import (
     read,
 )
 from letopis.store.model.identifiers import check_identifier
-from letopis.store.model.upcasters import Upcasters
+from letopis.store.model.messages import is_text_alone, text_message
+from letopis.store.model.upcasters import NO_UPCASTERS, Upcasters
 from letopis.store.rules.apply_plan import SequencedEvent
 from letopis.store.rules.preconditions import Precondition
 from letopis.store.rules.put_back import is_put_back
@@ -26,10 +27,11 @@ from letopis.store.rules.redaction import is_stripped, message_of
 from letopis.store.rules.reducer import MessageChange
 from letopis.store.rules.rows import MessageRow
 
+_APPENDED: Final = MessageAppended.type
 _INTERNAL_KEYS: Final = f'"{RESERVED}'
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class DecodedEvent:
     """An event of a delivery, its typed body and its precondition.
 
@@ -43,21 +45,21 @@ class DecodedEvent:
 
 
 def decode_events(deliveries: Iterable[SequencedEvent], upcasters: Upcasters) -> tuple[DecodedEvent, ...]:
-    """Return the events of a delivery as every reader will read them.
-
-    :raises InvalidInput: the content does not match its digest, so the outbox was damaged, or a key that the store
-        keeps in a column of its own does not fit there. Both mean that the event cannot be applied.
-    """
-    decoded = []
+    """Return the events of a delivery as every reader will read them."""
+    decoded, plain = list[DecodedEvent](), upcasters is NO_UPCASTERS
     for delivery in deliveries:
         event = delivery.event
         type_name, schema_version, metadata = event.type, event.schema_version, event.metadata
         if not event.intact:
             raise InvalidInput("digest", "does not match the content: the event was damaged after it was appended")
         try:
+            data = decode(event.data)
+            current = plain and type_name == _APPENDED and schema_version == MessageAppended.schema_version
+            if current and metadata is None and event.salt is not None and is_text_alone(data):
+                decoded.append(DecodedEvent(delivery, MessageAppended(message=text_message(data))))
+                continue
             if event.salt is None and not is_stripped(type_name, event.data, metadata):
                 raise InvalidInput("salt", "is missing, and the content is not: the event was damaged")
-            data = decode(event.data)
             ours = decode(metadata) if metadata is not None and _INTERNAL_KEYS in metadata else None
         except ValueError as error:
             raise InvalidInput("data", "is no JSON object") from error
@@ -68,11 +70,22 @@ def decode_events(deliveries: Iterable[SequencedEvent], upcasters: Upcasters) ->
         if isinstance(body, ConversationRewound) and body.to_message_id is not None:
             check_identifier(body.to_message_id, "data.to_message_id")
         if ours is None:
-            decoded.append(DecodedEvent(delivery=delivery, body=body))
+            decoded.append(DecodedEvent(delivery, body))
         else:
             expects, back = Precondition.of(ours), isinstance(body, MessageAppended) and is_put_back(ours)
-            decoded.append(DecodedEvent(delivery=delivery, body=body, expects=expects, back=back))
+            decoded.append(DecodedEvent(delivery, body, expects, back))
     return tuple(decoded)
+
+
+def are_plain(decoded: Iterable[DecodedEvent]) -> bool:
+    """Return True if each event only appends a message: it changes no other, and depends on nothing."""
+    for item in decoded:
+        event = item.delivery.event
+        if type(item.body) is not MessageAppended or item.back or item.expects is not None:
+            return False
+        if event.redacted or event.salt is None:
+            return False
+    return True
 
 
 def target_ids(decoded: Iterable[DecodedEvent]) -> frozenset[str]:
@@ -94,10 +107,7 @@ def target_ids(decoded: Iterable[DecodedEvent]) -> frozenset[str]:
 
 
 def removal_bound(decoded: Iterable[DecodedEvent], targets: Iterable[MessageRow]) -> int | None:
-    """Return the version after which events may take messages off the path; ``None`` if they take none.
-
-    :param targets: the stored messages that the events name.
-    """
+    """Return the version after which events may take messages off the path; ``None`` if they take none."""
     known: dict[str, int] = {}
     for row in targets:
         known[row.message_id] = min(row.version, known.get(row.message_id, row.version))

@@ -55,7 +55,7 @@ class ConversationRow:
         )
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class MessageRow:
     """A row of the messages; mutable for the time of one transaction.
 

@@ -6,32 +6,30 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import replace
 from typing import Any, Final
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from letopis.store.database.dialects import Dialect
+from letopis.store.database.dialects import Dialect, numbered
 from letopis.store.database.fault_classification import translated
+from letopis.store.database.fault_rules import HUNG_UP, LOST, rule_of_code
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import InvalidInput
 from letopis.store.model.identifiers import check_identifier
 from letopis.store.model.records import is_record_lane
 from letopis.store.model.upcasters import Upcasters
 from letopis.store.projections.inline import InlineProjections
-from letopis.store.rules.apply_plan import ApplyResult, LaneApplied, LaneBatch, Origin, SequencedEvent, TableRow
+from letopis.store.rules.apply_plan import ApplyResult, LaneApplied, LaneBatch, Origin, SequencedEvent
 from letopis.store.rules.decoding import DecodedEvent, decode_events
 from letopis.store.rules.projection import conflicts_of_shown, project_events
 from letopis.store.rules.record_plan import RecordChange, decode_change
 from letopis.store.write.lanes import AcceptedLane, Lanes
 from letopis.store.write.loading import Loader
-from letopis.store.write.log import LogWriter
 from letopis.store.write.records import RecordWriter
 from letopis.store.write.redaction import Eraser
-from letopis.store.write.registration import Registration
-from letopis.store.write.row_writer import Erasure, RowWriter
-from letopis.store.write.transaction import ApplyTransaction
+from letopis.store.write.row_writer import RowWriter, append_to_log
+from letopis.store.write.transaction import ApplyTransaction, Registration
 
 logger = logging.getLogger("letopis.store.apply")
 
@@ -71,13 +69,10 @@ class DecodedBatch:
                     await asyncio.sleep(0)
 
     def of(self, deliveries: Sequence[SequencedEvent]) -> tuple[Any, ...]:
-        """Return decoded events of one lane of the batch.
-
-        :raises StoreFault: ``POISON``: one of them cannot be applied.
-        """
-        found = tuple(decoded for one in deliveries if (decoded := self._decoded.get(id(one))) is not None)
-        if len(found) == len(deliveries):
-            return found
+        """Return decoded events of one lane of the batch."""
+        decoded = tuple(map(self._decoded.get, map(id, deliveries)))
+        if None not in decoded:
+            return decoded
         try:
             return self._decode(deliveries)  # raises the error of the one that was left out
         except InvalidInput as error:
@@ -87,10 +82,6 @@ class DecodedBatch:
         if is_record_lane(deliveries[0].event.conversation_id):
             return tuple(decode_change(delivery) for delivery in deliveries)
         return decode_events(deliveries, self._upcasters)
-
-
-Applied = tuple[ApplyResult, list[TableRow], Erasure]
-"""The result of a batch that is not committed yet, the rows that it added to the log, and what it erased."""
 
 
 class Applier:
@@ -107,7 +98,7 @@ class Applier:
         *,
         partitions: int,
         upcasters: Upcasters,
-        inline: InlineProjections,
+        inline: InlineProjections | None,
         eraser: Eraser,
         now: Callable[[], int],
         serial: bool = False,
@@ -127,93 +118,98 @@ class Applier:
         self._lanes = dialect.shared(Lanes)
         self._loader = Loader(dialect, eraser)
         self._rows = RowWriter(dialect, eraser)
-        self._log = dialect.shared(LogWriter)
         self._records = dialect.shared(RecordWriter)
 
     async def apply(self, origin: Origin, batch: Sequence[LaneBatch]) -> ApplyResult:
         """Apply a batch; see :meth:`letopis.store.conversation_store.ConversationStore.apply`."""
-        names = [lane.conversation_id for lane in batch]
-        if len(set(names)) != len(names):
-            raise InvalidInput("batch", "has two deliveries of one lane: put them together")
-        for name in names:
-            if not is_record_lane(name):
+        names = set[str]()
+        for lane in batch:
+            if not is_record_lane(name := lane.conversation_id):
                 check_identifier(name, "conversation_id")
+            names.add(name)
+        if len(names) != len(batch):
+            raise InvalidInput("batch", "has two deliveries of one lane: put them together")
         decoded = DecodedBatch(self._upcasters)
         await decoded.decode(batch)
         async with self.write_lock:
-            result, _, erasure = await self._apply_with_retries(origin, batch, decoded)
-        if erasure.released:
+            for attempt in range(1, MAX_ATTEMPTS + 1):
+                try:
+                    result, transaction = await self._apply_once(origin, batch, decoded, optimistic=attempt == 1)
+                    break
+                except StoreFault as fault:
+                    # Another transaction began the same conversation, or delivered one of these events, after the
+                    # lookups of this one. It has ended, so that the next attempt sees what it wrote.
+                    if attempt == MAX_ATTEMPTS or not isinstance(fault.__cause__, IntegrityError):
+                        raise
+        if transaction.released:
             await self._erase_released()
-        if erasure.content or erasure.released or not self._erasures_recovered:
+        if transaction.erased or transaction.released or not self._erasures_recovered:
             self._erasures_recovered = True
             self._erased()
         return result
 
-    async def _apply_with_retries(self, origin: Origin, batch: Sequence[LaneBatch], decoded: DecodedBatch) -> Applied:
-        for attempt in range(1, MAX_ATTEMPTS):
-            try:
-                return await self._apply_once(origin, batch, decoded, optimistic=attempt == 1)
-            except StoreFault as fault:
-                # Another transaction began the same conversation, or delivered one of these events, after the lookups
-                # of this one. It has ended, so that the next attempt sees what it wrote.
-                if not isinstance(fault.__cause__, IntegrityError):
-                    raise
-        return await self._apply_once(origin, batch, decoded, optimistic=False)
-
     async def _apply_once(
         self, origin: Origin, batch: Sequence[LaneBatch], decoded: DecodedBatch, *, optimistic: bool
-    ) -> Applied:
-        with translated():
-            async with self._engine.connect() as connection:
-                await self._dialect.begin_apply(connection)
-                applied = await self.run_phases(connection, origin, batch, decoded, optimistic=optimistic)
-                await self._inline.apply(connection, applied[1])
-                with translated(committing=True):
-                    await connection.commit()
-        return applied
+    ) -> tuple[ApplyResult, ApplyTransaction]:
+        transaction: ApplyTransaction | None = None
+        try:
+            with translated():
+                async with self._engine.connect() as connection:
+                    transaction = self.begin(connection, origin)
+                    result = await self.run_phases(transaction, batch, decoded, optimistic=optimistic)
+                    if self._inline is not None:
+                        await self._inline.apply(connection, numbered(transaction.appended, transaction.counters))
+                    with translated(committing=True):
+                        await connection.commit()
+                    return result, transaction
+        except StoreFault as fault:
+            if transaction is None or not transaction.stood_still or rule_of_code(fault.code) not in (LOST, HUNG_UP):
+                raise
+            raise StoreFault(
+                fault_class=FaultClass.CONFLICT,
+                code="stood-still",
+                reason="this process was stopped while it held the log, so that the history store rolled its"
+                " transaction back: run it again",
+            ) from fault
+
+    def begin(self, connection: AsyncConnection, origin: Origin) -> ApplyTransaction:
+        """Return what the phases of an apply share, for a connection without a transaction."""
+        return ApplyTransaction(
+            connection=connection, dialect=self._dialect, origin=origin, partitions=self._partitions, now=self._now()
+        )
 
     async def run_phases(
         self,
-        connection: AsyncConnection,
-        origin: Origin,
+        transaction: ApplyTransaction,
         batch: Sequence[LaneBatch],
         decoded: DecodedBatch,
         *,
         optimistic: bool = True,
-    ) -> Applied:
-        """Apply a batch in an open transaction, which the caller commits or rolls back.
+    ) -> ApplyResult:
+        """Apply a batch in a transaction, which the caller commits or rolls back.
 
         All writers take their locks in the order of these phases, and sorted inside each, so that none deadlocks.
-
-        :param optimistic: see :meth:`Lanes.compare`.
         """
-        transaction = ApplyTransaction(
-            connection=connection,
-            dialect=self._dialect,
-            origin=origin,
-            partitions=self._partitions,
-            now=self._now(),
-        )
         await self._registration.register(transaction)
         accepted, refused = await self._lanes.compare(transaction, batch, decoded.of, optimistic=optimistic)
-        fresh = await self._loader.load(transaction, accepted)
-        await _project(fresh)
-        erasure = await self._rows.write(transaction, fresh)
-        deleted = {lane.conversation_id for lane in fresh if lane.result.deleted}
-        if await self._records.write(transaction, accepted, deleted=deleted):
-            erasure = replace(erasure, content=True)
-        await self._lanes.advance(transaction, accepted)
-        recorded = await self._log.append(transaction, accepted, fresh)
-        return ApplyResult(applied=tuple(map(_applied, accepted)), refused=tuple(refused)), recorded, erasure
+        in_order = accepted
+        if len(accepted) > 1:
+            in_order = sorted(accepted, key=lambda lane: transaction.lock_order(lane.conversation_id))
+        if fresh := await self._loader.load(transaction, in_order):
+            await _project(fresh)
+            await self._rows.write(transaction, fresh)
+        deleted = {lane.conversation_id for lane in fresh if not lane.plain and lane.result.deleted}
+        if deleted or len(fresh) < len(accepted):
+            transaction.erased |= await self._records.write(transaction, accepted, deleted=deleted)
+        await self._lanes.advance(transaction, in_order)
+        await append_to_log(transaction, accepted)
+        return ApplyResult(applied=tuple(map(_applied, accepted)), refused=tuple(refused))
 
     async def _erase_released(self) -> None:
         """Erase what deleted conversations retained for forks that have ceased to read it; the next apply retries."""
         try:
-            with translated():
-                async with self._engine.connect() as connection:
-                    await self._dialect.begin_apply(connection)
-                    await self._eraser.erase_released(connection, now=self._now())
-                    await connection.commit()
+            async with self._dialect.transaction(self._engine) as connection:
+                await self._eraser.erase_released(connection, now=self._now())
         except StoreFault as fault:
             logger.info("content that deleted conversations retained for their forks is erased later: %s", fault)
 
@@ -233,13 +229,16 @@ async def _project(lanes: Sequence[AcceptedLane]) -> None:
             verdicts=lane.verdicts,
             retain=lane.retained,
             unloaded=lane.unloaded,
+            plain=lane.plain,
         )
 
 
 def _applied(lane: AcceptedLane) -> LaneApplied:
     superseded = lane.conflicts
     if lane.fresh:
-        superseded |= conflicts_of_shown(lane.result, lane.fresh, lane.shown) | lane.result.superseded
+        if lane.shown:
+            superseded |= conflicts_of_shown(lane.result, lane.fresh, lane.shown)
+        superseded |= lane.result.superseded
     return LaneApplied(
         conversation_id=lane.conversation_id,
         head=lane.compared.end,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID
@@ -27,7 +27,7 @@ from letopis.store.rules.apply_plan import (
     compare_with_head,
     select_new,
 )
-from letopis.store.rules.decoding import DecodedEvent
+from letopis.store.rules.decoding import DecodedEvent, are_plain
 from letopis.store.rules.preconditions import Conflict
 from letopis.store.rules.projection import Projected, Unloaded
 from letopis.store.rules.record_plan import SUPERSEDED, LedgerEntry, RecordChange, check_known_changes
@@ -44,6 +44,7 @@ class AcceptedLane:
     """A lane whose delivery does not contradict what is stored; each phase of an apply adds what it finds.
 
     :ivar fresh: the events to write; may be empty.
+    :ivar plain: True if each of them only appends a message, on no condition.
     :ivar changes: likewise, of a lane of records.
     :ivar conflicts: those of the delivered events that are stored already, by sequence.
     :ivar shown: the versions of messages that other outboxes have delivered and that are on the path before this
@@ -61,9 +62,11 @@ class AcceptedLane:
     """
 
     compared: ComparedLane
+    conversation_id: str
     partition: int
     conflicts: dict[int, Conflict]
     fresh: tuple[DecodedEvent, ...] = ()
+    plain: bool = False
     changes: tuple[RecordChange, ...] = ()
     shown: dict[int, int] = field(default_factory=dict)
     duplicates: int = 0
@@ -72,16 +75,11 @@ class AcceptedLane:
     records: int = 0
     gone: bool = False
     row: ConversationRow = field(init=False)
-    targets: list[MessageRow] = field(init=False)
-    unloaded: Unloaded | None = field(init=False)
-    verdicts: dict[int, Conflict] = field(init=False)
+    targets: Sequence[MessageRow] = ()
+    unloaded: Unloaded | None = None
+    verdicts: Mapping[int, Conflict] = field(default_factory=dict)
     retained: int = 0
     result: Projected = field(init=False)
-
-    @property
-    def conversation_id(self) -> str:
-        """The lane's conversation."""
-        return self.compared.lane.conversation_id
 
     @property
     def key(self) -> dict[str, Any]:
@@ -156,37 +154,38 @@ class Lanes:
     async def compare(
         self, transaction: ApplyTransaction, batch: Sequence[LaneBatch], decode: Decode, *, optimistic: bool
     ) -> tuple[list[AcceptedLane], list[BatchRefused]]:
-        """Lock the lanes and find out which events of each are new; return those accepted and those refused.
-
-        :param optimistic: do not look up the ids of events beyond the lane's head. If another outbox has delivered one
-            of them, an insert will fail, and the batch is applied again without this.
-        """
-        heads = await self._lock_heads(transaction, batch)
-        compared, refused = [], list[BatchRefused]()
-        for lane in batch:
+        """Lock the lanes and find out which events of each are new; return those accepted and those refused."""
+        heads: dict[str, tuple[int, ...]] = {}
+        # Sorted as a whole, because the lookups of one batch are several statements.
+        names = sorted([lane.conversation_id for lane in batch], key=transaction.lock_order)
+        for part in in_batches(names):
+            key = {"partitions": transaction.partitions_of(part), "conversations": part}
+            rows = await transaction.connection.execute(self._heads, {**key, "origin": transaction.origin.origin_id})
+            for name, *head in rows:
+                heads[name] = tuple(head)
+        compared, looked_up, refused = list[ComparedLane](), list[tuple[str, UUID]](), list[BatchRefused]()
+        for delivered in batch:
+            name = delivered.conversation_id
             try:
-                compared.append(compare_with_head(lane, heads.get(lane.conversation_id, _NO_HEAD)[0]))
+                lane = compare_with_head(delivered, heads.get(name, _NO_HEAD)[0])
             except BatchRefused as refusal:
                 refused.append(refusal)
-        stored = await self._find_stored(
-            transaction,
-            [
-                (one.lane.conversation_id, delivery.event.event_id)
-                for one in compared
-                if not is_record_lane(one.lane.conversation_id)
-                for delivery in (one.known if optimistic else (*one.known, *one.fresh))
-            ],
-        )
+                continue
+            compared.append(lane)
+            if (lane.known or not optimistic) and not is_record_lane(name):
+                events_of = lane.known if optimistic else delivered.deliveries
+                looked_up += [(name, delivery.event.event_id) for delivery in events_of]
+        stored = await self._find_stored(transaction, looked_up) if looked_up else {}
         accepted = []
-        for one in compared:
-            name = one.lane.conversation_id
+        for lane in compared:
+            name = lane.lane.conversation_id
             _, duplicates, floor, count = heads.get(name, _NO_HEAD)
             try:
                 if is_record_lane(name):
-                    found = await self._accept_changes(transaction, one, floor, decode)
+                    found = await self._accept_changes(transaction, lane, floor, decode)
                 else:
                     known = stored.get(name, {})
-                    found = await self._accept(transaction, one, known, decode, optimistic=optimistic)
+                    found = await self._accept(transaction, lane, known, decode, optimistic=optimistic)
             except BatchRefused as refusal:
                 refused.append(refusal)
             else:
@@ -194,23 +193,6 @@ class Lanes:
                 found.records = count
                 accepted.append(found)
         return accepted, refused
-
-    async def _lock_heads(
-        self, transaction: ApplyTransaction, batch: Sequence[LaneBatch]
-    ) -> dict[str, tuple[int, int, int, int]]:
-        """Return the head of each lane that is there, its duplicates, its floor and its count of records."""
-        heads: dict[str, tuple[int, int, int, int]] = {}
-        # Sorted as a whole, because the lookups of one batch are several statements.
-        names = sorted((lane.conversation_id for lane in batch), key=transaction.lock_order)
-        for part in in_batches(names):
-            rows = await transaction.execute(
-                self._heads,
-                partitions=transaction.partitions_of(part),
-                conversations=part,
-                origin=transaction.origin.origin_id,
-            )
-            heads.update({row.conversation_id: (row.sequence, row.duplicates, row.floor, row.records) for row in rows})
-        return heads
 
     async def _find_stored(
         self, transaction: ApplyTransaction, pairs: Sequence[tuple[str, UUID]]
@@ -239,9 +221,10 @@ class Lanes:
         optimistic: bool,
     ) -> AcceptedLane:
         lane, origin_id = compared.lane, transaction.origin.origin_id
-        if doubtful := check_known(compared, origin_id, stored):
+        if compared.known and (doubtful := check_known(compared, origin_id, stored)):
             check_places(lane, doubtful, await self._find_places(transaction, lane.conversation_id, doubtful))
         fresh = compared.fresh if optimistic else select_new(compared, stored)
+        decoded = decode(fresh)
         conflicts, shown = dict[int, Conflict](), dict[int, int]()
         for delivery in lane.deliveries if stored else ():
             found = stored.get(delivery.event.event_id)
@@ -253,8 +236,10 @@ class Lanes:
                 shown[delivery.sequence] = found.version
         return AcceptedLane(
             compared=compared,
-            partition=transaction.partition(lane.conversation_id),
-            fresh=decode(fresh),
+            conversation_id=lane.conversation_id,
+            partition=transaction.lock_order(lane.conversation_id)[0],
+            fresh=decoded,
+            plain=are_plain(decoded),
             conflicts=conflicts,
             shown=shown,
             duplicates=len(compared.fresh) - len(fresh),
@@ -265,7 +250,7 @@ class Lanes:
     ) -> AcceptedLane:
         """Compare a lane of records with its ledger."""
         name, known = compared.lane.conversation_id, dict[int, LedgerEntry]()
-        partition = transaction.partition(name)
+        partition = transaction.lock_order(name)[0]
         if compared.known:
             rows = await transaction.execute(
                 self._ledger,
@@ -281,6 +266,7 @@ class Lanes:
         trimmed = max(floor, min(compared.lane.pruned, compared.head))
         return AcceptedLane(
             compared=compared,
+            conversation_id=name,
             partition=partition,
             conflicts=dict.fromkeys(sorted(superseded), SUPERSEDED),
             changes=decode(compared.fresh),
@@ -296,7 +282,7 @@ class Lanes:
         for part in in_batches([delivery.sequence for delivery in doubtful]):
             rows = await transaction.execute(
                 self._places,
-                partition=transaction.partition(conversation_id),
+                partition=transaction.lock_order(conversation_id)[0],
                 conversation=conversation_id,
                 origin=transaction.origin.origin_id,
                 sequences=part,
@@ -307,13 +293,12 @@ class Lanes:
     async def advance(self, transaction: ApplyTransaction, accepted: Sequence[AcceptedLane]) -> None:
         """Write the new heads of the lanes."""
         new, old = list[TableRow](), list[TableRow]()
-        for lane in sorted(accepted, key=lambda lane: transaction.lock_order(lane.conversation_id)):
+        for lane in accepted:
             if lane.moves:
                 key = (lane.partition, lane.conversation_id, transaction.origin.origin_id)
                 row = (*key, lane.compared.end, lane.duplicates, lane.floor, lane.records)
                 (old if lane.compared.head else new).append(row)
-        await transaction.dialect.insert(transaction.connection, lanes, new)
-        await transaction.dialect.overwrite(transaction.connection, lanes, old)
+        await transaction.dialect.write(transaction.connection, lanes, new, old)
 
 
 def _stored_event(row: sa.Row[Any]) -> StoredEvent:

@@ -1,4 +1,7 @@
-"""Lock the conversations of a batch and load what its events depend on."""
+"""Lock the conversations of a batch and load what its events depend on.
+
+The stored messages that events take off the path are loaded too or, where they are too many, counted and marked.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,28 @@ from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.row_mapping import conversation_row, message_row
-from letopis.store.database.schema import conversations, messages
-from letopis.store.model.event_types import ConversationStarted
+from letopis.store.database.schema import conversations, messages, tasks
+from letopis.store.model.event_types import Body, ConversationDeleted, ConversationRewound, ConversationStarted
 from letopis.store.read.descendants import NewFork
-from letopis.store.read.task_marks import message_columns
-from letopis.store.rules.decoding import target_ids
+from letopis.store.read.task_marks import (
+    LEAVE,
+    MAX_ROWS_PER_TRANSACTION,
+    is_on_path,
+    left_by_mark,
+    message_columns,
+)
+from letopis.store.rules.decoding import removal_bound, target_ids
+from letopis.store.rules.projection import Unloaded
 from letopis.store.rules.reducer import ConversationState
 from letopis.store.rules.rows import ConversationRow, MessageRow
 from letopis.store.write.lanes import AcceptedLane
 from letopis.store.write.preconditions import ConflictLookup
 from letopis.store.write.redaction import Eraser
-from letopis.store.write.removed_messages import RemovalBudget, RemovalStatements, erases
-from letopis.store.write.transaction import ApplyTransaction, of_conversations
+from letopis.store.write.transaction import ApplyTransaction, of_conversation, of_conversations
 
 
 def _conversations_select(dialect: Dialect) -> sa.Select[Any]:
@@ -35,6 +45,26 @@ def _targets_select(dialect: Dialect) -> sa.Select[Any]:
     return sa.select(*message_columns(messages)).where(
         *of_conversations(dialect, messages), dialect.among(messages.c.message_id, "ids")
     )
+
+
+class RemovalStatements:
+    """The selects of removed messages, compiled once."""
+
+    def __init__(self, _: Dialect) -> None:
+        beyond = (*of_conversation(messages), messages.c.version > sa.bindparam("after"))
+        self.path = sa.select(messages).where(*beyond, is_on_path(messages)).limit(sa.bindparam("limit"))
+        # Marks are rare: without one there is no need to look for marks of each row.
+        self.count = (
+            sa.select(sa.func.count())
+            .select_from(messages)
+            .where(*beyond, messages.c.version <= sa.bindparam("upto"), messages.c.left_at.is_(None))
+        )
+        self.count_marked = self.count.where(left_by_mark(messages).is_(None))
+        self.marked = (
+            sa.select(tasks.c.version)
+            .where(*of_conversation(tasks), tasks.c.kind == LEAVE, tasks.c.after < tasks.c.upto)
+            .limit(1)
+        )
 
 
 class Loader:
@@ -52,48 +82,37 @@ class Loader:
 
         Those of lanes with records are locked too, so that they are not deleted meanwhile.
         """
-        fresh = [lane for lane in accepted if lane.fresh]
-        beside = [(lane, name) for lane in accepted if lane.changes and (name := lane.scope.conversation_id)]
-        forks = _new_forks(fresh)
-        rows = await self._lock_conversations(transaction, fresh, forks, {name for _, name in beside})
+        fresh, beside = list[AcceptedLane](), list[tuple[AcceptedLane, str]]()
+        for lane in accepted:
+            if lane.fresh:
+                fresh.append(lane)
+            elif lane.changes and (name := lane.scope.conversation_id):
+                beside.append((lane, name))
+        special = [lane for lane in fresh if not lane.plain]
+        forks = _new_forks(special) if special else []
+        # A fork's parent too: its deletion must not erase it before the fork is seen to read it.
+        wanted = {lane.conversation_id for lane in fresh}
+        wanted.update([fork.point.conversation_id for fork in forks], [name for _, name in beside])
+        rows = dict[str, ConversationRow]()
+        for part in in_batches(sorted(wanted, key=transaction.lock_order)):
+            key = {"partitions": transaction.partitions_of(part), "conversations": part}
+            for row in await transaction.connection.execute(self._conversations, key):
+                rows[row.conversation_id] = conversation_row(row)
         for lane, name in beside:
             lane.gone = name in rows and rows[name].conversation.state == "deleted"
-        targets = await self._load_targets(transaction, fresh)
-        budget = RemovalBudget(transaction.connection, self._removals)
         for lane in fresh:
-            name = lane.conversation_id
-            lane.row = rows.get(name) or _new_row(lane)
-            lane.targets, lane.unloaded = await budget.load(lane, lane.row.conversation, targets.get(name, []))
-            if any(erases(item.body) for item in lane.fresh):
-                lane.retained = await self._eraser.retained(transaction.connection, lane.partition, name, new=forks)
-            lane.verdicts = {} if lane.row.new else await self._conflicts.find(transaction, lane)
+            lane.row = rows.get(lane.conversation_id) or _new_row(lane)
+        if special:
+            await self._load_targets(transaction, special, forks)
         return fresh
 
-    async def _lock_conversations(
-        self,
-        transaction: ApplyTransaction,
-        fresh: Sequence[AcceptedLane],
-        forks: Sequence[NewFork],
-        also: set[str],
-    ) -> dict[str, ConversationRow]:
-        found: dict[str, ConversationRow] = {}
-        # A fork's parent too: its deletion must not erase it before the fork is seen to read it.
-        wanted = {fork.point.conversation_id for fork in forks} | {lane.conversation_id for lane in fresh}
-        wanted.update(also)
-        for part in in_batches(sorted(wanted, key=transaction.lock_order)):
-            rows = await transaction.execute(
-                self._conversations, partitions=transaction.partitions_of(part), conversations=part
-            )
-            found.update({row.conversation_id: conversation_row(row) for row in rows})
-        return found
-
     async def _load_targets(
-        self, transaction: ApplyTransaction, fresh: Sequence[AcceptedLane]
-    ) -> dict[str, list[MessageRow]]:
-        """Return the stored messages that the events name, by conversation."""
-        wanted = {lane.conversation_id: target_ids(lane.fresh) for lane in fresh}
+        self, transaction: ApplyTransaction, lanes: Sequence[AcceptedLane], forks: Sequence[NewFork]
+    ) -> None:
+        """Load the stored messages that the events name or take off the path, and find the conflicts of the events."""
+        wanted = {lane.conversation_id: target_ids(lane.fresh) for lane in lanes}
         pairs = [(name, message_id) for name, ids in wanted.items() for message_id in ids]
-        found: dict[str, list[MessageRow]] = {}
+        targets: dict[str, list[MessageRow]] = {}
         for part in in_batches(pairs):
             names = list(dict.fromkeys(name for name, _ in part))
             rows = await transaction.execute(
@@ -104,8 +123,68 @@ class Loader:
             )
             for row in rows:
                 if row.message_id in wanted[row.conversation_id]:
-                    found.setdefault(row.conversation_id, []).append(message_row(row))
-        return found
+                    targets.setdefault(row.conversation_id, []).append(message_row(row))
+        budget = RemovalBudget(transaction.connection, self._removals)
+        for lane in lanes:
+            name = lane.conversation_id
+            lane.targets, lane.unloaded = await budget.load(lane, lane.row.conversation, targets.get(name, []))
+            if any(erases(item.body) for item in lane.fresh):
+                lane.retained = await self._eraser.retained(transaction.connection, lane.partition, name, new=forks)
+            if not lane.row.new:
+                lane.verdicts = await self._conflicts.find(transaction, lane)
+
+
+class RemovalBudget:
+    """Loads removed messages until one transaction has enough rows to change."""
+
+    def __init__(self, connection: AsyncConnection, statements: RemovalStatements) -> None:
+        self._connection = connection
+        self._statements = statements
+        self._rows = MAX_ROWS_PER_TRANSACTION
+
+    async def load(
+        self, lane: AcceptedLane, conversation: ConversationState[int], targets: list[MessageRow]
+    ) -> tuple[list[MessageRow], Unloaded | None]:
+        """Return the stored messages that fresh events change, including those that they take off the path.
+
+        If those are more than the budget has left, return ``targets`` alone and the number of the others.
+        """
+        fresh, key, version = lane.fresh, lane.key, conversation.version
+        after = removal_bound(fresh, targets)
+        if after is None:
+            return targets, None
+        # A deletion or reset changes the rows of all events, too.
+        erased = version if any(erases(item.body) for item in fresh) else 0
+        if erased <= self._rows:
+            limit = self._rows + 1
+            found = await self._connection.execute(self._statements.path, {**key, "after": after, "limit": limit})
+            rows = found.all()
+            cost = max(len(rows), erased)
+            if cost <= self._rows:
+                self._rows -= cost
+                loaded = {row.version for row in targets}
+                return [*targets, *(message_row(row) for row in rows if row.version not in loaded)], None
+        named = {item.body.to_message_id for item in fresh if isinstance(item.body, ConversationRewound)}
+        ends = {row.version for row in targets if row.message_id in named}
+        beyond = {end: await self._count_after(end, key, conversation) for end in ends}
+        return targets, Unloaded(beyond=beyond, bound=version)
+
+    async def _count_after(self, end: int, key: dict[str, Any], conversation: ConversationState[int]) -> int:
+        """Return how many stored messages on the path come after a version, counted on the shorter side of it."""
+        statements = self._statements
+        marked = (await self._connection.execute(statements.marked, key)).first() is not None
+        last = conversation.version
+        after, upto = (0, end) if end < last - end else (end, last)
+        count = await self._connection.execute(
+            statements.count_marked if marked else statements.count, {**key, "after": after, "upto": upto}
+        )
+        found = int(count.scalar_one())
+        return found if after else conversation.message_count - found
+
+
+def erases(body: Body) -> bool:
+    """Return True if an event erases all content before it: a deletion or a reset."""
+    return isinstance(body, ConversationDeleted) or (isinstance(body, ConversationRewound) and bool(body.erase))
 
 
 def _new_row(lane: AcceptedLane) -> ConversationRow:

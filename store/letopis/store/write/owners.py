@@ -41,10 +41,7 @@ class OwnerRow:
         self.active, self.by, self.order, self.changed = conversation_id, origin_id, order, True
 
     def as_row(self, partitions: int) -> TableRow:
-        """Return the values in the order of the table's columns.
-
-        :param partitions: how many the log has.
-        """
+        """Return the values in the order of the table's columns."""
         active_partition = None if self.active is None else partition_of(self.active, partitions)
         partition = partition_of(self.owner_id, partitions)
         return (partition, self.owner_id, self.active, active_partition, self.number, self.by, self.order)
@@ -87,89 +84,87 @@ class OwnerStatements:
         )
 
 
-class Owners:
-    """The owners that one apply concerns."""
+async def lock_owners(
+    transaction: ApplyTransaction, statements: OwnerStatements, projected: Sequence[Projected]
+) -> dict[str, OwnerRow]:
+    """Lock the owners and number each conversation whose owner is new to it; return the owners by id.
 
-    def __init__(self, transaction: ApplyTransaction, statements: OwnerStatements) -> None:
-        self._transaction = transaction
-        self._statements = statements
+    Numbers are never used again.
+    """
+    concerned: dict[str, list[ConversationRow]] = {}
+    for item in projected:
+        if (owner_id := item.row.conversation.owner_id) is not None:
+            concerned.setdefault(owner_id, []).append(item.row)
+    names = sorted(concerned, key=transaction.lock_order)
+    owners_by_id: dict[str, OwnerRow] = {}
+    for part in in_batches(names):
+        partitions = transaction.partitions_of(part)
+        for row in await transaction.execute(statements.locked, partitions=partitions, owners=part):
+            owners_by_id[row.owner_id] = OwnerRow(
+                owner_id=row.owner_id,
+                active=row.active_conversation_id,
+                number=row.next_number,
+                by=row.activated_by,
+                order=row.activated_order,
+            )
+    for owner_id in names:
+        owner = owners_by_id.setdefault(owner_id, OwnerRow(owner_id=owner_id, new=True))
+        for conversation in concerned[owner_id]:
+            if conversation.number is None:
+                conversation.number = owner.number
+                owner.number += 1
+                owner.changed = True
+    return owners_by_id
 
-    async def lock_and_number(self, projected: Sequence[Projected]) -> dict[str, OwnerRow]:
-        """Lock the owners and number each conversation whose owner is new to it; return the owners by id.
 
-        Numbers are never used again.
-        """
-        concerned: dict[str, list[ConversationRow]] = {}
-        for item in projected:
-            owner_id = item.row.conversation.owner_id
-            if owner_id is not None and (item.row.number is None or item.activations or item.left_at is not None):
-                concerned.setdefault(owner_id, []).append(item.row)
-        names = sorted(concerned, key=self._transaction.lock_order)
-        found: dict[str, OwnerRow] = {}
-        for part in in_batches(names):
-            partitions = self._transaction.partitions_of(part)
-            for row in await self._transaction.execute(self._statements.locked, partitions=partitions, owners=part):
-                found[row.owner_id] = OwnerRow(
-                    owner_id=row.owner_id,
-                    active=row.active_conversation_id,
-                    number=row.next_number,
-                    by=row.activated_by,
-                    order=row.activated_order,
-                )
-        for owner_id in names:
-            owner = found.setdefault(owner_id, OwnerRow(owner_id=owner_id, new=True))
-            for conversation in concerned[owner_id]:
-                if conversation.number is None:
-                    conversation.number = owner.number
-                    owner.number += 1
-                    owner.changed = True
-        return found
+async def write_owners(
+    transaction: ApplyTransaction,
+    statements: OwnerStatements,
+    projected: Sequence[Projected],
+    rows: Mapping[str, OwnerRow],
+) -> None:
+    """Move the marks of the active conversations, and write the rows of the owners."""
+    origin_id = transaction.origin.origin_id
+    left: dict[str, list[tuple[int, str]]] = {}
+    for item in projected:
+        name = item.row.conversation_id
+        owner = rows.get(item.row.conversation.owner_id or "")
+        if owner is None:
+            continue
+        for order in item.activations:
+            owner.activate(name, origin_id, order)
+        if item.left_at is not None:
+            left.setdefault(owner.owner_id, []).append((item.left_at, name))
+    for owner_id, moments in left.items():
+        # In the order in which they left, however many of them are delivered together.
+        for moment, name in sorted(moments):
+            if (owner := rows[owner_id]).active == name:
+                later = [conversation for at, conversation in moments if at > moment]
+                values = {"owner": owner_id, "conversation": name, "moment": moment, "later": later}
+                owner.active, owner.changed = await _next_active(transaction, statements, projected, values), True
+    touched = [owner for owner in rows.values() if owner.new or owner.changed]
+    new = [owner.as_row(transaction.partitions) for owner in touched if owner.new]
+    old = [owner.as_row(transaction.partitions) for owner in touched if not owner.new]
+    await transaction.dialect.write(transaction.connection, owners, new, old)
 
-    async def write(self, projected: Sequence[Projected], rows: Mapping[str, OwnerRow]) -> None:
-        """Move the marks of the active conversations, and write the rows of the owners."""
-        origin_id = self._transaction.origin.origin_id
-        left: dict[str, list[tuple[int, str]]] = {}
-        for item in projected:
-            name = item.row.conversation_id
-            owner = rows.get(item.row.conversation.owner_id or "")
-            if owner is None:
-                continue
-            for order in item.activations:
-                owner.activate(name, origin_id, order)
-            if item.left_at is not None:
-                left.setdefault(owner.owner_id, []).append((item.left_at, name))
-        for owner_id, moments in left.items():
-            # In the order in which they left, however many of them are delivered together.
-            for moment, name in sorted(moments):
-                if (owner := rows[owner_id]).active == name:
-                    later = [one for at, one in moments if at > moment]
-                    owner.active, owner.changed = (
-                        await self._next_active(projected, owner_id, name, moment, later),
-                        True,
-                    )
-        touched = [owner for owner in rows.values() if owner.new or owner.changed]
-        dialect, connection = self._transaction.dialect, self._transaction.connection
-        count = self._transaction.partitions
-        await dialect.insert(connection, owners, [owner.as_row(count) for owner in touched if owner.new])
-        await dialect.overwrite(connection, owners, [owner.as_row(count) for owner in touched if not owner.new])
 
-    async def _next_active(
-        self, projected: Sequence[Projected], owner_id: str, left: str, moment: int, later: Sequence[str]
-    ) -> str | None:
-        """Return the owner's conversation with the newest activity when the active one left; ``None`` if none is left.
+async def _next_active(
+    transaction: ApplyTransaction,
+    statements: OwnerStatements,
+    projected: Sequence[Projected],
+    values: Mapping[str, Any],
+) -> str | None:
+    """Return the owner's conversation with the newest activity when the active one left; ``None`` if none is left.
 
-        Activity after that does not count, so that the answer does not depend on when this is delivered.
-
-        :param later: conversations that have left since.
-        """
-        values = {"owner": owner_id, "conversation": left, "moment": moment, "later": list(later)}
-        newest = await self._transaction.execute(self._statements.newest, **values)
-        found: list[tuple[int, str | None]] = [(row.at, row.conversation_id) for row in newest]
-        # The events of this delivery are not in the log yet.
-        fresh = {item.row.conversation_id: item.events for item in projected}
-        for row in await self._transaction.execute(self._statements.newer, **values):
-            events_of = reversed(fresh.get(row.conversation_id, ()))
-            at = next((one.occurred_at for one in events_of if one.occurred_at <= moment), row.at)
-            if at is not None:
-                found.append((at, row.conversation_id))
-        return max(found, default=(0, None))[1]
+    Activity after that does not count, so that the answer does not depend on when this is delivered.
+    """
+    newest = await transaction.execute(statements.newest, **values)
+    active: list[tuple[int, str | None]] = [(row.at, row.conversation_id) for row in newest]
+    # The events of this delivery are not in the log yet.
+    fresh = {item.row.conversation_id: item.events for item in projected}
+    for row in await transaction.execute(statements.newer, **values):
+        events_of = reversed(fresh.get(row.conversation_id, ()))
+        at = next((event.occurred_at for event in events_of if event.occurred_at <= values["moment"]), row.at)
+        if at is not None:
+            active.append((at, row.conversation_id))
+    return max(active, default=(0, None))[1]

@@ -62,11 +62,7 @@ class ConflictLookup:
     async def find_before(
         self, connection: AsyncConnection, key: Mapping[str, Any], event_id: UUID, expects: Precondition, *, head: int
     ) -> Conflict | None:
-        """Return the conflict that an event would have if it were delivered now; ``None`` if it is stored already.
-
-        :param key: of the conversation, with the ``origin`` of the event.
-        :param head: the last sequence of this outbox that is stored.
-        """
+        """Return the conflict that an event would have if it were delivered now; ``None`` if it is stored already."""
         if (await connection.execute(self._batches, {**key, "ids": [event_id]})).first() is not None:
             return None
         sequence = max(head, expects.sequence) + 1
@@ -80,9 +76,9 @@ class ConflictLookup:
         if (await connection.execute(self._others, key)).first() is None:
             return {}
         found: list[Any] = []
-        for sequence in {one.sequence for _, _, one in conditions if one.version is None and one.sequence <= head}:
+        for sequence in {seen.sequence for _, _, seen in conditions if seen.version is None and seen.sequence <= head}:
             found += await connection.execute(self._last_seen, {**key, "sequence": sequence})
-        for part in in_batches({one.batch_id for _, _, one in conditions if one.batch_id is not None}):
+        for part in in_batches({seen.batch_id for _, _, seen in conditions if seen.batch_id is not None}):
             found += await connection.execute(self._batches, {**key, "ids": part})
         own = [_logged(row, own=True) for row in found]
         after = lowest_seen_version(conditions, own, head=head)

@@ -74,10 +74,7 @@ class Eraser:
     async def erase_messages(
         self, connection: AsyncConnection, partition: int, conversation_id: str, *, upto: int, reset_at: int | None
     ) -> None:
-        """Remove the reactions to a conversation's messages up to a version, and all its messages from search.
-
-        :param reset_at: the version at which its messages are redacted; ``None`` if the conversation was deleted.
-        """
+        """Remove the reactions to a conversation's messages up to a version, and all its messages from search."""
         place = {"at_partition": partition, "at_conversation": conversation_id, "at_most": upto}
         await connection.execute(self._remove_reactions, place)
         if reset_at is not None:
@@ -106,8 +103,8 @@ class Eraser:
         statement = self._of_messages
         if len(message_ids) <= _MAX_IDS_IN_STATEMENT:
             # The database looks for them, so that a long conversation need not be read here.
-            ids = (orjson.dumps(one).decode() for one in sorted(message_ids))
-            statement = statement.where(sa.or_(*(events.c.data.contains(one, autoescape=True) for one in ids)))
+            ids = (orjson.dumps(name).decode() for name in sorted(message_ids))
+            statement = statement.where(sa.or_(*(events.c.data.contains(name, autoescape=True) for name in ids)))
         removed = list[int]()
         async for rows in self._pages(connection, statement, key, after=0, upto=upto):
             found = [(row, data) for row in rows if (data := decode(row.data)).get("message_id") in message_ids]
@@ -156,10 +153,7 @@ class Eraser:
     async def retained(
         self, connection: AsyncConnection, partition: int, conversation_id: str, *, new: Sequence[NewFork] = ()
     ) -> int:
-        """Return the version up to which forks read a conversation, through any chain; 0 if none does.
-
-        :param new: forks that begin in the same transaction.
-        """
+        """Return the version up to which forks read a conversation, through any chain; 0 if none does."""
         return await self._descendants.read_up_to(connection, partition, conversation_id, new=new)
 
     async def erase_released(self, connection: AsyncConnection, *, now: int) -> bool:

@@ -1,17 +1,25 @@
-"""Hold what the phases of one apply share: the open transaction, its outbox, and the order of locks."""
+"""Hold what the phases of one apply share, and check that the batch reached the right store."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from letopis.store.database.dialects import Dialect
+from letopis.store.database.dialects import LOG_IDLE_SECONDS, Dialect
+from letopis.store.database.schema import origins, store
+from letopis.store.database.store_identity import check_identity, check_not_moved, missing_identity_fault
+from letopis.store.errors import OriginSuperseded
 from letopis.store.model.records import lane_partition
-from letopis.store.rules.apply_plan import Origin
+from letopis.store.rules.apply_plan import Origin, TableRow
+
+_LAST_SEEN_INTERVAL_US: Final = 3_600_000_000
+"""How often an origin's ``last_seen_at`` is written: it is one more locked row of an apply, and the same for all."""
 
 
 def of_conversation(table: sa.Table) -> tuple[sa.ColumnElement[bool], ...]:
@@ -24,12 +32,30 @@ def of_conversations(dialect: Dialect, table: sa.Table) -> tuple[sa.ColumnElemen
     return dialect.among(table.c.partition, "partitions"), dialect.among(table.c.conversation_id, "conversations")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class _LockOrder(dict[str, tuple[int, bytes]]):
+    """The partition and bytes of each name, computed once."""
+
+    def __init__(self, partitions: int) -> None:
+        self._partitions = partitions
+
+    def __missing__(self, name: str) -> tuple[int, bytes]:
+        key = self[name] = lane_partition(name, self._partitions), name.encode()
+        return key
+
+
+@dataclass(slots=True, kw_only=True)
 class ApplyTransaction:
     """An open transaction in which one batch is applied.
 
     :ivar partitions: how many partitions the log has.
     :ivar now: the time to record, in microseconds.
+    :ivar lock_order: returns the sort key of a conversation or lane: partition and name, the order of the primary keys,
+        which compare bytes on all three databases. Every transaction locks in this order, so that none deadlocks.
+    :ivar appended: the events that were added to the log; in each partition their positions count from 1.
+    :ivar counters: the position of each partition before them.
+    :ivar erased: True if content was taken out of what is stored.
+    :ivar released: True if conversations may retain content that no fork reads any more.
+    :ivar log_locked_at: the monotonic clock just before the counters of the log were locked.
     """
 
     connection: AsyncConnection
@@ -37,23 +63,65 @@ class ApplyTransaction:
     origin: Origin
     partitions: int
     now: int
+    lock_order: Callable[[str], tuple[int, bytes]] = field(init=False)
+    appended: Sequence[TableRow] = ()
+    counters: Mapping[int, int] = field(default_factory=dict)
+    erased: bool = False
+    released: bool = False
+    log_locked_at: float = math.inf
 
-    def partition(self, conversation_id: str) -> int:
-        """Return the log partition of a conversation, or of a lane of records."""
-        return lane_partition(conversation_id, self.partitions)
+    def __post_init__(self) -> None:
+        self.lock_order = _LockOrder(self.partitions).__getitem__
+
+    @property
+    def stood_still(self) -> bool:
+        """Whether the log has been held so long that the database may have ended the transaction."""
+        return time.monotonic() - self.log_locked_at >= LOG_IDLE_SECONDS
 
     def partitions_of(self, conversation_ids: Iterable[str]) -> list[int]:
         """Return the log partitions of conversations, sorted."""
-        return sorted({self.partition(name) for name in conversation_ids})
+        return sorted({self.lock_order(name)[0] for name in conversation_ids})
 
-    def lock_order(self, conversation_id: str) -> tuple[int, bytes]:
-        """Return a sort key: the order of the primary keys, which compare bytes on all three databases.
-
-        Every transaction locks in this order, so that none deadlocks with another.
-        """
-        return self.partition(conversation_id), conversation_id.encode()
-
-    async def execute(self, statement: sa.Executable, **parameters: Any) -> sa.CursorResult[Any]:
+    def execute(self, statement: sa.Executable, **parameters: Any) -> Awaitable[sa.CursorResult[Any]]:
         """Execute a statement with its parameters."""
-        found: sa.CursorResult[Any] = await self.connection.execute(statement, parameters)
-        return found
+        return self.connection.execute(statement, parameters)
+
+
+class Registration:
+    """Registers origins in a store; the statements are compiled once."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        known = origins.c.origin_id == sa.bindparam("origin")
+        # The store's own row comes with it, so that its check costs no statement of its own.
+        self._found = (
+            sa.select(store.c.store_id, store.c.moved_to, *origins.c)
+            .select_from(store.outerjoin(origins, known))
+            .where(store.c.id == 1)
+        )
+        self._locked = dialect.locked(sa.select(origins).where(known))
+
+    async def register(self, transaction: ApplyTransaction) -> None:
+        """Check the store's identity and make the origin known to it."""
+        origin, now = transaction.origin, transaction.now
+        connection, dialect = transaction.connection, transaction.dialect
+        row = (await connection.execute(self._found, {"origin": origin.origin_id})).first()
+        if row is None:
+            raise missing_identity_fault()
+        check_identity(row.store_id, origin.store_id)
+        check_not_moved(row.moved_to)
+        if row.origin_id is None:
+            await dialect.insert(connection, origins, [(origin.origin_id, origin.epoch, origin.name, now, now)])
+            return
+        # Read without a lock: a copy may take over a moment later in any case, and deliveries of both are distinguished
+        # under the lane's lock.
+        _check_epoch(origin, row)
+        if (row.epoch, row.name) != (origin.epoch, origin.name) or abs(now - row.last_seen_at) > _LAST_SEEN_INTERVAL_US:
+            row = (await connection.execute(self._locked, {"origin": origin.origin_id})).one()
+            _check_epoch(origin, row)
+            seen = (origin.origin_id, origin.epoch, origin.name, row.first_seen_at, now)
+            await dialect.overwrite(connection, origins, [seen])
+
+
+def _check_epoch(origin: Origin, row: sa.Row[Any]) -> None:
+    if row.epoch > origin.epoch:
+        raise OriginSuperseded(origin_id=origin.origin_id, epoch=origin.epoch, current=row.epoch)

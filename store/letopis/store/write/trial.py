@@ -8,7 +8,6 @@ from uuid import uuid4
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from letopis.store.database.dialects import Dialect
 from letopis.store.database.fault_classification import translated
 from letopis.store.model.codec import encode, encode_message
 from letopis.store.model.event_types import ConversationStarted
@@ -28,9 +27,8 @@ _TRIAL_TEXT: Final = (
 class Trial:
     """Applies ordinary events to one history store, and rolls them back."""
 
-    def __init__(self, engine: AsyncEngine, dialect: Dialect, applier: Applier, *, partitions: int) -> None:
+    def __init__(self, engine: AsyncEngine, applier: Applier, *, partitions: int) -> None:
         self._engine = engine
-        self._dialect = dialect
         self._applier = applier
         self._partitions = partitions
 
@@ -38,30 +36,25 @@ class Trial:
         """Begin and continue a new conversation in the log partition of another one.
 
         No projection sees it. Faults that only a commit shows, such as a full disk, are not found.
-
-        :raises StoreFault: the store does not accept the events.
         """
         partition = partition_of(conversation_id, self._partitions)
         origin = Origin(origin_id=uuid4(), epoch=1, name="letopis trial")
         async with self._applier.write_lock:
             with translated():
                 async with self._engine.connect() as connection:
-                    await self._dialect.begin_apply(connection)
+                    transaction = self._applier.begin(connection, origin)
                     for part in trial_batches(partition=partition, partitions=self._partitions):
                         decoded = DecodedBatch(NO_UPCASTERS)
                         await decoded.decode([part])
-                        await self._applier.run_phases(connection, origin, [part], decoded)
+                        await self._applier.run_phases(transaction, [part], decoded)
                     await connection.rollback()
 
 
 def trial_batches(*, partition: int, partitions: int) -> tuple[LaneBatch, LaneBatch]:
-    """Return batches that begin and continue a new conversation: they need different privileges on the tables.
-
-    :param partition: the log partition that the conversation has to be in.
-    """
+    """Return batches that begin and continue a new conversation: they need different privileges on the tables."""
     key = uuid4().hex
     names = (f"letopis-trial-{key}-{number}" for number in count())
-    name = next(one for one in names if partition_of(one, partitions) == partition)
+    name = next(name for name in names if partition_of(name, partitions) == partition)
     started = Event.of(ConversationStarted(owner_id=f"letopis-trial-{key}", title="A trial"), conversation_id=name)
     first = Message.user(_TRIAL_TEXT)
     second = Message.assistant(_TRIAL_TEXT, tokens=7)

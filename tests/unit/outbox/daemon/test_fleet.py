@@ -26,7 +26,7 @@ from letopis.outbox.file.inspection import read_file
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.file.sign_of_life import lock_path
 from letopis.outbox.operations.status import Status, status_of
-from letopis.outbox.relay.lease_lock import LeaseLock
+from letopis.outbox.relay.lease import LeaseLock
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault

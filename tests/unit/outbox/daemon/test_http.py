@@ -18,7 +18,7 @@ from letopis.outbox.alerting.incidents import IncidentKind
 from letopis.outbox.daemon import http as daemon_http
 from letopis.outbox.daemon.health import FileCondition, HealthSnapshot, OutboxMetrics, aggregate
 from letopis.outbox.daemon.http import MAX_CONCURRENT_REQUESTS, HealthApp, ListenAddress, parse_address, serve_http
-from letopis.outbox.relay.stats import RelayStats
+from letopis.outbox.relay.outcome import RelayStats
 from letopis.store.errors import ConfigurationError
 from tests.unit.outbox.daemon.test_prometheus import figures
 

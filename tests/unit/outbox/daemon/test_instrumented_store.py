@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from letopis.outbox.daemon.store_pool import BUCKET_BOUNDS_SECONDS, Durations, InstrumentedStore
+from letopis.outbox.concurrency.clock import Clock
+from letopis.outbox.daemon.store_pool import BUCKET_BOUNDS_SECONDS, Durations, InstrumentedStore, StorePool
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.relay import Relay
 from letopis.store.conversation_store import ConversationStore
@@ -76,3 +77,10 @@ async def test_a_delivery_whose_deadline_came_first_is_given_up(tmp_path: Path) 
 
     assert {outcome: one.count for outcome, one in store.deliveries.items()} == {"given_up": 1}
     await outbox.close()
+
+
+async def test_a_store_that_rested_keeps_the_options_of_its_url(tmp_path: Path) -> None:
+    handle = StorePool("postgresql://user@host/db?connections=7", clock=Clock()).get(tmp_path / "a.outbox.db")
+    await handle.rest()
+
+    assert handle.store._engine.pool.size() == 7  # type: ignore[attr-defined]

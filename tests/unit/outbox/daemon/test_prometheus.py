@@ -17,7 +17,7 @@ from letopis.outbox.daemon.prometheus import METRICS, exposition
 from letopis.outbox.daemon.store_pool import Durations
 from letopis.outbox.file.inspection import read_file
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.relay.stats import RelayStats
+from letopis.outbox.relay.outcome import RelayStats
 from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.store.database.faults import FaultClass
 from tests.support.paths import ROOT

@@ -156,6 +156,13 @@ async def test_bytes_are_counted_as_they_are_sent(outbox: OutboxFile) -> None:
     assert sizes(await due(outbox, max_bytes=100_000)) == {"a": 49}  # by characters it would be twice as many
 
 
+@pytest.mark.parametrize("data", [None, b"{}"])
+def test_damaged_data_come_as_text_that_matches_no_digest(data: Any) -> None:
+    row = (1, bytes(16), "message.appended", 1, data, None, bytes(32), bytes(16), 0, 0)
+
+    assert not lanes.sequenced_event("chat", row).event.intact
+
+
 async def test_excluded_conversations_are_left_out(outbox: OutboxFile) -> None:
     await say(outbox, "a")
     await say(outbox, "b")

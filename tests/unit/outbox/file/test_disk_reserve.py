@@ -163,7 +163,7 @@ async def test_a_full_disk_without_a_reserve_is_told_by_name_and_loses_nothing(s
 async def test_a_relay_makes_the_reserve_in_a_quiet_moment_also_while_the_store_is_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("letopis.outbox.relay.file_maintenance.TIDY_INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr("letopis.outbox.relay.idle_work.TIDY_INTERVAL_SECONDS", 0.05)
     outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
     relay: Relay = relay_on(outbox, ToldStore(lambda _: DOWN))
     await say(outbox, "c")

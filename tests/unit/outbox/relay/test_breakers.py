@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from letopis.outbox.concurrency.clock import Clock
-from letopis.outbox.relay.breakers import Breakers
+from letopis.outbox.relay.outcome import Breakers
 from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.store.database.faults import FaultClass
 from tests.support.relays import Hands, fault

@@ -8,8 +8,7 @@ import pytest
 
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.event_log.lanes import Lane
-from letopis.outbox.relay.lane_retries import LaneRetries, damaged
-from letopis.outbox.relay.send_result import Refusal
+from letopis.outbox.relay.outcome import LaneRetries, Refusal, damaged
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.model.codec import encode
 from letopis.store.model.events import Event

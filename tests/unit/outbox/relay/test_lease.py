@@ -15,9 +15,7 @@ import pytest
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.file.sign_of_life import lives, lock_path
-from letopis.outbox.relay.heartbeat import Heartbeat, write_heartbeat
-from letopis.outbox.relay.lease import Lease, OutboxIdentityChanged, boot_id
-from letopis.outbox.relay.lease_lock import LeaseLock
+from letopis.outbox.relay.lease import Heartbeat, Lease, LeaseLock, OutboxIdentityChanged, boot_id, write_heartbeat
 from letopis.store.errors import LetopisError
 from tests.support.relays import Hands, sql
 

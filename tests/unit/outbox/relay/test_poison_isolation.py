@@ -12,8 +12,8 @@ import orjson
 import pytest
 
 from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.relay.outcome import SendResult
 from letopis.outbox.relay.poison_isolation import MAX_UNAVAILABLE_TRIES, PoisonIsolation, _middle
-from letopis.outbox.relay.send_result import SendResult
 from letopis.outbox.retry.fault_attribution import FaultAttribution
 from letopis.store import Message, Seen
 from letopis.store.database.faults import FaultClass, StoreFault

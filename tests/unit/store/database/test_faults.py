@@ -424,7 +424,7 @@ def _wrapped(orig: BaseException, *, lost: bool = False) -> BaseException:
         (OSError(errno.EROFS, "x"), MISCONFIGURED, "EROFS"),
         (UnicodeEncodeError("utf-8", "\ud800", 0, 1, PLANTED), POISON, "encoding"),
         (OverflowError(), POISON, "overflow"),
-        (sa.exc.TimeoutError(), UNAVAILABLE, "pool-timeout"),
+        (sa.exc.TimeoutError(), CONFLICT, "pool-timeout"),
         (sa.exc.PendingRollbackError(), UNAVAILABLE, "disconnected"),
         (sa.exc.StatementError(PLANTED, PLANTED, None, TypeError(PLANTED)), UNCLASSIFIED, "TypeError"),
         (TypeError(PLANTED), UNCLASSIFIED, "TypeError"),

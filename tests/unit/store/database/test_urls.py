@@ -139,6 +139,8 @@ def test_memory_is_refused_unless_it_is_asked_for() -> None:
         ("postgresql://h/db?connect_timeout=soon", "number of seconds"),
         ("postgresql://h/db?connect_timeout=0", "number of seconds"),
         ("postgresql://h/db?connect_timeout=nan", "number of seconds"),
+        ("postgresql://h/db?connections=0", "1 to 1,024"),
+        ("mysql://h/db?connections=many", "1 to 1,024"),
         ("postgresql://h/db?prepared_statement_cache_size=-1", "whole number"),
         ("postgresql://h/db?pgbouncer=maybe", "true or false"),
         ("postgresql://h/db?client_encoding=latin1", "only be UTF-8"),

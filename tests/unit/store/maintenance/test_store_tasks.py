@@ -18,7 +18,7 @@ from letopis.store.read.task_marks import PendingTasks
 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("write.removed_messages", "write.redaction"):
+    for module in ("write.loading", "write.redaction"):
         monkeypatch.setattr(f"letopis.store.{module}.MAX_ROWS_PER_TRANSACTION", 3)
     monkeypatch.setattr("letopis.store.maintenance.task_steps.STEP_SECONDS", 0.0)
     monkeypatch.setattr("letopis.store.maintenance.task_steps.PIECE_VERSIONS", 2)
@@ -34,7 +34,7 @@ async def test_a_relay_carries_out_what_a_deletion_left_and_says_how_far_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("letopis.outbox.relay.heartbeat.HEARTBEAT_SECONDS", 0.0)  # each step is reported
+    monkeypatch.setattr("letopis.outbox.relay.lease.HEARTBEAT_SECONDS", 0.0)  # each step is reported
     async with (
         ConversationStore.open(tmp_path / "history.db") as store,
         History(tmp_path / "bot.outbox.db", store=store, watch=False) as history,
@@ -90,7 +90,7 @@ async def test_a_relay_gives_signs_of_life_while_the_store_works_on_a_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("letopis.outbox.relay.heartbeat.HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr("letopis.outbox.relay.lease.HEARTBEAT_SECONDS", 0.1)
     apply = ConversationStore.apply
 
     async def slow(self: ConversationStore, *given: Any) -> Any:

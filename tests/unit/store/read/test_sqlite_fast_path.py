@@ -93,7 +93,7 @@ async def test_it_says_what_the_pool_says(
 async def test_it_says_what_the_pool_says_while_a_mark_waits(
     kept: tuple[ConversationStore, SQLiteFastReader, Outbox], monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    for module in ("write.removed_messages", "write.redaction"):
+    for module in ("write.loading", "write.redaction"):
         monkeypatch.setattr(f"letopis.store.{module}.MAX_ROWS_PER_TRANSACTION", 3)
     monkeypatch.setattr("letopis.store.maintenance.task_steps.STEP_SECONDS", 0.0)
     monkeypatch.setattr("letopis.store.maintenance.task_steps.PIECE_VERSIONS", 2)

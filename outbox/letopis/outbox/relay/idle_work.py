@@ -1,21 +1,31 @@
-"""Have the history store carry out long rewinds and deletions, and build its search index, between two deliveries."""
+"""Do between two deliveries what is no delivery: the file's chores, and the long work of the history store."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Final
 from uuid import UUID
 
+import sqlalchemy as sa
+
 from letopis.outbox.concurrency.clock import Clock
-from letopis.outbox.relay.reporting import log_context, logger
+from letopis.outbox.event_log.effects import erase_delivered
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.relay.outcome import log_context, logger
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import StoreFault
 from letopis.store.database.store_identity import expect_store
+from letopis.store.errors import LetopisError, OutboxFull, OutboxUnavailable
 from letopis.store.model.event_types import ConversationDeleted, ConversationRewound
 from letopis.store.read.task_marks import PendingTasks
 from letopis.store.rules.apply_plan import LaneBatch
 
+TIDY_INTERVAL_SECONDS: Final = 5.0
+CHORE_INTERVAL_SECONDS: Final = 5.0
+CHORE_RETRY_SECONDS: Final = 60.0
+"""Wait after a chore that failed."""
 LOOK_INTERVAL_SECONDS: Final = 60.0
 """Time between two looks for tasks that another relay left, and until a failed step is retried."""
 REPORT_INTERVAL_SECONDS: Final = 10.0
@@ -23,6 +33,71 @@ REPORT_INTERVAL_SECONDS: Final = 10.0
 INDEX_EVENTS_PER_STEP: Final = 50
 """Events that an idle relay reads into a search index before it looks for new ones to deliver."""
 _LONG_TYPES: Final = (ConversationRewound.type, ConversationDeleted.type)
+
+Chore = Callable[[sa.Connection], bool]
+
+
+class Chores:
+    """Runs chores, and tidies the outbox file, at intervals. A chore that fails is logged and retried later."""
+
+    def __init__(self, outbox: OutboxFile, chores: Sequence[Chore], *, clock: Clock) -> None:
+        self._outbox = outbox
+        self._chores = chores
+        self._clock = clock
+        self._due = clock.after(0)
+        self._tidy_due = clock.after(TIDY_INTERVAL_SECONDS)
+        self._erasing = True  # an earlier relay may have left something
+
+    def erase_soon(self) -> None:
+        """Have the rest of what an acknowledgement began to erase erased in steps."""
+        self._erasing = True
+        self._due = self._clock.after(0)
+
+    async def run(self, *, store_available: bool) -> bool:
+        """Run what is due; return True if a chore has more to do at once."""
+        if self._tidy_due.remaining(self._clock) == 0:
+            await self._tidy()
+        if not store_available or self._due.remaining(self._clock) > 0:
+            return False
+        return await self._run_chores()
+
+    async def _run_chores(self) -> bool:
+        more = False
+        wait = CHORE_INTERVAL_SECONDS
+        for chore in (*((_erase,) if self._erasing else ()), *self._chores):
+            try:
+                unfinished = await self._outbox.write(chore)
+                more = unfinished or more
+                if chore is _erase:
+                    self._erasing = unfinished
+                    if unfinished:
+                        self._outbox.truncate_wal()
+            except Exception as error:  # a chore that fails must not keep the relay from delivering
+                wait = CHORE_RETRY_SECONDS
+                logger.warning(
+                    "a chore of the relay failed, next try in %.0f s: %s",
+                    wait,
+                    error if isinstance(error, LetopisError) else type(error).__name__,
+                    extra=log_context(),
+                )
+        self._due = self._clock.after(0.0 if more else wait)
+        return more
+
+    async def _tidy(self) -> None:
+        wait = TIDY_INTERVAL_SECONDS
+        try:
+            await self._outbox.maintain()
+        except (OutboxFull, OutboxUnavailable) as error:
+            wait = CHORE_RETRY_SECONDS
+            logger.warning(
+                "the outbox file could not be tidied, next try in %.0f s: %s", wait, error, extra=log_context()
+            )
+        self._tidy_due = self._clock.after(wait)
+
+
+def _erase(connection: sa.Connection) -> bool:
+    with closing(connection.connection.cursor()) as cursor:
+        return erase_delivered(cursor)
 
 
 class TaskLook:
@@ -61,25 +136,20 @@ class StoreTasks:
 
     def expect(self, batches: Sequence[LaneBatch]) -> None:
         """Look for tasks in the next step if what was delivered may have left some."""
-        if any(one.event.type in _LONG_TYPES for batch in batches for one in batch.deliveries):
-            self._expected = True
+        for batch in batches:
+            for delivery in batch.deliveries:
+                if delivery.event.type in _LONG_TYPES:
+                    self._expected = True
         self._unindexed = self._searched
 
     def due(self, *, idle: bool) -> bool:
-        """Return True if a step may have something to do.
-
-        :param idle: whether nothing is due for delivery: then tasks that other relays left are looked for, too.
-        """
+        """Return True if a step may have something to do."""
         return self.pending.tasks > 0 or self._expected or (idle and (self._look.due or self._unindexed))
 
     async def step(self, store_id: UUID | None, *, idle: bool) -> bool:
         """Take a step of a pending task, or of the search index; return True if the next is worth taking at once.
 
         A step that fails is logged and retried later: it delays no delivery.
-
-        :param store_id: identity of the outbox's own store, the only one that is worked on; ``None`` before the outbox
-            is bound to one.
-        :param idle: whether nothing is due for delivery: the index waits for that.
         """
         known = self.pending.tasks > 0
         self._expected = False
