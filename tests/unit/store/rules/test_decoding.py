@@ -20,7 +20,7 @@ from letopis.store.rules.projection import Projected, project_events
 from letopis.store.rules.reducer import ConversationState
 from letopis.store.rules.rows import ConversationRow
 
-PLAIN: Final = encode_message(Message.user("tea"), conversation_id="chat")
+PLAIN: Final = encode_message(Message.user("tea", id="m-1"), conversation_id="chat")
 
 
 def decoded(*events: EncodedEvent, upcasters: Upcasters = NO_UPCASTERS) -> tuple[DecodedEvent, ...]:
