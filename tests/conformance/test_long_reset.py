@@ -247,7 +247,7 @@ async def test_lost_rows_of_it_are_made_again_and_erase_nothing_that_is_read(sto
     )
     await carried_out(store, "p", "f")
     before, read = await rows(store, "p"), list(await store.messages("f"))
-    async with store._engine.begin() as connection:
+    async with store._runtime.callers_engine.begin() as connection:
         for table in (messages, conversations):
             await connection.execute(sa.delete(table))
     async for _ in store.rebuild():

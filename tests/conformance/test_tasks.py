@@ -302,7 +302,7 @@ async def test_a_store_that_is_closed_takes_no_step(store: ConversationStore, st
     await outbox.deliver(store)
     before, there = await store.pending_tasks(), await held(store, "p")
     for closed in (state, LogState.OPEN):
-        async with store._engine.begin() as connection:
+        async with store._runtime.callers_engine.begin() as connection:
             await connection.execute(sa.update(log_heads).values(closed=closed))
         if closed is state:
             with pytest.raises(StoreFault) as refused:
@@ -337,7 +337,7 @@ async def test_the_first_transaction_touches_as_many_rows_whatever_the_length(
 ) -> None:
     outbox, touched = Outbox(), list[tuple[int, int]]()
     rows: list[int] = []
-    engine = store._engine.sync_engine
+    engine = store._runtime.callers_engine.sync_engine
 
     def note(_: object, cursor: Any, *__: object) -> None:
         rows.append(max(0, cursor.rowcount))

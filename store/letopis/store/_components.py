@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,6 +13,7 @@ from typing import Any, Final
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from letopis.store.database.dialects import Dialect
+from letopis.store.database.engines import run_whole
 from letopis.store.database.fault_classification import translated
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.log_state import count_partitions
@@ -23,8 +24,8 @@ from letopis.store.maintenance.task_steps import TaskSteps
 from letopis.store.model.upcasters import Upcasters
 from letopis.store.projections.base import Projection
 from letopis.store.projections.inline import InlineProjections
-from letopis.store.projections.projector import ProjectorContext
 from letopis.store.read.activity import ActivityReader
+from letopis.store.read.file_reader import FileReader
 from letopis.store.read.lineage import Lineage
 from letopis.store.read.point_in_time import PointInTimeReader
 from letopis.store.read.reader import Reader
@@ -61,7 +62,6 @@ class StoreComponents:
     statistics: StatisticsReader
     finder: Finder
     indexer: Indexer
-    projector_context: ProjectorContext
     rebuilder: Rebuilder
     steps: TaskSteps
     partitions: int
@@ -103,47 +103,51 @@ async def prepare_schema(
     """
     # A store that an outbox has delivered to is restored by an operator, never recreated in silence.
     create = migrate and expected_store_id() is None
-    with translated():
-        found, count = await _inspect(readers, create=create)
-        if (found.state is SchemaState.MISSING and create) or (found.state is SchemaState.OLDER and migrate):
-            with setup():
-                # In a thread: this import takes as long as all others together.
-                await asyncio.to_thread(import_module, "alembic.command")
-                async with hold_alembic_lock(), engine.begin() as connection:
-                    await connection.run_sync(upgrade, STORE, attributes={"partitions": partitions})
-            found, count = await _inspect(readers, create=create)
+    if engine.dialect.name == "sqlite" and not create and not os.path.exists(str(engine.url.database)):  # noqa: ASYNC240, PTH110
+        found, count = Revision(state=SchemaState.MISSING, revision=None), 0  # connecting would create the file
+    else:
+        found, count = await run_whole(engine, _inspect(readers), write=False)
+    if (found.state is SchemaState.MISSING and create) or (found.state is SchemaState.OLDER and migrate):
+        with setup():
+            # In a thread: this import takes as long as all others together.
+            await asyncio.to_thread(import_module, "alembic.command")
+            async with hold_alembic_lock():
+                await run_whole(engine, _upgrade(engine, partitions))
+        found, count = await run_whole(engine, _inspect(readers), write=False)
     check_schema(found, count)
     return count
 
 
-async def _inspect(readers: AsyncEngine, *, create: bool) -> tuple[Revision, int]:
-    if readers.dialect.name == "sqlite" and not create:
-        # Connecting would create the file.
-        exists = await asyncio.to_thread(os.path.exists, str(readers.url.database))
-        if not exists:
-            return Revision(state=SchemaState.MISSING, revision=None), 0
-    async with readers.connect() as connection:
-        found = await connection.run_sync(revision_state, STORE)
-        if found.state is not SchemaState.CURRENT:
-            return found, 0
-        return found, await count_partitions(connection)
+async def _upgrade(engine: AsyncEngine, partitions: int) -> None:
+    with translated():
+        async with engine.begin() as connection:
+            await connection.run_sync(upgrade, STORE, attributes={"partitions": partitions})
+
+
+async def _inspect(readers: AsyncEngine) -> tuple[Revision, int]:
+    with translated():
+        async with readers.connect() as connection:
+            found = await connection.run_sync(revision_state, STORE)
+            return found, await count_partitions(connection) if found.state is SchemaState.CURRENT else 0
 
 
 def build_components(
     engine: AsyncEngine,
     readers: AsyncEngine,
+    applying: AsyncEngine,
     dialect: Dialect,
     *,
     partitions: int,
     upcasters: Upcasters,
     projections: Sequence[Projection],
     now: Callable[[], int],
-    whole: Callable[[Awaitable[Any]], Awaitable[Any]],
-    erased: Callable[[], None],
+    whole: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]],
+    erased: Callable[[], object],
 ) -> StoreComponents:
     """Return the components of a history store; does no I/O.
 
     :param readers: ``engine`` with transactions that only read.
+    :param applying: what batches are applied over: ``engine``, or another one for the code of projections.
     :param now: returns UTC microseconds.
     :param whole: runs one transaction so that no cancellation tears it.
     :param erased: called after content was erased from an SQLite file.
@@ -153,31 +157,28 @@ def build_components(
     eraser = Eraser(dialect, index, upcasters=upcasters)
     truncate_wal = erased if embedded else lambda: None
     steps = TaskSteps(engine, dialect, index, eraser=eraser, erased=truncate_wal)
-    reader = Reader(dialect, partitions=partitions, upcasters=upcasters)
+    reader = (FileReader if embedded else Reader)(dialect, partitions=partitions, upcasters=upcasters)
     applier = Applier(
-        engine,
+        applying,
         dialect,
         partitions=partitions,
         upcasters=upcasters,
         inline=InlineProjections(projections, dialect),
         eraser=eraser,
         now=now,
-        serial=embedded,
+        serial=embedded and applying is not engine,
         erased=truncate_wal,
     )
     return StoreComponents(
         applier=applier,
         conflicts=dialect.shared(ConflictLookup),
-        trial=Trial(engine, dialect, applier, partitions=partitions),
+        trial=Trial(applying, dialect, applier, partitions=partitions),
         reader=reader,
         activity=dialect.shared(ActivityReader),
         lineage=Lineage(reader, PointInTimeReader(dialect, reader=reader, upcasters=upcasters)),
         finder=Finder(dialect, index, reader, partitions=partitions, upcasters=upcasters),
         indexer=Indexer(engine, dialect, index, upcasters=upcasters, now=now),
         statistics=StatisticsReader(dialect, partitions=partitions, upcasters=upcasters, reader=reader),
-        projector_context=ProjectorContext(
-            engine=engine, readers=readers, dialect=dialect, reader=reader, partitions=partitions, now=now
-        ),
         rebuilder=Rebuilder(
             engine,
             readers,

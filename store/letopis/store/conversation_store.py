@@ -31,7 +31,7 @@ from letopis.store.search.results import Hit, SearchPosition
 
 if TYPE_CHECKING:
     from letopis.store.maintenance.rebuild import Rebuilt
-    from letopis.store.projections.projector import Projector, ProjectorContext
+    from letopis.store.projections.projector import Projector
     from letopis.store.read.lineage import Lineage
 
 _TIMEOUTS: Final = Timeouts()
@@ -50,7 +50,7 @@ class ConversationStore:
         belongs to the bot; no for a server, which is migrated by ``letopis db upgrade`` or ``alembic upgrade head``.
     :param upcasters: read old events as if they had been written today.
     :param timeouts: in seconds; see :class:`~letopis.store.Timeouts`.
-    :param pool_size: maximum of open connections; an SQLite file has one more, for small reads.
+    :param pool_size: maximum of open connections; an SQLite file has one more, which writes.
     :param projections: inline projections, written in the transaction of every :meth:`apply`. All processes that apply
         must be given the same ones. When one fails, the apply fails and its events stay pending.
     :param now: the clock of ``recorded_at``; no order depends on it.
@@ -71,19 +71,18 @@ class ConversationStore:
     ) -> None:
         # What works over a database is imported with the first store, not with its class.
         from letopis.store._runtime import StoreRuntime, check_options
-        from letopis.store.database.engines import create_store_engine
         from letopis.store.outbox_access import OutboxAccess
 
         check_options(partitions=partitions, upcasters=upcasters, now=now)
         inline = check_inline_projections(projections)
-        self._engine = create_store_engine(url, timeouts=timeouts, pool_size=pool_size)
         self._runtime = StoreRuntime(
-            self._engine,
+            url,
+            timeouts=timeouts,
+            pool_size=pool_size,
             partitions=partitions,
             migrate=migrate,
             upcasters=upcasters,
             projections=inline,
-            lock_timeout=timeouts.lock,
             now=now,
         )
         self.outbox_access = OutboxAccess(self._runtime)
@@ -102,7 +101,7 @@ class ConversationStore:
     @property
     def url(self) -> URL:
         """The normalised URL with its secrets: to connect with, not to show."""
-        return self._engine.url
+        return self._runtime.engine.url
 
     async def prepare(self) -> None:
         """Connect, and check that the database is at the revision of this release. Idempotent.
@@ -139,11 +138,11 @@ class ConversationStore:
 
         async def renew() -> StoreIdentity:
             with translated():
-                async with self._engine.begin() as connection:
+                async with self._runtime.engine.begin() as connection:
                     return await renew_identity(connection, now=self._runtime.now())
 
         await self._runtime.prepared()
-        return await self._runtime.shielded(renew())
+        return await self._runtime.whole(renew())
 
     async def apply(self, origin: Origin, batch: Sequence[LaneBatch]) -> ApplyResult:
         """Apply a delivery of an outbox in one transaction: every event takes effect once, in the order of its lane.
@@ -160,7 +159,7 @@ class ConversationStore:
         """
         with expect_store(origin.store_id):
             components = await self._runtime.prepared()
-            return await self._runtime.shielded(components.applier.apply(origin, batch))
+            return await self._runtime.apply_whole(components.applier.apply(origin, batch))
 
     async def lane_heads(self, origin_id: UUID, conversation_ids: Sequence[str]) -> dict[str, int]:
         """Return the last applied sequence of an outbox's lanes, by conversation; unknown lanes are left out.
@@ -400,10 +399,9 @@ class ConversationStore:
         """
         from letopis.store.projections.projector import Projector
 
-        async def context() -> ProjectorContext:
-            return (await self._runtime.prepared()).projector_context
-
-        return Projector(projection, context=context, shielded=self._runtime.shielded, batch=batch, poll=poll)
+        return Projector(
+            projection, context=self._runtime.projector_context, shielded=self._runtime.in_loop, batch=batch, poll=poll
+        )
 
     async def rebuild(
         self, *, check: bool = False, every: bool = False, conversation: str | None = None
@@ -437,7 +435,7 @@ class ConversationStore:
 
         :raises StoreFault: the database failed.
         """
-        return await self._runtime.shielded((await self._runtime.prepared()).steps.pending(owner=owner))
+        return await self._runtime.whole((await self._runtime.prepared()).steps.pending(owner=owner), write=False)
 
     async def run_pending_tasks(self) -> bool:
         """Carry out a part of the pending tasks, for about 0.2 s in one transaction; return False if there are none.
@@ -446,4 +444,4 @@ class ConversationStore:
 
         :raises StoreFault: the database failed; what was done before stays, and the rest stays pending.
         """
-        return await self._runtime.shielded((await self._runtime.prepared()).steps.step())
+        return await self._runtime.whole((await self._runtime.prepared()).steps.step())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import TypeVar
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -37,7 +37,9 @@ class OutboxAccess:
 
     def __init__(self, runtime: StoreRuntime) -> None:
         self._runtime = runtime
-        self.continuity = Continuity(runtime.engine, lambda look: runtime.read(lambda _, connection: look(connection)))
+        self.continuity = Continuity(
+            runtime.on_connection_change, lambda look: runtime.read(lambda _, connection: look(connection))
+        )
 
     @property
     def known_partitions(self) -> int:
@@ -49,11 +51,15 @@ class OutboxAccess:
         """Seconds spent so far on loading code and on creating or migrating an embedded store: it is not down then."""
         return self._runtime.setup_seconds
 
+    @property
+    def heeds_cancellation(self) -> bool:
+        """Whether a cancelled read ends at once, as one in a thread does, so that a plain timeout limits it."""
+        return self._runtime.embedded and self._runtime.is_ready
+
     async def view(self, query: ViewQuery) -> StoreView:
         """Return a conversation and messages of it, with how far an outbox's lane had got, all at one moment."""
-        await self._runtime.prepared()
-        if (at_once := self.view_at_once(query)) is not None:
-            return await at_once
+        if self._runtime.embedded:
+            return await self._runtime.read(lambda reader, connection: reader.plain_or_whole_view(connection, query))
         if query.window is None and not query.bounded:
             return await self._runtime.read(lambda reader, connection: reader.head_view(connection, query))
         if not query.bounded and not query.whole:
@@ -61,21 +67,6 @@ class OutboxAccess:
             if found is not None:
                 return found
         return await self._runtime.snapshot(lambda lineage, connection: lineage.reader.view(connection, query))
-
-    def view_at_once(self, query: ViewQuery) -> Coroutine[Any, Any, StoreView] | None:
-        """Return a coroutine of :meth:`view` that runs as one function in a thread and heeds a cancellation at once.
-
-        ``None`` where there is no such thread: for a server, before the first use, or for a long window.
-        """
-        fast_reader = self._runtime.fast_reader
-        if fast_reader is None or not self._runtime.is_ready or not fast_reader.supports(query.window):
-            return None
-
-        async def view() -> StoreView:
-            with self._runtime.schema_checked_again():
-                return await fast_reader.view(query)
-
-        return view()
 
     async def active_view(self, owner: str, *, origin_id: UUID) -> StoreView:
         """Return a view of an owner's active conversation, without messages."""
@@ -242,4 +233,4 @@ class OutboxAccess:
         :raises StoreFault: the store does not take it, as any event would meet it.
         """
         trial = (await self._runtime.prepared()).trial
-        await self._runtime.shielded(trial.run(conversation_id))
+        await self._runtime.apply_whole(trial.run(conversation_id))

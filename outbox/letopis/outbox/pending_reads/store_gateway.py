@@ -97,13 +97,8 @@ class StoreGateway:
     async def view(self, query: ViewQuery) -> StoreView | None:
         """Return the store's view of a conversation; ``None`` as for :meth:`read`."""
 
-        async def in_time() -> StoreView:
-            if (asking := self._store.outbox_access.view_at_once(query)) is None:
-                return await self._in_time(self._store.outbox_access.view(query), self._deadline)
-            async with asyncio.timeout(self._deadline):
-                return await asking
-
-        return await self._unless_unavailable(in_time, self._deadline)
+        access = self._store.outbox_access
+        return await self._unless_unavailable(lambda: self._in_time(access.view(query), self._deadline), self._deadline)
 
     async def _unless_unavailable(
         self, asking: Callable[[], Coroutine[Any, Any, T | None]], limit: float, *, needed: bool = False
@@ -146,11 +141,14 @@ class StoreGateway:
         await asyncio.gather(*running, return_exceptions=True)
 
     async def _in_time(self, asking: Coroutine[Any, Any, T], limit: float) -> T:
+        access, left = self._store.outbox_access, limit
+        if access.heeds_cancellation:
+            async with asyncio.timeout(limit):
+                return await asking
         # In a task of its own: a driver that ignores a cancellation must not block the caller.
         task = asyncio.get_running_loop().create_task(asking)
         self._running.add(task)
         task.add_done_callback(self._done)
-        access, left = self._store.outbox_access, limit
         try:
             # In short slices, each counted as it was meant: in a process that gets little processor time, the store is
             # not what takes longer. Nor is a store that is being created one that is down.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,6 +87,9 @@ async def check_connection(connection: AsyncConnection) -> None:
     """
     if (wanted := expected_store_id()) is None:
         return
+    if connection.dialect.name == "sqlite":  # it costs nothing there, and is in the snapshot of what is read
+        check_identity((await read_identity(connection)).store_id, wanted)
+        return
     found, at = connection.info.get(_CHECKED, (None, 0.0))
     if found is None or time.monotonic() - at > RECHECK_SECONDS:
         found = (await read_identity(connection)).store_id
@@ -141,15 +143,3 @@ def missing_identity_fault() -> StoreFault:
 def short_id(store_id: UUID) -> str:
     """Return the first eight digits of an identity, to show."""
     return store_id.hex[:8]
-
-
-def check_file_identity(connection: sqlite3.Connection, wanted: UUID | None) -> None:
-    """Check that an open SQLite file is the expected store; call it in the connection's thread.
-
-    :raises StoreFault: as :func:`check_connection` does.
-    """
-    if wanted is not None:
-        row = connection.execute("SELECT store_id FROM letopis_store").fetchone()
-        if row is None:
-            raise missing_identity_fault()
-        check_identity(UUID(bytes=row[0]), wanted)

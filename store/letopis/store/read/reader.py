@@ -276,6 +276,10 @@ class Reader:
         page = await self.messages(connection, query.conversation_id, window)
         return replace(view, messages=page.items, next=page.next)
 
+    async def plain_or_whole_view(self, connection: AsyncConnection, query: ViewQuery) -> StoreView:
+        """Return a plain view where that answers the query, and the view otherwise."""
+        return await self.view(connection, query)
+
     async def active_view(self, connection: AsyncConnection, owner: str, *, origin_id: UUID) -> StoreView:
         """Return the view of an owner's active conversation, without messages."""
         row = await self._active_row(connection, owner, self._statements.view, origin=origin_id)
@@ -321,8 +325,7 @@ class Reader:
     ) -> dict[str, PathPosition]:
         """Return the positions of messages on the path, by id; ids that are not there are left out.
 
-        :param counted: ``False`` if only the versions are needed, and not how many messages are on the path.
-        :raises InvalidInput: an id cannot be one.
+        :param counted: ``False`` if only the versions are needed.
         """
         if isinstance(message_ids, str) or not isinstance(message_ids, Collection):
             raise InvalidInput("message_ids", f"must be a collection of ids, not {type(message_ids).__name__}")
@@ -345,10 +348,7 @@ class Reader:
     async def lane_heads(
         self, connection: AsyncConnection, origin_id: UUID, conversation_ids: Sequence[str]
     ) -> dict[str, int]:
-        """Return the last applied sequence of an origin's lanes, by conversation; unknown lanes are left out.
-
-        :raises InvalidInput: an id cannot be one.
-        """
+        """Return the last applied sequence of an origin's lanes, by conversation; unknown lanes are left out."""
         if not isinstance(origin_id, UUID):
             raise InvalidInput("origin_id", f"must be a UUID, not {type(origin_id).__name__}")
         if isinstance(conversation_ids, str) or not isinstance(conversation_ids, Collection):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from letopis.store.cancellation import off_the_loop
 from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.schema import messages
 from letopis.store.model.conversations import Page, RecordedMessage
@@ -135,7 +135,7 @@ class Finder:
                 size = min(left, UNINDEXED_EVENTS_PER_READ)
                 log = await self._log.read(connection, partition=partition, after=after, upto=one.head, limit=size)
                 # In a thread: stemming words is work for the processor.
-                matching, seconds = await asyncio.to_thread(_matching, query, scope, partition, log.documents)
+                matching, seconds = await off_the_loop(_matching, query, scope, partition, log.documents)
                 found += matching
                 after, spent = log.last, spent + seconds
                 left = left - log.events if log.events and spent < MAX_UNINDEXED_SECONDS else 0

@@ -15,8 +15,9 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from letopis.store.cancellation import cancel_after_grace, run_to_completion
+from letopis.store.cancellation import off_the_loop
 from letopis.store.database.dialects import Dialect
+from letopis.store.database.engines import run_whole
 from letopis.store.database.fault_classification import repeat_on_conflict, translated
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.schema import checkpoints, log_heads
@@ -93,7 +94,7 @@ class Indexer:
         :raises StoreFault: the database failed; what was committed stays.
         """
         done = 0
-        for progress in await self._shielded(self._progress()):
+        for progress in await run_whole(self._engine, self._progress(), write=False):
             while progress.behind and done < limit:
                 # One by one: a cancellation waits for one transaction, not for all.
                 indexed = await self._index_some(
@@ -107,12 +108,14 @@ class Indexer:
     async def _index_some(self, partition: int, limit: int, wait: bool) -> int | None:
         """Index the next events of a partition; return how many, ``None`` if another process did meanwhile."""
         if not self._embedded:
-            return await self._shielded(repeat_on_conflict(partial(self._transaction, partition, limit, wait=wait)))
+            return await run_whole(
+                self._engine, repeat_on_conflict(partial(self._transaction, partition, limit, wait=wait))
+            )
         async with self._turn:  # two tasks of one process would stem the same words
-            after, found = await self._shielded(self._next(partition, limit))
+            after, found = await run_whole(self._engine, self._next(partition, limit), write=False)
             rows = await asyncio.to_thread(self._rows, found.documents)
             write = partial(self._transaction, partition, found.events, wait=wait, after=after, stemmed=rows)
-            return await self._shielded(repeat_on_conflict(write)) if found.events else 0
+            return await run_whole(self._engine, repeat_on_conflict(write)) if found.events else 0
 
     async def _next(self, partition: int, limit: int) -> tuple[int, LogRange]:
         with translated():
@@ -132,7 +135,7 @@ class Indexer:
 
         ``None`` if it was never searched, or for a server: those who search it keep no writer waiting.
         """
-        progress = await self._shielded(self._progress()) if self._embedded else []
+        progress = await run_whole(self._engine, self._progress(), write=False) if self._embedded else []
         if not any(one.indexed for one in progress):
             return None
         behind = sum(one.behind for one in progress)
@@ -142,9 +145,6 @@ class Indexer:
         with translated():
             async with self._readers.connect() as connection:
                 return await index_progress(connection)
-
-    async def _shielded(self, work: Awaitable[T]) -> T:
-        return await (run_to_completion(work) if self._embedded else cancel_after_grace(work))
 
     async def _transaction(
         self,
@@ -180,7 +180,7 @@ class Indexer:
         stemmed: Mapping[Document, Sequence[IndexRow]],
     ) -> None:
         # In a thread: stemming and hashing words is work for the processor.
-        rows = list(chain.from_iterable((await asyncio.to_thread(self._rows, found.documents, stemmed)).values()))
+        rows = list(chain.from_iterable((await off_the_loop(self._rows, found.documents, stemmed)).values()))
         for name, versions in sorted(found.gone.items()):
             if versions is None and (last := found.long.get(name)) is not None:
                 # A message may have been read before the deletion, and indexed after the steps that carry it out.

@@ -100,7 +100,7 @@ async def test_a_store_that_is_restored_while_it_is_read_is_completed_from_the_f
     await deliver_all(history)
 
     async def lose() -> None:
-        async with history.store._engine.begin() as connection:
+        async with history.store._runtime.callers_engine.begin() as connection:
             for table in ("events", "messages", "conversations", "lanes"):
                 await connection.execute(sa.text(f"DELETE FROM letopis_{table}"))
 
@@ -201,7 +201,6 @@ async def test_a_plain_read_that_takes_too_long_is_answered_from_the_file(
     await history.append("c", Message.user("one"))
     await deliver_all(history)
     monkeypatch.setattr(history._parts.gateway, "_deadline", 0.4)
-    monkeypatch.setattr(OutboxAccess, "view_at_once", lambda *_: None)
     view = OutboxAccess.view
 
     async def slow(self: OutboxAccess, query: ViewQuery) -> StoreView:
