@@ -68,10 +68,7 @@ class StoreComponents:
 
 
 def check_schema(found: Revision, partitions: int) -> None:
-    """Check that the database has the tables of this release and the counters of the log.
-
-    :raises StoreFault: ``MISCONFIGURED``, with what to do.
-    """
+    """Check that the database has the tables of this release and the counters of the log."""
     if found.state is not SchemaState.CURRENT:
         lost = found.state is SchemaState.MISSING and expected_store_id() is not None
         raise StoreFault(
@@ -95,12 +92,7 @@ async def prepare_schema(
     partitions: int,
     setup: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> int:
-    """Check the tables, create or migrate them where that is allowed, and return how many partitions the log has.
-
-    :param partitions: how many a store that is created now gets.
-    :param setup: entered while the store is created or migrated.
-    :raises StoreFault: the database failed, or its tables cannot be used as they are.
-    """
+    """Check the tables, create or migrate them where that is allowed, and return how many partitions the log has."""
     # A store that an outbox has delivered to is restored by an operator, never recreated in silence.
     create = migrate and expected_store_id() is None
     if engine.dialect.name == "sqlite" and not create and not os.path.exists(str(engine.url.database)):  # noqa: ASYNC240, PTH110
@@ -144,14 +136,7 @@ def build_components(
     whole: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]],
     erased: Callable[[], object],
 ) -> StoreComponents:
-    """Return the components of a history store; does no I/O.
-
-    :param readers: ``engine`` with transactions that only read.
-    :param applying: what batches are applied over: ``engine``, or another one for the code of projections.
-    :param now: returns UTC microseconds.
-    :param whole: runs one transaction so that no cancellation tears it.
-    :param erased: called after content was erased from an SQLite file.
-    """
+    """Return the components of a history store; does no I/O."""
     embedded = engine.dialect.name == "sqlite"
     index = index_for(engine.dialect.name)
     eraser = Eraser(dialect, index, upcasters=upcasters)

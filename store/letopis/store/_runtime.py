@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from letopis.store.cancellation import InFlight, cancel_after_grace, run_to_completion
 from letopis.store.database.dialects import dialect_for
 from letopis.store.database.engines import create_store_engine, for_single_statements, open_database, run_whole
-from letopis.store.database.fault_classification import translated
+from letopis.store.database.fault_classification import fault_of, translated
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.sqlite_file import SQLiteFile
 from letopis.store.database.store_identity import check_connection
@@ -66,7 +66,8 @@ class StoreRuntime:
         now: Callable[[], datetime],
     ) -> None:
         self.engine = open_database(url, timeouts=timeouts, pool_size=pool_size)
-        self.embedded = self.engine.dialect.name == "sqlite"
+        self._file = file if isinstance(file := cast("object", self.engine), SQLiteFile) else None
+        self.embedded = self._file is not None
         # A reader's transaction is one snapshot and takes no lock.
         self.readers: AsyncEngine = self.engine.execution_options(sqlite_begin="DEFERRED")
         self.dialect = dialect_for(self.engine.dialect.name)
@@ -117,8 +118,8 @@ class StoreRuntime:
 
     def on_connection_change(self, listener: Callable[..., None]) -> None:
         """Have ``listener`` called whenever a connection to the database is opened or lost."""
-        if isinstance(file := cast("object", self.engine), SQLiteFile):
-            file.on_change(listener)
+        if self._file is not None:
+            self._file.on_change(listener)
         else:
             event.listen(self.engine.sync_engine, "connect", listener)
             event.listen(self.engine.sync_engine, "invalidate", listener)
@@ -133,10 +134,7 @@ class StoreRuntime:
         return to_microseconds(self._now())
 
     async def prepared(self) -> StoreComponents:
-        """Return the components; connect, check and migrate first where that was not done yet.
-
-        :raises StoreFault: the database cannot be reached, or its tables are not those of this release.
-        """
+        """Return the components; connect, check and migrate first where that was not done yet."""
         if self._closed:
             raise Closed("the history store is closed")
         if (components := self._components) is not None:
@@ -162,8 +160,8 @@ class StoreRuntime:
 
     async def read(self, read: Callable[[Reader, AsyncConnection], Awaitable[T]]) -> T:
         """Return what ``read`` returns; on PostgreSQL each of its statements sees its own moment."""
-        components = await self.prepared()
-        return await self.connected(lambda connection: read(components.reader, connection), by_statement=True)
+        components = self._components or await self.prepared()
+        return await self.connected(partial(read, components.reader), by_statement=True)
 
     async def snapshot(self, read: Callable[[Lineage, AsyncConnection], Awaitable[T]]) -> T:
         """Return what ``read`` returns, all of it read in one snapshot."""
@@ -194,37 +192,36 @@ class StoreRuntime:
         if self._closed:
             raise Closed("the history store is closed")
         engine = self._by_statement if by_statement else self.readers
-
-        async def transaction() -> T:
-            with translated():
-                async with engine.connect() as connection:
-                    await check_connection(connection)
-                    return await read(connection)
-
-        return await self.whole(transaction(), write=False)
+        return await self.whole(_reading(engine, read), write=False)
 
     async def whole(self, work: Coroutine[Any, Any, T], *, write: bool = True) -> T:
         """Run one transaction so that a cancellation cannot tear it, and check the schema again after a wrong one."""
-        with self.schema_checked_again():
-            return await (run_whole(self.engine, work, write=write) if self.embedded else self.in_loop(work))
+        if self._file is None:
+            return await self.in_loop(work)
+        try:
+            return await self._file.run(work, write=write)
+        except Exception as error:
+            fault = fault_of(error)  # of connecting
+            self._check_schema_after(fault)
+            if fault is error:
+                raise
+            raise fault from error
 
     async def in_loop(self, work: Coroutine[Any, Any, T]) -> T:
         """Run what no cancellation may tear in the event loop: it may await anything."""
         tracked = self._in_flight.track(work)
-        with self.schema_checked_again():
+        try:
             # A torn aiosqlite call leaks its thread; a server may not answer for long, and its drivers bear one
             # cancellation well.
             return await (run_to_completion(tracked) if self.embedded else cancel_after_grace(tracked))
-
-    @contextmanager
-    def schema_checked_again(self) -> Iterator[None]:
-        """Have the schema checked again at the next use after a fault that says that it is not as it was."""
-        try:
-            yield
         except StoreFault as fault:
-            if fault.fault_class is FaultClass.MISCONFIGURED:
-                self._components = None
+            self._check_schema_after(fault)
             raise
+
+    def _check_schema_after(self, error: Exception) -> None:
+        """Have the schema checked again at the next use if it is not as it was."""
+        if isinstance(error, StoreFault) and error.fault_class is FaultClass.MISCONFIGURED:
+            self._components = None
 
     async def close(self) -> None:
         """Close all connections. Idempotent."""
@@ -288,11 +285,20 @@ class StoreRuntime:
         return await (await self.prepared()).indexer.catch_up(MAX_UNINDEXED_EVENTS, wait=False)
 
 
-def check_options(*, partitions: object, upcasters: object, now: object) -> None:
-    """Check the options of a store.
+async def _reading(engine: AsyncEngine, read: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    """Return what ``read`` returns over a connection to the expected store."""
+    try:
+        async with engine.connect() as connection:
+            await check_connection(connection)
+            return await read(connection)
+    except Exception as error:
+        if (fault := fault_of(error)) is error:
+            raise
+        raise fault from error
 
-    :raises ConfigurationError: one of them is wrong.
-    """
+
+def check_options(*, partitions: object, upcasters: object, now: object) -> None:
+    """Check the options of a store."""
     if not isinstance(partitions, int) or not 1 <= partitions <= 1024:
         raise ConfigurationError("partitions must be between 1 and 1024")
     if not isinstance(upcasters, Upcasters):

@@ -59,7 +59,8 @@ class OutboxAccess:
     async def view(self, query: ViewQuery) -> StoreView:
         """Return a conversation and messages of it, with how far an outbox's lane had got, all at one moment."""
         if self._runtime.embedded:
-            return await self._runtime.read(lambda reader, connection: reader.plain_or_whole_view(connection, query))
+            reader = (await self._runtime.prepared()).reader
+            return await self._runtime.connected(lambda connection: reader.view_of(connection, query))
         if query.window is None and not query.bounded:
             return await self._runtime.read(lambda reader, connection: reader.head_view(connection, query))
         if not query.bounded and not query.whole:
@@ -79,10 +80,7 @@ class OutboxAccess:
         return await self._runtime.snapshot(read)
 
     async def path_of(self, conversation_id: str, message_ids: Collection[str]) -> dict[str, PathPosition]:
-        """Return the positions of messages on a conversation's path, by id; ids that are not there are left out.
-
-        :raises InvalidInput: an id cannot be one.
-        """
+        """Return the positions of messages on a conversation's path, by id; ids that are not there are left out."""
         return await self._runtime.read(
             lambda reader, connection: reader.path_of(connection, conversation_id, message_ids)
         )
@@ -90,10 +88,7 @@ class OutboxAccess:
     async def conflict_before(
         self, conversation_id: str, event_id: UUID, expects: Precondition, *, origin_id: UUID
     ) -> Conflict | None:
-        """Return the conflict that a conditional event would have if it were delivered now, after what is stored.
-
-        :raises ConversationGone: the conversation was deleted.
-        """
+        """Return the conflict that a conditional event would have if it were delivered now, after what is stored."""
         conflicts = (await self._runtime.prepared()).conflicts
         query = ViewQuery(conversation_id=conversation_id, origin_id=origin_id)
 
@@ -107,10 +102,7 @@ class OutboxAccess:
         return await self._runtime.snapshot(read)
 
     async def conversations_of(self, message_id: str, *, limit: int) -> list[str]:
-        """Return some conversations that have a message of an id.
-
-        :raises InvalidInput: the id cannot be one, or the limit is wrong.
-        """
+        """Return some conversations that have a message of an id."""
         check_count(limit, "limit")
         return await self._runtime.read(
             lambda reader, connection: reader.conversations_of(connection, message_id, limit=limit)
@@ -155,10 +147,7 @@ class OutboxAccess:
         return await (await self._runtime.prepared()).indexer.keep_up(limit)
 
     async def search_start(self, conversation: str | None = None) -> str:
-        """Return the ``after`` of a search that shows nothing appended from now on.
-
-        :param conversation: of a search in this one alone.
-        """
+        """Return the ``after`` of a search that shows nothing appended from now on."""
         finder = (await self._runtime.prepared()).finder
         return await self._runtime.connected(lambda connection: finder.start(connection, conversation))
 
@@ -170,10 +159,7 @@ class OutboxAccess:
         lanes: Mapping[str, Collection[UUID]] = EMPTY,
         erasures: Erasures | None = None,
     ) -> PartialStatistics:
-        """Count a period, and return how far lanes of an outbox are counted, to add what lies beyond.
-
-        :param lanes: the events of the messages that each has still to deliver.
-        """
+        """Count a period, and return how far lanes of an outbox are counted, to add what lies beyond."""
         reader = (await self._runtime.prepared()).statistics
         return await self._runtime.connected(
             lambda connection: reader.count(connection, period, origin_id=origin_id, lanes=lanes, erasures=erasures)
@@ -186,11 +172,7 @@ class OutboxAccess:
         return list(heads.values())
 
     async def positions_at(self, moments: Sequence[int], *, partition: int, head: int, floor: int = 0) -> list[int]:
-        """Return the last position of a partition that was recorded before each moment, in UTC microseconds.
-
-        :param head: the last position of the partition.
-        :param floor: a position that was recorded before all moments.
-        """
+        """Return the last position of a partition that was recorded before each moment, in UTC microseconds."""
         activity = (await self._runtime.prepared()).activity
         return await self._runtime.read(
             lambda _, connection: activity.positions_at(
@@ -199,10 +181,7 @@ class OutboxAccess:
         )
 
     async def log_in_brief(self, *, partition: int, after: int, limit: int) -> list[LoggedRow]:
-        """Return the events of the next ``limit`` positions that figures of messages are made of.
-
-        :raises InvalidInput: the limit is wrong.
-        """
+        """Return the events of the next ``limit`` positions that figures of messages are made of."""
         check_count(limit, "limit")
         activity = (await self._runtime.prepared()).activity
         return await self._runtime.read(
@@ -210,10 +189,7 @@ class OutboxAccess:
         )
 
     async def forks(self, conversation_id: str, *, limit: int) -> list[ForkSummary]:
-        """Return some forks of a conversation.
-
-        :raises InvalidInput: the limit is wrong.
-        """
+        """Return some forks of a conversation."""
         check_count(limit, "limit")
         activity = (await self._runtime.prepared()).activity
         return await self._runtime.read(lambda _, connection: activity.forks(connection, conversation_id, limit=limit))
@@ -228,9 +204,6 @@ class OutboxAccess:
         return {name: pruned[name] for name, row in rows.items() if row.floor < min(pruned[name], row.sequence)}
 
     async def try_out(self, conversation_id: str) -> None:
-        """Apply an ordinary event in the partition of a conversation, and roll it back.
-
-        :raises StoreFault: the store does not take it, as any event would meet it.
-        """
+        """Apply an ordinary event in the partition of a conversation, and roll it back."""
         trial = (await self._runtime.prepared()).trial
         await self._runtime.apply_whole(trial.run(conversation_id))

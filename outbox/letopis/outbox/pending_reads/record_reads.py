@@ -111,10 +111,7 @@ class RecordReads:
         incomplete: bool = False,
         new: bool = False,
     ) -> Page[Record]:
-        """Return the next records of a range, as ``Records.list`` does.
-
-        :param new: if the history store does not answer, what the outbox holds is all there is.
-        """
+        """Return the next records of a range, as ``Records.list`` does."""
         origin_id, puts = self._outbox.origin.origin_id, limit if values else 0
         where = where if after is None else replace(where, after=_CURSOR.decode(after, read_place))
 

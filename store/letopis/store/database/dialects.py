@@ -56,10 +56,7 @@ class Dialect(ABC):
 
     @asynccontextmanager
     async def transaction(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-        """Run the transaction of an apply, and commit it unless the block raises.
-
-        :raises StoreFault: the database failed.
-        """
+        """Run the transaction of an apply, and commit it unless the block raises."""
         with translated():
             async with engine.connect() as connection:
                 await self.begin_apply(connection)
@@ -80,21 +77,14 @@ class Dialect(ABC):
         return column.in_(sa.bindparam(name, expanding=True))
 
     async def insert(self, connection: AsyncConnection, table: sa.Table, rows: Sequence[TableRow]) -> None:
-        """Insert new rows.
-
-        :raises sqlalchemy.exc.IntegrityError: one exists.
-        :raises StoreFault: the database reports another number of rows.
-        """
+        """Insert new rows."""
         if rows:
             if (statement := self._inserts.get(table.name)) is None:
                 statement = self._inserts[table.name] = self._insert(table)
             check_row_count(table, await self._run(connection, statement, table, rows), len(rows))
 
     async def overwrite(self, connection: AsyncConnection, table: sa.Table, rows: Sequence[TableRow]) -> None:
-        """Overwrite existing, locked rows, found by primary key.
-
-        :raises StoreFault: the database reports another number of rows.
-        """
+        """Overwrite existing, locked rows, found by primary key."""
         if rows:
             if (statement := self._overwrites.get(table.name)) is None:
                 statement = self._overwrites[table.name] = self._overwrite(table)
@@ -228,10 +218,7 @@ class MariaDB(Dialect):
 
 
 def dialect_for(name: str) -> Dialect:
-    """Return the dialect by SQLAlchemy's name of the database.
-
-    :raises ConfigurationError: it is none of the three.
-    """
+    """Return the dialect by SQLAlchemy's name of the database."""
     match name:
         case "sqlite":
             return SQLite()
@@ -243,11 +230,7 @@ def dialect_for(name: str) -> Dialect:
 
 
 def check_row_count(table: sa.Table, taken: int, planned: int, *, most: int | None = None) -> None:
-    """Compare the number of rows that a statement wrote with the planned one.
-
-    :param most: the highest number that the database may report; by default one for each row.
-    :raises StoreFault: ``MISCONFIGURED``, with the name of the table: do not commit the transaction.
-    """
+    """Compare the number of rows that a statement wrote with the planned one."""
     if planned <= taken <= (planned if most is None else most):
         return
     raise StoreFault(

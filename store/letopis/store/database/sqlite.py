@@ -54,8 +54,6 @@ def install_sqlite_events(sync_engine: sa.Engine, *, busy_timeout: float) -> Non
     Each connection gets WAL, ``synchronous=FULL`` and ``secure_delete``. Transactions begin as the execution option
     ``sqlite_begin`` says: ``IMMEDIATE`` (the default), ``DEFERRED`` or ``AUTOCOMMIT``. Connecting raises StoreFault
     (MISCONFIGURED) if the file system cannot keep a WAL.
-
-    :param busy_timeout: seconds to wait for a lock.
     """
     event.listen(sync_engine, "connect", partial(_on_sqlite_connect, busy_timeout))
     event.listen(sync_engine, "begin", _on_sqlite_begin)
@@ -107,11 +105,7 @@ async def connect_to_sqlite(path: str, busy_timeout: float) -> SQLiteConnection:
 
 
 def open_file(path: str, busy_timeout: float) -> sqlite3.Connection:
-    """Open a file, which is created if it is missing.
-
-    :param busy_timeout: seconds to wait for a lock.
-    :raises StoreFault: the folder does not exist.
-    """
+    """Open a file, which is created if it is missing."""
     if path != ":memory:" and not os.path.exists(path):  # noqa: PTH110  # one stat; a Path is slower
         try:
             create_private_file(path)
@@ -126,10 +120,7 @@ def _on_sqlite_connect(busy_timeout: float, connection: DBAPIConnection, record:
 
 
 def set_up(busy_timeout: float, connection: Any) -> None:
-    """Make the commits of a connection durable.
-
-    :raises StoreFault: the file system cannot keep a WAL.
-    """
+    """Make the commits of a connection durable."""
     # Otherwise Python's sqlite3 would begin transactions itself, and only before a write.
     connection.isolation_level = None
     cursor = connection.cursor()

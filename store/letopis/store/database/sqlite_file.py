@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context, copy_context
+from functools import partial
 from typing import Any, Final, Self, TypeVar
 
 import sqlalchemy as sa
@@ -26,7 +27,7 @@ from letopis.store.cancellation import run_to_completion
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.sqlite import BEGIN, note_trigger_text, open_file, set_up
 from letopis.store.database.sqlite_connection import file_id
-from letopis.store.database.sqlite_statements import DIALECT, Rows, compiled, rows_of
+from letopis.store.database.sqlite_statements import DIALECT, Rows, Statement, compiled, rows_of
 from letopis.store.database.timeouts import Timeouts
 from letopis.store.database.worker_thread import WorkerThread
 from letopis.store.errors import Closed, ConfigurationError
@@ -44,10 +45,7 @@ _inherited: Final[list[object]] = []
 
 
 class SQLiteFile:
-    """The connections of an SQLite file, in the place of an engine: one for transactions that write, some for reads.
-
-    :ivar opened: called in a connection's thread after each that was opened or lost.
-    """
+    """The connections of an SQLite file, in the place of an engine: one for transactions that write, some for reads."""
 
     dialect = DIALECT
 
@@ -80,14 +78,19 @@ class SQLiteFile:
         A cancelled read is interrupted and not waited for. Writes run one after the other, and a cancelled one to its
         end before the cancellation is raised.
         """
+        pool = self._pool
         try:
-            worker = self._pool.writer() if write else self._pool.idle_reader() or await self._pool.next_reader()
+            worker = pool.writer() if write else pool.idle_reader() or await pool.next_reader()
         except BaseException:  # a cancellation too
             work.close()
             raise
         if write:
-            return await run_to_completion(worker.run(work))
-        return await worker.run(work, self._pool.release)
+            return await run_to_completion(worker.begin(work))
+        try:
+            return await worker.begin(work, pool.release)
+        except asyncio.CancelledError:
+            worker.interrupt()
+            raise
 
     async def dispose(self) -> None:
         """Close all connections; the next use opens new ones."""
@@ -126,10 +129,7 @@ class _Pool:
         return worker
 
     async def next_reader(self) -> _Worker:
-        """Wait for a reader.
-
-        :raises sqlalchemy.exc.TimeoutError: none was free in time.
-        """
+        """Wait for a reader."""
         turn: asyncio.Future[_Worker] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
@@ -187,8 +187,8 @@ class _Worker:
     def is_abandoned(self) -> bool:
         return self._loop is not None and self._loop.is_closed()
 
-    async def run(self, work: Coroutine[Any, Any, T], release: Callable[[Any], None] | None = None) -> T:
-        """Return the result of ``work``; ``release`` is called once the thread is free again."""
+    def begin(self, work: Coroutine[Any, Any, T], release: Callable[[Any], None] | None = None) -> asyncio.Future[T]:
+        """Return the future result of ``work``; ``release`` is called once the thread is free again."""
         self._loop = loop = asyncio.get_running_loop()
         result: asyncio.Future[T] = loop.create_future()
 
@@ -203,15 +203,8 @@ class _Worker:
             else:
                 result.set_exception(error)
 
-        context = copy_context()
-        self._thread.submit(lambda: self._drive(context, work), done)
-        try:
-            return await result
-        except asyncio.CancelledError:
-            if release is not None:
-                self.cancelled = True
-                self._interrupt(loop)
-            raise
+        self._thread.submit(partial(self._drive, copy_context(), work), done)
+        return result
 
     async def close(self) -> None:
         """Close the connection after what is running, and end the thread."""
@@ -219,12 +212,17 @@ class _Worker:
             await self._thread.run(self._disconnect)
         await self._thread.close()
 
-    def _interrupt(self, loop: asyncio.AbstractEventLoop) -> None:
+    def interrupt(self) -> None:
+        """Interrupt what is running, which nobody waits for."""
+        self.cancelled = True
+        self._interrupt()
+
+    def _interrupt(self) -> None:
         # Again until it has ended: a statement that begins just now is not interrupted.
         if self.cancelled and (driver := self.driver) is not None:
             with suppress(sqlite3.ProgrammingError):  # closed just now
                 driver.interrupt()
-            loop.call_later(_INTERRUPT_AGAIN_SECONDS, self._interrupt, loop)
+            asyncio.get_running_loop().call_later(_INTERRUPT_AGAIN_SECONDS, self._interrupt)
 
     def _drive(self, context: Context, work: Coroutine[Any, Any, T]) -> T:
         _here.worker = self
@@ -237,6 +235,7 @@ class _Worker:
             return result
         finally:
             work.close()
+            del _here.worker  # the thread must not keep alive what ends it
             if self.broken:
                 self._disconnect()
         raise RuntimeError("a transaction of a file must await nothing but its connection")
@@ -305,6 +304,10 @@ class FileConnection:
     async def exec_driver_sql(self, text: str, values: Any = ()) -> Rows:
         """Run a statement of the driver; with a list of values, once for each."""
         return rows_of(self.run(text, values, many=isinstance(values, list)))
+
+    def fetch(self, statement: Statement, values: Mapping[str, Any]) -> list[Any]:
+        """Return the rows of a compiled statement as the driver gives them."""
+        return self.run(statement.text, values).fetchall()
 
     def run(self, text: str, values: Any = (), *, many: bool = False) -> sqlite3.Cursor:
         """Run a statement of the driver, in the transaction."""

@@ -27,10 +27,7 @@ class Rows(IteratorResult[Any]):
 
 
 def rows_of(cursor: sqlite3.Cursor, converters: Sequence[tuple[int, Callable[[bytes], Any]]] = ()) -> Rows:
-    """Return all rows of a cursor, with ids as UUIDs.
-
-    :param converters: index and conversion of each column that the driver returns as bytes.
-    """
+    """Return all rows of a cursor, with ids as UUIDs."""
     if cursor.description is None:
         result = Rows(SimpleResultMetaData(()), iter(()))
     else:
@@ -54,8 +51,8 @@ class Statement:
 
     def __init__(self, statement: sa.Executable, keys: tuple[str, ...] | None = None) -> None:
         self._compiled: Any = statement.compile(dialect=DIALECT, column_keys=keys)  # type: ignore[attr-defined]
-        self._text = str(self._compiled)
-        self._defaults = {name: _raw(value) for name, value in self._compiled.params.items()}
+        self.text = str(self._compiled)
+        self.defaults = {name: _raw(value) for name, value in self._compiled.params.items()}
         self._expands = any(bind.expanding for bind in self._compiled.binds.values())
         self.converters: list[tuple[int, Callable[[bytes], Any]]] = [
             (index, _origin if column.name.endswith("origin_id") else uuid_of)
@@ -67,7 +64,7 @@ class Statement:
         """Return the text and the parameters of the statement with some values."""
         if not self._expands:
             raw = {name: value if type(value) in (str, int) else _raw(value) for name, value in values.items()}
-            return self._text, {**self._defaults, **raw}
+            return self.text, {**self.defaults, **raw}
         state = self._compiled.construct_expanded_state(dict(values))
         return state.statement, {name: _raw(value) for name, value in state.parameters.items()}
 

@@ -71,12 +71,7 @@ class ActivityReader:
     async def positions_at(
         self, connection: AsyncConnection, *, partition: int, head: int, moments: Sequence[int], floor: int = 0
     ) -> list[int]:
-        """Return the last position that was recorded before each moment; about 20 small reads in a million events.
-
-        :param head: the last position of the partition.
-        :param moments: UTC microseconds.
-        :param floor: a position that was recorded before all of them.
-        """
+        """Return the last position that was recorded before each moment; about 20 small reads in a million events."""
         search = Bisection(moments, low=floor, high=head)
         while wanted := search.wanted():
             rows = await connection.execute(self._moments, {"partition": partition, "positions": wanted})

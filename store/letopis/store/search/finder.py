@@ -16,8 +16,8 @@ from letopis.store.database.schema import messages
 from letopis.store.model.conversations import Page, RecordedMessage
 from letopis.store.model.identifiers import partition_of
 from letopis.store.model.upcasters import Upcasters
-from letopis.store.read.queries import whole
 from letopis.store.read.reader import Reader
+from letopis.store.read.statements import whole
 from letopis.store.read.task_marks import is_on_path
 from letopis.store.search.documents import LogRanges
 from letopis.store.search.index import Document, Index, SearchScope

@@ -12,7 +12,6 @@ import pytest
 import sqlalchemy as sa
 
 from letopis.outbox import History
-from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.outbox.relay.relay import Relay
 from letopis.store import ConversationStore, FaultClass, InvalidInput, Message, ReadTimeout, StoreFault
 from letopis.store.errors import OutboxUnavailable
@@ -34,15 +33,15 @@ async def history(tmp_path: Path, store_url: str) -> AsyncIterator[History]:
 def between(monkeypatch: pytest.MonkeyPatch, event: Callable[[], Any]) -> list[int]:
     """Have something happen once, between the look into the file and the question to the store."""
     asked: list[int] = []
-    view = StoreGateway.view
+    view = OutboxAccess.view
 
-    async def later(self: StoreGateway, query: ViewQuery) -> StoreView | None:
+    async def later(self: OutboxAccess, query: ViewQuery) -> StoreView:
         asked.append(1)
         if len(asked) == 1:
             await event()
         return await view(self, query)
 
-    monkeypatch.setattr(StoreGateway, "view", later)
+    monkeypatch.setattr(OutboxAccess, "view", later)
     return asked
 
 
