@@ -17,32 +17,10 @@ from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store.read.paging import Window
 from letopis.store.read.reader import StoreView, ViewQuery
 
-P = TypeVar("P")
-S = TypeVar("S")
 T = TypeVar("T")
 V = TypeVar("V")
 
 _MAX_ATTEMPTS: Final = 4
-
-
-async def overlay(
-    take: Callable[[S | None], Awaitable[P]],
-    ask: Callable[[P], Awaitable[V | None]],
-    behind: Callable[[P, V], S | None],
-) -> tuple[P, V] | None:
-    """Return what is pending, and a view of the store that was read after it; ``None`` if the store does not answer.
-
-    If the store holds less than had been delivered, as after a restore, what is pending is taken again from there on.
-    """
-    since: S | None = None
-    for _ in range(_MAX_ATTEMPTS):
-        pending = await take(since)
-        view = await ask(pending)
-        if view is None:
-            return None
-        if (since := behind(pending, view)) is None:
-            return pending, view
-    return None
 
 
 class ReadPath:
@@ -65,7 +43,6 @@ class ReadPath:
         If the store lacks what is no longer in the file, or does not answer, ``merge`` gets all that the file retains,
         and no view.
         """
-
         since: int | None = None
         enough = newest
         for _ in range(0 if self._gateway.unavailable else _MAX_ATTEMPTS):
