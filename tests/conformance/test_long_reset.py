@@ -69,7 +69,7 @@ async def rows(store: ConversationStore, *names: str) -> dict[str, list[Any]]:
         "salt",
     )
     found = {}
-    async with store._runtime.readers.connect() as connection:
+    async with store._runtime.callers_engine.connect() as connection:
         for table in (conversations, messages, events):
             columns: list[Any] = [column for column in table.c if column.name not in apart]
             if table is events:

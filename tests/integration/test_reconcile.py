@@ -363,7 +363,8 @@ async def test_the_cost_of_quiet_is_a_few_statements_in_each_interval(
         for _ in range(40):
             hands.advance(reconcile.RECONCILE_INTERVAL_SECONDS / 4)
             await relay.drain_once()
-    asked = [text for text, _ in statements if not text.startswith("BEGIN")]
+    # Each read of a file asks whose it is, in its own snapshot.
+    asked = [text for text, _ in statements if not text.startswith(("BEGIN", "SELECT store_id FROM letopis_store"))]
 
     def count(table: str) -> int:
         return sum(table in statement for statement in asked)
