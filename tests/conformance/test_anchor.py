@@ -51,22 +51,22 @@ async def filled(store: ConversationStore, *, messages: int = 3) -> Outbox:
 
 
 async def anchor_of(store: ConversationStore) -> Anchor:
-    made = await make_anchor(store._engine, now=NOW, block_events=BLOCK)
+    made = await make_anchor(store._runtime.callers_engine, now=NOW, block_events=BLOCK)
     assert load(dump(made)) == made
     return made
 
 
 async def compared(store: ConversationStore, anchor: Anchor) -> tuple[list[str], list[PartitionComparison]]:
     check = AnchorCheck(anchor)
-    return [problem async for problem in check.problems(store._engine)], check.partitions
+    return [problem async for problem in check.problems(store._runtime.callers_engine)], check.partitions
 
 
 async def plain_problems(store: ConversationStore) -> list[str]:
-    return [problem async for problem in find_problems(store._engine)]
+    return [problem async for problem in find_problems(store._runtime.callers_engine)]
 
 
 async def forge(store: ConversationStore, forgery: Forgery) -> None:
-    async with store._engine.begin() as connection:
+    async with store._runtime.callers_engine.begin() as connection:
         await forgery(connection)
 
 
@@ -117,7 +117,10 @@ async def test_the_size_of_a_page_makes_no_difference(
     anchor, seen = await anchor_of(store), list[tuple[int, int]]()
     monkeypatch.setattr("letopis.store.maintenance.anchor.PAGE_EVENTS", rows)
     made = await make_anchor(
-        store._engine, now=NOW, block_events=BLOCK, checked=lambda done, total: seen.append((done, total))
+        store._runtime.callers_engine,
+        now=NOW,
+        block_events=BLOCK,
+        checked=lambda done, total: seen.append((done, total)),
     )
 
     assert made == anchor

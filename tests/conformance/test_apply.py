@@ -33,7 +33,7 @@ async def test_an_event_whose_content_was_redacted_is_still_recognised(
     outbox = Outbox()
     outbox.append(ONLY, *said(2))
     await outbox.deliver(store)
-    async with store._engine.begin() as connection:
+    async with store._runtime.callers_engine.begin() as connection:
         await connection.execute(sa.update(events_table).values(salt=None, data="{}"))
 
     assert (await store.apply(outbox.origin, [outbox.batch(ONLY)])).applied == (applied(2, 0, 2),)
@@ -47,7 +47,7 @@ async def test_every_event_is_stored_byte_for_byte(store: ConversationStore, cou
     encoded = outbox.append(ONLY, *(Message.user(content, metadata=metadata) for _ in range(count)))
     await outbox.deliver(store)
 
-    async with store._engine.connect() as connection:
+    async with store._runtime.callers_engine.connect() as connection:
         rows = (await connection.execute(sa.select(events_table).order_by(events_table.c.version))).all()
 
     assert [(row.event_id, row.data, row.metadata, row.digest) for row in rows] == [

@@ -52,7 +52,7 @@ async def test_a_fork_of_a_fork_keeps_what_it_reads_whatever_the_one_between_goe
     assert "first" in held and "second" not in held
     assert await rebuilt(store) == {}
     # Lost rows are rebuilt without a guess: the forks' rows are lost as well.
-    async with store._engine.begin() as connection:
+    async with store._runtime.callers_engine.begin() as connection:
         for table in (messages_table, conversations_table):
             await connection.execute(sa.delete(table))
     await rebuilt(store)

@@ -132,7 +132,7 @@ async def test_a_rebuild_and_a_move_keep_the_order(store_url: str, tmp_path: Pat
     target = f"sqlite:///{(tmp_path / 'moved.db').as_posix()}"
     async with ConversationStore.open(store_url) as store:
         assert [one.differences async for one in store.rebuild(check=True)] == [()]
-        async with store._engine.begin() as connection:
+        async with store._runtime.callers_engine.begin() as connection:
             await connection.exec_driver_sql("UPDATE letopis_conversations SET metadata = NULL")
             await connection.exec_driver_sql("DELETE FROM letopis_messages")
         assert [one.written async for one in store.rebuild(every=True)] == [True]

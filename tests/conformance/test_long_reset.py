@@ -69,7 +69,7 @@ async def rows(store: ConversationStore, *names: str) -> dict[str, list[Any]]:
         "salt",
     )
     found = {}
-    async with store._runtime.readers.connect() as connection:
+    async with store._runtime.callers_engine.connect() as connection:
         for table in (conversations, messages, events):
             columns: list[Any] = [column for column in table.c if column.name not in apart]
             if table is events:
@@ -247,7 +247,7 @@ async def test_lost_rows_of_it_are_made_again_and_erase_nothing_that_is_read(sto
     )
     await carried_out(store, "p", "f")
     before, read = await rows(store, "p"), list(await store.messages("f"))
-    async with store._engine.begin() as connection:
+    async with store._runtime.callers_engine.begin() as connection:
         for table in (messages, conversations):
             await connection.execute(sa.delete(table))
     async for _ in store.rebuild():

@@ -90,7 +90,7 @@ async def test_a_message_that_only_a_newer_release_reads_is_shown_as_it_is(store
     outbox = Outbox()
     outbox.append(ONLY, Event(type="message.appended", schema_version=2, data={"shape": "of tomorrow"}))
     await outbox.deliver(store)
-    async with store._engine.begin() as connection:  # as the newer release would have
+    async with store._runtime.callers_engine.begin() as connection:  # as the newer release would have
         values = {"partition": 0, "conversation_id": ONLY, "version": 1, "message_id": "m-1", "content_version": 1}
         await connection.execute(sa.insert(messages_table).values(**values, role="narrator", state="appended"))
 
@@ -111,13 +111,14 @@ async def test_a_store_that_was_closed_says_so(store_url: str) -> None:
             await call()
 
 
+@pytest.mark.parametrize("store_url", ["postgresql", "mariadb"], indirect=True)
 async def test_a_store_is_closed_when_what_is_under_way_has_ended(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("letopis.store._runtime.CLOSE_TIMEOUT_SECONDS", 20)
     store = ConversationStore(store_url, migrate=True)
     await store.prepare()
-    reading, pool = asyncio.Event(), store._engine.sync_engine.pool
+    reading, pool = asyncio.Event(), store._runtime.callers_engine.sync_engine.pool
 
     async def slow(lineage: Lineage, connection: AsyncConnection) -> int:
         reading.set()
@@ -135,13 +136,14 @@ async def test_a_store_is_closed_when_what_is_under_way_has_ended(
         await store.outbox_access.snapshot(slow)
 
 
+@pytest.mark.parametrize("store_url", ["postgresql", "mariadb"], indirect=True)
 async def test_a_store_is_closed_though_what_is_under_way_hangs(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("letopis.store._runtime.CLOSE_TIMEOUT_SECONDS", 0.1)
     store = ConversationStore(store_url, migrate=True)
     await store.prepare()
-    reading, go_on, pool = asyncio.Event(), asyncio.Event(), store._engine.sync_engine.pool
+    reading, go_on, pool = asyncio.Event(), asyncio.Event(), store._runtime.callers_engine.sync_engine.pool
 
     async def hangs(lineage: Lineage, connection: AsyncConnection) -> None:
         reading.set()
@@ -158,10 +160,11 @@ async def test_a_store_is_closed_though_what_is_under_way_hangs(
     await greenlet_spawn(pool.dispose)  # of what was given back too late
 
 
+@pytest.mark.parametrize("store_url", ["postgresql", "mariadb"], indirect=True)
 async def test_a_store_is_closed_though_its_caller_waits_no_longer(store_url: str) -> None:
     store = ConversationStore(store_url, migrate=True)
     await store.prepare()
-    reading, go_on, pool = asyncio.Event(), asyncio.Event(), store._engine.sync_engine.pool
+    reading, go_on, pool = asyncio.Event(), asyncio.Event(), store._runtime.callers_engine.sync_engine.pool
 
     async def hangs(lineage: Lineage, connection: AsyncConnection) -> None:
         reading.set()
@@ -197,7 +200,7 @@ async def test_a_damaged_payload_is_a_fault_of_the_store_and_quotes_nothing(stor
     outbox = Outbox()
     outbox.append(ONLY, Message.user("secret"))
     await outbox.deliver(store)
-    async with store._engine.begin() as connection:
+    async with store._runtime.callers_engine.begin() as connection:
         await connection.execute(sa.text('UPDATE letopis_events SET data = \'{"content": "secret\''))
 
     for call in (store.messages, store.events):

@@ -94,7 +94,7 @@ async def carried_out(store: ConversationStore, *names: str, each: int = 1) -> i
 
 
 async def held(store: ConversationStore, name: str) -> str:
-    async with store._runtime.readers.connect() as connection:
+    async with store._runtime.callers_engine.connect() as connection:
         found = [
             (await connection.execute(sa.select(table).where(table.c.conversation_id == name))).all()
             for table in (events, messages)
@@ -136,7 +136,7 @@ async def test_a_long_deletion_is_unreadable_at_once_and_gone_after_its_steps(st
     left = await held(store, "p")
     assert all(f"words of {number}" not in left for number in range(5, LONG + 1)) and "words of 4" in left
     assert list(await store.messages("f")) == kept
-    async with store._runtime.readers.connect() as connection:
+    async with store._runtime.callers_engine.connect() as connection:
         found = await connection.execute(sa.select(search.c.document).where(search.c.conversation_id == "p"))
         assert all(not document for document in found.scalars())
 
@@ -249,7 +249,7 @@ async def test_a_short_one_is_done_at_once(store: ConversationStore) -> None:
     await outbox.deliver(store)
     assert await store.pending_tasks() == PendingTasks()
     assert "words" not in await held(store, "p")
-    async with store._runtime.readers.connect() as connection:
+    async with store._runtime.callers_engine.connect() as connection:
         assert (await connection.execute(sa.select(tasks))).all() == []
 
 
@@ -302,7 +302,7 @@ async def test_a_store_that_is_closed_takes_no_step(store: ConversationStore, st
     await outbox.deliver(store)
     before, there = await store.pending_tasks(), await held(store, "p")
     for closed in (state, LogState.OPEN):
-        async with store._engine.begin() as connection:
+        async with store._runtime.callers_engine.begin() as connection:
             await connection.execute(sa.update(log_heads).values(closed=closed))
         if closed is state:
             with pytest.raises(StoreFault) as refused:
@@ -337,7 +337,7 @@ async def test_the_first_transaction_touches_as_many_rows_whatever_the_length(
 ) -> None:
     outbox, touched = Outbox(), list[tuple[int, int]]()
     rows: list[int] = []
-    engine = store._engine.sync_engine
+    engine = store._runtime.callers_engine.sync_engine
 
     def note(_: object, cursor: Any, *__: object) -> None:
         rows.append(max(0, cursor.rowcount))

@@ -14,7 +14,7 @@ CHAT = "chat"
 
 
 async def problems(store: ConversationStore) -> list[str]:
-    return [problem async for problem in find_problems(store._engine)]
+    return [problem async for problem in find_problems(store._runtime.callers_engine)]
 
 
 async def twice_said(store: ConversationStore) -> Outbox:
@@ -32,7 +32,7 @@ async def twice_said(store: ConversationStore) -> Outbox:
 
 async def duplicates(store: ConversationStore, outbox: Outbox) -> int:
     counted = sa.select(lanes.c.duplicates).where(lanes.c.origin_id == outbox.origin.origin_id)
-    async with store._engine.connect() as connection:
+    async with store._runtime.callers_engine.connect() as connection:
         return int((await connection.execute(counted)).scalar_one())
 
 
@@ -50,7 +50,7 @@ async def test_a_message_of_two_outboxes_is_no_problem(store: ConversationStore)
 @pytest.mark.parametrize("lost", ["m-2", "m-1"])
 async def test_a_lost_event_of_such_a_lane_is_found(store: ConversationStore, lost: str) -> None:
     await twice_said(store)
-    async with store._engine.begin() as connection:
+    async with store._runtime.callers_engine.begin() as connection:
         await connection.execute(sa.delete(events).where(events.c.data.contains(f'"{lost}"')))
 
     assert any("the counter of an outbox does not match" in problem for problem in await problems(store))
@@ -60,7 +60,7 @@ async def test_a_gap_without_a_duplicate_is_found(store: ConversationStore) -> N
     outbox = Outbox("one")
     outbox.append(CHAT, *(Message.user("hello", id=f"m-{number}") for number in (1, 2, 3)))
     await outbox.deliver(store)
-    async with store._engine.begin() as connection:
+    async with store._runtime.callers_engine.begin() as connection:
         await connection.execute(sa.delete(events).where(events.c.sequence == 2))
 
     found = await problems(store)

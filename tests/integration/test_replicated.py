@@ -125,7 +125,7 @@ async def test_a_refused_write_has_the_writable_host_looked_for_anew(pair: Pair)
     """Though the connections to the old primary are all alive."""
     _, replica = (address.port for address in hosts_of(pair.url))
     async with ConversationStore.open(pair.url, migrate=True) as store:
-        engine = store._engine
+        engine = store._runtime.engine
         await asyncio.to_thread(pair.settle)
         await asyncio.to_thread(pair.promote)
         await asyncio.to_thread(pair.demote)

@@ -54,6 +54,9 @@ async def test_no_word_is_stemmed_while_an_sqlite_store_is_locked(
         outbox = Outbox()
         outbox.append("c", *(Message.user(f"ответ {number}") for number in range(EVENTS)))
         await outbox.deliver(store)
+        truncation = store._runtime._wal_truncator._running
+        assert truncation is not None
+        await truncation  # it takes the lock for a moment, in the thread that writes
         while_stemming(monkeypatch, lambda: locked.append(is_locked(path)))
 
         assert await store.catch_up_search() == EVENTS

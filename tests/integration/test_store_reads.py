@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store import (
     ConversationRewound,
@@ -24,8 +22,8 @@ from letopis.store import (
 )
 from letopis.store.read.paging import Window
 from letopis.store.read.reader import StoreView, ViewQuery
-from letopis.store.read.sqlite_fast_path import SQLiteFastReader
 from letopis.store.testing.outbox import Outbox
+from tests.support.statements import over, statements_of
 
 MANY = 2_000
 
@@ -43,16 +41,15 @@ async def filled(store_url: str) -> AsyncIterator[tuple[ConversationStore, Outbo
             outbox.append("long", Message.user("x" * 500, id=f"m-{number}"), MessageSent(message_id=f"m-{number}"))
         outbox.append("plain", *(Message.user("x") for _ in range(60)))
         await outbox.deliver(store)
-        async with store._engine.connect() as connection:
-            if connection.dialect.name == "postgresql":
-                await connection.exec_driver_sql("ANALYZE")
-            elif connection.dialect.name != "sqlite":
-                names = "letopis_events, letopis_messages, letopis_conversations, letopis_lanes, letopis_owners"
-                (await connection.exec_driver_sql(f"ANALYZE TABLE {names}")).all()
-            else:
-                await connection.exec_driver_sql("ANALYZE")
-            await connection.commit()
+        await over(store, analyse)
         yield store, outbox
+
+
+async def analyse(connection: AsyncConnection) -> None:
+    names = "letopis_events, letopis_messages, letopis_conversations, letopis_lanes, letopis_owners"
+    await connection.exec_driver_sql(
+        f"ANALYZE TABLE {names}" if connection.dialect.name in ("mysql", "mariadb") else "ANALYZE"
+    )
 
 
 Explained = list[str]
@@ -60,42 +57,19 @@ Explained = list[str]
 
 async def explained(store: ConversationStore, read: Callable[[], Awaitable[object]]) -> list[tuple[str, Explained]]:
     """The statements of a read, each with how the database runs it."""
-    ran: list[tuple[str, Any]] = []
+    with statements_of(store) as ran:
+        await read()
 
-    def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
-        ran.append((statement, parameters))
-
-    event.listen(store._engine.sync_engine, "before_cursor_execute", note)
-    try:
-        if store._runtime.fast_reader is not None:
-            await traced(store._runtime.fast_reader, read, ran)
-        else:
-            await read()
-    finally:
-        event.remove(store._engine.sync_engine, "before_cursor_execute", note)
-    told = []
-    prefix = "EXPLAIN QUERY PLAN" if store._engine.dialect.name == "sqlite" else "EXPLAIN"
-    async with store._engine.connect() as connection:
+    async def explain(connection: AsyncConnection) -> list[tuple[str, Explained]]:
+        told = []
+        prefix = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
         for statement, parameters in ran:
             if statement.startswith(("SELECT", "WITH")):
                 rows = await connection.exec_driver_sql(f"{prefix} {statement}", parameters)
                 told.append((statement, [" ".join(str(value) for value in row) for row in rows]))
-    return told
+        return told
 
-
-async def traced(kept: SQLiteFastReader, read: Callable[[], Awaitable[object]], ran: list[tuple[str, Any]]) -> None:
-    """Add what a read runs on the connection that is kept for reading."""
-    async with asyncio.timeout(60):
-        while not kept.supports(Window(last=1)):  # noqa: ASYNC110 - what is awaited is a thread
-            await asyncio.sleep(0.01)
-    said: list[str] = []
-    assert kept._connection is not None
-    await kept._connection.run(lambda driver: driver.set_trace_callback(said.append))
-    try:
-        await read()
-    finally:
-        await kept._connection.run(lambda driver: driver.set_trace_callback(None))
-    ran += [(statement, ()) for statement in said]  # with the values in it
+    return await over(store, explain)
 
 
 def complaints(kind: str, plan: Explained) -> list[str]:
@@ -148,7 +122,7 @@ def reads(store: ConversationStore, outbox: Outbox) -> dict[str, Callable[[], Aw
 
 async def test_every_read_goes_by_an_index(filled: tuple[ConversationStore, Outbox]) -> None:
     store, outbox = filled
-    kind = store._engine.dialect.name
+    kind = store._runtime.engine.dialect.name
     wrong = {}
     for name, read in reads(store, outbox).items():
         plans = await explained(store, read)
@@ -165,7 +139,7 @@ async def test_every_read_goes_by_an_index(filled: tuple[ConversationStore, Outb
 
 async def test_following_pages_go_by_an_index_too(filled: tuple[ConversationStore, Outbox]) -> None:
     store, _ = filled
-    kind = store._engine.dialect.name
+    kind = store._runtime.engine.dialect.name
     for owner in (None, "owner-1"):
         page = await store.conversations(owner=owner, limit=10)
         plans = await explained(store, partial(store.conversations, owner=owner, after=page.next, limit=10))
@@ -177,11 +151,11 @@ async def test_following_pages_go_by_an_index_too(filled: tuple[ConversationStor
 async def test_a_bad_plan_would_be_found(filled: tuple[ConversationStore, Outbox]) -> None:
     """The control: a condition on a column without an index."""
     store, _ = filled
-    kind = store._engine.dialect.name
+    kind = store._runtime.engine.dialect.name
 
     async def read() -> None:
-        async with store._engine.connect() as connection:
-            await connection.execute(sa.text("SELECT title FROM letopis_conversations ORDER BY title"))
+        titles = sa.text("SELECT title FROM letopis_conversations ORDER BY title")
+        await over(store, lambda connection: connection.execute(titles))
 
     [(_, plan)] = await explained(store, read)
     assert complaints(kind, plan) != []
@@ -192,11 +166,11 @@ async def test_messages_and_views_take_one_and_two_round_trips(filled: tuple[Con
 
     # One statement more for messages that are more than appended: in a file, which is read in one hop, each time;
     # on a server the first time, after which the conversation is read whole at once.
-    more = 0 if store._runtime.fast_reader is None else 1
+    more = 1 if store._runtime.embedded else 0
     assert len(await explained(store, lambda: store.messages("long", last=50))) == 2
     assert len(await explained(store, lambda: store.messages("long", last=50))) == 1 + more
     view = await explained(store, lambda: store.outbox_access.view(query_of("long", outbox, Window(last=50))))
-    assert len(view) == (1 if store._runtime.fast_reader is None else 2 + more)
+    assert len(view) == (1 if not store._runtime.embedded else 2 + more)
     # Where a page shows that there is no more to them, the few columns do again.
     plain = [await explained(store, lambda: store.messages("plain", last=50)) for _ in range(2)]
     assert [len(one) for one in plain] == [1, 1]
@@ -238,9 +212,9 @@ async def test_an_everyday_read_is_one_statement_and_says_what_a_view_says(
     other = await in_one(store, query_of("plain", Outbox(), Window(last=5)))
     assert other is not None
     assert other.sequence == 0  # of an outbox that delivered nothing of it
-    if store._runtime.fast_reader is None:
+    if not store._runtime.embedded:
         [(statement, plan)] = await explained(store, lambda: in_one(store, query_of("plain", outbox, Window(last=5))))
-        assert complaints(store._engine.dialect.name, plan) == [], statement
+        assert complaints(store._runtime.engine.dialect.name, plan) == [], statement
 
 
 async def test_one_statement_tells_all_that_a_view_does_or_leaves_it_to_a_snapshot(
@@ -282,7 +256,7 @@ async def test_a_table_that_the_planner_believes_empty_is_read_by_version(store_
         outbox = Outbox()
         outbox.append("chat", *(Message.user("x") for _ in range(300)))
         await outbox.deliver(store)
-        kind = store._engine.dialect.name
+        kind = store._runtime.engine.dialect.name
         for read in (
             partial(store.messages, "chat", last=50),
             partial(in_one, store, query_of("chat", outbox, Window(last=50))),

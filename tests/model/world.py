@@ -88,8 +88,7 @@ class World:
         if self._gate is not None:
             await self._gate.shut()
             return
-        for engine in (self.store._runtime.readers, self.store._engine):
-            await engine.dispose()
+        await self.store._runtime.engine.dispose()
         self._folder.rename(self._elsewhere)
 
     async def back(self) -> None:

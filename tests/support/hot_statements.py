@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
-import sqlalchemy as sa
-
 from letopis.store import (
     ConversationActivated,
     ConversationStarted,
@@ -23,11 +21,12 @@ from letopis.store.read.paging import Window
 from letopis.store.read.reader import ViewQuery
 from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.record_changes import CP, put
+from tests.support.statements import statements_of
 
 CHAT, OWNER = "chat-1", "anna"
 DIVIDED: Final = frozenset(table.name for table in metadata.tables.values() if "partition" in table.columns)
 HARMLESS: Final = frozenset(
-    {"min", "max", "count", "coalesce", "unnest", "any"}  # functions without a state of the server
+    {"min", "max", "count", "coalesce", "unnest", "json_each", "any"}  # functions without a state of the server
     | {"in", "values", "and", "or", "not", "exists", "from", "join", "when", "as", "v", "varchar"}
 )
 """What may stand before a parenthesis."""
@@ -43,23 +42,17 @@ class Statement(NamedTuple):
 
 @contextmanager
 def noted(store: ConversationStore) -> Iterator[list[Statement]]:
-    """Note the statements of a store that goes over its pool alone."""
+    """Note the statements of a store."""
     statements: list[Statement] = []
-    engine = store._runtime.engine.sync_engine
-
-    def note(_connection: Any, _cursor: Any, text: str, parameters: Any, *_: Any) -> None:
-        statements.append(Statement(text, parameters))
-
-    sa.event.listen(engine, "before_cursor_execute", note)
-    try:
-        yield statements
-    finally:
-        sa.event.remove(engine, "before_cursor_execute", note)
+    with statements_of(store) as ran:
+        try:
+            yield statements
+        finally:
+            statements += [Statement(*one) for one in ran]
 
 
 async def hot_statements(store: ConversationStore) -> list[Statement]:
     """Return the statements of deliveries to one conversation that is known, and of the reads of it."""
-    store._runtime.fast_reader = None  # it executes the same statements past the pool
     outbox = Outbox()
     scope = Scope.conversation(CHAT).name
     outbox.append(

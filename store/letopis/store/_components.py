@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,6 +13,7 @@ from typing import Any, Final
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from letopis.store.database.dialects import Dialect
+from letopis.store.database.engines import run_whole
 from letopis.store.database.fault_classification import translated
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.log_state import count_partitions
@@ -23,7 +24,7 @@ from letopis.store.maintenance.task_steps import TaskSteps
 from letopis.store.model.upcasters import Upcasters
 from letopis.store.projections.base import Projection
 from letopis.store.projections.inline import InlineProjections
-from letopis.store.projections.projector import ProjectorContext
+from letopis.store.read.file_reader import FileReader
 from letopis.store.read.lineage import Lineage
 from letopis.store.read.point_in_time import PointInTimeReader
 from letopis.store.read.reader import Reader
@@ -59,17 +60,13 @@ class StoreComponents:
     statistics: StatisticsReader
     finder: Finder
     indexer: Indexer
-    projector_context: ProjectorContext
     rebuilder: Rebuilder
     steps: TaskSteps
     partitions: int
 
 
 def check_schema(found: Revision, partitions: int) -> None:
-    """Check that the database has the tables of this release and the counters of the log.
-
-    :raises StoreFault: ``MISCONFIGURED``, with what to do.
-    """
+    """Check that the database has the tables of this release and the counters of the log."""
     if found.state is not SchemaState.CURRENT:
         lost = found.state is SchemaState.MISSING and expected_store_id() is not None
         raise StoreFault(
@@ -93,88 +90,77 @@ async def prepare_schema(
     partitions: int,
     setup: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> int:
-    """Check the tables, create or migrate them where that is allowed, and return how many partitions the log has.
-
-    :param partitions: how many a store that is created now gets.
-    :param setup: entered while the store is created or migrated.
-    :raises StoreFault: the database failed, or its tables cannot be used as they are.
-    """
+    """Check the tables, create or migrate them where that is allowed, and return how many partitions the log has."""
     # A store that an outbox has delivered to is restored by an operator, never recreated in silence.
     create = migrate and expected_store_id() is None
-    with translated():
-        found, count = await _inspect(readers, create=create)
-        if (found.state is SchemaState.MISSING and create) or (found.state is SchemaState.OLDER and migrate):
-            with setup():
-                # In a thread: this import takes as long as all others together.
-                await asyncio.to_thread(import_module, "alembic.command")
-                async with hold_alembic_lock(), engine.begin() as connection:
-                    await connection.run_sync(upgrade, STORE, attributes={"partitions": partitions})
-            found, count = await _inspect(readers, create=create)
+    if engine.dialect.name == "sqlite" and not create and not os.path.exists(str(engine.url.database)):  # noqa: ASYNC240, PTH110
+        found, count = Revision(state=SchemaState.MISSING, revision=None), 0  # connecting would create the file
+    else:
+        found, count = await run_whole(engine, _inspect(readers), write=False)
+    if (found.state is SchemaState.MISSING and create) or (found.state is SchemaState.OLDER and migrate):
+        with setup():
+            # In a thread: this import takes as long as all others together.
+            await asyncio.to_thread(import_module, "alembic.command")
+            async with hold_alembic_lock():
+                await run_whole(engine, _upgrade(engine, partitions))
+        found, count = await run_whole(engine, _inspect(readers), write=False)
     check_schema(found, count)
     return count
 
 
-async def _inspect(readers: AsyncEngine, *, create: bool) -> tuple[Revision, int]:
-    if readers.dialect.name == "sqlite" and not create:
-        # Connecting would create the file.
-        exists = await asyncio.to_thread(os.path.exists, str(readers.url.database))
-        if not exists:
-            return Revision(state=SchemaState.MISSING, revision=None), 0
-    async with readers.connect() as connection:
-        found = await connection.run_sync(revision_state, STORE)
-        if found.state is not SchemaState.CURRENT:
-            return found, 0
-        return found, await count_partitions(connection)
+async def _upgrade(engine: AsyncEngine, partitions: int) -> None:
+    with translated():
+        async with engine.begin() as connection:
+            await connection.run_sync(upgrade, STORE, attributes={"partitions": partitions})
+
+
+async def _inspect(readers: AsyncEngine) -> tuple[Revision, int]:
+    with translated():
+        async with readers.connect() as connection:
+            found = await connection.run_sync(revision_state, STORE)
+            return found, await count_partitions(connection) if found.state is SchemaState.CURRENT else 0
 
 
 def build_components(
     engine: AsyncEngine,
     readers: AsyncEngine,
+    applying: AsyncEngine,
     dialect: Dialect,
     *,
     partitions: int,
     upcasters: Upcasters,
     projections: Sequence[Projection],
     now: Callable[[], int],
-    whole: Callable[[Awaitable[Any]], Awaitable[Any]],
-    erased: Callable[[], None],
+    whole: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]],
+    erased: Callable[[], object],
 ) -> StoreComponents:
-    """Return the components of a history store; does no I/O.
-
-    :param readers: ``engine`` with transactions that only read.
-    :param now: returns UTC microseconds.
-    :param whole: runs one transaction so that no cancellation tears it.
-    :param erased: called after content was erased from an SQLite file.
-    """
+    """Return the components of a history store; does no I/O."""
     embedded = engine.dialect.name == "sqlite"
     index = index_for(engine.dialect.name)
     eraser = Eraser(dialect, index, upcasters=upcasters)
     truncate_wal = erased if embedded else lambda: None
     steps = TaskSteps(engine, dialect, index, eraser=eraser, erased=truncate_wal)
-    reader = Reader(dialect, partitions=partitions, upcasters=upcasters)
+    reader = (FileReader if embedded else Reader)(dialect, partitions=partitions, upcasters=upcasters)
     applier = Applier(
-        engine,
+        applying,
         dialect,
         partitions=partitions,
         upcasters=upcasters,
         inline=InlineProjections(projections, dialect) if projections else None,
         eraser=eraser,
         now=now,
-        serial=embedded,
+        serial=embedded and applying is not engine,
         erased=truncate_wal,
     )
     return StoreComponents(
         applier=applier,
         conflicts=dialect.shared(ConflictLookup),
-        trial=Trial(engine, applier, partitions=partitions),
+        trial=Trial(applying, applier, partitions=partitions),
         reader=reader,
         lineage=Lineage(reader, PointInTimeReader(dialect, reader=reader, upcasters=upcasters)),
         finder=Finder(dialect, index, reader, partitions=partitions, upcasters=upcasters),
         indexer=Indexer(engine, dialect, index, upcasters=upcasters, now=now),
         statistics=StatisticsReader(dialect, partitions=partitions, upcasters=upcasters, reader=reader),
-        projector_context=ProjectorContext(
-            engine=engine, readers=readers, dialect=dialect, reader=reader, partitions=partitions, now=now
-        ),
         rebuilder=Rebuilder(
             engine,
             readers,

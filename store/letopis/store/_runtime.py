@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from functools import cached_property, partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
+from sqlalchemy import event
+from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from letopis.store.cancellation import InFlight, cancel_after_grace, run_to_completion
 from letopis.store.database.dialects import dialect_for
-from letopis.store.database.engines import for_single_statements
-from letopis.store.database.fault_classification import translated
+from letopis.store.database.engines import create_store_engine, for_single_statements, open_database, run_whole
+from letopis.store.database.fault_classification import fault_of, translated
 from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.sqlite_file import SQLiteFile
 from letopis.store.database.store_identity import check_connection
+from letopis.store.database.timeouts import Timeouts
 from letopis.store.database.wal_truncation import WalTruncator, truncate_wal
 from letopis.store.errors import Closed, ConfigurationError
 from letopis.store.model.conversations import Page, RecordedMessage
@@ -27,10 +32,10 @@ from letopis.store.model.upcasters import Upcasters
 from letopis.store.projections.base import Projection
 from letopis.store.read.lineage import Lineage
 from letopis.store.read.reader import Reader
-from letopis.store.read.sqlite_fast_path import SQLiteFastReader
 
 if TYPE_CHECKING:
     from letopis.store._components import StoreComponents
+    from letopis.store.projections.projector import ProjectorContext
     from letopis.store.read.paging import AsOf, Window
     from letopis.store.search.indexer import BoundedCatchUp
 
@@ -45,25 +50,27 @@ class StoreRuntime:
     """The connections of one history store, and the components that work over them.
 
     :param migrate: whether to create and migrate the tables; ``None`` for an SQLite file only.
-    :param lock_timeout: seconds that a fast read of an SQLite file waits for a lock.
+    :ivar engine: a server's, or the file in its place; see :func:`open_database`.
     """
 
     def __init__(
         self,
-        engine: AsyncEngine,
+        url: str | URL | os.PathLike[str],
         *,
+        timeouts: Timeouts,
+        pool_size: int,
         partitions: int,
         migrate: bool | None,
         upcasters: Upcasters,
         projections: Sequence[Projection],
-        lock_timeout: float,
         now: Callable[[], datetime],
     ) -> None:
-        self.engine = engine
-        self.embedded = engine.dialect.name == "sqlite"
+        self.engine = open_database(url, timeouts=timeouts, pool_size=pool_size)
+        self._file = file if isinstance(file := cast("object", self.engine), SQLiteFile) else None
+        self.embedded = self._file is not None
         # A reader's transaction is one snapshot and takes no lock.
-        self.readers: AsyncEngine = engine.execution_options(sqlite_begin="DEFERRED")
-        self.dialect = dialect_for(engine.dialect.name)
+        self.readers: AsyncEngine = self.engine.execution_options(sqlite_begin="DEFERRED")
+        self.dialect = dialect_for(self.engine.dialect.name)
         self._by_statement = for_single_statements(self.readers)
         self._partitions = partitions
         self._migrate = self.embedded if migrate is None else migrate
@@ -76,10 +83,15 @@ class StoreRuntime:
         self._components: StoreComponents | None = None
         self._in_flight = InFlight()
         self._closed = False
-        self._wal_truncator = WalTruncator(partial(truncate_wal, engine))
-        # One reading connection beside the pool: a small read of a file costs less than checking one out.
-        path = str(engine.url.database)
-        self.fast_reader = SQLiteFastReader(path, lock_timeout=lock_timeout) if self.embedded else None
+        self._wal_truncator = WalTruncator(lambda: run_whole(self.engine, truncate_wal(self.engine)))
+        self._timeouts = timeouts
+
+    @cached_property
+    def callers_engine(self) -> AsyncEngine:
+        """The engine for the code of projections, which may await anything: of an SQLite file, another one."""
+        if not self.embedded:
+            return self.engine
+        return create_store_engine(self.engine.url, timeouts=self._timeouts, pool_size=2)
 
     @property
     def is_ready(self) -> bool:
@@ -104,28 +116,52 @@ class StoreRuntime:
 
         return BoundedCatchUp(self._index_some_events)
 
+    def on_connection_change(self, listener: Callable[..., None]) -> None:
+        """Have ``listener`` called whenever a connection to the database is opened or lost."""
+        if self._file is not None:
+            self._file.on_change(listener)
+        else:
+            event.listen(self.engine.sync_engine, "connect", listener)
+            event.listen(self.engine.sync_engine, "invalidate", listener)
+
+    @property
+    def apply_whole(self) -> Callable[[Coroutine[Any, Any, T]], Awaitable[T]]:
+        """What runs the transaction of an apply."""
+        return self.in_loop if self._projections else self.whole
+
     def now(self) -> int:
         """Return the time of the store's clock, in microseconds."""
         return to_microseconds(self._now())
 
     async def prepared(self) -> StoreComponents:
-        """Return the components; connect, check and migrate first where that was not done yet.
-
-        :raises StoreFault: the database cannot be reached, or its tables are not those of this release.
-        """
+        """Return the components; connect, check and migrate first where that was not done yet."""
         if self._closed:
             raise Closed("the history store is closed")
         if (components := self._components) is not None:
             return components
         async with self._preparing:
             if self._components is None:
-                return await self.shielded(self._prepare())
+                return await self.in_loop(self._prepare())
             return self._components
+
+    async def projector_context(self) -> ProjectorContext:
+        """Return what a projector needs of the prepared store."""
+        from letopis.store.projections.projector import ProjectorContext
+
+        components = await self.prepared()
+        return ProjectorContext(
+            engine=self.callers_engine,
+            readers=self.callers_engine.execution_options(sqlite_begin="DEFERRED"),
+            dialect=self.dialect,
+            reader=components.reader,
+            partitions=components.partitions,
+            now=self.now,
+        )
 
     async def read(self, read: Callable[[Reader, AsyncConnection], Awaitable[T]]) -> T:
         """Return what ``read`` returns; on PostgreSQL each of its statements sees its own moment."""
-        components = await self.prepared()
-        return await self.connected(lambda connection: read(components.reader, connection), by_statement=True)
+        components = self._components or await self.prepared()
+        return await self.connected(partial(read, components.reader), by_statement=True)
 
     async def snapshot(self, read: Callable[[Lineage, AsyncConnection], Awaitable[T]]) -> T:
         """Return what ``read`` returns, all of it read in one snapshot."""
@@ -144,13 +180,9 @@ class StoreRuntime:
                 lambda lineage, connection: lineage.as_of(connection, conversation_id, as_of, window)
             )
         components = await self.prepared()
-        if self.fast_reader is not None and window.at(0) == window and self.fast_reader.supports(window):
-            with self.schema_checked_again():
-                page, inherits = await self.fast_reader.own(conversation_id, window)
-        else:
-            page, inherits = await self.connected(
-                lambda connection: components.lineage.own(connection, conversation_id, window), by_statement=True
-            )
+        page, inherits = await self.connected(
+            lambda connection: components.lineage.own(connection, conversation_id, window), by_statement=True
+        )
         if not inherits:
             return page
         return await self.snapshot(lambda lineage, connection: lineage.messages(connection, conversation_id, window))
@@ -160,32 +192,36 @@ class StoreRuntime:
         if self._closed:
             raise Closed("the history store is closed")
         engine = self._by_statement if by_statement else self.readers
+        return await self.whole(_reading(engine, read), write=False)
 
-        async def transaction() -> T:
-            with translated():
-                async with engine.connect() as connection:
-                    await check_connection(connection)
-                    return await read(connection)
-
-        return await self.shielded(transaction())
-
-    async def shielded(self, work: Awaitable[T]) -> T:
+    async def whole(self, work: Coroutine[Any, Any, T], *, write: bool = True) -> T:
         """Run one transaction so that a cancellation cannot tear it, and check the schema again after a wrong one."""
-        in_flight = self._in_flight.begin(work)
-        with self.schema_checked_again():
-            # A file answers soon, and a torn aiosqlite call leaks its thread; a server may not answer for long, and
-            # its drivers bear one cancellation well.
-            return await (run_to_completion(in_flight) if self.embedded else cancel_after_grace(in_flight))
-
-    @contextmanager
-    def schema_checked_again(self) -> Iterator[None]:
-        """Have the schema checked again at the next use after a fault that says that it is not as it was."""
+        if self._file is None:
+            return await self.in_loop(work)
         try:
-            yield
+            return await self._file.run(work, write=write)
+        except Exception as error:
+            fault = fault_of(error)  # of connecting
+            self._check_schema_after(fault)
+            if fault is error:
+                raise
+            raise fault from error
+
+    async def in_loop(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run what no cancellation may tear in the event loop: it may await anything."""
+        tracked = self._in_flight.track(work)
+        try:
+            # A torn aiosqlite call leaks its thread; a server may not answer for long, and its drivers bear one
+            # cancellation well.
+            return await (run_to_completion(tracked) if self.embedded else cancel_after_grace(tracked))
         except StoreFault as fault:
-            if fault.fault_class is FaultClass.MISCONFIGURED:
-                self._components = None
+            self._check_schema_after(fault)
             raise
+
+    def _check_schema_after(self, error: Exception) -> None:
+        """Have the schema checked again at the next use if it is not as it was."""
+        if isinstance(error, StoreFault) and error.fault_class is FaultClass.MISCONFIGURED:
+            self._components = None
 
     async def close(self) -> None:
         """Close all connections. Idempotent."""
@@ -199,8 +235,8 @@ class StoreRuntime:
                 # A connection in use would be returned to a pool that is never closed again.
                 await self._in_flight.wait(timeout_seconds=CLOSE_TIMEOUT_SECONDS)
             finally:  # also for a cancelled caller: there is no second close
-                if self.fast_reader is not None:
-                    await run_to_completion(self.fast_reader.close())
+                if "callers_engine" in vars(self):
+                    await run_to_completion(self.callers_engine.dispose())
                 await run_to_completion(self.engine.dispose())
 
     async def _prepare(self) -> StoreComponents:
@@ -217,19 +253,20 @@ class StoreRuntime:
             partitions=self._partitions,
             setup=self._setup if self.embedded else nullcontext,
         )
-        if self.fast_reader is not None:
-            self.fast_reader.use(partitions=partitions, upcasters=self._upcasters)
+        loop = asyncio.get_running_loop()
         # Kept here, because the caller may have been cancelled.
         self._components = components = build_components(
             self.engine,
             self.readers,
+            self.callers_engine if self._projections else self.engine,
             self.dialect,
             partitions=partitions,
             upcasters=self._upcasters,
             projections=self._projections,
             now=self.now,
-            whole=self.shielded,
-            erased=self._wal_truncator.schedule,
+            whole=self.whole,
+            # From the thread of a transaction, or from the loop.
+            erased=lambda: loop.call_soon_threadsafe(self._wal_truncator.schedule),
         )
         return components
 
@@ -248,11 +285,20 @@ class StoreRuntime:
         return await (await self.prepared()).indexer.catch_up(MAX_UNINDEXED_EVENTS, wait=False)
 
 
-def check_options(*, partitions: object, upcasters: object, now: object) -> None:
-    """Check the options of a store.
+async def _reading(engine: AsyncEngine, read: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    """Return what ``read`` returns over a connection to the expected store."""
+    try:
+        async with engine.connect() as connection:
+            await check_connection(connection)
+            return await read(connection)
+    except Exception as error:
+        if (fault := fault_of(error)) is error:
+            raise
+        raise fault from error
 
-    :raises ConfigurationError: one of them is wrong.
-    """
+
+def check_options(*, partitions: object, upcasters: object, now: object) -> None:
+    """Check the options of a store."""
     if not isinstance(partitions, int) or not 1 <= partitions <= 1024:
         raise ConfigurationError("partitions must be between 1 and 1024")
     if not isinstance(upcasters, Upcasters):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import anyio
@@ -20,17 +20,29 @@ class InFlight:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Future[Any]] = set()
 
-    def begin(self, work: Awaitable[T]) -> asyncio.Future[T]:
-        """Run ``work`` in a task of its own, and track it until it ends."""
-        begun = asyncio.ensure_future(work)
-        self._tasks.add(begun)
-        begun.add_done_callback(self._tasks.discard)
-        return begun
+    async def track(self, work: Awaitable[T]) -> T:
+        """Return the result of ``work``, which is tracked until it ends."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - this is a coroutine
+        self._tasks.add(task)
+        try:
+            return await work
+        finally:
+            self._tasks.discard(task)
 
     async def wait(self, *, timeout_seconds: float) -> None:
         """Wait until all of it has ended, with whatever result, for at most ``timeout_seconds``."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_seconds)
+
+
+async def off_the_loop(work: Callable[..., T], *args: Any) -> T:
+    """Return what ``work`` returns, run in another thread unless this is none with an event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return work(*args)
+    return await asyncio.to_thread(work, *args)
 
 
 async def run_to_completion(awaitable: Awaitable[T]) -> T:

@@ -32,7 +32,7 @@ from letopis.store.search.results import Hit, SearchPosition
 if TYPE_CHECKING:
     from letopis.store.maintenance.rebuild import Rebuilt
     from letopis.store.projections.follower import Follower
-    from letopis.store.projections.projector import Projector, ProjectorContext
+    from letopis.store.projections.projector import Projector
     from letopis.store.read.lineage import Lineage
 
 _TIMEOUTS: Final = Timeouts()
@@ -51,7 +51,7 @@ class ConversationStore:
         belongs to the bot; no for a server, which is migrated by ``letopis db upgrade`` or ``alembic upgrade head``.
     :param upcasters: read old events as if they had been written today.
     :param timeouts: in seconds; see :class:`~letopis.store.Timeouts`.
-    :param pool_size: maximum of open connections; an SQLite file has one more, for small reads.
+    :param pool_size: maximum of open connections; an SQLite file has one more, which writes.
     :param projections: inline projections, written in the transaction of every :meth:`apply`. All processes that apply
         must be given the same ones. When one fails, the apply fails and its events stay pending.
     :param now: the clock of ``recorded_at``; no order depends on it.
@@ -72,19 +72,18 @@ class ConversationStore:
     ) -> None:
         # What works over a database is imported with the first store, not with its class.
         from letopis.store._runtime import StoreRuntime, check_options
-        from letopis.store.database.engines import create_store_engine
         from letopis.store.outbox_access import OutboxAccess
 
         check_options(partitions=partitions, upcasters=upcasters, now=now)
         inline = check_inline_projections(projections)
-        self._engine = create_store_engine(url, timeouts=timeouts, pool_size=pool_size)
         self._runtime = StoreRuntime(
-            self._engine,
+            url,
+            timeouts=timeouts,
+            pool_size=pool_size,
             partitions=partitions,
             migrate=migrate,
             upcasters=upcasters,
             projections=inline,
-            lock_timeout=timeouts.lock,
             now=now,
         )
         self.outbox_access = OutboxAccess(self._runtime)
@@ -103,7 +102,7 @@ class ConversationStore:
     @property
     def url(self) -> URL:
         """The normalised URL with its secrets: to connect with, not to show."""
-        return self._engine.url
+        return self._runtime.engine.url
 
     async def prepare(self) -> None:
         """Connect, and check that the database is at the revision of this release. Idempotent.
@@ -114,10 +113,7 @@ class ConversationStore:
         await self._runtime.prepared()
 
     async def close(self) -> None:
-        """Close all connections, after waiting up to a second for calls in flight. Idempotent.
-
-        Every later call raises ``Closed``.
-        """
+        """Close all connections, after waiting up to a second for calls in flight; later calls raise ``Closed``."""
         await self._runtime.close()
 
     async def ping(self) -> None:
@@ -140,11 +136,11 @@ class ConversationStore:
 
         async def renew() -> StoreIdentity:
             with translated():
-                async with self._engine.begin() as connection:
+                async with self._runtime.engine.begin() as connection:
                     return await renew_identity(connection, now=self._runtime.now())
 
         await self._runtime.prepared()
-        return await self._runtime.shielded(renew())
+        return await self._runtime.whole(renew())
 
     async def apply(self, origin: Origin, batch: Sequence[LaneBatch]) -> ApplyResult:
         """Apply a delivery of an outbox in one transaction: every event takes effect once, in the order of its lane.
@@ -161,7 +157,7 @@ class ConversationStore:
         """
         with expect_store(origin.store_id):
             components = await self._runtime.prepared()
-            return await self._runtime.shielded(components.applier.apply(origin, batch))
+            return await self._runtime.apply_whole(components.applier.apply(origin, batch))
 
     async def lane_heads(self, origin_id: UUID, conversation_ids: Sequence[str]) -> dict[str, int]:
         """Return the last applied sequence of an outbox's lanes, by conversation; unknown lanes are left out.
@@ -171,8 +167,6 @@ class ConversationStore:
         return await self._runtime.read(
             lambda reader, connection: reader.lane_heads(connection, origin_id, conversation_ids)
         )
-
-    # --- Read ---------------------------------------------------------------------------------------------------------
 
     async def conversation(self, conversation_id: str, *, as_of: AsOf | None = None) -> Conversation | None:
         """Return a conversation as it stands; ``None`` where there is none.
@@ -402,7 +396,7 @@ class ConversationStore:
         from letopis.store.projections.projector import Projector
 
         return Projector(
-            projection, context=self._projector_context, shielded=self._runtime.shielded, batch=batch, poll=poll
+            projection, context=self._runtime.projector_context, shielded=self._runtime.in_loop, batch=batch, poll=poll
         )
 
     def follower(self, name: str, *, batch: int = 500, poll: float = 0.25) -> Follower:
@@ -410,15 +404,12 @@ class ConversationStore:
 
         Each event comes at least once, also after a crash. For tables of this database, take :meth:`projector`.
 
-        :param name: its place is kept in the store under this name.
-        :raises InvalidInput: the name, or ``batch`` is not from 1 to 10,000.
+        :raises InvalidInput: the name cannot be one, or ``batch`` is not from 1 to 10,000.
         """
         from letopis.store.projections.follower import Follower
 
-        return Follower(name, context=self._projector_context, shielded=self._runtime.shielded, batch=batch, poll=poll)
-
-    async def _projector_context(self) -> ProjectorContext:
-        return (await self._runtime.prepared()).projector_context
+        runtime = self._runtime
+        return Follower(name, context=runtime.projector_context, shielded=runtime.in_loop, batch=batch, poll=poll)
 
     async def rebuild(
         self, *, check: bool = False, every: bool = False, conversation: str | None = None
@@ -452,7 +443,7 @@ class ConversationStore:
 
         :raises StoreFault: the database failed.
         """
-        return await self._runtime.shielded((await self._runtime.prepared()).steps.pending(owner=owner))
+        return await self._runtime.whole((await self._runtime.prepared()).steps.pending(owner=owner), write=False)
 
     async def run_pending_tasks(self) -> bool:
         """Carry out a part of the pending tasks, for about 0.2 s in one transaction; return False if there are none.
@@ -461,4 +452,4 @@ class ConversationStore:
 
         :raises StoreFault: the database failed; what was done before stays, and the rest stays pending.
         """
-        return await self._runtime.shielded((await self._runtime.prepared()).steps.step())
+        return await self._runtime.whole((await self._runtime.prepared()).steps.step())

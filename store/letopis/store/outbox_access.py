@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import TypeVar
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -35,7 +35,9 @@ class OutboxAccess:
 
     def __init__(self, runtime: StoreRuntime) -> None:
         self._runtime = runtime
-        self.continuity = Continuity(runtime.engine, lambda look: runtime.read(lambda _, connection: look(connection)))
+        self.continuity = Continuity(
+            runtime.on_connection_change, lambda look: runtime.read(lambda _, connection: look(connection))
+        )
 
     @property
     def known_partitions(self) -> int:
@@ -47,11 +49,16 @@ class OutboxAccess:
         """Seconds spent so far on loading code and on creating or migrating an embedded store: it is not down then."""
         return self._runtime.setup_seconds
 
+    @property
+    def heeds_cancellation(self) -> bool:
+        """Whether a cancelled read ends at once, as one in a thread does, so that a plain timeout limits it."""
+        return self._runtime.embedded and self._runtime.is_ready
+
     async def view(self, query: ViewQuery) -> StoreView:
         """Return a conversation and messages of it, with how far an outbox's lane had got, all at one moment."""
-        await self._runtime.prepared()
-        if (at_once := self.view_at_once(query)) is not None:
-            return await at_once
+        if self._runtime.embedded:
+            reader = (await self._runtime.prepared()).reader
+            return await self._runtime.connected(lambda connection: reader.view_of(connection, query))
         if query.window is None and not query.bounded:
             return await self._runtime.read(lambda reader, connection: reader.head_view(connection, query))
         if not query.bounded and not query.whole:
@@ -59,21 +66,6 @@ class OutboxAccess:
             if found is not None:
                 return found
         return await self._runtime.snapshot(lambda lineage, connection: lineage.reader.view(connection, query))
-
-    def view_at_once(self, query: ViewQuery) -> Coroutine[Any, Any, StoreView] | None:
-        """Return a coroutine of :meth:`view` that runs as one function in a thread and heeds a cancellation at once.
-
-        ``None`` where there is no such thread: for a server, before the first use, or for a long window.
-        """
-        fast_reader = self._runtime.fast_reader
-        if fast_reader is None or not self._runtime.is_ready or not fast_reader.supports(query.window):
-            return None
-
-        async def view() -> StoreView:
-            with self._runtime.schema_checked_again():
-                return await fast_reader.view(query)
-
-        return view()
 
     async def active_view(self, owner: str, *, origin_id: UUID) -> StoreView:
         """Return a view of an owner's active conversation, without messages."""
@@ -86,10 +78,7 @@ class OutboxAccess:
         return await self._runtime.snapshot(read)
 
     async def path_of(self, conversation_id: str, message_ids: Collection[str]) -> dict[str, PathPosition]:
-        """Return the positions of messages on a conversation's path, by id; ids that are not there are left out.
-
-        :raises InvalidInput: an id cannot be one.
-        """
+        """Return the positions of messages on a conversation's path, by id; ids that are not there are left out."""
         return await self._runtime.read(
             lambda reader, connection: reader.path_of(connection, conversation_id, message_ids)
         )
@@ -97,10 +86,7 @@ class OutboxAccess:
     async def conflict_before(
         self, conversation_id: str, event_id: UUID, expects: Precondition, *, origin_id: UUID
     ) -> Conflict | None:
-        """Return the conflict that a conditional event would have if it were delivered now, after what is stored.
-
-        :raises ConversationGone: the conversation was deleted.
-        """
+        """Return the conflict that a conditional event would have if it were delivered now, after what is stored."""
         conflicts = (await self._runtime.prepared()).conflicts
         query = ViewQuery(conversation_id=conversation_id, origin_id=origin_id)
 
@@ -114,10 +100,7 @@ class OutboxAccess:
         return await self._runtime.snapshot(read)
 
     async def conversations_of(self, message_id: str, *, limit: int) -> list[str]:
-        """Return some conversations that have a message of an id.
-
-        :raises InvalidInput: the id cannot be one, or the limit is wrong.
-        """
+        """Return some conversations that have a message of an id."""
         check_count(limit, "limit")
         return await self._runtime.read(
             lambda reader, connection: reader.conversations_of(connection, message_id, limit=limit)
@@ -162,10 +145,7 @@ class OutboxAccess:
         return await (await self._runtime.prepared()).indexer.keep_up(limit)
 
     async def search_start(self, conversation: str | None = None) -> str:
-        """Return the ``after`` of a search that shows nothing appended from now on.
-
-        :param conversation: of a search in this one alone.
-        """
+        """Return the ``after`` of a search that shows nothing appended from now on."""
         finder = (await self._runtime.prepared()).finder
         return await self._runtime.connected(lambda connection: finder.start(connection, conversation))
 
@@ -177,10 +157,7 @@ class OutboxAccess:
         lanes: Mapping[str, Collection[UUID]] = EMPTY,
         erasures: Erasures | None = None,
     ) -> PartialStatistics:
-        """Count a period, and return how far lanes of an outbox are counted, to add what lies beyond.
-
-        :param lanes: the events of the messages that each has still to deliver.
-        """
+        """Count a period, and return how far lanes of an outbox are counted, to add what lies beyond."""
         reader = (await self._runtime.prepared()).statistics
         return await self._runtime.connected(
             lambda connection: reader.count(connection, period, origin_id=origin_id, lanes=lanes, erasures=erasures)
@@ -202,9 +179,6 @@ class OutboxAccess:
         return {name: pruned[name] for name, row in rows.items() if row.floor < min(pruned[name], row.sequence)}
 
     async def try_out(self, conversation_id: str) -> None:
-        """Apply an ordinary event in the partition of a conversation, and roll it back.
-
-        :raises StoreFault: the store does not take it, as any event would meet it.
-        """
+        """Apply an ordinary event in the partition of a conversation, and roll it back."""
         trial = (await self._runtime.prepared()).trial
-        await self._runtime.shielded(trial.run(conversation_id))
+        await self._runtime.apply_whole(trial.run(conversation_id))

@@ -147,7 +147,7 @@ def _shown(path: Iterable[Said]) -> list[tuple[str, str, str]]:
 
 async def lose_rows(store: ConversationStore, names: list[str]) -> None:
     """Lose the rows of conversations and of their messages, and rebuild them."""
-    async with store._engine.begin() as connection:
+    async with store._runtime.callers_engine.begin() as connection:
         for table in (messages, conversations):
             await connection.execute(sa.delete(table).where(table.c.conversation_id.in_(names)))
     async for _ in store.rebuild():
@@ -171,7 +171,7 @@ def encoded(data: object) -> str:
 async def _content(store: ConversationStore, names: list[str]) -> dict[str, list[tuple[int, str]]]:
     """Return the events that hold words, by conversation, as they lie in the table."""
     held: dict[str, list[tuple[int, str]]] = {}
-    async with store._runtime.readers.connect() as connection:
+    async with store._runtime.callers_engine.connect() as connection:
         rows = await connection.execute(
             sa.select(events.c.conversation_id, events.c.version, events.c.data).where(
                 events.c.partition == 0, events.c.conversation_id.in_(names), events.c.data.like("%words %")

@@ -213,7 +213,6 @@ LEFT_OUT: Final[Mapping[str, str]] = {
     "OutboxAccess.snapshot": "takes a function of Letopis's own",
     "OutboxAccess.view": "takes a query of Letopis's own",
     "OutboxAccess.active_view": "arguments as `active`, and the origin of the outbox's own",
-    "OutboxAccess.view_at_once": "takes a query of Letopis's own",
     "OutboxAccess.conflict_before": "takes a condition and an event that `append` has checked",
     "OutboxAccess.conversations": "arguments as `History.conversations`, which are tried",
     "Filter.*": "made by its constructor, which checks what it is given",

@@ -35,7 +35,6 @@ from letopis.store.model.events import RecordedEvent
 from letopis.store.model.identifiers import check_identifier
 from letopis.store.model.upcasters import Upcasters
 from letopis.store.model.validation import check_number, check_whole
-from letopis.store.read.filtered import count_filtered, read_filtered
 from letopis.store.read.lineage import Lineage, may_show_inherited, read_levels, with_completeness, without_content_of
 from letopis.store.read.paging import (
     AsOf,
@@ -44,7 +43,9 @@ from letopis.store.read.paging import (
     check_count,
     check_place,
     check_states,
+    count_filtered,
     read_conversations_cursor,
+    read_filtered,
 )
 from letopis.store.read.point_in_time import without_conversation_content
 from letopis.store.read.reader import StoreView, ViewQuery
@@ -81,18 +82,15 @@ class HistoryReader:
     ) -> Page[RecordedMessage]:
         """Return messages as ``History.messages`` does; all of them without ``last`` and ``first``."""
         check_identifier(conversation_id, "conversation_id")
-        _check_timeout(timeout, as_of)
+        if timeout is not None:
+            _check_timeout(timeout, as_of)
         window = Window.of(last=last, first=first, before=before, after=after, every=every)
-        moment = None if as_of is None else check_as_of(as_of)
-
-        async def read(part: Window) -> Page[RecordedMessage]:
-            if moment is None:
-                return await self._until_settled(lambda file: self._with_inherited(conversation_id, part, file=file))
-            then = moment  # a closure forgets that it is not None
-            return await self._until_settled(
-                lambda file: self._as_of(conversation_id, then, part, file=file, seconds=timeout)
+        if as_of is None:
+            read = partial(self._until_settled, partial(self._with_inherited, conversation_id))
+        else:
+            read = partial(
+                self._until_settled, partial(self._as_of, conversation_id, check_as_of(as_of), seconds=timeout)
             )
-
         if where is None and offset == 0:
             return await read(window)
         check_whole(offset, "offset", 0)
@@ -107,7 +105,7 @@ class HistoryReader:
             if not self._gateway.unavailable and (found is None or not found.inherits):
                 return 0 if found is None else found.message_count
         count, complete = await count_filtered(
-            lambda part: self._until_settled(lambda file: self._with_inherited(conversation_id, part, file=file)), where
+            partial(self._until_settled, partial(self._with_inherited, conversation_id)), where
         )
         if not complete:
             raise StoreUnavailable("all messages of the conversation")
@@ -174,11 +172,11 @@ class HistoryReader:
         found = await self._gateway.read(lambda store: store.conversation(conversation_id))
         return found is not None and found.state == "deleted"
 
-    async def _until_settled(self, read: Callable[[bool], Awaitable[T]]) -> T:
+    async def _until_settled(self, read: Callable[..., Awaitable[T]], *window: Window) -> T:
         """Read again while pending events arrive in the store in between; the last time from the store alone."""
         for file in (True, True, True, False):
             try:
-                return await read(file)
+                return await read(*window, file=file)
             except AlreadyDelivered:
                 continue
         raise OutboxUnavailable("the conversation changes faster than it can be read: read it again")
@@ -192,13 +190,7 @@ class HistoryReader:
         find: str | None = None,
         inherits: bool = False,
     ) -> OwnMessages:
-        """Return messages of the conversation itself, without inherited ones.
-
-        :param upto: as it was after this sequence of the outbox, which is not in the store.
-        :param find: a message whose place is wanted, if it is on the page.
-        :param inherits: find out whether it is a fork, even if the page leaves no room for inherited messages.
-        :raises AlreadyDelivered: ``upto`` is in the store.
-        """
+        """Return messages of the conversation itself, without inherited ones."""
 
         def merge(pending: PendingSlice, view: StoreView | None) -> tuple[OwnMessages, bool]:
             page = merge_messages(pending, view, window, upcasters=self._upcasters, upto=upto)
@@ -233,9 +225,7 @@ class HistoryReader:
         if as_of is None:
             return await self._conversation(conversation_id)
         check_as_of(as_of)
-        return await self._until_settled(
-            lambda file: self._conversation_as_of(conversation_id, as_of, file=file, seconds=timeout)
-        )
+        return await self._until_settled(partial(self._conversation_as_of, conversation_id, as_of, seconds=timeout))
 
     async def _conversation_as_of(
         self, conversation_id: str, as_of: AsOf, *, file: bool, seconds: float | None
@@ -382,10 +372,7 @@ class _CurrentLevel:
 
 
 def _check_timeout(timeout: float | None, as_of: AsOf | None) -> None:
-    """Check how long the history store may take for a past state.
-
-    :raises InvalidInput: it is not a number of seconds, or ``as_of`` is not given.
-    """
+    """Check how long the history store may take for a past state."""
     if timeout is None:
         return
     check_number(timeout, "timeout")

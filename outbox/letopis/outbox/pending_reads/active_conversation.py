@@ -89,10 +89,7 @@ def read_active(connection: sa.Connection, owner_id: str) -> PendingActive:
 
 
 def merge_active(pending: PendingActive, view: StoreView, *, head: int) -> ActiveConversation | None:
-    """Return the active conversation of the store's view, updated by what is pending; ``None`` for none.
-
-    :param head: how far the lane of ``pending.lane`` had got in the store at the moment of the view.
-    """
+    """Return the active conversation of the store's view, updated by what is pending; ``None`` for none."""
     activation = pending.activation
     if activation is not None and not activation.delivered and activation.sequence > head:
         return _active(pending, activation.conversation_id, activation.sequence)

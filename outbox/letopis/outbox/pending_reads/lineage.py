@@ -6,8 +6,7 @@ from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeVar
 
-import sqlalchemy as sa
-
+from letopis.outbox.event_log.statements import fetch_all, fetch_one
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
@@ -80,10 +79,7 @@ class Ancestry:
         self._file = file
 
     async def levels(self, fork: ForkPoint | None, *, known: Collection[str] = ()) -> tuple[list[PathLevel], bool]:
-        """Return the levels that a fork reads, the nearest first, and whether these are all.
-
-        :raises AlreadyDelivered: an event that was pending is in the history store by now.
-        """
+        """Return the levels that a fork reads, the nearest first, and whether these are all."""
 
         async def find(fork: ForkPoint, seen: Collection[str]) -> list[_Stored | _Pending]:
             # The file first: an event that is delivered in between is in the store, even if it is pruned here at once.
@@ -128,12 +124,13 @@ class Ancestry:
         if not self._file or point.event_id is None:
             return None
         values = (point.event_id.bytes, point.conversation_id)
-        return await self._outbox.read(lambda connection: _one(connection, _SEQUENCE, values))
+        row = await self._outbox.read(lambda connection: fetch_one(connection, _SEQUENCE, values))
+        return None if row is None else int(row[0])
 
 
 async def is_deleted(outbox: OutboxFile, conversation_id: str) -> bool:
     """Return True if a conversation was deleted here, whether or not the store knows that yet."""
-    return await outbox.read(lambda connection: _one(connection, _DELETED, (conversation_id,))) is not None
+    return await outbox.read(lambda connection: fetch_one(connection, _DELETED, (conversation_id,))) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +202,7 @@ async def _redacted_here(outbox: OutboxFile, conversation_id: str) -> frozenset[
     """Return the messages that were redacted here, which a restored store may not know."""
     return await outbox.read(
         lambda connection: frozenset(
-            row[0] for row in _all(connection, _REDACTED, (conversation_id, MessageRedacted.type))
+            row[0] for row in fetch_all(connection, _REDACTED, (conversation_id, MessageRedacted.type))
         )
     )
 
@@ -214,16 +211,3 @@ def _hide(page: Page[RecordedMessage], message_ids: Collection[str]) -> Page[Rec
     if not message_ids:
         return page
     return replace(page, items=tuple(redacted(one) if one.id in message_ids else one for one in page))
-
-
-def _one(connection: sa.Connection, statement: str, values: tuple[Any, ...]) -> int | None:
-    rows = _all(connection, statement, values)
-    return rows[0][0] if rows else None
-
-
-def _all(connection: sa.Connection, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-    cursor = connection.connection.cursor()
-    try:
-        return list(cursor.execute(statement, values).fetchall())
-    finally:
-        cursor.close()

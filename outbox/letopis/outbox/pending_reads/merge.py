@@ -16,7 +16,7 @@ from uuid import UUID
 
 from letopis.outbox.event_log.retention import StoredRow
 from letopis.outbox.pending_reads.pending_slice import PendingSlice, superseded_metadata
-from letopis.store.model.conversations import Conversation, Page, RecordedMessage, Saved, Seen
+from letopis.store.model.conversations import Conversation, Page, RecordedMessage, Saved, Seen, event_ids
 from letopis.store.model.event_types import ConversationStarted
 from letopis.store.model.events import RecordedEvent
 from letopis.store.model.upcasters import Upcasters
@@ -44,10 +44,7 @@ class _Merge:
 
     @classmethod
     def of(cls, pending: PendingSlice, view: StoreView | None, upto: int | None = None) -> _Merge:
-        """Return the merge of the two.
-
-        :raises AlreadyDelivered: the view extends beyond ``upto``.
-        """
+        """Return the merge of the two."""
         start = pending.start(view)
         if upto is not None and view is not None and start >= upto:
             raise AlreadyDelivered
@@ -91,7 +88,7 @@ class _Merge:
 
     def fold(self, rows: Iterable[StoredRow], upcasters: Upcasters, messages: Sequence[RecordedMessage] = ()) -> Fold:
         """Return the fold of the view and of some of the rows after it."""
-        there = {message.event_id for message in messages}
+        there = event_ids(messages)
         folding = Fold(
             self.view.conversation,
             messages=messages,
@@ -100,7 +97,7 @@ class _Merge:
         )
         for row in rows:
             event = self.event(row)
-            if event.event_id in there or self.stored(row) is not None:
+            if event.event_id.bytes in there or self.stored(row) is not None:
                 # It counts, and is shown, only if its message has left the path.
                 event = replace(event, metadata={**event.metadata, PUT_BACK_KEY: str(event.event_id)})
             folding.apply(event, saved=self.saved(row.sequence))
@@ -128,11 +125,10 @@ class _Merge:
 def merge_messages(
     pending: PendingSlice, view: StoreView | None, window: Window, *, upcasters: Upcasters, upto: int | None = None
 ) -> Page[RecordedMessage]:
-    """Return the messages of a window: those of the view, which was read with it, and the pending ones after them.
-
-    :param upto: as it was after this sequence of the outbox.
-    :raises AlreadyDelivered: that is in the view.
-    """
+    """Return the messages of a window: those of the view, which was read with it, and the pending ones after them."""
+    if view is not None and not pending.rows and upto is None:
+        seen = Seen(sequence=max(pending.head, view.sequence), version=view.version)
+        return Page(view.messages, next=view.next, seen=seen)
     merge = _Merge.of(pending, view, upto)
     view = merge.view
     if merge.gone:
@@ -162,11 +158,7 @@ def merge_messages(
 def merge_conversation(
     pending: PendingSlice, view: StoreView | None, *, upcasters: Upcasters, upto: int | None = None
 ) -> Conversation | None:
-    """Return the conversation of the view with what is pending, except whether it is the active one.
-
-    :param upto: as it was after this sequence of the outbox.
-    :raises AlreadyDelivered: that is in the view.
-    """
+    """Return the conversation of the view with what is pending, except whether it is the active one."""
     merge = _Merge.of(pending, view, upto)
     found = merge.view.conversation
     if rows := list(merge.rows):
@@ -261,10 +253,10 @@ def may_inherit(pending: PendingSlice, view: StoreView | None) -> bool:
     """Return True if a conversation may be a fork that reads its parent, without decoding events."""
     if view is not None and view.conversation is not None and view.conversation.forked_from is not None:
         return view.conversation.inherits
-    return any(
-        row.type == ConversationStarted.type and '"forked_from"' in row.values[4]
-        for row in _Merge.of(pending, view).rows
-    )
+    for row in pending.rows and _Merge.of(pending, view).rows:
+        if row.type == ConversationStarted.type and '"forked_from"' in row.values[4]:
+            return True
+    return False
 
 
 def leaves_too_much_out(pending: PendingSlice, view: StoreView) -> bool:
@@ -300,8 +292,6 @@ def _rows_of(merge: _Merge, window: Window, *, whole: bool) -> tuple[Sequence[St
     """Return the rows to fold, in order, and whether messages of the window were left out.
 
     These are the messages inside the window, as many as it holds, and all events that may change them.
-
-    :param whole: return all rows, because some are not on the path, or may take others off it.
     """
     rows = list(merge.rows)
     if whole or not rows:

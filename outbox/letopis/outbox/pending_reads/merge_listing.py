@@ -56,10 +56,7 @@ class PendingKeys:
     unknown: frozenset[str] = frozenset()
 
     def owned(self, updated: Mapping[str, int]) -> dict[str, ListingKey]:
-        """Return the keys of the owner's conversations: delivery moves none of them towards the newest any more.
-
-        :param updated: those that belong to the owner in the history store, with the time of their last activity there.
-        """
+        """Return the keys of the owner's conversations: delivery moves none of them towards the newest any more."""
         return {
             name: replace(key, updated_at=max(key.updated_at, updated.get(name, 0)))
             for name, key in self.keys.items()
@@ -101,11 +98,7 @@ def merge_list(
     limit: int,
     oldest_first: bool = False,
 ) -> Listing:
-    """Return the page of the list after a key, with pending conversations at their new place. No I/O.
-
-    :param page: the store's own page after the same key, read after ``pending``; ``None`` where it could not be read.
-    :param oldest_first: whether the list begins with the oldest activity.
-    """
+    """Return the page of the list after a key, with pending conversations at their new place. No I/O."""
 
     def follows(key: ListingKey, other: ListingKey) -> bool:
         return key > other if oldest_first else key < other

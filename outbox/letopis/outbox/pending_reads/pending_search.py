@@ -108,10 +108,7 @@ class PendingConversation:
         elsewhere: Mapping[str, PathPosition] | None,
         upcasters: Upcasters,
     ) -> tuple[RecordedMessage, ...]:
-        """Return messages of the history store, and those here, in their state after all events here.
-
-        :param elsewhere: the places of the messages to which rewinds lead; ``None`` if the store is unavailable.
-        """
+        """Return messages of the history store, and those here, in their state after all events here."""
         base = sorted(stored, key=lambda message: message.version or 0)
         if elsewhere is None:
             elsewhere = self._older()
@@ -164,11 +161,7 @@ def snapshot(
     queued: Sequence[int] = (),
     most: int = MAX_SEARCHED_EVENTS,
 ) -> PendingSearch:
-    """Return what is pending, of one conversation or of all.
-
-    :param retained: include delivered events that the file retains.
-    :param queued: positions of events whose messages are wanted too.
-    """
+    """Return what is pending, of one conversation or of all."""
     conditions, values = ["true" if retained else "l.pending_since IS NOT NULL AND l.delivered < l.head"], list[str]()
     if conversation is not None:
         conditions.append("l.conversation_id = ?")

@@ -15,7 +15,8 @@ import sqlalchemy as sa
 
 from letopis.outbox.event_log.lanes import Lane, find_lane
 from letopis.outbox.event_log.retention import StoredRow, rows_after
-from letopis.store.model.event_types import ConversationDeleted, ConversationRewound, EventSkipped
+from letopis.outbox.event_log.statements import fetch_all
+from letopis.store.model.event_types import ConversationDeleted, ConversationRewound, EventSkipped, MessageAppended
 from letopis.store.read.reader import StoreView
 from letopis.store.rules.preconditions import SUPERSEDED_KEY, Conflict
 
@@ -76,23 +77,19 @@ class PendingSlice:
     @property
     def cuts(self) -> bool:
         """Whether an event of it may take messages off the path."""
-        return any(row.type in CUTTING for row in self.rows)
+        return not CUTTING.isdisjoint([row.type for row in self.rows])
 
     @property
     def names(self) -> frozenset[str]:
         """The ids of the messages to which its rewinds lead, or that the store may have already."""
-        named = [row.data.get("to_message_id") for row in self.rows if row.type == ConversationRewound.type]
-        # An event id that was made, and not derived from a chosen id of the message, is of a message that is new.
-        named += [
-            row.data.get("message_id")
-            for row in self.rows
-            if row.appends and (row.event_id.version != _MADE_ID_VERSION or row.puts_back)
-        ]
-        return frozenset(one for one in named if isinstance(one, str))
-
-    def covers(self, view: StoreView) -> bool:
-        """Return True if it begins where a view ends, or earlier, so that the two are complete."""
-        return view.sequence >= self.since
+        named = set[object]()
+        for row in self.rows:
+            if row.type == ConversationRewound.type:
+                named.add(row.data.get("to_message_id"))
+            # An event id that was made, and not derived from a chosen id of the message, is of a message that is new.
+            elif row.type == MessageAppended.type and (row.values[1][6] >> 4 != _MADE_ID_VERSION or row.puts_back):
+                named.add(row.data.get("message_id"))
+        return frozenset(name for name in named if isinstance(name, str)) if named else frozenset()
 
     def start(self, view: StoreView | None) -> int:
         """Return the sequence after which its rows are not in a view."""
@@ -133,22 +130,17 @@ def read_slice(
     since: int | None = None,
     newest: int | None = None,
 ) -> PendingSlice:
-    """Read what is pending of a conversation.
-
-    :param since: read from this sequence on, although it is delivered, as far as the file retains it.
-    :param newest: the number of newest messages that suffice. All rows are read if the path is cut or a message was
-        superseded, because not all messages are on the path then.
-    :raises OutboxUnavailable: an event whose content is needed is damaged.
-    """
+    """Read what is pending of a conversation."""
     lane = find_lane(connection, conversation_id)
     if lane is None:
         return PendingSlice(conversation_id=conversation_id, origin_id=origin_id)
     start = max(lane.delivered if since is None else since, lane.pruned)
     conflicts = {
         row[0]: Conflict(expected=row[1], actual=row[2])
-        for row in _all(connection, _CONFLICTS, (conversation_id, start))
+        for row in fetch_all(connection, _CONFLICTS, (conversation_id, start))
     }
-    whole = newest is None or bool(conflicts) or _cuts(connection, conversation_id, start)
+    cutting = (conversation_id, start, *sorted(CUTTING))
+    whole = newest is None or bool(conflicts) or bool(fetch_all(connection, _CUTTING, cutting))
     rows, left_out = _rows(connection, conversation_id, start, None if whole else newest)
     return PendingSlice(
         conversation_id=conversation_id,
@@ -168,7 +160,7 @@ def read_retained(
 ) -> PendingSlice:
     """Read all that the file retains of a conversation, or its newest part, while the store is unavailable."""
     found = read_slice(connection, conversation_id, origin_id=origin_id, since=0, newest=newest)
-    return replace(found, deleted=bool(_all(connection, _DELETED, (conversation_id,))))
+    return replace(found, deleted=bool(fetch_all(connection, _DELETED, (conversation_id,))))
 
 
 def superseded_metadata(metadata: Mapping[str, Any], conflict: Conflict) -> Mapping[str, Any]:
@@ -194,24 +186,11 @@ def _rows(
     return tuple(found), False
 
 
-def _cuts(connection: sa.Connection, conversation_id: str, start: int) -> bool:
-    return bool(_all(connection, _CUTTING, (conversation_id, start, *sorted(CUTTING))))
-
-
 def _diverged(connection: sa.Connection, lane: Lane) -> bool:
     # A repaired event differs too, but the store holds the original, and the events after it may be equal.
     place = (lane.conversation_id, lane.delivered + 1)
     return (
         lane.state == "blocked"
         and lane.fault_class == "diverged"
-        and not _all(connection, _REPAIRED, (*place, *place, EventSkipped.type))
+        and not fetch_all(connection, _REPAIRED, (*place, *place, EventSkipped.type))
     )
-
-
-def _all(connection: sa.Connection, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-    cursor = connection.connection.cursor()
-    try:
-        cursor.execute(statement, values)
-        return list(cursor.fetchall())
-    finally:
-        cursor.close()

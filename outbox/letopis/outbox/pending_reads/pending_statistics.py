@@ -104,11 +104,7 @@ def retained_lanes(connection: sa.Connection, owner_id: str | None) -> list[Lane
 def pending_ranges(
     ranges: Iterable[LaneRange], heads: Mapping[str, int], owned: frozenset[str], owner_id: str | None
 ) -> list[LaneRange]:
-    """Return the pending range of each of the owner's lanes that the store does not hold yet.
-
-    :param heads: how far the lanes had got in the store.
-    :param owned: the conversations that belong to the owner according to the store.
-    """
+    """Return the pending range of each of the owner's lanes that the store does not hold yet."""
     return [
         LaneRange(
             conversation_id=one.conversation_id,
@@ -131,13 +127,7 @@ def count_messages(
     stored: Collection[UUID] = (),
     deleted: Collection[str] = (),
 ) -> list[str]:
-    """Count the messages of some lanes, and return the conversations that had any.
-
-    :param stored: events that another outbox has delivered, so that they are counted.
-    :param deleted: conversations that another one has deleted, so that messages are put aside.
-    :raises StaleRead: events of them were delivered and pruned meanwhile: count the store again.
-    :raises OutboxUnavailable: an event is damaged in the file.
-    """
+    """Count the messages of some lanes, and return the conversations that had any."""
     found = []
     cursor = connection.connection.cursor()
     try:

@@ -17,34 +17,10 @@ from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store.read.paging import Window
 from letopis.store.read.reader import StoreView, ViewQuery
 
-P = TypeVar("P")
-S = TypeVar("S")
 T = TypeVar("T")
 V = TypeVar("V")
 
 _MAX_ATTEMPTS: Final = 4
-
-
-async def overlay(
-    take: Callable[[S | None], Awaitable[P]],
-    ask: Callable[[P], Awaitable[V | None]],
-    behind: Callable[[P, V], S | None],
-) -> tuple[P, V] | None:
-    """Return what is pending, and a view of the store that was read after it; ``None`` if the store does not answer.
-
-    If the store holds less than had been delivered, as after a restore, what is pending is taken again from there on.
-
-    :param behind: returns from where, or ``None`` if the two are complete.
-    """
-    since: S | None = None
-    for _ in range(_MAX_ATTEMPTS):
-        pending = await take(since)
-        view = await ask(pending)
-        if view is None:
-            return None
-        if (since := behind(pending, view)) is None:
-            return pending, view
-    return None
 
 
 class ReadPath:
@@ -66,31 +42,20 @@ class ReadPath:
 
         If the store lacks what is no longer in the file, or does not answer, ``merge`` gets all that the file retains,
         and no view.
-
-        :param newest: messages of the slice that are enough, as for :func:`read_slice`.
-        :raises OutboxUnavailable: the outbox file cannot be read.
         """
-
+        since: int | None = None
         enough = newest
-
-        async def take(since: int | None) -> PendingSlice:
-            return await self._pending(conversation_id, since, enough)
-
-        async def complete(pending: PendingSlice) -> tuple[StoreView, V] | None:
-            found = await ask(pending)
-            return None if found is None or found[0].sequence < pending.pruned else found
-
-        def behind(pending: PendingSlice, found: tuple[StoreView, V]) -> int | None:
-            nonlocal enough
-            if not pending.covers(found[0]):
-                return found[0].sequence
-            if leaves_too_much_out(pending, found[0]):
-                enough = None
-                return pending.since
-            return None
-
-        if not self._gateway.unavailable and (read := await overlay(take, complete, behind)) is not None:
-            return merge(read[0], *read[1])
+        for _ in range(0 if self._gateway.unavailable else _MAX_ATTEMPTS):
+            pending = await self._pending(conversation_id, since, enough)
+            answer = await ask(pending)
+            if answer is None or (view := answer[0]).sequence < pending.pruned:
+                break
+            if view.sequence < pending.since:
+                since = view.sequence  # the store was restored
+            elif leaves_too_much_out(pending, view):
+                since, enough = pending.since, None
+            else:
+                return merge(pending, *answer)
         origin_id = self._outbox.origin.origin_id
         retained = await self._outbox.read(
             lambda connection: read_retained(connection, conversation_id, origin_id=origin_id, newest=newest)
@@ -107,25 +72,19 @@ class ReadPath:
         newest: int | None = None,
         whole: bool = False,
     ) -> T:
-        """Read a conversation with messages of a window, or none, and merge them with what is pending.
-
-        :param upto: as it was after this sequence of the outbox.
-        :param whole: whether the conversation itself is needed too.
-        """
+        """Read a conversation with messages of a window, or none, and merge them with what is pending."""
         origin_id = self._outbox.origin.origin_id
 
         async def ask(pending: PendingSlice) -> tuple[StoreView, None] | None:
-            cuts = pending.cuts
-            view = await self._gateway.view(
-                ViewQuery(
-                    conversation_id=conversation_id,
-                    origin_id=origin_id,
-                    window=window,
-                    names=pending.names,
-                    bound=partial(path_bound, pending, upto=upto) if cuts else None,
-                    whole=whole,
-                )
+            query = ViewQuery(
+                conversation_id=conversation_id,
+                origin_id=origin_id,
+                window=window,
+                names=pending.names if pending.rows else (),
+                bound=partial(path_bound, pending, upto=upto) if pending.rows and pending.cuts else None,
+                whole=whole,
             )
+            view = await self._gateway.read(lambda store: store.outbox_access.view(query))
             return None if view is None else (view, None)
 
         def merged(pending: PendingSlice, view: StoreView | None, _: Any) -> T:

@@ -22,7 +22,6 @@ from letopis.outbox.event_log.records.lookups import (
     read_range,
 )
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.pending_reads.read_path import overlay
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store.errors import InvalidInput, OutboxUnavailable, StoreUnavailable
 from letopis.store.model.conversations import Page
@@ -111,34 +110,31 @@ class RecordReads:
         incomplete: bool = False,
         new: bool = False,
     ) -> Page[Record]:
-        """Return the next records of a range, as ``Records.list`` does.
-
-        :param new: if the history store does not answer, what the outbox holds is all there is.
-        """
+        """Return the next records of a range, as ``Records.list`` does."""
         origin_id, puts = self._outbox.origin.origin_id, limit if values else 0
         where = where if after is None else replace(where, after=_CURSOR.decode(after, read_place))
 
-        async def take(since: Mapping[str, int] | None) -> LocalRecords:
-            return await self._outbox.read(partial(read_range, scope=scope, where=where, since=since, values=puts))
-
-        async def ask(_: LocalRecords) -> RecordsView | None:
-            return await self._read(
+        since: Mapping[str, int] | None = None
+        for _ in range(_MAX_ATTEMPTS):
+            local = await self._outbox.read(partial(read_range, scope=scope, where=where, since=since, values=puts))
+            stored = await self._read(
                 lambda reader, connection: reader.page(
                     connection, scope, where, limit=limit, origin_id=origin_id, values=values
                 )
             )
-
-        for _ in range(_MAX_ATTEMPTS):
-            read = await overlay(take, ask, _behind)
-            if read is None and not (incomplete or new):
-                raise StoreUnavailable(_UNKNOWN_LIST)
-            local, view = read or (await take({}), RecordsView(records=()))
+            if stored is not None and (since := _behind(local, stored)) is not None:
+                continue  # the store was restored
+            if stored is None:
+                if not (incomplete or new):
+                    raise StoreUnavailable(_UNKNOWN_LIST)
+                local = await self._outbox.read(partial(read_range, scope=scope, where=where, since={}, values=puts))
+            view = RecordsView(records=()) if stored is None else stored
             merged = _merge_page(local, view, where)
             chosen = merged[:limit]
             last = chosen[-1].place if len(chosen) < len(merged) else view.records[-1].place if view.full else None
             if values and any(isinstance(one, LocalChange) and one.position not in local.bodies for one in chosen):
                 continue  # earlier ones were delivered meanwhile, and are gone from the store already
-            current = read is not None
+            current = stored is not None
             records = [_record(local, one, values=values, current=current) for one in chosen]
             following = None if last is None else _CURSOR.encode(*(part.decode() for part in last))
             return Page(items=tuple(records), next=following, complete=current or new)

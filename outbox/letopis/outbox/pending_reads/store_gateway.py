@@ -13,7 +13,6 @@ from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.store_identity import expect_store
 from letopis.store.errors import Closed, ReadTimeout
-from letopis.store.read.reader import StoreView, ViewQuery
 
 T = TypeVar("T")
 logger = logging.getLogger("letopis.outbox.history")
@@ -83,41 +82,21 @@ class StoreGateway:
         timeout: float | None = None,  # noqa: ASYNC109 - a driver that ignores it is left behind, not awaited
         needed: bool = False,
     ) -> T | None:
-        """Return what ``ask(store)`` returns; ``None`` if the store is unavailable or takes too long.
-
-        :param timeout: in seconds, instead of the deadline of all reads.
-        :param needed: whether only the store can answer, so that an available store that takes too long is an error.
-        :raises ReadTimeout: the request took too long, and the answer is needed.
-        :raises StoreFault: the request failed, and the answer is needed.
-        :raises LetopisError: the request is wrong.
-        """
-        limit = self._deadline if timeout is None else timeout
-        return await self._unless_unavailable(lambda: self._in_time(ask(self._store), limit), limit, needed=needed)
-
-    async def view(self, query: ViewQuery) -> StoreView | None:
-        """Return the store's view of a conversation; ``None`` as for :meth:`read`."""
-
-        async def in_time() -> StoreView:
-            if (asking := self._store.outbox_access.view_at_once(query)) is None:
-                return await self._in_time(self._store.outbox_access.view(query), self._deadline)
-            async with asyncio.timeout(self._deadline):
-                return await asking
-
-        return await self._unless_unavailable(in_time, self._deadline)
-
-    async def _unless_unavailable(
-        self, asking: Callable[[], Coroutine[Any, Any, T | None]], limit: float, *, needed: bool = False
-    ) -> T | None:
+        """Return what ``ask(store)`` returns; ``None`` if the store is unavailable or takes too long."""
         breaker = self._breaker()
         if breaker is not None and not breaker.readable:
             self._probe()
         if self._health_check is not None:
             await asyncio.wait((self._health_check,))
-        if self.unavailable:
+        if self._probing is not None and not self._probing.done():
             return None
+        limit = self._deadline if timeout is None else timeout
         try:
             with expect_store(self.bound_to()):
-                return await asking()
+                if self._store.outbox_access.heeds_cancellation:
+                    async with asyncio.timeout(limit):
+                        return await ask(self._store)
+                return await self._in_time(ask(self._store), limit)
         except StoreFault as fault:
             if fault.fault_class not in UNAVAILABLE_CLASSES:
                 raise
@@ -146,11 +125,11 @@ class StoreGateway:
         await asyncio.gather(*running, return_exceptions=True)
 
     async def _in_time(self, asking: Coroutine[Any, Any, T], limit: float) -> T:
+        access, left = self._store.outbox_access, limit
         # In a task of its own: a driver that ignores a cancellation must not block the caller.
         task = asyncio.get_running_loop().create_task(asking)
         self._running.add(task)
         task.add_done_callback(self._done)
-        access, left = self._store.outbox_access, limit
         try:
             # In short slices, each counted as it was meant: in a process that gets little processor time, the store is
             # not what takes longer. Nor is a store that is being created one that is down.

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, Final, TypeVar
 
+import orjson
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -147,6 +148,17 @@ class Dialect(ABC):
         return list(zip(*columns, strict=True))
 
 
+class _JsonList(sa.types.TypeDecorator[list[Any]]):
+    """Values of one parameter, as JSON."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: list[Any] | None, dialect: sa.Dialect) -> str | None:
+        """Encode the values for the driver."""
+        return None if value is None else orjson.dumps(value).decode()
+
+
 class SQLite(Dialect):
     """One writer at a time: ``BEGIN IMMEDIATE`` is the lock."""
 
@@ -156,6 +168,13 @@ class SQLite(Dialect):
     def locked(self, statement: Statement) -> Statement:
         """Return the statement unchanged: the transaction locks the whole file."""
         return statement
+
+    def among(self, column: sa.Column[Any], name: str) -> sa.ColumnElement[bool]:
+        """Return the condition with the values bound as JSON: one statement for any number of values."""
+        if isinstance(column.type, Uuid16):  # JSON holds no bytes
+            return super().among(column, name)
+        values = sa.func.json_each(sa.bindparam(name, type_=_JsonList)).table_valued("value")
+        return column.in_(sa.select(values.c.value))
 
     def _insert(self, table: sa.Table) -> str:
         names = _names(table)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Final
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -12,13 +13,17 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
-from letopis.store.database.fault_classification import classify
+from letopis.store.cancellation import cancel_after_grace, run_to_completion
+from letopis.store.database.fault_classification import classify, translated
 from letopis.store.database.mariadb import create_mariadb_engine
 from letopis.store.database.postgresql import LIMITED_BY_TRANSACTION, create_postgresql_engine
 from letopis.store.database.sqlite import create_sqlite_engine
+from letopis.store.database.sqlite_file import SQLiteFile
 from letopis.store.database.timeouts import Timeouts
 from letopis.store.database.urls import MARIADB, MAX_CONNECTIONS, POSTGRESQL, normalise_url
 from letopis.store.errors import ConfigurationError
+
+T = TypeVar("T")
 
 
 def create_store_engine(
@@ -67,6 +72,29 @@ def create_store_engine(
     event.listen(engine.sync_engine, "handle_error", _invalidate_unusable_connection)
     _refuse_after_fork(engine.sync_engine)
     return engine
+
+
+def open_database(url: str | URL | os.PathLike[str], *, timeouts: Timeouts, pool_size: int) -> AsyncEngine:
+    """Return what reaches a history store: the engine of a server, or the part of it that an SQLite file needs.
+
+    Every transaction over it is run by :func:`run_whole`. Options and errors are those of :func:`create_store_engine`.
+    """
+    engine = create_store_engine(url, timeouts=timeouts, pool_size=pool_size)
+    if engine.dialect.name != "sqlite":
+        return engine
+    return cast("AsyncEngine", SQLiteFile(engine.url, timeouts, pool_size=pool_size))
+
+
+async def run_whole(engine: AsyncEngine, work: Coroutine[Any, Any, T], *, write: bool = True) -> T:
+    """Return the result of one transaction that no cancellation tears.
+
+    :param write: whether it writes, or its connection may have to be given up in the middle.
+    """
+    if isinstance(file := cast("object", engine), SQLiteFile):
+        with translated():  # what is raised by connecting
+            return await file.run(work, write=write)
+    # A torn aiosqlite call leaks its thread; a server may not answer for long, and its drivers bear one cancellation.
+    return await (run_to_completion(work) if engine.dialect.name == "sqlite" else cancel_after_grace(work))
 
 
 def for_single_statements(engine: AsyncEngine) -> AsyncEngine:

@@ -89,11 +89,7 @@ class HostConnector:
         self._probes: set[asyncio.Task[None]] = set()
 
     async def connect(self, **arguments: Any) -> Any:
-        """Return a connection to a host that serves.
-
-        :param arguments: for the driver, as SQLAlchemy gives them.
-        :raises StoreFault: no host serves; the message names each with what was wrong.
-        """
+        """Return a connection to a host that serves."""
         self._arguments = arguments
         order = list(self._addresses)
         if len(order) == 1:  # errors of a single host are raised unchanged

@@ -96,19 +96,21 @@ def translated(*, committing: bool = False) -> Iterator[None]:
 
     Put it around the statements that run SQL and nothing else: any ``OSError`` in it is attributed to the store.
     Cancellation, errors of Letopis and programming errors (``KeyError`` and the like) pass unchanged.
-
-    :param committing: the block is the COMMIT, so a lost connection leaves the outcome unknown.
-    :raises StoreFault: chained to the original.
     """
     try:
         yield
-    except LetopisError:
-        raise
     except Exception as error:  # each driver has an error tree of its own; others pass unchanged
-        if not _is_store_error(error):
+        if (fault := fault_of(error, committing=committing)) is error:
             raise
-        found = classify(error, committing=committing)
-        raise StoreFault(fault_class=found.fault_class, code=found.code, reason=found.reason) from error
+        raise fault from error
+
+
+def fault_of(error: Exception, *, committing: bool = False) -> Exception:
+    """Return the fault in whose place :func:`translated` raises an error, or the error itself."""
+    if isinstance(error, LetopisError) or not _is_store_error(error):
+        return error
+    found = classify(error, committing=committing)
+    return StoreFault(fault_class=found.fault_class, code=found.code, reason=found.reason)
 
 
 async def repeat_on_conflict(transaction: Callable[[], Awaitable[T]]) -> T:
@@ -126,8 +128,6 @@ def classify(error: BaseException, *, committing: bool = False) -> Diagnosis:
     """Return what an error of a driver, of SQLAlchemy or of the operating system means. Pure; never raises.
 
     Any other error (a bug) is UNCLASSIFIED, with the name of its type as the code.
-
-    :param committing: the error came out of the COMMIT: UNAVAILABLE becomes UNKNOWN_OUTCOME.
     """
     if isinstance(error, StoreFault):
         return Diagnosis(fault_class=error.fault_class, code=error.code, reason=error.reason)

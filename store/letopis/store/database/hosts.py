@@ -51,8 +51,6 @@ def addresses_of(url: URL) -> tuple[HostAddress, ...]:
     """Return the addresses of a server's URL in the order in which they are tried.
 
     As in libpq, ``?host=`` replaces the host before the path, and a single port applies to every host.
-
-    :raises ConfigurationError: an address cannot be parsed; the message does not quote it.
     """
     given = _listed(url, "host") or ([unquote(part) for part in url.host.split(",")] if url.host else [])
     found = [_address(spec) for spec in given]

@@ -44,10 +44,7 @@ def refusal(state: int) -> StoreFault:
 
 
 def check_counters(states: Collection[int], *, expected: int) -> None:
-    """Check that all counters which an apply has locked exist, and accept deliveries.
-
-    :raises StoreFault: ``MISCONFIGURED`` or ``WRONG_STORE``.
-    """
+    """Check that all counters which an apply has locked exist, and accept deliveries."""
     if len(states) != expected:
         raise StoreFault(
             fault_class=FaultClass.MISCONFIGURED,
@@ -59,10 +56,7 @@ def check_counters(states: Collection[int], *, expected: int) -> None:
 
 
 async def count_partitions(connection: AsyncConnection) -> int:
-    """Return how many partitions the log has.
-
-    :raises StoreFault: ``WRONG_STORE`` for the target of an unfinished move, which holds only part of a history.
-    """
+    """Return how many partitions the log has."""
     heads = sa.select(sa.func.count(), sa.func.max(log_heads.c.closed)).select_from(log_heads)
     count, closed = (await connection.execute(heads)).one()
     if closed == LogState.ARRIVING:

@@ -76,10 +76,7 @@ class Revision:
     revision: str | None
 
     def advice(self, migrations: Migrations, *, command: str) -> str:
-        """Return what is wrong and what to do about it, in one sentence.
-
-        :param command: the command that migrates this database.
-        """
+        """Return what is wrong and what to do about it, in one sentence."""
         match self.state:
             case SchemaState.MISSING:
                 return f"the database has no tables of Letopis: run `{command}`"
@@ -133,8 +130,6 @@ def upgrade(
     Runs inside the connection's transaction and leaves the commit to the caller, who holds :data:`ALEMBIC_LOCK`.
     Concurrent processes wait for each other. MariaDB commits each table separately: there the next upgrade completes an
     interrupted one.
-
-    :param attributes: for the migrations, for example ``{"partitions": 4}`` for a new store.
     """
     # Alembic is slow to import, and not needed for a database that is current.
     from alembic import command
@@ -153,10 +148,7 @@ def upgrade(
 
 @contextmanager
 def exclude_other_migrations(connection: sa.Connection) -> Iterator[None]:
-    """Exclude other migrations until the end. SQLite's ``BEGIN IMMEDIATE`` already does.
-
-    :raises StoreFault: another process has been migrating the database for a minute.
-    """
+    """Exclude other migrations until the end. SQLite's ``BEGIN IMMEDIATE`` already does."""
     match connection.dialect.name:
         case "postgresql":
             # Released at the end of the transaction.

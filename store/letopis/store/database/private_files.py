@@ -26,9 +26,6 @@ def create_private_file(path: str | os.PathLike[str]) -> bool:
     Where the path is a symbolic link to nothing, its target is created: SQLite would create it readable by others. The
     entry in the folder is on disk when this returns. A file that exists is not opened: closing it would drop the
     locks that SQLite holds on it in this process. Blocks for a disk flush. On Windows the folder's rights apply.
-
-    :raises ConfigurationError: the folder does not exist.
-    :raises OSError: the file cannot be created.
     """
     path = Path(os.path.realpath(path))
     # SQLite connections of this process open the file only after this function: the lock keeps our own close() from
@@ -64,8 +61,6 @@ def flush_to_disk(descriptor: int) -> None:
     """Block until what was written to ``descriptor`` is on the medium.
 
     On macOS ``fsync`` leaves the data in the drive's cache, and ``F_FULLFSYNC`` empties that.
-
-    :raises OSError: the flush failed.
     """
     if _FULL is not None:
         fcntl.fcntl(descriptor, _FULL)

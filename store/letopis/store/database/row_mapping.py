@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
+import orjson
 import sqlalchemy as sa
 
 from letopis.store.database.faults import FaultClass, StoreFault
@@ -53,8 +54,10 @@ def without_content(event: RecordedEvent) -> RecordedEvent:
     return replace(event, data=stripped(event.type, event.data), metadata=ours, digest=None)
 
 
-PlainRow = tuple[int, UUID | bytes, UUID | bytes, int, str, int, int]
-"""Version, event id, origin id, sequence, data, and the times it occurred and was recorded, in microseconds."""
+PlainRow = tuple[int, UUID | bytes, UUID | bytes, int, str, int, int, Any, Any]
+"""Version, event id, origin id, sequence, data, and the times it occurred and was recorded, in microseconds; whether it
+has changed since it was appended, and whether the conversation has marks."""
+MARKED: Final = 8
 
 
 def plain_row(row: sa.Row[Any]) -> PlainRow:
@@ -67,26 +70,34 @@ def plain_row(row: sa.Row[Any]) -> PlainRow:
         row.e_data,
         row.e_occurred_at,
         row.e_recorded_at,
+        False,
+        False,
     )
 
 
 def plain_messages(conversation_id: str, rows: Iterable[PlainRow]) -> dict[int, RecordedMessage]:
-    """Return messages that have not changed since they were appended, by version.
+    """Return messages that have not changed since they were appended, by version; others are left out.
 
-    Messages that this release cannot read, because a newer one wrote them, are left out.
-
-    :raises StoreFault: a row is damaged. All that can fail is done here, and what remains when a field is read.
+    So are messages that this release cannot read, because a newer one wrote them.
     """
     found: dict[int, RecordedMessage] = {}
-    for version, event_id, origin_id, sequence, text, occurred_at, recorded_at in rows:
-        data: Any = decode_object(text)
+    for row in rows:
+        if row[7]:
+            continue
+        version, event_id, origin_id, sequence, text, occurred_at, recorded_at = row[:7]
+        try:
+            data: Any = orjson.loads(text)
+        except ValueError:
+            data = None
+        if type(data) is not dict:
+            data = decode_object(text)  # raises what is wrong
         if not is_text_alone(data):
             try:
                 data = Message.from_data(data)
             except InvalidInput:
                 continue
-        row = (data, event_id, origin_id, occurred_at, recorded_at)
-        found[version] = RecordedMessage.of_row(conversation_id, version, sequence, row)
+        of_row = (data, event_id, origin_id, occurred_at, recorded_at)
+        found[version] = RecordedMessage.of_row(conversation_id, version, sequence, of_row)
     return found
 
 
@@ -124,10 +135,7 @@ def appended_event(values: Mapping[Any, Any], conversation_id: str) -> RecordedE
 
 
 def decode_object(text: str | None) -> Mapping[str, Any]:
-    """Return the JSON object that a column holds.
-
-    :raises StoreFault: the column is damaged.
-    """
+    """Return the JSON object that a column holds."""
     try:
         return decode(text)
     except ValueError:
@@ -147,10 +155,7 @@ def unreadable_message(values: Mapping[Any, Any], data: Mapping[str, Any]) -> Me
 
 
 def recorded_conversation(values: Mapping[Any, Any], *, active: bool) -> Conversation:
-    """Return the conversation in a row.
-
-    :param active: whether its owner's row names it.
-    """
+    """Return the conversation in a row."""
     return Conversation(
         conversation_id=values["conversation_id"],
         owner_id=values["owner_id"],

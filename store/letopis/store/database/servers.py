@@ -23,11 +23,7 @@ ANSWER_MARGIN_SECONDS: Final = 5.0
 
 
 def create_server_engine(url: URL, timeouts: Timeouts, pool_size: int, *, driver: str, **options: Any) -> AsyncEngine:
-    """Create an engine that connects by the creator in ``options``.
-
-    :param driver: the driver's package.
-    :raises ConfigurationError: the driver is not installed.
-    """
+    """Create an engine that connects by the creator in ``options``."""
     # SQLAlchemy cannot parse every address, and does not need to: the creator connects.
     bare = url.set(query={})
     try:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -28,7 +27,7 @@ from letopis.store.errors import ConfigurationError
 
 JOURNAL_SIZE_LIMIT_BYTES: Final = 64 * 1024 * 1024
 """Bytes to which SQLite truncates its WAL after a checkpoint."""
-_BEGIN: Final[Mapping[str, str | None]] = {
+BEGIN: Final[Mapping[str, str | None]] = {
     "IMMEDIATE": "BEGIN IMMEDIATE",
     "DEFERRED": "BEGIN",
     "AUTOCOMMIT": None,
@@ -55,21 +54,23 @@ def install_sqlite_events(sync_engine: sa.Engine, *, busy_timeout: float) -> Non
     Each connection gets WAL, ``synchronous=FULL`` and ``secure_delete``. Transactions begin as the execution option
     ``sqlite_begin`` says: ``IMMEDIATE`` (the default), ``DEFERRED`` or ``AUTOCOMMIT``. Connecting raises StoreFault
     (MISCONFIGURED) if the file system cannot keep a WAL.
-
-    :param busy_timeout: seconds to wait for a lock.
     """
     event.listen(sync_engine, "connect", partial(_on_sqlite_connect, busy_timeout))
     event.listen(sync_engine, "begin", _on_sqlite_begin)
 
 
-def _keep_trigger_text(context: ExceptionContext) -> None:
+def note_trigger_text(driver: Any, error: BaseException) -> None:
     """Note the text of a trigger's RAISE on its error, if the schema has it word for word: then no row made it."""
-    error, connection = context.original_exception, context.connection
-    if getattr(error, "sqlite_errorname", None) == "SQLITE_CONSTRAINT_TRIGGER" and connection is not None:
-        with suppress(sqlite3.Error), closing(connection.connection.cursor()) as cursor:  # then it is not told
+    if getattr(error, "sqlite_errorname", None) == "SQLITE_CONSTRAINT_TRIGGER":
+        with suppress(sqlite3.Error), closing(driver.cursor()) as cursor:  # then it is not told
             cursor.execute(_TRIGGER_TEXT, (str(error),))
             if cursor.fetchone() is not None:
                 error.letopis_trigger_text = str(error)  # type: ignore[attr-defined]
+
+
+def _keep_trigger_text(context: ExceptionContext) -> None:
+    if context.original_exception is not None and context.connection is not None:
+        note_trigger_text(context.connection.connection, context.original_exception)
 
 
 _TRIGGER_TEXT: Final = "SELECT 1 FROM sqlite_schema WHERE type = 'trigger' AND instr(sql, quote(?))"
@@ -99,45 +100,27 @@ def evict_connections_to_replaced_file(sync_engine: sa.Engine, path: str) -> Non
 
 
 async def connect_to_sqlite(path: str, busy_timeout: float) -> SQLiteConnection:
-    """Connect to a file, which is created if it is missing.
+    """Connect to a file, as :func:`open_file` does."""
+    return await SQLiteConnection(partial(open_file, path, busy_timeout)).opened()
 
-    :raises StoreFault: the folder does not exist.
-    """
-    if path != ":memory:" and not os.path.exists(path):  # noqa: PTH110, ASYNC240  # one stat; a Path is slower
+
+def open_file(path: str, busy_timeout: float) -> sqlite3.Connection:
+    """Open a file, which is created if it is missing."""
+    if path != ":memory:" and not os.path.exists(path):  # noqa: PTH110  # one stat; a Path is slower
         try:
-            await asyncio.to_thread(create_private_file, path)
+            create_private_file(path)
         except ConfigurationError as error:
             # A volume may not be mounted yet: a fault of the store, not of an event.
             raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code="no-folder", reason=str(error)) from error
-    opened = partial(sqlite3.connect, path, timeout=busy_timeout, isolation_level=None, factory=LockReleasingConnection)
-    return await SQLiteConnection(opened).opened()
-
-
-def open_for_reading(path: str, busy_timeout: float) -> sqlite3.Connection:
-    """Open a synchronous connection that cannot write to an SQLite file; the file is never created.
-
-    :param busy_timeout: seconds to wait for a lock.
-    :raises sqlite3.Error: the file cannot be opened.
-    :raises StoreFault: as a connection of the engine.
-    """
-    uri = f"{Path(os.path.abspath(path)).as_uri()}?mode=rw"  # noqa: PTH100  # links stay as they are
-    connection = sqlite3.connect(
-        uri, uri=True, timeout=busy_timeout, isolation_level=None, factory=LockReleasingConnection
-    )
-    try:
-        _set_sqlite(busy_timeout, connection)
-        connection.execute("PRAGMA query_only=ON")
-    except BaseException:  # whatever it was: nothing else knows of this connection
-        connection.close()
-        raise
-    return connection
+    return sqlite3.connect(path, timeout=busy_timeout, isolation_level=None, factory=LockReleasingConnection)
 
 
 def _on_sqlite_connect(busy_timeout: float, connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-    _set_sqlite(busy_timeout, connection)
+    set_up(busy_timeout, connection)
 
 
-def _set_sqlite(busy_timeout: float, connection: Any) -> None:
+def set_up(busy_timeout: float, connection: Any) -> None:
+    """Make the commits of a connection durable."""
     # Otherwise Python's sqlite3 would begin transactions itself, and only before a write.
     connection.isolation_level = None
     cursor = connection.cursor()
@@ -187,7 +170,7 @@ def _pause(connection: DBAPIConnection, seconds: float) -> None:
 
 def _on_sqlite_begin(connection: sa.Connection) -> None:
     option = connection.get_execution_options().get("sqlite_begin", "IMMEDIATE")
-    if option not in _BEGIN:
-        raise ConfigurationError(f"sqlite_begin is one of {', '.join(_BEGIN)}")
-    if (statement := _BEGIN[option]) is not None:
+    if option not in BEGIN:
+        raise ConfigurationError(f"sqlite_begin is one of {', '.join(BEGIN)}")
+    if (statement := BEGIN[option]) is not None:
         connection.exec_driver_sql(statement)

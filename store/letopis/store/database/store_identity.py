@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final, cast
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
@@ -19,11 +18,16 @@ from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.schema import store
 from letopis.store.model.events import from_microseconds
 
+if TYPE_CHECKING:
+    from letopis.store.database.sqlite_file import FileConnection
+
 RECHECK_SECONDS: Final = 5.0
 """Age at which the check of a connection is repeated: behind a pooler, the database may change under a connection."""
 
 _CHECKED: Final = "letopis_store_id"
 _SELECT: Final = sa.select(store.c.store_id, store.c.moved_to, store.c.moved_at).where(store.c.id == 1)
+
+_FILE_IDENTITY: Final = "SELECT store_id FROM letopis_store WHERE id = 1"
 
 _expected: ContextVar[UUID | None] = ContextVar("letopis_expected_store", default=None)
 
@@ -60,10 +64,7 @@ def expected_store_id() -> UUID | None:
 
 
 async def read_identity(connection: AsyncConnection) -> StoreIdentity:
-    """Return the identity of the store that is open on ``connection``.
-
-    :raises StoreFault: ``MISCONFIGURED``: the store has none.
-    """
+    """Return the identity of the store that is open on ``connection``."""
     row = (await connection.execute(_SELECT)).first()
     if row is None:
         raise missing_identity_fault()
@@ -83,10 +84,15 @@ async def check_connection(connection: AsyncConnection) -> None:
     """Check that a connection without a transaction leads to the expected store.
 
     Reads the identity when the connection is new, and then every five seconds.
-
-    :raises StoreFault: ``WRONG_STORE``: it leads to another store.
     """
     if (wanted := expected_store_id()) is None:
+        return
+    if not isinstance(cast("object", connection), AsyncConnection):
+        # Of a file: it costs next to nothing there, and is in the snapshot of what is read.
+        if (row := cast("FileConnection", connection).run(_FILE_IDENTITY).fetchone()) is None:
+            raise missing_identity_fault()
+        if row[0] != wanted.bytes:
+            raise wrong_store_fault(UUID(bytes=row[0]), wanted)
         return
     found, at = connection.info.get(_CHECKED, (None, 0.0))
     if found is None or time.monotonic() - at > RECHECK_SECONDS:
@@ -97,25 +103,23 @@ async def check_connection(connection: AsyncConnection) -> None:
 
 
 def check_identity(found: UUID, wanted: UUID | None) -> None:
-    """Check that a store is the one that an outbox is bound to.
-
-    :param wanted: the store it is bound to, or ``None``.
-    :raises StoreFault: ``WRONG_STORE``: it is another one.
-    """
+    """Check that a store is the one that an outbox is bound to."""
     if wanted is not None and found != wanted:
-        raise StoreFault(
-            fault_class=FaultClass.WRONG_STORE,
-            code="identity",
-            reason=f"this is history store {short_id(found)}, and the outbox is bound to {short_id(wanted)}: name the"
-            " right one; only if that one is gone for good, bind the outbox again with `letopis outbox rebind`",
-        )
+        raise wrong_store_fault(found, wanted)
+
+
+def wrong_store_fault(found: UUID, wanted: UUID) -> StoreFault:
+    """Return the fault of a store that is another than the one an outbox is bound to."""
+    return StoreFault(
+        fault_class=FaultClass.WRONG_STORE,
+        code="identity",
+        reason=f"this is history store {short_id(found)}, and the outbox is bound to {short_id(wanted)}: name the"
+        " right one; only if that one is gone for good, bind the outbox again with `letopis outbox rebind`",
+    )
 
 
 def check_not_moved(moved_to: str | None) -> None:
-    """Check that the history is still in this store.
-
-    :raises StoreFault: ``WRONG_STORE``: it was moved; the reason says where to.
-    """
+    """Check that the history is still in this store."""
     if moved_to is not None:
         raise moved_fault(moved_to)
 
@@ -141,15 +145,3 @@ def missing_identity_fault() -> StoreFault:
 def short_id(store_id: UUID) -> str:
     """Return the first eight digits of an identity, to show."""
     return store_id.hex[:8]
-
-
-def check_file_identity(connection: sqlite3.Connection, wanted: UUID | None) -> None:
-    """Check that an open SQLite file is the expected store; call it in the connection's thread.
-
-    :raises StoreFault: as :func:`check_connection` does.
-    """
-    if wanted is not None:
-        row = connection.execute("SELECT store_id FROM letopis_store").fetchone()
-        if row is None:
-            raise missing_identity_fault()
-        check_identity(UUID(bytes=row[0]), wanted)

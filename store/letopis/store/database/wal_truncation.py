@@ -69,10 +69,7 @@ class WalTruncator:
 
 
 async def truncate_wal(engine: AsyncEngine) -> bool:
-    """Move the whole write-ahead log of an SQLite file into it and truncate it. Return False if a reader prevented it.
-
-    :raises StoreFault: the file failed.
-    """
+    """Move the whole write-ahead log of a file into it and truncate it. Return False if a reader prevented it."""
     with translated():
         async with engine.execution_options(sqlite_begin="AUTOCOMMIT").connect() as connection:
             busy_timeout = (await connection.execute(sa.text("PRAGMA busy_timeout"))).scalar_one()

@@ -48,18 +48,13 @@ class WorkerThread:
         """Run ``fn``, then ``done(result, None)`` or ``done(None, error)`` in the running event loop.
 
         Functions run in the order of submission. ``done`` is not called if the loop has been closed meanwhile.
-
-        :raises Closed: as for :meth:`check`.
         """
         if self._closed or self._forks != _forks:
             self.check()
         self._jobs.put((fn, asyncio.get_running_loop(), done))
 
     def check(self) -> None:
-        """Do nothing if the thread can be used.
-
-        :raises Closed: after :meth:`close`, or in a process that was forked off after the thread was started.
-        """
+        """Do nothing if the thread can be used."""
         if self._closed:
             raise Closed("the outbox was closed")
         if self._forks != _forks:
@@ -69,8 +64,6 @@ class WorkerThread:
         """Run ``fn(*args)`` and return what it returns.
 
         Cancelling the caller neither interrupts nor withdraws ``fn``: its result is dropped.
-
-        :raises Closed: as for :meth:`check`.
         """
         result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 

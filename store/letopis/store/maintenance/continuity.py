@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy import event
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.schema import events, log_heads
 
@@ -47,9 +46,12 @@ class LogCount:
 
 
 class Continuity:
-    """Watches the connections of a store, and counts its log a range at a time."""
+    """Watches the connections of a store, and counts its log a range at a time.
 
-    def __init__(self, engine: AsyncEngine, read: Read) -> None:
+    :param on_change: has a function called whenever a connection is opened or lost.
+    """
+
+    def __init__(self, on_change: Callable[[Callable[..., None]], None], read: Read) -> None:
         self._read = read
         self._heads: Mapping[int, int] | None = None  # at the last count
         self.generation = 0
@@ -60,8 +62,7 @@ class Continuity:
         def count(*_: Any) -> None:
             self.generation += 1
 
-        event.listen(engine.sync_engine, "connect", count)
-        event.listen(engine.sync_engine, "invalidate", count)
+        on_change(count)
 
     async def count(self, after: int = 0, *, newest: int = NEWEST_POSITIONS, length: int = RANGE_POSITIONS) -> LogCount:
         """Count the events at the end of the log, and those in a range after a position, in one statement by key."""

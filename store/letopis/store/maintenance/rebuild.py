@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -95,8 +95,8 @@ class Rebuilder:
         partitions: int,
         upcasters: Upcasters,
         eraser: Eraser,
-        erased: Callable[[], None],
-        whole: Callable[[Awaitable[Any]], Awaitable[Any]],
+        erased: Callable[[], object],
+        whole: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]],
         steps: TaskSteps,
         now: Callable[[], int],
     ) -> None:

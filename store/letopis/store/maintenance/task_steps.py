@@ -37,7 +37,7 @@ class TaskSteps:
     """
 
     def __init__(
-        self, engine: AsyncEngine, dialect: Dialect, index: Index, *, eraser: Eraser, erased: Callable[[], None]
+        self, engine: AsyncEngine, dialect: Dialect, index: Index, *, eraser: Eraser, erased: Callable[[], object]
     ) -> None:
         self._engine = engine
         self._readers = engine.execution_options(sqlite_begin="DEFERRED")

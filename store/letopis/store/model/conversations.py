@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -152,6 +152,16 @@ class RecordedMessage(_Row):
     def text(self) -> str:
         """The text parts, joined by a line feed."""
         return content_text(self.message.content)
+
+
+def event_ids(messages: Iterable[RecordedMessage]) -> set[bytes]:
+    """Return the 16 bytes of the events that appended some messages, whose fields need not be made for it."""
+    found = set()
+    for message in messages:
+        row = getattr(message, "_row", None)
+        event_id = message.event_id if row is None else row[1]
+        found.add(event_id if isinstance(event_id, bytes) else event_id.bytes)
+    return found
 
 
 def _uuid(value: UUID | bytes) -> UUID:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final
 
 import anyio
@@ -35,7 +35,7 @@ class Follower:
         name: str,
         *,
         context: Callable[[], Awaitable[ProjectorContext]],
-        shielded: Callable[[Awaitable[Any]], Awaitable[Any]],
+        shielded: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]],
         batch: int = 500,
         poll: float = 0.25,
     ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -83,7 +83,7 @@ class Projector:
         projection: Projection,
         *,
         context: Callable[[], Awaitable[ProjectorContext]],
-        shielded: Callable[[Awaitable[Any]], Awaitable[Any]],
+        shielded: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]],
         batch: int = EVENTS_PER_BATCH,
         poll: float = 0.25,
     ) -> None:

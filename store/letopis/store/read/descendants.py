@@ -81,11 +81,7 @@ class Descendants:
         new: Sequence[NewFork] = (),
         kept: int = ALL_VERSIONS,
     ) -> int:
-        """Return the version up to which existing descendants read a conversation; 0 where none does.
-
-        :param new: forks of the same transaction, which are taken to inherit.
-        :param kept: ask about the content up to this version; forks that began after it was reset read none of it.
-        """
+        """Return the version up to which existing descendants read a conversation; 0 where none does."""
         needed, seen = 0, {conversation_id}
         reset = None
         level = [_Fork(partition, conversation_id, 0, inherits=False, needed=0)]

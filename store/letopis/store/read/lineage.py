@@ -73,12 +73,7 @@ async def walk_forks(
     *,
     known: Collection[str] = (),
 ) -> tuple[list[L], ForkPoint | None]:
-    """Follow a fork to its root; return the conversations, the nearest first, and the fork that was not followed.
-
-    :param find: takes a fork and the ids that were passed; returns its conversation, with as many ancestors as it read
-        at once, or nothing where it is not there.
-    :param known: ids that were passed before: a cycle ends at them.
-    """
+    """Follow a fork to its root; return the conversations, the nearest first, and the fork that was not followed."""
     levels: list[L] = []
     passed = set(known)
     while fork is not None and len(passed) <= MAX_DEPTH and fork.conversation_id not in passed:
@@ -92,10 +87,7 @@ async def walk_forks(
 
 
 async def read_levels(levels: Sequence[PathLevel], window: Window) -> Page[RecordedMessage]:
-    """Return the messages of a window over a lineage, in order.
-
-    :param levels: the fork, its parent, the parent of that, and so on.
-    """
+    """Return the messages of a window over a lineage, in order."""
     bounds = await _bounds(levels)
     depths = range(len(levels)) if window.last is not None else range(len(levels) - 1, -1, -1)
     found: tuple[RecordedMessage, ...] = ()
@@ -156,10 +148,7 @@ class Lineage:
     async def ancestors(
         self, connection: AsyncConnection, fork: ForkPoint | None, *, known: Collection[str] = ()
     ) -> list[Ancestor]:
-        """Return the conversations that are read through a fork, the nearest first, as far as this store has them.
-
-        :param known: ids of the lineage that were read already: none is read twice.
-        """
+        """Return the conversations that are read through a fork, the nearest first, as far as this store has them."""
 
         async def ancestor(fork: ForkPoint, _: AbstractSet[str]) -> list[Ancestor]:
             name = fork.conversation_id
@@ -229,10 +218,7 @@ async def own_messages(
 
 
 def with_completeness(page: Page[RecordedMessage], window: Window, *, whole: bool) -> Page[RecordedMessage]:
-    """Return a page, incomplete where it reaches the end of a lineage of which not all can be read yet.
-
-    :param whole: whether the lineage was read to its root.
-    """
+    """Return a page, incomplete where it reaches the end of a lineage of which not all can be read yet."""
     if whole or (page.next is not None and window.first is None):
         return page
     return replace(page, complete=False)

@@ -1,8 +1,8 @@
-"""Check what is asked of a page: windows of messages, points in time, sizes, cursors and states."""
+"""Check what is asked of a page: windows of messages, points in time, sizes, cursors and states; and filter pages."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, NamedTuple
@@ -14,12 +14,16 @@ from letopis.store.model.cursor import CursorCodec
 from letopis.store.model.events import to_microseconds
 from letopis.store.model.identifiers import check_identifier
 from letopis.store.model.validation import check_whole
+from letopis.store.rules.filter import Filter
 
 STATES: Final = ("active", "archived", "deleted")
 DEFAULT_STATES: Final = ("active",)
 """The states of conversations that a list shows by default."""
 MAX_PAGE: Final = 10_000
 """Items in one page, so that a page fits in memory whatever is asked for."""
+MIN_FILTERED_PAGE: Final = 64
+MAX_FILTERED_PAGE: Final = 2_000
+"""Messages that are held in memory while the wanted ones are picked out."""
 _MAX_LIMIT: Final = INTEGER_MAX - 1
 """What every database takes as the limit of a select, with one more to see whether there are more."""
 AsOf = int | datetime
@@ -81,17 +85,20 @@ class Window:
         after: int | str | None,
         every: bool = False,
     ) -> Window:
-        """Return the window that a caller asks for.
-
-        :raises InvalidInput: both ``last`` and ``first``, a number out of bounds, or not the ``next`` of a page.
-        """
+        """Return the window that a caller asks for."""
         if last is not None and first is not None:
             raise InvalidInput("first", "cannot be given together with last: ask for the newest or for the oldest")
+        if last is not None:
+            last = min(check_whole(last, "last", 1), _MAX_LIMIT)
+        if first is not None:
+            first = min(check_whole(first, "first", 1), _MAX_LIMIT)
+        if before is None and after is None:
+            return cls(last=last, first=first, every=bool(every))
         before_depth, before = _depth_of(before)
         after_depth, after = _depth_of(after)
         return cls(
-            last=None if last is None else min(check_whole(last, "last", 1), _MAX_LIMIT),
-            first=None if first is None else min(check_whole(first, "first", 1), _MAX_LIMIT),
+            last=last,
+            first=first,
             before=check_place(before, "before"),
             after=check_place(after, "after"),
             every=bool(every),  # it chooses a statement, so anything may be given that is true or not
@@ -146,6 +153,8 @@ class Window:
 
     def at(self, depth: int) -> Window | None:
         """Return the window on the messages of one ancestor alone; ``None`` where it shows none of them."""
+        if depth == self.before_depth == self.after_depth == 0:
+            return self
         # A deeper ancestor is older.
         if (self.before is not None and depth < self.before_depth) or (
             self.after is not None and depth > self.after_depth
@@ -177,20 +186,14 @@ def _depth_of(place: object) -> tuple[int, Any]:
 
 
 def check_count(value: object, field: str) -> int:
-    """Return ``value`` if it can be the size of a page.
-
-    :raises InvalidInput: it is not a whole number from 1 to 10,000.
-    """
+    """Return ``value`` if it can be the size of a page."""
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_PAGE:
         raise InvalidInput(field, f"must be a whole number from 1 to {MAX_PAGE}")
     return value
 
 
 def check_place(value: object, field: str) -> int | None:
-    """Return a version or a position, which a page gives as text.
-
-    :raises InvalidInput: it is not a whole number from 0, as a number or as text.
-    """
+    """Return a version or a position, which a page gives as text."""
     if value is None:
         return None
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 19:
@@ -201,10 +204,7 @@ def check_place(value: object, field: str) -> int | None:
 
 
 def check_states(states: Collection[str]) -> list[str]:
-    """Return the states of conversations that are asked for, sorted.
-
-    :raises InvalidInput: there is none, or one that does not exist.
-    """
+    """Return the states of conversations that are asked for, sorted."""
     if (
         not isinstance(states, Collection)
         or isinstance(states, str)
@@ -216,18 +216,12 @@ def check_states(states: Collection[str]) -> list[str]:
 
 
 def conversations_cursor(updated_at: int, conversation_id: str) -> str:
-    """Return the cursor after a conversation in a list of conversations.
-
-    :param updated_at: of the conversation, in UTC microseconds.
-    """
+    """Return the cursor after a conversation in a list of conversations."""
     return _CONVERSATIONS.encode(updated_at, conversation_id)
 
 
 def read_conversations_cursor(cursor: object) -> tuple[int, str]:
-    """Return ``updated_at`` and the id of the conversation that a cursor stands after.
-
-    :raises InvalidInput: it is not the ``next`` of a page of conversations.
-    """
+    """Return ``updated_at`` and the id of the conversation that a cursor stands after."""
     return _CONVERSATIONS.decode(cursor, _checked_place)
 
 
@@ -238,10 +232,7 @@ def _checked_place(updated_at: object, conversation_id: object) -> tuple[int, st
 
 
 def check_as_of(value: object) -> AsOf:
-    """Return ``value`` if it can name a point in time of a conversation.
-
-    :raises InvalidInput: it is neither a whole number from 0 nor an aware datetime.
-    """
+    """Return ``value`` if it can name a point in time of a conversation."""
     if isinstance(value, datetime):
         try:
             to_microseconds(value)
@@ -255,11 +246,72 @@ def check_as_of(value: object) -> AsOf:
 
 def page_of(found: Mapping[int, RecordedMessage], window: Window) -> Page[RecordedMessage]:
     """Return messages of a window, given by version, as its page; one beyond the limit shows that there are more."""
-    order = sorted(found, reverse=window.last is not None)
+    order, limit = sorted(found, reverse=window.last is not None), window.limit
     place = None
-    if window.limit is not None and len(order) > window.limit:
-        del order[window.limit :]
+    if limit is not None and len(order) > limit:
+        del order[limit:]
         place = str(order[-1])
     if window.last is not None:
         order.reverse()
-    return Page(tuple([found[version] for version in order]), next=place)
+    return Page(tuple(map(found.__getitem__, order)), next=place)
+
+
+async def read_filtered(
+    read: Callable[[Window], Awaitable[Page[RecordedMessage]]], window: Window, where: Filter | None, *, offset: int = 0
+) -> Page[RecordedMessage]:
+    """Return the messages of a window that are wanted, without the first ``offset`` from its end.
+
+    The database narrows what it returns by role and id; all else is decided here, for stored and pending messages
+    alike. So the cost is that of reading all messages up to the last one that is returned.
+    """
+    limit = None if window.limit is None else window.limit + offset
+    if where is None:
+        page = await read(window if limit is None else window.resized(limit))
+        return replace(page, items=_without(page.items, offset, window))
+    window = window.narrowed(roles=where.roles, id_prefix=where.id_prefix)
+    found: list[RecordedMessage] = []
+    complete, seen, size = True, None, MIN_FILTERED_PAGE
+    while True:
+        left = None if limit is None else limit - len(found)
+        page = await read(window if left is None else window.resized(max(size, left)))
+        wanted = where.of(page)
+        while left is not None and len(wanted) > left:
+            # The page ends where the last wanted message does; if the path has changed meanwhile, it is cut again.
+            page = await read(window.resized(_length(page.items, where, left, newest=window.last is not None)))
+            wanted = where.of(page)
+        seen, complete = seen or page.seen, complete and page.complete
+        found = [*wanted, *found] if window.last is not None else [*found, *wanted]
+        if page.next is None or (limit is not None and len(found) >= limit):
+            return Page(_without(tuple(found), offset, window), next=page.next, complete=complete, seen=seen)
+        window, size = window.after_page(page.next), min(size * 2, MAX_FILTERED_PAGE)
+
+
+async def count_filtered(
+    read: Callable[[Window], Awaitable[Page[RecordedMessage]]], where: Filter | None
+) -> tuple[int, bool]:
+    """Return how many messages are wanted, and whether the history store was reached."""
+    window = Window(first=MAX_FILTERED_PAGE)
+    if where is not None:
+        window = window.narrowed(roles=where.roles, id_prefix=where.id_prefix)
+    count = 0
+    while True:
+        page = await read(window)
+        count += len(page) if where is None else len(where.of(page))
+        if page.next is None or not page.complete:
+            return count, page.complete
+        window = window.after_page(page.next)
+
+
+def _length(items: tuple[RecordedMessage, ...], where: Filter, wanted: int, *, newest: bool) -> int:
+    """Return how many messages from the end of a page hold as many wanted ones."""
+    for length, one in enumerate(reversed(items) if newest else items, 1):
+        wanted -= where.matches(one)
+        if wanted == 0:
+            return length
+    return len(items)
+
+
+def _without(items: tuple[RecordedMessage, ...], offset: int, window: Window) -> tuple[RecordedMessage, ...]:
+    if window.last is not None:
+        return items[: len(items) - offset] if offset < len(items) else ()
+    return items[offset:]

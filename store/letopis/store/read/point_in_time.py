@@ -31,8 +31,8 @@ from letopis.store.model.event_types import (
 from letopis.store.model.events import RecordedEvent, from_microseconds, to_microseconds
 from letopis.store.model.upcasters import Upcasters
 from letopis.store.read.paging import AsOf, Window, WindowShape, page_of
-from letopis.store.read.queries import messages_select
 from letopis.store.read.reader import Reader
+from letopis.store.read.statements import messages_select
 from letopis.store.read.task_marks import event_columns, is_on_path, left_at
 from letopis.store.rules.fold import Fold
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
@@ -339,10 +339,7 @@ class PointInTimeReader:
         *,
         after: int = 0,
     ) -> AsyncIterator[RecordedEvent]:
-        """Yield the events between two versions in order.
-
-        :param types: of these types; ``None`` for all.
-        """
+        """Yield the events between two versions in order."""
         if types is not None and not types:
             return
         statement = self._statements.all_events if types is None else self._statements.events

@@ -27,15 +27,7 @@ MAX_BACKOFF_SECONDS: Final = 60.0
 async def repeat(
     step: Callable[[], Awaitable[bool]], *, interval: float, waits_for: Collection[FaultClass], what: str
 ) -> NoReturn:
-    """Run a step until cancelled: at once again while there is more, and after a failure when the store may be back.
-
-    :param step: returns whether more is expected at once.
-    :param interval: seconds between two steps while there is nothing new; after each failure in a row twice as many as
-        before, up to a minute.
-    :param waits_for: the faults that pass by themselves.
-    :param what: is named in the log.
-    :raises StoreFault: another one.
-    """
+    """Run a step until cancelled: at once again while there is more, and after a failure when the store may be back."""
     seconds = interval
     while True:
         try:
@@ -59,10 +51,6 @@ async def follow(
 
     Nothing is missed, because positions are assigned under a lock that is held until the commit: when one can be read,
     all before it can.
-
-    :param read: runs a read of the store over a connection.
-    :param after: positions by partition.
-    :param poll: seconds between two polls while there is nothing new.
     """
     positions = dict(after)
     while True:
@@ -87,22 +75,14 @@ def _log(reader: Reader, connection: AsyncConnection, **parameters: int) -> Awai
 
 
 def check_partition(partition: object, count: int) -> int:
-    """Return ``partition`` if a log of ``count`` partitions has it.
-
-    :raises InvalidInput: it has not.
-    """
+    """Return ``partition`` if a log of ``count`` partitions has it."""
     if not isinstance(partition, int) or not 0 <= partition < count:
         raise InvalidInput("partition", f"must be from 0 to {count - 1}")
     return partition
 
 
 def check_start(from_position: object, partition: int | None, count: int) -> dict[int, int]:
-    """Return the position after which each partition is followed, by partition.
-
-    :param partition: the only one to follow; ``None`` for all.
-    :param count: how many the log has.
-    :raises InvalidInput: there is no such partition or position, or one position is given for several partitions.
-    """
+    """Return the position after which each partition is followed, by partition."""
     followed = range(count) if partition is None else (check_partition(partition, count),)
     if isinstance(from_position, Mapping):
         given = dict(from_position)

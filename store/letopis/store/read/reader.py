@@ -41,9 +41,8 @@ from letopis.store.read.paging import (
     page_of,
     read_conversations_cursor,
 )
-from letopis.store.read.queries import positions_from_rows
 from letopis.store.read.records import RecordReader
-from letopis.store.read.statements import ReadStatements
+from letopis.store.read.statements import ReadStatements, positions_from_rows
 from letopis.store.rules.fold import PathPosition
 from letopis.store.rules.recorded_messages import recorded_message, redacted, replace_content, with_delivery
 from letopis.store.rules.rows import reactions_from_text
@@ -193,10 +192,7 @@ class Reader:
     async def _window(
         self, connection: AsyncConnection, conversation_id: str, window: Window, *, origin_id: UUID | None = None
     ) -> tuple[dict[int, RecordedMessage], Any]:
-        """Return the messages of a window by version, and a row with the head of the conversation.
-
-        :param origin_id: the outbox whose lane the head is of; by default there is none, and the row says nothing.
-        """
+        """Return the messages of a window by version, and a row with the head of the conversation."""
         parameters = {**self.key(conversation_id), **window.values}
         with_head = origin_id is not None
         if with_head:
@@ -205,7 +201,7 @@ class Reader:
             statement = self._statements.plain_window(window, with_head=with_head)
             rows = (await connection.execute(statement, parameters)).all()
             marked = bool(rows) and rows[0].marked
-            found = {} if marked else plain_messages(conversation_id, [row[:7] for row in rows if not row[7]])
+            found = {} if marked else plain_messages(conversation_id, rows)
             if len(found) == len(rows):
                 return found, rows[0] if rows else None
             # The two statements see two moments: what the first one returned is not used.
@@ -276,6 +272,10 @@ class Reader:
         page = await self.messages(connection, query.conversation_id, window)
         return replace(view, messages=page.items, next=page.next)
 
+    async def view_of(self, connection: AsyncConnection, query: ViewQuery) -> StoreView:
+        """Return a plain view where that answers the query, and the view otherwise."""
+        return await self.view(connection, query)
+
     async def active_view(self, connection: AsyncConnection, owner: str, *, origin_id: UUID) -> StoreView:
         """Return the view of an owner's active conversation, without messages."""
         row = await self._active_row(connection, owner, self._statements.view, origin=origin_id)
@@ -319,11 +319,7 @@ class Reader:
     async def path_of(
         self, connection: AsyncConnection, conversation_id: str, message_ids: Collection[str], *, counted: bool = True
     ) -> dict[str, PathPosition]:
-        """Return the positions of messages on the path, by id; ids that are not there are left out.
-
-        :param counted: ``False`` if only the versions are needed, and not how many messages are on the path.
-        :raises InvalidInput: an id cannot be one.
-        """
+        """Return the positions of messages on the path, by id; ids that are not there are left out."""
         if isinstance(message_ids, str) or not isinstance(message_ids, Collection):
             raise InvalidInput("message_ids", f"must be a collection of ids, not {type(message_ids).__name__}")
         message_ids = [check_identifier(one, "message_id") for one in message_ids]
@@ -345,10 +341,7 @@ class Reader:
     async def lane_heads(
         self, connection: AsyncConnection, origin_id: UUID, conversation_ids: Sequence[str]
     ) -> dict[str, int]:
-        """Return the last applied sequence of an origin's lanes, by conversation; unknown lanes are left out.
-
-        :raises InvalidInput: an id cannot be one.
-        """
+        """Return the last applied sequence of an origin's lanes, by conversation; unknown lanes are left out."""
         if not isinstance(origin_id, UUID):
             raise InvalidInput("origin_id", f"must be a UUID, not {type(origin_id).__name__}")
         if isinstance(conversation_ids, str) or not isinstance(conversation_ids, Collection):

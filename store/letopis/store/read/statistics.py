@@ -44,13 +44,7 @@ class StatisticsReader:
         lanes: Mapping[str, Collection[UUID]] = EMPTY,
         erasures: Erasures | None = None,
     ) -> PartialStatistics:
-        """Count a period, and return how far lanes of an outbox are counted.
-
-        :param lanes: the events of the messages that each has still to deliver.
-        :param erasures: what the outbox has still to deliver of redactions, resets and deletions.
-        :param connection: a connection without a transaction.
-        :raises InvalidInput: the key to group by has more than 10,000 values.
-        """
+        """Count a period, and return how far lanes of an outbox are counted."""
         await self._dialect.begin_snapshot(connection)
         counting = StatisticsBuilder(period.by, erasures=erasures)
         named = frozenset(lanes)

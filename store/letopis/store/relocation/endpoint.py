@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Self, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from letopis.store.cancellation import cancel_after_grace, run_to_completion
+from letopis.store.cancellation import run_to_completion
 from letopis.store.database.dialects import dialect_for
-from letopis.store.database.engines import create_store_engine
+from letopis.store.database.engines import open_database, run_whole
 from letopis.store.database.fault_classification import translated
 from letopis.store.database.faults import StoreFault
 from letopis.store.database.schema import store
@@ -40,7 +40,7 @@ class Endpoint:
         self.url = url
         self._role = role
         self.address = address_of(url)
-        self.engine = create_store_engine(url, timeouts=_TIMEOUTS, pool_size=2)
+        self.engine = open_database(url, timeouts=_TIMEOUTS, pool_size=2)
         self.dialect = dialect_for(self.engine.dialect.name)
         self.embedded = self.engine.dialect.name == "sqlite"
         self.row_ranges = self.engine.dialect.name not in ("mysql", "mariadb")
@@ -64,7 +64,7 @@ class Endpoint:
                 async with self._readers.connect() as connection:
                     return await work(connection)
 
-        return await self._uninterrupted(transaction())
+        return await self._uninterrupted(transaction(), write=False)
 
     async def write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Commit the writes of ``work``, and return its result."""
@@ -85,9 +85,9 @@ class Endpoint:
 
         return await self.read(read)
 
-    async def _uninterrupted(self, work: Awaitable[T]) -> T:
+    async def _uninterrupted(self, work: Coroutine[Any, Any, T], *, write: bool = True) -> T:
         try:
-            return await (run_to_completion(work) if self.embedded else cancel_after_grace(work))
+            return await run_whole(self.engine, work, write=write)
         except StoreFault as fault:
             reason = f"the history store {self.address}, the {self._role} of the move: {fault.reason}"
             raise StoreFault(fault_class=fault.fault_class, code=fault.code, reason=reason) from fault

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from letopis.store.database.engines import run_whole
 from letopis.store.database.log_state import LogState, refusal
 from letopis.store.database.migrations import STORE, Revision, SchemaState, hold_alembic_lock, revision_state, upgrade
 from letopis.store.database.schema import checkpoints, conversations, events, lanes, messages, origins, owners
@@ -193,7 +194,7 @@ class _Move:
         index = index_for(self.source.engine.dialect.name)
         eraser = Eraser(self.source.dialect, index, upcasters=NO_UPCASTERS)
         if await self.source.write(partial(eraser.erase_released, now=now_microseconds())) and self.source.embedded:
-            await truncate_wal(self.source.engine)
+            await run_whole(self.source.engine, truncate_wal(self.source.engine))
 
     async def _check_log(self) -> None:
         """Check that both ends have an event for each position of the log."""

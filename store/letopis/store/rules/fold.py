@@ -34,7 +34,7 @@ class Folded:
     @property
     def path(self) -> tuple[RecordedMessage, ...]:
         """The messages on the active path."""
-        return tuple(message for message in self.messages if message.on_path)
+        return tuple([message for message in self.messages if message.on_path])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +129,7 @@ class _Messages(MessageSink):
     :ivar event: the event that is being applied; ``saved`` is how far it has got.
     """
 
-    __slots__ = ("_elsewhere", "_path_end", "_places", "event", "messages", "saved")
+    __slots__ = ("_elsewhere", "_indexed", "_path_end", "event", "messages", "saved")
 
     event: RecordedEvent
     saved: Saved
@@ -137,28 +137,37 @@ class _Messages(MessageSink):
     def __init__(self, messages: Iterable[RecordedMessage], elsewhere: Mapping[str, PathPosition]) -> None:
         self.messages = list(messages)
         self._elsewhere = elsewhere
-        self._places: dict[str, list[int]] = {}
-        for place, message in enumerate(self.messages):
-            self._places.setdefault(message.id, []).append(place)
+        self._indexed: dict[str, list[int]] | None = None
         self._path_end: int | None = None  # stored messages after this version have left the path
 
     def append(self, body: MessageAppended, *, superseded: bool, back: bool) -> bool:
         message = recorded_message(body, self.event, saved=self.saved)
-        known = [self.messages[place] for place in self._places.get(message.id, ())]
-        there = self._elsewhere.get(message.id)
         erased = False
-        if back and not superseded and (known or there is not None):
-            # The store puts new content of a message aside that was redacted.
-            erased = not message.redacted and all(one.redacted for one in (*known, there) if one is not None)
-            if not erased and (any(one.on_path for one in known) or (there is not None and self._stays(there))):
-                return False
+        if back and not superseded:
+            known = [self.messages[index] for index in self._indices.get(message.id, ())]
+            there = self._elsewhere.get(message.id)
+            if known or there is not None:
+                # The store puts new content of a message aside that was redacted.
+                erased = not message.redacted and all(one.redacted for one in (*known, there) if one is not None)
+                if not erased and (any(one.on_path for one in known) or (there is not None and self._stays(there))):
+                    return False
         if erased:
             message = redacted(message)
         if superseded or erased:
             message.on_path, message.superseded = False, True
-        self._places.setdefault(message.id, []).append(len(self.messages))
+        if self._indexed is not None:
+            self._indexed.setdefault(message.id, []).append(len(self.messages))
         self.messages.append(message)
         return not erased
+
+    @property
+    def _indices(self) -> dict[str, list[int]]:
+        """The indices of each message, by id: made for the first event that changes a message, as most append one."""
+        if self._indexed is None:
+            self._indexed = {}
+            for index, message in enumerate(self.messages):
+                self._indexed.setdefault(message.id, []).append(index)
+        return self._indexed
 
     def _stays(self, there: PathPosition) -> bool:
         """Return True if a stored message is on the path still."""
@@ -166,16 +175,16 @@ class _Messages(MessageSink):
 
     def change(self, body: MessageChange) -> None:
         has_content = self.event.digest is not None
-        for place in self._places.get(body.message_id, ()):
-            message = self.messages[place]
+        for index in self._indices.get(body.message_id, ()):
+            message = self.messages[index]
             if takes_effect(body, has_content=has_content, redacted=message.redacted, on_path=message.on_path):
-                self.messages[place] = with_change(message, body, saved=self.saved)
+                self.messages[index] = with_change(message, body, saved=self.saved)
 
     def rewind_to(self, message_id: str, count: int) -> int | None:
-        places = self._places.get(message_id)
-        if places is None:
+        indices = self._indices.get(message_id)
+        if indices is None:
             return self._rewind_elsewhere(message_id, count)
-        on_path = [place for place in places if self.messages[place].on_path]
+        on_path = [index for index in indices if self.messages[index].on_path]
         if not on_path:
             return count
         if (version := self.messages[on_path[-1]].version) is not None:
@@ -201,7 +210,7 @@ class _Messages(MessageSink):
 
     def delete(self) -> None:
         self.messages.clear()
-        self._places.clear()
+        self._indexed = None
 
     def _remove_from(self, start: int, *, after: int = 0) -> int:
         """Take the messages from an index on off the path, stored ones only after a version; return how many.
@@ -209,9 +218,9 @@ class _Messages(MessageSink):
         Only stored messages have a version, and the pending ones come after them.
         """
         removed = 0
-        for place in range(start, len(self.messages)):
-            message = self.messages[place]
+        for index in range(start, len(self.messages)):
+            message = self.messages[index]
             if message.on_path and (message.version is None or message.version > after):
-                self.messages[place] = replace(message, on_path=False)
+                self.messages[index] = replace(message, on_path=False)
                 removed += 1
         return removed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +10,14 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from letopis.store.cancellation import off_the_loop
 from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.schema import messages
 from letopis.store.model.conversations import Page, RecordedMessage
 from letopis.store.model.identifiers import partition_of
 from letopis.store.model.upcasters import Upcasters
-from letopis.store.read.queries import whole
 from letopis.store.read.reader import Reader
+from letopis.store.read.statements import whole
 from letopis.store.read.task_marks import is_on_path
 from letopis.store.search.documents import LogRanges
 from letopis.store.search.index import Document, Index, SearchScope
@@ -139,7 +139,7 @@ class Finder:
                 size = min(left, UNINDEXED_EVENTS_PER_READ)
                 log = await self._log.read(connection, partition=partition, after=after, upto=part.head, limit=size)
                 # In a thread: stemming words is work for the processor.
-                matching, seconds = await asyncio.to_thread(_matching, query, scope, partition, log.documents)
+                matching, seconds = await off_the_loop(_matching, query, scope, partition, log.documents)
                 matches += matching
                 after, spent = log.last, spent + seconds
                 left = left - log.events if log.events and spent < MAX_UNINDEXED_SECONDS else 0

@@ -15,8 +15,9 @@ from typing import Final, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from letopis.store.cancellation import cancel_after_grace, run_to_completion
+from letopis.store.cancellation import off_the_loop
 from letopis.store.database.dialects import Dialect
+from letopis.store.database.engines import run_whole
 from letopis.store.database.fault_classification import repeat_on_conflict, translated
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.schema import checkpoints, log_heads
@@ -87,7 +88,7 @@ class Indexer:
     async def catch_up(self, limit: int, *, wait: bool = True) -> int:
         """Index at most ``limit`` events, and return how many; without ``wait``, none that another process works on."""
         done = 0
-        for progress in await self._shielded(self._progress()):
+        for progress in await run_whole(self._engine, self._progress(), write=False):
             while progress.behind and done < limit:
                 # One by one: a cancellation waits for one transaction, not for all.
                 indexed = await self._index_some(
@@ -101,12 +102,14 @@ class Indexer:
     async def _index_some(self, partition: int, limit: int, wait: bool) -> int | None:
         """Index the next events of a partition; return how many, ``None`` if another process did meanwhile."""
         if not self._embedded:
-            return await self._shielded(repeat_on_conflict(partial(self._transaction, partition, limit, wait=wait)))
+            return await run_whole(
+                self._engine, repeat_on_conflict(partial(self._transaction, partition, limit, wait=wait))
+            )
         async with self._turn:  # two tasks of one process would stem the same words
-            after, log = await self._shielded(self._next(partition, limit))
+            after, log = await run_whole(self._engine, self._next(partition, limit), write=False)
             rows = await asyncio.to_thread(self._rows, log.documents)
             write = partial(self._transaction, partition, log.events, wait=wait, after=after, stemmed=rows)
-            return await self._shielded(repeat_on_conflict(write)) if log.events else 0
+            return await run_whole(self._engine, repeat_on_conflict(write)) if log.events else 0
 
     async def _next(self, partition: int, limit: int) -> tuple[int, LogRange]:
         with translated():
@@ -123,7 +126,7 @@ class Indexer:
 
     async def keep_up(self, limit: int) -> int | None:
         """Index some events of a searched SQLite file; return how many are left, ``None`` for any other store."""
-        progress = await self._shielded(self._progress()) if self._embedded else []
+        progress = await run_whole(self._engine, self._progress(), write=False) if self._embedded else []
         if not any(part.indexed for part in progress):
             return None
         behind = sum(part.behind for part in progress)
@@ -133,9 +136,6 @@ class Indexer:
         with translated():
             async with self._readers.connect() as connection:
                 return await index_progress(connection)
-
-    async def _shielded(self, work: Awaitable[T]) -> T:
-        return await (run_to_completion(work) if self._embedded else cancel_after_grace(work))
 
     async def _transaction(
         self,
@@ -167,7 +167,7 @@ class Indexer:
         self, connection: AsyncConnection, partition: int, log: LogRange, stemmed: Mapping[Document, Sequence[IndexRow]]
     ) -> None:
         # In a thread: stemming and hashing words is work for the processor.
-        rows = list(chain.from_iterable((await asyncio.to_thread(self._rows, log.documents, stemmed)).values()))
+        rows = list(chain.from_iterable((await off_the_loop(self._rows, log.documents, stemmed)).values()))
         for name, versions in sorted(log.gone.items()):
             if versions is None and (last := log.long.get(name)) is not None:
                 # A message may have been read before the deletion, and indexed after the steps that carry it out.

@@ -102,7 +102,7 @@ class Applier:
         eraser: Eraser,
         now: Callable[[], int],
         serial: bool = False,
-        erased: Callable[[], None] = lambda: None,
+        erased: Callable[[], object] = lambda: None,
     ) -> None:
         self._engine = engine
         self._dialect = dialect

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -22,8 +23,6 @@ from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store._runtime import StoreRuntime
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
-from letopis.store.database.sqlite import connect_to_sqlite
-from letopis.store.database.sqlite_connection import SQLiteConnection
 from letopis.store.errors import ConfigurationError
 from tests.support.peers import silent
 from tests.support.relays import end, figures, say, sql, until
@@ -126,7 +125,7 @@ class TestFiles:
             await until(nothing_pending(daemon))
             first, second = daemon.workers
             assert first.destination is second.destination
-            assert first.destination.store._engine.pool.size() == 2  # type: ignore[attr-defined]
+            assert first.destination.store._runtime.engine._pool._size == 2  # type: ignore[attr-defined]
 
         assert await stored(tmp_path / "history.db") == 9
 
@@ -284,25 +283,20 @@ class TestStart:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         path = await made(tmp_path / "bot.outbox.db", "c1")
-        looking, opened = asyncio.Event(), list[SQLiteConnection]()
+        looking = asyncio.Event()
         look = StoreRuntime._prepare
 
-        async def connect(file: str, busy_timeout: float) -> SQLiteConnection:
-            opened.append(await connect_to_sqlite(file, busy_timeout))
-            return opened[-1]
-
         async def looks(runtime: StoreRuntime) -> Any:
-            async with runtime.readers.connect():
-                looking.set()
-                await asyncio.sleep(0.5)
-            return await look(runtime)
+            components = await look(runtime)
+            looking.set()
+            await asyncio.sleep(0.5)
+            return components
 
         async def apply(*_: Any) -> Any:
             await asyncio.sleep(600)
 
         monkeypatch.setattr("letopis.store._runtime.CLOSE_TIMEOUT_SECONDS", 20)
         monkeypatch.setattr("letopis.outbox.daemon.store_pool.CLOSE_TIMEOUT_SECONDS", 20)
-        monkeypatch.setattr("letopis.store.database.sqlite.connect_to_sqlite", connect)
         monkeypatch.setattr(StoreRuntime, "_prepare", looks)
         monkeypatch.setattr(ConversationStore, "apply", apply)
         found = DaemonSettings(outboxes=(str(path),))
@@ -313,8 +307,7 @@ class TestStart:
         daemon.stop()
         await asyncio.wait_for(task, 20)
 
-        assert opened
-        assert not any(one._running for one in opened)
+        assert not [one.name for one in threading.enumerate() if one.name == "letopis-history"]
 
 
 class TestWatchdog:

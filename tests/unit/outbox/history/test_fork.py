@@ -417,14 +417,14 @@ async def test_a_read_of_a_plain_conversation_asks_the_store_once(
         await history.append("p", Message.user("one"))
         assert await history.drained(timeout=20)
         asked = 0
-        ask = StoreGateway._unless_unavailable
+        ask = StoreGateway.read
 
         async def counted(self: StoreGateway, *args: Any, **named: Any) -> Any:
             nonlocal asked
             asked += 1
             return await ask(self, *args, **named)
 
-        monkeypatch.setattr(StoreGateway, "_unless_unavailable", counted)
+        monkeypatch.setattr(StoreGateway, "read", counted)
         assert texts(await history.messages("p", last=50)) == ["one"]
     assert asked == 1
 

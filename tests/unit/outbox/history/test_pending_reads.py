@@ -230,7 +230,7 @@ async def test_a_read_during_delivery_misses_nothing_and_doubles_nothing(history
 
 
 async def make_twin(store: ConversationStore, store_id: UUID) -> None:
-    async with store._engine.begin() as connection:
+    async with store._runtime.callers_engine.begin() as connection:
         await connection.exec_driver_sql("UPDATE letopis_store SET store_id = ?", (store_id.bytes,))
 
 

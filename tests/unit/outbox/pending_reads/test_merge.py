@@ -225,16 +225,6 @@ def test_the_newest_of_a_slice_are_enough_for_a_window_on_the_newest() -> None:
     assert texts(merged(slice_, view("a", "b", "c", "d", "e", "f", "g"), last=2)) == ["h", "i"]
 
 
-def test_a_slice_that_begins_behind_the_view_does_not_cover_it() -> None:
-    slice_ = pending((4, say("d")))
-
-    assert slice_.covers(view("a", "b", "c"))
-    assert slice_.covers(view("a", "b", "c", "d", "e"))
-    assert not slice_.covers(view("a", "b"))
-    assert not PendingSlice.nothing("c", ORIGIN, 3).covers(EMPTY_VIEW)
-    assert PendingSlice.nothing("c", ORIGIN, 0).covers(EMPTY_VIEW)
-
-
 def test_events_that_the_store_holds_otherwise_come_after_its_own() -> None:
     slice_ = pending((2, say("mine")), delivered=1, state="blocked", diverged=True)
 

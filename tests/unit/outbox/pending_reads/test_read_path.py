@@ -12,7 +12,6 @@ import pytest
 import sqlalchemy as sa
 
 from letopis.outbox import History
-from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.outbox.relay.relay import Relay
 from letopis.store import ConversationStore, FaultClass, InvalidInput, Message, ReadTimeout, StoreFault
 from letopis.store.errors import OutboxUnavailable
@@ -34,15 +33,15 @@ async def history(tmp_path: Path, store_url: str) -> AsyncIterator[History]:
 def between(monkeypatch: pytest.MonkeyPatch, event: Callable[[], Any]) -> list[int]:
     """Have something happen once, between the look into the file and the question to the store."""
     asked: list[int] = []
-    view = StoreGateway.view
+    view = OutboxAccess.view
 
-    async def later(self: StoreGateway, query: ViewQuery) -> StoreView | None:
+    async def later(self: OutboxAccess, query: ViewQuery) -> StoreView:
         asked.append(1)
         if len(asked) == 1:
             await event()
         return await view(self, query)
 
-    monkeypatch.setattr(StoreGateway, "view", later)
+    monkeypatch.setattr(OutboxAccess, "view", later)
     return asked
 
 
@@ -100,7 +99,7 @@ async def test_a_store_that_is_restored_while_it_is_read_is_completed_from_the_f
     await deliver_all(history)
 
     async def lose() -> None:
-        async with history.store._engine.begin() as connection:
+        async with history.store._runtime.callers_engine.begin() as connection:
             for table in ("events", "messages", "conversations", "lanes"):
                 await connection.execute(sa.text(f"DELETE FROM letopis_{table}"))
 
@@ -201,7 +200,6 @@ async def test_a_plain_read_that_takes_too_long_is_answered_from_the_file(
     await history.append("c", Message.user("one"))
     await deliver_all(history)
     monkeypatch.setattr(history._parts.gateway, "_deadline", 0.4)
-    monkeypatch.setattr(OutboxAccess, "view_at_once", lambda *_: None)
     view = OutboxAccess.view
 
     async def slow(self: OutboxAccess, query: ViewQuery) -> StoreView:

@@ -11,6 +11,7 @@ import pytest
 from letopis.store import ConversationDeleted, ConversationStarted, ConversationStore, Message
 from letopis.store.testing.outbox import Outbox
 from letopis.store.write.applier import Applier
+from tests.support.statements import over
 
 
 @pytest.mark.parametrize("retained", [1, 2])
@@ -31,8 +32,9 @@ async def test_erase_released_tells_whether_it_stripped_an_event(
         monkeypatch.setattr(Applier, "_erase_released", crash)
         outbox.append("fork", ConversationDeleted())
         await outbox.deliver(store)
-        async with applier._engine.begin() as connection:
-            answers = [await applier._eraser.erase_released(connection, now=1) for _ in range(2)]
+        answers = [
+            await over(store, lambda connection: applier._eraser.erase_released(connection, now=1)) for _ in range(2)
+        ]
 
     assert answers == [True, False]
 
