@@ -41,7 +41,6 @@ def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str
 
 
 def every_command() -> list[tuple[tuple[str, ...], click.Command]]:
-    """Each command with its path, groups included."""
     found: list[tuple[tuple[str, ...], click.Command]] = []
 
     def walk(path: tuple[str, ...], command: click.Command) -> None:

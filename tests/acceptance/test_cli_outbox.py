@@ -73,7 +73,6 @@ def outbox(tmp_path: Path) -> Path:
 
 
 def stuck(path: Path) -> str:
-    """The id of the event that blocks."""
     [(found,)] = rows(
         path, "SELECT hex(event_id) FROM letopis_outbox_log WHERE conversation_id = 'bad' AND sequence = 2"
     )

@@ -30,8 +30,6 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 def append(folder: Path, *what: Message | Event, conversation: str = "c1") -> None:
-    """Append to the outbox in a folder, as a bot does; nothing delivers it."""
-
     async def run() -> None:
         outbox = await OutboxFile.open(folder / "bot.outbox.db")
         await outbox.append(prepare(conversation, list(what), owner="42"))
@@ -86,7 +84,6 @@ class Running:
         self._process.send_signal(signal.SIGINT)
 
     def end(self) -> tuple[int, str]:
-        """Wait for the end; return the exit code and what is on stderr."""
         code = self._process.wait(TIMEOUT_SECONDS)
         assert self._process.stderr is not None
         return code, self._process.stderr.read().decode()

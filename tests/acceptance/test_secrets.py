@@ -179,8 +179,6 @@ def test_a_daemon_in_trouble_says_nothing_of_what_was_said(
 
 
 def _outbox(folder: Path, *conversations: str, owner: str | None = None) -> Path:
-    """An outbox with something personal in it, for each conversation."""
-
     async def fill() -> Path:
         outbox = await OutboxFile.open(folder / "bot.outbox.db")
         for conversation in conversations:
@@ -193,7 +191,6 @@ def _outbox(folder: Path, *conversations: str, owner: str | None = None) -> Path
 
 
 async def _refusing(url: str) -> None:
-    """Make the tables, and have the server refuse messages of one conversation with an error that quotes them."""
     import asyncpg
 
     async with ConversationStore.open(url, migrate=True):

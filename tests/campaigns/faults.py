@@ -57,10 +57,7 @@ Scene = Callable[[Bench], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One fault of the table: what makes it happen, and the class that it must come out as.
-
-    :ivar codes: by kind, for those whose code is settled; the others depend on when the connection breaks.
-    """
+    """One fault of the table: what makes it happen, and the class that it must come out as."""
 
     name: str
     scene: Scene
@@ -92,10 +89,7 @@ ROWS: Final[list[Row]] = []
 
 
 def row(name: str, expected: FaultClass, *kinds: str, codes: Sequence[str] = ()) -> Callable[[Scene], Scene]:
-    """Enter a scene in the table.
-
-    :param codes: one for each of the kinds; one alone is for all.
-    """
+    """Enter a scene in the table."""
     chosen = kinds or ("postgresql", "mariadb")
     each = dict(zip(chosen, codes * len(chosen) if len(codes) == 1 else codes, strict=True)) if codes else {}
 
@@ -536,10 +530,7 @@ async def _open(kind: str, server: Server | None, folder: Path) -> Bench:
 
 
 async def produce(kind: str, folder: Path) -> list[Outcome]:
-    """Produce every row of one kind of store.
-
-    :raises ServerUnavailable: there is no such server, and none can be started.
-    """
+    """Produce every row of one kind of store."""
     server: Any = {"postgresql": PostgresServer, "mariadb": MariaDBServer}.get(kind)
     found = None if server is None else server.find()
     margin, servers.ANSWER_MARGIN_SECONDS = servers.ANSWER_MARGIN_SECONDS, 0.5  # type: ignore[misc]

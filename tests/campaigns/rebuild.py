@@ -101,7 +101,6 @@ class Campaign:
         return outcome
 
     async def _same(self, store: ConversationStore, what: str) -> None:
-        """Compare the fold of every conversation with what is read of it."""
         outcome = self.outcome
         outcome.conversations = outcome.events = outcome.messages = 0
         differ = 0
@@ -120,7 +119,6 @@ class Campaign:
             outcome.problems.append(f"{what}: {differ} conversations differ")
 
     async def _emptied(self, store: ConversationStore) -> None:
-        """Empty all rows, rebuild them, and compare with what was there, byte by byte, and with the fold."""
         before = await digests(self._engine)
         async with self._engine.begin() as connection:
             await connection.execute(sa.delete(messages))
@@ -196,7 +194,6 @@ async def fold_of(store: ConversationStore, name: str) -> tuple[Folded, int]:
 
 
 async def differences(store: ConversationStore, name: str, folded: Folded) -> list[str]:
-    """Return the names of the fields in which what is read differs from the fold: all fields that events decide."""
     conversation = await store.conversation(name)
     if conversation is None or folded.conversation is None:
         return ["is there on one side only"]
@@ -350,10 +347,7 @@ async def apply_corpus(store: ConversationStore, *, sample: float, seed: int) ->
 
 @asynccontextmanager
 async def database(kind: str, folder: Path) -> AsyncIterator[str]:
-    """Give a fresh, empty database for the time of a run.
-
-    :raises tests.support.servers.ServerUnavailable: there is no such server.
-    """
+    """Give a fresh, empty database for the time of a run."""
     if kind == "sqlite":
         yield f"sqlite:///{(folder / 'history.db').as_posix()}"
         return
@@ -366,7 +360,6 @@ async def database(kind: str, folder: Path) -> AsyncIterator[str]:
 
 
 async def run(kind: str, *, sample: float, operations: int, seed: int) -> Outcome:
-    """Run the campaign on one kind of store."""
     folder = Path(tempfile.mkdtemp(prefix="letopis-rebuild-"))
     try:
         async with database(kind, folder) as url:

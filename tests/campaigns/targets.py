@@ -114,10 +114,7 @@ class ServerTarget(Target):
 
 
 def open_target(kind: str, folder: Path) -> Target:
-    """Make the target of this kind.
-
-    :raises tests.support.servers.ServerUnavailable: there is no such server, and none can be started.
-    """
+    """Make the target of this kind."""
     if kind == "sqlite":
         return SQLiteTarget(folder)
     if kind == "postgresql":

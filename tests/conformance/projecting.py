@@ -69,7 +69,6 @@ async def make_table(url: str) -> None:
 
 
 async def rows_of(url: str, version: int = 1) -> list[tuple[int, int, int]]:
-    """Return partition, position and whether it was replayed, of all that one version has seen."""
     engine = create_store_engine(url)
     async with engine.connect() as connection:
         found = await connection.execute(

@@ -14,7 +14,6 @@ TABLES = ("letopis_events", "letopis_messages", "letopis_conversations", "letopi
 
 
 async def rows(url: str, table: str = "letopis_events") -> list[Mapping[str, Any]]:
-    """Return the rows of a table."""
     engine = open_engine(url)
     try:
         async with engine.connect() as connection:

@@ -33,7 +33,6 @@ async def base(tmp_path: Path) -> AsyncIterator[History]:
 
 @pytest.fixture
 def recorder(base: History, tmp_path: Path) -> LetopisRecorder:
-    """A recorder on that history."""
     return LetopisRecorder(base, files=tmp_path / "files")
 
 

@@ -54,8 +54,6 @@ def chats(base: History, tmp_path: Path) -> LetopisChats:
 
 
 def answering(chats: LetopisChats, api: BotApi, **options: Any) -> Any:
-    """An application that answers each text."""
-
     async def answer(update: Update, context: Context) -> None:
         assert update.message is not None
         await update.message.reply_text(f"answer to {update.message.text}")

@@ -22,10 +22,7 @@ UNKNOWN: Final = "?"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expects:
-    """The condition of an event: that nothing has come since this was seen.
-
-    :ivar leader: the first event of the same append, which decides for all of it.
-    """
+    """The condition of an event: that nothing has come since this was seen."""
 
     sequence: int
     version: int | None
@@ -108,7 +105,6 @@ class Lanes:
     def append(
         self, box: Outbox, chat: str, *drafts: Event, owner: str | None = None, expects: Expects | None = None
     ) -> list[Event]:
-        """Append events to a lane, after the one that begins the conversation or names its owner, where it is due."""
         self.clock += 1
         lane, events = box.lanes[chat], list(drafts)
         for place, event in enumerate(events):
@@ -131,10 +127,7 @@ class Lanes:
         return list(drafts)
 
     def of(self, box: Outbox | None, chat: str, *, alone: bool = False) -> list[Event]:
-        """Return the events that are read through an outbox, or of the store alone.
-
-        :param alone: as far as the outbox tells, while the store is down.
-        """
+        """Return the events that are read through an outbox, or of the store alone."""
         if alone and box is not None:
             return box.lanes[chat].events if chat in box.lanes else []
         pending = box.lanes[chat].pending if box is not None and chat in box.lanes else []
@@ -177,7 +170,6 @@ class Lanes:
     # Delivery.
 
     def deliver(self, box: Outbox) -> None:
-        """Deliver all that is pending of an outbox."""
         marks: dict[str, list[Event]] = {}
         for name, lane in box.lanes.items():
             if pending := lane.pending:

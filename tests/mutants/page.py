@@ -12,8 +12,7 @@ from tests.support.reports import made_on, table
 BEGIN: Final = "<!-- mutants: made by `python -m tests.mutants --publish`, not by hand -->"
 END: Final = "<!-- end of mutants -->"
 EQUIVALENTS: Final = Path(__file__).with_name("equivalents.json")
-LEAST: Final = 0.9
-"""The share of mutants that tests have to catch."""
+LEAST: Final = 0.9  # the share of mutants that tests have to catch
 
 
 def equivalents() -> dict[tuple[str, str], str]:

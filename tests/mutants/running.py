@@ -39,10 +39,8 @@ NEAR: Final = (
     *("integration/test_relay_stores.py", "integration/test_wrong_store.py"),
 )
 """Where tests that are near a room may be."""
-BUDGET_SECONDS: Final = 8.0
-"""Tests of a mutant cost this much processor time at most, by what they cost without it."""
-_CPU_SECONDS: Final = 20
-"""A mutant that needs more processor time than this hangs."""
+BUDGET_SECONDS: Final = 8.0  # tests of a mutant cost this much processor time at most, by what they cost without it
+_CPU_SECONDS: Final = 20  # a mutant that needs more processor time than this hangs
 _WALL_SECONDS: Final = 300.0
 _QUIET: Final = (
     *("-q", "--no-header", "--no-summary", "-p", "no:cacheprovider", "-p", "no:xdist", "--timeout", "120"),

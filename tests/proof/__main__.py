@@ -53,7 +53,6 @@ PUBLISHED: Final = ROOT / "docs" / "explanation" / "proof.md"
 
 
 def part(name: str) -> Part:
-    """Return a part by its name."""
     found: Part = import_module(f"tests.proof.{name}").prove
     return found
 
@@ -109,10 +108,7 @@ def prove(names: Sequence[str], *, short: bool, seed: int, jobs: int) -> dict[st
 
 
 def failures(report: Mapping[str, Any], *, require: bool = False) -> list[str]:
-    """Return what did not hold, in words.
-
-    :param require: whether a row that could not be run here is a failure.
-    """
+    """Return what did not hold, in words."""
     short, found = report["short"], []
     for part_report in report["parts"]:
         name = part_report["part"]

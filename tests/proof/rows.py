@@ -35,10 +35,7 @@ class Row:
     missing: str = ""
 
     def ok(self, *, short: bool, require: bool = False) -> bool:
-        """Return True if the row shows what it has to.
-
-        :param require: whether a row that could not be run on this machine is a failure.
-        """
+        """Return True if the row shows what it has to."""
         if self.missing:
             return not require
         if self.control:

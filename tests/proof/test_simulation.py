@@ -29,7 +29,6 @@ SALT = b"s" * 16
 
 
 def live(work: Coroutine[Any, Any, Any], *, seed: int = 7) -> Any:
-    """Run a coroutine in a virtual loop."""
     loop = VirtualLoop(random.Random(seed))
     try:
         return loop.run_until_complete(work)

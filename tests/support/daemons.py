@@ -53,7 +53,6 @@ class Ear:
         return sum(message.startswith(word) for _, message in self.heard)
 
     def last(self, word: str) -> float:
-        """When a word was last heard."""
         return max((at for at, message in self.heard if message.startswith(word)), default=0.0)
 
     def close(self) -> None:

@@ -30,7 +30,6 @@ def patient_reads() -> Iterator[None]:
 
 @pytest.fixture
 async def outbox(tmp_path: Path) -> AsyncIterator[OutboxFile]:
-    """An open, empty outbox file."""
     file = await OutboxFile.open(tmp_path / "bot.outbox.db")
     yield file
     await file.close()

@@ -58,7 +58,6 @@ def noted(store: ConversationStore) -> Iterator[list[Statement]]:
 
 
 async def hot_statements(store: ConversationStore) -> list[Statement]:
-    """Return the statements of deliveries to one conversation that is known, and of the reads of it."""
     store._runtime.fast_reader = None  # it executes the same statements past the pool
     outbox = Outbox()
     scope = Scope.conversation(CHAT).name

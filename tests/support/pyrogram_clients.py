@@ -79,7 +79,6 @@ class Offline(Client):
         self.dispatcher.updates_queue.put_nowait((update, users, {}))
 
     def say(self, number: int, text: str) -> None:
-        """Receive a message of Ada."""
         self.receive(raw.types.UpdateNewMessage(message=self.message(number, text), pts=1, pts_count=1))
 
 

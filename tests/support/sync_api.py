@@ -51,8 +51,7 @@ NARROWER: Final = {
 }
 """Annotations that differ from those of the asynchronous API."""
 
-ONLY_HERE: Final = {("open", "inside_loop")}
-"""Parameters that the asynchronous API does not have."""
+ONLY_HERE: Final = {("open", "inside_loop")}  # parameters that the asynchronous API does not have
 
 _ABOUT: Final = {
     "Receipt": """What ``BlockingHistory.append`` gives back: a :class:`Receipt` whose methods wait.
@@ -167,7 +166,6 @@ class Names:
 
 @cache
 def origins(module: ModuleType) -> dict[str, str]:
-    """The import statement of each name that a module imports."""
     found = {}
     for node in ast.parse(inspect.getsource(module)).body:
         if isinstance(node, ast.Import):
@@ -333,7 +331,6 @@ def attribute(subject: str, name: str, annotation: str) -> str:
 
 
 def face(subject: str, names: Names) -> str:
-    """The twin of a class."""
     cls = TWINS[subject]
     module = sources(subject)
     own = {name: of for name, of in inspect.get_annotations(cls).items() if not name.startswith("_")}

@@ -31,10 +31,7 @@ MEND: Final = "ALTER TABLE letopis_events DROP CONSTRAINT never"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """What is made to happen on a server.
-
-    :ivar code: that one event fails with; empty: every event is refused, until it is fixed.
-    """
+    """What is made to happen on a server."""
 
     kind: str
     code: str = ""

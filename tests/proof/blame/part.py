@@ -27,8 +27,7 @@ from tests.support.servers import MariaDBServer, PostgresServer, Server, ServerU
 KINDS: Final = {"postgresql": "PostgreSQL", "mariadb": "MariaDB"}
 OTHERS: Final = (1, 2, 3, 5, 8, 30)
 SEEDS: Final = 50
-LIMIT: Final = 30.0
-"""Seconds that no conversation but the bad one may wait."""
+LIMIT: Final = 30.0  # seconds that no conversation but the bad one may wait
 JOBS: Final = 2
 LATE: Final = 300.0
 """Seconds that the bad event is alone in the outbox, in every third case, before the others begin to talk; in another
@@ -99,7 +98,6 @@ def _fault(one: tuple[FaultClass, str]) -> dict[str, Any]:
 
 
 def held_up(case: Case, came: Came) -> str:
-    """Return what was wrong where some conversations are bad."""
     if came.waits > LIMIT:
         return f"a sound conversation waited {came.waits:.1f} s"
     if any(not name.startswith("bad-") for name in came.blocked):

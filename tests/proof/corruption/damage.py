@@ -24,13 +24,11 @@ def cut(data: bytes, chance: Random) -> bytes:
 
 
 def zeroed(data: bytes, chance: Random) -> bytes:
-    """Write zeros over one page."""
     at = chance.randrange(len(data) // PAGE) * PAGE
     return data[:at] + bytes(PAGE) + data[at + PAGE :]
 
 
 def swapped(data: bytes, chance: Random) -> bytes:
-    """Exchange two pages."""
     one, two = (place * PAGE for place in sorted(chance.sample(range(len(data) // PAGE), 2)))
     return data[:one] + data[two : two + PAGE] + data[one + PAGE : two] + data[one : one + PAGE] + data[two + PAGE :]
 

@@ -15,8 +15,7 @@ from letopis.outbox import History
 from letopis.store import Message
 
 CONVERSATIONS: Final = 14
-Seen = Mapping[str, list[tuple[Any, ...]]]
-"""Of each table its rows, as they are stored."""
+Seen = Mapping[str, list[tuple[Any, ...]]]  # of each table its rows, as they are stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +64,7 @@ async def _say(history: History, numbers: range, times: int) -> None:
 
 
 def seen_in(path: Path) -> Seen:
-    """Return all that plain SQLite reads of a file, without the tables of its full-text index.
-
-    :raises sqlite3.Error: it cannot be read; the connection is closed in any case.
-    """
+    """Return all that plain SQLite reads of a file, without the tables of its full-text index."""
     with closing(sqlite3.connect(path)) as connection:
         names = [
             name

@@ -52,8 +52,7 @@ NOT_READ: Final = {
 TIMES: Final = {"letopis_outbox_events": (9,), "letopis_events": (12, 13), "letopis_search": (7,)}
 """When an event happened and was recorded. No digest covers these, so they are counted apart."""
 
-INDEXED_UP_TO: Final = -1
-"""The column of ``letopis_outbox_origin`` with the position up to which ids are indexed."""
+INDEXED_UP_TO: Final = -1  # the column of ``letopis_outbox_origin`` with the position up to which ids are indexed
 
 
 def prove(options: Options) -> Iterator[Row]:
@@ -367,7 +366,6 @@ class _Proof:
         return said == [("ok",)]
 
     async def _delivered(self) -> str:
-        """Return a history store that has everything, also what is in the WAL only."""
         folder = self._work.with_name("delivered")
         folder.mkdir()
         store = folder / self._files.store.name
@@ -381,7 +379,6 @@ class _Proof:
         return url
 
     def _unaccounted(self, source: Path, new: Path, receipt: Salvaged, count: Counter[str], how: str) -> Iterator[str]:
-        """Yield each event of the sound file that is neither in the new one nor in the receipt, or that is changed."""
         truth, salvaged = self._truth[source], seen_in(new)
         kept, there = _events(salvaged), _events(truth)
         lanes = {row[1]: row for row in salvaged["letopis_outbox_lanes"]}

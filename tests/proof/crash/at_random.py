@@ -20,24 +20,15 @@ from tests.proof.rows import Row
 from tests.proof.stores import each, fresh
 from tests.support.defects import IN_PARTS, NEVER, PUT_BACK_DROPPED, RESET_KEEPS
 
-KILLS: Final = 110
-"""Of each store; more than 300 in all."""
-PROMISES: Final = 1_800
-"""Of each store; more than 5,000 in all."""
+KILLS: Final = 110  # of each store; more than 300 in all
+PROMISES: Final = 1_800  # of each store; more than 5,000 in all
 TIMEOUT_SECONDS: Final = 60.0
 _BLOWS: Final = ((BOT,), (RELAY,), (BOT, RELAY), (RELAY, BOT))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The result of a number of kills.
-
-    :ivar killed: how often the bot, the relay, and both at once.
-    :ivar looks: examinations in the middle, when both were dead.
-    :ivar changes: of records that were acknowledged.
-    :ivar wrong: what went wrong beside the data.
-    :ivar verdicts: the last one, and those that found something.
-    """
+    """The result of a number of kills."""
 
     killed: Counter[str]
     looks: int

@@ -29,8 +29,7 @@ TIMEOUT_SECONDS: Final = 30.0
 _WHAT: Final = "killed at a system call, restarted, drained"
 LEAST: Final = 250
 PARALLEL_KILLS: Final = 2
-_FRAME: Final = 24
-"""Bytes of what SQLite writes before each page."""
+_FRAME: Final = 24  # bytes of what SQLite writes before each page
 
 # Starting and joining look at every child: two threads that do so take each other's exit codes.
 _children: Final = threading.Lock()
@@ -38,10 +37,7 @@ _children: Final = threading.Lock()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Death:
-    """One kill and what was found after it.
-
-    :ivar call: at which it died; ``None`` where it came to its end.
-    """
+    """One kill and what was found after it."""
 
     call: Call | None
     acknowledged: int = 0
@@ -133,11 +129,7 @@ def run(
 def _kill(
     options: Options, context: Context, story: Story, made: Path, *, most: int, without: str = ""
 ) -> tuple[int, list[Death]]:
-    """Kill at about so many calls, evenly apart; return how many calls there are, and the deaths.
-
-    :param made: the files to begin with, if they are there.
-    :param without: a control; then only what it breaks counts.
-    """
+    """Kill at about so many calls, evenly apart; return how many calls there are, and the deaths."""
     counts = _after_the_first_promise if without else _every_call
     counter = itertools.count()
 
@@ -181,10 +173,7 @@ async def _after_erasing(folder: Path, call: Call) -> Death:
 
 
 async def _go_on(folder: Path, *, changes_path: bool = False) -> tuple[list[Ack], StoreState, Verdict, list[str]]:
-    """Start again, say something more, and let all be delivered; return what was promised, and what is there.
-
-    :param changes_path: whether the victim changed the path of ``PATH``, and kept what it was promised of it.
-    """
+    """Start again, say something more, and let all be delivered; return what was promised, and what is there."""
     promised = read_promises((folder / ACKS).read_bytes()) if (folder / ACKS).exists() else KeptPromises()
     acks = list(promised.acks)
     outbox, url = folder / OUTBOX, url_of(folder)

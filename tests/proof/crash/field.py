@@ -32,18 +32,12 @@ from tests.support.record_deeds import record_ack
 TIMEOUT_SECONDS: Final = 20.0
 CONVERSATIONS: Final = 3
 SAID: Final = 4
-LOOKS: Final = 8
-"""How often a watch still looks after the last notification, for any that should not follow."""
+LOOKS: Final = 8  # how often a watch still looks after the last notification, for any that should not follow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Death:
-    """One death and what was found after it.
-
-    :ivar died: whether the process died at its moment.
-    :ivar stored: whether something was stored that was not written off.
-    :ivar doubled: events that were sent again and recognised.
-    """
+    """One death and what was found after it."""
 
     died: bool
     violations: int
@@ -62,11 +56,7 @@ class State(NamedTuple):
 
 
 class Field:
-    """Where processes die.
-
-    :ivar bot: survives.
-    :param without: for a control: nothing that applies looks at what the store holds already.
-    """
+    """Where processes die."""
 
     def __init__(self, bot: History, url: str, hook: Hook, context: Context, *, without: bool) -> None:
         self.bot = bot
@@ -84,7 +74,6 @@ class Field:
     async def open(
         cls, outbox: Path, url: str, hook: Hook, context: Context, *, without: bool = False
     ) -> AsyncIterator[Field]:
-        """Make the store's tables and open the outbox of the bot that survives."""
         async with (
             ConversationStore.open(url, migrate=True) as store,
             History.open(outbox, store=store, relay=False, watch=False) as bot,
@@ -248,7 +237,6 @@ class Field:
         return relay.stats.duplicates
 
     async def _watch(self, *, since: int, told: int) -> list[str]:
-        """Watch on in the dead one's place, until the operator was told, or was reminded; return what is wrong."""
         watching = self._watching()
         deadline = time.monotonic() + TIMEOUT_SECONDS
         # What the dead one had claimed is not told a second time, but the reminder comes.

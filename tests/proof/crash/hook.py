@@ -10,10 +10,7 @@ from typing import Any, Self
 
 
 class Hook:
-    """Takes every alert; ``with Hook() as hook: hook.url``.
-
-    :ivar alerts: what came, in order.
-    """
+    """Takes every alert; ``with Hook() as hook: hook.url``."""
 
     def __init__(self) -> None:
         alerts = self.alerts = list[dict[str, Any]]()

@@ -22,8 +22,7 @@ from tests.support.damage import drop_event_id_index
 
 TIMES: Final = 3
 CALLS: Final = 20
-TIMES_ALERTS: Final = 2
-"""Each waits for a reminder."""
+TIMES_ALERTS: Final = 2  # each waits for a reminder
 COMMITTED: Final = "apply: after the store's commit, before its answer is heard"
 
 

@@ -27,8 +27,7 @@ from tests.support.values.hostile import kinds
 
 CODES: Final = frozenset({*Exit, 130})
 TIMEOUT_SECONDS: Final = 20.0
-ALONE: Final[Mapping[str, str]] = {"demo": "a bot of half a minute, without input"}
-"""Verbs that are not run, and why."""
+ALONE: Final[Mapping[str, str]] = {"demo": "a bot of half a minute, without input"}  # verbs that are not run, and why
 FIRST: Final[Mapping[str, tuple[str, ...]]] = {
     "relay": ("--once",),
     "console": ("--host", "192.0.2.1"),  # no address of this machine, so that it ends
@@ -139,7 +138,6 @@ def judge(label: str, said: Said, outcomes: Outcomes) -> None:
 
 
 def verbs(group: click.Command = cli, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Yield every verb by its words."""
     if not isinstance(group, click.Group):
         yield words, group
         return

@@ -115,7 +115,6 @@ def nested_lines() -> Iterator[bytes]:
 
 
 def file_of(random: Random, many: int) -> bytes:
-    """Return a file of this many lines, or a few more."""
     return b"".join([*(mutated(random, number) for number in range(many)), *nested_lines()])
 
 
@@ -172,5 +171,4 @@ async def _exported(store: ConversationStore) -> bytes:
 
 
 def run(url: str, folder: Path, random: Random, many: int) -> Fuzzed:
-    """Fuzz the importer over one store."""
     return asyncio.run(imported(url, folder, file_of(random, many)))

@@ -19,12 +19,9 @@ from tests.proof.inputs.judging import Kept, Tally, found_in
 from tests.support.defects import planted
 from tests.support.values.hostile import Hostile, sample, values
 
-TIMEOUT_SECONDS: Final = 15.0
-"""Seconds after which a call hangs."""
-BLOCK_AT_ONCE: Final = RetryPolicy(base=0.01, attempts=0)
-"""What the store refuses is blocked at once, to be seen."""
-EVERY: Final = ("conversation_id",)
-"""Parameters of `append` that are given every value."""
+TIMEOUT_SECONDS: Final = 15.0  # seconds after which a call hangs
+BLOCK_AT_ONCE: Final = RetryPolicy(base=0.01, attempts=0)  # what the store refuses is blocked at once, to be seen
+EVERY: Final = ("conversation_id",)  # parameters of `append` that are given every value
 SAYS_MORE: Final = {
     *(("Reply", method) for method in TABLES["Reply"]),
     *(("Receipt", method) for method in TABLES["Receipt"]),
@@ -132,7 +129,6 @@ async def looked_at(history: History, store: ConversationStore, tally: Tally) ->
 
 
 async def _whole(store: ConversationStore, tally: Tally) -> None:
-    """The other readers must take all of it: search, statistics, the rebuilding of rows."""
     while await store.catch_up_search():
         pass
     await store.statistics()
@@ -154,7 +150,6 @@ def blocked(connection: sa.Connection) -> list[str]:
 
 
 async def blocked_at_delivery(url: str, folder: Path) -> list[str]:
-    """Give titles with NUL in them while text is not checked, deliver them, and return what is blocked: a control."""
     async with (
         ConversationStore.open(url, migrate=True) as store,
         History.open(folder / "unchecked.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,

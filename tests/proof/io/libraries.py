@@ -45,10 +45,7 @@ class Met:
 
 
 def meet(folder: Path, by: str, *, blind: bool = False) -> Met:
-    """Have a bot meet it, and kill the bot; return what is lost of what it was promised.
-
-    :param by: ``open``, or a second SQLite library.
-    """
+    """Have a bot meet it, and kill the bot; return what is lost of what it was promised."""
     folder.mkdir()
     words = command(live, folder, by, blind=blind)
     done = subprocess.run(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=TIMEOUT_SECONDS, check=False)
@@ -72,10 +69,7 @@ def _open_and_close(path: Path, by: str) -> None:
 
 
 async def live(place: str, by: str, *, blind: bool) -> None:
-    """Be the bot, which prints its promises and kills itself.
-
-    :param blind: do not look where the files are.
-    """
+    """Be the bot, which prints its promises and kills itself."""
     if blind:
         FileIdentityGuard.verify = lambda self: None  # type: ignore[method-assign]
     folder, acks, refused = Path(place), [], 0

@@ -16,10 +16,8 @@ from tests.proof.power.cuts import NotHere
 from tests.proof.power.states import strace
 from tests.proof.rows import Row, row_of
 
-AT_A_TIME: Final = 3
-"""Experiments at a time: most of them mostly wait."""
-MOST: Final = 170
-"""Calls of one kind that fail one by one, drawn by chance where the script makes more."""
+AT_A_TIME: Final = 3  # experiments at a time: most of them mostly wait
+MOST: Final = 170  # calls of one kind that fail one by one, drawn by chance where the script makes more
 ERRORS: Final = ("EIO", "ENOSPC")
 NO_STRACE: Final = "needs strace, and the right to trace"
 

@@ -24,10 +24,8 @@ from tests.support.child import command, promising
 from tests.support.victim import HISTORY, OUTBOX
 
 BEFORE: Final = 0.5
-AFTER: Final = 1.5
-"""Seconds that the bot continues once something was removed."""
-BOUND: Final = 0.5
-"""Seconds within which it has to say so, and all appends from then on have to be refused."""
+AFTER: Final = 1.5  # seconds that the bot continues once something was removed
+BOUND: Final = 0.5  # seconds within which it has to say so, and all appends from then on have to be refused
 TIMEOUT_SECONDS: Final = 30.0
 
 
@@ -47,10 +45,7 @@ def _emptied(path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A way to remove something.
-
-    :ivar mended: whether an operator can put it back as it was, so that everything acknowledged has to be there.
-    """
+    """A way to remove something."""
 
     name: str
     take: Callable[[Path], None]
@@ -121,10 +116,7 @@ def compared(folder: Path, way: Way, *, moment: float) -> Taken:
 
 
 async def talk(place: str, *, blind: bool) -> None:
-    """Be the bot, which writes its promises to ``acks``, with the time of each.
-
-    :param blind: do not look where the files are.
-    """
+    """Be the bot, which writes its promises to ``acks``, with the time of each."""
     if blind:
         FileIdentityGuard.verify = lambda self: None  # type: ignore[method-assign]
     folder = Path(place)

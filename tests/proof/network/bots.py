@@ -31,10 +31,7 @@ CONVERSATIONS: Final = 6
 
 
 class Watched(ConversationStore):
-    """A history store that counts what went wrong with it, by class and code.
-
-    :ivar false_promises: applies that failed after they had been acknowledged; a store that keeps its word has none.
-    """
+    """A history store that counts what went wrong with it, by class and code."""
 
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
@@ -58,10 +55,7 @@ class Watched(ConversationStore):
 
 @dataclass(slots=True)
 class Bot:
-    """One outbox, its relay, and what appends to it have returned.
-
-    :ivar saying: appends in progress: what one of them writes is pending a moment later.
-    """
+    """One outbox, its relay, and what appends to it have returned."""
 
     outbox: OutboxFile
     store: Watched
@@ -100,7 +94,6 @@ class Bot:
 async def talking(
     folder: Path, stores: Sequence[Watched], *, outboxes: int, pace: float, seed: str
 ) -> AsyncIterator[list[Bot]]:
-    """Have this many bots per store talk and deliver; at the end the relays are stopped and the stores closed."""
     async with AsyncExitStack() as stack:
         bots: list[Bot] = []
         for place, store in enumerate(stores):

@@ -10,8 +10,7 @@ from letopis.store.errors import LetopisError
 from letopis.store.rules.apply_plan import ApplyResult, LaneApplied, LaneBatch, Origin
 from tests.proof.network.bots import Watched
 
-TOO_SOON: Final = 0.02
-"""Seconds after which a hasty store says yes."""
+TOO_SOON: Final = 0.02  # seconds after which a hasty store says yes
 
 
 class Hasty(Watched):

@@ -20,8 +20,7 @@ from tests.support.defects import DUPLICATES_TAKEN, planted
 from tests.support.servers import ServerUnavailable
 
 KINDS: Final = ("postgresql", "mariadb")
-FAULTS: Final = 1_000
-"""Faults that have to fire, a driver."""
+FAULTS: Final = 1_000  # faults that have to fire, a driver
 STORM: Final = "connections broken under relays at work"
 TIMEOUT_SECONDS: Final = 400.0
 """Seconds that one experiment may take; on a machine that is not busy it takes less than a quarter of that."""

@@ -28,10 +28,8 @@ CONVERSATIONS: Final = 5
 RULES: Final = Rules(resolve_after=1.0)
 """As by default, but that an outage is over after a second: otherwise the scenes would be one long outage that comes
 and goes, and rightly raises alerts."""
-LOOK: Final = 0.4
-"""Seconds between two looks of a watch."""
-BOUND: Final = 30.0
-"""Seconds after the end of a fault within which everything has to be delivered."""
+LOOK: Final = 0.4  # seconds between two looks of a watch
+BOUND: Final = 30.0  # seconds after the end of a fault within which everything has to be delivered
 TIMEOUTS: Final = (Timeouts(connect=2.0, statement=6.0, lock=1.0), Timeouts(connect=2.0, statement=1.0, lock=6.0))
 """Of some bots, which wait for locks for a second, and of others, whose statements may not take longer."""
 
@@ -185,10 +183,7 @@ def _open_incidents(connection: sa.Connection) -> int:
 
 
 async def harm(kind: str, folder: Path, *, short: bool, seed: str) -> list[Row]:
-    """Play all scenes on one kind of server, and return a row each.
-
-    :raises tests.support.servers.ServerUnavailable: there is no such server to be had.
-    """
+    """Play all scenes on one kind of server, and return a row each."""
     ward = open_ward(kind)
     rows: list[Row] = []
     try:

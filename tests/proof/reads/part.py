@@ -29,8 +29,7 @@ SHARED_CONTROL: Final = "the same, with outboxes that trust their own file about
 RECORDS: Final = "records are listed while eight writers put them"
 RECORDS_CONTROL: Final = "the same, with values that are read after the list"
 CLIENTS: Final = 6
-TIMEOUT_SECONDS: Final = 1_200.0
-"""Seconds after which it is not waited for more reads."""
+TIMEOUT_SECONDS: Final = 1_200.0  # seconds after which it is not waited for more reads
 
 
 def prove(options: Options) -> Iterator[Row]:
@@ -54,7 +53,6 @@ def prove(options: Options) -> Iterator[Row]:
 
 
 def _shared(kind: str, options: Options) -> Iterator[Row]:
-    """Yield the rows of two outboxes on one store, and of lists of records."""
     many, few = options.many(3_000, 40), options.many(2_000, 100)
     for what, defect, control in (
         (SHARED, None, False),

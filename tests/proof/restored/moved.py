@@ -17,10 +17,8 @@ from tests.support.relays import until
 
 KILLS = 3
 """Of a move at most; one that is through before its first is no case of this. 0 for a control: none is needed."""
-TRANSACTIONS: Final = 60
-"""Of a move that is not killed, about."""
-TALK: Final = 0.3
-"""Seconds that the bot talks after the move before it is noticed."""
+TRANSACTIONS: Final = 60  # of a move that is not killed, about
+TALK: Final = 0.3  # seconds that the bot talks after the move before it is noticed
 
 
 def killed_midway(to: str) -> Callable[[Scene], Awaitable[list[str]]]:
@@ -70,7 +68,6 @@ async def _continued(old: str, new: str) -> list[str]:
 
 
 def _run_to_its_end(scene: Scene, target: str) -> list[str]:
-    """Run a move, kill it after some of its transactions, and run it again until it is through."""
     kills, most = 0, scene.chance.randint(min(1, KILLS), KILLS)
     while True:
         left = scene.chance.randrange(1, TRANSACTIONS) if kills < most else 0

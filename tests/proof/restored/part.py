@@ -24,10 +24,8 @@ from tests.proof.restored.cases import CASES, Case
 from tests.proof.rows import Row, row_of
 from tests.proof.stores import Fresh, fresh
 
-EVERY: Final = 0.2
-"""Seconds between two looks at the store; 30 outside the proof."""
-SHORT_PATIENCE: Final = 6.0
-"""Seconds that a control is given to notice, which it cannot; half of it in the short form."""
+EVERY: Final = 0.2  # seconds between two looks at the store; 30 outside the proof
+SHORT_PATIENCE: Final = 6.0  # seconds that a control is given to notice, which it cannot; half of it in the short form
 
 
 def prove(options: Options) -> Iterator[Row]:
@@ -80,7 +78,6 @@ def controls(options: Options) -> list[Row]:
 
 
 def row(options: Options, case: Case, kind: str, count: int, *, control: str = "") -> Row:
-    """Run a kind of case a number of times, each on an empty store."""
     problems: list[str] = []
     for number in range(count):
         folder = options.folder / f"{kind}-{CASES.index(case)}-{control}-{number}"

@@ -38,21 +38,15 @@ from tests.support.moves import dump
 from tests.support.relays import end
 
 CHILD: Final = Path(__file__).with_name("child.py")
-DEFECT = ""
-"""Of the processes that are started; set for a control."""
-WAIT: Final = 120.0
-"""Seconds after which a process that does not end is killed."""
+DEFECT = ""  # of the processes that are started; set for a control
+WAIT: Final = 120.0  # seconds after which a process that does not end is killed
 _PROBES: Final = RetryPolicy(base=0.05, factor=2, cap=0.2, jitter="none", attempts=1)
 CONVERSATIONS: Final = 8
 
 
 @dataclass(slots=True)
 class Scene:
-    """A bot that names ``url`` as its history store, and does not deliver itself.
-
-    :ivar acks: what appends returned.
-    :ivar receipts: of the same appends.
-    """
+    """A bot that names ``url`` as its history store, and does not deliver itself."""
 
     kind: str
     url: str
@@ -73,7 +67,6 @@ class Scene:
         return self.stack.enter_context(fresh(kind, self.folder, name)).url
 
     async def say(self, events: int) -> None:
-        """Append this many messages, in random conversations."""
         for _ in range(events):
             name = f"chat-{self.chance.randrange(CONVERSATIONS)}"
             receipt = await self.history.append(name, Message.user(f"message {len(self.acks)}"))
@@ -161,7 +154,6 @@ class Scene:
         return await asyncio.to_thread(call)
 
     async def untrue(self, wrong: str | None) -> list[str]:
-        """Return what ``status`` and ``doctor`` report wrongly, after a relay was given a wrong store."""
         problems = []
         lanes = (await asyncio.to_thread(read_outbox, self.path)).lanes.values()
         pending = sum(one.head - one.delivered for one in lanes)

@@ -28,19 +28,14 @@ from tests.campaigns.states import Ack
 from tests.support.relays import drained, end
 from tests.support.store_changes import Copy, copied, put_back
 
-TIMEOUT_SECONDS: Final = 30.0
-"""Seconds in which a store has to be whole again, or its loss told."""
-POLITE: Final = 20
-"""How often a restore is tried that met a delivery and was rolled back for it."""
+TIMEOUT_SECONDS: Final = 30.0  # seconds in which a store has to be whole again, or its loss told
+POLITE: Final = 20  # how often a restore is tried that met a delivery and was rolled back for it
 _PROBES: Final = RetryPolicy(base=0.05, factor=2, cap=0.2, jitter="none", attempts=1)
 
 
 @dataclass(slots=True)
 class World:
-    """One bot on one store.
-
-    :ivar acks: what appends returned.
-    """
+    """One bot on one store."""
 
     kind: str
     url: str
@@ -56,7 +51,6 @@ class World:
             await self.say_in(f"chat-{self.chance.randrange(12)}", 1)
 
     async def say_in(self, name: str, events: int) -> None:
-        """Append this many messages to a conversation."""
         said = prepare(name, [Message.user(f"{name} says {number}") for number in range(events)])
         done = await self.outbox.append(said)
         self.acks += [Ack(name, *place) for place in zip(done.event_ids, done.sequences, strict=True)]
@@ -85,7 +79,6 @@ class World:
         return await copied(self.url)
 
     async def restore(self, copy: Copy) -> None:
-        """Set the store back."""
         for _ in range(POLITE):
             try:
                 return await put_back(self.url, copy)

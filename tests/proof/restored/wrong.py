@@ -23,8 +23,7 @@ from tests.support.relays import until
 from tests.support.servers import PostgresServer
 from tests.support.store_changes import copied, put_back, run_there
 
-TOLD = 2
-"""Wrong stores that a relay is given in a case, of five; one in the short form."""
+TOLD = 2  # wrong stores that a relay is given in a case, of five; one in the short form
 
 
 async def before_the_first_delivery(scene: Scene) -> list[str]:
@@ -118,7 +117,6 @@ async def exchanged(world: World) -> list[str]:
 
 
 async def another_store(scene: Scene) -> str:
-    """Return the URL of a store of the same kind with the history of another bot."""
     url = scene.database(scene.kind)
     await _some_history(scene.folder / "theirs.outbox.db", url)
     return url

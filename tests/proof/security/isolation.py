@@ -122,7 +122,6 @@ async def isolated(url: str, folder: Path, *, fold: Fold = exact, pairs: int | N
 
 
 async def _erased(url: str, history: History, came: Isolated, pairs: int | None) -> None:
-    """Redact and delete as the one, and compare the rows of the other."""
     for number, (kind, one, other) in enumerate(TWINS[:pairs]):
         mine, theirs = f"{number}-{one}", f"{number}-{other}"
         before = await rows_of(url, theirs)

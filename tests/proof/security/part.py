@@ -22,8 +22,7 @@ from tests.support.values.secrets import DSNS
 INJECTED: Final = "ids made to break out of a statement, in every call: nobody else's rows change"
 ISOLATED: Final = "owners whose ids differ in case, accent, space, form or width: read, counted, erased apart"
 PLANTED: Final = "what was said, planted in a store's own errors: 0 in exceptions, logs, alerts, status, doctor"
-OWN_RULE: Final = ("B608",)
-"""What bandit looks for by the words of a statement; `sql_rule` does by what it is made of."""
+OWN_RULE: Final = ("B608",)  # what bandit looks for by the words of a statement; `sql_rule` does by what it is made of
 
 
 def prove(options: Options) -> Iterator[Row]:

@@ -13,8 +13,7 @@ from urllib.parse import unquote, urlsplit
 from tests.proof.simulation.loop import PROCESS, Process
 from tests.proof.simulation.strands import current, running_loop, wait
 
-connect: Final = sqlite3.connect
-"""The real one."""
+connect: Final = sqlite3.connect  # the real one
 LEAST: Final = 0.05
 """Virtual seconds that a lock is waited for at least; the writer of an outbox asks each 2 ms, which only takes time."""
 _BUSY: Final = "PRAGMA busy_timeout"
@@ -32,11 +31,7 @@ class Trouble(Protocol):
 
 @dataclass
 class File:
-    """A database file of the simulation.
-
-    :ivar trouble: what fails on its connections.
-    :ivar committed: called after each commit that changed something, with the process that made it.
-    """
+    """A database file of the simulation."""
 
     path: str
     trouble: Trouble

@@ -107,7 +107,6 @@ def take_over(loop: VirtualLoop, chance: random.Random, disk: Disk) -> Wall:
 
 
 def _open_outboxes_by_process() -> None:
-    """Have each simulated process open outboxes for itself, in tasks of its own."""
     sharing: Any = letopis.outbox.history._sharing
     access, registry = sharing.SharedAccess.__init__, sharing.Registry
 

@@ -26,10 +26,7 @@ _BODY: Final = (
 
 
 class RecordChange(NamedTuple):
-    """A change of a record as its outbox has committed it.
-
-    :ivar position: in the outbox, in the order of all its changes.
-    """
+    """A change of a record as its outbox has committed it."""
 
     position: int
     sequence: int
@@ -40,10 +37,7 @@ class RecordChange(NamedTuple):
 
 
 class Changes:
-    """The changes of records that an outbox has committed, in order.
-
-    :param is_hollow: tells whether the value of the change at a position was taken away, because a later one follows.
-    """
+    """The changes of records that an outbox has committed, in order."""
 
     def __init__(self, is_hollow: Callable[[int], bool]) -> None:
         self.is_hollow = is_hollow

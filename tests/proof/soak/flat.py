@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-LEAST: Final = 9
-"""Samples from which on something can be said."""
+LEAST: Final = 9  # samples from which on something can be said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,12 +26,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What was found of one series.
-
-    :ivar before, after: medians of its second and of its last third.
-    :ivar most: the largest sample.
-    :ivar problem: why it is not flat; empty where it is.
-    """
+    """What was found of one series."""
 
     before: float
     after: float

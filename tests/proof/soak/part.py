@@ -46,7 +46,6 @@ keep_hours = {hours}
 
 
 def prove(options: Options) -> Iterator[Row]:
-    """Run the soak and judge it."""
     logging.disable()
     if not Path("/proc/self/status").exists():
         yield Row(what=FLAT, missing="there is no /proc here")
@@ -91,7 +90,6 @@ class _Talker:
                     self.acks.append(said)
 
     def end(self) -> int | None:
-        """Have it end, and return its exit code."""
         self._ended.set()
         self.process.join(20)
         if self.process.exitcode is None:
@@ -119,7 +117,6 @@ class Soak:
         self._tables: list[str] = []
 
     async def run(self) -> Verdict:
-        """Run it, and return what the checker finds."""
         url = await asyncio.to_thread(self._server.create_database, "letopis_proof_soak")
         try:
             async with ConversationStore.open(url, migrate=True):
@@ -172,7 +169,6 @@ class Soak:
         return DaemonProcess(*words, *listen, folder=self._folder, LETOPIS_STORE=through)
 
     async def _begin(self) -> None:
-        """Wait until every process is working."""
         loop = asyncio.get_running_loop()
         begun = loop.time()
         while loop.time() < begun + BOUND:
@@ -228,7 +224,6 @@ class Soak:
             return
 
     async def _harm(self, url: str, wire: Wire) -> None:
-        """Now and then cut connections, lose the answer to a COMMIT, or let nothing through for a while."""
         pause = (0.5, 2.0) if self._options.short else (4.0, 16.0)
         while True:
             await asyncio.sleep(self._chance.uniform(*pause))

@@ -43,7 +43,6 @@ class Samples:
         self.series: dict[tuple[str, str], list[float]] = defaultdict(list)
 
     def process(self, name: str, pid: int) -> None:
-        """Sample a process; nothing if it is gone."""
         try:
             status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
             descriptors = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())

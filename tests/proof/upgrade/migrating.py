@@ -30,7 +30,6 @@ from tests.support.next_release import next_outbox_tables, next_store_tables
 
 
 def kind_of(url: str) -> tuple[Migrations, sa.MetaData]:
-    """Return the migrations and tables of a database: an outbox is named by its path, a history store by its URL."""
     return (STORE, next_store_tables()) if "://" in url else (OUTBOX_MIGRATIONS, next_outbox_tables())
 
 
@@ -91,7 +90,6 @@ async def migrate(url: str) -> None:
 
 
 def changes(statement: str) -> bool:
-    """Return True if a statement changes anything."""
     words = statement.lstrip().upper()
     return not words.startswith(("SELECT", "PRAGMA", "BEGIN", "SET ", "SHOW", "DESCRIBE", "COMMIT", "ROLLBACK"))
 
@@ -125,10 +123,7 @@ def killed(url: str, at: int, after: bool) -> None:
 
 
 def race(pipe: Connection, *, locked: bool) -> None:
-    """Migrate each database that comes through the pipe, and send back the error or "".
-
-    :param locked: False removes the lock that keeps concurrent migrations apart.
-    """
+    """Migrate each database that comes through the pipe, and send back the error or ""."""
     logging.disable()
     with tempfile.TemporaryDirectory() as folder:  # so that what is raced for is not the imports
         asyncio.run(migrate(f"sqlite:///{folder}/warm.db"))

@@ -74,11 +74,7 @@ except Exception as error:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """The code of a release.
-
-    :ivar store: the revision of the history store that it knows.
-    :ivar outbox: the revision of the outbox file that it knows.
-    """
+    """The code of a release."""
 
     tree: Path
     store: str
@@ -184,7 +180,6 @@ class ReleaseBot:
         return self.ask(f"drain {seconds}", seconds + 20).get("drained") is True
 
     def ask(self, line: str, patience: float) -> dict[str, Any]:
-        """Send a line and return the answer."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(f"{line}\n".encode())

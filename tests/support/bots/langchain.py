@@ -40,7 +40,6 @@ class FakeModel(BaseChatModel):
 
 
 def asks(make: Callable[[str], BaseChatMessageHistory], thinks: Thinks) -> Asks:
-    """Return the chain as a bot asks it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated
         chain = RunnableWithMessageHistory(

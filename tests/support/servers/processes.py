@@ -82,7 +82,6 @@ def wait_until_ready(
 
 
 def end(process: subprocess.Popen[bytes], how: signal.Signals, *, timeout: float = 30.0) -> None:
-    """Send the signal and wait for the end; SIGKILL after `timeout` seconds."""
     if process.poll() is None:
         process.send_signal(how)
         try:

@@ -44,10 +44,7 @@ Place = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One value at one place.
-
-    :ivar field: how the refusal must name the place (its beginning), where ``kept`` is false.
-    """
+    """One value at one place."""
 
     place: Place
     name: str
