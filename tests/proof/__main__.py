@@ -48,12 +48,12 @@ PARTS: Final = (
     "forks",
     "soak",
 )
-"""In the order in which they are started: the long ones first. Each is a module or package of this folder."""
+"""In the order in which they are started: the long ones first. Each is a package, with `prove` in `part`."""
 PUBLISHED: Final = ROOT / "docs" / "explanation" / "proof.md"
 
 
 def part(name: str) -> Part:
-    found: Part = import_module(f"tests.proof.{name}").prove
+    found: Part = import_module(f"tests.proof.{name}.part").prove
     return found
 
 

@@ -22,13 +22,12 @@ from tests.campaigns.invariants import Ack, check
 from tests.campaigns.processes import LETOPIS
 from tests.proof.clocks import bot as bot_process
 from tests.proof.clocks.bot import STUCK
-from tests.proof.clocks.doors import FileDoor, door_to
 from tests.proof.clocks.faketime import JUMPS, WallClock, forget, library
 from tests.proof.options import Options
 from tests.proof.rows import Row, row_of
 from tests.proof.stores import Fresh, fresh
 from tests.support.child import command
-from tests.support.gate import Gate
+from tests.support.gate import FileDoor, Gate, door_to
 from tests.support.store_changes import run_there
 
 KINDS: Final = ("sqlite", "postgresql", "mariadb")

@@ -30,8 +30,7 @@ from letopis.store.database.engines import create_store_engine
 from letopis.store.database.urls import normalise_url
 from letopis.store.errors import ConfigurationError
 from tests.campaigns.invariants import check
-from tests.proof.corruption.damage import DAMAGES, cut, flipped, zeroed
-from tests.proof.corruption.files import Files, Seen, make_files, seen_in
+from tests.proof.corruption.files import DAMAGES, Files, Seen, cut, flipped, make_files, seen_in, zeroed
 from tests.proof.options import Options
 from tests.proof.rows import Row, row_of
 from tests.support.damage import leaf_pages, with_noise

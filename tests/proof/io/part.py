@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
-from tests.proof.io import failing, full, libraries, opens, readonly, script, slow, store_gone, taken
+from tests.proof.io import failing, full, opens, readonly, script, slow, store_gone, taken
 from tests.proof.io.failing import Fault
 from tests.proof.options import Options
 from tests.proof.power.cuts import NotHere
@@ -158,7 +158,7 @@ def _taken(options: Options) -> Iterator[Callable[[], Row]]:
     yield partial(_take, options, next(way for way in taken.WAYS if way.name == "-wal removed"), blind=True)
     if options.short:
         return
-    library = libraries.second()
+    library = taken.second()
     yield partial(_meet, options, "open", blind=False)
     yield partial(_meet, options, "open", blind=True)
     if library is None:
@@ -187,7 +187,7 @@ def _take(options: Options, way: taken.Way, *, blind: bool) -> Row:
 
 
 def _meet(options: Options, by: str, *, blind: bool) -> Row:
-    met = libraries.meet(options.folder / f"met {by} {blind}", by, blind=blind)
+    met = taken.meet(options.folder / f"met {by} {blind}", by, blind=blind)
     what = "a raw open()" if by == "open" else f"a second SQLite library ({by})"
     return row_of(
         f"{what} and close of the outbox in the bot's process, another process passes by, the bot is killed",

@@ -20,7 +20,8 @@ from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store import ConversationStore, Message
 from letopis.store.database.faults import StoreFault
 from letopis.store.database.timeouts import Timeouts
-from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
+from letopis.store.errors import LetopisError
+from letopis.store.rules.apply_plan import ApplyResult, LaneApplied, LaneBatch, Origin
 from tests.campaigns.invariants import Ack
 from tests.support.relays import figures
 
@@ -138,3 +139,42 @@ async def drain(bots: Sequence[Bot], *, patience: float) -> float | None:
 def total(bots: Sequence[Bot], of: Callable[[Bot], int]) -> int:
     """Add up a figure of all bots."""
     return sum(of(bot) for bot in bots)
+
+
+TOO_SOON: Final = 0.02  # seconds after which a hasty store says yes
+
+
+class Hasty(Watched):
+    """A history store that says yes before it knows."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(url, **options)
+        self._promised: set[asyncio.Task[None]] = set()
+
+    async def apply(self, origin: Origin, batch: Sequence[LaneBatch]) -> ApplyResult:
+        task = asyncio.create_task(self._really(origin, batch))
+        self._promised.add(task)
+        task.add_done_callback(self._promised.discard)
+        await asyncio.wait((task,), timeout=TOO_SOON)
+        return ApplyResult(
+            applied=tuple(
+                LaneApplied(
+                    conversation_id=lane.conversation_id,
+                    head=lane.deliveries[-1].sequence,
+                    inserted=len(lane.deliveries),
+                    duplicates=0,
+                )
+                for lane in batch
+            ),
+            refused=(),
+        )
+
+    async def close(self) -> None:
+        await asyncio.gather(*self._promised)
+        await super().close()
+
+    async def _really(self, origin: Origin, batch: Sequence[LaneBatch]) -> None:
+        try:
+            await super().apply(origin, batch)
+        except LetopisError:
+            self.false_promises += 1  # the answer is no longer awaited

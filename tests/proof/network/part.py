@@ -10,9 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Final
 
-from tests.proof.network.bots import Watched
+from tests.proof.network.bots import Hasty, Watched
 from tests.proof.network.drivers import Enough, Outcome, speech_of, storm
-from tests.proof.network.hasty import Hasty
 from tests.proof.network.servers import harm
 from tests.proof.options import Options
 from tests.proof.rows import Row

@@ -14,7 +14,7 @@ from typing import Final
 from letopis.console.access import Gate, parse_tokens
 from tests.proof.options import Options
 from tests.proof.rows import Row
-from tests.proof.security import console, ids, injection, isolation, modes, planted, redirects, sql_rule
+from tests.proof.security import console, injection, isolation, modes, planted, redirects, sql_rule
 from tests.proof.stores import each, fresh
 from tests.support.console import TOKENS
 from tests.support.values.secrets import DSNS
@@ -27,7 +27,7 @@ OWN_RULE: Final = ("B608",)  # what bandit looks for by the words of a statement
 
 def prove(options: Options) -> Iterator[Row]:
     """Yield the rows of security."""
-    hostile = ids.hostile()
+    hostile = isolation.hostile()
     for store in each(options.folder, "security"):
         if store.missing:
             for what in (INJECTED, ISOLATED, PLANTED):
@@ -92,7 +92,7 @@ def _careless(options: Options) -> Row:
         folder = options.folder / "careless"
         folder.mkdir()
         found = asyncio.run(
-            isolation.isolated(store.url, folder, fold=isolation.careless, pairs=options.many(len(ids.TWINS), 3))
+            isolation.isolated(store.url, folder, fold=isolation.careless, pairs=options.many(len(isolation.TWINS), 3))
         )
     what = "the same where ids are folded as a careless collation compares them"
     return _row(what, "sqlite", found.looks, "looks", found.problems, control=True)

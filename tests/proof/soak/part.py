@@ -24,9 +24,8 @@ from tests.campaigns.invariants import Ack, Verdict, check
 from tests.campaigns.processes import Probe
 from tests.proof.options import Options
 from tests.proof.rows import Row, row_of
-from tests.proof.soak import flat
 from tests.proof.soak.bots import Tasks, talk
-from tests.proof.soak.sampling import LIMITS, MEGABYTE, TASKS, WARMING, Samples
+from tests.proof.soak.sampling import LIMITS, MEGABYTE, TASKS, WARMING, Flatness, Samples
 from tests.support.daemons import DaemonProcess, ask
 from tests.support.peers import Wire
 from tests.support.servers import PostgresServer, ServerUnavailable
@@ -295,7 +294,7 @@ class Soak:
         yield self._flatness(FLAT, where, sound, control=False)
         yield self._flatness("a bot that keeps receipts and descriptors", "1 bot", leaky, control=True)
 
-    def _flatness(self, what: str, where: str, judged: Mapping[tuple[str, str], flat.Verdict], *, control: bool) -> Row:
+    def _flatness(self, what: str, where: str, judged: Mapping[tuple[str, str], Flatness], *, control: bool) -> Row:
         problems = [f"{name}: {series} {one.problem}" for (name, series), one in judged.items() if one.problem]
         kinds = dict.fromkeys(series for _, series in judged)
         notes = "; ".join(
