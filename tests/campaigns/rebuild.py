@@ -16,12 +16,10 @@ import argparse
 import asyncio
 import json
 import random
-import shutil
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -37,7 +35,7 @@ from letopis.store.testing.outbox import Outbox
 from tests.campaigns import dataset
 from tests.campaigns.operations import Operations
 from tests.campaigns.targets import KINDS
-from tests.support.servers import MariaDBServer, PostgresServer, ServerUnavailable
+from tests.proof.stores import fresh
 
 SHOWN: Final = 5
 _BATCH: Final = 1_000
@@ -345,32 +343,12 @@ async def apply_corpus(store: ConversationStore, *, sample: float, seed: int) ->
         await outbox.deliver(store)
 
 
-@asynccontextmanager
-async def database(kind: str, folder: Path) -> AsyncIterator[str]:
-    """Give a fresh, empty database for the time of a run."""
-    if kind == "sqlite":
-        yield f"sqlite:///{(folder / 'history.db').as_posix()}"
-        return
-    with PostgresServer.find() if kind == "postgresql" else MariaDBServer.find() as server:
-        url = server.create_database("letopis_rebuild")
-        try:
-            yield url
-        finally:
-            server.drop_database(url)
-
-
 async def run(kind: str, *, sample: float, operations: int, seed: int) -> Outcome:
-    folder = Path(tempfile.mkdtemp(prefix="letopis-rebuild-"))
-    try:
-        async with database(kind, folder) as url:
-            campaign = Campaign(
-                kind, url, sample=sample, operations=operations, seed=seed, tell=lambda text: tell(f"{kind}: {text}")
-            )
-            return await campaign.run()
-    except ServerUnavailable as error:
-        return Outcome(store=kind, problems=[f"there is no such server here: {error}"])
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="letopis-rebuild-") as folder, fresh(kind, Path(folder), "history") as one:
+        if one.missing:
+            return Outcome(store=kind, problems=[f"there is no such server here: {one.missing}"])
+        given = {"sample": sample, "operations": operations, "seed": seed}
+        return await Campaign(kind, one.url, **given, tell=lambda text: tell(f"{kind}: {text}")).run()
 
 
 def tell(text: str) -> None:

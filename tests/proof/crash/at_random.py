@@ -16,7 +16,7 @@ from tests.campaigns.invariants import Ack, Verdict, check
 from tests.campaigns.record_invariants import RecordAck
 from tests.campaigns.victims import BOT, RELAY, Context, Victims
 from tests.proof.options import Options
-from tests.proof.rows import Row
+from tests.proof.rows import Row, row_of
 from tests.proof.stores import each, fresh
 from tests.support.defects import IN_PARTS, NEVER, PUT_BACK_DROPPED, RESET_KEEPS
 
@@ -164,19 +164,11 @@ def _row(what: str, kind: str, outcome: Outcome, *, control: bool = False) -> Ro
     # What is lost once is found again by each later look: the last one counts, and the others where that is well.
     violations = last.problem_count or max((one.problem_count for one in outcome.verdicts), default=0)
     killed = outcome.killed
-    return Row(
-        what=what,
-        where=kind,
-        count=outcome.kills,
-        unit="kills",
-        least=KILLS,
-        violations=violations + len(outcome.wrong),
-        control=control,
-        notes=(
-            f"{killed[BOT]} times the bot, {killed[RELAY]} the relay, {killed['both']} both;"
-            f" {last.acknowledged:,} events acknowledged, {last.stored:,} stored;"
-            f" {outcome.changes:,} changes of records acknowledged;"
-            f" examined {outcome.looks} times in the middle"
-        ),
-        problems=tuple(problems[:20]),
+    notes = (
+        f"{killed[BOT]} times the bot, {killed[RELAY]} the relay, {killed['both']} both;"
+        f" {last.acknowledged:,} events acknowledged, {last.stored:,} stored;"
+        f" {outcome.changes:,} changes of records acknowledged; examined {outcome.looks} times in the middle"
     )
+    violations += len(outcome.wrong)
+    given = (what, kind, outcome.kills, KILLS, "kills", problems, notes)
+    return row_of(*given, violations=violations, control=control)

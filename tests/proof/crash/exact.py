@@ -21,7 +21,7 @@ from tests.campaigns.victims import Context
 from tests.proof.crash import mortals
 from tests.proof.crash.gate import Call, Counts, guard, missing
 from tests.proof.options import Options
-from tests.proof.rows import Row
+from tests.proof.rows import Row, row_of
 from tests.support.promises import PATH, KeptPromises, half_kept, read_promises
 from tests.support.victim import ACKS, APART, EARLY, OUTBOX, SECRET, tell_secret, url_of
 
@@ -214,18 +214,12 @@ def _row(run_of: str, calls: int, deaths: Sequence[Death], *, least: int = 0, co
     killed = [one for one in deaths if one.call is not None]
     kinds = Counter(one.call.name for one in killed if one.call is not None)
     which = f"{len(deaths)} of the {calls}" if len(deaths) < calls else f"each of the {calls}"
-    return Row(
-        what=f"{control}, {_WHAT}" if control else f"{_WHAT}: {which} of {run_of}",
-        where="sqlite",
-        count=len(killed),
-        unit="kills",
-        least=least,
-        violations=sum(one.violations for one in deaths),
-        control=bool(control),
-        notes=(
-            f"{', '.join(f'{count} at {name}' for name, count in kinds.most_common())};"
-            f" {sum(one.acknowledged for one in killed):,} acknowledged,"
-            f" {max(0, sum(one.ambiguous for one in killed)):,} kept without an answer"
-        ),
-        problems=tuple(problem for one in deaths for problem in one.problems)[:20],
+    what = f"{control}, {_WHAT}" if control else f"{_WHAT}: {which} of {run_of}"
+    notes = (
+        f"{', '.join(f'{count} at {name}' for name, count in kinds.most_common())};"
+        f" {sum(one.acknowledged for one in killed):,} acknowledged,"
+        f" {max(0, sum(one.ambiguous for one in killed)):,} kept without an answer"
     )
+    problems, found = [one for death in deaths for one in death.problems], sum(one.violations for one in deaths)
+    given = (what, "sqlite", len(killed), least, "kills", problems, notes)
+    return row_of(*given, violations=found, control=bool(control))

@@ -23,11 +23,11 @@ from tests.campaigns.states import OutboxState, StoreState
 from tests.campaigns.victims import Context
 from tests.proof.crash import mortals
 from tests.proof.crash.gate import Call, guard
-from tests.proof.crash.hook import Hook
 from tests.proof.crash.moments import Left, Moment, Who
 from tests.support.defects import DUPLICATES_TAKEN, planted
 from tests.support.promises import MAKE_BOOKS, half_kept
 from tests.support.record_deeds import record_ack
+from tests.support.webhook import Site
 
 TIMEOUT_SECONDS: Final = 20.0
 CONVERSATIONS: Final = 3
@@ -58,7 +58,7 @@ class State(NamedTuple):
 class Field:
     """Where processes die."""
 
-    def __init__(self, bot: History, url: str, hook: Hook, context: Context, *, without: bool) -> None:
+    def __init__(self, bot: History, url: str, hook: Site, context: Context, *, without: bool) -> None:
         self.bot = bot
         self._url = url
         self._hook = hook
@@ -72,7 +72,7 @@ class Field:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, outbox: Path, url: str, hook: Hook, context: Context, *, without: bool = False
+        cls, outbox: Path, url: str, hook: Site, context: Context, *, without: bool = False
     ) -> AsyncIterator[Field]:
         async with (
             ConversationStore.open(url, migrate=True) as store,
@@ -199,7 +199,7 @@ class Field:
                         return code
                 return code
             case Who.WATCH:
-                process = self._start(mortals.watch, outbox, self._hook.url, **named)
+                process = self._start(mortals.watch, outbox, f"http://{self._hook.url}/hook", **named)
             case _:
                 leave = moment.who is Who.LEAVING
                 process = self._start(mortals.relay, outbox, self._url, leave=leave, without=self._without, **named)
@@ -262,7 +262,9 @@ class Field:
         return [] if ends == 1 else [f"told {ends} times that it is over"]
 
     def _watching(self, rules: Rules = mortals.RULES) -> AlertMonitor:
-        return AlertMonitor(self.bot.outbox, channels=(AppriseChannel(self._hook.url, private=True),), rules=rules)
+        return AlertMonitor(
+            self.bot.outbox, channels=(AppriseChannel(f"http://{self._hook.url}/hook", private=True),), rules=rules
+        )
 
     async def _look_on(self, watching: AlertMonitor) -> None:
         for _ in range(LOOKS):

@@ -14,12 +14,12 @@ from tests.proof.crash import at_random, exact
 from tests.proof.crash.exact import every
 from tests.proof.crash.field import Death, Field
 from tests.proof.crash.gate import missing
-from tests.proof.crash.hook import Hook
 from tests.proof.crash.moments import MOMENTS, Moment, Who
 from tests.proof.options import Options
-from tests.proof.rows import Row
+from tests.proof.rows import Row, row_of
 from tests.proof.stores import Fresh, fresh
 from tests.support.damage import drop_event_id_index
+from tests.support.webhook import Site, serve
 
 DRIVERS: Final = ("aiosqlite", "asyncpg", "asyncmy", "sqlalchemy.dialects.postgresql", "sqlalchemy.dialects.mysql")
 """Imported when the first connection is made, and so by every process again that is not born with them."""
@@ -42,7 +42,7 @@ def prove(options: Options) -> Iterator[Row]:
 def _at_each_moment(options: Options, context: Context) -> Iterator[Row]:
     """Have processes die at each moment, and once at one of them without the promise."""
     with ExitStack() as stack, asyncio.Runner() as runner:
-        hook = stack.enter_context(Hook())
+        hook = stack.enter_context(serve())
         stores = [stack.enter_context(fresh(kind, options.folder, "matrix")) for kind in KINDS]
         for store in stores:
             if store.missing:
@@ -63,7 +63,7 @@ def _at_each_moment(options: Options, context: Context) -> Iterator[Row]:
 
 
 async def _opened(
-    stack: AsyncExitStack, options: Options, stores: list[Fresh], hook: Hook, context: Context
+    stack: AsyncExitStack, options: Options, stores: list[Fresh], hook: Site, context: Context
 ) -> dict[str, Field]:
     return {
         store.kind: await stack.enter_async_context(
@@ -81,7 +81,7 @@ async def _row(moment: Moment, fields: Mapping[str, Field], options: Options) ->
         # The first time it comes there, where what is left behind shows that it was there; and at some other times.
         numbers = [1, *(chance.randint(1, moment.most) for _ in range(times - 1))]
         deaths += [await field.die(moment, number) for number in numbers]
-    return _told(moment, ", ".join(fields), deaths)
+    return _told(f"killed at {moment.name}", ", ".join(fields), deaths, least=len(deaths))
 
 
 async def _calls(kind: str, field: Field, options: Options) -> Row:
@@ -92,26 +92,18 @@ async def _calls(kind: str, field: Field, options: Options) -> Row:
     calls, _ = await field.deliver_gated()
     numbers = every(len(calls), options.many(CALLS, 1), options.seed)
     deaths = [await field.die_at_call(number) for number in numbers]
-    return Row(
-        what=f"{what}: {len(numbers)} of the {len(calls)}",
-        where=kind,
-        count=sum(one.died for one in deaths),
-        unit="kills",
-        least=CALLS // 2,
-        violations=sum(one.violations for one in deaths),
-        notes=_notes(deaths),
-        problems=tuple(problem for one in deaths for problem in one.problems)[:20],
-    )
+    return _told(f"{what}: {len(numbers)} of the {len(calls)}", kind, deaths, least=CALLS // 2)
 
 
-def _controls(options: Options, hook: Hook, context: Context, runner: asyncio.Runner) -> Iterator[Row]:
+def _controls(options: Options, hook: Site, context: Context, runner: asyncio.Runner) -> Iterator[Row]:
     (moment,) = (one for one in MOMENTS if one.name == COMMITTED)
 
     async def prove_one(store: Fresh) -> Row:
         outbox = options.folder / f"double-{store.kind}.outbox.db"
         async with Field.open(outbox, store.url, hook, context, without=True) as field:
             await drop_event_id_index(store.url)
-            return _told(moment, store.kind, [await field.die(moment, 1)], control="applied without a look, ")
+            deaths, what = [await field.die(moment, 1)], f"applied without a look, killed at {moment.name}"
+            return _told(what, store.kind, deaths, least=1, control=True)
 
     for kind in KINDS[:1] if options.short else KINDS:
         with fresh(kind, options.folder, "double") as store:
@@ -119,23 +111,9 @@ def _controls(options: Options, hook: Hook, context: Context, runner: asyncio.Ru
                 yield runner.run(prove_one(store))
 
 
-def _told(moment: Moment, where: str, deaths: list[Death], *, control: str = "") -> Row:
-    died = sum(one.died for one in deaths)
-    return Row(
-        what=f"{control}killed at {moment.name}",
-        where=where,
-        count=died,
-        unit="kills",
-        least=len(deaths),
-        violations=sum(one.violations for one in deaths),
-        control=bool(control),
-        notes=_notes(deaths),
-        problems=tuple(problem for one in deaths for problem in one.problems)[:20],
-    )
-
-
-def _notes(deaths: list[Death]) -> str:
+def _told(what: str, where: str, deaths: list[Death], *, least: int, control: bool = False) -> Row:
     stored, doubled = sum(one.stored for one in deaths), sum(one.doubled for one in deaths)
-    if not stored:
-        return ""
-    return f"{stored} left something stored and not written off; {doubled} events recognised when they were sent again"
+    notes = f"{stored} left something stored and not written off; {doubled} events recognised when they were sent again"
+    problems, found = [one for death in deaths for one in death.problems], sum(one.violations for one in deaths)
+    given = (what, where, sum(one.died for one in deaths), least, "kills", problems, notes if stored else "")
+    return row_of(*given, violations=found, control=control)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from letopis.outbox import History, Receipt, RetryPolicy
+from letopis.outbox import BlockingReceipt, History, Receipt, RetryPolicy
 from letopis.outbox.event_log.schema import events as outbox_events
 from letopis.store import ConversationRenamed, ConversationStore, Message
 from tests.proof.inputs.calls import ANSWERED, ASKED, OWNER, TABLES, World, parameters
@@ -70,9 +70,22 @@ async def hostile_calls(history: History, store: ConversationStore, tally: Tally
         "Transaction": lambda method, given: _transaction(history, method, given),
         "Records": lambda method, given: _method(history.records(conversation="async-0"), method, given),
     }
+    await call_all(invoke, world, lambda: history.outbox.read(last_position), tally, many=many, random=random)
+
+
+async def call_all(
+    invoke: Mapping[str, Callable[[str, dict[str, Any]], Awaitable[Any]]],
+    world: World,
+    last: Callable[[], Awaitable[int]],
+    tally: Tally,
+    *,
+    many: int,
+    random: Random,
+) -> None:
+    """Make each call of some classes with one hostile argument; ``last`` tells if that has left anything."""
     for cls, call in invoke.items():
         for method, parameter, some in plans(cls, many=many, random=random):
-            before = await history.outbox.read(last_position)
+            before = await last()
             for hostile in some:
                 label = f"{cls}.{method}({parameter}={hostile.name})"
                 given = TABLES[cls][method](world)
@@ -85,16 +98,15 @@ async def hostile_calls(history: History, store: ConversationStore, tally: Tally
                     tally.blame(f"{label}: hangs")
                 except Exception as error:  # whatever comes is what is looked for
                     tally.refusal(label, error)
-                    after = await history.outbox.read(last_position)
-                    if after != before and (cls, method) not in SAYS_MORE:
+                    after = await last()
+                    if after != before and (cls.removeprefix("Blocking"), method) not in SAYS_MORE:
                         tally.blame(f"{label}: refused, and {after - before} events are in the outbox all the same")
                     before = after
                 else:
                     tally.accepted += 1
-                    if isinstance(outcome, Receipt) and parameter not in CONDITIONS:
-                        kept = Kept(label, hostile.value, outcome.conversation_id, outcome.event_ids)
-                        tally.kept.append(kept)
-                    before = await history.outbox.read(last_position)
+                    if isinstance(outcome, Receipt | BlockingReceipt) and parameter not in CONDITIONS:
+                        tally.kept.append(Kept(label, hostile.value, outcome.conversation_id, outcome.event_ids))
+                    before = await last()
             given = TABLES[cls][method](world)
             try:
                 async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -108,6 +120,12 @@ async def looked_at(history: History, store: ConversationStore, tally: Tally) ->
     if not await history.drained(timeout=120):
         tally.blame(f"not everything is delivered: {(await history.status()).lanes}")
     tally.problems += [f"blocked at delivery: {words}" for words in await history.outbox.read(blocked)]
+    await compared(store, tally)
+    await _whole(store, tally)
+
+
+async def compared(store: ConversationStore, tally: Tally) -> None:
+    """Compare what the store holds with what was accepted."""
     by_conversation: dict[str, list[Kept]] = {}
     for one in tally.kept:
         by_conversation.setdefault(one.conversation_id, []).append(one)
@@ -125,7 +143,6 @@ async def looked_at(history: History, store: ConversationStore, tally: Tally) ->
                 tally.blame(f"{one.label}: accepted, and {len(one.event_ids) - len(there)} events are not in the store")
             elif not found_in(one.value, there) and not _emptied(there):
                 tally.blame(f"{one.label}: accepted, and not found equal in the store: {there[-1].data!a:.150}")
-    await _whole(store, tally)
 
 
 async def _whole(store: ConversationStore, tally: Tally) -> None:

@@ -21,7 +21,7 @@ from tests.campaigns.outage import Desk
 from tests.proof.network.bots import Watched
 from tests.proof.network.scenes import FULL, SCENES, Scene
 from tests.proof.network.wards import Ward, open_ward, refusals
-from tests.proof.rows import Row
+from tests.proof.rows import Row, row_of
 
 BOTS: Final = 3
 CONVERSATIONS: Final = 5
@@ -143,17 +143,13 @@ class Company:
             *([f"{alarms} alarms about an outage of {self.longest:.1f} s"] if alarms and not due else []),
             *(["no alarm about a full disk"] if scene.name == FULL and not alarms else []),
         ]
-        return Row(
-            what=scene.name,
-            where={"postgresql": "PostgreSQL", "mariadb": "MariaDB"}[self.ward.kind],
-            count=count,
-            unit=scene.unit,
-            least=scene.least,
-            violations=max(verdict.problem_count, len(problems)),
-            notes=f"{len(self.acks):,} events acknowledged so far; drained {took:.1f} s after the end; longest outage"
-            f" {self.longest:.1f} s, {alarms} alarms",
-            problems=tuple(problems),
+        where = {"postgresql": "PostgreSQL", "mariadb": "MariaDB"}[self.ward.kind]
+        notes = (
+            f"{len(self.acks):,} events acknowledged so far; drained {took:.1f} s after the end; longest outage"
+            f" {self.longest:.1f} s, {alarms} alarms"
         )
+        found = max(verdict.problem_count, len(problems))
+        return row_of(scene.name, where, count, scene.least, scene.unit, problems, notes, violations=found)
 
     def _alarms(self) -> int:
         """How often somebody was alerted; that it is over is heard a moment later, perhaps in the next scene."""

@@ -13,7 +13,7 @@ from typing import Final
 
 from letopis.console.access import Gate, parse_tokens
 from tests.proof.options import Options
-from tests.proof.rows import Row
+from tests.proof.rows import Row, row_of
 from tests.proof.security import console, injection, isolation, modes, planted, redirects, sql_rule
 from tests.proof.stores import each, fresh
 from tests.support.console import TOKENS
@@ -74,17 +74,8 @@ def _row(
     notes: str = "",
     control: bool = False,
 ) -> Row:
-    return Row(
-        what=what,
-        where=where,
-        count=count,
-        unit=unit,
-        least=least,
-        violations=len(problems),
-        problems=tuple(ascii(one)[1:-1] for one in problems[: 2 if control else 5]),
-        notes=notes,
-        control=control,
-    )
+    told = [ascii(one)[1:-1] for one in problems[: 2 if control else 5]]
+    return row_of(what, where, count, least, unit, told, notes, violations=len(problems), control=control)
 
 
 def _careless(options: Options) -> Row:

@@ -277,16 +277,9 @@ class Soak:
         figures = ", ".join(f"{name} {value}" for name, value in self.figures.items())
         tables = ", ".join(self._tables)
         where = f"PostgreSQL, {BOTS} bots, 1 daemon, {self._seconds} s"
-        yield Row(
-            what=LOST,
-            where=where,
-            count=verdict.acknowledged,
-            unit="events",
-            least=100_000,
-            violations=verdict.problem_count + len(self.problems),
-            notes=f"{verdict.stored:,} stored; {faults}; {figures}; the store's tables after each third: {tables}",
-            problems=problems,
-        )
+        notes = f"{verdict.stored:,} stored; {faults}; {figures}; the store's tables after each third: {tables}"
+        wrong = verdict.problem_count + len(self.problems)
+        yield row_of(LOST, where, verdict.acknowledged, 100_000, "events", problems, notes, violations=wrong)
         limits = WARMING if self._options.short else LIMITS
         judged = self.samples.judged(limits)
         sound = {key: one for key, one in judged.items() if key[0] != LEAKY}
@@ -306,13 +299,6 @@ class Soak:
             )
             for series in kinds
         )
-        return row_of(
-            what,
-            where,
-            count=sum(len(self.samples.series[key]) for key in judged),
-            unit="samples",
-            least=0 if control else 2_000,
-            problems=problems,
-            notes=f"medians of the second and the last third: {notes}",
-            control=control,
-        )
+        count, least = sum(len(self.samples.series[key]) for key in judged), 0 if control else 2_000
+        notes = f"medians of the second and the last third: {notes}"
+        return row_of(what, where, count, least, "samples", problems, notes, control=control)
