@@ -297,7 +297,6 @@ async def owners_of(store: ConversationStore) -> dict[str, str]:
 
 
 def count(connection: sa.Connection) -> int:
-    """Return how many events the outbox holds."""
     return connection.execute(sa.select(sa.func.count()).select_from(outbox_events)).scalar_one()
 
 

@@ -202,7 +202,6 @@ def _probe() -> click.Command:
 @click.command()
 @with_options
 def PROBE() -> None:  # noqa: N802  # found by name
-    """Show the settings that were found."""
     found = settings()
     click.echo(f"{found.outbox} {found.outbox_from}")
 

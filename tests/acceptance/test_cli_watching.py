@@ -91,8 +91,6 @@ class Running:
 
 @posix_only("SIGINT of a process group means something else on Windows")
 class TestWatch:
-    """letopis status --watch."""
-
     def test_a_change_is_printed_and_an_interrupt_ends_it(self, tmp_path: Path) -> None:
         append(tmp_path, Message.user("one"))
         with Running("status", "--watch", "--interval", "0.1", folder=tmp_path) as watch:
@@ -135,8 +133,6 @@ class TestWatch:
 
 @posix_only("SIGINT of a process group means something else on Windows")
 class TestFollow:
-    """letopis history show --follow."""
-
     def test_what_is_new_and_what_changes_is_printed(self, tmp_path: Path) -> None:
         append(tmp_path, Message.user("first", id="m1"), Message.assistant("second", id="m2"))
         with Running("history", "show", "c1", "--last", "1", "--follow", "--interval", "0.1", folder=tmp_path) as shown:
@@ -223,8 +219,6 @@ def test_a_relay_that_was_killed_is_not_called_running(tmp_path: Path, letopis: 
 
 
 class Terminal:
-    """A terminal that a command has as its stderr."""
-
     def __init__(self) -> None:
         import pty
 

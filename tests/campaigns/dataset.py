@@ -14,8 +14,6 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """What was written to a file."""
-
     conversations: int
     messages: int
     longest: int

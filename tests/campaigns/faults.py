@@ -89,7 +89,6 @@ ROWS: Final[list[Row]] = []
 
 
 def row(name: str, expected: FaultClass, *kinds: str, codes: Sequence[str] = ()) -> Callable[[Scene], Scene]:
-    """Enter a scene in the table."""
     chosen = kinds or ("postgresql", "mariadb")
     each = dict(zip(chosen, codes * len(chosen) if len(codes) == 1 else codes, strict=True)) if codes else {}
 

@@ -188,7 +188,6 @@ class Own:
         self.start()
 
     def start(self) -> None:
-        """Begin to run."""
         self._relay = InProcessRelay(self._bot.outbox, self._bot.store, holder="bot")
         self._task = asyncio.create_task(self._relay.run())
 

@@ -49,8 +49,6 @@ class Failure:
 
 @dataclass
 class Campaign:
-    """Programs on one kind of store."""
-
     kind: str
     shrinks: bool = False
     enough: int | None = None

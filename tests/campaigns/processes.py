@@ -176,8 +176,6 @@ class Progress:
 
 
 class Probe:
-    """Looks into an outbox while others use it."""
-
     def __init__(self, outbox: Path) -> None:
         self._connection = sqlite3.connect(outbox, isolation_level=None, timeout=10)
         self._connection.execute("PRAGMA query_only = ON")

@@ -260,7 +260,6 @@ async def names(engine: Any) -> AsyncIterator[str]:
 
 
 async def mismatches(store: ConversationStore) -> list[Rebuilt]:
-    """Return what a check finds."""
     return [rebuilt async for rebuilt in store.rebuild(check=True) if rebuilt.differences]
 
 

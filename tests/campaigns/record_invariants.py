@@ -77,8 +77,6 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordOutbox:
-    """The records of an outbox file."""
-
     name: str
     origin_id: UUID
     lanes: Mapping[str, ChangeLane] = field(default_factory=dict)
@@ -88,8 +86,6 @@ class RecordOutbox:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordStore:
-    """The records of a history store."""
-
     heads: Mapping[tuple[UUID, str], tuple[int, int]] = field(default_factory=dict)
     ledger: Mapping[tuple[UUID, str], Mapping[int, Entry]] = field(default_factory=dict)
     rows: Mapping[Place, tuple[UUID, str]] = field(default_factory=dict)

@@ -114,7 +114,6 @@ class ServerTarget(Target):
 
 
 def open_target(kind: str, folder: Path) -> Target:
-    """Make the target of this kind."""
     if kind == "sqlite":
         return SQLiteTarget(folder)
     if kind == "postgresql":

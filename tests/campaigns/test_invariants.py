@@ -83,7 +83,6 @@ class World:
         self.in_outbox(lanes={"a": lane})
 
     def change_kept(self, **fields: object) -> None:
-        """Change the last event that the outbox keeps."""
         event = self.outbox.events[-1]._replace(**fields)  # type: ignore[arg-type]
         self.in_outbox(events=[*self.outbox.events[:-1], event])
 

@@ -61,7 +61,6 @@ class Victims:
         self.starts = 0
 
     def ensure(self) -> None:
-        """Start each one that is gone."""
         for name in (BOT, RELAY):
             process = self._processes.get(name)
             if process is not None and process.exitcode is None:

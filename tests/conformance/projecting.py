@@ -25,8 +25,6 @@ seen = sa.Table(
 
 
 class Seen(Projection):
-    """Records what it applies."""
-
     name = "custom.seen"
 
     def __init__(self, version: int = 1) -> None:
@@ -108,6 +106,5 @@ CHILDREN = {"slow": Slow, "dying": Dying}
 
 
 async def project(kind: str, url: str) -> None:
-    """Be the child that is killed."""
     async with ConversationStore.open(url) as store:
         await store.projector(CHILDREN[kind](), batch=5).run()

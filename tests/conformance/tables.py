@@ -35,5 +35,4 @@ class LooksIntoTables:
     """Have the published tests of redaction search the tables."""
 
     async def stored_text(self, store: DestinationStore, conversation_id: str | None = None) -> str:
-        """Return all that the tables hold."""
         return await stored_text(store, conversation_id)

@@ -46,7 +46,6 @@ def said(count: int, start: int = 1) -> list[Message]:
 
 
 async def everything(store: ConversationStore, *names: str) -> dict[str, Any]:
-    """Everything that can be read of conversations."""
     found: dict[str, Any] = {}
     for name in names:
         page = await store.messages(name)

@@ -26,7 +26,6 @@ CHAT = f"tg:{BOT_ID}:{ADA}"
 
 @pytest.fixture
 async def base(tmp_path: Path) -> AsyncIterator[History]:
-    """A history that delivers nothing."""
     async with History.open(tmp_path / "bot.outbox.db", relay=False) as opened:
         yield opened
 

@@ -42,14 +42,12 @@ Context = ContextTypes.DEFAULT_TYPE
 
 @pytest.fixture
 async def base(tmp_path: Path) -> AsyncIterator[History]:
-    """A history that delivers nothing."""
     async with History.open(tmp_path / "bot.outbox.db", relay=False) as opened:
         yield opened
 
 
 @pytest.fixture
 def chats(base: History, tmp_path: Path) -> LetopisChats:
-    """The chats of a bot."""
     return LetopisChats(base, files=tmp_path / "files")
 
 
@@ -64,7 +62,6 @@ def answering(chats: LetopisChats, api: BotApi, **options: Any) -> Any:
 
 
 async def said(history: History, conversation: str = CHAT) -> list[tuple[str, str]]:
-    """What a conversation holds."""
     return [(one.role, one.text) for one in await history.messages(conversation)]
 
 

@@ -29,7 +29,6 @@ class Refused(Exception):
 
 
 def check(messages: Iterable[Sequence[Part]], *, apart: bool = False) -> None:
-    """Refuse what a provider refuses."""
     waiting: list[str] = []
     for parts in messages:
         results = [name for kind, name in parts if kind == "result"]
@@ -199,7 +198,6 @@ async def test_openai_agents_approval(history: History) -> None:
 
 
 def chat_parts(messages: Iterable[Any]) -> list[list[Part]]:
-    """Return the parts of messages of LangChain."""
     found: list[list[Part]] = []
     for one in messages:
         calls = [("call", call["id"]) for call in getattr(one, "tool_calls", ())]

@@ -39,8 +39,6 @@ COUNT = "SELECT count(*) FROM letopis_messages"
 
 
 class Process:
-    """A relay in a process of its own."""
-
     def __init__(self, outbox: OutboxFile, store: Path, *, batch: int = 500, leisure: float = 0.25) -> None:
         self._popen = subprocess.Popen(
             [sys.executable, "-c", RELAY, str(outbox.path), f"sqlite:///{store}", str(batch), str(leisure)],

@@ -28,7 +28,6 @@ CONVERSATIONS = 8
 
 @contextmanager
 def counted(store: ConversationStore) -> Iterator[list[str]]:
-    """The statements that the store runs meanwhile."""
     ran: list[str] = []
 
     def note(_: Any, __: Any, statement: str, *___: Any) -> None:

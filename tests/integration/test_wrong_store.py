@@ -317,8 +317,6 @@ class TestExchange:
 
 
 class TestDestination:
-    """Before the first delivery the place decides."""
-
     async def test_the_bot_is_the_authority(self, tmp_path: Path) -> None:
         path = tmp_path / "bot.outbox.db"
         for store in (tmp_path / "a.db", tmp_path / "b.db", None):

@@ -75,8 +75,6 @@ class Lane:
 
 @dataclass(eq=False)
 class Outbox:
-    """One outbox file."""
-
     name: str
     lanes: dict[str, Lane] = field(default_factory=lambda: defaultdict(Lane))
     activated: dict[str, Event] = field(default_factory=dict)
@@ -302,7 +300,6 @@ def _same(one: Event, other: Event) -> bool:
 
 
 def play(plain: Plain, chat: Chat, event: Event) -> None:
-    """Replay an event on the plain model."""
     values: dict[str, Any] = event.values
     if event.kind in SAYS:
         known = chat.every(values["message_id"])

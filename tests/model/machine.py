@@ -99,8 +99,6 @@ def program(seed: int) -> list[Step]:
 
 
 class Machine(Reads):
-    """One run of a program."""
-
     def __init__(self, world: World, *, prefix: str) -> None:
         super().__init__(world, prefix=prefix)
         self.messages: dict[str, Message] = {}

@@ -150,8 +150,6 @@ class Chat:
 
 
 class Plain:
-    """All conversations of one test."""
-
     def __init__(self) -> None:
         self.chats: dict[str, Chat] = {}
         self._activated: dict[str, Chat] = {}

@@ -79,7 +79,6 @@ def prove_here(name: str, *, short: bool, seed: int) -> dict[str, Any]:
 
 
 def prove_apart(name: str, *, short: bool, seed: int) -> dict[str, Any]:
-    """Run one part in a process of its own."""
     words = [sys.executable, "-m", "tests.proof", "--only", name, "--seed", str(seed), *(["--short"] if short else [])]
     done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     try:
@@ -90,7 +89,6 @@ def prove_apart(name: str, *, short: bool, seed: int) -> dict[str, Any]:
 
 
 def told(row: Row, *, short: bool) -> str:
-    """Return a row as text."""
     place = f" [{row.where}]" if row.where else ""
     if row.missing:
         return f"not run: {row.what}{place}: {row.missing}"

@@ -89,11 +89,9 @@ class Subject:
         raise NotImplementedError
 
     async def got(self, backend: Any, kind: Kind) -> Any:
-        """Return what a backend gives back."""
         raise NotImplementedError
 
     async def own(self, kind: Kind) -> Any:
-        """Return what comes back from the framework's own backend."""
         backend = self.theirs(kind.name)
         await self.put(backend, kind)
         return await self.got(backend, kind)

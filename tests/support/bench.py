@@ -88,7 +88,6 @@ async def ask(url: str, statement: str = "SELECT 1", **options: Any) -> Any:
 
 
 async def fault_at(url: str, statement: str = "SELECT 1", **options: Any) -> StoreFault:
-    """Return the fault of a statement that must fail."""
     with pytest.raises(StoreFault) as caught:
         await ask(url, statement, **options)
     return caught.value

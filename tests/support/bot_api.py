@@ -28,8 +28,6 @@ _MAX_DATA: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class HeardCall:
-    """One call of a method that the server took."""
-
     method: str
     payload: dict[str, Any]
     answered: int

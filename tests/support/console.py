@@ -178,7 +178,6 @@ class Tab:
         return answer
 
     def note(self) -> None:
-        """Note what the policy refused on the present page."""
         if self._scripts:
             self.refused += self.page.evaluate("window.refused || []")
 
@@ -198,7 +197,6 @@ class Tab:
         self.note()
 
     def findings(self) -> list[str]:
-        """Return what axe-core finds wrong with the present page."""
         # By the browser's own debugger: the policy of the page forbids such a script, which is right.
         self.page.evaluate(AXE.read_text(encoding="utf-8"))
         found = self.page.evaluate(

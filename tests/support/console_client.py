@@ -39,8 +39,6 @@ ACTIONS = (
 
 @dataclass
 class Answer:
-    """What the server answered."""
-
     code: int
     headers: http.client.HTTPMessage
     text: str

@@ -66,7 +66,6 @@ _planted_for_good = ExitStack()
 
 @contextmanager
 def planted(*names: str) -> Iterator[None]:
-    """Plant defects for the time of a block."""
     with ExitStack() as stack:
         for owner, attribute, make in itertools.chain.from_iterable(DEFECTS[name]() for name in names):
             real = getattr(owner, attribute)

@@ -57,7 +57,6 @@ async def history(tmp_path: Path) -> AsyncIterator[History]:
 
 @pytest.fixture
 async def alone(tmp_path: Path) -> AsyncIterator[History]:
-    """A history whose store cannot be reached."""
     url = f"postgresql://nobody@127.0.0.1:{await refused_port()}/nowhere"
     async with History.open(tmp_path / "bot.outbox.db", store=url, relay=False) as opened:
         yield opened

@@ -105,5 +105,4 @@ class FileDoor:
 
 
 def door_to(kind: str, url: str) -> Gate | FileDoor:
-    """Return the door of a store."""
     return FileDoor(url) if kind == "sqlite" else Gate(url)

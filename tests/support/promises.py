@@ -30,14 +30,10 @@ PATHS: Final = (("1", "2"), ("1",), ("1", "2"), ("2", "3"))
 
 
 class Promises(Protocol):
-    """Where promises are kept."""
-
     def keep(self, acks: Sequence[Ack]) -> None: ...
 
 
 class SentPromises:
-    """Promises that are sent to the parent process."""
-
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
 
@@ -100,7 +96,6 @@ def acks_of(receipt: Receipt) -> list[Ack]:
 
 
 def line_of(conversation_id: str, event_id: UUID, sequence: int | None, *, saved: bool = False) -> bytes:
-    """Return one promise as a line."""
     return (json.dumps([conversation_id, event_id.hex, sequence, saved]) + "\n").encode()
 
 

@@ -19,8 +19,6 @@ ADA: Final = 1001
 
 
 class Offline(Client):
-    """A client whose Telegram is this class."""
-
     def __init__(self) -> None:
         super().__init__("test", api_id=1, api_hash="x", in_memory=True, no_updates=False, workers=1)
         self.calls: list[Any] = []
@@ -90,7 +88,6 @@ def _user(number: int, **fields: Any) -> Any:
 
 @asynccontextmanager
 async def dispatching(client: Offline) -> AsyncIterator[None]:
-    """Run the client's own dispatcher."""
     client.loop = asyncio.get_running_loop()
     client.skip_updates = True
     await client.dispatcher.start()

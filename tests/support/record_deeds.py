@@ -35,7 +35,6 @@ class RecordKeeper:
         self._numbers = itertools.count()
 
     async def change(self) -> None:
-        """Change one record."""
         chance = self._chance
         in_space, conversation = chance.random() < 0.6, f"{TURNS}-{chance.randrange(2)}"
         history = self._history

@@ -240,8 +240,6 @@ async def until(true: Callable[[], Any], *, patience: float = 60.0) -> None:
 
 
 async def drained(outbox: OutboxFile, *, patience: float = 60.0) -> None:
-    """Wait until nothing is pending."""
-
     async def nothing() -> bool:
         return (await figures(outbox)).pending == 0
 

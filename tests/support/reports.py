@@ -52,8 +52,6 @@ def made_on(report: Mapping[str, Any]) -> str:
 
 
 def table(columns: Mapping[str, str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return a table in Markdown."""
-
     def line(cells: Iterable[str]) -> str:
         return f"| {' | '.join(map(_cell, cells))} |"
 

@@ -36,8 +36,6 @@ _PATIENCE_SECONDS: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Bot:
-    """A bot on a framework."""
-
     ask: Asks
     read: Callable[[], Awaitable[list[str]]]
     resume: Callable[[], Awaitable[list[str]]] | None = None
@@ -67,7 +65,6 @@ def question(turn: int) -> str:
 
 
 def answer_to(asked: str) -> str:
-    """Return what the model answers."""
     return f"answer to {asked}"
 
 

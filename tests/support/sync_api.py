@@ -153,8 +153,6 @@ _IMPORTS: Final = (
 
 @dataclass(slots=True)
 class Names:
-    """The imports that annotations and defaults need."""
-
     wanted: dict[str, str] = field(default_factory=dict)
 
     def of(self, node: ast.AST, module: ModuleType) -> None:
@@ -198,7 +196,6 @@ def _plain(value: Any) -> Any:
 
 
 def definition(function: Any) -> ast.FunctionDef | ast.AsyncFunctionDef:
-    """The source of a function."""
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function)))).body
     assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     return node
@@ -323,7 +320,6 @@ def sources(subject: str) -> ModuleType:
 
 
 def attribute(subject: str, name: str, annotation: str) -> str:
-    """The twin of an attribute."""
     return (
         f'@property\ndef {name}(self) -> {annotation}:\n    """See :class:`{subject}`."""\n'
         f"    return self._{subject.lower()}.{name}\n"

@@ -120,7 +120,6 @@ class Bot:
         return await self.history.append(name, *messages, owner=f"owner of {name}")
 
     async def make_books(self) -> None:
-        """Make the bot's own table in the outbox file."""
         async with self.history.transaction() as own:
             await own.execute(MAKE_BOOKS)
 
@@ -390,7 +389,6 @@ def relay(outbox: str, store: str, *, defects: Sequence[str] = ()) -> None:
 
 
 async def deliver(outbox: Path, store: str, *, leave: bool = False, batch: int = 500, prune: bool = False) -> None:
-    """Deliver what is pending."""
     async with ConversationStore.open(store) as history_store:
         file = await OutboxFile.open(outbox)
         chores = (Pruner(Retention(keep_last=1, keep_for=timedelta(0)), file.now_us),) if prune else ()

@@ -39,7 +39,6 @@ class Scene:
 
 
 def scenes(kind: str, *, short: bool) -> list[Scene]:
-    """Return the scenes of a server."""
     if short:
         return [Scene(kind=kind, code=CODES[kind][0]), Scene(kind=kind)]
     failing = [Scene(kind=kind, code=code, others=(1, 3, 8)[place % 3]) for place, code in enumerate(CODES[kind])]

@@ -127,7 +127,6 @@ class Case:
 
     @property
     def fault(self) -> StoreFault:
-        """What the store answers."""
         return StoreFault(fault_class=self.fault_class, code=self.code, reason="a fault of the proof")
 
 

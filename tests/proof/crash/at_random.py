@@ -39,7 +39,6 @@ class Outcome:
 
     @property
     def kills(self) -> int:
-        """Processes killed."""
         return sum(count * (2 if name == "both" else 1) for name, count in self.killed.items())
 
 

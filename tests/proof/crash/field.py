@@ -37,8 +37,6 @@ LOOKS: Final = 8  # how often a watch still looks after the last notification, f
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Death:
-    """One death and what was found after it."""
-
     died: bool
     violations: int
     problems: tuple[str, ...]

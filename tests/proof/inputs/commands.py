@@ -71,8 +71,6 @@ class Hung(BaseException):
 
 @dataclass(slots=True)
 class Outcomes:
-    """The results of the runs."""
-
     runs: int = 0
     codes: dict[int, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -80,8 +78,6 @@ class Outcomes:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What one run said."""
-
     code: int
     out: str
     err: str
@@ -230,7 +226,6 @@ def environment(folder: Path, random: Random, many: int) -> Outcomes:
 
 
 def configuration(folder: Path, random: Random, many: int) -> Outcomes:
-    """Mutate a valid letopis.toml."""
     outcomes = Outcomes()
     with folder_of(folder, "configuration") as place:
         bombs = [f"outbox = {'[' * depth}{']' * depth}" for depth in (10, 500, 1_000, 5_000, 100_000)]

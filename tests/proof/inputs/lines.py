@@ -48,8 +48,6 @@ INSERTS: Final = (
 
 @dataclass(slots=True)
 class Fuzzed:
-    """The results of the lines."""
-
     lines: int = 0
     taken: int = 0
     refused: int = 0
@@ -57,7 +55,6 @@ class Fuzzed:
 
 
 def valid(random: Random, number: int) -> dict[str, Any]:
-    """Return a line that is in order."""
     line: dict[str, Any] = {
         "conversation_id": f"import-{random.randrange(40)}",
         "role": random.choice(("system", "user", "assistant", "tool")),
@@ -119,7 +116,6 @@ def file_of(random: Random, many: int) -> bytes:
 
 
 def read(raw: bytes, count: Callable[[], SeenKeys], fuzzed: Fuzzed) -> None:
-    """Read it and write nothing."""
     with count() as seen:
         for one in read_lines(io.BytesIO(raw), count=seen):
             fuzzed.lines += 1

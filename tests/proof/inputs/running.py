@@ -125,7 +125,6 @@ async def looked_at(history: History, store: ConversationStore, tally: Tally) ->
 
 
 async def compared(store: ConversationStore, tally: Tally) -> None:
-    """Compare what the store holds with what was accepted."""
     by_conversation: dict[str, list[Kept]] = {}
     for one in tally.kept:
         by_conversation.setdefault(one.conversation_id, []).append(one)

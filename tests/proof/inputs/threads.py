@@ -18,7 +18,6 @@ Call = Callable[[str, dict[str, Any]], Any]
 
 
 async def proved(url: str, folder: Path, *, many: int, random: Random) -> Tally:
-    """Try the blocking classes on one store."""
     tally, world = Tally(), World("thread", 20 + 25 * many)
     opening = BlockingHistory.open(folder / "blocking.outbox.db", store=url, policy=BLOCK_AT_ONCE)
     async with ConversationStore.open(url, migrate=True) as store:

@@ -32,8 +32,6 @@ Enough = Callable[[Storm, Sequence[Watched]], bool]
 
 @dataclass(slots=True)
 class Outcome:
-    """What a storm came to."""
-
     fired: Counter[str] = field(default_factory=Counter)
     ambiguous: int = 0
     duplicates: int = 0

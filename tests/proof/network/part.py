@@ -77,7 +77,6 @@ def storms(options: Options, kind: str) -> list[Row]:
 
 
 def harms(options: Options, kind: str) -> list[Row]:
-    """A server of our own is harmed."""
     logging.disable()
     folder = options.folder / f"{kind} harmed"
     folder.mkdir()

@@ -35,8 +35,6 @@ TIMEOUTS: Final = (Timeouts(connect=2.0, statement=6.0, lock=1.0), Timeouts(conn
 
 
 class Company:
-    """The bots on one ward."""
-
     def __init__(self, ward: Ward, seed: str) -> None:
         self.ward = ward
         self.desk = Desk()

@@ -59,7 +59,6 @@ class Ward(ABC):
             pass
 
     def close(self) -> None:
-        """End the server and give back its disk."""
         try:
             self.crash()
             if self.disk is not None:

@@ -36,8 +36,6 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One operation that succeeded."""
-
     kind: Kind
     name: str
     offset: int = 0

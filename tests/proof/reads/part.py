@@ -36,7 +36,6 @@ TIMEOUT_SECONDS: Final = 1_200.0  # seconds after which it is not waited for mor
 
 
 def prove(options: Options) -> Iterator[Row]:
-    """Yield the rows of reads."""
     many, few = options.many(28_000, 300), options.many(6_000, 100)
     for store in each(options.folder, "reads"):
         if store.missing:

@@ -253,6 +253,5 @@ async def world(kind: str, url: str, folder: Path, chance: Random) -> AsyncItera
 
 @asynccontextmanager
 async def served(kind: str, url: str, folder: Path, chance: Random) -> AsyncIterator[World]:
-    """Open one with a relay that runs."""
     async with world(kind, url, folder, chance) as opened, opened.delivering(url) as opened.relay:
         yield opened

@@ -26,7 +26,6 @@ OWN_RULE: Final = ("B608",)  # what bandit looks for by the words of a statement
 
 
 def prove(options: Options) -> Iterator[Row]:
-    """Yield the rows of security."""
     hostile = isolation.hostile()
     for store in each(options.folder, "security"):
         if store.missing:

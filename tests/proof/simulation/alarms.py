@@ -15,8 +15,6 @@ from tests.proof.simulation.ledger import OutboxLedger
 
 @dataclass
 class Alarms:
-    """The notifications of one outbox."""
-
     ledger: OutboxLedger
     say: Callable[[str], None]
     broken: Callable[[str], None]

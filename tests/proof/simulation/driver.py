@@ -195,7 +195,6 @@ def _line_of(factory: type[sqlite3.Connection]) -> type[sqlite3.Connection]:
 
 
 def error(kind: type[sqlite3.Error], code: str, text: str) -> sqlite3.Error:
-    """Return an error as SQLite's driver raises it."""
     made = kind(text)
     made.sqlite_errorname = code
     made.sqlite_errorcode = getattr(sqlite3, code, 1)

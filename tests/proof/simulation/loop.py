@@ -95,7 +95,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._idle_work.clear()
 
     def resume(self, process: Process) -> None:
-        """Let a stopped process continue."""
         process.stopped = False
         self._queue().extend(process.held)
         process.held.clear()

@@ -40,7 +40,6 @@ class Wall:
         self.ahead = 0.0
 
     def seconds(self) -> float:
-        """Seconds since 1970."""
         return START.timestamp() + self._loop.now + self.ahead
 
     def now(self) -> datetime:

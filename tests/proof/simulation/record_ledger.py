@@ -47,7 +47,6 @@ class Changes:
         """The sequence of the last change that erased all before it, by lane."""
 
     def add(self, lane: str, position: int, sequence: int, event_id: bytes, digest: bytes, data: str) -> None:
-        """Note a change."""
         found: Mapping[str, Any] = json.loads(data)
         # A reset clears the records of its conversation, of which there are none here; it names no key.
         place = (scope_of(lane), found["namespace"], found.get("key", ""))

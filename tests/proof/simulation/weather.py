@@ -135,8 +135,6 @@ class StoreWeather(_Weather):
 
 @dataclass
 class OutboxWeather(_Weather):
-    """What fails on an outbox's own disk."""
-
     busy_until: float = 0.0
     full_until: float = 0.0
 

@@ -35,8 +35,6 @@ of a refused event (60 s each), and of a relay that met errors of its own file (
 
 @dataclass
 class Result:
-    """The result of a seed."""
-
     seed: int
     profile: str
     hours: float = 0.0

@@ -99,8 +99,6 @@ class _Talker:
 
 
 class Soak:
-    """One soak."""
-
     def __init__(self, options: Options, server: PostgresServer) -> None:
         self._options = options
         self._server = server
@@ -271,7 +269,6 @@ class Soak:
             self.figures[name] = "?" if found is None else f"{float(found.group(1)):,.0f}"
 
     def rows(self, verdict: Verdict) -> Iterator[Row]:
-        """Judge what was sampled and checked."""
         problems = (*self.problems, *verdict.problems)
         faults = ", ".join(f"{count:,} {kind}" for kind, count in self.faults.items())
         figures = ", ".join(f"{name} {value}" for name, value in self.figures.items())

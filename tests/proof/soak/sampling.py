@@ -99,10 +99,8 @@ class Samples:
         self.series[name, DESCRIPTORS].append(descriptors)
 
     def outbox(self, name: str, path: Path) -> None:
-        """Sample an outbox file and its write-ahead log."""
         for what, where in ((FILE, path), (WAL, path.with_name(f"{path.name}-wal"))):
             self.series[name, what].append(where.stat().st_size if where.exists() else 0)
 
     def judged(self, limits: Mapping[str, Limit] = LIMITS) -> dict[tuple[str, str], Flatness]:
-        """Return whether each series is flat."""
         return {key: judge(samples, limits[key[1]]) for key, samples in self.series.items()}

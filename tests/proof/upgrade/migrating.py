@@ -34,7 +34,6 @@ def kind_of(url: str) -> tuple[Migrations, sa.MetaData]:
 
 
 async def bring_to(url: str, target: str) -> None:
-    """Migrate a database up or down to a revision."""
     from alembic import command
     from alembic.config import Config
 
@@ -82,7 +81,6 @@ async def differences(url: str) -> list[str]:
 
 
 async def migrate(url: str) -> None:
-    """Migrate as a program does that opens the database."""
     if "://" in url:
         async with ConversationStore.open(url, migrate=True):
             return

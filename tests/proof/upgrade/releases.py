@@ -74,8 +74,6 @@ except Exception as error:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """The code of a release."""
-
     tree: Path
     store: str
     outbox: str

@@ -23,8 +23,6 @@ PROMPT = ChatPromptTemplate.from_messages([("placeholder", "{history}"), ("human
 
 
 class FakeModel(BaseChatModel):
-    """Answers the last message."""
-
     thinks: Any
 
     @property

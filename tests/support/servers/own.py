@@ -66,7 +66,6 @@ class OwnServer(Server):
         self.start()
 
     def close(self) -> None:
-        """Stop the server and delete its files."""
         self.stop(self.at_close)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -21,8 +21,6 @@ SECONDS = 20.0  # for a replica to catch up
 
 
 class Pair(Protocol):
-    """A primary and its replica."""
-
     url: str
 
     def freeze(self) -> None:

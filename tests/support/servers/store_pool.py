@@ -113,8 +113,6 @@ class StorePool(ABC):
 
 
 class PostgresPool(StorePool):
-    """Stores in databases of a PostgreSQL."""
-
     def _describe(self, url: str) -> tuple[str, Rows]:
         async def work() -> tuple[str, Rows]:
             connection = await asyncpg.connect(url, timeout=10)
@@ -151,8 +149,6 @@ class PostgresPool(StorePool):
 
 
 class MariaDBPool(StorePool):
-    """Stores in databases of a MariaDB."""
-
     def _describe(self, url: str) -> tuple[str, Rows]:
         with closing(_mariadb(url)) as connection, connection.cursor() as cursor:
             rows = {}

@@ -44,8 +44,6 @@ Place = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One value at one place."""
-
     place: Place
     name: str
     value: Any
