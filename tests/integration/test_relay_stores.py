@@ -212,23 +212,6 @@ async def test_a_new_empty_store_gets_all_that_the_outbox_still_holds(
     assert (await check([outbox.path], second, drained=True)).stored == 30
 
 
-async def test_two_outboxes_deliver_to_one_conversation(
-    tmp_path: Path, store: ConversationStore, store_url: str
-) -> None:
-    files = [await OutboxFile.open(tmp_path / f"bot-{number}.db") for number in range(2)]
-    async with running(relay_on(files[0], store, batch=3)), running(relay_on(files[1], store, batch=3)):
-        for number in range(60):
-            await say(files[number % 2], "shared", 1)
-        for file in files:
-            await drained(file, patience=60)
-    verdict = await check([file.path for file in files], store_url, drained=True)
-    for file in files:
-        await file.close()
-
-    assert verdict.ok, verdict
-    assert verdict.stored == 62
-
-
 async def test_two_relays_without_the_lock_do_no_harm_to_a_real_store(
     outbox: OutboxFile, store: ConversationStore, store_url: str
 ) -> None:

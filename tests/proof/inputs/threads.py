@@ -19,7 +19,8 @@ Call = Callable[[str, dict[str, Any]], Any]
 
 async def proved(url: str, folder: Path, *, many: int, random: Random) -> Tally:
     tally, world = Tally(), World("thread", 20 + 25 * many)
-    opening = BlockingHistory.open(folder / "blocking.outbox.db", store=url, policy=BLOCK_AT_ONCE)
+    path = folder / "blocking.outbox.db"
+    opening = await asyncio.to_thread(BlockingHistory.open, path, store=url, policy=BLOCK_AT_ONCE)
     async with ConversationStore.open(url, migrate=True) as store:
         history = await asyncio.to_thread(opening.__enter__)
         try:
