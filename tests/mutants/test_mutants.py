@@ -9,7 +9,7 @@ import pytest
 
 from tests.mutants.mutations import Mutant, mutants_of, planted, sample
 from tests.mutants.page import BEGIN, END, equivalents, published, score, summary
-from tests.mutants.running import choose
+from tests.mutants.running import choose, nearest
 from tests.support.reports import ROOT
 
 MODULE = '''
@@ -73,6 +73,15 @@ def test_a_change_of_a_named_statement_is_shown_to_the_tests_that_run_it() -> No
     }
 
     assert choose(rewind, measured) == [near, "a.py::cheap", "a.py::dear"]
+
+
+def test_the_nearest_files_begin_with_the_unit_test_and_reach_every_line() -> None:
+    lines = {"1": ["a.py::x", "test_m.py::x"], "2": ["b.py::x", "a.py::x"], "3": ["c.py::x"]}
+    costs = {"a.py::x": 0.0, "b.py::x": 5.0, "c.py::x": 0.5, "test_m.py::x": 9.0}
+
+    measured = {"lines": {"m.py": lines}, "costs": costs}
+    assert nearest("m.py", measured) == ["test_m.py", "a.py", "c.py", "b.py"]
+    assert nearest("n.py", measured) == []
 
 
 def test_controls_and_equivalents_have_their_places_in_the_code() -> None:
