@@ -77,7 +77,7 @@ class Backlog:
 
 async def durability_of(store: ConversationStore) -> Durability:
     """Return the durability of what a store applies, read in such a transaction."""
-    async with store._engine.connect() as connection:
+    async with store._runtime.callers_engine.connect() as connection:
         await store._runtime.dialect.begin_apply(connection)
 
         async def ask(statement: str) -> Any:

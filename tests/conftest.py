@@ -136,10 +136,7 @@ def mariadb_server() -> Iterator[MariaDBServer]:
 
 @pytest.fixture
 def new_store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], str]]:
-    """A function from a kind of store to the URL of a fresh, empty database, dropped after the test.
-
-    About 30 ms on PostgreSQL and 10 ms on MariaDB; a SQLite file is not created, its path is free.
-    """
+    """A function from a kind of store to the URL of a fresh, empty database, dropped after the test."""
     created: list[tuple[Server, str]] = []
     files = 0
 

@@ -52,7 +52,6 @@ async def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 async def ask_model(messages: object) -> str:
-    """Answer the last message."""
     return f"answer to {messages[-1].text}"  # type: ignore[index]
 
 

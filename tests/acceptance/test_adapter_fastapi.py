@@ -34,10 +34,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 class Service:
-    """The example under uvicorn with two workers.
-
-    :ivar begun: the chats in which an answer has begun to come.
-    """
+    """The example under uvicorn with two workers."""
 
     def __init__(self, client: httpx.AsyncClient, process: psutil.Process, port: int) -> None:
         self.client = client
@@ -46,7 +43,6 @@ class Service:
         self.begun: set[str] = set()
 
     def workers(self) -> list[psutil.Process]:
-        """The workers that serve."""
         return [one for one in self.process.children() if "spawn_main" in " ".join(one.cmdline())]
 
     def connections(self, worker: psutil.Process) -> int:

@@ -22,7 +22,6 @@ PAGE = "python-telegram-bot.md"
 
 
 async def ask_model(messages: Any) -> str:
-    """Answer the last message."""
     return f"answer to {messages[-1].text}"
 
 

@@ -22,7 +22,6 @@ CHAT = "0" * 36
 
 @pytest.fixture
 def bot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of a bot, and its module of settings."""
     monkeypatch.chdir(tmp_path)
     config = ModuleType("config")
     config.CONVERSATIONS_DIR = "conversations"  # type: ignore[attr-defined]

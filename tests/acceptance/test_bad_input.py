@@ -67,7 +67,6 @@ class Found:
 
     @property
     def message(self) -> Message:
-        """The one message of it."""
         (recorded,) = self.messages
         return recorded.message
 
@@ -225,7 +224,6 @@ async def test_hostile_values_are_kept_equal_or_refused_by_name(store_url: str, 
 
 
 async def refuse(history: History, case: Case, number: int) -> list[str]:
-    """Append what must be refused; return what is wrong with the refusal."""
     before = await history.outbox.read(count)
     try:
         made = attempt(case, number)
@@ -285,7 +283,6 @@ def same(one: Any, other: Any) -> bool:
 
 
 async def everything(store: ConversationStore, *, owner: str | None = None) -> list[Conversation]:
-    """Return all conversations, page by page."""
     found: list[Conversation] = []
     after: str | None = None
     while True:
@@ -296,12 +293,10 @@ async def everything(store: ConversationStore, *, owner: str | None = None) -> l
 
 
 async def owners_of(store: ConversationStore) -> dict[str, str]:
-    """Return the owner of every conversation that has one."""
     return {one.conversation_id: one.owner_id for one in await everything(store) if one.owner_id is not None}
 
 
 def count(connection: sa.Connection) -> int:
-    """Return how many events the outbox holds."""
     return connection.execute(sa.select(sa.func.count()).select_from(outbox_events)).scalar_one()
 
 

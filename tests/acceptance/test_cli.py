@@ -41,7 +41,6 @@ def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str
 
 
 def every_command() -> list[tuple[tuple[str, ...], click.Command]]:
-    """Each command with its path, groups included."""
     found: list[tuple[tuple[str, ...], click.Command]] = []
 
     def walk(path: tuple[str, ...], command: click.Command) -> None:
@@ -203,7 +202,6 @@ def _probe() -> click.Command:
 @click.command()
 @with_options
 def PROBE() -> None:  # noqa: N802  # found by name
-    """Show the settings that were found."""
     found = settings()
     click.echo(f"{found.outbox} {found.outbox_from}")
 

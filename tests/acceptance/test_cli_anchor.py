@@ -19,7 +19,6 @@ from tests.support.sqlite_rows import change
 
 @pytest.fixture
 def history(elsewhere: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store of two conversations, one of them with a redacted message."""
     path = tmp_path / "history.db"
     monkeypatch.setenv("LETOPIS_STORE", str(path))
 

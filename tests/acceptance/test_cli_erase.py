@@ -36,7 +36,6 @@ def said(elsewhere: None) -> None:
 
 
 def holds(word: str) -> bool:
-    """Whether any of the files holds the bytes."""
     return any(word.encode() in path.read_bytes() for path in Path().glob("bot.*.db*"))
 
 

@@ -75,8 +75,6 @@ EXAMPLES = [
 
 
 class TestImport:
-    """letopis history import jsonl."""
-
     def test_it_takes_everything_once(self, letopis: Any) -> None:
         write("in.jsonl", *EXAMPLES)
 
@@ -342,8 +340,6 @@ async def _take(outbox: OutboxFile, store: ConversationStore, name: str) -> tupl
 
 
 class TestExport:
-    """letopis history export jsonl."""
-
     def test_records_go_along_or_are_left_out(self, letopis: Any) -> None:
         record = {"record": {"owner": "42"}, "namespace": ["a"], "key": "k", "value": {"n": 1}, "put_at": WHEN}
         write("in.jsonl", line("c1", "Hello", id="1", owner="42"), record)
@@ -506,8 +502,6 @@ def _message(conversation_id: str) -> RecordedMessage:
 
 
 class TestListAndShow:
-    """letopis history list and show."""
-
     @pytest.fixture(autouse=True)
     def imported(self, letopis: Any, elsewhere: None) -> None:
         write("in.jsonl", *EXAMPLES)

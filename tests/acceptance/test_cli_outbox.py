@@ -73,7 +73,6 @@ def outbox(tmp_path: Path) -> Path:
 
 
 def stuck(path: Path) -> str:
-    """The id of the event that blocks."""
     [(found,)] = rows(
         path, "SELECT hex(event_id) FROM letopis_outbox_log WHERE conversation_id = 'bad' AND sequence = 2"
     )
@@ -145,8 +144,6 @@ class TestList:
 
 
 class TestShow:
-    """One event."""
-
     def test_payload_only_when_asked_for(self, letopis: Any, outbox: Path) -> None:
         quiet = letopis("outbox", "show", stuck(outbox))
         quiet_json = letopis("outbox", "show", stuck(outbox), "--json")
@@ -172,8 +169,6 @@ class TestShow:
 
 
 class TestRetryPauseResume:
-    """Lanes."""
-
     def test_retry_makes_them_due(self, letopis: Any, outbox: Path) -> None:
         done = letopis("outbox", "retry", "--state", "blocked", "--json")
 
@@ -210,8 +205,6 @@ class TestRetryPauseResume:
 
 
 class TestSkip:
-    """Skipping."""
-
     def test_nobody_to_ask_is_wrong_usage_and_changes_nothing(self, letopis: Any, outbox: Path) -> None:
         done = letopis("outbox", "skip", stuck(outbox), "--reason", "x")
 
@@ -273,8 +266,6 @@ class TestSkip:
 
 
 class TestFix:
-    """Correcting."""
-
     def test_a_corrected_file_takes_effect_and_the_original_can_come_back(
         self, letopis: Any, outbox: Path, tmp_path: Path
     ) -> None:

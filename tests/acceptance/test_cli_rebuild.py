@@ -16,7 +16,6 @@ from tests.support.sqlite_rows import change, rows
 
 @pytest.fixture
 def history(elsewhere: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store of three conversations."""
     path = tmp_path / "history.db"
     monkeypatch.setenv("LETOPIS_STORE", str(path))
 

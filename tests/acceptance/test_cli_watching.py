@@ -30,8 +30,6 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 def append(folder: Path, *what: Message | Event, conversation: str = "c1") -> None:
-    """Append to the outbox in a folder, as a bot does; nothing delivers it."""
-
     async def run() -> None:
         outbox = await OutboxFile.open(folder / "bot.outbox.db")
         await outbox.append(prepare(conversation, list(what), owner="42"))
@@ -86,7 +84,6 @@ class Running:
         self._process.send_signal(signal.SIGINT)
 
     def end(self) -> tuple[int, str]:
-        """Wait for the end; return the exit code and what is on stderr."""
         code = self._process.wait(TIMEOUT_SECONDS)
         assert self._process.stderr is not None
         return code, self._process.stderr.read().decode()
@@ -94,8 +91,6 @@ class Running:
 
 @posix_only("SIGINT of a process group means something else on Windows")
 class TestWatch:
-    """letopis status --watch."""
-
     def test_a_change_is_printed_and_an_interrupt_ends_it(self, tmp_path: Path) -> None:
         append(tmp_path, Message.user("one"))
         with Running("status", "--watch", "--interval", "0.1", folder=tmp_path) as watch:
@@ -138,8 +133,6 @@ class TestWatch:
 
 @posix_only("SIGINT of a process group means something else on Windows")
 class TestFollow:
-    """letopis history show --follow."""
-
     def test_what_is_new_and_what_changes_is_printed(self, tmp_path: Path) -> None:
         append(tmp_path, Message.user("first", id="m1"), Message.assistant("second", id="m2"))
         with Running("history", "show", "c1", "--last", "1", "--follow", "--interval", "0.1", folder=tmp_path) as shown:
@@ -226,8 +219,6 @@ def test_a_relay_that_was_killed_is_not_called_running(tmp_path: Path, letopis: 
 
 
 class Terminal:
-    """A terminal that a command has as its stderr."""
-
     def __init__(self) -> None:
         import pty
 

@@ -36,7 +36,6 @@ Exposed = Mapping[str, Mapping[str, set[str]]]
 
 @pytest.fixture(scope="module")
 def exposed(tmp_path_factory: pytest.TempPathFactory) -> Exposed:
-    """What a real relay exposes after a delivery."""
     folder = tmp_path_factory.mktemp("relay")
 
     async def fill() -> None:
@@ -60,7 +59,6 @@ def exposed(tmp_path_factory: pytest.TempPathFactory) -> Exposed:
 
 
 def unknown(expression: str, exposed: Exposed) -> list[str]:
-    """What an expression of PromQL names that is not exposed: metrics, labels, values."""
     found: list[str] = []
     matchers = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"')
     for name, selector in re.findall(r"\b((?:letopis|process)_\w+|up)\b(?:\{([^}]*)\})?", expression):

@@ -23,7 +23,6 @@ SAID = ["What is tea?", "answer to What is tea?", "And coffee?", "answer to And 
 
 
 def code_of(page: str, place: int = 0) -> str:
-    """Return a block of code of a guide."""
     text = (HOWTO / page).read_text(encoding="utf-8")
     block: str = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[place]
     return block

@@ -173,7 +173,6 @@ def test_the_lock_has_what_the_project_asks_for() -> None:
 
 @pytest.fixture(scope="module")
 def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the wheel is installed in."""
     site = tmp_path_factory.mktemp("installed") / "site"
     run(sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", site, wheel, cwd=site.parent)
     return site
@@ -181,7 +180,6 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bot(tmp_path: Path) -> Path:
-    """A bot project as there are many: it has `store/`, `outbox.py` and `migrations/`."""
     bot = tmp_path / "bot"
     for folder in ("store", "migrations"):
         (bot / folder).mkdir(parents=True)

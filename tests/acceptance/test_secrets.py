@@ -6,11 +6,8 @@ import asyncio
 import json
 import os
 import signal
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -39,6 +36,7 @@ from tests.support.values.secrets import (
     TOKEN,
     leaks,
 )
+from tests.support.webhook import Site, serve
 
 
 def test_the_search_finds_what_it_looks_for() -> None:
@@ -87,35 +85,18 @@ def test_an_id_with_a_control_character_is_refused_and_not_repeated(sign: str) -
 
 
 @pytest.fixture
-def operators() -> Iterator[tuple[str, list[str]]]:
-    """A webhook of the operators', and what it was sent."""
-    got: list[str] = []
-
-    class Hook(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            got.append(body.decode())
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *args: Any) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/hook/{TOKEN}", got
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def site() -> Iterator[Site]:
+    """A webhook of the operators'."""
+    with serve() as found:
+        yield found
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_a_daemon_in_trouble_says_nothing_of_what_was_said(
-    tmp_path: Path, fresh_postgresql_url: str, operators: tuple[str, list[str]], log_format: str
+    tmp_path: Path, fresh_postgresql_url: str, site: Site, log_format: str
 ) -> None:
     """A store whose errors quote the message, a password in the URL, a token in the channel, an id that forges."""
-    hook, got = operators
+    hook = f"http://{site.url}/hook/{TOKEN}"
     asyncio.run(_refusing(fresh_postgresql_url))
     url = normalise_url(fresh_postgresql_url)
     dsn = url.set(drivername="postgresql", password=url.password or PASSWORD).render_as_string(hide_password=False)
@@ -128,7 +109,7 @@ def test_a_daemon_in_trouble_says_nothing_of_what_was_said(
         LETOPIS_ALERTS=hook,
         LETOPIS_ALERTS_PRIVATE="1",
     ) as daemon:
-        until(lambda: got, "an alert")
+        until(lambda: site.asked, "an alert")
         until(
             lambda: rows(path, "SELECT count(*) FROM letopis_outbox_lanes WHERE state = 'blocked'") == [(1,)], "blocked"
         )
@@ -159,7 +140,7 @@ def test_a_daemon_in_trouble_says_nothing_of_what_was_said(
     # What was to be seen was seen.
     assert "is blocked at event" in log
     assert "letopis_relay_blocked_total 1.0" in answers
-    assert any("1 conversation is stuck" in one for one in got)
+    assert any("1 conversation is stuck" in one for _, _, one in site.asked)
     assert "poison" in plain[1].stdout
     # And nothing else.
     assert leaks(log) == []
@@ -171,7 +152,7 @@ def test_a_daemon_in_trouble_says_nothing_of_what_was_said(
         assert leaks(one.stderr) == [], one.args
         assert [secret for secret in SECRETS if secret in one.stdout] == [], one.args
         json.loads(one.stdout)
-    for alert in got:
+    for _, _, alert in site.asked:
         assert leaks(alert) == []
         value = json.loads(alert)
         assert [secret for secret in SECRETS if secret in json.dumps(value)] == []
@@ -179,8 +160,6 @@ def test_a_daemon_in_trouble_says_nothing_of_what_was_said(
 
 
 def _outbox(folder: Path, *conversations: str, owner: str | None = None) -> Path:
-    """An outbox with something personal in it, for each conversation."""
-
     async def fill() -> Path:
         outbox = await OutboxFile.open(folder / "bot.outbox.db")
         for conversation in conversations:
@@ -193,7 +172,6 @@ def _outbox(folder: Path, *conversations: str, owner: str | None = None) -> Path
 
 
 async def _refusing(url: str) -> None:
-    """Make the tables, and have the server refuse messages of one conversation with an error that quotes them."""
     import asyncpg
 
     async with ConversationStore.open(url, migrate=True):

@@ -141,7 +141,6 @@ class Campaign:
         self.outcome.noticed = dict(noticed)
 
     def _wave(self, wave: Wave) -> None:
-        """Import a part of the file, and break things until this wave's faults have fired."""
         part = self._source
         if wave.lines < self._written.messages:
             part = self._place.folder / "part.jsonl"
@@ -185,7 +184,6 @@ class Campaign:
         return progress.pending > 0 and progress.holder is not None and progress.holder == self._relay.pid
 
     def _keep_going(self, probe: Probe | None, left: str) -> Progress | None:
-        """Keep the relay running, wait a moment, and return where the outbox is."""
         if time.monotonic() > self._deadline:
             stuck = f"; blocked: {probe.blocked()}" if probe is not None else ""
             raise Failed(f"out of time: {left}{stuck}\n{self._relay.tail()}")
@@ -209,7 +207,6 @@ class Campaign:
     # --- check -------------------------------------------------------------------------------------------------------
 
     def _check(self) -> None:
-        """Compare the export with the import, and look at both logs from inside."""
         outcome, started = self.outcome, time.monotonic()
         exported = self._export("exported.jsonl")
         outcome.seconds["export"] = time.monotonic() - started
@@ -254,7 +251,6 @@ class Campaign:
 
 
 def copy_lines(source: Path, part: Path, lines: int) -> None:
-    """Copy the first lines of a file."""
     with source.open("rb") as file, part.open("wb") as out:
         out.writelines(line for line, _ in zip(file, range(lines), strict=False))
 
@@ -305,7 +301,6 @@ def as_json(written: Written, outcomes: Sequence[Outcome], options: argparse.Nam
 
 
 def run_store(kind: str, folder: Path, *, options: argparse.Namespace, source: Path, written: Written) -> Outcome:
-    """Run the campaign on one kind of store, in a folder of its own."""
     folder.mkdir()
     try:
         target = open_target(kind, folder)

@@ -110,7 +110,6 @@ def read(path: Path) -> Conversations:
 
 
 def gather(lines: Iterable[Mapping[str, Any]]) -> Conversations:
-    """Gather lines by conversation."""
     conversations: dict[str, list[Line]] = defaultdict(list)
     for line in lines:
         conversations[line["conversation_id"]].append((line.get("id"), canonical(line)))

@@ -14,8 +14,6 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """What was written to a file."""
-
     conversations: int
     messages: int
     longest: int
@@ -23,11 +21,7 @@ class Written:
 
 
 def write(path: Path, *, sample: float = 1.0, seed: int = 0) -> Written:
-    """Write a share of the conversations to a JSONL file, interleaved by time, and count them.
-
-    Every utterance is one message. Conversations are drawn with ``seed``; ``sample=1.0`` takes them all. The lines of
-    every tenth one have no id of their own.
-    """
+    """Write a share of the conversations to a JSONL file, interleaved by time, and count them."""
     data = _load()
     names = _drawn(data, sample, seed)
     lines: list[tuple[str, int, int, dict[str, Any]]] = []
@@ -47,7 +41,6 @@ def write(path: Path, *, sample: float = 1.0, seed: int = 0) -> Written:
 
 
 def conversations(*, sample: float = 1.0, seed: int = 0) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield a share of the conversations, each with its lines."""
     data = _load()
     for name in _drawn(data, sample, seed):
         yield name, list(conversation_lines(name, data[name]))
@@ -61,7 +54,6 @@ def _drawn(data: dict[str, Any], sample: float, seed: int) -> list[str]:
 
 
 def conversation_lines(name: str, conversation: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the lines of one conversation: who speaks first is the user and the owner."""
     number = 0
     first = conversation["messages"][0][0]["sender"]
     for turn, utterances in enumerate(conversation["messages"], 1):

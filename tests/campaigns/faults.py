@@ -57,10 +57,7 @@ Scene = Callable[[Bench], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One fault of the table: what makes it happen, and the class that it must come out as.
-
-    :ivar codes: by kind, for those whose code is settled; the others depend on when the connection breaks.
-    """
+    """One fault of the table: what makes it happen, and the class that it must come out as."""
 
     name: str
     scene: Scene
@@ -92,10 +89,6 @@ ROWS: Final[list[Row]] = []
 
 
 def row(name: str, expected: FaultClass, *kinds: str, codes: Sequence[str] = ()) -> Callable[[Scene], Scene]:
-    """Enter a scene in the table.
-
-    :param codes: one for each of the kinds; one alone is for all.
-    """
     chosen = kinds or ("postgresql", "mariadb")
     each = dict(zip(chosen, codes * len(chosen) if len(codes) == 1 else codes, strict=True)) if codes else {}
 
@@ -106,16 +99,15 @@ def row(name: str, expected: FaultClass, *kinds: str, codes: Sequence[str] = ())
     return enter
 
 
-def statements(name: str, expected: FaultClass, postgresql: str | None, mariadb: str | None) -> None:
-    """Enter a statement that is refused."""
-    for kind, statement in (("postgresql", postgresql), ("mariadb", mariadb)):
-        if statement is not None:
+def refused(name: str, expected: FaultClass, statement: str, **codes: str | None) -> None:
+    """Enter a statement that kinds of stores refuse, each with its code; ``None`` for a code that is not settled."""
 
-            async def scene(bench: Bench, statement: str = statement) -> None:
-                with translated():
-                    await bench.run(statement)
+    async def scene(bench: Bench) -> None:
+        with translated():
+            await bench.run(statement)
 
-            ROWS.append(Row(name, scene, expected, (kind,)))
+    settled = {kind: code for kind, code in codes.items() if code is not None}
+    ROWS.append(Row(name, scene, expected, tuple(codes), settled))
 
 
 # --- the connection -------------------------------------------------------------------------------------------------
@@ -395,15 +387,23 @@ async def _(bench: Bench) -> None:
 
 # --- the data -------------------------------------------------------------------------------------------------------
 
-statements("duplicate key", POISON, *["INSERT INTO probe VALUES (1, 'x', 1)"] * 2)
-statements("null where none may be", POISON, *["INSERT INTO probe VALUES (3, NULL, 1)"] * 2)
-statements("check constraint", POISON, *["INSERT INTO probe VALUES (3, 'x', 100)"] * 2)
-statements("too long", POISON, *["INSERT INTO probe VALUES (3, 'far too long', 1)"] * 2)
-statements("number out of range", POISON, *["INSERT INTO probe VALUES (3, 'x', 99999999999)"] * 2)
-statements("bad JSON", POISON, "SELECT '{'::jsonb", "INSERT INTO probe_json VALUES ('{')")
-statements("NUL in JSON", POISON, r"""SELECT '"\u0000"'::jsonb ->> 0, ('{"a":"\u0000"}'::jsonb)""", None)
-statements("missing table", MISCONFIGURED, *["SELECT * FROM nowhere"] * 2)
-statements("missing column", MISCONFIGURED, *["SELECT absent FROM probe"] * 2)
+_KEY = "SQLITE_CONSTRAINT_PRIMARYKEY"
+_NULL, _CHECK = "SQLITE_CONSTRAINT_NOTNULL", "SQLITE_CONSTRAINT_CHECK"
+_INSERT = "INSERT INTO probe VALUES"
+refused("duplicate key", POISON, f"{_INSERT} (1, 'x', 1)", postgresql="23505", mariadb="1062", sqlite=_KEY)
+refused("null where none may be", POISON, f"{_INSERT} (3, NULL, 1)", postgresql="23502", mariadb="1048", sqlite=_NULL)
+refused("check constraint", POISON, f"{_INSERT} (3, 'x', 100)", postgresql="23514", mariadb="4025", sqlite=_CHECK)
+refused("too long", POISON, f"{_INSERT} (3, 'far too long', 1)", postgresql="22001", mariadb="1406")
+refused("number out of range", POISON, f"{_INSERT} (3, 'x', 99999999999)", postgresql="22003", mariadb="1264")
+refused("bad JSON", POISON, "SELECT '{'::jsonb", postgresql=None)
+refused("bad JSON", POISON, "INSERT INTO probe_json VALUES ('{')", mariadb=None)
+refused("NUL in JSON", POISON, r"""SELECT '"\u0000"'::jsonb ->> 0, ('{"a":"\u0000"}'::jsonb)""", postgresql=None)
+refused("text that is none", MISCONFIGURED, "SELECT CAST(x'ff' AS TEXT)", sqlite="undecodable")
+for _name, _statement, *_codes in (
+    ("missing table", "SELECT * FROM nowhere", "42P01", "1146"),
+    ("missing column", "SELECT absent FROM probe", "42703", "1054"),
+):
+    refused(_name, MISCONFIGURED, _statement, postgresql=_codes[0], mariadb=_codes[1], sqlite="SQLITE_ERROR")
 
 
 @row("NUL in text", POISON, "postgresql")
@@ -413,7 +413,15 @@ async def _(bench: Bench) -> None:
             await connection.execute(sa.text("SELECT CAST(:body AS text)"), {"body": "a\0b"})
 
 
-@row("lone surrogate", POISON)
+@row("number beyond 64 bits", POISON, *KINDS)
+async def _(bench: Bench) -> None:
+    with translated():
+        async with bench.engine.begin() as connection:
+            table = sa.table("probe", sa.column("id", sa.Integer), sa.column("body", sa.String))
+            await connection.execute(table.insert().values(id=2**70, body="x"))
+
+
+@row("lone surrogate", POISON, *KINDS)
 async def _(bench: Bench) -> None:
     with translated():
         async with bench.engine.begin() as connection:
@@ -451,21 +459,6 @@ async def _(bench: Bench) -> None:
     letter.write_text("Dear reader, this is no database, but it is long enough to be looked at. " * 20)
     with translated():
         await bench.at(str(letter))
-
-
-for _name, _statement, _expected in (
-    ("duplicate key", "INSERT INTO probe VALUES (1, 'x', 1)", POISON),
-    ("null where none may be", "INSERT INTO probe VALUES (3, NULL, 1)", POISON),
-    ("check constraint", "INSERT INTO probe VALUES (3, 'x', 100)", POISON),
-    ("missing table", "SELECT * FROM nowhere", MISCONFIGURED),
-    ("missing column", "SELECT absent FROM probe", MISCONFIGURED),
-):
-
-    async def _refused(bench: Bench, statement: str = _statement) -> None:
-        with translated():
-            await bench.run(statement)
-
-    ROWS.append(Row(_name, _refused, _expected, ("sqlite",)))
 
 
 # --- what a relay does with it --------------------------------------------------------------------------------------
@@ -536,10 +529,7 @@ async def _open(kind: str, server: Server | None, folder: Path) -> Bench:
 
 
 async def produce(kind: str, folder: Path) -> list[Outcome]:
-    """Produce every row of one kind of store.
-
-    :raises ServerUnavailable: there is no such server, and none can be started.
-    """
+    """Produce every row of one kind of store."""
     server: Any = {"postgresql": PostgresServer, "mariadb": MariaDBServer}.get(kind)
     found = None if server is None else server.find()
     margin, servers.ANSWER_MARGIN_SECONDS = servers.ANSWER_MARGIN_SECONDS, 0.5  # type: ignore[misc]

@@ -20,14 +20,10 @@ from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.store.database.faults import FaultClass, StoreFault
 
 BOTS: Final = 8
-HERD: Final = 4 * BOTS
-"""Connection attempts in one second that a herd makes and independent relays do not: see `draw`."""
-ATTEMPTS: Final = 2
-"""Connections of one probe: one may have been cut while idle, and is retried."""
-HERDED: Final = 5 * ATTEMPTS
-"""Connections of a relay whose whole pool asks."""
-AT_FIRST: Final = 2.0
-"""Seconds of an outage that are not looked at: all relays meet its beginning at the same moment."""
+HERD: Final = 4 * BOTS  # connection attempts in one second that a herd makes and independent relays do not: see `draw`
+ATTEMPTS: Final = 2  # connections of one probe: one may have been cut while idle, and is retried
+HERDED: Final = 5 * ATTEMPTS  # connections of a relay whose whole pool asks
+AT_FIRST: Final = 2.0  # seconds of an outage that are not looked at: all relays meet its beginning at the same moment
 _FAULT: Final = StoreFault(fault_class=FaultClass.UNAVAILABLE, code="away", reason="the store is away")
 _BEGUN: Final = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -130,10 +130,7 @@ def with_records(
     acknowledged: Iterable[RecordAck],
     drained: bool,
 ) -> Verdict:
-    """Return a verdict on messages together with what is found of records.
-
-    :param stored: the records of ``store``; ``kept``: those of ``outboxes``.
-    """
+    """Return a verdict on messages together with what is found of records."""
     turns = {
         event.event_id
         for event in chain(store.events, *(outbox.events for outbox in outboxes))

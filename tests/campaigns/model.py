@@ -34,10 +34,7 @@ SHRINKING_RUNS: Final = 80
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A program that something was wrong with.
-
-    :ivar name: what was wrong, in short; a shorter program counts if the same is wrong with it.
-    """
+    """A program that something was wrong with."""
 
     seed: int
     name: str
@@ -52,11 +49,6 @@ class Failure:
 
 @dataclass
 class Campaign:
-    """Programs on one kind of store.
-
-    :ivar enough: how many failures are enough to stop.
-    """
-
     kind: str
     shrinks: bool = False
     enough: int | None = None
@@ -135,10 +127,7 @@ class Campaign:
 
 
 class Databases:
-    """Hands out databases of one kind.
-
-    :param folder: for the files.
-    """
+    """Hands out databases of one kind."""
 
     def __init__(self, folder: Path, server: Server | None) -> None:
         self.folder = folder
@@ -147,7 +136,6 @@ class Databases:
         self._files = 0
 
     async def store(self) -> str:
-        """Return the URL of an empty store."""
         if self._server is None:
             template = self.folder / "template.db"
             async with self._lock:
@@ -163,7 +151,6 @@ class Databases:
         return self._path().parent
 
     def empty(self) -> str:
-        """Return the URL of an empty database."""
         if self._server is None:
             return f"sqlite:///{self._path().as_posix()}"
         return self._server.create_database("letopis_model")
@@ -217,7 +204,6 @@ async def _world(databases: Databases) -> AsyncIterator[World]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the campaign as a command."""
     parser = argparse.ArgumentParser(prog="python -m tests.campaigns.model", description=__doc__)
     parser.add_argument("--store", choices=(*STORES, "all"), default="sqlite")
     parser.add_argument("--seeds", type=int, default=2000, help="how many programs")

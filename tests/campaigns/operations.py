@@ -80,10 +80,7 @@ class Known:
 
 
 class Operations:
-    """Makes operations and delivers them; what is made hangs on the seed alone.
-
-    :ivar counts: how often each was made.
-    """
+    """Makes operations and delivers them; what is made hangs on the seed alone."""
 
     def __init__(self, seed: int, *, outboxes: int = 2, prefix: str = "random") -> None:
         self._chance = random.Random(seed)

@@ -11,11 +11,7 @@ from tests.campaigns.states import Findings, OutboxEvent, OutboxState, StoredEve
 
 @dataclass(slots=True)
 class ReplayedPath:
-    """The messages on a path, after the events that were replayed.
-
-    :ivar shown: id and version of each, in order.
-    :ivar forked: whether it begins with messages of another conversation, which are not followed here.
-    """
+    """The messages on a path, after the events that were replayed."""
 
     shown: list[tuple[str | None, int]] = field(default_factory=list)
     known: set[str | None] = field(default_factory=set)
@@ -31,11 +27,7 @@ class ReplayedPath:
         back: bool = False,
         forked: bool = False,
     ) -> None:
-        """Replay the next event, unless it was put aside.
-
-        :param to: of a rewind: the last message that stays.
-        :param back: of a message: it was there before, and is put back unless it is on the path.
-        """
+        """Replay the next event, unless it was put aside."""
         self.forked = self.forked or forked
         match kind:
             case "message.appended":

@@ -43,15 +43,11 @@ class Place:
         return {**os.environ, "LETOPIS_OUTBOX": str(self.outbox), "LETOPIS_STORE": self.store, "NO_COLOR": "1"}
 
     def run(self, *words: str, timeout: float, expect: Sequence[int] = (0,)) -> str:
-        """Run a command to its end and return what it printed.
-
-        :raises Failed: another exit code than expected, or it took longer than ``timeout`` seconds.
-        """
+        """Run a command to its end and return what it printed."""
         with self.start(*words) as process:
             return finish(process, words, timeout=timeout, expect=expect)
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        """Start a command."""
         return subprocess.Popen(
             self.command(*words),
             env=self.environment,
@@ -67,10 +63,7 @@ class Place:
 def finish(
     process: subprocess.Popen[str], words: Sequence[str], *, timeout: float, expect: Sequence[int] = (0,)
 ) -> str:
-    """Wait for a command's end and return what it printed.
-
-    :raises Failed: another exit code than expected, or it took longer than ``timeout`` seconds.
-    """
+    """Wait for a command's end and return what it printed."""
     try:
         printed, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -150,7 +143,6 @@ class Relay:
             self._process.wait()
 
     def noticed(self) -> tuple[Counter[str], list[str]]:
-        """Return the faults that it told of, by class and code, and what else it called an error."""
         faults: Counter[str] = Counter()
         errors: list[str] = []
         for text in self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else ():
@@ -184,8 +176,6 @@ class Progress:
 
 
 class Probe:
-    """Looks into an outbox while others use it."""
-
     def __init__(self, outbox: Path) -> None:
         self._connection = sqlite3.connect(outbox, isolation_level=None, timeout=10)
         self._connection.execute("PRAGMA query_only = ON")

@@ -16,12 +16,10 @@ import argparse
 import asyncio
 import json
 import random
-import shutil
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -37,7 +35,7 @@ from letopis.store.testing.outbox import Outbox
 from tests.campaigns import dataset
 from tests.campaigns.operations import Operations
 from tests.campaigns.targets import KINDS
-from tests.support.servers import MariaDBServer, PostgresServer, ServerUnavailable
+from tests.proof.stores import fresh
 
 SHOWN: Final = 5
 _BATCH: Final = 1_000
@@ -101,7 +99,6 @@ class Campaign:
         return outcome
 
     async def _same(self, store: ConversationStore, what: str) -> None:
-        """Compare the fold of every conversation with what is read of it."""
         outcome = self.outcome
         outcome.conversations = outcome.events = outcome.messages = 0
         differ = 0
@@ -120,7 +117,6 @@ class Campaign:
             outcome.problems.append(f"{what}: {differ} conversations differ")
 
     async def _emptied(self, store: ConversationStore) -> None:
-        """Empty all rows, rebuild them, and compare with what was there, byte by byte, and with the fold."""
         before = await digests(self._engine)
         async with self._engine.begin() as connection:
             await connection.execute(sa.delete(messages))
@@ -196,7 +192,6 @@ async def fold_of(store: ConversationStore, name: str) -> tuple[Folded, int]:
 
 
 async def differences(store: ConversationStore, name: str, folded: Folded) -> list[str]:
-    """Return the names of the fields in which what is read differs from the fold: all fields that events decide."""
     conversation = await store.conversation(name)
     if conversation is None or folded.conversation is None:
         return ["is there on one side only"]
@@ -265,7 +260,6 @@ async def names(engine: Any) -> AsyncIterator[str]:
 
 
 async def mismatches(store: ConversationStore) -> list[Rebuilt]:
-    """Return what a check finds."""
     return [rebuilt async for rebuilt in store.rebuild(check=True) if rebuilt.differences]
 
 
@@ -348,36 +342,12 @@ async def apply_corpus(store: ConversationStore, *, sample: float, seed: int) ->
         await outbox.deliver(store)
 
 
-@asynccontextmanager
-async def database(kind: str, folder: Path) -> AsyncIterator[str]:
-    """Give a fresh, empty database for the time of a run.
-
-    :raises tests.support.servers.ServerUnavailable: there is no such server.
-    """
-    if kind == "sqlite":
-        yield f"sqlite:///{(folder / 'history.db').as_posix()}"
-        return
-    with PostgresServer.find() if kind == "postgresql" else MariaDBServer.find() as server:
-        url = server.create_database("letopis_rebuild")
-        try:
-            yield url
-        finally:
-            server.drop_database(url)
-
-
 async def run(kind: str, *, sample: float, operations: int, seed: int) -> Outcome:
-    """Run the campaign on one kind of store."""
-    folder = Path(tempfile.mkdtemp(prefix="letopis-rebuild-"))
-    try:
-        async with database(kind, folder) as url:
-            campaign = Campaign(
-                kind, url, sample=sample, operations=operations, seed=seed, tell=lambda text: tell(f"{kind}: {text}")
-            )
-            return await campaign.run()
-    except ServerUnavailable as error:
-        return Outcome(store=kind, problems=[f"there is no such server here: {error}"])
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="letopis-rebuild-") as folder, fresh(kind, Path(folder), "history") as one:
+        if one.missing:
+            return Outcome(store=kind, problems=[f"there is no such server here: {one.missing}"])
+        given = {"sample": sample, "operations": operations, "seed": seed}
+        return await Campaign(kind, one.url, **given, tell=lambda text: tell(f"{kind}: {text}")).run()
 
 
 def tell(text: str) -> None:

@@ -29,15 +29,11 @@ MESSAGE_TAG: Final = "message"
 MARK: Final = "\x01"
 _SPACE: Final = f"{MARK}s:"
 
-Place = tuple[str, str, str]
-"""Scope, namespace and key of a record."""
+Place = tuple[str, str, str]  # scope, namespace and key of a record
 
 
 class RecordAck(NamedTuple):
-    """What a bot was promised: the change returned.
-
-    :ivar sha256: of the value that was put; ``None`` of a deletion.
-    """
+    """What a bot was promised: the change returned."""
 
     lane: str
     event_id: UUID
@@ -81,11 +77,6 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordOutbox:
-    """The records of an outbox file.
-
-    :ivar superseded: lane and sequence of changes that the outbox was told have no effect.
-    """
-
     name: str
     origin_id: UUID
     lanes: Mapping[str, ChangeLane] = field(default_factory=dict)
@@ -95,13 +86,6 @@ class RecordOutbox:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordStore:
-    """The records of a history store.
-
-    :ivar heads: sequence and floor of each lane, by origin and lane.
-    :ivar rows: revision and SHA-256 of each value.
-    :ivar deleted: scopes of deleted conversations.
-    """
-
     heads: Mapping[tuple[UUID, str], tuple[int, int]] = field(default_factory=dict)
     ledger: Mapping[tuple[UUID, str], Mapping[int, Entry]] = field(default_factory=dict)
     rows: Mapping[Place, tuple[UUID, str]] = field(default_factory=dict)
@@ -109,7 +93,6 @@ class RecordStore:
 
 
 def scope_of(lane: str) -> str:
-    """Return the scope of a lane."""
     return lane.rpartition(":")[0] if lane.startswith(_SPACE) else lane
 
 
@@ -121,11 +104,7 @@ def examine_records(
     turns: Collection[UUID] = (),
     drained: bool = False,
 ) -> list[str]:
-    """Return every promise about records that is broken, in words.
-
-    :param turns: messages of the conversations of :data:`TURNS`.
-    :param drained: whether no change may be pending.
-    """
+    """Return every promise about records that is broken, in words."""
     found: list[str] = []
     for outbox in outboxes:
         found += _outbox_problems(outbox)

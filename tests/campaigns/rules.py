@@ -91,7 +91,6 @@ def examine_erasure(
     pending: set[tuple[UUID, str]],
     found: Findings,
 ) -> None:
-    """What was to be erased is, and nothing else."""
     row = store.conversations.get(conversation_id, StoredConversation(0, 0))
     redacted: dict[str, int] = {}
     said: dict[str, int] = {}

@@ -18,10 +18,7 @@ SPARE: Final = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One thing to break, as soon as the relay is at work and the store has got ``after`` events.
-
-    :ivar delay: seconds to wait then, so that it hits any moment of a batch.
-    """
+    """One thing to break, as soon as the relay is at work and the store has got ``after`` events."""
 
     kind: Kind
     after: int

@@ -45,8 +45,6 @@ class StoredEvent(NamedTuple):
 
 
 class StoredMessage(NamedTuple):
-    """One row of the store's list of messages."""
-
     conversation_id: str
     version: int
     left_at: int | None = None
@@ -54,8 +52,6 @@ class StoredMessage(NamedTuple):
 
 
 class StoredConversation(NamedTuple):
-    """One row of the store's list of conversations."""
-
     version: int
     message_count: int
     state: str = "active"

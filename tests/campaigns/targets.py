@@ -114,10 +114,6 @@ class ServerTarget(Target):
 
 
 def open_target(kind: str, folder: Path) -> Target:
-    """Make the target of this kind.
-
-    :raises tests.support.servers.ServerUnavailable: there is no such server, and none can be started.
-    """
     if kind == "sqlite":
         return SQLiteTarget(folder)
     if kind == "postgresql":

@@ -83,7 +83,6 @@ class World:
         self.in_outbox(lanes={"a": lane})
 
     def change_kept(self, **fields: object) -> None:
-        """Change the last event that the outbox keeps."""
         event = self.outbox.events[-1]._replace(**fields)  # type: ignore[arg-type]
         self.in_outbox(events=[*self.outbox.events[:-1], event])
 
@@ -109,7 +108,6 @@ def test_a_lost_acknowledgement_of_the_relay_is_no_problem() -> None:
 
 
 def swap(world: World, *names: str) -> None:
-    """Swap fields of the second and the third stored event."""
     second, third = world.store.events[1:3]
     world.change_stored(2, **{name: getattr(third, name) for name in names})
     world.change_stored(3, **{name: getattr(second, name) for name in names})

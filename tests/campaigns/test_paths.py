@@ -30,8 +30,7 @@ def event(version: int, kind: str, message_id: str | None = None, **more: Any) -
 
 REWOUND = event(3, "conversation.rewound", to_message_id="1")
 PUT_BACK = event(4, SAID, "2", noted=BACK)
-AGAIN = event(5, SAID, "1", noted=BACK)
-"""Without effect: it is on the path."""
+AGAIN = event(5, SAID, "1", noted=BACK)  # without effect: it is on the path
 
 
 def told(rows: dict[int, int | None], *more: StoredEvent) -> StoreState:

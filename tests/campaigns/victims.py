@@ -38,14 +38,7 @@ def fork_server(*modules: str) -> Context:
 
 
 class Victims:
-    """A bot and a relay on one outbox and one store.
-
-    :param defects: planted in both.
-    :param records_every: one in this many deeds of the bot changes a record.
-    :param paths_every: one in this many of the others changes a path.
-    :ivar acks: what the bots were promised of messages, so far; ``record_acks``: of records.
-    :ivar starts: processes started, so far.
-    """
+    """A bot and a relay on one outbox and one store."""
 
     def __init__(
         self,
@@ -68,7 +61,6 @@ class Victims:
         self.starts = 0
 
     def ensure(self) -> None:
-        """Start each one that is gone."""
         for name in (BOT, RELAY):
             process = self._processes.get(name)
             if process is not None and process.exitcode is None:

@@ -25,8 +25,6 @@ seen = sa.Table(
 
 
 class Seen(Projection):
-    """Records what it applies."""
-
     name = "custom.seen"
 
     def __init__(self, version: int = 1) -> None:
@@ -69,7 +67,6 @@ async def make_table(url: str) -> None:
 
 
 async def rows_of(url: str, version: int = 1) -> list[tuple[int, int, int]]:
-    """Return partition, position and whether it was replayed, of all that one version has seen."""
     engine = create_store_engine(url)
     async with engine.connect() as connection:
         found = await connection.execute(
@@ -109,6 +106,5 @@ CHILDREN = {"slow": Slow, "dying": Dying}
 
 
 async def project(kind: str, url: str) -> None:
-    """Be the child that is killed."""
     async with ConversationStore.open(url) as store:
         await store.projector(CHILDREN[kind](), batch=5).run()

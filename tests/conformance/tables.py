@@ -14,7 +14,6 @@ TABLES = ("letopis_events", "letopis_messages", "letopis_conversations", "letopi
 
 
 async def rows(url: str, table: str = "letopis_events") -> list[Mapping[str, Any]]:
-    """Return the rows of a table."""
     engine = open_engine(url)
     try:
         async with engine.connect() as connection:
@@ -36,5 +35,4 @@ class LooksIntoTables:
     """Have the published tests of redaction search the tables."""
 
     async def stored_text(self, store: DestinationStore, conversation_id: str | None = None) -> str:
-        """Return all that the tables hold."""
         return await stored_text(store, conversation_id)

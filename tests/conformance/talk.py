@@ -7,13 +7,11 @@ from letopis.outbox.relay.relay import Relay
 
 
 async def deliver(*histories: History) -> None:
-    """Send what each outbox has to its store."""
     for history in histories:
         await Relay(history.outbox, history.store).drain_once()
 
 
 async def path(history: History, conversation_id: str = "chat-1") -> list[str]:
-    """Return the ids of the messages on the path."""
     return [one.id for one in await history.messages(conversation_id)]
 
 

@@ -18,7 +18,7 @@ Bots = tuple[History, History]
 
 
 async def problems(store: ConversationStore) -> list[str]:
-    return [problem async for problem in find_problems(store._engine)]
+    return [problem async for problem in find_problems(store._runtime.callers_engine)]
 
 
 def of(owner: str) -> str:
@@ -53,7 +53,7 @@ async def test_an_active_conversation_that_was_changed_by_hand_is_found(
 ) -> None:
     await filled(bots)
     assert await problems(store) == []
-    async with store._engine.begin() as connection:
+    async with store._runtime.callers_engine.begin() as connection:
         await connection.execute(sa.update(owners).where(owners.c.owner_id == "ann").values(values))
 
     assert await problems(store) == [of(owner) for owner in found]

@@ -213,7 +213,6 @@ async def test_another_store_is_named(store: ConversationStore) -> None:
 
 
 def says(text: str) -> dict[str, str]:
-    """Return the columns of the message ``b-1`` with this text."""
     return {"data": f'{{"message_id":"b-1","role":"user","content":"{text}"}}'}
 
 

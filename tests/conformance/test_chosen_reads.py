@@ -12,7 +12,6 @@ from letopis.outbox import History
 from letopis.store import ConversationStore, Filter, InvalidInput, Message, StoreUnavailable
 from letopis.store.model.conversations import Page, RecordedMessage
 from letopis.store.model.parts import File, Text, ToolCall, ToolResult, UnknownPart
-from letopis.store.rules.filter import is_equal_json
 from tests.conformance.talk import deliver
 from tests.support.peers import refused_port
 
@@ -116,28 +115,6 @@ async def test_a_filter_wants_the_same_of_pending_and_stored_messages(
         where = Filter(roles=["user"])
         assert list(await bot.messages("child", last=None, where=where)) == where.of(child)
         assert list(await bot.messages("child", last=5, where=where)) == where.of(child)[-5:]
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "equal"),
-    [
-        (1, True, False),
-        (0, False, False),
-        (1, 1.0, True),
-        (1, "1", False),
-        (None, None, True),
-        (None, False, False),
-        ([1, True], [1, 1], False),
-        ([1], [1, 2], False),
-        ({"a": 1, "b": 2}, {"b": 2, "a": 1}, True),
-        ({"a": 1}, {"a": 1, "b": 2}, False),
-        ((1, 2), [1, 2], True),
-        ("ab", ["a", "b"], False),
-    ],
-)
-def test_values_are_equal_as_json_is(one: object, other: object, *, equal: bool) -> None:
-    assert is_equal_json(one, other) is equal
-    assert is_equal_json(other, one) is equal
 
 
 @pytest.mark.parametrize("delivered", [False, True])

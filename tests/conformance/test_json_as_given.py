@@ -41,7 +41,6 @@ def turned(value: Any) -> Any:
 
 
 def said(json: dict[str, Any], text: str = "it rains", **fields: Any) -> list[Message]:
-    """A call of a tool, its result and the answer, each with the same JSON."""
     return [
         Message.assistant([ToolCall("c", "weather", json)], id="call", metadata=json, **fields),
         Message.tool(ToolResult("c", json), id="result", usage={"output": 3, "input": 2}),

@@ -31,7 +31,6 @@ from letopis.store.testing.reads import ONLY, WINDOWS, ReadConformance, fill
 
 
 def query_of(window: Window | None) -> ViewQuery:
-    """A query of an outbox that delivered nothing."""
     return ViewQuery(conversation_id=ONLY, origin_id=Outbox().origin.origin_id, window=window)
 
 

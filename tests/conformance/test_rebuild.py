@@ -56,7 +56,6 @@ async def row(engine: AsyncEngine, name: str) -> Mapping[str, Any]:
 
 
 async def three(store: ConversationStore) -> Outbox:
-    """Three conversations of two messages, of one owner."""
     outbox = Outbox()
     for name in ("a", "b", "c"):
         outbox.append(name, ConversationStarted(owner_id="42"), Message.user("1", id="1"), Message.user("2", id="2"))
@@ -327,7 +326,6 @@ async def test_it_goes_on_while_the_store_is_written_to(store: ConversationStore
 
 
 async def wrong(store: ConversationStore, engine: AsyncEngine) -> dict[str, list[str]]:
-    """Return in which conversations what is read differs from the fold."""
     found = {}
     async for name in names(engine):
         folded, _ = await fold_of(store, name)

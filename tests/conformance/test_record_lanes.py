@@ -10,12 +10,10 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 
-from letopis.store import ConversationDeleted, ConversationStore, FaultClass, Message, StoreFault
+from letopis.store import ConversationDeleted, ConversationStore, Message, StoreFault
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.schema import record_ledger, record_parts, record_tags, records
-from letopis.store.errors import HistoryDiverged
 from letopis.store.model.records import (
-    RECORD_PUT,
     RecordRange,
     Scope,
     encode_namespace,
@@ -23,7 +21,7 @@ from letopis.store.model.records import (
 from letopis.store.read.records import RecordsView
 from letopis.store.rules.apply_plan import LaneBatch
 from letopis.store.testing.outbox import Outbox
-from letopis.store.testing.record_changes import CP, clear, delete, hollow, put
+from letopis.store.testing.record_changes import CP, clear, put
 from letopis.store.testing.records import LANE, RecordConformance
 from tests.support.defects import RECORDS_TWICE, planted
 from tests.support.store_changes import run_there
@@ -75,96 +73,6 @@ async def count(store_url: str, table: sa.Table) -> int:
         await engine.dispose()
 
 
-async def test_the_last_version_wins_and_a_delivery_sent_again_changes_nothing(
-    store: ConversationStore, store_url: str
-) -> None:
-    outbox, lane = Outbox(), SCOPE.name
-    outbox.append_encoded(
-        lane, [put(lane, "a", b"1"), put(lane, "b", b"2"), put(lane, "a", b"3", tags={"run": "r1"}), delete(lane, "b")]
-    )
-    first = await outbox.deliver(store)
-    again = await store.apply(outbox.origin, [outbox.batch(lane)])
-
-    assert await values(store) == {"a": b"3"}
-    assert [one.head for one in (*first.applied, *again.applied)] == [4, 4]
-    assert again.applied[0].duplicates == 4 and again.applied[0].inserted == 0
-    assert await store.lane_heads(outbox.origin.origin_id, [lane, "chat-1"]) == {lane: 4}
-    assert await count(store_url, record_tags) == 1
-    # No conversation, no event: records alone are none.
-    assert await store.conversation("chat-1") is None
-    assert (await store.conversations()).items == () or not (await store.conversations()).items
-    assert await store.head() == 0
-
-
-async def test_a_change_sent_again_with_other_content_is_refused(store: ConversationStore) -> None:
-    outbox, lane = Outbox(), SCOPE.name
-    outbox.append_encoded(lane, [put(lane, "a", b"1")])
-    await outbox.deliver(store)
-    copy = outbox.copy()
-    copy.lanes[lane] = [put(lane, "a", b"other")]
-
-    result = await store.apply(copy.origin, [copy.batch(lane)])
-
-    assert [type(one) for one in result.refused] == [HistoryDiverged]
-    assert await values(store) == {"a": b"1"}
-
-
-async def test_a_hollowed_put_moves_the_head_and_compares_equal_to_its_own_copy_in_flight(
-    store: ConversationStore,
-) -> None:
-    outbox, lane = Outbox(), SCOPE.name
-    whole = put(lane, "a", b"1")
-    outbox.append_encoded(lane, [whole])
-    await outbox.deliver(store)
-    outbox.lanes[lane] = [hollow(whole), put(lane, "a", b"2")]
-    result = await store.apply(outbox.origin, [outbox.batch(lane)])
-
-    assert not result.refused and await values(store) == {"a": b"2"}
-    # A store put back to its beginning is refilled from what is left.
-    other, fresh = Outbox(), Scope.conversation("chat-2")
-    events = [hollow(put(fresh.name, "a", b"1")), put(fresh.name, "a", b"2")]
-    other.append_encoded(fresh.name, events)
-    await other.deliver(store)
-    assert await values(store, fresh) == {"a": b"2"}
-
-
-async def test_a_condition_that_does_not_hold_puts_the_change_aside_for_ever_and_the_lane_goes_on(
-    store: ConversationStore,
-) -> None:
-    outbox, other, lane = Outbox(), Outbox(), SCOPE.name
-    base = put(lane, "a", b"base")
-    outbox.append_encoded(lane, [base])
-    await outbox.deliver(store)
-    other.append_encoded(lane, [put(lane, "a", b"other's", expected=str(base.event_id))])
-    await other.deliver(store)
-    outbox.append_encoded(lane, [put(lane, "a", b"late", expected=str(base.event_id)), put(lane, "b", b"2")])
-
-    first = await store.apply(outbox.origin, [outbox.batch(lane, 2)])
-    again = await store.apply(outbox.origin, [outbox.batch(lane, 2)])
-
-    assert [list(one.applied[0].superseded) for one in (first, again)] == [[2], [2]]
-    assert await values(store) == {"a": b"other's", "b": b"2"}
-    outbox.append_encoded(
-        lane, [put(lane, "b", b"mine", expected="absent"), put(lane, "b", b"k", expected="absent", keep=True)]
-    )
-    last = await store.apply(outbox.origin, [outbox.batch(lane, 4)])
-    assert list(last.applied[0].superseded) == [4]
-    assert await values(store) == {"a": b"other's", "b": b"2"}
-
-
-async def test_a_damaged_value_is_poison_and_nothing_is_written(store: ConversationStore) -> None:
-    outbox, lane = Outbox(), SCOPE.name
-    outbox.append_encoded(lane, [replace(put(lane, "a", b"1"), body=b"2")])
-    with pytest.raises(StoreFault) as damaged:
-        await outbox.deliver(store)
-    outbox.lanes[lane] = [replace(put(lane, "a", b"1"), body=None)]
-    with pytest.raises(StoreFault) as missing:
-        await outbox.deliver(store)
-
-    assert damaged.value.fault_class is missing.value.fault_class is FaultClass.POISON
-    assert await values(store) == {} and await store.lane_heads(outbox.origin.origin_id, [lane]) == {}
-
-
 async def test_large_values_are_stored_in_parts_and_leave_none_behind(store: ConversationStore, store_url: str) -> None:
     outbox, lane = Outbox(), SCOPE.name
     large = bytes(range(256)) * 6_000  # 1.5 MB
@@ -177,25 +85,6 @@ async def test_large_values_are_stored_in_parts_and_leave_none_behind(store: Con
     await outbox.deliver(store)
     assert await values(store) == {"a": b"small"}
     assert await count(store_url, record_parts) == 0
-
-
-async def test_a_prefix_is_cleared_without_its_neighbours(store: ConversationStore) -> None:
-    outbox, scope = Outbox(), Scope.space("app")
-    names = {"in": ("acme",), "below": ("acme", "x"), "beside": ("acme-corp",), "slash": ("acme/x",)}
-    for key, labels in names.items():
-        namespace = encode_namespace(labels)
-        lane = scope.lane(namespace)
-        outbox.append_encoded(lane, [put(lane, key, b"1", namespace=namespace)])
-    for lane in scope.lanes:
-        outbox.append_encoded(lane, [clear(lane, encode_namespace(("acme",)))])
-    under = RecordRange(prefix=encode_namespace(("acme",)))
-    for batch in outbox.pending():
-        if batch.deliveries[0].event.type == RECORD_PUT:
-            await store.apply(outbox.origin, [replace(batch, deliveries=batch.deliveries[:1])])
-    assert set(await values(store, scope, under)) == {"in", "below"}
-    await outbox.deliver(store)
-
-    assert set(await values(store, scope)) == {"beside", "slash"}
 
 
 async def test_the_ledger_is_trimmed_by_what_the_outbox_has_pruned(store: ConversationStore, store_url: str) -> None:
@@ -229,23 +118,6 @@ async def test_records_are_erased_with_their_conversation_and_come_back_by_no_la
     assert list(late.applied[0].superseded) == [1]
     for table in (records, record_parts, record_tags):
         assert await count(store_url, table) == 0
-
-
-async def test_a_reset_clears_what_was_before_it_and_keeps_what_comes_after(store: ConversationStore) -> None:
-    outbox, lane = Outbox(), SCOPE.name
-    outbox.append_encoded(lane, [put(lane, "a", b"1"), clear(lane, erase=True), put(lane, "b", b"2")])
-    await outbox.deliver(store)
-    again = await store.apply(outbox.origin, [outbox.batch(lane)])
-    assert not again.refused and await values(store) == {"b": b"2"}
-
-
-async def test_records_of_two_outboxes_in_one_lane_do_not_disturb_each_other(store: ConversationStore) -> None:
-    one, other, lane = Outbox(), Outbox(), SCOPE.name
-    for number, outbox in enumerate((one, other)):
-        outbox.append_encoded(lane, [put(lane, f"{number}", b"1"), put(lane, "both", b"%d" % number)])
-    for outbox in (one, other):
-        await outbox.deliver(store)
-    assert await values(store) == {"0": b"1", "1": b"1", "both": b"1"}
 
 
 async def test_pages_go_both_ways_and_stay_between_their_bounds(store: ConversationStore) -> None:

@@ -30,7 +30,7 @@ NOT_THE_TAGS = "the rows of letopis_record_tags are not the tags of the records"
 
 
 async def problems(store: ConversationStore) -> list[str]:
-    return [problem async for problem in find_problems(store._engine)]
+    return [problem async for problem in find_problems(store._runtime.callers_engine)]
 
 
 async def filled(store: ConversationStore) -> Outbox:
@@ -98,7 +98,7 @@ async def remove_all(connection: AsyncConnection) -> None:
 async def test_a_change_by_hand_is_found(store: ConversationStore, tampering: Tampering, found: list[str]) -> None:
     await filled(store)
     assert await problems(store) == []
-    async with store._engine.begin() as connection:
+    async with store._runtime.callers_engine.begin() as connection:
         await tampering(connection)
 
     assert await problems(store) == found
@@ -180,5 +180,5 @@ async def test_a_deletion_of_the_conversation_by_an_outbox_without_records_is_no
     await store.apply(one.origin, [LaneBatch(conversation_id=LANE, deliveries=(), pruned=4)])
 
     assert await problems(store) == []
-    async with store._engine.connect() as connection:
+    async with store._runtime.callers_engine.connect() as connection:
         assert sorted((await connection.execute(sa.select(lanes.c.records))).scalars()) == [-3, 0, 3]

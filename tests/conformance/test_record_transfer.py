@@ -46,7 +46,7 @@ async def deliver(history: History) -> None:
 
 async def problems(history: History) -> list[str]:
     """What `db verify` and `outbox verify` find."""
-    found = [problem async for problem in find_problems(history.store._engine)]
+    found = [problem async for problem in find_problems(history.store._runtime.callers_engine)]
     return found + await history.outbox.read(lambda connection: list(outbox_problems(connection)))
 
 

@@ -46,7 +46,6 @@ def said(count: int, start: int = 1) -> list[Message]:
 
 
 async def everything(store: ConversationStore, *names: str) -> dict[str, Any]:
-    """Everything that can be read of conversations."""
     found: dict[str, Any] = {}
     for name in names:
         page = await store.messages(name)
@@ -77,10 +76,7 @@ async def _log(store: ConversationStore) -> AsyncIterator[Any]:
 
 
 async def carried_out(store: ConversationStore, *names: str, each: int = 1) -> int:
-    """Carry out everything; between two steps all reads are the same.
-
-    :param each: read everything after each step, or after every so many, and after the last.
-    """
+    """Carry out everything; between two steps all reads are the same."""
     before, steps = await everything(store, *names), 0
     while await store.run_pending_tasks():
         steps += 1

@@ -16,7 +16,6 @@ CHAT = "chat-1"
 
 
 async def talk(history: History, roles: str) -> None:
-    """Append messages named by their places: s, u, a or t each."""
     made = {"s": Message.system, "u": Message.user, "a": Message.assistant, "t": Message.tool}
     await history.append(CHAT, *(made[role](f"{role}{place}", id=f"{role}{place}") for place, role in enumerate(roles)))
 

@@ -43,7 +43,6 @@ CHAT = "chat-1"
 
 @pytest.fixture
 async def pair(tmp_path: Path, store_url: str) -> AsyncIterator[tuple[History, History]]:
-    """Two bots on one history store."""
     async with ConversationStore.open(store_url, migrate=True):
         pass
     async with AsyncExitStack() as stack:

@@ -23,7 +23,6 @@ AT_ONCE = ["openai_agents", "agent_framework", "langchain", "llama_index"]
 
 @pytest.fixture
 def subject(framework: str, tmp_path: Path) -> Subject:
-    """The adapter of a framework that is installed."""
     package, made = ADAPTERS[framework]
     pytest.importorskip(package, reason=f"needs {package}: install the group adapters")
     found = made(tmp_path)
@@ -33,7 +32,6 @@ def subject(framework: str, tmp_path: Path) -> Subject:
 
 @pytest.fixture
 async def served(tmp_path: Path) -> AsyncIterator[History]:
-    """A history in a thread of its own, which delivers nothing."""
     async with History(tmp_path / "bot.outbox.db", relay=False, own_thread=True, read_timeout=60) as history:
         yield history
 

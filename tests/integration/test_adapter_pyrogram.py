@@ -26,14 +26,12 @@ CHAT = f"tg:{BOT_ID}:{ADA}"
 
 @pytest.fixture
 async def base(tmp_path: Path) -> AsyncIterator[History]:
-    """A history that delivers nothing."""
     async with History(tmp_path / "bot.outbox.db", relay=False) as opened:
         yield opened
 
 
 @pytest.fixture
 def recorder(base: History, tmp_path: Path) -> LetopisRecorder:
-    """A recorder on that history."""
     return LetopisRecorder(base, files=tmp_path / "files")
 
 

@@ -48,7 +48,6 @@ def is_installed(package: str) -> bool:
 
 @pytest.fixture(params=FRAMEWORKS)
 def framework(request: pytest.FixtureRequest) -> str:
-    """An adapter whose framework is installed."""
     return _installed(request.param)
 
 
@@ -59,7 +58,6 @@ OWN = [pytest.param(name, marks=[pytest.mark.comparison] * (name != CONTROL)) fo
 
 @pytest.fixture(params=OWN)
 def own_backend(request: pytest.FixtureRequest) -> str:
-    """A framework that is installed, with a backend of its own."""
     return _installed(request.param)
 
 

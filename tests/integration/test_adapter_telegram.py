@@ -42,20 +42,16 @@ Context = ContextTypes.DEFAULT_TYPE
 
 @pytest.fixture
 async def base(tmp_path: Path) -> AsyncIterator[History]:
-    """A history that delivers nothing."""
     async with History(tmp_path / "bot.outbox.db", relay=False) as opened:
         yield opened
 
 
 @pytest.fixture
 def chats(base: History, tmp_path: Path) -> LetopisChats:
-    """The chats of a bot."""
     return LetopisChats(base, files=tmp_path / "files")
 
 
 def answering(chats: LetopisChats, api: BotApi, **options: Any) -> Any:
-    """An application that answers each text."""
-
     async def answer(update: Update, context: Context) -> None:
         assert update.message is not None
         await update.message.reply_text(f"answer to {update.message.text}")
@@ -66,7 +62,6 @@ def answering(chats: LetopisChats, api: BotApi, **options: Any) -> Any:
 
 
 async def said(history: History, conversation: str = CHAT) -> list[tuple[str, str]]:
-    """What a conversation holds."""
     return [(one.role, one.text) for one in await history.messages(conversation)]
 
 

@@ -29,12 +29,6 @@ class Refused(Exception):
 
 
 def check(messages: Iterable[Sequence[Part]], *, apart: bool = False) -> None:
-    """Refuse what a provider refuses.
-
-    :param messages: each with its parts.
-    :param apart: results may follow at any place after their calls, as in OpenAI Responses.
-    :raises Refused: a call has no result, or a result no call.
-    """
     waiting: list[str] = []
     for parts in messages:
         results = [name for kind, name in parts if kind == "result"]
@@ -75,7 +69,6 @@ def responses_parts(items: Iterable[Any]) -> list[list[Part]]:
 
 
 def agents_model(*answers: Any) -> Any:
-    """Return a model that gives these answers: the id of a call, or a text."""
     from agents import Model, ModelResponse, Usage, set_tracing_disabled
     from openai.types.responses import ResponseFunctionToolCall, ResponseOutputMessage, ResponseOutputText
 
@@ -205,7 +198,6 @@ async def test_openai_agents_approval(history: History) -> None:
 
 
 def chat_parts(messages: Iterable[Any]) -> list[list[Part]]:
-    """Return the parts of messages of LangChain."""
     found: list[list[Part]] = []
     for one in messages:
         calls = [("call", call["id"]) for call in getattr(one, "tool_calls", ())]
@@ -403,7 +395,6 @@ async def test_agent_framework(history: History, each: bool) -> None:
         check(framework_parts(stored))
 
     def look() -> str:
-        """Look."""
         return "a cup"
 
     session = AgentSession(session_id="chat-1")
@@ -428,7 +419,6 @@ async def test_agent_framework_approval(history: History, each: bool) -> None:
 
     @tool(approval_mode="always_require")
     def look() -> str:
-        """Look."""
         looked.append(1)
         return "a cup"
 
@@ -575,7 +565,6 @@ async def test_google_adk_confirmation(history: History) -> None:
     looked = []
 
     def look() -> str:
-        """Look."""
         looked.append(1)
         return "a cup"
 
@@ -638,7 +627,6 @@ async def test_strands_interrupt(history: History) -> None:
 
     @tool(context=True)
     def look(tool_context: Any) -> str:
-        """Look."""
         return f"a cup, {tool_context.interrupt('sure', reason='may I?')}"
 
     def work() -> None:
@@ -668,7 +656,6 @@ async def strands_dies(path: str) -> None:
 
     @tool(name="look")
     def look() -> str:
-        """Look."""
         return die()
 
     history = History(path, relay=False, own_thread=True)
@@ -686,7 +673,6 @@ async def adk_dies(path: str) -> None:
     from google.genai import types
 
     def look() -> str:
-        """Look."""
         return die()
 
     history = History(path, relay=False, own_thread=True)
@@ -706,7 +692,6 @@ async def framework_dies(path: str) -> None:
     from letopis.adapters.agent_framework import LetopisHistoryProvider
 
     def look() -> str:
-        """Look."""
         return die()
 
     history = History(path, relay=False, own_thread=True)

@@ -51,7 +51,6 @@ async def value_of(engine: AsyncEngine, statement: str) -> Any:
 
 
 def python(script: str, *arguments: str, timeout: float = 30) -> subprocess.CompletedProcess[str]:
-    """Run the script in a process of its own."""
     command = [sys.executable, "-c", textwrap.dedent(script), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
 

@@ -33,7 +33,6 @@ CHOSEN = Selection(conversation_ids=(CHAT,))
 
 
 def holding(*paths: Path) -> list[str]:
-    """The files, and what SQLite keeps beside them, in whose bytes the token is."""
     found = []
     for path in paths:
         for suffix in ("", "-wal", "-journal"):

@@ -35,8 +35,6 @@ def store(fresh_postgresql_url: str, tmp_path: Path) -> str:
 
 
 def stored(url: str) -> list[tuple[str, int]]:
-    """Conversation and version of every event, in the order of the log."""
-
     async def read() -> list[tuple[str, int]]:
         engine = create_async_engine(normalise_url(url))
         try:

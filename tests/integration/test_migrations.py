@@ -429,7 +429,6 @@ async def test_an_upgrade_rolls_back_with_its_transaction(new_store_url: Callabl
 
 
 async def upgraded(url: str, release: NextRelease) -> None:
-    """Migrate to the next release's revision by its migrations."""
     async with hold_alembic_lock(), connected(url) as connection:
         await connection.run_sync(upgrade, release.store)
 

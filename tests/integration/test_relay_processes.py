@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import signal
 import sqlite3
 import subprocess
@@ -40,8 +39,6 @@ COUNT = "SELECT count(*) FROM letopis_messages"
 
 
 class Process:
-    """A relay in a process of its own."""
-
     def __init__(self, outbox: OutboxFile, store: Path, *, batch: int = 500, leisure: float = 0.25) -> None:
         self._popen = subprocess.Popen(
             [sys.executable, "-c", RELAY, str(outbox.path), f"sqlite:///{store}", str(batch), str(leisure)],
@@ -89,29 +86,6 @@ def writable(path: Path) -> bool:
 async def holder(outbox: OutboxFile) -> int:
     found = await sql(outbox, "SELECT pid FROM letopis_outbox_relay")
     return int(found[0][0]) if found else 0
-
-
-async def test_a_relay_that_is_killed_again_and_again_loses_and_doubles_nothing(
-    outbox: OutboxFile, tmp_path: Path
-) -> None:
-    store = tmp_path / "history.db"
-    chance = random.Random(11)
-    kills = 0
-    for _ in range(8):
-        for number in range(40):
-            await say(outbox, f"c{number % 8}", 5)
-        relay = await Process(outbox, store, batch=5).ready()
-        await asyncio.sleep(chance.uniform(0.01, 0.25))
-        kills += (await figures(outbox)).pending > 0
-        relay.kill()
-    relay = await Process(outbox, store).ready()
-    await drained(outbox)
-    relay.kill()
-    verdict = await check([outbox.path], f"sqlite:///{store}", drained=True)
-
-    assert verdict.ok, verdict
-    assert verdict.stored == 8 * 200 + 8
-    assert kills >= 4
 
 
 async def test_a_standby_takes_over_from_one_that_was_killed_before_its_silence_counts(

@@ -13,7 +13,6 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.outbox.retry.circuit_breaker import BreakerState
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.timeouts import Timeouts
@@ -195,38 +194,6 @@ async def test_a_server_that_lost_its_newest_rows_while_the_relay_ran_heals_from
 
     assert verdict.stored == 21 + 22
     assert relay.stats.rewound == 13 + 13
-
-
-async def test_a_new_empty_store_gets_all_that_the_outbox_still_holds(
-    outbox: OutboxFile, new_store_url: Callable[[str], str]
-) -> None:
-    first, second = new_store_url("sqlite"), new_store_url("sqlite")
-    for number in range(5):
-        await say(outbox, f"c{number}", 5)
-    async with ConversationStore.open(first) as store:
-        await relay_on(outbox, store).drain()
-    async with ConversationStore.open(second) as store:
-        await OutboxAdmin(outbox).rebind(store)
-        await relay_on(outbox, store).drain()
-
-    assert (await check([outbox.path], second, drained=True)).stored == 30
-
-
-async def test_two_outboxes_deliver_to_one_conversation(
-    tmp_path: Path, store: ConversationStore, store_url: str
-) -> None:
-    files = [await OutboxFile.open(tmp_path / f"bot-{number}.db") for number in range(2)]
-    async with running(relay_on(files[0], store, batch=3)), running(relay_on(files[1], store, batch=3)):
-        for number in range(60):
-            await say(files[number % 2], "shared", 1)
-        for file in files:
-            await drained(file, patience=60)
-    verdict = await check([file.path for file in files], store_url, drained=True)
-    for file in files:
-        await file.close()
-
-    assert verdict.ok, verdict
-    assert verdict.stored == 62
 
 
 async def test_two_relays_without_the_lock_do_no_harm_to_a_real_store(

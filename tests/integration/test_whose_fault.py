@@ -20,7 +20,7 @@ from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.model.messages import Message
 from tests.campaigns.invariants import check
 from tests.proof.blame.on_servers import raising
-from tests.support.relays import QUICK, drained, end, figures, lane, relay_on, say, sql, until
+from tests.support.relays import QUICK, drained, end, lane, relay_on, say, sql, until
 from tests.support.required import required
 from tests.support.servers import MariaDBServer, OwnMariaDBServer
 from tests.support.store_changes import run_there
@@ -90,38 +90,6 @@ async def blocked_beside_talk(outbox: OutboxFile) -> Lane:
 
     await until(found, patience=LIMIT)
     return await lane(outbox, "bad")
-
-
-@pytest.mark.parametrize(
-    ("kind", "code", "others"),
-    [
-        ("postgresql", "53200", 3),
-        ("postgresql", "57014", 3),
-        ("postgresql", "25006", 1),
-        ("postgresql", "42501", 3),
-        ("mariadb", "1021", 3),
-        ("mariadb", "1969", 1),
-        ("mariadb", "1142", 3),
-    ],
-)
-async def test_one_event_that_fails_like_an_outage_holds_up_nobody_else_and_is_found(
-    outbox: OutboxFile, new_store_url: Callable[[str], str], kind: str, code: str, others: int
-) -> None:
-    url = new_store_url(kind)
-    async with ConversationStore.open(url, migrate=True):
-        pass
-    await run_there(url, *raising(kind, code))
-    await doom(outbox)
-    for number in range(others):
-        await say(outbox, f"c{number}")
-    async with delivering(outbox, url):
-        longest = await talk_beside(outbox, others)
-        stuck = await blocked_beside_talk(outbox)
-
-    assert longest < LIMIT
-    assert stuck.delivered == 2
-    assert {"1021": "disk-full"}.get(code, code) in (stuck.fault or "")
-    assert (await figures(outbox)).lanes["blocked"] == 1
 
 
 @pytest.fixture(scope="module")

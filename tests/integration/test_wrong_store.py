@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -317,8 +316,6 @@ class TestExchange:
 
 
 class TestDestination:
-    """Before the first delivery the place decides."""
-
     async def test_the_bot_is_the_authority(self, tmp_path: Path) -> None:
         path = tmp_path / "bot.outbox.db"
         for store in (tmp_path / "a.db", tmp_path / "b.db", None):
@@ -513,21 +510,3 @@ class TestVerbs:
             assert await live.identity() == before
             assert await relay_on(outbox, live).drain() == 1
             assert len(await copy.messages("c")) == 1
-
-    async def test_a_restored_store_is_healed_from_the_tail(self, outbox: OutboxFile, tmp_path: Path) -> None:
-        path, backup = tmp_path / "live.db", tmp_path / "backup.db"
-        async with ConversationStore.open(path) as store:
-            await say(outbox, "c", 2)
-            await relay_on(outbox, store).drain()
-            before = await store.identity()
-        shutil.copy(path, backup)
-        async with ConversationStore.open(path) as store:
-            await say(outbox, "c", 3)
-            await relay_on(outbox, store).drain()
-        for suffix in ("", "-wal", "-shm"):
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
-        shutil.copy(backup, path)
-        async with ConversationStore.open(path) as store:
-            assert await store.identity() == before
-            assert await relay_on(outbox, store).drain() == 3
-            assert len(await store.messages("c")) == 5

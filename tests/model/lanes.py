@@ -22,10 +22,7 @@ UNKNOWN: Final = "?"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expects:
-    """The condition of an event: that nothing has come since this was seen.
-
-    :ivar leader: the first event of the same append, which decides for all of it.
-    """
+    """The condition of an event: that nothing has come since this was seen."""
 
     sequence: int
     version: int | None
@@ -78,8 +75,6 @@ class Lane:
 
 @dataclass(eq=False)
 class Outbox:
-    """One outbox file."""
-
     name: str
     lanes: dict[str, Lane] = field(default_factory=lambda: defaultdict(Lane))
     activated: dict[str, Event] = field(default_factory=dict)
@@ -108,10 +103,6 @@ class Lanes:
     def append(
         self, box: Outbox, chat: str, *drafts: Event, owner: str | None = None, expects: Expects | None = None
     ) -> list[Event]:
-        """Append events to a lane, after the one that begins the conversation or names its owner, where it is due.
-
-        A retry adds nothing itself and may name the owner.
-        """
         self.clock += 1
         lane, events = box.lanes[chat], list(drafts)
         for place, event in enumerate(events):
@@ -134,10 +125,7 @@ class Lanes:
         return list(drafts)
 
     def of(self, box: Outbox | None, chat: str, *, alone: bool = False) -> list[Event]:
-        """Return the events that are read through an outbox, or of the store alone.
-
-        :param alone: as far as the outbox tells, while the store is down.
-        """
+        """Return the events that are read through an outbox, or of the store alone."""
         if alone and box is not None:
             return box.lanes[chat].events if chat in box.lanes else []
         pending = box.lanes[chat].pending if box is not None and chat in box.lanes else []
@@ -180,7 +168,6 @@ class Lanes:
     # Delivery.
 
     def deliver(self, box: Outbox) -> None:
-        """Deliver all that is pending of an outbox."""
         marks: dict[str, list[Event]] = {}
         for name, lane in box.lanes.items():
             if pending := lane.pending:
@@ -313,7 +300,6 @@ def _same(one: Event, other: Event) -> bool:
 
 
 def play(plain: Plain, chat: Chat, event: Event) -> None:
-    """Replay an event on the plain model."""
     values: dict[str, Any] = event.values
     if event.kind in SAYS:
         known = chat.every(values["message_id"])

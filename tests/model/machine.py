@@ -73,8 +73,7 @@ ANYWHERE: Final = (
 """Steps that do not need a conversation that is there."""
 CHATS: Final = 3
 MOODS: Final = (None, "warm", "cold")
-READ_EVERY: Final = 8
-"""Steps between two comparisons of all that can be read."""
+READ_EVERY: Final = 8  # steps between two comparisons of all that can be read
 
 
 class Step(NamedTuple):
@@ -92,7 +91,6 @@ class Impossible(Exception):
 
 
 def program(seed: int) -> list[Step]:
-    """Return the program of a seed."""
     chance = random.Random(seed)
     kinds = chance.choices(list(KINDS), list(KINDS.values()), k=chance.randint(20, 60))
     if chance.random() < 0.05:
@@ -101,11 +99,6 @@ def program(seed: int) -> list[Step]:
 
 
 class Machine(Reads):
-    """One run of a program.
-
-    :ivar did: what was done, in words.
-    """
-
     def __init__(self, world: World, *, prefix: str) -> None:
         super().__init__(world, prefix=prefix)
         self.messages: dict[str, Message] = {}
@@ -114,10 +107,7 @@ class Machine(Reads):
         self._steps = 0
 
     async def run(self, steps: Sequence[Step]) -> None:
-        """Run a program, settle, and compare everything.
-
-        :raises Wrong: something differs.
-        """
+        """Run a program, settle, and compare everything."""
         try:
             for step in steps:
                 await self._step(step)
@@ -412,7 +402,6 @@ class Machine(Reads):
         self._append(bot, chat.id, (kind, {"message_id": target, **values}), receipt=receipt)
 
     def _reset_here(self, box: Outbox, chat: Chat, target: str) -> bool:
-        """Whether the outbox has erased its own copy of a message with the delivery of a reset."""
         lane = box.lanes[chat.id]
         resets = [one.sequence for one in lane.events[: lane.delivered] if one.kind == "reset" and not one.aside]
         return any(
@@ -479,11 +468,7 @@ class Machine(Reads):
     async def _cut(
         self, bot: Bot, chat: Chat, work: Awaitable[Any], target: tuple[str | None] | None, known: bool
     ) -> Any:
-        """Take the end of the path off, where there is something to take off.
-
-        :param target: the last message that stays; ``None`` if nothing is written.
-        :param known: whether the outbox alone can tell.
-        """
+        """Take the end of the path off, where there is something to take off."""
         self._note(chat.id, *(target or ()))
         if self.down and not known:
             await self._refused(work, StoreUnavailable)

@@ -64,10 +64,7 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A conversation after one operation.
-
-    :ivar inherits: whether it reads its parent, as far as that has anything left.
-    """
+    """A conversation after one operation."""
 
     path: tuple[Said, ...] = ()
     inherits: bool = False
@@ -124,13 +121,11 @@ class Chat:
 
     @property
     def ancestors(self) -> Iterator[Chat]:
-        """Its parent, and that one's parent, and so on."""
         if self.parent is not None:
             yield self.parent
             yield from self.parent.ancestors
 
     def find(self, message_id: str) -> Said | None:
-        """Return its own message of an id."""
         return next((one for one in self.said if one.id == message_id), None)
 
     def every(self, message_id: str) -> list[Said]:
@@ -155,8 +150,6 @@ class Chat:
 
 
 class Plain:
-    """All conversations of one test."""
-
     def __init__(self) -> None:
         self.chats: dict[str, Chat] = {}
         self._activated: dict[str, Chat] = {}
@@ -211,7 +204,6 @@ class Plain:
         self._done(chat, turn=True)
 
     def edit(self, chat: Chat, message_id: str, text: str) -> None:
-        """Give a message another text."""
         for message in chat.every(message_id):
             chat.change(message, text=text, edited=True)
         self._done(chat, turn=True)
@@ -228,7 +220,6 @@ class Plain:
         self._done(chat)
 
     def react(self, chat: Chat, message_id: str, key: str, actor: str | None, value: Any) -> None:
-        """Put a reaction to a message."""
         for message in chat.every(message_id):
             if message.on_path or not message.redacted:
                 chat.change(message, reactions={**message.reactions, (key, actor): value})
@@ -242,7 +233,6 @@ class Plain:
         self._done(chat)
 
     def rename(self, chat: Chat, title: str) -> None:
-        """Give it a title."""
         chat.title = title
         self._done(chat)
 
@@ -295,7 +285,6 @@ class Plain:
         chat.said = [replace(one, wiped=True, reactions={}) for one in chat.said]
 
     def activate(self, chat: Chat) -> None:
-        """Make it its owner's active one."""
         chat.state, chat.left = "active", False
         if chat.owner is not None:
             self._activated[chat.owner] = chat
@@ -321,7 +310,6 @@ class Plain:
         version: int = 0,
         at: str | None = None,
     ) -> None:
-        """Name its owner and title, where it has none, and its parent at a version."""
         chat.owner = chat.owner or owner
         chat.title = title if chat.title is None else chat.title
         if parent is not None:

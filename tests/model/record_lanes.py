@@ -15,8 +15,7 @@ from letopis.store.errors import RecordConflict
 KEYS: Final = ((("a",), "1"), (("a",), "2"), (("a", "b"), "1"), (("c",), "1"))
 PREFIXES: Final[tuple[tuple[str, ...], ...]] = ((), ("a",), ("a", "b"))
 
-Key = tuple[int, tuple[tuple[str, ...], str]]
-"""The number of a scope, and the namespace and key."""
+Key = tuple[int, tuple[tuple[str, ...], str]]  # the number of a scope, and the namespace and key
 Held = dict[Key, tuple[Any, UUID]]
 
 
@@ -33,10 +32,7 @@ class Change:
     receipt: RecordReceipt | None = None
 
     def apply(self, held: Held, *, decide: bool = True) -> bool:
-        """Change what is held. Return False if the condition does not hold there.
-
-        :param decide: False for a reader, who is shown what is pending.
-        """
+        """Change what is held. Return False if the condition does not hold there."""
         if self.place is None:
             for key in [key for key in held if key[0] == self.scope and key[1][0][: len(self.prefix)] == self.prefix]:
                 del held[key]
@@ -61,7 +57,6 @@ class RecordModel:
     pending: dict[str, list[Change]] = field(default_factory=lambda: defaultdict(list))
 
     def records(self, history: History, scope: int) -> Any:
-        """Return the records of an owner or of a space."""
         owner = f"{self.prefix}-anna"
         return history.records(owner=owner) if scope == 0 else history.records(space=self.prefix)
 

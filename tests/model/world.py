@@ -19,18 +19,12 @@ from letopis.store import ConversationStore, Timeouts, move
 from letopis.store.database.urls import normalise_url
 from tests.support.gate import Gate
 
-PATIENCE_SECONDS: Final = 60.0
-"""A busy machine takes a slow store for an unavailable one."""
+PATIENCE_SECONDS: Final = 60.0  # a busy machine takes a slow store for an unavailable one
 PROBE_DELAYS_SECONDS: Final = (0.005, 0.01, 0.01, 0.02, 0.02)
 
 
 class World:
-    """A history store, and two histories that write to it.
-
-    :param url: of a store that is migrated.
-    :param empty: makes an empty database for a move, and returns its URL.
-    :param folder: for the outboxes.
-    """
+    """A history store, and two histories that write to it."""
 
     def __init__(self, url: str, empty: Callable[[], str], folder: Path) -> None:
         self.url = url
@@ -54,7 +48,6 @@ class World:
             await self._begin(number)
 
     async def close(self) -> None:
-        """Close them."""
         while self.histories:
             await self.histories.pop().close()
             self.relays.pop()
@@ -77,8 +70,7 @@ class World:
         self.relays.insert(number, Relay(history.outbox, self.store))
 
     async def restart(self, number: int) -> None:
-        """Close a history, and open it again."""
-        await self.histories.chat(number).pop().close()
+        await self.histories.pop(number).close()
         self.relays.pop(number)
         await self._begin(number)
 

@@ -1,4 +1,4 @@
-"""Make mutants of a module: each differs from it by one small change of its Python or of its SQL."""
+"""Make mutants of a module, each with one small change of its Python or of its SQL; and the controls."""
 
 from __future__ import annotations
 
@@ -12,31 +12,36 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Final
 
+from tests.support.reports import ROOT
+
+OUTBOX: Final = Path("outbox/letopis/outbox")
+STORE: Final = Path("store/letopis/store")
+ROOMS: Final = {
+    **{name: OUTBOX / name for name in ("event_log", "relay", "retry", "pending_reads")},
+    **{name: STORE / name for name in ("write", "rules")},
+}
+"""The rooms whose modules are mutated."""
+PLANTED: Final = (
+    (OUTBOX / "event_log/acknowledge.py", "WHEN state = 'paused' THEN 'paused' ", ""),
+    (OUTBOX / "pending_reads/lineage.py", "s.sequence IS NULL AND ", ""),
+    (STORE / "rules/apply_plan.py", "if self.deleted:", "if False:"),
+    (OUTBOX / "relay/lease.py", "if _sign_of_life(connection) == sign else 0", "if True else 0"),
+    (OUTBOX / "retry/circuit_breaker.py", "if self.state is BreakerState.OPEN:", "if False:"),
+    (STORE / "write/redaction.py", "await connection.execute(self._remove_reactions, place)", "pass"),
+)
+"""The controls: defects that tests are known to catch, one change each. A run that misses one fails."""
+_PAIRS: Final = (
+    *((ast.Lt, "<", ast.LtE, "<="), (ast.Gt, ">", ast.GtE, ">="), (ast.Eq, "==", ast.NotEq, "!=")),
+    *((ast.Is, "is", ast.IsNot, "is not"), (ast.In, "in", ast.NotIn, "not in")),
+    *((ast.And, "and", ast.Or, "or"), (ast.Add, "+", ast.Sub, "-")),
+)
 _PYTHON_WORDS: Final = {
-    ast.Lt: ("<", "<="),
-    ast.LtE: ("<=", "<"),
-    ast.Gt: (">", ">="),
-    ast.GtE: (">=", ">"),
-    ast.Eq: ("==", "!="),
-    ast.NotEq: ("!=", "=="),
-    ast.Is: ("is", "is not"),
-    ast.IsNot: ("is not", "is"),
-    ast.In: ("in", "not in"),
-    ast.NotIn: ("not in", "in"),
-    ast.And: ("and", "or"),
-    ast.Or: ("or", "and"),
-    ast.Add: ("+", "-"),
-    ast.Sub: ("-", "+"),
+    kind: words for one, old, other, new in _PAIRS for kind, words in ((one, (old, new)), (other, (new, old)))
 }
 _OTHER_CALL: Final = {
-    "min": "max",
-    "max": "min",
-    "any": "all",
-    "all": "any",
-    "is_": "is_not",
-    "is_not": "is_",
-    "and_": "or_",
-    "or_": "and_",
+    old: new
+    for pair in (("min", "max"), ("any", "all"), ("is_", "is_not"), ("and_", "or_"))
+    for old, new in (pair, pair[::-1])
 }
 _TERM: Final = r"[^()\"']+?"
 _SQL: Final = (
@@ -64,11 +69,7 @@ _LOGS: Final = re.compile(r"_?(log|logger)\.")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mutant:
-    """One small change of a module.
-
-    :ivar start: the offset of what is replaced, in characters.
-    :ivar lines: the first and the last line of the statement that it is part of.
-    """
+    """One small change of a module, at offsets in characters, and the first and last line of its statement."""
 
     path: str
     start: int
@@ -86,14 +87,6 @@ class Mutant:
         changed = difflib.unified_diff(old, new, n=0, lineterm="")
         return "\n".join(f"{line[0]} {line[1:].strip()}" for line in list(changed)[3:])
 
-    def compiles(self, text: str) -> bool:
-        """Return False for the rare change that is no Python."""
-        try:
-            compile(self.source(text), self.path, "exec")
-        except SyntaxError:
-            return False
-        return True
-
     def line(self, text: str) -> int:
         return text.count("\n", 0, self.start) + 1
 
@@ -102,6 +95,28 @@ def mutants_of(path: str, text: str) -> list[Mutant]:
     """Return all mutants of a module, in the order of their places."""
     found = {(one.start, one.end, one.new): one for one in _Finder(path, text).all()}
     return [found[key] for key in sorted(found)]
+
+
+def mutants_of_room(name: str) -> list[Mutant]:
+    """Return all mutants of the modules of a room."""
+    paths = sorted((ROOT / ROOMS[name]).rglob("*.py"))
+    return [one for path in paths for one in mutants_of(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8"))]
+
+
+def planted() -> list[Mutant]:
+    """Return the controls.
+
+    :raises ValueError: the code has changed, and a defect has no place in it, or several.
+    """
+    found = []
+    for path, old, new in PLANTED:
+        text = (ROOT / path).read_text(encoding="utf-8")
+        if text.count(old) != 1:
+            raise ValueError(f"{path} has {text.count(old)} places for the control {old!r}")
+        start = text.index(old)
+        line = text.count("\n", 0, start) + 1
+        found.append(Mutant(path=str(path), start=start, end=start + len(old), new=new, lines=(line, line)))
+    return found
 
 
 def sample(rooms: Mapping[str, Sequence[Mutant]], count: int, seed: int) -> list[Mutant]:
@@ -206,8 +221,3 @@ def _is_for_readers(node: ast.AST) -> bool:
 
 def _is_text(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
-
-
-def modules_of(root: Path, folder: Path) -> list[Path]:
-    """Return the modules of a room, relative to the root."""
-    return [path.relative_to(root) for path in sorted((root / folder).rglob("*.py"))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,8 +12,7 @@ from tests.support.reports import made_on, table
 BEGIN: Final = "<!-- mutants: made by `python -m tests.mutants --publish`, not by hand -->"
 END: Final = "<!-- end of mutants -->"
 EQUIVALENTS: Final = Path(__file__).with_name("equivalents.json")
-LEAST: Final = 0.9
-"""The share of mutants that tests have to catch."""
+LEAST: Final = 0.9  # the share of mutants that tests have to catch
 
 
 def equivalents() -> dict[tuple[str, str], str]:
@@ -61,44 +60,29 @@ def published(report: Mapping[str, Any], text: str) -> str:
         raise ValueError(f"the page has no lines {BEGIN!r} and {END!r}")
     if not all(one["by"] for one in report["controls"]):
         raise ValueError("a control was missed")
-    known = equivalents()
-    same = [
-        (one["path"], one["diff"], known[one["path"], one["diff"]])
-        for part in report["parts"]
-        for one in part["mutants"]
-        if not one["by"] and (one["path"], one["diff"]) in known
+    left = [
+        (f"`{one['path'].partition('/letopis/')[2]}:{one['line']}`", _code(one["diff"])) for one in survivors(report)
     ]
+    missed = {(one["path"], one["diff"]) for part in report["parts"] for one in part["mutants"] if not one["by"]}
+    same = [
+        (f"`{Path(path).stem}`", _code(diff), reason)
+        for (path, diff), reason in equivalents().items()
+        if (path, diff) in missed
+    ]
+    made = f"Commit {report['commit']}, seed {report['seed']}, {report['date']}, on {made_on(report)}."
     lines = [
-        (
-            f"Commit {report['commit']}, seed {report['seed']}, {report['date']}, on {made_on(report)}."
-            f" All {len(report['controls'])} controls were caught."
-        ),
+        f"{made} All {len(report['controls'])} controls were caught.",
         "",
         *table(_COLUMNS, _rows(report)),
         "",
-        *_listed(
-            "Survivors",
-            {"where": "---", "change": "---"},
-            [(_where(one), _code(one["diff"])) for one in survivors(report)],
-        ),
-        *_listed(
-            "Equivalent",
-            {"where": "---", "change": "---", "why it does the same": "---"},
-            [(f"`{Path(path).stem}`", _code(diff), reason) for path, diff, reason in same],
-        ),
+        *_listed("Survivors", ("where", "change"), left),
+        *_listed("Equivalent", ("where", "change", "why it does the same"), same),
     ]
     return "\n".join((f"{before}{BEGIN}\n", *lines, f"{END}{after}"))
 
 
-_COLUMNS: Final = {
-    "room": "---",
-    "mutants possible": "--:",
-    "run": "--:",
-    "equivalent": "--:",
-    "caught": "--:",
-    "survived": "--:",
-    "score": "--:",
-}
+_FIGURES: Final = ("mutants possible", "run", "equivalent", "caught", "survived", "score")
+_COLUMNS: Final = {"room": "---", **dict.fromkeys(_FIGURES, "--:")}
 
 
 def _rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -117,12 +101,8 @@ def _rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _listed(title: str, columns: Mapping[str, str], rows: list[tuple[str, ...]]) -> list[str]:
-    return [f"{title}:", "", *table(columns, rows), ""] if rows else []
-
-
-def _where(one: Mapping[str, Any]) -> str:
-    return f"`{one['path'].partition('/letopis/')[2]}:{one['line']}`"
+def _listed(title: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    return [f"{title}:", "", *table(dict.fromkeys(columns, "---"), rows), ""] if rows else []
 
 
 def _code(diff: str) -> str:

@@ -1,4 +1,4 @@
-"""Run tests against a mutant, in a process forked for it.
+"""Run tests against a mutant, in a process forked for it, and measure before which test runs which line; SQLite only.
 
 The mutant is compiled in place of its module when the fork imports it: no file is written, and programs that a test
 starts do not see it. What other packages the tests import is imported once, before the fork.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import resource
@@ -19,7 +20,7 @@ import time
 import traceback
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from importlib import import_module
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -28,52 +29,124 @@ from typing import Any, Final, NoReturn
 
 import pytest
 
-from tests.mutants.lines import MAX_FILES, QUIET, OnSQLite, file_of
-from tests.mutants.mutations import Mutant
+from tests.mutants.mutations import ROOMS, Mutant
 from tests.support.reports import ROOT
 
-BUDGET_SECONDS: Final = 8.0
-"""Tests of a mutant cost this much processor time at most, by what they cost without it."""
-_CPU_SECONDS: Final = 20
-"""A mutant that needs more processor time than this hangs."""
+NEAR: Final = (
+    *("unit/outbox/event_log", "unit/outbox/relay", "unit/outbox/retry", "unit/outbox/pending_reads"),
+    *("unit/outbox/history", "unit/outbox/operations", "unit/store/rules", "unit/store/model", "unit/store/write"),
+    *("unit/store/maintenance", "conformance/test_apply.py", "conformance/test_chosen_reads.py"),
+    *("conformance/test_erasure.py", "conformance/test_forks.py", "conformance/test_projection.py"),
+    *("conformance/test_put_back.py", "conformance/test_rebuild.py", "conformance/test_record_lanes.py"),
+    *("conformance/test_records.py", "conformance/test_replace.py", "conformance/test_reset.py"),
+    *("conformance/test_shared_conversations.py", "conformance/test_statistics.py", "conformance/test_tasks.py"),
+    *("conformance/test_two_writers.py", "integration/test_record_delivery.py", "integration/test_reconcile.py"),
+    *("integration/test_relay_stores.py", "integration/test_wrong_store.py"),
+)
+"""Where tests that are near a room may be."""
+MAX_FILES: Final = 8  # the nearest test files of a module; each covers lines that those before it cover least
+BUDGET_SECONDS: Final = 8.0  # tests of a mutant cost this much processor time at most, by what they cost without it
+_CPU_SECONDS: Final = 20  # a mutant that needs more processor time than this hangs
 _WALL_SECONDS: Final = 300.0
+_QUIET: Final = (
+    *("-q", "--no-header", "--no-summary", "-p", "no:cacheprovider", "-p", "no:xdist", "--timeout", "120"),
+    *("-W", "ignore::pytest.PytestAssertRewriteWarning"),  # plugins are imported before the fork
+)
 _OURS: Final = ("letopis", "tests", "conftest", "__main__")
+_SERVERS: Final = ("postgresql", "mariadb")
 
 
-class FirstFailure(OnSQLite):
-    """Plugin: note the first test that fails, and how many ran."""
+class OnSQLite:
+    """Plugin: leave out tests that need a server, keep the order that was asked for, and note what ran and failed."""
 
-    def __init__(self, order: Sequence[str]) -> None:
-        super().__init__(order)
-        self.ran, self.failed = 0, ""
+    def __init__(self, order: Sequence[str] = ()) -> None:
+        self._order = {name: index for index, name in enumerate(order)}
+        self.ran, self.failed = 0, list[str]()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [item for item in items if not _needs_server(item)]
+        items.sort(key=lambda item: self._order.get(item.nodeid, 0))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.ran += report.when == "call"
         self.pytest_collectreport(report)
 
     def pytest_collectreport(self, report: pytest.TestReport | pytest.CollectReport) -> None:
-        self.failed = self.failed or (report.nodeid if report.failed else "")
+        if report.failed:
+            self.failed.append(report.nodeid)
 
 
-def import_others(modules: Iterable[str]) -> None:
-    """Import what others made of what the tests import, so that forks need not."""
+class Recorder(OnSQLite):
+    """Plugin: note the lines that each test runs, and what it costs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        import coverage
+
+        include = [f"{ROOT / folder}/*" for folder in ROOMS.values()]
+        self.coverage = coverage.Coverage(
+            data_file=None, config_file=False, include=include, concurrency=["thread", "greenlet"]
+        )
+        self.costs: dict[str, float] = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        self.coverage.switch_context(item.nodeid)
+        started = time.process_time()
+        try:
+            return (yield)
+        finally:
+            self.costs[item.nodeid] = round(time.process_time() - started, 3)
+            self.coverage.switch_context("")
+
+
+def _needs_server(item: pytest.Item) -> bool:
+    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    fixtures = item.fixturenames if isinstance(item, pytest.Function) else ()
+    return any(name in values or any(name in one for one in fixtures) for name in _SERVERS)
+
+
+def measure(tests: Sequence[str]) -> dict[str, Any]:
+    """Run tests without a mutant; return the cost of each, by line of a module the tests that run it, and imports.
+
+    :raises RuntimeError: a test fails, also when it runs a second time.
+    """
+
+    def run(tests: Sequence[str], folder: Path) -> dict[str, Any]:
+        recorder = Recorder()
+        recorder.coverage.start()
+        ended = pytest.main([*tests, "-m", "not slow", "--basetemp", str(folder / "tmp"), *_QUIET], plugins=[recorder])
+        recorder.coverage.stop()
+        data = recorder.coverage.get_data()
+        lines = {
+            str(Path(name).relative_to(ROOT)): {
+                line: [test for test in tests if test] for line, tests in data.contexts_by_lineno(name).items()
+            }
+            for name in data.measured_files()
+        }
+        imports = sorted(name for name in sys.modules if name.partition(".")[0] not in _OURS)
+        figures = {"ended": int(ended), "failed": recorder.failed, "costs": recorder.costs}
+        return {**figures, "lines": lines, "imports": imports}
+
+    measured: dict[str, Any] = in_fork(lambda folder: run(tests, folder), limited=False)
+    failed = measured["failed"]
+    again = in_fork(lambda folder: run(failed, folder), limited=False)["ended"] if failed else 0
+    if again or measured["ended"] not in (0, 1):
+        raise RuntimeError(f"fails without a mutant: {failed}")
+    # One that fails now and then says nothing about a mutant.
+    measured["costs"] |= dict.fromkeys(failed, math.inf)
     with warnings.catch_warnings(), contextlib.suppress(ImportError):
         warnings.simplefilter("ignore")
-        for name in modules:
+        for name in measured["imports"]:
             with contextlib.suppress(Exception):  # what is missing here, a test says
                 import_module(name)
-
-
-def others() -> list[str]:
-    """Return the modules of others that are imported here."""
-    return sorted(name for name in sys.modules if name.partition(".")[0] not in _OURS)
+    return measured
 
 
 def in_fork(task: Callable[[Path], Any], *, limited: bool = True) -> Any:
-    """Return what a task returns in a process of its own; ``None`` if that process hangs or is killed.
+    """Return what a task, given a temporary folder, returns as JSON in a process of its own; ``None`` if it hangs.
 
-    :param task: is given a temporary folder; what it returns is JSON.
-    :param limited: whether its time is.
     :raises RuntimeError: the task failed.
     """
     folder = Path(tempfile.mkdtemp(prefix="letopis-mutant-"))
@@ -99,7 +172,6 @@ def in_fork(task: Callable[[Path], Any], *, limited: bool = True) -> Any:
 
 
 def _answer(task: Callable[[Path], Any], folder: Path, answer: Path, output: Path, *, limited: bool) -> NoReturn:
-    """Run a task in the forked process, and end that."""
     try:
         os.setsid()
         if limited:
@@ -115,21 +187,16 @@ def _answer(task: Callable[[Path], Any], folder: Path, answer: Path, output: Pat
 
 
 def judge(mutant: Mutant, tests: Sequence[str]) -> dict[str, Any]:
-    """Return what became of a mutant: the test that failed; ``None`` if all passed.
-
-    :param tests: names of tests, or of files; they run in this order.
-    """
+    """Return what became of a mutant: ``by`` is the first test that failed, in this order; ``None`` if all passed."""
     text = (ROOT / mutant.path).read_text(encoding="utf-8")
     started = time.monotonic()
-    answer = in_fork(lambda folder: _try(mutant, text, tests, folder)) if tests else {"failed": "", "ran": 0}
-    by = "hangs" if answer is None else answer["failed"] or None
-    ran = 0 if answer is None else answer["ran"]
+    answer = in_fork(lambda folder: _try(mutant, text, tests, folder)) if tests else {"failed": [], "ran": 0}
     return {
         "path": mutant.path,
         "line": mutant.line(text),
         "diff": mutant.diff(text),
-        "by": by,
-        "tests": ran,
+        "by": "hangs" if answer is None else next(iter(answer["failed"]), None),
+        "tests": 0 if answer is None else answer["ran"],
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -142,10 +209,10 @@ def _try(mutant: Mutant, text: str, tests: Sequence[str], folder: Path) -> dict[
     try:
         import_module(name)
     except Exception as error:
-        return {"failed": f"import: {error}", "ran": 0}
-    plugin = FirstFailure(tests)
+        return {"failed": [f"import: {error}"], "ran": 0}
+    plugin = OnSQLite(tests)
     # However pytest ends: only what fails in a test, or in the imports of one, is caught.
-    pytest.main([*tests, *QUIET, "-x", "--basetemp", str(folder / "tmp")], plugins=[plugin])
+    pytest.main([*tests, *_QUIET, "-x", "--basetemp", str(folder / "tmp")], plugins=[plugin])
     return {"failed": plugin.failed, "ran": plugin.ran}
 
 
@@ -162,24 +229,43 @@ def plant(path: Path, source: str) -> None:
     SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
 
 
-def choose(mutant: Mutant, measured: Mapping[str, Any], nearest: Mapping[str, Sequence[str]]) -> list[str]:
+def choose(mutant: Mutant, measured: Mapping[str, Any]) -> list[str]:
     """Return the tests that run what a mutant changes: those of the nearest file, then the cheapest of each in turn."""
-    costs, rank = measured["costs"], {name: place for place, name in enumerate(nearest.get(mutant.path, ()))}
-    names, turns, order = list(costs), defaultdict[str, int](int), list[tuple[bool, int, int, str]]()
-    reaching = [names[place] for place in _reaching(mutant, measured["lines"])]
-    for test in sorted(reaching, key=lambda test: (costs[test], test)):
-        place = rank.get(file_of(test), MAX_FILES)
-        order.append((place > 0, turns[file_of(test)], place, test))
-        turns[file_of(test)] += 1
+    costs, files = measured["costs"], nearest(mutant.path, measured)
+    turns, order = defaultdict[str, int](int), list[tuple[bool, int, int, float, str]]()
+    for cost, test in sorted((costs[test], test) for test in _reaching(mutant, measured["lines"])):
+        file = test.partition("::")[0]
+        place = files.index(file) if file in files else MAX_FILES
+        order.append((place > 0, turns[file], place, cost, test))
+        turns[file] += 1
     chosen, left = list[str](), BUDGET_SECONDS
-    for _, _, _, test in sorted(order):
-        if costs[test] <= left:
+    for *_, cost, test in sorted(order):
+        if cost <= left:
             chosen.append(test)
-            left -= costs[test]
+            left -= cost
     return chosen
 
 
-def _reaching(mutant: Mutant, lines: Mapping[str, Mapping[str, Sequence[int]]]) -> set[int]:
+def nearest(module: str, measured: Mapping[str, Any]) -> list[str]:
+    """Return the test files of a module: its unit test, then what adds most to each line for what it costs."""
+    seconds: defaultdict[str, float] = defaultdict(lambda: 1.0)  # the start of a file costs, too
+    for test, cost in measured["costs"].items():
+        seconds[test.partition("::")[0]] += cost if cost < math.inf else 0.0
+    left: defaultdict[str, set[str]] = defaultdict(set)
+    for line, tests in measured["lines"].get(module, {}).items():
+        for test in tests:
+            left[test.partition("::")[0]].add(line)
+    stem, files, times = Path(module).stem, list[str](), defaultdict[str, int](int)
+    own = [name for name in sorted(left) if Path(name).stem in (f"test_{stem}", f"test_{stem}s")]
+    while left and len(files) < MAX_FILES:
+        gain = {name: sum(2.0 ** -times[line] for line in lines) / seconds[name] for name, lines in left.items()}
+        files.append(own.pop(0) if own else max(sorted(gain), key=lambda name: gain[name]))
+        for line in left.pop(files[-1]):
+            times[line] += 1
+    return files
+
+
+def _reaching(mutant: Mutant, lines: Mapping[str, Mapping[str, Sequence[str]]]) -> set[str]:
     """Return the tests that run a statement or, if it names a value that is used elsewhere, those that use it."""
     first, last = mutant.lines
     own = lines.get(mutant.path, {})
@@ -187,9 +273,8 @@ def _reaching(mutant: Mutant, lines: Mapping[str, Mapping[str, Sequence[int]]]) 
     named = re.match(r"(?P<indent> *)(?P<name>(self\.)?\w+)(: [\w\[\], |.]+)? = ", text[first - 1])
     if named and (named["name"].startswith("self.") or not named["indent"]):
         word = re.compile(rf"\b{named['name'].removeprefix('self.')}\b")
-        where = [mutant.path] if named["indent"] else list(lines)
-        using = set[int]()
-        for path in where:
+        using = set[str]()
+        for path in [mutant.path] if named["indent"] else list(lines):
             for number, line in enumerate((ROOT / path).read_text(encoding="utf-8").splitlines(), 1):
                 if word.search(line) and not (path == mutant.path and first <= number <= last):
                     using.update(lines[path].get(str(number), ()))

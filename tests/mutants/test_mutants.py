@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.mutants.lines import nearest
-from tests.mutants.mutations import Mutant, mutants_of, sample
+from tests.mutants.mutations import Mutant, mutants_of, planted, sample
 from tests.mutants.page import BEGIN, END, equivalents, published, score, summary
-from tests.mutants.planted import planted
-from tests.mutants.running import choose
+from tests.mutants.running import choose, nearest
 from tests.support.reports import ROOT
 
 MODULE = '''
@@ -67,22 +65,23 @@ def test_a_sample_takes_from_each_room_alike_and_begins_with_a_smaller_one() -> 
 def test_a_change_of_a_named_statement_is_shown_to_the_tests_that_run_it() -> None:
     rewind = planted()[0]
     lines = (ROOT / rewind.path).read_text(encoding="utf-8").splitlines()
+    near = "unit/test_acknowledge.py::near"
     [use] = [number for number, line in enumerate(lines, 1) if "_REWIND," in line]
     measured = {
-        "lines": {rewind.path: {str(rewind.lines[0]): [], str(use): [0, 1, 2]}},
-        "costs": {"a.py::dear": 2.0, "a.py::cheap": 1.0, "b.py::near": 3.0, "c.py::x": 0.0},
+        "lines": {rewind.path: {str(rewind.lines[0]): [], str(use): ["a.py::dear", "a.py::cheap", near]}},
+        "costs": {"a.py::dear": 2.0, "a.py::cheap": 1.0, near: 3.0, "c.py::x": 0.0},
     }
 
-    assert choose(rewind, measured, {rewind.path: ["b.py"]}) == ["b.py::near", "a.py::cheap", "a.py::dear"]
+    assert choose(rewind, measured) == [near, "a.py::cheap", "a.py::dear"]
 
 
 def test_the_nearest_files_begin_with_the_unit_test_and_reach_every_line() -> None:
-    lines = {"1": [0, 3], "2": [1, 0], "3": [2]}
+    lines = {"1": ["a.py::x", "test_m.py::x"], "2": ["b.py::x", "a.py::x"], "3": ["c.py::x"]}
     costs = {"a.py::x": 0.0, "b.py::x": 5.0, "c.py::x": 0.5, "test_m.py::x": 9.0}
 
-    assert nearest({"lines": {"m.py": lines, "n.py": {"1": []}}, "costs": costs}) == {
-        "m.py": ["test_m.py", "a.py", "c.py", "b.py"]
-    }
+    measured = {"lines": {"m.py": lines}, "costs": costs}
+    assert nearest("m.py", measured) == ["test_m.py", "a.py", "c.py", "b.py"]
+    assert nearest("n.py", measured) == []
 
 
 def test_controls_and_equivalents_have_their_places_in_the_code() -> None:

@@ -48,13 +48,12 @@ PARTS: Final = (
     "forks",
     "soak",
 )
-"""In the order in which they are started: the long ones first. Each is a module or package of this folder."""
+"""In the order in which they are started: the long ones first. Each is a package, with `prove` in `part`."""
 PUBLISHED: Final = ROOT / "docs" / "explanation" / "proof.md"
 
 
 def part(name: str) -> Part:
-    """Return a part by its name."""
-    found: Part = import_module(f"tests.proof.{name}").prove
+    found: Part = import_module(f"tests.proof.{name}.part").prove
     return found
 
 
@@ -80,7 +79,6 @@ def prove_here(name: str, *, short: bool, seed: int) -> dict[str, Any]:
 
 
 def prove_apart(name: str, *, short: bool, seed: int) -> dict[str, Any]:
-    """Run one part in a process of its own."""
     words = [sys.executable, "-m", "tests.proof", "--only", name, "--seed", str(seed), *(["--short"] if short else [])]
     done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     try:
@@ -91,7 +89,6 @@ def prove_apart(name: str, *, short: bool, seed: int) -> dict[str, Any]:
 
 
 def told(row: Row, *, short: bool) -> str:
-    """Return a row as text."""
     place = f" [{row.where}]" if row.where else ""
     if row.missing:
         return f"not run: {row.what}{place}: {row.missing}"
@@ -109,10 +106,7 @@ def prove(names: Sequence[str], *, short: bool, seed: int, jobs: int) -> dict[st
 
 
 def failures(report: Mapping[str, Any], *, require: bool = False) -> list[str]:
-    """Return what did not hold, in words.
-
-    :param require: whether a row that could not be run here is a failure.
-    """
+    """Return what did not hold, in words."""
     short, found = report["short"], []
     for part_report in report["parts"]:
         name = part_report["part"]

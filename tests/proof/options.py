@@ -12,12 +12,7 @@ from tests.proof.rows import Row
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What a part is given.
-
-    :ivar short: whether only the working of the part is to be shown, in half a minute, as CI does.
-    :ivar seed: all that is drawn by chance follows from it.
-    :ivar folder: an empty folder that is deleted afterwards.
-    """
+    """What a part is given."""
 
     short: bool
     seed: int

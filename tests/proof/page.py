@@ -30,12 +30,7 @@ TITLES: Final = {
 
 
 def published(report: Mapping[str, Any], text: str) -> str:
-    """Return the page with the figures of a report in place of those that it had.
-
-    Parts that the report does not have, or that did not hold, keep their tables: the page says that all of it held.
-
-    :raises ValueError: the page has no place for figures.
-    """
+    """Return the page with the figures of a report in place of those that it had."""
     before, found, rest = text.partition(BEGIN)
     old, closed, after = rest.partition(END)
     if not found or not closed:
@@ -47,7 +42,6 @@ def published(report: Mapping[str, Any], text: str) -> str:
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """Return a line per part: how long, how many rows, how many violations and failed controls."""
     lines = []
     for one in report["parts"]:
         rows = [Row.from_json(row) for row in one["rows"]]

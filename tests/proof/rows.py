@@ -35,10 +35,7 @@ class Row:
     missing: str = ""
 
     def ok(self, *, short: bool, require: bool = False) -> bool:
-        """Return True if the row shows what it has to.
-
-        :param require: whether a row that could not be run on this machine is a failure.
-        """
+        """Return True if the row shows what it has to."""
         if self.missing:
             return not require
         if self.control:
@@ -62,17 +59,10 @@ def row_of(
     problems: Sequence[str] = (),
     notes: str = "",
     *,
+    violations: int | None = None,
     control: bool = False,
 ) -> Row:
-    """Return the row of an experiment each of whose violations is a problem in words; the first ten are kept."""
-    return Row(
-        what=what,
-        where=where,
-        count=count,
-        least=least,
-        unit=unit,
-        violations=len(problems),
-        problems=tuple(problems[:10]),
-        notes=notes,
-        control=control,
-    )
+    """Return the row of an experiment, each of whose violations is a problem in words if they are not counted apart."""
+    found = len(problems) if violations is None else violations
+    figures: dict[str, Any] = {"count": count, "least": least, "unit": unit, "violations": found}
+    return Row(what=what, where=where, **figures, problems=tuple(problems[:10]), notes=notes, control=control)

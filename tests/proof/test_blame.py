@@ -5,9 +5,17 @@ from __future__ import annotations
 import pytest
 
 from letopis.store.database.faults import FaultClass
-from tests.proof.blame.codes import OUTAGE_LIKE, outage_like
-from tests.proof.blame.controls import CONTROLS, REFUSES_EVERYBODY, without
-from tests.proof.blame.part import MENDED, REFUSED, blamed, held_up
+from tests.proof.blame.part import (
+    CONTROLS,
+    MENDED,
+    OUTAGE_LIKE,
+    REFUSED,
+    REFUSES_EVERYBODY,
+    blamed,
+    held_up,
+    outage_like,
+    without,
+)
 from tests.proof.blame.scripted import Case, run
 
 ASLEEP = Case(seed=3, others=3, fault_class=FaultClass.UNAVAILABLE, code="53200", turns=12, asleep=10.0, bad_at=1)

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from tests.proof.corruption.damage import DAMAGES, PAGE, flipped
+from tests.proof.corruption.files import DAMAGES, PAGE, flipped
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.proof.security.ids import TWINS, hostile
 from tests.proof.security.injection import logged_raw, raw_signs
-from tests.proof.security.isolation import careless
+from tests.proof.security.isolation import TWINS, careless, hostile
 from tests.proof.security.modes import looked_at, unguarded
 
 

@@ -16,11 +16,11 @@ import pytest
 from letopis.store.model.codec import digest_of
 from tests.campaigns.states import Ack
 from tests.proof.simulation import strands
-from tests.proof.simulation.campaign import problems
 from tests.proof.simulation.driver import Disk, File
 from tests.proof.simulation.ledger import Broken, OutboxLedger, StoreLedger
 from tests.proof.simulation.loop import Deadlock, Process, VirtualLoop
 from tests.proof.simulation.mutants import MUTANTS
+from tests.proof.simulation.part import problems
 from tests.proof.simulation.plan import PROFILES, plan_of
 from tests.proof.simulation.world import Result
 from tests.support.defects import DEFECTS
@@ -29,7 +29,6 @@ SALT = b"s" * 16
 
 
 def live(work: Coroutine[Any, Any, Any], *, seed: int = 7) -> Any:
-    """Run a coroutine in a virtual loop."""
     loop = VirtualLoop(random.Random(seed))
     try:
         return loop.run_until_complete(work)

@@ -6,8 +6,7 @@ import os
 
 import pytest
 
-from tests.proof.soak.flat import Limit, judge
-from tests.proof.soak.sampling import DESCRIPTORS, LIMITS, RSS, Samples
+from tests.proof.soak.sampling import DESCRIPTORS, LIMITS, RSS, Limit, Samples, judge
 from tests.support.platforms import linux_only
 
 WARM = [float(60 + min(number, 40)) for number in range(120)]

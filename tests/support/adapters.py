@@ -17,8 +17,7 @@ from tests.support.values.items import ITEMS, VALUES, Kind
 THEN: Final = datetime(2026, 1, 1, tzinfo=UTC)
 UNFIT: Final = frozenset({"depth-300", "depth-900"})
 """What a framework's own serializer may refuse, before any backend sees it."""
-Outcome = dict[str, str]
-"""By kind: what came back, or the class of the error."""
+Outcome = dict[str, str]  # by kind: what came back, or the class of the error
 Deed = Callable[[Kind], Awaitable[Any]]
 
 
@@ -68,10 +67,7 @@ def refusing(item: Any) -> Any:
 
 
 class Subject:
-    """A framework's own backend, and Letopis in the place of it.
-
-    :ivar url: of the store; for histories of its own, where a framework blocks.
-    """
+    """A framework's own backend, and Letopis in the place of it."""
 
     url: str
 
@@ -91,11 +87,9 @@ class Subject:
         raise NotImplementedError
 
     async def got(self, backend: Any, kind: Kind) -> Any:
-        """Return what a backend gives back."""
         raise NotImplementedError
 
     async def own(self, kind: Kind) -> Any:
-        """Return what comes back from the framework's own backend."""
         backend = self.theirs(kind.name)
         await self.put(backend, kind)
         return await self.got(backend, kind)

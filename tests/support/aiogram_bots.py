@@ -21,7 +21,6 @@ from tests.support.bot_api import BOT_ID, TOKEN
 
 
 def bot_at(url: str, **options: Any) -> Bot:
-    """Return a bot whose Telegram is the server at a URL."""
     session = AiohttpSession(api=TelegramAPIServer.from_base(url), timeout=options.pop("timeout", 10))
     return Bot(TOKEN, session=session, **options)
 
@@ -76,7 +75,6 @@ class DefaultHook(BaseMiddleware):
 
 @asynccontextmanager
 async def recorded_by_the_default_hook(folder: Path, *, hang: bool) -> AsyncIterator[Dispatcher]:
-    """A dispatcher with a middleware that records."""
     async with History(folder / "bot.outbox.db", relay=False) as history:
         dispatcher = Dispatcher()
         dispatcher.update.outer_middleware(DefaultHook(history))

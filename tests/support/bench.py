@@ -21,10 +21,7 @@ SHORT_TIMEOUTS: Final = Timeouts(connect=1.0, statement=0.5, lock=1.0)
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A database with the table ``probe``, and an engine on it.
-
-    :ivar admin: runs a statement as an operator.
-    """
+    """A database with the table ``probe``, and an engine on it."""
 
     kind: str
     url: str
@@ -48,7 +45,6 @@ class Bench:
         return make_url(self.url).set(**fields).render_as_string(hide_password=False)
 
     async def make_table(self) -> None:
-        """Make the table anew."""
         await self.run(
             "DROP TABLE IF EXISTS probe",
             "CREATE TABLE probe (id INT PRIMARY KEY, body VARCHAR(10) NOT NULL, number INT, CHECK (number < 100))",
@@ -56,13 +52,11 @@ class Bench:
         )
 
     async def run(self, *statements: str, engine: AsyncEngine | None = None) -> None:
-        """Run the statements in one transaction."""
         async with (engine or self.engine).begin() as connection:
             for statement in statements:
                 await connection.exec_driver_sql(statement)
 
     async def at(self, url: str, *statements: str) -> None:
-        """Run the statements on another URL."""
         engine = create_store_engine(url, timeouts=SHORT_TIMEOUTS, pool_size=1)
         try:
             await self.run(*(statements or ("SELECT 1",)), engine=engine)
@@ -94,7 +88,6 @@ async def ask(url: str, statement: str = "SELECT 1", **options: Any) -> Any:
 
 
 async def fault_at(url: str, statement: str = "SELECT 1", **options: Any) -> StoreFault:
-    """Return the fault of a statement that must fail."""
     with pytest.raises(StoreFault) as caught:
         await ask(url, statement, **options)
     return caught.value

@@ -28,11 +28,6 @@ _MAX_DATA: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class HeardCall:
-    """One call of a method that the server took.
-
-    :ivar answered: the status that it was answered with; 0 if the connection was cut instead.
-    """
-
     method: str
     payload: dict[str, Any]
     answered: int
@@ -41,11 +36,7 @@ class HeardCall:
 
 @dataclass(slots=True)
 class Trouble:
-    """What happens to the next call of a method, instead of the ordinary.
-
-    :ivar status: of the answer; 0 to cut the connection.
-    :ivar accepted: carry the call out all the same.
-    """
+    """What happens to the next call of a method, instead of the ordinary."""
 
     method: str
     status: int
@@ -137,7 +128,6 @@ class BotApi:
             ]
 
     def texts(self, chat: int | None = None) -> list[str]:
-        """Return the texts and captions of the messages that the bot has sent."""
         return [one.get("text") or one.get("caption") or "" for one in self.sent(chat=chat)]
 
     def wait(self, condition: Callable[[], bool], seconds: float = 20.0) -> None:
@@ -232,10 +222,7 @@ class BotApi:
 
 @contextmanager
 def bot_api(first_id: int = 1) -> Iterator[BotApi]:
-    """Run a Bot API server at ``.url`` for the time of a block.
-
-    :param first_id: of its updates; raise it for a server that goes on where another one has ended.
-    """
+    """Run a Bot API server at ``.url`` for the time of a block."""
     api = BotApi(first_id)
 
     class Handler(_Handler):
@@ -333,7 +320,6 @@ def _units(text: str) -> int:
 
 
 def _refusal(payload: Mapping[str, Any]) -> str | None:
-    """Return why Telegram would refuse a call; ``None`` if it would not."""
     if "text" in payload and not str(payload["text"]).strip():
         return "message text is empty"
     if _units(str(payload.get("text", ""))) > _MAX_TEXT:

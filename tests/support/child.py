@@ -28,10 +28,7 @@ def command(function: Callable[..., Any], *given: Any, **options: Any) -> list[s
 
 
 def call(function: Callable[..., Any], *given: Any, timeout: float, under: tuple[str, ...] = (), **options: Any) -> Any:
-    """Return what a function returns in a new process.
-
-    :param under: the words of a program that runs it, such as strace.
-    """
+    """Return what a function returns in a new process."""
     done = subprocess.run(
         [*under, *command(function, *given, **options)],
         stdin=subprocess.DEVNULL,
@@ -44,10 +41,7 @@ def call(function: Callable[..., Any], *given: Any, timeout: float, under: tuple
 
 @contextmanager
 def promising(words: list[str], promises: Path, *, size: int, patience: float) -> Iterator[subprocess.Popen[bytes]]:
-    """Give a process once it has written so many bytes of promises; kill it in the end.
-
-    :raises RuntimeError: it wrote them not within ``patience`` seconds, or ended by itself.
-    """
+    """Give a process once it has written so many bytes of promises; kill it in the end."""
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + patience

@@ -39,8 +39,7 @@ CHROMIUM_OPTIONS: Final = (
 )
 PHONE: Final = {"width": 390, "height": 844}
 DESK: Final = {"width": 1280, "height": 900}
-RULES: Final = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
-"""What axe-core looks for."""
+RULES: Final = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")  # what axe-core looks for
 
 
 def secret_of(name: str) -> str:
@@ -56,12 +55,7 @@ TOKENS: Final = (
 
 
 class House:
-    """A history, its console, and the event loop that both run in, in a thread.
-
-    :param gate: of the console; by default one with ``TOKENS``.
-    :param options: of the history.
-    :param around: wraps the application, for example to mount it.
-    """
+    """A history, its console, and the event loop that both run in, in a thread."""
 
     def __init__(
         self,
@@ -86,7 +80,6 @@ class House:
         return f"{self.origin}/{page}"
 
     def run(self, work: Awaitable[T]) -> T:
-        """Return what a coroutine returns, run in the loop of the history."""
         return asyncio.run_coroutine_threadsafe(_awaited(work), self._loop).result(timeout=60)
 
     def __enter__(self) -> House:
@@ -142,11 +135,7 @@ def chromium() -> Iterator[Any]:
 
 
 class Tab:
-    """One tab, which notes what a page must not do: refused by the policy, errors, requests to elsewhere.
-
-    :param user: who signs in at once; ``None`` for nobody.
-    :ivar page: Playwright's.
-    """
+    """One tab, which notes what a page must not do: refused by the policy, errors, requests to elsewhere."""
 
     def __init__(
         self, browser: Any, house: House, *, user: str | None = READER, scripts: bool = True, **options: Any
@@ -184,13 +173,11 @@ class Tab:
             assert self.elsewhere == []
 
     def go(self, page: str = "") -> Any:
-        """Load a page; return the answer."""
         answer = self.page.goto(self.house.url(page), wait_until="load")
         self.note()
         return answer
 
     def note(self) -> None:
-        """Note what the policy refused on the present page."""
         if self._scripts:
             self.refused += self.page.evaluate("window.refused || []")
 
@@ -210,7 +197,6 @@ class Tab:
         self.note()
 
     def findings(self) -> list[str]:
-        """Return what axe-core finds wrong with the present page."""
         # By the browser's own debugger: the policy of the page forbids such a script, which is right.
         self.page.evaluate(AXE.read_text(encoding="utf-8"))
         found = self.page.evaluate(

@@ -39,8 +39,6 @@ ACTIONS = (
 
 @dataclass
 class Answer:
-    """What the server answered."""
-
     code: int
     headers: http.client.HTTPMessage
     text: str
@@ -56,7 +54,6 @@ class Answer:
 
 
 def ask(port: int, path: str, form: dict[str, str] | None = None, **headers: str) -> Answer:
-    """Send one request, a POST if there is a form."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     try:
@@ -72,14 +69,12 @@ def ask(port: int, path: str, form: dict[str, str] | None = None, **headers: str
 
 
 def sign_in(port: int, secret: str = TOKEN, *, root: str = "") -> tuple[str, str]:
-    """Return the cookie of a new session, and the token of its forms."""
     answer = ask(port, f"{root}/session", {"token": secret})
     assert answer.code == 303, answer.text
     return answer.cookie, ask(port, f"{root}/session", cookie=answer.cookie).form_token
 
 
 def open_raw(port: int, sent: bytes) -> socket.socket:
-    """Return a connection on which some bytes were sent, and no more."""
     connection = socket.create_connection(("127.0.0.1", port), timeout=30)
     connection.sendall(sent)
     return connection

@@ -59,7 +59,6 @@ async def refuse(store_url: str) -> None:
 async def chat(
     history: History, name: str, *, owner: str, title: str | None, began: datetime, turns: int, model: str
 ) -> list[Message]:
-    """Have a conversation of some turns, each answer sent; return its messages."""
     await history.start(owner, conversation_id=name, title=title)
     said: list[Message] = []
     for turn in range(turns):
@@ -110,7 +109,6 @@ async def eventful(history: History, *, owner: str, began: datetime) -> None:
 
 
 async def hostile(history: History, *, owner: str) -> None:
-    """Have a conversation with hostile content, title, name and id."""
     await history.start(owner, conversation_id=HOSTILE_ID, title=HOSTILE[0])
     for text in HOSTILE:
         message = Message.user(text, name=HOSTILE[1], metadata={"model": HOSTILE[1]})

@@ -53,7 +53,6 @@ class Ear:
         return sum(message.startswith(word) for _, message in self.heard)
 
     def last(self, word: str) -> float:
-        """When a word was last heard."""
         return max((at for at, message in self.heard if message.startswith(word)), default=0.0)
 
     def close(self) -> None:
@@ -117,7 +116,6 @@ class DaemonProcess:
         self._popen.send_signal(how)
 
     def wait(self, seconds: float = TIMEOUT_SECONDS) -> int:
-        """Return the exit code."""
         code = self._popen.wait(seconds)
         self._reader.join(10)
         if self._popen.stderr is not None:
@@ -143,7 +141,6 @@ def ask(port: int, path: str) -> tuple[int, str]:
 
 
 def letopis(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("LETOPIS_", "NOTIFY_"))}
     return subprocess.run(
         [sys.executable, "-m", "letopis.outbox.cli", *arguments],

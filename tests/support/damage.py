@@ -35,7 +35,6 @@ def leaf_pages(path: Path, table: str) -> list[int]:
 
 
 def with_noise(data: bytes, pages: Collection[int], chance: Random) -> bytes:
-    """Return the bytes of a SQLite file with noise on some of its pages, which are numbered from 1."""
     size, damaged = 4096, bytearray(data)
     for number in pages:
         damaged[(number - 1) * size : number * size] = chance.randbytes(size)

@@ -52,8 +52,7 @@ from letopis.store.write import applier, lanes, preconditions
 Replacement = tuple[Any, str, Callable[[Any], Any]]
 """An owner, the name of one of its attributes, and what makes the defective attribute of the real one."""
 
-DEFECTS: Final[dict[str, Callable[[], Iterable[Replacement]]]] = {}
-"""By what is taken away, in words."""
+DEFECTS: Final[dict[str, Callable[[], Iterable[Replacement]]]] = {}  # by what is taken away, in words
 
 CONFIRMED_UNASKED: Final = "an append is confirmed without waiting for the store"
 IN_PARTS: Final = "a replacement is applied in parts"
@@ -67,10 +66,6 @@ _planted_for_good = ExitStack()
 
 @contextmanager
 def planted(*names: str) -> Iterator[None]:
-    """Plant defects for the time of a block.
-
-    :raises AttributeError: the library has no such function any more.
-    """
     with ExitStack() as stack:
         for owner, attribute, make in itertools.chain.from_iterable(DEFECTS[name]() for name in names):
             real = getattr(owner, attribute)
@@ -92,8 +87,6 @@ def plant(*names: str) -> None:
 def defect(
     name: str,
 ) -> Callable[[Callable[[], Iterable[Replacement]]], Callable[[], Iterable[Replacement]]]:
-    """Enter a defect into the registry."""
-
     def enter(replacements: Callable[[], Iterable[Replacement]]) -> Callable[[], Iterable[Replacement]]:
         DEFECTS[name] = replacements
         return replacements

@@ -19,15 +19,13 @@ PAGES: Final = (ROOT / "README.md", ROOT / "README.ru.md")
 PICTURE: Final = ROOT / "docs" / "_static" / "demo.svg"
 PROMPT: Final = "$ letopis demo"
 COLUMNS: Final = 88
-PICTURE_COLUMNS: Final = 66
-"""So that it can be read on a phone."""
+PICTURE_COLUMNS: Final = 66  # so that it can be read on a phone
 
 _TRANSCRIPT = re.compile(r"(?<=<!-- transcript: letopis demo -->\n```text\n)(.*?)(?=^```$)", re.MULTILINE | re.DOTALL)
 _VARIES = re.compile(r"\d+\.\d+|\d+(?= s\.)")
 
 
 def folded(text: str, columns: int) -> str:
-    """Return the text in lines of at most so many columns; what goes on has the indent of its line."""
     lines = []
     for line in text.splitlines():
         indent = " " * (len(line) - len(line.lstrip()))
@@ -47,7 +45,6 @@ def transcript_of(page: Path) -> str:
 
 
 def picture(transcript: str) -> str:
-    """Return a picture of a terminal with a transcript in it."""
     lines = [PROMPT, *folded(transcript, PICTURE_COLUMNS).splitlines()]
     width, height = PICTURE_COLUMNS * 8.43 + 40, len(lines) * 20 + 62
     rows = []
@@ -65,7 +62,6 @@ def picture(transcript: str) -> str:
 
 
 def play() -> str:
-    """Return the output of the demonstration."""
     done = subprocess.run(
         [sys.executable, "-m", "letopis.outbox.cli", "demo"],
         capture_output=True,
@@ -78,7 +74,6 @@ def play() -> str:
 
 
 def main() -> None:
-    """Renew the transcripts and the picture."""
     shown = folded(play(), COLUMNS)
     for page in PAGES:
         text = page.read_text(encoding="utf-8")

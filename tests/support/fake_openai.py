@@ -16,11 +16,7 @@ def pieces_of(question: str, count: int) -> list[str]:
 
 
 class FakeOpenAI:
-    """What was asked, and where.
-
-    :ivar count: how many pieces an answer has.
-    :ivar asked: the last message of each request.
-    """
+    """What was asked, and where."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -29,12 +25,10 @@ class FakeOpenAI:
         self._more = asyncio.Condition()
 
     async def asked_for(self, count: int) -> None:
-        """Wait until it was asked so often."""
         async with self._more:
             await self._more.wait_for(lambda: len(self.asked) >= count)
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one request, piece by piece."""
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             size = next(

@@ -17,12 +17,10 @@ from typing import Any, Final
 
 import pytest
 
-SLOW_SECONDS: Final = 0.5
-"""From this cost on a test is ``slow``; so is one on MariaDB that runs on PostgreSQL, too."""
+SLOW_SECONDS: Final = 0.5  # from this cost on a test is ``slow``; so is one on MariaDB that runs on PostgreSQL, too
 LIMIT_SECONDS: Final = 1.0
 """Of a test that is not ``slow``: a busy machine adds to processor time, too. A run says which cost more."""
-DRIFT: Final = 3.0
-"""The README's command fails for a test that costs this many times ``LIMIT_SECONDS``."""
+DRIFT: Final = 3.0  # the README's command fails for a test that costs this many times ``LIMIT_SECONDS``
 SHOWN: Final = 10
 TIMEOUT_SECONDS: Final = 120.0
 """Of each test without a mark of its own; each second of its cost adds thirty, for a machine that is busy."""
@@ -120,7 +118,6 @@ def _fails(config: pytest.Config, cost: float) -> bool:
 
 
 def _write(costs: dict[str, float]) -> None:
-    """Write the table anew for the files of these tests; other files keep what they have."""
     files: defaultdict[str, float] = defaultdict(float)
     for name, cost in costs.items():
         files[name.partition("::")[0]] += cost

@@ -19,12 +19,7 @@ class NoSmallDisk(Exception):
 
 
 class SmallDisk:
-    """A tmpfs at a folder, and a file in it that takes all the room that is left.
-
-    :param size: as ``mount`` takes it.
-    :param mode: who may write to it.
-    :raises NoSmallDisk: it takes root and ``mount``.
-    """
+    """A tmpfs at a folder, and a file in it that takes all the room that is left."""
 
     def __init__(self, folder: Path, *, size: str, mode: str = "0700") -> None:
         if os.name == "nt" or os.geteuid() != 0 or shutil.which("mount") is None:

@@ -32,7 +32,6 @@ def patient_reads() -> Iterator[None]:
 
 @pytest.fixture
 async def outbox(tmp_path: Path) -> AsyncIterator[OutboxFile]:
-    """An open, empty outbox file."""
     file = await OutboxFile.open(tmp_path / "bot.outbox.db")
     yield file
     await file.close()
@@ -60,7 +59,6 @@ async def history(tmp_path: Path) -> AsyncIterator[History]:
 
 @pytest.fixture
 async def alone(tmp_path: Path) -> AsyncIterator[History]:
-    """A history whose store cannot be reached."""
     url = f"postgresql://nobody@127.0.0.1:{await refused_port()}/nowhere"
     async with History(tmp_path / "bot.outbox.db", store=url, relay=False) as opened:
         yield opened

@@ -48,7 +48,6 @@ def quick_creation() -> Iterator[None]:
 def _recorded(
     connection: sa.Connection, migrations: Migrations, attributes: Mapping[str, Any] | None
 ) -> list[tuple[str, Any]]:
-    """Migrate, and return the statements that have changed the database."""
     script: list[tuple[str, Any]] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:

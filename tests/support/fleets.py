@@ -13,8 +13,7 @@ from letopis.outbox.file.identity import assign_new_identity
 from letopis.outbox.file.outbox_file import OutboxFile
 from tests.support.relays import say
 
-EVENTS_PER_FILE = 13
-"""One that starts the conversation, and its messages."""
+EVENTS_PER_FILE = 13  # one that starts the conversation, and its messages
 
 
 async def make_fleet(folder: Path, files: int, *, messages: int = EVENTS_PER_FILE - 1) -> list[Path]:
@@ -41,11 +40,7 @@ async def make_fleet(folder: Path, files: int, *, messages: int = EVENTS_PER_FIL
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessFigures:
-    """What Linux says of a process.
-
-    :ivar cpu_seconds: processor time so far.
-    :ivar outbox_descriptors: open descriptors that lead to outbox files, their logs or their locks.
-    """
+    """What Linux says of a process."""
 
     rss_mb: float
     threads: int

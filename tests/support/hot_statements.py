@@ -52,7 +52,6 @@ def noted(store: ConversationStore) -> Iterator[list[Statement]]:
 
 
 async def hot_statements(store: ConversationStore) -> list[Statement]:
-    """Return the statements of deliveries to one conversation that is known, and of the reads of it."""
     outbox = Outbox()
     scope = Scope.conversation(CHAT).name
     outbox.append(

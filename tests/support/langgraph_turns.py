@@ -9,13 +9,11 @@ from langgraph.checkpoint.base.id import uuid6
 
 
 def config(thread_id: object = "chat-1", *, ns: str | None = "", checkpoint_id: str | None = None) -> Any:
-    """Return the config that names a thread, and a checkpoint of it."""
     given = {"thread_id": thread_id, "checkpoint_ns": ns, "checkpoint_id": checkpoint_id}
     return {"configurable": {name: value for name, value in given.items() if value is not None}}
 
 
 def checkpoint(values: dict[str, Any], *, version: Any = 1, checkpoint_id: str | None = None) -> Checkpoint:
-    """Return a checkpoint whose channels are all of one version."""
     return Checkpoint(
         v=4,
         id=checkpoint_id or str(uuid6(clock_seq=-1)),
@@ -37,13 +35,11 @@ async def put(
     checkpoint_id: str | None = None,
     **metadata: Any,
 ) -> Any:
-    """Put a checkpoint after another one, and return its config."""
     made = checkpoint(values, version=version, checkpoint_id=checkpoint_id)
     told = {"source": "loop", "step": 1, "parents": {}, **metadata}
     return await saver.aput(at or config(), made, told, made["channel_versions"] if new is None else new)
 
 
 async def values_of(saver: Any, at: Any = None) -> Any:
-    """Return the values of a checkpoint; ``None`` if there is none."""
     found = await saver.aget_tuple(at or config())
     return None if found is None else found.checkpoint["channel_values"]

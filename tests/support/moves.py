@@ -133,7 +133,6 @@ async def states(url: str) -> set[int]:
 
 
 async def identity(url: str) -> tuple[Any, ...]:
-    """Return ``store_id``, ``moved_to`` and ``moved_at``."""
     from letopis.store.database.schema import store
 
     return tuple((await run_sql(url, sa.select(store.c.store_id, store.c.moved_to, store.c.moved_at)))[0])

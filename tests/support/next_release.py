@@ -103,11 +103,7 @@ def downgrade() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextRelease:
-    """The written code.
-
-    :ivar roots: the folders to put before everything else on ``sys.path``.
-    :ivar store: its migrations of the history store, which this release's code can run too.
-    """
+    """The written code."""
 
     tree: Path
     roots: tuple[str, ...]

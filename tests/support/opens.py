@@ -22,11 +22,7 @@ _DESCRIPTORS: Final = Path("/proc/self/fd")
 
 
 class Tripwire:
-    """Hears every ``open()`` of this process; keeps those of ours on a file that SQLite has open at that moment.
-
-    :ivar found: the path and the stack of each.
-    :ivar heard: how many opens of a file that SQLite ever had open were checked, whichever code made them.
-    """
+    """Hears every ``open()`` of this process; keeps those of ours on a file that SQLite has open at that moment."""
 
     def __init__(self) -> None:
         self.found: list[str] = []
@@ -97,5 +93,4 @@ def _is_open(path: str) -> bool:
     return False
 
 
-WIRE: Final = Tripwire()
-"""Of the whole test run; ``tests/conftest.py`` installs it."""
+WIRE: Final = Tripwire()  # of the whole test run; ``tests/conftest.py`` installs it

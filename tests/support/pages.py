@@ -22,10 +22,7 @@ TIMEOUT_SECONDS = 90
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """One fenced block of a page.
-
-    :ivar before: the text between the block before it and this one.
-    """
+    """One fenced block of a page."""
 
     language: str
     body: str
@@ -77,10 +74,7 @@ def commands(body: str) -> Iterator[tuple[str, str]]:
 
 
 def follow(page: Path, folder: Path) -> Iterator[Step]:
-    """Do what a page says, in an empty folder with a virtual environment, and return each command's step.
-
-    :raises AssertionError: a program has no name.
-    """
+    """Do what a page says, in an empty folder with a virtual environment, and return each command's step."""
     (folder / ".venv").symlink_to(sys.prefix)
     name = ""
     for block in blocks(page.read_text(encoding="utf-8")):

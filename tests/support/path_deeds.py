@@ -11,10 +11,8 @@ from typing import Final
 from letopis.outbox import History, Receipt
 from letopis.store import EventIdReused, InvalidInput, Message, Saved, StoreUnavailable
 
-MOST: Final = 8
-"""Messages of a path after a replacement."""
-_MADE: Final = 7
-"""The version of ids that are made for an event; others follow from the message."""
+MOST: Final = 8  # messages of a path after a replacement
+_MADE: Final = 7  # the version of ids that are made for an event; others follow from the message
 
 
 class PathBroken(Exception):
@@ -22,11 +20,7 @@ class PathBroken(Exception):
 
 
 class PathKeeper:
-    """Changes the path of one conversation that nobody else writes to, and compares each complete read with it.
-
-    :param keep: is given the receipt of each change that has returned.
-    :ivar reads: compared so far.
-    """
+    """Changes the path of one conversation that nobody else writes to, and compares each complete read with it."""
 
     def __init__(
         self, history: History, conversation_id: str, *, chance: random.Random, keep: Callable[[Receipt], None]

@@ -14,5 +14,4 @@ def posix_only(why: str) -> pytest.MarkDecorator:
 
 
 def linux_only(why: str) -> pytest.MarkDecorator:
-    """Skip the test everywhere but on Linux."""
     return pytest.mark.skipif(sys.platform != "linux", reason=f"{why}: run it on Linux")

@@ -25,32 +25,23 @@ MAKE_BOOKS: Final = sa.text(f"CREATE TABLE IF NOT EXISTS {BOOKS} (event_id BLOB 
 ENTER: Final = sa.text(f"INSERT INTO {BOOKS} VALUES (:event_id)")
 
 
-PATH: Final = "path"
-"""A conversation the path of which a bot changes from one of :data:`PATHS` to the next, and again."""
+PATH: Final = "path"  # a conversation the path of which a bot changes from one of :data:`PATHS` to the next, and again
 PATHS: Final = (("1", "2"), ("1",), ("1", "2"), ("2", "3"))
 
 
 class Promises(Protocol):
-    """Where promises are kept."""
-
-    def keep(self, acks: Sequence[Ack]) -> None:
-        """Keep what the bot was promised."""
-        ...
+    def keep(self, acks: Sequence[Ack]) -> None: ...
 
 
 class SentPromises:
-    """Promises that are sent to the parent process."""
-
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
 
     def keep(self, acks: Sequence[Ack]) -> None:
-        """Send each."""
         for ack in acks:
             self._pipe.send(ack)
 
     def keep_record(self, ack: RecordAck) -> None:
-        """Send what the bot was promised of a record."""
         self._pipe.send(ack)
 
 
@@ -61,11 +52,9 @@ class WrittenPromises:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def keep(self, acks: Sequence[Ack]) -> None:
-        """Write each."""
         os.write(self._file, b"".join(line_of(*ack) for ack in acks))
 
     def keep_record(self, ack: RecordAck) -> None:
-        """Write what was promised of a record."""
         self._write({"record": [ack.lane, ack.event_id.hex, ack.sequence, ack.sha256]})
 
     def keep_path(self) -> None:
@@ -80,17 +69,12 @@ class WrittenPromises:
         os.write(self._file, line_of(receipt.conversation_id, receipt.event_ids[-1], None, saved=True))
 
     def close(self) -> None:
-        """Close the file."""
         os.close(self._file)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptPromises:
-    """What appends have returned, and what receipts said is in the history store.
-
-    :ivar records: what changes of records have returned.
-    :ivar paths: changes of the path of :data:`PATH` that have returned.
-    """
+    """What appends have returned, and what receipts said is in the history store."""
 
     acks: Sequence[Ack] = ()
     saved: Sequence[UUID] = ()
@@ -112,7 +96,6 @@ def acks_of(receipt: Receipt) -> list[Ack]:
 
 
 def line_of(conversation_id: str, event_id: UUID, sequence: int | None, *, saved: bool = False) -> bytes:
-    """Return one promise as a line."""
     return (json.dumps([conversation_id, event_id.hex, sequence, saved]) + "\n").encode()
 
 
@@ -152,7 +135,6 @@ def half_kept(outbox: Path, store: StoreState) -> list[str]:
 
 
 def halves(connection: sqlite3.Connection, events: Iterable[Any]) -> list[str]:
-    """Return the halves of transactions: messages of the books' conversations, and entries in the books."""
     there = connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (BOOKS,)).fetchone()
     entries = {row[0] for row in connection.execute(f"SELECT event_id FROM {BOOKS}")} if there else set[bytes]()
     messages = {

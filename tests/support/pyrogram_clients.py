@@ -19,8 +19,6 @@ ADA: Final = 1001
 
 
 class Offline(Client):
-    """A client whose Telegram is this class."""
-
     def __init__(self) -> None:
         super().__init__("test", api_id=1, api_hash="x", in_memory=True, no_updates=False, workers=1)
         self.calls: list[Any] = []
@@ -79,7 +77,6 @@ class Offline(Client):
         self.dispatcher.updates_queue.put_nowait((update, users, {}))
 
     def say(self, number: int, text: str) -> None:
-        """Receive a message of Ada."""
         self.receive(raw.types.UpdateNewMessage(message=self.message(number, text), pts=1, pts_count=1))
 
 
@@ -91,7 +88,6 @@ def _user(number: int, **fields: Any) -> Any:
 
 @asynccontextmanager
 async def dispatching(client: Offline) -> AsyncIterator[None]:
-    """Run the client's own dispatcher."""
     client.loop = asyncio.get_running_loop()
     client.skip_updates = True
     await client.dispatcher.start()

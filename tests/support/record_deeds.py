@@ -14,16 +14,11 @@ from letopis.store import ABSENT, Message, RecordConflict, StoreUnavailable
 from tests.campaigns.record_invariants import MESSAGE_TAG, TURNS, RecordAck
 
 KEYS: Final = 4
-LARGE_BYTES: Final = 70_000
-"""Of a value that the store keeps in parts."""
+LARGE_BYTES: Final = 70_000  # of a value that the store keeps in parts
 
 
 class RecordKeeper:
-    """Changes a few records of a space and of a conversation, and keeps each promise.
-
-    :param keep: is given what each change that has returned promises.
-    :param keep_message: is given the receipt of each message that was appended together with a record.
-    """
+    """Changes a few records of a space and of a conversation, and keeps each promise."""
 
     def __init__(
         self,
@@ -40,10 +35,6 @@ class RecordKeeper:
         self._numbers = itertools.count()
 
     async def change(self) -> None:
-        """Change one record.
-
-        :raises LetopisError: as a put and a transaction do.
-        """
         chance = self._chance
         in_space, conversation = chance.random() < 0.6, f"{TURNS}-{chance.randrange(2)}"
         history = self._history
@@ -74,10 +65,7 @@ class RecordKeeper:
 
 
 def record_ack(receipt: RecordReceipt, value: bytes | None) -> RecordAck:
-    """Return what a change of a record promises.
-
-    :param value: that was put; ``None`` of a deletion.
-    """
+    """Return what a change of a record promises."""
     done: Any = receipt._receipt
     digest = None if value is None else sha256(value).hexdigest()
     return RecordAck(done.conversation_id, done.event_ids[-1], done.sequence, digest)

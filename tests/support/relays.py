@@ -67,10 +67,7 @@ POISON = fault(FaultClass.POISON, "22021")
 
 
 class ToldStore:
-    """A history store in memory that fails on request, and otherwise keeps the rules of the real one.
-
-    :ivar refuse: called with every batch; a fault that it returns is raised and nothing is taken.
-    """
+    """A history store in memory that fails on request, and otherwise keeps the rules of the real one."""
 
     url = make_url("postgresql://told/history")
     told_identity = StoreIdentity(store_id=UUID(int=7))
@@ -243,8 +240,6 @@ async def until(true: Callable[[], Any], *, patience: float = 60.0) -> None:
 
 
 async def drained(outbox: OutboxFile, *, patience: float = 60.0) -> None:
-    """Wait until nothing is pending."""
-
     async def nothing() -> bool:
         return (await figures(outbox)).pending == 0
 
@@ -252,15 +247,12 @@ async def drained(outbox: OutboxFile, *, patience: float = 60.0) -> None:
 
 
 async def end(task: asyncio.Task[Any]) -> None:
-    """Cancel a task and wait for its end."""
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
 
 
 def sql(outbox: OutboxFile, statement: str, parameters: tuple[Any, ...] = ()) -> Any:
-    """Run a statement on the outbox file, in a write transaction, and return its rows, if it has any."""
-
     def run(connection: sa.Connection) -> list[Any]:
         result = connection.exec_driver_sql(statement, parameters)
         return [tuple(row) for row in result.fetchall()] if result.returns_rows else []
@@ -270,7 +262,6 @@ def sql(outbox: OutboxFile, statement: str, parameters: tuple[Any, ...] = ()) ->
 
 @asynccontextmanager
 async def running(relay: Relay) -> AsyncIterator[Relay]:
-    """Have a relay run meanwhile."""
     task = asyncio.create_task(relay.run())
     try:
         yield relay

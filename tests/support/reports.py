@@ -19,11 +19,7 @@ ROOT: Final = Path(__file__).parent.parent.parent
 
 
 def report_of(parts: Sequence[Mapping[str, Any]], *, versions: Mapping[str, str], **how: Any) -> dict[str, Any]:
-    """Return the report of parts, with the day, the commit and the machine.
-
-    :param versions: of what was used beside Python, SQLite and the servers.
-    :param how: the parts were run.
-    """
+    """Return the report of parts, with the day, the commit and the machine."""
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -43,7 +39,6 @@ def report_of(parts: Sequence[Mapping[str, Any]], *, versions: Mapping[str, str]
 
 
 def write(report: Mapping[str, Any], folder: Path, name: str) -> Path:
-    """Write a report as JSON and return the file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -51,18 +46,12 @@ def write(report: Mapping[str, Any], folder: Path, name: str) -> Path:
 
 
 def made_on(report: Mapping[str, Any]) -> str:
-    """Return the machine of a report, in words."""
     machine = report["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return f"{machine['processors']} processors; {versions}"
 
 
 def table(columns: Mapping[str, str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return a table in Markdown.
-
-    :param columns: the rule below each heading: ``---`` or ``--:``.
-    """
-
     def line(cells: Iterable[str]) -> str:
         return f"| {' | '.join(map(_cell, cells))} |"
 

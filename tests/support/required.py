@@ -29,10 +29,7 @@ def missing(name: str, reason: object) -> NoReturn:
 
 
 def program(name: str, package: str) -> str:
-    """Return the path of a program; skip the test where it is not installed.
-
-    :param package: the Debian package that has it.
-    """
+    """Return the path of a program; skip the test where it is not installed."""
     found = shutil.which(name, path=PATH)
     if found is None:
         missing(name, f"apt-get install {package}")
@@ -51,7 +48,6 @@ def required(kind: str, find: Callable[..., S], **options: Any) -> Iterator[S]:
 
 
 def fail_if_required(report: R) -> R:
-    """Turn the skip of a test, or of a file, into a failure if LETOPIS_TEST_REQUIRE names what it needs."""
     if report.skipped and isinstance(report.longrepr, tuple):
         reason = str(report.longrepr[2])
         needed = _NEEDS.search(reason)

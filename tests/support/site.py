@@ -18,8 +18,6 @@ _LOADED = re.compile(r"""<(?:script|img|link|iframe|source)\s[^>]*?(?:src|href)=
 
 @dataclass(frozen=True)
 class Page:
-    """One built page."""
-
     path: Path
 
     @cached_property

@@ -9,16 +9,12 @@ from typing import Any
 
 
 def rows(path: Path | str, statement: str) -> list[tuple[Any, ...]]:
-    """Return the rows of a statement."""
     with closing(sqlite3.connect(path, timeout=20)) as connection:
         return connection.execute(statement).fetchall()
 
 
 def change(path: Path | str, *statements: str) -> None:
-    """Run statements in one transaction.
-
-    :raises AssertionError: one of them that should change rows changes none.
-    """
+    """Run statements in one transaction."""
     with closing(sqlite3.connect(path)) as connection, connection:
         for statement in statements:
             done = connection.execute(statement)

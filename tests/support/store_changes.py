@@ -60,10 +60,7 @@ async def copied(url: str) -> Copy:
 
 
 async def put_back(url: str, copy: Copy) -> None:
-    """Give a store the rows of a backup, in one transaction; no connection is cut. The search
-
-    index is emptied: it is rebuilt when it is used.
-    """
+    """Give a store the rows of a backup, in one transaction, with an empty search index; no connection is cut."""
     engine = create_async_engine(normalise_url(url))
     try:
         async with engine.begin() as connection:

@@ -28,8 +28,7 @@ Asks = Callable[[str], Awaitable[str]]
 Thinks = Callable[[str], Awaitable[None]]
 
 TURNS: Final = 50
-DOWN: Final = range(17, 34)
-"""The turns during which the store is away."""
+DOWN: Final = range(17, 34)  # the turns during which the store is away
 KILLED_THINKING: Final = 22
 KILLED_AFTER: Final = 41
 _PATIENCE_SECONDS: Final = 60.0
@@ -37,13 +36,6 @@ _PATIENCE_SECONDS: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Bot:
-    """A bot on a framework.
-
-    :ivar ask: asks through the framework's own runner.
-    :ivar read: returns the texts of the history, by the framework's own interface.
-    :ivar resume: returns what the bot has answered by itself since it was started again; ``None`` if it does not.
-    """
-
     ask: Asks
     read: Callable[[], Awaitable[list[str]]]
     resume: Callable[[], Awaitable[list[str]]] | None = None
@@ -51,12 +43,7 @@ class Bot:
 
 @dataclass(slots=True)
 class Told:
-    """What became of the story.
-
-    :ivar said: what was said, in order: each question that was asked, and each answer that was shown.
-    :ivar kept: what the history holds in the end.
-    :ivar raised: how often the runner raised what, so that no answer was shown.
-    """
+    """What became of the story."""
 
     said: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
@@ -78,7 +65,6 @@ def question(turn: int) -> str:
 
 
 def answer_to(asked: str) -> str:
-    """Return what the model answers."""
     return f"answer to {asked}"
 
 

@@ -174,8 +174,6 @@ _IMPORTS: Final = (
 
 @dataclass(slots=True)
 class Names:
-    """The imports that annotations and defaults need."""
-
     wanted: dict[str, str] = field(default_factory=dict)
 
     def of(self, node: ast.AST, module: ModuleType) -> None:
@@ -187,7 +185,6 @@ class Names:
 
 @cache
 def origins(module: ModuleType) -> dict[str, str]:
-    """The import statement of each name that a module imports."""
     found = {}
     for node in ast.parse(inspect.getsource(module)).body:
         if isinstance(node, ast.Import):
@@ -220,7 +217,6 @@ def _plain(value: Any) -> Any:
 
 
 def definition(function: Any) -> ast.FunctionDef | ast.AsyncFunctionDef:
-    """The source of a function."""
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function)))).body
     assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     return node
@@ -336,7 +332,6 @@ def sources(subject: str) -> ModuleType:
 
 
 def attribute(subject: str, name: str, annotation: str) -> str:
-    """The twin of an attribute."""
     return (
         f'@property\ndef {name}(self) -> {annotation}:\n    """As in :class:`{subject}`."""\n'
         f"    return self._inner.{name}\n"
@@ -344,7 +339,6 @@ def attribute(subject: str, name: str, annotation: str) -> str:
 
 
 def face(subject: str, names: Names) -> str:
-    """The twin of a class."""
     cls = TWINS[subject]
     module = sources(subject)
     own = {name: of for name, of in inspect.get_annotations(cls).items() if not name.startswith("_")}

@@ -43,14 +43,11 @@ from tests.support.record_deeds import LARGE_BYTES, RecordKeeper, record_ack
 OUTBOX: Final = "bot.outbox.db"
 HISTORY: Final = "history.db"
 ACKS: Final = "acks"
-PRIVATE: Final = "private"
-"""The conversation with something in it that is to be erased, and the id of that message."""
+PRIVATE: Final = "private"  # the conversation with something in it that is to be erased, and the id of that message
 SECRET: Final = "quetzalcoatlus"
 
-EARLY: Final = "early"
-"""A control: what is appended is promised before it is written."""
-APART: Final = "apart"
-"""A control: the books are kept in a transaction of their own."""
+EARLY: Final = "early"  # a control: what is appended is promised before it is written
+APART: Final = "apart"  # a control: the books are kept in a transaction of their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,11 +90,7 @@ class Bot:
         self._promises.keep(acks_of(receipt))
 
     async def talk(self, keeper: RecordKeeper | None = None, path: PathKeeper | None = None) -> None:
-        """Append as long as the bot is to.
-
-        :param keeper: changes the records.
-        :param path: changes the path of a conversation.
-        """
+        """Append as long as the bot is to."""
         async with asyncio.TaskGroup() as group:
             for _ in range(self._talk.talkers):
                 group.create_task(self._talker(keeper, path))
@@ -121,22 +114,17 @@ class Bot:
                 await asyncio.sleep(how.pace)
 
     async def append(self, number: int, *, most: int = 3) -> Receipt:
-        """Append one or a few messages of random length to a random conversation."""
         name = f"{self._talk.prefix}-{self._chance.randrange(self._talk.conversations)}"
         count = min(most, self._chance.choice((1, 1, 3)))
         messages = [Message.user(f"{self._seed} {number} {'ж' * self._chance.randrange(200)}") for _ in range(count)]
         return await self.history.append(name, *messages, owner=f"owner of {name}")
 
     async def make_books(self) -> None:
-        """Make the bot's own table in the outbox file."""
         async with self.history.transaction() as own:
             await own.execute(MAKE_BOOKS)
 
     async def append_with_entry(self, conversation_id: str, text: str, *, apart: bool = False) -> Receipt:
-        """Append a message and enter it in the books, in one transaction.
-
-        :param apart: a control: in two.
-        """
+        """Append a message and enter it in the books, in one transaction."""
         async with self.history.transaction() as own:
             receipt = await own.append(conversation_id, Message.assistant(text))
             if not apart:
@@ -155,7 +143,6 @@ class Bot:
         return receipt
 
     async def append_early(self, conversation_id: str, what: Message | MessageRedacted) -> None:
-        """Append what was promised before: a control."""
         prepared = prepare(conversation_id, [what])
         self._promises.keep([Ack(conversation_id, prepared.events[-1].event_id)])
         await self.history.outbox.append(prepared)
@@ -202,10 +189,7 @@ def talk(
 async def record(
     folder: str, acks: str, *, seed: int, appends: int | None = None, pace: float = 0.0, pragmas: Sequence[str] = ()
 ) -> None:
-    """Talk, deliver and checkpoint on a disk that is recorded or cut off, and write the promises elsewhere.
-
-    :param pragmas: set on the outbox after the library's own.
-    """
+    """Talk, deliver and checkpoint on a disk that is recorded or cut off, and write the promises elsewhere."""
     if pragmas:
         plant_weak_durability(OUTBOX, pragmas)
     how = Talk(conversations=5, talkers=3, books_every=7, tidy_every=20, appends=appends, pace=pace)
@@ -251,17 +235,13 @@ def say_all(outbox: str, store: str, acks: Connection, *, rounds: int, prepare_p
 
 
 async def put_records(history: History, promises: SentPromises, number: int) -> None:
-    """Put a record of a conversation and one of a space, each for the second time from the second round on."""
     for records in (history.records(conversation="chat"), history.records(space="bots")):
         value = f"round {number}".encode()
         promises.keep_record(record_ack(await records.put(("round",), "last", value), value))
 
 
 async def say_and_deliver(folder: Path, *, without: str = "") -> None:
-    """Say each kind of thing once and deliver it; write the promises to a file of the folder.
-
-    :param without: the promise to break, for a control.
-    """
+    """Say each kind of thing once and deliver it; write the promises to a file of the folder."""
     async with History(folder / OUTBOX, store=url_of(folder), relay=False, watch=False) as history:
         promises = WrittenPromises(folder / ACKS)
         bot = Bot(history, promises, seed=1)
@@ -335,7 +315,6 @@ async def tell_secret(folder: Path) -> None:
 
 
 def url_of(folder: Path) -> str:
-    """Return the history store of a folder."""
     return f"sqlite:///{(folder / HISTORY).as_posix()}"
 
 
@@ -410,12 +389,6 @@ def relay(outbox: str, store: str, *, defects: Sequence[str] = ()) -> None:
 
 
 async def deliver(outbox: Path, store: str, *, leave: bool = False, batch: int = 500, prune: bool = False) -> None:
-    """Deliver what is pending.
-
-    :param leave: end once all is delivered.
-    :param batch: events at a time.
-    :param prune: prune what is delivered at once.
-    """
     async with ConversationStore.open(store) as history_store:
         file = await OutboxFile.open(outbox)
         chores = (Pruner(Retention(keep_last=1, keep_for=timedelta(0)), file.now_us),) if prune else ()

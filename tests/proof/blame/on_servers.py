@@ -31,10 +31,7 @@ MEND: Final = "ALTER TABLE letopis_events DROP CONSTRAINT never"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """What is made to happen on a server.
-
-    :ivar code: that one event fails with; empty: every event is refused, until it is fixed.
-    """
+    """What is made to happen on a server."""
 
     kind: str
     code: str = ""
@@ -42,7 +39,6 @@ class Scene:
 
 
 def scenes(kind: str, *, short: bool) -> list[Scene]:
-    """Return the scenes of a server."""
     if short:
         return [Scene(kind=kind, code=CODES[kind][0]), Scene(kind=kind)]
     failing = [Scene(kind=kind, code=code, others=(1, 3, 8)[place % 3]) for place, code in enumerate(CODES[kind])]

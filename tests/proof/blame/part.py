@@ -15,20 +15,55 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any, Final
 
+from letopis.store.database.fault_rules import BY_MARIADB_NUMBER, BY_SQLSTATE
 from letopis.store.database.faults import FaultClass
-from tests.proof.blame.codes import outage_like
-from tests.proof.blame.controls import CONTROLS, REFUSES_EVERYBODY, without
 from tests.proof.blame.on_servers import Scene, judged, scenes
 from tests.proof.blame.scripted import Came, Case, run
 from tests.proof.options import Options
 from tests.proof.rows import Row, row_of
+from tests.support.defects import planted
 from tests.support.servers import MariaDBServer, PostgresServer, Server, ServerUnavailable
+
+REFUSES_EVERYBODY: Final = "a relay that never holds the store to blame for a refusal"
+CONTROLS: Final = (
+    "probes that go to the oldest event again",
+    "a relay that convicts no event of what looks like an outage",
+    REFUSES_EVERYBODY,
+)
+"""The defects: the last in a store that refuses everything, the others beside an event that fails like an outage."""
+
+
+def without(control: str, case: Case) -> str:
+    """Run a case with a defect planted; return what was wrong, empty where nothing was."""
+    logging.disable()
+    with planted(control):
+        came = run(case)
+    if case.everybody:
+        return f"{came.at_worst} conversations were blocked" if came.at_worst else ""
+    if came.waits > LIMIT:
+        return f"a sound conversation waited {came.waits:.1f} s"
+    return "" if came.blocked else "the bad event was never found"
+
+
+OUTAGE_LIKE: Final = (FaultClass.UNAVAILABLE, FaultClass.MISCONFIGURED, FaultClass.UNKNOWN_OUTCOME)
+
+
+def outage_like(kind: str) -> list[tuple[FaultClass, str]]:
+    """Return class and code of each of the table that looks like an outage; a class of SQLSTATEs stands for one."""
+    rules = (
+        BY_SQLSTATE.items() if kind == "postgresql" else ((str(code), rule) for code, rule in BY_MARIADB_NUMBER.items())
+    )
+    return [
+        (rule.fault_class, f"{code}000" if len(code) == 2 else code)
+        for code, rule in rules
+        if rule.fault_class in OUTAGE_LIKE
+    ]
+
 
 KINDS: Final = {"postgresql": "PostgreSQL", "mariadb": "MariaDB"}
 OTHERS: Final = (1, 2, 3, 5, 8, 30)
 SEEDS: Final = 50
-LIMIT: Final = 30.0
-"""Seconds that no conversation but the bad one may wait."""
+LIMIT: Final = 30.0  # seconds that no conversation but the bad one may wait
 JOBS: Final = 2
 LATE: Final = 300.0
 """Seconds that the bad event is alone in the outbox, in every third case, before the others begin to talk; in another
@@ -99,7 +134,6 @@ def _fault(one: tuple[FaultClass, str]) -> dict[str, Any]:
 
 
 def held_up(case: Case, came: Came) -> str:
-    """Return what was wrong where some conversations are bad."""
     if came.waits > LIMIT:
         return f"a sound conversation waited {came.waits:.1f} s"
     if any(not name.startswith("bad-") for name in came.blocked):

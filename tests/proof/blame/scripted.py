@@ -43,12 +43,9 @@ from tests.support.relays import ToldStore
 T = TypeVar("T")
 
 START: Final = datetime(2026, 11, 26, tzinfo=UTC)
-APPLY: Final = 0.004
-"""Seconds that the store takes for a batch."""
-FLOOR: Final = 1.0
-"""Seconds after which a relay looks again, as the real one does."""
-LONGEST: Final = 900.0
-"""Seconds after which a case is given up."""
+APPLY: Final = 0.004  # seconds that the store takes for a batch
+FLOOR: Final = 1.0  # seconds after which a relay looks again, as the real one does
+LONGEST: Final = 900.0  # seconds after which a case is given up
 
 
 class MemoryFile:
@@ -130,7 +127,6 @@ class Case:
 
     @property
     def fault(self) -> StoreFault:
-        """What the store answers."""
         return StoreFault(fault_class=self.fault_class, code=self.code, reason="a fault of the proof")
 
 

@@ -19,8 +19,7 @@ from letopis.store import ConversationStore, Message
 from letopis.store.database.timeouts import Timeouts
 from tests.support.defects import plant
 
-STUCK = 9.0
-"""Seconds after which users are notified; only those that the bot has watched count."""
+STUCK = 9.0  # seconds after which users are notified; only those that the bot has watched count
 RULES = Rules(hold=STUCK / 2, stuck_after=STUCK, resolve_after=1.0, longest_step=2.0)
 POLICY = RetryPolicy(base=1.0, factor=2.0, jitter="none", attempts=3)
 

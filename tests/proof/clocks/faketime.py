@@ -10,8 +10,7 @@ from typing import Final
 
 LIBRARIES: Final = ("libfaketimeMT.so.1", "libfaketime.so.1")
 HOUR: Final = 3600.0
-SUMMER: Final = datetime(2026, 3, 29, 1, tzinfo=UTC).timestamp()
-"""When the clocks of Berlin are put forward."""
+SUMMER: Final = datetime(2026, 3, 29, 1, tzinfo=UTC).timestamp()  # when the clocks of Berlin are put forward
 JUMPS: Final = ("an hour back", "a day forward", "frozen", "suspended for 10 s", "summer time begins")
 
 
@@ -51,7 +50,6 @@ class WallClock:
         return 10.0 if self._jump.startswith("suspended") else 0.0
 
     def jump(self) -> None:
-        """Set the clock, once more each time."""
         self._turns += 1
         match self._jump:
             case "an hour back":

@@ -22,13 +22,12 @@ from tests.campaigns.invariants import Ack, check
 from tests.campaigns.processes import LETOPIS
 from tests.proof.clocks import bot as bot_process
 from tests.proof.clocks.bot import STUCK
-from tests.proof.clocks.doors import FileDoor, door_to
 from tests.proof.clocks.faketime import JUMPS, WallClock, forget, library
 from tests.proof.options import Options
 from tests.proof.rows import Row, row_of
 from tests.proof.stores import Fresh, fresh
 from tests.support.child import command
-from tests.support.gate import Gate
+from tests.support.gate import FileDoor, Gate, door_to
 from tests.support.store_changes import run_there
 
 KINDS: Final = ("sqlite", "postgresql", "mariadb")
@@ -36,8 +35,7 @@ AWAY: Final = "clock set while the store is away: order, retries, alerts, retent
 HANDED: Final = "clock set, then the relay that works is killed: another takes over"
 CONTROL: Final = "the same, with waits by the wall clock alone"
 HANDED_AT: Final = (JUMPS[1], JUMPS[0], JUMPS[3])
-SLACK: Final = 20.0
-"""Seconds within which a relay has to be at work again: the machine may be busy with other parts."""
+SLACK: Final = 20.0  # seconds within which a relay has to be at work again: the machine may be busy with other parts
 POISON: Final = {
     "sqlite": (
         (
@@ -154,7 +152,6 @@ class Bots:
 
     @classmethod
     async def start(cls, places: list[tuple[Path, str]], clock: WallClock, *, by_wall_clock: bool) -> Bots:
-        """Start them."""
         process = await asyncio.create_subprocess_exec(
             *command(bot_process.live, places, by_wall_clock=by_wall_clock),
             env={**os.environ, **clock.environment},
@@ -209,7 +206,6 @@ class Bot:
         await self._answer(60)
 
     async def ask(self, line: str, patience: float = 30) -> dict[str, Any]:
-        """Give it a line, and return its answer."""
         assert self._bots.process.stdin is not None
         self._bots.process.stdin.write(f"{self._number} {line}\n".encode())
         return await self._answer(patience)
@@ -283,7 +279,6 @@ async def _away(options: Options, stores: list[Fresh], folder: Path, jump: str, 
 async def _short_outage(
     bot: Bot, outbox: Path, door: Gate | FileDoor, clock: WallClock, outcome: Outcome, what: str
 ) -> None:
-    """An outage too short for an alert, with a jump in its middle."""
     await bot.say("9")
     if not await bot.drained(60):
         outcome.problems.append("not delivered with nothing the matter")

@@ -1,5 +1,1 @@
 """Damage bits, pages and tails of files at rest; the damage is noticed, and what can be saved is."""
-
-from tests.proof.corruption.part import prove
-
-__all__ = ("prove",)

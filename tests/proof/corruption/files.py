@@ -5,18 +5,51 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any, Final
 
 from letopis.outbox import History
 from letopis.store import Message
 
+PAGE: Final = 4096
+
+
+def flipped(data: bytes, chance: Random) -> bytes:
+    """Turn over one bit."""
+    at = chance.randrange(len(data) * 8)
+    damaged = bytearray(data)
+    damaged[at // 8] ^= 1 << (at % 8)
+    return bytes(damaged)
+
+
+def cut(data: bytes, chance: Random) -> bytes:
+    """Cut the end off, half of the times at the end of a page."""
+    length = chance.randrange(1, len(data))
+    return data[: length - length % PAGE if chance.random() < 0.5 and length > PAGE else length]
+
+
+def zeroed(data: bytes, chance: Random) -> bytes:
+    at = chance.randrange(len(data) // PAGE) * PAGE
+    return data[:at] + bytes(PAGE) + data[at + PAGE :]
+
+
+def swapped(data: bytes, chance: Random) -> bytes:
+    one, two = (place * PAGE for place in sorted(chance.sample(range(len(data) // PAGE), 2)))
+    return data[:one] + data[two : two + PAGE] + data[one + PAGE : two] + data[one : one + PAGE] + data[two + PAGE :]
+
+
+DAMAGES: Final[dict[str, Callable[[bytes, Random], bytes]]] = {
+    "end cut off": cut,
+    "page zeroed": zeroed,
+    "two pages swapped": swapped,
+}
+
 CONVERSATIONS: Final = 14
-Seen = Mapping[str, list[tuple[Any, ...]]]
-"""Of each table its rows, as they are stored."""
+Seen = Mapping[str, list[tuple[Any, ...]]]  # of each table its rows, as they are stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +98,7 @@ async def _say(history: History, numbers: range, times: int) -> None:
 
 
 def seen_in(path: Path) -> Seen:
-    """Return all that plain SQLite reads of a file, without the tables of its full-text index.
-
-    :raises sqlite3.Error: it cannot be read; the connection is closed in any case.
-    """
+    """Return all that plain SQLite reads of a file, without the tables of its full-text index."""
     with closing(sqlite3.connect(path)) as connection:
         names = [
             name

@@ -11,8 +11,9 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -29,8 +30,7 @@ from letopis.store.database.engines import create_store_engine
 from letopis.store.database.urls import normalise_url
 from letopis.store.errors import ConfigurationError
 from tests.campaigns.invariants import check
-from tests.proof.corruption.damage import DAMAGES, cut, flipped, zeroed
-from tests.proof.corruption.files import Files, Seen, make_files, seen_in
+from tests.proof.corruption.files import DAMAGES, Files, Seen, cut, flipped, make_files, seen_in, zeroed
 from tests.proof.options import Options
 from tests.proof.rows import Row, row_of
 from tests.support.damage import leaf_pages, with_noise
@@ -51,8 +51,10 @@ NOT_READ: Final = {
 TIMES: Final = {"letopis_outbox_events": (9,), "letopis_events": (12, 13), "letopis_search": (7,)}
 """When an event happened and was recorded. No digest covers these, so they are counted apart."""
 
-INDEXED_UP_TO: Final = 8
-"""The column of ``letopis_outbox_origin`` with the position up to which ids are indexed."""
+INDEXED_UP_TO: Final = 8  # the column of ``letopis_outbox_origin`` with the position up to which ids are indexed
+
+
+Try = tuple[str, bytes | None, bytes | None]  # what is done, the damaged file if it is damaged, and its WAL
 
 
 def prove(options: Options) -> Iterator[Row]:
@@ -86,112 +88,82 @@ class _Proof:
         self._options = options
         self._files = files
         self._work = work
+        self._count = self._blind = 0
         self._truth = {path: seen_in(self._copy(path)) for path in (files.closed, files.living, files.store)}
 
     async def flips(self) -> AsyncIterator[Row]:
         """One bit of the closed outbox file; and what SQLite's own check makes of the same bits."""
-        chance, count, missed, blind = Random(self._options.seed), Counter[str](), [], 0
-        engine = create_store_engine(self._files.url)
-        data = self._files.closed.read_bytes()
-        for number in range(self._options.many(420, 80)):
-            outcome = await self._outcome(self._files.closed, flipped(data, chance), engine)
-            count[outcome] += 1
-            if outcome == "missed":
-                missed.append(f"flip {number}: {self._difference(self._files.closed)}")
-            if outcome in ("noticed", "missed"):
-                blind += self._integrity_says_ok()
-        await engine.dispose()
-        tried = sum(count.values())
-        yield row_of("one bit flipped in a closed file", "outbox", tried, 400, "bits", missed, _notes(count))
-        yield Row(
-            what="the same bits, with SQLite's integrity_check alone",
-            where="outbox",
-            count=tried,
-            unit="bits",
-            violations=blind,
-            control=True,
-            notes="changed what a reader sees, and the check said ok",
-        )
+        chance, data = Random(self._options.seed), self._files.closed.read_bytes()
+        tries = ((f"flip {number}", flipped(data, chance), None) for number in range(self._options.many(420, 80)))
+        what = "one bit flipped in a closed file"
+        yield await self._tried(what, self._files.closed, tries, 400, "bits", against=self._files.url)
+        yield self._unseen("outbox", "changed what a reader sees, and the check said ok")
 
     async def pages(self) -> AsyncIterator[Row]:
-        chance = Random(self._options.seed + 1)
-        engine = create_store_engine(self._files.url)
-        data = self._files.closed.read_bytes()
-        for what, damage in DAMAGES.items():
-            count, missed = Counter[str](), []
-            for number in range(self._options.many(60, 12)):
-                outcome = await self._outcome(self._files.closed, damage(data, chance), engine)
-                count[outcome] += 1
-                if outcome == "missed":
-                    missed.append(f"{what} {number}: {self._difference(self._files.closed)}")
-            yield row_of(
-                f"{what} of a closed file".replace("end cut off of", "end cut off"),
-                "outbox",
-                sum(count.values()),
-                50,
-                "files",
-                missed,
-                _notes(count),
-            )
-        await engine.dispose()
+        chance, data = Random(self._options.seed + 1), self._files.closed.read_bytes()
+        for name, damage in DAMAGES.items():
+            many = range(self._options.many(60, 12))
+            tries = [(f"{name} {number}", damage(data, chance), None) for number in many]
+            what = f"{name} of a closed file".replace("end cut off of", "end cut off")
+            yield await self._tried(what, self._files.closed, tries, 50, "files", against=self._files.url)
 
     async def wal_flips(self) -> AsyncIterator[Row]:
         """What is in the WAL was not delivered: only the file itself can tell."""
-        chance, count, missed, blind = Random(self._options.seed + 2), Counter[str](), [], 0
-        wal = _wal(self._files.living).read_bytes()
-        for number in range(self._options.many(320, 50)):
-            outcome = await self._outcome(self._files.living, None, None, wal=flipped(wal, chance))
-            count[outcome] += 1
-            if outcome == "missed":
-                missed.append(f"flip {number}: {self._difference(self._files.living)}")
-            if outcome in ("noticed", "missed"):
-                blind += self._integrity_says_ok()
-        tried = sum(count.values())
-        yield row_of("one bit flipped in a WAL", "outbox", tried, 300, "bits", missed, _notes(count))
-        yield Row(
-            what="the same bits, with SQLite's integrity_check alone",
-            where="WAL of the outbox",
-            count=tried,
-            unit="bits",
-            violations=blind,
-            control=True,
-            notes="commits silently dropped, and the check said ok",
-        )
+        chance, wal = Random(self._options.seed + 2), _wal(self._files.living).read_bytes()
+        tries = ((f"flip {number}", None, flipped(wal, chance)) for number in range(self._options.many(320, 50)))
+        yield await self._tried("one bit flipped in a WAL", self._files.living, tries, 300, "bits")
+        yield self._unseen("WAL of the outbox", "commits silently dropped, and the check said ok")
 
     async def wal_cuts(self) -> AsyncIterator[Row]:
         """A tail that is gone: where the history store has more than the file it shows, else only in a transaction."""
-        chance, count, missed, alone = Random(self._options.seed + 3), Counter[str](), [], 0
-        wal = _wal(self._files.living).read_bytes()
-        engine = create_store_engine(await self._delivered())
-        for number in range(self._options.many(60, 10)):
-            length = chance.randrange(len(wal))
-            if number % 2:
-                length = max(0, (length - 32) // (4096 + 24) * (4096 + 24) + 32)
-            outcome = await self._outcome(self._files.living, None, engine, wal=wal[:length])
-            count[outcome] += 1
-            if outcome == "missed":
-                missed.append(f"cut at {length}: {self._difference(self._files.living)}")
-            alone += await self._outcome(self._files.living, None, None, wal=wal[:length]) == "missed"
-        await engine.dispose()
-        notes = (
-            f"{_notes(count)}; with a history store that has not seen the lost tail, {alone} cuts between two"
-            " transactions cannot be told from a file that never had it, and are not noticed"
+        chance, wal = Random(self._options.seed + 3), _wal(self._files.living).read_bytes()
+        lengths = [chance.randrange(len(wal)) for _ in range(self._options.many(60, 10))]
+        lengths[1::2] = [max(0, (length - 32) // (4096 + 24) * (4096 + 24) + 32) for length in lengths[1::2]]
+        tries = ((f"cut at {length}", None, wal[:length]) for length in lengths)
+        what, living = "WAL cut short, its tail delivered", self._files.living
+        row = await self._tried(what, living, tries, 50, "files", against=await self._delivered())
+        alone = [await self._outcome(living, None, None, wal=wal[:length]) for length in lengths].count("missed")
+        yield replace(
+            row,
+            notes=f"{row.notes}; with a history store that has not seen the lost tail, {alone} cuts between two"
+            " transactions cannot be told from a file that never had it, and are not noticed",
         )
-        yield row_of("WAL cut short, its tail delivered", "outbox", sum(count.values()), 50, "files", missed, notes)
 
     async def store_flips(self) -> AsyncIterator[Row]:
-        chance, count, missed = Random(self._options.seed + 4), Counter[str](), []
-        store, data = self._files.store, self._files.store.read_bytes()
-        for number in range(self._options.many(160, 25)):
-            path = self._put(store, flipped(data, chance))
-            found = await problems_of_store(normalise_url(f"sqlite:///{path.as_posix()}"))
-            outcome = self._judge(store, path, bool(found))
+        chance, data = Random(self._options.seed + 4), self._files.store.read_bytes()
+        tries = ((f"flip {number}", flipped(data, chance), None) for number in range(self._options.many(160, 25)))
+        what = "one bit flipped in a closed file"
+        yield await self._tried(what, self._files.store, tries, 150, "bits", where="history store")
+
+    async def _tried(
+        self,
+        what: str,
+        source: Path,
+        tries: Iterable[Try],
+        least: int,
+        unit: str,
+        *,
+        where: str = "outbox",
+        against: str = "",
+    ) -> Row:
+        """Damage a file in each way; count what became of it, and how often SQLite's own check saw nothing."""
+        count, missed, self._blind = Counter[str](), list[str](), 0
+        engine = create_store_engine(against) if against else None
+        for label, data, wal in tries:
+            outcome = await self._outcome(source, data, engine, wal=wal)
             count[outcome] += 1
             if outcome == "missed":
-                missed.append(f"flip {number}: {self._difference(store)}")
-        yield row_of(
-            "one bit flipped in a closed file", "history store", sum(count.values()), 150, "bits", missed, _notes(count)
-        )
+                missed.append(f"{label}: {self._difference(source)}")
+            if unit == "bits" and outcome in ("noticed", "missed"):
+                self._blind += self._integrity_says_ok()
+        if engine is not None:
+            await engine.dispose()
+        self._count = count.total()
+        return row_of(what, where, self._count, least, unit, missed, _notes(count))
+
+    def _unseen(self, where: str, notes: str) -> Row:
+        what = "the same bits, with SQLite's integrity_check alone"
+        return row_of(what, where, self._count, 0, "bits", notes=notes, violations=self._blind, control=True)
 
     async def salvages(self) -> AsyncIterator[Row]:
         chance, count, wrong = Random(self._options.seed + 5), Counter[str](), []
@@ -257,15 +229,8 @@ class _Proof:
             silent += sum(delivered[name] < sequence > ends[name] for name, sequence in truth)
         notes = f"{count['kept']} events kept, {count['lost']} named as lost"
         yield row_of("a page of lanes and one of events", "outbox", count["files"], 12, "files", wrong, notes)
-        yield Row(
-            what="the same files, with lanes that end at their last event",
-            where="outbox",
-            count=count["files"],
-            unit="files",
-            violations=silent,
-            control=True,
-            notes="pending events lost without a word",
-        )
+        what, notes = "the same files, with lanes that end at their last event", "pending events lost without a word"
+        yield row_of(what, "outbox", count["files"], 0, "files", notes=notes, violations=silent, control=True)
 
     async def commands(self) -> AsyncIterator[Row]:
         """The command as an operator runs it, with its exit codes."""
@@ -317,9 +282,12 @@ class _Proof:
     async def _outcome(
         self, source: Path, data: bytes | None, engine: AsyncEngine | None, *, wal: bytes | None = None
     ) -> str:
-        """Return ``harmless``, ``false alarm``, ``noticed``, ``missed`` or ``unread``, of a damaged outbox."""
+        """Return ``harmless``, ``false alarm``, ``noticed``, ``missed`` or ``unread``, of a damaged file."""
         whole = source.read_bytes() if data is None else data
         path = self._put(source, whole, wal=wal)
+        if source == self._files.store:
+            found = await problems_of_store(normalise_url(f"sqlite:///{path.as_posix()}"))
+            return self._judge(source, path, bool(found))
         found = list(find_problems(path))
         if not found and engine is not None and (kept := read_reference(path)) is not None:
             found = [one async for one in differences(kept, engine)]
@@ -366,7 +334,6 @@ class _Proof:
         return said == [("ok",)]
 
     async def _delivered(self) -> str:
-        """Return a history store that has everything, also what is in the WAL only."""
         folder = self._work.with_name("delivered")
         folder.mkdir()
         store = folder / self._files.store.name
@@ -380,7 +347,6 @@ class _Proof:
         return url
 
     def _unaccounted(self, source: Path, new: Path, receipt: Salvaged, count: Counter[str], how: str) -> Iterator[str]:
-        """Yield each event of the sound file that is neither in the new one nor in the receipt, or that is changed."""
         truth, salvaged = self._truth[source], seen_in(new)
         kept, there = _events(salvaged), _events(truth)
         lanes = {row[1]: row for row in salvaged["letopis_outbox_lanes"]}

@@ -16,28 +16,19 @@ from tests.campaigns.invariants import Ack, Verdict, check
 from tests.campaigns.record_invariants import RecordAck
 from tests.campaigns.victims import BOT, RELAY, Context, Victims
 from tests.proof.options import Options
-from tests.proof.rows import Row
+from tests.proof.rows import Row, row_of
 from tests.proof.stores import each, fresh
 from tests.support.defects import IN_PARTS, NEVER, PUT_BACK_DROPPED, RESET_KEEPS
 
-KILLS: Final = 110
-"""Of each store; more than 300 in all."""
-PROMISES: Final = 1_800
-"""Of each store; more than 5,000 in all."""
+KILLS: Final = 110  # of each store; more than 300 in all
+PROMISES: Final = 1_800  # of each store; more than 5,000 in all
 TIMEOUT_SECONDS: Final = 60.0
 _BLOWS: Final = ((BOT,), (RELAY,), (BOT, RELAY), (RELAY, BOT))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The result of a number of kills.
-
-    :ivar killed: how often the bot, the relay, and both at once.
-    :ivar looks: examinations in the middle, when both were dead.
-    :ivar changes: of records that were acknowledged.
-    :ivar wrong: what went wrong beside the data.
-    :ivar verdicts: the last one, and those that found something.
-    """
+    """The result of a number of kills."""
 
     killed: Counter[str]
     looks: int
@@ -48,7 +39,6 @@ class Outcome:
 
     @property
     def kills(self) -> int:
-        """Processes killed."""
         return sum(count * (2 if name == "both" else 1) for name, count in self.killed.items())
 
 
@@ -173,19 +163,11 @@ def _row(what: str, kind: str, outcome: Outcome, *, control: bool = False) -> Ro
     # What is lost once is found again by each later look: the last one counts, and the others where that is well.
     violations = last.problem_count or max((one.problem_count for one in outcome.verdicts), default=0)
     killed = outcome.killed
-    return Row(
-        what=what,
-        where=kind,
-        count=outcome.kills,
-        unit="kills",
-        least=KILLS,
-        violations=violations + len(outcome.wrong),
-        control=control,
-        notes=(
-            f"{killed[BOT]} times the bot, {killed[RELAY]} the relay, {killed['both']} both;"
-            f" {last.acknowledged:,} events acknowledged, {last.stored:,} stored;"
-            f" {outcome.changes:,} changes of records acknowledged;"
-            f" examined {outcome.looks} times in the middle"
-        ),
-        problems=tuple(problems[:20]),
+    notes = (
+        f"{killed[BOT]} times the bot, {killed[RELAY]} the relay, {killed['both']} both;"
+        f" {last.acknowledged:,} events acknowledged, {last.stored:,} stored;"
+        f" {outcome.changes:,} changes of records acknowledged; examined {outcome.looks} times in the middle"
     )
+    violations += len(outcome.wrong)
+    given = (what, kind, outcome.kills, KILLS, "kills", problems, notes)
+    return row_of(*given, violations=violations, control=control)

@@ -21,7 +21,7 @@ from tests.campaigns.victims import Context
 from tests.proof.crash import mortals
 from tests.proof.crash.gate import Call, Counts, guard, missing
 from tests.proof.options import Options
-from tests.proof.rows import Row
+from tests.proof.rows import Row, row_of
 from tests.support.promises import PATH, KeptPromises, half_kept, read_promises
 from tests.support.victim import ACKS, APART, EARLY, OUTBOX, SECRET, tell_secret, url_of
 
@@ -29,8 +29,7 @@ TIMEOUT_SECONDS: Final = 30.0
 _WHAT: Final = "killed at a system call, restarted, drained"
 LEAST: Final = 250
 PARALLEL_KILLS: Final = 2
-_FRAME: Final = 24
-"""Bytes of what SQLite writes before each page."""
+_FRAME: Final = 24  # bytes of what SQLite writes before each page
 
 # Starting and joining look at every child: two threads that do so take each other's exit codes.
 _children: Final = threading.Lock()
@@ -38,10 +37,7 @@ _children: Final = threading.Lock()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Death:
-    """One kill and what was found after it.
-
-    :ivar call: at which it died; ``None`` where it came to its end.
-    """
+    """One kill and what was found after it."""
 
     call: Call | None
     acknowledged: int = 0
@@ -133,11 +129,7 @@ def run(
 def _kill(
     options: Options, context: Context, story: Story, made: Path, *, most: int, without: str = ""
 ) -> tuple[int, list[Death]]:
-    """Kill at about so many calls, evenly apart; return how many calls there are, and the deaths.
-
-    :param made: the files to begin with, if they are there.
-    :param without: a control; then only what it breaks counts.
-    """
+    """Kill at about so many calls, evenly apart; return how many calls there are, and the deaths."""
     counts = _after_the_first_promise if without else _every_call
     counter = itertools.count()
 
@@ -181,10 +173,7 @@ async def _after_erasing(folder: Path, call: Call) -> Death:
 
 
 async def _go_on(folder: Path, *, changes_path: bool = False) -> tuple[list[Ack], StoreState, Verdict, list[str]]:
-    """Start again, say something more, and let all be delivered; return what was promised, and what is there.
-
-    :param changes_path: whether the victim changed the path of ``PATH``, and kept what it was promised of it.
-    """
+    """Start again, say something more, and let all be delivered; return what was promised, and what is there."""
     promised = read_promises((folder / ACKS).read_bytes()) if (folder / ACKS).exists() else KeptPromises()
     acks = list(promised.acks)
     outbox, url = folder / OUTBOX, url_of(folder)
@@ -225,18 +214,12 @@ def _row(run_of: str, calls: int, deaths: Sequence[Death], *, least: int = 0, co
     killed = [one for one in deaths if one.call is not None]
     kinds = Counter(one.call.name for one in killed if one.call is not None)
     which = f"{len(deaths)} of the {calls}" if len(deaths) < calls else f"each of the {calls}"
-    return Row(
-        what=f"{control}, {_WHAT}" if control else f"{_WHAT}: {which} of {run_of}",
-        where="sqlite",
-        count=len(killed),
-        unit="kills",
-        least=least,
-        violations=sum(one.violations for one in deaths),
-        control=bool(control),
-        notes=(
-            f"{', '.join(f'{count} at {name}' for name, count in kinds.most_common())};"
-            f" {sum(one.acknowledged for one in killed):,} acknowledged,"
-            f" {max(0, sum(one.ambiguous for one in killed)):,} kept without an answer"
-        ),
-        problems=tuple(problem for one in deaths for problem in one.problems)[:20],
+    what = f"{control}, {_WHAT}" if control else f"{_WHAT}: {which} of {run_of}"
+    notes = (
+        f"{', '.join(f'{count} at {name}' for name, count in kinds.most_common())};"
+        f" {sum(one.acknowledged for one in killed):,} acknowledged,"
+        f" {max(0, sum(one.ambiguous for one in killed)):,} kept without an answer"
     )
+    problems, found = [one for death in deaths for one in death.problems], sum(one.violations for one in deaths)
+    given = (what, "sqlite", len(killed), least, "kills", problems, notes)
+    return row_of(*given, violations=found, control=bool(control))

@@ -23,28 +23,20 @@ from tests.campaigns.states import OutboxState, StoreState
 from tests.campaigns.victims import Context
 from tests.proof.crash import mortals
 from tests.proof.crash.gate import Call, guard
-from tests.proof.crash.hook import Hook
 from tests.proof.crash.moments import Left, Moment, Who
 from tests.support.defects import DUPLICATES_TAKEN, planted
 from tests.support.promises import MAKE_BOOKS, half_kept
 from tests.support.record_deeds import record_ack
+from tests.support.webhook import Site
 
 TIMEOUT_SECONDS: Final = 20.0
 CONVERSATIONS: Final = 3
 SAID: Final = 4
-LOOKS: Final = 8
-"""How often a watch still looks after the last notification, for any that should not follow."""
+LOOKS: Final = 8  # how often a watch still looks after the last notification, for any that should not follow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Death:
-    """One death and what was found after it.
-
-    :ivar died: whether the process died at its moment.
-    :ivar stored: whether something was stored that was not written off.
-    :ivar doubled: events that were sent again and recognised.
-    """
-
     died: bool
     violations: int
     problems: tuple[str, ...]
@@ -62,13 +54,9 @@ class State(NamedTuple):
 
 
 class Field:
-    """Where processes die.
+    """Where processes die."""
 
-    :ivar bot: survives.
-    :param without: for a control: nothing that applies looks at what the store holds already.
-    """
-
-    def __init__(self, bot: History, url: str, hook: Hook, context: Context, *, without: bool) -> None:
+    def __init__(self, bot: History, url: str, hook: Site, context: Context, *, without: bool) -> None:
         self.bot = bot
         self._url = url
         self._hook = hook
@@ -82,9 +70,8 @@ class Field:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, outbox: Path, url: str, hook: Hook, context: Context, *, without: bool = False
+        cls, outbox: Path, url: str, hook: Site, context: Context, *, without: bool = False
     ) -> AsyncIterator[Field]:
-        """Make the store's tables and open the outbox of the bot that survives."""
         async with (
             ConversationStore.open(url, migrate=True) as store,
             History(outbox, store=store, relay=False, watch=False) as bot,
@@ -210,7 +197,7 @@ class Field:
                         return code
                 return code
             case Who.WATCH:
-                process = self._start(mortals.watch, outbox, self._hook.url, **named)
+                process = self._start(mortals.watch, outbox, f"http://{self._hook.url}/hook", **named)
             case _:
                 leave = moment.who is Who.LEAVING
                 process = self._start(mortals.relay, outbox, self._url, leave=leave, without=self._without, **named)
@@ -248,7 +235,6 @@ class Field:
         return relay.stats.duplicates
 
     async def _watch(self, *, since: int, told: int) -> list[str]:
-        """Watch on in the dead one's place, until the operator was told, or was reminded; return what is wrong."""
         watching = self._watching()
         deadline = time.monotonic() + TIMEOUT_SECONDS
         # What the dead one had claimed is not told a second time, but the reminder comes.
@@ -274,7 +260,9 @@ class Field:
         return [] if ends == 1 else [f"told {ends} times that it is over"]
 
     def _watching(self, rules: Rules = mortals.RULES) -> AlertMonitor:
-        return AlertMonitor(self.bot.outbox, channels=(AppriseChannel(self._hook.url, private=True),), rules=rules)
+        return AlertMonitor(
+            self.bot.outbox, channels=(AppriseChannel(f"http://{self._hook.url}/hook", private=True),), rules=rules
+        )
 
     async def _look_on(self, watching: AlertMonitor) -> None:
         for _ in range(LOOKS):

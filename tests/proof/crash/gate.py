@@ -82,8 +82,7 @@ class Call:
     size: int = 0
 
 
-Counts = Callable[[Call], bool]
-"""Tells if a call counts; asked once for each, in order."""
+Counts = Callable[[Call], bool]  # tells if a call counts; asked once for each, in order
 
 
 def missing() -> str:
@@ -97,10 +96,7 @@ def missing() -> str:
 
 
 def enter(pipe: Connection, calls: tuple[str, ...]) -> None:
-    """Stop at each of these calls from now on, in this thread and those that it starts; ``pipe`` leads to `guard`.
-
-    :raises OSError: the kernel refuses.
-    """
+    """Stop at each of these calls from now on, in this thread and those that it starts; ``pipe`` leads to `guard`."""
     numbers = _NUMBERS[platform.machine()]
     program = compiled([numbers[name] for name in calls], _ARCHITECTURES[platform.machine()])
     kept = ctypes.create_string_buffer(program, len(program))
@@ -127,14 +123,7 @@ def compiled(numbers: list[int], architecture: int) -> bytes:
 
 
 def guard(pipe: Connection, pid: int, counts: Counts, *, kill_at: int, patience: float) -> list[Call]:
-    """Let a process through its calls until it ends; kill it at one of them. Return those that counted, in order.
-
-    :param pid: the process, which calls `enter` with the other end of ``pipe``.
-    :param counts: whether a call counts.
-    :param kill_at: the number of the call, from 1, that is not made any more; 0 for none.
-    :param patience: seconds that it may take until the next call; then it is killed.
-    :raises TimeoutError: it took longer.
-    """
+    """Let a process through its calls until it ends; kill it at one of them. Return those that counted, in order."""
     import fcntl  # not on Windows, where the filter can be read all the same
 
     with closing(socket.socket(fileno=os.dup(pipe.fileno()))) as way:

@@ -9,8 +9,7 @@ from typing import Any, Final
 
 from letopis.outbox.event_log.append_encoding import Prepared
 
-ROUNDS: Final = 4
-"""So often a bot says each of the things that it says."""
+ROUNDS: Final = 4  # so often a bot says each of the things that it says
 BETWEEN: Final = "prune: the mark is moved, the events are still there"
 """The one that is in the middle of a function: where SQLite is about to begin with a statement."""
 

@@ -35,11 +35,7 @@ def bot(outbox: str, store: str, acks: Connection, *, moment: str, number: int) 
 
 
 def relay(outbox: str, store: str, *, moment: str, number: int, leave: bool = False, without: bool = False) -> None:
-    """Deliver, in small batches, and prune.
-
-    :param leave: end once all is delivered.
-    :param without: for a control, apply without a look at what the store holds already.
-    """
+    """Deliver, in small batches, and prune."""
     logging.disable()
     plant(moment, number)
     with planted(DUPLICATES_TAKEN) if without else nullcontext():

@@ -2,21 +2,118 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack, ExitStack
 from typing import Final
 
-from tests.campaigns.victims import fork_server
-from tests.proof.crash import at_random, exact, matrix
+from tests.campaigns.targets import KINDS
+from tests.campaigns.victims import Context, fork_server
+from tests.proof.crash import at_random, exact
+from tests.proof.crash.exact import every
+from tests.proof.crash.field import Death, Field
+from tests.proof.crash.gate import missing
+from tests.proof.crash.moments import MOMENTS, Moment, Who
 from tests.proof.options import Options
-from tests.proof.rows import Row
+from tests.proof.rows import Row, row_of
+from tests.proof.stores import Fresh, fresh
+from tests.support.damage import drop_event_id_index
+from tests.support.webhook import Site, serve
 
 DRIVERS: Final = ("aiosqlite", "asyncpg", "asyncmy", "sqlalchemy.dialects.postgresql", "sqlalchemy.dialects.mysql")
 """Imported when the first connection is made, and so by every process again that is not born with them."""
+
+
+TIMES: Final = 3
+CALLS: Final = 20
+TIMES_ALERTS: Final = 2  # each waits for a reminder
+COMMITTED: Final = "apply: after the store's commit, before its answer is heard"
 
 
 def prove(options: Options) -> Iterator[Row]:
     """Kill processes."""
     context = fork_server("tests.proof.crash.mortals", *DRIVERS)
     yield from at_random.prove(options, context)
-    yield from matrix.prove(options, context)
+    yield from _at_each_moment(options, context)
     yield from exact.prove(options, context)
+
+
+def _at_each_moment(options: Options, context: Context) -> Iterator[Row]:
+    """Have processes die at each moment, and once at one of them without the promise."""
+    with ExitStack() as stack, asyncio.Runner() as runner:
+        hook = stack.enter_context(serve())
+        stores = [stack.enter_context(fresh(kind, options.folder, "matrix")) for kind in KINDS]
+        for store in stores:
+            if store.missing:
+                yield Row(what="killed at each moment that has a name", where=store.kind, missing=store.missing)
+        there = [store for store in stores if not store.missing]
+        fields = AsyncExitStack()
+        try:
+            by_kind = runner.run(_opened(fields, options, there, hook, context))
+            for place, moment in enumerate(MOMENTS):
+                kinds = list(by_kind) if not options.short else [list(by_kind)[place % len(by_kind)]]
+                yield runner.run(_row(moment, {kind: by_kind[kind] for kind in kinds}, options))
+            for kind, field in by_kind.items():
+                if kind != "sqlite":
+                    yield runner.run(_calls(kind, field, options))
+        finally:
+            runner.run(fields.aclose())
+        yield from _controls(options, hook, context, runner)
+
+
+async def _opened(
+    stack: AsyncExitStack, options: Options, stores: list[Fresh], hook: Site, context: Context
+) -> dict[str, Field]:
+    return {
+        store.kind: await stack.enter_async_context(
+            Field.open(options.folder / f"matrix-{store.kind}.outbox.db", store.url, hook, context)
+        )
+        for store in stores
+    }
+
+
+async def _row(moment: Moment, fields: Mapping[str, Field], options: Options) -> Row:
+    times = options.many(TIMES_ALERTS if moment.who is Who.WATCH else TIMES, 1)
+    chance = random.Random(f"{options.seed} {moment.name}")
+    deaths: list[Death] = []
+    for field in fields.values():
+        # The first time it comes there, where what is left behind shows that it was there; and at some other times.
+        numbers = [1, *(chance.randint(1, moment.most) for _ in range(times - 1))]
+        deaths += [await field.die(moment, number) for number in numbers]
+    return _told(f"killed at {moment.name}", ", ".join(fields), deaths, least=len(deaths))
+
+
+async def _calls(kind: str, field: Field, options: Options) -> Row:
+    what = "a delivery killed at a call to the server"
+    if reason := missing():
+        return Row(what=what, where=kind, missing=reason)
+    await field.say()
+    calls, _ = await field.deliver_gated()
+    numbers = every(len(calls), options.many(CALLS, 1), options.seed)
+    deaths = [await field.die_at_call(number) for number in numbers]
+    return _told(f"{what}: {len(numbers)} of the {len(calls)}", kind, deaths, least=CALLS // 2)
+
+
+def _controls(options: Options, hook: Site, context: Context, runner: asyncio.Runner) -> Iterator[Row]:
+    (moment,) = (one for one in MOMENTS if one.name == COMMITTED)
+
+    async def prove_one(store: Fresh) -> Row:
+        outbox = options.folder / f"double-{store.kind}.outbox.db"
+        async with Field.open(outbox, store.url, hook, context, without=True) as field:
+            await drop_event_id_index(store.url)
+            deaths, what = [await field.die(moment, 1)], f"applied without a look, killed at {moment.name}"
+            return _told(what, store.kind, deaths, least=1, control=True)
+
+    for kind in KINDS[:1] if options.short else KINDS:
+        with fresh(kind, options.folder, "double") as store:
+            if not store.missing:
+                yield runner.run(prove_one(store))
+
+
+def _told(what: str, where: str, deaths: list[Death], *, least: int, control: bool = False) -> Row:
+    stored, doubled = sum(one.stored for one in deaths), sum(one.doubled for one in deaths)
+    notes = f"{stored} left something stored and not written off; {doubled} events recognised when they were sent again"
+    problems, found = [one for death in deaths for one in death.problems], sum(one.violations for one in deaths)
+    given = (what, where, sum(one.died for one in deaths), least, "kills", problems, notes if stored else "")
+    return row_of(*given, violations=found, control=control)

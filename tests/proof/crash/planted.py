@@ -65,8 +65,6 @@ def wrapped(real: Callable[..., Any], moment: Moment, number: int) -> Callable[.
 
 
 def _between(prune: Callable[..., bool]) -> Callable[..., bool]:
-    """Return what prunes and dies when SQLite is about to begin with the deletion, inside the function."""
-
     def watched(statement: str) -> None:
         if statement.startswith("DELETE FROM letopis_outbox_events"):
             die()

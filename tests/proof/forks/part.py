@@ -28,8 +28,7 @@ IN_STEPS: Final = "the same, where every rewind and deletion is marked, and carr
 CONTROL: Final = "the same, where what is kept follows from the parent's own forks alone"
 TREES: Final = {"sqlite": (7_000, 20), "postgresql": (500, 5), "mariadb": (500, 5)}
 """Of each kind of store, in the whole proof and in the short one; a quarter as many again in steps."""
-GROUP: Final = 20
-"""Trees that grow in one store at once, and are delivered together."""
+GROUP: Final = 20  # trees that grow in one store at once, and are delivered together
 IN_ONE_STORE: Final = 500
 MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a folder with an unpredictable name is made in it
 
@@ -46,10 +45,7 @@ class Found:
 
 
 async def grow(url: str, trees: int, seed: int, *, found: Found, steps: bool = False) -> Found:
-    """Let trees grow, a group at a time; the rows of every second group are lost in the end, and rebuilt.
-
-    :param steps: whether what is marked is carried out a few steps at a time, while the trees grow.
-    """
+    """Let trees grow, a group at a time; the rows of every second group are lost in the end, and rebuilt."""
     chance = random.Random(seed)
     first = found.trees
     async with ConversationStore.open(url, migrate=True) as store:
@@ -127,7 +123,6 @@ def _in_steps() -> Iterator[None]:
 
 @contextmanager
 def _store(kind: str, folder: Path, name: str) -> Iterator[Fresh]:
-    """Give a fresh store; an SQLite file in memory, where there is such a place."""
     place = MEMORY if kind == "sqlite" and MEMORY.is_dir() else folder
     with tempfile.TemporaryDirectory(dir=place) as own, fresh(kind, Path(own), name) as one:
         yield one

@@ -112,10 +112,7 @@ class Growing:
         self.did.append(words)
 
     async def differences(self, store: ConversationStore, *, kept: bool = True) -> list[str]:
-        """Return where what is read, or what is kept, is not what the model says.
-
-        :param kept: ``False`` to look at what can be read alone: not all that is marked has been carried out.
-        """
+        """Return where what is read, or what is kept, is not what the model says."""
         wrong = []
         needed = self.plain.needed()
         content = await (_content if kept else _readable)(store, list(self.plain.chats))
@@ -146,7 +143,6 @@ def _shown(path: Iterable[Said]) -> list[tuple[str, str, str]]:
 
 
 async def lose_rows(store: ConversationStore, names: list[str]) -> None:
-    """Lose the rows of conversations and of their messages, and rebuild them."""
     async with store._runtime.callers_engine.begin() as connection:
         for table in (messages, conversations):
             await connection.execute(sa.delete(table).where(table.c.conversation_id.in_(names)))
@@ -155,7 +151,6 @@ async def lose_rows(store: ConversationStore, names: list[str]) -> None:
 
 
 async def _readable(store: ConversationStore, names: list[str]) -> dict[str, list[tuple[int, str]]]:
-    """Return the events that hold words, by conversation, as a reader of the log gets them."""
     held: dict[str, list[tuple[int, str]]] = {}
     for name in names:
         for event in await store.events(name):
@@ -169,7 +164,6 @@ def encoded(data: object) -> str:
 
 
 async def _content(store: ConversationStore, names: list[str]) -> dict[str, list[tuple[int, str]]]:
-    """Return the events that hold words, by conversation, as they lie in the table."""
     held: dict[str, list[tuple[int, str]]] = {}
     async with store._runtime.callers_engine.connect() as connection:
         rows = await connection.execute(

@@ -26,10 +26,7 @@ UNBOUNDED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Bomb:
-    """What is read from standard input, and what must come of it.
-
-    :ivar ends: whether it ends on its own; otherwise it is interrupted after some seconds, as a user would.
-    """
+    """What is read from standard input, and what must come of it."""
 
     name: str
     pieces: Callable[[], Iterator[bytes]]
@@ -53,7 +50,6 @@ HEAD: Final = b'{"conversation_id":"c","role":"user","content":"x","metadata":{"
 
 
 def bombs(megabytes: int) -> Iterator[Bomb]:
-    """Yield them; the long ones have this many megabytes."""
     mega = b"x" * 1_048_576
     line = 7_900_000
     yield Bomb("one line", lambda: (mega for _ in range(megabytes)), (1,), "is longer than")
@@ -77,7 +73,6 @@ def _squeezed(megabytes: int) -> Iterator[bytes]:
 
 
 def burst(bomb: Bomb, folder: Path, *, code: str | None = None, patience: float = 60.0) -> Burst:
-    """Import it as a dry run, and measure."""
     how = ["-m", "letopis.outbox.cli"] if code is None else ["-c", code]
     started = time.monotonic()
     told = folder / "told"

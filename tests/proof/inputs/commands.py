@@ -27,8 +27,7 @@ from tests.support.values.hostile import kinds
 
 CODES: Final = frozenset({*Exit, 130})
 TIMEOUT_SECONDS: Final = 20.0
-ALONE: Final[Mapping[str, str]] = {"demo": "a bot of half a minute, without input"}
-"""Verbs that are not run, and why."""
+ALONE: Final[Mapping[str, str]] = {"demo": "a bot of half a minute, without input"}  # verbs that are not run, and why
 FIRST: Final[Mapping[str, tuple[str, ...]]] = {
     "relay": ("--once",),
     "console": ("--host", "192.0.2.1"),  # no address of this machine, so that it ends
@@ -72,8 +71,6 @@ class Hung(BaseException):
 
 @dataclass(slots=True)
 class Outcomes:
-    """The results of the runs."""
-
     runs: int = 0
     codes: dict[int, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -81,8 +78,6 @@ class Outcomes:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What one run said."""
-
     code: int
     out: str
     err: str
@@ -139,7 +134,6 @@ def judge(label: str, said: Said, outcomes: Outcomes) -> None:
 
 
 def verbs(group: click.Command = cli, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Yield every verb by its words."""
     if not isinstance(group, click.Group):
         yield words, group
         return
@@ -232,7 +226,6 @@ def environment(folder: Path, random: Random, many: int) -> Outcomes:
 
 
 def configuration(folder: Path, random: Random, many: int) -> Outcomes:
-    """Mutate a valid letopis.toml."""
     outcomes = Outcomes()
     with folder_of(folder, "configuration") as place:
         bombs = [f"outbox = {'[' * depth}{']' * depth}" for depth in (10, 500, 1_000, 5_000, 100_000)]

@@ -152,7 +152,6 @@ def _made() -> Iterator[tuple[str, Callable[..., Any], dict[str, Any], Callable[
 
 
 def constructed(tally: Tally) -> list[tuple[str, Any]]:
-    """Try every constructor with every value; return what was let through and can be encoded, to be appended."""
     through: list[tuple[str, Any]] = []
     for name, make, given, to_append in _made():
         for parameter in inspect.signature(make).parameters:

@@ -15,7 +15,6 @@ from tests.support.values.places import Case, cases
 
 
 async def tried(url: str, folder: Path, *, random: Random, many: int | None) -> Tally:
-    """Try all, or a number of them, on one store."""
     tally = Tally()
     whole = list(enumerate(cases()))
     some: list[tuple[int, Case]] = whole if many is None else random.sample(whole, many)

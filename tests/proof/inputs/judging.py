@@ -49,7 +49,6 @@ class Tally:
 
 
 def fault_of(error: BaseException) -> str | None:
-    """Return what is wrong with a refusal; ``None`` if it is as documented."""
     if not isinstance(error, LetopisError):
         return f"{type(error).__name__}, which is not documented: {str(error)!a:.150}"
     if isinstance(error, StoreFault | OutboxUnavailable):

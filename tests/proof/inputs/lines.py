@@ -47,8 +47,6 @@ INSERTS: Final = (
 
 @dataclass(slots=True)
 class Fuzzed:
-    """The results of the lines."""
-
     lines: int = 0
     taken: int = 0
     refused: int = 0
@@ -56,7 +54,6 @@ class Fuzzed:
 
 
 def valid(random: Random, number: int) -> dict[str, Any]:
-    """Return a line that is in order."""
     line: dict[str, Any] = {
         "conversation_id": f"import-{random.randrange(40)}",
         "role": random.choice(("system", "user", "assistant", "tool")),
@@ -114,12 +111,10 @@ def nested_lines() -> Iterator[bytes]:
 
 
 def file_of(random: Random, many: int) -> bytes:
-    """Return a file of this many lines, or a few more."""
     return b"".join([*(mutated(random, number) for number in range(many)), *nested_lines()])
 
 
 def read(raw: bytes, count: Callable[[], SeenKeys], fuzzed: Fuzzed) -> None:
-    """Read it and write nothing."""
     with count() as seen:
         for one in read_lines(io.BytesIO(raw), count=seen):
             fuzzed.lines += 1
@@ -171,5 +166,4 @@ async def _exported(store: ConversationStore) -> bytes:
 
 
 def run(url: str, folder: Path, random: Random, many: int) -> Fuzzed:
-    """Fuzz the importer over one store."""
     return asyncio.run(imported(url, folder, file_of(random, many)))

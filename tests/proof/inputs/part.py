@@ -44,7 +44,7 @@ def prove(options: Options) -> Iterator[Row]:
             yield _of(CALLS, store, asyncio.run(running.proved(store.url, folder, many=many, random=random)), least=500)
             options.tell(f"calls on {store.kind}: {time.monotonic() - begun:.0f} s")
         if not options.short:
-            tally = threads.proved(store.url, folder, many=3, random=random)
+            tally = asyncio.run(threads.proved(store.url, folder, many=3, random=random))
             yield _of(BLOCKING, store, tally, least=300)
         with fresh(store.kind, options.folder, "inputs-corpus") as other:
             some = None if not options.short else 40

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from letopis.outbox import History, Receipt, RetryPolicy
+from letopis.outbox import BlockingReceipt, History, Receipt, RetryPolicy
 from letopis.outbox.event_log.schema import events as outbox_events
 from letopis.store import ConversationRenamed, ConversationStore, Message
 from tests.proof.inputs.calls import ANSWERED, ASKED, OWNER, TABLES, World, parameters
@@ -19,12 +19,9 @@ from tests.proof.inputs.judging import Kept, Tally, found_in
 from tests.support.defects import planted
 from tests.support.values.hostile import Hostile, sample, values
 
-TIMEOUT_SECONDS: Final = 15.0
-"""Seconds after which a call hangs."""
-BLOCK_AT_ONCE: Final = RetryPolicy(base=0.01, attempts=0)
-"""What the store refuses is blocked at once, to be seen."""
-EVERY: Final = ("conversation_id",)
-"""Parameters of `append` that are given every value."""
+TIMEOUT_SECONDS: Final = 15.0  # seconds after which a call hangs
+BLOCK_AT_ONCE: Final = RetryPolicy(base=0.01, attempts=0)  # what the store refuses is blocked at once, to be seen
+EVERY: Final = ("conversation_id",)  # parameters of `append` that are given every value
 SAYS_MORE: Final = {
     *(("Reply", method) for method in TABLES["Reply"]),
     *(("Receipt", method) for method in TABLES["Receipt"]),
@@ -75,9 +72,22 @@ async def hostile_calls(history: History, store: ConversationStore, tally: Tally
         "Transaction": lambda method, given: _transaction(history, method, given),
         "Records": lambda method, given: _method(history.records(conversation="async-0"), method, given),
     }
+    await call_all(invoke, world, lambda: history.outbox.read(last_position), tally, many=many, random=random)
+
+
+async def call_all(
+    invoke: Mapping[str, Callable[[str, dict[str, Any]], Awaitable[Any]]],
+    world: World,
+    last: Callable[[], Awaitable[int]],
+    tally: Tally,
+    *,
+    many: int,
+    random: Random,
+) -> None:
+    """Make each call of some classes with one hostile argument; ``last`` tells if that has left anything."""
     for cls, call in invoke.items():
         for method, parameter, some in plans(cls, many=many, random=random):
-            before = await history.outbox.read(last_position)
+            before = await last()
             for hostile in some:
                 label = f"{cls}.{method}({parameter}={hostile.name})"
                 given = TABLES[cls][method](world)
@@ -90,16 +100,15 @@ async def hostile_calls(history: History, store: ConversationStore, tally: Tally
                     tally.blame(f"{label}: hangs")
                 except Exception as error:  # whatever comes is what is looked for
                     tally.refusal(label, error)
-                    after = await history.outbox.read(last_position)
-                    if after != before and (cls, method) not in SAYS_MORE:
+                    after = await last()
+                    if after != before and (cls.removeprefix("Blocking"), method) not in SAYS_MORE:
                         tally.blame(f"{label}: refused, and {after - before} events are in the outbox all the same")
                     before = after
                 else:
                     tally.accepted += 1
-                    if isinstance(outcome, Receipt) and parameter not in CONDITIONS:
-                        kept = Kept(label, hostile.value, outcome.conversation_id, outcome.event_ids)
-                        tally.kept.append(kept)
-                    before = await history.outbox.read(last_position)
+                    if isinstance(outcome, Receipt | BlockingReceipt) and parameter not in CONDITIONS:
+                        tally.kept.append(Kept(label, hostile.value, outcome.conversation_id, outcome.event_ids))
+                    before = await last()
             given = TABLES[cls][method](world)
             try:
                 async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -113,6 +122,11 @@ async def looked_at(history: History, store: ConversationStore, tally: Tally) ->
     if not await history.drained(timeout=120):
         tally.blame(f"not everything is delivered: {(await history.status()).lanes}")
     tally.problems += [f"blocked at delivery: {words}" for words in await history.outbox.read(blocked)]
+    await compared(store, tally)
+    await _whole(store, tally)
+
+
+async def compared(store: ConversationStore, tally: Tally) -> None:
     by_conversation: dict[str, list[Kept]] = {}
     for one in tally.kept:
         by_conversation.setdefault(one.conversation_id, []).append(one)
@@ -130,11 +144,9 @@ async def looked_at(history: History, store: ConversationStore, tally: Tally) ->
                 tally.blame(f"{one.label}: accepted, and {len(one.event_ids) - len(there)} events are not in the store")
             elif not found_in(one.value, there) and not _emptied(there):
                 tally.blame(f"{one.label}: accepted, and not found equal in the store: {there[-1].data!a:.150}")
-    await _whole(store, tally)
 
 
 async def _whole(store: ConversationStore, tally: Tally) -> None:
-    """The other readers must take all of it: search, statistics, the rebuilding of rows."""
     while await store.catch_up_search():
         pass
     await store.statistics()
@@ -156,7 +168,6 @@ def blocked(connection: sa.Connection) -> list[str]:
 
 
 async def blocked_at_delivery(url: str, folder: Path) -> list[str]:
-    """Give titles with NUL in them while text is not checked, deliver them, and return what is blocked: a control."""
     async with (
         ConversationStore.open(url, migrate=True) as store,
         History(folder / "unchecked.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,

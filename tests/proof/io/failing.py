@@ -26,8 +26,7 @@ from tests.support.child import command
 from tests.support.promises import read_promises
 from tests.support.victim import HISTORY, OUTBOX
 
-NUMBER: Final = 400
-"""The call that fails, idle ones before it counted: more than any thread of the script makes."""
+NUMBER: Final = 400  # the call that fails, idle ones before it counted: more than any thread of the script makes
 TIMEOUT_SECONDS: Final = 60.0
 DRAINED: Final = 20.0
 RESTARTED: Final = 5
@@ -174,10 +173,7 @@ def fail_each(
     choose: Callable[[dict[int, int]], Sequence[Fault]],
     careless: bool = False,
 ) -> Outcome:
-    """Have a call of the script fail, one after the other; look into what each run leaves.
-
-    :param choose: given how many calls each thread makes, returns which are to fail.
-    """
+    """Have a call of the script fail, one after the other; look into what each run leaves."""
     outcome = Outcome()
     with Victim(folder, template, call=call, error=error, once=once, careless=careless) as victim:
         faults = choose(victim.calls())

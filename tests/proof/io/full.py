@@ -27,12 +27,9 @@ from tests.support.victim import HISTORY, OUTBOX
 MEBIBYTES: Final = 16
 TIMEOUT_SECONDS: Final = 60.0
 COMMANDS: Final = (("status",), ("relay", "--once"), ("doctor",), ("outbox", "list"))
-WORKED: Final = (0, 3)
-"""Exit codes of a command that did its work: 3 is that there was nothing to show."""
-BEFORE: Final = 40
-"""Messages that are there before the disk is filled."""
-GROWTH: Final = 400_000
-"""Bytes by which the files may grow where there is a limit for them."""
+WORKED: Final = (0, 3)  # exit codes of a command that did its work: 3 is that there was nothing to show
+BEFORE: Final = 40  # messages that are there before the disk is filled
+GROWTH: Final = 400_000  # bytes by which the files may grow where there is a limit for them
 
 
 @dataclass(slots=True)
@@ -88,10 +85,7 @@ class _Bot:
 
 
 async def on_a_full_disk(folder: Path, commands: Sequence[tuple[str, ...]]) -> Filled:
-    """Fill a small file system under a bot, deliver while it is full, make room, and continue in the same process.
-
-    :raises NotHere: none can be mounted.
-    """
+    """Fill a small file system under a bot, deliver while it is full, make room, and continue in the same process."""
     if os.name == "nt" or os.geteuid() != 0:
         raise NotHere("needs root, to mount a small file system")
     folder.mkdir()
@@ -137,7 +131,6 @@ async def _deliver(history: History, store: str, filled: Filled) -> None:
 
 
 def _explain_themselves(disk: Path, store: str, commands: Sequence[tuple[str, ...]]) -> list[str]:
-    """Start commands on the full disk, where nothing is open and there is no ballast."""
     reserve_path(disk / OUTBOX).unlink(missing_ok=True)
     fill(disk)
     problems = []

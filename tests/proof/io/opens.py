@@ -38,10 +38,7 @@ def trip(folder: Path, *, commands: int, raw: bool) -> dict[str, Any]:
 
 
 def live(folder: str, *, commands: int, raw: bool) -> dict[str, Any]:
-    """Live in this process, with the wire in place and nothing printed.
-
-    :param raw: whether a raw open is planted.
-    """
+    """Live in this process, with the wire in place and nothing printed."""
     os.environ |= {"LETOPIS_OUTBOX": OUTBOX, "LETOPIS_STORE": HISTORY}
     os.chdir(folder)
     WIRE.install()

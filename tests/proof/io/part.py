@@ -9,17 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
-from tests.proof.io import failing, full, libraries, opens, readonly, script, slow, store_gone, taken
+from tests.proof.io import failing, full, opens, readonly, script, slow, store_gone, taken
 from tests.proof.io.failing import Fault
 from tests.proof.options import Options
 from tests.proof.power.cuts import NotHere
 from tests.proof.power.states import strace
 from tests.proof.rows import Row, row_of
 
-AT_A_TIME: Final = 3
-"""Experiments at a time: most of them mostly wait."""
-MOST: Final = 170
-"""Calls of one kind that fail one by one, drawn by chance where the script makes more."""
+AT_A_TIME: Final = 3  # experiments at a time: most of them mostly wait
+MOST: Final = 170  # calls of one kind that fail one by one, drawn by chance where the script makes more
 ERRORS: Final = ("EIO", "ENOSPC")
 NO_STRACE: Final = "needs strace, and the right to trace"
 
@@ -58,24 +56,10 @@ def _once(options: Options, call: str, error: str, most: int) -> Row:
     what, where = f"each {call} of a script fails once, in turn", error
     if strace() is None:
         return Row(what=what, where=where, missing=NO_STRACE)
-    outcome = failing.fail_each(
-        options.folder / f"{call} {error} once",
-        options.folder / "template",
-        call=call,
-        error=error,
-        once=True,
-        choose=choose,
-    )
-    return Row(
-        what=what,
-        where=where,
-        count=outcome.faults,
-        unit="faults",
-        least={"pwrite64": 75, "fdatasync": 15, "ftruncate": 3}[call],
-        violations=outcome.bad,
-        notes=_told(outcome),
-        problems=tuple(outcome.problems[:5]),
-    )
+    folder, template = options.folder / f"{call} {error} once", options.folder / "template"
+    outcome = failing.fail_each(folder, template, call=call, error=error, once=True, choose=choose)
+    least = {"pwrite64": 75, "fdatasync": 15, "ftruncate": 3}[call]
+    return _row(what, where, outcome, least=least)
 
 
 def _from_then_on(options: Options, call: str, error: str, *, careless: bool) -> Row:
@@ -89,33 +73,20 @@ def _from_then_on(options: Options, call: str, error: str, *, careless: bool) ->
         what = f"{what}; the bot takes a refused append for a successful one"
     if strace() is None:
         return Row(what=what, where=where, control=careless, missing=NO_STRACE)
-    outcome = failing.fail_each(
-        options.folder / f"{call} {error} {'careless' if careless else 'from then on'}",
-        options.folder / "template",
-        call=call,
-        error=error,
-        once=False,
-        choose=choose,
-        careless=careless,
-    )
-    return Row(
-        what=what,
-        where=where,
-        count=outcome.faults,
-        unit="faults",
-        violations=outcome.bad,
-        control=careless,
-        notes=_told(outcome),
-        problems=tuple(outcome.problems[:5]),
-    )
+    folder = options.folder / f"{call} {error} {'careless' if careless else 'from then on'}"
+    how = {"call": call, "error": error, "once": False, "careless": careless}
+    outcome = failing.fail_each(folder, options.folder / "template", choose=choose, **how)
+    return _row(what, where, outcome, control=careless)
 
 
-def _told(outcome: failing.Outcome) -> str:
+def _row(what: str, where: str, outcome: failing.Outcome, *, least: int = 0, control: bool = False) -> Row:
     refused = ", ".join(f"{count} {name}" for name, count in outcome.refused.most_common())
-    return (
+    notes = (
         f"{outcome.runs} runs, a fault fired in {outcome.hit}; {outcome.acknowledged:,} events acknowledged;"
         f" raised: {refused or 'nothing, tried again within'}"
     )
+    given = (what, where, outcome.faults, least, "faults", outcome.problems, notes)
+    return row_of(*given, violations=outcome.bad, control=control)
 
 
 # A slow disk.
@@ -136,18 +107,12 @@ def _slowly(options: Options, *, blocking: bool) -> Row:
     seen = slow.measure(options.folder / f"slow {blocking}", appends=appends, blocking=blocking)
     # A machine that is busy stands still now and then; a loop that waits for the disk does at each append.
     standstills = seen.standstills if seen.standstills > appends // 4 else 0
-    return Row(
-        what=what,
-        count=appends,
-        unit="slow appends",
-        violations=standstills + len(seen.problems),
-        control=blocking,
-        notes=(
-            f"an append took {min(seen.appends):.2f} to {max(seen.appends):.2f} s; the loop stood still for"
-            f" {1000 * sorted(seen.still)[len(seen.still) // 2]:.0f} ms, {1000 * max(seen.still):.0f} at most"
-        ),
-        problems=seen.problems[:5],
+    notes = (
+        f"an append took {min(seen.appends):.2f} to {max(seen.appends):.2f} s; the loop stood still for"
+        f" {1000 * sorted(seen.still)[len(seen.still) // 2]:.0f} ms, {1000 * max(seen.still):.0f} at most"
     )
+    found = standstills + len(seen.problems)
+    return row_of(what, "", appends, 0, "slow appends", seen.problems, notes, violations=found, control=blocking)
 
 
 # Files that are taken away.
@@ -160,7 +125,7 @@ def _taken(options: Options) -> Iterator[Callable[[], Row]]:
     yield partial(_take, options, next(way for way in taken.WAYS if way.name == "-wal removed"), blind=True)
     if options.short:
         return
-    library = libraries.second()
+    library = taken.second()
     yield partial(_meet, options, "open", blind=False)
     yield partial(_meet, options, "open", blind=True)
     if library is None:
@@ -189,7 +154,7 @@ def _take(options: Options, way: taken.Way, *, blind: bool) -> Row:
 
 
 def _meet(options: Options, by: str, *, blind: bool) -> Row:
-    met = libraries.meet(options.folder / f"met {by} {blind}", by, blind=blind)
+    met = taken.meet(options.folder / f"met {by} {blind}", by, blind=blind)
     what = "a raw open()" if by == "open" else f"a second SQLite library ({by})"
     return row_of(
         f"{what} and close of the outbox in the bot's process, another process passes by, the bot is killed",
@@ -256,13 +221,7 @@ def _store_gone(options: Options, *, blind: bool) -> Row:
 
 def _opened(options: Options, *, raw: bool) -> Row:
     told = opens.trip(options.folder / f"opens {raw}", commands=options.many(len(opens.COMMANDS), 2), raw=raw)
-    return Row(
-        what="raw opens by our code of a file that SQLite has open" + ("; one is planted" if raw else ""),
-        where="bot, relay and commands in one process",
-        count=len(told["codes"]),
-        unit="commands",
-        violations=len(told["found"]),
-        control=raw,
-        notes="the whole test suite runs with the same tripwire",
-        problems=tuple(one.splitlines()[0] for one in told["found"][:5]),
-    )
+    what = "raw opens by our code of a file that SQLite has open" + ("; one is planted" if raw else "")
+    problems = [one.splitlines()[0] for one in told["found"]]
+    notes, where = "the whole test suite runs with the same tripwire", "bot, relay and commands in one process"
+    return row_of(what, where, len(told["codes"]), 0, "commands", problems, notes, control=raw)

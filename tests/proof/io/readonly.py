@@ -25,10 +25,7 @@ TIMEOUT_SECONDS: Final = 30.0
 
 
 async def gone_read_only(folder: Path) -> Filled:
-    """Have the kernel meet an error of the disk: ext4 then writes no more; mount it again, and restart.
-
-    :raises NotHere: it cannot be mounted.
-    """
+    """Have the kernel meet an error of the disk: ext4 then writes no more; mount it again, and restart."""
     if os.name == "nt" or os.geteuid() != 0 or shutil.which("mkfs.ext4", path=PATH) is None:
         raise NotHere("needs root and mkfs.ext4")
     folder.mkdir()
@@ -52,10 +49,7 @@ async def gone_read_only(folder: Path) -> Filled:
 
 
 async def read_only_at_start(folder: Path) -> Filled:
-    """Start on a file system that is read-only, and once more, in the same process, when it is not.
-
-    :raises NotHere: it cannot be mounted.
-    """
+    """Start on a file system that is read-only, and once more, in the same process, when it is not."""
     if os.name == "nt" or os.geteuid() != 0:
         raise NotHere("needs root, to mount a file system")
     folder.mkdir()

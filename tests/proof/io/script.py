@@ -20,18 +20,13 @@ from tests.support.victim import HISTORY, OUTBOX
 
 T = TypeVar("T")
 
-TRIES: Final = 4
-"""How often what was refused is tried again, on a disk that failed once."""
+TRIES: Final = 4  # how often what was refused is tried again, on a disk that failed once
 DRAINED: Final = 15.0
 """Seconds for what is pending to be delivered, on a disk that failed once: the relay waits longer after each error."""
 
 
 class Script:
-    """A bot that continues after any error, and records what it was promised and how it was refused.
-
-    :param once: whether the disk fails once only: then everything has to work again, in this process.
-    :param careless: whether it takes a refused append for a successful one, which no bot may.
-    """
+    """A bot that continues after any error, and records what it was promised and how it was refused."""
 
     def __init__(self, folder: Path, *, once: bool, careless: bool = False) -> None:
         self._folder = folder

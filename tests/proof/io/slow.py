@@ -26,11 +26,7 @@ TIMEOUT_SECONDS: Final = 120.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slowness:
-    """What the bot saw, in seconds.
-
-    :ivar appends: how long each took.
-    :ivar still: the longest that the event loop stood still, during each of them.
-    """
+    """What the bot saw, in seconds."""
 
     appends: tuple[float, ...]
     still: tuple[float, ...]
@@ -77,10 +73,7 @@ class _Pulse:
 
 
 async def live(place: str, *, appends: int, blocking: bool) -> dict[str, Any]:
-    """Be the bot.
-
-    :param blocking: write in the event loop's own thread.
-    """
+    """Be the bot."""
     if blocking:
         WorkerThread.submit = _in_the_loop  # type: ignore[method-assign]
     folder, took, still, acks = Path(place), [], [], []

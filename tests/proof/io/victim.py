@@ -26,8 +26,7 @@ from typing import Any, Final
 
 from tests.proof.io.script import live, make
 
-LIMIT: Final = 40.0
-"""Seconds after which a child that has not ended hangs."""
+LIMIT: Final = 40.0  # seconds after which a child that has not ended hangs
 _NOWHERE: Final = os.open(os.devnull, os.O_RDWR)
 
 
@@ -75,7 +74,6 @@ def prepare_threads(order: dict[str, Any], call: str, number: int) -> None:
 
 
 def say(words: str) -> None:
-    """Write a word into the trace."""
     with suppress(OSError):  # it may be the one that fails: strace writes it down all the same
         os.pwrite(_NOWHERE, words.encode(), 0)
 

@@ -20,7 +20,8 @@ from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store import ConversationStore, Message
 from letopis.store.database.faults import StoreFault
 from letopis.store.database.timeouts import Timeouts
-from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
+from letopis.store.errors import LetopisError
+from letopis.store.rules.apply_plan import ApplyResult, LaneApplied, LaneBatch, Origin
 from tests.campaigns.invariants import Ack
 from tests.support.relays import figures
 
@@ -31,10 +32,7 @@ CONVERSATIONS: Final = 6
 
 
 class Watched(ConversationStore):
-    """A history store that counts what went wrong with it, by class and code.
-
-    :ivar false_promises: applies that failed after they had been acknowledged; a store that keeps its word has none.
-    """
+    """A history store that counts what went wrong with it, by class and code."""
 
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
@@ -58,10 +56,7 @@ class Watched(ConversationStore):
 
 @dataclass(slots=True)
 class Bot:
-    """One outbox, its relay, and what appends to it have returned.
-
-    :ivar saying: appends in progress: what one of them writes is pending a moment later.
-    """
+    """One outbox, its relay, and what appends to it have returned."""
 
     outbox: OutboxFile
     store: Watched
@@ -100,7 +95,6 @@ class Bot:
 async def talking(
     folder: Path, stores: Sequence[Watched], *, outboxes: int, pace: float, seed: str
 ) -> AsyncIterator[list[Bot]]:
-    """Have this many bots per store talk and deliver; at the end the relays are stopped and the stores closed."""
     async with AsyncExitStack() as stack:
         bots: list[Bot] = []
         for place, store in enumerate(stores):
@@ -145,3 +139,42 @@ async def drain(bots: Sequence[Bot], *, patience: float) -> float | None:
 def total(bots: Sequence[Bot], of: Callable[[Bot], int]) -> int:
     """Add up a figure of all bots."""
     return sum(of(bot) for bot in bots)
+
+
+TOO_SOON: Final = 0.02  # seconds after which a hasty store says yes
+
+
+class Hasty(Watched):
+    """A history store that says yes before it knows."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(url, **options)
+        self._promised: set[asyncio.Task[None]] = set()
+
+    async def apply(self, origin: Origin, batch: Sequence[LaneBatch]) -> ApplyResult:
+        task = asyncio.create_task(self._really(origin, batch))
+        self._promised.add(task)
+        task.add_done_callback(self._promised.discard)
+        await asyncio.wait((task,), timeout=TOO_SOON)
+        return ApplyResult(
+            applied=tuple(
+                LaneApplied(
+                    conversation_id=lane.conversation_id,
+                    head=lane.deliveries[-1].sequence,
+                    inserted=len(lane.deliveries),
+                    duplicates=0,
+                )
+                for lane in batch
+            ),
+            refused=(),
+        )
+
+    async def close(self) -> None:
+        await asyncio.gather(*self._promised)
+        await super().close()
+
+    async def _really(self, origin: Origin, batch: Sequence[LaneBatch]) -> None:
+        try:
+            await super().apply(origin, batch)
+        except LetopisError:
+            self.false_promises += 1  # the answer is no longer awaited

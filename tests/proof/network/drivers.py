@@ -22,10 +22,8 @@ from tests.support.damage import drop_event_id_index
 from tests.support.servers import MariaDBServer, PostgresServer, Server
 
 OUTBOXES: Final = 3
-MARGIN: Final = 0.1
-"""Seconds that the client waits longer than the server's own limit, in place of the library's 5."""
-TIMEOUT_SECONDS: Final = 40.0
-"""Seconds after the last fault within which everything has to be delivered."""
+MARGIN: Final = 0.1  # seconds that the client waits longer than the server's own limit, in place of the library's 5
+TIMEOUT_SECONDS: Final = 40.0  # seconds after the last fault within which everything has to be delivered
 
 
 Enough = Callable[[Storm, Sequence[Watched]], bool]
@@ -34,8 +32,6 @@ Enough = Callable[[Storm, Sequence[Watched]], bool]
 
 @dataclass(slots=True)
 class Outcome:
-    """What a storm came to."""
-
     fired: Counter[str] = field(default_factory=Counter)
     ambiguous: int = 0
     duplicates: int = 0
@@ -61,10 +57,7 @@ class Outcome:
 
 
 def speech_of(kind: str) -> tuple[Server, Speech]:
-    """Return the test server of this kind, and how to talk to it.
-
-    :raises tests.support.servers.ServerUnavailable: there is none.
-    """
+    """Return the test server of this kind, and how to talk to it."""
     return (PostgresServer.find(), POSTGRESQL) if kind == "postgresql" else (MariaDBServer.find(), MARIADB)
 
 

@@ -8,20 +8,18 @@ import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
-from typing import Final
+from typing import Any, Final
 
-from tests.proof.network.bots import Watched
+from tests.proof.network.bots import Hasty
 from tests.proof.network.drivers import Enough, Outcome, speech_of, storm
-from tests.proof.network.hasty import Hasty
 from tests.proof.network.servers import harm
 from tests.proof.options import Options
-from tests.proof.rows import Row
+from tests.proof.rows import Row, row_of
 from tests.support.defects import DUPLICATES_TAKEN, planted
 from tests.support.servers import ServerUnavailable
 
 KINDS: Final = ("postgresql", "mariadb")
-FAULTS: Final = 1_000
-"""Faults that have to fire, a driver."""
+FAULTS: Final = 1_000  # faults that have to fire, a driver
 STORM: Final = "connections broken under relays at work"
 TIMEOUT_SECONDS: Final = 400.0
 """Seconds that one experiment may take; on a machine that is not busy it takes less than a quarter of that."""
@@ -75,22 +73,10 @@ def storms(options: Options, kind: str) -> list[Row]:
     found = _run(options, kind, STORM, faults=options.many(FAULTS, 50), seconds=options.many(180, 4))
     if isinstance(found, Row):
         return [found]
-    return [
-        Row(
-            what=STORM,
-            where=_where(kind),
-            count=found.fired.total(),
-            unit="faults",
-            least=FAULTS,
-            violations=found.violations,
-            notes=found.notes,
-            problems=tuple(found.problems),
-        )
-    ]
+    return [_row(STORM, kind, found, found.notes, least=FAULTS)]
 
 
 def harms(options: Options, kind: str) -> list[Row]:
-    """A server of our own is harmed."""
     logging.disable()
     folder = options.folder / f"{kind} harmed"
     folder.mkdir()
@@ -111,48 +97,21 @@ def hasty(options: Options, kind: str) -> list[Row]:
     return _control(options, kind, HASTY, lambda _, stores: stores[0].false_promises >= OFTEN, store=Hasty)
 
 
-def _control(
-    options: Options, kind: str, what: str, enough: Enough, *, store: type[Watched] = Watched, unguarded: bool = False
-) -> list[Row]:
-    found = _run(
-        options,
-        kind,
-        what,
-        faults=options.many(60, 20),
-        seconds=60,
-        store=store,
-        unguarded=unguarded,
-        patience=3,
-        enough=enough,
-    )
+def _control(options: Options, kind: str, what: str, enough: Enough, **how: Any) -> list[Row]:
+    found = _run(options, kind, what, faults=options.many(60, 20), seconds=60, patience=3, enough=enough, **how)
     if isinstance(found, Row):
         return [found]
-    return [
-        Row(
-            what=what,
-            where=_where(kind),
-            count=found.fired.total(),
-            unit="faults",
-            violations=found.violations,
-            control=True,
-            notes=f"{found.acknowledged:,} events acknowledged, {found.stored:,} stored",
-            problems=tuple(found.problems),
-        )
-    ]
+    notes = f"{found.acknowledged:,} events acknowledged, {found.stored:,} stored"
+    return [_row(what, kind, found, notes, control=True)]
 
 
-def _run(
-    options: Options,
-    kind: str,
-    what: str,
-    *,
-    faults: int,
-    seconds: float,
-    store: type[Watched] = Watched,
-    unguarded: bool = False,
-    patience: float = 40,
-    enough: Enough = lambda sky, stores: True,
-) -> Outcome | Row:
+def _row(what: str, kind: str, found: Outcome, notes: str, *, least: int = 0, control: bool = False) -> Row:
+    where = {"postgresql": "PostgreSQL, asyncpg", "mariadb": "MariaDB, asyncmy"}[kind]
+    given = (what, where, found.fired.total(), least, "faults", found.problems, notes)
+    return row_of(*given, violations=found.violations, control=control)
+
+
+def _run(options: Options, kind: str, what: str, **how: Any) -> Outcome | Row:
     logging.disable()
     whole = what == STORM and not options.short
     try:
@@ -162,23 +121,5 @@ def _run(
     folder = options.folder / f"{kind} {what}"
     folder.mkdir()
     with server:
-        return asyncio.run(
-            storm(
-                server,
-                speech,
-                folder,
-                faults=faults,
-                seconds=seconds,
-                seed=f"{options.seed} {what}",
-                stores=4 if whole else 1,
-                pace=0.25 if whole else 0.05,
-                store=store,
-                unguarded=unguarded,
-                patience=patience,
-                enough=enough,
-            )
-        )
-
-
-def _where(kind: str) -> str:
-    return {"postgresql": "PostgreSQL, asyncpg", "mariadb": "MariaDB, asyncmy"}[kind]
+        how |= {"seed": f"{options.seed} {what}", "stores": 4 if whole else 1, "pace": 0.25 if whole else 0.05}
+        return asyncio.run(storm(server, speech, folder, **how))

@@ -38,11 +38,7 @@ Play = Callable[[Stage, int], Awaitable[int]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """One thing that happens to a server.
-
-    :ivar rounds: of a whole proof. ``short``: of a short one; 0 leaves it out.
-    :ivar least: how often the fault has to be met.
-    """
+    """One thing that happens to a server."""
 
     name: str
     play: Play

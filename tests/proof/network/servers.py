@@ -21,24 +21,20 @@ from tests.campaigns.outage import Desk
 from tests.proof.network.bots import Watched
 from tests.proof.network.scenes import FULL, SCENES, Scene
 from tests.proof.network.wards import Ward, open_ward, refusals
-from tests.proof.rows import Row
+from tests.proof.rows import Row, row_of
 
 BOTS: Final = 3
 CONVERSATIONS: Final = 5
 RULES: Final = Rules(resolve_after=1.0)
 """As by default, but that an outage is over after a second: otherwise the scenes would be one long outage that comes
 and goes, and rightly raises alerts."""
-LOOK: Final = 0.4
-"""Seconds between two looks of a watch."""
-BOUND: Final = 30.0
-"""Seconds after the end of a fault within which everything has to be delivered."""
+LOOK: Final = 0.4  # seconds between two looks of a watch
+BOUND: Final = 30.0  # seconds after the end of a fault within which everything has to be delivered
 TIMEOUTS: Final = (Timeouts(connect=2.0, statement=6.0, lock=1.0), Timeouts(connect=2.0, statement=1.0, lock=6.0))
 """Of some bots, which wait for locks for a second, and of others, whose statements may not take longer."""
 
 
 class Company:
-    """The bots on one ward."""
-
     def __init__(self, ward: Ward, seed: str) -> None:
         self.ward = ward
         self.desk = Desk()
@@ -145,17 +141,13 @@ class Company:
             *([f"{alarms} alarms about an outage of {self.longest:.1f} s"] if alarms and not due else []),
             *(["no alarm about a full disk"] if scene.name == FULL and not alarms else []),
         ]
-        return Row(
-            what=scene.name,
-            where={"postgresql": "PostgreSQL", "mariadb": "MariaDB"}[self.ward.kind],
-            count=count,
-            unit=scene.unit,
-            least=scene.least,
-            violations=max(verdict.problem_count, len(problems)),
-            notes=f"{len(self.acks):,} events acknowledged so far; drained {took:.1f} s after the end; longest outage"
-            f" {self.longest:.1f} s, {alarms} alarms",
-            problems=tuple(problems),
+        where = {"postgresql": "PostgreSQL", "mariadb": "MariaDB"}[self.ward.kind]
+        notes = (
+            f"{len(self.acks):,} events acknowledged so far; drained {took:.1f} s after the end; longest outage"
+            f" {self.longest:.1f} s, {alarms} alarms"
         )
+        found = max(verdict.problem_count, len(problems))
+        return row_of(scene.name, where, count, scene.least, scene.unit, problems, notes, violations=found)
 
     def _alarms(self) -> int:
         """How often somebody was alerted; that it is over is heard a moment later, perhaps in the next scene."""
@@ -185,10 +177,7 @@ def _open_incidents(connection: sa.Connection) -> int:
 
 
 async def harm(kind: str, folder: Path, *, short: bool, seed: str) -> list[Row]:
-    """Play all scenes on one kind of server, and return a row each.
-
-    :raises tests.support.servers.ServerUnavailable: there is no such server to be had.
-    """
+    """Play all scenes on one kind of server, and return a row each."""
     ward = open_ward(kind)
     rows: list[Row] = []
     try:

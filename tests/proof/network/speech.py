@@ -40,8 +40,6 @@ class Speech:
 
 
 class Cutter:
-    """Cuts the bytes of one direction into messages."""
-
     def __init__(self, speech: Speech, *, asks: bool) -> None:
         self._speech = speech
         self._asks = asks

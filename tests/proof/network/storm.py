@@ -45,8 +45,7 @@ RESPITE: Final = 20
 good, a pool does not end up with nothing but those."""
 LAST_MESSAGE: Final = 30
 LAST_COMMIT: Final = 2
-PACE: Final = (0.005, 0.05)
-"""Seconds between two bytes of an answer that trickles: some come in time."""
+PACE: Final = (0.005, 0.05)  # seconds between two bytes of an answer that trickles: some come in time
 HALF_DEAD: Final = 0.5
 """Seconds, at most, that a server still holds the session of a client that is gone from a black hole."""
 
@@ -75,13 +74,7 @@ def draw(chance: random.Random) -> Fate:
 
 
 class Storm:
-    """Stands between clients and a server on 127.0.0.1.
-
-    :ivar fired: faults by kind. Refused connections are not among them: only who was refused knows of those.
-    :ivar ambiguous: commits that took effect, and whose answer the client never got.
-    :ivar openings: connections that were accepted.
-    :ivar errors: faults of its own, of which there must be none.
-    """
+    """Stands between clients and a server on 127.0.0.1."""
 
     def __init__(self, port: int, speech: Speech, seed: str) -> None:
         self._server_port = port
@@ -256,7 +249,6 @@ class _Line:
             await asyncio.sleep(self._pace)
 
     async def _befall(self, fate: Fate, message: bytes) -> None:
-        """Have a message meet the fate that is due."""
         chance = self._storm.chance
         match fate.act:
             case "reset":

@@ -24,16 +24,11 @@ from tests.support.servers import MariaDBServer, OwnMariaDBServer, OwnPostgresSe
 
 USER: Final = "letopis"
 SEATS: Final = 24
-SERVER_DISK: Final = "160m"
-"""Connections that the server takes at most."""
+SERVER_DISK: Final = "160m"  # connections that the server takes at most
 
 
 class Ward(ABC):
-    """One kind of server, with a database that belongs to a plain user; on a small disk where that can be had.
-
-    :ivar codes: how the server's refusals are numbered, by what they are about.
-    :ivar many_rows: a query for a thousand numbers.
-    """
+    """One kind of server, with a database that belongs to a plain user; on a small disk where that can be had."""
 
     kind: str
     codes: ClassVar[Mapping[str, tuple[str, ...]]]
@@ -64,7 +59,6 @@ class Ward(ABC):
             pass
 
     def close(self) -> None:
-        """End the server and give back its disk."""
         try:
             self.crash()
             if self.disk is not None:
@@ -73,7 +67,6 @@ class Ward(ABC):
             self.server.close()
 
     def engine(self, *, admin: bool = False) -> AsyncEngine:
-        """Return an engine for connections that are not pooled."""
         url = make_url(self.url)
         if admin:
             mine = make_url(self.server.url)
@@ -226,10 +219,7 @@ class MariaDBWard(Ward):
 
 
 def open_ward(kind: str) -> Ward:
-    """Make the ward of one kind of server; start it then.
-
-    :raises tests.support.servers.ServerUnavailable: none can be started here.
-    """
+    """Make the ward of one kind of server; start it then."""
     return PostgreSQLWard() if kind == "postgresql" else MariaDBWard()
 
 

@@ -23,8 +23,7 @@ TOOLS: Final = ("mkfs.xfs", "mkfs.ext4", "mount", "umount", "cp")
 PATH: Final = f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin{os.pathsep}/sbin"
 PACE: Final = 0.002
 """Seconds between two appends: a faster bot checkpoints, and so flushes, so often that the control loses nothing."""
-FIRST: Final = 20.0
-"""Seconds within which the bot has to be promised something."""
+FIRST: Final = 20.0  # seconds within which the bot has to be promised something
 
 
 class NotHere(Exception):
@@ -32,10 +31,7 @@ class NotHere(Exception):
 
 
 def run(*words: str | Path) -> None:
-    """Run a command to its end.
-
-    :raises NotHere: it failed.
-    """
+    """Run a command to its end."""
     done = subprocess.run(
         words, capture_output=True, text=True, check=False, timeout=60, env={**os.environ, "PATH": PATH}
     )
@@ -45,7 +41,6 @@ def run(*words: str | Path) -> None:
 
 @contextmanager
 def mounted(image: Path, place: Path) -> Iterator[Path]:
-    """Mount an image for a while."""
     place.mkdir(exist_ok=True)
     run("mount", "-o", "loop", image, place)
     try:
@@ -56,10 +51,7 @@ def mounted(image: Path, place: Path) -> Iterator[Path]:
 
 @contextmanager
 def live_disk(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield the image of an ext4 file system and where it is mounted; the image can be copied in an instant.
-
-    :raises NotHere: not root, or a tool or file system is missing.
-    """
+    """Yield the image of an ext4 file system and where it is mounted; the image can be copied in an instant."""
     for tool in TOOLS:
         if shutil.which(tool, path=PATH) is None:
             raise NotHere(f"needs {tool}")
@@ -81,10 +73,7 @@ def _make(image: Path, mebibytes: int, *words: str) -> None:
 
 
 def cut(folder: Path, *, cuts: int, opened: int, seed: int, pragmas: Sequence[str] = ()) -> Found:
-    """Cut the power so often while the bot lives, and look into each disk that is left.
-
-    :raises NotHere: this machine cannot do it.
-    """
+    """Cut the power so often while the bot lives, and look into each disk that is left."""
     folder.mkdir()
     chance, found = random.Random(seed), Found()
     acks = folder / "acks"

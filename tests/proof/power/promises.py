@@ -52,7 +52,6 @@ def _outbox(connection: sqlite3.Connection, tables: set[str], path: Path, promis
 
 
 async def broken_for_the_library(folder: Path, promises: KeptPromises) -> list[str]:
-    """Have the library open what was left and deliver the rest; return which promises are broken, before and after."""
     outbox, store = folder / OUTBOX, f"sqlite:///{(folder / HISTORY).as_posix()}"
     problems: list[str] = []
     if _holds(folder / HISTORY, "letopis_events") and _holds(outbox, "letopis_outbox_superseded"):

@@ -56,7 +56,6 @@ def strace() -> str | None:
 
 
 def record(folder: Path, *, appends: int, seed: int, pragmas: Sequence[str] = ()) -> list[Operation]:
-    """Run the bot in the folder under strace and return what it did to its disk."""
     disk, acks, trace = folder / "disk", folder / "acks", folder / "trace"
     disk.mkdir(parents=True)
     words = ["strace", "-f", "--seccomp-bpf", "-y", "-xx", "-s", "1000000", "-o", str(trace), "-e", f"trace={CALLS}"]
@@ -67,10 +66,7 @@ def record(folder: Path, *, appends: int, seed: int, pragmas: Sequence[str] = ()
 
 
 def replay(operations: Sequence[Operation], folder: Path, *, prefixes: int, opened: int, seed: int) -> Found:
-    """Cut the power after a number of the operations, in each model, and inspect what is left.
-
-    :param opened: how many of the states the library itself opens and delivers from.
-    """
+    """Cut the power after a number of the operations, in each model, and inspect what is left."""
     chance = random.Random(seed)
     found = Found()
     total = sum(1 for _ in _prefixes(operations))
@@ -98,7 +94,6 @@ def replay(operations: Sequence[Operation], folder: Path, *, prefixes: int, open
 
 
 def _prefixes(operations: Sequence[Operation]) -> Iterator[tuple[int, Disk, bytes]]:
-    """Yield after each operation that changed something: its number, the disk, what was acknowledged before it."""
     disk, acks, number = Disk(), bytearray(), 0
     for operation in operations:
         if operation.kind is Kind.ACK:

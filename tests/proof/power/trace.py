@@ -36,12 +36,6 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One operation that succeeded.
-
-    :ivar name: of the file in the folder; empty for the folder itself.
-    :ivar thread: which thread did it: a sync ends the one that the same thread began.
-    """
-
     kind: Kind
     name: str
     offset: int = 0
@@ -54,11 +48,7 @@ class NotUnderstood(Exception):
 
 
 def read_trace(lines: Iterable[str], folder: Path, *, acks: Path, ignore: tuple[str, ...]) -> Iterator[Operation]:
-    """Yield the operations on the files of ``folder``, and each writing to the file ``acks``.
-
-    :param ignore: ends of names that do not matter.
-    :raises NotUnderstood: a file that matters is changed in a way that this does not know.
-    """
+    """Yield the operations on the files of ``folder``, and each writing to the file ``acks``."""
     begun: dict[int, str] = {}
     for line in lines:
         if (found := _LINE.match(line.rstrip("\n"))) is None:
@@ -138,7 +128,6 @@ def _name(arguments: str, folder: Path) -> str | None:
 
 
 def _inside(path: Path, folder: Path) -> str | None:
-    """Return the name of a file in the folder, empty for the folder, ``None`` for what is elsewhere."""
     if path == folder:
         return ""
     return path.name if path.parent == folder else None

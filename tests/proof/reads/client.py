@@ -18,8 +18,7 @@ from letopis.store import Message, RecordedMessage, StoreFault, StoreUnavailable
 from letopis.store.model.messages import Role
 from tests.model.plain import Chat, Plain, Said
 
-CHATS: Final = 4
-"""Conversations that a client keeps at a time."""
+CHATS: Final = 4  # conversations that a client keeps at a time
 _AWAY: Final = (StoreFault, StoreUnavailable)
 
 
@@ -34,11 +33,7 @@ class Reads:
 
 
 class Client:
-    """Speaks and reads by chance.
-
-    :param listed: whether lists of conversations have one right answer too: while no store is restored.
-    :param forks: whether it forks.
-    """
+    """Speaks and reads by chance."""
 
     def __init__(
         self, history: History, owner: str, random: Random, reads: Reads, *, listed: bool, forks: bool

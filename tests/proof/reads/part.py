@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from random import Random
 from typing import Any, Final
 
+from sqlalchemy.exc import DBAPIError
+
 from letopis.outbox import History, Retention
 from letopis.store import ConversationStore, InvalidInput
 from tests.proof.options import Options
 from tests.proof.reads.client import Client, Reads
-from tests.proof.reads.restoring import restoring
 from tests.proof.reads.shared import list_records, share
 from tests.proof.rows import Row, row_of
 from tests.proof.stores import each, fresh
 from tests.support.defects import planted
+from tests.support.store_changes import copied, put_back
 
 PRUNED: Final = "reads while all is delivered, rewound, forked and pruned: what was acknowledged before, once, in order"
 RESTORED: Final = "the same, while the store is put back to an earlier state again and again"
@@ -29,12 +31,11 @@ SHARED_CONTROL: Final = "the same, with outboxes that trust their own file about
 RECORDS: Final = "records are listed while eight writers put them"
 RECORDS_CONTROL: Final = "the same, with values that are read after the list"
 CLIENTS: Final = 6
-TIMEOUT_SECONDS: Final = 1_200.0
-"""Seconds after which it is not waited for more reads."""
+TRIES: Final = 50  # to put a store back beside deliveries
+TIMEOUT_SECONDS: Final = 1_200.0  # seconds after which it is not waited for more reads
 
 
 def prove(options: Options) -> Iterator[Row]:
-    """Yield the rows of reads."""
     many, few = options.many(28_000, 300), options.many(6_000, 100)
     for store in each(options.folder, "reads"):
         if store.missing:
@@ -54,7 +55,6 @@ def prove(options: Options) -> Iterator[Row]:
 
 
 def _shared(kind: str, options: Options) -> Iterator[Row]:
-    """Yield the rows of two outboxes on one store, and of lists of records."""
     many, few = options.many(3_000, 40), options.many(2_000, 100)
     for what, defect, control in (
         (SHARED, None, False),
@@ -115,7 +115,7 @@ async def _read(
 
         work = [live(client) for client in clients]
         if restored:
-            restores = asyncio.create_task(restoring(url, enough, every=0.3))
+            restores = asyncio.create_task(_restoring(url, enough, every=0.3))
             await asyncio.gather(*work)
             return reads, await restores
         await asyncio.gather(*work)
@@ -126,3 +126,21 @@ async def _read(
 def _told(connection: Any) -> str:
     said, pruned = connection.exec_driver_sql("SELECT sum(head), sum(pruned) FROM letopis_outbox_lanes").one()
     return f", {said:,} events, {pruned:,} pruned"
+
+
+async def _restoring(url: str, until: Callable[[], bool], *, every: float) -> int:
+    """Keep a copy of all tables, and put it back a little later, again and again; return how often."""
+    done = 0
+    while not until():
+        copy = await copied(url)
+        await asyncio.sleep(every)
+        for _ in range(TRIES):
+            try:
+                await put_back(url, copy)
+            except DBAPIError:  # the relay was in the way
+                await asyncio.sleep(0.02)
+            else:
+                done += 1
+                break
+        await asyncio.sleep(every)
+    return done

@@ -22,8 +22,7 @@ REMOVALS: Final = ("pop", "undo", "clear", "replace", "redact", "reset", "delete
 WRITERS: Final = 8
 LISTERS: Final = 2
 KEYS: Final = 30
-PUTS_PER_WRITER: Final = 10_000
-"""More than any run needs: the listers end it."""
+PUTS_PER_WRITER: Final = 10_000  # more than any run needs: the listers end it
 
 
 async def deliver(*histories: History) -> None:
@@ -97,7 +96,6 @@ class Pair:
         await deliver(self._two)
 
     async def _left(self, owner: str, chats: list[str]) -> None:
-        """The active conversation is the same before and after the delivery."""
         for _ in range(self._random.randint(1, 4)):
             living = [one.conversation_id for one in await self._one.conversations(owner=owner)]
             if len(living) < 2:

@@ -12,11 +12,11 @@ from typing import Any, Final
 
 from letopis.outbox.alerting.incidents import IncidentKind
 from letopis.store.database.schema import events
+from tests.campaigns.invariants import read_store
 from tests.proof.restored import world as worlds
 from tests.proof.restored import wrong
 from tests.proof.restored.moved import PAIRS, killed_midway
-from tests.proof.restored.scene import scene
-from tests.proof.restored.world import World, world
+from tests.proof.restored.world import World, served, world
 from tests.support.relays import until
 from tests.support.store_changes import let_through, run_there, swallow
 
@@ -36,12 +36,12 @@ class Case:
     """
 
     what: str
-    run: Callable[[Any], Awaitable[list[str]]]
+    run: Callable[[World], Awaitable[list[str]]]
     control: str = ""
     on: tuple[str, ...] = ("sqlite", "postgresql", "mariadb")
     many: int = 3
     short: bool = True
-    opened: Callable[[str, str, Path, Random], AbstractAsyncContextManager[Any]] = world
+    opened: Callable[[str, str, Path, Random], AbstractAsyncContextManager[World]] = served
 
 
 async def in_quiet(world: World) -> list[str]:
@@ -103,7 +103,7 @@ async def cut_out(world: World) -> list[str]:
     await world.say(world.chance.randrange(5, 40))
     await world.delivered()
     backup = await world.backup()
-    head = await world.store.head()
+    head = len((await read_store(world.url)).events)
     first = world.chance.randrange(1, head + 1)
     last = world.chance.choice((first, head, world.chance.randrange(first, head + 1)))
     position = "`position`" if world.kind == "mariadb" else '"position"'
@@ -148,7 +148,7 @@ async def swallowed(world: World) -> list[str]:
     return problems + await world.whole()
 
 
-TOLD: Final[dict[str, Any]] = {"many": 2, "opened": scene}
+TOLD: Final[dict[str, Any]] = {"many": 2, "opened": world}
 CASES: Final = (
     Case(what="restored in quiet", run=in_quiet, control="compare"),
     Case(what="restored while the bot talks", run=under_load),
@@ -175,7 +175,7 @@ CASES: Final = (
             on=sources,
             many=4,
             short=target == "postgresql",
-            opened=scene,
+            opened=world,
         )
         for target, sources in PAIRS.items()
     ),

@@ -15,8 +15,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-PAGE: Final = 20
-"""Events that a move copies in a transaction: many, so that there are many moments to be killed at."""
+PAGE: Final = 20  # events that a move copies in a transaction: many, so that there are many moments to be killed at
 OPEN_FOR: Final = 1.0
 """Seconds that a source which was not closed keeps accepting deliveries, after all that it had was copied."""
 

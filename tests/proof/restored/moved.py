@@ -11,33 +11,31 @@ from typing import Final
 from tests.campaigns.invariants import read_store
 from tests.campaigns.targets import KINDS
 from tests.proof.restored import world as worlds
-from tests.proof.restored.scene import WAIT, Scene, running
+from tests.proof.restored.world import WAIT, World, running
 from tests.support.moves import dump
 from tests.support.relays import until
 
 KILLS = 3
 """Of a move at most; one that is through before its first is no case of this. 0 for a control: none is needed."""
-TRANSACTIONS: Final = 60
-"""Of a move that is not killed, about."""
-TALK: Final = 0.3
-"""Seconds that the bot talks after the move before it is noticed."""
+TRANSACTIONS: Final = 60  # of a move that is not killed, about
+TALK: Final = 0.3  # seconds that the bot talks after the move before it is noticed
 
 
-def killed_midway(to: str) -> Callable[[Scene], Awaitable[list[str]]]:
+def killed_midway(to: str) -> Callable[[World], Awaitable[list[str]]]:
     """Return the case of a move to a kind of store."""
 
-    async def case(scene: Scene) -> list[str]:
-        target = scene.database(to)
-        async with scene.delivering(scene.url) as relay:
-            await scene.say(scene.chance.randrange(60, 120))
-            problems = await scene.whole(scene.url)
-            saved = list(scene.receipts)
-            if scene.chance.random() < 0.5:
-                await scene.prune()
-            async with scene.talking():
-                if cut := await asyncio.to_thread(_run_to_its_end, scene, target):
+    async def case(world: World) -> list[str]:
+        target = world.database(to)
+        async with world.delivering(world.url) as relay:
+            await world.say(world.chance.randrange(60, 120))
+            problems = await world.whole(world.url)
+            saved = list(world.receipts)
+            if world.chance.random() < 0.5:
+                await world.prune()
+            async with world.talking(pace=0.2):
+                if cut := await asyncio.to_thread(_run_to_its_end, world, target):
                     return problems + cut
-                closed = await dump(scene.url)
+                closed = await dump(world.url)
                 await asyncio.sleep(TALK)
                 try:
                     await until(
@@ -45,12 +43,12 @@ def killed_midway(to: str) -> Callable[[Scene], Awaitable[list[str]]]:
                     )
                 except TimeoutError:
                     problems.append(f"the history was moved away, and the relay says {relay.breaker.reason}")
-        async with scene.delivering(target):
-            await scene.say(5)
-            problems += await scene.whole(target)
-        if await dump(scene.url) != closed:
+        async with world.delivering(target):
+            await world.say(5)
+            problems += await world.whole(target)
+        if await dump(world.url) != closed:
             problems.append("the old store took something after it was closed")
-        problems += await _continued(scene.url, target)
+        problems += await _continued(world.url, target)
         for number, receipt in enumerate(saved):
             if not await receipt.saved(0.5):
                 problems.append(f"message {number} was saved before the move, and is not any more")
@@ -69,19 +67,18 @@ async def _continued(old: str, new: str) -> list[str]:
     return [f"{len(missing)} events of the old store are not in their place in the new one"] if missing else []
 
 
-def _run_to_its_end(scene: Scene, target: str) -> list[str]:
-    """Run a move, kill it after some of its transactions, and run it again until it is through."""
-    kills, most = 0, scene.chance.randint(min(1, KILLS), KILLS)
+def _run_to_its_end(world: World, target: str) -> list[str]:
+    kills, most = 0, world.chance.randint(min(1, KILLS), KILLS)
     while True:
-        left = scene.chance.randrange(1, TRANSACTIONS) if kills < most else 0
+        left = world.chance.randrange(1, TRANSACTIONS) if kills < most else 0
         if not kills:
             left = min(left, TRANSACTIONS // 2)
-        with running(scene.process("move", "--to", target, "--json", store=scene.url)) as process:
+        with running(world.process("move", "--to", target, "--json", store=world.url)) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 left -= line == ".\n"
                 if not left:
-                    time.sleep(scene.chance.uniform(0, 0.01))
+                    time.sleep(world.chance.uniform(0, 0.01))
                     process.send_signal(signal.SIGKILL)
                     break
             process.stdout.read()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any, Final
+from unittest.mock import patch
 
 from letopis.outbox.relay import reconcile
 from letopis.store.database import dialects
@@ -18,16 +19,13 @@ from letopis.store.maintenance.continuity import Continuity, LogCount
 from tests.campaigns.targets import KINDS
 from tests.proof.options import Options
 from tests.proof.restored import moved, wrong
-from tests.proof.restored import scene as scenes
 from tests.proof.restored import world as worlds
 from tests.proof.restored.cases import CASES, Case
 from tests.proof.rows import Row, row_of
 from tests.proof.stores import Fresh, fresh
 
-EVERY: Final = 0.2
-"""Seconds between two looks at the store; 30 outside the proof."""
-SHORT_PATIENCE: Final = 6.0
-"""Seconds that a control is given to notice, which it cannot; half of it in the short form."""
+EVERY: Final = 0.2  # seconds between two looks at the store; 30 outside the proof
+SHORT_PATIENCE: Final = 6.0  # seconds that a control is given to notice, which it cannot; half of it in the short form
 
 
 def prove(options: Options) -> Iterator[Row]:
@@ -36,7 +34,7 @@ def prove(options: Options) -> Iterator[Row]:
     jobs.append((controls, (options,)))
     if options.short:  # a process costs more than what would be done in it
         for work, given in jobs:
-            with replaced(wrong, "TOLD", 1), replaced(moved, "KILLS", 1):
+            with patch.object(wrong, "TOLD", 1), patch.object(moved, "KILLS", 1):
                 yield from work(*given)
         return
     with ProcessPoolExecutor(len(jobs), mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -47,7 +45,7 @@ def prove(options: Options) -> Iterator[Row]:
 def on_a_store(options: Options, kind: str) -> list[Row]:
     """All that is done to one kind of store, one after the other."""
     logging.disable()
-    with replaced(reconcile, "RECONCILE_INTERVAL_SECONDS", EVERY):
+    with patch.object(reconcile, "RECONCILE_INTERVAL_SECONDS", EVERY):
         return [row(options, case, kind, options.many(case.many, 1)) for case in chosen(kind, short=options.short)]
 
 
@@ -69,18 +67,17 @@ def controls(options: Options) -> list[Row]:
     for case in CASES:
         if case.control:
             with (
-                replaced(reconcile, "RECONCILE_INTERVAL_SECONDS", EVERY),
+                patch.object(reconcile, "RECONCILE_INTERVAL_SECONDS", EVERY),
                 CONTROLS[case.control](),
-                replaced(worlds, "TIMEOUT_SECONDS", SHORT_PATIENCE / options.many(1, 2)),
-                replaced(wrong, "TOLD", 1),
-                replaced(moved, "KILLS", 0),
+                patch.object(worlds, "TIMEOUT_SECONDS", SHORT_PATIENCE / options.many(1, 2)),
+                patch.object(wrong, "TOLD", 1),
+                patch.object(moved, "KILLS", 0),
             ):
                 rows.append(row(options, case, "sqlite", 1, control=case.control))
     return rows
 
 
 def row(options: Options, case: Case, kind: str, count: int, *, control: str = "") -> Row:
-    """Run a kind of case a number of times, each on an empty store."""
     problems: list[str] = []
     for number in range(count):
         folder = options.folder / f"{kind}-{CASES.index(case)}-{control}-{number}"
@@ -92,24 +89,12 @@ def row(options: Options, case: Case, kind: str, count: int, *, control: str = "
             found = asyncio.run(_run(case, one, folder, chance))
             problems += [f"case {number}: {problem}" for problem in found]
     what = f"{case.what}, {TAKEN_AWAY[control]}" if control else case.what
-    made = row_of(what, kind, count, case.many, "cases", problems, "")
-    return Row(**{**made.to_json(), "control": bool(control), "problems": made.problems})
+    return row_of(what, kind, count, case.many, "cases", problems, control=bool(control))
 
 
 async def _run(case: Case, store: Fresh, folder: Path, chance: Random) -> list[str]:
-    async with case.opened(store.kind, store.url, folder, chance) as opened:
-        return await case.run(opened)
-
-
-@contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Give an attribute another value for the time of a block."""
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
+    async with case.opened(store.kind, store.url, folder, chance) as world:
+        return await case.run(world)
 
 
 async def _all_is_there(*_: Any, **__: Any) -> LogCount:
@@ -119,30 +104,18 @@ async def _all_is_there(*_: Any, **__: Any) -> LogCount:
 @contextmanager
 def _no_comparison() -> Iterator[None]:
     with (
-        replaced(reconcile, "RECONCILE_INTERVAL_SECONDS", 1e9),
-        replaced(reconcile.Reconciler, "schedule_all", lambda _: None),
+        patch.object(reconcile, "RECONCILE_INTERVAL_SECONDS", 1e9),
+        patch.object(reconcile.Reconciler, "schedule_all", lambda _: None),
     ):
         yield
 
 
-def _no_count_of_the_log() -> Any:
-    return replaced(Continuity, "count", _all_is_there)
-
-
-def _no_count_of_rows() -> Any:
-    return replaced(dialects, "check_row_count", lambda *_, **__: None)
-
-
-def _with_defect(name: str) -> Callable[[], Any]:
-    return lambda: replaced(scenes, "DEFECT", name)
-
-
 CONTROLS: Final[Mapping[str, Callable[[], Any]]] = {
     "compare": _no_comparison,
-    "count_log": _no_count_of_the_log,
-    "count_rows": _no_count_of_rows,
-    "bind": _with_defect("binding"),
-    "close": _with_defect("closing"),
+    "count_log": lambda: patch.object(Continuity, "count", _all_is_there),
+    "count_rows": lambda: patch.object(dialects, "check_row_count", lambda *_, **__: None),
+    "bind": lambda: patch.object(worlds, "DEFECT", "binding"),
+    "close": lambda: patch.object(worlds, "DEFECT", "closing"),
 }
 TAKEN_AWAY: Final = {
     "compare": "heads compared at the start alone",

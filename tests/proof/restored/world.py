@@ -1,23 +1,32 @@
-"""Ask a bot, its relay and its store what they show after something was done to the store."""
+"""Set up a bot on a store, with relays here, the command and moves in processes of their own, and what each shows."""
 
 from __future__ import annotations
 
 import asyncio
+import io
+import json
+import os
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy.exc import DBAPIError
 
+from letopis.outbox import History
+from letopis.outbox.cli import cli
+from letopis.outbox.cli.interface.exit_codes import run
 from letopis.outbox.concurrency.clock import Clock
-from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.event_log.destination import destination_of
 from letopis.outbox.event_log.retention import Pruner, Retention
 from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.history.receipts import Receipt
 from letopis.outbox.operations.status import Status, read_status
 from letopis.outbox.relay.relay import Relay
 from letopis.outbox.retry.circuit_breaker import Breaker
@@ -25,67 +34,85 @@ from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store import ConversationStore, Message
 from tests.campaigns.invariants import check, read_outbox, read_store
 from tests.campaigns.states import Ack
+from tests.proof.stores import fresh
+from tests.support.moves import dump
 from tests.support.relays import drained, end
 from tests.support.store_changes import Copy, copied, put_back
 
-TIMEOUT_SECONDS: Final = 30.0
-"""Seconds in which a store has to be whole again, or its loss told."""
-POLITE: Final = 20
-"""How often a restore is tried that met a delivery and was rolled back for it."""
+TIMEOUT_SECONDS: Final = 30.0  # in which a store has to be whole again, or its loss told
+WAIT: Final = 120.0  # seconds after which a process that does not end is killed
+POLITE: Final = 20  # how often a restore is tried that met a delivery and was rolled back for it
+CHILD: Final = Path(__file__).with_name("child.py")
+DEFECT = ""  # of the processes that are started; set for a control
 _PROBES: Final = RetryPolicy(base=0.05, factor=2, cap=0.2, jitter="none", attempts=1)
 
 
 @dataclass(slots=True)
 class World:
-    """One bot on one store.
-
-    :ivar acks: what appends returned.
-    """
+    """A bot that names ``url`` as its history store, and does not deliver itself; what its appends returned."""
 
     kind: str
     url: str
-    outbox: OutboxFile
-    store: ConversationStore
-    relay: Relay
+    folder: Path
     chance: Random
+    history: History
+    stack: ExitStack
     acks: list[Ack] = field(default_factory=list)
+    receipts: list[Receipt] = field(default_factory=list)
+    relay: Relay = field(init=False)  # the one that runs all the while, in a world that is `served`
+
+    @property
+    def path(self) -> Path:
+        return self.history.outbox.path
+
+    def database(self, kind: str) -> str:
+        """Return the URL of another database, which is empty; of SQLite, of a file that is not there."""
+        name = f"other-{self.chance.getrandbits(48):012x}"
+        return self.stack.enter_context(fresh(kind, self.folder, name)).url
 
     async def say(self, events: int) -> None:
-        """Append this many messages, in random conversations, some of them new."""
         for _ in range(events):
             await self.say_in(f"chat-{self.chance.randrange(12)}", 1)
 
     async def say_in(self, name: str, events: int) -> None:
-        """Append this many messages to a conversation."""
-        said = prepare(name, [Message.user(f"{name} says {number}") for number in range(events)])
-        done = await self.outbox.append(said)
-        self.acks += [Ack(name, *place) for place in zip(done.event_ids, done.sequences, strict=True)]
+        said = [Message.user(f"{name} says {number}") for number in range(events)]
+        self.receipts.append(await self.history.append(name, *said))
+        self.acks += [Ack(name, one) for one in self.receipts[-1].event_ids]
 
     @asynccontextmanager
-    async def talking(self) -> AsyncIterator[None]:
-        """Have the bot talk for the time of a block."""
-
+    async def talking(self, pace: float = 0.02) -> AsyncIterator[None]:
         async def talk() -> None:
             while True:
                 await self.say(self.chance.randrange(1, 4))
-                await asyncio.sleep(self.chance.uniform(0, 0.02))
+                await asyncio.sleep(self.chance.uniform(0, pace))
 
         task = asyncio.create_task(talk())
         try:
             yield
+            if task.done():
+                task.result()
         finally:
             await end(task)
 
+    @asynccontextmanager
+    async def delivering(self, url: str) -> AsyncIterator[Relay]:
+        """Have a relay deliver to a store for the time of a block."""
+        async with AsyncExitStack() as stack:
+            outbox = await OutboxFile.open(self.path)
+            stack.push_async_callback(outbox.close)
+            store = await stack.enter_async_context(ConversationStore.open(url, migrate=True))
+            breaker = Breaker(clock=Clock(), uniform=self.chance.uniform, probes=_PROBES)
+            relay = Relay(outbox, store, random=self.chance, breaker=breaker)
+            stack.push_async_callback(end, asyncio.create_task(relay.run()))
+            yield relay
+
     async def delivered(self) -> None:
-        """Wait until nothing is pending."""
-        await drained(self.outbox, patience=TIMEOUT_SECONDS)
+        await drained(self.history.outbox, patience=TIMEOUT_SECONDS)
 
     async def backup(self) -> Copy:
-        """Return the rows of the store."""
         return await copied(self.url)
 
     async def restore(self, copy: Copy) -> None:
-        """Set the store back."""
         for _ in range(POLITE):
             try:
                 return await put_back(self.url, copy)
@@ -93,22 +120,24 @@ class World:
                 await asyncio.sleep(0.05)
         raise TimeoutError("the store could not be set back beside the deliveries")
 
-    async def prune(self, keep_last: int) -> None:
+    async def prune(self, keep_last: int = 0) -> None:
         """Prune what was delivered, as far as the retention allows."""
-        prune = Pruner(Retention(keep_last=keep_last, keep_for=timedelta(0)), self.outbox.now_us)
-        while await self.outbox.write(prune):
+        outbox = self.history.outbox
+        prune = Pruner(Retention(keep_last=keep_last, keep_for=timedelta(0)), outbox.now_us)
+        while await outbox.write(prune):
             pass
 
     async def status(self) -> Status:
         """Return what ``letopis status`` shows."""
-        return await self.outbox.read(lambda connection: read_status(connection, now_us=self.outbox.now_us()))
+        outbox = self.history.outbox
+        return await outbox.read(lambda connection: read_status(connection, now_us=outbox.now_us()))
 
-    async def whole(self) -> list[str]:
-        """Wait until the store holds everything; return what it lacks then, or what else is wrong."""
+    async def whole(self, url: str = "") -> list[str]:
+        """Wait until a store holds everything, once and in order; return what it lacks then, or what else is wrong."""
         problems: list[str] = []
 
         async def well() -> bool:
-            verdict = await check([self.outbox.path], self.url, acknowledged=self.acks, drained=True)
+            verdict = await check([self.path], url or self.url, acknowledged=self.acks, drained=True)
             problems[:] = verdict.problems
             return verdict.ok
 
@@ -119,7 +148,7 @@ class World:
         problems: list[str] = []
 
         async def well() -> bool:
-            outbox = await asyncio.to_thread(read_outbox, self.outbox.path)
+            outbox = await asyncio.to_thread(read_outbox, self.path)
             stored = Counter(one.conversation_id for one in (await read_store(self.url)).events)
             status = await self.status()
             lacking = {name for name, lane in outbox.lanes.items() if stored[name] < lane.delivered}
@@ -141,19 +170,88 @@ class World:
             return problems[:3] or ["it did not come to rest"]
         return []
 
+    def process(self, *words: str, store: str | None) -> subprocess.Popen[str]:
+        """Start the command in a process of its own, in an empty environment."""
+        named = () if store is None else ("--store", store)
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("LETOPIS_")}
+        return subprocess.Popen(
+            [sys.executable, "-P", str(CHILD), DEFECT, "--outbox", str(self.path), *named, *words],
+            cwd=self.folder,
+            env=clean,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    async def ended(self, *words: str, store: str | None) -> int:
+        """Run the command in a process of its own, and return its exit code."""
+        with running(self.process(*words, store=store)) as process:
+            return await asyncio.to_thread(process.wait, WAIT)
+
+    async def said(self, *words: str, store: str | None) -> tuple[int, Any]:
+        """Run a command that prints JSON, here; return its exit code and what it printed."""
+        named = () if store is None else ("--store", store)
+
+        def call() -> tuple[int, Any]:
+            out = io.BytesIO()
+            with redirect_stdout(io.TextIOWrapper(out, write_through=True)):
+                code = run(cli, ["--outbox", str(self.path), *named, *words])
+                return code, json.loads(out.getvalue() or "null")
+
+        return await asyncio.to_thread(call)
+
+    async def untrue(self, wrong: str | None) -> list[str]:
+        """Return what ``status`` and ``doctor`` report wrongly, after a relay was given a wrong store."""
+        problems = []
+        lanes = (await asyncio.to_thread(read_outbox, self.path)).lanes.values()
+        pending = sum(one.head - one.delivered for one in lanes)
+        _, status = await self.said("status", "--json", store=None)
+        if status["pending"] != pending:
+            problems.append(f"status counts {status['pending']} events as pending, they are {pending}")
+        if status["store"]["destination"] != destination_of(self.url):
+            problems.append("status names another store than the bot's")
+        for url in (wrong, self.url):
+            code, report = await self.said("doctor", "--json", store=url)
+            levels = [one["level"] for one in report["checks"] if one["check"] == "store_identity"]
+            if url == self.url and levels != ["ok"]:
+                problems.append(f"doctor says {levels} of the right store")
+            if url == wrong and (code != 1 or report["healthy"]):
+                problems.append("doctor says of the wrong store that nothing is wrong")
+        return problems
+
+
+async def rows(url: str) -> Any:
+    """Return what a store holds; ``None`` where there is no such file."""
+    if url.startswith("sqlite") and not Path(url.removeprefix("sqlite:///")).exists():
+        return None
+    try:
+        return {name: held for name, held in (await dump(url)).items() if held}
+    except DBAPIError:  # it has no tables
+        return {}
+
+
+@contextmanager
+def running(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """Have a process for the time of a block, and not longer."""
+    with process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
 
 @asynccontextmanager
 async def world(kind: str, url: str, folder: Path, chance: Random) -> AsyncIterator[World]:
-    """Open one in a folder of its own, with a relay that runs."""
-    outbox = await OutboxFile.open(folder / "bot.outbox.db")
-    try:
-        async with ConversationStore.open(url, migrate=True) as store:
-            breaker = Breaker(clock=Clock(), uniform=chance.uniform, probes=_PROBES)
-            relay = Relay(outbox, store, random=chance, breaker=breaker)
-            task = asyncio.create_task(relay.run())
-            try:
-                yield World(kind, url, outbox, store, relay, chance)
-            finally:
-                await end(task)
-    finally:
-        await outbox.close()
+    """Open one, whose bot has said nothing yet."""
+    with ExitStack() as stack:
+        async with ConversationStore.open(url, migrate=True):
+            pass
+        async with History(folder / "bot.outbox.db", store=url, relay=False) as history:
+            yield World(kind, url, folder, chance, history, stack)
+
+
+@asynccontextmanager
+async def served(kind: str, url: str, folder: Path, chance: Random) -> AsyncIterator[World]:
+    async with world(kind, url, folder, chance) as opened, opened.delivering(url) as opened.relay:
+        yield opened

@@ -16,78 +16,76 @@ from letopis.store import ConversationStore, Message
 from letopis.store.database.schema import metadata
 from tests.campaigns.targets import KINDS
 from tests.proof.restored import world as worlds
-from tests.proof.restored.scene import WAIT, Scene, rows, running
-from tests.proof.restored.world import World
+from tests.proof.restored.world import WAIT, World, rows, running
 from tests.proof.stores import fresh
 from tests.support.relays import until
 from tests.support.servers import PostgresServer
 from tests.support.store_changes import copied, put_back, run_there
 
-TOLD = 2
-"""Wrong stores that a relay is given in a case, of five; one in the short form."""
+TOLD = 2  # wrong stores that a relay is given in a case, of five; one in the short form
 
 
-async def before_the_first_delivery(scene: Scene) -> list[str]:
+async def before_the_first_delivery(world: World) -> list[str]:
     """Nothing was delivered yet: the place that the bot named decides."""
-    await scene.say(scene.chance.randrange(1, 20))
-    return await _told_of_wrong_ones(scene)
+    await world.say(world.chance.randrange(1, 20))
+    return await _told_of_wrong_ones(world)
 
 
-async def after_the_first_delivery(scene: Scene) -> list[str]:
+async def after_the_first_delivery(world: World) -> list[str]:
     """The outbox is bound: the identity decides."""
-    async with scene.delivering(scene.url):
-        await scene.say(scene.chance.randrange(1, 20))
-        problems = await scene.whole(scene.url)
-    await scene.say(scene.chance.randrange(1, 20))
-    return problems + await _told_of_wrong_ones(scene)
+    async with world.delivering(world.url):
+        await world.say(world.chance.randrange(1, 20))
+        problems = await world.whole(world.url)
+    await world.say(world.chance.randrange(1, 20))
+    return problems + await _told_of_wrong_ones(world)
 
 
-async def two_relays(scene: Scene) -> list[str]:
+async def two_relays(world: World) -> list[str]:
     """Two relays are given two stores, one after the other or at once, while the bot talks."""
-    await scene.say(5)
-    wrong = await another_store(scene)
+    await world.say(5)
+    wrong = await another_store(world)
     before = await rows(wrong)
-    stores = [scene.url, wrong]
-    scene.chance.shuffle(stores)
+    stores = [world.url, wrong]
+    world.chance.shuffle(stores)
     problems = []
     async with AsyncExitStack() as stack:
         relays = []
-        async with scene.talking():
+        async with world.talking(pace=0.2):
             for place, store in enumerate(stores):
-                await asyncio.sleep(scene.chance.uniform(0, 1.5) if place else 0)
-                relays.append(stack.enter_context(running(scene.process("relay", store=store))))
-            right, other = relays if stores[0] == scene.url else reversed(relays)
+                await asyncio.sleep(world.chance.uniform(0, 1.5) if place else 0)
+                relays.append(stack.enter_context(running(world.process("relay", store=store))))
+            right, other = relays if stores[0] == world.url else reversed(relays)
             if (code := await asyncio.to_thread(other.wait, WAIT)) != Exit.CONFIGURATION:
                 problems.append(f"the relay with the wrong store ended with {code}")
-        problems += await scene.whole(scene.url)
+        problems += await world.whole(world.url)
         right.send_signal(signal.SIGTERM)
         if code := await asyncio.to_thread(right.wait, WAIT):
             problems.append(f"the relay with the right store ended with {code}")
-    await scene.say(3)
-    problems += await scene.untrue(wrong)
-    return problems + await _in_the_right_one_alone(scene, {wrong: before})
+    await world.say(3)
+    problems += await world.untrue(wrong)
+    return problems + await _in_the_right_one_alone(world, {wrong: before})
 
 
-async def a_staging_copy(scene: Scene) -> list[str]:
+async def a_staging_copy(world: World) -> list[str]:
     """A copy of the store with an identity of its own gets nothing of the bot's."""
-    async with scene.delivering(scene.url):
-        await scene.say(scene.chance.randrange(5, 30))
-        problems = await scene.whole(scene.url)
-    copy = scene.database(scene.kind)
+    async with world.delivering(world.url):
+        await world.say(world.chance.randrange(5, 30))
+        problems = await world.whole(world.url)
+    copy = world.database(world.kind)
     async with ConversationStore.open(copy, migrate=True):
         pass
-    await put_back(copy, await copied(scene.url))
-    code, _ = await scene.said("db", "new-identity", "--yes", "--json", store=copy)
+    await put_back(copy, await copied(world.url))
+    code, _ = await world.said("db", "new-identity", "--yes", "--json", store=copy)
     if code:
         problems.append(f"new-identity ended with {code}")
-    await scene.say(scene.chance.randrange(1, 20))
-    return problems + await _refused(scene, [copy])
+    await world.say(world.chance.randrange(1, 20))
+    return problems + await _refused(world, [copy])
 
 
 async def exchanged(world: World) -> list[str]:
     """Another history lies behind the same address for a while, beneath a relay that runs."""
-    with fresh(world.kind, world.outbox.path.parent, "another") as another:
-        await _some_history(world.outbox.path.with_name("theirs.outbox.db"), another.url)
+    with fresh(world.kind, world.path.parent, "another") as another:
+        await _some_history(world.path.with_name("theirs.outbox.db"), another.url)
         before = await rows(another.url)
         await world.say(world.chance.randrange(1, 20))
         await world.delivered()
@@ -117,10 +115,9 @@ async def exchanged(world: World) -> list[str]:
     return problems
 
 
-async def another_store(scene: Scene) -> str:
-    """Return the URL of a store of the same kind with the history of another bot."""
-    url = scene.database(scene.kind)
-    await _some_history(scene.folder / "theirs.outbox.db", url)
+async def another_store(world: World) -> str:
+    url = world.database(world.kind)
+    await _some_history(world.folder / "theirs.outbox.db", url)
     return url
 
 
@@ -134,27 +131,27 @@ async def _some_history(path: Path, url: str) -> None:
             raise TimeoutError("another bot could not deliver")
 
 
-async def _told_of_wrong_ones(scene: Scene) -> list[str]:
-    empty: list[str | None] = [None, *(scene.database(kind) for kind in KINDS)]
-    drawn = [one for one in scene.chance.sample(empty, TOLD - 1) if one != ""]  # of a server that is not there
-    return await _refused(scene, [await another_store(scene), *drawn])
+async def _told_of_wrong_ones(world: World) -> list[str]:
+    empty: list[str | None] = [None, *(world.database(kind) for kind in KINDS)]
+    drawn = [one for one in world.chance.sample(empty, TOLD - 1) if one != ""]  # of a server that is not there
+    return await _refused(world, [await another_store(world), *drawn])
 
 
-async def _refused(scene: Scene, wrong: list[str | None]) -> list[str]:
+async def _refused(world: World, wrong: list[str | None]) -> list[str]:
     problems = []
-    default = f"sqlite:///{(scene.folder / 'bot.history.db').as_posix()}"
+    default = f"sqlite:///{(world.folder / 'bot.history.db').as_posix()}"
     before = {url or default: await rows(url or default) for url in wrong}
     for url in wrong:
-        code = await scene.ended("relay", "--once", store=url)
+        code = await world.ended("relay", "--once", store=url)
         if code != Exit.CONFIGURATION:
             problems.append(f"told of {_shown(url)}, the relay ended with {code}")
-        problems += await scene.untrue(url)
-    return problems + await _in_the_right_one_alone(scene, before)
+        problems += await world.untrue(url)
+    return problems + await _in_the_right_one_alone(world, before)
 
 
-async def _in_the_right_one_alone(scene: Scene, before: dict[str, object]) -> list[str]:
-    async with scene.delivering(scene.url):
-        problems = await scene.whole(scene.url)
+async def _in_the_right_one_alone(world: World, before: dict[str, object]) -> list[str]:
+    async with world.delivering(world.url):
+        problems = await world.whole(world.url)
     for url, held in before.items():
         if await rows(url) != held:
             problems.append(f"a wrong store took something: {_shown(url)}")

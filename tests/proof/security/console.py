@@ -17,8 +17,7 @@ from tests.support.console_client import ACTIONS, PAGES, ask, pour, sign_in
 PRIVATE: Final = "only for those who have a session"
 CHUNK: Final = 65_536
 LARGE_BYTES: Final = 24 * 1024**2
-MOST_BYTES: Final = 8 * 1024**2
-"""More than the operating system holds of a form that nobody reads."""
+MOST_BYTES: Final = 8 * 1024**2  # more than the operating system holds of a form that nobody reads
 SENDERS: Final[dict[str, dict[str, str]]] = {
     "a plain reverse proxy": {"host": "127.0.0.1:8300", "connection": "close"},
     "a proxy that tells of its client": {"host": "history.example", "x-forwarded-for": "127.0.0.1"},
@@ -84,10 +83,7 @@ def ended(folder: Path, rounds: int, *, gate: Gate) -> tuple[int, list[str]]:
 
 
 def endless(folder: Path, *, careless: bool = False) -> tuple[int, list[str]]:
-    """Send forms without an end to each path; return those of which the server took more than it should.
-
-    :param careless: have the form read before its sender is known.
-    """
+    """Send forms without an end to each path; return those of which the server took more than it should."""
     count, wrong = 0, []
     first = forms.MAX_FORM_BYTES if careless else forms.MAX_FIRST_BYTES
     with patch.object(forms, "MAX_FIRST_BYTES", first), served(folder, Gate(parse_tokens(TOKENS))) as house:

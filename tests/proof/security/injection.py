@@ -23,8 +23,7 @@ from letopis.store.database.schema import conversations, events, messages, owner
 from tests.proof.inputs.running import BLOCK_AT_ONCE
 from tests.support.relays import POISON, ToldStore
 
-SIGNS: Final = "\r\x1b\x9b\x00\x07\u202e\u2028\u2029\x85"
-"""What no line of a log may hold; a line feed ends it."""
+SIGNS: Final = "\r\x1b\x9b\x00\x07\u202e\u2028\u2029\x85"  # what no line of a log may hold; a line feed ends it
 
 
 @dataclass(slots=True)

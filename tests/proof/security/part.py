@@ -13,8 +13,8 @@ from typing import Final
 
 from letopis.console.access import Gate, parse_tokens
 from tests.proof.options import Options
-from tests.proof.rows import Row
-from tests.proof.security import console, ids, injection, isolation, modes, planted, redirects, sql_rule
+from tests.proof.rows import Row, row_of
+from tests.proof.security import console, injection, isolation, modes, planted, redirects, sql_rule
 from tests.proof.stores import each, fresh
 from tests.support.console import TOKENS
 from tests.support.values.secrets import DSNS
@@ -22,13 +22,11 @@ from tests.support.values.secrets import DSNS
 INJECTED: Final = "ids made to break out of a statement, in every call: nobody else's rows change"
 ISOLATED: Final = "owners whose ids differ in case, accent, space, form or width: read, counted, erased apart"
 PLANTED: Final = "what was said, planted in a store's own errors: 0 in exceptions, logs, alerts, status, doctor"
-OWN_RULE: Final = ("B608",)
-"""What bandit looks for by the words of a statement; `sql_rule` does by what it is made of."""
+OWN_RULE: Final = ("B608",)  # what bandit looks for by the words of a statement; `sql_rule` does by what it is made of
 
 
 def prove(options: Options) -> Iterator[Row]:
-    """Yield the rows of security."""
-    hostile = ids.hostile()
+    hostile = isolation.hostile()
     for store in each(options.folder, "security"):
         if store.missing:
             for what in (INJECTED, ISOLATED, PLANTED):
@@ -75,17 +73,8 @@ def _row(
     notes: str = "",
     control: bool = False,
 ) -> Row:
-    return Row(
-        what=what,
-        where=where,
-        count=count,
-        unit=unit,
-        least=least,
-        violations=len(problems),
-        problems=tuple(ascii(one)[1:-1] for one in problems[: 2 if control else 5]),
-        notes=notes,
-        control=control,
-    )
+    told = [ascii(one)[1:-1] for one in problems[: 2 if control else 5]]
+    return row_of(what, where, count, least, unit, told, notes, violations=len(problems), control=control)
 
 
 def _careless(options: Options) -> Row:
@@ -93,7 +82,7 @@ def _careless(options: Options) -> Row:
         folder = options.folder / "careless"
         folder.mkdir()
         found = asyncio.run(
-            isolation.isolated(store.url, folder, fold=isolation.careless, pairs=options.many(len(ids.TWINS), 3))
+            isolation.isolated(store.url, folder, fold=isolation.careless, pairs=options.many(len(isolation.TWINS), 3))
         )
     what = "the same where ids are folded as a careless collation compares them"
     return _row(what, "sqlite", found.looks, "looks", found.problems, control=True)

@@ -65,10 +65,7 @@ class Collector:
 
 
 def commands(folder: Path, names: Sequence[str]) -> tuple[int, list[str]]:
-    """Run verbs with URLs that hold passwords, by option, environment, file and ``letopis.toml``.
-
-    In a folder with an outbox: without one, they end before they look at the URL.
-    """
+    """Run verbs with URLs that hold passwords, by option, environment, file and ``letopis.toml``."""
     before, runs, found = Path.cwd(), 0, []
     secret, toml = folder / "secret", folder / "letopis.toml"
     asyncio.run(_waiting(folder / "bot.outbox.db"))

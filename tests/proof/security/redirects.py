@@ -3,58 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import suppress
 from typing import Final
 
 from letopis.outbox.alerting.channels import Alert, AlertFailed, open_channels
+from tests.support.webhook import serve
 
 STATUSES: Final = (301, 302, 303, 307, 308)
 _ALERT: Final = Alert(key="proof", title="Letopis", text="a proof")
-
-
-@dataclass(slots=True)
-class Site:
-    """A server that answers with a status, and the paths that it was asked for."""
-
-    url: str = ""
-    status: int = 200
-    asked: list[str] = field(default_factory=list)
-
-
-@contextmanager
-def serve() -> Iterator[Site]:
-    """Serve on the loopback; a redirect leads to another path of the same server."""
-    site = Site()
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            site.asked.append(self.path)
-            self.send_response(site.status if self.path == "/hook" else 200)
-            if site.status // 100 == 3:
-                self.send_header("Location", f"http://{site.url}/elsewhere")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        do_GET = do_POST  # noqa: N815  # its name there
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    site.url = f"127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield site
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def redirected() -> tuple[int, list[str]]:
@@ -69,8 +25,8 @@ def redirected() -> tuple[int, list[str]]:
                 (channel,) = open_channels([address], private=True)
                 with suppress(AlertFailed):
                     asyncio.run(channel.send(_ALERT))
-                if site.asked[before:] != ["/hook"]:
-                    wrong.append(f"{status}: {site.asked[before:]} were asked")
+                if site.paths[before:] != ["/hook"]:
+                    wrong.append(f"{status}: {site.paths[before:]} were asked")
     return tried, wrong
 
 
@@ -83,4 +39,4 @@ def followed() -> list[str]:
         channel = apprise.Apprise()
         channel.add(f"json://{site.url}/hook")
         channel.notify(title=_ALERT.title, body=_ALERT.text)
-        return [path for path in site.asked if path != "/hook"]
+        return [path for path in site.paths if path != "/hook"]

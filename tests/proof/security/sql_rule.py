@@ -125,7 +125,6 @@ class _Reader:
 
 
 def _own(scope: ast.AST) -> Iterator[ast.AST]:
-    """Yield the nodes of a scope; of a function inside it only the function."""
     waiting = list(ast.iter_child_nodes(scope))
     while waiting:
         node = waiting.pop()

@@ -1,5 +1,1 @@
 """Run the real outbox, relay and store in virtual time, where everything that can fail does, by a seed."""
-
-from tests.proof.simulation.campaign import prove
-
-__all__ = ("prove",)

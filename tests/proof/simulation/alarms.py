@@ -15,15 +15,6 @@ from tests.proof.simulation.ledger import OutboxLedger
 
 @dataclass
 class Alarms:
-    """The notifications of one outbox.
-
-    :ivar kills: whether the notifying processes are killed now and then.
-    :ivar failing: how often a notification fails, from 0 to 1.
-    :ivar broken: notifications that should not have been sent.
-    :ivar stuck: incidents that users were notified of, by kind and conversation, ``recovered`` likewise.
-    :ivar alerts: first alerts to the operators, by kind; ``over``: recoveries, by kind.
-    """
-
     ledger: OutboxLedger
     say: Callable[[str], None]
     broken: Callable[[str], None]
@@ -47,7 +38,6 @@ class Alarms:
             self._open.add((str(incident.incident_id), incident.owner_id or incident.conversation_id))
 
     def told(self, incident: Incident) -> None:
-        """A user was notified."""
         who = incident.owner_id or incident.conversation_id
         what = (
             f"{incident.kind} {incident.conversation_id if incident.kind is IncidentKind.CONVERSATION_BLOCKED else ''}"
@@ -68,7 +58,6 @@ class Alarms:
                 self.broken(f"{who} was told that {name!r} is blocked, in which nothing is refused")
 
     def alerted(self, alert: Alert) -> None:
-        """The operators were alerted."""
         self._once(f"operators {alert.key}", f"operators, {alert.title}")
         kind = str(alert.facts["kind"])
         self.say(f"alert {kind} reminder={alert.facts['reminder']} recovered={alert.recovered}")

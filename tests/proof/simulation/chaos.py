@@ -17,11 +17,9 @@ if TYPE_CHECKING:
 SHORT: Final = 22.0
 """Seconds of an outage that must raise no alert: the relay probes again within 5 more, and a failure may take its time,
 so the breaker is open for less than the 30 seconds without an alert."""
-CALM: Final = 240
-"""Virtual seconds within which the end of an incident is reported."""
+CALM: Final = 240  # virtual seconds within which the end of an incident is reported
 JUMPS: Final = (-3_600.0, 86_400.0, -5.0, 600.0)
-GAP: Final = 6.0
-"""Seconds between two deeds of a storm, on average."""
+GAP: Final = 6.0  # seconds between two deeds of a storm, on average
 
 
 class Chaos:
@@ -44,10 +42,7 @@ class Chaos:
         await courses[self._world.plan.profile]()
 
     async def judge(self) -> None:
-        """Check the notifications, once all is well again.
-
-        :raises Broken: too much, or too little.
-        """
+        """Check the notifications, once all is well again."""
         world, profile = self._world, self._world.plan.profile
         if profile == "quiet":
             for place in world.places:
@@ -203,7 +198,6 @@ class Chaos:
         disk.full_until = self._world.loop.now + self._chance.choice((2.0, 30.0))
 
     async def _kill(self) -> None:
-        """Kill one or two, now, or at some turn, or at some statement soon."""
         chance = self._chance
         for seat in chance.sample(self._world.seats, k=min(len(self._world.seats), chance.choice((1, 1, 2)))):
             process = seat.process

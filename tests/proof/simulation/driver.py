@@ -13,8 +13,7 @@ from urllib.parse import unquote, urlsplit
 from tests.proof.simulation.loop import PROCESS, Process
 from tests.proof.simulation.strands import current, running_loop, wait
 
-connect: Final = sqlite3.connect
-"""The real one."""
+connect: Final = sqlite3.connect  # the real one
 LEAST: Final = 0.05
 """Virtual seconds that a lock is waited for at least; the writer of an outbox asks each 2 ms, which only takes time."""
 _BUSY: Final = "PRAGMA busy_timeout"
@@ -32,11 +31,7 @@ class Trouble(Protocol):
 
 @dataclass
 class File:
-    """A database file of the simulation.
-
-    :ivar trouble: what fails on its connections.
-    :ivar committed: called after each commit that changed something, with the process that made it.
-    """
+    """A database file of the simulation."""
 
     path: str
     trouble: Trouble
@@ -200,7 +195,6 @@ def _line_of(factory: type[sqlite3.Connection]) -> type[sqlite3.Connection]:
 
 
 def error(kind: type[sqlite3.Error], code: str, text: str) -> sqlite3.Error:
-    """Return an error as SQLite's driver raises it."""
     made = kind(text)
     made.sqlite_errorname = code
     made.sqlite_errorcode = getattr(sqlite3, code, 1)

@@ -26,19 +26,14 @@ from tests.proof.simulation.mutants import apply
 from tests.proof.simulation.plan import Profile, plan_of
 from tests.proof.simulation.world import Result, World
 
-LIMIT: Final = 60
-"""Seconds of the processor that a seed may take; one that never ends is a broken promise, too."""
-TIMEOUT_SECONDS: Final = 600.0
-"""Real seconds, for one that waits for something."""
+LIMIT: Final = 60  # seconds of the processor that a seed may take; one that never ends is a broken promise, too
+TIMEOUT_SECONDS: Final = 600.0  # real seconds, for one that waits for something
 MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a folder with an unpredictable name is made in it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A seed to be lived through.
-
-    :ivar mutant: what is taken away from the library first; none by default.
-    """
+    """A seed to be lived through."""
 
     seed: int
     profile: Profile | None = None

@@ -25,8 +25,7 @@ _NEW: Final = (
 _LANES: Final = "SELECT conversation_id, head, delivered, pruned, state, attempts FROM letopis_outbox_lanes"
 _KEPT: Final = "SELECT count(*) FROM letopis_outbox_events"
 _HOLLOW: Final = "SELECT redacted FROM letopis_outbox_log WHERE position = ?"
-_RECORD_LANES: Final = "\x02"
-"""After the names of all lanes of records, and before those of conversations."""
+_RECORD_LANES: Final = "\x02"  # after the names of all lanes of records, and before those of conversations
 _HOLDER: Final = "SELECT incarnation FROM letopis_outbox_relay"
 _STORED: Final = (
     "SELECT position, conversation_id, version, event_id, origin_id, sequence, digest, type, data, metadata"
@@ -49,10 +48,7 @@ class _Lane:
 
 
 class StoreLedger:
-    """The log of the history store, as far as it has been committed.
-
-    :ivar heads: how far each outbox's conversations have got: origin and conversation to sequence.
-    """
+    """The log of the history store, as far as it has been committed."""
 
     def __init__(self, path: Path) -> None:
         self._look = connect(str(path), isolation_level=None)
@@ -65,11 +61,7 @@ class StoreLedger:
         self.outboxes: dict[bytes, OutboxLedger] = {}
 
     def committed(self) -> None:
-        """Compare what has come since with what the outboxes hold.
-
-        :raises Broken: something is there twice, too early, in part, or was never appended; or a path is not where its
-            log leads to.
-        """
+        """Compare what has come since with what the outboxes hold."""
         rows = self._look.execute(_STORED, (self._position,)).fetchall()
         moved = set[tuple[bytes, str]]()
         for position, name, version, event_id, origin, sequence, digest, *content in rows:
@@ -135,7 +127,6 @@ class StoreLedger:
                 raise Broken(f"{name!r}: the path is {found[-6:]}, the log leads to {shown[-6:]} (the last versions)")
 
     def holds(self, conversation_id: str, event_id: UUID) -> bool:
-        """Return True if an event is stored."""
         return (conversation_id, event_id.bytes) in self._ids
 
 
@@ -180,11 +171,7 @@ class OutboxLedger:
         return sum(lane.head - lane.delivered for lane in self.lanes.values())
 
     def committed(self, by: str) -> None:
-        """Compare the file with what it was, and with the store.
-
-        :param by: who has committed.
-        :raises Broken: something is gone, written off too early, counted wrongly or blocked without a reason.
-        """
+        """Compare the file with what it was, and with the store."""
         if not self.origin:
             rows = self._look.execute("SELECT origin_id FROM letopis_outbox_origin").fetchall()
             if not rows:
@@ -206,7 +193,6 @@ class OutboxLedger:
             raise Broken(f"{self.path.name} keeps {count} events, its lanes say {kept}, after a commit of {by}")
 
     def _held(self, by: str) -> None:
-        """Note who holds the lease: the process that raised its number."""
         for (incarnation,) in self._look.execute(_HOLDER).fetchall():
             if incarnation < self._incarnation:
                 raise Broken(f"{self.path.name}: the relay's number goes back to {incarnation}")
@@ -270,10 +256,7 @@ class OutboxLedger:
         return first <= self.lanes[name].delivered and (name, again) in self.put_back
 
     def acknowledged(self, ack: Ack, said: EncodedEvent | None = None) -> None:
-        """Check that what a bot was told is true.
-
-        :raises Broken: it is not.
-        """
+        """Check that what a bot was told is true."""
         place = self.places.get((ack.conversation_id, ack.event_id.bytes))
         if place is None:
             raise Broken(f"{ack.conversation_id!r}: event {ack.event_id} was acknowledged, and is in no file")

@@ -9,10 +9,8 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final, cast
 
-TURN: Final = 20e-6
-"""Seconds that one turn of the loop takes, so that polling comes to an end."""
-LAG: Final = 0.05
-"""Seconds, at most, that a thread is late, and ``LAGS``: how often it is."""
+TURN: Final = 20e-6  # seconds that one turn of the loop takes, so that polling comes to an end
+LAG: Final = 0.05  # seconds, at most, that a thread is late, and ``LAGS``: how often it is
 LAGS: Final = 0.03
 _KEPT: Final = 1000
 
@@ -44,7 +42,6 @@ class Process:
         self._most = _KEPT
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run a coroutine as this process."""
         context = copy_context()
         context.run(PROCESS.set, self)
         return asyncio.get_running_loop().create_task(work, name=self.name, context=context)
@@ -73,14 +70,7 @@ class Deadlock(Exception):
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """Runs what is ready in an order that chance gives, and where nothing is ready, goes to the next moment at once.
-
-    Within one process what a thread hands over keeps its order, as with a real loop; see ``strands``.
-
-    :ivar now: seconds.
-    :ivar turns: handles run so far.
-    :ivar alone: whether only the world goes on, so that it can look at everything in peace.
-    """
+    """Runs what is ready in an order that chance gives, and where nothing is ready, goes to the next moment at once."""
 
     def __init__(self, chance: random.Random) -> None:
         super().__init__()
@@ -105,7 +95,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._idle_work.clear()
 
     def resume(self, process: Process) -> None:
-        """Let a stopped process continue."""
         process.stopped = False
         self._queue().extend(process.held)
         process.held.clear()

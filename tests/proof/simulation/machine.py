@@ -40,7 +40,6 @@ class Wall:
         self.ahead = 0.0
 
     def seconds(self) -> float:
-        """Seconds since 1970."""
         return START.timestamp() + self._loop.now + self.ahead
 
     def now(self) -> datetime:
@@ -107,7 +106,6 @@ def take_over(loop: VirtualLoop, chance: random.Random, disk: Disk) -> Wall:
 
 
 def _open_outboxes_by_process() -> None:
-    """Have each simulated process open outboxes for itself, in tasks of its own."""
     sharing: Any = letopis.outbox.history.sharing
     access, registry = sharing.SharedAccess.__init__, sharing.Registry
 

@@ -28,11 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mutant:
-    """How a defect is shown.
-
-    :ivar profile: of the seeds; ``scale``: of their virtual time.
-    :ivar prepare: what the world needs beside the defect.
-    """
+    """How a defect is shown."""
 
     profile: Profile = "storm"
     scale: float = 1.0

@@ -254,7 +254,6 @@ class Bot:
         place.say(f"ack {ack.lane!r} {ack.sequence} {ack.event_id}")
 
     async def _read_record(self, history: History) -> None:
-        """Read a record; no older value than the newest at the beginning may be read, delivered or not."""
         place, changes = self._place, self._place.ledger.changes
         known = list(changes.of_place)
         if not known or place.plan.outboxes > 1:
@@ -282,7 +281,6 @@ class Bot:
             await self._until_taken(history, name, messages)
 
     async def _together(self, history: History) -> None:
-        """Append twice in one transaction, which is sometimes rolled back."""
         names = [self._place.conversation(self._chance) for _ in range(2)]
         said, taken_back = [[self._message()] for _ in names], self._chance.random() < 0.3
         receipts: list[Receipt] = []
@@ -347,7 +345,6 @@ class Bot:
             counts["appends confirmed"] += 1
 
     async def _again(self, history: History) -> None:
-        """Append what was appended before: the same is known, other content under the same id is refused."""
         if not self._said:
             return
         name, message, sequence = self._said[-1]

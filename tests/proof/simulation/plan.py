@@ -60,10 +60,6 @@ class Plan:
 
 
 def plan_of(seed: int, *, profile: Profile | None = None, scale: float = 1.0) -> Plan:
-    """Return what a seed is made of.
-
-    :param scale: of the time that it takes.
-    """
     chance = random.Random(f"plan {seed}")
     profile = PROFILES[seed % len(PROFILES)] if profile is None else profile
     storm, outage = profile == "storm", profile == "outage"

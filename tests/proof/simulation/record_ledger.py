@@ -26,10 +26,7 @@ _BODY: Final = (
 
 
 class RecordChange(NamedTuple):
-    """A change of a record as its outbox has committed it.
-
-    :ivar position: in the outbox, in the order of all its changes.
-    """
+    """A change of a record as its outbox has committed it."""
 
     position: int
     sequence: int
@@ -40,10 +37,7 @@ class RecordChange(NamedTuple):
 
 
 class Changes:
-    """The changes of records that an outbox has committed, in order.
-
-    :param is_hollow: tells whether the value of the change at a position was taken away, because a later one follows.
-    """
+    """The changes of records that an outbox has committed, in order."""
 
     def __init__(self, is_hollow: Callable[[int], bool]) -> None:
         self.is_hollow = is_hollow
@@ -53,7 +47,6 @@ class Changes:
         """The sequence of the last change that erased all before it, by lane."""
 
     def add(self, lane: str, position: int, sequence: int, event_id: bytes, digest: bytes, data: str) -> None:
-        """Note a change."""
         found: Mapping[str, Any] = json.loads(data)
         # A reset clears the records of its conversation, of which there are none here; it names no key.
         place = (scope_of(lane), found["namespace"], found.get("key", ""))

@@ -24,7 +24,6 @@ def current() -> Strand | None:
 
 
 def running_loop() -> VirtualLoop:
-    """Return the loop that all of it runs in."""
     return cast("VirtualLoop", asyncio.get_running_loop())
 
 

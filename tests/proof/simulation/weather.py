@@ -70,12 +70,7 @@ class _Weather:
 
 @dataclass
 class StoreWeather(_Weather):
-    """What fails between the relays and the history store.
-
-    :ivar rate: how often a transaction meets a fault of its own, from 0 to 1.
-    :ivar outage: what the store answers to everything; ``None`` while it is there.
-    :ivar refuses: what it answers to a bad message; ``None`` while it takes them.
-    """
+    """What fails between the relays and the history store."""
 
     outage: str | None = None
     refuses: str | None = "too big"
@@ -140,13 +135,6 @@ class StoreWeather(_Weather):
 
 @dataclass
 class OutboxWeather(_Weather):
-    """What fails on an outbox's own disk.
-
-    :ivar rate: how often a transaction meets a fault of its own, from 0 to 1.
-    :ivar busy_until: until when another process holds the file's lock.
-    :ivar full_until: until when the disk is full.
-    """
-
     busy_until: float = 0.0
     full_until: float = 0.0
 

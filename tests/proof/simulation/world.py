@@ -35,12 +35,6 @@ of a refused event (60 s each), and of a relay that met errors of its own file (
 
 @dataclass
 class Result:
-    """The result of a seed.
-
-    :ivar digest: of the whole trace and of what the files hold in the end.
-    :ivar broken: promises that were, in words; the first ends the seed.
-    """
-
     seed: int
     profile: str
     hours: float = 0.0
@@ -71,7 +65,6 @@ class Seat:
         self.patience = 6.0
 
     async def keep(self, ended: Callable[[str, str], Awaitable[None]]) -> None:
-        """Start the process, and again when it has ended, for as long as it is wanted."""
         while self.wanted:
             self.starts += 1
             self.closing = asyncio.Event()

@@ -15,8 +15,7 @@ from tests.support.promises import SentPromises
 from tests.support.victim import Bot, Talk
 
 CONVERSATIONS: Final = 20
-REPORT_INTERVAL_SECONDS: Final = 1.0
-"""Seconds between two reports of the tasks that run, and between two reads."""
+REPORT_INTERVAL_SECONDS: Final = 1.0  # seconds between two reports of the tasks that run, and between two reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +26,7 @@ class Tasks:
 
 
 def talk(outbox: str, store: str, says: Connection, ended: Event, rate: float, seed: str, leaks: int) -> None:
-    """Append at a rate until asked to end, and send what is promised.
-
-    :param leaks: keep every receipt, and after each this many appends a descriptor; 0 for a bot that leaks nothing.
-    """
+    """Append at a rate until asked to end, and send what is promised."""
     logging.disable()
     asyncio.run(_talk(Path(outbox), store, says, ended, rate=rate, seed=seed, leaks=leaks))
 

@@ -24,9 +24,8 @@ from tests.campaigns.invariants import Ack, Verdict, check
 from tests.campaigns.processes import Probe
 from tests.proof.options import Options
 from tests.proof.rows import Row, row_of
-from tests.proof.soak import flat
 from tests.proof.soak.bots import Tasks, talk
-from tests.proof.soak.sampling import LIMITS, MEGABYTE, TASKS, WARMING, Samples
+from tests.proof.soak.sampling import LIMITS, MEGABYTE, TASKS, WARMING, Flatness, Samples
 from tests.support.daemons import DaemonProcess, ask
 from tests.support.peers import Wire
 from tests.support.servers import PostgresServer, ServerUnavailable
@@ -46,7 +45,6 @@ keep_hours = {hours}
 
 
 def prove(options: Options) -> Iterator[Row]:
-    """Run the soak and judge it."""
     logging.disable()
     if not Path("/proc/self/status").exists():
         yield Row(what=FLAT, missing="there is no /proc here")
@@ -91,7 +89,6 @@ class _Talker:
                     self.acks.append(said)
 
     def end(self) -> int | None:
-        """Have it end, and return its exit code."""
         self._ended.set()
         self.process.join(20)
         if self.process.exitcode is None:
@@ -102,8 +99,6 @@ class _Talker:
 
 
 class Soak:
-    """One soak."""
-
     def __init__(self, options: Options, server: PostgresServer) -> None:
         self._options = options
         self._server = server
@@ -119,7 +114,6 @@ class Soak:
         self._tables: list[str] = []
 
     async def run(self) -> Verdict:
-        """Run it, and return what the checker finds."""
         url = await asyncio.to_thread(self._server.create_database, "letopis_proof_soak")
         try:
             async with ConversationStore.open(url, migrate=True):
@@ -172,7 +166,6 @@ class Soak:
         return DaemonProcess(*words, *listen, folder=self._folder, LETOPIS_STORE=through)
 
     async def _begin(self) -> None:
-        """Wait until every process is working."""
         loop = asyncio.get_running_loop()
         begun = loop.time()
         while loop.time() < begun + BOUND:
@@ -228,7 +221,6 @@ class Soak:
             return
 
     async def _harm(self, url: str, wire: Wire) -> None:
-        """Now and then cut connections, lose the answer to a COMMIT, or let nothing through for a while."""
         pause = (0.5, 2.0) if self._options.short else (4.0, 16.0)
         while True:
             await asyncio.sleep(self._chance.uniform(*pause))
@@ -277,22 +269,14 @@ class Soak:
             self.figures[name] = "?" if found is None else f"{float(found.group(1)):,.0f}"
 
     def rows(self, verdict: Verdict) -> Iterator[Row]:
-        """Judge what was sampled and checked."""
         problems = (*self.problems, *verdict.problems)
         faults = ", ".join(f"{count:,} {kind}" for kind, count in self.faults.items())
         figures = ", ".join(f"{name} {value}" for name, value in self.figures.items())
         tables = ", ".join(self._tables)
         where = f"PostgreSQL, {BOTS} bots, 1 daemon, {self._seconds} s"
-        yield Row(
-            what=LOST,
-            where=where,
-            count=verdict.acknowledged,
-            unit="events",
-            least=100_000,
-            violations=verdict.problem_count + len(self.problems),
-            notes=f"{verdict.stored:,} stored; {faults}; {figures}; the store's tables after each third: {tables}",
-            problems=problems,
-        )
+        notes = f"{verdict.stored:,} stored; {faults}; {figures}; the store's tables after each third: {tables}"
+        wrong = verdict.problem_count + len(self.problems)
+        yield row_of(LOST, where, verdict.acknowledged, 100_000, "events", problems, notes, violations=wrong)
         limits = WARMING if self._options.short else LIMITS
         judged = self.samples.judged(limits)
         sound = {key: one for key, one in judged.items() if key[0] != LEAKY}
@@ -300,7 +284,7 @@ class Soak:
         yield self._flatness(FLAT, where, sound, control=False)
         yield self._flatness("a bot that keeps receipts and descriptors", "1 bot", leaky, control=True)
 
-    def _flatness(self, what: str, where: str, judged: Mapping[tuple[str, str], flat.Verdict], *, control: bool) -> Row:
+    def _flatness(self, what: str, where: str, judged: Mapping[tuple[str, str], Flatness], *, control: bool) -> Row:
         problems = [f"{name}: {series} {one.problem}" for (name, series), one in judged.items() if one.problem]
         kinds = dict.fromkeys(series for _, series in judged)
         notes = "; ".join(
@@ -312,13 +296,6 @@ class Soak:
             )
             for series in kinds
         )
-        return row_of(
-            what,
-            where,
-            count=sum(len(self.samples.series[key]) for key in judged),
-            unit="samples",
-            least=0 if control else 2_000,
-            problems=problems,
-            notes=f"medians of the second and the last third: {notes}",
-            control=control,
-        )
+        count, least = sum(len(self.samples.series[key]) for key in judged), 0 if control else 2_000
+        notes = f"medians of the second and the last third: {notes}"
+        return row_of(what, where, count, least, "samples", problems, notes, control=control)

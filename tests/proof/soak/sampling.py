@@ -2,12 +2,55 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.proof.soak.flat import Limit, Verdict, judge
+LEAST: Final = 9  # samples from which on something can be said
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """What still counts as flat.
+
+    :ivar share: how much the last third's median may exceed the second third's, as a share of it.
+    :ivar more: and how much in any case, in the unit of the samples.
+    :ivar most: what no sample may exceed.
+    """
+
+    share: float = 0.0
+    more: float = 0.0
+    most: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flatness:
+    """What was found of one series."""
+
+    before: float
+    after: float
+    most: float
+    problem: str
+
+
+def judge(samples: Sequence[float], limit: Limit) -> Flatness:
+    """Compare the last third of a series with the one before; the first is for warming up."""
+    third = len(samples) // 3
+    if len(samples) < LEAST:
+        return Flatness(before=0, after=0, most=max(samples, default=0), problem=f"only {len(samples)} samples")
+    before = statistics.median(samples[third:-third])
+    after = statistics.median(samples[-third:])
+    most = max(samples)
+    problem = ""
+    if after > before + max(before * limit.share, limit.more):
+        problem = f"grew from {before:,.0f} to {after:,.0f}"
+    elif limit.most is not None and most > limit.most:
+        problem = f"reached {most:,.0f}, more than {limit.most:,.0f}"
+    return Flatness(before=before, after=after, most=most, problem=problem)
+
 
 MEGABYTE: Final = 1024**2
 RSS: Final = "RSS in KiB"
@@ -43,7 +86,6 @@ class Samples:
         self.series: dict[tuple[str, str], list[float]] = defaultdict(list)
 
     def process(self, name: str, pid: int) -> None:
-        """Sample a process; nothing if it is gone."""
         try:
             status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
             descriptors = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
@@ -57,10 +99,8 @@ class Samples:
         self.series[name, DESCRIPTORS].append(descriptors)
 
     def outbox(self, name: str, path: Path) -> None:
-        """Sample an outbox file and its write-ahead log."""
         for what, where in ((FILE, path), (WAL, path.with_name(f"{path.name}-wal"))):
             self.series[name, what].append(where.stat().st_size if where.exists() else 0)
 
-    def judged(self, limits: Mapping[str, Limit] = LIMITS) -> dict[tuple[str, str], Verdict]:
-        """Return whether each series is flat."""
+    def judged(self, limits: Mapping[str, Limit] = LIMITS) -> dict[tuple[str, str], Flatness]:
         return {key: judge(samples, limits[key[1]]) for key, samples in self.series.items()}

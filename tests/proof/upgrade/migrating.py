@@ -30,12 +30,10 @@ from tests.support.next_release import next_outbox_tables, next_store_tables
 
 
 def kind_of(url: str) -> tuple[Migrations, sa.MetaData]:
-    """Return the migrations and tables of a database: an outbox is named by its path, a history store by its URL."""
     return (STORE, next_store_tables()) if "://" in url else (OUTBOX_MIGRATIONS, next_outbox_tables())
 
 
 async def bring_to(url: str, target: str) -> None:
-    """Migrate a database up or down to a revision."""
     from alembic import command
     from alembic.config import Config
 
@@ -83,7 +81,6 @@ async def differences(url: str) -> list[str]:
 
 
 async def migrate(url: str) -> None:
-    """Migrate as a program does that opens the database."""
     if "://" in url:
         async with ConversationStore.open(url, migrate=True):
             return
@@ -91,7 +88,6 @@ async def migrate(url: str) -> None:
 
 
 def changes(statement: str) -> bool:
-    """Return True if a statement changes anything."""
     words = statement.lstrip().upper()
     return not words.startswith(("SELECT", "PRAGMA", "BEGIN", "SET ", "SHOW", "DESCRIBE", "COMMIT", "ROLLBACK"))
 
@@ -125,10 +121,7 @@ def killed(url: str, at: int, after: bool) -> None:
 
 
 def race(pipe: Connection, *, locked: bool) -> None:
-    """Migrate each database that comes through the pipe, and send back the error or "".
-
-    :param locked: False removes the lock that keeps concurrent migrations apart.
-    """
+    """Migrate each database that comes through the pipe, and send back the error or ""."""
     logging.disable()
     with tempfile.TemporaryDirectory() as folder:  # so that what is raced for is not the imports
         asyncio.run(migrate(f"sqlite:///{folder}/warm.db"))

@@ -83,7 +83,6 @@ def _first_on_path(roots: Sequence[str]) -> Iterator[None]:
 
 
 def _next_release() -> Release:
-    """Return the release whose code this process runs."""
     found = Release.in_folder(Path(letopis.store.__file__).parents[3])
     assert found is not None, "the packages are not laid out as in the checkout"
     assert found.tree != ROOT, "the process runs this release, not the next one"
@@ -105,7 +104,6 @@ def on_a_store(options: Options, kind: str) -> list[Row]:
 
 
 def races(options: Options, kinds: Sequence[str]) -> list[Row]:
-    """Races for the migrations, with their lock and without it; and those of the outbox cut off."""
     logging.disable()
     context = fork_server("tests.proof.upgrade.migrating", "alembic.command")
     rows: list[Row] = []

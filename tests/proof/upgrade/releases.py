@@ -74,12 +74,6 @@ except Exception as error:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """The code of a release.
-
-    :ivar store: the revision of the history store that it knows.
-    :ivar outbox: the revision of the outbox file that it knows.
-    """
-
     tree: Path
     store: str
     outbox: str
@@ -184,7 +178,6 @@ class ReleaseBot:
         return self.ask(f"drain {seconds}", seconds + 20).get("drained") is True
 
     def ask(self, line: str, patience: float) -> dict[str, Any]:
-        """Send a line and return the answer."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(f"{line}\n".encode())

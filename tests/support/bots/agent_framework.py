@@ -27,10 +27,7 @@ DEFAULT = "InMemoryHistoryProvider"
 
 
 class FakeModel(BaseChatClient[Any]):
-    """Answers the last message.
-
-    :ivar asked: what it was given each time.
-    """
+    """Answers the last message."""
 
     def __init__(self, thinks: Thinks) -> None:
         super().__init__()

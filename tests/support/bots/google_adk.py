@@ -24,8 +24,6 @@ DEFAULT = "DatabaseSessionService"
 
 
 class FakeModel(BaseLlm):
-    """Answers the last content."""
-
     thinks: Any
 
     async def generate_content_async(

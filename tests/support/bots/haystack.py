@@ -21,8 +21,6 @@ DEFAULT = "InMemoryChatMessageStore"
 
 @component
 class FakeModel:
-    """Answers the last message."""
-
     def __init__(self, think: Callable[[str], None]) -> None:
         self._think = think
 

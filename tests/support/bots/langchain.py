@@ -23,8 +23,6 @@ PROMPT = ChatPromptTemplate.from_messages([("placeholder", "{history}"), ("human
 
 
 class FakeModel(BaseChatModel):
-    """Answers the last message."""
-
     thinks: Any
 
     @property
@@ -40,7 +38,6 @@ class FakeModel(BaseChatModel):
 
 
 def asks(make: Callable[[str], BaseChatMessageHistory], thinks: Thinks) -> Asks:
-    """Return the chain as a bot asks it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated
         chain = RunnableWithMessageHistory(

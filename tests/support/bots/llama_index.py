@@ -22,8 +22,6 @@ DEFAULT = "SQLAlchemyChatStore"
 
 
 class FakeModel(MockLLM):
-    """Answers the last message."""
-
     _thinks: Any
 
     def __init__(self, thinks: Thinks) -> None:

@@ -21,8 +21,6 @@ DEFAULT = "SQLAlchemySession"
 
 
 class FakeModel(Model):
-    """Answers the last item of the input."""
-
     def __init__(self, thinks: Thinks) -> None:
         self._thinks = thinks
 

@@ -21,8 +21,6 @@ DEFAULT = "InMemoryConversationStore"
 
 
 def fake_model(thinks: Thinks) -> FunctionModel:
-    """Return a model that answers the last message."""
-
     async def answer(messages: list[ModelMessage], _: AgentInfo) -> ModelResponse:
         asked = str(messages[-1].parts[-1].content)  # type: ignore[union-attr]
         await thinks(asked)

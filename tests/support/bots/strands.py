@@ -20,10 +20,7 @@ DEFAULT = "FileSessionManager"
 
 
 class FakeModel(Model):
-    """Answers the last message.
-
-    :ivar asked: what it was given each time.
-    """
+    """Answers the last message."""
 
     def __init__(self, thinks: Thinks) -> None:
         self._thinks = thinks

@@ -11,8 +11,7 @@ from typing import Final, Self
 from sqlalchemy.engine import URL, make_url
 
 DATABASE_PREFIX: Final = "letopis_test"
-RUN: Final = "LETOPIS_TEST_RUN"
-"""Names the run of tests that makes databases, in it and in its processes."""
+RUN: Final = "LETOPIS_TEST_RUN"  # names the run of tests that makes databases, in it and in its processes
 
 
 class ServerUnavailable(Exception):
@@ -20,11 +19,7 @@ class ServerUnavailable(Exception):
 
 
 class Server(ABC):
-    """A database server that answers at `url`.
-
-    `url` is written as users write it (``postgresql://...``, ``mysql://...``), names a maintenance database and carries
-    the password in clear: a test server has no secrets.
-    """
+    """A database server that answers at `url`."""
 
     def __init__(self, url: URL) -> None:
         self._url = url

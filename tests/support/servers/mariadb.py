@@ -113,10 +113,7 @@ class MariaDBServer(Server):
 
 
 class OwnMariaDBServer(OwnServer, MariaDBServer):
-    """A MariaDB of our own in a temporary folder, on a free port that stays the same over restarts.
-
-    `settings` are server options without the leading dashes; durability is left as MariaDB has it.
-    """
+    """A MariaDB of our own in a temporary folder, on a free port that stays the same over restarts."""
 
     signals = _SIGNALS
     prefix = "letopis-maria-"
@@ -187,7 +184,6 @@ class OwnMariaDBServer(OwnServer, MariaDBServer):
 
 
 def find_programs() -> tuple[str, str]:
-    """The paths of ``mariadbd`` and ``mariadb-install-db``, from PATH or the distribution's folders."""
     folders = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", "/usr/bin"))
     server = shutil.which("mariadbd", path=folders)
     installer = shutil.which("mariadb-install-db", path=folders)

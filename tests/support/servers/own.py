@@ -18,11 +18,7 @@ from tests.support.servers.processes import end
 
 
 class OwnServer(Server):
-    """A server in a temporary folder, on a free port that stays the same over restarts.
-
-    :cvar signals: what ends the server, by the mode of stopping; ``at_close`` is the mode at the end.
-    :param settings: of the server; durability is left as the database has it, so that measurements are honest.
-    """
+    """A server in a temporary folder, on a free port that stays the same over restarts."""
 
     signals: ClassVar[Mapping[str, signal.Signals]]
     at_close: ClassVar[str] = "kill"
@@ -39,19 +35,16 @@ class OwnServer(Server):
 
     @property
     def running(self) -> bool:
-        """Return True if the server's process lives."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int:
-        """The process id of the server."""
         if self._process is None:
             raise ServerUnavailable("the server was not started")
         return self._process.pid
 
     @property
     def log(self) -> Path:
-        """The server's own log."""
         return self._root() / "log"
 
     @abstractmethod
@@ -73,7 +66,6 @@ class OwnServer(Server):
         self.start()
 
     def close(self) -> None:
-        """Stop the server and delete its files."""
         self.stop(self.at_close)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -113,11 +113,7 @@ class PostgresServer(Server):
 
 
 class OwnPostgresServer(OwnServer, PostgresServer):
-    """A PostgreSQL of our own in a temporary folder, on a free port that stays the same over restarts.
-
-    `settings` are server parameters; durability is left as PostgreSQL has it, so that measurements are honest.
-    `auth` is the method of ``pg_hba.conf`` for TCP (``trust`` or ``scram-sha-256``, with the password ``letopis``).
-    """
+    """A PostgreSQL of our own in a temporary folder, on a free port that stays the same over restarts."""
 
     signals = _SIGNALS
     at_close = "immediate"

@@ -27,7 +27,6 @@ def free_port() -> int:
 
 
 def accepts(host: str, port: int, *, timeout: float = 1.0) -> bool:
-    """Return True if something accepts TCP connections there."""
     try:
         with socket.create_connection((host, port), timeout=timeout):
             return True
@@ -82,7 +81,6 @@ def wait_until_ready(
 
 
 def end(process: subprocess.Popen[bytes], how: signal.Signals, *, timeout: float = 30.0) -> None:
-    """Send the signal and wait for the end; SIGKILL after `timeout` seconds."""
     if process.poll() is None:
         process.send_signal(how)
         try:
@@ -93,5 +91,4 @@ def end(process: subprocess.Popen[bytes], how: signal.Signals, *, timeout: float
 
 
 def tail(log: Path, lines: int = 15) -> str:
-    """The last lines of a server's log."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else "(no log)"

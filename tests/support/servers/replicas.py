@@ -17,16 +17,10 @@ from tests.support.servers.base import ServerUnavailable
 from tests.support.servers.mariadb import MariaDBServer, OwnMariaDBServer
 from tests.support.servers.postgresql import OwnPostgresServer, PostgresServer
 
-SECONDS = 20.0
-"""For a replica to catch up."""
+SECONDS = 20.0  # for a replica to catch up
 
 
 class Pair(Protocol):
-    """A primary and its replica.
-
-    :ivar url: names the database at both hosts, the primary first.
-    """
-
     url: str
 
     def freeze(self) -> None:
@@ -166,7 +160,6 @@ def _both(url: str, replica: PostgresServer | MariaDBServer) -> str:
 
 
 def _signal(pid: int, how: signal.Signals) -> None:
-    """Signal a process and its children; one that is gone is left out."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         for one in (pid, *map(int, children)):

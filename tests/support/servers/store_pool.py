@@ -72,10 +72,7 @@ SELECT string_agg(line, E'\\n' ORDER BY line COLLATE "C") FROM lines
 
 
 class StorePool(ABC):
-    """Databases of one server that hold a migrated, empty store.
-
-    :param make: makes the store in an empty database; by default the migrations alone.
-    """
+    """Databases of one server that hold a migrated, empty store."""
 
     def __init__(self, server: Server, make: Callable[[str], Awaitable[None]] | None = None) -> None:
         self._server = server
@@ -103,7 +100,6 @@ class StorePool(ABC):
             self._server.drop_database(url)
 
     def close(self) -> None:
-        """Drop all databases that are not in use."""
         while self._free:
             self._server.drop_database(self._free.pop())
 
@@ -117,8 +113,6 @@ class StorePool(ABC):
 
 
 class PostgresPool(StorePool):
-    """Stores in databases of a PostgreSQL."""
-
     def _describe(self, url: str) -> tuple[str, Rows]:
         async def work() -> tuple[str, Rows]:
             connection = await asyncpg.connect(url, timeout=10)
@@ -155,8 +149,6 @@ class PostgresPool(StorePool):
 
 
 class MariaDBPool(StorePool):
-    """Stores in databases of a MariaDB."""
-
     def _describe(self, url: str) -> tuple[str, Rows]:
         with closing(_mariadb(url)) as connection, connection.cursor() as cursor:
             rows = {}
@@ -198,7 +190,6 @@ def copy_sqlite_store(model: Path, path: Path) -> str:
 
 
 def _inserts(rows: Rows) -> Iterator[tuple[str, list[Any]]]:
-    """Yield the rows of a new store; the one that names it gets a new name."""
     for table, found in rows.items():
         for row in found:
             values = list(row)

@@ -166,7 +166,6 @@ class Hostile:
 
 @cache
 def kinds() -> tuple[tuple[Hostile, ...], ...]:
-    """Return strings, numbers, depths and types."""
     return tuple(_strings()), tuple(_numbers()), tuple(_depths()), tuple(_types())
 
 

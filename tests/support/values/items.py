@@ -14,10 +14,7 @@ TOKEN: Final = "s3cret-t0ken-of-a-person"
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Something that a tool returns, or a whole item of the Responses API.
-
-    :ivar odd: whether the stores or the default limits refuse it as a value.
-    """
+    """Something that a tool returns, or a whole item of the Responses API."""
 
     name: str
     value: Any
@@ -25,7 +22,6 @@ class Kind:
 
     @property
     def output(self) -> dict[str, Any]:
-        """The value as the output of a call."""
         return {"type": "function_call_output", "call_id": f"call-{self.name}", "output": self.value}
 
 
@@ -37,8 +33,7 @@ def nested(depth: int) -> Any:
     return value
 
 
-_BYTES: Final = Random(23).randbytes(2_300_000)
-"""Bytes that nothing compresses."""
+_BYTES: Final = Random(23).randbytes(2_300_000)  # bytes that nothing compresses
 
 VALUES: Final[Sequence[Kind]] = (
     Kind("text", "It is 21 degrees."),

@@ -44,11 +44,6 @@ Place = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One value at one place.
-
-    :ivar field: how the refusal must name the place (its beginning), where ``kept`` is false.
-    """
-
     place: Place
     name: str
     value: Any

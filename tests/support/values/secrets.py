@@ -10,8 +10,7 @@ NAME = "an-eyes-only-name"
 SECRETS = (PASSWORD, OTHER, TOKEN, BODY, "4111", NAME)
 
 RTL, ESC, CSI, LINE = "‮", "\x1b", "\x9b", "\u2028"
-HOSTILE = f"poison{RTL}{LINE}user ERROR forged"
-"""The worst that an id may hold; control characters are refused."""
+HOSTILE = f"poison{RTL}{LINE}user ERROR forged"  # the worst that an id may hold; control characters are refused
 
 DSNS = {
     "user and password": f"postgresql://bot:{PASSWORD}@127.0.0.1:1/h",

@@ -7,11 +7,9 @@ import json
 import logging
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,52 +18,23 @@ import pytest
 from letopis.outbox.alerting.channels import Alert, AlertFailed, AppriseChannel, open_channels
 from letopis.outbox.config.settings import AlertSettings, load_alerts
 from letopis.store.errors import ConfigurationError
+from tests.support.webhook import Site, serve
 
 START = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 SECRET = "s3cr3t-t0k3n"
 ALERT = Alert(key="k/1", title="Letopis: a title", text="line 1\nline 2", facts={"kind": "store_down", "events": 3})
 
 
-@dataclass
-class Site:
-    """A server and what it was sent."""
-
-    url: str = ""
-    status: int = 200
-    asked: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
-
-
 @pytest.fixture
 def site() -> Iterator[Site]:
-    found = Site()
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            found.asked.append((self.path, dict(self.headers.items()), json.loads(body)))
-            self.send_response(found.status)
-            if found.status // 100 == 3:
-                self.send_header("Location", f"http://{found.url}/elsewhere")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    found.url = f"127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield found
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serve() as found:
+        yield found
 
 
 async def test_a_web_address_gets_the_alert_as_json(site: Site) -> None:
     (channel,) = open_channels([f"http://{site.url}/hook/{SECRET}?token=a%26b&redirect=yes&x="], private=True)
     await channel.send(ALERT)
-    ((path, _, value),) = site.asked
+    [path], [value] = site.paths, site.alerts
 
     assert path == f"/hook/{SECRET}?token=a%26b&redirect=yes&x=", "the query is the receiver's"
     assert (value["title"], value["message"], value["type"]) == ("Letopis: a title", "line 1\nline 2", "warning")
@@ -86,7 +55,7 @@ async def test_a_channel_that_refuses_or_redirects_is_an_error_without_its_addre
         await channel.send(ALERT)
 
     assert SECRET not in str(failed.value)
-    assert [path.partition("?")[0] for path, *_ in site.asked] == [f"/{SECRET}"], "once, and to no other place"
+    assert [path.partition("?")[0] for path in site.paths] == [f"/{SECRET}"], "once, and to no other place"
 
 
 @pytest.mark.parametrize(
@@ -106,7 +75,7 @@ async def test_apprise_passes_an_alert_on(site: Site) -> None:
     await channel.send(ALERT)
     await channel.send(replace(ALERT, recovered=True))
 
-    (_, _, stuck), (_, _, recovered) = site.asked
+    stuck, recovered = site.alerts
     assert (stuck["title"], stuck["message"], stuck["type"]) == ("Letopis: a title", "line 1\nline 2", "warning")
     assert recovered["type"] == "success"
 
@@ -243,9 +212,9 @@ def test_the_command_tries_every_channel(site: Site, tmp_path: Path) -> None:
     done = letopis("alerts", "test", folder=tmp_path)
 
     assert (done.returncode, done.stdout) == (0, "ok   webhook 127.0.0.1\nok   JSON\n")
-    assert [path for path, *_ in site.asked] == [f"/{SECRET}", "/2"]
-    assert site.asked[0][2]["title"] == "Letopis: test alert"
-    assert "shop.outbox.db" in site.asked[0][2]["message"]
+    assert site.paths == [f"/{SECRET}", "/2"]
+    assert site.alerts[0]["title"] == "Letopis: test alert"
+    assert "shop.outbox.db" in site.alerts[0]["message"]
 
     site.status = 500
     failed = letopis("alerts", "test", "--json", folder=tmp_path)

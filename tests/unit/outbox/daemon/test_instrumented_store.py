@@ -83,4 +83,4 @@ async def test_a_store_that_rested_keeps_the_options_of_its_url(tmp_path: Path) 
     handle = StorePool("postgresql://user@host/db?connections=7", clock=Clock()).get(tmp_path / "a.outbox.db")
     await handle.rest()
 
-    assert handle.store._engine.pool.size() == 7  # type: ignore[attr-defined]
+    assert handle.store._runtime.engine.pool.size() == 7  # type: ignore[attr-defined]

@@ -68,7 +68,13 @@ def test_filter_refuses_what_is_of_the_wrong_kind(wrong: dict[str, Any]) -> None
     [
         *((1, 1.0, True), (1, True, False), (True, True, True), (0, False, False), ("1", 1, False)),
         *(({"a": [1]}, {"a": (1.0,)}, True), ({"a": 1}, {"a": True}, False), ({"a": 1}, {"a": 1, "b": 2}, False)),
-        *(([1, 2], [1], False), ([1], [True], False), ("ab", ["a", "b"], False), (None, None, True)),
+        *(
+            ([1, 2], [1], False),
+            ([1], [True], False),
+            ("ab", ["a", "b"], False),
+            (None, None, True),
+            (None, False, False),
+        ),
     ],
 )
 def test_json_values_are_equal_as_json(one: object, other: object, equal: bool) -> None:

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from letopis.store import ConversationDeleted, ConversationStarted, ConversationStore, Message
+from letopis.store import (
+    ConversationDeleted,
+    ConversationRewound,
+    ConversationStarted,
+    ConversationStore,
+    Message,
+    ReactionAdded,
+)
 from letopis.store.testing.outbox import Outbox
 from letopis.store.write.applier import Applier
 from tests.support.statements import over
@@ -52,4 +59,20 @@ async def test_what_a_fork_read_that_begins_and_ends_with_its_parent_is_stripped
         stored = connection.execute("SELECT data FROM letopis_events").fetchall()
 
     assert len(stored) == 4
+    assert "secret" not in repr(stored)
+
+
+async def test_reactions_to_messages_off_the_path_are_erased(tmp_path: Path) -> None:
+    outbox = Outbox()
+    async with ConversationStore.open(tmp_path / "history.db") as store:
+        outbox.append("c", Message.user("stays", id="s"), Message.user("popped", id="m"))
+        outbox.append("c", ReactionAdded(message_id="m", key="like", value="secret"))
+        outbox.append("c", ConversationRewound(to_message_id="s"))
+        await outbox.deliver(store)
+        outbox.append("c", ConversationDeleted())
+        await outbox.deliver(store)
+    with closing(sqlite3.connect(tmp_path / "history.db")) as connection:
+        stored = connection.execute("SELECT * FROM letopis_messages").fetchall()
+
+    assert len(stored) == 2
     assert "secret" not in repr(stored)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from tests.proof.options import Options
 from tests.proof.power import cuts, states
-from tests.proof.rows import Row
+from tests.proof.power.states import Found
+from tests.proof.rows import Row, row_of
 
 WEAK = "synchronous=NORMAL"
 
@@ -35,20 +36,8 @@ def _states(options: Options) -> Iterator[Row]:
             opened=0 if control else options.many(60, 4),
             seed=options.seed,
         )
-        yield Row(
-            what=f"{what}, {WEAK} in the outbox" if control else what,
-            where=models,
-            count=found.states,
-            unit="states",
-            least=0 if control else 4_000,
-            violations=found.bad,
-            control=control,
-            notes=(
-                f"{found.prefixes:,} prefixes x {len(states.Model)} models, {found.distinct:,} of them distinct;"
-                f" {found.acknowledged:,} events acknowledged; {found.opened} opened and drained by the library"
-            ),
-            problems=tuple(found.problems[:5]),
-        )
+        seen = f"{found.prefixes:,} prefixes x {len(states.Model)} models, {found.distinct:,} of them distinct; "
+        yield _row(what, models, found, "states", 4_000, seen, control=control)
 
 
 def _cuts(options: Options) -> Iterator[Row]:
@@ -65,14 +54,11 @@ def _cuts(options: Options) -> Iterator[Row]:
         except cuts.NotHere as missing:
             yield Row(what=what, where=where, control=control, missing=str(missing))
             continue
-        yield Row(
-            what=f"{what}, {WEAK} in the outbox" if control else what,
-            where=where,
-            count=found.states,
-            unit="power cuts",
-            least=0 if control else 60,
-            violations=found.bad,
-            control=control,
-            notes=f"{found.acknowledged:,} events acknowledged; {found.opened} opened and drained by the library",
-            problems=tuple(found.problems[:5]),
-        )
+        yield _row(what, where, found, "power cuts", 60, control=control)
+
+
+def _row(what: str, where: str, found: Found, unit: str, least: int, notes: str = "", *, control: bool) -> Row:
+    what = f"{what}, {WEAK} in the outbox" if control else what
+    notes += f"{found.acknowledged:,} events acknowledged; {found.opened} opened and drained by the library"
+    least = 0 if control else least
+    return row_of(what, where, found.states, least, unit, found.problems, notes, violations=found.bad, control=control)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from tests.proof.options import Options
-from tests.proof.rows import Row
+from tests.proof.rows import Row, row_of
 from tests.proof.simulation.forks import Job, lived, templates
 from tests.proof.simulation.mutants import MUTANTS
 from tests.proof.simulation.plan import PROFILES
@@ -66,40 +66,24 @@ def _rows(results: Sequence[Result]) -> Iterator[Row]:
     for profile in dict.fromkeys(PROFILES):
         mine = [result for result in results if result.profile == profile]
         if mine:
-            yield Row(
-                what=TITLES[profile],
-                count=len(mine),
-                unit="seeds",
-                violations=sum(bool(result.broken) for result in mine),
-                notes=_notes(mine),
-                problems=problems(mine),
-            )
+            yield row_of(TITLES[profile], "", len(mine), 0, "seeds", problems(mine), _notes(mine))
     fired, counts = _sum(result.fired for result in results), _sum(result.counts for result in results)
     most = ", ".join(f"{count:,} {what}" for what, count in fired.most_common(8))
-    yield Row(what="all of these: seeds", count=len(results), unit="seeds", least=100)
-    yield Row(
-        what="all of these: faults that the code met",
-        count=fired.total() + counts["kills"] + counts["stops"] + counts["clock jumps"],
-        unit="faults",
-        least=5_000,
-        notes=f"{counts['kills']:,} kills, {counts['stops']} processes stopped for a while,"
-        f" {counts['clock jumps']} clock jumps; {most}",
+    yield row_of("all of these: seeds", "", len(results), 100, "seeds")
+    met = fired.total() + counts["kills"] + counts["stops"] + counts["clock jumps"]
+    notes = (
+        f"{counts['kills']:,} kills, {counts['stops']} processes stopped for a while,"
+        f" {counts['clock jumps']} clock jumps; {most}"
     )
-    yield Row(
-        what="all of these: virtual time",
-        count=int(sum(result.hours for result in results)),
-        unit="hours",
-        least=70,
-        notes=f"{sum(result.turns for result in results):,} turns of the event loop",
-    )
-    yield Row(
-        what="all delivered once nothing fails any more",
-        count=sum(result.drained_in > 0 for result in results),
-        unit="seeds",
-        violations=sum(not result.drained_in and not result.broken for result in results),
-        notes=f"within {max((result.drained_in for result in results), default=0):.0f} virtual seconds at most,"
-        f" {LIVELY:g} are allowed",
-    )
+    yield row_of("all of these: faults that the code met", "", met, 5_000, "faults", notes=notes)
+    hours, turns = int(sum(one.hours for one in results)), sum(one.turns for one in results)
+    notes = f"{turns:,} turns of the event loop"
+    yield row_of("all of these: virtual time", "", hours, 70, "hours", notes=notes)
+    drained, longest = sum(one.drained_in > 0 for one in results), max((one.drained_in for one in results), default=0)
+    stuck = sum(not one.drained_in and not one.broken for one in results)
+    notes = f"within {longest:.0f} virtual seconds at most, {LIVELY:g} are allowed"
+    what = "all delivered once nothing fails any more"
+    yield row_of(what, "", drained, 0, "seeds", notes=notes, violations=stuck)
 
 
 def _notes(results: Sequence[Result]) -> str:
@@ -124,27 +108,16 @@ def problems(results: Sequence[Result]) -> tuple[str, ...]:
 
 def _replayed(first: dict[int, Result], again: Sequence[Result]) -> Row:
     differ = [result for result in again if first[result.seed].digest != result.digest]
-    return Row(
-        what="the same seed again: the same history",
-        count=len(again),
-        unit="seeds",
-        violations=len(differ),
-        notes="a digest of every commit, fault, acknowledgement, alert and kill, and the moments of each",
-        problems=tuple(f"seed {result.seed} went differently" for result in differ),
-    )
+    notes = "a digest of every commit, fault, acknowledgement, alert and kill, and the moments of each"
+    differing = [f"seed {result.seed} went differently" for result in differ]
+    return row_of("the same seed again: the same history", "", len(again), 0, "seeds", differing, notes)
 
 
 def _mutant(name: str, results: Sequence[Result]) -> Row:
     caught = [result for result in results if result.broken]
-    return Row(
-        what=name,
-        count=len(results),
-        unit="seeds",
-        control=True,
-        violations=len(caught),
-        notes=f"caught by: {caught[0].broken[0]}" if caught else "not caught",
-        problems=problems(caught)[:1],
-    )
+    notes = f"caught by: {caught[0].broken[0]}" if caught else "not caught"
+    told, found = problems(caught)[:1], len(caught)
+    return row_of(name, "", len(results), 0, "seeds", told, notes, violations=found, control=True)
 
 
 def _sum(counters: Iterator[Counter[str]]) -> Counter[str]:

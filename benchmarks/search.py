@@ -1,4 +1,4 @@
-"""Measure how fast a store is indexed and how long a search takes: ``python -m tests.campaigns.search [messages]``."""
+"""Measure how fast a store is indexed and how long a search takes: ``python -m benchmarks.search [messages]``."""
 
 from __future__ import annotations
 

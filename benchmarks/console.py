@@ -1,4 +1,4 @@
-"""Measure the server time of each page of the console at a million messages: ``python -m tests.campaigns.console``.
+"""Measure the server time of each page of the console at a million messages: ``python -m benchmarks.console``.
 
 ``--messages N`` for another number, ``--kind sqlite`` or ``postgresql`` for one of the two.
 """
@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.console_filling import COMMON, RARE, fill_outbox, fill_store, settle
 from letopis.console.application import app
 from letopis.outbox import History
 from letopis.store import ConversationStore
-from tests.campaigns.console_filling import COMMON, RARE, fill_outbox, fill_store, settle
 from tests.support.servers import PostgresServer
 
 LIMIT_MS: Final = 300
