@@ -96,7 +96,7 @@ class TestBinding:
             assert left.pending == 2
             assert left.lanes["ready"] == 1
             assert (await lane(outbox, "c")).attempts == 0
-            assert await other.chat("c").conversation() is None
+            assert await other.conversation("c") is None
             assert await bound(outbox) == found
             assert await relay_on(outbox, store).drain() == 2
 

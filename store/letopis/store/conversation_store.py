@@ -113,14 +113,11 @@ class ConversationStore:
         await self._runtime.prepared()
 
     async def close(self) -> None:
-        """Close all connections, after waiting up to a second for calls in flight; later calls raise ``Closed``."""
+        """Close all connections, after a second at most for calls in flight. Idempotent; later calls raise ``Closed``."""
         await self._runtime.close()
 
     async def ping(self) -> None:
-        """Check that the database answers, without reading a table.
-
-        :raises StoreFault: it does not answer.
-        """
+        """Check that the database answers, without reading a table; raises :class:`StoreFault` if it does not."""
         await self._runtime.connected(lambda connection: connection.execute(sa.select(sa.literal(1))))
 
     async def identity(self) -> StoreIdentity:
@@ -403,8 +400,6 @@ class ConversationStore:
         """Return a reader of the whole log that remembers how far it has got, for a feed into another system; no I/O.
 
         Each event comes at least once, also after a crash. For tables of this database, take :meth:`projector`.
-
-        :raises InvalidInput: the name cannot be one, or ``batch`` is not from 1 to 10,000.
         """
         from letopis.store.projections.follower import Follower
 

@@ -217,6 +217,8 @@ LEFT_OUT: Final[Mapping[str, str]] = {
     "OutboxAccess.conversations": "arguments as `History.conversations`, which are tried",
     "Filter.*": "made by its constructor, which checks what it is given",
     "OutboxAccess.try_out": "takes the id of a conversation that the relay isolates",
+    "ConversationStore.follower": "makes a `Follower`; wrong names are tried in `tests/integration/test_follow.py`",
+    "Follower.*": "no arguments but at its constructor",
     "ConversationStore.projector": "takes an object of the program's, no input",
     "BlockingHistory.close": "no arguments; ends the object",
     "History.close": "no arguments; ends the object",

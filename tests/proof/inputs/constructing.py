@@ -117,6 +117,7 @@ APART: Final = {
     "RecordPut": "checked by `Records.put_many`; its fields are tried as the arguments of `Records.put`",
     "Scope": "made by the arguments of `History.records`, which are tried",
     "Projection": "a base class",
+    "Follower": "made by `ConversationStore.follower`",
     "Projector": "made by `ConversationStore.projector`",
     "Upcasters": "takes rules of the program's own",
     "BlockingHistory": "opened by what `History` opens",

@@ -23,7 +23,7 @@ from letopis.outbox.file.inspection import OUTBOX_MIGRATIONS
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store import ConversationStore
 from letopis.store.database import migrations as the_migration
-from letopis.store.database import sqlite
+from letopis.store.database import sqlite, sqlite_file
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.migrations import STORE, Migrations, upgrade
 from tests.support.next_release import next_outbox_tables, next_store_tables
@@ -127,7 +127,8 @@ def race(pipe: Connection, *, locked: bool) -> None:
         asyncio.run(migrate(f"sqlite:///{folder}/warm.db"))
     if not locked:
         the_migration.exclude_other_migrations = _not_alone
-        sqlite._BEGIN = {**sqlite._BEGIN, "IMMEDIATE": "BEGIN"}  # type: ignore[misc]
+        for module in (sqlite, sqlite_file):
+            module.BEGIN = {**sqlite.BEGIN, "IMMEDIATE": "BEGIN"}  # type: ignore[misc]
     pipe.send("")
     while (url := pipe.recv()) is not None:
         try:
