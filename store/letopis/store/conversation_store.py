@@ -113,7 +113,7 @@ class ConversationStore:
         await self._runtime.prepared()
 
     async def close(self) -> None:
-        """Close all connections, after a second at most for calls in flight. Idempotent; later calls raise ``Closed``."""
+        """Close all connections, after up to a second for calls in flight; later calls raise ``Closed``. Idempotent."""
         await self._runtime.close()
 
     async def ping(self) -> None:
