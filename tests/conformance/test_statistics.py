@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from datetime import timedelta
 from typing import Any
@@ -83,13 +84,16 @@ async def test_a_count_is_of_one_moment(store: ConversationStore, monkeypatch: p
     for name in "abcd":
         outbox.append(name, Message.user("more", tokens=100))
 
-    pages = reading.StatisticsReader._conversation_pages
+    pages, loop = reading.StatisticsReader._conversation_pages, asyncio.get_running_loop()
     delivered = []
 
     async def interrupted(self: Any, *arguments: Any) -> Any:
         async for page in pages(self, *arguments):
             if not delivered:
-                delivered.append(await outbox.deliver(store))
+                # A store on SQLite reads in a thread, which no loop runs in.
+                delivering = asyncio.run_coroutine_threadsafe(outbox.deliver(store), loop)
+                sqlite = store.url.get_backend_name() == "sqlite"
+                delivered.append(delivering.result(60) if sqlite else await asyncio.wrap_future(delivering))
             yield page
 
     monkeypatch.setattr(reading.StatisticsReader, "_conversation_pages", interrupted)

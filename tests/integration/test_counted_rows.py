@@ -128,13 +128,13 @@ async def test_what_is_not_there_or_unchanged_is_told_apart(store_url: str) -> N
     """Rows overwritten with what they hold count as written, also on MariaDB; rows that are not there do not."""
     engine = create_store_engine(store_url)
     dialect = dialect_for(engine.dialect.name)
-    one, two, three = [(0, name, _ID, 1, 0, 0) for name in ("a", "b", "c")]
+    one, two, three = [(0, name, _ID, 1, 0, 0, 0) for name in ("a", "b", "c")]
     try:
         async with engine.begin() as connection:
             await connection.run_sync(metadata.create_all, tables=[lanes])
             await dialect.insert(connection, lanes, [one, two])
             await dialect.overwrite(connection, lanes, [one, two])
-            await dialect.overwrite(connection, lanes, [one, (0, "b", _ID, 7, 0, 0)])
+            await dialect.overwrite(connection, lanes, [one, (0, "b", _ID, 7, 0, 0, 0)])
             if engine.dialect.name not in ("mysql", "mariadb"):  # there it would be inserted
                 with pytest.raises(StoreFault, match="letopis_lanes took 1 of 2 rows"):
                     await dialect.overwrite(connection, lanes, [one, three])

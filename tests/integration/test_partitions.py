@@ -44,7 +44,7 @@ async def connected(url: str) -> AsyncIterator[AsyncConnection]:
 
 ORIGIN, EVENT = uuid4(), uuid4()
 ROWS: tuple[tuple[sa.Table, TableRow], ...] = (
-    (lanes, (3, "chat-1", ORIGIN, 1, 0, 0)),
+    (lanes, (3, "chat-1", ORIGIN, 1, 0, 0, 0)),
     (messages, (3, "chat-1", 1, "m-1", 1, None, "user", "appended", None, None, None, None)),
     (events, (3, 1, "chat-1", 1, EVENT, ORIGIN, 1, "message.appended", 1, "{}", None, b"d" * 32, None, 0, 0)),
     (conversations, (3, "chat-1", "anna", 1, None, "active", 1, 1, 0, 0, 0, *[None] * 4, 0, None, 0, 1)),

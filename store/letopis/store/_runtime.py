@@ -28,6 +28,7 @@ from letopis.store.database.wal_truncation import WalTruncator, truncate_wal
 from letopis.store.errors import Closed, ConfigurationError
 from letopis.store.model.conversations import Page, RecordedMessage
 from letopis.store.model.events import to_microseconds
+from letopis.store.model.identifiers import check_identifier
 from letopis.store.model.upcasters import Upcasters
 from letopis.store.projections.base import Projection
 from letopis.store.read.lineage import Lineage
@@ -179,6 +180,7 @@ class StoreRuntime:
             return await self.snapshot(
                 lambda lineage, connection: lineage.as_of(connection, conversation_id, as_of, window)
             )
+        check_identifier(conversation_id, "conversation_id")
         components = await self.prepared()
         page, inherits = await self.connected(
             lambda connection: components.lineage.own(connection, conversation_id, window), by_statement=True

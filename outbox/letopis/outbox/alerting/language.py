@@ -146,6 +146,7 @@ def _phrases(language: str) -> dict[str, str]:
         "no-wal": gettext("the file of the history store is on a file system that it cannot work on"),
         "migrating": gettext("the history store is being migrated by another process"),
         "deadline": gettext("the history store did not finish in time"),
+        "stood-still": gettext("the relay was stopped in the middle of a delivery, which is run again"),
         "origin-superseded": gettext("another copy of this outbox file has delivered since"),
         "projection": gettext("a projection failed: correct its code or its tables"),
         "invalid": gettext("the event cannot be what was appended"),

@@ -197,7 +197,7 @@ class Applier:
             in_order = sorted(accepted, key=lambda lane: transaction.lock_order(lane.conversation_id))
         if fresh := await self._loader.load(transaction, in_order):
             await _project(fresh)
-            await self._rows.write(transaction, fresh)
+            await self._rows.write(transaction, fresh, delivered=[lane for lane in accepted if lane.fresh])
         deleted = {lane.conversation_id for lane in fresh if not lane.plain and lane.result.deleted}
         if deleted or len(fresh) < len(accepted):
             transaction.erased |= await self._records.write(transaction, accepted, deleted=deleted)

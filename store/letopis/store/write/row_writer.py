@@ -23,9 +23,15 @@ class RowWriter:
         self._eraser = eraser
         self._owners = dialect.shared(OwnerStatements)
 
-    async def write(self, transaction: ApplyTransaction, lanes: Sequence[AcceptedLane]) -> None:
-        """Write what a batch makes of its conversations, messages and owners."""
-        concerned = [lane.result for lane in lanes if lane.result.concerns_owner]
+    async def write(
+        self, transaction: ApplyTransaction, lanes: Sequence[AcceptedLane], *, delivered: Sequence[AcceptedLane]
+    ) -> None:
+        """Write what a batch makes of its conversations, messages and owners.
+
+        :param lanes: in the order of their locks.
+        :param delivered: the same in the order of the batch, in which conversations are numbered and activated.
+        """
+        concerned = [lane.result for lane in delivered if lane.result.concerns_owner]
         owners = await lock_owners(transaction, self._owners, concerned) if concerned else {}
         new_rows, old_rows = list[TableRow](), list[TableRow]()
         new_messages, old_messages = list[TableRow](), list[TableRow]()
@@ -39,7 +45,7 @@ class RowWriter:
         await dialect.write(connection, conversations, new_rows, old_rows)
         await dialect.write(connection, messages, new_messages, old_messages)
         if owners:
-            await write_owners(transaction, self._owners, [lane.result for lane in lanes], owners)
+            await write_owners(transaction, self._owners, [lane.result for lane in delivered], owners)
         for lane in lanes:
             if not lane.plain:
                 await self._erase(transaction, lane)

@@ -581,7 +581,7 @@ async def test_a_transaction_that_cannot_connect_says_so_in_our_words(
         error.sqlite_errorname = "SQLITE_IOERR"
         raise error
 
-    monkeypatch.setattr("letopis.store.database.sqlite._set_sqlite", refuse)
+    monkeypatch.setattr("letopis.store.database.sqlite.set_up", refuse)
     with pytest.raises(OutboxUnavailable, match="input/output"):
         async with transaction(outbox, deliveries_of(outbox), DEFAULT_LIMITS):
             pass

@@ -86,9 +86,9 @@ class Trip:
 
 TRIPS = (
     Trip(append, calls=43, modules=21),
-    Trip(deliver, calls=640, modules=67),
-    Trip(read_settled, calls=171, modules=27),
-    Trip(read_pending, calls=304, modules=39),
+    Trip(deliver, calls=317, modules=50),
+    Trip(read_settled, calls=94, modules=25),
+    Trip(read_pending, calls=200, modules=38),
 )
 
 
