@@ -359,6 +359,8 @@ record_tags: Final = _table(
     sa.Column("value", RecordKey, primary_key=True),
     sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("record_id", Uuid16(), primary_key=True),
+    # A put replaces the tags of the record that it replaces.
+    sa.Index("ix_letopis_record_tags_record", "partition", "record_id"),
     comment="The tags of records, to find them across scopes.",
 )
 

@@ -286,6 +286,7 @@ def create_record_tables() -> None:
         comment="The changes of records that an outbox could still send again: what makes each take effect once.",
     )
     create_index("uq_letopis_records_key", "letopis_records", "partition", "scope", "namespace", "record_key")
+    create_index("ix_letopis_record_tags_record", "letopis_record_tags", "partition", "record_id")
 
 
 def create(table: str, *columns: sa.Column[Any], comment: str) -> None:
