@@ -66,6 +66,7 @@ if typing.TYPE_CHECKING:
     from letopis.store.model.event_types import UnknownEvent as UnknownEvent
     from letopis.store.model.events import Event as Event
     from letopis.store.model.events import RecordedEvent as RecordedEvent
+    from letopis.store.model.events import Upcasters as Upcasters
     from letopis.store.model.messages import Message as Message
     from letopis.store.model.messages import Role as Role
     from letopis.store.model.parts import Data as Data
@@ -81,7 +82,6 @@ if typing.TYPE_CHECKING:
     from letopis.store.model.records import Media as Media
     from letopis.store.model.records import Record as Record
     from letopis.store.model.records import Scope as Scope
-    from letopis.store.model.upcasters import Upcasters as Upcasters
     from letopis.store.projections.base import Projection as Projection
     from letopis.store.projections.follower import Follower as Follower
     from letopis.store.projections.projector import Progress as Progress
@@ -129,11 +129,10 @@ _NAMES = {
         "EventSkipped ForkPoint MessageAppended MessageEdited MessageFailed MessageRedacted MessageSent "
         "ReactionAdded ReactionRemoved UnknownEvent"
     ),
-    "model.events": "Event RecordedEvent",
+    "model.events": "Event RecordedEvent Upcasters",
     "model.messages": "Message Role",
     "model.parts": "Data File Reasoning Text ToolCall ToolResult UnknownPart",
     "model.records": "ABSENT ANY Condition Media Record Scope",
-    "model.upcasters": "Upcasters",
     "projections.base": "Projection",
     "projections.follower": "Follower",
     "projections.projector": "Progress Projector",

@@ -23,9 +23,8 @@ from letopis.store.model.event_types import (
     MessageEdited,
     MessageRedacted,
 )
-from letopis.store.model.events import RecordedEvent
+from letopis.store.model.events import RecordedEvent, Upcasters
 from letopis.store.model.parts import content_text
-from letopis.store.model.upcasters import Upcasters
 from letopis.store.rules.fold import Fold, PathPosition
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
 from letopis.store.search.query import Query, match

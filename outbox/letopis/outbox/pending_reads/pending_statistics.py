@@ -14,9 +14,9 @@ from letopis.outbox.event_log.statements import fetch_all
 from letopis.store.errors import OutboxUnavailable
 from letopis.store.model.codec import decode
 from letopis.store.model.event_types import MessageAppended
+from letopis.store.model.events import Upcasters
 from letopis.store.model.identifiers import uuid_of
-from letopis.store.model.upcasters import Upcasters
-from letopis.store.rules.put_back import puts_back
+from letopis.store.rules.decoding import puts_back
 from letopis.store.rules.redaction import stripped
 from letopis.store.rules.statistics import Erasures, Period, StatisticsBuilder
 

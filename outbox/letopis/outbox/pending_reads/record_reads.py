@@ -25,7 +25,6 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store.errors import InvalidInput, OutboxUnavailable, StoreUnavailable
 from letopis.store.model.conversations import Page
-from letopis.store.model.cursor import CursorCodec
 from letopis.store.model.events import from_microseconds
 from letopis.store.model.records import (
     Record,
@@ -40,7 +39,7 @@ from letopis.store.model.records import (
     read_place,
     scope_of,
 )
-from letopis.store.read.paging import check_count
+from letopis.store.read.paging import CursorCodec, check_count
 from letopis.store.read.records import RecordReader, RecordsView, StoredRecord
 
 T = TypeVar("T")

@@ -9,10 +9,9 @@ from uuid import UUID
 
 from letopis.store.errors import InvalidInput
 from letopis.store.model.annotations import annotation_from_data, annotation_to_data
-from letopis.store.model.identifiers import check_identifier
+from letopis.store.model.identifiers import check_identifier, check_whole
 from letopis.store.model.messages import Message
 from letopis.store.model.parts import Content, checked_parts, content_from_json, content_to_json
-from letopis.store.model.validation import check_whole
 
 
 def _required(*kinds: type) -> Any:

@@ -13,7 +13,7 @@ from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.schema import conversations, events
 from letopis.store.model.codec import INTEGER_MAX, decode
 from letopis.store.model.event_types import Body, ConversationDeleted, ConversationRewound, ForkPoint, read
-from letopis.store.model.upcasters import Upcasters
+from letopis.store.model.events import Upcasters
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
 
 ALL_VERSIONS: Final = INTEGER_MAX

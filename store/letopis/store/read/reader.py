@@ -11,7 +11,6 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect, in_batches
-from letopis.store.database.log_state import LogState, check_counters
 from letopis.store.database.row_mapping import (
     appended_event,
     decode_object,
@@ -22,14 +21,14 @@ from letopis.store.database.row_mapping import (
     recorded_event,
     unreadable_message,
 )
+from letopis.store.database.store_identity import LogState, check_counters
 from letopis.store.errors import InvalidInput
 from letopis.store.model.codec import INTEGER_MAX
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.event_types import MessageAppended, MessageEdited, MessageFailed, MessageSent, read
-from letopis.store.model.events import RecordedEvent
+from letopis.store.model.events import NO_UPCASTERS, RecordedEvent, Upcasters
 from letopis.store.model.identifiers import check_identifier, partition_of
 from letopis.store.model.records import is_record_lane, lane_partition
-from letopis.store.model.upcasters import NO_UPCASTERS, Upcasters
 from letopis.store.read.paging import (
     DEFAULT_STATES,
     Window,

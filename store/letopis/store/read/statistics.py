@@ -13,9 +13,9 @@ from letopis.store.database.dialects import Dialect
 from letopis.store.database.schema import conversations, events, messages
 from letopis.store.model.codec import decode
 from letopis.store.model.event_types import MessageAppended
+from letopis.store.model.events import Upcasters
 from letopis.store.model.identifiers import partition_of
 from letopis.store.model.messages import EMPTY
-from letopis.store.model.upcasters import Upcasters
 from letopis.store.read.reader import Reader
 from letopis.store.read.task_marks import erased, message_columns
 from letopis.store.rules.redaction import stripped

@@ -9,10 +9,9 @@ from typing import Final
 
 from letopis.store.model.conversations import Conversation, RecordedMessage, Saved
 from letopis.store.model.event_types import MessageAppended
-from letopis.store.model.events import RecordedEvent
-from letopis.store.model.upcasters import NO_UPCASTERS, Upcasters
+from letopis.store.model.events import NO_UPCASTERS, RecordedEvent, Upcasters
+from letopis.store.rules.decoding import is_put_back
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
-from letopis.store.rules.put_back import is_put_back
 from letopis.store.rules.recorded_messages import recorded_message, redacted, with_change
 from letopis.store.rules.reducer import ConversationState, MessageChange, MessageSink, reduce_event, takes_effect
 

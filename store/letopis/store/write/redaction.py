@@ -13,7 +13,7 @@ from letopis.store.database.dialects import Dialect, check_row_count, in_batches
 from letopis.store.database.schema import conversations, events, messages
 from letopis.store.model.codec import decode
 from letopis.store.model.event_types import ConversationDeleted, MessageAppended
-from letopis.store.model.upcasters import Upcasters
+from letopis.store.model.events import Upcasters
 from letopis.store.read.descendants import Descendants, NewFork
 from letopis.store.read.task_marks import ERASE, MAX_ROWS_PER_TRANSACTION, Task, write_marks
 from letopis.store.rules.apply_plan import TableRow
