@@ -13,7 +13,7 @@ from letopis.store.model.conversations import Conversation, Page, RecordedMessag
 from letopis.store.model.event_types import ForkPoint, MessageRedacted
 from letopis.store.read.lineage import Ancestor, PathLevel, walk_forks
 from letopis.store.read.paging import Window
-from letopis.store.rules.recorded_messages import redacted
+from letopis.store.rules.fold import redacted
 
 T = TypeVar("T")
 

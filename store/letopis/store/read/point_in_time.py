@@ -34,9 +34,8 @@ from letopis.store.read.reader import Reader
 from letopis.store.read.statements import messages_select
 from letopis.store.read.task_marks import event_columns, is_on_path, left_at
 from letopis.store.rules.decoding import is_put_back
-from letopis.store.rules.fold import Fold
+from letopis.store.rules.fold import Fold, redacted
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
-from letopis.store.rules.recorded_messages import redacted
 from letopis.store.rules.reducer import ConversationState, MessageSink, reduce_event
 
 MAX_EVENTS_PER_PAGE: Final = 1_000

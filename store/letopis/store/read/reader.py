@@ -42,8 +42,7 @@ from letopis.store.read.paging import (
 )
 from letopis.store.read.records import RecordReader
 from letopis.store.read.statements import ReadStatements, positions_from_rows
-from letopis.store.rules.fold import PathPosition
-from letopis.store.rules.recorded_messages import recorded_message, redacted, replace_content, with_delivery
+from letopis.store.rules.fold import PathPosition, recorded_message, redacted, replace_content, with_delivery
 from letopis.store.rules.rows import reactions_from_text
 
 MAX_REMEMBERED_CONVERSATIONS: Final = 10_000

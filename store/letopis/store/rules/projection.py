@@ -22,8 +22,8 @@ from letopis.store.model.event_types import (
     ReactionRemoved,
 )
 from letopis.store.rules.decoding import DecodedEvent
+from letopis.store.rules.fold import reacted
 from letopis.store.rules.preconditions import Conflict, with_conflict
-from letopis.store.rules.recorded_messages import reacted
 from letopis.store.rules.redaction import mark_arrived_erased, message_of, strip_event
 from letopis.store.rules.reducer import MAX_TOKENS, MessageChange, MessageSink, reduce_event, takes_effect
 from letopis.store.rules.rows import ConversationRow, MessageRow
