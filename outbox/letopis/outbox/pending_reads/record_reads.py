@@ -162,7 +162,7 @@ class RecordReads:
         )
         if found is None:
             raise StoreUnavailable(_UNKNOWN_LIST)
-        rank = _highest_key_first if reverse else _by_scope
+        rank: Callable[[tuple[str, RecordKey]], tuple[Any, ...]] = _highest_key_first if reverse else tuple
         pending = {(scope_of(one.lane).name, one.place): one for one in changes}
         merged = {
             (one.scope.name, one.place): stored_record(one)
@@ -215,10 +215,6 @@ def _read_name(name: object) -> str:
 
 def _read_found(scope: object, namespace: object, key: object) -> tuple[str, RecordKey]:
     return _read_name(scope), read_place(namespace, key)
-
-
-def _by_scope(where: tuple[str, RecordKey]) -> tuple[Any, ...]:
-    return where
 
 
 def _highest_key_first(where: tuple[str, RecordKey]) -> tuple[Any, ...]:
