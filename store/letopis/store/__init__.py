@@ -34,7 +34,6 @@ if typing.TYPE_CHECKING:
     from letopis.store.errors import StoreUnavailable as StoreUnavailable
     from letopis.store.errors import VersionConflict as VersionConflict
     from letopis.store.maintenance.rebuild import Rebuilt as Rebuilt
-    from letopis.store.model.annotations import NULL as NULL
     from letopis.store.model.codec import EncodedEvent as EncodedEvent
     from letopis.store.model.codec import Limits as Limits
     from letopis.store.model.conversations import Conversation as Conversation
@@ -44,6 +43,7 @@ if typing.TYPE_CHECKING:
     from letopis.store.model.conversations import RecordedMessage as RecordedMessage
     from letopis.store.model.conversations import Saved as Saved
     from letopis.store.model.conversations import Seen as Seen
+    from letopis.store.model.event_types import NULL as NULL
     from letopis.store.model.event_types import Body as Body
     from letopis.store.model.event_types import ConversationActivated as ConversationActivated
     from letopis.store.model.event_types import ConversationAnnotated as ConversationAnnotated
@@ -120,11 +120,10 @@ _NAMES = {
         "Reuse SequenceGap StoreUnavailable VersionConflict"
     ),
     "maintenance.rebuild": "Rebuilt",
-    "model.annotations": "NULL",
     "model.codec": "EncodedEvent Limits",
     "model.conversations": "Conversation Delivery Page Reaction RecordedMessage Saved Seen",
     "model.event_types": (
-        "Body ConversationActivated ConversationAnnotated ConversationArchived ConversationDeleted "
+        "NULL Body ConversationActivated ConversationAnnotated ConversationArchived ConversationDeleted "
         "ConversationRenamed ConversationRestored ConversationRewound ConversationStarted CustomEvent "
         "EventSkipped ForkPoint MessageAppended MessageEdited MessageFailed MessageRedacted MessageSent "
         "ReactionAdded ReactionRemoved UnknownEvent"

@@ -104,7 +104,7 @@ class Ancestry:
     async def _stored(self, fork: ForkPoint, known: Collection[str]) -> list[Ancestor] | None:
         return await self._read(
             lambda store: store.outbox_access.snapshot(
-                lambda lineage, connection: lineage.ancestors(connection, fork, known=known),
+                lambda lineage, connection: lineage.ancestors(connection, fork, known=known)
             )
         )
 

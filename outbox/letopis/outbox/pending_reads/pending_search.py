@@ -130,8 +130,7 @@ class PendingConversation:
 class PendingSearch:
     """What the outbox held at one moment.
 
-    :ivar lanes: all lanes that are searched.
-    :ivar conversations: what was read of them, up to :data:`MAX_SEARCHED_EVENTS`.
+    :ivar conversations: what was read of the lanes, up to :data:`MAX_SEARCHED_EVENTS`.
     :ivar queued: the messages that were requested by position, as far as they are still there.
     :ivar complete: ``False`` if there was more, or a damaged event.
     """

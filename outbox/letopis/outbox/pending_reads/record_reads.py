@@ -14,13 +14,7 @@ from typing import Any, Final, TypeVar
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.outbox.event_log.records.changes import decode_body
-from letopis.outbox.event_log.records.lookups import (
-    LocalChange,
-    LocalRecords,
-    read_pending,
-    read_places,
-    read_range,
-)
+from letopis.outbox.event_log.records.lookups import LocalChange, LocalRecords, read_pending, read_places, read_range
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store.errors import InvalidInput, OutboxUnavailable, StoreUnavailable
@@ -140,13 +134,7 @@ class RecordReads:
         raise OutboxUnavailable("the records change faster than they can be read: read them again")
 
     async def find(
-        self,
-        tags: Mapping[str, Tag],
-        *,
-        limit: int,
-        after: str | None,
-        reverse: bool = False,
-        end: str | None = None,
+        self, tags: Mapping[str, Tag], *, limit: int, after: str | None, reverse: bool = False, end: str | None = None
     ) -> Page[Record]:
         """Find records as ``History.records.find`` does."""
         if not (wanted := check_tags(tags)):

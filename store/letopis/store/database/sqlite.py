@@ -30,11 +30,7 @@ from letopis.store.errors import ConfigurationError
 
 JOURNAL_SIZE_LIMIT_BYTES: Final = 64 * 1024 * 1024
 """Bytes to which SQLite truncates its WAL after a checkpoint."""
-BEGIN: Final[Mapping[str, str | None]] = {
-    "IMMEDIATE": "BEGIN IMMEDIATE",
-    "DEFERRED": "BEGIN",
-    "AUTOCOMMIT": None,
-}
+BEGIN: Final[Mapping[str, str | None]] = {"IMMEDIATE": "BEGIN IMMEDIATE", "DEFERRED": "BEGIN", "AUTOCOMMIT": None}
 
 
 def create_sqlite_engine(url: URL, timeouts: Timeouts, pool_size: int) -> AsyncEngine:

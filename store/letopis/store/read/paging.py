@@ -32,11 +32,8 @@ MAX_DECODED_BYTES: Final = 200_000
 class CursorCodec:
     """Encodes and decodes the cursors of one kind of page.
 
-    A cursor holds JSON values, the kind and a format version, compressed and with a checksum. It is not signed: the
-    reader of the values checks them as it checks any input.
-
-    :ivar kind: written into each cursor, so that a cursor of another kind is refused.
-    :ivar items: what an error calls the items of the page.
+    A cursor holds JSON values, the kind and a format version, compressed and with a checksum; one of another kind is
+    refused. It is not signed: the reader of the values checks them as it checks any input.
     """
 
     kind: str
@@ -48,11 +45,7 @@ class CursorCodec:
         return urlsafe_b64encode(zlib.compress(plain, 9)).decode("ascii").rstrip("=")
 
     def decode(self, cursor: object, read: Callable[..., T]) -> T:
-        """Return ``read(*values)`` for the values of a cursor.
-
-        :param read: raises ``TypeError`` or ``ValueError`` where a value is wrong.
-        :raises InvalidInput: :meth:`encode` did not make this cursor, or ``read`` refused its values.
-        """
+        """Return ``read(*values)``; ``read`` raises ``TypeError`` or ``ValueError`` where a value is wrong."""
         try:
             version, kind, *values = _decompressed(cursor)
             if (version, kind) != (FORMAT_VERSION, self.kind):
@@ -90,17 +83,7 @@ _CONVERSATIONS: Final = CursorCodec("conversations", "conversations")
 
 
 class WindowShape(NamedTuple):
-    """What a window asks for, without the values.
-
-    :ivar last: whether it begins at the newest message.
-    :ivar limited: whether there is a limit.
-    :ivar before: whether there is an upper bound.
-    :ivar after: whether there is a lower bound.
-    :ivar every: whether messages that have left the path are included.
-    :ivar limit: the limit, where it is written into the statement.
-    :ivar roles: the roles of the messages; ``None`` for all.
-    :ivar prefixed: whether only ids with a prefix are wanted.
-    """
+    """What a :class:`Window` asks for, without the values; ``limit`` only where it is written into the statement."""
 
     last: bool
     limited: bool
@@ -245,9 +228,7 @@ def _depth_of(place: object) -> tuple[int, Any]:
 
 def check_count(value: object, field: str) -> int:
     """Return ``value`` if it can be the size of a page."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_PAGE:
-        raise InvalidInput(field, f"must be a whole number from 1 to {MAX_PAGE}")
-    return value
+    return check_whole(value, field, 1, MAX_PAGE)
 
 
 def check_place(value: object, field: str) -> int | None:

@@ -421,12 +421,7 @@ class Reader:
 def plain_view(page: Page[RecordedMessage], head: Any) -> StoreView:
     """Return the plain view of a page and a row of :func:`head_select`."""
     return StoreView(
-        conversation=None,
-        messages=page.items,
-        sequence=head.delivered,
-        version=head.seen,
-        next=page.next,
-        plain=True,
+        conversation=None, messages=page.items, sequence=head.delivered, version=head.seen, next=page.next, plain=True
     )
 
 

@@ -352,7 +352,5 @@ def _by_version(select: sa.Select[Any], *event_tables: Any) -> sa.Select[Any]:
 
 def _event_at(event: Any, m: Any, version: Any) -> sa.ColumnElement[bool]:
     return sa.and_(
-        event.c.partition == m.c.partition,
-        event.c.conversation_id == m.c.conversation_id,
-        event.c.version == version,
+        event.c.partition == m.c.partition, event.c.conversation_id == m.c.conversation_id, event.c.version == version
     )

@@ -37,7 +37,6 @@ _APPENDED, _SENT, _FAILED = Delivery.APPENDED.value, Delivery.SENT.value, Delive
 class Projected:
     """What to write for the fresh events of a conversation.
 
-    :ivar first: the version of the first event.
     :ivar events: as they are to be recorded: with conflicts noted, and without redacted content.
     :ivar messages: rows that are new or have changed.
     :ivar superseded: conflicts, by sequence.

@@ -17,21 +17,9 @@ from letopis.store.database.row_mapping import conflict_of, conversation_row, me
 from letopis.store.database.schema import conversations, events, lanes, messages, tasks
 from letopis.store.model.event_types import Body, ConversationDeleted, ConversationRewound, ConversationStarted
 from letopis.store.read.descendants import NewFork
-from letopis.store.read.task_marks import (
-    LEAVE,
-    MAX_ROWS_PER_TRANSACTION,
-    is_on_path,
-    left_by_mark,
-    message_columns,
-)
+from letopis.store.read.task_marks import LEAVE, MAX_ROWS_PER_TRANSACTION, is_on_path, left_by_mark, message_columns
 from letopis.store.rules.decoding import removal_bound, target_ids
-from letopis.store.rules.preconditions import (
-    Conflict,
-    LoggedEvent,
-    Precondition,
-    detect_conflicts,
-    lowest_seen_version,
-)
+from letopis.store.rules.preconditions import Conflict, LoggedEvent, Precondition, detect_conflicts, lowest_seen_version
 from letopis.store.rules.projection import Unloaded
 from letopis.store.rules.reducer import ConversationState
 from letopis.store.rules.rows import ConversationRow, MessageRow

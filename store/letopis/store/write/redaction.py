@@ -62,14 +62,8 @@ class Eraser:
             .where(*there, sa.or_(messages.c.redacted_at.is_(None), messages.c.redacted_at == messages.c.version))
             .values(redacted_at=sa.bindparam("reset_at"), content_version=messages.c.version)
         )
-        self._last = sa.select(sa.func.max(events.c.version)).where(
-            *of_conversation(events),
-        )
-        self._lock = dialect.locked(
-            sa.select(conversations.c.retained).where(
-                *of_conversation(conversations),
-            )
-        )
+        self._last = sa.select(sa.func.max(events.c.version)).where(*of_conversation(events))
+        self._lock = dialect.locked(sa.select(conversations.c.retained).where(*of_conversation(conversations)))
 
     async def erase_messages(
         self, connection: AsyncConnection, partition: int, conversation_id: str, *, upto: int, reset_at: int | None
