@@ -12,7 +12,7 @@ import pytest
 from letopis.outbox import History
 from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.store import ConversationStore, Message
-from letopis.store.database.log_state import LogState
+from letopis.store.database.store_identity import LogState
 from letopis.store.relocation.mover import move
 from tests.support.fix_disk import HOG, fill
 from tests.support.moves import identity, run_sql, states

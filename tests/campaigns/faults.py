@@ -25,7 +25,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.store.database import servers
+from letopis.store.database import failover
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.fault_classification import translated
 from letopis.store.database.faults import FaultClass, StoreFault
@@ -532,7 +532,7 @@ async def produce(kind: str, folder: Path) -> list[Outcome]:
     """Produce every row of one kind of store."""
     server: Any = {"postgresql": PostgresServer, "mariadb": MariaDBServer}.get(kind)
     found = None if server is None else server.find()
-    margin, servers.ANSWER_MARGIN_SECONDS = servers.ANSWER_MARGIN_SECONDS, 0.5  # type: ignore[misc]
+    margin, failover.ANSWER_MARGIN_SECONDS = failover.ANSWER_MARGIN_SECONDS, 0.5  # type: ignore[misc]
     bench = None
     known: dict[tuple[str, str], str] = {}
     outcomes = []
@@ -561,7 +561,7 @@ async def produce(kind: str, folder: Path) -> list[Outcome]:
                 )
             )
     finally:
-        servers.ANSWER_MARGIN_SECONDS = margin  # type: ignore[misc]
+        failover.ANSWER_MARGIN_SECONDS = margin  # type: ignore[misc]
         if bench is not None:
             await bench.engine.dispose()
             if found is not None:

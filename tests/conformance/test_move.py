@@ -18,7 +18,7 @@ from letopis.store import (
     StoreFault,
     move,
 )
-from letopis.store.database.log_state import LogState
+from letopis.store.database.store_identity import LogState
 from letopis.store.relocation.handover import arriving_id
 from letopis.store.testing.outbox import Outbox
 from tests.support.moves import PARTITIONS, Writer, dump, fill, held, identity, sound, states, takes_deliveries

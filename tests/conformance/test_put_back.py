@@ -7,8 +7,8 @@ import pytest
 from letopis.outbox import History
 from letopis.store import ConversationStore, EventIdReused, Message, MessageAppended, Reuse
 from letopis.store.model.event_types import ConversationRewound
+from letopis.store.rules.decoding import PUT_BACK_KEY
 from letopis.store.rules.fold import fold
-from letopis.store.rules.put_back import PUT_BACK_KEY
 from tests.conformance.talk import deliver, path
 
 pytestmark = pytest.mark.same_sql

@@ -12,9 +12,8 @@ import pytest
 import sqlalchemy as sa
 
 from letopis.store import ConversationStore, FaultClass, Message, MessageEdited, StoreFault
-from letopis.store.database.log_state import LogState
 from letopis.store.database.schema import events, log_heads, messages, search, tasks
-from letopis.store.database.store_identity import expect_store
+from letopis.store.database.store_identity import LogState, expect_store
 from letopis.store.model.event_types import (
     ConversationDeleted,
     ConversationRewound,

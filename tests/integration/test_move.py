@@ -23,7 +23,7 @@ from letopis.store import (
     cancel_move,
     move,
 )
-from letopis.store.database.log_state import LogState
+from letopis.store.database.store_identity import LogState
 from letopis.store.relocation import handover, mover
 from letopis.store.rules.apply_plan import Origin
 from letopis.store.testing.outbox import Outbox

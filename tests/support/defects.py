@@ -47,7 +47,7 @@ from letopis.store.model.records import SPACE_LANES, Scope, is_record_lane
 from letopis.store.rules import projection
 from letopis.store.rules.apply_plan import ComparedLane, LaneBatch
 from letopis.store.rules.statistics import StatisticsBuilder
-from letopis.store.write import applier, lanes, preconditions
+from letopis.store.write import applier, lanes, loading
 
 Replacement = tuple[Any, str, Callable[[Any], Any]]
 """An owner, the name of one of its attributes, and what makes the defective attribute of the real one."""
@@ -504,7 +504,7 @@ def _() -> Iterable[Replacement]:
 
 @defect(LATE_TAKEN)
 def _() -> Iterable[Replacement]:
-    yield preconditions, "detect_conflicts", lambda real: lambda *_, **__: {}
+    yield loading, "detect_conflicts", lambda real: lambda *_, **__: {}
 
 
 @defect(ASIDE_COUNTED)

@@ -29,7 +29,7 @@ from letopis.store.maintenance.continuity import LogCount
 from letopis.store.model.messages import Message
 from letopis.store.read.task_marks import PendingTasks
 from letopis.store.rules.apply_plan import ApplyResult, LaneApplied, LaneBatch, Origin
-from letopis.store.write.trial import trial_batches
+from letopis.store.write.applier import trial_batches
 
 QUICK = RetryPolicy(base=0.01, factor=2, cap=0.1, jitter="none", attempts=3)
 """For tests that wait for a refused event to be given up."""

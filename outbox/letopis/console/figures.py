@@ -16,8 +16,8 @@ from letopis.console.insight import Insight
 from letopis.console.store_log import LoggedRow
 from letopis.store.errors import LetopisError
 from letopis.store.model.event_types import ConversationStarted, MessageAppended
+from letopis.store.rules.decoding import PUT_BACK_KEY
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
-from letopis.store.rules.put_back import PUT_BACK_KEY
 from letopis.store.rules.statistics import Sums
 
 DAY_US: Final = 86_400_000_000

@@ -34,7 +34,6 @@ if typing.TYPE_CHECKING:
     from letopis.store.errors import StoreUnavailable as StoreUnavailable
     from letopis.store.errors import VersionConflict as VersionConflict
     from letopis.store.maintenance.rebuild import Rebuilt as Rebuilt
-    from letopis.store.model.annotations import NULL as NULL
     from letopis.store.model.codec import EncodedEvent as EncodedEvent
     from letopis.store.model.codec import Limits as Limits
     from letopis.store.model.conversations import Conversation as Conversation
@@ -44,6 +43,7 @@ if typing.TYPE_CHECKING:
     from letopis.store.model.conversations import RecordedMessage as RecordedMessage
     from letopis.store.model.conversations import Saved as Saved
     from letopis.store.model.conversations import Seen as Seen
+    from letopis.store.model.event_types import NULL as NULL
     from letopis.store.model.event_types import Body as Body
     from letopis.store.model.event_types import ConversationActivated as ConversationActivated
     from letopis.store.model.event_types import ConversationAnnotated as ConversationAnnotated
@@ -66,6 +66,7 @@ if typing.TYPE_CHECKING:
     from letopis.store.model.event_types import UnknownEvent as UnknownEvent
     from letopis.store.model.events import Event as Event
     from letopis.store.model.events import RecordedEvent as RecordedEvent
+    from letopis.store.model.events import Upcasters as Upcasters
     from letopis.store.model.messages import Message as Message
     from letopis.store.model.messages import Role as Role
     from letopis.store.model.parts import Data as Data
@@ -81,7 +82,6 @@ if typing.TYPE_CHECKING:
     from letopis.store.model.records import Media as Media
     from letopis.store.model.records import Record as Record
     from letopis.store.model.records import Scope as Scope
-    from letopis.store.model.upcasters import Upcasters as Upcasters
     from letopis.store.projections.base import Projection as Projection
     from letopis.store.projections.follower import Follower as Follower
     from letopis.store.projections.projector import Progress as Progress
@@ -120,20 +120,18 @@ _NAMES = {
         "Reuse SequenceGap StoreUnavailable VersionConflict"
     ),
     "maintenance.rebuild": "Rebuilt",
-    "model.annotations": "NULL",
     "model.codec": "EncodedEvent Limits",
     "model.conversations": "Conversation Delivery Page Reaction RecordedMessage Saved Seen",
     "model.event_types": (
-        "Body ConversationActivated ConversationAnnotated ConversationArchived ConversationDeleted "
+        "NULL Body ConversationActivated ConversationAnnotated ConversationArchived ConversationDeleted "
         "ConversationRenamed ConversationRestored ConversationRewound ConversationStarted CustomEvent "
         "EventSkipped ForkPoint MessageAppended MessageEdited MessageFailed MessageRedacted MessageSent "
         "ReactionAdded ReactionRemoved UnknownEvent"
     ),
-    "model.events": "Event RecordedEvent",
+    "model.events": "Event RecordedEvent Upcasters",
     "model.messages": "Message Role",
     "model.parts": "Data File Reasoning Text ToolCall ToolResult UnknownPart",
     "model.records": "ABSENT ANY Condition Media Record Scope",
-    "model.upcasters": "Upcasters",
     "projections.base": "Projection",
     "projections.follower": "Follower",
     "projections.projector": "Progress Projector",

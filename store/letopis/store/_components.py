@@ -16,12 +16,11 @@ from letopis.store.database.dialects import Dialect
 from letopis.store.database.engines import run_whole
 from letopis.store.database.fault_classification import translated
 from letopis.store.database.faults import FaultClass, StoreFault
-from letopis.store.database.log_state import count_partitions
 from letopis.store.database.migrations import STORE, Revision, SchemaState, hold_alembic_lock, revision_state, upgrade
-from letopis.store.database.store_identity import expected_store_id
+from letopis.store.database.store_identity import count_partitions, expected_store_id
 from letopis.store.maintenance.rebuild import Rebuilder
 from letopis.store.maintenance.task_steps import TaskSteps
-from letopis.store.model.upcasters import Upcasters
+from letopis.store.model.events import Upcasters
 from letopis.store.projections.base import Projection
 from letopis.store.projections.inline import InlineProjections
 from letopis.store.read.file_reader import FileReader
@@ -32,10 +31,9 @@ from letopis.store.read.statistics import StatisticsReader
 from letopis.store.search.finder import Finder
 from letopis.store.search.index import index_for
 from letopis.store.search.indexer import Indexer
-from letopis.store.write.applier import Applier
-from letopis.store.write.preconditions import ConflictLookup
+from letopis.store.write.applier import Applier, Trial
+from letopis.store.write.loading import ConflictLookup
 from letopis.store.write.redaction import Eraser
-from letopis.store.write.trial import Trial
 
 UPGRADE_COMMAND: Final = "letopis db upgrade"
 LOST_HISTORY_REASON: Final = (

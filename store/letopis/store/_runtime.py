@@ -21,15 +21,14 @@ from letopis.store.database.dialects import dialect_for
 from letopis.store.database.engines import create_store_engine, for_single_statements, open_database, run_whole
 from letopis.store.database.fault_classification import fault_of, translated
 from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.sqlite import WalTruncator, truncate_wal
 from letopis.store.database.sqlite_file import SQLiteFile
 from letopis.store.database.store_identity import check_connection
 from letopis.store.database.timeouts import Timeouts
-from letopis.store.database.wal_truncation import WalTruncator, truncate_wal
 from letopis.store.errors import Closed, ConfigurationError
 from letopis.store.model.conversations import Page, RecordedMessage
-from letopis.store.model.events import to_microseconds
+from letopis.store.model.events import Upcasters, to_microseconds
 from letopis.store.model.identifiers import check_identifier
-from letopis.store.model.upcasters import Upcasters
 from letopis.store.projections.base import Projection
 from letopis.store.read.lineage import Lineage
 from letopis.store.read.reader import Reader

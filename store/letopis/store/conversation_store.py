@@ -17,9 +17,8 @@ from letopis.store.database.fault_classification import translated
 from letopis.store.database.store_identity import StoreIdentity, expect_store, read_identity, renew_identity
 from letopis.store.database.timeouts import Timeouts
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
-from letopis.store.model.events import RecordedEvent, utc_now
+from letopis.store.model.events import NO_UPCASTERS, RecordedEvent, Upcasters, utc_now
 from letopis.store.model.identifiers import check_identifier, partition_of
-from letopis.store.model.upcasters import NO_UPCASTERS, Upcasters
 from letopis.store.projections.base import EVENTS_PER_BATCH, Projection, check_inline_projections
 from letopis.store.read.paging import DEFAULT_STATES, AsOf, Window, check_as_of, check_count, check_place
 from letopis.store.read.polling import check_partition, check_start, follow

@@ -85,7 +85,7 @@ async def storm(
     """
     loop = asyncio.get_running_loop()
     found = Outcome()
-    with mock.patch("letopis.store.database.servers.ANSWER_MARGIN_SECONDS", MARGIN):
+    with mock.patch("letopis.store.database.failover.ANSWER_MARGIN_SECONDS", MARGIN):
         async with _databases(server, stores, unguarded=unguarded) as urls:
             sky = Storm(server.port, speech, f"{seed} {speech.driver}")
             async with sky.open() as port:

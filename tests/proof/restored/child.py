@@ -41,8 +41,8 @@ def no_binding() -> None:
 
 def no_closing() -> None:
     """Have a move close its source when it hands the history over, not before the last copy; nor count what it has."""
-    from letopis.store.database.log_state import LogState
     from letopis.store.database.schema import log_heads, store
+    from letopis.store.database.store_identity import LogState
     from letopis.store.relocation import mover
     from letopis.store.relocation.endpoint import Endpoint
     from letopis.store.relocation.handover import StoreRecord, read_store_record

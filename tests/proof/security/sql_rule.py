@@ -30,7 +30,7 @@ ALLOWED: Final = {
         "LetopisPersistence._decoded",
     ): "only with codec='pickle', which the caller has chosen; the documentation says what it costs",
     (
-        "store/letopis/store/database/wal_truncation.py",
+        "store/letopis/store/database/sqlite.py",
         "truncate_wal",
     ): "the number that SQLite itself gave for the same pragma",
     (

@@ -11,7 +11,7 @@ from typing import Final
 from uuid import UUID
 
 from letopis.store.model.codec import EncodedEvent, digest_of
-from letopis.store.rules.put_back import puts_back
+from letopis.store.rules.decoding import puts_back
 from tests.campaigns.invariants import Ack
 from tests.campaigns.paths import ReplayedPath
 from tests.proof.simulation.driver import connect

@@ -14,8 +14,8 @@ from letopis.console import figures as message_figures
 from letopis.console.figures import DAY_US, LATENCY_EDGES, NOBODY, OTHERS, MessageFigures, Tally
 from letopis.console.store_log import Bisection, LoggedRow
 from letopis.store.model.events import to_microseconds
+from letopis.store.rules.decoding import PUT_BACK_KEY
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
-from letopis.store.rules.put_back import PUT_BACK_KEY
 
 BEGAN = to_microseconds(datetime(2026, 3, 1, 23, 59, 58, tzinfo=UTC))
 DAY = BEGAN // DAY_US

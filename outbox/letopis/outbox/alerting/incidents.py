@@ -10,8 +10,7 @@ from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
-from letopis.store.model.identifiers import uuid7
-from letopis.store.model.validation import check_number
+from letopis.store.model.identifiers import check_number, uuid7
 
 
 class IncidentKind(StrEnum):

@@ -10,7 +10,7 @@ from letopis.outbox.event_log.statements import query_all
 from letopis.store.model.codec import EncodedEvent, decode
 from letopis.store.model.event_types import ConversationRewound, MessageAppended
 from letopis.store.model.identifiers import uuid_of
-from letopis.store.rules.put_back import PUT_BACK_KEY
+from letopis.store.rules.decoding import PUT_BACK_KEY
 
 # Superseded events are on no path, and take nothing off it.
 _STEPS: Final = (

@@ -16,9 +16,8 @@ from letopis.store.errors import InvalidInput, OutboxUnavailable
 from letopis.store.model.codec import decode
 from letopis.store.model.event_types import MessageAppended
 from letopis.store.model.events import RecordedEvent, from_microseconds
-from letopis.store.model.identifiers import uuid_of
-from letopis.store.model.validation import check_number
-from letopis.store.rules.put_back import puts_back
+from letopis.store.model.identifiers import check_number, uuid_of
+from letopis.store.rules.decoding import puts_back
 
 if TYPE_CHECKING:
     import sqlalchemy as sa

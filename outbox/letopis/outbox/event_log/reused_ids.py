@@ -14,8 +14,8 @@ from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, 
 from letopis.store.model.codec import EncodedEvent, decode
 from letopis.store.model.event_types import ConversationRewound, MessageEdited, MessageRedacted
 from letopis.store.model.identifiers import uuid7
+from letopis.store.rules.decoding import PUT_BACK_KEY, put_back, puts_back
 from letopis.store.rules.preconditions import with_one_leader
-from letopis.store.rules.put_back import PUT_BACK_KEY, put_back, puts_back
 
 _KNOWN: Final = (
     "SELECT e.event_id, l.conversation_id, e.sequence, e.digest, e.salt, e.metadata,"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from letopis.store.errors import InvalidInput, OutboxFull
-from letopis.store.model.validation import check_number
+from letopis.store.model.identifiers import check_number
 
 ROUTINE_WAL_BYTES: Final = 8 * 1024**2
 """Size of a WAL, twice what SQLite lets it grow to, above which an idle moment is used to truncate it."""

@@ -16,7 +16,7 @@ from letopis.outbox.concurrency.signal import Signal
 from letopis.outbox.event_log.append_plan import Appended
 from letopis.outbox.file.committer import Committer, Member
 from letopis.outbox.file.write_gate import WriteGate
-from letopis.store.database.wal_truncation import WalTruncator
+from letopis.store.database.sqlite import WalTruncator
 from letopis.store.database.worker_thread import WorkerThread
 from letopis.store.errors import Closed, OutboxUnavailable
 

@@ -25,7 +25,6 @@ from letopis.outbox.pending_reads.store_gateway import StoreGateway, is_reachabl
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.errors import ConversationGone, InvalidInput
 from letopis.store.model.conversations import Conversation, Page
-from letopis.store.model.cursor import CursorCodec
 from letopis.store.model.event_types import (
     Body,
     ConversationActivated,
@@ -39,7 +38,7 @@ from letopis.store.model.event_types import (
 from letopis.store.model.events import from_microseconds
 from letopis.store.model.identifiers import check_identifier, uuid7
 from letopis.store.read.lineage import Lineage
-from letopis.store.read.paging import DEFAULT_STATES, STATES, check_count, check_states
+from letopis.store.read.paging import DEFAULT_STATES, STATES, CursorCodec, check_count, check_states
 from letopis.store.read.reader import StoreView
 
 _CURSOR: Final = CursorCodec("owner-conversations", "conversations")

@@ -35,7 +35,7 @@ from letopis.store.cancellation import run_to_completion
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.errors import Closed
 from letopis.store.model.codec import Limits
-from letopis.store.model.upcasters import Upcasters
+from letopis.store.model.events import Upcasters
 
 logger = logging.getLogger("letopis.outbox.history")
 

@@ -25,10 +25,9 @@ from letopis.outbox.history.unconfirmed import OnUnconfirmed, Unconfirmed
 from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, LetopisError
 from letopis.store.model.codec import Limits, decode
 from letopis.store.model.event_types import MessageAppended, read
-from letopis.store.model.events import Event, from_microseconds
+from letopis.store.model.events import Event, Upcasters, from_microseconds
 from letopis.store.model.identifiers import check_identifier, derived_event_id
 from letopis.store.model.messages import Message, Role
-from letopis.store.model.upcasters import Upcasters
 
 logger: Final = logging.getLogger("letopis.outbox.history")
 

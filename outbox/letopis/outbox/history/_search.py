@@ -18,10 +18,9 @@ from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.model.codec import INTEGER_MAX
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
-from letopis.store.model.cursor import CursorCodec
+from letopis.store.model.events import Upcasters
 from letopis.store.model.identifiers import check_identifier
-from letopis.store.model.upcasters import Upcasters
-from letopis.store.read.paging import check_count
+from letopis.store.read.paging import CursorCodec, check_count
 from letopis.store.search.query import Query, parse
 from letopis.store.search.results import MAX_HITS, Hit, hit_of
 

@@ -23,7 +23,7 @@ from letopis.outbox.pending_reads.store_gateway import UNAVAILABLE_CLASSES, Stor
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import StoreFault
 from letopis.store.database.store_identity import expect_store
-from letopis.store.model.upcasters import Upcasters
+from letopis.store.model.events import Upcasters
 from letopis.store.rules.statistics import Erasures, PartialStatistics, Period, Statistics, StatisticsBuilder
 
 _LANES_PER_READ: Final = 200

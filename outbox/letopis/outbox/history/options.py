@@ -24,10 +24,8 @@ from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.errors import ConfigurationError
 from letopis.store.model.codec import DEFAULT_LIMITS, Limits
-from letopis.store.model.events import utc_now
-from letopis.store.model.identifiers import Owner
-from letopis.store.model.upcasters import NO_UPCASTERS, Upcasters
-from letopis.store.model.validation import check_number
+from letopis.store.model.events import NO_UPCASTERS, Upcasters, utc_now
+from letopis.store.model.identifiers import Owner, check_number
 
 P = ParamSpec("P")
 T = TypeVar("T")

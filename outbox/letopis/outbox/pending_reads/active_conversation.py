@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
 
 from letopis.outbox.event_log.lanes import find_lane
+from letopis.outbox.event_log.statements import fetch_all, fetch_one
 from letopis.store.model.event_types import ConversationActivated, ConversationArchived, ConversationDeleted
 from letopis.store.read.reader import StoreView
 from letopis.store.rules.projection import ACTIVATION_ORDER_KEY
@@ -76,15 +77,11 @@ class ActiveConversation:
 
 def read_active(connection: sa.Connection, owner_id: str) -> PendingActive:
     """Read what is pending about which conversation of an owner is active."""
-    cursor = connection.connection.cursor()
-    try:
-        left = {row[0]: (row[1], row[2]) for row in cursor.execute(_LEAVING, (owner_id, *_LEAVES)).fetchall()}
-        activation = _activation(connection, cursor, owner_id)
-        if activation is not None and activation.conversation_id not in left:
-            last, occurred_at = cursor.execute(_LEFT, (activation.conversation_id, *_LEAVES)).fetchone()
-            left[activation.conversation_id] = (last or 0, occurred_at or 0)
-    finally:
-        cursor.close()
+    left = {row[0]: (row[1], row[2]) for row in fetch_all(connection, _LEAVING, (owner_id, *_LEAVES))}
+    activation = _activation(connection, owner_id)
+    if activation is not None and activation.conversation_id not in left:
+        ((last, occurred_at),) = fetch_all(connection, _LEFT, (activation.conversation_id, *_LEAVES))
+        left[activation.conversation_id] = (last or 0, occurred_at or 0)
     return PendingActive(activation=activation, left=left)
 
 
@@ -108,13 +105,13 @@ def _active(pending: PendingActive, conversation_id: str, after: int) -> ActiveC
     return ActiveConversation(conversation_id=conversation_id, left_at=left_at if sequence > after else None)
 
 
-def _activation(connection: sa.Connection, cursor: Any, owner_id: str) -> Activation | None:
-    row = cursor.execute(_LAST, (owner_id,)).fetchone()
+def _activation(connection: sa.Connection, owner_id: str) -> Activation | None:
+    row = fetch_one(connection, _LAST, (owner_id,))
     if row is None:
         return None
     name, order = row
     lane = find_lane(connection, name)
-    sequence = cursor.execute(_ACTIVATION, (name, ConversationActivated.type, _ORDER, order)).fetchone()[0]
+    ((sequence,),) = fetch_all(connection, _ACTIVATION, (name, ConversationActivated.type, _ORDER, order))
     if sequence is None or lane is None:
         return Activation(conversation_id=name, sequence=0, delivered=True)
     return Activation(conversation_id=name, sequence=sequence, delivered=sequence <= lane.delivered)

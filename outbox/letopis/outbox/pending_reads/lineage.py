@@ -13,7 +13,7 @@ from letopis.store.model.conversations import Conversation, Page, RecordedMessag
 from letopis.store.model.event_types import ForkPoint, MessageRedacted
 from letopis.store.read.lineage import Ancestor, PathLevel, walk_forks
 from letopis.store.read.paging import Window
-from letopis.store.rules.recorded_messages import redacted
+from letopis.store.rules.fold import redacted
 
 T = TypeVar("T")
 
@@ -104,7 +104,7 @@ class Ancestry:
     async def _stored(self, fork: ForkPoint, known: Collection[str]) -> list[Ancestor] | None:
         return await self._read(
             lambda store: store.outbox_access.snapshot(
-                lambda lineage, connection: lineage.ancestors(connection, fork, known=known),
+                lambda lineage, connection: lineage.ancestors(connection, fork, known=known)
             )
         )
 

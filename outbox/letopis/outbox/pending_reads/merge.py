@@ -18,13 +18,12 @@ from letopis.outbox.event_log.retention import StoredRow
 from letopis.outbox.pending_reads.pending_slice import PendingSlice, superseded_metadata
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage, Saved, Seen, event_ids
 from letopis.store.model.event_types import ConversationStarted
-from letopis.store.model.events import RecordedEvent
-from letopis.store.model.upcasters import Upcasters
+from letopis.store.model.events import RecordedEvent, Upcasters
 from letopis.store.read.paging import Window
 from letopis.store.read.point_in_time import without_conversation_content
 from letopis.store.read.reader import EMPTY_VIEW, StoreView
+from letopis.store.rules.decoding import PUT_BACK_KEY
 from letopis.store.rules.fold import Fold, PathPosition
-from letopis.store.rules.put_back import PUT_BACK_KEY
 
 
 class AlreadyDelivered(Exception):

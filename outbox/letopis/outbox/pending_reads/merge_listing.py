@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from letopis.outbox.event_log.statements import fetch_all
 from letopis.store.model.conversations import Conversation, Page
 from letopis.store.model.events import to_microseconds
 from letopis.store.read.paging import conversations_cursor
@@ -77,7 +78,7 @@ class Listing:
 
 def read_pending_keys(connection: sa.Connection, owner: str | None) -> PendingKeys:
     """Read which conversations have pending events: those of an owner and those without a known owner, or all."""
-    rows = _all(connection, _PENDING, (owner,))
+    rows = fetch_all(connection, _PENDING, (owner,))
     return PendingKeys(keys=_keys(rows), unknown=frozenset(row[0] for row in rows if owner is not None and row[2]))
 
 
@@ -87,7 +88,7 @@ def read_retained_keys(
     """Read the conversations of the file that come next in the list, while the store is unavailable."""
     place = (None, None) if after is None else (after.updated_at, after.conversation_id)
     statement = _OLDEST_RETAINED if oldest_first else _NEWEST_RETAINED
-    return _keys(_all(connection, statement, (owner, *place, limit)))
+    return _keys(fetch_all(connection, statement, (owner, *place, limit)))
 
 
 def merge_list(
@@ -127,11 +128,3 @@ def merge_list(
 
 def _keys(rows: Iterable[tuple[Any, ...]]) -> dict[str, ListingKey]:
     return {row[0]: ListingKey(updated_at=row[1], conversation_id=row[0]) for row in rows}
-
-
-def _all(connection: sa.Connection, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-    cursor = connection.connection.cursor()
-    try:
-        return list(cursor.execute(statement, values).fetchall())
-    finally:
-        cursor.close()

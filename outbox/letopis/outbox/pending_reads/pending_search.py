@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import orjson
@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from letopis.outbox.event_log.lanes import SELECT_LANE, Lane, lane_of
 from letopis.outbox.event_log.retention import rows_after
+from letopis.outbox.event_log.statements import fetch_all
 from letopis.store.errors import OutboxUnavailable
 from letopis.store.model.codec import decode
 from letopis.store.model.conversations import Conversation, RecordedMessage, Saved
@@ -23,9 +24,8 @@ from letopis.store.model.event_types import (
     MessageEdited,
     MessageRedacted,
 )
-from letopis.store.model.events import RecordedEvent
+from letopis.store.model.events import RecordedEvent, Upcasters
 from letopis.store.model.parts import content_text
-from letopis.store.model.upcasters import Upcasters
 from letopis.store.rules.fold import Fold, PathPosition
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
 from letopis.store.search.query import Query, match
@@ -130,8 +130,7 @@ class PendingConversation:
 class PendingSearch:
     """What the outbox held at one moment.
 
-    :ivar lanes: all lanes that are searched.
-    :ivar conversations: what was read of them, up to :data:`MAX_SEARCHED_EVENTS`.
+    :ivar conversations: what was read of the lanes, up to :data:`MAX_SEARCHED_EVENTS`.
     :ivar queued: the messages that were requested by position, as far as they are still there.
     :ivar complete: ``False`` if there was more, or a damaged event.
     """
@@ -166,47 +165,40 @@ def snapshot(
     if conversation is not None:
         conditions.append("l.conversation_id = ?")
         values.append(conversation)
-    cursor = connection.connection.cursor()
-    try:
-        keys = _queued(cursor, queued)
-        cursor.execute(_LANES.format(conditions=" AND ".join(conditions)), values)
-        lanes = {lane.conversation_id: lane for lane in map(lane_of, cursor.fetchall())}
-        found, complete, left = dict[str, PendingConversation](), True, most
-        for name, lane in lanes.items():
-            start = lane.pruned if retained else lane.delivered
-            if lane.head - start > left:
-                complete = False
-                continue
-            found[name] = one = _read_lane(connection, cursor, lane, start, origin_id)
-            complete = complete and one.whole
-            left -= len(one.events)
-        return PendingSearch(lanes=lanes, conversations=found, queued=keys, complete=complete)
-    finally:
-        cursor.close()
+    keys = _queued(connection, queued)
+    rows = fetch_all(connection, _LANES.format(conditions=" AND ".join(conditions)), values)
+    lanes = {lane.conversation_id: lane for lane in map(lane_of, rows)}
+    found, complete, left = dict[str, PendingConversation](), True, most
+    for name, lane in lanes.items():
+        start = lane.pruned if retained else lane.delivered
+        if lane.head - start > left:
+            complete = False
+            continue
+        found[name] = one = _read_lane(connection, lane, start, origin_id)
+        complete = complete and one.whole
+        left -= len(one.events)
+    return PendingSearch(lanes=lanes, conversations=found, queued=keys, complete=complete)
 
 
 def pending_of(connection: sa.Connection, lanes: Iterable[Lane], *, origin_id: UUID) -> dict[str, PendingConversation]:
     """Return what was pending in lanes when a snapshot was taken of them, and what came since."""
-    cursor = connection.connection.cursor()
-    try:
-        return {lane.conversation_id: _read_lane(connection, cursor, lane, lane.delivered, origin_id) for lane in lanes}
-    finally:
-        cursor.close()
+    return {lane.conversation_id: _read_lane(connection, lane, lane.delivered, origin_id) for lane in lanes}
 
 
-def _queued(cursor: Any, positions: Sequence[int]) -> dict[int, MessageKey]:
+def _queued(connection: sa.Connection, positions: Sequence[int]) -> dict[int, MessageKey]:
     found: dict[int, MessageKey] = {}
     if positions:
-        cursor.execute(_QUEUED, (orjson.dumps(list(positions)).decode(),))
-        for position, conversation_id, data in cursor.fetchall():
+        for position, conversation_id, data in fetch_all(
+            connection, _QUEUED, (orjson.dumps(list(positions)).decode(),)
+        ):
             with suppress(ValueError):  # damaged since
                 found[position] = MessageKey(conversation_id, str(decode(data).get("message_id")))
     return found
 
 
-def _read_lane(connection: sa.Connection, cursor: Any, lane: Lane, start: int, origin_id: UUID) -> PendingConversation:
+def _read_lane(connection: sa.Connection, lane: Lane, start: int, origin_id: UUID) -> PendingConversation:
     place = (lane.conversation_id, start)
-    superseded = {row[0] for row in cursor.execute(_SUPERSEDED, place).fetchall()}
+    superseded = {row[0] for row in fetch_all(connection, _SUPERSEDED, place)}
     events = list[RecordedEvent]()
     whole = True
     for row in rows_after(connection, lane.conversation_id, start):
@@ -218,8 +210,8 @@ def _read_lane(connection: sa.Connection, cursor: Any, lane: Lane, start: int, o
         if row.sequence in superseded:
             event = replace(event, metadata={**event.metadata, SUPERSEDED_KEY: {}})
         events.append(event)
-    cursor.execute(_POSITIONS, (*place, MessageAppended.type, MessageEdited.type))
-    return PendingConversation(lane=lane, events=tuple(events), positions=dict(cursor.fetchall()), whole=whole)
+    positions = dict(fetch_all(connection, _POSITIONS, (*place, MessageAppended.type, MessageEdited.type)))
+    return PendingConversation(lane=lane, events=tuple(events), positions=positions, whole=whole)
 
 
 def _message_id(event: RecordedEvent) -> str:

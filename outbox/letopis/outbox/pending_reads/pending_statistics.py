@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
 
 from letopis.outbox.event_log.lanes import find_lane
-from letopis.outbox.event_log.statements import fetch_all
+from letopis.outbox.event_log.statements import fetch_all, iterate
 from letopis.store.errors import OutboxUnavailable
 from letopis.store.model.codec import decode
 from letopis.store.model.event_types import MessageAppended
+from letopis.store.model.events import Upcasters
 from letopis.store.model.identifiers import uuid_of
-from letopis.store.model.upcasters import Upcasters
-from letopis.store.rules.put_back import puts_back
+from letopis.store.rules.decoding import puts_back
 from letopis.store.rules.redaction import stripped
 from letopis.store.rules.statistics import Erasures, Period, StatisticsBuilder
 
@@ -106,12 +106,7 @@ def pending_ranges(
 ) -> list[LaneRange]:
     """Return the pending range of each of the owner's lanes that the store does not hold yet."""
     return [
-        LaneRange(
-            conversation_id=one.conversation_id,
-            owner_id=one.owner_id,
-            start=heads.get(one.conversation_id, 0),
-            head=one.head,
-        )
+        replace(one, start=heads.get(one.conversation_id, 0))
         for one in ranges
         if owner_id is None or one.owner_id == owner_id or one.conversation_id in owned
     ]
@@ -129,40 +124,31 @@ def count_messages(
 ) -> list[str]:
     """Count the messages of some lanes, and return the conversations that had any."""
     found = []
-    cursor = connection.connection.cursor()
-    try:
-        for one in ranges:
-            start = _start(connection, one)
-            cursor.execute(
-                _MESSAGES, (one.conversation_id, start, one.head, MessageAppended.type, period.since, period.until)
-            )
-            counted = False
-            while (row := cursor.fetchone()) is not None:
-                if uuid_of(row[5]) in stored:
-                    continue
-                counted = True
-                _, data = upcasters.upcast(MessageAppended.type, row[1], _decoded(row[2], row[0]))
-                if counting.erasures.of(one.conversation_id, data.get("message_id"), row[0]):
-                    data = stripped(MessageAppended.type, data)
-                if not puts_back(row[4]):
-                    counting.take(data, superseded=bool(row[3]) or one.conversation_id in deleted)
-            if counted:
-                found.append(one.conversation_id)
-    finally:
-        cursor.close()
+    for one in ranges:
+        values = (one.conversation_id, _start(connection, one), one.head, MessageAppended.type)
+        counted = False
+        for sequence, version, text, superseded, metadata, event_id in iterate(
+            connection, _MESSAGES, (*values, period.since, period.until)
+        ):
+            if uuid_of(event_id) in stored:
+                continue
+            counted = True
+            _, data = upcasters.upcast(MessageAppended.type, version, _decoded(text, sequence))
+            if counting.erasures.of(one.conversation_id, data.get("message_id"), sequence):
+                data = stripped(MessageAppended.type, data)
+            if not puts_back(metadata):
+                counting.take(data, superseded=bool(superseded) or one.conversation_id in deleted)
+        if counted:
+            found.append(one.conversation_id)
     return found
 
 
 def _lanes(connection: sa.Connection, conditions: str, owner_id: str | None, *, alone: bool) -> list[LaneRange]:
-    cursor = connection.connection.cursor()
-    try:
-        cursor.execute(_LANES.format(conditions=conditions), () if owner_id is None else (owner_id,))
-        return [
-            LaneRange(conversation_id=row[0], owner_id=row[1], start=row[2], head=row[3], alone=alone)
-            for row in cursor.fetchall()
-        ]
-    finally:
-        cursor.close()
+    values = () if owner_id is None else (owner_id,)
+    return [
+        LaneRange(conversation_id=row[0], owner_id=row[1], start=row[2], head=row[3], alone=alone)
+        for row in fetch_all(connection, _LANES.format(conditions=conditions), values)
+    ]
 
 
 def _start(connection: sa.Connection, lane_range: LaneRange) -> int:

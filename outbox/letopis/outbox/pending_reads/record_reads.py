@@ -14,18 +14,11 @@ from typing import Any, Final, TypeVar
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.outbox.event_log.records.changes import decode_body
-from letopis.outbox.event_log.records.lookups import (
-    LocalChange,
-    LocalRecords,
-    read_pending,
-    read_places,
-    read_range,
-)
+from letopis.outbox.event_log.records.lookups import LocalChange, LocalRecords, read_pending, read_places, read_range
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store.errors import InvalidInput, OutboxUnavailable, StoreUnavailable
 from letopis.store.model.conversations import Page
-from letopis.store.model.cursor import CursorCodec
 from letopis.store.model.events import from_microseconds
 from letopis.store.model.records import (
     Record,
@@ -40,7 +33,7 @@ from letopis.store.model.records import (
     read_place,
     scope_of,
 )
-from letopis.store.read.paging import check_count
+from letopis.store.read.paging import CursorCodec, check_count
 from letopis.store.read.records import RecordReader, RecordsView, StoredRecord
 
 T = TypeVar("T")
@@ -141,13 +134,7 @@ class RecordReads:
         raise OutboxUnavailable("the records change faster than they can be read: read them again")
 
     async def find(
-        self,
-        tags: Mapping[str, Tag],
-        *,
-        limit: int,
-        after: str | None,
-        reverse: bool = False,
-        end: str | None = None,
+        self, tags: Mapping[str, Tag], *, limit: int, after: str | None, reverse: bool = False, end: str | None = None
     ) -> Page[Record]:
         """Find records as ``History.records.find`` does."""
         if not (wanted := check_tags(tags)):
@@ -163,7 +150,7 @@ class RecordReads:
         )
         if found is None:
             raise StoreUnavailable(_UNKNOWN_LIST)
-        rank = _highest_key_first if reverse else _by_scope
+        rank: Callable[[tuple[str, RecordKey]], tuple[Any, ...]] = _highest_key_first if reverse else tuple
         pending = {(scope_of(one.lane).name, one.place): one for one in changes}
         merged = {
             (one.scope.name, one.place): stored_record(one)
@@ -216,10 +203,6 @@ def _read_name(name: object) -> str:
 
 def _read_found(scope: object, namespace: object, key: object) -> tuple[str, RecordKey]:
     return _read_name(scope), read_place(namespace, key)
-
-
-def _by_scope(where: tuple[str, RecordKey]) -> tuple[Any, ...]:
-    return where
 
 
 def _highest_key_first(where: tuple[str, RecordKey]) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from letopis.store.errors import InvalidInput
-from letopis.store.model.validation import check_number
+from letopis.store.model.identifiers import check_number
 
 MIN_DELAY_SHARE: Final = 0.1
 """Share of ``base`` that a wait has at least under full jitter, so that chance never makes a hot loop."""

@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from letopis.store.database.fault_classification import translated
 from letopis.store.database.faults import FaultClass, StoreFault
-from letopis.store.database.log_state import check_counters
 from letopis.store.database.schema import MediumBlob, Uuid16, events, log_heads
+from letopis.store.database.store_identity import check_counters
 from letopis.store.errors import ConfigurationError
 from letopis.store.rules.apply_plan import TableRow
 

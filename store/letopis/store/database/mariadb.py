@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from letopis.store.database import servers
+from letopis.store.database import failover
 from letopis.store.database.failover import HostRole
 from letopis.store.database.hosts import HostAddress
 from letopis.store.database.timeouts import Timeouts
@@ -27,14 +27,14 @@ def create_mariadb_engine(url: URL, timeouts: Timeouts, pool_size: int) -> Async
         "database": url.database,
         "charset": "utf8mb4",
         "autocommit": False,
-        "program_name": servers.PROGRAM,
+        "program_name": failover.PROGRAM,
         "connect_timeout": timeouts.connect,
         "ssl": None if demand == "disable" else _tls(url, str(demand)),
     }
     connect = partial(_connect, arguments=arguments, timeouts=timeouts)
-    connector = servers.host_connector(url, connect_to=connect, role_of=_role_of)
-    creator = partial(servers.diagnose_connecting, connector.connect)
-    engine = servers.create_server_engine(url, timeouts, pool_size, driver="asyncmy", async_creator=creator)
+    connector = failover.host_connector(url, connect_to=connect, role_of=_role_of)
+    creator = partial(failover.diagnose_connecting, connector.connect)
+    engine = failover.create_server_engine(url, timeouts, pool_size, driver="asyncmy", async_creator=creator)
     connector.watch(engine.sync_engine)
     return engine
 
@@ -50,7 +50,7 @@ def _session_statements(timeouts: Timeouts) -> tuple[str, ...]:
         "max_statement_time": f"{timeouts.statement:.3f}",
         # A client that vanished must not keep its rows locked; an idle one in the pool must not be dropped.
         "idle_transaction_timeout": str(max(1, round(timeouts.statement))),
-        "wait_timeout": str(round(servers.RECYCLE_SECONDS * 2)),
+        "wait_timeout": str(round(failover.RECYCLE_SECONDS * 2)),
     }
     return (
         "SET SESSION " + ", ".join(f"{name}={value}" for name, value in values.items()),
@@ -65,7 +65,7 @@ async def _connect(address: HostAddress, *, arguments: Mapping[str, Any], timeou
     # FOUND_ROWS: an update counts the rows it matched, as SQLAlchemy expects, and not only those that changed.
     where = {"unix_socket": address.host} if address.is_socket else {"host": address.host, "port": address.port}
     connection = _connection_class()(client_flag=CLIENT.FOUND_ROWS, **where, **arguments)
-    connection.answer_timeout = timeouts.statement + servers.ANSWER_MARGIN_SECONDS
+    connection.answer_timeout = timeouts.statement + failover.ANSWER_MARGIN_SECONDS
     try:
         async with asyncio.timeout(timeouts.connect):
             await connection.connect()
@@ -129,7 +129,7 @@ def _connection_class() -> type[Any]:
 
         async def ensure_closed(self) -> None:
             try:
-                async with asyncio.timeout(servers.ANSWER_MARGIN_SECONDS):
+                async with asyncio.timeout(failover.ANSWER_MARGIN_SECONDS):
                     await super().ensure_closed()
             except TimeoutError:
                 self.close()
@@ -142,7 +142,7 @@ def _tls(url: URL, demand: str) -> ssl.SSLContext:
     files = {name: str(url.query[name]) for name in ("ssl_ca", "ssl_cert", "ssl_key") if name in url.query}
     verified = demand.startswith("verify") or "ssl_ca" in files
     for name, path in files.items():
-        if (problem := servers.unreadable(path)) is not None:
+        if (problem := failover.unreadable(path)) is not None:
             raise ConfigurationError(f"the file of the URL's {name} {problem}: correct the path, or its permissions")
     try:
         context = ssl.create_default_context(cafile=files.get("ssl_ca"))

@@ -13,7 +13,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from letopis.store.database import servers
+from letopis.store.database import failover
 from letopis.store.database.failover import HostRole
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.hosts import HostAddress
@@ -37,11 +37,11 @@ def create_postgresql_engine(url: URL, timeouts: Timeouts, pool_size: int) -> As
         "lock_timeout": _milliseconds(timeouts.lock),
         "idle_in_transaction_session_timeout": _milliseconds(timeouts.statement),
     }
-    settings = {"application_name": str(query.pop("application_name", servers.PROGRAM))}
+    settings = {"application_name": str(query.pop("application_name", failover.PROGRAM))}
     files: dict[str, str] = {name: str(query[name]) for name in _TLS_FILES if name in query}
     arguments: dict[str, Any] = {
         "timeout": timeouts.connect,
-        "command_timeout": timeouts.statement + servers.ANSWER_MARGIN_SECONDS,
+        "command_timeout": timeouts.statement + failover.ANSWER_MARGIN_SECONDS,
         # PgBouncer refuses a client that sends settings it does not track.
         "server_settings": settings if behind_pgbouncer else settings | limits,
     }
@@ -51,7 +51,7 @@ def create_postgresql_engine(url: URL, timeouts: Timeouts, pool_size: int) -> As
     if behind_pgbouncer:
         # The next transaction may run on another server connection, which does not know statements prepared before.
         arguments |= {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
-        arguments["prepared_statement_name_func"] = lambda: f"{servers.PROGRAM}_{uuid4().hex}"
+        arguments["prepared_statement_name_func"] = lambda: f"{failover.PROGRAM}_{uuid4().hex}"
     for name in ("ssl", "passfile", "krbsrvname", "gsslib"):
         if name in query:
             arguments[name] = query.pop(name)
@@ -61,10 +61,10 @@ def create_postgresql_engine(url: URL, timeouts: Timeouts, pool_size: int) -> As
         # asyncpg takes the remaining options of libpq in a DSN only.
         arguments["dsn"] = f"postgresql://?{urlencode({name: str(value) for name, value in query.items()})}"
     connect = partial(_connect, files)
-    connector = servers.host_connector(url, connect_to=connect, role_of=_role_of)
+    connector = failover.host_connector(url, connect_to=connect, role_of=_role_of)
     # SQLAlchemy's name for the function that creates the driver's connection, with the other arguments.
-    creator = {"async_creator_fn": partial(servers.diagnose_connecting, connector.connect)}
-    engine = servers.create_server_engine(url, timeouts, pool_size, driver="asyncpg", connect_args=arguments | creator)
+    creator = {"async_creator_fn": partial(failover.diagnose_connecting, connector.connect)}
+    engine = failover.create_server_engine(url, timeouts, pool_size, driver="asyncpg", connect_args=arguments | creator)
     connector.watch(engine.sync_engine)
     if behind_pgbouncer:
         settings_of_transaction = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in limits.items())
@@ -82,7 +82,7 @@ async def _connect(files: Mapping[str, str], address: HostAddress | None, **argu
 
     # Read at each connection, so that they may be renewed; the driver's error would pass for an outage.
     for name, path in files.items():
-        if (problem := servers.unreadable(path)) is not None:
+        if (problem := failover.unreadable(path)) is not None:
             reason = f"the file of the URL's {name} {problem}: correct the path, or its permissions"
             raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code="tls-file", reason=reason)
     where = {} if address is None else {"host": address.host, "port": address.port}

@@ -21,26 +21,21 @@ metadata: Final = sa.MetaData(
     }
 )
 
-Identifier: Final = (
-    sa.String(255)
-    .with_variant(sa.String(255, collation="C"), "postgresql")
-    .with_variant(sa.String(255, collation="utf8mb4_nopad_bin"), "mysql", "mariadb")
-)
-"""An id: byte-exact and case-sensitive. ``nopad`` because ``utf8mb4_bin`` ignores trailing spaces when it compares."""
 
-Name: Final = (
-    sa.String(64)
-    .with_variant(sa.String(64, collation="C"), "postgresql")
-    .with_variant(sa.String(64, collation="ascii_bin"), "mysql", "mariadb")
-)
+def _exact_text(length: int, *, mariadb: str) -> sa.String:
+    """Return the type of text that compares byte by byte."""
+    return (
+        sa.String(length)
+        .with_variant(sa.String(length, collation="C"), "postgresql")
+        .with_variant(sa.String(length, collation=mariadb), "mysql", "mariadb")
+    )
+
+
+Identifier: Final = _exact_text(255, mariadb="utf8mb4_nopad_bin")
+"""An id, case-sensitive. ``nopad`` because ``utf8mb4_bin`` ignores trailing spaces when it compares."""
+Name: Final = _exact_text(64, mariadb="ascii_bin")
 """A name that Letopis defines: an event type, a role, a state."""
-
-
-LaneName: Final = (
-    sa.String(264)
-    .with_variant(sa.String(264, collation="C"), "postgresql")
-    .with_variant(sa.String(264, collation="utf8mb4_nopad_bin"), "mysql", "mariadb")
-)
+LaneName: Final = _exact_text(264, mariadb="utf8mb4_nopad_bin")
 """The name of a lane or a scope of records: an id or, for records, one with a mark before it and, for a space, a number
 behind it."""
 

@@ -1,12 +1,13 @@
-"""Open SQLite connections whose commits are durable and whose transactions are real."""
+"""Open SQLite connections whose commits are durable and whose transactions are real; truncate the log of a file."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing, suppress
 from functools import partial
 from typing import Any, Final
@@ -19,6 +20,8 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
+from letopis.store.cancellation import run_to_completion
+from letopis.store.database.fault_classification import translated
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.private_files import create_private_file
 from letopis.store.database.sqlite_connection import LockReleasingConnection, SQLiteConnection, file_id
@@ -27,11 +30,7 @@ from letopis.store.errors import ConfigurationError
 
 JOURNAL_SIZE_LIMIT_BYTES: Final = 64 * 1024 * 1024
 """Bytes to which SQLite truncates its WAL after a checkpoint."""
-BEGIN: Final[Mapping[str, str | None]] = {
-    "IMMEDIATE": "BEGIN IMMEDIATE",
-    "DEFERRED": "BEGIN",
-    "AUTOCOMMIT": None,
-}
+BEGIN: Final[Mapping[str, str | None]] = {"IMMEDIATE": "BEGIN IMMEDIATE", "DEFERRED": "BEGIN", "AUTOCOMMIT": None}
 
 
 def create_sqlite_engine(url: URL, timeouts: Timeouts, pool_size: int) -> AsyncEngine:
@@ -174,3 +173,71 @@ def _on_sqlite_begin(connection: sa.Connection) -> None:
         raise ConfigurationError(f"sqlite_begin is one of {', '.join(BEGIN)}")
     if (statement := BEGIN[option]) is not None:
         connection.exec_driver_sql(statement)
+
+
+logger = logging.getLogger("letopis.store.wal")
+
+_BUSY_TIMEOUT_MS: Final = 50
+"""Wait for readers, which appliers wait behind."""
+_RETRY_SECONDS: Final = (0.1, 0.5, 2.0, 10.0)
+"""Pauses while a reader still sees the erased content; the last one repeats."""
+
+
+class WalTruncator:
+    """Truncates a log in the background, and retries while readers keep it from it.
+
+    :param truncate: one attempt, which returns True if it succeeded.
+    """
+
+    def __init__(self, truncate: Callable[[], Awaitable[bool]]) -> None:
+        self._truncate = truncate
+        self._scheduled = False
+        self._closing = asyncio.Event()
+        self._running: asyncio.Task[None] | None = None
+
+    def schedule(self) -> None:
+        """Truncate the log soon: content was erased."""
+        self._scheduled = True
+        if (self._running is None or self._running.done()) and not self._closing.is_set():
+            self._running = asyncio.get_running_loop().create_task(self._run(), name="letopis-wal-truncation")
+
+    async def close(self) -> None:
+        """Wait for an attempt that is running, and start no other."""
+        self._closing.set()
+        if self._running is not None:
+            await asyncio.gather(self._running, return_exceptions=True)
+
+    async def _run(self) -> None:
+        attempts = 0
+        while self._scheduled and not self._closing.is_set():
+            self._scheduled = False
+            try:
+                done = await run_to_completion(self._truncate())
+            except StoreFault as fault:
+                logger.info("the write-ahead log still holds erased content and will be truncated later: %s", fault)
+                done = False
+            if done:
+                attempts = 0
+                continue
+            self._scheduled = True
+            pause = _RETRY_SECONDS[min(attempts, len(_RETRY_SECONDS) - 1)]
+            attempts += 1
+            try:
+                async with asyncio.timeout(pause):
+                    await self._closing.wait()
+            except TimeoutError:
+                continue
+
+
+async def truncate_wal(engine: AsyncEngine) -> bool:
+    """Move the whole write-ahead log of a file into it and truncate it. Return False if a reader prevented it."""
+    with translated():
+        async with engine.execution_options(sqlite_begin="AUTOCOMMIT").connect() as connection:
+            busy_timeout = (await connection.execute(sa.text("PRAGMA busy_timeout"))).scalar_one()
+            await connection.exec_driver_sql(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
+            try:
+                busy = (await connection.execute(sa.text("PRAGMA wal_checkpoint(TRUNCATE)"))).one()[0]
+            finally:
+                if not connection.invalidated:  # as after a cancellation
+                    await connection.exec_driver_sql(f"PRAGMA busy_timeout={busy_timeout}")
+            return not busy

@@ -29,7 +29,7 @@ from letopis.store.database.sqlite import BEGIN, note_trigger_text, open_file, s
 from letopis.store.database.sqlite_connection import file_id
 from letopis.store.database.sqlite_statements import DIALECT, Rows, Statement, compiled, rows_of
 from letopis.store.database.timeouts import Timeouts
-from letopis.store.database.worker_thread import WorkerThread
+from letopis.store.database.worker_thread import WorkerThread, settle
 from letopis.store.errors import Closed, ConfigurationError
 
 T = TypeVar("T")
@@ -196,12 +196,7 @@ class _Worker:
             self.cancelled = False
             if release is not None:
                 release(self)
-            if result.done():
-                return
-            if error is None:
-                result.set_result(value)
-            else:
-                result.set_exception(error)
+            settle(result, value, error)
 
         self._thread.submit(partial(self._drive, copy_context(), work), done)
         return result

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
@@ -67,15 +68,7 @@ class WorkerThread:
         """
         result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
-        def done(value: T, error: BaseException | None) -> None:
-            if result.done():
-                return
-            if error is None:
-                result.set_result(value)
-            else:
-                result.set_exception(error)
-
-        self.submit(lambda: fn(*args), done)
+        self.submit(lambda: fn(*args), partial(settle, result))
         return await result
 
     async def close(self) -> None:
@@ -93,6 +86,16 @@ class WorkerThread:
     def __del__(self) -> None:
         if not self._closed:
             self._jobs.put(None)
+
+
+def settle(result: asyncio.Future[T], value: T, error: BaseException | None) -> None:
+    """Give a future its result or error, unless its caller was cancelled."""
+    if result.done():
+        return
+    if error is None:
+        result.set_result(value)
+    else:
+        result.set_exception(error)
 
 
 def _nothing() -> None:

@@ -18,8 +18,8 @@ from letopis.store.database.schema import conversations, messages, owners
 from letopis.store.maintenance.rebuild_statements import RebuildStatements
 from letopis.store.maintenance.replay import ConversationReplay
 from letopis.store.maintenance.task_steps import TaskSteps
+from letopis.store.model.events import Upcasters
 from letopis.store.model.identifiers import partition_of
-from letopis.store.model.upcasters import Upcasters
 from letopis.store.rules.apply_plan import TableRow
 from letopis.store.rules.reducer import PROJECTION_RULES
 from letopis.store.rules.rows import ConversationRow, MessageRow

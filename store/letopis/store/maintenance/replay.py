@@ -17,12 +17,11 @@ from letopis.store.model.event_types import (
     MessageEdited,
     read,
 )
-from letopis.store.model.upcasters import Upcasters
+from letopis.store.model.events import Upcasters
 from letopis.store.rules.apply_plan import SequencedEvent
-from letopis.store.rules.decoding import DecodedEvent, removal_bound, target_ids
+from letopis.store.rules.decoding import DecodedEvent, puts_back, removal_bound, target_ids
 from letopis.store.rules.preconditions import Conflict
 from letopis.store.rules.projection import Projected, project_events
-from letopis.store.rules.put_back import puts_back
 from letopis.store.rules.redaction import message_of
 from letopis.store.rules.reducer import ConversationState
 from letopis.store.rules.rows import ConversationRow, MessageRow

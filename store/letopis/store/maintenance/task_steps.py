@@ -12,9 +12,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from letopis.store.database.dialects import Dialect, check_row_count
 from letopis.store.database.fault_classification import translated
-from letopis.store.database.log_state import check_counters
 from letopis.store.database.schema import conversations, log_heads, messages, tasks
-from letopis.store.database.store_identity import check_connection, check_identity, expected_store_id, read_identity
+from letopis.store.database.store_identity import (
+    check_connection,
+    check_counters,
+    check_identity,
+    expected_store_id,
+    read_identity,
+)
 from letopis.store.read.task_marks import ERASE, LEAVE, RESET, PendingTasks, Task
 from letopis.store.search.index import Index
 from letopis.store.write.redaction import Eraser

@@ -17,9 +17,8 @@ from letopis.store.errors import InvalidInput
 from letopis.store.model.envelope import packed_bytes
 from letopis.store.model.event_types import VOCABULARY, MessageAppended, parse
 from letopis.store.model.events import Event, check_type, now_microseconds, to_microseconds
-from letopis.store.model.identifiers import check_identifier, derived_event_id
+from letopis.store.model.identifiers import check_identifier, check_whole, derived_event_id
 from letopis.store.model.messages import EMPTY, Message
-from letopis.store.model.validation import check_whole
 
 _APPENDED: Final = MessageAppended.type
 INTEGER_MIN: Final = -(2**63)

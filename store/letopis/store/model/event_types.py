@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from typing import Any, ClassVar, Final, Self
 from uuid import UUID
 
 from letopis.store.errors import InvalidInput
-from letopis.store.model.annotations import annotation_from_data, annotation_to_data
-from letopis.store.model.identifiers import check_identifier
+from letopis.store.model.identifiers import check_identifier, check_whole
 from letopis.store.model.messages import Message
 from letopis.store.model.parts import Content, checked_parts, content_from_json, content_to_json
-from letopis.store.model.validation import check_whole
+
+
+class Null(Enum):
+    """The type of :data:`NULL`."""
+
+    NULL = "null"
+
+
+NULL: Final = Null.NULL
+"""A value of an annotation that is stored as ``null``; ``None`` removes the key."""
 
 
 def _required(*kinds: type) -> Any:
@@ -126,10 +135,7 @@ class ConversationStarted(Body):
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Self:
-        """Return the body that ``data`` holds.
-
-        :raises InvalidInput: a field is missing or of the wrong kind.
-        """
+        """Return the body that ``data`` holds."""
         body = super(ConversationStarted, cls).from_data(data)
         if body.forked_from is not None:
             ForkPoint.of(body.forked_from)
@@ -153,15 +159,24 @@ class ConversationAnnotated(Body):
 
     def to_data(self) -> dict[str, Any]:
         """Return the event's data; ``nulls`` names the keys whose ``null`` is stored."""
-        return annotation_to_data(_object(self.metadata, "metadata"))
+        metadata = _object(self.metadata, "metadata")
+        nulls = [key for key, item in metadata.items() if item is NULL]
+        if not nulls:
+            return {"metadata": metadata}
+        return {"metadata": {key: None if item is NULL else item for key, item in metadata.items()}, "nulls": nulls}
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Self:
-        """Return the annotation that ``data`` holds.
-
-        :raises InvalidInput: a field is missing or of the wrong kind.
-        """
-        return super(ConversationAnnotated, cls).from_data(annotation_from_data(data))
+        """Return the annotation that ``data`` holds, with :data:`NULL` for each key that ``nulls`` names."""
+        metadata, nulls = data.get("metadata"), data.get("nulls")
+        if nulls is not None and isinstance(metadata, Mapping):
+            if not isinstance(nulls, list | tuple) or not all(isinstance(key, str) for key in nulls):
+                raise InvalidInput("data.nulls", "must be a list of keys")
+            for key in nulls:
+                if metadata.get(key, NULL) is not None:
+                    raise InvalidInput("data.nulls", f"names {key!a}, which is not null in the metadata")
+            data = {**data, "metadata": {**metadata, **dict.fromkeys(nulls, NULL)}}
+        return super(ConversationAnnotated, cls).from_data(data)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,10 +247,7 @@ class MessageAppended(Body):
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Self:
-        """Return the body around the message that ``data`` holds.
-
-        :raises InvalidInput: a field is missing or of the wrong kind.
-        """
+        """Return the body around the message that ``data`` holds."""
         return cls(message=Message.from_data(data))
 
 
@@ -273,10 +285,7 @@ class MessageEdited(Body):
     reason: str | None = _optional(str)
 
     def to_data(self) -> dict[str, Any]:
-        """Return the event's data; parts become JSON objects.
-
-        :raises InvalidInput: the content is neither text nor parts.
-        """
+        """Return the event's data; parts become JSON objects."""
         data = Body.to_data(self)
         content = self.content
         data["content"] = content if isinstance(content, str) else content_to_json(checked_parts(content))
@@ -284,10 +293,7 @@ class MessageEdited(Body):
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Self:
-        """Return the edit that ``data`` holds.
-
-        :raises InvalidInput: a field is missing or of the wrong kind.
-        """
+        """Return the edit that ``data`` holds."""
         if "content" in data:
             data = {**data, "content": content_from_json(data["content"])}
         return super(MessageEdited, cls).from_data(data)
@@ -356,10 +362,7 @@ class CustomEvent(Body):
         return f"custom.{self.name}"
 
     def to_data(self) -> dict[str, Any]:
-        """Return the application's data unchanged.
-
-        :raises InvalidInput: the data is no object.
-        """
+        """Return the application's data unchanged."""
         return _object(self.data)
 
 
@@ -381,10 +384,7 @@ class UnknownEvent(Body):
         return self.name
 
     def to_data(self) -> dict[str, Any]:
-        """Return the data as it was recorded.
-
-        :raises InvalidInput: the data is no object.
-        """
+        """Return the data as it was recorded."""
         return _object(self.data)
 
 

@@ -1,4 +1,4 @@
-"""Check identifiers and make event ids."""
+"""Check identifiers and other values that callers give, and make event ids."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 import unicodedata
 import zlib
 from threading import Lock
-from typing import Final
+from typing import Any, Final, TypeGuard
 from uuid import UUID, SafeUUID, uuid5
 
 from letopis.store.errors import InvalidInput
@@ -107,3 +107,31 @@ def owner_id(owner: Owner | None) -> str | None:
             raise InvalidInput("owner", f"is a number of {owner.bit_length()} bits, the limit is {_OWNER_BITS}")
         return str(owner)
     return check_identifier(owner, "owner")
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Return True if a value is a whole number; a bool is none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_whole(value: Any, field: str, minimum: int, maximum: int | None = None) -> int:
+    """Return ``value`` if it is a whole number in a range, ends included.
+
+    :raises InvalidInput: it is something else.
+    """
+    if not is_whole(value) or value < minimum or (maximum is not None and value > maximum):
+        raise InvalidInput(
+            field, f"must be a whole number from {minimum}" + ("" if maximum is None else f" to {maximum}")
+        )
+    return value
+
+
+def check_number(value: object, field: str, *, whole: bool = False) -> None:
+    """Check that a value is a number and not NaN. The caller checks the range.
+
+    :raises InvalidInput: it is something else.
+    """
+    kinds = int if whole else (int, float)
+    if not isinstance(value, kinds) or isinstance(value, bool) or value != value:  # NaN
+        wanted = "a whole number" if whole else "a number"
+        raise InvalidInput(field, f"must be {wanted}, not {type(value).__name__}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -13,7 +13,7 @@ from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.schema import conversations, events
 from letopis.store.model.codec import INTEGER_MAX, decode
 from letopis.store.model.event_types import Body, ConversationDeleted, ConversationRewound, ForkPoint, read
-from letopis.store.model.upcasters import Upcasters
+from letopis.store.model.events import Upcasters
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
 
 ALL_VERSIONS: Final = INTEGER_MAX
@@ -53,14 +53,10 @@ class Descendants:
 
     def __init__(self, dialect: Dialect, upcasters: Upcasters) -> None:
         self._upcasters = upcasters
+        c = conversations.c
         self._forks = sa.select(
-            conversations.c.partition,
-            conversations.c.conversation_id,
-            conversations.c.forked_from_id,
-            conversations.c.forked_from_version,
-            conversations.c.forked_from_event,
-            conversations.c.inherits,
-        ).where(dialect.among(conversations.c.forked_from_id, "parents"))
+            c.partition, c.conversation_id, c.forked_from_id, c.forked_from_version, c.forked_from_event, c.inherits
+        ).where(dialect.among(c.forked_from_id, "parents"))
         of_one = (
             events.c.partition == sa.bindparam("partition"),
             events.c.conversation_id == sa.bindparam("conversation"),
@@ -99,17 +95,13 @@ class Descendants:
                                 reset = await self._reset_after(connection, parent, kept)
                             if child.version >= reset:
                                 continue
-                        child = _Fork(
-                            child.partition, child.conversation_id, child.version, child.inherits, child.version
-                        )
+                        child = replace(child, needed=child.version)
                     else:
                         if ends is None:
                             ends = await self._inherits_until(connection, parent)
                         if child.version >= ends:
                             continue
-                        child = _Fork(
-                            child.partition, child.conversation_id, child.version, child.inherits, parent.needed
-                        )
+                        child = replace(child, needed=parent.needed)
                     seen.add(child.conversation_id)
                     if child.inherits:
                         needed = max(needed, child.needed)

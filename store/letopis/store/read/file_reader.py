@@ -15,8 +15,8 @@ from letopis.store.database.schema import messages
 from letopis.store.database.sqlite_file import FileConnection
 from letopis.store.database.sqlite_statements import Statement, compiled
 from letopis.store.model.conversations import Page, RecordedMessage
+from letopis.store.model.events import Upcasters
 from letopis.store.model.identifiers import partition_of
-from letopis.store.model.upcasters import Upcasters
 from letopis.store.read.paging import Window, page_of
 from letopis.store.read.reader import EMPTY_VIEW, Reader, StoreView, ViewQuery
 from letopis.store.read.statements import head_select, whole

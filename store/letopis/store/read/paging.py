@@ -1,20 +1,71 @@
-"""Check what is asked of a page: windows of messages, points in time, sizes, cursors and states; and filter pages."""
+"""Check what is asked of a page: windows, points in time, sizes, cursors and states; and filter pages."""
 
 from __future__ import annotations
 
+import zlib
+from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
+
+import orjson
 
 from letopis.store.errors import InvalidInput
 from letopis.store.model.codec import INTEGER_MAX, INTEGER_MIN
 from letopis.store.model.conversations import Page, RecordedMessage
-from letopis.store.model.cursor import CursorCodec
 from letopis.store.model.events import to_microseconds
-from letopis.store.model.identifiers import check_identifier
-from letopis.store.model.validation import check_whole
+from letopis.store.model.identifiers import check_identifier, check_whole
 from letopis.store.rules.filter import Filter
+
+T = TypeVar("T")
+
+FORMAT_VERSION: Final = 1
+"""Version of the encoding; a cursor of another version is refused."""
+MAX_CURSOR_LENGTH: Final = 40_000
+"""Characters of a cursor."""
+MAX_DECODED_BYTES: Final = 200_000
+"""Bytes that a cursor may decompress to."""
+
+
+@dataclass(frozen=True, slots=True)
+class CursorCodec:
+    """Encodes and decodes the cursors of one kind of page.
+
+    A cursor holds JSON values, the kind and a format version, compressed and with a checksum; one of another kind is
+    refused. It is not signed: the reader of the values checks them as it checks any input.
+    """
+
+    kind: str
+    items: str
+
+    def encode(self, *values: Any) -> str:
+        """Return a cursor that holds JSON values."""
+        plain = orjson.dumps([FORMAT_VERSION, self.kind, *values])
+        return urlsafe_b64encode(zlib.compress(plain, 9)).decode("ascii").rstrip("=")
+
+    def decode(self, cursor: object, read: Callable[..., T]) -> T:
+        """Return ``read(*values)``; ``read`` raises ``TypeError`` or ``ValueError`` where a value is wrong."""
+        try:
+            version, kind, *values = _decompressed(cursor)
+            if (version, kind) != (FORMAT_VERSION, self.kind):
+                raise ValueError  # noqa: TRY301 - every wrong cursor gets one answer
+            return read(*values)
+        except (TypeError, ValueError, zlib.error) as error:
+            raise InvalidInput("after", f"must be the `next` of a page of {self.items}") from error
+
+
+def _decompressed(cursor: object) -> Any:
+    if not isinstance(cursor, str) or len(cursor) > MAX_CURSOR_LENGTH:
+        raise TypeError
+    packed = b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+    # A few bytes can be made to decompress to gigabytes.
+    decompressor = zlib.decompressobj()
+    plain = decompressor.decompress(packed, MAX_DECODED_BYTES)
+    if not decompressor.eof or decompressor.unused_data:
+        raise ValueError
+    return orjson.loads(plain)
+
 
 STATES: Final = ("active", "archived", "deleted")
 DEFAULT_STATES: Final = ("active",)
@@ -32,17 +83,7 @@ _CONVERSATIONS: Final = CursorCodec("conversations", "conversations")
 
 
 class WindowShape(NamedTuple):
-    """What a window asks for, without the values.
-
-    :ivar last: whether it begins at the newest message.
-    :ivar limited: whether there is a limit.
-    :ivar before: whether there is an upper bound.
-    :ivar after: whether there is a lower bound.
-    :ivar every: whether messages that have left the path are included.
-    :ivar limit: the limit, where it is written into the statement.
-    :ivar roles: the roles of the messages; ``None`` for all.
-    :ivar prefixed: whether only ids with a prefix are wanted.
-    """
+    """What a :class:`Window` asks for, without the values; ``limit`` only where it is written into the statement."""
 
     last: bool
     limited: bool
@@ -187,9 +228,7 @@ def _depth_of(place: object) -> tuple[int, Any]:
 
 def check_count(value: object, field: str) -> int:
     """Return ``value`` if it can be the size of a page."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_PAGE:
-        raise InvalidInput(field, f"must be a whole number from 1 to {MAX_PAGE}")
-    return value
+    return check_whole(value, field, 1, MAX_PAGE)
 
 
 def check_place(value: object, field: str) -> int | None:

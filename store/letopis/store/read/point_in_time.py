@@ -28,16 +28,14 @@ from letopis.store.model.event_types import (
     ReactionAdded,
     ReactionRemoved,
 )
-from letopis.store.model.events import RecordedEvent, from_microseconds, to_microseconds
-from letopis.store.model.upcasters import Upcasters
+from letopis.store.model.events import RecordedEvent, Upcasters, from_microseconds, to_microseconds
 from letopis.store.read.paging import AsOf, Window, WindowShape, page_of
 from letopis.store.read.reader import Reader
 from letopis.store.read.statements import messages_select
 from letopis.store.read.task_marks import event_columns, is_on_path, left_at
-from letopis.store.rules.fold import Fold
+from letopis.store.rules.decoding import is_put_back
+from letopis.store.rules.fold import Fold, redacted
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
-from letopis.store.rules.put_back import is_put_back
-from letopis.store.rules.recorded_messages import redacted
 from letopis.store.rules.reducer import ConversationState, MessageSink, reduce_event
 
 MAX_EVENTS_PER_PAGE: Final = 1_000

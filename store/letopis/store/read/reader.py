@@ -11,7 +11,6 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect, in_batches
-from letopis.store.database.log_state import LogState, check_counters
 from letopis.store.database.row_mapping import (
     appended_event,
     decode_object,
@@ -22,14 +21,14 @@ from letopis.store.database.row_mapping import (
     recorded_event,
     unreadable_message,
 )
+from letopis.store.database.store_identity import LogState, check_counters
 from letopis.store.errors import InvalidInput
 from letopis.store.model.codec import INTEGER_MAX
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.event_types import MessageAppended, MessageEdited, MessageFailed, MessageSent, read
-from letopis.store.model.events import RecordedEvent
+from letopis.store.model.events import NO_UPCASTERS, RecordedEvent, Upcasters
 from letopis.store.model.identifiers import check_identifier, partition_of
 from letopis.store.model.records import is_record_lane, lane_partition
-from letopis.store.model.upcasters import NO_UPCASTERS, Upcasters
 from letopis.store.read.paging import (
     DEFAULT_STATES,
     Window,
@@ -43,8 +42,7 @@ from letopis.store.read.paging import (
 )
 from letopis.store.read.records import RecordReader
 from letopis.store.read.statements import ReadStatements, positions_from_rows
-from letopis.store.rules.fold import PathPosition
-from letopis.store.rules.recorded_messages import recorded_message, redacted, replace_content, with_delivery
+from letopis.store.rules.fold import PathPosition, recorded_message, redacted, replace_content, with_delivery
 from letopis.store.rules.rows import reactions_from_text
 
 MAX_REMEMBERED_CONVERSATIONS: Final = 10_000
@@ -423,12 +421,7 @@ class Reader:
 def plain_view(page: Page[RecordedMessage], head: Any) -> StoreView:
     """Return the plain view of a page and a row of :func:`head_select`."""
     return StoreView(
-        conversation=None,
-        messages=page.items,
-        sequence=head.delivered,
-        version=head.seen,
-        next=page.next,
-        plain=True,
+        conversation=None, messages=page.items, sequence=head.delivered, version=head.seen, next=page.next, plain=True
     )
 
 

@@ -311,31 +311,11 @@ def whole(page: sa.Select[Any], *, with_head: bool = False, past: bool = False) 
     e, c, d = events.alias("e"), events.alias("c"), events.alias("d")
     # Not ordered: sorting a page here is faster than in a database.
     columns: Any = sa.select(
-        m.c.conversation_id.label("m_conversation_id"),
-        m.c.version.label("m_version"),
-        m.c.message_id.label("m_message_id"),
-        m.c.role.label("m_role"),
-        m.c.left_at.label("m_left_at"),
-        m.c.redacted_at.label("m_redacted_at"),
-        m.c.content_version.label("m_content_version"),
-        m.c.delivery_version.label("m_delivery_version"),
-        m.c.reactions.label("m_reactions"),
-        e.c.event_id.label("e_event_id"),
-        e.c.origin_id.label("e_origin_id"),
-        e.c.sequence.label("e_sequence"),
-        e.c.type.label("e_type"),
-        e.c.schema_version.label("e_schema_version"),
-        e.c.data.label("e_data"),
-        shown_digest(e).label("e_digest"),
-        e.c.occurred_at.label("e_occurred_at"),
-        e.c.recorded_at.label("e_recorded_at"),
-        c.c.type.label("c_type"),
-        c.c.schema_version.label("c_schema_version"),
-        c.c.data.label("c_data"),
-        shown_digest(c).label("c_digest"),
-        d.c.type.label("d_type"),
-        d.c.schema_version.label("d_schema_version"),
-        d.c.data.label("d_data"),
+        *_labelled("m", m, "conversation_id version message_id role left_at redacted_at"),
+        *_labelled("m", m, "content_version delivery_version reactions"),
+        *_labelled("e", e, "event_id origin_id sequence type schema_version data digest occurred_at recorded_at"),
+        *_labelled("c", c, "type schema_version data digest"),
+        *_labelled("d", d, "type schema_version data"),
     )
     source: Any = (
         m.join(e, _event_at(e, m, m.c.version))
@@ -352,6 +332,12 @@ def whole(page: sa.Select[Any], *, with_head: bool = False, past: bool = False) 
     return _by_version(found, e, c, d)
 
 
+def _labelled(prefix: str, table: Any, names: str) -> list[Any]:
+    """Return columns of a table under a prefix, digests as they are shown."""
+    shown = {"digest": shown_digest(table)} if "digest" in names else {}
+    return [shown.get(name, table.c[name]).label(f"{prefix}_{name}") for name in names.split()]
+
+
 def _by_version(select: sa.Select[Any], *event_tables: Any) -> sa.Select[Any]:
     """Return a select that finds events by their versions, whatever MariaDB's statistics say.
 
@@ -366,7 +352,5 @@ def _by_version(select: sa.Select[Any], *event_tables: Any) -> sa.Select[Any]:
 
 def _event_at(event: Any, m: Any, version: Any) -> sa.ColumnElement[bool]:
     return sa.and_(
-        event.c.partition == m.c.partition,
-        event.c.conversation_id == m.c.conversation_id,
-        event.c.version == version,
+        event.c.partition == m.c.partition, event.c.conversation_id == m.c.conversation_id, event.c.version == version
     )

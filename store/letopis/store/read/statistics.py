@@ -13,9 +13,9 @@ from letopis.store.database.dialects import Dialect
 from letopis.store.database.schema import conversations, events, messages
 from letopis.store.model.codec import decode
 from letopis.store.model.event_types import MessageAppended
+from letopis.store.model.events import Upcasters
 from letopis.store.model.identifiers import partition_of
 from letopis.store.model.messages import EMPTY
-from letopis.store.model.upcasters import Upcasters
 from letopis.store.read.reader import Reader
 from letopis.store.read.task_marks import erased, message_columns
 from letopis.store.rules.redaction import stripped
@@ -184,8 +184,7 @@ class _Statements:
         self._among_conversations = dialect.among(messages.c.conversation_id, "conversations")
         # What was put back is counted where it was appended first.
         stood = sa.and_(
-            messages.c.back.is_(None),
-            sa.or_(messages.c.left_at.is_(None), messages.c.left_at != messages.c.version),
+            messages.c.back.is_(None), sa.or_(messages.c.left_at.is_(None), messages.c.left_at != messages.c.version)
         )
         self.sums = (
             sa.select(
@@ -201,10 +200,7 @@ class _Statements:
     def conversations(self, period: Period) -> sa.Executable:
         """Return the select of some conversations, by id."""
         statement = sa.select(
-            conversations.c.partition,
-            conversations.c.conversation_id,
-            conversations.c.version,
-            conversations.c.tokens,
+            conversations.c.partition, conversations.c.conversation_id, conversations.c.version, conversations.c.tokens
         ).where(conversations.c.conversation_id > sa.bindparam("after"))
         if period.owner is None:
             statement = statement.where(conversations.c.partition == sa.bindparam("partition"))

@@ -15,7 +15,7 @@ A task is a range of versions of one conversation, of which ``(after, upto]`` is
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -50,15 +50,7 @@ class Task:
 
     def as_row(self) -> TableRow:
         """Return the values in the order of the table's columns."""
-        return (
-            self.partition,
-            self.conversation_id,
-            self.kind,
-            self.version,
-            self.after,
-            self.upto,
-            self.created_at,
-        )
+        return astuple(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,8 +18,8 @@ from uuid import UUID, uuid5
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from letopis.store.database.log_state import LogState
 from letopis.store.database.schema import conversations, events, lanes, log_heads, messages, origins, owners, store
+from letopis.store.database.store_identity import LogState
 from letopis.store.errors import ConfigurationError, MoveFailed
 from letopis.store.model.events import now_microseconds
 from letopis.store.relocation.endpoint import Endpoint

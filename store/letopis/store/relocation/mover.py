@@ -18,14 +18,13 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.engines import run_whole
-from letopis.store.database.log_state import LogState, refusal
 from letopis.store.database.migrations import STORE, Revision, SchemaState, hold_alembic_lock, revision_state, upgrade
 from letopis.store.database.schema import checkpoints, conversations, events, lanes, messages, origins, owners
+from letopis.store.database.sqlite import truncate_wal
+from letopis.store.database.store_identity import LogState, refusal
 from letopis.store.database.urls import normalise_url
-from letopis.store.database.wal_truncation import truncate_wal
 from letopis.store.errors import ConfigurationError, MoveFailed
-from letopis.store.model.events import now_microseconds
-from letopis.store.model.upcasters import NO_UPCASTERS
+from letopis.store.model.events import NO_UPCASTERS, now_microseconds
 from letopis.store.relocation.copier import copy_redacted, copy_rows, event_slice, other_slices
 from letopis.store.relocation.endpoint import Endpoint
 from letopis.store.relocation.handover import (

@@ -92,7 +92,6 @@ class StoredEvent:
     :ivar salt: ``None`` if the content was redacted.
     :ivar version: its place in the conversation, or that where its message is on the path.
     :ivar left_at: the version at which the message that it appended left the path; ``None`` while it is on the path.
-    :ivar deleted: True if the conversation was deleted.
     """
 
     event_id: UUID
@@ -120,11 +119,7 @@ class StoredEvent:
 
 @dataclass(slots=True, kw_only=True)
 class ComparedLane:
-    """One lane's delivery, split at the lane's head.
-
-    :ivar known: events up to the head; :func:`check_known` checks that they are stored.
-    :ivar fresh: events after the head.
-    """
+    """One lane's delivery, split at the lane's head: :func:`check_known` checks that the known events are stored."""
 
     lane: LaneBatch
     head: int

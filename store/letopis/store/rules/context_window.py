@@ -8,8 +8,8 @@ from itertools import takewhile
 
 from letopis.store.errors import InvalidInput
 from letopis.store.model.conversations import RecordedMessage, Seen
+from letopis.store.model.identifiers import check_whole, is_whole
 from letopis.store.model.messages import INSTRUCTIONS, Message
-from letopis.store.model.validation import check_whole, is_whole
 from letopis.store.rules.tool_calls import MessageBlock, StrayResult, pair_tool_calls
 
 TokenCounter = Callable[[Message], int]

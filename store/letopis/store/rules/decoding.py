@@ -1,13 +1,16 @@
-"""Decode the events of a delivery and find the messages that they name, without I/O."""
+"""Decode the events of a delivery, find the messages that they name, and mark puts-back, without I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
 
 from letopis.store.errors import InvalidInput
-from letopis.store.model.codec import RESERVED, decode
+from letopis.store.model.codec import RESERVED, EncodedEvent, decode
 from letopis.store.model.event_types import (
     Body,
     ConversationDeleted,
@@ -17,12 +20,11 @@ from letopis.store.model.event_types import (
     UnknownEvent,
     read,
 )
+from letopis.store.model.events import NO_UPCASTERS, Upcasters
 from letopis.store.model.identifiers import check_identifier
 from letopis.store.model.messages import is_text_alone, text_message
-from letopis.store.model.upcasters import NO_UPCASTERS, Upcasters
 from letopis.store.rules.apply_plan import SequencedEvent
 from letopis.store.rules.preconditions import Precondition
-from letopis.store.rules.put_back import is_put_back
 from letopis.store.rules.redaction import is_stripped, message_of
 from letopis.store.rules.reducer import MessageChange
 from letopis.store.rules.rows import MessageRow
@@ -124,3 +126,28 @@ def removal_bound(decoded: Iterable[DecodedEvent], targets: Iterable[MessageRow]
                 version = known.get(target, 0)
                 bound = version if bound is None else min(version, bound)
     return bound
+
+
+PUT_BACK_KEY: Final = f"{RESERVED}puts_back"
+"""The key of an event's metadata that names the event which appended the message first."""
+
+
+def put_back(event: EncodedEvent, *, first: UUID, event_id: UUID) -> EncodedEvent:
+    """Return the event that puts back the message which ``event`` appends.
+
+    It is an append of the same content under an event id of its own. Its digest, which leaves the mark out, stays.
+
+    :param first: the event that appended the message first.
+    """
+    metadata = orjson.dumps({**decode(event.metadata), PUT_BACK_KEY: str(first)}).decode()
+    return replace(event, event_id=event_id, metadata=metadata)
+
+
+def puts_back(metadata: str | None) -> bool:
+    """Return True if the metadata is that of an event that puts a message back."""
+    return metadata is not None and PUT_BACK_KEY in metadata and PUT_BACK_KEY in decode(metadata)
+
+
+def is_put_back(metadata: Mapping[str, Any]) -> bool:
+    """Return True if the decoded metadata is that of an event that puts a message back."""
+    return PUT_BACK_KEY in metadata

@@ -1,19 +1,27 @@
-"""Fold events into a conversation and its messages, without I/O."""
+"""Fold events into a conversation and its messages, and change recorded messages by events, without I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Final
 
-from letopis.store.model.conversations import Conversation, RecordedMessage, Saved
-from letopis.store.model.event_types import MessageAppended
-from letopis.store.model.events import RecordedEvent
-from letopis.store.model.upcasters import NO_UPCASTERS, Upcasters
+from letopis.store.model.conversations import Conversation, Delivery, Reaction, RecordedMessage, Saved
+from letopis.store.model.event_types import (
+    MessageAppended,
+    MessageEdited,
+    MessageFailed,
+    MessageRedacted,
+    MessageSent,
+    ReactionAdded,
+    ReactionRemoved,
+)
+from letopis.store.model.events import NO_UPCASTERS, RecordedEvent, Upcasters
+from letopis.store.model.messages import Message, empty
+from letopis.store.rules.decoding import is_put_back
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
-from letopis.store.rules.put_back import is_put_back
-from letopis.store.rules.recorded_messages import recorded_message, redacted, with_change
+from letopis.store.rules.redaction import stripped
 from letopis.store.rules.reducer import ConversationState, MessageChange, MessageSink, reduce_event, takes_effect
 
 _STATE_FIELDS: Final = tuple(spec.name for spec in fields(ConversationState))
@@ -224,3 +232,88 @@ class _Messages(MessageSink):
                 self.messages[index] = replace(message, on_path=False)
                 removed += 1
         return removed
+
+
+MAX_REACTION_CHARACTERS: Final = 1_048_576
+"""Characters of all reactions to a message: they share one row, and MariaDB bounds a statement. More are ignored."""
+_CHARACTERS_OF_A_NUMBER: Final = 24
+
+
+def recorded_message(body: MessageAppended, event: RecordedEvent, *, saved: Saved = Saved.SAVED) -> RecordedMessage:
+    """Return the message as the event that appended it records it."""
+    return RecordedMessage(
+        conversation_id=event.conversation_id,
+        message=body.message,
+        event_id=event.event_id,
+        origin_id=event.origin_id,
+        sequence=event.sequence,
+        occurred_at=event.occurred_at,
+        version=event.version,
+        recorded_at=event.recorded_at,
+        saved=saved,
+        redacted=event.digest is None,
+    )
+
+
+def with_change(message: RecordedMessage, body: MessageChange, *, saved: Saved = Saved.SAVED) -> RecordedMessage:
+    """Return ``message`` after an event that changes it; ``saved`` says how far the event has got."""
+    match body:
+        case MessageEdited():
+            return replace(replace_content(message, body), saved=_least_saved(message.saved, saved))
+        case MessageSent() | MessageFailed():
+            return with_delivery(message, body, redacted=message.redacted)
+        case MessageRedacted():
+            return redacted(message) if message.on_path else replace(redacted(message), reactions=())
+        case ReactionAdded() | ReactionRemoved():
+            return replace(message, reactions=reacted(message.reactions, body))
+
+
+def replace_content(message: RecordedMessage, edit: MessageEdited) -> RecordedMessage:
+    """Return ``message`` with the content of ``edit``."""
+    return replace(message, message=replace(message.message, content=edit.content), edited=True)
+
+
+def with_delivery(
+    message: RecordedMessage, body: MessageSent | MessageFailed, *, redacted: bool = False
+) -> RecordedMessage:
+    """Return ``message`` with what the platform did with it."""
+    whole = stripped(body.type, body.to_data()) if redacted else body.to_data()
+    data = {key: value for key, value in whole.items() if key != "message_id"}
+    delivery = Delivery.SENT if isinstance(body, MessageSent) else Delivery.FAILED
+    return replace(message, delivery=delivery, delivery_data=data or empty())
+
+
+def redacted(message: RecordedMessage) -> RecordedMessage:
+    """Return ``message`` without its content."""
+    left = Message.from_data(stripped(MessageAppended.type, message.message.to_data()))
+    kind = MessageSent.type if message.delivery is Delivery.SENT else MessageFailed.type
+    return replace(
+        message,
+        message=left,
+        redacted=True,
+        edited=False,
+        delivery_data=stripped(kind, message.delivery_data) or empty(),
+    )
+
+
+def reacted(reactions: Sequence[Reaction], body: ReactionAdded | ReactionRemoved) -> tuple[Reaction, ...]:
+    """Return the reactions of a message after one more was given or taken back."""
+    same = (body.key, body.actor)
+    if isinstance(body, ReactionRemoved):
+        return tuple(one for one in reactions if (one.key, one.actor) != same)
+    given = Reaction(key=body.key, actor=body.actor, value=body.value)
+    after = tuple(given if (one.key, one.actor) == same else one for one in reactions)
+    if given not in after:
+        after = (*after, given)
+    return after if sum(map(_length, after)) <= MAX_REACTION_CHARACTERS else tuple(reactions)
+
+
+def _length(reaction: Reaction) -> int:
+    value = reaction.value
+    characters = len(value) if isinstance(value, str) else _CHARACTERS_OF_A_NUMBER
+    return len(reaction.key) + len(reaction.actor or "") + characters
+
+
+def _least_saved(one: Saved, other: Saved) -> Saved:
+    order = (Saved.SAVED, Saved.PENDING, Saved.BLOCKED)
+    return max(one, other, key=order.index)

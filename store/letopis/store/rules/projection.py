@@ -22,8 +22,8 @@ from letopis.store.model.event_types import (
     ReactionRemoved,
 )
 from letopis.store.rules.decoding import DecodedEvent
+from letopis.store.rules.fold import reacted
 from letopis.store.rules.preconditions import Conflict, with_conflict
-from letopis.store.rules.recorded_messages import reacted
 from letopis.store.rules.redaction import mark_arrived_erased, message_of, strip_event
 from letopis.store.rules.reducer import MAX_TOKENS, MessageChange, MessageSink, reduce_event, takes_effect
 from letopis.store.rules.rows import ConversationRow, MessageRow
@@ -37,7 +37,6 @@ _APPENDED, _SENT, _FAILED = Delivery.APPENDED.value, Delivery.SENT.value, Delive
 class Projected:
     """What to write for the fresh events of a conversation.
 
-    :ivar first: the version of the first event.
     :ivar events: as they are to be recorded: with conflicts noted, and without redacted content.
     :ivar messages: rows that are new or have changed.
     :ivar superseded: conflicts, by sequence.

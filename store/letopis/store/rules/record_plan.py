@@ -43,9 +43,7 @@ SUPERSEDED: Final = Conflict(expected=0, actual=0)
 class RecordChange:
     """One event of a record lane, decoded.
 
-    :ivar prefix: of what a clear removes; otherwise the namespace.
-    :ivar key: empty for a clear.
-    :ivar expected: what the change depends on.
+    :ivar prefix: of what a clear removes, which has no key; otherwise the namespace.
     :ivar keep: a change that finds another record than it expects leaves that one, and is no conflict.
     :ivar erases: a clear whose traces are erased too, because its conversation or owner is.
     :ivar checksum: the SHA-256 of the value, in hexadecimal.
@@ -95,13 +93,7 @@ def _as_text(value: object) -> str:
 
 
 def change_event(
-    lane: str,
-    type_name: str,
-    *,
-    event_id: UUID,
-    occurred_at: int,
-    data: bytes,
-    body: bytes | None = None,
+    lane: str, type_name: str, *, event_id: UUID, occurred_at: int, data: bytes, body: bytes | None = None
 ) -> EncodedEvent:
     """Return the event of a change. Its digest covers the value through the checksum in its data."""
     salt = os.urandom(SALT_BYTES)
@@ -120,10 +112,7 @@ def change_event(
 
 
 def decode_change(delivery: SequencedEvent) -> RecordChange:
-    """Return the change that an event of a record lane is; one without effect for a type that is not known here.
-
-    :raises InvalidInput: the event was damaged after it was appended, or is none that this release writes.
-    """
+    """Return the change that an event of a record lane is; one without effect for a type that is not known here."""
     event = delivery.event
     if not event.intact or (event.salt is None and event.data != "{}"):
         raise InvalidInput("digest", "does not match the content: the event was damaged after it was appended")
@@ -206,7 +195,6 @@ class RecordPlan:
     :ivar final: the change whose value a record has in the end, or ``None`` where it has none; of records that change.
     :ivar cleared: the prefixes under which all records go, before the final values are written.
     :ivar superseded: the sequences of changes whose condition did not hold.
-    :ivar erases: True if content was erased.
     """
 
     final: dict[RecordKey, RecordChange | None] = field(default_factory=dict)
@@ -218,11 +206,7 @@ class RecordPlan:
 def plan_changes(
     changes: Iterable[RecordChange], stored: Mapping[RecordKey, UUID], *, gone: bool = False
 ) -> RecordPlan:
-    """Return what changes come to, in their order.
-
-    :param stored: the revisions of the records that the changes name, as far as those exist.
-    :param gone: the conversation was deleted: nothing is kept for it any more.
-    """
+    """Return what changes come to, in their order; nothing is kept if the conversation is ``gone``."""
     plan = RecordPlan()
     revisions = dict(stored)
     for change in changes:
@@ -275,9 +259,7 @@ class LedgerEntry:
 def check_known_changes(compared: ComparedLane, ledger: Mapping[int, LedgerEntry], *, floor: int) -> set[int]:
     """Check that each change up to the head is the one that was applied; return the sequences that were superseded.
 
-    :param ledger: entries of the lane, by sequence.
-    :param floor: up to here the ledger was trimmed, because the outbox has pruned these changes.
-    :raises HistoryDiverged: another change was applied in the place of one.
+    Up to ``floor`` the ledger was trimmed, because the outbox has pruned these changes.
     """
     superseded = set()
     for delivery in compared.known:

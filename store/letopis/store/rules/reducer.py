@@ -9,8 +9,8 @@ from typing import Any, Final, Generic, TypeVar
 
 import orjson
 
-from letopis.store.model.annotations import NULL
 from letopis.store.model.event_types import (
+    NULL,
     Body,
     ConversationActivated,
     ConversationAnnotated,
@@ -75,11 +75,7 @@ class MessageSink:
     __slots__ = ()
 
     def append(self, body: MessageAppended, *, superseded: bool, back: bool) -> bool:
-        """Add a message; a superseded one is off the path from the start.
-
-        :param back: put it back; do nothing if it is on the path already.
-        :return: False if nothing was done.
-        """
+        """Add a message, a superseded one off the path; return False if it is put ``back`` and is on it already."""
         return True
 
     def change(self, body: MessageChange) -> None:
@@ -88,8 +84,7 @@ class MessageSink:
     def rewind_to(self, message_id: str, count: int) -> int | None:
         """Take the messages after ``message_id`` off the path, unless it is off the path itself.
 
-        :param count: how many messages are on the path.
-        :return: how many stay on it; ``None`` if the conversation has no message of that id of its own.
+        Of ``count`` messages on it, return how many stay; ``None`` if the conversation has no own message of that id.
         """
         return count
 
@@ -162,12 +157,7 @@ def reduce_event(
 
 
 def takes_effect(body: MessageChange, *, has_content: bool, redacted: bool, on_path: bool) -> bool:
-    """Return True if an event changes a message that it names.
-
-    :param has_content: True unless the event itself was redacted.
-    :param redacted: True if the message was redacted.
-    :param on_path: True if the message is on the active path.
-    """
+    """Return True if an event, which has content unless it was redacted, changes a message that it names."""
     match body:
         case MessageEdited():
             return has_content and not redacted

@@ -55,12 +55,7 @@ class Statistics(Figures):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Period:
-    """What to count.
-
-    :ivar since: UTC microseconds, inclusive.
-    :ivar until: UTC microseconds, exclusive.
-    :ivar by: a key of the messages' metadata.
-    """
+    """What to count: from ``since`` on and before ``until``, in UTC microseconds; ``by`` a key of the metadata."""
 
     owner: str | None = None
     since: int | None = None
@@ -69,10 +64,7 @@ class Period:
 
     @classmethod
     def of(cls, *, owner: str | None, since: datetime | None, until: datetime | None, by: str | None) -> Self:
-        """Return what a caller asks to count.
-
-        :raises InvalidInput: an argument is wrong.
-        """
+        """Return what a caller asks to count."""
         if by is not None and (not isinstance(by, str) or not by):
             raise InvalidInput("by", "must be a key of the messages' metadata")
         return cls(

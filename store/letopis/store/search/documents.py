@@ -23,8 +23,8 @@ from letopis.store.model.event_types import (
     MessageRedacted,
     read,
 )
+from letopis.store.model.events import Upcasters
 from letopis.store.model.parts import content_text
-from letopis.store.model.upcasters import Upcasters
 from letopis.store.read.task_marks import MAX_ROWS_PER_TRANSACTION, left_at
 from letopis.store.search.index import Document
 

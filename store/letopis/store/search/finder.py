@@ -14,8 +14,8 @@ from letopis.store.cancellation import off_the_loop
 from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.schema import messages
 from letopis.store.model.conversations import Page, RecordedMessage
+from letopis.store.model.events import Upcasters
 from letopis.store.model.identifiers import partition_of
-from letopis.store.model.upcasters import Upcasters
 from letopis.store.read.reader import Reader
 from letopis.store.read.statements import whole
 from letopis.store.read.task_marks import is_on_path

@@ -22,7 +22,7 @@ from letopis.store.database.fault_classification import repeat_on_conflict, tran
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.schema import checkpoints, log_heads
 from letopis.store.errors import Closed
-from letopis.store.model.upcasters import Upcasters
+from letopis.store.model.events import Upcasters
 from letopis.store.projections.base import Checkpoint, CheckpointKey, Checkpoints
 from letopis.store.read.polling import repeat
 from letopis.store.read.task_marks import FORGET, Task, write_marks

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from letopis.store.model.codec import INTEGER_MAX
 from letopis.store.model.conversations import RecordedMessage
-from letopis.store.model.cursor import CursorCodec
+from letopis.store.read.paging import CursorCodec
 from letopis.store.search.query import Query, match
 from letopis.store.search.snippets import snippet
 

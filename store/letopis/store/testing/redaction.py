@@ -27,9 +27,9 @@ from letopis.store.model.event_types import (
     ReactionAdded,
 )
 from letopis.store.model.identifiers import uuid7
+from letopis.store.rules.decoding import put_back
 from letopis.store.rules.fold import fold
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
-from letopis.store.rules.put_back import put_back
 from letopis.store.testing.conformance import StoreConformance
 from letopis.store.testing.destination_store import DestinationStore
 from letopis.store.testing.outbox import Outbox, assert_no_gaps, whole_log

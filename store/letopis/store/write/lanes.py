@@ -43,9 +43,8 @@ _NO_HEAD: Final = (0, 0, 0, 0)
 class AcceptedLane:
     """A lane whose delivery does not contradict what is stored; each phase of an apply adds what it finds.
 
-    :ivar fresh: the events to write; may be empty.
-    :ivar plain: True if each of them only appends a message, on no condition.
-    :ivar changes: likewise, of a lane of records.
+    :ivar plain: True if each of the fresh events only appends a message, on no condition.
+    :ivar changes: the fresh events of a lane of records.
     :ivar conflicts: those of the delivered events that are stored already, by sequence.
     :ivar shown: the versions of messages that other outboxes have delivered and that are on the path before this
         delivery, by the sequence under which this one appends them too.
@@ -58,7 +57,6 @@ class AcceptedLane:
     :ivar targets: the stored messages that the events may change; without those that ``unloaded`` counts.
     :ivar verdicts: the conflicts of events that came too late, by sequence.
     :ivar retained: forks read the conversation up to this version.
-    :ivar result: what the fresh events come to.
     """
 
     compared: ComparedLane
@@ -108,10 +106,7 @@ class Lanes:
     def __init__(self, dialect: Dialect) -> None:
         self._heads = dialect.locked(
             sa.select(lanes.c.conversation_id, lanes.c.sequence, lanes.c.duplicates, lanes.c.floor, lanes.c.records)
-            .where(
-                *of_conversations(dialect, lanes),
-                lanes.c.origin_id == sa.bindparam("origin"),
-            )
+            .where(*of_conversations(dialect, lanes), lanes.c.origin_id == sa.bindparam("origin"))
             .order_by(lanes.c.partition, lanes.c.conversation_id)
         )
         self._places = sa.select(events.c.sequence, events.c.event_id).where(
@@ -140,10 +135,7 @@ class Lanes:
             )
             .outerjoin_from(events, messages, sa.and_(*in_place))
             .outerjoin(conversations, sa.and_(*of_it))
-            .where(
-                *of_conversations(dialect, events),
-                dialect.among(events.c.event_id, "ids"),
-            )
+            .where(*of_conversations(dialect, events), dialect.among(events.c.event_id, "ids"))
         )
         self._ledger = sa.select(record_ledger).where(
             *of_conversation(record_ledger),

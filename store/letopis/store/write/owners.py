@@ -20,11 +20,7 @@ from letopis.store.write.transaction import ApplyTransaction
 
 @dataclass(slots=True, kw_only=True)
 class OwnerRow:
-    """A row of the owners; mutable for the time of one transaction.
-
-    :ivar number: the next one to give to a conversation.
-    :ivar by: the outbox that moved the mark last; ``order`` is the activation's order there.
-    """
+    """A row of the owners; ``by`` is the outbox that moved the mark last, ``order`` the activation's order there."""
 
     owner_id: str
     active: str | None = None

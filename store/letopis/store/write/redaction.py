@@ -13,7 +13,7 @@ from letopis.store.database.dialects import Dialect, check_row_count, in_batches
 from letopis.store.database.schema import conversations, events, messages
 from letopis.store.model.codec import decode
 from letopis.store.model.event_types import ConversationDeleted, MessageAppended
-from letopis.store.model.upcasters import Upcasters
+from letopis.store.model.events import Upcasters
 from letopis.store.read.descendants import Descendants, NewFork
 from letopis.store.read.task_marks import ERASE, MAX_ROWS_PER_TRANSACTION, Task, write_marks
 from letopis.store.rules.apply_plan import TableRow
@@ -62,14 +62,8 @@ class Eraser:
             .where(*there, sa.or_(messages.c.redacted_at.is_(None), messages.c.redacted_at == messages.c.version))
             .values(redacted_at=sa.bindparam("reset_at"), content_version=messages.c.version)
         )
-        self._last = sa.select(sa.func.max(events.c.version)).where(
-            *of_conversation(events),
-        )
-        self._lock = dialect.locked(
-            sa.select(conversations.c.retained).where(
-                *of_conversation(conversations),
-            )
-        )
+        self._last = sa.select(sa.func.max(events.c.version)).where(*of_conversation(events))
+        self._lock = dialect.locked(sa.select(conversations.c.retained).where(*of_conversation(conversations)))
 
     async def erase_messages(
         self, connection: AsyncConnection, partition: int, conversation_id: str, *, upto: int, reset_at: int | None

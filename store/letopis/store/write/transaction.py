@@ -47,7 +47,6 @@ class _LockOrder(dict[str, tuple[int, bytes]]):
 class ApplyTransaction:
     """An open transaction in which one batch is applied.
 
-    :ivar partitions: how many partitions the log has.
     :ivar now: the time to record, in microseconds.
     :ivar lock_order: returns the sort key of a conversation or lane: partition and name, the order of the primary keys,
         which compare bytes on all three databases. Every transaction locks in this order, so that none deadlocks.

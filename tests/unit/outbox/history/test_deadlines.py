@@ -50,7 +50,7 @@ class Line:
 async def line(
     request: pytest.FixtureRequest, new_store_url: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Line]:
-    monkeypatch.setattr("letopis.store.database.servers.ANSWER_MARGIN_SECONDS", 0.5)
+    monkeypatch.setattr("letopis.store.database.failover.ANSWER_MARGIN_SECONDS", 0.5)
     url = make_url(new_store_url(request.param))
     wire = peers.Wire(url.port or 0)
     async with wire.open() as port:

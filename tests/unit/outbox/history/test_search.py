@@ -26,7 +26,7 @@ from letopis.store import (
     MessageRedacted,
     Page,
 )
-from letopis.store.model.cursor import CursorCodec
+from letopis.store.read.paging import CursorCodec
 
 
 @asynccontextmanager

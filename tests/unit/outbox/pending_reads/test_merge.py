@@ -35,8 +35,7 @@ from letopis.store.model.event_types import (
     MessageAppended,
     MessageEdited,
 )
-from letopis.store.model.events import RecordedEvent, to_microseconds
-from letopis.store.model.upcasters import NO_UPCASTERS
+from letopis.store.model.events import NO_UPCASTERS, RecordedEvent, to_microseconds
 from letopis.store.read.paging import Window
 from letopis.store.read.reader import EMPTY_VIEW, StoreView
 from letopis.store.rules.fold import PathPosition

@@ -116,7 +116,7 @@ async def test_a_connection_setting_that_the_server_refuses_is_no_fault_of_an_ev
 
 async def test_a_server_that_falls_silent_in_mid_statement(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """No packet says that it is gone: only our own clock does. On MariaDB also while we still have much to send."""
-    monkeypatch.setattr("letopis.store.database.servers.ANSWER_MARGIN_SECONDS", 0.5)
+    monkeypatch.setattr("letopis.store.database.failover.ANSWER_MARGIN_SECONDS", 0.5)
     for size in (10,) if bench.postgresql else (10, 5_000_000):
         wire = peers.Wire(bench.port)
         async with wire.open() as port:

@@ -24,7 +24,7 @@ MESSAGES = (
 
 
 def of_row(message: Message) -> RecordedMessage:
-    row = (7, EVENT.bytes, ORIGIN, 3, orjson.dumps(message.to_data()).decode(), 1_000_000, 2_000_000, False)
+    row = (7, EVENT.bytes, ORIGIN, 3, orjson.dumps(message.to_data()).decode(), 1_000_000, 2_000_000, False, False)
     return plain_messages("chat", [row])[7]
 
 
@@ -78,7 +78,7 @@ def test_a_name_that_is_no_field_is_an_attribute_error(message: Message) -> None
 @pytest.mark.parametrize("text", ['{"content":"a"', "[1]", "", '{"content":"a","message_id":"m","role":"user"}x'])
 def test_damage_is_told_by_the_read_and_not_when_a_field_is_made(text: str) -> None:
     with pytest.raises(StoreFault, match="damaged"):
-        plain_messages("chat", [(7, EVENT, ORIGIN, 3, text, 1, 2, False)])
+        plain_messages("chat", [(7, EVENT, ORIGIN, 3, text, 1, 2, False, False)])
 
 
 @pytest.mark.parametrize(
@@ -93,4 +93,4 @@ def test_damage_is_told_by_the_read_and_not_when_a_field_is_made(text: str) -> N
     ],
 )
 def test_what_this_release_cannot_read_is_left_to_the_whole_read(data: dict[str, Any]) -> None:
-    assert plain_messages("chat", [(7, EVENT, ORIGIN, 3, orjson.dumps(data).decode(), 1, 2, False)]) == {}
+    assert plain_messages("chat", [(7, EVENT, ORIGIN, 3, orjson.dumps(data).decode(), 1, 2, False, False)]) == {}

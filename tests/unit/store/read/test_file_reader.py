@@ -21,7 +21,7 @@ from letopis.store import (
     MessageSent,
     ReactionAdded,
 )
-from letopis.store.model.upcasters import NO_UPCASTERS
+from letopis.store.model.events import NO_UPCASTERS
 from letopis.store.read.lineage import own_messages
 from letopis.store.read.paging import Window
 from letopis.store.read.reader import Reader, StoreView, ViewQuery

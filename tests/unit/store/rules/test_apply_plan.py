@@ -25,7 +25,7 @@ from letopis.store import (
 from letopis.store.database.schema import conversations, messages
 from letopis.store.model.codec import EncodedEvent, encode
 from letopis.store.model.event_types import Body
-from letopis.store.model.upcasters import NO_UPCASTERS
+from letopis.store.model.events import NO_UPCASTERS
 from letopis.store.rules.apply_plan import (
     ComparedLane,
     LaneBatch,

@@ -13,7 +13,7 @@ import pytest
 from letopis.store import Event, Message, MessageSent
 from letopis.store.errors import InvalidInput
 from letopis.store.model.codec import EncodedEvent, encode, encode_message
-from letopis.store.model.upcasters import NO_UPCASTERS, Upcasters
+from letopis.store.model.events import NO_UPCASTERS, Upcasters
 from letopis.store.rules.apply_plan import SequencedEvent
 from letopis.store.rules.decoding import DecodedEvent, are_plain, decode_events
 from letopis.store.rules.projection import Projected, project_events

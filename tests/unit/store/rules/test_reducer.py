@@ -24,9 +24,8 @@ from letopis.store.model.event_types import (
     ReactionAdded,
     ReactionRemoved,
 )
-from letopis.store.model.events import Event, RecordedEvent, from_microseconds
+from letopis.store.model.events import NO_UPCASTERS, Event, RecordedEvent, from_microseconds
 from letopis.store.model.messages import Message
-from letopis.store.model.upcasters import NO_UPCASTERS
 from letopis.store.rules.apply_plan import SequencedEvent
 from letopis.store.rules.decoding import decode_events
 from letopis.store.rules.fold import Folded, fold

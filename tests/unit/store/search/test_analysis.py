@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from letopis.store import InvalidInput
-from letopis.store.model.cursor import CursorCodec
+from letopis.store.read.paging import CursorCodec
 from letopis.store.search.analysis import GENERATION, Word, scope_code, word_of, word_spans, words
 from letopis.store.search.query import Match, Query, match, parse
 from letopis.store.search.results import SearchPosition

@@ -16,8 +16,8 @@ from letopis.outbox.pending_reads.read_path import ReadPath
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store.errors import InvalidInput, StoreUnavailable
 from letopis.store.model.conversations import RecordedMessage
+from letopis.store.model.events import Upcasters
 from letopis.store.model.identifiers import check_identifier
-from letopis.store.model.upcasters import Upcasters
 from letopis.store.read.lineage import Lineage
 from letopis.store.read.paging import Window
 from letopis.store.read.reader import StoreView, ViewQuery

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from letopis.store import InvalidInput
-from letopis.store.model.cursor import CursorCodec
-from letopis.store.read.paging import conversations_cursor, read_conversations_cursor
+from letopis.store.read.paging import CursorCodec, conversations_cursor, read_conversations_cursor
 
 PLACES = CursorCodec("places", "things")
 
@@ -64,7 +63,7 @@ def test_another_kind_of_cursor_is_refused(cursor: str) -> None:
 
 def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("letopis.store.model.cursor.FORMAT_VERSION", 2)
+        patch.setattr("letopis.store.read.paging.FORMAT_VERSION", 2)
         later = PLACES.encode("place")
 
     with pytest.raises(InvalidInput):
