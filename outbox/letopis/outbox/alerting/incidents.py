@@ -148,9 +148,7 @@ class Observation:
     :ivar breaker: of the relay that holds the lease; ``None`` when none ever did.
     :ivar live: the breaker belongs to a relay in this process, so its state is current.
     :ivar relay: what that relay left in the file; ``None`` when none ever ran.
-    :ivar events: pending events in all lanes.
     :ivar deliverable: lanes that a relay could serve (pending, and neither blocked nor paused).
-    :ivar newest: the position of the newest event.
     :ivar blocked: blocked lanes that have no open incident; not necessarily all of them.
     :ivar late: lanes without one whose oldest pending event lies at or before :func:`late_before`; likewise.
     :ivar open: the open incidents that concern all, and those about a conversation whose lane has changed.

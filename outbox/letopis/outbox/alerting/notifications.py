@@ -45,7 +45,6 @@ class Notification:
     :ivar number: 1, and one more for each reminder since that escalation.
     :ivar told_at: when the recipient was first notified of the incident, or may have been when a call timed out.
     :ivar attempts: at this notification, this one included.
-    :ivar revision: as stored: a claim is for this one only.
     """
 
     kind: NotificationKind = NotificationKind.STUCK

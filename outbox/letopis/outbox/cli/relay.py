@@ -260,8 +260,8 @@ def _exit_with(left: LaneCounts, relay: Relay) -> None:
 @asynccontextmanager
 async def _opened(path: Path, config: DaemonSettings) -> AsyncIterator[tuple[OutboxFile, Relay]]:
     """Open the outbox and the store; check the tables of a store that answers, one that is down may come back."""
+    from letopis.outbox.file.inspection import store_beside
     from letopis.outbox.file.outbox_file import OutboxFile
-    from letopis.outbox.history.store_location import store_beside
     from letopis.outbox.operations.delivery import Delivery, DeliveryOptions
     from letopis.outbox.relay.store_binding import find_refusal
     from letopis.store.conversation_store import ConversationStore

@@ -21,9 +21,8 @@ from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.outbox.daemon.discovery import OutboxMatch
 from letopis.outbox.daemon.health import FileCondition, OutboxMetrics, add_stats, read_metrics
 from letopis.outbox.daemon.store_pool import StoreHandle
-from letopis.outbox.daemon.timetable import PolledWatch, Timetable
+from letopis.outbox.daemon.timetable import FileState, PolledWatch, Timetable, settled_state, state_of
 from letopis.outbox.event_log.lanes import DueBatches, next_batch
-from letopis.outbox.file.file_state import FileState, settled_state, state_of
 from letopis.outbox.file.inspection import read_file
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.file.wal_checkpoint import wal_size

@@ -17,7 +17,7 @@ from uuid import UUID
 from sqlalchemy.engine import URL
 
 from letopis.outbox.concurrency.clock import Clock
-from letopis.outbox.history.store_location import check_apart, store_beside
+from letopis.outbox.file.inspection import check_apart, store_beside
 from letopis.outbox.relay.idle_work import TaskLook
 from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.outbox.telemetry.tracing import Spans

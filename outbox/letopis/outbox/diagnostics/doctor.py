@@ -15,7 +15,7 @@ from letopis.outbox.diagnostics.check_sqlite import check_libraries, check_outbo
 from letopis.outbox.diagnostics.check_store import check_store
 from letopis.outbox.diagnostics.finding import Finding, Level, fail, ok, skipped, warn
 from letopis.outbox.diagnostics.integrity import read_reference
-from letopis.outbox.history.store_location import store_beside
+from letopis.outbox.file.inspection import store_beside
 from letopis.store.errors import ConfigurationError, LetopisError
 
 if TYPE_CHECKING:

@@ -91,7 +91,6 @@ class Salvaged:
 
     :ivar origin_id: the new file's identity: that of the damaged one, under its next epoch, if it could be read.
     :ivar renewed: True if it could not: the new file then has an identity of its own and holds only pending events.
-    :ivar kept: events in the new file.
     :ivar pending: those of them that are not delivered.
     :ivar lost: pending events that are lost, by conversation and sequence; these conversations are blocked.
     :ivar let_go: delivered events that were damaged, or lay before a damaged one: the history store has them.

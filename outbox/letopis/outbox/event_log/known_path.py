@@ -32,7 +32,6 @@ _DERIVED: Final = 5
 class PathStep(NamedTuple):
     """An event that puts a message on the path, or takes messages off it.
 
-    :ivar message_id: the appended message; ``None`` for a rewind.
     :ivar first: the event that appended the message first, as an integer.
     :ivar target: the last message that stays after a rewind.
     :ivar erase: True if the rewind is a reset, which erases all that came before it.
@@ -93,10 +92,7 @@ class KnownPath:
                     self._unless[one.first] = self.stays_unless(one.first) | {step.target}
 
     def add_event(self, event: EncodedEvent, first: int) -> None:
-        """Take the step of an event, if it is one.
-
-        :param first: the event that appended its message first.
-        """
+        """Take the step of an event, if it is one."""
         if event.type == MessageAppended.type:
             self.add(PathStep(str(decode(event.data).get("message_id")), first))
         elif event.type == ConversationRewound.type:

@@ -179,8 +179,6 @@ class Pruner:
 
     Maintenance for the relay: call it in a write transaction, again while it returns True. Each round visits every lane
     once. Only a prefix of the delivered events is pruned, so a lane never has a gap.
-
-    :ivar pruned: the number of events pruned so far.
     """
 
     def __init__(self, retention: Retention, now_us: Callable[[], int], *, limit: int = 500) -> None:

@@ -113,9 +113,7 @@ class DiskReserve:
 
     Not promised: that the reserve is there. The relay creates it when it is idle, some seconds after it began.
 
-    :param path: of the outbox file.
     :param watermark: bytes that new events leave free; ``None`` for no limit.
-    :param reserve: bytes of the reserve file.
     """
 
     def __init__(self, path: Path, *, watermark: int | None, reserve: int = RESERVE_BYTES) -> None:

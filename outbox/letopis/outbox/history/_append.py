@@ -169,6 +169,5 @@ class Appender:
         if places is not None and (unknown := [message_id for message_id in missing if message_id not in places]):
             which = "" if len(message_ids) == 1 else f" {unknown[0]!r}"
             raise InvalidInput(
-                "message_id",
-                f"no message of this conversation has this id{which} (an inherited one is its parent's)",
+                "message_id", f"no message of this conversation has this id{which} (an inherited one is its parent's)"
             )

@@ -220,10 +220,7 @@ class Conversations:
                 return None if page.complete else conversation.created_at
 
     async def _owner_of(self, conversation_id: str, owner: str | None = None, *, needed: bool = False) -> str | None:
-        """Return the owner of a conversation, so that this outbox knows it too.
-
-        :raises InvalidInput: there is no such conversation, or it has no owner and ``needed`` is set.
-        """
+        """Return the owner of a conversation, so that this outbox knows it too."""
         check_identifier(conversation_id, "conversation_id")
         if owner is not None:
             return owner

@@ -252,13 +252,7 @@ class HistoryReader:
         return await self._path.read_window(conversation_id, None, merge, upto=upto, whole=True)
 
     async def conversations(
-        self,
-        *,
-        owner: str | None,
-        after: str | None,
-        limit: int,
-        states: Collection[str],
-        oldest_first: bool = False,
+        self, *, owner: str | None, after: str | None, limit: int, states: Collection[str], oldest_first: bool = False
     ) -> Page[Conversation]:
         """Return a page of conversations by last activity, of one owner or of all."""
         check_count(limit, "limit")

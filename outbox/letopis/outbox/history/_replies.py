@@ -19,9 +19,9 @@ from letopis.outbox.event_log import drafts
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history._append import Appender
+from letopis.outbox.history.options import OnUnconfirmed, Unconfirmed
 from letopis.outbox.history.receipts import Deliveries
 from letopis.outbox.history.reply import Reply
-from letopis.outbox.history.unconfirmed import OnUnconfirmed, Unconfirmed
 from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, LetopisError
 from letopis.store.model.codec import Limits, decode
 from letopis.store.model.event_types import MessageAppended, read
@@ -186,13 +186,7 @@ class Replies:
 
 
 def _check(
-    connection: sa.Connection,
-    conversation_id: str,
-    message_id: str,
-    *,
-    event_id: UUID,
-    owner: str | None,
-    chosen: bool,
+    connection: sa.Connection, conversation_id: str, message_id: str, *, event_id: UUID, owner: str | None, chosen: bool
 ) -> None:
     """Refuse a reply that could not be appended, before it is written."""
     cursor = connection.connection.cursor()

@@ -64,10 +64,7 @@ class _Place:
 
     @classmethod
     def decode(cls, cursor: object) -> Self:
-        """Return the place that the ``next`` of a page names.
-
-        :raises InvalidInput: it is not the ``next`` of a page of hits.
-        """
+        """Return the place that the ``next`` of a page names."""
         return _CURSOR.decode(cursor, cls._from_values)
 
     @classmethod
@@ -194,10 +191,7 @@ class _PageMerge:
         return _hits(messages, keys, self._request.query)
 
     async def of_store(self, page: Page[Hit], *, besides: frozenset[MessageKey]) -> list[Hit]:
-        """Return the hits of the store's page that are hits still.
-
-        :param besides: messages that come from the outbox.
-        """
+        """Return the hits of the store's page that are hits still."""
         local = await self._search.pending_of(self._pending, {hit.conversation_id for hit in page})
         now = dict[object, RecordedMessage]()
         for name, one in local.items():

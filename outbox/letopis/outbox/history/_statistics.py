@@ -73,10 +73,7 @@ class MessageCounter:
         try:
             with expect_store(self._gateway.bound_to()):
                 return await self._store.outbox_access.statistics(
-                    period,
-                    origin_id=self._outbox.origin.origin_id,
-                    lanes=messages,
-                    erasures=erasures,
+                    period, origin_id=self._outbox.origin.origin_id, lanes=messages, erasures=erasures
                 )
         except StoreFault as fault:
             if fault.fault_class not in UNAVAILABLE_CLASSES:

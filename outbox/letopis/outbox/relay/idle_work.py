@@ -120,7 +120,6 @@ class TaskLook:
 class StoreTasks:
     """What one relay knows of the pending tasks of its history store.
 
-    :ivar pending: as of the last look or step.
     :ivar worked: whether a step was taken since this was last set to ``False``.
     """
 

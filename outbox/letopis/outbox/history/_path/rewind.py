@@ -133,11 +133,7 @@ class Rewinder:
         )
 
     async def _retry_on_conflict(
-        self,
-        conversation_id: str,
-        attempt: Callable[[_BackwardReader], Awaitable[T]],
-        *,
-        size: int = MIN_PAGE_SIZE,
+        self, conversation_id: str, attempt: Callable[[_BackwardReader], Awaitable[T]], *, size: int = MIN_PAGE_SIZE
     ) -> T:
         return await retry_on_conflict(lambda: attempt(_BackwardReader(self._reader, conversation_id, size=size)))
 
@@ -166,10 +162,7 @@ class Rewinder:
 
 
 async def retry_on_conflict(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Decide from what was read, and again if something was appended in between, which must stay.
-
-    :raises VersionConflict: something was appended in between each time.
-    """
+    """Decide from what was read, and again if something was appended in between, which must stay."""
     for _ in range(_MAX_ATTEMPTS - 1):
         try:
             return await attempt()
