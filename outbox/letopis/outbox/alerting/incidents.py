@@ -80,8 +80,6 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerView:
-    """The relay's breaker."""
-
     state: str = "closed"
     since: datetime | None = None
     reason: str | None = None
@@ -99,8 +97,6 @@ class RelayView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneView:
-    """One conversation's lane."""
-
     conversation_id: str
     owner_id: str | None
     blocked: bool

@@ -132,7 +132,6 @@ class AlertMonitor:
 
     @property
     def sending(self) -> bool:
-        """Whether notifications are being sent."""
         return bool(self._sending)
 
     async def run(self) -> None:

@@ -20,15 +20,11 @@ NOTIFICATION_POLICY: Final = RetryPolicy(base=5.0, factor=2.0, cap=3_600.0, jitt
 
 
 class NotificationKind(StrEnum):
-    """What a notification announces."""
-
     STUCK = "stuck"
     RECOVERED = "recovered"
 
 
 class NotificationState(StrEnum):
-    """How far a notification has come."""
-
     SENDING = "sending"
     """A process is sending it, or died while it was."""
     RETRYING = "retrying"

@@ -120,7 +120,6 @@ class OutboxWorker:
 
     @property
     def stats(self) -> RelayStats:
-        """What the relays of this file have done in this process."""
         total = RelayStats()
         add_stats(total, self._past_relays)
         if self._relay is not None:
@@ -245,7 +244,6 @@ class OutboxWorker:
             await store.prepare()
 
     def change(self, options: DeliveryOptions) -> None:
-        """Apply options that changed."""
         self._options = options
         if self._delivery is not None:
             self._delivery.change(options)

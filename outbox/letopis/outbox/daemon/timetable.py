@@ -108,7 +108,6 @@ class Timetable:
 
     @property
     def look_due(self) -> bool:
-        """Whether a look is due."""
         return not self.failed and self._monotonic() >= self.look_at
 
     def may_try_lock(self) -> bool:
@@ -133,7 +132,6 @@ class Timetable:
         self.look_at = min(self.look_at, self._monotonic() + pause)
 
     def begin_turn(self) -> None:
-        """Note that a turn begins."""
         self._turns += 1
         self.pending = self.failed = False
         self._due_at = self.look_at = math.inf
@@ -144,7 +142,6 @@ class Timetable:
         self._due_at, self.look_at = self._monotonic() + wait, math.inf
 
     def end_turn(self, *, more: bool, wait: float | None, troubled: bool, moved: bool) -> None:
-        """Note how a turn ended."""
         now = self._monotonic()
         self.pending, self.failed, self.troubled = more, False, troubled
         self._due_at = math.inf if wait is None else now + wait

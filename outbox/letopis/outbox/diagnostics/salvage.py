@@ -109,12 +109,10 @@ class Salvaged:
 
     @property
     def whole(self) -> bool:
-        """True if nothing is lost."""
         return not (self.lost or self.gone)
 
     @property
     def lost_count(self) -> int:
-        """The number of lost events."""
         return sum(map(len, self.lost.values()))
 
 

@@ -39,8 +39,6 @@ _RECHECK_SECONDS: Final = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What ends a reply."""
-
     prepared: Prepared
     message_id: str
     writer: str | None

@@ -122,7 +122,6 @@ def save(cursor: Any, draft: Draft) -> bool:
 
 
 def find(cursor: Any, conversation_id: str, message_id: str) -> Draft | None:
-    """Return one draft; ``None`` if there is none."""
     row = query_one(cursor, _FIND, (conversation_id, message_id))
     if row is None:
         return None

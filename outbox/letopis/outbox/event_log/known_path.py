@@ -67,7 +67,6 @@ class KnownPath:
             self.add(step)
 
     def add(self, step: PathStep) -> None:
-        """Take the next step."""
         if step.message_id is not None:
             self._known.add(step.first)
             self._messages.add(step.message_id)
@@ -112,7 +111,6 @@ class KnownPath:
         return first in self._erased
 
     def copy(self) -> KnownPath:
-        """Return an independent copy of the path."""
         other = KnownPath()
         other._path, other._on_path = self._path.copy(), self._on_path.copy()
         other._known, other._messages = self._known.copy(), self._messages.copy()
@@ -122,7 +120,6 @@ class KnownPath:
 
 
 def read_path(cursor: Any, conversation_id: str) -> KnownPath:
-    """Read the path of a conversation."""
     rows = query_all(cursor, _STEPS, (PUT_BACK_PATH, conversation_id))
     return KnownPath(
         PathStep(

@@ -118,7 +118,6 @@ class Lane:
 
     @property
     def pending(self) -> int:
-        """The number of pending events."""
         return self.head - self.delivered
 
 

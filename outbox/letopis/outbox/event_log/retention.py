@@ -101,27 +101,22 @@ class StoredRow:
 
     @property
     def data(self) -> Mapping[str, Any]:
-        """Its data."""
         return _decoded(self.values[4], self.sequence)
 
     @property
     def event_id(self) -> UUID:
-        """Its id."""
         return uuid_of(self.values[1])
 
     @property
     def puts_back(self) -> bool:
-        """``True`` if it puts a message back."""
         return puts_back(self.values[5])
 
     @property
     def occurred_at(self) -> datetime:
-        """When it occurred."""
         return from_microseconds(self.values[8])
 
     @property
     def appends(self) -> bool:
-        """``True`` if it appends a message."""
         return self.type == MessageAppended.type
 
 

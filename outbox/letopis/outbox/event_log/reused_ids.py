@@ -136,7 +136,6 @@ class UsedIds:
                 raise InvalidInput("message_id", "the message's content was erased for good: it cannot be edited")
 
     def add(self, event: EncodedEvent, sequence: int) -> None:
-        """Record an event that is being appended."""
         used = event.event_id.int
         use = self.ids[used] = IdUse(
             event.conversation_id, sequence, event.digest, event.salt, _first(used, event.metadata)
@@ -159,7 +158,6 @@ class SortedEvents:
     path: KnownPath | None
 
     def add(self, event: EncodedEvent, first: int) -> None:
-        """Add a new event."""
         self.new.append(event)
         self.ids.append(event.event_id)
         if self.path is not None:

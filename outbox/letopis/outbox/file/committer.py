@@ -121,7 +121,6 @@ class Committer:
                 return [_ours(error)]
 
     def checkpoint(self) -> None:
-        """Move the WAL into the file."""
         self.wal.run(self._connect()[1])
 
     def maintain(self) -> None:

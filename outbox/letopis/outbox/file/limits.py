@@ -91,7 +91,6 @@ _ZEROS: Final = bytes(64 * 1024)
 
 
 def reserve_path(path: Path) -> Path:
-    """Return the path of an outbox file's reserve."""
     return path.with_name(path.name + ".ballast")
 
 

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 
 class Appender:
-    """Appends to one outbox."""
-
     def __init__(self, *, outbox: OutboxFile, gateway: StoreGateway, deliveries: Deliveries, limits: Limits) -> None:
         self._outbox = outbox
         self._gateway = gateway
@@ -134,14 +132,12 @@ class Appender:
         return (await store.outbox_access.conflict_before(conversation_id, event_id, expects, origin_id=origin_id),)
 
     async def append_in(self, connection: AsyncConnection | AsyncSession, prepared: Prepared) -> Receipt:
-        """Append in the caller's transaction."""
         appended = await append_in(self._outbox, connection, prepared)
         return Receipt(appended, self._deliveries, void=asyncio.Event())  # whose end is not heard of
 
     async def write(
         self, conversation_id: str, *bodies: Body, owner: str | None = None, after: After | None = None
     ) -> Receipt:
-        """Append events of ours."""
         return await self.append(prepare(conversation_id, bodies, owner=owner, limits=self._limits, after=after))
 
     async def change(self, conversation_id: str, *bodies: MessageChange) -> Receipt:

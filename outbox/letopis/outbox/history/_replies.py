@@ -68,7 +68,6 @@ class Replies:
         every: float | None,
         confirm: bool,
     ) -> AsyncIterator[Reply]:
-        """Write a reply as ``History.reply`` does."""
         if every is not None and not (isinstance(every, int | float) and 0 <= every < math.inf):
             raise InvalidInput("every", "must be seconds, zero or more, or None for no checkpoints")
         if not isinstance(confirm, bool):
@@ -113,7 +112,6 @@ class Replies:
             self._forget_settled(reply)
 
     async def unconfirmed(self, *, owner: str | None) -> tuple[Unconfirmed, ...]:
-        """Return unconfirmed replies as ``History.unconfirmed`` does."""
         pending = await self._outbox.read(lambda connection: _unconfirmed_drafts(connection, owner))
         abandoned = set(await find_abandoned(self.writer_lock, sorted({one.writer for one in pending})))
         return tuple(self._unconfirmed(one, abandoned=one.writer in abandoned) for one in pending)

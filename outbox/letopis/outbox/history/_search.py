@@ -59,7 +59,6 @@ class _Place:
         return self.shown < len(self.queue) or self.store != ""
 
     def encode(self) -> str:
-        """Return the ``next`` of a page."""
         return _CURSOR.encode(list(self.queue), self.shown, self.store)
 
     @classmethod
@@ -80,8 +79,6 @@ class _Place:
 
 
 class Search:
-    """Searches the outbox and the history store."""
-
     def __init__(self, *, outbox: OutboxFile, gateway: StoreGateway, upcasters: Upcasters) -> None:
         self._outbox = outbox
         self._gateway = gateway
@@ -90,7 +87,6 @@ class Search:
     async def search(
         self, query: str, *, owner: str | None, conversation: str | None, limit: int, after: str | None
     ) -> Page[Hit]:
-        """Search as ``History.search`` does."""
         check_count(limit, "limit")
         if conversation is not None:
             check_identifier(conversation, "conversation")

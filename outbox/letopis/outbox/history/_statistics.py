@@ -42,7 +42,6 @@ class MessageCounter:
         self._upcasters = upcasters
 
     async def statistics(self, period: Period) -> Statistics:
-        """Count the messages of a period as ``History.statistics`` does."""
         erasures = Erasures()
         for _ in range(3):
             # Pending events first: what is delivered after that is recognised by how far its lane has got.

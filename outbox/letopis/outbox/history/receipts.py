@@ -189,8 +189,6 @@ class _Place:
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
-    """One receipt that waits."""
-
     place: _Place
     answer: asyncio.Future[bool | None]
     event_ids: tuple[UUID, ...] = ()
@@ -250,7 +248,6 @@ class Deliveries:
         return state or Saved.PENDING
 
     async def close(self) -> None:
-        """Refuse all waiting receipts."""
         self._closed = True
         if self._polling is not None:
             self._polling.cancel()

@@ -325,7 +325,6 @@ def are_put_into(records: Records, outbox: OutboxFile) -> bool:
 
 
 def _pairs(keys: object) -> Sequence[tuple[Sequence[str], str]]:
-    """Return pairs of namespace and key."""
     if not isinstance(keys, Sequence) or isinstance(keys, str | bytes):
         raise InvalidInput("keys", f"must be a sequence of pairs of namespace and key, not {type(keys).__name__}")
     for place, pair in enumerate(keys):

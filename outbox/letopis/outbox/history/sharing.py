@@ -88,7 +88,6 @@ class SharedOutbox:
             self.home.loop.call_soon_threadsafe(self._stop.set)
 
     def abandon(self) -> None:
-        """Release what an orphan keeps from its successor."""
         self._detach()
         _left.append(self)
         if self.parts is not None:
@@ -232,7 +231,6 @@ class SharedAccess:
 
     @property
     def parts(self) -> Parts:
-        """The parts of the outbox, which belong to its loop."""
         if self._parts is None:
             raise Closed(_NOT_OPEN)
         return self._parts

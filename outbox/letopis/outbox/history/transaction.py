@@ -291,7 +291,6 @@ class _DurationWatch:
         self._timer = self._loop.call_later(WARN_AFTER_SECONDS, self._warn)
 
     def stop(self) -> None:
-        """Stop watching."""
         self._timer.cancel()
 
     def _warn(self) -> None:

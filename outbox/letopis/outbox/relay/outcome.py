@@ -145,7 +145,6 @@ class LaneFailure:
 
     @property
     def blocks(self) -> bool:
-        """Whether the lane waits for an operator."""
         return self.due_at_us is None
 
 

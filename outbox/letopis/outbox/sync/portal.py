@@ -61,7 +61,6 @@ class Portal:
         self._blocks: set[Block[Any, Any]] = set()
 
     def open(self) -> None:
-        """Open the outbox."""
         self.check()
         self._access.block_until_open()
 

@@ -27,7 +27,6 @@ class EventId(click.ParamType[UUID]):
     name = "event id"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> UUID:
-        """Return the id."""
         try:
             return value if isinstance(value, UUID) else UUID(str(value))
         except ValueError:

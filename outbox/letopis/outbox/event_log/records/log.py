@@ -97,11 +97,9 @@ class KnownRecords:
         return found
 
     def copy(self) -> KnownRecords:
-        """Return a copy, for changes that may be refused."""
         return KnownRecords(dict(self.newest), {name: list(clears) for name, clears in self.clears.items()})
 
     def add(self, lane: str, change: RecordChange, sequence: int) -> None:
-        """Note a change that is planned."""
         if change.type == RECORDS_CLEARED:
             under = RecordRange(prefix=change.prefix)
             self.newest = {key: held for key, held in self.newest.items() if key[0] != lane or not under.holds(key[1])}
