@@ -60,8 +60,6 @@ class Notification:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingNotification:
-    """One thing to tell one recipient."""
-
     incident: IncidentRecord
     recipient: str
     notification: Notification
@@ -159,7 +157,6 @@ Callback = Callable[[Incident], Awaitable[Any] | Any]
 
 
 def build_incident(pending: PendingNotification, *, locale: str | None, style: Style, promise: bool) -> Incident:
-    """Return the argument of the bot's callback."""
     incident, (_, kind, name) = pending.incident, pending.recipient.split(":", 2)
     return Incident(
         key=f"{incident.incident_id}/{pending.recipient}/{pending.notification.kind}",

@@ -172,7 +172,6 @@ def _configured(
 
 
 def _hosting(config: Settings) -> Any:
-    """Return what serves the console beside the relay."""
     from letopis.outbox.cli.console import load_console
 
     folder = config.file.parent if config.file else None

@@ -190,8 +190,6 @@ def _retention(table: Mapping[str, Any], path: Path | None) -> Retention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertSettings:
-    """How operators and users are notified."""
-
     channels: tuple[str, ...] = field(default=(), repr=False)
     private: bool = False
     language: str = "en"

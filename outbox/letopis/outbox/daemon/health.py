@@ -31,8 +31,6 @@ _INCIDENTS: Final = (
 
 
 class FileCondition(StrEnum):
-    """How an outbox file is served."""
-
     WORKING = "working"
     """This process delivers from it."""
     STANDBY = "standby"

@@ -71,7 +71,6 @@ SECRET_FILES: Final = ("LETOPIS_STORE_FILE", "LETOPIS_ALERTS_FILE")
 
 
 def check_settings(config: Settings, environ: Mapping[str, str] | None = None) -> Iterator[Finding]:
-    """Yield findings about a configuration that was read."""
     environ = os.environ if environ is None else environ
     source = str(config.file) if config.file is not None else "no letopis.toml"
     yield ok("configuration", f"{source}; outbox from {config.outbox_from}, store from {config.store_from}")

@@ -158,7 +158,6 @@ def mark_confirmed(cursor: Any, messages: Iterable[DraftKey]) -> None:
 
 
 def list_writers(cursor: Any) -> list[str]:
-    """Return the ids of all writers with a draft or an unconfirmed reply."""
     return [row[0] for row in query_all(cursor, _WRITERS)]
 
 

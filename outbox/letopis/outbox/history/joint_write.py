@@ -33,8 +33,6 @@ _CHECKED_FILE: Final = "letopis_outbox_place"
 
 
 class TransactionEnd:
-    """How a transaction of ours ends, as far as that is known."""
-
     __slots__ = ("ended", "rolled_back")
 
     def __init__(self) -> None:

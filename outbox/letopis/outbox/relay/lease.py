@@ -359,8 +359,6 @@ class HeartbeatWriter:
 
 @dataclass(slots=True)
 class WrittenBack:
-    """What writing an outcome back changed."""
-
     acknowledged: Acknowledged
     marked: Sequence[LaneFailure]
     rewound: Mapping[str, Rewound]

@@ -227,7 +227,6 @@ class Breakers:
 
     @property
     def wrong_store(self) -> Breaker:
-        """The breaker for a store that is not this outbox's."""
         return self._wrong_store
 
     @property

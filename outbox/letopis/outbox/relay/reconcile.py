@@ -47,8 +47,6 @@ MAX_RECENT_LANES: Final = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReconcileResult:
-    """The result of one comparison."""
-
     rewound: Mapping[str, Rewound] = field(default_factory=dict)
     fenced: bool = False
 

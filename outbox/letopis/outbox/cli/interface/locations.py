@@ -69,7 +69,6 @@ async def store_revision(engine: AsyncEngine) -> Revision:
 
 
 def existing_outbox(config: Settings) -> Path:
-    """Return the path of the outbox, which must exist."""
     if not config.outbox.is_file():
         source = "" if config.outbox_from == "--outbox" else f" (from {config.outbox_from})"
         raise CommandExit(

@@ -82,7 +82,6 @@ def with_selection(*, whole: bool = True) -> Callable[[F], F]:
 
 
 def has_selection() -> bool:
-    """Return True if the command line selects events."""
     return any(_kept().values())
 
 
