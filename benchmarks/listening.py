@@ -20,8 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from letopis.outbox.concurrency.signal import Signal
-from letopis.outbox.file.change_watcher import FileWatcher
+from letopis.outbox.file.change_watcher import FileWatcher, Signal
 from letopis.outbox.file.identity import file_id_of
 from letopis.outbox.file.outbox_file import OutboxFile
 from tests.support.paths import ROOT

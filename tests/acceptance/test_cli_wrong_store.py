@@ -15,9 +15,9 @@ from letopis.outbox.daemon.daemon import Daemon, DaemonSettings
 from letopis.outbox.daemon.health import FileCondition
 from letopis.outbox.daemon.http import HealthApp
 from letopis.outbox.event_log.bound_store import StoreBinding, read_binding
-from letopis.outbox.event_log.destination import destination_of
 from letopis.outbox.file.opening import read_snapshot
 from letopis.outbox.history.history import History
+from letopis.outbox.relay.store_binding import destination_of
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.model.messages import Message

@@ -15,13 +15,12 @@ import sqlalchemy as sa
 
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.event_log.bound_store import StoreBinding, bind_store, read_binding
-from letopis.outbox.event_log.destination import destination_of
+from letopis.outbox.file.inspection import store_beside
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history.history import History
-from letopis.outbox.history.store_location import store_beside
 from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.outbox.operations.status import read_status
-from letopis.outbox.relay.store_binding import find_refusal
+from letopis.outbox.relay.store_binding import destination_of, find_refusal
 from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.engines import create_store_engine

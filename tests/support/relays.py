@@ -15,11 +15,11 @@ from sqlalchemy.engine import make_url
 
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.bound_store import rebind_store
-from letopis.outbox.event_log.destination import destination_of
 from letopis.outbox.event_log.lanes import Lane, LaneCounts, count_lanes, find_lane
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history.history import History
 from letopis.outbox.relay.relay import Relay
+from letopis.outbox.relay.store_binding import destination_of
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault

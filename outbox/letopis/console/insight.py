@@ -20,8 +20,7 @@ from letopis.console.stuck_lanes import StuckGroup, StuckLane, count_stuck, list
 from letopis.outbox.concurrency.home_loop import at_home
 from letopis.outbox.event_log.statements import query_one
 from letopis.outbox.history.history import History
-from letopis.outbox.operations.admin import OutboxAdmin
-from letopis.outbox.operations.audit_log import AuditEntry, Via, list_actions
+from letopis.outbox.operations.admin import AuditEntry, OutboxAdmin, Via, list_actions
 from letopis.outbox.operations.pending_events import (
     PendingEvent,
     Repair,

@@ -15,11 +15,11 @@ if typing.TYPE_CHECKING:
     from letopis.outbox.history.all_records import AllRecords
     from letopis.outbox.history.chat import Chat
     from letopis.outbox.history.history import History
+    from letopis.outbox.history.options import Unconfirmed
     from letopis.outbox.history.receipts import Receipt
     from letopis.outbox.history.records import RecordPut, RecordReceipt, Records
     from letopis.outbox.history.reply import Reply
     from letopis.outbox.history.transaction import Transaction
-    from letopis.outbox.history.unconfirmed import Unconfirmed
     from letopis.outbox.operations.admin import OutboxAdmin
     from letopis.outbox.operations.pending_events import Selection
     from letopis.outbox.operations.repair import NotRepairable
@@ -103,7 +103,7 @@ ROOMS = {
     "Selection": "operations.pending_events",
     "Status": "operations.status",
     "Transaction": "history.transaction",
-    "Unconfirmed": "history.unconfirmed",
+    "Unconfirmed": "history.options",
     "open_channels": "alerting.channels",
 }
 

@@ -14,7 +14,7 @@ from letopis.console.insight import Insight
 from letopis.outbox import History
 from letopis.outbox.alerting.incident_table import write_changes
 from letopis.outbox.alerting.incidents import Change, IncidentKind, IncidentRecord, IncidentState
-from letopis.outbox.operations import audit_log
+from letopis.outbox.operations import admin as operations
 from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.outbox.operations.pending_events import Selection
 from letopis.outbox.operations.repair import NotRepairable
@@ -162,7 +162,7 @@ async def test_every_change_is_in_the_audit_log(tmp_path: Path, monkeypatch: pyt
         assert {(entry.actor, entry.via) for entry in found} == {("ann", "command")}
         assert (found[-1].event_id, found[-1].reason) == (one.event_id, "not wanted")
         assert [entry.action for entry in await admin.audit(limit=1, before=found[1].entry_id)] == ["pause_relay"]
-        monkeypatch.setattr(audit_log, "MAX_ENTRIES", 3)
+        monkeypatch.setattr(operations, "MAX_ENTRIES", 3)
         await admin.pause_relay()
         assert len(await insight.audit(limit=10)) == 3
 

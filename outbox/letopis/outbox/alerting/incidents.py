@@ -79,8 +79,6 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerView:
-    """The relay's breaker."""
-
     state: str = "closed"
     since: datetime | None = None
     reason: str | None = None
@@ -98,8 +96,6 @@ class RelayView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneView:
-    """One conversation's lane."""
-
     conversation_id: str
     owner_id: str | None
     blocked: bool
@@ -147,9 +143,7 @@ class Observation:
     :ivar breaker: of the relay that holds the lease; ``None`` when none ever did.
     :ivar live: the breaker belongs to a relay in this process, so its state is current.
     :ivar relay: what that relay left in the file; ``None`` when none ever ran.
-    :ivar events: pending events in all lanes.
     :ivar deliverable: lanes that a relay could serve (pending, and neither blocked nor paused).
-    :ivar newest: the position of the newest event.
     :ivar blocked: blocked lanes that have no open incident; not necessarily all of them.
     :ivar late: lanes without one whose oldest pending event lies at or before :func:`late_before`; likewise.
     :ivar open: the open incidents that concern all, and those about a conversation whose lane has changed.

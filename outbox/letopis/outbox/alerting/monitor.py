@@ -68,9 +68,6 @@ class AlertMonitor:
     end in the log. Not promised: that a notification arrives when the process dies while sending it; it is not
     sent again (operators are reminded).
 
-    :ivar memory: what the next monitor of this process on the same file is to know.
-    :ivar looks: how often it has looked at the file.
-    :ivar sent: notifications that arrived.
     :ivar failed: calls that failed; each may have succeeded when retried.
     """
 
@@ -98,8 +95,6 @@ class AlertMonitor:
         :param on_stuck: called with an `Incident` for each user whose messages are stuck, ``async`` or not (a plain
             function runs in a thread, since it may block). Without it this process notifies no user.
         :param on_recovered: called with an `Incident` for each user for whom ``on_stuck`` was called.
-        :param channels: the operators; see `open_channels`.
-        :param policy: for retries of a notification that failed; its waits are their bounds, without jitter.
         :param breaker: of a relay in this process, see `breaker_view`; returns ``None`` while that relay does not hold
             the lease, and then the row counts that the holder keeps in the file.
         :param locale: the language of texts where the caller asks for no other.
@@ -137,7 +132,6 @@ class AlertMonitor:
 
     @property
     def sending(self) -> bool:
-        """Whether notifications are being sent."""
         return bool(self._sending)
 
     async def run(self) -> None:
@@ -162,10 +156,7 @@ class AlertMonitor:
                 task.cancel()
 
     async def observe_once(self) -> None:
-        """Look once, store what follows, and send every notification that is due; returns when that is done.
-
-        :raises LetopisError: the outbox cannot be read or written.
-        """
+        """Look once, store what follows, and send every notification that is due; returns when that is done."""
         await self._observe()
         await self._notify_users()
         for channel in self._channels:

@@ -20,15 +20,11 @@ NOTIFICATION_POLICY: Final = RetryPolicy(base=5.0, factor=2.0, cap=3_600.0, jitt
 
 
 class NotificationKind(StrEnum):
-    """What a notification announces."""
-
     STUCK = "stuck"
     RECOVERED = "recovered"
 
 
 class NotificationState(StrEnum):
-    """How far a notification has come."""
-
     SENDING = "sending"
     """A process is sending it, or died while it was."""
     RETRYING = "retrying"
@@ -45,7 +41,6 @@ class Notification:
     :ivar number: 1, and one more for each reminder since that escalation.
     :ivar told_at: when the recipient was first notified of the incident, or may have been when a call timed out.
     :ivar attempts: at this notification, this one included.
-    :ivar revision: as stored: a claim is for this one only.
     """
 
     kind: NotificationKind = NotificationKind.STUCK
@@ -65,8 +60,6 @@ class Notification:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingNotification:
-    """One thing to tell one recipient."""
-
     incident: IncidentRecord
     recipient: str
     notification: Notification
@@ -164,7 +157,6 @@ Callback = Callable[[Incident], Awaitable[Any] | Any]
 
 
 def build_incident(pending: PendingNotification, *, locale: str | None, style: Style, promise: bool) -> Incident:
-    """Return the argument of the bot's callback."""
     incident, (_, kind, name) = pending.incident, pending.recipient.split(":", 2)
     return Incident(
         key=f"{incident.incident_id}/{pending.recipient}/{pending.notification.kind}",

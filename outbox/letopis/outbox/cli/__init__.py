@@ -14,7 +14,7 @@ from letopis.outbox.cli.interface.options import with_options
 
 VERBS: Final = {
     "demo": (
-        "letopis.outbox.cli.demo:demo",
+        "letopis.outbox.cli.init:demo",
         "See it work: a bot, an outage, a poisoned conversation, in half a minute.",
     ),
     "init": ("letopis.outbox.cli.init:init", "Write letopis.toml and create the outbox."),
@@ -29,7 +29,7 @@ VERBS: Final = {
     "history": ("letopis.outbox.cli.history:history", "List, show, import and export conversations."),
     "follow": ("letopis.outbox.cli.follow:follow", "Print the log of the history store as it grows."),
     "db": ("letopis.outbox.cli.db:db", "Create, upgrade and check the history store."),
-    "alerts": ("letopis.outbox.cli.alerts:alerts", "Send a test alert."),
+    "alerts": ("letopis.outbox.cli.health:alerts", "Send a test alert."),
     "console": ("letopis.outbox.cli.console:console", "Show the outbox and its history in the browser."),
 }
 """The verbs in the order of a first use, with module and short help."""

@@ -81,8 +81,6 @@ def erase(
 
 
 class _Erasure:
-    """One run."""
-
     def __init__(self, *, reason: str, delete: bool, report: ProgressReport) -> None:
         self._reason = reason
         self._delete = delete
@@ -139,7 +137,6 @@ class _Erasure:
 
 
 async def _named(history: History, names: tuple[str, ...]) -> list[Conversation]:
-    """Return the conversations of these ids that are not deleted yet."""
     chosen: list[Conversation] = []
     for name in dict.fromkeys(names):
         conversation = await history.chat(name).conversation()
@@ -153,7 +150,6 @@ async def _named(history: History, names: tuple[str, ...]) -> list[Conversation]
 
 
 async def _of_owner(history: History, owner: str) -> list[Conversation]:
-    """Return all conversations of an owner that are not deleted yet."""
     chosen: list[Conversation] = []
     after: str | None = None
     while True:

@@ -18,8 +18,8 @@ from letopis.outbox.cli.interface.progress import ProgressReport, progress
 from letopis.outbox.cli.interface.selection import YES, as_operator, confirm
 
 if TYPE_CHECKING:
-    from letopis.outbox.event_log.rebind import Rebound
     from letopis.outbox.file.outbox_file import OutboxFile
+    from letopis.outbox.relay.store_binding import Rebound
     from letopis.store.relocation.mover import Moved, MoveProgress
 
 
@@ -44,7 +44,7 @@ def move(target: str | None, cancel: bool) -> None:
     end deliveries wait in the outboxes for some seconds; from then on only the new store takes them.
     """
     from letopis.outbox.config.settings import move_target
-    from letopis.outbox.history.store_location import check_apart
+    from letopis.outbox.file.inspection import check_apart
     from letopis.store.database.urls import normalise_url
 
     source = normalise_url(store_of(settings()))
@@ -167,8 +167,8 @@ def rebind(yes: bool) -> None:
 
 async def _rebound(file: OutboxFile, *, yes: bool) -> Rebound:
     from letopis.outbox.event_log.bound_store import read_binding
-    from letopis.outbox.event_log.destination import destination_of
-    from letopis.outbox.history.store_location import check_apart
+    from letopis.outbox.file.inspection import check_apart
+    from letopis.outbox.relay.store_binding import destination_of
     from letopis.store.conversation_store import ConversationStore
     from letopis.store.database.urls import normalise_url
 

@@ -373,7 +373,6 @@ def _changed(work: Callable[[OutboxFile], Awaitable[T]]) -> T:
 
 
 def _what(events: Sequence[PendingEvent]) -> str:
-    """Return a description of events for a question."""
     if len(events) > 1:
         return f"{len(events)} events, each of which its conversation is waiting on"
     [event] = events

@@ -172,7 +172,6 @@ def _configured(
 
 
 def _hosting(config: Settings) -> Any:
-    """Return what serves the console beside the relay."""
     from letopis.outbox.cli.console import load_console
 
     folder = config.file.parent if config.file else None
@@ -260,8 +259,8 @@ def _exit_with(left: LaneCounts, relay: Relay) -> None:
 @asynccontextmanager
 async def _opened(path: Path, config: DaemonSettings) -> AsyncIterator[tuple[OutboxFile, Relay]]:
     """Open the outbox and the store; check the tables of a store that answers, one that is down may come back."""
+    from letopis.outbox.file.inspection import store_beside
     from letopis.outbox.file.outbox_file import OutboxFile
-    from letopis.outbox.history.store_location import store_beside
     from letopis.outbox.operations.delivery import Delivery, DeliveryOptions
     from letopis.outbox.relay.store_binding import find_refusal
     from letopis.store.conversation_store import ConversationStore

@@ -69,7 +69,6 @@ def _document(path: Path, current: Status) -> dict[str, Any]:
 
 
 def _watch(path: Path, *, seconds: float) -> None:
-    """Show the status until interrupted."""
     screen = FollowedScreen()
     printed: dict[str, Any] = {}
 

@@ -142,7 +142,6 @@ async def _compared(url: URL, kept: ReferenceLog) -> tuple[bool, list[str]]:
 
 
 async def problems_of_store(url: URL, report: ProgressReport = unseen, anchor: AnchorCheck | None = None) -> list[str]:
-    """Return what is wrong with a history store."""
     from letopis.store.conversation_store import ConversationStore
     from letopis.store.database.faults import StoreFault
     from letopis.store.database.migrations import STORE, SchemaState

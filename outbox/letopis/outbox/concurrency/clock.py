@@ -74,7 +74,6 @@ class RetryTimers:
         return deadline.wall_us
 
     def forget(self, conversation_id: str) -> None:
-        """Stop a lane's timer."""
         self._deadlines.pop(conversation_id, None)
 
     def remaining(self, conversation_id: str, due_at_us: int) -> float:

@@ -255,7 +255,6 @@ class HomeBlock(AbstractAsyncContextManager[T]):
     If the home loop ends meanwhile, the block there ends as if it had been cancelled.
 
     :param find: returns the home loop, and opens what lives there if needed.
-    :param make: makes the context manager, in the home loop.
     :param holds: whether the block holds the write gate: calls inside then carry a token by which it knows them.
     """
 

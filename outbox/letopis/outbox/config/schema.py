@@ -19,8 +19,6 @@ MAX_FILE_BYTES: Final = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One key of a table."""
-
     kinds: tuple[type, ...]
     expected: str
     choices: tuple[str, ...] = ()

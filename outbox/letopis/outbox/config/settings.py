@@ -28,13 +28,8 @@ class Settings:
     :ivar store: the history store as it was given, a URL or the path of a SQLite file, so perhaps with a password in
         it; ``None`` means the SQLite file beside the outbox.
     :ivar outbox_from: what named the outbox, for display: ``--outbox``, ``LETOPIS_OUTBOX``, a file, or ``default``.
-    :ivar store_from: likewise for the store.
-    :ivar policy: how the relay retries an event that was refused.
-    :ivar retention: how long ``letopis relay`` keeps delivered events in the outbox.
     :ivar alerts: the ``[alerts]`` table, not checked yet, for `load_alerts`; it may hold secrets.
-    :ivar daemon: the ``[daemon]`` table.
     :ivar console: the ``[console]`` table; it may hold secrets.
-    :ivar file: the ``letopis.toml`` that was read, if any.
     """
 
     outbox: Path
@@ -195,8 +190,6 @@ def _retention(table: Mapping[str, Any], path: Path | None) -> Retention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertSettings:
-    """How operators and users are notified."""
-
     channels: tuple[str, ...] = field(default=(), repr=False)
     private: bool = False
     language: str = "en"

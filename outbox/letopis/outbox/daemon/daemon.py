@@ -52,8 +52,6 @@ CANCEL_CLEANUP_SECONDS: Final = 15.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonSettings:
-    """The settings of a daemon."""
-
     outboxes: tuple[str, ...]
     store: str | None = field(default=None, repr=False)
     policy: RetryPolicy = field(default_factory=RetryPolicy)

@@ -23,8 +23,6 @@ NON_OUTBOX_RECHECK_SECONDS: Final = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxMatch:
-    """A file to be served."""
-
     path: Path
     matched: bool
 

@@ -72,17 +72,14 @@ class Fleet:
 
     @property
     def crowded(self) -> bool:
-        """Whether there are more files than may be open."""
         return len(self._workers) > self.max_open
 
     def add(self, worker: OutboxWorker) -> None:
-        """Serve a file from now on."""
         self._workers[worker] = None
         self._queue[worker] = None
         self.wake()
 
     def wake(self) -> None:
-        """Have turns given out now."""
         self._woken.set()
 
     async def metrics(self) -> list[OutboxMetrics]:

@@ -31,8 +31,6 @@ _INCIDENTS: Final = (
 
 
 class FileCondition(StrEnum):
-    """How an outbox file is served."""
-
     WORKING = "working"
     """This process delivers from it."""
     STANDBY = "standby"
@@ -49,8 +47,6 @@ FAILED_CONDITIONS: Final = (FileCondition.WRONG_STORE, FileCondition.UNUSABLE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxMetrics:
-    """The metrics of one outbox file."""
-
     condition: FileCondition
     pending: int = 0
     pending_bytes: int = 0
@@ -74,8 +70,6 @@ class OutboxMetrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthSnapshot:
-    """The state of everything that a daemon serves."""
-
     ready: bool
     sound: bool
     files: Mapping[str, int]
@@ -110,7 +104,6 @@ class HealthSnapshot:
         )
 
     def summary(self) -> str:
-        """Return one line for operators."""
         total = sum(self.files.values())
         words = [f"{total} {'outbox' if total == 1 else 'outboxes'}"]
         words += [f"{count} {name}" for name, count in self.files.items() if count and name != FileCondition.WORKING]

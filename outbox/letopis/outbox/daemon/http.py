@@ -35,8 +35,6 @@ SHUTDOWN_TIMEOUT_SECONDS: Final = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenAddress:
-    """Where to listen or to connect."""
-
     host: str
     port: int
 
@@ -82,7 +80,6 @@ class HealthApp:
         self._in_progress = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
         if scope["type"] != "http":
             return
         if self._console is not None and f"{scope['path']}/".startswith("/console/"):
@@ -169,7 +166,6 @@ async def serve_http(
 
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
-            """Capture none."""
             yield
 
     listener = await asyncio.to_thread(_bound, address)
@@ -254,7 +250,6 @@ def limited_protocol(connection_seconds: float | None = None) -> type[Any]:
             self._make_room()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            """Stop the timers."""
             for timer in self._timers:
                 timer.cancel()
             super().connection_lost(exc)

@@ -21,9 +21,8 @@ from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.outbox.daemon.discovery import OutboxMatch
 from letopis.outbox.daemon.health import FileCondition, OutboxMetrics, add_stats, read_metrics
 from letopis.outbox.daemon.store_pool import StoreHandle
-from letopis.outbox.daemon.timetable import PolledWatch, Timetable
+from letopis.outbox.daemon.timetable import FileState, PolledWatch, Timetable, settled_state, state_of
 from letopis.outbox.event_log.lanes import DueBatches, next_batch
-from letopis.outbox.file.file_state import FileState, settled_state, state_of
 from letopis.outbox.file.inspection import read_file
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.file.wal_checkpoint import wal_size
@@ -121,7 +120,6 @@ class OutboxWorker:
 
     @property
     def stats(self) -> RelayStats:
-        """What the relays of this file have done in this process."""
         total = RelayStats()
         add_stats(total, self._past_relays)
         if self._relay is not None:
@@ -246,7 +244,6 @@ class OutboxWorker:
             await store.prepare()
 
     def change(self, options: DeliveryOptions) -> None:
-        """Apply options that changed."""
         self._options = options
         if self._delivery is not None:
             self._delivery.change(options)

@@ -12,8 +12,6 @@ from letopis.store.database.faults import FaultClass
 
 
 class Metric(NamedTuple):
-    """One metric."""
-
     name: str
     kind: str
     label: str
@@ -102,7 +100,6 @@ class _Families:
         self._snapshot = snapshot
 
     def collect(self) -> Iterator[Any]:
-        """Yield one family for each metric."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
         for metric in METRICS:

@@ -17,7 +17,7 @@ from uuid import UUID
 from sqlalchemy.engine import URL
 
 from letopis.outbox.concurrency.clock import Clock
-from letopis.outbox.history.store_location import check_apart, store_beside
+from letopis.outbox.file.inspection import check_apart, store_beside
 from letopis.outbox.relay.idle_work import TaskLook
 from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.outbox.telemetry.tracing import Spans
@@ -47,7 +47,6 @@ class StoreHandle:
 
     @property
     def store(self) -> ConversationStore:
-        """The store itself."""
         return self.instrumented.store
 
     async def rest(self) -> None:
@@ -75,7 +74,6 @@ class StorePool:
 
     @property
     def all(self) -> list[StoreHandle]:
-        """Every store that an outbox has asked for."""
         return list(self._handles.values())
 
     def get(self, outbox: Path) -> StoreHandle:
@@ -149,24 +147,19 @@ BUCKET_BOUNDS_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2
 
 
 class Durations:
-    """A histogram of durations."""
-
     def __init__(self) -> None:
         self.buckets = [0] * (len(BUCKET_BOUNDS_SECONDS) + 1)
         self.total = 0.0
 
     @property
     def count(self) -> int:
-        """The number of durations."""
         return sum(self.buckets)
 
     def add(self, seconds: float) -> None:
-        """Add one duration."""
         self.buckets[bisect_left(BUCKET_BOUNDS_SECONDS, seconds)] += 1
         self.total += seconds
 
     def join(self, other: Durations) -> None:
-        """Add all durations of another histogram."""
         self.buckets = [mine + theirs for mine, theirs in zip(self.buckets, other.buckets, strict=True)]
         self.total += other.total
 

@@ -33,7 +33,6 @@ class Notifier:
 
     @property
     def listening(self) -> bool:
-        """Whether there is a service manager to notify."""
         return bool(self._address)
 
     def ready(self) -> None:
@@ -45,7 +44,6 @@ class Notifier:
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
-        """Report that the daemon is stopping."""
         self._send("STOPPING=1")
 
     def status(self, text: str) -> None:

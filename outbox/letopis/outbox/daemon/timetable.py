@@ -2,19 +2,73 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import os
 import random
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
-from letopis.outbox.concurrency.signal import Signal
-from letopis.outbox.file.change_watcher import POLL_MAX_SECONDS, POLL_MIN_SECONDS, QUIET_FRACTION
-from letopis.outbox.file.file_state import state_of
+from letopis.outbox.file.change_watcher import POLL_MAX_SECONDS, POLL_MIN_SECONDS, QUIET_FRACTION, Signal
 from letopis.outbox.file.identity import FileId
 from letopis.outbox.retry.policy import RetryPolicy
+
+SETTLED_NS: Final = 50_000_000
+"""Several times the step of the clock that file systems take times from: two changes within one have the same time."""
+
+
+class FileState(NamedTuple):
+    """What shows a commit without opening the file.
+
+    :ivar file_id: device and inode.
+    :ivar content: size and time of the last change of the database itself.
+    :ivar wal: the same of its write-ahead log; ``None`` if that is missing or empty.
+    """
+
+    file_id: FileId
+    content: tuple[int, int]
+    wal: tuple[int, int] | None
+
+    def holds_more_than(self, before: FileState) -> bool:
+        """Return True if something may have been committed since ``before``.
+
+        A missing log proves nothing: the last one to close the file has moved it into the database and removed it. Its
+        contents are then in the database.
+        """
+        return self[:2] != before[:2] or (self.wal is not None and self.wal != before.wal)
+
+
+def state_of(path: Path) -> FileState | None:
+    """Return the state of an outbox file; ``None`` if there is none. Takes a few microseconds, and opens nothing."""
+    name = str(path)
+    try:
+        found = os.stat(name)  # noqa: PTH116 - four times a second for a thousand files; Path.stat() is slower
+    except OSError:
+        return None
+    try:
+        beside = os.stat(name + "-wal")  # noqa: PTH116
+        wal = (beside.st_size, beside.st_mtime_ns) if beside.st_size else None
+    except OSError:
+        wal = None
+    return FileState((found.st_dev, found.st_ino), (found.st_size, found.st_mtime_ns), wal)
+
+
+async def settled_state(path: Path) -> FileState | None:
+    """Return the state of a file once the next commit is certain to change it: at most a tenth of a second later."""
+    state = state_of(path)
+    for _ in range(2):
+        if state is None:
+            return None
+        newest = max(state.content[1], 0 if state.wal is None else state.wal[1])
+        if not 0 <= time.time_ns() - newest < SETTLED_NS:
+            break
+        await asyncio.sleep(SETTLED_NS / 1_000_000_000)
+        state = state_of(path)
+    return state
+
 
 LOOKS: Final = RetryPolicy(base=30.0, factor=2.0, cap=600.0)
 """When a quiet file is compared with the history store, after a delivery and after each look."""
@@ -54,7 +108,6 @@ class Timetable:
 
     @property
     def look_due(self) -> bool:
-        """Whether a look is due."""
         return not self.failed and self._monotonic() >= self.look_at
 
     def may_try_lock(self) -> bool:
@@ -79,7 +132,6 @@ class Timetable:
         self.look_at = min(self.look_at, self._monotonic() + pause)
 
     def begin_turn(self) -> None:
-        """Note that a turn begins."""
         self._turns += 1
         self.pending = self.failed = False
         self._due_at = self.look_at = math.inf
@@ -90,7 +142,6 @@ class Timetable:
         self._due_at, self.look_at = self._monotonic() + wait, math.inf
 
     def end_turn(self, *, more: bool, wait: float | None, troubled: bool, moved: bool) -> None:
-        """Note how a turn ended."""
         now = self._monotonic()
         self.pending, self.failed, self.troubled = more, False, troubled
         self._due_at = math.inf if wait is None else now + wait

@@ -30,7 +30,6 @@ _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 
 
 def check_location(outbox: Path) -> Iterator[Finding]:
-    """Yield findings about the file's location, mode and disk."""
     if not outbox.exists():
         said = f"there is no outbox at {str(outbox)!r}"
         yield fail("outbox_file", said, "name the bot's with --outbox or LETOPIS_OUTBOX, or run `letopis init`")

@@ -17,10 +17,9 @@ from sqlalchemy.exc import DBAPIError
 from letopis.outbox.diagnostics.finding import Finding, Level, fail, ok, skipped, warn
 from letopis.outbox.diagnostics.integrity import ReferenceLog, stored_epoch, stored_heads
 from letopis.outbox.event_log.bound_store import UNBOUND, StoreBinding
-from letopis.outbox.event_log.destination import destination_of
 from letopis.outbox.file.opening import open_read_only
 from letopis.outbox.file.sqlite_errors import error_name
-from letopis.outbox.relay.store_binding import check_destination
+from letopis.outbox.relay.store_binding import check_destination, destination_of
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.fault_classification import translated

@@ -15,7 +15,7 @@ from letopis.outbox.diagnostics.check_sqlite import check_libraries, check_outbo
 from letopis.outbox.diagnostics.check_store import check_store
 from letopis.outbox.diagnostics.finding import Finding, Level, fail, ok, skipped, warn
 from letopis.outbox.diagnostics.integrity import read_reference
-from letopis.outbox.history.store_location import store_beside
+from letopis.outbox.file.inspection import store_beside
 from letopis.store.errors import ConfigurationError, LetopisError
 
 if TYPE_CHECKING:
@@ -71,7 +71,6 @@ SECRET_FILES: Final = ("LETOPIS_STORE_FILE", "LETOPIS_ALERTS_FILE")
 
 
 def check_settings(config: Settings, environ: Mapping[str, str] | None = None) -> Iterator[Finding]:
-    """Yield findings about a configuration that was read."""
     environ = os.environ if environ is None else environ
     source = str(config.file) if config.file is not None else "no letopis.toml"
     yield ok("configuration", f"{source}; outbox from {config.outbox_from}, store from {config.store_from}")

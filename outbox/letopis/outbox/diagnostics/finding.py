@@ -9,8 +9,6 @@ from letopis.store.errors import without_credentials
 
 
 class Level(StrEnum):
-    """How a check ended."""
-
     OK = "ok"
     WARN = "warn"
     """Worth attention; nothing is wrong yet."""
@@ -22,8 +20,6 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One line of the doctor."""
-
     check: str
     level: Level
     said: str
@@ -36,20 +32,16 @@ class Finding:
 
 
 def ok(check: str, said: str) -> Finding:
-    """Return a finding that all is well."""
     return Finding(check=check, level=Level.OK, said=said)
 
 
 def warn(check: str, said: str, hint: str) -> Finding:
-    """Return a finding that deserves attention."""
     return Finding(check=check, level=Level.WARN, said=said, hint=hint)
 
 
 def fail(check: str, said: str, hint: str) -> Finding:
-    """Return a finding that something is wrong."""
     return Finding(check=check, level=Level.FAIL, said=said, hint=hint)
 
 
 def skipped(check: str, said: str) -> Finding:
-    """Return a finding that nothing was checked."""
     return Finding(check=check, level=Level.SKIP, said=said)

@@ -66,8 +66,6 @@ _COUNT: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OriginReset:
-    """The result for the file."""
-
     origin: Origin
     pending: int
     conversations: int

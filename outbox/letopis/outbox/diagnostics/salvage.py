@@ -91,7 +91,6 @@ class Salvaged:
 
     :ivar origin_id: the new file's identity: that of the damaged one, under its next epoch, if it could be read.
     :ivar renewed: True if it could not: the new file then has an identity of its own and holds only pending events.
-    :ivar kept: events in the new file.
     :ivar pending: those of them that are not delivered.
     :ivar lost: pending events that are lost, by conversation and sequence; these conversations are blocked.
     :ivar let_go: delivered events that were damaged, or lay before a damaged one: the history store has them.
@@ -110,12 +109,10 @@ class Salvaged:
 
     @property
     def whole(self) -> bool:
-        """True if nothing is lost."""
         return not (self.lost or self.gone)
 
     @property
     def lost_count(self) -> int:
-        """The number of lost events."""
         return sum(map(len, self.lost.values()))
 
 

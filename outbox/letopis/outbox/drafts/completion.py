@@ -39,8 +39,6 @@ _RECHECK_SECONDS: Final = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What ends a reply."""
-
     prepared: Prepared
     message_id: str
     writer: str | None
@@ -78,12 +76,10 @@ def settle(cursor: Any, outbox: OutboxFile, completion: Completion, appended: Ap
 
 
 async def discard(outbox: OutboxFile, conversation_id: str, message_id: str, event_id: UUID) -> None:
-    """Delete a draft that becomes no message."""
     await outbox.write(lambda connection: _with(connection, drafts.delete, conversation_id, message_id, event_id))
 
 
 async def find_abandoned(lock: WriterLock, writers: Iterable[str]) -> list[str]:
-    """Return those of the writers that have ended."""
     ended: list[str] = []
     alive: list[str] = []
     for writer in writers:

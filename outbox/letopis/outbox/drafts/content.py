@@ -36,7 +36,6 @@ class DraftContent:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was added so far."""
         return not self._parts and self._kind is None
 
     @property
@@ -50,11 +49,9 @@ class DraftContent:
 
     @property
     def text(self) -> str:
-        """The visible text so far."""
         return content_text(self.content)
 
     def add(self, what: str | Part) -> None:
-        """Append a piece."""
         if isinstance(what, str | Text | Reasoning):
             kind = Text if isinstance(what, str) else type(what)
             self._add_words(kind, what if isinstance(what, str) else what.text)
@@ -94,7 +91,6 @@ class DraftContent:
         self._used += size
 
     def _close_part(self) -> None:
-        """End the part that grows."""
         if self._kind is not None:
             self._parts.append(self._kind(self._join()))
             self._kind, self._chunks = None, []

@@ -72,7 +72,6 @@ _UNBLOCK_RECOVERED: Final = (
 class Acknowledged:
     """The result of an acknowledgement.
 
-    :ivar events: the number of events that became delivered.
     :ivar missed: lanes that did not move: already there, no longer in the file, or asked beyond their head.
     :ivar erased: ``True`` if content was taken out of the file, so that the WAL has to be truncated.
     """
@@ -86,7 +85,6 @@ class Acknowledged:
 class Rewound:
     """The result of a rewind.
 
-    :ivar events: the number of events that will be sent again.
     :ivar lost: the number of events that neither the history store nor this file holds; the lane is blocked if any.
     """
 

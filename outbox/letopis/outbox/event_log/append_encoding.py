@@ -214,7 +214,6 @@ def condition(
 
 
 def check_types(given: Collection[str], field: str = "types") -> frozenset[str]:
-    """Return event types that a caller names."""
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise InvalidInput(field, "must be a collection of event types, for example a set")
     try:

@@ -14,11 +14,7 @@ from letopis.outbox.event_log.effects import EFFECT_VERSIONS, Effect
 from letopis.outbox.event_log.records.changes import prepare_clear, together
 from letopis.outbox.event_log.records.log import KnownRecords
 from letopis.outbox.event_log.reused_ids import UsedIds, sort_events
-from letopis.store.errors import (
-    ConversationGone,
-    InvalidInput,
-    VersionConflict,
-)
+from letopis.store.errors import ConversationGone, InvalidInput, VersionConflict
 from letopis.store.model.codec import EncodedEvent, decode, encode
 from letopis.store.model.event_types import (
     ConversationActivated,
@@ -65,10 +61,8 @@ class LaneEnd:
     """Where a lane ends once the planned appends are written.
 
     :ivar key: what the lane is called in the rows of its events.
-    :ivar stored: ``True`` if the lane is in the file already.
     :ivar deleted: the sequence of the event that deleted the conversation; 0 or less while it lives.
     :ivar pending_since: when the oldest pending event was appended; ``None`` if none is pending.
-    :ivar touched: ``True`` if the plan appends to it.
     """
 
     conversation_id: str
@@ -111,7 +105,6 @@ class AppendPlan:
         conversation.
     :ivar indexed: the position up to which event ids are indexed.
     :ivar position: the last position given out, in whatever conversation; raised by each event.
-    :ivar last_lane: the highest key of a lane; raised by each new lane.
     :ivar records: what is known of records that conditions name; ``None`` where no change has a condition.
     """
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from letopis.store.database.faults import StoreFault
 
+
 _READ: Final = "SELECT store_id, destination FROM letopis_outbox_origin"
 _DELIVERED: Final = "SELECT 1 FROM letopis_outbox_lanes WHERE delivered > 0 LIMIT 1"
 _BIND: Final = (

@@ -122,7 +122,6 @@ def save(cursor: Any, draft: Draft) -> bool:
 
 
 def find(cursor: Any, conversation_id: str, message_id: str) -> Draft | None:
-    """Return one draft; ``None`` if there is none."""
     row = query_one(cursor, _FIND, (conversation_id, message_id))
     if row is None:
         return None
@@ -159,7 +158,6 @@ def mark_confirmed(cursor: Any, messages: Iterable[DraftKey]) -> None:
 
 
 def list_writers(cursor: Any) -> list[str]:
-    """Return the ids of all writers with a draft or an unconfirmed reply."""
     return [row[0] for row in query_all(cursor, _WRITERS)]
 
 

@@ -83,9 +83,6 @@ class Effect:
     """An event that was just appended.
 
     :ivar order: the order of an activation; otherwise 0.
-    :ivar change: what the event does to a record, if it is of a lane of records.
-    :ivar lane: the key of that lane.
-    :ivar position: of that event.
     """
 
     conversation_id: str
@@ -109,12 +106,7 @@ def apply_effects(cursor: Any, effects: Iterable[Effect]) -> bool:
         name, event = effect.conversation_id, effect.event
         if effect.change is not None:
             noted = note_change(
-                cursor,
-                effect.change,
-                lane=effect.lane,
-                name=name,
-                sequence=effect.sequence,
-                position=effect.position,
+                cursor, effect.change, lane=effect.lane, name=name, sequence=effect.sequence, position=effect.position
             )
             erased = noted or erased
             continue

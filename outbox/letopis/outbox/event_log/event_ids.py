@@ -72,7 +72,6 @@ def newest_position(cursor: Any) -> int:
 
 
 def index_event_ids(cursor: Any) -> None:
-    """Put the ids of all events into their index."""
     indexed, newest = query_one(cursor, _BOUNDS) or (0, 0)
     if newest > indexed:
         write_index(cursor, indexed=indexed, newest=newest)

@@ -32,7 +32,6 @@ _DERIVED: Final = 5
 class PathStep(NamedTuple):
     """An event that puts a message on the path, or takes messages off it.
 
-    :ivar message_id: the appended message; ``None`` for a rewind.
     :ivar first: the event that appended the message first, as an integer.
     :ivar target: the last message that stays after a rewind.
     :ivar erase: True if the rewind is a reset, which erases all that came before it.
@@ -68,7 +67,6 @@ class KnownPath:
             self.add(step)
 
     def add(self, step: PathStep) -> None:
-        """Take the next step."""
         if step.message_id is not None:
             self._known.add(step.first)
             self._messages.add(step.message_id)
@@ -93,10 +91,7 @@ class KnownPath:
                     self._unless[one.first] = self.stays_unless(one.first) | {step.target}
 
     def add_event(self, event: EncodedEvent, first: int) -> None:
-        """Take the step of an event, if it is one.
-
-        :param first: the event that appended its message first.
-        """
+        """Take the step of an event, if it is one."""
         if event.type == MessageAppended.type:
             self.add(PathStep(str(decode(event.data).get("message_id")), first))
         elif event.type == ConversationRewound.type:
@@ -116,7 +111,6 @@ class KnownPath:
         return first in self._erased
 
     def copy(self) -> KnownPath:
-        """Return an independent copy of the path."""
         other = KnownPath()
         other._path, other._on_path = self._path.copy(), self._on_path.copy()
         other._known, other._messages = self._known.copy(), self._messages.copy()
@@ -126,7 +120,6 @@ class KnownPath:
 
 
 def read_path(cursor: Any, conversation_id: str) -> KnownPath:
-    """Read the path of a conversation."""
     rows = query_all(cursor, _STEPS, (PUT_BACK_PATH, conversation_id))
     return KnownPath(
         PathStep(

@@ -118,7 +118,6 @@ class Lane:
 
     @property
     def pending(self) -> int:
-        """The number of pending events."""
         return self.head - self.delivered
 
 
@@ -127,13 +126,10 @@ class DueBatches:
     """What is to be delivered next.
 
     :ivar batches: one per lane, the longest pending first.
-    :ivar lanes: the state of those lanes.
     :ivar broken: lanes whose next event is not in the file, so that they cannot be delivered.
     :ivar wait: seconds until the first waiting lane that was read is due; ``None`` if none waits.
     :ivar incarnation: the relay that held the lease when this was read; outcomes are fenced by it.
     :ivar full: ``True`` if a limit was reached or another partition is due, so that more may be due.
-    :ivar bound: the history store to deliver to.
-    :ivar suspects: the lanes that were refused before.
     """
 
     batches: tuple[LaneBatch, ...]
@@ -181,9 +177,6 @@ def next_batch(
 
     Memory is bounded by the limits, whatever the backlog. A single event larger than ``max_bytes`` is still delivered,
     alone. Nothing is due while the operator has paused the relay.
-
-    :param exclude: conversations to leave out.
-    :param partitions: how many partitions the log of the store has.
     """
     with closing(connection.connection.cursor()) as cursor:
         lanes: list[Lane] = []

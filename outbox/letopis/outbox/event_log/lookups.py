@@ -82,7 +82,6 @@ _CONFLICT: Final = "SELECT expected, actual FROM letopis_outbox_superseded WHERE
 
 
 def holds_event(connection: sa.Connection, event_id: UUID) -> bool:
-    """Return True if the file holds an event."""
     return fetch_one(connection, _HOLDS, (event_id.bytes,)) is not None
 
 

@@ -100,27 +100,22 @@ class StoredRow:
 
     @property
     def data(self) -> Mapping[str, Any]:
-        """Its data."""
         return _decoded(self.values[4], self.sequence)
 
     @property
     def event_id(self) -> UUID:
-        """Its id."""
         return uuid_of(self.values[1])
 
     @property
     def puts_back(self) -> bool:
-        """``True`` if it puts a message back."""
         return puts_back(self.values[5])
 
     @property
     def occurred_at(self) -> datetime:
-        """When it occurred."""
         return from_microseconds(self.values[8])
 
     @property
     def appends(self) -> bool:
-        """``True`` if it appends a message."""
         return self.type == MessageAppended.type
 
 
@@ -178,8 +173,6 @@ class Pruner:
 
     Maintenance for the relay: call it in a write transaction, again while it returns True. Each round visits every lane
     once. Only a prefix of the delivered events is pruned, so a lane never has a gap.
-
-    :ivar pruned: the number of events pruned so far.
     """
 
     def __init__(self, retention: Retention, now_us: Callable[[], int], *, limit: int = 500) -> None:

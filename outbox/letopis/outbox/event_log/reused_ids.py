@@ -85,10 +85,7 @@ class UsedIds:
 
     @classmethod
     def read(cls, cursor: Any, known: Iterable[int], events: Collection[EncodedEvent]) -> Self:
-        """Read what is in the file under the ids of ``events``, and of the messages that they edit.
-
-        :param known: the positions of the events with these ids.
-        """
+        """Read what is in the file under the ids of ``events``, and of the messages that they edit."""
         found = cls()
         for position in known:
             for row in query_all(cursor, _AT, (position,)):
@@ -139,7 +136,6 @@ class UsedIds:
                 raise InvalidInput("message_id", "the message's content was erased for good: it cannot be edited")
 
     def add(self, event: EncodedEvent, sequence: int) -> None:
-        """Record an event that is being appended."""
         used = event.event_id.int
         use = self.ids[used] = IdUse(
             event.conversation_id, sequence, event.digest, event.salt, _first(used, event.metadata)
@@ -162,7 +158,6 @@ class SortedEvents:
     path: KnownPath | None
 
     def add(self, event: EncodedEvent, first: int) -> None:
-        """Add a new event."""
         self.new.append(event)
         self.ids.append(event.event_id)
         if self.path is not None:
@@ -225,10 +220,7 @@ def sort_events(prepared: Prepared, used: UsedIds, *, deleted: bool) -> SortedEv
             raise ConversationGone(conversation_id=prepared.conversation_id)
         if reason is not None:
             raise EventIdReused(
-                conversation_id=prepared.conversation_id,
-                event_id=event_id,
-                message_id=message_id,
-                reason=reason,
+                conversation_id=prepared.conversation_id, event_id=event_id, message_id=message_id, reason=reason
             )
         sorted_events.ids.append(UUID(int=newest))
     if unknown or targets:

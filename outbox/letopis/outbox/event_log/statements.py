@@ -24,7 +24,6 @@ def query_one(cursor: Any, statement: str, values: Values = ()) -> Any | None:
 
 
 def query_all(cursor: Any, statement: str, values: Values = ()) -> list[Any]:
-    """Return all rows of a statement."""
     cursor.execute(statement, values)
     rows: list[Any] = cursor.fetchall()
     return rows

@@ -10,8 +10,47 @@ from threading import Event, Thread
 from types import TracebackType
 from typing import Final, Self
 
-from letopis.outbox.concurrency.signal import Signal
 from letopis.outbox.file.identity import FileId, file_id_of
+
+
+class Signal:
+    """A notification that any number of tasks can wait for.
+
+    Read :attr:`generation` before checking the condition, then wait for a later one::
+
+        seen = signal.generation
+        if not condition():
+            await signal.wait(after=seen)
+
+    Wake-ups may be spurious or coalesced: check the condition again after each.
+    """
+
+    __slots__ = ("_waiters", "generation")
+
+    def __init__(self) -> None:
+        self.generation = 0
+        """How often :meth:`notify` was called."""
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    def notify(self) -> None:
+        """Wake all waiters. Call it from the event loop's thread only."""
+        self.generation += 1
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
+
+    async def wait(self, *, after: int | None = None) -> None:
+        """Wait for a notification later than generation ``after`` (default: the current one)."""
+        if after is not None and after != self.generation:
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)
+
 
 POLL_MIN_SECONDS: Final = 0.005
 POLL_MAX_SECONDS: Final = 0.25
@@ -31,10 +70,7 @@ class FileWatcher:
     timeout of its own.
 
     :param signal: notified in the event loop that entered the watcher.
-    :param file_id: device and inode of the file to watch.
-    :param poll_max_seconds: the longest pause between two polls.
     :ivar eager: set it to ``False`` while commits are of no interest: it then polls every ``poll_max_seconds``.
-    :ivar commits: how often a poll found that something had been committed.
     :ivar replaced: ``True`` once another file, or none, is at the path; this watcher still polls the old one.
     """
 

@@ -7,19 +7,54 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
+from letopis.outbox.concurrency.fair_lock import FairLock
 from letopis.outbox.event_log.append import append_events
 from letopis.outbox.event_log.append_encoding import Prepared
 from letopis.outbox.event_log.append_plan import Appended
+from letopis.outbox.file.identity import FileId, FileIdentityGuard
+from letopis.outbox.file.limits import Bounds, DiskReserve
 from letopis.outbox.file.sqlite_errors import is_busy, is_conflict, is_full, sqlite_error, translate
-from letopis.outbox.file.wal_checkpoint import WalCheckpoint
-from letopis.outbox.file.write_gate import LOCK_TIMEOUT_SECONDS, WriteGate
+from letopis.outbox.file.wal_checkpoint import WalCheckpoint, wal_size
 from letopis.store.errors import LetopisError, OutboxUnavailable
+
+LOCK_TIMEOUT_SECONDS: Final = 10.0
+"""How long a write waits for the file before it is refused."""
+
+
+class WriteGate(FairLock):
+    """Lets one writer of this process at a time to the file, while the file is in its place and has room.
+
+    A writer holds the lock from before its transaction begins until after it has committed. It calls
+    :meth:`check_space` before it adds events, and ``verify_file`` as late as it can before it commits.
+
+    :ivar verify_file: refuses to write where the file is not in its place; ``files.verify``.
+    """
+
+    def __init__(self, path: Path, file_id: FileId, *, bounds: Bounds) -> None:
+        super().__init__()
+        self.files = FileIdentityGuard(path, file_id)
+        self.verify_file = self.files.verify
+        self.reserve = DiskReserve(path, watermark=bounds.min_free_bytes)
+        self._bounds = bounds
+        self._wal_size = partial(wal_size, path)
+
+    def check_room(self, cursor: Any) -> None:
+        """Do nothing if new events may be written, in the transaction that is open on a DBAPI ``cursor``."""
+        self.verify_file()
+        self.check_space(cursor)
+
+    def check_space(self, cursor: Any) -> None:
+        """Do the part of :meth:`check_room` that is left to a writer that verifies the file before its commit."""
+        self.reserve.check()
+        self._bounds.check(cursor, self.files.size, self._wal_size)
+
 
 logger = logging.getLogger("letopis.outbox.writer")
 
@@ -39,10 +74,7 @@ class _CommitFailed(Exception):
 
 
 class Committer:
-    """The writing connection of an outbox file. All methods are for the writer's thread.
-
-    :ivar wal: the checkpoints of the file.
-    """
+    """The writing connection of an outbox file. All methods are for the writer's thread."""
 
     def __init__(self, *, path: Path, engine: sa.Engine, gate: WriteGate, now_us: Callable[[], int]) -> None:
         self.wal = WalCheckpoint(path)
@@ -89,7 +121,6 @@ class Committer:
                 return [_ours(error)]
 
     def checkpoint(self) -> None:
-        """Move the WAL into the file."""
         self.wal.run(self._connect()[1])
 
     def maintain(self) -> None:

@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from letopis.outbox.file.limits import release_reserve
 from letopis.outbox.file.sqlite_errors import code_of, is_full, translate
@@ -16,6 +16,9 @@ from letopis.store.database.faults import StoreFault
 from letopis.store.database.migrations import STORE, Migrations, Revision, SchemaState, revision_of
 from letopis.store.database.private_files import create_private_file
 from letopis.store.errors import ConfigurationError, OutboxUnavailable
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
 
 T = TypeVar("T")
 
@@ -102,10 +105,7 @@ def check_file(path: Path, *, create: bool) -> None:
 
 
 def check_revision(found: Revision, path: Path, tables: Iterable[str]) -> None:
-    """Check that an outbox file is at this release's revision.
-
-    :param tables: of the file.
-    """
+    """Check that an outbox file is at this release's revision."""
     if found.state is SchemaState.MISSING:
         raise ConfigurationError(": ".join(describe_missing_outbox(path, tables)))
     if found.state is not SchemaState.CURRENT:
@@ -142,3 +142,18 @@ def explained(error: BaseException, path: Path) -> Exception | None:
     if isinstance(error, UnicodeDecodeError):  # SQLite quotes the file in its errors
         return OutboxUnavailable(f"{path.name!r} is damaged: `letopis outbox verify` says where")
     return translate(error)
+
+
+def store_beside(path: str | os.PathLike[str]) -> Path:
+    """Return the default history store of an outbox: ``bot.history.db`` beside ``bot.outbox.db``."""
+    where = outbox_path(path)
+    stem = where.name.removesuffix(".db").removesuffix(".outbox")
+    return where.with_name("history.db" if stem in ("outbox", "") else f"{stem}.history.db")
+
+
+def check_apart(outbox: Path, url: URL) -> None:
+    """Check that an outbox does not deliver into itself."""
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return
+    if os.path.realpath(url.database) == os.path.realpath(outbox):
+        raise ConfigurationError("the outbox and the history store are the same file: give each a file of its own")

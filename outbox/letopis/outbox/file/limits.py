@@ -91,7 +91,6 @@ _ZEROS: Final = bytes(64 * 1024)
 
 
 def reserve_path(path: Path) -> Path:
-    """Return the path of an outbox file's reserve."""
     return path.with_name(path.name + ".ballast")
 
 
@@ -113,9 +112,7 @@ class DiskReserve:
 
     Not promised: that the reserve is there. The relay creates it when it is idle, some seconds after it began.
 
-    :param path: of the outbox file.
     :param watermark: bytes that new events leave free; ``None`` for no limit.
-    :param reserve: bytes of the reserve file.
     """
 
     def __init__(self, path: Path, *, watermark: int | None, reserve: int = RESERVE_BYTES) -> None:

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
+from letopis.outbox.file.committer import LOCK_TIMEOUT_SECONDS
 from letopis.outbox.file.identity import FileId, file_id_of, load_origin
 from letopis.outbox.file.inspection import (
     BUSY_TIMEOUT_SECONDS,
@@ -27,7 +28,6 @@ from letopis.outbox.file.inspection import (
 )
 from letopis.outbox.file.limits import release_reserve
 from letopis.outbox.file.sqlite_errors import is_busy, is_full
-from letopis.outbox.file.write_gate import LOCK_TIMEOUT_SECONDS
 from letopis.store.database.migrations import ALEMBIC_LOCK, STORE, SchemaState, revision_state, upgrade
 from letopis.store.database.sqlite import install_sqlite_events
 from letopis.store.errors import ConfigurationError

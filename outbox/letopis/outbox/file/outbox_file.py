@@ -14,16 +14,15 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from letopis.outbox.concurrency.home_loop import HomeLoop
-from letopis.outbox.concurrency.signal import Signal
 from letopis.outbox.event_log.append_encoding import Prepared
 from letopis.outbox.event_log.append_plan import Appended
-from letopis.outbox.file.committer import Committer
+from letopis.outbox.file.change_watcher import Signal
+from letopis.outbox.file.committer import LOCK_TIMEOUT_SECONDS, Committer, WriteGate
 from letopis.outbox.file.inspection import BUSY_TIMEOUT_SECONDS, outbox_path
 from letopis.outbox.file.limits import Bounds
 from letopis.outbox.file.opening import OpenedFile, open_file
 from letopis.outbox.file.pending_probe import PendingProbe
 from letopis.outbox.file.sqlite_errors import is_busy, is_full, sqlite_error, translate
-from letopis.outbox.file.write_gate import LOCK_TIMEOUT_SECONDS, WriteGate
 from letopis.outbox.file.writer import Writer
 from letopis.store.cancellation import run_to_completion
 from letopis.store.database.engines import create_store_engine

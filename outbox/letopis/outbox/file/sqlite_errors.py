@@ -49,7 +49,6 @@ def is_busy(error: BaseException) -> bool:
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Return True if a constraint refused a row."""
     return code_of(error).startswith("SQLITE_CONSTRAINT")
 
 

@@ -12,10 +12,9 @@ from typing import Any, Final, cast
 
 from sqlalchemy.exc import DBAPIError
 
-from letopis.outbox.concurrency.signal import Signal
 from letopis.outbox.event_log.append_plan import Appended
-from letopis.outbox.file.committer import Committer, Member
-from letopis.outbox.file.write_gate import WriteGate
+from letopis.outbox.file.change_watcher import Signal
+from letopis.outbox.file.committer import Committer, Member, WriteGate
 from letopis.store.database.sqlite import WalTruncator
 from letopis.store.database.worker_thread import WorkerThread
 from letopis.store.errors import Closed, OutboxUnavailable
@@ -36,13 +35,7 @@ class Writer:
     """
 
     def __init__(
-        self,
-        *,
-        committer: Committer,
-        thread: WorkerThread,
-        gate: WriteGate,
-        appended: Signal,
-        changed: Signal,
+        self, *, committer: Committer, thread: WorkerThread, gate: WriteGate, appended: Signal, changed: Signal
     ) -> None:
         self._gate = gate
         self._thread = thread

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 
 class Appender:
-    """Appends to one outbox."""
-
     def __init__(self, *, outbox: OutboxFile, gateway: StoreGateway, deliveries: Deliveries, limits: Limits) -> None:
         self._outbox = outbox
         self._gateway = gateway
@@ -134,14 +132,12 @@ class Appender:
         return (await store.outbox_access.conflict_before(conversation_id, event_id, expects, origin_id=origin_id),)
 
     async def append_in(self, connection: AsyncConnection | AsyncSession, prepared: Prepared) -> Receipt:
-        """Append in the caller's transaction."""
         appended = await append_in(self._outbox, connection, prepared)
         return Receipt(appended, self._deliveries, void=asyncio.Event())  # whose end is not heard of
 
     async def write(
         self, conversation_id: str, *bodies: Body, owner: str | None = None, after: After | None = None
     ) -> Receipt:
-        """Append events of ours."""
         return await self.append(prepare(conversation_id, bodies, owner=owner, limits=self._limits, after=after))
 
     async def change(self, conversation_id: str, *bodies: MessageChange) -> Receipt:
@@ -169,6 +165,5 @@ class Appender:
         if places is not None and (unknown := [message_id for message_id in missing if message_id not in places]):
             which = "" if len(message_ids) == 1 else f" {unknown[0]!r}"
             raise InvalidInput(
-                "message_id",
-                f"no message of this conversation has this id{which} (an inherited one is its parent's)",
+                "message_id", f"no message of this conversation has this id{which} (an inherited one is its parent's)"
             )

@@ -65,7 +65,6 @@ class Conversations:
         activate: bool,
         metadata: Mapping[str, Any] | None,
     ) -> Receipt:
-        """Begin a conversation as ``History.start`` does."""
         bodies: list[Body] = [ConversationStarted(owner_id=owner, title=title)]
         if metadata is not None:
             bodies.append(ConversationAnnotated(metadata=metadata))
@@ -90,24 +89,19 @@ class Conversations:
         return found.with_changes(active=True)
 
     async def activate(self, conversation_id: str, *, owner: str | None) -> Receipt:
-        """Make a conversation its owner's active one."""
         owner = await self._owner_of(conversation_id, owner, needed=True)
         return await self._appender.write(conversation_id, ConversationActivated(), owner=owner)
 
     async def archive(self, conversation_id: str, *, reason: str | None) -> Receipt:
-        """Take a conversation out of the everyday list."""
         return await self._write(conversation_id, ConversationArchived(reason=reason))
 
     async def restore(self, conversation_id: str) -> Receipt:
-        """Put an archived conversation back into the everyday list."""
         return await self._write(conversation_id, ConversationRestored())
 
     async def delete(self, conversation_id: str, *, reason: str | None) -> Receipt:
-        """Delete a conversation for good."""
         return await self._write(conversation_id, ConversationDeleted(reason=reason))
 
     async def reset(self, conversation_id: str, *, reason: str | None) -> Receipt:
-        """Erase a conversation that goes on under its id."""
         return await self._write(conversation_id, ConversationRewound(reason=reason, erase=True))
 
     async def list_of(
@@ -219,10 +213,7 @@ class Conversations:
                 return None if page.complete else conversation.created_at
 
     async def _owner_of(self, conversation_id: str, owner: str | None = None, *, needed: bool = False) -> str | None:
-        """Return the owner of a conversation, so that this outbox knows it too.
-
-        :raises InvalidInput: there is no such conversation, or it has no owner and ``needed`` is set.
-        """
+        """Return the owner of a conversation, so that this outbox knows it too."""
         check_identifier(conversation_id, "conversation_id")
         if owner is not None:
             return owner

@@ -20,9 +20,8 @@ from letopis.outbox.history._path.rewind import Rewinder
 from letopis.outbox.history._read import HistoryReader
 from letopis.outbox.history._replies import Replies
 from letopis.outbox.history._search import Search
-from letopis.outbox.history._settings import HistorySettings
 from letopis.outbox.history._statistics import MessageCounter
-from letopis.outbox.history.options import Options
+from letopis.outbox.history.options import HistorySettings, Options
 from letopis.outbox.history.receipts import Deliveries
 from letopis.outbox.operations.delivery import Delivery, DeliveryOptions
 from letopis.outbox.pending_reads.read_path import ReadPath

@@ -95,7 +95,6 @@ class HistoryReader:
         return await read_filtered(read, window, check_filter(where), offset=offset)
 
     async def count(self, conversation_id: str, *, where: Filter | None) -> int:
-        """Count messages as ``History.count`` does."""
         check_identifier(conversation_id, "conversation_id")
         check_filter(where)
         if where is None:
@@ -217,7 +216,6 @@ class HistoryReader:
         as_of: AsOf | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - for one request to the store, with an error of its own
     ) -> Conversation | None:
-        """Return a conversation as ``History.conversation`` does."""
         check_identifier(conversation_id, "conversation_id")
         _check_timeout(timeout, as_of)
         if as_of is None:
@@ -250,13 +248,7 @@ class HistoryReader:
         return await self._path.read_window(conversation_id, None, merge, upto=upto, whole=True)
 
     async def conversations(
-        self,
-        *,
-        owner: str | None,
-        after: str | None,
-        limit: int,
-        states: Collection[str],
-        oldest_first: bool = False,
+        self, *, owner: str | None, after: str | None, limit: int, states: Collection[str], oldest_first: bool = False
     ) -> Page[Conversation]:
         """Return a page of conversations by last activity, of one owner or of all."""
         check_count(limit, "limit")
@@ -304,7 +296,6 @@ class HistoryReader:
         before: int | str | None = None,
         types: Collection[str] | None = None,
     ) -> Page[RecordedEvent]:
-        """Return a page of events as ``History.events`` does."""
         check_identifier(conversation_id, "conversation_id")
         size = check_count(limit, "limit") if last is None else check_count(last, "last")
         start, end = check_place(after, "after") or 0, check_place(before, "before")

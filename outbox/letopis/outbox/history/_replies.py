@@ -19,9 +19,9 @@ from letopis.outbox.event_log import drafts
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history._append import Appender
+from letopis.outbox.history.options import OnUnconfirmed, Unconfirmed
 from letopis.outbox.history.receipts import Deliveries
 from letopis.outbox.history.reply import Reply
-from letopis.outbox.history.unconfirmed import OnUnconfirmed, Unconfirmed
 from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, LetopisError
 from letopis.store.model.codec import Limits, decode
 from letopis.store.model.event_types import MessageAppended, read
@@ -67,7 +67,6 @@ class Replies:
         every: float | None,
         confirm: bool,
     ) -> AsyncIterator[Reply]:
-        """Write a reply as ``History.reply`` does."""
         if every is not None and not (isinstance(every, int | float) and 0 <= every < math.inf):
             raise InvalidInput("every", "must be seconds, zero or more, or None for no checkpoints")
         if not isinstance(confirm, bool):
@@ -112,7 +111,6 @@ class Replies:
             self._forget_settled(reply)
 
     async def unconfirmed(self, *, owner: str | None) -> tuple[Unconfirmed, ...]:
-        """Return unconfirmed replies as ``History.unconfirmed`` does."""
         pending = await self._outbox.read(lambda connection: _unconfirmed_drafts(connection, owner))
         abandoned = set(await find_abandoned(self.writer_lock, sorted({one.writer for one in pending})))
         return tuple(self._unconfirmed(one, abandoned=one.writer in abandoned) for one in pending)
@@ -185,13 +183,7 @@ class Replies:
 
 
 def _check(
-    connection: sa.Connection,
-    conversation_id: str,
-    message_id: str,
-    *,
-    event_id: UUID,
-    owner: str | None,
-    chosen: bool,
+    connection: sa.Connection, conversation_id: str, message_id: str, *, event_id: UUID, owner: str | None, chosen: bool
 ) -> None:
     """Refuse a reply that could not be appended, before it is written."""
     cursor = connection.connection.cursor()

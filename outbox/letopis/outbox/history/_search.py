@@ -58,15 +58,11 @@ class _Place:
         return self.shown < len(self.queue) or self.store != ""
 
     def encode(self) -> str:
-        """Return the ``next`` of a page."""
         return _CURSOR.encode(list(self.queue), self.shown, self.store)
 
     @classmethod
     def decode(cls, cursor: object) -> Self:
-        """Return the place that the ``next`` of a page names.
-
-        :raises InvalidInput: it is not the ``next`` of a page of hits.
-        """
+        """Return the place that the ``next`` of a page names."""
         return _CURSOR.decode(cursor, cls._from_values)
 
     @classmethod
@@ -82,8 +78,6 @@ class _Place:
 
 
 class Search:
-    """Searches the outbox and the history store."""
-
     def __init__(self, *, outbox: OutboxFile, gateway: StoreGateway, upcasters: Upcasters) -> None:
         self._outbox = outbox
         self._gateway = gateway
@@ -92,7 +86,6 @@ class Search:
     async def search(
         self, query: str, *, owner: str | None, conversation: str | None, limit: int, after: str | None
     ) -> Page[Hit]:
-        """Search as ``History.search`` does."""
         check_count(limit, "limit")
         if conversation is not None:
             check_identifier(conversation, "conversation")
@@ -193,10 +186,7 @@ class _PageMerge:
         return _hits(messages, keys, self._request.query)
 
     async def of_store(self, page: Page[Hit], *, besides: frozenset[MessageKey]) -> list[Hit]:
-        """Return the hits of the store's page that are hits still.
-
-        :param besides: messages that come from the outbox.
-        """
+        """Return the hits of the store's page that are hits still."""
         local = await self._search.pending_of(self._pending, {hit.conversation_id for hit in page})
         now = dict[object, RecordedMessage]()
         for name, one in local.items():

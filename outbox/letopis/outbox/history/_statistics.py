@@ -42,7 +42,6 @@ class MessageCounter:
         self._upcasters = upcasters
 
     async def statistics(self, period: Period) -> Statistics:
-        """Count the messages of a period as ``History.statistics`` does."""
         erasures = Erasures()
         for _ in range(3):
             # Pending events first: what is delivered after that is recognised by how far its lane has got.
@@ -73,10 +72,7 @@ class MessageCounter:
         try:
             with expect_store(self._gateway.bound_to()):
                 return await self._store.outbox_access.statistics(
-                    period,
-                    origin_id=self._outbox.origin.origin_id,
-                    lanes=messages,
-                    erasures=erasures,
+                    period, origin_id=self._outbox.origin.origin_id, lanes=messages, erasures=erasures
                 )
         except StoreFault as fault:
             if fault.fault_class not in UNAVAILABLE_CLASSES:

@@ -165,12 +165,7 @@ class Chat:
         return await self._parts.appender.change(self.conversation_id, *bodies)
 
     async def react(
-        self,
-        message_id: str,
-        key: str,
-        *,
-        actor: str | None = None,
-        value: int | float | str | None = None,
+        self, message_id: str, key: str, *, actor: str | None = None, value: int | float | str | None = None
     ) -> Receipt:
         """Add a reaction to a message; a new ``value`` replaces the old one of the same key and actor.
 

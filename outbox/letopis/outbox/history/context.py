@@ -81,7 +81,6 @@ async def read_context(read: ReadPage, budget: WindowBudget, cut: Cut = list) ->
 
     Pages grow, so that the work is proportional to the messages read.
 
-    :param cut: what the window may hold; by default all.
     :raises InvalidInput: as :func:`letopis.store.rules.context_window.window`, or the window has no end.
     :raises StoreUnavailable: the end was not found in what the outbox holds.
     """

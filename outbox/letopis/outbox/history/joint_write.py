@@ -33,12 +33,6 @@ _CHECKED_FILE: Final = "letopis_outbox_place"
 
 
 class TransactionEnd:
-    """How a transaction of ours ends, as far as that is known.
-
-    :ivar rolled_back: set once it is rolled back, so that its receipts are void.
-    :ivar ended: set once it is over, committed or not.
-    """
-
     __slots__ = ("ended", "rolled_back")
 
     def __init__(self) -> None:
@@ -116,10 +110,7 @@ def _check_file(connection: sa.Connection, outbox: OutboxFile) -> None:
 async def write(
     outbox: OutboxFile, connection: AsyncConnection, prepared: Prepared, companion: CompanionWrite | None = None
 ) -> Appended:
-    """Write an append and its companion in the transaction that is open on ``connection`` and holds the lock.
-
-    :raises LetopisError: the append was refused, or the file cannot be written.
-    """
+    """Write an append and its companion in the transaction that is open on ``connection`` and holds the lock."""
 
     def run(cursor: Any) -> Appended | LetopisError:
         outbox.gate.check_room(cursor)
@@ -135,10 +126,7 @@ async def write(
 
 
 async def run_on(connection: AsyncConnection, work: Callable[[Any], T]) -> T:
-    """Return what ``work(cursor)`` returns, run in the transaction that is open on ``connection``.
-
-    :raises LetopisError: the work was refused before it wrote anything, or the file cannot be written.
-    """
+    """Return what ``work(cursor)`` returns, run in the transaction that is open on ``connection``."""
 
     def run(driver: Any) -> T:
         cursor = driver.cursor()

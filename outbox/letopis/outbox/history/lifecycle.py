@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 from letopis.outbox.concurrency.home_loop import HomeLoop, at_home
-from letopis.outbox.history.options import Options, keywords_of
+from letopis.outbox.history.options import Options, Unconfirmed, keywords_of
 from letopis.outbox.history.receipts import wait_until_drained
-from letopis.outbox.history.unconfirmed import Unconfirmed
 from letopis.outbox.operations.status import Status, read_status
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.model.identifiers import Owner, owner_id
@@ -25,7 +24,7 @@ class Lifecycle:
     @keywords_of(Options)
     def __init__(self, options: Options) -> None:
         # With the first history rather than with its class: the relay, the readers and what else works in one.
-        from letopis.outbox.history._settings import HistorySettings
+        from letopis.outbox.history.options import HistorySettings
         from letopis.outbox.history.sharing import SharedAccess
 
         self._home = SharedAccess(HistorySettings.of(options))

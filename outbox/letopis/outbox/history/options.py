@@ -1,13 +1,14 @@
-"""Name what a history and an append are given, once for all who take it."""
+"""Name what a history and an append are given, and check that histories on one file were given the same."""
 
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass, fields
 from datetime import datetime
 from functools import wraps
+from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, TypedDict, TypeVar
 
 from sqlalchemy.engine import URL
@@ -18,14 +19,43 @@ from letopis.outbox.alerting.language import Style
 from letopis.outbox.alerting.notifications import Callback
 from letopis.outbox.event_log.append_encoding import After
 from letopis.outbox.event_log.retention import Retention
+from letopis.outbox.file.inspection import check_apart, outbox_path, store_beside
 from letopis.outbox.file.limits import Bounds
-from letopis.outbox.history.unconfirmed import OnUnconfirmed
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.conversation_store import ConversationStore
+from letopis.store.database.urls import check_path, normalise_url
 from letopis.store.errors import ConfigurationError
 from letopis.store.model.codec import DEFAULT_LIMITS, Limits
 from letopis.store.model.events import NO_UPCASTERS, Upcasters, utc_now
 from letopis.store.model.identifiers import Owner, check_number
+from letopis.store.model.messages import Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unconfirmed:
+    """A reply that was appended to be sent, and never confirmed as sent or failed.
+
+    :ivar appended_at: when it became a message of the history.
+    :ivar message: as it was appended; ``None`` if the outbox does not hold it any more.
+    :ivar abandoned: whether its writer has ended, so that no other program will confirm it.
+    """
+
+    conversation_id: str
+    message_id: str
+    owner_id: str | None
+    appended_at: datetime
+    message: Message | None
+    abandoned: bool
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was cut off while it was written; ``False`` if the message is not known any more."""
+        return self.message is not None and self.message.status == "interrupted"
+
+
+OnUnconfirmed = Callable[[tuple[Unconfirmed, ...]], Awaitable[Any] | Any]
+"""A function that is called with the replies that were never confirmed."""
+
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -136,9 +166,7 @@ class Options:
         return Bounds(max_events=self.max_events, max_bytes=self.max_bytes, min_free_bytes=self.min_free_bytes)
 
 
-def keywords_of(
-    options: Callable[P, V],
-) -> Callable[[Callable[[T, V], None]], Callable[Concatenate[T, P], None]]:
+def keywords_of(options: Callable[P, V]) -> Callable[[Callable[[T, V], None]], Callable[Concatenate[T, P], None]]:
     """Decorate an ``__init__`` that takes a value: it takes what makes that value, and type checkers check it."""
 
     def decorate(method: Callable[[T, V], None]) -> Callable[Concatenate[T, P], None]:
@@ -159,3 +187,63 @@ def _check_callback(name: str, callback: object, *, takes: str = "an Incident") 
     # Otherwise it would show when the first user is to be notified.
     if callback is not None and not callable(callback):
         raise ConfigurationError(f"{name} must be a function that takes {takes}, not {type(callback).__name__}")
+
+
+_ALWAYS_SAME: Final = frozenset({"relay", "watch"})
+"""Options of which the default is a wish too: a history that is to deliver must not join one that does not."""
+_COMPARED_APART: Final = frozenset({"path", "store", "create"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistorySettings:
+    """What to open: the outbox, the history store, and how.
+
+    :ivar path: absolute.
+    :ivar store: the caller's own store, or the address of one; ``None`` if none was given.
+    """
+
+    path: Path
+    store: URL | ConversationStore | None
+    options: Options
+
+    @classmethod
+    def of(cls, options: Options) -> HistorySettings:
+        """Check what a history was given, without any I/O."""
+        where = outbox_path(check_path(options.path, "the outbox"))
+        store = options.store
+        if store is not None and not isinstance(store, ConversationStore):
+            store = normalise_url(store)
+        settings = cls(path=where, store=store, options=options)
+        check_apart(where, settings.url)
+        return settings
+
+    @property
+    def url(self) -> URL:
+        """The address of the history store, by default a file beside the outbox."""
+        if self.store is None:
+            return normalise_url(store_beside(self.path))
+        return self.store.url if isinstance(self.store, ConversationStore) else self.store
+
+    def check_same(self, other: HistorySettings) -> None:
+        """Check that another history may share what was opened by these settings.
+
+        An option that the other one was not given is taken from these.
+        """
+        differ = [
+            option.name
+            for option in fields(Options)
+            if option.name not in _COMPARED_APART
+            and (given := getattr(other.options, option.name)) != getattr(self.options, option.name)
+            and (option.name in _ALWAYS_SAME or given != option.default)
+        ]
+        if isinstance(other.store, ConversationStore):
+            same_store = other.store is self.store
+        else:
+            same_store = other.store is None or other.store == self.url
+        if not same_store:
+            differ.insert(0, "store")
+        if differ:
+            raise ConfigurationError(
+                f"{other.path.name!r} is open in this process with another value of {', '.join(differ)}: histories on"
+                " one file share one outbox, so give them the same options"
+            )

@@ -165,10 +165,7 @@ class Receipt:
 
 
 def check_timeout(value: object) -> float | None:
-    """Return the number of seconds to wait at most; ``None`` waits without limit.
-
-    :raises InvalidInput: ``value`` is not a number.
-    """
+    """Return the number of seconds to wait at most; ``None`` waits without limit."""
     if value is None:
         return None
     if not isinstance(value, int | float) or isinstance(value, bool) or value != value:  # NaN
@@ -192,8 +189,6 @@ class _Place:
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
-    """One receipt that waits."""
-
     place: _Place
     answer: asyncio.Future[bool | None]
     event_ids: tuple[UUID, ...] = ()
@@ -224,7 +219,6 @@ class Deliveries:
     ) -> bool | None:
         """Wait until an event is delivered.
 
-        :param event_ids: all events of the same append.
         :returns: True if the history store shows all of them, False if it has set one aside, ``None`` if the event will
             not be delivered without an operator or the time is over.
         """
@@ -254,7 +248,6 @@ class Deliveries:
         return state or Saved.PENDING
 
     async def close(self) -> None:
-        """Refuse all waiting receipts."""
         self._closed = True
         if self._polling is not None:
             self._polling.cancel()

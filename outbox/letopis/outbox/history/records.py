@@ -12,12 +12,7 @@ from uuid import UUID
 from letopis.outbox.concurrency.home_loop import at_home
 from letopis.outbox.event_log.append_encoding import PreparedChange
 from letopis.outbox.event_log.append_plan import Appended
-from letopis.outbox.event_log.records.changes import (
-    prepare_clear,
-    prepare_delete,
-    prepare_put,
-    together,
-)
+from letopis.outbox.event_log.records.changes import prepare_clear, prepare_delete, prepare_put, together
 from letopis.outbox.history.receipts import Deliveries, Receipt
 from letopis.store.cancellation import run_to_completion
 from letopis.store.errors import InvalidInput
@@ -330,10 +325,6 @@ def are_put_into(records: Records, outbox: OutboxFile) -> bool:
 
 
 def _pairs(keys: object) -> Sequence[tuple[Sequence[str], str]]:
-    """Return pairs of namespace and key.
-
-    :raises InvalidInput: something else was given.
-    """
     if not isinstance(keys, Sequence) or isinstance(keys, str | bytes):
         raise InvalidInput("keys", f"must be a sequence of pairs of namespace and key, not {type(keys).__name__}")
     for place, pair in enumerate(keys):

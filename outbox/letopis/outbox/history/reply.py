@@ -170,11 +170,7 @@ class Reply:
         return await run_to_completion(self._finish(message))
 
     async def sent(
-        self,
-        *,
-        platform_ids: Mapping[str, Any] | None = None,
-        sent_as: str | None = None,
-        file_path: str | None = None,
+        self, *, platform_ids: Mapping[str, Any] | None = None, sent_as: str | None = None, file_path: str | None = None
     ) -> Receipt:
         """Record that the platform accepted the reply, as ``History.sent`` does. Finishes the reply if needed.
 

@@ -16,7 +16,7 @@ from weakref import WeakSet
 from letopis.outbox.concurrency.home_loop import POLL_INTERVAL_SECONDS, HomeLoop, LoopEnded, NotBegun, unresolved
 from letopis.outbox.file.identity import FileId, file_id_of
 from letopis.outbox.history._opening import Parts, open_parts
-from letopis.outbox.history._settings import HistorySettings
+from letopis.outbox.history.options import HistorySettings
 from letopis.outbox.telemetry.logging import describe_failure
 from letopis.store.cancellation import run_to_completion
 from letopis.store.errors import Closed, InvalidInput
@@ -88,7 +88,6 @@ class SharedOutbox:
             self.home.loop.call_soon_threadsafe(self._stop.set)
 
     def abandon(self) -> None:
-        """Release what an orphan keeps from its successor."""
         self._detach()
         _left.append(self)
         if self.parts is not None:
@@ -232,7 +231,6 @@ class SharedAccess:
 
     @property
     def parts(self) -> Parts:
-        """The parts of the outbox, which belong to its loop."""
         if self._parts is None:
             raise Closed(_NOT_OPEN)
         return self._parts
@@ -260,12 +258,7 @@ class SharedAccess:
                 continue
 
     async def prepare(self) -> HomeLoop:
-        """Open the outbox if it is not open, and return its loop.
-
-        :raises Closed: after :meth:`close`, or if it was opened before this process was forked off.
-        :raises ConfigurationError: the file is wrong, or it is open with other options.
-        :raises OutboxUnavailable: the file cannot be used at present.
-        """
+        """Open the outbox if it is not open, and return its loop."""
         while True:
             outbox, joined = self._join()
             if not joined:

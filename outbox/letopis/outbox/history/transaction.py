@@ -18,8 +18,8 @@ from letopis.outbox.concurrency.home_loop import at_home
 from letopis.outbox.event_log.append_encoding import Prepared, PreparedChange, prepare
 from letopis.outbox.event_log.append_plan import Appended
 from letopis.outbox.event_log.records.changes import prepare_delete, together
+from letopis.outbox.file.committer import LOCK_TIMEOUT_SECONDS
 from letopis.outbox.file.sqlite_errors import is_busy, translate
-from letopis.outbox.file.write_gate import LOCK_TIMEOUT_SECONDS
 from letopis.outbox.history.joint_write import CompanionWrite, TransactionEnd, is_open, write
 from letopis.outbox.history.options import AppendOptions
 from letopis.outbox.history.receipts import Deliveries, Receipt
@@ -291,7 +291,6 @@ class _DurationWatch:
         self._timer = self._loop.call_later(WARN_AFTER_SECONDS, self._warn)
 
     def stop(self) -> None:
-        """Stop watching."""
         self._timer.cancel()
 
     def _warn(self) -> None:

@@ -68,7 +68,6 @@ class Delivery:
         return relay.breaker if relay is not None and at_work else None
 
     def breaker_view(self) -> BreakerView | None:
-        """Return what the monitor has to know of that breaker."""
         breaker = self.breaker()
         return None if breaker is None else breaker_view(breaker)
 

@@ -263,7 +263,6 @@ def _front(connection: sa.Connection, event_id: UUID) -> PendingEvent:
 
 
 def checked_reason(reason: str) -> str:
-    """Return the reason without surrounding space."""
     stripped = reason.strip()
     if not stripped:
         raise InvalidInput("reason", "must not be empty: it is kept")

@@ -60,8 +60,6 @@ ApplyBatches = Callable[[Origin, Sequence[LaneBatch]], Awaitable[ApplyResult]]
 class RelayMemory:
     """What one relay of a file hands on to the next one of the same process; empty for the first.
 
-    :ivar attribution: what failed, and what succeeded beside it.
-    :ivar retries: until when refused lanes wait.
     :ivar wrong_store: the breaker for a store that is not the outbox's own.
     :ivar task_look: when the store's tasks are looked for; may be shared with the relays of other files.
     :ivar reconciled: how far the comparisons with the history store have come.
@@ -83,11 +81,6 @@ class Dispatcher:
     No transaction of the outbox is open while the store is called. The outcome of a batch is written back in one
     transaction, fenced by the incarnation under which the batch was read; if that is lost, the batch is sent again and
     the store recognises it.
-
-    :ivar breakers: whether deliveries are allowed.
-    :ivar binding: to which store.
-    :ivar retries: of refused events.
-    :ivar stats: what was done so far.
     """
 
     def __init__(

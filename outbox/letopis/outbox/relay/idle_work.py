@@ -109,18 +109,15 @@ class TaskLook:
 
     @property
     def due(self) -> bool:
-        """Whether a look is due."""
         return self._deadline.remaining(self._clock) == 0
 
     def done(self) -> None:
-        """Note that tasks were looked for."""
         self._deadline = self._clock.after(LOOK_INTERVAL_SECONDS)
 
 
 class StoreTasks:
     """What one relay knows of the pending tasks of its history store.
 
-    :ivar pending: as of the last look or step.
     :ivar worked: whether a step was taken since this was last set to ``False``.
     """
 
@@ -143,7 +140,6 @@ class StoreTasks:
         self._unindexed = self._searched
 
     def due(self, *, idle: bool) -> bool:
-        """Return True if a step may have something to do."""
         return self.pending.tasks > 0 or self._expected or (idle and (self._look.due or self._unindexed))
 
     async def step(self, store_id: UUID | None, *, idle: bool) -> bool:

@@ -265,11 +265,8 @@ class Heartbeat:
 
     :ivar progress: whether something moved: events, or an answer of a store that was unavailable.
     :ivar reason: fault class and code of a breaker that is not closed.
-    :ivar detail: the same in a sentence.
     :ivar next_attempt_us: when the store is tried next, UTC microseconds; ``None`` while the breaker is closed.
-    :ivar delivered: events acknowledged in the same transaction.
     :ivar tasks: long rewinds and deletions that the history store has not carried out yet.
-    :ivar rows: rows left of them.
     """
 
     progress: bool
@@ -362,11 +359,6 @@ class HeartbeatWriter:
 
 @dataclass(slots=True)
 class WrittenBack:
-    """What writing an outcome back changed.
-
-    :ivar marked: the failures whose lane had not moved meanwhile.
-    """
-
     acknowledged: Acknowledged
     marked: Sequence[LaneFailure]
     rewound: Mapping[str, Rewound]
@@ -398,11 +390,7 @@ def write_back(
 
 
 def _mark(connection: sa.Connection, failure: LaneFailure) -> bool:
-    fault: dict[str, Any] = {
-        "attempts": failure.attempts,
-        "fault_class": failure.fault_class,
-        "fault": failure.fault,
-    }
+    fault: dict[str, Any] = {"attempts": failure.attempts, "fault_class": failure.fault_class, "fault": failure.fault}
     if failure.due_at_us is None:
         return block_lane(connection, failure.lane, **fault)
     return schedule_retry(connection, failure.lane, due_at_us=failure.due_at_us, **fault)

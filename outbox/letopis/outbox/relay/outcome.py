@@ -83,10 +83,8 @@ class SendResult:
 class StepResult:
     """The result of one step of the dispatcher.
 
-    :ivar delivered: events that the history store accepted and that were acknowledged.
     :ivar more: whether another step is worth taking at once.
     :ivar wait: seconds until a waiting lane, or the store, is due again; ``None`` if there is nothing to wait for.
-    :ivar fenced: whether another relay has taken over.
     """
 
     delivered: int = 0
@@ -135,7 +133,6 @@ class LaneFailure:
     """What to write back about a lane whose next event was refused.
 
     :ivar due_at_us: when the event is retried, UTC microseconds; ``None`` if the lane is blocked.
-    :ivar delay: seconds until then.
     """
 
     lane: Lane
@@ -148,15 +145,11 @@ class LaneFailure:
 
     @property
     def blocks(self) -> bool:
-        """Whether the lane waits for an operator."""
         return self.due_at_us is None
 
 
 class LaneRetries:
-    """Applies a retry policy to refused events.
-
-    :ivar timers: until when lanes wait.
-    """
+    """Applies a retry policy to refused events."""
 
     def __init__(self, policy: RetryPolicy, *, clock: Clock, uniform: Callable[[float, float], float]) -> None:
         self._policy = policy
@@ -234,7 +227,6 @@ class Breakers:
 
     @property
     def wrong_store(self) -> Breaker:
-        """The breaker for a store that is not this outbox's."""
         return self._wrong_store
 
     @property

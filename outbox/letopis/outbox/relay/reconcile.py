@@ -47,12 +47,6 @@ MAX_RECENT_LANES: Final = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReconcileResult:
-    """The result of one comparison.
-
-    :ivar rewound: the lanes that are sent again, or cannot be.
-    :ivar fenced: whether another relay has taken over.
-    """
-
     rewound: Mapping[str, Rewound] = field(default_factory=dict)
     fenced: bool = False
 
@@ -61,8 +55,6 @@ class ReconcileResult:
 class ReconcileProgress:
     """How far the comparisons with a stable store have come.
 
-    :ivar due: of the next one.
-    :ivar some_after: the last lane compared in turn.
     :ivar log_after: the position up to which the log was counted.
     :ivar log_complete: whether nothing was missing in this pass over the log so far.
     :ivar log_next: whether the last comparison was one of lanes.
@@ -76,10 +68,7 @@ class ReconcileProgress:
 
 
 class Reconciler:
-    """Compares one outbox file with one history store, one small request at a time.
-
-    :ivar progress: may be handed on to another reconciler of the same file.
-    """
+    """Compares one outbox file with one history store, one small request at a time."""
 
     def __init__(
         self, outbox: OutboxFile, store: ConversationStore, *, clock: Clock, progress: ReconcileProgress | None = None
@@ -218,12 +207,7 @@ async def _twice(ask: Callable[[], Awaitable[T]]) -> T:
 
 
 def _settle(
-    connection: sa.Connection,
-    *,
-    behind: Mapping[str, int],
-    recovered: Mapping[str, int],
-    incarnation: int,
-    now_us: int,
+    connection: sa.Connection, *, behind: Mapping[str, int], recovered: Mapping[str, int], incarnation: int, now_us: int
 ) -> dict[str, Rewound] | None:
     if not is_current_lease(connection, incarnation):
         return None

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
+from uuid import UUID
 
+import sqlalchemy as sa
+from sqlalchemy.engine import URL
+
+from letopis.outbox.event_log.acknowledge import rewind_lane
 from letopis.outbox.event_log.bound_store import (
     StoreBinding,
     bind_store,
     note_destination,
     read_binding,
+    rebind_store,
     update_destination,
 )
-from letopis.outbox.event_log.destination import destination_of
-from letopis.outbox.event_log.rebind import delivered_lanes
+from letopis.outbox.event_log.statements import fetch_all
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.outcome import logger
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.store_identity import check_identity, check_not_moved, expect_store, short_id
+from letopis.store.database.urls import normalise_url
 from letopis.store.rules.apply_plan import Origin
 
 LANES_PER_REQUEST: Final = 500
@@ -31,8 +39,6 @@ class BindingGuard:
 
     Until the first delivery the destination that the bot recorded decides, or, without one, the first relay that
     delivers; from then on the identity of the store.
-
-    :ivar origin: under which to deliver, with the identity that the store has to have.
     """
 
     def __init__(self, outbox: OutboxFile, store: ConversationStore) -> None:
@@ -154,3 +160,126 @@ async def store_heads(store: ConversationStore, outbox: OutboxFile) -> dict[str,
     for start in range(0, len(names), LANES_PER_REQUEST):
         heads |= await store.lane_heads(outbox.origin.origin_id, names[start : start + LANES_PER_REQUEST])
     return heads
+
+
+LOCAL: Final = "localhost"
+_LOCAL_NAMES: Final = frozenset({"", LOCAL, "127.0.0.1", "::1", "localhost.localdomain"})
+_DEFAULT_PORTS: Final = {"postgresql": "5432", "mariadb": "3306"}
+
+
+def destination_of(url: str | URL | os.PathLike[str]) -> str:
+    """Return the kind, hosts, ports and database of a history store; no user, password or option.
+
+    Two spellings of one place give the same text: the usual names of this machine and its socket, a default port,
+    hosts in another order, links to an SQLite file. Two names of one server do not.
+    """
+    parsed = normalise_url(url)
+    kind = parsed.get_backend_name()
+    if kind == "sqlite":
+        return _text(f"sqlite:///{os.path.realpath(str(parsed.database))}")
+    hosts = LOCAL if "unix_socket" in parsed.query else ",".join(sorted(set(_hosts(parsed, _DEFAULT_PORTS[kind]))))
+    return _text(f"{kind}://{hosts}/{parsed.database}")
+
+
+def _text(place: str) -> str:
+    """Return a place as valid text: the name of a file may be any bytes."""
+    return place.encode("utf-8", "backslashreplace").decode()
+
+
+def _hosts(url: URL, default: str) -> Iterator[str]:
+    """Yield the hosts of a URL with their ports, from its authority or its options, as libpq reads them."""
+    hosts = [one for given in (url.host, *_options(url, "host")) if given is not None for one in given.split(",")]
+    ports = [one for given in _options(url, "port") for one in given.split(",")]
+    if url.port is not None:
+        ports = [str(url.port)]
+    for number, host in enumerate(hosts or [LOCAL]):
+        name, port = _split_port(host)
+        if port is None and ports:
+            port = ports[number] if len(ports) == len(hosts) else ports[0]
+        here = name.lower() in _LOCAL_NAMES or name.startswith("/")
+        shown = LOCAL if here else f"[{name.lower()}]" if ":" in name else name.lower().rstrip(".")
+        yield shown if port in (None, "", default) else f"{shown}:{port}"
+
+
+def _split_port(host: str) -> tuple[str, str | None]:
+    if host.startswith("["):
+        name, _, rest = host[1:].partition("]")
+        return name, rest.removeprefix(":") or None
+    if host.count(":") == 1 and not host.startswith("/"):
+        name, _, port = host.partition(":")
+        return name, port
+    return host, None
+
+
+def _options(url: URL, name: str) -> tuple[str, ...]:
+    value = url.query.get(name, ())
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+# Outcomes that a relay reports under an earlier incarnation are refused, as after a takeover.
+_FENCE: Final = "UPDATE letopis_outbox_relay SET incarnation = incarnation + 1"
+_DELIVERED: Final = (
+    "SELECT conversation_id, delivered, pruned FROM letopis_outbox_lanes WHERE delivered > 0 ORDER BY conversation_id"
+)
+# A lane with no event left to send would look delivered: it is set back by the events that were lost.
+_SET_BACK: Final = (
+    "UPDATE letopis_outbox_lanes SET delivered = ?1, pruned = ?1, pending_since = ?2"
+    " WHERE conversation_id = ?3 AND delivered = head"
+    " AND state IN ('blocked', 'paused')"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rebound:
+    """The result of binding an outbox to another store.
+
+    :ivar before: the binding until now.
+    :ivar store_id: the store that it is bound to from now on.
+    :ivar destination: where that store is.
+    :ivar resent: delivered events that the store does not hold and the outbox sends again.
+    :ivar lost: the number of those that were pruned from the outbox, by conversation. Each of these is blocked as
+        ``lost``, until a backup of the old store is found, or ``letopis outbox skip --missing`` puts tombstones in
+        their place.
+    """
+
+    before: StoreBinding
+    store_id: UUID
+    destination: str
+    resent: int = 0
+    lost: Mapping[str, int] = field(default_factory=dict)
+
+
+def delivered_lanes(connection: sa.Connection) -> Sequence[tuple[str, int, int]]:
+    """Return id, last delivered and last pruned sequence of each lane with a delivered event."""
+    return fetch_all(connection, _DELIVERED)
+
+
+def preview(connection: sa.Connection, *, store_id: UUID, destination: str, heads: Mapping[str, int]) -> Rebound:
+    """Return what :func:`rebind_outbox` would do now, and change nothing."""
+    resent, lost = 0, dict[str, int]()
+    for name, delivered, pruned in delivered_lanes(connection):
+        head = heads.get(name, 0)
+        resent += max(0, delivered - max(head, pruned))
+        if pruned > head:
+            lost[name] = pruned - head
+    return Rebound(
+        before=read_binding(connection), store_id=store_id, destination=destination, resent=resent, lost=lost
+    )
+
+
+def rebind_outbox(
+    connection: sa.Connection, *, store_id: UUID, destination: str, heads: Mapping[str, int], now_us: int
+) -> Rebound:
+    """Bind the outbox to another store and send it again what it lacks; in an open write transaction.
+
+    Deliveries that a relay has in flight to the old store are fenced off. No event is skipped: a conversation that lost
+    events is blocked, even if no event of it is left to send.
+    """
+    done = preview(connection, store_id=store_id, destination=destination, heads=heads)
+    for name, delivered, _ in delivered_lanes(connection):
+        head = heads.get(name, 0)
+        if delivered > head and rewind_lane(connection, name, head, now_us=now_us).lost:
+            connection.exec_driver_sql(_SET_BACK, (head, now_us, name))
+    rebind_store(connection, store_id=store_id, destination=destination)
+    connection.exec_driver_sql(_FENCE)
+    return done

@@ -51,7 +51,6 @@ class FaultAttribution:
         self.record_failure(failed)
 
     def record_failure(self, conversation_ids: Iterable[str]) -> None:
-        """Record the conversations of a delivery that failed."""
         self._failing.update(dict.fromkeys(conversation_ids))
 
     def record_refusal(self, conversation_id: str) -> None:

@@ -61,7 +61,6 @@ class Portal:
         self._blocks: set[Block[Any, Any]] = set()
 
     def open(self) -> None:
-        """Open the outbox."""
         self.check()
         self._access.block_until_open()
 
@@ -121,7 +120,6 @@ class Block(HomeBlock[T], AbstractContextManager[F], Generic[T, F]):
     A block that is interrupted while it is entered, or that is open when the portal is closed, ends as if it had been
     cancelled. What the thread calls inside it carries the token of the block, by which a lock knows its holder.
 
-    :param make: makes the asynchronous context manager, in the event loop.
     :param wrap: makes the value of the block of that of the asynchronous one.
     """
 

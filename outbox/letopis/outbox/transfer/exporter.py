@@ -164,7 +164,6 @@ class RecordSource:
         self._source = source
 
     async def scopes(self) -> AsyncIterator[Scope]:
-        """Yield the scopes that have records."""
         if isinstance(source := self._source, History):
             async for scope in all_items(lambda after: source.records.scopes(limit=_PAGE, after=after)):
                 yield scope
@@ -176,7 +175,6 @@ class RecordSource:
             after = scopes[-1].name
 
     async def records(self, scope: Scope) -> AsyncIterator[Record]:
-        """Yield the records of a scope with their values, in order."""
         if isinstance(source := self._source, History):
             async for record in all_items(lambda after: source.records(scope).list(limit=_PAGE, after=after)):
                 yield record

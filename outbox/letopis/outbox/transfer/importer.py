@@ -34,8 +34,6 @@ _LANES: Final = "SELECT conversation_id, pruned FROM letopis_outbox_lanes WHERE 
 
 @dataclass(slots=True)
 class ImportCounts:
-    """The lines processed so far."""
-
     imported: int = 0
     known: int = 0
     refused: int = 0
@@ -44,8 +42,6 @@ class ImportCounts:
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """One line, encoded."""
-
     line: Line
     prepared: Prepared
 

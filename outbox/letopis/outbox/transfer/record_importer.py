@@ -29,16 +29,12 @@ _OTHER: Final = "record: there is another value under this key: delete it first,
 
 @dataclass(frozen=True, slots=True)
 class RecordItem:
-    """One line with a record, encoded."""
-
     line: RecordLine
     prepared: PreparedChange
 
 
 @dataclass(frozen=True, slots=True)
 class TakenRecords:
-    """What became of some lines."""
-
     imported: int
     known: int
     refused: Sequence[Refused]

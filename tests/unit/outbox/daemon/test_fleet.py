@@ -20,8 +20,7 @@ from letopis.outbox.daemon.fleet import Fleet
 from letopis.outbox.daemon.health import FileCondition
 from letopis.outbox.daemon.outbox_worker import OutboxWorker
 from letopis.outbox.daemon.systemd import Notifier
-from letopis.outbox.file import file_state
-from letopis.outbox.file.file_state import state_of
+from letopis.outbox.daemon.timetable import state_of
 from letopis.outbox.file.inspection import read_file
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.file.sign_of_life import lock_path
@@ -381,7 +380,7 @@ class TestFileState:
         assert written is not None
         assert written.holds_more_than(before)
         await outbox.maintain()
-        settled = await file_state.settled_state(path)
+        settled = await timetable.settled_state(path)
         await outbox.close()
         after = state_of(path)
         assert settled is not None
@@ -390,7 +389,7 @@ class TestFileState:
 
     async def test_a_commit_of_one_who_closes_the_file_last_shows(self, tmp_path: Path) -> None:
         path = await made(tmp_path / "bot.outbox.db", "c1")
-        before = await file_state.settled_state(path)
+        before = await timetable.settled_state(path)
         await made(path, "c1", 1)
         after = state_of(path)
 

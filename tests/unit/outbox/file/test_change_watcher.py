@@ -8,8 +8,7 @@ import sqlite3
 import time
 from pathlib import Path
 
-from letopis.outbox.concurrency.signal import Signal
-from letopis.outbox.file.change_watcher import POLL_MAX_SECONDS, POLL_MIN_SECONDS, FileWatcher
+from letopis.outbox.file.change_watcher import POLL_MAX_SECONDS, POLL_MIN_SECONDS, FileWatcher, Signal
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.file.pending_probe import UNKNOWN_PROGRESS
 from tests.support.platforms import posix_only

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.file.committer import WriteGate
 from letopis.outbox.file.identity import file_id_of
 from letopis.outbox.file.limits import Bounds
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.file.write_gate import WriteGate
 from letopis.store.errors import OutboxFull, OutboxUnavailable
 from letopis.store.model.messages import Message
 

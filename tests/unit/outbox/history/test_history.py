@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from letopis.outbox import History, Incident
-from letopis.outbox.history.store_location import store_beside
+from letopis.outbox.file.inspection import store_beside
 from letopis.outbox.relay.relay import Relay
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.conversation_store import ConversationStore

@@ -32,7 +32,6 @@ class FollowedScreen:
         self._printed: object = None
 
     def show(self, text: str, *, title: str, key: object) -> None:
-        """Print a text."""
         if self._drawn_over:
             click.echo(f"{CLEAR}{title}\n\n{text}")
         elif key != self._printed:
@@ -73,7 +72,6 @@ class Tail:
 
     @property
     def started(self) -> bool:
-        """True after the first look."""
         return bool(self._seen)
 
     def knows(self, messages: Sequence[RecordedMessage]) -> bool:

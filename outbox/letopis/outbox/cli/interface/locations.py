@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 def store_of(config: Settings) -> str | Path:
     """Return the URL or path of the history store: as given, otherwise the SQLite file beside the outbox."""
-    from letopis.outbox.history.store_location import store_beside
+    from letopis.outbox.file.inspection import store_beside
     from letopis.store.database.urls import normalise_url, safe_url
 
     store = config.store if config.store is not None else store_beside(config.outbox)
@@ -34,7 +34,7 @@ def store_of(config: Settings) -> str | Path:
 
 def store_url(config: Settings, *, missing: str | None = None) -> tuple[URL, str]:
     """Return the URL of the history store, which may not be the outbox, and its printable name."""
-    from letopis.outbox.history.store_location import check_apart
+    from letopis.outbox.file.inspection import check_apart
     from letopis.store.database.urls import normalise_url, safe_url
 
     url = normalise_url(store_of(config))
@@ -69,7 +69,6 @@ async def store_revision(engine: AsyncEngine) -> Revision:
 
 
 def existing_outbox(config: Settings) -> Path:
-    """Return the path of the outbox, which must exist."""
     if not config.outbox.is_file():
         source = "" if config.outbox_from == "--outbox" else f" (from {config.outbox_from})"
         raise CommandExit(

@@ -73,7 +73,6 @@ def verb(
 
 
 def settings(*, several: bool = False) -> Settings:
-    """Return the settings of the running command."""
     from letopis.outbox.config.settings import load_settings
 
     outboxes = given_outboxes()

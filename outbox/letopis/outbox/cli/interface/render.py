@@ -217,7 +217,6 @@ def message_text(recorded: RecordedMessage) -> str:
 
 
 def minute(moment: Any) -> str:
-    """Return a moment to the minute, in UTC."""
     return f"{moment:%Y-%m-%d %H:%M}Z"
 
 

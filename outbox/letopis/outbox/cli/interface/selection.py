@@ -27,7 +27,6 @@ class EventId(click.ParamType[UUID]):
     name = "event id"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> UUID:
-        """Return the id."""
         try:
             return value if isinstance(value, UUID) else UUID(str(value))
         except ValueError:
@@ -83,7 +82,6 @@ def with_selection(*, whole: bool = True) -> Callable[[F], F]:
 
 
 def has_selection() -> bool:
-    """Return True if the command line selects events."""
     return any(_kept().values())
 
 

@@ -74,7 +74,6 @@ class KnownRecords:
     """What the file tells of records that conditions name, and what the changes planned so far make of them.
 
     :ivar newest: sequence and revision of the newest change, by lane and key; no revision where it is a deletion.
-    :ivar clears: sequence and prefix of what was cleared, by lane.
     """
 
     newest: dict[tuple[str, RecordKey], tuple[int, UUID | None]] = field(default_factory=dict)
@@ -82,10 +81,7 @@ class KnownRecords:
 
     @classmethod
     def read(cls, cursor: Any, appends: Iterable[Prepared], lanes: Mapping[str, Any]) -> KnownRecords | None:
-        """Return what the file tells; ``None`` where no change has a condition.
-
-        :param lanes: the ends of those that are there, by name.
-        """
+        """Return what the file tells; ``None`` where no change has a condition."""
         changes = [item for prepared in appends for item in prepared.changes]
         if all(item.change.expected is ANY for item in changes):
             return None
@@ -101,11 +97,9 @@ class KnownRecords:
         return found
 
     def copy(self) -> KnownRecords:
-        """Return a copy, for changes that may be refused."""
         return KnownRecords(dict(self.newest), {name: list(clears) for name, clears in self.clears.items()})
 
     def add(self, lane: str, change: RecordChange, sequence: int) -> None:
-        """Note a change that is planned."""
         if change.type == RECORDS_CLEARED:
             under = RecordRange(prefix=change.prefix)
             self.newest = {key: held for key, held in self.newest.items() if key[0] != lane or not under.holds(key[1])}
@@ -145,10 +139,7 @@ class KnownRecords:
 
 
 def note_change(cursor: Any, change: RecordChange, *, lane: int, name: str, sequence: int, position: int) -> bool:
-    """Note a change whose event is written. Return True if content was erased.
-
-    :param name: of the lane.
-    """
+    """Note a change whose event is written. Return True if content was erased."""
     if change.type == RECORDS_CLEARED:
         return _clear(cursor, change, lane, name, sequence, position)
     before = query_one(cursor, _NEWEST, (lane, *change.place))

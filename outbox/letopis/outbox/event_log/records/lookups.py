@@ -59,9 +59,7 @@ class LocalRecords:
     """What the file holds of some records of a scope at one moment.
 
     :ivar delivered: by lane; lanes without a change are left out.
-    :ivar pruned: by lane.
     :ivar since: the changes after these sequences were read, by lane.
-    :ivar clears: lane, sequence and prefix.
     :ivar bodies: by position, as far as they were asked for; ``None`` where the file lacks one, which is damage.
     """
 

@@ -28,8 +28,6 @@ _EVERY: Final = Window(every=True)
 
 
 class MessageFinder:
-    """Finds messages by their ids."""
-
     def __init__(self, *, outbox: OutboxFile, gateway: StoreGateway, path: ReadPath, upcasters: Upcasters) -> None:
         self._outbox = outbox
         self._gateway = gateway
@@ -37,7 +35,6 @@ class MessageFinder:
         self._upcasters = upcasters
 
     async def find(self, message_id: str, conversation_id: str | None) -> RecordedMessage | None:
-        """Return a message as ``History.message`` does."""
         check_identifier(message_id, "message_id")
         if conversation_id is not None:
             found, complete = await self._find_in(check_identifier(conversation_id, "conversation"), message_id)

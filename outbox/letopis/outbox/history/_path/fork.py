@@ -39,8 +39,6 @@ class _Head:
 
 
 class Forker:
-    """Begins conversations that go on from others."""
-
     def __init__(
         self,
         *,
@@ -66,7 +64,6 @@ class Forker:
         title: str | None,
         activate: bool,
     ) -> Receipt:
-        """Begin a fork as ``History.fork`` does."""
         check_identifier(of, "conversation_id")
         if conversation_id is not None:
             check_identifier(conversation_id, "fork_id")

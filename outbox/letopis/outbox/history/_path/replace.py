@@ -22,8 +22,6 @@ from letopis.store.model.messages import Message
 
 
 class Replacer:
-    """Replaces the path of conversations."""
-
     def __init__(self, *, reader: HistoryReader, finder: MessageFinder, appender: Appender, limits: Limits) -> None:
         self._reader = reader
         self._finder = finder
@@ -33,7 +31,6 @@ class Replacer:
     async def replace(
         self, conversation_id: str, messages: Iterable[Message], *, owner: str | None, reason: str | None
     ) -> Receipt | None:
-        """Replace the path as ``History.replace`` does."""
         check_identifier(conversation_id, "conversation_id")
         wanted = _checked(messages)
 

@@ -66,8 +66,6 @@ class _BackwardReader:
 
 
 class Rewinder:
-    """Takes messages off the path of a conversation."""
-
     def __init__(self, *, outbox: OutboxFile, gateway: StoreGateway, reader: HistoryReader, appender: Appender) -> None:
         self._outbox = outbox
         self._gateway = gateway
@@ -75,7 +73,6 @@ class Rewinder:
         self._appender = appender
 
     async def rewind(self, conversation_id: str, *, to: str | None, reason: str | None) -> Receipt:
-        """Rewind as ``History.rewind`` does."""
         check_identifier(conversation_id, "conversation_id")
         if to is not None:
             check_identifier(to, "to")
@@ -84,7 +81,6 @@ class Rewinder:
         return await self._appender.write(conversation_id, ConversationRewound(to_message_id=to, reason=reason))
 
     async def undo(self, conversation_id: str, turns: int) -> Receipt | None:
-        """Take the last turns off the path as ``History.undo`` does."""
         if not isinstance(turns, int) or isinstance(turns, bool) or turns < 1:
             raise InvalidInput("turns", "must be a whole number from 1")
 
@@ -100,8 +96,6 @@ class Rewinder:
         return await self._retry_on_conflict(conversation_id, attempt)
 
     async def pop(self, conversation_id: str) -> RecordedMessage | None:
-        """Take the last message off the path as ``History.pop`` does."""
-
         async def attempt(back: _BackwardReader) -> RecordedMessage | None:
             await back.find(lambda messages: True if len(messages) > 1 else None)
             if not back.messages:
@@ -113,8 +107,6 @@ class Rewinder:
         return await self._retry_on_conflict(conversation_id, attempt, size=2)
 
     async def regenerate(self, conversation_id: str) -> tuple[RecordedMessage, ...]:
-        """Take the last answer off the path as ``History.regenerate`` does."""
-
         async def attempt(back: _BackwardReader) -> tuple[RecordedMessage, ...]:
             asked = await back.find(lambda messages: _last_asked(messages, whole=False))
             if asked is None:
@@ -133,11 +125,7 @@ class Rewinder:
         )
 
     async def _retry_on_conflict(
-        self,
-        conversation_id: str,
-        attempt: Callable[[_BackwardReader], Awaitable[T]],
-        *,
-        size: int = MIN_PAGE_SIZE,
+        self, conversation_id: str, attempt: Callable[[_BackwardReader], Awaitable[T]], *, size: int = MIN_PAGE_SIZE
     ) -> T:
         return await retry_on_conflict(lambda: attempt(_BackwardReader(self._reader, conversation_id, size=size)))
 
@@ -166,10 +154,7 @@ class Rewinder:
 
 
 async def retry_on_conflict(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Decide from what was read, and again if something was appended in between, which must stay.
-
-    :raises VersionConflict: something was appended in between each time.
-    """
+    """Decide from what was read, and again if something was appended in between, which must stay."""
     for _ in range(_MAX_ATTEMPTS - 1):
         try:
             return await attempt()

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from letopis.outbox.concurrency.signal import Signal
+from letopis.outbox.file.change_watcher import Signal
 
 
 async def test_everybody_who_waits_hears_a_ring() -> None:
