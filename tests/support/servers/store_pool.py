@@ -7,7 +7,6 @@ A database whose schema or settings a test has changed is dropped, not used agai
 from __future__ import annotations
 
 import re
-import shutil
 import sqlite3
 import uuid
 from abc import ABC, abstractmethod
@@ -183,7 +182,8 @@ async def migrate(url: str) -> None:
 
 def copy_sqlite_store(model: Path, path: Path) -> str:
     """Copy the file of an empty store, give the copy an identity of its own, and return its URL."""
-    shutil.copy(model, path)
+    with closing(sqlite3.connect(model)) as source, closing(sqlite3.connect(path)) as copy:
+        source.backup(copy)
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE letopis_store SET store_id = ?", (uuid.uuid4().bytes,))
     return f"sqlite:///{path.as_posix()}"

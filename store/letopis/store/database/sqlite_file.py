@@ -86,10 +86,11 @@ class SQLiteFile:
             raise
         if write:
             return await run_to_completion(worker.begin(work))
+        reading = worker.begin(work, pool.release)
         try:
-            return await worker.begin(work, pool.release)
+            return await reading
         except asyncio.CancelledError:
-            worker.interrupt()
+            worker.interrupt(reading)
             raise
 
     async def dispose(self) -> None:
@@ -159,8 +160,11 @@ class _Pool:
         if self._pid != os.getpid():
             _inherited.extend(workers)
         elif workers:
-            closing = [asyncio.get_running_loop().create_task(worker.close()) for worker in workers]
-            await asyncio.wait(closing, timeout=CLOSE_TIMEOUT_SECONDS)
+            closing = {asyncio.get_running_loop().create_task(worker.close()): worker for worker in workers}
+            _, late = await asyncio.wait(closing, timeout=CLOSE_TIMEOUT_SECONDS)
+            # The last connection to close copies the log into the file, which may take longer on a busy disk.
+            if idle := [task for task in late if closing[task].running == 0]:
+                await asyncio.wait(idle)
 
     def changed(self) -> None:
         for listener in self.listeners:
@@ -180,6 +184,8 @@ class _Worker:
         self._file: tuple[int, int] | None = None
         self.driver: sqlite3.Connection | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._reading: asyncio.Future[Any] | None = None
+        self.running = 0
         self.broken = False
         self.cancelled = False
 
@@ -194,11 +200,16 @@ class _Worker:
 
         def done(value: T, error: BaseException | None) -> None:
             self.cancelled = False
+            self.running -= 1
             if release is not None:
+                self._reading = None
                 release(self)
             settle(result, value, error)
 
         self._thread.submit(partial(self._drive, copy_context(), work), done)
+        self.running += 1
+        if release is not None:
+            self._reading = result
         return result
 
     async def close(self) -> None:
@@ -207,10 +218,11 @@ class _Worker:
             await self._thread.run(self._disconnect)
         await self._thread.close()
 
-    def interrupt(self) -> None:
-        """Interrupt what is running, which nobody waits for."""
-        self.cancelled = True
-        self._interrupt()
+    def interrupt(self, reading: asyncio.Future[Any]) -> None:
+        """Interrupt a read that nobody waits for, unless it has just ended: the next one is another's."""
+        if self._reading is reading:
+            self.cancelled = True
+            self._interrupt()
 
     def _interrupt(self) -> None:
         # Again until it has ended: a statement that begins just now is not interrupted.

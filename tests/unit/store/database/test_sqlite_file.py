@@ -6,6 +6,7 @@ import asyncio
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -73,6 +74,20 @@ async def test_a_cancelled_read_ends_at_once_and_frees_its_thread(file: SQLiteFi
                 break
             except PoolTimeout:
                 continue
+
+
+async def test_a_read_that_is_cancelled_when_it_has_ended_interrupts_no_other(file: SQLiteFile) -> None:
+    """The thread has its result, and the loop has not heard of it yet."""
+    await file.run(read(file))
+    reading = asyncio.create_task(file.run(read(file)))
+    await asyncio.sleep(0)
+    time.sleep(0.2)  # noqa: ASYNC251 - so that the loop hears of nothing
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+
+    for _ in range(4):
+        assert await file.run(read(file)) == 0
 
 
 async def test_a_read_that_is_cancelled_between_two_statements_runs_no_further(file: SQLiteFile) -> None:
