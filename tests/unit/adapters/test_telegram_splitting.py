@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from letopis.adapters.telegram_core.splitting import Part, beginning, split, units
@@ -59,6 +59,12 @@ def test_words_that_fit_are_whole(text: str, limit: int) -> None:
 
 
 @given(FENCED, LIMIT)
+@example("```python\n==================== =\n\n\n\n\n\n=\n==\n====\n=============\n```", 64)
+@example(
+    "```python\n\n\n\n\n=\n==\n==\n=====\n========\n=========\n==============\n```\n"
+    "```python\n==================== =\n\n\n\n\n\n=\n==\n====\n=============\n```",
+    64,
+)
 @settings(max_examples=80, deadline=None)
 def test_each_part_closes_the_code_that_it_opens(text: str, limit: int) -> None:
     parts = split(text, limit=limit)

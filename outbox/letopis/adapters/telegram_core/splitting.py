@@ -147,9 +147,11 @@ class _Splitter:
             low, high = (middle, high) if at[middle] - at[start] <= budget else (low, middle - 1)
         last = low
         earliest = start + max(1, int((last - start) * _EARLIEST))
+        marks = [("\n\n", earliest), ("\n", earliest), (" ", earliest), ("\n", start + 1), (" ", start + 1)]
+        if self._fence_at(last) is not None:
+            marks.sort(key=lambda mark: mark[0] == " ")  # code has another meaning with a line that is cut
         for inside in (False, True):
-            late = (("\n\n", earliest), ("\n", earliest), (" ", earliest))
-            for mark, least in (*late, ("\n", start + 1), (" ", start + 1)):
+            for mark, least in marks:
                 end = self._last(mark, least, last, inside=inside)
                 if end is not None:
                     return end
