@@ -233,7 +233,7 @@ def plant_weak_durability(file_name: str, pragmas: Sequence[str]) -> None:
 
             return weakened
 
-        yield sqlite, "_set_sqlite", set_sqlite
+        yield sqlite, "set_up", set_sqlite
 
     plant("an outbox that is flushed less than it has to be")
 

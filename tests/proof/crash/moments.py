@@ -82,7 +82,7 @@ MOMENTS: Final = (
     Moment(
         name="append: before the local commit",
         who=Who.BOT,
-        function="letopis.outbox.file.committer:Committer._run",
+        function="letopis.outbox.file.committer:Committer._append",
         side=Side.AFTER,
         counts=_appends,
         most=ROUNDS,
@@ -179,7 +179,7 @@ MOMENTS: Final = (
     Moment(
         name="apply: after the store's commit, before its answer is heard",
         who=Who.RELAY,
-        function="sqlalchemy.ext.asyncio:AsyncConnection.commit",
+        function="letopis.store.write.applier:Applier._apply_once",
         side=Side.AFTER,
         most=3,
         shows=lambda left: left.stored > 0 and left.written_off == 0,
