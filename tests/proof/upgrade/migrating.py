@@ -117,6 +117,13 @@ def killed(url: str, at: int, after: bool) -> None:
     event.listen(sa.Engine, "before_cursor_execute", before)
     event.listen(sa.Engine, "after_cursor_execute", behind)
     event.listen(sa.Engine, "commit", commit)
+    real = sqlite_file.FileConnection.commit  # a store on SQLite commits by the driver
+
+    async def committing(connection: sqlite_file.FileConnection) -> None:
+        commit()
+        await real(connection)
+
+    sqlite_file.FileConnection.commit = committing  # type: ignore[method-assign]
     asyncio.run(migrate(url))
 
 
