@@ -60,8 +60,10 @@ class Pair:
                 await self._one.chat(chat).replace([question])
             case "redact":
                 await self._one.chat(chat).redact("m")
-            case "pop" | "undo" | "clear" | "reset" | "delete":
-                await getattr(self._one, how)(chat)
+            case "clear":
+                await self._one.chat(chat).rewind(to=None)
+            case "pop" | "undo" | "reset" | "delete":
+                await getattr(self._one.chat(chat), how)()
         if self._random.random() < 0.8:
             await deliver(self._one)
         receipt: Receipt | None = None

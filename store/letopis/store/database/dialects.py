@@ -171,7 +171,8 @@ class SQLite(Dialect):
 
     def among(self, column: sa.Column[Any], name: str) -> sa.ColumnElement[bool]:
         """Return the condition with the values bound as JSON: one statement for any number of values."""
-        if isinstance(column.type, Uuid16):  # JSON holds no bytes
+        # JSON holds no bytes. Partitions are few, and their number shows the planner that a look-up beats a scan.
+        if isinstance(column.type, Uuid16) or column.name == "partition":
             return super().among(column, name)
         values = sa.func.json_each(sa.bindparam(name, type_=_JsonList)).table_valued("value")
         return column.in_(sa.select(values.c.value))
