@@ -87,4 +87,6 @@ def _event(row: TableRow) -> RecordedEvent:
     salt = values.pop("salt")
     values |= {name: decode(values[name]) for name in ("data", "metadata")}
     values |= {name: from_microseconds(values[name]) for name in ("occurred_at", "recorded_at")}
-    return RecordedEvent(**values | ({"digest": None} if salt is None else {}))
+    if salt is None:
+        values["digest"] = None
+    return RecordedEvent(**values)

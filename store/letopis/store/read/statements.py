@@ -334,7 +334,7 @@ def whole(page: sa.Select[Any], *, with_head: bool = False, past: bool = False) 
 
 def _labelled(prefix: str, table: Any, names: str) -> list[Any]:
     """Return columns of a table under a prefix, digests as they are shown."""
-    shown = {"digest": shown_digest(table)} if "digest" in names else {}
+    shown: dict[str, Any] = {"digest": shown_digest(table)} if "digest" in names else {}
     return [shown.get(name, table.c[name]).label(f"{prefix}_{name}") for name in names.split()]
 
 

@@ -137,7 +137,8 @@ class Applier:
         decoded = DecodedBatch(self._upcasters)
         await decoded.decode(batch)
         async with self.write_lock:
-            for attempt in range(1, MAX_ATTEMPTS + 1):
+            attempt = 1
+            while True:
                 try:
                     result, transaction = await self._apply_once(origin, batch, decoded, optimistic=attempt == 1)
                     break
@@ -146,6 +147,7 @@ class Applier:
                     # lookups of this one. It has ended, so that the next attempt sees what it wrote.
                     if attempt == MAX_ATTEMPTS or not isinstance(fault.__cause__, IntegrityError):
                         raise
+                    attempt += 1
         if transaction.released:
             await self._erase_released()
         if transaction.erased or transaction.released or not self._erasures_recovered:
