@@ -261,7 +261,7 @@ async def _opened(path: Path, config: DaemonSettings) -> AsyncIterator[tuple[Out
     """Open the outbox and the store; check the tables of a store that answers, one that is down may come back."""
     from letopis.outbox.file.inspection import store_beside
     from letopis.outbox.file.outbox_file import OutboxFile
-    from letopis.outbox.operations.delivery import Delivery, DeliveryOptions
+    from letopis.outbox.operations.delivery import Deliverer, DeliveryOptions
     from letopis.outbox.relay.store_binding import find_refusal
     from letopis.store.conversation_store import ConversationStore
     from letopis.store.database.faults import FaultClass, StoreFault
@@ -279,4 +279,4 @@ async def _opened(path: Path, config: DaemonSettings) -> AsyncIterator[tuple[Out
             if fault.fault_class in (FaultClass.MISCONFIGURED, FaultClass.WRONG_STORE):
                 raise
         options = DeliveryOptions(policy=config.policy, retention=config.retention)
-        yield outbox, Delivery(outbox, options).add_relay(store, holder="letopis relay")
+        yield outbox, Deliverer(outbox, options).add_relay(store, holder="letopis relay")

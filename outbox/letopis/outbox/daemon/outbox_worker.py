@@ -26,7 +26,7 @@ from letopis.outbox.event_log.lanes import DueBatches, next_batch
 from letopis.outbox.file.inspection import read_file
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.file.wal_checkpoint import wal_size
-from letopis.outbox.operations.delivery import Delivery, DeliveryOptions
+from letopis.outbox.operations.delivery import Deliverer, DeliveryOptions
 from letopis.outbox.relay.dispatcher import RelayMemory
 from letopis.outbox.relay.lease import SILENCE_SECONDS, LeaseLock
 from letopis.outbox.relay.outcome import RelayStats
@@ -81,7 +81,7 @@ class OutboxWorker:
         self._on_pause = on_pause
         self._monotonic = monotonic
         self._outbox: OutboxFile | None = None
-        self._delivery: Delivery | None = None
+        self._delivery: Deliverer | None = None
         self._notified = self._failed = 0
         self._failures = 0
         self._stopping = asyncio.Event()
@@ -314,7 +314,7 @@ class OutboxWorker:
     async def _deliver(self) -> None:
         outbox = self._outbox
         assert outbox is not None  # noqa: S101 - opened by the caller
-        delivery = self._delivery = Delivery(outbox, self._options)
+        delivery = self._delivery = Deliverer(outbox, self._options)
         relay = delivery.add_relay(
             self.destination.store,
             apply=self.destination.instrumented.apply,

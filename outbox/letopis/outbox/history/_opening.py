@@ -23,7 +23,7 @@ from letopis.outbox.history._search import Search
 from letopis.outbox.history._statistics import MessageCounter
 from letopis.outbox.history.options import HistorySettings, Options
 from letopis.outbox.history.receipts import Deliveries
-from letopis.outbox.operations.delivery import Delivery, DeliveryOptions
+from letopis.outbox.operations.delivery import Deliverer, DeliveryOptions
 from letopis.outbox.pending_reads.read_path import ReadPath
 from letopis.outbox.pending_reads.record_reads import RecordReads
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
@@ -53,7 +53,7 @@ class Parts:
         *,
         outbox: OutboxFile,
         store: ConversationStore,
-        delivery: Delivery,
+        delivery: Deliverer,
         limits: Limits,
         upcasters: Upcasters,
         read_timeout: float,
@@ -174,7 +174,7 @@ async def open_parts(settings: HistorySettings) -> AsyncIterator[Parts]:
         await run_to_completion(parts.close(watchers, relays, close_store=own))
 
 
-def _delivery(outbox: OutboxFile, operators: tuple[Channel, ...], options: Options) -> Delivery:
+def _delivery(outbox: OutboxFile, operators: tuple[Channel, ...], options: Options) -> Deliverer:
     chosen = DeliveryOptions(
         policy=options.policy,
         retention=options.retention,
@@ -183,7 +183,7 @@ def _delivery(outbox: OutboxFile, operators: tuple[Channel, ...], options: Optio
         locale=options.locale,
         style=options.style,
     )
-    return Delivery(outbox, chosen)
+    return Deliverer(outbox, chosen)
 
 
 async def _open_channels(channels: Iterable[str | Channel]) -> tuple[Channel, ...]:

@@ -49,8 +49,8 @@ class History(Lifecycle):
     Any task of any event loop and thread may use it. The outbox is open in one loop, the one that used it first; calls
     from others are carried there, and callbacks run there. If that loop ends, as at the end of ``asyncio.run``, the
     outbox is closed, and the next use opens it again. All histories on one file in one process share one outbox, which
-    closes with the last of them. Other processes may have the same file open.
-    The options are those of :class:`~letopis.outbox.history.options.Options`.
+    closes with the last of them. Other processes may have the same file open. The options are those of
+    :class:`~letopis.outbox.history.options.Options`.
 
     :raises ConfigurationError: the path, the URL or an option is wrong.
     """

@@ -32,7 +32,7 @@ class DeliveryOptions:
     style: Style = "plain"
 
 
-class Delivery:
+class Deliverer:
     """The relay of an outbox, the pruner that it runs, and the monitor that watches both."""
 
     def __init__(self, outbox: OutboxFile, options: DeliveryOptions) -> None:
