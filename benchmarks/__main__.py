@@ -32,6 +32,7 @@ from benchmarks.part_read import overlay, read
 from benchmarks.part_records import records
 from benchmarks.part_small import disk, imports, start
 from benchmarks.part_transaction import transaction
+from benchmarks.part_turn import turn
 from benchmarks.part_wake import wake
 from benchmarks.parts import QUICK, Part, Scale, run_part
 from benchmarks.peers import PEERS
@@ -40,6 +41,7 @@ from benchmarks.table import judge
 from tests.support.reports import ROOT, report_of, write
 
 PARTS: Final[Mapping[str, Part]] = {
+    "turn": turn,
     "append": append,
     "peers": peers,
     "transaction": transaction,

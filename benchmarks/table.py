@@ -1,4 +1,4 @@
-"""Define the sixteen rows that the benchmark is judged by."""
+"""Define the rows that the benchmark is judged by."""
 
 from __future__ import annotations
 
@@ -111,6 +111,32 @@ def judge(figures: Figures) -> tuple[Verdict, ...]:
                 at_least(figures, "growth.append.64.grown", "growth.append.64.base", 1 / 1.2, what="row 2"),
                 at_least(figures, "growth.drain.grown", "growth.drain.base", 1 / 1.2, what="row 5"),
                 at_most(figures, "growth.read.grown", "growth.read.base", 1.2, what="row 10"),
+            ),
+        ),
+        (
+            "a bot's turn: append, read the last 50; a session's on PostgreSQL: read 40, add 2",
+            (
+                at_most(
+                    figures,
+                    "turn.cpu.sqlite.letopis.pending",
+                    "turn.cpu.sqlite.openai",
+                    1.5,
+                    what="processor time against OpenAI's SQLiteSession, the question pending",
+                ),
+                at_most(
+                    figures,
+                    "turn.wall.sqlite.letopis.settled",
+                    "turn.wall.sqlite.openai",
+                    1,
+                    what="time against it, nothing pending",
+                ),
+                at_most(
+                    figures,
+                    "turn.wall.postgresql.letopis",
+                    "turn.wall.postgresql.openai",
+                    1,
+                    what="time against SQLAlchemySession on PostgreSQL",
+                ),
             ),
         ),
         (
