@@ -121,7 +121,7 @@ def test_less_is_better_where_it_is() -> None:
 def test_what_was_not_measured_is_open_and_not_reached() -> None:
     verdicts = judge(Figures([]))
 
-    assert [one.number for one in verdicts] == list(range(1, 17))
+    assert [one.number for one in verdicts] == list(range(1, 18))
     assert {one.reached for one in verdicts} == {None}
 
 

@@ -87,6 +87,8 @@ class Chat:
     metadata: dict[str, Any] = field(default_factory=dict)
     said: list[Said] = field(default_factory=list)
     tokens: int = 0
+    counted: set[str] = field(default_factory=set)
+    """Ids of the messages whose tokens are counted; a deletion takes the messages, and what they cost stays."""
     turns: int = 0
     """Events so far that stand against an answer to what was read before them."""
     erased: set[str] = field(default_factory=set)
@@ -199,8 +201,9 @@ class Plain:
             wiped = back and any(one.wiped for one in chat.every(message_id))
             values = {"role": role, "text": text, "tokens": tokens, "wiped": wiped, **more}
             chat.said.append(Said(chat=chat, id=message_id, on_path=not aside, **values))
-        if not back:
+        if not back and message_id not in chat.counted:
             chat.tokens += tokens or 0
+        chat.counted.add(message_id)
         self._done(chat, turn=True)
 
     def edit(self, chat: Chat, message_id: str, text: str) -> None:
