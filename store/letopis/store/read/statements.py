@@ -242,7 +242,7 @@ def plain_select(shape: WindowShape, *, with_head: bool = False) -> sa.Select[An
     if with_head:
         head = head_select().subquery("s")
         columns += [head.c.delivered, head.c.seen, head.c.fork]
-        source = source.join(head, head.c.partition == m.c.partition)
+        source = source.join(head, _beside(head, m))
     found: sa.Select[Any] = sa.select(*columns).select_from(source)
     return _by_version(found, e)
 
@@ -327,7 +327,7 @@ def whole(page: sa.Select[Any], *, with_head: bool = False, past: bool = False) 
     if with_head:
         head = head_select().subquery("s")
         columns = columns.add_columns(head.c.delivered, head.c.seen, head.c.fork)
-        source = source.join(head, head.c.partition == m.c.partition)
+        source = source.join(head, _beside(head, m))
     found: sa.Select[Any] = columns.select_from(source)
     return _by_version(found, e, c, d)
 
@@ -348,6 +348,13 @@ def _by_version(select: sa.Select[Any], *event_tables: Any) -> sa.Select[Any]:
         for dialect in ("mysql", "mariadb"):
             select = select.with_hint(event, "FORCE INDEX (uq_letopis_events_version)", dialect)
     return select
+
+
+def _beside(head: Any, m: Any) -> sa.ColumnElement[bool]:
+    # There is one head. Joined by an equal partition, it has PostgreSQL infer that an event's partition is a constant
+    # too: without statistics, as in a new store, it then reads the partition's whole log for each message of the page.
+    condition: sa.ColumnElement[bool] = head.c.partition >= m.c.partition
+    return condition
 
 
 def _event_at(event: Any, m: Any, version: Any) -> sa.ColumnElement[bool]:
