@@ -12,6 +12,10 @@ from benchmarks.table import judge
 from tests.support.reports import made_on, table
 
 _PLOTS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
+    ("A bot's turn: append, then read the last 50", ("turn.wall.sqlite.",)),
+    ("A bot's turn: processor time", ("turn.cpu.sqlite.",)),
+    ("A session's turn on PostgreSQL: read 40, add 2", ("turn.wall.postgresql.",)),
+    ("A session's turn: processor time", ("turn.cpu.postgresql.",)),
     ("Append, one at a time, all at FULL", ("append.1.",)),
     ("Append, 64 at once, all at FULL", ("append.64.",)),
     ("Append, one at a time, as everybody is when nothing is set", ("peers.1.",)),
@@ -64,7 +68,7 @@ def page(report: Mapping[str, Any]) -> str:
         "## How it was measured",
         "",
         (
-            f"On {report['date']}, in one run, on {made_on(report)}. Figures are medians of {report['rounds']} rounds"
+            f"On {report['date']}, commit {report['commit']}, in one run, on {made_on(report)}. Figures are medians of {report['rounds']} rounds"
             " in which all took turns, with the least and the greatest in brackets. Ratios are those of the rounds:"
             " what slows the machine down slows both."
         ),

@@ -167,6 +167,7 @@ def report(*figures: Figure, missing: Sequence[Mapping[str, str]] = ()) -> dict[
     return {
         "date": "2026-11-25",
         "rounds": 5,
+        "commit": "0123abc",
         "machine": {"processors": 2, "versions": {"Python": "3.11"}},
         "parts": [{"part": "append", "figures": [one.to_json() for one in figures], "missing": list(missing)}],
     }
