@@ -83,7 +83,7 @@ if typing.TYPE_CHECKING:
     from letopis.store.model.records import Record as Record
     from letopis.store.model.records import Scope as Scope
     from letopis.store.projections.base import Projection as Projection
-    from letopis.store.projections.follower import Follower as Follower
+    from letopis.store.projections.projector import Follower as Follower
     from letopis.store.projections.projector import Progress as Progress
     from letopis.store.projections.projector import Projector as Projector
     from letopis.store.read.task_marks import PendingTasks as PendingTasks
@@ -133,8 +133,7 @@ _NAMES = {
     "model.parts": "Data File Reasoning Text ToolCall ToolResult UnknownPart",
     "model.records": "ABSENT ANY Condition Media Record Scope",
     "projections.base": "Projection",
-    "projections.follower": "Follower",
-    "projections.projector": "Progress Projector",
+    "projections.projector": "Follower Progress Projector",
     "rules.statistics": "Figures Statistics",
     "read.task_marks": "PendingTasks",
     "relocation.mover": "MoveProgress Moved cancel_move move",
@@ -165,9 +164,9 @@ def __getattr__(name: str) -> object:
     # Importing one name must not wait for all others: a bot does not need what moves or rebuilds a history.
     if name not in ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"{__name__}.{ROOMS[name]}"), name)
-    globals()[name] = found
-    return found
+    value = getattr(importlib.import_module(f"{__name__}.{ROOMS[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

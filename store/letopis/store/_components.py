@@ -21,8 +21,7 @@ from letopis.store.database.store_identity import count_partitions, expected_sto
 from letopis.store.maintenance.rebuild import Rebuilder
 from letopis.store.maintenance.task_steps import TaskSteps
 from letopis.store.model.events import Upcasters
-from letopis.store.projections.base import Projection
-from letopis.store.projections.inline import InlineProjections
+from letopis.store.projections.base import InlineProjections, Projection
 from letopis.store.read.file_reader import FileReader
 from letopis.store.read.lineage import Lineage
 from letopis.store.read.point_in_time import PointInTimeReader
@@ -31,7 +30,7 @@ from letopis.store.read.statistics import StatisticsReader
 from letopis.store.search.finder import Finder
 from letopis.store.search.index import index_for
 from letopis.store.search.indexer import Indexer
-from letopis.store.write.applier import Applier, Trial
+from letopis.store.write.applier import Applier
 from letopis.store.write.loading import ConflictLookup
 from letopis.store.write.redaction import Eraser
 
@@ -45,13 +44,9 @@ LOST_HISTORY_REASON: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreComponents:
-    """The components of a history store over one prepared database.
-
-    :ivar partitions: how many the log has.
-    """
+    """The components of a history store over one prepared database."""
 
     applier: Applier
-    trial: Trial
     conflicts: ConflictLookup
     reader: Reader
     lineage: Lineage
@@ -60,24 +55,18 @@ class StoreComponents:
     indexer: Indexer
     rebuilder: Rebuilder
     steps: TaskSteps
-    partitions: int
+    partitions: int  # how many the log has
 
 
 def check_schema(found: Revision, partitions: int) -> None:
     """Check that the database has the tables of this release and the counters of the log."""
     if found.state is not SchemaState.CURRENT:
         lost = found.state is SchemaState.MISSING and expected_store_id() is not None
-        raise StoreFault(
-            fault_class=FaultClass.MISCONFIGURED,
-            code=f"schema-{found.state}",
-            reason=LOST_HISTORY_REASON if lost else found.advice(STORE, command=UPGRADE_COMMAND),
-        )
+        reason = LOST_HISTORY_REASON if lost else found.advice(STORE, command=UPGRADE_COMMAND)
+        raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code=f"schema-{found.state}", reason=reason)
     if partitions == 0:
-        raise StoreFault(
-            fault_class=FaultClass.MISCONFIGURED,
-            code="partitions",
-            reason="the counters of the log are gone (letopis_log_heads is empty): restore the database",
-        )
+        reason = "the counters of the log are gone (letopis_log_heads is empty): restore the database"
+        raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code="partitions", reason=reason)
 
 
 async def prepare_schema(
@@ -92,17 +81,17 @@ async def prepare_schema(
     # A store that an outbox has delivered to is restored by an operator, never recreated in silence.
     create = migrate and expected_store_id() is None
     if engine.dialect.name == "sqlite" and not create and not os.path.exists(str(engine.url.database)):  # noqa: ASYNC240, PTH110
-        found, count = Revision(state=SchemaState.MISSING, revision=None), 0  # connecting would create the file
+        revision, count = Revision(state=SchemaState.MISSING, revision=None), 0  # connecting would create the file
     else:
-        found, count = await run_whole(engine, _inspect(readers), write=False)
-    if (found.state is SchemaState.MISSING and create) or (found.state is SchemaState.OLDER and migrate):
+        revision, count = await run_whole(engine, _inspect(readers), write=False)
+    if (revision.state is SchemaState.MISSING and create) or (revision.state is SchemaState.OLDER and migrate):
         with setup():
             # In a thread: this import takes as long as all others together.
             await asyncio.to_thread(import_module, "alembic.command")
             async with hold_alembic_lock():
                 await run_whole(engine, _upgrade(engine, partitions))
-        found, count = await run_whole(engine, _inspect(readers), write=False)
-    check_schema(found, count)
+        revision, count = await run_whole(engine, _inspect(readers), write=False)
+    check_schema(revision, count)
     return count
 
 
@@ -115,8 +104,8 @@ async def _upgrade(engine: AsyncEngine, partitions: int) -> None:
 async def _inspect(readers: AsyncEngine) -> tuple[Revision, int]:
     with translated():
         async with readers.connect() as connection:
-            found = await connection.run_sync(revision_state, STORE)
-            return found, await count_partitions(connection) if found.state is SchemaState.CURRENT else 0
+            revision = await connection.run_sync(revision_state, STORE)
+            return revision, await count_partitions(connection) if revision.state is SchemaState.CURRENT else 0
 
 
 def build_components(
@@ -153,16 +142,15 @@ def build_components(
     return StoreComponents(
         applier=applier,
         conflicts=dialect.shared(ConflictLookup),
-        trial=Trial(applying, applier, partitions=partitions),
         reader=reader,
         lineage=Lineage(reader, PointInTimeReader(dialect, reader=reader, upcasters=upcasters)),
         finder=Finder(dialect, index, reader, partitions=partitions, upcasters=upcasters),
         indexer=Indexer(engine, dialect, index, upcasters=upcasters, now=now),
         statistics=StatisticsReader(dialect, partitions=partitions, upcasters=upcasters, reader=reader),
         rebuilder=Rebuilder(
-            engine,
-            readers,
-            dialect,
+            engine=engine,
+            readers=readers,
+            dialect=dialect,
             partitions=partitions,
             upcasters=upcasters,
             eraser=eraser,

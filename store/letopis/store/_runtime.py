@@ -47,11 +47,7 @@ batch this is less than the 10 after which Docker kills."""
 
 
 class StoreRuntime:
-    """The connections of one history store, and the components that work over them.
-
-    :param migrate: whether to create and migrate the tables; ``None`` for an SQLite file only.
-    :ivar engine: a server's, or the file in its place; see :func:`open_database`.
-    """
+    """The connections of one history store, and the components that work over them."""
 
     def __init__(
         self,
@@ -130,7 +126,6 @@ class StoreRuntime:
         return self.in_loop if self._projections else self.whole
 
     def now(self) -> int:
-        """Return the time of the store's clock, in microseconds."""
         return to_microseconds(self._now())
 
     async def prepared(self) -> StoreComponents:
@@ -225,7 +220,6 @@ class StoreRuntime:
             self._components = None
 
     async def close(self) -> None:
-        """Close all connections. Idempotent."""
         if not self._closed:
             self._closed = True
             self._components = None

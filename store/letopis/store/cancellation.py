@@ -46,25 +46,16 @@ async def off_the_loop(work: Callable[..., T], *args: Any) -> T:
 
 
 async def run_to_completion(awaitable: Awaitable[T]) -> T:
-    """Run ``awaitable`` to completion even if the caller is cancelled meanwhile, then raise the cancellation.
-
-    This holds for ``Task.cancel()``, also repeated, and for anyio's cancel scopes. A cancelled caller does not get the
-    result: the cancellation wins over a value and over an error. The work runs in a task of its own with a copy of the
-    caller's context, outside the caller's cancel scopes and deadlines, so that it needs a deadline of its own.
-
-    Not promised when the event loop itself is shut down, which cancels the inner task too.
-    """
+    """Run ``awaitable`` to completion even if the caller is cancelled meanwhile, then raise the cancellation."""
+    # Also if it is cancelled repeatedly, or by an anyio scope. The work runs outside the caller's scopes and deadlines,
+    # so that it needs one of its own. A loop that is shut down cancels it too.
     return await _await_shielded(awaitable, grace=None)
 
 
 async def cancel_after_grace(awaitable: Awaitable[T], *, grace: float = 0.5) -> T:
-    """Run ``awaitable``; pass a cancellation on after ``grace`` seconds, once, and wait until it has cleaned up.
-
-    Most work ends within the grace period. Interrupting it at once would lose a connection in the middle of an answer.
-    After the grace period the work sees one plain asyncio cancellation. (An anyio cancel scope would interrupt *every*
-    await until it is left, including those by which a driver closes its connection, and leak a socket or a task.)
-    Otherwise like :func:`run_to_completion`.
-    """
+    """Run ``awaitable``; pass a cancellation on after ``grace`` seconds, once, and wait until it has cleaned up."""
+    # Interrupted at once, most work would lose a connection in the middle of an answer. An anyio scope would interrupt
+    # every later await too, also those by which a driver closes its connection, and leak a socket or a task.
     return await _await_shielded(awaitable, grace=grace)
 
 

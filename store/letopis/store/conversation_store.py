@@ -30,8 +30,7 @@ from letopis.store.search.results import Hit, SearchPosition
 
 if TYPE_CHECKING:
     from letopis.store.maintenance.rebuild import Rebuilt
-    from letopis.store.projections.follower import Follower
-    from letopis.store.projections.projector import Projector
+    from letopis.store.projections.projector import Follower, Projector
     from letopis.store.read.lineage import Lineage
 
 _TIMEOUTS: Final = Timeouts()
@@ -312,10 +311,10 @@ class ConversationStore:
         start = check_place(after, "after") or 0
         check_count(limit, "limit")
         check_partition(partition, await self.partitions())
-        found = await self._runtime.read(
+        events = await self._runtime.read(
             lambda reader, connection: reader.log(connection, partition=partition, after=start, limit=limit + 1)
         )
-        return Page(tuple(found[:limit]), next=str(found[limit - 1].position) if len(found) > limit else None)
+        return Page(tuple(events[:limit]), next=str(events[limit - 1].position) if len(events) > limit else None)
 
     async def head(self, partition: int = 0) -> int:
         """Return the last position assigned in a log partition; 0 where it is empty.
@@ -400,7 +399,7 @@ class ConversationStore:
 
         Each event comes at least once, also after a crash. For tables of this database, take :meth:`projector`.
         """
-        from letopis.store.projections.follower import Follower
+        from letopis.store.projections.projector import Follower
 
         runtime = self._runtime
         return Follower(name, context=runtime.projector_context, shielded=runtime.in_loop, batch=batch, poll=poll)
@@ -426,9 +425,9 @@ class ConversationStore:
                 yield rebuilt
             return
         partition = partition_of(check_identifier(conversation, "conversation"), components.partitions)
-        one = await components.rebuilder.rebuild(partition, conversation, check=check)
-        if one is not None:
-            yield one
+        alone = await components.rebuilder.rebuild(partition, conversation, check=check)
+        if alone is not None:
+            yield alone
 
     async def pending_tasks(self, *, owner: str | None = None) -> PendingTasks:
         """Return the long rewinds and deletions that are still to be carried out, of all or of one owner.

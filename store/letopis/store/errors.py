@@ -140,10 +140,10 @@ class VersionConflict(LetopisError):
         self, *, conversation_id: str, expected: int, actual: int, in_store: bool = False, set_aside: bool = False
     ) -> None:
         where = "the history store" if in_store else "this outbox"
-        place = "version" if in_store else "sequence"
+        unit = "version" if in_store else "sequence"
         kept = "; the append was kept, and set aside" if set_aside else ""
         super().__init__(
-            f"the conversation is at {place} {actual} of {where}, not {expected}: read it again, then decide{kept}"
+            f"the conversation is at {unit} {actual} of {where}, not {expected}: read it again, then decide{kept}"
         )
         self.conversation_id = conversation_id
         self.expected = expected
@@ -178,8 +178,8 @@ class RecordConflict(LetopisError):
 
     def __init__(self, *, expected: UUID | None, actual: UUID | None) -> None:
         wanted = "absent" if expected is None else f"at revision {expected}"
-        found = "there is none" if actual is None else f"it is at {actual}"
-        super().__init__(f"the record should be {wanted}, and {found}: read it again and retry")
+        present = "there is none" if actual is None else f"it is at {actual}"
+        super().__init__(f"the record should be {wanted}, and {present}: read it again and retry")
         self.expected = expected
         self.actual = actual
 

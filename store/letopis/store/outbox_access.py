@@ -25,14 +25,9 @@ T = TypeVar("T")
 
 
 class OutboxAccess:
-    """What an outbox asks of the store that it delivers to: views at one moment, and how far its lanes have got.
+    """What an outbox asks of the store that it delivers to: views at one moment, and how far its lanes have got."""
 
-    Letopis uses it to merge pending events with what the store holds. An application needs none of it, and it may
-    change in any release.
-
-    :ivar continuity: whether the store is still the one that was written to, and lacks nothing that it counts.
-    """
-
+    # An application needs none of it, and it may change in any release.
     def __init__(self, runtime: StoreRuntime) -> None:
         self._runtime = runtime
         self.continuity = Continuity(
@@ -41,7 +36,6 @@ class OutboxAccess:
 
     @property
     def known_partitions(self) -> int:
-        """How many partitions the log has; 1 until the store was prepared."""
         return self._runtime.known_partitions
 
     @property
@@ -62,23 +56,20 @@ class OutboxAccess:
         if query.window is None and not query.bounded:
             return await self._runtime.read(lambda reader, connection: reader.head_view(connection, query))
         if not query.bounded and not query.whole:
-            found = await self._runtime.read(lambda reader, connection: reader.view_in_one(connection, query))
-            if found is not None:
-                return found
+            view = await self._runtime.read(lambda reader, connection: reader.view_in_one(connection, query))
+            if view is not None:
+                return view
         return await self._runtime.snapshot(lambda lineage, connection: lineage.reader.view(connection, query))
 
     async def active_view(self, owner: str, *, origin_id: UUID) -> StoreView:
-        """Return a view of an owner's active conversation, without messages."""
         return await self._runtime.read(
             lambda reader, connection: reader.active_view(connection, owner, origin_id=origin_id)
         )
 
     async def snapshot(self, read: Callable[[Lineage, AsyncConnection], Awaitable[T]]) -> T:
-        """Return what ``read`` returns of ancestors and the past, all of it read in one snapshot."""
         return await self._runtime.snapshot(read)
 
     async def path_of(self, conversation_id: str, message_ids: Collection[str]) -> dict[str, PathPosition]:
-        """Return the positions of messages on a conversation's path, by id; ids that are not there are left out."""
         return await self._runtime.read(
             lambda reader, connection: reader.path_of(connection, conversation_id, message_ids)
         )
@@ -100,7 +91,6 @@ class OutboxAccess:
         return await self._runtime.snapshot(read)
 
     async def conversations_of(self, message_id: str, *, limit: int) -> list[str]:
-        """Return some conversations that have a message of an id."""
         check_count(limit, "limit")
         return await self._runtime.read(
             lambda reader, connection: reader.conversations_of(connection, message_id, limit=limit)
@@ -109,7 +99,6 @@ class OutboxAccess:
     async def digests(
         self, conversation_id: str, event_ids: Collection[UUID]
     ) -> dict[UUID, tuple[bytes, bytes | None]]:
-        """Return digest and salt of those events of a conversation that the store holds; an erased one has no salt."""
         return await self._runtime.read(
             lambda reader, connection: reader.digests(connection, conversation_id, event_ids)
         )
@@ -124,10 +113,7 @@ class OutboxAccess:
         oldest_first: bool,
         pending: Collection[str] = (),
     ) -> tuple[Page[Conversation], dict[str, int]]:
-        """Return a page of conversations as the store's own list does, or the oldest activity first.
-
-        The second value names those of ``pending`` that belong to the owner, with the time of their last activity.
-        """
+        """Return a page of conversations, and those of ``pending`` that are the owner's, with their last activity."""
 
         async def read(reader: Reader, connection: AsyncConnection) -> tuple[Page[Conversation], dict[str, int]]:
             page = await reader.conversations(
@@ -138,10 +124,7 @@ class OutboxAccess:
         return await self._runtime.read(read)
 
     async def keep_index(self, limit: int) -> int | None:
-        """Read some events into the search index of an SQLite file that was searched before; return how many are left.
-
-        ``None`` if it never was, or for a server.
-        """
+        """Index some events of an SQLite file that was searched before; return how many are left, else ``None``."""
         return await (await self._runtime.prepared()).indexer.keep_up(limit)
 
     async def search_start(self, conversation: str | None = None) -> str:
@@ -180,5 +163,5 @@ class OutboxAccess:
 
     async def try_out(self, conversation_id: str) -> None:
         """Apply an ordinary event in the partition of a conversation, and roll it back."""
-        trial = (await self._runtime.prepared()).trial
-        await self._runtime.apply_whole(trial.run(conversation_id))
+        applier = (await self._runtime.prepared()).applier
+        await self._runtime.apply_whole(applier.try_out(conversation_id))

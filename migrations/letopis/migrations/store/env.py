@@ -26,11 +26,11 @@ config = context.config
 def database_url() -> sa.URL:
     """Return the URL from ``-x url=``, ``LETOPIS_STORE`` or ``sqlalchemy.url`` in the ini file, in this order."""
     given = context.get_x_argument(as_dictionary=True).get("url")
-    found = given or os.environ.get("LETOPIS_STORE") or config.get_main_option("sqlalchemy.url")
-    if not found:
+    given_url = given or os.environ.get("LETOPIS_STORE") or config.get_main_option("sqlalchemy.url")
+    if not given_url:
         raise SystemExit("no database: give `-x url=...`, set LETOPIS_STORE, or sqlalchemy.url in alembic.ini")
     try:
-        return normalise_url(found)
+        return normalise_url(given_url)
     except ConfigurationError as error:
         raise SystemExit(str(error)) from None
 

@@ -32,10 +32,7 @@ _IDLE_LIMIT: Final = "letopis_idle_limit"
 
 
 class Dialect(ABC):
-    """One kind of database.
-
-    Rows are tuples in the order of the table's columns, ids as :class:`~uuid.UUID`.
-    """
+    """One kind of database; rows are tuples in the order of the table's columns, ids as :class:`~uuid.UUID`."""
 
     _built: ClassVar[dict[tuple[type[Dialect], Any], Any]] = {}
     counts_per_overwrite: ClassVar[int] = 1
@@ -46,10 +43,8 @@ class Dialect(ABC):
         self._uuids: dict[sa.Table, list[int]] = {}
 
     def shared(self, build: Callable[[Any], Statements]) -> Statements:
-        """Return the statements that ``build`` makes for this kind of database, made once a process.
-
-        Building selects takes longer than all else that opens a store does.
-        """
+        """Return the statements that ``build`` makes for this kind of database, made once a process."""
+        # Building selects takes longer than all else that opens a store does.
         key = (type(self), build)
         if key not in self._built:
             self._built[key] = build(self)
@@ -81,8 +76,11 @@ class Dialect(ABC):
         """Return the condition that ``column`` is one of the values bound as ``name``."""
         return column.in_(sa.bindparam(name, expanding=True))
 
+    def of_conversations(self, table: sa.Table) -> tuple[sa.ColumnElement[bool], ...]:
+        """Return the conditions that select the rows of several: ``:partitions`` and ``:conversations``."""
+        return self.among(table.c.partition, "partitions"), self.among(table.c.conversation_id, "conversations")
+
     async def insert(self, connection: AsyncConnection, table: sa.Table, rows: Sequence[TableRow]) -> None:
-        """Insert new rows."""
         if rows:
             insert, _ = self._texts.get(table) or self._write_texts(table)
             result = await connection.exec_driver_sql(insert, self._bound(table, rows))
@@ -100,7 +98,6 @@ class Dialect(ABC):
     async def write(
         self, connection: AsyncConnection, table: sa.Table, new: Sequence[TableRow], old: Sequence[TableRow]
     ) -> None:
-        """Insert new rows and overwrite old ones."""
         if new:
             await self.insert(connection, table, new)
         if old:
@@ -109,16 +106,14 @@ class Dialect(ABC):
     async def append_to_log(
         self, connection: AsyncConnection, added: Mapping[int, int], rows: Sequence[TableRow]
     ) -> Mapping[int, int]:
-        """Lock counters of the log, number events by them and insert these; return the counters as they were before.
-
-        All writers share the counter of a partition. From here on the transaction may stand still for
-        :data:`LOG_IDLE_SECONDS` only, or the server ends it: a process that was stopped must not stop all others.
-        """
-        found = (await connection.execute(self.shared(_locked_heads), {"partitions": sorted(added)})).all()
-        closed = [row.closed for row in found]
+        """Lock counters of the log, number events by them and insert these; return the counters as they were before."""
+        # All writers share the counter of a partition, so the server ends a transaction that stands still from here on
+        # for LOG_IDLE_SECONDS: a process that was stopped must not stop all others.
+        counters = (await connection.execute(self.shared(_locked_heads), {"partitions": sorted(added)})).all()
+        closed = [row.closed for row in counters]
         if len(closed) != len(added) or any(closed):
             check_counters(closed, expected=len(added))
-        before: dict[int, int] = {row.partition: row.position for row in found}
+        before: dict[int, int] = {row.partition: row.position for row in counters}
         await self.insert(connection, events, numbered(rows, before))
         heads = [(partition, before[partition] + count, 0) for partition, count in sorted(added.items())]
         await self.overwrite(connection, log_heads, heads)
@@ -155,7 +150,6 @@ class _JsonList(sa.types.TypeDecorator[list[Any]]):
     cache_ok = True
 
     def process_bind_param(self, value: list[Any] | None, dialect: sa.Dialect) -> str | None:
-        """Encode the values for the driver."""
         return None if value is None else orjson.dumps(value).decode()
 
 
@@ -183,10 +177,10 @@ class SQLite(Dialect):
 
     def _overwrite(self, table: sa.Table) -> str:
         # Numbered, so that keys and values bind from one tuple in the order of the columns.
-        place = {column.name: f"?{index}" for index, column in enumerate(table.columns, 1)}
+        marks = {column.name: f"?{index}" for index, column in enumerate(table.columns, 1)}
         return (
-            f"UPDATE {table.name} SET {', '.join(f'{name} = {place[name]}' for name in _values(table))} "  # noqa: S608
-            f"WHERE {' AND '.join(f'{name} = {place[name]}' for name in _keys(table))}"
+            f"UPDATE {table.name} SET {', '.join(f'{name} = {marks[name]}' for name in _values(table))} "  # noqa: S608
+            f"WHERE {' AND '.join(f'{name} = {marks[name]}' for name in _keys(table))}"
         )
 
 
@@ -237,13 +231,13 @@ class PostgreSQL(Dialect):
         """Lock, limit, number and insert in one statement; before a COPY, all but the insert."""
         together = [] if len(rows) >= _MIN_COPY_ROWS else rows
         values = self._bound(events, together) if together else ((),) * len(events.columns)
-        found = (await connection.exec_driver_sql(_APPEND, (list(added), list(added.values()), *values))).all()
-        closed = [row.closed for row in found]
+        counters = (await connection.exec_driver_sql(_APPEND, (list(added), list(added.values()), *values))).all()
+        closed = [row.closed for row in counters]
         if len(closed) != len(added) or any(closed):
             check_counters(closed, expected=len(added))
-        check_row_count(events, found[0].inserted, len(together))
-        check_row_count(log_heads, found[0].moved, len(added))
-        before: dict[int, int] = {row.partition: row.position for row in found}
+        check_row_count(events, counters[0].inserted, len(together))
+        check_row_count(log_heads, counters[0].moved, len(added))
+        before: dict[int, int] = {row.partition: row.position for row in counters}
         if len(together) < len(rows):
             await self.insert(connection, events, numbered(rows, before))
         return before
@@ -301,26 +295,25 @@ def _locked_heads(dialect: Dialect) -> sa.Select[Any]:
 
 def dialect_for(name: str) -> Dialect:
     """Return the dialect by SQLAlchemy's name of the database."""
-    match name:
-        case "sqlite":
-            return SQLite()
-        case "postgresql":
-            return PostgreSQL()
-        case "mysql" | "mariadb":
-            return MariaDB()
-    raise ConfigurationError(f"{name} is not supported: use SQLite, PostgreSQL or MariaDB")
+    if name not in _DIALECTS:
+        raise ConfigurationError(f"{name} is not supported: use SQLite, PostgreSQL or MariaDB")
+    return _DIALECTS[name]()
+
+
+_DIALECTS: Final[Mapping[str, Callable[[], Dialect]]] = {
+    "sqlite": SQLite,
+    "postgresql": PostgreSQL,
+    "mysql": MariaDB,
+    "mariadb": MariaDB,
+}
 
 
 def check_row_count(table: sa.Table, taken: int, planned: int, *, most: int | None = None) -> None:
     """Compare the number of rows that a statement wrote with the planned one."""
     if planned <= taken <= (planned if most is None else most):
         return
-    raise StoreFault(
-        fault_class=FaultClass.MISCONFIGURED,
-        code="rows",
-        reason=f"{table.name} took {taken} of {planned} rows: a trigger, rule or policy on it drops them: remove it;"
-        " nothing was written",
-    )
+    dropped = f"{table.name} took {taken} of {planned} rows: a trigger, rule or policy on it drops them: remove it"
+    raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code="rows", reason=f"{dropped}; nothing was written")
 
 
 def in_batches(values: Iterable[Any]) -> list[list[Any]]:

@@ -33,28 +33,10 @@ def create_store_engine(
     pool_size: int = 5,
     allow_memory: bool = False,
 ) -> AsyncEngine:
-    """Create the engine of a history store. Nothing is opened before the first connection.
-
-    Transactions are READ COMMITTED on servers. On SQLite they begin with ``BEGIN IMMEDIATE``; readers use
-    ``engine.execution_options(sqlite_begin="DEFERRED")``, and statements that run outside a transaction
-    ``sqlite_begin="AUTOCOMMIT"``. SQLAlchemy's ``isolation_level`` would override these: do not use it on SQLite.
-
-    A connection raises StoreFault if no database answers, or if the folder of an SQLite file is missing or cannot keep
-    a WAL. The first connection creates a missing SQLite file with mode 0600.
-
-    Errors of statements are SQLAlchemy's and the drivers' own, without parameters in their text: run SQL inside
-    :func:`letopis.store.database.fault_classification.translated`. The pool does not ping: a connection that died while
-    idle fails once.
-
-    The engine belongs to the process that created it: after a fork it raises ConfigurationError in the child, which
-    creates its own. Dispose of it (``await engine.dispose()``) in the event loop that used it.
-
-    :param url: whatever :func:`letopis.store.database.urls.normalise_url` accepts. Of several hosts the one that takes
-        writes is used, unless ``target_session_attrs`` asks for another: see :mod:`letopis.store.database.failover`.
-    :param pool_size: the number of connections that may be open, 1 to 1,024; the URL's ``connections`` overrides it.
-    :param allow_memory: accept an SQLite database in memory.
-    :raises ConfigurationError: the URL cannot be used, a TLS file cannot be read, or the driver is not installed.
-    """
+    """Create the engine of a history store. Nothing is opened before the first connection."""
+    # READ COMMITTED on servers. On SQLite transactions begin as the execution option sqlite_begin says: IMMEDIATE,
+    # DEFERRED for readers, AUTOCOMMIT for statements outside one. SQLAlchemy's isolation_level would override that. The
+    # pool does not ping: a connection that died while idle fails once.
     if not isinstance(timeouts, Timeouts):
         raise ConfigurationError(f"timeouts must be Timeouts(...), not {type(timeouts).__name__}")
     if not isinstance(pool_size, int) or not 1 <= pool_size <= MAX_CONNECTIONS:
@@ -75,10 +57,7 @@ def create_store_engine(
 
 
 def open_database(url: str | URL | os.PathLike[str], *, timeouts: Timeouts, pool_size: int) -> AsyncEngine:
-    """Return what reaches a history store: the engine of a server, or the part of it that an SQLite file needs.
-
-    Every transaction over it is run by :func:`run_whole`. Options and errors are those of :func:`create_store_engine`.
-    """
+    """Return a server's engine, or what an SQLite file has instead; :func:`run_whole` runs transactions over it."""
     engine = create_store_engine(url, timeouts=timeouts, pool_size=pool_size)
     if engine.dialect.name != "sqlite":
         return engine
@@ -86,10 +65,8 @@ def open_database(url: str | URL | os.PathLike[str], *, timeouts: Timeouts, pool
 
 
 async def run_whole(engine: AsyncEngine, work: Coroutine[Any, Any, T], *, write: bool = True) -> T:
-    """Return the result of one transaction that no cancellation tears.
-
-    :param write: whether it writes, or its connection may have to be given up in the middle.
-    """
+    """Return the result of one transaction that no cancellation tears."""
+    # ``write`` also where its connection may have to be given up in the middle.
     if isinstance(file := cast("object", engine), SQLiteFile):
         with translated():  # what is raised by connecting
             return await file.run(work, write=write)
@@ -98,11 +75,8 @@ async def run_whole(engine: AsyncEngine, work: Coroutine[Any, Any, T], *, write:
 
 
 def for_single_statements(engine: AsyncEngine) -> AsyncEngine:
-    """Return the engine for reads that need no common snapshot: on PostgreSQL each statement is its own transaction.
-
-    This saves the two round trips of BEGIN and ROLLBACK. Other databases get the engine itself, and so does PgBouncer,
-    behind which the transaction carries the time limits.
-    """
+    """Return the engine for reads that need no common snapshot: on PostgreSQL without BEGIN and ROLLBACK."""
+    # This saves two round trips. Behind PgBouncer the transaction carries the time limits.
     if engine.dialect.name != "postgresql" or engine.get_execution_options().get(LIMITED_BY_TRANSACTION):
         return engine
     return engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -111,12 +85,12 @@ def for_single_statements(engine: AsyncEngine) -> AsyncEngine:
 def _invalidate_unusable_connection(context: ExceptionContext) -> None:
     """Take a connection out of the pool whose error SQLAlchemy does not recognise as a disconnect."""
     error = context.original_exception
-    found = classify(error)
-    if isinstance(error, TimeoutError) or found.code == "protocol":
+    diagnosis = classify(error)
+    if isinstance(error, TimeoutError) or diagnosis.code == "protocol":
         # The answer may still come and be taken for another statement's; a rollback would wait as long again.
         context.is_disconnect = True
         context.invalidate_pool_on_disconnect = False
-    elif found.code in ("25006", "1290", "1792", "1836", "not-connected"):
+    elif diagnosis.code in ("25006", "1290", "1792", "1836", "not-connected"):
         # Read-only, as after a failover: every connection of the pool leads to the old primary. Or closed without a
         # word, as in an outage: the others of the pool are closed too.
         context.is_disconnect = True

@@ -60,19 +60,10 @@ class HostRole:
 
 
 class HostConnector:
-    """Connects to the first host that answers and is what ``target`` asks for.
+    """Connects to the first host that answers and is what ``target`` asks for."""
 
-    Hosts are tried in the given or a random order. Each has the driver's whole connect timeout, but the next one is
-    tried as well after a second of silence. A host that is down, refuses the login or is read-only is skipped.
-
-    :param addresses: one or more; ``None`` is the driver's default.
-    :param target: a value of ``target_session_attrs``.
-    :param shuffle: try the hosts in random order.
-    :param connect: connects to one address, or raises.
-    :param role_of: asks a connection for its server's role; not called if ``target`` is ``any``.
-    :param abort: closes a connection without waiting.
-    """
-
+    # Each host has the driver's whole connect timeout, and the next one is tried as well after a second of silence. One
+    # that is down, refuses the login or is read-only is skipped.
     def __init__(
         self,
         addresses: Sequence[HostAddress | None],
@@ -94,7 +85,6 @@ class HostConnector:
         self._probes: set[asyncio.Task[None]] = set()
 
     async def connect(self, **arguments: Any) -> Any:
-        """Return a connection to a host that serves."""
         self._arguments = arguments
         order = list(self._addresses)
         if len(order) == 1:  # errors of a single host are raised unchanged
@@ -153,18 +143,14 @@ class HostConnector:
         """Cancel the remaining tries, and close the connections they have opened."""
         for task in trying:
             task.cancel()
-        for found in await asyncio.gather(*trying, return_exceptions=True):
-            if not isinstance(found, BaseException):
-                self._abort(found[0])
+        for outcome in await asyncio.gather(*trying, return_exceptions=True):
+            if not isinstance(outcome, BaseException):
+                self._abort(outcome[0])
 
     def watch(self, engine: sa.Engine) -> None:
-        """Abort the engine's connections to a host that no longer answers.
-
-        When a connection has been in use for two seconds, its host is probed by a new login. A host that works on a
-        slow statement answers, if only to refuse the login, and keeps its connections. If two logins in a row get no
-        answer within three seconds each, all connections to the host are aborted, so that the next attempt finds
-        another host. A single host is not watched.
-        """
+        """Abort the engine's connections to a host that no longer answers."""
+        # A host that works on a slow statement answers a login, if only to refuse it, and keeps its connections. Two
+        # logins without an answer end them, so that the next attempt finds another host.
         if len(self._addresses) < 2:
             return
 
@@ -218,30 +204,24 @@ class _Probe:
     task: asyncio.Task[None] | None = None
 
     def end(self) -> None:
-        for one in (self.later, self.task):
-            if one is not None:
-                one.cancel()
+        for handle in (self.later, self.task):
+            if handle is not None:
+                handle.cancel()
 
 
 def limit_silence(connection: Any) -> None:
-    """Have the kernel end a connection whose peer's machine is gone: after 25 s in quiet, 20 s with data under way.
-
-    A peer that lives acknowledges, however long it works on a statement.
-    """
+    """Have the kernel end a connection whose peer's machine is gone: after 25 s in quiet, 20 s with data under way."""
+    # A peer that lives acknowledges, however long it works on a statement.
     transport = getattr(connection, "_transport", None)  # no driver has a public way to its socket
-    found = None if transport is None else transport.get_extra_info("socket")
-    if found is None or found.family not in (socket.AF_INET, socket.AF_INET6):
+    peer = None if transport is None else transport.get_extra_info("socket")
+    if peer is None or peer.family not in (socket.AF_INET, socket.AF_INET6):
         return
     with suppress(OSError):  # a system that lacks an option keeps its own times
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in (
-            ("TCP_KEEPIDLE", 10),
-            ("TCP_KEEPINTVL", 5),
-            ("TCP_KEEPCNT", 3),
-            ("TCP_USER_TIMEOUT", 20_000),
-        ):
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        times = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
+        for name, value in times.items():
             if hasattr(socket, name):
-                found.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+                peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _fault_of(error: BaseException) -> StoreFault:
@@ -249,10 +229,10 @@ def _fault_of(error: BaseException) -> StoreFault:
         return error
     if not isinstance(error, Exception):
         raise error
-    found = classify(error)
-    if found.fault_class is FaultClass.UNCLASSIFIED:
+    diagnosis = classify(error)
+    if diagnosis.fault_class is FaultClass.UNCLASSIFIED:
         raise error
-    return StoreFault(fault_class=found.fault_class, code=found.code, reason=found.reason)
+    return StoreFault(fault_class=diagnosis.fault_class, code=diagnosis.code, reason=diagnosis.reason)
 
 
 def _none_of(faults: dict[HostAddress | None, StoreFault], order: Sequence[HostAddress | None]) -> StoreFault:
@@ -260,14 +240,12 @@ def _none_of(faults: dict[HostAddress | None, StoreFault], order: Sequence[HostA
     listed = ", ".join(f"{address} ({faults[address].code})" for address in order)
     codes = {fault.code for fault in faults.values()}
     code = codes.pop() if len(codes) == 1 else "no-host"
-    wrong = next((one for one in faults.values() if one.fault_class is not FaultClass.UNAVAILABLE), None)
-    if wrong is not None and all(one.fault_class is wrong.fault_class for one in faults.values()):
+    wrong = next((fault for fault in faults.values() if fault.fault_class is not FaultClass.UNAVAILABLE), None)
+    if wrong is not None and all(fault.fault_class is wrong.fault_class for fault in faults.values()):
         return StoreFault(fault_class=wrong.fault_class, code=code, reason=f"{wrong.reason}; hosts: {listed}")
-    summary = (
-        "no host of the history store has the role that the URL asks for, as during a failover"
-        if code == _NO_MATCH
-        else ("no host of the history store can be used")
-    )
+    summary = "no host of the history store can be used"
+    if code == _NO_MATCH:
+        summary = "no host of the history store has the role that the URL asks for, as during a failover"
     return StoreFault(fault_class=FaultClass.UNAVAILABLE, code=code, reason=f"{summary}: {listed}")
 
 
@@ -332,11 +310,11 @@ async def diagnose_connecting(connect: Callable[..., Awaitable[Any]], *args: Any
     try:
         return await connect(*args, **arguments)
     except Exception as error:  # a peer of another kind makes a driver fail on a length, an index, an encoding
-        found = classify(error)
-        if found.fault_class is FaultClass.UNCLASSIFIED:
+        diagnosis = classify(error)
+        if diagnosis.fault_class is FaultClass.UNCLASSIFIED:
             reason = "the peer does not speak the protocol of the history store; check host and port"
             raise StoreFault(fault_class=FaultClass.UNAVAILABLE, code="protocol", reason=reason) from error
-        if found.fault_class is FaultClass.POISON or found.code == "42704":
+        if diagnosis.fault_class is FaultClass.POISON or diagnosis.code == "42704":
             reason = "the server refuses a setting of the connection: check the options of the URL"
-            raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code=found.code, reason=reason) from error
+            raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code=diagnosis.code, reason=reason) from error
         raise

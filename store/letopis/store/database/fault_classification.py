@@ -1,12 +1,8 @@
-"""Translate errors of databases, drivers and the operating system into faults.
+"""Translate errors of databases, drivers and the operating system into faults."""
 
-Errors are looked up by SQLSTATE (PostgreSQL), error number (MariaDB), result code name (SQLite) or exception type.
-Message text is read only if the driver gives no code that tells enough: see `_by_text`.
-
-The constraint, column or type that refused an event is named, never a value. Names come from the structured fields of a
-driver's error, or from the template of one error number or result code, anchored where no value can stand, and must
-look like an identifier. Messages in another language match no template and name nothing.
-"""
+# By SQLSTATE (PostgreSQL), error number (MariaDB), result code name (SQLite) or exception type; by text only where no
+# code tells enough. The constraint, column or type that refused an event is named, never a value: names come from a
+# driver's structured fields, or from a template that is anchored where no value can stand.
 
 from __future__ import annotations
 
@@ -26,8 +22,6 @@ from letopis.store.database.fault_rules import (
     BY_DRIVER_TYPE,
     BY_ERRNO,
     BY_MARIADB_NUMBER,
-    BY_SQLITE_NAME,
-    BY_SQLSTATE,
     CANNOT_OPEN_FILE,
     CODE_BEFORE_TYPE,
     DAMAGED,
@@ -42,6 +36,7 @@ from letopis.store.database.fault_rules import (
     UNKNOWN_COMMIT,
     UNREACHABLE,
     FaultRule,
+    rule_of_code,
 )
 from letopis.store.database.faults import DISK_FULL_CODE, Diagnosis, FaultClass, StoreFault
 from letopis.store.errors import LetopisError
@@ -92,11 +87,8 @@ _TOO_LONG: Final = re.compile(r"value too long for type (?P<type>character(?: va
 
 @contextmanager
 def translated(*, committing: bool = False) -> Iterator[None]:
-    """Raise `StoreFault` in place of a database, driver or operating system error.
-
-    Put it around the statements that run SQL and nothing else: any ``OSError`` in it is attributed to the store.
-    Cancellation, errors of Letopis and programming errors (``KeyError`` and the like) pass unchanged.
-    """
+    """Raise `StoreFault` in place of a database, driver or operating system error."""
+    # Around the statements that run SQL and nothing else: any OSError in it is attributed to the store.
     try:
         yield
     except Exception as error:  # each driver has an error tree of its own; others pass unchanged
@@ -109,8 +101,8 @@ def fault_of(error: Exception, *, committing: bool = False) -> Exception:
     """Return the fault in whose place :func:`translated` raises an error, or the error itself."""
     if isinstance(error, LetopisError) or not _is_store_error(error):
         return error
-    found = classify(error, committing=committing)
-    return StoreFault(fault_class=found.fault_class, code=found.code, reason=found.reason)
+    diagnosis = classify(error, committing=committing)
+    return StoreFault(fault_class=diagnosis.fault_class, code=diagnosis.code, reason=diagnosis.reason)
 
 
 async def repeat_on_conflict(transaction: Callable[[], Awaitable[T]]) -> T:
@@ -125,10 +117,8 @@ async def repeat_on_conflict(transaction: Callable[[], Awaitable[T]]) -> T:
 
 
 def classify(error: BaseException, *, committing: bool = False) -> Diagnosis:
-    """Return what an error of a driver, of SQLAlchemy or of the operating system means. Pure; never raises.
-
-    Any other error (a bug) is UNCLASSIFIED, with the name of its type as the code.
-    """
+    """Return what an error of a driver, of SQLAlchemy or of the operating system means. Pure; never raises."""
+    # A bug is UNCLASSIFIED, with the name of its type as the code.
     if isinstance(error, StoreFault):
         return Diagnosis(fault_class=error.fault_class, code=error.code, reason=error.reason)
     code, rule = _look_up(error)
@@ -160,9 +150,9 @@ def _is_store_error(error: Exception) -> bool:
 
 def _look_up(error: BaseException) -> tuple[str | None, FaultRule]:
     for candidate in _chain(error):
-        found = _by_driver(candidate) or _by_text(candidate) or _by_builtin(candidate)
-        if found is not None:
-            code, rule = found
+        known = _by_driver(candidate) or _by_text(candidate) or _by_builtin(candidate)
+        if known is not None:
+            code, rule = known
             if rule is CANNOT_OPEN_FILE and open_files.is_exhausted():
                 rule = TOO_MANY_FILES  # SQLite says only that it cannot open the file
             return (DISK_FULL_CODE if rule is DISK_FULL else code), rule
@@ -218,18 +208,16 @@ def _by_driver(error: BaseException) -> tuple[str, FaultRule] | None:
         if code is not None and kind.__name__ in CODE_BEFORE_TYPE:
             continue
         for root in roots:
-            found = BY_DRIVER_TYPE.get((root, kind.__name__))
-            if found is not None:
-                return found
+            known = BY_DRIVER_TYPE.get((root, kind.__name__))
+            if known is not None:
+                return known
     if code is None:
         return None
     if roots & _MYSQL_DRIVERS:
         # 2003 is any failure before the server answered; the cause tells a typo from a wrong certificate.
         rule = None if code == "2003" and isinstance(error.__cause__, OSError) else BY_MARIADB_NUMBER.get(int(code))
-    elif code.startswith("SQLITE_"):
-        rule = BY_SQLITE_NAME.get(code) or BY_SQLITE_NAME.get(code.rsplit("_", 1)[0])
     else:
-        rule = BY_SQLSTATE.get(code) or BY_SQLSTATE.get(code[:2])
+        rule = rule_of_code(code)
     return None if rule is None else (code, rule)
 
 
@@ -246,11 +234,9 @@ def _code_of(error: BaseException) -> str | None:
 
 
 def _by_text(error: BaseException) -> tuple[str, FaultRule] | None:
-    """Look up cases by message text that no code tells apart.
-
-    SQLite has one code for a missing table and a syntax error, and none for invalid UTF-8 or a closed connection;
-    asyncpg raises a bare ``ConnectionError`` if the server refuses TLS.
-    """
+    """Look up cases by message text that no code tells apart."""
+    # SQLite has one code for a missing table and a syntax error, and none for invalid UTF-8 or a closed connection;
+    # asyncpg raises a bare ConnectionError if the server refuses TLS.
     if type(error) is ConnectionError and "SSL" in str(error):
         return "tls-refused", TLS_REFUSED
     if "sqlite3" not in _roots(error):
@@ -301,8 +287,8 @@ def name_of_postgresql(error: BaseException) -> str:
 def _match(template: re.Pattern[str] | None, message: object) -> str:
     if template is None or not isinstance(message, str):
         return ""
-    found = template.fullmatch(message)
-    return "" if found is None else _describe(found.groupdict())
+    matched = template.fullmatch(message)
+    return "" if matched is None else _describe(matched.groupdict())
 
 
 def _describe(named: Mapping[str, str | None]) -> str:

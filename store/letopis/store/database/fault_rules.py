@@ -227,18 +227,9 @@ BY_CERTIFICATE_ERROR: Final[Mapping[int, tuple[str, FaultRule]]] = {
 
 def rules() -> frozenset[FaultRule]:
     """Return every kind of failure that is known."""
-    return frozenset(
-        (
-            *(rule for rule in globals().values() if isinstance(rule, FaultRule)),
-            *BY_SQLSTATE.values(),
-            *BY_MARIADB_NUMBER.values(),
-            *BY_SQLITE_NAME.values(),
-            *(rule for _, rule in BY_DRIVER_TYPE.values()),
-            *(rule for _, _, rule in BY_BUILTIN_TYPE),
-            *BY_ERRNO.values(),
-            *(rule for _, rule in BY_CERTIFICATE_ERROR.values()),
-        )
-    )
+    tables = (BY_SQLSTATE, BY_MARIADB_NUMBER, BY_SQLITE_NAME, _BY_WORD)
+    named = (rule for rule in globals().values() if isinstance(rule, FaultRule))
+    return frozenset((*named, *(rule for table in tables for rule in table.values())))
 
 
 def rule_of_code(code: str) -> FaultRule | None:

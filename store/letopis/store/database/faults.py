@@ -35,16 +35,11 @@ class FaultClass(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """The meaning of an error.
-
-    :ivar code: SQLSTATE, MariaDB error number, SQLite result code name, or a word such as ``refused`` or ``disk-full``.
-    :ivar reason: one sentence for operators, with the constraint, column or setting that refused, where the database
-        names it; never the driver's text, which may quote the data.
-    """
+    """The meaning of an error."""
 
     fault_class: FaultClass
-    code: str
-    reason: str
+    code: str  # SQLSTATE, MariaDB's number, SQLite's result code name, or a word such as ``disk-full``
+    reason: str  # for operators; never the driver's text, which may quote the data
 
 
 class StoreFault(LetopisError):

@@ -20,13 +20,10 @@ _BARE_V6: Final = re.compile(r"[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.%\w]*")
 
 
 class HostAddress(NamedTuple):
-    """A host name, an IP address without brackets, or the path of a socket.
-
-    The port is ``None`` for the default, and for MariaDB's sockets.
-    """
+    """A host name, an IP address without brackets, or the path of a socket."""
 
     host: str
-    port: int | None
+    port: int | None  # None for the default, and for MariaDB's sockets
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host and not self.is_socket else self.host
@@ -34,45 +31,41 @@ class HostAddress(NamedTuple):
 
     @property
     def is_socket(self) -> bool:
-        """True if the host is the path of a socket."""
         return self.host.startswith("/")
 
 
 def split_hosts(text: str) -> tuple[str, tuple[str, ...]]:
     """Return a URL's text without its hosts, and the hosts, if there are several; otherwise ``()``."""
-    found = _SEVERAL.fullmatch(text)
-    if found is None:
+    matched = _SEVERAL.fullmatch(text)
+    if matched is None:
         return text, ()
-    hosts = tuple(unquote(host) for host in found["hosts"].split(","))
-    return found["before"] + (found["after"] or ""), hosts
+    hosts = tuple(unquote(host) for host in matched["hosts"].split(","))
+    return matched["before"] + (matched["after"] or ""), hosts
 
 
 def addresses_of(url: URL) -> tuple[HostAddress, ...]:
-    """Return the addresses of a server's URL in the order in which they are tried.
-
-    As in libpq, ``?host=`` replaces the host before the path, and a single port applies to every host.
-    """
+    """Return the addresses of a server's URL in the order in which they are tried."""
+    # As in libpq: ?host= replaces the host before the path, and a single port applies to every host.
     given = _listed(url, "host") or ([unquote(part) for part in url.host.split(",")] if url.host else [])
-    found = [_address(spec) for spec in given]
+    addresses = [_address(spec) for spec in given]
     ports = [_port(port) for port in _listed(url, "port")] or [url.port]
-    if not found:
+    if not addresses:
         return ()
     if len(ports) == 1:
-        ports *= len(found)
-    if len(ports) != len(found):
-        raise ConfigurationError(f"the URL gives {len(ports)} ports for {len(found)} hosts: give one, or one for each")
-    for address, port in zip(found, ports, strict=True):
+        ports *= len(addresses)
+    if len(ports) != len(addresses):
+        raise ConfigurationError(
+            f"the URL gives {len(ports)} ports for {len(addresses)} hosts: give one, or one for each"
+        )
+    for address, port in zip(addresses, ports, strict=True):
         if None not in (address.port, port) and address.port != port and "port" in url.query:
             raise ConfigurationError("the URL gives the port of a host twice")
-    named = [HostAddress(a.host, port if a.port is None else a.port) for a, port in zip(found, ports, strict=True)]
+    named = [HostAddress(a.host, port if a.port is None else a.port) for a, port in zip(addresses, ports, strict=True)]
     return tuple(dict.fromkeys(named))
 
 
 def with_addresses(url: URL, addresses: Sequence[HostAddress], default_port: int) -> URL:
-    """Return the URL with these addresses in the spelling that SQLAlchemy can hold.
-
-    One host is before the path. A socket and several hosts are options, each host with its port.
-    """
+    """Return the URL with these addresses in the spelling that SQLAlchemy can hold."""
     query = {key: value for key, value in url.query.items() if key not in ("host", "port")}
     bare = url.set(query=query)
     if not addresses:
@@ -91,9 +84,9 @@ def show_hosts(url: URL, addresses: Sequence[HostAddress]) -> str:
     """Return the text of a URL, its password masked, with these addresses as libpq writes them."""
     url = _without_host(url.set(database=url.database or ""))
     text = url.render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
-    place = text.index("/", text.index("://") + 3)
+    path_start = text.index("/", text.index("://") + 3)
     listed = ",".join(quote(str(address), safe=":[]%") for address in addresses)
-    return f"{text[:place]}{listed}{text[place:]}"
+    return f"{text[:path_start]}{listed}{text[path_start:]}"
 
 
 def _without_host(url: URL) -> URL:
@@ -110,11 +103,11 @@ def _address(spec: str) -> HostAddress:
     spec = spec.strip()
     if _BARE_V6.fullmatch(spec):
         return HostAddress(spec, None)
-    found = _SPEC.fullmatch(spec)
-    host = found and (found["v6"] or found["name"])
-    if not found or not host or re.search(r"[\s@\0]", host):
+    matched = _SPEC.fullmatch(spec)
+    host = matched and (matched["v6"] or matched["name"])
+    if not matched or not host or re.search(r"[\s@\0]", host):
         raise ConfigurationError("a host of the URL cannot be parsed: write hosts as host1:5432,host2:5432, [::1]:5432")
-    return HostAddress(host, _port(found["port"] or ""))
+    return HostAddress(host, _port(matched["port"] or ""))
 
 
 def _port(text: str) -> int | None:

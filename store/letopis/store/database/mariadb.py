@@ -84,13 +84,13 @@ async def _role_of(connection: Any) -> HostRole:
         await cursor.execute(
             "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('read_only', 'super_read_only', 'wsrep_on')"
         )
-        found = dict(await cursor.fetchall())
+        settings = dict(await cursor.fetchall())
         await cursor.execute("SHOW GLOBAL STATUS WHERE Variable_name IN ('wsrep_ready', 'wsrep_cluster_status')")
-        found |= dict(await cursor.fetchall())
-    outside_cluster = found.get("wsrep_on") == "ON" and (
-        found.get("wsrep_ready") != "ON" or found.get("wsrep_cluster_status") != "Primary"
+        settings |= dict(await cursor.fetchall())
+    outside_cluster = settings.get("wsrep_on") == "ON" and (
+        settings.get("wsrep_ready") != "ON" or settings.get("wsrep_cluster_status") != "Primary"
     )
-    read_only = outside_cluster or any(found.get(name, "OFF") != "OFF" for name in ("read_only", "super_read_only"))
+    read_only = outside_cluster or any(settings.get(name, "OFF") != "OFF" for name in ("read_only", "super_read_only"))
     return HostRole(read_only=read_only, standby=read_only)
 
 
@@ -99,12 +99,10 @@ def _connection_class() -> type[Any]:
     from asyncmy.connection import Connection
 
     class MariaDBConnection(Connection):
-        """Limit the whole of each answer, and the time for closing.
+        """Limit the whole of each answer, and the time for closing."""
 
-        The driver's own timeout restarts with each piece of an answer, for each of which it makes a task, and closing
-        would wait for ever for a peer that has stopped reading.
-        """
-
+        # The driver's own timeout restarts with each piece of an answer, for each of which it makes a task, and closing
+        # would wait for ever for a peer that has stopped reading.
         answer_timeout: float | None = None
         """Seconds for the whole answer to one statement."""
 

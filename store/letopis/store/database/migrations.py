@@ -21,20 +21,14 @@ _POSTGRESQL_LOCK_KEY: Final = 0x6C65746F70697300
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Migrations:
-    """The migrations of one end.
+    """The migrations of one end."""
 
-    :ivar location: the package resource that holds ``env.py`` and ``versions``.
-    :ivar version_table: holds the database's revision, apart from that of the bot's own migrations.
-    :ivar head: this release's revision. Revisions are ascending four-digit numbers, so that a newer one is recognised.
-    """
-
-    location: str
-    version_table: str
-    head: str
+    location: str  # the package resource that holds ``env.py`` and ``versions``
+    version_table: str  # apart from that of the bot's own migrations
+    head: str  # four ascending digits, so that a newer one is recognised
 
     @property
     def query(self) -> str:
-        """The statement that reads the database's revision."""
         return f"SELECT version_num FROM {self.version_table}"  # noqa: S608
 
 
@@ -125,12 +119,9 @@ def upgrade(
     *,
     attributes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Upgrade the database to ``target``. Idempotent.
+    """Upgrade the database to ``target`` in the connection's transaction, which the caller commits. Idempotent."""
+    # The caller holds ALEMBIC_LOCK. MariaDB commits each table: there the next upgrade completes an interrupted one.
 
-    Runs inside the connection's transaction and leaves the commit to the caller, who holds :data:`ALEMBIC_LOCK`.
-    Concurrent processes wait for each other. MariaDB commits each table separately: there the next upgrade completes an
-    interrupted one.
-    """
     # Alembic is slow to import, and not needed for a database that is current.
     from alembic import command
     from alembic.config import Config
@@ -158,11 +149,8 @@ def exclude_other_migrations(connection: sa.Connection) -> Iterator[None]:
             # Named by the database, since these locks are global to the server.
             acquired = connection.exec_driver_sql(f"SELECT GET_LOCK({_MARIADB_LOCK_NAME}, 60)").scalar_one()
             if acquired != 1:
-                raise StoreFault(
-                    fault_class=FaultClass.UNAVAILABLE,
-                    code="migrating",
-                    reason="another process is migrating this database: wait until it has finished",
-                )
+                reason = "another process is migrating this database: wait until it has finished"
+                raise StoreFault(fault_class=FaultClass.UNAVAILABLE, code="migrating", reason=reason)
             # The driver would log that MariaDB gives every primary key the same name.
             connection.exec_driver_sql("SET SESSION max_error_count = 0")
             try:

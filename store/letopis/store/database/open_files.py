@@ -16,7 +16,6 @@ _EXHAUSTED_ERRNOS: Final = (errno.EMFILE, errno.ENFILE)
 
 
 def is_exhausted(error: BaseException | None = None) -> bool:
-    """Return True if too many files are open."""
     if error is not None:
         return isinstance(error, OSError) and error.errno in _EXHAUSTED_ERRNOS
     descriptors = list[int]()

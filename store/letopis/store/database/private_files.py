@@ -21,12 +21,9 @@ _creating = threading.Lock()
 
 
 def create_private_file(path: str | os.PathLike[str]) -> bool:
-    """Create an empty file that only its owner may read and write, under any umask; True if it was missing.
-
-    Where the path is a symbolic link to nothing, its target is created: SQLite would create it readable by others. The
-    entry in the folder is on disk when this returns. A file that exists is not opened: closing it would drop the
-    locks that SQLite holds on it in this process. Blocks for a disk flush. On Windows the folder's rights apply.
-    """
+    """Create an empty file that only its owner may read and write, under any umask; True if it was missing."""
+    # Of a symbolic link to nothing the target is created: SQLite would create it readable by others. A file that exists
+    # is not opened: closing it would drop the locks that SQLite holds on it in this process.
     path = Path(os.path.realpath(path))
     # SQLite connections of this process open the file only after this function: the lock keeps our own close() from
     # coming after another thread's SQLite took its locks.
@@ -58,10 +55,8 @@ def _flush_folder(folder: Path) -> None:
 
 
 def flush_to_disk(descriptor: int) -> None:
-    """Block until what was written to ``descriptor`` is on the medium.
-
-    On macOS ``fsync`` leaves the data in the drive's cache, and ``F_FULLFSYNC`` empties that.
-    """
+    """Block until what was written to ``descriptor`` is on the medium."""
+    # On macOS fsync leaves the data in the drive's cache.
     if _FULL is not None:
         fcntl.fcntl(descriptor, _FULL)
     else:

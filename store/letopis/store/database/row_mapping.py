@@ -62,25 +62,13 @@ MARKED: Final = 8
 
 def plain_row(row: sa.Row[Any]) -> PlainRow:
     """Return the columns of a whole row that a plain message needs."""
-    return (
-        row.m_version,
-        row.e_event_id,
-        row.e_origin_id,
-        row.e_sequence,
-        row.e_data,
-        row.e_occurred_at,
-        row.e_recorded_at,
-        False,
-        False,
-    )
+    times = row.e_occurred_at, row.e_recorded_at
+    return row.m_version, row.e_event_id, row.e_origin_id, row.e_sequence, row.e_data, *times, False, False
 
 
 def plain_messages(conversation_id: str, rows: Iterable[PlainRow]) -> dict[int, RecordedMessage]:
-    """Return messages that have not changed since they were appended, by version; others are left out.
-
-    So are messages that this release cannot read, because a newer one wrote them.
-    """
-    found: dict[int, RecordedMessage] = {}
+    """Return messages that have not changed since they were appended, by version; others are left out."""
+    messages: dict[int, RecordedMessage] = {}
     for row in rows:
         if row[7]:
             continue
@@ -97,22 +85,16 @@ def plain_messages(conversation_id: str, rows: Iterable[PlainRow]) -> dict[int, 
             except InvalidInput:
                 continue
         of_row = (data, event_id, origin_id, occurred_at, recorded_at)
-        found[version] = RecordedMessage.of_row(conversation_id, version, sequence, of_row)
-    return found
+        messages[version] = RecordedMessage.of_row(conversation_id, version, sequence, of_row)
+    return messages
 
 
 def is_plain(row: sa.Row[Any]) -> bool:
     """Return True if a row of a window's select holds a message that has not changed since it was appended."""
-    return (
-        row.e_type == MessageAppended.type
-        and row.e_schema_version == MessageAppended.schema_version
-        and row.e_digest is not None
-        and row.m_left_at is None
-        and row.m_redacted_at is None
-        and row.m_reactions is None
-        and row.c_digest is None
-        and row.d_data is None
-    )
+    if row.e_type != MessageAppended.type or row.e_schema_version != MessageAppended.schema_version:
+        return False
+    changes = (row.m_left_at, row.m_redacted_at, row.m_reactions, row.c_digest, row.d_data)
+    return row.e_digest is not None and changes == (None,) * len(changes)
 
 
 def appended_event(values: Mapping[Any, Any], conversation_id: str) -> RecordedEvent:
@@ -155,7 +137,6 @@ def unreadable_message(values: Mapping[Any, Any], data: Mapping[str, Any]) -> Me
 
 
 def recorded_conversation(values: Mapping[Any, Any], *, active: bool) -> Conversation:
-    """Return the conversation in a row."""
     return Conversation(
         conversation_id=values["conversation_id"],
         owner_id=values["owner_id"],

@@ -1,9 +1,7 @@
-"""Describe the tables of the history store, the same on SQLite, PostgreSQL and MariaDB.
+"""Describe the tables of the history store, the same on SQLite, PostgreSQL and MariaDB."""
 
-Every key of a conversation's tables and of the owners' starts with ``partition``, so these can be partitioned or
-distributed without change; ``letopis_origins`` is small. Times are UTC microseconds since 1970. Identifiers compare
-byte by byte. Payloads are JSON text.
-"""
+# Every key of a conversation's tables and of the owners' starts with the partition, so that these can be partitioned or
+# distributed without change. Times are UTC microseconds since 1970. Identifiers compare byte by byte.
 
 from __future__ import annotations
 
@@ -41,23 +39,18 @@ behind it."""
 
 
 class LongText(sa.types.TypeDecorator[str]):
-    """Text of any length: MariaDB's own TEXT ends at 64 KiB.
+    """Text of any length: MariaDB's own TEXT ends at 64 KiB."""
 
-    The types of a server are imported where they are used: a bot on SQLite needs none of them.
-
-    :param tsvector: on PostgreSQL in its type for full-text search.
-    """
-
+    # The types of a server are imported where they are used: a bot on SQLite needs none of them.
     impl = sa.Text
     cache_ok = True
 
     def __init__(self, charset: str, *, tsvector: bool = False) -> None:
         super().__init__()
         self.charset = charset
-        self.tsvector = tsvector
+        self.tsvector = tsvector  # on PostgreSQL in its type for full-text search
 
     def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
-        """Choose the type of the database."""
         if dialect.name in ("mysql", "mariadb"):
             from sqlalchemy.dialects.mysql import LONGTEXT
 
@@ -80,7 +73,6 @@ class Uuid16(sa.types.TypeDecorator[UUID]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
-        """Choose the type that the database stores in 16 bytes."""
         if dialect.name == "postgresql":
             return dialect.type_descriptor(sa.Uuid())
         if dialect.name in ("mysql", "mariadb"):
@@ -88,11 +80,9 @@ class Uuid16(sa.types.TypeDecorator[UUID]):
         return dialect.type_descriptor(sa.LargeBinary(16))
 
     def process_bind_param(self, value: UUID | None, dialect: sa.Dialect) -> Any:
-        """Convert a UUID for the driver."""
         return value if value is None or dialect.name == "postgresql" else value.bytes
 
     def process_result_value(self, value: Any, dialect: sa.Dialect) -> UUID | None:
-        """Convert the driver's value to a UUID."""
         if value is None or dialect.name == "postgresql":
             return value  # type: ignore[no-any-return]  # the driver made the UUID
         return UUID(bytes=bytes(value))
@@ -105,7 +95,6 @@ class MediumBlob(sa.types.TypeDecorator[bytes]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
-        """Choose the type of the database."""
         if dialect.name in ("mysql", "mariadb"):
             from sqlalchemy.dialects.mysql import MEDIUMBLOB
 
@@ -385,3 +374,13 @@ def _set_server_options(target: sa.MetaData, connection: sa.Connection, **_: Any
             table.dialect_kwargs.update(
                 {f"{dialect}_engine": "InnoDB", f"{dialect}_charset": "utf8mb4", f"{dialect}_collate": "utf8mb4_bin"}
             )
+
+
+def of_conversation(table: Any) -> tuple[sa.ColumnElement[bool], ...]:
+    """Return the conditions that select the rows of one conversation: ``:partition`` and ``:conversation``."""
+    return table.c.partition == sa.bindparam("partition"), table.c.conversation_id == sa.bindparam("conversation")
+
+
+def same_conversation(left: Any, right: Any, *also: str) -> sa.ColumnElement[bool]:
+    """Return the condition that rows of two tables are of one conversation, and equal in other columns ``also``."""
+    return sa.and_(*(left.c[name] == right.c[name] for name in ("partition", "conversation_id", *also)))

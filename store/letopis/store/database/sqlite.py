@@ -48,12 +48,7 @@ def create_sqlite_engine(url: URL, timeouts: Timeouts, pool_size: int) -> AsyncE
 
 
 def install_sqlite_events(sync_engine: sa.Engine, *, busy_timeout: float) -> None:
-    """Make commits of an SQLite engine durable and its transactions real; for synchronous engines too.
-
-    Each connection gets WAL, ``synchronous=FULL`` and ``secure_delete``. Transactions begin as the execution option
-    ``sqlite_begin`` says: ``IMMEDIATE`` (the default), ``DEFERRED`` or ``AUTOCOMMIT``. Connecting raises StoreFault
-    (MISCONFIGURED) if the file system cannot keep a WAL.
-    """
+    """Make commits of an SQLite engine durable and its transactions real; for synchronous engines too."""
     event.listen(sync_engine, "connect", partial(_on_sqlite_connect, busy_timeout))
     event.listen(sync_engine, "begin", _on_sqlite_begin)
 
@@ -77,10 +72,8 @@ _FILE: Final = "letopis_sqlite_file"
 
 
 def evict_connections_to_replaced_file(sync_engine: sa.Engine, path: str) -> None:
-    """Remove connections from the pool whose file is no longer at its path.
-
-    SQLite does not notice, and would keep writing into an unreachable file.
-    """
+    """Remove connections from the pool whose file is no longer at its path."""
+    # SQLite does not notice, and would keep writing into an unreachable file.
 
     def on_connect(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         record.info[_FILE] = file_id(path)
@@ -127,11 +120,8 @@ def set_up(busy_timeout: float, connection: Any) -> None:
         cursor.execute(f"PRAGMA busy_timeout={round(busy_timeout * 1000)}")
         mode = _enter_wal(connection, cursor, busy_timeout)
         if mode not in ("wal", "memory"):
-            raise StoreFault(
-                fault_class=FaultClass.MISCONFIGURED,
-                code="no-wal",
-                reason="the file system of the SQLite file has no write-ahead log: move the file to a local disk",
-            )
+            reason = "the file system of the SQLite file has no write-ahead log: move the file to a local disk"
+            raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code="no-wal", reason=reason)
         # FULL: one flush per commit. With NORMAL a power cut loses acknowledged commits.
         cursor.execute("PRAGMA synchronous=FULL")
         # For macOS, where fsync does not reach the medium.
@@ -184,13 +174,10 @@ _RETRY_SECONDS: Final = (0.1, 0.5, 2.0, 10.0)
 
 
 class WalTruncator:
-    """Truncates a log in the background, and retries while readers keep it from it.
-
-    :param truncate: one attempt, which returns True if it succeeded.
-    """
+    """Truncates a log in the background, and retries while readers keep it from it."""
 
     def __init__(self, truncate: Callable[[], Awaitable[bool]]) -> None:
-        self._truncate = truncate
+        self._truncate = truncate  # returns True if it succeeded
         self._scheduled = False
         self._closing = asyncio.Event()
         self._running: asyncio.Task[None] | None = None

@@ -1,11 +1,8 @@
-"""Run statements of an aiosqlite connection in one hop into its thread each.
+"""Run statements of an aiosqlite connection in one hop into its thread each."""
 
-:class:`SQLiteConnection`, and nothing else, reaches private attributes of aiosqlite: it runs functions of ours in the
-connection's thread (``_execute`` with ``_conn``), the closing of a cursor without waiting for it (``_tx`` while
-``_running``), and lets a process end with the thread open (``_thread``). aiosqlite's public methods offer none of the
-three. A connection of our own over a :class:`WorkerThread` would not be free of them either: SQLAlchemy's dialect takes
-``_conn``, ``_tx`` and ``_connection`` of what it is given, so we would have to offer the same names to it.
-"""
+# SQLiteConnection alone reaches private attributes of aiosqlite, whose public methods do not offer it: to run functions
+# in the connection's thread (_execute, _conn), to close a cursor without waiting (_tx while _running), and to let a
+# process end with the thread open (_thread). SQLAlchemy's dialect takes the same names of any other connection.
 
 from __future__ import annotations
 
@@ -26,12 +23,10 @@ PREFETCHED_ROWS: Final = 100
 
 
 class SQLiteConnection(aiosqlite.Connection):
-    """Runs whole functions in its thread, and stops the thread once.
+    """Runs whole functions in its thread, and stops the thread once."""
 
-    A second ``stop`` (SQLAlchemy's after a cancelled close) would wait for ever for the thread that the first one
-    ended, and keep a task and the file open.
-    """
-
+    # A second stop (SQLAlchemy's after a cancelled close) would wait for ever for the thread that the first one ended,
+    # and keep a task and the file open.
     _stopped: asyncio.Future[Any] | None = None
     _stop_called = False
 
@@ -41,11 +36,9 @@ class SQLiteConnection(aiosqlite.Connection):
         self._thread.daemon = True
 
     async def opened(self) -> Self:
-        """Connect. If cancelled, the connection is closed as soon as it is open.
-
-        If connecting fails, the thread has ended when this raises: the event loop may be closed right after, and a
-        thread that answers a closed loop prints a traceback.
-        """
+        """Connect. If cancelled, the connection is closed as soon as it is open."""
+        # If connecting fails, the thread has ended when this raises: the event loop may be closed right after, and a
+        # thread that answers a closed loop prints a traceback.
 
         async def connect() -> None:
             await self
@@ -63,10 +56,8 @@ class SQLiteConnection(aiosqlite.Connection):
         return self
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Return the result of ``work`` with the driver's connection, run in its thread in one hop.
-
-        Cancelling the caller neither interrupts ``work`` nor undoes it: its result is dropped.
-        """
+        """Return the result of ``work`` with the driver's connection, run in its thread in one hop."""
+        # A cancelled caller neither interrupts nor undoes it: the result is dropped.
         return await self._execute(work, self._conn)  # type: ignore[no-any-return, no-untyped-call]
 
     def post(self, work: Callable[[], None]) -> None:
@@ -87,11 +78,9 @@ class SQLiteConnection(aiosqlite.Connection):
 
 
 class SQLiteCursor(aiosqlite.Cursor):
-    """A cursor that is opened, used and read in one hop, and closed without waiting.
+    """A cursor that is opened, used and read in one hop, and closed without waiting."""
 
-    The driver's own takes four hops per statement, each as expensive as looking up a row.
-    """
-
+    # The driver's own takes four hops per statement, each as expensive as looking up a row.
     _cursor: sqlite3.Cursor | None  # type: ignore[assignment]
 
     def __init__(self, connection: SQLiteConnection) -> None:
@@ -121,27 +110,24 @@ class SQLiteCursor(aiosqlite.Cursor):
         return self
 
     async def fetchone(self) -> Any:
-        """Return the next row, or ``None``."""
         rows = await self.fetchmany(1)
         return rows[0] if rows else None
 
     async def fetchmany(self, size: int | None = None) -> list[Any]:
-        """Return at most ``size`` next rows."""
         size = self.arraysize if size is None else size
-        found, self._rows = self._rows[:size], self._rows[size:]
-        if self._has_more and len(found) < size:
-            more = await self._fetch(lambda cursor: cursor.fetchmany(size - len(found)))
+        rows, self._rows = self._rows[:size], self._rows[size:]
+        if self._has_more and len(rows) < size:
+            more = await self._fetch(lambda cursor: cursor.fetchmany(size - len(rows)))
             self._has_more = bool(more)
-            found += more
-        return found
+            rows += more
+        return rows
 
     async def fetchall(self) -> list[Any]:
-        """Return the remaining rows."""
-        found, self._rows = self._rows, []
+        rows, self._rows = self._rows, []
         if self._has_more:
             self._has_more = False
-            found += await self._fetch(sqlite3.Cursor.fetchall)
-        return found
+            rows += await self._fetch(sqlite3.Cursor.fetchall)
+        return rows
 
     async def close(self) -> None:
         """Have the thread close it before its next work."""
@@ -151,7 +137,6 @@ class SQLiteCursor(aiosqlite.Cursor):
 
     @property
     def description(self) -> Any:
-        """The columns of the rows, or ``None``."""
         return None if self._cursor is None else self._cursor.description
 
     def _open(self, driver: sqlite3.Connection) -> sqlite3.Cursor:
@@ -169,14 +154,11 @@ def _close_cursor(cursor: sqlite3.Cursor) -> None:
 
 
 class LockReleasingConnection(sqlite3.Connection):
-    """Releases its locks when it is closed.
+    """Releases its locks when it is closed."""
 
-    SQLite keeps a closed connection with its open transaction and locks until its last cursor is freed, and a cancelled
-    task's cursor lives as long as its traceback.
-    """
-
+    # SQLite keeps a closed connection with its open transaction and locks until its last cursor is freed, and a
+    # cancelled task's cursor lives as long as its traceback.
     def close(self) -> None:
-        """Roll back and close."""
         # It may be closed already, or on a failing disk: close it all the same.
         with suppress(sqlite3.Error):
             if self.in_transaction:
@@ -187,7 +169,7 @@ class LockReleasingConnection(sqlite3.Connection):
 def file_id(path: str) -> tuple[int, int] | None:
     """Return device and inode of the file at a path; ``None`` if there is none."""
     try:
-        found = os.stat(path)  # noqa: PTH116  # at each use of a connection; Path.stat() costs twice as much
+        status = os.stat(path)  # noqa: PTH116  # at each use of a connection; Path.stat() costs twice as much
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino

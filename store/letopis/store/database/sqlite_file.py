@@ -1,8 +1,7 @@
-"""Run whole transactions of an SQLite file in the threads of synchronous connections.
+"""Run whole transactions of an SQLite file in the threads of synchronous connections."""
 
-A transaction is a coroutine that awaits nothing but its connection, so the same code serves a server, whose connection
-is awaited, and a file, where a thread runs it from the beginning to the end: one hop, however many statements it has.
-"""
+# A transaction is a coroutine that awaits nothing but its connection, so the same code serves a server, whose
+# connection is awaited, and a file, where a thread runs it from beginning to end, in one hop.
 
 from __future__ import annotations
 
@@ -73,11 +72,8 @@ class SQLiteFile:
         return FileConnection(_here.worker, self._begin, commits=True)
 
     async def run(self, work: Coroutine[Any, Any, T], *, write: bool = False) -> T:
-        """Return the result of ``work``, run in a thread.
-
-        A cancelled read is interrupted and not waited for. Writes run one after the other, and a cancelled one to its
-        end before the cancellation is raised.
-        """
+        """Return the result of ``work``, run in a thread."""
+        # A cancelled read is interrupted and not waited for; a cancelled write runs to its end first.
         pool = self._pool
         try:
             worker = pool.writer() if write else pool.idle_reader() or await pool.next_reader()
@@ -130,7 +126,6 @@ class _Pool:
         return worker
 
     async def next_reader(self) -> _Worker:
-        """Wait for a reader."""
         turn: asyncio.Future[_Worker] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
@@ -275,11 +270,9 @@ class _Worker:
 
 
 class FileConnection:
-    """What a transaction uses of an :class:`~sqlalchemy.ext.asyncio.AsyncConnection`, in the thread that runs it.
+    """What a transaction uses of an :class:`~sqlalchemy.ext.asyncio.AsyncConnection`, in the thread that runs it."""
 
-    The transaction begins with its first statement, and is rolled back at the end of the block unless it was committed.
-    """
-
+    # The transaction begins with its first statement, and is rolled back at the end of the block unless committed.
     dialect = DIALECT
     invalidated = False
 
@@ -302,11 +295,11 @@ class FileConnection:
     ) -> Rows:
         """Run a statement; with a sequence of values, an INSERT of several rows."""
         if isinstance(values, Sequence):
-            one = compiled(statement, values[0])
-            bound = [one.bound(row) for row in values]
+            ready = compiled(statement, values[0])
+            bound = [ready.bound(row) for row in values]
             return rows_of(self.run(bound[0][0], [row for _, row in bound], many=True))
-        one = compiled(statement, values or {})
-        return rows_of(self.run(*one.bound(values or {})), one.converters)
+        ready = compiled(statement, values or {})
+        return rows_of(self.run(*ready.bound(values or {})), ready.converters)
 
     async def exec_driver_sql(self, text: str, values: Any = ()) -> Rows:
         """Run a statement of the driver; with a list of values, once for each."""
@@ -338,13 +331,11 @@ class FileConnection:
             raise
 
     async def commit(self) -> None:
-        """Commit the transaction, if one has begun."""
         if self._begun:
             self.run("COMMIT")
             self._begun = False
 
     async def rollback(self) -> None:
-        """Roll the transaction back, if one has begun."""
         begun, self._begun = self._begun, False
         driver = self._worker.driver
         if begun and driver is not None and driver.in_transaction:  # SQLite rolls back on its own after some errors

@@ -44,10 +44,7 @@ def rows_of(cursor: sqlite3.Cursor, converters: Sequence[tuple[int, Callable[[by
 
 
 class Statement:
-    """A statement, compiled for the driver.
-
-    :param keys: the columns of an INSERT whose values come as parameters.
-    """
+    """A statement, compiled for the driver; ``keys`` are the columns of an INSERT whose values are parameters."""
 
     def __init__(self, statement: sa.Executable, keys: tuple[str, ...] | None = None) -> None:
         self._compiled: Any = statement.compile(dialect=DIALECT, column_keys=keys)  # type: ignore[attr-defined]

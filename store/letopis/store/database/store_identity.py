@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class LogState(IntEnum):
 
 
 _MOVED: Final = "the history was moved away from this store: deliver to the one it was moved to"
-_REASONS: Final = {
+_REASONS: Final[Mapping[int, str]] = {
     LogState.CLOSING: "the history is being moved away from this store: deliveries wait until that is done",
     LogState.ARRIVING: "the move into this store is not finished: run `letopis move` again, with the same --to",
 }
@@ -45,28 +45,20 @@ _REASONS: Final = {
 
 def refusal(state: int) -> StoreFault:
     """Return the fault for delivering to, or reading from, a store in a state other than ``OPEN``."""
-    arriving = state == LogState.ARRIVING
-    return StoreFault(
-        fault_class=FaultClass.WRONG_STORE,
-        code="arriving" if arriving else "moved",
-        reason=_REASONS.get(LogState(state), _MOVED) if state in tuple(LogState) else _MOVED,
-    )
+    code = "arriving" if state == LogState.ARRIVING else "moved"
+    return StoreFault(fault_class=FaultClass.WRONG_STORE, code=code, reason=_REASONS.get(state, _MOVED))
 
 
 def check_counters(states: Collection[int], *, expected: int) -> None:
     """Check that all counters which an apply has locked exist, and accept deliveries."""
     if len(states) != expected:
-        raise StoreFault(
-            fault_class=FaultClass.MISCONFIGURED,
-            code="partitions",
-            reason="the store has fewer log partitions than when it was opened: open it again",
-        )
+        reason = "the store has fewer log partitions than when it was opened: open it again"
+        raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code="partitions", reason=reason)
     if closed := max(states):
         raise refusal(closed)
 
 
 async def count_partitions(connection: AsyncConnection) -> int:
-    """Return how many partitions the log has."""
     heads = sa.select(sa.func.count(), sa.func.max(log_heads.c.closed)).select_from(log_heads)
     count, closed = (await connection.execute(heads)).one()
     if closed == LogState.ARRIVING:
@@ -100,10 +92,7 @@ class StoreIdentity:
 
 @contextmanager
 def expect_store(store_id: UUID | None) -> Iterator[None]:
-    """Restrict reads in this context to one store, and create no missing store; ``None`` allows any.
-
-    Reads of another store raise StoreFault (``WRONG_STORE``).
-    """
+    """Restrict reads in this context to one store, and create no missing store; ``None`` allows any."""
     token = _expected.set(store_id)
     try:
         yield
@@ -134,10 +123,7 @@ async def renew_identity(connection: AsyncConnection, *, now: int) -> StoreIdent
 
 
 async def check_connection(connection: AsyncConnection) -> None:
-    """Check that a connection without a transaction leads to the expected store.
-
-    Reads the identity when the connection is new, and then every five seconds.
-    """
+    """Check that a connection without a transaction leads to the expected store."""
     if (wanted := expected_store_id()) is None:
         return
     if not isinstance(cast("object", connection), AsyncConnection):
@@ -147,12 +133,12 @@ async def check_connection(connection: AsyncConnection) -> None:
         if row[0] != wanted.bytes:
             raise wrong_store_fault(UUID(bytes=row[0]), wanted)
         return
-    found, at = connection.info.get(_CHECKED, (None, 0.0))
-    if found is None or time.monotonic() - at > RECHECK_SECONDS:
-        found = (await read_identity(connection)).store_id
+    store_id, at = connection.info.get(_CHECKED, (None, 0.0))
+    if store_id is None or time.monotonic() - at > RECHECK_SECONDS:
+        store_id = (await read_identity(connection)).store_id
         await connection.rollback()
-        connection.info[_CHECKED] = (found, time.monotonic())
-    check_identity(found, wanted)
+        connection.info[_CHECKED] = (store_id, time.monotonic())
+    check_identity(store_id, wanted)
 
 
 def check_identity(found: UUID, wanted: UUID | None) -> None:
@@ -162,39 +148,27 @@ def check_identity(found: UUID, wanted: UUID | None) -> None:
 
 
 def wrong_store_fault(found: UUID, wanted: UUID) -> StoreFault:
-    """Return the fault of a store that is another than the one an outbox is bound to."""
-    return StoreFault(
-        fault_class=FaultClass.WRONG_STORE,
-        code="identity",
-        reason=f"this is history store {short_id(found)}, and the outbox is bound to {short_id(wanted)}: name the"
-        " right one; only if that one is gone for good, bind the outbox again with `letopis outbox rebind`",
+    reason = (
+        f"this is history store {short_id(found)}, and the outbox is bound to {short_id(wanted)}: name the right one;"
+        " only if that one is gone for good, bind the outbox again with `letopis outbox rebind`"
     )
+    return StoreFault(fault_class=FaultClass.WRONG_STORE, code="identity", reason=reason)
 
 
 def check_not_moved(moved_to: str | None) -> None:
-    """Check that the history is still in this store."""
     if moved_to is not None:
         raise moved_fault(moved_to)
 
 
 def moved_fault(moved_to: str) -> StoreFault:
-    """Return the fault of a store whose history was moved away."""
-    return StoreFault(
-        fault_class=FaultClass.WRONG_STORE,
-        code="moved",
-        reason=f"the history was moved away from this store, to {moved_to}: deliver there",
-    )
+    reason = f"the history was moved away from this store, to {moved_to}: deliver there"
+    return StoreFault(fault_class=FaultClass.WRONG_STORE, code="moved", reason=reason)
 
 
 def missing_identity_fault() -> StoreFault:
-    """Return the fault of a store without an identity."""
-    return StoreFault(
-        fault_class=FaultClass.MISCONFIGURED,
-        code="identity",
-        reason="the identity of the store is gone (letopis_store is empty): restore the database",
-    )
+    reason = "the identity of the store is gone (letopis_store is empty): restore the database"
+    return StoreFault(fault_class=FaultClass.MISCONFIGURED, code="identity", reason=reason)
 
 
 def short_id(store_id: UUID) -> str:
-    """Return the first eight digits of an identity, to show."""
     return store_id.hex[:8]

@@ -45,17 +45,9 @@ MAX_FILE_NAME_BYTES: Final = 255
 
 
 def normalise_url(url: str | URL | os.PathLike[str], *, allow_memory: bool = False) -> URL:
-    """Return the URL with its async driver and one spelling of its options. Idempotent; accesses no file or server.
-
-    Accepted are ``postgresql://``, ``postgres://``, ``mysql://`` and ``mariadb://`` (both for MariaDB servers),
-    ``sqlite:///file`` and the bare path of an SQLite file. A driver in the URL (``postgresql+psycopg://``) is replaced.
-    The path of an SQLite file becomes absolute, so that a change of the working folder does not open another file.
-    Options have libpq's names; unknown ones are refused, since a driver would ignore them or fail. Several hosts
-    (``host1:5432,host2:5432``, ``?host=a,b&port=1,2``) become options that SQLAlchemy can hold.
-
-    :param allow_memory: accept an SQLite database in memory, which keeps nothing.
-    :raises ConfigurationError: the URL cannot be used; the message says why and never holds the password.
-    """
+    """Return the URL with its async driver and one spelling of its options. Idempotent; accesses no file or server."""
+    # The path of an SQLite file becomes absolute, so that a change of the working folder does not open another file.
+    # Unknown options are refused, since a driver would ignore them or fail.
     parsed = _parsed(url)
     backend = parsed.get_backend_name()
     if backend not in _DRIVERNAMES:
@@ -77,28 +69,21 @@ def normalise_url(url: str | URL | os.PathLike[str], *, allow_memory: bool = Fal
 
 
 def hosts_of(url: str | URL | os.PathLike[str]) -> tuple[HostAddress, ...]:
-    """Return the addresses of a URL in its order, each with its port.
-
-    A socket is its path, without a port for MariaDB. Empty for SQLite, and for a PostgreSQL URL without a host, which
-    the driver takes from ``PGHOST`` or a local socket.
-
-    :raises ConfigurationError: the URL cannot be used.
-    """
+    """Return the addresses of a URL in its order, each with its port."""
+    # Empty for SQLite, and for a PostgreSQL URL without a host, which the driver takes from PGHOST or a local socket.
     url = normalise_url(url, allow_memory=True)
     if url.drivername == SQLITE:
         return ()
     if socket := url.query.get("unix_socket"):
         return (HostAddress(str(socket), None),)
     port = DEFAULT_PORTS[url.drivername]
-    found = tuple(HostAddress(address.host, address.port or port) for address in addresses_of(url))
-    return found or ((HostAddress("localhost", url.port or port),) if url.drivername == MARIADB else ())
+    addresses = tuple(HostAddress(address.host, address.port or port) for address in addresses_of(url))
+    return addresses or ((HostAddress("localhost", url.port or port),) if url.drivername == MARIADB else ())
 
 
 def safe_url(url: str | URL | os.PathLike[str]) -> str:
-    """Return the URL with masked passwords, also among its options.
-
-    An unreadable URL is not shown at all, since a secret could be anywhere in it.
-    """
+    """Return the URL with masked passwords, also among its options."""
+    # An unreadable URL is not shown at all, since a secret could be anywhere in it.
     try:
         parsed = _parsed(url)
     except ConfigurationError:
@@ -141,10 +126,7 @@ def _parsed(url: str | URL | os.PathLike[str]) -> URL:
 
 
 def check_path(path: object, what: str) -> str:
-    """Return ``path`` if it can be the path of a file. Accesses no disk.
-
-    :raises ConfigurationError: it is not text, holds a lone surrogate, or a name is too long.
-    """
+    """Return ``path`` if it can be the path of a file. Accesses no disk."""
     if isinstance(path, os.PathLike):
         path = os.fspath(path)
     if not isinstance(path, str):

@@ -31,12 +31,9 @@ if hasattr(os, "register_at_fork"):
 
 
 class WorkerThread:
-    """One thread for what may be used from one thread only, such as an SQLite connection.
+    """One thread for what may be used from one thread only, such as an SQLite connection."""
 
-    It is a daemon: a process that ends with the thread open, or in the middle of a function, does not hang. It also
-    ends once the object is garbage-collected. It does not survive a fork.
-    """
-
+    # A daemon: a process that ends with the thread open, or in the middle of a function, does not hang.
     def __init__(self, name: str) -> None:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._closed = False
@@ -46,26 +43,20 @@ class WorkerThread:
         self._thread.start()
 
     def submit(self, fn: Callable[[], Any], done: Done) -> None:
-        """Run ``fn``, then ``done(result, None)`` or ``done(None, error)`` in the running event loop.
-
-        Functions run in the order of submission. ``done`` is not called if the loop has been closed meanwhile.
-        """
+        """Run ``fn``, then ``done(result, None)`` or ``done(None, error)`` in the running event loop."""
+        # In the order of submission. ``done`` is not called if the loop has been closed meanwhile.
         if self._closed or self._forks != _forks:
             self.check()
         self._jobs.put((fn, asyncio.get_running_loop(), done))
 
     def check(self) -> None:
-        """Do nothing if the thread can be used."""
         if self._closed:
             raise Closed("the outbox was closed")
         if self._forks != _forks:
             raise Closed("opened before this process was forked off: threads do not cross a fork, open again here")
 
     async def run(self, fn: Callable[..., T], *args: Any) -> T:
-        """Run ``fn(*args)`` and return what it returns.
-
-        Cancelling the caller neither interrupts nor withdraws ``fn``: its result is dropped.
-        """
+        # A cancelled caller neither interrupts nor withdraws it: the result is dropped.
         result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
         self.submit(lambda: fn(*args), partial(settle, result))

@@ -60,12 +60,9 @@ async def make_anchor(
 
 
 class AnchorCheck:
-    """The comparison of a log with an anchor; it finds nothing in events that are newer than the anchor.
+    """The comparison of a log with an anchor; it finds nothing in events that are newer than the anchor."""
 
-    The content of an event is compared by its digest: check also that contents match their digests, as
-    :func:`~letopis.store.maintenance.integrity.find_problems` does.
-    """
-
+    # Contents are compared by their digests; that they match these, find_problems() checks.
     def __init__(self, anchor: Anchor) -> None:
         self.anchor = anchor
         self.partitions: list[PartitionComparison] = []
@@ -181,8 +178,6 @@ class AnchorBlock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionAnchor:
-    """One partition of the log."""
-
     position: int
     blocks: tuple[AnchorBlock, ...]
 
@@ -198,33 +193,16 @@ class Anchor:
 
 
 def block_of(rows: Iterable[Any]) -> AnchorBlock:
-    """Return the digests of rows of the log, in the order of their positions.
-
-    The identity hashes a line per event: a JSON list of position, conversation id, version, event id, origin id,
-    sequence, type, schema version, the two times in microseconds, and what an erasure leaves of data and metadata. The
-    content hashes the events' digests, which an erasure leaves too.
-    """
+    """Return the digests of rows of the log, in the order of their positions."""
+    # The identity hashes a line per event: a JSON list of what no erasure changes, in this order. The content hashes
+    # the events' digests, which an erasure leaves too.
     identity, content, redacted = sha256(), sha256(), 0
     for row in rows:
-        identity.update(
-            orjson.dumps(
-                [
-                    row.position,
-                    row.conversation_id,
-                    row.version,
-                    row.event_id.hex,
-                    row.origin_id.hex,
-                    row.sequence,
-                    row.type,
-                    row.schema_version,
-                    row.occurred_at,
-                    row.recorded_at,
-                    *_lasting(row),
-                ],
-                default=repr,  # of another type than was written: it differs, whatever it is
-                option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SORT_KEYS,
-            )
-        )
+        at = (row.position, row.conversation_id, row.version, row.event_id.hex, row.origin_id.hex, row.sequence)
+        line = [*at, row.type, row.schema_version, row.occurred_at, row.recorded_at, *_lasting(row)]
+        # By default its repr: what is of another type than was written differs, whatever it is.
+        options = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SORT_KEYS
+        identity.update(orjson.dumps(line, default=repr, option=options))
         redacted += row.salt is None
         content.update(bytes(row.digest))
     return AnchorBlock(identity.hexdigest(), content.hexdigest(), redacted)
@@ -257,7 +235,6 @@ def dump(anchor: Anchor) -> bytes:
 
 
 def load(document: bytes) -> Anchor:
-    """Return the anchor in a document."""
     try:
         content = orjson.loads(document)
     except orjson.JSONDecodeError:

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.schema import events, log_heads
 
-T = TypeVar("T")
-
 NEWEST_POSITIONS: Final = 500
 """Positions at the end of each log partition that every count covers."""
 RANGE_POSITIONS: Final = 1_000
 """Positions of the rest of each partition that one count covers."""
-
-
-class Read(Protocol):
-    """Runs a read on a connection of the store."""
-
-    def __call__(self, read: Callable[[AsyncConnection], Awaitable[T]], /) -> Awaitable[T]:
-        """Return the result of ``read``."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +36,13 @@ class LogCount:
 
 
 class Continuity:
-    """Watches the connections of a store, and counts its log a range at a time.
+    """Watches the connections of a store, and counts its log a range at a time."""
 
-    :param on_change: has a function called whenever a connection is opened or lost.
-    """
-
-    def __init__(self, on_change: Callable[[Callable[..., None]], None], read: Read) -> None:
+    def __init__(
+        self,
+        on_change: Callable[[Callable[..., None]], None],
+        read: Callable[[Callable[[AsyncConnection], Awaitable[LogCount]]], Awaitable[LogCount]],
+    ) -> None:
         self._read = read
         self._heads: Mapping[int, int] | None = None  # at the last count
         self.generation = 0

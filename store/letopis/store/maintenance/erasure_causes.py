@@ -39,11 +39,9 @@ _NOTHING: Final = _Erasures()
 
 
 async def erasure_problems(connection: AsyncConnection) -> AsyncIterator[str]:
-    """Yield erased events, pending tasks and retained content that no event of their conversation has asked for.
-
-    An event that its outbox erased before the delivery says so: the redaction may come later. Events that cannot be
-    read are left to the check of the log.
-    """
+    """Yield erased events, pending tasks and retained content that no event of their conversation has asked for."""
+    # An event that its outbox erased before the delivery says so: the redaction may come later. Events that cannot be
+    # read are left to the check of the log.
     erasures = await _erasures(connection)
     async for row in _rows(connection, events.c.salt.is_(None)):
         data, known = _decoded(row), erasures.get(row.conversation_id, _NOTHING)
@@ -101,16 +99,9 @@ async def _rows(connection: AsyncConnection, condition: sa.ColumnElement[bool]) 
     """Yield the events that fulfil a condition, in the order of the log."""
     position = (-1, 0)
     while True:
-        rows = (
-            await connection.execute(
-                sa.select(events)
-                .where(
-                    condition, sa.tuple_(events.c.partition, events.c.position) > sa.tuple_(*map(sa.literal, position))
-                )
-                .order_by(events.c.partition, events.c.position)
-                .limit(_PAGE_ROWS)
-            )
-        ).all()
+        after = sa.tuple_(events.c.partition, events.c.position) > sa.tuple_(*map(sa.literal, position))
+        page = sa.select(events).where(condition, after).order_by(events.c.partition, events.c.position)
+        rows = (await connection.execute(page.limit(_PAGE_ROWS))).all()
         for row in rows:
             yield row
         if len(rows) < _PAGE_ROWS:

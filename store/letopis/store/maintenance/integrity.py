@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from letopis.store.database.dialects import dialect_for
+from letopis.store.database.row_mapping import conflict_of
 from letopis.store.database.schema import (
     conversations,
     events,
@@ -25,13 +27,15 @@ from letopis.store.database.schema import (
     record_parts,
     record_tags,
     records,
+    same_conversation,
 )
-from letopis.store.maintenance.active_conversations import active_problems
 from letopis.store.maintenance.erasure_causes import erasure_problems
 from letopis.store.maintenance.record_problems import record_problems
 from letopis.store.maintenance.wal_format import scan_wal
 from letopis.store.model.codec import decode, digest_of
+from letopis.store.model.event_types import ConversationActivated, ConversationArchived, ConversationDeleted
 from letopis.store.model.records import FIRST_CONVERSATION_ID, lane_subject
+from letopis.store.rules.projection import ACTIVATION_ORDER_KEY
 from letopis.store.rules.redaction import is_stripped
 
 PAGE_ROWS: Final = 500
@@ -55,11 +59,9 @@ def unheard(done: int, total: int) -> None:
 
 
 def wal_problem(database: Path) -> str:
-    """Return what is wrong with the WAL beside an SQLite file, or ``""``. Call it before any connection is opened.
-
-    Do not open a file with a problem: the last connection that closes moves as much of the WAL into the file as SQLite
-    reads, and deletes the rest.
-    """
+    """Return what is wrong with the WAL beside an SQLite file, or ``""``. Call it before any connection is opened."""
+    # Do not open a file with a problem: the last connection that closes moves as much of the WAL into the file as
+    # SQLite reads, and deletes the rest.
     wal = database.with_name(f"{database.name}-wal")
     for _ in range(3):
         content = _read_bytes(wal)
@@ -83,14 +85,8 @@ def _read_bytes(wal: Path) -> bytes:
 
 
 async def find_problems(engine: AsyncEngine, *, checked: Checked = unheard) -> AsyncIterator[str]:
-    """Yield the problems of a store that is at this release's revision.
-
-    Every event is compared with its digest, and the log with its counters: positions, versions and the sequences of
-    each outbox have no gaps. An SQLite file's structure is checked as a whole. Content is never quoted. Everything is
-    read from one snapshot: deliveries may go on.
-
-    :param checked: called with how many events of how many were compared.
-    """
+    """Yield the problems of a store that is at this release's revision."""
+    # All of it from one snapshot, so that deliveries may go on. Content is never quoted.
     async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
         await dialect_for(connection.dialect.name).begin_snapshot(connection)
         for subject, check in _checks(checked):
@@ -197,7 +193,7 @@ async def _sequences(connection: AsyncConnection) -> AsyncIterator[str]:
         partition_by=(events.c.partition, events.c.conversation_id, events.c.origin_id), order_by=events.c.version
     )
     run = sa.select(events, before.label("before")).subquery()
-    lane = _same_lane(lanes, run)
+    lane = same_conversation(lanes, run, "origin_id")
     # A gap is where the log had the event already; the lane counts them.
     least = sa.func.coalesce(run.c.before, 0) + 1
     gap = sa.and_(run.c.sequence > least, sa.func.coalesce(lanes.c.duplicates, 0) == 0)
@@ -234,7 +230,7 @@ async def _lanes(connection: AsyncConnection) -> AsyncIterator[str]:
         counted = held + there.c.duplicates + there.c.floor
         differ = sa.or_(there.c.sequence.is_(None), there.c.sequence != counted, last.c.first <= there.c.floor, moved)
         for left, right, kind in ((last, there, "lane"), (there, last, "events")):
-            same = _same_lane(there, last)
+            same = same_conversation(there, last, "origin_id")
             wrong = sa.select(left.c.conversation_id).select_from(left.outerjoin(right, same)).where(differ)
             for (name,) in await _first_rows(connection, wrong):
                 yield f"{lane_subject(name)}: the counter of an outbox does not match its {kind}"
@@ -242,10 +238,6 @@ async def _lanes(connection: AsyncConnection) -> AsyncIterator[str]:
     unknown = sa.select(sa.func.count()).select_from(lanes).where(lanes.c.origin_id.not_in(known))
     if count := (await connection.execute(unknown)).scalar_one():
         yield f"{count} lanes belong to an unknown outbox"
-
-
-def _same_lane(left: Any, right: Any) -> sa.ColumnElement[bool]:
-    return sa.and_(*(left.c[name] == right.c[name] for name in _LANE_KEY))
 
 
 async def _owners(connection: AsyncConnection) -> AsyncIterator[str]:
@@ -278,6 +270,68 @@ async def _owners(connection: AsyncConnection) -> AsyncIterator[str]:
         yield f"the active conversation of owner {owner_id!r} does not exist"
 
 
+_ACTIVITY: Final = sa.select(
+    events.c.partition, events.c.conversation_id, events.c.version, events.c.origin_id, events.c.metadata
+)
+_ACTIVATED: Final = _ACTIVITY.where(events.c.type == ConversationActivated.type)
+_LEFT: Final = _ACTIVITY.where(events.c.type.in_([ConversationArchived.type, ConversationDeleted.type]))
+
+
+async def _active_conversations(connection: AsyncConnection) -> AsyncIterator[str]:
+    """Yield the owners whose active conversation is not the one that was activated last."""
+    # Only if its conversation was archived or deleted since, another one is active; which one is not checked.
+    last = (-1, "")
+    while True:
+        after = sa.tuple_(owners.c.partition, owners.c.owner_id) > sa.tuple_(*map(sa.literal, last))
+        select = sa.select(owners).where(after).order_by(owners.c.partition, owners.c.owner_id)
+        page = (await connection.execute(select.limit(PAGE_ROWS))).all()
+        for owner in await _not_activated(connection, page):
+            if not await _was_left(connection, owner):
+                yield f"the active conversation of owner {owner.owner_id!r} is not the one that was activated last"
+        if len(page) < PAGE_ROWS:
+            return
+        last = (page[-1].partition, page[-1].owner_id)
+
+
+async def _not_activated(connection: AsyncConnection, page: Sequence[sa.Row[Any]]) -> list[sa.Row[Any]]:
+    """Return the owners whose active conversation does not hold the activation that their rows name."""
+    partitions, names = {row.active_partition for row in page}, {row.active_conversation_id for row in page}
+    within = _ACTIVATED.where(events.c.partition.in_(partitions - {None}), events.c.conversation_id.in_(names - {None}))
+    held = {(row.conversation_id, *_activation(row)) for row in await connection.execute(within)}
+    return [
+        row
+        for row in page
+        if (row.active_conversation_id, row.activated_by, row.activated_order) not in held
+        and (row.active_conversation_id, row.activated_by) != (None, None)
+    ]
+
+
+async def _was_left(connection: AsyncConnection, owner: sa.Row[Any]) -> bool:
+    """Return True if the conversation that was activated last was archived or deleted since."""
+    own = sa.and_(same_conversation(conversations, events), conversations.c.owner_id == owner.owner_id)
+    activated = _ACTIVATED.join_from(conversations, events, own).where(events.c.origin_id == owner.activated_by)
+    for event in (await connection.execute(activated)).all():
+        if _activation(event) != (owner.activated_by, owner.activated_order):
+            continue
+        left = _LEFT.where(
+            events.c.partition == event.partition,
+            events.c.conversation_id == event.conversation_id,
+            events.c.version > event.version,
+        )
+        if any(conflict_of(row.metadata) is None for row in await connection.execute(left)):
+            return True
+    return False
+
+
+def _activation(event: Any) -> tuple[UUID, int | None]:
+    """Return the outbox of an activation, and its order there."""
+    try:
+        order = decode(event.metadata).get(ACTIVATION_ORDER_KEY)
+    except ValueError:
+        order = None
+    return event.origin_id, order if isinstance(order, int) else None
+
+
 async def _other_tables(connection: AsyncConnection) -> AsyncIterator[str]:
     if connection.dialect.name != "sqlite":
         return
@@ -305,7 +359,7 @@ def _checks(checked: Checked) -> tuple[tuple[str, Callable[[AsyncConnection], As
         ("the order of each outbox's events", _sequences),
         ("the progress of each outbox", _lanes),
         ("the lists of conversations and owners", _owners),
-        ("the active conversations", active_problems),
+        ("the active conversations", _active_conversations),
         ("the records", record_problems),
         ("the other tables", _other_tables),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -14,18 +14,19 @@ from letopis.store.database.dialects import Dialect
 from letopis.store.database.fault_classification import translated
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.row_mapping import message_row
-from letopis.store.database.schema import conversations, messages, owners
-from letopis.store.maintenance.rebuild_statements import RebuildStatements
+from letopis.store.database.schema import conversations, events, messages, of_conversation, owners, same_conversation
 from letopis.store.maintenance.replay import ConversationReplay
 from letopis.store.maintenance.task_steps import TaskSteps
+from letopis.store.model.event_types import ConversationDeleted
 from letopis.store.model.events import Upcasters
 from letopis.store.model.identifiers import partition_of
+from letopis.store.read.task_marks import erased, left_by_mark, message_columns
 from letopis.store.rules.apply_plan import TableRow
 from letopis.store.rules.reducer import PROJECTION_RULES
 from letopis.store.rules.rows import ConversationRow, MessageRow
 from letopis.store.search.indexer import index_progress
-from letopis.store.write.owners import OwnerRow, OwnerStatements
 from letopis.store.write.redaction import Eraser
+from letopis.store.write.row_writer import OwnerRow, OwnerStatements
 
 T = TypeVar("T")
 
@@ -78,41 +79,27 @@ class _Changes:
             self.names.append(name)
 
 
+@dataclass(kw_only=True)
 class Rebuilder:
-    """Rebuilds the conversations of one history store.
+    """Rebuilds the conversations of one history store."""
 
-    A conversation is first read without a lock, however long it is. Then its row is locked, the events since are read
-    and differences are written. Only an apply to this conversation waits for that; an SQLite file has one writer, so
-    there every apply waits for the comparison of one conversation.
-    """
+    # A conversation is first read without a lock, however long it is. Then its row is locked, the events since are read
+    # and differences are written: only an apply to this conversation waits for that, on SQLite every apply.
+    engine: AsyncEngine
+    readers: AsyncEngine
+    dialect: Dialect
+    partitions: int
+    upcasters: Upcasters
+    eraser: Eraser
+    erased: Callable[[], object]
+    whole: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]]
+    steps: TaskSteps
+    now: Callable[[], int]
+    _retains_too_much: bool = False  # a conversation whose row was lost may retain more than its forks read
 
-    def __init__(
-        self,
-        engine: AsyncEngine,
-        readers: AsyncEngine,
-        dialect: Dialect,
-        *,
-        partitions: int,
-        upcasters: Upcasters,
-        eraser: Eraser,
-        erased: Callable[[], object],
-        whole: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]],
-        steps: TaskSteps,
-        now: Callable[[], int],
-    ) -> None:
-        self._steps = steps
-        self._now = now
-        self._engine = engine
-        self._readers = readers
-        self._dialect = dialect
-        self._partitions = partitions
-        self._upcasters = upcasters
-        self._whole = whole
-        self._statements = dialect.shared(RebuildStatements)
-        self._owner_statements = dialect.shared(OwnerStatements)
-        self._eraser = eraser
-        self._erased = erased
-        self._retains_too_much = False  # a conversation whose row was lost may retain more than its forks read
+    def __post_init__(self) -> None:
+        self._statements = self.dialect.shared(RebuildStatements)
+        self._owner_statements = self.dialect.shared(OwnerStatements)
 
     async def run(self, *, check: bool, every: bool) -> AsyncGenerator[Rebuilt, None]:
         """Rebuild the conversations whose rows older rules made, and those without a row."""
@@ -122,22 +109,22 @@ class Rebuilder:
                 if (rebuilt := await self.rebuild(partition, conversation_id, check=check)) is not None:
                     yield rebuilt
         if self._retains_too_much and not check:
-            await self._whole(self._release_retained())
+            await self.whole(self._release_retained())
 
     async def rebuild(self, partition: int, conversation_id: str, *, check: bool) -> Rebuilt | None:
         """Rebuild one conversation. Return ``None`` if it does not exist, or a newer release made its rows."""
-        replay = ConversationReplay(partition, conversation_id, self._upcasters)
+        replay = ConversationReplay(partition, conversation_id, self.upcasters)
         if not check:
             # Carried out first: rows with a pending task are neither right nor wrong.
-            while await self._whole(self._steps.step(conversation=(partition, conversation_id))):
+            while await self.whole(self.steps.step(conversation=(partition, conversation_id))):
                 pass
-        rebuilt: Rebuilt | None = await self._whole(self._checked(replay) if check else self._rebuilt(replay))
+        rebuilt: Rebuilt | None = await self.whole(self._checked(replay) if check else self._rebuilt(replay))
         return rebuilt
 
     async def _keys(self, statement: Any) -> AsyncIterator[tuple[int, str]]:
         last: tuple[int, str] = (-1, "")
         while True:
-            rows = await self._whole(self._page(statement, last))
+            rows = await self.whole(self._page(statement, last))
             for row in rows:
                 yield row.partition, row.conversation_id
             if len(rows) < PAGE_ROWS:
@@ -147,21 +134,21 @@ class Rebuilder:
     async def _page(self, statement: Any, last: tuple[int, str]) -> list[sa.Row[Any]]:
         key = {"partition": last[0], "conversation": last[1], "limit": PAGE_ROWS}
         with translated():
-            async with self._readers.connect() as connection:
+            async with self.readers.connect() as connection:
                 return list((await connection.execute(statement, key)).all())
 
     async def _checked(self, replay: ConversationReplay) -> Rebuilt | None:
         with translated():
-            async with self._readers.connect() as connection:
-                await self._dialect.begin_snapshot(connection)
-                stored = (await connection.execute(self._statements.row, _key(replay))).first()
+            async with self.readers.connect() as connection:
+                await self.dialect.begin_snapshot(connection)
+                stored = (await connection.execute(self._statements.row, replay.key)).first()
                 await self._read_new_events(connection, replay)
                 changes = await self._compare(connection, replay, stored)
                 return None if changes is None else _result(replay, changes, written=False)
 
     async def _rebuilt(self, replay: ConversationReplay) -> Rebuilt | None:
         with translated():
-            async with self._readers.connect() as connection:
+            async with self.readers.connect() as connection:
                 await self._read_new_events(connection, replay)
         for attempt in range(MAX_ATTEMPTS):
             try:
@@ -174,8 +161,8 @@ class Rebuilder:
         raise AssertionError("unreachable")
 
     async def _transaction(self, replay: ConversationReplay) -> Rebuilt | None:
-        async with self._dialect.transaction(self._engine) as connection:
-            stored = (await connection.execute(self._statements.locked_row, _key(replay))).first()
+        async with self.dialect.transaction(self.engine) as connection:
+            stored = (await connection.execute(self._statements.locked_row, replay.key)).first()
             await self._read_new_events(connection, replay)
             changes = await self._compare(connection, replay, stored)
             if changes is None:
@@ -183,21 +170,20 @@ class Rebuilder:
             if replay.row is not None:
                 await self._write(connection, replay, replay.row, changes, stored)
         if changes.redacted:
-            self._erased()
+            self.erased()
         return _result(replay, changes, written=replay.row is not None and changes.count > 0)
 
     async def _release_retained(self) -> None:
         """Strip the content that no fork reads, now that every fork has its row."""
-        async with self._dialect.transaction(self._engine) as connection:
-            stripped = await self._eraser.erase_released(connection, now=self._now())
+        async with self.dialect.transaction(self.engine) as connection:
+            stripped = await self.eraser.erase_released(connection, now=self.now())
         if stripped:
-            self._erased()
+            self.erased()
         self._retains_too_much = False
 
     async def _read_new_events(self, connection: AsyncConnection, replay: ConversationReplay) -> None:
-        """Replay the events that were not read yet."""
         while True:
-            key = {**_key(replay), "after": replay.events, "limit": PAGE_ROWS}
+            key = {**replay.key, "after": replay.events, "limit": PAGE_ROWS}
             page = (await connection.execute(self._statements.events, key)).all()
             replay.apply(page)
             if len(page) < PAGE_ROWS:
@@ -248,7 +234,7 @@ class Rebuilder:
         statement = self._statements.messages_of_deleted if is_deleted else self._statements.messages
         after = 0
         while True:
-            key = {**_key(replay), "after": after, "limit": PAGE_ROWS}
+            key = {**replay.key, "after": after, "limit": PAGE_ROWS}
             rows = (await connection.execute(statement, key)).all()
             for row in rows:
                 message = wanted.pop(row.version, None)
@@ -278,47 +264,37 @@ class Rebuilder:
             return
         if row.number is None and row.conversation.owner_id is not None:
             await self._assign_number(connection, row, row.conversation.owner_id)
-        write = self._dialect.insert if stored is None else self._dialect.overwrite
+        write = self.dialect.insert if stored is None else self.dialect.overwrite
         await write(connection, conversations, [row.as_row()])
         for versions in _pages(changes.deleted):
-            await connection.execute(self._statements.delete_messages, {**_key(replay), "versions": versions})
+            await connection.execute(self._statements.delete_messages, {**replay.key, "versions": versions})
         for rows in _pages(changes.overwritten):
-            await self._dialect.overwrite(connection, messages, rows)
+            await self.dialect.overwrite(connection, messages, rows)
         for rows in _pages(changes.inserted):
-            await self._dialect.insert(connection, messages, rows)
+            await self.dialect.insert(connection, messages, rows)
         if changes.redacted:
             is_deleted = row.conversation.state == "deleted"
             redacted = [message.version for message in replay.messages if is_deleted or message.redacted_at is not None]
             key = (replay.partition, replay.conversation_id)
-            await self._eraser.strip_versions(connection, *key, changes.redacted, messages=redacted)
+            await self.eraser.strip_versions(connection, *key, changes.redacted, messages=redacted)
 
     async def _assign_number(self, connection: AsyncConnection, row: ConversationRow, owner_id: str) -> None:
         """Give a conversation whose row was lost its owner's next number: no event says which one it had."""
-        values = {"partitions": [partition_of(owner_id, self._partitions)], "owners": [owner_id]}
+        values = {"partitions": [partition_of(owner_id, self.partitions)], "owners": [owner_id]}
         owner_row = (await connection.execute(self._owner_statements.locked, values)).first()
         if owner_row is None:
             highest = (await connection.execute(self._statements.highest_number, {"owner": owner_id})).scalar()
             owner = OwnerRow(owner_id=owner_id, number=(highest or 0) + 1)
         else:
-            owner = OwnerRow(
-                owner_id=owner_id,
-                active=owner_row.active_conversation_id,
-                number=owner_row.next_number,
-                by=owner_row.activated_by,
-                order=owner_row.activated_order,
-            )
+            owner = OwnerRow.of(owner_row)
         row.number = owner.number
         owner.number += 1
-        write = self._dialect.insert if owner_row is None else self._dialect.overwrite
-        await write(connection, owners, [owner.as_row(self._partitions)])
+        write = self.dialect.insert if owner_row is None else self.dialect.overwrite
+        await write(connection, owners, [owner.as_row(self.partitions)])
 
 
 def _pages(values: list[T]) -> Iterator[list[T]]:
     return (values[start : start + PAGE_ROWS] for start in range(0, len(values), PAGE_ROWS))
-
-
-def _key(replay: ConversationReplay) -> dict[str, Any]:
-    return {"partition": replay.partition, "conversation": replay.conversation_id}
 
 
 def _different(replay: ConversationReplay, message: MessageRow, row: sa.Row[Any]) -> list[str]:
@@ -357,3 +333,70 @@ async def events_to_index(engine: AsyncEngine) -> int:
     with translated():
         async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
             return sum(progress.behind for progress in await index_progress(connection))
+
+
+class RebuildStatements:
+    """The statements, built once a store."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self.row = sa.select(conversations).where(*of_conversation(conversations))
+        self.locked_row: Any = dialect.locked(self.row)
+        # A pending task counts as carried out.
+        self.events = (
+            sa.select(*(_salt() if column.name == "salt" else column for column in events.c))
+            .where(*of_conversation(events), events.c.version > sa.bindparam("after"))
+            .order_by(events.c.version)
+            .limit(sa.bindparam("limit"))
+        )
+        columns = message_columns(messages)
+        self.messages = _page_of_messages(columns)
+        # In a deleted conversation, messages that a pending task takes off the path have no reactions either.
+        reactions = sa.case((left_by_mark(messages).is_(None), messages.c.reactions)).label("reactions")
+        self.messages_of_deleted = _page_of_messages(
+            [reactions if chosen.key == "reactions" else chosen for chosen in columns]
+        )
+        self.delete_messages = sa.delete(messages).where(
+            *of_conversation(messages), dialect.among(messages.c.version, "versions")
+        )
+        self.highest_number = sa.select(sa.func.max(conversations.c.number)).where(
+            conversations.c.owner_id == sa.bindparam("owner")
+        )
+        self.every = _keys_of(conversations).where(conversations.c.rules <= PROJECTION_RULES)
+        self.older = _keys_of(conversations).where(conversations.c.rules < PROJECTION_RULES)
+        # Every conversation begins with version 1.
+        self.lost = (
+            _keys_of(events)
+            .select_from(events.outerjoin(conversations, same_conversation(conversations, events)))
+            .where(events.c.version == 1, conversations.c.conversation_id.is_(None))
+        )
+
+
+def _salt() -> sa.ColumnElement[Any]:
+    kept = sa.or_(erased(events).is_(None), events.c.type == ConversationDeleted.type)
+    return sa.case((kept, events.c.salt)).label("salt")
+
+
+def _page_of_messages(columns: Sequence[sa.ColumnElement[Any]]) -> sa.Select[Any]:
+    return (
+        sa.select(*columns)
+        .where(*of_conversation(messages), messages.c.version > sa.bindparam("after"))
+        .order_by(messages.c.version)
+        .limit(sa.bindparam("limit"))
+    )
+
+
+def _keys_of(table: sa.Table) -> Any:
+    """Return the select of a page of conversations after one."""
+    partition, name = table.c.partition, table.c.conversation_id
+    return (
+        sa.select(partition, name)
+        .where(
+            partition >= sa.bindparam("partition"),
+            sa.or_(
+                partition > sa.bindparam("partition"),
+                sa.and_(partition == sa.bindparam("partition"), name > sa.bindparam("conversation")),
+            ),
+        )
+        .order_by(partition, name)
+        .limit(sa.bindparam("limit"))
+    )

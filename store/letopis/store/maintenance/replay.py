@@ -28,24 +28,16 @@ from letopis.store.rules.rows import ConversationRow, MessageRow
 
 
 class ConversationReplay:
-    """The rows of one conversation while its events are applied page by page.
-
-    Messages have what their rows hold, without content.
-
-    :ivar row: ``None`` before the first event.
-    :ivar messages: in order.
-    :ivar events: how many were applied, which is the version of the last.
-    :ivar unredacted: versions of events that still hold content which a redaction removed: their rows were damaged
-        when it was applied.
-    """
+    """The rows of one conversation, messages without content, while its events are applied page by page."""
 
     def __init__(self, partition: int, conversation_id: str, upcasters: Upcasters) -> None:
         self.partition = partition
         self.conversation_id = conversation_id
-        self.row: ConversationRow | None = None
+        self.key: dict[str, Any] = {"partition": partition, "conversation": conversation_id}
+        self.row: ConversationRow | None = None  # None before the first event
         self.messages: list[MessageRow] = []
-        self.events = 0
-        self.unredacted: set[int] = set()
+        self.events = 0  # that were applied, which is the version of the last
+        self.unredacted: set[int] = set()  # events with content that a redaction met damaged rows of
         self._events_of_message: dict[str, list[int]] = {}  # versions of the events that hold its content
         self._with_content: list[int] = []  # versions of all events that hold content
         self._upcasters = upcasters
@@ -130,25 +122,16 @@ class ConversationReplay:
                 self._events_of_message.setdefault(of_message, []).append(row.version)
 
     def compared_values(self, message: MessageRow) -> dict[str, Any]:
-        """Return the comparable values of a message, replayed or stored.
-
-        An edit without content does not count, and in a deleted conversation a message that was redacted on arrival
-        looks like one that was emptied by the deletion.
-        """
+        """Return the comparable values of a message, replayed or stored."""
+        # An edit without content does not count, and in a deleted conversation a message that was redacted on arrival
+        # looks like one that was emptied by the deletion.
         content = message.version if message.content_version in self._empty_edits else message.content_version
         redacted = message.redacted_at
         if redacted == message.version and self.row is not None and self.row.conversation.state == "deleted":
             redacted = None
-        return {
-            "message_id": message.message_id,
+        return {name: getattr(message, name) for name in _COMPARED} | {
             "content_version": content,
-            "delivery_version": message.delivery_version,
-            "role": message.role,
-            "state": message.state,
-            "left_at": message.left_at,
             "redacted_at": redacted,
-            "reactions": message.reactions,
-            "back": message.back,
         }
 
     def _decode(self, row: sa.Row[Any]) -> DecodedEvent:
@@ -212,6 +195,12 @@ _TYPES: Final = {
     "occurred_at": int,
 }
 """What columns of an event hold, beside its data."""
+
+
+_COMPARED: Final = (
+    *("message_id", "content_version", "delivery_version", "role", "state"),
+    *("left_at", "redacted_at", "reactions", "back"),
+)
 
 
 def _erases(row: sa.Row[Any]) -> bool:

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from letopis.store.database.dialects import Dialect, check_row_count
 from letopis.store.database.fault_classification import translated
-from letopis.store.database.schema import conversations, log_heads, messages, tasks
+from letopis.store.database.schema import conversations, log_heads, messages, same_conversation, tasks
 from letopis.store.database.store_identity import (
     check_connection,
     check_counters,
@@ -31,16 +31,11 @@ PIECE_VERSIONS: Final = 500
 
 
 class TaskSteps:
-    """Carries out the tasks of one history store.
+    """Carries out the tasks of one history store."""
 
-    A step locks the conversation, as an apply does, changes some rows and advances the task, in one transaction. Either
-    the task or the row itself says in which state the row is; an interrupted step has not happened, and steps are
-    idempotent. Any number of processes may run them concurrently.
-
-    Before a step commits, it locks the counter of its partition, as an apply does, and checks that the log is open: a
-    move closes the log, and copies the rows once no step can change them.
-    """
-
+    # An interrupted step has not happened, and steps are idempotent: any number of processes may run them. Before a
+    # step commits, it locks the counter of its partition, as an apply does: a move closes the log, and copies the rows
+    # once no step can change them.
     def __init__(
         self, engine: AsyncEngine, dialect: Dialect, index: Index, *, eraser: Eraser, erased: Callable[[], object]
     ) -> None:
@@ -98,8 +93,8 @@ class TaskSteps:
             sa.func.coalesce(sa.func.sum(sa.case((tasks.c.kind == ERASE, 1), else_=0)), 0),
         ).where(tasks.c.after < tasks.c.upto)
         if owner is not None:
-            of_it = [conversations.c[name] == tasks.c[name] for name in ("partition", "conversation_id")]
-            statement = statement.where(sa.exists().where(*of_it, conversations.c.owner_id == owner))
+            own = same_conversation(conversations, tasks)
+            statement = statement.where(sa.exists().where(own, conversations.c.owner_id == owner))
         with translated():
             async with self._readers.connect() as connection:
                 await check_connection(connection)

@@ -1,9 +1,8 @@
-"""Tell whether SQLite would read all of a write-ahead log, or silently stop in the middle; pure.
+"""Tell whether SQLite would read all of a write-ahead log, or silently stop in the middle; pure."""
 
-SQLite reads a -wal file up to the first frame with a wrong checksum and ignores the rest. This is how it survives a
-power cut in the middle of a commit, and how one flipped bit silently drops every later commit. A valid frame behind
-that place tells the two apart.
-"""
+# SQLite reads a -wal file up to the first frame with a wrong checksum and ignores the rest. This is how it survives a
+# power cut in the middle of a commit, and how one flipped bit silently drops every later commit. A valid frame behind
+# that place tells the two apart.
 
 from __future__ import annotations
 
@@ -29,21 +28,13 @@ class WalFrame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WalScan:
-    """The frames of a WAL, and which of them SQLite would read.
+    """The frames of a WAL, and which of them SQLite would read."""
 
-    :ivar page_size: 0 if the header is damaged.
-    :ivar read: frames that SQLite reads, up to the last commit.
-    :ivar dropped: frames of this generation that it does not read, as far as they can be found.
-    :ivar problem: what is wrong, or "".
-    :ivar certain: True if complete commits are dropped. Otherwise the problem may be left by a power cut or a kill in
-        the middle of a commit that was never acknowledged.
-    """
-
-    page_size: int
-    read: tuple[WalFrame, ...] = ()
-    dropped: tuple[WalFrame, ...] = ()
-    problem: str = ""
-    certain: bool = False
+    page_size: int  # 0 if the header is damaged
+    read: tuple[WalFrame, ...] = ()  # what SQLite reads, up to the last commit
+    dropped: tuple[WalFrame, ...] = ()  # of this generation and not read, as far as they can be found
+    problem: str = ""  # what is wrong, or empty
+    certain: bool = False  # complete commits are dropped; otherwise one may have been cut off, unacknowledged
 
 
 def scan_wal(wal: bytes) -> WalScan:
@@ -144,9 +135,8 @@ def _behind(wal: bytes, at: int, page_size: int, order: str, salts: tuple[int, i
             frames_behind.append(WalFrame(number, size, offset + _FRAME))
             valid = len(frames_behind)
         elif (salt1, salt2) == salts:
-            frames_behind.append(
-                WalFrame(number, size, offset + _FRAME)
-            )  # the damage may reach into it: kept if a valid one follows
+            # The damage may reach into it: kept if a valid one follows.
+            frames_behind.append(WalFrame(number, size, offset + _FRAME))
         else:
             break
     return tuple(frames_behind[:valid])

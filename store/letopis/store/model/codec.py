@@ -97,10 +97,7 @@ class EncodedEvent:
 
 
 def encode(event: Event, *, conversation_id: str, limits: Limits = DEFAULT_LIMITS) -> EncodedEvent:
-    """Return the stored form of ``event``.
-
-    :raises InvalidInput: something in it would be refused, or changed, by one of the stores; the error names the field.
-    """
+    """Return the stored form of ``event``."""
     check_identifier(conversation_id, "conversation_id")
     check_type(event.type)
     if not isinstance(event.event_id, UUID):
@@ -139,13 +136,8 @@ def encode_message(
     occurred_at: datetime | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> EncodedEvent:
-    """Return the stored form of the event that appends ``message``; the same as :func:`encode`, but faster.
-
-    Only the content is checked here: a message has checked its shape when it was made, and the caller has checked the
-    conversation id.
-
-    :raises InvalidInput: something in it would be refused, or changed, by one of the stores; the error names the field.
-    """
+    """Return the stored form of the event that appends ``message``; the same as :func:`encode`, but faster."""
+    # A message has checked its shape when it was made, and the caller has checked the conversation id.
     whole = message.to_data()
     # Role and id were checked with the message, so that plain text needs no walk; and its keys are sorted.
     plain = type(message) is Message and len(whole) == 3 and type(text := whole["content"]) is str and "\0" not in text
@@ -171,10 +163,7 @@ def encode_message(
 
 
 def encode_value(value: Any, field: str, limits: Limits) -> bytes:
-    """Return a JSON value of any kind, with its keys in the order given; its size is not checked.
-
-    :raises InvalidInput: a store would refuse or change something in it; the error names the field.
-    """
+    """Return a JSON value of any kind, with its keys in the order given; its size is not checked."""
     if _check(value, field, limits.max_depth):
         value = by_value(value)
     try:
@@ -191,11 +180,8 @@ def digest_of(
     metadata: bytes | str | None,
     salt: bytes,
 ) -> bytes:
-    """Return the SHA-256 of a salt and an event's content, without the trace and Letopis' own keys of its metadata.
-
-    A message appended again in another trace, after another read or with its keys in another order has the same digest
-    under the same salt.
-    """
+    """Return the SHA-256 of a salt and an event's content, without the trace and Letopis' own keys of its metadata."""
+    # So a message appended again in another trace, after another read or with other order of keys has the same one.
     return _digest(conversation_id, type_name, schema_version, _canonical(data), metadata, salt)
 
 
@@ -236,10 +222,7 @@ def _sorted(value: Mapping[str, Any]) -> bytes:
 
 
 def decode(text: str | bytes | None) -> Mapping[str, Any]:
-    """Return the JSON object in ``text``; ``None`` is the empty object.
-
-    :raises ValueError: the stored text is no JSON object, so the file was damaged.
-    """
+    """Return the JSON object in ``text``; ``None`` is the empty object."""
     if text is None:
         return EMPTY
     value = orjson.loads(text)
@@ -249,10 +232,7 @@ def decode(text: str | bytes | None) -> Mapping[str, Any]:
 
 
 def _plain(value: Any, field: str, limits: Limits) -> dict[str, Any]:
-    """Return an object in which strings and numbers are of no class of the caller's.
-
-    :raises InvalidInput: a store would refuse or change something in it; the error names the field.
-    """
+    """Return an object in which strings and numbers are of no class of the caller's."""
     if not isinstance(value, dict | Mapping):  # the check for a plain dict is cheap, the one for Mapping is not
         raise InvalidInput(field, f"must be an object, not {type(value).__name__}")
     if _check(value, field, limits.max_depth):
@@ -276,10 +256,7 @@ def _as_dict(value: Any) -> dict[str, Any]:
 
 
 def _check(value: Any, field: str, depth: int) -> bool:
-    """Return True if a string or number is of a subclass.
-
-    :raises InvalidInput: a store would refuse it, or JSON would change it silently.
-    """
+    """Return True if a string or number is of a subclass."""
     kind = type(value)
     if kind is dict:
         return _check_object(value, field, depth)
@@ -302,10 +279,10 @@ def _check(value: Any, field: str, depth: int) -> bool:
     if kind is list or kind is tuple:
         if depth == 0:
             raise InvalidInput(field, "is nested too deep")
-        found = False
+        subclassed = False
         for index, item in enumerate(value):
-            found |= _check(item, f"{field}[{index}]", depth - 1)
-        return found
+            subclassed |= _check(item, f"{field}[{index}]", depth - 1)
+        return subclassed
     if isinstance(value, Mapping):
         return _check_object(value, field, depth)
     raise InvalidInput(field, f"is {kind.__name__}: only what JSON has can be stored")
@@ -314,20 +291,20 @@ def _check(value: Any, field: str, depth: int) -> bool:
 def _check_object(value: Mapping[Any, Any], field: str, depth: int) -> bool:
     if depth == 0:
         raise InvalidInput(field, "is nested too deep")
-    found = False
+    subclassed = False
     for key, item in value.items():
         if type(key) is not str:
             if not isinstance(key, str):
                 raise InvalidInput(field, f"has a key that is {type(key).__name__}: JSON keys are strings")
-            found = True
+            subclassed = True
         if "\0" in key:
             raise InvalidInput(field, "has a key with a NUL character: PostgreSQL cannot store it")
         # Most values are plain text: their names need not be built.
         if type(item) is not str or "\0" in item:
-            found |= _check(item, f"{field}.{key}" if key.isprintable() else f"{field}.{key!a}", depth - 1)
-    if found and len({str.__str__(key) for key in value}) < len(value):  # a class may compare as it likes
+            subclassed |= _check(item, f"{field}.{key}" if key.isprintable() else f"{field}.{key!a}", depth - 1)
+    if subclassed and len({str.__str__(key) for key in value}) < len(value):  # a class may compare as it likes
         raise InvalidInput(field, "has a key twice: as a string, and as a member of a class")
-    return found
+    return subclassed
 
 
 def by_value(value: Any) -> Any:
@@ -349,12 +326,12 @@ def _surrogate(value: Any, field: str) -> str | None:
         for key, item in value.items():
             if not _encodable(key):
                 return f"{field}.{key!a}"
-            if (found := _surrogate(item, f"{field}.{key}")) is not None:
-                return found
+            if (path := _surrogate(item, f"{field}.{key}")) is not None:
+                return path
     if isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            if (found := _surrogate(item, f"{field}[{index}]")) is not None:
-                return found
+            if (path := _surrogate(item, f"{field}[{index}]")) is not None:
+                return path
     return None
 
 

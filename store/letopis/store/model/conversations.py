@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
@@ -156,12 +156,12 @@ class RecordedMessage(_Row):
 
 def event_ids(messages: Iterable[RecordedMessage]) -> set[bytes]:
     """Return the 16 bytes of the events that appended some messages, whose fields need not be made for it."""
-    found = set()
+    ids = set()
     for message in messages:
         row = getattr(message, "_row", None)
         event_id = message.event_id if row is None else row[1]
-        found.add(event_id if isinstance(event_id, bytes) else event_id.bytes)
-    return found
+        ids.add(event_id if isinstance(event_id, bytes) else event_id.bytes)
+    return ids
 
 
 def _uuid(value: UUID | bytes) -> UUID:
@@ -176,14 +176,8 @@ _MADE_FROM_ROW: Final[Mapping[str, Callable[[AppendedRow], Any]]] = {
     "recorded_at": lambda row: from_microseconds(row[4]),
 }
 _UNCHANGED: Final[Mapping[str, Any]] = {
-    "saved": Saved.SAVED,
-    "edited": False,
-    "delivery": Delivery.APPENDED,
+    **{spec.name: spec.default for spec in fields(RecordedMessage) if spec.default is not MISSING},
     "delivery_data": EMPTY,
-    "on_path": True,
-    "superseded": False,
-    "redacted": False,
-    "reactions": (),
 }
 
 

@@ -28,10 +28,7 @@ R = TypeVar("R")
 
 
 def to_text(item: Any, field: str = "item") -> str:
-    r"""Return what ``json.dumps`` writes, in characters that all stores accept: NUL and surrogates are escaped.
-
-    :raises InvalidInput: the item is not JSON, or is too large.
-    """
+    r"""Return what ``json.dumps`` writes, in characters that all stores accept: NUL and surrogates are escaped."""
     try:
         text = _on_a_fresh_stack(lambda: json.dumps(item, ensure_ascii=False, separators=(",", ":")))
     except (TypeError, ValueError, RecursionError) as error:  # they quote no value
@@ -50,10 +47,7 @@ def from_text(text: str) -> Any:
 
 
 def seal(item: Any) -> dict[str, str]:
-    """Return an item as the field of an envelope: its text, compressed if it is long.
-
-    :raises InvalidInput: the item is not JSON, or is too large.
-    """
+    """Return an item as the field of an envelope: its text, compressed if it is long."""
     text = to_text(item)
     if len(text) <= _MAX_PLAIN_LENGTH:
         return {_JSON: text}
@@ -66,10 +60,7 @@ def is_sealed(envelope: Mapping[str, Any]) -> bool:
 
 
 def unseal(envelope: Mapping[str, Any]) -> Any:
-    """Return the item that was sealed in an envelope.
-
-    :raises ValueError: the text was changed by something other than Letopis.
-    """
+    """Return the item that was sealed in an envelope."""
     if (packed := envelope.get(_PACKED)) is None:
         return from_text(envelope[_JSON])
     unpacker = decompressobj()

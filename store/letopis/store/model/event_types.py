@@ -135,7 +135,6 @@ class ConversationStarted(Body):
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Self:
-        """Return the body that ``data`` holds."""
         body = super(ConversationStarted, cls).from_data(data)
         if body.forked_from is not None:
             ForkPoint.of(body.forked_from)
@@ -293,7 +292,6 @@ class MessageEdited(Body):
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Self:
-        """Return the edit that ``data`` holds."""
         if "content" in data:
             data = {**data, "content": content_from_json(data["content"])}
         return super(MessageEdited, cls).from_data(data)
@@ -419,10 +417,7 @@ VOCABULARY: Final[Mapping[str, type[Body]]] = {
 
 
 def parse(type_name: str, schema_version: int, data: Mapping[str, Any]) -> Body:
-    """Return the typed body of an event, strictly; unknown types and newer versions become :class:`UnknownEvent`.
-
-    :raises InvalidInput: the type and version are known, but the data does not fit them.
-    """
+    """Return the typed body of an event, strictly; unknown types and newer versions become :class:`UnknownEvent`."""
     body = VOCABULARY.get(type_name)
     if body is None:
         if type_name.startswith("custom."):

@@ -64,10 +64,7 @@ def utc_now() -> datetime:
 
 
 def to_microseconds(moment: datetime) -> int:
-    """Return UTC microseconds since 1970, exact.
-
-    :raises InvalidInput: ``moment`` is no datetime, has no time zone, or lies outside the years 1 to 9999 in UTC.
-    """
+    """Return UTC microseconds since 1970, exact."""
     if not isinstance(moment, datetime):
         raise InvalidInput("occurred_at", f"must be a datetime, not {type(moment).__name__}")
     if moment.utcoffset() is None:
@@ -147,10 +144,7 @@ class Event:
 
 
 def check_type(name: object) -> str:
-    """Return ``name`` if it may be an event type.
-
-    :raises InvalidInput: no string, longer than 64 characters, or not dotted lower-case words.
-    """
+    """Return ``name`` if it may be an event type."""
     if not isinstance(name, str):
         raise InvalidInput("type", f"must be a string, not {type(name).__name__}")
     if len(name) > MAX_TYPE_LENGTH:

@@ -24,11 +24,9 @@ _last_stamp = 0
 
 
 def uuid7() -> UUID:
-    """Return a new UUIDv7 (RFC 9562, section 5.7): 48 bits of milliseconds, then a counter and random bits.
-
-    Ids of one process rise strictly, also within a millisecond and when the clock steps back; between processes they
-    are only unique. Letopis takes no order from them: they are keys that keep an index compact.
-    """
+    """Return a new UUIDv7 (RFC 9562, section 5.7): 48 bits of milliseconds, then a counter and random bits."""
+    # Ids of one process rise strictly, also when the clock steps back. No order is taken from them: rising keys keep an
+    # index compact.
     global _last_stamp  # one counter a process is the point
     # 12 bits of sub-millisecond fraction (RFC 9562, section 6.2, method 3), raised past the last one given out.
     nanoseconds = time.time_ns()
@@ -54,10 +52,8 @@ def _uuid(number: int) -> UUID:
 
 
 def derived_event_id(conversation_id: str, message_id: str) -> UUID:
-    """Return the event id of a message whose id the caller chose: the same two always give the same id.
-
-    This makes appending and importing such a message idempotent for ever.
-    """
+    """Return the event id of a message whose id the caller chose: the same two always give the same id."""
+    # This makes appending and importing such a message idempotent for ever.
     # Neither id can hold a control character, so the newline keeps ("a", "bc") and ("ab", "c") apart.
     # Joined, because an f-string shows the name of an enum's member.
     return uuid5(MESSAGE_NAMESPACE, "\n".join((conversation_id, message_id)))
@@ -69,11 +65,7 @@ def partition_of(conversation_id: str, partitions: int) -> int:
 
 
 def check_identifier(value: object, field: str) -> str:
-    """Return ``value`` if it may be an identifier, byte-exact and case-sensitive in every store; a subclass by value.
-
-    :raises InvalidInput: not a string, empty, longer than 255 characters, or with a control character or a lone
-        surrogate in it.
-    """
+    """Return ``value`` by value if it may be an identifier, byte-exact and case-sensitive in every store."""
     if not isinstance(value, str):
         raise InvalidInput(field, f"must be a string, not {type(value).__name__}")
     if not value:
@@ -96,10 +88,7 @@ Owner = str | int
 
 
 def owner_id(owner: Owner | None) -> str | None:
-    """Return the stored form of an owner: text, even if a platform uses numbers.
-
-    :raises InvalidInput: it is neither text nor a whole number, or cannot be an identifier.
-    """
+    """Return the stored form of an owner: text, even if a platform uses numbers."""
     if owner is None:
         return None
     if isinstance(owner, int) and not isinstance(owner, bool):
@@ -115,10 +104,7 @@ def is_whole(value: object) -> TypeGuard[int]:
 
 
 def check_whole(value: Any, field: str, minimum: int, maximum: int | None = None) -> int:
-    """Return ``value`` if it is a whole number in a range, ends included.
-
-    :raises InvalidInput: it is something else.
-    """
+    """Return ``value`` if it is a whole number in a range, ends included."""
     if not is_whole(value) or value < minimum or (maximum is not None and value > maximum):
         raise InvalidInput(
             field, f"must be a whole number from {minimum}" + ("" if maximum is None else f" to {maximum}")
@@ -127,10 +113,7 @@ def check_whole(value: Any, field: str, minimum: int, maximum: int | None = None
 
 
 def check_number(value: object, field: str, *, whole: bool = False) -> None:
-    """Check that a value is a number and not NaN. The caller checks the range.
-
-    :raises InvalidInput: it is something else.
-    """
+    """Check that a value is a number and not NaN. The caller checks the range."""
     kinds = int if whole else (int, float)
     if not isinstance(value, kinds) or isinstance(value, bool) or value != value:  # NaN
         wanted = "a whole number" if whole else "a number"

@@ -180,17 +180,8 @@ class Message:
 
         ``Message.tool(ToolResult("call-1", {"degrees": 21}))``
         """
-        return cls._of(
-            "tool",
-            (content, *more) if more or isinstance(content, ToolResult) else content,
-            id,
-            name,
-            tokens,
-            usage,
-            external_ids,
-            metadata,
-            status,
-        )
+        given = (content, *more) if more or isinstance(content, ToolResult) else content
+        return cls._of("tool", given, id, name, tokens, usage, external_ids, metadata, status)
 
     @classmethod
     def _of(
@@ -303,11 +294,9 @@ class Message:
 
 
 class _Plain:
-    """A message of text alone while it is made: laid out like a :class:`Message`, and one from then on.
+    """A message of text alone while it is made: laid out like a :class:`Message`, and one from then on."""
 
-    A frozen class sets each field by a call of its own: a page of fifty messages would take 12 % longer (ADR 0034).
-    """
-
+    # A frozen class sets each field by a call of its own: a page of fifty messages would take 12 % longer (ADR 0034).
     __slots__ = tuple(spec.name for spec in fields(Message))
 
     def __init__(self, role: Role, content: str, message_id: str, event_id: UUID | None = None) -> None:

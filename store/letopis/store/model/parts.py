@@ -83,7 +83,7 @@ def part_types(content: Content | None) -> frozenset[str]:
         return frozenset()
     if isinstance(content, str):
         return frozenset({Text.kind})
-    return frozenset(str(one.value.get("type")) if isinstance(one, UnknownPart) else one.kind for one in content)
+    return frozenset(str(part.value.get("type")) if isinstance(part, UnknownPart) else part.kind for part in content)
 
 
 def part_to_json(part: Part) -> dict[str, Any]:
@@ -98,10 +98,7 @@ def part_to_json(part: Part) -> dict[str, Any]:
 
 
 def part_from_json(value: Any) -> Part:
-    """Return the part that a JSON object describes; an unknown one becomes an :class:`UnknownPart`.
-
-    :raises InvalidInput: ``value`` is not a JSON object.
-    """
+    """Return the part that a JSON object describes; an unknown one becomes an :class:`UnknownPart`."""
     if not isinstance(value, Mapping):
         raise InvalidInput("content", f"a part must be an object, not {type(value).__name__}")
     kind = value.get("type")
@@ -126,10 +123,7 @@ def content_to_json(content: Content | None) -> str | list[dict[str, Any]] | Non
 
 
 def content_from_json(value: Any) -> Content:
-    """Return message content from JSON values.
-
-    :raises InvalidInput: ``value`` is neither a string nor a list of objects.
-    """
+    """Return message content from JSON values."""
     if isinstance(value, str):
         return value
     if isinstance(value, list | tuple):
@@ -145,10 +139,7 @@ def content_text(content: Content | None) -> str:
 
 
 def checked_parts(content: Any) -> tuple[Part, ...]:
-    """Return the parts of content that is not a string.
-
-    :raises InvalidInput: the content is neither text nor parts, or a part holds what cannot be read back.
-    """
+    """Return the parts of content that is not a string."""
     if not isinstance(content, Iterable) or isinstance(content, Mapping | bytes):
         raise InvalidInput("content", f"must be text or parts, not {type(content).__name__}")
     parts = tuple(content)

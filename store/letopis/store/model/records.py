@@ -151,13 +151,11 @@ def is_record_lane(name: str) -> bool:
 
 
 def scope_of(lane: str) -> Scope:
-    """Return the scope that a record lane belongs to."""
     scope = Scope(lane)
     return Scope(lane.rpartition(":")[0]) if scope.in_lanes else scope
 
 
 def conversation_of(lane: str) -> str | None:
-    """Return the conversation whose records a lane carries."""
     return lane.removeprefix(_CONVERSATION) if lane.startswith(_CONVERSATION) else None
 
 
@@ -204,12 +202,8 @@ class Record:
 
 
 def encode_namespace(labels: object, field_name: str = "namespace") -> bytes:
-    """Return the labels of a namespace as one key: each escaped and ended by a slash.
-
-    So a prefix is one range of keys, and cannot end within a label: ``("acme",)`` is no prefix of ``("acme-corp",)``.
-
-    :raises InvalidInput: they are no labels, or too long.
-    """
+    """Return the labels of a namespace as one key: each escaped and ended by a slash."""
+    # So a prefix is one range of keys, and cannot end within a label: ("acme",) is no prefix of ("acme-corp",).
     if isinstance(labels, str) or not isinstance(labels, tuple | list):
         raise InvalidInput(field_name, f"must be a tuple of strings, not {type(labels).__name__}")
     parts = []
@@ -237,20 +231,13 @@ def range_end(prefix: bytes) -> bytes | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordRange:
-    """Which records of a scope to read, in the order of namespace and key.
+    """Which records of a scope to read, in the order of namespace and key."""
 
-    :ivar prefix: an encoded namespace; records in it and below it.
-    :ivar exact: only records in the namespace itself.
-    :ivar start: the first key; with ``exact`` only.
-    :ivar end: the key before which to stop; with ``exact`` only.
-    :ivar after: the record after which to begin.
-    """
-
-    prefix: bytes = b""
-    exact: bool = False
-    start: bytes | None = None
-    end: bytes | None = None
-    after: RecordKey | None = None
+    prefix: bytes = b""  # an encoded namespace; records in it and below it
+    exact: bool = False  # only records in the namespace itself
+    start: bytes | None = None  # the first key; with ``exact`` only
+    end: bytes | None = None  # the key before which to stop; with ``exact`` only
+    after: RecordKey | None = None  # the record after which to begin
     reverse: bool = False
 
     def holds(self, place: RecordKey) -> bool:
@@ -268,10 +255,7 @@ class RecordRange:
 
 
 def encode_key(key: object, field_name: str = "key") -> bytes:
-    """Return a key in UTF-8, whose order of bytes is the order of the list.
-
-    :raises InvalidInput: it is no text, empty or too long.
-    """
+    """Return a key in UTF-8, whose order of bytes is the order of the list."""
     encoded = _text(key, field_name).encode()
     if not 0 < len(encoded) <= MAX_KEY_BYTES:
         raise InvalidInput(field_name, f"is {len(encoded)} bytes in UTF-8, it must be 1 to {MAX_KEY_BYTES}")
@@ -279,20 +263,14 @@ def encode_key(key: object, field_name: str = "key") -> bytes:
 
 
 def read_place(namespace: object, key: object) -> RecordKey:
-    """Return the namespace and key that a cursor holds.
-
-    :raises TypeError: it holds none.
-    """
+    """Return the namespace and key that a cursor holds."""
     if not isinstance(namespace, str) or not isinstance(key, str):
         raise TypeError
     return namespace.encode(), key.encode()
 
 
 def check_tags(tags: object, field_name: str = "tags") -> dict[str, Tag]:
-    """Return the tags of a record.
-
-    :raises InvalidInput: there are too many, or one is no scalar or too long.
-    """
+    """Return the tags of a record."""
     if tags is None:
         return {}
     if not isinstance(tags, Mapping):

@@ -1,13 +1,14 @@
-"""Define projections: what a program derives from the log, in tables that it keeps beside those of Letopis."""
+"""Define projections, what a program derives from the log in tables of its own, and write the inline ones."""
 
 from __future__ import annotations
 
+import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any, Final, Self
 
 import sqlalchemy as sa
@@ -17,9 +18,13 @@ from letopis.store.database.dialects import Dialect
 from letopis.store.database.fault_classification import translated
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.schema import checkpoints
+from letopis.store.database.schema import events as log
 from letopis.store.errors import ConfigurationError
-from letopis.store.model.events import RecordedEvent
+from letopis.store.model.codec import decode
+from letopis.store.model.events import RecordedEvent, from_microseconds
 from letopis.store.rules.apply_plan import TableRow
+
+logger = logging.getLogger("letopis.store.projections")
 
 MAX_VERSION: Final = 2**31 - 1
 MAX_NAME_LENGTH: Final = 64
@@ -123,12 +128,9 @@ def attributed_to(projection: Projection) -> Iterator[None]:
         if isinstance(error, StoreFault) and error.fault_class in TRANSIENT_CLASSES:
             raise
         what = error.code if isinstance(error, StoreFault) else type(error).__name__
-        raise StoreFault(
-            fault_class=FaultClass.UNCLASSIFIED,
-            code="projection",
-            reason=f"the projection {projection.name!r}, version {projection.version}, failed ({what}): fix its code "
-            "or its tables",
-        ) from error
+        subject = f"the projection {projection.name!r}, version {projection.version}, failed ({what})"
+        reason = f"{subject}: fix its code or its tables"
+        raise StoreFault(fault_class=FaultClass.UNCLASSIFIED, code="projection", reason=reason) from error
 
 
 CheckpointKey = tuple[str, int, int]
@@ -157,7 +159,6 @@ class Checkpoint:
         return (self.name, self.partition) == (name, partition) and self.version != version
 
     def as_row(self, now: int) -> TableRow:
-        """Return the values in the order of the table's columns."""
         return (self.name, self.version, self.partition, self.position, self.replay_to, now)
 
 
@@ -166,8 +167,9 @@ class Checkpoints:
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
+        columns = (checkpoints.c[name] for name in ("name", "version", "partition", "position", "replay_to"))
         named = (
-            sa.select(checkpoints)
+            sa.select(*columns)
             .where(dialect.among(checkpoints.c.name, "names"), dialect.among(checkpoints.c.partition, "partitions"))
             .order_by(checkpoints.c.name, checkpoints.c.version, checkpoints.c.partition)
         )
@@ -176,24 +178,16 @@ class Checkpoints:
         self._free: Any = named if self._locked is named else named.with_for_update(skip_locked=True)
 
     async def read(
-        self, connection: AsyncConnection, names: Collection[str], partitions: Collection[int]
+        self, connection: AsyncConnection, names: Collection[str], partitions: Collection[int], *, lock: bool = False
     ) -> list[Checkpoint]:
-        """Return the checkpoints of all versions of some projections."""
-        return await self._rows(connection, self._unlocked, names, partitions)
-
-    async def lock(
-        self, connection: AsyncConnection, names: Collection[str], partitions: Collection[int]
-    ) -> list[Checkpoint]:
-        """Return the same checkpoints, locked until the end of the transaction."""
-        return await self._rows(connection, self._locked, names, partitions)
+        """Return the checkpoints of all versions of some projections, on request locked in the transaction."""
+        return await self._rows(connection, self._locked if lock else self._unlocked, names, partitions)
 
     async def find(
         self, connection: AsyncConnection, key: CheckpointKey, *, lock: bool = True, wait: bool = True
     ) -> tuple[Checkpoint | None, list[int]]:
-        """Return the checkpoint of a version in a partition, and the positions of the other versions there.
-
-        :param wait: ``False`` to leave out those that another transaction has locked.
-        """
+        """Return the checkpoint of a version in a partition, and the positions of the other versions there."""
+        # Without ``wait``, those that another transaction has locked are left out.
         name, version, partition = key
         statement = self._unlocked if not lock else self._locked if wait else self._free
         all_versions = await self._rows(connection, statement, [name], [partition])
@@ -201,10 +195,7 @@ class Checkpoints:
         return own, [checkpoint.position for checkpoint in all_versions if checkpoint.version != version]
 
     async def move(self, connection: AsyncConnection, moved: Collection[Checkpoint], *, now: int) -> None:
-        """Write checkpoints.
-
-        :raises IntegrityError: another process has inserted one of the new ones.
-        """
+        # An IntegrityError says that another process has inserted one of the new ones.
         fresh = [checkpoint.as_row(now) for checkpoint in moved if checkpoint.new]
         await self._dialect.insert(connection, checkpoints, fresh)
         await self._dialect.overwrite(
@@ -212,7 +203,6 @@ class Checkpoints:
         )
 
     async def drop(self, connection: AsyncConnection, name: str, version: int) -> None:
-        """Delete the checkpoints of one version."""
         await connection.execute(
             sa.delete(checkpoints).where(checkpoints.c.name == name, checkpoints.c.version == version)
         )
@@ -221,13 +211,76 @@ class Checkpoints:
         self, connection: AsyncConnection, statement: Any, names: Collection[str], partitions: Collection[int]
     ) -> list[Checkpoint]:
         rows = await connection.execute(statement, {"names": list(names), "partitions": list(partitions)})
-        return [
-            Checkpoint(
-                name=row.name,
-                version=row.version,
-                partition=row.partition,
-                position=row.position,
-                replay_to=row.replay_to,
+        return [Checkpoint(**row._mapping) for row in rows]
+
+
+_LOG_COLUMNS: Final = tuple(log.columns.keys())
+
+
+class InlineProjections:
+    """The inline projections of a store."""
+
+    # Events are applied only where they follow its checkpoint directly. One that was added later, or left behind by a
+    # process without it, waits until its projector has caught up to the head of the log, and makes no gap.
+    def __init__(self, projections: Sequence[Projection], dialect: Dialect) -> None:
+        self._projections = projections
+        self._checkpoints = Checkpoints(dialect)
+        self._warned: set[CheckpointKey] = set()
+
+    async def apply(self, connection: AsyncConnection, recorded: Sequence[TableRow]) -> None:
+        """Apply what was just recorded, while the transaction holds the counters of the log."""
+        if not self._projections or not recorded:
+            return
+        events = sorted((_event(row) for row in recorded), key=_log_order)
+        parts = {partition: list(part) for partition, part in groupby(events, key=lambda event: event.partition or 0)}
+        names = sorted({projection.name for projection in self._projections})
+        locked = await self._checkpoints.read(connection, names, list(parts), lock=True)
+        known = {(checkpoint.name, checkpoint.version, checkpoint.partition): checkpoint for checkpoint in locked}
+        moved = []
+        for projection in self._projections:
+            for partition, part in parts.items():
+                before, last = (part[0].position or 0) - 1, part[-1].position or 0
+                key = (projection.name, projection.version, partition)
+                # External effects of another version are not repeated.
+                others = (
+                    checkpoint.position
+                    for checkpoint in known.values()
+                    if checkpoint.is_other_version_of(projection.name, partition, projection.version)
+                )
+                done = max(others, default=0)
+                checkpoint = known.setdefault(key, Checkpoint.first(key, replay_to=done or before))
+                if checkpoint.position != before:
+                    self._warn(key, before - checkpoint.position)
+                    continue
+                with attributed_to(projection):
+                    await projection.apply(connection, part, replaying=done >= last)
+                checkpoint.position, checkpoint.replay_to = last, max(checkpoint.replay_to, done)
+                moved.append(checkpoint)
+                self._warned.discard(key)
+        await self._checkpoints.move(connection, moved, now=recorded[0][-1])
+
+    def _warn(self, key: CheckpointKey, behind: int) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            logger.warning(
+                "the inline projection %s, version %d, is %d events behind and applies nothing: run its projector's "
+                "catch_up() once",
+                key[0],
+                key[1],
+                behind,
             )
-            for row in rows
-        ]
+
+
+def _log_order(event: RecordedEvent) -> tuple[int, int]:
+    return event.partition or 0, event.position or 0
+
+
+def _event(row: TableRow) -> RecordedEvent:
+    """Return the event of a new row of the log, whose values are in the order of the columns."""
+    values: dict[str, Any] = dict(zip(_LOG_COLUMNS, row, strict=True))
+    salt = values.pop("salt")
+    values |= {name: decode(values[name]) for name in ("data", "metadata")}
+    values |= {name: from_microseconds(values[name]) for name in ("occurred_at", "recorded_at")}
+    if salt is None:
+        values["digest"] = None
+    return RecordedEvent(**values)

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect, in_batches
-from letopis.store.database.schema import conversations, events
+from letopis.store.database.schema import conversations, events, of_conversation
 from letopis.store.model.codec import INTEGER_MAX, decode
 from letopis.store.model.event_types import Body, ConversationDeleted, ConversationRewound, ForkPoint, read
 from letopis.store.model.events import Upcasters
@@ -30,37 +30,27 @@ class NewFork:
 
 @dataclass(frozen=True, slots=True)
 class _Fork:
-    """A conversation below the root, the one whose readers are looked for.
-
-    :ivar version: the version of its parent up to which it reads it.
-    :ivar needed: the version of the root up to which the chain down to it reads the root.
-    """
+    """A conversation below the root, the one whose readers are looked for."""
 
     partition: int
     conversation_id: str
-    version: int
+    version: int  # of its parent, up to which it reads it
     inherits: bool
-    needed: int
+    needed: int  # version of the root, up to which the chain down to it reads the root
 
 
 class Descendants:
-    """Follows the tree of forks downwards.
+    """Follows the tree of forks downwards."""
 
-    A fork reads its parent as of the fork point, so what it reads is settled when it begins: a later deletion or clear
-    takes nothing from it. Therefore a fork that no longer inherits still passes its parent on to those of its own forks
-    that began before that.
-    """
-
+    # A fork reads its parent as of the fork point, so a later deletion or clear takes nothing from it: one that no
+    # longer inherits still passes its parent on to those of its own forks that began before that.
     def __init__(self, dialect: Dialect, upcasters: Upcasters) -> None:
         self._upcasters = upcasters
         c = conversations.c
         self._forks = sa.select(
             c.partition, c.conversation_id, c.forked_from_id, c.forked_from_version, c.forked_from_event, c.inherits
         ).where(dialect.among(c.forked_from_id, "parents"))
-        of_one = (
-            events.c.partition == sa.bindparam("partition"),
-            events.c.conversation_id == sa.bindparam("conversation"),
-        )
+        of_one = of_conversation(events)
         self._version = sa.select(events.c.version).where(*of_one, events.c.event_id == sa.bindparam("event"))
         self._leaving = (
             sa.select(events.c.version, events.c.type, events.c.schema_version, events.c.data, events.c.metadata)
@@ -107,22 +97,22 @@ class Descendants:
                         needed = max(needed, child.needed)
                     else:
                         below.append(child)
-            level = [one for one in below if one.needed > needed]
+            level = [fork for fork in below if fork.needed > needed]
         return needed
 
     async def _children(
         self, connection: AsyncConnection, level: Sequence[_Fork], new: Sequence[NewFork]
     ) -> dict[str, list[_Fork]]:
-        parents = {one.conversation_id: one.partition for one in level}
+        parents = {fork.conversation_id: fork.partition for fork in level}
         rows: list[tuple[int, str, str, int | None, Any, bool]] = [
             # Of a fork that begins now, only the id is used.
-            (0, one.conversation_id, one.point.conversation_id, one.point.version, one.point.event_id, True)
-            for one in new
-            if one.point.conversation_id in parents
+            (0, fork.conversation_id, fork.point.conversation_id, fork.point.version, fork.point.event_id, True)
+            for fork in new
+            if fork.point.conversation_id in parents
         ]
         for part in in_batches(parents):
-            found = (await connection.execute(self._forks, {"parents": part})).all()
-            rows += [(*row[:5], bool(row.inherits)) for row in found]
+            forks = (await connection.execute(self._forks, {"parents": part})).all()
+            rows += [(*row[:5], bool(row.inherits)) for row in forks]
         children: dict[str, list[_Fork]] = {}
         for partition, name, parent, version, event_id, inherits in rows:
             if version is None:

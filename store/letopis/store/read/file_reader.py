@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect
 from letopis.store.database.row_mapping import MARKED, plain_messages
-from letopis.store.database.schema import messages
+from letopis.store.database.schema import messages, of_conversation
 from letopis.store.database.sqlite_file import FileConnection
 from letopis.store.database.sqlite_statements import Statement, compiled
 from letopis.store.model.conversations import Page, RecordedMessage
@@ -24,10 +24,7 @@ from letopis.store.read.task_marks import message_columns
 
 
 class FileReader(Reader):
-    """Reads a file in a thread, where a further statement costs less than rows that are wider or more.
-
-    Messages that have not changed since they were appended come as the driver returns them.
-    """
+    """Reads a file in a thread, where a further statement costs less than rows that are wider or more."""
 
     def __init__(self, dialect: Dialect, *, partitions: int, upcasters: Upcasters) -> None:
         super().__init__(dialect, partitions=partitions, upcasters=upcasters)
@@ -69,12 +66,12 @@ class FileReader(Reader):
         rows = cast("FileConnection", connection).fetch(statement, {**values, **key})
         if rows and rows[0][MARKED]:
             return await super().messages(connection, conversation_id, window)
-        found = plain_messages(conversation_id, rows)
-        if len(found) < len(rows):
-            changed = [row[0] for row in rows if row[0] not in found]
+        found_messages = plain_messages(conversation_id, rows)
+        if len(found_messages) < len(rows):
+            changed = [row[0] for row in rows if row[0] not in found_messages]
             others = await connection.execute(self._versions, {**key, "versions": changed})
-            found |= {row.m_version: self.message(row, conversation_id) for row in others}
-        return page_of(found, window)
+            found_messages |= {row.m_version: self.message(row, conversation_id) for row in others}
+        return page_of(found_messages, window)
 
 
 def _head_select(_dialect: Dialect) -> sa.Select[Any]:
@@ -84,8 +81,6 @@ def _head_select(_dialect: Dialect) -> sa.Select[Any]:
 def _versions_select(dialect: Dialect) -> sa.Select[Any]:
     return whole(
         sa.select(*message_columns(messages)).where(
-            messages.c.partition == sa.bindparam("partition"),
-            messages.c.conversation_id == sa.bindparam("conversation"),
-            dialect.among(messages.c.version, "versions"),
+            *of_conversation(messages), dialect.among(messages.c.version, "versions")
         )
     )

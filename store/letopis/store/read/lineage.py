@@ -22,19 +22,13 @@ MAX_DEPTH: Final = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ancestor:
-    """A conversation as of the event up to which a fork reads it.
-
-    :ivar version: the version of that event.
-    :ivar erased_to: the version up to which only its forks read it, because it was deleted or reset since.
-    :ivar fork: the event up to which it reads its own parent; ``None`` where it reads none.
-    :ivar inherited_to: the last message that it reads of its parent; ``None`` for all up to ``fork``.
-    """
+    """A conversation as of the event up to which a fork reads it."""
 
     conversation_id: str
-    version: int
-    erased_to: int
-    fork: ForkPoint | None
-    inherited_to: str | None
+    version: int  # of that event
+    erased_to: int  # up to it only its forks read it, because it was deleted or reset since
+    fork: ForkPoint | None  # up to which it reads its own parent; None where it reads none
+    inherited_to: str | None  # the last message that it reads of its parent; None for all up to ``fork``
 
 
 class PathLevel(Protocol):
@@ -77,12 +71,12 @@ async def walk_forks(
     levels: list[L] = []
     passed = set(known)
     while fork is not None and len(passed) <= MAX_DEPTH and fork.conversation_id not in passed:
-        found = await find(fork, passed)
-        if not found:
+        next_levels = await find(fork, passed)
+        if not next_levels:
             break
-        passed.update(one.conversation_id for one in found)
-        levels += found
-        fork = found[-1].fork
+        passed.update(level.conversation_id for level in next_levels)
+        levels += next_levels
+        fork = next_levels[-1].fork
     return levels, fork
 
 
@@ -90,7 +84,7 @@ async def read_levels(levels: Sequence[PathLevel], window: Window) -> Page[Recor
     """Return the messages of a window over a lineage, in order."""
     bounds = await _bounds(levels)
     depths = range(len(levels)) if window.last is not None else range(len(levels) - 1, -1, -1)
-    found: tuple[RecordedMessage, ...] = ()
+    messages: tuple[RecordedMessage, ...] = ()
     left, complete = window.limit, True
     for depth in depths:
         at, bound = window.at(depth), bounds[depth]
@@ -106,15 +100,15 @@ async def read_levels(levels: Sequence[PathLevel], window: Window) -> Page[Recor
             # The page was full before: if this level has a message, there is more.
             if page:
                 return Page(
-                    found, next=_place(depth, "0" if window.last is None else str(INTEGER_MAX)), complete=complete
+                    messages, next=_place(depth, "0" if window.last is None else str(INTEGER_MAX)), complete=complete
                 )
             continue
-        found = (*page, *found) if window.last is not None else (*found, *page)
+        messages = (*page, *messages) if window.last is not None else (*messages, *page)
         if left is not None:
             if page.next is not None:
-                return Page(found, next=_place(depth, page.next), complete=complete)
+                return Page(messages, next=_place(depth, page.next), complete=complete)
             left -= len(page)
-    return Page(found, complete=complete)
+    return Page(messages, complete=complete)
 
 
 async def _bounds(levels: Sequence[PathLevel]) -> list[int | None]:
@@ -127,9 +121,9 @@ async def _bounds(levels: Sequence[PathLevel]) -> list[int | None]:
         for deeper in range(depth + 1, len(levels)):
             if bounds[deeper] == 0:
                 continue
-            if (place := await levels[deeper].find(target, bounds[deeper])) is not None:
+            if (version := await levels[deeper].find(target, bounds[deeper])) is not None:
                 bounds[depth + 1 : deeper] = [0] * (deeper - depth - 1)
-                bounds[deeper] = place
+                bounds[deeper] = version
                 break
     return bounds
 
@@ -156,34 +150,35 @@ class Lineage:
             if head is None or (version := await self.past.version_of(connection, fork, head)) is None:
                 return []
             then = await self.past.fork_state(connection, name, version, head)
-            return [
-                Ancestor(
-                    conversation_id=name,
-                    version=version,
-                    erased_to=INTEGER_MAX if head.deleted else head.retained,
-                    fork=then.forked_from if then.inherits else None,
-                    inherited_to=then.inherited_to if then.inherits else None,
-                )
-            ]
+            parent, last = (then.forked_from, then.inherited_to) if then.inherits else (None, None)
+            upto = INTEGER_MAX if head.deleted else head.retained
+            return [Ancestor(conversation_id=name, version=version, erased_to=upto, fork=parent, inherited_to=last)]
 
-        found, _ = await walk_forks(fork, ancestor, known=known)
-        return found
+        ancestors, _ = await walk_forks(fork, ancestor, known=known)
+        return ancestors
 
     async def own(
         self, connection: AsyncConnection, conversation_id: str, window: Window
     ) -> tuple[Page[RecordedMessage], bool]:
         """Return the conversation's own messages of a window, and whether its ancestors may have more."""
-        return await own_messages(self.reader, connection, conversation_id, window)
+        at = window.at(0)
+        page: Page[RecordedMessage] = Page(())
+        if at is not None:
+            page = await self.reader.messages(connection, conversation_id, at)
+        if not may_show_inherited(window, page):
+            return page, False
+        conversation = await self.reader.conversation(connection, conversation_id)
+        return page, conversation is not None and conversation.inherits
 
     async def messages(
         self, connection: AsyncConnection, conversation_id: str, window: Window
     ) -> Page[RecordedMessage]:
         """Return the messages of a window in order, including those that the conversation inherits."""
-        found = await self.reader.conversation(connection, conversation_id)
-        if found is None:
+        conversation = await self.reader.conversation(connection, conversation_id)
+        if conversation is None:
             return Page(())
-        own = CurrentLevel(self.reader, connection, found)
-        fork = found.forked_from if found.inherits else None
+        own = CurrentLevel(self.reader, connection, conversation)
+        fork = conversation.forked_from if conversation.inherits else None
         ancestors = await self.ancestors(connection, fork, known=(conversation_id,))
         end = ancestors[-1].fork if ancestors else fork
         return with_completeness(
@@ -202,19 +197,7 @@ class Lineage:
         return with_completeness(page, window, whole=not ancestors or ancestors[-1].fork is None)
 
     def _historical(self, connection: AsyncConnection, ancestors: Sequence[Ancestor]) -> list[PathLevel]:
-        return [HistoricalLevel(self.past, connection, one) for one in ancestors]
-
-
-async def own_messages(
-    reader: Reader, connection: AsyncConnection, conversation_id: str, window: Window
-) -> tuple[Page[RecordedMessage], bool]:
-    """Return what :meth:`Lineage.own` does."""
-    at = window.at(0)
-    page: Page[RecordedMessage] = Page(()) if at is None else await reader.messages(connection, conversation_id, at)
-    if not may_show_inherited(window, page):
-        return page, False
-    found = await reader.conversation(connection, conversation_id)
-    return page, found is not None and found.inherits
+        return [HistoricalLevel(self.past, connection, ancestor) for ancestor in ancestors]
 
 
 def with_completeness(page: Page[RecordedMessage], window: Window, *, whole: bool) -> Page[RecordedMessage]:
@@ -228,13 +211,12 @@ def without_content_of(
     page: Page[RecordedMessage], conversation_id: str, *, upto: int = INTEGER_MAX
 ) -> Page[RecordedMessage]:
     """Return a page without the content of a conversation up to a version: it was deleted or reset since."""
-    return replace(
-        page,
-        items=tuple(
-            without_content(one) if one.conversation_id == conversation_id and (one.version or 0) <= upto else one
-            for one in page
-        ),
-    )
+
+    def shown(message: RecordedMessage) -> RecordedMessage:
+        erased = message.conversation_id == conversation_id and (message.version or 0) <= upto
+        return without_content(message) if erased else message
+
+    return replace(page, items=tuple(map(shown, page)))
 
 
 def may_show_inherited(window: Window, own: Page[RecordedMessage]) -> bool:

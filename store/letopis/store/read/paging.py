@@ -30,12 +30,9 @@ MAX_DECODED_BYTES: Final = 200_000
 
 @dataclass(frozen=True, slots=True)
 class CursorCodec:
-    """Encodes and decodes the cursors of one kind of page.
+    """Encodes and decodes the cursors of one kind of page."""
 
-    A cursor holds JSON values, the kind and a format version, compressed and with a checksum; one of another kind is
-    refused. It is not signed: the reader of the values checks them as it checks any input.
-    """
-
+    # Not signed: the reader of the values checks them as it checks any input.
     kind: str
     items: str
 
@@ -97,24 +94,17 @@ class WindowShape(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """Which messages of a conversation: the newest ``last``, or the ``first``, or all, between two versions.
-
-    :ivar every: include messages that have left the active path.
-    :ivar before_depth: whose version ``before`` is: 0 the conversation's own, 1 its parent's, and so on.
-    :ivar after_depth: whose version ``after`` is.
-    :ivar roles: leave out stored messages of other roles; pending ones may be of any.
-    :ivar id_prefix: likewise, of ids that do not begin with it.
-    """
+    """Which messages of a conversation: the newest ``last``, or the ``first``, or all, between two versions."""
 
     last: int | None = None
     first: int | None = None
     before: int | None = None
     after: int | None = None
-    every: bool = False
-    before_depth: int = 0
+    every: bool = False  # include messages that have left the active path
+    before_depth: int = 0  # whose version ``before`` is: 0 the conversation's own, 1 its parent's
     after_depth: int = 0
-    roles: tuple[str, ...] | None = None
-    id_prefix: str | None = None
+    roles: tuple[str, ...] | None = None  # leave out stored messages of other roles; pending ones may be of any
+    id_prefix: str | None = None  # likewise, of ids that do not begin with it
 
     @classmethod
     def of(
@@ -157,8 +147,8 @@ class Window:
         """The parameters of its select; one message beyond the limit shows that there are more."""
         limit = None if self.limit is None else self.limit + 1
         values: dict[str, Any] = {"before": self.before, "after": self.after, "limit": limit}
-        for place, role in enumerate(self.roles or ()):
-            values[f"role_{place}"] = role
+        for number, role in enumerate(self.roles or ()):
+            values[f"role_{number}"] = role
         if self.id_prefix is not None:
             values.update(prefix=self.id_prefix, prefix_length=len(self.id_prefix))
         return {name: value for name, value in values.items() if value is not None}
@@ -248,7 +238,7 @@ def check_states(states: Collection[str]) -> list[str]:
         not isinstance(states, Collection)
         or isinstance(states, str)
         or not states
-        or not all(isinstance(one, str) and one in STATES for one in states)
+        or not all(isinstance(state, str) and state in STATES for state in states)
     ):
         raise InvalidInput("states", f"must be some of {', '.join(STATES)}")
     return sorted(set(states))
@@ -286,32 +276,30 @@ def check_as_of(value: object) -> AsOf:
 def page_of(found: Mapping[int, RecordedMessage], window: Window) -> Page[RecordedMessage]:
     """Return messages of a window, given by version, as its page; one beyond the limit shows that there are more."""
     order, limit = sorted(found, reverse=window.last is not None), window.limit
-    place = None
+    following = None
     if limit is not None and len(order) > limit:
         del order[limit:]
-        place = str(order[-1])
+        following = str(order[-1])
     if window.last is not None:
         order.reverse()
-    return Page(tuple(map(found.__getitem__, order)), next=place)
+    return Page(tuple(map(found.__getitem__, order)), next=following)
 
 
 async def read_filtered(
     read: Callable[[Window], Awaitable[Page[RecordedMessage]]], window: Window, where: Filter | None, *, offset: int = 0
 ) -> Page[RecordedMessage]:
-    """Return the messages of a window that are wanted, without the first ``offset`` from its end.
-
-    The database narrows what it returns by role and id; all else is decided here, for stored and pending messages
-    alike. So the cost is that of reading all messages up to the last one that is returned.
-    """
+    """Return the messages of a window that are wanted, without the first ``offset`` from its end."""
+    # The database narrows what it returns by role and id; all else is decided here, for stored and pending messages
+    # alike. So the cost is that of reading all messages up to the last one that is returned.
     limit = None if window.limit is None else window.limit + offset
     if where is None:
         page = await read(window if limit is None else window.resized(limit))
         return replace(page, items=_without(page.items, offset, window))
     window = window.narrowed(roles=where.roles, id_prefix=where.id_prefix)
-    found: list[RecordedMessage] = []
+    messages: list[RecordedMessage] = []
     complete, seen, size = True, None, MIN_FILTERED_PAGE
     while True:
-        left = None if limit is None else limit - len(found)
+        left = None if limit is None else limit - len(messages)
         page = await read(window if left is None else window.resized(max(size, left)))
         wanted = where.of(page)
         while left is not None and len(wanted) > left:
@@ -319,9 +307,9 @@ async def read_filtered(
             page = await read(window.resized(_length(page.items, where, left, newest=window.last is not None)))
             wanted = where.of(page)
         seen, complete = seen or page.seen, complete and page.complete
-        found = [*wanted, *found] if window.last is not None else [*found, *wanted]
-        if page.next is None or (limit is not None and len(found) >= limit):
-            return Page(_without(tuple(found), offset, window), next=page.next, complete=complete, seen=seen)
+        messages = [*wanted, *messages] if window.last is not None else [*messages, *wanted]
+        if page.next is None or (limit is not None and len(messages) >= limit):
+            return Page(_without(tuple(messages), offset, window), next=page.next, complete=complete, seen=seen)
         window, size = window.after_page(page.next), min(size * 2, MAX_FILTERED_PAGE)
 
 
@@ -343,8 +331,8 @@ async def count_filtered(
 
 def _length(items: tuple[RecordedMessage, ...], where: Filter, wanted: int, *, newest: bool) -> int:
     """Return how many messages from the end of a page hold as many wanted ones."""
-    for length, one in enumerate(reversed(items) if newest else items, 1):
-        wanted -= where.matches(one)
+    for length, message in enumerate(reversed(items) if newest else items, 1):
+        wanted -= where.matches(message)
         if wanted == 0:
             return length
     return len(items)

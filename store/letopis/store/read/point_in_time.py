@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.row_mapping import appended_event, fork_of, recorded_event
-from letopis.store.database.schema import conversations, events, messages
+from letopis.store.database.schema import conversations, events, messages, of_conversation
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.event_types import (
     Body,
@@ -64,29 +64,17 @@ def without_conversation_content(conversation: Conversation) -> Conversation:
 
 @dataclass(slots=True, kw_only=True)
 class ForkState(MessageSink):
-    """The state of a conversation while its events are applied, including what it inherits, but without its messages.
+    """The state of a conversation while its events are applied, with what it inherits, but without its messages."""
 
-    :ivar is_own: takes a message id and a version; returns whether that message was appended here before it.
-    """
-
-    is_own: Callable[[str, int], bool]
+    is_own: Callable[[str, int], bool]  # of a message id and a version: was it appended here before it?
     state: ConversationState[datetime] = field(
         default_factory=lambda: ConversationState(created_at=from_microseconds(0), updated_at=from_microseconds(0))
     )
 
     def apply(self, event: RecordedEvent, body: Body) -> None:
-        """Apply the next event of the log."""
-        state = self.state
-        superseded = SUPERSEDED_KEY in event.metadata or state.state == "deleted"
-        reduce_event(
-            state,
-            body,
-            self,
-            version=event.version or 0,
-            occurred_at=event.occurred_at,
-            superseded=superseded,
-            back=is_put_back(event.metadata),
-        )
+        late = SUPERSEDED_KEY in event.metadata or self.state.state == "deleted"
+        at, back = event.occurred_at, is_put_back(event.metadata)
+        reduce_event(self.state, body, self, version=event.version or 0, occurred_at=at, superseded=late, back=back)
 
     def rewind_to(self, message_id: str, count: int) -> int | None:
         return count if self.is_own(message_id, self.state.version) else None
@@ -94,26 +82,20 @@ class ForkState(MessageSink):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversationHead:
-    """What reading the past of a conversation needs of its row.
-
-    :ivar retained: the version up to which content was reset, and is kept for forks alone.
-    """
+    """What reading the past of a conversation needs of its row."""
 
     version: int
     deleted: bool
-    retained: int
+    retained: int  # content up to it was reset, and is kept for forks alone
     fork: ForkPoint | None
     inherits: bool
     inherited_to: str | None
 
 
 class PointInTimeReader:
-    """Reads the past of conversations over connections that it is given.
+    """Reads the past of conversations over connections that it is given."""
 
-    A message as of a version is read from its row if nothing of it has changed since; for the others, and for no more,
-    the events up to that version are folded.
-    """
-
+    # A message is read from its row if nothing of it has changed since; for the others alone, events are folded.
     def __init__(self, dialect: Dialect, *, reader: Reader, upcasters: Upcasters) -> None:
         self._reader = reader
         self._upcasters = upcasters
@@ -121,7 +103,6 @@ class PointInTimeReader:
         self._selects: dict[WindowShape, sa.Executable] = {}
 
     async def head(self, connection: AsyncConnection, conversation_id: str) -> ConversationHead | None:
-        """Return the head of a conversation; ``None`` where there is none."""
         key = self._reader.key(conversation_id)
         row = (await connection.execute(self._statements.head, key)).first()
         if row is None:
@@ -147,8 +128,8 @@ class PointInTimeReader:
         if fork.version is not None and (fork.version <= head.version or fork.event_id is None):
             return fork.version
         key = {**self._reader.key(fork.conversation_id), "event": fork.event_id}
-        found: int | None = (await connection.execute(self._statements.version, key)).scalar()
-        return found
+        version: int | None = (await connection.execute(self._statements.version, key)).scalar()
+        return version
 
     async def fork_state(
         self, connection: AsyncConnection, conversation_id: str, version: int, head: ConversationHead
@@ -195,24 +176,11 @@ class PointInTimeReader:
         count = await connection.execute(
             self._statements.count, {**self._reader.key(conversation_id), "as_of": version}
         )
-        state = running.state
-        found = Conversation(
-            conversation_id=conversation_id,
-            owner_id=state.owner_id,
-            number=None if state.owner_id is None else now.number,
-            title=state.title,
-            state=state.state,
-            version=state.version,
-            message_count=count.scalar_one(),
-            tokens=state.tokens,
-            metadata=state.metadata,
-            forked_from=state.forked_from,
-            inherits=state.inherits,
-            inherited_to=state.inherited_to,
-            created_at=state.created_at,
-            updated_at=state.updated_at,
-        )
-        return without_conversation_content(found) if now.state == "deleted" else found
+        values: dict[str, Any] = {spec.name: getattr(running.state, spec.name) for spec in fields(running.state)}
+        values["message_count"] = count.scalar_one()
+        number = None if running.state.owner_id is None else now.number
+        conversation = Conversation(conversation_id=conversation_id, number=number, **values)
+        return without_conversation_content(conversation) if now.state == "deleted" else conversation
 
     async def messages(
         self, connection: AsyncConnection, conversation_id: str, version: int, window: Window
@@ -226,20 +194,14 @@ class PointInTimeReader:
         key = self._reader.key(conversation_id)
         if (select := self._selects.get(window.shape)) is None:
             select = self._selects[window.shape] = messages_select(window.shape, as_of=True)
-        found = await connection.execute(select, {**key, **window.values, "as_of": version})
-        rows = found.all()
+        result = await connection.execute(select, {**key, **window.values, "as_of": version})
+        rows = result.all()
         then = await self._messages_then(connection, conversation_id, version, rows, head)
-        return page_of(
-            {
-                row.m_version: replace(
-                    then[row.m_version],
-                    on_path=row.m_left_at is None or row.m_left_at > version,
-                    superseded=row.m_left_at == row.m_version,
-                )
-                for row in rows
-            },
-            window,
-        )
+        for row in rows:
+            message = then[row.m_version]
+            message.on_path = row.m_left_at is None or row.m_left_at > version
+            message.superseded = row.m_left_at == row.m_version
+        return page_of(then, window)
 
     async def find(
         self, connection: AsyncConnection, conversation_id: str, version: int, message_id: str, upto: int | None = None
@@ -247,8 +209,8 @@ class PointInTimeReader:
         """Return the version of the newest message of an id that was on the path as of a version."""
         last = version if upto is None else min(version, upto)
         key = {**self._reader.key(conversation_id), "message": message_id, "as_of": version, "upto": last}
-        found: int | None = (await connection.execute(self._statements.find, key)).scalar()
-        return found
+        newest: int | None = (await connection.execute(self._statements.find, key)).scalar()
+        return newest
 
     async def _messages_then(
         self,
@@ -259,10 +221,10 @@ class PointInTimeReader:
         head: ConversationHead,
     ) -> dict[int, RecordedMessage]:
         """Return messages as of a version, by their own versions: from their rows, or folded if they changed since."""
-        found = {row.m_version: self._reader.message(row, conversation_id) for row in rows}
+        messages = {row.m_version: self._reader.message(row, conversation_id) for row in rows}
         changed = await self._changed(connection, conversation_id, version, rows, head)
         if not changed:
-            return found
+            return messages
         names = {row.m_message_id for row in rows if row.m_version in changed}
         later = {row.m_version for row in rows if (row.m_redacted_at or 0) > version}
         log = [appended_event(row._mapping, conversation_id) for row in rows if row.m_version in changed]
@@ -278,9 +240,9 @@ class PointInTimeReader:
         for message in folding.result().messages:
             if message.version is not None:
                 # A message that was reset since keeps its content where forks read it: they read it as it was.
-                erased = found[message.version].redacted and message.version not in later
-                found[message.version] = replace(message, redacted=message.redacted or erased)
-        return found
+                erased = messages[message.version].redacted and message.version not in later
+                messages[message.version] = replace(message, redacted=message.redacted or erased)
+        return messages
 
     async def _changed(
         self,
@@ -319,14 +281,14 @@ class PointInTimeReader:
         self, connection: AsyncConnection, conversation_id: str, message_ids: set[str]
     ) -> Mapping[str, int]:
         """Return the version at which each message was first appended here; others are left out."""
-        found: dict[str, int] = {}
+        versions: dict[str, int] = {}
         for part in in_batches(sorted(message_ids)):
             rows = await connection.execute(
                 self._statements.appended, {**self._reader.key(conversation_id), "ids": part}
             )
             for row in rows:
-                found[row.message_id] = min(row.version, found.get(row.message_id, row.version))
-        return found
+                versions[row.message_id] = min(row.version, versions.get(row.message_id, row.version))
+        return versions
 
     async def _events(
         self,
@@ -368,30 +330,14 @@ class _Statements:
     """The selects of the past, built and compiled once."""
 
     def __init__(self, dialect: Dialect) -> None:
-        of_events = (
-            events.c.partition == sa.bindparam("partition"),
-            events.c.conversation_id == sa.bindparam("conversation"),
-        )
-        of_messages = (
-            messages.c.partition == sa.bindparam("partition"),
-            messages.c.conversation_id == sa.bindparam("conversation"),
-        )
+        of_events, of_messages = of_conversation(events), of_conversation(messages)
         on_path = (
             messages.c.version <= sa.bindparam("as_of"),
             sa.or_(is_on_path(messages), left_at(messages) > sa.bindparam("as_of")),
         )
-        self.head = sa.select(
-            conversations.c.version,
-            conversations.c.state,
-            conversations.c.retained,
-            conversations.c.forked_from_id,
-            conversations.c.forked_from_version,
-            conversations.c.forked_from_event,
-            conversations.c.inherits,
-            conversations.c.inherited_to,
-        ).where(
-            conversations.c.partition == sa.bindparam("partition"),
-            conversations.c.conversation_id == sa.bindparam("conversation"),
+        forked = ("forked_from_id", "forked_from_version", "forked_from_event", "inherits", "inherited_to")
+        self.head = sa.select(*(conversations.c[name] for name in ("version", "state", "retained", *forked))).where(
+            *of_conversation(conversations)
         )
         self.version_at = (
             sa.select(events.c.version)

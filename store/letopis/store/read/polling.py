@@ -47,11 +47,9 @@ async def follow(
     batch: int,
     poll: float,
 ) -> AsyncGenerator[RecordedEvent, None]:
-    """Yield the events of partitions after a position of each, then wait for more, without end.
-
-    Nothing is missed, because positions are assigned under a lock that is held until the commit: when one can be read,
-    all before it can.
-    """
+    """Yield the events of partitions after a position of each, then wait for more, without end."""
+    # Nothing is missed, because positions are assigned under a lock that is held until the commit: when one can be
+    # read, all before it can.
     positions = dict(after)
     while True:
         idle = True
@@ -61,8 +59,8 @@ async def follow(
             start = positions[partition]
             if head <= start:
                 continue
-            found: list[RecordedEvent] = await read(partial(_log, partition=partition, after=start, limit=batch))
-            for event in found:
+            events: list[RecordedEvent] = await read(partial(_log, partition=partition, after=start, limit=batch))
+            for event in events:
                 idle = False
                 positions[partition] = event.position or 0
                 yield event

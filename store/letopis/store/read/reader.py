@@ -51,24 +51,15 @@ MAX_REMEMBERED_CONVERSATIONS: Final = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreView:
-    """What the history store holds of a conversation at one moment, to merge pending events with.
+    """What the history store holds of a conversation at one moment, to merge pending events with."""
 
-    :ivar conversation: ``None`` where there is none, or the view is ``plain``.
-    :ivar messages: those of the window that was asked for.
-    :ivar sequence: the last sequence of this outbox's lane that was applied at that moment; 0 for none.
-    :ivar version: the conversation's version at that moment; 0 where there is none.
-    :ivar next: where the messages go on, as in a page.
-    :ivar places: positions of the messages that were asked for by id; those that are not there are left out.
-    :ivar plain: the conversation was not read, but has messages on its path, so it is not deleted, and it is no fork.
-    """
-
-    conversation: Conversation | None
+    conversation: Conversation | None  # None where there is none, or the view is ``plain``
     messages: tuple[RecordedMessage, ...]
-    sequence: int
-    version: int = 0
-    next: str | None = None
-    places: Mapping[str, PathPosition] = field(default_factory=dict)
-    plain: bool = False
+    sequence: int  # the last of this outbox's lane that was applied; 0 for none
+    version: int = 0  # 0 where there is no conversation
+    next: str | None = None  # where the messages go on, as in a page
+    places: Mapping[str, PathPosition] = field(default_factory=dict)  # by id, of the messages asked for that are there
+    plain: bool = False  # not read, but has messages on its path: neither deleted nor a fork
 
     @property
     def inherits(self) -> bool:
@@ -82,21 +73,14 @@ EMPTY_VIEW: Final = StoreView(conversation=None, messages=(), sequence=0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewQuery:
-    """What a view is to hold.
-
-    :ivar origin_id: the outbox whose lane is read.
-    :ivar window: which of the conversation's own messages are read; ``None`` for none.
-    :ivar names: ids of messages whose position on the path is read too.
-    :ivar bound: takes the view without messages; returns the version beyond which none are read, ``None`` for all.
-    :ivar whole: whether the conversation itself is needed, so that a ``plain`` view does not answer.
-    """
+    """What a view is to hold."""
 
     conversation_id: str
-    origin_id: UUID
-    window: Window | None = None
-    names: Collection[str] = ()
-    bound: Callable[[StoreView], int | None] | None = None
-    whole: bool = False
+    origin_id: UUID  # the outbox whose lane is read
+    window: Window | None = None  # of the conversation's own messages; None for none
+    names: Collection[str] = ()  # ids of messages whose position on the path is read too
+    bound: Callable[[StoreView], int | None] | None = None  # from the view, the version beyond which no message is read
+    whole: bool = False  # the conversation itself is needed, so that a plain view does not answer
 
     @property
     def counted(self) -> bool:
@@ -124,7 +108,6 @@ class Reader:
         self._known_forks: set[str] = set()
 
     async def conversation(self, connection: AsyncConnection, conversation_id: str) -> Conversation | None:
-        """Return a conversation, or ``None`` where there is none."""
         key = self.key(conversation_id)
         row = (await connection.execute(self._statements.conversation, key)).first()
         return None if row is None else (await self._with_markers(connection, [row]))[0]
@@ -139,7 +122,6 @@ class Reader:
         states: Collection[str] = DEFAULT_STATES,
         oldest_first: bool = False,
     ) -> Page[Conversation]:
-        """Return a page of conversations by last activity, the newest first or the oldest."""
         parameters: dict[str, Any] = {"limit": check_count(limit, "limit") + 1, "states": check_states(states)}
         if owner is not None:
             parameters["owner"] = check_identifier(owner, "owner")
@@ -158,26 +140,26 @@ class Reader:
 
     async def owned(self, connection: AsyncConnection, owner: str, names: Collection[str]) -> dict[str, int]:
         """Return those of some conversations that belong to an owner, with the time of their last activity."""
-        found: dict[str, int] = {}
+        updated: dict[str, int] = {}
         for part in in_batches(names):
             partitions = sorted({partition_of(name, self._partitions) for name in part})
             values = {"partitions": partitions, "conversations": part, "owner": owner}
-            found |= {row[0]: row[1] for row in await connection.execute(self._statements.owned, values)}
-        return found
+            updated |= {row[0]: row[1] for row in await connection.execute(self._statements.owned, values)}
+        return updated
 
     async def messages(
         self, connection: AsyncConnection, conversation_id: str, window: Window
     ) -> Page[RecordedMessage]:
         """Return the messages of a window, in order."""
-        found, _ = await self._window(connection, conversation_id, window)
-        return page_of(found, window)
+        messages, _ = await self._window(connection, conversation_id, window)
+        return page_of(messages, window)
 
     async def view_in_one(self, connection: AsyncConnection, query: ViewQuery) -> StoreView | None:
         """Return what :meth:`view` does, in one statement; ``None`` where one statement cannot answer it."""
         conversation_id, window = query.conversation_id, query.window
         if window is None or conversation_id in self._known_forks:
             return None
-        found, head = await self._window(connection, conversation_id, window, origin_id=query.origin_id)
+        messages, head = await self._window(connection, conversation_id, window, origin_id=query.origin_id)
         if head is None:
             # Read after the messages: where there is no conversation now, there was none then.
             view = await self.head_view(connection, query)
@@ -185,7 +167,7 @@ class Reader:
         if head.fork:
             _remember(self._known_forks, conversation_id)
             return None
-        return plain_view(page_of(found, window), head)
+        return plain_view(page_of(messages, window), head)
 
     async def _window(
         self, connection: AsyncConnection, conversation_id: str, window: Window, *, origin_id: UUID | None = None
@@ -199,17 +181,17 @@ class Reader:
             statement = self._statements.plain_window(window, with_head=with_head)
             rows = (await connection.execute(statement, parameters)).all()
             marked = bool(rows) and rows[0].marked
-            found = {} if marked else plain_messages(conversation_id, rows)
-            if len(found) == len(rows):
-                return found, rows[0] if rows else None
+            messages = {} if marked else plain_messages(conversation_id, rows)
+            if len(messages) == len(rows):
+                return messages, rows[0] if rows else None
             # The two statements see two moments: what the first one returned is not used.
             _remember(self._changed, conversation_id)
         rows = (await connection.execute(self._statements.window(window, with_head=with_head), parameters)).all()
-        found = self._plain_messages(conversation_id, rows)
-        if len(found) == len(rows):
+        messages = self._plain_messages(conversation_id, rows)
+        if len(messages) == len(rows):
             self._changed.discard(conversation_id)
-        found |= {row.m_version: self.message(row, conversation_id) for row in rows if row.m_version not in found}
-        return found, rows[0] if rows else None
+        messages |= {row.m_version: self.message(row, conversation_id) for row in rows if row.m_version not in messages}
+        return messages, rows[0] if rows else None
 
     async def events(
         self,
@@ -222,7 +204,6 @@ class Reader:
         newest: bool = False,
         types: Sequence[str] | None = None,
     ) -> Page[RecordedEvent]:
-        """Return a page of a conversation's events, by version: the first after a version, or the newest."""
         parameters = self.key(conversation_id)
         parameters["after"] = check_place(after, "after")
         parameters["before"] = INTEGER_MAX if before is None else before
@@ -232,18 +213,18 @@ class Reader:
         statement = self._statements.events(newest=newest, typed=types is not None)
         rows = (await connection.execute(statement, parameters)).all()
         items = [recorded_event(row) for row in rows[:limit]]
-        place = str(items[-1].version) if len(rows) > limit else None
-        return Page(tuple(reversed(items) if newest else items), next=place)
+        following = str(items[-1].version) if len(rows) > limit else None
+        return Page(tuple(reversed(items) if newest else items), next=following)
 
     async def named(
         self, connection: AsyncConnection, conversation_id: str, message_ids: Collection[str]
     ) -> tuple[RecordedMessage, ...]:
         """Return the messages of some ids, on the path and off it, in order."""
-        found: list[RecordedMessage] = []
+        messages: list[RecordedMessage] = []
         for part in in_batches(list(message_ids)):
             rows = await connection.execute(self._statements.named, {**self.key(conversation_id), "ids": part})
-            found += [self.message(row, conversation_id) for row in rows]
-        return tuple(sorted(found, key=lambda message: message.version or 0))
+            messages += [self.message(row, conversation_id) for row in rows]
+        return tuple(sorted(messages, key=lambda message: message.version or 0))
 
     async def conversations_of(self, connection: AsyncConnection, message_id: str, *, limit: int) -> list[str]:
         """Return some conversations that have a message of an id."""
@@ -280,7 +261,6 @@ class Reader:
         return EMPTY_VIEW if row is None else _head_view(row, recorded_conversation(row._mapping, active=True))
 
     async def active(self, connection: AsyncConnection, owner: str) -> Conversation | None:
-        """Return an owner's active conversation; ``None`` where there is none."""
         row = await self._active_row(connection, owner, self._statements.conversation)
         return None if row is None else recorded_conversation(row._mapping, active=True)
 
@@ -307,12 +287,12 @@ class Reader:
 
     async def _markers(self, connection: AsyncConnection, owners: Collection[str]) -> dict[str, str | None]:
         """Return the active conversation of each owner that has a row."""
-        found: dict[str, str | None] = {}
+        markers: dict[str, str | None] = {}
         for part in in_batches(owners):
             values = {"partitions": sorted({partition_of(owner, self._partitions) for owner in part}), "owners": part}
             rows = await connection.execute(self._statements.markers, values)
-            found |= {row.owner_id: row.active_conversation_id for row in rows}
-        return found
+            markers |= {row.owner_id: row.active_conversation_id for row in rows}
+        return markers
 
     async def path_of(
         self, connection: AsyncConnection, conversation_id: str, message_ids: Collection[str], *, counted: bool = True
@@ -320,13 +300,13 @@ class Reader:
         """Return the positions of messages on the path, by id; ids that are not there are left out."""
         if isinstance(message_ids, str) or not isinstance(message_ids, Collection):
             raise InvalidInput("message_ids", f"must be a collection of ids, not {type(message_ids).__name__}")
-        message_ids = [check_identifier(one, "message_id") for one in message_ids]
-        found: dict[str, PathPosition] = {}
+        message_ids = [check_identifier(message_id, "message_id") for message_id in message_ids]
+        positions: dict[str, PathPosition] = {}
         statement = self._statements.path_of if counted else self._statements.places_of
         for part in in_batches(dict.fromkeys(message_ids)):
             rows = await connection.execute(statement, {**self.key(conversation_id), "ids": part})
-            found |= positions_from_rows(tuple(row) for row in rows)
-        return found
+            positions |= positions_from_rows(tuple(row) for row in rows)
+        return positions
 
     async def digests(
         self, connection: AsyncConnection, conversation_id: str, event_ids: Collection[UUID]
@@ -339,7 +319,6 @@ class Reader:
     async def lane_heads(
         self, connection: AsyncConnection, origin_id: UUID, conversation_ids: Sequence[str]
     ) -> dict[str, int]:
-        """Return the last applied sequence of an origin's lanes, by conversation; unknown lanes are left out."""
         if not isinstance(origin_id, UUID):
             raise InvalidInput("origin_id", f"must be a UUID, not {type(origin_id).__name__}")
         if isinstance(conversation_ids, str) or not isinstance(conversation_ids, Collection):
@@ -347,27 +326,25 @@ class Reader:
         for name in conversation_ids:
             if not (isinstance(name, str) and is_record_lane(name)):
                 check_identifier(name, "conversation_id")
-        found = await self.lanes(connection, origin_id, conversation_ids)
-        return {name: row.sequence for name, row in found.items()}
+        lanes = await self.lanes(connection, origin_id, conversation_ids)
+        return {name: row.sequence for name, row in lanes.items()}
 
     async def lanes(
         self, connection: AsyncConnection, origin_id: UUID, names: Collection[str]
     ) -> dict[str, sa.Row[Any]]:
         """Return the sequence and the floor of an origin's lanes, by name; unknown lanes are left out."""
-        found: dict[str, sa.Row[Any]] = {}
+        lanes: dict[str, sa.Row[Any]] = {}
         for part in in_batches(dict.fromkeys(names)):
             partitions = sorted({lane_partition(name, self._partitions) for name in part})
             values = {"partitions": partitions, "conversations": part, "origin": origin_id}
-            found |= {row.conversation_id: row for row in await connection.execute(self._statements.lanes, values)}
-        return found
+            lanes |= {row.conversation_id: row for row in await connection.execute(self._statements.lanes, values)}
+        return lanes
 
     async def log(self, connection: AsyncConnection, *, partition: int, after: int, limit: int) -> list[RecordedEvent]:
-        """Return the next events of a log partition, by position."""
         rows = await connection.execute(self._statements.log, {"partition": partition, "after": after, "limit": limit})
         return [recorded_event(row) for row in rows]
 
     async def heads(self, connection: AsyncConnection, partitions: Collection[int]) -> dict[int, int]:
-        """Return the last position assigned in each partition, by partition, sorted."""
         rows = (await connection.execute(self._statements.heads, {"partitions": list(partitions)})).all()
         check_counters([LogState.OPEN] * len(rows), expected=len(partitions))
         return {row.partition: row.position for row in rows}

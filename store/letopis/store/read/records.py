@@ -26,26 +26,12 @@ from letopis.store.model.records import (
 from letopis.store.rules.record_plan import record_id
 
 ReadLanes = Callable[[AsyncConnection, UUID, Collection[str]], Awaitable[Mapping[str, sa.Row[Any]]]]
-_HELD: Final = (
-    "record_id",
-    "scope",
-    "namespace",
-    "record_key",
-    "revision",
-    "media",
-    "size",
-    "parts",
-    "tags",
-    "updated_at",
-)
+_NOT_LISTED: Final = ("partition", "body", "digest", "salt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredRecord:
-    """A record as the history store holds it.
-
-    :ivar body: ``None`` if it was not asked for.
-    """
+    """A record as the history store holds it."""
 
     scope: Scope
     place: RecordKey
@@ -54,21 +40,16 @@ class StoredRecord:
     size: int
     tags: Mapping[str, Tag]
     updated_at: int
-    body: bytes | None = None
+    body: bytes | None = None  # None if it was not asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordsView:
-    """Records of a scope at one moment.
-
-    :ivar records: in the order that was asked for.
-    :ivar heads: the last sequence of the outbox's lanes that was applied at that moment; unknown lanes are left out.
-    :ivar full: a page as long as it may be: more may follow.
-    """
+    """Records of a scope at one moment."""
 
     records: Sequence[StoredRecord]
-    heads: Mapping[str, int] = field(default_factory=dict)
-    full: bool = False
+    heads: Mapping[str, int] = field(default_factory=dict)  # of the outbox's lanes that were applied by then
+    full: bool = False  # more may follow
 
 
 class RecordReader:
@@ -77,7 +58,7 @@ class RecordReader:
     def __init__(self, dialect: Dialect, lanes: ReadLanes, *, partitions: int) -> None:
         self._lanes = lanes
         self._partitions = partitions
-        self._columns = [records.c[name] for name in _HELD]
+        self._columns = [column for column in records.c if column.name not in _NOT_LISTED]
         self._by_id = sa.select(*self._columns).where(
             records.c.partition == sa.bindparam("at_partition"), dialect.among(records.c.record_id, "ids")
         )
@@ -106,7 +87,7 @@ class RecordReader:
     ) -> RecordsView:
         """Return the records under some keys, with their values."""
         partition = scope.partition(self._partitions)
-        wanted = {record_id(scope, place): place for place in places}
+        wanted = {record_id(scope, key): key for key in places}
         rows: list[sa.Row[Any]] = []
         statement = self._by_id_whole if values else self._by_id
         for part in in_batches(wanted):
@@ -115,7 +96,7 @@ class RecordReader:
         if values:
             bodies = {row.record_id: bytes(row.body) for row in rows if not row.parts}
             bodies |= await self._bodies(connection, partition, [row for row in rows if row.parts])
-        heads = await self._heads(connection, origin_id, {scope.lane(place[0]) for place in places})
+        heads = await self._heads(connection, origin_id, {scope.lane(key[0]) for key in places})
         return RecordsView(records=[_record(row, bodies.get(row.record_id)) for row in rows], heads=heads)
 
     async def page(
@@ -173,15 +154,9 @@ class RecordReader:
         statement = sa.select(*self._columns)
         for name, value in tags.items():
             tag = record_tags.alias()
-            statement = statement.join(
-                tag,
-                sa.and_(
-                    tag.c.partition == records.c.partition,
-                    tag.c.record_id == records.c.record_id,
-                    tag.c.name == name.encode(),
-                    tag.c.value == encode_tag(value),
-                ),
-            )
+            same = sa.and_(tag.c.partition == records.c.partition, tag.c.record_id == records.c.record_id)
+            held = sa.and_(tag.c.name == name.encode(), tag.c.value == encode_tag(value))
+            statement = statement.join(tag, sa.and_(same, held))
         order: list[sa.ColumnElement[Any]] = [records.c.scope, records.c.namespace, records.c.record_key]
         if end is not None:
             statement = statement.where(order[2] < end)
@@ -209,42 +184,42 @@ class RecordReader:
     async def _bodies(
         self, connection: AsyncConnection, partition: int, rows: Sequence[sa.Row[Any]]
     ) -> dict[UUID, bytes]:
-        found: dict[UUID, bytes] = {}
+        bodies: dict[UUID, bytes] = {}
         for part in in_batches(row.record_id for row in rows if not row.parts):
             inline = await connection.execute(self._inline, {"at_partition": partition, "ids": part})
-            found.update({row.record_id: bytes(row.body) for row in inline})
+            bodies.update({row.record_id: bytes(row.body) for row in inline})
         for row in rows:
             if row.parts:
                 parts = await connection.execute(self._parts, {"at_partition": partition, "record": row.record_id})
-                found[row.record_id] = b"".join(bytes(one.body) for one in parts)
-        return found
+                bodies[row.record_id] = b"".join(bytes(body.body) for body in parts)
+        return bodies
 
 
 def _conditions(where: RecordRange) -> tuple[list[sa.ColumnElement[bool]], dict[str, Any]]:
     namespace, key = records.c.namespace, records.c.record_key
-    found: list[sa.ColumnElement[bool]] = []
+    conditions: list[sa.ColumnElement[bool]] = []
     values: dict[str, Any] = {"prefix": where.prefix}
     if where.exact:
-        found.append(namespace == sa.bindparam("prefix"))
+        conditions.append(namespace == sa.bindparam("prefix"))
         for name, bound, condition in (
             ("start", where.start, key >= sa.bindparam("start")),
             ("end", where.end, key < sa.bindparam("end")),
         ):
             if bound is not None:
-                found.append(condition)
+                conditions.append(condition)
                 values[name] = bound
     else:
-        found.append(namespace >= sa.bindparam("prefix"))
+        conditions.append(namespace >= sa.bindparam("prefix"))
         if (end := range_end(where.prefix)) is not None:
-            found.append(namespace < sa.bindparam("bound"))
+            conditions.append(namespace < sa.bindparam("bound"))
             values["bound"] = end
     if where.after is not None:
         at: sa.BindParameter[bytes] = sa.bindparam("at_namespace")
         last: sa.BindParameter[bytes] = sa.bindparam("at_key")
         beyond = (namespace < at, key < last) if where.reverse else (namespace > at, key > last)
-        found.append(sa.or_(beyond[0], sa.and_(namespace == at, beyond[1])))
+        conditions.append(sa.or_(beyond[0], sa.and_(namespace == at, beyond[1])))
         values |= {"at_namespace": where.after[0], "at_key": where.after[1]}
-    return found, values
+    return conditions, values
 
 
 def _record(row: sa.Row[Any], body: bytes | None) -> StoredRecord:

@@ -8,7 +8,16 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from letopis.store.database.dialects import Dialect
-from letopis.store.database.schema import conversations, events, lanes, log_heads, messages, owners
+from letopis.store.database.schema import (
+    conversations,
+    events,
+    lanes,
+    log_heads,
+    messages,
+    of_conversation,
+    owners,
+    same_conversation,
+)
 from letopis.store.model.event_types import MessageAppended
 from letopis.store.read.paging import Window, WindowShape
 from letopis.store.read.task_marks import (
@@ -30,32 +39,23 @@ class ReadStatements:
     """The selects of a reader, each built and compiled once."""
 
     def __init__(self, dialect: Dialect) -> None:
-        of_it = (
-            conversations.c.partition == sa.bindparam("partition"),
-            conversations.c.conversation_id == sa.bindparam("conversation"),
-        )
-        self.conversation = sa.select(conversations).where(*of_it)
+        self.conversation = sa.select(conversations).where(*of_conversation(conversations))
         # A statement of its own, as no conversation names the partition of its owner.
         self.markers = sa.select(owners.c.owner_id, owners.c.active_conversation_id).where(
             dialect.among(owners.c.partition, "partitions"), dialect.among(owners.c.owner_id, "owners")
-        )
-        lane = sa.and_(
-            lanes.c.partition == conversations.c.partition,
-            lanes.c.conversation_id == conversations.c.conversation_id,
-            lanes.c.origin_id == sa.bindparam("origin"),
         )
         named = dialect.among(messages.c.message_id, "ids")
         self.path_of, self.places_of = path_select(named), path_select(named, counted=False)
         self._among_states = dialect.among(conversations.c.state, "states")
         self.view = (
-            sa.select(conversations, lanes.c.sequence).select_from(conversations.outerjoin(lanes, lane)).where(*of_it)
+            sa.select(conversations, lanes.c.sequence)
+            .select_from(conversations.outerjoin(lanes, _own_lane()))
+            .where(*of_conversation(conversations))
         )
         self._among_types = dialect.among(events.c.type, "types")
         self.named = whole(
             sa.select(*message_columns(messages)).where(
-                messages.c.partition == sa.bindparam("partition"),
-                messages.c.conversation_id == sa.bindparam("conversation"),
-                dialect.among(messages.c.message_id, "ids"),
+                *of_conversation(messages), dialect.among(messages.c.message_id, "ids")
             )
         )
         self.conversations_of = (
@@ -65,9 +65,7 @@ class ReadStatements:
             .limit(sa.bindparam("limit"))
         )
         self.owned = sa.select(conversations.c.conversation_id, conversations.c.updated_at).where(
-            dialect.among(conversations.c.partition, "partitions"),
-            dialect.among(conversations.c.conversation_id, "conversations"),
-            conversations.c.owner_id == sa.bindparam("owner"),
+            *dialect.of_conversations(conversations), conversations.c.owner_id == sa.bindparam("owner")
         )
         self.log = (
             sa.select(*event_columns(events))
@@ -82,50 +80,32 @@ class ReadStatements:
         )
         self.digests = sa.select(
             events.c.event_id, events.c.digest, sa.case((erased(events).is_(None), events.c.salt)).label("salt")
-        ).where(
-            events.c.partition == sa.bindparam("partition"),
-            events.c.conversation_id == sa.bindparam("conversation"),
-            dialect.among(events.c.event_id, "ids"),
-        )
+        ).where(*of_conversation(events), dialect.among(events.c.event_id, "ids"))
         self.lanes = sa.select(lanes.c.conversation_id, lanes.c.sequence, lanes.c.floor).where(
-            dialect.among(lanes.c.partition, "partitions"),
-            dialect.among(lanes.c.conversation_id, "conversations"),
-            lanes.c.origin_id == sa.bindparam("origin"),
+            *dialect.of_conversations(lanes), lanes.c.origin_id == sa.bindparam("origin")
         )
         self._windows: dict[tuple[WindowShape, bool], sa.Select[Any]] = {}
         self._plain_windows: dict[tuple[WindowShape, bool], sa.Select[Any]] = {}
 
     def conversations(self, *, owned: bool, going_on: bool, oldest_first: bool = False) -> sa.Executable:
-        """Return the select of a page of conversations."""
         updated, name = conversations.c.updated_at, conversations.c.conversation_id
         statement = sa.select(conversations).where(self._among_states)
         if owned:
             statement = statement.where(conversations.c.owner_id == sa.bindparam("owner"))
-        # The first condition is what an index can use; MariaDB makes no range of a comparison of pairs.
-        if going_on and oldest_first:
-            statement = statement.where(
-                updated >= sa.bindparam("updated"),
-                sa.or_(
-                    updated > sa.bindparam("updated"),
-                    sa.and_(updated == sa.bindparam("updated"), name > sa.bindparam("conversation")),
-                ),
-            )
-        elif going_on:
-            statement = statement.where(
-                updated <= sa.bindparam("updated"),
-                sa.or_(
-                    updated < sa.bindparam("updated"),
-                    sa.and_(updated == sa.bindparam("updated"), name < sa.bindparam("conversation")),
-                ),
-            )
+        if going_on:
+            last: sa.BindParameter[Any] = sa.bindparam("updated")
+            last_name: sa.BindParameter[Any] = sa.bindparam("conversation")
+            within, beyond = (updated >= last, updated > last) if oldest_first else (updated <= last, updated < last)
+            later_name = name > last_name if oldest_first else name < last_name
+            # The first condition is what an index can use; MariaDB makes no range of a comparison of pairs.
+            statement = statement.where(within, sa.or_(beyond, sa.and_(updated == last, later_name)))
         order = (updated, name) if oldest_first else (updated.desc(), name.desc())
         return statement.order_by(*order).limit(sa.bindparam("limit"))
 
     def events(self, *, newest: bool, typed: bool) -> sa.Executable:
         """Return the select of events of a conversation between two versions."""
         statement = sa.select(*event_columns(events)).where(
-            events.c.partition == sa.bindparam("partition"),
-            events.c.conversation_id == sa.bindparam("conversation"),
+            *of_conversation(events),
             events.c.version > sa.bindparam("after"),
             events.c.version < sa.bindparam("before"),
         )
@@ -135,11 +115,10 @@ class ReadStatements:
         return statement.order_by(order).limit(sa.bindparam("limit"))
 
     def window(self, window: Window, *, with_head: bool = False) -> sa.Executable:
-        """Return the select of a window: each message with the events of its origin, content and delivery."""
         key = (window.shape, with_head)
-        if (found := self._windows.get(key)) is None:
-            found = self._windows[key] = messages_select(window.shape, with_head=with_head)
-        return found
+        if (select := self._windows.get(key)) is None:
+            select = self._windows[key] = messages_select(window.shape, with_head=with_head)
+        return select
 
     def plain_window(self, window: Window, *, with_head: bool = False) -> sa.Executable:
         """Return the select of a window, each message with what most of them have alone."""
@@ -147,9 +126,9 @@ class ReadStatements:
         key = (window.shape._replace(limit=window.values.get("limit")), with_head)
         if key not in self._plain_windows and len(self._plain_windows) >= MAX_FIXED_LIMITS:
             key = (window.shape, with_head)
-        if (found := self._plain_windows.get(key)) is None:
-            found = self._plain_windows[key] = plain_select(key[0], with_head=with_head)
-        return found
+        if (select := self._plain_windows.get(key)) is None:
+            select = self._plain_windows[key] = plain_select(key[0], with_head=with_head)
+        return select
 
 
 def messages_select(shape: WindowShape, *, as_of: bool = False, with_head: bool = False) -> sa.Select[Any]:
@@ -162,27 +141,18 @@ def messages_select(shape: WindowShape, *, as_of: bool = False, with_head: bool 
 def _page(page: sa.Select[Any], shape: WindowShape, *, as_of: bool = False, marks: bool = True) -> sa.Select[Any]:
     """Return a select of messages, restricted to a window."""
     # The page is cut out of the small index first. As one flat join, SQLite and MariaDB begin with the events and sort.
-    page = page.where(
-        messages.c.partition == sa.bindparam("partition"), messages.c.conversation_id == sa.bindparam("conversation")
-    )
+    page = page.where(*of_conversation(messages))
     if as_of:
         page = page.where(messages.c.version <= sa.bindparam("as_of"))
     if shape.every and not as_of:
         # A deleted conversation shows nothing, also not what has left its path.
-        page = page.where(
-            sa.select(conversations.c.state)
-            .where(
-                conversations.c.partition == sa.bindparam("partition"),
-                conversations.c.conversation_id == sa.bindparam("conversation"),
-            )
-            .scalar_subquery()
-            != "deleted"
-        )
+        state = sa.select(conversations.c.state).where(*of_conversation(conversations))
+        page = page.where(state.scalar_subquery() != "deleted")
     elif not shape.every:
         on_path = is_on_path(messages) if marks else messages.c.left_at.is_(None)
         page = page.where(sa.or_(on_path, left_at(messages) > sa.bindparam("as_of")) if as_of else on_path)
     if shape.roles is not None:
-        roles = (messages.c.role == sa.bindparam(f"role_{place}") for place in range(len(shape.roles)))
+        roles = (messages.c.role == sa.bindparam(f"role_{number}") for number in range(len(shape.roles)))
         page = page.where(sa.or_(sa.false(), *roles))
     if shape.prefixed:
         # Not LIKE: its wildcards and its case differ by database.
@@ -199,25 +169,15 @@ def _page(page: sa.Select[Any], shape: WindowShape, *, as_of: bool = False, mark
 
 
 def plain_select(shape: WindowShape, *, with_head: bool = False) -> sa.Select[Any]:
-    """Return the select of a window, each message with what most have.
+    """Return the select of a window, each message with what most have."""
+    # ``more`` tells that a message has something that only whole() returns, ``marked`` that the conversation has marks,
+    # so that only messages_select() returns the window. Faster, because nearly all that others add is NULL for most.
 
-    ``more`` tells that a message has something else, which only :func:`whole` returns. ``marked`` tells that the
-    conversation has marks, of which this select knows nothing: then only :func:`messages_select` returns the window. It
-    is the faster select, because nearly all that the others add is NULL for most messages.
-    """
     # As narrow as possible: MariaDB writes the page into a table, with room for the longest value of each column.
-    narrow: Any = sa.select(
-        messages.c.partition,
-        messages.c.conversation_id,
-        messages.c.version,
-        sa.or_(
-            messages.c.left_at.is_not(None),
-            messages.c.redacted_at.is_not(None),
-            messages.c.content_version != messages.c.version,
-            messages.c.delivery_version.is_not(None),
-            messages.c.reactions.is_not(None),
-        ).label("more"),
-    )
+    c = messages.c
+    changes = [c[name].is_not(None) for name in ("left_at", "redacted_at", "delivery_version", "reactions")]
+    changed = sa.or_(*changes, c.content_version != c.version).label("more")
+    narrow: Any = sa.select(c.partition, c.conversation_id, c.version, changed)
     m = _page(narrow, shape, marks=False).subquery("m")
     e = events.alias("e")
     more = sa.or_(
@@ -243,28 +203,26 @@ def plain_select(shape: WindowShape, *, with_head: bool = False) -> sa.Select[An
         head = head_select().subquery("s")
         columns += [head.c.delivered, head.c.seen, head.c.fork]
         source = source.join(head, _beside(head, m))
-    found: sa.Select[Any] = sa.select(*columns).select_from(source)
-    return _by_version(found, e)
+    select: sa.Select[Any] = sa.select(*columns).select_from(source)
+    return _by_version(select, e)
 
 
 def head_select() -> sa.Select[Any]:
     """Return the select of a conversation's head: partition, applied sequence of a lane, version, whether a fork."""
-    lane = sa.and_(
-        lanes.c.partition == conversations.c.partition,
-        lanes.c.conversation_id == conversations.c.conversation_id,
-        lanes.c.origin_id == sa.bindparam("origin"),
-    )
     columns: Any = sa.select(
         conversations.c.partition,
         sa.func.coalesce(lanes.c.sequence, 0).label("delivered"),
         conversations.c.version.label("seen"),
         conversations.c.forked_from_id.is_not(None).label("fork"),
     )
-    found: sa.Select[Any] = columns.select_from(conversations.outerjoin(lanes, lane)).where(
-        conversations.c.partition == sa.bindparam("partition"),
-        conversations.c.conversation_id == sa.bindparam("conversation"),
-    )
-    return found
+    source = conversations.outerjoin(lanes, _own_lane())
+    select: sa.Select[Any] = columns.select_from(source).where(*of_conversation(conversations))
+    return select
+
+
+def _own_lane() -> sa.ColumnElement[bool]:
+    """Return the condition that a lane is the outbox's and a conversation's."""
+    return sa.and_(same_conversation(lanes, conversations), lanes.c.origin_id == sa.bindparam("origin"))
 
 
 def path_select(named: sa.ColumnElement[bool], *, counted: bool = True) -> sa.Select[Any]:
@@ -273,36 +231,26 @@ def path_select(named: sa.ColumnElement[bool], *, counted: bool = True) -> sa.Se
     count = (
         sa.select(sa.func.count())
         .select_from(earlier)
-        .where(
-            earlier.c.partition == messages.c.partition,
-            earlier.c.conversation_id == messages.c.conversation_id,
-            earlier.c.version <= messages.c.version,
-            is_on_path(earlier),
-        )
+        .where(same_conversation(earlier, messages), earlier.c.version <= messages.c.version, is_on_path(earlier))
         .scalar_subquery()
         .label("on_path_count")
     )
     last: Any = count if counted else sa.literal_column("0").label("on_path_count")
     marked = {column.name: column for column in message_columns(messages)}
-    found: Any = sa.select(
+    columns: Any = sa.select(
         *(marked[name] for name in ("message_id", "version", "left_at")), last, marked["redacted_at"]
     )
-    found = found.where(
-        messages.c.partition == sa.bindparam("partition"),
-        messages.c.conversation_id == sa.bindparam("conversation"),
-        named,
-    )
-    select: sa.Select[Any] = found
+    select: sa.Select[Any] = columns.where(*of_conversation(messages), named)
     return select
 
 
 def positions_from_rows(rows: Iterable[tuple[str, int, int | None, int, int | None]]) -> dict[str, PathPosition]:
     """Return the positions of messages on the path from rows of :func:`path_select`, by id."""
-    found: dict[str, PathPosition] = {}
+    positions: dict[str, PathPosition] = {}
     for name, version, left, count, redacted_at in sorted(rows, key=lambda row: (row[2] is None, row[1])):
-        redacted = redacted_at is not None and (name not in found or found[name].redacted)
-        found[name] = PathPosition(version=version, on_path=left is None, count=count, redacted=redacted)
-    return found
+        redacted = redacted_at is not None and (name not in positions or positions[name].redacted)
+        positions[name] = PathPosition(version=version, on_path=left is None, count=count, redacted=redacted)
+    return positions
 
 
 def whole(page: sa.Select[Any], *, with_head: bool = False, past: bool = False) -> sa.Select[Any]:
@@ -328,8 +276,8 @@ def whole(page: sa.Select[Any], *, with_head: bool = False, past: bool = False) 
         head = head_select().subquery("s")
         columns = columns.add_columns(head.c.delivered, head.c.seen, head.c.fork)
         source = source.join(head, _beside(head, m))
-    found: sa.Select[Any] = columns.select_from(source)
-    return _by_version(found, e, c, d)
+    select: sa.Select[Any] = columns.select_from(source)
+    return _by_version(select, e, c, d)
 
 
 def _labelled(prefix: str, table: Any, names: str) -> list[Any]:
@@ -339,11 +287,9 @@ def _labelled(prefix: str, table: Any, names: str) -> list[Any]:
 
 
 def _by_version(select: sa.Select[Any], *event_tables: Any) -> sa.Select[Any]:
-    """Return a select that finds events by their versions, whatever MariaDB's statistics say.
-
-    While those are of an empty table, MariaDB takes the index of the log to be as good, and reads a whole partition for
-    each message.
-    """
+    """Return a select that finds events by their versions, whatever MariaDB's statistics say."""
+    # While those are of an empty table, MariaDB takes the index of the log to be as good, and reads a whole partition
+    # for each message.
     for event in event_tables:
         for dialect in ("mysql", "mariadb"):
             select = select.with_hint(event, "FORCE INDEX (uq_letopis_events_version)", dialect)
@@ -358,6 +304,4 @@ def _beside(head: Any, m: Any) -> sa.ColumnElement[bool]:
 
 
 def _event_at(event: Any, m: Any, version: Any) -> sa.ColumnElement[bool]:
-    return sa.and_(
-        event.c.partition == m.c.partition, event.c.conversation_id == m.c.conversation_id, event.c.version == version
-    )
+    return sa.and_(same_conversation(event, m), event.c.version == version)

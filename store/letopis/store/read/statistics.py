@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect
-from letopis.store.database.schema import conversations, events, messages
+from letopis.store.database.schema import conversations, events, messages, of_conversation, same_conversation
 from letopis.store.model.codec import decode
 from letopis.store.model.event_types import MessageAppended
 from letopis.store.model.events import Upcasters
@@ -91,10 +91,8 @@ class StatisticsReader:
     async def _add_all(
         self, connection: AsyncConnection, period: Period, counting: StatisticsBuilder
     ) -> AsyncIterator[str]:
-        """Count all messages from their rows alone, without the log; yield the conversations that have any.
-
-        The tokens are summed up in the row of each conversation.
-        """
+        """Count all messages from their rows alone, without the log; yield the conversations that have any."""
+        # The tokens are summed up in the row of each conversation.
         async for rows in self._conversation_pages(connection, period):
             tokens = {row.conversation_id: row.tokens for row in rows}
             key = {"partitions": self._partitions_of(tokens), "conversations": list(tokens)}
@@ -119,8 +117,8 @@ class StatisticsReader:
             if len(few) > 1 or few[0].version <= MAX_EVENTS_PER_PAGE:
                 names = [row.conversation_id for row in few]
                 key = {"partitions": self._partitions_of(names), "conversations": names}
-                found = (await connection.execute(statement, {**key, **narrowed})).all()
-                yield sorted(found, key=lambda row: (row.conversation_id, row.version))
+                messages = (await connection.execute(statement, {**key, **narrowed})).all()
+                yield sorted(messages, key=lambda row: (row.conversation_id, row.version))
                 continue
             for after in range(0, few[0].version, MAX_EVENTS_PER_PAGE):
                 window = {"partition": few[0].partition, "conversation": few[0].conversation_id}
@@ -180,8 +178,7 @@ class _Statements:
     """The selects of a count, built once."""
 
     def __init__(self, dialect: Dialect) -> None:
-        self._among_partitions = dialect.among(messages.c.partition, "partitions")
-        self._among_conversations = dialect.among(messages.c.conversation_id, "conversations")
+        self._of_conversations = dialect.of_conversations(messages)
         # What was put back is counted where it was appended first.
         stood = sa.and_(
             messages.c.back.is_(None), sa.or_(messages.c.left_at.is_(None), messages.c.left_at != messages.c.version)
@@ -193,7 +190,7 @@ class _Statements:
                 _count(sa.and_(stood, messages.c.role == "assistant")).label("answers"),
                 _count(stood).label("messages"),
             )
-            .where(self._among_partitions, self._among_conversations)
+            .where(*self._of_conversations)
             .group_by(messages.c.conversation_id)
         )
 
@@ -217,35 +214,19 @@ class _Statements:
         # Forks may retain the content of an event that is erased in its own conversation.
         gone = sa.or_(erased(events).is_not(None), redacted.is_not(None), conversations.c.state == "deleted")
         statement = sa.select(
-            messages.c.conversation_id,
-            messages.c.version,
-            messages.c.left_at,
-            messages.c.back,
-            events.c.schema_version,
-            events.c.data,
+            *(messages.c[name] for name in ("conversation_id", "version", "left_at", "back")),
+            *(events.c.schema_version, events.c.data),
             sa.case((gone, 1)).label("erased"),
         ).select_from(
-            messages.join(
-                events,
-                sa.and_(
-                    events.c.partition == messages.c.partition,
-                    events.c.conversation_id == messages.c.conversation_id,
-                    events.c.version == messages.c.version,
-                ),
-            ).join(
-                conversations,
-                sa.and_(
-                    conversations.c.partition == messages.c.partition,
-                    conversations.c.conversation_id == messages.c.conversation_id,
-                ),
+            messages.join(events, same_conversation(events, messages, "version")).join(
+                conversations, same_conversation(conversations, messages)
             )
         )
         if whole:
-            statement = statement.where(self._among_partitions, self._among_conversations)
+            statement = statement.where(*self._of_conversations)
         else:
             statement = statement.where(
-                messages.c.partition == sa.bindparam("partition"),
-                messages.c.conversation_id == sa.bindparam("conversation"),
+                *of_conversation(messages),
                 messages.c.version > sa.bindparam("after"),
                 messages.c.version <= sa.bindparam("upto"),
             )

@@ -1,55 +1,42 @@
-"""Mark what an event does to very many rows, so that readers heed it at once and steps carry it out later.
+"""Mark what an event does to very many rows, so that readers heed it at once and steps carry it out later."""
 
-A task is a range of versions of one conversation, of which ``(after, upto]`` is still to be carried out:
-
-``leave``
-    Messages in it have left the path at the task's version, unless they left it before.
-``erase``
-    Events in it have no content any more.
-``forget``
-    Messages in it must not be in the search index.
-``reset``
-    Messages in it were redacted at the task's version, unless they were before, and have no reactions.
-"""
+# A task is a range of versions of one conversation, of which (after, upto] is still to be carried out.
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import KW_ONLY, astuple, dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect
-from letopis.store.database.schema import tasks
+from letopis.store.database.schema import of_conversation, same_conversation, tasks
 from letopis.store.rules.apply_plan import TableRow
 
-LEAVE: Final = "leave"
-ERASE: Final = "erase"
-FORGET: Final = "forget"
-RESET: Final = "reset"
+LEAVE: Final = "leave"  # its messages have left the path at the task's version, unless they left it before
+ERASE: Final = "erase"  # its events have no content any more
+FORGET: Final = "forget"  # its messages must not be in the search index
+RESET: Final = "reset"  # its messages were redacted at that version, unless before, and have no reactions
 MAX_ROWS_PER_TRANSACTION: Final = 2_000
 """Rows that one delivery may change in its own transaction; more are marked and changed later."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Task:
-    """A mark; see the module.
-
-    :ivar version: the version of its event; for ``erase``, the end of its range when it was written.
-    """
+    """A mark: what is to be done to a range of versions of one conversation."""
 
     partition: int
     conversation_id: str
     kind: str
-    version: int
+    _: KW_ONLY
+    version: int  # of its event; for ``erase``, the end of its range when it was written
     after: int
     upto: int
     created_at: int
 
     def as_row(self) -> TableRow:
-        """Return the values in the order of the table's columns."""
         return astuple(self)
 
 
@@ -86,11 +73,7 @@ async def write_marks(connection: AsyncConnection, dialect: Dialect, wanted: Ite
 
 def any_mark() -> sa.ColumnElement[bool]:
     """Return the condition that marks of the conversation that is bound are still to be carried out."""
-    return sa.exists().where(
-        tasks.c.partition == sa.bindparam("partition"),
-        tasks.c.conversation_id == sa.bindparam("conversation"),
-        tasks.c.after < tasks.c.upto,
-    )
+    return sa.exists().where(*of_conversation(tasks), tasks.c.after < tasks.c.upto)
 
 
 def left_by_mark(m: Any) -> sa.ColumnElement[Any]:
@@ -133,7 +116,11 @@ def erased(e: Any) -> sa.ColumnElement[Any]:
 
 def event_columns(e: Any) -> list[sa.ColumnElement[Any]]:
     """Return the columns of a table of events as they are read, and as ``erased`` the column of :func:`erased`."""
-    columns = (shown_digest(e).label("digest") if one.name == "digest" else one for one in e.c if one.name != "salt")
+    columns = (
+        shown_digest(e).label("digest") if column.name == "digest" else column
+        for column in e.c
+        if column.name != "salt"
+    )
     return [*columns, erased(e).label("erased")]
 
 
@@ -144,16 +131,7 @@ def shown_digest(e: Any) -> sa.ColumnElement[Any]:
 
 def _covering(kind: str, table: Any, pick: Any) -> sa.ColumnElement[Any]:
     t = tasks.alias()
-    found: sa.ColumnElement[Any] = (
-        sa.select(pick(t.c.version))
-        .where(
-            t.c.partition == table.c.partition,
-            t.c.conversation_id == table.c.conversation_id,
-            t.c.kind == kind,
-            t.c.after < table.c.version,
-            t.c.upto >= table.c.version,
-        )
-        .correlate(table)
-        .scalar_subquery()
-    )
-    return found
+    within = (t.c.kind == kind, t.c.after < table.c.version, t.c.upto >= table.c.version)
+    covering = sa.select(pick(t.c.version)).where(same_conversation(t, table), *within)
+    version: sa.ColumnElement[Any] = covering.correlate(table).scalar_subquery()
+    return version

@@ -1,8 +1,7 @@
-"""Copy the rows of one store to another in bounded pages, each read back and compared.
+"""Copy the rows of one store to another in bounded pages, each read back and compared."""
 
-One mechanism copies, resumes, repairs and verifies: a page of the source is compared with the target's rows between the
-same keys, differences are written, and what was written is read back. No progress is stored: the rows tell.
-"""
+# One mechanism copies, resumes, repairs and verifies: a page of the source is compared with the target's rows between
+# the same keys, and what was written is read back. No progress is stored: the rows tell.
 
 from __future__ import annotations
 
@@ -59,7 +58,6 @@ class TableSlice:
 
 
 def event_slice(partition: int) -> TableSlice:
-    """Return one partition of the log."""
     return _partition_slice(events, partition, "position", payloads=("data", "metadata"))
 
 

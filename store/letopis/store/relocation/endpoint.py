@@ -78,8 +78,6 @@ class Endpoint:
         return await self._uninterrupted(transaction())
 
     async def rows(self, statement: sa.Executable, **parameters: Any) -> list[tuple[Any, ...]]:
-        """Return the rows of one statement."""
-
         async def read(connection: AsyncConnection) -> list[tuple[Any, ...]]:
             return [tuple(row) for row in await connection.execute(statement, parameters)]
 

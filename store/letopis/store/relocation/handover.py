@@ -30,19 +30,14 @@ _TABLES_OF_A_HISTORY: Final = (origins, owners, conversations, events, lanes, me
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreRecord:
-    """The identity and the log state of a store.
-
-    :ivar moved_to: where a source's history went, or where the history of an ``ARRIVING`` target comes from.
-    :ivar moved_at: when a source was closed, in UTC microseconds, or the run of the move that may write to a target.
-    :ivar heads: the last position given out in each partition of the log.
-    """
+    """The identity and the log state of a store."""
 
     store_id: UUID
     created_at: int
-    moved_to: str | None
-    moved_at: int | None
+    moved_to: str | None  # where a source's history went, or that of an ARRIVING target comes from
+    moved_at: int | None  # when a source was closed, or the run of the move that may write to a target
     state: LogState
-    heads: Mapping[int, int]
+    heads: Mapping[int, int]  # the last position of each partition of the log
 
 
 def arriving_id(store_id: UUID) -> UUID:
@@ -51,7 +46,6 @@ def arriving_id(store_id: UUID) -> UUID:
 
 
 async def read_store_record(connection: AsyncConnection, *, end: Endpoint | None = None) -> StoreRecord:
-    """Return the record of a store."""
     identity: Any = sa.select(store).where(store.c.id == 1)
     heads: Any = sa.select(log_heads).order_by(log_heads.c.partition)
     if end is not None:

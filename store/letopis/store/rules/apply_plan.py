@@ -87,29 +87,22 @@ class ApplyResult:
 
 @dataclass(slots=True, kw_only=True)
 class StoredEvent:
-    """What the history store holds under an event id.
-
-    :ivar salt: ``None`` if the content was redacted.
-    :ivar version: its place in the conversation, or that where its message is on the path.
-    :ivar left_at: the version at which the message that it appended left the path; ``None`` while it is on the path.
-    """
+    """What the history store holds under an event id."""
 
     event_id: UUID
     origin_id: UUID
     sequence: int
     digest: bytes
-    salt: bytes | None
+    salt: bytes | None  # None if the content was redacted
     conflict: Conflict | None = None
-    version: int = 0
-    left_at: int | None = None
+    version: int = 0  # of the event, or of the row by which its message is on the path
+    left_at: int | None = None  # the version at which the message that it appended left the path
     deleted: bool = False
 
     def conflict_with(self, delivery: SequencedEvent, origin_id: UUID) -> Conflict | None:
-        """Return the conflict of a delivery of this event; ``None`` if there is none.
-
-        An event that its own lane delivers again has the conflict that it was recorded with. The same id at another
-        place was appended a second time: if the first one is not shown any more, neither is the second.
-        """
+        """Return the conflict of a delivery of this event; ``None`` if there is none."""
+        # What its own lane delivers again has the conflict that it was recorded with. The same id elsewhere was
+        # appended a second time: if the first one is not shown any more, neither is the second.
         if self.conflict is not None or (self.origin_id, self.sequence) == (origin_id, delivery.sequence):
             return self.conflict
         if self.deleted:
@@ -144,19 +137,17 @@ def compare_with_head(lane: LaneBatch, head: int) -> ComparedLane:
 def check_known(
     compared: ComparedLane, origin_id: UUID, stored: Mapping[UUID, StoredEvent]
 ) -> tuple[SequencedEvent, ...]:
-    """Check that each known event is stored with the same content; return those whose *place* is still in doubt.
-
-    An event may be stored at another place than the delivered one: another outbox delivered it first, or this one did
-    under an earlier sequence. :func:`check_places` then has to check that no other event has the place.
-    """
+    """Check that each known event is stored with the same content; return those whose *place* is still in doubt."""
+    # Another outbox may have delivered it first, or this one under an earlier sequence: check_places() then has to
+    # check that no other event has the place.
     doubtful = []
     for delivery in compared.known:
-        found = stored.get(delivery.event.event_id)
-        if found is None or not _has_same_content(delivery, found):
+        known = stored.get(delivery.event.event_id)
+        if known is None or not _has_same_content(delivery, known):
             raise _diverged(compared.lane, delivery)
-        if found.origin_id != origin_id or found.sequence < delivery.sequence:
+        if known.origin_id != origin_id or known.sequence < delivery.sequence:
             doubtful.append(delivery)
-        elif found.sequence > delivery.sequence:
+        elif known.sequence > delivery.sequence:
             raise _diverged(compared.lane, delivery)
     return tuple(doubtful)
 
@@ -174,11 +165,11 @@ def select_new(compared: ComparedLane, stored: Mapping[UUID, StoredEvent]) -> tu
     remaining = []
     for delivery in compared.fresh:
         event = delivery.event
-        found = stored.get(event.event_id)
-        if found is not None:
-            if not _has_same_content(delivery, found):
+        known = stored.get(event.event_id)
+        if known is not None:
+            if not _has_same_content(delivery, known):
                 raise _diverged(compared.lane, delivery)
-            if found.salt is None and not (found.deleted or delivery.event.redacted):
+            if known.salt is None and not (known.deleted or delivery.event.redacted):
                 raise _diverged(compared.lane, delivery, erased=True)
         elif (before := seen.get(event.event_id)) is not None:
             if not _has_same_content(delivery, before):

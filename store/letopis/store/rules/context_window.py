@@ -48,10 +48,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowBudget:
-    """The limits of a context; all given ones apply.
-
-    :raises InvalidInput: a limit is no whole number from 1, or ``tokens`` comes without ``count``.
-    """
+    """The limits of a context; all given ones apply."""
 
     last: int | None = None
     turns: int | None = None
@@ -69,10 +66,7 @@ class WindowBudget:
             raise InvalidInput("count", "must be given with tokens: a function from a message to its number of tokens")
 
     def cost(self, messages: Iterable[Message]) -> int:
-        """Return the total tokens of messages; 0 without a counter.
-
-        :raises InvalidInput: the counter returns something other than a number of tokens.
-        """
+        """Return the total tokens of messages; 0 without a counter."""
         if self.count is None:
             return 0
         total = 0
@@ -149,19 +143,16 @@ def fit_window(
     beginning: bool = True,
     system: Sequence[Message] = (),
 ) -> FittedWindow:
-    """Return the context of a conversation, or of its newest part.
-
-    :param beginning: True if ``messages`` include the beginning of the conversation.
-    :param system: otherwise, the system messages from the beginning.
-    :raises InvalidInput: as :func:`window`.
-    """
-    visible = [one if isinstance(one, Message) else one.message for one in messages if is_visible(one)]
+    """Return the context of a conversation, or of its newest part, whose system messages are then ``system``."""
+    visible = [
+        message if isinstance(message, Message) else message.message for message in messages if is_visible(message)
+    ]
     if not beginning:
         # The calls of these results were not read; later calls of the same id must not get them.
-        first = next((place for place, message in enumerate(visible) if message.role != "tool"), len(visible))
+        first = next((index for index, message in enumerate(visible) if message.role != "tool"), len(visible))
         visible = visible[first:]
-    found = pair_tool_calls(visible)
-    blocks = found.blocks
+    paired = pair_tool_calls(visible)
+    blocks = paired.blocks
     kept_system = tuple(system)
     if beginning and budget.keep_system:
         kept_system = tuple(
@@ -180,8 +171,8 @@ def fit_window(
             complete=beginning and start == 0,
             begins_inside=inside,
             made_up=tuple(made for part in parts for made in part.made_up),
-            orphans=found.orphans if beginning else (),
-            duplicates=found.duplicates,
+            orphans=paired.orphans if beginning else (),
+            duplicates=paired.duplicates,
         ),
         back.full,
     )
@@ -238,11 +229,11 @@ def _boundary(blocks: Sequence[MessageBlock], start: int, *, whole: bool) -> tup
     if whole:
         return start, False
     places = range(start, len(blocks))
-    turn = next((place for place in places if _begins_turn(blocks, place)), None)
+    turn = next((index for index in places if _begins_turn(blocks, index)), None)
     if turn is not None:
         return turn, False
     # A tool message cannot stand alone, even without a result in it.
-    inside = next((place for place in places if blocks[place].message.role != "tool"), len(blocks))
+    inside = next((index for index in places if blocks[index].message.role != "tool"), len(blocks))
     return inside, inside < len(blocks)
 
 

@@ -35,15 +35,12 @@ _INTERNAL_KEYS: Final = f'"{RESERVED}'
 
 @dataclass(slots=True)
 class DecodedEvent:
-    """An event of a delivery, its typed body and its precondition.
-
-    :ivar back: True if it puts a message back on the path.
-    """
+    """An event of a delivery, its typed body and its precondition."""
 
     delivery: SequencedEvent
     body: Body
     expects: Precondition | None = None
-    back: bool = False
+    back: bool = False  # it puts a message back on the path
 
 
 def decode_events(deliveries: Iterable[SequencedEvent], upcasters: Upcasters) -> tuple[DecodedEvent, ...]:
@@ -133,12 +130,8 @@ PUT_BACK_KEY: Final = f"{RESERVED}puts_back"
 
 
 def put_back(event: EncodedEvent, *, first: UUID, event_id: UUID) -> EncodedEvent:
-    """Return the event that puts back the message which ``event`` appends.
-
-    It is an append of the same content under an event id of its own. Its digest, which leaves the mark out, stays.
-
-    :param first: the event that appended the message first.
-    """
+    """Return the event that puts back the message which ``event`` appends."""
+    # An append of the same content under an event id of its own. Its digest, which leaves the mark out, stays.
     metadata = orjson.dumps({**decode(event.metadata), PUT_BACK_KEY: str(first)}).decode()
     return replace(event, event_id=event_id, metadata=metadata)
 

@@ -37,7 +37,7 @@ class Filter:
     def __post_init__(self) -> None:
         if self.roles is not None:
             given = self.roles
-            if isinstance(given, str) or not isinstance(given, Collection) or not all(one in ROLES for one in given):
+            if isinstance(given, str) or not isinstance(given, Collection) or not all(role in ROLES for role in given):
                 raise InvalidInput("roles", f"must be some of {', '.join(ROLES)}, for example a set")
             object.__setattr__(self, "roles", frozenset(map(str.__str__, given)))
         if not isinstance(self.metadata, Mapping) or not all(isinstance(key, str) for key in self.metadata):
@@ -49,7 +49,7 @@ class Filter:
             types = self.parts
             if isinstance(types, str) or not isinstance(types, Collection):
                 raise InvalidInput("parts", "must be types of content parts, for example a set")
-            if not all(isinstance(one, str) and one for one in types):
+            if not all(isinstance(kind, str) and kind for kind in types):
                 raise InvalidInput("parts", "must be types of content parts, each a string that is not empty")
             object.__setattr__(self, "parts", frozenset(map(str.__str__, types)))
 
@@ -61,19 +61,15 @@ class Filter:
             return False
         if self.parts is not None and not part_types(message.content) & frozenset(self.parts):
             return False
-        found = message.message.metadata
-        return all(key in found and is_equal_json(found[key], value) for key, value in self.metadata.items())
+        metadata = message.message.metadata
+        return all(key in metadata and is_equal_json(metadata[key], value) for key, value in self.metadata.items())
 
     def of(self, messages: Iterable[RecordedMessage]) -> list[RecordedMessage]:
         """Return the messages that are wanted, in order."""
-        return [one for one in messages if self.matches(one)]
+        return [message for message in messages if self.matches(message)]
 
 
 def check_filter(where: Filter | None) -> Filter | None:
-    """Return what a caller gave as a filter.
-
-    :raises InvalidInput: it is none.
-    """
     if where is not None and not isinstance(where, Filter):
         raise InvalidInput("where", f"must be a Filter, not {type(where).__name__}")
     return where

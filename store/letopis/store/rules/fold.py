@@ -30,42 +30,30 @@ _NO_MESSAGES: Final = MessageSink()
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """The result of a fold.
+    """The result of a fold."""
 
-    :ivar conversation: ``None`` before the first event.
-    :ivar messages: all of them, in order, on and off the path; none of a deleted conversation.
-    """
-
-    conversation: Conversation | None
-    messages: tuple[RecordedMessage, ...]
+    conversation: Conversation | None  # None before the first event
+    messages: tuple[RecordedMessage, ...]  # in order, on and off the path; none of a deleted conversation
 
     @property
     def path(self) -> tuple[RecordedMessage, ...]:
-        """The messages on the active path."""
         return tuple([message for message in self.messages if message.on_path])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathPosition:
-    """A message that a fold does not hold, to which a rewind may lead.
-
-    :ivar count: messages on the path up to and including it.
-    :ivar redacted: True if the content of all messages of the id was taken away.
-    """
+    """A message that a fold does not hold, to which a rewind may lead."""
 
     version: int
     on_path: bool
-    count: int
-    redacted: bool = False
+    count: int  # messages on the path up to and including it
+    redacted: bool = False  # the content of all messages of the id was taken away
 
 
 class Fold:
-    """A fold in progress: start from nothing or from what was read, then :meth:`apply` the events that follow.
+    """A fold in progress: start from nothing or from what was read, then :meth:`apply` the events that follow."""
 
-    :param messages: those that were read: the newest ones, or a part of them.
-    :param elsewhere: positions of messages that exist but are not among ``messages``, by id.
-    """
-
+    # ``messages`` may be a part of those that exist; ``elsewhere`` has the positions of others, by id.
     __slots__ = ("_conversation", "_messages", "_pending", "_state", "_upcasters")
 
     def __init__(
@@ -89,15 +77,10 @@ class Fold:
             state = self._state = self._begin(event)
         deleted = state.state == "deleted"
         self._messages.event, self._messages.saved = event, saved
-        reduce_event(
-            state,
-            event.body(self._upcasters),
-            _NO_MESSAGES if deleted else self._messages,
-            version=event.version,
-            occurred_at=event.occurred_at,
-            superseded=deleted or SUPERSEDED_KEY in event.metadata,
-            back=is_put_back(event.metadata),
-        )
+        sink = _NO_MESSAGES if deleted else self._messages
+        body, at, late = event.body(self._upcasters), event.occurred_at, deleted or SUPERSEDED_KEY in event.metadata
+        back = is_put_back(event.metadata)
+        reduce_event(state, body, sink, version=event.version, occurred_at=at, superseded=late, back=back)
         self._pending += event.version is None
 
     def _begin(self, event: RecordedEvent) -> ConversationState[datetime]:
@@ -109,7 +92,6 @@ class Fold:
         return ConversationState(**{name: getattr(before, name) for name in _STATE_FIELDS})
 
     def result(self) -> Folded:
-        """Return the conversation and its messages."""
         conversation, state = self._conversation, self._state
         if conversation is not None and state is not None:
             conversation = replace(
@@ -121,10 +103,8 @@ class Fold:
 
 
 def fold(events: Iterable[RecordedEvent], *, upcasters: Upcasters = NO_UPCASTERS) -> Folded:
-    """Return the result of applying the events of one conversation in the order given.
-
-    The result for a fork is the fork's own part; it inherits the fold of its parent's events up to ``forked_from``.
-    """
+    """Return the result of applying the events of one conversation in the order given."""
+    # Of a fork, its own part; it inherits the fold of its parent's events up to ``forked_from``.
     running = Fold(upcasters=upcasters)
     for event in events:
         running.apply(event)
@@ -132,14 +112,9 @@ def fold(events: Iterable[RecordedEvent], *, upcasters: Upcasters = NO_UPCASTERS
 
 
 class _Messages(MessageSink):
-    """The messages of a fold.
-
-    :ivar event: the event that is being applied; ``saved`` is how far it has got.
-    """
-
     __slots__ = ("_elsewhere", "_indexed", "_path_end", "event", "messages", "saved")
 
-    event: RecordedEvent
+    event: RecordedEvent  # that is being applied; ``saved`` is how far it has got
     saved: Saved
 
     def __init__(self, messages: Iterable[RecordedMessage], elsewhere: Mapping[str, PathPosition]) -> None:
@@ -154,11 +129,12 @@ class _Messages(MessageSink):
         if back and not superseded:
             known = [self.messages[index] for index in self._indices.get(message.id, ())]
             there = self._elsewhere.get(message.id)
-            if known or there is not None:
-                # The store puts new content of a message aside that was redacted.
-                erased = not message.redacted and all(one.redacted for one in (*known, there) if one is not None)
-                if not erased and (any(one.on_path for one in known) or (there is not None and self._stays(there))):
-                    return False
+            on_path = any(earlier.on_path for earlier in known) or (there is not None and self._stays(there))
+            redactions = [earlier.redacted for earlier in (*known, there) if earlier is not None]
+            # The store puts new content of a message aside that was redacted.
+            erased = bool(redactions) and not message.redacted and all(redactions)
+            if on_path and not erased:
+                return False
         if erased:
             message = redacted(message)
         if superseded or erased:
@@ -221,10 +197,8 @@ class _Messages(MessageSink):
         self._indexed = None
 
     def _remove_from(self, start: int, *, after: int = 0) -> int:
-        """Take the messages from an index on off the path, stored ones only after a version; return how many.
-
-        Only stored messages have a version, and the pending ones come after them.
-        """
+        """Take the messages from an index on off the path, stored ones only after a version; return how many."""
+        # Only stored messages have a version, and the pending ones come after them.
         removed = 0
         for index in range(start, len(self.messages)):
             message = self.messages[index]
@@ -269,7 +243,6 @@ def with_change(message: RecordedMessage, body: MessageChange, *, saved: Saved =
 
 
 def replace_content(message: RecordedMessage, edit: MessageEdited) -> RecordedMessage:
-    """Return ``message`` with the content of ``edit``."""
     return replace(message, message=replace(message.message, content=edit.content), edited=True)
 
 
@@ -284,7 +257,6 @@ def with_delivery(
 
 
 def redacted(message: RecordedMessage) -> RecordedMessage:
-    """Return ``message`` without its content."""
     left = Message.from_data(stripped(MessageAppended.type, message.message.to_data()))
     kind = MessageSent.type if message.delivery is Delivery.SENT else MessageFailed.type
     return replace(
@@ -300,9 +272,9 @@ def reacted(reactions: Sequence[Reaction], body: ReactionAdded | ReactionRemoved
     """Return the reactions of a message after one more was given or taken back."""
     same = (body.key, body.actor)
     if isinstance(body, ReactionRemoved):
-        return tuple(one for one in reactions if (one.key, one.actor) != same)
+        return tuple(reaction for reaction in reactions if (reaction.key, reaction.actor) != same)
     given = Reaction(key=body.key, actor=body.actor, value=body.value)
-    after = tuple(given if (one.key, one.actor) == same else one for one in reactions)
+    after = tuple(given if (reaction.key, reaction.actor) == same else reaction for reaction in reactions)
     if given not in after:
         after = (*after, given)
     return after if sum(map(_length, after)) <= MAX_REACTION_CHARACTERS else tuple(reactions)

@@ -57,17 +57,13 @@ class Precondition:
         match metadata.get(PRECONDITION_KEY):
             case {"sequence": int(sequence), **rest}:
                 version, types, batch_id = rest.get("version"), rest.get("types"), rest.get("turn")
+                version = version if isinstance(version, int) else None
+                types = frozenset(name for name in types if isinstance(name, str)) if isinstance(types, list) else None
                 try:
-                    return cls(
-                        sequence=sequence,
-                        version=version if isinstance(version, int) else None,
-                        types=frozenset(one for one in types if isinstance(one, str))
-                        if isinstance(types, list)
-                        else None,
-                        batch_id=UUID(batch_id) if isinstance(batch_id, str) else None,
-                    )
+                    batch_id = UUID(batch_id) if isinstance(batch_id, str) else None
                 except ValueError:
-                    return None  # the batch_id is no UUID
+                    return None
+                return cls(sequence=sequence, version=version, types=types, batch_id=batch_id)
         return None
 
     def conflicts_with(self, type_name: str) -> bool:
@@ -106,34 +102,25 @@ class Conflict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoggedEvent:
-    """An event of the log, as far as conflicts depend on it.
-
-    :ivar own: True if it came through the outbox whose events are checked.
-    """
+    """An event of the log, as far as conflicts depend on it."""
 
     version: int
     event_id: UUID
     type: str
     sequence: int
-    own: bool
+    own: bool  # it came through the outbox whose events are checked
     conflict: Conflict | None
 
 
 def detect_conflicts(
     conditions: Sequence[tuple[int, UUID, Precondition]], log: Iterable[LoggedEvent], *, head: int = 0
 ) -> dict[int, Conflict]:
-    """Return the conflicts of an outbox's conditional events, by sequence.
-
-    The result does not depend on how the outbox's events are split into deliveries.
-
-    :param conditions: sequence, event id and condition of the events, in order.
-    :param log: stored events of the conversation, in order: at least those of other outboxes after the version that was
-        seen, and of this outbox the last ones that were seen and the first ones of the batches.
-    :param head: the sequence up to which the store holds this outbox's events; later ones come with this delivery.
-    """
+    """Return the conflicts of an outbox's conditional events, by sequence."""
+    # It does not depend on how the events are split into deliveries. ``log`` holds at least the events of other
+    # outboxes after the version that was seen, and of this one the last that were seen and the first of the batches.
     logged = list(log)
-    own = [one for one in logged if one.own]
-    stored = {one.event_id: one.conflict for one in own}
+    own = [event for event in logged if event.own]
+    stored = {event.event_id: event.conflict for event in own}
     conflicts: dict[int, Conflict] = {}
     decided: dict[UUID, Conflict | None] = {}
     for sequence, event_id, expects in conditions:
@@ -146,12 +133,8 @@ def detect_conflicts(
             if expects.version is None and expects.sequence in conflicts:
                 # An answer to a superseded event has seen no more than that event had.
                 seen = conflicts[expects.sequence].expected
-            rivals = (
-                one.version
-                for one in logged
-                if not one.own and one.version > seen and one.conflict is None and expects.conflicts_with(one.type)
-            )
-            actual = next(rivals, None)
+            unseen = (event for event in logged if not event.own and event.version > seen and event.conflict is None)
+            actual = next((event.version for event in unseen if expects.conflicts_with(event.type)), None)
             conflict = None if actual is None else Conflict(expected=seen, actual=actual)
         decided[event_id] = conflict
         if conflict is not None:
@@ -162,10 +145,7 @@ def detect_conflicts(
 def lowest_seen_version(
     conditions: Iterable[tuple[int, UUID, Precondition]], own: Iterable[LoggedEvent], *, head: int
 ) -> int:
-    """Return the version after which events of other outboxes may matter to :func:`detect_conflicts`.
-
-    :param own: this outbox's events in its ``log``.
-    """
+    """Return the version after which events of other outboxes may matter to :func:`detect_conflicts`."""
     known = list(own)
     return min((_seen_version(expects, known, head) for _, _, expects in conditions), default=MAX_VERSION)
 
@@ -176,17 +156,16 @@ def _seen_version(expects: Precondition, own: Sequence[LoggedEvent], head: int) 
         return expects.version
     if expects.sequence > head:
         return MAX_VERSION  # what it answers comes with this delivery, after everything that is stored
-    last = max((one for one in own if one.sequence <= expects.sequence), key=lambda one: one.sequence, default=None)
+    last = max(
+        (event for event in own if event.sequence <= expects.sequence), key=lambda one: one.sequence, default=None
+    )
     if last is None:
         return 0
     return last.version if last.conflict is None else last.conflict.expected
 
 
 def batch_of(event: EncodedEvent) -> UUID | None:
-    """Return the id of the event that decides for the whole append of ``event``.
-
-    ``None`` if it has no condition, or if damage makes that unknown.
-    """
+    """Return the id of the event that decides for the whole append of ``event``; ``None`` if none does."""
     if event.metadata is None or PRECONDITION_KEY not in event.metadata:
         return None
     try:
@@ -197,10 +176,8 @@ def batch_of(event: EncodedEvent) -> UUID | None:
 
 
 def with_one_leader(events: Sequence[EncodedEvent]) -> list[EncodedEvent]:
-    """Return the events of an append so that the first one with a condition decides for all, under the id it has now.
-
-    Their digests, which leave conditions out, stay.
-    """
+    """Return the events of an append so that the first with a condition decides for all, under the id it has now."""
+    # Their digests, which leave conditions out, stay.
     led = []
     leader: UUID | None = None
     for event in events:

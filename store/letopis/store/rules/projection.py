@@ -35,37 +35,24 @@ _APPENDED, _SENT, _FAILED = Delivery.APPENDED.value, Delivery.SENT.value, Delive
 
 @dataclass(slots=True, kw_only=True)
 class Projected:
-    """What to write for the fresh events of a conversation.
-
-    :ivar events: as they are to be recorded: with conflicts noted, and without redacted content.
-    :ivar messages: rows that are new or have changed.
-    :ivar superseded: conflicts, by sequence.
-    :ivar redactions: the ids of messages whose stored events are to be stripped.
-    :ivar deleted: True if the conversation was deleted, so that all its stored events are to be stripped.
-    :ivar reset_at: the version of the first event that erased everything before it and let the conversation go on;
-        ``None`` if there is none.
-    :ivar released: True if the conversation has ceased to read its parent.
-    :ivar activations: the orders of its activations, in order; ``None`` for one without an order.
-    :ivar left_at: when it was archived or deleted, if that came last, so that it is not the active one any more.
-    :ivar cuts: for stored messages that were not loaded: those after the first version left the path at the second.
-    """
+    """What to write for the fresh events of a conversation."""
 
     row: ConversationRow
     first: int
-    events: list[EncodedEvent] = field(default_factory=list)
-    messages: list[MessageRow] = field(default_factory=list)
-    superseded: dict[int, Conflict] = field(default_factory=dict)
-    redactions: set[str] = field(default_factory=set)
-    deleted: bool = False
-    reset_at: int | None = None
-    released: bool = False
-    activations: list[int | None] = field(default_factory=list)
-    left_at: int | None = None
+    events: list[EncodedEvent] = field(default_factory=list)  # with conflicts noted, without redacted content
+    messages: list[MessageRow] = field(default_factory=list)  # new or changed
+    superseded: dict[int, Conflict] = field(default_factory=dict)  # by sequence
+    redactions: set[str] = field(default_factory=set)  # ids of messages whose stored events are to be stripped
+    deleted: bool = False  # so that all its stored events are to be stripped
+    reset_at: int | None = None  # of the first event that erased all before it and let the conversation go on
+    released: bool = False  # it has ceased to read its parent
+    activations: list[int | None] = field(default_factory=list)  # their orders; None for one without
+    left_at: int | None = None  # when it was archived or deleted, if that came last
+    # Messages that were not loaded: those after the first version left the path at the second.
     cuts: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def versions(self) -> range:
-        """The versions of the events."""
         return range(self.first, self.first + len(self.events))
 
     @property
@@ -78,14 +65,10 @@ class Projected:
 
 @dataclass(slots=True, kw_only=True)
 class Unloaded:
-    """Stored messages that events take off the path, and that are too many to be loaded.
+    """Stored messages that events take off the path, and that are too many to be loaded."""
 
-    :ivar beyond: for each version that the events may lead back to, how many messages on the path lie beyond it.
-    :ivar bound: the version of the last of them that is still on the path.
-    """
-
-    beyond: Mapping[int, int]
-    bound: int
+    beyond: Mapping[int, int]  # by version that events may lead back to: messages on the path beyond it
+    bound: int  # of the last of them that is still on the path
 
 
 def project_events(
@@ -135,10 +118,8 @@ def _append_all(row: ConversationRow, decoded: Sequence[DecodedEvent]) -> Projec
 def conflicts_of_shown(
     projected: Projected, decoded: Sequence[DecodedEvent], shown: Mapping[int, int]
 ) -> dict[int, Conflict]:
-    """Return the conflicts of messages that were on the path before a delivery, and left it by an earlier event of it.
-
-    They exist already, so the delivery does not append them, but their sender must learn of the conflict.
-    """
+    """Return the conflicts of messages that were on the path before a delivery, and left it by an event of it."""
+    # They exist already, so the delivery does not append them, but their sender must learn of the conflict.
     sequences = {version: item.delivery.sequence for version, item in zip(projected.versions, decoded, strict=True)}
     left = {row.version: row.left_at for row in projected.messages}
     names = {row.version: row.message_id for row in projected.messages}
@@ -195,15 +176,8 @@ class _Projection(MessageSink):
             event = strip_event(event)
         self._events.append(event)
         self._bodies.append(body)
-        reduce_event(
-            state,
-            body,
-            self,
-            version=self._version,
-            occurred_at=event.occurred_at,
-            superseded=conflict is not None,
-            back=item.back,
-        )
+        at, late = event.occurred_at, conflict is not None
+        reduce_event(state, body, self, version=self._version, occurred_at=at, superseded=late, back=item.back)
         if conflict is None and not isinstance(body, MessageAppended):
             self._note_activity(body, event)
 

@@ -41,31 +41,23 @@ SUPERSEDED: Final = Conflict(expected=0, actual=0)
 
 @dataclass(slots=True, kw_only=True)
 class RecordChange:
-    """One event of a record lane, decoded.
-
-    :ivar prefix: of what a clear removes, which has no key; otherwise the namespace.
-    :ivar keep: a change that finds another record than it expects leaves that one, and is no conflict.
-    :ivar erases: a clear whose traces are erased too, because its conversation or owner is.
-    :ivar checksum: the SHA-256 of the value, in hexadecimal.
-    :ivar salt: of the event; ``None`` if it was erased.
-    :ivar body: the value; ``None`` if a later change took it away, or the change has none.
-    """
+    """One event of a record lane, decoded."""
 
     sequence: int
     event_id: UUID
     type: str
-    prefix: bytes = b""
+    prefix: bytes = b""  # of what a clear removes, which has no key; otherwise the namespace
     key: bytes = b""
     expected: Expected = ANY
-    keep: bool = False
-    erases: bool = False
+    keep: bool = False  # where it finds another record than it expects, that stays, without a conflict
+    erases: bool = False  # a clear whose traces are erased too, because its conversation or owner is
     media: Media = Media.JSON
     size: int = 0
     tags: Mapping[str, Tag] = field(default_factory=dict)
     occurred_at: int = 0
-    checksum: str = ""
-    salt: bytes | None = None
-    body: bytes | None = None
+    checksum: str = ""  # the SHA-256 of the value, in hexadecimal
+    salt: bytes | None = None  # of the event; None if it was erased
+    body: bytes | None = None  # the value; None if a later change took it away, or the change has none
 
     @property
     def place(self) -> RecordKey:
@@ -80,10 +72,8 @@ def record_id(scope: Scope, place: RecordKey) -> UUID:
 
 
 def record_digest(salt: bytes, *row: object) -> bytes:
-    """Return the SHA-256 of a salt and of what the row of a record says.
-
-    :param row: the columns from its id to its size, then tags, the checksum of the value, and when it was put.
-    """
+    """Return the SHA-256 of a salt and of what the row of a record says."""
+    # The columns from its id to its size, then tags, the checksum of the value, and when it was put.
     return sha256(salt + orjson.dumps(row, default=_as_text, option=orjson.OPT_SORT_KEYS)).digest()
 
 
@@ -190,16 +180,11 @@ def meets(expected: Expected, found: UUID | None) -> bool:
 
 @dataclass(slots=True, kw_only=True)
 class RecordPlan:
-    """What the changes of one lane come to.
+    """What the changes of one lane come to."""
 
-    :ivar final: the change whose value a record has in the end, or ``None`` where it has none; of records that change.
-    :ivar cleared: the prefixes under which all records go, before the final values are written.
-    :ivar superseded: the sequences of changes whose condition did not hold.
-    """
-
-    final: dict[RecordKey, RecordChange | None] = field(default_factory=dict)
-    cleared: list[bytes] = field(default_factory=list)
-    superseded: set[int] = field(default_factory=set)
+    final: dict[RecordKey, RecordChange | None] = field(default_factory=dict)  # None where no record is left
+    cleared: list[bytes] = field(default_factory=list)  # prefixes, before the final values are written
+    superseded: set[int] = field(default_factory=set)  # sequences of changes whose condition did not hold
     erases: bool = False
 
 
@@ -219,12 +204,12 @@ def plan_changes(
             elif revisions.pop(change.place, None) is not None:
                 plan.final[change.place] = None
         elif change.type == RECORD_PUT:
-            found = revisions.get(change.place)
+            revision = revisions.get(change.place)
             if gone:
                 plan.superseded.add(change.sequence)
             elif change.body is None:
                 continue  # a later change of the same record follows
-            elif meets(change.expected, found):
+            elif meets(change.expected, revision):
                 revisions[change.place] = change.event_id
                 plan.final[change.place] = change
             elif not change.keep:
@@ -234,10 +219,10 @@ def plan_changes(
 
 def _clear(plan: RecordPlan, revisions: dict[RecordKey, UUID], change: RecordChange) -> None:
     end = range_end(change.prefix)
-    for place in list(revisions):
-        if place[0] >= change.prefix and (end is None or place[0] < end):
-            del revisions[place]
-            plan.final[place] = None
+    for key in list(revisions):
+        if key[0] >= change.prefix and (end is None or key[0] < end):
+            del revisions[key]
+            plan.final[key] = None
     plan.cleared.append(change.prefix)
     plan.erases = plan.erases or change.erases
 
@@ -252,24 +237,21 @@ class LedgerEntry:
 
     @classmethod
     def of(cls, row: Any) -> Self:
-        """Return the entry of a row of the table."""
         return cls(event_id=row.event_id, digest=bytes(row.digest), superseded=bool(row.superseded))
 
 
 def check_known_changes(compared: ComparedLane, ledger: Mapping[int, LedgerEntry], *, floor: int) -> set[int]:
-    """Check that each change up to the head is the one that was applied; return the sequences that were superseded.
-
-    Up to ``floor`` the ledger was trimmed, because the outbox has pruned these changes.
-    """
+    """Check that the known changes are those that were applied; return the sequences that were superseded."""
+    # Up to ``floor`` the ledger was trimmed, because the outbox has pruned these changes.
     superseded = set()
     for delivery in compared.known:
         if delivery.sequence <= floor:
             continue
-        found, event = ledger.get(delivery.sequence), delivery.event
-        if found is None or (found.event_id, found.digest) != (event.event_id, event.digest):
+        entry, event = ledger.get(delivery.sequence), delivery.event
+        if entry is None or (entry.event_id, entry.digest) != (event.event_id, event.digest):
             raise HistoryDiverged(
                 conversation_id=compared.lane.conversation_id, sequence=delivery.sequence, event_id=event.event_id
             )
-        if found.superseded:
+        if entry.superseded:
             superseded.add(delivery.sequence)
     return superseded

@@ -45,10 +45,8 @@ MESSAGE_CONTENT_TYPES: Final = ("message.appended", "message.edited", "message.s
 
 
 def stripped(type_name: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of an event's data that is not content: ids, roles and figures. Idempotent.
-
-    Data of an unknown type is emptied.
-    """
+    """Return the part of an event's data that is not content: ids, roles and figures. Idempotent."""
+    # Data of an unknown type is emptied.
     left = {key: data[key] for key in _KEPT.get(type_name, ()) if key in data}
     left.update(_EMPTIED.get(type_name, {}))
     usage = data.get("usage")
@@ -60,10 +58,7 @@ def stripped(type_name: str, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_stripped(type_name: str, data: str, metadata: str | None) -> bool:
-    """Return True if a redacted event holds no more than a redaction leaves.
-
-    :raises ValueError: the data or metadata is no JSON object.
-    """
+    """Return True if a redacted event holds no more than a redaction leaves."""
     left = decode(data)
     return stripped(type_name, left) == left and decode(internal_metadata(metadata)) == decode(metadata)
 

@@ -49,12 +49,9 @@ connection, which looks like an outage of the store for all conversations.
 
 @dataclass(slots=True, kw_only=True)
 class ConversationState(Generic[Moment]):
-    """A conversation while events are applied to it: everything but its messages.
+    """A conversation while events are applied to it: everything but its messages."""
 
-    Mutable, because thousands of events a second pass through it. Moments are datetimes in a fold and microseconds in
-    the history store.
-    """
-
+    # Mutable, because thousands of events a second pass through it. Moments are microseconds in the history store.
     owner_id: str | None = None
     title: str | None = None
     state: str = "active"
@@ -82,10 +79,8 @@ class MessageSink:
         """Change each message of the id that the event names, where :func:`takes_effect` holds."""
 
     def rewind_to(self, message_id: str, count: int) -> int | None:
-        """Take the messages after ``message_id`` off the path, unless it is off the path itself.
-
-        Of ``count`` messages on it, return how many stay; ``None`` if the conversation has no own message of that id.
-        """
+        """Take the messages after one off the path, unless it is off it itself; of ``count``, return how many stay."""
+        # None if the conversation has no own message of that id.
         return count
 
     def clear_path(self) -> None:
@@ -108,14 +103,9 @@ def reduce_event(
     superseded: bool = False,
     back: bool = False,
 ) -> None:
-    """Apply the next event to a conversation and, through ``sink``, to its messages.
-
-    Event types without a meaning here move ``version`` and ``updated_at`` only.
-
-    :param version: of the event; ``None`` while it is pending.
-    :param superseded: True if the event was put aside, or comes after the conversation's deletion.
-    :param back: True if the event puts a message back that was appended before, and paid for then.
-    """
+    """Apply the next event to a conversation and, through ``sink``, to its messages."""
+    # Types without a meaning here move version and updated_at only. ``superseded``: put aside, or after the deletion of
+    # the conversation. ``back``: the message was appended before, and paid for then.
     if version is not None:
         state.version = version
     # Clocks step back; the list of conversations must not.

@@ -14,18 +14,14 @@ from letopis.store.rules.reducer import PROJECTION_RULES, ConversationState
 
 @dataclass(slots=True, kw_only=True)
 class ConversationRow:
-    """A row of the conversations; mutable for the time of one transaction.
-
-    :ivar retained: forks read the events up to this version, so that a deletion leaves them their content.
-    :ivar rules: the number of the rules that made the row. It stays when events are added: a rebuild has to find it.
-    """
+    """A row of the conversations; mutable for the time of one transaction."""
 
     partition: int
     conversation_id: str
     conversation: ConversationState[int]
     number: int | None = None
-    retained: int = 0
-    rules: int = PROJECTION_RULES
+    retained: int = 0  # forks read the events up to it, so that a deletion leaves them their content
+    rules: int = PROJECTION_RULES  # that made the row; they stay when events are added: a rebuild has to find it
     new: bool = False
 
     def as_row(self) -> TableRow:
@@ -57,10 +53,7 @@ class ConversationRow:
 
 @dataclass(slots=True)
 class MessageRow:
-    """A row of the messages; mutable for the time of one transaction.
-
-    :ivar back: True if its event put back a message that has an earlier row.
-    """
+    """A row of the messages; mutable for the time of one transaction."""
 
     version: int
     message_id: str
@@ -71,7 +64,7 @@ class MessageRow:
     left_at: int | None = None
     redacted_at: int | None = None
     reactions: tuple[Reaction, ...] = ()
-    back: bool = False
+    back: bool = False  # its event put back a message that has an earlier row
     new: bool = False
     changed: bool = False
 
@@ -82,7 +75,6 @@ class MessageRow:
             self.redacted_at, self.content_version = version, self.version
 
     def as_row(self, partition: int, conversation_id: str) -> TableRow:
-        """Return the values in the order of the table's columns."""
         return (
             partition,
             conversation_id,
@@ -103,11 +95,10 @@ def reactions_to_text(reactions: Sequence[Reaction]) -> str | None:
     """Return reactions as their column holds them."""
     if not reactions:
         return None
-    return orjson.dumps([[one.key, one.actor, one.value] for one in reactions]).decode()
+    return orjson.dumps([[reaction.key, reaction.actor, reaction.value] for reaction in reactions]).decode()
 
 
 def reactions_from_text(text: str | None) -> tuple[Reaction, ...]:
-    """Return the reactions that their column holds."""
     if text is None:
         return ()
     return tuple(Reaction(key=key, actor=actor, value=value) for key, actor, value in orjson.loads(text))

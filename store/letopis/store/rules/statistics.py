@@ -105,29 +105,23 @@ class Erasures(dict[str, dict[str | None, int]]):
 
     def of(self, conversation_id: str, message_id: object, sequence: int = 0) -> bool:
         """Return True if a message is erased that was appended before: in the store, or under a sequence."""
-        found = self.get(conversation_id)
-        return found is not None and max(found.get(None, 0), found.get(str(message_id), 0)) > sequence
+        sequences = self.get(conversation_id)
+        return sequences is not None and max(sequences.get(None, 0), sequences.get(str(message_id), 0)) > sequence
 
 
 class StatisticsBuilder:
-    """Adds up the data of ``message.appended`` events.
-
-    :ivar erasures: messages of the history store that are to be counted as they will be without their content.
-    """
+    """Adds up the data of ``message.appended`` events."""
 
     def __init__(self, by: str | None = None, *, erasures: Erasures | None = None) -> None:
         self._by = by
-        self.erasures = erasures or Erasures()
+        self.erasures = erasures or Erasures()  # of stored messages, which count as they will without their content
         self._all = Sums()
         self._groups: dict[str | None, Sums] = {}
         self.conversations = 0
         """How many conversations the messages are of; set by the caller."""
 
     def take(self, data: Mapping[str, Any], *, superseded: bool = False) -> None:
-        """Count a message.
-
-        :raises InvalidInput: the key to group by has more than 10,000 values.
-        """
+        """Count a message."""
         tokens = data.get("tokens")
         cost = tokens if isinstance(tokens, int) else 0
         role = str(data.get("role"))
@@ -143,11 +137,11 @@ class StatisticsBuilder:
         self._all.tokens += tokens
 
     def _group(self, label: str | None) -> Sums:
-        if (found := self._groups.get(label)) is None:
+        if (sums := self._groups.get(label)) is None:
             if len(self._groups) >= MAX_GROUPS:
                 raise InvalidInput("by", f"has more than {MAX_GROUPS} values: group by a key that has few")
-            found = self._groups[label] = Sums()
-        return found
+            sums = self._groups[label] = Sums()
+        return sums
 
     def result(self, *, complete: bool = True) -> Statistics:
         """Return the statistics, with the groups that have the most messages first."""
@@ -170,18 +164,11 @@ def _label(data: Mapping[str, Any], key: str) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartialStatistics:
-    """The count of a history store, to which an outbox adds what is pending.
-
-    :ivar heads: the last applied sequence of the outbox's lanes; unknown lanes are left out.
-    :ivar there: which of their conversations were counted already.
-    :ivar owned: which of their conversations belong to the owner, as far as the store knows.
-    :ivar stored: which of the events that they have still to deliver another outbox has delivered.
-    :ivar deleted: which of their conversations were deleted.
-    """
+    """The count of a history store, to which an outbox adds what is pending."""
 
     counting: StatisticsBuilder
-    heads: Mapping[str, int]
-    there: frozenset[str]
-    owned: frozenset[str]
-    stored: frozenset[UUID] = frozenset()
+    heads: Mapping[str, int]  # the last applied sequence of the outbox's lanes
+    there: frozenset[str]  # conversations of these lanes that were counted already
+    owned: frozenset[str]  # that belong to the owner, as far as the store knows
+    stored: frozenset[UUID] = frozenset()  # events still to be delivered that another outbox has delivered
     deleted: frozenset[str] = frozenset()

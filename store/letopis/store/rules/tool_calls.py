@@ -47,9 +47,9 @@ class MessageBlock:
         if not self.calls:
             return (self.message,), ()
         messages, made_up = [self.message], []
-        for place, call in enumerate(self.calls):
+        for number, call in enumerate(self.calls):
             if call.result is None:
-                missing = _interrupted(self.message, call.part, place)
+                missing = _interrupted(self.message, call.part, number)
                 made_up.append(missing.id)
                 messages.append(missing)
             else:
@@ -59,23 +59,17 @@ class MessageBlock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedMessages:
-    """Messages as blocks, and the results that belong to none.
-
-    :ivar orphans: results without a call.
-    :ivar duplicates: results after the first one of a call.
-    """
+    """Messages as blocks, and the results that belong to none."""
 
     blocks: list[MessageBlock]
-    orphans: tuple[StrayResult, ...]
-    duplicates: tuple[StrayResult, ...]
+    orphans: tuple[StrayResult, ...]  # results without a call
+    duplicates: tuple[StrayResult, ...]  # results after the first one of a call
 
 
 def pair_tool_calls(messages: Iterable[Message]) -> PairedMessages:
-    """Return messages as blocks, each call of an assistant with its result.
-
-    Some models reuse ids: a result belongs to the nearest call of its id before it, or without one to the first call
-    after it. The first of several results of a call wins, but one after the call over one before it.
-    """
+    """Return messages as blocks, each call of an assistant with its result."""
+    # Some models reuse ids: a result belongs to the nearest call of its id before it, or without one to the first call
+    # after it. The first of several results of a call wins, but one after the call over one before it.
     running = _Pairing()
     for message in messages:
         running.add(message)
@@ -89,21 +83,15 @@ def repair_tool_calls(
     waits: Callable[[Message, ToolCall], bool] = lambda message, call: False,
     apart: bool = False,
 ) -> list[Message]:
-    """Return messages in their order, but each call with its result, and no result without its call.
-
-    A call without a result gets a made-up one directly after its message. There, too, goes a result recorded before the
-    call, or after another message. Where nothing is wrong, nothing changes. A whole conversation without a user
-    message is not changed: there is no turn to go on with.
-
-    :param beginning: True if the messages include the beginning of the conversation.
-    :param waits: returns True for a call without a result that is left alone; not asked if its id was used again.
-    :param apart: True to leave results that follow their calls where they are, whatever was said in between.
-    """
+    """Return messages in their order, but each call with its result, and no result without its call."""
+    # A call without a result gets a made-up one directly after its message. There, too, goes a result recorded before
+    # the call, or after another message; ``apart`` leaves those after their calls where they are. ``waits`` is asked
+    # for a call without a result that may be left alone. Without a user message there is no turn to go on with.
     if beginning and not any(message.role == "user" for message in messages):
         return list(messages)
-    places = {message.id: place for place, message in enumerate(messages)}
+    places = {message.id: index for index, message in enumerate(messages)}
     said_before = list(
-        accumulate((place if _is_said(one) else -1 for place, one in enumerate(messages)), max, initial=-1)
+        accumulate((index if _is_said(message) else -1 for index, message in enumerate(messages)), max, initial=-1)
     )
     in_place, moved = set[int](), dict[int, list[Message]]()
     blocks = pair_tool_calls(messages).blocks
@@ -121,9 +109,9 @@ def repair_tool_calls(
             else:
                 moved.setdefault(at, []).append(result)
     repaired: list[Message] = []
-    for place, message in enumerate(messages):
+    for index, message in enumerate(messages):
         repaired += _with_results(message, in_place)
-        repaired += moved.get(place, ())
+        repaired += moved.get(index, ())
     return repaired
 
 
@@ -199,10 +187,10 @@ class _Pairing:
         orphans: list[tuple[int, StrayResult]] = []
         for call_id, results in self._early.items():
             calls = self._first.get(call_id)
-            for place, piece, result in results:
+            for number, piece, result in results:
                 if calls is None or not _set_result(calls, piece):
                     stray = StrayResult(message_id=piece.id, result=result)
-                    (orphans if calls is None else self._duplicates).append((place, stray))
+                    (orphans if calls is None else self._duplicates).append((number, stray))
         return PairedMessages(
             blocks=self._blocks, orphans=tuple(_in_order(orphans)), duplicates=tuple(_in_order(self._duplicates))
         )
@@ -222,11 +210,9 @@ def _in_order(strays: list[tuple[int, StrayResult]]) -> Iterator[StrayResult]:
 
 
 def _split_results(message: Message, content: tuple[Part, ...]) -> tuple[Message | None, list[Message]]:
-    """Return a message without its results, and each result as a tool message of its own.
-
-    In a tool message other parts (a picture beside the result) stay with the result before them. The pieces keep the
-    id of the message; its cost counts once.
-    """
+    """Return a message without its results, and each result as a tool message of its own."""
+    # In a tool message other parts (a picture beside the result) stay with the result before them. The pieces keep the
+    # id of the message; its cost counts once.
     results = sum(1 for part in content if isinstance(part, ToolResult))
     if message.role == "tool":
         if results <= 1:
@@ -234,7 +220,7 @@ def _split_results(message: Message, content: tuple[Part, ...]) -> tuple[Message
         rest: list[Part] = []
         pieces: list[list[Part]] = [[]]
         for part in content:
-            if isinstance(part, ToolResult) and any(isinstance(one, ToolResult) for one in pieces[-1]):
+            if isinstance(part, ToolResult) and any(isinstance(earlier, ToolResult) for earlier in pieces[-1]):
                 pieces.append([])
             pieces[-1].append(part)
     else:
@@ -246,9 +232,9 @@ def _split_results(message: Message, content: tuple[Part, ...]) -> tuple[Message
     name = message.name if message.role == "tool" else None
     return left, [
         replace(message, role="tool", name=name, content=tuple(parts))
-        if left is None and place == 0
+        if left is None and number == 0
         else replace(message, role="tool", name=name, content=tuple(parts), tokens=0, usage=EMPTY)
-        for place, parts in enumerate(pieces)
+        for number, parts in enumerate(pieces)
     ]
 
 

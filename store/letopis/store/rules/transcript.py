@@ -176,7 +176,8 @@ class _Writer:
             lines = [f"({self._word('empty')})"]
         if message.reactions:
             given = (
-                brief(one.key) + ("" if one.value is None else f"={brief(str(one.value))}") for one in message.reactions
+                brief(reaction.key) + ("" if reaction.value is None else f"={brief(str(reaction.value))}")
+                for reaction in message.reactions
             )
             lines.append(f"[{self._word('reactions')}: {', '.join(given)}]")
         return lines
@@ -207,7 +208,9 @@ def clean(text: str) -> str:
     if text.isprintable():
         return text
     text = text.replace("\r\n", "\n")
-    return "".join(one if one.isprintable() or one in "\n\t" else _shown(one) for one in text)
+    return "".join(
+        character if character.isprintable() or character in "\n\t" else _shown(character) for character in text
+    )
 
 
 def one_line(text: str) -> str:

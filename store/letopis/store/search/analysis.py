@@ -1,9 +1,8 @@
-"""Split a text into words, and give each the codes by which an index knows it.
+"""Split a text into words, and give each the codes by which an index knows it."""
 
-All three databases index the same codes: a search finds the same in each, and what is not indexed yet is matched by the
-same rule. A code is 14 letters and digits, so no tokenizer, collation, stop list or length limit of a database changes
-what is found, an index is not a second copy of the messages, and user input is never part of a query language.
-"""
+# All three databases index the same codes: a search finds the same in each, and what is not indexed yet is matched by
+# the same rule. A code is 14 letters and digits, so no tokenizer, collation, stop list or length limit of a database
+# changes what is found, an index is no second copy of the messages, and user input is never part of a query.
 
 from __future__ import annotations
 

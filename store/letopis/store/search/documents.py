@@ -1,7 +1,6 @@
-"""Read from a range of the log which messages an index has to hold, and with which text.
+"""Read from a range of the log which messages an index has to hold, and with which text."""
 
-Each message is read as it is now, not as its event says, so a range can be read again, or late, with the same result.
-"""
+# Each message is read as it is now, not as its event says, so a range can be read again, or late, with the same result.
 
 from __future__ import annotations
 
@@ -34,32 +33,24 @@ _CONTENT_TYPES: Final = (MessageAppended.type, *_CHANGE_TYPES)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogRange:
-    """What a range of one log partition means for an index.
+    """What a range of one log partition means for an index."""
 
-    :ivar last: the position of its last event; where it began if there was none.
-    :ivar events: how many events it has.
-    :ivar documents: messages to index, as they are now.
-    :ivar gone: versions of messages to remove, by conversation; ``None`` is the whole conversation.
-    :ivar long: the last version of each deleted conversation that is too long to be removed in one transaction.
-    """
-
-    last: int
-    events: int
-    documents: tuple[Document, ...]
-    gone: Mapping[str, frozenset[int] | None]
-    long: Mapping[str, int] = field(default_factory=dict)
+    last: int  # position of its last event; where it began if there was none
+    events: int  # how many it has
+    documents: tuple[Document, ...]  # messages to index, as they are now
+    gone: Mapping[str, frozenset[int] | None]  # versions to remove, by conversation; None is the whole conversation
+    long: Mapping[str, int] = field(default_factory=dict)  # last versions of what is too long for a transaction
 
 
 class _Statements:
     def __init__(self, dialect: Dialect) -> None:
-        columns = (
-            events.c.position,
-            events.c.conversation_id,
-            events.c.version,
-            events.c.type,
-            events.c.schema_version,
-            events.c.occurred_at,
-        )
+        names = ("position", "conversation_id", "version", "type", "schema_version", "occurred_at")
+        columns = [events.c[name] for name in names]
+
+        def of_some(table: sa.Table) -> tuple[sa.ColumnElement[bool], ...]:
+            names = dialect.among(table.c.conversation_id, "conversations")
+            return table.c.partition == sa.bindparam("partition"), names
+
         self.events = (
             sa.select(*columns, sa.case((events.c.type.in_(_CONTENT_TYPES), events.c.data)).label("data"))
             .where(
@@ -70,38 +61,23 @@ class _Statements:
             .order_by(events.c.position)
             .limit(sa.bindparam("limit"))
         )
-        self.at = sa.select(*columns, events.c.data).where(
-            events.c.partition == sa.bindparam("partition"),
-            dialect.among(events.c.conversation_id, "conversations"),
-            dialect.among(events.c.version, "keys"),
-        )
+        self.at = sa.select(*columns, events.c.data).where(*of_some(events), dialect.among(events.c.version, "keys"))
         gone = sa.or_(left_at(messages).is_not(None), messages.c.redacted_at.is_not(None))
-        state = sa.select(
-            messages.c.conversation_id,
-            messages.c.version,
-            messages.c.message_id,
-            messages.c.content_version,
-            gone.label("gone"),
-        ).where(
-            messages.c.partition == sa.bindparam("partition"),
-            dialect.among(messages.c.conversation_id, "conversations"),
-        )
+        kept = [messages.c[name] for name in ("conversation_id", "version", "message_id", "content_version")]
+        state = sa.select(*kept, gone.label("gone")).where(*of_some(messages))
         self.appended = state.where(dialect.among(messages.c.version, "keys"))
         self.named = state.where(dialect.among(messages.c.message_id, "keys"))
         self.left = state.where(dialect.among(messages.c.left_at, "keys"))
         self.owners = sa.select(conversations.c.conversation_id, conversations.c.owner_id, conversations.c.state).where(
-            conversations.c.partition == sa.bindparam("partition"),
-            dialect.among(conversations.c.conversation_id, "conversations"),
+            *of_some(conversations)
         )
 
 
 class LogRanges:
-    """Reads ranges of the log over connections that it is given.
+    """Reads ranges of the log over connections that it is given."""
 
-    Each statement looks up keys of one table: PostgreSQL plans a join of them badly on tables that have grown since its
-    statistics were made.
-    """
-
+    # Each statement looks up keys of one table: PostgreSQL plans a join of them badly on tables that have grown since
+    # its statistics were made.
     def __init__(self, dialect: Dialect, upcasters: Upcasters) -> None:
         self._upcasters = upcasters
         self._statements = dialect.shared(_Statements)
@@ -202,15 +178,9 @@ class _Lookup:
         """Return the rows of the pairs, and possibly of other pairs of the same conversations and keys."""
         collected = list[Any]()
         for part in in_batches(sorted(set(wanted), key=lambda pair: pair[0])):
-            rows = await self._connection.execute(
-                statement,
-                {
-                    "partition": self._partition,
-                    "conversations": list(dict.fromkeys(name for name, _ in part)),
-                    "keys": list(dict.fromkeys(key for _, key in part)),
-                },
-            )
-            collected.extend(rows)
+            names, keys = dict.fromkeys(name for name, _ in part), dict.fromkeys(key for _, key in part)
+            values = {"partition": self._partition, "conversations": list(names), "keys": list(keys)}
+            collected.extend(await self._connection.execute(statement, values))
         return collected
 
 

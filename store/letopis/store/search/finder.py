@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -42,14 +42,17 @@ class _Candidate:
     position: int
     score: float
 
+    @classmethod
+    def of(cls, row: Any, score: float) -> Self:
+        """Return the candidate that a document or a row of the index names."""
+        name, version, position = row.conversation_id, row.version, row.position
+        return cls(partition=row.partition, conversation_id=name, version=version, position=position, score=score)
+
 
 def _at_select(dialect: Dialect) -> sa.Select[Any]:
     return whole(
         sa.select(messages).where(
-            dialect.among(messages.c.partition, "partitions"),
-            dialect.among(messages.c.conversation_id, "conversations"),
-            dialect.among(messages.c.version, "versions"),
-            is_on_path(messages),
+            *dialect.of_conversations(messages), dialect.among(messages.c.version, "versions"), is_on_path(messages)
         )
     )
 
@@ -80,7 +83,6 @@ class Finder:
         limit: int,
         after: SearchPosition | None,
     ) -> Page[Hit]:
-        """Return a page of hits; see :meth:`letopis.store.ConversationStore.search`."""
         # Read first: what is indexed after this is found in both, and shown once.
         progress = self._searched(await index_progress(connection), conversation)
         position = after or _start(progress)
@@ -94,13 +96,7 @@ class Finder:
         rows = await self._best(connection, query, scope, position.count + room + len(unindexed) + 1)
         known = {(candidate.partition, candidate.position) for candidate in unindexed}
         candidates = unindexed + [
-            _Candidate(
-                partition=row.partition,
-                conversation_id=row.conversation_id,
-                version=row.version,
-                position=row.position,
-                score=_between_0_and_1(row.score),
-            )
+            _Candidate.of(row, _between_0_and_1(row.score))
             for row in rows
             if (row.partition, row.position) not in known
         ]
@@ -145,16 +141,7 @@ class Finder:
                 left = left - log.events if log.events and spent < MAX_UNINDEXED_SECONDS else 0
             left_out += part.head - after
         matches.sort(key=lambda pair: (pair[0].occurred_at, pair[0].position), reverse=True)
-        return [
-            _Candidate(
-                partition=document.partition,
-                conversation_id=document.conversation_id,
-                version=document.version,
-                position=document.position,
-                score=1.0 + fit.score,
-            )
-            for document, fit in matches
-        ], left_out
+        return [_Candidate.of(document, 1.0 + fit.score) for document, fit in matches], left_out
 
     async def _best(self, connection: AsyncConnection, query: Query, scope: SearchScope, wanted: int) -> list[Any]:
         """Return the ``wanted`` best hits of the index, or all where there are fewer."""

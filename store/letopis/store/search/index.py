@@ -11,24 +11,14 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import in_batches
-from letopis.store.database.schema import conversations, messages, search
-from letopis.store.errors import ConfigurationError
+from letopis.store.database.schema import conversations, messages, same_conversation, search
 from letopis.store.read.task_marks import is_on_path
 from letopis.store.search.analysis import GENERATION, Word, scope_code, words
 from letopis.store.search.query import Query, Term
 
-_COLUMNS: Final = (
-    "partition",
-    "generation",
-    "conversation_id",
-    "version",
-    "content_version",
-    "position",
-    "occurred_at",
-    "scope",
-    "document",
-)
 _KEY: Final = ("partition", "generation", "conversation_id", "version")
+_COLUMNS: Final = (*_KEY, "content_version", "position", "occurred_at", "scope", "document")
+_RANKED: Final = ("partition", "conversation_id", "version", "content_version", "position", "occurred_at")
 _VALUES: Final = tuple(name for name in _COLUMNS if name not in _KEY)
 _GENERATIONS: Final = (GENERATION - 1, GENERATION)
 MAX_RANKED: Final = 5_000
@@ -62,12 +52,9 @@ class SearchScope:
 
 
 class Index(ABC):
-    """The full-text index of one kind of database.
+    """The full-text index of one kind of database."""
 
-    A row is one message. A message that must not be found any more has its row emptied, not deleted, so that the
-    right to insert and update is enough.
-    """
-
+    # A message that must not be found has its row emptied, not deleted: the right to insert and update is enough.
     async def forget(
         self, connection: AsyncConnection, partition: int, conversation_id: str, versions: Collection[int] | None
     ) -> None:
@@ -105,19 +92,9 @@ class Index(ABC):
         for document in documents:
             if there := words(document.text):
                 scope = (scope_code("c", document.conversation_id), scope_code("o", document.owner_id))
-                made.append(
-                    (
-                        document.partition,
-                        GENERATION,
-                        document.conversation_id,
-                        document.version,
-                        document.content_version,
-                        document.position,
-                        document.occurred_at,
-                        self._scope(scope),
-                        self._document(there),
-                    )
-                )
+                key = (document.partition, GENERATION, document.conversation_id, document.version)
+                shown = (document.content_version, document.position, document.occurred_at)
+                made.append((*key, *shown, self._scope(scope), self._document(there)))
         return made
 
     @abstractmethod
@@ -125,22 +102,11 @@ class Index(ABC):
         """Write rows, replacing those of the same messages."""
 
     def select(self, query: Query, where: SearchScope, *, limit: int) -> sa.Executable:
-        """Return the select of the best rows: ``partition``, ``conversation_id``, ``version``, ``position``, ``score``.
-
-        And ``there``: 1 for a message on the path of a conversation that was not deleted, not redacted, and with the
-        content that was indexed.
-        """
+        """Return the select of the best rows: partition, conversation, version, position, score and ``there``."""
+        # ``there``: 1 for a message on the path of a conversation that is not deleted, with the content indexed.
         condition, ranked_by = self._match(query, _scoped(where))
         newest = (
-            sa.select(
-                search.c.partition,
-                search.c.conversation_id,
-                search.c.version,
-                search.c.content_version,
-                search.c.position,
-                search.c.occurred_at,
-                ranked_by.label("ranked_by"),
-            )
+            sa.select(*(search.c[name] for name in _RANKED), ranked_by.label("ranked_by"))
             .select_from(self._source())
             .where(condition, _checked(search.c.generation == GENERATION), _within(where.bounds))
             # A common word may be in half of all messages, and to rank them all takes seconds.
@@ -151,51 +117,25 @@ class Index(ABC):
             newest = newest.where(search.c.conversation_id == where.conversation)
         n = newest.subquery("n")
         best = (
-            sa.select(
-                n.c.partition,
-                n.c.conversation_id,
-                n.c.version,
-                n.c.content_version,
-                n.c.position,
-                n.c.occurred_at,
-                self._score(query, n.c.ranked_by).label("score"),
-            )
+            sa.select(*(n.c[name] for name in _RANKED), self._score(query, n.c.ranked_by).label("score"))
             .order_by(sa.text("score DESC"), n.c.occurred_at.desc(), n.c.position.desc())
             .limit(limit)
         )
         # Only the best are joined.
         b, m, c = best.subquery("b"), messages, conversations
+        shown = sa.and_(m.c.redacted_at.is_(None), is_on_path(m))
         there = sa.and_(m.c.version.is_not(None), c.c.conversation_id.is_not(None))
         if where.owner is not None:
             # The codes of the scope narrow the search; the owner of a message is that of its conversation.
             there = sa.and_(there, c.c.owner_id == where.owner)
         return (
             sa.select(
-                b.c.partition,
-                b.c.conversation_id,
-                b.c.version,
-                b.c.position,
-                b.c.score,
+                *(b.c[name] for name in ("partition", "conversation_id", "version", "position", "score")),
                 sa.case((there, 1), else_=0).label("there"),
             )
             .select_from(
-                b.outerjoin(
-                    m,
-                    sa.and_(
-                        m.c.partition == b.c.partition,
-                        m.c.conversation_id == b.c.conversation_id,
-                        m.c.version == b.c.version,
-                        m.c.content_version == b.c.content_version,
-                        m.c.redacted_at.is_(None),
-                        is_on_path(m),
-                    ),
-                ).outerjoin(
-                    c,
-                    sa.and_(
-                        c.c.partition == b.c.partition,
-                        c.c.conversation_id == b.c.conversation_id,
-                        c.c.state != "deleted",
-                    ),
+                b.outerjoin(m, sa.and_(same_conversation(m, b, "version", "content_version"), shown)).outerjoin(
+                    c, sa.and_(same_conversation(c, b), c.c.state != "deleted")
                 )
             )
             .order_by(b.c.score.desc(), b.c.occurred_at.desc(), b.c.position.desc())
@@ -235,7 +175,6 @@ class SQLiteIndex(Index):
     _WORDS: Final = sa.table("letopis_search_words", sa.column("rowid"))
 
     async def write(self, connection: AsyncConnection, rows: Sequence[IndexRow]) -> None:
-        """Write rows, replacing those of the same messages."""
         if rows:
             await connection.exec_driver_sql(
                 f"INSERT INTO letopis_search ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
@@ -267,14 +206,11 @@ class SQLiteIndex(Index):
 
 
 class PostgreSQLIndex(Index):
-    """A ``tsvector`` with a GIN index: words with the weight A, stems with D, both with their positions.
+    """A ``tsvector`` with a GIN index: words with the weight A, stems with D, both with their positions."""
 
-    A word with more positions than are kept has a second code. A phrase with such a word may be anywhere: its words are
-    looked up, and the text decides, as it does of every hit.
-    """
-
+    # A word with more positions than are kept has a second code. A phrase with such a word may be anywhere: its words
+    # are looked up, and the text decides, as it does of every hit.
     async def write(self, connection: AsyncConnection, rows: Sequence[IndexRow]) -> None:
-        """Write rows, replacing those of the same messages."""
         if rows:
             await connection.exec_driver_sql(
                 f"INSERT INTO letopis_search ({', '.join(_COLUMNS)})"  # noqa: S608
@@ -320,7 +256,6 @@ class MariaDBIndex(Index):
     """An InnoDB FULLTEXT index in boolean mode, ranked by its relevance."""
 
     async def write(self, connection: AsyncConnection, rows: Sequence[IndexRow]) -> None:
-        """Write rows, replacing those of the same messages."""
         if rows:
             await connection.exec_driver_sql(
                 f"INSERT INTO letopis_search ({', '.join(f'`{column}`' for column in _COLUMNS)})"  # noqa: S608
@@ -347,15 +282,8 @@ class MariaDBIndex(Index):
 
 
 def index_for(name: str) -> Index:
-    """Return the index for a database, given by SQLAlchemy's name of it."""
-    match name:
-        case "sqlite":
-            return SQLiteIndex()
-        case "postgresql":
-            return PostgreSQLIndex()
-        case "mysql" | "mariadb":
-            return MariaDBIndex()
-    raise ConfigurationError(f"{name} is not supported: use SQLite, PostgreSQL or MariaDB")
+    kinds: dict[str, type[Index]] = {"sqlite": SQLiteIndex, "postgresql": PostgreSQLIndex}
+    return kinds.get(name, MariaDBIndex)()
 
 
 def _scoped(where: SearchScope) -> list[tuple[str, ...]]:
@@ -375,10 +303,8 @@ def _within(bounds: dict[int, int]) -> sa.ColumnElement[bool]:
 
 
 def _checked(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
-    """Return a condition that no index serves, but the one of the words; the planner still knows how many rows meet it.
-
-    While PostgreSQL has no statistics of a table that grew, it would prefer the index by generation and read every row.
-    """
+    """Return a condition that no index serves but that of the words; the planner knows how many rows meet it."""
+    # While PostgreSQL has no statistics of a grown table, it would prefer the index by generation and read all rows.
     return condition.is_(sa.true())
 
 

@@ -53,25 +53,20 @@ class IndexProgress:
 
     @property
     def behind(self) -> int:
-        """How many events are not indexed."""
         return self.head - self.indexed
 
 
 async def index_progress(connection: AsyncConnection) -> list[IndexProgress]:
-    """Return how far the index has got, by partition."""
     rows = await connection.execute(_PROGRESS)
     return [IndexProgress(partition=row.partition, indexed=row.indexed or 0, head=row.head) for row in rows]
 
 
 class Indexer:
-    """Reads events of the log into the index, some in each transaction.
+    """Reads events of the log into the index, some in each transaction."""
 
-    Any number of processes may do so at once: one works on a partition at a time. A transaction writes the rows and the
-    checkpoint together, so an interrupted one is repeated, and nothing is left out. An SQLite file has one writer: its
-    words are stemmed before the transaction, which reads the messages again and takes the rows of those that are the
-    same.
-    """
-
+    # Any number of processes may do so at once: one works on a partition at a time. Rows and checkpoint are written
+    # together, so that nothing is left out. An SQLite file has one writer: words are stemmed before the transaction,
+    # which reads the messages again and takes the rows of those that are the same.
     def __init__(
         self, engine: AsyncEngine, dialect: Dialect, index: Index, *, upcasters: Upcasters, now: Callable[[], int]
     ) -> None:
@@ -171,15 +166,7 @@ class Indexer:
         for name, versions in sorted(log.gone.items()):
             if versions is None and (last := log.long.get(name)) is not None:
                 # A message may have been read before the deletion, and indexed after the steps that carry it out.
-                task = Task(
-                    partition=partition,
-                    conversation_id=name,
-                    kind=FORGET,
-                    version=last,
-                    after=0,
-                    upto=last,
-                    created_at=self._now(),
-                )
+                task = Task(partition, name, FORGET, version=last, after=0, upto=last, created_at=self._now())
                 await write_marks(connection, self._dialect, [task])
             else:
                 await self._index.forget(connection, partition, name, versions)
@@ -195,12 +182,10 @@ class Indexer:
 
 
 class BoundedCatchUp:
-    """Catches the index up before a search, without delaying the search for long.
+    """Catches the index up before a search, without delaying the search for long."""
 
-    What is not done in time goes on in the background until the index is up to date, and the search reads the rest from
-    the log, as far as that goes. A store that may only be read is searched in the same way.
-    """
-
+    # What is not done in time goes on in the background, and the search reads it from the log, as far as that goes. A
+    # store that may only be read is searched in the same way.
     def __init__(self, catch_up: Callable[[], Awaitable[int]], *, timeout: float = 1.0) -> None:
         self._catch_up = catch_up
         self._timeout = timeout
@@ -214,7 +199,6 @@ class BoundedCatchUp:
         await asyncio.wait((self._task,), timeout=self._timeout)
 
     async def close(self) -> None:
-        """Stop the catch-up that is running."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -1,8 +1,4 @@
-"""Parse a search query and match texts with it.
-
-All words must be there, in any form. ``"quoted"`` words must be there as they are and in that order; a word after ``-``
-must not be there. There is no other syntax: everything else is words, or is ignored.
-"""
+"""Parse a search query and match texts with it."""
 
 from __future__ import annotations
 
@@ -48,16 +44,11 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Where a text matches a query.
+    """Where a text matches a query."""
 
-    :ivar marks: start and end of each word found, in order.
-    :ivar terms: the index of the wanted term that each mark belongs to.
-    :ivar score: how well it matches, above 0 and below 1.
-    """
-
-    marks: tuple[tuple[int, int], ...]
-    terms: tuple[int, ...]
-    score: float
+    marks: tuple[tuple[int, int], ...]  # start and end of each word found, in order
+    terms: tuple[int, ...]  # the index of the wanted term of each mark
+    score: float  # above 0 and below 1
 
 
 def parse(typed: object) -> Query:

@@ -37,23 +37,17 @@ class Hit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchPosition:
-    """Where a search of a store goes on.
+    """Where a search of a store goes on."""
 
-    :ivar bounds: by log partition, the last position when the search began: later messages are not part of it.
-    :ivar shown: by log partition, the positions of the messages that were on a page.
-    """
-
-    bounds: Mapping[int, int]
-    shown: Mapping[int, frozenset[int]]
+    bounds: Mapping[int, int]  # last positions by partition when it began: later messages are not part of it
+    shown: Mapping[int, frozenset[int]]  # positions by partition of the messages that were on a page
 
     @property
     def count(self) -> int:
-        """How many hits were shown."""
         return sum(map(len, self.shown.values()))
 
     @property
     def cursor(self) -> str:
-        """The ``next`` of a page."""
         # Differences rather than positions: small numbers compress well.
         return _CURSOR.encode(
             [[partition, bound] for partition, bound in sorted(self.bounds.items())],
@@ -74,7 +68,6 @@ class SearchPosition:
 
     @classmethod
     def from_cursor(cls, cursor: object) -> SearchPosition:
-        """Return the position that the ``next`` of a page names."""
         return _CURSOR.decode(cursor, cls._from_values)
 
     @classmethod

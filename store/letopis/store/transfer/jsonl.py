@@ -1,10 +1,6 @@
-"""Parse and render JSON Lines with one message per line, shared by import, dry run and export.
+"""Parse and render JSON Lines with one message per line, shared by import, dry run and export."""
 
-A line with the key ``record`` holds a record instead: see :mod:`letopis.store.transfer.record_lines`. Any other is an
-object with ``conversation_id``, ``role`` and ``content``, and optionally ``id``, ``owner``, ``occurred_at``, ``name``,
-``tokens``, ``usage``, ``external_ids``, ``metadata`` and ``status``. Other keys are refused, since they would be
-dropped silently.
-"""
+# Keys that neither a message nor a record has are refused, since they would be dropped silently.
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
 from types import TracebackType
-from typing import Any, BinaryIO, Final, Protocol, Self, cast
+from typing import Any, BinaryIO, Final, Self, cast
 from uuid import UUID, uuid5
 
 import orjson
@@ -42,18 +38,6 @@ _KEYS: Final = frozenset((*_REQUIRED, *_OPTIONAL))
 _BOM: Final = b"\xef\xbb\xbf"
 _UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
 _BEGINS_RECORD: Final = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"record"\s*:')
-
-
-class KeyCounter(Protocol):
-    """Counts how often keys were seen, as :class:`~letopis.store.transfer.jsonl.SeenKeys` does."""
-
-    def seen(self, key: bytes) -> int:
-        """Return how often ``key`` was added."""
-        ...
-
-    def add(self, key: bytes) -> None:
-        """Count ``key`` once more."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,14 +66,11 @@ class Refused:
 
 
 def read_lines(
-    stream: BinaryIO, *, count: KeyCounter, max_line_bytes: int = MAX_LINE_BYTES
+    stream: BinaryIO, *, count: SeenKeys, max_line_bytes: int = MAX_LINE_BYTES
 ) -> Iterator[Line | RecordLine | Refused]:
-    """Yield the lines of ``stream`` in order. Memory is bounded by the longest line.
-
-    Lines end with LF or CRLF, the last one may end with the file. Blank lines and a byte order mark at the start are
-    skipped. A line that is too long is skipped without reading it into memory. One that begins with ``record`` may be
-    as long as the largest value in base64.
-    """
+    """Yield the lines of ``stream`` in order. Memory is bounded by the longest line."""
+    # Lines end with LF or CRLF, the last one may end with the file. One that begins with ``record`` may be as long as
+    # the largest value in base64; one that is too long is skipped without reading it into memory.
     number = 0
     while raw := stream.readline(max_line_bytes + 2):
         number += 1
@@ -114,8 +95,7 @@ def read_lines(
             yield Refused(number=number, reason=str(error), size=size)
 
 
-def parse_line(raw: bytes, *, number: int, count: KeyCounter) -> Line | RecordLine:
-    """Parse one line."""
+def parse_line(raw: bytes, *, number: int, count: SeenKeys) -> Line | RecordLine:
     fields = _load(raw)
     if "record" in fields:
         return parse_record(fields, number=number, size=len(raw))
@@ -159,12 +139,10 @@ def parse_line(raw: bytes, *, number: int, count: KeyCounter) -> Line | RecordLi
     )
 
 
-def render_line(message: RecordedMessage, *, owner: str | None, count: KeyCounter) -> bytes:
-    """Render one message in normal form, with its line feed.
-
-    Keys are in a fixed order and empty ones are left out, so equal histories give equal bytes. ``id`` is left out if
-    reading the lines again gives the same one.
-    """
+def render_line(message: RecordedMessage, *, owner: str | None, count: SeenKeys) -> bytes:
+    """Render one message in normal form, with its line feed."""
+    # Keys are in a fixed order and empty ones are left out, so that equal histories give equal bytes. The id is left
+    # out if reading the lines again gives the same one.
     content = message.message
     fields: dict[str, Any] = {"conversation_id": message.conversation_id}
     if not _is_implied(message, count):
@@ -195,7 +173,7 @@ def implied_id(key: bytes, occurrence: int) -> str:
     return str(uuid5(IMPLIED_NAMESPACE, f"{key.hex()}\n{occurrence}"))
 
 
-def _is_implied(message: RecordedMessage, count: KeyCounter) -> bool:
+def _is_implied(message: RecordedMessage, count: SeenKeys) -> bool:
     # The version digit of a UUIDv5 spares ids that bots create (UUIDv7) the work below.
     if len(message.id) != 36 or message.id[14] != "5":
         return False
@@ -266,11 +244,9 @@ def _known() -> str:
 
 
 class SeenKeys:
-    """A counter of any size: what does not fit into a cache of a few MB is in a temporary file.
+    """A counter of any size: what does not fit into a cache of a few MB is in a temporary file."""
 
-    For one thread at a time. The file has no name and is removed with the object, however the process ends.
-    """
-
+    # For one thread at a time. The file has no name and is removed with the object, however the process ends.
     __slots__ = ("_database",)
 
     def __init__(self) -> None:
@@ -286,13 +262,11 @@ class SeenKeys:
         return 0 if row is None else int(row[0])
 
     def add(self, key: bytes) -> None:
-        """Count ``key`` once more."""
         self._database.execute(
             "INSERT INTO seen VALUES (?, 1) ON CONFLICT (key) DO UPDATE SET times = times + 1", (key,)
         )
 
     def close(self) -> None:
-        """Forget everything."""
         self._database.close()
 
     def __enter__(self) -> Self:

@@ -1,8 +1,4 @@
-"""Parse and render JSON Lines with one record per line; pure, so import, dry run and export share it.
-
-A line is an object with ``record``, ``namespace``, ``key`` and either ``value`` or ``bytes``, and optionally ``tags``
-and ``put_at``. Other keys are refused, since they would be dropped silently.
-"""
+"""Parse and render JSON Lines with one record per line; pure, so import, dry run and export share it."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from letopis.store.model.events import NO_UPCASTERS, Event, Upcasters
 from letopis.store.model.identifiers import check_identifier, partition_of
 from letopis.store.model.messages import Message
 from letopis.store.model.records import is_record_lane
-from letopis.store.projections.inline import InlineProjections
+from letopis.store.projections.base import InlineProjections
 from letopis.store.rules.apply_plan import ApplyResult, LaneApplied, LaneBatch, Origin, SequencedEvent
 from letopis.store.rules.decoding import DecodedEvent, decode_events
 from letopis.store.rules.projection import conflicts_of_shown, project_events
@@ -47,12 +47,10 @@ _PROJECTED_BETWEEN_YIELDS: Final = 100
 
 
 class DecodedBatch:
-    """The decoded events of a batch.
+    """The decoded events of a batch."""
 
-    Decoding is half of an apply's work in Python and needs no lock: it is done before the transaction begins, while
-    another apply waits for the database.
-    """
-
+    # Decoding is half of an apply's work in Python and needs no lock: it is done before the transaction begins, while
+    # another apply waits for the database.
     def __init__(self, upcasters: Upcasters) -> None:
         self._upcasters = upcasters
         self._decoded: dict[int, DecodedEvent | RecordChange] = {}
@@ -90,11 +88,7 @@ class DecodedBatch:
 
 
 class Applier:
-    """Applies batches to one history store; the statements are compiled once.
-
-    :ivar write_lock: held while a transaction writes to SQLite, which has one writer: waiting for it here is cheaper
-        than asking the file repeatedly.
-    """
+    """Applies batches to one history store; the statements are compiled once."""
 
     def __init__(
         self,
@@ -118,6 +112,7 @@ class Applier:
         self._now = now
         self._erased = erased
         self._erasures_recovered = False  # True once erasures of a process that died have been completed
+        # Waiting for SQLite's one writer here is cheaper than asking the file repeatedly.
         self.write_lock: AbstractAsyncContextManager[Any] = asyncio.Lock() if serial else nullcontext()
         self._registration = dialect.shared(Registration)
         self._lanes = dialect.shared(Lanes)
@@ -126,7 +121,6 @@ class Applier:
         self._records = dialect.shared(RecordWriter)
 
     async def apply(self, origin: Origin, batch: Sequence[LaneBatch]) -> ApplyResult:
-        """Apply a batch; see :meth:`letopis.store.conversation_store.ConversationStore.apply`."""
         names = set[str]()
         for lane in batch:
             if not is_record_lane(name := lane.conversation_id):
@@ -172,12 +166,9 @@ class Applier:
         except StoreFault as fault:
             if transaction is None or not transaction.stood_still or rule_of_code(fault.code) not in (LOST, HUNG_UP):
                 raise
-            raise StoreFault(
-                fault_class=FaultClass.CONFLICT,
-                code="stood-still",
-                reason="this process was stopped while it held the log, so that the history store rolled its"
-                " transaction back: run it again",
-            ) from fault
+            stopped = "this process was stopped while it held the log"
+            reason = f"{stopped}, so that the history store rolled its transaction back: run it again"
+            raise StoreFault(fault_class=FaultClass.CONFLICT, code="stood-still", reason=reason) from fault
 
     def begin(self, connection: AsyncConnection, origin: Origin) -> ApplyTransaction:
         """Return what the phases of an apply share, for a connection without a transaction."""
@@ -193,10 +184,8 @@ class Applier:
         *,
         optimistic: bool = True,
     ) -> ApplyResult:
-        """Apply a batch in a transaction, which the caller commits or rolls back.
-
-        All writers take their locks in the order of these phases, and sorted inside each, so that none deadlocks.
-        """
+        """Apply a batch in a transaction, which the caller commits or rolls back."""
+        # All writers take their locks in the order of these phases, and sorted inside each, so that none deadlocks.
         await self._registration.register(transaction)
         accepted, refused = await self._lanes.compare(transaction, batch, decoded.of, optimistic=optimistic)
         in_order = accepted
@@ -211,6 +200,21 @@ class Applier:
         await self._lanes.advance(transaction, in_order)
         await append_to_log(transaction, accepted)
         return ApplyResult(applied=tuple(map(_applied, accepted)), refused=tuple(refused))
+
+    async def try_out(self, conversation_id: str) -> None:
+        """Begin and continue a conversation in the log partition of another one, and roll it back."""
+        # No projection sees it. Faults that only a commit shows, such as a full disk, are not found.
+        partition = partition_of(conversation_id, self._partitions)
+        origin = Origin(origin_id=uuid4(), epoch=1, name="letopis trial")
+        async with self.write_lock:
+            with translated():
+                async with self._engine.connect() as connection:
+                    transaction = self.begin(connection, origin)
+                    for part in trial_batches(partition=partition, partitions=self._partitions):
+                        decoded = DecodedBatch(NO_UPCASTERS)
+                        await decoded.decode([part])
+                        await self.run_phases(transaction, [part], decoded)
+                    await connection.rollback()
 
     async def _erase_released(self) -> None:
         """Erase what deleted conversations retained for forks that have ceased to read it; the next apply retries."""
@@ -259,32 +263,6 @@ _TRIAL_TEXT: Final = (
     "Letopis tests whether this history store accepts an ordinary message of an ordinary length, in a transaction that"
     " is rolled back. If this text can be read, the rollback has failed."
 )
-
-
-class Trial:
-    """Applies ordinary events to one history store, and rolls them back."""
-
-    def __init__(self, engine: AsyncEngine, applier: Applier, *, partitions: int) -> None:
-        self._engine = engine
-        self._applier = applier
-        self._partitions = partitions
-
-    async def run(self, conversation_id: str) -> None:
-        """Begin and continue a new conversation in the log partition of another one.
-
-        No projection sees it. Faults that only a commit shows, such as a full disk, are not found.
-        """
-        partition = partition_of(conversation_id, self._partitions)
-        origin = Origin(origin_id=uuid4(), epoch=1, name="letopis trial")
-        async with self._applier.write_lock:
-            with translated():
-                async with self._engine.connect() as connection:
-                    transaction = self._applier.begin(connection, origin)
-                    for part in trial_batches(partition=partition, partitions=self._partitions):
-                        decoded = DecodedBatch(NO_UPCASTERS)
-                        await decoded.decode([part])
-                        await self._applier.run_phases(transaction, [part], decoded)
-                    await connection.rollback()
 
 
 def trial_batches(*, partition: int, partitions: int) -> tuple[LaneBatch, LaneBatch]:

@@ -11,7 +11,15 @@ import sqlalchemy as sa
 
 from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.row_mapping import conflict_of
-from letopis.store.database.schema import conversations, events, lanes, messages, record_ledger
+from letopis.store.database.schema import (
+    conversations,
+    events,
+    lanes,
+    messages,
+    of_conversation,
+    record_ledger,
+    same_conversation,
+)
 from letopis.store.errors import BatchRefused
 from letopis.store.model.event_types import MessageAppended
 from letopis.store.model.records import Scope, is_record_lane, scope_of
@@ -32,7 +40,7 @@ from letopis.store.rules.preconditions import Conflict
 from letopis.store.rules.projection import Projected, Unloaded
 from letopis.store.rules.record_plan import SUPERSEDED, LedgerEntry, RecordChange, check_known_changes
 from letopis.store.rules.rows import ConversationRow, MessageRow
-from letopis.store.write.transaction import ApplyTransaction, of_conversation, of_conversations
+from letopis.store.write.transaction import ApplyTransaction
 
 Decode = Callable[[Sequence[SequencedEvent]], tuple[Any, ...]]
 """Decodes events of one lane: to :class:`RecordChange` where it is one of records, otherwise :class:`DecodedEvent`."""
@@ -41,42 +49,29 @@ _NO_HEAD: Final = (0, 0, 0, 0)
 
 @dataclass(slots=True, kw_only=True)
 class AcceptedLane:
-    """A lane whose delivery does not contradict what is stored; each phase of an apply adds what it finds.
-
-    :ivar plain: True if each of the fresh events only appends a message, on no condition.
-    :ivar changes: the fresh events of a lane of records.
-    :ivar conflicts: those of the delivered events that are stored already, by sequence.
-    :ivar shown: the versions of messages that other outboxes have delivered and that are on the path before this
-        delivery, by the sequence under which this one appends them too.
-    :ivar duplicates: how many sequences of the lane have no event of their own, as the same one was there already.
-    :ivar floor: up to here the ledger of a lane of records is trimmed.
-    :ivar trims: True if that is further than before.
-    :ivar records: how many records the lane has added, less those it has removed.
-    :ivar gone: True if the conversation of a lane of records was deleted.
-    :ivar row: the conversation; like all below, loaded if there are fresh events.
-    :ivar targets: the stored messages that the events may change; without those that ``unloaded`` counts.
-    :ivar verdicts: the conflicts of events that came too late, by sequence.
-    :ivar retained: forks read the conversation up to this version.
-    """
+    """A lane whose delivery does not contradict what is stored; each phase of an apply adds what it finds."""
 
     compared: ComparedLane
     conversation_id: str
     partition: int
-    conflicts: dict[int, Conflict]
+    conflicts: dict[int, Conflict]  # of delivered events that are stored already, by sequence
     fresh: tuple[DecodedEvent, ...] = ()
-    plain: bool = False
-    changes: tuple[RecordChange, ...] = ()
+    plain: bool = False  # each of the fresh events only appends a message, on no condition
+    changes: tuple[RecordChange, ...] = ()  # the fresh events of a lane of records
+    # Versions of messages from other outboxes that were on the path before this delivery, by the sequence under which
+    # it appends them too.
     shown: dict[int, int] = field(default_factory=dict)
-    duplicates: int = 0
-    floor: int = 0
-    trims: bool = False
-    records: int = 0
-    gone: bool = False
+    duplicates: int = 0  # sequences without an event of their own, as the same one was there already
+    floor: int = 0  # up to here the ledger of a lane of records is trimmed
+    trims: bool = False  # further than before
+    records: int = 0  # how many the lane has added, less those it has removed
+    gone: bool = False  # the conversation of a lane of records was deleted
+    # From here on loaded if there are fresh events.
     row: ConversationRow = field(init=False)
-    targets: Sequence[MessageRow] = ()
+    targets: Sequence[MessageRow] = ()  # stored messages that the events may change, but for ``unloaded`` ones
     unloaded: Unloaded | None = None
-    verdicts: Mapping[int, Conflict] = field(default_factory=dict)
-    retained: int = 0
+    verdicts: Mapping[int, Conflict] = field(default_factory=dict)  # of events that came too late
+    retained: int = 0  # forks read the conversation up to this version
     result: Projected = field(init=False)
 
     @property
@@ -86,7 +81,6 @@ class AcceptedLane:
 
     @property
     def inserted(self) -> int:
-        """How many of its events are new."""
         return len(self.fresh) + len(self.changes)
 
     @property
@@ -106,7 +100,7 @@ class Lanes:
     def __init__(self, dialect: Dialect) -> None:
         self._heads = dialect.locked(
             sa.select(lanes.c.conversation_id, lanes.c.sequence, lanes.c.duplicates, lanes.c.floor, lanes.c.records)
-            .where(*of_conversations(dialect, lanes), lanes.c.origin_id == sa.bindparam("origin"))
+            .where(*dialect.of_conversations(lanes), lanes.c.origin_id == sa.bindparam("origin"))
             .order_by(lanes.c.partition, lanes.c.conversation_id)
         )
         self._places = sa.select(events.c.sequence, events.c.event_id).where(
@@ -114,18 +108,12 @@ class Lanes:
             events.c.origin_id == sa.bindparam("origin"),
             dialect.among(events.c.sequence, "sequences"),
         )
-        in_place = [messages.c[name] == events.c[name] for name in ("partition", "conversation_id", "version")]
         again = messages.alias("again")
-        same = [again.c[name] == messages.c[name] for name in ("partition", "conversation_id", "message_id")]
-        shown = sa.select(sa.func.max(again.c.version)).where(*same, is_on_path(again))
-        of_it = [conversations.c[name] == events.c[name] for name in ("partition", "conversation_id")]
+        same = same_conversation(again, messages, "message_id")
+        shown = sa.select(sa.func.max(again.c.version)).where(same, is_on_path(again))
         self._stored = (
             sa.select(
-                events.c.conversation_id,
-                events.c.event_id,
-                events.c.origin_id,
-                events.c.sequence,
-                events.c.digest,
+                *(events.c[name] for name in ("conversation_id", "event_id", "origin_id", "sequence", "digest")),
                 sa.case((erased(events).is_(None), events.c.salt)).label("salt"),
                 events.c.metadata,
                 events.c.version,
@@ -133,9 +121,9 @@ class Lanes:
                 shown.scalar_subquery().label("shown"),
                 conversations.c.state,
             )
-            .outerjoin_from(events, messages, sa.and_(*in_place))
-            .outerjoin(conversations, sa.and_(*of_it))
-            .where(*of_conversations(dialect, events), dialect.among(events.c.event_id, "ids"))
+            .outerjoin_from(events, messages, same_conversation(messages, events, "version"))
+            .outerjoin(conversations, same_conversation(conversations, events))
+            .where(*dialect.of_conversations(events), dialect.among(events.c.event_id, "ids"))
         )
         self._ledger = sa.select(record_ledger).where(
             *of_conversation(record_ledger),
@@ -174,16 +162,16 @@ class Lanes:
             _, duplicates, floor, count = heads.get(name, _NO_HEAD)
             try:
                 if is_record_lane(name):
-                    found = await self._accept_changes(transaction, lane, floor, decode)
+                    accepted_lane = await self._accept_changes(transaction, lane, floor, decode)
                 else:
                     known = stored.get(name, {})
-                    found = await self._accept(transaction, lane, known, decode, optimistic=optimistic)
+                    accepted_lane = await self._accept(transaction, lane, known, decode, optimistic=optimistic)
             except BatchRefused as refusal:
                 refused.append(refusal)
             else:
-                found.duplicates += duplicates
-                found.records = count
-                accepted.append(found)
+                accepted_lane.duplicates += duplicates
+                accepted_lane.records = count
+                accepted.append(accepted_lane)
         return accepted, refused
 
     async def _find_stored(
@@ -219,13 +207,13 @@ class Lanes:
         decoded = decode(fresh)
         conflicts, shown = dict[int, Conflict](), dict[int, int]()
         for delivery in lane.deliveries if stored else ():
-            found = stored.get(delivery.event.event_id)
-            if found is None:
+            known = stored.get(delivery.event.event_id)
+            if known is None:
                 continue
-            if (conflict := found.conflict_with(delivery, origin_id)) is not None:
+            if (conflict := known.conflict_with(delivery, origin_id)) is not None:
                 conflicts[delivery.sequence] = conflict
             elif delivery.sequence > compared.head and delivery.event.type == MessageAppended.type:
-                shown[delivery.sequence] = found.version
+                shown[delivery.sequence] = known.version
         return AcceptedLane(
             compared=compared,
             conversation_id=lane.conversation_id,
@@ -244,14 +232,9 @@ class Lanes:
         name, known = compared.lane.conversation_id, dict[int, LedgerEntry]()
         partition = transaction.lock_order(name)[0]
         if compared.known:
-            rows = await transaction.execute(
-                self._ledger,
-                partition=partition,
-                conversation=name,
-                origin=transaction.origin.origin_id,
-                first=compared.known[0].sequence,
-                last=compared.known[-1].sequence,
-            )
+            key = {"partition": partition, "conversation": name, "origin": transaction.origin.origin_id}
+            first, last = compared.known[0].sequence, compared.known[-1].sequence
+            rows = await transaction.execute(self._ledger, **key, first=first, last=last)
             known = {row.sequence: LedgerEntry.of(row) for row in rows}
         superseded = check_known_changes(compared, known, floor=floor)
         # Never beyond what is applied here: a restored store is sent again what it lacks.
@@ -270,7 +253,7 @@ class Lanes:
         self, transaction: ApplyTransaction, conversation_id: str, doubtful: Sequence[SequencedEvent]
     ) -> dict[int, UUID]:
         """Return the event ids that this outbox has stored under the sequences of events."""
-        found: dict[int, UUID] = {}
+        event_ids: dict[int, UUID] = {}
         for part in in_batches([delivery.sequence for delivery in doubtful]):
             rows = await transaction.execute(
                 self._places,
@@ -279,8 +262,8 @@ class Lanes:
                 origin=transaction.origin.origin_id,
                 sequences=part,
             )
-            found.update({row.sequence: row.event_id for row in rows})
-        return found
+            event_ids.update({row.sequence: row.event_id for row in rows})
+        return event_ids
 
     async def advance(self, transaction: ApplyTransaction, accepted: Sequence[AcceptedLane]) -> None:
         """Write the new heads of the lanes."""

@@ -1,7 +1,4 @@
-"""Lock the conversations of a batch and load what its events depend on.
-
-The stored messages that events take off the path are loaded too or, where they are too many, counted and marked.
-"""
+"""Lock the conversations of a batch and load what its events depend on."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.row_mapping import conflict_of, conversation_row, message_row
-from letopis.store.database.schema import conversations, events, lanes, messages, tasks
+from letopis.store.database.schema import conversations, events, lanes, messages, of_conversation, tasks
 from letopis.store.model.event_types import Body, ConversationDeleted, ConversationRewound, ConversationStarted
 from letopis.store.read.descendants import NewFork
 from letopis.store.read.task_marks import LEAVE, MAX_ROWS_PER_TRANSACTION, is_on_path, left_by_mark, message_columns
@@ -25,7 +22,7 @@ from letopis.store.rules.reducer import ConversationState
 from letopis.store.rules.rows import ConversationRow, MessageRow
 from letopis.store.write.lanes import AcceptedLane
 from letopis.store.write.redaction import Eraser
-from letopis.store.write.transaction import ApplyTransaction, of_conversation, of_conversations
+from letopis.store.write.transaction import ApplyTransaction
 
 Condition = tuple[int, UUID, Precondition]
 """Sequence, event id and condition of an event."""
@@ -50,10 +47,8 @@ class ConflictLookup:
         )
 
     async def find(self, transaction: ApplyTransaction, lane: AcceptedLane) -> dict[int, Conflict]:
-        """Return the conflicts of a lane's fresh events, by sequence.
-
-        Call it under the lock of the conversation, so that no other writer can come in between.
-        """
+        """Return the conflicts of a lane's fresh events, by sequence."""
+        # Under the lock of the conversation, so that no other writer can come in between.
         conditions = [
             (item.delivery.sequence, item.delivery.event.event_id, item.expects)
             for item in lane.fresh
@@ -71,8 +66,8 @@ class ConflictLookup:
         if (await connection.execute(self._batches, {**key, "ids": [event_id]})).first() is not None:
             return None
         sequence = max(head, expects.sequence) + 1
-        found = await self._detect(connection, key, [(sequence, event_id, expects)], head)
-        return found.get(sequence)
+        conflicts = await self._detect(connection, key, [(sequence, event_id, expects)], head)
+        return conflicts.get(sequence)
 
     async def _detect(
         self, connection: AsyncConnection, key: Mapping[str, Any], conditions: Sequence[Condition], head: int
@@ -80,12 +75,12 @@ class ConflictLookup:
         # If every event is from this outbox, no other writer can have been first.
         if (await connection.execute(self._others, key)).first() is None:
             return {}
-        found: list[Any] = []
+        rows: list[Any] = []
         for sequence in {seen.sequence for _, _, seen in conditions if seen.version is None and seen.sequence <= head}:
-            found += await connection.execute(self._last_seen, {**key, "sequence": sequence})
+            rows += await connection.execute(self._last_seen, {**key, "sequence": sequence})
         for part in in_batches({seen.batch_id for _, _, seen in conditions if seen.batch_id is not None}):
-            found += await connection.execute(self._batches, {**key, "ids": part})
-        own = [_logged(row, own=True) for row in found]
+            rows += await connection.execute(self._batches, {**key, "ids": part})
+        own = [_logged(row, own=True) for row in rows]
         after = lowest_seen_version(conditions, own, head=head)
         unseen = await connection.execute(self._unseen, {**key, "after": after})
         return detect_conflicts(conditions, [*own, *(_logged(row, own=False) for row in unseen)], head=head)
@@ -105,14 +100,14 @@ def _logged(row: Any, *, own: bool) -> LoggedEvent:
 def _conversations_select(dialect: Dialect) -> sa.Select[Any]:
     return dialect.locked(
         sa.select(conversations)
-        .where(*of_conversations(dialect, conversations))
+        .where(*dialect.of_conversations(conversations))
         .order_by(conversations.c.partition, conversations.c.conversation_id)
     )
 
 
 def _targets_select(dialect: Dialect) -> sa.Select[Any]:
     return sa.select(*message_columns(messages)).where(
-        *of_conversations(dialect, messages), dialect.among(messages.c.message_id, "ids")
+        *dialect.of_conversations(messages), dialect.among(messages.c.message_id, "ids")
     )
 
 
@@ -147,10 +142,8 @@ class Loader:
         self._targets = dialect.shared(_targets_select)
 
     async def load(self, transaction: ApplyTransaction, accepted: Sequence[AcceptedLane]) -> list[AcceptedLane]:
-        """Lock the conversations of the lanes with fresh events, load what these depend on, and return these lanes.
-
-        Those of lanes with records are locked too, so that they are not deleted meanwhile.
-        """
+        """Lock the conversations of the lanes with fresh events, load what these depend on, and return these lanes."""
+        # Those of lanes with records are locked too, so that they are not deleted meanwhile.
         fresh, beside = list[AcceptedLane](), list[tuple[AcceptedLane, str]]()
         for lane in accepted:
             if lane.fresh:
@@ -214,10 +207,7 @@ class RemovalBudget:
     async def load(
         self, lane: AcceptedLane, conversation: ConversationState[int], targets: list[MessageRow]
     ) -> tuple[list[MessageRow], Unloaded | None]:
-        """Return the stored messages that fresh events change, including those that they take off the path.
-
-        If those are more than the budget has left, return ``targets`` alone and the number of the others.
-        """
+        """Return the stored messages that fresh events change, including those that they take off the path."""
         fresh, key, version = lane.fresh, lane.key, conversation.version
         after = removal_bound(fresh, targets)
         if after is None:
@@ -226,8 +216,8 @@ class RemovalBudget:
         erased = version if any(erases(item.body) for item in fresh) else 0
         if erased <= self._rows:
             limit = self._rows + 1
-            found = await self._connection.execute(self._statements.path, {**key, "after": after, "limit": limit})
-            rows = found.all()
+            result = await self._connection.execute(self._statements.path, {**key, "after": after, "limit": limit})
+            rows = result.all()
             cost = max(len(rows), erased)
             if cost <= self._rows:
                 self._rows -= cost
@@ -247,8 +237,8 @@ class RemovalBudget:
         count = await self._connection.execute(
             statements.count_marked if marked else statements.count, {**key, "after": after, "upto": upto}
         )
-        found = int(count.scalar_one())
-        return found if after else conversation.message_count - found
+        counted = int(count.scalar_one())
+        return counted if after else conversation.message_count - counted
 
 
 def erases(body: Body) -> bool:
@@ -267,7 +257,6 @@ def _new_row(lane: AcceptedLane) -> ConversationRow:
 
 
 def _new_forks(fresh: Sequence[AcceptedLane]) -> list[NewFork]:
-    """Return the forks that a batch begins."""
     return [
         NewFork(conversation_id=lane.conversation_id, point=fork)
         for lane in fresh

@@ -10,7 +10,7 @@ import orjson
 import sqlalchemy as sa
 
 from letopis.store.database.dialects import Dialect, in_batches
-from letopis.store.database.schema import record_ledger, record_parts, record_tags, records
+from letopis.store.database.schema import of_conversation, record_ledger, record_parts, record_tags, records
 from letopis.store.model.records import (
     MAX_INLINE_BYTES,
     PART_BYTES,
@@ -23,7 +23,7 @@ from letopis.store.model.records import (
 from letopis.store.rules.apply_plan import TableRow
 from letopis.store.rules.record_plan import SUPERSEDED, RecordChange, plan_changes, record_digest, record_id
 from letopis.store.write.lanes import AcceptedLane
-from letopis.store.write.transaction import ApplyTransaction, of_conversation
+from letopis.store.write.transaction import ApplyTransaction
 
 _MAX_STATEMENT_BYTES: Final = 4 * 1024 * 1024
 """Bytes of values in one statement: MariaDB refuses one of more than ``max_allowed_packet``, 16 MB by default."""
@@ -68,10 +68,7 @@ class RecordWriter:
     async def write(
         self, transaction: ApplyTransaction, accepted: Sequence[AcceptedLane], *, deleted: Collection[str]
     ) -> bool:
-        """Write the changes of lanes of records, and trim their ledgers. Return True if content was erased.
-
-        :param deleted: the conversations that this transaction deletes; all their records are erased.
-        """
+        """Write the changes of lanes of records, and trim their ledgers. Return True if content was erased."""
         erased = False
         lanes = [lane for lane in accepted if lane.changes or lane.trims]
         for lane in sorted(lanes, key=lambda lane: transaction.lock_order(lane.conversation_id)):
@@ -93,25 +90,17 @@ class RecordWriter:
         for part in in_batches(_sorted(places)):
             rows = await transaction.execute(self._stored, at_partition=partition, ids=part)
             stored.update({places[row.record_id]: row for row in rows if row.scope == scope.name})
-        revisions = {place: row.revision for place, row in stored.items()}
+        revisions = {key: row.revision for key, row in stored.items()}
         plan = plan_changes(lane.changes, revisions, gone=lane.gone)
         lane.conflicts |= dict.fromkeys(sorted(plan.superseded), SUPERSEDED)
         for prefix in plan.cleared:
             await self._clear(transaction, lane, scope, prefix)
-            stored = {place: row for place, row in stored.items() if not RecordRange(prefix=prefix).holds(place)}
+            stored = {key: row for key, row in stored.items() if not RecordRange(prefix=prefix).holds(key)}
         await self._write_rows(transaction, scope, partition, plan.final, stored)
-        lane.records += sum((change is not None) - (place in stored) for place, change in plan.final.items())
-        origin = transaction.origin.origin_id
+        lane.records += sum((change is not None) - (key in stored) for key, change in plan.final.items())
+        key = (partition, lane.conversation_id, transaction.origin.origin_id)
         ledger: list[TableRow] = [
-            (
-                partition,
-                lane.conversation_id,
-                origin,
-                change.sequence,
-                change.event_id,
-                delivery.event.digest,
-                int(change.sequence in plan.superseded),
-            )
+            (*key, change.sequence, change.event_id, delivery.event.digest, int(change.sequence in plan.superseded))
             for change, delivery in zip(lane.changes, lane.compared.fresh, strict=True)
         ]
         await self._dialect.insert(transaction.connection, record_ledger, ledger)
@@ -125,16 +114,13 @@ class RecordWriter:
         final: Mapping[RecordKey, RecordChange | None],
         stored: Mapping[RecordKey, sa.Row[Any]],
     ) -> None:
-        """Bring records to their final values; ``None`` removes one.
-
-        :param stored: the rows of those that are there.
-        """
-        old = {stored[place].record_id: change for place, change in final.items() if place in stored}
+        """Bring records to their final values; ``None`` removes one."""
+        old = {stored[key].record_id: change for key, change in final.items() if key in stored}
         await self._remove(transaction, partition, [key for key, change in old.items() if change is None])
         for table, column in ((record_parts, "parts"), (record_tags, "tags")):
             held = [row.record_id for row in stored.values() if getattr(row, column)]
             await self._remove(transaction, partition, [key for key in held if old.get(key) is not None], (table,))
-        wanted = {record_id(scope, place): change for place, change in final.items() if change is not None}
+        wanted = {record_id(scope, key): change for key, change in final.items() if change is not None}
         rows = [(key, wanted[key]) for key in _sorted(wanted)]
         new = [_row(partition, key, scope, change) for key, change in rows if key not in old]
         changed = [_row(partition, key, scope, change) for key, change in rows if key in old]
@@ -202,16 +188,10 @@ def _row(partition: int, record: UUID, scope: Scope, change: RecordChange) -> Ta
     body, salt = change.body or b"", change.salt or b""
     inline = len(body) <= MAX_INLINE_BYTES
     row = (record, scope.name, *change.place, change.event_id, change.media.value, len(body))
-    return (
-        partition,
-        *row,
-        0 if inline else -(-len(body) // PART_BYTES),
-        body if inline else None,
-        orjson.dumps(change.tags).decode() if change.tags else None,
-        record_digest(salt, *row, change.tags, change.checksum, change.occurred_at),
-        salt,
-        change.occurred_at,
-    )
+    parts = 0 if inline else -(-len(body) // PART_BYTES)
+    tags = orjson.dumps(change.tags).decode() if change.tags else None
+    digest = record_digest(salt, *row, change.tags, change.checksum, change.occurred_at)
+    return (partition, *row, parts, body if inline else None, tags, digest, salt, change.occurred_at)
 
 
 def _parts(partition: int, record: UUID, change: RecordChange) -> list[TableRow]:

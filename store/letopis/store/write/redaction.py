@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect, check_row_count, in_batches
-from letopis.store.database.schema import conversations, events, messages
+from letopis.store.database.schema import conversations, events, messages, of_conversation
 from letopis.store.model.codec import decode
 from letopis.store.model.event_types import ConversationDeleted, MessageAppended
 from letopis.store.model.events import Upcasters
@@ -19,7 +19,6 @@ from letopis.store.read.task_marks import ERASE, MAX_ROWS_PER_TRANSACTION, Task,
 from letopis.store.rules.apply_plan import TableRow
 from letopis.store.rules.redaction import MESSAGE_CONTENT_TYPES, internal_metadata, stripped
 from letopis.store.search.index import Index
-from letopis.store.write.transaction import of_conversation
 
 _EVENTS_PER_READ: Final = 500
 _MAX_IDS_IN_STATEMENT: Final = 20
@@ -69,19 +68,19 @@ class Eraser:
         self, connection: AsyncConnection, partition: int, conversation_id: str, *, upto: int, reset_at: int | None
     ) -> None:
         """Remove the reactions to a conversation's messages up to a version, and all its messages from search."""
-        place = {"at_partition": partition, "at_conversation": conversation_id, "at_most": upto}
-        await connection.execute(self._remove_reactions, place)
+        bounds = {"at_partition": partition, "at_conversation": conversation_id, "at_most": upto}
+        await connection.execute(self._remove_reactions, bounds)
         if reset_at is not None:
-            await connection.execute(self._redact, {**place, "reset_at": reset_at})
+            await connection.execute(self._redact, {**bounds, "reset_at": reset_at})
         await self._index.forget(connection, partition, conversation_id, None)
 
     async def strip(
         self, connection: AsyncConnection, partition: int, conversation_id: str, *, after: int, upto: int
     ) -> None:
         """Strip the events of a conversation in a range; the event that deleted it keeps its reason."""
-        place = (connection, partition, conversation_id)
+        conversation = (connection, partition, conversation_id)
         while after < upto:
-            after = await self.strip_some(*place, after=after, upto=upto, limit=_EVENTS_PER_READ)
+            after = await self.strip_some(*conversation, after=after, upto=upto, limit=_EVENTS_PER_READ)
 
     async def strip_messages(
         self,
@@ -101,9 +100,9 @@ class Eraser:
             statement = statement.where(sa.or_(*(events.c.data.contains(name, autoescape=True) for name in ids)))
         removed = list[int]()
         async for rows in self._pages(connection, statement, key, after=0, upto=upto):
-            found = [(row, data) for row in rows if (data := decode(row.data)).get("message_id") in message_ids]
-            removed += [row.version for row, _ in found if row.type == MessageAppended.type]
-            await self._dialect.overwrite(connection, events, [_stripped_row(row, data) for row, data in found])
+            held = [(row, data) for row in rows if (data := decode(row.data)).get("message_id") in message_ids]
+            removed += [row.version for row, _ in held if row.type == MessageAppended.type]
+            await self._dialect.overwrite(connection, events, [_stripped_row(row, data) for row, data in held])
         await self._index.forget(connection, partition, conversation_id, removed)
 
     async def strip_some(
@@ -137,7 +136,6 @@ class Eraser:
     async def _pages(
         self, connection: AsyncConnection, statement: sa.Select[Any], key: Mapping[str, Any], *, after: int, upto: int
     ) -> AsyncIterator[Sequence[sa.Row[Any]]]:
-        """Yield the events of a range, page by page."""
         while after < upto:
             span = {**key, "after": after, "upto": upto}
             rows = (await connection.execute(_limited(statement, _EVENTS_PER_READ), span)).all()
@@ -151,10 +149,8 @@ class Eraser:
         return await self._descendants.read_up_to(connection, partition, conversation_id, new=new)
 
     async def erase_released(self, connection: AsyncConnection, *, now: int) -> bool:
-        """Strip what deleted and reset conversations retain and no fork reads any more; return True if there was any.
-
-        Long conversations are only marked; the steps of the task strip them.
-        """
+        """Strip what deleted and reset conversations retain and no fork reads any more; return True if any was."""
+        # Long conversations are only marked; the steps of the task strip them.
         retaining = (await connection.execute(self._retaining)).all()
         done, room = False, MAX_ROWS_PER_TRANSACTION
         for row in sorted(retaining, key=lambda row: (row.partition, row.conversation_id.encode())):
@@ -170,15 +166,8 @@ class Eraser:
         needed = await self._descendants.read_up_to(connection, partition, conversation_id, kept=retained)
         if needed >= retained:
             return 0
-        changed = await connection.execute(
-            conversations.update()
-            .where(
-                conversations.c.partition == sa.bindparam("at_partition"),
-                conversations.c.conversation_id == sa.bindparam("at_conversation"),
-            )
-            .values(retained=sa.bindparam("needed")),
-            {"at_partition": partition, "at_conversation": conversation_id, "needed": needed},
-        )
+        at = (conversations.c.partition == partition, conversations.c.conversation_id == conversation_id)
+        changed = await connection.execute(conversations.update().where(*at).values(retained=needed))
         check_row_count(conversations, changed.rowcount, 1)
         upto = min(retained, (await connection.execute(self._last, key)).scalar() or 0)
         if upto - needed <= room:
@@ -191,15 +180,7 @@ class Eraser:
         self, connection: AsyncConnection, partition: int, conversation_id: str, *, after: int, upto: int, now: int
     ) -> None:
         """Mark events of a deleted or reset conversation as erased; the steps of the task strip them."""
-        task = Task(
-            partition=partition,
-            conversation_id=conversation_id,
-            kind=ERASE,
-            version=upto,
-            after=after,
-            upto=upto,
-            created_at=now,
-        )
+        task = Task(partition, conversation_id, ERASE, version=upto, after=after, upto=upto, created_at=now)
         await write_marks(connection, self._dialect, [task])
 
 

@@ -22,16 +22,6 @@ _LAST_SEEN_INTERVAL_US: Final = 3_600_000_000
 """How often an origin's ``last_seen_at`` is written: it is one more locked row of an apply, and the same for all."""
 
 
-def of_conversation(table: sa.Table) -> tuple[sa.ColumnElement[bool], ...]:
-    """Return the conditions that select the rows of one conversation: ``:partition`` and ``:conversation``."""
-    return table.c.partition == sa.bindparam("partition"), table.c.conversation_id == sa.bindparam("conversation")
-
-
-def of_conversations(dialect: Dialect, table: sa.Table) -> tuple[sa.ColumnElement[bool], ...]:
-    """Return the conditions that select the rows of several: ``:partitions`` and ``:conversations``."""
-    return dialect.among(table.c.partition, "partitions"), dialect.among(table.c.conversation_id, "conversations")
-
-
 class _LockOrder(dict[str, tuple[int, bytes]]):
     """The partition and bytes of each name, computed once."""
 
@@ -45,29 +35,21 @@ class _LockOrder(dict[str, tuple[int, bytes]]):
 
 @dataclass(slots=True, kw_only=True)
 class ApplyTransaction:
-    """An open transaction in which one batch is applied.
-
-    :ivar now: the time to record, in microseconds.
-    :ivar lock_order: returns the sort key of a conversation or lane: partition and name, the order of the primary keys,
-        which compare bytes on all three databases. Every transaction locks in this order, so that none deadlocks.
-    :ivar appended: the events that were added to the log; in each partition their positions count from 1.
-    :ivar counters: the position of each partition before them.
-    :ivar erased: True if content was taken out of what is stored.
-    :ivar released: True if conversations may retain content that no fork reads any more.
-    :ivar log_locked_at: the monotonic clock just before the counters of the log were locked.
-    """
+    """An open transaction in which one batch is applied."""
 
     connection: AsyncConnection
     dialect: Dialect
     origin: Origin
     partitions: int
-    now: int
+    now: int  # to record, in microseconds
+    # Partition and name in bytes, the order of the primary keys on all three databases: every transaction locks in this
+    # order, so that none deadlocks.
     lock_order: Callable[[str], tuple[int, bytes]] = field(init=False)
-    appended: Sequence[TableRow] = ()
-    counters: Mapping[int, int] = field(default_factory=dict)
-    erased: bool = False
-    released: bool = False
-    log_locked_at: float = math.inf
+    appended: Sequence[TableRow] = ()  # in each partition their positions count from 1
+    counters: Mapping[int, int] = field(default_factory=dict)  # the position of each partition before them
+    erased: bool = False  # content was taken out of what is stored
+    released: bool = False  # conversations may retain content that no fork reads any more
+    log_locked_at: float = math.inf  # the monotonic clock just before the counters were locked
 
     def __post_init__(self) -> None:
         self.lock_order = _LockOrder(self.partitions).__getitem__
@@ -78,11 +60,9 @@ class ApplyTransaction:
         return time.monotonic() - self.log_locked_at >= LOG_IDLE_SECONDS
 
     def partitions_of(self, conversation_ids: Iterable[str]) -> list[int]:
-        """Return the log partitions of conversations, sorted."""
         return sorted({self.lock_order(name)[0] for name in conversation_ids})
 
     def execute(self, statement: sa.Executable, **parameters: Any) -> Awaitable[sa.CursorResult[Any]]:
-        """Execute a statement with its parameters."""
         return self.connection.execute(statement, parameters)
 
 

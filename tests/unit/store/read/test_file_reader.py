@@ -22,7 +22,7 @@ from letopis.store import (
     ReactionAdded,
 )
 from letopis.store.model.events import NO_UPCASTERS
-from letopis.store.read.lineage import own_messages
+from letopis.store.read.lineage import Lineage
 from letopis.store.read.paging import Window
 from letopis.store.read.reader import Reader, StoreView, ViewQuery
 from letopis.store.testing.outbox import Outbox
@@ -50,7 +50,8 @@ async def as_a_server(store: ConversationStore, query: ViewQuery) -> StoreView:
 
 
 async def own(store: ConversationStore, reader: Reader, name: str, window: Window) -> object:
-    return await store._runtime.connected(lambda connection: own_messages(reader, connection, name, window))
+    lineage = Lineage(reader, (await store._runtime.prepared()).lineage.past)
+    return await store._runtime.connected(lambda connection: lineage.own(connection, name, window))
 
 
 def plain_reader(store: ConversationStore) -> Reader:

@@ -355,7 +355,7 @@ def insert_log_heads() -> None:
     existing: set[int] = set()
     if not context.is_offline_mode():
         existing.update(op.get_bind().execute(sa.select(heads.c.partition)).scalars())
-    if counters := [{"partition": one, "position": 0} for one in range(partitions()) if one not in existing]:
+    if counters := [{"partition": number, "position": 0} for number in range(partitions()) if number not in existing]:
         op.bulk_insert(heads, counters)
 
 
