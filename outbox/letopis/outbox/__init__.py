@@ -112,11 +112,11 @@ def __getattr__(name: str) -> object:
     # The command lives in this package: `letopis --help` must not wait for SQLAlchemy.
     if name not in ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"{__name__}.{ROOMS[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{ROOMS[name]}"), name)
     # Representations, pickles and the documentation name the place that it is imported from.
-    found.__module__ = __name__
-    globals()[name] = found
-    return found
+    value.__module__ = __name__
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

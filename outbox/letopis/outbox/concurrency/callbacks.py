@@ -17,15 +17,10 @@ _abandoned: Final[set[asyncio.Future[Any]]] = set()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallOutcome:
-    """The outcome of a call.
+    """The outcome of a call."""
 
-    :ivar done: ``True`` if it returned, ``False`` if it raised, ``None`` if it did not end in time, so that it may have
-        done its work.
-    :ivar error: the text of an error of ours; of any other only the type, because its text may quote anything.
-    """
-
-    done: bool | None
-    error: str | None = None
+    done: bool | None  # ``False`` if it raised, ``None`` if it did not end in time, so that it may have done its work
+    error: str | None = None  # of ours the text; of any other only the type, because its text may quote anything
 
 
 async def call_with_timeout(fn: Callable[..., Any], *args: Any, seconds: float) -> CallOutcome:
@@ -55,10 +50,7 @@ async def call_with_timeout(fn: Callable[..., Any], *args: Any, seconds: float) 
 
 
 async def run_in_daemon_thread(fn: Callable[..., Any], *args: Any, name: str = "letopis-call") -> Any:
-    """Return what ``fn(*args)`` returns or raises, run in a daemon thread of its own.
-
-    Cancelling the caller does not stop the thread, and a hanging thread does not keep the process from ending.
-    """
+    """Return or raise what ``fn(*args)`` does in a daemon thread, which never keeps the process from ending."""
     return await WorkerThread(name).run(fn, *args)
 
 

@@ -22,26 +22,20 @@ OUTBOX: Final = "bot.outbox.db"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The settings of a command.
+    """The settings of a command."""
 
-    :ivar outbox: the outbox file; it need not exist.
-    :ivar store: the history store as it was given, a URL or the path of a SQLite file, so perhaps with a password in
-        it; ``None`` means the SQLite file beside the outbox.
-    :ivar outbox_from: what named the outbox, for display: ``--outbox``, ``LETOPIS_OUTBOX``, a file, or ``default``.
-    :ivar alerts: the ``[alerts]`` table, not checked yet, for `load_alerts`; it may hold secrets.
-    :ivar console: the ``[console]`` table; it may hold secrets.
-    """
-
-    outbox: Path
+    outbox: Path  # it need not exist
+    # a URL, perhaps with a password, or an SQLite file's path; ``None``: the file beside the outbox
     store: str | None = field(default=None, repr=False)
-    outbox_from: str = "default"
+    outbox_from: str = "default"  # what named the outbox: ``--outbox``, ``LETOPIS_OUTBOX``, a file, or ``default``
     store_from: str = "default"
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     retention: Retention = field(default_factory=Retention)
     file: Path | None = None
+    # the ``[alerts]`` table, not checked yet; it may hold secrets
     alerts: Mapping[str, Any] = field(default_factory=dict, repr=False)
     daemon: Mapping[str, Any] = field(default_factory=dict)
-    console: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    console: Mapping[str, Any] = field(default_factory=dict, repr=False)  # the ``[console]`` table; it may hold secrets
 
 
 def load_settings(
@@ -52,11 +46,7 @@ def load_settings(
     environ: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> Settings:
-    """Return the settings. Reads nothing but ``letopis.toml`` and a file of secrets.
-
-    A variable that is set and empty counts as not set. Relative paths in ``letopis.toml`` start at its own folder, all
-    others at the current one.
-    """
+    """Return the settings. Relative paths in ``letopis.toml`` start at its folder, others at the current one."""
     environ = os.environ if environ is None else environ
     path = _config_file(config, environ.get("LETOPIS_CONFIG"), folder or Path())
     table = {} if path is None else read_toml(path)

@@ -92,11 +92,7 @@ _DERIVED: Final = 5  # the UUID version of an id that derives from a message id
 
 
 def find_problems(path: Path, *, checked: Checked = unheard) -> Iterator[str]:
-    """Yield the problems of an outbox file: of its WAL, structure, events and counters.
-
-    If the WAL is damaged nothing else is checked: opening the file would delete what SQLite does not read of it. The
-    WAL is read as bytes: do not call this in a process that has the file open. Content is never quoted.
-    """
+    """Yield the problems of an outbox file, its WAL first; content is never quoted."""
     if problem := wal_problem(path):
         yield problem
         return
@@ -224,11 +220,7 @@ def _rest(connection: sa.Connection) -> Iterator[str]:
 
 
 async def differences(kept: ReferenceLog, engine: AsyncEngine) -> AsyncIterator[str]:
-    """Yield the contradictions between an outbox and its history store.
-
-    The store confirms what no digest covers: how far the outbox was delivered, and when its events happened. Events
-    that it does not hold yet cannot be confirmed.
-    """
+    """Yield the contradictions between an outbox and its history store."""
     async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
         store_id = (await read_identity(connection)).store_id
         if kept.bound.store_id not in (None, store_id):

@@ -73,13 +73,7 @@ class OriginReset:
 
 
 async def assign_new_origin(path: str | os.PathLike[str]) -> OriginReset:
-    """Give an outbox file a new identity, in one transaction.
-
-    Pending events are kept in order and renumbered from 1. Blocked conversations are retried; those that an operator
-    paused stay paused. The history store recognises events that the original delivered by their ids. The retained tail
-    of delivered events is deleted: reads during an outage show only later events, and no store can be refilled from
-    this file's past.
-    """
+    """Give an outbox file a new identity, renumber pending events from 1, and drop the delivered tail."""
     outbox = await OutboxFile.open(path, create=False)
     try:
         # While this holds the lease no relay delivers under the old identity, and late acknowledgements are refused.

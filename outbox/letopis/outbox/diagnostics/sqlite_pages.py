@@ -36,11 +36,7 @@ class IndexEntry:
 
 
 class Pages:
-    """The pages of a file, overlaid with those of its WAL.
-
-    Commits that SQLite drops because an earlier frame is damaged are included: rows with a valid digest do not need the
-    frame's checksum.
-    """
+    """The pages of a file, overlaid with those of its WAL."""
 
     def __init__(self, main: bytes, wal: bytes = b"") -> None:
         self._main = main

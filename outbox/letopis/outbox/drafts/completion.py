@@ -93,11 +93,7 @@ async def find_abandoned(lock: WriterLock, writers: Iterable[str]) -> list[str]:
 
 
 async def recover(outbox: OutboxFile, lock: WriterLock) -> int:
-    """Turn the drafts of writers that have ended into messages, and return how many this call made.
-
-    Safe to run in several processes at once: each draft becomes one message. A draft that cannot be appended now,
-    because the outbox is full, is kept for the next run.
-    """
+    """Turn the drafts of ended writers into messages, each once whoever calls; return how many were turned."""
     recovered = 0
     writers = await outbox.read(lambda connection: _with(connection, drafts.list_writers))
     for writer in await find_abandoned(lock, writers):

@@ -19,10 +19,7 @@ _Words = Text | Reasoning
 
 
 class DraftContent:
-    """The content of a message while it is being written.
-
-    Consecutive pieces of text become one text, and consecutive pieces of reasoning one :class:`Reasoning`.
-    """
+    """The content of a message being written; consecutive pieces of text, or of reasoning, become one."""
 
     def __init__(self, empty: Message, limits: Limits) -> None:
         self._limits = limits

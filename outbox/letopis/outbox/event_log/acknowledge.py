@@ -70,26 +70,19 @@ _UNBLOCK_RECOVERED: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acknowledged:
-    """The result of an acknowledgement.
-
-    :ivar missed: lanes that did not move: already there, no longer in the file, or asked beyond their head.
-    :ivar erased: ``True`` if content was taken out of the file, so that the WAL has to be truncated.
-    """
+    """The result of an acknowledgement."""
 
     events: int
-    missed: tuple[str, ...]
-    erased: bool = False
+    missed: tuple[str, ...]  # did not move: already there, no longer in the file, or asked beyond their head
+    erased: bool = False  # content was taken out of the file, so the WAL has to be truncated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rewound:
-    """The result of a rewind.
-
-    :ivar lost: the number of events that neither the history store nor this file holds; the lane is blocked if any.
-    """
+    """The result of a rewind."""
 
     events: int
-    lost: int
+    lost: int  # events that neither the history store nor this file holds; the lane is blocked if any
 
 
 def acknowledge(
@@ -99,15 +92,7 @@ def acknowledge(
     now_us: int,
     superseded: Mapping[str, Mapping[int, Conflict]] | None = None,
 ) -> Acknowledged:
-    """Advance lanes to what the history store has confirmed and clear their fault.
-
-    Lanes never move back or beyond their head; such requests are returned in ``missed`` because the caller's view was
-    stale. The content of a conversation whose deletion is delivered is erased from the file, long ones in part. So is
-    what the history store has erased through another outbox.
-
-    :param delivered: conversation id to the last sequence that the history store holds.
-    :param superseded: the conflicts that the history store found, by conversation and sequence.
-    """
+    """Advance lanes, never back or beyond their head, to what the history store has confirmed; clear their fault."""
     with closing(connection.connection.cursor()) as cursor:
         before = _positions(cursor, delivered)
         cursor.executemany(
@@ -148,10 +133,7 @@ def acknowledge(
 def schedule_retry(
     connection: sa.Connection, lane: Lane, *, attempts: int, due_at_us: int, fault_class: str, fault: str
 ) -> bool:
-    """Schedule a retry of the lane's next event. Return False if the lane has moved meanwhile.
-
-    :param attempts: how often the event was refused; unchanged where this refusal is not charged to it.
-    """
+    """Schedule a retry of the lane's next event. Return False if the lane has moved meanwhile."""
     return _record_fault(connection, lane, "retrying", attempts, due_at_us, fault_class, fault)
 
 
@@ -161,10 +143,7 @@ def block_lane(connection: sa.Connection, lane: Lane, *, attempts: int, fault_cl
 
 
 def clear_fault(connection: sa.Connection, conversation_ids: Collection[str]) -> int:
-    """Clear what was charged to lanes and unblock those that it blocked; return the number of lanes.
-
-    For faults that turned out to be the history store's.
-    """
+    """Clear what was charged to lanes though it was the store's fault, and unblock them; return how many."""
     return sum(
         connection.exec_driver_sql(_CLEAR_FAULT, {"conversation_id": conversation_id}).rowcount
         for conversation_id in conversation_ids
@@ -190,11 +169,7 @@ def _record_fault(
 
 
 def rewind_lane(connection: sa.Connection, conversation_id: str, head: int, *, now_us: int) -> Rewound:
-    """Make a lane pending again from ``head + 1``, because the history store holds it up to ``head`` only.
-
-    Pruned events cannot be sent again: the lane then goes back as far as the file reaches and is blocked until an
-    operator decides. No event is skipped automatically.
-    """
+    """Make a lane pending again from ``head + 1``, as far as the file reaches; block it if events are missing."""
     lane = find_lane(connection, conversation_id)
     if lane is None or lane.delivered <= head:
         return Rewound(events=0, lost=0)
@@ -216,10 +191,7 @@ def rewind_lane(connection: sa.Connection, conversation_id: str, head: int, *, n
 
 
 def unblock_recovered(connection: sa.Connection, conversation_id: str, upto: int, *, now_us: int) -> bool:
-    """Unblock a lane that was ``lost``, now that the history store holds what this file lacks. Return True if it was.
-
-    :param upto: the last sequence that the file lacks.
-    """
+    """Unblock a lane that was ``lost`` if the history store now holds up to ``upto``. Return True if it was."""
     values = {"conversation_id": conversation_id, "upto": upto, "now": now_us}
     return connection.exec_driver_sql(_UNBLOCK_RECOVERED, values).rowcount == 1
 

@@ -33,17 +33,11 @@ _MOVED: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreBinding:
-    """Where an outbox delivers to.
+    """Where an outbox delivers to."""
 
-    :ivar store_id: the history store that it is bound to since its first delivery; ``None`` before.
-    :ivar destination: the place, without secrets: where it last delivered or, before its first delivery, where the bot
-        wants it delivered. ``None`` if none was ever named.
-    :ivar delivered: ``True`` if it delivered without being bound, under an older release.
-    """
-
-    store_id: UUID | None = None
-    destination: str | None = None
-    delivered: bool = False
+    store_id: UUID | None = None  # ``None`` before the first delivery
+    destination: str | None = None  # without secrets; before the first delivery, where the bot wants it delivered
+    delivered: bool = False  # also under an older release, which bound nothing
 
 
 UNBOUND: Final = StoreBinding()
@@ -66,10 +60,7 @@ def read_binding(connection: sa.Connection) -> StoreBinding:
 
 
 def bind_store(connection: sa.Connection, *, store_id: UUID, destination: str, incarnation: int) -> StoreBinding:
-    """Bind the outbox to a store if it is bound to none, and return its binding; in an open write transaction.
-
-    :param incarnation: the relay's; one that no longer holds the lease binds nothing.
-    """
+    """Bind the outbox to a store unless it is bound, or ``incarnation`` lost the lease; return its binding."""
     connection.exec_driver_sql(_BIND, (store_id.bytes, destination, incarnation))
     return read_binding(connection)
 

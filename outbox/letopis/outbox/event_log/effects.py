@@ -80,26 +80,20 @@ _EMPTY_REPAIR: Final = "UPDATE letopis_outbox_repairs SET data = ?, metadata = ?
 
 @dataclass(slots=True, kw_only=True)
 class Effect:
-    """An event that was just appended.
-
-    :ivar order: the order of an activation; otherwise 0.
-    """
+    """An event that was just appended."""
 
     conversation_id: str
     owner_id: str | None
     sequence: int
     event: EncodedEvent
-    order: int = 0
+    order: int = 0  # of an activation; otherwise 0
     change: RecordChange | None = None
     lane: int = 0
     position: int = 0
 
 
 def apply_effects(cursor: Any, effects: Iterable[Effect]) -> bool:
-    """Apply the effects of appended events. Return True if content was erased.
-
-    The WAL then still holds pages with the old content, until it is truncated.
-    """
+    """Apply the effects of appended events. Return True if content was erased, so the WAL has to be truncated."""
     confirmed: list[drafts.DraftKey] = []
     erased = False
     for effect in effects:
@@ -147,14 +141,7 @@ def is_redacted(cursor: Any, conversation_id: str, message_id: str) -> bool:
 def erase_content(
     cursor: Any, conversation_id: str, message_id: str | None, *, first: int = 0, before: int = INTEGER_MAX
 ) -> int:
-    """Erase the content of a message, or of a whole conversation, from events and repairs; return how many.
-
-    Pending events stay pending: the history store receives them without their content.
-
-    :param message_id: the message; ``None`` for all of the conversation.
-    :param first: erase only events from this sequence on.
-    :param before: erase only events before this sequence.
-    """
+    """Erase a message, or a conversation from ``first`` to ``before``, from events and repairs; return how many."""
     of_message = "" if message_id is None else _OF_MESSAGE
     values: Sequence[Any] = (conversation_id, first, before)
     if message_id is not None:
@@ -196,11 +183,7 @@ def _readable(data: str) -> bool:
 
 
 def erase_superseded(cursor: Any, conversation_id: str, conflicts: Mapping[int, Conflict]) -> tuple[bool, bool]:
-    """Erase what the history store erased through another outbox, and told by conflicts.
-
-    Return True if content was erased, and True if the conversation was deleted: :func:`erase_delivered` erases then
-    what came before.
-    """
+    """Erase what the store erased through another outbox; return if content was, and if the conversation was."""
     erased = deleted = False
     for sequence, conflict in conflicts.items():
         if conflict.erased == "conversation":
@@ -216,12 +199,7 @@ def erase_superseded(cursor: Any, conversation_id: str, conflicts: Mapping[int, 
 
 
 def erase_delivered(cursor: Any, conversation_ids: str | None = None) -> bool:
-    """Erase the content of conversations whose deletion or reset is delivered, a bounded part of it.
-
-    Return True if there was any; more may be left, and ``erased`` of the lanes says how far it got.
-
-    :param conversation_ids: the conversations to consider, as a JSON list; ``None`` for all.
-    """
+    """Erase a bounded part of the conversations whose deletion or reset is delivered. Return True if any was."""
     values = () if conversation_ids is None else (conversation_ids,)
     unerased = query_all(cursor, _UNERASED + (_AMONG if values else ""), values)
     room = MAX_ERASED_PER_TRANSACTION

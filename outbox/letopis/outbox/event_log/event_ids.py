@@ -52,10 +52,7 @@ def _find_statement(count: int) -> str:
 
 
 def find_positions(cursor: Any, event_ids: Sequence[bytes], *, indexed: int) -> list[int]:
-    """Return the positions of the events with these ids, in no order.
-
-    :param indexed: the position up to which ids are indexed, read in the same transaction.
-    """
+    """Return the positions of the events with these ids, in no order; ``indexed`` is of the same transaction."""
     positions: list[int] = []
     for start in range(0, len(event_ids), MAX_IDS_IN_STATEMENT):
         chunk = event_ids[start : start + MAX_IDS_IN_STATEMENT]

@@ -91,30 +91,20 @@ _LOST: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One conversation's queue as the outbox file holds it. Times are UTC microseconds.
-
-    :ivar head: the last sequence that was appended.
-    :ivar delivered: the last sequence that the history store has confirmed.
-    :ivar pruned: the last sequence that is no longer in the file.
-    :ivar state: ``ready``, ``retrying``, ``blocked`` or ``paused``.
-    :ivar attempts: how often the event after ``delivered`` was refused.
-    :ivar due_at_us: when a retrying lane is due.
-    :ivar pending_since_us: when the oldest pending event was appended; ``None`` if none is pending.
-    :ivar key: what the lane is called in the rows of its events.
-    """
+    """One conversation's queue as the outbox file holds it. Times are UTC microseconds."""
 
     conversation_id: str
     owner_id: str | None
-    head: int
-    delivered: int
-    pruned: int
-    state: str
-    attempts: int
+    head: int  # the last sequence that was appended
+    delivered: int  # the last sequence that the history store has confirmed
+    pruned: int  # the last sequence that is no longer in the file
+    state: str  # ``ready``, ``retrying``, ``blocked`` or ``paused``
+    attempts: int  # how often the event after ``delivered`` was refused
     due_at_us: int
     pending_since_us: int | None
     fault_class: str | None
     fault: str | None
-    key: int
+    key: int  # of the lane in the rows of its events
 
     @property
     def pending(self) -> int:
@@ -123,40 +113,27 @@ class Lane:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DueBatches:
-    """What is to be delivered next.
+    """What is to be delivered next."""
 
-    :ivar batches: one per lane, the longest pending first.
-    :ivar broken: lanes whose next event is not in the file, so that they cannot be delivered.
-    :ivar wait: seconds until the first waiting lane that was read is due; ``None`` if none waits.
-    :ivar incarnation: the relay that held the lease when this was read; outcomes are fenced by it.
-    :ivar full: ``True`` if a limit was reached or another partition is due, so that more may be due.
-    """
-
-    batches: tuple[LaneBatch, ...]
+    batches: tuple[LaneBatch, ...]  # one per lane, the longest pending first
     lanes: Mapping[str, Lane]
-    broken: tuple[Lane, ...]
-    wait: float | None
-    incarnation: int
-    full: bool = False
+    broken: tuple[Lane, ...]  # lanes whose next event is not in the file, so that they cannot be delivered
+    wait: float | None  # seconds until the first waiting lane that was read is due
+    incarnation: int  # the relay that held the lease when this was read; outcomes are fenced by it
+    full: bool = False  # a limit was reached or another partition is due, so more may be
     bound: StoreBinding = UNBOUND
     suspects: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneCounts:
-    """The number of lanes and pending events of an outbox.
-
-    :ivar pending_bytes: of data and metadata. Exact up to 10,000 pending events, extrapolated beyond that.
-    :ivar oldest_pending_us: when the oldest pending event was appended, in UTC microseconds; ``None`` if none is.
-    :ivar lanes: by state; pending lanes, and all blocked ones.
-    :ivar lost: blocked lanes with events that neither the history store nor this file holds.
-    """
+    """The number of lanes and pending events of an outbox."""
 
     pending: int
-    pending_bytes: int
+    pending_bytes: int  # of data and metadata; extrapolated beyond 10,000 pending events
     oldest_pending_us: int | None
-    lanes: Mapping[str, int]
-    lost: int = 0
+    lanes: Mapping[str, int]  # by state; pending lanes, and all blocked ones
+    lost: int = 0  # blocked lanes with events that neither the history store nor this file holds
 
 
 def next_batch(
@@ -170,14 +147,7 @@ def next_batch(
     exclude: Collection[str] = (),
     partitions: int = 1,
 ) -> DueBatches:
-    """Read the next batch: the longest pending lanes first, each with a share, so that a long one starves no other.
-
-    All its lanes are of one partition of the store, that of the longest pending one: deliveries to different partitions
-    do not wait for each other.
-
-    Memory is bounded by the limits, whatever the backlog. A single event larger than ``max_bytes`` is still delivered,
-    alone. Nothing is due while the operator has paused the relay.
-    """
+    """Read the longest pending lanes of one partition, each with a share, so that a long one starves no other."""
     with closing(connection.connection.cursor()) as cursor:
         lanes: list[Lane] = []
         partition: int | None = None
@@ -204,10 +174,10 @@ def next_batch(
                 full = True
                 break
         batches, broken = _read_batches(cursor, lanes, max_events=max_events, max_bytes=max_bytes, per_lane=per_lane)
-        found = {batch.conversation_id for batch in batches}
+        batched = {batch.conversation_id for batch in batches}
         return DueBatches(
             batches=tuple(batches),
-            lanes={lane.conversation_id: lane for lane in lanes if lane.conversation_id in found},
+            lanes={lane.conversation_id: lane for lane in lanes if lane.conversation_id in batched},
             broken=tuple(broken),
             wait=wait,
             incarnation=incarnation_of(cursor),
@@ -254,7 +224,7 @@ def _read_batches(
             taken += size
         if events and (rest := _rest_of_append(cursor, lane, events[-1])):
             events += rest
-            taken += sum(_size(one.event) for one in rest)
+            taken += sum(_size(follower.event) for follower in rest)
         if events:
             batches.append(
                 LaneBatch(conversation_id=lane.conversation_id, deliveries=tuple(events), pruned=lane.pruned)
@@ -268,10 +238,7 @@ def _read_batches(
 
 
 def _rest_of_append(cursor: Any, lane: Lane, last: SequencedEvent) -> list[SequencedEvent]:
-    """Return the events that share the condition of the last one of a batch; none if they are too many for a batch.
-
-    They are one decision of the history store, and one change of the path: who reads there sees all of it or nothing.
-    """
+    """Return the events that share the condition of a batch's last one; none if they are too many for a batch."""
     batch_id = batch_of(last.event) if last.sequence < lane.head else None
     if batch_id is None:
         return []
@@ -315,10 +282,7 @@ def delivered_positions_of(connection: sa.Connection, *, conversation_ids: Colle
 
 
 def lost_lanes(connection: sa.Connection) -> Mapping[str, int]:
-    """Return the lanes that are blocked because neither the history store nor this file holds some of their events.
-
-    Each with the sequence that the store has to reach before the events of this file can follow.
-    """
+    """Return lanes with events that nothing holds, each with the sequence that the store has to reach first."""
     return dict(fetch_all(connection, _LOST))
 
 

@@ -46,10 +46,7 @@ _RETAINED_OF: Final = _CONVERSATIONS_OF.format(start="l.pruned", lanes="true")
 
 
 def conversations_of(connection: sa.Connection, message_id: str, *, retained: bool, limit: int) -> list[str]:
-    """Return conversations to which a message was appended, by reading all events that are pending.
-
-    :param retained: by reading those that were delivered, too.
-    """
+    """Return conversations to which a message was appended, by reading pending (or all retained) events."""
     statement = _RETAINED_OF if retained else _PENDING_OF
     return [row[0] for row in fetch_all(connection, statement, (MessageAppended.type, message_id, limit))]
 

@@ -1,9 +1,4 @@
-"""Run one statement on a driver's cursor and fetch what it returns.
-
-``query_*`` take an open DBAPI cursor, ``fetch_*`` and :func:`iterate` a connection, whose cursor they close. The result
-is fetched from the cursor and never from what its ``execute`` returns: an asynchronous driver's adapter returns another
-object there.
-"""
+"""Run one statement on a driver's cursor, or on a connection whose cursor is closed, and fetch its result."""
 
 from __future__ import annotations
 

@@ -84,10 +84,7 @@ class Committer:
         self._open: tuple[sa.Connection, sqlite3.Connection] | None = None
 
     def commit(self, members: Sequence[Member]) -> list[Any]:
-        """Write ``members`` in one transaction; return a value or an error for each, after COMMIT.
-
-        Where they cannot be written together, each is written alone.
-        """
+        """Write ``members`` in one transaction, or each alone; return a value or an error for each, after COMMIT."""
         deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
         failed_commits = 0
         while True:
@@ -142,10 +139,7 @@ class Committer:
         return [self.commit([member])[0] for member in members]
 
     def _without_space(self, members: Sequence[Member], error: BaseException) -> list[Any] | None:
-        """Return the outcome of ``members`` on a full disk; ``None`` to try again with the space of the reserve.
-
-        The reserve is for acknowledgements and the like, not for new events.
-        """
+        """Return the outcome of ``members`` on a full disk; ``None`` to try again with the reserve's space."""
         if len(members) > 1:
             return self._commit_alone(members)
         if isinstance(members[0], Prepared) or not self._gate.reserve.release():

@@ -67,11 +67,7 @@ class FileIdentityGuard:
                 self._beside.append((beside, file_id_of(beside)))
 
     def verify(self) -> None:
-        """Do nothing if all files are in their places.
-
-        The -wal and the -shm are looked at when their folder has changed, and once a second. To look at the -wal before
-        each append would slow its commit: Linux (from 6.13) writes an exact time to each file whose times were read.
-        """
+        """Do nothing if all files are in their places."""
         try:
             folder = os.stat(self._folder)  # noqa: PTH116 - as in file_id_of
             database = os.stat(self._path)  # noqa: PTH116
@@ -134,11 +130,7 @@ def load_origin(connection: sa.Connection, path: Path, *, now_us: int) -> Origin
 
 
 def assign_new_identity(connection: sa.Connection, path: Path, *, now_us: int) -> Origin:
-    """Give the file a new identity, for a copy that is to live on beside its original.
-
-    In a transaction that holds the write lock, with no other process on the file. What the lanes remember of the old
-    identity does not change.
-    """
+    """Give a copy an identity of its own, with no other process on the file; lanes stay as they are."""
     device, inode = (str(number) for number in file_id_of(path))
     origin_id = uuid4()
     connection.exec_driver_sql(_REPLACE, (origin_id.bytes, device, inode, now_us))

@@ -149,10 +149,7 @@ class DiskReserve:
         return release_reserve(self._path)
 
     def restore(self) -> bool:
-        """Create the reserve if it is missing and the disk has room for it above the watermark.
-
-        Return True if it is there. Blocks for some milliseconds.
-        """
+        """Create the reserve if the disk has room for it above the watermark. Return True if it is there."""
         reserve = reserve_path(self._path)
         if reserve.exists():
             return True

@@ -18,16 +18,11 @@ _PROGRESS: Final = "SELECT head, delivered FROM letopis_outbox_lanes WHERE conve
 
 @dataclass(frozen=True, slots=True)
 class LaneProgress:
-    """How far a conversation has got in the file.
+    """How far a conversation has got in the file."""
 
-    :ivar head: the last sequence in the file; 0 for none.
-    :ivar delivered: the last sequence that was delivered.
-    :ivar known: ``False`` where the file could not be read.
-    """
-
-    head: int = 0
+    head: int = 0  # 0 for none
     delivered: int = 0
-    known: bool = True
+    known: bool = True  # ``False`` where the file could not be read
 
     @property
     def settled(self) -> bool:
@@ -91,8 +86,8 @@ class PendingProbe:
 
     def _connect(self) -> sqlite3.Connection:
         # Mode `rw` does not create a missing file. The lock, not SQLite, keeps threads apart.
-        place = f"{self._path.as_uri()}?mode=rw"
-        connection = sqlite3.connect(place, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
+        address = f"{self._path.as_uri()}?mode=rw"
+        connection = sqlite3.connect(address, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA query_only=ON")
         return connection
 

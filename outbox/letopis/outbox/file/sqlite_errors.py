@@ -29,7 +29,7 @@ def sqlite_error(error: BaseException) -> sqlite3.Error | None:
         return error
     # Only SQLAlchemy's errors have an original: it is not imported here, so that `letopis status` starts without it.
     under = (original, error.__cause__) if (original := getattr(error, "orig", None)) is not None else ()
-    return next((one for one in under if isinstance(one, sqlite3.Error)), None)
+    return next((error for error in under if isinstance(error, sqlite3.Error)), None)
 
 
 def code_of(error: BaseException) -> str:

@@ -28,11 +28,7 @@ _Request = tuple[Member, "asyncio.Future[Any]"]
 
 
 class Writer:
-    """The one writer of an outbox file in this process.
-
-    Callers cannot tear a transaction: it runs in the writer's thread, whatever becomes of those who wait for it. All
-    that waits when a transaction begins shares it, one thread hop and one flush.
-    """
+    """The one writer of an outbox file in this process; all that waits when a transaction begins shares it."""
 
     def __init__(
         self, *, committer: Committer, thread: WorkerThread, gate: WriteGate, appended: Signal, changed: Signal

@@ -189,9 +189,9 @@ def _delivery(outbox: OutboxFile, operators: tuple[Channel, ...], options: Optio
 async def _open_channels(channels: Iterable[str | Channel]) -> tuple[Channel, ...]:
     """Open the channels that are given by address, in a thread because importing Apprise takes long."""
     given = list(channels)
-    addresses = [one for one in given if isinstance(one, str)]
+    addresses = [channel for channel in given if isinstance(channel, str)]
     opened = await asyncio.to_thread(open_channels, addresses) if addresses else ()
-    return (*opened, *(one for one in given if not isinstance(one, str)))
+    return (*opened, *(channel for channel in given if not isinstance(channel, str)))
 
 
 async def _keep_running(run: Callable[[], Awaitable[None]], name: str) -> None:

@@ -112,8 +112,8 @@ class Replies:
 
     async def unconfirmed(self, *, owner: str | None) -> tuple[Unconfirmed, ...]:
         pending = await self._outbox.read(lambda connection: _unconfirmed_drafts(connection, owner))
-        abandoned = set(await find_abandoned(self.writer_lock, sorted({one.writer for one in pending})))
-        return tuple(self._unconfirmed(one, abandoned=one.writer in abandoned) for one in pending)
+        abandoned = set(await find_abandoned(self.writer_lock, sorted({draft.writer for draft in pending})))
+        return tuple(self._unconfirmed(draft, abandoned=draft.writer in abandoned) for draft in pending)
 
     async def begin(self) -> None:
         """Recover what writers that have ended left behind."""
@@ -141,14 +141,10 @@ class Replies:
             self._forget_settled(reply)
 
     async def report_unconfirmed(self, callback: OnUnconfirmed) -> None:
-        """Call ``callback`` once with the replies that ended writers have not confirmed, and take them over.
-
-        Of two histories that are opened at the same time, only one reports them. If it ends without confirming them,
-        the next one does.
-        """
+        """Call ``callback`` with the unconfirmed replies of ended writers, and take them over."""
         try:
             pending = await self._outbox.read(lambda connection: _unconfirmed_drafts(connection, None))
-            abandoned = await find_abandoned(self.writer_lock, sorted({one.writer for one in pending}))
+            abandoned = await find_abandoned(self.writer_lock, sorted({draft.writer for draft in pending}))
             if not abandoned:
                 return
             writer = self.writer_lock.acquire()
@@ -158,7 +154,7 @@ class Replies:
             return
         if not adopted:
             return
-        replies = tuple(self._unconfirmed(one, abandoned=True) for one in adopted)
+        replies = tuple(self._unconfirmed(draft, abandoned=True) for draft in adopted)
         outcome = await call_with_timeout(callback, replies, seconds=_CALLBACK_TIMEOUT_SECONDS)
         if outcome.done is not True:
             logger.error(

@@ -160,8 +160,8 @@ class Chat:
         :param reason: kept in the log.
         :raises InvalidInput: there is no such message; nothing was written.
         """
-        ids = dict.fromkeys(check_identifier(one, "message_id") for one in (message_id, *more))
-        bodies = (MessageRedacted(message_id=one, by=by, reason=reason) for one in ids)
+        ids = dict.fromkeys(check_identifier(name, "message_id") for name in (message_id, *more))
+        bodies = (MessageRedacted(message_id=name, by=by, reason=reason) for name in ids)
         return await self._parts.appender.change(self.conversation_id, *bodies)
 
     async def react(

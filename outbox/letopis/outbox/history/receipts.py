@@ -175,11 +175,7 @@ def check_timeout(value: object) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where the last event of an append is, if it was committed.
-
-    :ivar joined: whether it was written in a transaction with other things, so that it may have been rolled back, the
-        whole of it or a savepoint. Only the id then tells the event from another one in its place.
-    """
+    """Where the last event of an append is, if it was committed."""
 
     conversation_id: str
     sequence: int
@@ -217,11 +213,7 @@ class Deliveries:
         event_ids: tuple[UUID, ...],
         timeout: float | None,  # noqa: ASYNC109 - the answer is None, no error
     ) -> bool | None:
-        """Wait until an event is delivered.
-
-        :returns: True if the history store shows all of them, False if it has set one aside, ``None`` if the event will
-            not be delivered without an operator or the time is over.
-        """
+        """Wait for an event: True if the store shows all, False if it set one aside, ``None`` if neither comes."""
         if self._closed:
             raise Closed("the history is closed")
         answer: asyncio.Future[bool | None] = asyncio.get_running_loop().create_future()

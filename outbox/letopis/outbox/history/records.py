@@ -74,15 +74,15 @@ class RecordReceipt:
 
         ``False`` also if the change had a condition that did not hold there: see :meth:`superseded`.
         """
-        return all(await asyncio.gather(*(one.saved(timeout) for one in self._receipts)))
+        return all(await asyncio.gather(*(receipt.saved(timeout) for receipt in self._receipts)))
 
     async def superseded(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - the answer is False, no error
         """Wait for the delivery, and return ``True`` if another outbox was first, so that the change has no effect."""
-        return any(await asyncio.gather(*(one.superseded(timeout) for one in self._receipts)))
+        return any(await asyncio.gather(*(receipt.superseded(timeout) for receipt in self._receipts)))
 
     async def state(self) -> Saved:
         """Return how far the change has got: saved, pending or blocked."""
-        states = {await one.state() for one in self._receipts}
+        states = {await receipt.state() for receipt in self._receipts}
         return next((state for state in (Saved.BLOCKED, Saved.PENDING) if state in states), Saved.SAVED)
 
     @property
@@ -169,8 +169,8 @@ class Records:
         :raises StoreUnavailable: the history store does not answer, and the outbox does not know the record.
         :raises InvalidInput: the namespace or key cannot be one.
         """
-        [found] = await self.get_many([(namespace, key)])
-        return found
+        [record] = await self.get_many([(namespace, key)])
+        return record
 
     async def get_many(self, keys: Sequence[tuple[Sequence[str], str]]) -> Sequence[Record | None]:
         """Return records in the order of their keys, all as of one moment.
@@ -178,9 +178,9 @@ class Records:
         :param keys: pairs of namespace and key.
         :raises LetopisError: as for :meth:`get`.
         """
-        places = [(encode_namespace(namespace), encode_key(key)) for namespace, key in _pairs(keys)]
-        found = await self._reads.get(self.scope, list(dict.fromkeys(places)), new=self.new)
-        return [found[place] for place in places]
+        wanted = [(encode_namespace(namespace), encode_key(key)) for namespace, key in _pairs(keys)]
+        records = await self._reads.get(self.scope, list(dict.fromkeys(wanted)), new=self.new)
+        return [records[key] for key in wanted]
 
     async def delete(self, namespace: Sequence[str], key: str, *, expected: Condition | UUID = ANY) -> RecordReceipt:
         """Delete a record, or do nothing if there is none.
@@ -229,13 +229,16 @@ class Records:
         while True:
             page = await self.list(prefix, start=start, end=end, tags=tags, limit=1_000, after=after, values=False)
             changes = [
-                prepare_delete(self.scope, one.namespace, one.key, expected=one.revision, keep=True) for one in page
+                prepare_delete(self.scope, record.namespace, record.key, expected=record.revision, keep=True)
+                for record in page
             ]
             if changes:
                 appended = await self._outbox.append(together(self.scope, changes, trusting=True))
                 written = zip(changes, record_receipts(changes, appended, self._deliveries), strict=True)
                 # The last of each lane stands for the others.
-                receipts += {item.event.conversation_id: one for item, one in written if not one.kept}.values()
+                receipts += {
+                    item.event.conversation_id: receipt for item, receipt in written if not receipt.kept
+                }.values()
             after = page.next
             if after is None:
                 return _together(receipts)
@@ -295,14 +298,14 @@ class Records:
 
         :raises LetopisError: as for :meth:`list`.
         """
-        found: dict[Namespace, None] = {}
+        names: dict[Namespace, None] = {}
         after: str | None = None
         while True:
             page = await self.list(prefix, limit=1_000, after=after, values=False)
-            found.update(dict.fromkeys(one.namespace for one in page))
+            names.update(dict.fromkeys(record.namespace for record in page))
             after = page.next
             if after is None:
-                return tuple(found)
+                return tuple(names)
 
     async def _write(self, changes: Sequence[PreparedChange]) -> Sequence[RecordReceipt]:
         conditional = [item.change.place for item in changes if item.change.expected is not ANY]
@@ -315,8 +318,8 @@ class Records:
 
 def _together(receipts: Sequence[RecordReceipt]) -> RecordReceipt:
     """Return the receipt of several deletions, the last of each lane."""
-    found = [one._receipt for one in receipts if one._receipt is not None]
-    return RecordReceipt(revision=None, _receipt=found[-1] if found else None, _beside=tuple(found[:-1]))
+    own = [receipt._receipt for receipt in receipts if receipt._receipt is not None]
+    return RecordReceipt(revision=None, _receipt=own[-1] if own else None, _beside=tuple(own[:-1]))
 
 
 def are_put_into(records: Records, outbox: OutboxFile) -> bool:
@@ -327,33 +330,33 @@ def are_put_into(records: Records, outbox: OutboxFile) -> bool:
 def _pairs(keys: object) -> Sequence[tuple[Sequence[str], str]]:
     if not isinstance(keys, Sequence) or isinstance(keys, str | bytes):
         raise InvalidInput("keys", f"must be a sequence of pairs of namespace and key, not {type(keys).__name__}")
-    for place, pair in enumerate(keys):
+    for index, pair in enumerate(keys):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise InvalidInput(f"keys[{place}]", "must be a pair of namespace and key")
+            raise InvalidInput(f"keys[{index}]", "must be a pair of namespace and key")
     return keys
 
 
 async def prepare_puts(scope: Scope, puts: Sequence[RecordPut]) -> Sequence[PreparedChange]:
     """Check and encode puts; large values in a thread."""
-    if not isinstance(puts, Sequence) or not all(isinstance(one, RecordPut) for one in puts):
+    if not isinstance(puts, Sequence) or not all(isinstance(put, RecordPut) for put in puts):
         raise InvalidInput("puts", "must be a sequence of RecordPut")
     if not puts:
         raise InvalidInput("puts", "there is nothing to put")
     prepared = []
-    for one in puts:
-        if one.on_exists not in ("raise", "keep"):
+    for put in puts:
+        if put.on_exists not in ("raise", "keep"):
             raise InvalidInput("on_exists", 'must be "raise" or "keep"')
         run = partial(
             prepare_put,
             scope,
-            tuple(one.namespace) if isinstance(one.namespace, list) else one.namespace,
-            one.key,
-            one.value,
-            expected=one.expected,
-            keep=one.on_exists == "keep",
-            tags=one.tags,
+            tuple(put.namespace) if isinstance(put.namespace, list) else put.namespace,
+            put.key,
+            put.value,
+            expected=put.expected,
+            keep=put.on_exists == "keep",
+            tags=put.tags,
         )
-        large = isinstance(one.value, bytes | bytearray | str) and len(one.value) > _PREPARED_IN_THREAD_BYTES
+        large = isinstance(put.value, bytes | bytearray | str) and len(put.value) > _PREPARED_IN_THREAD_BYTES
         prepared.append(await run_to_completion(asyncio.to_thread(run)) if large else run())
     return prepared
 

@@ -204,11 +204,7 @@ class Reply:
         usage: Mapping[str, Any] | None,
         metadata: Mapping[str, Any] | None,
     ) -> Receipt:
-        """Append the message with ``write``, in an open transaction on ``outbox``; it counts once that commits.
-
-        :raises InvalidInput: the reply belongs to another outbox.
-        :raises LetopisError: as for :meth:`finish`.
-        """
+        """Append the message with ``write``, in an open transaction on ``outbox``; it counts once that commits."""
         if outbox is not self._outbox:
             raise InvalidInput("reply", "belongs to another history: finish it in a transaction of that one")
         message = self._message(tokens=tokens, usage=usage, metadata=metadata)
@@ -237,10 +233,7 @@ class Reply:
         return self._over and not self._settled
 
     async def _leave(self) -> None:
-        """End the reply after its block has ended well: finish it, or discard it if it is empty.
-
-        If an open transaction finishes it, this is completed once that has ended: see :meth:`_interrupt`.
-        """
+        """Finish the reply after its block has ended well, or discard it if it is empty."""
         if not await self._resolve():
             self._over = True
             return
@@ -249,10 +242,7 @@ class Reply:
         await run_to_completion(self._close())
 
     async def _interrupt(self) -> None:
-        """End the reply when its writer was cut off: what was written becomes an interrupted message.
-
-        A failure is logged, and this may be called again.
-        """
+        """Make an interrupted message of what was written; log a failure, after which it may be called again."""
         if self._would_wait_for_itself():
             self._over = True
             logger.warning(
@@ -311,11 +301,7 @@ class Reply:
             raise Closed("the reply was cut off: begin another")
 
     async def _resolve(self) -> bool:
-        """Find out how the transaction ended that finishes the reply. Return False while it is open.
-
-        The file is asked, not the code that committed, so that a savepoint that was rolled back and a commit with an
-        unknown outcome are seen as they are.
-        """
+        """Find out how the transaction ended that finishes the reply. Return False while it is open."""
         if self._joined is None:
             return True
         receipt, end = self._joined

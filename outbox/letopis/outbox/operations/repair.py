@@ -149,11 +149,7 @@ def skip(connection: sa.Connection, event_id: UUID, *, reason: str, now_us: int,
 def skip_missing(
     connection: sa.Connection, conversation_id: str, *, held: int, reason: str, now_us: int
 ) -> tuple[int, ...]:
-    """Put tombstones where neither the file nor the history store holds a pending event; return their sequences.
-
-    The lane continues from ``held + 1``. There is no tombstone where the store holds all that the file lacks, because
-    an acknowledgement was lost.
-    """
+    """Put tombstones where nothing holds an event, unless the store holds all; return their sequences."""
     reason = checked_reason(reason)
     lane = find_lane(connection, conversation_id)
     if lane is None or lane.state != "blocked":

@@ -202,10 +202,7 @@ class StoreGateway:
 
 
 async def is_reachable(store: ConversationStore) -> bool:
-    """Return True once the store has answered.
-
-    The identity is read from a table, because a server may answer long before the history is there.
-    """
+    """Return True once the store has answered from a table: a server may answer before the history is there."""
     await store.prepare()
     await store.identity()
     return True

@@ -42,13 +42,7 @@ class InEventLoop(LetopisError, RuntimeError):
 
 
 class Portal:
-    """The way of other threads into the event loop that a history is open in; what they open has one of its own.
-
-    A thread whose wait is interrupted, as by Ctrl-C, cancels what it waited for. Calls run with a copy of the thread's
-    context variables, so spans are those of the caller.
-
-    :param inside_loop: ``block`` to let threads that run an event loop call, too.
-    """
+    """The way of other threads into a history's event loop, or one of its own; Ctrl-C cancels what is waited for."""
 
     def __init__(self, access: SharedAccess, *, inside_loop: InsideLoop = "refuse") -> None:
         if inside_loop not in get_args(InsideLoop):

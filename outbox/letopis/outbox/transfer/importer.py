@@ -60,13 +60,7 @@ class _Held:
 
 @dataclass(slots=True)
 class Importer:
-    """One import into an outbox; a context manager.
-
-    A chunk is durable once it is committed; repeat an interrupted import with the same lines.
-
-    The store need not be reachable. If it is, it is queried about events that the outbox cannot know: those pruned here
-    or delivered by another outbox. A changed line is then refused now, instead of blocking its conversation later.
-    """
+    """One import into an outbox; a committed chunk is durable, and an interrupted import is repeated."""
 
     outbox: OutboxFile
     store: ConversationStore

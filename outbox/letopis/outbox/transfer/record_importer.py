@@ -53,10 +53,7 @@ def check_record(line: RecordLine) -> RecordItem | Refused:
 
 
 class RecordImporter:
-    """Puts records that are not there yet.
-
-    The store need not be reachable: what it holds beside what the outbox knows stays there on delivery, too.
-    """
+    """Puts records that are not there yet; what the store holds stays there on delivery, too."""
 
     def __init__(self, outbox: OutboxFile, store: ConversationStore) -> None:
         self._outbox = outbox

@@ -40,11 +40,7 @@ _VALUE_LIMITS: Final = Limits(max_depth=200)
 def together(
     scope: Scope, changes: Sequence[PreparedChange], *, view: RecordsView | None = None, trusting: bool = False
 ) -> Prepared:
-    """Return changes of a scope as one append.
-
-    :param view: what the history store held of the records with conditions; ``None`` if it could not be asked.
-    :param trusting: write a conditional change of a record that the file does not know: the store will decide.
-    """
+    """Return changes of a scope as one append."""
     return Prepared(
         conversation_id=scope.name,
         events=tuple(item.event for item in changes),

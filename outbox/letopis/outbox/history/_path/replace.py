@@ -44,7 +44,9 @@ class Replacer:
                 what.insert(0, ConversationRewound(to_message_id=wanted[kept - 1].id if kept else None, reason=reason))
             if not what:
                 return None
-            known = {one.id: one for one in leaving} | await self._off_path(conversation_id, wanted[kept:], leaving)
+            known = {message.id: message for message in leaving} | await self._off_path(
+                conversation_id, wanted[kept:], leaving
+            )
             prepared = prepare(conversation_id, what, owner=owner, limits=self._limits, after=page.seen)
             return await self._appender.append(_with_shown(prepared, known, wanted[kept:]))
 
@@ -53,22 +55,16 @@ class Replacer:
     async def _off_path(
         self, conversation_id: str, wanted: Iterable[Message], leaving: Iterable[RecordedMessage]
     ) -> dict[str, RecordedMessage]:
-        """Return the wanted messages that are there and off the path, also those that the outbox file does not hold.
-
-        While the history store is unavailable, it decides about these when they are delivered.
-        """
-        there = {one.id for one in leaving}
+        """Return wanted messages that are off the path; the store decides later about those it cannot tell now."""
+        there = {message.id for message in leaving}
         # An id that was just made is nowhere.
-        ids = [one.id for one in wanted if one.event_id is None and one.id not in there]
+        ids = [message.id for message in wanted if message.event_id is None and message.id not in there]
         return (await self._finder.named(conversation_id, frozenset(ids)))[0] if ids else {}
 
 
 def _with_shown(prepared: Prepared, known: Mapping[str, RecordedMessage], wanted: Iterable[Message]) -> Prepared:
-    """Return an append that puts back what it takes off the path, or is off it, and what the file does not hold.
-
-    :raises EventIdReused: a message has other content than is known, or its content was erased.
-    """
-    given = {one.id: one for one in wanted}
+    """Return an append that puts back what it takes off the path, or is off it, and what the file does not hold."""
+    given = {message.id: message for message in wanted}
     shown: dict[UUID, UUID] = {}
     for event, message_id in zip(prepared.events, prepared.message_ids, strict=True):
         if message_id is None or (there := known.get(message_id)) is None:
@@ -97,12 +93,12 @@ def _is_same(there: RecordedMessage, wanted: Message) -> bool:
 def _checked(messages: Iterable[Message]) -> tuple[Message, ...]:
     if isinstance(messages, Message | str) or not isinstance(messages, Iterable):
         raise InvalidInput("messages", f"must be messages, for example a list, not {type(messages).__name__}")
-    found = tuple(messages)
+    checked = tuple(messages)
     ids = set[str]()
-    for one in found:
-        if not isinstance(one, Message):
-            raise InvalidInput("messages", f"must all be Message, not {type(one).__name__}")
-        if one.id in ids:
-            raise InvalidInput("messages", f"has the id {one.id!r} twice: a message is on the path once")
-        ids.add(one.id)
-    return found
+    for message in checked:
+        if not isinstance(message, Message):
+            raise InvalidInput("messages", f"must all be Message, not {type(message).__name__}")
+        if message.id in ids:
+            raise InvalidInput("messages", f"has the id {message.id!r} twice: a message is on the path once")
+        ids.add(message.id)
+    return checked

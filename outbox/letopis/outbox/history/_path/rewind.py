@@ -53,13 +53,10 @@ class _BackwardReader:
         return True
 
     async def find(self, find: Callable[[Sequence[RecordedMessage]], T | None]) -> T | None:
-        """Read back until ``find`` returns something; return ``None`` if it never does on the whole path.
-
-        :raises StoreUnavailable: it finds nothing in the outbox, and the history store is unreachable.
-        """
+        """Read back until ``find`` returns something; return ``None`` if it never does on the whole path."""
         while await self.read_page():
-            if (found := find(self.messages)) is not None:
-                return found
+            if (result := find(self.messages)) is not None:
+                return result
         if not self.complete:
             raise StoreUnavailable("enough of the conversation")
         return None
@@ -143,12 +140,12 @@ class Rewinder:
         if there is not None and not (cut if there.on_path else pending):
             return there.on_path
         if places == {} and not pending:
-            found = await self._reader.conversation(conversation_id)
-            if found is None or not found.inherits:
+            conversation = await self._reader.conversation(conversation_id)
+            if conversation is None or not conversation.inherits:
                 return False
         back = _BackwardReader(self._reader, conversation_id)
         while await back.read_page():
-            if any(one.id == message_id for one in back.messages):
+            if any(message.id == message_id for message in back.messages):
                 return True
         return False if back.complete else None
 
@@ -165,8 +162,8 @@ async def retry_on_conflict(attempt: Callable[[], Awaitable[T]]) -> T:
 
 def _starts(messages: Sequence[RecordedMessage]) -> list[int]:
     """Return where turns begin: with the first of consecutive user messages."""
-    asked = [one.role == "user" for one in messages]
-    return [place for place, one in enumerate(asked) if one and not (place and asked[place - 1])]
+    asked = [message.role == "user" for message in messages]
+    return [index for index, begins in enumerate(asked) if begins and not (index and asked[index - 1])]
 
 
 def _whole_turns(messages: Sequence[RecordedMessage], turns: int) -> list[int] | None:
@@ -181,5 +178,5 @@ def _last_asked(messages: Sequence[RecordedMessage], *, whole: bool) -> tuple[Re
     if not starts:
         return None
     first = starts[-1]
-    asked = tuple(takewhile(lambda one: one.role == "user", messages[first:]))
+    asked = tuple(takewhile(lambda message: message.role == "user", messages[first:]))
     return asked if first > 0 or whole else None
