@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from letopis.store.maintenance.rebuild import Rebuilt
 
 INDEX_BATCH_EVENTS: Final = 2_000
-MAX_LISTED: Final = 100
-"""Differing conversations that are listed; the others are counted."""
+MAX_LISTED: Final = 100  # differing conversations that are listed; the others are counted
 
 
 @click.group(cls=VerbGroup)

@@ -47,8 +47,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PAGE: Final = 200
-MAX_REPAIRED: Final = 10_000
-"""Events that one ``skip`` repairs at most."""
+MAX_REPAIRED: Final = 10_000  # events that one ``skip`` repairs at most
 MAX_SHOWN: Final = 200
 MAX_FILE_BYTES: Final = 16 * 1024 * 1024
 

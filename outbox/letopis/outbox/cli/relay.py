@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.relay.relay import Relay
 
-PAUSE_SECONDS: Final = 1.0
-"""Between two attempts of a drain."""
+PAUSE_SECONDS: Final = 1.0  # between two attempts of a drain
 LISTEN: Final = click.option(
     "--listen",
     metavar="[HOST:]PORT",

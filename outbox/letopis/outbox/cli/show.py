@@ -25,8 +25,7 @@ from letopis.outbox.cli.interface.render import (
 if TYPE_CHECKING:
     from letopis.store.model.conversations import Conversation, RecordedMessage
 
-MAX_PAGES_BACK: Final = 20
-"""Pages that are read back to the last message that is known, if very many have come at once."""
+MAX_PAGES_BACK: Final = 20  # pages that are read back to the last message that is known, if very many have come at once
 
 
 @verb(

@@ -58,8 +58,7 @@ class HomeLoop:
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.calls: set[asyncio.Task[Any]] = set()
-        """Calls in progress: an event loop holds its tasks weakly."""
+        self.calls: set[asyncio.Task[Any]] = set()  # calls in progress: an event loop holds its tasks weakly
 
     @property
     def running(self) -> bool:
@@ -124,8 +123,7 @@ class RemoteCall(Generic[T]):
 
     def __init__(self, home: HomeLoop, work: Callable[[], Awaitable[T]]) -> None:
         self.home = home
-        self.answer: Future[T] = unresolved()
-        """What the call returned or raised; a cancellation if it was cancelled."""
+        self.answer: Future[T] = unresolved()  # what the call returned or raised; a cancellation if it was cancelled
         self._waiting = deque(
             (work,)
         )  # taken by whichever is first: the loop that starts it, or the caller that gives up

@@ -16,8 +16,7 @@ from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.errors import ConfigurationError, InvalidInput
 
 FILE: Final = "letopis.toml"
-OUTBOX: Final = "bot.outbox.db"
-"""The default outbox; below ``$STATE_DIRECTORY`` where systemd sets it."""
+OUTBOX: Final = "bot.outbox.db"  # the default outbox; below ``$STATE_DIRECTORY`` where systemd sets it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

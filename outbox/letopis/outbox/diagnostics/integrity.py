@@ -48,8 +48,7 @@ _HOLES: Final = (
     " OR min(e.sequence) <> l.pruned + 1 OR max(e.sequence) <> l.head"
 )
 _COUNT: Final = "SELECT count(*) FROM letopis_outbox_events"
-REPORT_EVENTS: Final = 500
-"""Events between two reports of progress."""
+REPORT_EVENTS: Final = 500  # events between two reports of progress
 _STRAYS: Final = (
     "SELECT count(*) FROM letopis_outbox_events AS e"
     " WHERE NOT EXISTS (SELECT 1 FROM letopis_outbox_lanes AS l WHERE l.lane = e.lane)"

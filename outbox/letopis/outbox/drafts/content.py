@@ -28,8 +28,7 @@ class DraftContent:
         # The last part while it grows: joined on demand, so that the cost of a piece is its own length.
         self._kind: type[_Words] | None = None
         self._chunks: list[str] = []
-        self.characters = 0
-        """Characters of text so far."""
+        self.characters = 0  # characters of text so far
 
     @property
     def empty(self) -> bool:

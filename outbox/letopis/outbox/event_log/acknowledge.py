@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import orjson
 import sqlalchemy as sa
@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from letopis.outbox.event_log.append import erase_records
 from letopis.outbox.event_log.effects import erase_delivered, erase_superseded
 from letopis.outbox.event_log.lanes import Lane, find_lane, incarnation_of
-from letopis.outbox.event_log.statements import query_all
+from letopis.outbox.event_log.statements import on_cursor, query_all
 from letopis.store.errors import OutboxUnavailable
 from letopis.store.rules.preconditions import Conflict
 
@@ -94,32 +94,20 @@ def acknowledge(
 ) -> Acknowledged:
     """Advance lanes, never back or beyond their head, to what the history store has confirmed; clear their fault."""
     with closing(connection.connection.cursor()) as cursor:
-        before = _positions(cursor, delivered)
-        cursor.executemany(
-            _ACKNOWLEDGE,
-            [
-                {"conversation_id": conversation_id, "sequence": sequence, "now": now_us}
-                for conversation_id, sequence in delivered.items()
-            ],
+        rows = query_all(cursor, _POSITIONS, (orjson.dumps(list(delivered)).decode(),))
+        wanted = (
+            {"conversation_id": name, "sequence": sequence, "now": now_us} for name, sequence in delivered.items()
         )
-        moved = {
-            conversation_id: sequence - before[conversation_id][0]
-            for conversation_id, sequence in delivered.items()
-            if conversation_id in before and before[conversation_id][0] < sequence <= before[conversation_id][1]
-        }
+        cursor.executemany(_ACKNOWLEDGE, list(wanted))
+        moved = {name: delivered[name] - before for name, before, head in rows if before < delivered[name] <= head}
         if cursor.rowcount != len(moved):
             raise OutboxUnavailable(
                 f"{cursor.rowcount} of {len(moved)} lanes took their acknowledgement: it will be retried"
             )
         erased = False
         for conversation_id, conflicts in (superseded or {}).items():
-            cursor.executemany(
-                _SUPERSEDE,
-                [
-                    (conflict.expected, conflict.actual, conversation_id, sequence)
-                    for sequence, conflict in conflicts.items()
-                ],
-            )
+            for sequence, conflict in conflicts.items():
+                cursor.execute(_SUPERSEDE, (conflict.expected, conflict.actual, conversation_id, sequence))
             emptied, deleted = erase_superseded(cursor, conversation_id, conflicts)
             if deleted:
                 erase_records(cursor, conversation_id, now_us=now_us)
@@ -198,10 +186,4 @@ def unblock_recovered(connection: sa.Connection, conversation_id: str, upto: int
 
 def is_current_lease(connection: sa.Connection, incarnation: int) -> bool:
     """Return True if the relay of this incarnation still is the one that may record outcomes."""
-    with closing(connection.connection.cursor()) as cursor:
-        return incarnation_of(cursor) == incarnation
-
-
-def _positions(cursor: Any, conversation_ids: Collection[str]) -> dict[str, tuple[int, int]]:
-    rows = query_all(cursor, _POSITIONS, (orjson.dumps(list(conversation_ids)).decode(),))
-    return {name: (delivered, head) for name, delivered, head in rows}
+    return on_cursor(connection, incarnation_of) == incarnation

@@ -42,8 +42,7 @@ class HasSeen(Protocol):
         """How much was seen."""
 
 
-After = int | Seen | HasSeen
-"""What to append after: the sequence of a receipt, or what was read."""
+After = int | Seen | HasSeen  # what to append after: the sequence of a receipt, or what was read
 
 
 @dataclass(slots=True)
@@ -115,7 +114,7 @@ def prepare(
                 limits=limits,
             )
             message_ids.append(message.id)
-            if message.event_id is None and (alias := _as_uuid(message.id)) is not None:
+            if message.event_id is None and (alias := made_id(message.id)) is not None:
                 aliases[event.event_id] = alias
         else:
             plain = Event.of(
@@ -142,7 +141,7 @@ def prepare(
     )
 
 
-def _as_uuid(message_id: str) -> UUID | None:
+def made_id(message_id: str) -> UUID | None:
     """Return the event id from which a message id may have been made; ``None`` if it was not."""
     if len(message_id) != _UUID_LENGTH or message_id[8] != "-":
         return None

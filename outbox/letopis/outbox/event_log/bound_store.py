@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from letopis.outbox.event_log.statements import query_one
+from letopis.outbox.event_log.statements import on_cursor, query_one
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -55,8 +54,7 @@ def binding_of(cursor: Any) -> StoreBinding:
 
 def read_binding(connection: sa.Connection) -> StoreBinding:
     """Return where the outbox file of a connection delivers to."""
-    with closing(connection.connection.cursor()) as cursor:
-        return binding_of(cursor)
+    return on_cursor(connection, binding_of)
 
 
 def bind_store(connection: sa.Connection, *, store_id: UUID, destination: str, incarnation: int) -> StoreBinding:

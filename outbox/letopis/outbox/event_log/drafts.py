@@ -15,8 +15,7 @@ from letopis.store.model.codec import RESERVED
 CONFIRM: Final = f"{RESERVED}confirm"
 """The key of a draft's data that is ``false`` if the reply needs no confirmation; not part of the message."""
 
-DraftKey = tuple[str, str]
-"""Conversation id and message id."""
+DraftKey = tuple[str, str]  # conversation id and message id
 
 # A save may come late: when the message is in the log already, or its conversation was deleted.
 _SAVE: Final = (

@@ -39,8 +39,7 @@ EFFECT_VERSIONS: Final[Mapping[str, int]] = {
 }
 """The event types with an effect on the file, each with the schema version that is understood."""
 
-MAX_ERASED_PER_TRANSACTION: Final = 500
-"""Sequences whose content one transaction erases, while other writers wait."""
+MAX_ERASED_PER_TRANSACTION: Final = 500  # sequences whose content one transaction erases, while other writers wait
 _ACTIVATED: Final = (
     "INSERT INTO letopis_outbox_owners (owner_id, active_conversation_id, activated_order) VALUES (?, ?, ?)"
     " ON CONFLICT (owner_id) DO UPDATE SET active_conversation_id = excluded.active_conversation_id,"
@@ -155,19 +154,7 @@ def erase_content(
         for row in query_all(cursor, _CONTENT.format(table=table, key=key) + of_message, values):
             if row[2] == ConversationDeleted.type or not _readable(row[4]):
                 continue
-            left = strip_event(
-                EncodedEvent(
-                    conversation_id=conversation_id,
-                    event_id=UUID(bytes=row[1]),
-                    type=row[2],
-                    schema_version=row[3],
-                    data=row[4],
-                    metadata=row[5],
-                    digest=row[6],
-                    salt=row[7],
-                    occurred_at=row[8],
-                )
-            )
+            left = strip_event(EncodedEvent(conversation_id, UUID(bytes=row[1]), *row[2:9]))
             emptied.append((left.data, left.metadata, row[0]))
         cursor.executemany(update, emptied)
         done += len(emptied)

@@ -20,8 +20,7 @@ from letopis.outbox.event_log.statements import query_all, query_one
 
 MAX_UNINDEXED_EVENTS: Final = 32
 """Events whose ids are found by reading them. More make each look-up slower, fewer write the index more often."""
-MAX_IDS_IN_STATEMENT: Final = 512
-"""A power of two, and fewer than the parameters that any SQLite accepts."""
+MAX_IDS_IN_STATEMENT: Final = 512  # a power of two, and fewer than the parameters that any SQLite accepts
 
 _BOUNDS: Final = (
     "SELECT indexed, max(indexed, coalesce((SELECT max(position) FROM letopis_outbox_events), 0))"

@@ -25,8 +25,7 @@ _STEPS: Final = (
 )
 PUT_BACK_PATH: Final = f'$."{PUT_BACK_KEY}"'
 """Where the metadata of an event that puts a message back names the event that appended it first."""
-_DERIVED: Final = 5
-"""The version of the ids that are derived from a message's id, so that every outbox has the same."""
+_DERIVED: Final = 5  # the version of the ids that are derived from a message's id, so that every outbox has the same
 
 
 class PathStep(NamedTuple):

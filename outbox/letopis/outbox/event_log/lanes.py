@@ -11,7 +11,7 @@ import orjson
 
 from letopis.outbox.concurrency.clock import RetryTimers
 from letopis.outbox.event_log.bound_store import UNBOUND, StoreBinding, binding_of
-from letopis.outbox.event_log.statements import fetch_all, fetch_one, query_all, query_one
+from letopis.outbox.event_log.statements import fetch_all, fetch_one, on_cursor, query_all, query_one
 from letopis.store.model.codec import EncodedEvent
 from letopis.store.model.identifiers import partition_of, uuid_of
 from letopis.store.model.records import RECORD_PUT, is_record_lane, scope_of
@@ -28,15 +28,13 @@ MAX_EVENTS_PER_LANE: Final = 100
 TARGET_EVENTS_PER_LANE: Final = 10
 """Events of one lane that count when lanes are chosen for a batch. A lane costs the store as much as several events, so
 a backlog is delivered from fewer lanes and more of each; if there are fewer than 50, all take part in every batch."""
-MIN_BYTES_PER_LANE: Final = 64 * 1024
-"""Bytes of a batch that each lane may take, however many others are due."""
+MIN_BYTES_PER_LANE: Final = 64 * 1024  # bytes of a batch that each lane may take, however many others are due
 
 MAX_WHOLE_EVENTS: Final = 5_000
 MAX_WHOLE_BYTES: Final = 16 * 1024 * 1024
 """An append whose events share one condition is delivered whole up to this size; no reader sees a part of it."""
 
-MAX_MEASURED_EVENTS: Final = 10_000
-"""Pending events that :func:`count_lanes` measures exactly."""
+MAX_MEASURED_EVENTS: Final = 10_000  # pending events that :func:`count_lanes` measures exactly
 
 SELECT_LANE: Final = (
     "SELECT conversation_id, owner_id, head, delivered, pruned, state, attempts, due_at, pending_since, fault_class,"
@@ -156,7 +154,7 @@ def next_batch(
         paused = query_one(cursor, _PAUSED) is not None
         cursor.execute(_PENDING_LANES)
         for row in () if paused else iter(cursor.fetchone, None):
-            lane = lane_of(row)
+            lane = Lane(*row)
             if lane.conversation_id in exclude:
                 continue
             if lane.state == "retrying" and (left := waits.remaining(lane.conversation_id, lane.due_at_us)) > 0:
@@ -289,13 +287,12 @@ def lost_lanes(connection: sa.Connection) -> Mapping[str, int]:
 def find_lane(connection: sa.Connection, conversation_id: str) -> Lane | None:
     """Return a conversation's lane; ``None`` if no event was ever appended to it here."""
     row = fetch_one(connection, _LANE_OF, (conversation_id,))
-    return None if row is None else lane_of(row)
+    return None if row is None else Lane(*row)
 
 
 def count_lanes(connection: sa.Connection) -> LaneCounts:
     """Count lanes and pending events; reads only pending lanes."""
-    with closing(connection.connection.cursor()) as cursor:
-        return lane_counts_of(cursor)
+    return on_cursor(connection, lane_counts_of)
 
 
 def lane_counts_of(cursor: Any) -> LaneCounts:
@@ -321,29 +318,13 @@ def incarnation_of(cursor: Any) -> int:
     return 0 if row is None else int(row[0])
 
 
-def lane_of(row: Sequence[Any]) -> Lane:
-    """Return the lane of a row of :data:`SELECT_LANE`."""
-    return Lane(*row)
-
-
 def sequenced_event(conversation_id: str, row: Sequence[Any]) -> SequencedEvent:
     """Return the event of a row of the log, from its sequence on."""
     sequence, event_id, type_name, schema_version, data, metadata, digest, salt, occurred_at, redacted = row
     if type(data) is not str:
         data = ""  # the file was damaged: this text matches no digest
-    event = EncodedEvent(
-        conversation_id,
-        uuid_of(event_id),
-        type_name,
-        schema_version,
-        data,
-        metadata,
-        digest,
-        salt,
-        occurred_at,
-        redacted == 1,
-    )
-    return SequencedEvent(sequence, event)
+    values = (type_name, schema_version, data, metadata, digest, salt, occurred_at, redacted == 1)
+    return SequencedEvent(sequence, EncodedEvent(conversation_id, uuid_of(event_id), *values))
 
 
 def _size(event: EncodedEvent) -> int:

@@ -84,7 +84,7 @@ class StoredRow:
     def event(self, conversation_id: str, origin_id: UUID) -> RecordedEvent:
         """Return the event; its version in the history store is not known here."""
         _, event_id, name, schema_version, data, metadata, digest, salt, occurred_at, _ = self.values
-        read_data, read_metadata = _decoded(data, self.sequence), _decoded(metadata, self.sequence)
+        read_data, read_metadata = decoded(data, self.sequence), decoded(metadata, self.sequence)
         return RecordedEvent(
             conversation_id=conversation_id,
             event_id=uuid_of(event_id),
@@ -100,7 +100,7 @@ class StoredRow:
 
     @property
     def data(self) -> Mapping[str, Any]:
-        return _decoded(self.values[4], self.sequence)
+        return decoded(self.values[4], self.sequence)
 
     @property
     def event_id(self) -> UUID:
@@ -119,7 +119,7 @@ class StoredRow:
         return self.type == MessageAppended.type
 
 
-def _decoded(text: str | None, sequence: int) -> Mapping[str, Any]:
+def decoded(text: str | None, sequence: int) -> Mapping[str, Any]:
     try:
         return decode(text)
     except ValueError:

@@ -100,19 +100,6 @@ class UsedIds:
         use = self.ids[used] = IdUse(conversation_id, sequence, digest, salt, _first(used, metadata), bool(delivered))
         return use
 
-    def reason(self, event: EncodedEvent, use: IdUse) -> Reuse | None:
-        """Return why an event may not be appended under an id in use; ``None`` if it has the same content."""
-        if use.conversation_id != event.conversation_id:
-            return Reuse.OTHER_CONTENT
-        return self.other_content(event, use)
-
-    @staticmethod
-    def other_content(event: EncodedEvent, known: IdUse | EncodedEvent) -> Reuse | None:
-        """Return why an event is not the one that is known under its id; ``None`` if it has the same content."""
-        if known.salt is None:
-            return Reuse.ERASED
-        return None if event.has_content_of(known.digest, known.salt) else Reuse.OTHER_CONTENT
-
     def check_edits(self, events: Iterable[EncodedEvent]) -> None:
         """Refuse edits of erased messages, which would never be read."""
         for event in events:
@@ -163,7 +150,7 @@ def sort_events(prepared: Prepared, used: UsedIds, *, deleted: bool) -> SortedEv
         first = event_id.int if use is None else use.first
         shown = None if prepared.shown is None else prepared.shown.get(event.event_id)
         if use is not None:
-            reason = used.reason(event, use)
+            reason = _other_content(event, use)
             if reason is None and sorted_events.path is not None and sorted_events.path.erased(first):
                 reason = Reuse.ERASED  # of a reset that is pending, so that the content is still here
             # It was edited, or what the file holds of it was set aside.
@@ -178,7 +165,7 @@ def sort_events(prepared: Prepared, used: UsedIds, *, deleted: bool) -> SortedEv
             sorted_events.add(event, first)
             continue
         else:
-            reason = used.other_content(event, own[event_id.int])
+            reason = _other_content(event, own[event_id.int])
         newest = event_id.int if use is None else used.newest.get(first, event_id.int)
         if reason is None and message_id is not None:
             left = sorted_events.path is not None and sorted_events.path.left(first)
@@ -210,6 +197,15 @@ def sort_events(prepared: Prepared, used: UsedIds, *, deleted: bool) -> SortedEv
         # The event that was to decide for all is there already, or is put back under another id.
         sorted_events.new = with_one_leader(sorted_events.new)
     return sorted_events
+
+
+def _other_content(event: EncodedEvent, known: IdUse | EncodedEvent) -> Reuse | None:
+    """Return why an event is not the one that is known under its id; ``None`` if it has the same content."""
+    if event.conversation_id != known.conversation_id:
+        return Reuse.OTHER_CONTENT
+    if known.salt is None:
+        return Reuse.ERASED
+    return None if event.has_content_of(known.digest, known.salt) else Reuse.OTHER_CONTENT
 
 
 def _use_of(event: EncodedEvent, prepared: Prepared, used: UsedIds) -> tuple[UUID, IdUse | None]:

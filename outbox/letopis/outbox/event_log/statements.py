@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
+T = TypeVar("T")
 Values = Sequence[Any] | Mapping[str, Any]
+
+
+def on_cursor(connection: sa.Connection, work: Callable[..., T], *values: Any) -> T:
+    """Return what ``work(cursor, *values)`` returns, on a cursor of the driver's connection."""
+    with closing(connection.connection.cursor()) as cursor:
+        return work(cursor, *values)
 
 
 def query_one(cursor: Any, statement: str, values: Values = ()) -> Any | None:

@@ -19,8 +19,7 @@ class Signal:
     __slots__ = ("_waiters", "generation")
 
     def __init__(self) -> None:
-        self.generation = 0
-        """How often :meth:`notify` was called."""
+        self.generation = 0  # how often :meth:`notify` was called
         self._waiters: set[asyncio.Future[None]] = set()
 
     def notify(self) -> None:
@@ -45,8 +44,7 @@ class Signal:
 
 POLL_MIN_SECONDS: Final = 0.005
 POLL_MAX_SECONDS: Final = 0.25
-QUIET_FRACTION: Final = 0.01
-"""The pause between two polls, as a fraction of the time since the last change."""
+QUIET_FRACTION: Final = 0.01  # the pause between two polls, as a fraction of the time since the last change
 
 
 class FileWatcher:

@@ -24,8 +24,7 @@ from letopis.outbox.file.sqlite_errors import is_busy, is_conflict, is_full, sql
 from letopis.outbox.file.wal_checkpoint import WalCheckpoint, wal_size
 from letopis.store.errors import LetopisError, OutboxUnavailable
 
-LOCK_TIMEOUT_SECONDS: Final = 10.0
-"""How long a write waits for the file before it is refused."""
+LOCK_TIMEOUT_SECONDS: Final = 10.0  # how long a write waits for the file before it is refused
 
 
 class WriteGate(FairLock):
@@ -58,15 +57,13 @@ class WriteGate(FairLock):
 
 logger = logging.getLogger("letopis.outbox.writer")
 
-MAX_COMMIT_ATTEMPTS: Final = 3
-"""How often a transaction is run whose commit ended in an error."""
+MAX_COMMIT_ATTEMPTS: Final = 3  # how often a transaction is run whose commit ended in an error
 _BUSY_TIMEOUT_MS: Final = 2
 """How long SQLite itself waits for the lock before it is asked again. It looks each millisecond at first, then less and
 less often, up to 100 ms, and would meet a bot that writes all the time only by chance."""
 
 Work = Callable[[sa.Connection], Any]
-Member = Prepared | Work
-"""What one caller wants written."""
+Member = Prepared | Work  # what one caller wants written
 
 
 class _CommitFailed(Exception):

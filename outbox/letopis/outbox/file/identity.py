@@ -15,11 +15,9 @@ from letopis.outbox.event_log.statements import fetch_one
 from letopis.store.errors import OutboxUnavailable
 from letopis.store.rules.apply_plan import Origin
 
-FileId = tuple[int, int]
-"""Device and inode of a file: what tells it from its copy."""
+FileId = tuple[int, int]  # device and inode of a file: what tells it from its copy
 
-_TIME_GRANULARITY_NS: Final = 50_000_000
-"""Several times the step of the clock that file systems take times from."""
+_TIME_GRANULARITY_NS: Final = 50_000_000  # several times the step of the clock that file systems take times from
 _VERIFY_BESIDE_SECONDS: Final = 1.0
 """How often the -wal and the -shm are looked at while their folder does not seem to change."""
 

@@ -12,8 +12,7 @@ from letopis.outbox.file.limits import ROUTINE_WAL_BYTES
 
 logger = logging.getLogger("letopis.outbox.writer")
 
-LARGE_WAL_BYTES: Final = 128 * 1024**2
-"""A WAL above this is reported: something keeps it from being checkpointed."""
+LARGE_WAL_BYTES: Final = 128 * 1024**2  # a WAL above this is reported: something keeps it from being checkpointed
 
 # SQLite's read marks are locks on these bytes of the -shm file (WAL_READ_LOCK in its wal.c).
 _READ_MARKS: Final = range(123, 128)

@@ -19,12 +19,10 @@ from letopis.store.database.sqlite import WalTruncator
 from letopis.store.database.worker_thread import WorkerThread
 from letopis.store.errors import Closed, OutboxUnavailable
 
-MAX_GROUP_SIZE: Final = 512
-"""Requests in one transaction: more gain nothing, and keep the first of them waiting."""
+MAX_GROUP_SIZE: Final = 512  # requests in one transaction: more gain nothing, and keep the first of them waiting
 
 
-_Request = tuple[Member, "asyncio.Future[Any]"]
-"""What one caller wants written, and the future that it waits for."""
+_Request = tuple[Member, "asyncio.Future[Any]"]  # what one caller wants written, and the future that it waits for
 
 
 class Writer:

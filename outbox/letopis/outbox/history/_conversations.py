@@ -29,10 +29,6 @@ from letopis.store.model.event_types import (
     Body,
     ConversationActivated,
     ConversationAnnotated,
-    ConversationArchived,
-    ConversationDeleted,
-    ConversationRestored,
-    ConversationRewound,
     ConversationStarted,
 )
 from letopis.store.model.events import from_microseconds
@@ -42,8 +38,7 @@ from letopis.store.read.paging import DEFAULT_STATES, STATES, CursorCodec, check
 from letopis.store.read.reader import StoreView
 
 _CURSOR: Final = CursorCodec("owner-conversations", "conversations")
-_PAGE: Final = 20
-"""Newest events that are read at a time."""
+_PAGE: Final = 20  # newest events that are read at a time
 
 
 class Conversations:
@@ -92,17 +87,9 @@ class Conversations:
         owner = await self._owner_of(conversation_id, owner, needed=True)
         return await self._appender.write(conversation_id, ConversationActivated(), owner=owner)
 
-    async def archive(self, conversation_id: str, *, reason: str | None) -> Receipt:
-        return await self._write(conversation_id, ConversationArchived(reason=reason))
-
-    async def restore(self, conversation_id: str) -> Receipt:
-        return await self._write(conversation_id, ConversationRestored())
-
-    async def delete(self, conversation_id: str, *, reason: str | None) -> Receipt:
-        return await self._write(conversation_id, ConversationDeleted(reason=reason))
-
-    async def reset(self, conversation_id: str, *, reason: str | None) -> Receipt:
-        return await self._write(conversation_id, ConversationRewound(reason=reason, erase=True))
+    async def write(self, conversation_id: str, body: Body) -> Receipt:
+        owner = await self._owner_of(conversation_id)
+        return await self._appender.write(conversation_id, body, owner=owner)
 
     async def list_of(
         self, owner: str, *, after: str | None, limit: int, states: Collection[str]
@@ -128,10 +115,6 @@ class Conversations:
             if cursor is None:
                 return Page(tuple(items), complete=complete)
         return Page(tuple(items), next=_CURSOR.encode(shown, cursor), complete=complete)
-
-    async def _write(self, conversation_id: str, body: Body) -> Receipt:
-        owner = await self._owner_of(conversation_id)
-        return await self._appender.write(conversation_id, body, owner=owner)
 
     async def _active(self, owner: str) -> Conversation | None:
         """Return the conversation that is the owner's active one once all that is pending here is delivered."""

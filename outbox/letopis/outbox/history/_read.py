@@ -51,8 +51,7 @@ from letopis.store.rules.filter import Filter, check_filter
 
 T = TypeVar("T")
 
-MAX_CONCURRENT_CONVERSATIONS: Final = 4
-"""Conversations of a page that are read at the same time."""
+MAX_CONCURRENT_CONVERSATIONS: Final = 4  # conversations of a page that are read at the same time
 
 
 class HistoryReader:

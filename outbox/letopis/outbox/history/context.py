@@ -18,12 +18,9 @@ from letopis.store.rules.transcript import transcript
 if TYPE_CHECKING:
     from letopis.outbox.history._read import HistoryReader
 
-MIN_PAGE_SIZE: Final = 64
-"""Messages of the first page; each page back is twice as long as the one before it."""
-MAX_PAGE_SIZE: Final = 2_000
-"""Messages of the longest page."""
-FIRST_PAGE_SIZE: Final = 8
-"""Messages of a page that looks for the system messages at the beginning."""
+MIN_PAGE_SIZE: Final = 64  # messages of the first page; each page back is twice as long as the one before it
+MAX_PAGE_SIZE: Final = 2_000  # messages of the longest page
+FIRST_PAGE_SIZE: Final = 8  # messages of a page that looks for the system messages at the beginning
 
 
 Cut = Callable[[Sequence[RecordedMessage]], list[RecordedMessage] | None]

@@ -40,8 +40,7 @@ class TransactionEnd:
         self.ended = asyncio.Event()
 
 
-CompanionWrite = Callable[[Any, Appended], None]
-"""What is written together with an append, on the same DBAPI cursor."""
+CompanionWrite = Callable[[Any, Appended], None]  # what is written together with an append, on the same DBAPI cursor
 
 
 async def append_in(outbox: OutboxFile, given: AsyncConnection | AsyncSession, prepared: Prepared) -> Appended:

@@ -61,8 +61,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 V = TypeVar("V")
 
-DEFAULT_PAGE_SIZE: Final = 50
-"""Messages of a page if the caller does not ask for a number."""
+DEFAULT_PAGE_SIZE: Final = 50  # messages of a page if the caller does not ask for a number
 _BOUNDS: Final = Bounds()
 _POLICY: Final = RetryPolicy()
 _RETENTION: Final = Retention()

@@ -34,8 +34,7 @@ POLL_MAX_SECONDS: Final = 0.25
 _IDLE_FACTOR: Final = 20
 """The pause after a poll is at least this many times its duration, so that polling takes little of a core."""
 
-MAX_TIMEOUT_SECONDS: Final = 1e9
-"""An event loop cannot wait longer than about this."""
+MAX_TIMEOUT_SECONDS: Final = 1e9  # an event loop cannot wait longer than about this
 
 _DELIVERED: Final = (
     "SELECT l.conversation_id, l.delivered, l.state, json_extract(w.value, '$[1]'), e.event_id"

@@ -20,12 +20,13 @@ from letopis.outbox.drafts.content import DraftContent
 from letopis.outbox.event_log import drafts
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.event_log.append_plan import Appended
+from letopis.outbox.event_log.statements import on_cursor
 from letopis.outbox.history.joint_write import CompanionWrite, TransactionEnd
-from letopis.outbox.history.receipts import Deliveries, Receipt
+from letopis.outbox.history.receipts import Receipt
 from letopis.outbox.telemetry.tracing import appending
 from letopis.store.cancellation import run_to_completion
 from letopis.store.errors import Closed, InvalidInput, LetopisError, OutboxUnavailable
-from letopis.store.model.codec import Limits, by_value
+from letopis.store.model.codec import by_value
 from letopis.store.model.event_types import MessageAppended, MessageFailed, MessageSent
 from letopis.store.model.events import Event
 from letopis.store.model.messages import Message
@@ -33,7 +34,7 @@ from letopis.store.model.parts import Part
 
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
-    from letopis.outbox.history._append import Appender
+    from letopis.outbox.history._replies import Replies
 
 logger: Final = logging.getLogger("letopis.outbox.history")
 
@@ -61,33 +62,29 @@ class Reply:
 
     def __init__(
         self,
-        *,
-        outbox: OutboxFile,
-        appender: Appender,
-        deliveries: Deliveries,
-        limits: Limits,
+        replies: Replies,
         conversation_id: str,
-        owner: str | None,
         empty: Message,
+        *,
+        owner: str | None,
         event_id: UUID,
-        writer: str,
         every: float | None,
         confirm: bool,
     ) -> None:
         self.conversation_id = conversation_id
         self.message_id = empty.id
         self.event_id = event_id
-        self._outbox = outbox
-        self._home = outbox.home
-        self._appender = appender
-        self._deliveries = deliveries
-        self._limits = limits
+        self._outbox = replies.outbox
+        self._home = replies.outbox.home
+        self._appender = replies.appender
+        self._deliveries = replies.deliveries
+        self._limits = replies.limits
         self._owner = owner
         self._empty = empty
-        self._writer = writer
+        self._writer = replies.writer_lock.acquire()
         self._every = every
         self._confirm = confirm
-        self._content = DraftContent(empty, limits)
+        self._content = DraftContent(empty, self._limits)
         self._started_us = self._outbox.now_us()
         self._ending = asyncio.Lock()
         self._receipt: Receipt | None = None
@@ -384,16 +381,11 @@ class Reply:
             updated_at=self._outbox.now_us(),
         )
 
-        def save(connection: sa.Connection) -> bool:
-            cursor = connection.connection.cursor()
-            try:
-                # A draft does not take the space that is reserved for delivery.
-                self._outbox.gate.check_room(cursor)
-                return drafts.save(cursor, draft)
-            finally:
-                cursor.close()
+        def save(cursor: Any) -> bool:
+            self._outbox.gate.check_room(cursor)  # a draft does not take the space that is reserved for delivery
+            return drafts.save(cursor, draft)
 
-        return save
+        return lambda connection: on_cursor(connection, save)
 
     async def _stop_saving(self) -> None:
         saving, self._saving = self._saving, None

@@ -24,8 +24,7 @@ from letopis.store.errors import Closed, InvalidInput
 T = TypeVar("T")
 logger = logging.getLogger("letopis.outbox.history")
 
-CLEANUP_SECONDS: Final = 5.0
-"""Seconds that an ending event loop's other tasks have for what they still append."""
+CLEANUP_SECONDS: Final = 5.0  # seconds that an ending event loop's other tasks have for what they still append
 
 _KEEPER: Final = "letopis-outbox"
 _NOT_OPEN: Final = "the history is not open yet: await history.prepare(), or enter it with `async with`"

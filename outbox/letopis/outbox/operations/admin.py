@@ -25,14 +25,11 @@ from letopis.store.model.events import from_microseconds
 
 T = TypeVar("T")
 
-MAX_ENTRIES: Final = 10_000
-"""Entries that are kept, so that the log cannot fill the file."""
+MAX_ENTRIES: Final = 10_000  # entries that are kept, so that the log cannot fill the file
 MAX_TEXT: Final = 2_000
-DONE: Final = "done"
-"""The outcome of an action that took effect; any other outcome is why it was refused."""
+DONE: Final = "done"  # the outcome of an action that took effect; any other outcome is why it was refused
 
-Via = Literal["console", "command", "python"]
-"""By what an operator acted."""
+Via = Literal["console", "command", "python"]  # by what an operator acted
 
 _INSERT: Final = (
     "INSERT INTO letopis_outbox_audit"

@@ -14,7 +14,6 @@ What the verbs promise and raise stands with the methods of the same names of ``
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict
 from typing import Any, Final, Literal
 from uuid import UUID
@@ -27,6 +26,7 @@ from letopis.outbox.event_log.append import insert_event
 from letopis.outbox.event_log.effects import erase_content, is_redacted
 from letopis.outbox.event_log.event_ids import index_event_ids
 from letopis.outbox.event_log.lanes import find_lane
+from letopis.outbox.event_log.statements import on_cursor
 from letopis.outbox.operations.pending_events import (
     PENDING,
     PendingEvent,
@@ -47,8 +47,7 @@ from letopis.store.rules.redaction import MESSAGE_CONTENT_TYPES
 
 REPAIRABLE_STATES: Final = ("blocked", "retrying", "paused")
 MAX_REASON_CHARACTERS: Final = 2_000
-UNKNOWN: Final = "unknown"
-"""What a tombstone says of an event that the file no longer holds."""
+UNKNOWN: Final = "unknown"  # what a tombstone says of an event that the file no longer holds
 
 Verb = Literal["fix", "skip", "restore"]
 
@@ -298,8 +297,7 @@ def _replace(
 ) -> None:
     repair = {"verb": verb, "reason": reason, "repaired_by": by, "repaired_at": now_us}
     connection.exec_driver_sql(_KEEP, _row(old) | repair)
-    with closing(connection.connection.cursor()) as cursor:
-        index_event_ids(cursor)
+    on_cursor(connection, index_event_ids)
     for statement in (_REPLACE, _REPLACE_ID):
         connection.exec_driver_sql(statement, _row(new) | {"old_id": old.event_id.bytes})
     _erase_again(connection, new)
@@ -315,12 +313,8 @@ def _erase_again(connection: sa.Connection, new: EncodedEvent) -> None:
     if new.type not in MESSAGE_CONTENT_TYPES:
         return
     message_id = str(_decoded(new.data, "data").get("message_id"))
-    cursor = connection.connection.cursor()
-    try:
-        if is_redacted(cursor, new.conversation_id, message_id):
-            erase_content(cursor, new.conversation_id, message_id)
-    finally:
-        cursor.close()
+    if on_cursor(connection, is_redacted, new.conversation_id, message_id):
+        on_cursor(connection, erase_content, new.conversation_id, message_id)
 
 
 def _follow_owner(connection: sa.Connection, old: PendingEvent, new: EncodedEvent) -> None:

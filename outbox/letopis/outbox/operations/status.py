@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
@@ -14,7 +14,7 @@ from letopis.outbox.alerting.incident_table import open_incidents_of
 from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord, fault_class
 from letopis.outbox.event_log.bound_store import binding_of
 from letopis.outbox.event_log.lanes import lane_counts_of
-from letopis.outbox.event_log.statements import query_all, query_one
+from letopis.outbox.event_log.statements import on_cursor, query_all, query_one
 from letopis.outbox.file.sign_of_life import ended_without_stopping, lives
 from letopis.outbox.file.wal_checkpoint import LARGE_WAL_BYTES, wal_size
 from letopis.store.database.faults import FaultClass
@@ -264,8 +264,7 @@ class Status:
 
 def read_status(connection: sa.Connection, *, now_us: int) -> Status:
     """Return the status of the outbox file that is open on ``connection``; reads only, and never the history store."""
-    with closing(connection.connection.cursor()) as cursor:
-        return status_of(cursor, now_us=now_us)
+    return on_cursor(connection, partial(status_of, now_us=now_us))
 
 
 def status_of(cursor: Any, *, now_us: int) -> Status:

@@ -28,8 +28,7 @@ _REDACTED: Final = (
     " WHERE e.conversation_id = ? AND e.type = ? AND s.sequence IS NULL AND json_valid(e.data)"
 )
 _DELETED: Final = "SELECT 1 FROM letopis_outbox_lanes WHERE conversation_id = ? AND deleted > 0"
-_PAGE_SIZE: Final = 500
-"""Messages of a page in which a message is searched."""
+_PAGE_SIZE: Final = 500  # messages of a page in which a message is searched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from uuid import UUID
 import orjson
 import sqlalchemy as sa
 
-from letopis.outbox.event_log.lanes import SELECT_LANE, Lane, lane_of
+from letopis.outbox.event_log.lanes import SELECT_LANE, Lane
 from letopis.outbox.event_log.retention import rows_after
 from letopis.outbox.event_log.statements import fetch_all
 from letopis.store.errors import OutboxUnavailable
@@ -30,8 +30,7 @@ from letopis.store.rules.fold import Fold, PathPosition
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
 from letopis.store.search.query import Query, match
 
-MAX_SEARCHED_EVENTS: Final = 10_000
-"""The newest events of the outbox that one search looks through."""
+MAX_SEARCHED_EVENTS: Final = 10_000  # the newest events of the outbox that one search looks through
 
 # The conversation with the newest event comes first.
 _LANES: Final = (
@@ -159,7 +158,7 @@ def snapshot(
         values.append(conversation)
     keys = _queued(connection, queued)
     rows = fetch_all(connection, _LANES.format(conditions=" AND ".join(conditions)), values)
-    lanes = {lane.conversation_id: lane for lane in map(lane_of, rows)}
+    lanes = {lane.conversation_id: lane for lane in (Lane(*row) for row in rows)}
     conversations, complete, left = dict[str, PendingConversation](), True, most
     for name, lane in lanes.items():
         start = lane.pruned if retained else lane.delivered

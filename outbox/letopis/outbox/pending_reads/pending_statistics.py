@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import sqlalchemy as sa
 
 from letopis.outbox.event_log.lanes import find_lane
+from letopis.outbox.event_log.retention import decoded
 from letopis.outbox.event_log.statements import fetch_all, iterate
-from letopis.store.errors import OutboxUnavailable
-from letopis.store.model.codec import decode
 from letopis.store.model.event_types import MessageAppended
 from letopis.store.model.events import Upcasters
 from letopis.store.model.identifiers import uuid_of
@@ -126,7 +125,7 @@ def count_messages(
             if uuid_of(event_id) in stored:
                 continue
             counted = True
-            _, data = upcasters.upcast(MessageAppended.type, version, _decoded(text, sequence))
+            _, data = upcasters.upcast(MessageAppended.type, version, decoded(text, sequence))
             if counting.erasures.of(lane.conversation_id, data.get("message_id"), sequence):
                 data = stripped(MessageAppended.type, data)
             if not puts_back(metadata):
@@ -153,14 +152,3 @@ def _start(connection: sa.Connection, lane_range: LaneRange) -> int:
     if lane.pruned > lane_range.start:
         raise StaleRead
     return lane_range.start
-
-
-def _decoded(text: str, sequence: int) -> Mapping[str, Any]:
-    try:
-        return decode(text)
-    except ValueError:
-        # Not chained: the error holds the text.
-        reason = (
-            f"event {sequence} of a conversation is damaged in the outbox file: `letopis outbox` can fix or skip it"
-        )
-    raise OutboxUnavailable(reason)

@@ -68,8 +68,7 @@ class Importer:
     progress: Callable[[ImportCounts], None] = lambda _: None
     counts: ImportCounts = field(default_factory=ImportCounts)
     _records: RecordImporter = field(init=False)
-    _answers: bool = True
-    """False once the store was unavailable: it is not waited for twice."""
+    _answers: bool = True  # false once the store was unavailable: it is not waited for twice
     _elsewhere: SeenKeys = field(default_factory=SeenKeys)
     """The conversations whose events the store held before this run."""
 

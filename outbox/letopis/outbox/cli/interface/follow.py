@@ -17,11 +17,9 @@ if TYPE_CHECKING:
     from letopis.store.model.conversations import RecordedMessage
 
 
-CLEAR: Final = "\x1b[H\x1b[2J"
-"""Moves the cursor to the corner of the screen and erases it."""
+CLEAR: Final = "\x1b[H\x1b[2J"  # moves the cursor to the corner of the screen and erases it
 
-INTERVAL: Final = click.FloatRange(min=0.1, max=3600)
-"""The type of an option with the seconds between two looks."""
+INTERVAL: Final = click.FloatRange(min=0.1, max=3600)  # the type of an option with the seconds between two looks
 
 
 class FollowedScreen:
@@ -54,8 +52,7 @@ def check_reader() -> None:
         raise BrokenPipeError
 
 
-MAX_REMEMBERED: Final = 20_000
-"""Messages whose state is remembered; older ones count as new again."""
+MAX_REMEMBERED: Final = 20_000  # messages whose state is remembered; older ones count as new again
 
 
 class Tail:

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 
 HEAD: Final = ("EVENT", "CONVERSATION", "SEQ", "TYPE", "BYTES", "STATE", "TRIES", "BEHIND", "AGE", "FAULT")
-MAX_ID_WIDTH: Final = 32
-"""Characters of a conversation id in the table; JSON has all of it."""
+MAX_ID_WIDTH: Final = 32  # characters of a conversation id in the table; JSON has all of it
 
 
 _CODE: Final = re.compile(r"(?P<sentence>.*\S)\s*\[(?P<code>[^\[\]]+)\]\s*", re.DOTALL)
