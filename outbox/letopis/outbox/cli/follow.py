@@ -11,10 +11,9 @@ import anyio
 import click
 
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
-from letopis.outbox.cli.interface.follow import check_reader
 from letopis.outbox.cli.interface.locations import store_of
 from letopis.outbox.cli.interface.options import settings, verb
-from letopis.outbox.cli.interface.output import emit, note, printable, truncate
+from letopis.outbox.cli.interface.output import check_reader, emit, note, printable, truncate
 
 if TYPE_CHECKING:
     from letopis.store.conversation_store import ConversationStore

@@ -13,7 +13,7 @@ import click
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, explain
 from letopis.outbox.cli.interface.locations import with_outbox
 from letopis.outbox.cli.interface.options import given_outboxes, settings, verb
-from letopis.outbox.cli.interface.output import note, printable
+from letopis.outbox.cli.interface.output import env_option, note, printable
 from letopis.outbox.cli.interface.selection import as_operator
 
 if TYPE_CHECKING:
@@ -26,21 +26,17 @@ if TYPE_CHECKING:
     from letopis.outbox.relay.relay import Relay
 
 PAUSE_SECONDS: Final = 1.0  # between two attempts of a drain
-LISTEN: Final = click.option(
+LISTEN: Final = env_option(
     "--listen",
     metavar="[HOST:]PORT",
-    envvar="LETOPIS_LISTEN",
-    show_envvar=True,
     help="Serve /healthz/live, /healthz/ready and /metrics over HTTP; a bare port binds 127.0.0.1. "
     "Needs letopis[daemon].",
 )
 
 
-CONSOLE: Final = click.option(
+CONSOLE: Final = env_option(
     "--console",
     is_flag=True,
-    envvar="LETOPIS_CONSOLE",
-    show_envvar=True,
     help="Serve the console at /console/ of --listen too. Needs letopis[console].",
 )
 
@@ -62,33 +58,25 @@ CONSOLE: Final = click.option(
 )
 @LISTEN
 @CONSOLE
-@click.option(
+@env_option(
     "--stop-timeout",
     metavar="SECONDS",
     type=click.FloatRange(0, 3600),
-    envvar="LETOPIS_STOP_TIMEOUT",
-    show_envvar=True,
     help="Seconds for the batch in flight after the first signal. Default: 8.",
 )
-@click.option(
+@env_option(
     "--log-level",
     type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
-    envvar="LETOPIS_LOG_LEVEL",
-    show_envvar=True,
     help="The least level to log on stderr. Default: INFO.",
 )
-@click.option(
+@env_option(
     "--log-format",
     type=click.Choice(["auto", "text", "json"]),
-    envvar="LETOPIS_LOG_FORMAT",
-    show_envvar=True,
     help="auto, the default: text on a terminal, otherwise one JSON object per line.",
 )
-@click.option(
+@env_option(
     "--trace-conversations",
     is_flag=True,
-    envvar="LETOPIS_TRACE_CONVERSATIONS",
-    show_envvar=True,
     help="Name the conversations on OpenTelemetry spans (gen_ai.conversation.id). Needs letopis[otel].",
 )
 def relay(once: bool, drain: float | None, **given: Any) -> None:

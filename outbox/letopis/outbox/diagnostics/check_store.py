@@ -272,19 +272,9 @@ async def _touch_everything(connection: Any) -> None:
         # With almost no cache the pages are written to disk at once, and not only at the commit that never comes.
         await connection.execute(sa.text("PRAGMA cache_size = 1"))
     # More than fits into free pages: the files must grow.
-    await connection.execute(
-        sa.insert(origins),
-        [
-            {
-                "origin_id": uuid4(),
-                "epoch": 1,
-                "name": "letopis doctor".ljust(TRIAL_ROW_CHARACTERS, "."),
-                "first_seen_at": moment,
-                "last_seen_at": moment,
-            }
-            for _ in range(TRIAL_ROWS)
-        ],
-    )
+    name = "letopis doctor".ljust(TRIAL_ROW_CHARACTERS, ".")
+    row = {"epoch": 1, "name": name, "first_seen_at": moment, "last_seen_at": moment}
+    await connection.execute(sa.insert(origins), [{"origin_id": uuid4(), **row} for _ in range(TRIAL_ROWS)])
     # Rights on the other tables, without touching a row.
     for table in _WRITTEN:
         column = next(iter(table.columns))

@@ -94,7 +94,7 @@ def find_problems(path: Path, *, checked: Checked = unheard) -> Iterator[str]:
     """Yield the problems of an outbox file, its WAL first; content is never quoted."""
     if problem := wal_problem(path):
         yield problem
-        return
+        return  # to open the file would delete what SQLite does not read of its WAL
     try:
         with open_read_only(path) as connection:
             revision = revision_state(connection, OUTBOX_MIGRATIONS)

@@ -138,10 +138,8 @@ async def salvage(damaged: str | os.PathLike[str], to: str | os.PathLike[str]) -
     plans = _plans(recovered)
     file = await OutboxFile.open(target)
     try:
-        now = file.now_us()
-        origin = recovered.origin
-        bodies = recovered.bodies
-        await file.write(lambda connection: _write(connection, plans, origin, bodies, now_us=now))
+        origin, now = recovered.origin, file.now_us()
+        await file.write(lambda connection: _write(connection, plans, recovered, now_us=now))
         origin_id = file.origin.origin_id if origin is None else origin.origin_id
     finally:
         await file.close()
@@ -353,18 +351,10 @@ def _owner(events: Sequence[_Event]) -> str | None:
     return None
 
 
-def _write(
-    connection: sa.Connection,
-    plans: Sequence[_Plan],
-    origin: _Origin | None,
-    bodies: Mapping[str, bytes],
-    *,
-    now_us: int,
-) -> None:
-    if origin is not None:
-        connection.exec_driver_sql(
-            _ORIGIN, (origin.origin_id.bytes, origin.epoch + 1, origin.store_id, origin.destination)
-        )
+def _write(connection: sa.Connection, plans: Sequence[_Plan], recovered: _Found, *, now_us: int) -> None:
+    if (origin := recovered.origin) is not None:
+        values = (origin.origin_id.bytes, origin.epoch + 1, origin.store_id, origin.destination)
+        connection.exec_driver_sql(_ORIGIN, values)
     keys = {plan.name: key for key, plan in enumerate(plans, 1)}
     position = 0
     with closing(connection.connection.cursor()) as cursor:
@@ -381,24 +371,9 @@ def _write(
         pending_since = min((*waits, now_us)) if lane.delivered < lane.head else None
         state = "blocked" if plan.lost else "paused" if lane.paused else "ready"
         fault = ("damaged", DAMAGED) if plan.lost else (None, None)
-        connection.exec_driver_sql(
-            _LANE,
-            (
-                keys[plan.name],
-                plan.name,
-                lane.owner_id,
-                lane.head,
-                lane.delivered,
-                lane.pruned,
-                state,
-                pending_since,
-                *fault,
-                lane.deleted,
-            ),
-        )
+        counters = (lane.head, lane.delivered, lane.pruned, state, pending_since)
+        values = (keys[plan.name], plan.name, lane.owner_id, *counters, *fault, lane.deleted)
+        connection.exec_driver_sql(_LANE, values)
     with closing(connection.connection.cursor()) as cursor:
-        rebuild_records(cursor, bodies)
+        rebuild_records(cursor, recovered.bodies)
         cursor.execute(RECOUNT)
-
-
-__all__ = ("Salvaged", "salvage")

@@ -42,6 +42,7 @@ class Pages:
         self._wal_bytes = wal
         self.wal: WalScan = scan_wal(wal)
         self.size = self.wal.page_size or _page_size(main)
+        # Those after a damaged frame too, which SQLite drops: a row with a valid digest needs no checksum of its frame.
         frames = (*self.wal.read, *self.wal.dropped)
         committed = max((index for index, frame in enumerate(frames, 1) if frame.size), default=0)
         self._over: Mapping[int, int] = {

@@ -219,6 +219,8 @@ class AppendPlan:
         """Plan what erases the records of a conversation that is deleted or reset."""
         if event.type not in ERASES_RECORDS:
             return
+        # A reset erases in the records' own lane, and always: another outbox may have put some. What a deletion leaves
+        # in the history store, the deletion erases there.
         scope = Scope.conversation(event.conversation_id)
         deleted = event.type == ConversationDeleted.type and scope.name in self.lanes
         if deleted or decode(event.data).get("erase") is True:

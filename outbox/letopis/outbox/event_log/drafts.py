@@ -90,19 +90,8 @@ class UnconfirmedDraft:
 
 def save(cursor: Any, draft: Draft) -> bool:
     """Save a draft. Return False if its message is in the log, its conversation deleted, or its key another's."""
-    cursor.execute(
-        _SAVE,
-        (
-            draft.conversation_id,
-            draft.message_id,
-            draft.event_id.bytes,
-            draft.owner_id,
-            draft.data,
-            draft.writer,
-            draft.started_at,
-            draft.updated_at,
-        ),
-    )
+    values = (draft.owner_id, draft.data, draft.writer, draft.started_at, draft.updated_at)
+    cursor.execute(_SAVE, (draft.conversation_id, draft.message_id, draft.event_id.bytes, *values))
     return bool(cursor.rowcount == 1)
 
 

@@ -21,7 +21,7 @@ def on_cursor(connection: sa.Connection, work: Callable[..., T], *values: Any) -
 
 def query_one(cursor: Any, statement: str, values: Values = ()) -> Any | None:
     """Return the first row of a statement, or ``None``."""
-    cursor.execute(statement, values)
+    cursor.execute(statement, values)  # an asynchronous driver's adapter returns something else than the cursor
     return cursor.fetchone()
 
 

@@ -77,6 +77,8 @@ class FileIdentityGuard:
             raise OutboxUnavailable("the outbox file was replaced by another while it was open: restart the program")
         if database.st_size == 0:
             raise OutboxUnavailable("the outbox file was emptied while it was open: restore a backup, then restart")
+        # Linux (from 6.13) writes an exact time to a file whose times were read: to look at the -wal before each append
+        # would slow its commit.
         state = (folder.st_dev, folder.st_ino, folder.st_mtime_ns)
         if state != self._verified_folder or time.monotonic() >= self._verify_beside_at:
             self._verify_beside(database.st_size)

@@ -179,7 +179,7 @@ class _Place:
     conversation_id: str
     sequence: int
     event_id: UUID
-    joined: bool
+    joined: bool  # with other things, so it may be rolled back: only the id tells it from another in its place
 
 
 @dataclass(slots=True, eq=False)

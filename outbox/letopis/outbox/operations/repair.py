@@ -33,6 +33,7 @@ from letopis.outbox.operations.pending_events import (
     Selection,
     list_pending,
     list_repairs,
+    picked,
     selects_events,
     where_clause,
 )
@@ -228,17 +229,8 @@ def restore(
     first = next((repair for repair in list_repairs(connection, present) if repair.verb != "restore"), None)
     if first is None or first.salt is None or (first.event_id == present.event_id and first.digest == present.digest):
         raise NotRepairable(f"event {event_id} is as it was appended: there is nothing to put back")
-    original = EncodedEvent(
-        conversation_id=first.conversation_id,
-        event_id=first.event_id,
-        type=first.type,
-        schema_version=first.schema_version,
-        data=first.data,
-        metadata=first.metadata,
-        digest=first.digest,
-        salt=first.salt,
-        occurred_at=first.occurred_at,
-    )
+    content = ("type", "schema_version", "data", "metadata", "digest", "salt", "occurred_at")
+    original = EncodedEvent(first.conversation_id, first.event_id, **picked(first, *content))
     _replace(connection, present, original, "restore", reason, now_us=now_us, by=by)
     return present
 

@@ -16,12 +16,11 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from letopis.outbox.history.all_records import AllRecords
 from letopis.outbox.history.chat import Chat
 from letopis.outbox.history.history import History
 from letopis.outbox.history.options import DEFAULT_PAGE_SIZE, AppendOptions, Options, Unconfirmed, keywords_of
 from letopis.outbox.history.receipts import Receipt
-from letopis.outbox.history.records import OnExists, RecordPut, RecordReceipt, Records
+from letopis.outbox.history.records import AllRecords, OnExists, RecordPut, RecordReceipt, Records
 from letopis.outbox.history.reply import Reply
 from letopis.outbox.history.transaction import Transaction
 from letopis.outbox.operations.status import Status

@@ -41,14 +41,8 @@ def together(
     scope: Scope, changes: Sequence[PreparedChange], *, view: RecordsView | None = None, trusting: bool = False
 ) -> Prepared:
     """Return changes of a scope as one append."""
-    return Prepared(
-        conversation_id=scope.name,
-        events=tuple(item.event for item in changes),
-        message_ids=(),
-        changes=tuple(changes),
-        view=view,
-        trusting=trusting,
-    )
+    events = tuple(item.event for item in changes)
+    return Prepared(scope.name, events, (), changes=tuple(changes), view=view, trusting=trusting)
 
 
 def prepare_put(
@@ -70,17 +64,8 @@ def prepare_put(
     data: dict[str, Any] = {"media": media.value, "size": len(body), "sha256": sha256(body).hexdigest()}
     if checked_tags:
         data["tags"] = checked_tags
-    change = _change(
-        RECORD_PUT,
-        prefix,
-        name,
-        expected=condition,
-        keep=keep,
-        media=media,
-        size=len(body),
-        tags=checked_tags,
-        body=body,
-    )
+    content: dict[str, Any] = {"media": media, "size": len(body), "tags": checked_tags, "body": body}
+    change = _change(RECORD_PUT, prefix, name, expected=condition, keep=keep, **content)
     return _prepared(scope.lane(prefix), change, data)
 
 

@@ -146,22 +146,9 @@ def note_change(cursor: Any, change: RecordChange, *, lane: int, name: str, sequ
     if change.body is not None:
         cursor.execute(_INSERT_BODY, (position, change.size, change.body))
     tags = orjson.dumps(dict(change.tags)).decode() if change.tags else None
-    cursor.execute(
-        _INSERT_RECORD,
-        (
-            lane,
-            *change.place,
-            sequence,
-            position,
-            change.event_id.bytes,
-            int(change.type == RECORD_PUT),
-            int(conditional),
-            change.media.value,
-            change.size,
-            tags,
-            change.occurred_at,
-        ),
-    )
+    flags, content = (int(change.type == RECORD_PUT), int(conditional)), (change.media.value, change.size, tags)
+    where = (lane, *change.place, sequence, position)
+    cursor.execute(_INSERT_RECORD, (*where, change.event_id.bytes, *flags, *content, change.occurred_at))
     return False
 
 
