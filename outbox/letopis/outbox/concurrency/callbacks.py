@@ -24,12 +24,7 @@ class CallOutcome:
 
 
 async def call_with_timeout(fn: Callable[..., Any], *args: Any, seconds: float) -> CallOutcome:
-    """Call ``fn(*args)`` and wait for it for at most ``seconds``. Raises nothing but a cancellation.
-
-    An ``async`` function runs in a task of its own, which is cancelled and abandoned when it is late or its caller is
-    cancelled. Any other function runs in a daemon thread, because it may block. Not promised: anything about an
-    ``async`` function that blocks the event loop.
-    """
+    """Call ``fn(*args)``, in a daemon thread unless it is ``async``; raise nothing but a cancellation."""
     task = asyncio.ensure_future(_run(fn, *args))
     try:
         await asyncio.wait((task,), timeout=seconds)

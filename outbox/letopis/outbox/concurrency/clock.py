@@ -47,13 +47,7 @@ class Clock:
 
 
 class RetryTimers:
-    """When lanes are due for a retry: by both clocks where this process set the timer, otherwise by the stored time.
-
-    The stored time is a hint. Where another process wrote it, or this one before a restart, a lane waits until then,
-    unless it is further away than any wait can be: it then comes from a clock that was set, and the lane is due.
-
-    :ivar longest: seconds that no wait exceeds.
-    """
+    """When lanes are due: by both clocks if the timer was set here, otherwise by the stored time."""
 
     def __init__(self, clock: Clock, *, longest: float) -> None:
         self._clock = clock
@@ -74,5 +68,6 @@ class RetryTimers:
         deadline = self._deadlines.get(conversation_id)
         if deadline is not None and deadline.wall_us == due_at_us:
             return deadline.remaining(self._clock)
+        # Further away than any wait can be, it comes from a clock that was set.
         left = due_at_us - self._clock.now_us()
         return left / MICROSECONDS_PER_SECOND if 0 < left <= self.longest * MICROSECONDS_PER_SECOND else 0.0

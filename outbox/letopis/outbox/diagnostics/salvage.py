@@ -87,25 +87,16 @@ class _Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Salvaged:
-    """The result of a recovery.
-
-    :ivar origin_id: the new file's identity: that of the damaged one, under its next epoch, if it could be read.
-    :ivar renewed: True if it could not: the new file then has an identity of its own and holds only pending events.
-    :ivar pending: those of them that are not delivered.
-    :ivar lost: pending events that are lost, by conversation and sequence; these conversations are blocked.
-    :ivar let_go: delivered events that were damaged, or lay before a damaged one: the history store has them.
-    :ivar gone: pages that are missing or empty; conversations on them may be lost without a trace.
-    :ivar refused: rows that look like an event and do not match their digest, or contradict an index.
-    """
+    """The result of a recovery."""
 
     origin_id: UUID
-    renewed: bool
+    renewed: bool  # the identity could not be read: the new file has its own, and holds only pending events
     kept: int
-    pending: int
-    lost: Mapping[str, tuple[int, ...]]
-    let_go: int
-    refused: int
-    gone: int
+    pending: int  # of those that were kept
+    lost: Mapping[str, tuple[int, ...]]  # pending events by conversation and sequence; these conversations are blocked
+    let_go: int  # delivered events, damaged or before a damaged one: the history store has them
+    refused: int  # rows that look like an event and do not match their digest, or contradict an index
+    gone: int  # pages that are missing or empty; conversations on them may be lost without a trace
 
     @property
     def whole(self) -> bool:
@@ -117,14 +108,7 @@ class Salvaged:
 
 
 async def salvage(damaged: str | os.PathLike[str], to: str | os.PathLike[str]) -> Salvaged:
-    """Read a damaged outbox file and its WAL page by page, and write the valid events to a new outbox file.
-
-    An event is valid if it matches its digest and no index contradicts it. Values without a digest are taken as read:
-    the counters of conversations (which a relay compares with the history store when it starts) and times. Drafts,
-    unconfirmed replies, incidents and the record of repairs are not recovered.
-
-    The damaged file is read as bytes and not changed. No bot and no relay may have it open.
-    """
+    """Read a damaged outbox file and its WAL page by page, and write the valid events to a new outbox file."""
     source, target = outbox_path(damaged), outbox_path(to)
     if not source.is_file():
         raise ConfigurationError(f"there is no file {str(source)!r}")

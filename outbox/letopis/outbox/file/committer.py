@@ -28,13 +28,7 @@ LOCK_TIMEOUT_SECONDS: Final = 10.0  # how long a write waits for the file before
 
 
 class WriteGate(FairLock):
-    """Lets one writer of this process at a time to the file, while the file is in its place and has room.
-
-    A writer holds the lock from before its transaction begins until after it has committed. It calls
-    :meth:`check_space` before it adds events, and ``verify_file`` as late as it can before it commits.
-
-    :ivar verify_file: refuses to write where the file is not in its place; ``files.verify``.
-    """
+    """Lets one writer of this process at a time to the file, while that is in its place and has room."""
 
     def __init__(self, path: Path, file_id: FileId, *, bounds: Bounds) -> None:
         super().__init__()

@@ -30,26 +30,19 @@ _REPLACE: Final = "UPDATE letopis_outbox_origin SET origin_id = ?, epoch = 1, de
 
 
 def file_id_of(path: Path | str) -> FileId:
-    """Return device and inode of a file.
-
-    The file is not opened: closing any descriptor of a live SQLite file drops the process's locks on it.
-    """
+    """Return device and inode of a file."""
+    # Not opened: closing any descriptor of a live SQLite file drops the process's locks on it.
     state = os.stat(path)  # noqa: PTH116 - on the writer's path; Path.stat() is slower
     return state.st_dev, state.st_ino
 
 
+# SQLite does not notice when they are not: it goes on writing into a file that was removed, and what it commits there
+# is gone with the process. Nor does it notice when the -wal is another file's, and damages that one.
 class FileIdentityGuard:
-    """Watches over the files of an open outbox, each of which has to stay in its place.
-
-    SQLite does not notice when they are not: it goes on writing into a file that was removed, and what it commits there
-    is gone with the process. It does not notice either when the -wal is another file's, and damages that one.
-
-    :param file_id: of the database, when it was opened.
-    :ivar size: bytes of the file and its WAL at most a second ago; no page in use lies elsewhere. ``None`` if unknown.
-    """
+    """Watches over the files of an open outbox, each of which has to stay in its place."""
 
     def __init__(self, path: Path, file_id: FileId) -> None:
-        self.size: int | None = None
+        self.size: int | None = None  # bytes of the file and its WAL, at most a second ago
         self._path = str(path)
         self._folder = str(path.parent)
         self._file_id = file_id

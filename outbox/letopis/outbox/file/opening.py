@@ -70,10 +70,8 @@ def _read_snapshot(path: Path, work: Callable[[sa.Connection], T]) -> T:
 
 @contextmanager
 def open_read_only(path: Path) -> Iterator[sa.Connection]:
-    """Open one snapshot of an SQLite file of unknown origin; nothing of it can change, not even its journal mode.
-
-    It is not SQLite's ``mode=ro``, which leaves a -wal and a -shm behind where there were none.
-    """
+    """Open one snapshot of an SQLite file of unknown origin; nothing of it can change."""
+    # Not SQLite's ``mode=ro``, which leaves a -wal and a -shm behind where there were none.
     engine = _create_engine(path, timeout=_INSPECT_TIMEOUT_SECONDS)
     try:
         with engine.connect() as connection:

@@ -35,13 +35,7 @@ UNKNOWN_PROGRESS: Final = LaneProgress(known=False)
 
 
 class PendingProbe:
-    """A connection of its own to an outbox file, for single statements.
-
-    A reader of the history store asks here from its own thread, so that a read with nothing pending crosses into no
-    other thread. A look-up never waits for a lock of the file.
-
-    :param verify: raises ``OutboxUnavailable`` where the file at the path is not the one that was opened.
-    """
+    """A connection of its own to an outbox file, by which any thread looks up without waiting for a lock."""
 
     def __init__(self, path: Path, verify: Callable[[], None] = lambda: None) -> None:
         self._path = path

@@ -44,16 +44,7 @@ CompanionWrite = Callable[[Any, Appended], None]  # what is written together wit
 
 
 async def append_in(outbox: OutboxFile, given: AsyncConnection | AsyncSession, prepared: Prepared) -> Appended:
-    """Write an append in the caller's transaction, which is begun here if it has not begun.
-
-    Nothing here hears of its end: the relay notices the commit as it does one of another process, and a receipt looks
-    for its event.
-
-    :raises InvalidInput: the connection is not on this outbox file, does not flush its commits, or commits each
-        statement separately.
-    :raises OutboxUnavailable: another writer holds the file, or the transaction read before it wrote and another writer
-        committed in between.
-    """
+    """Write an append in the caller's transaction, which is begun here if it has not begun."""
     if isinstance(given, AsyncSession):
         try:
             connection = await given.connection()

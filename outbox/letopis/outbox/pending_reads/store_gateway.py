@@ -42,17 +42,7 @@ _SLICE_SECONDS: Final = 0.01
 
 
 class StoreGateway:
-    """Reads the history store while it is available, and otherwise returns at once and probes it in the background.
-
-    A connection that fails makes the store unavailable. A request that takes too long does not: a health check, for
-    which other reads wait, decides. A store other than the one that the outbox is bound to is unavailable, because it
-    holds another history.
-
-    :param breaker: the relay's in this process; while it is open, reads do not ask the store either.
-    :param bound_to: the store that the outbox is bound to; ``None`` before its first delivery.
-    :param deadline: seconds that one read may take, without those in which an embedded store is created or migrated, or
-        this process does not run.
-    """
+    """Reads the history store while it answers; otherwise returns at once and probes it in the background."""
 
     def __init__(
         self,

@@ -109,13 +109,7 @@ class Portal:
 
 
 class Block(HomeBlock[T], AbstractContextManager[F], Generic[T, F]):
-    """A ``with`` block around an asynchronous one, which is entered and left in one task of the event loop.
-
-    A block that is interrupted while it is entered, or that is open when the portal is closed, ends as if it had been
-    cancelled. What the thread calls inside it carries the token of the block, by which a lock knows its holder.
-
-    :param wrap: makes the value of the block of that of the asynchronous one.
-    """
+    """A ``with`` block around an asynchronous one, which one task of the event loop enters and leaves."""
 
     def __init__(
         self, portal: Portal, make: Callable[[], AbstractAsyncContextManager[T]], wrap: Callable[[T], F]
