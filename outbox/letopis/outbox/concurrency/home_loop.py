@@ -124,9 +124,8 @@ class RemoteCall(Generic[T]):
     def __init__(self, home: HomeLoop, work: Callable[[], Awaitable[T]]) -> None:
         self.home = home
         self.answer: Future[T] = unresolved()  # what the call returned or raised; a cancellation if it was cancelled
-        self._waiting = deque(
-            (work,)
-        )  # taken by whichever is first: the loop that starts it, or the caller that gives up
+        # Taken by whichever is first: the loop that starts it, or the caller that gives up.
+        self._waiting = deque((work,))
         self._task: asyncio.Task[T] | None = None
         self._cancelled = False
 

@@ -70,12 +70,11 @@ def load_settings(
     )
 
 
-def move_target(given: str | None, environ: Mapping[str, str] | None = None) -> str | None:
+def move_target(given: str | None) -> str | None:
     """Return the target of ``letopis move``: as given, or from ``LETOPIS_MOVE_TO`` or ``LETOPIS_MOVE_TO_FILE``."""
-    environ = os.environ if environ is None else environ
     if given:
         return given
-    in_variable, in_secret = environ.get("LETOPIS_MOVE_TO") or None, environ.get("LETOPIS_MOVE_TO_FILE") or None
+    in_variable, in_secret = os.environ.get("LETOPIS_MOVE_TO") or None, os.environ.get("LETOPIS_MOVE_TO_FILE") or None
     if in_variable and in_secret:
         raise ConfigurationError("LETOPIS_MOVE_TO and LETOPIS_MOVE_TO_FILE are both set: unset one")
     return _secret(Path(in_secret).expanduser()) if in_secret else in_variable

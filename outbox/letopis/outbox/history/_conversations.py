@@ -132,10 +132,8 @@ class Conversations:
             candidate = await self._newest(owner, but=name, moment=then, left=left)
             if candidate is None or candidate.state == "active":
                 return None if candidate is None else candidate.with_changes(active=True)
-            name, moment = (
-                candidate.conversation_id,
-                pending.left[candidate.conversation_id][1],
-            )  # it has left since, too
+            name = candidate.conversation_id
+            moment = pending.left[name][1]  # it has left since, too
 
     async def _marked(self, owner: str) -> tuple[ActiveConversation | None, bool, PendingActive]:
         """Return the conversation that was activated last, whether the store is unavailable, and what is pending."""

@@ -196,7 +196,7 @@ class HistoryReader:
                 merged = merge_conversation(pending, view, upcasters=self._upcasters, upto=upto) if known else None
             there = None if find is None else next((message for message in reversed(page) if message.id == find), None)
             position = None if there is None else place_of(pending, view, there)
-            return OwnMessages(page=page, conversation=merged, place=position), known
+            return OwnMessages(page=page, conversation=merged, position=position), known
 
         # Pending messages alone may fill a page of the newest ones.
         alone = window.before is None and upto is None and find is None and not inherits

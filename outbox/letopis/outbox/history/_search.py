@@ -36,12 +36,12 @@ class _Request:
     owner: str | None
     conversation: str | None
     limit: int
-    place: _Place | None
+    progress: _Progress | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Place:
-    """Where the next page of a search begins."""
+class _Progress:
+    """How far a search has got."""
 
     queue: tuple[int, ...]  # positions in the outbox of the messages found there when the search began, in order
     shown: int  # how many of them were on earlier pages
@@ -57,7 +57,7 @@ class _Place:
 
     @classmethod
     def decode(cls, cursor: object) -> Self:
-        """Return the place that the ``next`` of a page names."""
+        """Return the progress that the ``next`` of a page names."""
         return _CURSOR.decode(cursor, cls._from_values)
 
     @classmethod
@@ -69,7 +69,7 @@ class _Place:
                 and all(type(position) is int and 0 <= position <= INTEGER_MAX for position in queue)
             ):
                 return cls(queue=tuple(queue), shown=shown, store=store)
-        raise ValueError("not a place of a search")
+        raise ValueError("not the progress of a search")
 
 
 class Search:
@@ -90,7 +90,7 @@ class Search:
             owner=owner,
             conversation=conversation,
             limit=limit,
-            place=None if after is None else _Place.decode(after),
+            progress=None if after is None else _Progress.decode(after),
         )
         # The outbox first: a message that is delivered in between is found in both and shown once.
         pending = await self._snapshot(request)
@@ -104,16 +104,16 @@ class Search:
                 origin_id=self._outbox.origin.origin_id,
                 conversation=request.conversation,
                 retained=retained,
-                queued=() if request.place is None else request.place.queue,
+                queued=() if request.progress is None else request.progress.queue,
             )
         )
 
-    def _queue(self, request: _Request, pending: PendingSearch) -> tuple[_Place, dict[int, MessageKey]]:
-        """Return the place of the search, and the messages of the queue."""
-        if request.place is not None:
-            return request.place, dict(pending.queued)
+    def _queue(self, request: _Request, pending: PendingSearch) -> tuple[_Progress, dict[int, MessageKey]]:
+        """Return the progress of the search, and the messages of the queue."""
+        if request.progress is not None:
+            return request.progress, dict(pending.queued)
         candidates = pending.candidates(request.query, owner=request.owner, upcasters=self._upcasters)[:MAX_HITS]
-        return _Place(queue=tuple(position for position, _ in candidates), shown=0, store=None), dict(candidates)
+        return _Progress(queue=tuple(position for position, _ in candidates), shown=0, store=None), dict(candidates)
 
     async def _found(self, store: ConversationStore, request: _Request, pending: PendingSearch) -> Page[Hit]:
         state, keys = self._queue(request, pending)
@@ -129,7 +129,7 @@ class Search:
             )
             hits += await merge.of_store(page, besides=frozenset(keys.values()))
             store_place, complete, unindexed = page.next or "", complete and page.complete, page.unindexed
-        ahead = _Place(queue=state.queue, shown=state.shown + len(shown), store=store_place)
+        ahead = _Progress(queue=state.queue, shown=state.shown + len(shown), store=store_place)
         return Page(tuple(hits), next=ahead.encode() if ahead.left else None, complete=complete, unindexed=unindexed)
 
     async def _retained(self, request: _Request) -> Page[Hit]:
@@ -145,7 +145,7 @@ class Search:
                 continue
             there = local.merge((), conversation=None, elsewhere=None, upcasters=self._upcasters)
             hits += _hits(there, [key], request.query)
-        ahead = _Place(queue=state.queue, shown=state.shown + len(shown), store=state.store)
+        ahead = _Progress(queue=state.queue, shown=state.shown + len(shown), store=state.store)
         more = ahead.shown < len(ahead.queue)
         return Page(tuple(hits), next=ahead.encode() if more else None, complete=False)
 

@@ -60,7 +60,7 @@ async def append_in(outbox: OutboxFile, given: AsyncConnection | AsyncSession, p
         await connection.run_sync(_check_file, outbox)
         driver = driver_of(connection)
         if isinstance(driver, SQLiteConnection) and driver.in_transaction:
-            await driver.run(_lock)  # one hop instead of three
+            await driver.run(lambda connection: connection.execute(_LOCK))  # one hop instead of three
         else:
             await connection.exec_driver_sql(_LOCK)
     except (DBAPIError, sqlite3.Error) as error:
@@ -72,10 +72,6 @@ async def append_in(outbox: OutboxFile, given: AsyncConnection | AsyncSession, p
     if appended.erased:
         outbox.truncate_wal()
     return appended
-
-
-def _lock(driver: sqlite3.Connection) -> None:
-    driver.execute(_LOCK)
 
 
 def _check_file(connection: sa.Connection, outbox: OutboxFile) -> None:

@@ -38,7 +38,7 @@ class OwnMessages:
     page: Page[RecordedMessage]
     # at the same moment; ``None`` if it inherits nothing, or that was not asked
     conversation: Conversation | None = None
-    place: int | None = None
+    position: int | None = None  # of the message that was searched; ``None`` if it is not on the page
 
 
 class ReadOwn(Protocol):
@@ -182,8 +182,8 @@ class _Pending:
         window = Window(last=_PAGE_SIZE, before=None if upto is None else upto + 1)
         while True:
             own = await self.own(self.conversation_id, window, upto=self.sequence, find=message_id)
-            if own.place is not None or own.page.next is None:
-                return own.place
+            if own.position is not None or own.page.next is None:
+                return own.position
             window = replace(window, before=int(own.page.next))
 
 

@@ -149,7 +149,6 @@ def snapshot(
     conversation: str | None,
     retained: bool = False,
     queued: Sequence[int] = (),
-    most: int = MAX_SEARCHED_EVENTS,
 ) -> PendingSearch:
     """Return what is pending, of one conversation or of all."""
     conditions, values = ["true" if retained else "l.pending_since IS NOT NULL AND l.delivered < l.head"], list[str]()
@@ -159,7 +158,7 @@ def snapshot(
     keys = _queued(connection, queued)
     rows = fetch_all(connection, _LANES.format(conditions=" AND ".join(conditions)), values)
     lanes = {lane.conversation_id: lane for lane in (Lane(*row) for row in rows)}
-    conversations, complete, left = dict[str, PendingConversation](), True, most
+    conversations, complete, left = dict[str, PendingConversation](), True, MAX_SEARCHED_EVENTS
     for name, lane in lanes.items():
         start = lane.pruned if retained else lane.delivered
         if lane.head - start > left:
