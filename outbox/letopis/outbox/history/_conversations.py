@@ -106,11 +106,8 @@ class Conversations:
         complete = True
         while len(items) < limit:
             page = await self._reader.conversations(owner=owner, after=cursor, limit=limit - len(items), states=wanted)
-            items += [
-                conversation.with_changes(active=False) if conversation.active else conversation
-                for conversation in page
-                if conversation.conversation_id != shown
-            ]
+            others = (item for item in page if item.conversation_id != shown)
+            items += [item.with_changes(active=False) if item.active else item for item in others]
             complete, cursor = complete and page.complete, page.next
             if cursor is None:
                 return Page(tuple(items), complete=complete)
@@ -166,10 +163,9 @@ class Conversations:
             states = DEFAULT_STATES if moment is None else STATES
             page = await self._reader.conversations(owner=owner, after=cursor, limit=2, states=states)
             for candidate in page:
-                live = candidate.state == "active" or (
-                    moment is not None and left.get(candidate.conversation_id, moment) > moment
-                )
-                if candidate.conversation_id == but or not live:
+                name = candidate.conversation_id
+                live = candidate.state == "active" or (moment is not None and left.get(name, moment) > moment)
+                if name == but or not live:
                     continue
                 if moment is None or candidate.updated_at <= moment:
                     return candidate if best is None or best[0] < candidate.updated_at else best[1]

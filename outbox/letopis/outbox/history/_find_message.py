@@ -95,10 +95,8 @@ class MessageFinder:
             page = merge_messages(pending, view, _EVERY, upcasters=self._upcasters)
             named: dict[str, RecordedMessage] = {}
             for message in page:
-                # What was put back has an earlier place off the path, too.
-                if message.id in message_ids and (
-                    message.on_path or message.id not in named or not named[message.id].on_path
-                ):
+                earlier = named.get(message.id)  # what was put back was off the path before
+                if message.id in message_ids and (message.on_path or earlier is None or not earlier.on_path):
                     named[message.id] = message
             return named, page.complete
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from typing import Final, TypeVar
@@ -198,19 +198,17 @@ class PathChanger:
                 what.insert(0, ConversationRewound(to_message_id=wanted[kept - 1].id if kept else None, reason=reason))
             if not what:
                 return None
-            known = {message.id: message for message in leaving} | await self._off_path(
-                conversation_id, wanted[kept:], leaving
-            )
+            known = {message.id: message for message in leaving}
+            known |= await self._off_path(conversation_id, wanted[kept:], known)
             prepared = prepare(conversation_id, what, owner=owner, limits=self._limits, after=page.seen)
             return await self._appender.append(_with_shown(prepared, known, wanted[kept:]))
 
         return await _retry_on_conflict(attempt)
 
     async def _off_path(
-        self, conversation_id: str, wanted: Iterable[Message], leaving: Iterable[RecordedMessage]
+        self, conversation_id: str, wanted: Iterable[Message], there: Collection[str]
     ) -> dict[str, RecordedMessage]:
         """Return wanted messages that are off the path; the store decides later about those it cannot tell now."""
-        there = {message.id for message in leaving}
         # An id that was just made is nowhere.
         ids = [message.id for message in wanted if message.event_id is None and message.id not in there]
         return (await self._finder.named(conversation_id, frozenset(ids)))[0] if ids else {}

@@ -278,16 +278,9 @@ class HistoryReader:
             async with gate:
                 return await self.conversation(conversation_id)
 
-        conversations = await asyncio.gather(*(complete(*item) for item in listed.items))
-        return Page(
-            tuple(
-                conversation
-                for conversation in conversations
-                if conversation is not None and conversation.state in wanted
-            ),
-            next=listed.next,
-            complete=stored is not None,
-        )
+        completed = await asyncio.gather(*(complete(*item) for item in listed.items))
+        items = tuple(item for item in completed if item is not None and item.state in wanted)
+        return Page(items, next=listed.next, complete=stored is not None)
 
     async def events(
         self,
@@ -309,14 +302,9 @@ class HistoryReader:
 
         async def read(lineage: Lineage, connection: AsyncConnection) -> tuple[StoreView, Page[RecordedEvent]]:
             view = await lineage.reader.head_view(connection, query)
+            kinds, newest = None if named is None else sorted(named), last is not None
             page = await lineage.reader.events(
-                connection,
-                conversation_id,
-                after=start,
-                limit=size,
-                before=end,
-                newest=last is not None,
-                types=None if named is None else sorted(named),
+                connection, conversation_id, after=start, limit=size, before=end, newest=newest, types=kinds
             )
             return view, page
 

@@ -150,9 +150,8 @@ def merge_messages(
         cursor = merge.place_of(messages[0]) if messages and (more or older) else None
     else:
         messages = messages[:limit]
-        cursor = (
-            merge.place_of(messages[-1]) if messages and (more or view.next is not None) and limit is not None else None
-        )
+        more = more or view.next is not None
+        cursor = merge.place_of(messages[-1]) if messages and more and limit is not None else None
     return Page(messages, next=None if cursor is None else str(cursor), complete=not merge.unavailable, seen=merge.seen)
 
 
@@ -168,16 +167,12 @@ def merge_conversation(
         return None
     conversation = replace(conversation, seen=merge.seen)
     if merge.gone:
-        conversation = replace(
-            without_conversation_content(conversation), state="deleted", message_count=0, inherits=False
-        )
+        conversation = without_conversation_content(conversation)
+        conversation = replace(conversation, state="deleted", message_count=0, inherits=False)
     if merge.unavailable and pending.lane is not None:
-        return replace(
-            conversation,
-            owner_id=conversation.owner_id if conversation.owner_id is not None else pending.lane.owner_id,
-            version=pending.lane.delivered,
-            pending=pending.lane.pending,
-        )
+        lane = pending.lane
+        owner_id = conversation.owner_id if conversation.owner_id is not None else lane.owner_id
+        return replace(conversation, owner_id=owner_id, version=lane.delivered, pending=lane.pending)
     return conversation
 
 
@@ -282,10 +277,10 @@ def path_bound(pending: PendingSlice, view: StoreView, *, upto: int | None = Non
     return bound
 
 
-def _within_window(found: tuple[RecordedMessage, ...], merge: _Merge, window: Window) -> tuple[RecordedMessage, ...]:
+def _within_window(messages: tuple[RecordedMessage, ...], merge: _Merge, window: Window) -> tuple[RecordedMessage, ...]:
     return tuple(
         message
-        for message in found
+        for message in messages
         if (window.before is None or merge.place_of(message) < window.before)
         and (window.after is None or merge.place_of(message) > window.after)
     )

@@ -62,15 +62,6 @@ class PendingKeys:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listing:
-    """One page of the list, before the conversations on it are read."""
-
-    # in order; with the store's conversation if nothing was pending of it
-    items: tuple[tuple[str, Conversation | None], ...]
-    next: str | None
-
-
 def read_pending_keys(connection: sa.Connection, owner: str | None) -> PendingKeys:
     """Read which conversations have pending events: those of an owner and those without a known owner, or all."""
     rows = fetch_all(connection, _PENDING, (owner,))
@@ -93,8 +84,8 @@ def merge_list(
     after: ListingKey | None,
     limit: int,
     oldest_first: bool = False,
-) -> Listing:
-    """Return the page of the list after a key, with pending conversations at their new place. No I/O."""
+) -> Page[tuple[str, Conversation | None]]:
+    """Return the page of ids after a key, each with the store's conversation if nothing is pending of it; no I/O."""
 
     def follows(key: ListingKey, other: ListingKey) -> bool:
         return key > other if oldest_first else key < other
@@ -104,12 +95,9 @@ def merge_list(
     }
     stored = () if page is None else page.items
     keys = [
-        ListingKey(updated_at=to_microseconds(conversation.updated_at), conversation_id=conversation.conversation_id)
-        for conversation in stored
+        ListingKey(updated_at=to_microseconds(item.updated_at), conversation_id=item.conversation_id) for item in stored
     ]
-    listed |= {
-        key: conversation for key, conversation in zip(keys, stored, strict=True) if key.conversation_id not in pending
-    }
+    listed |= {key: item for key, item in zip(keys, stored, strict=True) if key.conversation_id not in pending}
     order = sorted(listed, reverse=not oldest_first)
     more_stored = page is not None and page.next is not None
     if more_stored:
@@ -121,7 +109,7 @@ def merge_list(
         cursor = order[-1].cursor
     elif more_stored:
         cursor = keys[-1].cursor
-    return Listing(items=tuple((key.conversation_id, listed[key]) for key in order), next=cursor)
+    return Page(tuple((key.conversation_id, listed[key]) for key in order), next=cursor)
 
 
 def _keys(rows: Iterable[tuple[Any, ...]]) -> dict[str, ListingKey]:

@@ -92,9 +92,8 @@ class PendingConversation:
                 newest.pop(message_id, None)
             elif event.type == ConversationDeleted.type:
                 newest.clear()
-        return [
-            (position, MessageKey(self.lane.conversation_id, message_id)) for message_id, position in newest.items()
-        ]
+        name = self.lane.conversation_id
+        return [(position, MessageKey(name, message_id)) for message_id, position in newest.items()]
 
     def merge(
         self,
@@ -177,12 +176,10 @@ def pending_of(connection: sa.Connection, lanes: Iterable[Lane], *, origin_id: U
 
 def _queued(connection: sa.Connection, positions: Sequence[int]) -> dict[int, MessageKey]:
     keys: dict[int, MessageKey] = {}
-    if positions:
-        for position, conversation_id, data in fetch_all(
-            connection, _QUEUED, (orjson.dumps(list(positions)).decode(),)
-        ):
-            with suppress(ValueError):  # damaged since
-                keys[position] = MessageKey(conversation_id, str(decode(data).get("message_id")))
+    rows = fetch_all(connection, _QUEUED, (orjson.dumps(list(positions)).decode(),)) if positions else ()
+    for position, conversation_id, data in rows:
+        with suppress(ValueError):  # damaged since
+            keys[position] = MessageKey(conversation_id, str(decode(data).get("message_id")))
     return keys
 
 
