@@ -91,7 +91,7 @@ async def find_abandoned(lock: WriterLock, writers: Iterable[str]) -> list[str]:
 
 
 async def recover(outbox: OutboxFile, lock: WriterLock) -> int:
-    """Turn the drafts of ended writers into messages, each once whoever calls; return how many were turned."""
+    """Turn the drafts of ended writers into messages, each once; return how many this call turned."""
     recovered = 0
     writers = await outbox.read(lambda connection: on_cursor(connection, drafts.list_writers))
     for writer in await find_abandoned(lock, writers):
