@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 from sqlalchemy.engine import make_url
 
-from letopis.outbox import History, Relay, Retention
+from letopis.outbox import History, Relay, Retention, RetryPolicy
 from letopis.outbox.cli.verify import problems_of_store
 from letopis.outbox.diagnostics.integrity import find_problems
 from letopis.outbox.pending_reads import store_gateway
@@ -20,7 +20,7 @@ from letopis.store.database.urls import normalise_url
 from tests.support.gate import Gate
 
 PATIENCE_SECONDS: Final = 60.0  # a busy machine takes a slow store for an unavailable one
-PROBE_DELAYS_SECONDS: Final = (0.005, 0.01, 0.01, 0.02, 0.02)
+PROBE_PAUSES: Final = RetryPolicy(base=0.005, factor=2.0, cap=0.02, jitter="none")
 
 
 class World:
@@ -123,7 +123,7 @@ class World:
 def hasty() -> Iterator[None]:
     """Have readers probe a store that was unavailable at once, and wait for one that is slow."""
     with (
-        patch.object(store_gateway, "PROBE_DELAYS_SECONDS", PROBE_DELAYS_SECONDS),
+        patch.object(store_gateway, "PROBE_PAUSES", PROBE_PAUSES),
         patch.object(store_gateway, "HEALTH_CHECK_TIMEOUT_SECONDS", PATIENCE_SECONDS),
     ):
         yield

@@ -160,8 +160,8 @@ CORE_OF_ROOMS = {
 }
 
 LONGEST = 450
-# What a script writes is not read as a whole, and the front door of a bot holds a documented signature a method.
-MAY_BE_LONG = frozenset({"letopis.outbox.sync._generated", "letopis.outbox.history.history"})
+# What a script writes is not read as a whole.
+MAY_BE_LONG = frozenset({"letopis.outbox.sync._generated"})
 NO_NAMES = frozenset(
     {"manager", "helper", "helpers", "util", "utils", "service", "handler", "processor", "common", "misc"}
 )

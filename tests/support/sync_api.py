@@ -228,28 +228,28 @@ def said(name: str, subject: str, *, waits: bool) -> str:
 
 
 def twin_of(annotation: str) -> tuple[str, str]:
-    """Return the annotation of a result on this side, and the expression that makes it of ``found``."""
+    """Return the annotation of a result on this side, and the expression that makes it of ``value``."""
     for name in TWINS:
-        made = f"Blocking{name}(self._portal, found)"
+        made = f"Blocking{name}(self._portal, value)"
         if annotation == name:
             return f"Blocking{name}", made
         if annotation == f"{name} | None":
-            return f"Blocking{name} | None", f"None if found is None else {made}"
+            return f"Blocking{name} | None", f"None if value is None else {made}"
         if annotation == f"Sequence[{name}]":
-            return f"Sequence[Blocking{name}]", f"[Blocking{name}(self._portal, one) for one in found]"
+            return f"Sequence[Blocking{name}]", f"[Blocking{name}(self._portal, item) for item in value]"
     names = {one.id for one in ast.walk(ast.parse(annotation)) if isinstance(one, ast.Name)}
     if names & {*TWINS, "AsyncIterator", "AsyncGenerator", "AsyncIterable", "Awaitable", "Coroutine"}:
         raise NotImplementedError(f"teach {__name__} what {annotation} is on this side")
-    return annotation, "found"
+    return annotation, "value"
 
 
 def body_of(expression: str, made: str) -> str:
     """Return the lines that return what is made of the value of an expression."""
-    if made == "found":
+    if made == "value":
         return f"    return {expression}"
     if made.startswith("None if"):
-        return f"    found = {expression}\n    return {made}"
-    return f"    return {made.replace('found', expression)}"
+        return f"    value = {expression}\n    return {made}"
+    return f"    return {made.replace('value', expression)}"
 
 
 def is_twin(argument: ast.arg) -> bool:
@@ -296,15 +296,15 @@ def method(subject: str, name: str, value: Any, module: ModuleType, names: Names
     given = passed(arguments)
     mark = ""
     if is_block:
-        body = f"    return Block(self._portal, lambda: {inner}.{name}({given}), lambda found: {made})"
+        body = f"    return Block(self._portal, lambda: {inner}.{name}({given}), lambda value: {made})"
     elif isinstance(value, property):
         mark = "@property\n"
         body = body_of(f"{inner}.{name}", made)
-    elif is_async and made == "BlockingReceipt(self._portal, found)":
+    elif is_async and made == "BlockingReceipt(self._portal, value)":
         body = f"    return self._call_receipt({', '.join(filter(None, (f'{inner}.{name}', given)))})"
     elif is_async:
         body = body_of(f"self._portal.call({', '.join(filter(None, (f'{inner}.{name}', given)))})", made)
-    elif made != "found":
+    elif made != "value":
         body = body_of(f"{inner}.{name}({given})", made)  # makes an object, and waits for nothing
     else:
         raise NotImplementedError(f"teach {__name__} what {subject}.{name} is on this side: it is not async")

@@ -12,12 +12,11 @@ if typing.TYPE_CHECKING:
     from letopis.outbox.event_log.retention import Retention
     from letopis.outbox.file.limits import Bounds
     from letopis.outbox.file.outbox_file import OutboxFile
-    from letopis.outbox.history.all_records import AllRecords
     from letopis.outbox.history.chat import Chat
     from letopis.outbox.history.history import History
     from letopis.outbox.history.options import Unconfirmed
     from letopis.outbox.history.receipts import Receipt
-    from letopis.outbox.history.records import RecordPut, RecordReceipt, Records
+    from letopis.outbox.history.records import AllRecords, RecordPut, RecordReceipt, Records
     from letopis.outbox.history.reply import Reply
     from letopis.outbox.history.transaction import Transaction
     from letopis.outbox.operations.admin import OutboxAdmin
@@ -74,7 +73,7 @@ __all__ = (
 
 ROOMS = {
     "Alert": "alerting.channels",
-    "AllRecords": "history.all_records",
+    "AllRecords": "history.records",
     "BlockingAllRecords": "sync._generated",
     "BlockingChat": "sync._generated",
     "BlockingHistory": "sync._generated",
@@ -112,11 +111,11 @@ def __getattr__(name: str) -> object:
     # The command lives in this package: `letopis --help` must not wait for SQLAlchemy.
     if name not in ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"{__name__}.{ROOMS[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{ROOMS[name]}"), name)
     # Representations, pickles and the documentation name the place that it is imported from.
-    found.__module__ = __name__
-    globals()[name] = found
-    return found
+    value.__module__ = __name__
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -11,26 +11,24 @@ import click
 
 from letopis.outbox.cli.interface.locations import existing_outbox
 from letopis.outbox.cli.interface.options import settings, verb
-from letopis.outbox.cli.interface.output import note
+from letopis.outbox.cli.interface.output import env_option, note
 from letopis.outbox.cli.interface.selection import current_user
 
 
 @verb(
     "letopis console --open", "LETOPIS_CONSOLE_TOKENS_FILE=/run/secrets/letopis-console letopis console --host 10.0.0.5"
 )
-@click.option(
+@env_option(
     "--host",
+    prefix="LETOPIS_CONSOLE_",
     metavar="ADDRESS",
-    envvar="LETOPIS_CONSOLE_HOST",
-    show_envvar=True,
     help="The address to listen on; one that other machines reach needs a token. Default: 127.0.0.1.",
 )
-@click.option(
+@env_option(
     "--port",
+    prefix="LETOPIS_CONSOLE_",
     metavar="PORT",
     type=click.IntRange(0, 65_535),
-    envvar="LETOPIS_CONSOLE_PORT",
-    show_envvar=True,
     help="The port; 0 takes a free one. Default: 8300.",
 )
 @click.option(

@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from letopis.store.maintenance.rebuild import Rebuilt
 
 INDEX_BATCH_EVENTS: Final = 2_000
-MAX_LISTED: Final = 100
-"""Differing conversations that are listed; the others are counted."""
+MAX_LISTED: Final = 100  # differing conversations that are listed; the others are counted
 
 
 @click.group(cls=VerbGroup)
@@ -149,12 +148,8 @@ def rebuild(check: bool, every: bool, conversation: str | None) -> None:
     with progress("checking" if check else "rebuilding", unit="conversations") as report:
         count, differing = asyncio.run(_run(check, every, conversation, report))
     differences = [
-        {
-            "conversation_id": rebuilt.conversation_id,
-            "count": rebuilt.difference_count,
-            "names": list(rebuilt.differences),
-        }
-        for rebuilt in differing
+        {"conversation_id": row.conversation_id, "count": row.difference_count, "names": list(row.differences)}
+        for row in differing
     ]
     emit(
         {

@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncGenerator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import click
 
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
-from letopis.outbox.cli.interface.follow import check_reader
 from letopis.outbox.cli.interface.locations import store_of
 from letopis.outbox.cli.interface.options import settings, verb
-from letopis.outbox.cli.interface.output import emit, note, printable, truncate
+from letopis.outbox.cli.interface.output import check_reader, emit, note, printable, truncate
+from letopis.outbox.retry.policy import RetryPolicy
 
 if TYPE_CHECKING:
     from letopis.store.conversation_store import ConversationStore
     from letopis.store.model.events import RecordedEvent
 
-MAX_PAUSE_SECONDS = 30.0
+PAUSES: Final = RetryPolicy(base=1.0, factor=2.0, cap=30.0, jitter="none")
 
 
 @verb("letopis follow", "letopis follow --json --from warehouse | ./load-into-warehouse", json=True)
@@ -46,7 +46,7 @@ async def _follow(name: str | None) -> None:
     from letopis.store.projections.base import TRANSIENT_CLASSES
 
     store = ConversationStore(store_of(settings()), migrate=False)
-    seconds, positions = 1.0, dict[int, int]()
+    failures, positions = 0, dict[int, int]()
     try:
         while True:
             batches = _batches(store, name, positions)
@@ -56,13 +56,14 @@ async def _follow(name: str | None) -> None:
                         emit(_document(event), text=_line(event), line=True)
                     sys.stdout.flush()
                     check_reader()
-                    seconds = 1.0
+                    failures = 0
             except StoreFault as fault:
                 if fault.fault_class not in TRANSIENT_CLASSES:
                     raise CommandExit(Exit.CONFIGURATION, f"the history store: {fault}") from fault
+                failures += 1
+                seconds = PAUSES.bound(failures)
                 note(f"the history store: {printable(str(fault))}; next try in {seconds:g} s")
                 await anyio.sleep(seconds)
-                seconds = min(seconds * 2, MAX_PAUSE_SECONDS)
             finally:
                 await batches.aclose()
     finally:

@@ -47,8 +47,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PAGE: Final = 200
-MAX_REPAIRED: Final = 10_000
-"""Events that one ``skip`` repairs at most."""
+MAX_REPAIRED: Final = 10_000  # events that one ``skip`` repairs at most
 MAX_SHOWN: Final = 200
 MAX_FILE_BYTES: Final = 16 * 1024 * 1024
 
@@ -340,8 +339,8 @@ def export(file: str, force: bool) -> None:
     note(f"{counted(count, 'event')} exported")
 
 
-for _one in (rebind, verify_outbox, salvage):
-    outbox.add_command(_one)
+for _command in (rebind, verify_outbox, salvage):
+    outbox.add_command(_command)
 
 
 def _all(selection: Selection) -> Iterator[PendingEvent]:
@@ -411,13 +410,10 @@ def _repaired(word: str, outcome: Sequence[tuple[PendingEvent, str | None]]) -> 
 
 
 def _named(entry: PendingEvent) -> dict[str, Any]:
-    return {
-        "event_id": str(entry.event_id),
-        "conversation_id": entry.conversation_id,
-        "sequence": entry.sequence,
-        "type": entry.type,
-        "digest": entry.digest.hex(),
-    }
+    from letopis.outbox.operations.pending_events import picked
+
+    named = picked(entry, "conversation_id", "sequence", "type")
+    return {"event_id": str(entry.event_id), **named, "digest": entry.digest.hex()}
 
 
 def _object(file: str) -> Mapping[str, Any]:

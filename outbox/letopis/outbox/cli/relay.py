@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,7 +13,7 @@ import click
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, explain
 from letopis.outbox.cli.interface.locations import with_outbox
 from letopis.outbox.cli.interface.options import given_outboxes, settings, verb
-from letopis.outbox.cli.interface.output import note, printable
+from letopis.outbox.cli.interface.output import env_option, note, printable
 from letopis.outbox.cli.interface.selection import as_operator
 
 if TYPE_CHECKING:
@@ -25,23 +25,18 @@ if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.relay.relay import Relay
 
-PAUSE_SECONDS: Final = 1.0
-"""Between two attempts of a drain."""
-LISTEN: Final = click.option(
+PAUSE_SECONDS: Final = 1.0  # between two attempts of a drain
+LISTEN: Final = env_option(
     "--listen",
     metavar="[HOST:]PORT",
-    envvar="LETOPIS_LISTEN",
-    show_envvar=True,
     help="Serve /healthz/live, /healthz/ready and /metrics over HTTP; a bare port binds 127.0.0.1. "
     "Needs letopis[daemon].",
 )
 
 
-CONSOLE: Final = click.option(
+CONSOLE: Final = env_option(
     "--console",
     is_flag=True,
-    envvar="LETOPIS_CONSOLE",
-    show_envvar=True,
     help="Serve the console at /console/ of --listen too. Needs letopis[console].",
 )
 
@@ -63,33 +58,25 @@ CONSOLE: Final = click.option(
 )
 @LISTEN
 @CONSOLE
-@click.option(
+@env_option(
     "--stop-timeout",
     metavar="SECONDS",
     type=click.FloatRange(0, 3600),
-    envvar="LETOPIS_STOP_TIMEOUT",
-    show_envvar=True,
     help="Seconds for the batch in flight after the first signal. Default: 8.",
 )
-@click.option(
+@env_option(
     "--log-level",
     type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
-    envvar="LETOPIS_LOG_LEVEL",
-    show_envvar=True,
     help="The least level to log on stderr. Default: INFO.",
 )
-@click.option(
+@env_option(
     "--log-format",
     type=click.Choice(["auto", "text", "json"]),
-    envvar="LETOPIS_LOG_FORMAT",
-    show_envvar=True,
     help="auto, the default: text on a terminal, otherwise one JSON object per line.",
 )
-@click.option(
+@env_option(
     "--trace-conversations",
     is_flag=True,
-    envvar="LETOPIS_TRACE_CONVERSATIONS",
-    show_envvar=True,
     help="Name the conversations on OpenTelemetry spans (gen_ai.conversation.id). Needs letopis[otel].",
 )
 def relay(once: bool, drain: float | None, **given: Any) -> None:
@@ -107,7 +94,7 @@ def relay(once: bool, drain: float | None, **given: Any) -> None:
 
     def configure() -> DaemonSettings:
         with context.scope(cleanup=False):
-            return _configured(patterns, **given)
+            return _configured(patterns, given)
 
     config = configure()
     if once or drain is not None:
@@ -137,44 +124,36 @@ def resume() -> None:
     note("delivery is resumed")
 
 
-def _configured(
-    patterns: tuple[str, ...],
-    *,
-    listen: str | None,
-    console: bool,
-    stop_timeout: float | None,
-    log_level: str | None,
-    log_format: str | None,
-    trace_conversations: bool,
-) -> DaemonSettings:
-    """Return the settings of the daemon, read from letopis.toml now."""
+def _configured(patterns: tuple[str, ...], given: Mapping[str, Any]) -> DaemonSettings:
+    """Return the settings of the daemon: as given, otherwise read from letopis.toml now."""
     from letopis.outbox.config.settings import load_alerts
     from letopis.outbox.daemon.daemon import DaemonSettings
     from letopis.outbox.daemon.http import parse_address
 
     config = settings(several=True)
-    table = config.daemon
-    default = DaemonSettings(outboxes=())
-    address = listen or table.get("listen")
+    default, folder = DaemonSettings(outboxes=()), config.file.parent if config.file else None
+
+    def chosen(name: str) -> Any:
+        value = given[name]
+        return config.daemon.get(name, getattr(default, name)) if value in (None, "") or value is False else value
+
+    address = chosen("listen")
     return DaemonSettings(
         outboxes=patterns or (str(config.outbox),),
         store=config.store,
         policy=config.policy,
         retention=config.retention,
-        alerts=load_alerts(config.alerts, folder=config.file.parent if config.file else None),
+        alerts=load_alerts(config.alerts, folder=folder),
         listen=parse_address(str(address)) if address else None,
-        console=_hosting(config) if console or table.get("console") else None,
-        stop_timeout=float(table.get("stop_timeout", default.stop_timeout)) if stop_timeout is None else stop_timeout,
-        log_level=log_level or table.get("log_level", default.log_level),
-        log_format=log_format or table.get("log_format", default.log_format),
-        trace_conversations=trace_conversations or bool(table.get("trace_conversations", False)),
+        console=_hosting(config, folder) if chosen("console") else None,
+        stop_timeout=float(chosen("stop_timeout")),
+        **{name: chosen(name) for name in ("log_level", "log_format", "trace_conversations")},
     )
 
 
-def _hosting(config: Settings) -> Any:
+def _hosting(config: Settings, folder: Path | None) -> Any:
     from letopis.outbox.cli.console import load_console
 
-    folder = config.file.parent if config.file else None
     return load_console("hosted").hosting(load_console("configuration").read_gate(config.console, folder))
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
-from letopis.outbox.cli.interface.follow import INTERVAL, Tail, check_reader
 from letopis.outbox.cli.interface.locations import open_source
 from letopis.outbox.cli.interface.options import settings, verb
-from letopis.outbox.cli.interface.output import emit, note, remark, wants_json, write
+from letopis.outbox.cli.interface.output import check_reader, emit, interval_option, note, remark, wants_json, write
 from letopis.outbox.cli.interface.render import (
     conversation_json,
     message_json,
@@ -23,10 +22,11 @@ from letopis.outbox.cli.interface.render import (
 )
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from letopis.store.model.conversations import Conversation, RecordedMessage
 
-MAX_PAGES_BACK: Final = 20
-"""Pages that are read back to the last message that is known, if very many have come at once."""
+MAX_PAGES_BACK: Final = 20  # pages that are read back to the last message that is known, if very many have come at once
 
 
 @verb(
@@ -52,14 +52,7 @@ MAX_PAGES_BACK: Final = 20
     is_flag=True,
     help="Keep printing new and changed messages until interrupted; with --json, one message per line.",
 )
-@click.option(
-    "--interval",
-    type=INTERVAL,
-    metavar="SECONDS",
-    default=1.0,
-    show_default=True,
-    help="With --follow: the time between two looks.",
-)
+@interval_option("--follow", 1.0)
 def show(
     conversation: str,
     last: int | None,
@@ -193,3 +186,45 @@ def _as_of(text: str | None) -> Any:
         raise click.BadParameter(
             f"must be a version, which is a whole number, or a time: {error.reason}", param_hint="--as-of"
         ) from error
+
+
+MAX_REMEMBERED: Final = 20_000  # messages whose state is remembered; older ones count as new again
+
+
+class Tail:
+    """Compares the end of a conversation with what was seen of it before.
+
+    A message is new if it follows one that is known. Older ones that come into view, because others were taken back or
+    the store can be read again, are not.
+    """
+
+    def __init__(self, state: Callable[[RecordedMessage], Hashable]) -> None:
+        self._state = state
+        self._seen: dict[UUID, Hashable] = {}
+        self._from_start = False
+
+    @property
+    def started(self) -> bool:
+        return bool(self._seen)
+
+    def knows(self, messages: Sequence[RecordedMessage]) -> bool:
+        """Return True if one of the messages was seen before."""
+        return any(message.event_id in self._seen for message in messages)
+
+    def news(self, messages: Sequence[RecordedMessage], *, from_start: bool) -> list[RecordedMessage]:
+        """Return the messages to show, in their order, and remember them all."""
+        first_known = next((index for index, message in enumerate(messages) if message.event_id in self._seen), 0)
+        begin = 0 if from_start and self._from_start else first_known
+        shown: list[RecordedMessage] = []
+        for index, message in enumerate(messages):
+            state = self._state(message)
+            if message.event_id in self._seen:
+                if self._seen[message.event_id] != state:
+                    shown.append(message)
+            elif index >= begin:
+                shown.append(message)
+            self._seen[message.event_id] = state
+        self._from_start = from_start
+        for event_id in list(self._seen)[:-MAX_REMEMBERED]:
+            del self._seen[event_id]
+        return shown

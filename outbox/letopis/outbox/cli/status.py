@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
-from letopis.outbox.cli.interface.follow import INTERVAL, FollowedScreen, repeat
 from letopis.outbox.cli.interface.locations import existing_outbox
 from letopis.outbox.cli.interface.options import settings, verb
-from letopis.outbox.cli.interface.output import emit, format_duration, printable, wants_json
+from letopis.outbox.cli.interface.output import (
+    check_reader,
+    emit,
+    format_duration,
+    interval_option,
+    printable,
+    wants_json,
+)
 
 if TYPE_CHECKING:
     from letopis.outbox.operations.status import Status
 
 LANES: Final = ("ready", "retrying", "blocked", "paused")
+_CLEAR: Final = "\x1b[H\x1b[2J"  # moves the cursor to the corner of the screen and erases it
 _AGES: Final = ("oldest_pending_seconds", "verdict", "wal_bytes")
 """Values that change all the time although nothing happens."""
 
@@ -30,14 +39,7 @@ _AGES: Final = ("oldest_pending_seconds", "verdict", "wal_bytes")
 )
 @click.option("--check", is_flag=True, help="Exit with 1 if not all is well.")
 @click.option("--watch", is_flag=True, help="Keep showing it until interrupted; with --json, one line per change.")
-@click.option(
-    "--interval",
-    type=INTERVAL,
-    metavar="SECONDS",
-    default=2.0,
-    show_default=True,
-    help="With --watch: the time between two looks.",
-)
+@interval_option("--watch", 2.0)
 def status(check: bool, watch: bool, interval: float) -> None:
     """Show what is pending, blocked and delivered.
 
@@ -69,22 +71,21 @@ def _document(path: Path, current: Status) -> dict[str, Any]:
 
 
 def _watch(path: Path, *, seconds: float) -> None:
-    screen = FollowedScreen()
-    printed: dict[str, Any] = {}
-
-    def step() -> None:
-        nonlocal printed
+    """Draw each status over the previous one on a terminal; otherwise print it below, if anything has changed."""
+    drawn_over, printed = sys.stdout.isatty() and not wants_json(), None
+    while True:
         current = status_of_file(path)
-        document = _document(path, current)
+        document, text = _document(path, current), _status_text(path.name, current)
         key = _without_ages(document)
-        if not wants_json():
+        if drawn_over:
             title = f"{printable(path.name)}, every {seconds:g} s, {current.read_at:%H:%M:%S}Z (Ctrl-C ends)"
-            screen.show(_status_text(path.name, current), title=title, key=key)
+            click.echo(f"{_CLEAR}{title}\n\n{text}")
         elif key != printed:
-            emit(document, text="", line=True)
+            emit(document, text=text if printed is None else f"\n{text}", line=True)
         printed = key
-
-    repeat(step, seconds=seconds)
+        sys.stdout.flush()
+        time.sleep(seconds)
+        check_reader()
 
 
 def _without_ages(document: dict[str, Any]) -> dict[str, Any]:

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     AnyLine = Line | RecordLine | Refused
 
 
-PAGE_TIMEOUT_SECONDS: Final = 60.0
-"""An export waits this long for one page of a slow store."""
+PAGE_TIMEOUT_SECONDS: Final = 60.0  # an export waits this long for one page of a slow store
 
 
 @click.group(name="import", cls=VerbGroup)

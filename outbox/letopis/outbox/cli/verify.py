@@ -24,10 +24,8 @@ if TYPE_CHECKING:
     from letopis.store.maintenance.anchor import Anchor, AnchorCheck
 
 
-MAX_LISTED: Final = 100
-"""Problems that are listed; the others are counted."""
-STATEMENT_TIMEOUT_SECONDS: Final = 86_400.0
-"""Some queries read the whole store."""
+MAX_LISTED: Final = 100  # problems that are listed; the others are counted
+STATEMENT_TIMEOUT_SECONDS: Final = 86_400.0  # some queries read the whole store
 
 
 @verb("letopis outbox verify", "letopis outbox verify --alone --json", name="verify", json=True)
@@ -205,8 +203,7 @@ def _tell_salvaged(done: Salvaged, to: str) -> None:
         note("their conversations are blocked: `letopis outbox skip --missing` gives up events that exist nowhere else")
 
 
-MAX_ANCHOR_BYTES: Final = 256 * 1024 * 1024
-"""A block of 100 events takes about 200 bytes."""
+MAX_ANCHOR_BYTES: Final = 256 * 1024 * 1024  # a block of 100 events takes about 200 bytes
 ANCHOR_STATEMENT_TIMEOUT_SECONDS: Final = 300.0
 
 

@@ -17,24 +17,14 @@ _abandoned: Final[set[asyncio.Future[Any]]] = set()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallOutcome:
-    """The outcome of a call.
+    """The outcome of a call."""
 
-    :ivar done: ``True`` if it returned, ``False`` if it raised, ``None`` if it did not end in time, so that it may have
-        done its work.
-    :ivar error: the text of an error of ours; of any other only the type, because its text may quote anything.
-    """
-
-    done: bool | None
-    error: str | None = None
+    done: bool | None  # ``False`` if it raised, ``None`` if it did not end in time, so that it may have done its work
+    error: str | None = None  # of ours the text; of any other only the type, because its text may quote anything
 
 
 async def call_with_timeout(fn: Callable[..., Any], *args: Any, seconds: float) -> CallOutcome:
-    """Call ``fn(*args)`` and wait for it for at most ``seconds``. Raises nothing but a cancellation.
-
-    An ``async`` function runs in a task of its own, which is cancelled and abandoned when it is late or its caller is
-    cancelled. Any other function runs in a daemon thread, because it may block. Not promised: anything about an
-    ``async`` function that blocks the event loop.
-    """
+    """Call ``fn(*args)``, in a daemon thread unless it is ``async``; raise nothing but a cancellation."""
     task = asyncio.ensure_future(_run(fn, *args))
     try:
         await asyncio.wait((task,), timeout=seconds)
@@ -55,10 +45,7 @@ async def call_with_timeout(fn: Callable[..., Any], *args: Any, seconds: float) 
 
 
 async def run_in_daemon_thread(fn: Callable[..., Any], *args: Any, name: str = "letopis-call") -> Any:
-    """Return what ``fn(*args)`` returns or raises, run in a daemon thread of its own.
-
-    Cancelling the caller does not stop the thread, and a hanging thread does not keep the process from ending.
-    """
+    """Return or raise what ``fn(*args)`` does in a daemon thread, which never keeps the process from ending."""
     return await WorkerThread(name).run(fn, *args)
 
 

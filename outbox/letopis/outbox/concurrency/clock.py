@@ -14,10 +14,7 @@ MICROSECONDS_PER_SECOND = 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deadline:
-    """A moment in both clocks, reached as soon as *either* clock has passed it.
-
-    The wall clock may be set, and the monotonic one stops while the machine sleeps; each covers for the other.
-    """
+    """A moment in both clocks, reached once either has passed it: one may be set, the other stops in sleep."""
 
     monotonic: float
     wall_us: int
@@ -31,11 +28,7 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clock:
-    """The two clocks of the machine, injected so that tests can set them.
-
-    :ivar now: the wall clock, for what is stored and shown.
-    :ivar monotonic: seconds from an arbitrary start, for waits.
-    """
+    """The machine's wall and monotonic clocks, injected so that tests can set them."""
 
     now: Callable[[], datetime] = utc_now
     monotonic: Callable[[], float] = time.monotonic
@@ -54,13 +47,7 @@ class Clock:
 
 
 class RetryTimers:
-    """When lanes are due for a retry: by both clocks where this process set the timer, otherwise by the stored time.
-
-    The stored time is a hint. Where another process wrote it, or this one before a restart, a lane waits until then,
-    unless it is further away than any wait can be: it then comes from a clock that was set, and the lane is due.
-
-    :ivar longest: seconds that no wait exceeds.
-    """
+    """When lanes are due: by both clocks if the timer was set here, otherwise by the stored time."""
 
     def __init__(self, clock: Clock, *, longest: float) -> None:
         self._clock = clock
@@ -77,13 +64,10 @@ class RetryTimers:
         self._deadlines.pop(conversation_id, None)
 
     def remaining(self, conversation_id: str, due_at_us: int) -> float:
-        """Return the seconds until a lane is due; 0 if it is.
-
-        :param due_at_us: the time stored with the lane. Where it is not the one set here, it was changed meanwhile, for
-            example by an operator's retry, and counts.
-        """
+        """Return the seconds until a lane is due; 0 if it is. A stored time not set here counts as it is."""
         deadline = self._deadlines.get(conversation_id)
         if deadline is not None and deadline.wall_us == due_at_us:
             return deadline.remaining(self._clock)
+        # Further away than any wait can be, it comes from a clock that was set.
         left = due_at_us - self._clock.now_us()
         return left / MICROSECONDS_PER_SECOND if 0 < left <= self.longest * MICROSECONDS_PER_SECOND else 0.0

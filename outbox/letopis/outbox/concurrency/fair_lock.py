@@ -20,13 +20,7 @@ def current_caller() -> object:
 
 
 class FairLock:
-    """A lock for one writer at a time, so that the writers of one process never meet in SQLite's unfair busy wait.
-
-    Processes, and connections that do not take the lock, still meet there; that is safe, only slower.
-
-    :ivar taken: ``True`` while the lock is held.
-    :ivar holder: the caller that holds it, see :func:`current_caller`; ``None`` when it is free, or held by no caller.
-    """
+    """A lock of one process's writers, which so never meet in SQLite's unfair busy wait."""
 
     def __init__(self) -> None:
         self.taken = False
@@ -35,10 +29,7 @@ class FairLock:
         self._waiters: set[asyncio.Future[None]] = set()
 
     def call_when_free(self, begin: Callable[[], bool]) -> None:
-        """Call ``begin`` with the lock held: now if it is free, otherwise from a later :meth:`release`.
-
-        ``begin`` returns True if it keeps the lock; it must then be given back with :meth:`release`.
-        """
+        """Call ``begin`` with the lock held, now or from a later ``release``; it returns True to keep it."""
         if self.taken:
             self._callbacks.append(begin)
         else:

@@ -43,10 +43,7 @@ class LoopEnded(OutboxUnavailable):
 
 
 class Home(Protocol):
-    """Where an object lives.
-
-    :ivar loop: its event loop; ``None`` while there is none.
-    """
+    """Where an object lives."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None: ...
@@ -61,8 +58,7 @@ class HomeLoop:
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.calls: set[asyncio.Task[Any]] = set()
-        """Calls in progress: an event loop holds its tasks weakly."""
+        self.calls: set[asyncio.Task[Any]] = set()  # calls in progress: an event loop holds its tasks weakly
 
     @property
     def running(self) -> bool:
@@ -75,11 +71,7 @@ class HomeLoop:
         return self.loop is asyncio.get_running_loop()
 
     async def run(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Return or raise what ``await work()`` does in the loop.
-
-        From another loop, it runs in a task of its own with a copy of the caller's context. A cancellation is passed
-        on, and raised here once that task has ended, as it would be in one loop.
-        """
+        """Return or raise what ``await work()`` does in the loop; a cancellation waits for that to end."""
         if self.here:
             return await work()
         try:
@@ -131,11 +123,9 @@ class RemoteCall(Generic[T]):
 
     def __init__(self, home: HomeLoop, work: Callable[[], Awaitable[T]]) -> None:
         self.home = home
-        self.answer: Future[T] = unresolved()
-        """What the call returned or raised; a cancellation if it was cancelled."""
-        self._waiting = deque(
-            (work,)
-        )  # taken by whichever is first: the loop that starts it, or the caller that gives up
+        self.answer: Future[T] = unresolved()  # what the call returned or raised; a cancellation if it was cancelled
+        # Taken by whichever is first: the loop that starts it, or the caller that gives up.
+        self._waiting = deque((work,))
         self._task: asyncio.Task[T] | None = None
         self._cancelled = False
 
@@ -218,12 +208,7 @@ def unresolved() -> Future[Any]:
 
 
 def at_home(*, besides: Collection[str] = ()) -> Callable[[type[C]], type[C]]:
-    """Decorate a class whose instances have a ``_home``: its public coroutine methods run there, wherever awaited.
-
-    Where they are awaited decides, not where they are called: a coroutine may be handed to another loop.
-
-    :param besides: methods that run in the loop that awaits them.
-    """
+    """Decorate a class: its coroutine methods but ``besides`` run in its ``_home``'s loop, wherever awaited."""
 
     def decorate(cls: type[C]) -> type[C]:
         for name, method in tuple(vars(cls).items()):
@@ -250,13 +235,7 @@ async def _awaited(work: Callable[[], Awaitable[T]]) -> T:
 
 
 class HomeBlock(AbstractAsyncContextManager[T]):
-    """An ``async with`` block; in a foreign loop, one task of the home loop enters and leaves it.
-
-    If the home loop ends meanwhile, the block there ends as if it had been cancelled.
-
-    :param find: returns the home loop, and opens what lives there if needed.
-    :param holds: whether the block holds the write gate: calls inside then carry a token by which it knows them.
-    """
+    """An ``async with`` block; in a foreign loop, one task of the home loop enters and leaves it."""
 
     def __init__(
         self,

@@ -13,8 +13,7 @@ from letopis.outbox.alerting.language import LANGUAGES, STYLES
 from letopis.outbox.telemetry.logging import FORMATS, LEVELS
 from letopis.store.errors import ConfigurationError
 
-MAX_FILE_BYTES: Final = 65_536
-"""Bytes of a file of secrets."""
+MAX_FILE_BYTES: Final = 65_536  # bytes of a file of secrets
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,32 +16,25 @@ from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.errors import ConfigurationError, InvalidInput
 
 FILE: Final = "letopis.toml"
-OUTBOX: Final = "bot.outbox.db"
-"""The default outbox; below ``$STATE_DIRECTORY`` where systemd sets it."""
+OUTBOX: Final = "bot.outbox.db"  # the default outbox; below ``$STATE_DIRECTORY`` where systemd sets it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The settings of a command.
+    """The settings of a command."""
 
-    :ivar outbox: the outbox file; it need not exist.
-    :ivar store: the history store as it was given, a URL or the path of a SQLite file, so perhaps with a password in
-        it; ``None`` means the SQLite file beside the outbox.
-    :ivar outbox_from: what named the outbox, for display: ``--outbox``, ``LETOPIS_OUTBOX``, a file, or ``default``.
-    :ivar alerts: the ``[alerts]`` table, not checked yet, for `load_alerts`; it may hold secrets.
-    :ivar console: the ``[console]`` table; it may hold secrets.
-    """
-
-    outbox: Path
+    outbox: Path  # it need not exist
+    # a URL, perhaps with a password, or an SQLite file's path; ``None``: the file beside the outbox
     store: str | None = field(default=None, repr=False)
-    outbox_from: str = "default"
+    outbox_from: str = "default"  # what named the outbox: ``--outbox``, ``LETOPIS_OUTBOX``, a file, or ``default``
     store_from: str = "default"
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     retention: Retention = field(default_factory=Retention)
     file: Path | None = None
+    # the ``[alerts]`` table, not checked yet; it may hold secrets
     alerts: Mapping[str, Any] = field(default_factory=dict, repr=False)
     daemon: Mapping[str, Any] = field(default_factory=dict)
-    console: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    console: Mapping[str, Any] = field(default_factory=dict, repr=False)  # the ``[console]`` table; it may hold secrets
 
 
 def load_settings(
@@ -52,11 +45,7 @@ def load_settings(
     environ: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> Settings:
-    """Return the settings. Reads nothing but ``letopis.toml`` and a file of secrets.
-
-    A variable that is set and empty counts as not set. Relative paths in ``letopis.toml`` start at its own folder, all
-    others at the current one.
-    """
+    """Return the settings. Relative paths in ``letopis.toml`` start at its folder, others at the current one."""
     environ = os.environ if environ is None else environ
     path = _config_file(config, environ.get("LETOPIS_CONFIG"), folder or Path())
     table = {} if path is None else read_toml(path)
@@ -81,12 +70,11 @@ def load_settings(
     )
 
 
-def move_target(given: str | None, environ: Mapping[str, str] | None = None) -> str | None:
+def move_target(given: str | None) -> str | None:
     """Return the target of ``letopis move``: as given, or from ``LETOPIS_MOVE_TO`` or ``LETOPIS_MOVE_TO_FILE``."""
-    environ = os.environ if environ is None else environ
     if given:
         return given
-    in_variable, in_secret = environ.get("LETOPIS_MOVE_TO") or None, environ.get("LETOPIS_MOVE_TO_FILE") or None
+    in_variable, in_secret = os.environ.get("LETOPIS_MOVE_TO") or None, os.environ.get("LETOPIS_MOVE_TO_FILE") or None
     if in_variable and in_secret:
         raise ConfigurationError("LETOPIS_MOVE_TO and LETOPIS_MOVE_TO_FILE are both set: unset one")
     return _secret(Path(in_secret).expanduser()) if in_secret else in_variable

@@ -21,12 +21,9 @@ from letopis.outbox.file.sqlite_errors import error_name
 from letopis.outbox.operations.status import RELAY_ALIVE_SECONDS, Status, read_status
 from letopis.store.database.migrations import SchemaState, revision_state
 
-MAX_COMPARED_EVENTS: Final = 10_000
-"""Pending events that are compared with their digests."""
-MAX_CHECKED_BYTES: Final = 2 * 1024**3
-"""The structure of a larger file is not checked: it would take minutes."""
-MAX_AHEAD_SECONDS: Final = 60.0
-"""How far the newest event may lie in the future."""
+MAX_COMPARED_EVENTS: Final = 10_000  # pending events that are compared with their digests
+MAX_CHECKED_BYTES: Final = 2 * 1024**3  # the structure of a larger file is not checked: it would take minutes
+MAX_AHEAD_SECONDS: Final = 60.0  # how far the newest event may lie in the future
 
 _PENDING: Final = (
     f"SELECT {EVENT_COLUMNS} FROM letopis_outbox_lanes AS l JOIN letopis_outbox_events AS e"  # noqa: S608
@@ -53,8 +50,7 @@ def check_version(version: tuple[int, int, int] = sqlite3.sqlite_version_info) -
 _BACKPORT: Final = {(3, 50): 7, (3, 44): 6}
 
 
-_OTHER_LIBRARIES: Final = ("apsw", "pysqlite3", "sqlean", "sqlcipher3")
-"""Packages that bundle their own SQLite."""
+_OTHER_LIBRARIES: Final = ("apsw", "pysqlite3", "sqlean", "sqlcipher3")  # packages that bundle their own SQLite
 
 
 def check_libraries(installed: Callable[[str], object] = find_spec) -> Finding:

@@ -32,17 +32,12 @@ from letopis.store.database.urls import normalise_url, safe_url
 from letopis.store.errors import ConfigurationError
 from letopis.store.maintenance.continuity import count_log
 
-TIMEOUT_SECONDS: Final = 20.0
-"""For all queries together."""
+TIMEOUT_SECONDS: Final = 20.0  # for all queries together
 TRIAL_ROWS: Final = 1_500
-TRIAL_ROW_CHARACTERS: Final = 200
-"""Written to see whether the disk has room; some 300 kB, rolled back."""
-COUNTED_POSITIONS: Final = 50_000
-"""Counted at each end of the log; `letopis db verify` counts all."""
-LATE_TASK_SECONDS: Final = 3600.0
-"""An unfinished rewind or deletion that is older is worth a warning."""
-MAX_SKEW_SECONDS: Final = 5.0
-"""A larger difference between the two clocks makes displayed times confusing."""
+TRIAL_ROW_CHARACTERS: Final = 200  # written to see whether the disk has room; some 300 kB, rolled back
+COUNTED_POSITIONS: Final = 50_000  # counted at each end of the log; `letopis db verify` counts all
+LATE_TASK_SECONDS: Final = 3600.0  # an unfinished rewind or deletion that is older is worth a warning
+MAX_SKEW_SECONDS: Final = 5.0  # a larger difference between the two clocks makes displayed times confusing
 
 _TIMEOUTS: Final = Timeouts(connect=5.0, statement=8.0, lock=5.0)
 
@@ -277,19 +272,9 @@ async def _touch_everything(connection: Any) -> None:
         # With almost no cache the pages are written to disk at once, and not only at the commit that never comes.
         await connection.execute(sa.text("PRAGMA cache_size = 1"))
     # More than fits into free pages: the files must grow.
-    await connection.execute(
-        sa.insert(origins),
-        [
-            {
-                "origin_id": uuid4(),
-                "epoch": 1,
-                "name": "letopis doctor".ljust(TRIAL_ROW_CHARACTERS, "."),
-                "first_seen_at": moment,
-                "last_seen_at": moment,
-            }
-            for _ in range(TRIAL_ROWS)
-        ],
-    )
+    name = "letopis doctor".ljust(TRIAL_ROW_CHARACTERS, ".")
+    row = {"epoch": 1, "name": name, "first_seen_at": moment, "last_seen_at": moment}
+    await connection.execute(sa.insert(origins), [{"origin_id": uuid4(), **row} for _ in range(TRIAL_ROWS)])
     # Rights on the other tables, without touching a row.
     for table in _WRITTEN:
         column = next(iter(table.columns))

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from letopis.outbox.config.settings import Settings
 
 
-MAX_COMPARED_CONVERSATIONS: Final = 10_000
-"""Conversations, those begun last, whose delivery is compared with the store."""
+MAX_COMPARED_CONVERSATIONS: Final = 10_000  # Conversations, those begun last, whose delivery is compared with the store
 
 
 async def examine(config: Settings) -> list[Finding]:

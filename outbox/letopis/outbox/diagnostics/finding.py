@@ -10,12 +10,9 @@ from letopis.store.errors import without_credentials
 
 class Level(StrEnum):
     OK = "ok"
-    WARN = "warn"
-    """Worth attention; nothing is wrong yet."""
-    FAIL = "fail"
-    """Wrong: something does not work, or will not when it matters."""
-    SKIP = "skip"
-    """Could not be checked here, or there is nothing to check."""
+    WARN = "warn"  # worth attention; nothing is wrong yet
+    FAIL = "fail"  # Wrong: something does not work, or will not when it matters
+    SKIP = "skip"  # could not be checked here, or there is nothing to check
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,8 +48,7 @@ _HOLES: Final = (
     " OR min(e.sequence) <> l.pruned + 1 OR max(e.sequence) <> l.head"
 )
 _COUNT: Final = "SELECT count(*) FROM letopis_outbox_events"
-REPORT_EVENTS: Final = 500
-"""Events between two reports of progress."""
+REPORT_EVENTS: Final = 500  # events between two reports of progress
 _STRAYS: Final = (
     "SELECT count(*) FROM letopis_outbox_events AS e"
     " WHERE NOT EXISTS (SELECT 1 FROM letopis_outbox_lanes AS l WHERE l.lane = e.lane)"
@@ -92,14 +91,10 @@ _DERIVED: Final = 5  # the UUID version of an id that derives from a message id
 
 
 def find_problems(path: Path, *, checked: Checked = unheard) -> Iterator[str]:
-    """Yield the problems of an outbox file: of its WAL, structure, events and counters.
-
-    If the WAL is damaged nothing else is checked: opening the file would delete what SQLite does not read of it. The
-    WAL is read as bytes: do not call this in a process that has the file open. Content is never quoted.
-    """
+    """Yield the problems of an outbox file, its WAL first; content is never quoted."""
     if problem := wal_problem(path):
         yield problem
-        return
+        return  # to open the file would delete what SQLite does not read of its WAL
     try:
         with open_read_only(path) as connection:
             revision = revision_state(connection, OUTBOX_MIGRATIONS)
@@ -224,11 +219,7 @@ def _rest(connection: sa.Connection) -> Iterator[str]:
 
 
 async def differences(kept: ReferenceLog, engine: AsyncEngine) -> AsyncIterator[str]:
-    """Yield the contradictions between an outbox and its history store.
-
-    The store confirms what no digest covers: how far the outbox was delivered, and when its events happened. Events
-    that it does not hold yet cannot be confirmed.
-    """
+    """Yield the contradictions between an outbox and its history store."""
     async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
         store_id = (await read_identity(connection)).store_id
         if kept.bound.store_id not in (None, store_id):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,6 +11,7 @@ import sqlalchemy as sa
 
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.event_log.event_ids import RECOUNT, index_event_ids
+from letopis.outbox.event_log.statements import on_cursor
 from letopis.outbox.file.identity import assign_new_identity
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.lease import Lease
@@ -73,13 +73,7 @@ class OriginReset:
 
 
 async def assign_new_origin(path: str | os.PathLike[str]) -> OriginReset:
-    """Give an outbox file a new identity, in one transaction.
-
-    Pending events are kept in order and renumbered from 1. Blocked conversations are retried; those that an operator
-    paused stay paused. The history store recognises events that the original delivered by their ids. The retained tail
-    of delivered events is deleted: reads during an outage show only later events, and no store can be refilled from
-    this file's past.
-    """
+    """Give an outbox file a new identity, renumber pending events from 1, and drop the delivered tail."""
     outbox = await OutboxFile.open(path, create=False)
     try:
         # While this holds the lease no relay delivers under the old identity, and late acknowledgements are refused.
@@ -97,19 +91,9 @@ async def assign_new_origin(path: str | os.PathLike[str]) -> OriginReset:
 
 def _renew(connection: sa.Connection, path: Path, now_us: int) -> OriginReset:
     conversations, pending, paused = connection.exec_driver_sql(_COUNT).one()
-    with closing(connection.connection.cursor()) as cursor:
-        index_event_ids(cursor)
-    for statement in (
-        _FORGET_DELIVERED,
-        _FORGET_IDS,
-        _FORGET_VERDICTS,
-        _SHIFT_CONDITIONS,
-        *_RENUMBER,
-        _SHIFT_MARKS,
-        _FORGET_LANES,
-        _RESTART_LANES,
-        RECOUNT,
-    ):
+    on_cursor(connection, index_event_ids)
+    forget, restart = (_FORGET_DELIVERED, _FORGET_IDS, _FORGET_VERDICTS), (_FORGET_LANES, _RESTART_LANES, RECOUNT)
+    for statement in (*forget, _SHIFT_CONDITIONS, *_RENUMBER, _SHIFT_MARKS, *restart):
         connection.exec_driver_sql(statement)
     origin = assign_new_identity(connection, path, now_us=now_us)
     return OriginReset(origin=origin, pending=pending, conversations=conversations, paused=paused)

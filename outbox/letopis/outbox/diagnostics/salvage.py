@@ -87,25 +87,16 @@ class _Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Salvaged:
-    """The result of a recovery.
-
-    :ivar origin_id: the new file's identity: that of the damaged one, under its next epoch, if it could be read.
-    :ivar renewed: True if it could not: the new file then has an identity of its own and holds only pending events.
-    :ivar pending: those of them that are not delivered.
-    :ivar lost: pending events that are lost, by conversation and sequence; these conversations are blocked.
-    :ivar let_go: delivered events that were damaged, or lay before a damaged one: the history store has them.
-    :ivar gone: pages that are missing or empty; conversations on them may be lost without a trace.
-    :ivar refused: rows that look like an event and do not match their digest, or contradict an index.
-    """
+    """The result of a recovery."""
 
     origin_id: UUID
-    renewed: bool
+    renewed: bool  # the identity could not be read: the new file has its own, and holds only pending events
     kept: int
-    pending: int
-    lost: Mapping[str, tuple[int, ...]]
-    let_go: int
-    refused: int
-    gone: int
+    pending: int  # of those that were kept
+    lost: Mapping[str, tuple[int, ...]]  # pending events by conversation and sequence; these conversations are blocked
+    let_go: int  # delivered events, damaged or before a damaged one: the history store has them
+    refused: int  # rows that look like an event and do not match their digest, or contradict an index
+    gone: int  # pages that are missing or empty; conversations on them may be lost without a trace
 
     @property
     def whole(self) -> bool:
@@ -117,14 +108,7 @@ class Salvaged:
 
 
 async def salvage(damaged: str | os.PathLike[str], to: str | os.PathLike[str]) -> Salvaged:
-    """Read a damaged outbox file and its WAL page by page, and write the valid events to a new outbox file.
-
-    An event is valid if it matches its digest and no index contradicts it. Values without a digest are taken as read:
-    the counters of conversations (which a relay compares with the history store when it starts) and times. Drafts,
-    unconfirmed replies, incidents and the record of repairs are not recovered.
-
-    The damaged file is read as bytes and not changed. No bot and no relay may have it open.
-    """
+    """Read a damaged outbox file and its WAL page by page, and write the valid events to a new outbox file."""
     source, target = outbox_path(damaged), outbox_path(to)
     if not source.is_file():
         raise ConfigurationError(f"there is no file {str(source)!r}")
@@ -138,10 +122,8 @@ async def salvage(damaged: str | os.PathLike[str], to: str | os.PathLike[str]) -
     plans = _plans(recovered)
     file = await OutboxFile.open(target)
     try:
-        now = file.now_us()
-        origin = recovered.origin
-        bodies = recovered.bodies
-        await file.write(lambda connection: _write(connection, plans, origin, bodies, now_us=now))
+        origin, now = recovered.origin, file.now_us()
+        await file.write(lambda connection: _write(connection, plans, recovered, now_us=now))
         origin_id = file.origin.origin_id if origin is None else origin.origin_id
     finally:
         await file.close()
@@ -353,18 +335,10 @@ def _owner(events: Sequence[_Event]) -> str | None:
     return None
 
 
-def _write(
-    connection: sa.Connection,
-    plans: Sequence[_Plan],
-    origin: _Origin | None,
-    bodies: Mapping[str, bytes],
-    *,
-    now_us: int,
-) -> None:
-    if origin is not None:
-        connection.exec_driver_sql(
-            _ORIGIN, (origin.origin_id.bytes, origin.epoch + 1, origin.store_id, origin.destination)
-        )
+def _write(connection: sa.Connection, plans: Sequence[_Plan], recovered: _Found, *, now_us: int) -> None:
+    if (origin := recovered.origin) is not None:
+        values = (origin.origin_id.bytes, origin.epoch + 1, origin.store_id, origin.destination)
+        connection.exec_driver_sql(_ORIGIN, values)
     keys = {plan.name: key for key, plan in enumerate(plans, 1)}
     position = 0
     with closing(connection.connection.cursor()) as cursor:
@@ -381,24 +355,9 @@ def _write(
         pending_since = min((*waits, now_us)) if lane.delivered < lane.head else None
         state = "blocked" if plan.lost else "paused" if lane.paused else "ready"
         fault = ("damaged", DAMAGED) if plan.lost else (None, None)
-        connection.exec_driver_sql(
-            _LANE,
-            (
-                keys[plan.name],
-                plan.name,
-                lane.owner_id,
-                lane.head,
-                lane.delivered,
-                lane.pruned,
-                state,
-                pending_since,
-                *fault,
-                lane.deleted,
-            ),
-        )
+        counters = (lane.head, lane.delivered, lane.pruned, state, pending_since)
+        values = (keys[plan.name], plan.name, lane.owner_id, *counters, *fault, lane.deleted)
+        connection.exec_driver_sql(_LANE, values)
     with closing(connection.connection.cursor()) as cursor:
-        rebuild_records(cursor, bodies)
+        rebuild_records(cursor, recovered.bodies)
         cursor.execute(RECOUNT)
-
-
-__all__ = ("Salvaged", "salvage")

@@ -14,8 +14,7 @@ Value = int | float | str | bytes | None
 _TABLE_LEAF: Final = 13
 _INDEX_LEAF: Final = 10
 _INDEX_INNER: Final = 2
-_MAX_ROW_BYTES: Final = 64 * 1024 * 1024
-"""A larger row length is damage."""
+_MAX_ROW_BYTES: Final = 64 * 1024 * 1024  # a larger row length is damage
 _INTEGERS: Final = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
 
 
@@ -36,17 +35,14 @@ class IndexEntry:
 
 
 class Pages:
-    """The pages of a file, overlaid with those of its WAL.
-
-    Commits that SQLite drops because an earlier frame is damaged are included: rows with a valid digest do not need the
-    frame's checksum.
-    """
+    """The pages of a file, overlaid with those of its WAL."""
 
     def __init__(self, main: bytes, wal: bytes = b"") -> None:
         self._main = main
         self._wal_bytes = wal
         self.wal: WalScan = scan_wal(wal)
         self.size = self.wal.page_size or _page_size(main)
+        # Those after a damaged frame too, which SQLite drops: a row with a valid digest needs no checksum of its frame.
         frames = (*self.wal.read, *self.wal.dropped)
         committed = max((index for index, frame in enumerate(frames, 1) if frame.size), default=0)
         self._over: Mapping[int, int] = {

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -16,6 +17,7 @@ from letopis.outbox.event_log import drafts
 from letopis.outbox.event_log.append import append_events
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.event_log.append_plan import Appended
+from letopis.outbox.event_log.statements import on_cursor
 from letopis.store.errors import Closed, ConversationGone, EventIdReused, InvalidInput, LetopisError
 from letopis.store.model.codec import Limits, decode
 from letopis.store.model.event_types import MessageAppended
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from letopis.outbox.drafts.writer_lock import WriterLock
     from letopis.outbox.file.outbox_file import OutboxFile
 
-T = TypeVar("T")
 logger: Final = logging.getLogger("letopis.outbox.history")
 
 UNCONFIRMED_TTL: Final = timedelta(days=30)
@@ -46,15 +47,12 @@ class Completion:
 
 def complete(connection: sa.Connection, outbox: OutboxFile, completion: Completion) -> Appended:
     """Append the message, delete its draft, and mark it as unconfirmed, in an open write transaction."""
-    cursor = connection.connection.cursor()
-    try:
+    with closing(connection.connection.cursor()) as cursor:
         outbox.gate.check_room(cursor)
         (outcome,) = append_events(cursor, (completion.prepared,), now_us=outbox.now_us())
         if isinstance(outcome, LetopisError):
             raise outcome
         settle(cursor, outbox, completion, outcome)
-    finally:
-        cursor.close()
     return outcome
 
 
@@ -76,7 +74,7 @@ def settle(cursor: Any, outbox: OutboxFile, completion: Completion, appended: Ap
 
 
 async def discard(outbox: OutboxFile, conversation_id: str, message_id: str, event_id: UUID) -> None:
-    await outbox.write(lambda connection: _with(connection, drafts.delete, conversation_id, message_id, event_id))
+    await outbox.write(lambda connection: on_cursor(connection, drafts.delete, conversation_id, message_id, event_id))
 
 
 async def find_abandoned(lock: WriterLock, writers: Iterable[str]) -> list[str]:
@@ -93,15 +91,11 @@ async def find_abandoned(lock: WriterLock, writers: Iterable[str]) -> list[str]:
 
 
 async def recover(outbox: OutboxFile, lock: WriterLock) -> int:
-    """Turn the drafts of writers that have ended into messages, and return how many this call made.
-
-    Safe to run in several processes at once: each draft becomes one message. A draft that cannot be appended now,
-    because the outbox is full, is kept for the next run.
-    """
+    """Turn the drafts of ended writers into messages, each once; return how many this call turned."""
     recovered = 0
-    writers = await outbox.read(lambda connection: _with(connection, drafts.list_writers))
+    writers = await outbox.read(lambda connection: on_cursor(connection, drafts.list_writers))
     for writer in await find_abandoned(lock, writers):
-        keys = await outbox.read(lambda connection, name=writer: _with(connection, drafts.list_keys, name))  # type: ignore[misc]
+        keys = await outbox.read(lambda connection, name=writer: on_cursor(connection, drafts.list_keys, name))  # type: ignore[misc]
         for key in keys:
             recovered += await _recover(outbox, writer, key)
     return recovered
@@ -113,13 +107,13 @@ async def _recover(outbox: OutboxFile, writer: str, key: drafts.DraftKey) -> int
 
     def work(connection: sa.Connection) -> tuple[drafts.Draft, LetopisError | None] | None:
         # Read again in the transaction: another process may have been faster.
-        draft = _with(connection, drafts.find, conversation_id, message_id)
+        draft = on_cursor(connection, drafts.find, conversation_id, message_id)
         if draft is None or draft.writer != writer:
             return None
         try:
             complete(connection, outbox, _interrupted(draft))
         except FINAL_REFUSALS as refused:
-            _with(connection, drafts.delete, conversation_id, message_id, draft.event_id)
+            on_cursor(connection, drafts.delete, conversation_id, message_id, draft.event_id)
             return draft, refused
         return draft, None
 
@@ -158,17 +152,9 @@ async def run_maintenance(outbox: OutboxFile, lock: WriterLock) -> None:
     before = outbox.now_us() - UNCONFIRMED_TTL // timedelta(microseconds=1)
     try:
         await recover(outbox, lock)
-        if await outbox.read(lambda connection: _with(connection, drafts.has_expired, before)):
-            await outbox.write(lambda connection: _with(connection, drafts.delete_expired, before))
+        if await outbox.read(lambda connection: on_cursor(connection, drafts.has_expired, before)):
+            await outbox.write(lambda connection: on_cursor(connection, drafts.delete_expired, before))
     except Closed:
         raise
     except LetopisError as error:
         logger.warning("replies that were cut off are not in the history yet: %s", error)
-
-
-def _with(connection: sa.Connection, work: Callable[..., T], *args: object) -> T:
-    cursor = connection.connection.cursor()
-    try:
-        return work(cursor, *args)
-    finally:
-        cursor.close()

@@ -19,10 +19,7 @@ _Words = Text | Reasoning
 
 
 class DraftContent:
-    """The content of a message while it is being written.
-
-    Consecutive pieces of text become one text, and consecutive pieces of reasoning one :class:`Reasoning`.
-    """
+    """The content of a message being written; consecutive pieces of text, or of reasoning, become one."""
 
     def __init__(self, empty: Message, limits: Limits) -> None:
         self._limits = limits
@@ -31,8 +28,7 @@ class DraftContent:
         # The last part while it grows: joined on demand, so that the cost of a piece is its own length.
         self._kind: type[_Words] | None = None
         self._chunks: list[str] = []
-        self.characters = 0
-        """Characters of text so far."""
+        self.characters = 0  # characters of text so far
 
     @property
     def empty(self) -> bool:

@@ -26,17 +26,10 @@ def writer_path(outbox: Path, writer: str) -> Path:
     return real.with_name(f"{real.name}{INFIX}{writer}")
 
 
+# A lock goes with its process, however that ends; process ids and clocks play no part. A side file has a new name, and
+# is locked before any other process can know that name.
 class WriterLock:
-    """Locks one writer's side file, and checks those of other writers.
-
-    A writer holds the lock of its side file for as long as it lives. The lock goes with the process, however that ends;
-    process ids and clocks play no part. A side file has a new name, is locked before any other process can know that
-    name, and is deleted when its writer ends.
-
-    Works between processes and within one. A forked child does not own its parent's lock.
-
-    Not promised: deleting the side file of a live writer makes it look abandoned.
-    """
+    """Locks one writer's side file, for as long as the writer lives, and checks those of other writers."""
 
     def __init__(self, outbox: Path) -> None:
         self._outbox = outbox

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import orjson
 import sqlalchemy as sa
@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from letopis.outbox.event_log.append import erase_records
 from letopis.outbox.event_log.effects import erase_delivered, erase_superseded
 from letopis.outbox.event_log.lanes import Lane, find_lane, incarnation_of
-from letopis.outbox.event_log.statements import query_all
+from letopis.outbox.event_log.statements import on_cursor, query_all
 from letopis.store.errors import OutboxUnavailable
 from letopis.store.rules.preconditions import Conflict
 
@@ -70,26 +70,19 @@ _UNBLOCK_RECOVERED: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acknowledged:
-    """The result of an acknowledgement.
-
-    :ivar missed: lanes that did not move: already there, no longer in the file, or asked beyond their head.
-    :ivar erased: ``True`` if content was taken out of the file, so that the WAL has to be truncated.
-    """
+    """The result of an acknowledgement."""
 
     events: int
-    missed: tuple[str, ...]
-    erased: bool = False
+    missed: tuple[str, ...]  # did not move: already there, no longer in the file, or asked beyond their head
+    erased: bool = False  # content was taken out of the file, so the WAL has to be truncated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rewound:
-    """The result of a rewind.
-
-    :ivar lost: the number of events that neither the history store nor this file holds; the lane is blocked if any.
-    """
+    """The result of a rewind."""
 
     events: int
-    lost: int
+    lost: int  # events that neither the history store nor this file holds; the lane is blocked if any
 
 
 def acknowledge(
@@ -99,42 +92,22 @@ def acknowledge(
     now_us: int,
     superseded: Mapping[str, Mapping[int, Conflict]] | None = None,
 ) -> Acknowledged:
-    """Advance lanes to what the history store has confirmed and clear their fault.
-
-    Lanes never move back or beyond their head; such requests are returned in ``missed`` because the caller's view was
-    stale. The content of a conversation whose deletion is delivered is erased from the file, long ones in part. So is
-    what the history store has erased through another outbox.
-
-    :param delivered: conversation id to the last sequence that the history store holds.
-    :param superseded: the conflicts that the history store found, by conversation and sequence.
-    """
+    """Advance lanes, never back or beyond their head, to what the history store has confirmed; clear their fault."""
     with closing(connection.connection.cursor()) as cursor:
-        before = _positions(cursor, delivered)
-        cursor.executemany(
-            _ACKNOWLEDGE,
-            [
-                {"conversation_id": conversation_id, "sequence": sequence, "now": now_us}
-                for conversation_id, sequence in delivered.items()
-            ],
+        rows = query_all(cursor, _POSITIONS, (orjson.dumps(list(delivered)).decode(),))
+        wanted = (
+            {"conversation_id": name, "sequence": sequence, "now": now_us} for name, sequence in delivered.items()
         )
-        moved = {
-            conversation_id: sequence - before[conversation_id][0]
-            for conversation_id, sequence in delivered.items()
-            if conversation_id in before and before[conversation_id][0] < sequence <= before[conversation_id][1]
-        }
+        cursor.executemany(_ACKNOWLEDGE, list(wanted))
+        moved = {name: delivered[name] - before for name, before, head in rows if before < delivered[name] <= head}
         if cursor.rowcount != len(moved):
             raise OutboxUnavailable(
                 f"{cursor.rowcount} of {len(moved)} lanes took their acknowledgement: it will be retried"
             )
         erased = False
         for conversation_id, conflicts in (superseded or {}).items():
-            cursor.executemany(
-                _SUPERSEDE,
-                [
-                    (conflict.expected, conflict.actual, conversation_id, sequence)
-                    for sequence, conflict in conflicts.items()
-                ],
-            )
+            for sequence, conflict in conflicts.items():
+                cursor.execute(_SUPERSEDE, (conflict.expected, conflict.actual, conversation_id, sequence))
             emptied, deleted = erase_superseded(cursor, conversation_id, conflicts)
             if deleted:
                 erase_records(cursor, conversation_id, now_us=now_us)
@@ -148,10 +121,7 @@ def acknowledge(
 def schedule_retry(
     connection: sa.Connection, lane: Lane, *, attempts: int, due_at_us: int, fault_class: str, fault: str
 ) -> bool:
-    """Schedule a retry of the lane's next event. Return False if the lane has moved meanwhile.
-
-    :param attempts: how often the event was refused; unchanged where this refusal is not charged to it.
-    """
+    """Schedule a retry of the lane's next event. Return False if the lane has moved meanwhile."""
     return _record_fault(connection, lane, "retrying", attempts, due_at_us, fault_class, fault)
 
 
@@ -161,10 +131,7 @@ def block_lane(connection: sa.Connection, lane: Lane, *, attempts: int, fault_cl
 
 
 def clear_fault(connection: sa.Connection, conversation_ids: Collection[str]) -> int:
-    """Clear what was charged to lanes and unblock those that it blocked; return the number of lanes.
-
-    For faults that turned out to be the history store's.
-    """
+    """Clear what was charged to lanes though it was the store's fault, and unblock them; return how many."""
     return sum(
         connection.exec_driver_sql(_CLEAR_FAULT, {"conversation_id": conversation_id}).rowcount
         for conversation_id in conversation_ids
@@ -190,11 +157,7 @@ def _record_fault(
 
 
 def rewind_lane(connection: sa.Connection, conversation_id: str, head: int, *, now_us: int) -> Rewound:
-    """Make a lane pending again from ``head + 1``, because the history store holds it up to ``head`` only.
-
-    Pruned events cannot be sent again: the lane then goes back as far as the file reaches and is blocked until an
-    operator decides. No event is skipped automatically.
-    """
+    """Make a lane pending again from ``head + 1``, as far as the file reaches; block it if events are missing."""
     lane = find_lane(connection, conversation_id)
     if lane is None or lane.delivered <= head:
         return Rewound(events=0, lost=0)
@@ -216,20 +179,11 @@ def rewind_lane(connection: sa.Connection, conversation_id: str, head: int, *, n
 
 
 def unblock_recovered(connection: sa.Connection, conversation_id: str, upto: int, *, now_us: int) -> bool:
-    """Unblock a lane that was ``lost``, now that the history store holds what this file lacks. Return True if it was.
-
-    :param upto: the last sequence that the file lacks.
-    """
+    """Unblock a lane that was ``lost`` if the history store now holds up to ``upto``. Return True if it was."""
     values = {"conversation_id": conversation_id, "upto": upto, "now": now_us}
     return connection.exec_driver_sql(_UNBLOCK_RECOVERED, values).rowcount == 1
 
 
 def is_current_lease(connection: sa.Connection, incarnation: int) -> bool:
     """Return True if the relay of this incarnation still is the one that may record outcomes."""
-    with closing(connection.connection.cursor()) as cursor:
-        return incarnation_of(cursor) == incarnation
-
-
-def _positions(cursor: Any, conversation_ids: Collection[str]) -> dict[str, tuple[int, int]]:
-    rows = query_all(cursor, _POSITIONS, (orjson.dumps(list(conversation_ids)).decode(),))
-    return {name: (delivered, head) for name, delivered, head in rows}
+    return on_cursor(connection, incarnation_of) == incarnation

@@ -59,14 +59,7 @@ _bytes_of_id: Final = attrgetter("event_id.bytes")
 
 
 def append_events(cursor: Any, appends: Sequence[Prepared], *, now_us: int) -> list[Appended | LetopisError]:
-    """Write ``appends`` in order, in a transaction that is open and holds the write lock; commit nothing.
-
-    All of them share one SELECT of the lanes, one of the event ids, one INSERT of the events and one UPDATE of the
-    lanes. An append that is refused is answered by its error in the list, writes nothing, and does not affect the
-    others.
-
-    :param cursor: a DBAPI cursor, which a synchronous connection has and, through ``run_sync``, an asynchronous one.
-    """
+    """Write ``appends`` in order, in an open write transaction; a refused one has its error in the list."""
     plan = _read_plan(cursor, appends, now_us=now_us)
     outcomes: list[Appended | LetopisError] = []
     for prepared in appends:

@@ -42,8 +42,7 @@ class HasSeen(Protocol):
         """How much was seen."""
 
 
-After = int | Seen | HasSeen
-"""What to append after: the sequence of a receipt, or what was read."""
+After = int | Seen | HasSeen  # what to append after: the sequence of a receipt, or what was read
 
 
 @dataclass(slots=True)
@@ -56,41 +55,25 @@ class PreparedChange:
 
 @dataclass(slots=True)
 class Prepared:
-    """An append that is checked and encoded; nothing in it depends on the outbox file.
-
-    :ivar events: in order, not empty.
-    :ivar message_ids: one an event; ``None`` where the event appends no message.
-    :ivar owner_id: the owner of the conversation, if given.
-    :ivar expects: the condition under which it is written.
-    :ivar aliases: by derived event id, the id that the event has if its message id was made by Letopis: a message that
-        was read and is appended again carries no event id.
-    :ivar shown: messages that the writer has read, with the content that they have here, and that this append takes off
-        the path: the event that each was read from, by the id of its event here.
-    :ivar put_back: ``False`` to refuse messages that have left the path, and not to put them back on it.
-    :ivar on_path: the events of messages that are on the path in the history store; other messages that were delivered,
-        and that no event here took off it, are put back: another outbox may have. ``None`` to trust the file.
-    :ivar elsewhere: pending messages that are on the path in the history store, from another outbox.
-    :ivar ask: True to raise :class:`PathUnknown` instead, so that the history store can be asked.
-    :ivar changes: the events as changes of records, which may be of several lanes; see
-        the function ``together``.
-    :ivar view: what the history store held of records with conditions.
-    :ivar trusting: whether the store may decide a condition that the file cannot.
-    """
+    """An append that is checked and encoded; nothing in it depends on the outbox file."""
 
     conversation_id: str
     events: tuple[EncodedEvent, ...]
-    message_ids: tuple[str | None, ...]
+    message_ids: tuple[str | None, ...]  # of the messages that the events append
     owner_id: str | None = None
     expects: Precondition | None = None
+    # by derived event id, the id that the event has if Letopis made its message id
     aliases: Mapping[UUID, UUID] = field(default_factory=empty)
+    # read messages that this append takes off the path: by event id here, the event each was read from
     shown: Mapping[UUID, UUID] | None = None
-    put_back: bool = True
+    put_back: bool = True  # ``False`` refuses messages that have left the path
+    # events whose messages the store shows: others that were delivered are put back; ``None``: trust the file
     on_path: Collection[UUID] | None = None
-    elsewhere: Collection[str] = ()
-    ask: bool = False
-    changes: tuple[PreparedChange, ...] = ()
-    view: RecordsView | None = None
-    trusting: bool = False
+    elsewhere: Collection[str] = ()  # pending messages that are on the path in the history store, from another outbox
+    ask: bool = False  # raise ``PathUnknown``, so that the history store can be asked
+    changes: tuple[PreparedChange, ...] = ()  # the events as changes of records, which may be of several lanes
+    view: RecordsView | None = None  # what the history store held of records with conditions
+    trusting: bool = False  # the store may decide a condition that the file cannot
 
 
 def prepare(
@@ -106,10 +89,7 @@ def prepare(
     limits: Limits = DEFAULT_LIMITS,
     on_path: Collection[UUID] | None = None,
 ) -> Prepared:
-    """Check and encode what is to be appended, without touching the file; the parameters are ``History.append``'s.
-
-    :raises InvalidInput: one of the stores would refuse or change something in it; nothing was written.
-    """
+    """Check and encode what is to be appended, without touching the file; the parameters are ``History.append``'s."""
     conversation_id = check_identifier(conversation_id, "conversation_id")
     if not what:
         raise InvalidInput("event", "there is nothing to append")
@@ -134,7 +114,7 @@ def prepare(
                 limits=limits,
             )
             message_ids.append(message.id)
-            if message.event_id is None and (alias := _as_uuid(message.id)) is not None:
+            if message.event_id is None and (alias := made_id(message.id)) is not None:
                 aliases[event.event_id] = alias
         else:
             plain = Event.of(
@@ -161,7 +141,7 @@ def prepare(
     )
 
 
-def _as_uuid(message_id: str) -> UUID | None:
+def made_id(message_id: str) -> UUID | None:
     """Return the event id from which a message id may have been made; ``None`` if it was not."""
     if len(message_id) != _UUID_LENGTH or message_id[8] != "-":
         return None

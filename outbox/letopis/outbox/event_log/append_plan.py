@@ -35,43 +35,29 @@ _id_of: Final = attrgetter("event_id")
 
 @dataclass(slots=True)
 class Appended:
-    """The result of one append.
-
-    :ivar sequences: one an event; where the same event was there already, its first sequence.
-    :ivar message_ids: of the messages that were appended, there before or not.
-    :ivar owner_id: the conversation's owner as far as this outbox knows.
-    :ivar written: the number of events that were not there before.
-    :ivar erased: ``True`` if content was taken out of the file, so that the WAL has to be truncated.
-    :ivar revisions: of each record that was changed, as far as this outbox knows; where the sequence is 0, nothing was
-        written, because the record stays as it was.
-    """
+    """The result of one append."""
 
     conversation_id: str
     event_ids: tuple[UUID, ...]
-    sequences: tuple[int, ...]
-    message_ids: tuple[str, ...]
-    owner_id: str | None
-    written: int
-    erased: bool = False
-    revisions: tuple[UUID | None, ...] = ()
+    sequences: tuple[int, ...]  # one an event; of an event that was there already, its first
+    message_ids: tuple[str, ...]  # of the messages that were appended, there before or not
+    owner_id: str | None  # as far as this outbox knows
+    written: int  # events that were not there before
+    erased: bool = False  # content was taken out of the file, so the WAL has to be truncated
+    revisions: tuple[UUID | None, ...] = ()  # of each changed record; where the sequence is 0, nothing was written
 
 
 @dataclass(slots=True)
 class LaneEnd:
-    """Where a lane ends once the planned appends are written.
-
-    :ivar key: what the lane is called in the rows of its events.
-    :ivar deleted: the sequence of the event that deleted the conversation; 0 or less while it lives.
-    :ivar pending_since: when the oldest pending event was appended; ``None`` if none is pending.
-    """
+    """Where a lane ends once the planned appends are written."""
 
     conversation_id: str
-    key: int
+    key: int  # of the lane in the rows of its events
     stored: bool = False
     head: int = 0
     owner_id: str | None = None
     pruned: int = 0
-    deleted: int = 0
+    deleted: int = 0  # the sequence of the event that deleted the conversation; 0 or less while it lives
     pending_since: int | None = None
     delivered: int = 0
     touched: bool = False
@@ -97,16 +83,7 @@ def event_row(event: EncodedEvent, position: int, lane: int, sequence: int, now_
 
 @dataclass(slots=True)
 class AppendPlan:
-    """The rows and effects of a run of appends.
-
-    :ivar lanes: by conversation; those of the file, and those that the plan begins.
-    :ivar used: the event ids in use; ``None`` if none of the appends' is, none is given twice and nothing is edited.
-    :ivar since: sequence and type of the events after the lowest sequence that a conditional append has seen, by
-        conversation.
-    :ivar indexed: the position up to which event ids are indexed.
-    :ivar position: the last position given out, in whatever conversation; raised by each event.
-    :ivar records: what is known of records that conditions name; ``None`` where no change has a condition.
-    """
+    """The rows and effects of a run of appends."""
 
     lanes: dict[str, LaneEnd]
     used: UsedIds | None
@@ -239,13 +216,11 @@ class AppendPlan:
         )
 
     def _erase_records(self, event: EncodedEvent) -> None:
-        """Plan what erases the records of a conversation that is deleted or reset.
-
-        A reset erases in the records' own lane, where what comes after it is kept, and always: another outbox may have
-        put some. What a deletion leaves in the history store, the deletion erases there.
-        """
+        """Plan what erases the records of a conversation that is deleted or reset."""
         if event.type not in ERASES_RECORDS:
             return
+        # A reset erases in the records' own lane, and always: another outbox may have put some. What a deletion leaves
+        # in the history store, the deletion erases there.
         scope = Scope.conversation(event.conversation_id)
         deleted = event.type == ConversationDeleted.type and scope.name in self.lanes
         if deleted or decode(event.data).get("erase") is True:

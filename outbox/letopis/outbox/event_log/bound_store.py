@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from letopis.outbox.event_log.statements import query_one
+from letopis.outbox.event_log.statements import on_cursor, query_one
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -33,17 +32,11 @@ _MOVED: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreBinding:
-    """Where an outbox delivers to.
+    """Where an outbox delivers to."""
 
-    :ivar store_id: the history store that it is bound to since its first delivery; ``None`` before.
-    :ivar destination: the place, without secrets: where it last delivered or, before its first delivery, where the bot
-        wants it delivered. ``None`` if none was ever named.
-    :ivar delivered: ``True`` if it delivered without being bound, under an older release.
-    """
-
-    store_id: UUID | None = None
-    destination: str | None = None
-    delivered: bool = False
+    store_id: UUID | None = None  # ``None`` before the first delivery
+    destination: str | None = None  # without secrets; before the first delivery, where the bot wants it delivered
+    delivered: bool = False  # also under an older release, which bound nothing
 
 
 UNBOUND: Final = StoreBinding()
@@ -61,15 +54,11 @@ def binding_of(cursor: Any) -> StoreBinding:
 
 def read_binding(connection: sa.Connection) -> StoreBinding:
     """Return where the outbox file of a connection delivers to."""
-    with closing(connection.connection.cursor()) as cursor:
-        return binding_of(cursor)
+    return on_cursor(connection, binding_of)
 
 
 def bind_store(connection: sa.Connection, *, store_id: UUID, destination: str, incarnation: int) -> StoreBinding:
-    """Bind the outbox to a store if it is bound to none, and return its binding; in an open write transaction.
-
-    :param incarnation: the relay's; one that no longer holds the lease binds nothing.
-    """
+    """Bind the outbox to a store unless it is bound, or ``incarnation`` lost the lease; return its binding."""
     connection.exec_driver_sql(_BIND, (store_id.bytes, destination, incarnation))
     return read_binding(connection)
 

@@ -1,7 +1,4 @@
-"""Store the drafts of replies being written, and the replies whose sending is unconfirmed.
-
-Each function takes a DBAPI cursor in an open transaction; those that write need the write lock.
-"""
+"""Store the drafts of replies being written, and the replies whose sending is unconfirmed, by DBAPI cursors."""
 
 from __future__ import annotations
 
@@ -18,8 +15,7 @@ from letopis.store.model.codec import RESERVED
 CONFIRM: Final = f"{RESERVED}confirm"
 """The key of a draft's data that is ``false`` if the reply needs no confirmation; not part of the message."""
 
-DraftKey = tuple[str, str]
-"""Conversation id and message id."""
+DraftKey = tuple[str, str]  # conversation id and message id
 
 # A save may come late: when the message is in the log already, or its conversation was deleted.
 _SAVE: Final = (
@@ -66,29 +62,21 @@ _ERASE: Final = "DELETE FROM letopis_outbox_{table} WHERE conversation_id = ?1 A
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A reply as far as it was saved.
-
-    :ivar data: the data of the message that it becomes if nothing more is saved, as JSON.
-    :ivar writer: the id of its writer; see :mod:`~letopis.outbox.drafts.writer_lock`.
-    """
+    """A reply as far as it was saved."""
 
     conversation_id: str
     message_id: str
     event_id: UUID
     owner_id: str | None
-    data: str
-    writer: str
+    data: str  # of the message that it becomes if nothing more is saved, as JSON
+    writer: str  # the id of its writer: see ``drafts.writer_lock``
     started_at: int
     updated_at: int
 
 
 @dataclass(frozen=True, slots=True)
 class UnconfirmedDraft:
-    """A reply that was appended and not confirmed.
-
-    :ivar schema_version: of the message's event; ``None`` if the outbox no longer holds it.
-    :ivar data: the message's data as JSON; ``None`` if the outbox no longer holds its event, or it was redacted.
-    """
+    """A reply that was appended and not confirmed."""
 
     conversation_id: str
     message_id: str
@@ -96,28 +84,14 @@ class UnconfirmedDraft:
     owner_id: str | None
     writer: str
     appended_at: int
-    schema_version: int | None
-    data: str | None
+    schema_version: int | None  # ``None`` if the outbox no longer holds the event
+    data: str | None  # as JSON; ``None`` if the outbox no longer holds the event, or it was redacted
 
 
 def save(cursor: Any, draft: Draft) -> bool:
-    """Save a draft over its earlier state. Return True if it was saved.
-
-    It is not if its message is in the log already, its conversation was deleted, or another draft has its key.
-    """
-    cursor.execute(
-        _SAVE,
-        (
-            draft.conversation_id,
-            draft.message_id,
-            draft.event_id.bytes,
-            draft.owner_id,
-            draft.data,
-            draft.writer,
-            draft.started_at,
-            draft.updated_at,
-        ),
-    )
+    """Save a draft. Return False if its message is in the log, its conversation deleted, or its key another's."""
+    values = (draft.owner_id, draft.data, draft.writer, draft.started_at, draft.updated_at)
+    cursor.execute(_SAVE, (draft.conversation_id, draft.message_id, draft.event_id.bytes, *values))
     return bool(cursor.rowcount == 1)
 
 
@@ -169,9 +143,9 @@ def list_unconfirmed(cursor: Any, owner_id: str | None = None) -> list[Unconfirm
 
 def adopt(cursor: Any, dead: Sequence[str], writer: str) -> list[UnconfirmedDraft]:
     """Make ``writer`` responsible for the unconfirmed replies of dead writers, and return these replies."""
-    found = [reply for reply in list_unconfirmed(cursor) if reply.writer in dead]
+    adopted = [reply for reply in list_unconfirmed(cursor) if reply.writer in dead]
     cursor.execute(_ADOPT, (writer, orjson.dumps(list(dead)).decode()))
-    return found
+    return adopted
 
 
 def has_expired(cursor: Any, moment_us: int) -> bool:

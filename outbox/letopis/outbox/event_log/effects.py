@@ -39,8 +39,7 @@ EFFECT_VERSIONS: Final[Mapping[str, int]] = {
 }
 """The event types with an effect on the file, each with the schema version that is understood."""
 
-MAX_ERASED_PER_TRANSACTION: Final = 500
-"""Sequences whose content one transaction erases, while other writers wait."""
+MAX_ERASED_PER_TRANSACTION: Final = 500  # sequences whose content one transaction erases, while other writers wait
 _ACTIVATED: Final = (
     "INSERT INTO letopis_outbox_owners (owner_id, active_conversation_id, activated_order) VALUES (?, ?, ?)"
     " ON CONFLICT (owner_id) DO UPDATE SET active_conversation_id = excluded.active_conversation_id,"
@@ -80,26 +79,20 @@ _EMPTY_REPAIR: Final = "UPDATE letopis_outbox_repairs SET data = ?, metadata = ?
 
 @dataclass(slots=True, kw_only=True)
 class Effect:
-    """An event that was just appended.
-
-    :ivar order: the order of an activation; otherwise 0.
-    """
+    """An event that was just appended."""
 
     conversation_id: str
     owner_id: str | None
     sequence: int
     event: EncodedEvent
-    order: int = 0
+    order: int = 0  # of an activation; otherwise 0
     change: RecordChange | None = None
     lane: int = 0
     position: int = 0
 
 
 def apply_effects(cursor: Any, effects: Iterable[Effect]) -> bool:
-    """Apply the effects of appended events. Return True if content was erased.
-
-    The WAL then still holds pages with the old content, until it is truncated.
-    """
+    """Apply the effects of appended events. Return True if content was erased, so the WAL has to be truncated."""
     confirmed: list[drafts.DraftKey] = []
     erased = False
     for effect in effects:
@@ -147,14 +140,7 @@ def is_redacted(cursor: Any, conversation_id: str, message_id: str) -> bool:
 def erase_content(
     cursor: Any, conversation_id: str, message_id: str | None, *, first: int = 0, before: int = INTEGER_MAX
 ) -> int:
-    """Erase the content of a message, or of a whole conversation, from events and repairs; return how many.
-
-    Pending events stay pending: the history store receives them without their content.
-
-    :param message_id: the message; ``None`` for all of the conversation.
-    :param first: erase only events from this sequence on.
-    :param before: erase only events before this sequence.
-    """
+    """Erase a message, or a conversation from ``first`` to ``before``, from events and repairs; return how many."""
     of_message = "" if message_id is None else _OF_MESSAGE
     values: Sequence[Any] = (conversation_id, first, before)
     if message_id is not None:
@@ -168,19 +154,7 @@ def erase_content(
         for row in query_all(cursor, _CONTENT.format(table=table, key=key) + of_message, values):
             if row[2] == ConversationDeleted.type or not _readable(row[4]):
                 continue
-            left = strip_event(
-                EncodedEvent(
-                    conversation_id=conversation_id,
-                    event_id=UUID(bytes=row[1]),
-                    type=row[2],
-                    schema_version=row[3],
-                    data=row[4],
-                    metadata=row[5],
-                    digest=row[6],
-                    salt=row[7],
-                    occurred_at=row[8],
-                )
-            )
+            left = strip_event(EncodedEvent(conversation_id, UUID(bytes=row[1]), *row[2:9]))
             emptied.append((left.data, left.metadata, row[0]))
         cursor.executemany(update, emptied)
         done += len(emptied)
@@ -196,11 +170,7 @@ def _readable(data: str) -> bool:
 
 
 def erase_superseded(cursor: Any, conversation_id: str, conflicts: Mapping[int, Conflict]) -> tuple[bool, bool]:
-    """Erase what the history store erased through another outbox, and told by conflicts.
-
-    Return True if content was erased, and True if the conversation was deleted: :func:`erase_delivered` erases then
-    what came before.
-    """
+    """Erase what the store erased through another outbox; return if content was, and if the conversation was."""
     erased = deleted = False
     for sequence, conflict in conflicts.items():
         if conflict.erased == "conversation":
@@ -216,12 +186,7 @@ def erase_superseded(cursor: Any, conversation_id: str, conflicts: Mapping[int, 
 
 
 def erase_delivered(cursor: Any, conversation_ids: str | None = None) -> bool:
-    """Erase the content of conversations whose deletion or reset is delivered, a bounded part of it.
-
-    Return True if there was any; more may be left, and ``erased`` of the lanes says how far it got.
-
-    :param conversation_ids: the conversations to consider, as a JSON list; ``None`` for all.
-    """
+    """Erase a bounded part of the conversations whose deletion or reset is delivered. Return True if any was."""
     values = () if conversation_ids is None else (conversation_ids,)
     unerased = query_all(cursor, _UNERASED + (_AMONG if values else ""), values)
     room = MAX_ERASED_PER_TRANSACTION

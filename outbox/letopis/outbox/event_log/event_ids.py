@@ -20,8 +20,7 @@ from letopis.outbox.event_log.statements import query_all, query_one
 
 MAX_UNINDEXED_EVENTS: Final = 32
 """Events whose ids are found by reading them. More make each look-up slower, fewer write the index more often."""
-MAX_IDS_IN_STATEMENT: Final = 512
-"""A power of two, and fewer than the parameters that any SQLite accepts."""
+MAX_IDS_IN_STATEMENT: Final = 512  # a power of two, and fewer than the parameters that any SQLite accepts
 
 _BOUNDS: Final = (
     "SELECT indexed, max(indexed, coalesce((SELECT max(position) FROM letopis_outbox_events), 0))"
@@ -52,10 +51,7 @@ def _find_statement(count: int) -> str:
 
 
 def find_positions(cursor: Any, event_ids: Sequence[bytes], *, indexed: int) -> list[int]:
-    """Return the positions of the events with these ids, in no order.
-
-    :param indexed: the position up to which ids are indexed, read in the same transaction.
-    """
+    """Return the positions of the events with these ids, in no order; ``indexed`` is of the same transaction."""
     positions: list[int] = []
     for start in range(0, len(event_ids), MAX_IDS_IN_STATEMENT):
         chunk = event_ids[start : start + MAX_IDS_IN_STATEMENT]

@@ -25,24 +25,16 @@ _STEPS: Final = (
 )
 PUT_BACK_PATH: Final = f'$."{PUT_BACK_KEY}"'
 """Where the metadata of an event that puts a message back names the event that appended it first."""
-_DERIVED: Final = 5
-"""The version of the ids that are derived from a message's id, so that every outbox has the same."""
+_DERIVED: Final = 5  # the version of the ids that are derived from a message's id, so that every outbox has the same
 
 
 class PathStep(NamedTuple):
-    """An event that puts a message on the path, or takes messages off it.
-
-    :ivar first: the event that appended the message first, as an integer.
-    :ivar target: the last message that stays after a rewind.
-    :ivar erase: True if the rewind is a reset, which erases all that came before it.
-    :ivar doubtful: True if the message is pending and its id was chosen: another outbox may have delivered it, and the
-        history store has it in another place then.
-    """
+    """An event that puts a message on the path, or takes messages off it."""
 
     message_id: str | None
-    first: int = 0
-    target: str | None = None
-    erase: bool = False
+    first: int = 0  # the event that appended the message first, as an integer
+    target: str | None = None  # the last message that stays after a rewind
+    erase: bool = False  # a reset, which erases all that came before it
     doubtful: bool = False
 
 
@@ -84,11 +76,11 @@ class KnownPath:
         else:
             stays = next((i for i in range(len(self._path), 0, -1) if self._path[i - 1].message_id == step.target), 0)
             if stays:  # otherwise the target is off the path itself, and the rewind does nothing
-                self._on_path.difference_update(one.first for one in self._path[stays:])
+                self._on_path.difference_update(step.first for step in self._path[stays:])
                 del self._path[stays:]
             if step.target in self._doubtful:
-                for one in self._path[: stays - 1]:
-                    self._unless[one.first] = self.stays_unless(one.first) | {step.target}
+                for earlier in self._path[: stays - 1]:
+                    self._unless[earlier.first] = self.stays_unless(earlier.first) | {step.target}
 
     def add_event(self, event: EncodedEvent, first: int) -> None:
         """Take the step of an event, if it is one."""

@@ -11,7 +11,7 @@ import orjson
 
 from letopis.outbox.concurrency.clock import RetryTimers
 from letopis.outbox.event_log.bound_store import UNBOUND, StoreBinding, binding_of
-from letopis.outbox.event_log.statements import fetch_all, fetch_one, query_all, query_one
+from letopis.outbox.event_log.statements import fetch_all, fetch_one, on_cursor, query_all, query_one
 from letopis.store.model.codec import EncodedEvent
 from letopis.store.model.identifiers import partition_of, uuid_of
 from letopis.store.model.records import RECORD_PUT, is_record_lane, scope_of
@@ -28,15 +28,13 @@ MAX_EVENTS_PER_LANE: Final = 100
 TARGET_EVENTS_PER_LANE: Final = 10
 """Events of one lane that count when lanes are chosen for a batch. A lane costs the store as much as several events, so
 a backlog is delivered from fewer lanes and more of each; if there are fewer than 50, all take part in every batch."""
-MIN_BYTES_PER_LANE: Final = 64 * 1024
-"""Bytes of a batch that each lane may take, however many others are due."""
+MIN_BYTES_PER_LANE: Final = 64 * 1024  # bytes of a batch that each lane may take, however many others are due
 
 MAX_WHOLE_EVENTS: Final = 5_000
 MAX_WHOLE_BYTES: Final = 16 * 1024 * 1024
 """An append whose events share one condition is delivered whole up to this size; no reader sees a part of it."""
 
-MAX_MEASURED_EVENTS: Final = 10_000
-"""Pending events that :func:`count_lanes` measures exactly."""
+MAX_MEASURED_EVENTS: Final = 10_000  # pending events that :func:`count_lanes` measures exactly
 
 SELECT_LANE: Final = (
     "SELECT conversation_id, owner_id, head, delivered, pruned, state, attempts, due_at, pending_since, fault_class,"
@@ -91,30 +89,20 @@ _LOST: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One conversation's queue as the outbox file holds it. Times are UTC microseconds.
-
-    :ivar head: the last sequence that was appended.
-    :ivar delivered: the last sequence that the history store has confirmed.
-    :ivar pruned: the last sequence that is no longer in the file.
-    :ivar state: ``ready``, ``retrying``, ``blocked`` or ``paused``.
-    :ivar attempts: how often the event after ``delivered`` was refused.
-    :ivar due_at_us: when a retrying lane is due.
-    :ivar pending_since_us: when the oldest pending event was appended; ``None`` if none is pending.
-    :ivar key: what the lane is called in the rows of its events.
-    """
+    """One conversation's queue as the outbox file holds it. Times are UTC microseconds."""
 
     conversation_id: str
     owner_id: str | None
-    head: int
-    delivered: int
-    pruned: int
-    state: str
-    attempts: int
+    head: int  # the last sequence that was appended
+    delivered: int  # the last sequence that the history store has confirmed
+    pruned: int  # the last sequence that is no longer in the file
+    state: str  # ``ready``, ``retrying``, ``blocked`` or ``paused``
+    attempts: int  # how often the event after ``delivered`` was refused
     due_at_us: int
     pending_since_us: int | None
     fault_class: str | None
     fault: str | None
-    key: int
+    key: int  # of the lane in the rows of its events
 
     @property
     def pending(self) -> int:
@@ -123,40 +111,27 @@ class Lane:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DueBatches:
-    """What is to be delivered next.
+    """What is to be delivered next."""
 
-    :ivar batches: one per lane, the longest pending first.
-    :ivar broken: lanes whose next event is not in the file, so that they cannot be delivered.
-    :ivar wait: seconds until the first waiting lane that was read is due; ``None`` if none waits.
-    :ivar incarnation: the relay that held the lease when this was read; outcomes are fenced by it.
-    :ivar full: ``True`` if a limit was reached or another partition is due, so that more may be due.
-    """
-
-    batches: tuple[LaneBatch, ...]
+    batches: tuple[LaneBatch, ...]  # one per lane, the longest pending first
     lanes: Mapping[str, Lane]
-    broken: tuple[Lane, ...]
-    wait: float | None
-    incarnation: int
-    full: bool = False
+    broken: tuple[Lane, ...]  # lanes whose next event is not in the file, so that they cannot be delivered
+    wait: float | None  # seconds until the first waiting lane that was read is due
+    incarnation: int  # the relay that held the lease when this was read; outcomes are fenced by it
+    full: bool = False  # a limit was reached or another partition is due, so more may be
     bound: StoreBinding = UNBOUND
     suspects: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneCounts:
-    """The number of lanes and pending events of an outbox.
-
-    :ivar pending_bytes: of data and metadata. Exact up to 10,000 pending events, extrapolated beyond that.
-    :ivar oldest_pending_us: when the oldest pending event was appended, in UTC microseconds; ``None`` if none is.
-    :ivar lanes: by state; pending lanes, and all blocked ones.
-    :ivar lost: blocked lanes with events that neither the history store nor this file holds.
-    """
+    """The number of lanes and pending events of an outbox."""
 
     pending: int
-    pending_bytes: int
+    pending_bytes: int  # of data and metadata; extrapolated beyond 10,000 pending events
     oldest_pending_us: int | None
-    lanes: Mapping[str, int]
-    lost: int = 0
+    lanes: Mapping[str, int]  # by state; pending lanes, and all blocked ones
+    lost: int = 0  # blocked lanes with events that neither the history store nor this file holds
 
 
 def next_batch(
@@ -170,14 +145,7 @@ def next_batch(
     exclude: Collection[str] = (),
     partitions: int = 1,
 ) -> DueBatches:
-    """Read the next batch: the longest pending lanes first, each with a share, so that a long one starves no other.
-
-    All its lanes are of one partition of the store, that of the longest pending one: deliveries to different partitions
-    do not wait for each other.
-
-    Memory is bounded by the limits, whatever the backlog. A single event larger than ``max_bytes`` is still delivered,
-    alone. Nothing is due while the operator has paused the relay.
-    """
+    """Read the longest pending lanes of one partition, each with a share, so that a long one starves no other."""
     with closing(connection.connection.cursor()) as cursor:
         lanes: list[Lane] = []
         partition: int | None = None
@@ -186,7 +154,7 @@ def next_batch(
         paused = query_one(cursor, _PAUSED) is not None
         cursor.execute(_PENDING_LANES)
         for row in () if paused else iter(cursor.fetchone, None):
-            lane = lane_of(row)
+            lane = Lane(*row)
             if lane.conversation_id in exclude:
                 continue
             if lane.state == "retrying" and (left := waits.remaining(lane.conversation_id, lane.due_at_us)) > 0:
@@ -204,10 +172,10 @@ def next_batch(
                 full = True
                 break
         batches, broken = _read_batches(cursor, lanes, max_events=max_events, max_bytes=max_bytes, per_lane=per_lane)
-        found = {batch.conversation_id for batch in batches}
+        batched = {batch.conversation_id for batch in batches}
         return DueBatches(
             batches=tuple(batches),
-            lanes={lane.conversation_id: lane for lane in lanes if lane.conversation_id in found},
+            lanes={lane.conversation_id: lane for lane in lanes if lane.conversation_id in batched},
             broken=tuple(broken),
             wait=wait,
             incarnation=incarnation_of(cursor),
@@ -254,7 +222,7 @@ def _read_batches(
             taken += size
         if events and (rest := _rest_of_append(cursor, lane, events[-1])):
             events += rest
-            taken += sum(_size(one.event) for one in rest)
+            taken += sum(_size(follower.event) for follower in rest)
         if events:
             batches.append(
                 LaneBatch(conversation_id=lane.conversation_id, deliveries=tuple(events), pruned=lane.pruned)
@@ -268,10 +236,7 @@ def _read_batches(
 
 
 def _rest_of_append(cursor: Any, lane: Lane, last: SequencedEvent) -> list[SequencedEvent]:
-    """Return the events that share the condition of the last one of a batch; none if they are too many for a batch.
-
-    They are one decision of the history store, and one change of the path: who reads there sees all of it or nothing.
-    """
+    """Return the events that share the condition of a batch's last one; none if they are too many for a batch."""
     batch_id = batch_of(last.event) if last.sequence < lane.head else None
     if batch_id is None:
         return []
@@ -315,23 +280,19 @@ def delivered_positions_of(connection: sa.Connection, *, conversation_ids: Colle
 
 
 def lost_lanes(connection: sa.Connection) -> Mapping[str, int]:
-    """Return the lanes that are blocked because neither the history store nor this file holds some of their events.
-
-    Each with the sequence that the store has to reach before the events of this file can follow.
-    """
+    """Return lanes with events that nothing holds, each with the sequence that the store has to reach first."""
     return dict(fetch_all(connection, _LOST))
 
 
 def find_lane(connection: sa.Connection, conversation_id: str) -> Lane | None:
     """Return a conversation's lane; ``None`` if no event was ever appended to it here."""
     row = fetch_one(connection, _LANE_OF, (conversation_id,))
-    return None if row is None else lane_of(row)
+    return None if row is None else Lane(*row)
 
 
 def count_lanes(connection: sa.Connection) -> LaneCounts:
     """Count lanes and pending events; reads only pending lanes."""
-    with closing(connection.connection.cursor()) as cursor:
-        return lane_counts_of(cursor)
+    return on_cursor(connection, lane_counts_of)
 
 
 def lane_counts_of(cursor: Any) -> LaneCounts:
@@ -357,29 +318,13 @@ def incarnation_of(cursor: Any) -> int:
     return 0 if row is None else int(row[0])
 
 
-def lane_of(row: Sequence[Any]) -> Lane:
-    """Return the lane of a row of :data:`SELECT_LANE`."""
-    return Lane(*row)
-
-
 def sequenced_event(conversation_id: str, row: Sequence[Any]) -> SequencedEvent:
     """Return the event of a row of the log, from its sequence on."""
     sequence, event_id, type_name, schema_version, data, metadata, digest, salt, occurred_at, redacted = row
     if type(data) is not str:
         data = ""  # the file was damaged: this text matches no digest
-    event = EncodedEvent(
-        conversation_id,
-        uuid_of(event_id),
-        type_name,
-        schema_version,
-        data,
-        metadata,
-        digest,
-        salt,
-        occurred_at,
-        redacted == 1,
-    )
-    return SequencedEvent(sequence, event)
+    values = (type_name, schema_version, data, metadata, digest, salt, occurred_at, redacted == 1)
+    return SequencedEvent(sequence, EncodedEvent(conversation_id, uuid_of(event_id), *values))
 
 
 def _size(event: EncodedEvent) -> int:

@@ -9,6 +9,7 @@ from uuid import UUID
 import orjson
 import sqlalchemy as sa
 
+from letopis.outbox.event_log.append_encoding import made_id
 from letopis.outbox.event_log.statements import fetch_all, fetch_one
 from letopis.store.model.event_types import ConversationDeleted, ConversationRewound, MessageAppended
 from letopis.store.model.identifiers import derived_event_id
@@ -46,10 +47,7 @@ _RETAINED_OF: Final = _CONVERSATIONS_OF.format(start="l.pruned", lanes="true")
 
 
 def conversations_of(connection: sa.Connection, message_id: str, *, retained: bool, limit: int) -> list[str]:
-    """Return conversations to which a message was appended, by reading all events that are pending.
-
-    :param retained: by reading those that were delivered, too.
-    """
+    """Return conversations to which a message was appended, by reading pending (or all retained) events."""
     statement = _RETAINED_OF if retained else _PENDING_OF
     return [row[0] for row in fetch_all(connection, statement, (MessageAppended.type, message_id, limit))]
 
@@ -96,7 +94,7 @@ def conflict_of(connection: sa.Connection, event_ids: Iterable[UUID]) -> Conflic
 def holds_message(connection: sa.Connection, conversation_id: str, message_id: str) -> bool:
     """Return True if the file holds the event that appended a message; pruned ones are in the history store."""
     derived = derived_event_id(conversation_id, message_id).bytes
-    own = _as_uuid(message_id)
+    own = made_id(message_id)
     ids = (derived, derived if own is None else own.bytes)
     return (
         fetch_one(connection, _BY_EVENT, (*ids, conversation_id, MessageAppended.type)) is not None
@@ -108,10 +106,3 @@ def cuts_path(connection: sa.Connection, conversation_id: str) -> bool:
     """Return True if a pending event may take messages off the path."""
     values = (conversation_id, ConversationRewound.type, ConversationDeleted.type)
     return fetch_one(connection, _CUT, values) is not None
-
-
-def _as_uuid(text: str) -> UUID | None:
-    try:
-        return UUID(text)
-    except ValueError:
-        return None

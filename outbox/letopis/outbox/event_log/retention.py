@@ -84,7 +84,7 @@ class StoredRow:
     def event(self, conversation_id: str, origin_id: UUID) -> RecordedEvent:
         """Return the event; its version in the history store is not known here."""
         _, event_id, name, schema_version, data, metadata, digest, salt, occurred_at, _ = self.values
-        read_data, read_metadata = _decoded(data, self.sequence), _decoded(metadata, self.sequence)
+        read_data, read_metadata = decoded(data, self.sequence), decoded(metadata, self.sequence)
         return RecordedEvent(
             conversation_id=conversation_id,
             event_id=uuid_of(event_id),
@@ -100,7 +100,7 @@ class StoredRow:
 
     @property
     def data(self) -> Mapping[str, Any]:
-        return _decoded(self.values[4], self.sequence)
+        return decoded(self.values[4], self.sequence)
 
     @property
     def event_id(self) -> UUID:
@@ -119,7 +119,7 @@ class StoredRow:
         return self.type == MessageAppended.type
 
 
-def _decoded(text: str | None, sequence: int) -> Mapping[str, Any]:
+def decoded(text: str | None, sequence: int) -> Mapping[str, Any]:
     try:
         return decode(text)
     except ValueError:
@@ -139,11 +139,7 @@ def rows_after(
 
 
 def prune_bodies(cursor: Any, *, most: int = MAX_RETAINED_BODY_BYTES) -> int:
-    """Prune the oldest delivered changes of records until the values of the others take at most ``most`` bytes.
-
-    They are pruned as a prefix of their lanes, as all events are, so that what a restored history store cannot get back
-    is noticed and told. Return how many were pruned.
-    """
+    """Prune the oldest delivered changes of records, as prefixes of lanes, until values take at most ``most``."""
     [(total,)] = query_all(cursor, _BODY_BYTES)
     if total <= most:
         return 0
@@ -169,11 +165,7 @@ def _prune_lane(cursor: Any, lane: int, first: int, last: int) -> int:
 
 
 class Pruner:
-    """Prunes delivered events that are beyond the retention, in small transactions.
-
-    Maintenance for the relay: call it in a write transaction, again while it returns True. Each round visits every lane
-    once. Only a prefix of the delivered events is pruned, so a lane never has a gap.
-    """
+    """Prunes delivered events beyond the retention, a prefix of each lane, in small write transactions."""
 
     def __init__(self, retention: Retention, now_us: Callable[[], int], *, limit: int = 500) -> None:
         self._retention = retention

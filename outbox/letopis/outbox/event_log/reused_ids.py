@@ -39,11 +39,7 @@ _ERASED: Final = (
 
 
 class PathUnknown(LetopisError):
-    """Messages that were delivered are appended again, and only the history store knows whether it still shows them.
-
-    :ivar messages: their ids, by the ids of their events.
-    :ivar targets: pending messages to which a rewind led, and which the store may have from another outbox.
-    """
+    """Delivered messages are appended again, and only the history store knows whether it still shows them."""
 
     def __init__(self, messages: dict[UUID, str], targets: set[str]) -> None:
         super().__init__("only the history store knows whether these messages are on the path")
@@ -52,80 +48,57 @@ class PathUnknown(LetopisError):
 
 
 class IdUse(NamedTuple):
-    """Where an event id is in use.
-
-    :ivar salt: ``None`` where the content was erased.
-    :ivar first: the id of the event that appended the message first, as an integer; another one if this puts it back.
-    :ivar delivered: True if it appends a message and the history store has it, and did not set it aside.
-    """
+    """Where an event id is in use."""
 
     conversation_id: str
     sequence: int
     digest: bytes
-    salt: bytes | None
-    first: int
-    delivered: bool = False
+    salt: bytes | None  # ``None`` where the content was erased
+    first: int  # the event that appended the message first, as an integer; another one if this puts it back
+    delivered: bool = False  # it appends a message and the history store has it, and did not set it aside
 
 
 @dataclass(slots=True)
 class UsedIds:
-    """The event ids in use among those about to be appended, and those that the appends add.
+    """The event ids in use among those about to be appended, and those that the appends add."""
 
-    :ivar ids: by event id, as an integer.
-    :ivar newest: by the id of the event that appended a message first, that of the last one that puts it back.
-    :ivar paths: the path of each conversation in which a known message may have left it.
-    :ivar erased: conversation and id of each message that is about to be edited or put back, and whose content was
-        erased.
-    """
-
-    ids: dict[int, IdUse] = field(default_factory=dict)
+    ids: dict[int, IdUse] = field(default_factory=dict)  # by event id, as an integer
+    # by the event that appended a message first, the last one that puts it back
     newest: dict[int, int] = field(default_factory=dict)
+    # of each conversation in which a known message may have left it
     paths: dict[str, KnownPath] = field(default_factory=dict)
     erased: set[tuple[str, str]] = field(default_factory=set)
 
     @classmethod
     def read(cls, cursor: Any, known: Iterable[int], events: Collection[EncodedEvent]) -> Self:
         """Read what is in the file under the ids of ``events``, and of the messages that they edit."""
-        found = cls()
+        used = cls()
         for position in known:
             for row in query_all(cursor, _AT, (position,)):
-                use = found._add_row(row)
+                use = used._add_row(row)
                 if use.delivered:
                     values = (use.conversation_id, use.sequence, PUT_BACK_PATH, str(UUID(int=use.first)))
                     for newer in query_all(cursor, _NEWEST_PUT_BACK, values):
-                        found.newest[use.first] = int.from_bytes(newer[0])
-                        found._add_row(newer)
-        if found.ids or len({event.event_id for event in events}) < len(events):
+                        used.newest[use.first] = int.from_bytes(newer[0])
+                        used._add_row(newer)
+        if used.ids or len({event.event_id for event in events}) < len(events):
             rewound = {event.conversation_id for event in events if event.type == ConversationRewound.type}
-            names = {use.conversation_id for use in found.ids.values()}
+            names = {use.conversation_id for use in used.ids.values()}
             for name in names | rewound:
                 if name in rewound or query_one(cursor, _REWOUND, (name,)) is not None:
-                    found.paths[name] = read_path(cursor, name)
+                    used.paths[name] = read_path(cursor, name)
         for event in events:
             if event.type == MessageEdited.type:
                 edited = (event.conversation_id, _message(event))
                 if query_one(cursor, _ERASED, edited) is not None:
-                    found.erased.add(edited)
-        return found
+                    used.erased.add(edited)
+        return used
 
     def _add_row(self, row: Sequence[Any]) -> IdUse:
         event_id, conversation_id, sequence, digest, salt, metadata, delivered = row
         used = int.from_bytes(event_id)
         use = self.ids[used] = IdUse(conversation_id, sequence, digest, salt, _first(used, metadata), bool(delivered))
         return use
-
-    def reason(self, event: EncodedEvent, use: IdUse) -> Reuse | None:
-        """Return why an event may not be appended under an id in use; ``None`` if it has the same content."""
-        if use.conversation_id != event.conversation_id:
-            return Reuse.OTHER_CONTENT
-        return self.other_content(event, use)
-
-    @staticmethod
-    def other_content(event: EncodedEvent, known: IdUse | EncodedEvent) -> Reuse | None:
-        """Return why an event is not the one that is known under its id; ``None`` if it has the same content."""
-        if known.salt is None:
-            return Reuse.ERASED
-        return None if event.has_content_of(known.digest, known.salt) else Reuse.OTHER_CONTENT
 
     def check_edits(self, events: Iterable[EncodedEvent]) -> None:
         """Refuse edits of erased messages, which would never be read."""
@@ -146,16 +119,11 @@ class UsedIds:
 
 @dataclass(slots=True)
 class SortedEvents:
-    """The events of one append.
+    """The events of one append."""
 
-    :ivar new: those that are to be written, each once; those that put a message back as they are written.
-    :ivar ids: one an event of the append: under which it is there, or will be.
-    :ivar path: the conversation's after the append; ``None`` if no known message can have left it.
-    """
-
-    new: list[EncodedEvent]
-    ids: list[UUID]
-    path: KnownPath | None
+    new: list[EncodedEvent]  # to be written, each once; those that put a message back as they are written
+    ids: list[UUID]  # one an event of the append: under which it is there, or will be
+    path: KnownPath | None  # the conversation's after the append; ``None`` if no known message can have left it
 
     def add(self, event: EncodedEvent, first: int) -> None:
         self.new.append(event)
@@ -182,7 +150,7 @@ def sort_events(prepared: Prepared, used: UsedIds, *, deleted: bool) -> SortedEv
         first = event_id.int if use is None else use.first
         shown = None if prepared.shown is None else prepared.shown.get(event.event_id)
         if use is not None:
-            reason = used.reason(event, use)
+            reason = _other_content(event, use)
             if reason is None and sorted_events.path is not None and sorted_events.path.erased(first):
                 reason = Reuse.ERASED  # of a reset that is pending, so that the content is still here
             # It was edited, or what the file holds of it was set aside.
@@ -197,7 +165,7 @@ def sort_events(prepared: Prepared, used: UsedIds, *, deleted: bool) -> SortedEv
             sorted_events.add(event, first)
             continue
         else:
-            reason = used.other_content(event, own[event_id.int])
+            reason = _other_content(event, own[event_id.int])
         newest = event_id.int if use is None else used.newest.get(first, event_id.int)
         if reason is None and message_id is not None:
             left = sorted_events.path is not None and sorted_events.path.left(first)
@@ -229,6 +197,15 @@ def sort_events(prepared: Prepared, used: UsedIds, *, deleted: bool) -> SortedEv
         # The event that was to decide for all is there already, or is put back under another id.
         sorted_events.new = with_one_leader(sorted_events.new)
     return sorted_events
+
+
+def _other_content(event: EncodedEvent, known: IdUse | EncodedEvent) -> Reuse | None:
+    """Return why an event is not the one that is known under its id; ``None`` if it has the same content."""
+    if event.conversation_id != known.conversation_id:
+        return Reuse.OTHER_CONTENT
+    if known.salt is None:
+        return Reuse.ERASED
+    return None if event.has_content_of(known.digest, known.salt) else Reuse.OTHER_CONTENT
 
 
 def _use_of(event: EncodedEvent, prepared: Prepared, used: UsedIds) -> tuple[UUID, IdUse | None]:

@@ -1,8 +1,4 @@
-"""The tables of the outbox file: the local event log, its lanes, and what the relay remembers.
-
-The bot's own tables may live in the same file, so every name here starts with ``letopis_outbox_``. Times are UTC
-microseconds since 1970.
-"""
+"""The tables of the outbox file, all ``letopis_outbox_*`` beside the bot's own; times are UTC microseconds."""
 
 from __future__ import annotations
 

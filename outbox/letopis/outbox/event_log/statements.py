@@ -1,25 +1,27 @@
-"""Run one statement on a driver's cursor and fetch what it returns.
-
-``query_*`` take an open DBAPI cursor, ``fetch_*`` and :func:`iterate` a connection, whose cursor they close. The result
-is fetched from the cursor and never from what its ``execute`` returns: an asynchronous driver's adapter returns another
-object there.
-"""
+"""Run one statement on a driver's cursor, or on a connection whose cursor is closed, and fetch its result."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
+T = TypeVar("T")
 Values = Sequence[Any] | Mapping[str, Any]
+
+
+def on_cursor(connection: sa.Connection, work: Callable[..., T], *values: Any) -> T:
+    """Return what ``work(cursor, *values)`` returns, on a cursor of the driver's connection."""
+    with closing(connection.connection.cursor()) as cursor:
+        return work(cursor, *values)
 
 
 def query_one(cursor: Any, statement: str, values: Values = ()) -> Any | None:
     """Return the first row of a statement, or ``None``."""
-    cursor.execute(statement, values)
+    cursor.execute(statement, values)  # an asynchronous driver's adapter returns something else than the cursor
     return cursor.fetchone()
 
 

@@ -14,22 +14,12 @@ from letopis.outbox.file.identity import FileId, file_id_of
 
 
 class Signal:
-    """A notification that any number of tasks can wait for.
-
-    Read :attr:`generation` before checking the condition, then wait for a later one::
-
-        seen = signal.generation
-        if not condition():
-            await signal.wait(after=seen)
-
-    Wake-ups may be spurious or coalesced: check the condition again after each.
-    """
+    """Wakes any number of tasks: read ``generation``, check the condition, then wait for a later one."""
 
     __slots__ = ("_waiters", "generation")
 
     def __init__(self) -> None:
-        self.generation = 0
-        """How often :meth:`notify` was called."""
+        self.generation = 0  # how often :meth:`notify` was called
         self._waiters: set[asyncio.Future[None]] = set()
 
     def notify(self) -> None:
@@ -54,25 +44,11 @@ class Signal:
 
 POLL_MIN_SECONDS: Final = 0.005
 POLL_MAX_SECONDS: Final = 0.25
-QUIET_FRACTION: Final = 0.01
-"""The pause between two polls, as a fraction of the time since the last change."""
+QUIET_FRACTION: Final = 0.01  # the pause between two polls, as a fraction of the time since the last change
 
 
 class FileWatcher:
-    """A thread that polls ``PRAGMA data_version`` and notifies a signal when another connection has committed.
-
-    It polls every 5 ms while the file is busy and backs off to 250 ms: the pause is a hundredth of the time since the
-    last commit, so that a wake-up is late by at most 1 % of the idle time. The event loop is never blocked. The
-    connection is the watcher's own, and ``data_version`` changes with every commit of another connection: commits of
-    this process are noticed too, which costs one needless wake-up.
-
-    Not promised: a notification for each commit. None comes while the file cannot be read; a waiter needs a
-    timeout of its own.
-
-    :param signal: notified in the event loop that entered the watcher.
-    :ivar eager: set it to ``False`` while commits are of no interest: it then polls every ``poll_max_seconds``.
-    :ivar replaced: ``True`` once another file, or none, is at the path; this watcher still polls the old one.
-    """
+    """A thread that polls ``data_version`` and notifies a signal when another connection has committed."""
 
     def __init__(
         self,

@@ -24,18 +24,11 @@ from letopis.outbox.file.sqlite_errors import is_busy, is_conflict, is_full, sql
 from letopis.outbox.file.wal_checkpoint import WalCheckpoint, wal_size
 from letopis.store.errors import LetopisError, OutboxUnavailable
 
-LOCK_TIMEOUT_SECONDS: Final = 10.0
-"""How long a write waits for the file before it is refused."""
+LOCK_TIMEOUT_SECONDS: Final = 10.0  # how long a write waits for the file before it is refused
 
 
 class WriteGate(FairLock):
-    """Lets one writer of this process at a time to the file, while the file is in its place and has room.
-
-    A writer holds the lock from before its transaction begins until after it has committed. It calls
-    :meth:`check_space` before it adds events, and ``verify_file`` as late as it can before it commits.
-
-    :ivar verify_file: refuses to write where the file is not in its place; ``files.verify``.
-    """
+    """Lets one writer of this process at a time to the file, while that is in its place and has room."""
 
     def __init__(self, path: Path, file_id: FileId, *, bounds: Bounds) -> None:
         super().__init__()
@@ -58,15 +51,13 @@ class WriteGate(FairLock):
 
 logger = logging.getLogger("letopis.outbox.writer")
 
-MAX_COMMIT_ATTEMPTS: Final = 3
-"""How often a transaction is run whose commit ended in an error."""
+MAX_COMMIT_ATTEMPTS: Final = 3  # how often a transaction is run whose commit ended in an error
 _BUSY_TIMEOUT_MS: Final = 2
 """How long SQLite itself waits for the lock before it is asked again. It looks each millisecond at first, then less and
 less often, up to 100 ms, and would meet a bot that writes all the time only by chance."""
 
 Work = Callable[[sa.Connection], Any]
-Member = Prepared | Work
-"""What one caller wants written."""
+Member = Prepared | Work  # what one caller wants written
 
 
 class _CommitFailed(Exception):
@@ -84,10 +75,7 @@ class Committer:
         self._open: tuple[sa.Connection, sqlite3.Connection] | None = None
 
     def commit(self, members: Sequence[Member]) -> list[Any]:
-        """Write ``members`` in one transaction; return a value or an error for each, after COMMIT.
-
-        Where they cannot be written together, each is written alone.
-        """
+        """Write ``members`` in one transaction, or each alone; return a value or an error for each, after COMMIT."""
         deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
         failed_commits = 0
         while True:
@@ -142,10 +130,7 @@ class Committer:
         return [self.commit([member])[0] for member in members]
 
     def _without_space(self, members: Sequence[Member], error: BaseException) -> list[Any] | None:
-        """Return the outcome of ``members`` on a full disk; ``None`` to try again with the space of the reserve.
-
-        The reserve is for acknowledgements and the like, not for new events.
-        """
+        """Return the outcome of ``members`` on a full disk; ``None`` to try again with the reserve's space."""
         if len(members) > 1:
             return self._commit_alone(members)
         if isinstance(members[0], Prepared) or not self._gate.reserve.release():

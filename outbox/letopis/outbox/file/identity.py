@@ -15,11 +15,9 @@ from letopis.outbox.event_log.statements import fetch_one
 from letopis.store.errors import OutboxUnavailable
 from letopis.store.rules.apply_plan import Origin
 
-FileId = tuple[int, int]
-"""Device and inode of a file: what tells it from its copy."""
+FileId = tuple[int, int]  # device and inode of a file: what tells it from its copy
 
-_TIME_GRANULARITY_NS: Final = 50_000_000
-"""Several times the step of the clock that file systems take times from."""
+_TIME_GRANULARITY_NS: Final = 50_000_000  # several times the step of the clock that file systems take times from
 _VERIFY_BESIDE_SECONDS: Final = 1.0
 """How often the -wal and the -shm are looked at while their folder does not seem to change."""
 
@@ -32,26 +30,19 @@ _REPLACE: Final = "UPDATE letopis_outbox_origin SET origin_id = ?, epoch = 1, de
 
 
 def file_id_of(path: Path | str) -> FileId:
-    """Return device and inode of a file.
-
-    The file is not opened: closing any descriptor of a live SQLite file drops the process's locks on it.
-    """
+    """Return device and inode of a file."""
+    # Not opened: closing any descriptor of a live SQLite file drops the process's locks on it.
     state = os.stat(path)  # noqa: PTH116 - on the writer's path; Path.stat() is slower
     return state.st_dev, state.st_ino
 
 
+# SQLite does not notice when they are not: it goes on writing into a file that was removed, and what it commits there
+# is gone with the process. Nor does it notice when the -wal is another file's, and damages that one.
 class FileIdentityGuard:
-    """Watches over the files of an open outbox, each of which has to stay in its place.
-
-    SQLite does not notice when they are not: it goes on writing into a file that was removed, and what it commits there
-    is gone with the process. It does not notice either when the -wal is another file's, and damages that one.
-
-    :param file_id: of the database, when it was opened.
-    :ivar size: bytes of the file and its WAL at most a second ago; no page in use lies elsewhere. ``None`` if unknown.
-    """
+    """Watches over the files of an open outbox, each of which has to stay in its place."""
 
     def __init__(self, path: Path, file_id: FileId) -> None:
-        self.size: int | None = None
+        self.size: int | None = None  # bytes of the file and its WAL, at most a second ago
         self._path = str(path)
         self._folder = str(path.parent)
         self._file_id = file_id
@@ -67,11 +58,7 @@ class FileIdentityGuard:
                 self._beside.append((beside, file_id_of(beside)))
 
     def verify(self) -> None:
-        """Do nothing if all files are in their places.
-
-        The -wal and the -shm are looked at when their folder has changed, and once a second. To look at the -wal before
-        each append would slow its commit: Linux (from 6.13) writes an exact time to each file whose times were read.
-        """
+        """Do nothing if all files are in their places."""
         try:
             folder = os.stat(self._folder)  # noqa: PTH116 - as in file_id_of
             database = os.stat(self._path)  # noqa: PTH116
@@ -83,6 +70,8 @@ class FileIdentityGuard:
             raise OutboxUnavailable("the outbox file was replaced by another while it was open: restart the program")
         if database.st_size == 0:
             raise OutboxUnavailable("the outbox file was emptied while it was open: restore a backup, then restart")
+        # Linux (from 6.13) writes an exact time to a file whose times were read: to look at the -wal before each append
+        # would slow its commit.
         state = (folder.st_dev, folder.st_ino, folder.st_mtime_ns)
         if state != self._verified_folder or time.monotonic() >= self._verify_beside_at:
             self._verify_beside(database.st_size)
@@ -134,11 +123,7 @@ def load_origin(connection: sa.Connection, path: Path, *, now_us: int) -> Origin
 
 
 def assign_new_identity(connection: sa.Connection, path: Path, *, now_us: int) -> Origin:
-    """Give the file a new identity, for a copy that is to live on beside its original.
-
-    In a transaction that holds the write lock, with no other process on the file. What the lanes remember of the old
-    identity does not change.
-    """
+    """Give a copy an identity of its own, with no other process on the file; lanes stay as they are."""
     device, inode = (str(number) for number in file_id_of(path))
     origin_id = uuid4()
     connection.exec_driver_sql(_REPLACE, (origin_id.bytes, device, inode, now_us))

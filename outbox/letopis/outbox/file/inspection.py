@@ -59,18 +59,15 @@ def read_file(path: Path, work: Callable[[sqlite3.Cursor], T]) -> T:
             cursor.execute("PRAGMA checkpoint_fullfsync=ON")
             cursor.execute("BEGIN")
             tables = [row[0] for row in cursor.execute(TABLES)]
-            found = cursor.execute(OUTBOX_MIGRATIONS.query) if OUTBOX_MIGRATIONS.version_table in tables else ()
-            check_revision(revision_of([row[0] for row in found], OUTBOX_MIGRATIONS), path, tables)
+            rows = cursor.execute(OUTBOX_MIGRATIONS.query) if OUTBOX_MIGRATIONS.version_table in tables else ()
+            check_revision(revision_of([row[0] for row in rows], OUTBOX_MIGRATIONS), path, tables)
             return work(cursor)
 
     return with_reserve(path, read)
 
 
 def with_reserve(path: Path, read: Callable[[], T]) -> T:
-    """Return what ``read`` returns, and raise SQLite's errors as ours.
-
-    On a full disk a read needs a little space too, where no other process has the file open: the reserve gives it.
-    """
+    """Return what ``read`` returns, with the disk reserve's space if needed, and raise SQLite's errors as ours."""
     while True:
         try:
             return read()

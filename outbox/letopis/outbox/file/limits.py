@@ -50,14 +50,8 @@ class Bounds:
                 raise InvalidInput(name, "must be at least 1, or None for no limit")
 
     def check(self, cursor: Any, size: int | None = None, wal: Callable[[], int] = lambda: 0) -> None:
-        """Do nothing if there is room for more, in the transaction that is open on a DBAPI ``cursor``.
-
-        One transaction may take the outbox past a limit by what it adds.
-
-        :param size: an upper bound of the bytes in use, at most a second old. The pages in use are counted only where
-            it is above half the limit, because every append pays for the count.
-        :param wal: returns the bytes of the WAL; called near the limit only.
-        """
+        """Do nothing if there is room; ``size`` is an upper bound of the bytes in use, ``wal()`` those of the WAL."""
+        # The pages in use are counted near the limit only: every append would pay for the count.
         if self.max_bytes is not None and (size is None or size >= self.max_bytes // 2):
             cursor.execute(_USED)
             used = cursor.fetchone()[0]
@@ -104,16 +98,7 @@ def release_reserve(path: Path) -> bool:
 
 
 class DiskReserve:
-    """What an outbox keeps free on its disk: a watermark for new events, and a reserve file for everything else.
-
-    Below the watermark new events are refused, while delivery continues. When other programs fill the disk to the last
-    byte, the reserve is deleted, which makes space for acknowledgements and for the operator's commands. It is created
-    again when the disk has room for both. Several processes may do either at the same time.
-
-    Not promised: that the reserve is there. The relay creates it when it is idle, some seconds after it began.
-
-    :param watermark: bytes that new events leave free; ``None`` for no limit.
-    """
+    """What an outbox keeps free on its disk: a watermark for new events, and a reserve for all else."""
 
     def __init__(self, path: Path, *, watermark: int | None, reserve: int = RESERVE_BYTES) -> None:
         self._path = path
@@ -149,10 +134,7 @@ class DiskReserve:
         return release_reserve(self._path)
 
     def restore(self) -> bool:
-        """Create the reserve if it is missing and the disk has room for it above the watermark.
-
-        Return True if it is there. Blocks for some milliseconds.
-        """
+        """Create the reserve if the disk has room for it above the watermark. Return True if it is there."""
         reserve = reserve_path(self._path)
         if reserve.exists():
             return True

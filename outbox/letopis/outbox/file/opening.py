@@ -39,22 +39,16 @@ _INSPECT_TIMEOUT_SECONDS: Final = 3.0
 
 
 class OpenedFile(NamedTuple):
-    """An outbox file that is ready for use.
-
-    :ivar anchor: a connection that stays open, and keeps the -wal and the -shm in place.
-    """
+    """An outbox file that is ready for use."""
 
     engine: sa.Engine
     origin: Origin
     file_id: FileId
-    anchor: sa.Connection
+    anchor: sa.Connection  # a connection that stays open, and keeps the -wal and the -shm in place
 
 
 async def read_snapshot(path: str | os.PathLike[str], work: Callable[[sa.Connection], T]) -> T:
-    """Run ``work(connection)`` over one snapshot of an outbox file, without changing the file.
-
-    For programs that inspect an outbox: creates nothing, migrates nothing, raises no epoch.
-    """
+    """Run ``work(connection)`` over one snapshot of an outbox file, which it neither creates nor changes."""
     return await asyncio.to_thread(_read_snapshot, outbox_path(path), work)
 
 
@@ -76,10 +70,8 @@ def _read_snapshot(path: Path, work: Callable[[sa.Connection], T]) -> T:
 
 @contextmanager
 def open_read_only(path: Path) -> Iterator[sa.Connection]:
-    """Open one snapshot of an SQLite file of unknown origin; nothing of it can change, not even its journal mode.
-
-    It is not SQLite's ``mode=ro``, which leaves a -wal and a -shm behind where there were none.
-    """
+    """Open one snapshot of an SQLite file of unknown origin; nothing of it can change."""
+    # Not SQLite's ``mode=ro``, which leaves a -wal and a -shm behind where there were none.
     engine = _create_engine(path, timeout=_INSPECT_TIMEOUT_SECONDS)
     try:
         with engine.connect() as connection:
@@ -123,15 +115,15 @@ def open_file(path: Path, *, create: bool, now_us: Callable[[], int]) -> OpenedF
 
 def _is_current(connection: sa.Connection, path: Path, *, create: bool) -> bool:
     """Return False if the file is to be migrated."""
-    found = revision_state(connection, OUTBOX_MIGRATIONS)
-    if found.state is SchemaState.MISSING and not create:
+    revision = revision_state(connection, OUTBOX_MIGRATIONS)
+    if revision.state is SchemaState.MISSING and not create:
         # An outbox that was cut to nothing must not look like a new one.
-        check_revision(found, path, connection.exec_driver_sql(TABLES).scalars())
-    if found.state is SchemaState.MISSING and sa.inspect(connection).has_table(STORE.version_table):
+        check_revision(revision, path, connection.exec_driver_sql(TABLES).scalars())
+    if revision.state is SchemaState.MISSING and sa.inspect(connection).has_table(STORE.version_table):
         raise ConfigurationError(f"{path.name!r} is a history store: give the outbox a file of its own")
-    if found.state in (SchemaState.NEWER, SchemaState.FOREIGN):
-        raise ConfigurationError(f"{path.name!r}: {found.advice(OUTBOX_MIGRATIONS, command='letopis init')}")
-    return found.state is SchemaState.CURRENT
+    if revision.state in (SchemaState.NEWER, SchemaState.FOREIGN):
+        raise ConfigurationError(f"{path.name!r}: {revision.advice(OUTBOX_MIGRATIONS, command='letopis init')}")
+    return revision.state is SchemaState.CURRENT
 
 
 def _sync_engine(path: Path) -> sa.Engine:

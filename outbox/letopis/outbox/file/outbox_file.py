@@ -170,8 +170,8 @@ class OutboxFile:
             await run_to_completion(thread.run(work))
             return cls(path=where, opened=opened[0], thread=thread, bounds=bounds, now=now, one_thread=one_thread)
         except BaseException:  # a cancelled open leaves no thread and no connection behind either
-            for one in opened:
-                await run_to_completion(thread.run(one.anchor.close))
+            for outbox in opened:
+                await run_to_completion(thread.run(outbox.anchor.close))
             await run_to_completion(thread.close())
             raise
 

@@ -18,16 +18,11 @@ _PROGRESS: Final = "SELECT head, delivered FROM letopis_outbox_lanes WHERE conve
 
 @dataclass(frozen=True, slots=True)
 class LaneProgress:
-    """How far a conversation has got in the file.
+    """How far a conversation has got in the file."""
 
-    :ivar head: the last sequence in the file; 0 for none.
-    :ivar delivered: the last sequence that was delivered.
-    :ivar known: ``False`` where the file could not be read.
-    """
-
-    head: int = 0
+    head: int = 0  # 0 for none
     delivered: int = 0
-    known: bool = True
+    known: bool = True  # ``False`` where the file could not be read
 
     @property
     def settled(self) -> bool:
@@ -40,13 +35,7 @@ UNKNOWN_PROGRESS: Final = LaneProgress(known=False)
 
 
 class PendingProbe:
-    """A connection of its own to an outbox file, for single statements.
-
-    A reader of the history store asks here from its own thread, so that a read with nothing pending crosses into no
-    other thread. A look-up never waits for a lock of the file.
-
-    :param verify: raises ``OutboxUnavailable`` where the file at the path is not the one that was opened.
-    """
+    """A connection of its own to an outbox file, by which any thread looks up without waiting for a lock."""
 
     def __init__(self, path: Path, verify: Callable[[], None] = lambda: None) -> None:
         self._path = path
@@ -91,8 +80,8 @@ class PendingProbe:
 
     def _connect(self) -> sqlite3.Connection:
         # Mode `rw` does not create a missing file. The lock, not SQLite, keeps threads apart.
-        place = f"{self._path.as_uri()}?mode=rw"
-        connection = sqlite3.connect(place, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
+        address = f"{self._path.as_uri()}?mode=rw"
+        connection = sqlite3.connect(address, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA query_only=ON")
         return connection
 

@@ -41,25 +41,13 @@ def last_sign_of_life(lock_file: Path) -> int | None:
 
 
 def lives(heartbeat_us: int, outbox: Path, *, now_us: int, within: float) -> bool:
-    """Return True if the holder of a lease is at work, by its row in the outbox and its lock file.
-
-    A relay that serves many files closes those that are quiet, and then gives its signs of life beside them.
-
-    :param within: seconds.
-    """
+    """Return True if a lease's holder is at work, by its row or, where its relay closed the file, its lock file."""
     sign = last_sign_of_life(lock_path(outbox))
     return sign != RELEASED and now_us - max(heartbeat_us, sign or 0) <= within * 1_000_000
 
 
 def ended_without_stopping(pid: int, host: str, boot: str, outbox: Path) -> bool:
-    """Return True if the holder that a lease's row names is certainly gone, as after ``kill -9``: its lock is free.
-
-    The lock ends with its process, so no clock is involved. False where this machine cannot tell: the holder ran on
-    another one, before a restart, or on a system without such locks. A holder that took the lease over from a silent
-    one has no lock, and is known by its pid.
-
-    :param pid: 0 for a holder that released the lease.
-    """
+    """Return True if a lease's holder is certainly gone, as after ``kill -9``: its lock is free."""
     if pid == 0 or not boot or boot != boot_id():
         return False
     if host == socket.gethostname() and Path(f"/proc/{pid}").exists():

@@ -29,7 +29,7 @@ def sqlite_error(error: BaseException) -> sqlite3.Error | None:
         return error
     # Only SQLAlchemy's errors have an original: it is not imported here, so that `letopis status` starts without it.
     under = (original, error.__cause__) if (original := getattr(error, "orig", None)) is not None else ()
-    return next((one for one in under if isinstance(one, sqlite3.Error)), None)
+    return next((error for error in under if isinstance(error, sqlite3.Error)), None)
 
 
 def code_of(error: BaseException) -> str:
@@ -57,11 +57,6 @@ def is_full(error: BaseException) -> bool:
     return code_of(error) in ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")
 
 
-def is_stale(error: BaseException) -> bool:
-    """Return True if a transaction read before it wrote, and another one committed in between."""
-    return code_of(error) == "SQLITE_BUSY_SNAPSHOT"
-
-
 def translate(error: BaseException) -> LetopisError | None:
     """Return our error for an error of SQLite's, without its text; ``None`` if it is not SQLite's."""
     if sqlite_error(error) is None:
@@ -69,7 +64,7 @@ def translate(error: BaseException) -> LetopisError | None:
     code = code_of(error)
     if is_full(error):
         return OutboxFull(f"the disk is full: nothing was written and nothing was dropped, free some space [{code}]")
-    if is_stale(error):
+    if code == "SQLITE_BUSY_SNAPSHOT":
         return OutboxUnavailable(
             "the transaction read before it wrote, and another writer committed in between: begin it with BEGIN"
             f" IMMEDIATE, or use history.transaction(), and run it again [{code}]"

@@ -12,8 +12,7 @@ from letopis.outbox.file.limits import ROUTINE_WAL_BYTES
 
 logger = logging.getLogger("letopis.outbox.writer")
 
-LARGE_WAL_BYTES: Final = 128 * 1024**2
-"""A WAL above this is reported: something keeps it from being checkpointed."""
+LARGE_WAL_BYTES: Final = 128 * 1024**2  # a WAL above this is reported: something keeps it from being checkpointed
 
 # SQLite's read marks are locks on these bytes of the -shm file (WAL_READ_LOCK in its wal.c).
 _READ_MARKS: Final = range(123, 128)
@@ -22,11 +21,7 @@ _LOCKS: Final = Path("/proc/locks")
 
 
 class WalCheckpoint:
-    """The checkpoints of one outbox file, run on the writer's connection.
-
-    :ivar truncation_due: ``True`` while the WAL may hold content that was erased from the file; from the beginning,
-        because a process may have died before it truncated the WAL.
-    """
+    """The checkpoints of one outbox file, run on the writer's connection."""
 
     def __init__(self, path: Path) -> None:
         self.truncation_due = True
@@ -66,18 +61,14 @@ def wal_size(path: Path) -> int:
 
 
 def readers_of(path: Path) -> tuple[int, ...]:
-    """Return the pids of the processes that have a read transaction open on an SQLite file right now.
-
-    Linux only, and only processes of this PID namespace: elsewhere the result is empty, which does not mean that there
-    is none. Short reads are among them, so ask only about a WAL that stays large.
-    """
+    """Return the pids of this namespace with a read transaction open on an SQLite file now, short ones included."""
     try:
-        found = path.with_name(path.name + "-shm").stat()
+        status = path.with_name(path.name + "-shm").stat()
         lines = _LOCKS.read_text(encoding="ascii").splitlines()
     except (OSError, UnicodeDecodeError):
         return ()
-    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
-    return tuple(sorted({pid for line in lines if (pid := _reader(line, place)) is not None}))
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    return tuple(sorted({pid for line in lines if (pid := _reader(line, device)) is not None}))
 
 
 def describe_readers(path: Path) -> str:

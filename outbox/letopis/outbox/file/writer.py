@@ -19,20 +19,14 @@ from letopis.store.database.sqlite import WalTruncator
 from letopis.store.database.worker_thread import WorkerThread
 from letopis.store.errors import Closed, OutboxUnavailable
 
-MAX_GROUP_SIZE: Final = 512
-"""Requests in one transaction: more gain nothing, and keep the first of them waiting."""
+MAX_GROUP_SIZE: Final = 512  # requests in one transaction: more gain nothing, and keep the first of them waiting
 
 
-_Request = tuple[Member, "asyncio.Future[Any]"]
-"""What one caller wants written, and the future that it waits for."""
+_Request = tuple[Member, "asyncio.Future[Any]"]  # what one caller wants written, and the future that it waits for
 
 
 class Writer:
-    """The one writer of an outbox file in this process.
-
-    Callers cannot tear a transaction: it runs in the writer's thread, whatever becomes of those who wait for it. All
-    that waits when a transaction begins shares it, one thread hop and one flush.
-    """
+    """The one writer of an outbox file in this process; all that waits when a transaction begins shares it."""
 
     def __init__(
         self, *, committer: Committer, thread: WorkerThread, gate: WriteGate, appended: Signal, changed: Signal

@@ -64,12 +64,7 @@ class Appender:
         return Receipt(appended, self._deliveries)
 
     async def _on_path(self, conversation_id: str, unknown: PathUnknown) -> tuple[Collection[UUID], Collection[str]]:
-        """Return those of some events whose messages the store shows, or lacks, so that it will be sent them again.
-
-        And those of some messages that it shows.
-
-        While it is unavailable there are none: it decides on delivery.
-        """
+        """Return the events and messages that the store shows; none while it is unavailable: it decides later."""
         from letopis.store.read.reader import ViewQuery  # a program that only imports the class does without
 
         query = ViewQuery(conversation_id=conversation_id, origin_id=self._outbox.origin.origin_id)

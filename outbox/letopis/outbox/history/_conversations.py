@@ -29,10 +29,6 @@ from letopis.store.model.event_types import (
     Body,
     ConversationActivated,
     ConversationAnnotated,
-    ConversationArchived,
-    ConversationDeleted,
-    ConversationRestored,
-    ConversationRewound,
     ConversationStarted,
 )
 from letopis.store.model.events import from_microseconds
@@ -42,8 +38,7 @@ from letopis.store.read.paging import DEFAULT_STATES, STATES, CursorCodec, check
 from letopis.store.read.reader import StoreView
 
 _CURSOR: Final = CursorCodec("owner-conversations", "conversations")
-_PAGE: Final = 20
-"""Newest events that are read at a time."""
+_PAGE: Final = 20  # newest events that are read at a time
 
 
 class Conversations:
@@ -75,34 +70,26 @@ class Conversations:
 
     async def active(self, owner: str, *, create: bool) -> Conversation | None:
         """Return the owner's active conversation as ``History.active`` does; never ``None`` with ``create``."""
-        found = await self._active(owner)
-        if found is not None or not create:
-            return found
+        conversation = await self._active(owner)
+        if conversation is not None or not create:
+            return conversation
         lock = self._starting.setdefault(owner, asyncio.Lock())
         async with lock:
-            found = await self._active(owner)
-            if found is None:
+            conversation = await self._active(owner)
+            if conversation is None:
                 receipt = await self.start(owner, conversation_id=None, title=None, activate=True, metadata=None)
-                found = await self._reader.conversation(receipt.conversation_id)
-                if found is None:  # deleted by another process, and delivered and pruned, since
+                conversation = await self._reader.conversation(receipt.conversation_id)
+                if conversation is None:  # deleted by another process, and delivered and pruned, since
                     raise ConversationGone(conversation_id=receipt.conversation_id)
-        return found.with_changes(active=True)
+        return conversation.with_changes(active=True)
 
     async def activate(self, conversation_id: str, *, owner: str | None) -> Receipt:
         owner = await self._owner_of(conversation_id, owner, needed=True)
         return await self._appender.write(conversation_id, ConversationActivated(), owner=owner)
 
-    async def archive(self, conversation_id: str, *, reason: str | None) -> Receipt:
-        return await self._write(conversation_id, ConversationArchived(reason=reason))
-
-    async def restore(self, conversation_id: str) -> Receipt:
-        return await self._write(conversation_id, ConversationRestored())
-
-    async def delete(self, conversation_id: str, *, reason: str | None) -> Receipt:
-        return await self._write(conversation_id, ConversationDeleted(reason=reason))
-
-    async def reset(self, conversation_id: str, *, reason: str | None) -> Receipt:
-        return await self._write(conversation_id, ConversationRewound(reason=reason, erase=True))
+    async def write(self, conversation_id: str, body: Body) -> Receipt:
+        owner = await self._owner_of(conversation_id)
+        return await self._appender.write(conversation_id, body, owner=owner)
 
     async def list_of(
         self, owner: str, *, after: str | None, limit: int, states: Collection[str]
@@ -111,25 +98,20 @@ class Conversations:
         check_count(limit, "limit")
         wanted = check_states(states)
         if after is None:
-            first, place = await self._active(owner), None
+            first, cursor = await self._active(owner), None
             shown = None if first is None else first.conversation_id
         else:
-            first, (shown, place) = None, _CURSOR.decode(after, _checked_place)
+            first, (shown, cursor) = None, _CURSOR.decode(after, _checked_place)
         items = [first] if first is not None and first.state in wanted else []
         complete = True
         while len(items) < limit:
-            page = await self._reader.conversations(owner=owner, after=place, limit=limit - len(items), states=wanted)
-            items += [
-                one.with_changes(active=False) if one.active else one for one in page if one.conversation_id != shown
-            ]
-            complete, place = complete and page.complete, page.next
-            if place is None:
+            page = await self._reader.conversations(owner=owner, after=cursor, limit=limit - len(items), states=wanted)
+            others = (item for item in page if item.conversation_id != shown)
+            items += [item.with_changes(active=False) if item.active else item for item in others]
+            complete, cursor = complete and page.complete, page.next
+            if cursor is None:
                 return Page(tuple(items), complete=complete)
-        return Page(tuple(items), next=_CURSOR.encode(shown, place), complete=complete)
-
-    async def _write(self, conversation_id: str, body: Body) -> Receipt:
-        owner = await self._owner_of(conversation_id)
-        return await self._appender.write(conversation_id, body, owner=owner)
+        return Page(tuple(items), next=_CURSOR.encode(shown, cursor), complete=complete)
 
     async def _active(self, owner: str) -> Conversation | None:
         """Return the conversation that is the owner's active one once all that is pending here is delivered."""
@@ -138,16 +120,17 @@ class Conversations:
             return None
         name, moment = (None, None) if marked is None else (marked.conversation_id, marked.left_at)
         if name is not None and moment is None:
-            found = await self._reader.conversation(name)
-            if found is not None and found.state == "active":
-                return found.with_changes(active=True)
-        left = {one: from_microseconds(at) for one, (_, at) in pending.left.items()}
+            candidate = await self._reader.conversation(name)
+            if candidate is not None and candidate.state == "active":
+                return candidate.with_changes(active=True)
+        left = {archived: from_microseconds(at) for archived, (_, at) in pending.left.items()}
         while True:
             then = None if moment is None else from_microseconds(moment)
-            found = await self._newest(owner, but=name, moment=then, left=left)
-            if found is None or found.state == "active":
-                return None if found is None else found.with_changes(active=True)
-            name, moment = found.conversation_id, pending.left[found.conversation_id][1]  # it has left since, too
+            candidate = await self._newest(owner, but=name, moment=then, left=left)
+            if candidate is None or candidate.state == "active":
+                return None if candidate is None else candidate.with_changes(active=True)
+            name = candidate.conversation_id
+            moment = pending.left[name][1]  # it has left since, too
 
     async def _marked(self, owner: str) -> tuple[ActiveConversation | None, bool, PendingActive]:
         """Return the conversation that was activated last, whether the store is unavailable, and what is pending."""
@@ -164,42 +147,36 @@ class Conversations:
             heads = await lineage.reader.lane_heads(connection, origin_id, () if lane is None else (lane,))
             return view, heads.get(lane or "", 0)
 
-        found = await self._gateway.read(ask)
-        if found is None:
+        answer = await self._gateway.read(ask)
+        if answer is None:
             return active_alone(pending), True, pending
-        view, head = found
+        view, head = answer
         return merge_active(pending, view, head=head), False, pending
 
     async def _newest(
         self, owner: str, *, but: str | None, moment: datetime | None, left: Mapping[str, datetime]
     ) -> Conversation | None:
-        """Return the owner's live conversation with the newest activity, except one, as the store finds it.
-
-        :param moment: activity after this does not count; ``None`` for all activity.
-        :param left: when conversations were archived or deleted by pending events: until then they were live.
-        """
+        """Return the owner's live conversation with the newest activity, except one, as the store finds it."""
         best: tuple[datetime, Conversation] | None = None
-        place = None
+        cursor = None
         while True:
             states = DEFAULT_STATES if moment is None else STATES
-            page = await self._reader.conversations(owner=owner, after=place, limit=2, states=states)
-            for one in page:
-                live = one.state == "active" or (moment is not None and left.get(one.conversation_id, moment) > moment)
-                if one.conversation_id == but or not live:
+            page = await self._reader.conversations(owner=owner, after=cursor, limit=2, states=states)
+            for candidate in page:
+                name = candidate.conversation_id
+                live = candidate.state == "active" or (moment is not None and left.get(name, moment) > moment)
+                if name == but or not live:
                     continue
-                if moment is None or one.updated_at <= moment:
-                    return one if best is None or best[0] < one.updated_at else best[1]
-                at = await self._active_until(one, moment)
+                if moment is None or candidate.updated_at <= moment:
+                    return candidate if best is None or best[0] < candidate.updated_at else best[1]
+                at = await self._active_until(candidate, moment)
                 if at is not None and (best is None or best[0] < at):
-                    best = at, one
-            if (place := page.next) is None:
+                    best = at, candidate
+            if (cursor := page.next) is None:
                 return None if best is None else best[1]
 
     async def _active_until(self, conversation: Conversation, moment: datetime) -> datetime | None:
-        """Return when the last event of a conversation up to a moment occurred; ``None`` if it had not begun.
-
-        It is the last in the log's order, as for the store, which decides the same on delivery.
-        """
+        """Return when a conversation's last event up to a moment, in the log's order, occurred, if any."""
         before: str | None = None
         while True:
             page = await self._reader.events(
@@ -217,22 +194,22 @@ class Conversations:
         check_identifier(conversation_id, "conversation_id")
         if owner is not None:
             return owner
-        found = await self._reader.conversation(conversation_id)
+        conversation = await self._reader.conversation(conversation_id)
         reachable = await self._gateway.read(is_reachable) is not None
-        if found is None and reachable:
-            found = await self._reader.conversation(conversation_id)  # the store may have come back in between
-            if found is None:
+        if conversation is None and reachable:
+            conversation = await self._reader.conversation(conversation_id)  # the store may have come back in between
+            if conversation is None:
                 raise InvalidInput("conversation_id", "there is no such conversation")
-        if found is None:
+        if conversation is None:
             return None
-        if found.state == "deleted":
+        if conversation.state == "deleted":
             raise ConversationGone(conversation_id=conversation_id)
-        if found.owner_id is None and needed and reachable:
+        if conversation.owner_id is None and needed and reachable:
             raise InvalidInput("owner", "the conversation has no owner: give one with owner=")
-        return found.owner_id
+        return conversation.owner_id
 
 
-def _checked_place(shown: object, place: object) -> tuple[str | None, str | None]:
-    if not isinstance(place, str | None):
+def _checked_place(shown: object, cursor: object) -> tuple[str | None, str | None]:
+    if not isinstance(cursor, str | None):
         raise TypeError
-    return None if shown is None else check_identifier(shown, "after"), place
+    return None if shown is None else check_identifier(shown, "after"), cursor

@@ -13,10 +13,8 @@ from letopis.outbox.alerting.channels import Channel, open_channels
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history._append import Appender
 from letopis.outbox.history._conversations import Conversations
-from letopis.outbox.history._path.find_message import MessageFinder
-from letopis.outbox.history._path.fork import Forker
-from letopis.outbox.history._path.replace import Replacer
-from letopis.outbox.history._path.rewind import Rewinder
+from letopis.outbox.history._find_message import MessageFinder
+from letopis.outbox.history._path import PathChanger
 from letopis.outbox.history._read import HistoryReader
 from letopis.outbox.history._replies import Replies
 from letopis.outbox.history._search import Search
@@ -33,8 +31,6 @@ from letopis.outbox.telemetry.logging import describe_failure
 from letopis.store.cancellation import run_to_completion
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.errors import Closed
-from letopis.store.model.codec import Limits
-from letopis.store.model.events import Upcasters
 
 logger = logging.getLogger("letopis.outbox.history")
 
@@ -48,26 +44,16 @@ _RESTARTS: Final = RetryPolicy(base=1.0, factor=2.0, cap=60.0, jitter="none")
 class Parts:
     """The objects that a history consists of, each with what it depends on."""
 
-    def __init__(
-        self,
-        *,
-        outbox: OutboxFile,
-        store: ConversationStore,
-        delivery: Deliverer,
-        limits: Limits,
-        upcasters: Upcasters,
-        read_timeout: float,
-    ) -> None:
+    def __init__(self, outbox: OutboxFile, store: ConversationStore, delivery: Deliverer, options: Options) -> None:
         self.outbox = outbox
         self.store = store
-        self.delivery = delivery
         self.relay = delivery.relay
-        self.limits = limits
-        self.gateway = StoreGateway(
-            store, breaker=delivery.breaker, bound_to=outbox.probe.store_id, deadline=read_timeout
+        self.limits = limits = options.limits
+        upcasters = options.upcasters
+        self.gateway = gateway = StoreGateway(
+            store, breaker=delivery.breaker, bound_to=outbox.probe.store_id, deadline=options.read_timeout
         )
-        self.deliveries = Deliveries(outbox, self.gateway)
-        gateway = self.gateway
+        self.deliveries = Deliveries(outbox, gateway)
         self.appender = Appender(outbox=outbox, gateway=gateway, deliveries=self.deliveries, limits=limits)
         path = ReadPath(outbox, gateway)
         self.reader = HistoryReader(outbox=outbox, gateway=gateway, path=path, upcasters=upcasters)
@@ -79,9 +65,7 @@ class Parts:
             "appender": self.appender,
         }
         self.conversations = Conversations(**shared)
-        self.rewinder = Rewinder(**shared)
-        self.replacer = Replacer(reader=self.reader, finder=self.finder, appender=self.appender, limits=limits)
-        self.forker = Forker(**shared, rewinder=self.rewinder)
+        self.path = PathChanger(**shared, finder=self.finder, limits=limits)
         self.replies = Replies(
             outbox=outbox, appender=self.appender, deliveries=self.deliveries, limits=limits, upcasters=upcasters
         )
@@ -142,17 +126,11 @@ async def open_parts(settings: HistorySettings) -> AsyncIterator[Parts]:
     except BaseException:  # a cancelled open leaves no file open either
         await run_to_completion(outbox.close())
         raise
-    delivery = _delivery(outbox, operators, options)
+    chosen = {name: getattr(options, name) for name in ("policy", "retention", "rules", "locale", "style")}
+    delivery = Deliverer(outbox, DeliveryOptions(channels=operators, **chosen))
     if options.relay:
         delivery.add_relay(store, holder="bot", stop_timeout=2.0, now=options.now)
-    parts = Parts(
-        outbox=outbox,
-        store=store,
-        delivery=delivery,
-        limits=options.limits,
-        upcasters=options.upcasters,
-        read_timeout=options.read_timeout,
-    )
+    parts = Parts(outbox, store, delivery, options)
     # Plain tasks instead of a task group, which would wrap each exception of the block in a group.
     loop = asyncio.get_running_loop()
     watchers, relays = [], []
@@ -174,24 +152,12 @@ async def open_parts(settings: HistorySettings) -> AsyncIterator[Parts]:
         await run_to_completion(parts.close(watchers, relays, close_store=own))
 
 
-def _delivery(outbox: OutboxFile, operators: tuple[Channel, ...], options: Options) -> Deliverer:
-    chosen = DeliveryOptions(
-        policy=options.policy,
-        retention=options.retention,
-        channels=operators,
-        rules=options.rules,
-        locale=options.locale,
-        style=options.style,
-    )
-    return Deliverer(outbox, chosen)
-
-
 async def _open_channels(channels: Iterable[str | Channel]) -> tuple[Channel, ...]:
     """Open the channels that are given by address, in a thread because importing Apprise takes long."""
     given = list(channels)
-    addresses = [one for one in given if isinstance(one, str)]
+    addresses = [channel for channel in given if isinstance(channel, str)]
     opened = await asyncio.to_thread(open_channels, addresses) if addresses else ()
-    return (*opened, *(one for one in given if not isinstance(one, str)))
+    return (*opened, *(channel for channel in given if not isinstance(channel, str)))
 
 
 async def _keep_running(run: Callable[[], Awaitable[None]], name: str) -> None:

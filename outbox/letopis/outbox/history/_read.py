@@ -51,8 +51,7 @@ from letopis.store.rules.filter import Filter, check_filter
 
 T = TypeVar("T")
 
-MAX_CONCURRENT_CONVERSATIONS: Final = 4
-"""Conversations of a page that are read at the same time."""
+MAX_CONCURRENT_CONVERSATIONS: Final = 4  # conversations of a page that are read at the same time
 
 
 class HistoryReader:
@@ -98,9 +97,9 @@ class HistoryReader:
         check_identifier(conversation_id, "conversation_id")
         check_filter(where)
         if where is None:
-            found = await self._conversation(conversation_id)
-            if not self._gateway.unavailable and (found is None or not found.inherits):
-                return 0 if found is None else found.message_count
+            conversation = await self._conversation(conversation_id)
+            if not self._gateway.unavailable and (conversation is None or not conversation.inherits):
+                return 0 if conversation is None else conversation.message_count
         count, complete = await count_filtered(
             partial(self._until_settled, partial(self._with_inherited, conversation_id)), where
         )
@@ -112,12 +111,12 @@ class HistoryReader:
         """Return messages of a conversation and, if it is a fork and they do not fill the window, of its ancestors."""
         at = window.at(0)
         own = await self._own(conversation_id, at or Window(last=1), inherits=at is None)
-        found = own.conversation
-        if found is None or not found.inherits:
+        conversation = own.conversation
+        if conversation is None or not conversation.inherits:
             return own.page if at is not None else replace(own.page, items=(), next=None)
         ancestry = Ancestry(self._gateway.read, self._outbox, self._own, file=file)
-        levels, whole = await ancestry.levels(found.forked_from, known=(conversation_id,))
-        page = await read_levels([_CurrentLevel(self._own, found, at, own.page), *levels], window)
+        levels, whole = await ancestry.levels(conversation.forked_from, known=(conversation_id,))
+        page = await read_levels([_CurrentLevel(self._own, conversation, at, own.page), *levels], window)
         page = with_completeness(page, window, whole=whole)
         return replace(page, complete=page.complete and own.page.complete, seen=own.page.seen)
 
@@ -166,8 +165,8 @@ class HistoryReader:
     async def _is_deleted(self, conversation_id: str) -> bool:
         if await is_deleted(self._outbox, conversation_id):
             return True
-        found = await self._gateway.read(lambda store: store.conversation(conversation_id))
-        return found is not None and found.state == "deleted"
+        stored = await self._gateway.read(lambda store: store.conversation(conversation_id))
+        return stored is not None and stored.state == "deleted"
 
     async def _until_settled(self, read: Callable[..., Awaitable[T]], *window: Window) -> T:
         """Read again while pending events arrive in the store in between; the last time from the store alone."""
@@ -195,9 +194,9 @@ class HistoryReader:
             if (inherits or may_show_inherited(window, page)) and may_inherit(pending, view):
                 known = view is None or not view.plain
                 merged = merge_conversation(pending, view, upcasters=self._upcasters, upto=upto) if known else None
-            there = None if find is None else next((one for one in reversed(page) if one.id == find), None)
-            place = None if there is None else place_of(pending, view, there)
-            return OwnMessages(page=page, conversation=merged, place=place), known
+            there = None if find is None else next((message for message in reversed(page) if message.id == find), None)
+            position = None if there is None else place_of(pending, view, there)
+            return OwnMessages(page=page, conversation=merged, position=position), known
 
         # Pending messages alone may fill a page of the newest ones.
         alone = window.before is None and upto is None and find is None and not inherits
@@ -226,20 +225,20 @@ class HistoryReader:
     async def _conversation_as_of(
         self, conversation_id: str, as_of: AsOf, *, file: bool, seconds: float | None
     ) -> Conversation | None:
-        found = None
+        conversation = None
         point = await self._point(conversation_id, as_of, seconds)
         level = None if point is None else await self._past(seconds, file=file).of(point)
         if isinstance(level, int):
-            found = await self._conversation(conversation_id, upto=level)
+            conversation = await self._conversation(conversation_id, upto=level)
         elif level is not None:
             version = level.version
-            found = await self._gateway.read(
+            conversation = await self._gateway.read(
                 lambda store: store.conversation(conversation_id, as_of=version), timeout=seconds, needed=True
             )
-        if found is None and self._gateway.unavailable:
+        if conversation is None and self._gateway.unavailable:
             raise StoreUnavailable("that past")
-        deleted = found is not None and await self._is_deleted(conversation_id)
-        return without_conversation_content(found) if found is not None and deleted else found
+        deleted = conversation is not None and await self._is_deleted(conversation_id)
+        return without_conversation_content(conversation) if conversation is not None and deleted else conversation
 
     async def _conversation(self, conversation_id: str, *, upto: int | None = None) -> Conversation | None:
         def merge(pending: PendingSlice, view: StoreView | None) -> Conversation | None:
@@ -279,12 +278,9 @@ class HistoryReader:
             async with gate:
                 return await self.conversation(conversation_id)
 
-        found = await asyncio.gather(*(complete(*item) for item in listed.items))
-        return Page(
-            tuple(one for one in found if one is not None and one.state in wanted),
-            next=listed.next,
-            complete=stored is not None,
-        )
+        completed = await asyncio.gather(*(complete(*item) for item in listed.items))
+        items = tuple(item for item in completed if item is not None and item.state in wanted)
+        return Page(items, next=listed.next, complete=stored is not None)
 
     async def events(
         self,
@@ -306,14 +302,9 @@ class HistoryReader:
 
         async def read(lineage: Lineage, connection: AsyncConnection) -> tuple[StoreView, Page[RecordedEvent]]:
             view = await lineage.reader.head_view(connection, query)
+            kinds, newest = None if named is None else sorted(named), last is not None
             page = await lineage.reader.events(
-                connection,
-                conversation_id,
-                after=start,
-                limit=size,
-                before=end,
-                newest=last is not None,
-                types=None if named is None else sorted(named),
+                connection, conversation_id, after=start, limit=size, before=end, newest=newest, types=kinds
             )
             return view, page
 
@@ -333,15 +324,12 @@ class HistoryReader:
 
 @dataclass(frozen=True, slots=True)
 class _CurrentLevel:
-    """The conversation that is read, as it stood when it was found to be a fork.
-
-    :ivar first_page: the page of ``window``, which was read at that moment.
-    """
+    """The conversation that is read, as it stood when it was found to be a fork."""
 
     own: ReadOwn
     conversation: Conversation
     window: Window | None
-    first_page: Page[RecordedMessage]
+    first_page: Page[RecordedMessage]  # of ``window``, read at that moment
 
     @property
     def inherited_to(self) -> str | None:

@@ -17,6 +17,8 @@ from letopis.outbox.drafts.completion import find_abandoned, run_maintenance
 from letopis.outbox.drafts.writer_lock import WriterLock
 from letopis.outbox.event_log import drafts
 from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.event_log.lookups import holds_event
+from letopis.outbox.event_log.statements import fetch_one, on_cursor
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history._append import Appender
 from letopis.outbox.history.options import OnUnconfirmed, Unconfirmed
@@ -31,12 +33,9 @@ from letopis.store.model.messages import Message, Role
 
 logger: Final = logging.getLogger("letopis.outbox.history")
 
-MAINTENANCE_INTERVAL_SECONDS: Final = 60.0
-"""Seconds between two searches for drafts of writers that have ended."""
-_CALLBACK_TIMEOUT_SECONDS: Final = 600.0
-"""Seconds that ``on_unconfirmed`` may take."""
+MAINTENANCE_INTERVAL_SECONDS: Final = 60.0  # seconds between two searches for drafts of writers that have ended
+_CALLBACK_TIMEOUT_SECONDS: Final = 600.0  # seconds that ``on_unconfirmed`` may take
 
-_EVENT: Final = "SELECT 1 FROM letopis_outbox_known_ids WHERE event_id = ?"
 _LANE: Final = "SELECT owner_id, deleted FROM letopis_outbox_lanes WHERE conversation_id = ?"
 
 
@@ -46,10 +45,10 @@ class Replies:
     def __init__(
         self, *, outbox: OutboxFile, appender: Appender, deliveries: Deliveries, limits: Limits, upcasters: Upcasters
     ) -> None:
-        self._outbox = outbox
-        self._appender = appender
-        self._deliveries = deliveries
-        self._limits = limits
+        self.outbox = outbox
+        self.appender = appender
+        self.deliveries = deliveries
+        self.limits = limits
         self._upcasters = upcasters
         self.writer_lock = WriterLock(outbox.path)
         self.writing: dict[drafts.DraftKey, Reply] = {}
@@ -79,8 +78,8 @@ class Replies:
         event_id = empty.event_id or derived_event_id(conversation_id, empty.id)
         # Refuse now what would be refused at the end.
         event = Event(type=MessageAppended.type, data=empty.to_data(), event_id=event_id)
-        prepare(conversation_id, (event,), owner=owner, limits=self._limits)
-        await self._outbox.read(
+        prepare(conversation_id, (event,), owner=owner, limits=self.limits)
+        await self.outbox.read(
             lambda connection: _check(
                 connection, conversation_id, empty.id, event_id=event_id, owner=owner, chosen=message_id is not None
             )
@@ -89,17 +88,7 @@ class Replies:
         if key in self.writing:
             raise InvalidInput("message_id", "another reply is being written under this id")
         reply = self.writing[key] = Reply(
-            outbox=self._outbox,
-            appender=self._appender,
-            deliveries=self._deliveries,
-            limits=self._limits,
-            conversation_id=conversation_id,
-            owner=owner,
-            empty=empty,
-            event_id=event_id,
-            writer=self.writer_lock.acquire(),
-            every=every,
-            confirm=confirm,
+            self, conversation_id, empty, owner=owner, event_id=event_id, every=every, confirm=confirm
         )
         try:
             yield reply
@@ -111,20 +100,20 @@ class Replies:
             self._forget_settled(reply)
 
     async def unconfirmed(self, *, owner: str | None) -> tuple[Unconfirmed, ...]:
-        pending = await self._outbox.read(lambda connection: _unconfirmed_drafts(connection, owner))
-        abandoned = set(await find_abandoned(self.writer_lock, sorted({one.writer for one in pending})))
-        return tuple(self._unconfirmed(one, abandoned=one.writer in abandoned) for one in pending)
+        pending = await self.outbox.read(lambda connection: on_cursor(connection, drafts.list_unconfirmed, owner))
+        abandoned = set(await find_abandoned(self.writer_lock, sorted({draft.writer for draft in pending})))
+        return tuple(self._unconfirmed(draft, abandoned=draft.writer in abandoned) for draft in pending)
 
     async def begin(self) -> None:
         """Recover what writers that have ended left behind."""
         self.writer_lock.remove_stale()
-        await run_maintenance(self._outbox, self.writer_lock)
+        await run_maintenance(self.outbox, self.writer_lock)
 
     async def maintain(self) -> None:
         """Periodically recover drafts of writers that have ended, and retry failed appends, until cancelled."""
         while True:
             await asyncio.sleep(MAINTENANCE_INTERVAL_SECONDS)
-            await run_maintenance(self._outbox, self.writer_lock)
+            await run_maintenance(self.outbox, self.writer_lock)
             await self.retry()
 
     async def retry(self) -> None:
@@ -141,24 +130,20 @@ class Replies:
             self._forget_settled(reply)
 
     async def report_unconfirmed(self, callback: OnUnconfirmed) -> None:
-        """Call ``callback`` once with the replies that ended writers have not confirmed, and take them over.
-
-        Of two histories that are opened at the same time, only one reports them. If it ends without confirming them,
-        the next one does.
-        """
+        """Call ``callback`` with the unconfirmed replies of ended writers, and take them over."""
         try:
-            pending = await self._outbox.read(lambda connection: _unconfirmed_drafts(connection, None))
-            abandoned = await find_abandoned(self.writer_lock, sorted({one.writer for one in pending}))
+            pending = await self.outbox.read(lambda connection: on_cursor(connection, drafts.list_unconfirmed))
+            abandoned = await find_abandoned(self.writer_lock, sorted({draft.writer for draft in pending}))
             if not abandoned:
                 return
             writer = self.writer_lock.acquire()
-            adopted = await self._outbox.write(lambda connection: _adopt(connection, abandoned, writer))
+            adopted = await self.outbox.write(lambda connection: on_cursor(connection, drafts.adopt, abandoned, writer))
         except LetopisError as error:
             logger.warning("cannot see which replies were never confirmed: %s", error)
             return
         if not adopted:
             return
-        replies = tuple(self._unconfirmed(one, abandoned=True) for one in adopted)
+        replies = tuple(self._unconfirmed(draft, abandoned=True) for draft in adopted)
         outcome = await call_with_timeout(callback, replies, seconds=_CALLBACK_TIMEOUT_SECONDS)
         if outcome.done is not True:
             logger.error(
@@ -186,39 +171,17 @@ def _check(
     connection: sa.Connection, conversation_id: str, message_id: str, *, event_id: UUID, owner: str | None, chosen: bool
 ) -> None:
     """Refuse a reply that could not be appended, before it is written."""
-    cursor = connection.connection.cursor()
-    try:
-        cursor.execute(_LANE, (conversation_id,))
-        lane = cursor.fetchone() or (None, 0)
-        if lane[1] > 0:
-            raise ConversationGone(conversation_id=conversation_id)
-        if None not in (lane[0], owner) and lane[0] != owner:
-            raise InvalidInput("owner", "the conversation belongs to another owner already")
-        if not chosen:
-            return
-        cursor.execute(_EVENT, (event_id.bytes,))
-        if cursor.fetchone() is not None:
-            raise EventIdReused(conversation_id=conversation_id, event_id=event_id, message_id=message_id)
-        if drafts.find(cursor, conversation_id, message_id) is not None:
-            raise InvalidInput("message_id", "another reply is being written under this id")
-    finally:
-        cursor.close()
-
-
-def _unconfirmed_drafts(connection: sa.Connection, owner: str | None) -> list[drafts.UnconfirmedDraft]:
-    cursor = connection.connection.cursor()
-    try:
-        return drafts.list_unconfirmed(cursor, owner)
-    finally:
-        cursor.close()
-
-
-def _adopt(connection: sa.Connection, abandoned: list[str], writer: str) -> list[drafts.UnconfirmedDraft]:
-    cursor = connection.connection.cursor()
-    try:
-        return drafts.adopt(cursor, abandoned, writer)
-    finally:
-        cursor.close()
+    lane_owner, deleted = fetch_one(connection, _LANE, (conversation_id,)) or (None, 0)
+    if deleted > 0:
+        raise ConversationGone(conversation_id=conversation_id)
+    if None not in (lane_owner, owner) and lane_owner != owner:
+        raise InvalidInput("owner", "the conversation belongs to another owner already")
+    if not chosen:
+        return
+    if holds_event(connection, event_id):
+        raise EventIdReused(conversation_id=conversation_id, event_id=event_id, message_id=message_id)
+    if on_cursor(connection, drafts.find, conversation_id, message_id) is not None:
+        raise InvalidInput("message_id", "another reply is being written under this id")
 
 
 def _message(draft: drafts.UnconfirmedDraft, upcasters: Upcasters) -> Message | None:

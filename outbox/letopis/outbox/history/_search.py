@@ -36,21 +36,16 @@ class _Request:
     owner: str | None
     conversation: str | None
     limit: int
-    place: _Place | None
+    progress: _Progress | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Place:
-    """Where the next page of a search begins.
+class _Progress:
+    """How far a search has got."""
 
-    :ivar queue: positions in the outbox of the messages found there when the search began, in order.
-    :ivar shown: how many of them were on earlier pages.
-    :ivar store: the ``next`` of the store's page; ``None`` before its first one, ``""`` after its last.
-    """
-
-    queue: tuple[int, ...]
-    shown: int
-    store: str | None
+    queue: tuple[int, ...]  # positions in the outbox of the messages found there when the search began, in order
+    shown: int  # how many of them were on earlier pages
+    store: str | None  # the ``next`` of the store's page; ``None`` before its first one, ``""`` after its last
 
     @property
     def left(self) -> bool:
@@ -62,7 +57,7 @@ class _Place:
 
     @classmethod
     def decode(cls, cursor: object) -> Self:
-        """Return the place that the ``next`` of a page names."""
+        """Return the progress that the ``next`` of a page names."""
         return _CURSOR.decode(cursor, cls._from_values)
 
     @classmethod
@@ -71,10 +66,10 @@ class _Place:
             case [list(queue), int(shown), None | str() as store] if (
                 len(queue) <= MAX_HITS
                 and 0 <= shown <= len(queue)
-                and all(type(one) is int and 0 <= one <= INTEGER_MAX for one in queue)
+                and all(type(position) is int and 0 <= position <= INTEGER_MAX for position in queue)
             ):
                 return cls(queue=tuple(queue), shown=shown, store=store)
-        raise ValueError("not a place of a search")
+        raise ValueError("not the progress of a search")
 
 
 class Search:
@@ -95,12 +90,12 @@ class Search:
             owner=owner,
             conversation=conversation,
             limit=limit,
-            place=None if after is None else _Place.decode(after),
+            progress=None if after is None else _Progress.decode(after),
         )
         # The outbox first: a message that is delivered in between is found in both and shown once.
         pending = await self._snapshot(request)
-        found = await self._gateway.read(lambda store: self._found(store, request, pending))
-        return await self._retained(request) if found is None else found
+        page = await self._gateway.read(lambda store: self._found(store, request, pending))
+        return await self._retained(request) if page is None else page
 
     async def _snapshot(self, request: _Request, *, retained: bool = False) -> PendingSearch:
         return await self._outbox.read(
@@ -109,23 +104,23 @@ class Search:
                 origin_id=self._outbox.origin.origin_id,
                 conversation=request.conversation,
                 retained=retained,
-                queued=() if request.place is None else request.place.queue,
+                queued=() if request.progress is None else request.progress.queue,
             )
         )
 
-    def _queue(self, request: _Request, pending: PendingSearch) -> tuple[_Place, dict[int, MessageKey]]:
-        """Return the place of the search, and the messages of the queue."""
-        if request.place is not None:
-            return request.place, dict(pending.queued)
-        found = pending.candidates(request.query, owner=request.owner, upcasters=self._upcasters)[:MAX_HITS]
-        return _Place(queue=tuple(position for position, _ in found), shown=0, store=None), dict(found)
+    def _queue(self, request: _Request, pending: PendingSearch) -> tuple[_Progress, dict[int, MessageKey]]:
+        """Return the progress of the search, and the messages of the queue."""
+        if request.progress is not None:
+            return request.progress, dict(pending.queued)
+        candidates = pending.candidates(request.query, owner=request.owner, upcasters=self._upcasters)[:MAX_HITS]
+        return _Progress(queue=tuple(position for position, _ in candidates), shown=0, store=None), dict(candidates)
 
     async def _found(self, store: ConversationStore, request: _Request, pending: PendingSearch) -> Page[Hit]:
-        place, keys = self._queue(request, pending)
-        shown = place.queue[place.shown : place.shown + request.limit]
+        state, keys = self._queue(request, pending)
+        shown = state.queue[state.shown : state.shown + request.limit]
         merge = _PageMerge(self, store, request, pending)
         hits = await merge.of_outbox([keys[position] for position in shown if position in keys])
-        room, store_place, complete, unindexed = request.limit - len(shown), place.store, pending.complete, 0
+        room, store_place, complete, unindexed = request.limit - len(shown), state.store, pending.complete, 0
         if store_place is None:
             store_place = await store.outbox_access.search_start(request.conversation)
         if room and store_place != "":
@@ -134,14 +129,14 @@ class Search:
             )
             hits += await merge.of_store(page, besides=frozenset(keys.values()))
             store_place, complete, unindexed = page.next or "", complete and page.complete, page.unindexed
-        ahead = _Place(queue=place.queue, shown=place.shown + len(shown), store=store_place)
+        ahead = _Progress(queue=state.queue, shown=state.shown + len(shown), store=store_place)
         return Page(tuple(hits), next=ahead.encode() if ahead.left else None, complete=complete, unindexed=unindexed)
 
     async def _retained(self, request: _Request) -> Page[Hit]:
         """Return hits of what the outbox retains, while the store is unavailable."""
         pending = await self._snapshot(request, retained=True)
-        place, keys = self._queue(request, pending)
-        shown = place.queue[place.shown : place.shown + request.limit]
+        state, keys = self._queue(request, pending)
+        shown = state.queue[state.shown : state.shown + request.limit]
         hits = []
         for position in shown:
             key = keys.get(position)
@@ -150,7 +145,7 @@ class Search:
                 continue
             there = local.merge((), conversation=None, elsewhere=None, upcasters=self._upcasters)
             hits += _hits(there, [key], request.query)
-        ahead = _Place(queue=place.queue, shown=place.shown + len(shown), store=place.store)
+        ahead = _Progress(queue=state.queue, shown=state.shown + len(shown), store=state.store)
         more = ahead.shown < len(ahead.queue)
         return Page(tuple(hits), next=ahead.encode() if more else None, complete=False)
 
@@ -189,12 +184,12 @@ class _PageMerge:
         """Return the hits of the store's page that are hits still."""
         local = await self._search.pending_of(self._pending, {hit.conversation_id for hit in page})
         now = dict[object, RecordedMessage]()
-        for name, one in local.items():
+        for name, pending in local.items():
             stored = [hit.message for hit in page if hit.conversation_id == name]
             conversation = await self._store.conversation(name)
-            targets = one.targets()
+            targets = pending.targets()
             places = await self._store.outbox_access.path_of(name, targets) if targets else {}
-            there = one.merge(stored, conversation=conversation, elsewhere=places, upcasters=self._upcasters)
+            there = pending.merge(stored, conversation=conversation, elsewhere=places, upcasters=self._upcasters)
             now.update({message.event_id: message for message in there})
         hits = []
         for hit in page:
@@ -203,8 +198,8 @@ class _PageMerge:
             if hit.conversation_id not in local:
                 hits.append(hit)
             elif (message := now.get(hit.message.event_id)) is not None:  # otherwise the conversation is deleted here
-                found = hit_of(message, self._request.query, hit.score)
-                hits += () if found is None else (found,)
+                updated = hit_of(message, self._request.query, hit.score)
+                hits += () if updated is None else (updated,)
         return hits
 
     async def _messages(self, name: str, ids: set[str], local: PendingConversation | None) -> Sequence[RecordedMessage]:
@@ -237,6 +232,8 @@ class _PageMerge:
 
 def _hits(messages: Iterable[RecordedMessage], keys: Sequence[MessageKey], query: Query) -> list[Hit]:
     """Return the hits among messages, in the order of the keys; the last of several with one id."""
-    found: dict[MessageKey, Any] = {MessageKey(message.conversation_id, message.id): message for message in messages}
-    hits = (hit_of(found[key], query) for key in dict.fromkeys(keys) if key in found)
+    messages_by_key: dict[MessageKey, Any] = {
+        MessageKey(message.conversation_id, message.id): message for message in messages
+    }
+    hits = (hit_of(messages_by_key[key], query) for key in dict.fromkeys(keys) if key in messages_by_key)
     return [hit for hit in hits if hit is not None]

@@ -26,8 +26,7 @@ from letopis.store.database.store_identity import expect_store
 from letopis.store.model.events import Upcasters
 from letopis.store.rules.statistics import Erasures, PartialStatistics, Period, Statistics, StatisticsBuilder
 
-_LANES_PER_READ: Final = 200
-"""Lanes that are counted in one read of the file, which other reads wait for."""
+_LANES_PER_READ: Final = 200  # lanes that are counted in one read of the file, which other reads wait for
 
 
 class MessageCounter:

@@ -12,7 +12,11 @@ from letopis.outbox.history.receipts import Receipt
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.event_types import (
     ConversationAnnotated,
+    ConversationArchived,
+    ConversationDeleted,
     ConversationRenamed,
+    ConversationRestored,
+    ConversationRewound,
     MessageEdited,
     MessageFailed,
     MessageRedacted,
@@ -160,8 +164,8 @@ class Chat:
         :param reason: kept in the log.
         :raises InvalidInput: there is no such message; nothing was written.
         """
-        ids = dict.fromkeys(check_identifier(one, "message_id") for one in (message_id, *more))
-        bodies = (MessageRedacted(message_id=one, by=by, reason=reason) for one in ids)
+        ids = dict.fromkeys(check_identifier(name, "message_id") for name in (message_id, *more))
+        bodies = (MessageRedacted(message_id=name, by=by, reason=reason) for name in ids)
         return await self._parts.appender.change(self.conversation_id, *bodies)
 
     async def react(
@@ -246,11 +250,11 @@ class Chat:
         If it was active, the owner's live conversation with the newest activity until then becomes active, if there is
         one.
         """
-        return await self._parts.conversations.archive(self.conversation_id, reason=reason)
+        return await self._parts.conversations.write(self.conversation_id, ConversationArchived(reason=reason))
 
     async def restore(self) -> Receipt:
         """Put it back from the archive into the everyday list; it does not become the active one."""
-        return await self._parts.conversations.restore(self.conversation_id)
+        return await self._parts.conversations.write(self.conversation_id, ConversationRestored())
 
     async def delete(self, *, reason: str | None = None) -> Receipt:
         """Delete the conversation for good; its id and number are never used again.
@@ -261,7 +265,7 @@ class Chat:
 
         :param reason: kept in the log.
         """
-        return await self._parts.conversations.delete(self.conversation_id, reason=reason)
+        return await self._parts.conversations.write(self.conversation_id, ConversationDeleted(reason=reason))
 
     async def reset(self, *, reason: str | None = None) -> Receipt:
         """Erase the conversation as :meth:`delete` does, and let it go on, empty, under the same id.
@@ -271,7 +275,8 @@ class Chat:
 
         :param reason: kept in the log.
         """
-        return await self._parts.conversations.reset(self.conversation_id, reason=reason)
+        body = ConversationRewound(reason=reason, erase=True)
+        return await self._parts.conversations.write(self.conversation_id, body)
 
     # Change the path. While the history store is unreachable, this works as far as the outbox reaches back.
 
@@ -284,7 +289,7 @@ class Chat:
         :param to: the id of the last message that stays; in a fork also of an inherited one.
         :raises InvalidInput: there is no such message on the path; nothing was written.
         """
-        return await self._parts.rewinder.rewind(self.conversation_id, to=to, reason=reason)
+        return await self._parts.path.rewind(self.conversation_id, to=to, reason=reason)
 
     async def undo(self, turns: int = 1) -> Receipt | None:
         """Take the last turns off the path. A turn begins with a user message; consecutive ones begin one turn.
@@ -296,7 +301,7 @@ class Chat:
         :raises StoreUnavailable: the history store is unreachable, and the outbox does not reach back far enough.
         :raises VersionConflict: messages came faster than they could be read; nothing was written.
         """
-        return await self._parts.rewinder.undo(self.conversation_id, turns)
+        return await self._parts.path.undo(self.conversation_id, turns)
 
     async def pop(self) -> RecordedMessage | None:
         """Take the last message off the path and return it; ``None`` if there is none.
@@ -304,7 +309,7 @@ class Chat:
         :raises StoreUnavailable: the history store is unreachable, and the outbox does not hold the message before it.
         :raises VersionConflict: messages came faster than they could be read; nothing was written.
         """
-        return await self._parts.rewinder.pop(self.conversation_id)
+        return await self._parts.path.pop(self.conversation_id)
 
     async def regenerate(self) -> tuple[RecordedMessage, ...]:
         """Take the last answer off the path, and return the user messages that are to be answered again.
@@ -316,7 +321,7 @@ class Chat:
         :raises StoreUnavailable: the history store is unreachable, and the outbox does not reach back far enough.
         :raises VersionConflict: messages came faster than they could be read; nothing was written.
         """
-        return await self._parts.rewinder.regenerate(self.conversation_id)
+        return await self._parts.path.regenerate(self.conversation_id)
 
     async def replace(
         self, messages: Iterable[Message], *, owner: Owner | None = None, reason: str = "replace"
@@ -343,7 +348,7 @@ class Chat:
         :raises VersionConflict: messages came faster than they could be read; nothing was written.
         :raises ConversationGone: the conversation was deleted; nothing was written.
         """
-        return await self._parts.replacer.replace(self.conversation_id, messages, owner=owner_id(owner), reason=reason)
+        return await self._parts.path.replace(self.conversation_id, messages, owner=owner_id(owner), reason=reason)
 
     async def fork(
         self,
@@ -369,6 +374,6 @@ class Chat:
         :raises ConversationGone: the parent was deleted; nothing was written.
         :raises StoreUnavailable: the history store is unreachable, and the outbox does not hold the fork point.
         """
-        return await self._parts.forker.fork(
+        return await self._parts.path.fork(
             fork_id, of=self.conversation_id, at=at, owner=owner_id(owner), title=title, activate=activate
         )

@@ -18,12 +18,9 @@ from letopis.store.rules.transcript import transcript
 if TYPE_CHECKING:
     from letopis.outbox.history._read import HistoryReader
 
-MIN_PAGE_SIZE: Final = 64
-"""Messages of the first page; each page back is twice as long as the one before it."""
-MAX_PAGE_SIZE: Final = 2_000
-"""Messages of the longest page."""
-FIRST_PAGE_SIZE: Final = 8
-"""Messages of a page that looks for the system messages at the beginning."""
+MIN_PAGE_SIZE: Final = 64  # messages of the first page; each page back is twice as long as the one before it
+MAX_PAGE_SIZE: Final = 2_000  # messages of the longest page
+FIRST_PAGE_SIZE: Final = 8  # messages of a page that looks for the system messages at the beginning
 
 
 Cut = Callable[[Sequence[RecordedMessage]], list[RecordedMessage] | None]
@@ -47,11 +44,11 @@ async def read_transcript(
     if not isinstance(tz, tzinfo):
         raise InvalidInput("tz", f"must be a time zone, not {type(tz).__name__}")
     page = await reader.messages(conversation_id, last=last)
-    found = await reader.conversation(conversation_id)
-    if found is None and not page:
+    conversation = await reader.conversation(conversation_id)
+    if conversation is None and not page:
         return ""
     whole = page.complete and page.next is None
-    return transcript(found, page, locale="ru" if language_of(locale) == "ru" else "en", tz=tz, whole=whole)
+    return transcript(conversation, page, locale="ru" if language_of(locale) == "ru" else "en", tz=tz, whole=whole)
 
 
 async def read_window(reader: HistoryReader, conversation_id: str, budget: WindowBudget, until: str | None) -> Context:
@@ -69,7 +66,7 @@ def ending_with(message_id: str) -> Cut:
     """Return a cut after a message, which must be visible: on the path and not redacted."""
 
     def cut(messages: Sequence[RecordedMessage]) -> list[RecordedMessage] | None:
-        ends = (place for place, one in enumerate(messages, 1) if one.id == message_id and is_visible(one))
+        ends = (index for index, message in enumerate(messages, 1) if message.id == message_id and is_visible(message))
         end = next(ends, None)
         return None if end is None else list(messages[:end])
 
@@ -77,13 +74,7 @@ def ending_with(message_id: str) -> Cut:
 
 
 async def read_context(read: ReadPage, budget: WindowBudget, cut: Cut = list) -> Context:
-    """Read backwards until the window is full, and return it.
-
-    Pages grow, so that the work is proportional to the messages read.
-
-    :raises InvalidInput: as :func:`letopis.store.rules.context_window.window`, or the window has no end.
-    :raises StoreUnavailable: the end was not found in what the outbox holds.
-    """
+    """Read backwards, in growing pages, until the window is full, and return it."""
     size = MIN_PAGE_SIZE if budget.last is None else max(MIN_PAGE_SIZE, min(budget.last, MAX_PAGE_SIZE))
     page = await read(last=size)
     seen = page.seen
@@ -96,11 +87,11 @@ async def read_context(read: ReadPage, budget: WindowBudget, cut: Cut = list) ->
                 system, known = await _beginning(read)
                 system = cut(system) or system
                 reached = reached and known
-            found = _fit_newest(kept, budget, system)
+            window = _fit_newest(kept, budget, system)
             # A result may have been recorded a little before its call, so one more page is read.
-            if found.full and (looked_back or not found.context.made_up):
-                return replace(found.context, reached=reached, seen=seen)
-            looked_back = found.full
+            if window.full and (looked_back or not window.context.made_up):
+                return replace(window.context, reached=reached, seen=seen)
+            looked_back = window.full
         size = min(size * 2, MAX_PAGE_SIZE)
         page = await read(last=size, before=page.next)
         messages[:0] = page
@@ -121,14 +112,14 @@ def _fit_newest(
     messages: Sequence[RecordedMessage], budget: WindowBudget, system: Sequence[RecordedMessage]
 ) -> FittedWindow:
     """Return what fits of the newest messages of a conversation that begins with ``system``."""
-    kept = {one.event_id for one in system}
-    rest = [one for one in messages if one.event_id not in kept] if kept else messages
-    return fit_window(rest, budget, beginning=False, system=[one.message for one in system])
+    kept = {message.event_id for message in system}
+    rest = [message for message in messages if message.event_id not in kept] if kept else messages
+    return fit_window(rest, budget, beginning=False, system=[message.message for message in system])
 
 
 async def _beginning(read: ReadPage) -> tuple[list[RecordedMessage], bool]:
     """Return the system messages that a conversation begins with, and whether the history store was reached."""
-    found: list[RecordedMessage] = []
+    leading: list[RecordedMessage] = []
     after: str | None = None
     reached = True
     while True:
@@ -136,16 +127,16 @@ async def _beginning(read: ReadPage) -> tuple[list[RecordedMessage], bool]:
         reached = reached and page.complete
         visible = sum(map(is_visible, page))
         system = _leading_system(page)
-        found += system
+        leading += system
         if len(system) < visible or page.next is None:
-            return found, reached
+            return leading, reached
         after = page.next
 
 
 def _leading_system(messages: Sequence[RecordedMessage]) -> list[RecordedMessage]:
-    found = []
-    for one in filter(is_visible, messages):
-        if one.role not in INSTRUCTIONS:
+    leading = []
+    for message in filter(is_visible, messages):
+        if message.role not in INSTRUCTIONS:
             break
-        found.append(one)
-    return found
+        leading.append(message)
+    return leading

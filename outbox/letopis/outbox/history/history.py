@@ -12,12 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from letopis.outbox.concurrency.home_loop import HomeBlock, at_home
 from letopis.outbox.event_log.append_encoding import prepare
-from letopis.outbox.history.all_records import AllRecords
 from letopis.outbox.history.chat import Chat
 from letopis.outbox.history.context import read_window
 from letopis.outbox.history.lifecycle import Lifecycle
 from letopis.outbox.history.options import DEFAULT_PAGE_SIZE, AppendOptions
 from letopis.outbox.history.receipts import Receipt, check_timeout
+from letopis.outbox.history.records import AllRecords
 from letopis.outbox.history.reply import Reply
 from letopis.outbox.history.transaction import Transaction, transaction
 from letopis.outbox.telemetry.tracing import appending
@@ -154,7 +154,6 @@ class History(Lifecycle):
 
         :raises OutboxUnavailable: another writer holds the file, or the commit ended in an error.
         """
-
         return HomeBlock(
             self._find_home, lambda: transaction(self.outbox, self._parts.deliveries, self._parts.limits), holds=True
         )
@@ -276,8 +275,6 @@ class History(Lifecycle):
 
     async def message(self, message_id: str) -> RecordedMessage | None:
         """Return one message of any conversation by its id, as ``Chat.message`` does within one.
-
-        All that is pending in the outbox is read, which takes a millisecond for a few thousand events.
 
         :raises InvalidInput: an argument is wrong, or several conversations have a message of this id.
         :raises StoreUnavailable: the history store is unreachable, and the outbox does not hold the message.

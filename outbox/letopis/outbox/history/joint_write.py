@@ -40,21 +40,11 @@ class TransactionEnd:
         self.ended = asyncio.Event()
 
 
-CompanionWrite = Callable[[Any, Appended], None]
-"""What is written together with an append, on the same DBAPI cursor."""
+CompanionWrite = Callable[[Any, Appended], None]  # what is written together with an append, on the same DBAPI cursor
 
 
 async def append_in(outbox: OutboxFile, given: AsyncConnection | AsyncSession, prepared: Prepared) -> Appended:
-    """Write an append in the caller's transaction, which is begun here if it has not begun.
-
-    Nothing here hears of its end: the relay notices the commit as it does one of another process, and a receipt looks
-    for its event.
-
-    :raises InvalidInput: the connection is not on this outbox file, does not flush its commits, or commits each
-        statement separately.
-    :raises OutboxUnavailable: another writer holds the file, or the transaction read before it wrote and another writer
-        committed in between.
-    """
+    """Write an append in the caller's transaction, which is begun here if it has not begun."""
     if isinstance(given, AsyncSession):
         try:
             connection = await given.connection()
@@ -70,7 +60,7 @@ async def append_in(outbox: OutboxFile, given: AsyncConnection | AsyncSession, p
         await connection.run_sync(_check_file, outbox)
         driver = driver_of(connection)
         if isinstance(driver, SQLiteConnection) and driver.in_transaction:
-            await driver.run(_lock)  # one hop instead of three
+            await driver.run(lambda connection: connection.execute(_LOCK))  # one hop instead of three
         else:
             await connection.exec_driver_sql(_LOCK)
     except (DBAPIError, sqlite3.Error) as error:
@@ -82,10 +72,6 @@ async def append_in(outbox: OutboxFile, given: AsyncConnection | AsyncSession, p
     if appended.erased:
         outbox.truncate_wal()
     return appended
-
-
-def _lock(driver: sqlite3.Connection) -> None:
-    driver.execute(_LOCK)
 
 
 def _check_file(connection: sa.Connection, outbox: OutboxFile) -> None:

@@ -61,8 +61,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 V = TypeVar("V")
 
-DEFAULT_PAGE_SIZE: Final = 50
-"""Messages of a page if the caller does not ask for a number."""
+DEFAULT_PAGE_SIZE: Final = 50  # messages of a page if the caller does not ask for a number
 _BOUNDS: Final = Bounds()
 _POLICY: Final = RetryPolicy()
 _RETENTION: Final = Retention()
@@ -196,14 +195,10 @@ _COMPARED_APART: Final = frozenset({"path", "store", "create"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistorySettings:
-    """What to open: the outbox, the history store, and how.
+    """What to open: the outbox, the history store, and how."""
 
-    :ivar path: absolute.
-    :ivar store: the caller's own store, or the address of one; ``None`` if none was given.
-    """
-
-    path: Path
-    store: URL | ConversationStore | None
+    path: Path  # absolute
+    store: URL | ConversationStore | None  # the caller's own, or the address of one
     options: Options
 
     @classmethod
@@ -225,10 +220,7 @@ class HistorySettings:
         return self.store.url if isinstance(self.store, ConversationStore) else self.store
 
     def check_same(self, other: HistorySettings) -> None:
-        """Check that another history may share what was opened by these settings.
-
-        An option that the other one was not given is taken from these.
-        """
+        """Check that another history may share what was opened so; an option that it lacks is taken from these."""
         differ = [
             option.name
             for option in fields(Options)

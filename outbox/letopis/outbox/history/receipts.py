@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +17,7 @@ import sqlalchemy as sa
 
 from letopis.outbox.concurrency.home_loop import at_home
 from letopis.outbox.event_log.append_plan import Appended
+from letopis.outbox.event_log.statements import fetch_all, query_one
 from letopis.store.database.faults import StoreFault
 from letopis.store.errors import Closed, InvalidInput, OutboxUnavailable
 from letopis.store.model.conversations import Saved, Seen
@@ -34,8 +36,7 @@ POLL_MAX_SECONDS: Final = 0.25
 _IDLE_FACTOR: Final = 20
 """The pause after a poll is at least this many times its duration, so that polling takes little of a core."""
 
-MAX_TIMEOUT_SECONDS: Final = 1e9
-"""An event loop cannot wait longer than about this."""
+MAX_TIMEOUT_SECONDS: Final = 1e9  # an event loop cannot wait longer than about this
 
 _DELIVERED: Final = (
     "SELECT l.conversation_id, l.delivered, l.state, json_extract(w.value, '$[1]'), e.event_id"
@@ -45,6 +46,10 @@ _DELIVERED: Final = (
     " ON e.lane = l.lane AND e.sequence = json_extract(w.value, '$[1]')"
 )
 
+_PENDING: Final = (
+    "SELECT count(*), coalesce(sum(state IN ('blocked', 'paused')), 0) FROM letopis_outbox_lanes"
+    " WHERE pending_since IS NOT NULL AND delivered < head"
+)
 _SUPERSEDED: Final = "SELECT 1 FROM letopis_outbox_superseded WHERE event_id = ?"
 _SKIPPED: Final = (
     "SELECT 1 FROM letopis_outbox_repairs AS s WHERE s.event_id = ? AND s.verb = 'skip' AND NOT EXISTS ("
@@ -109,13 +114,13 @@ class Receipt:
         return await self._delivered(timeout) is True
 
     async def _delivered(self, timeout: float | None) -> bool | None:  # noqa: ASYNC109 - the answer is None, no error
-        return await self._deliveries.wait(self._place, event_ids=self.event_ids, timeout=timeout)
+        return await self._deliveries.wait(self._last, event_ids=self.event_ids, timeout=timeout)
 
     @property
-    def _place(self) -> _Place:
+    def _last(self) -> _LastEvent:
         sequence = self.sequence
         last = self.event_ids[self._appended.sequences.index(sequence)]
-        return _Place(self.conversation_id, sequence, last, joined=self._void is not None)
+        return _LastEvent(self.conversation_id, sequence, last, joined=self._void is not None)
 
     @property
     def seen(self) -> Seen:
@@ -148,7 +153,7 @@ class Receipt:
         """
         if self._void is not None and self._void.is_set():
             return Saved.PENDING
-        return await self._deliveries.state(self._place)
+        return await self._deliveries.state(self._last)
 
     def _fields(self) -> tuple[object, ...]:
         return self.conversation_id, self.event_ids, self.message_ids, self.sequence
@@ -174,22 +179,18 @@ def check_timeout(value: object) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where the last event of an append is, if it was committed.
-
-    :ivar joined: whether it was written in a transaction with other things, so that it may have been rolled back, the
-        whole of it or a savepoint. Only the id then tells the event from another one in its place.
-    """
+class _LastEvent:
+    """Where the last event of an append is, if it was committed."""
 
     conversation_id: str
     sequence: int
     event_id: UUID
-    joined: bool
+    joined: bool  # with other things, so it may be rolled back: only the id tells it from another in its place
 
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
-    place: _Place
+    event: _LastEvent
     answer: asyncio.Future[bool | None]
     event_ids: tuple[UUID, ...] = ()
 
@@ -212,20 +213,16 @@ class Deliveries:
 
     async def wait(
         self,
-        place: _Place,
+        event: _LastEvent,
         *,
         event_ids: tuple[UUID, ...],
         timeout: float | None,  # noqa: ASYNC109 - the answer is None, no error
     ) -> bool | None:
-        """Wait until an event is delivered.
-
-        :returns: True if the history store shows all of them, False if it has set one aside, ``None`` if the event will
-            not be delivered without an operator or the time is over.
-        """
+        """Wait for an event: True if the store shows all, False if it set one aside, ``None`` if neither comes."""
         if self._closed:
             raise Closed("the history is closed")
         answer: asyncio.Future[bool | None] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(place, answer, event_ids)
+        waiter = _Waiter(event, answer, event_ids)
         if timeout is not None and timeout <= 0:  # one look, which takes longer than no time
             state, stands = (await self._look((waiter,))).get(waiter, (Saved.PENDING, False))
             return stands if state is Saved.SAVED else None
@@ -241,9 +238,9 @@ class Deliveries:
             self._waiters.discard(waiter)
             answer.cancel()
 
-    async def state(self, place: _Place) -> Saved:
+    async def state(self, event: _LastEvent) -> Saved:
         """Return how far an event has got; one that was rolled back stays pending."""
-        waiter = _Waiter(place, asyncio.get_running_loop().create_future())
+        waiter = _Waiter(event, asyncio.get_running_loop().create_future())
         state, _ = (await self._look((waiter,))).get(waiter, (Saved.PENDING, False))
         return state or Saved.PENDING
 
@@ -260,7 +257,7 @@ class Deliveries:
         """Return what is known of the events of some receipts."""
         looks, unknown = await self._outbox.read(lambda connection: _read(connection, waiters))
         for waiter in unknown:
-            if (held := await self._gateway.read(partial(_held, place=waiter.place))) is not None:
+            if (held := await self._gateway.read(partial(_held, event=waiter.event))) is not None:
                 looks[waiter] = (Saved.SAVED, True) if held else (None, False)
         return looks
 
@@ -289,24 +286,23 @@ class Deliveries:
                 continue  # another process may have delivered
 
 
-async def _held(store: ConversationStore, *, place: _Place) -> bool:
-    return place.event_id in await store.outbox_access.digests(place.conversation_id, (place.event_id,))
+async def _held(store: ConversationStore, *, event: _LastEvent) -> bool:
+    return event.event_id in await store.outbox_access.digests(event.conversation_id, (event.event_id,))
 
 
 def _read(connection: sa.Connection, waiters: Iterable[_Waiter]) -> tuple[dict[_Waiter, _Look], list[_Waiter]]:
     """Return what the file tells of each waiter's event, and the waiters of whose event only the store knows."""
     by_place: dict[tuple[str, int], list[_Waiter]] = {}
     for waiter in waiters:
-        by_place.setdefault((waiter.place.conversation_id, waiter.place.sequence), []).append(waiter)
+        by_place.setdefault((waiter.event.conversation_id, waiter.event.sequence), []).append(waiter)
     looks: dict[_Waiter, _Look] = {}
     unknown: list[_Waiter] = []
-    cursor = connection.connection.cursor()
-    try:
+    with closing(connection.connection.cursor()) as cursor:
         cursor.execute(_DELIVERED, (orjson.dumps(list(by_place)).decode(),))
         for conversation_id, delivered, state, sequence, event_id in cursor.fetchall():
             for waiter in by_place[conversation_id, sequence]:
-                mine = event_id == waiter.place.event_id.bytes
-                if not mine and _skipped(cursor, waiter):
+                mine = event_id == waiter.event.event_id.bytes
+                if not mine and query_one(cursor, _SKIPPED, (waiter.event.event_id.bytes,)) is not None:
                     looks[waiter] = (Saved.BLOCKED, False)
                 elif not mine and event_id is not None:
                     looks[waiter] = (None, False)  # it was rolled back, and another event has its place
@@ -314,36 +310,22 @@ def _read(connection: sa.Connection, waiters: Iterable[_Waiter]) -> tuple[dict[_
                     # An event that is no longer in the file was pruned, as delivered events are; or it was rolled back,
                     # and the event that took its place was pruned.
                     stands = not _any_superseded(cursor, waiter.event_ids)
-                    if mine or not stands or not waiter.place.joined or is_record_lane(conversation_id):
+                    if mine or not stands or not waiter.event.joined or is_record_lane(conversation_id):
                         looks[waiter] = (Saved.SAVED, stands)
                     else:
                         unknown.append(waiter)
                 elif event_id is not None:
                     looks[waiter] = (Saved.BLOCKED if state == "blocked" else Saved.PENDING, True)
-    finally:
-        cursor.close()
     return looks, unknown
 
 
 def _any_superseded(cursor: Any, event_ids: Iterable[UUID]) -> bool:
-    return any(cursor.execute(_SUPERSEDED, (event_id.bytes,)).fetchone() is not None for event_id in event_ids)
-
-
-def _skipped(cursor: Any, waiter: _Waiter) -> bool:
-    return cursor.execute(_SKIPPED, (waiter.place.event_id.bytes,)).fetchone() is not None
+    return any(query_one(cursor, _SUPERSEDED, (event_id.bytes,)) is not None for event_id in event_ids)
 
 
 def is_drained(connection: sa.Connection) -> bool | None:
     """Return True if nothing is pending; ``None`` if pending events wait for an operator."""
-    cursor = connection.connection.cursor()
-    try:
-        cursor.execute(
-            "SELECT count(*), coalesce(sum(state IN ('blocked', 'paused')), 0) FROM letopis_outbox_lanes"
-            " WHERE pending_since IS NOT NULL AND delivered < head"
-        )
-        [(pending, stuck)] = cursor.fetchall()
-    finally:
-        cursor.close()
+    [(pending, stuck)] = fetch_all(connection, _PENDING)
     if not pending:
         return True
     return None if pending == stuck else False

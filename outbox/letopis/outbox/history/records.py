@@ -17,6 +17,7 @@ from letopis.outbox.history.receipts import Deliveries, Receipt
 from letopis.store.cancellation import run_to_completion
 from letopis.store.errors import InvalidInput
 from letopis.store.model.conversations import Page, Saved
+from letopis.store.model.identifiers import Owner, owner_id
 from letopis.store.model.records import (
     ANY,
     Condition,
@@ -74,15 +75,15 @@ class RecordReceipt:
 
         ``False`` also if the change had a condition that did not hold there: see :meth:`superseded`.
         """
-        return all(await asyncio.gather(*(one.saved(timeout) for one in self._receipts)))
+        return all(await asyncio.gather(*(receipt.saved(timeout) for receipt in self._receipts)))
 
     async def superseded(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - the answer is False, no error
         """Wait for the delivery, and return ``True`` if another outbox was first, so that the change has no effect."""
-        return any(await asyncio.gather(*(one.superseded(timeout) for one in self._receipts)))
+        return any(await asyncio.gather(*(receipt.superseded(timeout) for receipt in self._receipts)))
 
     async def state(self) -> Saved:
         """Return how far the change has got: saved, pending or blocked."""
-        states = {await one.state() for one in self._receipts}
+        states = {await receipt.state() for receipt in self._receipts}
         return next((state for state in (Saved.BLOCKED, Saved.PENDING) if state in states), Saved.SAVED)
 
     @property
@@ -169,8 +170,8 @@ class Records:
         :raises StoreUnavailable: the history store does not answer, and the outbox does not know the record.
         :raises InvalidInput: the namespace or key cannot be one.
         """
-        [found] = await self.get_many([(namespace, key)])
-        return found
+        [record] = await self.get_many([(namespace, key)])
+        return record
 
     async def get_many(self, keys: Sequence[tuple[Sequence[str], str]]) -> Sequence[Record | None]:
         """Return records in the order of their keys, all as of one moment.
@@ -178,9 +179,9 @@ class Records:
         :param keys: pairs of namespace and key.
         :raises LetopisError: as for :meth:`get`.
         """
-        places = [(encode_namespace(namespace), encode_key(key)) for namespace, key in _pairs(keys)]
-        found = await self._reads.get(self.scope, list(dict.fromkeys(places)), new=self.new)
-        return [found[place] for place in places]
+        wanted = [(encode_namespace(namespace), encode_key(key)) for namespace, key in _pairs(keys)]
+        records = await self._reads.get(self.scope, list(dict.fromkeys(wanted)), new=self.new)
+        return [records[key] for key in wanted]
 
     async def delete(self, namespace: Sequence[str], key: str, *, expected: Condition | UUID = ANY) -> RecordReceipt:
         """Delete a record, or do nothing if there is none.
@@ -229,13 +230,16 @@ class Records:
         while True:
             page = await self.list(prefix, start=start, end=end, tags=tags, limit=1_000, after=after, values=False)
             changes = [
-                prepare_delete(self.scope, one.namespace, one.key, expected=one.revision, keep=True) for one in page
+                prepare_delete(self.scope, record.namespace, record.key, expected=record.revision, keep=True)
+                for record in page
             ]
             if changes:
                 appended = await self._outbox.append(together(self.scope, changes, trusting=True))
                 written = zip(changes, record_receipts(changes, appended, self._deliveries), strict=True)
                 # The last of each lane stands for the others.
-                receipts += {item.event.conversation_id: one for item, one in written if not one.kept}.values()
+                receipts += {
+                    item.event.conversation_id: receipt for item, receipt in written if not receipt.kept
+                }.values()
             after = page.next
             if after is None:
                 return _together(receipts)
@@ -295,14 +299,14 @@ class Records:
 
         :raises LetopisError: as for :meth:`list`.
         """
-        found: dict[Namespace, None] = {}
+        names: dict[Namespace, None] = {}
         after: str | None = None
         while True:
             page = await self.list(prefix, limit=1_000, after=after, values=False)
-            found.update(dict.fromkeys(one.namespace for one in page))
+            names.update(dict.fromkeys(record.namespace for record in page))
             after = page.next
             if after is None:
-                return tuple(found)
+                return tuple(names)
 
     async def _write(self, changes: Sequence[PreparedChange]) -> Sequence[RecordReceipt]:
         conditional = [item.change.place for item in changes if item.change.expected is not ANY]
@@ -315,8 +319,8 @@ class Records:
 
 def _together(receipts: Sequence[RecordReceipt]) -> RecordReceipt:
     """Return the receipt of several deletions, the last of each lane."""
-    found = [one._receipt for one in receipts if one._receipt is not None]
-    return RecordReceipt(revision=None, _receipt=found[-1] if found else None, _beside=tuple(found[:-1]))
+    own = [receipt._receipt for receipt in receipts if receipt._receipt is not None]
+    return RecordReceipt(revision=None, _receipt=own[-1] if own else None, _beside=tuple(own[:-1]))
 
 
 def are_put_into(records: Records, outbox: OutboxFile) -> bool:
@@ -327,33 +331,26 @@ def are_put_into(records: Records, outbox: OutboxFile) -> bool:
 def _pairs(keys: object) -> Sequence[tuple[Sequence[str], str]]:
     if not isinstance(keys, Sequence) or isinstance(keys, str | bytes):
         raise InvalidInput("keys", f"must be a sequence of pairs of namespace and key, not {type(keys).__name__}")
-    for place, pair in enumerate(keys):
+    for index, pair in enumerate(keys):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise InvalidInput(f"keys[{place}]", "must be a pair of namespace and key")
+            raise InvalidInput(f"keys[{index}]", "must be a pair of namespace and key")
     return keys
 
 
 async def prepare_puts(scope: Scope, puts: Sequence[RecordPut]) -> Sequence[PreparedChange]:
     """Check and encode puts; large values in a thread."""
-    if not isinstance(puts, Sequence) or not all(isinstance(one, RecordPut) for one in puts):
+    if not isinstance(puts, Sequence) or not all(isinstance(put, RecordPut) for put in puts):
         raise InvalidInput("puts", "must be a sequence of RecordPut")
     if not puts:
         raise InvalidInput("puts", "there is nothing to put")
     prepared = []
-    for one in puts:
-        if one.on_exists not in ("raise", "keep"):
+    for put in puts:
+        if put.on_exists not in ("raise", "keep"):
             raise InvalidInput("on_exists", 'must be "raise" or "keep"')
-        run = partial(
-            prepare_put,
-            scope,
-            tuple(one.namespace) if isinstance(one.namespace, list) else one.namespace,
-            one.key,
-            one.value,
-            expected=one.expected,
-            keep=one.on_exists == "keep",
-            tags=one.tags,
-        )
-        large = isinstance(one.value, bytes | bytearray | str) and len(one.value) > _PREPARED_IN_THREAD_BYTES
+        namespace = tuple(put.namespace) if isinstance(put.namespace, list) else put.namespace
+        options: dict[str, Any] = {"expected": put.expected, "keep": put.on_exists == "keep", "tags": put.tags}
+        run = partial(prepare_put, scope, namespace, put.key, put.value, **options)
+        large = isinstance(put.value, bytes | bytearray | str) and len(put.value) > _PREPARED_IN_THREAD_BYTES
         prepared.append(await run_to_completion(asyncio.to_thread(run)) if large else run())
     return prepared
 
@@ -370,3 +367,79 @@ def record_receipts(
         kept = sequence == 0
         receipts.append(RecordReceipt(revision=revision, kept=kept, _receipt=None if kept else receipt))
     return receipts
+
+
+@at_home()
+class AllRecords:
+    """What frameworks keep beside the messages. ``history.records``; call it for the records of one scope.
+
+    ::
+
+        await history.records(conversation="chat-1").put(("state",), "step", {"at": 3})
+    """
+
+    def __init__(self, home: SharedAccess) -> None:
+        self._home = home
+
+    def __call__(
+        self,
+        scope: Scope | None = None,
+        *,
+        conversation: str | None = None,
+        owner: Owner | None = None,
+        space: str | None = None,
+        new: bool = False,
+    ) -> Records:
+        """Return the records of a conversation, an owner or a space.
+
+        :param scope: that of a record that was found, instead of a name.
+        :param space: a name of your choice for records that belong to neither, for example an application's memory.
+        :param new: you say that the scope is new. While the history store is unavailable, a record that the outbox does
+            not know then does not exist, instead of raising ``StoreUnavailable``, so that a new conversation can begin.
+            If it exists after all, it and the new ones are kept side by side, and conditions are decided on delivery.
+        :raises InvalidInput: none or several are named, or the name cannot be one.
+        """
+        return Records(_scope_from(scope, conversation=conversation, owner=owner, space=space), self._home, new=new)
+
+    async def find(
+        self,
+        tags: Mapping[str, Tag],
+        *,
+        end: str | None = None,
+        reverse: bool = False,
+        limit: int = 100,
+        after: str | None = None,
+    ) -> Page[Record]:
+        """Return the records of all scopes that have all these tags, without their values, pending ones included.
+
+        :param end: only records with lower keys.
+        :param reverse: in the order of the keys, the highest first, instead of by scope and namespace.
+        :param after: the ``next`` of the page before.
+        :raises StoreUnavailable: the history store does not answer.
+        :raises InvalidInput: no tag is named, or an argument cannot be one.
+        """
+        return await self._home.parts.record_reads.find(tags, limit=limit, after=after, reverse=reverse, end=end)
+
+    async def scopes(self, *, limit: int = 100, after: str | None = None) -> Page[Scope]:
+        """Return the conversations, owners and spaces that have records, pending ones included, in a fixed order.
+
+        What is about to be deleted may still be named: its list is empty.
+
+        :param after: the ``next`` of the page before.
+        :raises StoreUnavailable: the history store does not answer.
+        :raises InvalidInput: an argument cannot be one.
+        """
+        return await self._home.parts.record_reads.scopes(limit=limit, after=after)
+
+
+def _scope_from(scope: Scope | None, *, conversation: str | None, owner: Owner | None, space: str | None) -> Scope:
+    """Return the one scope that is named, as ``History.records`` takes it."""
+    if scope is not None and not isinstance(scope, Scope):
+        raise InvalidInput("scope", f"must be the scope of a record, not {type(scope).__name__}")
+    if sum(value is not None for value in (scope, conversation, owner, space)) != 1:
+        raise InvalidInput("scope", "name one of conversation=, owner= and space=, or give the scope of a record")
+    if scope is not None:
+        return scope.check()
+    if conversation is not None:
+        return Scope.conversation(conversation)
+    return Scope.space(space) if space is not None else Scope.owner(owner_id(owner) or "")

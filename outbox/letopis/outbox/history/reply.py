@@ -20,12 +20,13 @@ from letopis.outbox.drafts.content import DraftContent
 from letopis.outbox.event_log import drafts
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.event_log.append_plan import Appended
+from letopis.outbox.event_log.statements import on_cursor
 from letopis.outbox.history.joint_write import CompanionWrite, TransactionEnd
-from letopis.outbox.history.receipts import Deliveries, Receipt
+from letopis.outbox.history.receipts import Receipt
 from letopis.outbox.telemetry.tracing import appending
 from letopis.store.cancellation import run_to_completion
 from letopis.store.errors import Closed, InvalidInput, LetopisError, OutboxUnavailable
-from letopis.store.model.codec import Limits, by_value
+from letopis.store.model.codec import by_value
 from letopis.store.model.event_types import MessageAppended, MessageFailed, MessageSent
 from letopis.store.model.events import Event
 from letopis.store.model.messages import Message
@@ -33,7 +34,7 @@ from letopis.store.model.parts import Part
 
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
-    from letopis.outbox.history._append import Appender
+    from letopis.outbox.history._replies import Replies
 
 logger: Final = logging.getLogger("letopis.outbox.history")
 
@@ -61,33 +62,29 @@ class Reply:
 
     def __init__(
         self,
-        *,
-        outbox: OutboxFile,
-        appender: Appender,
-        deliveries: Deliveries,
-        limits: Limits,
+        replies: Replies,
         conversation_id: str,
-        owner: str | None,
         empty: Message,
+        *,
+        owner: str | None,
         event_id: UUID,
-        writer: str,
         every: float | None,
         confirm: bool,
     ) -> None:
         self.conversation_id = conversation_id
         self.message_id = empty.id
         self.event_id = event_id
-        self._outbox = outbox
-        self._home = outbox.home
-        self._appender = appender
-        self._deliveries = deliveries
-        self._limits = limits
+        self._outbox = replies.outbox
+        self._home = replies.outbox.home
+        self._appender = replies.appender
+        self._deliveries = replies.deliveries
+        self._limits = replies.limits
         self._owner = owner
         self._empty = empty
-        self._writer = writer
+        self._writer = replies.writer_lock.acquire()
         self._every = every
         self._confirm = confirm
-        self._content = DraftContent(empty, limits)
+        self._content = DraftContent(empty, self._limits)
         self._started_us = self._outbox.now_us()
         self._ending = asyncio.Lock()
         self._receipt: Receipt | None = None
@@ -204,11 +201,7 @@ class Reply:
         usage: Mapping[str, Any] | None,
         metadata: Mapping[str, Any] | None,
     ) -> Receipt:
-        """Append the message with ``write``, in an open transaction on ``outbox``; it counts once that commits.
-
-        :raises InvalidInput: the reply belongs to another outbox.
-        :raises LetopisError: as for :meth:`finish`.
-        """
+        """Append the message with ``write``, in an open transaction on ``outbox``; it counts once that commits."""
         if outbox is not self._outbox:
             raise InvalidInput("reply", "belongs to another history: finish it in a transaction of that one")
         message = self._message(tokens=tokens, usage=usage, metadata=metadata)
@@ -237,10 +230,7 @@ class Reply:
         return self._over and not self._settled
 
     async def _leave(self) -> None:
-        """End the reply after its block has ended well: finish it, or discard it if it is empty.
-
-        If an open transaction finishes it, this is completed once that has ended: see :meth:`_interrupt`.
-        """
+        """Finish the reply after its block has ended well, or discard it if it is empty."""
         if not await self._resolve():
             self._over = True
             return
@@ -249,10 +239,7 @@ class Reply:
         await run_to_completion(self._close())
 
     async def _interrupt(self) -> None:
-        """End the reply when its writer was cut off: what was written becomes an interrupted message.
-
-        A failure is logged, and this may be called again.
-        """
+        """Make an interrupted message of what was written; log a failure, after which it may be called again."""
         if self._would_wait_for_itself():
             self._over = True
             logger.warning(
@@ -311,11 +298,7 @@ class Reply:
             raise Closed("the reply was cut off: begin another")
 
     async def _resolve(self) -> bool:
-        """Find out how the transaction ended that finishes the reply. Return False while it is open.
-
-        The file is asked, not the code that committed, so that a savepoint that was rolled back and a commit with an
-        unknown outcome are seen as they are.
-        """
+        """Find out how the transaction ended that finishes the reply. Return False while it is open."""
         if self._joined is None:
             return True
         receipt, end = self._joined
@@ -398,16 +381,11 @@ class Reply:
             updated_at=self._outbox.now_us(),
         )
 
-        def save(connection: sa.Connection) -> bool:
-            cursor = connection.connection.cursor()
-            try:
-                # A draft does not take the space that is reserved for delivery.
-                self._outbox.gate.check_room(cursor)
-                return drafts.save(cursor, draft)
-            finally:
-                cursor.close()
+        def save(cursor: Any) -> bool:
+            self._outbox.gate.check_room(cursor)  # a draft does not take the space that is reserved for delivery
+            return drafts.save(cursor, draft)
 
-        return save
+        return lambda connection: on_cursor(connection, save)
 
     async def _stop_saving(self) -> None:
         saving, self._saving = self._saving, None

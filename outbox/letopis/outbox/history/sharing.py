@@ -24,18 +24,14 @@ from letopis.store.errors import Closed, InvalidInput
 T = TypeVar("T")
 logger = logging.getLogger("letopis.outbox.history")
 
-CLEANUP_SECONDS: Final = 5.0
-"""Seconds that an ending event loop's other tasks have for what they still append."""
+CLEANUP_SECONDS: Final = 5.0  # seconds that an ending event loop's other tasks have for what they still append
 
 _KEEPER: Final = "letopis-outbox"
 _NOT_OPEN: Final = "the history is not open yet: await history.prepare(), or enter it with `async with`"
 
 
 class SharedOutbox:
-    """An outbox that is open, or being opened, in one event loop. Kept by one task of that loop.
-
-    It is closed when its last history is, and when the loop ends by cancelling its tasks, as ``asyncio.run`` does.
-    """
+    """An open outbox, kept by a task of its loop; it closes with its last history, or with the loop."""
 
     def __init__(self, registry: Registry, settings: HistorySettings) -> None:
         self.settings = settings
@@ -215,10 +211,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class SharedAccess:
-    """What one history has of the outbox on its file: opened on first use, shared with others on the same file.
-
-    :ivar loop: the event loop that the outbox is open in; ``None`` while it is not open.
-    """
+    """What one history has of the outbox on its file: opened on first use, shared with others."""
 
     def __init__(self, settings: HistorySettings, registry: Registry = REGISTRY) -> None:
         self.settings = settings
@@ -333,10 +326,7 @@ class SharedAccess:
         self.loop = None if outbox.home is None else outbox.home.loop
 
     def _join(self, *, own_thread: bool = False) -> tuple[SharedOutbox, bool]:
-        """Join the outbox on the file, and begin to open it if there is none.
-
-        Return False with one that is ending, which is not joined any more.
-        """
+        """Join the outbox on the file, or begin to open it. Return False with one that is ending."""
         with self.registry.lock:
             if self._closed:
                 raise Closed("the history is closed")

@@ -235,11 +235,7 @@ class Transaction:
 
 @asynccontextmanager
 async def transaction(outbox: OutboxFile, deliveries: Deliveries, limits: Limits) -> AsyncIterator[Transaction]:
-    """Open a transaction, commit it if the block ends well, and roll it back otherwise, also on cancellation.
-
-    :raises OutboxUnavailable: another writer holds the file for 10 seconds, or the commit ended in an error: whether it
-        took effect is known by the event ids then.
-    """
+    """Open a transaction, commit it if the block ends well, and roll it back otherwise, also on cancellation."""
     await outbox.gate.acquire()
     opened: list[AsyncConnection] = []
     watch: _DurationWatch | None = None

@@ -25,14 +25,11 @@ from letopis.store.model.events import from_microseconds
 
 T = TypeVar("T")
 
-MAX_ENTRIES: Final = 10_000
-"""Entries that are kept, so that the log cannot fill the file."""
+MAX_ENTRIES: Final = 10_000  # entries that are kept, so that the log cannot fill the file
 MAX_TEXT: Final = 2_000
-DONE: Final = "done"
-"""The outcome of an action that took effect; any other outcome is why it was refused."""
+DONE: Final = "done"  # the outcome of an action that took effect; any other outcome is why it was refused
 
-Via = Literal["console", "command", "python"]
-"""By what an operator acted."""
+Via = Literal["console", "command", "python"]  # by what an operator acted
 
 _INSERT: Final = (
     "INSERT INTO letopis_outbox_audit"
@@ -170,7 +167,7 @@ class OutboxAdmin:
         :raises NotRepairable: the event is not the one that its conversation waits for, or is not stuck.
         :raises InvalidInput: the reason is empty or too long.
         """
-        work = partial(repair.skip, event_id=event_id, reason=reason, now_us=self._outbox.now_us(), by=self._by)
+        work = partial(repair.skip, event_id=event_id, reason=reason, **self._signed())
         return await self._change_event("skip", work, reason)
 
     async def skip_missing(self, store: ConversationStore, conversation_id: str, *, reason: str) -> tuple[int, ...]:
@@ -211,16 +208,8 @@ class OutboxAdmin:
         :raises InvalidInput: the data is not valid for this type of event, or would be refused again; or the reason is
             empty or too long.
         """
-        work = partial(
-            repair.fix,
-            event_id=event_id,
-            data=data,
-            metadata=metadata,
-            reason=reason,
-            now_us=self._outbox.now_us(),
-            by=self._by,
-            limits=limits,
-        )
+        given: dict[str, Any] = {"data": data, "metadata": metadata, "limits": limits}
+        work = partial(repair.fix, event_id=event_id, reason=reason, **given, **self._signed())
         return await self._change_event("fix", work, reason)
 
     async def restore(self, event_id: UUID, *, reason: str) -> PendingEvent:
@@ -231,7 +220,7 @@ class OutboxAdmin:
         :raises NotRepairable: the event is not the one that its conversation waits for, or was never repaired.
         :raises InvalidInput: the reason is empty or too long.
         """
-        work = partial(repair.restore, event_id=event_id, reason=reason, now_us=self._outbox.now_us(), by=self._by)
+        work = partial(repair.restore, event_id=event_id, reason=reason, **self._signed())
         return await self._change_event("restore", work, reason)
 
     async def rebind(self, store: ConversationStore, *, dry_run: bool = False) -> Rebound:
@@ -245,12 +234,8 @@ class OutboxAdmin:
         """
         identity = await store.identity()
         check_not_moved(identity.moved_to)
-        heads = await store_heads(store, self._outbox)
-        target: dict[str, Any] = {
-            "store_id": identity.store_id,
-            "destination": destination_of(store.url),
-            "heads": heads,
-        }
+        heads, destination = await store_heads(store, self._outbox), destination_of(store.url)
+        target: dict[str, Any] = {"store_id": identity.store_id, "destination": destination, "heads": heads}
         if dry_run:
             return await self._outbox.read(partial(binding.preview, **target))
         work = partial(binding.rebind_outbox, now_us=self._outbox.now_us(), **target)
@@ -265,7 +250,7 @@ class OutboxAdmin:
         :raises InvalidInput: the reason is empty or too long.
         """
         reason = None if reason is None else repair.checked_reason(reason)
-        work = partial(repair.pause_relay, now_us=self._outbox.now_us(), reason=reason, by=self._by)
+        work = partial(repair.pause_relay, reason=reason, **self._signed())
         await self._change("pause_relay", work, lambda _: {"conversations": 0, "reason": reason})
 
     async def resume_relay(self) -> bool:
@@ -286,6 +271,9 @@ class OutboxAdmin:
         :param before: the ``entry_id`` of the last entry of the page before.
         """
         return await self._outbox.read(partial(list_actions, limit=limit, before=before))
+
+    def _signed(self) -> dict[str, Any]:
+        return {"now_us": self._outbox.now_us(), "by": self._by}
 
     async def _change_lanes(self, action: str, work: Callable[[sa.Connection], list[str]]) -> list[str]:
         def about(changed: list[str]) -> Mapping[str, Any] | None:

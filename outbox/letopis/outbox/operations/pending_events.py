@@ -69,16 +69,11 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PendingEvent:
-    """One pending event and the state of its lane. Moments are UTC microseconds.
-
-    :ivar front: whether it is the event that its conversation waits for.
-    :ivar behind: how many events of the conversation come after it.
-    """
+class StoredEvent:
+    """An event as the file holds it. Moments are UTC microseconds."""
 
     event_id: UUID
     conversation_id: str
-    owner_id: str | None
     sequence: int
     type: str
     schema_version: int
@@ -87,14 +82,21 @@ class PendingEvent:
     digest: bytes
     salt: bytes | None
     occurred_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingEvent(StoredEvent):
+    """One pending event and the state of its lane."""
+
+    owner_id: str | None
     appended_at: int
     state: str
     attempts: int
     due_at: int
     fault_class: str | None
     fault: str | None
-    front: bool
-    behind: int
+    front: bool  # it is the event that its conversation waits for
+    behind: int  # how many events of the conversation come after it
 
     @property
     def size(self) -> int:
@@ -103,20 +105,10 @@ class PendingEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Repair:
-    """What was done to an event, and the event as it was before. Moments are UTC microseconds."""
+class Repair(StoredEvent):
+    """What was done to an event, and the event as it was before."""
 
     verb: str
-    conversation_id: str
-    sequence: int
-    event_id: UUID
-    type: str
-    schema_version: int
-    data: str
-    metadata: str | None
-    digest: bytes
-    salt: bytes | None
-    occurred_at: int
     reason: str
     repaired_by: str | None
     repaired_at: int
@@ -207,26 +199,23 @@ def value_of(connection: sa.Connection, entry: PendingEvent) -> bytes | None:
     return None if row is None else bytes(row[0])
 
 
+def picked(value: object, *names: str) -> dict[str, Any]:
+    """Return some attributes by their names, for JSON."""
+    return {name: getattr(value, name) for name in names}
+
+
 def event_summary(entry: PendingEvent) -> dict[str, Any]:
     """Return an event as JSON values, without its content."""
     return {
         "event_id": str(entry.event_id),
-        "conversation_id": entry.conversation_id,
-        "owner_id": entry.owner_id,
-        "sequence": entry.sequence,
-        "type": entry.type,
-        "schema_version": entry.schema_version,
+        **picked(entry, "conversation_id", "owner_id", "sequence", "type", "schema_version"),
         "bytes": entry.size,
         "digest": entry.digest.hex(),
         "occurred_at": iso_moment(entry.occurred_at),
         "appended_at": iso_moment(entry.appended_at),
-        "front": entry.front,
-        "behind": entry.behind,
-        "state": entry.state,
-        "attempts": entry.attempts,
+        **picked(entry, "front", "behind", "state", "attempts"),
         "due_at": iso_moment(entry.due_at) if next_attempt(entry.state, entry.due_at) else None,
-        "fault_class": entry.fault_class,
-        "fault": entry.fault,
+        **picked(entry, "fault_class", "fault"),
     }
 
 

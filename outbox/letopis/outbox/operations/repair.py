@@ -14,7 +14,6 @@ What the verbs promise and raise stands with the methods of the same names of ``
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict
 from typing import Any, Final, Literal
 from uuid import UUID
@@ -27,12 +26,14 @@ from letopis.outbox.event_log.append import insert_event
 from letopis.outbox.event_log.effects import erase_content, is_redacted
 from letopis.outbox.event_log.event_ids import index_event_ids
 from letopis.outbox.event_log.lanes import find_lane
+from letopis.outbox.event_log.statements import on_cursor
 from letopis.outbox.operations.pending_events import (
     PENDING,
     PendingEvent,
     Selection,
     list_pending,
     list_repairs,
+    picked,
     selects_events,
     where_clause,
 )
@@ -47,8 +48,7 @@ from letopis.store.rules.redaction import MESSAGE_CONTENT_TYPES
 
 REPAIRABLE_STATES: Final = ("blocked", "retrying", "paused")
 MAX_REASON_CHARACTERS: Final = 2_000
-UNKNOWN: Final = "unknown"
-"""What a tombstone says of an event that the file no longer holds."""
+UNKNOWN: Final = "unknown"  # what a tombstone says of an event that the file no longer holds
 
 Verb = Literal["fix", "skip", "restore"]
 
@@ -149,11 +149,7 @@ def skip(connection: sa.Connection, event_id: UUID, *, reason: str, now_us: int,
 def skip_missing(
     connection: sa.Connection, conversation_id: str, *, held: int, reason: str, now_us: int
 ) -> tuple[int, ...]:
-    """Put tombstones where neither the file nor the history store holds a pending event; return their sequences.
-
-    The lane continues from ``held + 1``. There is no tombstone where the store holds all that the file lacks, because
-    an acknowledgement was lost.
-    """
+    """Put tombstones where nothing holds an event, unless the store holds all; return their sequences."""
     reason = checked_reason(reason)
     lane = find_lane(connection, conversation_id)
     if lane is None or lane.state != "blocked":
@@ -233,17 +229,8 @@ def restore(
     first = next((repair for repair in list_repairs(connection, present) if repair.verb != "restore"), None)
     if first is None or first.salt is None or (first.event_id == present.event_id and first.digest == present.digest):
         raise NotRepairable(f"event {event_id} is as it was appended: there is nothing to put back")
-    original = EncodedEvent(
-        conversation_id=first.conversation_id,
-        event_id=first.event_id,
-        type=first.type,
-        schema_version=first.schema_version,
-        data=first.data,
-        metadata=first.metadata,
-        digest=first.digest,
-        salt=first.salt,
-        occurred_at=first.occurred_at,
-    )
+    content = ("type", "schema_version", "data", "metadata", "digest", "salt", "occurred_at")
+    original = EncodedEvent(first.conversation_id, first.event_id, **picked(first, *content))
     _replace(connection, present, original, "restore", reason, now_us=now_us, by=by)
     return present
 
@@ -302,8 +289,7 @@ def _replace(
 ) -> None:
     repair = {"verb": verb, "reason": reason, "repaired_by": by, "repaired_at": now_us}
     connection.exec_driver_sql(_KEEP, _row(old) | repair)
-    with closing(connection.connection.cursor()) as cursor:
-        index_event_ids(cursor)
+    on_cursor(connection, index_event_ids)
     for statement in (_REPLACE, _REPLACE_ID):
         connection.exec_driver_sql(statement, _row(new) | {"old_id": old.event_id.bytes})
     _erase_again(connection, new)
@@ -319,12 +305,8 @@ def _erase_again(connection: sa.Connection, new: EncodedEvent) -> None:
     if new.type not in MESSAGE_CONTENT_TYPES:
         return
     message_id = str(_decoded(new.data, "data").get("message_id"))
-    cursor = connection.connection.cursor()
-    try:
-        if is_redacted(cursor, new.conversation_id, message_id):
-            erase_content(cursor, new.conversation_id, message_id)
-    finally:
-        cursor.close()
+    if on_cursor(connection, is_redacted, new.conversation_id, message_id):
+        on_cursor(connection, erase_content, new.conversation_id, message_id)
 
 
 def _follow_owner(connection: sa.Connection, old: PendingEvent, new: EncodedEvent) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
@@ -14,9 +14,10 @@ from letopis.outbox.alerting.incident_table import open_incidents_of
 from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord, fault_class
 from letopis.outbox.event_log.bound_store import binding_of
 from letopis.outbox.event_log.lanes import lane_counts_of
-from letopis.outbox.event_log.statements import query_all, query_one
+from letopis.outbox.event_log.statements import on_cursor, query_all, query_one
 from letopis.outbox.file.sign_of_life import ended_without_stopping, lives
 from letopis.outbox.file.wal_checkpoint import LARGE_WAL_BYTES, wal_size
+from letopis.outbox.operations.pending_events import picked
 from letopis.store.database.faults import FaultClass
 from letopis.store.model.events import from_microseconds
 
@@ -51,10 +52,7 @@ class _RelayRow(NamedTuple):
     store_rows: int = 0
 
 
-_RELAY: Final = (
-    "SELECT pid, holder, host, boot_id, heartbeat_at, progress_at, breaker, breaker_since, breaker_reason,"
-    " breaker_detail, next_attempt_at, delivered_total, store_tasks, store_rows FROM letopis_outbox_relay"
-)
+_RELAY: Final = f"SELECT {', '.join(_RelayRow._fields)} FROM letopis_outbox_relay"  # noqa: S608 - ours
 
 
 def are_late(oldest_pending_seconds: float | None, last_progress_seconds: float | None) -> bool:
@@ -234,11 +232,7 @@ class Status:
                 "id": None if self.store.store_id is None else str(self.store.store_id),
                 "destination": self.store.destination,
             },
-            "pending": self.pending,
-            "pending_bytes": self.pending_bytes,
-            "wal_bytes": self.wal_bytes,
-            "oldest_pending_seconds": self.oldest_pending_seconds,
-            "delivered": self.delivered,
+            **picked(self, "pending", "pending_bytes", "wal_bytes", "oldest_pending_seconds", "delivered"),
             "lanes": dict(self.lanes),
             "lost": self.lost,
             "breaker": _json(self.breaker),
@@ -250,10 +244,7 @@ class Status:
                     "id": str(case.incident_id),
                     "kind": str(case.kind),
                     "state": str(case.state),
-                    "conversation_id": case.conversation_id,
-                    "owner_id": case.owner_id,
-                    "reason": case.reason,
-                    "events": case.events,
+                    **picked(case, "conversation_id", "owner_id", "reason", "events"),
                     "since": _moment(case.opened_at),
                     "notified_at": _moment(case.notified_at),
                 }
@@ -264,8 +255,7 @@ class Status:
 
 def read_status(connection: sa.Connection, *, now_us: int) -> Status:
     """Return the status of the outbox file that is open on ``connection``; reads only, and never the history store."""
-    with closing(connection.connection.cursor()) as cursor:
-        return status_of(cursor, now_us=now_us)
+    return on_cursor(connection, partial(status_of, now_us=now_us))
 
 
 def status_of(cursor: Any, *, now_us: int) -> Status:

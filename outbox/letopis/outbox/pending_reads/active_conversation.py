@@ -1,7 +1,4 @@
-"""Find an owner's active conversation from the outbox file and the store's view.
-
-The last activation of an outbox wins in whatever order the lanes are delivered, so only that one is read.
-"""
+"""Find an owner's active conversation: the last activation of the outbox wins, however lanes are delivered."""
 
 from __future__ import annotations
 
@@ -35,27 +32,19 @@ _LEAVES: Final = (ConversationArchived.type, ConversationDeleted.type)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activation:
-    """The last activation that was appended here for an owner.
-
-    :ivar sequence: of its event; 0 if the event was pruned, so that it comes before all that the file holds.
-    :ivar delivered: whether the history store had it when the file was read.
-    """
+    """The last activation that was appended here for an owner."""
 
     conversation_id: str
-    sequence: int
-    delivered: bool
+    sequence: int  # 0 if the event was pruned: it comes before all that the file holds
+    delivered: bool  # when the file was read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingActive:
-    """What the file holds about which conversation of an owner is active.
+    """What the file holds about which conversation of an owner is active."""
 
-    :ivar activation: the last one appended here; ``None`` if there was none.
-    :ivar left: for each conversation with a pending archive or delete, and for that of ``activation``, the last
-        sequence that archives or deletes it, and when that occurred.
-    """
-
-    activation: Activation | None
+    activation: Activation | None  # the last one appended here
+    # where an archive or delete is pending, and of ``activation``: the last one's sequence and moment
     left: Mapping[str, tuple[int, int]]
 
     @property
@@ -66,13 +55,10 @@ class PendingActive:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActiveConversation:
-    """The conversation that was activated last.
-
-    :ivar left_at: when a pending event has archived or deleted it since, so that another one is active.
-    """
+    """The conversation that was activated last."""
 
     conversation_id: str
-    left_at: int | None
+    left_at: int | None  # when a pending event has archived or deleted it since
 
 
 def read_active(connection: sa.Connection, owner_id: str) -> PendingActive:

@@ -28,21 +28,17 @@ _REDACTED: Final = (
     " WHERE e.conversation_id = ? AND e.type = ? AND s.sequence IS NULL AND json_valid(e.data)"
 )
 _DELETED: Final = "SELECT 1 FROM letopis_outbox_lanes WHERE conversation_id = ? AND deleted > 0"
-_PAGE_SIZE: Final = 500
-"""Messages of a page in which a message is searched."""
+_PAGE_SIZE: Final = 500  # messages of a page in which a message is searched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnMessages:
-    """What was read of a conversation itself, without inherited messages.
-
-    :ivar conversation: as it stands at the same moment; ``None`` if it inherits nothing, or that was not asked.
-    :ivar place: of the message that was searched; ``None`` if it is not on the page.
-    """
+    """What was read of a conversation itself, without inherited messages."""
 
     page: Page[RecordedMessage]
+    # at the same moment; ``None`` if it inherits nothing, or that was not asked
     conversation: Conversation | None = None
-    place: int | None = None
+    position: int | None = None  # of the message that was searched; ``None`` if it is not on the page
 
 
 class ReadOwn(Protocol):
@@ -66,11 +62,7 @@ class ReadStore(Protocol):
 
 
 class Ancestry:
-    """Finds the ancestors of a fork, each where its fork point is.
-
-    :param read: asks the history store.
-    :param file: ``False`` to use only fork points that are in the history store.
-    """
+    """Finds the ancestors of a fork, each where its fork point is, in the store alone unless ``file``."""
 
     def __init__(self, read: ReadStore, outbox: OutboxFile, own: ReadOwn, *, file: bool = True) -> None:
         self._read = read
@@ -84,22 +76,19 @@ class Ancestry:
         async def find(fork: ForkPoint, seen: Collection[str]) -> list[_Stored | _Pending]:
             # The file first: an event that is delivered in between is in the store, even if it is pruned here at once.
             sequence = await self._sequence(fork)
-            found = await self._stored(fork, seen)
-            if found:
-                return [_Stored(self._read, self._outbox, one) for one in found]
+            stored = await self._stored(fork, seen)
+            if stored:
+                return [_Stored(self._read, self._outbox, level) for level in stored]
             return [] if sequence is None else [await self._pending(fork, sequence)]
 
         levels, left = await walk_forks(fork, find, known=known)
         return [*levels], left is None
 
     async def of(self, point: ForkPoint) -> Ancestor | int | None:
-        """Return a conversation as of an event: the ancestor, or the sequence if the event is in the file alone.
-
-        ``None`` if the event is nowhere.
-        """
+        """Return a conversation as of an event: the ancestor, or the sequence if the event is in the file alone."""
         sequence = await self._sequence(point)
-        found = await self._stored(point, ())
-        return found[0] if found else sequence
+        levels = await self._stored(point, ())
+        return levels[0] if levels else sequence
 
     async def _stored(self, fork: ForkPoint, known: Collection[str]) -> list[Ancestor] | None:
         return await self._read(
@@ -110,14 +99,14 @@ class Ancestry:
 
     async def _pending(self, fork: ForkPoint, sequence: int) -> _Pending:
         own = await self._own(fork.conversation_id, Window(last=1), upto=sequence, inherits=True)
-        found = own.conversation
+        conversation = own.conversation
         return _Pending(
             outbox=self._outbox,
             own=self._own,
             conversation_id=fork.conversation_id,
             sequence=sequence,
-            fork=found.forked_from if found is not None and found.inherits else None,
-            inherited_to=None if found is None else found.inherited_to,
+            fork=conversation.forked_from if conversation is not None and conversation.inherits else None,
+            inherited_to=None if conversation is None else conversation.inherited_to,
         )
 
     async def _sequence(self, point: ForkPoint) -> int | None:
@@ -193,8 +182,8 @@ class _Pending:
         window = Window(last=_PAGE_SIZE, before=None if upto is None else upto + 1)
         while True:
             own = await self.own(self.conversation_id, window, upto=self.sequence, find=message_id)
-            if own.place is not None or own.page.next is None:
-                return own.place
+            if own.position is not None or own.page.next is None:
+                return own.position
             window = replace(window, before=int(own.page.next))
 
 
@@ -210,4 +199,4 @@ async def _redacted_here(outbox: OutboxFile, conversation_id: str) -> frozenset[
 def _hide(page: Page[RecordedMessage], message_ids: Collection[str]) -> Page[RecordedMessage]:
     if not message_ids:
         return page
-    return replace(page, items=tuple(redacted(one) if one.id in message_ids else one for one in page))
+    return replace(page, items=tuple(redacted(message) if message.id in message_ids else message for message in page))

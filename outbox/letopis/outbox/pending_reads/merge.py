@@ -137,21 +137,22 @@ def merge_messages(
     rows, more = _rows_of(merge, window, whole=whole)
     if rows:
         folded = merge.fold(rows, upcasters, view.messages).result()
-        found = folded.messages if window.every else folded.path
+        messages = folded.messages if window.every else folded.path
         if whole:
-            found = _within_window(found, merge, window)
+            messages = _within_window(messages, merge, window)
     else:
-        found = view.messages
+        messages = view.messages
     older = view.next is not None or (merge.unavailable and pending.pruned > 0 and window.first is None)
-    limit, place = window.limit, None
-    more = more or (limit is not None and len(found) > limit)
+    limit, cursor = window.limit, None
+    more = more or (limit is not None and len(messages) > limit)
     if window.last is not None:
-        found = found[-window.last :]
-        place = merge.place_of(found[0]) if found and (more or older) else None
+        messages = messages[-window.last :]
+        cursor = merge.place_of(messages[0]) if messages and (more or older) else None
     else:
-        found = found[:limit]
-        place = merge.place_of(found[-1]) if found and (more or view.next is not None) and limit is not None else None
-    return Page(found, next=None if place is None else str(place), complete=not merge.unavailable, seen=merge.seen)
+        messages = messages[:limit]
+        more = more or view.next is not None
+        cursor = merge.place_of(messages[-1]) if messages and more and limit is not None else None
+    return Page(messages, next=None if cursor is None else str(cursor), complete=not merge.unavailable, seen=merge.seen)
 
 
 def merge_conversation(
@@ -159,22 +160,20 @@ def merge_conversation(
 ) -> Conversation | None:
     """Return the conversation of the view with what is pending, except whether it is the active one."""
     merge = _Merge.of(pending, view, upto)
-    found = merge.view.conversation
+    conversation = merge.view.conversation
     if rows := list(merge.rows):
-        found = merge.fold(rows, upcasters).result().conversation
-    if found is None:
+        conversation = merge.fold(rows, upcasters).result().conversation
+    if conversation is None:
         return None
-    found = replace(found, seen=merge.seen)
+    conversation = replace(conversation, seen=merge.seen)
     if merge.gone:
-        found = replace(without_conversation_content(found), state="deleted", message_count=0, inherits=False)
+        conversation = without_conversation_content(conversation)
+        conversation = replace(conversation, state="deleted", message_count=0, inherits=False)
     if merge.unavailable and pending.lane is not None:
-        return replace(
-            found,
-            owner_id=found.owner_id if found.owner_id is not None else pending.lane.owner_id,
-            version=pending.lane.delivered,
-            pending=pending.lane.pending,
-        )
-    return found
+        lane = pending.lane
+        owner_id = conversation.owner_id if conversation.owner_id is not None else lane.owner_id
+        return replace(conversation, owner_id=owner_id, version=lane.delivered, pending=lane.pending)
+    return conversation
 
 
 def merge_events(
@@ -191,19 +190,19 @@ def merge_events(
     if page.next is not None:
         return Page(page.items, next=page.next)
     there = {event.event_id for event in page}
-    found = list(page)
-    place = None
+    events = list(page)
+    cursor = None
     for row in merge.rows:
         if merge.place(row.sequence) <= after or (types is not None and row.type not in types):
             continue
         event = merge.event(row)
         if event.event_id in there:
             continue
-        if len(found) >= limit:
-            place = str(merge.place(row.sequence) - 1)
+        if len(events) >= limit:
+            cursor = str(merge.place(row.sequence) - 1)
             break
-        found.append(event)
-    return Page(tuple(found), next=place, complete=not merge.unavailable)
+        events.append(event)
+    return Page(tuple(events), next=cursor, complete=not merge.unavailable)
 
 
 def merge_newest_events(
@@ -219,20 +218,20 @@ def merge_newest_events(
     """Return the newest pending events before a place, filled up with ``page``, the newest of the store's."""
     merge = _Merge.of(pending, view)
     there = {event.event_id for event in page}
-    found: list[RecordedEvent] = []
+    events: list[RecordedEvent] = []
     places: list[int] = []
     for row in reversed(list(merge.rows)):
-        place = merge.place(row.sequence)
-        wanted = after < place and (before is None or place < before) and (types is None or row.type in types)
+        version = merge.place(row.sequence)
+        wanted = after < version and (before is None or version < before) and (types is None or row.type in types)
         if wanted and row.event_id not in there:
-            found.append(merge.event(row))
-            places.append(place)
+            events.append(merge.event(row))
+            places.append(version)
     for event in reversed(page):
-        found.append(event)
+        events.append(event)
         places.append(event.version or 0)
-    more = len(found) > limit or page.next is not None
+    more = len(events) > limit or page.next is not None
     end = str(places[:limit][-1]) if more else None
-    return Page(tuple(reversed(found[:limit])), next=end, complete=not merge.unavailable)
+    return Page(tuple(reversed(events[:limit])), next=end, complete=not merge.unavailable)
 
 
 def last_event_at(pending: PendingSlice, view: StoreView | None, moment: datetime) -> UUID | None:
@@ -278,20 +277,17 @@ def path_bound(pending: PendingSlice, view: StoreView, *, upto: int | None = Non
     return bound
 
 
-def _within_window(found: tuple[RecordedMessage, ...], merge: _Merge, window: Window) -> tuple[RecordedMessage, ...]:
+def _within_window(messages: tuple[RecordedMessage, ...], merge: _Merge, window: Window) -> tuple[RecordedMessage, ...]:
     return tuple(
         message
-        for message in found
+        for message in messages
         if (window.before is None or merge.place_of(message) < window.before)
         and (window.after is None or merge.place_of(message) > window.after)
     )
 
 
 def _rows_of(merge: _Merge, window: Window, *, whole: bool) -> tuple[Sequence[StoredRow], bool]:
-    """Return the rows to fold, in order, and whether messages of the window were left out.
-
-    These are the messages inside the window, as many as it holds, and all events that may change them.
-    """
+    """Return the window's messages and all events that may change them, and whether messages were left out."""
     rows = list(merge.rows)
     if whole or not rows:
         return rows, False
@@ -304,10 +300,10 @@ def _rows_of(merge: _Merge, window: Window, *, whole: bool) -> tuple[Sequence[St
     cut = merge.pending.left_out and rows[0].sequence > merge.start + 1
     for row in reversed(rows) if backward else rows:
         if row.appends:
-            place = merge.place(row.sequence)
+            version = merge.place(row.sequence)
             if (
-                (window.before is not None and place >= window.before)
-                or (window.after is not None and place <= window.after)
+                (window.before is not None and version >= window.before)
+                or (window.after is not None and version <= window.after)
                 or not merge.adds(row)
             ):
                 continue

@@ -48,13 +48,10 @@ class ListingKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingKeys:
-    """The conversations with pending events, at their places in the list: an owner's and those of unknown owners.
-
-    :ivar unknown: those of unknown owners, if the list is of one owner.
-    """
+    """Conversations with pending events, by their keys in the list: an owner's and those of unknown owners."""
 
     keys: Mapping[str, ListingKey]
-    unknown: frozenset[str] = frozenset()
+    unknown: frozenset[str] = frozenset()  # of unknown owners, if the list is of one owner
 
     def owned(self, updated: Mapping[str, int]) -> dict[str, ListingKey]:
         """Return the keys of the owner's conversations: delivery moves none of them towards the newest any more."""
@@ -63,17 +60,6 @@ class PendingKeys:
             for name, key in self.keys.items()
             if name in updated or name not in self.unknown
         }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listing:
-    """One page of the list, before the conversations on it are read.
-
-    :ivar items: in order; with the store's conversation if nothing was pending of it.
-    """
-
-    items: tuple[tuple[str, Conversation | None], ...]
-    next: str | None
 
 
 def read_pending_keys(connection: sa.Connection, owner: str | None) -> PendingKeys:
@@ -86,9 +72,9 @@ def read_retained_keys(
     connection: sa.Connection, owner: str | None, after: ListingKey | None, limit: int, *, oldest_first: bool = False
 ) -> dict[str, ListingKey]:
     """Read the conversations of the file that come next in the list, while the store is unavailable."""
-    place = (None, None) if after is None else (after.updated_at, after.conversation_id)
+    start = (None, None) if after is None else (after.updated_at, after.conversation_id)
     statement = _OLDEST_RETAINED if oldest_first else _NEWEST_RETAINED
-    return _keys(fetch_all(connection, statement, (owner, *place, limit)))
+    return _keys(fetch_all(connection, statement, (owner, *start, limit)))
 
 
 def merge_list(
@@ -98,21 +84,21 @@ def merge_list(
     after: ListingKey | None,
     limit: int,
     oldest_first: bool = False,
-) -> Listing:
-    """Return the page of the list after a key, with pending conversations at their new place. No I/O."""
+) -> Page[tuple[str, Conversation | None]]:
+    """Return the page of ids after a key, each with the store's conversation if nothing is pending of it; no I/O."""
 
     def follows(key: ListingKey, other: ListingKey) -> bool:
         return key > other if oldest_first else key < other
 
-    found: dict[ListingKey, Conversation | None] = {
+    listed: dict[ListingKey, Conversation | None] = {
         key: None for key in pending.values() if after is None or follows(key, after)
     }
     stored = () if page is None else page.items
     keys = [
-        ListingKey(updated_at=to_microseconds(one.updated_at), conversation_id=one.conversation_id) for one in stored
+        ListingKey(updated_at=to_microseconds(item.updated_at), conversation_id=item.conversation_id) for item in stored
     ]
-    found |= {key: one for key, one in zip(keys, stored, strict=True) if key.conversation_id not in pending}
-    order = sorted(found, reverse=not oldest_first)
+    listed |= {key: item for key, item in zip(keys, stored, strict=True) if key.conversation_id not in pending}
+    order = sorted(listed, reverse=not oldest_first)
     more_stored = page is not None and page.next is not None
     if more_stored:
         # Conversations that the store has not returned yet may come before those behind its last one.
@@ -123,7 +109,7 @@ def merge_list(
         cursor = order[-1].cursor
     elif more_stored:
         cursor = keys[-1].cursor
-    return Listing(items=tuple((key.conversation_id, found[key]) for key in order), next=cursor)
+    return Page(tuple((key.conversation_id, listed[key]) for key in order), next=cursor)
 
 
 def _keys(rows: Iterable[tuple[Any, ...]]) -> dict[str, ListingKey]:

@@ -11,7 +11,7 @@ from uuid import UUID
 import orjson
 import sqlalchemy as sa
 
-from letopis.outbox.event_log.lanes import SELECT_LANE, Lane, lane_of
+from letopis.outbox.event_log.lanes import SELECT_LANE, Lane
 from letopis.outbox.event_log.retention import rows_after
 from letopis.outbox.event_log.statements import fetch_all
 from letopis.store.errors import OutboxUnavailable
@@ -30,8 +30,7 @@ from letopis.store.rules.fold import Fold, PathPosition
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
 from letopis.store.search.query import Query, match
 
-MAX_SEARCHED_EVENTS: Final = 10_000
-"""The newest events of the outbox that one search looks through."""
+MAX_SEARCHED_EVENTS: Final = 10_000  # the newest events of the outbox that one search looks through
 
 # The conversation with the newest event comes first.
 _LANES: Final = (
@@ -58,17 +57,12 @@ class MessageKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingConversation:
-    """What the outbox holds of one conversation beyond the history store.
-
-    :ivar events: in order, all after a sequence; superseded ones are marked.
-    :ivar positions: the outbox positions of the events that hold a message's content, by sequence.
-    :ivar whole: ``False`` if a damaged event was left out.
-    """
+    """What the outbox holds of one conversation beyond the history store."""
 
     lane: Lane
-    events: tuple[RecordedEvent, ...]
-    positions: Mapping[int, int]
-    whole: bool = True
+    events: tuple[RecordedEvent, ...]  # in order, all after a sequence; superseded ones are marked
+    positions: Mapping[int, int]  # in the outbox, of the events that hold a message's content, by sequence
+    whole: bool = True  # ``False`` if a damaged event was left out
 
     def saved(self, sequence: int) -> Saved:
         """Return how far an event has got."""
@@ -83,22 +77,23 @@ class PendingConversation:
     def targets(self) -> frozenset[str]:
         """Return the ids of the messages to which a rewind leads."""
         named = (event.data.get("to_message_id") for event in self.events if event.type == ConversationRewound.type)
-        return frozenset(one for one in named if isinstance(one, str))
+        return frozenset(name for name in named if isinstance(name, str))
 
     def candidates(self, query: Query, upcasters: Upcasters) -> list[tuple[int, MessageKey]]:
         """Return the messages whose newest content here matches, each with the position of the event that holds it."""
-        found: dict[str, int] = {}
+        newest: dict[str, int] = {}
         for event in self.events:
             message_id = _message_id(event)
             if event.type in (MessageAppended.type, MessageEdited.type) and event.digest is not None:
-                found.pop(message_id, None)
+                newest.pop(message_id, None)
                 if match(query, _text(event, upcasters)) is not None:
-                    found[message_id] = self.positions.get(event.sequence, 0)
+                    newest[message_id] = self.positions.get(event.sequence, 0)
             elif event.type == MessageRedacted.type:
-                found.pop(message_id, None)
+                newest.pop(message_id, None)
             elif event.type == ConversationDeleted.type:
-                found.clear()
-        return [(position, MessageKey(self.lane.conversation_id, message_id)) for message_id, position in found.items()]
+                newest.clear()
+        name = self.lane.conversation_id
+        return [(position, MessageKey(name, message_id)) for message_id, position in newest.items()]
 
     def merge(
         self,
@@ -128,27 +123,22 @@ class PendingConversation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingSearch:
-    """What the outbox held at one moment.
-
-    :ivar conversations: what was read of the lanes, up to :data:`MAX_SEARCHED_EVENTS`.
-    :ivar queued: the messages that were requested by position, as far as they are still there.
-    :ivar complete: ``False`` if there was more, or a damaged event.
-    """
+    """What the outbox held at one moment."""
 
     lanes: Mapping[str, Lane]
-    conversations: Mapping[str, PendingConversation]
-    queued: Mapping[int, MessageKey]
-    complete: bool
+    conversations: Mapping[str, PendingConversation]  # what was read of the lanes, up to ``MAX_SEARCHED_EVENTS``
+    queued: Mapping[int, MessageKey]  # the messages that were requested by position, as far as they are still there
+    complete: bool  # ``False`` if there was more, or a damaged event
 
     def candidates(self, query: Query, *, owner: str | None, upcasters: Upcasters) -> list[tuple[int, MessageKey]]:
         """Return the messages that match, the newest content first, without those known to be other owners'."""
-        found = [
+        hits = [
             candidate
-            for one in self.conversations.values()
-            if owner is None or one.lane.owner_id in (owner, None)
-            for candidate in one.candidates(query, upcasters)
+            for conversation in self.conversations.values()
+            if owner is None or conversation.lane.owner_id in (owner, None)
+            for candidate in conversation.candidates(query, upcasters)
         ]
-        return sorted(found, key=lambda pair: pair[0], reverse=True)
+        return sorted(hits, key=lambda pair: pair[0], reverse=True)
 
 
 def snapshot(
@@ -158,7 +148,6 @@ def snapshot(
     conversation: str | None,
     retained: bool = False,
     queued: Sequence[int] = (),
-    most: int = MAX_SEARCHED_EVENTS,
 ) -> PendingSearch:
     """Return what is pending, of one conversation or of all."""
     conditions, values = ["true" if retained else "l.pending_since IS NOT NULL AND l.delivered < l.head"], list[str]()
@@ -167,17 +156,17 @@ def snapshot(
         values.append(conversation)
     keys = _queued(connection, queued)
     rows = fetch_all(connection, _LANES.format(conditions=" AND ".join(conditions)), values)
-    lanes = {lane.conversation_id: lane for lane in map(lane_of, rows)}
-    found, complete, left = dict[str, PendingConversation](), True, most
+    lanes = {lane.conversation_id: lane for lane in (Lane(*row) for row in rows)}
+    conversations, complete, left = dict[str, PendingConversation](), True, MAX_SEARCHED_EVENTS
     for name, lane in lanes.items():
         start = lane.pruned if retained else lane.delivered
         if lane.head - start > left:
             complete = False
             continue
-        found[name] = one = _read_lane(connection, lane, start, origin_id)
-        complete = complete and one.whole
-        left -= len(one.events)
-    return PendingSearch(lanes=lanes, conversations=found, queued=keys, complete=complete)
+        conversations[name] = pending = _read_lane(connection, lane, start, origin_id)
+        complete = complete and pending.whole
+        left -= len(pending.events)
+    return PendingSearch(lanes=lanes, conversations=conversations, queued=keys, complete=complete)
 
 
 def pending_of(connection: sa.Connection, lanes: Iterable[Lane], *, origin_id: UUID) -> dict[str, PendingConversation]:
@@ -186,19 +175,17 @@ def pending_of(connection: sa.Connection, lanes: Iterable[Lane], *, origin_id: U
 
 
 def _queued(connection: sa.Connection, positions: Sequence[int]) -> dict[int, MessageKey]:
-    found: dict[int, MessageKey] = {}
-    if positions:
-        for position, conversation_id, data in fetch_all(
-            connection, _QUEUED, (orjson.dumps(list(positions)).decode(),)
-        ):
-            with suppress(ValueError):  # damaged since
-                found[position] = MessageKey(conversation_id, str(decode(data).get("message_id")))
-    return found
+    keys: dict[int, MessageKey] = {}
+    rows = fetch_all(connection, _QUEUED, (orjson.dumps(list(positions)).decode(),)) if positions else ()
+    for position, conversation_id, data in rows:
+        with suppress(ValueError):  # damaged since
+            keys[position] = MessageKey(conversation_id, str(decode(data).get("message_id")))
+    return keys
 
 
 def _read_lane(connection: sa.Connection, lane: Lane, start: int, origin_id: UUID) -> PendingConversation:
-    place = (lane.conversation_id, start)
-    superseded = {row[0] for row in fetch_all(connection, _SUPERSEDED, place)}
+    start_of_lane = (lane.conversation_id, start)
+    superseded = {row[0] for row in fetch_all(connection, _SUPERSEDED, start_of_lane)}
     events = list[RecordedEvent]()
     whole = True
     for row in rows_after(connection, lane.conversation_id, start):
@@ -210,7 +197,7 @@ def _read_lane(connection: sa.Connection, lane: Lane, start: int, origin_id: UUI
         if row.sequence in superseded:
             event = replace(event, metadata={**event.metadata, SUPERSEDED_KEY: {}})
         events.append(event)
-    positions = dict(fetch_all(connection, _POSITIONS, (*place, MessageAppended.type, MessageEdited.type)))
+    positions = dict(fetch_all(connection, _POSITIONS, (*start_of_lane, MessageAppended.type, MessageEdited.type)))
     return PendingConversation(lane=lane, events=tuple(events), positions=positions, whole=whole)
 
 

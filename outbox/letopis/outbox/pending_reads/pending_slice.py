@@ -41,28 +41,19 @@ _REPAIRED: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingSlice:
-    """One conversation's events after a sequence, as the file held them at one moment.
-
-    :ivar lane: ``None`` if the file holds nothing of the conversation, or only ``head`` was read.
-    :ivar head: the last sequence in the file; 0 for none.
-    :ivar since: the rows begin after this sequence; a store that holds less needs another slice.
-    :ivar rows: in order, up to ``head``: all of them, or the newest if ``left_out``.
-    :ivar conflicts: the conflicts by which the history store set events aside, by sequence.
-    :ivar deleted: without a view: the conversation was deleted, here or through another outbox, as the store has told.
-    :ivar diverged: the store holds other events under the pending sequences, because the file is a restored backup or
-        a copy.
-    """
+    """One conversation's events after a sequence, as the file held them at one moment."""
 
     conversation_id: str
     origin_id: UUID
-    lane: Lane | None = None
-    head: int = 0
-    since: int = 0
-    rows: tuple[StoredRow, ...] = ()
+    lane: Lane | None = None  # ``None`` if the file holds nothing of the conversation, or only ``head`` was read
+    head: int = 0  # the last sequence in the file; 0 for none
+    since: int = 0  # the rows begin after it; a store that holds less needs another slice
+    rows: tuple[StoredRow, ...] = ()  # in order, up to ``head``: all of them, or the newest if ``left_out``
     left_out: bool = False
+    # by which the history store set events aside, by sequence
     conflicts: Mapping[int, Conflict] = field(default_factory=dict)
-    deleted: bool = False
-    diverged: bool = False
+    deleted: bool = False  # without a view: deleted here or, as the store has told, through another outbox
+    diverged: bool = False  # the store holds other events under the pending sequences: the file is a backup or a copy
 
     @classmethod
     def nothing(cls, conversation_id: str, origin_id: UUID, head: int) -> Self:
@@ -159,8 +150,8 @@ def read_retained(
     connection: sa.Connection, conversation_id: str, *, origin_id: UUID, newest: int | None = None
 ) -> PendingSlice:
     """Read all that the file retains of a conversation, or its newest part, while the store is unavailable."""
-    found = read_slice(connection, conversation_id, origin_id=origin_id, since=0, newest=newest)
-    return replace(found, deleted=bool(fetch_all(connection, _DELETED, (conversation_id,))))
+    pending = read_slice(connection, conversation_id, origin_id=origin_id, since=0, newest=newest)
+    return replace(pending, deleted=bool(fetch_all(connection, _DELETED, (conversation_id,))))
 
 
 def superseded_metadata(metadata: Mapping[str, Any], conflict: Conflict) -> Mapping[str, Any]:
@@ -173,24 +164,24 @@ def _rows(
 ) -> tuple[tuple[StoredRow, ...], bool]:
     if newest is None:
         return tuple(rows_after(connection, conversation_id, start)), False
-    found: list[StoredRow] = []
+    rows: list[StoredRow] = []
     left = newest
     for row in rows_after(connection, conversation_id, start, backward=True):
         if row.appends:
             if left == 0:
-                found.reverse()
-                return tuple(found), True
+                rows.reverse()
+                return tuple(rows), True
             left -= 1
-        found.append(row)
-    found.reverse()
-    return tuple(found), False
+        rows.append(row)
+    rows.reverse()
+    return tuple(rows), False
 
 
 def _diverged(connection: sa.Connection, lane: Lane) -> bool:
     # A repaired event differs too, but the store holds the original, and the events after it may be equal.
-    place = (lane.conversation_id, lane.delivered + 1)
+    position = (lane.conversation_id, lane.delivered + 1)
     return (
         lane.state == "blocked"
         and lane.fault_class == "diverged"
-        and not fetch_all(connection, _REPAIRED, (*place, *place, EventSkipped.type))
+        and not fetch_all(connection, _REPAIRED, (*position, *position, EventSkipped.type))
     )

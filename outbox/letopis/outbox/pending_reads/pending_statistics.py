@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import sqlalchemy as sa
 
 from letopis.outbox.event_log.lanes import find_lane
+from letopis.outbox.event_log.retention import decoded
 from letopis.outbox.event_log.statements import fetch_all, iterate
-from letopis.store.errors import OutboxUnavailable
-from letopis.store.model.codec import decode
 from letopis.store.model.event_types import MessageAppended
 from letopis.store.model.events import Upcasters
 from letopis.store.model.identifiers import uuid_of
@@ -54,24 +53,17 @@ class StaleRead(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneRange:
-    """A lane's events to count: those after ``start``, up to ``head``.
-
-    :ivar owner_id: ``None`` if the outbox does not know the owner.
-    :ivar alone: whether no store is read, so that events before ``start`` are not known.
-    """
+    """A lane's events to count: those after ``start``, up to ``head``."""
 
     conversation_id: str
-    owner_id: str | None
+    owner_id: str | None  # ``None`` if the outbox does not know the owner
     start: int
     head: int
-    alone: bool = False
+    alone: bool = False  # no store is read, so events before ``start`` are not known
 
 
 def pending_lanes(connection: sa.Connection, owner_id: str | None) -> list[LaneRange]:
-    """Return the lanes with pending events: an owner's, and those without a known owner.
-
-    Their ``start`` is a placeholder until :func:`pending_ranges` takes it from the store.
-    """
+    """Return lanes with pending events, an owner's and ownerless ones; ``pending_ranges`` gives their ``start``."""
     conditions = "pending_since IS NOT NULL AND delivered < head"
     if owner_id is not None:
         conditions += " AND coalesce(owner_id, ?1) = ?1"
@@ -80,19 +72,19 @@ def pending_lanes(connection: sa.Connection, owner_id: str | None) -> list[LaneR
 
 def pending_messages(connection: sa.Connection, ranges: Iterable[LaneRange]) -> dict[str, list[UUID]]:
     """Return the events of the messages that lanes have still to deliver, by conversation; none for a lane without."""
-    found: dict[str, list[UUID]] = {one.conversation_id: [] for one in ranges}
+    ids: dict[str, list[UUID]] = {lane.conversation_id: [] for lane in ranges}
     for conversation_id, event_id in fetch_all(connection, _PENDING, (MessageAppended.type,)):
-        if conversation_id in found:
-            found[conversation_id].append(uuid_of(event_id))
-    return found
+        if conversation_id in ids:
+            ids[conversation_id].append(uuid_of(event_id))
+    return ids
 
 
 def pending_erasures(connection: sa.Connection) -> Erasures:
     """Return what pending events erase."""
-    found = Erasures()
+    erasures = Erasures()
     for conversation_id, sequence, message_id in fetch_all(connection, _ERASURES):
-        found.setdefault(conversation_id, {})[message_id] = sequence
-    return found
+        erasures.setdefault(conversation_id, {})[message_id] = sequence
+    return erasures
 
 
 def retained_lanes(connection: sa.Connection, owner_id: str | None) -> list[LaneRange]:
@@ -106,9 +98,9 @@ def pending_ranges(
 ) -> list[LaneRange]:
     """Return the pending range of each of the owner's lanes that the store does not hold yet."""
     return [
-        replace(one, start=heads.get(one.conversation_id, 0))
-        for one in ranges
-        if owner_id is None or one.owner_id == owner_id or one.conversation_id in owned
+        replace(lane, start=heads.get(lane.conversation_id, 0))
+        for lane in ranges
+        if owner_id is None or lane.owner_id == owner_id or lane.conversation_id in owned
     ]
 
 
@@ -123,9 +115,9 @@ def count_messages(
     deleted: Collection[str] = (),
 ) -> list[str]:
     """Count the messages of some lanes, and return the conversations that had any."""
-    found = []
-    for one in ranges:
-        values = (one.conversation_id, _start(connection, one), one.head, MessageAppended.type)
+    lanes = []
+    for lane in ranges:
+        values = (lane.conversation_id, _start(connection, lane), lane.head, MessageAppended.type)
         counted = False
         for sequence, version, text, superseded, metadata, event_id in iterate(
             connection, _MESSAGES, (*values, period.since, period.until)
@@ -133,14 +125,14 @@ def count_messages(
             if uuid_of(event_id) in stored:
                 continue
             counted = True
-            _, data = upcasters.upcast(MessageAppended.type, version, _decoded(text, sequence))
-            if counting.erasures.of(one.conversation_id, data.get("message_id"), sequence):
+            _, data = upcasters.upcast(MessageAppended.type, version, decoded(text, sequence))
+            if counting.erasures.of(lane.conversation_id, data.get("message_id"), sequence):
                 data = stripped(MessageAppended.type, data)
             if not puts_back(metadata):
-                counting.take(data, superseded=bool(superseded) or one.conversation_id in deleted)
+                counting.take(data, superseded=bool(superseded) or lane.conversation_id in deleted)
         if counted:
-            found.append(one.conversation_id)
-    return found
+            lanes.append(lane.conversation_id)
+    return lanes
 
 
 def _lanes(connection: sa.Connection, conditions: str, owner_id: str | None, *, alone: bool) -> list[LaneRange]:
@@ -160,14 +152,3 @@ def _start(connection: sa.Connection, lane_range: LaneRange) -> int:
     if lane.pruned > lane_range.start:
         raise StaleRead
     return lane_range.start
-
-
-def _decoded(text: str, sequence: int) -> Mapping[str, Any]:
-    try:
-        return decode(text)
-    except ValueError:
-        # Not chained: the error holds the text.
-        reason = (
-            f"event {sequence} of a conversation is damaged in the outbox file: `letopis outbox` can fix or skip it"
-        )
-    raise OutboxUnavailable(reason)

@@ -38,11 +38,7 @@ class ReadPath:
         *,
         newest: int | None = None,
     ) -> T:
-        """Read the pending slice, then call ``ask``, and return what ``merge`` makes of the two.
-
-        If the store lacks what is no longer in the file, or does not answer, ``merge`` gets all that the file retains,
-        and no view.
-        """
+        """Read the pending slice, then call ``ask``, and merge; without a view if the store lacks or fails."""
         since: int | None = None
         enough = newest
         for _ in range(0 if self._gateway.unavailable else _MAX_ATTEMPTS):

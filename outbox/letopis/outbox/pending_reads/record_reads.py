@@ -58,24 +58,24 @@ class RecordReads:
     ) -> dict[RecordKey, Record | None]:
         """Return records by key, as ``Records.get_many`` does; ``None`` for those that are not there."""
         local = await self._outbox.read(lambda connection: read_places(connection, scope, places, values=values))
-        asked = [place for place in places if local.tells(place, local.delivered) is None]
+        asked = [key for key in places if local.tells(key, local.delivered) is None]
         view = await self.ask(scope, asked, values=values) if asked else None
-        found: dict[RecordKey, Record | None] = {}
-        for place in places:
-            if place not in asked or view is not None:
+        records: dict[RecordKey, Record | None] = {}
+        for key in places:
+            if key not in asked or view is not None:
                 # What is pending is not asked for; the store may have it meanwhile.
-                record = _newest(local, place, view if place in asked else None)
-                found[place] = None if record is None else _record(local, record, values=values)
+                record = _newest(local, key, view if key in asked else None)
+                records[key] = None if record is None else _record(local, record, values=values)
                 continue
             # What was put here last. That a record is gone is not known: another outbox may have put it.
-            change = local.changes.get(place)
+            change = local.changes.get(key)
             if change is not None and change.present:
-                found[place] = _record(local, change, values=values, current=False)
+                records[key] = _record(local, change, values=values, current=False)
             elif new:
-                found[place] = None
+                records[key] = None
             else:
                 raise StoreUnavailable(_UNKNOWN)
-        return found
+        return records
 
     async def ask(self, scope: Scope, places: Collection[RecordKey], *, values: bool) -> RecordsView | None:
         """Return what the history store holds of records; ``None`` if it does not answer."""
@@ -90,7 +90,7 @@ class RecordReads:
     async def is_pending(self, scope: Scope, places: Collection[RecordKey]) -> bool:
         """Return True if the newest change of each record is pending, so that the file alone tells what it is."""
         local = await self._outbox.read(lambda connection: read_places(connection, scope, places, values=False))
-        return all((found := local.changes.get(place)) is not None and local.is_pending(found) for place in places)
+        return all((change := local.changes.get(key)) is not None and local.is_pending(change) for key in places)
 
     async def page(
         self,
@@ -125,10 +125,12 @@ class RecordReads:
             merged = _merge_page(local, view, where)
             chosen = merged[:limit]
             last = chosen[-1].place if len(chosen) < len(merged) else view.records[-1].place if view.full else None
-            if values and any(isinstance(one, LocalChange) and one.position not in local.bodies for one in chosen):
+            if values and any(
+                isinstance(change, LocalChange) and change.position not in local.bodies for change in chosen
+            ):
                 continue  # earlier ones were delivered meanwhile, and are gone from the store already
             current = stored is not None
-            records = [_record(local, one, values=values, current=current) for one in chosen]
+            records = [_record(local, change, values=values, current=current) for change in chosen]
             following = None if last is None else _CURSOR.encode(*(part.decode() for part in last))
             return Page(items=tuple(records), next=following, complete=current or new)
         raise OutboxUnavailable("the records change faster than they can be read: read them again")
@@ -143,50 +145,50 @@ class RecordReads:
         begin = None if after is None else _FOUND.decode(after, _read_found)
         below = None if end is None else encode_key(end, "end")
         changes, clears = await self._outbox.read(read_pending)
-        found = await self._read(
+        stored = await self._read(
             lambda reader, connection: reader.find(
                 connection, wanted, limit=limit, after=begin, reverse=bool(reverse), end=below
             )
         )
-        if found is None:
+        if stored is None:
             raise StoreUnavailable(_UNKNOWN_LIST)
         rank: Callable[[tuple[str, RecordKey]], tuple[Any, ...]] = _highest_key_first if reverse else tuple
-        pending = {(scope_of(one.lane).name, one.place): one for one in changes}
+        pending = {(scope_of(record.lane).name, record.place): record for record in changes}
         merged = {
-            (one.scope.name, one.place): stored_record(one)
-            for one in found
-            if (one.scope.name, one.place) not in pending
+            (record.scope.name, record.place): stored_record(record)
+            for record in stored
+            if (record.scope.name, record.place) not in pending
             and not any(
-                lane == one.scope.lane(one.place[0]) and RecordRange(prefix=prefix).holds(one.place)
+                lane == record.scope.lane(record.place[0]) and RecordRange(prefix=prefix).holds(record.place)
                 for lane, _, prefix in clears
             )
         }
-        bound = (found[-1].scope.name, found[-1].place) if len(found) == limit else None
-        for where, one in pending.items():
+        bound = (stored[-1].scope.name, stored[-1].place) if len(stored) == limit else None
+        for where, record in pending.items():
             inside = (begin is None or rank(where) > rank(begin)) and (bound is None or rank(where) <= rank(bound))
             inside = inside and (below is None or where[1][1] < below)
-            if one.present and inside and has_tags(one.tags, wanted):
-                merged[where] = stored_record(one, saved=False)
+            if record.present and inside and has_tags(record.tags, wanted):
+                merged[where] = stored_record(record, saved=False)
         ordered = sorted(merged.items(), key=lambda item: rank(item[0]))
         chosen = ordered[:limit]
         last = chosen[-1][0] if len(chosen) < len(ordered) else bound
         cursor = None if last is None else _FOUND.encode(last[0], *(part.decode() for part in last[1]))
-        return Page(items=tuple([one for _, one in chosen]), next=cursor)
+        return Page(items=tuple([record for _, record in chosen]), next=cursor)
 
     async def scopes(self, *, limit: int, after: str | None) -> Page[Scope]:
         """List scopes as ``History.records.scopes`` does."""
         check_count(limit, "limit")
         begin = "" if after is None else _SCOPES.decode(after, _read_name)
         changes, _ = await self._outbox.read(read_pending)
-        found = await self._read(lambda reader, connection: reader.scopes(connection, limit=limit, after=begin))
-        if found is None:
+        stored = await self._read(lambda reader, connection: reader.scopes(connection, limit=limit, after=begin))
+        if stored is None:
             raise StoreUnavailable(_UNKNOWN_LIST)
-        bound = found[-1].name if len(found) == limit else None
-        names = {one.name for one in found}
+        bound = stored[-1].name if len(stored) == limit else None
+        names = {item.name for item in stored}
         names |= {
             name
-            for one in changes
-            if one.present and (name := scope_of(one.lane).name) > begin and (bound is None or name <= bound)
+            for item in changes
+            if item.present and (name := scope_of(item.lane).name) > begin and (bound is None or name <= bound)
         }
         chosen = sorted(names)
         if len(chosen) > limit:
@@ -232,8 +234,8 @@ def _merge_page(local: LocalRecords, view: RecordsView, where: RecordRange) -> l
     """Return the store's page with the pending changes in it and over it, as far as the page reaches."""
     bound = view.records[-1].place if view.full else None
     merged = [record for record in view.records if local.tells(record.place, view.heads) is None]
-    for place, change in local.changes.items():
-        beyond = bound is not None and (place < bound if where.reverse else place > bound)
+    for key, change in local.changes.items():
+        beyond = bound is not None and (key < bound if where.reverse else key > bound)
         if change.present and not beyond and change.sequence > view.heads.get(change.lane, 0):
             merged.append(change)
     return sorted(merged, key=lambda record: record.place, reverse=where.reverse)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from itertools import count
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from letopis.outbox.retry.circuit_breaker import Breaker
+from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.store_identity import expect_store
@@ -36,23 +38,13 @@ TIMEOUT_CODES: Final = frozenset(
 """Codes of faults that say that a request took too long, which may concern that request alone, too."""
 HEALTH_CHECK_TIMEOUT_SECONDS: Final = 1.0
 """Seconds that the store has for a health check after a request that it did not answer."""
-PROBE_DELAYS_SECONDS: Final = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""Seconds between two probes of an unavailable store; the last delay repeats."""
+PROBE_PAUSES: Final = RetryPolicy(base=0.25, factor=2.0, cap=4.0, jitter="none")  # between probes of the store
+_PROBES_FOR_A_RELAY: Final = 5  # that answer while the relay's breaker is open, before reads go on without it
 _SLICE_SECONDS: Final = 0.01
 
 
 class StoreGateway:
-    """Reads the history store while it is available, and otherwise returns at once and probes it in the background.
-
-    A connection that fails makes the store unavailable. A request that takes too long does not: a health check, for
-    which other reads wait, decides. A store other than the one that the outbox is bound to is unavailable, because it
-    holds another history.
-
-    :param breaker: the relay's in this process; while it is open, reads do not ask the store either.
-    :param bound_to: the store that the outbox is bound to; ``None`` before its first delivery.
-    :param deadline: seconds that one read may take, without those in which an embedded store is created or migrated, or
-        this process does not run.
-    """
+    """Reads the history store while it answers; otherwise returns at once and probes it in the background."""
 
     def __init__(
         self,
@@ -182,10 +174,8 @@ class StoreGateway:
             )
 
     async def _probe_until_available(self) -> None:
-        tries = 0
-        while True:
-            await asyncio.sleep(PROBE_DELAYS_SECONDS[min(tries, len(PROBE_DELAYS_SECONDS) - 1)])
-            tries += 1
+        for tries in count(1):
+            await asyncio.sleep(PROBE_PAUSES.bound(tries))
             breaker = self._breaker()
             try:
                 with expect_store(self.bound_to()):
@@ -195,17 +185,14 @@ class StoreGateway:
             except Exception as error:  # of any kind: the store is still unavailable
                 logger.debug("the history store is still unavailable: %s", type(error).__name__)
                 continue
-            if breaker is None or breaker.readable or tries >= len(PROBE_DELAYS_SECONDS):
+            if breaker is None or breaker.readable or tries >= _PROBES_FOR_A_RELAY:
                 # A relay that waits for its next probe does not keep readers from a store that is back.
                 logger.info("the history store can be read again")
                 return
 
 
 async def is_reachable(store: ConversationStore) -> bool:
-    """Return True once the store has answered.
-
-    The identity is read from a table, because a server may answer long before the history is there.
-    """
+    """Return True once the store has answered from a table: a server may answer before the history is there."""
     await store.prepare()
     await store.identity()
     return True

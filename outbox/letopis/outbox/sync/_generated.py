@@ -16,12 +16,11 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from letopis.outbox.history.all_records import AllRecords
 from letopis.outbox.history.chat import Chat
 from letopis.outbox.history.history import History
 from letopis.outbox.history.options import DEFAULT_PAGE_SIZE, AppendOptions, Options, Unconfirmed, keywords_of
 from letopis.outbox.history.receipts import Receipt
-from letopis.outbox.history.records import OnExists, RecordPut, RecordReceipt, Records
+from letopis.outbox.history.records import AllRecords, OnExists, RecordPut, RecordReceipt, Records
 from letopis.outbox.history.reply import Reply
 from letopis.outbox.history.transaction import Transaction
 from letopis.outbox.operations.status import Status
@@ -190,7 +189,7 @@ class BlockingRecords(SyncBase[Records]):
 
     def put_many(self, puts: Sequence[RecordPut]) -> Sequence[BlockingRecordReceipt]:
         """As :meth:`Records.put_many`; waits."""
-        return [BlockingRecordReceipt(self._portal, one) for one in self._portal.call(self._inner.put_many, puts)]
+        return [BlockingRecordReceipt(self._portal, item) for item in self._portal.call(self._inner.put_many, puts)]
 
     def get(self, namespace: Sequence[str], key: str) -> Record | None:
         """As :meth:`Records.get`; waits."""
@@ -208,7 +207,7 @@ class BlockingRecords(SyncBase[Records]):
 
     def delete_many(self, keys: Sequence[tuple[Sequence[str], str]]) -> Sequence[BlockingRecordReceipt]:
         """As :meth:`Records.delete_many`; waits."""
-        return [BlockingRecordReceipt(self._portal, one) for one in self._portal.call(self._inner.delete_many, keys)]
+        return [BlockingRecordReceipt(self._portal, item) for item in self._portal.call(self._inner.delete_many, keys)]
 
     def delete_where(
         self,
@@ -402,8 +401,8 @@ class BlockingChat(SyncBase[Chat]):
 
     def undo(self, turns: int = 1) -> BlockingReceipt | None:
         """As :meth:`Chat.undo`; waits."""
-        found = self._portal.call(self._inner.undo, turns)
-        return None if found is None else BlockingReceipt(self._portal, found)
+        value = self._portal.call(self._inner.undo, turns)
+        return None if value is None else BlockingReceipt(self._portal, value)
 
     def pop(self) -> RecordedMessage | None:
         """As :meth:`Chat.pop`; waits."""
@@ -417,8 +416,8 @@ class BlockingChat(SyncBase[Chat]):
         self, messages: Iterable[Message], *, owner: Owner | None = None, reason: str = "replace"
     ) -> BlockingReceipt | None:
         """As :meth:`Chat.replace`; waits."""
-        found = self._portal.call(self._inner.replace, messages, owner=owner, reason=reason)
-        return None if found is None else BlockingReceipt(self._portal, found)
+        value = self._portal.call(self._inner.replace, messages, owner=owner, reason=reason)
+        return None if value is None else BlockingReceipt(self._portal, value)
 
     def fork(
         self,
@@ -540,8 +539,8 @@ class BlockingReply(SyncBase[Reply]):
     @property
     def receipt(self) -> BlockingReceipt | None:
         """As :meth:`Reply.receipt`."""
-        found = self._inner.receipt
-        return None if found is None else BlockingReceipt(self._portal, found)
+        value = self._inner.receipt
+        return None if value is None else BlockingReceipt(self._portal, value)
 
     @property
     def interrupted(self) -> bool:
@@ -640,7 +639,7 @@ class BlockingHistory(SyncBase[History]):
     def transaction(self) -> AbstractContextManager[BlockingTransaction]:
         """As :meth:`History.transaction`; waits."""
         return Block(
-            self._portal, lambda: self._inner.transaction(), lambda found: BlockingTransaction(self._portal, found)
+            self._portal, lambda: self._inner.transaction(), lambda value: BlockingTransaction(self._portal, value)
         )
 
     @property
@@ -677,7 +676,7 @@ class BlockingHistory(SyncBase[History]):
                 every=every,
                 confirm=confirm,
             ),
-            lambda found: BlockingReply(self._portal, found),
+            lambda value: BlockingReply(self._portal, value),
         )
 
     def messages(

@@ -42,13 +42,7 @@ class InEventLoop(LetopisError, RuntimeError):
 
 
 class Portal:
-    """The way of other threads into the event loop that a history is open in; what they open has one of its own.
-
-    A thread whose wait is interrupted, as by Ctrl-C, cancels what it waited for. Calls run with a copy of the thread's
-    context variables, so spans are those of the caller.
-
-    :param inside_loop: ``block`` to let threads that run an event loop call, too.
-    """
+    """The way of other threads into a history's event loop, or one of its own; Ctrl-C cancels what is waited for."""
 
     def __init__(self, access: SharedAccess, *, inside_loop: InsideLoop = "refuse") -> None:
         if inside_loop not in get_args(InsideLoop):
@@ -115,13 +109,7 @@ class Portal:
 
 
 class Block(HomeBlock[T], AbstractContextManager[F], Generic[T, F]):
-    """A ``with`` block around an asynchronous one, which is entered and left in one task of the event loop.
-
-    A block that is interrupted while it is entered, or that is open when the portal is closed, ends as if it had been
-    cancelled. What the thread calls inside it carries the token of the block, by which a lock knows its holder.
-
-    :param wrap: makes the value of the block of that of the asynchronous one.
-    """
+    """A ``with`` block around an asynchronous one, which one task of the event loop enters and leaves."""
 
     def __init__(
         self, portal: Portal, make: Callable[[], AbstractAsyncContextManager[T]], wrap: Callable[[T], F]

@@ -155,10 +155,7 @@ async def all_items(read: Callable[[str | None], Awaitable[Page[T]]]) -> AsyncIt
 
 
 class RecordSource:
-    """The records of a history, with what is pending, or of a history store alone.
-
-    Its methods raise ``StoreUnavailable`` or a ``StoreFault`` while the store does not answer.
-    """
+    """The records of a history, pending ones included, or of a history store alone."""
 
     def __init__(self, source: History | ConversationStore) -> None:
         self._source = source

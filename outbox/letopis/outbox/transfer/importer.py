@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from types import TracebackType
 from typing import Any, Final, Self
@@ -12,15 +13,21 @@ from uuid import UUID
 import anyio
 import sqlalchemy as sa
 
-from letopis.outbox.event_log.append_encoding import Prepared, prepare
+from letopis.outbox.event_log.append_encoding import Prepared, PreparedChange, prepare
+from letopis.outbox.event_log.append_plan import Appended
+from letopis.outbox.event_log.records.changes import prepare_put, together
+from letopis.outbox.event_log.records.lookups import LocalRecords, read_places
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.transfer.record_importer import RecordImporter, RecordItem, check_record
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import StoreFault
 from letopis.store.database.store_identity import expect_store
 from letopis.store.database.worker_thread import WorkerThread
 from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, Reuse
 from letopis.store.model.codec import DEFAULT_LIMITS, EncodedEvent, digest_of
+from letopis.store.model.events import to_microseconds
+from letopis.store.model.records import ABSENT, Media, RecordKey, Scope, Tag
+from letopis.store.read.records import RecordsView
+from letopis.store.rules.record_plan import RecordChange
 from letopis.store.transfer.jsonl import Line, Refused, SeenKeys
 from letopis.store.transfer.record_lines import RecordLine
 
@@ -30,6 +37,7 @@ CHUNK_BYTES: Final = 8_388_608
 
 _KNOWN: Final = "SELECT event_id FROM letopis_outbox_known_ids WHERE event_id IN ({places})"
 _LANES: Final = "SELECT conversation_id, pruned FROM letopis_outbox_lanes WHERE conversation_id IN ({places})"
+_OTHER: Final = "record: there is another value under this key: delete it first, or give another key"
 
 
 @dataclass(slots=True)
@@ -58,15 +66,22 @@ class _Held:
     pruned: Mapping[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class RecordItem:
+    line: RecordLine
+    prepared: PreparedChange
+
+
+@dataclass(frozen=True, slots=True)
+class TakenRecords:
+    imported: int
+    known: int
+    refused: Sequence[Refused]
+
+
 @dataclass(slots=True)
 class Importer:
-    """One import into an outbox; a context manager.
-
-    A chunk is durable once it is committed; repeat an interrupted import with the same lines.
-
-    The store need not be reachable. If it is, it is queried about events that the outbox cannot know: those pruned here
-    or delivered by another outbox. A changed line is then refused now, instead of blocking its conversation later.
-    """
+    """One import into an outbox; a committed chunk is durable, and an interrupted import is repeated."""
 
     outbox: OutboxFile
     store: ConversationStore
@@ -74,8 +89,7 @@ class Importer:
     progress: Callable[[ImportCounts], None] = lambda _: None
     counts: ImportCounts = field(default_factory=ImportCounts)
     _records: RecordImporter = field(init=False)
-    _answers: bool = True
-    """False once the store was unavailable: it is not waited for twice."""
+    _answers: bool = True  # false once the store was unavailable: it is not waited for twice
     _elsewhere: SeenKeys = field(default_factory=SeenKeys)
     """The conversations whose events the store held before this run."""
 
@@ -156,7 +170,7 @@ class Importer:
                 if isinstance(error, ConversationGone) and item.event_id in there:
                     self.counts.known += 1
                     continue
-                refused.append(Refused(number=item.line.number, reason=str(error), size=item.line.size))
+                refused.append(_refused(item.line, str(error)))
             else:
                 self._count((item,), there)
                 there.add(item.event_id)
@@ -221,7 +235,7 @@ def check(line: Line | RecordLine | Refused) -> _Item | RecordItem | Refused:
     try:
         prepared = prepare(line.conversation_id, (line.event(),), owner=line.owner, limits=DEFAULT_LIMITS)
     except InvalidInput as error:
-        return Refused(number=line.number, reason=str(error), size=line.size)
+        return _refused(line, str(error))
     # What was taken off the path stays off it: the import may hold what took it off, too.
     return _Item(line, replace(prepared, put_back=False))
 
@@ -250,8 +264,7 @@ def _same_owner(item: _Item, owners: SeenKeys) -> _Item | Refused:
     conversation, owned = _owned(item)
     if item.line.owner is None or not owners.seen(conversation) or owners.seen(owned):
         return item
-    reason = "owner: an earlier line gives the conversation to another owner"
-    return Refused(number=item.line.number, reason=reason, size=item.line.size)
+    return _refused(item.line, "owner: an earlier line gives the conversation to another owner")
 
 
 def _note_owner(item: _Item, owners: SeenKeys) -> None:
@@ -268,32 +281,28 @@ def _owned(item: _Item) -> tuple[bytes, bytes]:
 
 def _first_use(item: _Item, seen: SeenKeys, counts: ImportCounts) -> _Item | Refused:
     event = item.prepared.events[0]
-    whole = event.event_id.bytes + _content(event)
-    if seen.seen(whole):
-        counts.known += 1
-    elif seen.seen(event.event_id.bytes):
-        reason = "id: an earlier line uses it for other content"
-        return Refused(number=item.line.number, reason=reason, size=item.line.size)
-    else:
-        seen.add(event.event_id.bytes)
-        seen.add(whole)
-        counts.imported += 1
-    return item
+    first = _is_first(event.event_id.bytes, event, seen, counts)
+    return item if first else _refused(item.line, "id: an earlier line uses it for other content")
 
 
 def _first_put(item: RecordItem, seen: SeenKeys, counts: ImportCounts) -> RecordItem | Refused:
     record = b"\1".join((item.line.scope.name.encode(), *item.prepared.change.place))
-    whole = record + _content(item.prepared.event)
+    first = _is_first(record, item.prepared.event, seen, counts)
+    return item if first else _refused(item.line, "record: an earlier line gives it another value")
+
+
+def _is_first(key: bytes, event: EncodedEvent, seen: SeenKeys, counts: ImportCounts) -> bool:
+    """Count a line; return False if an earlier one has other content under its key."""
+    whole = key + _content(event)
     if seen.seen(whole):
         counts.known += 1
-    elif seen.seen(record):
-        reason = "record: an earlier line gives it another value"
-        return Refused(number=item.line.number, reason=reason, size=item.line.size)
-    else:
-        seen.add(record)
-        seen.add(whole)
-        counts.imported += 1
-    return item
+        return True
+    if seen.seen(key):
+        return False
+    seen.add(key)
+    seen.add(whole)
+    counts.imported += 1
+    return True
 
 
 def _content(event: EncodedEvent) -> bytes:
@@ -335,4 +344,84 @@ def _select(connection: sa.Connection, statement: str, values: Sequence[Any]) ->
 
 
 def _reused_id(item: _Item) -> Refused:
-    return Refused(number=item.line.number, reason="id: holds other content already: use a new id", size=item.line.size)
+    return _refused(item.line, "id: holds other content already: use a new id")
+
+
+def _refused(line: Line | RecordLine, reason: str) -> Refused:
+    return Refused(number=line.number, reason=reason, size=line.size)
+
+
+def check_record(line: RecordLine) -> RecordItem | Refused:
+    """Return a line encoded for storage, or why it is refused."""
+    try:
+        item = prepare_put(line.scope, line.namespace, line.key, line.value, expected=ABSENT, keep=True, tags=line.tags)
+    except InvalidInput as error:
+        return _refused(line, str(error))
+    if line.put_at is not None:
+        put_at = to_microseconds(line.put_at)
+        item = PreparedChange(replace(item.event, occurred_at=put_at), replace(item.change, occurred_at=put_at))
+    return RecordItem(line, item)
+
+
+class RecordImporter:
+    """Puts records that are not there yet; what the store holds stays there on delivery, too."""
+
+    def __init__(self, outbox: OutboxFile, store: ConversationStore) -> None:
+        self._outbox = outbox
+        self._store = store
+        self._answers = True
+
+    async def take(self, items: Iterable[RecordItem]) -> TakenRecords:
+        """Append the records of some lines, and tell what became of each."""
+        scopes: dict[Scope, list[RecordItem]] = {}
+        for item in items:
+            scopes.setdefault(item.line.scope, []).append(item)
+        imported, known, refused = 0, 0, list[Refused]()
+        for scope, mine in scopes.items():
+            try:
+                appended = await self._append(scope, mine)
+            except ConversationGone as error:
+                refused += [_refused(item.line, str(error)) for item in mine]
+                continue
+            for item, sequence, revision in zip(mine, appended.sequences, appended.revisions, strict=True):
+                if sequence:
+                    imported += 1
+                elif await self._is_same(scope, item, revision):
+                    known += 1
+                else:
+                    refused.append(_refused(item.line, _OTHER))
+        return TakenRecords(imported, known, refused)
+
+    async def _append(self, scope: Scope, items: Sequence[RecordItem]) -> Appended:
+        changes = [item.prepared for item in items]
+        view = await self._ask(scope, [item.change.place for item in changes], values=False)
+        return await self._outbox.append(together(scope, changes, view=view, trusting=True))
+
+    async def _ask(self, scope: Scope, places: Sequence[RecordKey], *, values: bool) -> RecordsView | None:
+        """Return what the store holds of records; ``None`` if it does not answer."""
+        if not self._answers:
+            return None
+        origin_id = self._outbox.origin.origin_id
+        try:
+            with expect_store(self._outbox.probe.store_id()):
+                return await self._store.outbox_access.read_records(
+                    lambda reader, connection: reader.get(connection, scope, places, origin_id=origin_id, values=values)
+                )
+        except StoreFault:
+            self._answers = False
+            return None
+
+    async def _is_same(self, scope: Scope, item: RecordItem, revision: UUID | None) -> bool:
+        """Return True if an existing record has the value and the tags of a line, or if that is unknown."""
+        change = item.prepared.change
+        read = partial(read_places, scope=scope, places=[change.place], values=True)
+        local: LocalRecords = await self._outbox.read(read)
+        held = local.changes.get(change.place)
+        if held is not None and held.revision == revision and held.position in local.bodies:
+            return _equal(change, held.media, held.tags, local.bodies[held.position])
+        view = await self._ask(scope, [change.place], values=True)
+        return view is None or all(_equal(change, record.media, record.tags, record.body) for record in view.records)
+
+
+def _equal(change: RecordChange, media: Media, tags: Mapping[str, Tag], body: bytes | None) -> bool:
+    return (change.media, dict(change.tags), change.body) == (media, dict(tags), body)

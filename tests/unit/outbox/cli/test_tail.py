@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from uuid import UUID
 
-from letopis.outbox.cli.interface.follow import Tail
+from letopis.outbox.cli.show import Tail
 from letopis.store.model.conversations import RecordedMessage
 from letopis.store.model.messages import Message
 

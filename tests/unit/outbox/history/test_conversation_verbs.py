@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from letopis.outbox import History
-from letopis.outbox.history._path import rewind as back
+from letopis.outbox.history import _path as back
 from letopis.store import Event, InvalidInput, Message, StoreUnavailable
 from letopis.store.errors import ConversationGone
 from letopis.store.model.conversations import Conversation, Reaction, RecordedMessage

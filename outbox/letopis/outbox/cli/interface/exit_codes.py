@@ -14,23 +14,18 @@ import click
 if TYPE_CHECKING:
     from letopis.store.database.faults import StoreFault
 
-MAX_LINE_LENGTH: Final = 500
-"""Characters of an error that are shown: what it quotes may come from any file."""
+MAX_LINE_LENGTH: Final = 500  # characters of an error that are shown: what it quotes may come from any file
 
 
 class Exit(IntEnum):
     """What the exit codes mean; part of the contract."""
 
     OK = 0
-    FAILED = 1
-    """It failed, or what was checked is unhealthy."""
+    FAILED = 1  # it failed, or what was checked is unhealthy
     USAGE = 2
-    NOTHING = 3
-    """Nothing matched."""
-    LATER = 75
-    """Temporary: the store or the outbox cannot be used now. sysexits.h: EX_TEMPFAIL."""
-    CONFIGURATION = 78
-    """It will fail until an operator changes the configuration. sysexits.h: EX_CONFIG."""
+    NOTHING = 3  # nothing matched
+    LATER = 75  # Temporary: the store or the outbox cannot be used now. sysexits.h: EX_TEMPFAIL.
+    CONFIGURATION = 78  # it will fail until an operator changes the configuration. sysexits.h: EX_CONFIG.
 
 
 class _StoreInUse:

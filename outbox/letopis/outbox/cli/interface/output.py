@@ -10,11 +10,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TextIO
+from typing import Any, BinaryIO, Final, TextIO, TypeVar
 
 import click
 
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _META: Final = "letopis.outbox.cli.interface.output"
 
@@ -31,6 +33,19 @@ FORCE = click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 TIMEOUT = click.option(
     "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="With --wait: the longest wait, then exit 75."
 )
+
+
+def env_option(name: str, *, prefix: str = "LETOPIS_", **more: Any) -> Callable[[F], F]:
+    """Make an option that an environment variable of the same name may set, too."""
+    variable = prefix + name.removeprefix("--").replace("-", "_").upper()
+    return click.option(name, envvar=variable, show_envvar=True, **more)
+
+
+def interval_option(mode: str, seconds: float) -> Callable[[F], F]:
+    """Make ``--interval``, the seconds between two looks of a verb with a ``mode`` that repeats its output."""
+    help_text = f"With {mode}: the time between two looks."
+    kind = click.FloatRange(min=0.1, max=3600)
+    return click.option("--interval", type=kind, metavar="SECONDS", default=seconds, show_default=True, help=help_text)
 
 
 def wants_json() -> bool:
@@ -168,6 +183,12 @@ def reader_is_gone(stream: TextIO) -> bool:
     watched = select.poll()
     watched.register(stream.fileno(), 0)
     return any(state & (select.POLLERR | select.POLLHUP | select.POLLNVAL) for _, state in watched.poll(0))
+
+
+def check_reader() -> None:
+    """Raise ``BrokenPipeError`` if stdout has no reader."""
+    if reader_is_gone(sys.stdout):
+        raise BrokenPipeError
 
 
 def counted(count: int, noun: str) -> str:

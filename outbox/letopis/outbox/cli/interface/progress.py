@@ -16,16 +16,12 @@ if TYPE_CHECKING:
     from letopis.outbox.history.history import History
 
 
-REDRAW_SECONDS: Final = 0.2
-"""Least time between two drawings of the line."""
+REDRAW_SECONDS: Final = 0.2  # least time between two drawings of the line
 WINDOW_SECONDS: Final = 30.0
 """The pace is that of the last half minute: what is slow at first does not spoil the estimate for ever."""
-STEADY_SECONDS: Final = 2.0
-"""A run says how much time is left once it has lasted this long."""
-DEFAULT_COLUMNS: Final = 80
-"""Columns of a terminal that does not say how many it has."""
-BYTES: Final = "bytes"
-"""The unit of amounts that are shown in megabytes."""
+STEADY_SECONDS: Final = 2.0  # a run says how much time is left once it has lasted this long
+DEFAULT_COLUMNS: Final = 80  # columns of a terminal that does not say how many it has
+BYTES: Final = "bytes"  # the unit of amounts that are shown in megabytes
 
 
 class ProgressReport(Protocol):

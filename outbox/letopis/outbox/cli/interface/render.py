@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from letopis.outbox.cli.interface.output import format_duration, note, printable, table, terminal_width, truncate
-from letopis.outbox.operations.pending_events import event_json, event_summary, iso_moment, json_value
+from letopis.outbox.operations.pending_events import event_json, event_summary, iso_moment, json_value, picked
 
 if TYPE_CHECKING:
     from letopis.outbox.operations.pending_events import LaneWithLosses, PendingEvent, Repair
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 
 HEAD: Final = ("EVENT", "CONVERSATION", "SEQ", "TYPE", "BYTES", "STATE", "TRIES", "BEHIND", "AGE", "FAULT")
-MAX_ID_WIDTH: Final = 32
-"""Characters of a conversation id in the table; JSON has all of it."""
+MAX_ID_WIDTH: Final = 32  # characters of a conversation id in the table; JSON has all of it
 
 
 _CODE: Final = re.compile(r"(?P<sentence>.*\S)\s*\[(?P<code>[^\[\]]+)\]\s*", re.DOTALL)
@@ -49,14 +48,7 @@ def code_first(fault: str) -> str:
 
 def missing_json(lane: LaneWithLosses) -> dict[str, Any]:
     """Return a stuck conversation without an event to show as JSON values."""
-    return {
-        "conversation_id": lane.conversation_id,
-        "owner_id": lane.owner_id,
-        "state": lane.state,
-        "attempts": lane.attempts,
-        "fault_class": lane.fault_class,
-        "fault": lane.fault,
-    }
+    return picked(lane, "conversation_id", "owner_id", "state", "attempts", "fault_class", "fault")
 
 
 def _event_lines(events: Sequence[PendingEvent], missing: Sequence[LaneWithLosses]) -> str:
@@ -80,13 +72,10 @@ def _event_lines(events: Sequence[PendingEvent], missing: Sequence[LaneWithLosse
         (
             "missing",
             truncate(lane.conversation_id, MAX_ID_WIDTH),
-            "-",
-            "-",
-            "-",
+            *"---",
             lane.state,
             str(lane.attempts),
-            "-",
-            "-",
+            *"--",
             _fault(lane),
         )
         for lane in missing
@@ -160,14 +149,9 @@ def conversation_json(conversation: Conversation) -> dict[str, Any]:
     return {
         "conversation_id": conversation.conversation_id,
         "owner": conversation.owner_id,
-        "number": conversation.number,
-        "title": conversation.title,
-        "state": conversation.state,
-        "active": conversation.active,
-        "version": conversation.version,
+        **picked(conversation, "number", "title", "state", "active", "version"),
         "messages": conversation.message_count,
-        "tokens": conversation.tokens,
-        "pending": conversation.pending,
+        **picked(conversation, "tokens", "pending"),
         "created_at": render_timestamp(conversation.created_at),
         "updated_at": render_timestamp(conversation.updated_at),
     }
@@ -191,10 +175,7 @@ def message_json(recorded: RecordedMessage) -> dict[str, Any]:
         "metadata": dict(message.metadata),
         "occurred_at": render_timestamp(recorded.occurred_at),
         "recorded_at": None if recorded.recorded_at is None else render_timestamp(recorded.recorded_at),
-        "saved": recorded.saved,
-        "edited": recorded.edited,
-        "redacted": recorded.redacted,
-        "delivery": recorded.delivery,
+        **picked(recorded, "saved", "edited", "redacted", "delivery"),
         "delivery_data": dict(recorded.delivery_data),
     }
 

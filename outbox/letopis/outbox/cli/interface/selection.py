@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID
 
@@ -46,37 +47,23 @@ _KEPT: Final = "letopis.outbox.cli.interface.selection"
 
 def with_selection(*, whole: bool = True) -> Callable[[F], F]:
     """Give a verb the options that select events: by id, conversation, state, fault class, or all."""
-    several: dict[str, Any] = {"multiple": True, "expose_value": False, "callback": _keep}
+    kept: dict[str, Any] = {"expose_value": False, "callback": _keep}
+    several = partial(click.option, multiple=True, **kept)
+    fault_help = "Events of conversations with this fault class (poison, diverged, lost ...); may be repeated."
+    state_help = "Events of conversations in this state; may be repeated."
+    options: list[Callable[[F], F]] = [
+        click.argument("events", metavar="[EVENT_ID]...", nargs=-1, type=EventId(), **kept),
+        several("--conversation", "conversations", metavar="ID", help="Events of this conversation; may be repeated."),
+        several("--state", "states", type=click.Choice(STATES), help=state_help),
+        several("--fault-class", "fault_classes", metavar="CLASS", help=fault_help),
+    ]
+    if whole:
+        options.append(click.option("--all", "whole", is_flag=True, help="All pending events.", **kept))
 
     def decorate(function: F) -> F:
-        if whole:
-            function = click.option(
-                "--all", "whole", is_flag=True, expose_value=False, callback=_keep, help="All pending events."
-            )(function)
-        function = click.option(
-            "--fault-class",
-            "fault_classes",
-            metavar="CLASS",
-            help="Events of conversations with this fault class (poison, diverged, lost ...); may be repeated.",
-            **several,
-        )(function)
-        function = click.option(
-            "--state",
-            "states",
-            type=click.Choice(STATES),
-            help="Events of conversations in this state; may be repeated.",
-            **several,
-        )(function)
-        function = click.option(
-            "--conversation",
-            "conversations",
-            metavar="ID",
-            help="Events of this conversation; may be repeated.",
-            **several,
-        )(function)
-        return click.argument(
-            "events", metavar="[EVENT_ID]...", nargs=-1, type=EventId(), expose_value=False, callback=_keep
-        )(function)
+        for option in reversed(options):
+            function = option(function)
+        return function
 
     return decorate
 

@@ -40,19 +40,9 @@ _VALUE_LIMITS: Final = Limits(max_depth=200)
 def together(
     scope: Scope, changes: Sequence[PreparedChange], *, view: RecordsView | None = None, trusting: bool = False
 ) -> Prepared:
-    """Return changes of a scope as one append.
-
-    :param view: what the history store held of the records with conditions; ``None`` if it could not be asked.
-    :param trusting: write a conditional change of a record that the file does not know: the store will decide.
-    """
-    return Prepared(
-        conversation_id=scope.name,
-        events=tuple(item.event for item in changes),
-        message_ids=(),
-        changes=tuple(changes),
-        view=view,
-        trusting=trusting,
-    )
+    """Return changes of a scope as one append."""
+    events = tuple(item.event for item in changes)
+    return Prepared(scope.name, events, (), changes=tuple(changes), view=view, trusting=trusting)
 
 
 def prepare_put(
@@ -74,17 +64,8 @@ def prepare_put(
     data: dict[str, Any] = {"media": media.value, "size": len(body), "sha256": sha256(body).hexdigest()}
     if checked_tags:
         data["tags"] = checked_tags
-    change = _change(
-        RECORD_PUT,
-        prefix,
-        name,
-        expected=condition,
-        keep=keep,
-        media=media,
-        size=len(body),
-        tags=checked_tags,
-        body=body,
-    )
+    content: dict[str, Any] = {"media": media, "size": len(body), "tags": checked_tags, "body": body}
+    change = _change(RECORD_PUT, prefix, name, expected=condition, keep=keep, **content)
     return _prepared(scope.lane(prefix), change, data)
 
 

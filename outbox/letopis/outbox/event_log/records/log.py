@@ -71,11 +71,9 @@ _EVENTS: Final = (
 
 @dataclass(slots=True)
 class KnownRecords:
-    """What the file tells of records that conditions name, and what the changes planned so far make of them.
+    """What the file, and the changes planned so far, make of records that conditions name."""
 
-    :ivar newest: sequence and revision of the newest change, by lane and key; no revision where it is a deletion.
-    """
-
+    # sequence and revision of the newest change, by lane and key; no revision for a deletion
     newest: dict[tuple[str, RecordKey], tuple[int, UUID | None]] = field(default_factory=dict)
     clears: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict)
 
@@ -85,16 +83,16 @@ class KnownRecords:
         changes = [item for prepared in appends for item in prepared.changes]
         if all(item.change.expected is ANY for item in changes):
             return None
-        found = cls()
+        known = cls()
         for name in {item.event.conversation_id for item in changes} & lanes.keys():
-            found.clears[name] = query_all(cursor, _CLEARED, (lanes[name].key,))
+            known.clears[name] = query_all(cursor, _CLEARED, (lanes[name].key,))
         for item in changes:
-            name, place = item.event.conversation_id, item.change.place
+            name, key = item.event.conversation_id, item.change.place
             if item.change.expected is not ANY and name in lanes:
-                row = query_one(cursor, _NEWEST, (lanes[name].key, *place))
+                row = query_one(cursor, _NEWEST, (lanes[name].key, *key))
                 if row is not None:
-                    found.newest[name, place] = (row[0], uuid_of(row[2]) if row[3] else None)
-        return found
+                    known.newest[name, key] = (row[0], uuid_of(row[2]) if row[3] else None)
+        return known
 
     def copy(self) -> KnownRecords:
         return KnownRecords(dict(self.newest), {name: list(clears) for name, clears in self.clears.items()})
@@ -108,15 +106,12 @@ class KnownRecords:
             self.newest[lane, change.place] = (sequence, change.event_id if change.type == RECORD_PUT else None)
 
     def kept(self, lane: str, change: RecordChange, prepared: Prepared, *, delivered: int) -> tuple[UUID | None] | None:
-        """Return the revision that stays because it is not the expected one; ``None`` if the change is to be written.
-
-        Where nothing is known and the append trusts the store to decide, it is.
-        """
-        view, place = prepared.view, change.place
+        """Return the revision that stays because it is not the expected one; ``None`` if the change is written."""
+        view, key = prepared.view, change.place
         held = None if view is None else view.heads.get(lane, 0)
-        newest = self.newest.get((lane, place))
+        newest = self.newest.get((lane, key))
         cleared = (
-            RecordRange(prefix=prefix).holds(place) and sequence > (delivered if held is None else held)
+            RecordRange(prefix=prefix).holds(key) and sequence > (delivered if held is None else held)
             for sequence, prefix in self.clears.get(lane, ())
         )
         if newest is not None and (held is None or newest[0] > held):
@@ -124,7 +119,7 @@ class KnownRecords:
         elif any(cleared):
             revision = None
         elif view is not None:
-            revision = next((record.revision for record in view.records if record.place == place), None)
+            revision = next((record.revision for record in view.records if record.place == key), None)
         elif prepared.trusting:
             return None
         else:
@@ -151,22 +146,9 @@ def note_change(cursor: Any, change: RecordChange, *, lane: int, name: str, sequ
     if change.body is not None:
         cursor.execute(_INSERT_BODY, (position, change.size, change.body))
     tags = orjson.dumps(dict(change.tags)).decode() if change.tags else None
-    cursor.execute(
-        _INSERT_RECORD,
-        (
-            lane,
-            *change.place,
-            sequence,
-            position,
-            change.event_id.bytes,
-            int(change.type == RECORD_PUT),
-            int(conditional),
-            change.media.value,
-            change.size,
-            tags,
-            change.occurred_at,
-        ),
-    )
+    flags, content = (int(change.type == RECORD_PUT), int(conditional)), (change.media.value, change.size, tags)
+    where = (lane, *change.place, sequence, position)
+    cursor.execute(_INSERT_RECORD, (*where, change.event_id.bytes, *flags, *content, change.occurred_at))
     return False
 
 
@@ -194,10 +176,7 @@ def _clear(cursor: Any, change: RecordChange, lane: int, name: str, sequence: in
 
 
 def rebuild_records(cursor: Any, bodies: Mapping[str, bytes]) -> None:
-    """Note all changes of records that the file holds, in their order; its tables of records are empty.
-
-    A put whose value is not among ``bodies``, by SHA-256, is not noted: the history store will refuse it.
-    """
+    """Note all changes of records that the file holds, in order, but puts whose value ``bodies`` lacks."""
     for position, lane, name, *columns in query_all(cursor, _EVENTS):
         sequenced = sequenced_event(name, columns)
         event = sequenced.event

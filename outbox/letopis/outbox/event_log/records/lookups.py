@@ -43,46 +43,39 @@ _BODY: Final = "SELECT body FROM letopis_outbox_record_bodies WHERE position = ?
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalChange(StoredRecord):
-    """The newest change of a record that the file holds.
-
-    :ivar present: a put; ``False`` for a deletion.
-    """
+    """The newest change of a record that the file holds."""
 
     lane: str
     sequence: int
     position: int
-    present: bool
+    present: bool  # a put; ``False`` for a deletion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalRecords:
-    """What the file holds of some records of a scope at one moment.
-
-    :ivar delivered: by lane; lanes without a change are left out.
-    :ivar since: the changes after these sequences were read, by lane.
-    :ivar bodies: by position, as far as they were asked for; ``None`` where the file lacks one, which is damage.
-    """
+    """What the file holds of some records of a scope at one moment."""
 
     scope: Scope
     changes: Mapping[RecordKey, LocalChange]
-    delivered: Mapping[str, int]
+    delivered: Mapping[str, int]  # by lane; lanes without a change are left out
     pruned: Mapping[str, int]
-    since: Mapping[str, int] = field(default_factory=dict)
+    since: Mapping[str, int] = field(default_factory=dict)  # the changes after these sequences were read, by lane
     clears: Sequence[tuple[str, int, bytes]] = ()
+    # by position, as far as asked for; ``None`` where the file lacks one, which is damage
     bodies: Mapping[int, bytes | None] = field(default_factory=dict)
 
     def is_pending(self, change: LocalChange) -> bool:
         """Return True if a change is not delivered yet."""
         return change.sequence > self.delivered[change.lane]
 
-    def tells(self, place: RecordKey, heads: Mapping[str, int]) -> tuple[LocalChange | None] | None:
+    def tells(self, key: RecordKey, heads: Mapping[str, int]) -> tuple[LocalChange | None] | None:
         """Return what a record is after the heads of its lanes, ``None`` within if it is gone; otherwise ``None``."""
-        lane, change = self.scope.lane(place[0]), self.changes.get(place)
+        lane, change = self.scope.lane(key[0]), self.changes.get(key)
         head = heads.get(lane, 0)
         if change is not None and change.sequence > head:
             return (change if change.present else None,)
         cleared = any(
-            name == lane and sequence > head and RecordRange(prefix=prefix).holds(place)
+            name == lane and sequence > head and RecordRange(prefix=prefix).holds(key)
             for name, sequence, prefix in self.clears
         )
         return (None,) if cleared else None
@@ -92,18 +85,18 @@ def read_places(
     connection: sa.Connection, scope: Scope, places: Collection[RecordKey], *, values: bool
 ) -> LocalRecords:
     """Return the newest changes of some records, with their values."""
-    lanes = _lanes(connection, {scope.lane(place[0]) for place in places})
+    lanes = _lanes(connection, {scope.lane(key[0]) for key in places})
     changes: dict[RecordKey, LocalChange] = {}
     bodies: dict[int, bytes | None] = {}
-    for place in places:
-        name = scope.lane(place[0])
+    for key in places:
+        name = scope.lane(key[0])
         if name not in lanes:
             continue
-        row = fetch_one(connection, _OF_KEY, (lanes[name][0], *place))
+        row = fetch_one(connection, _OF_KEY, (lanes[name][0], *key))
         if row is not None:
-            found = changes[place] = _change(name, row)
-            if values and found.present:
-                bodies[found.position] = _body(connection, found.position)
+            change = changes[key] = _change(name, row)
+            if values and change.present:
+                bodies[change.position] = _body(connection, change.position)
     return LocalRecords(
         scope=scope,
         changes=changes,
@@ -122,21 +115,17 @@ def read_range(
     since: Mapping[str, int] | None = None,
     values: int = 0,
 ) -> LocalRecords:
-    """Return the changes of a range of records that are not delivered.
-
-    :param since: after these sequences instead, where the history store holds less than was delivered.
-    :param values: the number of puts, from the beginning of the range, whose values are read with them.
-    """
+    """Return the changes of a range of records that are not delivered, or after ``since``, ``values`` with values."""
     lanes = _lanes(connection, scope.lanes)
     changes: dict[RecordKey, LocalChange] = {}
     begins = {name: row[2] if since is None else min(row[2], since.get(name, 0)) for name, row in lanes.items()}
     for name, (key, *_) in lanes.items():
         for row in fetch_all(connection, _UNDER, (key, where.prefix, range_end(where.prefix), begins[name])):
-            found = _change(name, row)
-            if where.holds(found.place):
-                changes[found.place] = found
-    puts = (place for place in sorted(changes, reverse=where.reverse) if changes[place].present) if values else ()
-    positions = [changes[place].position for place in islice(puts, values)]
+            change = _change(name, row)
+            if where.holds(change.place):
+                changes[change.place] = change
+    puts = (put for put in sorted(changes, reverse=where.reverse) if changes[put].present) if values else ()
+    positions = [changes[put].position for put in islice(puts, values)]
     return LocalRecords(
         scope=scope,
         changes=changes,

@@ -37,10 +37,10 @@ class MessageFinder:
     async def find(self, message_id: str, conversation_id: str | None) -> RecordedMessage | None:
         check_identifier(message_id, "message_id")
         if conversation_id is not None:
-            found, complete = await self._find_in(check_identifier(conversation_id, "conversation"), message_id)
-            if found is None and not complete:
+            message, complete = await self._find_in(check_identifier(conversation_id, "conversation"), message_id)
+            if message is None and not complete:
                 raise StoreUnavailable("this message")
-            return found
+            return message
         # The file first: what is delivered after that is in the store.
         names = await self._conversations_of(message_id, retained=False)
         stored = await self._gateway.read(
@@ -51,10 +51,10 @@ class MessageFinder:
         several: list[RecordedMessage] = []
         complete = not self._gateway.unavailable
         for name in dict.fromkeys((*names, *stored)):
-            found, known = await self._find_in(name, message_id)
+            message, known = await self._find_in(name, message_id)
             complete = complete and known
-            if found is not None:
-                several.append(found)
+            if message is not None:
+                several.append(message)
         if len(several) > 1:
             raise InvalidInput("message_id", "several conversations have a message of this id: name one of them")
         if not several and not complete:
@@ -67,8 +67,8 @@ class MessageFinder:
         )
 
     async def _find_in(self, conversation_id: str, message_id: str) -> tuple[RecordedMessage | None, bool]:
-        found, complete = await self.named(conversation_id, (message_id,))
-        return found.get(message_id), complete
+        named, complete = await self.named(conversation_id, (message_id,))
+        return named.get(message_id), complete
 
     async def named(
         self, conversation_id: str, message_ids: Collection[str]
@@ -93,11 +93,11 @@ class MessageFinder:
 
         def merge(pending: PendingSlice, view: StoreView | None, _: None) -> tuple[dict[str, RecordedMessage], bool]:
             page = merge_messages(pending, view, _EVERY, upcasters=self._upcasters)
-            found: dict[str, RecordedMessage] = {}
-            for one in page:
-                # What was put back has an earlier place off the path, too.
-                if one.id in message_ids and (one.on_path or one.id not in found or not found[one.id].on_path):
-                    found[one.id] = one
-            return found, page.complete
+            named: dict[str, RecordedMessage] = {}
+            for message in page:
+                earlier = named.get(message.id)  # what was put back was off the path before
+                if message.id in message_ids and (message.on_path or earlier is None or not earlier.on_path):
+                    named[message.id] = message
+            return named, page.complete
 
         return await self._path.read(conversation_id, ask, merge)

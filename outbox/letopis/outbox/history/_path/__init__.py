@@ -1,1 +1,0 @@
-"""Change the path of a conversation: rewind, fork, replace."""
