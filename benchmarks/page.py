@@ -69,8 +69,8 @@ def page(report: Mapping[str, Any]) -> str:
         "",
         (
             f"On {report['date']}, commit {report['commit']}, in one run, on {made_on(report)}. Figures are medians of"
-            f" {report['rounds']} rounds in which all took turns, with the least and the greatest in brackets. Ratios are"
-            " those of the rounds: what slows the machine down slows both."
+            f" {report['rounds']} rounds in which all took turns, with the least and the greatest in brackets. Ratios"
+            " are those of the rounds: what slows the machine down slows both."
         ),
         "",
         "`python -m benchmarks --publish` measures again and writes this page; nothing in it is written by hand.",
