@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 class Appender:
     def __init__(self, *, outbox: OutboxFile, gateway: StoreGateway, deliveries: Deliveries, limits: Limits) -> None:
-        self._outbox = outbox
+        self.outbox = outbox
         self._gateway = gateway
-        self._deliveries = deliveries
-        self._limits = limits
+        self.deliveries = deliveries
+        self.limits = limits
 
     async def append(
         self,
@@ -57,17 +57,17 @@ class Appender:
             return await self._append_confirmed(prepared, timeout)
         prepared.ask = prepared.on_path is not None
         try:
-            appended = await self._outbox.append(prepared)
+            appended = await self.outbox.append(prepared)
         except PathUnknown as unknown:
             on_path, elsewhere = await self._on_path(prepared.conversation_id, unknown)
-            appended = await self._outbox.append(replace(prepared, on_path=on_path, elsewhere=elsewhere, ask=False))
-        return Receipt(appended, self._deliveries)
+            appended = await self.outbox.append(replace(prepared, on_path=on_path, elsewhere=elsewhere, ask=False))
+        return Receipt(appended, self.deliveries)
 
     async def _on_path(self, conversation_id: str, unknown: PathUnknown) -> tuple[Collection[UUID], Collection[str]]:
         """Return the events and messages that the store shows; none while it is unavailable: it decides later."""
         from letopis.store.read.reader import ViewQuery  # a program that only imports the class does without
 
-        query = ViewQuery(conversation_id=conversation_id, origin_id=self._outbox.origin.origin_id)
+        query = ViewQuery(conversation_id=conversation_id, origin_id=self.outbox.origin.origin_id)
 
         async def read(lineage: Lineage, connection: AsyncConnection) -> tuple[RecordedMessage, ...]:
             view = await lineage.reader.head_view(connection, query)
@@ -95,7 +95,7 @@ class Appender:
         if expects is None:
             raise InvalidInput("confirm", "needs expected or after, which name what was seen")
         # A retry of what is written waits for its answer only.
-        if not await self._outbox.read(lambda connection: holds_event(connection, first)):
+        if not await self.outbox.read(lambda connection: holds_event(connection, first)):
             asked = await self._gateway.read(lambda store: self._ask(store, prepared.conversation_id, first, expects))
             if asked is None:
                 raise StoreUnavailable("what other outboxes have written")
@@ -109,7 +109,7 @@ class Appender:
         receipt = await self.append(prepared)
         if await receipt.saved(timeout):
             return receipt
-        late = await self._outbox.read(lambda connection: conflict_of(connection, receipt.event_ids))
+        late = await self.outbox.read(lambda connection: conflict_of(connection, receipt.event_ids))
         if late is None:
             raise NotConfirmed(conversation_id=prepared.conversation_id, event_ids=receipt.event_ids)
         raise VersionConflict(
@@ -123,17 +123,17 @@ class Appender:
     async def _ask(
         self, store: ConversationStore, conversation_id: str, event_id: UUID, expects: Precondition
     ) -> tuple[Conflict | None]:
-        origin_id = self._outbox.origin.origin_id
+        origin_id = self.outbox.origin.origin_id
         return (await store.outbox_access.conflict_before(conversation_id, event_id, expects, origin_id=origin_id),)
 
     async def append_in(self, connection: AsyncConnection | AsyncSession, prepared: Prepared) -> Receipt:
-        appended = await append_in(self._outbox, connection, prepared)
-        return Receipt(appended, self._deliveries, void=asyncio.Event())  # whose end is not heard of
+        appended = await append_in(self.outbox, connection, prepared)
+        return Receipt(appended, self.deliveries, void=asyncio.Event())  # whose end is not heard of
 
     async def write(
         self, conversation_id: str, *bodies: Body, owner: str | None = None, after: After | None = None
     ) -> Receipt:
-        return await self.append(prepare(conversation_id, bodies, owner=owner, limits=self._limits, after=after))
+        return await self.append(prepare(conversation_id, bodies, owner=owner, limits=self.limits, after=after))
 
     async def change(self, conversation_id: str, *bodies: MessageChange) -> Receipt:
         """Append events about messages that exist, on the path or off it, as far as that is known at present."""
@@ -149,7 +149,7 @@ class Appender:
 
     async def _check_messages(self, conversation_id: str, message_ids: Sequence[str]) -> None:
         # The file first: what is delivered and pruned after that is in the store.
-        missing = await self._outbox.read(
+        missing = await self.outbox.read(
             lambda connection: [
                 message_id for message_id in message_ids if not holds_message(connection, conversation_id, message_id)
             ]

@@ -66,9 +66,7 @@ class Parts:
         }
         self.conversations = Conversations(**shared)
         self.path = PathChanger(**shared, finder=self.finder, limits=limits)
-        self.replies = Replies(
-            outbox=outbox, appender=self.appender, deliveries=self.deliveries, limits=limits, upcasters=upcasters
-        )
+        self.replies = Replies(self.appender, upcasters)
         self.record_reads = RecordReads(outbox, gateway)
         self.search = Search(outbox=outbox, gateway=gateway, upcasters=upcasters)
         self.counter = MessageCounter(outbox=outbox, store=store, gateway=gateway, upcasters=upcasters)

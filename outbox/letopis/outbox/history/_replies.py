@@ -19,13 +19,11 @@ from letopis.outbox.event_log import drafts
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.lookups import holds_event
 from letopis.outbox.event_log.statements import fetch_one, on_cursor
-from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history._append import Appender
 from letopis.outbox.history.options import OnUnconfirmed, Unconfirmed
-from letopis.outbox.history.receipts import Deliveries
 from letopis.outbox.history.reply import Reply
 from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, LetopisError
-from letopis.store.model.codec import Limits, decode
+from letopis.store.model.codec import decode
 from letopis.store.model.event_types import MessageAppended, read
 from letopis.store.model.events import Event, Upcasters, from_microseconds
 from letopis.store.model.identifiers import check_identifier, derived_event_id
@@ -42,15 +40,11 @@ _LANE: Final = "SELECT owner_id, deleted FROM letopis_outbox_lanes WHERE convers
 class Replies:
     """Keeps the replies that this history writes."""
 
-    def __init__(
-        self, *, outbox: OutboxFile, appender: Appender, deliveries: Deliveries, limits: Limits, upcasters: Upcasters
-    ) -> None:
-        self.outbox = outbox
-        self.appender = appender
-        self.deliveries = deliveries
-        self.limits = limits
+    def __init__(self, appender: Appender, upcasters: Upcasters) -> None:
+        self._outbox = appender.outbox
+        self._appender = appender
         self._upcasters = upcasters
-        self.writer_lock = WriterLock(outbox.path)
+        self.writer_lock = WriterLock(self._outbox.path)
         self.writing: dict[drafts.DraftKey, Reply] = {}
 
     @asynccontextmanager
@@ -78,8 +72,8 @@ class Replies:
         event_id = empty.event_id or derived_event_id(conversation_id, empty.id)
         # Refuse now what would be refused at the end.
         event = Event(type=MessageAppended.type, data=empty.to_data(), event_id=event_id)
-        prepare(conversation_id, (event,), owner=owner, limits=self.limits)
-        await self.outbox.read(
+        prepare(conversation_id, (event,), owner=owner, limits=self._appender.limits)
+        await self._outbox.read(
             lambda connection: _check(
                 connection, conversation_id, empty.id, event_id=event_id, owner=owner, chosen=message_id is not None
             )
@@ -87,8 +81,16 @@ class Replies:
         key = (conversation_id, empty.id)
         if key in self.writing:
             raise InvalidInput("message_id", "another reply is being written under this id")
+        writer = self.writer_lock.acquire()
         reply = self.writing[key] = Reply(
-            self, conversation_id, empty, owner=owner, event_id=event_id, every=every, confirm=confirm
+            self._appender,
+            conversation_id,
+            empty,
+            owner,
+            event_id=event_id,
+            writer=writer,
+            every=every,
+            confirm=confirm,
         )
         try:
             yield reply
@@ -100,20 +102,20 @@ class Replies:
             self._forget_settled(reply)
 
     async def unconfirmed(self, *, owner: str | None) -> tuple[Unconfirmed, ...]:
-        pending = await self.outbox.read(lambda connection: on_cursor(connection, drafts.list_unconfirmed, owner))
+        pending = await self._outbox.read(lambda connection: on_cursor(connection, drafts.list_unconfirmed, owner))
         abandoned = set(await find_abandoned(self.writer_lock, sorted({draft.writer for draft in pending})))
         return tuple(self._unconfirmed(draft, abandoned=draft.writer in abandoned) for draft in pending)
 
     async def begin(self) -> None:
         """Recover what writers that have ended left behind."""
         self.writer_lock.remove_stale()
-        await run_maintenance(self.outbox, self.writer_lock)
+        await run_maintenance(self._outbox, self.writer_lock)
 
     async def maintain(self) -> None:
         """Periodically recover drafts of writers that have ended, and retry failed appends, until cancelled."""
         while True:
             await asyncio.sleep(MAINTENANCE_INTERVAL_SECONDS)
-            await run_maintenance(self.outbox, self.writer_lock)
+            await run_maintenance(self._outbox, self.writer_lock)
             await self.retry()
 
     async def retry(self) -> None:
@@ -132,12 +134,14 @@ class Replies:
     async def report_unconfirmed(self, callback: OnUnconfirmed) -> None:
         """Call ``callback`` with the unconfirmed replies of ended writers, and take them over."""
         try:
-            pending = await self.outbox.read(lambda connection: on_cursor(connection, drafts.list_unconfirmed))
+            pending = await self._outbox.read(lambda connection: on_cursor(connection, drafts.list_unconfirmed))
             abandoned = await find_abandoned(self.writer_lock, sorted({draft.writer for draft in pending}))
             if not abandoned:
                 return
             writer = self.writer_lock.acquire()
-            adopted = await self.outbox.write(lambda connection: on_cursor(connection, drafts.adopt, abandoned, writer))
+            adopted = await self._outbox.write(
+                lambda connection: on_cursor(connection, drafts.adopt, abandoned, writer)
+            )
         except LetopisError as error:
             logger.warning("cannot see which replies were never confirmed: %s", error)
             return

@@ -34,7 +34,7 @@ from letopis.store.model.parts import Part
 
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
-    from letopis.outbox.history._replies import Replies
+    from letopis.outbox.history._append import Appender
 
 logger: Final = logging.getLogger("letopis.outbox.history")
 
@@ -62,26 +62,27 @@ class Reply:
 
     def __init__(
         self,
-        replies: Replies,
+        appender: Appender,
         conversation_id: str,
         empty: Message,
-        *,
         owner: str | None,
+        *,
         event_id: UUID,
+        writer: str,
         every: float | None,
         confirm: bool,
     ) -> None:
         self.conversation_id = conversation_id
         self.message_id = empty.id
         self.event_id = event_id
-        self._outbox = replies.outbox
-        self._home = replies.outbox.home
-        self._appender = replies.appender
-        self._deliveries = replies.deliveries
-        self._limits = replies.limits
+        self._outbox = appender.outbox
+        self._home = appender.outbox.home
+        self._appender = appender
+        self._deliveries = appender.deliveries
+        self._limits = appender.limits
         self._owner = owner
         self._empty = empty
-        self._writer = replies.writer_lock.acquire()
+        self._writer = writer
         self._every = every
         self._confirm = confirm
         self._content = DraftContent(empty, self._limits)

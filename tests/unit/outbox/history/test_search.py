@@ -194,8 +194,7 @@ async def test_while_the_store_is_away_the_outbox_is_searched(tmp_path: Path) ->
 async def test_more_than_can_be_looked_through_is_said(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     await say(history, "a", one="ответ", two="тайна")
     await deliver(history)
-    real = pending_search.snapshot
-    monkeypatch.setattr("letopis.outbox.history._search.snapshot", lambda *args, **named: real(*args, **named, most=2))
+    monkeypatch.setattr(pending_search, "MAX_SEARCHED_EVENTS", 2)
     await history.append("a", *(Message.user("ответ") for _ in range(3)))
     await history.append("a", MessageRedacted(message_id="two"))
     await say(history, "b", three="ответ")

@@ -85,10 +85,10 @@ class Trip:
 
 
 TRIPS = (
-    Trip(append, calls=43, modules=21),
-    Trip(deliver, calls=317, modules=50),
-    Trip(read_settled, calls=94, modules=25),
-    Trip(read_pending, calls=200, modules=38),
+    Trip(append, calls=43, modules=20),
+    Trip(deliver, calls=315, modules=50),
+    Trip(read_settled, calls=94, modules=24),
+    Trip(read_pending, calls=198, modules=35),
 )
 
 
