@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import tarfile
 import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import nox
@@ -28,6 +36,15 @@ COMPANIONS = {
     "langgraph": ("langgraph", "langgraph-checkpoint-conformance", "langgraph-checkpoint-sqlite"),
 }
 """What the tests of an adapter need besides."""
+
+CANDIDATE = "0.1.0rc1"
+"""The release that is rehearsed."""
+EXTRAS = "postgresql,mariadb,alerts,daemon,otel,console,langgraph"
+SBOM = (
+    *("cyclonedx_py", "requirements", "requirements/runtime.txt"),
+    *("--pyproject", "pyproject.toml", "--mc-type", "library"),
+)
+KNOWN_TO_BE_VULNERABLE = "https://pypi.org/pypi/urllib3/1.26.4/json"
 
 nox.options.sessions = ["lint", "typing", "tests", "docs"]
 
@@ -142,6 +159,86 @@ def everything(session: nox.Session) -> None:
     session.install("--require-hashes", "-r", str(ADAPTERS_LOCK))
     session.install("--no-deps", "-e", ".")
     session.run("python", "-m", "pytest", "-m", "not comparison", *session.posargs)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Measure the branches of the core that unit and conformance tests reach; words after `--` go to pytest."""
+    install(session)
+    session.install("coverage")  # not locked, as for the mutants
+    how = ("--branch", "--concurrency=thread,greenlet", "--source=store/letopis/store,outbox/letopis/outbox")
+    words = session.posargs or ("tests/unit/store", "tests/unit/outbox", "tests/conformance")
+    session.run("coverage", "erase")
+    session.run("coverage", "run", *how, "-m", "pytest", "-q", *words)
+    session.run("coverage", "report", "--skip-covered", "--sort=cover", "--precision=1")
+
+
+@nox.session
+def sbom(session: nox.Session) -> None:
+    """Write a CycloneDX bill of materials of what users install, with all extras but frameworks, into build/."""
+    install(session)
+    (ROOT / "build").mkdir(exist_ok=True)
+    session.run("python", "-m", *SBOM, "--output-reproducible", "--output-file", str(ROOT / "build" / "sbom.json"))
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Look for known vulnerabilities in what users install."""
+    try:
+        with urllib.request.urlopen(KNOWN_TO_BE_VULNERABLE, timeout=20) as answer:
+            advisories = json.load(answer)["vulnerabilities"]
+    except (OSError, ValueError, KeyError) as error:
+        session.skip(f"the advisories cannot be reached: {error}")
+    if not advisories:  # a mirror of the packages alone would find everything sound
+        session.skip("the index knows no advisories")
+    session.install("pip-audit")  # not locked: the newest knows the most
+    session.run("pip-audit", "--strict", "--require-hashes", "--disable-pip", "--requirement", str(RUNTIME_LOCK))
+
+
+@nox.session
+def rehearsal(session: nox.Session) -> None:
+    """Release a candidate to an index on this machine, install it by name, and use it as a stranger would."""
+    session.install("build", "twine")
+    with tempfile.TemporaryDirectory() as temporary, _served(Path(temporary, "index")) as address:
+        folder, shelf = Path(temporary), Path(temporary, "index", "letopis")
+        # The release is built from the sdist, which shows that all it takes is in there.
+        session.run("python", "-m", "build", "--sdist", "--outdir", str(folder), str(ROOT))
+        (sdist,) = folder.glob("*.tar.gz")
+        with tarfile.open(sdist) as archive:
+            archive.extractall(folder, filter="data")
+        project = folder / sdist.name.removesuffix(".tar.gz") / "pyproject.toml"
+        text = project.read_text(encoding="utf-8")
+        project.write_text(re.sub(r'^version = ".*"$', f'version = "{CANDIDATE}"', text, flags=re.MULTILINE))
+        session.run("python", "-m", "build", "--outdir", str(shelf), str(project.parent))
+        session.run("twine", "check", "--strict", *map(str, sorted(shelf.iterdir())))
+        session.run("python", "-m", "venv", str(folder / "stranger"))
+        command, python = folder / "stranger" / "bin" / "letopis", str(folder / "stranger" / "bin" / "python")
+        by_name = (f"letopis[{EXTRAS}]=={CANDIDATE}", "langgraph")
+        session.run(python, "-m", "pip", "install", "--quiet", "--extra-index-url", address, *by_name, external=True)
+        session.run(python, "-m", "pip", "check", external=True)
+        with session.chdir(folder):
+            session.run(str(command), "--version", external=True)
+            session.run(str(command), "demo", external=True)
+        tutorials = [str(ROOT / "docs" / "tutorial" / name) for name in ("first-bot.md", "agent-langgraph.md")]
+        session.run(python, "-m", "tests.support.pages", *tutorials, external=True)
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def _served(folder: Path) -> Iterator[str]:
+    """Serve a folder as a package index: a list of links is all that one is."""
+    Path(folder, "letopis").mkdir(parents=True)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @nox.session

@@ -38,7 +38,7 @@ from benchmarks.parts import QUICK, Part, Scale, run_part
 from benchmarks.peers import PEERS
 from benchmarks.plotting import rounded
 from benchmarks.table import judge
-from tests.support.reports import ROOT, report_of, write
+from tests.support.reports import ROOT, commit, refusal, report_of, write
 
 PARTS: Final[Mapping[str, Part]] = {
     "turn": turn,
@@ -133,11 +133,15 @@ def main() -> int:
         scale = replace(scale, rounds=given.rounds)
     if given.publish and (given.quick or scale.rounds < 5):
         parser.error("what is published is not quick, and has five rounds or more")
+    if given.publish and (reason := refusal()):
+        parser.error(reason)
+    begun_at = commit()
     report = measure(given.part, scale)
     write(report, given.out, "benchmarks")
     text = page(report)
     (given.out / "speed.md").write_text(text, encoding="utf-8")
-    if given.publish:
+    changed = report["commit"] != begun_at
+    if given.publish and not changed:
         PUBLISHED.write_text(text, encoding="utf-8")
     figures = figures_of(report)
     for one in figures:
@@ -151,6 +155,9 @@ def main() -> int:
     verdicts = judge(Figures(figures))
     print("\n".join(verdict_table(verdicts)))
     failed = [one for part in report["parts"] for one in part["missing"] if one["reason"].startswith("failed")]
+    if given.publish and changed:
+        print(f"not published: it began at {begun_at} and ended at {report['commit']}")
+        return 1
     missed = [] if given.quick else [one for one in verdicts if one.reached is False]
     return 1 if failed or missed else 0
 

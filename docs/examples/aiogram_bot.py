@@ -1,4 +1,4 @@
-"""A bot of aiogram with a history: pip install 'letopis[aiogram]', then BOT_TOKEN=... python aiogram_bot.py.
+"""A bot of aiogram with a history: pip install 'path/to/letopis[aiogram]', then BOT_TOKEN=... python aiogram_bot.py.
 
 BOT_TOKEN        from @BotFather
 LETOPIS_OUTBOX   the outbox file; by default bot.outbox.db

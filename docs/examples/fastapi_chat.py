@@ -1,6 +1,6 @@
 """A chat service: replies are streamed, by any number of workers, and none is lost.
 
-pip install 'letopis[daemon,postgresql]' fastapi uvicorn openai
+pip install 'path/to/letopis[daemon,postgresql]' fastapi uvicorn openai
 
 export OPENAI_API_KEY=... LETOPIS_OUTBOX=chat.outbox.db LETOPIS_STORE=postgresql://bot@db/history
 letopis init && letopis db upgrade

@@ -1,4 +1,4 @@
-"""A bot on python-telegram-bot with a history: pip install 'letopis[telegram]', then BOT_TOKEN=... python ptb_bot.py.
+"""A bot on python-telegram-bot with a history: pip install 'path/to/letopis[telegram]', then BOT_TOKEN=... python ptb_bot.py.
 
 BOT_TOKEN        from @BotFather
 LETOPIS_OUTBOX   the outbox file; by default bot.outbox.db

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -71,6 +72,24 @@ def sdist_names(built: Path) -> frozenset[str]:
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         return frozenset(name.split("/", 1)[1] for name in archive.getnames() if "/" in name)
+
+
+@pytest.mark.slow
+def test_another_checkout_builds_the_same_bytes(built: Path, tmp_path: Path) -> None:
+    """Unpacked from the sdist, with other times and modes of its files."""
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (copy,) = tmp_path.iterdir()
+    for path in copy.rglob("*"):
+        path.chmod(path.stat().st_mode & 0o700)
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path / "again", copy, cwd=tmp_path)
+
+    again = {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
+    assert sorted(again) == sorted(path.name for path in built.iterdir())
+    assert [name for name, content in again.items() if content != (built / name).read_bytes()] == []
 
 
 def sources() -> set[str]:
@@ -226,6 +245,8 @@ def test_the_lock_for_users_is_part_of_ours() -> None:
     """What users are given is what was tested: the same versions and hashes, and no tool of ours."""
     pinned = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)==.*?(?=^[A-Za-z0-9]|\Z)", re.MULTILINE | re.DOTALL)
     texts = [(ROOT / "requirements" / name).read_text() for name in ("dev.txt", "runtime.txt")]
+    # What only some systems need of theirs, a tool of ours may need everywhere.
+    texts = [re.sub(r" ; .* \\$", r" \\", text, flags=re.MULTILINE) for text in texts]
     ours, theirs = ({found["name"]: found.group() for found in pinned.finditer(text)} for text in texts)
 
     assert theirs.items() <= ours.items()
@@ -233,3 +254,18 @@ def test_the_lock_for_users_is_part_of_ours() -> None:
     assert not {"pytest", "ruff", "mypy", "nox", "rich"} & theirs.keys()
     assert {"sqlalchemy", "aiosqlite", "asyncpg", "asyncmy", "apprise", "uvicorn"} <= theirs.keys()
     assert all("://" not in text for text in texts)
+
+
+@pytest.mark.slow
+def test_the_bill_of_materials_is_the_lock_for_users(tmp_path: Path) -> None:
+    pytest.importorskip("cyclonedx_py", reason="needs cyclonedx-bom: requirements/dev.txt")
+    noxfile = pytest.importorskip("noxfile", reason="needs nox: requirements/dev.txt")
+
+    run(sys.executable, "-m", *noxfile.SBOM, "--output-file", tmp_path / "sbom.json", cwd=ROOT)
+
+    bill = json.loads((tmp_path / "sbom.json").read_text(encoding="utf-8"))
+    listed = {one["name"]: one["version"] for one in bill["components"]}
+    lock = (ROOT / "requirements" / "runtime.txt").read_text(encoding="utf-8")
+    assert bill["bomFormat"] == "CycloneDX"
+    assert bill["metadata"]["component"]["name"] == "letopis"
+    assert listed == dict(re.findall(r"^([a-z0-9.-]+)==([^ ]+)", lock, re.MULTILINE))

@@ -52,7 +52,7 @@ def summary(report: Mapping[str, Any]) -> str:
 def published(report: Mapping[str, Any], text: str) -> str:
     """Return the page with a run in place of the one that it had.
 
-    :raises ValueError: the page has no place for it, or a control was missed.
+    :raises ValueError: the page has no place for it, a control was missed, or the run is of no commit.
     """
     before, found, rest = text.partition(BEGIN)
     _, closed, after = rest.partition(END)
@@ -60,6 +60,8 @@ def published(report: Mapping[str, Any], text: str) -> str:
         raise ValueError(f"the page has no lines {BEGIN!r} and {END!r}")
     if not all(one["by"] for one in report["controls"]):
         raise ValueError("a control was missed")
+    if report["commit"].endswith("-dirty"):
+        raise ValueError("only what ran on a commit is published: commit or stash your changes, and run it again")
     left = [
         (f"`{one['path'].partition('/letopis/')[2]}:{one['line']}`", _code(one["diff"])) for one in survivors(report)
     ]

@@ -123,3 +123,8 @@ def test_the_page_takes_a_run_and_keeps_what_is_written_by_hand() -> None:
 def test_the_page_takes_no_run_that_missed_a_control() -> None:
     with pytest.raises(ValueError, match="control"):
         published(report(control=None), PAGE)
+
+
+def test_the_page_takes_no_run_of_uncommitted_changes() -> None:
+    with pytest.raises(ValueError, match="commit or stash"):
+        published(report() | {"commit": "abc-dirty"}, PAGE)

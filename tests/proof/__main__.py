@@ -26,10 +26,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
+from tests.proof import totals
 from tests.proof.options import Options, Part
-from tests.proof.page import published, summary
+from tests.proof.page import held, published, summary
 from tests.proof.rows import Row
-from tests.support.reports import ROOT, report_of, write
+from tests.support.reports import ROOT, commit, refusal, report_of, write
 
 PARTS: Final = (
     "simulation",
@@ -117,6 +118,14 @@ def failures(report: Mapping[str, Any], *, require: bool = False) -> list[str]:
     return found
 
 
+def publish(report: Mapping[str, Any]) -> None:
+    """Write the parts that held into the page, and add them to the totals."""
+    counted = totals.added(totals.read(), report, held(report))
+    page = published(report, PUBLISHED.read_text(encoding="utf-8"), totals.told(counted))
+    PUBLISHED.write_text(page, encoding="utf-8")
+    totals.write(counted)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.proof", description=(__doc__ or ""), formatter_class=argparse.RawDescriptionHelpFormatter
@@ -139,12 +148,17 @@ def main() -> int:
         return 0
     if given.publish and given.short:
         parser.error("what is published is not short")
+    if given.publish and (reason := refusal()):
+        parser.error(reason)
+    begun_at = commit()
     report = prove(given.part, short=given.short, seed=given.seed, jobs=given.jobs)
     kept = write(report, given.out, "proof")
-    if given.publish:
-        PUBLISHED.write_text(published(report, PUBLISHED.read_text(encoding="utf-8")), encoding="utf-8")
-    print(summary(report))
     found = failures(report, require=given.require_all)
+    if given.publish and report["commit"] != begun_at:
+        found.append(f"not published: it began at {begun_at} and ended at {report['commit']}")
+    elif given.publish:
+        publish(report)
+    print(summary(report))
     for one in found:
         print(f"FAILED {one}")
     print(f"seed {report['seed']}, commit {report['commit']}, {len(found)} failures; all figures: {kept}")

@@ -29,15 +29,15 @@ TITLES: Final = {
 }
 
 
-def published(report: Mapping[str, Any], text: str) -> str:
-    """Return the page with the figures of a report in place of those that it had."""
+def published(report: Mapping[str, Any], text: str, totals: str = "") -> str:
+    """Return the page with the figures of a report in place of those that it had, under the totals of all runs."""
     before, found, rest = text.partition(BEGIN)
     old, closed, after = rest.partition(END)
     if not found or not closed:
         raise ValueError(f"the page has no lines {BEGIN!r} and {END!r}")
     tables = _tables_of(old)
-    tables.update({one["part"]: _table(report, one) for one in report["parts"] if _holds(one, short=report["short"])})
-    middle = "\n".join(tables[name] for name in TITLES if name in tables)
+    tables.update({one["part"]: _table(report, one) for one in held(report)})
+    middle = "\n".join([*([f"{totals}\n"] if totals else []), *(tables[name] for name in TITLES if name in tables)])
     return f"{before}{BEGIN}\n\n{middle}\n{END}{after}"
 
 
@@ -57,8 +57,13 @@ def summary(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _holds(part: Mapping[str, Any], *, short: bool) -> bool:
-    return not part["failed"] and all(Row.from_json(row).ok(short=short) for row in part["rows"])
+def held(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the parts of a report that showed all they have to: what is published."""
+    return [
+        part
+        for part in report["parts"]
+        if not part["failed"] and all(Row.from_json(row).ok(short=report["short"]) for row in part["rows"])
+    ]
 
 
 def _tables_of(text: str) -> dict[str, str]:

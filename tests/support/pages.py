@@ -112,15 +112,18 @@ def typed(command: str, folder: Path) -> str:
     return done.stdout
 
 
-def main() -> None:
-    """Print each step of the named pages, for their author."""
+def main() -> int:
+    """Print each step of the named pages, for their author. Return 1 if one does not hold."""
     import tempfile
 
+    bad = 0
     for page in sys.argv[1:]:
         with tempfile.TemporaryDirectory() as folder:
             for step in follow(Path(page), Path(folder)):
                 print("ok  " if step.holds else "BAD ", step if not step.holds else step.command)
+                bad += not step.holds
+    return int(bad > 0)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -16,13 +16,33 @@ from tests.support.servers.mariadb import describe as describe_mariadb
 from tests.support.servers.postgresql import describe as describe_postgresql
 
 ROOT: Final = Path(__file__).parent.parent.parent
+WRITTEN: Final = ("docs/explanation/proof.md", "docs/explanation/speed.md", "tests/proof/totals.json")
+"""What published runs write: several may be published before they are committed, since no run reads these."""
+
+
+def commit() -> str:
+    """Return the commit that a run is of, with ``-dirty`` if tracked files were changed since."""
+    described = _git("describe", "--always").strip() or "unknown"
+    return f"{described}-dirty" if _changed() else described
+
+
+def refusal() -> str:
+    """Return why a run may not be published, empty if it may: others can check out commits alone."""
+    if changed := _changed():
+        return f"only what runs on a commit is published: commit or stash {', '.join(changed)} first"
+    return "only what runs on a commit is published: git knows none here" if commit() == "unknown" else ""
+
+
+def _changed() -> list[str]:
+    return _git("diff", "--name-only", "HEAD", "--", ".", *(f":(exclude){name}" for name in WRITTEN)).splitlines()
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout
 
 
 def report_of(parts: Sequence[Mapping[str, Any]], *, versions: Mapping[str, str], **how: Any) -> dict[str, Any]:
     """Return the report of parts, with the day, the commit and the machine."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     common = {
         "Python": platform.python_version(),
         "SQLite": sqlite3.sqlite_version,
@@ -31,7 +51,7 @@ def report_of(parts: Sequence[Mapping[str, Any]], *, versions: Mapping[str, str]
     }
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": done.stdout.strip() or "unknown",
+        "commit": commit(),
         **how,
         "machine": {"processors": os.cpu_count(), "versions": {**common, **versions}},
         "parts": parts,

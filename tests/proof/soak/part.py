@@ -274,7 +274,10 @@ class Soak:
         figures = ", ".join(f"{name} {value}" for name, value in self.figures.items())
         tables = ", ".join(self._tables)
         where = f"PostgreSQL, {BOTS} bots, 1 daemon, {self._seconds} s"
-        notes = f"{verdict.stored:,} stored; {faults}; {figures}; the store's tables after each third: {tables}"
+        notes = (
+            f"{verdict.acknowledged:,} acknowledged, {verdict.stored:,} stored; {faults}; {figures};"
+            f" the store's tables after each third: {tables}"
+        )
         wrong = verdict.problem_count + len(self.problems)
         yield row_of(LOST, where, verdict.acknowledged, 100_000, "events", problems, notes, violations=wrong)
         limits = WARMING if self._options.short else LIMITS

@@ -23,7 +23,6 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy import event
 
-import letopis.store
 from letopis.outbox import History
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store import ConversationStore, LetopisError, Message
@@ -36,9 +35,9 @@ from tests.proof.options import Options
 from tests.proof.rows import Row, row_of
 from tests.proof.stores import fresh
 from tests.proof.upgrade.migrating import bring_to, changes, differences, killed, kind_of, migrate, race
-from tests.proof.upgrade.releases import Release, ReleaseBot, earlier_releases
+from tests.proof.upgrade.one_file import on_one_file
+from tests.proof.upgrade.releases import Release, ReleaseBot, earlier_releases, next_release
 from tests.support.next_release import write_next_release
-from tests.support.paths import ROOT
 
 KINDS: Final = ("sqlite", "postgresql", "mariadb")
 RUNNERS: Final = 4
@@ -82,20 +81,13 @@ def _first_on_path(roots: Sequence[str]) -> Iterator[None]:
             os.environ["PYTHONPATH"] = before
 
 
-def _next_release() -> Release:
-    found = Release.in_folder(Path(letopis.store.__file__).parents[3])
-    assert found is not None, "the packages are not laid out as in the checkout"
-    assert found.tree != ROOT, "the process runs this release, not the next one"
-    return found
-
-
 def on_a_store(options: Options, kind: str) -> list[Row]:
     """All that is done to one store, one after the other."""
     logging.disable()
     context = fork_server("tests.proof.upgrade.migrating", "alembic.command")
     releases = earlier_releases(options.folder / f"releases-{kind}")
     rows: list[Row] = []
-    for number, work in enumerate((older, down_and_up, cut_off_store, newer)):
+    for number, work in enumerate((older, on_one_file, down_and_up, cut_off_store, newer)):
         with fresh(kind, options.folder, f"store-{number}") as one:
             if one.missing:
                 return [Row(what="upgrade", where=kind, missing=one.missing)]
@@ -135,7 +127,7 @@ def older(options: Options, kind: str, url: str, releases: list[Release], _: Con
 
 def _beside(release: Release, url: str, folder: Path, count: Counter[str]) -> Iterator[str]:
     folder.mkdir()
-    following = _next_release()
+    following = next_release()
     outbox, second, third = (folder / f"{name}.outbox.db" for name in ("one", "two", "three"))
     acks: list[Ack] = []
     count["releases"] += 1

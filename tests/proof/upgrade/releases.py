@@ -17,12 +17,13 @@ from types import TracebackType
 from typing import Any, Final, Self
 from uuid import UUID
 
+import letopis.store
 from tests.campaigns.invariants import Ack
 from tests.support.paths import ROOT
 
 _STORE_HEAD: Final = "store/letopis/store/database/migrations.py"
 _OUTBOX_HEAD: Final = "outbox/letopis/outbox/file/inspection.py"
-_PACKAGES: Final = ("store", "outbox", "migrations")
+PACKAGES: Final = ("store", "outbox", "migrations")
 _HEAD: Final = re.compile(r'Migrations\([^)]*head="(\d{4})"')
 BOT: Final = """
 import asyncio, json, sys
@@ -43,7 +44,7 @@ async def main(outbox, store):
     if sys.argv[3] == "migrate":
         async with ConversationStore.open(store, migrate=True):
             pass
-    async with History(outbox, store=store) as history:
+    async with History(outbox, store=store, relay=sys.argv[4] == "relay") as history:
         tell(ready=letopis.store.__file__)
         async for what, *rest in lines():
             try:
@@ -93,7 +94,7 @@ def earlier_releases(folder: Path) -> list[Release]:
     found: dict[str, Release] = {}
     for tag in _git("tag", "--list", "v*", "--sort=version:refname").split():
         tree = folder / tag
-        packed = _git_bytes("archive", "--format=tar", tag, *_PACKAGES)
+        packed = _git_bytes("archive", "--format=tar", tag, *PACKAGES)
         if not packed:
             continue
         with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
@@ -103,6 +104,14 @@ def earlier_releases(folder: Path) -> list[Release]:
     if this := Release.in_folder(ROOT):
         found[this.store] = this
     return [found[revision] for revision in sorted(found)]
+
+
+def next_release() -> Release:
+    """Return the release whose code this process runs, which has to be the next one's."""
+    found = Release.in_folder(Path(letopis.store.__file__).parents[3])
+    assert found is not None, "the packages are not laid out as in the checkout"
+    assert found.tree != ROOT, "the process runs this release, not the next one"
+    return found
 
 
 def _head(path: Path) -> str:
@@ -122,14 +131,16 @@ def _git_bytes(*words: str) -> bytes:
 
 
 class ReleaseBot:
-    """A bot of a release, with its relay inside, that runs commands line by line."""
+    """A bot of a release, with its relay inside or none, that runs commands line by line."""
 
-    def __init__(self, release: Release, outbox: Path, store: str, *, migrate: bool = False) -> None:
+    def __init__(
+        self, release: Release, outbox: Path, store: str, *, migrate: bool = False, relay: bool = True
+    ) -> None:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("LETOPIS_")}
-        environment["PYTHONPATH"] = os.pathsep.join(str(release.tree / one) for one in _PACKAGES)
+        environment["PYTHONPATH"] = os.pathsep.join(str(release.tree / one) for one in PACKAGES)
         self._release = release
         self._process = subprocess.Popen(
-            [sys.executable, "-c", BOT, str(outbox), store, "migrate" if migrate else "-"],
+            [sys.executable, "-c", BOT, str(outbox), store, "migrate" if migrate else "-", "relay" if relay else "-"],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -172,6 +183,14 @@ class ReleaseBot:
         said = self.ask(f"say {count} {words}", 40)
         self.acks += [Ack(name, UUID(event_id)) for name, event_id in said.get("acks", ())]
         return str(said.get("error", ""))
+
+    def kill_while_it_says(self, count: int, *, after: float) -> None:
+        """Kill it in the middle; what it has not acknowledged by then may be there or not."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"say {count} cut\n".encode())
+        self._process.stdin.flush()
+        time.sleep(after)
+        self._process.kill()
 
     def drained(self, seconds: float) -> bool:
         """Return True if everything was delivered within ``seconds``."""
