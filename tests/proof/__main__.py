@@ -57,14 +57,14 @@ def part(name: str) -> Part:
     return found
 
 
-def prove_here(name: str, *, short: bool, seed: int) -> dict[str, Any]:
-    """Run one part in this process and return its result."""
+def prove_here(name: str, *, short: bool, seed: int, work: Part | None = None) -> dict[str, Any]:
+    """Run one part in this process, ``work`` or the proof's own, and return its result."""
     started = time.monotonic()
     rows: list[Row] = []
     failed = ""
     with tempfile.TemporaryDirectory(prefix=f"letopis-proof-{name}-", ignore_cleanup_errors=True) as folder:
         try:
-            for row in part(name)(Options(short=short, seed=seed, folder=Path(folder))):
+            for row in (work or part(name))(Options(short=short, seed=seed, folder=Path(folder))):
                 rows.append(row)
                 print(f"{name}: {told(row, short=short)}", file=sys.stderr, flush=True)
         except Exception as error:  # the rows of the part that are there already are not to be lost for it

@@ -26,19 +26,22 @@ TITLES: Final = {
     "upgrade": "Upgrade and rollback",
     "soak": "Soak",
     "security": "Security",
+    "patroni": "PostgreSQL under Patroni",
+    "galera": "MariaDB Galera",
+    "controls": "Controls",
 }
 
 
-def published(report: Mapping[str, Any], text: str) -> str:
+def published(report: Mapping[str, Any], text: str, *, begin: str = BEGIN) -> str:
     """Return the page with the figures of a report in place of those that it had."""
-    before, found, rest = text.partition(BEGIN)
+    before, found, rest = text.partition(begin)
     old, closed, after = rest.partition(END)
     if not found or not closed:
-        raise ValueError(f"the page has no lines {BEGIN!r} and {END!r}")
+        raise ValueError(f"the page has no lines {begin!r} and {END!r}")
     tables = _tables_of(old)
     tables.update({one["part"]: _table(report, one) for one in report["parts"] if _holds(one, short=report["short"])})
     middle = "\n".join(tables[name] for name in TITLES if name in tables)
-    return f"{before}{BEGIN}\n\n{middle}\n{END}{after}"
+    return f"{before}{begin}\n\n{middle}\n{END}{after}"
 
 
 def summary(report: Mapping[str, Any]) -> str:
