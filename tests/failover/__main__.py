@@ -14,19 +14,31 @@ from __future__ import annotations
 import argparse
 import logging
 import platform
+import re
+import shutil
 import signal
+import subprocess
+from pathlib import Path
 from typing import Final
 
 from tests.failover import controls, scenarios
 from tests.proof.__main__ import failures, prove_here
 from tests.proof.page import published, summary
 from tests.support.reports import ROOT, report_of, write
+from tests.support.servers.postgresql import find_binaries
 
 LIMIT_SECONDS: Final = 590  # should the limits of the parts not do
 PUBLISHED: Final = ROOT / "docs" / "howto" / "replicated-store.md"
 BEGIN: Final = "<!-- figures: made by `python -m tests.failover --publish`, not by hand -->"
 PARTS: Final = {"controls": controls.prove, "galera": scenarios.galera, "patroni": scenarios.patroni}
 SEED: Final = 20261129
+
+
+def version_of(program: str | Path) -> str:
+    if shutil.which(program) is None:
+        return "none"
+    shown = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    return "".join(re.findall(r"[\d.]+", shown)[:1])
 
 
 def main() -> int:
@@ -44,7 +56,9 @@ def main() -> int:
     signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     signal.alarm(LIMIT_SECONDS)
     parts = [prove_here(name, short=given.short, seed=SEED, work=PARTS[name]) for name in given.part]
-    report = report_of(parts, versions={"Linux": platform.release()}, seed=SEED, short=given.short)
+    programs = {"PostgreSQL": find_binaries() / "postgres", "Patroni": "patroni", "etcd": "etcd"}
+    versions = {"Linux": platform.release(), **{name: version_of(program) for name, program in programs.items()}}
+    report = report_of(parts, versions=versions, seed=SEED, short=given.short)
     kept = write(report, ROOT / "build" / "failover", "failover")
     if given.publish:
         page = published(report, PUBLISHED.read_text(encoding="utf-8"), begin=BEGIN)

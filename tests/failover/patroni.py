@@ -7,6 +7,7 @@ import http.client
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -97,6 +98,7 @@ class PatroniTrio(Cluster):
         servers = [f"  server {node.name} {ME}:{node.sql} port {node.rest}\n" for node in self._members]
         config.write_text("".join((HAPROXY.format(port=port), *servers)))
         self._help("haproxy", "-db", "-f", str(config), port=port)
+        time.sleep(2)  # until it has checked, it takes every node for the primary
         return f"postgresql://postgres@{ME}:{port}/{database}"
 
     def writer(self) -> int:

@@ -25,25 +25,31 @@ PATRONI, WIRED, PROXIED, GALERA = "three nodes", "the same, over wires", "the sa
 def patroni(options: Options) -> Iterator[Row]:
     if needs := missing("patroni", "etcd"):
         yield Row(what="primary lost", where=PATRONI, missing=needs)
-    else:
-        yield from asyncio.run(_patroni(options))
+        return
+    rows: list[Row] = []
+    try:
+        asyncio.run(_patroni(options, rows))
+    finally:
+        yield from rows
 
 
-async def _patroni(options: Options) -> list[Row]:
+async def _patroni(options: Options, rows: list[Row]) -> None:
     async with PatroniTrio.running(options.folder) as trio:
         killed = Fault("primary killed with kill -9", partial(trio.send, SIGKILL), trio.start, options.many(2, 1))
         frozen = Fault("primary stopped with SIGSTOP", partial(trio.send, SIGSTOP), partial(trio.send, SIGCONT), 2)
         switched = Fault("switchover", trio.switch_over, lambda _: None, 2)
         parted = Fault("primary parted from all others", partial(trio.connect, False), partial(trio.connect, True))
         faults = (killed,) if options.short else (killed, frozen, switched)
-        rows = await play(options, trio, trio.url(await _database(trio)), faults, where=PATRONI)
+        rows += await play(options, trio, trio.url(await _database(trio)), faults, where=PATRONI)
         if options.short:
-            return rows
-        rows += await play(options, trio, trio.url(await _database(trio), wired=True), (parted,), where=WIRED)
+            return
+        wired = trio.url(await _database(trio), wired=True)
+        rows += await play(options, trio, wired, (parted,), where=WIRED)
         if needs := missing("haproxy"):
-            return [*rows, Row(what=killed.what, where=PROXIED, missing=needs)]
+            rows.append(Row(what=killed.what, where=PROXIED, missing=needs))
+            return
         proxied = await asyncio.to_thread(trio.proxied, await _database(trio))
-        return rows + await play(options, trio, proxied, (killed._replace(times=1), switched), where=PROXIED)
+        rows += await play(options, trio, proxied, (killed._replace(times=1), switched), where=PROXIED)
 
 
 def galera(options: Options) -> Iterator[Row]:
