@@ -56,7 +56,7 @@ def main() -> int:
     signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     signal.alarm(LIMIT_SECONDS)
     parts = [prove_here(name, short=given.short, seed=SEED, work=PARTS[name]) for name in given.part]
-    programs = {"PostgreSQL": find_binaries() / "postgres", "Patroni": "patroni", "etcd": "etcd"}
+    programs: dict[str, str | Path] = {"PostgreSQL": find_binaries() / "postgres", "Patroni": "patroni", "etcd": "etcd"}
     versions = {"Linux": platform.release(), **{name: version_of(program) for name, program in programs.items()}}
     report = report_of(parts, versions=versions, seed=SEED, short=given.short)
     kept = write(report, ROOT / "build" / "failover", "failover")

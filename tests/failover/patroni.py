@@ -125,12 +125,8 @@ class PatroniTrio(Cluster):
         return pids
 
     def switch_over(self, number: int) -> None:
-        """Ask for another primary. Patroni answers when there is one, which is not waited for."""
-        node = self._members[number]
-        connection = http.client.HTTPConnection(ME, node.rest, timeout=0.2)
-        with suppress(TimeoutError):
-            connection.request("POST", "/switchover", json.dumps({"leader": node.name}))
-            connection.getresponse()
+        """Have another primary chosen, which is not waited for."""
+        until(lambda: _accepts_switchover(self._members[number]), "a switchover is accepted")
 
     def connect(self, connected: bool, number: int) -> None:
         """Part a node from etcd, the other nodes and those who come over its wire, or connect it again."""
@@ -203,3 +199,12 @@ def _leads(node: Node) -> bool:
     with suppress(OSError, http.client.HTTPException):
         return ask(node.rest, "/primary")[0] == 200
     return False
+
+
+def _accepts_switchover(node: Node) -> bool:
+    connection = http.client.HTTPConnection(ME, node.rest, timeout=1.0)
+    try:
+        connection.request("POST", "/switchover", json.dumps({"leader": node.name}))
+        return connection.getresponse().status == 200
+    except TimeoutError:
+        return True  # a refusal comes at once: it does not know its standby yet
