@@ -137,6 +137,13 @@ def proof(session: nox.Session) -> None:
 
 
 @nox.session
+def failover(session: nox.Session) -> None:
+    """Fail over under load, with Patroni and Galera from packages; words after `--` go to the command."""
+    install(session)
+    session.run("python", "-m", "tests.failover", *session.posargs)
+
+
+@nox.session
 def mutants(session: nox.Session) -> None:
     """Break the core a line at a time, and count what no test notices; words after `--` go to the mutants."""
     install(session)

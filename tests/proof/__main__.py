@@ -58,14 +58,14 @@ def part(name: str) -> Part:
     return found
 
 
-def prove_here(name: str, *, short: bool, seed: int) -> dict[str, Any]:
-    """Run one part in this process and return its result."""
+def prove_here(name: str, *, short: bool, seed: int, work: Part | None = None) -> dict[str, Any]:
+    """Run one part in this process, ``work`` or the proof's own, and return its result."""
     started = time.monotonic()
     rows: list[Row] = []
     failed = ""
     with tempfile.TemporaryDirectory(prefix=f"letopis-proof-{name}-", ignore_cleanup_errors=True) as folder:
         try:
-            for row in part(name)(Options(short=short, seed=seed, folder=Path(folder))):
+            for row in (work or part(name))(Options(short=short, seed=seed, folder=Path(folder))):
                 rows.append(row)
                 print(f"{name}: {told(row, short=short)}", file=sys.stderr, flush=True)
         except Exception as error:  # the rows of the part that are there already are not to be lost for it
@@ -121,7 +121,7 @@ def failures(report: Mapping[str, Any], *, require: bool = False) -> list[str]:
 def publish(report: Mapping[str, Any]) -> None:
     """Write the parts that held into the page, and add them to the totals."""
     counted = totals.added(totals.read(), report, held(report))
-    page = published(report, PUBLISHED.read_text(encoding="utf-8"), totals.told(counted))
+    page = published(report, PUBLISHED.read_text(encoding="utf-8"), totals=totals.told(counted))
     PUBLISHED.write_text(page, encoding="utf-8")
     totals.write(counted)
 

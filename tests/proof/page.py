@@ -26,19 +26,22 @@ TITLES: Final = {
     "upgrade": "Upgrade and rollback",
     "soak": "Soak",
     "security": "Security",
+    "patroni": "PostgreSQL under Patroni",
+    "galera": "MariaDB Galera",
+    "controls": "Controls",
 }
 
 
-def published(report: Mapping[str, Any], text: str, totals: str = "") -> str:
+def published(report: Mapping[str, Any], text: str, *, begin: str = BEGIN, totals: str = "") -> str:
     """Return the page with the figures of a report in place of those that it had, under the totals of all runs."""
-    before, found, rest = text.partition(BEGIN)
+    before, found, rest = text.partition(begin)
     old, closed, after = rest.partition(END)
     if not found or not closed:
-        raise ValueError(f"the page has no lines {BEGIN!r} and {END!r}")
+        raise ValueError(f"the page has no lines {begin!r} and {END!r}")
     tables = _tables_of(old)
     tables.update({one["part"]: _table(report, one) for one in held(report)})
     middle = "\n".join([*([f"{totals}\n"] if totals else []), *(tables[name] for name in TITLES if name in tables)])
-    return f"{before}{BEGIN}\n\n{middle}\n{END}{after}"
+    return f"{before}{begin}\n\n{middle}\n{END}{after}"
 
 
 def summary(report: Mapping[str, Any]) -> str:

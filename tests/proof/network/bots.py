@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.event_log.retention import Pruner, Retention
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.relay import Relay
 from letopis.outbox.retry.circuit_breaker import Breaker
@@ -93,8 +94,17 @@ class Bot:
 
 @asynccontextmanager
 async def talking(
-    folder: Path, stores: Sequence[Watched], *, outboxes: int, pace: float, seed: str
+    folder: Path,
+    stores: Sequence[Watched],
+    *,
+    outboxes: int,
+    pace: float,
+    seed: str,
+    probes: RetryPolicy = PROBES,
+    deadline: float = 5.0,
+    retention: Retention | None = None,
 ) -> AsyncIterator[list[Bot]]:
+    """Have bots append and relays deliver; without ``retention``, nothing is pruned."""
     async with AsyncExitStack() as stack:
         bots: list[Bot] = []
         for place, store in enumerate(stores):
@@ -103,8 +113,9 @@ async def talking(
                 chance = random.Random(f"{seed} {place} {number}")
                 outbox = await OutboxFile.open(folder / f"bot-{place}-{number}.outbox.db")
                 stack.push_async_callback(outbox.close)
-                breaker = Breaker(clock=Clock(), uniform=chance.uniform, probes=PROBES)
-                relay = Relay(outbox, store, breaker=breaker, deadline=5.0, random=chance)
+                breaker = Breaker(clock=Clock(), uniform=chance.uniform, probes=probes)
+                chores = () if retention is None else (Pruner(retention, outbox.now_us),)
+                relay = Relay(outbox, store, breaker=breaker, deadline=deadline, chores=chores, random=chance)
                 bots.append(Bot(outbox, store, relay, chance, shared=f"all-{place}", pace=pace))
         tasks = [asyncio.create_task(one) for bot in bots for one in (bot.relay.run(), bot.talk(), bot.talk())]
         stack.push_async_callback(_end, bots, tasks)

@@ -125,7 +125,7 @@ class OwnPostgresServer(OwnServer, PostgresServer):
         )
         self._auth = auth
         self._binaries = find_binaries()
-        self._launcher, self._user = _as_plain_user()
+        self._launcher, self._user = as_plain_user()
 
     def start(self) -> Self:
         """Start the server and return when it answers; nothing if it runs."""
@@ -217,7 +217,7 @@ def _major(path: Path) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", path.parent.parent.name))
 
 
-def _as_plain_user() -> tuple[list[str], str | None]:
+def as_plain_user() -> tuple[list[str], str | None]:
     """How to start PostgreSQL, which refuses to run as root: (words in front, user)."""
     if os.name == "nt" or os.geteuid() != 0:
         return [], None

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from sqlalchemy.engine import make_url
 
+from tests.support.daemons import until
 from tests.support.servers.base import ServerUnavailable
 from tests.support.servers.mariadb import MariaDBServer, OwnMariaDBServer
 from tests.support.servers.postgresql import OwnPostgresServer, PostgresServer
@@ -58,7 +59,7 @@ class _Replica(OwnPostgresServer):
 
 
 class PostgresPair:
-    """A PostgreSQL primary that acknowledges a commit when its streaming replica holds it."""
+    """A PostgreSQL primary and its streaming replica; if synchronous, a commit is acknowledged when both hold it."""
 
     def __init__(self, primary: OwnPostgresServer, replica: OwnPostgresServer) -> None:
         self.primary = primary
@@ -67,19 +68,20 @@ class PostgresPair:
 
     @classmethod
     @contextlib.contextmanager
-    def running(cls) -> Iterator[PostgresPair]:
+    def running(cls, *, synchronous: bool = True) -> Iterator[PostgresPair]:
         with PostgresServer.own() as primary, _Replica(primary) as replica:
-            primary.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
-            primary.execute("SELECT pg_reload_conf()")
+            if synchronous:
+                primary.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+                primary.execute("SELECT pg_reload_conf()")
             pair = cls(primary, replica)
             pair.settle()
             try:
                 yield pair
             finally:
-                _signal(primary.pid, signal.SIGCONT)
+                signal_all(primary.pid, signal.SIGCONT)
 
     def freeze(self) -> None:
-        _signal(self.primary.pid, signal.SIGSTOP)
+        signal_all(self.primary.pid, signal.SIGSTOP)
 
     def kill(self) -> None:
         self.primary.stop("immediate")
@@ -91,6 +93,12 @@ class PostgresPair:
         self.primary.execute("ALTER SYSTEM SET default_transaction_read_only = on")
         self.primary.execute("SELECT pg_reload_conf()")
         time.sleep(0.3)  # each session rereads its configuration before its next statement
+
+    def detach(self) -> None:
+        """End the replication: the replica stays as it is."""
+        self.replica.execute("ALTER SYSTEM SET primary_conninfo = ''")
+        self.replica.execute("SELECT pg_reload_conf()")
+        until(lambda: not self.primary._run("fetchval", "SELECT count(*) FROM pg_stat_replication"), "detached")
 
     def settle(self) -> None:
         # A synchronous replica holds what was committed, and shows it a moment later.
@@ -131,10 +139,10 @@ class MariaDBPair:
             try:
                 yield pair
             finally:
-                _signal(primary.pid, signal.SIGCONT)
+                signal_all(primary.pid, signal.SIGCONT)
 
     def freeze(self) -> None:
-        _signal(self.primary.pid, signal.SIGSTOP)
+        signal_all(self.primary.pid, signal.SIGSTOP)
 
     def kill(self) -> None:
         self.primary.kill()
@@ -159,9 +167,11 @@ def _both(url: str, replica: PostgresServer | MariaDBServer) -> str:
     return f"{parsed.drivername}://{user}@127.0.0.1:{parsed.port},127.0.0.1:{replica.port}/{parsed.database}"
 
 
-def _signal(pid: int, how: signal.Signals) -> None:
+def signal_all(pid: int, how: signal.Signals) -> None:
+    """Send a signal to a process and its children."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        for one in (pid, *map(int, children)):
-            os.kill(one, how)
+        for process in (pid, *map(int, children)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, how)
     time.sleep(0.05)

@@ -1,0 +1,112 @@
+"""Promote a standby that lacks the tail, and deliver without the duplicate check: both have to be noticed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from letopis.outbox.event_log.retention import Retention
+from letopis.outbox.retry.policy import PROBE_POLICY
+from letopis.store import ConversationStore
+from tests.campaigns.invariants import read_outbox
+from tests.failover.load import judge
+from tests.proof.network.bots import Watched, drain, talking, total
+from tests.proof.options import Options
+from tests.proof.rows import Row, row_of
+from tests.support.damage import drop_event_id_index
+from tests.support.defects import DUPLICATES_TAKEN, planted
+from tests.support.peers import Wire
+from tests.support.relays import until
+from tests.support.servers import ServerUnavailable
+from tests.support.servers.replicas import PostgresPair
+
+RETAINED: Final = "a standby without the tail is promoted, the outboxes retain it"
+PRUNED: Final = "a standby without the tail is promoted, the outboxes have pruned it"
+DOUBLED: Final = "relays have no duplicate check; answers to COMMIT are lost, then the primary"
+PRUNE_ALL: Final = Retention(keep_last=0, keep_for=timedelta(0))
+UNHEARD: Final = 5  # commits whose answer is lost
+
+
+def prove(options: Options) -> Iterator[Row]:
+    for what in (PRUNED, DOUBLED) if options.short else (RETAINED, PRUNED, DOUBLED):
+        options.tell(what)
+        folder = options.folder / what
+        folder.mkdir()
+        try:
+            with PostgresPair.running(synchronous=what == DOUBLED) as pair:
+                yield asyncio.run(_doubled(pair, folder) if what == DOUBLED else _behind(pair, folder, what))
+        except ServerUnavailable as reason:
+            yield Row(what=what, control=what != RETAINED, missing=str(reason))
+
+
+async def _behind(pair: PostgresPair, folder: Path, what: str) -> Row:
+    """Deliver to a primary what its standby does not get, and promote that."""
+    prunes = what == PRUNED
+    stores, retention = [await _open(pair)], PRUNE_ALL if prunes else None
+    async with talking(
+        folder, stores, outboxes=3, pace=0.05, seed=what, probes=PROBE_POLICY, retention=retention
+    ) as bots:
+        await asyncio.sleep(1)
+        await asyncio.to_thread(pair.settle)
+        await asyncio.to_thread(pair.detach)
+        before = total(bots, lambda bot: bot.relay.stats.delivered)
+        await asyncio.sleep(2)
+        await drain(bots, patience=30)
+        tail = total(bots, lambda bot: bot.relay.stats.delivered) - before
+        if prunes:
+            await until(lambda: not any(read_outbox(bot.outbox.path).events for bot in bots))
+        await asyncio.to_thread(pair.kill)
+        await asyncio.to_thread(pair.promote)
+        for bot in bots:
+            bot.talking = True
+        await asyncio.sleep(2)
+        verdict = await judge(bots, _replica(pair), drained=not prunes, patience=8 if prunes else 60)
+        again = total(bots, lambda bot: bot.relay.stats.rewound)
+        blocked = total(bots, lambda bot: bot.relay.stats.blocked)
+    notes = (
+        f"{verdict.acknowledged:,} events acknowledged, {tail:,} of them delivered and not replicated; {again:,} sent"
+        f" again, {blocked:,} conversations blocked"
+    )
+    problems = [*verdict.problems, *([] if prunes or again else ["nothing was sent again"])]
+    found = max(verdict.problem_count, len(problems))
+    return row_of(
+        what, "asynchronous pair", tail, 1, "events behind", problems, notes, violations=found, control=prunes
+    )
+
+
+async def _doubled(pair: PostgresPair, folder: Path) -> Row:
+    """Lose the answers to commits, and then the primary; its standby holds everything."""
+    await (await _open(pair)).close()
+    await drop_event_id_index(pair.primary.database_url(_name(pair)))
+    wire = Wire(pair.primary.port)
+    with planted(DUPLICATES_TAKEN):
+        async with wire.open() as port:
+            stores = [Watched(f"{pair.url.replace(str(pair.primary.port), str(port), 1)}?sslmode=disable")]
+            async with talking(folder, stores, outboxes=3, pace=0.05, seed=DOUBLED, probes=PROBE_POLICY) as bots:
+                wire.heard = True
+                while wire.cuts < UNHEARD:
+                    wire.cut_at = b"COMMIT;"
+                    await asyncio.sleep(0.1)
+                await asyncio.to_thread(pair.kill)
+                await asyncio.to_thread(pair.promote)
+                verdict = await judge(bots, _replica(pair), patience=8)
+    notes = f"{verdict.acknowledged:,} events acknowledged, {verdict.stored:,} stored"
+    given = (DOUBLED, "synchronous pair", wire.cuts, 1, "commits unheard", verdict.problems, notes)
+    return row_of(*given, violations=verdict.problem_count, control=True)
+
+
+async def _open(pair: PostgresPair) -> Watched:
+    async with ConversationStore.open(pair.url, migrate=True):
+        pass
+    return Watched(pair.url)
+
+
+def _name(pair: PostgresPair) -> str:
+    return pair.url.rpartition("/")[2]
+
+
+def _replica(pair: PostgresPair) -> str:
+    return pair.replica.database_url(_name(pair))

@@ -1,0 +1,130 @@
+"""Have bots append and relays deliver while a cluster is broken; then everything has to be there."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import asyncpg
+import pymysql
+
+from letopis.outbox.retry.policy import PROBE_POLICY
+from letopis.store import ConversationStore
+from tests.campaigns.invariants import Verdict, check
+from tests.failover.clusters import Cluster, Fault
+from tests.proof.network.bots import Bot, Watched, drain, talking, total
+from tests.proof.options import Options
+from tests.proof.rows import Row, row_of
+
+STORES: Final = 4  # pools of connections, each with two bots and their relays
+PACE: Final = 0.15  # seconds between two appends of one of the two tasks of a bot
+LOAD_SECONDS: Final = 1.5  # of appends before a fault
+TIMEOUT_SECONDS: Final = 60.0
+LAST_START: Final = time.monotonic() + 480.0  # of a fault, by the start of the command: the whole takes 10 minutes
+PROBED: Final = "CREATE TABLE IF NOT EXISTS letopis_probe (moment VARCHAR(40) PRIMARY KEY)"
+PROBE: Final = "INSERT INTO letopis_probe VALUES (CURRENT_TIMESTAMP(6))"
+REFUSALS: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, pymysql.Error)
+
+
+async def play(options: Options, cluster: Cluster, url: str, faults: Sequence[Fault], *, where: str) -> list[Row]:
+    """Play faults under bots that reach the cluster by a URL, and return a row each."""
+    database = url.rpartition("/")[2]
+    folder = options.folder / database
+    folder.mkdir()
+    async with ConversationStore.open(url, migrate=True):
+        pass
+    await asyncio.to_thread(cluster.nodes[await asyncio.to_thread(cluster.writer)].execute, PROBED)
+    stores = [Watched(url) for _ in range(STORES)]
+    rows: list[Row] = []
+    async with talking(folder, stores, outboxes=2, pace=PACE, seed=where, probes=PROBE_POLICY, deadline=60) as bots:
+        for fault in faults:
+            if time.monotonic() > LAST_START:
+                rows.append(Row(what=fault.what, where=where, missing="there was no time left"))
+                continue
+            options.tell(f"{where}: {fault.what}")
+            rows.append(await _play(cluster, fault, options.many(fault.times, 1), bots, database, where))
+            if rows[-1].violations:
+                break  # what follows would say the same
+    return rows
+
+
+async def _play(cluster: Cluster, fault: Fault, times: int, bots: list[Bot], database: str, where: str) -> Row:
+    loop = asyncio.get_running_loop()
+    failovers, resumptions, problems = list[float](), list[float](), list[str]()
+    acknowledged = total(bots, lambda bot: len(bot.acks))
+    for bot in bots:
+        bot.talking = True
+    try:
+        for _ in range(times):
+            await asyncio.sleep(LOAD_SECONDS)
+            writer = await asyncio.to_thread(cluster.writer)
+            begun = loop.time()
+            await asyncio.to_thread(fault.do, writer)
+            await _until_written(cluster, writer)
+            failovers.append(loop.time() - begun)
+            resumptions.append(await until_delivered(bots))
+            await asyncio.to_thread(fault.undo, writer)
+            await asyncio.to_thread(cluster.settle)
+    except (AssertionError, TimeoutError) as error:
+        problems.append(f"{type(error).__name__}: {error}")
+    verdict = await judge(bots, cluster.nodes[await asyncio.to_thread(cluster.writer)].database_url(database))
+    problems += [*verdict.problems, *strange(bots)]
+    notes = (
+        f"{verdict.acknowledged - acknowledged:,} events acknowledged; another node took a write after"
+        f" {span(failovers)}; every relay had delivered again {span(resumptions)} later"
+    )
+    found = max(verdict.problem_count, len(problems))
+    return row_of(fault.what, where, len(resumptions), times, "faults", problems, notes, violations=found)
+
+
+async def _until_written(cluster: Cluster, writer: int) -> None:
+    """Return once another node than the writer commits a write."""
+    others = [node for number, node in enumerate(cluster.nodes) if number != writer]
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        while True:
+            for node in others:
+                try:
+                    return await asyncio.to_thread(node.execute, PROBE)
+                except REFUSALS:
+                    await asyncio.sleep(0.05)
+
+
+async def until_delivered(bots: Sequence[Bot]) -> float:
+    """Return the seconds until each relay has delivered something."""
+    loop = asyncio.get_running_loop()
+    begun, before = loop.time(), [bot.relay.stats.delivered for bot in bots]
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        for bot, count in zip(bots, before, strict=True):
+            while bot.relay.stats.delivered == count:  # noqa: ASYNC110 - it is counted, not signalled
+                await asyncio.sleep(0.02)
+    return loop.time() - begun
+
+
+async def judge(bots: Sequence[Bot], url: str, *, drained: bool = True, patience: float = TIMEOUT_SECONDS) -> Verdict:
+    """Stop all appends, wait until all is delivered, and examine the outboxes and the store until nothing is wrong."""
+    end = asyncio.get_running_loop().time() + patience
+    await drain(bots, patience=patience)
+    acks = [ack for bot in bots for ack in bot.acks]
+    while True:
+        looks = check([bot.outbox.path for bot in bots], url, acknowledged=acks, drained=drained)
+        verdict = await asyncio.to_thread(asyncio.run, looks)
+        if verdict.ok or asyncio.get_running_loop().time() > end:
+            return verdict
+        await asyncio.sleep(0.5)  # a relay may not have noticed yet that the store was set back
+
+
+def strange(bots: Sequence[Bot]) -> list[str]:
+    """Return what no relay may meet where the cluster keeps what it has acknowledged."""
+    counts = {
+        "conversations were blocked": total(bots, lambda bot: bot.relay.stats.blocked),
+        "errors that a relay did not know": total(bots, lambda bot: bot.relay.stats.loop_errors),
+        "events were sent again because the store had lost them": total(bots, lambda bot: bot.relay.stats.rewound),
+    }
+    return [f"{count} {what}" for what, count in counts.items() if count]
+
+
+def span(seconds: Sequence[float]) -> str:
+    low, high = f"{min(seconds, default=0):.1f}", f"{max(seconds, default=0):.1f}"
+    return f"{low} s" if low == high else f"{low} to {high} s"
