@@ -40,6 +40,8 @@ EXAMPLES = (
     "sync",
 )
 """Pages of the Python reference, which begin with an example and its output."""
+DOORS = re.compile(r"letopis(?:\.adapters\b.*|\.console|\.store\.testing|\.testing)?")
+"""What a page imports from: one module, and the packages that are extras of it."""
 COLUMNS = 88
 """Of code: on a phone, half of a longer line cannot be seen."""
 
@@ -69,6 +71,10 @@ def imports() -> Iterator[Import]:
                 if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("letopis"):
                     for alias in node.names:
                         yield Import(page=page.name, module=node.module or "", name=alias.name)
+                elif isinstance(node, ast.Import):
+                    for alias in node.names:
+                        if alias.name.startswith("letopis"):
+                            yield Import(page=page.name, module=alias.name, name="__name__")
 
 
 def verbs(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -189,6 +195,12 @@ def test_every_block_takes_names_that_exist() -> None:
         return hasattr(loaded, name) or importlib.util.find_spec(f"{module}.{name}") is not None
 
     assert not [found for found in imports() if not is_there(found.module, found.name)]
+
+
+def test_every_block_imports_from_letopis_alone() -> None:
+    elsewhere = {f"{found.page}: {found.module}" for found in imports() if not DOORS.fullmatch(found.module)}
+
+    assert sorted(elsewhere) == []
 
 
 @pytest.mark.parametrize("package", ["letopis.store", "letopis.outbox"])

@@ -36,6 +36,7 @@ if typing.TYPE_CHECKING:
         BlockingReply,
         BlockingTransaction,
     )
+    from letopis.outbox.telemetry.logging import RepeatFilter
 
 __all__ = (
     "Alert",
@@ -61,6 +62,7 @@ __all__ = (
     "RecordReceipt",
     "Records",
     "Relay",
+    "RepeatFilter",
     "Reply",
     "Retention",
     "RetryPolicy",
@@ -96,6 +98,7 @@ ROOMS = {
     "RecordReceipt": "history.records",
     "Records": "history.records",
     "Relay": "relay.relay",
+    "RepeatFilter": "telemetry.logging",
     "Reply": "history.reply",
     "Retention": "event_log.retention",
     "RetryPolicy": "retry.policy",
