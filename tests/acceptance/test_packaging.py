@@ -26,6 +26,7 @@ PACKAGES = (
     "letopis/adapters",
     "letopis/console",
     "letopis/examples",
+    "letopis/testing",
     "letopis/migrations",
 )
 
