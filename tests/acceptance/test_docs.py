@@ -43,7 +43,10 @@ EXAMPLES = (
 DOORS = re.compile(r"letopis(?:\.adapters\b.*|\.console|\.store\.testing|\.testing)?")
 """What a page imports from: one module, and the packages that are extras of it."""
 COLUMNS = 88
-"""Of code: on a phone, half of a longer line cannot be seen."""
+"""Of what is printed: on a phone, half of a longer line cannot be seen."""
+CODE_COLUMNS = 72
+"""Of code that can be wrapped; the examples in cli.md are those of the command's help."""
+WRAPPED = ("python", "bash", "sql")
 
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _AUTODOC = re.compile(r"auto(?:class|exception|function|data)::[ \t]+(?:letopis\.(?:store|outbox)\.)?(\w+)")
@@ -153,7 +156,7 @@ def test_no_line_of_code_is_wider_than_a_reader_sees() -> None:
         for block in pages.blocks(page.read_text(encoding="utf-8"))
         if not block.language.startswith("{") and block.body not in marked
         for line in block.body.splitlines()
-        if len(line) > COLUMNS
+        if len(line) > (CODE_COLUMNS if block.language in WRAPPED and page.stem != "cli" else COLUMNS)
     ]
 
     assert wide == []
