@@ -181,6 +181,18 @@ def test_a_translation_has_the_same_code_and_both_name_each_other(english: Path,
     assert f"]({english.name})" in texts[1]
 
 
+@pytest.mark.parametrize("russian", sorted((DOCS / "howto").glob("*.ru.md")), ids=lambda page: page.stem)
+def test_a_short_translation_of_a_guide_has_no_code_of_its_own(russian: Path) -> None:
+    english = russian.with_suffix("").with_suffix(".md")
+    texts = [page.read_text(encoding="utf-8") for page in (english, russian)]
+    code = [{(block.language, block.body) for block in pages.blocks(text)} for text in texts]
+
+    assert code[1]
+    assert code[1] - code[0] == set()
+    assert f"]({russian.name})" in texts[0]
+    assert f"]({english.name})" in texts[1]
+
+
 def test_the_picture_of_the_demo_is_of_its_transcript() -> None:
     """What is in the transcript, tests/acceptance/test_demo.py compares with the demonstration."""
     assert demo_transcript.PICTURE.read_text(encoding="utf-8") == demo_transcript.picture(

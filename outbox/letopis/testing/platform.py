@@ -78,7 +78,7 @@ class FakePlatform:
     async def send_message(self, chat_id: int | str, text: str, **payload: Any) -> SentMessage:
         """Show a message in a chat.
 
-        :raises SendFailed: the platform was told to fail, or to cut the connection.
+        :raises SendFailed: the platform refused, or the connection was cut.
         """
         status, body = self.take("sendMessage", {"chat_id": chat_id, "text": text, **payload})
         if status != 200:

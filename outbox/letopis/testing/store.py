@@ -69,7 +69,7 @@ async def deliver_all(history: History, store: ConversationStore | None = None, 
     """Deliver everything that is pending in a history with ``relay=False``, and return once it is stored.
 
     :param store: where to; by default the history's own store.
-    :raises TimeoutError: nothing was delivered for a second: the store is away, or refuses what is pending.
+    :raises TimeoutError: nothing was delivered for a second: the store is unavailable, or refuses what is pending.
     """
     idle = 0
     while not await history.drained(0):

@@ -193,7 +193,7 @@ def _check(
         if lane[1] > 0:
             raise ConversationGone(conversation_id=conversation_id)
         if None not in (lane[0], owner) and lane[0] != owner:
-            raise InvalidInput("owner", "the conversation belongs to another owner already")
+            raise InvalidInput("owner", "the conversation already belongs to another owner")
         if not chosen:
             return
         cursor.execute(_EVENT, (event_id.bytes,))
