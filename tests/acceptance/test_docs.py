@@ -267,3 +267,17 @@ def test_every_decision_is_numbered_once() -> None:
 
     assert numbers
     assert len(numbers) == len(set(numbers))
+
+
+def test_a_decision_and_the_one_that_replaces_it_name_each_other() -> None:
+    states = {
+        path.name: re.findall(r"^- State: ((?:.+\n)+?)\n", path.read_text(encoding="utf-8"), re.MULTILINE)
+        for path in (DOCS / "adr").glob("[0-9]*.md")
+    }
+    named = {name: set(re.findall(r"\]\(([^)]+)\)", "".join(lines))) for name, lines in states.items()}
+    without_links = {name: re.sub(r"\[\d{4}\]\([^)]+\)", "", "".join(lines)) for name, lines in states.items()}
+
+    assert [name for name, lines in states.items() if len(lines) != 1] == []
+    assert [name for name, text in without_links.items() if re.search(r"\d{4}", text)] == []
+    assert [(name, other) for name, others in named.items() for other in others if name not in named[other]] == []
+    assert sum(map(len, named.values())) > 10
