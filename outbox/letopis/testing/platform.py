@@ -126,7 +126,10 @@ class FakePlatform:
         return None if str(payload.get("text", "-")).strip() else "message text is empty"
 
     def _carry_out(self, method: str, payload: dict[str, Any]) -> Any:
-        """Return what a call makes."""
-        content = {name: payload[name] for name in ("text", "caption") if name in payload}
+        """Return what a call makes: a message if it sends or edits one."""
+        if not method.startswith(("send", "edit")) or method == "sendChatAction":
+            return True
+        number = payload.get("message_id") or next(self._message_ids)
         chat = {"id": payload["chat_id"], "type": "private"}
-        return {"message_id": next(self._message_ids), "date": int(time.time()), "chat": chat, **content}
+        content = {name: payload[name] for name in ("text", "caption") if name in payload}
+        return {"message_id": number, "date": int(time.time()), "chat": chat, **content}
