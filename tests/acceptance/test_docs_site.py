@@ -109,7 +109,7 @@ def test_a_dead_link_a_mute_picture_and_a_foreign_script_are_noticed(tmp_path: P
 
 def test_the_logo_and_the_icon_are_there(built: Path) -> None:
     page = (built / "index.html").read_text(encoding="utf-8")
-    pictures = re.findall(r'(?:href|src)="(_static/(?:logo|favicon)[^"?]*)', page)
+    pictures = set(re.findall(r'(?:href|src)="(_static/(?:logo|favicon)[^"?]*)', page))
 
     assert len(pictures) == 3
     assert [name for name in pictures if not (built / name).is_file()] == []
