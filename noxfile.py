@@ -23,7 +23,7 @@ LOCK = ROOT / "requirements" / "dev.txt"
 TEST_LOCK = ROOT / "requirements" / "test.txt"
 ADAPTERS_LOCK = ROOT / "requirements" / "adapters.txt"
 RUNTIME_LOCK = ROOT / "requirements" / "runtime.txt"
-NAMES = ("store", "outbox", "adapters", "console", "migrations")
+NAMES = ("store", "outbox", "adapters", "console", "testing", "migrations")
 PACKAGES = tuple(word for name in NAMES for word in ("-p", f"letopis.{name}"))
 
 FRAMEWORKS = (

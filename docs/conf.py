@@ -25,6 +25,8 @@ extensions = ["sphinx.ext.autodoc", "myst_parser", "sphinx_copybutton", "figures
 exclude_patterns = ["_build", "adr/template.md"]
 html_theme = "furo"
 html_title = f"Letopis {release}"
+html_theme_options = {"light_logo": "logo-light.svg", "dark_logo": "logo-dark.svg"}
+html_favicon = "_static/favicon.svg"
 html_show_copyright = False
 html_show_sphinx = False
 html_static_path = ["_static"]
@@ -82,9 +84,9 @@ nitpick_ignore_regex = [
 # A public name is documented where people import it from; code and docstrings may name the room where it is defined.
 DOORS = {
     f"{room}.{name}": f"{door.__name__}.{name}"
-    for door in map(importlib.import_module, ("letopis.store", "letopis.outbox"))
+    for door in map(importlib.import_module, ("letopis.store", "letopis.outbox", "letopis.testing"))
     for name in door.__all__
-    for room in (getattr(door, name).__module__, f"{door.__name__}.{door.ROOMS[name]}")
+    for room in (getattr(door, name).__module__, f"{door.__name__}.{getattr(door, 'ROOMS', {}).get(name, '')}")
 }
 
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from docutils import nodes
+from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
 from sphinx import addnodes
 from sphinx.application import Sphinx
@@ -23,8 +24,10 @@ class overview(nodes.General, nodes.Element):  # noqa: N801  # docutils names no
 class Overview(TocTree):
     """A table of contents with one line for each page: ``name: the line``, or the page's first sentence.
 
-    Options are those of ``toctree``.
+    Options are those of ``toctree``, and ``sections``: the pages are themselves such lists, and are shown with theirs.
     """
+
+    option_spec = {**(TocTree.option_spec or {}), "sections": directives.flag}  # noqa: RUF012  # as docutils wants it
 
     def run(self) -> list[nodes.Node]:
         """Return the hidden table of contents, and the list's place."""
@@ -37,6 +40,7 @@ class Overview(TocTree):
             if line:
                 lines[docname_join(self.env.docname, name)] = line
         self.content = StringList(names, source=self.env.docname)
+        sections = "sections" in self.options
         self.options["hidden"] = None
         found = super().run()
         listed: list[str] = self.env.metadata[self.env.docname].setdefault("listed", [])
@@ -46,7 +50,7 @@ class Overview(TocTree):
             tree["includefiles"] = [page for page in tree["includefiles"] if page not in listed]
             listed += tree["includefiles"]
         pages = [page for node in found for tree in node.findall(addnodes.toctree) for _, page in tree["entries"]]
-        return [*found, overview(pages=pages, lines=lines)]
+        return [*found, overview(pages=pages, lines=lines, sections=sections)]
 
 
 def first_sentence(doctree: nodes.document) -> str:
@@ -69,21 +73,30 @@ def marked(line: str) -> list[nodes.Node]:
     return [nodes.literal("", part) if number % 2 else nodes.Text(part) for number, part in enumerate(parts)]
 
 
+def list_of(app: Sphinx, docname: str, pages: list[str], lines: dict[str, str], *, sections: bool) -> nodes.bullet_list:
+    """Return a list of links to pages, each with its line, or with its own list below it."""
+    items = []
+    for page in pages:
+        title = app.env.titles[page].deepcopy()
+        line = lines.get(page) or first_sentence(app.env.get_doctree(page))
+        link = nodes.reference("", "", *title.children, internal=True)
+        link["refuri"] = app.builder.get_relative_uri(docname, page)
+        text = nodes.paragraph("", "", link)
+        if line:
+            between = nodes.Text(" " if title.astext().endswith("?") else ": ")
+            text += nodes.inline("", "", between, *marked(line), classes=["overview-line"])
+        item = nodes.list_item("", text)
+        if sections:
+            own = app.env.metadata[page].get("overview", {})
+            item += list_of(app, docname, app.env.toctree_includes.get(page, []), own, sections=False)
+        items.append(item)
+    return nodes.bullet_list("", *items, classes=["overview"])
+
+
 def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Put the list in its place, once all titles are known."""
     for node in list(doctree.findall(overview)):
-        items = []
-        for page in node["pages"]:
-            title = app.env.titles[page].deepcopy()
-            line = node["lines"].get(page) or first_sentence(app.env.get_doctree(page))
-            link = nodes.reference("", "", *title.children, internal=True)
-            link["refuri"] = app.builder.get_relative_uri(docname, page)
-            text = nodes.paragraph("", "", link)
-            if line:
-                between = nodes.Text(" " if title.astext().endswith("?") else ": ")
-                text += nodes.inline("", "", between, *marked(line), classes=["overview-line"])
-            items.append(nodes.list_item("", text))
-        node.replace_self(nodes.bullet_list("", *items, classes=["overview"]))
+        node.replace_self(list_of(app, docname, node["pages"], node["lines"], sections=node["sections"]))
 
 
 def write_llms(app: Sphinx, exception: Exception | None) -> None:
@@ -94,9 +107,12 @@ def write_llms(app: Sphinx, exception: Exception | None) -> None:
     lines = [f"# {app.config.project}", "", f"> {app.config.llms_summary}", ""]
     for chapter in env.toctree_includes.get(app.config.root_doc, ()):
         lines += [f"## {env.titles[chapter].astext()}", ""]
-        for page in env.toctree_includes.get(chapter, ()):
-            line = env.metadata[chapter].get("overview", {}).get(page) or first_sentence(env.get_doctree(page))
-            lines.append(f"- [{env.titles[page].astext()}](_sources/{page}.md.txt): {line}".rstrip(": "))
+        for parent in (chapter, *env.toctree_includes.get(chapter, ())):
+            for page in env.toctree_includes.get(parent, ()):
+                if page in env.toctree_includes:  # a section: its pages follow
+                    continue
+                line = env.metadata[parent].get("overview", {}).get(page) or first_sentence(env.get_doctree(page))
+                lines.append(f"- [{env.titles[page].astext()}](_sources/{page}.md.txt): {line}".rstrip(": "))
         lines.append("")
     Path(app.outdir, "llms.txt").write_text("\n".join(lines), encoding="utf-8")
 

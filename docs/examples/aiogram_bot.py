@@ -48,25 +48,36 @@ async def ask_model(messages: Sequence[RecordedMessage]) -> str:
         "messages": openai_chat.from_messages(messages),
     }
     async with (
-        ClientSession(timeout=ClientTimeout(120), raise_for_status=True) as session,
+        ClientSession(
+            timeout=ClientTimeout(120), raise_for_status=True
+        ) as session,
         session.post(
             url, json=asked, headers={"Authorization": f"Bearer {key}"}
         ) as response,
     ):
-        return str((await response.json())["choices"][0]["message"]["content"])
+        return str(
+            (await response.json())["choices"][0]["message"]["content"]
+        )
 
 
 @dispatcher.message(F.text | F.caption)
-async def answer(message: Message, bot: Bot, history: ChatHistory) -> None:
+async def answer(
+    message: Message, bot: Bot, history: ChatHistory
+) -> None:
     """Answer in the chat's active conversation."""
-    async with ChatActionSender.typing(bot=bot, chat_id=message.chat.id):
+    async with ChatActionSender.typing(
+        bot=bot, chat_id=message.chat.id
+    ):
         context = await history.context(turns=20)
-        if (
-            not context.messages
-        ):  # a command such as /start, which is no part of the conversation
-            await message.answer("Hello! Ask me anything, or see /list.")
+        # A command such as /start is no part of the conversation.
+        if not context.messages:
+            await message.answer(
+                "Hello! Ask me anything, or see /list."
+            )
             return
-        await chats.smart_send(message, await ask_model(context.messages))
+        await chats.smart_send(
+            message, await ask_model(context.messages)
+        )
 
 
 def main() -> None:

@@ -20,20 +20,30 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from openai import AsyncOpenAI
 from pydantic import BaseModel
 
-from letopis import EventIdReused, History, InvalidInput, LetopisError, Message
+from letopis import (
+    EventIdReused,
+    History,
+    InvalidInput,
+    LetopisError,
+    Message,
+)
 from letopis.adapters.formats import openai_chat
 
 MODEL = os.environ.get("OPENAI_MODEL", "gpt-4.1-mini")
 
 # Nothing is opened yet, so each worker has its own. The relay is a process of its own: `letopis relay`.
 history = History(
-    os.environ["LETOPIS_OUTBOX"], store=os.environ["LETOPIS_STORE"], relay=False
+    os.environ["LETOPIS_OUTBOX"],
+    store=os.environ["LETOPIS_STORE"],
+    relay=False,
 )
 
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-    async with history:  # appends what a killed worker left of its replies
+    async with (
+        history
+    ):  # appends what a killed worker left of its replies
         yield
 
 
@@ -41,7 +51,9 @@ app = FastAPI(lifespan=lifespan)
 
 
 def user_of(x_user: Annotated[str, Header()]) -> str:
-    return x_user  # in your service: whom the session or the token names
+    return (
+        x_user  # in your service: whom the session or the token names
+    )
 
 
 User = Annotated[str, Depends(user_of)]
@@ -53,33 +65,48 @@ class Question(BaseModel):
 
 
 @app.post("/chats/{chat}/messages")
-async def ask(chat: str, question: Question, user: User) -> StreamingResponse:
-    conversation = (
-        f"{user}/{chat}"  # who names another user's chat gets one of their own
-    )
+async def ask(
+    chat: str, question: Question, user: User
+) -> StreamingResponse:
+    conversation = f"{user}/{chat}"  # who names another user's chat gets one of their own
     await history.append(
-        conversation, Message.user(question.text, id=question.id), owner=user
+        conversation,
+        Message.user(question.text, id=question.id),
+        owner=user,
     )
     pieces = answer(conversation, question.id, user)
-    first = await anext(pieces, "")  # what goes wrong before it is an HTTP error
+    first = await anext(
+        pieces, ""
+    )  # what goes wrong before it is an HTTP error
 
     async def all_pieces() -> AsyncIterator[str]:
         yield first
         async for piece in pieces:
             yield piece
 
-    return StreamingResponse(all_pieces(), media_type="text/plain; charset=utf-8")
+    return StreamingResponse(
+        all_pieces(), media_type="text/plain; charset=utf-8"
+    )
 
 
-async def answer(conversation: str, question_id: str, user: str) -> AsyncIterator[str]:
+async def answer(
+    conversation: str, question_id: str, user: str
+) -> AsyncIterator[str]:
     answer_id = f"{question_id}/answer"
     # What came meanwhile, such as an answer that was cut off, is left out.
-    context = await history.context(conversation, turns=20, until=question_id)
+    context = await history.context(
+        conversation, turns=20, until=question_id
+    )
     try:
         async with history.reply(
-            conversation, owner=user, message_id=answer_id, confirm=False
+            conversation,
+            owner=user,
+            message_id=answer_id,
+            confirm=False,
         ) as reply:
-            async for piece in think(openai_chat.from_messages(context.messages)):
+            async for piece in think(
+                openai_chat.from_messages(context.messages)
+            ):
                 await reply.add(piece)
                 yield piece
     except EventIdReused:  # asked again, and answered already
@@ -93,13 +120,19 @@ async def think(messages: list[dict[str, Any]]) -> AsyncIterator[str]:
             model=MODEL, messages=messages, stream=True
         )  # type: ignore[arg-type]
         async for chunk in chunks:
-            if chunk.choices and (piece := chunk.choices[0].delta.content):
+            if chunk.choices and (
+                piece := chunk.choices[0].delta.content
+            ):
                 yield piece
 
 
 @app.get("/chats/{chat}/messages")
-async def read(chat: str, user: User, before: str | None = None) -> dict[str, Any]:
-    page = await history.messages(f"{user}/{chat}", last=50, before=before)
+async def read(
+    chat: str, user: User, before: str | None = None
+) -> dict[str, Any]:
+    page = await history.messages(
+        f"{user}/{chat}", last=50, before=before
+    )
     said = [
         {
             "id": one.id,
@@ -109,7 +142,11 @@ async def read(chat: str, user: User, before: str | None = None) -> dict[str, An
         }
         for one in page
     ]
-    return {"messages": said, "before": page.next, "complete": page.complete}
+    return {
+        "messages": said,
+        "before": page.next,
+        "complete": page.complete,
+    }
 
 
 @app.exception_handler(InvalidInput)

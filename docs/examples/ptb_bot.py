@@ -18,7 +18,12 @@ from collections.abc import Sequence
 import httpx
 from telegram import Update
 from telegram.constants import ChatAction
-from telegram.ext import CommandHandler, ContextTypes, MessageHandler, filters
+from telegram.ext import (
+    CommandHandler,
+    ContextTypes,
+    MessageHandler,
+    filters,
+)
 
 from letopis import RecordedMessage
 from letopis.adapters.formats import openai_chat
@@ -51,18 +56,26 @@ async def ask_model(messages: Sequence[RecordedMessage]) -> str:
         return str(response.json()["choices"][0]["message"]["content"])
 
 
-async def answer(update: Update, context: ContextTypes.DEFAULT_TYPE) -> None:
+async def answer(
+    update: Update, context: ContextTypes.DEFAULT_TYPE
+) -> None:
     """Answer in the chat's active conversation."""
     history = chats.chat(update)
-    await context.bot.send_chat_action(history.key.chat_id, ChatAction.TYPING)
+    await context.bot.send_chat_action(
+        history.key.chat_id, ChatAction.TYPING
+    )
     found = await history.context(turns=20)
     await chats.smart_send(update, await ask_model(found.messages))
 
 
-async def hello(update: Update, context: ContextTypes.DEFAULT_TYPE) -> None:
+async def hello(
+    update: Update, context: ContextTypes.DEFAULT_TYPE
+) -> None:
     """Greet who opens the bot."""
     if update.message is not None:
-        await update.message.reply_text("Hello! Ask me anything, or see /list.")
+        await update.message.reply_text(
+            "Hello! Ask me anything, or see /list."
+        )
 
 
 def main() -> None:
@@ -77,10 +90,16 @@ def main() -> None:
         .token(os.environ["BOT_TOKEN"])
         .base_url(f"{server}/bot")
     )
-    application = builder.persistence(chats.persistence()).concurrent_updates(8).build()
+    application = (
+        builder.persistence(chats.persistence())
+        .concurrent_updates(8)
+        .build()
+    )
     application.add_handler(CommandHandler("start", hello))
     application.add_handler(
-        MessageHandler((filters.TEXT | filters.CAPTION) & ~filters.COMMAND, answer)
+        MessageHandler(
+            (filters.TEXT | filters.CAPTION) & ~filters.COMMAND, answer
+        )
     )
     application.run_polling()
 

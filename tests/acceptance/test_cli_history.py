@@ -136,7 +136,7 @@ class TestImport:
         code, _, err = letopis("history", "import", "jsonl", "in.jsonl")
 
         assert code == Exit.FAILED
-        assert "line 2: owner: the conversation belongs to another owner already" in err
+        assert "line 2: owner: the conversation already belongs to another owner" in err
         assert "3 imported, 0 already there, 1 refused" in err
 
     def test_a_line_twice_beside_a_refused_one_is_counted_once(self, letopis: Any) -> None:

@@ -107,6 +107,14 @@ def test_a_dead_link_a_mute_picture_and_a_foreign_script_are_noticed(tmp_path: P
     assert page.loads() == ["https://cdn.example/x.js"]
 
 
+def test_the_logo_and_the_icon_are_there(built: Path) -> None:
+    page = (built / "index.html").read_text(encoding="utf-8")
+    pictures = set(re.findall(r'(?:href|src)="(_static/(?:logo|favicon)[^"?]*)', page))
+
+    assert len(pictures) == 3
+    assert [name for name in pictures if not (built / name).is_file()] == []
+
+
 def test_no_signature_shows_a_private_default(site: dict[Path, Page]) -> None:
     signatures = re.compile(r'<dt class="sig.*?</dt>', re.DOTALL)
     default = re.compile(r'<span class="default_value">(?:<[^>]+>)*(_\w+|NO_\w+|DEFAULT_\w+)')

@@ -16,8 +16,8 @@ from letopis.store import Message
 from tests.support.paths import ROOT
 
 HOWTO = ROOT / "docs" / "howto"
-LINES = 20
-"""How many lines a bot takes at most to get a history."""
+LINES = 25
+"""How many lines a bot takes at most to get a history, wrapped for a phone."""
 SAID = ["What is tea?", "answer to What is tea?", "And coffee?", "answer to And coffee?"]
 """Of the conversation that each guide is put through."""
 

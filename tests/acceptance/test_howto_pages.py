@@ -5,11 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from letopis import History, Message
 from letopis.adapters import formats
-from tests.support.pages import blocks
+from letopis.store import StoreFault
+from letopis.testing import FakePlatform, FaultyStore, deliver_all
+from tests.support.pages import blocks, follow
 from tests.support.paths import ROOT
 
 HOWTO = ROOT / "docs" / "howto"
@@ -60,6 +64,59 @@ def test_programs_of_a_page_print_what_it_says(page: str, tmp_path: Path) -> Non
     shown = PAGES[page]
     expected = [one.body for one in found if one.language == "text"] if shown is None else shown
     assert done.stdout.split("---\n") == [*expected, ""]
+
+
+def test_the_tests_of_a_bot_pass_as_the_page_shows(tmp_path: Path) -> None:
+    (step,) = follow(HOWTO / "testing.md", tmp_path)
+
+    assert step.holds, str(step)
+
+
+async def test_the_session_for_aiogram_hands_calls_to_the_platform() -> None:
+    types = pytest.importorskip("aiogram.types", reason="needs aiogram: pip install --group adapters")
+    from aiogram import Bot
+    from aiogram.exceptions import TelegramForbiddenError
+
+    (program,) = (
+        block.body
+        for block in blocks((HOWTO / "testing.md").read_text(encoding="utf-8"))
+        if "BaseSession" in block.body
+    )
+    names: dict[str, Any] = {}
+    exec(compile(program, "testing.md", "exec"), names)  # noqa: S102 - our own page
+    platform = FakePlatform()
+    bot = Bot("7000:a-secret", session=names["FakeSession"](platform))
+
+    sent = await bot.send_message(7, "hi", reply_markup=types.ReplyKeyboardRemove())
+    platform.fail("sendMessage", 403, "Forbidden: bot was blocked by the user")
+    with pytest.raises(TelegramForbiddenError, match="blocked"):
+        await bot.send_message(7, "hi again")
+
+    assert (sent.chat.id, sent.text, platform.texts(chat=7)) == (7, "hi", ["hi"])
+
+
+async def test_a_store_that_is_away_takes_no_delivery_and_no_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("letopis.testing.store.MAX_IDLE_STEPS", 2)
+    store = FaultyStore(tmp_path / "bot.history.db")
+    async with History(tmp_path / "bot.outbox.db", store=store, relay=False) as bot:
+        await bot.append("chat-1", Message.user("hi"))
+        store.take_away()
+
+        with pytest.raises(TimeoutError, match="taken nothing"):
+            await deliver_all(bot)
+        for read in (store.messages("chat-1"), store.ping(), store.identity(), store.prepare()):
+            with pytest.raises(StoreFault, match="taken away"):
+                await read
+
+        store.give_back()
+        store.refused = {"chat-1"}
+        with pytest.raises(TimeoutError, match="taken nothing"):
+            await deliver_all(bot)
+        store.refused = ()
+        assert not await store.messages("chat-1")
+    await store.close()
 
 
 def test_langgraph_says_what_to_install(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ PACKAGES = (
     "letopis/adapters",
     "letopis/console",
     "letopis/examples",
+    "letopis/testing",
     "letopis/migrations",
 )
 

@@ -85,6 +85,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "hosted",
     ),
     "letopis.examples": ("demo",),
+    "letopis.testing": ("clock", "platform", "store", "fixtures"),
     "letopis.adapters": (
         "formats",
         "_blocking",
@@ -119,6 +120,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "letopis.adapters": frozenset({"letopis.store", "letopis.outbox"}),
     "letopis.console": frozenset({"letopis.store", "letopis.outbox"}),
     "letopis.examples": frozenset({"letopis.store", "letopis.outbox"}),
+    "letopis.testing": frozenset({"letopis.store", "letopis.outbox"}),
     "letopis.migrations": frozenset({"letopis.store", "letopis.outbox"}),
 }
 
@@ -149,6 +151,7 @@ CORE_OF_PACKAGES = {"letopis.console": frozenset({"starlette", "jinja2", "markup
 # framework.
 CORE_OF_ROOMS = {
     "letopis.store.testing": frozenset({"pytest"}),
+    "letopis.testing.fixtures": frozenset({"pytest"}),
     "letopis.adapters.agent_framework": frozenset({"agent_framework"}),
     "letopis.adapters.aiogram": frozenset({"aiogram", "aiohttp"}),
     "letopis.adapters.google_adk": frozenset({"google", "pydantic_core"}),

@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from email.parser import BytesParser
 from email.policy import HTTP
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 from urllib.parse import parse_qsl
+
+from letopis.testing import FakePlatform
 
 TOKEN: Final = "7000:fake-secret-of-a-bot"
 BOT_ID: Final = 7000
@@ -26,37 +27,15 @@ _MAX_CAPTION: Final = 1024
 _MAX_DATA: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
-class HeardCall:
-    method: str
-    payload: dict[str, Any]
-    answered: int
-    result: Any = None
-
-
-@dataclass(slots=True)
-class Trouble:
-    """What happens to the next call of a method, instead of the ordinary."""
-
-    method: str
-    status: int
-    description: str = ""
-    parameters: dict[str, Any] = field(default_factory=dict)
-    accepted: bool = False
-
-
-class BotApi:
+class BotApi(FakePlatform):
     """What the server knows. Made by :func:`bot_api`; safe in all threads."""
 
     def __init__(self, first_id: int = 1) -> None:
+        super().__init__(first_id)
         self.url = ""
-        self.calls: list[HeardCall] = []
         self.updates: list[dict[str, Any]] = []
         self.confirmed = 0
-        self.troubles: list[Trouble] = []
-        self._changed = threading.Condition()
         self._update_ids = itertools.count(first_id)
-        self._message_ids = itertools.count(first_id + 100)
         self._closing = False
 
     # What users do.
@@ -103,33 +82,6 @@ class BotApi:
                 self.updates.append(dict(update))
             self._changed.notify_all()
 
-    # What goes wrong.
-
-    def fail(self, method: str, status: int, description: str = "", **parameters: Any) -> None:
-        """Answer the next call of a method with an error, and do not carry it out."""
-        self.troubles.append(Trouble(method, status, description, parameters))
-
-    def cut(self, method: str, *, accepted: bool = True) -> None:
-        """Cut the connection at the next call of a method, after it was carried out or before."""
-        self.troubles.append(Trouble(method, 0, accepted=accepted))
-
-    # What the bot did.
-
-    def sent(self, *methods: str, chat: int | None = None) -> list[dict[str, Any]]:
-        """Return the messages that the bot has sent and Telegram has shown, in order."""
-        with self._changed:
-            return [
-                call.result
-                for call in self.calls
-                if isinstance(call.result, dict)
-                and "message_id" in call.result
-                and call.method.startswith(methods or ("send",))
-                and chat in (None, call.result["chat"]["id"])
-            ]
-
-    def texts(self, chat: int | None = None) -> list[str]:
-        return [one.get("text") or one.get("caption") or "" for one in self.sent(chat=chat)]
-
     def wait(self, condition: Callable[[], bool], seconds: float = 20.0) -> None:
         """Wait until a condition on this server is true. Not in an event loop: use ``asyncio.to_thread``."""
         deadline = time.monotonic() + seconds
@@ -140,34 +92,14 @@ class BotApi:
 
     # The server's side.
 
-    def take(self, method: str, payload: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """Carry out a call; return the status, 0 to cut the connection, and the body."""
-        trouble = next((one for one in self.troubles if one.method == method), None)
-        if trouble is not None:
-            self.troubles.remove(trouble)
-            if trouble.accepted:
-                self._note(method, payload, 0, self._carry_out(method, payload))
-            else:
-                self._note(method, payload, trouble.status)
-            body = {"ok": False, "error_code": trouble.status, "description": trouble.description}
-            return trouble.status, {**body, **({"parameters": trouble.parameters} if trouble.parameters else {})}
-        if (refusal := _refusal(payload)) is not None:
-            self._note(method, payload, 400)
-            return 400, {"ok": False, "error_code": 400, "description": f"Bad Request: {refusal}"}
-        result = self._carry_out(method, payload)
-        self._note(method, payload, 200, result)
-        return 200, {"ok": True, "result": result}
-
     def close(self) -> None:
         """Let those go that wait for updates."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
 
-    def _note(self, method: str, payload: dict[str, Any], answered: int, result: Any = None) -> None:
-        with self._changed:
-            self.calls.append(HeardCall(method, payload, answered, result))
-            self._changed.notify_all()
+    def _refusal(self, payload: Mapping[str, Any]) -> str | None:
+        return _refusal(payload)
 
     def _carry_out(self, method: str, payload: dict[str, Any]) -> Any:
         match method:

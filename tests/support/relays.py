@@ -6,7 +6,6 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
 
@@ -17,7 +16,6 @@ from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.bound_store import rebind_store
 from letopis.outbox.event_log.lanes import Lane, LaneCounts, count_lanes, find_lane
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.history.history import History
 from letopis.outbox.relay.relay import Relay
 from letopis.outbox.relay.store_binding import destination_of
 from letopis.outbox.retry.policy import RetryPolicy
@@ -30,32 +28,14 @@ from letopis.store.model.messages import Message
 from letopis.store.read.task_marks import PendingTasks
 from letopis.store.rules.apply_plan import ApplyResult, LaneApplied, LaneBatch, Origin
 from letopis.store.write.applier import trial_batches
+from letopis.testing import ManualClock
+from letopis.testing import deliver_all as deliver_all
 
 QUICK = RetryPolicy(base=0.01, factor=2, cap=0.1, jitter="none", attempts=3)
 """For tests that wait for a refused event to be given up."""
 
 
-class Hands:
-    """Both clocks of a machine, moved by hand."""
-
-    def __init__(self) -> None:
-        self.wall = datetime(2026, 11, 25, tzinfo=UTC)
-        self.ticks = 1_000.0
-
-    def now(self) -> datetime:
-        return self.wall
-
-    def monotonic(self) -> float:
-        return self.ticks
-
-    def advance(self, seconds: float) -> None:
-        """Let time pass."""
-        self.wall += timedelta(seconds=seconds)
-        self.ticks += seconds
-
-    def jump(self, seconds: float) -> None:
-        """Set the wall clock, with no time passing."""
-        self.wall += timedelta(seconds=seconds)
+Hands = ManualClock
 
 
 def fault(fault_class: FaultClass, code: str = "made-up") -> StoreFault:
@@ -201,12 +181,6 @@ async def say(outbox: OutboxFile, conversation_id: str, count: int = 1, *, owner
     """Append ``count`` messages; the first append of a conversation adds ``conversation.started`` before them."""
     messages = [Message.user(f"{conversation_id} says {number}") for number in range(count)]
     await outbox.append(prepare(conversation_id, messages, owner=owner))
-
-
-async def deliver_all(history: History, store: ConversationStore | None = None, *, batch: int = 500) -> None:
-    """Deliver all that a history without a relay has pending."""
-    while not await history.drained(0):
-        await Relay(history.outbox, store or history.store, batch=batch).drain_once()
 
 
 async def bind_to(outbox: OutboxFile, store: ToldStore) -> None:

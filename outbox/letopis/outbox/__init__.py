@@ -35,6 +35,7 @@ if typing.TYPE_CHECKING:
         BlockingReply,
         BlockingTransaction,
     )
+    from letopis.outbox.telemetry.logging import RepeatFilter
 
 __all__ = (
     "Alert",
@@ -60,6 +61,7 @@ __all__ = (
     "RecordReceipt",
     "Records",
     "Relay",
+    "RepeatFilter",
     "Reply",
     "Retention",
     "RetryPolicy",
@@ -95,6 +97,7 @@ ROOMS = {
     "RecordReceipt": "history.records",
     "Records": "history.records",
     "Relay": "relay.relay",
+    "RepeatFilter": "telemetry.logging",
     "Reply": "history.reply",
     "Retention": "event_log.retention",
     "RetryPolicy": "retry.policy",

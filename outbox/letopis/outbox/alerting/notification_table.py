@@ -44,7 +44,7 @@ _IS_USER: Final = "n.recipient >= 'user:' AND n.recipient < 'user;'"
 _ACTIVE: Final = "(n.kind = 'stuck' OR n.state = 'retrying')"
 _COLUMNS: Final = ("kind", "escalations", "number", "state", "told_at", "attempts", "changed_at", "revision")
 _FIRING: Final = f" FROM letopis_outbox_incidents i{JOIN_LANE} WHERE i.resolved_at IS NULL AND i.state = 'firing'"
-# A user knows of one problem that concerns all until they have heard of its end, and is told of no other one.
+# A user is notified of one problem that concerns everyone, and of no other until that one is over.
 _INFORMED: Final = (
     "SELECT n.recipient FROM letopis_outbox_notifications n JOIN letopis_outbox_incidents g"
     " ON g.incident_id = n.incident_id WHERE n.kind = 'stuck' AND g.kind <> 'conversation_blocked'"

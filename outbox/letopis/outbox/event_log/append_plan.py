@@ -284,7 +284,7 @@ def _settle_owner(lane: LaneEnd, prepared: Prepared, new: list[EncodedEvent]) ->
     owner_id = lane.owner_id
     for named in (prepared.owner_id, *in_events):
         if owner_id is not None and named is not None and owner_id != named:
-            raise InvalidInput("owner", "the conversation belongs to another owner already")
+            raise InvalidInput("owner", "the conversation already belongs to another owner")
         owner_id = owner_id if named is None else named
     begins = bool(new) and new[0].type == ConversationStarted.type
     known = owner_id == lane.owner_id or bool(in_events)

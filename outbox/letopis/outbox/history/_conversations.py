@@ -186,7 +186,7 @@ class Conversations:
                 if event.occurred_at <= moment:
                     return event.occurred_at
             if (before := page.next) is None:
-                # While the store is away it may have been active since, but that is not known.
+                # While the store is unavailable, later activity there is not known.
                 return None if page.complete else conversation.created_at
 
     async def _owner_of(self, conversation_id: str, owner: str | None = None, *, needed: bool = False) -> str | None:

@@ -179,7 +179,7 @@ def _check(
     if deleted > 0:
         raise ConversationGone(conversation_id=conversation_id)
     if None not in (lane_owner, owner) and lane_owner != owner:
-        raise InvalidInput("owner", "the conversation belongs to another owner already")
+        raise InvalidInput("owner", "the conversation already belongs to another owner")
     if not chosen:
         return
     if holds_event(connection, event_id):

@@ -30,7 +30,7 @@ class FaultAttribution:
     of them, and the fault is the store's.
 
     What looks like an outage and is nevertheless charged needs a store that works: while others meet the same, a
-    conversation may fail again and again by chance, and its attempts do not count.
+    conversation may fail repeatedly by chance, and its attempts do not count.
     """
 
     def __init__(self) -> None:

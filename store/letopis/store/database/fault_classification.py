@@ -135,7 +135,7 @@ def classify(error: BaseException, *, committing: bool = False) -> Diagnosis:
 
 
 MAX_TRIGGER_TEXT: Final = 200
-"""Characters of a trigger's own words that are told."""
+"""Characters of a trigger's own text that a fault shows."""
 _MARIADB_NO_SPACE: Final = re.compile(r"(?:error|errno|Errcode):? ?(?:28|122)\b", re.IGNORECASE)
 """The errors 3, 1026 and 1030 have the system's error number in their text only."""
 

@@ -117,7 +117,7 @@ class _Pool:
         if self._idle:
             return self._idle.pop()
         if len(self._readers) >= self._size:
-            # Of a closed event loop: nobody is told when they are free.
+            # A closed event loop is never notified that they are free.
             self._readers -= {worker for worker in self._readers if worker.is_abandoned}
             if len(self._readers) >= self._size:
                 return None

@@ -39,7 +39,7 @@ class SequencedEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneBatch:
-    """The events that one lane delivers, with consecutive sequences; none if only ``pruned`` is told.
+    """The events that one lane delivers, with consecutive sequences; none if it only reports ``pruned``.
 
     :ivar pruned: up to here the outbox has pruned the lane, and can send nothing again; what is kept for a comparison
         may go.

@@ -38,7 +38,7 @@ from letopis.store.testing.destination_store import DestinationStore
 from letopis.store.testing.outbox import Outbox, assert_no_gaps
 
 
-class Chat:
+class CheckedConversation:
     """One conversation of a store whose reads are compared with the fold of its events."""
 
     def __init__(self, store: DestinationStore, outbox: Outbox, name: str = "c1") -> None:
@@ -85,28 +85,28 @@ class VocabularyConformance(StoreConformance):
         return Outbox()
 
     @pytest.fixture
-    def chat(self, store: DestinationStore, outbox: Outbox) -> Chat:
+    def chat(self, store: DestinationStore, outbox: Outbox) -> CheckedConversation:
         """Return a conversation of the outbox."""
-        return Chat(store, outbox)
+        return CheckedConversation(store, outbox)
 
 
 class ConversationConformance(VocabularyConformance):
     """Title, annotate, archive, delete and rewind conversations."""
 
-    async def test_titles_may_be_of_any_length_and_of_any_script(self, chat: Chat) -> None:
+    async def test_titles_may_be_of_any_length_and_of_any_script(self, chat: CheckedConversation) -> None:
         await chat.say(ConversationStarted(owner_id="42", title="first"), ConversationStarted(title="second"))
         assert (await chat.conversation()).title == "first"
         for title in ("", "Ё 🦔 𝄞 👩‍👩‍👧", "long " * 20_000):
             await chat.say(ConversationRenamed(title=title))
             assert (await chat.conversation()).title == title
 
-    async def test_annotations_merge_and_none_removes(self, chat: Chat) -> None:
+    async def test_annotations_merge_and_none_removes(self, chat: CheckedConversation) -> None:
         await chat.say(ConversationAnnotated(metadata={"a": 1, "b": {"x": 1}, "🦔": [None]}))
         await chat.say(ConversationAnnotated(metadata={"b": {"y": 2}, "a": None, "absent": None}))
 
         assert (await chat.conversation()).metadata == {"b": {"y": 2}, "🦔": [None]}
 
-    async def test_archived_and_restored(self, chat: Chat) -> None:
+    async def test_archived_and_restored(self, chat: CheckedConversation) -> None:
         await chat.say(ConversationStarted(owner_id="42"), *said("1"))
         await chat.say(ConversationArchived(reason="old"))
 
@@ -121,7 +121,7 @@ class ConversationConformance(VocabularyConformance):
         assert (await chat.conversation()).state == "active"
         assert len(await chat.store.conversations(owner="42")) == 1
 
-    async def test_a_deletion_erases_the_content_and_is_final(self, chat: Chat) -> None:
+    async def test_a_deletion_erases_the_content_and_is_final(self, chat: CheckedConversation) -> None:
         await chat.say(
             ConversationStarted(owner_id="42", title="secret plan"), ConversationAnnotated(metadata={"k": "v"})
         )
@@ -139,7 +139,7 @@ class ConversationConformance(VocabularyConformance):
         assert "secret" not in repr(whole)
         assert "asked to" in repr(whole)
 
-    async def test_rewound_takes_the_later_ones_off_the_path(self, chat: Chat) -> None:
+    async def test_rewound_takes_the_later_ones_off_the_path(self, chat: CheckedConversation) -> None:
         await chat.say(*said("1", "2", "3", "4"))
         await chat.say(ConversationRewound(to_message_id="2"))
         assert await chat.path() == ["1", "2"]
@@ -153,7 +153,7 @@ class ConversationConformance(VocabularyConformance):
         assert [one.on_path for one in await chat.messages()] == [False] * 5 + [True]
         assert (await chat.conversation()).message_count == 1
 
-    async def test_custom_events_are_carried_and_change_nothing(self, chat: Chat) -> None:
+    async def test_custom_events_are_carried_and_change_nothing(self, chat: CheckedConversation) -> None:
         await chat.say(*said("1"), CustomEvent(name="paid", data={"message_id": "1", "state": "deleted"}))
         await chat.say(Event(type="weather.changed", data={"message_id": "1"}, schema_version=9))
 
@@ -165,7 +165,7 @@ class ConversationConformance(VocabularyConformance):
 class MessageConformance(VocabularyConformance):
     """Edit, send, redact and react to messages."""
 
-    async def test_edited_sent_and_failed(self, chat: Chat) -> None:
+    async def test_edited_sent_and_failed(self, chat: CheckedConversation) -> None:
         await chat.say(*said("1", "2"))
         await chat.say(MessageEdited(message_id="2", content="better"), MessageEdited(message_id="absent", content="x"))
         await chat.say(MessageFailed(message_id="2", reason="flood"))
@@ -180,7 +180,7 @@ class MessageConformance(VocabularyConformance):
         assert sent.delivery is Delivery.SENT
         assert sent.delivery_data == {"platform_ids": {"telegram": [7, 8]}, "sent_as": "file", "file_path": "/r/1.txt"}
 
-    async def test_a_redaction_is_final(self, chat: Chat) -> None:
+    async def test_a_redaction_is_final(self, chat: CheckedConversation) -> None:
         await chat.say(Message.assistant("a secret", id="1", tokens=5, metadata={"m": "secret"}))
         await chat.say(MessageEdited(message_id="1", content="another secret"), ReactionAdded(message_id="1", key="👍"))
         await chat.say(MessageSent(message_id="1", platform_ids={"telegram": 7}, file_path="/secret.txt"))
@@ -195,12 +195,12 @@ class MessageConformance(VocabularyConformance):
         assert "secret" not in repr([(event.data, event.metadata) for event in events])
         assert [event.digest is None for event in events] == [True, True, False, True, False, True]
 
-    async def test_an_interrupted_reply_says_so(self, chat: Chat) -> None:
+    async def test_an_interrupted_reply_says_so(self, chat: CheckedConversation) -> None:
         await chat.say(Message.assistant("half a", id="1", status="interrupted"), *said("2"))
 
         assert [one.interrupted for one in await chat.messages()] == [True, False]
 
-    async def test_reactions_are_one_a_key_and_actor(self, chat: Chat) -> None:
+    async def test_reactions_are_one_a_key_and_actor(self, chat: CheckedConversation) -> None:
         await chat.say(*said("1", "2"))
         await chat.say(
             ReactionAdded(message_id="1", key="👍", actor="a"),

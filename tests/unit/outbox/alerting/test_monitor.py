@@ -26,9 +26,10 @@ from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.relay import Relay
 from letopis.outbox.retry.policy import RetryPolicy
-from letopis.store import ConversationStore, Message
+from letopis.store import Message
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import OutboxUnavailable
+from letopis.testing import FaultyStore
 from tests.support.open_incidents import open_incidents
 
 START = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
@@ -46,20 +47,6 @@ class Time:
 
     def monotonic(self) -> float:
         return self.seconds
-
-
-class Away(ConversationStore):
-    """A store that can be made to go away, or to refuse a conversation."""
-
-    fault: StoreFault | None = None
-    refused: str | None = None
-
-    async def apply(self, origin: Any, batch: Sequence[Any]) -> Any:
-        if self.fault is not None:
-            raise self.fault
-        if any(lane.conversation_id == self.refused for lane in batch):
-            raise StoreFault(fault_class=FaultClass.POISON, code="22021", reason="the data was refused")
-        return await super().apply(origin, batch)
 
 
 AWAY = StoreFault(fault_class=FaultClass.UNAVAILABLE, code="08006", reason="the server does not answer")
@@ -109,7 +96,7 @@ class Pager:
 class Town:
     """A bot with its outbox, a daemon with its relay, and a store; both processes watch the file."""
 
-    def __init__(self, outbox: OutboxFile, store: Away, time: Time) -> None:
+    def __init__(self, outbox: OutboxFile, store: FaultyStore, time: Time) -> None:
         self.outbox, self.store, self.time = outbox, store, time
         self.bot, self.pager = Bot(), Pager()
         self.rules = Rules()
@@ -129,7 +116,7 @@ class Town:
 
     async def block(self, conversation_id: str, *, owner: str) -> None:
         """Have the store refuse a conversation, and its lane be blocked for that."""
-        self.store.refused = conversation_id
+        self.store.refused = {conversation_id}
         await self.say(conversation_id, owner)
         blocked = sa.text("UPDATE letopis_outbox_lanes SET state = 'blocked', fault_class = 'poison'")
         await self.outbox.write(lambda connection: connection.execute(blocked).rowcount)
@@ -160,7 +147,7 @@ class Town:
 async def town(tmp_path: Path) -> AsyncIterator[Town]:
     time = Time()
     outbox = await OutboxFile.open(tmp_path / "bot.outbox.db", now=time.now)
-    store = Away(tmp_path / "bot.history.db")
+    store = FaultyStore(tmp_path / "bot.history.db")
     await store.prepare()
     town = Town(outbox, store, time)
     yield town
@@ -234,7 +221,7 @@ async def test_a_refusing_store_pages_the_operator_at_once(town: Town) -> None:
 
 
 async def test_a_blocked_conversation_is_told_once_and_ends_by_itself(town: Town) -> None:
-    town.store.refused = "bad"
+    town.store.refused = {"bad"}
     await town.say("bad", "1")
     await town.say("good", "2")
     await town.run(120)
@@ -244,7 +231,7 @@ async def test_a_blocked_conversation_is_told_once_and_ends_by_itself(town: Town
     assert "[poison 22021]" in town.pager.alerts[0].text
     assert town.bot.incidents[0].needs_operator
 
-    town.store.refused = None
+    town.store.refused = ()
     retry = sa.text("UPDATE letopis_outbox_lanes SET state = 'ready', attempts = 0, due_at = 0")
     await town.outbox.write(lambda connection: connection.execute(retry).rowcount)
     await town.run(30)
@@ -255,7 +242,7 @@ async def test_a_blocked_conversation_is_told_once_and_ends_by_itself(town: Town
 
 
 async def test_a_user_is_told_the_truth_about_a_message_that_was_left_out(town: Town) -> None:
-    town.store.refused = "bad"
+    town.store.refused = {"bad"}
     await town.say("bad", "1")
     await town.run(60)
     skip = sa.text("UPDATE letopis_outbox_lanes SET state = 'ready', delivered = head")
@@ -495,7 +482,7 @@ async def test_a_failing_callback_is_called_again_and_logged_without_its_text(
         if len(calls) < 3:
             raise RuntimeError("chat 42 said: hello")
 
-    town.store.refused = "bad"
+    town.store.refused = {"bad"}
     await town.say("bad", "1")
     town.watches = [town.watch(on_stuck=on_stuck)]
     with caplog.at_level(logging.DEBUG):
@@ -523,7 +510,7 @@ async def test_a_callback_may_be_a_plain_function_and_may_block(town: Town) -> N
             await asyncio.sleep(0.01)
             beats.release()
 
-    town.store.refused = "bad"
+    town.store.refused = {"bad"}
     await town.say("bad", "1")
     town.watches = [town.watch(on_stuck=on_stuck)]
     await town.run(60)
@@ -550,7 +537,7 @@ async def test_a_hanging_callback_disturbs_nobody(town: Town) -> None:
                 continue  # it does not even listen
         ended += 1
 
-    town.store.refused = "bad"
+    town.store.refused = {"bad"}
     await town.say("bad", "1")
     town.watches = [town.watch(on_stuck=hangs, channels=[town.pager], call_timeout=0.05)]
     await town.run(60)
@@ -629,7 +616,7 @@ async def test_what_is_being_told_when_the_watch_ends_is_told_to_the_end(town: T
 
 async def test_incidents_are_logged_with_their_context(town: Town, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "letopis.outbox.watch"):
-        town.store.refused = "bad"
+        town.store.refused = {"bad"}
         await town.say("bad", "1")
         await town.run(60)
         done = sa.text("UPDATE letopis_outbox_lanes SET state = 'ready', delivered = head")
