@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
 from letopis.console.insight import Insight
 from letopis.outbox import History
 from letopis.outbox.alerting.channels import Alert, AlertFailed
+from letopis.outbox.config.settings import load_alerts
 from letopis.outbox.transfer.exporter import Exporter, RecordSource
 from letopis.store import Message
 from tests.support.console import DESK, PHONE, READER, House, Tab, chromium
 from tests.support.console_client import Answer, ask, sign_in
-from tests.support.console_story import HOSTILE_ID, chat, eventful, hostile
+from tests.support.console_story import HOSTILE, HOSTILE_ID, chat, eventful, hostile
+from tests.support.webhook import serve
 
 TODAY = datetime.now(UTC)
 PAST_OF_LONG = 120
@@ -128,6 +132,19 @@ def test_each_change_goes_through_the_outbox_and_into_the_audit_log(house: House
     assert (gone.code, newest(house).action, "was deleted" in newest(house).outcome) == (409, "rename", True)
 
 
+def test_what_another_outbox_has_deleted_is_not_changed(house: House, session: tuple[str, str], tmp_path: Path) -> None:
+    async def delete_elsewhere() -> None:
+        async with History(tmp_path / "other.outbox.db", store=house.history.store.url) as other:
+            assert await (await other.chat("gone").delete()).saved(20)
+
+    house.run(begin(house, "gone"))
+    house.run(delete_elsewhere())
+    answer = post(house, session, "conversation/rename", conversation="gone", title="Again")
+
+    assert (answer.code, "was deleted" in newest(house).outcome) == (409, True)
+    assert house.run(house.history.status()).pending == 0
+
+
 def test_what_is_incomplete_changes_nothing(house: House, session: tuple[str, str]) -> None:
     house.run(begin(house, "kept"))
     [question, _] = house.run(house.history.messages("kept"))
@@ -179,6 +196,25 @@ def test_a_channel_that_refuses_is_named(tmp_path: Path) -> None:
 
     assert (answer.code, "chat did not take the alert" in answer.text, "pager" in answer.text) == (502, True, False)
     assert "chat did not take the alert" in entry.outcome
+
+
+def test_the_configured_channels_are_used_and_quoted_nowhere(tmp_path: Path) -> None:
+    with serve() as site, House(tmp_path / "bot.outbox.db", relay=False, watch=False) as house:
+        session, state = sign_in(house.port), house.application.state.console
+        environ = {"LETOPIS_ALERTS": f"http://{site.url}/a-secret", "LETOPIS_LANGUAGE": "ru"}
+        state.alerts = partial(load_alerts, {"private": True}, environ=environ)
+        taken = post(house, session, "alerts/test")
+        site.status = 500
+        refused = post(house, session, "alerts/test")
+        state.alerts = partial(load_alerts, {}, environ=environ)  # without TLS, and not allowed
+        wrong = post(house, session, "alerts/test")
+        outcomes = [entry.outcome for entry in house.run(Insight(house.history).audit(limit=2))]
+
+    assert [answer.code for answer in (taken, refused, wrong)] == [303, 502, 409]
+    assert "проверка" in site.alerts[0]["title"].lower()
+    assert "did not take the alert" in refused.text
+    assert "without TLS" in wrong.text
+    assert not [text for text in (refused.text, wrong.text, *outcomes) if "a-secret" in text]
 
 
 def test_without_a_channel_it_says_what_to_set(tmp_path: Path) -> None:
@@ -278,12 +314,31 @@ def test_a_message_has_its_figures_in_one_place(browser: Any, house: House) -> N
         for word in ("Event", "Version", "Tokens", "Time to answer", "Occurred", "Saved after", '"model": "large"'):
             assert word in shown, word
         assert tab.page.locator(".about form").count() == 0
-        tab.go(f"conversations?q={HOSTILE_ID[:9]}")
-        tab.click("main tbody a")
-        tab.page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
-        assert '"model": "' in tab.page.locator(".about").first.inner_text()
+
+
+def test_hostile_texts_do_nothing_in_details_and_forms(browser: Any, house: House) -> None:
+    with Tab(browser, house, user="Cleo <b>", locale="en-GB") as tab:
+        for page in ("", "&print=1"):
+            tab.go(f"conversation?{urlencode({'id': HOSTILE_ID})}{page}")
+            tab.page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+            tab.page.wait_for_timeout(50)
+            assert tab.page.locator(".bubble").count() == len(HOSTILE) + 1
+            assert tab.page.locator("main script, main b, main .bubble svg, main .bubble img").count() == 0
+            assert tab.page.evaluate("window.hacked") is None
+        tab.click("text=Back to the conversation")
+        assert tab.page.input_value("input[name=title]", strict=True, timeout=1_000) == HOSTILE[0]
+        tab.page.click(".bubble .about > summary >> nth=0")
+        about = tab.page.locator(".about").first
+        assert HOSTILE[1] in json.loads(about.locator("pre").first.inner_text())["model"]
+        about.locator(".ask summary").click()
+        about.locator("input[name=reason]").fill(HOSTILE[1])
+        about.locator("input[name=sure]").check()
+        with tab.page.expect_navigation():
+            about.locator("button").click()
+        assert "The content of the message is erased." in tab.text()
+        tab.go("audit")
+        assert HOSTILE[1] in tab.page.inner_text("tbody tr:first-child")
         assert tab.page.evaluate("window.hacked") is None
-        assert tab.page.locator(".bubble script, .bubble svg, .bubble img, .bubble b").count() == 0
 
 
 def test_a_transcript_is_printed_alone(browser: Any, house: House) -> None:
