@@ -227,7 +227,7 @@ def test_without_a_channel_it_says_what_to_set(tmp_path: Path) -> None:
 # In a browser.
 
 
-def found(tab: Tab, query: str) -> list[str]:
+def listed(tab: Tab, query: str) -> list[str]:
     """Return the links of the conversations that a search lists."""
     tab.go("conversations")
     tab.page.fill("input[name=q]", query)
@@ -237,15 +237,15 @@ def found(tab: Tab, query: str) -> list[str]:
 
 def test_a_conversation_is_found_by_id_owner_or_title(browser: Any, house: House) -> None:
     with Tab(browser, house, locale="en-GB") as tab:
-        assert found(tab, "tea-green") == ["Only green tea"]
-        assert found(tab, "tea") == ["An evening with tea", "Only green tea"]
+        assert listed(tab, "tea-green") == ["Only green tea"]
+        assert listed(tab, "tea") == ["An evening with tea", "Only green tea"]
         assert "newest 1,000 conversations" in tab.text()
-        assert found(tab, "66") == ["<script>window.hacked = 1</script>"]
-        assert found(tab, HOSTILE_ID[:9]) == ["<script>window.hacked = 1</script>"]
-        assert found(tab, "EVENING with") == ["An evening with tea"]
+        assert listed(tab, "66") == ["<script>window.hacked = 1</script>"]
+        assert listed(tab, HOSTILE_ID[:9]) == ["<script>window.hacked = 1</script>"]
+        assert listed(tab, "EVENING with") == ["An evening with tea"]
         assert "No message contains" in tab.text()
-        assert found(tab, "list-5") == [f"Chapter {number}" for number in range(50, 60)]
-        assert found(tab, "no such thing") == []
+        assert listed(tab, "list-5") == [f"Chapter {number}" for number in range(50, 60)]
+        assert listed(tab, "no such thing") == []
         assert "No conversation matches." in tab.text()
         assert tab.page.evaluate("window.hacked") is None
         assert tab.findings() == []
@@ -277,7 +277,7 @@ def test_a_conversation_opens_at_its_end_and_is_paged_both_ways(browser: Any, ho
         return bool(box and 0 <= box["y"] < DESK["height"])
 
     with Tab(browser, house, locale="en-GB") as tab:
-        found(tab, "long")
+        listed(tab, "long")
         tab.page.locator("main tbody a").first.click()
         tab.page.wait_for_selector(".bubble")
         assert last_is_in_view()
@@ -390,7 +390,7 @@ def test_every_action_by_hand_in_every_look(browser: Any, house: House, look: st
     with Tab(browser, house, user="Ann", **LOOKS[look]) as tab:
         tab.go(f"conversation?id={name}")
         submit("redact")
-        assert len([one for one in house.run(house.history.messages(name)) if one.redacted]) == 1
+        assert sum(message.redacted for message in house.run(house.history.messages(name))) == 1
         with tab.page.expect_download() as download:
             tab.page.click("form[action$='conversation/export'] button")
         lines = Path(download.value.path()).read_text(encoding="utf-8").splitlines()

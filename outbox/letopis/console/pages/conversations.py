@@ -48,7 +48,7 @@ async def conversations(visit: Visit) -> Response:
             raise
         wrong = "" if matches else error.reason  # an id need not have a word in it
     shown = hits if listed is None else listed
-    # Pages are read forward, so a page carries the places of those before it; that of the first one is empty.
+    # Pages are read forward, so a page carries the cursors of those before it; that of the first page is empty.
     back = [] if after is None else (visit.query("back") or "").split("~")
     trail = "~".join((*back, after or ""))
     return visit.render(

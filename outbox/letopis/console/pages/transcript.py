@@ -121,7 +121,7 @@ async def _messages(
 
 
 def around(visit: Visit, messages: Page[RecordedMessage]) -> tuple[str | None, str | None]:
-    """Return the places of the earlier and the later page, as ``before`` and ``after``; ``None`` at an end."""
+    """Return the cursors of the earlier and the later page, as ``before`` and ``after``; ``None`` at an end."""
     after, before = visit.query("after"), visit.query("before")
     if visit.query("print") == "1":
         return messages.next, None
@@ -132,9 +132,9 @@ def around(visit: Visit, messages: Page[RecordedMessage]) -> tuple[str | None, s
     return messages.next, None if before is None else _moved(before, -1)
 
 
-def _moved(place: str, versions: int) -> str:
-    """Return the place some versions on; one among inherited messages begins with their depth and a dot."""
-    depth, dot, version = place.rpartition(".")
+def _moved(cursor: str, versions: int) -> str:
+    """Return the cursor some versions on; one among inherited messages begins with their depth and a dot."""
+    depth, dot, version = cursor.rpartition(".")
     return f"{depth}{dot}{max(0, int(version) + versions)}"
 
 
@@ -240,7 +240,7 @@ def details(message: RecordedMessage, latency: float | None, language: Language)
     _, said = language.gettext, message.message
     recorded = message.recorded_at
     saved = None if recorded is None else max(0.0, (recorded - message.occurred_at).total_seconds())
-    found = [
+    pairs = [
         (_("Id"), message.id),
         (_("Event"), str(message.event_id)),
         (_("Version"), None if message.version is None else str(message.version)),
@@ -250,19 +250,19 @@ def details(message: RecordedMessage, latency: float | None, language: Language)
         (_("Saved"), None if recorded is None else language.moment(recorded, seconds=True)),
         (_("Saved after"), None if saved is None else language.latency(saved)),
     ]
-    return [(label, value) for label, value in found if value is not None]
+    return [(label, value) for label, value in pairs if value is not None]
 
 
 def data_of(message: RecordedMessage, language: Language) -> list[tuple[str, str]]:
     """Return the JSON objects of a message that are not empty: labels and texts."""
     _, said = language.gettext, message.message
-    found = (
+    objects = (
         (_("Metadata"), said.metadata),
         (_("Usage"), said.usage),
         (_("Ids elsewhere"), said.external_ids),
         (_("Delivery to the platform"), message.delivery_data),
     )
-    return [(label, _shown(value)) for label, value in found if value]
+    return [(label, _shown(value)) for label, value in objects if value]
 
 
 def _shown(value: Any) -> str:
