@@ -18,6 +18,7 @@ PAGES = (
     "conversations?q=hello",
     "conversation?id=c1",
     "conversation?id=c1&version=1",
+    "conversation?id=c1&print=1",
     "statistics",
     "integrity",
     "audit",
@@ -34,6 +35,14 @@ ACTIONS = (
     "relay/pause",
     "relay/resume",
     "integrity/verify",
+    "conversation/redact",
+    "conversation/rename",
+    "conversation/archive",
+    "conversation/unarchive",
+    "conversation/reset",
+    "conversation/delete",
+    "conversation/export",
+    "alerts/test",
 )
 
 

@@ -111,7 +111,7 @@ def main(folder: Path) -> None:
                     for name, page in SHOTS:
                         tab.go(page)
                         if name == "conversation":
-                            tab.page.evaluate("document.querySelector('.travel').scrollIntoView()")
+                            tab.page.evaluate("document.querySelector('.travel').scrollIntoView({block: 'end'})")
                         _take(tab, folder / f"{name}-{look}.png", whole=False)
 
 

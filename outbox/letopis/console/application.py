@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 from letopis.console.insight import Insight
+from letopis.outbox.config.settings import AlertSettings
 from letopis.outbox.history.history import History
 
 try:
@@ -15,7 +16,18 @@ try:
     from starlette.responses import Response
     from starlette.routing import Route
 
-    from letopis.console.pages import audit, conversations, integrity, overview, repairs, session, statistics, stuck
+    from letopis.console.pages import (
+        alerts,
+        audit,
+        changes,
+        conversations,
+        integrity,
+        overview,
+        repairs,
+        session,
+        statistics,
+        stuck,
+    )
     from letopis.console.pages import transcript as chat
 except ImportError as error:
     raise ImportError("the console needs Starlette and Jinja2: pip install 'letopis[console]'") from error
@@ -47,6 +59,9 @@ ROUTES = [
     Route("/stuck/{event_id}", stuck.event),
     Route("/conversations", conversations.conversations),
     Route("/conversation", chat.transcript),
+    Route("/conversation/export", changes.export, methods=["POST"]),
+    Route("/conversation/{change}", changes.change, methods=["POST"]),
+    Route("/alerts/test", alerts.send_test, methods=["POST"]),
     Route("/statistics", statistics.statistics),
     Route("/integrity", integrity.integrity),
     Route("/integrity/verify", integrity.verify, methods=["POST"]),
@@ -98,6 +113,7 @@ def console_of(
     language: str | None = None,
     home: str | None = None,
     cookie_path: str | None = None,
+    alerts: Callable[[], AlertSettings] | None = None,
 ) -> Starlette:
     """Return the console of a history behind a gate, which several consoles may share."""
     insight = Insight(history)
@@ -112,6 +128,7 @@ def console_of(
         language=language,
         home=home,
         cookie_path=cookie_path,
+        alerts=alerts,
     )
 
     @asynccontextmanager

@@ -19,6 +19,7 @@ from letopis.console.application import console_of
 from letopis.console.headers import SecurityHeaders
 from letopis.console.rendering import render_list
 from letopis.console.visit import SESSION_COOKIE
+from letopis.outbox.config.settings import AlertSettings
 from letopis.outbox.daemon.daemon import DaemonSettings
 from letopis.outbox.daemon.discovery import find_outboxes, may_be_outbox
 from letopis.outbox.history.history import History
@@ -37,7 +38,7 @@ def hosting(gate: Gate) -> Callable[[DaemonSettings], AbstractAsyncContextManage
         if settings.listen is None:
             raise ConfigurationError("--console needs --listen: it is served there")
         gate.require_entrance()
-        consoles = HostedConsoles(settings.outboxes, store=settings.store, gate=gate)
+        consoles = HostedConsoles(settings.outboxes, store=settings.store, gate=gate, alerts=settings.alerts)
         try:
             yield consoles
         finally:
@@ -52,12 +53,14 @@ class HostedConsoles:
     :param outboxes: paths and patterns, as given to the relay.
     :param store: the store of all outboxes; ``None`` for the SQLite file beside each.
     :param gate: of all consoles: signing in to one signs in to all.
+    :param alerts: as the relay was started with.
     """
 
-    def __init__(self, outboxes: tuple[str, ...], *, store: str | None, gate: Gate) -> None:
+    def __init__(self, outboxes: tuple[str, ...], *, store: str | None, gate: Gate, alerts: AlertSettings) -> None:
         self._outboxes = outboxes
         self._store = store
         self._gate = gate
+        self._alerts = alerts
         self._open: dict[Path, tuple[History, Starlette]] = {}
         self._lock = asyncio.Lock()
         self._list = SecurityHeaders(self._answer_list)
@@ -103,7 +106,9 @@ class HostedConsoles:
             while len(self._open) >= MAX_OPEN:
                 await self._close(next(iter(self._open)))
             history = History(path, store=self._store, relay=False, watch=False, create=False)
-            console = console_of(history, self._gate, home=f"{PREFIX}/", cookie_path=f"{PREFIX}/")
+            console = console_of(
+                history, self._gate, home=f"{PREFIX}/", cookie_path=f"{PREFIX}/", alerts=lambda: self._alerts
+            )
             self._open[path] = (history, console)
             return console
 

@@ -15,11 +15,20 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from letopis.console.incident_list import IncidentReport, list_incidents
-from letopis.console.store_log import ForkSummary, LoggedRow, forks, log_in_brief, positions_at
+from letopis.console.store_log import (
+    LAST_CHARACTER,
+    ForkSummary,
+    LoggedRow,
+    forks,
+    ids_with_prefix,
+    log_in_brief,
+    positions_at,
+)
 from letopis.console.stuck_lanes import StuckGroup, StuckLane, count_stuck, list_stuck
 from letopis.outbox.concurrency.home_loop import at_home
 from letopis.outbox.event_log.statements import query_one
 from letopis.outbox.history.history import History
+from letopis.outbox.history.options import Options
 from letopis.outbox.operations.admin import AuditEntry, OutboxAdmin, Via, list_actions
 from letopis.outbox.operations.pending_events import (
     PendingEvent,
@@ -80,6 +89,11 @@ class Insight:
     def path(self) -> Path:
         """The outbox file."""
         return Path(self._home.settings.path)
+
+    @property
+    def options(self) -> Options:
+        """The options that the history was given."""
+        return self._home.settings.options
 
     async def activity(self, edges: Sequence[datetime]) -> Activity:
         """Return what was appended and saved between moments, which must rise.
@@ -142,6 +156,20 @@ class Insight:
         """Return some forks of a conversation."""
         return await self._ask(lambda store: forks(store, conversation_id, limit=limit))
 
+    async def conversation_ids(self, prefix: str, *, limit: int) -> list[str]:
+        """Return at most ``limit`` ids of conversations that begin with ``prefix``, sorted.
+
+        While the history store is unavailable, they are those that the outbox knows.
+        """
+
+        def read(connection: sa.Connection) -> list[str]:
+            rows = connection.exec_driver_sql(_IDS, (prefix, prefix + LAST_CHARACTER, limit))
+            return [row[0] for row in rows]
+
+        local = await self._read(read)
+        stored = await self._ask(lambda store: ids_with_prefix(store, prefix, limit=limit))
+        return sorted({*local, *(stored or ())})[:limit]
+
     async def log_in_brief(self, *, partition: int, after: int, limit: int) -> list[LoggedRow] | None:
         """Return what figures of messages need of the next ``limit`` positions of the history store's log."""
         return await self._ask(lambda store: log_in_brief(store, partition=partition, after=after, limit=limit))
@@ -198,6 +226,10 @@ _SETTLED: Final = timedelta(seconds=30)
 
 
 _BOUNDS: Final = "SELECT coalesce(min(position), 1), coalesce(max(position), 0) FROM letopis_outbox_events"
+_IDS: Final = (
+    "SELECT conversation_id FROM letopis_outbox_lanes WHERE conversation_id >= ? AND conversation_id < ?"
+    " ORDER BY conversation_id LIMIT ?"
+)
 _AT: Final = "SELECT position, appended_at FROM letopis_outbox_events WHERE position >= ? ORDER BY position LIMIT 1"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
@@ -71,7 +72,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        safe_text=_safe_text, safe_line=one_line, path=lambda text: quote(text, safe=""), marked=_marked
+        safe_text=_safe_text, safe_line=one_line, path=lambda text: quote(text, safe=""), marked=_marked, coded=_coded
     )
     return environment
 
@@ -93,6 +94,11 @@ def _marked(text: str, marks: tuple[tuple[int, int], ...]) -> Markup:
         last = end
     parts.append(escape(one_line_kept(text[last:])))
     return Markup("").join(parts)
+
+
+def _coded(text: str) -> Markup:
+    """Return a text with what it has between backticks in ``<code>``."""
+    return Markup(re.sub("`([^`]+)`", r'<code class="mono">\1</code>', str(escape(text))))  # noqa: S704 - escaped
 
 
 def one_line_kept(text: str) -> str:

@@ -7,6 +7,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ import uvicorn
 
 from letopis.console.application import console_of
 from letopis.console.configuration import read_address, read_gate
-from letopis.outbox.config.settings import Settings
+from letopis.outbox.config.settings import Settings, load_alerts
 from letopis.outbox.daemon.http import CLOSE, MAX_CONCURRENT_REQUESTS, ListenAddress, limited_protocol
 from letopis.outbox.daemon.systemd import on_signals
 from letopis.outbox.history.history import History
@@ -54,7 +55,7 @@ async def run(
     if show_link is None or not address.loopback:
         gate.require_entrance()
     history = History(outbox, store=settings.store, relay=False, watch=False, create=False)
-    application = console_of(history, gate)
+    application = console_of(history, gate, alerts=partial(load_alerts, settings.alerts, folder=folder))
     try:
         await history.prepare()
         listener = await asyncio.to_thread(bind, address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ from letopis.console.activity import Pulse
 from letopis.console.figures import LogFigures
 from letopis.console.insight import Insight
 from letopis.console.verification import Verifier
+from letopis.outbox.config.settings import AlertSettings
 from letopis.outbox.history.history import History
 
 MAX_DELAYED_ANSWERS: Final = 8
@@ -24,6 +26,7 @@ class ConsoleState:
     :ivar home: the target of the link beside the name; ``None`` for no link.
     :ivar name: the outbox's name, for display.
     :ivar cookie_path: where the session cookie is sent; ``None`` for this console only.
+    :ivar alerts: reads the settings of alerts; ``None`` for the channels of the history itself.
     :ivar delays: one for each wrong token whose answer is being delayed.
     """
 
@@ -37,6 +40,7 @@ class ConsoleState:
     language: str | None = None
     home: str | None = None
     cookie_path: str | None = None
+    alerts: Callable[[], AlertSettings] | None = None
     delays: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_DELAYED_ANSWERS))
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 

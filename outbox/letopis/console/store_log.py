@@ -47,6 +47,19 @@ _FORKS: Final = (
     .order_by(conversations.c.conversation_id)
     .limit(sa.bindparam("limit"))
 )
+_IDS: Final = (
+    sa.select(conversations.c.conversation_id)
+    .where(
+        # The primary key begins with the partition.
+        conversations.c.partition.in_(sa.bindparam("partitions", expanding=True)),
+        conversations.c.conversation_id >= sa.bindparam("prefix"),
+        conversations.c.conversation_id < sa.bindparam("end"),
+    )
+    .order_by(conversations.c.conversation_id)
+    .limit(sa.bindparam("limit"))
+)
+LAST_CHARACTER: Final = "\U0010ffff"
+"""Ids compare byte by byte in UTF-8, in which it is the greatest."""
 
 
 class LoggedRow(NamedTuple):
@@ -152,6 +165,14 @@ async def forks(store: ConversationStore, conversation_id: str, *, limit: int) -
         for row in rows
         if row.state != "deleted"
     ]
+
+
+async def ids_with_prefix(store: ConversationStore, prefix: str, *, limit: int) -> list[str]:
+    """Return at most ``limit`` ids of conversations that begin with ``prefix``, sorted."""
+    partitions = list(range(store.outbox_access.known_partitions))
+    values = {"partitions": partitions, "prefix": prefix, "end": prefix + LAST_CHARACTER}
+    rows = await _rows(store, _IDS, values | {"limit": check_count(limit, "limit")})
+    return [row.conversation_id for row in rows]
 
 
 async def _rows(store: ConversationStore, statement: Any, values: dict[str, Any]) -> Sequence[sa.Row[Any]]:

@@ -16,7 +16,7 @@ from letopis.console.state import ConsoleState
 from letopis.outbox.alerting.language import LANGUAGES
 from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.outbox.operations.repair import NotRepairable
-from letopis.store.errors import InvalidInput
+from letopis.store.errors import ConversationGone, InvalidInput
 
 T = TypeVar("T")
 
@@ -99,13 +99,13 @@ class Visit:
         """Run ``work`` with the outbox's admin, in the operator's name, and return its result.
 
         :param about: the action, and the details to record if it is refused.
-        :raises NotRepairable, InvalidInput: it was refused.
+        :raises NotRepairable, InvalidInput, ConversationGone: it was refused.
         """
         by = None if self.session is None else self.session.name
         acting = self.state.insight.acting
         try:
             return await acting(work, by=by, via="console")
-        except (NotRepairable, InvalidInput) as error:
+        except (NotRepairable, InvalidInput, ConversationGone) as error:
             if about is not None:
                 refusal = str(error)
                 await acting(lambda admin: admin.record(**{"outcome": refusal, **about}), by=by, via="console")

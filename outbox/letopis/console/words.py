@@ -119,7 +119,14 @@ class Words:
                 "resume_relay": _("Resume delivery"),
                 "verify": _("Verify"),
                 "export": _("Export"),
-                "sign_in": _("Sign in"),
+                "sign_in": _("Sign-in"),
+                "redact": _("Erase the content of a message"),
+                "rename": _("Rename"),
+                "archive": _("Archive"),
+                "unarchive": _("Put back from the archive"),
+                "reset": _("Reset"),
+                "delete": _("Delete"),
+                "test_alert": _("Test alert"),
             },
         )
 
@@ -146,6 +153,15 @@ class Words:
             "pause_relay": _("Delivery is paused."),
             "resume_relay": _("Delivery is resumed."),
             "verify": _("The check has started."),
+            "redact": _("The content of the message is erased. The history store follows with the next delivery."),
+            "rename": _("The conversation has its new title."),
+            "archive": _("The conversation is in the archive."),
+            "unarchive": _("The conversation is back in the list."),
+            "reset": _("The conversation is empty. The history store erases its content with the next delivery."),
+            "delete": _("The conversation is deleted. The history store erases its content with the next delivery."),
+            "test_alert": ngettext(
+                "%(count)s channel took the test alert.", "%(count)s channels took the test alert.", count
+            ),
             "nothing": _("Nothing left to do: it has moved on."),
             "signed_in": _("You are signed in."),
             "signed_out": _("You are signed out."),

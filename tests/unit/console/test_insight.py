@@ -100,6 +100,22 @@ async def test_forks_are_found(store_url: str, tmp_path: Path) -> None:
     assert [(one.conversation_id, one.title) for one in forks] == [("f1", "one")]
 
 
+async def test_ids_are_found_by_their_beginning(store_url: str, tmp_path: Path) -> None:
+    names = ["tea", "tea-1", "tea-2", "Tea-3", "teb", "te", "чай-1", "tea\U0010fffe"]
+    async with History(tmp_path / "bot.outbox.db", store=store_url, relay=False, watch=False) as history:
+        for name in names[:4]:
+            await history.append(name, Message.user("pending"))
+        async with History(tmp_path / "other.outbox.db", store=store_url, watch=False) as other:
+            for name in names[3:]:
+                await other.append(name, Message.user("stored"))
+            assert await other.drained(20)
+        insight = Insight(history)
+        assert await insight.conversation_ids("tea", limit=10) == ["tea", "tea-1", "tea-2", "tea\U0010fffe"]
+        assert await insight.conversation_ids("tea", limit=2) == ["tea", "tea-1"]
+        assert await insight.conversation_ids("чай", limit=10) == ["чай-1"]
+        assert await insight.conversation_ids("%", limit=10) == []
+
+
 async def test_without_the_store_it_says_so(tmp_path: Path) -> None:
     url = f"postgresql://127.0.0.1:{await refused_port()}/nowhere"
     async with History(tmp_path / "bot.outbox.db", store=url, relay=False, watch=False) as history:

@@ -9,10 +9,13 @@ from itertools import pairwise
 
 import pytest
 
+from letopis.console import rendering
 from letopis.console.activity import minute_edges
 from letopis.console.assets import FILES, STATIC, content
 from letopis.console.charts import HEIGHT, chart, nice_top, some_of
+from letopis.console.figures import Tally
 from letopis.console.headers import POLICY
+from letopis.console.pages.statistics import filled
 
 
 @pytest.mark.parametrize(
@@ -45,6 +48,19 @@ def test_a_small_value_is_seen() -> None:
 def test_a_few_labels_are_chosen() -> None:
     assert some_of("abcdefghij", 4) == ("a", "d", "g", "j")
     assert some_of("ab", 4) == ("a", "b")
+
+
+def test_one_day_of_messages_is_one_of_several_bars() -> None:
+    assert [day for day, _ in filled({100: Tally()}, None, 100)] == list(range(87, 101))
+    assert [day for day, _ in filled({100: Tally()}, 94, 100)] == list(range(94, 101))  # the period is shorter
+    assert [day for day, _ in filled({50: Tally()}, None, 100)] == list(range(50, 101))
+    assert filled({}, None, 100) == []
+
+
+def test_what_is_between_backticks_is_code_and_nothing_else_is() -> None:
+    shown = rendering._coded("run `letopis <b>doctor`, <b>now</b>")
+
+    assert shown == 'run <code class="mono">letopis &lt;b&gt;doctor</code>, &lt;b&gt;now&lt;/b&gt;'
 
 
 def test_an_hour_has_sixty_minutes_and_the_last_one_is_now() -> None:

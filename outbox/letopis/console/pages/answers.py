@@ -18,6 +18,7 @@ from letopis.store.database.faults import StoreFault
 from letopis.store.errors import (
     Closed,
     ConfigurationError,
+    ConversationGone,
     InvalidInput,
     LetopisError,
     OutboxFull,
@@ -99,9 +100,9 @@ def sign_in_page(visit: Visit, status: int, *, next_page: str, wrong: str = "") 
     return visit.render("sign_in.html", code=status, next_page=next_page, wrong=wrong)
 
 
-def problem(visit: Visit, status: int, text: str) -> Response:
+def problem(visit: Visit, status: int, text: str, *, detail: str = "") -> Response:
     """Return a page with an error message."""
-    return visit.render("problem.html", code=status, text=text, detail="")
+    return visit.render("problem.html", code=status, text=text, detail=detail)
 
 
 def failed(visit: Visit, error: LetopisError) -> Response:
@@ -109,6 +110,8 @@ def failed(visit: Visit, error: LetopisError) -> Response:
     _ = visit.language.gettext
     if isinstance(error, NotRepairable):
         status, text = 409, _("Nothing was changed: the event has moved on, or cannot be repaired this way.")
+    elif isinstance(error, ConversationGone):
+        status, text = 409, _("Nothing was changed: the conversation was deleted.")
     elif isinstance(error, InvalidInput):
         status, text = 400, _("Nothing was changed: the input is not valid.")
     elif isinstance(error, _UNAVAILABLE):
@@ -116,4 +119,4 @@ def failed(visit: Visit, error: LetopisError) -> Response:
     else:
         status, text = 500, _("Unexpected error. The log of the console names it.")
         logger.error("a page failed: %s", type(error).__name__)
-    return visit.render("problem.html", code=status, text=text, detail=str(error))
+    return problem(visit, status, text, detail=str(error))

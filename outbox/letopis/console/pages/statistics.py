@@ -16,6 +16,8 @@ from letopis.console.visit import Visit
 PERIODS: Final = (7, 30, 90, 365, 0)
 """The periods that can be chosen, in days; 0 is everything."""
 MAX_BARS: Final = 120
+MIN_DAYS: Final = 14
+"""Days that a chart shows at least, if the period has them: one bar would fill all of its width."""
 MAX_OWNERS: Final = 20
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -57,7 +59,8 @@ def filled(by_day: Mapping[int, Tally], since: int | None, today: int) -> list[t
     """Return every day from the first one on, including days without messages."""
     if not by_day:
         return []
-    first = min(by_day) if since is None else max(since, min(by_day))
+    first = min(*by_day, today - MIN_DAYS + 1)
+    first = first if since is None else max(since, first)
     return [(day, by_day.get(day, Tally())) for day in range(first, max(today, max(by_day)) + 1)]
 
 

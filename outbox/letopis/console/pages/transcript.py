@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from typing import Any, Final
 
 from starlette.responses import Response
@@ -21,6 +21,8 @@ from letopis.store.model.parts import Data, File, Reasoning, Text, ToolCall, Too
 from letopis.store.rules.transcript import file_name
 
 PER_PAGE: Final = 50
+MAX_PRINTED: Final = 1_000
+"""Messages on a page to be printed, the newest ones."""
 PAST_TIMEOUT_SECONDS: Final = 5.0
 
 
@@ -50,6 +52,9 @@ class Bubble:
 
     :ivar day: the day, if it differs from that of the message before; otherwise ``None``.
     :ivar inherited: whether it belongs to the conversation from which this one was forked.
+    :ivar latency: seconds since the question that it answers, if both are on the page; otherwise ``None``.
+    :ivar details: labels and values.
+    :ivar data: its JSON objects by label, as text.
     """
 
     message: RecordedMessage
@@ -57,6 +62,9 @@ class Bubble:
     pieces: tuple[Piece, ...]
     marks: tuple[Mark, ...]
     inherited: bool
+    latency: float | None
+    details: tuple[tuple[str, str], ...]
+    data: tuple[tuple[str, str], ...]
 
 
 @page
@@ -71,12 +79,13 @@ async def transcript(visit: Visit) -> Response:
     if version is not None and version > found.version:
         return problem(visit, 404, _("There is no such version yet, or the history store does not answer."))
     past = version is not None and version < found.version
-    every = visit.query("every") == "1"
+    every, printing = visit.query("every") == "1", visit.query("print") == "1"
     try:
         messages = await _messages(history, visit, name, version if past else None, every=every)
     except ReadTimeout:
         text = _("The history store takes too long to rebuild this version: choose a later one.")
         return problem(visit, 503, text)
+    earlier, later = around(visit, messages)
     return visit.render(
         "transcript.html",
         conversation=found,
@@ -85,7 +94,10 @@ async def transcript(visit: Visit) -> Response:
         version=version if past else found.version,
         past=past,
         every=every,
-        before=visit.query("before"),
+        printing=printing,
+        earlier=earlier,
+        later=later,
+        done=visit.query("done"),
         forks=await visit.state.insight.forks(name) or [],
         moment=await _moment_of(history, name, version) if past and version else None,
     )
@@ -95,7 +107,9 @@ async def _messages(
     history: History, visit: Visit, name: str, version: int | None, *, every: bool
 ) -> Page[RecordedMessage]:
     asked: dict[str, Any] = {"every": every, "last": PER_PAGE}
-    if (after := visit.query("after")) is not None:
+    if visit.query("print") == "1":
+        asked["last"] = MAX_PRINTED
+    elif (after := visit.query("after")) is not None:
         asked = {"every": every, "last": None, "first": PER_PAGE, "after": after}
     elif visit.query("from") == "start":
         asked = {"every": every, "last": None, "first": PER_PAGE}
@@ -104,6 +118,24 @@ async def _messages(
     if version is not None:
         return await history.messages(name, as_of=version, timeout=PAST_TIMEOUT_SECONDS, **asked)
     return await history.messages(name, **asked)
+
+
+def around(visit: Visit, messages: Page[RecordedMessage]) -> tuple[str | None, str | None]:
+    """Return the cursors of the earlier and the later page, as ``before`` and ``after``; ``None`` at an end."""
+    after, before = visit.query("after"), visit.query("before")
+    if visit.query("print") == "1":
+        return messages.next, None
+    if after is not None:
+        return _moved(after, 1), messages.next
+    if visit.query("from") == "start":
+        return None, messages.next
+    return messages.next, None if before is None else _moved(before, -1)
+
+
+def _moved(cursor: str, versions: int) -> str:
+    """Return the cursor some versions on; one among inherited messages begins with their depth and a dot."""
+    depth, dot, version = cursor.rpartition(".")
+    return f"{depth}{dot}{max(0, int(version) + versions)}"
 
 
 async def _moment_of(history: History, name: str, version: int) -> Any:
@@ -120,8 +152,13 @@ def bubbles(messages: Sequence[RecordedMessage], name: str, language: Language) 
     shown: list[Bubble] = []
     last: date | None = None
     tools: dict[str, str] = {}
+    asked: datetime | None = None
     for message in messages:
-        day = message.occurred_at.date()
+        day, latency = message.occurred_at.date(), None
+        if message.role == "user":
+            asked = message.occurred_at
+        elif message.role == "assistant" and asked is not None and not message.superseded:
+            latency, asked = max(0.0, (message.occurred_at - asked).total_seconds()), None
         shown.append(
             Bubble(
                 message=message,
@@ -129,6 +166,9 @@ def bubbles(messages: Sequence[RecordedMessage], name: str, language: Language) 
                 pieces=tuple(pieces(message, language, tools)),
                 marks=tuple(marks(message, language)),
                 inherited=message.conversation_id != name,
+                latency=latency,
+                details=tuple(details(message, latency, language)),
+                data=tuple(data_of(message, language)),
             )
         )
         last = day
@@ -193,6 +233,36 @@ def marks(message: RecordedMessage, language: Language) -> list[Mark]:
     if message.interrupted:
         found.append(Mark(level="plain", text=_("interrupted")))
     return found
+
+
+def details(message: RecordedMessage, latency: float | None, language: Language) -> list[tuple[str, str]]:
+    """Return what is known of a message beside its content: labels and values."""
+    _, said = language.gettext, message.message
+    recorded = message.recorded_at
+    saved = None if recorded is None else max(0.0, (recorded - message.occurred_at).total_seconds())
+    pairs = [
+        (_("Id"), message.id),
+        (_("Event"), str(message.event_id)),
+        (_("Version"), None if message.version is None else str(message.version)),
+        (_("Tokens"), None if said.tokens is None else language.number(said.tokens)),
+        (_("Time to answer"), None if latency is None else language.latency(latency)),
+        (_("Occurred"), language.moment(message.occurred_at, seconds=True)),
+        (_("Saved"), None if recorded is None else language.moment(recorded, seconds=True)),
+        (_("Saved after"), None if saved is None else language.latency(saved)),
+    ]
+    return [(label, value) for label, value in pairs if value is not None]
+
+
+def data_of(message: RecordedMessage, language: Language) -> list[tuple[str, str]]:
+    """Return the JSON objects of a message that are not empty: labels and texts."""
+    _, said = language.gettext, message.message
+    objects = (
+        (_("Metadata"), said.metadata),
+        (_("Usage"), said.usage),
+        (_("Ids elsewhere"), said.external_ids),
+        (_("Delivery to the platform"), message.delivery_data),
+    )
+    return [(label, _shown(value)) for label, value in objects if value]
 
 
 def _shown(value: Any) -> str:

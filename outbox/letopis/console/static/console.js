@@ -10,6 +10,14 @@
     slider.addEventListener("change", () => form.requestSubmit());
   }
 
+  // A conversation opens at its newest message, unless the address names another place.
+  if (document.querySelector("[data-end]") && !location.hash) document.getElementById("end").scrollIntoView({ block: "end" });
+
+  for (const button of document.querySelectorAll("button[data-print]")) {
+    button.hidden = false;
+    button.addEventListener("click", () => window.print());
+  }
+
   // A choice takes effect at once.
   for (const select of document.querySelectorAll("select[data-submits]")) {
     select.addEventListener("change", () => select.form.requestSubmit());

@@ -55,7 +55,9 @@ outbox = {outbox}
 
 # The page for the browser: `letopis console`, or beside the relay with --console; needs letopis[console]. In a
 # terminal a link signs you in; a service needs tokens, one NAME:ROLE:SECRET per line, with the role reader or operator.
-# [console]
+[console]
+host = "127.0.0.1"   # LETOPIS_CONSOLE_HOST; another address than one of this machine needs a token
+port = 8300          # LETOPIS_CONSOLE_PORT
 # tokens_file = "/run/secrets/letopis-console"   # LETOPIS_CONSOLE_TOKENS_FILE
 
 # Where alerts about stuck events go; needs letopis[alerts]. Or LETOPIS_ALERTS.
