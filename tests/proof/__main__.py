@@ -117,6 +117,14 @@ def failures(report: Mapping[str, Any], *, require: bool = False) -> list[str]:
     return found
 
 
+def conclude(report: Mapping[str, Any], kept: Path, *, require: bool = False) -> int:
+    """Print what a report says, and where it is kept; return the exit code."""
+    failed = failures(report, require=require)
+    print(summary(report), *(f"FAILED {words}" for words in failed), sep="\n")
+    print(f"seed {report['seed']}, commit {report['commit']}, {len(failed)} failures; all figures: {kept}")
+    return 1 if failed else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.proof", description=(__doc__ or ""), formatter_class=argparse.RawDescriptionHelpFormatter
@@ -140,15 +148,9 @@ def main() -> int:
     if given.publish and given.short:
         parser.error("what is published is not short")
     report = prove(given.part, short=given.short, seed=given.seed, jobs=given.jobs)
-    kept = write(report, given.out, "proof")
     if given.publish:
         PUBLISHED.write_text(published(report, PUBLISHED.read_text(encoding="utf-8")), encoding="utf-8")
-    print(summary(report))
-    found = failures(report, require=given.require_all)
-    for one in found:
-        print(f"FAILED {one}")
-    print(f"seed {report['seed']}, commit {report['commit']}, {len(found)} failures; all figures: {kept}")
-    return 1 if found else 0
+    return conclude(report, write(report, given.out, "proof"), require=given.require_all)
 
 
 if __name__ == "__main__":
