@@ -1,12 +1,7 @@
 """Fail over under load, with clusters from packages: PostgreSQL under Patroni and etcd, and MariaDB Galera.
 
-    python -m tests.failover                 # all scenarios and the controls; 10 minutes at most
-    python -m tests.failover --part galera   # some of it
-    python -m tests.failover --short         # one scenario of each kind; 2 minutes
-    python -m tests.failover --publish       # everything, and the tables of the documentation, of parts that held
-
-What cannot be run on a machine is skipped, with what to install. Exits with 0 if nothing was lost, doubled or out of
-order, and each control failed as it has to.
+It ends within ten minutes. What cannot be run on a machine is skipped, with what to install. Exits with 0 if nothing
+was lost, doubled or out of order, and each control failed as it has to.
 """
 
 from __future__ import annotations
@@ -22,8 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from tests.failover import controls, scenarios
-from tests.proof.__main__ import failures, prove_here
-from tests.proof.page import published, summary
+from tests.proof.__main__ import conclude, prove_here
+from tests.proof.page import published
 from tests.support.reports import ROOT, report_of, write
 from tests.support.servers.postgresql import find_binaries
 
@@ -59,14 +54,10 @@ def main() -> int:
     programs: dict[str, str | Path] = {"PostgreSQL": find_binaries() / "postgres", "Patroni": "patroni", "etcd": "etcd"}
     versions = {"Linux": platform.release(), **{name: version_of(program) for name, program in programs.items()}}
     report = report_of(parts, versions=versions, seed=SEED, short=given.short)
-    kept = write(report, ROOT / "build" / "failover", "failover")
     if given.publish:
         page = published(report, PUBLISHED.read_text(encoding="utf-8"), begin=BEGIN)
         PUBLISHED.write_text(page, encoding="utf-8")
-    failed = failures(report)
-    print(summary(report), *(f"FAILED {words}" for words in failed), sep="\n")
-    print(f"commit {report['commit']}, {len(failed)} failures; all figures: {kept}")
-    return 1 if failed else 0
+    return conclude(report, write(report, ROOT / "build" / "failover", "failover"))
 
 
 if __name__ == "__main__":

@@ -33,8 +33,7 @@ async def play(options: Options, cluster: Cluster, url: str, faults: Sequence[Fa
     database = url.rpartition("/")[2]
     folder = options.folder / database
     folder.mkdir()
-    async with ConversationStore.open(url, migrate=True):
-        pass
+    await create_store(url)
     await asyncio.to_thread(cluster.nodes[await asyncio.to_thread(cluster.writer)].execute, PROBED)
     stores = [Watched(url) for _ in range(STORES)]
     rows: list[Row] = []
@@ -100,6 +99,11 @@ async def until_delivered(bots: Sequence[Bot]) -> float:
             while bot.relay.stats.delivered == count:  # noqa: ASYNC110 - it is counted, not signalled
                 await asyncio.sleep(0.02)
     return loop.time() - begun
+
+
+async def create_store(url: str) -> None:
+    async with ConversationStore.open(url, migrate=True):
+        pass
 
 
 async def judge(bots: Sequence[Bot], url: str, *, drained: bool = True, patience: float = TIMEOUT_SECONDS) -> Verdict:

@@ -126,6 +126,14 @@ def publish(report: Mapping[str, Any]) -> None:
     totals.write(counted)
 
 
+def conclude(report: Mapping[str, Any], kept: Path, *, require: bool = False, besides: Sequence[str] = ()) -> int:
+    """Print what a report says, and where it is kept; return the exit code."""
+    failed = [*failures(report, require=require), *besides]
+    print(summary(report), *(f"FAILED {words}" for words in failed), sep="\n")
+    print(f"seed {report['seed']}, commit {report['commit']}, {len(failed)} failures; all figures: {kept}")
+    return 1 if failed else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.proof", description=(__doc__ or ""), formatter_class=argparse.RawDescriptionHelpFormatter
@@ -152,17 +160,12 @@ def main() -> int:
         parser.error(reason)
     begun_at = commit()
     report = prove(given.part, short=given.short, seed=given.seed, jobs=given.jobs)
-    kept = write(report, given.out, "proof")
-    found = failures(report, require=given.require_all)
+    besides = []
     if given.publish and report["commit"] != begun_at:
-        found.append(f"not published: it began at {begun_at} and ended at {report['commit']}")
+        besides.append(f"not published: it began at {begun_at} and ended at {report['commit']}")
     elif given.publish:
         publish(report)
-    print(summary(report))
-    for one in found:
-        print(f"FAILED {one}")
-    print(f"seed {report['seed']}, commit {report['commit']}, {len(found)} failures; all figures: {kept}")
-    return 1 if found else 0
+    return conclude(report, write(report, given.out, "proof"), require=given.require_all, besides=besides)
 
 
 if __name__ == "__main__":
