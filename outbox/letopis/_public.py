@@ -25,6 +25,7 @@ if typing.TYPE_CHECKING:
         Status,
         Transaction,
         Unconfirmed,
+        UnsentReply,
     )
     from letopis.store import (
         ABSENT,
@@ -53,6 +54,7 @@ if typing.TYPE_CHECKING:
         RecordedMessage,
         Role,
         Saved,
+        SendRefused,
         StoreUnavailable,
         Text,
         ToolCall,
@@ -102,6 +104,7 @@ __all__ = (
     "Reply",
     "Role",
     "Saved",
+    "SendRefused",
     "Status",
     "StoreUnavailable",
     "Text",
@@ -109,6 +112,7 @@ __all__ = (
     "ToolResult",
     "Transaction",
     "Unconfirmed",
+    "UnsentReply",
     "VersionConflict",
 )
 

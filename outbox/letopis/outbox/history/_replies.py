@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -29,6 +29,10 @@ from letopis.store.model.events import Event, Upcasters, from_microseconds
 from letopis.store.model.identifiers import check_identifier, derived_event_id
 from letopis.store.model.messages import Message, Role
 
+if TYPE_CHECKING:
+    from letopis.outbox.history._sending import Resender
+
+T = TypeVar("T")
 logger: Final = logging.getLogger("letopis.outbox.history")
 
 MAINTENANCE_INTERVAL_SECONDS: Final = 60.0
@@ -53,6 +57,7 @@ class Replies:
         self._upcasters = upcasters
         self.writer_lock = WriterLock(outbox.path)
         self.writing: dict[drafts.DraftKey, Reply] = {}
+        self.resender: Resender | None = None
 
     @asynccontextmanager
     async def reply(
@@ -100,6 +105,7 @@ class Replies:
             writer=self.writer_lock.acquire(),
             every=every,
             confirm=confirm,
+            hand_over=self.hand_over,
         )
         try:
             yield reply
@@ -111,9 +117,35 @@ class Replies:
             self._forget_settled(reply)
 
     async def unconfirmed(self, *, owner: str | None) -> tuple[Unconfirmed, ...]:
-        pending = await self._outbox.read(lambda connection: _unconfirmed_drafts(connection, owner))
+        pending = await self.list_unconfirmed(owner)
         abandoned = set(await find_abandoned(self.writer_lock, sorted({one.writer for one in pending})))
-        return tuple(self._unconfirmed(one, abandoned=one.writer in abandoned) for one in pending)
+        return tuple(self.describe(one, abandoned=one.writer in abandoned) for one in pending)
+
+    async def list_unconfirmed(self, owner: str | None = None) -> list[drafts.UnconfirmedDraft]:
+        return await self._outbox.read(lambda connection: _within(connection, drafts.list_unconfirmed, owner))
+
+    async def adopt(self) -> list[drafts.UnconfirmedDraft]:
+        """Take over the unconfirmed replies of ended writers, and return them; each goes to one process."""
+        pending = await self.list_unconfirmed()
+        abandoned = await find_abandoned(self.writer_lock, sorted({draft.writer for draft in pending}))
+        if not abandoned:
+            return []
+        writer = self.writer_lock.acquire()
+        return await self._outbox.write(lambda connection: _within(connection, drafts.adopt, abandoned, writer))
+
+    async def hand_over(self, conversation_id: str, message_id: str) -> bool:
+        """Leave an unconfirmed reply of this process to the sender. Return False if there is none, of either."""
+        check_identifier(conversation_id, "conversation_id")
+        check_identifier(message_id, "message_id")
+        writer = self.writer_lock.writer
+        if self.resender is None or writer is None:
+            return False
+        key = (conversation_id, message_id)
+        mine = key in self.resender.unsent or await self._outbox.write(
+            lambda connection: _within(connection, drafts.release, *key, writer)
+        )
+        self.resender.look()
+        return mine
 
     async def begin(self) -> None:
         """Recover what writers that have ended left behind."""
@@ -147,18 +179,15 @@ class Replies:
         the next one does.
         """
         try:
-            pending = await self._outbox.read(lambda connection: _unconfirmed_drafts(connection, None))
-            abandoned = await find_abandoned(self.writer_lock, sorted({one.writer for one in pending}))
-            if not abandoned:
-                return
-            writer = self.writer_lock.acquire()
-            adopted = await self._outbox.write(lambda connection: _adopt(connection, abandoned, writer))
+            adopted = await self.adopt()
         except LetopisError as error:
             logger.warning("cannot see which replies were never confirmed: %s", error)
             return
-        if not adopted:
-            return
-        replies = tuple(self._unconfirmed(one, abandoned=True) for one in adopted)
+        if adopted:
+            await self.report(callback, *(self.describe(one, abandoned=True) for one in adopted))
+
+    async def report(self, callback: OnUnconfirmed, *replies: Unconfirmed) -> None:
+        """Call ``callback``, and log it if that fails."""
         outcome = await call_with_timeout(callback, replies, seconds=_CALLBACK_TIMEOUT_SECONDS)
         if outcome.done is not True:
             logger.error(
@@ -171,7 +200,7 @@ class Replies:
         if reply._settled:  # the others are retried
             self.writing.pop((reply.conversation_id, reply.message_id), None)
 
-    def _unconfirmed(self, draft: drafts.UnconfirmedDraft, *, abandoned: bool) -> Unconfirmed:
+    def describe(self, draft: drafts.UnconfirmedDraft, *, abandoned: bool) -> Unconfirmed:
         return Unconfirmed(
             conversation_id=draft.conversation_id,
             message_id=draft.message_id,
@@ -205,18 +234,10 @@ def _check(
         cursor.close()
 
 
-def _unconfirmed_drafts(connection: sa.Connection, owner: str | None) -> list[drafts.UnconfirmedDraft]:
+def _within(connection: sa.Connection, work: Callable[..., T], *args: object) -> T:
     cursor = connection.connection.cursor()
     try:
-        return drafts.list_unconfirmed(cursor, owner)
-    finally:
-        cursor.close()
-
-
-def _adopt(connection: sa.Connection, abandoned: list[str], writer: str) -> list[drafts.UnconfirmedDraft]:
-    cursor = connection.connection.cursor()
-    try:
-        return drafts.adopt(cursor, abandoned, writer)
+        return work(cursor, *args)
     finally:
         cursor.close()
 
