@@ -170,8 +170,15 @@ async def open_parts(settings: HistorySettings) -> AsyncIterator[Parts]:
         if options.sender is not None:
             from letopis.outbox.history._sending import Resender  # a history without a sender does without
 
-            resender = Resender(parts, options.sender, options, clock=Clock(now=options.now))
-            parts.replies.resender = resender
+            resender = Resender(
+                options.sender,
+                options,
+                replies=parts.replies,
+                appender=parts.appender,
+                finder=parts.finder,
+                clock=Clock(now=options.now),
+            )
+            parts.replies.hand_over = resender.take_over
             watchers.append(loop.create_task(_keep_running(resender.run, "sender"), name="letopis-sender"))
         elif options.on_unconfirmed is not None:
             report = parts.replies.report_unconfirmed(options.on_unconfirmed)

@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -28,9 +28,6 @@ from letopis.store.model.event_types import MessageAppended, read
 from letopis.store.model.events import Event, Upcasters, from_microseconds
 from letopis.store.model.identifiers import check_identifier, derived_event_id
 from letopis.store.model.messages import Message, Role
-
-if TYPE_CHECKING:
-    from letopis.outbox.history._sending import Resender
 
 T = TypeVar("T")
 logger: Final = logging.getLogger("letopis.outbox.history")
@@ -57,7 +54,7 @@ class Replies:
         self._upcasters = upcasters
         self.writer_lock = WriterLock(outbox.path)
         self.writing: dict[drafts.DraftKey, Reply] = {}
-        self.resender: Resender | None = None
+        self.hand_over = _no_sender
 
     @asynccontextmanager
     async def reply(
@@ -133,19 +130,10 @@ class Replies:
         writer = self.writer_lock.acquire()
         return await self._outbox.write(lambda connection: _within(connection, drafts.adopt, abandoned, writer))
 
-    async def hand_over(self, conversation_id: str, message_id: str) -> bool:
-        """Leave an unconfirmed reply of this process to the sender. Return False if there is none, of either."""
-        check_identifier(conversation_id, "conversation_id")
-        check_identifier(message_id, "message_id")
-        writer = self.writer_lock.writer
-        if self.resender is None or writer is None:
-            return False
-        key = (conversation_id, message_id)
-        mine = key in self.resender.unsent or await self._outbox.write(
-            lambda connection: _within(connection, drafts.release, *key, writer)
-        )
-        self.resender.look()
-        return mine
+    async def release(self, conversation_id: str, message_id: str) -> bool:
+        """Leave an unconfirmed reply of this process to whoever adopts it. Return False if there is none."""
+        release = (conversation_id, message_id, self.writer_lock.writer or "")
+        return await self._outbox.write(lambda connection: _within(connection, drafts.release, *release))
 
     async def begin(self) -> None:
         """Recover what writers that have ended left behind."""
@@ -232,6 +220,11 @@ def _check(
             raise InvalidInput("message_id", "another reply is being written under this id")
     finally:
         cursor.close()
+
+
+async def _no_sender(_: str, __: str) -> bool:
+    """Leave no reply to a sender."""
+    return False
 
 
 def _within(connection: sa.Connection, work: Callable[..., T], *args: object) -> T:

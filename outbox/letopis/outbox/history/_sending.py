@@ -8,21 +8,20 @@ import random
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from letopis.outbox.concurrency.callbacks import call_with_timeout
 from letopis.outbox.concurrency.clock import MICROSECONDS_PER_SECOND, Clock
 from letopis.outbox.event_log.drafts import DraftKey, UnconfirmedDraft
-from letopis.outbox.history._replies import MAINTENANCE_INTERVAL_SECONDS
+from letopis.outbox.history._append import Appender
+from letopis.outbox.history._path.find_message import MessageFinder
+from letopis.outbox.history._replies import MAINTENANCE_INTERVAL_SECONDS, Replies
 from letopis.outbox.history.options import Options, Sender, UnsentReply
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.outbox.telemetry.logging import describe_failure
 from letopis.store.errors import InvalidInput, LetopisError, OutboxUnavailable, SendRefused
 from letopis.store.model.event_types import MessageFailed, MessageSent
 from letopis.store.model.events import from_microseconds
-
-if TYPE_CHECKING:
-    from letopis.outbox.history._opening import Parts
 
 logger: Final = logging.getLogger("letopis.outbox.history")
 
@@ -46,18 +45,22 @@ class _Unsent:
 
 
 class Resender:
-    """Sends the replies of ended writers, and those that :meth:`Replies.hand_over` leaves to it."""
+    """Sends the replies of ended writers, and those of this process that are handed over."""
 
     def __init__(
         self,
-        parts: Parts,
         sender: Sender,
         options: Options,
         *,
+        replies: Replies,
+        appender: Appender,
+        finder: MessageFinder,
         clock: Clock,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        self._parts = parts
+        self._replies = replies
+        self._appender = appender
+        self._finder = finder
         self._sender = sender
         self._options = options
         self._clock = clock
@@ -67,10 +70,13 @@ class Resender:
         self._look_at = 0.0
         self._wake = asyncio.Event()
 
-    def look(self) -> None:
-        """Look for replies to send now instead of within a minute."""
+    async def take_over(self, conversation_id: str, message_id: str) -> bool:
+        """Send an unconfirmed reply of this process. Return False if there is none."""
+        taken = (conversation_id, message_id) in self.unsent
+        taken = taken or await self._replies.release(conversation_id, message_id)
         self._look_at = 0.0
         self._wake.set()
+        return taken
 
     async def run(self) -> None:
         """Send replies until cancelled."""
@@ -95,14 +101,14 @@ class Resender:
         now = self._clock.monotonic()
         if now >= self._look_at:
             self._look_at = now + MAINTENANCE_INTERVAL_SECONDS
-            for draft in await self._parts.replies.adopt():
+            for draft in await self._replies.adopt():
                 self.unsent.setdefault((draft.conversation_id, draft.message_id), _Unsent())
         seconds = self._look_at - now
         if not self.unsent:
             return seconds
         # Before the list, which still has what a call that ends meanwhile confirms.
         handled = set(self.calls)
-        drafts = await self._parts.replies.list_unconfirmed()
+        drafts = await self._replies.list_unconfirmed()
         for key in self.unsent.keys() - {(draft.conversation_id, draft.message_id) for draft in drafts}:
             del self.unsent[key]  # confirmed, or erased
         for draft in drafts:
@@ -133,7 +139,7 @@ class Resender:
             if unsent.outcome is None:
                 unsent.outcome = await self._send(draft, unsent)
             if unsent.outcome is not None:
-                await self._parts.appender.change(draft.conversation_id, unsent.outcome)
+                await self._appender.change(draft.conversation_id, unsent.outcome)
                 return
         except InvalidInput as error:  # what the sender returned cannot be kept
             unsent.failure = str(error)
@@ -159,7 +165,7 @@ class Resender:
         if self._age(draft) >= self._options.send_within:
             within = f"not sent within {self._options.send_within:g} s"
             return await self._give_up(draft, f"{within} {unsent.failure}".rstrip())
-        current = await self._parts.finder.find(draft.message_id, draft.conversation_id)
+        current = await self._finder.find(draft.message_id, draft.conversation_id)
         if current is None or current.redacted or not current.on_path:
             return await self._give_up(draft, "no longer part of the conversation")
         reply = UnsentReply(
@@ -185,8 +191,8 @@ class Resender:
         logger.error("a reply is given up: %s", reason, extra=_context(draft))
         # Before it is recorded: if the process ends in between, the next one reports it again.
         if self._options.on_unconfirmed is not None:
-            given_up = replace(self._parts.replies.describe(draft, abandoned=True), failure=reason)
-            await self._parts.replies.report(self._options.on_unconfirmed, given_up)
+            given_up = replace(self._replies.describe(draft, abandoned=True), failure=reason)
+            await self._replies.report(self._options.on_unconfirmed, given_up)
         return MessageFailed(message_id=draft.message_id, reason=reason)
 
 

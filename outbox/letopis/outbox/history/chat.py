@@ -221,7 +221,8 @@ class Chat:
 
         :raises OutboxUnavailable: the outbox file cannot be written.
         """
-        return await self._parts.replies.hand_over(self.conversation_id, message_id)
+        check_identifier(self.conversation_id, "conversation_id")
+        return await self._parts.replies.hand_over(self.conversation_id, check_identifier(message_id, "message_id"))
 
     # Change the conversation.
 

@@ -63,7 +63,7 @@ OnUnconfirmed = Callable[[tuple[Unconfirmed, ...]], Awaitable[Any] | Any]
 class UnsentReply:
     """A reply that the ``sender`` of a history is to send.
 
-    :ivar message: as it is now, edits included. Its ``status`` is ``interrupted`` if it was cut off while written.
+    :ivar message: with the edits made since. Its ``status`` is ``interrupted`` if it was cut off while written.
     :ivar appended_at: when it became a message of the history.
     :ivar idempotency_key: the id of the event that appended it, the same at each attempt, as for ``Reply.event_id``.
     :ivar attempt: from 1, counted in this process. The platform may hold the reply at the first one, too.

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from letopis.store import ConfigurationError, InvalidInput, OutboxUnavailable
 from letopis.store.model.conversations import Delivery
 from letopis.store.model.event_types import MessageSent
 from tests.support.apart import open_apart
+from tests.unit.outbox.history.test_replies import blocks
 
 DAY = 86_400.0
 
@@ -65,13 +67,16 @@ class Bot:
         self.history, self.time, self.platform = history, time, Platform()
         self.told: list[Unconfirmed] = []
         parts = history._parts
-        self.resender = parts.replies.resender = Resender(
-            parts,
+        self.resender = Resender(
             self.platform.send,
             Options("bot.outbox.db", send_within=within, on_unconfirmed=self.told.extend),
+            replies=parts.replies,
+            appender=parts.appender,
+            finder=parts.finder,
             clock=Clock(now=time.now, monotonic=lambda: time.seconds),
             uniform=lambda _, longest: longest,
         )
+        parts.replies.hand_over = self.resender.take_over
 
     async def write(self, conversation_id: str, *texts: str) -> list[str]:
         """Append replies that are to be sent, and return their ids."""
@@ -443,10 +448,37 @@ async def test_history_without_a_sender_runs_nothing(tmp_path: Path) -> None:
         await reply.add("Hello")
         assert not await reply.send()
         assert not await history.chat("c").send(reply.message_id)
-        assert history._parts.replies.resender is None
         tasks = {task.get_name() for task in asyncio.all_tasks() - before}
         assert tasks == {"letopis-outbox", "letopis-watch", "letopis-replies"}
         assert [one.abandoned for one in await history.unconfirmed()] == [False]
+
+
+async def test_the_how_to_of_sending_again_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = blocks("confirm-sending.md")
+    monkeypatch.chdir(tmp_path)
+    troubles: list[Exception] = [ConnectionError(), PermissionError()]
+    shown: list[str] = []
+    told: list[Unconfirmed] = []
+
+    async def send_message(_: str, text: str) -> SimpleNamespace:
+        if text != "good" and troubles:
+            raise troubles.pop(0)
+        shown.append(text)
+        return SimpleNamespace(message_id=len(shown))
+
+    bot = SimpleNamespace(send_message=send_message)
+
+    async def serve(history: History) -> None:
+        for chat, text in (("a", "good"), ("b", "blocked")):
+            await names["reply_at_last"](history, bot, chat, text)
+        async with asyncio.timeout(10):
+            while await history.unconfirmed():  # noqa: ASYNC110 - nothing rings
+                await asyncio.sleep(0.005)
+
+    await names["run_sending_bot"](bot, serve, told.extend)
+
+    assert shown == ["good"]
+    assert [one.failure for one in told] == ["the user has blocked the bot"]
 
 
 @pytest.mark.parametrize("options", [{"sender": "me"}, {"send_within": "a day"}, {"send_within": 0}])
