@@ -31,6 +31,7 @@ if typing.TYPE_CHECKING:
         Status,
         Transaction,
         Unconfirmed,
+        UnsentReply,
     )
     from letopis.store import (
         ABSENT,
@@ -65,6 +66,7 @@ if typing.TYPE_CHECKING:
         Role,
         Saved,
         Seen,
+        SendRefused,
         StoreUnavailable,
         Text,
         ToolCall,
@@ -130,6 +132,7 @@ __all__ = (
     "Saved",
     "Seen",
     "Selection",
+    "SendRefused",
     "Status",
     "StoreUnavailable",
     "Text",
@@ -137,6 +140,7 @@ __all__ = (
     "ToolResult",
     "Transaction",
     "Unconfirmed",
+    "UnsentReply",
     "VersionConflict",
     "by_recorded_tokens",
     "move",

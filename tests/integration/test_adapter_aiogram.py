@@ -92,6 +92,39 @@ def echo(bench: Bench) -> list[str]:
     return asked
 
 
+# Sent again.
+
+
+async def test_replies_that_a_crash_or_a_failed_call_kept_back_are_sent(api: BotApi, tmp_path: Path) -> None:
+    path, html = tmp_path / "bot.outbox.db", DefaultBotProperties(parse_mode="HTML")
+    chats = LetopisChats(path, relay=False)
+    async with chats.history, bot_at(api.url, default=html) as bot:
+        chats.parts_of(bot)
+        api.cut("sendMessage", accepted=False)
+        with pytest.raises(TelegramNetworkError):
+            await bot.send_message(1001, "<b>Good day</b>")
+    dispatcher, chats = Dispatcher(), LetopisChats(path, relay=False, sender=True)
+    chats.attach(dispatcher)
+
+    @dispatcher.message()
+    async def answer(message: Message) -> None:
+        await message.answer(f"answer to {message.text}")
+
+    async with polling(dispatcher, bot_at(api.url, default=html)):
+        await until(api, lambda: api.texts() == ["<b>Good day</b>"])
+        api.cut("sendMessage", accepted=False)
+        api.say("What is tea?")
+        await until(api, lambda: len(api.texts()) == 2)
+        while await chats.history.unconfirmed():  # noqa: ASYNC110 - nothing rings
+            await asyncio.sleep(0.01)
+        messages = await chats.history.messages(CHAT)
+
+    assert api.texts()[1] == "answer to What is tea?"
+    modes = [call.payload.get("parse_mode") for call in api.calls if call.method == "sendMessage" and call.result]
+    assert modes == ["HTML", "HTML"]
+    assert [message.delivery for message in messages if message.role == "assistant"] == [Delivery.SENT] * 2
+
+
 # A turn.
 
 

@@ -145,6 +145,27 @@ async def test_a_long_answer_is_a_file_and_one_message(base: History, recorder: 
     assert Path(file.delivery_data["file_path"]).read_text(encoding="utf-8") == long
 
 
+async def test_reply_that_a_failed_call_kept_back_is_sent_after_the_next_start(tmp_path: Path) -> None:
+    client, path = Offline(), tmp_path / "other.outbox.db"
+    client.loop = asyncio.get_running_loop()
+    client.troubles = [ConnectionError()]
+    async with LetopisRecorder(path, relay=False) as recorder:
+        recorder.attach(client)
+        with pytest.raises(ConnectionError):
+            await client.send_message(ADA, "**Good day**")
+    client = Offline()
+    client.loop = asyncio.get_running_loop()
+    async with LetopisRecorder(path, relay=False, sender=True) as recorder:
+        recorder.attach(client)
+        while await recorder.history.unconfirmed():  # noqa: ASYNC110 - nothing rings
+            await asyncio.sleep(0.01)
+        [message] = await recorder.history.messages(CHAT)
+
+    assert [(call.message, len(call.entities)) for call in client.calls] == [("Good day", 1)]
+    assert (message.text, message.delivery) == ("**Good day**", Delivery.SENT)
+    assert message.delivery_data["platform_ids"] == {"telegram": 501}
+
+
 async def test_wrong_use_is_named(base: History, tmp_path: Path) -> None:
     recorder = LetopisRecorder(tmp_path / "other.outbox.db", relay=False)
     with pytest.raises(InvalidInput, match="not started"):

@@ -31,6 +31,9 @@ from telegram.ext import (
 )
 
 from letopis.adapters.telegram import LetopisChats, LetopisPersistence, unrecorded
+from letopis.adapters.telegram_core.chats import Chats
+from letopis.adapters.telegram_core.keys import ChatKey
+from letopis.adapters.telegram_core.outgoing import OutgoingRecorder
 from letopis.outbox import History
 from letopis.store import Delivery, InvalidInput, OutboxFull
 from tests.support.bot_api import BOT_ID, TOKEN, BotApi, until
@@ -72,6 +75,32 @@ async def asked(chats: LetopisChats, message_id: int) -> None:
             return
         await asyncio.sleep(0.01)
     pytest.fail("no title is asked for")
+
+
+# Sent again.
+
+
+async def test_replies_that_a_crash_or_a_failed_call_kept_back_are_sent(api: BotApi, tmp_path: Path) -> None:
+    path = tmp_path / "bot.outbox.db"
+    async with History(path, relay=False) as before:
+        outgoing = OutgoingRecorder(Chats(before, BOT_ID, files=tmp_path / "files"))
+        assert await outgoing.begin(ChatKey(bot_id=BOT_ID, chat_id=1001), "<b>Good day</b>", parse_mode="HTML")
+    chats = LetopisChats(path, relay=False, sender=True)
+    application = answering(chats, api)
+    api.cut("sendMessage", accepted=False)  # of the first, which is tried once more
+    async with polling(application):
+        await until(api, lambda: api.texts() == ["<b>Good day</b>"])
+        api.cut("sendMessage", accepted=False)
+        api.say("What is tea?")
+        await until(api, lambda: len(api.texts()) == 2)
+        while await chats.history.unconfirmed():  # noqa: ASYNC110 - nothing rings
+            await asyncio.sleep(0.01)
+        messages = await chats.history.messages(CHAT)
+
+    assert api.texts()[1] == "answer to What is tea?"
+    modes = [call.payload.get("parse_mode") for call in api.calls if call.method == "sendMessage" and call.result]
+    assert modes == ["HTML", None]
+    assert [message.delivery for message in messages if message.role == "assistant"] == [Delivery.SENT] * 2
 
 
 # Recording.

@@ -14,7 +14,7 @@ if typing.TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.history.chat import Chat
     from letopis.outbox.history.history import History
-    from letopis.outbox.history.options import Unconfirmed
+    from letopis.outbox.history.options import Unconfirmed, UnsentReply
     from letopis.outbox.history.receipts import Receipt
     from letopis.outbox.history.records import AllRecords, RecordPut, RecordReceipt, Records
     from letopis.outbox.history.reply import Reply
@@ -70,6 +70,7 @@ __all__ = (
     "Status",
     "Transaction",
     "Unconfirmed",
+    "UnsentReply",
     "open_channels",
 )
 
@@ -106,6 +107,7 @@ ROOMS = {
     "Status": "operations.status",
     "Transaction": "history.transaction",
     "Unconfirmed": "history.options",
+    "UnsentReply": "history.options",
     "open_channels": "alerting.channels",
 }
 

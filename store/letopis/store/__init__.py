@@ -30,6 +30,7 @@ if typing.TYPE_CHECKING:
     from letopis.store.errors import ReadTimeout as ReadTimeout
     from letopis.store.errors import RecordConflict as RecordConflict
     from letopis.store.errors import Reuse as Reuse
+    from letopis.store.errors import SendRefused as SendRefused
     from letopis.store.errors import SequenceGap as SequenceGap
     from letopis.store.errors import StoreUnavailable as StoreUnavailable
     from letopis.store.errors import VersionConflict as VersionConflict
@@ -117,7 +118,7 @@ _NAMES = {
     "errors": (
         "BatchRefused Closed ConfigurationError ConversationGone EventIdReused HistoryDiverged InvalidInput "
         "LetopisError MoveFailed NotConfirmed OriginSuperseded OutboxFull OutboxUnavailable ReadTimeout RecordConflict "
-        "Reuse SequenceGap StoreUnavailable VersionConflict"
+        "Reuse SendRefused SequenceGap StoreUnavailable VersionConflict"
     ),
     "maintenance.rebuild": "Rebuilt",
     "model.codec": "EncodedEvent Limits",

@@ -18,6 +18,7 @@
      +-- OutboxUnavailable                  the local file cannot be read or written
      +-- StoreUnavailable                   the history store is unreachable, and only it can answer
      +-- ReadTimeout                        the history store took too long to answer
+     +-- SendRefused                        raised by a bot's ``sender``: the reply can never be sent
      +-- Closed                             used after close
      +-- MoveFailed                         a move to another history store cannot continue; run it again
      +-- faults.StoreFault                  the history store failed, with the class of failure
@@ -288,6 +289,13 @@ class ReadTimeout(LetopisError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"{reason}: give the read more time with timeout=, or ask for less")
+
+
+class SendRefused(LetopisError):
+    """Raised by the ``sender`` of a history: the platform will never accept this reply, so it is given up.
+
+    Its text becomes the reason of the failure in the history and in the log: quote no message in it.
+    """
 
 
 class Closed(LetopisError):

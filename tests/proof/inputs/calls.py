@@ -112,6 +112,7 @@ CHAT: Final[Mapping[str, Arguments]] = {
     "reset": _own,
     "restore": _own,
     "rewind": _with(_own, to=ASKED),
+    "send": _message,
     "sent": _message,
     "transcript": _read,
     "undo": _own,
@@ -150,6 +151,7 @@ REPLY: Final[Mapping[str, Arguments]] = {
     "add": _with(_none, what="more"),
     "failed": _none,
     "finish": _none,
+    "send": _none,
     "sent": _none,
 }
 RECEIPT: Final[Mapping[str, Arguments]] = {

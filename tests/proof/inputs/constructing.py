@@ -85,6 +85,7 @@ RESULTS: Final = {
         "Incident",
         "Status",
         "Unconfirmed",
+        "UnsentReply",
         "Receipt",
     ),
     *("ApplyResult", "Conflict", "Context", "LaneApplied", "PendingTasks", "StoreIdentity", "StrayResult"),

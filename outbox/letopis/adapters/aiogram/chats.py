@@ -30,8 +30,8 @@ from letopis.adapters.telegram_core.notices import notice_for
 from letopis.adapters.telegram_core.outgoing import unrecorded
 from letopis.adapters.telegram_core.smart_send import PREVIEW, THRESHOLD, Sent
 from letopis.adapters.telegram_core.texts import COMMANDS
-from letopis.outbox import History, Incident
-from letopis.store import InvalidInput
+from letopis.outbox import History, Incident, UnsentReply
+from letopis.store import InvalidInput, MessageSent
 
 logger: Final = logging.getLogger("letopis.adapters.telegram")
 
@@ -64,7 +64,8 @@ class LetopisChats:
     :param titles: name a conversation after its first question.
     :param commands_are_messages: record commands as part of the conversation, too.
     :param tz: the time zone for times shown in the menu.
-    :param options: with a path, further parameters of :class:`~letopis.outbox.History`.
+    :param options: with a path, further parameters of :class:`~letopis.outbox.History`; with ``sender=True``, replies
+        that a crash or a failed call kept from Telegram are sent again.
     :raises ConfigurationError: the path, the URL or an option is wrong.
     """
 
@@ -81,7 +82,7 @@ class LetopisChats:
         tz: tzinfo = UTC,
         **options: Any,
     ) -> None:
-        self.history, folder = history_of(history, store=store, files=files, tell=self.tell, options=options)
+        self.history, folder = history_of(history, self, store=store, files=files, options=options)
         self._owned = not isinstance(history, History)
         self._settings = {
             "files": folder,
@@ -244,6 +245,16 @@ class LetopisChats:
         if notice is not None:
             with unrecorded():
                 await bot.send_message(text=notice.text, parse_mode=None, **notice.key.call())
+
+    async def send_again(self, reply: UnsentReply) -> MessageSent:
+        """Send a reply that Telegram never confirmed; for ``sender`` of a history."""
+        key = ChatKey.parse(reply.owner_id or reply.conversation_id)
+        bot = None if key is None else self._bots.get(key.bot_id)
+        if bot is None:
+            raise InvalidInput("reply", "is of no bot that has started")
+        return await self.parts_of(bot).send_again(
+            reply, lambda key, options: AiogramTransport(bot=bot, place=key.call(), options=options)
+        )
 
     # For the dispatcher.
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
 from aiogram import BaseMiddleware, Bot, Dispatcher
+from aiogram.client.default import Default
 from aiogram.client.session.middlewares.base import BaseRequestMiddleware
 from aiogram.exceptions import TelegramMigrateToChat
 from aiogram.methods import GetUpdates, TelegramMethod
@@ -74,7 +75,10 @@ class RequestRecording(BaseRequestMiddleware):
         if isinstance(method, GetUpdates):
             return await self._get_updates(make_request, bot, method)
         outgoing, name = self._bots.parts_of(bot).outgoing, method.__api_method__
-        intent = await outgoing.before(name, payload_of(method))
+        payload = payload_of(method)
+        if isinstance(getattr(method, "parse_mode", None), Default) and bot.default.parse_mode is not None:
+            payload["parse_mode"] = str(bot.default.parse_mode)
+        intent = await outgoing.before(name, payload)
         try:
             try:
                 result = await make_request(bot, method)
@@ -163,13 +167,17 @@ class UpdateRecording(BaseMiddleware):
         except asyncio.CancelledError:
             raise  # the process is ending: the update is handled after the next start
         except BaseException:  # aiogram counts the update as done, however the handler ended
-            await parts.incoming.handled(recorded.update_id)
+            await self._handled(parts, recorded.update_id)
             raise
         else:
-            await parts.incoming.handled(recorded.update_id)
+            await self._handled(parts, recorded.update_id)
             return result
         finally:
             self._ended(name)
+
+    async def _handled(self, parts: BotParts, update_id: int) -> None:
+        await parts.incoming.handled(update_id)
+        await parts.outgoing.handler_ended(update_id)
 
     def _ended(self, name: tuple[int, int]) -> None:
         self._handling.discard(name)

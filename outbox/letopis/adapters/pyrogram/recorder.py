@@ -9,7 +9,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import Any, Final, Self
@@ -34,8 +34,8 @@ from letopis.adapters.telegram_core.notices import notice_for
 from letopis.adapters.telegram_core.outgoing import current_update, unrecorded
 from letopis.adapters.telegram_core.smart_send import PREVIEW, THRESHOLD, Sent
 from letopis.adapters.telegram_core.splitting import Entity
-from letopis.outbox import History, Incident
-from letopis.store import InvalidInput, LetopisError
+from letopis.outbox import History, Incident, UnsentReply
+from letopis.store import InvalidInput, LetopisError, MessageSent
 
 logger: Final = logging.getLogger("letopis.adapters.telegram")
 
@@ -69,7 +69,8 @@ class LetopisRecorder:
     :param preview: UTF-16 units of the preview of an answer that is sent as a file.
     :param titles: name a conversation after its first question.
     :param commands_are_messages: record commands as part of the conversation, too.
-    :param options: with a path, further parameters of :class:`~letopis.outbox.History`.
+    :param options: with a path, further parameters of :class:`~letopis.outbox.History`; with ``sender=True``, replies
+        that a crash or a failed call kept from Telegram are sent again.
     :raises ConfigurationError: the path, the URL or an option is wrong.
     """
 
@@ -87,7 +88,7 @@ class LetopisRecorder:
         **options: Any,
     ) -> None:
         self._owned = not isinstance(history, History)
-        self.history, folder = history_of(history, store=store, files=files, tell=self.tell, options=options)
+        self.history, folder = history_of(history, self, store=store, files=files, options=options)
         self._settings: dict[str, Any] = {
             "files": folder,
             "threshold": threshold,
@@ -171,12 +172,7 @@ class LetopisRecorder:
         :raises RPCError: Telegram refused it; the history says so.
         """
         key = ChatKey.of_message(self.parts.bot_id, raw_message(to))
-        transport = _Transport(
-            client=self._client,
-            place={name: value for name, value in key.call().items() if name in _parameters(self._client.send_message)},
-            reply_markup=reply_markup,
-            reply_to=to.id if reply else None,
-        )
+        transport = self._transport_to(key, reply_markup=reply_markup, reply_to=to.id if reply else None)
         token = current_update.set(self._recorded.get((to.chat.id, to.id)))
         try:
             language = None if to.from_user is None else getattr(to.from_user, "language_code", None)
@@ -190,6 +186,15 @@ class LetopisRecorder:
         if notice is not None:
             with unrecorded():
                 await self._client.send_message(notice.key.chat_id, notice.text, parse_mode=enums.ParseMode.DISABLED)
+
+    async def send_again(self, reply: UnsentReply) -> MessageSent:
+        """Send a reply that Telegram never confirmed; for ``sender`` of a history."""
+        return await self.parts.send_again(reply, lambda key, options: self._transport_to(key, **options))
+
+    def _transport_to(self, key: ChatKey, *, parse_mode: str = "DISABLED", **options: Any) -> _Transport:
+        known = _parameters(self._client.send_message)
+        place = {name: value for name, value in key.call().items() if name in known}
+        return _Transport(client=self._client, place=place, parse_mode=enums.ParseMode[parse_mode], **options)
 
     # Incoming.
 
@@ -234,7 +239,11 @@ class LetopisRecorder:
         @functools.wraps(send)
         async def call(*args: Any, **kwargs: Any) -> Any:
             outgoing = self.parts.outgoing
-            intent = await outgoing.before(method, payload_of(signature.bind(*args, **kwargs).arguments))
+            given = signature.bind(*args, **kwargs).arguments
+            payload = payload_of(given)
+            if "parse_mode" in signature.parameters:
+                payload["parse_mode"] = (given.get("parse_mode") or self._client.parse_mode).name
+            intent = await outgoing.before(method, payload)
             try:
                 result = await send(*args, **kwargs)
             except BaseException as error:  # cancellations too: Telegram may have carried out the call
@@ -255,7 +264,7 @@ class _Transport:
     place: Mapping[str, Any]
     reply_markup: Any = None
     reply_to: int | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    parse_mode: enums.ParseMode
 
     async def send_text(self, text: str, entities: Sequence[Entity], *, last: bool) -> int:
         """Send a message."""
@@ -277,12 +286,19 @@ class _Transport:
         )
         return int(sent.id)
 
+    async def send_media(self, kind: str, reference: str, caption: str, entities: Sequence[Entity]) -> int:
+        """Send a file by its id or URL."""
+        send = getattr(self.client, f"send_{kind}")
+        given = {kind: reference, "caption": caption, **self._common()}
+        sent = await send(**{name: value for name, value in given.items() if name in _parameters(send)})
+        return int(sent.id)
+
     def failure_of(self, error: Exception) -> Failure | None:
         """Return what an exception means."""
         return failure_from(error)
 
     def _common(self) -> dict[str, Any]:
-        common: dict[str, Any] = {**self.place, "parse_mode": enums.ParseMode.DISABLED}
+        common: dict[str, Any] = {**self.place, "parse_mode": self.parse_mode}
         if self.reply_to is not None:
             common["reply_to_message_id"] = self.reply_to
         return common

@@ -26,8 +26,8 @@ from letopis.adapters.telegram_core.notices import notice_for
 from letopis.adapters.telegram_core.outgoing import unrecorded
 from letopis.adapters.telegram_core.smart_send import PREVIEW, THRESHOLD, Sent
 from letopis.adapters.telegram_core.texts import COMMANDS
-from letopis.outbox import History, Incident
-from letopis.store import InvalidInput, LetopisError
+from letopis.outbox import History, Incident, UnsentReply
+from letopis.store import InvalidInput, LetopisError, MessageSent
 
 logger: Final = logging.getLogger("letopis.adapters.telegram")
 
@@ -64,7 +64,8 @@ class LetopisChats:
     :param titles: name a conversation after its first question.
     :param commands_are_messages: record commands as part of the conversation, too.
     :param tz: the time zone for times shown in the menu.
-    :param options: with a path, further parameters of :class:`~letopis.outbox.History`.
+    :param options: with a path, further parameters of :class:`~letopis.outbox.History`; with ``sender=True``, replies
+        that a crash or a failed call kept from Telegram are sent again.
     :raises ConfigurationError: the path, the URL or an option is wrong.
     """
 
@@ -82,7 +83,7 @@ class LetopisChats:
         **options: Any,
     ) -> None:
         self._owned = not isinstance(history, History)
-        self.history, folder = history_of(history, store=store, files=files, tell=self.tell, options=options)
+        self.history, folder = history_of(history, self, store=store, files=files, options=options)
         self._settings: dict[str, Any] = {
             "files": folder,
             "threshold": threshold,
@@ -210,6 +211,13 @@ class LetopisChats:
         if notice is not None:
             with unrecorded():
                 await self._application.bot.send_message(text=notice.text, parse_mode=None, **notice.key.call())
+
+    async def send_again(self, reply: UnsentReply) -> MessageSent:
+        """Send a reply that Telegram never confirmed; for ``sender`` of a history."""
+        bot = self._application.bot
+        return await self.parts.send_again(
+            reply, lambda key, options: PtbTransport(bot=bot, place=key.call(), options=options)
+        )
 
     # For the application.
 

@@ -154,6 +154,7 @@ class RecordingProcessor(BaseUpdateProcessor):
             await self._handle_once(recorded, update, handlers)
             # Not after a cancellation: the process is ending, and the update is handled after the next start.
             await self._chats.parts.incoming.handled(recorded.update_id)
+            await self._chats.parts.outgoing.handler_ended(recorded.update_id)
         except LetopisError as error:
             logger.error("that an update was handled cannot be noted: %s", error)  # noqa: TRY400 - likewise
         finally:

@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, tzinfo
+from datetime import UTC, timedelta, tzinfo
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Protocol, Self
 
 from letopis.adapters.telegram_core.chat_history import ChatHistory
 from letopis.adapters.telegram_core.chats import Chats
 from letopis.adapters.telegram_core.incoming import IncomingRecorder, Recorded
+from letopis.adapters.telegram_core.keys import ChatKey
 from letopis.adapters.telegram_core.local_state import LocalState
 from letopis.adapters.telegram_core.menu import Menu
 from letopis.adapters.telegram_core.outgoing import OutgoingRecorder
-from letopis.adapters.telegram_core.smart_send import PREVIEW, THRESHOLD, SmartSender
-from letopis.outbox import History, Incident
-from letopis.store import InvalidInput
+from letopis.adapters.telegram_core.smart_send import PREVIEW, THRESHOLD, SmartSender, Transport
+from letopis.outbox import History, Incident, UnsentReply
+from letopis.store import InvalidInput, MessageSent, SendRefused
+from letopis.store.model.events import utc_now
 
-Tell = Callable[[Incident], Awaitable[None]]
+HANDLING_LIMIT: Final = timedelta(hours=1)
+"""How long a reply that was never confirmed waits for the handler of its update, which may send it."""
+
+
+class Sends(Protocol):
+    """What a history needs from an adapter: its ``on_stuck``, ``on_recovered`` and ``sender``."""
+
+    async def tell(self, incident: Incident) -> None: ...
+
+    async def send_again(self, reply: UnsentReply) -> MessageSent: ...
 
 
 def history_of(
     given: str | os.PathLike[str] | History,
+    chats: Sends,
     *,
     store: Any,
     files: str | os.PathLike[str] | None,
-    tell: Tell,
     options: Mapping[str, Any],
 ) -> tuple[History, Path]:
     """Return the history that an adapter was given, as an object or by path, and the folder of its files.
 
-    :param tell: called when a user's message is stuck, and when that is resolved; not for a given history.
+    :param chats: notifies users, and sends with ``sender=True`` in the options; not for a given history.
     :raises InvalidInput: a given history already has a store and options.
     :raises ConfigurationError: the path, the URL or an option is wrong.
     """
@@ -40,7 +51,9 @@ def history_of(
         if store is not None or options:
             raise InvalidInput("history", "is open already: give its store and options where you make it")
         return given, Path("letopis.files" if files is None else files)
-    told = {"on_stuck": tell, "on_recovered": tell, **options}
+    told = {"on_stuck": chats.tell, "on_recovered": chats.tell, **options}
+    if options.get("sender") is True:
+        told["sender"] = chats.send_again
     return History(given, store=store, **told), Path(f"{os.fspath(given)}.files" if files is None else files)
 
 
@@ -88,6 +101,24 @@ class BotParts:
             menu=Menu(chats, tz=tz),
             sender=SmartSender(outgoing, threshold=threshold, preview=preview),
         )
+
+    async def send_again(
+        self, reply: UnsentReply, transport_to: Callable[[ChatKey, dict[str, Any]], Transport]
+    ) -> MessageSent:
+        """Send a reply that Telegram never confirmed, and return what confirms it.
+
+        :param transport_to: returns what sends to a chat, with further parameters.
+        :raises SendRefused: it can never be sent.
+        """
+        key = await self.chats.address(reply.owner_id or reply.conversation_id)
+        if key is None:
+            raise SendRefused("it belongs to no chat of this bot")
+        told: Any = reply.message.metadata.get("telegram") or {}
+        update_id, fresh = told.get("update_id"), utc_now() - reply.appended_at < HANDLING_LIMIT
+        if fresh and update_id is not None and await self.local.is_unhandled(self.bot_id, update_id):
+            raise InvalidInput("reply", "the handler of its update may still send it")
+        transport = transport_to(key, {"parse_mode": told["parse_mode"]} if "parse_mode" in told else {})
+        return await self.sender.send_again(transport, reply.message, language=await self.local.language(key.owner))
 
     async def chat_of(self, recorded: Recorded) -> ChatHistory | None:
         """Return the history of an update's chat; ``None`` if it belongs to no chat.

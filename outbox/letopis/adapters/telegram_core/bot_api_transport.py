@@ -32,7 +32,6 @@ class BotApiTransport(ABC):
         sent = await self.bot.send_message(
             text=text,
             entities=self._entities(entities),
-            parse_mode=None,
             reply_markup=self.reply_markup if last else None,
             **self._common(),
         )
@@ -44,10 +43,17 @@ class BotApiTransport(ABC):
             document=await self._document(path, name),
             caption=caption,
             caption_entities=self._entities(entities),
-            parse_mode=None,
             reply_markup=self.reply_markup,
             **{name: value for name, value in self._common().items() if name != "link_preview_options"},
         )
+        return int(sent.message_id)
+
+    async def send_media(self, kind: str, reference: str, caption: str, entities: Sequence[Entity]) -> int:
+        """Send a file by its id or URL."""
+        given = {kind: reference, "caption": caption, **self._common()}
+        left_out = () if caption else ("caption", "parse_mode")
+        send = getattr(self.bot, f"send_{kind}")
+        sent = await send(**{name: value for name, value in given.items() if name not in left_out})
         return int(sent.message_id)
 
     @abstractmethod
@@ -70,7 +76,7 @@ class BotApiTransport(ABC):
         return [self._entity(one) for one in entities] or None
 
     def _common(self) -> dict[str, Any]:
-        common = {**self.place, **self.options}
+        common = {"parse_mode": None, **self.place, **self.options}
         if self.reply_to is not None:
             common["reply_parameters"] = self._reply(self.reply_to)
         return common

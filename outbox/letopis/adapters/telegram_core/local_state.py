@@ -170,6 +170,13 @@ class LocalState:
             ).all()
         return [json.loads(row[0]) for row in rows]
 
+    async def is_unhandled(self, bot_id: int, update_id: int) -> bool:
+        """Return True if the handling of an update that was received has not finished."""
+        await self.prepare()
+        unhandled = "SELECT 1 FROM letopis_telegram_updates WHERE bot_id = :b AND update_id = :u AND handled_at IS NULL"
+        async with self._history.transaction() as tx:
+            return await tx.scalar(sa.text(unhandled), {"b": bot_id, "u": update_id}) is not None
+
     # Languages.
 
     async def learn_language(self, tx: Transaction, owner: str, language: str | None) -> None:

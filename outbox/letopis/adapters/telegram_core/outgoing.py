@@ -52,6 +52,7 @@ class Intent:
 
     :ivar conversation_id: the conversation that it belongs to.
     :ivar message_id: its id in the history.
+    :ivar update_id: the update that it was sent for, if any.
     :ivar sent: the message ids that Telegram gave to its parts, by part number.
     :ivar shown: the message ids that Telegram gave to it when an earlier run of the handler sent it.
     """
@@ -59,6 +60,7 @@ class Intent:
     conversation_id: str
     message_id: str
     name: str
+    update_id: int | None = None
     sent: dict[int, int] = field(default_factory=dict)
     shown: tuple[int, ...] = ()
 
@@ -78,7 +80,8 @@ class OutgoingRecorder:
     chat again, for the same update, then confirms that reply instead of creating a second one.
 
     If an update is handled again after a crash, what its handler sends is recorded as what it sent before: as the reply
-    of the same content, otherwise as the one that was not confirmed, which gets the new content.
+    of the same content, otherwise as the one that was not confirmed, which gets the new content. What is still
+    unconfirmed when a handler ends is left to the history's ``sender``, if it has one.
 
     If the outbox refuses an append, an error is logged, and the bot still answers.
     """
@@ -106,7 +109,7 @@ class OutgoingRecorder:
         if call.does != "send":
             return _Change(call=call)
         assert call.content is not None  # noqa: S101 - what is sent has content
-        return await self.begin(call.key, call.content)
+        return await self.begin(call.key, call.content, parse_mode=payload.get("parse_mode"))
 
     async def after(self, method: str, intent: Intent | _Change | None, result: Any) -> None:
         """Record that a call was carried out.
@@ -140,12 +143,25 @@ class OutgoingRecorder:
         if len(self._open) > _MAX_OPEN:
             self._open.popitem(last=False)
 
+    async def handler_ended(self, update_id: int) -> None:
+        """Leave to the history's ``sender`` what the handler of an update did not get through."""
+        for intent in tuple(self._open.values()):
+            if intent.update_id == update_id:
+                with _logged("that a reply is to be sent again"):
+                    await self._history.chat(intent.conversation_id).send(intent.message_id)
+
+    def sent_parts(self, message_id: str) -> dict[int, int]:
+        """Return the parts of a reply that a failed call of this process has sent."""
+        return next((intent.sent for intent in self._open.values() if intent.message_id == message_id), {})
+
     # Parts of one message.
 
-    async def begin(self, key: ChatKey, content: Content) -> Intent | None:
+    async def begin(self, key: ChatKey, content: Content, *, parse_mode: str | None = None) -> Intent | None:
         """Append a message that is about to be sent; return ``None`` if the outbox refuses it, which is logged.
 
         If the same message was begun before and its outcome is unknown, that one is continued.
+
+        :param parse_mode: how Telegram is to read its text, kept for sending it again.
         """
         try:
             place = await self.chats.settled(key)
@@ -155,14 +171,22 @@ class OutgoingRecorder:
             found = self._open.pop(name, None) or await self._found_again(conversation_id, update, name, content)
             if found is not None:
                 return found
-            metadata = {} if update is None else {"telegram": _purpose_of(update)}
+            purpose = {} if update is None else _purpose_of(update)
+            if parse_mode is not None:
+                purpose["parse_mode"] = parse_mode
+            metadata = {"telegram": purpose} if purpose else {}
             async with self._history.reply(conversation_id, owner=place.owner, metadata=metadata, every=None) as reply:
                 for part in [content] if isinstance(content, str) else content:
                     await reply.add(part)
         except LetopisError as error:
             logger.error("a reply cannot be recorded, and is sent all the same: %s", error)  # noqa: TRY400
             return None
-        return Intent(conversation_id=conversation_id, message_id=reply.message_id, name=name)
+        return Intent(
+            conversation_id=conversation_id,
+            message_id=reply.message_id,
+            name=name,
+            update_id=None if update is None else update.update_id,
+        )
 
     async def sent(
         self, intent: Intent, numbers: tuple[int, ...], *, sent_as: str = "message", file_path: str | None = None
@@ -176,7 +200,7 @@ class OutgoingRecorder:
             await run_to_completion(
                 self._history.chat(intent.conversation_id).sent(
                     intent.message_id,
-                    platform_ids={"telegram": numbers[0] if len(numbers) == 1 else list(numbers)},
+                    platform_ids=platform_ids(numbers),
                     sent_as=sent_as,
                     file_path=file_path,
                 )
@@ -198,6 +222,7 @@ class OutgoingRecorder:
                     conversation_id=conversation_id,
                     message_id=one.id,
                     name=_digest(conversation_id, update, one.content),
+                    update_id=update.update_id,
                     shown=numbers_of(one),
                 )
                 for one in sent
@@ -258,6 +283,11 @@ class OutgoingRecorder:
                 message_id=message.id, platform_ids={"telegram": numbers_in(result)[0]}, sent_as=_sent_as(method)
             )
             await self._history.append(await self._conversation(place), message, sent, owner=place.owner)
+
+
+def platform_ids(numbers: tuple[int, ...]) -> dict[str, Any]:
+    """Return the message ids of a reply's parts as its confirmation holds them."""
+    return {"telegram": numbers[0] if len(numbers) == 1 else list(numbers)}
 
 
 def _sent_as(method: str) -> str:

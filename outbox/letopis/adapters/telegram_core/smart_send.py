@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from letopis.adapters.telegram_core.calls import Failure
+from letopis.adapters.telegram_core.content import MEDIA
 from letopis.adapters.telegram_core.keys import ChatKey
-from letopis.adapters.telegram_core.outgoing import Intent, OutgoingRecorder, unrecorded
+from letopis.adapters.telegram_core.outgoing import Intent, OutgoingRecorder, platform_ids, unrecorded
 from letopis.adapters.telegram_core.splitting import CAPTION_LIMIT, TEXT_LIMIT, Entity, Part, beginning, split, units
 from letopis.adapters.telegram_core.texts import texts_for
+from letopis.store import Message, MessageSent, SendRefused
 from letopis.store.model.identifiers import uuid7
+from letopis.store.model.parts import File, Text
+from letopis.store.model.parts import Part as ContentPart
 
 logger: Final = logging.getLogger("letopis.adapters.telegram")
 
@@ -42,6 +46,13 @@ class Transport(Protocol):
 
     async def send_file(self, path: Path, name: str, caption: str, entities: Sequence[Entity]) -> int:
         """Send a document with a caption, and return its message id."""
+        ...
+
+    async def send_media(self, kind: str, reference: str, caption: str, entities: Sequence[Entity]) -> int:
+        """Send a file that Telegram has or can fetch, by its id or URL, and return the message id.
+
+        :param kind: as in the Bot API: ``photo``, ``document``, ``voice`` ...
+        """
         ...
 
     def failure_of(self, error: Exception) -> Failure | None:
@@ -133,6 +144,30 @@ class SmartSender:
             message_id=None if intent is None else intent.message_id,
         )
 
+    async def send_again(self, transport: Transport, message: Message, *, language: str | None = None) -> MessageSent:
+        """Send a recorded message whose outcome is unknown, and return what confirms it.
+
+        Text is sent as a message if Telegram takes it as one. Keyboards and formatting by entities were not recorded.
+
+        :raises SendRefused: Telegram refuses it, or it holds what only the bot can send, such as an uploaded file.
+        :raises Exception: whatever the library raised, if it may be sent later.
+        """
+        text, path = message.content, None
+        answer = _Answer(transport, self._outgoing.sent_parts(message.id), self._sleep)
+        try:
+            with unrecorded():
+                if isinstance(text, str) and units(text) > TEXT_LIMIT:
+                    sent_as, path = await self._deliver(answer, message.id, text, (), language)
+                else:
+                    sent_as = await answer.again((Text(text),) if isinstance(text, str) else text)
+        except Exception as error:
+            failure = transport.failure_of(error)
+            if failure is None or failure.ending != "refused" or failure.moved_to is not None:
+                raise  # a group that moved has its new id after the bot's next call there
+            raise SendRefused(failure.reason) from error
+        ids = platform_ids(answer.numbers())
+        return MessageSent(message_id=message.id, platform_ids=ids, sent_as=sent_as, file_path=path)
+
     async def _deliver(
         self, answer: _Answer, name: str, text: str, entities: Sequence[Entity], language: str | None
     ) -> tuple[str, str | None]:
@@ -202,6 +237,27 @@ class _Answer:
         """Send the file, with the preview as its caption."""
         send = partial(self.transport.send_file, path, name, preview.text)
         self.sent[1] = await self._repeated(send, preview.entities)
+
+    async def again(self, content: Sequence[ContentPart]) -> str:
+        """Send text, or files that Telegram has with the text before each as its caption, and return how."""
+        caption, sent_as = "", []
+        sends: list[Callable[..., Awaitable[int]]] = []
+        for part in content:
+            if isinstance(part, Text):
+                caption = part.text
+            elif isinstance(part, File) and part.name in MEDIA and not part.uri.startswith("tg-upload:"):
+                reference = part.uri.removeprefix("tg-file:")
+                sends.append(partial(self.transport.send_media, part.name, reference, caption))
+                sent_as.append(part.name)
+                caption = ""
+            else:
+                raise SendRefused("the history does not hold what was to be sent")
+        if caption:
+            sends.append(partial(self.transport.send_text, caption, last=True))
+        for place, send in enumerate(sends, 1):
+            if place not in self.sent:
+                self.sent[place] = await self._repeated(send, ())
+        return sent_as[0] if sent_as else "message"
 
     async def _repeated(self, send: Callable[..., Awaitable[int]], entities: Sequence[Entity]) -> int:
         waited = 0.0

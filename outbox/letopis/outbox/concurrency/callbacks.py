@@ -21,6 +21,8 @@ class CallOutcome:
 
     done: bool | None  # ``False`` if it raised, ``None`` if it did not end in time, so that it may have done its work
     error: str | None = None  # of ours the text; of any other only the type, because its text may quote anything
+    value: Any = None  # what it returned
+    exception: BaseException | None = None  # what it raised
 
 
 async def call_with_timeout(fn: Callable[..., Any], *args: Any, seconds: float) -> CallOutcome:
@@ -39,9 +41,9 @@ async def call_with_timeout(fn: Callable[..., Any], *args: Any, seconds: float) 
         return CallOutcome(done=False, error="CancelledError")
     error = task.exception()
     if error is None:
-        return CallOutcome(done=True)
+        return CallOutcome(done=True, value=task.result())
     text = str(error) if isinstance(error, LetopisError) else type(error).__name__
-    return CallOutcome(done=False, error=text)
+    return CallOutcome(done=False, error=text, exception=error)
 
 
 async def run_in_daemon_thread(fn: Callable[..., Any], *args: Any, name: str = "letopis-call") -> Any:
@@ -49,13 +51,13 @@ async def run_in_daemon_thread(fn: Callable[..., Any], *args: Any, name: str = "
     return await WorkerThread(name).run(fn, *args)
 
 
-async def _run(fn: Callable[..., Any], *args: Any) -> None:
+async def _run(fn: Callable[..., Any], *args: Any) -> Any:
     if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
-        await fn(*args)
-        return
+        return await fn(*args)
     result = await run_in_daemon_thread(fn, *args)
     if isinstance(result, Awaitable):  # a plain function that returns a coroutine, such as a partial or a lambda
-        await result
+        return await result
+    return result
 
 
 def _discard(task: asyncio.Future[Any]) -> None:

@@ -111,14 +111,15 @@ async def _ask(url: URL, address: HostAddress) -> Host:
 async def _ask_postgresql(connection: AsyncConnection) -> Host:
     asked = "SELECT pg_is_in_recovery(), current_setting('synchronous_standby_names')"
     standby, names = tuple[Any, ...]((await connection.exec_driver_sql(asked)).one())
-    rows = () if standby else (await connection.exec_driver_sql(_STANDBYS)).all()
+    rows: Sequence[Any] = () if standby else (await connection.exec_driver_sql(_STANDBYS)).all()
     return Host(standby=standby, names=names, standbys=tuple((row[0], row[1]) for row in rows))
 
 
 async def _ask_mariadb(connection: AsyncConnection) -> Host:
     values: dict[str, Any] = {}
     for statement in (_VARIABLES, _STATUS):
-        values |= {row[0].lower(): row[1] for row in (await connection.exec_driver_sql(statement)).all()}
+        rows: Sequence[Any] = (await connection.exec_driver_sql(statement)).all()
+        values |= {row[0].lower(): row[1] for row in rows}
     if values.get("wsrep_on") == "ON":
         state = values.get("wsrep_local_state_comment", "")
         return Host(detail=f"Galera {values.get('wsrep_cluster_status', '')} {state}".rstrip(), synchronous=True)

@@ -47,9 +47,14 @@ _UNCONFIRMED: Final = (
     " e.schema_version, CASE WHEN e.redacted = 0 THEN e.data END"
     " FROM letopis_outbox_unconfirmed AS u LEFT JOIN letopis_outbox_events AS e ON e.position ="
     " (SELECT k.position FROM letopis_outbox_known_ids AS k WHERE k.event_id = u.event_id LIMIT 1)"
-    " WHERE ?1 IS NULL OR u.owner_id = ?1 ORDER BY u.appended_at, u.conversation_id, u.message_id"
+    # Those without an event are the oldest: the outbox no longer holds them.
+    " WHERE ?1 IS NULL OR u.owner_id = ?1 ORDER BY e.position, u.appended_at, u.conversation_id, u.message_id"
 )
 _ADOPT: Final = "UPDATE letopis_outbox_unconfirmed SET writer = ? WHERE writer IN (SELECT value FROM json_each(?))"
+_RELEASE: Final = (
+    "UPDATE letopis_outbox_unconfirmed SET writer = ''"
+    " WHERE conversation_id = ? AND message_id = ? AND writer IN ('', ?)"
+)
 _EXPIRED: Final = (
     "FROM letopis_outbox_unconfirmed WHERE appended_at < ?"
     " AND NOT EXISTS (SELECT 1 FROM letopis_outbox_known_ids AS k"
@@ -146,6 +151,12 @@ def adopt(cursor: Any, dead: Sequence[str], writer: str) -> list[UnconfirmedDraf
     adopted = [reply for reply in list_unconfirmed(cursor) if reply.writer in dead]
     cursor.execute(_ADOPT, (writer, orjson.dumps(list(dead)).decode()))
     return adopted
+
+
+def release(cursor: Any, conversation_id: str, message_id: str, writer: str) -> bool:
+    """Leave an unconfirmed reply of a writer to whoever adopts it. Return False if there is none."""
+    cursor.execute(_RELEASE, (conversation_id, message_id, writer))
+    return bool(cursor.rowcount == 1)
 
 
 def has_expired(cursor: Any, moment_us: int) -> bool:

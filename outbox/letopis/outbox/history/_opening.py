@@ -10,6 +10,7 @@ from itertools import count
 from typing import Any, Final
 
 from letopis.outbox.alerting.channels import Channel, open_channels
+from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history._append import Appender
 from letopis.outbox.history._conversations import Conversations
@@ -142,7 +143,20 @@ async def open_parts(settings: HistorySettings) -> AsyncIterator[Parts]:
             await parts.replies.begin()
             maintain = _keep_running(parts.replies.maintain, "maintenance of replies")
             watchers.append(loop.create_task(maintain, name="letopis-replies"))
-        if options.on_unconfirmed is not None:
+        if options.sender is not None:
+            from letopis.outbox.history._sending import Resender  # a history without a sender does without
+
+            resender = Resender(
+                options.sender,
+                options,
+                replies=parts.replies,
+                appender=parts.appender,
+                finder=parts.finder,
+                clock=Clock(now=options.now),
+            )
+            parts.replies.hand_over = resender.take_over
+            watchers.append(loop.create_task(_keep_running(resender.run, "sender"), name="letopis-sender"))
+        elif options.on_unconfirmed is not None:
             report = parts.replies.report_unconfirmed(options.on_unconfirmed)
             watchers.append(loop.create_task(report, name="letopis-unconfirmed"))
         yield parts

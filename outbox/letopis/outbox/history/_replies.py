@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 from uuid import UUID
@@ -46,6 +46,7 @@ class Replies:
         self._upcasters = upcasters
         self.writer_lock = WriterLock(self._outbox.path)
         self.writing: dict[drafts.DraftKey, Reply] = {}
+        self.hand_over: Callable[[str, str], Awaitable[bool]] = _no_sender
 
     @asynccontextmanager
     async def reply(
@@ -91,6 +92,7 @@ class Replies:
             writer=writer,
             every=every,
             confirm=confirm,
+            hand_over=self.hand_over,
         )
         try:
             yield reply
@@ -102,9 +104,26 @@ class Replies:
             self._forget_settled(reply)
 
     async def unconfirmed(self, *, owner: str | None) -> tuple[Unconfirmed, ...]:
-        pending = await self._outbox.read(lambda connection: on_cursor(connection, drafts.list_unconfirmed, owner))
+        pending = await self.list_unconfirmed(owner)
         abandoned = set(await find_abandoned(self.writer_lock, sorted({draft.writer for draft in pending})))
-        return tuple(self._unconfirmed(draft, abandoned=draft.writer in abandoned) for draft in pending)
+        return tuple(self.describe(draft, abandoned=draft.writer in abandoned) for draft in pending)
+
+    async def list_unconfirmed(self, owner: str | None = None) -> list[drafts.UnconfirmedDraft]:
+        return await self._outbox.read(lambda connection: on_cursor(connection, drafts.list_unconfirmed, owner))
+
+    async def adopt(self) -> list[drafts.UnconfirmedDraft]:
+        """Take over the unconfirmed replies of ended writers, and return them; each goes to one process."""
+        pending = await self.list_unconfirmed()
+        abandoned = await find_abandoned(self.writer_lock, sorted({draft.writer for draft in pending}))
+        if not abandoned:
+            return []
+        writer = self.writer_lock.acquire()
+        return await self._outbox.write(lambda connection: on_cursor(connection, drafts.adopt, abandoned, writer))
+
+    async def release(self, conversation_id: str, message_id: str) -> bool:
+        """Leave an unconfirmed reply of this process to whoever adopts it. Return False if there is none."""
+        release = (conversation_id, message_id, self.writer_lock.writer or "")
+        return await self._outbox.write(lambda connection: on_cursor(connection, drafts.release, *release))
 
     async def begin(self) -> None:
         """Recover what writers that have ended left behind."""
@@ -134,20 +153,15 @@ class Replies:
     async def report_unconfirmed(self, callback: OnUnconfirmed) -> None:
         """Call ``callback`` with the unconfirmed replies of ended writers, and take them over."""
         try:
-            pending = await self._outbox.read(lambda connection: on_cursor(connection, drafts.list_unconfirmed))
-            abandoned = await find_abandoned(self.writer_lock, sorted({draft.writer for draft in pending}))
-            if not abandoned:
-                return
-            writer = self.writer_lock.acquire()
-            adopted = await self._outbox.write(
-                lambda connection: on_cursor(connection, drafts.adopt, abandoned, writer)
-            )
+            adopted = await self.adopt()
         except LetopisError as error:
             logger.warning("cannot see which replies were never confirmed: %s", error)
             return
-        if not adopted:
-            return
-        replies = tuple(self._unconfirmed(draft, abandoned=True) for draft in adopted)
+        if adopted:
+            await self.report(callback, *(self.describe(draft, abandoned=True) for draft in adopted))
+
+    async def report(self, callback: OnUnconfirmed, *replies: Unconfirmed) -> None:
+        """Call ``callback``, and log it if that fails."""
         outcome = await call_with_timeout(callback, replies, seconds=_CALLBACK_TIMEOUT_SECONDS)
         if outcome.done is not True:
             logger.error(
@@ -160,7 +174,7 @@ class Replies:
         if reply._settled:  # the others are retried
             self.writing.pop((reply.conversation_id, reply.message_id), None)
 
-    def _unconfirmed(self, draft: drafts.UnconfirmedDraft, *, abandoned: bool) -> Unconfirmed:
+    def describe(self, draft: drafts.UnconfirmedDraft, *, abandoned: bool) -> Unconfirmed:
         return Unconfirmed(
             conversation_id=draft.conversation_id,
             message_id=draft.message_id,
@@ -186,6 +200,11 @@ def _check(
         raise EventIdReused(conversation_id=conversation_id, event_id=event_id, message_id=message_id)
     if on_cursor(connection, drafts.find, conversation_id, message_id) is not None:
         raise InvalidInput("message_id", "another reply is being written under this id")
+
+
+async def _no_sender(_: str, __: str) -> bool:
+    """Leave no reply to a sender."""
+    return False
 
 
 def _message(draft: drafts.UnconfirmedDraft, upcasters: Upcasters) -> Message | None:

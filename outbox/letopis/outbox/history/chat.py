@@ -220,6 +220,14 @@ class Chat:
             self.conversation_id, MessageFailed(message_id=message_id, reason=reason)
         )
 
+    async def send(self, message_id: str) -> bool:
+        """Leave an unconfirmed reply of this process to the history's ``sender``, as ``Reply.send`` does.
+
+        :raises OutboxUnavailable: the outbox file cannot be written.
+        """
+        check_identifier(self.conversation_id, "conversation_id")
+        return await self._parts.replies.hand_over(self.conversation_id, check_identifier(message_id, "message_id"))
+
     # Change the conversation.
 
     async def rename(self, title: str) -> Receipt:

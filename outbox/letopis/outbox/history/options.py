@@ -38,6 +38,7 @@ class Unconfirmed:
     :ivar appended_at: when it became a message of the history.
     :ivar message: as it was appended; ``None`` if the outbox does not hold it any more.
     :ivar abandoned: whether its writer has ended, so that no other program will confirm it.
+    :ivar failure: why the history's ``sender`` has given it up; ``None`` if it has not.
     """
 
     conversation_id: str
@@ -46,6 +47,7 @@ class Unconfirmed:
     appended_at: datetime
     message: Message | None
     abandoned: bool
+    failure: str | None = None
 
     @property
     def interrupted(self) -> bool:
@@ -55,6 +57,28 @@ class Unconfirmed:
 
 OnUnconfirmed = Callable[[tuple[Unconfirmed, ...]], Awaitable[Any] | Any]
 """A function that is called with the replies that were never confirmed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnsentReply:
+    """A reply that the ``sender`` of a history is to send.
+
+    :ivar message: with the edits made since. Its ``status`` is ``interrupted`` if it was cut off while written.
+    :ivar appended_at: when it became a message of the history.
+    :ivar idempotency_key: the id of the event that appended it, the same at each attempt, as for ``Reply.event_id``.
+    :ivar attempt: from 1, counted in this process. The platform may hold the reply at the first one, too.
+    """
+
+    conversation_id: str
+    owner_id: str | None
+    message: Message
+    appended_at: datetime
+    idempotency_key: str
+    attempt: int
+
+
+Sender = Callable[[UnsentReply], Awaitable[Any] | Any]
+"""A function that sends a reply and returns the ids that the platform gave it, a mapping or ``None``."""
 
 
 P = ParamSpec("P")
@@ -102,7 +126,14 @@ class Options:
         if another process delivers or none does.
     :param on_recovered: called with the same ``Incident`` once the messages are saved.
     :param on_unconfirmed: called once after opening with a tuple of ``Unconfirmed``: the replies whose process
-        ended before it confirmed them. See :meth:`reply`.
+        ended before it confirmed them. See :meth:`reply`. With a ``sender``, it is called for each reply that is given
+        up instead, once, with the ``failure``.
+    :param sender: called with an ``UnsentReply`` for each reply whose process ended before it confirmed it, and for
+        those of ``Reply.send``. What it returns confirms the reply: the platform's ids, ``None``, or a ``MessageSent``.
+        An exception is a failed attempt, repeated after 1, 2, 4 s ... up to an hour; ``SendRefused`` gives the reply
+        up, as failed. The replies of a conversation go in order. Each is sent at least once, and again if a process
+        ends between sending and confirming, or if a call that failed was carried out.
+    :param send_within: seconds since its append after which a reply is given up.
     :param channels: addresses of operators to notify: ``https://`` is a webhook, others are for Apprise (extra
         ``letopis[alerts]``). The result of ``open_channels`` is accepted too.
     :param rules: thresholds for incidents and alerts, in seconds.
@@ -130,6 +161,8 @@ class Options:
     on_stuck: Callback | None = None
     on_recovered: Callback | None = None
     on_unconfirmed: OnUnconfirmed | None = None
+    sender: Sender | None = None
+    send_within: float = 86_400.0
     channels: Iterable[str | Channel] = ()
     rules: Rules = _RULES
     locale: str | None = None
@@ -142,6 +175,7 @@ class Options:
         _check_callback("on_stuck", self.on_stuck)
         _check_callback("on_recovered", self.on_recovered)
         _check_callback("on_unconfirmed", self.on_unconfirmed, takes="a tuple of Unconfirmed")
+        _check_callback("sender", self.sender, takes="an UnsentReply")
         _check_callback("now", self.now, takes="nothing and returns the time")
         for name, kind in (
             ("policy", RetryPolicy),
@@ -154,6 +188,9 @@ class Options:
             if not isinstance(option, kind):
                 raise ConfigurationError(f"{name} must be {kind.__name__}(...), not {type(option).__name__}")
         check_number(self.read_timeout, "read_timeout")
+        check_number(self.send_within, "send_within")
+        if self.send_within <= 0:
+            raise ConfigurationError("send_within must be more than 0 seconds")
         if isinstance(self.channels, str) or not isinstance(self.channels, Iterable):
             raise ConfigurationError(f"channels must be a list of addresses, not {type(self.channels).__name__}")
         object.__setattr__(self, "channels", tuple(self.channels))  # read again by each opening

@@ -71,6 +71,7 @@ class Reply:
         writer: str,
         every: float | None,
         confirm: bool,
+        hand_over: Callable[[str, str], Awaitable[bool]],
     ) -> None:
         self.conversation_id = conversation_id
         self.message_id = empty.id
@@ -85,6 +86,7 @@ class Reply:
         self._writer = writer
         self._every = every
         self._confirm = confirm
+        self._hand_over = hand_over
         self._content = DraftContent(empty, self._limits)
         self._started_us = self._outbox.now_us()
         self._ending = asyncio.Lock()
@@ -189,6 +191,19 @@ class Reply:
         return await self._appender.change(
             self.conversation_id, MessageFailed(message_id=self.message_id, reason=reason)
         )
+
+    async def send(self) -> bool:
+        """Leave the reply to the history's ``sender``, if its own sending failed or was not tried.
+
+        It is sent in the background, after the earlier replies of its conversation, until the platform accepts it.
+        Finishes the reply if needed. Idempotent. Return False if nothing sends it: the history has no ``sender``, or
+        the reply is confirmed already, or needs no confirmation.
+
+        :raises InvalidInput: the reply is empty.
+        :raises LetopisError: as for :meth:`finish`.
+        """
+        await self._ensure_appended()
+        return await self._hand_over(self.conversation_id, self.message_id)
 
     # For the history and its transactions.
 

@@ -367,6 +367,10 @@ class BlockingChat(SyncBase[Chat]):
         """As :meth:`Chat.failed`; waits."""
         return self._call_receipt(self._inner.failed, message_id, reason=reason)
 
+    def send(self, message_id: str) -> bool:
+        """As :meth:`Chat.send`; waits."""
+        return self._portal.call(self._inner.send, message_id)
+
     def rename(self, title: str) -> BlockingReceipt:
         """As :meth:`Chat.rename`; waits."""
         return self._call_receipt(self._inner.rename, title)
@@ -570,6 +574,10 @@ class BlockingReply(SyncBase[Reply]):
     def failed(self, *, reason: str | None = None) -> BlockingReceipt:
         """As :meth:`Reply.failed`; waits."""
         return self._call_receipt(self._inner.failed, reason=reason)
+
+    def send(self) -> bool:
+        """As :meth:`Reply.send`; waits."""
+        return self._portal.call(self._inner.send)
 
 
 class BlockingHistory(SyncBase[History]):

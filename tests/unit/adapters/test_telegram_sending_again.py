@@ -1,0 +1,190 @@
+"""What a crash or a failed call kept from Telegram is sent again, as far as the history holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from letopis.adapters.telegram_core.bot import HANDLING_LIMIT, BotParts
+from letopis.adapters.telegram_core.calls import Failure, failure_of
+from letopis.adapters.telegram_core.keys import ChatKey
+from letopis.adapters.telegram_core.outgoing import current_update
+from letopis.adapters.telegram_core.splitting import Entity
+from letopis.outbox import History, UnsentReply
+from letopis.store import InvalidInput, Message, MessageSent, SendRefused
+from letopis.store.model.events import utc_now
+from letopis.store.model.parts import Content, Data, File, Text
+
+PLACE = ChatKey(bot_id=7000, chat_id=1001)
+LONG = "Words of tea. " * 400
+
+
+class Broken(Exception):
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
+
+
+@dataclass
+class Telegram:
+    """Shows what it is sent, and fails the calls whose number is in ``fails``."""
+
+    fails: dict[int, Failure] = field(default_factory=dict)
+    shown: list[tuple[str, ...]] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    place: ChatKey | None = None
+    calls: int = 0
+
+    def to(self, place: ChatKey, options: dict[str, Any]) -> Telegram:
+        self.place, self.options = place, options
+        return self
+
+    async def send_text(self, text: str, entities: Sequence[Entity], *, last: bool) -> int:
+        return self._show("text", text)
+
+    async def send_file(self, path: Path, name: str, caption: str, entities: Sequence[Entity]) -> int:
+        return self._show("document", path.read_text(encoding="utf-8"))
+
+    async def send_media(self, kind: str, reference: str, caption: str, entities: Sequence[Entity]) -> int:
+        return self._show(kind, reference, caption)
+
+    def failure_of(self, error: Exception) -> Failure | None:
+        return error.failure if isinstance(error, Broken) else None
+
+    def _show(self, *what: str) -> int:
+        self.calls += 1
+        if self.calls in self.fails:
+            raise Broken(self.fails[self.calls])
+        self.shown.append(what)
+        return 500 + len(self.shown)
+
+
+@pytest.fixture
+def parts(history: History, tmp_path: Path) -> BotParts:
+    return BotParts.of(history, 7000, files=tmp_path / "files")
+
+
+def reply(content: Content, **more: Any) -> UnsentReply:
+    about = {"metadata": {"telegram": more.pop("telegram")}} if "telegram" in more else {}
+    given: dict[str, Any] = {
+        "conversation_id": PLACE.owner,
+        "owner_id": PLACE.owner,
+        "message": Message.assistant(content, id="0192d6a0-0000-7000-8000-000000000001", **about),
+        "appended_at": utc_now(),
+        "idempotency_key": "key",
+        "attempt": 1,
+    }
+    return UnsentReply(**{**given, **more})
+
+
+@pytest.mark.parametrize(
+    ("content", "shown", "sent_as"),
+    [
+        ("A leaf.", [("text", "A leaf.")], "message"),
+        (LONG, [("document", LONG)], "file"),
+        ((Text("A leaf"), File("tg-file:AgAC", "image/jpeg", "photo")), [("photo", "AgAC", "A leaf")], "photo"),
+        (
+            (
+                File("tg-file:one", "image/jpeg", "photo"),
+                Text("and"),
+                File("https://tea.example/two", "image/jpeg", "photo"),
+                Text("done"),
+            ),
+            [("photo", "one", ""), ("photo", "https://tea.example/two", "and"), ("text", "done")],
+            "photo",
+        ),
+    ],
+    ids=["text", "long text", "photo", "several"],
+)
+async def test_what_the_history_holds_is_sent(
+    parts: BotParts, content: Content, shown: list[tuple[str, ...]], sent_as: str
+) -> None:
+    telegram = Telegram()
+
+    sent = await parts.send_again(reply(content, telegram={"parse_mode": "HTML"}), telegram.to)
+
+    assert telegram.shown == shown
+    assert (telegram.place, telegram.options) == (PLACE, {"parse_mode": "HTML"})
+    assert isinstance(sent, MessageSent)
+    numbers = [500 + number for number in range(1, len(shown) + 1)]
+    assert sent.platform_ids == {"telegram": numbers[0] if len(numbers) == 1 else numbers}
+    assert sent.sent_as == sent_as
+    assert (sent.file_path is not None) == (sent_as == "file")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        reply((File("tg-upload:report.pdf", None, "report.pdf"),)),
+        reply((Data({"method": "sendPoll"}),)),
+        reply("A leaf.", owner_id="tg:8000:1001"),
+        reply("A leaf.", owner_id=None, conversation_id="a web page"),
+    ],
+    ids=["an upload", "a poll", "another bot's", "another chat's"],
+)
+async def test_what_cannot_be_sent_is_refused(parts: BotParts, given: UnsentReply) -> None:
+    telegram = Telegram()
+
+    with pytest.raises(SendRefused):
+        await parts.send_again(given, telegram.to)
+    assert telegram.calls == 0
+
+
+async def test_only_what_telegram_refuses_is_given_up(parts: BotParts) -> None:
+    blocked = failure_of(403, "Forbidden: bot was blocked by the user")
+    moved = failure_of(400, "group chat was upgraded", {"migrate_to_chat_id": -100})
+    telegram = Telegram(fails={1: failure_of(502, "Bad Gateway"), 2: moved, 3: blocked})
+
+    for error in (Broken, Broken, SendRefused):
+        with pytest.raises(error):
+            await parts.send_again(reply("A leaf."), telegram.to)
+
+
+async def test_handler_that_still_runs_goes_first(parts: BotParts) -> None:
+    """After a crash its update is handled again, which sends the reply that it had begun."""
+    message = {"message_id": 5, "date": 1_790_000_000, "chat": {"id": 1001}, "text": "What is tea?"}
+    await parts.incoming.record({"update_id": 1, "message": message})
+    telegram, given = Telegram(), reply("A leaf.", telegram={"update_id": 1})
+
+    with pytest.raises(InvalidInput, match="handler"):
+        await parts.send_again(given, telegram.to)
+    await parts.send_again(replace(given, appended_at=utc_now() - HANDLING_LIMIT), telegram.to)
+    await parts.incoming.handled(1)
+    await parts.send_again(given, telegram.to)
+
+    assert len(telegram.shown) == 2
+
+
+async def test_handler_that_ends_hands_over_what_failed_and_its_parts(
+    parts: BotParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed_over: list[str] = []
+
+    async def hand_over(_: str, message_id: str) -> bool:
+        handed_over.append(message_id)
+        return True
+
+    monkeypatch.setattr(parts.history._parts.replies, "hand_over", hand_over)
+    message = {"message_id": 5, "date": 1_790_000_000, "chat": {"id": 1001}, "text": "What is tea?"}
+    refused, lost = failure_of(413, "too large"), Failure(ending="unknown", reason="ConnectionError")
+    telegram = Telegram(fails={1: refused, 3: lost})
+    token = current_update.set(await parts.incoming.record({"update_id": 1, "message": message}))
+    try:
+        with pytest.raises(Broken):
+            await parts.sender.send(telegram, PLACE, LONG)  # the file is refused, and the second message lost
+    finally:
+        current_update.reset(token)
+    await parts.incoming.handled(1)
+    await parts.outgoing.handler_ended(2)
+    assert handed_over == []
+    await parts.outgoing.handler_ended(1)
+
+    [_, answer] = await parts.history.messages(PLACE.owner)
+    assert handed_over == [answer.id]
+    await parts.send_again(reply(LONG, message=answer.message), telegram.to)
+    assert " ".join(text for _, text in telegram.shown).split() == LONG.split()
+    assert answer.message.metadata["telegram"]["update_id"] == 1

@@ -1,0 +1,487 @@
+"""Replies that were appended and never confirmed are sent again: in order, later and later, within a limit of age."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from letopis import BlockingHistory, History, SendRefused, Unconfirmed, UnsentReply
+from letopis.outbox.concurrency.clock import Clock
+from letopis.outbox.history._sending import LIVE_SENDING_SECONDS, MAX_CALLS, Resender
+from letopis.outbox.history.options import Options
+from letopis.store import ConfigurationError, InvalidInput, OutboxUnavailable
+from letopis.store.model.conversations import Delivery
+from letopis.store.model.event_types import MessageSent
+from tests.support.apart import open_apart
+from tests.unit.outbox.history.test_replies import blocks
+
+DAY = 86_400.0
+
+
+class Time:
+    """Both clocks, which stand still until a test moves them."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def now(self) -> datetime:
+        return datetime(2026, 11, 1, tzinfo=UTC) + timedelta(seconds=self.seconds)
+
+
+class Platform:
+    """Takes every reply, but for what ``answers`` says of the next ones."""
+
+    def __init__(self) -> None:
+        self.calls: list[UnsentReply] = []
+        self.answers: deque[Any] = deque()
+        self.busy = asyncio.Event()
+        self.busy.set()
+
+    async def send(self, reply: UnsentReply) -> Any:
+        self.calls.append(reply)
+        answer = self.answers.popleft() if self.answers else {"telegram": len(self.calls)}
+        await self.busy.wait()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    @property
+    def texts(self) -> list[str]:
+        return [reply.message.text for reply in self.calls]
+
+
+class Bot:
+    """A history whose sender is stepped by hand."""
+
+    def __init__(self, history: History, time: Time, *, within: float = DAY) -> None:
+        self.history, self.time, self.platform = history, time, Platform()
+        self.told: list[Unconfirmed] = []
+        parts = history._parts
+        self.resender = Resender(
+            self.platform.send,
+            Options("bot.outbox.db", send_within=within, on_unconfirmed=self.told.extend),
+            replies=parts.replies,
+            appender=parts.appender,
+            finder=parts.finder,
+            clock=Clock(now=time.now, monotonic=lambda: time.seconds),
+            uniform=lambda _, longest: longest,
+        )
+        parts.replies.hand_over = self.resender.take_over
+
+    async def write(self, conversation_id: str, *texts: str) -> list[str]:
+        """Append replies that are to be sent, and return their ids."""
+        ids = []
+        for text in texts:
+            async with self.history.reply(conversation_id, owner="42") as reply:
+                await reply.add(text)
+            ids.append(reply.message_id)
+        return ids
+
+    def crash(self) -> None:
+        """Take the history's sign of life away, as the end of its process does."""
+        self.history._parts.replies.writer_lock.release()
+
+    async def step(self) -> float:
+        """Send what is due, to the end, and return the seconds until the next attempt."""
+        while True:
+            seconds = await self.resender.step()
+            if not self.resender.calls:
+                return seconds
+            await asyncio.gather(*self.resender.calls.values())
+            await asyncio.sleep(0)
+
+    async def forward(self, seconds: float) -> float:
+        self.time.seconds += seconds
+        return await self.step()
+
+
+@asynccontextmanager
+async def opened(tmp_path: Path, **options: Any) -> AsyncIterator[History]:
+    async with open_apart(tmp_path / "bot.outbox.db", **{"relay": False, "watch": False, **options}) as history:
+        yield history
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+async def bot(tmp_path: Path, time: Time) -> AsyncIterator[Bot]:
+    async with opened(tmp_path, now=time.now) as history:
+        yield Bot(history, time)
+
+
+async def test_reply_of_a_dead_process_is_sent_and_confirmed(bot: Bot) -> None:
+    [message_id] = await bot.write("c", "Hello")
+    await bot.step()
+    assert bot.platform.calls == []  # it may be sending it
+
+    bot.crash()
+    await bot.forward(60)
+
+    [reply] = bot.platform.calls
+    assert (reply.conversation_id, reply.owner_id, reply.message.text) == ("c", "42", "Hello")
+    assert (reply.message.id, reply.attempt) == (message_id, 1)
+    [message] = await bot.history.messages("c")
+    assert reply.idempotency_key == str(message.event_id)
+    assert (message.delivery, message.delivery_data["platform_ids"]) == (Delivery.SENT, {"telegram": 1})
+    assert await bot.history.unconfirmed() == ()
+    await bot.forward(DAY)
+    assert len(bot.platform.calls) == 1
+
+
+async def test_replies_of_a_conversation_go_in_order_and_others_do_not_wait(bot: Bot) -> None:
+    await bot.write("c", "one", "two")
+    await bot.write("d", "other")
+    await bot.write("c", "three")
+    bot.crash()
+    bot.platform.answers.append(ConnectionError())
+
+    seconds = await bot.step()
+    assert bot.platform.texts == ["one", "other"]
+    assert seconds == 1
+
+    await bot.forward(1)
+    assert bot.platform.texts == ["one", "other", "one", "two", "three"]
+    assert await bot.history.unconfirmed() == ()
+
+
+async def test_order_is_that_of_the_appends_and_not_of_the_clock(bot: Bot) -> None:
+    for seconds, text in ((50.0, "one"), (20.0, "two"), (30.0, "three")):
+        bot.time.seconds = seconds  # set back after the first
+        await bot.write("c", text)
+    bot.crash()
+    await bot.step()
+
+    assert bot.platform.texts == ["one", "two", "three"]
+
+
+async def test_attempts_come_later_and_later_with_the_same_key(bot: Bot) -> None:
+    await bot.write("c", "Hello")
+    bot.crash()
+    bot.platform.answers.extend([TimeoutError()] * 15)
+    seconds, moments = await bot.step(), [0.0]
+    while len(moments) < 15:
+        seconds = await bot.forward(seconds)
+        moments.extend([bot.time.seconds] * (len(bot.platform.calls) - len(moments)))
+
+    waits = [later - earlier for earlier, later in itertools.pairwise(moments)]
+    assert waits == [2.0**number for number in range(12)] + [3600.0] * 2
+    assert [reply.attempt for reply in bot.platform.calls] == list(range(1, 16))
+    assert len({reply.idempotency_key for reply in bot.platform.calls}) == 1
+    assert bot.told == []
+
+
+async def test_reply_is_given_up_by_age_and_told_once(
+    tmp_path: Path, time: Time, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(tmp_path, now=time.now) as history:
+        bot = Bot(history, time, within=100)
+        await bot.write("c", "Hello")
+        bot.crash()
+        bot.platform.answers.extend([ConnectionError("secret")] * 50)
+        seconds = await bot.step()
+        while await history.unconfirmed():
+            seconds = await bot.forward(seconds)
+        await bot.forward(DAY)
+
+        assert time.seconds == 100 + DAY
+        assert len(bot.platform.calls) == 7  # at 0, 1, 3, 7, 15, 31 and 63 s
+        [told] = bot.told
+        assert told.message is not None
+        assert (told.message.text, told.failure) == ("Hello", "not sent within 100 s ConnectionError")
+        [message] = await history.messages("c")
+        assert (message.text, message.delivery) == ("Hello", Delivery.FAILED)
+        assert message.delivery_data["reason"] == told.failure
+        [given_up] = [record for record in caplog.records if record.levelno == logging.ERROR]
+        assert "is given up" in given_up.message
+        assert "secret" not in caplog.text
+
+
+async def test_reply_that_is_too_old_at_the_start_is_not_sent(bot: Bot) -> None:
+    await bot.write("c", "old")
+    bot.time.seconds = DAY
+    await bot.write("c", "new")
+    bot.crash()
+    await bot.step()
+
+    assert bot.platform.texts == ["new"]
+    assert [told.failure for told in bot.told] == ["not sent within 86400 s"]
+
+
+async def test_refused_reply_is_given_up_at_once_and_the_next_one_goes(bot: Bot) -> None:
+    await bot.write("c", "one", "two")
+    bot.crash()
+    bot.platform.answers.append(SendRefused("the user has blocked the bot"))
+    await bot.step()
+
+    assert bot.platform.texts == ["one", "two"]
+    assert [told.failure for told in bot.told] == ["the user has blocked the bot"]
+    messages = await bot.history.messages("c")
+    assert [message.delivery for message in messages] == [Delivery.FAILED, Delivery.SENT]
+
+
+@pytest.mark.parametrize("answer", [{"telegram": 7}, SendRefused("blocked")], ids=["sent", "refused"])
+async def test_outcome_that_cannot_be_recorded_is_recorded_later_and_nothing_is_repeated(
+    bot: Bot, monkeypatch: pytest.MonkeyPatch, answer: Any
+) -> None:
+    await bot.write("c", "Hello")
+    bot.crash()
+    bot.platform.answers.append(answer)
+    with monkeypatch.context() as patch:
+
+        async def refuse(*_: Any) -> None:
+            raise OutboxUnavailable("the disk is gone")
+
+        patch.setattr(bot.history._parts.appender, "change", refuse)
+        assert await bot.step() == 1
+        assert await bot.forward(1) == 2
+    await bot.forward(2)
+
+    assert bot.platform.texts == ["Hello"]
+    assert len(bot.told) == isinstance(answer, SendRefused)
+    assert await bot.history.unconfirmed() == ()
+
+
+@pytest.mark.parametrize(
+    ("answer", "kept"),
+    [
+        (None, {}),
+        ({"telegram": object()}, {}),
+        (17, {}),
+        (
+            MessageSent(message_id="another", platform_ids={"telegram": 7}, sent_as="file"),
+            {"platform_ids": {"telegram": 7}, "sent_as": "file"},
+        ),
+    ],
+    ids=["nothing", "an object", "a number", "an event"],
+)
+async def test_whatever_the_sender_returns_confirms_the_reply(bot: Bot, answer: Any, kept: dict[str, Any]) -> None:
+    await bot.write("c", "Hello")
+    bot.crash()
+    bot.platform.answers.append(answer)
+    await bot.step()
+    await bot.forward(1)
+
+    assert len(bot.platform.calls) == 1
+    [message] = await bot.history.messages("c")
+    assert (message.delivery, {name: value for name, value in message.delivery_data.items() if value}) == (
+        Delivery.SENT,
+        kept,
+    )
+
+
+async def test_message_is_sent_as_it_is_now_and_only_while_it_is_shown(bot: Bot) -> None:
+    edited, undone = await bot.write("c", "edited", "undone")
+    await bot.write("d", "redacted")
+    [redacted] = [message.id for message in await bot.history.messages("d")]
+    await bot.history.chat("c").edit(edited, "anew")
+    await bot.history.chat("c").pop()
+    await bot.history.chat("d").redact(redacted)
+    bot.crash()
+    await bot.step()
+
+    assert bot.platform.texts == ["anew"]
+    assert [(told.message_id, told.failure) for told in bot.told] == [(undone, "no longer part of the conversation")]
+    assert await bot.history.unconfirmed() == ()
+
+
+async def test_reply_that_is_being_sent_is_waited_for(bot: Bot, tmp_path: Path) -> None:
+    """A later reply of its conversation waits for the live one, and for no longer than a sending may take."""
+    async with opened(tmp_path, now=bot.time.now) as other:
+        async with other.reply("c") as live:
+            await live.add("live")
+        await bot.write("c", "later")
+        bot.crash()
+        assert await bot.step() == 1
+        assert bot.platform.texts == []
+        await live.sent()
+        await bot.forward(1)
+        assert bot.platform.texts == ["later"]
+
+        async with other.reply("c") as forgotten:
+            await forgotten.add("forgotten")
+        await bot.write("c", "last")
+        bot.crash()
+        await bot.forward(60)
+        assert bot.platform.texts == ["later"]
+        await bot.forward(LIVE_SENDING_SECONDS)
+        assert bot.platform.texts == ["later", "last"]
+
+
+async def test_reply_whose_own_sending_failed_is_handed_over(bot: Bot) -> None:
+    async with bot.history.reply("c") as reply:
+        await reply.add("Hello")
+    assert await reply.send()
+    assert await reply.send()
+    await bot.step()
+    assert bot.platform.texts == ["Hello"]
+
+    assert not await reply.send()  # it is confirmed
+    async with bot.history.reply("c", confirm=False) as page:
+        await page.add("on a web page")
+    assert not await page.send()
+    async with bot.history.reply("c") as whole:
+        await whole.add("not finished yet")
+        assert await whole.send()
+    bot.platform.answers.append(ConnectionError())
+    await bot.step()
+    assert await bot.history.chat("c").send(whole.message_id)  # it is due later
+    await bot.step()
+    assert bot.platform.texts == ["Hello", "not finished yet"]
+    with pytest.raises(InvalidInput):
+        await bot.history.chat("c").send("")
+
+
+async def test_bot_that_confirms_first_is_not_doubled(bot: Bot) -> None:
+    [message_id] = await bot.write("c", "Hello")
+    bot.crash()
+    bot.platform.answers.append(TimeoutError())
+    await bot.step()
+    await bot.history.chat("c").sent(message_id)
+    await bot.forward(60)
+
+    assert len(bot.platform.calls) == 1
+
+
+async def test_of_two_processes_one_sends(bot: Bot, tmp_path: Path) -> None:
+    await bot.write("c", *"abcdef")
+    bot.crash()
+    async with opened(tmp_path, now=bot.time.now) as history:
+        other = Bot(history, bot.time)
+        await asyncio.gather(bot.step(), other.step())
+        await other.forward(60)
+        await bot.step()
+
+    assert sorted(bot.platform.texts + other.platform.texts) == list("abcdef")
+    assert [] in (bot.platform.texts, other.platform.texts)
+
+
+async def test_calls_are_bounded_and_one_that_hangs_holds_up_its_conversation_only(bot: Bot) -> None:
+    for number in range(MAX_CALLS + 2):
+        await bot.write(f"c{number}", "one", "two")
+    bot.crash()
+    bot.platform.busy.clear()
+    await bot.resender.step()
+    await asyncio.sleep(0)
+    await bot.resender.step()
+
+    assert len(bot.resender.calls) == MAX_CALLS
+    bot.platform.busy.set()
+    await bot.step()
+    assert await bot.history.unconfirmed() == ()
+    assert len(bot.platform.calls) == 2 * (MAX_CALLS + 2)
+
+
+# As a bot gets it.
+
+
+async def test_history_with_a_sender_sends_what_its_predecessor_could_not(tmp_path: Path) -> None:
+    platform = Platform()
+    async with opened(tmp_path) as history, history.reply("c", owner="42") as reply:
+        await reply.add("Hello")
+    async with opened(tmp_path, sender=platform.send, on_unconfirmed=lambda _: pytest.fail("told")) as history:
+        async with asyncio.timeout(10):
+            while await history.unconfirmed():  # noqa: ASYNC110 - nothing rings
+                await asyncio.sleep(0.005)
+        async with history.reply("c") as reply:
+            await reply.add("again")
+        platform.answers.append(ConnectionError())
+        await reply.send()
+        async with asyncio.timeout(10):
+            while await history.unconfirmed():  # noqa: ASYNC110 - likewise
+                await asyncio.sleep(0.005)
+
+    assert platform.texts == ["Hello", "again", "again"]
+
+
+async def test_closing_waits_for_the_call_in_flight(tmp_path: Path) -> None:
+    platform = Platform()
+    platform.busy.clear()
+    async with opened(tmp_path, sender=platform.send) as history:
+        async with history.reply("c") as reply:
+            await reply.add("Hello")
+        await reply.send()
+        async with asyncio.timeout(10):
+            while not platform.calls:  # noqa: ASYNC110 - likewise
+                await asyncio.sleep(0.005)
+        asyncio.get_running_loop().call_later(0.05, platform.busy.set)
+    async with opened(tmp_path) as history:
+        assert await history.unconfirmed() == ()
+
+
+def test_synchronous_history_takes_a_plain_function(tmp_path: Path) -> None:
+    texts: list[str] = []
+
+    def send(reply: UnsentReply) -> dict[str, int]:
+        texts.append(reply.message.text)
+        return {"telegram": 1}
+
+    with BlockingHistory(tmp_path / "bot.outbox.db") as history, history.reply("c") as reply:
+        reply.add("Hello")
+    with BlockingHistory(tmp_path / "bot.outbox.db", sender=send) as history:
+        deadline = 1_000
+        while history.unconfirmed() and deadline:
+            deadline -= history.drained(0.01) is not None
+        [message] = history.messages("c")
+        assert message.delivery is Delivery.SENT
+        with history.reply("c") as reply:
+            reply.add("again")
+        assert reply.send()
+    assert texts[0] == "Hello"
+
+
+async def test_history_without_a_sender_runs_nothing(tmp_path: Path) -> None:
+    before = asyncio.all_tasks()
+    async with opened(tmp_path, relay=False, watch=True) as history, history.reply("c") as reply:
+        await reply.add("Hello")
+        assert not await reply.send()
+        assert not await history.chat("c").send(reply.message_id)
+        tasks = {task.get_name() for task in asyncio.all_tasks() - before}
+        assert tasks == {"letopis-outbox", "letopis-watch", "letopis-replies"}
+        assert [one.abandoned for one in await history.unconfirmed()] == [False]
+
+
+async def test_the_how_to_of_sending_again_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = blocks("confirm-sending.md")
+    monkeypatch.chdir(tmp_path)
+    troubles: list[Exception] = [ConnectionError(), PermissionError()]
+    shown: list[str] = []
+    told: list[Unconfirmed] = []
+
+    async def send_message(_: str, text: str) -> SimpleNamespace:
+        if text != "good" and troubles:
+            raise troubles.pop(0)
+        shown.append(text)
+        return SimpleNamespace(message_id=len(shown))
+
+    bot = SimpleNamespace(send_message=send_message)
+
+    async def serve(history: History) -> None:
+        for chat, text in (("a", "good"), ("b", "blocked")):
+            await names["reply_at_last"](history, bot, chat, text)
+        async with asyncio.timeout(10):
+            while await history.unconfirmed():  # noqa: ASYNC110 - nothing rings
+                await asyncio.sleep(0.005)
+
+    await names["run_sending_bot"](bot, serve, told.extend)
+
+    assert shown == ["good"]
+    assert [one.failure for one in told] == ["the user has blocked the bot"]
+
+
+@pytest.mark.parametrize("options", [{"sender": "me"}, {"send_within": "a day"}, {"send_within": 0}])
+def test_wrong_options_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises((ConfigurationError, InvalidInput), match=next(iter(options))):
+        History(tmp_path / "bot.outbox.db", **options)
