@@ -19,7 +19,7 @@ from uuid import UUID
 from letopis.outbox.alerting import incidents
 from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.outbox.concurrency.clock import MICROSECONDS_PER_SECOND, Deadline, RetryTimers
-from letopis.outbox.event_log import append, effects, retention
+from letopis.outbox.event_log import append, effects, retention, reused_ids
 from letopis.outbox.event_log import lanes as outbox_lanes
 from letopis.outbox.event_log.append_encoding import PreparedChange, prepare
 from letopis.outbox.event_log.append_plan import Appended
@@ -181,11 +181,11 @@ def _() -> Iterable[Replacement]:
 
 @defect("content is not compared where an event id is known")
 def _() -> Iterable[Replacement]:
-    def reason(real: Any, used: UsedIds, event: Any, use: Any) -> Reuse | None:
-        reuse: Reuse | None = real(used, event, use)
+    def compared(real: Any, event: Any, known: Any) -> Reuse | None:
+        reuse: Reuse | None = real(event, known)
         return None if reuse is Reuse.OTHER_CONTENT else reuse
 
-    yield UsedIds, "reason", around(reason)
+    yield reused_ids, "_other_content", around(compared)
 
 
 @defect("sequences are counted by what is still kept")
