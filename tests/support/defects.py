@@ -570,7 +570,7 @@ def _() -> Iterable[Replacement]:
 
 @defect("operators are told, and that they were is not recorded")
 def _() -> Iterable[Replacement]:
-    async def claim_all(self: AlertMonitor, errands: Any) -> Any:
+    async def claim_all(self: AlertMonitor, errands: Any, **options: Any) -> Any:
         return tuple(errands)
 
     async def settle_nothing(self: AlertMonitor, *args: Any, **options: Any) -> None:

@@ -1,53 +1,56 @@
-"""Write the alert that operators get about one incident, or about several conversations at once.
-
-It is made of counts, durations, names and fault classes only, never of a payload, an address or a secret.
-"""
+"""Write the alert that operators get, of counts, durations, names and fault classes: no payload, address or secret."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 from letopis.outbox.alerting.channels import Alert
 from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord, fault_class
-from letopis.outbox.alerting.language import catalogue, duration, language_of, moment, reason_in
+from letopis.outbox.alerting.language import catalogue, duration, moment, reason_in
 from letopis.outbox.alerting.notifications import NotificationKind, PendingNotification
+from letopis.outbox.alerting.outage_group import Extent
 from letopis.store.model.records import shown_lane
 
-MAX_LISTED: Final = 5
-"""Conversations that an alert about several names."""
+MAX_LISTED: Final = 5  # conversations that an alert about several names
 MAX_NAME_LENGTH: Final = 80
 JUST_NOW_SECONDS: Final = 5.0
-LOSSES: Final = frozenset({"lost", "incomplete", "damaged"})
-"""Classes of faults in which something may be lost."""
+LOSSES: Final = frozenset({"lost", "incomplete", "damaged"})  # faults in which something may be lost
 
 
-def build_alert(pending: Sequence[PendingNotification], *, outbox: str, now: datetime, locale: str | None) -> Alert:
-    """Return the alert for one channel about incidents of one kind."""
-    gettext = catalogue(language_of(locale)).gettext
+def build_alert(
+    pending: Sequence[PendingNotification],
+    *,
+    outbox: str,
+    now: datetime,
+    locale: str | None,
+    extent: Extent | None = None,
+) -> Alert:
+    """Return the alert for one channel about incidents of one kind; ``extent`` is that of several files."""
+    gettext = catalogue(locale).gettext
     incidents = [due.incident for due in pending]
     first, recovered = incidents[0], pending[0].notification.kind is NotificationKind.RECOVERED
     blocked = first.kind is IncidentKind.CONVERSATION_BLOCKED
     reminder = all(due.notification.reminder for due in pending)
     since = min(incident.opened_at for incident in incidents)
-    events = sum(incident.events for incident in incidents) if blocked else first.events
-    waiting = len(pending) if blocked else first.conversations
+    files, events, waiting = extent or (1, first.events, first.conversations)
+    if blocked:
+        events, waiting = sum(incident.events for incident in incidents), len(pending)
     reasons = sorted({incident.reason for incident in incidents if incident.reason})
     title = _title(first, len(pending) if recovered else first.conversations, recovered=recovered, locale=locale)
     if reminder:
         title = gettext("still: %(title)s") % {"title": title}
     lines = [
-        gettext("Outbox: %(outbox)s") % {"outbox": outbox},
+        (gettext("Outbox: %(outbox)s") if files == 1 else gettext("Outboxes: %(files)d, among them %(outbox)s"))
+        % {"outbox": outbox, "files": files},
         _lasting(since, first.resolved_at or now, reasons[:MAX_LISTED], recovered=recovered, locale=locale),
     ]
     if events:
+        counts = {"messages": messages(events, locale), "conversations": in_conversations(waiting, locale)}
         lost = first.kind is IncidentKind.HISTORY_INCOMPLETE or any(fault_class(text) in LOSSES for text in reasons)
-        line = gettext("Pending: %(messages)s %(conversations)s.") % {
-            "messages": messages(events, locale),
-            "conversations": in_conversations(waiting, locale),
-        }
+        line = gettext("Pending: %(messages)s %(conversations)s.") % counts
         lines.append(line if lost else " ".join((line, gettext("Nothing is lost."))))
     elif recovered:
         lines.append(gettext("Everything is delivered."))
@@ -67,6 +70,7 @@ def build_alert(pending: Sequence[PendingNotification], *, outbox: str, now: dat
             "state": str(first.state),
             "reminder": reminder,
             "outbox": outbox,
+            "files": files,
             "since": since.isoformat(),
             "reasons": reasons,
             "events": events,
@@ -78,22 +82,19 @@ def build_alert(pending: Sequence[PendingNotification], *, outbox: str, now: dat
 
 def trial_alert(outbox: str, locale: str | None) -> tuple[str, str]:
     """Return the title and the text of ``letopis alerts test``."""
-    gettext = catalogue(language_of(locale)).gettext
-    title = gettext("test alert")
-    return f"Letopis: {title}", gettext("Alerts of the outbox %(outbox)s arrive here. Nothing is wrong.") % {
-        "outbox": outbox
-    }
+    gettext = catalogue(locale).gettext
+    title, text = gettext("test alert"), gettext("Alerts of the outbox %(outbox)s arrive here. Nothing is wrong.")
+    return f"Letopis: {title}", text % {"outbox": outbox}
 
 
 def messages(count: int, locale: str | None = None) -> str:
     """Return ``1 message``, ``1 сообщение``, ``5 сообщений``."""
-    ngettext = catalogue(language_of(locale)).ngettext
-    return ngettext("%(count)d message", "%(count)d messages", count) % {"count": count}
+    return catalogue(locale).ngettext("%(count)d message", "%(count)d messages", count) % {"count": count}
 
 
 def in_conversations(count: int, locale: str | None = None) -> str:
     """Return ``in 1 conversation``, ``в 2 разговорах``."""
-    ngettext = catalogue(language_of(locale)).ngettext
+    ngettext = catalogue(locale).ngettext
     return ngettext("in %(count)d conversation", "in %(count)d conversations", count) % {"count": count}
 
 
@@ -103,7 +104,7 @@ def shown(name: str) -> str:
 
 
 def _title(incident: IncidentRecord, count: int, *, recovered: bool, locale: str | None) -> str:
-    translations = catalogue(language_of(locale))
+    translations = catalogue(locale)
     gettext, ngettext = translations.gettext, translations.ngettext
     titles = {
         "store_down": (gettext("The history store is down"), gettext("The history store is back")),
@@ -124,12 +125,9 @@ def _title(incident: IncidentRecord, count: int, *, recovered: bool, locale: str
 
 
 def _lasting(since: datetime, until: datetime, reasons: list[str], *, recovered: bool, locale: str | None) -> str:
-    gettext = catalogue(language_of(locale)).gettext
+    gettext = catalogue(locale).gettext
     seconds = max(0.0, (until - since).total_seconds())
-    values = {
-        "duration": duration(seconds, locale),
-        "instant": moment(since, now=since + timedelta(seconds=seconds), locale=locale),
-    }
+    values = {"duration": duration(seconds, locale), "instant": moment(since, now=max(since, until), locale=locale)}
     if recovered:
         return gettext("It lasted %(duration)s.") % values
     just_now = seconds < JUST_NOW_SECONDS
@@ -139,7 +137,7 @@ def _lasting(since: datetime, until: datetime, reasons: list[str], *, recovered:
 
 
 def _advice(kind: IncidentKind, reason: str | None, locale: str | None) -> str:
-    gettext = catalogue(language_of(locale)).gettext
+    gettext = catalogue(locale).gettext
     if kind is IncidentKind.RELAY_SILENT:
         return gettext("Start `letopis relay`, or check the process that should run it; see `letopis status`.")
     if kind is IncidentKind.HISTORY_INCOMPLETE:

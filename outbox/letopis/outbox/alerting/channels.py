@@ -6,6 +6,7 @@ import hashlib
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
@@ -16,11 +17,9 @@ from letopis.store.errors import ConfigurationError, LetopisError
 
 T = TypeVar("T")
 
+# What Apprise calls an address that takes JSON; its own ``https://`` recognises a few services only.
 _WEBHOOKS: Final = {"https": "jsons", "http": "json"}
-"""What Apprise calls an address that takes JSON; its own ``https://`` recognises a few services only."""
-_PLAIN: Final = frozenset({"http", "json", "xml", "form", "apprise"})
-"""Schemes that post to any address without TLS."""
-_THREAD: Final = "letopis-alert"
+_PLAIN: Final = frozenset({"http", "json", "xml", "form", "apprise"})  # they post to any address without TLS
 _ours: Final[ContextVar[bool]] = ContextVar("letopis_alert", default=False)
 
 
@@ -45,8 +44,7 @@ class AlertFailed(LetopisError):
 
     def __init__(self, channel: str, code: str) -> None:
         super().__init__(f"{channel} did not take the alert [{code}]")
-        self.channel = channel
-        self.code = code
+        self.channel, self.code = channel, code
 
 
 class Channel(Protocol):
@@ -85,7 +83,8 @@ class AppriseChannel:
             import apprise
         except ImportError as error:
             raise ConfigurationError("alerts to operators need Apprise: pip install 'letopis[alerts]'") from error
-        _silence_apprise()
+        for name in ("apprise", "urllib3.connectionpool", "urllib3.util.retry"):
+            logging.getLogger(name).addFilter(_not_ours)  # idempotent
         # A redirect would send the alert, and perhaps a token, to wherever the answer says.
         self._apprise = apprise.Apprise(asset=apprise.AppriseAsset(http_redirects=False))
         self._types = (apprise.NotifyType.WARNING, apprise.NotifyType.SUCCESS)
@@ -102,7 +101,8 @@ class AppriseChannel:
         self.name = str(self._apprise[0].service_name)
         if scheme in _WEBHOOKS:
             self.name = f"webhook {urlsplit(url).hostname}"
-        self.recipient = _recipient(url)
+        # Enough to distinguish channels, too little to guess an address with a secret in it.
+        self.recipient = f"channel:{hashlib.sha256(url.encode()).hexdigest()[:12]}"
 
     async def send(self, alert: Alert) -> None:
         """Have Apprise send an alert once; retrying is the caller's."""
@@ -116,7 +116,7 @@ class AppriseChannel:
                 interpret_escapes=False,
             )
 
-        if not await run_in_daemon_thread(_silently, notify, name=_THREAD):
+        if not await run_in_daemon_thread(_silently, notify, name="letopis-alert"):
             raise AlertFailed(self.name, "not_delivered")
 
 
@@ -132,22 +132,15 @@ def open_channels(urls: Iterable[str], *, private: bool = False) -> tuple[Channe
 def _webhook_for_apprise(url: str) -> str:
     """Return a web address as Apprise takes it: its query is the receiver's, not settings of Apprise's."""
     usable: str | None = None
-    try:
+    with suppress(ValueError):
         parts = urlsplit(url)
         given = parse_qsl(parts.query, keep_blank_values=True)
         query = urlencode([(f"-{key}", value) for key, value in given], quote_via=quote)
         if parts.hostname and parts.port != 0:
             usable = parts._replace(scheme=_WEBHOOKS[parts.scheme], query=query, fragment="").geturl()
-    except ValueError:
-        usable = None
     if usable is None:  # not chained: that would quote the address
         raise ConfigurationError("this https:// alert address cannot be read: check its host and port")
     return usable
-
-
-def _recipient(url: str) -> str:
-    # Enough to distinguish channels, too little to guess an address with a secret in it.
-    return f"channel:{hashlib.sha256(url.encode()).hexdigest()[:12]}"
 
 
 def _silently(fn: Callable[[], T]) -> T:
@@ -167,8 +160,3 @@ class _NotOurs(logging.Filter):
 
 
 _not_ours: Final = _NotOurs()
-
-
-def _silence_apprise() -> None:
-    for name in ("apprise", "urllib3.connectionpool", "urllib3.util.retry"):
-        logging.getLogger(name).addFilter(_not_ours)  # idempotent

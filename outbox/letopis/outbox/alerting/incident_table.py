@@ -1,15 +1,11 @@
-"""Store incidents in the outbox file, where every process that watches it finds the same ones.
-
-These are functions for `OutboxFile.read` and `OutboxFile.write`. A change is stored only if the incident is still as it
-was when the change was decided: of two processes that decide the same one wins, and only that one goes on to notify.
-"""
+"""Store incidents in the outbox file: of two processes that decide the same change, one stores it and notifies."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -31,12 +27,12 @@ from letopis.store.model.identifiers import uuid7
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-MAX_NEW_INCIDENTS: Final = 200
-"""Lanes that become incidents in one observation; the others follow in the next ones."""
+MAX_NEW_INCIDENTS: Final = 200  # from lanes in one observation; the others follow in the next ones
 _MAX_OPEN: Final = 1_000
 _RETENTION: Final = timedelta(days=30)
 
 _PENDING_LANES: Final = "FROM letopis_outbox_lanes WHERE pending_since IS NOT NULL AND delivered < head"
+COUNT_PENDING: Final = f"SELECT coalesce(sum(head - delivered), 0), count(*) {_PENDING_LANES}"
 # While an operator holds the relay back nothing can be delivered, as from a lane that is paused.
 _PENDING: Final = (
     "SELECT coalesce(sum(head - delivered), 0), coalesce(sum(state IN ('ready', 'retrying')"  # noqa: S608
@@ -75,8 +71,7 @@ _STORED: Final = (
     "resolved_at", "revision",
 )  # fmt: skip
 _COMPUTED: Final = ("owner_id", "events", "conversations")
-WIDTH: Final = len(_STORED) + len(_COMPUTED)
-"""Columns of an incident; a statement may select others behind them."""
+WIDTH: Final = len(_STORED) + len(_COMPUTED)  # of an incident's columns; a statement may select others behind them
 # SQLite runs a subquery that names nothing from outside once a statement, and only if it is needed.
 SELECT_INCIDENT: Final = (
     f"SELECT {', '.join(f'i.{column}' for column in _STORED)}, l.owner_id, CASE WHEN i.conversation_id IS NOT NULL"  # noqa: S608
@@ -123,44 +118,26 @@ def read_observation(connection: sa.Connection, *, now: datetime, late_before: i
     incidents = connection.exec_driver_sql(_OPEN_AND_CHANGED, (_MAX_OPEN,)).all()
     return Observation(
         now=now,
-        breaker=None
-        if relay is None
-        else BreakerView(state=relay[4], since=_moment(relay[5] or None), reason=relay[6]),
-        relay=None
-        if relay is None
-        else RelayView(incarnation=relay[0], heartbeat_at=relay[1], progress_at=relay[2], delivered=relay[3]),
+        breaker=None if relay is None else BreakerView(relay[4], _moment(relay[5] or None), relay[6]),
+        relay=None if relay is None else RelayView(*relay[:4]),
         events=events,
         deliverable=deliverable,
         newest=connection.exec_driver_sql(NEWEST_POSITION).scalar_one(),
-        blocked=tuple(_lane_of(row) for row in blocked),
-        late=tuple(_lane_of(row) for row in late),
+        blocked=tuple(LaneView(*row) for row in blocked),
+        late=tuple(LaneView(*row) for row in late),
         open=tuple(incident_from_row(row[:WIDTH]) for row in incidents),
-        lanes={row[WIDTH]: _lane_of(row[WIDTH:]) for row in incidents if row[WIDTH] is not None},
+        lanes={row[WIDTH]: LaneView(*row[WIDTH:]) for row in incidents if row[WIDTH] is not None},
     )
 
 
 def write_changes(connection: sa.Connection, changes: Iterable[Change]) -> tuple[Change, ...]:
-    """Store changes in the caller's write transaction, and return those that were still valid.
-
-    A change that is not returned was decided on a state that another process has changed since: observe again.
-    """
+    """Store changes in the caller's write transaction; return those that no other process has forestalled."""
     stored = []
     for change in changes:
-        incident = change.after
-        values = {
-            name: to_microseconds(value) if isinstance(value := getattr(incident, name), datetime) else value
-            for name in _STORED
-        }
-        values |= {"incident_id": incident.incident_id.bytes, "kind": str(incident.kind), "state": str(incident.state)}
+        values = {name: as_stored(getattr(change.after, name)) for name in _STORED}
         if connection.exec_driver_sql(_INSERT if change.before is None else _UPDATE, values).rowcount == 1:
             stored.append(change)
     return tuple(stored)
-
-
-def open_incidents(connection: sa.Connection) -> tuple[IncidentRecord, ...]:
-    """Return the incidents that are not over, the global ones first; reads only."""
-    with closing(connection.connection.cursor()) as cursor:
-        return open_incidents_of(cursor)
 
 
 def open_incidents_of(cursor: Any) -> tuple[IncidentRecord, ...]:
@@ -200,31 +177,23 @@ def prune_incidents(connection: sa.Connection, *, now: datetime) -> int:
 
 def incident_from_row(row: Any) -> IncidentRecord:
     """Return the incident of a row that ``SELECT_INCIDENT`` gives, perhaps followed by ``notified_at``."""
-    values: dict[str, Any] = dict(zip((*_STORED, *_COMPUTED, "notified_at"), row, strict=False))
-    for name in {"opened_at", "notified_at", "resolved_at"} & values.keys():
-        values[name] = _moment(values[name])
-    return IncidentRecord(
-        **{
-            **values,
-            "incident_id": UUID(bytes=values["incident_id"]),
-            "kind": IncidentKind(values["kind"]),
-            "state": IncidentState(values["state"]),
-        }
-    )
+    values = as_read((*_STORED, *_COMPUTED, "notified_at"), row, kind=IncidentKind, state=IncidentState)
+    return IncidentRecord(**values | {"incident_id": UUID(bytes=values["incident_id"])})
+
+
+def as_read(names: Sequence[str], row: Any, **kinds: type[StrEnum]) -> dict[str, Any]:
+    """Return a row's values by name, those of some names as members of an enumeration."""
+    values = dict(zip(names, row, strict=False))
+    moments = {name: _moment(value) for name, value in values.items() if name.endswith("_at")}
+    return values | moments | {name: kind(values[name]) for name, kind in kinds.items()}
+
+
+def as_stored(value: Any) -> Any:
+    """Return a value as the tables hold it."""
+    if isinstance(value, datetime):
+        return to_microseconds(value)
+    return value.bytes if isinstance(value, UUID) else str(value) if isinstance(value, StrEnum) else value
 
 
 def _moment(microseconds: int | None) -> datetime | None:
     return None if microseconds is None else from_microseconds(microseconds)
-
-
-def _lane_of(row: Any) -> LaneView:
-    conversation_id, owner_id, blocked, reason, head, delivered, since = row
-    return LaneView(
-        conversation_id=conversation_id,
-        owner_id=owner_id,
-        blocked=bool(blocked),
-        reason=reason,
-        head=head,
-        delivered=delivered,
-        since=from_microseconds(since),
-    )

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
+from letopis.store.model.events import from_microseconds
 from letopis.store.model.identifiers import check_number, uuid7
 
 
@@ -60,6 +61,7 @@ class Rules:
     :ivar resolve_after: how long the store and the relay must be well before an incident is over.
     :ivar repeat_interval: operators are reminded of what is still stuck this long after the last alert about it.
     :ivar watch_relay: raise ``relay_silent`` here; for every process but the relay's own.
+    :ivar longest_step: at most this much of the time between two looks counts: a longer pause was not watched.
     """
 
     hold: float = 30.0
@@ -68,24 +70,20 @@ class Rules:
     resolve_after: float = 60.0
     repeat_interval: float = 86_400.0
     watch_relay: bool = True
-
     longest_step: float = 30.0
-    """At most this much of the time between two observations counts: a longer pause was not watched."""
 
     def __post_init__(self) -> None:
         for name in ("hold", "stuck_after", "silent_after", "resolve_after", "repeat_interval", "longest_step"):
             check_number(getattr(self, name), name)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BreakerView:
+class BreakerView(NamedTuple):
     state: str = "closed"
     since: datetime | None = None
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RelayView:
+class RelayView(NamedTuple):
     """What a relay leaves in the outbox file. Only changes of these values matter, never the values."""
 
     incarnation: int
@@ -94,15 +92,14 @@ class RelayView:
     delivered: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaneView:
+class LaneView(NamedTuple):
     conversation_id: str
     owner_id: str | None
     blocked: bool
     reason: str | None
     head: int
     delivered: int
-    since: datetime
+    since_us: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,33 +135,22 @@ class IncidentRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What one look at the outbox file showed.
-
-    :ivar breaker: of the relay that holds the lease; ``None`` when none ever did.
-    :ivar live: the breaker belongs to a relay in this process, so its state is current.
-    :ivar relay: what that relay left in the file; ``None`` when none ever ran.
-    :ivar deliverable: lanes that a relay could serve (pending, and neither blocked nor paused).
-    :ivar blocked: blocked lanes that have no open incident; not necessarily all of them.
-    :ivar late: lanes without one whose oldest pending event lies at or before :func:`late_before`; likewise.
-    :ivar open: the open incidents that concern all, and those about a conversation whose lane has changed.
-    :ivar lanes: the lanes of the latter; one that is missing does not exist.
-    """
+    """What one look at the outbox file showed."""
 
     now: datetime
-    breaker: BreakerView | None = None
-    live: bool = False
+    breaker: BreakerView | None = None  # of the relay that holds the lease; None when none ever did
+    live: bool = False  # that relay is in this process, so its breaker is current
     relay: RelayView | None = None
     events: int = 0
-    deliverable: int = 0
+    deliverable: int = 0  # lanes that a relay could serve
     newest: int = 0
-    blocked: tuple[LaneView, ...] = ()
-    late: tuple[LaneView, ...] = ()
-    open: tuple[IncidentRecord, ...] = ()
-    lanes: Mapping[str, LaneView] = field(default_factory=dict)
+    blocked: tuple[LaneView, ...] = ()  # some of those without an open incident, as `late`
+    late: tuple[LaneView, ...] = ()  # their oldest pending event lies at or before `late_before()`
+    open: tuple[IncidentRecord, ...] = ()  # that concern all, or a conversation whose lane has changed
+    lanes: Mapping[str, LaneView] = field(default_factory=dict)  # of the latter
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class Change(NamedTuple):
     """An incident to be stored: new when ``before`` is ``None``, otherwise only if still at its revision."""
 
     before: IncidentRecord | None
@@ -180,30 +166,18 @@ def fault_class(reason: str | None) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """What a process carries from one observation to the next; a new process starts with an empty one.
-
-    Names that end in ``_at`` are readings of ``watched``, which no wall clock and no pause of the process moves.
-
-    :ivar monotonic: the clock at the last observation.
-    :ivar watched: seconds watched so far; ``elapsed``: those since the observation before.
-    :ivar samples: (seconds watched, newest position): an event at or before the position is at least that old.
-    :ivar alive_at: when a relay last showed life; ``None`` before the first time.
-    :ivar progress_at: when a relay last delivered, or had no store to deliver to.
-    :ivar idle_at: when nothing was deliverable last.
-    :ivar troubled_at: by kind, when the cause of such an incident was last there, or not known to be gone.
-    :ivar outage_seconds: how long the store of a pending incident has been down.
-    """
+    """What a process carries from one observation to the next; ``_at`` is a reading of ``watched``, not of a clock."""
 
     monotonic: float | None = None
-    watched: float = 0.0
-    elapsed: float = 0.0
-    samples: tuple[tuple[float, int], ...] = ()
+    watched: float = 0.0  # seconds, without pauses of the process
+    elapsed: float = 0.0  # seconds since the observation before
+    samples: tuple[tuple[float, int], ...] = ()  # an event at or before the position is at least that old
     relay: RelayView | None = None
-    alive_at: float | None = None
-    progress_at: float = 0.0
-    idle_at: float = 0.0
-    troubled_at: Mapping[IncidentKind, float] = field(default_factory=dict)
-    outage_seconds: float = 0.0
+    alive_at: float | None = None  # when a relay last showed life
+    progress_at: float = 0.0  # when a relay last delivered, or had no store to deliver to
+    idle_at: float = 0.0  # when nothing was deliverable last
+    troubled_at: Mapping[IncidentKind, float] = field(default_factory=dict)  # its cause was there, or not known gone
+    outage_seconds: float = 0.0  # how long the store of a pending incident has been down
 
     @property
     def silence(self) -> float:
@@ -232,11 +206,10 @@ def evaluate(memory: Memory, seen: Observation, rules: Rules) -> tuple[Memory, t
     incidents = {incident.kind: incident for incident in seen.open if incident.kind in trouble}
     outage = incidents.get(IncidentKind.STORE_DOWN)
     lasted = memory.outage_seconds + (memory.elapsed if down else 0.0)
+    well = {kind: memory.troubled_at.get(kind, 0.0) for kind, bad in trouble.items() if bad is False}
     memory = replace(
         memory,
-        troubled_at={
-            kind: memory.troubled_at.get(kind, 0.0) if bad is False else memory.watched for kind, bad in trouble.items()
-        },
+        troubled_at=dict.fromkeys(trouble, memory.watched) | well,
         outage_seconds=lasted if outage is not None and outage.state is IncidentState.PENDING else 0.0,
     )
     changes: list[Change] = []
@@ -320,7 +293,7 @@ def _open_lane(lane: LaneView) -> IncidentRecord:
         reason=lane.reason if lane.blocked else LATE,
         events=lane.head - lane.delivered,
         mark=lane.head,
-        opened_at=lane.since,
+        opened_at=from_microseconds(lane.since_us),
     )
 
 

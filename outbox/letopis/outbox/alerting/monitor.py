@@ -10,14 +10,16 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from letopis.outbox.alerting.alert_message import build_alert
-from letopis.outbox.alerting.channels import Alert, Channel
+from letopis.outbox.alerting.channels import Channel
 from letopis.outbox.alerting.incident_table import prune_incidents, read_observation, write_changes
 from letopis.outbox.alerting.incidents import (
     BreakerView,
     Change,
+    IncidentKind,
     IncidentRecord,
     IncidentState,
     Memory,
@@ -31,11 +33,11 @@ from letopis.outbox.alerting.notification_table import claim, pending_for_channe
 from letopis.outbox.alerting.notifications import (
     NOTIFICATION_POLICY,
     Callback,
-    Incident,
     NotificationKind,
     PendingNotification,
     build_incident,
 )
+from letopis.outbox.alerting.outage_group import Extent, OutageGroup, Verdict
 from letopis.outbox.concurrency.callbacks import CallOutcome, call_with_timeout
 from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.outbox.retry.policy import RetryPolicy
@@ -53,23 +55,13 @@ T = TypeVar("T")
 # The documented name, which is older than the module.
 logger: Final = logging.getLogger("letopis.outbox.watch")
 
-_MIN_PAUSE_FACTOR: Final = 20
-"""A step that takes long starts again after this many times its duration."""
+_MIN_PAUSE_FACTOR: Final = 20  # a step that takes long starts again after this many times its duration
 _PRUNE_EVERY_LOOKS: Final = 500
+_subject: Final = attrgetter("incident.kind", "notification.kind")  # one message for each in one look
 
 
 class AlertMonitor:
-    """Watches an outbox file, stores its incidents, and notifies each recipient once.
-
-    It runs in the bot, whether the relay is in the bot too, in a daemon, or dead; and in the daemon, for its operators.
-    Any number of processes may watch one file: each notification is sent by one of them.
-
-    A callback or channel cannot disturb the caller: each call has a deadline, is retried by a policy, and its errors
-    end in the log. Not promised: that a notification arrives when the process dies while sending it; it is not
-    sent again (operators are reminded).
-
-    :ivar failed: calls that failed; each may have succeeded when retried.
-    """
+    """Watches an outbox file, stores its incidents, and notifies each recipient once, whichever processes watch it."""
 
     def __init__(
         self,
@@ -80,7 +72,7 @@ class AlertMonitor:
         channels: Sequence[Channel] = (),
         rules: Rules = Rules(),  # noqa: B008  # frozen
         policy: RetryPolicy = NOTIFICATION_POLICY,
-        breaker: Callable[[], BreakerView | None] | None = None,
+        breaker: Callable[[], BreakerView | None] = lambda: None,
         locale: str | None = None,
         style: Style = "plain",
         interval: float = 5.0,
@@ -88,88 +80,62 @@ class AlertMonitor:
         calls_at_once: int = 8,
         now: Callable[[], datetime] = utc_now,
         memory: Memory | None = None,
+        outages: OutageGroup | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare to watch; nothing is read or started.
 
-        :param on_stuck: called with an `Incident` for each user whose messages are stuck, ``async`` or not (a plain
-            function runs in a thread, since it may block). Without it this process notifies no user.
-        :param on_recovered: called with an `Incident` for each user for whom ``on_stuck`` was called.
-        :param breaker: of a relay in this process, see `breaker_view`; returns ``None`` while that relay does not hold
-            the lease, and then the row counts that the holder keeps in the file.
-        :param locale: the language of texts where the caller asks for no other.
-        :param interval: seconds between two looks.
-        :param call_timeout: seconds that a callback or channel has.
+        :param breaker: of a relay in this process; returns ``None`` while that does not hold the lease.
         :param memory: that of an earlier monitor of this process on the same file.
+        :param outages: the files with which this one shares the announcement of an outage.
         """
-        self._outbox = outbox
-        self._on_stuck = on_stuck
-        self._on_recovered = on_recovered
-        self._channels = tuple(channels)
-        self._rules = rules
-        self._policy = policy
-        self._breaker = breaker
-        self._locale = locale
-        self._style: Style = style
-        self._interval = interval
-        self._call_timeout = call_timeout
+        self._outbox, self._outages = outbox, outages
+        self._on_stuck, self._on_recovered = on_stuck, on_recovered
+        # May be set at any time; notifications that are being sent keep the old ones.
+        self.channels, self.rules, self.locale, self.style = channels, rules, locale, style
+        self._policy, self._breaker = policy, breaker
+        self._interval, self._call_timeout = interval, call_timeout
         self._gate = asyncio.Semaphore(calls_at_once)
-        self._now = now
-        self._monotonic = monotonic
+        self._now, self._monotonic = now, monotonic
         self.memory = memory or Memory()
         self.looks = 0
         self._users_after = 0.0
-        self._sending: set[asyncio.Task[None]] = set()
-        self.sent = 0
-        self.failed = 0
-
-    def change(self, *, channels: Sequence[Channel], rules: Rules, locale: str | None, style: Style) -> None:
-        """Continue with other settings; notifications that are being sent keep the old ones."""
-        self._channels = tuple(channels)
-        self._rules = rules
-        self._locale = locale
-        self._style = style
-
-    @property
-    def sending(self) -> bool:
-        return bool(self._sending)
+        self.sending: set[asyncio.Task[bool]] = set()
+        self.waiting: set[str] = set()  # recipients to whom another file of the same outage comes first
+        self.sent = self.failed = 0
 
     async def run(self) -> None:
         """Watch until cancelled. Notifications that are being sent get a moment to end; no error ends this."""
         try:
-            while True:
-                started = self._monotonic()
-                try:
-                    await self._observe()
-                    self._notify_in_background()
-                except Closed:
-                    return
-                except Exception as error:  # a monitor that dies would be the silence that it is there to notice
-                    logger.warning("could not look at the outbox: %s", _describe(error), extra={"action": "watch"})
+            started = self._monotonic()
+            while await self._guarded(self._look, "watch", "look at the outbox"):
                 # A file with very many lanes takes long to read, and is read less often.
                 await asyncio.sleep(max(self._interval, _MIN_PAUSE_FACTOR * (self._monotonic() - started)))
+                started = self._monotonic()
         finally:
-            sending = set(self._sending)
-            if sending:
+            if sending := set(self.sending):
                 await run_to_completion(asyncio.wait(sending, timeout=min(2.0, self._call_timeout)))
             for task in sending:
                 task.cancel()
 
+    async def _look(self) -> None:
+        await self._observe()
+        self._notify_in_background()
+
     async def observe_once(self) -> None:
-        """Look once, store what follows, and send every notification that is due; returns when that is done."""
+        """Look once, and return when every notification that is due has been sent."""
         await self._observe()
         await self._notify_users()
-        for channel in self._channels:
+        for channel in self.channels:
             await self._notify_channel(channel)
 
     async def _observe(self) -> None:
-        memory = tick(self.memory, monotonic=self._monotonic(), rules=self._rules)
-        now, late = self._now(), late_before(memory, self._rules)
+        memory = tick(self.memory, monotonic=self._monotonic(), rules=self.rules)
+        now, late = self._now(), late_before(memory, self.rules)
         seen = await self._outbox.read(lambda connection: read_observation(connection, now=now, late_before=late))
-        own = self._breaker() if self._breaker is not None else None
-        if own is not None:
+        if (own := self._breaker()) is not None:
             seen = replace(seen, breaker=own, live=True)
-        memory, changes = evaluate(memory, seen, self._rules)
+        memory, changes = evaluate(memory, seen, self.rules)
         if changes:
             # In one shielded transaction, since recipients of a half-stored look would be notified only in part.
             for change in await self._write(lambda connection: write_changes(connection, changes)):
@@ -182,28 +148,32 @@ class AlertMonitor:
 
     def _notify_in_background(self) -> None:
         """Start each recipient's notifications that are not still being sent; the next look must not wait for them."""
-        busy = {task.get_name() for task in self._sending}
+        busy = {task.get_name() for task in self.sending}
         jobs: list[tuple[str, Callable[[], Awaitable[None]]]] = [("users", self._notify_users)]
-        jobs += [(channel.recipient, partial(self._notify_channel, channel)) for channel in self._channels]
+        jobs += [(channel.recipient, partial(self._notify_channel, channel)) for channel in self.channels]
         for name, job in jobs:
             if name not in busy:
-                task = asyncio.create_task(self._guarded(job), name=name)
-                self._sending.add(task)
-                task.add_done_callback(self._sending.discard)
+                task = asyncio.create_task(self._guarded(job, "notify", "notify of an incident"), name=name)
+                self.sending.add(task)
+                task.add_done_callback(self.sending.discard)
 
-    async def _guarded(self, job: Callable[[], Awaitable[None]]) -> None:
+    async def _guarded(self, job: Callable[[], Awaitable[None]], action: str, words: str) -> bool:
+        """Return False once the outbox is closed; any other error is logged, and the next look starts the job again."""
         try:
             await job()
         except Closed:
-            return
-        except Exception as error:  # the next look starts it again
-            logger.warning("could not notify of an incident: %s", _describe(error), extra={"action": "notify"})
+            return False
+        except Exception as error:  # a monitor that dies would be the silence that it is there to notice
+            # The text of an error that is not ours may quote anything.
+            known = str(error) if isinstance(error, LetopisError) else type(error).__name__
+            logger.warning("could not %s: %s", words, known, extra={"action": action})
+        return True
 
     async def _notify_users(self) -> None:
         started = self._monotonic()
         if self._on_stuck is None or started < self._users_after:
             return
-        now, late = self._now(), late_before(self.memory, self._rules)
+        now, late = self._now(), late_before(self.memory, self.rules)
         pending = await self._outbox.read(
             lambda connection: pending_for_users(connection, now=now, policy=self._policy, late_before=late)
         )
@@ -221,30 +191,53 @@ class AlertMonitor:
             if not await self._claim([pending]):
                 return
             if callback is None:  # the bot does not announce recoveries
-                await self._record([pending], told=True)
+                record = partial(record_outcome, sent=[pending], told=True, now=self._now(), policy=self._policy)
+                await self._write(record)
                 return
             promise = self._on_recovered is not None
-            incident = build_incident(pending, locale=self._locale, style=self._style, promise=promise)
-            await self._settle([pending], await self._call(callback, incident), to=name)
+            incident = build_incident(pending, locale=self.locale, style=self.style, promise=promise)
+            outcome = await call_with_timeout(callback, incident, seconds=self._call_timeout)
+            await self._settle([pending], outcome, to=name)
 
     async def _notify_channel(self, channel: Channel) -> None:
-        now, repeat = self._now(), timedelta(seconds=self._rules.repeat_interval)
-        pending = await self._outbox.read(
-            lambda connection: pending_for_channel(
-                connection, channel.recipient, now=now, policy=self._policy, repeat=repeat
-            )
+        repeat = timedelta(seconds=self.rules.repeat_interval)
+        read = partial(
+            pending_for_channel, recipient=channel.recipient, now=self._now(), policy=self._policy, repeat=repeat
         )
+        pending = await self._outbox.read(read)
+        self.waiting.discard(channel.recipient)
         for _, group in groupby(sorted(pending, key=_subject), key=_subject):
-            if claimed := await self._claim(list(group)):
-                alert = build_alert(claimed, outbox=self._outbox.path.name, now=self._now(), locale=self._locale)
-                await self._settle(claimed, await self._call(channel.send, alert), to=channel.name)
+            claimed, extent = await self._claim_for_all(list(group))
+            if claimed:
+                outbox, now = self._outbox.path.name, self._now()
+                alert = build_alert(claimed, outbox=outbox, now=now, locale=self.locale, extent=extent)
+                outcome = await call_with_timeout(channel.send, alert, seconds=self._call_timeout)
+                await self._settle(claimed, outcome, to=channel.name)
 
-    async def _call(self, function: Callable[[Any], Any], argument: Incident | Alert) -> CallOutcome:
-        return await call_with_timeout(function, argument, seconds=self._call_timeout)
+    async def _claim_for_all(
+        self, due: Sequence[PendingNotification]
+    ) -> tuple[tuple[PendingNotification, ...], Extent | None]:
+        """Claim notifications of an operators' channel; of an outage of several files for one of them alone."""
+        group, first = self._outages, due[0]
+        over = self._is_closed() and first.notification.kind is NotificationKind.STUCK
+        if group is None or len(group.paths) < 2 or first.incident.kind is not IncidentKind.STORE_DOWN or over:
+            return await self._claim(due), None
+        async with group.claiming():
+            verdict, extent = await asyncio.to_thread(group.decide, self._outbox.path, first)
+            if verdict is Verdict.WAIT:
+                self.waiting.add(first.recipient)
+                return (), None
+            claimed = await self._claim(due, elsewhere=verdict is Verdict.ANNOUNCED)
+            return (claimed if verdict is Verdict.ANNOUNCE else ()), extent
 
-    async def _claim(self, pending: Sequence[PendingNotification]) -> tuple[PendingNotification, ...]:
-        now = self._now()
-        return await self._write(lambda connection: claim(connection, pending, now=now))
+    async def _claim(
+        self, pending: Sequence[PendingNotification], *, elsewhere: bool = False
+    ) -> tuple[PendingNotification, ...]:
+        closed = self._is_closed()
+        return await self._write(partial(claim, pending=pending, now=self._now(), closed=closed, elsewhere=elsewhere))
+
+    def _is_closed(self) -> bool | None:
+        return None if (own := self._breaker()) is None else own.state == "closed"
 
     async def _settle(self, sent: Sequence[PendingNotification], outcome: CallOutcome, *, to: str) -> None:
         if outcome.done:
@@ -257,11 +250,7 @@ class AlertMonitor:
                 context = _context(due.incident, action="notify", attempt=attempt)
                 after = wait if attempt <= self._policy.attempts else "given up"
                 logger.warning("%s failed (%s), %s", to, error, after, extra=context)
-        await self._record(sent, told=outcome.done)
-
-    async def _record(self, sent: Sequence[PendingNotification], *, told: bool | None) -> None:
-        now = self._now()
-        await self._write(lambda connection: record_outcome(connection, sent, told=told, now=now, policy=self._policy))
+        await self._write(partial(record_outcome, sent=sent, told=outcome.done, now=self._now(), policy=self._policy))
 
     async def _write(self, fn: Callable[[sa.Connection], T]) -> T:
         return await run_to_completion(self._outbox.write(fn))
@@ -278,29 +267,10 @@ class AlertMonitor:
 
 def breaker_view(breaker: Breaker) -> BreakerView:
     """Return what a monitor wants to know of the breaker of a relay in its own process."""
-    return BreakerView(
-        state=str(breaker.state),
-        since=from_microseconds(breaker.since_us),
-        reason=None if breaker.outage is None else str(breaker.outage),
-    )
-
-
-def _subject(pending: PendingNotification) -> tuple[str, str]:
-    """Return what decides which notifications of one look share a message."""
-    return pending.incident.kind, pending.notification.kind
+    reason = None if breaker.outage is None else str(breaker.outage)
+    return BreakerView(state=str(breaker.state), since=from_microseconds(breaker.since_us), reason=reason)
 
 
 def _context(incident: IncidentRecord, **more: Any) -> dict[str, Any]:
-    return {
-        "conversation_id": incident.conversation_id,
-        "owner_id": incident.owner_id,
-        "message_id": None,
-        "event_id": None,
-        "incident_id": str(incident.incident_id),
-        **more,
-    }
-
-
-def _describe(error: Exception) -> str:
-    """Return the text of an error of ours, and only the type of any other: its text may quote anything."""
-    return str(error) if isinstance(error, LetopisError) else type(error).__name__
+    about = {"conversation_id": incident.conversation_id, "owner_id": incident.owner_id}
+    return {**about, "message_id": None, "event_id": None, "incident_id": str(incident.incident_id), **more}

@@ -1,14 +1,14 @@
-"""Store notifications in the outbox file, so that a restart or a second process repeats none.
+"""Store notifications in the outbox file, claimed before they are sent: no restart or second process repeats one.
 
-A process claims a notification in a transaction of its own before it sends it. If it dies in the middle the recipient
-may have been notified, and counts as such: the notification may be lost, and an operator's comes back with the
-reminder. These are functions for `OutboxFile.read` and `OutboxFile.write`.
+A recipient whose notification was claimed counts as notified, though its process may have died before sending it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -18,8 +18,11 @@ from letopis.outbox.alerting.incident_table import (
     MAX_NEW_INCIDENTS,
     SELECT_INCIDENT,
     WIDTH,
+    as_read,
+    as_stored,
     incident_from_row,
 )
+from letopis.outbox.alerting.incidents import IncidentRecord
 from letopis.outbox.alerting.notifications import (
     Notification,
     NotificationKind,
@@ -106,8 +109,11 @@ _RECOVERED_FOR_ALL: Final = (
 _CLAIM: Final = (
     "INSERT INTO letopis_outbox_notifications (incident_id, recipient, conversation_id, kind, escalations, number,"
     " state, told_at, attempts, changed_at, revision) SELECT incident_id, :recipient, :conversation_id, :kind,"
-    " :escalations, :number, 'sending', :told_at, :attempts, :now, 1 FROM letopis_outbox_incidents"
+    " :escalations, :number, :state, :told_at, :attempts, :now, 1 FROM letopis_outbox_incidents"
     " WHERE incident_id = :incident_id AND (resolved_at IS NULL) = (:kind = 'stuck')"
+    # The breaker is asked again: an outage that is over is announced to no one.
+    " AND NOT (:kind = 'stuck' AND letopis_outbox_incidents.kind = 'store_down'"
+    " AND coalesce(:closed, EXISTS (SELECT 1 FROM letopis_outbox_relay WHERE breaker = 'closed')))"
     " ON CONFLICT (incident_id, recipient) DO UPDATE SET kind = excluded.kind, escalations = excluded.escalations,"
     " number = excluded.number, state = excluded.state, told_at = excluded.told_at, attempts = excluded.attempts,"
     " changed_at = excluded.changed_at, revision = revision + 1 WHERE revision = :revision"
@@ -123,16 +129,16 @@ def pending_for_channel(
     connection: sa.Connection, recipient: str, *, now: datetime, policy: RetryPolicy, repeat: timedelta
 ) -> list[PendingNotification]:
     """Return the notifications due to an operators' channel; reads only."""
-    new = _pending(connection, _NEW_TO_CHANNEL, {"recipient": recipient}, now=now, policy=policy, repeat=repeat)
 
-    def further(repeat: timedelta) -> list[PendingNotification]:
+    def select(statement: str, repeat: timedelta) -> list[PendingNotification]:
         values = {"recipient": recipient, "now": to_microseconds(now), "repeat": repeat // timedelta(microseconds=1)}
-        return _pending(connection, _SENT_TO_CHANNEL, values, now=now, policy=policy, repeat=repeat)
+        following = partial(next_notification, now=now, policy=policy, repeat=repeat)
+        return _pending(connection, statement, values, following)
 
-    sent = further(repeat)
+    new, sent = select(_NEW_TO_CHANNEL, repeat), select(_SENT_TO_CHANNEL, repeat)
     if any(pending.notification.reminder for pending in sent):
         # So that conversations that were blocked at different times are soon reminded of in one message.
-        sent = further(repeat / 2)
+        sent = select(_SENT_TO_CHANNEL, repeat / 2)
     return [*new, *sent]
 
 
@@ -144,31 +150,29 @@ def pending_for_users(
     if late_before:
         wanted.append((_NEW_OF_ALL, {"position": late_before}))
     wanted += [(_RECOVERED_FOR_ALL, {"position": position}) for (position,) in fetch_all(connection, _ENDS)]
-    return [
-        pending
-        for statement, values in wanted
-        for pending in _pending(connection, statement, values, now=now, policy=policy, repeat=None)
-    ]
+    following = partial(next_notification, now=now, policy=policy, repeat=None)
+    return [due for statement, values in wanted for due in _pending(connection, statement, values, following)]
 
 
 def claim(
-    connection: sa.Connection, pending: Iterable[PendingNotification], *, now: datetime
+    connection: sa.Connection,
+    pending: Iterable[PendingNotification],
+    *,
+    now: datetime,
+    closed: bool | None = None,
+    elsewhere: bool = False,
 ) -> tuple[PendingNotification, ...]:
-    """Claim notifications in the caller's write transaction, and return those that this process is to send."""
+    """Claim notifications in the caller's write transaction, and return those that this process is to send.
+
+    :param closed: whether the breaker is closed; ``None`` to read it from the file.
+    :param elsewhere: another file of the same outage tells it, and will tell the recovery: store that alone.
+    """
+    state = NotificationState.SENT if elsewhere else NotificationState.SENDING
     claimed = []
     for due in pending:
-        following = due.notification
-        values = {
-            **_key(due),
-            "conversation_id": due.conversation_id,
-            "kind": str(following.kind),
-            "escalations": following.escalations,
-            "number": following.number,
-            "told_at": to_microseconds(following.told_at or now),
-            "attempts": following.attempts,
-            "now": to_microseconds(now),
-        }
-        if connection.exec_driver_sql(_CLAIM, values).rowcount == 1:
+        told_at = due.notification.told_at or (None if elsewhere else now)
+        more = {"conversation_id": due.conversation_id, "closed": closed}
+        if _store(connection, _CLAIM, due, state=state, told_at=told_at, now=now, **more):
             claimed.append(due)
     return tuple(claimed)
 
@@ -186,61 +190,40 @@ def record_outcome(
         retries = due.notification.attempts <= policy.attempts
         failed = NotificationState.RETRYING if retries else NotificationState.FAILED
         told_at = due.notification.told_at or (None if told is False else now)
-        values = {
-            **_key(due),
-            "state": str(NotificationState.SENT if told else failed),
-            "told_at": None if told_at is None else to_microseconds(told_at),
-            "now": to_microseconds(now),
-        }
-        connection.exec_driver_sql(_RECORD, values)
+        _store(connection, _RECORD, due, state=NotificationState.SENT if told else failed, told_at=told_at, now=now)
 
 
-def _key(pending: PendingNotification) -> dict[str, Any]:
-    return {
-        "incident_id": pending.incident.incident_id.bytes,
-        "recipient": pending.recipient,
-        "revision": pending.notification.revision,
-    }
+def _store(connection: sa.Connection, statement: str, due: PendingNotification, **changes: Any) -> bool:
+    """Run a statement with the columns of a notification, some of them changed; return True if it took effect."""
+    key = {"incident_id": due.incident.incident_id, "recipient": due.recipient}
+    values = {name: as_stored(value) for name, value in (asdict(due.notification) | key | changes).items()}
+    return connection.exec_driver_sql(statement, values).rowcount == 1
 
 
 def _pending(
     connection: sa.Connection,
     statement: str,
     values: dict[str, Any],
-    *,
-    now: datetime,
-    policy: RetryPolicy,
-    repeat: timedelta | None,
+    following: Callable[[IncidentRecord, Notification | None], Notification | None],
 ) -> list[PendingNotification]:
     """Return a limited number of notifications that are due."""
     pending: list[PendingNotification] = []
     for row in iterate(connection, statement, values):
         incident = incident_from_row(row[:WIDTH])
         recipient, conversation_id, since, events, *sent = row[WIDTH:]
-        following = next_notification(
-            incident, _notification(sent) if sent else None, now=now, policy=policy, repeat=repeat
-        )
-        if following is None:
+        last = as_read(_COLUMNS, sent, kind=NotificationKind, state=NotificationState) if sent else None
+        notification = following(incident, None if last is None else Notification(**last))
+        if notification is None:
             continue
-        pending.append(
-            PendingNotification(
-                incident=incident,
-                recipient=recipient,
-                notification=following,
-                conversation_id=conversation_id,
-                since=from_microseconds(since) if since else incident.opened_at,
-                events=incident.events if events is None else events,
-            )
+        due = PendingNotification(
+            incident=incident,
+            recipient=recipient,
+            notification=notification,
+            conversation_id=conversation_id,
+            since=from_microseconds(since) if since else incident.opened_at,
+            events=incident.events if events is None else events,
         )
+        pending.append(due)
         if len(pending) == MAX_NEW_INCIDENTS:
             break
     return pending
-
-
-def _notification(row: list[Any]) -> Notification:
-    values = dict(zip(_COLUMNS, row, strict=True))
-    values |= {"kind": NotificationKind(values["kind"]), "state": NotificationState(values["state"])}
-    values["changed_at"] = from_microseconds(values["changed_at"])
-    if values["told_at"] is not None:
-        values["told_at"] = from_microseconds(values["told_at"])
-    return Notification(**values)

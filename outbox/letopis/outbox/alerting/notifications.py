@@ -6,11 +6,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from letopis.outbox.alerting.incidents import LATE, IncidentKind, IncidentRecord, IncidentState, fault_class
-from letopis.outbox.alerting.language import Style, user_recovered, user_stuck
+from letopis.outbox.alerting.language import Style, catalogue
 from letopis.outbox.retry.policy import RetryPolicy
 
 CLAIM_TIMEOUT: Final = timedelta(minutes=2)
@@ -25,30 +25,22 @@ class NotificationKind(StrEnum):
 
 
 class NotificationState(StrEnum):
-    SENDING = "sending"
-    """A process is sending it, or died while it was."""
+    SENDING = "sending"  # or its process died while it was
     RETRYING = "retrying"
     SENT = "sent"
-    FAILED = "failed"
-    """It is not retried any more."""
+    FAILED = "failed"  # given up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notification:
-    """The last notification of one recipient about an incident, as stored, or the one that is to follow it.
-
-    :ivar escalations: the incident's, as it tells.
-    :ivar number: 1, and one more for each reminder since that escalation.
-    :ivar told_at: when the recipient was first notified of the incident, or may have been when a call timed out.
-    :ivar attempts: at this notification, this one included.
-    """
+    """The last notification of one recipient about an incident, as stored, or the one that is to follow it."""
 
     kind: NotificationKind = NotificationKind.STUCK
-    escalations: int = 0
-    number: int = 1
+    escalations: int = 0  # the incident's, as it tells
+    number: int = 1  # one more for each reminder since that escalation
     state: NotificationState = NotificationState.SENDING
-    told_at: datetime | None = None
-    attempts: int = 1
+    told_at: datetime | None = None  # first; a call that timed out may have told
+    attempts: int = 1  # this one included
     changed_at: datetime
     revision: int = 0
 
@@ -58,8 +50,7 @@ class Notification:
         return self.kind is NotificationKind.STUCK and self.number > 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PendingNotification:
+class PendingNotification(NamedTuple):
     incident: IncidentRecord
     recipient: str
     notification: Notification
@@ -71,15 +62,11 @@ class PendingNotification:
 def next_notification(
     incident: IncidentRecord, last: Notification | None, *, now: datetime, policy: RetryPolicy, repeat: timedelta | None
 ) -> Notification | None:
-    """Return the notification that this recipient gets now, if any.
-
-    A pending incident notifies no one, and a recovery is announced to exactly those who were notified of the incident.
-    A wall clock that was set back delays no retry, and a reminder by its interval at most.
-    """
+    """Return the notification that this recipient gets now, if any; a recovery only if told of the incident."""
     firing = incident.state is IncidentState.FIRING
     if last is None:
         return Notification(escalations=incident.escalations, changed_at=now) if firing else None
-    age = now - last.changed_at
+    age = now - last.changed_at  # below 0 if the wall clock was set back: that delays no retry
     following = replace(last, state=NotificationState.SENDING, attempts=1, changed_at=now)
     stuck, waits = last.kind is NotificationKind.STUCK, timedelta(seconds=policy.bound(last.attempts))
     if firing and repeat and last.escalations < incident.escalations:
@@ -146,31 +133,37 @@ class Incident:
 
         :param locale: their language as the platform gives it; without one the outbox's own. English if unknown.
         """
-        language = locale or self.locale
+        gettext = catalogue(locale or self.locale).gettext
+        if self.recovered and self.outcome == "skipped":
+            return gettext("⚠️ The reply could not be saved: the chat history has a mark in its place.")
         if self.recovered:
-            return user_recovered(skipped=self.outcome == "skipped", locale=language)
-        return user_stuck(needs_operator=self.needs_operator, promise=self.promise, style=self.style, locale=language)
+            return gettext("✅ The reply is saved in the chat history.")
+        if self.style == "seed":
+            return gettext("⚠️ The reply could not be saved in the multichat history. Please try again later.")
+        text = gettext("⚠️ The reply has not reached the chat history yet. It is kept, and I keep trying.")
+        if self.needs_operator:
+            text = gettext(
+                "⚠️ The reply has not reached the chat history. It is kept, but an operator has to look into it."
+            )
+        promise = gettext("I will tell you once it is saved.")
+        return f"{text} {promise}" if self.promise else text
 
 
 Callback = Callable[[Incident], Awaitable[Any] | Any]
 """What a bot is notified by."""
+_SHARED: Final = ("incident_id", "kind", "state", "reason", "resolved_at", "outcome")
 
 
 def build_incident(pending: PendingNotification, *, locale: str | None, style: Style, promise: bool) -> Incident:
     incident, (_, kind, name) = pending.incident, pending.recipient.split(":", 2)
     return Incident(
+        **{name: getattr(incident, name) for name in _SHARED},
         key=f"{incident.incident_id}/{pending.recipient}/{pending.notification.kind}",
-        incident_id=incident.incident_id,
-        kind=incident.kind,
-        state=incident.state,
         conversation_id=pending.conversation_id,
         owner_id=name if kind == "owner" else None,
         since=pending.since,
         events=pending.events,
-        reason=incident.reason,
         notified_at=pending.notification.told_at,
-        resolved_at=incident.resolved_at,
-        outcome=incident.outcome,
         locale=locale,
         style=style,
         promise=promise,

@@ -267,6 +267,7 @@ class Daemon:
                 continue
             if not first:
                 logger.info("the outbox %r is served from now on", match.path.name)
+            store.outages.paths.add(match.path)
             self._fleet.add(
                 OutboxWorker(
                     match,
@@ -281,6 +282,7 @@ class Daemon:
             logger.info("no outbox is there yet; one that comes is served")
 
     def _retire(self, worker: OutboxWorker) -> None:
+        worker.destination.outages.paths.discard(worker.path)
         add_stats(self._retired, worker.stats)
         for outcome, count in worker.alerts.items():
             self._retired_alerts[outcome] += count

@@ -272,6 +272,11 @@ class OutboxWorker:
         return watch is not None and watch.looks > 0 and not watch.sending and not self._takes_over
 
     @property
+    def _recovering(self) -> bool:
+        """Whether the end of an outage is to be announced once the other files are well too."""
+        return self._watch is not None and bool(self._watch.waiting)
+
+    @property
     def _takes_over(self) -> bool:
         """Whether the relay observes a silent holder for some seconds, before it takes over from it."""
         return self._relay is not None and self._relay.standing_by and self._holder_is_silent
@@ -330,7 +335,9 @@ class OutboxWorker:
             on_pause=self._on_pause,
             monotonic=self._monotonic,
         )
-        monitor = delivery.add_monitor(memory=self._observed, monotonic=self._monotonic)
+        monitor = delivery.add_monitor(
+            memory=self._observed, outages=self.destination.outages, monotonic=self._monotonic
+        )
         watching = asyncio.create_task(monitor.run(), name="letopis-watch")
         try:
             await relay.run()
@@ -361,7 +368,7 @@ class OutboxWorker:
         self.timetable.end_turn(
             more=bool(due.batches or due.broken) and wait is None and relay.breaker.closed and self.lock.held,
             wait=wait,
-            troubled=last.pending > 0 or last.lanes["blocked"] > 0 or any(last.incidents.values()),
+            troubled=last.pending > 0 or last.lanes["blocked"] > 0 or any(last.incidents.values()) or self._recovering,
             moved=relay.stats.delivered > 0,
         )
 

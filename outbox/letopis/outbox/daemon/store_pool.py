@@ -9,13 +9,14 @@ import random
 import time
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy.engine import URL
 
+from letopis.outbox.alerting.outage_group import OutageGroup
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.file.inspection import check_apart, store_beside
 from letopis.outbox.relay.idle_work import TaskLook
@@ -38,12 +39,13 @@ CLOSE_TIMEOUT_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreHandle:
-    """A history store, the breaker that decides whether it is delivered to, and when its tasks are looked for."""
+    """A history store, and what the outboxes that deliver to it share."""
 
     url: URL
     instrumented: InstrumentedStore
     breaker: Breaker
     task_look: TaskLook
+    outages: OutageGroup = field(default_factory=OutageGroup)
 
     @property
     def store(self) -> ConversationStore:

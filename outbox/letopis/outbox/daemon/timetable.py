@@ -45,7 +45,7 @@ def state_of(path: Path) -> FileState | None:
     """Return the state of an outbox file; ``None`` if there is none. Takes a few microseconds, and opens nothing."""
     name = str(path)
     try:
-        found = os.stat(name)  # noqa: PTH116 - four times a second for a thousand files; Path.stat() is slower
+        status = os.stat(name)  # noqa: PTH116 - four times a second for a thousand files; Path.stat() is slower
     except OSError:
         return None
     try:
@@ -53,7 +53,7 @@ def state_of(path: Path) -> FileState | None:
         wal = (beside.st_size, beside.st_mtime_ns) if beside.st_size else None
     except OSError:
         wal = None
-    return FileState((found.st_dev, found.st_ino), (found.st_size, found.st_mtime_ns), wal)
+    return FileState((status.st_dev, status.st_ino), (status.st_size, status.st_mtime_ns), wal)
 
 
 async def settled_state(path: Path) -> FileState | None:

@@ -59,7 +59,8 @@ class Deliverer:
         if self.relay is not None:
             self.relay.policy = options.policy
         if self.monitor is not None:
-            self.monitor.change(**self._watching())
+            for name, value in self._watching().items():
+                setattr(self.monitor, name, value)
 
     def breaker(self) -> Breaker | None:
         """Return the breaker of the relay while that is at work; otherwise the one that counts is another process's."""

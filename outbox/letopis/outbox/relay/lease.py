@@ -255,8 +255,7 @@ class Lease:
                 "now": now_us,
             },
         )
-        found = connection.exec_driver_sql("SELECT incarnation FROM letopis_outbox_relay").scalar_one()
-        return int(found)
+        return int(connection.exec_driver_sql("SELECT incarnation FROM letopis_outbox_relay").scalar_one())
 
 
 @dataclass(slots=True, kw_only=True)

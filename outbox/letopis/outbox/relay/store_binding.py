@@ -104,9 +104,9 @@ class BindingGuard:
 
 async def record_destination(outbox: OutboxFile, store: ConversationStore) -> None:
     """Record where a bot wants its outbox delivered, unless that is known or the outbox is bound."""
-    bound, place = await outbox.read(read_binding), destination_of(store.url)
-    if bound.store_id is None and bound.destination != place:
-        await outbox.write(partial(note_destination, destination=place))
+    bound, destination = await outbox.read(read_binding), destination_of(store.url)
+    if bound.store_id is None and bound.destination != destination:
+        await outbox.write(partial(note_destination, destination=destination))
 
 
 async def may_create_store(outbox: OutboxFile, store: ConversationStore) -> bool:
@@ -188,8 +188,8 @@ def _text(place: str) -> str:
 
 def _hosts(url: URL, default: str) -> Iterator[str]:
     """Yield the hosts of a URL with their ports, from its authority or its options, as libpq reads them."""
-    hosts = [one for given in (url.host, *_options(url, "host")) if given is not None for one in given.split(",")]
-    ports = [one for given in _options(url, "port") for one in given.split(",")]
+    hosts = [host for given in (url.host, *_options(url, "host")) if given is not None for host in given.split(",")]
+    ports = [port for given in _options(url, "port") for port in given.split(",")]
     if url.port is not None:
         ports = [str(url.port)]
     for number, host in enumerate(hosts or [LOCAL]):

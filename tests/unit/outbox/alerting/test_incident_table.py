@@ -14,7 +14,6 @@ import sqlalchemy as sa
 
 from letopis.outbox.alerting.incident_table import (
     note_skipped,
-    open_incidents,
     prune_incidents,
     read_observation,
     write_changes,
@@ -44,6 +43,7 @@ from letopis.outbox.event_log import schema
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.model.events import to_microseconds
 from letopis.store.model.identifiers import uuid7
+from tests.support.open_incidents import open_incidents
 
 START = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 DAY = timedelta(days=1)

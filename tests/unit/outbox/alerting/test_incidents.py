@@ -39,6 +39,7 @@ from letopis.outbox.alerting.notifications import (
     build_incident,
     next_notification,
 )
+from letopis.store.model.events import to_microseconds
 
 START = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -94,7 +95,7 @@ class World:
             reason=reason,
             head=head,
             delivered=delivered,
-            since=START,
+            since_us=to_microseconds(START),
         )
 
     def look(self) -> None:

@@ -17,7 +17,7 @@ import pytest
 import sqlalchemy as sa
 
 from letopis.outbox.alerting.channels import Alert, AlertFailed
-from letopis.outbox.alerting.incident_table import note_skipped, open_incidents
+from letopis.outbox.alerting.incident_table import note_skipped
 from letopis.outbox.alerting.incidents import BreakerView, IncidentKind, IncidentState, Rules
 from letopis.outbox.alerting.monitor import AlertMonitor, breaker_view
 from letopis.outbox.alerting.notifications import Incident
@@ -29,6 +29,7 @@ from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store import ConversationStore, Message
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import OutboxUnavailable
+from tests.support.open_incidents import open_incidents
 
 START = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 

@@ -404,8 +404,8 @@ class TestReload:
 
             assert daemon.workers[0]._relay is relay
             assert relay.policy.attempts == 9
-            assert [channel.name for channel in watch._channels] == ["webhook example.org"]
-            assert (watch._locale, watch._rules.stuck_after, watch._rules.watch_relay) == ("ru", 60.0, False)
+            assert [channel.name for channel in watch.channels] == ["webhook example.org"]
+            assert (watch.locale, watch.rules.stuck_after, watch.rules.watch_relay) == ("ru", 60.0, False)
         order = [one.split("=")[0] for one in told.said if one.startswith(("READY", "RELOADING", "STOPPING"))]
 
         assert order == ["READY", "RELOADING", "READY", "STOPPING"]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from letopis.outbox.alerting.channels import Alert
+from letopis.outbox.alerting.incidents import Rules
 from letopis.outbox.daemon import outbox_worker, timetable
 from letopis.outbox.daemon.daemon import Daemon, DaemonSettings
 from letopis.outbox.daemon.discovery import OutboxMatch
@@ -25,6 +28,7 @@ from letopis.outbox.file.inspection import read_file
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.file.sign_of_life import lock_path
 from letopis.outbox.operations.status import Status, status_of
+from letopis.outbox.relay.dispatcher import MAX_BATCHES_PER_RUN
 from letopis.outbox.relay.lease import LeaseLock
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.conversation_store import ConversationStore
@@ -192,6 +196,32 @@ async def test_a_file_that_goes_while_it_is_closed_is_let_go_and_one_that_is_rep
     assert rows(tmp_path / "history.db", "SELECT count(*) FROM letopis_events WHERE conversation_id = 'other'") == [
         (5,)
     ]
+
+
+async def test_a_backlog_gives_its_turn_to_a_file_that_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "OPEN", 1)
+    monkeypatch.setattr("letopis.outbox.daemon.fleet.TURN_SECONDS", 0.0)
+    backlog = await OutboxFile.open(tmp_path / "0.outbox.db")
+    for number in range(40):
+        await say(backlog, f"long{number}", 400)  # 33 batches
+    await backlog.close()
+    other = await made(tmp_path / "1.outbox.db", "short", 1)
+    apply, delivered_to = ConversationStore.apply, list[str]()
+
+    async def noted(store: ConversationStore, origin: Any, batch: Any) -> Any:
+        delivered_to.append(batch[0].conversation_id[:4])
+        if len(delivered_to) % 6 == 0 and "shor" not in delivered_to[-6:]:
+            await made(other, "short", 1)
+        return await apply(store, origin, batch)
+
+    monkeypatch.setattr(ConversationStore, "apply", noted)
+    async with fleet(tmp_path) as daemon:
+        await until(delivered(daemon, 2), patience=90)
+
+    first, *runs = "".join(name[0] for name in delivered_to).rstrip("l").split("s")
+    assert len(first) + sum(map(len, runs)) > MAX_BATCHES_PER_RUN
+    # What it has begun when the other file begins to wait, and one run more.
+    assert max(map(len, [first, *runs])) <= 3 * MAX_BATCHES_PER_RUN
 
 
 async def test_a_file_that_is_locked_for_long_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,3 +443,39 @@ class TestFileState:
 
 def test_conditions_are_those_of_the_docs() -> None:
     assert {str(one) for one in FileCondition} == {"working", "standby", "wrong_store", "unusable"}
+
+
+async def test_an_outage_of_all_files_is_one_message_and_a_restart_repeats_nothing(
+    tmp_path: Path, soon: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = await made_fleet(tmp_path)
+    apply, told, down = ConversationStore.apply, list[Alert](), True
+
+    async def away(store: ConversationStore, origin: Any, batch: Any) -> Any:
+        if down:
+            raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code="28P01", reason="made up")
+        return await apply(store, origin, batch)
+
+    class Channel:
+        name = recipient = "made-up"
+
+        def send(self, alert: Alert) -> None:
+            told.append(alert)
+
+    def noted() -> bool:
+        query = "SELECT count(*) FROM letopis_outbox_notifications WHERE state = 'sent'"
+        return all(rows(path, query) == [(1,)] for path in paths)
+
+    monkeypatch.setattr(ConversationStore, "apply", away)
+    monkeypatch.setattr("letopis.outbox.daemon.daemon.open_channels", lambda *_, **__: (Channel(),))
+    monkeypatch.setattr("letopis.outbox.daemon.daemon.Rules", partial(Rules, resolve_after=0.1))
+    for _ in range(2):
+        async with fleet(tmp_path):
+            await until(noted, patience=60)
+    assert [(alert.recovered, alert.facts["files"]) for alert in told] == [(False, FILES)]
+
+    down = False
+    async with fleet(tmp_path) as daemon:
+        await until(lambda: len(told) > 1, patience=90)
+        await until(delivered(daemon), patience=60)
+    assert [alert.recovered for alert in told] == [False, True]

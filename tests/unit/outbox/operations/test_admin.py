@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from letopis.outbox.alerting.incident_table import open_incidents
 from letopis.outbox.alerting.incidents import IncidentKind
 from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.outbox.alerting.notifications import Incident
@@ -24,6 +23,7 @@ from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.engines import create_store_engine
 from letopis.store.model.codec import decode
 from letopis.store.model.messages import Message
+from tests.support.open_incidents import open_incidents
 from tests.support.relays import figures, lane, relay_on, say, until
 
 CONVERSATIONS = 1_000
