@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from letopis.outbox.diagnostics.check_hosts import check_hosts
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.relay import Relay
 from letopis.store.conversation_store import ConversationStore
@@ -103,6 +104,10 @@ async def test_a_failover_step_by_step(pair: Pair) -> None:
 
     assert await port_of(pair.url) == primary
     assert await port_of(f"{pair.url}?target_session_attrs=any") == primary
+    waits = "synchronous" if isinstance(pair, PostgresPair) else "asynchronous"
+    first, second = [finding.said for finding in await check_hosts(normalise_url(pair.url))]
+    assert f":{primary}, primary" in first
+    assert second.endswith(f":{replica}, standby, {waits}")
     assert await port_of(f"{pair.url}?target_session_attrs=primary") == primary
     assert await port_of(f"{pair.url}?target_session_attrs=standby") == replica
     assert await port_of(f"{pair.url}?target_session_attrs=read-only") == replica
@@ -115,6 +120,10 @@ async def test_a_failover_step_by_step(pair: Pair) -> None:
     assert (fault.fault_class, fault.code) == (FaultClass.UNAVAILABLE, "no-host")
     assert f":{primary} (refused)" in str(fault)
     assert f":{replica} (no-matching-server)" in str(fault)
+    dead, left, _ = [finding.said for finding in await check_hosts(normalise_url(pair.url))]
+    assert f":{primary} is not reachable" in dead
+    assert "protocol" not in dead
+    assert f":{replica}, standby" in left
 
     await asyncio.to_thread(pair.promote)
     assert await port_of(pair.url) == replica

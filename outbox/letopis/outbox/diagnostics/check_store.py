@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
+from letopis.outbox.diagnostics.check_hosts import check_hosts
 from letopis.outbox.diagnostics.finding import Finding, Level, fail, ok, skipped, warn
 from letopis.outbox.diagnostics.integrity import ReferenceLog, stored_epoch, stored_heads
 from letopis.outbox.event_log.bound_store import UNBOUND, StoreBinding
@@ -72,6 +73,8 @@ async def check_store(where: str | Path, outbox: ReferenceLog | None = None) -> 
             return
     try:
         async with asyncio.timeout(TIMEOUT_SECONDS):
+            for finding in await check_hosts(url):
+                yield finding
             results = await _query(url, name, outbox)
     except StoreFault as fault:
         yield fail("store", f"{name}: {fault}", _hint(fault))

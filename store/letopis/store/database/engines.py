@@ -112,7 +112,7 @@ def _invalidate_unusable_connection(context: ExceptionContext) -> None:
     """Take a connection out of the pool whose error SQLAlchemy does not recognise as a disconnect."""
     error = context.original_exception
     found = classify(error)
-    if isinstance(error, TimeoutError) or found.code == "protocol":
+    if isinstance(error, TimeoutError) or found.code in ("protocol", "cut-off"):
         # The answer may still come and be taken for another statement's; a rollback would wait as long again.
         context.is_disconnect = True
         context.invalidate_pool_on_disconnect = False

@@ -17,6 +17,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from letopis.store.database.fault_classification import classify
+from letopis.store.database.fault_rules import GARBLED, LOST
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.hosts import HostAddress
 from letopis.store.database.timeouts import Timeouts
@@ -334,8 +335,10 @@ async def diagnose_connecting(connect: Callable[..., Awaitable[Any]], *args: Any
     except Exception as error:  # a peer of another kind makes a driver fail on a length, an index, an encoding
         found = classify(error)
         if found.fault_class is FaultClass.UNCLASSIFIED:
-            reason = "the peer does not speak the protocol of the history store; check host and port"
-            raise StoreFault(fault_class=FaultClass.UNAVAILABLE, code="protocol", reason=reason) from error
+            # A driver whose connection is lost in the middle of the login fails on what it has closed itself.
+            lost = isinstance(error, (AttributeError, TypeError, RuntimeError, asyncio.InvalidStateError))
+            code, rule = ("disconnected", LOST) if lost else ("protocol", GARBLED)
+            raise StoreFault(fault_class=FaultClass.UNAVAILABLE, code=code, reason=rule.reason) from error
         if found.fault_class is FaultClass.POISON or found.code == "42704":
             reason = "the server refuses a setting of the connection: check the options of the URL"
             raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code=found.code, reason=reason) from error

@@ -249,9 +249,9 @@ def _by_text(error: BaseException) -> tuple[str, FaultRule] | None:
     """Look up cases by message text that no code tells apart.
 
     SQLite has one code for a missing table and a syntax error, and none for invalid UTF-8 or a closed connection;
-    asyncpg raises a bare ``ConnectionError`` if the server refuses TLS.
+    asyncpg raises a bare ``ConnectionError`` if the server refuses TLS, and for a server that cannot answer at all.
     """
-    if type(error) is ConnectionError and "SSL" in str(error):
+    if type(error) is ConnectionError and "SSL" in str(error) and "error response" not in str(error):
         return "tls-refused", TLS_REFUSED
     if "sqlite3" not in _roots(error):
         return None

@@ -51,6 +51,7 @@ FILE_LOCKED = _unavailable("another process holds the lock on the history store'
 LOGIN = _misconfigured("the history store refuses the login: check user and password")
 NO_DATABASE = _misconfigured("the history store's database does not exist: create it, or correct the URL")
 SCHEMA = _misconfigured("a table or column is missing or differs: run `letopis db upgrade`")
+NO_CONSTRAINT = _misconfigured("a unique constraint is missing, as on a foreign table: create it, on a shard too")
 NO_PRIVILEGE = _misconfigured("the database user may not do this: grant it the right")
 TLS = _misconfigured("TLS with the history store failed: check certificates and the TLS options of the URL")
 TLS_UNTRUSTED = _misconfigured(
@@ -103,7 +104,8 @@ BY_SQLSTATE: Final[Mapping[str, FaultRule]] = {
     **dict.fromkeys(("26000", "42P05"), POOLER),
     "28": LOGIN,
     **dict.fromkeys(("3D000", "57P04"), NO_DATABASE),
-    **dict.fromkeys(("3F000", "42703", "42704", "42804", "42883", "42P01", "42P10"), SCHEMA),
+    **dict.fromkeys(("3F000", "42703", "42704", "42804", "42883", "42P01"), SCHEMA),
+    "42P10": NO_CONSTRAINT,
     **dict.fromkeys(("40", "72000"), RACE),
     "42501": NO_PRIVILEGE,
     "53": OUT_OF_RESOURCES,
@@ -176,8 +178,9 @@ BY_DRIVER_TYPE: Final[Mapping[tuple[str, str], tuple[str, FaultRule]]] = {
     ("asyncpg", "ClientConfigurationError"): ("client-configuration", OPTIONS),
     ("asyncpg", "UnsupportedClientFeatureError"): ("client-configuration", OPTIONS),
     ("asyncpg", "UnsupportedServerFeatureError"): ("client-configuration", OPTIONS),
-    # ProtocolError is one of these; a connection that is cut in the middle of an answer raises the plain class.
-    ("asyncpg", "InternalClientError"): ("protocol", GARBLED),
+    ("asyncpg", "ProtocolError"): ("protocol", GARBLED),
+    # The plain class comes of a connection that is cut in the middle of an answer, as when its server is killed.
+    ("asyncpg", "InternalClientError"): ("cut-off", LOST),
     # Not its subclasses above: the connection is closed, or still has the answer to another statement to come.
     ("asyncpg", "InterfaceError"): ("not-connected", LOST),
     ("asyncmy", "InternalError"): ("protocol", GARBLED),

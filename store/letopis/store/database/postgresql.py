@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Coroutine, Mapping
 from functools import partial
 from typing import Any, Final
 from urllib.parse import urlencode
 from uuid import uuid4
 
+import anyio
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import URL
@@ -86,7 +88,36 @@ async def _connect(files: Mapping[str, str], address: HostAddress | None, **argu
             reason = f"the file of the URL's {name} {problem}: correct the path, or its permissions"
             raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code="tls-file", reason=reason)
     where = {} if address is None else {"host": address.host, "port": address.port}
-    return await asyncpg.connect(**arguments | where)
+    return await _log_in(asyncpg.connect(**arguments | where))
+
+
+async def _log_in(connecting: Coroutine[Any, Any, Any]) -> Any:
+    """Log in, and pass a cancellation on, but not while the socket is handed over to the driver.
+
+    Cancelled just there, asyncpg leaves a future whose error is never retrieved: each failover would log some.
+    """
+    task = asyncio.ensure_future(connecting)
+    try:
+        await asyncio.wait((task,))
+    except asyncio.CancelledError:
+        with anyio.CancelScope(shield=True):
+            while _hands_over(connecting):  # noqa: ASYNC110 - asyncio tells no one when it has
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait((task,))
+        if not task.cancelled() and task.exception() is None:
+            task.result().terminate()
+        raise
+    return task.result()
+
+
+def _hands_over(coroutine: Any) -> bool:
+    """Return True if a coroutine waits for asyncio to connect a socket with its protocol."""
+    while coroutine is not None:
+        if getattr(getattr(coroutine, "cr_code", None), "co_name", "") == "_create_connection_transport":
+            return True
+        coroutine = getattr(coroutine, "cr_await", None)
+    return False
 
 
 async def _role_of(connection: Any) -> HostRole:

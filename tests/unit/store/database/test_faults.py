@@ -28,6 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from letopis.store.database import fault_rules
 from letopis.store.database.engines import create_store_engine
+from letopis.store.database.failover import diagnose_connecting
 from letopis.store.database.fault_classification import classify, translated
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.timeouts import Timeouts
@@ -267,7 +268,7 @@ def _wrapped(orig: BaseException, *, lost: bool = False) -> BaseException:
         (asyncpg.exceptions._base.DataError(PLANTED), POISON, "client-data"),
         (asyncpg.TargetServerAttributeNotMatched(PLANTED), UNAVAILABLE, "no-matching-server"),
         (asyncpg.ClientConfigurationError(PLANTED), MISCONFIGURED, "client-configuration"),
-        (asyncpg.InternalClientError(PLANTED), UNAVAILABLE, "protocol"),
+        (asyncpg.InternalClientError(PLANTED), UNAVAILABLE, "cut-off"),
         (asyncpg.InterfaceError(PLANTED), UNAVAILABLE, "not-connected"),
         (asyncpg.ProtocolError(PLANTED), UNAVAILABLE, "protocol"),
         (_wrapped(asyncpg.InterfaceError(PLANTED), lost=True), UNAVAILABLE, "not-connected"),
@@ -322,6 +323,72 @@ def test_classify(error: BaseException, expected: FaultClass, code: str) -> None
 
     assert (found.fault_class, found.code) == (expected, code)
     assert PLANTED not in found.reason
+
+
+def _killed(code: str, text: str) -> BaseException:
+    """The error of a connection that the server ends with a last word."""
+    error = asyncpg.ConnectionDoesNotExistError(f"connection was closed in the middle of operation: {text}")
+    error.__cause__ = asyncpg.PostgresError.new({"C": code, "M": text, "S": "FATAL"})
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncpg.PostgresError.new({"C": "57P03", "M": "the database system is shutting down", "S": "FATAL"}),
+        asyncpg.PostgresError.new({"C": "57P03", "M": "the database system is starting up", "S": "FATAL"}),
+        asyncpg.PostgresError.new({"C": "57P03", "M": "the database system is in recovery mode", "S": "FATAL"}),
+        asyncpg.PostgresError.new(
+            {"C": "57P01", "M": "terminating connection due to administrator command", "S": "FATAL"}
+        ),
+        asyncpg.PostgresError.new(
+            {"C": "57P02", "M": "terminating connection because of crash of another server process", "S": "WARNING"}
+        ),
+        _killed("57P01", "terminating connection due to administrator command"),
+        asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation"),
+        asyncpg.InternalClientError("got result for unknown protocol state 0"),
+        ConnectionError("unexpected connection_lost() call"),
+        ConnectionError(
+            'PostgreSQL server at "db:5432": server sent an error response during SSL exchange; check the server logs'
+        ),
+        ConnectionResetError(104, "Connection reset by peer"),
+        asyncmy.errors.OperationalError(2013, "Lost connection to MySQL server during query"),
+        asyncmy.errors.OperationalError(1053, "Server shutdown in progress"),
+        asyncmy.errors.OperationalError(1927, "Connection was killed"),
+    ],
+    ids=str,
+)
+def test_a_killed_primary_is_unavailable_and_speaks_the_protocol(error: BaseException) -> None:
+    for wrapped in (error, _wrapped(error)):
+        found = classify(wrapped)
+
+        assert found.fault_class is UNAVAILABLE
+        assert "protocol" not in found.code
+        assert "protocol" not in found.reason
+
+
+@pytest.mark.parametrize("error", [AttributeError("x"), TypeError("x"), asyncio.InvalidStateError("x")])
+async def test_a_login_that_is_cut_off_is_a_lost_connection(error: Exception) -> None:
+    """The driver fails on what it has closed itself; a peer of another kind makes it fail on what that sent."""
+
+    async def connect(raised: Exception) -> None:
+        raise raised
+
+    with pytest.raises(StoreFault) as lost:
+        await diagnose_connecting(connect, error)
+    with pytest.raises(StoreFault) as foreign:
+        await diagnose_connecting(connect, IndexError("x"))
+
+    assert (lost.value.code, foreign.value.code) == ("disconnected", "protocol")
+
+
+def test_a_missing_constraint_is_no_older_schema() -> None:
+    text = "there is no unique or exclusion constraint matching the ON CONFLICT specification"
+    found = classify(asyncpg.PostgresError.new({"C": "42P10", "M": text, "S": "ERROR"}))
+
+    assert found.fault_class is MISCONFIGURED
+    assert "upgrade" not in found.reason
+    assert "unique constraint" in found.reason
 
 
 def test_the_code_is_found_through_sqlalchemys_wrapping() -> None:
