@@ -94,6 +94,9 @@ async def test_follower_that_is_killed_leaves_nothing_out(store_url: str, tmp_pa
         for chat in range(5):
             versions = [line["version"] for line in lines if line["conversation_id"] == f"chat-{chat}"]
             assert versions == sorted(versions)
+    async with ConversationStore.open(store_url) as store:
+        lags = await store.outbox_access.lags()
+        assert lags["follower.warehouse"] == await store.follower("warehouse").behind()
 
 
 async def test_follower_is_told_of_a_redaction(store_url: str, tmp_path: Path) -> None:
@@ -128,6 +131,7 @@ async def test_follower_reads_every_partition_and_counts_what_is_left(
         assert {event.partition for event in read} == {0, 1, 2, 3}
         assert whole == len(read) == len({event.event_id for event in read})
         assert 0 < left <= 3  # the last batch is not done: nobody asked for the next one
+        assert (await store.outbox_access.lags())["follower.all"] == left
 
 
 async def test_second_process_under_a_name_is_refused(new_store_url: Callable[[str], str], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from letopis.store.errors import ConversationGone
 from letopis.store.maintenance.continuity import Continuity
 from letopis.store.model.conversations import Conversation, Page
 from letopis.store.model.messages import EMPTY
+from letopis.store.projections.base import read_lags
 from letopis.store.read.lineage import Lineage
 from letopis.store.read.paging import check_count
 from letopis.store.read.reader import Reader, StoreView, ViewQuery
@@ -168,6 +169,10 @@ class OutboxAccess:
         partitions = range((await self._runtime.prepared()).partitions)
         heads = await self._runtime.read(lambda reader, connection: reader.heads(connection, partitions))
         return list(heads.values())
+
+    async def lags(self) -> dict[str, int]:
+        """Return how many events each follower and each projection has not read, by the name of its checkpoints."""
+        return await self._runtime.read(lambda _, connection: read_lags(connection))
 
     async def read_records(self, ask: Callable[[RecordReader, AsyncConnection], Awaitable[T]]) -> T:
         """Return what ``ask`` returns of records, all of it read in one snapshot."""

@@ -7,9 +7,11 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
+
+from sqlalchemy.engine import URL
 
 from letopis.outbox.alerting.channels import open_channels
 from letopis.outbox.alerting.incidents import Rules
@@ -44,6 +46,9 @@ STALL_TIMEOUT_SECONDS: Final = 120.0
 wait after an error."""
 SNAPSHOT_MAX_AGE_SECONDS: Final = 1.0
 """Age up to which a snapshot is returned again instead of being read."""
+LAG_INTERVAL_SECONDS: Final = 15.0
+"""Time between two questions to a store how far its followers have got."""
+LAG_TIMEOUT_SECONDS: Final = 5.0
 UNAVAILABLE_STOP_TIMEOUT_SECONDS: Final = 0.5
 """Time to finish the batches in flight if no store is available anyway."""
 CANCEL_CLEANUP_SECONDS: Final = 15.0
@@ -99,6 +104,7 @@ class Daemon:
         self._reloads: set[asyncio.Task[None]] = set()
         self._reload_lock = asyncio.Lock()
         self._reload_failed = False
+        self._lags: dict[URL, dict[str, int]] = {}
         self._ready = False
         self._snapshot: HealthSnapshot | None = None
         self._snapshot_at = float("-inf")
@@ -141,7 +147,10 @@ class Daemon:
             if not await self._finish_unless_stopped(self._start(stack)):
                 return
             self._ready = True
-            background += [asyncio.create_task(work) for work in (self._feed_watchdog(), self._scan_forever())]
+            endless = [self._feed_watchdog(), self._scan_forever()]
+            if self.address is not None:
+                endless.append(self._read_lags())
+            background += map(asyncio.create_task, endless)
             self._notifier.ready()
             await self._stopping.wait()
             self._ready = False
@@ -321,7 +330,21 @@ class Daemon:
             relay=self._totals(),
             alerts=alerts,
             deliveries=[handle.instrumented.deliveries for handle in self._stores.all],
+            lags=self._lags.values(),
         )
+
+    async def _read_lags(self) -> None:
+        """Periodically ask the stores how far their followers have got; a store that fails has no such metric."""
+        while True:
+            for handle in self._stores.all:
+                self._lags.pop(handle.url, None)
+                # An embedded store may not exist yet, or is closed between the turns of many files.
+                resting = handle.embedded and (self._fleet.crowded or not handle.instrumented.deliveries)
+                if handle.breaker.closed and not resting:
+                    with suppress(StoreFault, TimeoutError):
+                        async with asyncio.timeout(LAG_TIMEOUT_SECONDS):
+                            self._lags[handle.url] = await handle.store.outbox_access.lags()
+            await asyncio.sleep(LAG_INTERVAL_SECONDS)
 
     def _totals(self) -> RelayStats:
         total = RelayStats()

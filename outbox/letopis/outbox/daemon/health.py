@@ -90,6 +90,7 @@ class HealthSnapshot:
     store_tasks: int = 0
     store_rows: int = 0
     late: int = 0
+    lags: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def degraded(self) -> bool:
@@ -148,11 +149,14 @@ def aggregate(
     relay: RelayStats,
     alerts: Mapping[str, int],
     deliveries: Iterable[Mapping[str, Durations]],
+    lags: Iterable[Mapping[str, int]] = (),
 ) -> HealthSnapshot:
     """Return the state of all files and stores together."""
     outboxes, stores = list(files), list(breakers)
     conditions = Counter(str(outbox.condition) for outbox in outboxes)
-    lanes, incidents = Counter[str](), Counter[str]()
+    lanes, incidents, lagging = Counter[str](), Counter[str](), Counter[str]()
+    for names in lags:
+        lagging.update(names)
     for outbox in outboxes:
         lanes.update(outbox.lanes)
         incidents.update(outbox.incidents)
@@ -182,6 +186,7 @@ def aggregate(
         store_tasks=max((outbox.store_tasks for outbox in outboxes), default=0),
         store_rows=max((outbox.store_rows for outbox in outboxes), default=0),
         late=sum(outbox.is_late(now_us) for outbox in outboxes),
+        lags=lagging,
     )
 
 

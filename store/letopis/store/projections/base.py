@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from letopis.store.database.dialects import Dialect
 from letopis.store.database.fault_classification import translated
 from letopis.store.database.faults import FaultClass, StoreFault
-from letopis.store.database.schema import checkpoints
+from letopis.store.database.schema import checkpoints, log_heads
 from letopis.store.errors import ConfigurationError
 from letopis.store.model.events import RecordedEvent
 from letopis.store.rules.apply_plan import TableRow
@@ -159,6 +159,21 @@ class Checkpoint:
     def as_row(self, now: int) -> TableRow:
         """Return the values in the order of the table's columns."""
         return (self.name, self.version, self.partition, self.position, self.replay_to, now)
+
+
+_READ: Final = (
+    sa.select(checkpoints.c.name, checkpoints.c.version, sa.func.sum(checkpoints.c.position))
+    .group_by(checkpoints.c.name, checkpoints.c.version)
+    .order_by(checkpoints.c.name, checkpoints.c.version)
+)
+_WRITTEN: Final = sa.select(sa.func.sum(log_heads.c.position))
+
+
+async def read_lags(connection: AsyncConnection) -> dict[str, int]:
+    """Return how many events the newest version of each projection, and each follower, has not read, by name."""
+    read = (await connection.execute(_READ)).all()  # first: what is written meanwhile must not make it negative
+    written = (await connection.execute(_WRITTEN)).scalar_one()
+    return {name: int(written - position) for name, _, position in read}
 
 
 class Checkpoints:

@@ -16,6 +16,7 @@ import pytest
 from letopis.outbox.config.settings import AlertSettings
 from letopis.outbox.daemon.daemon import Daemon, DaemonSettings
 from letopis.outbox.daemon.health import FileCondition
+from letopis.outbox.daemon.http import ListenAddress
 from letopis.outbox.daemon.outbox_worker import OutboxWorker
 from letopis.outbox.daemon.systemd import Notifier
 from letopis.outbox.file.outbox_file import OutboxFile
@@ -497,3 +498,21 @@ async def test_no_figure_names_anybody(tmp_path: Path) -> None:
     for secret in ("alice", "hunter2", "secret-name", "127.0.0.1"):
         assert secret not in body.decode()
         assert secret not in shown.summary()
+
+
+async def test_the_lag_of_a_follower_is_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("letopis.outbox.daemon.daemon.LAG_INTERVAL_SECONDS", 0.05)
+    path, store = await made(tmp_path / "bot.outbox.db", "c1", messages=5), tmp_path / "history.db"
+    async with running(path, store=str(store), listen=ListenAddress(host="127.0.0.1", port=0)) as daemon:
+        await until(nothing_pending(daemon), patience=40)
+        async with ConversationStore.open(store) as history:
+            batches = history.follower("warehouse", batch=2).batches()
+            for _ in range(2):
+                assert len(await anext(batches)) == 2
+            await batches.aclose()
+
+        async def shown() -> bool:
+            daemon._snapshot = None
+            return (await daemon.snapshot()).lags == {"follower.warehouse": 4}  # of six; what was not done counts
+
+        await until(shown, patience=40)

@@ -113,6 +113,13 @@ def test_a_store_that_is_away_shows_for_how_long() -> None:
     assert "store unavailable for 90 s" in found.summary()
 
 
+def test_the_lag_of_a_name_is_that_of_all_stores() -> None:
+    found = samples(figures(lags=[{"sales.daily": 3, "follower.warehouse": 0}, {"sales.daily": 4}]))
+
+    assert found["letopis_follower_lag_events{name=sales.daily}"] == 7
+    assert found["letopis_follower_lag_events{name=follower.warehouse}"] == 0
+
+
 def test_the_line_for_people_says_the_state_in_a_few_words() -> None:
     assert figures().summary() == "2 outboxes, 1 standby, 6 pending, oldest 40 s, 1 blocked, store reachable"
 
@@ -127,7 +134,7 @@ def test_names_and_kinds_follow_the_conventions() -> None:
 
 def test_labels_are_few_and_known_beforehand() -> None:
     """Never an id, a name of a file, or a URL: a series a conversation would bring a Prometheus down."""
-    assert {one.label for one in METRICS} == {"", "version", "state", "kind", "outcome", "class"}
+    assert {one.label for one in METRICS} == {"", "version", "state", "kind", "outcome", "class", "name"}
     known = {"working", "standby", "unusable", "ready", "retrying", "blocked", "paused", "closed", "open", "half_open"}
     known |= {"store_down", "conversation_blocked", "relay_silent", "history_incomplete"}
     known |= {"sent", "failed", "ok", "given_up", "error"}
