@@ -19,7 +19,7 @@ MAX_OPEN_FILES: Final = 10
 """Files that are open at once, each with a thread of its own. A daemon with no more files keeps all of them open."""
 QUIET_SECONDS: Final = 3.0
 """Time without anything to deliver after which a file is closed, if there are more than may be open."""
-TURN_SECONDS: Final = 2.0
+TURN_SECONDS: Final = 1.0
 """Time after which a busy file gives its turn to one that waits."""
 POLL_SECONDS: Final = 0.25
 """Time between two looks at the times of the closed files, unless they take more than :data:`POLL_SHARE` of it."""

@@ -47,7 +47,9 @@ MAX_RAMP_PAUSE_SECONDS: Final = 0.1
 MAX_CONCURRENT_BATCHES: Final = 2
 """Batches of a long backlog in flight at once, each on its own connection; one more is prefetched meanwhile."""
 MAX_BATCHES_PER_RUN: Final = 8
-"""Batches delivered before the relay's loop turns; less than a second's work."""
+"""Batches delivered before the relay's loop turns."""
+MAX_RUN_SECONDS: Final = 0.5
+"""Time after which no further batch of a run is begun: a slow store must not keep other files waiting."""
 _FAILOVER_CLASSES: Final = frozenset({FaultClass.UNAVAILABLE, FaultClass.UNKNOWN_OUTCOME})
 """Classes of faults after which another store may answer, even where a retry was enough."""
 
@@ -212,6 +214,7 @@ class Dispatcher:
 
     async def _deliver_concurrently(self, due: DueBatches, limit: int) -> StepResult:
         """Deliver up to ``limit`` batches, two at a time and the next one prefetched, until something goes wrong."""
+        end = self._clock.after(MAX_RUN_SECONDS)
         in_flight: deque[tuple[DueBatches, asyncio.Task[StepResult]]] = deque()
         following: DueBatches | None = due
         result = StepResult(more=True)
@@ -221,6 +224,8 @@ class Dispatcher:
                     in_flight.append((following, asyncio.create_task(self._deliver(following))))
                     following = None
                     limit -= 1
+                if end.remaining(self._clock) == 0:
+                    limit = 0
                 if following is None and limit > 0 and result.more and self.breaker.closed:
                     following = await self._prefetch(due.incarnation, [batch for batch, _ in in_flight])
                     if following is not None and len(in_flight) < MAX_CONCURRENT_BATCHES:

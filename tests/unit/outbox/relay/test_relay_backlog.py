@@ -17,6 +17,7 @@ from tests.support.relays import (
     DOWN,
     POISON,
     QUICK,
+    Hands,
     ToldStore,
     bind_to,
     drained,
@@ -96,6 +97,25 @@ async def test_one_step_is_one_batch(outbox: OutboxFile) -> None:
 
     assert await relay_on(outbox, store).drain_once() == 500
     assert store.most == 1
+
+
+async def test_a_run_begins_no_batch_after_half_a_second(outbox: OutboxFile) -> None:
+    """The relay's loop turns then, and the file's turn may end."""
+    hands = Hands()
+
+    class Tired(Slow):
+        async def apply(self, origin: Origin, batch: Sequence[LaneBatch]) -> ApplyResult:
+            hands.advance(0.3)
+            return await super().apply(origin, batch)
+
+    store = Tired()
+    relay = relay_on(outbox, store, hands=hands)
+    assert await relay._acquire()
+    step = await relay._dispatcher.run_batches()
+    await relay._release()
+
+    assert step.more
+    assert 2 <= len(store.batches) <= 3
 
 
 async def test_what_is_said_meanwhile_is_delivered_too(outbox: OutboxFile) -> None:
