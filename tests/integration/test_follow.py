@@ -95,8 +95,12 @@ async def test_follower_that_is_killed_leaves_nothing_out(store_url: str, tmp_pa
             versions = [line["version"] for line in lines if line["conversation_id"] == f"chat-{chat}"]
             assert versions == sorted(versions)
     async with ConversationStore.open(store_url) as store:
-        lags = await store.outbox_access.lags()
-        assert lags["follower.warehouse"] == await store.follower("warehouse").behind()
+        follower = store.follower("slow", batch=10)
+        batches = follower.batches()
+        for _ in range(2):
+            await anext(batches)
+        await batches.aclose()
+        assert (await store.outbox_access.lags())["follower.slow"] == await follower.behind() > 0
 
 
 async def test_follower_is_told_of_a_redaction(store_url: str, tmp_path: Path) -> None:
