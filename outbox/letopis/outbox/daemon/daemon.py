@@ -334,7 +334,7 @@ class Daemon:
         )
 
     async def _read_lags(self) -> None:
-        """Ask the stores, again and again, how far their followers have got; a store that fails has no such metric."""
+        """Periodically ask the stores how far their followers have got; a store that fails has no such metric."""
         while True:
             for handle in self._stores.all:
                 self._lags.pop(handle.url, None)

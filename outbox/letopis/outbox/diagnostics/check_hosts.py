@@ -110,22 +110,25 @@ async def _ask(url: URL, address: HostAddress) -> Host:
 
 async def _ask_postgresql(connection: AsyncConnection) -> Host:
     asked = "SELECT pg_is_in_recovery(), current_setting('synchronous_standby_names')"
-    standby, names = tuple[Any, ...]((await connection.exec_driver_sql(asked)).one())
-    rows: Sequence[Any] = () if standby else (await connection.exec_driver_sql(_STANDBYS)).all()
-    return Host(standby=standby, names=names, standbys=tuple((row[0], row[1]) for row in rows))
+    ((standby, names),) = await _rows(connection, asked)
+    standbys = () if standby else tuple((address, state) for address, state in await _rows(connection, _STANDBYS))
+    return Host(standby=standby, names=names, standbys=standbys)
 
 
 async def _ask_mariadb(connection: AsyncConnection) -> Host:
     values: dict[str, Any] = {}
     for statement in (_VARIABLES, _STATUS):
-        rows: Sequence[Any] = (await connection.exec_driver_sql(statement)).all()
-        values |= {row[0].lower(): row[1] for row in rows}
+        values |= {name.lower(): value for name, value in await _rows(connection, statement)}
     if values.get("wsrep_on") == "ON":
         state = values.get("wsrep_local_state_comment", "")
         return Host(detail=f"Galera {values.get('wsrep_cluster_status', '')} {state}".rstrip(), synchronous=True)
     standby = values.get("read_only", "OFF") != "OFF"
     side = "slave" if standby else "master"
     return Host(standby=standby, synchronous=values.get(f"rpl_semi_sync_{side}_status") == "ON")
+
+
+async def _rows(connection: AsyncConnection, statement: str) -> list[Any]:
+    return list((await connection.exec_driver_sql(statement)).all())
 
 
 def _resolve(host: str) -> frozenset[str]:
