@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -54,7 +54,7 @@ class Replies:
         self._upcasters = upcasters
         self.writer_lock = WriterLock(outbox.path)
         self.writing: dict[drafts.DraftKey, Reply] = {}
-        self.hand_over = _no_sender
+        self.hand_over: Callable[[str, str], Awaitable[bool]] = _no_sender
 
     @asynccontextmanager
     async def reply(

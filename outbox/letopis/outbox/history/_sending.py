@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from letopis.outbox.concurrency.callbacks import call_with_timeout
@@ -123,10 +124,10 @@ class Resender:
             elif len(self.calls) < MAX_CALLS:
                 call = asyncio.create_task(self._handle(draft, unsent), name="letopis-send")
                 self.calls[draft.conversation_id] = call
-                call.add_done_callback(lambda _, conversation_id=draft.conversation_id: self._ended(conversation_id))
+                call.add_done_callback(partial(self._ended, draft.conversation_id))
         return seconds
 
-    def _ended(self, conversation_id: str) -> None:
+    def _ended(self, conversation_id: str, _: asyncio.Task[None]) -> None:
         del self.calls[conversation_id]
         self._wake.set()
 
