@@ -159,7 +159,7 @@ class SmartSender:
                 if isinstance(text, str) and units(text) > TEXT_LIMIT:
                     sent_as, path = await self._deliver(answer, message.id, text, (), language)
                 else:
-                    sent_as = await answer.again((Text(text),) if isinstance(text, str) else text)
+                    sent_as = await answer.again((Text(text),) if isinstance(text, str) else text or ())
         except Exception as error:
             failure = transport.failure_of(error)
             if failure is None or failure.ending != "refused" or failure.moved_to is not None:
@@ -240,12 +240,11 @@ class _Answer:
 
     async def again(self, content: Sequence[ContentPart]) -> str:
         """Send text, or files that Telegram has with the text before each as its caption, and return how."""
-        caption, sent_as = "", []
-        sends: list[Callable[..., Awaitable[int]]] = []
+        caption, sent_as, sends = "", list[str](), list[Callable[..., Awaitable[int]]]()
         for part in content:
             if isinstance(part, Text):
                 caption = part.text
-            elif isinstance(part, File) and part.name in MEDIA and not part.uri.startswith("tg-upload:"):
+            elif isinstance(part, File) and part.name and part.name in MEDIA and not part.uri.startswith("tg-upload:"):
                 reference = part.uri.removeprefix("tg-file:")
                 sends.append(partial(self.transport.send_media, part.name, reference, caption))
                 sent_as.append(part.name)
@@ -254,6 +253,8 @@ class _Answer:
                 raise SendRefused("the history does not hold what was to be sent")
         if caption:
             sends.append(partial(self.transport.send_text, caption, last=True))
+        if not sends:
+            raise SendRefused("it is empty")
         for place, send in enumerate(sends, 1):
             if place not in self.sent:
                 self.sent[place] = await self._repeated(send, ())
