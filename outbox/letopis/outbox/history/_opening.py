@@ -147,8 +147,8 @@ async def open_parts(settings: HistorySettings) -> AsyncIterator[Parts]:
             from letopis.outbox.history._sending import Resender  # a history without a sender does without
 
             resender = Resender(
-                options.sender,
-                options,
+                sender=options.sender,
+                options=options,
                 replies=parts.replies,
                 appender=parts.appender,
                 finder=parts.finder,

@@ -7,7 +7,7 @@ import logging
 import random
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -45,36 +45,26 @@ class _Unsent:
     outcome: MessageSent | MessageFailed | None = None  # still to be recorded; it is not sent again
 
 
+@dataclass(kw_only=True, eq=False)
 class Resender:
     """Sends the replies of ended writers, and those of this process that are handed over."""
 
-    def __init__(
-        self,
-        sender: Sender,
-        options: Options,
-        *,
-        replies: Replies,
-        appender: Appender,
-        finder: MessageFinder,
-        clock: Clock,
-        uniform: Callable[[float, float], float] = random.uniform,
-    ) -> None:
-        self._replies = replies
-        self._appender = appender
-        self._finder = finder
-        self._sender = sender
-        self._options = options
-        self._clock = clock
-        self._uniform = uniform
-        self.unsent: dict[DraftKey, _Unsent] = {}
-        self.calls: dict[str, asyncio.Task[None]] = {}  # by conversation
-        self._look_at = 0.0
-        self._wake = asyncio.Event()
+    sender: Sender
+    options: Options
+    replies: Replies
+    appender: Appender
+    finder: MessageFinder
+    clock: Clock
+    uniform: Callable[[float, float], float] = random.uniform
+    unsent: dict[DraftKey, _Unsent] = field(default_factory=dict)
+    calls: dict[str, asyncio.Task[None]] = field(default_factory=dict)  # by conversation
+    _look_at: float = 0.0
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def take_over(self, conversation_id: str, message_id: str) -> bool:
         """Send an unconfirmed reply of this process. Return False if there is none."""
         taken = (conversation_id, message_id) in self.unsent
-        taken = taken or await self._replies.release(conversation_id, message_id)
+        taken = taken or await self.replies.release(conversation_id, message_id)
         self._look_at = 0.0
         self._wake.set()
         return taken
@@ -99,17 +89,17 @@ class Resender:
 
     async def step(self) -> float:
         """Begin to send what is due, and return the seconds until more may be."""
-        now = self._clock.monotonic()
+        now = self.clock.monotonic()
         if now >= self._look_at:
             self._look_at = now + MAINTENANCE_INTERVAL_SECONDS
-            for draft in await self._replies.adopt():
+            for draft in await self.replies.adopt():
                 self.unsent.setdefault((draft.conversation_id, draft.message_id), _Unsent())
         seconds = self._look_at - now
         if not self.unsent:
             return seconds
         # Before the list, which still has what a call that ends meanwhile confirms.
         handled = set(self.calls)
-        drafts = await self._replies.list_unconfirmed()
+        drafts = await self.replies.list_unconfirmed()
         for key in self.unsent.keys() - {(draft.conversation_id, draft.message_id) for draft in drafts}:
             del self.unsent[key]  # confirmed, or erased
         for draft in drafts:
@@ -132,7 +122,7 @@ class Resender:
         self._wake.set()
 
     def _age(self, draft: UnconfirmedDraft) -> float:
-        return (self._clock.now_us() - draft.appended_at) / MICROSECONDS_PER_SECOND
+        return (self.clock.now_us() - draft.appended_at) / MICROSECONDS_PER_SECOND
 
     async def _handle(self, draft: UnconfirmedDraft, unsent: _Unsent) -> None:
         """Send one reply and record the outcome, or schedule the next attempt."""
@@ -140,7 +130,7 @@ class Resender:
             if unsent.outcome is None:
                 unsent.outcome = await self._send(draft, unsent)
             if unsent.outcome is not None:
-                await self._appender.change(draft.conversation_id, unsent.outcome)
+                await self.appender.change(draft.conversation_id, unsent.outcome)
                 return
         except InvalidInput as error:  # what the sender returned cannot be kept
             unsent.failure = str(error)
@@ -149,10 +139,10 @@ class Resender:
         except Exception as error:  # whatever it was, the reply must not be forgotten
             unsent.failure = str(error) if isinstance(error, LetopisError) else describe_failure(error)
         unsent.failures += 1
-        delay = SENDING_POLICY.delay(unsent.failures, uniform=self._uniform)
+        delay = SENDING_POLICY.delay(unsent.failures, uniform=self.uniform)
         if unsent.outcome is None:
-            delay = min(delay, max(0.0, self._options.send_within - self._age(draft)))
-        unsent.due = self._clock.monotonic() + delay
+            delay = min(delay, max(0.0, self.options.send_within - self._age(draft)))
+        unsent.due = self.clock.monotonic() + delay
         logger.warning(
             "a reply is not %s yet, next attempt in %.1f s: %s",
             "sent" if unsent.outcome is None else "confirmed",
@@ -163,10 +153,10 @@ class Resender:
 
     async def _send(self, draft: UnconfirmedDraft, unsent: _Unsent) -> MessageSent | MessageFailed | None:
         """Send one reply and return what to record; ``None`` if it is to be tried again."""
-        if self._age(draft) >= self._options.send_within:
-            within = f"not sent within {self._options.send_within:g} s"
+        if self._age(draft) >= self.options.send_within:
+            within = f"not sent within {self.options.send_within:g} s"
             return await self._give_up(draft, f"{within} {unsent.failure}".rstrip())
-        current = await self._finder.find(draft.message_id, draft.conversation_id)
+        current = await self.finder.find(draft.message_id, draft.conversation_id)
         if current is None or current.redacted or not current.on_path:
             return await self._give_up(draft, "no longer part of the conversation")
         reply = UnsentReply(
@@ -177,7 +167,7 @@ class Resender:
             idempotency_key=str(draft.event_id),
             attempt=unsent.failures + 1,
         )
-        outcome = await call_with_timeout(self._sender, reply, seconds=CALL_TIMEOUT_SECONDS)
+        outcome = await call_with_timeout(self.sender, reply, seconds=CALL_TIMEOUT_SECONDS)
         if isinstance(outcome.exception, SendRefused):
             return await self._give_up(draft, str(outcome.exception))
         if outcome.done is not True:
@@ -191,9 +181,9 @@ class Resender:
     async def _give_up(self, draft: UnconfirmedDraft, reason: str) -> MessageFailed:
         logger.error("a reply is given up: %s", reason, extra=_context(draft))
         # Before it is recorded: if the process ends in between, the next one reports it again.
-        if self._options.on_unconfirmed is not None:
-            given_up = replace(self._replies.describe(draft, abandoned=True), failure=reason)
-            await self._replies.report(self._options.on_unconfirmed, given_up)
+        if self.options.on_unconfirmed is not None:
+            given_up = replace(self.replies.describe(draft, abandoned=True), failure=reason)
+            await self.replies.report(self.options.on_unconfirmed, given_up)
         return MessageFailed(message_id=draft.message_id, reason=reason)
 
 

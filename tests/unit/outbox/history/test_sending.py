@@ -68,8 +68,8 @@ class Bot:
         self.told: list[Unconfirmed] = []
         parts = history._parts
         self.resender = Resender(
-            self.platform.send,
-            Options("bot.outbox.db", send_within=within, on_unconfirmed=self.told.extend),
+            sender=self.platform.send,
+            options=Options("bot.outbox.db", send_within=within, on_unconfirmed=self.told.extend),
             replies=parts.replies,
             appender=parts.appender,
             finder=parts.finder,
