@@ -19,7 +19,7 @@ from typing import Final
 from tests.failover import controls, scenarios
 from tests.proof.__main__ import conclude, prove_here
 from tests.proof.page import published
-from tests.support.reports import ROOT, report_of, write
+from tests.support.reports import ROOT, refusal, report_of, write
 from tests.support.servers.postgresql import find_binaries
 
 LIMIT_SECONDS: Final = 590  # should the limits of the parts not do
@@ -45,6 +45,8 @@ def main() -> int:
     given = parser.parse_args()
     if given.publish and given.short:
         parser.error("what is published is not short")
+    if given.publish and (reason := refusal()):
+        parser.error(reason)
     logging.disable()
     # As Ctrl-C does it: every cluster is ended on the way out.
     signal.signal(signal.SIGINT, signal.default_int_handler)

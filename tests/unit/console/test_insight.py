@@ -101,7 +101,7 @@ async def test_forks_are_found(store_url: str, tmp_path: Path) -> None:
 
 
 async def test_ids_are_found_by_their_beginning(store_url: str, tmp_path: Path) -> None:
-    names = ["tea", "tea-1", "tea-2", "Tea-3", "teb", "te", "чай-1", "tea\U0010fffe"]
+    names = ["tea", "tea-1", "tea-2", "Tea-3", "teb", "t", "чай-1", "tea\U0010fffe"]
     async with History(tmp_path / "bot.outbox.db", store=store_url, relay=False, watch=False) as history:
         for name in names[:4]:
             await history.append(name, Message.user("pending"))

@@ -178,7 +178,8 @@ def prune_incidents(connection: sa.Connection, *, now: datetime) -> int:
 def incident_from_row(row: Any) -> IncidentRecord:
     """Return the incident of a row that ``SELECT_INCIDENT`` gives, perhaps followed by ``notified_at``."""
     values = as_read((*_STORED, *_COMPUTED, "notified_at"), row, kind=IncidentKind, state=IncidentState)
-    return IncidentRecord(**values | {"incident_id": UUID(bytes=values["incident_id"])})
+    values["incident_id"] = UUID(bytes=values["incident_id"])
+    return IncidentRecord(**values)
 
 
 def as_read(names: Sequence[str], row: Any, **kinds: type[StrEnum]) -> dict[str, Any]:

@@ -92,7 +92,8 @@ class AlertMonitor:
         self._outbox, self._outages = outbox, outages
         self._on_stuck, self._on_recovered = on_stuck, on_recovered
         # May be set at any time; notifications that are being sent keep the old ones.
-        self.channels, self.rules, self.locale, self.style = channels, rules, locale, style
+        self.channels, self.rules, self.locale = channels, rules, locale
+        self.style: Style = style
         self._policy, self._breaker = policy, breaker
         self._interval, self._call_timeout = interval, call_timeout
         self._gate = asyncio.Semaphore(calls_at_once)

@@ -52,7 +52,8 @@ class AuditEntry:
 
     :ivar entry_id: rises with each entry.
     :ivar action: ``retry``, ``fix``, ``skip``, ``skip_missing``, ``restore``, ``pause``, ``resume``, ``rebind``,
-        ``pause_relay``, ``resume_relay``, ``verify`` or ``export``.
+        ``pause_relay``, ``resume_relay``, ``verify`` or ``export``; of the console also ``sign_in``, ``test_alert``,
+        ``rename``, ``archive``, ``unarchive``, ``reset``, ``delete`` and ``redact``.
     :ivar outcome: ``done``, or why it was refused.
     :ivar conversations: how many it was about.
     :ivar reason: as the operator gave it.
