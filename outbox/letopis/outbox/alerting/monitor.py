@@ -37,7 +37,7 @@ from letopis.outbox.alerting.notifications import (
     PendingNotification,
     build_incident,
 )
-from letopis.outbox.alerting.outage_group import Extent, OutageGroup, Verdict
+from letopis.outbox.alerting.outage_group import Extent, OutageGroup, OutageDecision
 from letopis.outbox.concurrency.callbacks import CallOutcome, call_with_timeout
 from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.outbox.retry.policy import RetryPolicy
@@ -225,11 +225,11 @@ class AlertMonitor:
             return await self._claim(due), None
         async with group.claiming():
             verdict, extent = await asyncio.to_thread(group.decide, self._outbox.path, first)
-            if verdict is Verdict.WAIT:
+            if verdict is OutageDecision.WAIT:
                 self.waiting.add(first.recipient)
                 return (), None
-            claimed = await self._claim(due, elsewhere=verdict is Verdict.ANNOUNCED)
-            return (claimed if verdict is Verdict.ANNOUNCE else ()), extent
+            claimed = await self._claim(due, elsewhere=verdict is OutageDecision.ANNOUNCED)
+            return (claimed if verdict is OutageDecision.ANNOUNCE else ()), extent
 
     async def _claim(
         self, pending: Sequence[PendingNotification], *, elsewhere: bool = False

@@ -33,7 +33,7 @@ _OUTAGES: Final = (
 )
 
 
-class Verdict(Enum):
+class OutageDecision(Enum):
     """What becomes of one file's notification about an outage."""
 
     ANNOUNCE = "announce"
@@ -77,7 +77,7 @@ class OutageGroup:
             finally:
                 lock.release()
 
-    def decide(self, own: Path, due: PendingNotification) -> tuple[Verdict, Extent]:
+    def decide(self, own: Path, due: PendingNotification) -> tuple[OutageDecision, Extent]:
         """Decide whether ``own`` announces an outage or its end to a recipient. Reads the other files: in a thread."""
         incident, recovered = due.incident, due.notification.kind is NotificationKind.RECOVERED
         wrong_store = fault_class(incident.reason) == "wrong_store"
@@ -95,11 +95,11 @@ class OutageGroup:
             if decisive:
                 self._decisive = path
                 told = any(outage.told for outage in decisive)
-                return (Verdict.ANNOUNCED if told else Verdict.WAIT), Extent(0, 0, 0)
+                return (OutageDecision.ANNOUNCED if told else OutageDecision.WAIT), Extent(0, 0, 0)
             files += bool(outages or pending[0])
             events, conversations = events + pending[0], conversations + pending[1]
         self._decisive = own
-        return Verdict.ANNOUNCE, Extent(files, events, conversations)
+        return OutageDecision.ANNOUNCE, Extent(files, events, conversations)
 
 
 def _covers(outage: _Outage, due: PendingNotification) -> bool:
