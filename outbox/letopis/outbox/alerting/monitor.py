@@ -37,7 +37,7 @@ from letopis.outbox.alerting.notifications import (
     PendingNotification,
     build_incident,
 )
-from letopis.outbox.alerting.outage_group import Extent, OutageGroup, OutageDecision
+from letopis.outbox.alerting.outage_group import Extent, OutageDecision, OutageGroup
 from letopis.outbox.concurrency.callbacks import CallOutcome, call_with_timeout
 from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.outbox.retry.policy import RetryPolicy
