@@ -200,6 +200,7 @@ LEFT_OUT: Final[Mapping[str, str]] = {
     "EncodedEvent.has_content_of": "takes a digest and a salt that a file or a store holds",
     "OutboxAdmin.*": "what the command calls; the arguments of its verbs are tried in `commands`",
     "Timeouts.*": "called by the engines with what they checked",
+    "RepeatFilter.filter": "called by the logging module with records of its own",
     "Rules.*": "called by the monitor with times of its own",
     "History.chat": "makes a `Chat`, whose calls are tried with each id",
     "BlockingHistory.chat": "makes a `Chat`, whose calls are tried with each id",
