@@ -124,6 +124,7 @@ APART: Final = {
     "BlockingHistory": "opened by what `History` opens",
     "OutboxFile": "opened by `History`",
     "Relay": "takes an outbox and a store; its policy is tried",
+    "RepeatFilter": "takes a clock",
 }
 
 
