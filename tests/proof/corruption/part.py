@@ -37,7 +37,7 @@ from tests.support.damage import leaf_pages, with_noise
 
 UNREADABLE: Final = (sqlite3.Error, ValueError, OverflowError)
 NOT_READ: Final = {
-    "letopis_outbox_events": (10,),  # appended_at
+    "letopis_outbox_events": (11,),  # appended_at
     "letopis_outbox_lanes": (7, 8, 9, 10, 11),  # attempts, due_at, pending_since, fault_class, fault
     "letopis_outbox_origin": (3, 4, 5, 7, 9),  # device, inode, created_at, destination, uncounted
     "letopis_outbox_relay": tuple(range(17)),
@@ -48,7 +48,7 @@ NOT_READ: Final = {
 """What no reader of a history sees: when a row was written, when it is tried again, who wrote it."""
 
 
-TIMES: Final = {"letopis_outbox_events": (9,), "letopis_events": (12, 13), "letopis_search": (7,)}
+TIMES: Final = {"letopis_outbox_events": (10,), "letopis_events": (13, 14), "letopis_search": (7,)}
 """When an event happened and was recorded. No digest covers these, so they are counted apart."""
 
 INDEXED_UP_TO: Final = 8  # the column of ``letopis_outbox_origin`` with the position up to which ids are indexed
