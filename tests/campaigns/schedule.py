@@ -12,7 +12,7 @@ Kind = Literal["kill", "cut", "outage"]
 ROOM: Final = 3000
 """Events between two faults below which the relay would be done before they all fire: a few batches of it."""
 
-SPARE: Final = 2
+SPARE: Final = 6
 """Waves of a small sample that bring no faults of their own, for those that a quick relay left nothing to hit."""
 
 

@@ -33,11 +33,12 @@ def test_a_small_input_comes_in_waves_that_each_go_a_little_further() -> None:
 
 
 def test_a_small_input_ends_with_waves_for_faults_that_came_too_late() -> None:
-    *_, last, first_spare, second_spare = schedule(lines=199, kills=2, cuts=2, outages=0, seed=1)
+    waves = schedule(lines=199, kills=2, cuts=2, outages=0, seed=1)
+    last, *spare = waves[-SPARE - 1 :]
 
     assert last.faults
-    assert (first_spare.faults, second_spare.faults) == ((), ())
-    assert last.lines < first_spare.lines < second_spare.lines == 199
+    assert [wave.faults for wave in spare] == [()] * SPARE
+    assert last.lines < spare[0].lines < spare[1].lines < spare[-1].lines == 199
 
 
 def test_a_fault_that_came_too_late_waits_for_half_as_long_the_next_time() -> None:
