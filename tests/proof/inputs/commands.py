@@ -27,7 +27,10 @@ from tests.support.values.hostile import kinds
 
 CODES: Final = frozenset({*Exit, 130})
 TIMEOUT_SECONDS: Final = 20.0
-ALONE: Final[Mapping[str, str]] = {"demo": "a bot of half a minute, without input"}  # verbs that are not run, and why
+ALONE: Final[Mapping[str, str]] = {  # verbs that are not run, and why
+    "demo": "a bot of half a minute, without input",
+    "follow": "prints until interrupted; wrong names are tried in `tests/integration/test_follow.py`",
+}
 FIRST: Final[Mapping[str, tuple[str, ...]]] = {
     "relay": ("--once",),
     "console": ("--host", "192.0.2.1"),  # no address of this machine, so that it ends

@@ -47,7 +47,10 @@ def prove(options: Options) -> Iterator[Row]:
             pairs = 3 if options.short else None
             apart = asyncio.run(isolation.isolated(other.url, folder, pairs=pairs))
             yield _row(ISOLATED, store.kind, apart.looks, "looks", apart.problems, least=200)
-        if not options.short:
+        unable = planted.UNABLE.get(store.kind)
+        if unable and not options.short:
+            yield Row(what=PLANTED, where=store.kind, missing=unable)
+        elif not options.short:
             with fresh(store.kind, options.folder, "security-planted") as other:
                 looks, problems = asyncio.run(planted.faults(store.kind, other.url, folder))
                 more, besides = planted.asked(other.url, folder)
