@@ -50,7 +50,7 @@ class Extent(NamedTuple):
 
 
 class _Outage(NamedTuple):
-    """One file's incident, and the number of what its recipient was told of it, or is being told; 0 if nothing."""
+    """One file's incident, and the number of the last notification of it that was sent or is being sent; 0 if none."""
 
     reason: str | None
     firing: bool
@@ -103,7 +103,7 @@ class OutageGroup:
 
 
 def _covers(outage: _Outage, due: PendingNotification) -> bool:
-    """Return True if what the recipient was told in another file leaves nothing new to say."""
+    """Return True if the notification of another file leaves this one nothing new to say."""
     told, wanted = fault_class(outage.reason), fault_class(due.incident.reason)
     return outage.number >= due.notification.number and wanted in (told, "unavailable")
 
