@@ -205,11 +205,11 @@ class StoreRuntime:
 
     async def in_loop(self, work: Coroutine[Any, Any, T]) -> T:
         """Run what no cancellation may tear in the event loop: it may await anything."""
-        tracked = self._in_flight.track(work)
+        started = self._in_flight.start(work)
         try:
             # A torn aiosqlite call leaks its thread; a server may not answer for long, and its drivers bear one
             # cancellation well.
-            return await (run_to_completion(tracked) if self.embedded else cancel_after_grace(tracked))
+            return await (run_to_completion(started) if self.embedded else cancel_after_grace(started))
         except StoreFault as fault:
             self._check_schema_after(fault)
             raise

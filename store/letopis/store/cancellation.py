@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import anyio
@@ -20,15 +20,13 @@ class InFlight:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Future[Any]] = set()
 
-    async def track(self, work: Awaitable[T]) -> T:
-        """Return the result of ``work``, which is tracked until it ends."""
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - this is a coroutine
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start ``work``, which is tracked until it ends."""
+        # The task's own coroutine: one inside it stays unawaited if the loop is shut down before the first step.
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        try:
-            return await work
-        finally:
-            self._tasks.discard(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def wait(self, *, timeout_seconds: float) -> None:
         """Wait until all of it has ended, with whatever result, for at most ``timeout_seconds``."""

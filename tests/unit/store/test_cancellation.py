@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
+import warnings
 from collections.abc import Awaitable, Callable
 
 import anyio
 import pytest
 
-from letopis.store.cancellation import cancel_after_grace, run_to_completion
+from letopis.store.cancellation import InFlight, cancel_after_grace, run_to_completion
 
 Shield = Callable[[Awaitable[int]], Awaitable[int]]
 both = pytest.mark.parametrize("shield", [run_to_completion, cancel_after_grace])
@@ -210,3 +212,17 @@ async def test_takes_a_future_too(shield: Shield) -> None:
     asyncio.get_running_loop().call_later(0.01, future.set_result, 5)
 
     assert await shield(future) == 5
+
+
+async def test_work_that_a_closing_loop_cancels_before_its_first_step_says_nothing() -> None:
+    in_flight = InFlight()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")  # "coroutine was never awaited" is said when it is collected
+        started = in_flight.start(Work().run())
+        started.cancel()
+        await in_flight.wait(timeout_seconds=10)
+        ended_early = started.cancelled()
+        del started
+        gc.collect()
+
+    assert ended_early and [str(warning.message) for warning in warned] == []
