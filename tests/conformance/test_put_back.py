@@ -174,6 +174,32 @@ async def test_a_put_back_that_races_with_a_rewind_of_another_outbox(
     assert await path(two) == [*expected, "next"]
 
 
+@pytest.mark.parametrize("delivered", [False, True])
+async def test_a_message_that_left_by_a_rewind_which_the_file_cannot_follow(
+    bots: tuple[History, History], *, delivered: bool
+) -> None:
+    """Its outbox rewound to a message of another one, which has left the path meanwhile: that had no effect."""
+    bot, other = bots
+    message = Message.user("words", id="m")
+    await bot.append(CHAT, Message.user("before", id="first"))
+    await deliver(bot)
+    await other.append(CHAT, Message.user("theirs", id="theirs"))
+    await deliver(other)
+    await bot.chat(CHAT).rewind(to="theirs")
+    await other.chat(CHAT).rewind(to="first")
+    await deliver(other)
+    await bot.append(CHAT, message)
+    if delivered:
+        await deliver(bot)
+    await bot.chat(CHAT).rewind(to="first")
+    assert await path(bot) == ["first"]
+
+    await bot.append(CHAT, message)
+    assert await path(bot) == ["first", "m"]
+    await deliver(bot)
+    assert (await path(bot), await path(other)) == (["first", "m"], ["first", "m"])
+
+
 async def test_two_put_backs_show_it_once(bots: tuple[History, History], store: ConversationStore) -> None:
     one, two = bots
     message = Message.user("words", id="m", tokens=3)

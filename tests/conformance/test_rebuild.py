@@ -367,3 +367,17 @@ async def test_a_fork_s_rewind_into_its_parent_is_rebuilt(store: ConversationSto
 
     assert {"forked_from_id", "forked_from_version", "inherits", "inherited_to"} <= set(found["fork"])
     assert await digests(engine) == before
+
+
+async def test_edits_of_a_deleted_conversation_that_a_fork_reads_in_part(store: ConversationStore) -> None:
+    """The fork keeps an earlier edit; the last one, at which the row stays, is emptied."""
+    outbox = Outbox()
+    outbox.append("c", Message.user("words", id="1"), MessageEdited(message_id="1", content="edited"))
+    outbox.append("fork", ConversationStarted(forked_from={"conversation_id": "c", "version": 2}))
+    outbox.append("c", MessageEdited(message_id="1", content="edited again"))
+    await outbox.deliver(store)
+    outbox.append("c", ConversationDeleted())
+    await outbox.deliver(store)
+
+    assert [one.text for one in await store.messages("fork")] == ["edited"]
+    assert await done(store, check=True) == {"c": (), "fork": ()}

@@ -623,9 +623,11 @@ class Machine(Reads):
         return names
 
     def _erasing(self, parent: Chat) -> bool:
-        """Whether a conversation, or one that it reads, is about to be erased or was deleted."""
+        """Whether a conversation, or one that it reads, is about to be erased or was erased, heard of or not."""
         names = {parent.id, *(one.id for one in parent.ancestors)}
-        return any(one.deleted for one in parent.ancestors) or any(
+        # While the store is away, an outbox may not know what another one has delivered: the erasure came first.
+        gone = ("delete", "reset") if self.down else ("delete",)
+        return any(event.kind in gone for name in names for event in self.lanes.stored.get(name, ())) or any(
             event.kind in ("delete", "reset")
             for box in self.lanes.boxes
             for name in names

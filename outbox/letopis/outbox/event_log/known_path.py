@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -35,7 +35,7 @@ class PathStep(NamedTuple):
     first: int = 0  # the event that appended the message first, as an integer
     target: str | None = None  # the last message that stays after a rewind
     erase: bool = False  # a reset, which erases all that came before it
-    doubtful: bool = False
+    doubtful: bool = False  # it is pending, and another outbox may have changed the path, or appended the message
 
 
 class KnownPath:
@@ -45,7 +45,7 @@ class KnownPath:
     fork inherits it. (If it is another outbox's, :meth:`left` may be True for a message that is still read.)
     """
 
-    __slots__ = ("_doubtful", "_erased", "_known", "_messages", "_on_path", "_path", "_unless")
+    __slots__ = ("_doubtful", "_erased", "_known", "_messages", "_on_path", "_path", "_unless", "_unsure")
 
     def __init__(self, steps: Iterable[PathStep] = ()) -> None:
         self._path: list[PathStep] = []
@@ -55,6 +55,7 @@ class KnownPath:
         self._messages: set[str] = set()
         self._doubtful: set[str] = set()
         self._unless: dict[int, frozenset[str]] = {}
+        self._unsure: set[str] = set()  # off the path, unless they came before the target of a rewind that is not here
         for step in steps:
             self.add(step)
 
@@ -68,9 +69,13 @@ class KnownPath:
                 self._path.append(step)
                 self._on_path.add(step.first)
                 self._unless.pop(step.first, None)
+                self._unsure.discard(step.message_id)
         elif step.target not in self._messages:
             if step.erase:
                 self._erased |= self._known
+            # A rewind to nothing certainly takes them off.
+            off = {earlier.message_id for earlier in self._path if earlier.message_id is not None}
+            self._unsure = set() if step.target is None else self._unsure | off
             self._path.clear()
             self._on_path.clear()
         else:
@@ -78,9 +83,12 @@ class KnownPath:
             if stays:  # otherwise the target is off the path itself, and the rewind does nothing
                 self._on_path.difference_update(step.first for step in self._path[stays:])
                 del self._path[stays:]
-            if step.target in self._doubtful:
-                for earlier in self._path[: stays - 1]:
-                    self._unless[earlier.first] = self.stays_unless(earlier.first) | {step.target}
+            # The store may have it in another position, or still on the path; then it took off what it did not here.
+            perhaps = self._path[: stays - 1] if step.target in self._doubtful else []
+            if step.doubtful and not stays and step.target in self._unsure:
+                perhaps = self._path
+            for earlier in perhaps:
+                self._unless[earlier.first] = self.stays_unless(earlier.first) | {step.target}
 
     def add_event(self, event: EncodedEvent, first: int) -> None:
         """Take the step of an event, if it is one."""
@@ -88,7 +96,7 @@ class KnownPath:
             self.add(PathStep(str(decode(event.data).get("message_id")), first))
         elif event.type == ConversationRewound.type:
             data = decode(event.data)
-            self.add(PathStep(None, target=data.get("to_message_id"), erase=data.get("erase") is True))
+            self.add(PathStep(None, 0, data.get("to_message_id"), data.get("erase") is True, doubtful=True))
 
     def left(self, first: int) -> bool:
         """Return True if the message that an event appended first has left the path, and was not put back."""
@@ -108,17 +116,17 @@ class KnownPath:
         other._known, other._messages = self._known.copy(), self._messages.copy()
         other._erased = self._erased.copy()
         other._doubtful, other._unless = self._doubtful.copy(), self._unless.copy()
+        other._unsure = self._unsure.copy()
         return other
 
 
 def read_path(cursor: Any, conversation_id: str) -> KnownPath:
     rows = query_all(cursor, _STEPS, (PUT_BACK_PATH, conversation_id))
-    return KnownPath(
-        PathStep(
-            row[0], _first(row[1], row[2]), row[3], row[4] == 1, bool(row[5]) and uuid_of(row[1]).version == _DERIVED
-        )
-        for row in rows
-    )
+    return KnownPath(PathStep(row[0], _first(row[1], row[2]), row[3], row[4] == 1, _doubtful(row)) for row in rows)
+
+
+def _doubtful(row: Sequence[Any]) -> bool:
+    return bool(row[5]) and (row[0] is None or uuid_of(row[1]).version == _DERIVED)
 
 
 def _first(event_id: bytes, named: object) -> int:

@@ -169,17 +169,16 @@ def sort_events(prepared: Prepared, used: UsedIds, *, deleted: bool) -> SortedEv
         newest = event_id.int if use is None else used.newest.get(first, event_id.int)
         if reason is None and message_id is not None:
             left = sorted_events.path is not None and sorted_events.path.left(first)
-            if use is not None and sorted_events.path is not None and not known[newest].delivered:
-                doubtful = sorted_events.path.stays_unless(first)
-                if doubtful and prepared.ask:
+            if use is not None:
+                doubtful = frozenset() if sorted_events.path is None else sorted_events.path.stays_unless(first)
+                delivered = prepared.on_path is not None and known[newest].delivered
+                if prepared.ask and (doubtful or delivered):
                     targets |= doubtful
+                    if delivered:
+                        unknown[event.event_id] = message_id
                     continue
                 left = left or not doubtful.isdisjoint(prepared.elsewhere)
-            if use is not None and prepared.on_path is not None and known[newest].delivered:
-                if prepared.ask:
-                    unknown[event.event_id] = message_id
-                    continue
-                left = left or event.event_id not in prepared.on_path
+                left = left or (delivered and event.event_id not in (prepared.on_path or ()))
             if left and prepared.put_back:
                 sorted_events.put_back(event, first)
                 continue

@@ -123,11 +123,15 @@ class ConversationReplay:
 
     def compared_values(self, message: MessageRow) -> dict[str, Any]:
         """Return the comparable values of a message, replayed or stored."""
-        # An edit without content does not count, and in a deleted conversation a message that was redacted on arrival
-        # looks like one that was emptied by the deletion.
-        content = message.version if message.content_version in self._empty_edits else message.content_version
-        redacted = message.redacted_at
-        if redacted == message.version and self.row is not None and self.row.conversation.state == "deleted":
+        # An edit without content does not count. A deletion leaves the stored row at its last edit, and the content of
+        # an earlier one where forks read it: a replay ends there. In a deleted conversation a message that was
+        # redacted on arrival looks like one that was emptied by the deletion.
+        deleted = self.row is not None and self.row.conversation.state == "deleted"
+        content, redacted = message.content_version, message.redacted_at
+        if content in self._empty_edits:
+            same = self._messages_by_id.get(message.message_id, ()) if deleted else ()
+            content = next((row.content_version for row in same if row.version == message.version), message.version)
+        if redacted == message.version and deleted:
             redacted = None
         return {name: getattr(message, name) for name in _COMPARED} | {
             "content_version": content,
