@@ -122,12 +122,20 @@ def conflicts_of_shown(
     # They exist already, so the delivery does not append them, but their sender must learn of the conflict.
     sequences = {version: item.delivery.sequence for version, item in zip(projected.versions, decoded, strict=True)}
     left = {row.version: row.left_at for row in projected.messages}
-    names = {row.version: row.message_id for row in projected.messages}
-    back = {row.message_id for row in projected.messages if row.left_at is None}
+    rows_of: dict[str, list[MessageRow]] = {}
+    for row in projected.messages:
+        rows_of.setdefault(row.message_id, []).append(row)
+    same = {row.version: rows_of[row.message_id] for row in projected.messages}
     conflicts = {}
     for sequence, version in shown.items():
         at = left.get(version) or min((at for after, at in projected.cuts if version > after), default=None)
-        if at is not None and sequences.get(at, 0) < sequence and names.get(version) not in back:
+        if at is None or sequences.get(at, 0) >= sequence:
+            continue
+        # It may have been put back meanwhile, and be on the path at the end, or have left it once more after this.
+        if not any(
+            row.left_at is None or sequences.get(row.version, 0) < sequence < sequences.get(row.left_at, 0)
+            for row in same.get(version, ())
+        ):
             conflicts[sequence] = Conflict(expected=version, actual=at)
     return conflicts
 
