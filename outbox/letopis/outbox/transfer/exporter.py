@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from typing import Final, TypeVar
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from letopis.outbox.event_log.lookups import messages_by
 from letopis.outbox.history.history import History
 from letopis.outbox.pending_reads.record_reads import stored_record
+from letopis.outbox.transfer.readable_page import ReadablePage
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.errors import StoreUnavailable
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
@@ -47,6 +50,9 @@ class Exporter:
 
     source: History | ConversationStore
     beside: RecordSource | None = None
+    page: ReadablePage | None = None
+    deliveries: bool = False
+    every: bool = False  # also messages that have left the path
     lines: int = 0
     conversations: int = 0
     records: int = 0
@@ -90,6 +96,26 @@ class Exporter:
                 async for line in self._records(scope):
                     yield line
 
+    async def of_person(self, person: str) -> AsyncIterator[bytes]:
+        """Yield the lines of all that a person owns, then of what the person wrote in conversations of others."""
+        async for line in self.of_all(owner=person):
+            yield line
+        with SeenKeys() as count:
+            name, seen = "", set[str]()
+            async for conversation, messages in authored(self.source, person):
+                if conversation.owner_id == person:
+                    continue
+                if conversation.conversation_id != name:
+                    name, seen = conversation.conversation_id, set()
+                    self.conversations += 1
+                    if self.page is not None:
+                        self.page.begin(name, title=None)
+                for message in messages:
+                    if not message.redacted and message.id not in seen:
+                        seen.add(message.id)
+                        # Neither the owner nor the title nor the reactions: they are others'.
+                        yield self._line(replace(message, reactions=()), owner=None, count=count)
+
     async def _other_scopes(self, owner: str | None, done: SeenKeys) -> AsyncIterator[Scope]:
         """Yield the scopes of records that belong to no exported conversation."""
         if owner is not None:
@@ -104,7 +130,9 @@ class Exporter:
             return
         try:
             async for record in self.beside.records(scope):
-                yield render_record(record)
+                yield (line := render_record(record))
+                if self.page is not None:
+                    self.page.record(line)
                 self.records += 1
         except StoreUnavailable as error:
             raise Incomplete(
@@ -120,15 +148,23 @@ class Exporter:
 
     async def _lines(self, conversation: Conversation, count: SeenKeys) -> AsyncIterator[bytes]:
         self.conversations += 1
+        if self.page is not None:
+            self.page.begin(conversation.conversation_id, title=conversation.title)
 
         async def read(after: str | None) -> Page[RecordedMessage]:
-            return _whole(await self.source.messages(conversation.conversation_id, first=PAGE, after=after))
+            every, name = self.every, conversation.conversation_id
+            return _whole(await self.source.messages(name, first=PAGE, after=after, every=every))
 
         async for message in all_items(read):
             # A fork is exported with what it inherits, so that the export does not depend on the parent.
             said = replace(message, conversation_id=conversation.conversation_id)
-            yield render_line(said, owner=conversation.owner_id, count=count)
-            self.lines += 1
+            yield self._line(said, owner=conversation.owner_id, count=count)
+
+    def _line(self, message: RecordedMessage, *, owner: str | None, count: SeenKeys) -> bytes:
+        self.lines += 1
+        if self.page is not None:
+            self.page.message(message)
+        return render_line(message, owner=owner, count=count, with_delivery=self.deliveries)
 
 
 def _whole(page: Page[T]) -> Page[T]:
@@ -152,6 +188,57 @@ async def all_items(read: Callable[[str | None], Awaitable[Page[T]]]) -> AsyncIt
             yield item
         if (after := page.next) is None:
             return
+
+
+async def authored(
+    source: History | ConversationStore, author: str
+) -> AsyncIterator[tuple[Conversation, list[RecordedMessage]]]:
+    """Yield an author's messages in pages, each of one conversation, pending ones and pending changes included.
+
+    A message that was put back comes twice. Deleted conversations are left out.
+    """
+    waiting, store = dict[str, list[str]](), source if isinstance(source, ConversationStore) else source.store
+    if isinstance(source, History):
+        # The file first: what is delivered and pruned after that is in the store.
+        waiting = await source.outbox.read(lambda file: messages_by(file, author))
+    after: tuple[str, int] | None = None
+    while True:
+        stored = await store.outbox_access.authored(author, after=after, limit=PAGE)
+        for name, group in groupby(stored, lambda message: message.conversation_id):
+            if after is not None and after[0] != name:
+                async for page in _held(source, after[0], waiting.pop(after[0], ())):
+                    yield page
+            messages = list(group)
+            after = name, messages[-1].version or 0
+            conversation = await conversation_of(source, name)
+            if conversation is None or conversation.state == "deleted":
+                continue
+            known = {message.id for message in messages}
+            waiting[name] = [message_id for message_id in waiting.get(name, ()) if message_id not in known]
+            if conversation.pending and isinstance(source, History):
+                messages = await _merged(source, name, [message.id for message in messages])
+            yield conversation, messages
+        if len(stored) < PAGE:
+            break
+    for name in sorted(waiting):
+        async for page in _held(source, name, waiting[name]):
+            yield page
+
+
+async def _held(
+    source: History | ConversationStore, name: str, ids: Sequence[str]
+) -> AsyncIterator[tuple[Conversation, list[RecordedMessage]]]:
+    """Yield messages that the file holds and the store did not, when it was read."""
+    if not ids or isinstance(source, ConversationStore):
+        return
+    conversation = await conversation_of(source, name)
+    if conversation is not None and conversation.state != "deleted":
+        yield conversation, await _merged(source, name, ids)
+
+
+async def _merged(history: History, name: str, ids: Sequence[str]) -> list[RecordedMessage]:
+    messages = [await history.chat(name).message(message_id) for message_id in ids]
+    return [message for message in messages if message is not None]
 
 
 class RecordSource:

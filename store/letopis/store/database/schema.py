@@ -233,8 +233,11 @@ messages: Final = _table(
     sa.Column("reactions", Json),
     # 1: the event put back a message that has an earlier row. NULL for nearly all.
     sa.Column("back", sa.SmallInteger),
+    sa.Column("author", Identifier),
     # The id leads, so that a message is found without its conversation.
     sa.Index("ix_letopis_messages_message_id", "message_id", "conversation_id", "partition"),
+    # A person's messages, in all conversations. Rows without an author are in no index, but for MariaDB's.
+    sa.Index("ix_letopis_messages_author", "author", "partition", "conversation_id", "version"),
     comment="An index over the log: which event holds a message, its current content and its delivery.",
 )
 
@@ -366,6 +369,9 @@ def _set_server_options(target: sa.MetaData, connection: sa.Connection, **_: Any
     """Set what only a server's own dialect knows: as an argument of a table it would import that dialect at once."""
     dialect = connection.dialect.name
     words = next(index for index in search.indexes if index.name == "ix_letopis_search_words")
+    authors = next(index for index in messages.indexes if index.name == "ix_letopis_messages_author")
+    if dialect in ("sqlite", "postgresql"):
+        authors.dialect_kwargs[f"{dialect}_where"] = messages.c.author.is_not(None)
     if dialect == "postgresql":
         words.dialect_kwargs.update(postgresql_using="gin", postgresql_with={"fastupdate": "off"})
     elif dialect in ("mysql", "mariadb"):

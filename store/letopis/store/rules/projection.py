@@ -104,7 +104,9 @@ def _append_all(row: ConversationRow, decoded: Sequence[DecodedEvent]) -> Projec
         message, event = item.body.message, item.delivery.event  # type: ignore[attr-defined]
         projected.events.append(event)
         projected.messages.append(
-            MessageRow(version, message.id, version, None, message.role, _APPENDED, None, None, (), False, True)
+            MessageRow(
+                version, message.id, version, None, message.role, _APPENDED, None, None, (), False, message.author, True
+            )
         )
         if event.occurred_at > updated_at:
             updated_at = event.occurred_at
@@ -217,6 +219,7 @@ class _Projection(MessageSink):
             left_at=version if superseded else None,
             redacted_at=version if self._events[-1].redacted else None,
             back=back,
+            author=body.message.author,
             new=True,
         )
         there.append(message)

@@ -87,6 +87,7 @@ def upgrade() -> None:
     create_index("uq_letopis_events_version", "letopis_events", "partition", "conversation_id", "version")
     create_index("uq_letopis_events_event_id", "letopis_events", "event_id", "partition", "conversation_id")
     create_index("ix_letopis_messages_message_id", "letopis_messages", "message_id", "conversation_id", "partition")
+    create_author_index()
     create_index("ix_letopis_conversations_forked", "letopis_conversations", "forked_from_id")
     create_full_text_index()
     insert_log_heads()
@@ -188,6 +189,7 @@ def create_tables() -> None:
         sa.Column("redacted_at", sa.BigInteger()),
         sa.Column("reactions", json),
         sa.Column("back", sa.SmallInteger()),
+        sa.Column("author", identifier),
         comment="An index over the log: which event holds a message, its current content and its delivery.",
     )
     create(
@@ -324,6 +326,19 @@ def required(column: str, kind: sa.types.TypeEngine[Any], *, default: str | None
 def create_index(index: str, table: str, *columns: str) -> None:
     """Create an index that is not there yet."""
     op.create_index(index, table, list(columns), unique=index.startswith("uq_"), if_not_exists=True)
+
+
+def create_author_index() -> None:
+    """Create the index over the messages that have an author; MariaDB indexes the others as well."""
+    has_author = sa.text("author IS NOT NULL")
+    op.create_index(
+        "ix_letopis_messages_author",
+        "letopis_messages",
+        ["author", "partition", "conversation_id", "version"],
+        if_not_exists=True,
+        sqlite_where=has_author,
+        postgresql_where=has_author,
+    )
 
 
 def create_full_text_index() -> None:
