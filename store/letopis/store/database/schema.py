@@ -132,6 +132,8 @@ log_heads: Final = _table(
     sa.Column("position", Counter, nullable=False),
     # A LogState; deliveries are accepted at 0 only. In the row that every apply locks, so none commits after it is set.
     sa.Column("closed", sa.SmallInteger, nullable=False, server_default="0"),
+    # The number of the last erasure, the same in each row: an outbox that lacks it has its delivery refused.
+    sa.Column("erasures", Counter, nullable=False, server_default="0"),
     comment="One row a partition, fixed when the store is created: the position given out last.",
 )
 
@@ -142,7 +144,36 @@ origins: Final = _table(
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("first_seen_at", Timestamp, nullable=False),
     sa.Column("last_seen_at", Timestamp, nullable=False),
+    # The last erasure that it has carried out and acknowledged.
+    sa.Column("erasures", Counter, nullable=False, server_default="0"),
     comment="The outbox files that deliver here.",
+)
+
+erasures: Final = _table(
+    "letopis_erasures",
+    sa.Column("number", Counter, primary_key=True, autoincrement=False),
+    # Whose words: `owner` or `person`, and the id.
+    sa.Column("kind", Name, nullable=False),
+    sa.Column("subject", Identifier, nullable=False),
+    # What becomes of the conversations: `reset` or `delete`.
+    sa.Column("how", Name, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("requested_by", sa.Text),
+    # The outbox through which it was asked for.
+    sa.Column("origin_id", Uuid16()),
+    sa.Column("recorded_at", Timestamp, nullable=False),
+    comment="Erasures of all that someone said, in order: every outbox carries each out in its own file.",
+)
+
+holds: Final = _table(
+    "letopis_holds",
+    # What is held: an `owner` or a `conversation`, and the id.
+    sa.Column("kind", Name, primary_key=True),
+    sa.Column("subject", Identifier, primary_key=True),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("requested_by", sa.Text),
+    sa.Column("held_at", Timestamp, nullable=False),
+    comment="What must not be erased until it is released.",
 )
 
 lanes: Final = _table(

@@ -111,6 +111,7 @@ def create_tables() -> None:
         key("partition", sa.Integer()),
         required("position", sa.BigInteger()),
         required("closed", sa.SmallInteger(), default="0"),
+        required("erasures", sa.BigInteger(), default="0"),
         comment="One row a partition, fixed when the store is created: the position given out last.",
     )
     create(
@@ -120,7 +121,29 @@ def create_tables() -> None:
         required("name", sa.Text()),
         required("first_seen_at", sa.BigInteger()),
         required("last_seen_at", sa.BigInteger()),
+        required("erasures", sa.BigInteger(), default="0"),
         comment="The outbox files that deliver here.",
+    )
+    create(
+        "letopis_erasures",
+        key("number", sa.BigInteger()),
+        required("kind", name),
+        required("subject", identifier),
+        required("how", name),
+        sa.Column("reason", sa.Text()),
+        sa.Column("requested_by", sa.Text()),
+        sa.Column("origin_id", uuid16),
+        required("recorded_at", sa.BigInteger()),
+        comment="Erasures of all that someone said, in order: every outbox carries each out in its own file.",
+    )
+    create(
+        "letopis_holds",
+        key("kind", name),
+        key("subject", identifier),
+        required("reason", sa.Text()),
+        sa.Column("requested_by", sa.Text()),
+        required("held_at", sa.BigInteger()),
+        comment="What must not be erased until it is released.",
     )
     create(
         "letopis_lanes",
@@ -388,7 +411,7 @@ def downgrade() -> None:
         op.execute("DROP TABLE letopis_search_words")
     tables = (
         "record_ledger record_tags record_parts records"
-        " tasks search checkpoints owners messages events conversations lanes origins log_heads store"
+        " tasks search checkpoints owners messages events conversations lanes holds erasures origins log_heads store"
     )
     for table in tables.split():
         op.drop_table(f"letopis_{table}")
