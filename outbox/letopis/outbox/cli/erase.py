@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -13,13 +13,12 @@ from letopis.outbox.cli.interface.options import settings, verb
 from letopis.outbox.cli.interface.output import TIMEOUT, counted, emit, note, printable
 from letopis.outbox.cli.interface.progress import ProgressReport, progress
 from letopis.outbox.cli.interface.selection import YES, confirm
+from letopis.store.database.store_identity import short_id
 
 if TYPE_CHECKING:
     from letopis.outbox.history.history import History
+    from letopis.store.erasures import Unacknowledged
     from letopis.store.model.conversations import Conversation
-
-PAGE: Final = 200
-STATES: Final = ("active", "archived")
 
 
 @verb(
@@ -51,9 +50,10 @@ def erase(
     """Erase conversations, or all those of an owner, for good.
 
     The content goes from the log, the search index and this outbox, when the relay has delivered the erasure. Ids,
-    times and token counts stay. Backups, and outboxes of other bots, keep theirs. With --owner the history store must
-    be reachable; a run that was interrupted is completed by running it again. Exits with 3 if nothing matched and no
-    erasure is pending, with 2 if confirmation is required and stdin is not a terminal.
+    times and token counts stay. Backups keep theirs. With --owner the history store must be reachable: it records the
+    erasure, every other outbox carries it out before it delivers anything more, and the last line names those that have
+    not yet. A run that was interrupted is completed by running it again. Exits with 3 if nothing matched and no erasure
+    is pending, with 1 if a hold forbids it, with 2 if confirmation is required and stdin is not a terminal.
     """
     if bool(conversations) == (owner is not None):
         raise click.UsageError("Name conversations, or an owner with --owner.")
@@ -72,6 +72,8 @@ def erase(
             "owner": owner,
             "pending": pending,
             "store_rows": work.store_rows,
+            "number": work.number,
+            "unacknowledged": [shown_outbox(behind) for behind in work.unacknowledged],
         },
         text=lambda: _tell(work, pending, owner, waited=wait),
     )
@@ -87,34 +89,49 @@ class _Erasure:
         self._report = report
         self.erased: list[str] = []
         self.store_rows = self.unerased = 0
+        self.number: int | None = None
+        self.unacknowledged: list[Unacknowledged] = []
 
     async def run(self, names: tuple[str, ...], owner: str | None, wait: bool, longest: float | None, yes: bool) -> int:
         """Append the erasures; return how many events are pending then."""
         from letopis.outbox.cli.interface.progress import deliver
+        from letopis.outbox.history.erasing import conversations_of, erase_owner
         from letopis.outbox.history.history import History
+        from letopis.store.errors import StoreUnavailable
 
         config = settings()
         path = existing_outbox(config)
         async with History(
             path, store=config.store, relay=wait, create=False, policy=config.policy, retention=config.retention
         ) as history:
-            chosen = await _named(history, names) if owner is None else await _of_owner(history, owner)
+            try:
+                chosen = await (_named(history, names) if owner is None else conversations_of(history, owner))
+            except StoreUnavailable as error:
+                raise CommandExit(Exit.LATER, f"{error}; nothing was erased") from error
             records = owner is not None and await _has_records(history, owner)
             if chosen or records:
                 confirm(_question(chosen, owner, delete=self._delete), yes=yes)
             elif owner is not None and not await _is_being_erased(history, owner):
                 raise CommandExit(Exit.NOTHING, "no conversations and no records of this owner, and no erasure pending")
-            for conversation in chosen:
-                chat = history.chat(conversation.conversation_id)
-                await (chat.delete if self._delete else chat.reset)(reason=self._reason)
-                self.erased.append(conversation.conversation_id)
-                self._report(len(self.erased), total=len(chosen))
-            if owner is not None and (chosen or records):
-                await history.records(owner=owner).erase()
+            if owner is None:
+                for conversation in chosen:
+                    chat = history.chat(conversation.conversation_id)
+                    await (chat.delete if self._delete else chat.reset)(reason=self._reason)
+                    self._note(conversation.conversation_id)
+            elif chosen or records:
+                how: Literal["reset", "delete"] = "delete" if self._delete else "reset"
+                erasure = await erase_owner(history, owner, how=how, reason=self._reason, erased=self._note)
+                self.number = erasure.number
             if wait:
                 await deliver(history, self._report, longest=longest)
                 await self._finish(history, owner, longest)
+            if owner is not None:
+                self.unacknowledged = await history.store.erasures.unacknowledged()
             return (await history.status()).pending
+
+    def _note(self, conversation_id: str) -> None:
+        self.erased.append(conversation_id)
+        self._report(len(self.erased))
 
     async def _finish(self, history: History, owner: str | None, longest: float | None) -> None:
         """Carry out what the store erases in steps, and wait for the relay to do so here: of very many events."""
@@ -149,20 +166,6 @@ async def _named(history: History, names: tuple[str, ...]) -> list[Conversation]
     return chosen
 
 
-async def _of_owner(history: History, owner: str) -> list[Conversation]:
-    chosen: list[Conversation] = []
-    after: str | None = None
-    while True:
-        page = await history.conversations(owner=owner, after=after, limit=PAGE, states=STATES)
-        if not page.complete:
-            raise CommandExit(
-                Exit.LATER, "the history store cannot be read, and has conversations of this owner; nothing was erased"
-            )
-        chosen += page
-        if (after := page.next) is None:
-            return chosen
-
-
 async def _has_records(history: History, owner: str) -> bool:
     """Return True if the history store has records of an owner, or the outbox tells anything of them."""
     from letopis.outbox.event_log.lookups import holds_records_of
@@ -194,6 +197,17 @@ def _question(chosen: list[Conversation], owner: str | None, *, delete: bool) ->
     return f"Erase {what}{whose}, {messages} messages, for good? {end}"
 
 
+def shown_outbox(behind: Unacknowledged) -> dict[str, Any]:
+    """Return an outbox that has not acknowledged all erasures as JSON shows it."""
+    return {
+        "name": behind.name,
+        "origin_id": str(behind.origin_id),
+        "carried_out": behind.carried_out,
+        "since": behind.since.isoformat(),
+        "last_seen_at": behind.last_seen_at.isoformat(),
+    }
+
+
 def _tell(work: _Erasure, pending: int, owner: str | None, *, waited: bool) -> None:
     for name in work.erased:
         click.echo(printable(name))
@@ -204,4 +218,10 @@ def _tell(work: _Erasure, pending: int, owner: str | None, *, waited: bool) -> N
         note("the history store holds none of the content any more")
     elif not waited:
         note("the relay delivers the erasure (`letopis relay --once` does it now)")
-    note("other outboxes are not erased: what they still hold pending, or retain, stays there; run this with each")
+    if owner is None:
+        note("other outboxes are not erased: what they still hold pending, or retain, stays there; run this with each")
+    for behind in work.unacknowledged:
+        which = f"outbox {printable(behind.name)} ({short_id(behind.origin_id)})"
+        note(f"{which} has erasures to carry out: it does so before it delivers anything more")
+    if waited and owner is not None and not work.unacknowledged:
+        note("every outbox has carried it out")

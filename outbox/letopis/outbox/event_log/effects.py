@@ -75,6 +75,10 @@ _EMPTY_EVENT: Final = (
     "UPDATE letopis_outbox_events SET data = ?, metadata = ?, salt = NULL, redacted = 1 WHERE position = ?"
 )
 _EMPTY_REPAIR: Final = "UPDATE letopis_outbox_repairs SET data = ?, metadata = ?, salt = NULL WHERE repair_id = ?"
+_EMPTY: Final = {
+    "letopis_outbox_log": ("position", _EMPTY_EVENT),
+    "letopis_outbox_repairs": ("repair_id", _EMPTY_REPAIR),
+}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -145,28 +149,38 @@ def erase_content(
     values: Sequence[Any] = (conversation_id, first, before)
     if message_id is not None:
         values = (*values, *MESSAGE_CONTENT_TYPES, message_id)
-    done = 0
-    for table, key, update in (
-        ("letopis_outbox_log", "position", _EMPTY_EVENT),
-        ("letopis_outbox_repairs", "repair_id", _EMPTY_REPAIR),
-    ):
-        emptied = []
-        for row in query_all(cursor, _CONTENT.format(table=table, key=key) + of_message, values):
-            if row[2] == ConversationDeleted.type or not _readable(row[4]):
-                continue
-            left = strip_event(EncodedEvent(conversation_id, UUID(bytes=row[1]), *row[2:9]))
-            emptied.append((left.data, left.metadata, row[0]))
-        cursor.executemany(update, emptied)
-        done += len(emptied)
-    return done
+    return sum(_empty(cursor, conversation_id, table, of_message, values) for table in _EMPTY)
 
 
-def _readable(data: str) -> bool:
+def erase_repairs(cursor: Any, conversation_id: str) -> None:
+    """Erase the originals of all repaired events of a conversation."""
+    _empty(cursor, conversation_id, "letopis_outbox_repairs", "", (conversation_id, 0, INTEGER_MAX))
+
+
+def _empty(cursor: Any, conversation_id: str, table: str, of_message: str, values: Sequence[Any]) -> int:
+    key, update = _EMPTY[table]
+    emptied = []
+    for row in query_all(cursor, _CONTENT.format(table=table, key=key) + of_message, values):
+        if (data := _readable(row[4])) is None or _is_erasure(row[2], data):
+            continue
+        left = strip_event(EncodedEvent(conversation_id, UUID(bytes=row[1]), *row[2:9]))
+        emptied.append((left.data, left.metadata, row[0]))
+    cursor.executemany(update, emptied)
+    return len(emptied)
+
+
+def _is_erasure(type_name: str, data: Mapping[str, Any]) -> bool:
+    """Return True for a deletion or a reset: the reason that it gives stays."""
+    return type_name == ConversationDeleted.type or (
+        type_name == ConversationRewound.type and data.get("erase") is True
+    )
+
+
+def _readable(data: str) -> Mapping[str, Any] | None:
     try:
-        decode(data)
+        return decode(data)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def erase_superseded(cursor: Any, conversation_id: str, conflicts: Mapping[int, Conflict]) -> tuple[bool, bool]:
