@@ -6,8 +6,9 @@ import pytest
 import sqlalchemy as sa
 
 from letopis.outbox import History
+from letopis.outbox.history.authored import authored
 from letopis.outbox.relay.relay import Relay
-from letopis.outbox.transfer.exporter import Exporter, authored
+from letopis.outbox.transfer.exporter import Exporter
 from letopis.store import ConversationStore, InvalidInput, Message, MessageRedacted
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.schema import messages
@@ -66,7 +67,7 @@ async def test_an_author_is_kept_by_a_redaction_and_by_a_rebuild(store: Conversa
 async def test_all_pages_of_an_author_are_read_once_each(
     store: ConversationStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("letopis.outbox.transfer.exporter.PAGE", 2)
+    monkeypatch.setattr("letopis.outbox.history.authored.PAGE", 2)
     outbox = Outbox()
     for name in ("б", "a", "Z", "z "):
         said = [Message.user("x", id=f"{name}{number}", author=(ANN, BEN)[number % 2]) for number in range(7)]

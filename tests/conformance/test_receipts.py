@@ -32,8 +32,7 @@ async def engine(store_url: str) -> AsyncIterator[AsyncEngine]:
 
 
 async def deliver(history: History) -> None:
-    while await Relay(history.outbox, history.store).drain_once():
-        pass
+    await Relay(history.outbox, history.store).drain()
 
 
 async def said(one: History) -> None:

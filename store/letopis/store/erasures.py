@@ -117,8 +117,7 @@ class ErasureRegister:
 
         async def work(connection: AsyncConnection) -> Erasure:
             counted = await self._lock(connection, None if origin is None else origin.store_id)
-            if kind == "owner":
-                await self._refuse_held(connection, owner=subject)
+            await self._refuse_held(connection, owner=subject)  # a person too may be the owner of conversations
             # A store that was restored from a backup counts on from what the outboxes know.
             known = (await connection.execute(sa.select(sa.func.max(origins.c.erasures)))).scalar() or 0
             number = max(counted, known, 0 if origin is None else origin.erasures) + 1

@@ -104,6 +104,11 @@ class OutboxAccess:
             lambda reader, connection: reader.authored(connection, author, after=after, limit=limit)
         )
 
+    async def owned(self, owner: str, conversation_ids: Collection[str]) -> list[str]:
+        """Return those of some conversations that belong to an owner."""
+        names = await self._runtime.read(lambda reader, connection: reader.owned(connection, owner, conversation_ids))
+        return list(names)
+
     async def digests(
         self, conversation_id: str, event_ids: Collection[UUID]
     ) -> dict[UUID, tuple[bytes, bytes | None]]:

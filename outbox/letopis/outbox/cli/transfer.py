@@ -248,7 +248,7 @@ async def _expected(source: Any, flow: Exporter, chosen: _Choice) -> int | None:
         return None
     if chosen.conversation is None:
         return await flow.count(owner=chosen.owner)
-    from letopis.outbox.transfer.exporter import conversation_of
+    from letopis.outbox.history.authored import conversation_of
 
     listed = await conversation_of(source, chosen.conversation)
     return 0 if listed is None else int(listed.message_count)
