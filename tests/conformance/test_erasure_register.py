@@ -5,10 +5,24 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from letopis.store import ConversationStore, ErasuresPending, Held, InvalidInput, Message, move
+from letopis.store import (
+    ConversationDeleted,
+    ConversationRewound,
+    ConversationStarted,
+    ConversationStore,
+    ErasuresPending,
+    Held,
+    InvalidInput,
+    Message,
+    MessageRedacted,
+    StoreFault,
+    move,
+)
+from letopis.store.maintenance.integrity import find_problems
 from letopis.store.testing.delivery import ONLY, texts
 from letopis.store.testing.outbox import Outbox, assert_no_gaps
 from letopis.store.write.applier import DecodedBatch
@@ -185,3 +199,59 @@ async def test_a_hold_refuses_an_erasure_until_it_is_released(store: Conversatio
     assert await store.erasures.release("owner", "42") is True
     assert await store.erasures.release("owner", "42") is False
     assert (await store.erasures.register("owner", "42", how="reset")).number == 1
+
+
+@pytest.mark.parametrize("kind", ["owner", "conversation"])
+@pytest.mark.parametrize("what", ["reset", "delete", "redact"])
+async def test_an_erasure_that_meets_a_hold_is_set_aside(store: ConversationStore, kind: str, what: str) -> None:
+    outbox = Outbox()
+    message = Message.user("evidence")
+    outbox.append(ONLY, ConversationStarted(owner_id="42"), message)
+    await outbox.deliver(store)
+    await store.erasures.hold(kind, "42" if kind == "owner" else ONLY, reason="a court asked")  # type: ignore[arg-type]
+    body = {
+        "reset": ConversationRewound(erase=True),
+        "delete": ConversationDeleted(),
+        "redact": MessageRedacted(message_id=message.id),
+    }[what]
+    outbox.append(ONLY, body)
+
+    [applied] = (await outbox.deliver(store)).applied
+
+    assert [conflict.held for conflict in applied.superseded.values()] == [True]
+    assert await texts(store) == ["evidence"]
+    conversation = await store.conversation(ONLY)
+    assert conversation is not None and conversation.state == "active"
+    assert [problem async for problem in find_problems(store._runtime.callers_engine)] == []
+    await store.erasures.release(kind, "42" if kind == "owner" else ONLY)  # type: ignore[arg-type]
+    outbox.append(ONLY, body)
+    await outbox.deliver(store)
+    assert "evidence" not in await texts(store)
+
+
+async def test_a_hold_that_comes_while_an_erasure_is_applied_wins(store: ConversationStore) -> None:
+    if store.url.get_backend_name() == "sqlite":
+        pytest.skip("an SQLite file has one writer at a time")
+    outbox = Outbox()
+    outbox.append(ONLY, Message.user("evidence"))
+    await outbox.deliver(store)
+    outbox.append(ONLY, ConversationRewound(erase=True))
+    batch = outbox.pending()
+    applier = (await store._runtime.prepared()).applier
+    decoded = DecodedBatch(applier._upcasters)
+    await decoded.decode(batch)
+    find, held = applier._loader._find_holds, []
+
+    async def find_then_hold(*arguments: Any) -> Any:
+        answer = await find(*arguments)
+        if not held:
+            held.append(await store.erasures.hold("conversation", ONLY, reason="a court asked"))
+        return answer
+
+    applier._loader._find_holds = find_then_hold  # type: ignore[method-assign]
+    with pytest.raises(StoreFault, match="a hold was set"):
+        await store.apply(outbox.origin, batch)
+    [applied] = (await outbox.deliver(store)).applied
+
+    assert [conflict.held for conflict in applied.superseded.values()] == [True]
+    assert await texts(store) == ["evidence"]

@@ -137,21 +137,7 @@ class ErasureRegister:
 
     async def unacknowledged(self) -> list[Unacknowledged]:
         """Return the outboxes that have not acknowledged all erasures, the longest first."""
-        first = sa.select(sa.func.min(erasures.c.recorded_at)).where(erasures.c.number > origins.c.erasures)
-        since = first.correlate(origins).scalar_subquery()
-        rows = await self._rows(
-            sa.select(origins, since.label("since")).where(since.is_not(None)).order_by(sa.text("since"), "name")
-        )
-        return [
-            Unacknowledged(
-                name=row.name,
-                origin_id=row.origin_id,
-                carried_out=row.erasures,
-                since=from_microseconds(row.since),
-                last_seen_at=from_microseconds(row.last_seen_at),
-            )
-            for row in rows
-        ]
+        return await self._runtime.read(lambda _, connection: read_unacknowledged(connection))
 
     async def hold(self, kind: HeldKind, subject: str, *, reason: str, requested_by: str | None = None) -> Hold:
         """Hold an owner or a conversation: nothing of it is erased from now on. Again replaces the reason.
@@ -189,7 +175,8 @@ class ErasureRegister:
 
     async def holds(self) -> list[Hold]:
         """Return all holds, in the order of kind and id."""
-        return [_hold(row) for row in await self._rows(sa.select(holds).order_by(holds.c.kind, holds.c.subject))]
+        rows = sa.select(holds).order_by(holds.c.kind, holds.c.subject)
+        return [_hold(row) for row in await self._rows(rows)]
 
     async def check_not_held(self, *, owner: str | None = None, conversation: str | None = None) -> None:
         """Raise :exc:`Held` if a hold forbids to erase an owner, or a conversation.
@@ -241,6 +228,23 @@ class ErasureRegister:
             return (await connection.execute(statement)).all()
 
         return await self._runtime.read(read)
+
+
+async def read_unacknowledged(connection: AsyncConnection) -> list[Unacknowledged]:
+    """Return what :meth:`ErasureRegister.unacknowledged` does, on an open connection."""
+    first = sa.select(sa.func.min(erasures.c.recorded_at)).where(erasures.c.number > origins.c.erasures)
+    since = first.correlate(origins).scalar_subquery()
+    behind = sa.select(origins, since.label("since")).where(since.is_not(None)).order_by(sa.text("since"), "name")
+    return [
+        Unacknowledged(
+            name=row.name,
+            origin_id=row.origin_id,
+            carried_out=row.erasures,
+            since=from_microseconds(row.since),
+            last_seen_at=from_microseconds(row.last_seen_at),
+        )
+        for row in await connection.execute(behind)
+    ]
 
 
 def _erasure(row: Sequence[Any]) -> Erasure:

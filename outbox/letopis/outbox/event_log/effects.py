@@ -48,6 +48,7 @@ _ACTIVATED: Final = (
     " activated_order = excluded.activated_order WHERE excluded.activated_order > activated_order"
 )
 _DELETED: Final = "UPDATE letopis_outbox_lanes SET deleted = ? WHERE conversation_id = ? AND deleted <= 0"
+_SPARED: Final = "UPDATE letopis_outbox_lanes SET deleted = 0 WHERE conversation_id = ? AND abs(deleted) = ?"
 _UNERASED: Final = (
     "SELECT conversation_id, abs(deleted), erased, max(erased, pruned) FROM letopis_outbox_lanes"
     " WHERE erased < abs(deleted) AND abs(deleted) <= delivered"
@@ -196,6 +197,8 @@ def erase_superseded(cursor: Any, conversation_id: str, conflicts: Mapping[int, 
     """Erase what the store erased through another outbox; return if content was, and if the conversation was."""
     erased = deleted = False
     for sequence, conflict in conflicts.items():
+        if conflict.held:
+            cursor.execute(_SPARED, (conversation_id, sequence))
         if conflict.erased == "conversation":
             cursor.execute(_DELETED, (sequence, conversation_id))
             deleted = deleted or cursor.rowcount == 1

@@ -32,6 +32,7 @@ _STATE: Final = "SELECT erasures, erasing FROM letopis_outbox_origin"
 _BEGIN: Final = "UPDATE letopis_outbox_origin SET erasing = ?"
 _END: Final = "UPDATE letopis_outbox_origin SET erasures = max(erasures, ?), erasing = NULL"
 _ACKNOWLEDGED: Final = "UPDATE letopis_outbox_origin SET acknowledged = max(acknowledged, ?)"
+_REPORT: Final = "UPDATE letopis_outbox_relay SET erasures = ?1 WHERE erasures IS NOT ?1"
 _OWNERLESS: Final = (
     "SELECT conversation_id FROM letopis_outbox_lanes WHERE owner_id IS NULL AND conversation_id > ?"
     " ORDER BY conversation_id LIMIT ?"
@@ -147,6 +148,11 @@ def end_erasures(connection: sa.Connection, number: int, *, incarnation: int) ->
 def note_acknowledged(connection: sa.Connection, number: int) -> None:
     """Record that the history store knows the erasures up to a number to be carried out here."""
     connection.exec_driver_sql(_ACKNOWLEDGED, (number,))
+
+
+def note_report(connection: sa.Connection, report: Mapping[str, Any]) -> None:
+    """Have the status tell what the history store says of erasures and holds."""
+    connection.exec_driver_sql(_REPORT, (orjson.dumps(report).decode() if any(report.values()) else None,))
 
 
 def _lanes_of(cursor: Any, erasure: Erasure, held: Collection[str]) -> list[Any]:

@@ -132,6 +132,8 @@ relay: Final = sa.Table(
     # Long rewinds and deletions that the history store has not finished, and the rows left to them.
     sa.Column("store_tasks", sa.Integer, nullable=False, server_default="0"),
     sa.Column("store_rows", sa.Integer, nullable=False, server_default="0"),
+    # As JSON: which outboxes have erasures of the store to carry out, and what is held there.
+    sa.Column("erasures", sa.Text),
 )
 
 incidents: Final = sa.Table(

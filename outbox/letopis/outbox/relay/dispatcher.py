@@ -406,6 +406,8 @@ class Dispatcher:
         try:
             with expect_store(self.binding.origin.store_id):
                 compared = await self._reconciler.compare(due.incarnation)
+                if (self.binding.last_erasure or self.binding.holds) or self._erasures.reported:
+                    await self._erasures.report()
         except StoreFault as fault:
             self._open_breaker(fault, ())
             return StepResult(wait=self.breaker.remaining())

@@ -17,6 +17,7 @@ from letopis.outbox.event_log.erasures import (
     lanes_without_owner,
     note_acknowledged,
     note_owner,
+    note_report,
 )
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.outcome import log_context, logger
@@ -36,6 +37,7 @@ class ErasureCarrier:
     def __init__(self, outbox: OutboxFile, store: ConversationStore) -> None:
         self._outbox = outbox
         self._store = store
+        self._reported = False
 
     async def carry_out(self, origin: Origin, bound: StoreBinding, last: int, *, incarnation: int) -> bool:
         """Carry out what the file lacks up to the number ``last``, and acknowledge it.
@@ -63,6 +65,24 @@ class ErasureCarrier:
             await self._store.apply(replace(origin, erasures=number), [])
             await self._outbox.write(partial(note_acknowledged, number=number))
         return True
+
+    async def report(self) -> None:
+        """Have the status tell which outboxes have erasures to carry out, and what is held."""
+        behind, holds = await self._store.erasures.unacknowledged(), await self._store.erasures.holds()
+        report = {
+            "unacknowledged": [
+                {"name": late.name, "origin_id": str(late.origin_id), "since": late.since.isoformat()}
+                for late in behind
+            ],
+            "holds": [{"kind": held.kind, "subject": held.subject, "reason": held.reason} for held in holds],
+        }
+        self._reported = any(report.values())
+        await self._outbox.write(partial(note_report, report=report))
+
+    @property
+    def reported(self) -> bool:
+        """Whether the last report had anything to tell."""
+        return self._reported
 
     async def _carry_out(
         self, erasure: Erasure, conversations: Collection[str], *, held: bool, incarnation: int

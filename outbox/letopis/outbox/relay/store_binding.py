@@ -55,6 +55,8 @@ class BindingGuard:
         self.origin: Origin = outbox.origin
         self.last_erasure = 0
         """The number of the store's last erasure, as it was when the store was checked last."""
+        self.holds = 0
+        """How many holds the store had then."""
 
     @property
     def route(self) -> str:
@@ -90,7 +92,8 @@ class BindingGuard:
             if (bound.store_id, bound.erasures) != (self.origin.store_id, self.origin.erasures):
                 self.origin = replace(self.origin, store_id=bound.store_id, erasures=bound.erasures)
             if not self._checked and bound.store_id is not None:
-                self.last_erasure = (await check_store(self._store, bound)).erasures
+                identity = await check_store(self._store, bound)
+                self.last_erasure, self.holds = identity.erasures, identity.holds
                 self._checked = True
         except StoreFault as fault:
             self._checked = False

@@ -13,6 +13,7 @@ from letopis.store.model.event_types import (
     ConversationActivated,
     ConversationArchived,
     ConversationDeleted,
+    ConversationRewound,
     MessageAppended,
     MessageEdited,
     MessageFailed,
@@ -71,6 +72,13 @@ class Unloaded:
     bound: int  # of the last of them that is still on the path
 
 
+def takes_content(body: Body) -> bool:
+    """Return True if an event erases content that came before it."""
+    if isinstance(body, ConversationRewound):
+        return body.erase is True
+    return isinstance(body, ConversationDeleted | MessageRedacted)
+
+
 def project_events(
     row: ConversationRow,
     decoded: Sequence[DecodedEvent],
@@ -80,12 +88,13 @@ def project_events(
     retain: int = 0,
     unloaded: Unloaded | None = None,
     plain: bool = False,
+    held: bool = False,
 ) -> Projected:
     """Apply fresh events to the row of a conversation and the rows of its messages."""
     if plain and row.conversation.state != "deleted":
         return _append_all(row, decoded)
     inherited = row.conversation.inherits
-    running = _Projection(row, targets, verdicts or {}, retain, unloaded)
+    running = _Projection(row, targets, verdicts or {}, retain, unloaded, held=held)
     for item in decoded:
         running.apply(item)
     projected = running.projected
@@ -144,6 +153,8 @@ class _Projection(MessageSink):
         verdicts: Mapping[int, Conflict],
         retain: int,
         unloaded: Unloaded | None,
+        *,
+        held: bool,
     ) -> None:
         self.projected = Projected(row=row, first=row.conversation.version + 1)
         self.rows = sorted(targets, key=lambda message: message.version)
@@ -151,6 +162,7 @@ class _Projection(MessageSink):
         self._verdicts = verdicts
         self._retain = retain
         self._unloaded = unloaded
+        self._held = held
         self._version = 0  # of the event that is being applied
         self._events = self.projected.events
         self._bodies: list[Body] = []
@@ -168,6 +180,8 @@ class _Projection(MessageSink):
         if conflict is None:
             if deleted:
                 conflict = Conflict(expected=0, actual=state.version, erased="conversation")
+            elif self._held and takes_content(body):
+                conflict = Conflict(expected=0, actual=state.version, held=True)
             elif not event.redacted and (item.back or isinstance(body, MessageEdited)):
                 conflict = self._conflict_with_redaction(message_of(event, body))
         if conflict is not None:

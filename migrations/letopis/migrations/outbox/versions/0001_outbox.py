@@ -165,6 +165,7 @@ TABLES = (
         next_attempt_at INTEGER,
         store_tasks INTEGER DEFAULT '0' NOT NULL,
         store_rows INTEGER DEFAULT '0' NOT NULL,
+        erasures TEXT,
         PRIMARY KEY (only)
     )
     """,
