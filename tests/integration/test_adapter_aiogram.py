@@ -215,6 +215,10 @@ async def test_groups_topics_and_business_chats_are_conversations_of_their_own(b
     assert await bench.texts("tg:7000:-100") == ["In the group", "answer to In the group"]
     assert await bench.texts("tg:7000:-100:t7") == ["In the topic", "answer to In the topic"]
     assert await bench.texts("tg:7000:1001:bconn") == ["For sale?", "answer for conn"]
+    [in_group, _] = await bench.history.messages("tg:7000:-100")
+    assert in_group.message.author == "tg:7000:1001"  # the owner of the person's private chat
+    group = await bench.history.chat("tg:7000:-100").conversation()
+    assert group is not None and group.title is None  # it would repeat what one of them said
     assert bench.api.sent()[1]["message_thread_id"] == 7
     assert bench.api.sent()[2]["business_connection_id"] == "conn"
 

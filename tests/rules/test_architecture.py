@@ -34,6 +34,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "maintenance",
         "_components",
         "_runtime",
+        "erasures",
         "outbox_access",
         "conversation_store",
         "relocation",

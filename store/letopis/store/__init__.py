@@ -14,11 +14,17 @@ if typing.TYPE_CHECKING:
     from letopis.store.database.faults import StoreFault as StoreFault
     from letopis.store.database.store_identity import StoreIdentity as StoreIdentity
     from letopis.store.database.timeouts import Timeouts as Timeouts
+    from letopis.store.erasures import Erasure as Erasure
+    from letopis.store.erasures import ErasureRegister as ErasureRegister
+    from letopis.store.erasures import Hold as Hold
+    from letopis.store.erasures import Unacknowledged as Unacknowledged
     from letopis.store.errors import BatchRefused as BatchRefused
     from letopis.store.errors import Closed as Closed
     from letopis.store.errors import ConfigurationError as ConfigurationError
     from letopis.store.errors import ConversationGone as ConversationGone
+    from letopis.store.errors import ErasuresPending as ErasuresPending
     from letopis.store.errors import EventIdReused as EventIdReused
+    from letopis.store.errors import Held as Held
     from letopis.store.errors import HistoryDiverged as HistoryDiverged
     from letopis.store.errors import InvalidInput as InvalidInput
     from letopis.store.errors import LetopisError as LetopisError
@@ -115,10 +121,11 @@ _NAMES = {
     "database.timeouts": "Timeouts",
     "database.faults": "FaultClass StoreFault",
     "database.store_identity": "StoreIdentity",
+    "erasures": "Erasure ErasureRegister Hold Unacknowledged",
     "errors": (
-        "BatchRefused Closed ConfigurationError ConversationGone EventIdReused HistoryDiverged InvalidInput "
-        "LetopisError MoveFailed NotConfirmed OriginSuperseded OutboxFull OutboxUnavailable ReadTimeout RecordConflict "
-        "Reuse SendRefused SequenceGap StoreUnavailable VersionConflict"
+        "BatchRefused Closed ConfigurationError ConversationGone ErasuresPending EventIdReused Held HistoryDiverged "
+        "InvalidInput LetopisError MoveFailed NotConfirmed OriginSuperseded OutboxFull OutboxUnavailable ReadTimeout "
+        "RecordConflict Reuse SendRefused SequenceGap StoreUnavailable VersionConflict"
     ),
     "maintenance.rebuild": "Rebuilt",
     "model.codec": "EncodedEvent Limits",

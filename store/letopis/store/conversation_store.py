@@ -70,6 +70,7 @@ class ConversationStore:
     ) -> None:
         # What works over a database is imported with the first store, not with its class.
         from letopis.store._runtime import StoreRuntime, check_options
+        from letopis.store.erasures import ErasureRegister
         from letopis.store.outbox_access import OutboxAccess
 
         check_options(partitions=partitions, upcasters=upcasters, now=now)
@@ -85,6 +86,7 @@ class ConversationStore:
             now=now,
         )
         self.outbox_access = OutboxAccess(self._runtime)
+        self.erasures = ErasureRegister(self._runtime)
 
     @classmethod
     @asynccontextmanager
@@ -148,7 +150,8 @@ class ConversationStore:
         :raises StoreFault: the database failed; ``POISON`` where it cannot take an event of the batch.
             ``WRONG_STORE``: the origin is bound to another store, or the history was moved away from this one.
         :raises OriginSuperseded: a newer copy of the outbox file delivers under this identity.
-        :raises InvalidInput: the batch names a lane twice.
+        :raises ErasuresPending: the outbox has to carry out erasures first.
+        :raises InvalidInput: a lane is named twice.
         """
         with expect_store(origin.store_id):
             components = await self._runtime.prepared()

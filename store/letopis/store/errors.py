@@ -14,6 +14,8 @@
      |    +-- SequenceGap                   events before it are missing; the relay rewinds
      |    +-- HistoryDiverged               the same place or id holds other content
      |    +-- OriginSuperseded              a newer copy of this outbox file has taken over
+     +-- ErasuresPending                    the outbox has erasures to carry out before it delivers
+     +-- Held                               a hold forbids the erasure; nothing was erased
      +-- OutboxFull                         the outbox refuses new events; nothing was dropped
      +-- OutboxUnavailable                  the local file cannot be read or written
      +-- StoreUnavailable                   the history store is unreachable, and only it can answer
@@ -257,6 +259,42 @@ class OriginSuperseded(LetopisError):
         self.origin_id = origin_id
         self.epoch = epoch
         self.current = current
+
+
+class ErasuresPending(LetopisError):
+    """The history store records erasures that this outbox has not carried out; nothing of the delivery was written.
+
+    The relay carries them out in the file, and delivers again.
+
+    :ivar carried_out: the number of the last erasure that was.
+    :ivar last: the number of the last one that the store records.
+    """
+
+    def __init__(self, *, carried_out: int, last: int) -> None:
+        super().__init__(
+            f"the history store records erasure {last}, and this outbox has carried them out up to {carried_out}: its"
+            " relay carries out the others, then delivers"
+        )
+        self.carried_out = carried_out
+        self.last = last
+
+
+class Held(LetopisError):
+    """A hold on the conversation, or on its owner, forbids the erasure; nothing was erased.
+
+    :ivar kind: what is held, ``owner`` or ``conversation``.
+    :ivar subject: the id of the owner or the conversation.
+    :ivar reason: why it is held.
+    """
+
+    def __init__(self, *, kind: str, subject: str, reason: str) -> None:
+        super().__init__(
+            f"{kind} {subject!r} is on hold, so nothing of it is erased: {reason}; an operator releases it with"
+            " `letopis history hold --release`"
+        )
+        self.kind = kind
+        self.subject = subject
+        self.reason = reason
 
 
 class OutboxFull(LetopisError):

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from letopis.store._runtime import StoreRuntime
 from letopis.store.errors import ConversationGone
 from letopis.store.maintenance.continuity import Continuity
-from letopis.store.model.conversations import Conversation, Page
+from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.messages import EMPTY
 from letopis.store.projections.base import read_lags
 from letopis.store.read.lineage import Lineage
@@ -96,6 +96,18 @@ class OutboxAccess:
         return await self._runtime.read(
             lambda reader, connection: reader.conversations_of(connection, message_id, limit=limit)
         )
+
+    async def authored(self, author: str, *, after: tuple[str, int] | None, limit: int) -> list[RecordedMessage]:
+        """Return the next messages of an author, by conversation and version; ``after`` is the last place seen."""
+        check_count(limit, "limit")
+        return await self._runtime.read(
+            lambda reader, connection: reader.authored(connection, author, after=after, limit=limit)
+        )
+
+    async def owned(self, owner: str, conversation_ids: Collection[str]) -> list[str]:
+        """Return those of some conversations that belong to an owner."""
+        names = await self._runtime.read(lambda reader, connection: reader.owned(connection, owner, conversation_ids))
+        return list(names)
 
     async def digests(
         self, conversation_id: str, event_ids: Collection[UUID]

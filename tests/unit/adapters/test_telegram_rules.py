@@ -20,7 +20,7 @@ from letopis.adapters.telegram_core.buttons import (
 )
 from letopis.adapters.telegram_core.calls import failure_of, numbers_in, read_call
 from letopis.adapters.telegram_core.content import command_of, content_of, metadata_of, title_from
-from letopis.adapters.telegram_core.keys import ChatKey, message_id
+from letopis.adapters.telegram_core.keys import ChatKey, author_of, message_id
 from letopis.adapters.telegram_core.texts import COMMANDS, ENGLISH, RUSSIAN, descriptions, texts_for
 from letopis.adapters.telegram_core.updates import (
     ChatMoved,
@@ -166,6 +166,21 @@ def test_who_wrote_and_what_it_answers_is_metadata() -> None:
     told = metadata_of(raw(reply_to_message={"message_id": 3}, media_group_id="g"))
 
     assert told == {"telegram": {"from": {"id": 1001}, "reply_to": 3, "media_group_id": "g"}}
+
+
+@pytest.mark.parametrize(
+    ("message", "author"),
+    [
+        ({"from": {"id": 1001}}, "tg:7000:1001"),
+        ({"from": {"id": 1001}, "message_thread_id": 7, "is_topic_message": True}, "tg:7000:1001"),
+        ({"from": {"id": 1087968824, "is_bot": True}, "sender_chat": {"id": -100}}, None),
+        ({"sender_chat": {"id": -100}}, None),
+        ({"from": "nobody"}, None),
+        ({"from": {}}, None),
+    ],
+)
+def test_the_author_is_the_owner_of_a_private_chat(message: dict[str, Any], author: str | None) -> None:
+    assert author_of(7000, {"chat": {"id": -100}, **message}) == author
 
 
 def test_a_title_is_the_beginning_of_a_question() -> None:

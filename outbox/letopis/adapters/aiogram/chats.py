@@ -61,7 +61,7 @@ class LetopisChats:
         ``letopis.files`` with a history.
     :param threshold: the longest answer that smart send sends as a message, in UTF-16 units.
     :param preview: UTF-16 units of the preview of an answer that is sent as a file.
-    :param titles: name a conversation after its first question.
+    :param titles: name the conversation of a private chat after its first question.
     :param commands_are_messages: record commands as part of the conversation, too.
     :param tz: the time zone for times shown in the menu.
     :param options: with a path, further parameters of :class:`~letopis.outbox.History`; with ``sender=True``, replies

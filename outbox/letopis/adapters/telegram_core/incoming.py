@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from letopis.adapters.telegram_core.chats import Chats, numbers_of
 from letopis.adapters.telegram_core.content import content_of, metadata_of, moment_of, title_from
-from letopis.adapters.telegram_core.keys import ChatKey, message_id
+from letopis.adapters.telegram_core.keys import ChatKey, author_of, message_id
 from letopis.adapters.telegram_core.local_state import LocalState
 from letopis.adapters.telegram_core.updates import (
     ChatMoved,
@@ -94,7 +94,7 @@ class IncomingRecorder:
     no effect when Telegram sends it again. Call :meth:`handled` when its handling has finished. After a crash,
     :meth:`unhandled` returns updates that were acknowledged but not answered.
 
-    :param titles: name a conversation after its first question.
+    :param titles: name the conversation of a private chat after its first question.
     :param commands_are_messages: record messages that begin with a command as part of the conversation, too.
     """
 
@@ -234,9 +234,11 @@ class IncomingRecorder:
                 titles=titles,
             )
         active = await self.chats.active(key)
-        made = _message(message)
+        made = _message(self._bot_id, message)
         events: list[Message | Body] = [made]
-        if self._titles and active.title is None and made.role == "user" and made.text.strip():
+        # In a group the title would repeat words of one person, which an erasure of that person does not find.
+        named = self._titles and active.title is None and key.chat_id > 0
+        if named and made.role == "user" and made.text.strip():
             events.append(ConversationRenamed(title=title_from(made.text)))
         return _Work(active.conversation_id, key.owner, events, moment_of(message), message_id=made.id)
 
@@ -256,7 +258,7 @@ class IncomingRecorder:
         assert meaning.key is not None  # noqa: S101 - likewise
         found = await self.chats.find(key, message["message_id"], chat_id=meaning.key.chat_id)
         if found is None:  # it was written before recording began, so its current content is all there is
-            active, made = await self.chats.active(key), _message(message)
+            active, made = await self.chats.active(key), _message(self._bot_id, message)
             return _Work(active.conversation_id, key.owner, [made], moment_of(message), message_id=made.id)
         work = _Work(found.conversation_id, key.owner, [], moment_of(message, "edit_date"), message_id=found.id)
         if not found.redacted and found.content != content:
@@ -307,7 +309,7 @@ def _read(bot_id: int, update: Mapping[str, Any]) -> Meaning:
         return Other(update_id=update["update_id"], kind="unexpected", key=None, payload=dict(update))
 
 
-def _message(message: Mapping[str, Any]) -> Message:
+def _message(bot_id: int, message: Mapping[str, Any]) -> Message:
     content = content_of(message)
     if content is None:
         raise InvalidInput("message", "says nothing")
@@ -316,6 +318,7 @@ def _message(message: Mapping[str, Any]) -> Message:
         role="assistant" if is_from_account(message) else "user",
         content=content,
         id=message_id(message["chat"]["id"], number),
+        author=author_of(bot_id, message),
         external_ids={"telegram": number},
         metadata=metadata_of(message),
     )

@@ -117,3 +117,15 @@ class ChatKey:
 def message_id(chat_id: int, number: int) -> str:
     """Return the id in the history of an incoming message; unique within a conversation."""
     return f"tg:{chat_id}:{number}"
+
+
+def author_of(bot_id: int, message: Mapping[str, Any]) -> str | None:
+    """Return the author of a raw message: the owner id of the person's private chat with the bot.
+
+    ``None`` where a channel or a group wrote it, as its anonymous administrators do.
+    """
+    sender = message.get("from")
+    if message.get("sender_chat") is not None or not isinstance(sender, Mapping):
+        return None
+    number = sender.get("id")
+    return ChatKey(bot_id=bot_id, chat_id=number).owner if isinstance(number, int) else None

@@ -243,6 +243,7 @@ def details(message: RecordedMessage, latency: float | None, language: Language)
     pairs = [
         (_("Id"), message.id),
         (_("Event"), str(message.event_id)),
+        (_("Author"), said.author),
         (_("Version"), None if message.version is None else str(message.version)),
         (_("Tokens"), None if said.tokens is None else language.number(said.tokens)),
         (_("Time to answer"), None if latency is None else language.latency(latency)),

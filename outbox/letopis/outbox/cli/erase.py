@@ -1,49 +1,66 @@
-"""``letopis history erase``: erase conversations, or everything of an owner."""
+"""``letopis history erase``: erase conversations, or everything of an owner or a person."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import click
 
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
-from letopis.outbox.cli.interface.locations import existing_outbox
+from letopis.outbox.cli.interface.locations import existing_outbox, store_engine
 from letopis.outbox.cli.interface.options import settings, verb
-from letopis.outbox.cli.interface.output import TIMEOUT, counted, emit, note, printable
+from letopis.outbox.cli.interface.output import FORCE, TIMEOUT, counted, emit, note, open_output, printable
 from letopis.outbox.cli.interface.progress import ProgressReport, progress
-from letopis.outbox.cli.interface.selection import YES, confirm
+from letopis.outbox.cli.interface.selection import YES, confirm, current_user
+from letopis.store.database.store_identity import short_id
 
 if TYPE_CHECKING:
     from letopis.outbox.history.history import History
+    from letopis.store.erasures import Erasure, Kind, Unacknowledged
+    from letopis.store.errors import Held
+    from letopis.store.maintenance.receipt import ErasureScope
     from letopis.store.model.conversations import Conversation
-
-PAGE: Final = 200
-STATES: Final = ("active", "archived")
 
 
 @verb(
     "letopis history erase telegram:4711 --reset --reason 'asked by the person'",
     "letopis history erase --owner 42 --delete --reason 'account closed' --wait",
     "letopis history erase --owner 42 --delete --reason 'account closed' --yes --json",
+    "letopis history erase --person 42 --delete --reason 'asked' --wait --receipt 42.receipt.json",
     json=True,
 )
 @click.argument("conversations", metavar="[CONVERSATION]...", nargs=-1)
 @click.option("--owner", metavar="ID", help="All conversations of this owner, and the owner's records.")
+@click.option(
+    "--person",
+    metavar="ID",
+    help="What this person owns, as with --owner, and their messages in conversations of others.",
+)
 @click.option("--reset", is_flag=True, help="Erase the content; the conversation goes on, empty, under its id.")
 @click.option(
     "--delete", is_flag=True, help="Erase the content and delete the conversation: its id cannot be used again."
 )
 @click.option("--reason", metavar="TEXT", required=True, help="The reason; it is recorded. Write no content into it.")
+@click.option("--by", metavar="NAME", help="Who asked for it; recorded.  [default: the user who runs the command]")
+@click.option(
+    "--receipt", metavar="FILE", type=click.Path(), help="Write what was erased, for `letopis db verify --receipt`."
+)
+@FORCE
 @click.option("--wait", is_flag=True, help="Deliver it, and exit when the history store holds none of the content.")
 @TIMEOUT
 @YES
 def erase(
     conversations: tuple[str, ...],
     owner: str | None,
+    person: str | None,
     reset: bool,
     delete: bool,
     reason: str,
+    by: str | None,
+    receipt: str | None,
+    force: bool,
     wait: bool,
     timeout: float | None,
     yes: bool,
@@ -51,27 +68,38 @@ def erase(
     """Erase conversations, or all those of an owner, for good.
 
     The content goes from the log, the search index and this outbox, when the relay has delivered the erasure. Ids,
-    times and token counts stay. Backups, and outboxes of other bots, keep theirs. With --owner the history store must
-    be reachable; a run that was interrupted is completed by running it again. Exits with 3 if nothing matched and no
-    erasure is pending, with 2 if confirmation is required and stdin is not a terminal.
+    times and token counts stay. Backups keep theirs. With --owner the history store must be reachable: it records the
+    erasure, every other outbox carries it out before it delivers anything more, and the last line names those that have
+    not yet. A run that was interrupted is completed by running it again. Exits with 3 if nothing matched and no erasure
+    is pending, with 1 if a hold forbids it, with 2 if confirmation is required and stdin is not a terminal.
     """
-    if bool(conversations) == (owner is not None):
-        raise click.UsageError("Name conversations, or an owner with --owner.")
+    if sum((bool(conversations), owner is not None, person is not None)) != 1:
+        raise click.UsageError("Name conversations, or an owner with --owner, or a person with --person.")
+    if receipt is not None and (conversations or not wait):
+        raise click.UsageError("--receipt needs --wait, and --owner or --person: it says what is gone.")
     if reset == delete:
         raise click.UsageError(
             "Give --reset for conversations that go on under their id, such as telegram:4711, or --delete for those"
             " that end."
         )
-    with progress("erasing", unit="conversations") as report:
-        work = _Erasure(reason=reason, delete=delete, report=report)
-        pending = asyncio.run(work.run(conversations, owner, wait, timeout, yes))
+    kind: Kind = "owner" if person is None else "person"
+    owner = owner if person is None else person
+    with ExitStack() as files, progress("erasing", unit="conversations") as report:
+        work = _Erasure(reason=reason, by=by or current_user(), delete=delete, kind=kind, report=report)
+        document = None if receipt is None else files.enter_context(open_output(receipt, force=force))
+        pending = asyncio.run(work.run(conversations, owner, wait, timeout, yes, document))
+        if document is not None and not work.has_receipt:
+            raise CommandExit(Exit.LATER, f"not complete yet: {pending} events are pending; no receipt was written")
     emit(
         {
             "erased": work.erased,
             "how": "delete" if delete else "reset",
-            "owner": owner,
+            kind: owner,
+            "held": work.held,
             "pending": pending,
             "store_rows": work.store_rows,
+            "number": work.number,
+            "unacknowledged": [shown_outbox(behind) for behind in work.unacknowledged],
         },
         text=lambda: _tell(work, pending, owner, waited=wait),
     )
@@ -81,40 +109,104 @@ def erase(
 
 
 class _Erasure:
-    def __init__(self, *, reason: str, delete: bool, report: ProgressReport) -> None:
+    def __init__(self, *, reason: str, by: str | None, delete: bool, kind: Kind, report: ProgressReport) -> None:
         self._reason = reason
+        self._by = by
         self._delete = delete
+        self._kind: Kind = kind
         self._report = report
+        self.held: list[str] = []
+        self.has_receipt = False
         self.erased: list[str] = []
         self.store_rows = self.unerased = 0
+        self.number: int | None = None
+        self.unacknowledged: list[Unacknowledged] = []
 
-    async def run(self, names: tuple[str, ...], owner: str | None, wait: bool, longest: float | None, yes: bool) -> int:
+    async def run(
+        self,
+        names: tuple[str, ...],
+        owner: str | None,
+        wait: bool,
+        longest: float | None,
+        yes: bool,
+        document: BinaryIO | None,
+    ) -> int:
         """Append the erasures; return how many events are pending then."""
         from letopis.outbox.cli.interface.progress import deliver
+        from letopis.outbox.history.erasing import conversations_of, erase_owner, erase_person, shared_messages
         from letopis.outbox.history.history import History
+        from letopis.store.errors import StoreUnavailable
 
         config = settings()
         path = existing_outbox(config)
         async with History(
             path, store=config.store, relay=wait, create=False, policy=config.policy, retention=config.retention
         ) as history:
-            chosen = await _named(history, names) if owner is None else await _of_owner(history, owner)
+            try:
+                chosen = await (_named(history, names) if owner is None else conversations_of(history, owner))
+            except StoreUnavailable as error:
+                raise CommandExit(Exit.LATER, f"{error}; nothing was erased") from error
             records = owner is not None and await _has_records(history, owner)
-            if chosen or records:
-                confirm(_question(chosen, owner, delete=self._delete), yes=yes)
+            shared = 0
+            if owner is not None and self._kind == "person":
+                async for _, message_ids in shared_messages(history, owner):
+                    shared += len(message_ids)
+            if chosen or records or shared:
+                confirm(_question(chosen, owner, shared, delete=self._delete), yes=yes)
             elif owner is not None and not await _is_being_erased(history, owner):
-                raise CommandExit(Exit.NOTHING, "no conversations and no records of this owner, and no erasure pending")
-            for conversation in chosen:
-                chat = history.chat(conversation.conversation_id)
-                await (chat.delete if self._delete else chat.reset)(reason=self._reason)
-                self.erased.append(conversation.conversation_id)
-                self._report(len(self.erased), total=len(chosen))
-            if owner is not None and (chosen or records):
-                await history.records(owner=owner).erase()
+                earlier = None if document is None else await _last_erasure(history, self._kind, owner)
+                if earlier is None:
+                    nothing = "no conversations and no records of this owner, and no erasure pending"
+                    raise CommandExit(Exit.NOTHING, nothing)
+                self.number = earlier.number
+            scope = await self._scope(history, owner) if document is not None and owner is not None else None
+            if owner is None:
+                for conversation in chosen:
+                    chat = history.chat(conversation.conversation_id)
+                    await (chat.delete if self._delete else chat.reset)(reason=self._reason)
+                    self._note(conversation.conversation_id)
+            elif chosen or records or shared:
+                how: Literal["reset", "delete"] = "delete" if self._delete else "reset"
+                about: Any = {"how": how, "reason": self._reason, "requested_by": self._by, "erased": self._note}
+                if self._kind == "person":
+                    erasure = await erase_person(history, owner, held=self._note_held, **about)
+                else:
+                    erasure = await erase_owner(history, owner, **about)
+                self.number = erasure.number
+            elif self.number is None and (earlier := await _last_erasure(history, self._kind, owner)) is not None:
+                self.number = earlier.number
             if wait:
                 await deliver(history, self._report, longest=longest)
                 await self._finish(history, owner, longest)
-            return (await history.status()).pending
+            if owner is not None:
+                self.unacknowledged = await history.store.erasures.unacknowledged()
+            pending = (await history.status()).pending
+            if document is not None and scope is not None and not (pending or self.store_rows or self.unerased):
+                document.write(await self._receipt(history, scope))
+                self.has_receipt = True
+            return pending
+
+    async def _scope(self, history: History, subject: str) -> ErasureScope:
+        from letopis.store.maintenance.receipt import ErasureScope
+
+        async with store_engine(history.store.url) as engine, engine.connect() as connection:
+            return await ErasureScope.read(connection, self._kind, subject)
+
+    async def _receipt(self, history: History, scope: ErasureScope) -> bytes:
+        from letopis.store.maintenance.receipt import make_receipt
+        from letopis.store.model.events import utc_now
+
+        async with store_engine(history.store.url) as engine, engine.connect() as connection:
+            return await make_receipt(connection, self.number or 0, scope, now=utc_now())
+
+    def _note(self, conversation_id: str) -> None:
+        if conversation_id not in self.erased:
+            self.erased.append(conversation_id)
+        self._report(len(self.erased))
+
+    def _note_held(self, error: Held) -> None:
+        if (told := str(error)) not in self.held:
+            self.held.append(told)
 
     async def _finish(self, history: History, owner: str | None, longest: float | None) -> None:
         """Carry out what the store erases in steps, and wait for the relay to do so here: of very many events."""
@@ -149,18 +241,14 @@ async def _named(history: History, names: tuple[str, ...]) -> list[Conversation]
     return chosen
 
 
-async def _of_owner(history: History, owner: str) -> list[Conversation]:
-    chosen: list[Conversation] = []
-    after: str | None = None
-    while True:
-        page = await history.conversations(owner=owner, after=after, limit=PAGE, states=STATES)
-        if not page.complete:
-            raise CommandExit(
-                Exit.LATER, "the history store cannot be read, and has conversations of this owner; nothing was erased"
-            )
-        chosen += page
-        if (after := page.next) is None:
-            return chosen
+async def _last_erasure(history: History, kind: Kind, subject: str) -> Erasure | None:
+    """Return the last erasure of an owner or a person that the history store has recorded."""
+    last, number = None, 0
+    while page := await history.store.erasures.after(number):
+        number = page[-1].number
+        of_subject = [erasure for erasure in page if (erasure.kind, erasure.subject) == (kind, subject)]
+        last = of_subject[-1] if of_subject else last
+    return last
 
 
 async def _has_records(history: History, owner: str) -> bool:
@@ -184,7 +272,10 @@ async def _is_being_erased(history: History, owner: str) -> bool:
     return pending or (await history.store.pending_tasks(owner=owner)).tasks > 0
 
 
-def _question(chosen: list[Conversation], owner: str | None, *, delete: bool) -> str:
+def _question(chosen: list[Conversation], owner: str | None, shared: int, *, delete: bool) -> str:
+    if shared:
+        own = f"{len(chosen)} conversations of {printable(owner or '')}"
+        return f"Erase {own}, and {shared} messages of theirs in other conversations, for good?"
     if not chosen:
         return f"Erase the records of owner {printable(owner or '')} for good?"
     messages = sum(conversation.message_count for conversation in chosen)
@@ -192,6 +283,17 @@ def _question(chosen: list[Conversation], owner: str | None, *, delete: bool) ->
     whose = "" if owner is None else f" of owner {printable(owner)}"
     end = "Their ids cannot be used again." if delete else "They go on, empty, under their ids."
     return f"Erase {what}{whose}, {messages} messages, for good? {end}"
+
+
+def shown_outbox(behind: Unacknowledged) -> dict[str, Any]:
+    """Return an outbox that has not acknowledged all erasures as JSON shows it."""
+    return {
+        "name": behind.name,
+        "origin_id": str(behind.origin_id),
+        "carried_out": behind.carried_out,
+        "since": behind.since.isoformat(),
+        "last_seen_at": behind.last_seen_at.isoformat(),
+    }
 
 
 def _tell(work: _Erasure, pending: int, owner: str | None, *, waited: bool) -> None:
@@ -204,4 +306,12 @@ def _tell(work: _Erasure, pending: int, owner: str | None, *, waited: bool) -> N
         note("the history store holds none of the content any more")
     elif not waited:
         note("the relay delivers the erasure (`letopis relay --once` does it now)")
-    note("other outboxes are not erased: what they still hold pending, or retain, stays there; run this with each")
+    if owner is None:
+        note("other outboxes are not erased: what they still hold pending, or retain, stays there; run this with each")
+    for held in work.held:
+        note(f"not erased: {printable(held)}")
+    for behind in work.unacknowledged:
+        which = f"outbox {printable(behind.name)} ({short_id(behind.origin_id)})"
+        note(f"{which} has erasures to carry out: it does so before it delivers anything more")
+    if waited and owner is not None and not work.unacknowledged:
+        note("every outbox has carried it out")

@@ -31,6 +31,7 @@ VERBS: Final = {
     "search": ("letopis.outbox.cli.history:search", "Search messages by words."),
     "import": ("letopis.outbox.cli.transfer:import_", "Import conversations from a file."),
     "export": ("letopis.outbox.cli.transfer:export", "Export conversations to a file."),
+    "hold": ("letopis.outbox.cli.hold:hold", "Forbid the erasure of an owner or a conversation."),
     "erase": ("letopis.outbox.cli.erase:erase", "Erase conversations, or all those of an owner, for good."),
 }
 

@@ -78,7 +78,7 @@ def show(
     moment = _as_of(as_of)
     patience = 3.0 if moment is None else 60.0  # a conversation of the past is made of all its events up to there
 
-    from letopis.outbox.transfer.exporter import conversation_of
+    from letopis.outbox.history.authored import conversation_of
 
     async def read() -> Any:
         async with open_source(settings(), read_timeout=patience) as source:
@@ -123,7 +123,7 @@ async def _follow(conversation: str, last: int, interval: float) -> None:
     """Print the last messages, then what is new and what changes, until interrupted or stdout has no reader."""
     import anyio
 
-    from letopis.outbox.transfer.exporter import conversation_of
+    from letopis.outbox.history.authored import conversation_of
 
     tail = Tail(_whole_state if wants_json() else _shown_state)
     complete = True

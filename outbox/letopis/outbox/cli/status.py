@@ -113,6 +113,13 @@ def _status_text(name: str, current: Status) -> str:
     if current.store_tasks:
         lines.append(f"store work {current.store_tasks} long rewinds or deletions, {current.store_rows} rows left")
     lines += [
+        f"erasures   not carried out in {printable(behind['name'])} since {behind['since'][:16].replace('T', ' ')}Z"
+        for behind in current.unacknowledged
+    ]
+    lines += [
+        f"on hold    {held['kind']} {printable(held['subject'])}: {printable(held['reason'])}" for held in current.holds
+    ]
+    lines += [
         f"incident   {case.kind}, {case.state}, since {case.opened_at:%Y-%m-%d %H:%M}Z"
         + (f", {printable(case.conversation_id)}" if case.conversation_id else "")
         for case in current.incidents

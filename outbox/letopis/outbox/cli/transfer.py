@@ -7,7 +7,8 @@ import os
 import stat
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
@@ -147,6 +148,7 @@ def _report(counts: ImportCounts, pending: int | None, *, dry_run: bool) -> None
 @verb(
     "letopis history export jsonl everything.jsonl",
     "letopis history export jsonl --owner 42 - | gzip >42.jsonl.gz",
+    "letopis history export jsonl --person 42 --deliveries --page 42.html 42.jsonl",
     "letopis --store postgresql://bot@db/history history export jsonl all.jsonl --force",
     group=export,
     name="jsonl",
@@ -154,19 +156,38 @@ def _report(counts: ImportCounts, pending: int | None, *, dry_run: bool) -> None
 @click.argument("file", metavar="FILE", type=click.Path(allow_dash=True))
 @click.option("--conversation", metavar="ID", help="Only this conversation.")
 @click.option("--owner", metavar="ID", help="Only this owner's conversations, and the owner's own records.")
+@click.option(
+    "--person",
+    metavar="ID",
+    help="What this person owns, as with --owner, and the messages that they wrote in conversations of others.",
+)
+@click.option("--deliveries", is_flag=True, help="Also write how each message was delivered.")
+@click.option("--page", metavar="FILE", type=click.Path(), help="Also write it as one HTML page, for reading.")
 @click.option("--no-records", is_flag=True, help="Write messages alone.")
 @FORCE
-def export_jsonl(file: str, conversation: str | None, owner: str | None, no_records: bool, force: bool) -> None:
+def export_jsonl(
+    file: str,
+    conversation: str | None,
+    owner: str | None,
+    person: str | None,
+    deliveries: bool,
+    page: str | None,
+    no_records: bool,
+    force: bool,
+) -> None:
     """Write conversations as JSON Lines to FILE ("-" is stdout), one message a line, each conversation in order.
 
     Records follow the conversation that they belong to, those of owners and spaces come last, one a line. Pending
     events are included. FILE appears when it is complete. Exits with 3 if nothing matched, and with 75 if the history
     store cannot be reached.
     """
-    if conversation is not None and owner is not None:
-        raise click.UsageError("Give --conversation or --owner, not both.")
-    with open_output(file, force=force) as stream, progress("counting", unit="messages") as report:
-        done = asyncio.run(_export(stream, conversation, owner, not no_records, report))
+    if sum(name is not None for name in (conversation, owner, person)) > 1:
+        raise click.UsageError("Give one of --conversation, --owner and --person.")
+    chosen = _Choice(conversation, owner, person, records=not no_records, deliveries=deliveries)
+    with ExitStack() as files, progress("counting", unit="messages") as report:
+        stream = files.enter_context(open_output(file, force=force))
+        readable = None if page is None else files.enter_context(open_output(page, force=force))
+        done = asyncio.run(_export(stream, readable, chosen, report))
         if not (done.conversations or done.records):
             raise CommandExit(Exit.NOTHING, "nothing matched")
     records = f" and {counted(done.records, 'record')}" if done.records else ""
@@ -174,18 +195,45 @@ def export_jsonl(file: str, conversation: str | None, owner: str | None, no_reco
     note(f"{done.lines} messages of {conversations}{records} exported")
 
 
-async def _export(
-    stream: BinaryIO, conversation: str | None, owner: str | None, records: bool, report: ProgressReport
-) -> Exporter:
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """What to export: one conversation, or what is an owner's or a person's, or everything."""
+
+    conversation: str | None
+    owner: str | None
+    person: str | None
+    records: bool
+    deliveries: bool
+
+    @property
+    def title(self) -> str:
+        name = self.conversation or self.person or self.owner
+        return "History" if name is None else f"History of {name}"
+
+
+async def _export(stream: BinaryIO, readable: BinaryIO | None, chosen: _Choice, report: ProgressReport) -> Exporter:
     from letopis.outbox.transfer.exporter import Exporter, Incomplete, RecordSource
+    from letopis.outbox.transfer.readable_page import ReadablePage
+    from letopis.store.model.events import utc_now
 
     async with open_source(settings(), read_timeout=PAGE_TIMEOUT_SECONDS) as source:
-        flow = Exporter(source, RecordSource(source) if records else None)
+        flow = Exporter(
+            source,
+            RecordSource(source) if chosen.records else None,
+            page=None if readable is None else ReadablePage(readable, title=chosen.title, now=utc_now()),
+            deliveries=chosen.deliveries,
+            every=chosen.person is not None,
+        )
         total = None
-        lines = flow.of_one(conversation) if conversation is not None else flow.of_all(owner=owner)
+        if chosen.conversation is not None:
+            lines = flow.of_one(chosen.conversation)
+        elif chosen.person is not None:
+            lines = flow.of_person(chosen.person)
+        else:
+            lines = flow.of_all(owner=chosen.owner)
         try:
             if can_redraw(sys.stderr):
-                total = await _expected(source, flow, conversation, owner)
+                total = await _expected(source, flow, chosen)
             async for line in lines:
                 stream.write(line)
                 report(flow.lines, total=total, title="exporting")
@@ -194,13 +242,15 @@ async def _export(
     return flow
 
 
-async def _expected(source: Any, flow: Exporter, conversation: str | None, owner: str | None) -> int:
-    """Return about how many lines there will be, for the progress."""
-    if conversation is None:
-        return await flow.count(owner=owner)
-    from letopis.outbox.transfer.exporter import conversation_of
+async def _expected(source: Any, flow: Exporter, chosen: _Choice) -> int | None:
+    """Return about how many lines there will be, for the progress; ``None`` if that takes as long as the export."""
+    if chosen.person is not None:
+        return None
+    if chosen.conversation is None:
+        return await flow.count(owner=chosen.owner)
+    from letopis.outbox.history.authored import conversation_of
 
-    listed = await conversation_of(source, conversation)
+    listed = await conversation_of(source, chosen.conversation)
     return 0 if listed is None else int(listed.message_count)
 
 

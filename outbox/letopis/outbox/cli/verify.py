@@ -18,6 +18,7 @@ from letopis.outbox.cli.interface.progress import ProgressReport, progress, unse
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from letopis.outbox.diagnostics.integrity import ReferenceLog
     from letopis.outbox.diagnostics.salvage import Salvaged
@@ -58,13 +59,20 @@ def verify_outbox(alone: bool) -> None:
     "letopis db verify",
     "letopis --store postgresql://bot@db/history db verify --json",
     "letopis db verify --anchor /mnt/backup/history.anchor.json",
+    "letopis db verify --receipt 42.receipt.json",
     name="verify",
     json=True,
 )
 @click.option(
     "--anchor", metavar="FILE", type=click.Path(), help="Also check that the log up to this anchor has not changed."
 )
-def verify_store(anchor: str | None) -> None:
+@click.option(
+    "--receipt",
+    metavar="FILE",
+    type=click.Path(),
+    help="Check only what this receipt of an erasure says, not the rest.",
+)
+def verify_store(anchor: str | None, receipt: str | None) -> None:
     """Check that the history store still holds what was written.
 
     Reads all of it: each event's digest, gaps in positions, versions and sequences, and whether the rows of
@@ -77,6 +85,11 @@ def verify_store(anchor: str | None) -> None:
     from letopis.store.errors import InvalidInput
 
     url, name = store_url(settings(), missing="there is no such file")
+    if receipt is not None:
+        if anchor is not None:
+            raise click.UsageError("Give --anchor or --receipt, not both.")
+        _verify_receipt(url, name, receipt)
+        return
     try:
         check = None if anchor is None else _open_anchor(anchor)
     except InvalidInput as error:
@@ -233,17 +246,44 @@ def anchor(file: str, force: bool) -> None:
 
 def _open_anchor(file: str) -> AnchorCheck:
     """Read an anchor, to compare a log with it."""
-    from letopis.store.errors import InvalidInput
     from letopis.store.maintenance.anchor import AnchorCheck, load
+
+    return AnchorCheck(load(_read_document(file, "anchor")))
+
+
+def _read_document(file: str, what: str) -> bytes:
+    from letopis.store.errors import InvalidInput
 
     try:
         with Path(file).open("rb") as stream:
             document = stream.read(MAX_ANCHOR_BYTES + 1)
     except OSError as error:
-        raise InvalidInput("anchor", f"cannot be read: {error.strerror or type(error).__name__}") from error
+        raise InvalidInput(what, f"cannot be read: {error.strerror or type(error).__name__}") from error
     if len(document) > MAX_ANCHOR_BYTES:
-        raise InvalidInput("anchor", f"is larger than {MAX_ANCHOR_BYTES // 1024**2} MB")
-    return AnchorCheck(load(document))
+        raise InvalidInput(what, f"is larger than {MAX_ANCHOR_BYTES // 1024**2} MB")
+    return document
+
+
+def _verify_receipt(url: URL, name: str, file: str) -> None:
+    """Compare a history store with the receipt of an erasure."""
+    from letopis.store.errors import InvalidInput
+    from letopis.store.maintenance.receipt import ReceiptCheck, load
+
+    async def compare(check: ReceiptCheck) -> list[str]:
+        async with store_engine(url, statement=STATEMENT_TIMEOUT_SECONDS) as engine:
+            await _check_current(engine)
+            return [problem async for problem in check.problems(engine)]
+
+    try:
+        check = load(_read_document(file, "receipt"))
+    except InvalidInput as error:
+        _report(name, [f"the receipt {error.reason}"], outboxes={})
+        return
+    problems = asyncio.run(compare(check))
+    if not wants_json():
+        for outbox, state in check.outboxes.items():
+            click.echo(printable(f"outbox {outbox}: {state}"))
+    _report(name, problems, outboxes=check.outboxes)
 
 
 def _comparison_lines(check: AnchorCheck) -> Iterator[str]:
@@ -260,13 +300,18 @@ def _comparison_json(check: AnchorCheck) -> dict[str, Any]:
     return {"made_at": check.anchor.made_at.isoformat(), "partitions": partitions}
 
 
-async def _make(url: URL, report: ProgressReport) -> Anchor:
+async def _check_current(engine: AsyncEngine) -> None:
     from letopis.store.database.migrations import STORE, SchemaState
+
+    revision = await store_revision(engine)
+    if revision.state is not SchemaState.CURRENT:
+        raise CommandExit(Exit.CONFIGURATION, revision.advice(STORE, command="letopis db upgrade"))
+
+
+async def _make(url: URL, report: ProgressReport) -> Anchor:
     from letopis.store.maintenance.anchor import make_anchor
     from letopis.store.model.events import utc_now
 
     async with store_engine(url, statement=ANCHOR_STATEMENT_TIMEOUT_SECONDS) as engine:
-        revision = await store_revision(engine)
-        if revision.state is not SchemaState.CURRENT:
-            raise CommandExit(Exit.CONFIGURATION, revision.advice(STORE, command="letopis db upgrade"))
+        await _check_current(engine)
         return await make_anchor(engine, now=utc_now(), checked=lambda done, total: report(done, total=total))

@@ -30,6 +30,7 @@ from letopis.store.database.schema import conversations, events, lanes, log_head
 from letopis.store.database.store_identity import StoreIdentity, read_identity, short_id
 from letopis.store.database.timeouts import Timeouts
 from letopis.store.database.urls import normalise_url, safe_url
+from letopis.store.erasures import read_unacknowledged
 from letopis.store.errors import ConfigurationError
 from letopis.store.maintenance.continuity import count_log
 
@@ -127,6 +128,7 @@ async def _query(url: URL, name: str, outbox: ReferenceLog | None) -> list[Findi
                     return results  # what another store knows of this outbox means nothing
                 results.append(await _compare_clocks(connection))
                 results.append(await _look_at_tasks(connection))
+                results.append(await _look_at_erasures(connection))
                 if outbox is not None:
                     results.append(await _compare_epochs(connection, outbox))
                     results.append(await _compare_heads(connection, outbox))
@@ -201,6 +203,16 @@ async def _look_at_tasks(connection: Any) -> Finding:
     if time.time() - since / 1_000_000 > LATE_TASK_SECONDS:
         return warn(check, said, "a relay finishes them: start the bot, or `letopis relay`")
     return ok(check, said)
+
+
+async def _look_at_erasures(connection: Any) -> Finding:
+    """Return a finding about outboxes that have not carried out what the store records as erased."""
+    check = "store_erasures"
+    if not (behind := await read_unacknowledged(connection)):
+        return ok(check, "every outbox has carried out the erasures that the store records")
+    names = ", ".join(f"{late.name} since {late.since:%Y-%m-%d %H:%M}Z" for late in behind)
+    said = f"{len(behind)} outboxes have erasures to carry out, and may hold content until then: {names}"
+    return warn(check, said, "start the relay of each; delete a file that is no longer used")
 
 
 async def _compare_epochs(connection: Any, outbox: ReferenceLog) -> Finding:

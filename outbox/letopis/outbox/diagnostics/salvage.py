@@ -34,7 +34,9 @@ _LANE: Final = (
     " due_at, pending_since, fault_class, fault, deleted) VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0, ?, ?, ?, ?)"
 )
 _REDACTED: Final = "UPDATE letopis_outbox_events SET redacted = 1 WHERE position = ?"
-_ORIGIN: Final = "UPDATE letopis_outbox_origin SET origin_id = ?, epoch = ?, store_id = ?, destination = ?"
+_ORIGIN: Final = (
+    "UPDATE letopis_outbox_origin SET origin_id = ?, epoch = ?, store_id = ?, destination = ?, erasures = ?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class _Origin:
     epoch: int
     store_id: bytes | None
     destination: str | None
+    erasures: int
 
 
 @dataclass(slots=True)
@@ -269,14 +272,16 @@ def _lane(row: TableRow) -> tuple[str, _Lane] | None:
 def _origin(row: TableRow) -> _Origin | None:
     match row.values:
         case (None, bytes() as origin_id, int() as epoch, str(), str(), int(), *rest) if (
-            row.rowid == 1 and len(origin_id) == 16 and epoch > 0 and len(rest) in (0, 2, 3, 4)
+            row.rowid == 1 and len(origin_id) == 16 and epoch > 0 and len(rest) in (0, 2, 3, 4, 7)
         ):
             store_id, destination = rest[:2] or (None, None)
+            erasures = rest[4] if len(rest) > 4 and isinstance(rest[4], int) and rest[4] > 0 else 0
             return _Origin(
                 UUID(bytes=origin_id),
                 epoch,
                 store_id if isinstance(store_id, bytes) and len(store_id) == 16 else None,
                 destination if isinstance(destination, str) else None,
+                erasures,
             )
         case _:
             return None
@@ -337,7 +342,7 @@ def _owner(events: Sequence[_Event]) -> str | None:
 
 def _write(connection: sa.Connection, plans: Sequence[_Plan], recovered: _Found, *, now_us: int) -> None:
     if (origin := recovered.origin) is not None:
-        values = (origin.origin_id.bytes, origin.epoch + 1, origin.store_id, origin.destination)
+        values = (origin.origin_id.bytes, origin.epoch + 1, origin.store_id, origin.destination, origin.erasures)
         connection.exec_driver_sql(_ORIGIN, values)
     keys = {plan.name: key for key, plan in enumerate(plans, 1)}
     position = 0

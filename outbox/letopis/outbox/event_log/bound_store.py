@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from letopis.store.database.faults import StoreFault
 
 
-_READ: Final = "SELECT store_id, destination FROM letopis_outbox_origin"
+_READ: Final = "SELECT store_id, destination, erasures, acknowledged FROM letopis_outbox_origin"
 _DELIVERED: Final = "SELECT 1 FROM letopis_outbox_lanes WHERE delivered > 0 LIMIT 1"
 _BIND: Final = (
-    "UPDATE letopis_outbox_origin SET store_id = ?, destination = ? WHERE store_id IS NULL"
-    " AND (SELECT coalesce(max(incarnation), 0) FROM letopis_outbox_relay) = ?"
+    "UPDATE letopis_outbox_origin SET store_id = ?1, destination = ?2, erasures = max(erasures, ?3),"
+    " acknowledged = max(erasures, ?3) WHERE store_id IS NULL"
+    " AND (SELECT coalesce(max(incarnation), 0) FROM letopis_outbox_relay) = ?4"
 )
 _NOTE: Final = "UPDATE letopis_outbox_origin SET destination = ? WHERE store_id IS NULL AND destination IS NOT ?"
 _FOLLOW: Final = "UPDATE letopis_outbox_origin SET destination = ? WHERE store_id = ?"
@@ -37,6 +38,8 @@ class StoreBinding:
     store_id: UUID | None = None  # ``None`` before the first delivery
     destination: str | None = None  # without secrets; before the first delivery, where the bot wants it delivered
     delivered: bool = False  # also under an older release, which bound nothing
+    erasures: int = 0  # the last erasure of the store that was carried out in the file
+    acknowledged: int = 0  # the last one that the store knows to be
 
 
 UNBOUND: Final = StoreBinding()
@@ -48,7 +51,7 @@ def binding_of(cursor: Any) -> StoreBinding:
     if row is None:
         return UNBOUND
     if row[0] is not None:
-        return StoreBinding(store_id=UUID(bytes=row[0]), destination=row[1])
+        return StoreBinding(store_id=UUID(bytes=row[0]), destination=row[1], erasures=row[2], acknowledged=row[3])
     return StoreBinding(destination=row[1], delivered=query_one(cursor, _DELIVERED) is not None)
 
 
@@ -57,9 +60,12 @@ def read_binding(connection: sa.Connection) -> StoreBinding:
     return on_cursor(connection, binding_of)
 
 
-def bind_store(connection: sa.Connection, *, store_id: UUID, destination: str, incarnation: int) -> StoreBinding:
+def bind_store(
+    connection: sa.Connection, *, store_id: UUID, destination: str, erasures: int, incarnation: int
+) -> StoreBinding:
     """Bind the outbox to a store unless it is bound, or ``incarnation`` lost the lease; return its binding."""
-    connection.exec_driver_sql(_BIND, (store_id.bytes, destination, incarnation))
+    # A new outbox has nothing to carry out of what was erased before it came.
+    connection.exec_driver_sql(_BIND, (store_id.bytes, destination, erasures, incarnation))
     return read_binding(connection)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
+
+import orjson
 
 from letopis.outbox.event_log import drafts
 from letopis.outbox.event_log.records.log import note_change
@@ -46,11 +48,13 @@ _ACTIVATED: Final = (
     " activated_order = excluded.activated_order WHERE excluded.activated_order > activated_order"
 )
 _DELETED: Final = "UPDATE letopis_outbox_lanes SET deleted = ? WHERE conversation_id = ? AND deleted <= 0"
+_SPARED: Final = "UPDATE letopis_outbox_lanes SET deleted = 0 WHERE conversation_id = ? AND abs(deleted) = ?"
 _UNERASED: Final = (
     "SELECT conversation_id, abs(deleted), erased, max(erased, pruned) FROM letopis_outbox_lanes"
     " WHERE erased < abs(deleted) AND abs(deleted) <= delivered"
 )
-_AMONG: Final = " AND conversation_id IN (SELECT value FROM json_each(?))"
+_GIVEN: Final = "(SELECT value FROM json_each(?))"
+_AMONG: Final = f" AND conversation_id IN {_GIVEN}"
 _ERASED: Final = (
     "UPDATE letopis_outbox_lanes SET erased = ?1, deleted = iif(deleted = -?1, 0, deleted) WHERE conversation_id = ?2"
 )
@@ -65,7 +69,7 @@ _CONTENT: Final = (
 # A damaged event belongs to no message, and must not keep the others from being erased.
 _OF_MESSAGE: Final = (
     f" AND type IN ({', '.join('?' * len(MESSAGE_CONTENT_TYPES))})"
-    " AND iif(json_valid(data), json_extract(data, '$.message_id'), NULL) = ?"
+    f" AND iif(json_valid(data), json_extract(data, '$.message_id'), NULL) IN {_GIVEN}"
 )
 _MESSAGE_AT: Final = (
     "SELECT iif(json_valid(data), json_extract(data, '$.message_id'), NULL) FROM letopis_outbox_log"
@@ -75,6 +79,10 @@ _EMPTY_EVENT: Final = (
     "UPDATE letopis_outbox_events SET data = ?, metadata = ?, salt = NULL, redacted = 1 WHERE position = ?"
 )
 _EMPTY_REPAIR: Final = "UPDATE letopis_outbox_repairs SET data = ?, metadata = ?, salt = NULL WHERE repair_id = ?"
+_EMPTY: Final = {
+    "letopis_outbox_log": ("position", _EMPTY_EVENT),
+    "letopis_outbox_repairs": ("repair_id", _EMPTY_REPAIR),
+}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -138,41 +146,59 @@ def is_redacted(cursor: Any, conversation_id: str, message_id: str) -> bool:
 
 
 def erase_content(
-    cursor: Any, conversation_id: str, message_id: str | None, *, first: int = 0, before: int = INTEGER_MAX
+    cursor: Any,
+    conversation_id: str,
+    message_id: str | Collection[str] | None,
+    *,
+    first: int = 0,
+    before: int = INTEGER_MAX,
 ) -> int:
-    """Erase a message, or a conversation from ``first`` to ``before``, from events and repairs; return how many."""
+    """Erase messages, or a conversation from ``first`` to ``before``, from events and repairs; return how many."""
     of_message = "" if message_id is None else _OF_MESSAGE
     values: Sequence[Any] = (conversation_id, first, before)
     if message_id is not None:
-        values = (*values, *MESSAGE_CONTENT_TYPES, message_id)
-    done = 0
-    for table, key, update in (
-        ("letopis_outbox_log", "position", _EMPTY_EVENT),
-        ("letopis_outbox_repairs", "repair_id", _EMPTY_REPAIR),
-    ):
-        emptied = []
-        for row in query_all(cursor, _CONTENT.format(table=table, key=key) + of_message, values):
-            if row[2] == ConversationDeleted.type or not _readable(row[4]):
-                continue
-            left = strip_event(EncodedEvent(conversation_id, UUID(bytes=row[1]), *row[2:9]))
-            emptied.append((left.data, left.metadata, row[0]))
-        cursor.executemany(update, emptied)
-        done += len(emptied)
-    return done
+        names = [message_id] if isinstance(message_id, str) else list(message_id)
+        values = (*values, *MESSAGE_CONTENT_TYPES, orjson.dumps(names).decode())
+    return sum(_empty(cursor, conversation_id, table, of_message, values) for table in _EMPTY)
 
 
-def _readable(data: str) -> bool:
+def erase_repairs(cursor: Any, conversation_id: str) -> None:
+    """Erase the originals of all repaired events of a conversation."""
+    _empty(cursor, conversation_id, "letopis_outbox_repairs", "", (conversation_id, 0, INTEGER_MAX))
+
+
+def _empty(cursor: Any, conversation_id: str, table: str, of_message: str, values: Sequence[Any]) -> int:
+    key, update = _EMPTY[table]
+    emptied = []
+    for row in query_all(cursor, _CONTENT.format(table=table, key=key) + of_message, values):
+        if (data := _readable(row[4])) is None or _is_erasure(row[2], data):
+            continue
+        left = strip_event(EncodedEvent(conversation_id, UUID(bytes=row[1]), *row[2:9]))
+        emptied.append((left.data, left.metadata, row[0]))
+    cursor.executemany(update, emptied)
+    return len(emptied)
+
+
+def _is_erasure(type_name: str, data: Mapping[str, Any]) -> bool:
+    """Return True for a deletion or a reset: the reason that it gives stays."""
+    return type_name == ConversationDeleted.type or (
+        type_name == ConversationRewound.type and data.get("erase") is True
+    )
+
+
+def _readable(data: str) -> Mapping[str, Any] | None:
     try:
-        decode(data)
+        return decode(data)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def erase_superseded(cursor: Any, conversation_id: str, conflicts: Mapping[int, Conflict]) -> tuple[bool, bool]:
     """Erase what the store erased through another outbox; return if content was, and if the conversation was."""
     erased = deleted = False
     for sequence, conflict in conflicts.items():
+        if conflict.held:
+            cursor.execute(_SPARED, (conversation_id, sequence))
         if conflict.erased == "conversation":
             cursor.execute(_DELETED, (sequence, conversation_id))
             deleted = deleted or cursor.rowcount == 1

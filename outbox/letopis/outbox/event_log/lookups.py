@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from letopis.outbox.event_log.append_encoding import made_id
 from letopis.outbox.event_log.statements import fetch_all, fetch_one
+from letopis.store.model.codec import INTEGER_MAX
 from letopis.store.model.event_types import ConversationDeleted, ConversationRewound, MessageAppended
 from letopis.store.model.identifiers import derived_event_id
 from letopis.store.model.records import Scope
@@ -50,6 +51,21 @@ def conversations_of(connection: sa.Connection, message_id: str, *, retained: bo
     """Return conversations to which a message was appended, by reading pending (or all retained) events."""
     statement = _RETAINED_OF if retained else _PENDING_OF
     return [row[0] for row in fetch_all(connection, statement, (MessageAppended.type, message_id, limit))]
+
+
+_AUTHORED: Final = (
+    "SELECT conversation_id, json_extract(data, '$.message_id') FROM letopis_outbox_log WHERE type = ?"
+    " AND position <= ? AND iif(json_valid(data), json_extract(data, '$.author'), NULL) = ?"
+    " ORDER BY conversation_id, sequence"
+)
+
+
+def messages_by(connection: sa.Connection, author: str, *, upto: int = INTEGER_MAX) -> dict[str, list[str]]:
+    """Return the ids of an author's messages up to a position, by conversation, by reading all events of the file."""
+    found: dict[str, list[str]] = {}
+    for conversation_id, message_id in fetch_all(connection, _AUTHORED, (MessageAppended.type, upto, author)):
+        found.setdefault(conversation_id, []).append(message_id)
+    return found
 
 
 _ERASING: Final = "SELECT conversation_id FROM letopis_outbox_lanes WHERE owner_id = ? AND deleted <> 0"

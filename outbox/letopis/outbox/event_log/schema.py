@@ -30,6 +30,11 @@ origin: Final = sa.Table(
     sa.Column("indexed", sa.Integer, nullable=False, server_default="0"),
     # Positions that no head of a lane counts: of tombstones of lost events, and of lanes that began again at 1.
     sa.Column("uncounted", sa.Integer, nullable=False, server_default="0"),
+    # The number of the last erasure that was carried out in this file, and of the last that the store knows to be.
+    sa.Column("erasures", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("acknowledged", sa.Integer, nullable=False, server_default="0"),
+    # While the next one is carried out: the position up to which it reaches. What was appended since is new words.
+    sa.Column("erasing", sa.Integer),
 )
 
 events: Final = sa.Table(
@@ -127,6 +132,8 @@ relay: Final = sa.Table(
     # Long rewinds and deletions that the history store has not finished, and the rows left to them.
     sa.Column("store_tasks", sa.Integer, nullable=False, server_default="0"),
     sa.Column("store_rows", sa.Integer, nullable=False, server_default="0"),
+    # As JSON: which outboxes have erasures of the store to carry out, and what is held there.
+    sa.Column("erasures", sa.Text),
 )
 
 incidents: Final = sa.Table(

@@ -87,6 +87,16 @@ class Conversations:
         owner = await self._owner_of(conversation_id, owner, needed=True)
         return await self._appender.write(conversation_id, ConversationActivated(), owner=owner)
 
+    async def erase(self, conversation_id: str, body: Body) -> Receipt:
+        """Append a deletion or a reset, unless a hold forbids it."""
+        await self.check_not_held(conversation_id)
+        return await self.write(conversation_id, body)
+
+    async def check_not_held(self, conversation_id: str) -> None:
+        """Raise ``Held`` if a hold forbids an erasure, as far as the history store answers; delivery checks again."""
+        check_identifier(conversation_id, "conversation_id")
+        await self._gateway.read(lambda store: store.erasures.check_not_held(conversation=conversation_id))
+
     async def write(self, conversation_id: str, body: Body) -> Receipt:
         owner = await self._owner_of(conversation_id)
         return await self._appender.write(conversation_id, body, owner=owner)

@@ -163,8 +163,10 @@ class Chat:
         :param by: who asked for it; kept in the log.
         :param reason: kept in the log.
         :raises InvalidInput: there is no such message; nothing was written.
+        :raises Held: an operator holds the conversation or its owner; nothing was written.
         """
         ids = dict.fromkeys(check_identifier(name, "message_id") for name in (message_id, *more))
+        await self._parts.conversations.check_not_held(self.conversation_id)
         bodies = (MessageRedacted(message_id=name, by=by, reason=reason) for name in ids)
         return await self._parts.appender.change(self.conversation_id, *bodies)
 
@@ -272,8 +274,9 @@ class Chat:
         they read of it. If it was active, the next one becomes active, as for :meth:`archive`.
 
         :param reason: kept in the log.
+        :raises Held: an operator holds the conversation or its owner; nothing was written.
         """
-        return await self._parts.conversations.write(self.conversation_id, ConversationDeleted(reason=reason))
+        return await self._parts.conversations.erase(self.conversation_id, ConversationDeleted(reason=reason))
 
     async def reset(self, *, reason: str | None = None) -> Receipt:
         """Erase the conversation as :meth:`delete` does, and let it go on, empty, under the same id.
@@ -282,9 +285,10 @@ class Chat:
         stay, and versions go on. Forks keep what they read of it. Ids of erased messages are never used again.
 
         :param reason: kept in the log.
+        :raises Held: an operator holds the conversation or its owner; nothing was written.
         """
         body = ConversationRewound(reason=reason, erase=True)
-        return await self._parts.conversations.write(self.conversation_id, body)
+        return await self._parts.conversations.erase(self.conversation_id, body)
 
     # Change the path. While the history store is unreachable, this works as far as the outbox reaches back.
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
+import orjson
+
 from letopis.outbox.alerting.incident_table import open_incidents_of
 from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord, fault_class
 from letopis.outbox.event_log.bound_store import binding_of
@@ -50,11 +52,13 @@ class _RelayRow(NamedTuple):
     delivered_total: int = 0
     store_tasks: int = 0
     store_rows: int = 0
+    erasures: str | None = None
 
 
 _RELAY: Final = (
     "SELECT pid, holder, host, boot_id, heartbeat_at, progress_at, breaker, breaker_since, breaker_reason,"
-    " breaker_detail, next_attempt_at, delivered_total, store_tasks, store_rows FROM letopis_outbox_relay"
+    " breaker_detail, next_attempt_at, delivered_total, store_tasks, store_rows, erasures"
+    " FROM letopis_outbox_relay"
 )
 
 
@@ -132,6 +136,9 @@ class Status:
     :ivar store_tasks: long rewinds and deletions that the history store has not finished, as the relay last reported;
         what they remove is hidden already.
     :ivar store_rows: rows left of them, at most.
+    :ivar unacknowledged: outboxes that have erasures of the history store to carry out, as the relay last reported:
+        ``name``, ``origin_id``, and ``since`` when.
+    :ivar holds: what is on hold in the history store, likewise: ``kind``, ``subject``, ``reason``.
     """
 
     read_at: datetime
@@ -149,6 +156,8 @@ class Status:
     store: StoreStatus = StoreStatus()
     store_tasks: int = 0
     store_rows: int = 0
+    unacknowledged: tuple[Mapping[str, str], ...] = ()
+    holds: tuple[Mapping[str, str], ...] = ()
 
     @property
     def wrong_store(self) -> bool:
@@ -242,6 +251,8 @@ class Status:
             "relay": _json(self.relay),
             "store_tasks": self.store_tasks,
             "store_rows": self.store_rows,
+            "unacknowledged": [dict(behind) for behind in self.unacknowledged],
+            "holds": [dict(held) for held in self.holds],
             "incidents": [
                 {
                     "id": str(case.incident_id),
@@ -287,6 +298,7 @@ def status_of(cursor: Any, *, now_us: int) -> Status:
             holder=f"{row.holder} (pid {row.pid} on {row.host})" if row.pid else row.holder,
             last_progress_seconds=_seconds(now_us, row.progress_at),
         )
+    report = {} if row.erasures is None else orjson.loads(row.erasures)
     if pause is not None:
         relay = replace(relay, paused_since=from_microseconds(pause[0]), pause_reason=pause[1])
     return Status(
@@ -305,6 +317,8 @@ def status_of(cursor: Any, *, now_us: int) -> Status:
         store=StoreStatus(store_id=bound.store_id, destination=bound.destination),
         store_tasks=row.store_tasks,
         store_rows=row.store_rows,
+        unacknowledged=tuple(report.get("unacknowledged", ())),
+        holds=tuple(report.get("holds", ())),
     )
 
 

@@ -13,6 +13,7 @@ from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.event_log.acknowledge import Rewound
 from letopis.outbox.event_log.lanes import DueBatches, next_batch
 from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.relay.erasures import ErasureCarrier
 from letopis.outbox.relay.idle_work import Chore, Chores, StoreTasks, TaskLook
 from letopis.outbox.relay.lease import HeartbeatWriter, Lease, WrittenBack, write_back
 from letopis.outbox.relay.outcome import (
@@ -37,7 +38,7 @@ from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.store_identity import expect_store
-from letopis.store.errors import OutboxUnavailable
+from letopis.store.errors import ErasuresPending, OutboxUnavailable
 from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
 
 IDLE_WORK_EVERY_BATCHES: Final = 50
@@ -126,6 +127,7 @@ class Dispatcher:
         self._tasks = StoreTasks(store, clock, look=before.task_look)
         self._heartbeat = HeartbeatWriter(outbox, lease, self.breakers, self._tasks, clock=clock)
         self._chores = Chores(outbox, chores, clock=clock)
+        self._erasures = ErasureCarrier(outbox, store)
         self._reconciler = Reconciler(outbox, store, clock=clock, progress=before.reconciled)
         self._in_outage = False
         self._batches = 0
@@ -205,7 +207,22 @@ class Dispatcher:
             return await self._idle(max(self.breaker.remaining(), 0.05), progress=True)
         if sending and self.binding.origin.store_id is None:
             return self._fenced()
+        if due.bound.store_id is not None and self.binding.lacks_erasures(due.bound):
+            return await self._carry_out_erasures(due)
         return None
+
+    async def _carry_out_erasures(self, due: DueBatches) -> StepResult:
+        """Carry out the erasures that the file lacks. What was read of it before must not be sent any more."""
+        work = self._erasures.carry_out(
+            self.binding.origin, due.bound, self.binding.last_erasure, incarnation=due.incarnation
+        )
+        try:
+            carried_out = await self._heartbeat.during(work, "erasures")
+        except StoreFault as fault:
+            self._open_breaker(fault, ())
+            return await self._idle(max(self.breaker.remaining(), 0.05), progress=True)
+        self._record_answer()
+        return StepResult(more=True) if carried_out else self._fenced()
 
     def _all_is_well(self, due: DueBatches) -> bool:
         """Return True if there was no outage a moment ago, and no lane of the batch was refused before."""
@@ -224,7 +241,7 @@ class Dispatcher:
                     in_flight.append((following, asyncio.create_task(self._deliver(following))))
                     following = None
                     limit -= 1
-                if end.remaining(self._clock) == 0:
+                if end.remaining(self._clock) == 0 or not self.binding.checked:
                     limit = 0
                 if following is None and limit > 0 and result.more and self.breaker.closed:
                     following = await self._prefetch(due.incarnation, [batch for batch, _ in in_flight])
@@ -234,7 +251,7 @@ class Dispatcher:
                     return result
                 result = result.and_then(await in_flight[0][1])
                 in_flight.popleft()
-                if not (result.more and self.breaker.closed):
+                if not (result.more and self.breaker.closed and self.binding.checked):
                     following = None
         except asyncio.CancelledError:
             for _, task in in_flight:
@@ -258,7 +275,11 @@ class Dispatcher:
         if due.batches:
             # A lane that was refused goes on its own, or each of its retries would split the whole batch.
             suspects = due.suspects
-            sent = await self._heartbeat.during(self._isolation.send(due.batches, suspects=suspects), "a batch")
+            try:
+                sent = await self._heartbeat.during(self._isolation.send(due.batches, suspects=suspects), "a batch")
+            except ErasuresPending:
+                self.binding.recheck()  # so that the next step learns of them
+                return StepResult(more=True)
         self.stats.batches += 1
         self.stats.faults.update(sent.faults)
         self.stats.duplicates += sent.duplicates
@@ -385,6 +406,8 @@ class Dispatcher:
         try:
             with expect_store(self.binding.origin.store_id):
                 compared = await self._reconciler.compare(due.incarnation)
+                if (self.binding.last_erasure or self.binding.holds) or self._erasures.reported:
+                    await self._erasures.report()
         except StoreFault as fault:
             self._open_breaker(fault, ())
             return StepResult(wait=self.breaker.remaining())

@@ -18,7 +18,7 @@ from letopis.outbox.retry.fault_attribution import (
 )
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.database.faults import POOL_TIMEOUT_CODE, FaultClass, StoreFault
-from letopis.store.errors import Closed, HistoryDiverged, LetopisError, OriginSuperseded, SequenceGap
+from letopis.store.errors import Closed, ErasuresPending, HistoryDiverged, LetopisError, OriginSuperseded, SequenceGap
 from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, SequencedEvent
 from letopis.store.rules.preconditions import batch_of
 
@@ -278,7 +278,7 @@ class PoisonIsolation:
             )
         except OriginSuperseded as superseded:
             return StoreFault(fault_class=FaultClass.MISCONFIGURED, code="origin-superseded", reason=str(superseded))
-        except Closed:
+        except (Closed, ErasuresPending):
             raise
         except Exception as error:  # a fault of ours must not end the relay; it is attributed like any other
             reason = str(error) if isinstance(error, LetopisError) else "an error that Letopis does not know"

@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from letopis.outbox.alerting.incident_table import record_incomplete
 from letopis.outbox.concurrency.clock import Clock, Deadline
 from letopis.outbox.event_log.acknowledge import Rewound, is_current_lease, rewind_lane, unblock_recovered
+from letopis.outbox.event_log.bound_store import read_binding
 from letopis.outbox.event_log.lanes import delivered_positions, delivered_positions_of, lost_lanes
 from letopis.outbox.event_log.records.lookups import pruned_lanes
 from letopis.outbox.file.outbox_file import OutboxFile
@@ -30,7 +31,7 @@ from letopis.outbox.retry.fault_attribution import STORE_FAULT_CLASSES
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import StoreFault
 from letopis.store.database.store_identity import expected_store_id
-from letopis.store.errors import LetopisError, OriginSuperseded
+from letopis.store.errors import ErasuresPending, LetopisError, OriginSuperseded
 from letopis.store.maintenance.continuity import LogCount
 from letopis.store.model.records import is_record_lane
 from letopis.store.rules.apply_plan import LaneBatch
@@ -162,13 +163,18 @@ class Reconciler:
     async def _trim_ledgers(self, lanes: Collection[str]) -> None:
         if not lanes or not (pruned := await self._outbox.read(partial(pruned_lanes, lanes=lanes))):
             return
-        origin = replace(self._outbox.origin, store_id=expected_store_id())
+        bound = await self._outbox.read(read_binding)
+        origin = replace(self._outbox.origin, store_id=expected_store_id(), erasures=bound.erasures)
         try:
             untrimmed = await self._store.outbox_access.untrimmed(origin.origin_id, pruned)
             batch = [LaneBatch(conversation_id=name, deliveries=(), pruned=upto) for name, upto in untrimmed.items()]
             if batch:
                 await self._store.apply(origin, batch)
-        except (StoreFault, OriginSuperseded) as error:  # the next comparison tries again, and deliveries report it
+        except (
+            StoreFault,
+            OriginSuperseded,
+            ErasuresPending,
+        ) as error:  # the next comparison tries again, and deliveries report it
             logger.debug("ledgers of records could not be trimmed: %s", error, extra=log_context())
 
     async def _count_log(self, incarnation: int) -> ReconcileResult:

@@ -26,7 +26,13 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.outcome import logger
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
-from letopis.store.database.store_identity import check_identity, check_not_moved, expect_store, short_id
+from letopis.store.database.store_identity import (
+    StoreIdentity,
+    check_identity,
+    check_not_moved,
+    expect_store,
+    short_id,
+)
 from letopis.store.database.urls import normalise_url
 from letopis.store.rules.apply_plan import Origin
 
@@ -47,6 +53,10 @@ class BindingGuard:
         self._place = destination_of(store.url)
         self._checked = False
         self.origin: Origin = outbox.origin
+        self.last_erasure = 0
+        """The number of the store's last erasure, as it was when the store was checked last."""
+        self.holds = 0
+        """How many holds the store had then."""
 
     @property
     def route(self) -> str:
@@ -55,8 +65,17 @@ class BindingGuard:
         return f"{origin.name!r} ({short_id(origin.origin_id)}) to {self._place}"
 
     def recheck(self) -> None:
-        """Have the identity of the store checked before the next delivery: it may be another one by now."""
+        """Have the store checked before the next delivery: it may be another one, or record an erasure, by now."""
         self._checked = False
+
+    @property
+    def checked(self) -> bool:
+        """Whether the store was checked since :meth:`recheck`."""
+        return self._checked
+
+    def lacks_erasures(self, bound: StoreBinding) -> bool:
+        """Return True if the file has erasures to carry out, or to acknowledge."""
+        return max(self.last_erasure, bound.erasures) > bound.acknowledged
 
     async def ensure(self, bound: StoreBinding, *, incarnation: int, sending: bool) -> StoreFault | None:
         """Ensure that the outbox may deliver to the store; return why it may not.
@@ -69,10 +88,12 @@ class BindingGuard:
                 if sending or bound.delivered:
                     bound = await self._bind(bound, incarnation)
             if bound.store_id != self.origin.store_id:
-                self.origin = replace(self.origin, store_id=bound.store_id)
                 self._checked = False
+            if (bound.store_id, bound.erasures) != (self.origin.store_id, self.origin.erasures):
+                self.origin = replace(self.origin, store_id=bound.store_id, erasures=bound.erasures)
             if not self._checked and bound.store_id is not None:
-                await check_store(self._store, bound)
+                identity = await check_store(self._store, bound)
+                self.last_erasure, self.holds = identity.erasures, identity.holds
                 self._checked = True
         except StoreFault as fault:
             self._checked = False
@@ -95,8 +116,16 @@ class BindingGuard:
                 " one that does; only if that one is gone for good, bind the outbox again with `letopis outbox rebind`",
             )
         self._checked = True
-        write = partial(bind_store, store_id=identity.store_id, destination=self._place, incarnation=incarnation)
-        bound = await self._outbox.write(write)
+        self.last_erasure = identity.erasures
+        bound = await self._outbox.write(
+            partial(
+                bind_store,
+                store_id=identity.store_id,
+                destination=self._place,
+                erasures=identity.erasures,
+                incarnation=incarnation,
+            )
+        )
         if bound.store_id == identity.store_id:
             logger.info("the outbox is bound to history store %s at %s from now on", identity.store_id, self._place)
         return bound
@@ -145,12 +174,13 @@ def check_destination(bound: StoreBinding, place: str) -> None:
         )
 
 
-async def check_store(store: ConversationStore, bound: StoreBinding) -> None:
-    """Ensure that a store is the one that an outbox is bound to, and still accepts deliveries."""
+async def check_store(store: ConversationStore, bound: StoreBinding) -> StoreIdentity:
+    """Ensure that a store is the one that an outbox is bound to, and still accepts deliveries; return its identity."""
     with expect_store(bound.store_id):
         identity = await store.identity()
     check_identity(identity.store_id, bound.store_id)
     check_not_moved(identity.moved_to)
+    return identity
 
 
 async def store_heads(store: ConversationStore, outbox: OutboxFile) -> dict[str, int]:

@@ -10,13 +10,14 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from letopis.outbox.history.authored import authored, conversation_of
 from letopis.outbox.history.history import History
 from letopis.outbox.pending_reads.record_reads import stored_record
+from letopis.outbox.transfer.readable_page import ReadablePage
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.errors import StoreUnavailable
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.records import Record, RecordRange, Scope
-from letopis.store.read.paging import AsOf
 from letopis.store.read.records import RecordReader, RecordsView
 from letopis.store.transfer.jsonl import SeenKeys, render_line
 from letopis.store.transfer.record_lines import render_record
@@ -31,22 +32,15 @@ class Incomplete(Exception):
     """The history store cannot be read, so the export would lack older messages, or records."""
 
 
-async def conversation_of(
-    source: History | ConversationStore, conversation_id: str, *, as_of: AsOf | None = None
-) -> Conversation | None:
-    """Return what a history, or a store alone, knows of a conversation."""
-    if isinstance(source, ConversationStore):
-        store = source
-        return await store.conversation(conversation_id, as_of=as_of)
-    return await source.chat(conversation_id).conversation(as_of=as_of)
-
-
 @dataclass(slots=True)
 class Exporter:
     """One export; memory is bounded by a page."""
 
     source: History | ConversationStore
     beside: RecordSource | None = None
+    page: ReadablePage | None = None
+    deliveries: bool = False
+    every: bool = False  # also messages that have left the path
     lines: int = 0
     conversations: int = 0
     records: int = 0
@@ -90,6 +84,26 @@ class Exporter:
                 async for line in self._records(scope):
                     yield line
 
+    async def of_person(self, person: str) -> AsyncIterator[bytes]:
+        """Yield the lines of all that a person owns, then of what the person wrote in conversations of others."""
+        async for line in self.of_all(owner=person):
+            yield line
+        with SeenKeys() as count:
+            name, seen = "", set[str]()
+            async for conversation, messages in authored(self.source, person):
+                if conversation.owner_id == person:
+                    continue
+                if conversation.conversation_id != name:
+                    name, seen = conversation.conversation_id, set()
+                    self.conversations += 1
+                    if self.page is not None:
+                        self.page.begin(name, title=None)
+                for message in messages:
+                    if not message.redacted and message.id not in seen:
+                        seen.add(message.id)
+                        # Neither the owner nor the title nor the reactions: they are others'.
+                        yield self._line(replace(message, reactions=()), owner=None, count=count)
+
     async def _other_scopes(self, owner: str | None, done: SeenKeys) -> AsyncIterator[Scope]:
         """Yield the scopes of records that belong to no exported conversation."""
         if owner is not None:
@@ -104,7 +118,9 @@ class Exporter:
             return
         try:
             async for record in self.beside.records(scope):
-                yield render_record(record)
+                yield (line := render_record(record))
+                if self.page is not None:
+                    self.page.record(line)
                 self.records += 1
         except StoreUnavailable as error:
             raise Incomplete(
@@ -120,15 +136,23 @@ class Exporter:
 
     async def _lines(self, conversation: Conversation, count: SeenKeys) -> AsyncIterator[bytes]:
         self.conversations += 1
+        if self.page is not None:
+            self.page.begin(conversation.conversation_id, title=conversation.title)
 
         async def read(after: str | None) -> Page[RecordedMessage]:
-            return _whole(await self.source.messages(conversation.conversation_id, first=PAGE, after=after))
+            every, name = self.every, conversation.conversation_id
+            return _whole(await self.source.messages(name, first=PAGE, after=after, every=every))
 
         async for message in all_items(read):
             # A fork is exported with what it inherits, so that the export does not depend on the parent.
             said = replace(message, conversation_id=conversation.conversation_id)
-            yield render_line(said, owner=conversation.owner_id, count=count)
-            self.lines += 1
+            yield self._line(said, owner=conversation.owner_id, count=count)
+
+    def _line(self, message: RecordedMessage, *, owner: str | None, count: SeenKeys) -> bytes:
+        self.lines += 1
+        if self.page is not None:
+            self.page.message(message)
+        return render_line(message, owner=owner, count=count, with_delivery=self.deliveries)
 
 
 def _whole(page: Page[T]) -> Page[T]:

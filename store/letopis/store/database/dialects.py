@@ -16,7 +16,7 @@ from letopis.store.database.fault_classification import translated
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.schema import MediumBlob, Uuid16, events, log_heads
 from letopis.store.database.store_identity import check_counters
-from letopis.store.errors import ConfigurationError
+from letopis.store.errors import ConfigurationError, ErasuresPending
 from letopis.store.rules.apply_plan import TableRow
 
 _MAX_LOOKUP_VALUES: Final = 1_000
@@ -104,18 +104,20 @@ class Dialect(ABC):
             await self.overwrite(connection, table, old)
 
     async def append_to_log(
-        self, connection: AsyncConnection, added: Mapping[int, int], rows: Sequence[TableRow]
+        self, connection: AsyncConnection, added: Mapping[int, int], rows: Sequence[TableRow], *, erasures: int
     ) -> Mapping[int, int]:
-        """Lock counters of the log, number events by them and insert these; return the counters as they were before."""
+        """Lock counters of the log, number events by them and insert these; return the counters as they were before.
+
+        ``erasures`` is the last one that the outbox of the events has carried out.
+        """
         # All writers share the counter of a partition, so the server ends a transaction that stands still from here on
         # for LOG_IDLE_SECONDS: a process that was stopped must not stop all others.
         counters = (await connection.execute(self.shared(_locked_heads), {"partitions": sorted(added)})).all()
-        closed = [row.closed for row in counters]
-        if len(closed) != len(added) or any(closed):
-            check_counters(closed, expected=len(added))
+        _check_counters(counters, expected=len(added), erasures=erasures)
         before: dict[int, int] = {row.partition: row.position for row in counters}
         await self.insert(connection, events, numbered(rows, before))
-        heads = [(partition, before[partition] + count, 0) for partition, count in sorted(added.items())]
+        last = counters[0].erasures
+        heads = [(partition, before[partition] + count, 0, last) for partition, count in sorted(added.items())]
         await self.overwrite(connection, log_heads, heads)
         return before
 
@@ -226,15 +228,13 @@ class PostgreSQL(Dialect):
         check_row_count(table, int(str(status).rpartition(" ")[2]), len(rows))
 
     async def append_to_log(
-        self, connection: AsyncConnection, added: Mapping[int, int], rows: Sequence[TableRow]
+        self, connection: AsyncConnection, added: Mapping[int, int], rows: Sequence[TableRow], *, erasures: int
     ) -> Mapping[int, int]:
         """Lock, limit, number and insert in one statement; before a COPY, all but the insert."""
         together = [] if len(rows) >= _MIN_COPY_ROWS else rows
         values = self._bound(events, together) if together else ((),) * len(events.columns)
         counters = (await connection.exec_driver_sql(_APPEND, (list(added), list(added.values()), *values))).all()
-        closed = [row.closed for row in counters]
-        if len(closed) != len(added) or any(closed):
-            check_counters(closed, expected=len(added))
+        _check_counters(counters, expected=len(added), erasures=erasures)
         check_row_count(events, counters[0].inserted, len(together))
         check_row_count(log_heads, counters[0].moved, len(added))
         before: dict[int, int] = {row.partition: row.position for row in counters}
@@ -258,11 +258,11 @@ class MariaDB(Dialect):
         await self._limit_idle(connection, 0)
 
     async def append_to_log(
-        self, connection: AsyncConnection, added: Mapping[int, int], rows: Sequence[TableRow]
+        self, connection: AsyncConnection, added: Mapping[int, int], rows: Sequence[TableRow], *, erasures: int
     ) -> Mapping[int, int]:
         """Limit the session first, where it is not: no statement that locks rows can."""
         await self._limit_idle(connection, round(LOG_IDLE_SECONDS))
-        return await super().append_to_log(connection, added, rows)
+        return await super().append_to_log(connection, added, rows, erasures=erasures)
 
     async def _limit_idle(self, connection: AsyncConnection, seconds: int) -> None:
         """Have the server end a transaction that has written and stands still; 0 for the connection's own limit."""
@@ -286,6 +286,15 @@ class MariaDB(Dialect):
 def numbered(rows: Iterable[TableRow], before: Mapping[int, int]) -> list[TableRow]:
     """Return rows of the log with their final positions."""
     return [(row[0], before[row[0]] + row[1], *row[2:]) for row in rows]
+
+
+def _check_counters(counters: Sequence[Any], *, expected: int, erasures: int) -> None:
+    """Check that the locked counters accept a delivery of an outbox that has carried out so many ``erasures``."""
+    closed = [row.closed for row in counters]
+    if len(closed) != expected or any(closed):
+        check_counters(closed, expected=expected)
+    if counters[0].erasures > erasures:
+        raise ErasuresPending(carried_out=erasures, last=counters[0].erasures)
 
 
 def _locked_heads(dialect: Dialect) -> sa.Select[Any]:
@@ -363,7 +372,7 @@ def _append_statement() -> str:
     limit = f"set_config('idle_in_transaction_session_timeout', '{round(LOG_IDLE_SECONDS * 1000)}', true)"
     # The settings belong to the transaction, and count from here on: before, a slow machine may take longer.
     return (
-        f"WITH head AS (SELECT partition, position, closed, {limit} AS idle,"  # noqa: S608
+        f"WITH head AS (SELECT partition, position, closed, erasures, {limit} AS idle,"  # noqa: S608
         " set_config('synchronous_commit', 'on', true) AS durable"
         " FROM letopis_log_heads WHERE partition = ANY($1::integer[]) ORDER BY partition FOR UPDATE),"
         " moved AS (UPDATE letopis_log_heads AS t SET position = head.position + a.added"

@@ -206,6 +206,7 @@ def message_row(row: sa.Row[Any]) -> MessageRow:
         redacted_at=row.redacted_at,
         reactions=reactions_from_text(row.reactions),
         back=row.back is not None,
+        author=row.author,
     )
 
 

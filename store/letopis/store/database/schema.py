@@ -132,6 +132,8 @@ log_heads: Final = _table(
     sa.Column("position", Counter, nullable=False),
     # A LogState; deliveries are accepted at 0 only. In the row that every apply locks, so none commits after it is set.
     sa.Column("closed", sa.SmallInteger, nullable=False, server_default="0"),
+    # The number of the last erasure, the same in each row: an outbox that lacks it has its delivery refused.
+    sa.Column("erasures", Counter, nullable=False, server_default="0"),
     comment="One row a partition, fixed when the store is created: the position given out last.",
 )
 
@@ -142,7 +144,36 @@ origins: Final = _table(
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("first_seen_at", Timestamp, nullable=False),
     sa.Column("last_seen_at", Timestamp, nullable=False),
+    # The last erasure that it has carried out and acknowledged.
+    sa.Column("erasures", Counter, nullable=False, server_default="0"),
     comment="The outbox files that deliver here.",
+)
+
+erasures: Final = _table(
+    "letopis_erasures",
+    sa.Column("number", Counter, primary_key=True, autoincrement=False),
+    # Whose words: `owner` or `person`, and the id.
+    sa.Column("kind", Name, nullable=False),
+    sa.Column("subject", Identifier, nullable=False),
+    # What becomes of the conversations: `reset` or `delete`.
+    sa.Column("how", Name, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("requested_by", sa.Text),
+    # The outbox through which it was asked for.
+    sa.Column("origin_id", Uuid16()),
+    sa.Column("recorded_at", Timestamp, nullable=False),
+    comment="Erasures of all that someone said, in order: every outbox carries each out in its own file.",
+)
+
+holds: Final = _table(
+    "letopis_holds",
+    # What is held: an `owner` or a `conversation`, and the id.
+    sa.Column("kind", Name, primary_key=True),
+    sa.Column("subject", Identifier, primary_key=True),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("requested_by", sa.Text),
+    sa.Column("held_at", Timestamp, nullable=False),
+    comment="What must not be erased until it is released.",
 )
 
 lanes: Final = _table(
@@ -233,8 +264,11 @@ messages: Final = _table(
     sa.Column("reactions", Json),
     # 1: the event put back a message that has an earlier row. NULL for nearly all.
     sa.Column("back", sa.SmallInteger),
+    sa.Column("author", Identifier),
     # The id leads, so that a message is found without its conversation.
     sa.Index("ix_letopis_messages_message_id", "message_id", "conversation_id", "partition"),
+    # A person's messages, in all conversations. Rows without an author are in no index, but for MariaDB's.
+    sa.Index("ix_letopis_messages_author", "author", "partition", "conversation_id", "version"),
     comment="An index over the log: which event holds a message, its current content and its delivery.",
 )
 
@@ -366,6 +400,9 @@ def _set_server_options(target: sa.MetaData, connection: sa.Connection, **_: Any
     """Set what only a server's own dialect knows: as an argument of a table it would import that dialect at once."""
     dialect = connection.dialect.name
     words = next(index for index in search.indexes if index.name == "ix_letopis_search_words")
+    authors = next(index for index in messages.indexes if index.name == "ix_letopis_messages_author")
+    if dialect in ("sqlite", "postgresql"):
+        authors.dialect_kwargs[f"{dialect}_where"] = messages.c.author.is_not(None)
     if dialect == "postgresql":
         words.dialect_kwargs.update(postgresql_using="gin", postgresql_with={"fastupdate": "off"})
     elif dialect in ("mysql", "mariadb"):

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.faults import FaultClass, StoreFault
-from letopis.store.database.schema import log_heads, store
+from letopis.store.database.schema import holds, log_heads, store
 from letopis.store.model.events import from_microseconds
 
 if TYPE_CHECKING:
@@ -70,7 +70,11 @@ RECHECK_SECONDS: Final = 5.0
 """Age at which the check of a connection is repeated: behind a pooler, the database may change under a connection."""
 
 _CHECKED: Final = "letopis_store_id"
-_SELECT: Final = sa.select(store.c.store_id, store.c.moved_to, store.c.moved_at).where(store.c.id == 1)
+_LAST_ERASURE: Final = sa.select(sa.func.max(log_heads.c.erasures)).scalar_subquery().label("erasures")
+_HOLDS: Final = sa.select(sa.func.count()).select_from(holds).scalar_subquery().label("holds")
+_SELECT: Final = sa.select(store.c.store_id, store.c.moved_to, store.c.moved_at, _LAST_ERASURE, _HOLDS).where(
+    store.c.id == 1
+)
 
 _FILE_IDENTITY: Final = "SELECT store_id FROM letopis_store WHERE id = 1"
 
@@ -83,11 +87,15 @@ class StoreIdentity:
 
     :ivar moved_to: where the history was moved to, without secrets, after which nothing is delivered here; ``None``
         while it is here.
+    :ivar erasures: the number of the last erasure that is recorded here; see :class:`~letopis.store.ErasureRegister`.
+    :ivar holds: how many holds there are.
     """
 
     store_id: UUID
     moved_to: str | None = None
     moved_at: datetime | None = None
+    erasures: int = 0
+    holds: int = 0
 
 
 @contextmanager
@@ -111,7 +119,9 @@ async def read_identity(connection: AsyncConnection) -> StoreIdentity:
     if row is None:
         raise missing_identity_fault()
     moved_at = None if row.moved_at is None else from_microseconds(row.moved_at)
-    return StoreIdentity(store_id=row.store_id, moved_to=row.moved_to, moved_at=moved_at)
+    return StoreIdentity(
+        store_id=row.store_id, moved_to=row.moved_to, moved_at=moved_at, erasures=row.erasures or 0, holds=row.holds
+    )
 
 
 async def renew_identity(connection: AsyncConnection, *, now: int) -> StoreIdentity:

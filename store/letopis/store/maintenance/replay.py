@@ -203,7 +203,7 @@ _TYPES: Final = {
 
 _COMPARED: Final = (
     *("message_id", "content_version", "delivery_version", "role", "state"),
-    *("left_at", "redacted_at", "reactions", "back"),
+    *("left_at", "redacted_at", "reactions", "back", "author"),
 )
 
 

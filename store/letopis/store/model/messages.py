@@ -45,6 +45,8 @@ class Message:
     Write ``Message.user("What is tea?")`` rather than ``Message(role="user", content="What is tea?")``.
 
     :ivar role: ``system``, ``developer``, ``user``, ``assistant`` or ``tool``.
+    :ivar author: the person who wrote it, by an id of yours; ``None`` if unknown. A person's messages are exported and
+        erased by it, also in a conversation of several. It is an id, not content: an erasure leaves it.
     :ivar content: text, or parts. An assistant's may be ``None``, as in the message of a model that only calls tools.
     :ivar tokens: what the message cost, if known.
     :ivar usage: the breakdown of the tokens, for example ``{"input": 12, "output": 40}``.
@@ -64,6 +66,7 @@ class Message:
     content: Content | None
     id: str = ""
     name: str | None = None
+    author: str | None = None
     tokens: int | None = None
     usage: Mapping[str, Any] = field(default_factory=empty)
     external_ids: Mapping[str, Any] = field(default_factory=empty)
@@ -85,6 +88,8 @@ class Message:
                 raise InvalidInput("content", f"of a {self.role} message must be text or parts, not None")
         elif not isinstance(self.content, str):
             object.__setattr__(self, "content", checked_parts(self.content))
+        if self.author is not None:
+            object.__setattr__(self, "author", check_identifier(self.author, "author"))
         if not (self.usage is self.external_ids is self.metadata is EMPTY):
             for name in ("usage", "external_ids", "metadata"):
                 value = getattr(self, name)
@@ -106,6 +111,7 @@ class Message:
         *,
         id: str = "",  # noqa: A002 - the name of the field
         name: str | None = None,
+        author: str | None = None,
         tokens: int | None = None,
         usage: Mapping[str, Any] = EMPTY,
         external_ids: Mapping[str, Any] = EMPTY,
@@ -113,7 +119,7 @@ class Message:
         status: Status = "complete",
     ) -> Self:
         """Return a message of the ``system`` role; the parameters are those of the class."""
-        return cls._of("system", content, id, name, tokens, usage, external_ids, metadata, status)
+        return cls._of("system", content, id, name, author, tokens, usage, external_ids, metadata, status)
 
     @classmethod
     def developer(
@@ -122,6 +128,7 @@ class Message:
         *,
         id: str = "",  # noqa: A002 - the name of the field
         name: str | None = None,
+        author: str | None = None,
         tokens: int | None = None,
         usage: Mapping[str, Any] = EMPTY,
         external_ids: Mapping[str, Any] = EMPTY,
@@ -129,7 +136,7 @@ class Message:
         status: Status = "complete",
     ) -> Self:
         """Return a message of the ``developer`` role, which newer models use instead of ``system``."""
-        return cls._of("developer", content, id, name, tokens, usage, external_ids, metadata, status)
+        return cls._of("developer", content, id, name, author, tokens, usage, external_ids, metadata, status)
 
     @classmethod
     def user(
@@ -138,6 +145,7 @@ class Message:
         *,
         id: str = "",  # noqa: A002 - the name of the field
         name: str | None = None,
+        author: str | None = None,
         tokens: int | None = None,
         usage: Mapping[str, Any] = EMPTY,
         external_ids: Mapping[str, Any] = EMPTY,
@@ -145,7 +153,7 @@ class Message:
         status: Status = "complete",
     ) -> Self:
         """Return a message of the ``user`` role; the parameters are those of the class."""
-        return cls._of("user", content, id, name, tokens, usage, external_ids, metadata, status)
+        return cls._of("user", content, id, name, author, tokens, usage, external_ids, metadata, status)
 
     @classmethod
     def assistant(
@@ -154,6 +162,7 @@ class Message:
         *,
         id: str = "",  # noqa: A002 - the name of the field
         name: str | None = None,
+        author: str | None = None,
         tokens: int | None = None,
         usage: Mapping[str, Any] = EMPTY,
         external_ids: Mapping[str, Any] = EMPTY,
@@ -161,7 +170,7 @@ class Message:
         status: Status = "complete",
     ) -> Self:
         """Return a message of the ``assistant`` role; the parameters are those of the class."""
-        return cls._of("assistant", content, id, name, tokens, usage, external_ids, metadata, status)
+        return cls._of("assistant", content, id, name, author, tokens, usage, external_ids, metadata, status)
 
     @classmethod
     def tool(
@@ -170,6 +179,7 @@ class Message:
         *more: ToolResult,
         id: str = "",  # noqa: A002 - the name of the field
         name: str | None = None,
+        author: str | None = None,
         tokens: int | None = None,
         usage: Mapping[str, Any] = EMPTY,
         external_ids: Mapping[str, Any] = EMPTY,
@@ -181,7 +191,7 @@ class Message:
         ``Message.tool(ToolResult("call-1", {"degrees": 21}))``
         """
         given = (content, *more) if more or isinstance(content, ToolResult) else content
-        return cls._of("tool", given, id, name, tokens, usage, external_ids, metadata, status)
+        return cls._of("tool", given, id, name, author, tokens, usage, external_ids, metadata, status)
 
     @classmethod
     def _of(
@@ -190,6 +200,7 @@ class Message:
         content: Any,
         id: str,  # noqa: A002 - the name of the field
         name: str | None,
+        author: str | None,
         tokens: int | None,
         usage: Mapping[str, Any],
         external_ids: Mapping[str, Any],
@@ -201,6 +212,7 @@ class Message:
             and cls is Message
             and id == ""
             and name is None
+            and author is None
             and tokens is None
             and usage is external_ids is metadata is EMPTY
             and status == "complete"
@@ -212,6 +224,7 @@ class Message:
             content=content,
             id=id,
             name=name,
+            author=author,
             tokens=tokens,
             usage=usage,
             external_ids=external_ids,
@@ -240,6 +253,8 @@ class Message:
             if not isinstance(name, str):
                 raise InvalidInput("data.name", "must be a string")
             data["name"] = name
+        if self.author is not None:
+            data["author"] = self.author
         if tokens is not None:
             if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0:
                 raise InvalidInput("data.tokens", "must be a whole number, zero or more")
@@ -285,6 +300,7 @@ class Message:
             content=content,
             id=message_id,
             name=name,
+            author=data.get("author"),
             tokens=tokens,
             usage=data.get("usage", EMPTY),
             external_ids=data.get("external_ids", EMPTY),
@@ -303,7 +319,7 @@ class _Plain:
         self.role = role
         self.content = content
         self.id = message_id
-        self.name = self.tokens = None
+        self.name = self.author = self.tokens = None
         self.event_id = event_id
         self.usage = self.external_ids = self.metadata = EMPTY
         self.status = "complete"

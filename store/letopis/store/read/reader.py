@@ -226,6 +226,21 @@ class Reader:
             messages += [self.message(row, conversation_id) for row in rows]
         return tuple(sorted(messages, key=lambda message: message.version or 0))
 
+    async def authored(
+        self, connection: AsyncConnection, author: str, *, after: tuple[str, int] | None, limit: int
+    ) -> list[RecordedMessage]:
+        """Return the next messages of an author after a conversation and a version in it, on the path and off it."""
+        name, version = after or ("", 0)
+        place = {"partition": partition_of(name, self._partitions) if after else -1, "conversation": name}
+        values = {**place, "version": version, "author": check_identifier(author, "author"), "limit": limit}
+        rows = (await connection.execute(self._statements.authored, values)).all()
+        found = [self.message(row, row.m_conversation_id) for row in rows]
+        return sorted(found, key=self._log_order)
+
+    def _log_order(self, message: RecordedMessage) -> tuple[int, bytes, int]:
+        name = message.conversation_id
+        return partition_of(name, self._partitions), name.encode(), message.version or 0
+
     async def conversations_of(self, connection: AsyncConnection, message_id: str, *, limit: int) -> list[str]:
         """Return some conversations that have a message of an id."""
         values = {"message": check_identifier(message_id, "message_id"), "limit": limit}

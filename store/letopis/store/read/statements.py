@@ -64,6 +64,7 @@ class ReadStatements:
             .distinct()
             .limit(sa.bindparam("limit"))
         )
+        self.authored = whole(_authored())
         self.owned = sa.select(conversations.c.conversation_id, conversations.c.updated_at).where(
             *dialect.of_conversations(conversations), conversations.c.owner_id == sa.bindparam("owner")
         )
@@ -129,6 +130,20 @@ class ReadStatements:
         if (select := self._plain_windows.get(key)) is None:
             select = self._plain_windows[key] = plain_select(key[0], with_head=with_head)
         return select
+
+
+def _authored() -> sa.Select[Any]:
+    """Return the select of a page of an author's messages in conversations that are not deleted, by their keys."""
+    m = messages.c
+    partition: sa.BindParameter[Any] = sa.bindparam("partition")
+    name: sa.BindParameter[Any] = sa.bindparam("conversation")
+    version: sa.BindParameter[Any] = sa.bindparam("version")
+    within = sa.and_(m.conversation_id == name, m.version > version)
+    later = sa.or_(m.partition > partition, sa.and_(m.partition == partition, sa.or_(m.conversation_id > name, within)))
+    state = sa.select(conversations.c.state).where(same_conversation(conversations, messages)).correlate(messages)
+    chosen = (m.author == sa.bindparam("author"), m.partition >= partition, later, state.scalar_subquery() != "deleted")
+    page = sa.select(*message_columns(messages)).where(*chosen)
+    return page.order_by(m.partition, m.conversation_id, m.version).limit(sa.bindparam("limit"))
 
 
 def messages_select(shape: WindowShape, *, as_of: bool = False, with_head: bool = False) -> sa.Select[Any]:

@@ -16,7 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from letopis.store.database.schema import (
     checkpoints,
     conversations,
+    erasures,
     events,
+    holds,
     lanes,
     messages,
     origins,
@@ -65,6 +67,8 @@ def other_slices(partitions: int) -> tuple[TableSlice, ...]:
     """Return everything else that is copied: what no event says, and what is folded from the events."""
     return (
         TableSlice(table=origins, key=(origins.c.origin_id,)),
+        TableSlice(table=erasures, key=(erasures.c.number,)),
+        TableSlice(table=holds, key=(holds.c.kind, holds.c.subject)),
         TableSlice(table=owners, key=(owners.c.partition, owners.c.owner_id)),
         TableSlice(
             table=checkpoints,

@@ -38,6 +38,7 @@ class StoreRecord:
     moved_at: int | None  # when a source was closed, or the run of the move that may write to a target
     state: LogState
     heads: Mapping[int, int]  # the last position of each partition of the log
+    erasures: int  # the number of the last erasure
 
 
 def arriving_id(store_id: UUID) -> UUID:
@@ -59,6 +60,7 @@ async def read_store_record(connection: AsyncConnection, *, end: Endpoint | None
         moved_at=row.moved_at,
         state=LogState(max((counter.closed for counter in counters), default=LogState.OPEN)),
         heads={counter.partition: counter.position for counter in counters},
+        erasures=max((counter.erasures for counter in counters), default=0),
     )
 
 
@@ -145,7 +147,7 @@ async def open_target(target: Endpoint, source: StoreRecord) -> None:
             await connection.execute(
                 sa.update(log_heads)
                 .where(log_heads.c.partition == partition)
-                .values(position=position, closed=LogState.OPEN)
+                .values(position=position, closed=LogState.OPEN, erasures=source.erasures)
             )
         await _update_record(connection, source.store_id, moved_to=None, moved_at=None, created_at=source.created_at)
 

@@ -21,12 +21,14 @@ class Origin:
     :ivar epoch: rises when a copy of the file continues under the same identity; only the highest one may deliver.
     :ivar name: the file's base name, for display.
     :ivar store_id: the only history store that may accept the delivery; ``None`` for any store.
+    :ivar erasures: the number of the last erasure that was carried out in the file before the events were read from it.
     """
 
     origin_id: UUID
     epoch: int
     name: str
     store_id: UUID | None = None
+    erasures: int = 0
 
 
 @dataclass(slots=True)

@@ -78,15 +78,19 @@ class Conflict:
     :ivar expected: the version that its writer had seen.
     :ivar actual: the version of the event that came in between.
     :ivar erased: what that event erased for good, so that the outbox erases it too; ``None`` for nothing.
+    :ivar held: True if the event would have erased what a hold protects.
     """
 
     expected: int
     actual: int
     erased: Literal["message", "conversation"] | None = None
+    held: bool = False
 
     def to_data(self) -> dict[str, Any]:
         """Return it as the metadata of the event holds it."""
         data: dict[str, Any] = {"expected": self.expected, "actual": self.actual}
+        if self.held:
+            data["held"] = True
         return data if self.erased is None else {**data, "erased": self.erased}
 
     @classmethod
@@ -95,8 +99,8 @@ class Conflict:
         match metadata.get(SUPERSEDED_KEY):
             case {"expected": int(expected), "actual": int(actual), "erased": ("message" | "conversation") as erased}:
                 return cls(expected=expected, actual=actual, erased=erased)
-            case {"expected": int(expected), "actual": int(actual)}:
-                return cls(expected=expected, actual=actual)
+            case {"expected": int(expected), "actual": int(actual), **rest}:
+                return cls(expected=expected, actual=actual, held=rest.get("held") is True)
         return None
 
 

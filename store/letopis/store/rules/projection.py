@@ -13,6 +13,7 @@ from letopis.store.model.event_types import (
     ConversationActivated,
     ConversationArchived,
     ConversationDeleted,
+    ConversationRewound,
     MessageAppended,
     MessageEdited,
     MessageFailed,
@@ -71,6 +72,13 @@ class Unloaded:
     bound: int  # of the last of them that is still on the path
 
 
+def takes_content(body: Body) -> bool:
+    """Return True if an event erases content that came before it."""
+    if isinstance(body, ConversationRewound):
+        return body.erase is True
+    return isinstance(body, ConversationDeleted | MessageRedacted)
+
+
 def project_events(
     row: ConversationRow,
     decoded: Sequence[DecodedEvent],
@@ -80,12 +88,13 @@ def project_events(
     retain: int = 0,
     unloaded: Unloaded | None = None,
     plain: bool = False,
+    held: bool = False,
 ) -> Projected:
     """Apply fresh events to the row of a conversation and the rows of its messages."""
     if plain and row.conversation.state != "deleted":
         return _append_all(row, decoded)
     inherited = row.conversation.inherits
-    running = _Projection(row, targets, verdicts or {}, retain, unloaded)
+    running = _Projection(row, targets, verdicts or {}, retain, unloaded, held=held)
     for item in decoded:
         running.apply(item)
     projected = running.projected
@@ -104,7 +113,9 @@ def _append_all(row: ConversationRow, decoded: Sequence[DecodedEvent]) -> Projec
         message, event = item.body.message, item.delivery.event  # type: ignore[attr-defined]
         projected.events.append(event)
         projected.messages.append(
-            MessageRow(version, message.id, version, None, message.role, _APPENDED, None, None, (), False, True)
+            MessageRow(
+                version, message.id, version, None, message.role, _APPENDED, None, None, (), False, message.author, True
+            )
         )
         if event.occurred_at > updated_at:
             updated_at = event.occurred_at
@@ -150,6 +161,8 @@ class _Projection(MessageSink):
         verdicts: Mapping[int, Conflict],
         retain: int,
         unloaded: Unloaded | None,
+        *,
+        held: bool,
     ) -> None:
         self.projected = Projected(row=row, first=row.conversation.version + 1)
         self.rows = sorted(targets, key=lambda message: message.version)
@@ -157,6 +170,7 @@ class _Projection(MessageSink):
         self._verdicts = verdicts
         self._retain = retain
         self._unloaded = unloaded
+        self._held = held
         self._version = 0  # of the event that is being applied
         self._events = self.projected.events
         self._bodies: list[Body] = []
@@ -174,6 +188,8 @@ class _Projection(MessageSink):
         if conflict is None:
             if deleted:
                 conflict = Conflict(expected=0, actual=state.version, erased="conversation")
+            elif self._held and takes_content(body):
+                conflict = Conflict(expected=0, actual=state.version, held=True)
             elif not event.redacted and (item.back or isinstance(body, MessageEdited)):
                 conflict = self._conflict_with_redaction(message_of(event, body))
         if conflict is not None:
@@ -225,6 +241,7 @@ class _Projection(MessageSink):
             left_at=version if superseded else None,
             redacted_at=version if self._events[-1].redacted else None,
             back=back,
+            author=body.message.author,
             new=True,
         )
         there.append(message)

@@ -189,13 +189,15 @@ class RecordPlan:
 
 
 def plan_changes(
-    changes: Iterable[RecordChange], stored: Mapping[RecordKey, UUID], *, gone: bool = False
+    changes: Iterable[RecordChange], stored: Mapping[RecordKey, UUID], *, gone: bool = False, held: bool = False
 ) -> RecordPlan:
-    """Return what changes come to, in their order; nothing is kept if the conversation is ``gone``."""
+    """Return what changes come to, in their order: nothing is kept if the conversation is gone, or erased if held."""
     plan = RecordPlan()
     revisions = dict(stored)
     for change in changes:
-        if change.type == RECORDS_CLEARED:
+        if change.erases and held:
+            plan.superseded.add(change.sequence)
+        elif change.type == RECORDS_CLEARED:
             _clear(plan, revisions, change)
         elif change.type == RECORD_DELETED:
             if not meets(change.expected, revisions.get(change.place)):

@@ -18,7 +18,7 @@ _MESSAGE: Final = ("message_id",)
 
 # What a reader needs to make sense of the rest of the log, but nothing that a user or a model wrote.
 _KEPT: Final[Mapping[str, tuple[str, ...]]] = {
-    "message.appended": ("message_id", "role", "tokens", "status"),
+    "message.appended": ("message_id", "role", "author", "tokens", "status"),
     "message.edited": _MESSAGE,
     "message.sent": ("message_id", "platform_ids", "sent_as"),
     "message.failed": _MESSAGE,

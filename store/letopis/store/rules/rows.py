@@ -65,6 +65,7 @@ class MessageRow:
     redacted_at: int | None = None
     reactions: tuple[Reaction, ...] = ()
     back: bool = False  # its event put back a message that has an earlier row
+    author: str | None = None
     new: bool = False
     changed: bool = False
 
@@ -88,6 +89,7 @@ class MessageRow:
             self.redacted_at,
             reactions_to_text(self.reactions),
             1 if self.back else None,
+            self.author,
         )
 
 

@@ -73,7 +73,8 @@ def transcript(
 ) -> str:
     """Return a conversation as readable text, without a line feed at its end.
 
-    It begins with title and dates. Each day lists who wrote what and when, and whether a message was edited,
+    It begins with title and dates. Each day lists who wrote what and when (users without a name by their ids, if there
+    are several authors), and whether a message was edited,
     interrupted, not sent, not saved or taken back. Redacted messages are shown as such, files by name, tool calls and
     other data briefly, a model's reasoning not at all. Every given message is shown.
 
@@ -95,16 +96,18 @@ def transcript(
 
 
 class _Writer:
-    __slots__ = ("_day", "_locale", "_tools", "_tz")
+    __slots__ = ("_day", "_locale", "_several", "_tools", "_tz")
 
     def __init__(self, locale: Locale, tz: tzinfo) -> None:
         self._locale = locale
         self._tz = tz
         self._day = _DAYS[locale]
         self._tools: dict[str, str] = {}
+        self._several = False
 
     def written(self, conversation: Conversation | None, messages: tuple[RecordedMessage, ...], *, whole: bool) -> str:
         lines = self._head(conversation, messages)
+        self._several = len({message.message.author for message in messages} - {None}) > 1
         if not whole:
             lines.append(f"({self._word('Earlier messages may be missing here.')})")
         if not messages and whole:
@@ -145,7 +148,8 @@ class _Writer:
         return [*lines, ", ".join(facts)]
 
     def _author(self, message: RecordedMessage) -> str:
-        name = brief(message.message.name or "")
+        said = message.message
+        name = brief(said.name or (self._several and said.author) or "")
         return self._word(_ROLES[message.role]) + (f" ({name})" if name else "")
 
     def _marks(self, message: RecordedMessage) -> str:

@@ -34,7 +34,7 @@ class ContentConformance(StoreConformance):
 
     async def test_what_is_applied_is_read_back_as_it_was_said(self, store: DestinationStore) -> None:
         outbox = Outbox()
-        message = Message.user("Приве́т 👋", id="m-1", name="Аня", tokens=3, metadata={"a": [1, 2.5, None, True]})
+        message = Message.user("Приве́т 👋", id="m-1", name="Аня", author="7", tokens=3, metadata={"a": [1, 2.5, None]})
         outbox.append(ONLY, ConversationStarted(owner_id="42", title="Tea"), message)
 
         result = await outbox.deliver(store)

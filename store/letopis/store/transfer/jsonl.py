@@ -18,7 +18,7 @@ from uuid import UUID, uuid5
 import orjson
 
 from letopis.store.errors import InvalidInput
-from letopis.store.model.conversations import RecordedMessage
+from letopis.store.model.conversations import Delivery, RecordedMessage
 from letopis.store.model.events import Event, utc_now
 from letopis.store.model.identifiers import check_identifier
 from letopis.store.model.messages import EMPTY, Message, Role
@@ -33,7 +33,8 @@ IMPLIED_NAMESPACE: Final = UUID("5b0b9d0c-0d5e-5f0c-8f57-3f2b4b1c7a10")
 """Namespace of the ids of lines without one; part of the data format, never to change."""
 
 _REQUIRED: Final = ("conversation_id", "role", "content")
-_OPTIONAL: Final = ("id", "owner", "occurred_at", "name", "tokens", "usage", "external_ids", "metadata", "status")
+_FIELDS: Final = ("name", "author", "tokens", "usage", "external_ids", "metadata", "status")
+_OPTIONAL: Final = ("id", "owner", "occurred_at", *_FIELDS, "delivery")
 _KEYS: Final = frozenset((*_REQUIRED, *_OPTIONAL))
 _BOM: Final = b"\xef\xbb\xbf"
 _UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
@@ -111,6 +112,7 @@ def parse_line(raw: bytes, *, number: int, count: SeenKeys) -> Line | RecordLine
     given_id = fields.get("id")
     if given_id is not None:
         check_identifier(given_id, "id")
+    _kind(fields, "delivery", Mapping)
     owner = fields.get("owner")
     occurred_at = fields.get("occurred_at")
     message = Message(
@@ -119,6 +121,7 @@ def parse_line(raw: bytes, *, number: int, count: SeenKeys) -> Line | RecordLine
         # A placeholder until the id is derived from the content.
         id=given_id if given_id is not None else "?",
         name=_kind(fields, "name", str),
+        author=_kind(fields, "author", str),
         tokens=_tokens(fields),
         usage=_kind(fields, "usage", Mapping) or EMPTY,
         external_ids=_kind(fields, "external_ids", Mapping) or EMPTY,
@@ -139,8 +142,8 @@ def parse_line(raw: bytes, *, number: int, count: SeenKeys) -> Line | RecordLine
     )
 
 
-def render_line(message: RecordedMessage, *, owner: str | None, count: SeenKeys) -> bytes:
-    """Render one message in normal form, with its line feed."""
+def render_line(message: RecordedMessage, *, owner: str | None, count: SeenKeys, with_delivery: bool = False) -> bytes:
+    """Render one message in normal form, with its line feed; its delivery, which an import leaves out, if asked."""
     # Keys are in a fixed order and empty ones are left out, so that equal histories give equal bytes. The id is left
     # out if reading the lines again gives the same one.
     content = message.message
@@ -153,9 +156,11 @@ def render_line(message: RecordedMessage, *, owner: str | None, count: SeenKeys)
     if owner is not None:
         fields["owner"] = owner
     fields["occurred_at"] = render_timestamp(message.occurred_at)
-    for name in ("name", "tokens", "usage", "external_ids", "metadata", "status"):
+    for name in _FIELDS:
         if name in data:
             fields[name] = data[name]
+    if with_delivery and message.delivery is not Delivery.APPENDED:
+        fields["delivery"] = {"state": message.delivery.value, **message.delivery_data}
     return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
 
 

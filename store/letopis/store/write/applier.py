@@ -18,7 +18,7 @@ from letopis.store.database.fault_classification import translated
 from letopis.store.database.fault_rules import HUNG_UP, LOST, rule_of_code
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import InvalidInput
-from letopis.store.model.codec import encode, encode_message
+from letopis.store.model.codec import INTEGER_MAX, encode, encode_message
 from letopis.store.model.event_types import ConversationStarted
 from letopis.store.model.events import NO_UPCASTERS, Event, Upcasters
 from letopis.store.model.identifiers import check_identifier, partition_of
@@ -199,13 +199,14 @@ class Applier:
             transaction.erased |= await self._records.write(transaction, accepted, deleted=deleted)
         await self._lanes.advance(transaction, in_order)
         await append_to_log(transaction, accepted)
+        await self._loader.check_holds(transaction, accepted)
         return ApplyResult(applied=tuple(map(_applied, accepted)), refused=tuple(refused))
 
     async def try_out(self, conversation_id: str) -> None:
         """Begin and continue a conversation in the log partition of another one, and roll it back."""
         # No projection sees it. Faults that only a commit shows, such as a full disk, are not found.
         partition = partition_of(conversation_id, self._partitions)
-        origin = Origin(origin_id=uuid4(), epoch=1, name="letopis trial")
+        origin = Origin(origin_id=uuid4(), epoch=1, name="letopis trial", erasures=INTEGER_MAX)
         async with self.write_lock:
             with translated():
                 async with self._engine.connect() as connection:
@@ -241,6 +242,7 @@ async def _project(lanes: Sequence[AcceptedLane]) -> None:
             retain=lane.retained,
             unloaded=lane.unloaded,
             plain=lane.plain,
+            held=lane.held,
         )
 
 

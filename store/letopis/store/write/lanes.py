@@ -66,6 +66,9 @@ class AcceptedLane:
     trims: bool = False  # further than before
     records: int = 0  # how many the lane has added, less those it has removed
     gone: bool = False  # the conversation of a lane of records was deleted
+    owner_id: str | None = None  # of the conversation of a lane of records
+    erasing: bool = False  # some of its events erase what came before
+    held: bool = False  # a hold forbids that
     # From here on loaded if there are fresh events.
     row: ConversationRow = field(init=False)
     targets: Sequence[MessageRow] = ()  # stored messages that the events may change, but for ``unloaded`` ones

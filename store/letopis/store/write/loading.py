@@ -10,14 +10,15 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect, in_batches
+from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.row_mapping import conflict_of, conversation_row, message_row
-from letopis.store.database.schema import conversations, events, lanes, messages, of_conversation, tasks
+from letopis.store.database.schema import conversations, events, holds, lanes, messages, of_conversation, tasks
 from letopis.store.model.event_types import Body, ConversationDeleted, ConversationRewound, ConversationStarted
 from letopis.store.read.descendants import NewFork
 from letopis.store.read.task_marks import LEAVE, MAX_ROWS_PER_TRANSACTION, is_on_path, left_by_mark, message_columns
 from letopis.store.rules.decoding import removal_bound, target_ids
 from letopis.store.rules.preconditions import Conflict, LoggedEvent, Precondition, detect_conflicts, lowest_seen_version
-from letopis.store.rules.projection import Unloaded
+from letopis.store.rules.projection import Unloaded, takes_content
 from letopis.store.rules.reducer import ConversationState
 from letopis.store.rules.rows import ConversationRow, MessageRow
 from letopis.store.write.lanes import AcceptedLane
@@ -140,6 +141,7 @@ class Loader:
         self._removals = dialect.shared(RemovalStatements)
         self._conversations = dialect.shared(_conversations_select)
         self._targets = dialect.shared(_targets_select)
+        self._holds = sa.select(holds.c.kind, holds.c.subject)
 
     async def load(self, transaction: ApplyTransaction, accepted: Sequence[AcceptedLane]) -> list[AcceptedLane]:
         """Lock the conversations of the lanes with fresh events, load what these depend on, and return these lanes."""
@@ -161,12 +163,35 @@ class Loader:
             for row in await transaction.connection.execute(self._conversations, key):
                 rows[row.conversation_id] = conversation_row(row)
         for lane, name in beside:
-            lane.gone = name in rows and rows[name].conversation.state == "deleted"
+            if name in rows:
+                lane.gone = rows[name].conversation.state == "deleted"
+                lane.owner_id = rows[name].conversation.owner_id
         for lane in fresh:
             lane.row = rows.get(lane.conversation_id) or _new_row(lane)
+        for lane in special:
+            lane.erasing = any(takes_content(item.body) for item in lane.fresh)
+        for lane in accepted:
+            if lane.changes:
+                lane.erasing = any(change.erases for change in lane.changes)
+        if erasing := [lane for lane in accepted if lane.erasing]:
+            await self._find_holds(transaction, erasing)
         if special:
             await self._load_targets(transaction, special, forks)
         return fresh
+
+    async def check_holds(self, transaction: ApplyTransaction, accepted: Sequence[AcceptedLane]) -> None:
+        """Check that no hold was set since :meth:`load`; the counters, which it locks too, are locked by now."""
+        erasing = [lane for lane in accepted if lane.erasing and not lane.held]
+        if erasing and any(await self._find_holds(transaction, erasing)):
+            reason = "a hold was set while an erasure was applied: it is applied again"
+            raise StoreFault(fault_class=FaultClass.CONFLICT, code="held", reason=reason)
+
+    async def _find_holds(self, transaction: ApplyTransaction, lanes: Sequence[AcceptedLane]) -> list[bool]:
+        """Find out which lanes are of something that is held, and return that."""
+        held = {(row.kind, row.subject) for row in await transaction.execute(self._holds)}
+        for lane in lanes:
+            lane.held = not held.isdisjoint(_may_be_held(lane))
+        return [lane.held for lane in lanes]
 
     async def _load_targets(
         self, transaction: ApplyTransaction, lanes: Sequence[AcceptedLane], forks: Sequence[NewFork]
@@ -254,6 +279,15 @@ def _new_row(lane: AcceptedLane) -> ConversationRow:
         conversation=ConversationState(created_at=first, updated_at=first),
         new=True,
     )
+
+
+def _may_be_held(lane: AcceptedLane) -> set[tuple[str, str | None]]:
+    """Return what a hold on which forbids a lane to erase anything."""
+    if lane.changes:
+        return {lane.scope.named, ("owner", lane.owner_id)}
+    owners = {item.body.owner_id for item in lane.fresh if isinstance(item.body, ConversationStarted)}
+    owners.add(lane.row.conversation.owner_id)
+    return {("conversation", lane.conversation_id), *(("owner", owner) for owner in owners)}
 
 
 def _new_forks(fresh: Sequence[AcceptedLane]) -> list[NewFork]:

@@ -91,7 +91,7 @@ class RecordWriter:
             rows = await transaction.execute(self._stored, at_partition=partition, ids=part)
             stored.update({places[row.record_id]: row for row in rows if row.scope == scope.name})
         revisions = {key: row.revision for key, row in stored.items()}
-        plan = plan_changes(lane.changes, revisions, gone=lane.gone)
+        plan = plan_changes(lane.changes, revisions, gone=lane.gone, held=lane.held)
         lane.conflicts |= dict.fromkeys(sorted(plan.superseded), SUPERSEDED)
         for prefix in plan.cleared:
             await self._clear(transaction, lane, scope, prefix)

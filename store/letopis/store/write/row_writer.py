@@ -110,7 +110,9 @@ async def append_to_log(transaction: ApplyTransaction, accepted: Sequence[Accept
         added[lane.partition] = position
     transaction.log_locked_at = time.monotonic()
     transaction.appended = rows
-    transaction.counters = await transaction.dialect.append_to_log(transaction.connection, added, rows)
+    transaction.counters = await transaction.dialect.append_to_log(
+        transaction.connection, added, rows, erasures=transaction.origin.erasures
+    )
 
 
 def _removal_tasks(partition: int, projected: Projected, now: int) -> list[Task]:

@@ -89,16 +89,25 @@ class Registration:
         check_identity(row.store_id, origin.store_id)
         check_not_moved(row.moved_to)
         if row.origin_id is None:
-            await dialect.insert(connection, origins, [(origin.origin_id, origin.epoch, origin.name, now, now)])
+            await dialect.insert(connection, origins, [(*_identity(origin), now, now, origin.erasures)])
             return
         # Read without a lock: a copy may take over a moment later in any case, and deliveries of both are distinguished
         # under the lane's lock.
         _check_epoch(origin, row)
-        if (row.epoch, row.name) != (origin.epoch, origin.name) or abs(now - row.last_seen_at) > _LAST_SEEN_INTERVAL_US:
+        if (
+            (row.epoch, row.name) != (origin.epoch, origin.name)
+            or row.erasures < origin.erasures
+            or abs(now - row.last_seen_at) > _LAST_SEEN_INTERVAL_US
+        ):
             row = (await connection.execute(self._locked, {"origin": origin.origin_id})).one()
             _check_epoch(origin, row)
-            seen = (origin.origin_id, origin.epoch, origin.name, row.first_seen_at, now)
-            await dialect.overwrite(connection, origins, [seen])
+            # A copy that takes over may be older, and has to carry out again what it lacks.
+            erasures = origin.erasures if row.epoch < origin.epoch else max(row.erasures, origin.erasures)
+            await dialect.overwrite(connection, origins, [(*_identity(origin), row.first_seen_at, now, erasures)])
+
+
+def _identity(origin: Origin) -> TableRow:
+    return origin.origin_id, origin.epoch, origin.name
 
 
 def _check_epoch(origin: Origin, row: sa.Row[Any]) -> None:

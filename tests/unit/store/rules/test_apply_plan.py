@@ -286,7 +286,7 @@ def test_stored_messages_are_changed_and_those_that_stay_are_left_out() -> None:
 
 def test_rows_stand_in_the_order_of_the_columns() -> None:
     items = decode_events(
-        delivered(ConversationStarted(owner_id="42", title="t"), Message.tool("x", id="m")), NO_UPCASTERS
+        delivered(ConversationStarted(owner_id="42", title="t"), Message.tool("x", id="m", author="7")), NO_UPCASTERS
     )
     projected = project_events(row(), items)
     projected.row.number = 3
@@ -327,6 +327,7 @@ def test_rows_stand_in_the_order_of_the_columns() -> None:
         "redacted_at": None,
         "reactions": None,
         "back": None,
+        "author": "7",
     }
 
 

@@ -140,6 +140,9 @@ TABLES = (
         destination TEXT,
         indexed INTEGER DEFAULT '0' NOT NULL,
         uncounted INTEGER DEFAULT '0' NOT NULL,
+        erasures INTEGER DEFAULT '0' NOT NULL,
+        acknowledged INTEGER DEFAULT '0' NOT NULL,
+        erasing INTEGER,
         PRIMARY KEY (only)
     )
     """,
@@ -162,6 +165,7 @@ TABLES = (
         next_attempt_at INTEGER,
         store_tasks INTEGER DEFAULT '0' NOT NULL,
         store_rows INTEGER DEFAULT '0' NOT NULL,
+        erasures TEXT,
         PRIMARY KEY (only)
     )
     """,

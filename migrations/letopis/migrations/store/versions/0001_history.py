@@ -87,6 +87,7 @@ def upgrade() -> None:
     create_index("uq_letopis_events_version", "letopis_events", "partition", "conversation_id", "version")
     create_index("uq_letopis_events_event_id", "letopis_events", "event_id", "partition", "conversation_id")
     create_index("ix_letopis_messages_message_id", "letopis_messages", "message_id", "conversation_id", "partition")
+    create_author_index()
     create_index("ix_letopis_conversations_forked", "letopis_conversations", "forked_from_id")
     create_full_text_index()
     insert_log_heads()
@@ -110,6 +111,7 @@ def create_tables() -> None:
         key("partition", sa.Integer()),
         required("position", sa.BigInteger()),
         required("closed", sa.SmallInteger(), default="0"),
+        required("erasures", sa.BigInteger(), default="0"),
         comment="One row a partition, fixed when the store is created: the position given out last.",
     )
     create(
@@ -119,7 +121,29 @@ def create_tables() -> None:
         required("name", sa.Text()),
         required("first_seen_at", sa.BigInteger()),
         required("last_seen_at", sa.BigInteger()),
+        required("erasures", sa.BigInteger(), default="0"),
         comment="The outbox files that deliver here.",
+    )
+    create(
+        "letopis_erasures",
+        key("number", sa.BigInteger()),
+        required("kind", name),
+        required("subject", identifier),
+        required("how", name),
+        sa.Column("reason", sa.Text()),
+        sa.Column("requested_by", sa.Text()),
+        sa.Column("origin_id", uuid16),
+        required("recorded_at", sa.BigInteger()),
+        comment="Erasures of all that someone said, in order: every outbox carries each out in its own file.",
+    )
+    create(
+        "letopis_holds",
+        key("kind", name),
+        key("subject", identifier),
+        required("reason", sa.Text()),
+        sa.Column("requested_by", sa.Text()),
+        required("held_at", sa.BigInteger()),
+        comment="What must not be erased until it is released.",
     )
     create(
         "letopis_lanes",
@@ -188,6 +212,7 @@ def create_tables() -> None:
         sa.Column("redacted_at", sa.BigInteger()),
         sa.Column("reactions", json),
         sa.Column("back", sa.SmallInteger()),
+        sa.Column("author", identifier),
         comment="An index over the log: which event holds a message, its current content and its delivery.",
     )
     create(
@@ -326,6 +351,19 @@ def create_index(index: str, table: str, *columns: str) -> None:
     op.create_index(index, table, list(columns), unique=index.startswith("uq_"), if_not_exists=True)
 
 
+def create_author_index() -> None:
+    """Create the index over the messages that have an author; MariaDB indexes the others as well."""
+    has_author = sa.text("author IS NOT NULL")
+    op.create_index(
+        "ix_letopis_messages_author",
+        "letopis_messages",
+        ["author", "partition", "conversation_id", "version"],
+        if_not_exists=True,
+        sqlite_where=has_author,
+        postgresql_where=has_author,
+    )
+
+
 def create_full_text_index() -> None:
     """Create the index over the rows of the search table."""
     if op.get_context().dialect.name == "sqlite":
@@ -373,7 +411,7 @@ def downgrade() -> None:
         op.execute("DROP TABLE letopis_search_words")
     tables = (
         "record_ledger record_tags record_parts records"
-        " tasks search checkpoints owners messages events conversations lanes origins log_heads store"
+        " tasks search checkpoints owners messages events conversations lanes holds erasures origins log_heads store"
     )
     for table in tables.split():
         op.drop_table(f"letopis_{table}")

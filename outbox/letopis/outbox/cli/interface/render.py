@@ -169,6 +169,7 @@ def message_json(recorded: RecordedMessage) -> dict[str, Any]:
         "role": message.role,
         "content": content_to_json(message.content),
         "name": message.name,
+        "author": message.author,
         "tokens": message.tokens,
         "usage": dict(message.usage),
         "external_ids": dict(message.external_ids),

@@ -1,0 +1,83 @@
+"""``letopis history hold``: forbid the erasure of an owner or a conversation, release it, or list what is held."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
+from letopis.outbox.cli.interface.locations import open_source
+from letopis.outbox.cli.interface.options import settings, verb
+from letopis.outbox.cli.interface.output import emit, note, printable, table
+from letopis.outbox.cli.interface.render import minute
+
+if TYPE_CHECKING:
+    from letopis.store.erasures import ErasureRegister, HeldKind, Hold
+
+
+@verb(
+    "letopis history hold",
+    "letopis history hold telegram:4711 --reason 'case 17/2026'",
+    "letopis history hold --owner 42 --reason 'case 17/2026' --by legal",
+    "letopis history hold --owner 42 --release",
+    json=True,
+)
+@click.argument("conversation", required=False)
+@click.option("--owner", metavar="ID", help="Hold this owner, with all conversations and records.")
+@click.option("--reason", metavar="TEXT", help="Why; shown to whoever wants to erase it.")
+@click.option("--by", metavar="NAME", help="Who asked for it.")
+@click.option("--release", is_flag=True, help="Release the hold.")
+def hold(conversation: str | None, owner: str | None, reason: str | None, by: str | None, release: bool) -> None:
+    """Hold an owner or a conversation: nothing of it is erased until it is released. Without either, list the holds.
+
+    Erasures, resets, deletions and redactions are refused; those that another outbox has appended already are set aside
+    when they arrive. Export is not refused. The history store must be reachable. Exits with 3 if there is nothing to
+    release or to list.
+    """
+    if conversation is not None and owner is not None:
+        raise click.UsageError("Name a conversation, or an owner with --owner.")
+    named = conversation is not None or owner is not None
+    if named and release == (reason is not None):
+        raise click.UsageError("Give --reason to hold it, or --release.")
+    if not named and (release or reason or by):
+        raise click.UsageError("Name a conversation, or an owner with --owner.")
+    kind: HeldKind = "conversation" if owner is None else "owner"
+    subject = conversation if owner is None else owner
+
+    async def work(register: ErasureRegister) -> list[Hold]:
+        if subject is None:
+            return await register.holds()
+        if release:
+            if not await register.release(kind, subject):
+                raise CommandExit(Exit.NOTHING, f"{kind} {subject!r} is not on hold")
+            return []
+        return [await register.hold(kind, subject, reason=reason or "", requested_by=by)]
+
+    async def run() -> list[Hold]:
+        async with open_source(settings()) as source:
+            return await work((source.store if hasattr(source, "store") else source).erasures)
+
+    holds = asyncio.run(run())
+    emit({"holds": [shown_hold(held) for held in holds]}, text=_text(holds) if holds else "")
+    if release:
+        note(f"{kind} {printable(subject or '')} is released")
+    elif not holds:
+        raise CommandExit(Exit.NOTHING, "nothing is on hold")
+
+
+def shown_hold(held: Hold) -> dict[str, Any]:
+    """Return a hold as JSON shows it."""
+    return {
+        "kind": held.kind,
+        "subject": held.subject,
+        "reason": held.reason,
+        "by": held.requested_by,
+        "held_at": held.held_at.isoformat(),
+    }
+
+
+def _text(holds: list[Hold]) -> str:
+    rows = [(held.kind, held.subject, minute(held.held_at), held.requested_by or "", held.reason) for held in holds]
+    return table(("KIND", "ID", "SINCE", "BY", "REASON"), [tuple(map(printable, row)) for row in rows])

@@ -1,0 +1,225 @@
+"""Carry out in the file what the history store records as erased: all words of an owner or a person, up to now."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from letopis.outbox.event_log import drafts
+from letopis.outbox.event_log.acknowledge import is_current_lease
+from letopis.outbox.event_log.append import append_events
+from letopis.outbox.event_log.append_encoding import Prepared, prepare
+from letopis.outbox.event_log.effects import MAX_ERASED_PER_TRANSACTION, erase_content, erase_repairs
+from letopis.outbox.event_log.event_ids import newest_position
+from letopis.outbox.event_log.records.log import erase_changes, erase_repairs_of_records, forget_records
+from letopis.outbox.event_log.statements import fetch_all, query_all
+from letopis.store.model.conversations import Seen
+from letopis.store.model.event_types import ConversationDeleted, ConversationRewound
+from letopis.store.model.records import FIRST_CONVERSATION_ID, Scope
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from letopis.store.erasures import Erasure
+
+LANES_PER_QUESTION: Final = 500
+"""Lanes whose owner the history store is asked for at a time."""
+
+_STATE: Final = "SELECT erasures, erasing FROM letopis_outbox_origin"
+_BEGIN: Final = "UPDATE letopis_outbox_origin SET erasing = ?"
+_END: Final = "UPDATE letopis_outbox_origin SET erasures = max(erasures, ?), erasing = NULL"
+_ACKNOWLEDGED: Final = "UPDATE letopis_outbox_origin SET acknowledged = max(acknowledged, ?)"
+_REPORT: Final = "UPDATE letopis_outbox_relay SET erasures = ?1 WHERE erasures IS NOT ?1"
+_OWNERLESS: Final = (
+    "SELECT conversation_id FROM letopis_outbox_lanes WHERE owner_id IS NULL AND conversation_id > ?"
+    " ORDER BY conversation_id LIMIT ?"
+)
+_SET_OWNER: Final = (
+    "UPDATE letopis_outbox_lanes SET owner_id = ?"
+    " WHERE owner_id IS NULL AND conversation_id IN (SELECT value FROM json_each(?))"
+)
+_OWNED: Final = "SELECT conversation_id FROM letopis_outbox_lanes WHERE owner_id IN (SELECT value FROM json_each(?))"
+_LANES_OF: Final = (
+    "SELECT conversation_id, head, delivered, deleted FROM letopis_outbox_lanes"
+    " WHERE owner_id = ? AND conversation_id NOT IN (SELECT value FROM json_each(?))"
+)
+_DRAFTS_OF: Final = (
+    "DELETE FROM letopis_outbox_{table} WHERE owner_id = ? AND conversation_id NOT IN (SELECT value FROM json_each(?))"
+)
+_FORGET_OWNER: Final = "DELETE FROM letopis_outbox_owners WHERE owner_id = ?"
+_KEYS: Final = (
+    "SELECT conversation_id, lane FROM letopis_outbox_lanes"
+    " WHERE conversation_id IN (SELECT value FROM json_each(?)) ORDER BY lane"
+)
+# Deletions and resets stay as they are, and so does what is damaged: see `erase_content`.
+_LEFT: Final = (
+    "SELECT min(sequence), max(sequence) FROM letopis_outbox_log WHERE lane = ?1 AND position <= ?2"
+    " AND salt IS NOT NULL AND json_valid(data) AND type <> 'conversation.deleted'"
+    " AND NOT (type = 'conversation.rewound' AND coalesce(json_extract(data, '$.erase'), 0))"
+)
+# What an operator has repaired is the original of what is in the log, which may be a tombstone.
+_AUTHORED: Final = (
+    "SELECT conversation_id, json_extract(data, '$.message_id') FROM {table} WHERE type = 'message.appended'"
+    " AND salt IS NOT NULL AND iif(json_valid(data), json_extract(data, '$.author'), NULL) = ?1"
+    " AND conversation_id NOT IN (SELECT value FROM json_each(?2))"
+)
+_AUTHORED_LEFT: Final = (
+    f"{_AUTHORED.format(table='letopis_outbox_log')} AND position <= ?3"
+    f" UNION {_AUTHORED.format(table='letopis_outbox_repairs')} LIMIT ?4"
+)
+
+
+def lanes_without_owner(connection: sa.Connection, *, after: str = "") -> list[str]:
+    """Return a page of the conversations here whose owner only the history store may know."""
+    values = (after or FIRST_CONVERSATION_ID, LANES_PER_QUESTION)
+    return [row[0] for row in fetch_all(connection, _OWNERLESS, values)]
+
+
+def lanes_of_owners(connection: sa.Connection, owners: Collection[str]) -> set[str]:
+    """Return the conversations here that belong to some owners."""
+    return {row[0] for row in fetch_all(connection, _OWNED, (orjson.dumps(list(owners)).decode(),))}
+
+
+def note_owner(connection: sa.Connection, owner: str, conversation_ids: Collection[str]) -> None:
+    """Note that conversations belong to an owner, as the history store says."""
+    connection.exec_driver_sql(_SET_OWNER, (owner, orjson.dumps(list(conversation_ids)).decode()))
+
+
+def erase_owner(
+    connection: sa.Connection, erasure: Erasure, *, held: Collection[str] = (), incarnation: int, now_us: int
+) -> bool | None:
+    """Take the next step of an erasure; return True if there is another, ``None`` if another relay has taken over.
+
+    The first step settles how far it reaches, so what is appended between two steps is not erased. ``held``
+    conversations are left as they are.
+    """
+    if not is_current_lease(connection, incarnation):
+        return None
+    with closing(connection.connection.cursor()) as cursor:
+        done, upto = query_all(cursor, _STATE)[0]
+        if done >= erasure.number:
+            return False
+        names = [row[0] for row in _lanes_of(cursor, erasure, held)]
+        if upto is None:
+            upto = _begin(cursor, erasure, held, now_us=now_us)
+        if _erase_some(cursor, _all_lanes(erasure, names), upto):
+            return True
+        if erasure.kind == "person" and _erase_authored(cursor, erasure.subject, held, upto):
+            return True
+        cursor.execute(_END, (erasure.number,))
+        return False
+
+
+def erase_messages(
+    connection: sa.Connection, message_ids: Mapping[str, Collection[str]], *, incarnation: int
+) -> bool | None:
+    """Erase what the file holds of messages, by conversation; return ``None`` if another relay has taken over."""
+    if not is_current_lease(connection, incarnation):
+        return None
+    with closing(connection.connection.cursor()) as cursor:
+        for name, _ in _keys(cursor, list(message_ids)):
+            erase_content(cursor, name, message_ids[name])
+    return True
+
+
+def _erase_authored(cursor: Any, author: str, held: Collection[str], upto: int) -> bool:
+    """Erase some of an author's messages, in conversations of others too. Return True if more may be left."""
+    values = (author, orjson.dumps(list(held)).decode(), upto, MAX_ERASED_PER_TRANSACTION)
+    rows = query_all(cursor, _AUTHORED_LEFT, values)
+    by_conversation: dict[str, list[str]] = {}
+    for name, message_id in rows:
+        by_conversation.setdefault(name, []).append(message_id)
+    for name, message_ids in by_conversation.items():
+        erase_content(cursor, name, message_ids)
+    return len(rows) == MAX_ERASED_PER_TRANSACTION
+
+
+def end_erasures(connection: sa.Connection, number: int, *, incarnation: int) -> bool:
+    """Record that the erasures up to a number need nothing more here. Return False if another relay has taken over."""
+    if not is_current_lease(connection, incarnation):
+        return False
+    connection.exec_driver_sql(_END, (number,))
+    return True
+
+
+def note_acknowledged(connection: sa.Connection, number: int) -> None:
+    """Record that the history store knows the erasures up to a number to be carried out here."""
+    connection.exec_driver_sql(_ACKNOWLEDGED, (number,))
+
+
+def note_report(connection: sa.Connection, report: Mapping[str, Any]) -> None:
+    """Have the status tell what the history store says of erasures and holds."""
+    connection.exec_driver_sql(_REPORT, (orjson.dumps(report).decode() if any(report.values()) else None,))
+
+
+def _lanes_of(cursor: Any, erasure: Erasure, held: Collection[str]) -> list[Any]:
+    return query_all(cursor, _LANES_OF, (erasure.subject, orjson.dumps(list(held)).decode()))
+
+
+def _all_lanes(erasure: Erasure, names: Sequence[str]) -> list[str]:
+    scopes = (Scope.owner(erasure.subject), *map(Scope.conversation, names))
+    return [*names, *(scope.name for scope in scopes)]
+
+
+def _begin(cursor: Any, erasure: Erasure, held: Collection[str], *, now_us: int) -> int:
+    """End what the store may not know of yet, erase drafts; return the position up to which events are erased."""
+    appends, names = list[Prepared](), list[str]()
+    for name, head, delivered, deleted in _lanes_of(cursor, erasure, held):
+        names.append(name)
+        drafts.erase(cursor, name, None)
+        erase_repairs(cursor, name)
+        if deleted == 0 and head > delivered and (ending := _ending(erasure, name, head, delivered)) is not None:
+            appends.append(ending)
+    for outcome in append_events(cursor, appends, now_us=now_us) if appends else ():
+        if isinstance(outcome, Exception):
+            raise outcome
+    excepted = orjson.dumps(list(held)).decode()
+    for table in ("drafts", "unconfirmed"):  # also of conversations that have no event yet
+        cursor.execute(_DRAFTS_OF.format(table=table), (erasure.subject, excepted))
+    if erasure.how == "delete":
+        cursor.execute(_FORGET_OWNER, (erasure.subject,))
+    for name, lane in _keys(cursor, _all_lanes(erasure, names)):
+        if name < FIRST_CONVERSATION_ID:
+            forget_records(cursor, lane)
+            erase_repairs_of_records(cursor, name)
+    upto = newest_position(cursor)
+    cursor.execute(_BEGIN, (upto,))
+    return upto
+
+
+def _ending(erasure: Erasure, name: str, head: int, delivered: int) -> Prepared | None:
+    """Return the event that ends or empties a conversation with pending events; ``None`` where the store knows it."""
+    # What the store held when the erasure was recorded is reset there, by whoever asked for it. A reset from here would
+    # erase what others have said since, so it has no effect where another outbox has the conversation too.
+    if erasure.how == "delete":
+        return prepare(name, [ConversationDeleted(reason=erasure.reason)])
+    if delivered:
+        return None
+    body = ConversationRewound(reason=erasure.reason, erase=True)
+    return prepare(name, [body], expected=Seen(sequence=head, version=0))
+
+
+def _erase_some(cursor: Any, names: Sequence[str], upto: int) -> bool:
+    """Erase a bounded part of the events of lanes up to a position. Return True if more may be left."""
+    room = MAX_ERASED_PER_TRANSACTION
+    for name, lane in _keys(cursor, names):
+        if name < FIRST_CONVERSATION_ID:
+            room -= erase_changes(cursor, lane, upto=upto, limit=room)
+        else:
+            first, last = query_all(cursor, _LEFT, (lane, upto))[0]
+            if first is not None:
+                end = min(last + 1, first + room)
+                erase_content(cursor, name, None, first=first, before=end)
+                room -= end - first
+                if end <= last:
+                    return True
+        if room <= 0:
+            return True
+    return False
+
+
+def _keys(cursor: Any, names: Sequence[str]) -> list[tuple[str, int]]:
+    return query_all(cursor, _KEYS, (orjson.dumps(list(names)).decode(),))

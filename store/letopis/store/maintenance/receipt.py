@@ -1,0 +1,321 @@
+"""Write receipts of erasures, and compare a history store with one."""
+
+# A receipt holds digests of blocks of the log. They are over salted digests, which an erasure leaves, and over what no
+# erasure changes: so they are the same before and after, and without the salts nobody can try texts.
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from letopis.store.database.dialects import in_batches
+from letopis.store.database.fault_classification import translated
+from letopis.store.database.schema import (
+    conversations,
+    erasures,
+    events,
+    log_heads,
+    messages,
+    of_conversation,
+    origins,
+    same_conversation,
+)
+from letopis.store.database.store_identity import read_identity
+from letopis.store.errors import InvalidInput
+from letopis.store.maintenance.anchor import BLOCK_EVENTS, block_of
+from letopis.store.maintenance.integrity import MAX_NAMED_PROBLEMS
+from letopis.store.model.codec import decode
+from letopis.store.model.event_types import ConversationDeleted, MessageAppended
+from letopis.store.model.events import from_microseconds
+from letopis.store.model.identifiers import partition_of
+from letopis.store.rules.redaction import MESSAGE_CONTENT_TYPES, is_stripped
+
+FORMAT: Final = 1
+"""The version of the document and of what is hashed."""
+_PAGE_EVENTS: Final = 500
+_LATER_TYPES: Final = tuple(name for name in MESSAGE_CONTENT_TYPES if name != MessageAppended.type)
+_KEYS: Final = frozenset(
+    (
+        *("letopis_receipt", "store_id", "erasure", "made_at", "conversations", "messages", "events", "retained"),
+        *("block_events", "before", "after", "outboxes", "digest"),
+    )
+)
+Leaf = list[Any]
+"""A block of the log: its partition and number, and its digests of what the events are and of their content."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErasureScope:
+    """What an erasure is about, as the log was when it began.
+
+    :ivar conversations: those that are erased whole.
+    :ivar messages: by conversation, ids of a person's messages in those of others.
+    :ivar heads: the last position of each partition.
+    :ivar leaves: the blocks of the log that hold their events.
+    """
+
+    conversations: Sequence[str]
+    messages: Mapping[str, Sequence[str]]
+    heads: Sequence[int]
+    events: int
+    leaves: Sequence[Leaf]
+
+    @classmethod
+    async def read(cls, connection: AsyncConnection, kind: str, subject: str) -> ErasureScope:
+        """Return the scope of an erasure that was just recorded, and of which nothing need be erased yet."""
+        whose, heads = conversations.c.owner_id == subject, await _heads(connection)
+        names = sa.select(conversations.c.conversation_id).where(whose).order_by(conversations.c.conversation_id)
+        owned = list((await connection.execute(names)).scalars())
+        written: dict[str, list[str]] = {}
+        if kind == "person":
+            authored = sa.select(messages.c.conversation_id, messages.c.message_id).select_from(
+                messages.join(conversations, same_conversation(messages, conversations))
+            )
+            authored = authored.where(
+                messages.c.author == subject, sa.or_(conversations.c.owner_id.is_(None), sa.not_(whose))
+            )
+            for name, message_id in sorted({(row[0], row[1]) for row in await connection.execute(authored)}):
+                written.setdefault(name, []).append(message_id)
+        places = await _places(connection, owned, written, heads)
+        leaves = [await _leaf(connection, *block, heads) for block in _blocks_of(places)]
+        return cls(conversations=owned, messages=written, heads=heads, events=len(places), leaves=leaves)
+
+
+async def make_receipt(connection: AsyncConnection, number: int, scope: ErasureScope, *, now: datetime) -> bytes:
+    """Return the document of the erasure of a number, which is carried out in the history store.
+
+    :raises InvalidInput: the store still holds content that is not kept for forks.
+    """
+    check = ReceiptCheck({})
+    retained = await check.count_retained(connection, scope.conversations, scope.messages, scope.heads)
+    if check.with_content:
+        raise InvalidInput("receipt", f"cannot be made: {check.with_content[0]}")
+    document = {
+        "letopis_receipt": FORMAT,
+        "store_id": str((await read_identity(connection)).store_id),
+        "erasure": await _recorded(connection, number),
+        "made_at": _text(now),
+        "conversations": scope.conversations,
+        "messages": scope.messages,
+        "events": scope.events,
+        "retained": retained,
+        "block_events": BLOCK_EVENTS,
+        "before": {"heads": scope.heads, "blocks": scope.leaves},
+        "after": {
+            "heads": await _heads(connection),
+            "blocks": [await _leaf(connection, leaf[0], leaf[1], scope.heads) for leaf in scope.leaves],
+        },
+        "outboxes": [
+            {
+                "name": row.name,
+                "origin_id": str(row.origin_id),
+                "carried_out": row.erasures,
+                "acknowledged": row.erasures >= number,
+            }
+            for row in await connection.execute(sa.select(origins).order_by(origins.c.name, origins.c.origin_id))
+        ],
+    }
+    document["digest"] = _digest(document)
+    return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def load(content: bytes) -> ReceiptCheck:
+    """Return the check of a receipt.
+
+    :raises InvalidInput: it is none, or it was altered.
+    """
+    try:
+        document = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        raise InvalidInput("receipt", "is not JSON") from None
+    if not isinstance(document, dict) or "letopis_receipt" not in document:
+        raise InvalidInput("receipt", "is JSON, but not a receipt of `letopis history erase`")
+    if document["letopis_receipt"] != FORMAT or document.get("block_events") != BLOCK_EVENTS:
+        raise InvalidInput("receipt", f"has a format other than {FORMAT}: check it with the release that made it")
+    if document.keys() != _KEYS or document["digest"] != _digest(document):
+        raise InvalidInput("receipt", "was altered: its digest is not that of the rest")
+    return ReceiptCheck(document)
+
+
+class ReceiptCheck:
+    """The comparison of a history store with a receipt."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self.document = document
+        self.with_content: list[str] = []
+        """Events that hold content, and should not."""
+        self.outboxes: dict[str, str] = {}
+        """Of each outbox, whether it had acknowledged the erasure, or has since."""
+
+    async def problems(self, engine: AsyncEngine) -> AsyncIterator[str]:
+        """Yield in what a store differs from the receipt. Content is never quoted."""
+        with translated():
+            async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
+                try:
+                    async for problem in self._problems(connection):
+                        yield problem
+                except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+                    yield "the receipt is incomplete or was altered"
+
+    async def _problems(self, connection: AsyncConnection) -> AsyncIterator[str]:
+        document, store_id = self.document, str((await read_identity(connection)).store_id)
+        if store_id != document["store_id"]:
+            yield f"the receipt is of history store {document['store_id']}, and this is {store_id}"
+            return
+        told = document["erasure"]
+        known = await _recorded(connection, told["number"])
+        if known is None:
+            yield f"the store does not know erasure {told['number']}: it is older than the receipt, as a backup is"
+        elif known != told:
+            names = ", ".join(name for name in known if known[name] != told.get(name)) or "more than it has"
+            yield f"the receipt tells other things of erasure {told['number']} than the store: {names}"
+        before, after, heads = document["before"], document["after"], await _heads(connection)
+        if len(heads) != len(before["heads"]) or len(heads) != len(after["heads"]):
+            yield "the log has other partitions than the receipt"
+            return
+        for partition, (head, first, last) in enumerate(zip(heads, before["heads"], after["heads"], strict=True)):
+            if not first <= last <= head:
+                yield f"partition {partition} of the log ends at {head}, and the receipt knows it up to {last}"
+        written, known_heads = document["messages"], before["heads"]
+        places = await _places(connection, document["conversations"], written, known_heads)
+        if len(places) != document["events"]:
+            yield f"{len(places)} events are those of the receipt, which counts {document['events']}"
+        if [leaf[:2] for leaf in before["blocks"]] != [list(block) for block in _blocks_of(places)]:
+            yield "the receipt names other events than those of its conversations and messages"
+        retained = await self.count_retained(connection, document["conversations"], written, known_heads)
+        if retained > document["retained"]:
+            yield f"{retained} events are kept for forks, and the receipt counts {document['retained']}"
+        for problem in self.with_content[:MAX_NAMED_PROBLEMS]:
+            yield problem
+        if (more := len(self.with_content) - MAX_NAMED_PROBLEMS) > 0:
+            yield f"{more} more events hold content"
+        for leaf, later in zip(before["blocks"], after["blocks"], strict=True):
+            if not leaf == later == await _leaf(connection, leaf[0], leaf[1], known_heads):
+                first = leaf[1] * BLOCK_EVENTS + 1
+                yield f"partition {leaf[0]} of the log: events from {first} on are not those of the receipt"
+        async for problem in self._outbox_problems(connection, told["number"]):
+            yield problem
+
+    async def _outbox_problems(self, connection: AsyncConnection, number: int) -> AsyncIterator[str]:
+        known = {row.origin_id: row for row in await connection.execute(sa.select(origins))}
+        for outbox in self.document["outboxes"]:
+            row = known.get(UUID(outbox["origin_id"]))
+            acknowledged = outbox["carried_out"] >= number
+            if row is None or row.erasures < outbox["carried_out"] or acknowledged is not outbox["acknowledged"]:
+                yield f"outbox {outbox['name']!r} is not known to have carried out erasure {outbox['carried_out']}"
+                continue
+            since = "has acknowledged since" if row.erasures >= number else "has not acknowledged yet"
+            self.outboxes[outbox["name"]] = "had acknowledged" if acknowledged else since
+
+    async def count_retained(
+        self,
+        connection: AsyncConnection,
+        whole: Collection[str],
+        written: Mapping[str, Collection[str]],
+        heads: Sequence[int],
+    ) -> int:
+        """Note the events that hold content, but for those kept for forks, and return how many these are."""
+        statement = sa.select(conversations.c.conversation_id, conversations.c.retained)
+        retaining = await connection.execute(statement.where(conversations.c.retained > 0))
+        kept = {row.conversation_id: row.retained for row in retaining}
+        retained = 0
+        async for row in _events(connection, whole, written, heads):
+            if row.type == ConversationDeleted.type or _is_erased(row):
+                continue
+            if row.version <= kept.get(row.conversation_id, 0):
+                retained += 1
+            else:
+                where = f"event {row.position} of partition {row.partition}"
+                self.with_content.append(f"{where} holds content, in conversation {row.conversation_id!r}")
+        return retained
+
+
+def _is_erased(row: sa.Row[Any]) -> bool:
+    try:
+        return row.salt is None and is_stripped(row.type, row.data, row.metadata)
+    except ValueError:
+        return False
+
+
+async def _events(
+    connection: AsyncConnection, whole: Collection[str], written: Mapping[str, Collection[str]], heads: Sequence[int]
+) -> AsyncIterator[sa.Row[Any]]:
+    """Yield the events of conversations, and of messages in others, up to the heads of the log."""
+    for name in whole:
+        async for row in _pages(connection, name, heads):
+            yield row
+    for name, ids in written.items():
+        key = {"partition": partition_of(name, len(heads)), "conversation": name}
+        versions: list[int] = []
+        for part in in_batches(sorted(set(ids))):
+            place = sa.select(messages.c.version).where(*of_conversation(messages), messages.c.message_id.in_(part))
+            versions += (await connection.execute(place, key)).scalars()
+        for part in in_batches(sorted(versions)):
+            async for row in _pages(connection, name, heads, events.c.version.in_(part)):
+                yield row
+        async for row in _pages(connection, name, heads, events.c.type.in_(_LATER_TYPES)):
+            if decode(row.data).get("message_id") in ids:
+                yield row
+
+
+async def _pages(
+    connection: AsyncConnection, name: str, heads: Sequence[int], *where: sa.ColumnElement[bool]
+) -> AsyncIterator[sa.Row[Any]]:
+    partition, after = partition_of(name, len(heads)), 0
+    key = {"partition": partition, "conversation": name}
+    while True:
+        page = sa.select(events).where(*of_conversation(events), events.c.version > after, *where)
+        rows = (await connection.execute(page.order_by(events.c.version).limit(_PAGE_EVENTS), key)).all()
+        # A long transaction would keep the database from clearing up behind its writers.
+        await connection.rollback()
+        for row in rows:
+            if row.position <= heads[partition]:
+                yield row
+        if len(rows) < _PAGE_EVENTS:
+            return
+        after = rows[-1].version
+
+
+async def _places(connection: AsyncConnection, *scope: Any) -> list[tuple[int, int]]:
+    return [(row.partition, row.position) async for row in _events(connection, *scope)]
+
+
+def _blocks_of(places: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
+    return sorted({(partition, (position - 1) // BLOCK_EVENTS) for partition, position in places})
+
+
+async def _leaf(connection: AsyncConnection, partition: int, number: int, heads: Sequence[int]) -> Leaf:
+    first, last = number * BLOCK_EVENTS + 1, min((number + 1) * BLOCK_EVENTS, heads[partition])
+    span = (events.c.partition == partition, events.c.position >= first, events.c.position <= last)
+    block = block_of(await connection.execute(sa.select(events).where(*span).order_by(events.c.position)))
+    return [partition, number, block.identity, block.content]
+
+
+async def _heads(connection: AsyncConnection) -> list[int]:
+    return list((await connection.execute(sa.select(log_heads.c.position).order_by(log_heads.c.partition))).scalars())
+
+
+async def _recorded(connection: AsyncConnection, number: int) -> dict[str, Any] | None:
+    """Return what the store knows of an erasure, without the outbox through which it was asked for."""
+    row = (await connection.execute(sa.select(erasures).where(erasures.c.number == number))).mappings().first()
+    if row is None:
+        return None
+    names = ("number", "kind", "subject", "how", "reason", "requested_by")
+    return {**{name: row[name] for name in names}, "recorded_at": _text(from_microseconds(row["recorded_at"]))}
+
+
+def _text(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat()
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in document.items() if key != "digest"}
+    return sha256(orjson.dumps(rest, option=orjson.OPT_SORT_KEYS)).hexdigest()

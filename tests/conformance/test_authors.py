@@ -1,0 +1,130 @@
+"""A person's messages are found by their author on every store, wherever they were written."""
+
+from __future__ import annotations
+
+import pytest
+import sqlalchemy as sa
+
+from letopis.outbox import History
+from letopis.outbox.history.authored import authored
+from letopis.outbox.relay.relay import Relay
+from letopis.outbox.transfer.exporter import Exporter
+from letopis.store import ConversationStore, InvalidInput, Message, MessageRedacted
+from letopis.store.database.engines import create_store_engine
+from letopis.store.database.schema import messages
+from letopis.store.testing.outbox import Outbox
+
+TOKEN = "t0ken-of-"
+ANN, BEN = "tg:7:1", "tg:7:2"
+
+
+async def deliver(*histories: History) -> None:
+    for history in histories:
+        while await Relay(history.outbox, history.store).drain_once():
+            pass
+
+
+async def talk(history: History, group: str, *numbers: int) -> None:
+    for number in numbers:
+        for author in (ANN, BEN):
+            words = f"{TOKEN}{author} {number}"
+            await history.append(group, Message.user(words, id=f"{author}-{number}", author=author), owner=group)
+
+
+def written(found: list[bytes]) -> str:
+    return b"".join(found).decode()
+
+
+async def read(source: History | ConversationStore, author: str) -> list[tuple[str, str]]:
+    return [
+        (conversation.conversation_id, message.id)
+        async for conversation, page in authored(source, author)
+        for message in page
+    ]
+
+
+async def test_an_author_is_kept_by_a_redaction_and_by_a_rebuild(store: ConversationStore, store_url: str) -> None:
+    outbox = Outbox()
+    outbox.append("g", Message.user("a", id="1", author=ANN), Message.user("b", id="2", author=ANN), Message.user("c"))
+    outbox.append("g", MessageRedacted(message_id="1"))
+    await outbox.deliver(store)
+
+    stored = await store.messages("g")
+    assert [(message.text, message.message.author) for message in stored] == [("", ANN), ("b", ANN), ("c", None)]
+    assert await read(store, ANN) == [("g", "1"), ("g", "2")]
+    assert [one.differences async for one in store.rebuild(check=True, every=True)] == [()]
+
+    engine = create_store_engine(store_url)
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(sa.update(messages).where(messages.c.message_id == "2").values(author=None))
+    finally:
+        await engine.dispose()
+    assert [one.differences async for one in store.rebuild(every=True)] == [("messages[2].author",)]
+    assert await read(store, ANN) == [("g", "1"), ("g", "2")]
+
+
+async def test_all_pages_of_an_author_are_read_once_each(
+    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("letopis.outbox.history.authored.PAGE", 2)
+    outbox = Outbox()
+    for name in ("б", "a", "Z", "z "):
+        said = [Message.user("x", id=f"{name}{number}", author=(ANN, BEN)[number % 2]) for number in range(7)]
+        outbox.append(name, *said)
+    await outbox.deliver(store)
+
+    found = await read(store, ANN)
+
+    assert sorted(found) == sorted(
+        (name, f"{name}{number}") for name in ("б", "a", "Z", "z ") for number in (0, 2, 4, 6)
+    )
+    assert [name for name, _ in found] == sorted(
+        (name for name, _ in found), key=lambda name: [one for one, _ in found].index(name)
+    )
+    assert len(set(found)) == len(found)
+
+
+async def test_what_is_pending_counts(bots: tuple[History, History]) -> None:
+    one, two = bots
+    await talk(one, "g", 1, 2)
+    await deliver(one)
+    await one.chat("g").edit(f"{ANN}-1", "edited since")
+    await one.chat("g").redact(f"{ANN}-2")
+    await talk(one, "g", 3)
+    await talk(one, "late", 1)
+
+    found = {message.id: message async for _, page in authored(one, ANN) for message in page}
+    assert await read(one, ANN) == [
+        *[("g", f"{ANN}-{number}") for number in (1, 2, 3)],
+        ("late", f"{ANN}-1"),
+    ]
+    assert found[f"{ANN}-2"].redacted
+    assert await read(two, ANN) == [("g", f"{ANN}-1"), ("g", f"{ANN}-2")]
+
+
+async def test_an_export_of_a_person_has_no_word_of_another(bots: tuple[History, History]) -> None:
+    one, _ = bots
+    await talk(one, "g", 1, 2)
+    await one.chat("g").react(f"{ANN}-1", f"{TOKEN}reaction", actor=BEN)
+    await one.chat("g").rename(f"{TOKEN}title")
+    await one.append(ANN, Message.user("my own"), Message.assistant("to you", id="answer"), owner=ANN)
+    await one.chat(ANN).sent("answer", platform_ids={"telegram": 4711}, sent_as="file")
+    await deliver(one)
+    await talk(one, "g", 3)
+
+    flow = Exporter(one, deliveries=True, every=True)
+    lines = [line async for line in flow.of_person(ANN)]
+
+    text = written(lines)
+    assert (flow.lines, flow.conversations) == (5, 2)
+    assert all(f"{TOKEN}{ANN} {number}" in text for number in (1, 2, 3))
+    assert "my own" in text and "to you" in text
+    assert '"delivery":{"state":"sent","platform_ids":{"telegram":4711},"sent_as":"file"}' in text
+    assert BEN not in text and "reaction" not in text and "title" not in text
+
+
+@pytest.mark.parametrize("author", ["", "a\nb", 7, "x" * 256])
+def test_an_author_is_an_identifier(author: object) -> None:
+    with pytest.raises(InvalidInput, match="author"):
+        Message.user("x", author=author)  # type: ignore[arg-type]

@@ -1,0 +1,257 @@
+"""An erasure is a number in the counters that every apply locks: who has not carried it out cannot deliver."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from letopis.store import (
+    ConversationDeleted,
+    ConversationRewound,
+    ConversationStarted,
+    ConversationStore,
+    ErasuresPending,
+    Held,
+    InvalidInput,
+    Message,
+    MessageRedacted,
+    StoreFault,
+    move,
+)
+from letopis.store.maintenance.integrity import find_problems
+from letopis.store.testing.delivery import ONLY, texts
+from letopis.store.testing.outbox import Outbox, assert_no_gaps
+from letopis.store.write.applier import DecodedBatch
+
+
+def carried_out(outbox: Outbox, number: int) -> None:
+    outbox.origin = replace(outbox.origin, erasures=number)
+
+
+async def test_erasures_are_numbered_from_one_and_read_in_order(store: ConversationStore) -> None:
+    outbox = Outbox()
+
+    one = await store.erasures.register("owner", "42", how="reset", reason="asked", origin=outbox.origin)
+    two = await store.erasures.register("person", "7", how="delete", requested_by="admin")
+
+    assert (one.number, two.number) == (1, 2)
+    assert await store.erasures.after(0) == [one, two]
+    assert await store.erasures.after(1) == [two]
+    assert (one.kind, one.subject, one.how, one.reason, one.origin_id) == (
+        "owner",
+        "42",
+        "reset",
+        "asked",
+        outbox.origin.origin_id,
+    )
+    assert (await store.identity()).erasures == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kind": "chat"},
+        {"how": "hide"},
+        {"subject": ""},
+        {"reason": "x" * 1001},
+        {"reason": "\0"},
+        {"requested_by": "\ud800"},
+    ],
+)
+async def test_what_is_no_erasure_is_refused(store: ConversationStore, wrong: dict[str, str]) -> None:
+    given = {"kind": "owner", "subject": "42", "how": "reset", **wrong}
+    kind, subject = given.pop("kind"), given.pop("subject")
+
+    with pytest.raises(InvalidInput):
+        await store.erasures.register(kind, subject, **given)  # type: ignore[arg-type]
+
+    assert await store.erasures.after(0) == []
+
+
+async def test_a_delivery_of_an_outbox_that_lacks_an_erasure_writes_nothing(store: ConversationStore) -> None:
+    outbox = Outbox()
+    outbox.append(ONLY, Message.user("before"))
+    await outbox.deliver(store)
+    await store.erasures.register("owner", "42", how="reset")
+    outbox.append(ONLY, Message.user("after"))
+
+    with pytest.raises(ErasuresPending) as refused:
+        await outbox.deliver(store)
+
+    assert (refused.value.carried_out, refused.value.last) == (0, 1)
+    assert await texts(store) == ["before"]
+    assert [unheard.name for unheard in await store.erasures.unacknowledged()] == [outbox.origin.name]
+    carried_out(outbox, 1)
+    await outbox.deliver(store)
+    assert await texts(store) == ["before", "after"]
+    assert await store.erasures.unacknowledged() == []
+    await assert_no_gaps(store)
+
+
+async def test_an_idle_outbox_acknowledges_by_a_delivery_of_nothing(store: ConversationStore) -> None:
+    outbox = Outbox()
+    outbox.append(ONLY, Message.user("before"))
+    await outbox.deliver(store)
+    erasure = await store.erasures.register("owner", "42", how="reset")
+    [unacknowledged] = await store.erasures.unacknowledged()
+    assert (unacknowledged.carried_out, unacknowledged.since) == (0, erasure.recorded_at)
+
+    carried_out(outbox, 1)
+    await store.apply(outbox.origin, [])
+
+    assert await store.erasures.unacknowledged() == []
+
+
+async def test_a_stale_relay_does_not_take_an_acknowledgement_back_but_an_older_copy_does(
+    store: ConversationStore,
+) -> None:
+    outbox = Outbox()
+    outbox.append(ONLY, Message.user("before"))
+    await outbox.deliver(store)
+    await store.erasures.register("owner", "42", how="reset")
+    await store.apply(replace(outbox.origin, erasures=1), [])
+
+    await store.apply(outbox.origin, [])
+    assert await store.erasures.unacknowledged() == []
+
+    await store.apply(replace(outbox.origin, epoch=2), [])
+    assert len(await store.erasures.unacknowledged()) == 1
+
+
+async def test_a_restored_store_counts_on_from_what_outboxes_have_carried_out(store: ConversationStore) -> None:
+    outbox = Outbox()
+    carried_out(outbox, 7)
+    outbox.append(ONLY, Message.user("a store that knows of fewer erasures takes it"))
+    await outbox.deliver(store)
+
+    assert (await store.erasures.register("owner", "42", how="reset")).number == 8
+
+
+async def test_an_erasure_waits_for_an_apply_in_flight_and_refuses_the_next(store: ConversationStore) -> None:
+    if store.url.get_backend_name() == "sqlite":
+        pytest.skip("an SQLite file has one writer at a time")
+    outbox = Outbox()
+    outbox.append(ONLY, Message.user("in flight"))
+    batch = outbox.pending()
+    applier = (await store._runtime.prepared()).applier
+    decoded = DecodedBatch(applier._upcasters)
+    await decoded.decode(batch)
+    async with store._runtime.engine.connect() as connection:
+        transaction = applier.begin(connection, outbox.origin)
+        await applier.run_phases(transaction, batch, decoded)
+        registering = asyncio.create_task(store.erasures.register("owner", "42", how="reset"))
+        done, _ = await asyncio.wait({registering}, timeout=0.3)
+        assert not done
+        await connection.commit()
+    assert (await registering).number == 1
+    assert await texts(store) == ["in flight"]
+    outbox.delivered[ONLY] = 1
+    outbox.append(ONLY, Message.user("too late"))
+    with pytest.raises(ErasuresPending):
+        await outbox.deliver(store)
+
+
+async def test_every_partition_refuses(store_url: str) -> None:
+    async with ConversationStore.open(store_url, migrate=True, partitions=4) as store:
+        await store.erasures.register("owner", "42", how="reset")
+        for number in range(8):
+            outbox = Outbox()
+            outbox.append(f"chat-{number}", Message.user("words"))
+            with pytest.raises(ErasuresPending):
+                await outbox.deliver(store)
+
+
+async def test_a_move_takes_erasures_holds_and_the_number_along(store: ConversationStore, tmp_path: Path) -> None:
+    outbox = Outbox()
+    outbox.append(ONLY, Message.user("words"))
+    await outbox.deliver(store)
+    erasure = await store.erasures.register("owner", "42", how="reset")
+    hold = await store.erasures.hold("owner", "43", reason="a court asked")
+
+    await move(store.url, tmp_path / "moved.db")
+
+    async with ConversationStore.open(tmp_path / "moved.db") as moved:
+        assert await moved.erasures.after(0) == [erasure]
+        assert await moved.erasures.holds() == [hold]
+        assert (await moved.identity()).erasures == 1
+        outbox.append(ONLY, Message.user("more"))
+        with pytest.raises(ErasuresPending):
+            await outbox.deliver(moved)
+
+
+async def test_a_hold_refuses_an_erasure_until_it_is_released(store: ConversationStore) -> None:
+    outbox = Outbox()
+    outbox.append(ONLY, Message.user("words"))
+    await outbox.deliver(store)
+    await store.erasures.hold("owner", "42", reason="a court asked", requested_by="admin")
+
+    with pytest.raises(Held, match="a court asked"):
+        await store.erasures.register("owner", "42", how="reset")
+    await store.erasures.check_not_held(conversation=ONLY)
+    await store.erasures.hold("conversation", ONLY, reason="evidence")
+    with pytest.raises(Held, match="evidence"):
+        await store.erasures.check_not_held(conversation=ONLY)
+
+    assert await store.erasures.release("owner", "42") is True
+    assert await store.erasures.release("owner", "42") is False
+    assert (await store.erasures.register("owner", "42", how="reset")).number == 1
+
+
+@pytest.mark.parametrize("kind", ["owner", "conversation"])
+@pytest.mark.parametrize("what", ["reset", "delete", "redact"])
+async def test_an_erasure_that_meets_a_hold_is_set_aside(store: ConversationStore, kind: str, what: str) -> None:
+    outbox = Outbox()
+    message = Message.user("evidence")
+    outbox.append(ONLY, ConversationStarted(owner_id="42"), message)
+    await outbox.deliver(store)
+    await store.erasures.hold(kind, "42" if kind == "owner" else ONLY, reason="a court asked")  # type: ignore[arg-type]
+    body = {
+        "reset": ConversationRewound(erase=True),
+        "delete": ConversationDeleted(),
+        "redact": MessageRedacted(message_id=message.id),
+    }[what]
+    outbox.append(ONLY, body)
+
+    [applied] = (await outbox.deliver(store)).applied
+
+    assert [conflict.held for conflict in applied.superseded.values()] == [True]
+    assert await texts(store) == ["evidence"]
+    conversation = await store.conversation(ONLY)
+    assert conversation is not None and conversation.state == "active"
+    assert [problem async for problem in find_problems(store._runtime.callers_engine)] == []
+    await store.erasures.release(kind, "42" if kind == "owner" else ONLY)  # type: ignore[arg-type]
+    outbox.append(ONLY, body)
+    await outbox.deliver(store)
+    assert "evidence" not in await texts(store)
+
+
+async def test_a_hold_that_comes_while_an_erasure_is_applied_wins(store: ConversationStore) -> None:
+    if store.url.get_backend_name() == "sqlite":
+        pytest.skip("an SQLite file has one writer at a time")
+    outbox = Outbox()
+    outbox.append(ONLY, Message.user("evidence"))
+    await outbox.deliver(store)
+    outbox.append(ONLY, ConversationRewound(erase=True))
+    batch = outbox.pending()
+    applier = (await store._runtime.prepared()).applier
+    decoded = DecodedBatch(applier._upcasters)
+    await decoded.decode(batch)
+    find, held = applier._loader._find_holds, []
+
+    async def find_then_hold(*arguments: Any) -> Any:
+        answer = await find(*arguments)
+        if not held:
+            held.append(await store.erasures.hold("conversation", ONLY, reason="a court asked"))
+        return answer
+
+    applier._loader._find_holds = find_then_hold  # type: ignore[method-assign]
+    with pytest.raises(StoreFault, match="a hold was set"):
+        await store.apply(outbox.origin, batch)
+    [applied] = (await outbox.deliver(store)).applied
+
+    assert [conflict.held for conflict in applied.superseded.values()] == [True]
+    assert await texts(store) == ["evidence"]

@@ -1,0 +1,211 @@
+"""A receipt of an erasure is confirmed by the store, without content, and refused after any change of either."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from letopis.outbox import History
+from letopis.outbox.relay.relay import Relay
+from letopis.store import ConversationStore, InvalidInput, Message
+from letopis.store.database.engines import create_store_engine
+from letopis.store.database.schema import erasures, events, log_heads, origins
+from letopis.store.maintenance.receipt import ErasureScope, ReceiptCheck, _digest, load, make_receipt
+from letopis.store.model.events import utc_now
+
+ANN, BEN = "ann", "ben"
+TOKEN = "t0ken-of-"
+AUTHOR_WORDS = f"{TOKEN}{ANN}"
+
+
+@pytest.fixture
+async def engine(store_url: str) -> AsyncIterator[AsyncEngine]:
+    made = create_store_engine(store_url)
+    yield made
+    await made.dispose()
+
+
+async def deliver(history: History) -> None:
+    await Relay(history.outbox, history.store).drain()
+
+
+async def said(one: History) -> None:
+    for number in range(3):
+        for author in (ANN, BEN):
+            message = Message.user(f"{TOKEN}{author} {number}", id=f"{author}-{number}", author=author)
+            await one.append("group", message, owner="group")
+    await one.chat("group").edit(f"{ANN}-1", f"{AUTHOR_WORDS} edited")
+    await one.append("mine", Message.user(AUTHOR_WORDS), Message.assistant("so it is"), owner=ANN)
+    await deliver(one)
+
+
+async def redact(one: History) -> None:
+    await one.chat("group").redact(*(f"{ANN}-{number}" for number in range(3)))
+    await one.chat("mine").delete()
+    await deliver(one)
+
+
+async def erased(store: ConversationStore, engine: AsyncEngine, one: History) -> bytes:
+    """Erase a person, as the command does, and return the receipt."""
+    await said(one)
+    erasure = await store.erasures.register("person", ANN, how="delete", reason="asked", requested_by="dpo")
+    async with engine.connect() as connection:
+        scope = await ErasureScope.read(connection, "person", ANN)
+    await redact(one)
+    async with engine.connect() as connection:
+        return await make_receipt(connection, erasure.number, scope, now=utc_now())
+
+
+async def problems(engine: AsyncEngine, content: bytes) -> list[str]:
+    return [problem async for problem in load(content).problems(engine)]
+
+
+def signed_again(document: dict[str, Any]) -> bytes:
+    """Return a receipt whose forger knows how its digest is made."""
+    return orjson.dumps({**document, "digest": _digest(document)})
+
+
+async def test_a_receipt_is_confirmed_and_holds_no_content(
+    store: ConversationStore, engine: AsyncEngine, bots: tuple[History, History]
+) -> None:
+    content = await erased(store, engine, bots[0])
+    document = orjson.loads(content)
+
+    assert await problems(engine, content) == []
+    assert TOKEN.encode() not in content and b"so it is" not in content
+    assert document["conversations"] == ["mine"]
+    assert document["messages"] == {"group": [f"{ANN}-{number}" for number in range(3)]}
+    told = {name: document["erasure"][name] for name in ("kind", "subject", "how", "reason", "requested_by")}
+    assert told == {"kind": "person", "subject": ANN, "how": "delete", "reason": "asked", "requested_by": "dpo"}
+    assert (document["events"], document["retained"]) == (7, 0)
+    assert document["before"]["blocks"] == document["after"]["blocks"]
+    assert document["before"]["heads"][0] < document["after"]["heads"][0]
+    assert [outbox["acknowledged"] for outbox in document["outboxes"]] == [
+        outbox["carried_out"] >= document["erasure"]["number"] for outbox in document["outboxes"]
+    ]
+    # The store goes on, and the receipt holds.
+    await bots[0].append("group", Message.user("new words", author=ANN))
+    await bots[0].append("other", Message.user("hello"), owner=ANN)
+    await deliver(bots[0])
+    assert await problems(engine, content) == []
+
+
+def fields(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the path of each value in a document that is neither an object nor a list."""
+    if isinstance(value, dict):
+        return [found for key, item in value.items() for found in fields(item, (*path, key))]
+    if isinstance(value, list):
+        return [found for index, item in enumerate(value) for found in fields(item, (*path, index))]
+    return [path]
+
+
+def altered(document: dict[str, Any], path: tuple[Any, ...]) -> dict[str, Any]:
+    changed = copy.deepcopy(document)
+    place = changed
+    for key in path[:-1]:
+        place = place[key]
+    value = place[path[-1]]
+    if isinstance(value, bool):
+        place[path[-1]] = not value
+    elif isinstance(value, int):
+        place[path[-1]] = value + 1
+    elif isinstance(value, str):
+        place[path[-1]] = ("1" if value[0] == "0" else "0") + value[1:]
+    else:
+        place[path[-1]] = "x"
+    return changed
+
+
+UNPROVEN = {("made_at",), ("retained",), ("outboxes", 0, "name")}
+"""Of these the store tells nothing that contradicts: the digest alone protects them."""
+
+
+async def test_each_field_that_is_altered_is_refused(
+    store: ConversationStore, engine: AsyncEngine, bots: tuple[History, History]
+) -> None:
+    document = orjson.loads(await erased(store, engine, bots[0]))
+    paths = fields(document)
+    assert len(paths) > 20
+
+    for path in paths:
+        changed = altered(document, path)
+        with pytest.raises(InvalidInput, match="receipt"):
+            load(orjson.dumps(changed))
+        if path[0] not in ("digest", "letopis_receipt", "block_events") and path not in UNPROVEN:
+            assert await problems(engine, signed_again(changed)), path
+    for key in document:
+        with pytest.raises(InvalidInput, match="receipt"):
+            load(orjson.dumps({name: value for name, value in document.items() if name != key}))
+    for torn in (b"", b"[]", b"{}", orjson.dumps(document)[:-9], orjson.dumps({**document, "more": 1})):
+        with pytest.raises(InvalidInput, match="receipt"):
+            load(torn)
+
+
+async def test_content_that_is_back_is_found(
+    store: ConversationStore, engine: AsyncEngine, bots: tuple[History, History]
+) -> None:
+    await said(bots[0])
+    async with engine.connect() as connection:
+        rows = [dict(row) for row in (await connection.execute(sa.select(events))).mappings()]
+    erasure = await store.erasures.register("person", ANN, how="delete", reason="asked", requested_by="dpo")
+    async with engine.connect() as connection:
+        scope = await ErasureScope.read(connection, "person", ANN)
+        with pytest.raises(InvalidInput, match="holds content"):
+            await make_receipt(connection, erasure.number, scope, now=utc_now())
+    await redact(bots[0])
+    async with engine.connect() as connection:
+        content = await make_receipt(connection, erasure.number, scope, now=utc_now())
+    assert await problems(engine, content) == []
+
+    [back] = [row for row in rows if "edited" in row["data"]]
+    async with engine.begin() as connection:
+        at = (events.c.partition == back["partition"], events.c.position == back["position"])
+        await connection.execute(sa.update(events).where(*at).values(data=back["data"], salt=back["salt"]))
+    [problem] = await problems(engine, content)
+    assert (
+        problem == f"event {back['position']} of partition {back['partition']} holds content, in conversation 'group'"
+    )
+
+    async with engine.begin() as connection:
+        await connection.execute(sa.update(log_heads).values(position=log_heads.c.position - 1))
+        await connection.execute(sa.delete(erasures))
+    found = await problems(engine, content)
+    assert any("is older than the receipt" in problem for problem in found)
+    assert any("of the log ends at" in problem for problem in found)
+
+
+async def test_an_outbox_that_has_acknowledged_since_is_told(
+    store: ConversationStore, engine: AsyncEngine, bots: tuple[History, History]
+) -> None:
+    content = await erased(store, engine, bots[0])
+    document = orjson.loads(content)
+    [outbox] = document["outboxes"]
+    late = {**outbox, "carried_out": 0, "acknowledged": False}
+    check = load(signed_again({**document, "outboxes": [late]}))
+    name = outbox["name"]
+
+    async with engine.begin() as connection:
+        await connection.execute(sa.update(origins).values(erasures=0))
+    assert [problem async for problem in check.problems(engine)] == []
+    assert check.outboxes == {name: "has not acknowledged yet"}
+    async with engine.begin() as connection:
+        await connection.execute(sa.update(origins).values(erasures=document["erasure"]["number"]))
+    again = ReceiptCheck(check.document)
+    assert [problem async for problem in again.problems(engine)] == []
+    assert again.outboxes == {name: "has acknowledged since"}
+
+
+async def test_a_receipt_of_another_store_is_refused(
+    store: ConversationStore, engine: AsyncEngine, bots: tuple[History, History]
+) -> None:
+    content = await erased(store, engine, bots[0])
+    await store.new_identity()
+
+    [problem] = await problems(engine, content)
+    assert problem.startswith("the receipt is of history store ")
