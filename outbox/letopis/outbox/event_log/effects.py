@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from letopis.outbox.event_log import drafts
+from letopis.outbox.event_log.contents import remove_unshown, shows_content
 from letopis.outbox.event_log.records.log import note_change
 from letopis.outbox.event_log.statements import fetch_all, query_all, query_one
 from letopis.store.model.codec import INTEGER_MAX, EncodedEvent, decode
@@ -145,7 +146,7 @@ def erase_content(
     values: Sequence[Any] = (conversation_id, first, before)
     if message_id is not None:
         values = (*values, *MESSAGE_CONTENT_TYPES, message_id)
-    done = 0
+    done, shown = 0, False
     for table, key, update in (
         ("letopis_outbox_log", "position", _EMPTY_EVENT),
         ("letopis_outbox_repairs", "repair_id", _EMPTY_REPAIR),
@@ -156,8 +157,11 @@ def erase_content(
                 continue
             left = strip_event(EncodedEvent(conversation_id, UUID(bytes=row[1]), *row[2:9]))
             emptied.append((left.data, left.metadata, row[0]))
+            shown = shown or shows_content(row[4])
         cursor.executemany(update, emptied)
         done += len(emptied)
+    if shown:
+        remove_unshown(cursor, conversation_id)
     return done
 
 

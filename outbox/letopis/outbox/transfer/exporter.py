@@ -10,13 +10,15 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from letopis.outbox.history._read import HistoryReader
 from letopis.outbox.history.history import History
 from letopis.outbox.pending_reads.record_reads import stored_record
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.errors import StoreUnavailable
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.records import Record, RecordRange, Scope
-from letopis.store.read.paging import AsOf
+from letopis.store.outbox_access import OutboxAccess
+from letopis.store.read.paging import AsOf, Window
 from letopis.store.read.records import RecordReader, RecordsView
 from letopis.store.transfer.jsonl import SeenKeys, render_line
 from letopis.store.transfer.record_lines import render_record
@@ -121,14 +123,37 @@ class Exporter:
     async def _lines(self, conversation: Conversation, count: SeenKeys) -> AsyncIterator[bytes]:
         self.conversations += 1
 
-        async def read(after: str | None) -> Page[RecordedMessage]:
-            return _whole(await self.source.messages(conversation.conversation_id, first=PAGE, after=after))
-
-        async for message in all_items(read):
+        read, contents = _reading(self.source, conversation.conversation_id)
+        async for item in all_items(read):
+            # One at a time: the large content of a page may be more than the memory holds.
+            [message] = _whole(await contents(Page((item,))))
             # A fork is exported with what it inherits, so that the export does not depend on the parent.
             said = replace(message, conversation_id=conversation.conversation_id)
             yield render_line(said, owner=conversation.owner_id, count=count)
             self.lines += 1
+
+
+def _reading(
+    source: History | ConversationStore, conversation_id: str
+) -> tuple[
+    Callable[[str | None], Awaitable[Page[RecordedMessage]]],
+    Callable[[Page[RecordedMessage]], Awaitable[Page[RecordedMessage]]],
+]:
+    """Return what reads a page without its large content, and what puts that in place."""
+    if isinstance(source, ConversationStore):
+        access = source.outbox_access
+        return partial(_store_page, access, conversation_id), access.with_contents
+    reader = source._parts.reader
+    return partial(_history_page, reader, conversation_id), reader.contents.of_page
+
+
+async def _store_page(access: OutboxAccess, conversation_id: str, after: str | None) -> Page[RecordedMessage]:
+    window = Window.of(last=None, first=PAGE, before=None, after=after)
+    return _whole(await access.messages(conversation_id, window))
+
+
+async def _history_page(reader: HistoryReader, conversation_id: str, after: str | None) -> Page[RecordedMessage]:
+    return _whole(await reader.messages(conversation_id, first=PAGE, after=after, whole=False))
 
 
 def _whole(page: Page[T]) -> Page[T]:
