@@ -85,20 +85,9 @@ def references_in(data: str) -> dict[str, int]:
     return {name: int(size) for name, size in _IN_JSON.findall(data)} if MARK_IN_JSON in data else {}
 
 
-def is_marked(value: Any) -> bool:
-    """Return True if a JSON value holds a reference, or a string that was escaped."""
-    # On the path of each read, so without a generator.
-    kind = type(value)
-    if kind is str:
-        return value.startswith(_MARK)  # type: ignore[no-any-return]
-    if kind is dict:
-        value = value.values()
-    elif kind is not list:
-        return False
-    for item in value:  # noqa: SIM110 - see above
-        if is_marked(item):
-            return True
-    return False
+def is_marked(text: object) -> bool:
+    """Return True if a string is a reference, or was escaped."""
+    return type(text) is str and text.startswith(_MARK)
 
 
 def references_of(value: Any) -> Iterator[Reference]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
+
+import orjson
 
 from letopis.store.model.conversations import Page, RecordedMessage
-from letopis.store.model.large_content import is_marked, references_of, restored
+from letopis.store.model.large_content import MARK_IN_JSON, is_marked, references_of, restored
 from letopis.store.model.messages import Message
 from letopis.store.model.parts import Content, content_from_json, content_to_json
 
+_MARK: Final = MARK_IN_JSON.encode()
 Wanted = Mapping[str, set[str]]
 """The names of large content, by conversation."""
 Contents = Mapping[str, Mapping[str, bytes]]
@@ -38,14 +41,11 @@ def wanted_in(message: Message) -> set[str]:
 
 def needs_content(message: Message) -> bool:
     """Return True if a message holds a reference, or a string that was escaped."""
-    content = message.content
-    if is_marked(content) or (message.metadata and is_marked(message.metadata)):
-        return True
-    for part in content if type(content) is tuple else ():
-        for field in part.__slots__:
-            if is_marked(getattr(part, field)):
-                return True
-    return False
+    content, metadata = message.content, message.metadata
+    if not metadata and type(content) is str:
+        return is_marked(content)
+    # Written and searched at once, which is three times as fast as a walk.
+    return _MARK in orjson.dumps([content, metadata or None], default=dict)
 
 
 def with_content(message: Message, contents: Mapping[str, bytes]) -> Message:
