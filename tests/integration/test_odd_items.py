@@ -18,7 +18,7 @@ from letopis.outbox import History, Retention
 from letopis.outbox.diagnostics.salvage import salvage
 from letopis.outbox.event_log.retention import Pruner
 from letopis.outbox.relay.relay import Relay
-from letopis.store import ConversationStore, InvalidInput, Message, RecordedMessage, ToolCall, ToolResult, move
+from letopis.store import ConversationStore, Data, InvalidInput, Message, RecordedMessage, ToolCall, ToolResult, move
 from letopis.store.model.envelope import to_text
 from tests.integration.test_erasure_bytes import assert_gone_soon, holding
 from tests.support.servers.store_pool import migrate
@@ -70,11 +70,12 @@ def test_a_call_keeps_its_result_when_both_ids_are_odd() -> None:
     assert openai_responses.from_messages([call, result]) == items
 
 
-async def test_what_is_beyond_eight_megabytes_is_refused_and_nothing_written(history: History) -> None:
+async def test_what_is_beyond_64_megabytes_is_refused_and_nothing_written(history: History) -> None:
     fits, beyond = (
-        {"type": "function_call_output", "call_id": "c", "output": "x" * size} for size in (8_388_500, 8_388_608)
+        {"type": "function_call_output", "call_id": "c", "output": "\0" + "x" * size}
+        for size in (8_388_500, 67_108_864)
     )
-    with pytest.raises(InvalidInput, match="8388608"):
+    with pytest.raises(InvalidInput, match="67108864"):
         openai_responses.to_messages([beyond])
 
     await history.append(CHAT, *openai_responses.to_messages([fits]))
@@ -82,9 +83,9 @@ async def test_what_is_beyond_eight_megabytes_is_refused_and_nothing_written(his
 
 
 async def test_an_append_by_hand_is_refused_as_before(history: History) -> None:
-    for wrong in ("a\0b", "\ud800", "x" * 1_100_000):
+    for wrong in ("a\0b", "\ud800", ["x" * 1_000] * 1_100):
         with pytest.raises(InvalidInput):
-            await history.append(CHAT, Message.user(wrong))
+            await history.append(CHAT, Message.user(wrong if isinstance(wrong, str) else [Data(wrong)]))
         with pytest.raises(InvalidInput):
             await history.append(CHAT, Message.user("x", metadata={"format": {"item": wrong}}))
     assert len(await history.messages(CHAT)) == 0

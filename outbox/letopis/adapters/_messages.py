@@ -93,7 +93,7 @@ def kept(item: Mapping[str, Any], *, provider: str, chat: Mapping[str, Any] | No
     :param chat: the item as a Chat Completions message, to which frameworks can convert most of theirs; ``None`` if
         there is no such form.
     :param text: the content in that case.
-    :raises InvalidInput: the item holds a value that is not JSON, or has more than 8 MiB.
+    :raises InvalidInput: the item holds a value that is not JSON, or has more than 64 MiB.
     """
     content: Content | None = text
     if chat is not None:
@@ -106,7 +106,7 @@ def kept(item: Mapping[str, Any], *, provider: str, chat: Mapping[str, Any] | No
 def of_any_shape(item: Mapping[str, Any], provider: str) -> Message:
     """Return a message that holds an item of no shape that Letopis knows: its text, or all of it as one part.
 
-    :raises InvalidInput: the item holds a value that is not JSON, or has more than 8 MiB.
+    :raises InvalidInput: the item holds a value that is not JSON, or has more than 64 MiB.
     """
     given = item.get("role")
     role = cast("Role", given) if given in ROLES else "assistant"

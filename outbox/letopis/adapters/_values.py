@@ -12,7 +12,7 @@ from letopis.store.model.envelope import from_text, to_text
 def to_record(value: Any) -> Any:
     """Return a value for a record: unchanged, or the bytes of its JSON text if the stores would refuse it.
 
-    :raises InvalidInput: it is not JSON, or such text has more than 8 MiB.
+    :raises InvalidInput: it is not JSON, or such text has more than 64 MiB.
     """
     try:
         encode_value(value, "value", DEFAULT_LIMITS)

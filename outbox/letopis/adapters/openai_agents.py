@@ -106,7 +106,7 @@ class LetopisSession:
     ) -> None:
         """Append items, all or none. A cancelled run does not interrupt an append that has started.
 
-        :raises InvalidInput: an item is not a JSON object, or has more than 8 MiB; nothing was written.
+        :raises InvalidInput: an item is not a JSON object, or has more than 64 MiB; nothing was written.
         :raises OutboxFull: the outbox has reached its limits; nothing was written.
         :raises LetopisError: as for ``History.append``.
         """

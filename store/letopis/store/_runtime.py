@@ -30,8 +30,12 @@ from letopis.store.model.conversations import Page, RecordedMessage
 from letopis.store.model.events import Upcasters, to_microseconds
 from letopis.store.model.identifiers import check_identifier
 from letopis.store.projections.base import Projection
+from letopis.store.read.contents import Contents, Wanted, wanted_of, with_contents
 from letopis.store.read.lineage import Lineage
+from letopis.store.read.paging import check_count
 from letopis.store.read.reader import Reader
+from letopis.store.search.query import parse
+from letopis.store.search.results import Hit, SearchPosition
 
 if TYPE_CHECKING:
     from letopis.store._components import StoreComponents
@@ -182,6 +186,36 @@ class StoreRuntime:
         if not inherits:
             return page
         return await self.snapshot(lambda lineage, connection: lineage.messages(connection, conversation_id, window))
+
+    async def with_contents(self, page: Page[RecordedMessage]) -> Page[RecordedMessage]:
+        """Return a page of messages with their large content in place."""
+        if (wanted := wanted_of(page)) is None:
+            return page
+        return with_contents(page, wanted, await self.contents(wanted))
+
+    async def search(
+        self, query: str, *, owner: str | None, conversation: str | None, limit: int, after: str | None
+    ) -> Page[Hit]:
+        """Return a page of hits as ``ConversationStore.search`` does, with references to large content."""
+        parsed = parse(query)
+        check_count(limit, "limit")
+        position = None if after is None else SearchPosition.from_cursor(after)
+        for name, value in (("owner", owner), ("conversation", conversation)):
+            if value is not None:
+                check_identifier(value, name)
+        finder = (await self.prepared()).finder
+        await self.search_catch_up.run()
+        return await self.connected(
+            lambda connection: finder.find(
+                connection, parsed, owner=owner, conversation=conversation, limit=limit, after=position
+            )
+        )
+
+    async def contents(self, wanted: Wanted) -> Contents:
+        """Return large content of messages, by conversation and name."""
+        if not any(wanted.values()):
+            return {}
+        return await self.snapshot(lambda lineage, connection: lineage.reader.records.contents(connection, wanted))
 
     async def connected(self, read: Callable[[AsyncConnection], Awaitable[T]], *, by_statement: bool = False) -> T:
         """Return what ``read`` returns over a reading connection that belongs to the expected store."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -25,8 +26,7 @@ from letopis.store.read.polling import check_partition, check_start, follow
 from letopis.store.read.task_marks import PendingTasks
 from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
 from letopis.store.rules.statistics import Period, Statistics
-from letopis.store.search.query import parse
-from letopis.store.search.results import Hit, SearchPosition
+from letopis.store.search.results import Hit
 
 if TYPE_CHECKING:
     from letopis.store.maintenance.rebuild import Rebuilt
@@ -242,7 +242,7 @@ class ConversationStore:
         window = Window.of(last=last, first=first, before=before, after=after, every=every)
         if as_of is not None:
             check_as_of(as_of)
-        return await self._runtime.messages(conversation_id, window, as_of)
+        return await self._runtime.with_contents(await self._runtime.messages(conversation_id, window, as_of))
 
     async def events(self, conversation_id: str, *, after: int | str = 0, limit: int = 500) -> Page[RecordedEvent]:
         """Return a page of a conversation's events after a version, in order; unknown types as they were recorded.
@@ -360,19 +360,10 @@ class ConversationStore:
         :raises InvalidInput: ``query`` has no word to look for, more than 1,000 characters or more than 32 words, or
             another argument is wrong.
         """
-        parsed = parse(query)
-        check_count(limit, "limit")
-        position = None if after is None else SearchPosition.from_cursor(after)
-        for name, value in (("owner", owner), ("conversation", conversation)):
-            if value is not None:
-                check_identifier(value, name)
-        finder = (await self._runtime.prepared()).finder
-        await self._runtime.search_catch_up.run()
-        return await self._runtime.connected(
-            lambda connection: finder.find(
-                connection, parsed, owner=owner, conversation=conversation, limit=limit, after=position
-            )
-        )
+        page = await self._runtime.search(query, owner=owner, conversation=conversation, limit=limit, after=after)
+        shown = await self._runtime.with_contents(Page(tuple(hit.message for hit in page)))
+        items = tuple(replace(hit, message=message) for hit, message in zip(page, shown, strict=True))
+        return replace(page, items=items, complete=page.complete and shown.complete)
 
     async def catch_up_search(self, limit: int = 10_000) -> int:
         """Read at most ``limit`` events into the search index; return how many, 0 where it is up to date.

@@ -14,13 +14,15 @@ from letopis.store.maintenance.continuity import Continuity
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.messages import EMPTY
 from letopis.store.projections.base import read_lags
+from letopis.store.read.contents import Contents, Wanted
 from letopis.store.read.lineage import Lineage
-from letopis.store.read.paging import check_count
+from letopis.store.read.paging import Window, check_count
 from letopis.store.read.reader import Reader, StoreView, ViewQuery
 from letopis.store.read.records import RecordReader
 from letopis.store.rules.fold import PathPosition
 from letopis.store.rules.preconditions import Conflict, Precondition
 from letopis.store.rules.statistics import Erasures, PartialStatistics, Period
+from letopis.store.search.results import Hit
 
 T = TypeVar("T")
 
@@ -69,6 +71,21 @@ class OutboxAccess:
 
     async def snapshot(self, read: Callable[[Lineage, AsyncConnection], Awaitable[T]]) -> T:
         return await self._runtime.snapshot(read)
+
+    async def messages(self, conversation_id: str, window: Window) -> Page[RecordedMessage]:
+        """Return messages with references to large content, as all that this class returns."""
+        return await self._runtime.messages(conversation_id, window, None)
+
+    async def search(
+        self, query: str, *, owner: str | None, conversation: str | None, limit: int, after: str | None
+    ) -> Page[Hit]:
+        return await self._runtime.search(query, owner=owner, conversation=conversation, limit=limit, after=after)
+
+    async def with_contents(self, page: Page[RecordedMessage]) -> Page[RecordedMessage]:
+        return await self._runtime.with_contents(page)
+
+    async def contents(self, wanted: Wanted) -> Contents:
+        return await self._runtime.contents(wanted)
 
     async def path_of(self, conversation_id: str, message_ids: Collection[str]) -> dict[str, PathPosition]:
         return await self._runtime.read(

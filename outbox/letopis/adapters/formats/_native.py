@@ -16,6 +16,7 @@ from letopis.store.errors import InvalidInput
 from letopis.store.model.codec import DEFAULT_LIMITS, encode_value
 from letopis.store.model.conversations import RecordedMessage
 from letopis.store.model.envelope import FORMAT_KEY, is_sealed, seal, unseal
+from letopis.store.model.large_content import extract
 from letopis.store.model.messages import Message, Role
 from letopis.store.model.parts import (
     Content,
@@ -49,7 +50,7 @@ def to_message(
     In the template, everything that the content holds is replaced by a pointer into the content, so that nothing is
     stored twice. An item that cannot be stored so is in the metadata as text, and the content is a readable form of it.
 
-    :raises InvalidInput: the item holds a value that is not JSON, or has more than 8 MiB.
+    :raises InvalidInput: the item holds a value that is not JSON, or has more than 64 MiB.
     """
     if isinstance(content, tuple):
         content = tuple(map(_as_read_back, content))
@@ -123,7 +124,12 @@ def _with_template(
     try:
         kept = {"provider": provider, "content": _digests(content), "item": template}
         made = Message(role=role, content=content, name=name, metadata={FORMAT_KEY: kept})
-        return made if len(encode_value(made.to_data(), "item", DEFAULT_LIMITS)) <= _MAX_TEMPLATE_BYTES else None
+        data = made.to_data()
+        if len(encode_value(data, "item", DEFAULT_LIMITS)) <= _MAX_TEMPLATE_BYTES:
+            return made
+        # Large strings are kept apart.
+        left = encode_value(extract(data, "").data, "item", DEFAULT_LIMITS)
+        return made if len(left) <= _MAX_TEMPLATE_BYTES else None
     except (InvalidInput, TypeError):
         return None  # what is wrong with the message itself is raised again when it is made with the text
 

@@ -27,7 +27,7 @@ NUMBER: Final = "strands.number"
 def to_message(agent_id: str, given: SessionMessage) -> Message:
     """Convert an agent's message to one that holds all of it in its metadata.
 
-    :raises InvalidInput: the message holds a value that is not JSON, or has more than 8 MiB.
+    :raises InvalidInput: the message holds a value that is not JSON, or has more than 64 MiB.
     """
     item = given.to_dict()
     content, role = _understood(item)

@@ -316,12 +316,14 @@ def fix(file: str | None, metadata_file: str | None, original: bool, reason: str
 def export(file: str, force: bool) -> None:
     """Export pending events as JSON Lines, one complete event per line; all of them by default.
 
-    The put of a record has its value as base64, or null where a later put replaced it. Needs nothing but the outbox
-    file. FILE appears when it is complete, for its owner only. Exits with 3 if nothing matched.
+    The put of a record has its value as base64, or null where a later put replaced it; a message has its large content
+    in place. Needs nothing but the outbox file. FILE appears when it is complete, for its owner only. Exits with 3 if
+    nothing matched.
     """
     import orjson
 
-    from letopis.outbox.operations.pending_events import event_json, value_of
+    from letopis.outbox.operations.pending_events import event_json, value_of, whole_data
+    from letopis.store.model.large_content import MARK_IN_JSON
     from letopis.store.model.records import RECORD_PUT
 
     selection = current_selection()
@@ -332,6 +334,8 @@ def export(file: str, force: bool) -> None:
             if entry.type == RECORD_PUT:
                 _, value = read_outbox(settings(), partial(value_of, entry=entry))
                 line["value"] = None if value is None else b64encode(value).decode()
+            elif MARK_IN_JSON in entry.data:
+                _, line["data"] = read_outbox(settings(), partial(whole_data, entry=entry))
             stream.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
             count += 1
         if not count:

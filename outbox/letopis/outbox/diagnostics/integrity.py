@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from letopis.outbox.event_log.bound_store import UNBOUND, StoreBinding, read_binding
 from letopis.outbox.event_log.event_ids import UNCOUNTED
 from letopis.outbox.event_log.schema import metadata
+from letopis.outbox.event_log.statements import iterate
 from letopis.outbox.file.inspection import OUTBOX_MIGRATIONS
 from letopis.outbox.file.opening import open_read_only
 from letopis.outbox.file.sqlite_errors import error_name
@@ -30,6 +31,7 @@ from letopis.store.maintenance.continuity import count_log
 from letopis.store.maintenance.integrity import MAX_NAMED_PROBLEMS, Checked, unheard, wal_problem
 from letopis.store.model.codec import INTEGER_MAX, decode, digest_of
 from letopis.store.model.identifiers import derived_event_id
+from letopis.store.model.large_content import LIKE_REFERENCE, content_name, references_in
 from letopis.store.model.records import lane_subject, shown_lane
 from letopis.store.rules.redaction import is_stripped
 
@@ -78,6 +80,18 @@ _LOOSE_RECORDS: Final = (
     "SELECT count(*) FROM letopis_outbox_records AS r WHERE NOT EXISTS (SELECT 1 FROM letopis_outbox_events AS e"
     " WHERE e.lane = r.lane AND e.sequence = r.sequence AND e.position = r.position)"
 )
+_CONTENTS: Final = (
+    "SELECT l.conversation_id, c.name, c.size, c.body FROM letopis_outbox_contents AS c"
+    " LEFT JOIN letopis_outbox_lanes AS l ON l.lane = c.lane"
+)
+_STRAY_CONTENTS: Final = (
+    "SELECT count(*) FROM letopis_outbox_contents AS c WHERE NOT EXISTS"
+    " (SELECT 1 FROM letopis_outbox_events AS e WHERE e.lane = c.lane AND instr(e.data, c.name)) AND NOT EXISTS"
+    " (SELECT 1 FROM letopis_outbox_repairs AS r WHERE instr(r.data, c.name))"
+)
+_SHOWING: Final = (
+    "SELECT conversation_id, sequence, data FROM letopis_outbox_log WHERE salt IS NOT NULL AND instr(data, ?)"
+)
 # Tombstones of lost events come later than those behind them.
 _DISORDERED: Final = (
     "SELECT DISTINCT l.conversation_id FROM (SELECT lane, position,"
@@ -101,7 +115,7 @@ def find_problems(path: Path, *, checked: Checked = unheard) -> Iterator[str]:
             if revision.state is not SchemaState.CURRENT:
                 yield revision.advice(OUTBOX_MIGRATIONS, command="letopis init")
                 return
-            for check in (_structure, _events, _lanes, record_problems, _rest):
+            for check in (_structure, _events, _lanes, record_problems, content_problems, _rest):
                 try:
                     yield from _events(connection, checked) if check is _events else check(connection)
                 except UNREADABLE as error:
@@ -208,6 +222,20 @@ def record_problems(connection: sa.Connection) -> Iterator[str]:
         yield f"{count} values of records belong to no event"
     if count := connection.exec_driver_sql(_LOOSE_RECORDS).scalar_one():
         yield f"{count} records are not found in the log"
+
+
+def content_problems(connection: sa.Connection) -> Iterator[str]:
+    """the large content of messages"""
+    held = set[tuple[str, str]]()
+    for conversation_id, name, size, body in iterate(connection, _CONTENTS):
+        held.add((conversation_id, name))
+        if len(body) != size or content_name(conversation_id, sha256(body).hexdigest()) != name:
+            yield f"conversation {conversation_id!r}: large content of a message is not what was appended"
+    for conversation_id, sequence, data in iterate(connection, _SHOWING, (LIKE_REFERENCE,)):
+        if not all((conversation_id, name) in held for name in references_in(data)):
+            yield f"conversation {conversation_id!r}: the large content of event {sequence} is missing"
+    if count := connection.exec_driver_sql(_STRAY_CONTENTS).scalar_one():
+        yield f"{count} pieces of large content belong to no event"
 
 
 def _rest(connection: sa.Connection) -> Iterator[str]:

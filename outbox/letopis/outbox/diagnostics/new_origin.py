@@ -10,6 +10,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from letopis.outbox.concurrency.clock import Clock
+from letopis.outbox.event_log.contents import remove_pruned
 from letopis.outbox.event_log.event_ids import RECOUNT, index_event_ids
 from letopis.outbox.event_log.statements import on_cursor
 from letopis.outbox.file.identity import assign_new_identity
@@ -95,5 +96,6 @@ def _renew(connection: sa.Connection, path: Path, now_us: int) -> OriginReset:
     forget, restart = (_FORGET_DELIVERED, _FORGET_IDS, _FORGET_VERDICTS), (_FORGET_LANES, _RESTART_LANES, RECOUNT)
     for statement in (*forget, _SHIFT_CONDITIONS, *_RENUMBER, _SHIFT_MARKS, *restart):
         connection.exec_driver_sql(statement)
+    on_cursor(connection, remove_pruned)
     origin = assign_new_identity(connection, path, now_us=now_us)
     return OriginReset(origin=origin, pending=pending, conversations=conversations, paused=paused)

@@ -17,12 +17,14 @@ from letopis.outbox.diagnostics.integrity import is_intact
 from letopis.outbox.diagnostics.new_origin import assign_new_origin
 from letopis.outbox.diagnostics.sqlite_pages import IndexEntry, Pages, TableRow
 from letopis.outbox.event_log.append import INSERT_EVENTS
+from letopis.outbox.event_log.contents import content_rows, insert_contents
 from letopis.outbox.event_log.event_ids import RECOUNT, index_event_ids
 from letopis.outbox.event_log.records.log import rebuild_records
 from letopis.outbox.file.inspection import outbox_path
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.errors import ConfigurationError
 from letopis.store.model.codec import decode
+from letopis.store.model.large_content import content_name, references_in
 
 STATES: Final = frozenset({"ready", "retrying", "blocked", "paused"})
 DAMAGED: Final = (
@@ -86,6 +88,8 @@ class _Found:
     named: dict[str, set[int]] = field(default_factory=dict)  # the sequences in index entries
     refused: int = 0
     bodies: dict[str, bytes] = field(default_factory=dict)  # values of records, by their checksum
+    shown: dict[int, Mapping[str, bytes]] = field(default_factory=dict)  # large content by the position of its event
+    contents: dict[int, list[bytes]] = field(default_factory=lambda: defaultdict(list))  # of messages, by lane
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +172,8 @@ def _found(pages: Pages) -> _Found:
             recovered.origin = origin
         elif (body := _body(row_or_entry)) is not None:
             recovered.bodies[sha256(body).hexdigest()] = body
+        elif (content := _content(row_or_entry)) is not None:
+            recovered.contents[content[0]].append(content[1])
         else:
             rows.append(row_or_entry)
     events: dict[int, _Event] = {}
@@ -183,7 +189,18 @@ def _found(pages: Pages) -> _Found:
     _weigh_indexes(recovered, by_page.values(), events, named)
     recovered.lanes = {recovered.keys[key]: lane for key, lane in lanes.items()}
     recovered.named = {recovered.keys[key]: some for key, some in named.items() if key in recovered.keys}
+    held = {
+        content_name(recovered.keys[lane], sha256(body).hexdigest()): body
+        for lane, bodies in recovered.contents.items()
+        for body in bodies
+        if lane in recovered.keys
+    }
     for event in sorted(events.values(), key=lambda event: event.position):
+        if event.values[8] is not None and (names := references_in(event.values[5])):
+            if not names.keys() <= held.keys():
+                recovered.refused += 1  # no store would accept it
+                continue
+            recovered.shown[event.position] = {name: held[name] for name in names}
         recovered.events[event.conversation_id, event.sequence] = event
     return recovered
 
@@ -193,6 +210,15 @@ def _body(row: TableRow) -> bytes | None:
     match row.values:
         case (None, int(size), bytes(body)) if len(body) == size:
             return body
+        case _:
+            return None
+
+
+def _content(row: TableRow) -> tuple[int, bytes] | None:
+    """Return lane and value of large content, if a row has the shape of it; the events that name it prove it."""
+    match row.values:
+        case (int(lane), str(), int(), int(), int(size), bytes(body)) if len(body) == size:
+            return lane, body
         case _:
             return None
 
@@ -353,6 +379,7 @@ def _write(connection: sa.Connection, plans: Sequence[_Plan], recovered: _Found,
             cursor.execute(INSERT_EVENTS, (position, event_id, keys[name], *rest))
             if redacted:
                 cursor.execute(_REDACTED, (position,))
+            insert_contents(cursor, content_rows(recovered.shown.get(event.position, {}), keys[name], position))
         index_event_ids(cursor)
     for plan in plans:
         lane = plan.lane

@@ -14,7 +14,7 @@ Value = int | float | str | bytes | None
 _TABLE_LEAF: Final = 13
 _INDEX_LEAF: Final = 10
 _INDEX_INNER: Final = 2
-_MAX_ROW_BYTES: Final = 64 * 1024 * 1024  # a larger row length is damage
+_MAX_ROW_BYTES: Final = 66 * 1024 * 1024  # a larger row length is damage
 _INTEGERS: Final = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
 
 

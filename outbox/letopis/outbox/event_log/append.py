@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from letopis.outbox.event_log.append_encoding import Prepared
 from letopis.outbox.event_log.append_plan import ERASES_RECORDS, Appended, AppendPlan, LaneEnd, event_row, type_of
+from letopis.outbox.event_log.contents import insert_contents
 from letopis.outbox.event_log.effects import apply_effects
 from letopis.outbox.event_log.event_ids import MAX_UNINDEXED_EVENTS, find_positions, newest_position, write_index
 from letopis.outbox.event_log.lanes import Lane
@@ -69,6 +70,8 @@ def append_events(cursor: Any, appends: Sequence[Prepared], *, now_us: int) -> l
             outcomes.append(refused)
     if plan.event_rows:
         cursor.executemany(INSERT_EVENTS, plan.event_rows)
+        if plan.contents:
+            insert_contents(cursor, plan.contents)
         pending, settled, new = plan.lane_rows()
         if pending:
             cursor.executemany(_MOVE_PENDING_LANES, pending)

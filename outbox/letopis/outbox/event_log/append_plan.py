@@ -10,6 +10,7 @@ from uuid import UUID
 import orjson
 
 from letopis.outbox.event_log.append_encoding import Prepared, PreparedChange
+from letopis.outbox.event_log.contents import ContentRow, content_rows
 from letopis.outbox.event_log.effects import EFFECT_VERSIONS, Effect
 from letopis.outbox.event_log.records.changes import prepare_clear, together
 from letopis.outbox.event_log.records.log import KnownRecords
@@ -95,6 +96,7 @@ class AppendPlan:
     records: KnownRecords | None = None
     event_rows: list[tuple[Any, ...]] = field(default_factory=list)
     effects: list[Effect] = field(default_factory=list)
+    contents: list[ContentRow] = field(default_factory=list)
 
     def add(self, prepared: Prepared) -> Appended:
         """Plan one append; all of it or, when it raises, nothing of it."""
@@ -131,6 +133,8 @@ class AppendPlan:
             if used is not None:
                 used.add(event, sequence)
             self.event_rows.append(event_row(event, self.position, lane.key, sequence, self.now_us))
+            if event.contents is not None:
+                self.contents += content_rows(event.contents, lane.key, self.position)
         if new:
             lane.owner_id = owner_id
             if not lane.touched:

@@ -10,6 +10,7 @@ from uuid import UUID
 import orjson
 
 from letopis.outbox.event_log import drafts
+from letopis.outbox.event_log.contents import remove_unshown, shows_content
 from letopis.outbox.event_log.records.log import note_change
 from letopis.outbox.event_log.statements import fetch_all, query_all, query_one
 from letopis.store.model.codec import INTEGER_MAX, EncodedEvent, decode
@@ -169,13 +170,16 @@ def erase_repairs(cursor: Any, conversation_id: str) -> None:
 
 def _empty(cursor: Any, conversation_id: str, table: str, of_message: str, values: Sequence[Any]) -> int:
     key, update = _EMPTY[table]
-    emptied = []
+    emptied, shown = [], False
     for row in query_all(cursor, _CONTENT.format(table=table, key=key) + of_message, values):
         if (data := _readable(row[4])) is None or _is_erasure(row[2], data):
             continue
         left = strip_event(EncodedEvent(conversation_id, UUID(bytes=row[1]), *row[2:9]))
         emptied.append((left.data, left.metadata, row[0]))
+        shown = shown or shows_content(row[4])
     cursor.executemany(update, emptied)
+    if shown:
+        remove_unshown(cursor, conversation_id)
     return len(emptied)
 
 

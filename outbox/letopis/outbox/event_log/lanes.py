@@ -11,9 +11,11 @@ import orjson
 
 from letopis.outbox.concurrency.clock import RetryTimers
 from letopis.outbox.event_log.bound_store import UNBOUND, StoreBinding, binding_of
+from letopis.outbox.event_log.contents import content_sizes
 from letopis.outbox.event_log.statements import fetch_all, fetch_one, on_cursor, query_all, query_one
 from letopis.store.model.codec import EncodedEvent
 from letopis.store.model.identifiers import partition_of, uuid_of
+from letopis.store.model.large_content import MARK_IN_JSON
 from letopis.store.model.records import RECORD_PUT, is_record_lane, scope_of
 from letopis.store.rules.apply_plan import LaneBatch, SequencedEvent
 from letopis.store.rules.preconditions import batch_of
@@ -76,6 +78,8 @@ _MEASURE_PENDING: Final = (
     "SELECT count(*), coalesce(sum(octets), 0) FROM (SELECT length(CAST(e.data AS BLOB))"
     " + coalesce(length(CAST(e.metadata AS BLOB)), 0)"
     " + coalesce((SELECT b.size FROM letopis_outbox_record_bodies AS b WHERE b.position = e.position), 0)"
+    " + iif(instr(e.data, ':content:'), coalesce((SELECT sum(c.size) FROM letopis_outbox_contents AS c"
+    " WHERE c.lane = e.lane AND c.first_position = e.position), 0), 0)"
     " AS octets FROM letopis_outbox_lanes AS l"
     " JOIN letopis_outbox_events AS e ON e.lane = l.lane AND e.sequence > l.delivered"
     " WHERE l.pending_since IS NOT NULL AND l.delivered < l.head LIMIT ?)"
@@ -200,6 +204,7 @@ def _read_batches(
         events: list[SequencedEvent] = []
         taken = 0
         crowded = False
+        contents: Mapping[int, int] | None = None
         cursor.execute(_NEXT, (lane.key, lane.delivered, quota))
         bodies = cursor.connection.cursor() if is_record_lane(lane.conversation_id) else None
         for row in iter(cursor.fetchone, None):
@@ -207,6 +212,10 @@ def _read_batches(
                 break
             sequenced = sequenced_event(lane.conversation_id, row)
             size = _size(sequenced.event)
+            if bodies is None and MARK_IN_JSON in sequenced.event.data:
+                if contents is None:
+                    contents = content_sizes(cursor.connection.cursor(), lane.key, lane.delivered)
+                size += contents.get(row[0], 0)
             value: Any | None = None
             if bodies is not None and row[2] == RECORD_PUT and not sequenced.event.redacted:
                 value = query_one(bodies, _VALUE, (lane.key, row[0]))

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from letopis.outbox.event_log.contents import remove_pruned
 from letopis.outbox.event_log.event_ids import index_event_ids
 from letopis.outbox.event_log.lanes import SELECT_EVENT
 from letopis.outbox.event_log.statements import iterate, query_all, query_one
@@ -39,7 +40,9 @@ _DELETE_IDS: Final = (
 )
 _DELETE: Final = "DELETE FROM letopis_outbox_events WHERE lane = ? AND sequence > ? AND sequence <= ?"
 _DELIVERED_BODIES: Final = (
-    " FROM letopis_outbox_record_bodies AS b JOIN letopis_outbox_events AS e ON e.position = b.position"
+    " FROM (SELECT size, position FROM letopis_outbox_record_bodies UNION ALL"
+    " SELECT size, position FROM letopis_outbox_contents) AS b"
+    " JOIN letopis_outbox_events AS e ON e.position = b.position"
     " JOIN letopis_outbox_lanes AS l ON l.lane = e.lane AND e.sequence <= l.delivered"
 )
 _BODY_BYTES: Final = f"SELECT coalesce(sum(b.size), 0){_DELIVERED_BODIES}"
@@ -47,7 +50,7 @@ _OLDEST_BODIES: Final = f"SELECT b.size, e.lane, e.sequence{_DELIVERED_BODIES} O
 _PRUNED: Final = "SELECT pruned FROM letopis_outbox_lanes WHERE lane = ?"
 
 MAX_RETAINED_BODY_BYTES: Final = 64 * 1024 * 1024
-"""Bytes of delivered values of records that a file retains, whatever its retention of events."""
+"""Bytes of delivered values of records, and of large content, that a file retains whatever its retention of events."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +142,7 @@ def rows_after(
 
 
 def prune_bodies(cursor: Any, *, most: int = MAX_RETAINED_BODY_BYTES) -> int:
-    """Prune the oldest delivered changes of records, as prefixes of lanes, until values take at most ``most``."""
+    """Prune the oldest delivered events with values, as prefixes of lanes, until values take at most ``most``."""
     [(total,)] = query_all(cursor, _BODY_BYTES)
     if total <= most:
         return 0
@@ -161,6 +164,7 @@ def _prune_lane(cursor: Any, lane: int, first: int, last: int) -> int:
     cursor.execute(_PRUNE, (last, lane))
     cursor.execute(_DELETE_IDS, (lane, first, last))
     cursor.execute(_DELETE, (lane, first, last))
+    remove_pruned(cursor, lane)
     return last - first
 
 

@@ -336,6 +336,20 @@ record_bodies: Final = sa.Table(
     sa.Column("body", sa.LargeBinary, nullable=False),
 )
 
+contents: Final = sa.Table(
+    "letopis_outbox_contents",
+    metadata,
+    # The large strings of messages, each once a conversation; events refer to them by name.
+    sa.Column("lane", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("name", sa.Text, primary_key=True),
+    # Of the first and the last event that refers to it: positions stay when events get other sequences. It goes with
+    # the last one.
+    sa.Column("first_position", sa.Integer, nullable=False),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("size", sa.Integer, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+)
+
 record_clears: Final = sa.Table(
     "letopis_outbox_record_clears",
     metadata,

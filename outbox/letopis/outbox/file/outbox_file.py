@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Final, TypeVar
@@ -116,7 +117,6 @@ class OutboxFile:
     ) -> None:
         self.path = path
         self.home = HomeLoop()
-        self.origin = opened.origin
         self.file_id = opened.file_id
         self.appended = Signal()
         self.changed = Signal()
@@ -124,6 +124,9 @@ class OutboxFile:
         self.gate.files.capture()
         self.engine: AsyncEngine = create_store_engine(path, timeouts=Timeouts(lock=BUSY_TIMEOUT_SECONDS), pool_size=8)
         self.probe = PendingProbe(path, self.gate.verify_file)
+        # Another one than that of lookups, which would wait for as long as a large string is read.
+        self._contents = PendingProbe(path, self.gate.verify_file)
+        self.origin = replace(opened.origin, read_content=self._contents.content)
         self.now_us = now_microseconds if now is utc_now else lambda: to_microseconds(now())
         self._anchor = opened.anchor  # the writer's thread's alone
         self._thread = thread
@@ -243,6 +246,7 @@ class OutboxFile:
             await self._writer.close()
             await self._reader.disconnect()
             self.probe.close()
+            self._contents.close()
             await self.engine.dispose()
         finally:
             try:

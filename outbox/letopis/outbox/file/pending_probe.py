@@ -15,6 +15,14 @@ from letopis.store.errors import OutboxUnavailable
 _STORE: Final = "SELECT store_id FROM letopis_outbox_origin"
 _PROGRESS: Final = "SELECT head, delivered FROM letopis_outbox_lanes WHERE conversation_id = ?"
 
+_CONTENT: Final = (
+    "SELECT c.body FROM letopis_outbox_contents AS c JOIN letopis_outbox_lanes AS l ON l.lane = c.lane"
+    " WHERE l.conversation_id = ? AND c.name = ?"
+)
+_SHOWN: Final = (
+    "SELECT 1 FROM letopis_outbox_log WHERE conversation_id = ? AND salt IS NOT NULL AND instr(data, ?) LIMIT 1"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class LaneProgress:
@@ -57,6 +65,15 @@ class PendingProbe:
         if rows := self._rows(_STORE, ()):
             self._store_id = rows[0][0] and UUID(bytes=rows[0][0])
         return self._store_id
+
+    def content(self, conversation_id: str, name: str) -> bytes | None:
+        """Return large content of a conversation; ``None`` where it is missing.
+
+        It is empty where no event shows it any more, and where the file cannot be read now: the batch is tried again.
+        """
+        if rows := self._rows(_CONTENT, (conversation_id, name)):
+            return bytes(rows[0][0])
+        return b"" if rows is None or not self._rows(_SHOWN, (conversation_id, name)) else None
 
     def close(self) -> None:
         """Close the connection. Idempotent."""

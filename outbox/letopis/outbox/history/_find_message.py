@@ -10,12 +10,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.outbox.event_log.lookups import conversations_of
 from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.pending_reads.contents import ContentReads
 from letopis.outbox.pending_reads.merge import merge_messages
 from letopis.outbox.pending_reads.pending_slice import PendingSlice
 from letopis.outbox.pending_reads.read_path import ReadPath
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store.errors import InvalidInput, StoreUnavailable
-from letopis.store.model.conversations import RecordedMessage
+from letopis.store.model.conversations import Page, RecordedMessage
 from letopis.store.model.events import Upcasters
 from letopis.store.model.identifiers import check_identifier
 from letopis.store.read.lineage import Lineage
@@ -28,8 +29,17 @@ _EVERY: Final = Window(every=True)
 
 
 class MessageFinder:
-    def __init__(self, *, outbox: OutboxFile, gateway: StoreGateway, path: ReadPath, upcasters: Upcasters) -> None:
+    def __init__(
+        self,
+        *,
+        outbox: OutboxFile,
+        gateway: StoreGateway,
+        path: ReadPath,
+        upcasters: Upcasters,
+        contents: ContentReads,
+    ) -> None:
         self._outbox = outbox
+        self._contents = contents
         self._gateway = gateway
         self._path = path
         self._upcasters = upcasters
@@ -100,4 +110,6 @@ class MessageFinder:
                     named[message.id] = message
             return named, page.complete
 
-        return await self._path.read(conversation_id, ask, merge)
+        named, complete = await self._path.read(conversation_id, ask, merge)
+        page = await self._contents.of_page(Page(tuple(named.values()), complete=complete))
+        return dict(zip(named, page, strict=True)), page.complete

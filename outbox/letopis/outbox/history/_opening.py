@@ -23,6 +23,7 @@ from letopis.outbox.history._statistics import MessageCounter
 from letopis.outbox.history.options import HistorySettings, Options
 from letopis.outbox.history.receipts import Deliveries
 from letopis.outbox.operations.delivery import Deliverer, DeliveryOptions
+from letopis.outbox.pending_reads.contents import ContentReads
 from letopis.outbox.pending_reads.read_path import ReadPath
 from letopis.outbox.pending_reads.record_reads import RecordReads
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
@@ -56,9 +57,11 @@ class Parts:
         )
         self.deliveries = Deliveries(outbox, gateway)
         self.appender = Appender(outbox=outbox, gateway=gateway, deliveries=self.deliveries, limits=limits)
+        contents = ContentReads(outbox, gateway)
+        reading: dict[str, Any] = {"outbox": outbox, "gateway": gateway, "upcasters": upcasters, "contents": contents}
         path = ReadPath(outbox, gateway)
-        self.reader = HistoryReader(outbox=outbox, gateway=gateway, path=path, upcasters=upcasters)
-        self.finder = MessageFinder(outbox=outbox, gateway=gateway, path=path, upcasters=upcasters)
+        self.reader = HistoryReader(**reading, path=path)
+        self.finder = MessageFinder(**reading, path=path)
         shared: dict[str, Any] = {
             "outbox": outbox,
             "gateway": gateway,
@@ -67,9 +70,9 @@ class Parts:
         }
         self.conversations = Conversations(**shared)
         self.path = PathChanger(**shared, finder=self.finder, limits=limits)
-        self.replies = Replies(self.appender, upcasters)
+        self.replies = Replies(self.appender, upcasters, contents)
         self.record_reads = RecordReads(outbox, gateway)
-        self.search = Search(outbox=outbox, gateway=gateway, upcasters=upcasters)
+        self.search = Search(**reading)
         self.counter = MessageCounter(outbox=outbox, store=store, gateway=gateway, upcasters=upcasters)
 
     async def close(

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.outbox.event_log.append_encoding import check_types
 from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.pending_reads.contents import ContentReads
 from letopis.outbox.pending_reads.lineage import Ancestry, OwnMessages, ReadOwn, is_deleted
 from letopis.outbox.pending_reads.merge import (
     AlreadyDelivered,
@@ -57,11 +58,20 @@ MAX_CONCURRENT_CONVERSATIONS: Final = 4  # conversations of a page that are read
 class HistoryReader:
     """Reads the outbox and the history store as one history."""
 
-    def __init__(self, *, outbox: OutboxFile, gateway: StoreGateway, path: ReadPath, upcasters: Upcasters) -> None:
+    def __init__(
+        self,
+        *,
+        outbox: OutboxFile,
+        gateway: StoreGateway,
+        path: ReadPath,
+        upcasters: Upcasters,
+        contents: ContentReads,
+    ) -> None:
         self._outbox = outbox
         self._gateway = gateway
         self._path = path
         self._upcasters = upcasters
+        self.contents = contents
 
     async def messages(
         self,
@@ -76,18 +86,24 @@ class HistoryReader:
         offset: int = 0,
         as_of: AsOf | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - for one request to the store, with an error of its own
+        whole: bool = True,
     ) -> Page[RecordedMessage]:
-        """Return messages as ``History.messages`` does; all of them without ``last`` and ``first``."""
+        """Return messages as ``History.messages`` does; all of them without ``last`` and ``first``.
+
+        Unless they are to be ``whole``, references stand for large content.
+        """
         check_identifier(conversation_id, "conversation_id")
         if timeout is not None:
             _check_timeout(timeout, as_of)
         window = Window.of(last=last, first=first, before=before, after=after, every=every)
-        if as_of is None:
-            read = partial(self._until_settled, partial(self._with_inherited, conversation_id))
-        else:
-            read = partial(
-                self._until_settled, partial(self._as_of, conversation_id, check_as_of(as_of), seconds=timeout)
-            )
+        level: Callable[..., Awaitable[Page[RecordedMessage]]] = partial(self._with_inherited, conversation_id)
+        if as_of is not None:
+            level = partial(self._as_of, conversation_id, check_as_of(as_of), seconds=timeout)
+
+        async def read(window: Window) -> Page[RecordedMessage]:
+            page = await self._until_settled(level, window)
+            return await self.contents.of_page(page) if whole else page
+
         if where is None and offset == 0:
             return await read(window)
         check_whole(offset, "offset", 0)
@@ -100,9 +116,12 @@ class HistoryReader:
             conversation = await self._conversation(conversation_id)
             if not self._gateway.unavailable and (conversation is None or not conversation.inherits):
                 return 0 if conversation is None else conversation.message_count
-        count, complete = await count_filtered(
-            partial(self._until_settled, partial(self._with_inherited, conversation_id)), where
-        )
+
+        async def read(window: Window) -> Page[RecordedMessage]:
+            level = partial(self._with_inherited, conversation_id)
+            return await self.contents.of_page(await self._until_settled(level, window))
+
+        count, complete = await count_filtered(read, where)
         if not complete:
             raise StoreUnavailable("all messages of the conversation")
         return count

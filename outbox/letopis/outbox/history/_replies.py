@@ -22,6 +22,7 @@ from letopis.outbox.event_log.statements import fetch_one, on_cursor
 from letopis.outbox.history._append import Appender
 from letopis.outbox.history.options import OnUnconfirmed, Unconfirmed
 from letopis.outbox.history.reply import Reply
+from letopis.outbox.pending_reads.contents import ContentReads
 from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, LetopisError
 from letopis.store.model.codec import decode
 from letopis.store.model.event_types import MessageAppended, read
@@ -40,8 +41,9 @@ _LANE: Final = "SELECT owner_id, deleted FROM letopis_outbox_lanes WHERE convers
 class Replies:
     """Keeps the replies that this history writes."""
 
-    def __init__(self, appender: Appender, upcasters: Upcasters) -> None:
+    def __init__(self, appender: Appender, upcasters: Upcasters, contents: ContentReads) -> None:
         self._outbox = appender.outbox
+        self._contents = contents
         self._appender = appender
         self._upcasters = upcasters
         self.writer_lock = WriterLock(self._outbox.path)
@@ -106,7 +108,7 @@ class Replies:
     async def unconfirmed(self, *, owner: str | None) -> tuple[Unconfirmed, ...]:
         pending = await self.list_unconfirmed(owner)
         abandoned = set(await find_abandoned(self.writer_lock, sorted({draft.writer for draft in pending})))
-        return tuple(self.describe(draft, abandoned=draft.writer in abandoned) for draft in pending)
+        return tuple([await self.describe(draft, abandoned=draft.writer in abandoned) for draft in pending])
 
     async def list_unconfirmed(self, owner: str | None = None) -> list[drafts.UnconfirmedDraft]:
         return await self._outbox.read(lambda connection: on_cursor(connection, drafts.list_unconfirmed, owner))
@@ -158,7 +160,7 @@ class Replies:
             logger.warning("cannot see which replies were never confirmed: %s", error)
             return
         if adopted:
-            await self.report(callback, *(self.describe(draft, abandoned=True) for draft in adopted))
+            await self.report(callback, *[await self.describe(draft, abandoned=True) for draft in adopted])
 
     async def report(self, callback: OnUnconfirmed, *replies: Unconfirmed) -> None:
         """Call ``callback``, and log it if that fails."""
@@ -174,13 +176,16 @@ class Replies:
         if reply._settled:  # the others are retried
             self.writing.pop((reply.conversation_id, reply.message_id), None)
 
-    def describe(self, draft: drafts.UnconfirmedDraft, *, abandoned: bool) -> Unconfirmed:
+    async def describe(self, draft: drafts.UnconfirmedDraft, *, abandoned: bool) -> Unconfirmed:
+        message = _message(draft, self._upcasters)
+        if message is not None:
+            message = await self._contents.of_message(draft.conversation_id, message)
         return Unconfirmed(
             conversation_id=draft.conversation_id,
             message_id=draft.message_id,
             owner_id=draft.owner_id,
             appended_at=from_microseconds(draft.appended_at),
-            message=_message(draft, self._upcasters),
+            message=message,
             abandoned=abandoned,
         )
 

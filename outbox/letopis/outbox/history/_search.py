@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
 from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.pending_reads.contents import ContentReads
 from letopis.outbox.pending_reads.pending_search import (
     MessageKey,
     PendingConversation,
@@ -20,7 +21,7 @@ from letopis.store.model.codec import INTEGER_MAX
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.events import Upcasters
 from letopis.store.model.identifiers import check_identifier
-from letopis.store.read.paging import CursorCodec, check_count
+from letopis.store.read.paging import CursorCodec, Window, check_count
 from letopis.store.search.query import Query, parse
 from letopis.store.search.results import MAX_HITS, Hit, hit_of
 
@@ -73,8 +74,11 @@ class _Progress:
 
 
 class Search:
-    def __init__(self, *, outbox: OutboxFile, gateway: StoreGateway, upcasters: Upcasters) -> None:
+    def __init__(
+        self, *, outbox: OutboxFile, gateway: StoreGateway, upcasters: Upcasters, contents: ContentReads
+    ) -> None:
         self._outbox = outbox
+        self._contents = contents
         self._gateway = gateway
         self._upcasters = upcasters
 
@@ -95,7 +99,10 @@ class Search:
         # The outbox first: a message that is delivered in between is found in both and shown once.
         pending = await self._snapshot(request)
         page = await self._gateway.read(lambda store: self._found(store, request, pending))
-        return await self._retained(request) if page is None else page
+        page = await self._retained(request) if page is None else page
+        shown = await self._contents.of_page(Page(tuple(hit.message for hit in page)))
+        items = tuple(replace(hit, message=message) for hit, message in zip(page, shown, strict=True))
+        return replace(page, items=items, complete=page.complete and shown.complete)
 
     async def _snapshot(self, request: _Request, *, retained: bool = False) -> PendingSearch:
         return await self._outbox.read(
@@ -124,7 +131,7 @@ class Search:
         if store_place is None:
             store_place = await store.outbox_access.search_start(request.conversation)
         if room and store_place != "":
-            page = await store.search(
+            page = await store.outbox_access.search(
                 request.typed, owner=request.owner, conversation=request.conversation, limit=room, after=store_place
             )
             hits += await merge.of_store(page, besides=frozenset(keys.values()))
@@ -213,7 +220,8 @@ class _PageMerge:
         for message_id in sorted(ids):
             if message_id in places:
                 version = places[message_id].version
-                stored += await self._store.messages(name, after=version - 1, before=version + 1)
+                alone = Window(after=version - 1, before=version + 1)
+                stored += await self._store.outbox_access.messages(name, alone)
         if local is None:
             return stored
         return local.merge(stored, conversation=conversation, elsewhere=places, upcasters=self._upcasters)

@@ -182,7 +182,7 @@ class Resender:
         logger.error("a reply is given up: %s", reason, extra=_context(draft))
         # Before it is recorded: if the process ends in between, the next one reports it again.
         if self.options.on_unconfirmed is not None:
-            given_up = replace(self.replies.describe(draft, abandoned=True), failure=reason)
+            given_up = replace(await self.replies.describe(draft, abandoned=True), failure=reason)
             await self.replies.report(self.options.on_unconfirmed, given_up)
         return MessageFailed(message_id=draft.message_id, reason=reason)
 

@@ -9,10 +9,12 @@ from uuid import UUID
 
 import orjson
 
+from letopis.outbox.event_log.contents import read_contents
 from letopis.store.errors import InvalidInput
 from letopis.store.model.codec import decode
 from letopis.store.model.event_types import EventSkipped
 from letopis.store.model.events import from_microseconds, to_microseconds, utc_now
+from letopis.store.model.large_content import references_in, restored
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -197,6 +199,12 @@ def value_of(connection: sa.Connection, entry: PendingEvent) -> bytes | None:
     """Return the value of a pending put of a record; ``None`` for other events, and where a later put replaced it."""
     row = connection.exec_driver_sql(_VALUE, (entry.conversation_id, entry.sequence)).first()
     return None if row is None else bytes(row[0])
+
+
+def whole_data(connection: sa.Connection, entry: PendingEvent) -> Any:
+    """Return the data of a pending event as JSON values, with its large content in place."""
+    data = json_value(entry.data)
+    return restored(data, read_contents(connection, entry.conversation_id, references_in(entry.data)))
 
 
 def picked(value: object, *names: str) -> dict[str, Any]:

@@ -211,7 +211,7 @@ def fix(
         event_id=old.event_id,
         occurred_at=from_microseconds(old.occurred_at),
     )
-    encoded = encode(event, conversation_id=old.conversation_id, limits=limits)
+    encoded = encode(event, conversation_id=old.conversation_id, limits=limits, stored=True)
     if old.type == MessageAppended.type and event.data["message_id"] != _message_id(old.data, event.data["message_id"]):
         raise InvalidInput("data.message_id", "must stay as it was: other events may point at the message")
     if old.salt is not None and encoded.has_content_of(old.digest, old.salt):

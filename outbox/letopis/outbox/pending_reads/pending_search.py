@@ -25,6 +25,7 @@ from letopis.store.model.event_types import (
     MessageRedacted,
 )
 from letopis.store.model.events import RecordedEvent, Upcasters
+from letopis.store.model.large_content import without_references
 from letopis.store.model.parts import content_text
 from letopis.store.rules.fold import Fold, PathPosition
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
@@ -209,8 +210,8 @@ def _text(event: RecordedEvent, upcasters: Upcasters) -> str:
     body = event.body(upcasters)
     match body:
         case MessageAppended():
-            return body.message.text
+            return without_references(body.message.text)
         case MessageEdited():
-            return content_text(body.content)
+            return without_references(content_text(body.content))
         case _:
             return ""

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from letopis.outbox.history._read import HistoryReader
 from letopis.outbox.history.authored import authored, conversation_of
 from letopis.outbox.history.history import History
 from letopis.outbox.pending_reads.record_reads import stored_record
@@ -18,6 +19,8 @@ from letopis.store.conversation_store import ConversationStore
 from letopis.store.errors import StoreUnavailable
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.records import Record, RecordRange, Scope
+from letopis.store.outbox_access import OutboxAccess
+from letopis.store.read.paging import AsOf, Window
 from letopis.store.read.records import RecordReader, RecordsView
 from letopis.store.transfer.jsonl import SeenKeys, render_line
 from letopis.store.transfer.record_lines import render_record
@@ -139,11 +142,10 @@ class Exporter:
         if self.page is not None:
             self.page.begin(conversation.conversation_id, title=conversation.title)
 
-        async def read(after: str | None) -> Page[RecordedMessage]:
-            every, name = self.every, conversation.conversation_id
-            return _whole(await self.source.messages(name, first=PAGE, after=after, every=every))
-
-        async for message in all_items(read):
+        read, contents = _reading(self.source, conversation.conversation_id, every=self.every)
+        async for item in all_items(read):
+            # One at a time: the large content of a page may be more than the memory holds.
+            [message] = _whole(await contents(Page((item,))))
             # A fork is exported with what it inherits, so that the export does not depend on the parent.
             said = replace(message, conversation_id=conversation.conversation_id)
             yield self._line(said, owner=conversation.owner_id, count=count)
@@ -153,6 +155,33 @@ class Exporter:
         if self.page is not None:
             self.page.message(message)
         return render_line(message, owner=owner, count=count, with_delivery=self.deliveries)
+
+
+def _reading(
+    source: History | ConversationStore, conversation_id: str, *, every: bool
+) -> tuple[
+    Callable[[str | None], Awaitable[Page[RecordedMessage]]],
+    Callable[[Page[RecordedMessage]], Awaitable[Page[RecordedMessage]]],
+]:
+    """Return what reads a page without its large content, and what puts that in place."""
+    if isinstance(source, ConversationStore):
+        access = source.outbox_access
+        return partial(_store_page, access, conversation_id, every), access.with_contents
+    reader = source._parts.reader
+    return partial(_history_page, reader, conversation_id, every), reader.contents.of_page
+
+
+async def _store_page(
+    access: OutboxAccess, conversation_id: str, every: bool, after: str | None
+) -> Page[RecordedMessage]:
+    window = Window.of(last=None, first=PAGE, before=None, after=after, every=every)
+    return _whole(await access.messages(conversation_id, window))
+
+
+async def _history_page(
+    reader: HistoryReader, conversation_id: str, every: bool, after: str | None
+) -> Page[RecordedMessage]:
+    return _whole(await reader.messages(conversation_id, first=PAGE, after=after, every=every, whole=False))
 
 
 def _whole(page: Page[T]) -> Page[T]:

@@ -29,6 +29,7 @@ from letopis.store.database.schema import (
     records,
     same_conversation,
 )
+from letopis.store.maintenance.content_problems import content_problems
 from letopis.store.maintenance.erasure_causes import erasure_problems
 from letopis.store.maintenance.record_problems import record_problems
 from letopis.store.maintenance.wal_format import scan_wal
@@ -361,5 +362,6 @@ def _checks(checked: Checked) -> tuple[tuple[str, Callable[[AsyncConnection], As
         ("the lists of conversations and owners", _owners),
         ("the active conversations", _active_conversations),
         ("the records", record_problems),
+        ("the large content of messages", content_problems),
         ("the other tables", _other_tables),
     )

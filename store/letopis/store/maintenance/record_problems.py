@@ -14,7 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.schema import lanes, record_parts, record_tags, records
 from letopis.store.errors import InvalidInput
-from letopis.store.model.records import Scope, encode_tag, is_record_lane, scope_of
+from letopis.store.maintenance.content_problems import IS_CONTENT
+from letopis.store.model.large_content import content_name
+from letopis.store.model.records import CONTENT_SCOPES, Scope, encode_tag, is_record_lane, scope_of
 from letopis.store.rules.record_plan import record_digest
 
 _MAX_NAMED_SCOPES: Final = 20
@@ -36,7 +38,9 @@ _STRAY_PARTS: Final = (
     .select_from(record_parts.outerjoin(records, _IN_PARTS))
     .where(records.c.record_id.is_(None))
 )
-_SCOPES: Final = sa.select(records.c.scope, sa.func.count().label("held")).group_by(records.c.scope)
+_SCOPES: Final = (
+    sa.select(records.c.scope, sa.func.count().label("held")).where(sa.not_(IS_CONTENT)).group_by(records.c.scope)
+)
 _COUNTERS: Final = sa.select(lanes.c.conversation_id, lanes.c.records).where(lanes.c.records != 0)
 _TOTALS: Final = sa.select(lanes.c.partition, sa.func.sum(lanes.c.records)).group_by(lanes.c.partition)
 
@@ -45,8 +49,13 @@ async def record_problems(connection: AsyncConnection) -> AsyncIterator[str]:
     """Yield the problems of records: rows that differ from what was put, that are missing, or belong to nothing."""
     held, tags = Counter[int](), 0
     async for row, size, checksum in _records(connection):
-        held[row.partition] += 1
-        if not _is_intact(row, size, checksum):
+        named = True
+        if row.scope.startswith(CONTENT_SCOPES):  # which no lane counts
+            name = content_name(row.scope.removeprefix(CONTENT_SCOPES), checksum)
+            named = bytes(row.record_key) == name.encode()
+        else:
+            held[row.partition] += 1
+        if not (named and _is_intact(row, size, checksum)):
             yield f"records of {Scope(row.scope)}: one is not what was put"
         for name, value in _tags_of(row):
             tags ^= hash((row.partition, row.record_id, name, value))

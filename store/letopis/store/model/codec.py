@@ -18,6 +18,7 @@ from letopis.store.model.envelope import packed_bytes
 from letopis.store.model.event_types import VOCABULARY, MessageAppended, parse
 from letopis.store.model.events import Event, check_type, now_microseconds, to_microseconds
 from letopis.store.model.identifiers import check_identifier, check_whole, derived_event_id
+from letopis.store.model.large_content import CONTENT_TYPES, LARGE_BYTES, MARK_IN_JSON, extract
 from letopis.store.model.messages import EMPTY, Message
 
 _APPENDED: Final = MessageAppended.type
@@ -28,6 +29,7 @@ TRACEPARENT: Final = "traceparent"
 RESERVED: Final = "letopis."
 """The prefix of Letopis' own keys in an event's metadata; refused in a caller's metadata."""
 SALT_BYTES: Final = 16
+_MARK: Final = MARK_IN_JSON.encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +39,9 @@ class Limits:
     The defaults stay far below what any of the three stores refuses: MariaDB's ``max_allowed_packet`` (16 MB by
     default) bounds a statement, and its refusal looks like a lost connection.
 
-    :ivar max_bytes: the size of the data, and of the metadata, as JSON in UTF-8; at most 8 MiB. A large item that an
-        adapter has packed is not counted: those may have 8 MiB whatever this says.
+    :ivar max_bytes: the size of the data, and of the metadata, as JSON in UTF-8; at most 8 MiB. Strings of a message
+        above 256 KiB are not counted, as they are kept apart, nor is an item that an adapter has packed: each may have
+        64 MiB whatever this says.
     :ivar max_depth: how deep objects and lists may be nested; at most 200.
     """
 
@@ -65,6 +68,8 @@ class EncodedEvent:
     :ivar occurred_at: UTC microseconds since 1970.
     :ivar redacted: True if the content was taken away after the append.
     :ivar body: the value of a record, which its data names by size and checksum; ``None`` for all other events.
+    :ivar contents: the large strings of a message that its data refers to, by name; ``None`` without any, and of an
+        event that was read.
     """
 
     conversation_id: str
@@ -78,6 +83,7 @@ class EncodedEvent:
     occurred_at: int
     redacted: bool = False
     body: bytes | None = None
+    contents: Mapping[str, bytes] | None = None
 
     @property
     def intact(self) -> bool:
@@ -96,18 +102,24 @@ class EncodedEvent:
         return digest_of(self.conversation_id, self.type, self.schema_version, self.data, self.metadata, salt) == digest
 
 
-def encode(event: Event, *, conversation_id: str, limits: Limits = DEFAULT_LIMITS) -> EncodedEvent:
-    """Return the stored form of ``event``."""
+def encode(
+    event: Event, *, conversation_id: str, limits: Limits = DEFAULT_LIMITS, stored: bool = False
+) -> EncodedEvent:
+    """Return the stored form of ``event``; of one that was ``stored``, references to large content stay."""
     check_identifier(conversation_id, "conversation_id")
     check_type(event.type)
     if not isinstance(event.event_id, UUID):
         raise InvalidInput("event_id", f"must be a UUID, not {type(event.event_id).__name__}")
     check_whole(event.schema_version, "schema_version", 1, 32_767)
     given = _plain(event.data, "data", limits)
-    data = _dump(given, "data", limits, uncounted=packed_bytes(given))
+    contents: Mapping[str, bytes] | None = None
+    data = _dump(given, "data")
+    if event.type in CONTENT_TYPES and not stored and (len(data) > LARGE_BYTES or _MARK in data):
+        given, contents, data = _without_large(given, conversation_id)
+    _check_size(data, "data", limits, uncounted=packed_bytes(given))
     # Only an empty object may be left out; an empty list is refused.
     about = None if event.metadata == EMPTY else _plain(event.metadata, "metadata", limits)
-    metadata = None if about is None else _dump(about, "metadata", limits)
+    metadata = None if about is None else _checked(about, limits)
     body = parse(event.type, event.schema_version, event.data)
     # The data of custom events and of types that only a newer release understands is not interpreted.
     if type(body) is VOCABULARY.get(event.type):
@@ -125,6 +137,7 @@ def encode(event: Event, *, conversation_id: str, limits: Limits = DEFAULT_LIMIT
         digest=_digest(conversation_id, event.type, event.schema_version, _sorted(given), about, salt),
         salt=salt,
         occurred_at=to_microseconds(event.occurred_at),
+        contents=contents,
     )
 
 
@@ -143,9 +156,13 @@ def encode_message(
     plain = type(message) is Message and len(whole) == 3 and type(text := whole["content"]) is str and "\0" not in text
     if not plain:
         whole = _plain(whole, "data", limits)
-    data = _dump(whole, "data", limits, uncounted=0 if plain else packed_bytes(whole))
+    contents: Mapping[str, bytes] | None = None
+    data = _dump(whole, "data")
+    if len(data) > LARGE_BYTES or _MARK in data:
+        whole, contents, data = _without_large(whole, conversation_id)
+    _check_size(data, "data", limits, uncounted=0 if plain else packed_bytes(whole))
     about = None if metadata is EMPTY or metadata == EMPTY else _plain(metadata, "metadata", limits)
-    dumped = None if about is None else _dump(about, "metadata", limits)
+    dumped = None if about is None else _checked(about, limits)
     salt = os.urandom(SALT_BYTES)
     return EncodedEvent(
         conversation_id,
@@ -159,6 +176,7 @@ def encode_message(
         ),
         salt,
         now_microseconds() if occurred_at is None else to_microseconds(occurred_at),
+        contents=contents,
     )
 
 
@@ -240,14 +258,30 @@ def _plain(value: Any, field: str, limits: Limits) -> dict[str, Any]:
     return value if isinstance(value, dict) else dict(value)
 
 
-def _dump(value: dict[str, Any], field: str, limits: Limits, *, uncounted: int = 0) -> bytes:
+def _dump(value: dict[str, Any], field: str) -> bytes:
     try:
-        dumped = orjson.dumps(value, default=_as_dict)
+        return orjson.dumps(value, default=_as_dict)
     except TypeError as error:  # a lone surrogate: orjson finds it faster than a walk over every character
         raise InvalidInput(_surrogate(value, field) or field, "has a lone surrogate: it is not text") from error
+
+
+def _checked(metadata: dict[str, Any], limits: Limits) -> bytes:
+    dumped = _dump(metadata, "metadata")
+    _check_size(dumped, "metadata", limits)
+    return dumped
+
+
+def _check_size(dumped: bytes, field: str, limits: Limits, *, uncounted: int = 0) -> None:
     if len(dumped) - uncounted > limits.max_bytes:
         raise InvalidInput(field, f"is {len(dumped)} bytes of JSON, the limit is {limits.max_bytes}: store a reference")
-    return dumped
+
+
+def _without_large(
+    data: dict[str, Any], conversation_id: str
+) -> tuple[dict[str, Any], Mapping[str, bytes] | None, bytes]:
+    """Return an event's data with references for its large strings, these by name, and the data as JSON."""
+    extracted = extract(data, conversation_id)
+    return extracted.data, extracted.contents or None, _dump(extracted.data, "data")
 
 
 def _as_dict(value: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ FORMAT_KEY: Final = "format"
 """The key of a message's metadata with the envelope: what a framework's item has beyond the message."""
 REPLACED_TYPE: Final = "letopis.replaced_item"
 """The type of the last part of an edit that holds a framework's replacement as an envelope."""
-MAX_ITEM_BYTES: Final = 8_388_608
+MAX_ITEM_BYTES: Final = 67_108_864
 """The largest item, as JSON in UTF-8."""
 _JSON: Final = "json"
 _PACKED: Final = "packed"

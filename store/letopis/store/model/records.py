@@ -37,6 +37,8 @@ FIRST_CONVERSATION_ID: Final = "\x02"
 _CONVERSATION: Final = f"{_MARK}c:"
 _OWNER: Final = f"{_MARK}o:"
 _SPACE: Final = f"{_MARK}s:"
+CONTENT_SCOPES: Final = f"{_MARK}m:"
+"""Begins the scopes of large content, which no lane carries: it is written with the events that show it."""
 
 Tag = str | int | bool | None
 Namespace = tuple[str, ...]
@@ -98,6 +100,11 @@ class Scope:
         """
         return cls(_SPACE + check_identifier(name, "space"))
 
+    @classmethod
+    def content(cls, conversation_id: str) -> Scope:
+        """Return the scope of the large content of a conversation's messages."""
+        return cls(CONTENT_SCOPES + conversation_id)
+
     def check(self) -> Scope:
         """Return the scope itself.
 
@@ -117,7 +124,7 @@ class Scope:
     @property
     def named(self) -> tuple[str, str]:
         """The word for its kind, ``conversation``, ``owner`` or ``space``, and the name without the mark."""
-        kinds = {_CONVERSATION: "conversation", _OWNER: "owner", _SPACE: "space"}
+        kinds = {_CONVERSATION: "conversation", _OWNER: "owner", _SPACE: "space", CONTENT_SCOPES: "content"}
         return kinds[self.name[:3]], self.name[3:]
 
     @property

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.schema import record_parts, record_tags, records
 from letopis.store.model.records import (
+    CONTENT_SCOPES,
     MAX_VALUE_BYTES,
     Media,
     RecordKey,
@@ -99,6 +100,21 @@ class RecordReader:
         heads = await self._heads(connection, origin_id, {scope.lane(key[0]) for key in places})
         return RecordsView(records=[_record(row, bodies.get(row.record_id)) for row in rows], heads=heads)
 
+    async def contents(
+        self, connection: AsyncConnection, wanted: Mapping[str, Collection[str]]
+    ) -> dict[str, dict[str, bytes]]:
+        """Return large content of messages by conversation and name, as far as it is there."""
+        contents: dict[str, dict[str, bytes]] = {}
+        for conversation_id, names in wanted.items():
+            scope = Scope.content(conversation_id)
+            partition, ids = scope.partition(self._partitions), [record_id(scope, (b"", n.encode())) for n in names]
+            rows: list[sa.Row[Any]] = []
+            for part in in_batches(ids):
+                rows += (await connection.execute(self._by_id, {"at_partition": partition, "ids": part})).all()
+            bodies = await self._bodies(connection, partition, rows)
+            contents[conversation_id] = {bytes(row.record_key).decode(): bodies[row.record_id] for row in rows}
+        return contents
+
     async def page(
         self,
         connection: AsyncConnection,
@@ -174,7 +190,9 @@ class RecordReader:
 
     async def scopes(self, connection: AsyncConnection, *, limit: int, after: str = "") -> list[Scope]:
         """Return scopes that hold records, in the order of their names, after one of them."""
-        statement = sa.select(records.c.scope).distinct().where(records.c.scope > after).order_by(records.c.scope)
+        shown = sa.not_(records.c.scope.startswith(CONTENT_SCOPES, autoescape=True))
+        statement = sa.select(records.c.scope).distinct().where(records.c.scope > after, shown)
+        statement = statement.order_by(records.c.scope)
         rows = await connection.execute(statement.limit(limit))
         return [Scope(row.scope) for row in rows]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -22,6 +22,8 @@ class Origin:
     :ivar name: the file's base name, for display.
     :ivar store_id: the only history store that may accept the delivery; ``None`` for any store.
     :ivar erasures: the number of the last erasure that was carried out in the file before the events were read from it.
+    :ivar read_content: returns large content of a conversation, by its name, from the file: ``None`` if it is missing,
+        nothing if it was erased since the batch was read; called in any thread.
     """
 
     origin_id: UUID
@@ -29,6 +31,7 @@ class Origin:
     name: str
     store_id: UUID | None = None
     erasures: int = 0
+    read_content: Callable[[str, str], bytes | None] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(slots=True)

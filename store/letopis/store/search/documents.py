@@ -23,6 +23,7 @@ from letopis.store.model.event_types import (
     read,
 )
 from letopis.store.model.events import Upcasters
+from letopis.store.model.large_content import without_references
 from letopis.store.model.parts import content_text
 from letopis.store.read.task_marks import MAX_ROWS_PER_TRANSACTION, left_at
 from letopis.store.search.index import Document
@@ -160,9 +161,9 @@ class LogRanges:
         body = read(row.type, *self._upcasters.upcast(row.type, row.schema_version, _data(row.data)))
         match body:
             case MessageAppended():
-                return body.message.text
+                return without_references(body.message.text)
             case MessageEdited():
-                return content_text(body.content)
+                return without_references(content_text(body.content))
             case _:
                 return ""  # written by a newer release, which indexes it
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from letopis.store.model.codec import INTEGER_MAX
 from letopis.store.model.conversations import RecordedMessage
+from letopis.store.model.large_content import without_references
 from letopis.store.read.paging import CursorCodec
 from letopis.store.search.query import Query, match
 from letopis.store.search.snippets import snippet
@@ -85,10 +86,11 @@ def hit_of(message: RecordedMessage, query: Query, score: float | None = None) -
     """Return a message as a hit; ``None`` where this query does not find it."""
     if message.redacted or not message.on_path:
         return None
-    fit = match(query, message.text)
+    text = without_references(message.text)
+    fit = match(query, text)
     if fit is None:
         return None
-    excerpt = snippet(message.text, fit)
+    excerpt = snippet(text, fit)
     return Hit(
         message=message,
         conversation_id=message.conversation_id,

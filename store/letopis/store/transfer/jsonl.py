@@ -21,13 +21,14 @@ from letopis.store.errors import InvalidInput
 from letopis.store.model.conversations import Delivery, RecordedMessage
 from letopis.store.model.events import Event, utc_now
 from letopis.store.model.identifiers import check_identifier
+from letopis.store.model.large_content import MAX_CONTENT_BYTES
 from letopis.store.model.messages import EMPTY, Message, Role
 from letopis.store.model.parts import content_from_json
 from letopis.store.transfer.record_lines import MAX_RECORD_LINE_BYTES, RecordLine, parse_record
 from letopis.store.transfer.timestamps import parse_timestamp, render_timestamp
 
-MAX_LINE_BYTES: Final = 12_582_912
-"""The longest accepted line: a message with the largest packed item, of 8 MiB before it is put in base64, fits."""
+MAX_LINE_BYTES: Final = 2 * MAX_CONTENT_BYTES
+"""The longest accepted line: a message with as much large content as it may have fits, even if JSON escapes it."""
 
 IMPLIED_NAMESPACE: Final = UUID("5b0b9d0c-0d5e-5f0c-8f57-3f2b4b1c7a10")
 """Namespace of the ids of lines without one; part of the data format, never to change."""

@@ -29,6 +29,7 @@ from letopis.store.rules.apply_plan import ApplyResult, LaneApplied, LaneBatch, 
 from letopis.store.rules.decoding import DecodedEvent, decode_events
 from letopis.store.rules.projection import conflicts_of_shown, project_events
 from letopis.store.rules.record_plan import RecordChange, decode_change
+from letopis.store.write.contents import ContentWriter
 from letopis.store.write.lanes import AcceptedLane, Lanes
 from letopis.store.write.loading import Loader
 from letopis.store.write.records import RecordWriter
@@ -119,6 +120,7 @@ class Applier:
         self._loader = Loader(dialect, eraser)
         self._rows = RowWriter(dialect, eraser)
         self._records = dialect.shared(RecordWriter)
+        self._contents = dialect.shared(ContentWriter)
 
     async def apply(self, origin: Origin, batch: Sequence[LaneBatch]) -> ApplyResult:
         names = set[str]()
@@ -194,6 +196,7 @@ class Applier:
         if fresh := await self._loader.load(transaction, in_order):
             await _project(fresh)
             await self._rows.write(transaction, fresh, delivered=[lane for lane in accepted if lane.fresh])
+            await self._contents.write(transaction, fresh)
         deleted = {lane.conversation_id for lane in fresh if not lane.plain and lane.result.deleted}
         if deleted or len(fresh) < len(accepted):
             transaction.erased |= await self._records.write(transaction, accepted, deleted=deleted)

@@ -82,6 +82,10 @@ class RecordWriter:
                 await self._clear(transaction, lane, Scope.conversation(lane.conversation_id), b"")
         return erased
 
+    async def insert(self, transaction: ApplyTransaction, scope: Scope, partition: int, change: RecordChange) -> None:
+        """Write a record that is not there yet, and that no lane counts."""
+        await self._write_rows(transaction, scope, partition, {change.place: change}, {})
+
     async def _apply(self, transaction: ApplyTransaction, lane: AcceptedLane) -> bool:
         """Write what the changes of one lane come to. Return True if content was erased."""
         scope, partition, stored = lane.scope, lane.partition, dict[RecordKey, sa.Row[Any]]()

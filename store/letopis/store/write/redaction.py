@@ -11,14 +11,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect, check_row_count, in_batches
 from letopis.store.database.schema import conversations, events, messages, of_conversation
-from letopis.store.model.codec import decode
+from letopis.store.model.codec import EncodedEvent, decode
 from letopis.store.model.event_types import ConversationDeleted, MessageAppended
 from letopis.store.model.events import Upcasters
+from letopis.store.model.large_content import references_in
 from letopis.store.read.descendants import Descendants, NewFork
 from letopis.store.read.task_marks import ERASE, MAX_ROWS_PER_TRANSACTION, Task, write_marks
 from letopis.store.rules.apply_plan import TableRow
 from letopis.store.rules.redaction import MESSAGE_CONTENT_TYPES, internal_metadata, stripped
 from letopis.store.search.index import Index
+from letopis.store.write.contents import ContentWriter
 
 _EVENTS_PER_READ: Final = 500
 _MAX_IDS_IN_STATEMENT: Final = 20
@@ -35,6 +37,7 @@ class Eraser:
         self._dialect = dialect
         self._descendants = Descendants(dialect, upcasters)
         self._index = index
+        self._contents = dialect.shared(ContentWriter)
         at = (
             *of_conversation(events),
             events.c.version > sa.bindparam("after"),
@@ -75,12 +78,19 @@ class Eraser:
         await self._index.forget(connection, partition, conversation_id, None)
 
     async def strip(
-        self, connection: AsyncConnection, partition: int, conversation_id: str, *, after: int, upto: int
+        self,
+        connection: AsyncConnection,
+        partition: int,
+        conversation_id: str,
+        *,
+        after: int,
+        upto: int,
+        fresh: Sequence[EncodedEvent] = (),
     ) -> None:
         """Strip the events of a conversation in a range; the event that deleted it keeps its reason."""
         conversation = (connection, partition, conversation_id)
         while after < upto:
-            after = await self.strip_some(*conversation, after=after, upto=upto, limit=_EVENTS_PER_READ)
+            after = await self.strip_some(*conversation, after=after, upto=upto, limit=_EVENTS_PER_READ, fresh=fresh)
 
     async def strip_messages(
         self,
@@ -90,6 +100,7 @@ class Eraser:
         message_ids: Collection[str],
         *,
         upto: int,
+        fresh: Sequence[EncodedEvent] = (),
     ) -> None:
         """Strip the events of some messages up to a version, and remove these messages from search."""
         key = {"partition": partition, "conversation": conversation_id}
@@ -102,17 +113,25 @@ class Eraser:
         async for rows in self._pages(connection, statement, key, after=0, upto=upto):
             held = [(row, data) for row in rows if (data := decode(row.data)).get("message_id") in message_ids]
             removed += [row.version for row, _ in held if row.type == MessageAppended.type]
-            await self._dialect.overwrite(connection, events, [_stripped_row(row, data) for row, data in held])
+            await self._overwrite(connection, partition, conversation_id, [row for row, _ in held], fresh)
         await self._index.forget(connection, partition, conversation_id, removed)
 
     async def strip_some(
-        self, connection: AsyncConnection, partition: int, conversation_id: str, *, after: int, upto: int, limit: int
+        self,
+        connection: AsyncConnection,
+        partition: int,
+        conversation_id: str,
+        *,
+        after: int,
+        upto: int,
+        limit: int,
+        fresh: Sequence[EncodedEvent] = (),
     ) -> int:
         """Strip at most the next ``limit`` events of a range; return the version of the last one."""
         key = {"partition": partition, "conversation": conversation_id, "after": after, "upto": upto}
         rows = (await connection.execute(_limited(self._all, limit), key)).all()
-        stripped_rows = [_stripped_row(row, decode(row.data)) for row in rows if row.type != ConversationDeleted.type]
-        await self._dialect.overwrite(connection, events, stripped_rows)
+        old = [row for row in rows if row.type != ConversationDeleted.type]
+        await self._overwrite(connection, partition, conversation_id, old, fresh)
         return int(rows[-1].version) if len(rows) == limit else upto
 
     async def strip_versions(
@@ -129,9 +148,22 @@ class Eraser:
         for part in in_batches(versions):
             wanted = set(part)
             async for rows in self._pages(connection, self._all, key, after=part[0] - 1, upto=part[-1]):
-                stripped_rows = [_stripped_row(row, decode(row.data)) for row in rows if row.version in wanted]
-                await self._dialect.overwrite(connection, events, stripped_rows)
+                old = [row for row in rows if row.version in wanted]
+                await self._overwrite(connection, partition, conversation_id, old)
         await self._index.forget(connection, partition, conversation_id, messages)
+
+    async def _overwrite(
+        self,
+        connection: AsyncConnection,
+        partition: int,
+        conversation_id: str,
+        rows: Sequence[sa.Row[Any]],
+        fresh: Sequence[EncodedEvent] = (),
+    ) -> None:
+        """Strip rows of the log, and remove the large content that neither the others nor ``fresh`` events show."""
+        await self._dialect.overwrite(connection, events, [_stripped_row(row, decode(row.data)) for row in rows])
+        if any(references_in(row.data) for row in rows):
+            await self._contents.sweep(connection, partition, conversation_id, besides=fresh)
 
     async def _pages(
         self, connection: AsyncConnection, statement: sa.Select[Any], key: Mapping[str, Any], *, after: int, upto: int

@@ -290,6 +290,17 @@ RECORDS = (
     )
     """,
     """
+    CREATE TABLE letopis_outbox_contents (
+        lane INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        first_position INTEGER NOT NULL,
+        position INTEGER NOT NULL,
+        size INTEGER NOT NULL,
+        body BLOB NOT NULL,
+        PRIMARY KEY (lane, name)
+    )
+    """,
+    """
     CREATE TABLE letopis_outbox_record_clears (
         position INTEGER NOT NULL,
         lane INTEGER NOT NULL,
@@ -349,7 +360,7 @@ def downgrade() -> None:
     op.execute("DROP VIEW letopis_outbox_known_ids")
     op.execute("DROP VIEW letopis_outbox_log")
     tables = (
-        "record_clears record_bodies records audit"
+        "record_clears contents record_bodies records audit"
         " unconfirmed superseded owners drafts repairs relay origin notifications lanes incidents pause event_ids"
         " events"
     )

@@ -1,0 +1,133 @@
+"""Replace the large strings of a message by references, and the references by the strings again."""
+
+# A reference is a string itself, so that everything that reads messages need not know of it.
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Final, NamedTuple
+
+from letopis.store.errors import InvalidInput
+
+LARGE_BYTES: Final = 256 * 1024
+"""A longer string of a message, in UTF-8, is kept apart from its event."""
+MAX_STRING_BYTES: Final = 65 * 1024 * 1024
+"""The longest string: an item of 64 MiB fits that an adapter has packed, which base64 makes a little longer."""
+MAX_CONTENT_BYTES: Final = 2 * MAX_STRING_BYTES
+"""All large strings of one event: an adapter may keep an item and a readable form of it."""
+CONTENT_TYPES: Final = ("message.appended", "message.edited")
+"""The types of the events whose content and metadata may hold references."""
+
+_MARK: Final = "\x01letopis:"
+_REFERENCE: Final = f"{_MARK}content:"
+_ESCAPED: Final = f"{_MARK}text:"  # stands for the U+0001 that a caller's own string begins with
+MARK_IN_JSON: Final = r'"\u0001letopis:'
+"""What stored JSON contains if a string in it is a reference, or looks like one."""
+LIKE_REFERENCE: Final = "u0001letopis:content:"
+"""The same for a database to look for, without a backslash, which databases take in different ways."""
+# A string of its own, and no key: not behind a backslash, and not before a colon.
+_IN_JSON: Final = re.compile(r'(?<!\\)"\\u0001letopis:content:([0-9a-f]{64}):(\d{1,9})"(?!:)')
+_WHOLE: Final = re.compile(f"{_REFERENCE}([0-9a-f]{{64}}):([0-9]{{1,9}})")
+_IN_TEXT: Final = re.compile(f"^{_WHOLE.pattern}$", re.MULTILINE)
+_FIELDS: Final = ("content", "metadata")
+
+
+class Reference(NamedTuple):
+    """The name of a large string in its conversation, and its size in UTF-8."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """The data of an event without its large strings, and these by name."""
+
+    data: dict[str, Any]
+    contents: Mapping[str, bytes]
+
+
+def content_name(conversation_id: str, checksum: str) -> str:
+    """Return the name of a string whose SHA-256 is known: in each conversation another one."""
+    return sha256(f"{conversation_id}\n{checksum}".encode()).hexdigest()
+
+
+def extract(data: Mapping[str, Any], conversation_id: str) -> Extracted:
+    """Replace the large strings of an event's data, and escape those that look like a reference.
+
+    :raises InvalidInput: one string or all of them are too large, or a field that holds no content looks like one.
+    """
+    contents: dict[str, bytes] = {}
+
+    def replaced(text: str) -> str:
+        if len(text) * 4 > LARGE_BYTES and len(body := text.encode()) > LARGE_BYTES:
+            if len(body) > MAX_STRING_BYTES:
+                raise InvalidInput("data", f"has a string of {len(body)} bytes, the limit is 64 MiB: store a reference")
+            name = content_name(conversation_id, sha256(body).hexdigest())
+            contents[name] = body
+            return f"{_REFERENCE}{name}:{len(body)}"
+        return _ESCAPED + text[1:] if text.startswith(_MARK) else text
+
+    extracted = {key: _mapped(item, replaced) if key in _FIELDS else item for key, item in data.items()}
+    if (size := sum(map(len, contents.values()))) > MAX_CONTENT_BYTES:
+        raise InvalidInput("data", f"has {size} bytes of large content, the limit is {MAX_CONTENT_BYTES}: split it")
+    others = [item for key, item in data.items() if key not in _FIELDS]
+    if any(_WHOLE.fullmatch(text) for text in _strings(others)):
+        raise InvalidInput("data", "has a string in the form of Letopis' references to large content: change it")
+    return Extracted(extracted, contents)
+
+
+def references_in(data: str) -> dict[str, int]:
+    """Return the references in an event's data, JSON as it is stored: their sizes by name."""
+    return {name: int(size) for name, size in _IN_JSON.findall(data)} if MARK_IN_JSON in data else {}
+
+
+def is_marked(text: object) -> bool:
+    """Return True if a string is a reference, or was escaped."""
+    return type(text) is str and text.startswith(_MARK)
+
+
+def references_of(value: Any) -> Iterator[Reference]:
+    """Yield the references in a JSON value."""
+    for text in _strings(value):
+        if (whole := _WHOLE.fullmatch(text)) is not None:
+            yield Reference(whole[1], int(whole[2]))
+
+
+def restored(value: Any, contents: Mapping[str, bytes]) -> Any:
+    """Return a JSON value with its large strings back in place; a note stands for one that ``contents`` lacks."""
+
+    def replaced(text: str) -> str:
+        if (whole := _WHOLE.fullmatch(text)) is not None:
+            body = contents.get(whole[1])
+            return f"[{whole[2]} bytes of content cannot be read]" if body is None else body.decode()
+        return f"\x01{text.removeprefix(_ESCAPED)}" if text.startswith(_ESCAPED) else text
+
+    return _mapped(value, replaced)
+
+
+def without_references(text: str) -> str:
+    """Return the text of a message, as it is searched, without references to large content."""
+    return _IN_TEXT.sub("", text) if _MARK in text else text
+
+
+def _mapped(value: Any, replaced: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return replaced(value)
+    if isinstance(value, Mapping):
+        return {key: _mapped(item, replaced) for key, item in value.items()}
+    return [_mapped(item, replaced) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _strings(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
