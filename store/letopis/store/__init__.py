@@ -45,6 +45,7 @@ if typing.TYPE_CHECKING:
     from letopis.store.model.conversations import Saved as Saved
     from letopis.store.model.conversations import Seen as Seen
     from letopis.store.model.event_types import NULL as NULL
+    from letopis.store.model.event_types import PINNED as PINNED
     from letopis.store.model.event_types import Body as Body
     from letopis.store.model.event_types import ConversationActivated as ConversationActivated
     from letopis.store.model.event_types import ConversationAnnotated as ConversationAnnotated
@@ -54,6 +55,8 @@ if typing.TYPE_CHECKING:
     from letopis.store.model.event_types import ConversationRestored as ConversationRestored
     from letopis.store.model.event_types import ConversationRewound as ConversationRewound
     from letopis.store.model.event_types import ConversationStarted as ConversationStarted
+    from letopis.store.model.event_types import ConversationTagged as ConversationTagged
+    from letopis.store.model.event_types import ConversationTrimmed as ConversationTrimmed
     from letopis.store.model.event_types import CustomEvent as CustomEvent
     from letopis.store.model.event_types import EventSkipped as EventSkipped
     from letopis.store.model.event_types import ForkPoint as ForkPoint
@@ -124,8 +127,9 @@ _NAMES = {
     "model.codec": "EncodedEvent Limits",
     "model.conversations": "Conversation Delivery Page Reaction RecordedMessage Saved Seen",
     "model.event_types": (
-        "NULL Body ConversationActivated ConversationAnnotated ConversationArchived ConversationDeleted "
-        "ConversationRenamed ConversationRestored ConversationRewound ConversationStarted CustomEvent "
+        "NULL PINNED Body ConversationActivated ConversationAnnotated ConversationArchived ConversationDeleted "
+        "ConversationRenamed ConversationRestored ConversationRewound ConversationStarted ConversationTagged "
+        "ConversationTrimmed CustomEvent "
         "EventSkipped ForkPoint MessageAppended MessageEdited MessageFailed MessageRedacted MessageSent "
         "ReactionAdded ReactionRemoved UnknownEvent"
     ),
