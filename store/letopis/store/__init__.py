@@ -106,6 +106,8 @@ if typing.TYPE_CHECKING:
     from letopis.store.rules.filter import Filter as Filter
     from letopis.store.rules.preconditions import Conflict as Conflict
     from letopis.store.rules.preconditions import Precondition as Precondition
+    from letopis.store.rules.retention import ContentRetention as ContentRetention
+    from letopis.store.rules.retention import RetentionRule as RetentionRule
     from letopis.store.rules.statistics import Figures as Figures
     from letopis.store.rules.statistics import Statistics as Statistics
     from letopis.store.rules.tool_calls import StrayResult as StrayResult
@@ -146,6 +148,7 @@ _NAMES = {
     "rules.context_window": "Context by_recorded_tokens window",
     "rules.filter": "Filter",
     "rules.preconditions": "Conflict Precondition",
+    "rules.retention": "ContentRetention RetentionRule",
     "rules.tool_calls": "StrayResult",
     "rules.transcript": "transcript",
     "search.indexer": "BackgroundIndexer",

@@ -31,6 +31,8 @@ VERBS: Final = {
     "search": ("letopis.outbox.cli.history:search", "Search messages by words."),
     "import": ("letopis.outbox.cli.transfer:import_", "Import conversations from a file."),
     "export": ("letopis.outbox.cli.transfer:export", "Export conversations to a file."),
+    "tag": ("letopis.outbox.cli.retain:tag", "Add tags to a conversation, or remove them."),
+    "retain": ("letopis.outbox.cli.retain:retain", "Take away content that the rules keep no longer."),
     "erase": ("letopis.outbox.cli.erase:erase", "Erase conversations, or all those of an owner, for good."),
 }
 

@@ -12,9 +12,11 @@ from letopis.outbox.event_log.records.log import note_change
 from letopis.outbox.event_log.statements import fetch_all, query_all, query_one
 from letopis.store.model.codec import INTEGER_MAX, EncodedEvent, decode
 from letopis.store.model.event_types import (
+    STATE_EVENTS,
     ConversationActivated,
     ConversationDeleted,
     ConversationRewound,
+    ConversationTrimmed,
     MessageFailed,
     MessageRedacted,
     MessageSent,
@@ -32,6 +34,7 @@ EFFECT_VERSIONS: Final[Mapping[str, int]] = {
         ConversationActivated,
         ConversationDeleted,
         ConversationRewound,
+        ConversationTrimmed,
         MessageFailed,
         MessageRedacted,
         MessageSent,
@@ -46,8 +49,13 @@ _ACTIVATED: Final = (
     " activated_order = excluded.activated_order WHERE excluded.activated_order > activated_order"
 )
 _DELETED: Final = "UPDATE letopis_outbox_lanes SET deleted = ? WHERE conversation_id = ? AND deleted <= 0"
+_TRIMMED: Final = "UPDATE letopis_outbox_lanes SET deleted = ? WHERE conversation_id = ? AND deleted = 0 AND erased < ?"
+# What is erased before a deletion or a reset is everything, and before any other event it is what a trim takes away.
 _UNERASED: Final = (
-    "SELECT conversation_id, abs(deleted), erased, max(erased, pruned) FROM letopis_outbox_lanes"
+    "SELECT conversation_id, abs(deleted), erased, max(erased, pruned), deleted < 0 AND NOT EXISTS (SELECT 1"
+    " FROM letopis_outbox_log AS e WHERE e.conversation_id = letopis_outbox_lanes.conversation_id"
+    " AND e.sequence = -deleted AND e.type = 'conversation.rewound'"
+    " AND iif(json_valid(e.data), json_extract(e.data, '$.erase'), 0)) FROM letopis_outbox_lanes"
     " WHERE erased < abs(deleted) AND abs(deleted) <= delivered"
 )
 _AMONG: Final = " AND conversation_id IN (SELECT value FROM json_each(?))"
@@ -120,6 +128,11 @@ def apply_effects(cursor: Any, effects: Iterable[Effect]) -> bool:
             case ConversationRewound.type if decode(event.data).get("erase") is True:
                 cursor.execute(_DELETED, (-effect.sequence, name))
                 drafts.erase(cursor, name, None)
+            case ConversationTrimmed.type:
+                before = decode(event.data).get("sequence", 0) + 1
+                cursor.execute(_TRIMMED, (-before, name, before))
+                if cursor.rowcount == 0:  # it is being erased up to another place, or nothing is that old
+                    erased = erase_content(cursor, name, None, before=before, content_only=True) > 0 or erased
             case MessageRedacted.type:
                 message_id = str(decode(event.data)["message_id"])
                 erase_content(cursor, name, message_id)
@@ -138,7 +151,13 @@ def is_redacted(cursor: Any, conversation_id: str, message_id: str) -> bool:
 
 
 def erase_content(
-    cursor: Any, conversation_id: str, message_id: str | None, *, first: int = 0, before: int = INTEGER_MAX
+    cursor: Any,
+    conversation_id: str,
+    message_id: str | None,
+    *,
+    first: int = 0,
+    before: int = INTEGER_MAX,
+    content_only: bool = False,
 ) -> int:
     """Erase a message, or a conversation from ``first`` to ``before``, from events and repairs; return how many."""
     of_message = "" if message_id is None else _OF_MESSAGE
@@ -152,7 +171,8 @@ def erase_content(
     ):
         emptied = []
         for row in query_all(cursor, _CONTENT.format(table=table, key=key) + of_message, values):
-            if row[2] == ConversationDeleted.type or not _readable(row[4]):
+            state = row[2] == ConversationDeleted.type or (content_only and row[2].startswith(STATE_EVENTS))
+            if state or not _readable(row[4]):
                 continue
             left = strip_event(EncodedEvent(conversation_id, UUID(bytes=row[1]), *row[2:9]))
             emptied.append((left.data, left.metadata, row[0]))
@@ -190,9 +210,9 @@ def erase_delivered(cursor: Any, conversation_ids: str | None = None) -> bool:
     values = () if conversation_ids is None else (conversation_ids,)
     unerased = query_all(cursor, _UNERASED + (_AMONG if values else ""), values)
     room = MAX_ERASED_PER_TRANSACTION
-    for conversation_id, end, erased, start in unerased:
+    for conversation_id, end, erased, start, trims in unerased:
         upto = min(end, start + room)
-        erase_content(cursor, conversation_id, None, first=erased, before=upto)
+        erase_content(cursor, conversation_id, None, first=erased, before=upto, content_only=bool(trims))
         cursor.execute(_ERASED, (upto, conversation_id))
         room -= max(0, upto - start)
         if room <= 0:

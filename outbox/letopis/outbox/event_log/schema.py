@@ -127,6 +127,10 @@ relay: Final = sa.Table(
     # Long rewinds and deletions that the history store has not finished, and the rows left to them.
     sa.Column("store_tasks", sa.Integer, nullable=False, server_default="0"),
     sa.Column("store_rows", sa.Integer, nullable=False, server_default="0"),
+    # Conversations that retention took content of, when it last looked, and events that were still to be looked at.
+    sa.Column("trimmed", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("retained_at", sa.Integer),
+    sa.Column("retention_due", sa.Integer, nullable=False, server_default="0"),
 )
 
 incidents: Final = sa.Table(

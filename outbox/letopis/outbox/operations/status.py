@@ -50,11 +50,15 @@ class _RelayRow(NamedTuple):
     delivered_total: int = 0
     store_tasks: int = 0
     store_rows: int = 0
+    trimmed: int = 0
+    retained_at: int | None = None
+    retention_due: int = 0
 
 
 _RELAY: Final = (
     "SELECT pid, holder, host, boot_id, heartbeat_at, progress_at, breaker, breaker_since, breaker_reason,"
-    " breaker_detail, next_attempt_at, delivered_total, store_tasks, store_rows FROM letopis_outbox_relay"
+    " breaker_detail, next_attempt_at, delivered_total, store_tasks, store_rows,"
+    " trimmed, retained_at, retention_due FROM letopis_outbox_relay"
 )
 
 
@@ -115,6 +119,20 @@ class StoreStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionStatus:
+    """What the relay of this outbox has done for the retention of content.
+
+    :ivar last_run_at: when it last looked; ``None`` if it never did.
+    :ivar trimmed: conversations that it took content of, each time counted.
+    :ivar due: events that have come of age and were still to be looked at then, of the next 1,000 for each age.
+    """
+
+    last_run_at: datetime | None = None
+    trimmed: int = 0
+    due: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """The status of an outbox.
 
@@ -132,6 +150,7 @@ class Status:
     :ivar store_tasks: long rewinds and deletions that the history store has not finished, as the relay last reported;
         what they remove is hidden already.
     :ivar store_rows: rows left of them, at most.
+    :ivar retention: of content, as the relay last reported.
     """
 
     read_at: datetime
@@ -149,6 +168,7 @@ class Status:
     store: StoreStatus = StoreStatus()
     store_tasks: int = 0
     store_rows: int = 0
+    retention: RetentionStatus = RetentionStatus()
 
     @property
     def wrong_store(self) -> bool:
@@ -242,6 +262,7 @@ class Status:
             "relay": _json(self.relay),
             "store_tasks": self.store_tasks,
             "store_rows": self.store_rows,
+            "retention": _json(self.retention),
             "incidents": [
                 {
                     "id": str(case.incident_id),
@@ -305,6 +326,11 @@ def status_of(cursor: Any, *, now_us: int) -> Status:
         store=StoreStatus(store_id=bound.store_id, destination=bound.destination),
         store_tasks=row.store_tasks,
         store_rows=row.store_rows,
+        retention=RetentionStatus(
+            last_run_at=None if row.retained_at is None else from_microseconds(row.retained_at),
+            trimmed=row.trimmed,
+            due=row.retention_due,
+        ),
     )
 
 
@@ -313,7 +339,7 @@ def _seconds(now_us: int, then_us: int) -> float:
     return round(max(0, now_us - then_us) / 1_000_000, 3)
 
 
-def _json(value: BreakerStatus | RelayStatus) -> dict[str, Any]:
+def _json(value: BreakerStatus | RelayStatus | RetentionStatus) -> dict[str, Any]:
     return {
         name: content.isoformat() if isinstance(content, datetime) else content
         for name, content in asdict(value).items()

@@ -162,6 +162,9 @@ TABLES = (
         next_attempt_at INTEGER,
         store_tasks INTEGER DEFAULT '0' NOT NULL,
         store_rows INTEGER DEFAULT '0' NOT NULL,
+        trimmed INTEGER DEFAULT '0' NOT NULL,
+        retained_at INTEGER,
+        retention_due INTEGER DEFAULT '0' NOT NULL,
         PRIMARY KEY (only)
     )
     """,
