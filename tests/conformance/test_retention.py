@@ -215,7 +215,8 @@ async def test_a_fork_gives_back_what_it_inherits_when_it_is_old_itself(opened: 
         assert await problems(bot.store) == []
 
 
-async def test_two_relays_at_once_are_one(opened: Opened, calendar: Calendar) -> None:
+async def test_two_relays_at_once_are_one(opened: Opened, calendar: Calendar, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("letopis.store.maintenance.retention.STEP_SECONDS", 60.0)
     async with opened("one") as one, opened("two") as two:
         for day in (0, 31):
             for number in range(20):
@@ -223,7 +224,10 @@ async def test_two_relays_at_once_are_one(opened: Opened, calendar: Calendar) ->
         calendar.day = 30.5
         # Both look from the same places on before either has kept its own.
         access = one.store.outbox_access
-        found = [await access.due_content(DAYS_30, {}, origin_id=bot.outbox.origin.origin_id) for bot in (one, two)]
+        found = [
+            await access.due_content(DAYS_30, {(0, 0): 10_000}, origin_id=bot.outbox.origin.origin_id)
+            for bot in (one, two)
+        ]
         assert [due.conversation_id for due in found[0].due] == [due.conversation_id for due in found[1].due]
         assert await append_trims(two.outbox, found[1].due) == 20
         assert await retain(one, DAYS_30, calendar) == 20
@@ -239,9 +243,9 @@ async def test_a_held_place_is_resumed_after_a_step_that_was_not_kept(opened: Op
         await say(bot, calendar, "a", 0, 31)
         for _ in range(2):
             found = await bot.store.outbox_access.due_content(
-                ContentRetention(max_age_days=30), {(0, 0): 2}, origin_id=bot.outbox.origin.origin_id
+                ContentRetention(max_age_days=30), {(0, 0): 10_000}, origin_id=bot.outbox.origin.origin_id
             )
-            await append_trims(bot.outbox, found.due)
+            assert await append_trims(bot.outbox, found.due) == 1
         await retain(bot, DAYS_30, calendar)
         assert await kept(bot, "a") == ["a-31"]
         await assert_agrees(bot.store, "a")
