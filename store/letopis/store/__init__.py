@@ -51,6 +51,7 @@ if typing.TYPE_CHECKING:
     from letopis.store.model.conversations import Saved as Saved
     from letopis.store.model.conversations import Seen as Seen
     from letopis.store.model.event_types import NULL as NULL
+    from letopis.store.model.event_types import PINNED as PINNED
     from letopis.store.model.event_types import Body as Body
     from letopis.store.model.event_types import ConversationActivated as ConversationActivated
     from letopis.store.model.event_types import ConversationAnnotated as ConversationAnnotated
@@ -60,6 +61,8 @@ if typing.TYPE_CHECKING:
     from letopis.store.model.event_types import ConversationRestored as ConversationRestored
     from letopis.store.model.event_types import ConversationRewound as ConversationRewound
     from letopis.store.model.event_types import ConversationStarted as ConversationStarted
+    from letopis.store.model.event_types import ConversationTagged as ConversationTagged
+    from letopis.store.model.event_types import ConversationTrimmed as ConversationTrimmed
     from letopis.store.model.event_types import CustomEvent as CustomEvent
     from letopis.store.model.event_types import EventSkipped as EventSkipped
     from letopis.store.model.event_types import ForkPoint as ForkPoint
@@ -109,6 +112,8 @@ if typing.TYPE_CHECKING:
     from letopis.store.rules.filter import Filter as Filter
     from letopis.store.rules.preconditions import Conflict as Conflict
     from letopis.store.rules.preconditions import Precondition as Precondition
+    from letopis.store.rules.retention import ContentRetention as ContentRetention
+    from letopis.store.rules.retention import RetentionRule as RetentionRule
     from letopis.store.rules.statistics import Figures as Figures
     from letopis.store.rules.statistics import Statistics as Statistics
     from letopis.store.rules.tool_calls import StrayResult as StrayResult
@@ -131,8 +136,9 @@ _NAMES = {
     "model.codec": "EncodedEvent Limits",
     "model.conversations": "Conversation Delivery Page Reaction RecordedMessage Saved Seen",
     "model.event_types": (
-        "NULL Body ConversationActivated ConversationAnnotated ConversationArchived ConversationDeleted "
-        "ConversationRenamed ConversationRestored ConversationRewound ConversationStarted CustomEvent "
+        "NULL PINNED Body ConversationActivated ConversationAnnotated ConversationArchived ConversationDeleted "
+        "ConversationRenamed ConversationRestored ConversationRewound ConversationStarted ConversationTagged "
+        "ConversationTrimmed CustomEvent "
         "EventSkipped ForkPoint MessageAppended MessageEdited MessageFailed MessageRedacted MessageSent "
         "ReactionAdded ReactionRemoved UnknownEvent"
     ),
@@ -149,6 +155,7 @@ _NAMES = {
     "rules.context_window": "Context by_recorded_tokens window",
     "rules.filter": "Filter",
     "rules.preconditions": "Conflict Precondition",
+    "rules.retention": "ContentRetention RetentionRule",
     "rules.tool_calls": "StrayResult",
     "rules.transcript": "transcript",
     "search.indexer": "BackgroundIndexer",

@@ -19,6 +19,7 @@ from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.migrations import STORE, Revision, SchemaState, hold_alembic_lock, revision_state, upgrade
 from letopis.store.database.store_identity import count_partitions, expected_store_id
 from letopis.store.maintenance.rebuild import Rebuilder
+from letopis.store.maintenance.retention import ContentFinder
 from letopis.store.maintenance.task_steps import TaskSteps
 from letopis.store.model.events import Upcasters
 from letopis.store.projections.base import InlineProjections, Projection
@@ -55,6 +56,7 @@ class StoreComponents:
     indexer: Indexer
     rebuilder: Rebuilder
     steps: TaskSteps
+    retention: ContentFinder
     partitions: int  # how many the log has
 
 
@@ -146,6 +148,7 @@ def build_components(
         lineage=Lineage(reader, PointInTimeReader(dialect, reader=reader, upcasters=upcasters)),
         finder=Finder(dialect, index, reader, partitions=partitions, upcasters=upcasters),
         indexer=Indexer(engine, dialect, index, upcasters=upcasters, now=now),
+        retention=ContentFinder(dialect, partitions=partitions, now=now),
         statistics=StatisticsReader(dialect, partitions=partitions, upcasters=upcasters, reader=reader),
         rebuilder=Rebuilder(
             engine=engine,

@@ -162,6 +162,16 @@ class StoreRuntime:
         components = self._components or await self.prepared()
         return await self.connected(partial(read, components.reader), by_statement=True)
 
+    async def write(self, write: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Return what ``write`` returns, run in one transaction."""
+
+        async def in_transaction() -> T:
+            async with self.dialect.transaction(self.engine) as connection:
+                await check_connection(connection)
+                return await write(connection)
+
+        return await self.whole(in_transaction())
+
     async def snapshot(self, read: Callable[[Lineage, AsyncConnection], Awaitable[T]]) -> T:
         """Return what ``read`` returns, all of it read in one snapshot."""
         components = await self.prepared()

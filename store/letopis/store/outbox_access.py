@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from letopis.store._runtime import StoreRuntime
 from letopis.store.errors import ConversationGone
 from letopis.store.maintenance.continuity import Continuity
+from letopis.store.maintenance.retention import Place, RetentionStep
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.messages import EMPTY
 from letopis.store.projections.base import read_lags
@@ -21,6 +22,7 @@ from letopis.store.read.reader import Reader, StoreView, ViewQuery
 from letopis.store.read.records import RecordReader
 from letopis.store.rules.fold import PathPosition
 from letopis.store.rules.preconditions import Conflict, Precondition
+from letopis.store.rules.retention import ContentRetention
 from letopis.store.rules.statistics import Erasures, PartialStatistics, Period
 from letopis.store.search.results import Hit
 
@@ -194,6 +196,30 @@ class OutboxAccess:
         """Return those of ``pruned`` whose ledger reaches back further: an outbox's lanes of records."""
         rows = await self._runtime.read(lambda reader, connection: reader.lanes(connection, origin_id, list(pruned)))
         return {name: pruned[name] for name, row in rows.items() if row.floor < min(pruned[name], row.sequence)}
+
+    async def retention_places(self, retention: ContentRetention) -> dict[Place, int]:
+        """Return how far retention has read the log by these rules."""
+        finder = (await self._runtime.prepared()).retention
+        return await self._runtime.read(lambda _, connection: finder.places(connection, retention))
+
+    async def due_content(
+        self, retention: ContentRetention, places: Mapping[Place, int], *, origin_id: UUID, describe: bool = False
+    ) -> RetentionStep:
+        """Return the content that is due next, from some places in the log on; for an outbox that appends it."""
+        finder = (await self._runtime.prepared()).retention
+        return await self._runtime.read(
+            lambda _, connection: finder.step(connection, retention, places, origin_id=origin_id, describe=describe)
+        )
+
+    async def keep_places(self, retention: ContentRetention, step: RetentionStep) -> None:
+        """Keep how far a step has read the log, once the events of what was due are appended."""
+        finder = (await self._runtime.prepared()).retention
+        await self._runtime.write(lambda connection: finder.keep(connection, retention, step))
+
+    async def retention_behind(self, retention: ContentRetention) -> int:
+        """Return how many events have reached an age and were not looked at, of the next 1,000 for each age."""
+        finder = (await self._runtime.prepared()).retention
+        return await self._runtime.read(lambda _, connection: finder.behind(connection, retention))
 
     async def try_out(self, conversation_id: str) -> None:
         """Apply an ordinary event in the partition of a conversation, and roll it back."""

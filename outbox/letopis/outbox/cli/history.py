@@ -32,6 +32,8 @@ VERBS: Final = {
     "import": ("letopis.outbox.cli.transfer:import_", "Import conversations from a file."),
     "export": ("letopis.outbox.cli.transfer:export", "Export conversations to a file."),
     "hold": ("letopis.outbox.cli.hold:hold", "Forbid the erasure of an owner or a conversation."),
+    "tag": ("letopis.outbox.cli.retain:tag", "Add tags to a conversation, or remove them."),
+    "retain": ("letopis.outbox.cli.retain:retain", "Take away content that the rules keep no longer."),
     "erase": ("letopis.outbox.cli.erase:erase", "Erase conversations, or all those of an owner, for good."),
 }
 

@@ -70,6 +70,10 @@ port = 8300          # LETOPIS_CONSOLE_PORT
 # [retention]
 # keep_last = 200   # events per conversation
 # keep_hours = 24
+
+# How long content stays in the history store; without it, for ever. `letopis history retain --dry-run` tells first.
+# [retention.content]
+# max_age_days = 365
 """
 
 

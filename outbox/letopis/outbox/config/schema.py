@@ -41,7 +41,20 @@ SCHEMA: Final[Mapping[str, Mapping[str, Option]]] = {
         "console": _TABLE,
     },
     "relay": {"base": _NUMBER, "factor": _NUMBER, "cap": _NUMBER, "jitter": _TEXT, "attempts": _INTEGER},
-    "retention": {"keep_last": _INTEGER, "keep_hours": _NUMBER},
+    "retention": {"keep_last": _INTEGER, "keep_hours": _NUMBER, "content": _TABLE},
+    "retention.content": {
+        "max_age_days": _NUMBER,
+        "max_messages": _INTEGER,
+        "archived_max_age_days": _NUMBER,
+        "rules": Option((list,), "a list of tables"),
+    },
+    "retention.content.rules": {
+        "owner": _TEXT,
+        "tag": _TEXT,
+        "max_age_days": _NUMBER,
+        "max_messages": _INTEGER,
+        "archived_max_age_days": _NUMBER,
+    },
     "daemon": {
         "listen": Option((str, int), "an address in quotes or a port"),
         "stop_timeout": Option((int, float), "a number of seconds", limits=(0, 3600)),
@@ -98,7 +111,8 @@ def check_table(name: str, table: Mapping[str, Any], path: Path | None = None) -
             raise ConfigurationError(f"{where} {key[:60]!r} is not known: {hint}")
         if not isinstance(value, option.kinds) or (isinstance(value, bool) and bool not in option.kinds):
             raise ConfigurationError(f"{where} {key} must be {option.expected}")
-        if isinstance(value, list) and not all(isinstance(item, str) for item in value):
+        of = dict if option.expected.endswith("tables") else str
+        if isinstance(value, list) and not all(isinstance(item, of) for item in value):
             raise ConfigurationError(f"{where} {key} must be {option.expected}")
         if option.choices and str(value).lower() not in (choice.lower() for choice in option.choices):
             raise ConfigurationError(f"{where} {key} is one of {', '.join(option.choices)}")

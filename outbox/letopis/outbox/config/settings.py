@@ -14,6 +14,7 @@ from letopis.outbox.config.schema import check_table, read_secret_file, read_sec
 from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.errors import ConfigurationError, InvalidInput
+from letopis.store.rules.retention import ContentRetention, RetentionRule
 
 FILE: Final = "letopis.toml"
 OUTBOX: Final = "bot.outbox.db"  # the default outbox; below ``$STATE_DIRECTORY`` where systemd sets it
@@ -168,12 +169,24 @@ def _retention(table: Mapping[str, Any], path: Path | None) -> Retention:
     default = Retention()
     try:
         keep_for = timedelta(hours=table["keep_hours"]) if "keep_hours" in table else default.keep_for
-        return Retention(keep_last=table.get("keep_last", default.keep_last), keep_for=keep_for)
+        content = _content(table["content"], path) if "content" in table else None
+        return Retention(keep_last=table.get("keep_last", default.keep_last), keep_for=keep_for, content=content)
     except InvalidInput as error:
         field_name = "keep_hours" if error.field == "keep_for" else error.field
         raise ConfigurationError(f"{path}: [retention] {field_name}: {error.reason}") from error
     except (OverflowError, ValueError) as error:  # beyond what a timedelta holds; not a number
         raise ConfigurationError(f"{path}: [retention] keep_hours: is no length of time") from error
+
+
+def _content(table: Mapping[str, Any], path: Path | None) -> ContentRetention:
+    check_table("retention.content", table, path)
+    given = table.get("rules", ())
+    try:
+        for rule in given:
+            check_table("retention.content.rules", rule, path)
+        return ContentRetention(**{**table, "rules": tuple(RetentionRule(**rule) for rule in given)})
+    except InvalidInput as error:
+        raise ConfigurationError(f"{path}: [retention.content] {error.field}: {error.reason}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

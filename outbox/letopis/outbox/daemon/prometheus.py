@@ -44,6 +44,8 @@ METRICS: Final = (
            "Long rewinds and deletions that the history store has not finished; what they remove is hidden already."),
     Metric("letopis_store_task_rows", "gauge", "", lambda f: f.store_rows,
            "Rows left of them, at most."),
+    Metric("letopis_retention_trimmed_conversations_total", "counter", "", lambda f: f.relay.trimmed,
+           "Conversations that the retention of content took content of."),
     Metric("letopis_follower_lag_events", "gauge", "name", lambda f: f.lags,
            "Events of the history that a projection, a follower or the search index has not read yet, by its name."),
     Metric("letopis_incidents_open", "gauge", "kind", lambda f: f.incidents,

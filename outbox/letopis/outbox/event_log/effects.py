@@ -15,9 +15,11 @@ from letopis.outbox.event_log.records.log import note_change
 from letopis.outbox.event_log.statements import fetch_all, query_all, query_one
 from letopis.store.model.codec import INTEGER_MAX, EncodedEvent, decode
 from letopis.store.model.event_types import (
+    STATE_EVENTS,
     ConversationActivated,
     ConversationDeleted,
     ConversationRewound,
+    ConversationTrimmed,
     MessageFailed,
     MessageRedacted,
     MessageSent,
@@ -35,6 +37,7 @@ EFFECT_VERSIONS: Final[Mapping[str, int]] = {
         ConversationActivated,
         ConversationDeleted,
         ConversationRewound,
+        ConversationTrimmed,
         MessageFailed,
         MessageRedacted,
         MessageSent,
@@ -50,8 +53,13 @@ _ACTIVATED: Final = (
 )
 _DELETED: Final = "UPDATE letopis_outbox_lanes SET deleted = ? WHERE conversation_id = ? AND deleted <= 0"
 _SPARED: Final = "UPDATE letopis_outbox_lanes SET deleted = 0 WHERE conversation_id = ? AND abs(deleted) = ?"
+_TRIMMED: Final = "UPDATE letopis_outbox_lanes SET deleted = ? WHERE conversation_id = ? AND deleted = 0 AND erased < ?"
+# What is erased before a deletion or a reset is everything, and before any other event it is what a trim takes away.
 _UNERASED: Final = (
-    "SELECT conversation_id, abs(deleted), erased, max(erased, pruned) FROM letopis_outbox_lanes"
+    "SELECT conversation_id, abs(deleted), erased, max(erased, pruned), deleted < 0 AND NOT EXISTS (SELECT 1"
+    " FROM letopis_outbox_log AS e WHERE e.conversation_id = letopis_outbox_lanes.conversation_id"
+    " AND e.sequence = -deleted AND e.type = 'conversation.rewound'"
+    " AND iif(json_valid(e.data), json_extract(e.data, '$.erase'), 0)) FROM letopis_outbox_lanes"
     " WHERE erased < abs(deleted) AND abs(deleted) <= delivered"
 )
 _GIVEN: Final = "(SELECT value FROM json_each(?))"
@@ -129,6 +137,11 @@ def apply_effects(cursor: Any, effects: Iterable[Effect]) -> bool:
             case ConversationRewound.type if decode(event.data).get("erase") is True:
                 cursor.execute(_DELETED, (-effect.sequence, name))
                 drafts.erase(cursor, name, None)
+            case ConversationTrimmed.type:
+                before = decode(event.data).get("sequence", 0) + 1
+                cursor.execute(_TRIMMED, (-before, name, before))
+                if cursor.rowcount == 0:  # it is being erased up to another place, or nothing is that old
+                    erased = erase_content(cursor, name, None, before=before, content_only=True) > 0 or erased
             case MessageRedacted.type:
                 message_id = str(decode(event.data)["message_id"])
                 erase_content(cursor, name, message_id)
@@ -153,6 +166,7 @@ def erase_content(
     *,
     first: int = 0,
     before: int = INTEGER_MAX,
+    content_only: bool = False,
 ) -> int:
     """Erase messages, or a conversation from ``first`` to ``before``, from events and repairs; return how many."""
     of_message = "" if message_id is None else _OF_MESSAGE
@@ -160,7 +174,9 @@ def erase_content(
     if message_id is not None:
         names = [message_id] if isinstance(message_id, str) else list(message_id)
         values = (*values, *MESSAGE_CONTENT_TYPES, orjson.dumps(names).decode())
-    return sum(_empty(cursor, conversation_id, table, of_message, values) for table in _EMPTY)
+    return sum(
+        _empty(cursor, conversation_id, table, of_message, values, content_only=content_only) for table in _EMPTY
+    )
 
 
 def erase_repairs(cursor: Any, conversation_id: str) -> None:
@@ -168,11 +184,20 @@ def erase_repairs(cursor: Any, conversation_id: str) -> None:
     _empty(cursor, conversation_id, "letopis_outbox_repairs", "", (conversation_id, 0, INTEGER_MAX))
 
 
-def _empty(cursor: Any, conversation_id: str, table: str, of_message: str, values: Sequence[Any]) -> int:
+def _empty(
+    cursor: Any,
+    conversation_id: str,
+    table: str,
+    of_message: str,
+    values: Sequence[Any],
+    *,
+    content_only: bool = False,
+) -> int:
     key, update = _EMPTY[table]
     emptied, shown = [], False
     for row in query_all(cursor, _CONTENT.format(table=table, key=key) + of_message, values):
-        if (data := _readable(row[4])) is None or _is_erasure(row[2], data):
+        stays = content_only and row[2].startswith(STATE_EVENTS)
+        if stays or (data := _readable(row[4])) is None or _is_erasure(row[2], data):
             continue
         left = strip_event(EncodedEvent(conversation_id, UUID(bytes=row[1]), *row[2:9]))
         emptied.append((left.data, left.metadata, row[0]))
@@ -220,9 +245,9 @@ def erase_delivered(cursor: Any, conversation_ids: str | None = None) -> bool:
     values = () if conversation_ids is None else (conversation_ids,)
     unerased = query_all(cursor, _UNERASED + (_AMONG if values else ""), values)
     room = MAX_ERASED_PER_TRANSACTION
-    for conversation_id, end, erased, start in unerased:
+    for conversation_id, end, erased, start, trims in unerased:
         upto = min(end, start + room)
-        erase_content(cursor, conversation_id, None, first=erased, before=upto)
+        erase_content(cursor, conversation_id, None, first=erased, before=upto, content_only=bool(trims))
         cursor.execute(_ERASED, (upto, conversation_id))
         room -= max(0, upto - start)
         if room <= 0:

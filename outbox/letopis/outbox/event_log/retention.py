@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from letopis.outbox.concurrency.clock import MICROSECONDS_PER_SECOND
 from letopis.outbox.event_log.contents import remove_pruned
 from letopis.outbox.event_log.event_ids import index_event_ids
 from letopis.outbox.event_log.lanes import SELECT_EVENT
@@ -19,6 +20,7 @@ from letopis.store.model.event_types import MessageAppended
 from letopis.store.model.events import RecordedEvent, from_microseconds
 from letopis.store.model.identifiers import check_number, uuid_of
 from letopis.store.rules.decoding import puts_back
+from letopis.store.rules.retention import ContentRetention
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 _FORWARD: Final = SELECT_EVENT + " WHERE conversation_id = ? AND sequence > ? ORDER BY sequence"
 _BACKWARD: Final = _FORWARD + " DESC"
 _PAGE: Final = (
-    "SELECT conversation_id, lane, pruned, min(delivered, head - ?) FROM letopis_outbox_lanes"
+    "SELECT conversation_id, lane, pruned, min(delivered, head - ?), delivered FROM letopis_outbox_lanes"
     " WHERE conversation_id > ? ORDER BY conversation_id LIMIT ?"
 )
 _YOUNG: Final = (
@@ -61,15 +63,20 @@ class Retention:
 
     :ivar keep_last: events kept per conversation.
     :ivar keep_for: time since an event was appended.
+    :ivar content: how long content stays in the history store; ``None`` for ever. The shortest of its ages limits the
+        events here too.
     """
 
     keep_last: int = 200
     keep_for: timedelta = timedelta(hours=24)
+    content: ContentRetention | None = None
 
     def __post_init__(self) -> None:
         check_number(self.keep_last, "keep_last", whole=True)
         if not isinstance(self.keep_for, timedelta):
             raise InvalidInput("keep_for", f"must be a timedelta, not {type(self.keep_for).__name__}")
+        if self.content is not None and not isinstance(self.content, ContentRetention):
+            raise InvalidInput("content", f"must be ContentRetention(...), not {type(self.content).__name__}")
         if self.keep_last < 0:
             raise InvalidInput("keep_last", "must not be negative")
         if self.keep_for < timedelta(0):
@@ -181,15 +188,15 @@ class Pruner:
     def __call__(self, connection: sa.Connection) -> bool:
         """Prune at most ``limit`` events of at most ``limit`` lanes. Return True if the round is not finished."""
         cutoff = self._now_us() - self._retention.keep_for // timedelta(microseconds=1)
+        age = None if self._retention.content is None else self._retention.content.least_age
+        aged = None if age is None else self._now_us() - age * MICROSECONDS_PER_SECOND
         with closing(connection.connection.cursor()) as cursor:
             lanes = query_all(cursor, _PAGE, (self._retention.keep_last, self._after, self._limit))
             left = self._limit
-            for conversation_id, lane, pruned, last in lanes:
-                upto = min(last, pruned + left)
-                if upto > pruned:
-                    young = query_one(cursor, _YOUNG, (lane, pruned, upto, cutoff))
-                    if young is not None:
-                        upto = young[0] - 1
+            for conversation_id, lane, pruned, last, delivered in lanes:
+                upto = self._old(cursor, lane, pruned, min(last, pruned + left), cutoff)
+                if aged is not None:
+                    upto = max(upto, self._old(cursor, lane, pruned, min(delivered, pruned + left), aged))
                 if upto > pruned:
                     left -= _prune_lane(cursor, lane, pruned, upto)
                     self.pruned += upto - pruned
@@ -201,3 +208,9 @@ class Pruner:
                 self.pruned += prune_bodies(cursor)
                 return False
         return True
+
+    @staticmethod
+    def _old(cursor: Any, lane: int, pruned: int, upto: int, cutoff: int) -> int:
+        """Return the last sequence up to ``upto`` before the first event that is younger than ``cutoff``."""
+        young = query_one(cursor, _YOUNG, (lane, pruned, upto, cutoff)) if upto > pruned else None
+        return upto if young is None else int(young[0]) - 1

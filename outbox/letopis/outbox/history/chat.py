@@ -17,6 +17,7 @@ from letopis.store.model.event_types import (
     ConversationRenamed,
     ConversationRestored,
     ConversationRewound,
+    ConversationTagged,
     MessageEdited,
     MessageFailed,
     MessageRedacted,
@@ -242,6 +243,15 @@ class Chat:
         ``None`` removes a key, and :data:`~letopis.store.NULL` stores a null.
         """
         return await self._parts.appender.write(self.conversation_id, ConversationAnnotated(metadata=metadata))
+
+    async def tag(self, *tags: str, remove: Collection[str] = ()) -> Receipt:
+        """Add tags to it, and remove others. Rules of retention are given by tag; ``pinned`` keeps all its content.
+
+        At most 32 tags; an append that would make more has no effect. A deletion and a reset remove them.
+        """
+        return await self._parts.appender.write(
+            self.conversation_id, ConversationTagged(add=tags or None, remove=tuple(remove) or None)
+        )
 
     async def activate(self, *, owner: Owner | None = None) -> Receipt:
         """Make it its owner's active one; an archived one returns to the everyday list.

@@ -44,7 +44,15 @@ class Deliverer:
 
     def add_relay(self, store: ConversationStore, **more: Any) -> Relay:
         """Make the relay; ``more`` are further parameters of :class:`Relay`."""
-        self.relay = Relay(self._outbox, store, policy=self._options.policy, chores=(self._prune,), **more)
+        options = self._options
+        self.relay = Relay(
+            self._outbox,
+            store,
+            policy=options.policy,
+            retention=options.retention.content,
+            chores=(self._prune,),
+            **more,
+        )
         return self.relay
 
     def add_monitor(self, **more: Any) -> AlertMonitor:
@@ -58,6 +66,7 @@ class Deliverer:
         self._pruner = Pruner(options.retention, self._outbox.now_us)
         if self.relay is not None:
             self.relay.policy = options.policy
+            self.relay.retention = options.retention.content
         if self.monitor is not None:
             for name, value in self._watching().items():
                 setattr(self.monitor, name, value)

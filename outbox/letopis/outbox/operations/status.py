@@ -53,12 +53,15 @@ class _RelayRow(NamedTuple):
     store_tasks: int = 0
     store_rows: int = 0
     erasures: str | None = None
+    trimmed: int = 0
+    retained_at: int | None = None
+    retention_due: int = 0
 
 
 _RELAY: Final = (
     "SELECT pid, holder, host, boot_id, heartbeat_at, progress_at, breaker, breaker_since, breaker_reason,"
-    " breaker_detail, next_attempt_at, delivered_total, store_tasks, store_rows, erasures"
-    " FROM letopis_outbox_relay"
+    " breaker_detail, next_attempt_at, delivered_total, store_tasks, store_rows, erasures,"
+    " trimmed, retained_at, retention_due FROM letopis_outbox_relay"
 )
 
 
@@ -119,6 +122,20 @@ class StoreStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionStatus:
+    """What the relay of this outbox has done for the retention of content.
+
+    :ivar last_run_at: when it last looked; ``None`` if it never did.
+    :ivar trimmed: conversations that it took content of, each time counted.
+    :ivar due: events that have come of age and were still to be looked at then, of the next 1,000 for each age.
+    """
+
+    last_run_at: datetime | None = None
+    trimmed: int = 0
+    due: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """The status of an outbox.
 
@@ -139,6 +156,7 @@ class Status:
     :ivar unacknowledged: outboxes that have erasures of the history store to carry out, as the relay last reported:
         ``name``, ``origin_id``, and ``since`` when.
     :ivar holds: what is on hold in the history store, likewise: ``kind``, ``subject``, ``reason``.
+    :ivar retention: of content, as the relay last reported.
     """
 
     read_at: datetime
@@ -158,6 +176,7 @@ class Status:
     store_rows: int = 0
     unacknowledged: tuple[Mapping[str, str], ...] = ()
     holds: tuple[Mapping[str, str], ...] = ()
+    retention: RetentionStatus = RetentionStatus()
 
     @property
     def wrong_store(self) -> bool:
@@ -253,6 +272,7 @@ class Status:
             "store_rows": self.store_rows,
             "unacknowledged": [dict(behind) for behind in self.unacknowledged],
             "holds": [dict(held) for held in self.holds],
+            "retention": _json(self.retention),
             "incidents": [
                 {
                     "id": str(case.incident_id),
@@ -319,6 +339,11 @@ def status_of(cursor: Any, *, now_us: int) -> Status:
         store_rows=row.store_rows,
         unacknowledged=tuple(report.get("unacknowledged", ())),
         holds=tuple(report.get("holds", ())),
+        retention=RetentionStatus(
+            last_run_at=None if row.retained_at is None else from_microseconds(row.retained_at),
+            trimmed=row.trimmed,
+            due=row.retention_due,
+        ),
     )
 
 
@@ -327,7 +352,7 @@ def _seconds(now_us: int, then_us: int) -> float:
     return round(max(0, now_us - then_us) / 1_000_000, 3)
 
 
-def _json(value: BreakerStatus | RelayStatus) -> dict[str, Any]:
+def _json(value: BreakerStatus | RelayStatus | RetentionStatus) -> dict[str, Any]:
     return {
         name: content.isoformat() if isinstance(content, datetime) else content
         for name, content in asdict(value).items()

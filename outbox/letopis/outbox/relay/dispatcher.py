@@ -13,6 +13,7 @@ from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.event_log.acknowledge import Rewound
 from letopis.outbox.event_log.lanes import DueBatches, next_batch
 from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.relay.content_retention import ContentTrimmer
 from letopis.outbox.relay.erasures import ErasureCarrier
 from letopis.outbox.relay.idle_work import Chore, Chores, StoreTasks, TaskLook
 from letopis.outbox.relay.lease import HeartbeatWriter, Lease, WrittenBack, write_back
@@ -40,6 +41,7 @@ from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.store_identity import expect_store
 from letopis.store.errors import ErasuresPending, OutboxUnavailable
 from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
+from letopis.store.rules.retention import ContentRetention
 
 IDLE_WORK_EVERY_BATCHES: Final = 50
 """Deliveries in a row after which idle work is done although more is due."""
@@ -101,6 +103,7 @@ class Dispatcher:
         apply: ApplyBatches | None = None,
         chores: Sequence[Chore] = (),
         memory: RelayMemory | None = None,
+        retention: ContentRetention | None = None,
     ) -> None:
         self._outbox = outbox
         self._store = store
@@ -133,6 +136,9 @@ class Dispatcher:
         self._batches = 0
         self._idle_work_at = IDLE_WORK_EVERY_BATCHES
         self.stats = RelayStats()
+        self.trimmer = ContentTrimmer(
+            outbox, store, clock, retention=retention, stats=self.stats, look=before.task_look
+        )
 
     @property
     def breaker(self) -> Breaker:
@@ -177,6 +183,9 @@ class Dispatcher:
             more_tasks = await self._heartbeat.during(step, "a step of a long rewind or deletion")
         if idle:
             done = await self._idle_work(due)
+            if not (done.more or more_tasks or done.fenced) and self._trims:
+                trimming = self.trimmer.step(self.binding.origin.store_id)
+                more_tasks = await self._heartbeat.during(trimming, "a step of the retention of content")
             return replace(done, more=done.more or more_tasks)
         if self._batches >= self._idle_work_at:
             self._idle_work_at = self._batches + IDLE_WORK_EVERY_BATCHES
@@ -185,6 +194,10 @@ class Dispatcher:
         if limit > 1 and due.full and self._all_is_well(due):
             return await self._deliver_concurrently(due, limit)
         return await self._deliver(due) if breaker.closed else StepResult(more=True)
+
+    @property
+    def _trims(self) -> bool:
+        return self.breaker.closed and self.trimmer.due(self.binding.origin.store_id)
 
     async def _claim(self, *, limit: int, exclude: frozenset[str] = frozenset()) -> DueBatches:
         read = partial(

@@ -28,6 +28,8 @@ CHORE_RETRY_SECONDS: Final = 60.0
 """Wait after a chore that failed."""
 LOOK_INTERVAL_SECONDS: Final = 60.0
 """Time between two looks for tasks that another relay left, and until a failed step is retried."""
+RETENTION_INTERVAL_SECONDS: Final = 3600.0
+"""Time between two rounds of the retention of content, and until a failed step is repeated."""
 REPORT_INTERVAL_SECONDS: Final = 10.0
 """Time between two log records about work in progress."""
 INDEX_EVENTS_PER_STEP: Final = 50
@@ -101,11 +103,14 @@ def _erase(connection: sa.Connection) -> bool:
 
 
 class TaskLook:
-    """When tasks that other relays left are looked for next; relays of one process on one store may share it."""
+    """When tasks that other relays left, and content that is due, are looked for next.
+
+    Relays of one process on one store may share it.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._deadline = clock.after(0)
+        self._deadline = self._retention_deadline = clock.after(0)
 
     @property
     def due(self) -> bool:
@@ -113,6 +118,13 @@ class TaskLook:
 
     def done(self) -> None:
         self._deadline = self._clock.after(LOOK_INTERVAL_SECONDS)
+
+    @property
+    def retention_due(self) -> bool:
+        return self._retention_deadline.remaining(self._clock) == 0
+
+    def retention_done(self) -> None:
+        self._retention_deadline = self._clock.after(RETENTION_INTERVAL_SECONDS)
 
 
 class StoreTasks:

@@ -114,6 +114,7 @@ class RelayStats:
     :ivar rewound: events sent again because the store had lost them.
     :ivar acks_fenced: results not written back because another relay had taken over the lease.
     :ivar acks_lost: results not written back because the outbox file could not be written.
+    :ivar trimmed: conversations that retention took content of.
     :ivar loop_errors: times that the loop continued after an unexpected error.
     """
 
@@ -125,6 +126,7 @@ class RelayStats:
     rewound: int = 0
     acks_fenced: int = 0
     acks_lost: int = 0
+    trimmed: int = 0
     loop_errors: int = 0
 
 

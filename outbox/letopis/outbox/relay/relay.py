@@ -31,6 +31,7 @@ from letopis.store.conversation_store import ConversationStore
 from letopis.store.database import open_files
 from letopis.store.errors import Closed, InvalidInput, OutboxUnavailable
 from letopis.store.model.events import utc_now
+from letopis.store.rules.retention import ContentRetention
 
 T = TypeVar("T")
 
@@ -76,6 +77,7 @@ class Relay:
     :param idle_poll: seconds between two looks at the file, at most, while other processes write nothing to it.
     :param silence: seconds without a heartbeat after which a holder that was stopped, not ended, is taken over.
     :param chores: run in a write transaction in idle moments; each returns True if it has more to do at once.
+    :param retention: takes content out of the history store, in idle moments; by default none.
     :param apply: hands batches to the store; default its own ``apply``.
     :param locked: only for tests: ``False`` runs without the lease's lock.
     :param lock: the lease's lock, where it outlives this relay: see :meth:`rest`.
@@ -98,6 +100,7 @@ class Relay:
         idle_poll: float = POLL_MAX_SECONDS,
         silence: float = SILENCE_SECONDS,
         chores: Sequence[Callable[[sa.Connection], bool]] = (),
+        retention: ContentRetention | None = None,
         apply: ApplyBatches | None = None,
         locked: bool = True,
         lock: LeaseLock | None = None,
@@ -146,6 +149,7 @@ class Relay:
             apply=apply,
             chores=chores,
             memory=memory,
+            retention=retention,
         )
 
     @property
@@ -186,6 +190,15 @@ class Relay:
     @policy.setter
     def policy(self, policy: RetryPolicy) -> None:
         self._dispatcher.retries.policy = policy
+
+    @property
+    def retention(self) -> ContentRetention | None:
+        """How long content stays in the history store; may be set while the relay runs."""
+        return self._dispatcher.trimmer.retention
+
+    @retention.setter
+    def retention(self, retention: ContentRetention | None) -> None:
+        self._dispatcher.trimmer.retention = retention
 
     def stop(self) -> None:
         """Ask :meth:`run` to return after the batch in flight. From the event loop's thread."""

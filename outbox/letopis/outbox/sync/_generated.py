@@ -379,6 +379,10 @@ class BlockingChat(SyncBase[Chat]):
         """As :meth:`Chat.annotate`; waits."""
         return self._call_receipt(self._inner.annotate, metadata)
 
+    def tag(self, *tags: str, remove: Collection[str] = ()) -> BlockingReceipt:
+        """As :meth:`Chat.tag`; waits."""
+        return self._call_receipt(self._inner.tag, *tags, remove=remove)
+
     def activate(self, *, owner: Owner | None = None) -> BlockingReceipt:
         """As :meth:`Chat.activate`; waits."""
         return self._call_receipt(self._inner.activate, owner=owner)

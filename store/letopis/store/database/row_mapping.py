@@ -149,6 +149,8 @@ def recorded_conversation(values: Mapping[Any, Any], *, active: bool) -> Convers
         created_at=from_microseconds(values["created_at"]),
         updated_at=from_microseconds(values["updated_at"]),
         metadata=decode_object(values["metadata"]),
+        tags=tags_of(values),
+        trimmed=values["trimmed"],
         active=active,
         forked_from=fork_of(values),
         inherits=bool(values["inherits"]),
@@ -172,6 +174,8 @@ def conversation_row(row: sa.Row[Any]) -> ConversationRow:
             created_at=values["created_at"],
             updated_at=values["updated_at"],
             metadata=decode(values["metadata"]),
+            tags=tags_of(values),
+            trimmed=values["trimmed"],
             forked_from=fork_of(values),
             inherits=bool(values["inherits"]),
             inherited_to=values["inherited_to"],
@@ -180,6 +184,10 @@ def conversation_row(row: sa.Row[Any]) -> ConversationRow:
         retained=values["retained"],
         rules=values["rules"],
     )
+
+
+def tags_of(values: Mapping[Any, Any]) -> tuple[str, ...]:
+    return () if values["tags"] is None else tuple(orjson.loads(values["tags"]))
 
 
 def fork_of(values: Mapping[Any, Any]) -> ForkPoint | None:

@@ -218,6 +218,9 @@ conversations: Final = _table(
     sa.Column("retained", Counter, nullable=False, server_default="0"),
     # The rules of projection that made this row and its messages; `letopis db rebuild` updates older ones.
     sa.Column("rules", sa.SmallInteger, nullable=False, server_default="1"),
+    sa.Column("tags", Json),
+    # The version up to which retention has taken the content away.
+    sa.Column("trimmed", Counter, nullable=False, server_default="0"),
     # An owner's list, newest activity first, by keyset.
     sa.Index("ix_letopis_conversations_owner", "owner_id", "updated_at", "conversation_id"),
     sa.Index("ix_letopis_conversations_updated", "updated_at", "conversation_id"),

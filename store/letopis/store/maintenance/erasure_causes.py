@@ -13,12 +13,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from letopis.store.database.row_mapping import conflict_of
 from letopis.store.database.schema import conversations, events, tasks
 from letopis.store.model.codec import decode
-from letopis.store.model.event_types import ConversationDeleted, ConversationRewound, MessageAppended, MessageRedacted
-from letopis.store.read.task_marks import ERASE, LEAVE, RESET
+from letopis.store.model.event_types import (
+    STATE_EVENTS,
+    ConversationDeleted,
+    ConversationRewound,
+    ConversationTrimmed,
+    MessageAppended,
+    MessageRedacted,
+)
+from letopis.store.read.task_marks import ERASE, LEAVE, RESET, TRIM
 from letopis.store.rules.redaction import MESSAGE_CONTENT_TYPES, arrived_erased
 
 _PAGE_ROWS: Final = 500
-_ERASING: Final = (MessageRedacted.type, ConversationDeleted.type, ConversationRewound.type)
+_ERASING: Final = (MessageRedacted.type, ConversationDeleted.type, ConversationRewound.type, ConversationTrimmed.type)
 
 
 @dataclass(slots=True)
@@ -28,11 +35,17 @@ class _Erasures:
     redacted: set[str] = field(default_factory=set)
     rewinds: set[int] = field(default_factory=set)
     resets: set[int] = field(default_factory=set)
+    trims: dict[int, int] = field(default_factory=dict)  # by version, how far
     deleted: bool = False
 
     def erase(self, version: int) -> bool:
         """Return True if everything at a version was erased."""
         return self.deleted or version < max(self.resets, default=0)
+
+    def erase_event(self, version: int, type_name: str) -> bool:
+        """Return True if the content of an event was erased."""
+        trimmed = version <= max(self.trims.values(), default=0) and not type_name.startswith(STATE_EVENTS)
+        return trimmed or self.erase(version)
 
 
 _NOTHING: Final = _Erasures()
@@ -45,7 +58,7 @@ async def erasure_problems(connection: AsyncConnection) -> AsyncIterator[str]:
     erasures = await _erasures(connection)
     async for row in _rows(connection, events.c.salt.is_(None)):
         data, known = _decoded(row), erasures.get(row.conversation_id, _NOTHING)
-        if data is None or known.erase(row.version) or arrived_erased(row.metadata):
+        if data is None or known.erase_event(row.version, row.type) or arrived_erased(row.metadata):
             continue
         message_id = data.get("message_id") if row.type in MESSAGE_CONTENT_TYPES else None
         if message_id in known.redacted or (message_id and await _was_erased(connection, row, message_id, known)):
@@ -53,13 +66,14 @@ async def erasure_problems(connection: AsyncConnection) -> AsyncIterator[str]:
         yield f"event {row.position} of partition {row.partition} was erased, and no event of its conversation says so"
     for task in await connection.execute(sa.select(tasks).where(tasks.c.after < tasks.c.upto)):
         known = erasures.get(task.conversation_id, _NOTHING)
-        asked = {ERASE: known.erase(task.upto), RESET: task.version in known.resets}
+        asked = {ERASE: known.erase(task.upto), RESET: task.version in known.resets or task.version in known.trims}
+        asked[TRIM] = task.upto <= max(known.trims.values(), default=0)
         asked[LEAVE] = known.deleted or task.version in known.rewinds
         if not asked.get(task.kind, True):
             yield f"conversation {task.conversation_id!r} has a task {task.kind!r} that no event of it asked for"
     retained = sa.select(conversations.c.conversation_id).where(conversations.c.retained > 0)
     for (name,) in await connection.execute(retained):
-        if not (known := erasures.get(name, _NOTHING)).deleted and not known.resets:
+        if not (known := erasures.get(name, _NOTHING)).deleted and not known.resets and not known.trims:
             yield f"conversation {name!r} retains content for forks, and no event of it has erased any"
 
 
@@ -71,7 +85,7 @@ async def _was_erased(connection: AsyncConnection, row: sa.Row[Any], message_id:
         events.c.type == MessageAppended.type,
     )
     async for appending in _rows(connection, appended):
-        if known.erase(appending.version) or arrived_erased(appending.metadata):
+        if known.erase_event(appending.version, appending.type) or arrived_erased(appending.metadata):
             data = _decoded(appending)
             if data is not None and data.get("message_id") == message_id:
                 return True
@@ -88,6 +102,8 @@ async def _erasures(connection: AsyncConnection) -> dict[str, _Erasures]:
             known.redacted.add(str(data.get("message_id")))
         elif row.type == ConversationDeleted.type:
             known.deleted = True
+        elif row.type == ConversationTrimmed.type:
+            known.trims[row.version] = min(int(data["upto"]), row.version - 1)
         else:
             known.rewinds.add(row.version)
             if data.get("erase") is True:

@@ -11,6 +11,7 @@ from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.row_mapping import conflict_of
 from letopis.store.model.codec import INTEGER_MAX, EncodedEvent, decode
 from letopis.store.model.event_types import (
+    STATE_EVENTS,
     ConversationDeleted,
     ConversationRewound,
     MessageAppended,
@@ -39,7 +40,7 @@ class ConversationReplay:
         self.events = 0  # that were applied, which is the version of the last
         self.unredacted: set[int] = set()  # events with content that a redaction met damaged rows of
         self._events_of_message: dict[str, list[int]] = {}  # versions of the events that hold its content
-        self._with_content: list[int] = []  # versions of all events that hold content
+        self._with_content: dict[int, bool] = {}  # by version of all events that hold content: will a trim take it
         self._upcasters = upcasters
         self._messages_by_id: dict[str, list[MessageRow]] = {}
         self._empty_edits: set[int] = set()
@@ -71,6 +72,8 @@ class ConversationReplay:
             message.new = message.changed = False
         if projected.reset_at is not None:
             self._reset(page, projected.reset_at)
+        for after, upto, at, _ in projected.trims:
+            self._redact_before(page[0].version, after=after, upto=upto, at=at)
         if projected.deleted:
             for message in self.messages:
                 message.reactions = ()
@@ -79,15 +82,21 @@ class ConversationReplay:
     @property
     def content_up_to(self) -> int:
         """The version of the last erased event that still holds content, or 0."""
-        return max((version for version in self._with_content if version < self._erased_before), default=0)
+        return max(self._erased(), default=0)
 
     def pending_redactions(self) -> list[int]:
         """Return the versions of the events whose content is to be removed; :attr:`row` says what forks retain."""
         if self.row is None:
             return []
-        before = self._erased_before
-        erased = (version for version in self._with_content if self.row.retained < version < before)
+        erased = (version for version in self._erased() if version > self.row.retained)
         return sorted(self.unredacted.union(erased))
+
+    def _erased(self) -> Iterator[int]:
+        """Yield the versions of the erased events that still hold content."""
+        before, trimmed = self._erased_before, 0 if self.row is None else self.row.conversation.trimmed
+        for version, leaves in self._with_content.items():
+            if version < before or (leaves and version <= trimmed):
+                yield version
 
     @property
     def _erased_before(self) -> int:
@@ -97,14 +106,15 @@ class ConversationReplay:
 
     def _reset(self, page: Sequence[sa.Row[Any]], first: int) -> None:
         """Erase the messages of earlier pages, as the store does when it applies a reset."""
-        page_start = page[0].version
-        for message in self.messages:
-            if message.version < page_start:
-                message.reactions = ()
-                if message.redacted_at in (None, message.version):
-                    message.redacted_at, message.content_version = first, message.version
+        self._redact_before(page[0].version, after=0, upto=INTEGER_MAX, at=first)
         resets = (row.version for row in page if row.type == ConversationRewound.type and _erases(row))
         self._reset_at = max(resets, default=self._reset_at)
+
+    def _redact_before(self, page_start: int, *, after: int, upto: int, at: int) -> None:
+        for message in self.messages:
+            if message.version < page_start and after < message.version <= upto:
+                message.reactions = ()
+                message.erase(at)
 
     def _note_content(self, page: Sequence[sa.Row[Any]], projected: Projected, decoded: Sequence[DecodedEvent]) -> None:
         """Note which events hold content, and which of them a later redaction should have emptied."""
@@ -115,7 +125,7 @@ class ConversationReplay:
             if row.salt is None:
                 continue
             if row.type != ConversationDeleted.type:
-                self._with_content.append(row.version)
+                self._with_content[row.version] = not row.type.startswith(STATE_EVENTS)
             if event.redacted and not deleted:
                 self.unredacted.add(row.version)
             elif (of_message := message_of(event, item.body)) is not None:

@@ -20,7 +20,7 @@ from letopis.store.database.store_identity import (
     expected_store_id,
     read_identity,
 )
-from letopis.store.read.task_marks import ERASE, LEAVE, RESET, PendingTasks, Task
+from letopis.store.read.task_marks import ERASE, LEAVE, RESET, TRIM, PendingTasks, Task
 from letopis.store.search.index import Index
 from letopis.store.write.redaction import Eraser
 
@@ -90,7 +90,7 @@ class TaskSteps:
         statement = sa.select(
             sa.func.count(),
             sa.func.coalesce(sa.func.sum(tasks.c.upto - tasks.c.after), 0),
-            sa.func.coalesce(sa.func.sum(sa.case((tasks.c.kind == ERASE, 1), else_=0)), 0),
+            sa.func.coalesce(sa.func.sum(sa.case((tasks.c.kind.in_((ERASE, TRIM)), 1), else_=0)), 0),
         ).where(tasks.c.after < tasks.c.upto)
         if owner is not None:
             own = same_conversation(conversations, tasks)
@@ -125,7 +125,7 @@ class TaskSteps:
                 check_row_count(tasks, advanced.rowcount, 1)
             closed = (await connection.execute(self._counter, {"b_partition": row.partition})).scalars().all()
             check_counters(closed, expected=1)
-        if task.kind == ERASE:
+        if task.kind in (ERASE, TRIM):
             self._erased()
         return True
 
@@ -139,9 +139,15 @@ class TaskSteps:
 
     async def _piece(self, connection: AsyncConnection, task: Task, *, deleted: bool) -> int:
         conversation = (task.partition, task.conversation_id)
-        if task.kind == ERASE:
-            return await self._eraser.strip_some(
-                connection, *conversation, after=task.after, upto=task.upto, limit=PIECE_VERSIONS
+        if task.kind in (ERASE, TRIM):
+            strip, content_only = self._eraser.strip_some, task.kind == TRIM
+            return await strip(
+                connection,
+                *conversation,
+                after=task.after,
+                upto=task.upto,
+                limit=PIECE_VERSIONS,
+                content_only=content_only,
             )
         upto = min(task.after + PIECE_VERSIONS, task.upto)
         key = {"b_partition": conversation[0], "b_conversation": conversation[1], "b_after": task.after, "b_upto": upto}

@@ -192,6 +192,8 @@ class Conversation:
         history read it.
     :ivar tokens: the sum of the recorded costs of its messages, on and off the path.
     :ivar metadata: its own, as it was annotated.
+    :ivar tags: its tags, sorted.
+    :ivar trimmed: the version up to which its content has left by a rule of retention; 0 for none.
     :ivar active: True if the history store has it as its owner's active one; pending changes show in
         ``History.active()`` and ``History.conversations(owner=)``.
     :ivar forked_from: the point up to which it reads its parent; ``None`` if it is no fork.
@@ -214,6 +216,8 @@ class Conversation:
     updated_at: datetime
     pending: int = 0
     metadata: Mapping[str, Any] = field(default_factory=empty)
+    tags: tuple[str, ...] = ()
+    trimmed: int = 0
     active: bool = False
     forked_from: ForkPoint | None = None
     inherits: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any, ClassVar, Final, Self
@@ -22,6 +22,12 @@ class Null(Enum):
 
 NULL: Final = Null.NULL
 """A value of an annotation that is stored as ``null``; ``None`` removes the key."""
+PINNED: Final = "pinned"
+"""The tag of a conversation that keeps its content from every rule of retention."""
+MAX_TAGS: Final = 32
+"""Tags of a conversation; what would add more stays in the log alone."""
+STATE_EVENTS: Final = "conversation."
+"""Begins the types that make the state of a conversation: a trim takes nothing out of such events."""
 
 
 def _required(*kinds: type) -> Any:
@@ -176,6 +182,43 @@ class ConversationAnnotated(Body):
                     raise InvalidInput("data.nulls", f"names {key!a}, which is not null in the metadata")
             data = {**data, "metadata": {**metadata, **dict.fromkeys(nulls, NULL)}}
         return super(ConversationAnnotated, cls).from_data(data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversationTagged(Body):
+    """Tags of the conversation are added and removed. The tag :data:`PINNED` keeps its content from retention."""
+
+    type: ClassVar[str] = "conversation.tagged"
+    add: Sequence[str] | None = _optional(list, tuple)
+    remove: Sequence[str] | None = _optional(list, tuple)
+
+    def __post_init__(self) -> None:
+        for name in ("add", "remove"):
+            for tag in getattr(self, name) or ():
+                check_identifier(tag, name)
+        if len(self.add or ()) > MAX_TAGS or (self.add is None and self.remove is None):
+            raise InvalidInput("add", f"add and remove name 1 to {MAX_TAGS} tags")
+
+    def to_data(self) -> dict[str, Any]:
+        return {name: list(tags) for name, tags in (("add", self.add), ("remove", self.remove)) if tags is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversationTrimmed(Body):
+    """The content of all events up to a version has left by a rule of retention; title, metadata and tags stay.
+
+    The messages up to it are redacted, and a fork no longer reads its parent. ``upto`` is a version of the history
+    store, before the event's own. ``rule`` names the rule, ``sequence`` is the last one up to ``upto`` of the outbox
+    that appended this.
+    """
+
+    type: ClassVar[str] = "conversation.trimmed"
+    upto: int = _required(int)
+    rule: str = _required(str)
+    sequence: int | None = _optional(int)
+
+    def __post_init__(self) -> None:
+        check_whole(self.upto, "upto", 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -398,6 +441,8 @@ VOCABULARY: Final[Mapping[str, type[Body]]] = {
         ConversationStarted,
         ConversationRenamed,
         ConversationAnnotated,
+        ConversationTagged,
+        ConversationTrimmed,
         ConversationActivated,
         ConversationArchived,
         ConversationRestored,

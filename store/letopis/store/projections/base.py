@@ -31,7 +31,9 @@ MAX_NAME_LENGTH: Final = 64
 EVENTS_PER_BATCH: Final = 250
 """Events that a projector applies in one transaction by default."""
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z0-9_]+)*")
-_RESERVED_NAMES: Final = frozenset({"search", "letopis"})
+_RESERVED_NAMES: Final = frozenset({"search", "letopis", "retention"})
+RETENTION_PREFIX: Final = "retention."
+"""Begins the names of the places up to which retention has read the log: they are no projections."""
 TRANSIENT_CLASSES: Final = frozenset({FaultClass.UNAVAILABLE, FaultClass.CONFLICT, FaultClass.UNKNOWN_OUTCOME})
 """Faults of the database that pass, and that no projection is charged with."""
 
@@ -164,6 +166,7 @@ class Checkpoint:
 
 _READ: Final = (
     sa.select(checkpoints.c.name, checkpoints.c.version, sa.func.sum(checkpoints.c.position))
+    .where(checkpoints.c.name.not_like(f"{RETENTION_PREFIX}%"))
     .group_by(checkpoints.c.name, checkpoints.c.version)
     .order_by(checkpoints.c.name, checkpoints.c.version)
 )

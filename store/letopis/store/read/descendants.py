@@ -12,7 +12,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.schema import conversations, events, of_conversation
 from letopis.store.model.codec import INTEGER_MAX, decode
-from letopis.store.model.event_types import Body, ConversationDeleted, ConversationRewound, ForkPoint, read
+from letopis.store.model.event_types import (
+    Body,
+    ConversationDeleted,
+    ConversationRewound,
+    ConversationTrimmed,
+    ForkPoint,
+    read,
+)
 from letopis.store.model.events import Upcasters
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
 
@@ -54,7 +61,10 @@ class Descendants:
         self._version = sa.select(events.c.version).where(*of_one, events.c.event_id == sa.bindparam("event"))
         self._leaving = (
             sa.select(events.c.version, events.c.type, events.c.schema_version, events.c.data, events.c.metadata)
-            .where(*of_one, events.c.type.in_((ConversationRewound.type, ConversationDeleted.type)))
+            .where(
+                *of_one,
+                events.c.type.in_((ConversationRewound.type, ConversationTrimmed.type, ConversationDeleted.type)),
+            )
             .order_by(events.c.version)
         )
 
@@ -69,7 +79,7 @@ class Descendants:
     ) -> int:
         """Return the version up to which existing descendants read a conversation; 0 where none does."""
         needed, seen = 0, {conversation_id}
-        reset = None
+        erased = None
         level = [_Fork(partition, conversation_id, 0, inherits=False, needed=0)]
         while level:
             children = await self._children(connection, level, new)
@@ -81,9 +91,9 @@ class Descendants:
                         continue  # a cycle of forks, written by hand
                     if parent.needed == 0:
                         if child.version > kept:
-                            if reset is None:
-                                reset = await self._reset_after(connection, parent, kept)
-                            if child.version >= reset:
+                            if erased is None:
+                                erased = await self._erasures(connection, parent)
+                            if max((upto for at, upto, _ in erased if at <= child.version), default=0) >= kept:
                                 continue
                         child = replace(child, needed=child.version)
                     else:
@@ -123,24 +133,34 @@ class Descendants:
             children.setdefault(parent, []).append(_Fork(partition, name, upto, inherits, 0))
         return children
 
-    async def _reset_after(self, connection: AsyncConnection, fork: _Fork, kept: int) -> int:
-        """Return the version of the first reset of a conversation after a version; a greater one than any for none."""
+    async def reset_to(self, connection: AsyncConnection, partition: int, conversation_id: str) -> int:
+        """Return the version up to which a deletion or a reset has erased everything; 0 if there was none."""
+        root = _Fork(partition, conversation_id, 0, inherits=False, needed=0)
+        return max((upto for _, upto, whole in await self._erasures(connection, root) if whole), default=0)
+
+    async def _erasures(self, connection: AsyncConnection, fork: _Fork) -> list[tuple[int, int, bool]]:
+        """Return the version of each event that erased content, how far it did, and whether it erased everything."""
+        erasures = []
         async for version, body in self._path_cuts(connection, fork):
-            if version > kept and isinstance(body, ConversationRewound) and body.erase:
-                return version
-        return ALL_VERSIONS + 1
+            if isinstance(body, ConversationTrimmed):
+                erasures.append((version, min(body.upto, version - 1), False))
+            elif isinstance(body, ConversationDeleted):
+                erasures.append((version, ALL_VERSIONS, True))
+            elif isinstance(body, ConversationRewound) and body.erase:
+                erasures.append((version, version - 1, True))
+        return erasures
 
     async def _inherits_until(self, connection: AsyncConnection, fork: _Fork) -> int:
         """Return the version of the event that ended the inheritance of a fork."""
         async for version, body in self._path_cuts(connection, fork):
-            if isinstance(body, ConversationDeleted) or (
+            if isinstance(body, ConversationDeleted | ConversationTrimmed) or (
                 isinstance(body, ConversationRewound) and body.to_message_id is None
             ):
                 return version
         return ALL_VERSIONS
 
     async def _path_cuts(self, connection: AsyncConnection, fork: _Fork) -> AsyncIterator[tuple[int, Body]]:
-        """Yield the rewinds and the deletion of a conversation, in order."""
+        """Yield the rewinds, the trims and the deletion of a conversation, in order."""
         key = {"partition": fork.partition, "conversation": fork.conversation_id}
         for row in (await connection.execute(self._leaving, key)).all():
             if row.metadata is None or SUPERSEDED_KEY not in decode(row.metadata):

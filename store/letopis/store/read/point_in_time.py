@@ -19,6 +19,7 @@ from letopis.store.model.event_types import (
     ConversationDeleted,
     ConversationRewound,
     ConversationStarted,
+    ConversationTrimmed,
     ForkPoint,
     MessageAppended,
     MessageEdited,
@@ -49,7 +50,12 @@ _CHANGE_TYPES: Final = (
     *_REACTION_TYPES,
 )
 _START_TYPES: Final = (ConversationStarted.type,)
-_INHERITANCE_TYPES: Final = (ConversationStarted.type, ConversationRewound.type, ConversationDeleted.type)
+_INHERITANCE_TYPES: Final = (
+    ConversationStarted.type,
+    ConversationRewound.type,
+    ConversationTrimmed.type,
+    ConversationDeleted.type,
+)
 
 
 def without_content(message: RecordedMessage) -> RecordedMessage:
@@ -241,7 +247,9 @@ class PointInTimeReader:
             if message.version is not None:
                 # A message that was reset since keeps its content where forks read it: they read it as it was.
                 erased = messages[message.version].redacted and message.version not in later
-                messages[message.version] = replace(message, redacted=message.redacted or erased)
+                if erased and not message.redacted:  # by a reset or a trim before, which are not folded here
+                    message = without_content(message)
+                messages[message.version] = message
         return messages
 
     async def _changed(

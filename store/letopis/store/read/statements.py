@@ -148,8 +148,7 @@ def _authored() -> sa.Select[Any]:
 
 def messages_select(shape: WindowShape, *, as_of: bool = False, with_head: bool = False) -> sa.Select[Any]:
     """Return the select of a window: each message with the events of its origin, content and delivery."""
-    # A message on the path has left it neither by its row nor by a mark.
-    columns: Any = sa.select(*message_columns(messages)) if as_of or shape.every else sa.select(messages)
+    columns: Any = sa.select(*message_columns(messages))
     return whole(_page(columns, shape, as_of=as_of), with_head=with_head, past=as_of)
 
 

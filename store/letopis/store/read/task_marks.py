@@ -13,12 +13,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect
 from letopis.store.database.schema import of_conversation, same_conversation, tasks
+from letopis.store.model.event_types import STATE_EVENTS
 from letopis.store.rules.apply_plan import TableRow
 
 LEAVE: Final = "leave"  # its messages have left the path at the task's version, unless they left it before
 ERASE: Final = "erase"  # its events have no content any more
 FORGET: Final = "forget"  # its messages must not be in the search index
 RESET: Final = "reset"  # its messages were redacted at that version, unless before, and have no reactions
+TRIM: Final = "trim"  # its events that are no state of the conversation have no content any more
 MAX_ROWS_PER_TRANSACTION: Final = 2_000
 """Rows that one delivery may change in its own transaction; more are marked and changed later."""
 
@@ -78,7 +80,7 @@ def any_mark() -> sa.ColumnElement[bool]:
 
 def left_by_mark(m: Any) -> sa.ColumnElement[Any]:
     """Return the version at which a message has left the path by a mark; NULL where none covers it."""
-    return _covering(LEAVE, m, sa.func.min)
+    return _covering((LEAVE,), m, sa.func.min)
 
 
 def is_on_path(m: Any) -> sa.ColumnElement[bool]:
@@ -88,6 +90,11 @@ def is_on_path(m: Any) -> sa.ColumnElement[bool]:
     return sa.and_(m.c.left_at.is_(None), sa.case((left_by_mark(m).is_(None), 1)).is_not(None))
 
 
+def is_shown(m: Any) -> sa.ColumnElement[bool]:
+    """Return the condition that a message of a table of messages is on the path and has its content."""
+    return sa.and_(m.c.redacted_at.is_(None), _reset_by_mark(m).is_(None), is_on_path(m))
+
+
 def left_at(m: Any) -> sa.ColumnElement[Any]:
     """Return the version at which a message has left the path, by its row or by a mark."""
     return sa.func.coalesce(m.c.left_at, left_by_mark(m))
@@ -95,7 +102,7 @@ def left_at(m: Any) -> sa.ColumnElement[Any]:
 
 def message_columns(m: Any) -> list[sa.ColumnElement[Any]]:
     """Return the columns of a table of messages as marks have them."""
-    reset = _covering(RESET, m, sa.func.min)
+    reset = _reset_by_mark(m)
     # A message that came without content has its own version there until its redaction comes.
     redacted = m.c.redacted_at
     marked: dict[str, sa.ColumnElement[Any]] = {
@@ -109,9 +116,18 @@ def message_columns(m: Any) -> list[sa.ColumnElement[Any]]:
     return [marked[column.name].label(column.name) if column.name in marked else column for column in m.c]
 
 
+def _reset_by_mark(m: Any) -> sa.ColumnElement[Any]:
+    return _covering((RESET,), m, sa.func.min)
+
+
 def erased(e: Any) -> sa.ColumnElement[Any]:
     """Return the version at which a mark erases the content of an event; NULL where none does."""
-    return _covering(ERASE, e, sa.func.max)
+    return _covering((ERASE, sa.case((is_content(e), TRIM), else_=ERASE)), e, sa.func.max)
+
+
+def is_content(e: Any) -> sa.ColumnElement[bool]:
+    """Return the condition that an event is no state of its conversation, so that a trim takes its content away."""
+    return sa.func.substr(e.c.type, 1, len(STATE_EVENTS)) != STATE_EVENTS
 
 
 def event_columns(e: Any) -> list[sa.ColumnElement[Any]]:
@@ -129,9 +145,9 @@ def shown_digest(e: Any) -> sa.ColumnElement[Any]:
     return sa.case((e.c.salt.is_not(None), e.c.digest))
 
 
-def _covering(kind: str, table: Any, pick: Any) -> sa.ColumnElement[Any]:
+def _covering(kinds: tuple[Any, ...], table: Any, pick: Any) -> sa.ColumnElement[Any]:
     t = tasks.alias()
-    within = (t.c.kind == kind, t.c.after < table.c.version, t.c.upto >= table.c.version)
+    within = (sa.or_(*(t.c.kind == kind for kind in kinds)), t.c.after < table.c.version, t.c.upto >= table.c.version)
     covering = sa.select(pick(t.c.version)).where(same_conversation(t, table), *within)
     version: sa.ColumnElement[Any] = covering.correlate(table).scalar_subquery()
     return version

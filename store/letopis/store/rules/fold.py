@@ -192,6 +192,11 @@ class _Messages(MessageSink):
     def erase(self) -> None:
         self.messages = [replace(redacted(message), reactions=()) for message in self.messages]
 
+    def trim(self, after: int, upto: int) -> None:
+        for index, message in enumerate(self.messages):
+            if message.version is not None and after < message.version <= upto:
+                self.messages[index] = replace(redacted(message), reactions=())
+
     def delete(self) -> None:
         self.messages.clear()
         self._indexed = None

@@ -9,6 +9,7 @@ from typing import Final
 from letopis.store.model.codec import RESERVED, EncodedEvent, decode
 from letopis.store.model.conversations import Delivery
 from letopis.store.model.event_types import (
+    STATE_EVENTS,
     Body,
     ConversationActivated,
     ConversationArchived,
@@ -46,6 +47,8 @@ class Projected:
     redactions: set[str] = field(default_factory=set)  # ids of messages whose stored events are to be stripped
     deleted: bool = False  # so that all its stored events are to be stripped
     reset_at: int | None = None  # of the first event that erased all before it and let the conversation go on
+    # Content that left: after the first version, up to the second, by the third; forks read it up to the last.
+    trims: list[tuple[int, int, int, int]] = field(default_factory=list)
     released: bool = False  # it has ceased to read its parent
     activations: list[int | None] = field(default_factory=list)  # their orders; None for one without
     left_at: int | None = None  # when it was archived or deleted, if that came last
@@ -76,7 +79,7 @@ def takes_content(body: Body) -> bool:
     """Return True if an event erases content that came before it."""
     if isinstance(body, ConversationRewound):
         return body.erase is True
-    return isinstance(body, ConversationDeleted | MessageRedacted)
+    return isinstance(body, ConversationDeleted | ConversationTrimmed | MessageRedacted)
 
 
 def project_events(
@@ -297,6 +300,20 @@ class _Projection(MessageSink):
         self._strip_before(retained=self._row.retained)
         if self.projected.reset_at is None:
             self.projected.reset_at = self._version
+
+    def trim(self, after: int, upto: int) -> None:
+        """Take content away up to a version; forks still read what is retained."""
+        kept = min(self._retain, upto)
+        self._row.retained = max(self._row.retained, kept)
+        for message in self.rows:
+            if after < message.version <= upto:
+                message.erase(self._version)
+                message.reactions, message.changed = (), True
+        for index, event in enumerate(self._events[:-1]):
+            version = self.projected.first + index
+            if max(after, kept) < version <= upto and not event.type.startswith(STATE_EVENTS):
+                self._events[index] = strip_event(event)
+        self.projected.trims.append((after, upto, self._version, max(after, kept)))
 
     def delete(self) -> None:
         self._remove_after(0)

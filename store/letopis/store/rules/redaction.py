@@ -27,6 +27,7 @@ _KEPT: Final[Mapping[str, tuple[str, ...]]] = {
     "reaction.removed": _MESSAGE,
     "conversation.started": ("owner_id", "forked_from"),
     "conversation.rewound": ("to_message_id", "erase"),
+    "conversation.trimmed": ("upto", "rule", "sequence"),
 }
 # Required fields stay, empty, so that each event can still be read as what it was.
 _EMPTIED: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -36,6 +37,7 @@ _EMPTIED: Final[Mapping[str, Mapping[str, Any]]] = {
     "reaction.removed": {"key": ""},
     "conversation.renamed": {"title": ""},
     "conversation.annotated": {"metadata": {}},
+    "conversation.tagged": {"add": []},
 }
 
 ARRIVED_ERASED_KEY: Final = f"{RESERVED}arrived_erased"

@@ -10,6 +10,7 @@ from typing import Any, Final, Generic, TypeVar
 import orjson
 
 from letopis.store.model.event_types import (
+    MAX_TAGS,
     NULL,
     Body,
     ConversationActivated,
@@ -20,6 +21,8 @@ from letopis.store.model.event_types import (
     ConversationRestored,
     ConversationRewound,
     ConversationStarted,
+    ConversationTagged,
+    ConversationTrimmed,
     ForkPoint,
     MessageAppended,
     MessageEdited,
@@ -59,6 +62,8 @@ class ConversationState(Generic[Moment]):
     message_count: int = 0
     tokens: int = 0
     metadata: Mapping[str, Any] = field(default_factory=empty)
+    tags: tuple[str, ...] = ()
+    trimmed: int = 0
     forked_from: ForkPoint | None = None
     inherits: bool = False
     inherited_to: str | None = None
@@ -88,6 +93,9 @@ class MessageSink:
 
     def erase(self) -> None:
         """Take away the content of all messages, and their reactions."""
+
+    def trim(self, after: int, upto: int) -> None:
+        """Take away the content and the reactions of the messages of some versions."""
 
     def delete(self) -> None:
         """Drop all messages: the conversation was deleted."""
@@ -127,6 +135,10 @@ def reduce_event(
             state.title = body.title
         case ConversationAnnotated():
             _annotate(state, body.metadata)
+        case ConversationTagged():
+            _tag(state, body)
+        case ConversationTrimmed():
+            _trim(state, body, sink, version)
         case ConversationArchived():
             state.state = "archived"
         case ConversationRestored() | ConversationActivated():
@@ -134,11 +146,11 @@ def reduce_event(
         case ConversationRewound():
             _rewind(state, body.to_message_id, sink)
             if body.erase:
-                state.title, state.metadata = None, EMPTY
+                state.title, state.metadata, state.tags = None, EMPTY, ()
                 sink.erase()
         case ConversationDeleted():
             state.state, state.title, state.metadata, state.inherits = "deleted", None, EMPTY, False
-            state.message_count = 0
+            state.message_count, state.tags = 0, ()
             sink.delete()
         case _ if isinstance(body, MessageChange):
             sink.change(body)
@@ -180,6 +192,20 @@ def _annotate(state: ConversationState[Any], metadata: Mapping[str, Any]) -> Non
     # An annotation that makes it smaller is never too large.
     if size <= MAX_METADATA_BYTES or size <= len(orjson.dumps(dict(state.metadata))):
         state.metadata = merged
+
+
+def _tag(state: ConversationState[Any], body: ConversationTagged) -> None:
+    tags = {*state.tags, *(body.add or ())}.difference(body.remove or ())
+    if len(tags) <= MAX_TAGS:
+        state.tags = tuple(sorted(tags))
+
+
+def _trim(state: ConversationState[Any], body: ConversationTrimmed, sink: MessageSink, version: int | None) -> None:
+    # Of several for one place the first counts: any number of relays may come to the same.
+    upto = min(body.upto, state.version if version is None else version - 1)
+    if upto > state.trimmed:
+        after, state.trimmed, state.inherits = state.trimmed, upto, False
+        sink.trim(after, upto)
 
 
 def _rewind(state: ConversationState[Any], target: str | None, sink: MessageSink) -> None:

@@ -48,6 +48,8 @@ class ConversationRow:
             state.inherited_to,
             self.retained,
             self.rules,
+            orjson.dumps(state.tags).decode() if state.tags else None,
+            state.trimmed,
         )
 
 

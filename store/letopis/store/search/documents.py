@@ -25,7 +25,7 @@ from letopis.store.model.event_types import (
 from letopis.store.model.events import Upcasters
 from letopis.store.model.large_content import without_references
 from letopis.store.model.parts import content_text
-from letopis.store.read.task_marks import MAX_ROWS_PER_TRANSACTION, left_at
+from letopis.store.read.task_marks import MAX_ROWS_PER_TRANSACTION, is_shown
 from letopis.store.search.index import Document
 
 _CHANGE_TYPES: Final = (MessageEdited.type, MessageRedacted.type)
@@ -63,7 +63,7 @@ class _Statements:
             .limit(sa.bindparam("limit"))
         )
         self.at = sa.select(*columns, events.c.data).where(*of_some(events), dialect.among(events.c.version, "keys"))
-        gone = sa.or_(left_at(messages).is_not(None), messages.c.redacted_at.is_not(None))
+        gone = sa.not_(is_shown(messages))
         kept = [messages.c[name] for name in ("conversation_id", "version", "message_id", "content_version")]
         state = sa.select(*kept, gone.label("gone")).where(*of_some(messages))
         self.appended = state.where(dialect.among(messages.c.version, "keys"))

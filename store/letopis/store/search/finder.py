@@ -18,7 +18,7 @@ from letopis.store.model.events import Upcasters
 from letopis.store.model.identifiers import partition_of
 from letopis.store.read.reader import Reader
 from letopis.store.read.statements import whole
-from letopis.store.read.task_marks import is_on_path
+from letopis.store.read.task_marks import is_shown
 from letopis.store.search.documents import LogRanges
 from letopis.store.search.index import Document, Index, SearchScope
 from letopis.store.search.indexer import IndexProgress, index_progress
@@ -52,7 +52,7 @@ class _Candidate:
 def _at_select(dialect: Dialect) -> sa.Select[Any]:
     return whole(
         sa.select(messages).where(
-            *dialect.of_conversations(messages), dialect.among(messages.c.version, "versions"), is_on_path(messages)
+            *dialect.of_conversations(messages), dialect.among(messages.c.version, "versions"), is_shown(messages)
         )
     )
 

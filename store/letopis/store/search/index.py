@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import in_batches
 from letopis.store.database.schema import conversations, messages, same_conversation, search
-from letopis.store.read.task_marks import is_on_path
+from letopis.store.read.task_marks import is_shown
 from letopis.store.search.analysis import GENERATION, Word, scope_code, words
 from letopis.store.search.query import Query, Term
 
@@ -123,7 +123,7 @@ class Index(ABC):
         )
         # Only the best are joined.
         b, m, c = best.subquery("b"), messages, conversations
-        shown = sa.and_(m.c.redacted_at.is_(None), is_on_path(m))
+        shown = is_shown(m)
         there = sa.and_(m.c.version.is_not(None), c.c.conversation_id.is_not(None))
         if where.owner is not None:
             # The codes of the scope narrow the search; the owner of a message is that of its conversation.

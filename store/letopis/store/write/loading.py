@@ -13,7 +13,13 @@ from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.row_mapping import conflict_of, conversation_row, message_row
 from letopis.store.database.schema import conversations, events, holds, lanes, messages, of_conversation, tasks
-from letopis.store.model.event_types import Body, ConversationDeleted, ConversationRewound, ConversationStarted
+from letopis.store.model.event_types import (
+    Body,
+    ConversationDeleted,
+    ConversationRewound,
+    ConversationStarted,
+    ConversationTrimmed,
+)
 from letopis.store.read.descendants import NewFork
 from letopis.store.read.task_marks import LEAVE, MAX_ROWS_PER_TRANSACTION, is_on_path, left_by_mark, message_columns
 from letopis.store.rules.decoding import removal_bound, target_ids
@@ -117,7 +123,9 @@ class RemovalStatements:
 
     def __init__(self, _: Dialect) -> None:
         beyond = (*of_conversation(messages), messages.c.version > sa.bindparam("after"))
-        self.path = sa.select(messages).where(*beyond, is_on_path(messages)).limit(sa.bindparam("limit"))
+        self.path = (
+            sa.select(*message_columns(messages)).where(*beyond, is_on_path(messages)).limit(sa.bindparam("limit"))
+        )
         # Marks are rare: without one there is no need to look for marks of each row.
         self.count = (
             sa.select(sa.func.count())
@@ -215,7 +223,7 @@ class Loader:
         for lane in lanes:
             name = lane.conversation_id
             lane.targets, lane.unloaded = await budget.load(lane, lane.row.conversation, targets.get(name, []))
-            if any(erases(item.body) for item in lane.fresh):
+            if any(erases(item.body) or isinstance(item.body, ConversationTrimmed) for item in lane.fresh):
                 lane.retained = await self._eraser.retained(transaction.connection, lane.partition, name, new=forks)
             if not lane.row.new:
                 lane.verdicts = await self._conflicts.find(transaction, lane)

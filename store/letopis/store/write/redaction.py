@@ -16,7 +16,7 @@ from letopis.store.model.event_types import ConversationDeleted, MessageAppended
 from letopis.store.model.events import Upcasters
 from letopis.store.model.large_content import references_in
 from letopis.store.read.descendants import Descendants, NewFork
-from letopis.store.read.task_marks import ERASE, MAX_ROWS_PER_TRANSACTION, Task, write_marks
+from letopis.store.read.task_marks import ERASE, MAX_ROWS_PER_TRANSACTION, RESET, TRIM, Task, is_content, write_marks
 from letopis.store.rules.apply_plan import TableRow
 from letopis.store.rules.redaction import MESSAGE_CONTENT_TYPES, internal_metadata, stripped
 from letopis.store.search.index import Index
@@ -45,6 +45,7 @@ class Eraser:
             events.c.salt.is_not(None),
         )
         self._all = sa.select(events).where(*at).order_by(events.c.version)
+        self._content = self._all.where(is_content(events))
         self._of_messages = self._all.where(events.c.type.in_(MESSAGE_CONTENT_TYPES))
         self._retaining = sa.select(
             conversations.c.partition, conversations.c.conversation_id, conversations.c.retained
@@ -52,6 +53,7 @@ class Eraser:
         there = (
             messages.c.partition == sa.bindparam("at_partition"),
             messages.c.conversation_id == sa.bindparam("at_conversation"),
+            messages.c.version > sa.bindparam("at_least"),
             messages.c.version <= sa.bindparam("at_most"),
         )
         # Reactions are content too; those in events are stripped with these.
@@ -71,11 +73,48 @@ class Eraser:
         self, connection: AsyncConnection, partition: int, conversation_id: str, *, upto: int, reset_at: int | None
     ) -> None:
         """Remove the reactions to a conversation's messages up to a version, and all its messages from search."""
-        bounds = {"at_partition": partition, "at_conversation": conversation_id, "at_most": upto}
-        await connection.execute(self._remove_reactions, bounds)
-        if reset_at is not None:
-            await connection.execute(self._redact, {**bounds, "reset_at": reset_at})
+        await self._redact_messages(connection, partition, conversation_id, after=0, upto=upto, at=reset_at)
         await self._index.forget(connection, partition, conversation_id, None)
+
+    async def _redact_messages(
+        self,
+        connection: AsyncConnection,
+        partition: int,
+        conversation_id: str,
+        *,
+        after: int,
+        upto: int,
+        at: int | None,
+    ) -> None:
+        of_messages = {"at_partition": partition, "at_conversation": conversation_id}
+        bounds = {**of_messages, "at_least": after, "at_most": upto}
+        await connection.execute(self._remove_reactions, bounds)
+        if at is not None:
+            await connection.execute(self._redact, {**bounds, "reset_at": at})
+
+    async def trim(
+        self,
+        connection: AsyncConnection,
+        partition: int,
+        conversation_id: str,
+        *,
+        after: int,
+        upto: int,
+        at: int,
+        kept: int,
+        now: int,
+        fresh: Sequence[EncodedEvent] = (),
+    ) -> None:
+        """Redact the messages of a range by the event ``at``, and strip content beyond ``kept``; mark a long one."""
+        if upto - after > MAX_ROWS_PER_TRANSACTION:
+            for kind, start in ((RESET, after), (TRIM, kept)):
+                task = Task(partition, conversation_id, kind, version=at, after=start, upto=upto, created_at=now)
+                await write_marks(connection, self._dialect, [task])
+            return
+        conversation = (connection, partition, conversation_id)
+        await self._redact_messages(*conversation, after=after, upto=upto, at=at)
+        await self._index.forget_between(*conversation, after, upto)
+        await self.strip(*conversation, after=kept, upto=upto, fresh=fresh, content_only=True)
 
     async def strip(
         self,
@@ -86,11 +125,19 @@ class Eraser:
         after: int,
         upto: int,
         fresh: Sequence[EncodedEvent] = (),
+        content_only: bool = False,
     ) -> None:
         """Strip the events of a conversation in a range; the event that deleted it keeps its reason."""
         conversation = (connection, partition, conversation_id)
         while after < upto:
-            after = await self.strip_some(*conversation, after=after, upto=upto, limit=_EVENTS_PER_READ, fresh=fresh)
+            after = await self.strip_some(
+                *conversation,
+                after=after,
+                upto=upto,
+                limit=_EVENTS_PER_READ,
+                fresh=fresh,
+                content_only=content_only,
+            )
 
     async def strip_messages(
         self,
@@ -126,10 +173,12 @@ class Eraser:
         upto: int,
         limit: int,
         fresh: Sequence[EncodedEvent] = (),
+        content_only: bool = False,
     ) -> int:
         """Strip at most the next ``limit`` events of a range; return the version of the last one."""
         key = {"partition": partition, "conversation": conversation_id, "after": after, "upto": upto}
-        rows = (await connection.execute(_limited(self._all, limit), key)).all()
+        statement = self._content if content_only else self._all
+        rows = (await connection.execute(_limited(statement, limit), key)).all()
         old = [row for row in rows if row.type != ConversationDeleted.type]
         await self._overwrite(connection, partition, conversation_id, old, fresh)
         return int(rows[-1].version) if len(rows) == limit else upto
@@ -202,10 +251,16 @@ class Eraser:
         changed = await connection.execute(conversations.update().where(*at).values(retained=needed))
         check_row_count(conversations, changed.rowcount, 1)
         upto = min(retained, (await connection.execute(self._last, key)).scalar() or 0)
+        # A trim has left the events that make the conversation's state; a deletion or a reset leaves none.
+        whole = min(upto, max(needed, await self._descendants.reset_to(connection, partition, conversation_id)))
+        conversation = (connection, partition, conversation_id)
         if upto - needed <= room:
-            await self.strip(connection, partition, conversation_id, after=needed, upto=upto)
+            await self.strip(*conversation, after=needed, upto=whole)
+            await self.strip(*conversation, after=whole, upto=upto, content_only=True)
             return max(int(upto) - needed, 1)
-        await self.mark_erased(connection, partition, conversation_id, after=needed, upto=upto, now=now)
+        await self.mark_erased(*conversation, after=needed, upto=whole, now=now)
+        trimmed = Task(partition, conversation_id, TRIM, version=upto, after=whole, upto=upto, created_at=now)
+        await write_marks(connection, self._dialect, [trimmed])
         return 1
 
     async def mark_erased(

@@ -10,6 +10,7 @@ import pytest
 from letopis.outbox.config.settings import Settings, load_settings
 from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.retry.policy import RetryPolicy
+from letopis.store import ContentRetention, RetentionRule
 from letopis.store.errors import ConfigurationError
 
 SECRET = "hunter2-correct-horse"
@@ -204,4 +205,35 @@ def test_two_variables_for_one_store_are_an_error(tmp_path: Path) -> None:
 def test_a_file_that_no_parser_bears_is_no_valid_toml(tmp_path: Path, text: str) -> None:
     (tmp_path / "letopis.toml").write_text(text)
     with pytest.raises(ConfigurationError, match="is not valid TOML"):
+        load_settings(environ={}, folder=tmp_path)
+
+
+def test_the_retention_of_content_is_read_with_its_rules(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "[retention]\nkeep_last = 3\n[retention.content]\nmax_age_days = 365\nmax_messages = 9\n"
+        '[[retention.content.rules]]\ntag = "legal"\n[[retention.content.rules]]\nowner = "42"\nmax_age_days = 0.5\n',
+    )
+
+    rules = (RetentionRule(tag="legal"), RetentionRule(owner="42", max_age_days=0.5))
+    content = ContentRetention(max_age_days=365, max_messages=9, rules=rules)
+    assert load_settings(environ={}, folder=tmp_path).retention == Retention(keep_last=3, content=content)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[retention.content]\nmax_age_day = 3", "did you mean 'max_age_days'"),
+        ("[retention.content]\nmax_age_days = 0", r"\[retention.content\] max_age_days: must be more than 0"),
+        ("[retention.content]\nmax_messages = 2.5", "max_messages must be a whole number"),
+        ("[retention]\ncontent = 3", "content must be a table"),
+        ("[retention.content]\nrules = [3]", "rules must be a list of tables"),
+        ("[[retention.content.rules]]\nmax_messages = 3", "rules: must each name an owner or a tag"),
+        ('[[retention.content.rules]]\nowner = "7"\ntags = "x"', "did you mean 'tag'"),
+    ],
+)
+def test_a_wrong_retention_of_content_says_what_to_change(tmp_path: Path, text: str, complaint: str) -> None:
+    write(tmp_path, text)
+
+    with pytest.raises(ConfigurationError, match=complaint):
         load_settings(environ={}, folder=tmp_path)

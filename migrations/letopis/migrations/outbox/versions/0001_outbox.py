@@ -166,6 +166,9 @@ TABLES = (
         store_tasks INTEGER DEFAULT '0' NOT NULL,
         store_rows INTEGER DEFAULT '0' NOT NULL,
         erasures TEXT,
+        trimmed INTEGER DEFAULT '0' NOT NULL,
+        retained_at INTEGER,
+        retention_due INTEGER DEFAULT '0' NOT NULL,
         PRIMARY KEY (only)
     )
     """,

@@ -177,6 +177,8 @@ def create_tables() -> None:
         sa.Column("inherited_to", identifier),
         required("retained", sa.BigInteger(), default="0"),
         required("rules", sa.SmallInteger(), default="1"),
+        sa.Column("tags", json),
+        required("trimmed", sa.BigInteger(), default="0"),
         comment="One row a conversation, folded from its events.",
     )
     create(

@@ -1,0 +1,154 @@
+"""``letopis history retain`` and ``tag``: take content away by the rules of retention, which go by tags."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
+from letopis.outbox.cli.interface.locations import existing_outbox
+from letopis.outbox.cli.interface.options import settings, verb
+from letopis.outbox.cli.interface.output import TIMEOUT, counted, emit, note, printable, table
+from letopis.outbox.cli.interface.progress import progress
+from letopis.outbox.cli.interface.selection import YES, confirm
+
+if TYPE_CHECKING:
+    from letopis.outbox.config.settings import Settings
+    from letopis.outbox.history.history import History
+    from letopis.store.maintenance.retention import DueContent
+
+
+@verb(
+    "letopis history retain --dry-run",
+    "letopis history retain --dry-run --json | jq '.conversations[].messages'",
+    "letopis history retain --yes --wait",
+    json=True,
+)
+@click.option("--dry-run", is_flag=True, help="Print what would leave, and change nothing.")
+@click.option("--wait", is_flag=True, help="Deliver it, and exit when the history store holds none of the content.")
+@TIMEOUT
+@YES
+def retain(dry_run: bool, wait: bool, timeout: float | None, yes: bool) -> None:
+    """Take content out of the history that the rules in [retention.content] keep no longer, now.
+
+    The relay does the same once an hour. Exits with 3 if nothing is due.
+    """
+    config = settings()
+    if config.retention.content is None:
+        raise click.UsageError("There are no rules: write a table [retention.content] into letopis.toml.")
+    due, pending = asyncio.run(_retain(config, dry_run=dry_run, wait=wait, longest=timeout, yes=yes))
+    rules = dict[str, dict[str, int]]()
+    for found in due:
+        rule = rules.setdefault(found.rule, {"conversations": 0, "messages": 0})
+        rule["conversations"] += 1
+        rule["messages"] += found.messages
+    emit(
+        {
+            "dry_run": dry_run,
+            "rules": rules,
+            "conversations": [
+                {
+                    "conversation_id": found.conversation_id,
+                    "owner_id": found.owner_id,
+                    "rule": found.rule,
+                    "upto": found.upto,
+                    "messages": found.messages,
+                    "oldest_kept": None if found.oldest_kept is None else found.oldest_kept.isoformat(),
+                }
+                for found in due
+            ],
+            "pending": pending,
+        },
+        text=lambda: _text(due),
+    )
+    if not due:
+        raise CommandExit(Exit.NOTHING, "nothing is due")
+    leaves = "would leave" if dry_run else "leaves"
+    for name, rule in rules.items():
+        what = f"{counted(rule['messages'], 'message')} of {counted(rule['conversations'], 'conversation')}"
+        note(f"by the rule {printable(name)!r} the content of {what} {leaves}")
+    if wait and pending:
+        raise CommandExit(Exit.LATER, f"not complete yet: {pending} events are pending; the relay continues")
+
+
+def _text(due: list[DueContent]) -> str:
+    rows = [
+        (
+            printable(found.conversation_id),
+            printable(found.rule),
+            str(found.messages),
+            f"{found.oldest_kept:%Y-%m-%d %H:%M}Z" if found.oldest_kept else "none",
+        )
+        for found in due
+    ]
+    return table(("CONVERSATION", "RULE", "MESSAGES", "OLDEST KEPT"), rows) if rows else ""
+
+
+async def _retain(
+    config: Settings, *, dry_run: bool, wait: bool, longest: float | None, yes: bool
+) -> tuple[list[DueContent], int]:
+    """Return what is due, and how many events are pending once it is appended."""
+    import anyio
+
+    from letopis.outbox.cli.interface.progress import deliver
+    from letopis.outbox.history.history import History
+    from letopis.outbox.relay.content_retention import append_trims
+
+    path = existing_outbox(config)
+    with progress("looking", unit="conversations") as report:
+        async with History(path, store=config.store, relay=wait, create=False, policy=config.policy) as history:
+            due = await _find(history, config)
+            if not due or dry_run:
+                return due, (await history.status()).pending
+            confirm(f"Take content out of {counted(len(due), 'conversation')} for good?", yes=yes)
+            await append_trims(history.outbox, due)
+            if wait:
+                await deliver(history, report, longest=longest)
+                with anyio.move_on_after(longest):
+                    while await history.store.run_pending_tasks():
+                        pass
+            return due, (await history.status()).pending
+
+
+async def _find(history: History, config: Settings) -> list[DueContent]:
+    """Return what is due of each conversation; what was looked at is looked at again by the relay."""
+    retention, access = config.retention.content, history.store.outbox_access
+    if retention is None:
+        return []
+    due, origin_id = dict[str, Any](), history.outbox.origin.origin_id
+    places = await access.retention_places(retention)
+    while (step := await access.due_content(retention, places, origin_id=origin_id, describe=True)).more:
+        places |= step.moved
+        for found in step.due:
+            if found.conversation_id not in due or due[found.conversation_id].upto < found.upto:
+                due[found.conversation_id] = found
+    return list(due.values())
+
+
+@verb("letopis history tag telegram:4711 --add pinned", "letopis history tag telegram:4711 --add vip --remove trial")
+@click.argument("conversation")
+@click.option("--add", metavar="TAG", multiple=True, help="Add a tag; `pinned` keeps the content from retention.")
+@click.option("--remove", metavar="TAG", multiple=True, help="Remove a tag.")
+def tag(conversation: str, add: tuple[str, ...], remove: tuple[str, ...]) -> None:
+    """Add tags to a conversation, or remove them. Rules of retention are given by tag."""
+    if not add and not remove:
+        raise click.UsageError("Give a tag with --add or --remove.")
+
+    async def write() -> tuple[str, ...] | None:
+        from letopis.outbox.history.history import History
+
+        config = settings()
+        async with History(existing_outbox(config), store=config.store, relay=False, create=False) as history:
+            chat = history.chat(conversation)
+            if await chat.conversation() is None:
+                return None
+            await chat.tag(*add, remove=remove)
+            changed = await chat.conversation()
+            return () if changed is None else changed.tags
+
+    tags = asyncio.run(write())
+    if tags is None:
+        raise CommandExit(Exit.NOTHING, f"there is no conversation {conversation!r}")
+    note(f"the conversation has {'the tags ' + ', '.join(map(printable, tags)) if tags else 'no tags'}")

@@ -1,0 +1,99 @@
+"""Take content away that the rules of retention keep no longer, in idle moments: append what says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from letopis.outbox.concurrency.clock import Clock
+from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.relay.idle_work import TaskLook
+from letopis.outbox.relay.outcome import RelayStats, log_context, logger
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.database.store_identity import expect_store
+from letopis.store.errors import ConversationGone, LetopisError
+from letopis.store.maintenance.retention import DueContent
+from letopis.store.rules.retention import ContentRetention
+
+_RECORD: Final = "UPDATE letopis_outbox_relay SET trimmed = trimmed + ?, retained_at = ?, retention_due = ?"
+
+
+async def append_trims(outbox: OutboxFile, found: Sequence[DueContent]) -> int:
+    """Append the events that take content away; return how many were appended."""
+    # A process that dies before the places are kept finds the same again, and a second event changes nothing.
+    appends = [outbox.append(prepare(due.conversation_id, [due.body])) for due in found]
+    outcomes = await asyncio.gather(*appends, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException) and not isinstance(outcome, ConversationGone):
+            raise outcome
+    return sum(not isinstance(outcome, BaseException) for outcome in outcomes)
+
+
+class ContentTrimmer:
+    """Carries out the retention of content for one relay: a round an hour, of bounded steps."""
+
+    # Once an hour, so that a conversation gets one event for what an hour has made due, and not one for each message.
+    def __init__(
+        self,
+        outbox: OutboxFile,
+        store: ConversationStore,
+        clock: Clock,
+        *,
+        retention: ContentRetention | None,
+        stats: RelayStats,
+        look: TaskLook | None = None,
+    ) -> None:
+        self._outbox = outbox
+        self._store = store
+        self._clock = clock
+        self._look = look or TaskLook(clock)
+        self._stats = stats
+        self._trimmed = 0  # in this round
+        self.retention = retention
+
+    def due(self, store_id: UUID | None) -> bool:
+        return self.retention is not None and store_id is not None and self._look.retention_due
+
+    async def step(self, store_id: UUID | None) -> bool:
+        """Look at some events that have come of age; return True if the next step is worth taking at once.
+
+        A step that fails is logged and repeated in the next round: it delays no delivery.
+        """
+        retention, access = self.retention, self._store.outbox_access
+        if retention is None:
+            return False
+        more = False
+        try:
+            with expect_store(store_id):
+                places = await access.retention_places(retention)
+                found = await access.due_content(retention, places, origin_id=self._outbox.origin.origin_id)
+                trimmed = await append_trims(self._outbox, found.due)
+                if found.moved:
+                    await access.keep_places(retention, found)
+                more = found.more
+                left = await access.retention_behind(retention) if more else 0
+            self._trimmed += trimmed
+            self._stats.trimmed += trimmed
+            await self._outbox.write(lambda connection: self._record(connection, trimmed, left))
+        except Exception as error:  # a step that fails must not keep the relay from delivering
+            logger.warning(
+                "a step of the retention of content failed, it is repeated in the next round: %s",
+                error if isinstance(error, LetopisError) else type(error).__name__,
+                extra=log_context(),
+            )
+        if not more:
+            self._look.retention_done()
+            if self._trimmed:
+                logger.info(
+                    "retention takes content of %d conversations out of the history", self._trimmed, extra=log_context()
+                )
+            self._trimmed = 0
+        return more
+
+    def _record(self, connection: sa.Connection, trimmed: int, left: int) -> None:
+        connection.exec_driver_sql(_RECORD, (trimmed, self._clock.now_us(), left))

@@ -1,0 +1,263 @@
+"""Content leaves by age, by count, with an archived conversation, by owner and by tag; nothing else is touched."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from letopis.outbox import History, Relay
+from letopis.outbox.relay.content_retention import append_trims
+from letopis.store import PINNED, ContentRetention, ConversationStore, Message, RetentionRule
+from tests.conformance.tables import stored_text
+from tests.conformance.test_trims import assert_agrees, carried_out, problems
+
+DAYS_30 = ContentRetention(max_age_days=30)
+START = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+class Calendar:
+    """The clock of a bot and its store."""
+
+    def __init__(self) -> None:
+        self.day = 0.0
+
+    def now(self) -> datetime:
+        return START + timedelta(days=self.day)
+
+
+@pytest.fixture
+def calendar() -> Calendar:
+    return Calendar()
+
+
+Opened = Callable[..., AbstractAsyncContextManager[History]]
+
+
+@pytest.fixture
+def opened(store_url: str, tmp_path: Path, calendar: Calendar) -> Opened:
+    """Open an outbox of a store whose clock is the calendar's; nothing is delivered by itself."""
+
+    @asynccontextmanager
+    async def open_(name: str = "bot") -> AsyncIterator[History]:
+        async with (
+            ConversationStore.open(store_url, now=calendar.now) as store,
+            History(tmp_path / f"{name}.outbox.db", store=store, relay=False, watch=False, now=calendar.now) as history,
+        ):
+            yield history
+
+    return open_
+
+
+async def retain(history: History, content: ContentRetention, calendar: Calendar) -> int:
+    """Let a relay deliver, take away what is due, and deliver that; return how many conversations it trimmed."""
+    relay = Relay(history.outbox, history.store, retention=content, now=calendar.now)
+    await relay.drain()
+    await carried_out(history.store)
+    return relay.stats.trimmed
+
+
+async def say(history: History, calendar: Calendar, name: str, *days: float, owner: str = "42") -> None:
+    """Append and deliver one message a day."""
+    for day in days:
+        calendar.day = day
+        await history.append(name, Message.user(f"t0ken-{name}-{day:g}", id=f"{name}-{day:g}", tokens=1), owner=owner)
+        await Relay(history.outbox, history.store, now=calendar.now).drain()
+
+
+async def kept(history: History, name: str) -> list[str]:
+    """Return the messages with content, after checking that each is as it was appended."""
+    shown = [message for message in await history.store.messages(name) if not message.redacted]
+    assert [message.text for message in shown] == [f"t0ken-{message.id}" for message in shown]
+    return [message.id for message in shown]
+
+
+async def test_old_content_leaves_and_nothing_younger_is_touched(opened: Opened, calendar: Calendar) -> None:
+    async with opened() as bot:
+        await say(bot, calendar, "a", 0, 1, 29, 31)
+        await say(bot, calendar, "b", 40)
+        before = {name: (await bot.store.messages(name)).items for name in ("a", "b")}
+        calendar.day = 30.5
+        assert await retain(bot, DAYS_30, calendar) == 1
+        assert (await bot.store.messages("a")).items[1:] == before["a"][1:]
+        assert (await bot.store.messages("b")).items == before["b"]
+        assert await kept(bot, "a") == ["a-1", "a-29", "a-31"]
+        held = await stored_text(bot.store)
+        assert "t0ken-a-0" not in held and "t0ken-a-1" in held
+        calendar.day = 60.5
+        assert await retain(bot, DAYS_30, calendar) == 1
+        assert await kept(bot, "a") == ["a-31"]
+        # What has left takes no further event with it, whatever time goes by.
+        calendar.day = 200
+        assert await retain(bot, DAYS_30, calendar) == 2
+        calendar.day = 400
+        assert await retain(bot, DAYS_30, calendar) == 0
+        events = (await bot.store.events("a")).items
+        assert [event.type for event in events].count("conversation.trimmed") == 3
+        assert events[-1].data == {"upto": 5, "rule": "default", "sequence": 5}
+        await assert_agrees(bot.store, "a", "b")
+
+
+async def test_the_newest_messages_stay_by_count(opened: Opened, calendar: Calendar) -> None:
+    async with opened() as bot:
+        await say(bot, calendar, "a", *range(6))
+        await say(bot, calendar, "b", *range(3))
+        before = (await bot.store.messages("a")).items
+        content = ContentRetention(max_messages=3)
+        assert await retain(bot, content, calendar) == 1
+        assert await kept(bot, "a") == ["a-3", "a-4", "a-5"] and len(await kept(bot, "b")) == 3
+        assert (await bot.store.messages("a")).items[3:] == before[3:]
+        await say(bot, calendar, "b", 7)
+        assert await retain(bot, content, calendar) == 1
+        assert await kept(bot, "b") == ["b-1", "b-2", "b-7"]
+        await assert_agrees(bot.store, "a", "b")
+
+
+async def test_content_leaves_with_an_archived_conversation(opened: Opened, calendar: Calendar) -> None:
+    async with opened() as bot:
+        content = ContentRetention(archived_max_age_days=10)
+        for name in ("archived", "restored", "live"):
+            await say(bot, calendar, name, 0)
+        await bot.chat("archived").archive()
+        await bot.chat("restored").archive()
+        await retain(bot, content, calendar)
+        calendar.day = 5
+        await bot.chat("restored").restore()
+        assert await retain(bot, content, calendar) == 0
+        await say(bot, calendar, "archived", 9)
+        calendar.day = 11
+        assert await retain(bot, content, calendar) == 1
+        assert await kept(bot, "archived") == ["archived-9"]  # said after it was archived
+        assert await kept(bot, "restored") == ["restored-0"] and await kept(bot, "live") == ["live-0"]
+        await assert_agrees(bot.store, "archived", "restored", "live")
+
+
+async def test_the_first_rule_that_matches_counts_alone(opened: Opened, calendar: Calendar) -> None:
+    async with opened() as bot:
+        content = ContentRetention(
+            max_age_days=30,
+            rules=(
+                RetentionRule(tag="keep"),
+                RetentionRule(tag="short", max_age_days=2),
+                RetentionRule(owner="7", max_age_days=10),
+            ),
+        )
+        for name, owner, tags in (
+            ("plain", "42", ()),
+            ("keep", "7", ("keep", "short")),
+            ("short", "7", ("short",)),
+            ("seven", "7", ()),
+            ("pinned", "7", ("short", PINNED)),
+        ):
+            await say(bot, calendar, name, 0, owner=owner)
+            if tags:
+                await bot.chat(name).tag(*tags)
+        left = {}
+        for day in (1, 3, 11, 31):
+            calendar.day = day
+            await retain(bot, content, calendar)
+            left[day] = [name for name in ("plain", "keep", "short", "seven", "pinned") if not await kept(bot, name)]
+        assert left == {1: [], 3: ["short"], 11: ["short", "seven"], 31: ["plain", "short", "seven"]}
+        rules = {
+            event.data["rule"]
+            for name in ("plain", "short", "seven")
+            for event in await bot.store.events(name)
+            if event.type == "conversation.trimmed"
+        }
+        assert rules == {"default", "tag short", "owner 7"}
+        # A pin that is removed lets the rules have it, also when its events were looked at long ago.
+        await bot.chat("pinned").tag(remove=[PINNED])
+        await retain(bot, content, calendar)
+        assert await kept(bot, "pinned") == []
+        await bot.chat("keep").reset()
+        await retain(bot, content, calendar)
+        assert "t0ken" not in await stored_text(bot.store)
+
+
+async def test_other_rules_look_at_everything_again(opened: Opened, calendar: Calendar) -> None:
+    async with opened() as bot:
+        await say(bot, calendar, "a", 0, 20)
+        calendar.day = 25
+        assert await retain(bot, DAYS_30, calendar) == 0
+        assert await retain(bot, ContentRetention(max_age_days=10), calendar) == 1
+        assert await kept(bot, "a") == ["a-20"]
+
+
+async def test_clocks_that_differ_take_nothing_young(opened: Opened, calendar: Calendar) -> None:
+    """A younger event stands before an older one: the age of each counts, and the place only bounds what leaves."""
+    async with opened() as bot:
+        await say(bot, calendar, "a", 0, 20, 1, 2)
+        calendar.day = 35
+        await retain(bot, DAYS_30, calendar)
+        assert await kept(bot, "a") == ["a-20", "a-1", "a-2"]
+        calendar.day = 51
+        await retain(bot, DAYS_30, calendar)
+        assert await kept(bot, "a") == []
+
+
+async def test_a_fork_gives_back_what_it_inherits_when_it_is_old_itself(opened: Opened, calendar: Calendar) -> None:
+    async with opened() as bot:
+        await say(bot, calendar, "a", 0)
+        calendar.day = 20
+        await bot.chat("a").fork("f")
+        await Relay(bot.outbox, bot.store, now=calendar.now).drain()
+        await say(bot, calendar, "f", 25)
+        calendar.day = 31
+        await retain(bot, DAYS_30, calendar)
+        assert await kept(bot, "a") == [] and await kept(bot, "f") == ["a-0", "f-25"]
+        calendar.day = 51
+        await retain(bot, DAYS_30, calendar)
+        assert await kept(bot, "f") == ["f-25"]
+        assert "t0ken-a-0" not in await stored_text(bot.store)
+        assert await problems(bot.store) == []
+
+
+async def test_two_relays_at_once_are_one(opened: Opened, calendar: Calendar, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("letopis.store.maintenance.retention.STEP_SECONDS", 60.0)
+    async with opened("one") as one, opened("two") as two:
+        for day in (0, 31):
+            for number in range(20):
+                await say(one if number % 2 else two, calendar, f"c{number}", day)
+        calendar.day = 30.5
+        # Both look from the same places on before either has kept its own.
+        access = one.store.outbox_access
+        found = [
+            await access.due_content(DAYS_30, {(0, 0): 10_000}, origin_id=bot.outbox.origin.origin_id)
+            for bot in (one, two)
+        ]
+        assert [due.conversation_id for due in found[0].due] == [due.conversation_id for due in found[1].due]
+        assert await append_trims(two.outbox, found[1].due) == 20
+        assert await retain(one, DAYS_30, calendar) == 20
+        assert await retain(two, DAYS_30, calendar) == 0
+        for number in range(20):
+            assert await kept(one, f"c{number}") == [f"c{number}-31"]
+        await assert_agrees(one.store, *(f"c{number}" for number in range(20)))
+
+
+async def test_a_held_place_is_resumed_after_a_step_that_was_not_kept(opened: Opened, calendar: Calendar) -> None:
+    """A process that dies between the events and the places finds the same again, and that changes nothing."""
+    async with opened() as bot:
+        await say(bot, calendar, "a", 0, 31)
+        for _ in range(2):
+            found = await bot.store.outbox_access.due_content(
+                ContentRetention(max_age_days=30), {(0, 0): 10_000}, origin_id=bot.outbox.origin.origin_id
+            )
+            assert await append_trims(bot.outbox, found.due) == 1
+        await retain(bot, DAYS_30, calendar)
+        assert await kept(bot, "a") == ["a-31"]
+        await assert_agrees(bot.store, "a")
+
+
+async def test_the_outbox_loses_what_leaves_the_store(opened: Opened, calendar: Calendar) -> None:
+    async with opened() as bot:
+        await say(bot, calendar, "a", 0, 1, 2)
+        await bot.chat("a").rename("a title")
+        assert await retain(bot, ContentRetention(max_messages=1), calendar) == 1
+        await Relay(bot.outbox, bot.store, now=calendar.now).drain()
+        rows = await bot.outbox.read(
+            lambda connection: connection.exec_driver_sql("SELECT data FROM letopis_outbox_events").all()
+        )
+        assert "t0ken-a-1" not in repr(rows) and "t0ken-a-2" in repr(rows) and "a title" in repr(rows)

@@ -1,0 +1,274 @@
+"""A trim takes the content away up to a version, at once or in steps, and touches nothing after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from letopis.store import ConversationStore, ConversationTagged, ConversationTrimmed, Message, MessageEdited
+from letopis.store.maintenance.integrity import find_problems
+from letopis.store.model.event_types import (
+    Body,
+    ConversationAnnotated,
+    ConversationDeleted,
+    ConversationRenamed,
+    ConversationRewound,
+    ConversationStarted,
+    CustomEvent,
+    MessageSent,
+    ReactionAdded,
+)
+from letopis.store.rules.fold import fold
+from letopis.store.testing.outbox import Outbox, assert_no_gaps
+from tests.conformance.tables import stored_text
+from tests.conformance.test_long_reset import fork_of
+
+OLD, YOUNG = "old-t0ken", "young-t0ken"
+CHAT = "chat-1"
+
+
+def trim(upto: int) -> ConversationTrimmed:
+    return ConversationTrimmed(upto=upto, rule="default")
+
+
+def talk(*, old: int = 6, young: int = 3) -> Sequence[Message | Body]:
+    """A title, messages, a reaction, an edit and an event of the application; ``old + 6`` versions are old."""
+    return [
+        ConversationStarted(owner_id="42", title="kept title"),
+        ConversationAnnotated(metadata={"kept": "metadata"}),
+        *(Message.user(f"{OLD} {number}", id=f"o{number}", tokens=2) for number in range(old)),
+        MessageEdited(message_id="o1", content=f"{OLD} edited"),
+        MessageSent(message_id="o2", platform_ids={"telegram": 1}, file_path=OLD),
+        ReactionAdded(message_id="o3", key="like", value=OLD),
+        CustomEvent(name="note", data={"text": OLD}),
+        *(Message.user(f"{YOUNG} {number}", id=f"y{number}", tokens=3) for number in range(young)),
+        ReactionAdded(message_id="y0", key="like", value=YOUNG),
+    ]
+
+
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every trim is marked, and a step is of four versions."""
+    monkeypatch.setattr("letopis.store.write.redaction.MAX_ROWS_PER_TRANSACTION", 0)
+    monkeypatch.setattr("letopis.store.maintenance.task_steps.STEP_SECONDS", 0.0)
+    monkeypatch.setattr("letopis.store.maintenance.task_steps.PIECE_VERSIONS", 4)
+
+
+async def carried_out(store: ConversationStore) -> None:
+    while await store.run_pending_tasks():
+        pass
+
+
+async def problems(store: ConversationStore) -> list[str]:
+    return [problem async for problem in find_problems(store._runtime.callers_engine)]
+
+
+async def assert_agrees(store: ConversationStore, *names: str) -> None:
+    """Rows, fold and rebuild agree, and each erased event has its cause."""
+    assert await problems(store) == []
+    await assert_no_gaps(store)
+    for name in names:
+        folded = fold(await store.events(name, limit=1000))
+        if not any(
+            event.type == "conversation.started" and "forked_from" in event.data
+            for event in await store.events(name, limit=1000)
+        ):
+            assert (await store.messages(name, every=True)).items == folded.messages
+        found = await store.conversation(name)
+        assert found is not None and folded.conversation is not None
+        assert found.with_changes(number=None, active=False) == folded.conversation
+    assert [rebuilt.differences async for rebuilt in store.rebuild(check=True, every=True) if rebuilt.differences] == []
+
+
+@pytest.mark.parametrize("in_steps", [False, True])
+@pytest.mark.parametrize("together", [False, True])
+async def test_old_content_is_gone_and_young_content_is_as_it_was(
+    store: ConversationStore, monkeypatch: pytest.MonkeyPatch, *, in_steps: bool, together: bool
+) -> None:
+    if in_steps:
+        small_steps(monkeypatch)
+    outbox = Outbox()
+    outbox.append(CHAT, *talk())
+    if not together:
+        await outbox.deliver(store)
+        before = (await store.messages(CHAT)).items
+    outbox.append(CHAT, trim(12))
+    await outbox.deliver(store)
+
+    async def expect() -> None:
+        shown = (await store.messages(CHAT)).items
+        assert [message.id for message in shown] == [*(f"o{n}" for n in range(6)), *(f"y{n}" for n in range(3))]
+        assert [(m.redacted, m.text, m.reactions) for m in shown[:6]] == [(True, "", ())] * 6
+        assert all(message.redacted and message.text == "" and not message.reactions for message in shown[:6])
+        assert [message.text for message in shown[6:]] == [f"{YOUNG} {number}" for number in range(3)]
+        if not together:
+            assert shown[6:] == before[6:]
+        log = (await store.events(CHAT)).items
+        assert OLD not in repr(log) and repr(log).count(YOUNG) == 4
+        found = await store.conversation(CHAT)
+        assert found is not None and found.trimmed == 12
+        assert (found.title, found.metadata, found.message_count, found.tokens) == (
+            "kept title",
+            {"kept": "metadata"},
+            9,
+            21,
+        )
+        assert [hit.message.id for hit in await store.search(OLD)] == []
+        assert len(await store.search(YOUNG)) == 3
+
+    await expect()
+    assert await problems(store) == []
+    assert (await store.pending_tasks()).tasks == (2 if in_steps and not together else 0)
+    await carried_out(store)
+    await expect()
+    held = await stored_text(store)
+    assert OLD not in held and YOUNG in held
+    await assert_agrees(store, CHAT)
+
+
+async def test_of_two_trims_for_one_place_the_second_changes_nothing(store: ConversationStore) -> None:
+    one, two = Outbox("one"), Outbox("two")
+    one.append(CHAT, *talk(), trim(12))
+    await one.deliver(store)
+    before = (await store.messages(CHAT, every=True)).items
+    two.append(CHAT, trim(12), trim(5))
+    await two.deliver(store)
+
+    assert (await store.messages(CHAT, every=True)).items == before
+    found = await store.conversation(CHAT)
+    assert found is not None and (found.version, found.trimmed) == (19, 12)
+    await assert_agrees(store, CHAT)
+    two.append(CHAT, trim(14))
+    await two.deliver(store)
+    assert [message.redacted for message in await store.messages(CHAT)] == [True] * 8 + [False]
+    await assert_agrees(store, CHAT)
+
+
+async def test_a_trim_cannot_reach_beyond_itself(store: ConversationStore) -> None:
+    outbox = Outbox()
+    outbox.append(CHAT, Message.user(OLD, id="a"), trim(10_000), Message.user(YOUNG, id="b"))
+    await outbox.deliver(store)
+
+    assert [message.text for message in await store.messages(CHAT)] == ["", YOUNG]
+    await assert_agrees(store, CHAT)
+
+
+@pytest.mark.parametrize("in_steps", [False, True])
+async def test_a_fork_keeps_what_it_reads_until_it_is_trimmed_itself(
+    store: ConversationStore, monkeypatch: pytest.MonkeyPatch, *, in_steps: bool
+) -> None:
+    if in_steps:
+        small_steps(monkeypatch)
+    outbox = Outbox()
+    outbox.append("p", *talk())
+    outbox.append("f", fork_of("p", 6), Message.user("own", id="f0"))
+    await outbox.deliver(store)
+    before = (await store.messages("f")).items
+    assert [message.text for message in before] == [*(f"{OLD} {number}" for number in range(4)), "own"]
+    outbox.append("p", trim(12))
+    await outbox.deliver(store)
+    await carried_out(store)
+
+    assert (await store.messages("f")).items == before
+    assert all(message.redacted for message in (await store.messages("p")).items[:6])
+    held = await stored_text(store)
+    assert f"{OLD} 3" in held and f"{OLD} 4" not in held and f"{OLD} edited" not in held
+    await assert_agrees(store, "p", "f")
+    # A fork from after the trim holds nothing back.
+    outbox.append("late", fork_of("p", 17))
+    await outbox.deliver(store)
+    outbox.append("f", trim(1))
+    await outbox.deliver(store)
+    await outbox.deliver(store)
+    await carried_out(store)
+
+    assert [message.text for message in await store.messages("f")] == ["own"]
+    held = await stored_text(store)
+    assert OLD not in held and YOUNG in held and "kept title" in held
+    await assert_agrees(store, "p", "f", "late")
+
+
+async def test_what_a_fork_reads_between_two_trims_stays(store: ConversationStore) -> None:
+    """The fork began after the first trim, at a version beyond what the second one takes."""
+    outbox = Outbox()
+    outbox.append("p", *(Message.user(f"words {number}", id=f"m{number}") for number in range(1, 11)), trim(4))
+    outbox.append("f", fork_of("p", 11))
+    outbox.append("g", fork_of("p", 6))
+    await outbox.deliver(store)
+    before = (await store.messages("f")).items
+    outbox.append("p", trim(8))
+    await outbox.deliver(store)
+    outbox.append("g", ConversationDeleted())  # has what is retained checked again
+    await outbox.deliver(store)
+    await outbox.deliver(store)
+
+    assert (await store.messages("f")).items == before
+    assert [message.text for message in before] == ["", "", "", "", *(f"words {number}" for number in range(5, 11))]
+    await assert_agrees(store, "p")
+
+
+async def test_later_changes_of_a_trimmed_message_are_not_shown(store: ConversationStore) -> None:
+    outbox, late = Outbox("one"), Outbox("two")
+    outbox.append(CHAT, *talk(), trim(12))
+    await outbox.deliver(store)
+    late.append(CHAT, MessageEdited(message_id="o0", content=OLD), ReactionAdded(message_id="o0", key="+", value="x"))
+    await late.deliver(store)
+
+    assert OLD not in await stored_text(store)
+    assert (await store.messages(CHAT)).items[0].text == ""
+    await assert_agrees(store, CHAT)
+
+
+async def test_a_reset_and_a_deletion_after_a_trim_erase_the_rest(store: ConversationStore) -> None:
+    for name, end in (("reset", ConversationRewound(erase=True)), ("deleted", ConversationDeleted())):
+        outbox = Outbox()
+        outbox.append(name, *talk(), trim(12), ConversationTagged(add=["vip"]))
+        await outbox.deliver(store)
+        found = await store.conversation(name)
+        assert found is not None and found.tags == ("vip",)
+        outbox.append(name, end)
+        await outbox.deliver(store)
+        held = await stored_text(store, name)
+        assert YOUNG not in held and "kept title" not in held and "vip" not in held
+        found = await store.conversation(name)
+        assert found is not None and found.tags == ()
+    assert await problems(store) == []
+    assert [rebuilt.differences async for rebuilt in store.rebuild(check=True, every=True) if rebuilt.differences] == []
+
+
+async def test_the_past_of_a_trimmed_conversation_shows_no_content(store: ConversationStore) -> None:
+    outbox = Outbox()
+    outbox.append(CHAT, *talk())
+    await outbox.deliver(store)
+    outbox.append(CHAT, trim(12))
+    await outbox.deliver(store)
+
+    then = (await store.messages(CHAT, as_of=14)).items
+    assert [message.text for message in then] == ["", "", "", "", "", "", f"{YOUNG} 0", f"{YOUNG} 1"]
+
+
+async def test_rebuilding_repairs_rows_of_a_trimmed_conversation(store: ConversationStore) -> None:
+    outbox = Outbox()
+    outbox.append(CHAT, *talk(), trim(12), ConversationRenamed(title="second"))
+    await outbox.deliver(store)
+    before, row = (await store.messages(CHAT, every=True)).items, await store.conversation(CHAT)
+    async with store._runtime.callers_engine.begin() as connection:
+        await connection.exec_driver_sql("DELETE FROM letopis_messages")
+        await connection.exec_driver_sql("UPDATE letopis_conversations SET trimmed = 0, tags = NULL, title = NULL")
+    assert [rebuilt.written async for rebuilt in store.rebuild(every=True)] == [True]
+
+    assert (await store.messages(CHAT, every=True)).items == before
+    assert await store.conversation(CHAT) == row
+
+
+async def test_tags_are_added_and_removed(store: ConversationStore) -> None:
+    outbox = Outbox()
+    outbox.append(CHAT, ConversationTagged(add=["b", "a"]), ConversationTagged(add=["c"], remove=["a", "none"]))
+    outbox.append(CHAT, ConversationTagged(add=[f"t{number}" for number in range(31)]))
+    await outbox.deliver(store)
+
+    found = await store.conversation(CHAT)
+    assert found is not None and found.tags == ("b", "c")  # the third would have made it more than 32
+    past = await store.conversation(CHAT, as_of=1)
+    assert past is not None and past.tags == ("a", "b")
+    await assert_agrees(store, CHAT)

@@ -1,0 +1,90 @@
+"""Which rule counts for a conversation, and which values are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from letopis.store import PINNED, ContentRetention, InvalidInput, RetentionRule
+from letopis.store.rules.retention import SECONDS_PER_DAY
+
+RULES = ContentRetention(
+    max_age_days=30,
+    max_messages=100,
+    rules=(
+        RetentionRule(tag="legal"),
+        RetentionRule(owner="7", max_age_days=10),
+        RetentionRule(tag="short", archived_max_age_days=0.5),
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("owner", "tags", "name"),
+    [
+        ("42", (), "default"),
+        (None, (), "default"),
+        ("42", ("other",), "default"),
+        ("7", (), "owner 7"),
+        ("7", ("short",), "owner 7"),
+        ("42", ("short",), "tag short"),
+        ("7", ("short", "legal"), "tag legal"),
+        ("7", (PINNED,), None),
+        ("42", ("legal", PINNED), None),
+    ],
+)
+def test_the_first_rule_that_matches_counts(owner: str | None, tags: tuple[str, ...], name: str | None) -> None:
+    rule = RULES.rule_for(owner, tags)
+
+    assert (None if rule is None else rule.name) == name
+
+
+def test_the_default_has_the_values_beside_the_rules() -> None:
+    assert (RULES.default.max_age, RULES.default.max_messages) == (30 * SECONDS_PER_DAY, 100)
+    assert RULES.default.archived_max_age is None
+
+
+def test_each_age_is_looked_at_once() -> None:
+    day = SECONDS_PER_DAY
+
+    assert RULES.ages == (0, day // 2, 10 * day, 30 * day)
+    assert RULES.least_age == 10 * day
+    assert ContentRetention().ages == (0,)
+    assert ContentRetention(max_messages=3).least_age is None
+
+
+def test_other_rules_have_another_fingerprint() -> None:
+    assert RULES.fingerprint == ContentRetention(**{name: getattr(RULES, name) for name in RULES.__slots__}).fingerprint
+    assert RULES.fingerprint != ContentRetention(max_age_days=30, max_messages=100).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"max_age_days": 0}, "max_age_days"),
+        ({"max_age_days": -1}, "max_age_days"),
+        ({"max_age_days": 30_000}, "max_age_days"),
+        ({"max_age_days": float("nan")}, "max_age_days"),
+        ({"max_age_days": True}, "max_age_days"),
+        ({"max_age_days": "30"}, "max_age_days"),
+        ({"archived_max_age_days": 0}, "archived_max_age_days"),
+        ({"max_messages": 0}, "max_messages"),
+        ({"max_messages": 2.5}, "max_messages"),
+        ({"rules": (RetentionRule(max_age_days=3),)}, "rules"),
+        ({"rules": (RetentionRule(owner="7", tag="x"),)}, "rules"),
+        ({"rules": ({"owner": "7"},)}, "rules"),
+        ({"rules": (RetentionRule(owner="7"),) * 101}, "rules"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(values: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        ContentRetention(**values)
+
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize("values", [{"owner": ""}, {"tag": "a\nb"}, {"tag": 7}])
+def test_a_rule_names_an_owner_or_a_tag_that_can_exist(values: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput):
+        RetentionRule(**values)
