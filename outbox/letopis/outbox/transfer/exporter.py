@@ -20,7 +20,7 @@ from letopis.store.errors import StoreUnavailable
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.records import Record, RecordRange, Scope
 from letopis.store.outbox_access import OutboxAccess
-from letopis.store.read.paging import AsOf, Window
+from letopis.store.read.paging import Window
 from letopis.store.read.records import RecordReader, RecordsView
 from letopis.store.transfer.jsonl import SeenKeys, render_line
 from letopis.store.transfer.record_lines import render_record

@@ -15,6 +15,7 @@ from letopis.store.model.event_types import (
     ConversationArchived,
     ConversationDeleted,
     ConversationRewound,
+    ConversationTrimmed,
     MessageAppended,
     MessageEdited,
     MessageFailed,
