@@ -90,6 +90,7 @@ class _Erasure:
         self.erased: list[str] = []
         self.store_rows = self.unerased = 0
         self.number: int | None = None
+        self.untold = ""
         self.unacknowledged: list[Unacknowledged] = []
 
     async def run(self, names: tuple[str, ...], owner: str | None, wait: bool, longest: float | None, yes: bool) -> int:
@@ -115,19 +116,35 @@ class _Erasure:
                 raise CommandExit(Exit.NOTHING, "no conversations and no records of this owner, and no erasure pending")
             if owner is None:
                 for conversation in chosen:
+                    await self._register(history, conversation.conversation_id)
                     chat = history.chat(conversation.conversation_id)
                     await (chat.delete if self._delete else chat.reset)(reason=self._reason)
                     self._note(conversation.conversation_id)
             elif chosen or records:
-                how: Literal["reset", "delete"] = "delete" if self._delete else "reset"
-                erasure = await erase_owner(history, owner, how=how, reason=self._reason, erased=self._note)
+                erasure = await erase_owner(history, owner, how=self._how, reason=self._reason, erased=self._note)
                 self.number = erasure.number
             if wait:
                 await deliver(history, self._report, longest=longest)
                 await self._finish(history, owner, longest)
-            if owner is not None:
+            if self.number is not None:
                 self.unacknowledged = await history.store.erasures.unacknowledged()
             return (await history.status()).pending
+
+    @property
+    def _how(self) -> Literal["reset", "delete"]:
+        return "delete" if self._delete else "reset"
+
+    async def _register(self, history: History, conversation_id: str) -> None:
+        """Have other outboxes erase what they hold of a conversation, if the history store can be told."""
+        from letopis.outbox.history.erasing import register
+        from letopis.store.database.faults import StoreFault
+
+        try:
+            erasure = await register(history, "conversation", conversation_id, how=self._how, reason=self._reason)
+        except StoreFault as fault:
+            self.untold = str(fault)
+        else:
+            self.number = erasure.number
 
     def _note(self, conversation_id: str) -> None:
         self.erased.append(conversation_id)
@@ -218,10 +235,10 @@ def _tell(work: _Erasure, pending: int, owner: str | None, *, waited: bool) -> N
         note("the history store holds none of the content any more")
     elif not waited:
         note("the relay delivers the erasure (`letopis relay --once` does it now)")
-    if owner is None:
-        note("other outboxes are not erased: what they still hold pending, or retain, stays there; run this with each")
+    if work.untold:
+        note(f"other outboxes are not told, and keep what they hold of it; run this again later: {work.untold}")
     for behind in work.unacknowledged:
         which = f"outbox {printable(behind.name)} ({short_id(behind.origin_id)})"
         note(f"{which} has erasures to carry out: it does so before it delivers anything more")
-    if waited and owner is not None and not work.unacknowledged:
+    if waited and work.number is not None and not work.unacknowledged:
         note("every outbox has carried it out")

@@ -43,18 +43,31 @@ async def erase_owner(
     :raises StoreFault: the history store cannot record it.
     """
     whose = check_identifier(owner_id(owner), "owner")
-    # The numbers that this file knows, and not the store, are of a store that was restored.
-    bound = await history.outbox.read(read_binding)
-    origin = replace(history.outbox.origin, store_id=bound.store_id, erasures=bound.erasures)
-    erasure = await history.store.erasures.register(
-        "owner", whose, how=how, reason=reason, requested_by=requested_by, origin=origin
-    )
+    erasure = await register(history, "owner", whose, how=how, reason=reason, requested_by=requested_by)
     for conversation in await conversations_of(history, whose):
         chat = history.chat(conversation.conversation_id)
         await (chat.delete if how == "delete" else chat.reset)(reason=reason)
         erased(conversation.conversation_id)
     await history.records(owner=whose).erase()
     return erasure
+
+
+async def register(
+    history: History,
+    kind: Literal["owner", "conversation"],
+    subject: str,
+    *,
+    how: Literal["reset", "delete"],
+    reason: str | None,
+    requested_by: str | None = None,
+) -> Erasure:
+    """Record an erasure in the history store of an outbox."""
+    # The numbers that this file knows, and not the store, are of a store that was restored.
+    bound = await history.outbox.read(read_binding)
+    origin = replace(history.outbox.origin, store_id=bound.store_id, erasures=bound.erasures)
+    return await history.store.erasures.register(
+        kind, subject, how=how, reason=reason, requested_by=requested_by, origin=origin
+    )
 
 
 async def conversations_of(history: History, owner: str) -> list[Conversation]:

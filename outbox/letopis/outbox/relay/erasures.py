@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -10,8 +9,9 @@ from typing import Final
 from letopis.outbox.event_log.bound_store import StoreBinding
 from letopis.outbox.event_log.erasures import (
     LANES_PER_QUESTION,
+    HeldSubjects,
+    carry_out_step,
     end_erasures,
-    erase_owner,
     lanes_without_owner,
     note_acknowledged,
     note_owner,
@@ -25,7 +25,9 @@ from letopis.store.database.store_identity import expect_store
 from letopis.store.erasures import Erasure
 from letopis.store.rules.apply_plan import Origin
 
-_KNOWN_KINDS: Final = frozenset({"owner"})
+HELD_KINDS: Final = ("conversation", "owner")
+"""The kinds of holds, in the order of the fields of :class:`HeldSubjects`."""
+_KNOWN_KINDS: Final = frozenset({"owner", "conversation"})
 
 
 class ErasureCarrier:
@@ -47,11 +49,11 @@ class ErasureCarrier:
         with expect_store(bound.store_id):
             while erasures := await self._store.erasures.after(number):
                 holds = await self._store.erasures.holds()
-                owners = {hold.subject for hold in holds if hold.kind == "owner"}
-                conversations = {hold.subject for hold in holds if hold.kind == "conversation"}
+                held = HeldSubjects(
+                    *(frozenset(hold.subject for hold in holds if hold.kind == kind) for kind in HELD_KINDS)
+                )
                 for erasure in erasures:
-                    held = erasure.subject in owners
-                    if not await self._carry_out(erasure, conversations, held=held, incarnation=incarnation):
+                    if not await self._carry_out(erasure, held, incarnation=incarnation):
                         return False
                     number = erasure.number
             number = max(number, last)
@@ -79,13 +81,11 @@ class ErasureCarrier:
         """Whether the last report had anything to tell."""
         return self._reported
 
-    async def _carry_out(
-        self, erasure: Erasure, conversations: Collection[str], *, held: bool, incarnation: int
-    ) -> bool:
+    async def _carry_out(self, erasure: Erasure, held: HeldSubjects, *, incarnation: int) -> bool:
         if erasure.kind not in _KNOWN_KINDS:
             reason = f"the history store records an erasure of a {erasure.kind}: install the release that recorded it"
             raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code="erasure", reason=reason)
-        if held:
+        if held.forbids(erasure):
             logger.warning(
                 "erasure %d is set aside in this outbox: a hold on its %s forbids it",
                 erasure.number,
@@ -93,13 +93,14 @@ class ErasureCarrier:
                 extra=log_context(),
             )
             return await self._outbox.write(partial(end_erasures, number=erasure.number, incarnation=incarnation))
-        await self._find_owner(erasure.subject)
+        if erasure.kind == "owner":
+            await self._find_owner(erasure.subject)
         more: bool | None = True
         while more:
             step = partial(
-                erase_owner,
+                carry_out_step,
                 erasure=erasure,
-                held=conversations,
+                held=held,
                 incarnation=incarnation,
                 now_us=self._outbox.now_us(),
             )
