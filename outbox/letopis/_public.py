@@ -32,6 +32,7 @@ if typing.TYPE_CHECKING:
         Transaction,
         Unconfirmed,
         UnsentReply,
+        erase_owner,
     )
     from letopis.store import (
         ABSENT,
@@ -47,6 +48,7 @@ if typing.TYPE_CHECKING:
         Event,
         EventIdReused,
         File,
+        Held,
         Hit,
         InvalidInput,
         LetopisError,
@@ -100,6 +102,7 @@ __all__ = (
     "Event",
     "EventIdReused",
     "File",
+    "Held",
     "History",
     "Hit",
     "Incident",
@@ -143,6 +146,7 @@ __all__ = (
     "UnsentReply",
     "VersionConflict",
     "by_recorded_tokens",
+    "erase_owner",
     "move",
     "transcript",
     "window",
