@@ -33,6 +33,7 @@ if typing.TYPE_CHECKING:
         Unconfirmed,
         UnsentReply,
         erase_owner,
+        erase_person,
     )
     from letopis.store import (
         ABSENT,
@@ -147,6 +148,7 @@ __all__ = (
     "VersionConflict",
     "by_recorded_tokens",
     "erase_owner",
+    "erase_person",
     "move",
     "transcript",
     "window",
