@@ -42,13 +42,15 @@ _SET_OWNER: Final = (
     "UPDATE letopis_outbox_lanes SET owner_id = ?"
     " WHERE owner_id IS NULL AND conversation_id IN (SELECT value FROM json_each(?))"
 )
+_SUBJECT: Final = {"owner": "owner_id", "conversation": "conversation_id"}
+"""The column that holds the subject of an erasure, by its kind."""
 _LANES_OF: Final = (
     "SELECT conversation_id, head, delivered, deleted FROM letopis_outbox_lanes"
-    " WHERE {kind}_id = ? AND conversation_id NOT IN (SELECT value FROM json_each(?))"
+    " WHERE {subject} = ? AND conversation_id NOT IN (SELECT value FROM json_each(?))"
     " AND coalesce(owner_id, '') NOT IN (SELECT value FROM json_each(?))"
 )
 _DRAFTS_OF: Final = (
-    "DELETE FROM letopis_outbox_{table} WHERE {kind}_id = ? AND conversation_id NOT IN (SELECT value FROM json_each(?))"
+    "DELETE FROM letopis_outbox_{table} WHERE {subject} = ? AND conversation_id NOT IN (SELECT value FROM json_each(?))"
 )
 _FORGET_OWNER: Final = "DELETE FROM letopis_outbox_owners WHERE owner_id = ?"
 _KEYS: Final = (
@@ -130,7 +132,7 @@ def note_report(connection: sa.Connection, report: Mapping[str, Any]) -> None:
 
 def _lanes_of(cursor: Any, erasure: Erasure, held: HeldSubjects) -> list[Any]:
     values = (erasure.subject, _listed(held.conversations), _listed(held.owners))
-    return query_all(cursor, _LANES_OF.format(kind=erasure.kind), values)
+    return query_all(cursor, _LANES_OF.format(subject=_SUBJECT[erasure.kind]), values)
 
 
 def _all_lanes(erasure: Erasure, names: Sequence[str]) -> list[str]:
@@ -152,7 +154,8 @@ def _begin(cursor: Any, erasure: Erasure, held: HeldSubjects, *, now_us: int) ->
             raise outcome
     for table in ("drafts", "unconfirmed"):  # also of conversations that have no event yet
         cursor.execute(
-            _DRAFTS_OF.format(table=table, kind=erasure.kind), (erasure.subject, _listed(held.conversations))
+            _DRAFTS_OF.format(table=table, subject=_SUBJECT[erasure.kind]),
+            (erasure.subject, _listed(held.conversations)),
         )
     if (erasure.kind, erasure.how) == ("owner", "delete"):
         cursor.execute(_FORGET_OWNER, (erasure.subject,))
