@@ -42,13 +42,15 @@ _SET_OWNER: Final = (
     "UPDATE letopis_outbox_lanes SET owner_id = ?"
     " WHERE owner_id IS NULL AND conversation_id IN (SELECT value FROM json_each(?))"
 )
+_SUBJECT: Final = {"owner": "owner_id", "person": "owner_id", "conversation": "conversation_id"}
+"""The column that holds the subject of an erasure, by its kind: what a person owns is erased whole."""
 _LANES_OF: Final = (
     "SELECT conversation_id, head, delivered, deleted FROM letopis_outbox_lanes"
-    " WHERE {kind}_id = ? AND conversation_id NOT IN (SELECT value FROM json_each(?))"
+    " WHERE {subject} = ? AND conversation_id NOT IN (SELECT value FROM json_each(?))"
     " AND coalesce(owner_id, '') NOT IN (SELECT value FROM json_each(?))"
 )
 _DRAFTS_OF: Final = (
-    "DELETE FROM letopis_outbox_{table} WHERE {kind}_id = ? AND conversation_id NOT IN (SELECT value FROM json_each(?))"
+    "DELETE FROM letopis_outbox_{table} WHERE {subject} = ? AND conversation_id NOT IN (SELECT value FROM json_each(?))"
 )
 _FORGET_OWNER: Final = "DELETE FROM letopis_outbox_owners WHERE owner_id = ?"
 _KEYS: Final = (
@@ -175,16 +177,11 @@ def note_report(connection: sa.Connection, report: Mapping[str, Any]) -> None:
 
 def _lanes_of(cursor: Any, erasure: Erasure, held: HeldSubjects) -> list[Any]:
     values = (erasure.subject, _listed(held.conversations), _listed(held.owners))
-    return query_all(cursor, _LANES_OF.format(kind=_kind_of_lanes(erasure)), values)
-
-
-def _kind_of_lanes(erasure: Erasure) -> str:
-    """Return what the subject of an erasure is to the lanes that it erases whole: a person is an owner there."""
-    return "conversation" if erasure.kind == "conversation" else "owner"
+    return query_all(cursor, _LANES_OF.format(subject=_SUBJECT[erasure.kind]), values)
 
 
 def _all_lanes(erasure: Erasure, names: Sequence[str]) -> list[str]:
-    scopes = [Scope.owner(erasure.subject)] if _kind_of_lanes(erasure) == "owner" else []
+    scopes = [Scope.owner(erasure.subject)] if erasure.kind != "conversation" else []
     return [*names, *(scope.name for scope in (*scopes, *map(Scope.conversation, names)))]
 
 
@@ -202,9 +199,10 @@ def _begin(cursor: Any, erasure: Erasure, held: HeldSubjects, *, now_us: int) ->
             raise outcome
     for table in ("drafts", "unconfirmed"):  # also of conversations that have no event yet
         cursor.execute(
-            _DRAFTS_OF.format(table=table, kind=_kind_of_lanes(erasure)), (erasure.subject, _listed(held.conversations))
+            _DRAFTS_OF.format(table=table, subject=_SUBJECT[erasure.kind]),
+            (erasure.subject, _listed(held.conversations)),
         )
-    if (_kind_of_lanes(erasure), erasure.how) == ("owner", "delete"):
+    if erasure.kind != "conversation" and erasure.how == "delete":
         cursor.execute(_FORGET_OWNER, (erasure.subject,))
     for name, lane in _keys(cursor, _all_lanes(erasure, names)):
         if name < FIRST_CONVERSATION_ID:
