@@ -32,6 +32,8 @@ if typing.TYPE_CHECKING:
         Transaction,
         Unconfirmed,
         UnsentReply,
+        erase_owner,
+        erase_person,
     )
     from letopis.store import (
         ABSENT,
@@ -48,6 +50,7 @@ if typing.TYPE_CHECKING:
         Event,
         EventIdReused,
         File,
+        Held,
         Hit,
         InvalidInput,
         LetopisError,
@@ -103,6 +106,7 @@ __all__ = (
     "Event",
     "EventIdReused",
     "File",
+    "Held",
     "History",
     "Hit",
     "Incident",
@@ -147,6 +151,8 @@ __all__ = (
     "UnsentReply",
     "VersionConflict",
     "by_recorded_tokens",
+    "erase_owner",
+    "erase_person",
     "move",
     "transcript",
     "window",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import sqlalchemy as sa
 
 from letopis.outbox import History
 from letopis.outbox.diagnostics.integrity import find_problems
+from letopis.outbox.history.erasing import erase_owner, register
 from letopis.outbox.relay.relay import Relay
 from letopis.store import ConversationGone, ConversationStore, Message
 from letopis.store.database.schema import metadata
@@ -97,13 +99,7 @@ async def greet(history: History) -> None:
 
 
 async def erase(history: History, owner: str, how: str) -> None:
-    """Do what the command does, in its order."""
-    assert history.store is not None
-    await history.store.erasures.register("owner", owner, how=how, origin=history.outbox.origin)  # type: ignore[arg-type]
-    for conversation in await history.conversations(owner=owner):
-        chat = history.chat(conversation.conversation_id)
-        await (chat.delete if how == "delete" else chat.reset)(reason="asked")
-    await history.records(owner=owner).erase()
+    await erase_owner(history, owner, how=how, reason="asked")  # type: ignore[arg-type]
 
 
 async def test_new_words_after_the_erasure_survive(store: ConversationStore, bots: tuple[History, History]) -> None:
@@ -221,3 +217,25 @@ async def test_a_hold_that_came_later_spares_what_an_outbox_holds(
 
     assert await texts(store, "new") == [f"{WORDS} said", f"{WORDS} answered"]
     assert await store.erasures.unacknowledged() == []
+
+
+@pytest.mark.parametrize("how", ["reset", "delete"])
+async def test_a_conversation_is_erased_in_every_outbox(
+    store: ConversationStore, bots: tuple[History, History], how: Literal["reset", "delete"]
+) -> None:
+    one, two = bots
+    await speak(one, "shared", owner="42")
+    await speak(two, "shared")
+    await speak(two, "other", owner="42", words="stays")
+    await deliver(one, two)
+    await speak(two, "shared")
+
+    await register(one, "conversation", "shared", how=how, reason="asked")
+    await (one.chat("shared").delete if how == "delete" else one.chat("shared").reset)()
+    await deliver(one)
+    await one.append("other", Message.user("later"))
+    await deliver(two, one)
+
+    assert "stays said" in await texts(store, "other")
+    assert await store.erasures.unacknowledged() == []
+    await assert_nowhere(WORDS, store, one, two)

@@ -13,6 +13,7 @@ if typing.TYPE_CHECKING:
     from letopis.outbox.file.limits import Bounds
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.history.chat import Chat
+    from letopis.outbox.history.erasing import erase_owner, erase_person
     from letopis.outbox.history.history import History
     from letopis.outbox.history.options import Unconfirmed, UnsentReply
     from letopis.outbox.history.receipts import Receipt
@@ -71,6 +72,8 @@ __all__ = (
     "Transaction",
     "Unconfirmed",
     "UnsentReply",
+    "erase_owner",
+    "erase_person",
     "open_channels",
 )
 
@@ -108,6 +111,8 @@ ROOMS = {
     "Transaction": "history.transaction",
     "Unconfirmed": "history.options",
     "UnsentReply": "history.options",
+    "erase_owner": "history.erasing",
+    "erase_person": "history.erasing",
     "open_channels": "alerting.channels",
 }
 

@@ -150,8 +150,7 @@ class ConversationStore:
         :raises StoreFault: the database failed; ``POISON`` where it cannot take an event of the batch.
             ``WRONG_STORE``: the origin is bound to another store, or the history was moved away from this one.
         :raises OriginSuperseded: a newer copy of the outbox file delivers under this identity.
-        :raises ErasuresPending: the outbox has to carry out erasures first.
-        :raises InvalidInput: a lane is named twice.
+        :raises ErasuresPending: the outbox has to carry out erasures first; InvalidInput: a lane is named twice.
         """
         with expect_store(origin.store_id):
             components = await self._runtime.prepared()

@@ -22,7 +22,7 @@ from letopis.store.projections.base import RETENTION_PREFIX
 from letopis.store.rules.apply_plan import Origin
 
 T = TypeVar("T")
-Kind = Literal["owner", "person"]
+Kind = Literal["owner", "person", "conversation"]
 How = Literal["reset", "delete"]
 HeldKind = Literal["owner", "conversation"]
 
@@ -35,8 +35,8 @@ class Erasure:
     """An erasure of all that someone said up to a moment: in each outbox, the moment at which it is carried out there.
 
     :ivar number: counted from 1 in each history store; an outbox carries them out in this order.
-    :ivar kind: whose words: ``owner`` or ``person``.
-    :ivar subject: the id of the owner or person.
+    :ivar kind: what is erased: all of an ``owner`` or ``person``, or a ``conversation``.
+    :ivar subject: the id of the owner, person or conversation.
     :ivar how: what becomes of the conversations: ``reset`` empties them, ``delete`` ends them.
     :ivar origin_id: the outbox through which it was asked for.
     """
@@ -108,8 +108,8 @@ class ErasureRegister:
         :raises InvalidInput: an argument is not valid.
         :raises StoreFault: the database failed, or the history was moved away.
         """
-        if kind not in ("owner", "person"):
-            raise InvalidInput("kind", "must be owner or person")
+        if kind not in ("owner", "person", "conversation"):
+            raise InvalidInput("kind", "must be owner, person or conversation")
         if how not in ("reset", "delete"):
             raise InvalidInput("how", "must be reset or delete")
         check_identifier(subject, "subject")
@@ -118,7 +118,8 @@ class ErasureRegister:
 
         async def work(connection: AsyncConnection) -> Erasure:
             counted = await self._lock(connection, None if origin is None else origin.store_id)
-            await self._refuse_held(connection, owner=subject)  # a person too may be the owner of conversations
+            # A person may be the owner of conversations, too.
+            await self._refuse_held(connection, **{"conversation" if kind == "conversation" else "owner": subject})
             # A store that was restored from a backup counts on from what the outboxes know.
             known = (await connection.execute(sa.select(sa.func.max(origins.c.erasures)))).scalar() or 0
             number = max(counted, known, 0 if origin is None else origin.erasures) + 1

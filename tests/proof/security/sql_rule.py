@@ -39,7 +39,8 @@ ALLOWED: Final = {
     ): "names of settings and numbers of milliseconds of ours",
     (f"{_OUTBOX}/pending_reads/pending_statistics.py", "_lanes"): "conditions that its two callers write as constants",
     (f"{_OUTBOX}/event_log/drafts.py", "erase"): "the names of two tables, from a tuple of constants",
-    (f"{_OUTBOX}/event_log/effects.py", "erase_content"): "names of tables and keys, from a tuple of constants",
+    (f"{_OUTBOX}/event_log/effects.py", "_empty"): "names of tables and keys, from a mapping of constants",
+    (f"{_OUTBOX}/event_log/erasures.py", "_begin"): "the names of two tables and two columns, from constants",
     (f"{_OUTBOX}/transfer/importer.py", "_select"): "one of two constants, filled with places for parameters",
     (
         f"{_OUTBOX}/operations/pending_events.py",

@@ -120,6 +120,7 @@ class _Erasure:
         self.erased: list[str] = []
         self.store_rows = self.unerased = 0
         self.number: int | None = None
+        self.untold = ""
         self.unacknowledged: list[Unacknowledged] = []
 
     async def run(
@@ -162,12 +163,12 @@ class _Erasure:
             scope = await self._scope(history, owner) if document is not None and owner is not None else None
             if owner is None:
                 for conversation in chosen:
+                    await self._register(history, conversation.conversation_id)
                     chat = history.chat(conversation.conversation_id)
                     await (chat.delete if self._delete else chat.reset)(reason=self._reason)
                     self._note(conversation.conversation_id)
             elif chosen or records or shared:
-                how: Literal["reset", "delete"] = "delete" if self._delete else "reset"
-                about: Any = {"how": how, "reason": self._reason, "requested_by": self._by, "erased": self._note}
+                about: Any = {"how": self._how, "reason": self._reason, "requested_by": self._by, "erased": self._note}
                 if self._kind == "person":
                     erasure = await erase_person(history, owner, held=self._note_held, **about)
                 else:
@@ -178,7 +179,7 @@ class _Erasure:
             if wait:
                 await deliver(history, self._report, longest=longest)
                 await self._finish(history, owner, longest)
-            if owner is not None:
+            if self.number is not None:
                 self.unacknowledged = await history.store.erasures.unacknowledged()
             pending = (await history.status()).pending
             if document is not None and scope is not None and not (pending or self.store_rows or self.unerased):
@@ -198,6 +199,24 @@ class _Erasure:
 
         async with store_engine(history.store.url) as engine, engine.connect() as connection:
             return await make_receipt(connection, self.number or 0, scope, now=utc_now())
+
+    @property
+    def _how(self) -> Literal["reset", "delete"]:
+        return "delete" if self._delete else "reset"
+
+    async def _register(self, history: History, conversation_id: str) -> None:
+        """Have other outboxes erase what they hold of a conversation, if the history store can be told."""
+        from letopis.outbox.history.erasing import register
+        from letopis.store.database.faults import StoreFault
+
+        try:
+            erasure = await register(
+                history, "conversation", conversation_id, how=self._how, reason=self._reason, requested_by=self._by
+            )
+        except StoreFault as fault:
+            self.untold = str(fault)
+        else:
+            self.number = erasure.number
 
     def _note(self, conversation_id: str) -> None:
         if conversation_id not in self.erased:
@@ -306,12 +325,12 @@ def _tell(work: _Erasure, pending: int, owner: str | None, *, waited: bool) -> N
         note("the history store holds none of the content any more")
     elif not waited:
         note("the relay delivers the erasure (`letopis relay --once` does it now)")
-    if owner is None:
-        note("other outboxes are not erased: what they still hold pending, or retain, stays there; run this with each")
     for held in work.held:
         note(f"not erased: {printable(held)}")
+    if work.untold:
+        note(f"other outboxes are not told, and keep what they hold of it; run this again later: {work.untold}")
     for behind in work.unacknowledged:
         which = f"outbox {printable(behind.name)} ({short_id(behind.origin_id)})"
         note(f"{which} has erasures to carry out: it does so before it delivers anything more")
-    if waited and owner is not None and not work.unacknowledged:
+    if waited and work.number is not None and not work.unacknowledged:
         note("every outbox has carried it out")

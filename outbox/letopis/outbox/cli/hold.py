@@ -15,6 +15,7 @@ from letopis.outbox.cli.interface.render import minute
 
 if TYPE_CHECKING:
     from letopis.store.erasures import ErasureRegister, HeldKind, Hold
+    from letopis.store.errors import Held
 
 
 @verb(
@@ -65,6 +66,22 @@ def hold(conversation: str | None, owner: str | None, reason: str | None, by: st
         note(f"{kind} {printable(subject or '')} is released")
     elif not holds:
         raise CommandExit(Exit.NOTHING, "nothing is on hold")
+
+
+async def hold_on(source: Any, conversation_id: str) -> Held | None:
+    """Return the hold on a conversation, or on its owner; ``None`` if there is none, or the store does not answer."""
+    from letopis.store.database.faults import StoreFault
+    from letopis.store.errors import Held
+
+    try:
+        await (source.store if hasattr(source, "store") else source).erasures.check_not_held(
+            conversation=conversation_id
+        )
+    except Held as held:
+        return held
+    except StoreFault:
+        return None
+    return None
 
 
 def shown_hold(held: Hold) -> dict[str, Any]:

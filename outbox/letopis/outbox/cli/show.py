@@ -12,7 +12,16 @@ import click
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
 from letopis.outbox.cli.interface.locations import open_source
 from letopis.outbox.cli.interface.options import settings, verb
-from letopis.outbox.cli.interface.output import check_reader, emit, interval_option, note, remark, wants_json, write
+from letopis.outbox.cli.interface.output import (
+    check_reader,
+    emit,
+    interval_option,
+    note,
+    printable,
+    remark,
+    wants_json,
+    write,
+)
 from letopis.outbox.cli.interface.render import (
     conversation_json,
     message_json,
@@ -78,15 +87,17 @@ def show(
     moment = _as_of(as_of)
     patience = 3.0 if moment is None else 60.0  # a conversation of the past is made of all its events up to there
 
+    from letopis.outbox.cli.hold import hold_on
     from letopis.outbox.history.authored import conversation_of
 
     async def read() -> Any:
         async with open_source(settings(), read_timeout=patience) as source:
             # The messages first: a conversation that begins in between is then there for both.
             messages = await source.messages(conversation, last=last, before=before, as_of=moment)
-            return messages, await conversation_of(source, conversation, as_of=moment)
+            held = await hold_on(source, conversation) if messages.complete else None
+            return messages, await conversation_of(source, conversation, as_of=moment), held
 
-    page, shown = asyncio.run(read())
+    page, shown, held = asyncio.run(read())
     if shown is None and not page:
         say_whether_complete(page.complete)
         there = "is" if as_of is None else "was then"
@@ -111,6 +122,8 @@ def show(
         remark(f"there are earlier ones: --before {page.next}")
     if shown is not None and shown.state == "deleted":
         note(_deleted(shown))
+    if held is not None:
+        note(f"{held.kind} {held.subject!r} is on hold: {printable(held.reason)}")
     say_whether_complete(page.complete)
 
 

@@ -23,7 +23,10 @@ _BIND: Final = (
 )
 _NOTE: Final = "UPDATE letopis_outbox_origin SET destination = ? WHERE store_id IS NULL AND destination IS NOT ?"
 _FOLLOW: Final = "UPDATE letopis_outbox_origin SET destination = ? WHERE store_id = ?"
-_REBIND: Final = "UPDATE letopis_outbox_origin SET store_id = ?, destination = ?"
+_REBIND: Final = (
+    "UPDATE letopis_outbox_origin SET store_id = ?1, destination = ?2, erasures = max(erasures, ?3),"
+    " acknowledged = max(erasures, ?3)"
+)
 
 _MOVED: Final = (
     "UPDATE letopis_outbox_relay SET breaker = 'open', breaker_since = ?, breaker_reason = ?, breaker_detail = ?,"
@@ -79,9 +82,10 @@ def update_destination(connection: sa.Connection, *, store_id: UUID, destination
     connection.exec_driver_sql(_FOLLOW, (destination, store_id.bytes))
 
 
-def rebind_store(connection: sa.Connection, *, store_id: UUID, destination: str) -> None:
+def rebind_store(connection: sa.Connection, *, store_id: UUID, destination: str, erasures: int = 0) -> None:
     """Bind the outbox to another store, whatever it is bound to; in an open write transaction."""
-    connection.exec_driver_sql(_REBIND, (store_id.bytes, destination))
+    # What that one has erased before concerns others: this outbox begins at its present number, as a new one does.
+    connection.exec_driver_sql(_REBIND, (store_id.bytes, destination, erasures))
 
 
 def note_moved(connection: sa.Connection, fault: StoreFault, *, store_id: UUID, now_us: int) -> None:

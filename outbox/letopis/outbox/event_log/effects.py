@@ -111,6 +111,7 @@ class Effect:
 def apply_effects(cursor: Any, effects: Iterable[Effect]) -> bool:
     """Apply the effects of appended events. Return True if content was erased, so the WAL has to be truncated."""
     confirmed: list[drafts.DraftKey] = []
+    redacted: dict[str, list[str]] = {}
     erased = False
     for effect in effects:
         name, event = effect.conversation_id, effect.event
@@ -144,11 +145,13 @@ def apply_effects(cursor: Any, effects: Iterable[Effect]) -> bool:
                     erased = erase_content(cursor, name, None, before=before, content_only=True) > 0 or erased
             case MessageRedacted.type:
                 message_id = str(decode(event.data)["message_id"])
-                erase_content(cursor, name, message_id)
+                redacted.setdefault(name, []).append(message_id)
                 drafts.erase(cursor, name, message_id)
                 erased = True
             case _:
                 pass  # an activation without an owner, or a rewind that erases nothing
+    for name, message_ids in redacted.items():
+        erase_content(cursor, name, message_ids)
     if confirmed:
         drafts.mark_confirmed(cursor, confirmed)
     return erased

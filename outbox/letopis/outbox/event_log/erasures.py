@@ -1,9 +1,10 @@
-"""Carry out in the file what the history store records as erased: all words of an owner or a person, up to now."""
+"""Carry out in the file what the history store records as erased, up to this moment."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -41,13 +42,15 @@ _SET_OWNER: Final = (
     "UPDATE letopis_outbox_lanes SET owner_id = ?"
     " WHERE owner_id IS NULL AND conversation_id IN (SELECT value FROM json_each(?))"
 )
-_OWNED: Final = "SELECT conversation_id FROM letopis_outbox_lanes WHERE owner_id IN (SELECT value FROM json_each(?))"
+_SUBJECT: Final = {"owner": "owner_id", "person": "owner_id", "conversation": "conversation_id"}
+"""The column that holds the subject of an erasure, by its kind: what a person owns is erased whole."""
 _LANES_OF: Final = (
     "SELECT conversation_id, head, delivered, deleted FROM letopis_outbox_lanes"
-    " WHERE owner_id = ? AND conversation_id NOT IN (SELECT value FROM json_each(?))"
+    " WHERE {subject} = ? AND conversation_id NOT IN (SELECT value FROM json_each(?))"
+    " AND coalesce(owner_id, '') NOT IN (SELECT value FROM json_each(?))"
 )
 _DRAFTS_OF: Final = (
-    "DELETE FROM letopis_outbox_{table} WHERE owner_id = ? AND conversation_id NOT IN (SELECT value FROM json_each(?))"
+    "DELETE FROM letopis_outbox_{table} WHERE {subject} = ? AND conversation_id NOT IN (SELECT value FROM json_each(?))"
 )
 _FORGET_OWNER: Final = "DELETE FROM letopis_outbox_owners WHERE owner_id = ?"
 _KEYS: Final = (
@@ -70,6 +73,9 @@ _AUTHORED_LEFT: Final = (
     f"{_AUTHORED.format(table='letopis_outbox_log')} AND position <= ?3"
     f" UNION {_AUTHORED.format(table='letopis_outbox_repairs')} LIMIT ?4"
 )
+_HELD_LANES: Final = (
+    "SELECT conversation_id FROM letopis_outbox_lanes WHERE owner_id IN (SELECT value FROM json_each(?))"
+)
 
 
 def lanes_without_owner(connection: sa.Connection, *, after: str = "") -> list[str]:
@@ -78,23 +84,31 @@ def lanes_without_owner(connection: sa.Connection, *, after: str = "") -> list[s
     return [row[0] for row in fetch_all(connection, _OWNERLESS, values)]
 
 
-def lanes_of_owners(connection: sa.Connection, owners: Collection[str]) -> set[str]:
-    """Return the conversations here that belong to some owners."""
-    return {row[0] for row in fetch_all(connection, _OWNED, (orjson.dumps(list(owners)).decode(),))}
-
-
 def note_owner(connection: sa.Connection, owner: str, conversation_ids: Collection[str]) -> None:
     """Note that conversations belong to an owner, as the history store says."""
-    connection.exec_driver_sql(_SET_OWNER, (owner, orjson.dumps(list(conversation_ids)).decode()))
+    connection.exec_driver_sql(_SET_OWNER, (owner, _listed(conversation_ids)))
 
 
-def erase_owner(
-    connection: sa.Connection, erasure: Erasure, *, held: Collection[str] = (), incarnation: int, now_us: int
+@dataclass(frozen=True, slots=True)
+class HeldSubjects:
+    """What is on hold in the history store, and is left as it is."""
+
+    conversations: frozenset[str] = frozenset()
+    owners: frozenset[str] = frozenset()
+
+    def forbids(self, erasure: Erasure) -> bool:
+        return erasure.subject in (self.conversations if erasure.kind == "conversation" else self.owners)
+
+
+NOTHING_HELD: Final = HeldSubjects()
+
+
+def carry_out_step(
+    connection: sa.Connection, erasure: Erasure, *, held: HeldSubjects = NOTHING_HELD, incarnation: int, now_us: int
 ) -> bool | None:
     """Take the next step of an erasure; return True if there is another, ``None`` if another relay has taken over.
 
-    The first step settles how far it reaches, so what is appended between two steps is not erased. ``held``
-    conversations are left as they are.
+    The first step settles how far it reaches, so what is appended between two steps is not erased.
     """
     if not is_current_lease(connection, incarnation):
         return None
@@ -114,20 +128,26 @@ def erase_owner(
 
 
 def erase_messages(
-    connection: sa.Connection, message_ids: Mapping[str, Collection[str]], *, incarnation: int
+    connection: sa.Connection, message_ids: Mapping[str, Collection[str]], *, held: HeldSubjects, incarnation: int
 ) -> bool | None:
     """Erase what the file holds of messages, by conversation; return ``None`` if another relay has taken over."""
     if not is_current_lease(connection, incarnation):
         return None
     with closing(connection.connection.cursor()) as cursor:
-        for name, _ in _keys(cursor, list(message_ids)):
+        excepted = _held_conversations(cursor, held)
+        for name, _ in _keys(cursor, [name for name in message_ids if name not in excepted]):
             erase_content(cursor, name, message_ids[name])
     return True
 
 
-def _erase_authored(cursor: Any, author: str, held: Collection[str], upto: int) -> bool:
+def _held_conversations(cursor: Any, held: HeldSubjects) -> set[str]:
+    of_owners = query_all(cursor, _HELD_LANES, (_listed(held.owners),)) if held.owners else []
+    return {*held.conversations, *(row[0] for row in of_owners)}
+
+
+def _erase_authored(cursor: Any, author: str, held: HeldSubjects, upto: int) -> bool:
     """Erase some of an author's messages, in conversations of others too. Return True if more may be left."""
-    values = (author, orjson.dumps(list(held)).decode(), upto, MAX_ERASED_PER_TRANSACTION)
+    values = (author, _listed(_held_conversations(cursor, held)), upto, MAX_ERASED_PER_TRANSACTION)
     rows = query_all(cursor, _AUTHORED_LEFT, values)
     by_conversation: dict[str, list[str]] = {}
     for name, message_id in rows:
@@ -155,16 +175,17 @@ def note_report(connection: sa.Connection, report: Mapping[str, Any]) -> None:
     connection.exec_driver_sql(_REPORT, (orjson.dumps(report).decode() if any(report.values()) else None,))
 
 
-def _lanes_of(cursor: Any, erasure: Erasure, held: Collection[str]) -> list[Any]:
-    return query_all(cursor, _LANES_OF, (erasure.subject, orjson.dumps(list(held)).decode()))
+def _lanes_of(cursor: Any, erasure: Erasure, held: HeldSubjects) -> list[Any]:
+    values = (erasure.subject, _listed(held.conversations), _listed(held.owners))
+    return query_all(cursor, _LANES_OF.format(subject=_SUBJECT[erasure.kind]), values)
 
 
 def _all_lanes(erasure: Erasure, names: Sequence[str]) -> list[str]:
-    scopes = (Scope.owner(erasure.subject), *map(Scope.conversation, names))
-    return [*names, *(scope.name for scope in scopes)]
+    scopes = [Scope.owner(erasure.subject)] if erasure.kind != "conversation" else []
+    return [*names, *(scope.name for scope in (*scopes, *map(Scope.conversation, names)))]
 
 
-def _begin(cursor: Any, erasure: Erasure, held: Collection[str], *, now_us: int) -> int:
+def _begin(cursor: Any, erasure: Erasure, held: HeldSubjects, *, now_us: int) -> int:
     """End what the store may not know of yet, erase drafts; return the position up to which events are erased."""
     appends, names = list[Prepared](), list[str]()
     for name, head, delivered, deleted in _lanes_of(cursor, erasure, held):
@@ -176,10 +197,12 @@ def _begin(cursor: Any, erasure: Erasure, held: Collection[str], *, now_us: int)
     for outcome in append_events(cursor, appends, now_us=now_us) if appends else ():
         if isinstance(outcome, Exception):
             raise outcome
-    excepted = orjson.dumps(list(held)).decode()
     for table in ("drafts", "unconfirmed"):  # also of conversations that have no event yet
-        cursor.execute(_DRAFTS_OF.format(table=table), (erasure.subject, excepted))
-    if erasure.how == "delete":
+        cursor.execute(
+            _DRAFTS_OF.format(table=table, subject=_SUBJECT[erasure.kind]),
+            (erasure.subject, _listed(held.conversations)),
+        )
+    if erasure.kind != "conversation" and erasure.how == "delete":
         cursor.execute(_FORGET_OWNER, (erasure.subject,))
     for name, lane in _keys(cursor, _all_lanes(erasure, names)):
         if name < FIRST_CONVERSATION_ID:
@@ -222,4 +245,8 @@ def _erase_some(cursor: Any, names: Sequence[str], upto: int) -> bool:
 
 
 def _keys(cursor: Any, names: Sequence[str]) -> list[tuple[str, int]]:
-    return query_all(cursor, _KEYS, (orjson.dumps(list(names)).decode(),))
+    return query_all(cursor, _KEYS, (_listed(names),))
+
+
+def _listed(names: Collection[str]) -> str:
+    return orjson.dumps(list(names)).decode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from letopis.outbox.event_log.bound_store import read_binding
 from letopis.outbox.history.authored import authored
@@ -44,7 +44,7 @@ async def erase_owner(
     :raises StoreFault: the history store cannot record it.
     """
     whose = check_identifier(owner_id(owner), "owner")
-    erasure = await _register(history, "owner", whose, how=how, reason=reason, requested_by=requested_by)
+    erasure = await register(history, "owner", whose, how=how, reason=reason, requested_by=requested_by)
     await _erase_owned(history, erasure, erased)
     return erasure
 
@@ -68,7 +68,7 @@ async def erase_person(
     :param held: called with the error for each conversation of others that a hold protects.
     """
     whose = check_identifier(owner_id(person), "person")
-    erasure = await _register(history, "person", whose, how=how, reason=reason, requested_by=requested_by)
+    erasure = await register(history, "person", whose, how=how, reason=reason, requested_by=requested_by)
     await _erase_owned(history, erasure, erased)
     async for conversation_id, message_ids in shared_messages(history, whose):
         try:
@@ -89,19 +89,30 @@ async def shared_messages(history: History, person: str) -> AsyncIterator[tuple[
             yield conversation.conversation_id, list(ids)
 
 
-async def _register(history: History, kind: Kind, subject: str, **about: Any) -> Erasure:
-    # The numbers that this file knows, and not the store, are of a store that was restored.
-    bound = await history.outbox.read(read_binding)
-    origin = replace(history.outbox.origin, store_id=bound.store_id, erasures=bound.erasures)
-    return await history.store.erasures.register(kind, subject, origin=origin, **about)
-
-
 async def _erase_owned(history: History, erasure: Erasure, erased: Callable[[str], object]) -> None:
     for conversation in await conversations_of(history, erasure.subject):
         chat = history.chat(conversation.conversation_id)
         await (chat.delete if erasure.how == "delete" else chat.reset)(reason=erasure.reason)
         erased(conversation.conversation_id)
     await history.records(owner=erasure.subject).erase()
+
+
+async def register(
+    history: History,
+    kind: Kind,
+    subject: str,
+    *,
+    how: Literal["reset", "delete"],
+    reason: str | None,
+    requested_by: str | None = None,
+) -> Erasure:
+    """Record an erasure in the history store of an outbox."""
+    # The numbers that this file knows, and not the store, are of a store that was restored.
+    bound = await history.outbox.read(read_binding)
+    origin = replace(history.outbox.origin, store_id=bound.store_id, erasures=bound.erasures)
+    return await history.store.erasures.register(
+        kind, subject, how=how, reason=reason, requested_by=requested_by, origin=origin
+    )
 
 
 async def conversations_of(history: History, owner: str) -> list[Conversation]:

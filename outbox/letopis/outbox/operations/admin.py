@@ -239,7 +239,7 @@ class OutboxAdmin:
         target: dict[str, Any] = {"store_id": identity.store_id, "destination": destination, "heads": heads}
         if dry_run:
             return await self._outbox.read(partial(binding.preview, **target))
-        work = partial(binding.rebind_outbox, now_us=self._outbox.now_us(), **target)
+        work = partial(binding.rebind_outbox, now_us=self._outbox.now_us(), erasures=identity.erasures, **target)
         return await self._change("rebind", work, lambda _: {"conversations": 0})
 
     async def pause_relay(self, *, reason: str | None = None) -> None:

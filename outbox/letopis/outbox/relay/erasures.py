@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -10,10 +9,10 @@ from typing import Final
 from letopis.outbox.event_log.bound_store import StoreBinding
 from letopis.outbox.event_log.erasures import (
     LANES_PER_QUESTION,
+    HeldSubjects,
+    carry_out_step,
     end_erasures,
     erase_messages,
-    erase_owner,
-    lanes_of_owners,
     lanes_without_owner,
     note_acknowledged,
     note_owner,
@@ -27,7 +26,9 @@ from letopis.store.database.store_identity import expect_store
 from letopis.store.erasures import Erasure
 from letopis.store.rules.apply_plan import Origin
 
-_KNOWN_KINDS: Final = frozenset({"owner", "person"})
+HELD_KINDS: Final = ("conversation", "owner")
+"""The kinds of holds, in the order of the fields of :class:`HeldSubjects`."""
+_KNOWN_KINDS: Final = frozenset({"owner", "person", "conversation"})
 _MESSAGES_PER_STEP: Final = 500
 
 
@@ -50,13 +51,11 @@ class ErasureCarrier:
         with expect_store(bound.store_id):
             while erasures := await self._store.erasures.after(number):
                 holds = await self._store.erasures.holds()
-                owners = {hold.subject for hold in holds if hold.kind == "owner"}
-                conversations = {hold.subject for hold in holds if hold.kind == "conversation"}
+                held = HeldSubjects(
+                    *(frozenset(hold.subject for hold in holds if hold.kind == kind) for kind in HELD_KINDS)
+                )
                 for erasure in erasures:
-                    held = erasure.subject in owners
-                    if erasure.kind == "person" and owners:
-                        conversations |= await self._owned_by(owners)
-                    if not await self._carry_out(erasure, conversations, held=held, incarnation=incarnation):
+                    if not await self._carry_out(erasure, held, incarnation=incarnation):
                         return False
                     number = erasure.number
             number = max(number, last)
@@ -84,13 +83,11 @@ class ErasureCarrier:
         """Whether the last report had anything to tell."""
         return self._reported
 
-    async def _carry_out(
-        self, erasure: Erasure, conversations: Collection[str], *, held: bool, incarnation: int
-    ) -> bool:
+    async def _carry_out(self, erasure: Erasure, held: HeldSubjects, *, incarnation: int) -> bool:
         if erasure.kind not in _KNOWN_KINDS:
             reason = f"the history store records an erasure of a {erasure.kind}: install the release that recorded it"
             raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code="erasure", reason=reason)
-        if held:
+        if held.forbids(erasure):
             logger.warning(
                 "erasure %d is set aside in this outbox: a hold on its %s forbids it",
                 erasure.number,
@@ -98,15 +95,18 @@ class ErasureCarrier:
                 extra=log_context(),
             )
             return await self._outbox.write(partial(end_erasures, number=erasure.number, incarnation=incarnation))
-        await self._find_owner(erasure.subject)
+        if erasure.kind != "conversation":
+            await self._find_owner(erasure.subject)
         more: bool | None = True
         if erasure.kind == "person":
-            more = await self._erase_stored(erasure.subject, conversations, incarnation=incarnation)
+            for owner in held.owners:
+                await self._find_owner(owner)
+            more = await self._erase_stored(erasure.subject, held, incarnation=incarnation)
         while more:
             step = partial(
-                erase_owner,
+                carry_out_step,
                 erasure=erasure,
-                held=conversations,
+                held=held,
                 incarnation=incarnation,
                 now_us=self._outbox.now_us(),
             )
@@ -116,12 +116,7 @@ class ErasureCarrier:
             logger.info("erasure %d of the history store is carried out here", erasure.number, extra=log_context())
         return more is not None
 
-    async def _owned_by(self, owners: Collection[str]) -> set[str]:
-        for owner in owners:
-            await self._find_owner(owner)
-        return await self._outbox.read(partial(lanes_of_owners, owners=owners))
-
-    async def _erase_stored(self, author: str, held: Collection[str], *, incarnation: int) -> bool | None:
+    async def _erase_stored(self, author: str, held: HeldSubjects, *, incarnation: int) -> bool | None:
         """Erase what the file holds of messages that the store knows as an author's, such as an edit alone."""
         after: tuple[str, int] | None = None
         while True:
@@ -129,11 +124,9 @@ class ErasureCarrier:
             by_conversation: dict[str, list[str]] = {}
             for message in page:
                 after = message.conversation_id, message.version or 0
-                if message.conversation_id not in held:
-                    by_conversation.setdefault(message.conversation_id, []).append(message.id)
-            if not await self._outbox.write(
-                partial(erase_messages, message_ids=by_conversation, incarnation=incarnation)
-            ):
+                by_conversation.setdefault(message.conversation_id, []).append(message.id)
+            step = partial(erase_messages, message_ids=by_conversation, held=held, incarnation=incarnation)
+            if not await self._outbox.write(step):
                 return None
             if len(page) < _MESSAGES_PER_STEP:
                 return True

@@ -298,7 +298,13 @@ def preview(connection: sa.Connection, *, store_id: UUID, destination: str, head
 
 
 def rebind_outbox(
-    connection: sa.Connection, *, store_id: UUID, destination: str, heads: Mapping[str, int], now_us: int
+    connection: sa.Connection,
+    *,
+    store_id: UUID,
+    destination: str,
+    heads: Mapping[str, int],
+    erasures: int = 0,
+    now_us: int,
 ) -> Rebound:
     """Bind the outbox to another store and send it again what it lacks; in an open write transaction.
 
@@ -310,6 +316,6 @@ def rebind_outbox(
         head = heads.get(name, 0)
         if delivered > head and rewind_lane(connection, name, head, now_us=now_us).lost:
             connection.exec_driver_sql(_SET_BACK, (head, now_us, name))
-    rebind_store(connection, store_id=store_id, destination=destination)
+    rebind_store(connection, store_id=store_id, destination=destination, erasures=erasures)
     connection.exec_driver_sql(_FENCE)
     return done

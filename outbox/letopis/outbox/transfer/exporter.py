@@ -96,13 +96,13 @@ class Exporter:
             async for conversation, messages in authored(self.source, person):
                 if conversation.owner_id == person:
                     continue
-                if conversation.conversation_id != name:
-                    name, seen = conversation.conversation_id, set()
-                    self.conversations += 1
-                    if self.page is not None:
-                        self.page.begin(name, title=None)
                 for message in messages:
-                    if not message.redacted and message.id not in seen:
+                    if message.redacted:
+                        continue
+                    if name != message.conversation_id:
+                        name, seen = message.conversation_id, set()
+                        self._begin(name, title=None)
+                    if message.id not in seen:
                         seen.add(message.id)
                         # Neither the owner nor the title nor the reactions: they are others'.
                         yield self._line(replace(message, reactions=()), owner=None, count=count)
@@ -138,9 +138,7 @@ class Exporter:
             yield conversation
 
     async def _lines(self, conversation: Conversation, count: SeenKeys) -> AsyncIterator[bytes]:
-        self.conversations += 1
-        if self.page is not None:
-            self.page.begin(conversation.conversation_id, title=conversation.title)
+        self._begin(conversation.conversation_id, title=conversation.title)
 
         read, contents = _reading(self.source, conversation.conversation_id, every=self.every)
         async for item in all_items(read):
@@ -149,6 +147,11 @@ class Exporter:
             # A fork is exported with what it inherits, so that the export does not depend on the parent.
             said = replace(message, conversation_id=conversation.conversation_id)
             yield self._line(said, owner=conversation.owner_id, count=count)
+
+    def _begin(self, conversation_id: str, *, title: str | None) -> None:
+        self.conversations += 1
+        if self.page is not None:
+            self.page.begin(conversation_id, title=title)
 
     def _line(self, message: RecordedMessage, *, owner: str | None, count: SeenKeys) -> bytes:
         self.lines += 1
