@@ -10,7 +10,6 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from letopis.outbox.history._read import HistoryReader
 from letopis.outbox.history.history import History
 from letopis.outbox.pending_reads.record_reads import stored_record
 from letopis.store.conversation_store import ConversationStore
@@ -144,7 +143,7 @@ def _reading(
         access = source.outbox_access
         return partial(_store_page, access, conversation_id), access.with_contents
     reader = source._parts.reader
-    return partial(_history_page, reader, conversation_id), reader.contents.of_page
+    return partial(_history_page, reader.messages, conversation_id), reader.contents.of_page
 
 
 async def _store_page(access: OutboxAccess, conversation_id: str, after: str | None) -> Page[RecordedMessage]:
@@ -152,8 +151,10 @@ async def _store_page(access: OutboxAccess, conversation_id: str, after: str | N
     return _whole(await access.messages(conversation_id, window))
 
 
-async def _history_page(reader: HistoryReader, conversation_id: str, after: str | None) -> Page[RecordedMessage]:
-    return _whole(await reader.messages(conversation_id, first=PAGE, after=after, whole=False))
+async def _history_page(
+    read: Callable[..., Awaitable[Page[RecordedMessage]]], conversation_id: str, after: str | None
+) -> Page[RecordedMessage]:
+    return _whole(await read(conversation_id, first=PAGE, after=after, whole=False))
 
 
 def _whole(page: Page[T]) -> Page[T]:
