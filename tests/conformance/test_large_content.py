@@ -15,7 +15,18 @@ from letopis.outbox.diagnostics.integrity import content_problems
 from letopis.outbox.event_log.lanes import count_lanes
 from letopis.outbox.event_log.retention import Pruner, Retention
 from letopis.outbox.relay.relay import Relay
-from letopis.store import ConversationStore, Data, File, InvalidInput, Message, OutboxFull, Scope, Text, ToolResult
+from letopis.store import (
+    ConversationStore,
+    Data,
+    Event,
+    File,
+    InvalidInput,
+    Message,
+    OutboxFull,
+    Scope,
+    Text,
+    ToolResult,
+)
 from letopis.store.database.engines import create_store_engine
 from letopis.store.maintenance.integrity import find_problems as store_problems
 from letopis.store.model.large_content import LARGE_BYTES, references_in
@@ -142,7 +153,7 @@ async def test_equal_content_has_another_name_in_each_conversation(bot: History,
     await bot.append(CHAT, Message.user(large()))
     await bot.append("chat-2", Message.user(large()))
     await deliver(bot)
-    named = [set(references_in(row["data"])) for row in await rows(store_url, "letopis_events")]
+    named = [set(references_in(row["type"], row["data"])) for row in await rows(store_url, "letopis_events")]
     [one, two] = [names for names in named if names]
     assert len(one) == len(two) == 1 and one != two
     assert await stored(store_url) == 2
@@ -364,6 +375,14 @@ async def test_an_event_whose_content_is_lost_blocks_its_conversation_alone(bot:
     assert await texts(bot, "chat-2") == [large()]
     [message] = await bot.messages(CHAT)
     assert message.saved != "saved"
+
+
+async def test_an_event_of_another_type_refers_to_nothing(bot: History, store_url: str) -> None:
+    await bot.append(CHAT, Event(type="custom.feed", data={"copied": ODD}), Message.user("after"))
+    await deliver(bot)
+    [event] = [event for event in await bot.chat(CHAT).events() if event.type == "custom.feed"]
+    assert event.data == {"copied": ODD}
+    await assert_sound(bot, store_url)
 
 
 async def test_too_much_is_refused_and_nothing_is_written(history: History) -> None:

@@ -20,6 +20,7 @@ from letopis.adapters.telegram_core.outgoing import current_update, unrecorded
 from letopis.adapters.telegram_core.resumed_turns import ResumedTurns
 from letopis.outbox import History
 from letopis.store import InvalidInput, Message, OutboxFull
+from letopis.store.model import large_content
 from letopis.store.model.conversations import Delivery
 from letopis.store.model.events import utc_now
 
@@ -284,8 +285,9 @@ async def test_reactions_are_added_and_taken_back(parts: BotParts) -> None:
 
 
 async def test_what_cannot_be_kept_is_logged_and_handled_all_the_same(
-    parts: BotParts, caplog: pytest.LogCaptureFixture
+    parts: BotParts, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(large_content, "MAX_STRING_BYTES", 1_000_000)
     with caplog.at_level(logging.ERROR, "letopis.adapters.telegram"):
         found = await parts.incoming.record(update(1, raw(5, "x" * 2_000_000)))
 
@@ -515,8 +517,11 @@ async def test_what_a_handler_appends_itself_is_in_its_context_and_in_no_other(p
     assert [one.text for one in (await chat.context(last=50, until=None)).messages] == ["q1", "q2", "looking it up"]
 
 
-async def test_there_is_no_context_for_a_question_that_is_gone(parts: BotParts) -> None:
+async def test_there_is_no_context_for_a_question_that_is_gone(
+    parts: BotParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rather than one that ends with another question."""
+    monkeypatch.setattr(large_content, "MAX_STRING_BYTES", 1_000_000)
     await parts.incoming.record(update(1, raw(5, "earlier")))
     undone = await parts.incoming.record(update(2, raw(6, "undone")))
     refused = await parts.incoming.record(update(3, raw(7, "x" * 2_000_000)))

@@ -24,6 +24,7 @@ from letopis.adapters.voxpersona import (
 )
 from letopis.outbox import BlockingHistory
 from letopis.store import Delivery, InvalidInput, Message, OutboxFull
+from letopis.store.model import large_content
 from tests.support.peers import refused_port
 
 USER = 12345
@@ -294,7 +295,8 @@ def test_what_cannot_be_saved_is_false_and_no_error(
     assert "private" not in caplog.text
 
 
-def test_a_message_that_is_too_large_is_refused(manager: ConversationManager) -> None:
+def test_a_message_that_is_too_large_is_refused(manager: ConversationManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_content, "MAX_STRING_BYTES", 1_000_000)
     made = manager.create_conversation(USER, "ada")
 
     assert manager.add_message(USER, made, answer(1, "x" * 2_000_000)) is False

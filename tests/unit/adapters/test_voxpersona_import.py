@@ -19,6 +19,7 @@ from letopis.adapters.voxpersona import ConversationManager, ConversationMessage
 from letopis.adapters.voxpersona.__main__ import command
 from letopis.outbox import History
 from letopis.store import InvalidInput
+from letopis.store.model import large_content
 
 USER = 4711
 MOSCOW = ZoneInfo("Europe/Moscow")
@@ -419,7 +420,10 @@ async def test_bytes_that_are_no_text_cost_no_chat(history: History, folder: Fol
     assert "no UTF-8" in told(result)
 
 
-async def test_a_message_that_is_too_large_is_told_and_the_rest_comes(history: History, folder: Folder) -> None:
+async def test_a_message_that_is_too_large_is_told_and_the_rest_comes(
+    history: History, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(large_content, "MAX_STRING_BYTES", 1_000_000)
     about = metadata(A, 1)
     folder.chat(A, about, message(1), message(2, "x" * 2_000_000), message(3))
     folder.index(A, about)

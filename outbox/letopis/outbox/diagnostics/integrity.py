@@ -90,7 +90,7 @@ _STRAY_CONTENTS: Final = (
     " (SELECT 1 FROM letopis_outbox_repairs AS r WHERE instr(r.data, c.name))"
 )
 _SHOWING: Final = (
-    "SELECT conversation_id, sequence, data FROM letopis_outbox_log WHERE salt IS NOT NULL AND instr(data, ?)"
+    "SELECT conversation_id, sequence, type, data FROM letopis_outbox_log WHERE salt IS NOT NULL AND instr(data, ?)"
 )
 # Tombstones of lost events come later than those behind them.
 _DISORDERED: Final = (
@@ -231,8 +231,8 @@ def content_problems(connection: sa.Connection) -> Iterator[str]:
         held.add((conversation_id, name))
         if len(body) != size or content_name(conversation_id, sha256(body).hexdigest()) != name:
             yield f"conversation {conversation_id!r}: large content of a message is not what was appended"
-    for conversation_id, sequence, data in iterate(connection, _SHOWING, (LIKE_REFERENCE,)):
-        if not all((conversation_id, name) in held for name in references_in(data)):
+    for conversation_id, sequence, name, data in iterate(connection, _SHOWING, (LIKE_REFERENCE,)):
+        if not all((conversation_id, needed) in held for needed in references_in(name, data)):
             yield f"conversation {conversation_id!r}: the large content of event {sequence} is missing"
     if count := connection.exec_driver_sql(_STRAY_CONTENTS).scalar_one():
         yield f"{count} pieces of large content belong to no event"

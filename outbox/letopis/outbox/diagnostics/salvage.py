@@ -196,11 +196,11 @@ def _found(pages: Pages) -> _Found:
         if lane in recovered.keys
     }
     for event in sorted(events.values(), key=lambda event: event.position):
-        if event.values[8] is not None and (names := references_in(event.values[5])):
-            if not names.keys() <= held.keys():
+        if event.values[8] is not None and (needed := references_in(event.values[3], event.values[5])):
+            if not needed <= held.keys():
                 recovered.refused += 1  # no store would accept it
                 continue
-            recovered.shown[event.position] = {name: held[name] for name in names}
+            recovered.shown[event.position] = {name: held[name] for name in needed}
         recovered.events[event.conversation_id, event.sequence] = event
     return recovered
 

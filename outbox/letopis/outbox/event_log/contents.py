@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from letopis.outbox.event_log.statements import fetch_all, query_all
-from letopis.store.model.large_content import references_in
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -21,7 +20,8 @@ _INSERT: Final = (
 _OF_CONVERSATION: Final = "lane = (SELECT lane FROM letopis_outbox_lanes WHERE conversation_id = ?1)"
 _LAST_SHOWN: Final = (
     "UPDATE letopis_outbox_contents AS c SET position = coalesce((SELECT max(e.position) FROM letopis_outbox_events"
-    " AS e WHERE e.lane = c.lane AND e.salt IS NOT NULL AND instr(e.data, c.name)), 0)"
+    " AS e WHERE e.lane = c.lane AND e.salt IS NOT NULL AND e.type IN ('message.appended', 'message.edited')"
+    " AND instr(e.data, ':content:' || c.name)), 0)"
     f" WHERE c.{_OF_CONVERSATION}"
 )
 # A fix or a skip keeps the event as it was, which may be put back.
@@ -75,8 +75,3 @@ def content_sizes(cursor: Any, lane: int, after: int) -> dict[int, int]:
 def read_contents(connection: sa.Connection, conversation_id: str, names: Collection[str]) -> dict[str, bytes]:
     """Return content of a conversation by name, as far as the file holds it."""
     return dict(fetch_all(connection, _READ, (conversation_id, orjson.dumps(list(names)).decode())))
-
-
-def shows_content(data: object) -> bool:
-    """Return True if the data of a stored event, which may be damaged, refers to large content."""
-    return isinstance(data, str) and bool(references_in(data))

@@ -10,7 +10,7 @@ from uuid import UUID
 import orjson
 
 from letopis.outbox.event_log import drafts
-from letopis.outbox.event_log.contents import remove_unshown, shows_content
+from letopis.outbox.event_log.contents import remove_unshown
 from letopis.outbox.event_log.records.log import note_change
 from letopis.outbox.event_log.statements import fetch_all, query_all, query_one
 from letopis.store.model.codec import INTEGER_MAX, EncodedEvent, decode
@@ -24,6 +24,7 @@ from letopis.store.model.event_types import (
     MessageRedacted,
     MessageSent,
 )
+from letopis.store.model.large_content import references_in
 from letopis.store.rules.preconditions import Conflict
 from letopis.store.rules.record_plan import RecordChange
 from letopis.store.rules.redaction import MESSAGE_CONTENT_TYPES, strip_event, stripped
@@ -204,7 +205,7 @@ def _empty(
             continue
         left = strip_event(EncodedEvent(conversation_id, UUID(bytes=row[1]), *row[2:9]))
         emptied.append((left.data, left.metadata, row[0]))
-        shown = shown or shows_content(row[4])
+        shown = shown or bool(references_in(row[2], row[4]))
     cursor.executemany(update, emptied)
     if shown:
         remove_unshown(cursor, conversation_id)

@@ -204,7 +204,7 @@ def value_of(connection: sa.Connection, entry: PendingEvent) -> bytes | None:
 def whole_data(connection: sa.Connection, entry: PendingEvent) -> Any:
     """Return the data of a pending event as JSON values, with its large content in place."""
     data = json_value(entry.data)
-    return restored(data, read_contents(connection, entry.conversation_id, references_in(entry.data)))
+    return restored(data, read_contents(connection, entry.conversation_id, references_in(entry.type, entry.data)))
 
 
 def picked(value: object, *names: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from letopis.outbox.history._read import HistoryReader
 from letopis.outbox.history.authored import authored, conversation_of
 from letopis.outbox.history.history import History
 from letopis.outbox.pending_reads.record_reads import stored_record
@@ -171,7 +170,7 @@ def _reading(
         access = source.outbox_access
         return partial(_store_page, access, conversation_id, every), access.with_contents
     reader = source._parts.reader
-    return partial(_history_page, reader, conversation_id, every), reader.contents.of_page
+    return partial(_history_page, reader.messages, conversation_id, every), reader.contents.of_page
 
 
 async def _store_page(
@@ -182,9 +181,9 @@ async def _store_page(
 
 
 async def _history_page(
-    reader: HistoryReader, conversation_id: str, every: bool, after: str | None
+    read: Callable[..., Awaitable[Page[RecordedMessage]]], conversation_id: str, every: bool, after: str | None
 ) -> Page[RecordedMessage]:
-    return _whole(await reader.messages(conversation_id, first=PAGE, after=after, every=every, whole=False))
+    return _whole(await read(conversation_id, first=PAGE, after=after, every=every, whole=False))
 
 
 def _whole(page: Page[T]) -> Page[T]:

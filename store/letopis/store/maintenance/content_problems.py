@@ -9,12 +9,16 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.schema import events, records
-from letopis.store.model.large_content import LIKE_REFERENCE, references_in
+from letopis.store.model.large_content import CONTENT_TYPES, LIKE_REFERENCE, references_in
 from letopis.store.model.records import CONTENT_SCOPES
 
 IS_CONTENT: Final = records.c.scope.startswith(CONTENT_SCOPES, autoescape=True)
 _SCOPES: Final = sa.select(records.c.partition, records.c.scope).distinct().where(IS_CONTENT)
-_SHOW: Final = (events.c.salt.is_not(None), events.c.data.contains(LIKE_REFERENCE))
+_SHOW: Final = (
+    events.c.salt.is_not(None),
+    events.c.type.in_(CONTENT_TYPES),
+    events.c.data.contains(LIKE_REFERENCE),
+)
 _CONVERSATIONS: Final = sa.select(events.c.partition, events.c.conversation_id).distinct().where(*_SHOW)
 
 
@@ -37,7 +41,7 @@ async def content_problems(connection: AsyncConnection) -> AsyncIterator[str]:
 async def _shown(connection: AsyncConnection, partition: int, conversation_id: str) -> set[str]:
     own = (events.c.partition == partition, events.c.conversation_id == conversation_id)
     names = set[str]()
-    rows: Any = await connection.stream(sa.select(events.c.data).where(*own, *_SHOW))
+    rows: Any = await connection.stream(sa.select(events.c.type, events.c.data).where(*own, *_SHOW))
     async for row in rows:
-        names |= references_in(row.data).keys()
+        names |= references_in(row.type, row.data)
     return names

@@ -51,8 +51,8 @@ async def record_problems(connection: AsyncConnection) -> AsyncIterator[str]:
     async for row, size, checksum in _records(connection):
         named = True
         if row.scope.startswith(CONTENT_SCOPES):  # which no lane counts
-            name = content_name(row.scope.removeprefix(CONTENT_SCOPES), checksum)
-            named = bytes(row.record_key) == name.encode()
+            expected = content_name(row.scope.removeprefix(CONTENT_SCOPES), checksum)
+            named = bytes(row.record_key) == expected.encode()
         else:
             held[row.partition] += 1
         if not (named and _is_intact(row, size, checksum)):

@@ -5,10 +5,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from letopis.store.errors import InvalidInput
 
@@ -29,17 +29,10 @@ MARK_IN_JSON: Final = r'"\u0001letopis:'
 LIKE_REFERENCE: Final = "u0001letopis:content:"
 """The same for a database to look for, without a backslash, which databases take in different ways."""
 # A string of its own, and no key: not behind a backslash, and not before a colon.
-_IN_JSON: Final = re.compile(r'(?<!\\)"\\u0001letopis:content:([0-9a-f]{64}):(\d{1,9})"(?!:)')
+_IN_JSON: Final = re.compile(r'(?<!\\)"\\u0001letopis:content:([0-9a-f]{64}):\d{1,9}"(?!:)')
 _WHOLE: Final = re.compile(f"{_REFERENCE}([0-9a-f]{{64}}):([0-9]{{1,9}})")
 _IN_TEXT: Final = re.compile(f"^{_WHOLE.pattern}$", re.MULTILINE)
 _FIELDS: Final = ("content", "metadata")
-
-
-class Reference(NamedTuple):
-    """The name of a large string in its conversation, and its size in UTF-8."""
-
-    name: str
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +73,9 @@ def extract(data: Mapping[str, Any], conversation_id: str) -> Extracted:
     return Extracted(extracted, contents)
 
 
-def references_in(data: str) -> dict[str, int]:
-    """Return the references in an event's data, JSON as it is stored: their sizes by name."""
-    return {name: int(size) for name, size in _IN_JSON.findall(data)} if MARK_IN_JSON in data else {}
+def references_in(type_name: str, data: str) -> set[str]:
+    """Return the names in an event's data, JSON as it is stored; other events than those of messages have none."""
+    return set(_IN_JSON.findall(data)) if MARK_IN_JSON in data and type_name in CONTENT_TYPES else set()
 
 
 def is_marked(text: object) -> bool:
@@ -90,11 +83,9 @@ def is_marked(text: object) -> bool:
     return type(text) is str and text.startswith(_MARK)
 
 
-def references_of(value: Any) -> Iterator[Reference]:
-    """Yield the references in a JSON value."""
-    for text in _strings(value):
-        if (whole := _WHOLE.fullmatch(text)) is not None:
-            yield Reference(whole[1], int(whole[2]))
+def references_of(value: Any) -> set[str]:
+    """Return the names in a JSON value."""
+    return {whole[1] for text in _strings(value) if (whole := _WHOLE.fullmatch(text)) is not None}
 
 
 def restored(value: Any, contents: Mapping[str, bytes]) -> Any:

@@ -36,7 +36,7 @@ def wanted_of(messages: Iterable[RecordedMessage]) -> Wanted | None:
 
 def wanted_in(message: Message) -> set[str]:
     """Return the names of the large content that a message refers to."""
-    return {reference.name for reference in references_of(_values(message))}
+    return references_of(_values(message))
 
 
 def needs_content(message: Message) -> bool:

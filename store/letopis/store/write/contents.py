@@ -42,7 +42,7 @@ class ContentWriter:
             for table in (records, record_parts)
         ]
         self._shown = (
-            sa.select(events.c.version, events.c.data)
+            sa.select(events.c.version, events.c.type, events.c.data)
             .where(
                 *of_conversation(events),
                 events.c.version > sa.bindparam("after"),
@@ -57,7 +57,7 @@ class ContentWriter:
         """Write the content that fresh events show and the store does not hold, each read from the outbox."""
         for lane in lanes:
             # With the events as they are written: one that is erased in the same batch shows nothing any more.
-            shown = {name: event for event in lane.result.events for name in references_in(event.data)}
+            shown = {name: event for event in lane.result.events for name in _names(event)}
             if shown:
                 await self._write(transaction, lane, shown)
 
@@ -81,12 +81,12 @@ class ContentWriter:
         values = {"partition": partition, "scope": Scope.content(conversation_id).name}
         held = {bytes(key).decode(): record for record, key in await connection.execute(self._all, values)}
         for event in besides:
-            _drop(held, event.data)
+            _drop(held, _names(event))
         key, after = {"partition": partition, "conversation": conversation_id}, 0
         while held:
             rows = (await connection.execute(self._shown, {**key, "after": after})).all()
             for row in rows:
-                _drop(held, row.data)
+                _drop(held, _names(row))
             if len(rows) < _EVENTS_PER_READ:
                 break
             after = rows[-1].version
@@ -95,8 +95,12 @@ class ContentWriter:
                 await connection.execute(statement, {"at_partition": partition, "ids": part})
 
 
-def _drop(held: dict[str, Any], data: str) -> None:
-    for name in references_in(data):
+def _names(event: Any) -> set[str]:
+    return references_in(event.type, event.data)
+
+
+def _drop(held: dict[str, Any], names: set[str]) -> None:
+    for name in names:
         held.pop(name, None)
 
 

@@ -211,7 +211,7 @@ class Eraser:
     ) -> None:
         """Strip rows of the log, and remove the large content that neither the others nor ``fresh`` events show."""
         await self._dialect.overwrite(connection, events, [_stripped_row(row, decode(row.data)) for row in rows])
-        if any(references_in(row.data) for row in rows):
+        if any(references_in(row.type, row.data) for row in rows):
             await self._contents.sweep(connection, partition, conversation_id, besides=fresh)
 
     async def _pages(

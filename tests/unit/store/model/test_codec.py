@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from letopis.store import CustomEvent, Event, InvalidInput, Limits, Message, MessageSent, ToolCall
+from letopis.store.model import large_content
 from letopis.store.model.codec import EncodedEvent, decode, digest_of, encode, encode_message
 
 scalars = (
@@ -377,7 +378,8 @@ def test_a_digest_tells_nothing_of_the_content_without_its_salt() -> None:
 
 
 @pytest.mark.parametrize("text", ["a\0b", "a\ud800b", "x" * 2_000_000])
-def test_a_message_of_words_alone_is_refused_as_any_event_is(text: str) -> None:
+def test_a_message_of_words_alone_is_refused_as_any_event_is(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_content, "MAX_STRING_BYTES", 1_000_000)
     message = Message.user(text)
     with pytest.raises(InvalidInput) as soon:
         encode_message(message, conversation_id="c")

@@ -202,7 +202,10 @@ REFUSED: dict[str, tuple[bytes | str, str]] = {
     "content a list of text": (changed(content=["hi"]), "content: a part must be an object"),
     "content with NUL": (changed(content="a\0b"), "data.content: has a NUL character"),
     "content with a lone surrogate": (changed(content="\ud800"), "has a lone surrogate"),
-    "content too large": (changed(content="x" * 1_100_000), "bytes of JSON, the limit is"),
+    "content too large": (
+        changed(content=[{"type": "data", "value": ["x" * 1_000] * 1_100}]),
+        "bytes of JSON, the limit is",
+    ),
     "id empty": (changed(id=""), "id: must not be empty"),
     "id a number": (changed(id=7), "id: must be a string"),
     "owner empty": (changed(owner=""), "owner: must not be empty"),
