@@ -65,7 +65,6 @@ if typing.TYPE_CHECKING:
     from letopis.store.model.event_types import ConversationTrimmed as ConversationTrimmed
     from letopis.store.model.event_types import CustomEvent as CustomEvent
     from letopis.store.model.event_types import EventSkipped as EventSkipped
-    from letopis.store.model.event_types import ForkPoint as ForkPoint
     from letopis.store.model.event_types import MessageAppended as MessageAppended
     from letopis.store.model.event_types import MessageEdited as MessageEdited
     from letopis.store.model.event_types import MessageFailed as MessageFailed
@@ -77,6 +76,7 @@ if typing.TYPE_CHECKING:
     from letopis.store.model.events import Event as Event
     from letopis.store.model.events import RecordedEvent as RecordedEvent
     from letopis.store.model.events import Upcasters as Upcasters
+    from letopis.store.model.fork_point import ForkPoint as ForkPoint
     from letopis.store.model.messages import Message as Message
     from letopis.store.model.messages import Role as Role
     from letopis.store.model.parts import Data as Data
@@ -139,10 +139,11 @@ _NAMES = {
         "NULL PINNED Body ConversationActivated ConversationAnnotated ConversationArchived ConversationDeleted "
         "ConversationRenamed ConversationRestored ConversationRewound ConversationStarted ConversationTagged "
         "ConversationTrimmed CustomEvent "
-        "EventSkipped ForkPoint MessageAppended MessageEdited MessageFailed MessageRedacted MessageSent "
+        "EventSkipped MessageAppended MessageEdited MessageFailed MessageRedacted MessageSent "
         "ReactionAdded ReactionRemoved UnknownEvent"
     ),
     "model.events": "Event RecordedEvent Upcasters",
+    "model.fork_point": "ForkPoint",
     "model.messages": "Message Role",
     "model.parts": "Data File Reasoning Text ToolCall ToolResult UnknownPart",
     "model.records": "ABSENT ANY Condition Media Record Scope",

@@ -44,7 +44,7 @@ ELSEWHERE: Final = {
     "delete": ("letopis history erase",),
     "migrate": ("letopis db upgrade",),
     "test": ("letopis alerts test",),
-    **{name: (f"letopis history {name}",) for name in ("search", "stats", "import", "erase", "hold")},
+    **{name: (f"letopis history {name}",) for name in ("search", "stats", "import", "erase", "hold", "retain", "tag")},
     **{name: (f"letopis outbox {name}",) for name in ("retry", "fix", "skip", "rebind", "salvage")},
     **{name: (f"letopis db {name}",) for name in ("anchor", "upgrade", "current", "rebuild", "index", "new-identity")},
 }

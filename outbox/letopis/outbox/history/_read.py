@@ -31,8 +31,8 @@ from letopis.outbox.pending_reads.read_path import ReadPath
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store.errors import InvalidInput, OutboxUnavailable, StoreUnavailable
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
-from letopis.store.model.event_types import ForkPoint
 from letopis.store.model.events import RecordedEvent, Upcasters
+from letopis.store.model.fork_point import ForkPoint
 from letopis.store.model.identifiers import check_identifier, check_number, check_whole
 from letopis.store.read.lineage import Lineage, may_show_inherited, read_levels, with_completeness, without_content_of
 from letopis.store.read.paging import (

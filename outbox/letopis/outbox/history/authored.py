@@ -9,7 +9,7 @@ from typing import Final
 from letopis.outbox.event_log.lookups import messages_by
 from letopis.outbox.history.history import History
 from letopis.store.conversation_store import ConversationStore
-from letopis.store.model.conversations import Conversation, RecordedMessage
+from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.read.paging import AsOf
 
 PAGE: Final = 500
@@ -30,7 +30,7 @@ async def authored(
 ) -> AsyncIterator[tuple[Conversation, list[RecordedMessage]]]:
     """Yield an author's messages in pages, each of one conversation, pending ones and pending changes included.
 
-    With ``merge=False``, stored messages come without pending changes. A message that was put back comes twice. Deleted
+    With ``merge=False``, stored messages come without pending changes, and with references for large content. A message that was put back comes twice. Deleted
     conversations are left out.
     """
     waiting, store = dict[str, list[str]](), source if isinstance(source, ConversationStore) else source.store
@@ -53,6 +53,8 @@ async def authored(
             waiting[name] = [message_id for message_id in waiting.get(name, ()) if message_id not in known]
             if merge and conversation.pending and isinstance(source, History):
                 messages = await _merged(source, name, [message.id for message in messages])
+            elif merge:
+                messages = list(await store.outbox_access.with_contents(Page(tuple(messages))))
             yield conversation, messages
         if len(stored) < PAGE:
             break

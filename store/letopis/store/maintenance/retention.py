@@ -90,7 +90,7 @@ class _Statements:
         late = self.page.limit(MAX_COUNTED_EVENTS).subquery()
         self.behind = sa.select(sa.func.count()).select_from(late).where(late.c.recorded_at <= cutoff)
         self.conversations = sa.select(
-            c.conversation_id, c.owner_id, c.state, c.version, c.tags, c.trimmed, c.inherits
+            c.conversation_id, c.owner_id, c.state, c.version, c.tags, c.trimmed, c.inherits, c.message_count
         ).where(*dialect.of_conversations(conversations), c.state != "deleted", sa.not_(held()))
         beyond = (*of_conversation(events), e.version > after)
         self.young = sa.select(e.version).where(*beyond, e.recorded_at > cutoff).order_by(e.version).limit(1)
@@ -101,7 +101,7 @@ class _Statements:
             .limit(1)
         )
         own = (*of_conversation(messages), messages.c.version > after, is_on_path(messages))
-        self.excess = sa.select(messages.c.version).where(*own).order_by(messages.c.version.desc()).limit(1)
+        self.newest = sa.select(messages.c.version).where(*own).order_by(messages.c.version.desc())
         content = (*beyond, is_content(events), e.salt.is_not(None))
         self.last = sa.select(e.version).where(*content, e.version <= upto).order_by(e.version.desc()).limit(1)
         lane = (*of_conversation(events), e.origin_id == sa.bindparam("origin"), e.version <= upto)
@@ -227,9 +227,10 @@ class _Look:
         if archived and (every or (age == rule.archived_max_age and ConversationArchived.type in types)):
             cutoff = self.cutoff(rule.archived_max_age or 0)
             upto = max(upto, await self._first(statements.archived, cutoff=cutoff) or 0)
-        if rule.max_messages is not None and age == 0:
-            excess = statements.excess.offset(rule.max_messages)
-            upto = max(upto, await self._first(excess) or 0)
+        if rule.max_messages is not None and age == 0 and conversation.message_count > rule.max_messages:
+            newest = statements.newest.limit(rule.max_messages + 1).subquery()
+            count = sa.func.count() > rule.max_messages
+            upto = max(upto, await self._first(sa.select(sa.case((count, sa.func.min(newest.c.version))))) or 0)
         if upto <= conversation.trimmed:
             return None
         last = await self._first(statements.last, upto=upto)

@@ -12,15 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.schema import conversations, events, of_conversation
 from letopis.store.model.codec import INTEGER_MAX, decode
-from letopis.store.model.event_types import (
-    Body,
-    ConversationDeleted,
-    ConversationRewound,
-    ConversationTrimmed,
-    ForkPoint,
-    read,
-)
+from letopis.store.model.event_types import Body, ConversationDeleted, ConversationRewound, ConversationTrimmed, read
 from letopis.store.model.events import Upcasters
+from letopis.store.model.fork_point import ForkPoint
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
 
 ALL_VERSIONS: Final = INTEGER_MAX

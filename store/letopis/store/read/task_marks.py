@@ -127,7 +127,7 @@ def erased(e: Any) -> sa.ColumnElement[Any]:
 
 def is_content(e: Any) -> sa.ColumnElement[bool]:
     """Return the condition that an event is no state of its conversation, so that a trim takes its content away."""
-    return sa.func.substr(e.c.type, 1, len(STATE_EVENTS)) != STATE_EVENTS
+    return sa.or_(e.c.type < STATE_EVENTS, e.c.type >= STATE_EVENTS.replace(".", chr(ord(".") + 1)))
 
 
 def event_columns(e: Any) -> list[sa.ColumnElement[Any]]:

@@ -23,7 +23,6 @@ from letopis.store.model.event_types import (
     ConversationStarted,
     ConversationTagged,
     ConversationTrimmed,
-    ForkPoint,
     MessageAppended,
     MessageEdited,
     MessageFailed,
@@ -32,6 +31,7 @@ from letopis.store.model.event_types import (
     ReactionAdded,
     ReactionRemoved,
 )
+from letopis.store.model.fork_point import ForkPoint
 from letopis.store.model.messages import EMPTY, empty
 
 Moment = TypeVar("Moment", datetime, int)
