@@ -99,7 +99,9 @@ def examine_erasure(
             said.setdefault(event.message_id, version)
         if event.type == "message.redacted" and event.verdict is None and event.message_id in said:
             redacted[event.message_id] = version
-    reset = max((version for version, event in log.items() if event.resets and event.verdict is None), default=0)
+    resets = sorted(version for version, event in log.items() if event.resets and event.verdict is None)
+    earlier, reset = [0, 0, *resets][-2:]
+    earlier = reset if row.state == "deleted" else earlier
     rows = {one.version: one for one in store.messages if one.conversation_id == conversation_id} if redacted else {}
     for version, event in log.items():
         where = f"{conversation_id!r} version {version}"
@@ -116,7 +118,8 @@ def examine_erasure(
             found.add(f"{where}: to be erased, and still there")
         if (
             event.digest is None
-            and not (of_message or of_deleted or late)
+            # What forks make a reset keep, an earlier one may have erased.
+            and not (of_message or of_deleted or late or version < earlier)
             and (event.origin_id, conversation_id) not in pending
         ):
             found.add(f"{where}: its content is gone, and nobody asked for that")

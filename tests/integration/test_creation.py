@@ -12,10 +12,11 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ from letopis.outbox.file.inspection import read_file
 from letopis.outbox.file.opening import read_snapshot
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.operations.status import status_of
-from letopis.store import ConfigurationError, ConversationStore, Message
+from letopis.store import ConfigurationError, ConversationStore, Message, _components
 from tests.proof.crash.gate import enter, guard, missing
 from tests.support.platforms import posix_only
 
@@ -100,6 +101,23 @@ def test_a_first_read_on_a_tenth_of_a_processor_waits_for_the_store_that_it_crea
             process.send_signal(signal.SIGCONT)
             time.sleep(0.01)
         assert line(process) == "complete"
+
+
+@pytest.mark.slow
+async def test_the_time_of_the_creation_does_not_count_against_the_timeout_of_a_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = _components.prepare_schema
+
+    async def slowly(*given: Any, setup: Callable[[], AbstractContextManager[None]], **named: Any) -> int:
+        with setup():
+            for _ in range(300):  # in turns of the loop, as the read counts its time
+                await asyncio.sleep(0.01)
+        return await real(*given, setup=setup, **named)
+
+    monkeypatch.setattr(_components, "prepare_schema", slowly)
+    async with History(tmp_path / "bot.outbox.db", relay=False, watch=False, read_timeout=1.0) as history:
+        assert (await history.messages("chat")).complete
 
 
 async def test_a_store_that_is_locked_answers_within_the_timeout_of_a_read(tmp_path: Path) -> None:

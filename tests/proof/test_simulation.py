@@ -190,6 +190,7 @@ def ledgers(folder: Path) -> tuple[OutboxLedger, sqlite3.Connection, sqlite3.Con
     outbox.executescript(
         "CREATE TABLE letopis_outbox_origin (origin_id);"
         "CREATE TABLE letopis_outbox_relay (incarnation);"
+        "CREATE TABLE letopis_outbox_drafts (message_id, data);"
         "CREATE TABLE letopis_outbox_lanes (conversation_id, head, delivered, pruned, state, attempts);"
         "CREATE TABLE letopis_outbox_events (position INTEGER PRIMARY KEY, conversation_id, sequence, event_id, digest,"
         " type, schema_version, data, metadata, salt);"

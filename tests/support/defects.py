@@ -14,19 +14,20 @@ from dataclasses import dataclass, replace
 from functools import partial, wraps
 from typing import Any, Final
 from unittest.mock import patch
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from letopis.outbox.alerting import incidents
 from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.outbox.concurrency.clock import MICROSECONDS_PER_SECOND, Deadline, RetryTimers
-from letopis.outbox.event_log import append, effects, retention, reused_ids
+from letopis.outbox.drafts import completion
+from letopis.outbox.event_log import append, drafts, effects, retention, reused_ids
 from letopis.outbox.event_log import lanes as outbox_lanes
 from letopis.outbox.event_log.append_encoding import PreparedChange, prepare
 from letopis.outbox.event_log.append_plan import Appended
 from letopis.outbox.event_log.records import log as record_log
 from letopis.outbox.event_log.records import lookups as record_lookups
 from letopis.outbox.event_log.reused_ids import UsedIds
-from letopis.outbox.event_log.statements import query_one
+from letopis.outbox.event_log.statements import on_cursor, query_one
 from letopis.outbox.file.committer import Committer
 from letopis.outbox.history._append import Appender
 from letopis.outbox.history.history import History
@@ -44,10 +45,12 @@ from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import Reuse, SequenceGap
 from letopis.store.model import codec
 from letopis.store.model.records import SPACE_LANES, Scope, is_record_lane
+from letopis.store.read.point_in_time import PointInTimeReader
 from letopis.store.rules import projection
 from letopis.store.rules.apply_plan import ComparedLane, LaneBatch
 from letopis.store.rules.statistics import StatisticsBuilder
 from letopis.store.write import applier, lanes, loading
+from letopis.store.write.redaction import Eraser
 
 Replacement = tuple[Any, str, Callable[[Any], Any]]
 """An owner, the name of one of its attributes, and what makes the defective attribute of the real one."""
@@ -438,6 +441,11 @@ LATE_TAKEN: Final = "an answer that came too late is taken"
 ASIDE_COUNTED: Final = "what was put aside is counted"
 REWIND_SHORT: Final = "a rewind leaves one message too many"
 RESET_KEEPS: Final = "a reset leaves the content of what came before it"
+DELETION_KEEPS: Final = "what was deleted stays in the log"
+REDACTED_LATER: Final = "a redaction leaves the content in the outbox until it is delivered"
+FORK_RUNS_ON: Final = "a fork reads its parent as it is now"
+REPLY_DROPPED: Final = "a reply that was cut off is thrown away"
+REPLY_RENAMED: Final = "a reply that was cut off is appended under another event id"
 
 
 @defect(DUPLICATES_TAKEN)
@@ -495,6 +503,47 @@ def _() -> Iterable[Replacement]:
 @defect(RESET_KEEPS)
 def _() -> Iterable[Replacement]:
     yield projection._Projection, "erase", lambda real: lambda self: None
+
+
+@defect(DELETION_KEEPS)
+def _() -> Iterable[Replacement]:
+    async def strip(self: Eraser, *_: Any, **__: Any) -> None:
+        return
+
+    yield projection._Projection, "_strip_before", lambda real: lambda *_, **__: None
+    yield Eraser, "strip", lambda real: strip
+
+
+@defect(REDACTED_LATER)
+def _() -> Iterable[Replacement]:
+    def erase(real: Any, cursor: Any, name: str, message_id: str | None, **more: Any) -> Any:
+        return real(cursor, name, message_id, **more) if message_id is None else 0
+
+    yield effects, "erase_content", around(erase)
+
+
+@defect(FORK_RUNS_ON)
+def _() -> Iterable[Replacement]:
+    async def version_of(self: PointInTimeReader, connection: Any, fork: Any, head: Any) -> Any:
+        return head.version
+
+    yield PointInTimeReader, "version_of", lambda real: version_of
+
+
+@defect(REPLY_DROPPED)
+def _() -> Iterable[Replacement]:
+    async def recover(outbox: Any, writer: str, key: Any) -> int:
+        draft = await outbox.read(lambda connection: on_cursor(connection, drafts.find, *key))
+        if draft is not None:
+            await completion.discard(outbox, *key, draft.event_id)
+        return 0
+
+    yield completion, "_recover", lambda real: recover
+
+
+@defect(REPLY_RENAMED)
+def _() -> Iterable[Replacement]:
+    yield completion, "_interrupted", around(lambda real, draft: real(replace(draft, event_id=uuid4())))
 
 
 @defect(REDACTION_LOST)

@@ -14,6 +14,7 @@ from letopis.store.model.codec import EncodedEvent, digest_of
 from letopis.store.rules.decoding import puts_back
 from tests.campaigns.invariants import Ack
 from tests.campaigns.paths import ReplayedPath
+from tests.proof.simulation.contents import STREAMS, Streams
 from tests.proof.simulation.driver import connect
 from tests.proof.simulation.record_ledger import Changes, StoredRecords
 from tests.proof.simulation.weather import BAD
@@ -160,6 +161,7 @@ class OutboxLedger:
     def __post_init__(self) -> None:
         self._look = connect(str(self.path), isolation_level=None)
         self.changes = Changes(self._is_hollow)
+        self.streams = Streams()
 
     def _is_hollow(self, position: int) -> bool:
         found = self._look.execute(_HOLLOW, (position,)).fetchall()
@@ -179,6 +181,8 @@ class OutboxLedger:
             self.origin = rows[0][0]
             self.store.outboxes[self.origin] = self
         self._appended()
+        if problem := self.streams.drafts_problem(self._look):
+            raise Broken(problem)
         self._held(by)
         kept = 0
         for name, *values in self._look.execute(_LANES).fetchall():
@@ -216,6 +220,9 @@ class OutboxLedger:
             self.places[name, event_id] = sequence
             if name < _RECORD_LANES:
                 self.changes.add(name, position, sequence, event_id, digest, content[2])
+            streamed = content[0] == "message.appended" and name.startswith(STREAMS)
+            if streamed and (problem := self.streams.message_problem(content[2])):
+                raise Broken(problem)
             if BAD in content[2]:
                 self.bad.add((name, sequence))
             if content[3] is not None and (expects := json.loads(content[3]).get("letopis.expects")) is not None:

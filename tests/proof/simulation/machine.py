@@ -56,6 +56,10 @@ class Lock:
         self._process: Process | None = None
 
     @property
+    def lock_file(self) -> str:
+        return self._path
+
+    @property
     def is_locked(self) -> bool:
         return self.held.get(self._path) is self
 

@@ -25,6 +25,7 @@ from letopis.store.database.faults import StoreFault
 from letopis.store.errors import (
     Closed,
     EventIdReused,
+    InvalidInput,
     NotConfirmed,
     OutboxFull,
     OutboxUnavailable,
@@ -37,9 +38,11 @@ from letopis.store.model.records import Scope
 from tests.campaigns.invariants import Ack
 from tests.campaigns.record_invariants import RecordAck
 from tests.proof.simulation.alarms import Alarms
+from tests.proof.simulation.contents import STREAMS, Erased, Stream
 from tests.proof.simulation.ledger import Broken, OutboxLedger
 from tests.proof.simulation.plan import Plan
 from tests.proof.simulation.weather import BAD
+from tests.support.content_deeds import ContentKeeper, Gone
 from tests.support.path_deeds import PathBroken, PathKeeper
 from tests.support.promises import acks_of
 from tests.support.record_deeds import RecordKeeper
@@ -66,7 +69,11 @@ class Place:
     number: int = 0
     bad_wanted: int = 0
     silent: bool = False
+    erased: Erased = field(init=False)
     hurry: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.erased = Erased(self.path, self.store)
 
     def conversation(self, chance: random.Random) -> str:
         """Return one of its own conversations, or one that all outboxes write."""
@@ -117,7 +124,12 @@ class Bot:
         ) as history:
             chance = random.Random(self._chance.randrange(10**6))
             path = PathKeeper(history, f"path-{self._name}", chance=chance, keep=self._appended)
-            talking = [asyncio.create_task(self._talk(history, path), name="talker") for _ in range(plan.talkers)]
+            content = ContentKeeper(
+                history, f"content-{self._name}", chance=chance, keep=self._appended, gone=self._erased
+            )
+            talking = [
+                asyncio.create_task(self._talk(history, path, content), name="talker") for _ in range(plan.talkers)
+            ]
             closing = asyncio.create_task(self._closing.wait())
             await asyncio.wait((*talking, closing), return_when=asyncio.FIRST_COMPLETED)
             for task in talking:
@@ -142,7 +154,7 @@ class Bot:
             raise RuntimeError("the bot cannot send at present")
         alarms.told(incident)
 
-    async def _talk(self, history: History, path: PathKeeper) -> None:
+    async def _talk(self, history: History, path: PathKeeper, content: ContentKeeper) -> None:
         keeper = RecordKeeper(
             history,
             seed=self._chance.randrange(10**6),
@@ -163,6 +175,14 @@ class Bot:
                 raise Broken(str(broken)) from None
             self._place.counts["changes of paths"] += 1
 
+        async def change_content(_: History) -> None:
+            try:
+                with suppress(*REFUSED, StoreFault):
+                    if verb := await content.change():
+                        self._place.counts[f"content: {verb}"] += 1
+            except PathBroken as broken:
+                raise Broken(str(broken)) from None
+
         deeds = (
             self._say,
             self._say,
@@ -180,6 +200,12 @@ class Bot:
             change_path,
             change_path,
             self._confirmed,
+            change_content,
+            change_content,
+            change_content,
+            change_content,
+            self._stream,
+            self._stream,
         )
         while True:
             await self._pause()
@@ -245,6 +271,12 @@ class Bot:
             self._place.ledger.acknowledged(ack)
             self._place.acks.append(ack)
         self._place.say(f"ack {receipt.conversation_id} {receipt.sequence} {receipt.event_ids[-1]}")
+
+    def _erased(self, gone: Gone) -> None:
+        self._place.say(f"erased {gone.text}")
+        self._place.counts["texts erased"] += 1
+        if problem := self._place.erased.add(gone):
+            raise Broken(problem)
 
     def _record_acknowledged(self, ack: RecordAck) -> None:
         place = self._place
@@ -344,6 +376,37 @@ class Bot:
                 raise Broken(f"{name!r}: confirmed by the store, which does not hold it")
             counts["appends confirmed"] += 1
 
+    async def _stream(self, history: History) -> None:
+        """Stream a reply, and finish it, fail in the middle of it, or leave it to the end of its block."""
+        place, chance = self._place, self._chance
+        name, message_id = f"{STREAMS}-{place.number}", f"r-{chance.randrange(10**12)}"
+        stream = place.ledger.streams.begun[message_id] = Stream()
+        end = chance.choice(("finish", "finish", "fail", "leave"))
+        try:
+            async with history.reply(name, owner=f"owner of {name}", message_id=message_id) as reply:
+                for _ in range(chance.randrange(6)):
+                    piece = f"{chance.randrange(10**6)} {'ж' * chance.randrange(20)} "
+                    stream.text += piece
+                    await reply.add(piece)
+                    await asyncio.sleep(chance.choice((0.0, 0.2, 1.0)))
+                if end == "fail":
+                    raise _ModelFailed
+                stream.finishing = True
+                if end == "finish":
+                    self._appended(await reply.finish())
+        except _ModelFailed:
+            place.counts["replies that were cut off"] += 1
+        except (*REFUSED, InvalidInput):
+            place.counts["replies that could not be finished"] += 1
+            return
+        if reply.receipt is None:
+            return
+        if end == "fail" and stream.text != place.ledger.streams.appended[message_id][1]:
+            raise Broken(f"reply {message_id!r} was cut off, and lost what was added")
+        if end != "fail" and (problem := place.ledger.streams.finished_problem(message_id)):
+            raise Broken(problem)
+        place.counts["replies streamed"] += 1
+
     async def _again(self, history: History) -> None:
         if not self._said:
             return
@@ -378,6 +441,10 @@ class Bot:
 
 
 class _TakenBack(Exception):
+    pass
+
+
+class _ModelFailed(Exception):
     pass
 
 

@@ -189,6 +189,9 @@ class World:
             place.ledger.committed(process.name)
         except Broken as broken:
             self.broken(str(broken))
+        except Exception as error:
+            self.broken(f"the ledger failed: {error!r}")  # the library would take it for an error of its disk
+            raise
 
     async def _ended(self, name: str, how: str) -> None:
         self.say(f"process {name} {how}")
@@ -281,9 +284,11 @@ class World:
             place.silent = True
         await asyncio.sleep(30)  # what is just being said
         begun = self.loop.now
-        while any(place.ledger.pending for place in self.places):
+        while any(
+            place.ledger.pending or place.ledger.streams.drafts or place.erased.unfinished() for place in self.places
+        ):
             if self.loop.now - begun > LIVELY:
-                raise Broken(f"{LIVELY:g} s after the last word there is still something owed")
+                raise Broken(f"{LIVELY:g} s after the last word there is still something owed: {self._owed()}")
             await asyncio.sleep(0.25)
         chance = self._chance("end")
         for seat in self.seats:
@@ -295,6 +300,12 @@ class World:
             if seat.process is not None:
                 seat.process.kill()
         await self.look(drained=True)
+
+    def _owed(self) -> str:
+        return "; ".join(
+            f"{place.path.name}: {place.ledger.pending} events, {len(place.ledger.streams.drafts)} drafts"
+            for place in self.places
+        )
 
     async def look(self, *, drained: bool = False) -> None:
         """Read all files, with every process stopped, and check every invariant of the project."""
@@ -320,6 +331,10 @@ class World:
         self.say(f"files: {verdict}")
         if not verdict.ok:
             raise Broken(f"the files at rest: {verdict.problem_count} problems: {'; '.join(verdict.problems[:3])}")
+        for place in self.places:
+            delivered = {name: lane.delivered for name, lane in place.ledger.lanes.items()}
+            if problem := place.erased.problem(delivered, drained=drained):
+                raise Broken(problem)
 
 
 def _say_nothing(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -241,15 +241,17 @@ async def test_a_health_check_fails_while_a_running_relay_delivers_nothing(tmp_p
         await history.append("c1", Message.user("hi"))
         relay = relay_on(history.outbox, ToldStore(lambda _: None))
         assert await relay.lease.acquire()
-        reasons = []
+        reasons, statuses = [], []
         for progressed in (1, history.outbox.now_us()):
             for what in ("lanes SET pending_since = 1", f"relay SET progress_at = {progressed}"):
                 await history.outbox.write(lambda c, what=what: c.exec_driver_sql(f"UPDATE letopis_outbox_{what}"))
             reasons.append(await asyncio.to_thread(check_files, (str(tmp_path / "*.outbox.db"),)))
+            statuses.append(await history.status())
         await relay.lease.release()
 
     assert reasons[0] is not None and "makes no progress" in reasons[0]
     assert reasons[1] is None
+    assert [status.healthy for status in statuses] == [False, True]
 
 
 async def test_a_next_attempt_never_lies_in_the_past(tmp_path: Path) -> None:

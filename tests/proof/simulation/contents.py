@@ -1,0 +1,119 @@
+"""Check that what was erased is in no row, and that each streamed reply becomes one message."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from tests.proof.simulation.driver import connect
+from tests.support.content_deeds import Gone
+
+STREAMS: Final = "stream"  # the beginning of the names of conversations that only replies are streamed to
+_SECRET: Final = re.compile(rb"secret\d{15}")
+_TABLES: Final = "SELECT name FROM sqlite_master WHERE type = 'table'"
+_TASKS: Final = "SELECT count(*) FROM letopis_tasks"
+_DRAFTS: Final = "SELECT message_id, data FROM letopis_outbox_drafts"
+
+
+def secrets_in(path: Path) -> set[str]:
+    """Return the texts that may be erased and that are in some row of some table of a file."""
+    texts = set[bytes]()
+    with closing(connect(str(path), isolation_level=None)) as look:
+        for (table,) in look.execute(_TABLES).fetchall():
+            for row in look.execute(f'SELECT * FROM "{table}"').fetchall():
+                for value in row:
+                    if isinstance(value, str | bytes):
+                        texts.update(_SECRET.findall(value.encode() if isinstance(value, str) else value))
+    return {text.decode() for text in texts}
+
+
+@dataclass
+class Erased:
+    """What one outbox was told to erase; the rows that may hold it are the outbox's own and the store's."""
+
+    outbox: Path
+    store: Path
+    all: list[Gone] = field(default_factory=list)
+
+    def add(self, gone: Gone) -> str:
+        """Keep what was erased; return what is wrong with the outbox by now."""
+        self.all.append(gone)
+        if gone.at_once and gone.text in secrets_in(self.outbox):
+            return f"{gone.text} was redacted, and is in a row of {self.outbox.name}"
+        return ""
+
+    def unfinished(self) -> bool:
+        """Return True if the store still erases in steps."""
+        with closing(connect(str(self.store), isolation_level=None)) as look:
+            return bool(look.execute(_TASKS).fetchone()[0])
+
+    def problem(self, delivered: Mapping[str, int], *, drained: bool) -> str:
+        """Return what is wrong with the rows of both files, as far as they are delivered."""
+        due = [gone.text for gone in self.all if drained or self._is_due(gone, delivered)]
+        if not due or self.unfinished():
+            return ""
+        for path in (self.outbox, self.store):
+            if left := secrets_in(path).intersection(due):
+                return f"{min(left)} was erased, which is delivered, and is in a row of {path.name}"
+        return ""
+
+    def _is_due(self, gone: Gone, delivered: Mapping[str, int]) -> bool:
+        return all(upto is not None and delivered.get(name, 0) >= upto for name, upto in gone.delivered.items())
+
+
+@dataclass
+class Stream:
+    """A reply that a bot streams: what it has added, and whether it has begun to finish it."""
+
+    text: str = ""
+    finishing: bool = False
+
+
+class Streams:
+    """The replies that were streamed to one outbox, as far as they have been committed.
+
+    :ivar begun: by message id.
+    :ivar appended: those that are messages: whether they are interrupted, and their text.
+    :ivar drafts: those that are drafts: the text of the last checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.begun: dict[str, Stream] = {}
+        self.appended: dict[str, tuple[bool, str]] = {}
+        self.drafts: dict[str, str] = {}
+
+    def message_problem(self, data: str) -> str:
+        """Return what is wrong with the message of a reply that was just committed."""
+        message = json.loads(data)
+        name, text, interrupted = message["message_id"], message["content"], message.get("status") == "interrupted"
+        if name in self.appended:
+            return f"reply {name!r} is appended twice"
+        self.appended[name] = (interrupted, text)
+        stream, saved = self.begun[name], self.drafts.get(name, "")
+        if not interrupted:
+            complete = stream.finishing and text == stream.text
+            return "" if complete else f"reply {name!r} is complete in the log, and was not finished so"
+        if not text or not stream.text.startswith(text):
+            return f"reply {name!r} is in the log with another text than was added"
+        return "" if text.startswith(saved) else f"reply {name!r} lost what its last checkpoint held"
+
+    def drafts_problem(self, look: sqlite3.Connection) -> str:
+        """Return what is wrong with the drafts after a commit: one ends only in its message."""
+        drafts = {name: json.loads(data).get("content", "") for name, data in look.execute(_DRAFTS).fetchall()}
+        for name in self.drafts.keys() - drafts.keys() - self.appended.keys():
+            return f"the draft of reply {name!r} is gone, and it is no message"
+        for name in drafts.keys() & self.appended.keys():
+            return f"reply {name!r} is a message, and a draft that would become another"
+        self.drafts = drafts
+        return ""
+
+    def finished_problem(self, message_id: str) -> str:
+        """Return what is wrong after ``finish()`` has returned."""
+        interrupted, _ = self.appended.get(message_id, (True, ""))
+        return f"reply {message_id!r} was finished, and is not in the log as complete" if interrupted else ""

@@ -1,0 +1,96 @@
+"""The page of holes names tests that are there, and controls that are planted."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from tests.support.paths import ROOT
+
+PAGE: Final = ROOT / "docs/explanation/holes.md"
+INHERITED: Final = ROOT / "store/letopis/store/testing"  # what classes of the conformance tests inherit
+NAMED: Final = re.compile(r"`(tests/[\w/]+\.py)((?:::\w+)+)`")
+CONTROL: Final = re.compile(r"\*control:\* ([^`|✓]+?) *✓? *\|")
+HARNESSES: Final = ("tests/proof", "tests/campaigns", "tests/support")
+
+
+@cache
+def functions(path: Path) -> frozenset[str]:
+    """Return the names of a module's functions, with those of their classes: ``test_a`` and ``TestB::test_a``."""
+    names = set[str]()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                names.add(node.name)
+            case ast.ClassDef():
+                inner = [one for one in node.body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
+                names |= {f"{node.name}::{one.name}" for one in inner}
+            case _:
+                pass
+    return frozenset(names)
+
+
+def is_test(path: str, name: str) -> bool:
+    """Return True if pytest would collect a test of this name from a file."""
+    file = ROOT / path
+    if not file.is_file() or not file.name.startswith("test_") or not name.rpartition("::")[2].startswith("test_"):
+        return False
+    if name in functions(file):
+        return True
+    owner, _, inherited = name.rpartition("::")
+    return any(f"{base}::{inherited}" in inheritable() for base in bases(file).get(owner, ()))
+
+
+@cache
+def bases(path: Path) -> dict[str, tuple[str, ...]]:
+    """Return the names of the bases of a module's classes."""
+    classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+    return {node.name: tuple(base.id for base in node.bases if isinstance(base, ast.Name)) for node in classes}
+
+
+@cache
+def inheritable() -> frozenset[str]:
+    """Return the tests of the published classes, each with its class."""
+    return frozenset[str]().union(*map(functions, INHERITED.glob("*.py")))
+
+
+def rows(page: str) -> list[str]:
+    """Return the rows of the page's tables, without their heads."""
+    return [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| What ")]
+
+
+def planted() -> str:
+    """Return the text of all that plants controls."""
+    files = [file for name in HARNESSES for file in sorted((ROOT / name).rglob("*.py"))]
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
+
+
+def test_each_row_names_tests_that_are_there() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    gone = [f"{path}{name}" for path, name in NAMED.findall(page) if not is_test(path, name.removeprefix("::"))]
+
+    assert not gone
+    assert len(rows(page)) > 60
+    assert not [row for row in rows(page) if not NAMED.search(row)]
+
+
+def test_each_control_is_planted() -> None:
+    text, page = planted(), PAGE.read_text(encoding="utf-8")
+
+    assert not [control for control in CONTROL.findall(page) if control not in text]
+    assert len(CONTROL.findall(page)) >= 8
+
+
+def test_the_rule_sees_a_test_that_is_gone() -> None:
+    here, inherited = "tests/rules/test_holes.py", "tests/conformance/test_forks.py"
+    forks = "TestForks"
+
+    assert is_test(here, "test_each_control_is_planted")
+    assert is_test(inherited, f"{forks}::test_a_redacted_message_keeps_its_reactions_where_a_fork_reads_it")
+    assert not is_test(here, "test_that_is_gone")
+    assert not is_test(here, "planted")
+    assert not is_test("tests/rules/test_gone.py", "test_each_control_is_planted")
+    assert not is_test(inherited, f"{forks}::test_that_is_gone")
