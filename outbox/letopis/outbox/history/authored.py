@@ -30,8 +30,8 @@ async def authored(
 ) -> AsyncIterator[tuple[Conversation, list[RecordedMessage]]]:
     """Yield an author's messages in pages, each of one conversation, pending ones and pending changes included.
 
-    With ``merge=False``, stored messages come without pending changes, and with references for large content. A message that was put back comes twice. Deleted
-    conversations are left out.
+    With ``merge=False``, stored messages come without pending changes, and with references for large content. A message
+    that was put back comes twice. Deleted conversations are left out.
     """
     waiting, store = dict[str, list[str]](), source if isinstance(source, ConversationStore) else source.store
     if isinstance(source, History):
