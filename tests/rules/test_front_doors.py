@@ -41,3 +41,15 @@ def test_the_command_and_the_packages_start_without_sqlalchemy() -> None:
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
 
     assert done.stdout.strip() == "False"
+
+
+def test_a_history_is_imported_without_what_few_bots_use() -> None:
+    code = "import sys; from letopis import History; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+
+    modules = done.stdout.split()
+    ours = [module for module in modules if module.startswith("letopis.")]
+    rooms = {"outbox.alerting", "outbox.drafts", "outbox.operations", "store.database.schema", "store.search"}
+    assert not {f"letopis.{room}" for room in rooms} & set(ours)
+    assert not {"aiosqlite", "alembic", "anyio._backends", "apprise", "filelock"} & set(modules)
+    assert len(ours) <= 62, "imported by each program that names History: import it where it is used"

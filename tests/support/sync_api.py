@@ -186,7 +186,7 @@ class Names:
 @cache
 def origins(module: ModuleType) -> dict[str, str]:
     found = {}
-    for node in ast.parse(inspect.getsource(module)).body:
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
         if isinstance(node, ast.Import):
             found |= {alias.asname or alias.name: f"import {_as(alias)}" for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -12,7 +12,7 @@ import orjson
 from letopis.outbox.concurrency.clock import RetryTimers
 from letopis.outbox.event_log.bound_store import UNBOUND, StoreBinding, binding_of
 from letopis.outbox.event_log.contents import content_sizes
-from letopis.outbox.event_log.statements import fetch_all, fetch_one, on_cursor, query_all, query_one
+from letopis.outbox.event_log.statements import fetch_all, on_cursor, query_all, query_one
 from letopis.store.model.codec import EncodedEvent
 from letopis.store.model.identifiers import partition_of, uuid_of
 from letopis.store.model.large_content import MARK_IN_JSON
@@ -295,7 +295,11 @@ def lost_lanes(connection: sa.Connection) -> Mapping[str, int]:
 
 def find_lane(connection: sa.Connection, conversation_id: str) -> Lane | None:
     """Return a conversation's lane; ``None`` if no event was ever appended to it here."""
-    row = fetch_one(connection, _LANE_OF, (conversation_id,))
+    return on_cursor(connection, lane_of, conversation_id)
+
+
+def lane_of(cursor: Any, conversation_id: str) -> Lane | None:
+    row = query_one(cursor, _LANE_OF, (conversation_id,))
     return None if row is None else Lane(*row)
 
 

@@ -13,7 +13,7 @@ from letopis.outbox.concurrency.clock import MICROSECONDS_PER_SECOND
 from letopis.outbox.event_log.contents import remove_pruned
 from letopis.outbox.event_log.event_ids import index_event_ids
 from letopis.outbox.event_log.lanes import SELECT_EVENT
-from letopis.outbox.event_log.statements import iterate, query_all, query_one
+from letopis.outbox.event_log.statements import query_all, query_one
 from letopis.store.errors import InvalidInput, OutboxUnavailable
 from letopis.store.model.codec import decode
 from letopis.store.model.event_types import MessageAppended
@@ -140,12 +140,10 @@ def decoded(text: str | None, sequence: int) -> Mapping[str, Any]:
     raise OutboxUnavailable(reason)
 
 
-def rows_after(
-    connection: sa.Connection, conversation_id: str, sequence: int, *, backward: bool = False
-) -> Iterator[StoredRow]:
+def rows_after(cursor: Any, conversation_id: str, sequence: int, *, backward: bool = False) -> Iterator[StoredRow]:
     """Yield the events of a conversation after a sequence, read as they are asked for."""
-    for values in iterate(connection, _BACKWARD if backward else _FORWARD, (conversation_id, sequence)):
-        yield StoredRow(values[0], values[2], tuple(values))
+    for values in cursor.execute(_BACKWARD if backward else _FORWARD, (conversation_id, sequence)):
+        yield StoredRow(values[0], values[2], values)
 
 
 def prune_bodies(cursor: Any, *, most: int = MAX_RETAINED_BODY_BYTES) -> int:

@@ -1,16 +1,17 @@
-"""Look up from any thread whether events of a conversation are pending in the outbox file."""
+"""Look up from any thread whether events of a conversation are pending in the outbox file, and read a few."""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID
 
 from letopis.store.errors import OutboxUnavailable
+
+T = TypeVar("T")
 
 _STORE: Final = "SELECT store_id FROM letopis_outbox_origin"
 _PROGRESS: Final = "SELECT head, delivered FROM letopis_outbox_lanes WHERE conversation_id = ?"
@@ -24,8 +25,7 @@ _SHOWN: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class LaneProgress:
+class LaneProgress(NamedTuple):
     """How far a conversation has got in the file."""
 
     head: int = 0  # 0 for none
@@ -59,6 +59,21 @@ class PendingProbe:
         if rows is None:
             return UNKNOWN_PROGRESS
         return LaneProgress(*rows[0]) if rows else NO_EVENTS
+
+    def read(self, work: Callable[[Any], T]) -> T | None:
+        """Return what ``work(cursor)`` reads in one snapshot, after a lookup; ``None`` where the file is busy."""
+        with self._lock:
+            if self._connection is None:
+                return None
+            try:
+                cursor = self._connection.execute("BEGIN")
+                try:
+                    return work(cursor)
+                finally:
+                    self._connection.execute("ROLLBACK")
+            except sqlite3.Error:
+                self._disconnect()  # a read through the file's reader waits, or reports the error
+                return None
 
     def store_id(self) -> UUID | None:
         """Return the history store that the outbox was bound to when the file could last be read."""

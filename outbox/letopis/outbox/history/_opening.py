@@ -6,11 +6,17 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, fields
 from itertools import count
+from pathlib import Path
 from typing import Any, Final
 
+from sqlalchemy.engine import URL
+
 from letopis.outbox.alerting.channels import Channel, open_channels
+from letopis.outbox.alerting.incidents import Rules
 from letopis.outbox.concurrency.clock import Clock
+from letopis.outbox.file.inspection import check_apart, outbox_path, store_beside
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history._append import Appender
 from letopis.outbox.history._conversations import Conversations
@@ -20,7 +26,7 @@ from letopis.outbox.history._read import HistoryReader
 from letopis.outbox.history._replies import Replies
 from letopis.outbox.history._search import Search
 from letopis.outbox.history._statistics import MessageCounter
-from letopis.outbox.history.options import HistorySettings, Options
+from letopis.outbox.history.options import Options
 from letopis.outbox.history.receipts import Deliveries
 from letopis.outbox.operations.delivery import Deliverer, DeliveryOptions
 from letopis.outbox.pending_reads.contents import ContentReads
@@ -32,7 +38,8 @@ from letopis.outbox.retry.policy import RetryPolicy
 from letopis.outbox.telemetry.logging import describe_failure
 from letopis.store.cancellation import run_to_completion
 from letopis.store.conversation_store import ConversationStore
-from letopis.store.errors import Closed
+from letopis.store.database.urls import check_path, normalise_url
+from letopis.store.errors import Closed, ConfigurationError
 
 logger = logging.getLogger("letopis.outbox.history")
 
@@ -41,6 +48,58 @@ STOP_TIMEOUT_SECONDS: Final = 5.0
 _UNAVAILABLE_STOP_TIMEOUT_SECONDS: Final = 0.1
 _RESTARTS: Final = RetryPolicy(base=1.0, factor=2.0, cap=60.0, jitter="none")
 """When a loop of ours that failed unexpectedly is started again."""
+
+_ALWAYS_SAME: Final = frozenset({"relay", "watch"})
+"""Options of which the default is a wish too: a history that is to deliver must not join one that does not."""
+_COMPARED_APART: Final = frozenset({"path", "store", "create"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistorySettings:
+    """What to open: the outbox, the history store, and how."""
+
+    path: Path  # absolute
+    store: URL | ConversationStore | None  # the caller's own, or the address of one
+    options: Options
+
+    @classmethod
+    def of(cls, options: Options) -> HistorySettings:
+        """Check what a history was given, without any I/O."""
+        where = outbox_path(check_path(options.path, "the outbox"))
+        store = options.store
+        if store is not None and not isinstance(store, ConversationStore):
+            store = normalise_url(store)
+        settings = cls(path=where, store=store, options=options)
+        check_apart(where, settings.url)
+        return settings
+
+    @property
+    def url(self) -> URL:
+        """The address of the history store, by default a file beside the outbox."""
+        if self.store is None:
+            return normalise_url(store_beside(self.path))
+        return self.store.url if isinstance(self.store, ConversationStore) else self.store
+
+    def check_same(self, other: HistorySettings) -> None:
+        """Check that another history may share what was opened so; an option that it lacks is taken from these."""
+        differ = [
+            option.name
+            for option in fields(Options)
+            if option.name not in _COMPARED_APART
+            and (given := getattr(other.options, option.name)) != getattr(self.options, option.name)
+            and (option.name in _ALWAYS_SAME or given != option.default)
+        ]
+        if isinstance(other.store, ConversationStore):
+            same_store = other.store is self.store
+        else:
+            same_store = other.store is None or other.store == self.url
+        if not same_store:
+            differ.insert(0, "store")
+        if differ:
+            raise ConfigurationError(
+                f"{other.path.name!r} is open in this process with another value of {', '.join(differ)}: histories on"
+                " one file share one outbox, so give them the same options"
+            )
 
 
 class Parts:
@@ -128,8 +187,8 @@ async def open_parts(settings: HistorySettings) -> AsyncIterator[Parts]:
     except BaseException:  # a cancelled open leaves no file open either
         await run_to_completion(outbox.close())
         raise
-    chosen = {name: getattr(options, name) for name in ("policy", "retention", "rules", "locale", "style")}
-    delivery = Deliverer(outbox, DeliveryOptions(channels=operators, **chosen))
+    chosen = {name: getattr(options, name) for name in ("policy", "retention", "locale", "style")}
+    delivery = Deliverer(outbox, DeliveryOptions(channels=operators, rules=options.rules or Rules(), **chosen))
     if options.relay:
         delivery.add_relay(store, holder="bot", stop_timeout=2.0, now=options.now)
     parts = Parts(outbox, store, delivery, options)

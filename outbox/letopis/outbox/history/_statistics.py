@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -40,7 +41,10 @@ class MessageCounter:
         self._gateway = gateway
         self._upcasters = upcasters
 
-    async def statistics(self, period: Period) -> Statistics:
+    async def statistics(
+        self, *, owner: str | None, since: datetime | None, until: datetime | None, by: str | None
+    ) -> Statistics:
+        period = Period.of(owner=owner, since=since, until=until, by=by)
         erasures = Erasures()
         for _ in range(3):
             # Pending events first: what is delivered after that is recognised by how far its lane has got.

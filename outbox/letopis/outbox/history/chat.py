@@ -7,7 +7,6 @@ from datetime import UTC, tzinfo
 from typing import TYPE_CHECKING, Any
 
 from letopis.outbox.concurrency.home_loop import at_home
-from letopis.outbox.history.context import read_transcript
 from letopis.outbox.history.receipts import Receipt
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.event_types import (
@@ -30,11 +29,11 @@ from letopis.store.model.identifiers import Owner, check_identifier, owner_id
 from letopis.store.model.messages import Message
 from letopis.store.model.parts import Content
 from letopis.store.read.paging import AsOf
-from letopis.store.rules.filter import Filter
 
 if TYPE_CHECKING:
     from letopis.outbox.history._opening import Parts
     from letopis.outbox.history.sharing import SharedAccess
+    from letopis.store.rules.filter import Filter
 
 
 @at_home()
@@ -138,6 +137,8 @@ class Chat:
         :raises InvalidInput: an argument is wrong.
         :raises OutboxUnavailable: the outbox file cannot be read.
         """
+        from letopis.outbox.history.context import read_transcript
+
         return await read_transcript(self._parts.reader, self.conversation_id, last=last, locale=locale, tz=tz)
 
     # Change a message.

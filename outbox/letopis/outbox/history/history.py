@@ -6,20 +6,17 @@ import asyncio
 from collections.abc import Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from typing import Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from letopis.outbox.concurrency.home_loop import HomeBlock, at_home
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.history.chat import Chat
-from letopis.outbox.history.context import read_window
 from letopis.outbox.history.lifecycle import Lifecycle
-from letopis.outbox.history.options import DEFAULT_PAGE_SIZE, AppendOptions
+from letopis.outbox.history.options import DEFAULT_PAGE_SIZE, AppendOptions, known_owner
 from letopis.outbox.history.receipts import Receipt, check_timeout
 from letopis.outbox.history.records import AllRecords
-from letopis.outbox.history.reply import Reply
-from letopis.outbox.history.transaction import Transaction, transaction
 from letopis.outbox.telemetry.tracing import appending
 from letopis.store.errors import InvalidInput
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
@@ -28,10 +25,14 @@ from letopis.store.model.events import Event
 from letopis.store.model.identifiers import Owner, owner_id
 from letopis.store.model.messages import Message, Role
 from letopis.store.read.paging import DEFAULT_STATES, AsOf
-from letopis.store.rules.context_window import Context, TokenCounter, WindowBudget
-from letopis.store.rules.filter import Filter
-from letopis.store.rules.statistics import Period, Statistics
-from letopis.store.search.results import Hit
+
+if TYPE_CHECKING:
+    from letopis.outbox.history.reply import Reply
+    from letopis.outbox.history.transaction import Transaction
+    from letopis.store.rules.context_window import Context, TokenCounter
+    from letopis.store.rules.filter import Filter
+    from letopis.store.rules.statistics import Statistics
+    from letopis.store.search.results import Hit
 
 
 @at_home(besides=("append", "append_in"))
@@ -154,6 +155,8 @@ class History(Lifecycle):
 
         :raises OutboxUnavailable: another writer holds the file, or the commit ended in an error.
         """
+        from letopis.outbox.history.transaction import transaction
+
         return HomeBlock(
             self._find_home, lambda: transaction(self.outbox, self._parts.deliveries, self._parts.limits), holds=True
         )
@@ -313,6 +316,9 @@ class History(Lifecycle):
         :raises StoreUnavailable: the history store is unreachable, and the outbox does not hold ``until``.
         :raises OutboxUnavailable: the outbox file cannot be read.
         """
+        from letopis.outbox.history.context import read_window
+        from letopis.store.rules.context_window import WindowBudget
+
         budget = WindowBudget(last=last, turns=turns, tokens=tokens, count=count, keep_system=keep_system)
         return await read_window(self._parts.reader, conversation_id, budget, until)
 
@@ -335,7 +341,7 @@ class History(Lifecycle):
         :raises ConversationGone: it was deleted; nothing was written.
         """
         return await self._parts.conversations.start(
-            _required(owner), conversation_id=conversation_id, title=title, activate=activate, metadata=metadata
+            known_owner(owner), conversation_id=conversation_id, title=title, activate=activate, metadata=metadata
         )
 
     @overload
@@ -354,7 +360,7 @@ class History(Lifecycle):
         :param create: ``False`` to return ``None`` if there is none.
         :raises InvalidInput: ``owner`` cannot be one.
         """
-        return await self._parts.conversations.active(_required(owner), create=create)
+        return await self._parts.conversations.active(known_owner(owner), create=create)
 
     async def conversations(
         self,
@@ -378,7 +384,7 @@ class History(Lifecycle):
         :raises InvalidInput: an argument is wrong.
         """
         if owner is not None and not oldest_first:
-            return await self._parts.conversations.list_of(_required(owner), after=after, limit=limit, states=states)
+            return await self._parts.conversations.list_of(known_owner(owner), after=after, limit=limit, states=states)
         return await self._parts.reader.conversations(
             owner=owner_id(owner), after=after, limit=limit, states=states, oldest_first=bool(oldest_first)
         )
@@ -440,10 +446,4 @@ class History(Lifecycle):
         :raises InvalidInput: an argument is wrong, or the key has more than 10,000 values.
         :raises OutboxUnavailable: the outbox file cannot be read.
         """
-        return await self._parts.counter.statistics(Period.of(owner=owner_id(owner), since=since, until=until, by=by))
-
-
-def _required(owner: Owner) -> str:
-    if (known := owner_id(owner)) is None:
-        raise InvalidInput("owner", "must be text or a whole number, not None")
-    return known
+        return await self._parts.counter.statistics(owner=owner_id(owner), since=since, until=until, by=by)

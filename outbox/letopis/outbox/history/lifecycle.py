@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Self
 from letopis.outbox.concurrency.home_loop import HomeLoop, at_home
 from letopis.outbox.history.options import Options, Unconfirmed, keywords_of
 from letopis.outbox.history.receipts import wait_until_drained
-from letopis.outbox.operations.status import Status, read_status
-from letopis.store.conversation_store import ConversationStore
 from letopis.store.model.identifiers import Owner, owner_id
 
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.history._opening import Parts
+    from letopis.outbox.operations.status import Status
     from letopis.outbox.relay.relay import Relay
+    from letopis.store.conversation_store import ConversationStore
 
 
 @at_home(besides=("close",))
@@ -24,7 +24,7 @@ class Lifecycle:
     @keywords_of(Options)
     def __init__(self, options: Options) -> None:
         # With the first history rather than with its class: the relay, the readers and what else works in one.
-        from letopis.outbox.history.options import HistorySettings
+        from letopis.outbox.history._opening import HistorySettings
         from letopis.outbox.history.sharing import SharedAccess
 
         self._home = SharedAccess(HistorySettings.of(options))
@@ -88,6 +88,8 @@ class Lifecycle:
 
         :raises OutboxUnavailable: the outbox file cannot be read.
         """
+        from letopis.outbox.operations.status import read_status
+
         return await self.outbox.read(lambda connection: read_status(connection, now_us=self.outbox.now_us()))
 
     async def drained(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - the answer is False, no error

@@ -5,30 +5,29 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 from functools import wraps
-from pathlib import Path
-from typing import Any, Concatenate, Final, ParamSpec, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypedDict, TypeVar
 
-from sqlalchemy.engine import URL
-
-from letopis.outbox.alerting.channels import Channel
-from letopis.outbox.alerting.incidents import Rules
-from letopis.outbox.alerting.language import Style
-from letopis.outbox.alerting.notifications import Callback
 from letopis.outbox.event_log.append_encoding import After
 from letopis.outbox.event_log.retention import Retention
-from letopis.outbox.file.inspection import check_apart, outbox_path, store_beside
 from letopis.outbox.file.limits import Bounds
 from letopis.outbox.retry.policy import RetryPolicy
-from letopis.store.conversation_store import ConversationStore
-from letopis.store.database.urls import check_path, normalise_url
-from letopis.store.errors import ConfigurationError
+from letopis.store.errors import ConfigurationError, InvalidInput
 from letopis.store.model.codec import DEFAULT_LIMITS, Limits
 from letopis.store.model.events import NO_UPCASTERS, Upcasters, utc_now
-from letopis.store.model.identifiers import Owner, check_number
+from letopis.store.model.identifiers import Owner, check_number, owner_id
 from letopis.store.model.messages import Message
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+
+    from letopis.outbox.alerting.channels import Channel
+    from letopis.outbox.alerting.incidents import Rules
+    from letopis.outbox.alerting.language import Style
+    from letopis.outbox.alerting.notifications import Callback
+    from letopis.store.conversation_store import ConversationStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +88,6 @@ DEFAULT_PAGE_SIZE: Final = 50  # messages of a page if the caller does not ask f
 _BOUNDS: Final = Bounds()
 _POLICY: Final = RetryPolicy()
 _RETENTION: Final = Retention()
-_RULES: Final = Rules()
 
 
 class AppendOptions(TypedDict, total=False):
@@ -136,7 +134,7 @@ class Options:
     :param send_within: seconds since its append after which a reply is given up.
     :param channels: addresses of operators to notify: ``https://`` is a webhook, others are for Apprise (extra
         ``letopis[alerts]``). The result of ``open_channels`` is accepted too.
-    :param rules: thresholds for incidents and alerts, in seconds.
+    :param rules: thresholds for incidents and alerts, in seconds; by default ``Rules()``.
     :param locale: the language of the texts of incidents.
     :param style: ``plain``, or ``seed`` for the older sentence.
     :param read_timeout: seconds that a read waits for the store before it is answered from the outbox.
@@ -164,7 +162,7 @@ class Options:
     sender: Sender | None = None
     send_within: float = 86_400.0
     channels: Iterable[str | Channel] = ()
-    rules: Rules = _RULES
+    rules: Rules | None = None
     locale: str | None = None
     style: Style = "plain"
     read_timeout: float = 3.0
@@ -172,19 +170,20 @@ class Options:
     now: Callable[[], datetime] = utc_now
 
     def __post_init__(self) -> None:
+        from letopis.outbox.alerting.incidents import Rules  # with the first history rather than with its class
+
         _check_callback("on_stuck", self.on_stuck)
         _check_callback("on_recovered", self.on_recovered)
         _check_callback("on_unconfirmed", self.on_unconfirmed, takes="a tuple of Unconfirmed")
         _check_callback("sender", self.sender, takes="an UnsentReply")
         _check_callback("now", self.now, takes="nothing and returns the time")
-        for name, kind in (
-            ("policy", RetryPolicy),
-            ("retention", Retention),
-            ("limits", Limits),
-            ("upcasters", Upcasters),
-            ("rules", Rules),
+        for name, option, kind in (
+            ("policy", self.policy, RetryPolicy),
+            ("retention", self.retention, Retention),
+            ("limits", self.limits, Limits),
+            ("upcasters", self.upcasters, Upcasters),
+            ("rules", Rules() if self.rules is None else self.rules, Rules),
         ):
-            option = getattr(self, name)
             if not isinstance(option, kind):
                 raise ConfigurationError(f"{name} must be {kind.__name__}(...), not {type(option).__name__}")
         check_number(self.read_timeout, "read_timeout")
@@ -219,60 +218,13 @@ def keywords_of(options: Callable[P, V]) -> Callable[[Callable[[T, V], None]], C
     return decorate
 
 
+def known_owner(owner: Owner) -> str:
+    if (known := owner_id(owner)) is None:
+        raise InvalidInput("owner", "must be text or a whole number, not None")
+    return known
+
+
 def _check_callback(name: str, callback: object, *, takes: str = "an Incident") -> None:
     # Otherwise it would show when the first user is to be notified.
     if callback is not None and not callable(callback):
         raise ConfigurationError(f"{name} must be a function that takes {takes}, not {type(callback).__name__}")
-
-
-_ALWAYS_SAME: Final = frozenset({"relay", "watch"})
-"""Options of which the default is a wish too: a history that is to deliver must not join one that does not."""
-_COMPARED_APART: Final = frozenset({"path", "store", "create"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HistorySettings:
-    """What to open: the outbox, the history store, and how."""
-
-    path: Path  # absolute
-    store: URL | ConversationStore | None  # the caller's own, or the address of one
-    options: Options
-
-    @classmethod
-    def of(cls, options: Options) -> HistorySettings:
-        """Check what a history was given, without any I/O."""
-        where = outbox_path(check_path(options.path, "the outbox"))
-        store = options.store
-        if store is not None and not isinstance(store, ConversationStore):
-            store = normalise_url(store)
-        settings = cls(path=where, store=store, options=options)
-        check_apart(where, settings.url)
-        return settings
-
-    @property
-    def url(self) -> URL:
-        """The address of the history store, by default a file beside the outbox."""
-        if self.store is None:
-            return normalise_url(store_beside(self.path))
-        return self.store.url if isinstance(self.store, ConversationStore) else self.store
-
-    def check_same(self, other: HistorySettings) -> None:
-        """Check that another history may share what was opened so; an option that it lacks is taken from these."""
-        differ = [
-            option.name
-            for option in fields(Options)
-            if option.name not in _COMPARED_APART
-            and (given := getattr(other.options, option.name)) != getattr(self.options, option.name)
-            and (option.name in _ALWAYS_SAME or given != option.default)
-        ]
-        if isinstance(other.store, ConversationStore):
-            same_store = other.store is self.store
-        else:
-            same_store = other.store is None or other.store == self.url
-        if not same_store:
-            differ.insert(0, "store")
-        if differ:
-            raise ConfigurationError(
-                f"{other.path.name!r} is open in this process with another value of {', '.join(differ)}: histories on"
-                " one file share one outbox, so give them the same options"
-            )

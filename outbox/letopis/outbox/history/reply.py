@@ -21,7 +21,6 @@ from letopis.outbox.event_log import drafts
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.event_log.append_plan import Appended
 from letopis.outbox.event_log.statements import on_cursor
-from letopis.outbox.history.joint_write import CompanionWrite, TransactionEnd
 from letopis.outbox.history.receipts import Receipt
 from letopis.outbox.telemetry.tracing import appending
 from letopis.store.cancellation import run_to_completion
@@ -35,6 +34,7 @@ from letopis.store.model.parts import Part
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.history._append import Appender
+    from letopis.outbox.history.joint_write import CompanionWrite, TransactionEnd
 
 logger: Final = logging.getLogger("letopis.outbox.history")
 

@@ -15,8 +15,7 @@ from weakref import WeakSet
 
 from letopis.outbox.concurrency.home_loop import POLL_INTERVAL_SECONDS, HomeLoop, LoopEnded, NotBegun, unresolved
 from letopis.outbox.file.identity import FileId, file_id_of
-from letopis.outbox.history._opening import Parts, open_parts
-from letopis.outbox.history.options import HistorySettings
+from letopis.outbox.history._opening import HistorySettings, Parts, open_parts
 from letopis.outbox.telemetry.logging import describe_failure
 from letopis.store.cancellation import run_to_completion
 from letopis.store.errors import Closed, InvalidInput

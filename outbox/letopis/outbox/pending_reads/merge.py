@@ -251,7 +251,7 @@ def may_inherit(pending: PendingSlice, view: StoreView | None) -> bool:
     """Return True if a conversation may be a fork that reads its parent, without decoding events."""
     if view is not None and view.conversation is not None and view.conversation.forked_from is not None:
         return view.conversation.inherits
-    for row in pending.rows and _Merge.of(pending, view).rows:
+    for row in pending.rows and pending.beyond(pending.start(view)):
         if row.type == ConversationStarted.type and '"forked_from"' in row.values[4]:
             return True
     return False

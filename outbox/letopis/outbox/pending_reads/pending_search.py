@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import Final
 from uuid import UUID
@@ -189,15 +189,16 @@ def _read_lane(connection: sa.Connection, lane: Lane, start: int, origin_id: UUI
     superseded = {row[0] for row in fetch_all(connection, _SUPERSEDED, start_of_lane)}
     events = list[RecordedEvent]()
     whole = True
-    for row in rows_after(connection, lane.conversation_id, start):
-        try:
-            event = row.event(lane.conversation_id, origin_id)
-        except OutboxUnavailable:  # damaged: reading the conversation reports it, and the search goes on
-            whole = False
-            continue
-        if row.sequence in superseded:
-            event = replace(event, metadata={**event.metadata, SUPERSEDED_KEY: {}})
-        events.append(event)
+    with closing(connection.connection.cursor()) as cursor:
+        for row in rows_after(cursor, lane.conversation_id, start):
+            try:
+                event = row.event(lane.conversation_id, origin_id)
+            except OutboxUnavailable:  # damaged: reading the conversation reports it, and the search goes on
+                whole = False
+                continue
+            if row.sequence in superseded:
+                event = replace(event, metadata={**event.metadata, SUPERSEDED_KEY: {}})
+            events.append(event)
     positions = dict(fetch_all(connection, _POSITIONS, (*start_of_lane, MessageAppended.type, MessageEdited.type)))
     return PendingConversation(lane=lane, events=tuple(events), positions=positions, whole=whole)
 

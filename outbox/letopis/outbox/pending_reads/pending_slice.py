@@ -11,11 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 from uuid import UUID
 
-import sqlalchemy as sa
-
-from letopis.outbox.event_log.lanes import Lane, find_lane
+from letopis.outbox.event_log.lanes import Lane, lane_of
 from letopis.outbox.event_log.retention import StoredRow, rows_after
-from letopis.outbox.event_log.statements import fetch_all
+from letopis.outbox.event_log.statements import query_all
 from letopis.store.model.event_types import ConversationDeleted, ConversationRewound, EventSkipped, MessageAppended
 from letopis.store.read.reader import StoreView
 from letopis.store.rules.preconditions import SUPERSEDED_KEY, Conflict
@@ -114,25 +112,25 @@ class PendingSlice:
 
 
 def read_slice(
-    connection: sa.Connection,
+    cursor: Any,
     conversation_id: str,
     *,
     origin_id: UUID,
     since: int | None = None,
     newest: int | None = None,
 ) -> PendingSlice:
-    """Read what is pending of a conversation."""
-    lane = find_lane(connection, conversation_id)
+    """Read what is pending of a conversation, on a driver's cursor."""
+    lane = lane_of(cursor, conversation_id)
     if lane is None:
         return PendingSlice(conversation_id=conversation_id, origin_id=origin_id)
     start = max(lane.delivered if since is None else since, lane.pruned)
     conflicts = {
         row[0]: Conflict(expected=row[1], actual=row[2])
-        for row in fetch_all(connection, _CONFLICTS, (conversation_id, start))
+        for row in query_all(cursor, _CONFLICTS, (conversation_id, start))
     }
     cutting = (conversation_id, start, *sorted(CUTTING))
-    whole = newest is None or bool(conflicts) or bool(fetch_all(connection, _CUTTING, cutting))
-    rows, left_out = _rows(connection, conversation_id, start, None if whole else newest)
+    whole = newest is None or bool(conflicts) or bool(query_all(cursor, _CUTTING, cutting))
+    rows, left_out = _rows(cursor, conversation_id, start, None if whole else newest)
     return PendingSlice(
         conversation_id=conversation_id,
         origin_id=origin_id,
@@ -142,16 +140,14 @@ def read_slice(
         rows=rows,
         left_out=left_out,
         conflicts=conflicts,
-        diverged=_diverged(connection, lane),
+        diverged=_diverged(cursor, lane),
     )
 
 
-def read_retained(
-    connection: sa.Connection, conversation_id: str, *, origin_id: UUID, newest: int | None = None
-) -> PendingSlice:
+def read_retained(cursor: Any, conversation_id: str, *, origin_id: UUID, newest: int | None = None) -> PendingSlice:
     """Read all that the file retains of a conversation, or its newest part, while the store is unavailable."""
-    pending = read_slice(connection, conversation_id, origin_id=origin_id, since=0, newest=newest)
-    return replace(pending, deleted=bool(fetch_all(connection, _DELETED, (conversation_id,))))
+    pending = read_slice(cursor, conversation_id, origin_id=origin_id, since=0, newest=newest)
+    return replace(pending, deleted=bool(query_all(cursor, _DELETED, (conversation_id,))))
 
 
 def superseded_metadata(metadata: Mapping[str, Any], conflict: Conflict) -> Mapping[str, Any]:
@@ -159,14 +155,12 @@ def superseded_metadata(metadata: Mapping[str, Any], conflict: Conflict) -> Mapp
     return {**metadata, SUPERSEDED_KEY: conflict.to_data()}
 
 
-def _rows(
-    connection: sa.Connection, conversation_id: str, start: int, newest: int | None
-) -> tuple[tuple[StoredRow, ...], bool]:
+def _rows(cursor: Any, conversation_id: str, start: int, newest: int | None) -> tuple[tuple[StoredRow, ...], bool]:
     if newest is None:
-        return tuple(rows_after(connection, conversation_id, start)), False
+        return tuple(rows_after(cursor, conversation_id, start)), False
     rows: list[StoredRow] = []
     left = newest
-    for row in rows_after(connection, conversation_id, start, backward=True):
+    for row in rows_after(cursor, conversation_id, start, backward=True):
         if row.appends:
             if left == 0:
                 rows.reverse()
@@ -177,11 +171,11 @@ def _rows(
     return tuple(rows), False
 
 
-def _diverged(connection: sa.Connection, lane: Lane) -> bool:
+def _diverged(cursor: Any, lane: Lane) -> bool:
     # A repaired event differs too, but the store holds the original, and the events after it may be equal.
     position = (lane.conversation_id, lane.delivered + 1)
     return (
         lane.state == "blocked"
         and lane.fault_class == "diverged"
-        and not fetch_all(connection, _REPAIRED, (*position, *position, EventSkipped.type))
+        and not query_all(cursor, _REPAIRED, (*position, *position, EventSkipped.type))
     )

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final, TypeVar
 
+from letopis.outbox.event_log.statements import on_cursor
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.pending_reads.merge import leaves_too_much_out, path_bound
 from letopis.outbox.pending_reads.pending_slice import PendingSlice, read_retained, read_slice
@@ -21,6 +22,7 @@ T = TypeVar("T")
 V = TypeVar("V")
 
 _MAX_ATTEMPTS: Final = 4
+_MAX_READ_HERE: Final = 8  # pending events that are read in the event loop: more, or a busy file, would block it
 
 
 class ReadPath:
@@ -53,9 +55,8 @@ class ReadPath:
             else:
                 return merge(pending, *answer)
         origin_id = self._outbox.origin.origin_id
-        retained = await self._outbox.read(
-            lambda connection: read_retained(connection, conversation_id, origin_id=origin_id, newest=newest)
-        )
+        retain = partial(read_retained, conversation_id=conversation_id, origin_id=origin_id, newest=newest)
+        retained = await self._outbox.read(lambda connection: on_cursor(connection, retain))
         return merge(retained, None, None)
 
     async def read_window(
@@ -91,10 +92,14 @@ class ReadPath:
     async def _pending(self, conversation_id: str, since: int | None, newest: int | None) -> PendingSlice:
         origin_id = self._outbox.origin.origin_id
         if since is None:
-            # One lookup in cached pages, without a lock, is faster than a hop to a thread.
-            there = self._outbox.probe.lookup(conversation_id)
+            # A few rows in cached pages, without a lock, are read faster than a thread is woken.
+            probe = self._outbox.probe
+            there = probe.lookup(conversation_id)
             if there.settled:
                 return PendingSlice.nothing(conversation_id, origin_id, there.head)
-        return await self._outbox.read(
-            lambda connection: read_slice(connection, conversation_id, origin_id=origin_id, since=since, newest=newest)
-        )
+            if there.known and there.head - there.delivered <= _MAX_READ_HERE:
+                few = probe.read(partial(read_slice, conversation_id=conversation_id, origin_id=origin_id))
+                if few is not None:
+                    return few
+        read = partial(read_slice, conversation_id=conversation_id, origin_id=origin_id, since=since, newest=newest)
+        return await self._outbox.read(lambda connection: on_cursor(connection, read))

@@ -112,6 +112,7 @@ class RecordedMessage(_Row):
         message.conversation_id = conversation_id
         message.version = version
         message.sequence = sequence
+        message.on_path = True  # which a merge asks of each message
         message._row = row  # type: ignore[misc]  # mypy does not look at the slots of the base
         return message
 

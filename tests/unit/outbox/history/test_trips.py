@@ -88,7 +88,7 @@ TRIPS = (
     Trip(append, calls=43, modules=20),
     Trip(deliver, calls=315, modules=50),
     Trip(read_settled, calls=94, modules=24),
-    Trip(read_pending, calls=198, modules=35),
+    Trip(read_pending, calls=163, modules=33),
 )
 
 

@@ -1,12 +1,17 @@
-"""A slice of the file has the conflicts that the history store has found."""
+"""A slice of the file has the conflicts that the history store has found, wherever it is read."""
 
 from __future__ import annotations
 
+import sqlite3
 from functools import partial
 
+import pytest
+
 from letopis.outbox.event_log.acknowledge import acknowledge
+from letopis.outbox.event_log.statements import on_cursor
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.pending_reads.pending_slice import read_slice
+from letopis.outbox.pending_reads.read_path import ReadPath
 from letopis.store.rules.preconditions import Conflict
 from tests.support.relays import say
 
@@ -18,5 +23,35 @@ async def test_slice_of_delivered_events_has_their_conflicts(outbox: OutboxFile)
     await outbox.write(partial(acknowledge, delivered={"a": 3}, now_us=1, superseded=verdicts))
 
     read = partial(read_slice, conversation_id="a", origin_id=outbox.origin.origin_id)
-    assert (await outbox.read(partial(read, since=2))).conflicts == {3: conflict}
-    assert (await outbox.read(partial(read, since=3))).conflicts == {}
+    assert (await outbox.read(partial(on_cursor, work=partial(read, since=2)))).conflicts == {3: conflict}
+    assert (await outbox.read(partial(on_cursor, work=partial(read, since=3)))).conflicts == {}
+
+
+@pytest.mark.parametrize("events", [1, 8, 9])
+async def test_a_few_events_are_read_in_the_loop_as_in_the_reading_thread(
+    outbox: OutboxFile, monkeypatch: pytest.MonkeyPatch, events: int
+) -> None:
+    await say(outbox, "a", events)
+    read = partial(read_slice, conversation_id="a", origin_id=outbox.origin.origin_id)
+    expected = await outbox.read(lambda connection: on_cursor(connection, read))
+    hops = []
+    monkeypatch.setattr(outbox, "read", lambda work, real=outbox.read: hops.append(work) or real(work))
+
+    pending = await ReadPath(outbox, None)._pending("a", None, None)  # type: ignore[arg-type]
+
+    assert pending == expected
+    assert len(pending.rows) == expected.head  # the event that begins the conversation, too
+    assert bool(hops) is (expected.head > 8)
+
+
+async def test_a_file_that_the_loop_cannot_read_is_read_in_the_thread(outbox: OutboxFile) -> None:
+    await say(outbox, "a", 1)
+
+    def busy(_: object) -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    outbox.probe.lookup("a")
+    assert outbox.probe.read(busy) is None
+    assert outbox.probe.read(lambda cursor: cursor) is None, "a connection with an error is not used again"
+    assert not outbox.probe.lookup("a").settled
+    assert outbox.probe.read(lambda cursor: cursor.execute("SELECT 1").fetchone()) == (1,)
