@@ -175,3 +175,62 @@ def test_an_erasure_that_was_interrupted_is_completed_by_a_repetition(reached: s
 async def append(conversation_id: str) -> None:
     async with History("bot.outbox.db", relay=False) as history:
         await history.append(conversation_id, Message.user("again"))
+
+
+@pytest.mark.usefixtures("said")
+def test_what_is_on_hold_is_not_erased(letopis: Any) -> None:
+    assert letopis("history", "hold")[0] == 3
+    assert letopis("history", "hold", "--owner", "42", "--reason", "case 17", "--by", "legal")[0] == 0
+    assert letopis("history", "hold", "b1", "--reason", "case 18")[0] == 0
+
+    refused = [
+        letopis("history", "erase", *what, "--reset", "--reason", "asked", "--yes")
+        for what in (["--owner", "42"], ["a1"], ["b1"], ["--owner", "7"])
+    ]
+
+    assert [code for code, _, _ in refused] == [1, 1, 1, 1]
+    assert all("is on hold" in error and "case 1" in error for _, _, error in refused)
+    assert letopis("relay", "--once")[0] == 0
+    assert all(holds(f"{SECRET} {chat}") for chat in ("a1", "a2", "b1", "record"))
+    assert "case 17" in letopis("history", "show", "a1")[2]
+    held = json.loads(letopis("history", "hold", "--json")[1])["holds"]
+    assert [(hold["kind"], hold["subject"], hold["by"]) for hold in held] == [
+        ("conversation", "b1", None),
+        ("owner", "42", "legal"),
+    ]
+    assert [hold["subject"] for hold in json.loads(letopis("status", "--json")[1])["holds"]] == ["b1", "42"]
+    assert letopis("history", "hold", "--owner", "42", "--release")[0] == 0
+    assert letopis("history", "hold", "--owner", "42", "--release")[0] == 3
+    assert letopis("history", "erase", "--owner", "42", "--reset", "--reason", "asked", "--wait", "--yes")[0] == 0
+    assert not holds(f"{SECRET} a1")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["a1"], ["a1", "--owner", "42", "--reason", "r"], ["--release"], ["a1", "--release", "--reason", "r"]]
+)
+@pytest.mark.usefixtures("said")
+def test_a_hold_needs_a_subject_and_a_reason(arguments: list[str], letopis: Any) -> None:
+    assert letopis("history", "hold", *arguments)[0] == 2
+
+
+@pytest.mark.usefixtures("said")
+def test_an_outbox_that_has_not_carried_out_an_erasure_is_named(letopis: Any) -> None:
+    async def say() -> None:
+        async with History("other.outbox.db", store="bot.history.db") as history:
+            await history.append("a1", Message.user(f"{SECRET} other"))
+            assert await history.drained(30)
+
+    asyncio.run(say())
+    code, _, error = letopis("history", "erase", "--owner", "42", "--reset", "--reason", "asked", "--wait", "--yes")
+
+    assert code == 0
+    assert "outbox other.outbox.db" in error
+    assert letopis("relay", "--once")[0] == 0
+    assert [behind["name"] for behind in json.loads(letopis("status", "--json")[1])["unacknowledged"]] == [
+        "other.outbox.db"
+    ]
+    assert "not carried out in other.outbox.db" in letopis("status")[1]
+    assert "have not carried out the erasures" in letopis("doctor")[1]
+    assert letopis("--outbox", "other.outbox.db", "--store", "bot.history.db", "relay", "--once")[0] == 0
+    assert not any(SECRET.encode() in path.read_bytes() for path in Path().glob("other.outbox.db*"))
+    assert "every outbox has carried out" in letopis("doctor")[1]

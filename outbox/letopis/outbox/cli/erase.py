@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     "letopis history erase telegram:4711 --reset --reason 'asked by the person'",
     "letopis history erase --owner 42 --delete --reason 'account closed' --wait",
     "letopis history erase --owner 42 --delete --reason 'account closed' --yes --json",
-    "letopis history erase --person 42 --delete --reason 'asked' --wait --receipt 42.receipt.json",
+    "letopis history erase --person 42 --delete --reason 'asked' --wait --receipt 42.json",
     json=True,
 )
 @click.argument("conversations", metavar="[CONVERSATION]...", nargs=-1)

@@ -211,7 +211,7 @@ async def _look_at_erasures(connection: Any) -> Finding:
     if not (behind := await read_unacknowledged(connection)):
         return ok(check, "every outbox has carried out the erasures that the store records")
     names = ", ".join(f"{late.name} since {late.since:%Y-%m-%d %H:%M}Z" for late in behind)
-    said = f"{len(behind)} outboxes have erasures to carry out, and may hold content until then: {names}"
+    said = f"these outboxes have not carried out the erasures that the store records, and may hold content: {names}"
     return warn(check, said, "start the relay of each; delete a file that is no longer used")
 
 
