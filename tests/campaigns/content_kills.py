@@ -13,6 +13,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -61,7 +62,7 @@ async def act(folder: Path, store: str, seed: int) -> None:
                 case 3:
                     note(folder, "editing", name, message_id)
                     await history.chat(name).edit(message_id, content(chance.randrange(POOL)))
-                case 4 if chance.random() < 0.2:
+                case 4 if chance.random() < 0.03:
                     note(folder, "resetting", name)
                     await history.chat(name).reset()
                 case _:
@@ -108,6 +109,8 @@ def in_child(work: Callable[[], None]) -> int:
         try:
             work()
             code = 0
+        except Exception:
+            traceback.print_exc()
         finally:
             os._exit(code)
     return child

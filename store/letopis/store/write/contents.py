@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Final
 
@@ -74,19 +74,16 @@ class ContentWriter:
                     change = await _read(transaction.origin, lane.conversation_id, name, shown[name])
                     await self._records.insert(transaction, scope, partition, change)
 
-    async def sweep(
-        self, connection: AsyncConnection, partition: int, conversation_id: str, *, besides: Iterable[EncodedEvent] = ()
-    ) -> None:
-        """Remove the content of a conversation that no event shows any more; ``besides`` are not in the log yet."""
+    async def sweep(self, connection: AsyncConnection, partition: int, conversation_id: str) -> None:
+        """Remove the content of a conversation that no event of the log shows any more."""
+        # What an event shows that is not in the log yet is read from the outbox again, by the same transaction.
         values = {"partition": partition, "scope": Scope.content(conversation_id).name}
         held = {bytes(key).decode(): record for record, key in await connection.execute(self._all, values)}
-        for event in besides:
-            _drop(held, _names(event))
         key, after = {"partition": partition, "conversation": conversation_id}, 0
         while held:
             rows = (await connection.execute(self._shown, {**key, "after": after})).all()
-            for row in rows:
-                _drop(held, _names(row))
+            for name in {name for row in rows for name in _names(row)}:
+                held.pop(name, None)
             if len(rows) < _EVENTS_PER_READ:
                 break
             after = rows[-1].version
@@ -97,11 +94,6 @@ class ContentWriter:
 
 def _names(event: Any) -> set[str]:
     return references_in(event.type, event.data)
-
-
-def _drop(held: dict[str, Any], names: set[str]) -> None:
-    for name in names:
-        held.pop(name, None)
 
 
 async def _read(origin: Origin, conversation_id: str, name: str, event: EncodedEvent) -> RecordChange:

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect, check_row_count, in_batches
 from letopis.store.database.schema import conversations, events, messages, of_conversation
-from letopis.store.model.codec import EncodedEvent, decode
+from letopis.store.model.codec import decode
 from letopis.store.model.event_types import ConversationDeleted, MessageAppended
 from letopis.store.model.events import Upcasters
 from letopis.store.model.large_content import references_in
@@ -103,7 +103,6 @@ class Eraser:
         at: int,
         kept: int,
         now: int,
-        fresh: Sequence[EncodedEvent] = (),
     ) -> None:
         """Redact the messages of a range by the event ``at``, and strip content beyond ``kept``; mark a long one."""
         if upto - after > MAX_ROWS_PER_TRANSACTION:
@@ -114,7 +113,7 @@ class Eraser:
         conversation = (connection, partition, conversation_id)
         await self._redact_messages(*conversation, after=after, upto=upto, at=at)
         await self._index.forget_between(*conversation, after, upto)
-        await self.strip(*conversation, after=kept, upto=upto, fresh=fresh, content_only=True)
+        await self.strip(*conversation, after=kept, upto=upto, content_only=True)
 
     async def strip(
         self,
@@ -124,19 +123,13 @@ class Eraser:
         *,
         after: int,
         upto: int,
-        fresh: Sequence[EncodedEvent] = (),
         content_only: bool = False,
     ) -> None:
         """Strip the events of a conversation in a range; the event that deleted it keeps its reason."""
         conversation = (connection, partition, conversation_id)
         while after < upto:
             after = await self.strip_some(
-                *conversation,
-                after=after,
-                upto=upto,
-                limit=_EVENTS_PER_READ,
-                fresh=fresh,
-                content_only=content_only,
+                *conversation, after=after, upto=upto, limit=_EVENTS_PER_READ, content_only=content_only
             )
 
     async def strip_messages(
@@ -147,7 +140,6 @@ class Eraser:
         message_ids: Collection[str],
         *,
         upto: int,
-        fresh: Sequence[EncodedEvent] = (),
     ) -> None:
         """Strip the events of some messages up to a version, and remove these messages from search."""
         key = {"partition": partition, "conversation": conversation_id}
@@ -160,7 +152,7 @@ class Eraser:
         async for rows in self._pages(connection, statement, key, after=0, upto=upto):
             held = [(row, data) for row in rows if (data := decode(row.data)).get("message_id") in message_ids]
             removed += [row.version for row, _ in held if row.type == MessageAppended.type]
-            await self._overwrite(connection, partition, conversation_id, [row for row, _ in held], fresh)
+            await self._overwrite(connection, partition, conversation_id, [row for row, _ in held])
         await self._index.forget(connection, partition, conversation_id, removed)
 
     async def strip_some(
@@ -172,7 +164,6 @@ class Eraser:
         after: int,
         upto: int,
         limit: int,
-        fresh: Sequence[EncodedEvent] = (),
         content_only: bool = False,
     ) -> int:
         """Strip at most the next ``limit`` events of a range; return the version of the last one."""
@@ -180,7 +171,7 @@ class Eraser:
         statement = self._content if content_only else self._all
         rows = (await connection.execute(_limited(statement, limit), key)).all()
         old = [row for row in rows if row.type != ConversationDeleted.type]
-        await self._overwrite(connection, partition, conversation_id, old, fresh)
+        await self._overwrite(connection, partition, conversation_id, old)
         return int(rows[-1].version) if len(rows) == limit else upto
 
     async def strip_versions(
@@ -202,17 +193,12 @@ class Eraser:
         await self._index.forget(connection, partition, conversation_id, messages)
 
     async def _overwrite(
-        self,
-        connection: AsyncConnection,
-        partition: int,
-        conversation_id: str,
-        rows: Sequence[sa.Row[Any]],
-        fresh: Sequence[EncodedEvent] = (),
+        self, connection: AsyncConnection, partition: int, conversation_id: str, rows: Sequence[sa.Row[Any]]
     ) -> None:
-        """Strip rows of the log, and remove the large content that neither the others nor ``fresh`` events show."""
+        """Strip rows of the log, and remove the large content that the others do not show."""
         await self._dialect.overwrite(connection, events, [_stripped_row(row, decode(row.data)) for row in rows])
         if any(references_in(row.type, row.data) for row in rows):
-            await self._contents.sweep(connection, partition, conversation_id, besides=fresh)
+            await self._contents.sweep(connection, partition, conversation_id)
 
     async def _pages(
         self, connection: AsyncConnection, statement: sa.Select[Any], key: Mapping[str, Any], *, after: int, upto: int

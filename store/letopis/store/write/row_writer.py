@@ -64,13 +64,11 @@ class RowWriter:
             await self._eraser.mark_erased(*conversation, after=retained, upto=before, now=now)
         elif everything:
             await self._eraser.erase_messages(*conversation, upto=before, reset_at=result.reset_at)
-            await self._eraser.strip(*conversation, after=retained, upto=before, fresh=result.events)
+            await self._eraser.strip(*conversation, after=retained, upto=before)
         for after, upto, at, kept in result.trims:
-            await self._eraser.trim(
-                *conversation, after=after, upto=min(upto, before), at=at, kept=kept, now=now, fresh=result.events
-            )
+            await self._eraser.trim(*conversation, after=after, upto=min(upto, before), at=at, kept=kept, now=now)
         if result.redactions and (retained > 0 or not everything):  # also in what is retained for forks
-            await self._eraser.strip_messages(*conversation, result.redactions, upto=before, fresh=result.events)
+            await self._eraser.strip_messages(*conversation, result.redactions, upto=before)
         # Retained content is checked again afterwards: only then is all of this batch there to look at.
         transaction.released |= result.released or (retained > 0 and (everything or bool(result.trims)))
         transaction.erased |= everything or bool(result.redactions) or bool(result.trims)
