@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from letopis.outbox import History, Relay
 from letopis.outbox.relay.content_retention import append_trims
 from letopis.store import PINNED, ContentRetention, ConversationStore, Message, RetentionRule
+from letopis.store.maintenance.retention import read_again
 from tests.conformance.tables import stored_text
 from tests.conformance.test_trims import assert_agrees, carried_out, problems
 
@@ -261,3 +263,19 @@ async def test_the_outbox_loses_what_leaves_the_store(opened: Opened, calendar: 
             lambda connection: connection.exec_driver_sql("SELECT data FROM letopis_outbox_events").all()
         )
         assert "t0ken-a-1" not in repr(rows) and "t0ken-a-2" in repr(rows) and "a title" in repr(rows)
+
+
+async def test_the_log_is_read_again_on_request(opened: Opened, calendar: Calendar) -> None:
+    async with opened() as bot:
+        await say(bot, calendar, "a", 0)
+        calendar.day = 31
+        access = bot.store.outbox_access
+        places = {}
+        while (step := await access.due_content(DAYS_30, places, origin_id=bot.outbox.origin.origin_id)).more:
+            await access.keep_places(DAYS_30, step)  # as if a hold kept it
+            places |= step.moved
+        assert await retain(bot, DAYS_30, calendar) == 0
+        await bot.store._runtime.write(read_again)
+        await access.keep_places(DAYS_30, replace(step, moved={(0, 0): 5}, began=2))  # of a step that was under way
+        assert await retain(bot, DAYS_30, calendar) == 1
+        assert await kept(bot, "a") == []

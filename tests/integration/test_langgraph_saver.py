@@ -295,6 +295,26 @@ async def test_prune_deletes_the_values_that_nobody_names(bot: History) -> None:
     assert await values_of(LetopisSaver(bot)) == {"said": SAID[:60], "big": "y"}
 
 
+async def test_prune_keeps_the_last_ones_and_those_of_an_age_and_always_the_latest(bot: History) -> None:
+    saver, at = LetopisSaver(bot), None
+    for number in range(1, 7):
+        at = await put(saver, {"said": SAID[:number]}, at, version=number)
+
+    async def left() -> int:
+        return len([one async for one in saver.alist(config("chat-1"))])
+
+    await saver.aprune(["chat-1"], keep_last=4)
+    assert await left() == 4
+    await saver.aprune(["chat-1"], keep_last=3, max_age_days=1)
+    assert await left() == 3
+    await saver.aprune(["chat-1"], keep_last=3, max_age_days=1e-9)
+    assert await left() == 1
+    assert await values_of(LetopisSaver(bot)) == {"said": SAID[:6]}
+    for wrong in ({"keep_last": 0}, {"max_age_days": 0}):
+        with pytest.raises(InvalidInput):
+            await saver.aprune(["chat-1"], **wrong)
+
+
 @pytest.mark.parametrize("how", ["prune", "delete"])
 async def test_a_checkpoint_put_while_its_parent_is_deleted_is_whole(
     history: History, how: str, monkeypatch: pytest.MonkeyPatch

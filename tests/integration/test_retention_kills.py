@@ -98,7 +98,11 @@ async def test_a_kill_in_each_step_is_resumed(store_url: str, tmp_path: Path) ->
 
     reached = {where: await run_relay(path, store_url, where) for where in STEPS}
     assert reached == dict.fromkeys(STEPS, -signal.SIGKILL)
-    assert await run_relay(path, store_url, "nowhere") == 0
+    for _ in range(10):  # a server may hold the locks of a killed client for a moment, so that a step fails
+        assert await run_relay(path, store_url, "nowhere") == 0
+        async with ConversationStore.open(store_url) as store:
+            if not (await store.pending_tasks()).tasks:
+                break
 
     async with ConversationStore.open(store_url) as store:
         for name in ("a", "b"):

@@ -13,12 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store._runtime import StoreRuntime
 from letopis.store.database.dialects import check_row_count
-from letopis.store.database.schema import checkpoints, conversations, erasures, holds, log_heads, origins
+from letopis.store.database.schema import conversations, erasures, holds, log_heads, origins
 from letopis.store.database.store_identity import check_counters, check_identity, check_not_moved, read_identity
 from letopis.store.errors import Held, InvalidInput
+from letopis.store.maintenance.retention import read_again
 from letopis.store.model.events import from_microseconds
 from letopis.store.model.identifiers import check_identifier
-from letopis.store.projections.base import RETENTION_PREFIX
 from letopis.store.rules.apply_plan import Origin
 
 T = TypeVar("T")
@@ -173,8 +173,7 @@ class ErasureRegister:
             removed = sa.delete(holds).where(holds.c.kind == kind, holds.c.subject == subject)
             if (await connection.execute(removed)).rowcount == 0:
                 return False
-            # Retention passed over what was held, and looks at each place of the log once: have it begin again.
-            await connection.execute(sa.delete(checkpoints).where(checkpoints.c.name.startswith(RETENTION_PREFIX)))
+            await read_again(connection)  # retention has passed over what was held
             return True
 
         return await self._write(work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from typing import Final
 
 from letopis.adapters.langgraph.checkpoints import CheckpointRecords, Manifest, pages
@@ -34,16 +35,26 @@ async def delete_thread(checkpoints: CheckpointRecords, target: Target) -> None:
     checkpoints.forget(target)
 
 
-async def prune_thread(checkpoints: CheckpointRecords, target: Target, serde: Serializer) -> None:
-    """Delete all checkpoints but the latest of each namespace and those that its delta channels need.
+async def prune_thread(
+    checkpoints: CheckpointRecords,
+    target: Target,
+    serde: Serializer,
+    *,
+    keep_last: int = 1,
+    put_after: datetime | None = None,
+) -> None:
+    """Delete all checkpoints but the last of each namespace and those that their delta channels need.
+
+    With ``put_after`` those put before it are deleted too, but never the latest.
 
     :raises StoreUnavailable: the history store does not answer; nothing was deleted.
     """
     for namespace in await checkpoints.records(target).namespaces((*target.base, *CHECKPOINTS)):
-        values, manifests = await _read(checkpoints, target, namespace)
+        values, manifests, put_at = await _read(checkpoints, target, namespace)
         if manifests:
-            latest = max(manifests)
-            kept = {latest} | needed_by([latest], manifests, serde)
+            newest = sorted(manifests)[-keep_last:]
+            last = [name for name in newest if put_after is None or put_at[name] >= put_after or name == newest[-1]]
+            kept = set(last) | needed_by(last, manifests, serde)
             await _delete(checkpoints, target, manifests, manifests.keys() - kept, values)
 
 
@@ -71,7 +82,7 @@ async def delete_runs(checkpoints: CheckpointRecords, run_ids: Sequence[str], se
         if conversation is None:
             continue
         where = Target(conversation, conversation, "", None)
-        values, manifests = await _read(checkpoints, where, namespace)
+        values, manifests, _ = await _read(checkpoints, where, namespace)
         needed = needed_by(manifests.keys() - doomed, manifests, serde) & doomed
         if needed:
             raise InvalidInput(
@@ -86,8 +97,8 @@ async def delete_runs(checkpoints: CheckpointRecords, run_ids: Sequence[str], se
 
 async def _read(
     checkpoints: CheckpointRecords, target: Target, namespace: Namespace
-) -> tuple[set[str], dict[str, Manifest]]:
-    """Return the keys of all values of a namespace, and then its checkpoints.
+) -> tuple[set[str], dict[str, Manifest], dict[str, datetime]]:
+    """Return the keys of all values of a namespace, and then its checkpoints and when each was put.
 
     The order matters: a value put meanwhile is either not among the keys, or its checkpoint is included.
     """
@@ -96,9 +107,11 @@ async def _read(
     async for page in pages(records, (*namespace[:-2], "values", namespace[-1]), values=False):
         values.update(one.key for one in page)
     manifests: dict[str, Manifest] = {}
+    put_at: dict[str, datetime] = {}
     async for page in pages(records, namespace):
         manifests.update({one.key: Manifest.decode(one.value) for one in page})
-    return values, manifests
+        put_at.update({one.key: one.updated_at for one in page})
+    return values, manifests, put_at
 
 
 async def _delete(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from langgraph.checkpoint.base import (
@@ -23,6 +24,9 @@ from letopis.adapters.langgraph.keys import Target, config_of, target_of
 from letopis.adapters.langgraph.listing import CheckpointListing
 from letopis.adapters.langgraph.pruning import delete_runs, delete_thread, prune_thread
 from letopis.store import InvalidInput
+from letopis.store.model.events import utc_now
+from letopis.store.model.identifiers import check_number
+from letopis.store.rules.retention import MAX_DAYS
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
@@ -195,21 +199,39 @@ class LetopisSaver(BaseCheckpointSaver[Any]):
         """
         await copy_thread(self._checkpoints, self._thread(source_thread_id), self._thread(target_thread_id))
 
-    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+    async def aprune(
+        self,
+        thread_ids: Sequence[str],
+        *,
+        strategy: str = "keep_latest",
+        keep_last: int = 1,
+        max_age_days: float | None = None,
+    ) -> None:
         """Delete checkpoints of threads.
 
         :param strategy: ``keep_latest`` keeps the latest of each namespace and, with a ``DeltaChannel``, the earlier
             ones that it depends on; ``delete`` keeps none.
+        :param keep_last: with ``keep_latest``, how many checkpoints of each namespace are kept.
+        :param max_age_days: of these, those put longer ago are deleted too, but never the latest.
         :raises StoreUnavailable: the history store does not answer; only with ``keep_latest``.
         """
         if strategy not in ("keep_latest", "delete"):
             raise InvalidInput("strategy", 'must be "keep_latest" or "delete"')
+        check_number(keep_last, "keep_last", whole=True)
+        if keep_last < 1:
+            raise InvalidInput("keep_last", "must be at least 1")
+        put_after = None
+        if max_age_days is not None:
+            check_number(max_age_days, "max_age_days")
+            if not 0 < max_age_days <= MAX_DAYS:
+                raise InvalidInput("max_age_days", f"must be more than 0 and at most {MAX_DAYS} days")
+            put_after = utc_now() - timedelta(days=max_age_days)
         for thread_id in thread_ids:
             target = self._thread(thread_id)
             if strategy == "delete":
                 await delete_thread(self._checkpoints, target)
             else:
-                await prune_thread(self._checkpoints, target, self.serde)
+                await prune_thread(self._checkpoints, target, self.serde, keep_last=keep_last, put_after=put_after)
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -270,9 +292,16 @@ class LetopisSaver(BaseCheckpointSaver[Any]):
         """See :meth:`acopy_thread`."""
         self._wait(lambda: self.acopy_thread(source_thread_id, target_thread_id))
 
-    def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+    def prune(
+        self,
+        thread_ids: Sequence[str],
+        *,
+        strategy: str = "keep_latest",
+        keep_last: int = 1,
+        max_age_days: float | None = None,
+    ) -> None:
         """See :meth:`aprune`."""
-        self._wait(lambda: self.aprune(thread_ids, strategy=strategy))
+        self._wait(lambda: self.aprune(thread_ids, strategy=strategy, keep_last=keep_last, max_age_days=max_age_days))
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]

@@ -124,6 +124,12 @@ async def _find(history: History, config: Settings) -> list[DueContent]:
         for found in step.due:
             if found.conversation_id not in due or due[found.conversation_id].upto < found.upto:
                 due[found.conversation_id] = found
+    # The store does not know the tags that are pending here.
+    for name, found in list(due.items()):
+        conversation = await history.chat(name).conversation()
+        rule = None if conversation is None else retention.rule_for(conversation.owner_id, conversation.tags)
+        if rule is None or rule.name != found.rule:
+            del due[name]
     return list(due.values())
 
 

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect
 from letopis.store.database.row_mapping import tags_of
-from letopis.store.database.schema import conversations, events, holds, messages, of_conversation
+from letopis.store.database.schema import checkpoints, conversations, events, holds, messages, of_conversation
 from letopis.store.model.event_types import (
     ConversationArchived,
     ConversationStarted,
@@ -42,6 +42,12 @@ def held() -> sa.ColumnElement[bool]:
     c, kind, subject = conversations.c, holds.c.kind, holds.c.subject
     of_conversation = sa.and_(kind == "conversation", subject == c.conversation_id)
     return sa.exists().where(sa.or_(of_conversation, sa.and_(kind == "owner", subject == c.owner_id)))
+
+
+async def read_again(connection: AsyncConnection) -> None:
+    """Have the log read from its beginning, in the open transaction: a hold was released."""
+    places = checkpoints.c.name.like(f"{RETENTION_PREFIX}%")
+    await connection.execute(sa.update(checkpoints).where(places).values(position=0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +80,7 @@ class RetentionStep:
 
     due: list[DueContent] = field(default_factory=list)
     moved: dict[Place, int] = field(default_factory=dict)
+    began: int = 0
     more: bool = False
 
 
@@ -132,8 +139,10 @@ class ContentFinder:
             key = (_name(retention), age, partition)
             own, _ = await self._checkpoints.find(connection, key)
             own = own or Checkpoint.first(key, replay_to=0)
-            own.position = max(own.position, position)
-            await self._checkpoints.move(connection, [own], now=self._now())
+            # Another relay may have gone on meanwhile, or a release of a hold have the log read again.
+            if own.position == step.began:
+                own.position = position
+                await self._checkpoints.move(connection, [own], now=self._now())
 
     async def behind(self, connection: AsyncConnection, retention: ContentRetention) -> int:
         """Return how many events have reached an age and were not looked at, of the next 1,000 for each age."""
@@ -159,7 +168,7 @@ class ContentFinder:
             page: Sequence[Any] = (await connection.execute(self._statements.page, key)).all()
             old = [row.recorded_at <= cutoff for row in page]
             if rows := page[: old.index(False) if False in old else None]:
-                step = RetentionStep(more=True)
+                step = RetentionStep(began=after, more=True)
                 await self._look(connection, retention, step, (age, partition), rows, origin_id, describe=describe)
                 return step
         return RetentionStep()
