@@ -6,6 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from letopis.store import ConversationStore, Message
+from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.schema import conversations as conversations_table
 from letopis.store.database.schema import messages as messages_table
 from letopis.store.model.event_types import (
@@ -17,6 +18,7 @@ from letopis.store.read.paging import Window
 from letopis.store.testing.forks import ForkConformance, forked, texts
 from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.time_travel import paged
+from letopis.store.write.redaction import Eraser
 from tests.conformance.tables import LooksIntoTables, stored_text
 
 
@@ -66,6 +68,36 @@ async def test_a_fork_of_a_fork_keeps_what_it_reads_whatever_the_one_between_goe
     outbox.append("g", ConversationRewound())
     await outbox.deliver(store)
     assert "first" not in await stored_text(store, "p")
+
+
+class Killed(Exception):
+    """A process ended here."""
+
+
+@pytest.mark.parametrize("how", ["cut off", "refused"])
+async def test_what_no_fork_reads_any_more_is_erased_although_its_apply_was_disturbed(
+    store: ConversationStore, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends, or the store is lost, between the two transactions of an apply."""
+    outbox = Outbox()
+    outbox.append("p", Message.user("secret", id="1"))
+    outbox.append("f", forked("p", 1))
+    await outbox.deliver(store)
+    outbox.append("p", ConversationDeleted())
+    await outbox.deliver(store)
+    assert "secret" in await stored_text(store, "p")
+
+    async def disturbed(*_: object, **__: object) -> bool:
+        raise Killed if how == "cut off" else StoreFault(fault_class=FaultClass.UNAVAILABLE, code="x", reason="lost")
+
+    outbox.append("f", ConversationDeleted())
+    with monkeypatch.context() as patch:
+        patch.setattr(Eraser, "erase_released", disturbed)
+        with pytest.raises(Killed if how == "cut off" else StoreFault):
+            await outbox.deliver(store)
+    await outbox.deliver(store)
+
+    assert "secret" not in await stored_text(store, "p")
 
 
 async def rebuilt(store: ConversationStore) -> dict[str, tuple[str, ...]]:

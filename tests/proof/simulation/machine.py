@@ -23,6 +23,7 @@ import letopis.outbox.history.history
 import letopis.outbox.history.sharing
 import letopis.outbox.relay.lease
 import letopis.outbox.relay.relay
+import letopis.store.database.sqlite_file
 import letopis.store.database.worker_thread
 import letopis.store.model.events
 from tests.proof.simulation import strands
@@ -102,6 +103,7 @@ def take_over(loop: VirtualLoop, chance: random.Random, disk: Disk) -> Wall:
     for module, names in _THREADS.items():
         for name in names:
             setattr(module, name, getattr(strands, _NAMES.get(name, name)))
+    letopis.store.database.sqlite_file._here = strands.Local()  # type: ignore[assignment]
     for place in (letopis.outbox.relay.lease, letopis.outbox.drafts.writer_lock):
         assert hasattr(place, "FileLock")
         place.FileLock = Lock  # type: ignore[misc,assignment]

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import copy_context
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from greenlet import getcurrent, greenlet
 
@@ -51,6 +51,7 @@ class Strand:
         self.name = name or "strand"
         self.daemon = daemon
         self.outgoing: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
+        self.values: dict[str, Any] = {}
         self._greenlet: _Greenlet | None = None
         self._ticket = 0
 
@@ -120,6 +121,28 @@ class Strand:
     def _run(self) -> None:
         assert self._target is not None
         self._target(*self._args, **self._kwargs)
+
+
+class Local:
+    """Has the API of ``threading.local``: strands share a thread, and each has its own values."""
+
+    _outside: ClassVar[dict[str, Any]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._values()[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._values()[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        del self._values()[name]
+
+    def _values(self) -> dict[str, Any]:
+        strand = current()
+        return self._outside if strand is None else strand.values
 
 
 class Event:
