@@ -1,8 +1,5 @@
 """Make every fault of the table happen to a real server, and show its class and what a relay does with it.
 
-    python -m tests.campaigns.faults                     # both servers and SQLite, about a minute
-    python -m tests.campaigns.faults --store postgresql
-
 The servers are those of the tests (`tests.support.servers`); each run makes a database of its own and drops it. What
 comes out of the driver is put into a class by `letopis.store.database.faults`, as everywhere; the very same fault is
 then given to a real relay, as often as its cause would last, and the table tells what that did with it.
@@ -10,13 +7,10 @@ then given to a real relay, as often as its cause would last, and the table tell
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
-import tempfile
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +25,9 @@ from letopis.store.database.fault_classification import translated
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.timeouts import Timeouts
 from letopis.store.rules.apply_plan import LaneBatch
+from tests.proof.harness import Tally
+from tests.proof.options import Options
+from tests.proof.rows import Row as ProofRow
 from tests.support import peers
 from tests.support.bench import SHORT_TIMEOUTS, Bench
 from tests.support.relays import ToldStore, figures, lane, relay_on, say, until
@@ -606,32 +603,17 @@ def render(outcomes: Sequence[Outcome]) -> str:
     )
 
 
-async def _main(kinds: Sequence[str]) -> int:
-    outcomes: list[Outcome] = []
-    missing: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="letopis-faults-") as folder:
-        for kind in kinds:
-            try:
-                outcomes += await produce(kind, Path(folder))
-            except ServerUnavailable as unavailable:
-                missing[f"every row of {kind}"] = str(unavailable).splitlines()[0]
-    print(render(outcomes))
-    for name, reason in (NOT_PRODUCED | missing).items():
-        print(f"not produced: {name}: {reason}")
-    wrong = sum(not one.ok for one in outcomes)
-    print(f"{len(outcomes)} faults produced, {wrong} in a class that is not the table's")
-    return 1 if wrong or missing else 0
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--store", choices=[*KINDS, "all"], default="all")
-    chosen = parser.parse_args().store
+def prove(options: Options) -> Iterator[ProofRow]:
+    """Yield a row for each kind of store; the table is printed."""
     logging.disable()
-    with suppress(KeyboardInterrupt):
-        return asyncio.run(_main(KINDS if chosen == "all" else (chosen,)))
-    return 130
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    what = "every fault of the table, on a real server: its class and code, and what a relay does with it"
+    for kind in KINDS:
+        try:
+            outcomes = asyncio.run(produce(kind, options.folder))
+        except ServerUnavailable as missing:
+            yield ProofRow(what=what, where=DRIVERS[kind], missing=str(missing))
+            continue
+        options.tell(render(outcomes))
+        tally = Tally(count=len(outcomes), problems=[render([one]) for one in outcomes if not one.ok])
+        tally.notes = f"not produced: {'; '.join(map(': '.join, NOT_PRODUCED.items()))}"
+        yield tally.row(what, DRIVERS[kind], "faults")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tests.campaigns.targets import KINDS
 from tests.proof.restored.cases import CASES
 from tests.proof.restored.part import CONTROLS, TAKEN_AWAY, chosen
+from tests.proof.stores import KINDS
 
 
 def test_there_are_a_hundred_cases_over_three_stores() -> None:

@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from tests.campaigns.invariants import read_store
-from tests.campaigns.targets import KINDS
 from tests.proof.restored import world as worlds
 from tests.proof.restored.world import WAIT, World, running
+from tests.proof.stores import KINDS
 from tests.support.moves import dump
 from tests.support.relays import until
 

@@ -16,13 +16,12 @@ from unittest.mock import patch
 from letopis.outbox.relay import reconcile
 from letopis.store.database import dialects
 from letopis.store.maintenance.continuity import Continuity, LogCount
-from tests.campaigns.targets import KINDS
 from tests.proof.options import Options
 from tests.proof.restored import moved, wrong
 from tests.proof.restored import world as worlds
 from tests.proof.restored.cases import CASES, Case
 from tests.proof.rows import Row, row_of
-from tests.proof.stores import Fresh, fresh
+from tests.proof.stores import KINDS, Fresh, fresh
 
 EVERY: Final = 0.2  # seconds between two looks at the store; 30 outside the proof
 SHORT_PATIENCE: Final = 6.0  # seconds that a control is given to notice, which it cannot; half of it in the short form
