@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from random import Random
 from typing import Any, Final
 
 from letopis.outbox import History, Receipt
@@ -272,7 +271,3 @@ async def migrated(url: str) -> None:
     """Give an empty store its tables."""
     async with ConversationStore.open(url, migrate=True):
         return
-
-
-def chance_of(*words: object) -> Random:
-    return Random(" ".join(map(str, words)))
