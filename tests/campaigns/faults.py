@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.database import failover
@@ -107,6 +109,26 @@ def refused(name: str, expected: FaultClass, statement: str, **codes: str | None
     ROWS.append(Row(name, scene, expected, tuple(codes), settled))
 
 
+@asynccontextmanager
+async def _engine(url: str, *, timeouts: Timeouts = SHORT_TIMEOUTS) -> AsyncIterator[AsyncEngine]:
+    """Give an engine of one connection."""
+    engine = create_store_engine(url, timeouts=timeouts, pool_size=1)
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+def reached(name: str, expected: FaultClass, change: Callable[[Bench], str], *kinds: str, codes: Sequence[str]) -> None:
+    """Enter a URL at which a store cannot be used."""
+
+    async def scene(bench: Bench) -> None:
+        with translated():
+            await bench.at(change(bench))
+
+    row(name, expected, *kinds, codes=codes)(scene)
+
+
 # --- the connection -------------------------------------------------------------------------------------------------
 
 
@@ -173,10 +195,17 @@ async def _(bench: Bench) -> None:
         await bench.at(bench.changed(port=await peers.refused_port()))
 
 
-@row("no such host", UNAVAILABLE, codes=("name-resolution",))
-async def _(bench: Bench) -> None:
-    with translated():
-        await bench.at(bench.changed(host="history.invalid"))
+reached("no such host", UNAVAILABLE, lambda bench: bench.changed(host="history.invalid"), codes=("name-resolution",))
+reached(
+    "no such database", MISCONFIGURED, lambda bench: bench.changed(database="letopis_no_such"), codes=("3D000", "1049")
+)
+reached(
+    "no folder",
+    MISCONFIGURED,
+    lambda bench: str(Path(make_url(bench.url).database or "").parent / "nowhere" / "history.db"),
+    "sqlite",
+    codes=("no-folder",),
+)
 
 
 @row("a peer of another protocol", UNAVAILABLE)
@@ -202,13 +231,9 @@ async def _(bench: Bench) -> None:
 
 @row("all connections of the pool in use", CONFLICT, codes=("pool-timeout",))
 async def _(bench: Bench) -> None:
-    engine = create_store_engine(bench.url, timeouts=SHORT_TIMEOUTS, pool_size=1)
-    try:
-        async with engine.connect():
-            with translated():
-                await bench.run("SELECT 1", engine=engine)
-    finally:
-        await engine.dispose()
+    async with _engine(bench.url) as engine, engine.connect():
+        with translated():
+            await bench.run("SELECT 1", engine=engine)
 
 
 # --- the account ----------------------------------------------------------------------------------------------------
@@ -251,21 +276,11 @@ async def _(bench: Bench) -> None:
 @row("the server stops under a connection", UNAVAILABLE, "postgresql")
 async def _(bench: Bench) -> None:
     with PostgresServer.own() as own:
-        engine = create_store_engine(own.url, timeouts=SHORT_TIMEOUTS, pool_size=1)
-        try:
-            async with engine.connect() as connection:
+        async with _engine(own.url) as engine, engine.connect() as connection:
+            await connection.exec_driver_sql("SELECT 1")
+            await asyncio.to_thread(own.stop, "immediate")
+            with translated():
                 await connection.exec_driver_sql("SELECT 1")
-                await asyncio.to_thread(own.stop, "immediate")
-                with translated():
-                    await connection.exec_driver_sql("SELECT 1")
-        finally:
-            await engine.dispose()
-
-
-@row("no such database", MISCONFIGURED, codes=("3D000", "1049"))
-async def _(bench: Bench) -> None:
-    with translated():
-        await bench.at(bench.changed(database="letopis_no_such"))
 
 
 @row("no privilege", MISCONFIGURED, codes=("42501", "1142"))
@@ -276,13 +291,9 @@ async def _(bench: Bench) -> None:
 @row("too many connections", UNAVAILABLE, codes=("53300", "1226"))
 async def _(bench: Bench) -> None:
     async def work(url: str) -> None:
-        first = create_store_engine(url, timeouts=SHORT_TIMEOUTS, pool_size=1)
-        try:
-            async with first.connect() as connection:
-                await connection.exec_driver_sql("SELECT 1")
-                await bench.at(url)
-        finally:
-            await first.dispose()
+        async with _engine(url) as first, first.connect() as connection:
+            await connection.exec_driver_sql("SELECT 1")
+            await bench.at(url)
 
     await _as_user(bench, work)
 
@@ -299,15 +310,12 @@ async def _(bench: Bench) -> None:
 @row("idle in a transaction for too long", UNAVAILABLE)
 async def _(bench: Bench) -> None:
     timeouts = Timeouts(connect=5, statement=0.5 if bench.postgresql else 1, lock=1)
-    engine = create_store_engine(bench.url, timeouts=timeouts, pool_size=1)
-    try:
+    async with _engine(bench.url, timeouts=timeouts) as engine:
         with translated():
             async with engine.begin() as connection:
                 await connection.exec_driver_sql("UPDATE probe SET number = 3")
                 await asyncio.sleep(0.8 if bench.postgresql else 2.2)
                 await connection.exec_driver_sql("SELECT 1")
-    finally:
-        await engine.dispose()
 
 
 @row("lock held by another", CONFLICT, codes=("55P03", "1205"))
@@ -339,21 +347,17 @@ async def _(bench: Bench) -> None:
 
 @row("row changed since the snapshot", CONFLICT, codes=("40001", "1020"))
 async def _(bench: Bench) -> None:
-    engine = create_store_engine(bench.url, timeouts=SHORT_TIMEOUTS, pool_size=1)
-    try:
-        async with engine.connect() as connection:
-            if bench.postgresql:
-                await connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-            else:
-                await connection.exec_driver_sql("SET SESSION innodb_snapshot_isolation = ON")
-                await connection.exec_driver_sql("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-                await connection.commit()
-            await connection.exec_driver_sql("SELECT * FROM probe")
-            await bench.run("UPDATE probe SET number = number + 1 WHERE id = 1")
-            with translated():
-                await connection.exec_driver_sql("UPDATE probe SET number = 9 WHERE id = 1")
-    finally:
-        await engine.dispose()
+    async with _engine(bench.url) as engine, engine.connect() as connection:
+        if bench.postgresql:
+            await connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        else:
+            await connection.exec_driver_sql("SET SESSION innodb_snapshot_isolation = ON")
+            await connection.exec_driver_sql("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            await connection.commit()
+        await connection.exec_driver_sql("SELECT * FROM probe")
+        await bench.run("UPDATE probe SET number = number + 1 WHERE id = 1")
+        with translated():
+            await connection.exec_driver_sql("UPDATE probe SET number = 9 WHERE id = 1")
 
 
 @row("read-only server (failover)", UNAVAILABLE, codes=("25006", "1792"))
@@ -365,14 +369,11 @@ async def _(bench: Bench) -> None:
 
 @row("schema changed under a prepared statement", CONFLICT, "postgresql", codes=("cached-statement",))
 async def _(bench: Bench) -> None:
-    engine = create_store_engine(bench.url, pool_size=1)
-    try:
+    async with _engine(bench.url) as engine:
         await bench.run("SELECT * FROM probe", engine=engine)
         await bench.run("ALTER TABLE probe ADD COLUMN IF NOT EXISTS more INT")
         with translated():
             await bench.run("SELECT * FROM probe", engine=engine)
-    finally:
-        await engine.dispose()
 
 
 @row("payload beyond max_allowed_packet", UNAVAILABLE, "mariadb")
@@ -442,12 +443,6 @@ async def _(bench: Bench) -> None:
         await bench.run("UPDATE probe SET number = 2")
         with translated():
             await connection.exec_driver_sql("UPDATE probe SET number = 3")
-
-
-@row("no folder", MISCONFIGURED, "sqlite", codes=("no-folder",))
-async def _(bench: Bench) -> None:
-    with translated():
-        await bench.at(str(Path(make_url(bench.url).database or "").parent / "nowhere" / "history.db"))
 
 
 @row("no database file", MISCONFIGURED, "sqlite", codes=("SQLITE_NOTADB",))
