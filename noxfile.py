@@ -120,11 +120,9 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def campaign(session: nox.Session) -> None:
-    """Send real conversations through all three stores under faults; words after `--` go to the campaign."""
+    """Send real conversations through all three stores under faults; words after `--` go to the proof."""
     install(session)
-    session.run(
-        "python", "-m", "tests.campaigns.chitchat", *(session.posargs or ("--sample", "0.01", "--store", "all"))
-    )
+    session.run("python", "-m", "tests.proof", "--part", "chitchat", *(session.posargs or ("--short",)))
 
 
 @nox.session

@@ -1,372 +1,317 @@
 """Send real conversations through the real command into real stores, while the relay and the store are broken.
 
-::
-
-    python -m tests.campaigns.chitchat --store all                  # everything; about ten minutes on two cores
-    python -m tests.campaigns.chitchat --store all --sample 0.01    # what every change has to pass
-    python -m tests.campaigns.chitchat --sample 0.01 --control swap # must fail
-
-It ends with 0 only if the export equals the import in every conversation, the logs hold every invariant, as many faults
-fired as were asked for, and the controls were caught.
+What is exported has to be what was imported, in every conversation; the logs hold every invariant; as many faults fired
+as were asked for; and a store that is damaged behind its back is noticed.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import platform
 import random
-import shutil
-import signal
-import sys
-import tempfile
+import sqlite3
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from subprocess import Popen
 from typing import Any, Final
 
 from letopis.store.model.identifiers import derived_event_id
-from tests.campaigns import comparison, dataset
-from tests.campaigns.dataset import Written
-from tests.campaigns.invariants import Ack, check
+from tests.campaigns import dataset
+from tests.campaigns.invariants import Ack
 from tests.campaigns.processes import Failed, Place, Probe, Progress, Relay, finish
-from tests.campaigns.schedule import Fault, Kind, Wave, schedule
-from tests.campaigns.targets import KINDS, Target, open_target
+from tests.proof.harness import Tally, World
+from tests.proof.options import Options
+from tests.proof.rows import Row
+from tests.proof.stores import KINDS
 from tests.support.damage import CONTROLS, damage
-from tests.support.servers import ServerUnavailable
+from tests.support.servers import MariaDBServer, PostgresServer, ServerUnavailable
 
+WHAT: Final = "real conversations imported, delivered under kills, cuts and an outage, and exported: equal"
+CONTROL: Final = "a message lost, two swapped, one stored twice behind its back: seen in the export and in the logs"
+FAULTS: Final = {"kill": 20, "cut": 20, "outage": 1}
+OUTAGE_SECONDS: Final = 12.0  # of an SQLite file, longer than a relay waits for a lock; a server is away for one second
+TIMEOUT_SECONDS: Final = 600.0  # for the delivery into one store
 POLL: Final = 0.003
+ROOM: Final = 3000
+"""Events between two faults below which the relay would be done before they all fire: a few batches of it."""
+SPARE: Final = 6
+"""Waves of a small sample that bring no faults of their own, for those that a quick relay left nothing to hit."""
+Conversations = Mapping[str, Sequence[tuple[str | None, str]]]  # of each message its id, and the whole line
 
 
-@dataclass(slots=True, kw_only=True)
-class Outcome:
-    """What one store's campaign came to."""
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing to break, as soon as the relay is at work and the store has got ``after`` events."""
 
-    store: str
-    version: str = ""
-    conversations: int = 0
-    messages: int = 0
-    events: int = 0
-    waves: int = 0
-    asked: dict[str, int] = field(default_factory=dict)
-    fired: dict[str, int] = field(default_factory=dict)
-    connections_hit: int = 0
-    relay_starts: int = 0
-    noticed: dict[str, int] = field(default_factory=dict)
-    logged_errors: list[str] = field(default_factory=list)
-    digest: str = ""
-    seconds: dict[str, float] = field(default_factory=dict)
-    controls: dict[str, str] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Return True if everything held, every fault fired and every control was caught."""
-        return not self.problems
+    kind: str
+    after: int
+    delay: float
 
 
+Wave = tuple[int, list[Fault]]  # how many of the first lines are imported, and what breaks meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An empty history store that may be broken; both ways return how many connections, or stores, that hit."""
+
+    url: str
+    cut: Callable[[float], int]
+    outage: Callable[[], int]
+
+
+@dataclass(slots=True)
 class Campaign:
     """One store's run: import, break, deliver, export, compare."""
 
-    def __init__(self, target: Target, folder: Path, *, options: argparse.Namespace, source: Path, written: Written):
-        self._target = target
-        self._options = options
-        self._source = source
-        self._written = written
-        self._place = Place(folder=folder, outbox=folder / "bot.outbox.db", store=target.url)
-        self._relay = Relay(self._place)
-        self._deadline = time.monotonic() + options.timeout
-        self._fired: Counter[Kind] = Counter()
-        self._waiting: list[Fault] = []
-        self.outcome = Outcome(
-            store=target.kind,
-            version=target.version(),
-            asked={"kill": options.kills, "cut": options.cuts, "outage": options.outages},
-        )
+    target: Target
+    place: Place
+    source: Path
+    seed: int
+    relay: Relay = field(init=False)
+    tally: Tally = field(default_factory=Tally)
+    deadline: float = field(default_factory=lambda: time.monotonic() + TIMEOUT_SECONDS)
 
-    def run(self) -> Outcome:
-        """Run it to its end; the outcome reports what went wrong."""
-        outcome, started = self.outcome, time.monotonic()
+    def __post_init__(self) -> None:
+        self.relay = Relay(self.place)
+
+    def run(self, faults: Mapping[str, int], *, damaged: str = "") -> tuple[Tally, Tally]:
+        """Run it to its end; return what came of it, and of the controls."""
+        tally, controls = self.tally, Tally()
         try:
-            self._deliver()
-            outcome.seconds["deliver"] = time.monotonic() - started
-            if self._options.control is not None:
-                self._damage(self._options.control, self._victims(1)[0])
+            self._deliver(schedule(self.source, faults, self.seed))
+            if damaged:
+                asyncio.run(damage(self.target.url, damaged, self._victims(1)[0]))
             self._check()
-            if not outcome.problems:
-                self._try_controls()
+            if not tally.problems:
+                controls = self._try_controls()
         except Failed as error:
-            outcome.problems.append(str(error))
+            tally.problems.append(str(error))
         finally:
-            self._relay.close()
-        outcome.fired = {kind: self._fired[kind] for kind in ("kill", "cut", "outage")}
-        for kind, asked in outcome.asked.items():
-            if outcome.fired[kind] < asked:
-                outcome.problems.append(f"{kind}: only {outcome.fired[kind]} of {asked} fired")
-        outcome.seconds["all"] = time.monotonic() - started
-        return outcome
-
-    # --- deliver -----------------------------------------------------------------------------------------------------
-
-    def _deliver(self) -> None:
-        self._place.run("db", "upgrade", timeout=60)
-        options = self._options
-        waves = schedule(
-            lines=self._written.messages,
-            kills=options.kills,
-            cuts=options.cuts,
-            outages=options.outages,
-            seed=options.seed,
+            self.relay.close()
+        for kind, wanted in faults.items():
+            tally.require(tally.figures[kind] >= wanted, f"{kind}: only {tally.figures[kind]} of {wanted} fired")
+        tally.count = sum(tally.figures[kind] for kind in faults)
+        seen, errors = self.relay.noticed()
+        by_kind = ", ".join(f"{tally.figures[kind]} {kind}s" for kind in faults)
+        tally.notes = (
+            f"{tally.figures['conversations']:,} conversations, {tally.figures['messages']:,} messages; {by_kind};"
+            f" {tally.figures['connections']} connections hit; the relays saw: {dict(seen)}, logged: {errors[:3]}"
         )
-        self.outcome.waves = len(waves)
-        for wave in waves:
-            self._wave(wave)
-        probe = Probe(self._place.outbox)
-        try:
+        return tally, controls
+
+    def _deliver(self, waves: Sequence[Wave]) -> None:
+        self.place.run("db", "upgrade", timeout=60)
+        left: list[Fault] = []
+        for lines, faults in waves:
+            part = self.place.folder / "part.jsonl"
+            with self.source.open("rb") as file, part.open("wb") as out:
+                out.writelines(line for line, _ in zip(file, range(lines), strict=False))
+            words = ("history", "import", "jsonl", str(part))
+            with self.place.start(*words) as importing:
+                try:
+                    left += faults
+                    self._break(importing, left)
+                    finish(importing, words, timeout=max(1.0, self.deadline - time.monotonic()))
+                finally:
+                    importing.kill()
+        with closing(Probe(self.place.outbox)) as probe:
             while (progress := probe.look()).pending:
                 self._keep_going(probe, f"{progress.pending} events are still pending")
-            self.outcome.events = progress.delivered
-        finally:
-            probe.close()
-        if code := self._relay.stop():
-            self.outcome.problems.append(f"the relay ended with {code} after SIGTERM")
-        if self._relay.deaths:
-            self.outcome.problems.append(f"the relay ended by itself, with {self._relay.deaths}")
-        self.outcome.relay_starts = self._relay.starts
-        noticed, self.outcome.logged_errors = self._relay.noticed()
-        self.outcome.noticed = dict(noticed)
+        code = self.relay.stop()
+        self.tally.require(not code, f"the relay ended with {code} after SIGTERM")
+        self.tally.require(not self.relay.deaths, f"the relay ended by itself, with {self.relay.deaths}")
 
-    def _wave(self, wave: Wave) -> None:
-        part = self._source
-        if wave.lines < self._written.messages:
-            part = self._place.folder / "part.jsonl"
-            copy_lines(self._source, part, wave.lines)
-        words = ("history", "import", "jsonl", str(part))
-        with self._place.start(*words) as importing:
-            try:
-                self._waiting += wave.faults
-                self._break(importing)
-                finish(importing, words, timeout=max(1.0, self._deadline - time.monotonic()))
-            finally:
-                importing.kill()
-
-    def _break(self, importing: Popen[str]) -> None:
-        """Fire what is waiting; what comes too late, because everything is delivered, waits for the next wave."""
-        left = self._waiting
+    def _break(self, importing: Popen[str], left: list[Fault]) -> None:
+        """Fire what is left; what comes too late, because everything is delivered, waits for the next wave."""
         probe: Probe | None = None
         try:
             while left:
-                if probe is None and self._relay.pid is not None:
-                    probe = Probe.of(self._place.outbox)
+                if probe is None and self.relay.pid is not None:
+                    probe = Probe.of(self.place.outbox)
                 progress = self._keep_going(probe, f"{len(left)} faults have not fired")
-                if progress is None:
+                if progress is None or probe is None:
                     if importing.poll():
                         return  # it failed, and its end will tell why
                     continue
-                if progress.delivered >= left[0].after and self._at_work(progress):
+                if progress.delivered >= left[0].after and progress.pending and progress.holder == self.relay.pid:
                     time.sleep(left[0].delay)
                     # What became of it in the meantime decides whether it counts.
-                    if probe is not None and probe.look().pending and self._fire(left[0]):
+                    if probe.look().pending and self._fire(left[0]):
                         left.pop(0)
                     else:
-                        left[0] = left[0].sooner()
+                        left[0] = replace(left[0], delay=left[0].delay / 2)
                 elif not progress.pending and importing.poll() is not None:
                     return
         finally:
             if probe is not None:
                 probe.close()
 
-    def _at_work(self, progress: Progress) -> bool:
-        return progress.pending > 0 and progress.holder is not None and progress.holder == self._relay.pid
-
     def _keep_going(self, probe: Probe | None, left: str) -> Progress | None:
-        if time.monotonic() > self._deadline:
+        if time.monotonic() > self.deadline:
             stuck = f"; blocked: {probe.blocked()}" if probe is not None else ""
-            raise Failed(f"out of time: {left}{stuck}\n{self._relay.tail()}")
+            raise Failed(f"out of time: {left}{stuck}\n{self.relay.tail()}")
         # The import makes the file; a relay has nothing to say before.
-        if self._place.outbox.exists():
-            self._relay.ensure()
+        if self.place.outbox.exists():
+            self.relay.ensure()
         time.sleep(POLL)
         return None if probe is None else probe.look()
 
     def _fire(self, fault: Fault) -> bool:
         if fault.kind == "kill":
-            hit = int(self._relay.kill())
+            hit = int(self.relay.kill())
         elif fault.kind == "cut":
-            hit = self._target.cut(fault.delay * 20)
-            self.outcome.connections_hit += hit
+            hit = self.target.cut(fault.delay * 20)
+            self.tally.figures["connections"] += hit
         else:
-            hit = self._target.outage()
-        self._fired[fault.kind] += hit > 0
+            hit = self.target.outage()
+        self.tally.figures[fault.kind] += hit > 0
         return hit > 0
 
-    # --- check -------------------------------------------------------------------------------------------------------
-
     def _check(self) -> None:
-        outcome, started = self.outcome, time.monotonic()
-        exported = self._export("exported.jsonl")
-        outcome.seconds["export"] = time.monotonic() - started
-        imported = comparison.read(self._source)
-        found = comparison.compare(imported, exported)
-        outcome.conversations, outcome.messages, outcome.digest = found.conversations, found.messages, found.digest
-        if not found.equal:
-            outcome.problems.append(f"the export differs from the import: {found}")
-        verdict = asyncio.run(
-            check([self._place.outbox], self._target.url, acknowledged=acknowledgements(imported), drained=True)
-        )
-        if not verdict.ok:
-            outcome.problems.append(f"the logs break their invariants: {verdict}")
-        outcome.seconds["check"] = time.monotonic() - started
+        imported, exported = read(self.source), self._export("exported.jsonl")
+        self.tally.figures.update(conversations=len(exported), messages=sum(map(len, exported.values())))
+        self.tally.blame(differences(imported, exported), where="the export differs from the import")
+        # The id of each line's event is derived from the line's own.
+        acks = [Ack(name, derived_event_id(name, one)) for name, lines in imported.items() for one, _ in lines if one]
+        verdict = asyncio.run(replace(self._world(), acks=acks).examine())
+        self.tally.take(verdict, where="the logs break their invariants")
 
-    def _export(self, name: str, *words: str) -> comparison.Conversations:
-        path = self._place.folder / name
+    def _export(self, name: str, *words: str) -> Conversations:
+        path = self.place.folder / name
         path.unlink(missing_ok=True)
-        self._place.run("history", "export", "jsonl", str(path), *words, timeout=300)
-        return comparison.read(path)
+        self.place.run("history", "export", "jsonl", str(path), *words, timeout=300)
+        return read(path)
 
-    def _try_controls(self) -> None:
+    def _try_controls(self) -> Tally:
         """Damage three conversations, each in its own way: the same checks must see each of them."""
-        imported = comparison.read(self._source)
-        victims = dict(zip(CONTROLS, self._victims(len(CONTROLS)), strict=True))
-        for control, name in victims.items():
-            self._damage(control, name)
+        tally, imported = Tally(), read(self.source)
+        for control, name in zip(CONTROLS, self._victims(len(CONTROLS)), strict=True):
+            asyncio.run(damage(self.target.url, control, name))
             exported = self._export("control.jsonl", "--conversation", name)
-            caught = not comparison.compare({name: imported[name]}, exported).equal
-            self.outcome.controls[control] = "caught" if caught else "MISSED"
-        verdict = asyncio.run(check([self._place.outbox], self._target.url, drained=True))
-        self.outcome.controls["invariants"] = f"{verdict.problem_count} found"
-        if verdict.problem_count < len(CONTROLS) or "MISSED" in self.outcome.controls.values():
-            self.outcome.problems.append(f"a control was not caught: {self.outcome.controls}, {verdict}")
+            caught = differences({name: imported[name]}, exported)
+            self.tally.require(bool(caught), f"{control} is not seen in the export")
+            tally.blame(caught, where=control)
+            tally.count += 1
+        verdict = asyncio.run(self._world().examine())
+        self.tally.require(verdict.problem_count >= len(CONTROLS), f"the damage is not seen in the logs: {verdict}")
+        return tally
+
+    def _world(self) -> World:
+        return World(self.place.folder, self.target.url)
 
     def _victims(self, count: int) -> Sequence[str]:
-        names = [name for name, lines in comparison.read(self._source).items() if len(lines) >= 4]
-        return random.Random(self._options.seed).sample(sorted(names), count)
-
-    def _damage(self, control: str, name: str) -> None:
-        asyncio.run(damage(self._target.url, control, name))
+        names = [name for name, lines in read(self.source).items() if len(lines) >= 4]
+        return random.Random(self.seed).sample(sorted(names), count)
 
 
-def copy_lines(source: Path, part: Path, lines: int) -> None:
-    with source.open("rb") as file, part.open("wb") as out:
-        out.writelines(line for line, _ in zip(file, range(lines), strict=False))
+def schedule(source: Path, faults: Mapping[str, int], seed: int) -> list[Wave]:
+    """Return when to import how much, and when to break what: the same for the same seed.
+
+    Where there are enough lines, there is one wave and the faults are spread over it. A small sample would be delivered
+    before they all fired: it comes in waves of two faults, each importing the file a little further, from its start, so
+    that importing twice is tried as well.
+    """
+    lines, chance = source.read_bytes().count(b"\n"), random.Random(seed)
+    order = [kind for kind, count in faults.items() if kind != "outage" for _ in range(count)]
+    chance.shuffle(order)
+    for _ in range(faults.get("outage", 0)):
+        order.insert(chance.randint(len(order) // 3, 2 * len(order) // 3), "outage")
+
+    def fault(kind: str, after: int = 0) -> Fault:
+        return Fault(kind, after, delay=chance.uniform(0, 0.015))
+
+    if not order or lines // len(order) >= ROOM:
+        # Not in the last part, so that every fault finds the relay at work.
+        marks = sorted(chance.randint(lines // 50, lines * 9 // 10) for _ in order)
+        return [(lines, list(map(fault, order, marks)))]
+    # A cut first: while the relay waits to connect again there is surely something pending for the second.
+    pairs = [sorted(order[at : at + 2], key=("cut", "outage", "kill").index) for at in range(0, len(order), 2)]
+    waves = [*pairs, *([] for _ in range(SPARE))]
+    return [(lines * number // len(waves), list(map(fault, pair))) for number, pair in enumerate(waves, 1)]
 
 
-def acknowledgements(imported: comparison.Conversations) -> Iterator[Ack]:
-    """Yield what the import acknowledged: each line's event, whose id is derived from the line's own, must be there."""
-    for name, lines in imported.items():
-        for message_id, _ in lines:
-            if message_id is not None:
-                yield Ack(name, derived_event_id(name, message_id))
+@contextmanager
+def open_target(kind: str, folder: Path) -> Iterator[Target]:
+    """Give a store of its own; a server is one that is started for it, since it is crashed."""
+    if kind == "sqlite":
+        path = folder / "history.db"
+
+        def hold(seconds: float) -> int:
+            """Hold the file's lock, which is all that can fail from outside."""
+            if not path.exists():
+                return 0
+            with closing(sqlite3.connect(path, isolation_level=None, timeout=10)) as connection:
+                connection.execute("BEGIN EXCLUSIVE")
+                time.sleep(seconds)
+                connection.execute("ROLLBACK")
+            return 1
+
+        yield Target(f"sqlite:///{path.as_posix()}", hold, lambda: hold(OUTAGE_SECONDS))
+        return
+    server = PostgresServer.own() if kind == "postgresql" else MariaDBServer.own()
+
+    def crash() -> int:
+        server.stop("immediate") if kind == "postgresql" else server.kill()
+        time.sleep(1.0)
+        server.start()
+        return 1
+
+    with server:
+        url = server.create_database("letopis_campaign")
+        yield Target(url, lambda _: server.terminate_connections(url), crash)
 
 
-def report(written: Written, outcomes: Sequence[Outcome], options: argparse.Namespace) -> str:
-    """Return the table as text."""
-    rows = [
-        f"chitchat-dataset {written.version}, sample {options.sample:g}, seed {options.seed}",
-        f"{written.conversations} conversations, {written.messages} messages, the longest {written.longest}",
-        "",
-        "| store | conversations | messages | relay kills | cuts | outages | controls | seconds | result |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for one in outcomes:
-        fired = [f"{one.fired.get(kind, 0)} of {one.asked.get(kind, 0)}" for kind in ("kill", "cut", "outage")]
-        caught = sum(word == "caught" for word in one.controls.values())
-        rows.append(
-            f"| {one.version or one.store} | {one.conversations} | {one.messages} | {' | '.join(fired)} "
-            f"| {caught} caught | {one.seconds.get('all', 0):.0f} | {'equal' if one.ok else 'FAILED'} |"
-        )
-    for one in outcomes:
-        told = ", ".join(f"{count} x {what}" for what, count in sorted(one.noticed.items()))
-        counts = f"{one.connections_hit} connections hit, {one.relay_starts} relay starts"
-        rows += ["", f"{one.store}: {counts}; the relays told of {told or 'no fault'}"]
-        rows += [f"{one.store}: the relay logged an error: {text}" for text in one.logged_errors[:5]]
-        rows += ["", *(f"{one.store}: {problem}" for problem in one.problems)] if one.problems else []
-    return "\n".join(rows)
+def read(path: Path) -> Conversations:
+    """Read a JSONL file; the order between conversations is no promise and is left aside."""
+    with path.open(encoding="utf-8", newline="\n") as file:
+        return gather(json.loads(line) for line in file)
 
 
-def as_json(written: Written, outcomes: Sequence[Outcome], options: argparse.Namespace) -> dict[str, Any]:
-    """Return everything that was counted."""
-    return {
-        "dataset": asdict(written),
-        "sample": options.sample,
-        "seed": options.seed,
-        "python": platform.python_version(),
-        "ok": all(outcome.ok for outcome in outcomes),
-        "stores": [{**asdict(outcome), "ok": outcome.ok} for outcome in outcomes],
-    }
+def gather(lines: Iterable[Mapping[str, Any]]) -> Conversations:
+    """Return messages by conversation, each in one text for all ways to write it: UTC, nothing empty."""
+    found: dict[str, list[tuple[str | None, str]]] = defaultdict(list)
+    for line in lines:
+        whole = {key: value for key, value in line.items() if value not in (None, {})}
+        if "occurred_at" in whole:
+            moment = datetime.fromisoformat(whole["occurred_at"]).astimezone(UTC)
+            whole["occurred_at"] = moment.isoformat(timespec="microseconds")
+        text = json.dumps(whole, sort_keys=True, ensure_ascii=False)
+        found[line["conversation_id"]].append((line.get("id"), text))
+    return found
 
 
-def run_store(kind: str, folder: Path, *, options: argparse.Namespace, source: Path, written: Written) -> Outcome:
-    folder.mkdir()
-    try:
-        target = open_target(kind, folder)
-    except ServerUnavailable as error:
-        return Outcome(store=kind, problems=[f"there is no such server here: {error}"])
-    try:
-        tell(f"{target.version()}: a cut is {target.words[0]}, an outage is {target.words[1]}")
-        return Campaign(target, folder, options=options, source=source, written=written).run()
-    finally:
-        target.close()
+def differences(imported: Conversations, exported: Conversations) -> list[str]:
+    """Return the conversations that are not the same on both sides: what is lost, too many, or elsewhere."""
+    problems = []
+    for name in sorted(imported.keys() | exported.keys()):
+        given, found = list(imported.get(name, ())), list(exported.get(name, ()))
+        if given != found:
+            went_in, came_out = Counter(given), Counter(found)
+            lacks, more = went_in - came_out, came_out - went_in
+            how = f"{lacks.total()} lacking, {more.total()} too many" if lacks or more else "out of order"
+            problems.append(f"{name!r}: {len(given)} in, {len(found)} out: {how}")
+    return problems
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the campaigns and print the table; return the exit code."""
-    options = parser().parse_args(arguments)
-    kinds = KINDS if options.store == "all" else (options.store,)
-    # If we are ended early, our relay, our server and our files have to go as well.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    folder = Path(tempfile.mkdtemp(prefix="letopis-campaign-"))
-    try:
-        source = folder / "chitchat.jsonl"
-        written = dataset.write(source, sample=options.sample, seed=options.seed)
-        outcomes = []
-        for kind in kinds:
-            outcome = run_store(kind, folder / kind, options=options, source=source, written=written)
-            outcomes.append(outcome)
-            tell(f"{kind}: {'equal' if outcome.ok else 'FAILED'} in {outcome.seconds.get('all', 0):.1f} s")
-    finally:
-        if not options.keep:
-            shutil.rmtree(folder, ignore_errors=True)
-        else:
-            tell(f"kept: {folder}")
-    print(report(written, outcomes, options))
-    if options.json is not None:
-        options.json.write_text(json.dumps(as_json(written, outcomes, options), indent=2) + "\n", encoding="utf-8")
-    return 0 if all(outcome.ok for outcome in outcomes) else 1
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return what the command line may say."""
-    result = argparse.ArgumentParser(prog="python -m tests.campaigns.chitchat", description=__doc__.split("\n")[0])
-    result.add_argument("--store", choices=(*KINDS, "all"), default="sqlite", help="default: sqlite")
-    result.add_argument("--sample", type=share, default=1.0, help="share of the conversations, up to 1 (default)")
-    result.add_argument("--seed", type=int, default=1, help="of the sample and of every fault (default: 1)")
-    result.add_argument("--kills", type=int, default=20, help="kill -9 of the relay at work (default: 20)")
-    result.add_argument("--cuts", type=int, default=20, help="cuts of the store's connections (default: 20)")
-    result.add_argument("--outages", type=int, default=1, help="crashes of the store itself (default: 1)")
-    result.add_argument("--control", choices=CONTROLS, help="damage the store before the check: it must then fail")
-    result.add_argument("--timeout", type=float, default=600.0, help="seconds for the delivery into one store")
-    result.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    result.add_argument("--keep", action="store_true", help="keep the files of the run, and say where")
-    return result
-
-
-def share(text: str) -> float:
-    """Read a number above 0, up to 1."""
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError("must be above 0 and at most 1")
-    return value
-
-
-def tell(text: str) -> None:
-    """Say how it goes, on stderr."""
-    print(text, file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def prove(options: Options) -> Iterator[Row]:
+    """Yield a row and its control for each kind of store."""
+    source, sample = options.folder / "chitchat.jsonl", 0.03 if options.short else 1.0
+    dataset.write(source, sample=sample, seed=options.seed)
+    for kind in KINDS:
+        folder = options.folder / kind
+        folder.mkdir()
+        try:
+            with open_target(kind, folder) as target:
+                place = Place(folder=folder, outbox=folder / "bot.outbox.db", store=target.url)
+                tally, controls = Campaign(target, place, source, options.seed).run(FAULTS)
+        except ServerUnavailable as missing:
+            yield Row(what=WHAT, where=kind, missing=str(missing))
+            continue
+        yield tally.row(WHAT, kind, "faults", sum(FAULTS.values()))
+        yield controls.row(CONTROL, kind, "damages", control=True)

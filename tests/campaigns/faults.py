@@ -1,8 +1,5 @@
 """Make every fault of the table happen to a real server, and show its class and what a relay does with it.
 
-    python -m tests.campaigns.faults                     # both servers and SQLite, about a minute
-    python -m tests.campaigns.faults --store postgresql
-
 The servers are those of the tests (`tests.support.servers`); each run makes a database of its own and drops it. What
 comes out of the driver is put into a class by `letopis.store.database.faults`, as everywhere; the very same fault is
 then given to a real relay, as often as its cause would last, and the table tells what that did with it.
@@ -10,19 +7,18 @@ then given to a real relay, as often as its cause would last, and the table tell
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
-import tempfile
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.database import failover
@@ -31,6 +27,9 @@ from letopis.store.database.fault_classification import translated
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.timeouts import Timeouts
 from letopis.store.rules.apply_plan import LaneBatch
+from tests.proof.harness import Tally
+from tests.proof.options import Options
+from tests.proof.rows import Row as ProofRow
 from tests.support import peers
 from tests.support.bench import SHORT_TIMEOUTS, Bench
 from tests.support.relays import ToldStore, figures, lane, relay_on, say, until
@@ -110,6 +109,26 @@ def refused(name: str, expected: FaultClass, statement: str, **codes: str | None
     ROWS.append(Row(name, scene, expected, tuple(codes), settled))
 
 
+@asynccontextmanager
+async def _engine(url: str, *, timeouts: Timeouts = SHORT_TIMEOUTS) -> AsyncIterator[AsyncEngine]:
+    """Give an engine of one connection."""
+    engine = create_store_engine(url, timeouts=timeouts, pool_size=1)
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+def reached(name: str, expected: FaultClass, change: Callable[[Bench], str], *kinds: str, codes: Sequence[str]) -> None:
+    """Enter a URL at which a store cannot be used."""
+
+    async def scene(bench: Bench) -> None:
+        with translated():
+            await bench.at(change(bench))
+
+    row(name, expected, *kinds, codes=codes)(scene)
+
+
 # --- the connection -------------------------------------------------------------------------------------------------
 
 
@@ -176,10 +195,17 @@ async def _(bench: Bench) -> None:
         await bench.at(bench.changed(port=await peers.refused_port()))
 
 
-@row("no such host", UNAVAILABLE, codes=("name-resolution",))
-async def _(bench: Bench) -> None:
-    with translated():
-        await bench.at(bench.changed(host="history.invalid"))
+reached("no such host", UNAVAILABLE, lambda bench: bench.changed(host="history.invalid"), codes=("name-resolution",))
+reached(
+    "no such database", MISCONFIGURED, lambda bench: bench.changed(database="letopis_no_such"), codes=("3D000", "1049")
+)
+reached(
+    "no folder",
+    MISCONFIGURED,
+    lambda bench: str(Path(make_url(bench.url).database or "").parent / "nowhere" / "history.db"),
+    "sqlite",
+    codes=("no-folder",),
+)
 
 
 @row("a peer of another protocol", UNAVAILABLE)
@@ -205,13 +231,9 @@ async def _(bench: Bench) -> None:
 
 @row("all connections of the pool in use", CONFLICT, codes=("pool-timeout",))
 async def _(bench: Bench) -> None:
-    engine = create_store_engine(bench.url, timeouts=SHORT_TIMEOUTS, pool_size=1)
-    try:
-        async with engine.connect():
-            with translated():
-                await bench.run("SELECT 1", engine=engine)
-    finally:
-        await engine.dispose()
+    async with _engine(bench.url) as engine, engine.connect():
+        with translated():
+            await bench.run("SELECT 1", engine=engine)
 
 
 # --- the account ----------------------------------------------------------------------------------------------------
@@ -254,21 +276,11 @@ async def _(bench: Bench) -> None:
 @row("the server stops under a connection", UNAVAILABLE, "postgresql")
 async def _(bench: Bench) -> None:
     with PostgresServer.own() as own:
-        engine = create_store_engine(own.url, timeouts=SHORT_TIMEOUTS, pool_size=1)
-        try:
-            async with engine.connect() as connection:
+        async with _engine(own.url) as engine, engine.connect() as connection:
+            await connection.exec_driver_sql("SELECT 1")
+            await asyncio.to_thread(own.stop, "immediate")
+            with translated():
                 await connection.exec_driver_sql("SELECT 1")
-                await asyncio.to_thread(own.stop, "immediate")
-                with translated():
-                    await connection.exec_driver_sql("SELECT 1")
-        finally:
-            await engine.dispose()
-
-
-@row("no such database", MISCONFIGURED, codes=("3D000", "1049"))
-async def _(bench: Bench) -> None:
-    with translated():
-        await bench.at(bench.changed(database="letopis_no_such"))
 
 
 @row("no privilege", MISCONFIGURED, codes=("42501", "1142"))
@@ -279,13 +291,9 @@ async def _(bench: Bench) -> None:
 @row("too many connections", UNAVAILABLE, codes=("53300", "1226"))
 async def _(bench: Bench) -> None:
     async def work(url: str) -> None:
-        first = create_store_engine(url, timeouts=SHORT_TIMEOUTS, pool_size=1)
-        try:
-            async with first.connect() as connection:
-                await connection.exec_driver_sql("SELECT 1")
-                await bench.at(url)
-        finally:
-            await first.dispose()
+        async with _engine(url) as first, first.connect() as connection:
+            await connection.exec_driver_sql("SELECT 1")
+            await bench.at(url)
 
     await _as_user(bench, work)
 
@@ -302,15 +310,12 @@ async def _(bench: Bench) -> None:
 @row("idle in a transaction for too long", UNAVAILABLE)
 async def _(bench: Bench) -> None:
     timeouts = Timeouts(connect=5, statement=0.5 if bench.postgresql else 1, lock=1)
-    engine = create_store_engine(bench.url, timeouts=timeouts, pool_size=1)
-    try:
+    async with _engine(bench.url, timeouts=timeouts) as engine:
         with translated():
             async with engine.begin() as connection:
                 await connection.exec_driver_sql("UPDATE probe SET number = 3")
                 await asyncio.sleep(0.8 if bench.postgresql else 2.2)
                 await connection.exec_driver_sql("SELECT 1")
-    finally:
-        await engine.dispose()
 
 
 @row("lock held by another", CONFLICT, codes=("55P03", "1205"))
@@ -342,21 +347,17 @@ async def _(bench: Bench) -> None:
 
 @row("row changed since the snapshot", CONFLICT, codes=("40001", "1020"))
 async def _(bench: Bench) -> None:
-    engine = create_store_engine(bench.url, timeouts=SHORT_TIMEOUTS, pool_size=1)
-    try:
-        async with engine.connect() as connection:
-            if bench.postgresql:
-                await connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-            else:
-                await connection.exec_driver_sql("SET SESSION innodb_snapshot_isolation = ON")
-                await connection.exec_driver_sql("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-                await connection.commit()
-            await connection.exec_driver_sql("SELECT * FROM probe")
-            await bench.run("UPDATE probe SET number = number + 1 WHERE id = 1")
-            with translated():
-                await connection.exec_driver_sql("UPDATE probe SET number = 9 WHERE id = 1")
-    finally:
-        await engine.dispose()
+    async with _engine(bench.url) as engine, engine.connect() as connection:
+        if bench.postgresql:
+            await connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        else:
+            await connection.exec_driver_sql("SET SESSION innodb_snapshot_isolation = ON")
+            await connection.exec_driver_sql("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            await connection.commit()
+        await connection.exec_driver_sql("SELECT * FROM probe")
+        await bench.run("UPDATE probe SET number = number + 1 WHERE id = 1")
+        with translated():
+            await connection.exec_driver_sql("UPDATE probe SET number = 9 WHERE id = 1")
 
 
 @row("read-only server (failover)", UNAVAILABLE, codes=("25006", "1792"))
@@ -368,14 +369,11 @@ async def _(bench: Bench) -> None:
 
 @row("schema changed under a prepared statement", CONFLICT, "postgresql", codes=("cached-statement",))
 async def _(bench: Bench) -> None:
-    engine = create_store_engine(bench.url, pool_size=1)
-    try:
+    async with _engine(bench.url) as engine:
         await bench.run("SELECT * FROM probe", engine=engine)
         await bench.run("ALTER TABLE probe ADD COLUMN IF NOT EXISTS more INT")
         with translated():
             await bench.run("SELECT * FROM probe", engine=engine)
-    finally:
-        await engine.dispose()
 
 
 @row("payload beyond max_allowed_packet", UNAVAILABLE, "mariadb")
@@ -445,12 +443,6 @@ async def _(bench: Bench) -> None:
         await bench.run("UPDATE probe SET number = 2")
         with translated():
             await connection.exec_driver_sql("UPDATE probe SET number = 3")
-
-
-@row("no folder", MISCONFIGURED, "sqlite", codes=("no-folder",))
-async def _(bench: Bench) -> None:
-    with translated():
-        await bench.at(str(Path(make_url(bench.url).database or "").parent / "nowhere" / "history.db"))
 
 
 @row("no database file", MISCONFIGURED, "sqlite", codes=("SQLITE_NOTADB",))
@@ -606,32 +598,17 @@ def render(outcomes: Sequence[Outcome]) -> str:
     )
 
 
-async def _main(kinds: Sequence[str]) -> int:
-    outcomes: list[Outcome] = []
-    missing: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="letopis-faults-") as folder:
-        for kind in kinds:
-            try:
-                outcomes += await produce(kind, Path(folder))
-            except ServerUnavailable as unavailable:
-                missing[f"every row of {kind}"] = str(unavailable).splitlines()[0]
-    print(render(outcomes))
-    for name, reason in (NOT_PRODUCED | missing).items():
-        print(f"not produced: {name}: {reason}")
-    wrong = sum(not one.ok for one in outcomes)
-    print(f"{len(outcomes)} faults produced, {wrong} in a class that is not the table's")
-    return 1 if wrong or missing else 0
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--store", choices=[*KINDS, "all"], default="all")
-    chosen = parser.parse_args().store
+def prove(options: Options) -> Iterator[ProofRow]:
+    """Yield a row for each kind of store; the table is printed."""
     logging.disable()
-    with suppress(KeyboardInterrupt):
-        return asyncio.run(_main(KINDS if chosen == "all" else (chosen,)))
-    return 130
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    what = "every fault of the table, on a real server: its class and code, and what a relay does with it"
+    for kind in KINDS:
+        try:
+            outcomes = asyncio.run(produce(kind, options.folder))
+        except ServerUnavailable as missing:
+            yield ProofRow(what=what, where=DRIVERS[kind], missing=str(missing))
+            continue
+        options.tell(render(outcomes))
+        tally = Tally(count=len(outcomes), problems=[render([one]) for one in outcomes if not one.ok])
+        tally.notes = f"not produced: {'; '.join(map(': '.join, NOT_PRODUCED.items()))}"
+        yield tally.row(what, DRIVERS[kind], "faults")

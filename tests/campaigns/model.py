@@ -12,8 +12,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -23,10 +23,9 @@ from sqlalchemy.engine import make_url
 from tests.model.machine import Machine, Step, program
 from tests.model.reads import Wrong
 from tests.model.world import World, hasty
-from tests.support.servers import MariaDBServer, PostgresServer, Server
+from tests.proof.stores import KINDS, fresh
 from tests.support.servers.store_pool import copy_sqlite_store, migrate
 
-STORES: Final = ("sqlite", "postgresql", "mariadb")
 SEEDS_PER_STORE: Final = 20
 STORES_AT_A_TIME: Final = 4
 SHRINKING_RUNS: Final = 80
@@ -59,7 +58,7 @@ class Campaign:
 
     async def run(self, seeds: Sequence[int], *, on_failure: Callable[[Failure], None] = lambda _: None) -> None:
         """Run the programs of these seeds, some of them on each store."""
-        with hasty(), _databases(self.kind) as databases:
+        async with _databases(self.kind) as databases:
             room = asyncio.Semaphore(STORES_AT_A_TIME)
 
             async def some(part: Sequence[int]) -> None:
@@ -79,7 +78,7 @@ class Campaign:
         failures: list[Failure] = []
         left = list(seeds)
         while left and (self.enough is None or len(self.failures) + len(failures) < self.enough):
-            async with _world(databases) as world:
+            async with databases.world() as world:
                 sound = True
                 while left and sound:
                     seed = left.pop(0)
@@ -112,7 +111,7 @@ class Campaign:
         while size and runs < SHRINKING_RUNS:
             at = 0
             while at < len(failure.steps) and runs < SHRINKING_RUNS:
-                async with _world(databases) as world:
+                async with databases.world() as world:
                     shorter = None
                     while at < len(failure.steps) and runs < SHRINKING_RUNS and shorter is None:
                         runs += 1
@@ -126,93 +125,58 @@ class Campaign:
         return failure
 
 
+@dataclass(frozen=True, slots=True)
 class Databases:
-    """Hands out databases of one kind."""
+    """Hands out databases of one kind, with tables or empty."""
 
-    def __init__(self, folder: Path, server: Server | None) -> None:
-        self.folder = folder
-        self._server = server
-        self._lock = asyncio.Lock()
-        self._files = 0
+    kind: str
+    folder: Path
 
-    async def store(self) -> str:
-        if self._server is None:
-            template = self.folder / "template.db"
-            async with self._lock:
-                if not template.exists():
-                    await migrate(f"sqlite:///{template.as_posix()}")
-            return copy_sqlite_store(template, self._path())
-        url = self.empty()
-        await migrate(url)
-        return url
+    @asynccontextmanager
+    async def world(self) -> AsyncIterator[World]:
+        """Give a world on a store of its own; its databases are dropped in the end."""
+        with ExitStack() as stack:
 
-    def outboxes(self) -> Path:
-        """Return an empty folder."""
-        return self._path().parent
+            def empty() -> str:
+                folder = Path(tempfile.mkdtemp(dir=self.folder))
+                stack.callback(shutil.rmtree, folder)
+                return stack.enter_context(fresh(self.kind, folder, "history")).url
 
-    def empty(self) -> str:
-        if self._server is None:
-            return f"sqlite:///{self._path().as_posix()}"
-        return self._server.create_database("letopis_model")
-
-    def drop(self, url: str) -> None:
-        """Drop a database, or the folder of a file."""
-        if self._server is not None:
-            self._server.drop_database(url)
-        else:
-            shutil.rmtree(Path(str(make_url(url).database)).parent)
-
-    def _path(self) -> Path:
-        self._files += 1
-        folder = self.folder / f"store-{self._files}"
-        folder.mkdir()
-        return folder / "history.db"
-
-
-@contextmanager
-def _databases(kind: str) -> Iterator[Databases]:
-    memory = Path("/dev/shm")  # noqa: S108 - nothing here is about a disk
-    folder = Path(tempfile.mkdtemp(prefix="letopis-model-", dir=memory if memory.is_dir() else None))
-    find: dict[str, Callable[[], Server]] = {"postgresql": PostgresServer.find, "mariadb": MariaDBServer.find}
-    server = find[kind]() if kind in find else None
-    try:
-        yield Databases(folder, server)
-    finally:
-        if server is not None:
-            server.close()
-        shutil.rmtree(folder)
+            url = await asyncio.to_thread(empty)
+            if self.kind == "sqlite":
+                copy_sqlite_store(self.folder / "template.db", Path(str(make_url(url).database)))
+            else:
+                await migrate(url)
+            outboxes = Path(tempfile.mkdtemp(dir=self.folder))
+            stack.callback(shutil.rmtree, outboxes)
+            world = World(url, empty, outboxes)
+            await world.open()
+            try:
+                yield world
+            finally:
+                await world.close()
 
 
 @asynccontextmanager
-async def _world(databases: Databases) -> AsyncIterator[World]:
-    made = [await databases.store()]
-
-    def empty() -> str:
-        made.append(databases.empty())
-        return made[-1]
-
-    outboxes = databases.outboxes()
-    world = World(made[0], empty, outboxes)
-    await world.open()
-    try:
-        yield world
-    finally:
-        await world.close()
-        shutil.rmtree(outboxes)
-        for url in made:
-            await asyncio.to_thread(databases.drop, url)
+async def _databases(kind: str) -> AsyncIterator[Databases]:
+    memory = Path("/dev/shm")  # noqa: S108 - nothing here is about a disk
+    place = memory if memory.is_dir() else None
+    with hasty(), tempfile.TemporaryDirectory(prefix="letopis-model-", dir=place) as folder:
+        if kind == "sqlite":
+            await migrate(f"sqlite:///{folder}/template.db")
+        yield Databases(kind, Path(folder))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.campaigns.model", description=__doc__)
-    parser.add_argument("--store", choices=(*STORES, "all"), default="sqlite")
+    parser.add_argument("--store", choices=(*KINDS, "all"), default="sqlite")
     parser.add_argument("--seeds", type=int, default=2000, help="how many programs")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seed", type=int, help="run this one alone, and shorten its program if it fails")
     given = parser.parse_args(arguments)
     seeds = range(given.first, given.first + given.seeds) if given.seed is None else [given.seed]
     wrong = 0
-    for kind in STORES if given.store == "all" else (given.store,):
+    for kind in KINDS if given.store == "all" else (given.store,):
         campaign = Campaign(kind, shrinks=given.seed is not None)
         began = time.monotonic()
         asyncio.run(campaign.run(seeds, on_failure=lambda failure: print(failure, flush=True)))

@@ -127,9 +127,64 @@ class Operations:
         known = self.conversations[-1 - min(int(self._chance.expovariate(0.1)), len(self.conversations) - 1)]
         (kind,) = self._chance.choices(list(WEIGHTS), weights=list(WEIGHTS.values()))
         self.counts[kind] += 1
-        getattr(self, f"_{kind}")(known)
+        if (special := getattr(self, f"_{kind}", None)) is not None:
+            special(known)
+        else:
+            self._append(known, self._plain(kind, known))
 
     # --- what can be made ------------------------------------------------------------------------------------------
+
+    def _plain(self, kind: str, known: Known) -> Body | Event:
+        """Return what a conversation is told without more ado."""
+        chance, made = self._chance, self.made
+        match kind:
+            case "edited":
+                content: Any = chance.choice((f"edit {made}", (Text(f"edit {made}"),)))
+                return MessageEdited(message_id=self._target(known), content=content)
+            case "sent":
+                return MessageSent(
+                    message_id=self._target(known),
+                    platform_ids={"telegram": made},
+                    sent_as=chance.choice((None, "file")),
+                    file_path=chance.choice((None, "/srv/reply.html")),
+                )
+            case "failed":
+                return MessageFailed(message_id=self._target(known), reason=chance.choice((None, "gone")))
+            case "reacted" | "unreacted":
+                key, actor = chance.choice(KEYS), chance.choice((None, "42", "43"))
+                if kind == "unreacted":
+                    return ReactionRemoved(message_id=self._target(known), key=key, actor=actor)
+                value = chance.choice((None, 1, 4.5, "useful"))
+                return ReactionAdded(message_id=self._target(known), key=key, actor=actor, value=value)
+            case "rewound":
+                return ConversationRewound(to_message_id=self._target(known))
+            case "cleared":
+                return ConversationRewound()
+            case "redacted":
+                return MessageRedacted(message_id=self._target(known), reason="asked")
+            case "archived":
+                return ConversationArchived(reason=chance.choice((None, "old")))
+            case "restored":
+                return ConversationRestored()
+            case "annotated":
+                note: Any = chance.choice((None, made, {"b": 1, "a": [made]}))
+                return ConversationAnnotated(metadata={chance.choice("xyz"): note})
+            case "renamed":
+                return ConversationRenamed(title=f"title {made} " * chance.choice((1, 1, 40)))
+            case "activated":
+                self._order += 1
+                order = {ACTIVATION_ORDER_KEY: self._order}
+                return Event(type="conversation.activated", data=ConversationActivated().to_data(), metadata=order)
+            case "started":
+                owner = chance.choice((None, *OWNERS))
+                return ConversationStarted(owner_id=owner, title=chance.choice((None, f"start {made}")))
+            case "deleted":
+                return ConversationDeleted(reason="asked")
+            case "custom":
+                return Event(type="custom.paid", data={"message_id": self._target(known), "sum": made})
+        assert kind == "unknown"
+        type_name, version = chance.choice((("weather.changed", 1), ("message.edited", 2), ("message.pinned", 1)))
+        return Event(type=type_name, schema_version=version, data={"message_id": self._target(known)})
 
     def _message(self, known: Known, **metadata: Any) -> None:
         chance = self._chance
@@ -171,42 +226,6 @@ class Operations:
         )
         self._append(known, event, outbox=outbox)
 
-    def _edited(self, known: Known) -> None:
-        content: Any = self._chance.choice((f"edit {self.made}", (Text(f"edit {self.made}"),)))
-        self._append(known, MessageEdited(message_id=self._target(known), content=content))
-
-    def _sent(self, known: Known) -> None:
-        self._append(
-            known,
-            MessageSent(
-                message_id=self._target(known),
-                platform_ids={"telegram": self.made},
-                sent_as=self._chance.choice((None, "file")),
-                file_path=self._chance.choice((None, "/srv/reply.html")),
-            ),
-        )
-
-    def _failed(self, known: Known) -> None:
-        self._append(known, MessageFailed(message_id=self._target(known), reason=self._chance.choice((None, "gone"))))
-
-    def _reacted(self, known: Known) -> None:
-        key, actor = self._chance.choice(KEYS), self._chance.choice((None, "42", "43"))
-        value = self._chance.choice((None, 1, 4.5, "useful"))
-        self._append(known, ReactionAdded(message_id=self._target(known), key=key, actor=actor, value=value))
-
-    def _unreacted(self, known: Known) -> None:
-        key, actor = self._chance.choice(KEYS), self._chance.choice((None, "42", "43"))
-        self._append(known, ReactionRemoved(message_id=self._target(known), key=key, actor=actor))
-
-    def _rewound(self, known: Known) -> None:
-        self._append(known, ConversationRewound(to_message_id=self._target(known)))
-
-    def _cleared(self, known: Known) -> None:
-        self._append(known, ConversationRewound())
-
-    def _redacted(self, known: Known) -> None:
-        self._append(known, MessageRedacted(message_id=self._target(known), reason="asked"))
-
     def _redacted_before(self, known: Known) -> None:
         """A redaction that its outbox acted upon: what is still on its way comes without content."""
         outbox, target = self._outbox(), self._target(known)
@@ -228,37 +247,6 @@ class Operations:
         if self._chance.random() < 0.5:
             self._append(known, ConversationDeleted(), outbox=outbox)
 
-    def _archived(self, known: Known) -> None:
-        self._append(known, ConversationArchived(reason=self._chance.choice((None, "old"))))
-
-    def _restored(self, known: Known) -> None:
-        self._append(known, ConversationRestored())
-
-    def _annotated(self, known: Known) -> None:
-        value = self._chance.choice((None, self.made, {"b": 1, "a": [self.made]}))
-        self._append(known, ConversationAnnotated(metadata={self._chance.choice("xyz"): value}))
-
-    def _renamed(self, known: Known) -> None:
-        self._append(known, ConversationRenamed(title=f"title {self.made} " * self._chance.choice((1, 1, 40))))
-
-    def _activated(self, known: Known) -> None:
-        self._order += 1
-        data = ConversationActivated().to_data()
-        self._append(
-            known, Event(type="conversation.activated", data=data, metadata={ACTIVATION_ORDER_KEY: self._order})
-        )
-
-    def _started(self, known: Known) -> None:
-        self._append(
-            known,
-            ConversationStarted(
-                owner_id=self._chance.choice((None, *OWNERS)), title=self._chance.choice((None, f"start {self.made}"))
-            ),
-        )
-
-    def _deleted(self, known: Known) -> None:
-        self._append(known, ConversationDeleted(reason="asked"))
-
     def _forked(self, known: Known) -> None:
         fork = self._begin(started=False)
         fork.parent = known.name
@@ -271,13 +259,6 @@ class Operations:
             there = self._chance.choice(lanes) if lanes else []
             point["event_id"] = str(self._chance.choice(there).event_id if there else UUID(int=self.made))
         self._append(fork, ConversationStarted(owner_id=self._chance.choice(OWNERS), forked_from=point))
-
-    def _custom(self, known: Known) -> None:
-        self._append(known, Event(type="custom.paid", data={"message_id": self._target(known), "sum": self.made}))
-
-    def _unknown(self, known: Known) -> None:
-        type_name, version = self._chance.choice((("weather.changed", 1), ("message.edited", 2), ("message.pinned", 1)))
-        self._append(known, Event(type=type_name, schema_version=version, data={"message_id": self._target(known)}))
 
     def _misshapen(self, known: Known) -> None:
         """What only a damaged or a later writer would send under a known name."""

@@ -1,28 +1,16 @@
 """Show that folding the log, the rows kept while it is written, and the rows rebuilt from it are the same.
 
-::
-
-    python -m tests.campaigns.rebuild --store all                  # the whole corpus and 100,000 random operations
-    python -m tests.campaigns.rebuild --sample 0.01 --operations 5000
-
 Every conversation is read three ways: folded from its events, read from the rows that were kept inline, and read again
-after all rows were emptied and rebuilt. It ends with 0 only if the three are equal in every field, a check finds what
-is damaged in single rows and nothing else, and a rebuild repairs it.
+after all rows were emptied and rebuilt. The three have to be equal in every field, a check has to find what is damaged
+in single rows and nothing else, and a rebuild has to repair it.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import json
 import random
-import sys
-import tempfile
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -34,8 +22,9 @@ from letopis.store.rules.fold import Fold, Folded
 from letopis.store.testing.outbox import Outbox
 from tests.campaigns import dataset
 from tests.campaigns.operations import Operations
-from tests.campaigns.targets import KINDS
-from tests.proof.stores import fresh
+from tests.proof.harness import Experiment, Setting, Tally, prove_table
+from tests.proof.options import Options
+from tests.proof.rows import Row
 
 SHOWN: Final = 5
 _BATCH: Final = 1_000
@@ -43,136 +32,79 @@ _BATCH: Final = 1_000
 _KEPT: Final = frozenset({"number", "retained", "rules"})
 
 
-@dataclass(slots=True, kw_only=True)
-class Outcome:
-    """What one store's campaign came to."""
-
-    store: str
-    conversations: int = 0
-    events: int = 0
-    messages: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    found: dict[str, int] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Return True if everything held."""
-        return not self.problems
-
-
+@dataclass(slots=True)
 class Campaign:
     """One store's run."""
 
-    def __init__(
-        self,
-        kind: str,
-        url: str,
-        *,
-        sample: float,
-        operations: int,
-        seed: int,
-        tell: Callable[[str], None] = lambda _: None,
-    ) -> None:
-        self._url = url
-        self._tell = tell
-        self._sample = sample
-        self._operations = operations
-        self._seed = seed
-        self._engine = create_store_engine(url)
-        self.outcome = Outcome(store=kind)
+    url: str
+    sample: float
+    operations: int
+    seed: int
+    tally: Tally = field(default_factory=Tally)
+    _engine: Any = None
 
-    async def run(self) -> Outcome:
-        """Run it to its end; the outcome reports what went wrong."""
-        outcome = self.outcome
-        async with ConversationStore.open(self._url, migrate=True) as store:
+    async def run(self) -> Tally:
+        """Run it to its end; ``figures`` has what was found by its name."""
+        self._engine = create_store_engine(self.url)
+        async with ConversationStore.open(self.url, migrate=True) as store:
             try:
-                with self._timed("apply corpus"):
-                    await apply_corpus(store, sample=self._sample, seed=self._seed)
-                with self._timed("apply operations"):
-                    await Operations(self._seed).run(store, self._operations, at_once=max(60, self._operations // 100))
+                await apply_corpus(store, sample=self.sample, seed=self.seed)
+                await Operations(self.seed).run(store, self.operations, at_once=max(60, self.operations // 100))
                 await self._same(store, "fold and inline")
                 await self._damaged(store)
                 await self._emptied(store)
             finally:
                 await self._engine.dispose()
-        return outcome
+        self.tally.notes = self.tally.told()
+        return self.tally
 
     async def _same(self, store: ConversationStore, what: str) -> None:
-        outcome = self.outcome
-        outcome.conversations = outcome.events = outcome.messages = 0
-        differ = 0
-        with self._timed(f"compare {what}"):
-            async for name in names(self._engine):
-                folded, count = await fold_of(store, name)
-                outcome.conversations += 1
-                outcome.events += count
-                outcome.messages += len(folded.messages)
-                if different := await differences(store, name, folded):
-                    differ += 1
-                    if differ <= SHOWN:
-                        outcome.problems.append(f"{what}: {name}: {', '.join(different)}")
-        outcome.found[what] = differ
-        if differ > SHOWN:
-            outcome.problems.append(f"{what}: {differ} conversations differ")
+        tally, differ = self.tally, 0
+        tally.figures.update(conversations=-tally.count, events=-tally.figures["events"])
+        tally.count = 0
+        async for name in names(self._engine):
+            folded, count = await fold_of(store, name)
+            tally.count += 1
+            tally.figures.update(conversations=1, events=count)
+            if different := await differences(store, name, folded):
+                differ += 1
+                if differ <= SHOWN:
+                    tally.problems.append(f"{what}: {name}: {', '.join(different)}")
+        tally.require(differ <= SHOWN, f"{what}: {differ} conversations differ")
 
     async def _emptied(self, store: ConversationStore) -> None:
-        before = await digests(self._engine)
+        tally, before = self.tally, await digests(self._engine)
         async with self._engine.begin() as connection:
             await connection.execute(sa.delete(messages))
             await connection.execute(sa.update(conversations).values(**empty_values(), rules=1))
-        with self._timed("rebuild"):
-            done = [rebuilt async for rebuilt in store.rebuild()]
-        if len(done) != self.outcome.conversations or any(not one.written for one in done):
-            self.outcome.problems.append(f"{len(done)} of {self.outcome.conversations} conversations were rebuilt")
-        if [rebuilt async for rebuilt in store.rebuild()]:
-            self.outcome.problems.append("a second rebuild still found something to do")
+        done = [rebuilt async for rebuilt in store.rebuild()]
+        whole = len(done) == tally.count and all(one.written for one in done)
+        tally.require(whole, f"{len(done)} of {tally.count} conversations were rebuilt")
+        tally.require(not [one async for one in store.rebuild()], "a second rebuild still found something to do")
         after = await digests(self._engine)
-        if different := sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)):
-            self.outcome.problems.append(f"the rows of {len(different)} conversations differ: {different[:SHOWN]}")
+        different = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+        tally.require(not different, f"the rows of {len(different)} conversations differ: {different[:SHOWN]}")
         await self._same(store, "fold and rebuilt")
-        with self._timed("check of what was rebuilt"):
-            found = await mismatches(store)
-        if found:
-            self.outcome.problems.append(f"a check after the rebuild found {len(found)}: {told(found)}")
+        found = await mismatches(store)
+        tally.require(not found, f"a check after the rebuild found {len(found)}: {told(found)}")
 
     async def _damaged(self, store: ConversationStore) -> None:
         """Damage some rows: a check has to find these and no others, and a rebuild has to repair them."""
-        chance = random.Random(self._seed)
+        tally = self.tally
         async with self._engine.begin() as connection:
-            victims = await damage(connection, chance, count=12)
+            victims = await damage(connection, random.Random(self.seed), count=12)
         # Nothing else is named, so what was kept inline is as a rebuild would make it.
-        with self._timed("check"):
-            found = await mismatches(store)
-        self.outcome.found["damaged"] = len(found)
-        if {one.conversation_id for one in found} != set(victims):
-            self.outcome.problems.append(f"the check named {told(found)}, but {victims} were damaged")
+        found = await mismatches(store)
+        named = {one.conversation_id for one in found} == set(victims)
+        tally.require(named, f"the check named {told(found)}, but {victims} were damaged")
         seen = [name for name in victims if await differences(store, name, (await fold_of(store, name))[0])]
-        self.outcome.found["damage that a reader sees"] = len(seen)
-        if not seen:
-            self.outcome.problems.append("no damage was seen by comparing with the fold")
-        with self._timed("rebuild what is right"):
-            mended = [rebuilt async for rebuilt in store.rebuild(every=True) if rebuilt.written]
-        if {one.conversation_id for one in mended} != set(victims):
-            self.outcome.problems.append(f"the rebuild mended {told(mended)}, but {victims} were damaged")
+        tally.figures.update({"damaged": len(found), "damage that a reader sees": len(seen)})
+        tally.require(bool(seen), "no damage was seen by comparing with the fold")
+        mended = [rebuilt async for rebuilt in store.rebuild(every=True) if rebuilt.written]
+        repaired = {one.conversation_id for one in mended} == set(victims)
+        tally.require(repaired, f"the rebuild mended {told(mended)}, but {victims} were damaged")
         wrong = [name for name in victims if await differences(store, name, (await fold_of(store, name))[0])]
-        if wrong:
-            self.outcome.problems.append(f"after mending, {wrong} still differ from the fold")
-
-    def _timed(self, what: str) -> _Timed:
-        return _Timed(self.outcome.seconds, what, self._tell)
-
-
-class _Timed:
-    def __init__(self, seconds: dict[str, float], what: str, tell: Callable[[str], None]) -> None:
-        self._seconds, self._what, self._tell = seconds, what, tell
-
-    def __enter__(self) -> None:
-        self._start = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._seconds[self._what] = round(time.monotonic() - self._start, 1)
-        self._tell(f"{self._what}: {self._seconds[self._what]} s")
+        tally.require(not wrong, f"after mending, {wrong} still differ from the fold")
 
 
 # --- what is compared -----------------------------------------------------------------------------------------------
@@ -342,56 +274,16 @@ async def apply_corpus(store: ConversationStore, *, sample: float, seed: int) ->
         await outbox.deliver(store)
 
 
-async def run(kind: str, *, sample: float, operations: int, seed: int) -> Outcome:
-    with tempfile.TemporaryDirectory(prefix="letopis-rebuild-") as folder, fresh(kind, Path(folder), "history") as one:
-        if one.missing:
-            return Outcome(store=kind, problems=[f"there is no such server here: {one.missing}"])
-        given = {"sample": sample, "operations": operations, "seed": seed}
-        return await Campaign(kind, one.url, **given, tell=lambda text: tell(f"{kind}: {text}")).run()
+def run(setting: Setting) -> Any:
+    sample, operations = (0.01, 5_000) if setting.options.short else (1.0, 100_000)
+    return Campaign(setting.url, sample, operations, setting.seed).run()
 
 
-def tell(text: str) -> None:
-    """Say how it goes, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+WHAT: Final = (
+    "the corpus and random operations: fold, rows kept inline, rows rebuilt are equal; damage is found, mended"
+)
 
 
-def report(outcomes: Sequence[Outcome]) -> str:
-    """Return the table as text."""
-    rows = [
-        "| store | conversations | events | messages | apply | fold and compare | rebuild | check | result |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for one in outcomes:
-        spent = one.seconds
-        apply = spent.get("apply corpus", 0) + spent.get("apply operations", 0)
-        compare = spent.get("compare fold and inline", 0)
-        rows.append(
-            f"| {one.store} | {one.conversations} | {one.events} | {one.messages} | {apply:.0f} s | {compare:.0f} s "
-            f"| {spent.get('rebuild', 0):.0f} s | {spent.get('check', 0):.0f} s | {'equal' if one.ok else 'FAILED'} |"
-        )
-    rows += [f"\n{one.store}: {problem}" for one in outcomes for problem in one.problems]
-    return "\n".join(rows)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the campaigns and print the table; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.campaigns.rebuild", description=__doc__.split("\n")[0])
-    parser.add_argument("--store", choices=(*KINDS, "all"), default="sqlite", help="default: sqlite")
-    parser.add_argument("--sample", type=float, default=1.0, help="share of the conversations, up to 1 (default)")
-    parser.add_argument("--operations", type=int, default=100_000, help="random operations (default: 100000)")
-    parser.add_argument("--seed", type=int, default=1, help="of sample, operations and damage (default: 1)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    options = parser.parse_args(arguments)
-    outcomes = []
-    for kind in KINDS if options.store == "all" else (options.store,):
-        given = {"sample": options.sample, "operations": options.operations, "seed": options.seed}
-        outcomes.append(asyncio.run(run(kind, **given)))
-        tell(f"{kind}: {'equal' if outcomes[-1].ok else 'FAILED'}")
-    print(report(outcomes))
-    if options.json is not None:
-        options.json.write_text(json.dumps([asdict(one) for one in outcomes], indent=2) + "\n", encoding="utf-8")
-    return 0 if all(one.ok for one in outcomes) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def prove(options: Options) -> Iterator[Row]:
+    """Yield a row for each kind of store."""
+    yield from prove_table(options, [Experiment(WHAT, run, "conversations", 7_000)])

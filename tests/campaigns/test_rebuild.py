@@ -14,13 +14,13 @@ from tests.conftest import STORES
 
 @pytest.mark.parametrize("kind", STORES)
 async def test_fold_inline_and_rebuilt_are_the_same(kind: str, new_store_url: Callable[[str], str]) -> None:
-    outcome = await Campaign(kind, new_store_url(kind), sample=0.001, operations=1_500, seed=3).run()
+    tally = await Campaign(new_store_url(kind), sample=0.001, operations=1_500, seed=3).run()
 
-    assert outcome.problems == []
-    assert outcome.found["damaged"] == 12, "the control: what was damaged is found"
-    assert outcome.found["damage that a reader sees"] > 0
-    assert outcome.conversations > 30
-    assert outcome.events > 1_500
+    assert tally.problems == []
+    assert tally.figures["damaged"] == 12, "the control: what was damaged is found"
+    assert tally.figures["damage that a reader sees"] > 0
+    assert tally.count > 30
+    assert tally.figures["events"] > 1_500
 
 
 def test_the_operations_are_all_of_them() -> None:

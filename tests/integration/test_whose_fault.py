@@ -19,7 +19,7 @@ from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.model.messages import Message
 from tests.campaigns.invariants import check
-from tests.proof.blame.on_servers import raising
+from tests.proof.blame.part import raising
 from tests.support.relays import QUICK, drained, end, lane, relay_on, say, sql, until
 from tests.support.required import required
 from tests.support.servers import MariaDBServer, OwnMariaDBServer

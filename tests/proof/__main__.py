@@ -1,9 +1,10 @@
 """Run the proof: all of it, or the parts that are named.
 
-    python -m tests.proof                          # everything but the soak: an hour and a quarter on two busy cores
+    python -m tests.proof                          # all but soak and campaigns: an hour and a quarter on two busy cores
     python -m tests.proof --part crash network     # some of it
     python -m tests.proof --short                  # a little of everything, as CI does
     python -m tests.proof --part soak              # twenty minutes of bots and faults
+    python -m tests.proof --part chitchat          # a campaign: real conversations, half an hour
     python -m tests.proof --publish                # everything, and the tables of the documentation, of parts that held
 
 Exits with 0 if nothing was violated, every control failed as it has to, and every count was reached.
@@ -50,11 +51,14 @@ PARTS: Final = (
     "soak",
 )
 """In the order in which they are started: the long ones first. Each is a package, with `prove` in `part`."""
+CAMPAIGNS: Final = ("chitchat", "faults", "outage", "rebuild")
+"""Parts that run only if they are named, and are not published: modules of `tests.campaigns` with `prove`."""
 PUBLISHED: Final = ROOT / "docs" / "explanation" / "proof.md"
 
 
 def part(name: str) -> Part:
-    found: Part = import_module(f"tests.proof.{name}.part").prove
+    module = f"tests.campaigns.{name}" if name in CAMPAIGNS else f"tests.proof.{name}.part"
+    found: Part = import_module(module).prove
     return found
 
 
@@ -139,14 +143,15 @@ def main() -> int:
         prog="python -m tests.proof", description=(__doc__ or ""), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     usual = [name for name in PARTS if name != "soak"]
-    parser.add_argument("--part", nargs="+", choices=PARTS, default=usual, metavar="PART", help=", ".join(PARTS))
+    every = (*PARTS, *CAMPAIGNS)
+    parser.add_argument("--part", nargs="+", choices=every, default=usual, metavar="PART", help=", ".join(every))
     parser.add_argument("--short", action="store_true", help="a little of everything: that it works, not how well")
     parser.add_argument("--seed", type=int, default=20261125, help="what chance draws follows from it")
     parser.add_argument("--jobs", type=int, default=2, help="parts at a time, 2 by default")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "proof", metavar="DIR")
     parser.add_argument("--publish", action="store_true", help=f"write what held into {PUBLISHED.relative_to(ROOT)}")
     parser.add_argument("--require-all", action="store_true", help="fail if a row cannot be run on this machine")
-    parser.add_argument("--only", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=every, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell that starts the run in the background has it ignored, and an endless import is ended by it.
@@ -156,6 +161,8 @@ def main() -> int:
         return 0
     if given.publish and given.short:
         parser.error("what is published is not short")
+    if given.publish and (campaigns := {*given.part} & {*CAMPAIGNS}):
+        parser.error(f"a campaign is not published: {', '.join(sorted(campaigns))}")
     if given.publish and (reason := refusal()):
         parser.error(reason)
     begun_at = commit()

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from tests.campaigns.targets import KINDS
 from tests.support.servers import MariaDBServer, PostgresServer, Server, ServerUnavailable
+
+KINDS: Final = ("sqlite", "postgresql", "mariadb")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.campaigns.record_invariants import RecordAck
 from tests.campaigns.states import StoredEvent, StoreState
-from tests.proof.crash import planted
+from tests.proof.crash import moments
 from tests.proof.crash.exact import every
 from tests.proof.crash.gate import compiled
 from tests.proof.crash.moments import MOMENTS, Moment, Side, Who
@@ -62,19 +62,12 @@ def test_calls_are_taken_evenly(count: int, most: int, seed: int) -> None:
 def test_every_moment_is_in_the_code_and_has_a_name_of_its_own() -> None:
     assert len({moment.name for moment in MOMENTS}) == len(MOMENTS)
     for moment in MOMENTS:
-        owner, name = planted.found(moment.function)
+        owner, name = moments.found(moment.function)
         assert callable(getattr(owner, name)), moment.function
 
 
 def moment(side: Side) -> Moment:
-    return Moment(
-        name="made up",
-        who=Who.BOT,
-        function="made:up",
-        side=side,
-        counts=lambda given, _: given[0] > 0,
-        shows=lambda _: True,
-    )
+    return Moment("made up", Who.BOT, "made:up", side, "nothing stored", counts=lambda given, _: given[0] > 0)
 
 
 def die() -> None:
@@ -85,7 +78,7 @@ def die() -> None:
 async def test_a_death_is_at_the_call_that_was_meant(
     side: Side, made: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planted, "die", die)
+    monkeypatch.setattr(moments, "die", die)
     done: list[int] = []
 
     def call(value: int) -> int:
@@ -95,14 +88,14 @@ async def test_a_death_is_at_the_call_that_was_meant(
     async def later(value: int) -> int:
         return call(value)
 
-    dying = planted.wrapped(call, moment(side), 2)
+    dying = moments.wrapped(call, moment(side), 2)
     assert (dying(1), dying(0)) == (1, 0)
     with pytest.raises(Dead):
         dying(2)
     assert done == made
 
     done.clear()
-    dying = planted.wrapped(later, moment(side), 2)
+    dying = moments.wrapped(later, moment(side), 2)
     assert (await dying(1), await dying(0)) == (1, 0)
     with pytest.raises(Dead):
         await dying(2)

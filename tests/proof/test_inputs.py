@@ -13,8 +13,8 @@ import pytest
 from letopis.store import Closed, FaultClass, InvalidInput, LetopisError, Message, RecordedEvent, StoreFault, Text
 from tests.proof.inputs import constructing
 from tests.proof.inputs.calls import LEFT_OUT, TABLES, parameters, untried
-from tests.proof.inputs.judging import fault_of, found_in
 from tests.proof.inputs.lines import file_of
+from tests.proof.inputs.running import fault_of, found_in
 from tests.support.values.hostile import sample, values
 
 EVENT = RecordedEvent(

@@ -6,8 +6,7 @@ import random
 
 import pytest
 
-from tests.proof.network.speech import MARIADB, POSTGRESQL, Cutter, Speech
-from tests.proof.network.storm import FATES, LAST_MESSAGE, draw
+from tests.proof.network.storm import FATES, LAST_MESSAGE, MARIADB, POSTGRESQL, Cutter, Speech, draw
 
 STARTUP = (8 + 4).to_bytes(4, "big") + b"\0\3\0\0user"
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.proof.power.disk import SECTOR, Disk, Model
-from tests.proof.power.trace import Kind, NotUnderstood, Operation, read_trace
+from tests.proof.power.disk import SECTOR, Disk, Kind, Model, NotUnderstood, Operation, read_trace
 
 FOLDER, ACKS = Path("/d"), Path("/a")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tests.campaigns.targets import KINDS
 from tests.proof.restored.cases import CASES
-from tests.proof.restored.part import CONTROLS, TAKEN_AWAY, chosen
+from tests.proof.restored.part import CONTROLS, chosen
+from tests.proof.stores import KINDS
 
 
 def test_there_are_a_hundred_cases_over_three_stores() -> None:
@@ -23,4 +23,4 @@ def test_the_short_form_has_its_kinds_of_case_once_and_each_store() -> None:
 def test_each_control_is_of_one_kind_of_case() -> None:
     named = [case.control for case in CASES if case.control]
 
-    assert sorted(named) == sorted(CONTROLS) == sorted(TAKEN_AWAY)
+    assert sorted(named) == sorted(CONTROLS)

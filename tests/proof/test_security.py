@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.proof.security.injection import logged_raw, raw_signs
-from tests.proof.security.isolation import TWINS, careless, hostile
-from tests.proof.security.modes import looked_at, unguarded
+from tests.proof.security.isolation import TWINS, careless, hostile, logged_raw, raw_signs
+from tests.proof.security.planted import looked_at, unguarded
 
 
 def test_there_are_ids_enough_and_none_twice() -> None:

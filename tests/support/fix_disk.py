@@ -1,4 +1,4 @@
-"""Mount a small disk that a test can fill up."""
+"""Mount small disks that a test can fill up, break, or make read-only."""
 
 from __future__ import annotations
 
@@ -7,15 +7,62 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from tests.support.required import missing
 
+PATH: Final = f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin{os.pathsep}/sbin"
 
-class NoSmallDisk(Exception):
-    """None can be made here; the message says why."""
+
+class NotHere(Exception):
+    """This machine cannot do it; the message says why."""
+
+
+def need(*tools: str) -> None:
+    """Raise `NotHere` without the right to mount file systems, and without these programs."""
+    if os.name == "nt" or os.geteuid() != 0:
+        raise NotHere("needs root, to mount file systems")
+    for tool in tools:
+        if shutil.which(tool, path=PATH) is None:
+            raise NotHere(f"needs {tool}")
+
+
+def strace() -> str | None:
+    """Return the path of strace, if it is there and may trace."""
+    found = shutil.which("strace")
+    if found is None:
+        return None
+    tried = subprocess.run([found, "-f", "-o", os.devnull, "true"], capture_output=True, check=False, timeout=20)
+    return found if tried.returncode == 0 else None
+
+
+def run(*words: str | Path) -> None:
+    """Run a command to its end."""
+    environment = {**os.environ, "PATH": PATH}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60, env=environment)
+    if done.returncode:
+        raise NotHere(f"{words[0]}: {(done.stderr or done.stdout).strip().splitlines()[-1:]}")
+
+
+def make_image(image: Path, mebibytes: int, *words: str) -> None:
+    """Make a file system in a file."""
+    with image.open("wb") as file:
+        file.truncate(mebibytes * 1024**2)
+    run(*words, image)
+
+
+@contextmanager
+def mounted(image: Path, place: Path) -> Iterator[Path]:
+    place.mkdir(exist_ok=True)
+    run("mount", "-o", "loop", image, place)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=False, capture_output=True, timeout=60)
 
 
 class SmallDisk:
@@ -23,12 +70,12 @@ class SmallDisk:
 
     def __init__(self, folder: Path, *, size: str, mode: str = "0700") -> None:
         if os.name == "nt" or os.geteuid() != 0 or shutil.which("mount") is None:
-            raise NoSmallDisk("mounting a small tmpfs takes root: run the tests as root")
+            raise NotHere("mounting a small tmpfs takes root: run the tests as root")
         self._folder = folder
         words = ["mount", "-t", "tmpfs", "-o", f"size={size},mode={mode}", "tmpfs", str(folder)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise NoSmallDisk(f"mount refuses a tmpfs, run the tests where it may: {done.stderr.strip()}")
+            raise NotHere(f"mount refuses a tmpfs, run the tests where it may: {done.stderr.strip()}")
 
     def fill(self) -> Path:
         """Leave no room, to the last byte, as another program would; return the file that takes it."""
@@ -67,7 +114,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     try:
         disk = SmallDisk(folder, size="24m", mode="0777")
-    except NoSmallDisk as reason:
+    except NotHere as reason:
         missing("mount", reason)
     yield folder
     disk.close()

@@ -33,9 +33,24 @@ def swallow(kind: str, table: str, what: str) -> tuple[str, ...]:
     )
 
 
-def let_through(kind: str, table: str) -> tuple[str, ...]:
+def refuse(kind: str, condition: str, code: str) -> tuple[str, ...]:
+    """Return the statements that have a store refuse an event for a condition on ``new``, with a state or number."""
+    before = "CREATE TRIGGER refuse BEFORE INSERT ON letopis_events"
+    if kind == "sqlite":
+        return (f"{before} WHEN {condition} BEGIN SELECT RAISE(ABORT, 'refused'); END",)
+    if kind == "mariadb":
+        state = f"'{code}'" if len(code) == 5 else f"'45000' SET MYSQL_ERRNO = {code}, MESSAGE_TEXT = 'refused'"
+        return (f"{before} FOR EACH ROW IF {condition} THEN SIGNAL SQLSTATE {state}; END IF",)
+    function = (
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'refused'"
+        f" USING ERRCODE = '{code}'; END $$"
+    )
+    return function, f"{before} FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION refuse()"
+
+
+def let_through(kind: str, table: str, trigger: str = "swallow") -> tuple[str, ...]:
     """Return the statements that end it."""
-    return ("DROP TRIGGER swallow",) if kind == "sqlite" else (f"DROP TRIGGER swallow ON letopis_{table}",)
+    return (f"DROP TRIGGER {trigger}{f' ON letopis_{table}' if kind == 'postgresql' else ''}",)
 
 
 _LEFT_OUT = frozenset({"letopis_search", "letopis_checkpoints"})

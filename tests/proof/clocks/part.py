@@ -8,10 +8,8 @@ import os
 import signal
 import sqlite3
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -21,62 +19,22 @@ from letopis.store import ConversationStore, Message
 from tests.campaigns.invariants import Ack, check
 from tests.campaigns.processes import LETOPIS
 from tests.proof.clocks import bot as bot_process
-from tests.proof.clocks.bot import STUCK
-from tests.proof.clocks.faketime import JUMPS, WallClock, forget, library
+from tests.proof.clocks.bot import JUMPS, STUCK, WallClock, forget, library
+from tests.proof.harness import Tally, World, migrated
 from tests.proof.options import Options
-from tests.proof.rows import Row, row_of
+from tests.proof.rows import Row
 from tests.proof.stores import Fresh, fresh
 from tests.support.child import command
 from tests.support.gate import FileDoor, Gate, door_to
-from tests.support.store_changes import run_there
+from tests.support.store_changes import let_through, refuse, run_there
 
 KINDS: Final = ("sqlite", "postgresql", "mariadb")
 AWAY: Final = "clock set while the store is away: order, retries, alerts, retention"
 HANDED: Final = "clock set, then the relay that works is killed: another takes over"
 CONTROL: Final = "the same, with waits by the wall clock alone"
 HANDED_AT: Final = (JUMPS[1], JUMPS[0], JUMPS[3])
+REFUSAL: Final = {"sqlite": "", "postgresql": "22021", "mariadb": "22007"}
 SLACK: Final = 20.0  # seconds within which a relay has to be at work again: the machine may be busy with other parts
-POISON: Final = {
-    "sqlite": (
-        (
-            "CREATE TRIGGER letopis_proof BEFORE INSERT ON letopis_events WHEN new.conversation_id = 'poison'"
-            " BEGIN SELECT RAISE(ABORT, 'refused'); END"
-        ),
-    ),
-    "postgresql": (
-        (
-            "CREATE FUNCTION letopis_proof() RETURNS trigger AS 'BEGIN RAISE EXCEPTION ''refused'' USING ERRCODE ="
-            " ''22021''; END' LANGUAGE plpgsql"
-        ),
-        (
-            "CREATE TRIGGER letopis_proof BEFORE INSERT ON letopis_events FOR EACH ROW"
-            " WHEN (new.conversation_id = 'poison') EXECUTE FUNCTION letopis_proof()"
-        ),
-    ),
-    "mariadb": (
-        (
-            "CREATE TRIGGER letopis_proof BEFORE INSERT ON letopis_events FOR EACH ROW BEGIN"
-            " IF new.conversation_id = 'poison' THEN SIGNAL SQLSTATE '22007'; END IF; END"
-        ),
-    ),
-}
-CURE: Final = {"postgresql": "DROP TRIGGER letopis_proof ON letopis_events"}
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of one bot."""
-
-    jumps: int = 0
-    problems: list[str] = field(default_factory=list)
-    count: Counter[str] = field(default_factory=Counter)
-    acks: list[Ack] = field(default_factory=list)
-
-    def add(self, other: Outcome) -> None:
-        """Add the result of another one."""
-        self.jumps += other.jumps
-        self.problems += other.problems
-        self.count += other.count
 
 
 def prove(options: Options) -> Iterator[Row]:
@@ -90,7 +48,7 @@ def prove(options: Options) -> Iterator[Row]:
 async def _prove(options: Options) -> list[Row]:
     kinds = KINDS[:1] if options.short else KINDS
     jumps = (JUMPS[0], JUMPS[1]) if options.short else JUMPS
-    found: dict[tuple[str, str], list[Outcome]] = {}
+    found: dict[tuple[str, str], list[Tally]] = {}
     rows: list[Row] = []
 
     async def bots(what: str, jump: str, kinds: Sequence[str]) -> None:
@@ -124,21 +82,15 @@ async def _prove(options: Options) -> list[Row]:
     return [_row(*key, found[key], jumps) for key in order if key in found] + rows
 
 
-def _row(what: str, kind: str, outcomes: list[Outcome], jumps: tuple[str, ...]) -> Row:
-    whole = Outcome()
+def _row(what: str, kind: str, outcomes: list[Tally], jumps: tuple[str, ...]) -> Row:
+    whole = Tally()
     for one in outcomes:
         whole.add(one)
-    figures = ", ".join(f"{number} {word}" for word, number in sorted(whole.count.items()))
-    return row_of(
-        what,
-        kind,
-        count=whole.jumps,
-        unit="jumps",
-        least=0 if what == CONTROL else len(HANDED_AT) if what == HANDED else 3 * len(JUMPS),
-        problems=whole.problems,
-        notes=figures if what == CONTROL else f"{', '.join(HANDED_AT if what == HANDED else jumps)}; {figures}",
-        control=what == CONTROL,
-    )
+    figures = ", ".join(f"{number} {word}" for word, number in sorted(whole.figures.items()))
+    jumped = "" if what == CONTROL else f"{', '.join(HANDED_AT if what == HANDED else jumps)}; "
+    whole.notes = f"{jumped}{figures}"
+    least = len(HANDED_AT) if what == HANDED else 3 * len(JUMPS)
+    return whole.row(what, kind, "jumps", least, control=what == CONTROL)
 
 
 class Bots:
@@ -237,11 +189,11 @@ class Bot:
         return found
 
 
-async def _away(options: Options, stores: list[Fresh], folder: Path, jump: str, what: str) -> list[Outcome]:
+async def _away(options: Options, stores: list[Fresh], folder: Path, jump: str, what: str) -> list[Tally]:
     clock = WallClock(folder, jump)
     doors = [door_to(one.kind, one.url) for one in stores]
     outboxes = [folder / f"{one.kind}.outbox.db" for one in stores]
-    outcomes = [Outcome() for _ in stores]
+    outcomes, acks = [Tally() for _ in stores], [list[Ack]() for _ in stores]
     for store, door in zip(stores, doors, strict=True):
         async with ConversationStore.open(store.url, migrate=True):
             await door.open()
@@ -250,7 +202,7 @@ async def _away(options: Options, stores: list[Fresh], folder: Path, jump: str, 
 
     async def one(number: int) -> None:
         outcome, door, outbox = outcomes[number], doors[number], outboxes[number]
-        bot = Bot(bots, number, outcome.acks)
+        bot = Bot(bots, number, acks[number])
         try:
             await bot.ready()
             if what == CONTROL:
@@ -267,17 +219,16 @@ async def _away(options: Options, stores: list[Fresh], folder: Path, jump: str, 
         await bots.close()
         for door in doors:
             await (door.open() if isinstance(door, FileDoor) else door.shut())
-    for store, outbox, outcome in zip(stores, outboxes, outcomes, strict=True):
+    for store, outbox, promised, outcome in zip(stores, outboxes, acks, outcomes, strict=True):
         if not outcome.problems:
-            verdict = await check([outbox], store.url, acknowledged=outcome.acks, drained=what != CONTROL)
-            outcome.problems += [] if verdict.ok else [str(verdict)]
-        outcome.count["events acknowledged"] += len(outcome.acks)
+            outcome.take(await check([outbox], store.url, acknowledged=promised, drained=what != CONTROL))
+        outcome.figures["events acknowledged"] += len(promised)
         outcome.problems = [f"{jump}: {one}" for one in outcome.problems]
     return outcomes
 
 
 async def _short_outage(
-    bot: Bot, outbox: Path, door: Gate | FileDoor, clock: WallClock, outcome: Outcome, what: str
+    bot: Bot, outbox: Path, door: Gate | FileDoor, clock: WallClock, outcome: Tally, what: str
 ) -> None:
     await bot.say("9")
     if not await bot.drained(60):
@@ -290,7 +241,7 @@ async def _short_outage(
     # Once; without the promise some times over, since one jump may come just when a wait is at its end.
     for _ in range(3 if what == CONTROL else 1):
         await bot.jump(clock)
-        outcome.jumps += 1
+        outcome.count += 1
         await asyncio.sleep(0.7 if what == CONTROL else 0)
     await bot.say("9")
     await asyncio.sleep(1.0)
@@ -303,7 +254,7 @@ async def _short_outage(
     heard = await bot.ask("alerts")
     # On a machine that is busy with other things the outage may have been a long one.
     if time.monotonic() - started - clock.pause < STUCK:
-        outcome.count["short outages that nobody heard of"] += 1
+        outcome.figures["short outages that nobody heard of"] += 1
         if heard["stuck"] or heard["recovered"]:
             outcome.problems.append(f"a jump in a short outage was alerted: {heard}")
 
@@ -315,7 +266,7 @@ async def _all_of_it(
     outbox: Path,
     door: Gate | FileDoor,
     clock: WallClock,
-    outcome: Outcome,
+    outcome: Tally,
 ) -> None:
     await _short_outage(bot, outbox, door, clock, outcome, AWAY)
     if options.short:
@@ -329,7 +280,7 @@ async def _all_of_it(
     await bot.say("6")
     await asyncio.sleep(STUCK / 3)
     await bot.jump(clock)
-    outcome.jumps += 1
+    outcome.count += 1
     await bot.hears("stuck", len(before["stuck"]), STUCK + SLACK)
     await door.open()
     # A store is probed again after no longer than it was unavailable.
@@ -338,29 +289,29 @@ async def _all_of_it(
         outcome.problems.append(f"starved after the long outage, for {patience:.0f} s")
     await bot.hears("recovered", len(before["recovered"]), SLACK)
     heard = {word: names[len(before[word]) :] for word, names in (await bot.ask("alerts")).items()}
-    outcome.count["alerts"] += len(heard["stuck"])
-    outcome.count["recoveries"] += len(heard["recovered"])
+    outcome.figures["alerts"] += len(heard["stuck"])
+    outcome.figures["recoveries"] += len(heard["recovered"])
     if (len(heard["stuck"]), len(heard["recovered"])) != (1, 1):
         outcome.problems.append(f"a long outage with a jump in it: one alert and one recovery belong, {heard} came")
     await _refusals(store, bot, outbox, clock, outcome)
 
 
-async def _refusals(store: Fresh, bot: Bot, outbox: Path, clock: WallClock, outcome: Outcome) -> None:
+async def _refusals(store: Fresh, bot: Bot, outbox: Path, clock: WallClock, outcome: Tally) -> None:
     """An event that is refused gets all its tries, not all at once; 1, 2 and 4 s lie between, one of which may end."""
-    await run_there(store.url, *POISON[store.kind])
+    await run_there(store.url, *refuse(store.kind, "new.conversation_id = 'poison'", REFUSAL[store.kind]))
     await bot.say("1 poison")
     started = time.monotonic()
     await _comes_to(outbox, _lane("attempts > 0"), SLACK)
     await bot.jump(clock)
-    outcome.jumps += 1
+    outcome.count += 1
     await _comes_to(outbox, _lane("state = 'blocked'"), 7 + SLACK)
     lasted = time.monotonic() - started - clock.pause
     if not _rows(outbox, _lane("state = 'blocked' AND attempts = 4")):
         outcome.problems.append(f"not blocked after its tries: {_rows(outbox, _lane('1 = 1'))}")
     elif lasted + clock.pause < 2.9:
         outcome.problems.append(f"given up after {lasted:.1f} s")
-    outcome.count["refused events with all their tries"] += 1
-    await run_there(store.url, CURE.get(store.kind, "DROP TRIGGER letopis_proof"))
+    outcome.figures["refused events with all their tries"] += 1
+    await run_there(store.url, *let_through(store.kind, "events", "refuse"))
     await bot.ask("retry")
     if not await bot.drained(SLACK):
         outcome.problems.append("not delivered after the retry")
@@ -380,77 +331,62 @@ def _lane(condition: str) -> str:
     )
 
 
-async def _handed(store: Fresh, folder: Path, jump: str) -> Outcome:
+async def _handed(store: Fresh, folder: Path, jump: str) -> Tally:
     """Two daemons; the clock of both is set, the one at work is killed, and the other delivers."""
-    outcome = Outcome()
-    outbox = folder / "bot.outbox.db"
-    clock = WallClock(folder, jump)
-    environment = {
-        **os.environ,
-        **clock.environment,
-        "LETOPIS_OUTBOX": str(outbox),
-        "LETOPIS_STORE": store.url,
-    }
-    async with (
-        ConversationStore.open(store.url, migrate=True),
-        History(outbox, store=store.url, relay=False, watch=False) as bot,
-    ):
+    world, clock = World(folder, store.url), WallClock(folder, jump)
+    outcome, outbox = world.tally, world.outbox
+    given = {"LETOPIS_OUTBOX": str(outbox), "LETOPIS_STORE": store.url}
+    environment = {**os.environ, **clock.environment, **given}
+    nothing = dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.DEVNULL)
+    await migrated(store.url)
+    async with world.open(relay=False) as bot:
         daemons = [
             await asyncio.create_subprocess_exec(
-                *(str(LETOPIS), "relay", "--log-level", "ERROR"),
-                env=environment,
-                cwd=folder,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.DEVNULL,
+                *(str(LETOPIS), "relay", "--log-level", "ERROR"), env=environment, cwd=folder, **nothing
             )
             for _ in range(2)
         ]
         try:
-            await _say(bot, outcome)
+            await _say(bot, world)
             await _comes_to(outbox, "SELECT 1 FROM letopis_outbox_relay WHERE pid > 0", 60)
             if not await bot.drained(60):
                 outcome.problems.append("no daemon delivers")
                 return outcome
             clock.jump()
-            outcome.jumps += 1
+            outcome.count += 1
             ((holder,),) = _rows(outbox, "SELECT pid FROM letopis_outbox_relay")
             victim = next((one for one in daemons if one.pid == holder), None)
-            await _say(bot, outcome)
+            await _say(bot, world)
             if victim is None:
                 outcome.problems.append(f"the lease is held by {holder}, which is none of the daemons")
             elif clock.pause:
                 victim.send_signal(signal.SIGSTOP)
-                await _say(bot, outcome)
+                await _say(bot, world)
                 await asyncio.sleep(clock.pause)
                 victim.send_signal(signal.SIGCONT)
             else:
                 victim.kill()
-                outcome.count["relays killed"] += 1
-            await _say(bot, outcome)
+                outcome.figures["relays killed"] += 1
+            await _say(bot, world)
             started = time.monotonic()
             if not await bot.drained(SLACK * 2):
                 outcome.problems.append(f"nobody took over within {SLACK * 2:g} s")
-            outcome.count["seconds in all until the next one had delivered"] += round(time.monotonic() - started)
+            outcome.figures["seconds in all until the next one had delivered"] += round(time.monotonic() - started)
         finally:
             for one in daemons:
                 if one.returncode is None:
                     one.kill()
                 await one.wait()
                 forget(one.pid)
-    verdict = await check([outbox], store.url, acknowledged=outcome.acks)
-    if not verdict.ok:
-        outcome.problems.append(str(verdict))
-    outcome.count["events acknowledged"] += len(outcome.acks)
+    await world.judge(drained=False)
+    outcome.figures["events acknowledged"] += len(world.acks)
     outcome.problems = [f"{jump}: {one}" for one in outcome.problems]
     return outcome
 
 
-async def _say(bot: History, outcome: Outcome) -> None:
+async def _say(bot: History, world: World) -> None:
     for number in range(6):
-        name = f"chat-{number % 3}"
-        receipt = await bot.append(name, Message.user(f"{number}"), owner="owner")
-        outcome.acks += [Ack(name, one) for one in receipt.event_ids]
+        world.keep(await bot.append(f"chat-{number % 3}", Message.user(f"{number}"), owner="owner"))
 
 
 def _rows(outbox: Path, statement: str) -> list[Any]:

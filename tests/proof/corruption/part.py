@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -33,6 +30,7 @@ from tests.campaigns.invariants import check
 from tests.proof.corruption.files import DAMAGES, Files, Seen, cut, flipped, make_files, seen_in, zeroed
 from tests.proof.options import Options
 from tests.proof.rows import Row, row_of
+from tests.support.daemons import letopis
 from tests.support.damage import leaf_pages, with_noise
 
 UNREADABLE: Final = (sqlite3.Error, ValueError, OverflowError)
@@ -253,13 +251,13 @@ class _Proof:
                 (verify, verified),
                 (("outbox", "salvage", str(path), "--to", str(path.with_name("new.db")), "--json"), salvaged),
             ):
-                done = await asyncio.to_thread(_command, *words)
+                done = await asyncio.to_thread(letopis, *words, folder=self._work)
                 count += 1
                 if done.returncode != expected:
                     wrong.append(f"{what}: {' '.join(words)} ended with {done.returncode}: {done.stderr[-200:]}")
                 else:
                     json.loads(done.stdout)
-        done = await asyncio.to_thread(_command, "--store", files.url, "db", "verify")
+        done = await asyncio.to_thread(letopis, "--store", files.url, "db", "verify", folder=self._work)
         count += 1
         if done.returncode:
             wrong.append(f"db verify of a sound store ended with {done.returncode}: {done.stdout[-200:]}")
@@ -412,15 +410,3 @@ def _wal(path: Path) -> Path:
 
 def _notes(count: Counter[str]) -> str:
     return ", ".join(f"{number} {word}" for word, number in count.most_common())
-
-
-def _command(*words: str) -> subprocess.CompletedProcess[str]:
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("LETOPIS_")}
-    return subprocess.run(
-        [sys.executable, "-m", "letopis.outbox.cli", *words],
-        env=clean,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )

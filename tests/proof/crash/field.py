@@ -7,7 +7,6 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -21,11 +20,12 @@ from tests.campaigns.invariants import Ack, Verdict, examine, read_outbox, read_
 from tests.campaigns.record_invariants import RecordAck, RecordOutbox, RecordStore, read_record_outbox
 from tests.campaigns.states import OutboxState, StoreState
 from tests.campaigns.victims import Context
-from tests.proof.crash import mortals
+from tests.proof.crash import moments
 from tests.proof.crash.gate import Call, guard
-from tests.proof.crash.moments import Left, Moment, Who
+from tests.proof.crash.moments import SHOWS, Left, Moment, Who
+from tests.proof.harness import SETTLING_SECONDS, Tally
 from tests.support.defects import DUPLICATES_TAKEN, planted
-from tests.support.promises import MAKE_BOOKS, half_kept
+from tests.support.promises import MAKE_BOOKS, acks_of, half_kept
 from tests.support.record_deeds import record_ack
 from tests.support.webhook import Site
 
@@ -33,15 +33,6 @@ TIMEOUT_SECONDS: Final = 20.0
 CONVERSATIONS: Final = 3
 SAID: Final = 4
 LOOKS: Final = 8  # how often a watch still looks after the last notification, for any that should not follow
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Death:
-    died: bool
-    violations: int
-    problems: tuple[str, ...]
-    stored: bool = False
-    doubled: int = 0
 
 
 class State(NamedTuple):
@@ -84,16 +75,13 @@ class Field:
             field._last, _ = await field._look(drained=True)
             yield field
 
-    async def die(self, moment: Moment, number: int) -> Death:
+    async def die(self, moment: Moment, number: int) -> Tally:
         """Have a process die at a moment, the n-th time that it gets there; continue, and check."""
-        return await self._death(
-            lambda: self._life(moment, number),
-            name=f"{moment.name}, {number}",
-            who=moment.who,
-            shows=moment.shows if number == 1 else None,
-        )
+        shows = SHOWS[moment.shows] if number == 1 else None
+        name = f"{moment.name}, {number}"
+        return await self._death(lambda: self._life(moment, number), name=name, who=moment.who, shows=shows)
 
-    async def die_at_call(self, number: int) -> Death:
+    async def die_at_call(self, number: int) -> Tally:
         """Have a relay die at one of its calls to the server, if it makes that many this time; continue, and check."""
 
         async def life() -> int | None:
@@ -106,7 +94,7 @@ class Field:
         """Have a relay deliver all there is; return its calls to the server, and its exit code."""
         ours, theirs = self._context.Pipe()
         with ours:
-            process = self._start(mortals.deliver, str(self._outbox), self._url, theirs)
+            process = self._start(moments.deliver, str(self._outbox), self._url, theirs)
             theirs.close()
             assert process.pid is not None
             calls = await asyncio.to_thread(
@@ -122,21 +110,24 @@ class Field:
         who: Who,
         shows: Callable[[Left], bool] | None = None,
         may_end: bool = False,
-    ) -> Death:
+    ) -> Tally:
+        death = Tally()
         try:
-            return await self._death_and_after(life, name=name, who=who, shows=shows, may_end=may_end)
+            await self._death_and_after(death, life, who=who, shows=shows, may_end=may_end)
         except Exception as error:  # that the others cannot continue is the worst possible result
-            return Death(died=False, violations=1, problems=(f"{name}: {type(error).__name__}: {error}",))
+            death.problems = [f"{type(error).__name__}: {error}"]
+        death.problems = [f"{name}: {problem}" for problem in death.problems]
+        return death
 
     async def _death_and_after(
         self,
+        death: Tally,
         life: Callable[[], Awaitable[int | None]],
         *,
-        name: str,
         who: Who,
         shows: Callable[[Left], bool] | None,
         may_end: bool,
-    ) -> Death:
+    ) -> None:
         owed = 0
         if who is not Who.BOT:
             await self.say()
@@ -147,38 +138,30 @@ class Field:
         told = len(self._hook.alerts) - alerts
         # In the middle, with the dead one's debts still open.
         after, verdict = await self._look(drained=False)
-        left = _left(
-            before,
-            after,
+        left = Left(
+            **{name: figure - _figures(before)[name] for name, figure in _figures(after).items()},
             answered=len(self._acks) - answered,
             owed=owed,
             alerts=told,
             changes_answered=len(self._record_acks) - changes_answered,
         )
-        wrong: list[str] = []
         if code != -9 and not (may_end and code == 0):
-            wrong.append(f"did not die there, but ended with {code}")
+            death.problems.append(f"did not die there, but ended with {code}")
         elif shows is not None and not shows(left):
-            wrong.append(f"died elsewhere: {left}")
-        found = [verdict]
+            death.problems.append(f"died elsewhere: {left}")
+        death.take(verdict)
 
         await self.say(1)
         if who is Who.WATCH:
-            wrong += await self._watch(since=alerts, told=told)
-        doubled = await self._deliver()
+            death.blame(await self._watch(since=alerts, told=told))
+        death.figures["doubled"] = await self._deliver()
         if who is Who.WATCH:
-            wrong += await self._watch_the_end(since=alerts)
+            death.blame(await self._watch_the_end(since=alerts))
         self._last, verdict = await self._look(drained=True)
-        wrong += half_kept(self._outbox, self._last.store)
-        found.append(verdict)
-        problems = [*wrong, *(one for verdict in found for one in verdict.problems)]
-        return Death(
-            died=code == -9,
-            violations=len(wrong) + sum(verdict.problem_count for verdict in found),
-            problems=tuple(f"{name}: {one}" for one in problems),
-            stored=left.stored > left.written_off,
-            doubled=doubled,
-        )
+        death.blame(half_kept(self._outbox, self._last.store))
+        death.take(verdict)
+        death.count = int(code == -9)
+        death.figures["stored"] = int(left.stored > left.written_off)
 
     async def _life(self, moment: Moment, number: int) -> int | None:
         """Run a process until it dies, and return its exit code; take in what it was promised."""
@@ -187,27 +170,22 @@ class Field:
             case Who.BOT:
                 ours, theirs = self._context.Pipe(duplex=False)
                 with ours:
-                    process = self._start(mortals.bot, outbox, self._url, theirs, **named)
+                    process = self._start(moments.bot, outbox, self._url, theirs, **named)
                     theirs.close()
                     code = await _end(process)
                     try:
                         while ours.poll(1):
-                            self._take(ours.recv())
+                            ack = ours.recv()
+                            (self._record_acks if isinstance(ack, RecordAck) else self._acks).append(ack)
                     except EOFError:
                         return code
                 return code
             case Who.WATCH:
-                process = self._start(mortals.watch, outbox, f"http://{self._hook.url}/hook", **named)
+                process = self._start(moments.watch, outbox, f"http://{self._hook.url}/hook", **named)
             case _:
                 leave = moment.who is Who.LEAVING
-                process = self._start(mortals.relay, outbox, self._url, leave=leave, without=self._without, **named)
+                process = self._start(moments.relay, outbox, self._url, leave=leave, without=self._without, **named)
         return await _end(process)
-
-    def _take(self, ack: Ack | RecordAck) -> None:
-        if isinstance(ack, RecordAck):
-            self._record_acks.append(ack)
-        else:
-            self._acks.append(ack)
 
     def _start(self, target: Callable[..., None], *given: Any, **named: Any) -> BaseProcess:
         process = self._context.Process(target=target, args=given, kwargs=named, daemon=True)
@@ -218,9 +196,7 @@ class Field:
         """Have the bot that survives say a little in each conversation, and put two records."""
         for place in range(CONVERSATIONS):
             said = [Message.user(f"{place} {number}") for number in range(count)]
-            receipt = await self.bot.append(f"talk-{place}", *said)
-            self._acks += [Ack(receipt.conversation_id, event_id) for event_id in receipt.event_ids[:-1]]
-            self._acks.append(Ack(receipt.conversation_id, receipt.event_ids[-1], receipt.sequence))
+            self._acks += acks_of(await self.bot.append(f"talk-{place}", *said))
         for records in (self.bot.records(conversation="talk-0"), self.bot.records(space="bots")):
             value = f"{len(self._record_acks)}".encode()
             self._record_acks.append(record_ack(await records.put(("talk",), "last", value), value))
@@ -242,8 +218,8 @@ class Field:
             if time.monotonic() > deadline:
                 return [f"{len(self._alerts(since))} alerts in {TIMEOUT_SECONDS:g} s"]
             await watching.observe_once()
-            await asyncio.sleep(mortals.LOOK_INTERVAL_SECONDS)
-        await self._look_on(self._watching(mortals.REMINDED_ALREADY))
+            await asyncio.sleep(moments.LOOK_INTERVAL_SECONDS)
+        await self._look_on(self._watching(moments.REMINDED_ALREADY))
         alerts = len(self._alerts(since))
         return [] if alerts == told + 1 else [f"a flood: {alerts} alerts where {told + 1} had to be"]
 
@@ -254,12 +230,12 @@ class Field:
             if time.monotonic() > deadline:
                 return [f"nobody was told in {TIMEOUT_SECONDS:g} s that it is over"]
             await watching.observe_once()
-            await asyncio.sleep(mortals.LOOK_INTERVAL_SECONDS)
+            await asyncio.sleep(moments.LOOK_INTERVAL_SECONDS)
         await self._look_on(watching)
         ends = len(self._alerts(since, recovered=True))
         return [] if ends == 1 else [f"told {ends} times that it is over"]
 
-    def _watching(self, rules: Rules = mortals.RULES) -> AlertMonitor:
+    def _watching(self, rules: Rules = moments.RULES) -> AlertMonitor:
         return AlertMonitor(
             self.bot.outbox, channels=(AppriseChannel(f"http://{self._hook.url}/hook", private=True),), rules=rules
         )
@@ -267,7 +243,7 @@ class Field:
     async def _look_on(self, watching: AlertMonitor) -> None:
         for _ in range(LOOKS):
             await watching.observe_once()
-            await asyncio.sleep(mortals.LOOK_INTERVAL_SECONDS)
+            await asyncio.sleep(moments.LOOK_INTERVAL_SECONDS)
 
     def _alerts(self, since: int, *, recovered: bool = False) -> list[dict[str, Any]]:
         return [one for one in self._hook.alerts[since:] if (one["type"] == "success") is recovered]
@@ -276,7 +252,7 @@ class Field:
         """Read both files and examine them; once more if a server is just committing for a dead process."""
         state, verdict = await self._read(drained=drained)
         if not verdict.ok:
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(SETTLING_SECONDS)
             state, verdict = await self._read(drained=drained)
         return state, verdict
 
@@ -307,32 +283,14 @@ async def _end(process: BaseProcess) -> int | None:
     return process.exitcode
 
 
-def _left(before: State, after: State, *, answered: int, owed: int, alerts: int, changes_answered: int) -> Left:
-    return Left(
-        kept=_messages(after.outbox) - _messages(before.outbox),
-        answered=answered,
-        stored=sum(after.store.lanes.values()) - sum(before.store.lanes.values()),
-        written_off=_sum(after.outbox, "delivered") - _sum(before.outbox, "delivered"),
-        owed=owed,
-        pruned=_sum(after.outbox, "pruned") - _sum(before.outbox, "pruned"),
-        alerts=alerts,
-        changes=_heads(after.changes) - _heads(before.changes),
-        changes_answered=changes_answered,
-        changes_applied=_applied(after.records) - _applied(before.records),
-    )
-
-
-def _heads(changes: RecordOutbox) -> int:
-    return sum(lane.head for lane in changes.lanes.values())
-
-
-def _applied(records: RecordStore) -> int:
-    return sum(head for head, _ in records.heads.values())
-
-
-def _messages(outbox: OutboxState) -> int:
-    return sum(event.type == "message.appended" for event in outbox.events)
-
-
-def _sum(outbox: OutboxState, mark: str) -> int:
-    return sum(getattr(lane, mark) for lane in outbox.lanes.values())
+def _figures(state: State) -> dict[str, int]:
+    """Return what is counted before and after a death."""
+    lanes = state.outbox.lanes.values()
+    return {
+        "kept": sum(event.type == "message.appended" for event in state.outbox.events),
+        "stored": sum(state.store.lanes.values()),
+        "written_off": sum(lane.delivered for lane in lanes),
+        "pruned": sum(lane.pruned for lane in lanes),
+        "changes": sum(lane.head for lane in state.changes.lanes.values()),
+        "changes_applied": sum(head for head, _ in state.records.heads.values()),
+    }

@@ -1,17 +1,41 @@
-"""Name the moments at which a process dies, and how each shows in what is left."""
+"""Name the moments at which a process dies, and start bots, relays and watches that die there, or behind a gate.
+
+How each death shows in what is left tells whether it was at the moment that was meant.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import inspect
+import itertools
+import logging
+import os
+import signal
+import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Final
+from multiprocessing.connection import Connection
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, Final, NoReturn
 
+from letopis.outbox.alerting.channels import AppriseChannel
+from letopis.outbox.alerting.incidents import Rules
+from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.outbox.event_log.append_encoding import Prepared
+from letopis.outbox.event_log.retention import Pruner
+from letopis.outbox.file.outbox_file import OutboxFile
+from tests.proof.crash.gate import FILE_CALLS, NET_CALLS, enter
+from tests.support import victim
+from tests.support.defects import DUPLICATES_TAKEN, planted
 
 ROUNDS: Final = 4  # so often a bot says each of the things that it says
 BETWEEN: Final = "prune: the mark is moved, the events are still there"
 """The one that is in the middle of a function: where SQLite is about to begin with a statement."""
+COMMITTED: Final = "apply: after the store's commit, before its answer is heard"
 
 
 class Who(StrEnum):
@@ -55,209 +79,271 @@ class Left:
     changes_applied: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+SHOWS: Final[dict[str, Callable[[Left], bool]]] = {
+    "no message without an answer": lambda left: left.kept == left.answered,
+    "one message without an answer": lambda left: left.kept == left.answered + 1,
+    "no change without an answer": lambda left: left.changes == left.changes_answered,
+    "one change without an answer": lambda left: left.changes == left.changes_answered + 1,
+    "nothing stored": lambda left: left.stored == 0,
+    "no change applied": lambda left: left.changes_applied == 0,
+    "stored, nothing written off": lambda left: left.stored > 0 and left.written_off == 0,
+    "written off": lambda left: left.written_off > 0,
+    "all written off, nothing pruned": lambda left: left.pruned == 0 and left.written_off == left.owed,
+    "pruned": lambda left: left.pruned > 0,
+    "all written off": lambda left: left.written_off == left.owed,
+    "no alert": lambda left: left.alerts == 0,
+    "one alert": lambda left: left.alerts == 1,
+}
+"""What a death leaves behind, by words."""
+
+
+@dataclass(frozen=True, slots=True)
 class Moment:
     """Where a process dies.
 
     :ivar function: of the real code; ``module:Class.function``.
-    :ivar counts: whether a call counts, by its arguments and, after it, by what it returned.
+    :ivar shows: what a death at the first such call must leave behind, or it was somewhere else.
     :ivar most: up to the how manieth call.
-    :ivar shows: whether what a death at the first such call left behind is what it must be, or it was somewhere else.
+    :ivar counts: whether a call counts, by its arguments and, after it, by what it returned.
     """
 
     name: str
     who: Who
     function: str
     side: Side
-    counts: Callable[[tuple[Any, ...], Any], bool] = lambda _, __: True
+    shows: str
     most: int = 1
-    shows: Callable[[Left], bool]
+    counts: Callable[[tuple[Any, ...], Any], bool] = lambda _, __: True
 
 
 def _appends(given: tuple[Any, ...], _: Any) -> bool:
     return any(isinstance(member, Prepared) for member in given[-1])
 
 
+BOT, RELAY, LEAVING, WATCH = Who
+BEFORE, AFTER = Side
+APPEND: Final = "letopis.outbox.file.committer:Committer._append"
+TRANSACT: Final = "letopis.outbox.file.committer:Committer._transact"
+COMMIT: Final = "sqlalchemy.ext.asyncio:AsyncConnection.commit"
+NOTE_CHANGE: Final = "letopis.outbox.event_log.effects:note_change"
+WRITE_RECORD: Final = "letopis.outbox.history.records:Records._write"
+REGISTER: Final = "letopis.outbox.relay.lease:Lease._register"
+CLAIM: Final = "letopis.outbox.relay.dispatcher:Dispatcher._claim"
+LOG: Final = "letopis.store.write.applier:append_to_log"
+ADVANCE: Final = "letopis.store.write.lanes:Lanes.advance"
+APPLY: Final = "letopis.store.write.applier:Applier._apply_once"
+WRITE_BACK: Final = "letopis.outbox.relay.dispatcher:Dispatcher._write_back"
+ACKNOWLEDGE: Final = "letopis.outbox.relay.lease:acknowledge"
+PRUNE: Final = "letopis.outbox.event_log.retention:Pruner.__call__"
+CHORES: Final = "letopis.outbox.relay.idle_work:Chores._run_chores"
+RELEASE: Final = "letopis.outbox.relay.lease:LeaseLock.release"
+CLAIM_ALERT: Final = "letopis.outbox.alerting.monitor:AlertMonitor._claim"
+SETTLE_ALERT: Final = "letopis.outbox.alerting.monitor:AlertMonitor._settle"
 MOMENTS: Final = (
+    Moment("append: before the local commit", BOT, APPEND, AFTER, "no message without an answer", ROUNDS, _appends),
     Moment(
-        name="append: before the local commit",
-        who=Who.BOT,
-        function="letopis.outbox.file.committer:Committer._append",
-        side=Side.AFTER,
-        counts=_appends,
-        most=ROUNDS,
-        shows=lambda left: left.kept == left.answered,
+        "append: after the local commit, before the answer",
+        BOT,
+        TRANSACT,
+        AFTER,
+        "one message without an answer",
+        ROUNDS,
+        _appends,
     ),
     Moment(
-        name="append: after the local commit, before the answer",
-        who=Who.BOT,
-        function="letopis.outbox.file.committer:Committer._transact",
-        side=Side.AFTER,
-        counts=_appends,
-        most=ROUNDS,
-        shows=lambda left: left.kept == left.answered + 1,
+        "the bot's own transaction: before the local commit",
+        BOT,
+        COMMIT,
+        BEFORE,
+        "no message without an answer",
+        2 * ROUNDS,
     ),
     Moment(
-        name="the bot's own transaction: before the local commit",
-        who=Who.BOT,
-        function="sqlalchemy.ext.asyncio:AsyncConnection.commit",
-        side=Side.BEFORE,
-        most=2 * ROUNDS,
-        shows=lambda left: left.kept == left.answered,
+        "the bot's own transaction: after the local commit, before the answer",
+        BOT,
+        COMMIT,
+        AFTER,
+        "one message without an answer",
+        2 * ROUNDS,
     ),
     Moment(
-        name="the bot's own transaction: after the local commit, before the answer",
-        who=Who.BOT,
-        function="sqlalchemy.ext.asyncio:AsyncConnection.commit",
-        side=Side.AFTER,
-        most=2 * ROUNDS,
-        shows=lambda left: left.kept == left.answered + 1,
+        "a record is put: written, before the local commit",
+        BOT,
+        NOTE_CHANGE,
+        AFTER,
+        "no change without an answer",
+        2 * ROUNDS,
     ),
     Moment(
-        name="a record is put: written, before the local commit",
-        who=Who.BOT,
-        function="letopis.outbox.event_log.effects:note_change",
-        side=Side.AFTER,
-        most=2 * ROUNDS,
-        shows=lambda left: left.changes == left.changes_answered,
+        "a record is put: after the local commit, before the answer",
+        BOT,
+        WRITE_RECORD,
+        AFTER,
+        "one change without an answer",
+        2 * ROUNDS,
     ),
+    Moment("lease: the lock is taken, the row is not written", RELAY, REGISTER, BEFORE, "nothing stored"),
+    Moment("lease: the row is written, not committed", RELAY, REGISTER, AFTER, "nothing stored"),
     Moment(
-        name="a record is put: after the local commit, before the answer",
-        who=Who.BOT,
-        function="letopis.outbox.history.records:Records._write",
-        side=Side.AFTER,
-        most=2 * ROUNDS,
-        shows=lambda left: left.changes == left.changes_answered + 1,
+        "relay: after it has read what is due",
+        RELAY,
+        CLAIM,
+        AFTER,
+        "nothing stored",
+        3,
+        lambda _, due: bool(due.batches),
     ),
+    Moment("apply: projections and lanes are written, the log is not", RELAY, LOG, BEFORE, "nothing stored", 3),
+    Moment("apply: all is written, before the store's commit", RELAY, LOG, AFTER, "nothing stored", 3),
+    Moment("apply: records are written, their heads are not", RELAY, ADVANCE, BEFORE, "no change applied", 2),
     Moment(
-        name="lease: the lock is taken, the row is not written",
-        who=Who.RELAY,
-        function="letopis.outbox.relay.lease:Lease._register",
-        side=Side.BEFORE,
-        shows=lambda left: left.stored == 0,
+        "apply: after the store's commit, before its answer is heard",
+        RELAY,
+        APPLY,
+        AFTER,
+        "stored, nothing written off",
+        3,
     ),
+    Moment("acknowledgement: before it is written", RELAY, WRITE_BACK, BEFORE, "stored, nothing written off", 3),
+    Moment("acknowledgement: written, not committed", RELAY, ACKNOWLEDGE, AFTER, "stored, nothing written off", 3),
+    Moment("acknowledgement: committed", RELAY, WRITE_BACK, AFTER, "written off", 3),
+    Moment(BETWEEN, RELAY, PRUNE, BEFORE, "all written off, nothing pruned"),
     Moment(
-        name="lease: the row is written, not committed",
-        who=Who.RELAY,
-        function="letopis.outbox.relay.lease:Lease._register",
-        side=Side.AFTER,
-        shows=lambda left: left.stored == 0,
+        "prune: done, not committed",
+        RELAY,
+        PRUNE,
+        AFTER,
+        "all written off, nothing pruned",
+        1,
+        lambda given, _: given[0].pruned > 0,
     ),
-    Moment(
-        name="relay: after it has read what is due",
-        who=Who.RELAY,
-        function="letopis.outbox.relay.dispatcher:Dispatcher._claim",
-        side=Side.AFTER,
-        counts=lambda _, due: bool(due.batches),
-        most=3,
-        shows=lambda left: left.stored == 0,
-    ),
-    Moment(
-        name="apply: projections and lanes are written, the log is not",
-        who=Who.RELAY,
-        function="letopis.store.write.applier:append_to_log",
-        side=Side.BEFORE,
-        most=3,
-        shows=lambda left: left.stored == 0,
-    ),
-    Moment(
-        name="apply: all is written, before the store's commit",
-        who=Who.RELAY,
-        function="letopis.store.write.applier:append_to_log",
-        side=Side.AFTER,
-        most=3,
-        shows=lambda left: left.stored == 0,
-    ),
-    Moment(
-        name="apply: records are written, their heads are not",
-        who=Who.RELAY,
-        function="letopis.store.write.lanes:Lanes.advance",
-        side=Side.BEFORE,
-        most=2,
-        shows=lambda left: left.changes_applied == 0,
-    ),
-    Moment(
-        name="apply: after the store's commit, before its answer is heard",
-        who=Who.RELAY,
-        function="letopis.store.write.applier:Applier._apply_once",
-        side=Side.AFTER,
-        most=3,
-        shows=lambda left: left.stored > 0 and left.written_off == 0,
-    ),
-    Moment(
-        name="acknowledgement: before it is written",
-        who=Who.RELAY,
-        function="letopis.outbox.relay.dispatcher:Dispatcher._write_back",
-        side=Side.BEFORE,
-        most=3,
-        shows=lambda left: left.stored > 0 and left.written_off == 0,
-    ),
-    Moment(
-        name="acknowledgement: written, not committed",
-        who=Who.RELAY,
-        function="letopis.outbox.relay.lease:acknowledge",
-        side=Side.AFTER,
-        most=3,
-        shows=lambda left: left.stored > 0 and left.written_off == 0,
-    ),
-    Moment(
-        name="acknowledgement: committed",
-        who=Who.RELAY,
-        function="letopis.outbox.relay.dispatcher:Dispatcher._write_back",
-        side=Side.AFTER,
-        most=3,
-        shows=lambda left: left.written_off > 0,
-    ),
-    Moment(
-        name=BETWEEN,
-        who=Who.RELAY,
-        function="letopis.outbox.event_log.retention:Pruner.__call__",
-        side=Side.BEFORE,
-        shows=lambda left: left.pruned == 0 and left.written_off == left.owed,
-    ),
-    Moment(
-        name="prune: done, not committed",
-        who=Who.RELAY,
-        function="letopis.outbox.event_log.retention:Pruner.__call__",
-        side=Side.AFTER,
-        counts=lambda given, _: given[0].pruned > 0,
-        shows=lambda left: left.pruned == 0 and left.written_off == left.owed,
-    ),
-    Moment(
-        name="prune: committed",
-        who=Who.RELAY,
-        function="letopis.outbox.relay.idle_work:Chores._run_chores",
-        side=Side.AFTER,
-        shows=lambda left: left.pruned > 0,
-    ),
-    Moment(
-        name="lease: the row says that it is free, the lock is still held",
-        who=Who.LEAVING,
-        function="letopis.outbox.relay.lease:LeaseLock.release",
-        side=Side.BEFORE,
-        shows=lambda left: left.written_off == left.owed,
-    ),
-    Moment(
-        name="alert: claimed, before it is sent",
-        who=Who.WATCH,
-        function="letopis.outbox.alerting.monitor:AlertMonitor._claim",
-        side=Side.AFTER,
-        counts=lambda _, mine: bool(mine),
-        shows=lambda left: left.alerts == 0,
-    ),
-    Moment(
-        name="alert: sent, before that is kept",
-        who=Who.WATCH,
-        function="letopis.outbox.alerting.monitor:AlertMonitor._settle",
-        side=Side.BEFORE,
-        shows=lambda left: left.alerts == 1,
-    ),
-    Moment(
-        name="alert: sent, and that is kept",
-        who=Who.WATCH,
-        function="letopis.outbox.alerting.monitor:AlertMonitor._settle",
-        side=Side.AFTER,
-        shows=lambda left: left.alerts == 1,
-    ),
+    Moment("prune: committed", RELAY, CHORES, AFTER, "pruned"),
+    Moment("lease: the row says that it is free, the lock is still held", LEAVING, RELEASE, BEFORE, "all written off"),
+    Moment("alert: claimed, before it is sent", WATCH, CLAIM_ALERT, AFTER, "no alert", 1, lambda _, mine: bool(mine)),
+    Moment("alert: sent, before that is kept", WATCH, SETTLE_ALERT, BEFORE, "one alert"),
+    Moment("alert: sent, and that is kept", WATCH, SETTLE_ALERT, AFTER, "one alert"),
 )
 """Every moment that has a name here."""
+
+
+# --- the process that dies ------------------------------------------------------------------------------------------
+
+_BY_NAME: Final = {moment.name: moment for moment in MOMENTS}
+
+
+def die() -> NoReturn:
+    """End as by ``kill -9``."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("still alive")
+
+
+def plant(name: str, number: int) -> None:
+    """Have this process die at the so manieth call that counts."""
+    moment = _BY_NAME[name]
+    owner, function_name = found(moment.function)
+    real = getattr(owner, function_name)
+    setattr(owner, function_name, _between(real) if name == BETWEEN else wrapped(real, moment, number))
+
+
+def found(function: str) -> tuple[Any, str]:
+    """Return the class or module of a function of the real code, and the function's name there."""
+    module, _, path = function.rpartition(":")
+    owner, _, name = path.rpartition(".")
+    return resolve_name(f"{module}:{owner}" if owner else module), name
+
+
+def wrapped(real: Callable[..., Any], moment: Moment, number: int) -> Callable[..., Any]:
+    """Return what does as ``real`` does, and dies at the so manieth call that counts."""
+    calls = itertools.count(1)
+
+    def reach(given: tuple[Any, ...], result: Any, side: Side) -> None:
+        if moment.side is side and moment.counts(given, result) and next(calls) == number:
+            die()
+
+    @functools.wraps(real)
+    async def awaited(*given: Any, **named: Any) -> Any:
+        reach(given, None, Side.BEFORE)
+        result = await real(*given, **named)
+        reach(given, result, Side.AFTER)
+        return result
+
+    @functools.wraps(real)
+    def called(*given: Any, **named: Any) -> Any:
+        reach(given, None, Side.BEFORE)
+        result = real(*given, **named)
+        reach(given, result, Side.AFTER)
+        return result
+
+    return awaited if inspect.iscoroutinefunction(real) else called
+
+
+def _between(prune: Callable[..., bool]) -> Callable[..., bool]:
+    def watched(statement: str) -> None:
+        if statement.startswith("DELETE FROM letopis_outbox_events"):
+            die()
+
+    @functools.wraps(prune)
+    def pruned(self: Pruner, connection: Any) -> bool:
+        driver: sqlite3.Connection = connection.connection.driver_connection
+        driver.set_trace_callback(watched)
+        return prune(self, connection)
+
+    return pruned
+
+
+RULES: Final = Rules(silent_after=0.1, repeat_interval=0.4, resolve_after=0.1)
+"""Operators who are alerted and reminded soon, so that a test need not wait for a day."""
+REMINDED_ALREADY: Final = replace(RULES, repeat_interval=3600.0)
+"""No further reminder is due, however slow the machine is."""
+BATCH_EVENTS: Final = 4
+LOOK_INTERVAL_SECONDS: Final = 0.02
+
+
+def bot(outbox: str, store: str, acks: Connection, *, moment: str, number: int) -> None:
+    """Say some things, with and without the bot's own books, and send an ``Ack`` for each."""
+    prepare = functools.partial(plant, moment, number)
+    victim.say_all(outbox, store, acks, rounds=ROUNDS, prepare_process=prepare)
+
+
+def relay(outbox: str, store: str, *, moment: str, number: int, leave: bool = False, without: bool = False) -> None:
+    """Deliver, in small batches, and prune."""
+    logging.disable()
+    plant(moment, number)
+    with planted(DUPLICATES_TAKEN) if without else nullcontext():
+        asyncio.run(victim.deliver(Path(outbox), store, leave=leave, batch=BATCH_EVENTS, prune=True))
+
+
+def deliver(outbox: str, store: str, way: Connection) -> None:
+    """Deliver all there is to a server, through a gate."""
+    logging.disable()
+    enter(way, NET_CALLS)
+    asyncio.run(victim.deliver(Path(outbox), store, leave=True, batch=BATCH_EVENTS, prune=True))
+
+
+def say(folder: str, way: Connection, *, without: str = "") -> None:
+    """Say and deliver, through a gate."""
+    logging.disable()
+    enter(way, FILE_CALLS)
+    asyncio.run(victim.say_and_deliver(Path(folder), without=without))
+
+
+def erase(folder: str, way: Connection, *, without: str = "") -> None:
+    """Take a message's content away and deliver that, through a gate."""
+    logging.disable()
+    enter(way, FILE_CALLS)
+    asyncio.run(victim.erase_and_deliver(Path(folder), without=without))
+
+
+def watch(outbox: str, hook: str, *, moment: str, number: int) -> None:
+    """Look at the outbox and tell the operator."""
+    logging.disable()
+    plant(moment, number)
+    asyncio.run(_watch(Path(outbox), hook))
+
+
+async def _watch(outbox: Path, hook: str) -> None:
+    file = await OutboxFile.open(outbox)
+    watching = AlertMonitor(file, channels=(AppriseChannel(hook, private=True),), rules=RULES)
+    while True:
+        await watching.observe_once()
+        await asyncio.sleep(LOOK_INTERVAL_SECONDS)

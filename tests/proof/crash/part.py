@@ -8,16 +8,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from typing import Final
 
-from tests.campaigns.targets import KINDS
 from tests.campaigns.victims import Context, fork_server
 from tests.proof.crash import at_random, exact
 from tests.proof.crash.exact import every
-from tests.proof.crash.field import Death, Field
+from tests.proof.crash.field import Field
 from tests.proof.crash.gate import missing
-from tests.proof.crash.moments import MOMENTS, Moment, Who
+from tests.proof.crash.moments import COMMITTED, MOMENTS, Moment, Who
+from tests.proof.harness import Tally, prove_table
 from tests.proof.options import Options
-from tests.proof.rows import Row, row_of
-from tests.proof.stores import Fresh, fresh
+from tests.proof.rows import Row
+from tests.proof.stores import KINDS, Fresh, fresh
 from tests.support.damage import drop_event_id_index
 from tests.support.webhook import Site, serve
 
@@ -28,13 +28,12 @@ DRIVERS: Final = ("aiosqlite", "asyncpg", "asyncmy", "sqlalchemy.dialects.postgr
 TIMES: Final = 3
 CALLS: Final = 20
 TIMES_ALERTS: Final = 2  # each waits for a reminder
-COMMITTED: Final = "apply: after the store's commit, before its answer is heard"
 
 
 def prove(options: Options) -> Iterator[Row]:
     """Kill processes."""
-    context = fork_server("tests.proof.crash.mortals", *DRIVERS)
-    yield from at_random.prove(options, context)
+    context = fork_server("tests.proof.crash.moments", *DRIVERS)
+    yield from prove_table(options, list(at_random.table(context)))
     yield from _at_each_moment(options, context)
     yield from exact.prove(options, context)
 
@@ -76,7 +75,7 @@ async def _opened(
 async def _row(moment: Moment, fields: Mapping[str, Field], options: Options) -> Row:
     times = options.many(TIMES_ALERTS if moment.who is Who.WATCH else TIMES, 1)
     chance = random.Random(f"{options.seed} {moment.name}")
-    deaths: list[Death] = []
+    deaths: list[Tally] = []
     for field in fields.values():
         # The first time it comes there, where what is left behind shows that it was there; and at some other times.
         numbers = [1, *(chance.randint(1, moment.most) for _ in range(times - 1))]
@@ -111,9 +110,11 @@ def _controls(options: Options, hook: Site, context: Context, runner: asyncio.Ru
                 yield runner.run(prove_one(store))
 
 
-def _told(what: str, where: str, deaths: list[Death], *, least: int, control: bool = False) -> Row:
-    stored, doubled = sum(one.stored for one in deaths), sum(one.doubled for one in deaths)
-    notes = f"{stored} left something stored and not written off; {doubled} events recognised when they were sent again"
-    problems, found = [one for death in deaths for one in death.problems], sum(one.violations for one in deaths)
-    given = (what, where, sum(one.died for one in deaths), least, "kills", problems, notes if stored else "")
-    return row_of(*given, violations=found, control=control)
+def _told(what: str, where: str, deaths: list[Tally], *, least: int, control: bool = False) -> Row:
+    whole = Tally()
+    for death in deaths:
+        whole.add(death)
+    stored, doubled = whole.figures["stored"], whole.figures["doubled"]
+    if stored:
+        whole.notes = f"{stored} left something stored and not written off; {doubled} events recognised when sent again"
+    return whole.row(what, where, "kills", least, control=control)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
@@ -19,13 +18,11 @@ from letopis.store.database.schema import conversations
 from letopis.store.read.descendants import ALL_VERSIONS, Descendants
 from letopis.store.testing.outbox import Outbox
 from tests.proof.forks.trees import STEPS, Growing, lose_rows
+from tests.proof.harness import Experiment, Setting, Tally, prove_table
 from tests.proof.options import Options
-from tests.proof.rows import Row, row_of
-from tests.proof.stores import Fresh, fresh
+from tests.proof.rows import Row
+from tests.proof.stores import fresh
 
-WHAT: Final = "random trees of forks, rewinds, deletions and redactions: each reads what it would as a copy"
-IN_STEPS: Final = "the same, where every rewind and deletion is marked, and carried out in steps, some at a time"
-CONTROL: Final = "the same, where what is kept follows from the parent's own forks alone"
 TREES: Final = {"sqlite": (7_000, 20), "postgresql": (500, 5), "mariadb": (500, 5)}
 """Of each kind of store, in the whole proof and in the short one; a quarter as many again in steps."""
 GROUP: Final = 20  # trees that grow in one store at once, and are delivered together
@@ -33,21 +30,10 @@ IN_ONE_STORE: Final = 500
 MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a folder with an unpredictable name is made in it
 
 
-@dataclass(slots=True)
-class Found:
-    """The result of a number of trees."""
-
-    trees: int = 0
-    conversations: int = 0
-    kept: int = 0
-    steps: int = 0
-    problems: list[str] = field(default_factory=list)
-
-
-async def grow(url: str, trees: int, seed: int, *, found: Found, steps: bool = False) -> Found:
+async def grow(url: str, trees: int, seed: int, *, tally: Tally, steps: bool = False) -> Tally:
     """Let trees grow, a group at a time; the rows of every second group are lost in the end, and rebuilt."""
     chance = random.Random(seed)
-    first = found.trees
+    first = tally.count
     async with ConversationStore.open(url, migrate=True) as store:
         for start in range(first, first + trees, GROUP):
             outbox = Outbox()
@@ -61,53 +47,52 @@ async def grow(url: str, trees: int, seed: int, *, found: Found, steps: bool = F
                 for _ in range(chance.randrange(6) if steps else 0):
                     await store.run_pending_tasks()
             if start // GROUP % 4 == 0:
-                await _check(store, group, found)
+                await _check(store, group, tally)
             for growing in group:
                 growing.end()
             if outbox.pending():
                 await outbox.deliver(store)
-            await _check(store, group, found)
+            await _check(store, group, tally)
             if start // GROUP % 2:
                 await lose_rows(store, [name for growing in group for name in growing.plain.chats])
-                await _check(store, group, found)
-            found.trees += len(group)
-            found.conversations += sum(len(growing.plain.chats) for growing in group)
-            found.kept += sum(growing.plain.chats[name].deleted for growing in group for name in growing.plain.needed())
-    return found
+                await _check(store, group, tally)
+            tally.count += len(group)
+            for growing in group:
+                needed = growing.plain.needed()
+                tally.figures["conversations"] += len(growing.plain.chats)
+                tally.figures["deleted ones kept for forks"] += sum(growing.plain.chats[one].deleted for one in needed)
+    return tally
 
 
-async def _check(store: ConversationStore, group: list[Growing], found: Found) -> None:
+async def _check(store: ConversationStore, group: list[Growing], tally: Tally) -> None:
     if (await store.pending_tasks()).tasks:
         for growing in group:
-            found.problems += await growing.differences(store, kept=False)
+            tally.problems += await growing.differences(store, kept=False)
         while await store.run_pending_tasks():
-            found.steps += 1
+            pass
     for growing in group:
-        found.problems += await growing.differences(store)
+        tally.problems += await growing.differences(store)
 
 
-def prove(options: Options) -> Iterator[Row]:
-    """Yield two rows for each kind of store, and the control."""
-    for kind, (whole, short) in TREES.items():
-        yield _row(options, kind, whole, short)
-        with _in_steps():
-            yield _row(options, kind, whole // 4, short, steps=True)
-    with _store("sqlite", options.folder, "control") as one, patch.object(Descendants, "read_up_to", _once):
-        found = asyncio.run(grow(one.url, 40, options.seed, found=Found()))
-    lost = [problem for problem in found.problems if " reads [" in problem]
-    yield row_of(CONTROL, "sqlite", count=found.trees, unit="trees", problems=lost, control=True)
+async def grow_all(setting: Setting, *, steps: bool = False) -> Tally:
+    """Let trees grow in one store after the other, until there are enough."""
+    tally, (whole, short) = Tally(), TREES[setting.kind]
+    wanted = setting.many(whole // 4 if steps else whole, short)
+    with _in_steps() if steps else ExitStack():
+        while tally.count < wanted:
+            here = min(IN_ONE_STORE, wanted - tally.count)
+            with _in_memory(setting) as url:
+                await grow(url, here, setting.seed + steps, tally=tally, steps=steps)
+    tally.notes = tally.told()
+    return tally
 
 
-def _row(options: Options, kind: str, whole: int, short: int, *, steps: bool = False) -> Row:
-    found, wanted, what = Found(), options.many(whole, short), IN_STEPS if steps else WHAT
-    while found.trees < wanted:
-        with _store(kind, options.folder, f"forks{found.trees}") as one:
-            if one.missing:
-                return Row(what=what, where=kind, missing=one.missing)
-            here = min(IN_ONE_STORE, wanted - found.trees)
-            asyncio.run(grow(one.url, here, options.seed + steps, found=found, steps=steps))
-    notes = f"{found.conversations:,} conversations, {found.kept:,} deleted ones kept for forks"
-    return row_of(what, kind, found.trees, whole, "trees", found.problems, notes)
+async def grow_wrong(setting: Setting) -> Tally:
+    """Leave of what is wrong what a reader of a fork has lost."""
+    with patch.object(Descendants, "read_up_to", _once):
+        tally = await grow(setting.url, 40, setting.seed, tally=Tally())
+    tally.problems = [problem for problem in tally.problems if " reads [" in problem]
+    return tally
 
 
 @contextmanager
@@ -122,21 +107,36 @@ def _in_steps() -> Iterator[None]:
 
 
 @contextmanager
-def _store(kind: str, folder: Path, name: str) -> Iterator[Fresh]:
-    place = MEMORY if kind == "sqlite" and MEMORY.is_dir() else folder
-    with tempfile.TemporaryDirectory(dir=place) as own, fresh(kind, Path(own), name) as one:
-        yield one
+def _in_memory(setting: Setting) -> Iterator[str]:
+    place = MEMORY if setting.kind == "sqlite" and MEMORY.is_dir() else setting.folder
+    with tempfile.TemporaryDirectory(dir=place) as folder, fresh(setting.kind, Path(folder), "forks") as store:
+        yield store.url
 
 
 async def _once(
     self: Descendants, connection: Any, partition: int, conversation_id: str, *, new: Any = (), kept: int = 0
 ) -> int:
     """The rule of the first release: a fork that was cleared, or keeps nothing, hands down nothing."""
-    forks = await connection.execute(
-        sa.select(conversations.c.forked_from_version).where(
-            conversations.c.forked_from_id == conversation_id,
-            sa.or_(conversations.c.inherits == 1, conversations.c.retained > 0),
-        )
+    held, points = conversations.c, [one.point for one in new if one.point.conversation_id == conversation_id]
+    forks = sa.select(held.forked_from_version).where(
+        held.forked_from_id == conversation_id, sa.or_(held.inherits == 1, held.retained > 0)
     )
-    versions = [*forks.scalars(), *(one.point.version for one in new if one.point.conversation_id == conversation_id)]
+    versions = [*(await connection.execute(forks)).scalars(), *(point.version for point in points)]
     return max((ALL_VERSIONS if version is None else version for version in versions), default=0)
+
+
+WHAT: Final = "random trees of forks, rewinds, deletions and redactions: each reads what it would as a copy"
+IN_STEPS: Final = "the same, where every rewind and deletion is marked, and carried out in steps, some at a time"
+CONTROL: Final = "the same, where what is kept follows from the parent's own forks alone"
+TABLE: Final = (
+    Experiment(WHAT, grow_all, "trees", {kind: whole for kind, (whole, _) in TREES.items()}),
+    Experiment(
+        IN_STEPS, partial(grow_all, steps=True), "trees", {kind: whole // 4 for kind, (whole, _) in TREES.items()}
+    ),
+    Experiment(CONTROL, grow_wrong, "trees", on=("sqlite",), control=True),
+)
+
+
+def prove(options: Options) -> Iterator[Row]:
+    """Yield two rows for each kind of store, and the control."""
+    yield from prove_table(options, TABLE)

@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from types import FrameType
@@ -21,6 +21,7 @@ from letopis.outbox import History
 from letopis.outbox.cli import cli
 from letopis.outbox.cli.interface.exit_codes import Exit, run
 from letopis.store import Message
+from tests.proof.harness import Tally
 from tests.proof.inputs.lines import mutated
 from tests.support.daemons import letopis
 from tests.support.values.hostile import kinds
@@ -72,13 +73,6 @@ class Hung(BaseException):
     """A command did not end; no command may catch it."""
 
 
-@dataclass(slots=True)
-class Outcomes:
-    runs: int = 0
-    codes: dict[int, int] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-
-
 @dataclass(frozen=True, slots=True)
 class Said:
     code: int
@@ -114,10 +108,10 @@ def here(arguments: Sequence[str], environment: Mapping[str, str] | None = None)
     return Said(code, *told)
 
 
-def judge(label: str, said: Said, outcomes: Outcomes) -> None:
+def judge(label: str, said: Said, outcomes: Tally) -> None:
     """Note what a command may not do."""
-    outcomes.runs += 1
-    outcomes.codes[said.code] = outcomes.codes.get(said.code, 0) + 1
+    outcomes.count += 1
+    outcomes.figures[f"{said.code:4}"] += 1
     if said.code == -1:
         outcomes.problems.append(f"{label}: hangs")
     elif said.code not in CODES:
@@ -186,9 +180,9 @@ async def _filled(place: Path) -> None:
         await history.append("chat-1", Message.user("pending"))
 
 
-def options(folder: Path, random: Random, many: int) -> Outcomes:
+def options(folder: Path, random: Random, many: int) -> Tally:
     """Give every option and argument of every verb hostile strings."""
-    outcomes = Outcomes()
+    outcomes = Tally()
     with folder_of(folder, "options"):
         texts = strings()
         for words, command in verbs():
@@ -215,9 +209,9 @@ def _line(words: tuple[str, ...], parameter: click.Parameter, text: str) -> list
     return [*words, *first, f"{flag}={text}"]
 
 
-def environment(folder: Path, random: Random, many: int) -> Outcomes:
+def environment(folder: Path, random: Random, many: int) -> Tally:
     """Set every variable to hostile strings."""
-    outcomes = Outcomes()
+    outcomes = Tally()
     with folder_of(folder, "environment"):
         texts = strings()
         for name in VARIABLES:
@@ -228,8 +222,8 @@ def environment(folder: Path, random: Random, many: int) -> Outcomes:
     return outcomes
 
 
-def configuration(folder: Path, random: Random, many: int) -> Outcomes:
-    outcomes = Outcomes()
+def configuration(folder: Path, random: Random, many: int) -> Tally:
+    outcomes = Tally()
     with folder_of(folder, "configuration") as place:
         bombs = [f"outbox = {'[' * depth}{']' * depth}" for depth in (10, 500, 1_000, 5_000, 100_000)]
         bombs += [f"{'a.' * depth}b = 1" for depth in (10, 500, 5_000)]
@@ -259,9 +253,9 @@ def _changed(raw: bytes, random: Random) -> bytes:
     return bytes(changed)
 
 
-def outboxes(folder: Path, random: Random, many: int) -> Outcomes:
+def outboxes(folder: Path, random: Random, many: int) -> Tally:
     """Put hostile files where the outbox should be."""
-    outcomes = Outcomes()
+    outcomes = Tally()
     with folder_of(folder, "outboxes") as place:
         target = place / "bot.outbox.db"
         whole = target.read_bytes()
@@ -311,9 +305,9 @@ def _damaged(whole: bytes, random: Random, many: int) -> Iterator[tuple[str, byt
         yield f"{('bit', 'bytes', 'cut', 'header')[number % 4]} {number}", bytes(changed)
 
 
-def processes(folder: Path, random: Random, many: int) -> Outcomes:
+def processes(folder: Path, random: Random, many: int) -> Tally:
     """Run a sample as real processes."""
-    outcomes = Outcomes()
+    outcomes = Tally()
     with folder_of(folder, "processes") as place:
         texts = [one for one in strings() if not one.startswith("-")]
         verbs_: Sequence[tuple[str, ...]] = (("status",), ("history", "show"), ("outbox", "list", "--conversation"))

@@ -36,7 +36,7 @@ from letopis.store import (
 )
 from letopis.store.model.codec import encode
 from letopis.store.model.event_types import VOCABULARY, CustomEvent
-from tests.proof.inputs.judging import Tally
+from tests.proof.inputs.running import Tally
 from tests.support.values.hostile import Hostile, sample, values
 
 BODIES: Final[Mapping[str, dict[str, Any]]] = {

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import io
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from random import Random
 from typing import Any, Final
 
+from letopis.adapters.formats import _native
 from letopis.outbox import History
 from letopis.outbox.transfer.exporter import Exporter
 from letopis.outbox.transfer.importer import Importer, try_out
 from letopis.store import ConversationStore
 from letopis.store.transfer.jsonl import Refused, SeenKeys, read_lines
-from tests.proof.inputs.running import BLOCK_AT_ONCE, blocked
+from tests.acceptance.test_bad_input import Attempt, compare, keep, refuse
+from tests.proof.harness import Tally as Results
+from tests.proof.harness import migrated
+from tests.proof.inputs.running import BLOCK_AT_ONCE, Tally, blocked
+from tests.proof.rows import Row, row_of
+from tests.proof.stores import fresh
+from tests.support.adapters import ADAPTERS, differences, kinds_of, refusing
 from tests.support.values.hostile import kinds
+from tests.support.values.places import Case, cases
 
 INSERTS: Final = (
     b"\x00",
@@ -43,14 +52,6 @@ INSERTS: Final = (
     b"{}",
     b"\xef\xbb\xbf",
 )
-
-
-@dataclass(slots=True)
-class Fuzzed:
-    lines: int = 0
-    taken: int = 0
-    refused: int = 0
-    problems: list[str] = field(default_factory=list)
 
 
 def valid(random: Random, number: int) -> dict[str, Any]:
@@ -114,19 +115,19 @@ def file_of(random: Random, many: int) -> bytes:
     return b"".join([*(mutated(random, number) for number in range(many)), *nested_lines()])
 
 
-def read(raw: bytes, count: Callable[[], SeenKeys], fuzzed: Fuzzed) -> None:
+def read(raw: bytes, count: Callable[[], SeenKeys], fuzzed: Results) -> None:
     with count() as seen:
         for one in read_lines(io.BytesIO(raw), count=seen):
-            fuzzed.lines += 1
+            fuzzed.count += 1
             if isinstance(one, Refused) and (len(one.reason) < 8 or not one.reason.isprintable()):
                 fuzzed.problems.append(
                     f"line {one.number}: the refusal does not say what was wrong: {one.reason!a:.80}"
                 )
 
 
-async def imported(url: str, folder: Path, raw: bytes) -> Fuzzed:
+async def imported(url: str, folder: Path, raw: bytes) -> Results:
     """Import a file, deliver it, and compare: what the dry run says, what the outbox took, what the store holds."""
-    fuzzed = Fuzzed()
+    fuzzed = Results()
     read(raw, SeenKeys, fuzzed)
     told: list[Refused] = []
     with SeenKeys() as count:
@@ -144,19 +145,19 @@ async def imported(url: str, folder: Path, raw: bytes) -> Fuzzed:
             if counts.refused != dry.refused:
                 fuzzed.problems.append(f"{turn} time: {counts.refused} lines refused, the dry run says {dry.refused}")
             if turn == "first":
-                fuzzed.taken, fuzzed.refused = counts.imported, counts.refused
+                fuzzed.stored, fuzzed.refused = counts.imported, counts.refused
             elif counts.imported:
                 fuzzed.problems.append(f"{counts.imported} lines came in twice")
         fuzzed.problems += [f"blocked at delivery: {words}" for words in await history.outbox.read(blocked)]
         held = await _exported(store)
         lines = held.count(b"\n")
-        if lines != fuzzed.taken:
-            fuzzed.problems.append(f"{fuzzed.taken} messages were taken, and {lines} are in the store")
-        again = Fuzzed()
+        if lines != fuzzed.stored:
+            fuzzed.problems.append(f"{fuzzed.stored} messages were taken, and {lines} are in the store")
+        again = Results()
         read(held, SeenKeys, again)
         with SeenKeys() as count:
             back = try_out(read_lines(io.BytesIO(held), count=count), told.append)
-        if back.refused or back.imported != fuzzed.taken:
+        if back.refused or back.imported != fuzzed.stored:
             fuzzed.problems.append(f"of its own export {back.refused} lines are refused, {back.imported} are taken")
     return fuzzed
 
@@ -165,5 +166,70 @@ async def _exported(store: ConversationStore) -> bytes:
     return b"".join([line async for line in Exporter(store).of_all()])
 
 
-def run(url: str, folder: Path, random: Random, many: int) -> Fuzzed:
+def run(url: str, folder: Path, random: Random, many: int) -> Results:
     return asyncio.run(imported(url, folder, file_of(random, many)))
+
+
+async def tried(url: str, folder: Path, *, random: Random, many: int | None) -> Tally:
+    tally = Tally()
+    whole = list(enumerate(cases()))
+    some: list[tuple[int, Case]] = whole if many is None else random.sample(whole, many)
+    async with (
+        ConversationStore.open(url, migrate=True) as store,
+        History(folder / "corpus.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,
+    ):
+        for number, case in some:
+            tally.tried += 1
+            if not case.kept:
+                tally.refused += 1
+                tally.problems += await refuse(history, case, number)
+        kept: list[tuple[Case, Attempt] | str] = await asyncio.gather(
+            *(keep(history, case, number) for number, case in some if case.kept)
+        )
+        if not await history.drained(timeout=60):
+            tally.blame("not everything is delivered")
+        tally.problems += [f"blocked at delivery: {words}" for words in await history.outbox.read(blocked)]
+        for outcome in kept:
+            tally.accepted += 1
+            if isinstance(outcome, str):
+                tally.blame(outcome)
+            else:
+                tally.compared += 1
+                await compare(store, *outcome, tally.problems)
+    return tally
+
+
+def kept_row(what: str, store: str, folder: Path, *, control: bool = False) -> Row:
+    """Return what came back through each adapter whose framework is installed; the control has no text to keep."""
+    installed = [name for name, (package, _) in ADAPTERS.items() if _is_installed(package)][: 1 if control else None]
+    if not installed:
+        return Row(what=what, where=store, control=control, missing="no framework is installed: the group adapters")
+    problems: list[str] = []
+    for name in installed:
+        below = folder / name
+        below.mkdir(parents=True)
+        with fresh(store, below, "kept") as other:
+            if other.missing:
+                return Row(what=what, where=store, control=control, missing=other.missing)
+            asyncio.run(migrated(other.url))
+            with _without_text() if control else nullcontext():
+                problems += asyncio.run(differences(name, below, other.url))
+    count, notes = sum(len(kinds_of(name)) for name in installed), f"through {len(installed)} adapters"
+    return row_of(what, store, count, 0, "items", problems, notes, control=control)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+@contextmanager
+def _without_text() -> Iterator[None]:
+    sealing = _native.seal
+    _native.seal = refusing
+    try:
+        yield
+    finally:
+        _native.seal = sealing

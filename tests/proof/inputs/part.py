@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from functools import partial
 from random import Random
 from typing import Any
 
-from tests.proof.inputs import bombs, commands, constructing, corpus, kept, lines, running, threads
+from tests.proof.harness import Tally as Results
+from tests.proof.inputs import bombs, commands, constructing, lines, running
 from tests.proof.inputs.calls import LEFT_OUT, TABLES
 from tests.proof.inputs.calls import untried as calls_untried
-from tests.proof.inputs.judging import Tally
-from tests.proof.inputs.running import blocked_at_delivery
+from tests.proof.inputs.running import Tally, blocked_at_delivery
 from tests.proof.options import Options
 from tests.proof.rows import Row, row_of
 from tests.proof.stores import Fresh, each, fresh
@@ -44,66 +43,45 @@ def prove(options: Options) -> Iterator[Row]:
             yield _of(CALLS, store, asyncio.run(running.proved(store.url, folder, many=many, random=random)), least=500)
             options.tell(f"calls on {store.kind}: {time.monotonic() - begun:.0f} s")
         if not options.short:
-            tally = asyncio.run(threads.proved(store.url, folder, many=3, random=random))
+            tally = asyncio.run(running.proved_from_threads(store.url, folder, many=3, random=random))
             yield _of(BLOCKING, store, tally, least=300)
         with fresh(store.kind, options.folder, "inputs-corpus") as other:
             some = None if not options.short else 40
-            tally = asyncio.run(corpus.tried(other.url, folder, random=random, many=some))
+            tally = asyncio.run(lines.tried(other.url, folder, random=random, many=some))
             yield _of(CORPUS, store, tally, least=500)
         with fresh(store.kind, options.folder, "inputs-lines") as other:
             fuzzed = lines.run(other.url, folder, random, options.many(800, 30))
-            yield row_of(
-                LINES,
-                store.kind,
-                count=fuzzed.lines,
-                unit="lines",
-                least=500,
-                problems=fuzzed.problems,
-                notes=f"{fuzzed.taken:,} taken, {fuzzed.refused:,} refused",
-            )
+            fuzzed.notes = f"{fuzzed.stored:,} taken, {fuzzed.refused:,} refused"
+            yield fuzzed.row(LINES, store.kind, "lines", 500)
         if not options.short or store.kind == "sqlite":
-            yield kept.row(KEPT, store.kind, options.folder / f"kept-{store.kind}")
+            yield lines.kept_row(KEPT, store.kind, options.folder / f"kept-{store.kind}")
         options.tell(f"{store.kind}: {time.monotonic() - begun:.0f} s")
     yield _control(options)
-    yield kept.row("the same where the envelope holds no text", "sqlite", options.folder / "kept-control", control=True)
+    yield lines.kept_row(
+        "the same where the envelope holds no text", "sqlite", options.folder / "kept-control", control=True
+    )
     yield from _commands(options, random)
     yield from _bombs(options)
 
 
 def _of(what: str, store: Fresh, tally: Tally, *, least: int) -> Row:
-    return row_of(
-        what,
-        store.kind,
-        count=tally.tried,
-        unit="inputs",
-        least=least,
-        problems=tally.problems,
-        notes=f"{tally.refused:,} refused, {tally.accepted:,} accepted, {tally.compared:,} compared in the store",
-    )
+    notes = f"{tally.refused:,} refused, {tally.accepted:,} accepted, {tally.compared:,} compared in the store"
+    return row_of(what, store.kind, tally.tried, least, "inputs", tally.problems, notes)
 
 
 def _surface() -> Row:
+    what = "public methods and classes that have a hostile run, or a reason why not"
+    notes = f"{len(LEFT_OUT)} left out, each for a reason that is written down"
     missing = [*calls_untried(), *constructing.untried()]
-    return row_of(
-        "public methods and classes that have a hostile run, or a reason why not",
-        count=sum(map(len, TABLES.values())),
-        unit="methods",
-        problems=missing,
-        notes=f"{len(LEFT_OUT)} left out, each for a reason that is written down",
-    )
+    return row_of(what, "", sum(map(len, TABLES.values())), 0, "methods", missing, notes)
 
 
 def _constructors() -> Row:
     tally = Tally()
     through = constructing.constructed(tally)
-    return row_of(
-        "every public constructor, one argument hostile: what it lets through is encoded, or refused by name",
-        count=tally.tried,
-        unit="inputs",
-        least=500,
-        problems=tally.problems,
-        notes=f"{tally.refused:,} refused, {len(through):,} encoded",
-    )
+    what = "every public constructor, one argument hostile: what it lets through is encoded, or refused by name"
+    notes = f"{tally.refused:,} refused, {len(through):,} encoded"
+    return row_of(what, "", tally.tried, 500, "inputs", tally.problems, notes)
 
 
 def _control(options: Options) -> Row:
@@ -112,15 +90,7 @@ def _control(options: Options) -> Row:
         if store.missing:
             return Row(what=what, where=store.kind, control=True, missing=store.missing)
         found = asyncio.run(blocked_at_delivery(store.url, options.folder))
-    return row_of(
-        what,
-        store.kind,
-        count=5,
-        unit="inputs",
-        problems=found,
-        notes="conversations blocked at delivery",
-        control=True,
-    )
+    return row_of(what, store.kind, 5, 0, "inputs", found, "conversations blocked at delivery", control=True)
 
 
 def _commands(options: Options, random: Random) -> Iterator[Row]:
@@ -137,9 +107,9 @@ def _commands(options: Options, random: Random) -> Iterator[Row]:
     for what, run, many in runs:
         if not many:
             continue
-        found: commands.Outcomes = run(options.folder, random, many)
-        codes = ", ".join(f"{code}: {count}" for code, count in sorted(found.codes.items()))
-        yield row_of(what, count=found.runs, unit="runs", problems=found.problems, notes=f"exit codes {codes}")
+        found: Results = run(options.folder, random, many)
+        found.notes = "exit codes " + ", ".join(f"{code.strip()}: {n}" for code, n in sorted(found.figures.items()))
+        yield found.row(what, unit="runs")
 
 
 def _bombs(options: Options) -> Iterator[Row]:
@@ -153,22 +123,10 @@ def _bombs(options: Options) -> Iterator[Row]:
     some = [one for one in bombs.bombs(options.many(256, 64)) if not options.short or one.name == "one line"]
     bursts = [(one, bombs.burst(one, folder)) for one in some]
     problems = [words for one, burst in bursts for words in bombs.faults(one, burst, empty.megabytes)]
-    yield row_of(
-        what,
-        count=len(bursts),
-        unit="bombs",
-        problems=problems,
-        notes=f"{empty.megabytes} MB for an empty file; "
-        + ", ".join(f"{one.name} {burst.megabytes} MB" for one, burst in bursts),
-    )
-    control = partial(bombs.burst, next(bombs.bombs(options.many(256, 96))), folder, code=bombs.UNBOUNDED)()
-    found = bombs.faults(next(bombs.bombs(1)), control, empty.megabytes)
-    yield Row(
-        what="the same one line where the importer reads lines of any length",
-        count=1,
-        unit="bombs",
-        control=True,
-        violations=sum("MB" in words for words in found),
-        notes=f"{control.megabytes} MB",
-        problems=tuple(found[:2]),
-    )
+    used = ", ".join(f"{one.name} {burst.megabytes} MB" for one, burst in bursts)
+    notes = f"{empty.megabytes} MB for an empty file; {used}"
+    yield row_of(what, "", len(bursts), 0, "bombs", problems, notes)
+    control = bombs.burst(next(bombs.bombs(options.many(256, 96))), folder, code=bombs.UNBOUNDED)
+    found = [words for words in bombs.faults(next(bombs.bombs(1)), control, empty.megabytes) if "MB" in words]
+    what = "the same one line where the importer reads lines of any length"
+    yield row_of(what, "", 1, 0, "bombs", found, f"{control.megabytes} MB", control=True)

@@ -3,21 +3,139 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+import inspect
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Final
+from uuid import UUID
 
 import sqlalchemy as sa
 
-from letopis.outbox import BlockingReceipt, History, Receipt, RetryPolicy
+from letopis.outbox import BlockingHistory, BlockingReceipt, History, Receipt, RetryPolicy
 from letopis.outbox.event_log.schema import events as outbox_events
-from letopis.store import ConversationRenamed, ConversationStore, Message
+from letopis.store import (
+    ConversationRenamed,
+    ConversationStore,
+    Event,
+    LetopisError,
+    Message,
+    OutboxUnavailable,
+    RecordedEvent,
+    StoreFault,
+)
+from letopis.store.model.event_types import Body
+from letopis.store.model.parts import Part, part_to_json
+from tests.acceptance.test_bad_input import same
 from tests.proof.inputs.calls import ANSWERED, ASKED, OWNER, TABLES, World, parameters
-from tests.proof.inputs.judging import Kept, Tally, found_in
 from tests.support.defects import planted
 from tests.support.values.hostile import Hostile, sample, values
+from tests.support.values.places import plain
+
+FALLS_AWAY: Final = (None, False, "", (), [], {})
+"""What stands for nothing given: a field that holds it may be left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One value that was accepted, and where it must be found."""
+
+    label: str
+    value: Any
+    conversation_id: str
+    event_ids: tuple[UUID, ...]
+
+
+@dataclass(slots=True)
+class Tally:
+    """The results of the values so far."""
+
+    tried: int = 0
+    refused: int = 0
+    accepted: int = 0
+    compared: int = 0
+    kept: list[Kept] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def blame(self, words: str) -> None:
+        self.problems.append(words)
+
+    def refusal(self, label: str, error: BaseException) -> None:
+        """Record what a call raised."""
+        self.refused += 1
+        if (wrong := fault_of(error)) is not None:
+            self.blame(f"{label}: {wrong}")
+
+
+def fault_of(error: BaseException) -> str | None:
+    if not isinstance(error, LetopisError):
+        return f"{type(error).__name__}, which is not documented: {str(error)!a:.150}"
+    if isinstance(error, StoreFault | OutboxUnavailable):
+        return f"a database was asked and refused it: {type(error).__name__} {str(error)!a:.150}"
+    words = str(error)
+    if len(words) < 8 or not any(character.isspace() for character in words):
+        return f"{type(error).__name__} does not say what was wrong: {words!a}"
+    if not words.isprintable():
+        return f"{type(error).__name__} repeats what cannot be printed: {words!a:.150}"
+    return None
+
+
+def as_json(value: Any) -> Any:
+    """Return a value as documented to be stored: parts and bodies as objects, tuples as lists."""
+    if isinstance(value, Part):
+        return plain(part_to_json(value))
+    if isinstance(value, Message | Body):
+        return plain(value.to_data())
+    if isinstance(value, Mapping):
+        return {plain(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    return plain(value)
+
+
+def found_in(value: Any, events: Iterable[RecordedEvent]) -> bool:
+    """Return True if an equal value is somewhere in what was kept: in a field, or at any depth of data or metadata."""
+    if any(value is nothing or (type(value) is type(nothing) and value == nothing) for nothing in FALLS_AWAY):
+        return True
+    wanted = as_json(value.data if isinstance(value, Event) else value)
+    return any(_holds(wanted, place) for event in events for place in _places(event))
+
+
+def _places(event: RecordedEvent) -> Iterable[Any]:
+    return (
+        event.conversation_id,
+        event.event_id,
+        event.type,
+        event.schema_version,
+        event.occurred_at,
+        plain(event.data),
+        plain(event.metadata),
+    )
+
+
+def _holds(value: Any, place: Any) -> bool:
+    if type(value) is int:
+        # Compared directly: too long to be written out. An owner may be given as a number, and is kept as text.
+        owner = isinstance(place, Mapping) and value.bit_length() < 256 and place.get("owner_id") == str(value)
+        return bool(owner or (type(place) is int and place == value)) or _deeper(value, place)
+    return same(place, value) or _deeper(value, place)
+
+
+def _deeper(value: Any, place: Any) -> bool:
+    if isinstance(place, dict):
+        if isinstance(value, str) and value in place:
+            return True
+        # Keys of the caller's beside those of Letopis.
+        if isinstance(value, dict) and value and all(key in place and same(place[key], value[key]) for key in value):
+            return True
+        return any(_holds(value, item) for item in place.values())
+    if isinstance(place, list):
+        return any(_holds(value, item) for item in place)
+    return False
+
 
 TIMEOUT_SECONDS: Final = 15.0  # seconds after which a call hangs
 BLOCK_AT_ONCE: Final = RetryPolicy(base=0.01, attempts=0)  # what the store refuses is blocked at once, to be seen
@@ -57,26 +175,89 @@ def last_position(connection: sa.Connection) -> int:
     return connection.execute(sa.select(sa.func.coalesce(sa.func.max(outbox_events.c.position), 0))).scalar_one()
 
 
+Invoke = Mapping[str, Callable[[str, dict[str, Any]], Awaitable[Any]]]
+
+
+def invoking(history: Any, world: World) -> Invoke:
+    """Return what calls a method of each class that a history leads to, the blocking ones in threads."""
+    return {
+        "History": lambda method, given: _history(history, world, method, given),
+        "Chat": lambda method, given: _method(history.chat(given.pop("conversation_id")), method, given),
+        "AllRecords": lambda method, given: _method(history.records, method, given),
+        "Reply": lambda method, given: _reply(history, world, method, given),
+        "Receipt": lambda method, given: _receipt(history, world, method, given),
+        "Transaction": lambda method, given: _transaction(history, method, given),
+    }
+
+
 async def hostile_calls(history: History, store: ConversationStore, tally: Tally, *, many: int, random: Random) -> None:
     """Try all asynchronous classes."""
     world = await made_ready(history, "async", 20 + 40 * many)
     await history.drained(timeout=TIMEOUT_SECONDS)
-    invoke: Mapping[str, Callable[[str, dict[str, Any]], Awaitable[Any]]] = {
-        "History": lambda method, given: _history(history, method, given),
-        "Chat": lambda method, given: _method(history.chat(given.pop("conversation_id")), method, given),
-        "AllRecords": lambda method, given: _method(history.records, method, given),
+    invoke: Invoke = {
+        **invoking(history, world),
         "ConversationStore": lambda method, given: _store(store, method, given),
         "OutboxAccess": lambda method, given: getattr(store.outbox_access, method)(**given),
-        "Reply": lambda method, given: _reply(history, method, given),
-        "Receipt": lambda method, given: _receipt(history, method, given),
-        "Transaction": lambda method, given: _transaction(history, method, given),
         "Records": lambda method, given: _method(history.records(conversation="async-0"), method, given),
     }
     await call_all(invoke, world, lambda: history.outbox.read(last_position), tally, many=many, random=random)
 
 
+class InThread:
+    """A blocking object whose methods run in threads, each awaited; its contexts are entered and left there too."""
+
+    def __init__(self, subject: Any) -> None:
+        self._subject = subject
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._subject, name)
+        if name == "chat":
+            return lambda *given: InThread(value(*given))
+        return (lambda *given, **named: _Pending(value, given, named)) if inspect.isroutine(value) else InThread(value)
+
+
+class _Pending:
+    def __init__(self, function: Callable[..., Any], given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        self._call = partial(function, *given, **named)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return asyncio.to_thread(self._call).__await__()
+
+    async def __aenter__(self) -> InThread:
+        self._context = await self
+        return InThread(await asyncio.to_thread(self._context.__enter__))
+
+    async def __aexit__(self, *error: object) -> None:
+        await asyncio.to_thread(self._context.__exit__, *error)
+
+
+async def proved_from_threads(url: str, folder: Path, *, many: int, random: Random) -> Tally:
+    """Make the same calls on the blocking history, from threads without an event loop."""
+    tally, world = Tally(), World("thread", 20 + 25 * many)
+    opening = partial(BlockingHistory, folder / "blocking.outbox.db", store=url, policy=BLOCK_AT_ONCE)
+    async with ConversationStore.open(url, migrate=True) as store:
+        async with _Pending(opening, (), {}) as history:
+            for name in world.names():
+                said = Message.user("words", id=ASKED), Message.assistant("more", id=ANSWERED)
+                await history.append(name, *said, owner=OWNER)
+
+            async def last() -> int:
+                status = await history.status()
+                return int(status.pending + status.delivered)
+
+            invoke = {f"Blocking{cls}": call for cls, call in invoking(history, world).items()}
+            await call_all(invoke, world, last, tally, many=many, random=random)
+            if not await history.drained(timeout=120):
+                tally.blame("not everything is delivered")
+            status = await history.status()
+            if any(status.lanes[state] for state in ("blocked", "retrying")):
+                tally.blame(f"blocked at delivery: {status.lanes}")
+        await compared(store, tally)
+    return tally
+
+
 async def call_all(
-    invoke: Mapping[str, Callable[[str, dict[str, Any]], Awaitable[Any]]],
+    invoke: Invoke,
     world: World,
     last: Callable[[], Awaitable[int]],
     tally: Tally,
@@ -210,13 +391,13 @@ async def _store(store: ConversationStore, method: str, given: dict[str, Any]) -
         return None  # it waits for what is to come, as it should
 
 
-async def _history(history: History, method: str, given: dict[str, Any]) -> Any:
+async def _history(history: Any, world: World, method: str, given: dict[str, Any]) -> Any:
     if method == "append_in":
         async with history.outbox.engine.begin() as connection:
             return await _method(history, method, {"connection": connection, **given})
     if method == "transaction":
         async with history.transaction() as transaction:
-            return await transaction.append("async-0", Message.user("words"))
+            return await transaction.append(world.lasting, Message.user("words"))
     if method == "reply":
         async with history.reply(**given) as reply:
             await reply.add("words")
@@ -225,8 +406,8 @@ async def _history(history: History, method: str, given: dict[str, Any]) -> Any:
     return await _method(history, method, given)
 
 
-async def _reply(history: History, method: str, given: dict[str, Any]) -> Any:
-    async with history.reply("async-0", every=None) as reply:
+async def _reply(history: Any, world: World, method: str, given: dict[str, Any]) -> Any:
+    async with history.reply(world.lasting, every=None) as reply:
         if method == "add":
             await reply.add(**given)
             return await reply.finish()
@@ -237,11 +418,12 @@ async def _reply(history: History, method: str, given: dict[str, Any]) -> Any:
         return await _method(reply, method, given)
 
 
-async def _receipt(history: History, method: str, given: dict[str, Any]) -> Any:
-    return await _method(await history.append("async-0", Message.user("words")), method, given)
+async def _receipt(history: Any, world: World, method: str, given: dict[str, Any]) -> Any:
+    receipt = await history.append(world.lasting, Message.user("words"))
+    return await _method(InThread(receipt) if isinstance(receipt, BlockingReceipt) else receipt, method, given)
 
 
-async def _transaction(history: History, method: str, given: dict[str, Any]) -> Any:
+async def _transaction(history: Any, method: str, given: dict[str, Any]) -> Any:
     async with history.transaction() as transaction:
         if method != "append":
             given["records"] = history.records(conversation="async-0")

@@ -13,18 +13,16 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from letopis.outbox import History
-from letopis.store import Message
 from letopis.store.errors import LetopisError
-from tests.campaigns.invariants import check
-from tests.proof.io.victim import obey
+from tests.proof.harness import Setting, Tally, World
+from tests.proof.io.victim import make, obey
 from tests.support.child import command
+from tests.support.fix_disk import NotHere, strace
 from tests.support.promises import read_promises
-from tests.support.victim import HISTORY, OUTBOX
 
 NUMBER: Final = 400  # the call that fails, idle ones before it counted: more than any thread of the script makes
 TIMEOUT_SECONDS: Final = 60.0
@@ -33,27 +31,6 @@ RESTARTED: Final = 5
 """One in this many runs with one fault is opened again afterwards: each already continued in its own process."""
 _ORDER: Final = re.compile(r'pwrite64\(\d+, "order (\d+)"')
 _THREAD: Final = re.compile(r'pwrite64\(\d+, "thread (\d+)"')
-
-
-@dataclass(slots=True)
-class Outcome:
-    """The result of a series of faults."""
-
-    runs: int = 0
-    faults: int = 0
-    hit: int = 0
-    acknowledged: int = 0
-    bad: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
-
-    def add(self, where: str, problems: Iterable[str]) -> None:
-        """Count a run, and what is wrong with it."""
-        self.runs += 1
-        found = list(problems)
-        if found:
-            self.bad += 1
-            self.problems += [f"{where}: {one}" for one in found[:2]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,49 +141,49 @@ def calls_of(lines: Iterable[str], call: str) -> dict[int, int]:
 
 
 def fail_each(
-    folder: Path,
-    template: Path,
-    *,
+    setting: Setting,
     call: str,
     error: str,
-    once: bool,
     choose: Callable[[dict[int, int]], Sequence[Fault]],
+    *,
+    once: bool,
     careless: bool = False,
-) -> Outcome:
+) -> Tally:
     """Have a call of the script fail, one after the other; look into what each run leaves."""
-    outcome = Outcome()
-    with Victim(folder, template, call=call, error=error, once=once, careless=careless) as victim:
+    if strace() is None:
+        raise NotHere("needs strace, and the right to trace")
+    tally, template = Tally(), setting.folder / "template"
+    template.mkdir()
+    asyncio.run(make(template))
+    with Victim(setting.folder / "runs", template, call=call, error=error, once=once, careless=careless) as victim:
         faults = choose(victim.calls())
         places = [victim.order(fault) for fault in faults[:1]]
         for number, fault in enumerate(faults):
             told = victim.answer()
             if number + 1 < len(faults):  # it works on the next while this one is looked into
                 places.append(victim.order(faults[number + 1]))
-            outcome.refused.update(told["refused"])
-            acknowledged, problems = asyncio.run(
-                _look(places[number], once=once, restart=not once or number % RESTARTED == 0)
-            )
-            outcome.acknowledged += acknowledged
-            outcome.add(f"{call} {fault}, {error}", [*told["problems"], *problems])
+            tally.figures.update(told["refused"])
+            left = asyncio.run(_look(places[number], once=once, restart=not once or number % RESTARTED == 0))
+            tally.acknowledged += left.acknowledged
+            tally.blame([*told["problems"], *left.problems][:2], where=f"{call} {fault}, {error}")
             shutil.rmtree(places[number])
         fired = victim.fired()
-    outcome.faults, outcome.hit = sum(fired.values()), len(fired)
-    return outcome
+    tally.count = sum(fired.values())
+    tally.notes = (
+        f"{len(faults)} runs, a fault fired in {len(fired)}; {tally.acknowledged:,} events acknowledged;"
+        f" raised: {tally.told() or 'nothing, tried again within'}"
+    )
+    return tally
 
 
-async def _look(place: Path, *, once: bool, restart: bool) -> tuple[int, list[str]]:
-    """Look into what a run left behind, on a sound disk; return how much was acknowledged, and what is wrong."""
-    acks = read_promises((place / "acks").read_bytes()).acks
-    outbox, store = place / OUTBOX, f"sqlite:///{(place / HISTORY).as_posix()}"
+async def _look(place: Path, *, once: bool, restart: bool) -> Tally:
+    """Look into what a run left behind, on a sound disk."""
+    world = World(place, acks=[*read_promises((place / "acks").read_bytes()).acks])
     try:
-        problems = list((await check([outbox], store, acknowledged=acks, drained=once)).problems)
-        if not restart:
-            return len(acks), problems
-        async with History(outbox, store=store, watch=False, min_free_bytes=None) as history:
-            await history.append("chat-1", Message.user("afterwards"))
-            if not await history.drained(DRAINED):
-                problems.append("is not drained after a restart")
-        problems += (await check([outbox], store, acknowledged=acks, drained=True)).problems
+        await world.judge(drained=once)
+        if restart:
+            await world.go_on(patience=DRAINED)
+            world.tally.blame((await world.examine()).problems)
     except (LetopisError, OSError) as error:
-        problems = [f"cannot be used after a restart: {error}"]
-    return len(acks), problems
+        world.tally.problems = [f"cannot be used after a restart: {error}"]
+    return world.tally

@@ -1,4 +1,4 @@
-"""Fork a child for each order, in which strace makes a chosen call fail.
+"""Fork a child for each order, in which strace makes a chosen call of a scripted bot fail.
 
     strace ... -e inject=pwrite64:error=EIO:when=400 python ...
 
@@ -10,6 +10,7 @@ take most of the time. Orders come as lines of JSON on standard input, answers g
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -19,33 +20,127 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from tests.proof.io.script import live, make
+import sqlalchemy as sa
+
+from letopis.outbox import History
+from letopis.store import Event, Message
+from letopis.store.errors import LetopisError
+from tests.proof.harness import World, migrated
+from tests.support.promises import line_of
+
+T = TypeVar("T")
+
+TRIES: Final = 4  # how often what was refused is tried again, on a disk that failed once
+DRAINED: Final = 15.0
+"""Seconds for what is pending to be delivered, on a disk that failed once: the relay waits longer after each error."""
+
+
+class Script:
+    """A bot that continues after any error, and records what it was promised and how it was refused."""
+
+    def __init__(self, folder: Path, *, once: bool, careless: bool = False) -> None:
+        self._folder = folder
+        self._once = once
+        self._careless = careless
+        self._acks = os.open(folder / "acks", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        self.refused: list[str] = []
+        self.problems: list[str] = []
+
+    async def run(self) -> None:
+        """Live through it."""
+        async with AsyncExitStack() as stack:
+            history = await self._again("open", lambda: self._open(stack))
+            if history is not None:
+                await self._talk(history)
+                # What it says at its end, on a disk that is broken still, is no promise; but it is ours.
+                try:
+                    await stack.aclose()
+                except LetopisError as error:
+                    self.refused.append(type(error).__name__)
+        os.close(self._acks)
+
+    async def _open(self, stack: AsyncExitStack) -> History:
+        return await stack.enter_async_context(World(self._folder).open())
+
+    async def _talk(self, history: History) -> None:
+        refused: list[tuple[str, Event]] = []
+        for number in range(2):
+            name = f"chat-{number}"
+            event = Event.of(Message.user(f"message {number} " + "x" * 300), conversation_id=name)
+            if not await self._append(history, name, event):
+                refused.append((name, event))
+        await self._attempt(lambda: self._in_transaction(history))
+        with contextlib.suppress(LetopisError):
+            await history.drained(DRAINED if self._once else 0.2)
+        for name, event in refused:  # a second time under the same id, as one does when the outcome is not known
+            if self._once and not await self._append(history, name, event, tries=TRIES):
+                self.problems.append("an append is refused still, long after the disk failed once")
+        last = Event.of(Message.user("the last one"), conversation_id="chat-0")
+        if not await self._append(history, "chat-0", last, tries=TRIES if self._once else 1) and self._once:
+            self.problems.append("the outbox is of no use after the disk failed once")
+        if self._once and not await self._again("drain", lambda: history.drained(DRAINED)):
+            self.problems.append("what is pending is not delivered after the disk failed once")
+        await self._attempt(lambda: history.messages("chat-0", last=10))
+
+    async def _append(self, history: History, name: str, event: Event, *, tries: int = 1) -> bool:
+        for _ in range(tries):
+            if (receipt := await self._attempt(lambda: history.append(name, event))) is not None:
+                os.write(self._acks, line_of(name, event.event_id, receipt.sequence))
+                return True
+        if self._careless:
+            os.write(self._acks, line_of(name, event.event_id, None))
+        return False
+
+    async def _in_transaction(self, history: History) -> None:
+        async with history.transaction() as transaction:
+            await transaction.execute(sa.text("INSERT INTO credits VALUES (1)"))
+            receipt = await transaction.append("till", Message.assistant("one credit"))
+        os.write(self._acks, line_of("till", receipt.event_ids[-1], receipt.sequence))
+
+    async def _again(self, what: str, work: Callable[[], Awaitable[T]]) -> T | None:
+        for _ in range(TRIES if self._once else 1):
+            if (value := await self._attempt(work)) is not None:
+                return value
+        if self._once:
+            self.problems.append(f"{what} does not work any more after the disk failed once")
+        return None
+
+    async def _attempt(self, work: Callable[[], Awaitable[T]]) -> T | None:
+        try:
+            return await work()
+        except LetopisError as error:
+            self.refused.append(type(error).__name__)
+        except Exception as error:  # anything else is not what the documentation names
+            self.problems.append(f"raised {type(error).__module__}.{type(error).__name__}: {str(error)[:120]}")
+        return None
+
+
+async def make(folder: Path) -> None:
+    """Make an outbox and a store that were used and closed, for scripts to begin with."""
+    world = World(folder)
+    await migrated(world.url)
+    async with world.open() as history:
+        async with history.transaction() as transaction:
+            await transaction.execute(sa.text("CREATE TABLE credits (number INTEGER)"))
+        await history.append("chat-0", Message.user("before all of it"))
+        await history.drained(DRAINED)
+
+
+# --- the process that forks -----------------------------------------------------------------------------------------
 
 LIMIT: Final = 40.0  # seconds after which a child that has not ended hangs
 _NOWHERE: Final = os.open(os.devnull, os.O_RDWR)
 
 
-def _pwrite() -> None:
-    os.pwrite(_NOWHERE, b"", 0)
-
-
-def _fdatasync() -> None:
-    os.fdatasync(_NOWHERE)
-
-
-def _ftruncate() -> None:
-    os.ftruncate(_NOWHERE, 0)
-
-
-IDLE: Final[dict[str, Callable[[], None]]] = {
-    "pwrite64": _pwrite,
-    "fdatasync": _fdatasync,
-    "ftruncate": _ftruncate,
+IDLE: Final[dict[str, Callable[[], object]]] = {
+    "pwrite64": lambda: os.pwrite(_NOWHERE, b"", 0),
+    "fdatasync": lambda: os.fdatasync(_NOWHERE),
+    "ftruncate": lambda: os.ftruncate(_NOWHERE, 0),
 }
 
 
@@ -81,13 +176,12 @@ def say(words: str) -> None:
 def child(order: dict[str, Any], call: str, number: int, answer: int) -> None:
     """Live with the fault, and tell how it went."""
     prepare_threads(order, call, number)
-    told: dict[str, Any]
+    script = Script(Path(order["folder"]), once=order["once"], careless=order["careless"])
     try:
-        refused, problems = live(Path(order["folder"]), once=order["once"], careless=order["careless"])
-        told = {"refused": refused, "problems": problems}
+        asyncio.run(script.run())
     except BaseException as error:  # whatever it is: it came out of the library
-        told = {"refused": [], "problems": [f"died of {type(error).__name__}: {str(error)[:200]}"]}
-    os.write(answer, json.dumps(told).encode())
+        script.problems.append(f"died of {type(error).__name__}: {str(error)[:200]}")
+    os.write(answer, json.dumps({"refused": script.refused, "problems": script.problems}).encode())
 
 
 def carry_out(order: dict[str, Any], call: str, number: int) -> dict[str, Any]:
@@ -122,7 +216,7 @@ def obey(call: str, number: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         # What is imported late is imported now.
         asyncio.run(make(Path(folder)))
-        live(Path(folder), once=True, careless=False)
+        asyncio.run(Script(Path(folder), once=True).run())
     for line in sys.stdin:
         order = json.loads(line)
         print(json.dumps(carry_out(order, call, number) | {"number": order["number"]}), flush=True)

@@ -6,10 +6,13 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
+
+from sqlalchemy.engine import make_url
 
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.event_log.append_encoding import prepare
@@ -23,8 +26,12 @@ from letopis.store.database.faults import StoreFault
 from letopis.store.database.timeouts import Timeouts
 from letopis.store.errors import LetopisError
 from letopis.store.rules.apply_plan import ApplyResult, LaneApplied, LaneBatch, Origin
-from tests.campaigns.invariants import Ack
+from tests.campaigns.invariants import Ack, check
+from tests.proof.harness import Tally, migrated
+from tests.proof.network.storm import MARIADB, POSTGRESQL, REFUSED, Speech, Storm
+from tests.support.damage import drop_event_id_index
 from tests.support.relays import figures
+from tests.support.servers import MariaDBServer, PostgresServer, Server
 
 SHORT_TIMEOUTS: Final = Timeouts(connect=0.4, statement=0.3, lock=1.0)
 PROBES: Final = RetryPolicy(base=0.03, factor=2.0, cap=0.2, jitter="full", attempts=0)
@@ -189,3 +196,110 @@ class Hasty(Watched):
             await super().apply(origin, batch)
         except LetopisError:
             self.false_promises += 1  # the answer is no longer awaited
+
+
+OUTBOXES: Final = 3
+MARGIN: Final = 0.1  # seconds that the client waits longer than the server's own limit, in place of the library's 5
+TIMEOUT_SECONDS: Final = 40.0  # seconds after the last fault within which everything has to be delivered
+
+
+Enough = Callable[[Storm, Sequence[Watched]], bool]
+"""Tells if what a control is about has happened often enough; how many faults that takes is a matter of chance."""
+
+
+def speech_of(kind: str) -> tuple[Server, Speech]:
+    """Return the test server of this kind, and how to talk to it."""
+    return (PostgresServer.find(), POSTGRESQL) if kind == "postgresql" else (MariaDBServer.find(), MARIADB)
+
+
+async def storm(
+    server: Server,
+    speech: Speech,
+    folder: Path,
+    *,
+    faults: int,
+    seconds: float,
+    seed: str,
+    stores: int = 1,
+    pace: float = 0.05,
+    store: type[Watched] = Watched,
+    unguarded: bool = False,
+    patience: float = TIMEOUT_SECONDS,
+    enough: Enough = lambda sky, stores: True,
+) -> Tally:
+    """Deliver through a storm until enough faults have fired, or the time is over.
+
+    :param stores: databases, each with its own outboxes.
+    :param pace: seconds between two appends of one of the two tasks of a bot.
+    :param store: what the relays deliver to.
+    :param unguarded: drop the index of each database that would refuse an event a second time.
+    """
+    tally = Tally()
+    with mock.patch("letopis.store.database.failover.ANSWER_MARGIN_SECONDS", MARGIN):
+        async with _databases(server, stores, unguarded=unguarded) as urls:
+            sky = Storm(server.port, speech, f"{seed} {speech.driver}")
+            async with sky.open() as port:
+                held = [store(_through(url, port), timeouts=SHORT_TIMEOUTS, pool_size=4) for url in urls]
+                async with talking(folder, held, outboxes=OUTBOXES, pace=pace, seed=seed) as bots:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(seconds):
+                            while _fired(sky, bots).total() < faults or not enough(sky, held):  # noqa: ASYNC110
+                                await asyncio.sleep(0.1)
+                    sky.calm()
+                    after = await drain(bots, patience=patience)
+            await _judge(tally, sky, bots, urls)
+    drained = "not drained" if after is None else f"drained {after:.1f} s after the last"
+    tally.notes = f"{tally.acknowledged:,} events acknowledged, {tally.stored:,} stored; {drained}; {tally.notes}"
+    return tally
+
+
+async def _judge(tally: Tally, sky: Storm, bots: list[Bot], urls: list[str]) -> None:
+    for place, url in enumerate(urls):
+        mine = bots[place * OUTBOXES : (place + 1) * OUTBOXES]
+        acks = [ack for bot in mine for ack in bot.acks]
+        tally.take(await check([bot.outbox.path for bot in mine], url, acknowledged=acks, drained=True))
+    fired, seen = _fired(sky, bots), Counter[str]()
+    for bot in bots:
+        seen.update(bot.relay.stats.faults)
+    blocked, strange, rewound, duplicates = (
+        total(bots, lambda bot, name=name: getattr(bot.relay.stats, name))
+        for name in ("blocked", "loop_errors", "rewound", "duplicates")
+    )
+    tally.blame(sky.errors)
+    tally.require(not blocked, f"{blocked} conversations were blocked")
+    tally.require(not strange, f"{strange} errors that a relay did not know")
+    tally.require(not rewound, f"{rewound} events were sent again because the store had lost them")
+    absorbed = not sky.ambiguous or bool(duplicates)
+    tally.require(absorbed, "commits took effect unheard, and nothing was absorbed")
+    tally.count = fired.total()
+    tally.notes = (
+        f"{sky.ambiguous:,} commits took effect unheard, {duplicates:,} duplicates absorbed; faults:"
+        f" {', '.join(f'{count:,} {kind}' for kind, count in sorted(fired.items()))}; the relays saw:"
+        f" {', '.join(f'{count:,} {kind}' for kind, count in seen.most_common())}"
+    )
+
+
+def _fired(sky: Storm, bots: list[Bot]) -> Counter[str]:
+    refused = sum(store.seen["unavailable refused"] for store in {id(bot.store): bot.store for bot in bots}.values())
+    return sky.fired + Counter({REFUSED: refused})
+
+
+def _through(url: str, port: int) -> str:
+    query = {"sslmode": "disable"}  # the storm reads the protocol
+    return make_url(url).set(host="127.0.0.1", port=port, query=query).render_as_string(hide_password=False)
+
+
+@asynccontextmanager
+async def _databases(server: Server, count: int, *, unguarded: bool) -> AsyncIterator[list[str]]:
+    urls: list[str] = []
+    try:
+        for _ in range(count):
+            url = await asyncio.to_thread(server.create_database, "letopis_proof_network")
+            urls.append(url)
+            await migrated(url)
+            if unguarded:
+                await drop_event_id_index(url)
+        yield urls
+    finally:
+        for url in urls:
+            await asyncio.to_thread(server.drop_database, url)

@@ -10,11 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
-from tests.proof.network.bots import Hasty
-from tests.proof.network.drivers import Enough, Outcome, speech_of, storm
+from tests.proof.network.bots import Enough, Hasty, speech_of, storm
 from tests.proof.network.servers import harm
 from tests.proof.options import Options
-from tests.proof.rows import Row, row_of
+from tests.proof.rows import Row
 from tests.support.defects import DUPLICATES_TAKEN, planted
 from tests.support.servers import ServerUnavailable
 
@@ -70,10 +69,7 @@ def _send(pipe: Connection, options: Options, work: Work, kind: str) -> None:
 
 def storms(options: Options, kind: str) -> list[Row]:
     """The real thing, over the driver of one kind of server."""
-    found = _run(options, kind, STORM, faults=options.many(FAULTS, 50), seconds=options.many(180, 4))
-    if isinstance(found, Row):
-        return [found]
-    return [_row(STORM, kind, found, found.notes, least=FAULTS)]
+    return [_run(options, kind, STORM, faults=options.many(FAULTS, 50), seconds=options.many(180, 4))]
 
 
 def harms(options: Options, kind: str) -> list[Row]:
@@ -98,28 +94,20 @@ def hasty(options: Options, kind: str) -> list[Row]:
 
 
 def _control(options: Options, kind: str, what: str, enough: Enough, **how: Any) -> list[Row]:
-    found = _run(options, kind, what, faults=options.many(60, 20), seconds=60, patience=3, enough=enough, **how)
-    if isinstance(found, Row):
-        return [found]
-    notes = f"{found.acknowledged:,} events acknowledged, {found.stored:,} stored"
-    return [_row(what, kind, found, notes, control=True)]
+    return [_run(options, kind, what, faults=options.many(60, 20), seconds=60, patience=3, enough=enough, **how)]
 
 
-def _row(what: str, kind: str, found: Outcome, notes: str, *, least: int = 0, control: bool = False) -> Row:
-    where = {"postgresql": "PostgreSQL, asyncpg", "mariadb": "MariaDB, asyncmy"}[kind]
-    given = (what, where, found.fired.total(), least, "faults", found.problems, notes)
-    return row_of(*given, violations=found.violations, control=control)
-
-
-def _run(options: Options, kind: str, what: str, **how: Any) -> Outcome | Row:
+def _run(options: Options, kind: str, what: str, **how: Any) -> Row:
     logging.disable()
-    whole = what == STORM and not options.short
+    whole, control = what == STORM and not options.short, what != STORM
+    where = {"postgresql": "PostgreSQL, asyncpg", "mariadb": "MariaDB, asyncmy"}[kind]
     try:
         server, speech = speech_of(kind)
     except ServerUnavailable as missing:
-        return Row(what=what, where=kind, control=what != STORM, missing=str(missing))
+        return Row(what=what, where=where, control=control, missing=str(missing))
     folder = options.folder / f"{kind} {what}"
     folder.mkdir()
     with server:
         how |= {"seed": f"{options.seed} {what}", "stores": 4 if whole else 1, "pace": 0.25 if whole else 0.05}
-        return asyncio.run(storm(server, speech, folder, **how))
+        tally = asyncio.run(storm(server, speech, folder, **how))
+    return tally.row(what, where, "faults", FAULTS, control=control)

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import NullPool
 
 from letopis.store import ConversationStore
-from tests.support.fix_disk import NoSmallDisk, SmallDisk
+from tests.support.fix_disk import NotHere, SmallDisk
 from tests.support.servers import MariaDBServer, OwnMariaDBServer, OwnPostgresServer, PostgresServer
 
 USER: Final = "letopis"
@@ -140,7 +140,7 @@ class PostgreSQLWard(Ward):
             inside.mkdir(mode=0o700)
             self.server.execute(f"CREATE TABLESPACE small LOCATION '{inside}'")
             words += " TABLESPACE small"
-        except NoSmallDisk as missing:
+        except NotHere as missing:
             self.no_disk = str(missing)
         self.server.execute(words)
         self.url = self._users_url()
@@ -195,7 +195,7 @@ class MariaDBWard(Ward):
         try:
             self.disk = SmallDisk(folder, size=SERVER_DISK)
             (folder / "db.opt").write_bytes(options)
-        except NoSmallDisk as missing:
+        except NotHere as missing:
             self.no_disk = str(missing)
         self.server.execute(f"CREATE USER {USER}@'%'")
         self.server.execute(f"GRANT ALL ON {USER}.* TO {USER}@'%'")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
 from uuid import UUID
@@ -17,26 +16,17 @@ from letopis.outbox import History, Receipt
 from letopis.store import Message, RecordedMessage, StoreFault, StoreUnavailable
 from letopis.store.model.messages import Role
 from tests.model.plain import Chat, Plain, Said
+from tests.proof.harness import Tally
 
 CHATS: Final = 4  # conversations that a client keeps at a time
 _AWAY: Final = (StoreFault, StoreUnavailable)
-
-
-@dataclass(slots=True)
-class Reads:
-    """What was read, and what was wrong with it."""
-
-    count: int = 0
-    incomplete: int = 0
-    problems: list[str] = field(default_factory=list)
-    notes: str = ""
 
 
 class Client:
     """Speaks and reads by chance."""
 
     def __init__(
-        self, history: History, owner: str, random: Random, reads: Reads, *, listed: bool, forks: bool
+        self, history: History, owner: str, random: Random, reads: Tally, *, listed: bool, forks: bool
     ) -> None:
         self._history = history
         self._owner = owner
@@ -310,7 +300,7 @@ class Client:
 
     def _took(self, complete: bool) -> None:
         self._reads.count += 1
-        self._reads.incomplete += not complete
+        self._reads.figures["not complete"] += not complete
 
     def _wrong(self, chat: Chat, what: str, found: object, wanted: object) -> None:
         self._reads.problems.append(f"{what} of {chat.id}: {found}, not {wanted}")

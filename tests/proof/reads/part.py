@@ -4,89 +4,200 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Final
 
 from sqlalchemy.exc import DBAPIError
 
-from letopis.outbox import History, Retention
-from letopis.store import ConversationStore, InvalidInput
+from letopis.outbox import History, Receipt, Retention
+from letopis.outbox.relay.relay import Relay
+from letopis.store import ConversationGone, ConversationStore, EventIdReused, InvalidInput, LetopisError, Message
+from tests.proof.harness import Experiment, Setting, Tally, migrated, prove_table
 from tests.proof.options import Options
-from tests.proof.reads.client import Client, Reads
-from tests.proof.reads.shared import list_records, share
-from tests.proof.rows import Row, row_of
-from tests.proof.stores import each, fresh
+from tests.proof.reads.client import Client
+from tests.proof.rows import Row
 from tests.support.defects import planted
 from tests.support.store_changes import copied, put_back
 
-PRUNED: Final = "reads while all is delivered, rewound, forked and pruned: what was acknowledged before, once, in order"
-RESTORED: Final = "the same, while the store is put back to an earlier state again and again"
-CONTROL: Final = "the same, with the store read before the outbox"
-SHARED: Final = "two outboxes share conversations: what is saved is shown, each is listed, the active one is one"
-SHARED_CONTROL: Final = "the same, with outboxes that trust their own file about the path"
-RECORDS: Final = "records are listed while eight writers put them"
-RECORDS_CONTROL: Final = "the same, with values that are read after the list"
+CHATS: Final = 5
+REMOVALS: Final = ("pop", "undo", "clear", "replace", "redact", "reset", "delete", "nothing")
+WRITERS: Final = 8
+LISTERS: Final = 2
+KEYS: Final = 30
+PUTS_PER_WRITER: Final = 10_000  # more than any run needs: the listers end it
+
+
+async def deliver(*histories: History) -> None:
+    for history in histories:
+        await Relay(history.outbox, history.store).drain_once()
+
+
+class Pair:
+    """Two histories with an outbox each, on one store; each case has an owner of its own."""
+
+    def __init__(self, one: History, two: History, store: ConversationStore, random: Random, reads: Tally) -> None:
+        self._one = one
+        self._two = two
+        self._store = store
+        self._random = random
+        self._reads = reads
+
+    async def case(self, number: int) -> None:
+        """Run one case, and count what it read."""
+        owner, chats = f"o{number}", [f"c{number}-{one}" for one in range(CHATS)]
+        for chat in chats:
+            await self._one.start(owner, conversation_id=chat, activate=chat == chats[-1])
+        await deliver(self._one)
+        await self._appended_again(chats[0])
+        await self._listed(owner, chats)
+        await self._left(owner, chats)
+
+    async def _appended_again(self, chat: str) -> None:
+        question, answer = Message.user("what?", id="q"), Message.assistant("the words", id="m")
+        await self._two.append(chat, question, answer)
+        await deliver(self._two)
+        how = self._random.choice(REMOVALS)
+        match how:
+            case "replace":
+                await self._one.chat(chat).replace([question])
+            case "redact":
+                await self._one.chat(chat).redact("m")
+            case "clear":
+                await self._one.chat(chat).rewind(to=None)
+            case "pop" | "undo" | "reset" | "delete":
+                await getattr(self._one.chat(chat), how)()
+        if self._random.random() < 0.8:
+            await deliver(self._one)
+        receipt: Receipt | None = None
+        try:
+            if self._random.random() < 0.5:
+                receipt = await self._two.append(chat, answer)
+            else:
+                async with self._two.transaction() as transaction:
+                    receipt = await transaction.append(chat, answer)
+        except (EventIdReused, ConversationGone):
+            pass  # refused: nothing was written, and nothing is said to be saved
+        await deliver(self._two)
+        saved = receipt is not None and await receipt.saved(0)
+        shown = any(one.id == "m" and not one.redacted for one in await self._store.messages(chat))
+        self._took(saved == shown, f"{how}: saved {saved}, shown {shown}")
+        await deliver(self._one)
+
+    async def _listed(self, owner: str, chats: list[str]) -> None:
+        """The second outbox does not know the owner of what it appends to."""
+        living = [one.conversation_id for one in await self._store.conversations(owner=owner)]
+        await self._two.append(self._random.choice(living), Message.user("more"))
+        found: list[str] = []
+        after = None
+        while True:
+            page = await self._two.conversations(owner=owner, after=after, limit=2)
+            found += [one.conversation_id for one in page]
+            if (after := page.next) is None:
+                break
+            if self._random.random() < 0.5:
+                await deliver(self._two)
+        self._took(sorted(found) == sorted(living), f"listed {found} of {living}")
+        await deliver(self._two)
+
+    async def _left(self, owner: str, chats: list[str]) -> None:
+        for _ in range(self._random.randint(1, 4)):
+            living = [one.conversation_id for one in await self._one.conversations(owner=owner)]
+            if len(living) < 2:
+                break
+            chat = self._random.choice(living)
+            if self._random.random() < 0.5:
+                await self._one.append(chat, Message.user("on"))
+            else:
+                await self._one.chat(living[0]).archive()
+            if self._random.random() < 0.2:
+                await deliver(self._one)
+        before = await self._one.active(owner, create=False)
+        await deliver(self._one)
+        after = await self._store.active(owner)
+        names = [None if one is None else one.conversation_id for one in (before, after)]
+        self._took(names[0] == names[1], f"active {names[0]} before the delivery, {names[1]} after it")
+
+    def _took(self, right: bool, problem: str) -> None:
+        self._reads.count += 1
+        self._reads.require(right, problem)
+
+
+async def share(url: str, folder: Path, many: int, seed: int, *, defect: bool = False) -> Tally:
+    """Run cases until there were ``many`` reads; with a defect, until one of them is wrong."""
+    reads, number = Tally(), 0
+    async with ConversationStore.open(url, migrate=True) as store, AsyncExitStack() as stack:
+        one, two = [
+            await stack.enter_async_context(
+                History(folder / f"{name}-{seed}.db", store=store, relay=False, watch=False, read_timeout=30)
+            )
+            for name in ("one", "two")
+        ]
+        pair = Pair(one, two, store, Random(seed), reads)
+        while reads.count < many and not (defect and reads.problems):
+            await pair.case(number)
+            number += 1
+    return reads
+
+
+async def list_records(url: str, path: Path, many: int, *, defect: bool = False) -> Tally:
+    """List records while others put them and a relay delivers; each key is listed once, with a whole value."""
+    reads = Tally()
+    await migrated(url)
+    async with History(path, store=url, watch=False, read_timeout=30) as history:
+        records = history.records(space="shared")
+
+        async def put(writer: int) -> None:
+            random = Random(writer)
+            for number in range(PUTS_PER_WRITER):
+                if reads.count >= many or (defect and reads.problems):
+                    return
+                await records.put(("k",), f"{random.randrange(KEYS):02}", {"text": f"{number} " * 50})
+
+        async def lists() -> None:
+            while reads.count < many and not (defect and reads.problems):
+                try:
+                    page = await records.list(("k",), limit=KEYS)
+                except LetopisError as error:
+                    reads.problems.append(str(error))
+                else:
+                    keys = [one.key for one in page]
+                    if len(set(keys)) < len(keys) or any(not one.value["text"] for one in page):
+                        reads.problems.append(f"{len(keys)} records, {len(set(keys))} keys")
+                reads.count += 1
+
+        await asyncio.gather(*map(put, range(WRITERS)), *(lists() for _ in range(LISTERS)))
+    return reads
+
+
 CLIENTS: Final = 6
 TRIES: Final = 50  # to put a store back beside deliveries
 TIMEOUT_SECONDS: Final = 1_200.0  # seconds after which it is not waited for more reads
 
 
-def prove(options: Options) -> Iterator[Row]:
-    many, few = options.many(28_000, 300), options.many(6_000, 100)
-    for store in each(options.folder, "reads"):
-        if store.missing:
-            yield Row(what=PRUNED, where=store.kind, missing=store.missing)
-            continue
-        reads, _ = asyncio.run(_read(store.url, options.folder / f"{store.kind}.db", many, options.seed))
-        yield _row(PRUNED, store.kind, reads, 28_000, reads.notes)
-        with fresh(store.kind, options.folder, "reads-restored") as other:
-            path = options.folder / f"{store.kind}-restored.db"
-            reads, restores = asyncio.run(_read(other.url, path, few, options.seed + 1, restored=True))
-        yield _row(RESTORED, store.kind, reads, 6_000, f", {restores:,} restores")
-        with fresh(store.kind, options.folder, "reads-control") as other:
-            path = options.folder / f"{store.kind}-control.db"
-            reads, _ = asyncio.run(_read(other.url, path, 20_000, options.seed, defect=True))
-        yield row_of(CONTROL, store.kind, count=reads.count, unit="reads", problems=reads.problems, control=True)
-        yield from _shared(store.kind, options)
+def read(setting: Setting, **how: bool) -> Awaitable[Tally]:
+    """Read until there were enough reads; a control, until one of them is wrong."""
+    few, seed = setting.many(6_000, 100), setting.seed + how.get("restored", False)
+    many = 20_000 if how.get("defect") else few if how.get("restored") else setting.many(28_000, 300)
+    return _read(setting.url, setting.folder / "reads.db", many, seed, **how)
 
 
-def _shared(kind: str, options: Options) -> Iterator[Row]:
-    many, few = options.many(3_000, 40), options.many(2_000, 100)
-    for what, defect, control in (
-        (SHARED, None, False),
-        (SHARED_CONTROL, "an outbox trusts its own file about the path", True),
-    ):
-        with fresh(kind, options.folder, f"reads-shared-{control}") as other, planted(*([defect] if defect else [])):
-            folder = options.folder / f"{kind}-shared-{control}"
-            folder.mkdir(parents=True)
-            reads = asyncio.run(share(other.url, folder, many, options.seed, defect=control))
-        least = 0 if control else 3_000
-        yield row_of(what, kind, reads.count, least, "reads", reads.problems, control=control)
-    for what, defect, control in (
-        (RECORDS, None, False),
-        (RECORDS_CONTROL, "the values of a list of records are read after it", True),
-    ):
-        with fresh(kind, options.folder, f"reads-records-{control}") as other, planted(*([defect] if defect else [])):
-            path = options.folder / f"{kind}-records-{control}.db"
-            reads = asyncio.run(list_records(other.url, path, few, defect=control))
-        yield row_of(what, kind, reads.count, 0 if control else 2_000, "lists", reads.problems, control=control)
+def shared(setting: Setting, *, defect: bool = False) -> Awaitable[Tally]:
+    return share(setting.url, setting.folder, setting.many(3_000, 40), setting.seed, defect=defect)
 
 
-def _row(what: str, kind: str, reads: Reads, least: int, notes: str = "") -> Row:
-    return row_of(what, kind, reads.count, least, "reads", reads.problems, f"{reads.incomplete:,} not complete{notes}")
+def listed(setting: Setting, *, defect: bool = False) -> Awaitable[Tally]:
+    return list_records(setting.url, setting.folder / "records.db", setting.many(2_000, 100), defect=defect)
 
 
-async def _read(
-    url: str, path: Path, many: int, seed: int, *, restored: bool = False, defect: bool = False
-) -> tuple[Reads, int]:
+async def _read(url: str, path: Path, many: int, seed: int, *, restored: bool = False, defect: bool = False) -> Tally:
     """Have clients speak and read until there were ``many`` reads; with the defect, until one of them is wrong."""
-    async with ConversationStore.open(url, migrate=True):
-        pass
-    reads, random, begun = Reads(), Random(seed), time.monotonic()
+    await migrated(url)
+    reads, random, begun = Tally(), Random(seed), time.monotonic()
 
     def enough() -> bool:
         late = time.monotonic() - begun > TIMEOUT_SECONDS
@@ -117,15 +228,17 @@ async def _read(
         if restored:
             restores = asyncio.create_task(_restoring(url, enough, every=0.3))
             await asyncio.gather(*work)
-            return reads, await restores
-        await asyncio.gather(*work)
-        reads.notes = await history.outbox.read(_told)
-        return reads, 0
+            reads.notes = f"{await restores:,} restores"
+        else:
+            await asyncio.gather(*work)
+            reads.notes = await history.outbox.read(_told)
+        reads.notes = f"{reads.figures['not complete']:,} not complete, {reads.notes}"
+        return reads
 
 
 def _told(connection: Any) -> str:
     said, pruned = connection.exec_driver_sql("SELECT sum(head), sum(pruned) FROM letopis_outbox_lanes").one()
-    return f", {said:,} events, {pruned:,} pruned"
+    return f"{said:,} events, {pruned:,} pruned"
 
 
 async def _restoring(url: str, until: Callable[[], bool], *, every: float) -> int:
@@ -144,3 +257,31 @@ async def _restoring(url: str, until: Callable[[], bool], *, every: float) -> in
                 break
         await asyncio.sleep(every)
     return done
+
+
+PRUNED: Final = "reads while all is delivered, rewound, forked and pruned: what was acknowledged before, once, in order"
+RESTORED: Final = "the same, while the store is put back to an earlier state again and again"
+SHARED: Final = "two outboxes share conversations: what is saved is shown, each is listed, the active one is one"
+TABLE: Final = (
+    Experiment(PRUNED, read, "reads", 28_000),
+    Experiment(RESTORED, partial(read, restored=True), "reads", 6_000),
+    Experiment("the same, with the store read before the outbox", partial(read, defect=True), "reads", control=True),
+    Experiment(SHARED, shared, "reads", 3_000),
+    Experiment(
+        "the same, with outboxes that trust their own file about the path",
+        partial(shared, defect=True),
+        "reads",
+        defect="an outbox trusts its own file about the path",
+    ),
+    Experiment("records are listed while eight writers put them", listed, "lists", 2_000),
+    Experiment(
+        "the same, with values that are read after the list",
+        partial(listed, defect=True),
+        "lists",
+        defect="the values of a list of records are read after it",
+    ),
+)
+
+
+def prove(options: Options) -> Iterator[Row]:
+    yield from prove_table(options, TABLE)

@@ -16,13 +16,13 @@ from unittest.mock import patch
 from letopis.outbox.relay import reconcile
 from letopis.store.database import dialects
 from letopis.store.maintenance.continuity import Continuity, LogCount
-from tests.campaigns.targets import KINDS
+from tests.proof.harness import Tally
 from tests.proof.options import Options
-from tests.proof.restored import moved, wrong
+from tests.proof.restored import cases, wrong
 from tests.proof.restored import world as worlds
 from tests.proof.restored.cases import CASES, Case
-from tests.proof.rows import Row, row_of
-from tests.proof.stores import Fresh, fresh
+from tests.proof.rows import Row
+from tests.proof.stores import KINDS, Fresh, fresh
 
 EVERY: Final = 0.2  # seconds between two looks at the store; 30 outside the proof
 SHORT_PATIENCE: Final = 6.0  # seconds that a control is given to notice, which it cannot; half of it in the short form
@@ -34,7 +34,7 @@ def prove(options: Options) -> Iterator[Row]:
     jobs.append((controls, (options,)))
     if options.short:  # a process costs more than what would be done in it
         for work, given in jobs:
-            with patch.object(wrong, "TOLD", 1), patch.object(moved, "KILLS", 1):
+            with patch.object(wrong, "TOLD", 1), patch.object(cases, "KILLS", 1):
                 yield from work(*given)
         return
     with ProcessPoolExecutor(len(jobs), mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -68,17 +68,17 @@ def controls(options: Options) -> list[Row]:
         if case.control:
             with (
                 patch.object(reconcile, "RECONCILE_INTERVAL_SECONDS", EVERY),
-                CONTROLS[case.control](),
+                CONTROLS[case.control][0](),
                 patch.object(worlds, "TIMEOUT_SECONDS", SHORT_PATIENCE / options.many(1, 2)),
                 patch.object(wrong, "TOLD", 1),
-                patch.object(moved, "KILLS", 0),
+                patch.object(cases, "KILLS", 0),
             ):
                 rows.append(row(options, case, "sqlite", 1, control=case.control))
     return rows
 
 
 def row(options: Options, case: Case, kind: str, count: int, *, control: str = "") -> Row:
-    problems: list[str] = []
+    tally = Tally(count)
     for number in range(count):
         folder = options.folder / f"{kind}-{CASES.index(case)}-{control}-{number}"
         folder.mkdir()
@@ -86,10 +86,9 @@ def row(options: Options, case: Case, kind: str, count: int, *, control: str = "
             if one.missing:
                 return Row(what=case.what, where=kind, missing=one.missing)
             chance = Random(f"{options.seed} {case.what} {kind} {number}")
-            found = asyncio.run(_run(case, one, folder, chance))
-            problems += [f"case {number}: {problem}" for problem in found]
-    what = f"{case.what}, {TAKEN_AWAY[control]}" if control else case.what
-    return row_of(what, kind, count, case.many, "cases", problems, control=bool(control))
+            tally.blame(asyncio.run(_run(case, one, folder, chance)), where=f"case {number}")
+    what = f"{case.what}, {CONTROLS[control][1]}" if control else case.what
+    return tally.row(what, kind, "cases", case.many, control=bool(control))
 
 
 async def _run(case: Case, store: Fresh, folder: Path, chance: Random) -> list[str]:
@@ -110,17 +109,14 @@ def _no_comparison() -> Iterator[None]:
         yield
 
 
-CONTROLS: Final[Mapping[str, Callable[[], Any]]] = {
-    "compare": _no_comparison,
-    "count_log": lambda: patch.object(Continuity, "count", _all_is_there),
-    "count_rows": lambda: patch.object(dialects, "check_row_count", lambda *_, **__: None),
-    "bind": lambda: patch.object(worlds, "DEFECT", "binding"),
-    "close": lambda: patch.object(worlds, "DEFECT", "closing"),
+CONTROLS: Final[Mapping[str, tuple[Callable[[], Any], str]]] = {
+    "compare": (_no_comparison, "heads compared at the start alone"),
+    "count_log": (lambda: patch.object(Continuity, "count", _all_is_there), "the log not counted"),
+    "count_rows": (lambda: patch.object(dialects, "check_row_count", lambda *_, **__: None), "rows not counted"),
+    "bind": (
+        lambda: patch.object(worlds, "DEFECT", "binding"),
+        "no store compared with the one that the outbox is bound to",
+    ),
+    "close": (lambda: patch.object(worlds, "DEFECT", "closing"), "the old store not closed before the last copy"),
 }
-TAKEN_AWAY: Final = {
-    "compare": "heads compared at the start alone",
-    "count_log": "the log not counted",
-    "count_rows": "rows not counted",
-    "bind": "no store compared with the one that the outbox is bound to",
-    "close": "the old store not closed before the last copy",
-}
+"""What takes away that by which a case is noticed, and what that is, in words."""

@@ -14,10 +14,9 @@ from letopis.outbox import History
 from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.store import ConversationStore, Message
 from letopis.store.database.schema import metadata
-from tests.campaigns.targets import KINDS
 from tests.proof.restored import world as worlds
 from tests.proof.restored.world import WAIT, World, rows, running
-from tests.proof.stores import fresh
+from tests.proof.stores import KINDS, fresh
 from tests.support.relays import until
 from tests.support.servers import PostgresServer
 from tests.support.store_changes import copied, put_back, run_there

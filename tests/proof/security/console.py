@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 from unittest.mock import patch
 
 from letopis.console import forms
 from letopis.console.access import Gate, parse_tokens
+from letopis.outbox.alerting.channels import Alert, AlertFailed, open_channels
 from letopis.store import Message
 from tests.support.console import TOKEN, TOKENS, House
 from tests.support.console_client import ACTIONS, PAGES, ask, pour, sign_in
+from tests.support.webhook import serve
 
 PRIVATE: Final = "only for those who have a session"
 CHUNK: Final = 65_536
@@ -96,3 +99,36 @@ def endless(folder: Path, *, careless: bool = False) -> tuple[int, list[str]]:
                 if took > MOST_BYTES:
                     wrong.append(f"/{path}: {took:,} bytes are taken of a form that has no token")
     return count, wrong
+
+
+STATUSES: Final = (301, 302, 303, 307, 308)
+_ALERT: Final = Alert(key="proof", title="Letopis", text="a proof")
+
+
+def redirected() -> tuple[int, list[str]]:
+    """Answer alerts with every redirect; return how many were sent, and which led elsewhere."""
+    tried, wrong = 0, []
+    with serve() as site:
+        for status in STATUSES:
+            # An address cannot switch it on either.
+            for address in (f"http://{site.url}/hook", f"json://{site.url}/hook?redirect=yes"):
+                site.status, before = status, len(site.asked)
+                tried += 1
+                (channel,) = open_channels([address], private=True)
+                with suppress(AlertFailed):
+                    asyncio.run(channel.send(_ALERT))
+                if site.paths[before:] != ["/hook"]:
+                    wrong.append(f"{status}: {site.paths[before:]} were asked")
+    return tried, wrong
+
+
+def followed() -> list[str]:
+    """The control: Apprise with its defaults goes where the answer says; return the other paths that were requested."""
+    import apprise
+
+    with serve() as site:
+        site.status = 307
+        channel = apprise.Apprise()
+        channel.add(f"json://{site.url}/hook")
+        channel.notify(title=_ALERT.title, body=_ALERT.text)
+        return [path for path in site.paths if path != "/hook"]

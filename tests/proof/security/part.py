@@ -14,7 +14,7 @@ from typing import Final
 from letopis.console.access import Gate, parse_tokens
 from tests.proof.options import Options
 from tests.proof.rows import Row, row_of
-from tests.proof.security import console, injection, isolation, modes, planted, redirects, sql_rule
+from tests.proof.security import console, isolation, planted, sql_rule
 from tests.proof.stores import each, fresh
 from tests.support.console import TOKENS
 from tests.support.values.secrets import DSNS
@@ -36,17 +36,17 @@ def prove(options: Options) -> Iterator[Row]:
         folder.mkdir()
         random = Random(options.seed)
         some = random.sample(hostile, 30) if options.short else hostile
-        came = asyncio.run(injection.injected(store.url, folder, some, random=random, each=1))
-        notes = f"{came.calls:,} calls, {came.refused:,} refused"
-        yield _row(INJECTED, store.kind, came.ids, "ids", came.problems, least=500, notes=notes)
+        came = asyncio.run(isolation.injected(store.url, folder, some, random=random, each=1))
+        notes = f"{came.figures['calls']:,} calls, {came.refused:,} refused"
+        yield _row(INJECTED, store.kind, came.count, "ids", came.problems, least=500, notes=notes)
         if store.kind == "sqlite":
-            found = asyncio.run(injection.built_by_hand(store.url, hostile))
+            found = asyncio.run(isolation.built_by_hand(store.url, hostile))
             what = "the same where a statement is put together of the id: somebody else's rows are reached"
             yield _row(what, store.kind, len(hostile), "ids", found, control=True)
         with fresh(store.kind, options.folder, "security-twins") as other:
             pairs = 3 if options.short else None
             apart = asyncio.run(isolation.isolated(other.url, folder, pairs=pairs))
-            yield _row(ISOLATED, store.kind, apart.looks, "looks", apart.problems, least=200)
+            yield _row(ISOLATED, store.kind, apart.count, "looks", apart.problems, least=200)
         unable = planted.UNABLE.get(store.kind)
         if unable and not options.short:
             yield Row(what=PLANTED, where=store.kind, missing=unable)
@@ -88,29 +88,29 @@ def _careless(options: Options) -> Row:
             isolation.isolated(store.url, folder, fold=isolation.careless, pairs=options.many(len(isolation.TWINS), 3))
         )
     what = "the same where ids are folded as a careless collation compares them"
-    return _row(what, "sqlite", found.looks, "looks", found.problems, control=True)
+    return _row(what, "sqlite", found.count, "looks", found.problems, control=True)
 
 
 def _logs(options: Options, hostile: list[str]) -> Iterator[Row]:
     some = hostile[: options.many(len(hostile), 60)]
-    lines, wrong = asyncio.run(injection.logged(options.folder, some))
+    lines, wrong = asyncio.run(isolation.logged(options.folder, some))
     what = "logs about hostile ids, as text, as JSON and by a plain formatter: no raw CR, ESC, NUL, U+202E, U+2028"
     yield _row(what, "", lines, "lines", wrong)
     yield _row(
-        "a logger that is given the id with %s", "", len(some), "lines", injection.logged_raw(some), control=True
+        "a logger that is given the id with %s", "", len(some), "lines", isolation.logged_raw(some), control=True
     )
 
 
 def _modes(options: Options) -> Iterator[Row]:
     names: set[str] = set()
     wrong: list[str] = []
-    for mask in modes.UMASKS if not options.short else modes.UMASKS[:1]:
-        found, loose = modes.written(options.folder, mask)
+    for mask in planted.UMASKS if not options.short else planted.UMASKS[:1]:
+        found, loose = planted.written(options.folder, mask)
         names |= {f"{name} under {mask:03o}" for name in found}
         wrong += loose
     what = "files written under umask 000, 022, 077: the outbox, its -wal and -shm, the store, exports, letopis.toml"
     yield _row(what, "", len(names), "files", wrong)
-    yield _row("a file that is just opened", "", 1, "files", modes.unguarded(options.folder), control=True)
+    yield _row("a file that is just opened", "", 1, "files", planted.unguarded(options.folder), control=True)
 
 
 def _commands(options: Options) -> Iterator[Row]:
@@ -125,9 +125,9 @@ def _commands(options: Options) -> Iterator[Row]:
 
 
 def _requests(options: Options) -> Iterator[Row]:
-    tried, wrong = redirects.redirected()
+    tried, wrong = console.redirected()
     yield _row("alerts that are answered with a redirect: 0 are sent on", "", tried, "requests", wrong, least=10)
-    yield _row("the same with redirects followed", "", 1, "requests", redirects.followed(), control=True)
+    yield _row("the same with redirects followed", "", 1, "requests", console.followed(), control=True)
 
 
 def _console(options: Options) -> Iterator[Row]:

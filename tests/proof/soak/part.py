@@ -10,6 +10,7 @@ import random
 import re
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection
@@ -19,13 +20,12 @@ from typing import Final
 import asyncpg
 from sqlalchemy.engine import make_url
 
-from letopis.store import ConversationStore
 from tests.campaigns.invariants import Ack, Verdict, check
 from tests.campaigns.processes import Probe
+from tests.proof.harness import migrated
 from tests.proof.options import Options
 from tests.proof.rows import Row, row_of
-from tests.proof.soak.bots import Tasks, talk
-from tests.proof.soak.sampling import LIMITS, MEGABYTE, TASKS, WARMING, Flatness, Samples
+from tests.proof.soak.sampling import LIMITS, MEGABYTE, TASKS, WARMING, Flatness, Samples, Tasks, talk
 from tests.support.daemons import DaemonProcess, ask
 from tests.support.peers import Wire
 from tests.support.servers import PostgresServer, ServerUnavailable
@@ -65,7 +65,7 @@ class _Talker:
     def __init__(self, name: str, outbox: Path, store: str, *, seed: str, leaks: int = 0) -> None:
         # Everything is imported once, and a new bot is there at once.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.proof.soak.bots"])
+        context.set_forkserver_preload(["tests.proof.soak.sampling"])
         ours, theirs = context.Pipe(duplex=False)
         self.name, self.outbox = name, outbox
         self._ended = context.Event()
@@ -116,8 +116,7 @@ class Soak:
     async def run(self) -> Verdict:
         url = await asyncio.to_thread(self._server.create_database, "letopis_proof_soak")
         try:
-            async with ConversationStore.open(url, migrate=True):
-                pass
+            await migrated(url)
             wire = Wire(self._server.port)
             async with wire.open() as port:
                 query = {"sslmode": "disable"}
@@ -144,8 +143,9 @@ class Soak:
         beside = f"sqlite:///{(self._folder / 'leaky.history.db').as_posix()}"
         self.talkers.append(_Talker(LEAKY, leaking, beside, seed="leaky", leaks=self._options.many(100, 10)))
         words = [word for path in self._outboxes() for word in ("--outbox", str(path))]
-        daemon = await asyncio.to_thread(self._daemon, words, settings, through)
-        with daemon:
+        listen = ("--listen", "127.0.0.1:0", "--config", str(settings))
+        how = {"folder": self._folder, "LETOPIS_STORE": through}
+        with await asyncio.to_thread(lambda: DaemonProcess(*words, *listen, **how)) as daemon:
             try:
                 await self._begin()
                 await self._go_on(url, daemon, wire)
@@ -161,23 +161,19 @@ class Soak:
             if code := await asyncio.to_thread(daemon.wait):
                 self.problems.append(f"the daemon ended with {code}")
 
-    def _daemon(self, words: list[str], settings: Path, through: str) -> DaemonProcess:
-        listen = ("--listen", "127.0.0.1:0", "--config", str(settings))
-        return DaemonProcess(*words, *listen, folder=self._folder, LETOPIS_STORE=through)
-
     async def _begin(self) -> None:
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
-        while loop.time() < begun + BOUND:
-            probes = [Probe.of(path) for path in self._outboxes() if path.exists()]
-            looks = [one.look() for one in probes if one is not None]
-            for one in probes:
-                if one is not None:
-                    one.close()
-            if all(one.tasks for one in self.talkers) and sum(one.delivered > 0 for one in looks) == BOTS:
+        """Wait until each bot talks, and something of each was delivered."""
+        waiting = set(self._outboxes())
+        deadline = time.monotonic() + BOUND
+        while waiting or not all(one.tasks for one in self.talkers):
+            for path in [path for path in waiting if path.exists()]:
+                if (probe := Probe.of(path)) is not None:
+                    with contextlib.closing(probe):
+                        waiting -= {path} if probe.look().delivered else set()
+            if time.monotonic() > deadline:
+                self.problems.append(f"not everybody was at work within {BOUND:g} s")
                 return
             await asyncio.sleep(0.2)
-        self.problems.append(f"not everybody was at work within {BOUND:g} s")
 
     async def _go_on(self, url: str, daemon: DaemonProcess, wire: Wire) -> None:
         loop = asyncio.get_running_loop()
@@ -241,19 +237,15 @@ class Soak:
                 wire.flowing.set()
 
     async def _dispatcher(self) -> None:
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
-        probes = [Probe(path) for path in self._outboxes()]
-        try:
+        begun = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            probes = [stack.enter_context(contextlib.closing(Probe(path))) for path in self._outboxes()]
             while pending := sum(one.look().pending for one in probes):
-                if loop.time() > begun + BOUND:
+                if time.monotonic() > begun + BOUND:
                     self.problems.append(f"{pending} events pending {BOUND:g} s after the last fault")
                     return
                 await asyncio.sleep(0.1)
-        finally:
-            for one in probes:
-                one.close()
-        self.figures["drained after"] = f"{loop.time() - begun:.1f} s"
+        self.figures["drained after"] = f"{time.monotonic() - begun:.1f} s"
 
     def _read_metrics(self, daemon: DaemonProcess) -> None:
         _, text = ask(daemon.port(), "/metrics")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import multiprocessing
 import os
 import signal
 import tempfile
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -26,7 +27,10 @@ from letopis.store.database import migrations as the_migration
 from letopis.store.database import sqlite, sqlite_file
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.migrations import STORE, Migrations, upgrade
+from tests.campaigns.victims import Context
 from tests.support.next_release import next_outbox_tables, next_store_tables
+
+RUNNERS: Final = 4
 
 
 def kind_of(url: str) -> tuple[Migrations, sa.MetaData]:
@@ -149,3 +153,37 @@ def race(pipe: Connection, *, locked: bool) -> None:
 @contextmanager
 def _not_alone(connection: sa.Connection) -> Iterator[None]:
     yield
+
+
+class Racers:
+    """Four processes that migrate the same database at the same moment."""
+
+    def __init__(self, context: Context, *, locked: bool) -> None:
+        self.pipes: list[Connection] = []
+        self._processes = []
+        for _ in range(RUNNERS):
+            ours, theirs = multiprocessing.Pipe()
+            process = context.Process(target=race, args=(theirs,), kwargs={"locked": locked}, daemon=True)
+            process.start()
+            theirs.close()
+            self.pipes.append(ours)
+            self._processes.append(process)
+
+    def __enter__(self) -> Racers:
+        for pipe in self.pipes:
+            assert pipe.poll(60), "a racer did not start"
+            pipe.recv()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pipe, process in zip(self.pipes, self._processes, strict=True):
+            pipe.send(None)
+            process.join(5)
+            process.kill()
+            pipe.close()
+
+    def run(self, url: str) -> list[str]:
+        """Return how it ended for each, empty where it went well."""
+        for pipe in self.pipes:
+            pipe.send(url)
+        return [pipe.recv() if pipe.poll(60) else "no end within a minute" for pipe in self.pipes]

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -28,19 +27,18 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store import ConversationStore, LetopisError, Message
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.migrations import SchemaState, revision_state
-from letopis.store.maintenance.rebuild import Rebuilt
 from tests.campaigns.invariants import Ack, check
 from tests.campaigns.victims import Context, fork_server
+from tests.proof.harness import Tally, migrated
 from tests.proof.options import Options
-from tests.proof.rows import Row, row_of
+from tests.proof.rows import Row
 from tests.proof.stores import fresh
-from tests.proof.upgrade.migrating import bring_to, changes, differences, killed, kind_of, migrate, race
-from tests.proof.upgrade.one_file import on_one_file
-from tests.proof.upgrade.releases import Release, ReleaseBot, earlier_releases, next_release
+from tests.proof.upgrade.migrating import RUNNERS, Racers, bring_to, changes, differences, killed, kind_of, migrate
+from tests.proof.upgrade.releases import Release, ReleaseBot, earlier_releases, next_release, on_one_file
 from tests.support.next_release import write_next_release
+from tests.support.promises import acks_of
 
 KINDS: Final = ("sqlite", "postgresql", "mariadb")
-RUNNERS: Final = 4
 MOST_ROUNDS: Final = 12
 OLDER: Final = "code of earlier releases runs on while the tables change under it"
 STARTS: Final = "code of earlier releases starts on tables of this one"
@@ -111,18 +109,20 @@ def races(options: Options, kinds: Sequence[str]) -> list[Row]:
 
 def older(options: Options, kind: str, url: str, releases: list[Release], _: Context) -> Iterator[Row]:
     """Run each earlier release on a store of its own revision, then change the tables under it."""
-    problems: list[str] = []
-    count: Counter[str] = Counter()
+    tally = Tally()
     for number, release in enumerate(releases[-1:] if options.short else releases):
         with fresh(kind, options.folder, f"older-{number}") as one:
-            found = _beside(release, one.url, options.folder / f"{kind}-{number}", count)
-            problems += [f"revision {release.store}: {problem}" for problem in found]
-    notes = (
+            found = _beside(release, one.url, options.folder / f"{kind}-{number}", tally.figures)
+            tally.blame(found, where=f"revision {release.store}")
+    count = tally.figures
+    tally.count = count["changed"]
+    tally.notes = (
         f"{count['releases']} releases: {count['acknowledged']} events acknowledged in all,"
         f" {count['opened']} files of theirs opened by the next release"
     )
-    yield row_of(OLDER, kind, count["changed"], 30, "events", problems, notes)
-    yield row_of(STARTS, kind, count["refused"], 2, "refusals", [], f"{count['kept']} events kept meanwhile, delivered")
+    yield tally.row(OLDER, kind, "events", 30)
+    notes = f"{count['kept']} events kept meanwhile, delivered"
+    yield Tally(count["refused"], notes=notes).row(STARTS, kind, "refusals", 2)
 
 
 def _beside(release: Release, url: str, folder: Path, count: Counter[str]) -> Iterator[str]:
@@ -195,38 +195,35 @@ def down_and_up(options: Options, kind: str, url: str, _: list[Release], __: Con
 async def _down_and_up(options: Options, kind: str, url: str) -> Row:
     outbox = options.folder / f"{kind}-down.outbox.db"
     acks = await _fill(outbox, url)
-    problems: list[str] = []
-    whole = await _held(url)
-    revisions = _revisions(url)
+    tally, whole, revisions = Tally(), await _held(url), _revisions(url)
     for revision in reversed(revisions[:-1]):
         await bring_to(url, revision)
-        if (await _state(url)) is not SchemaState.OLDER:
-            problems.append(f"at {revision}, and {await _state(url)}")
+        state = await _state(url)
+        tally.require(state is SchemaState.OLDER, f"at {revision}, and {state}")
         low = await _held(url, only=("letopis_events", "letopis_lanes", "letopis_origins"))
-        problems += [f"down to {revision}: {table} changed" for table, rows in low.items() if rows != whole[table]]
+        tally.blame(f"down to {revision}: {table} changed" for table, rows in low.items() if rows != whole[table])
         await bring_to(url, "head")
-        problems += [f"up from {revision}: {one}" for one in await differences(url)]
-        rebuilt: list[Rebuilt] = []
+        up = f"up from {revision}"
+        tally.blame(await differences(url), where=up)
         async with ConversationStore.open(url, migrate=False) as store:
-            rebuilt += [one async for one in store.rebuild(every=True)]
+            async for _ in store.rebuild(every=True):
+                pass
             left = [one async for one in store.rebuild(check=True, every=True) if one.differences]
-        problems += [f"up from {revision}: {one.conversation_id} is not what the log makes of it" for one in left]
-        verdict = await check([outbox], url, acknowledged=acks, drained=True)
-        problems += [f"up from {revision}: {one}" for one in verdict.problems]
-    notes = f"{len(whole['letopis_events'])} events, the same in every column each time; the rest rebuilt from them"
-    return row_of(DOWN, kind, 2 * (len(revisions) - 1), 2, "migrations", problems, notes)
+        tally.blame((f"{one.conversation_id} is not what the log makes of it" for one in left), where=up)
+        tally.take(await check([outbox], url, acknowledged=acks, drained=True), where=up)
+    events = len(whole["letopis_events"])
+    tally.count = 2 * (len(revisions) - 1)
+    tally.notes = f"{events} events, the same in every column each time; the rest rebuilt from them"
+    return tally.row(DOWN, kind, "migrations", 2)
 
 
 async def _fill(outbox: Path, url: str) -> list[Ack]:
-    async with ConversationStore.open(url, migrate=True):
-        pass
+    await migrated(url)
     acks: list[Ack] = []
     async with History(outbox, store=url, watch=False) as history:
-        for number in range(6):
-            name = f"chat-{number}"
-            for turn in range(4):
-                receipt = await history.append(name, Message.user(f"{name} {turn} снег"), owner=f"owner-{number % 2}")
-                acks += [Ack(name, one) for one in receipt.event_ids]
+        for number in range(24):
+            name, owner = f"chat-{number // 4}", f"owner-{number // 4 % 2}"
+            acks += acks_of(await history.append(name, Message.user(f"{name} {number % 4} снег"), owner=owner))
         await history.chat("chat-1").undo()
         await history.chat("chat-2").rename("Зима")
         messages = await history.messages("chat-3", last=5)
@@ -256,34 +253,31 @@ async def cut_off(options: Options, where: str, url: str, context: Context) -> R
     points = [(at, bool((at + options.seed) % 2)) for at in range(steps + 1)]
     if options.short:
         points = [*Random(options.seed).sample(points[:-1], 3), points[-1]]
-    problems: list[str] = []
-    count: Counter[str] = Counter()
+    tally, half_made = Tally(), 0
     for at, after in points:
         words = "at the commit" if at == steps else f"{'after' if after else 'before'} statement {at}"
         process = context.Process(target=killed, args=(url, at, after), daemon=True)
         process.start()
         await asyncio.to_thread(process.join, 60)
         if process.exitcode != -9:
-            problems.append(f"{words}: ended with {process.exitcode}")
+            tally.problems.append(f"{words}: ended with {process.exitcode}")
             process.kill()
             continue
-        count["kills"] += 1
+        tally.count += 1
         found = await _state(url)
-        if found is SchemaState.CURRENT and at != steps and await differences(url):
-            problems.append(f"{words}: half migrated, and said to be current")
-        elif found not in (SchemaState.OLDER, SchemaState.CURRENT):
-            problems.append(f"{words}: {found}")
+        tally.require(found in (SchemaState.OLDER, SchemaState.CURRENT), f"{words}: {found}")
+        whole = found is not SchemaState.CURRENT or at == steps or not await differences(url)
+        tally.require(whole, f"{words}: half migrated, and said to be current")
         half = await _held(url)
-        count["half"] += half.keys() != before.keys() or any(
+        half_made += half.keys() != before.keys() or any(
             len(half[table][0]) != len(rows[0]) for table, rows in before.items() if rows
         )
         await migrate(url)
-        problems += [f"{words}, run again: {one}" for one in await differences(url)]
-        problems += [f"{words}: {table} changed" for table in _changed(before, await _held(url))]
+        tally.blame(await differences(url), where=f"{words}, run again")
+        tally.blame(f"{words}: {table} changed" for table in _changed(before, await _held(url)))
         await bring_to(url, revisions[0])
-    notes = f"{steps} statements; {count['half']} kills left tables between two revisions, none was taken for whole"
-    least = 0 if options.short else steps
-    return row_of(CUT_OFF, where, count["kills"], least, "kills", problems, notes)
+    tally.notes = f"{steps} statements; {half_made} kills left tables between two revisions, none was taken for whole"
+    return tally.row(CUT_OFF, where, "kills", 0 if options.short else steps)
 
 
 async def _count_steps(url: str) -> int:
@@ -301,49 +295,14 @@ async def _count_steps(url: str) -> int:
     return sum(map(changes, seen))
 
 
-class Racers:
-    """Four processes that migrate the same database at the same moment."""
-
-    def __init__(self, context: Context, *, locked: bool) -> None:
-        self.pipes: list[Connection] = []
-        self._processes = []
-        for _ in range(RUNNERS):
-            ours, theirs = multiprocessing.Pipe()
-            process = context.Process(target=race, args=(theirs,), kwargs={"locked": locked}, daemon=True)
-            process.start()
-            theirs.close()
-            self.pipes.append(ours)
-            self._processes.append(process)
-
-    def __enter__(self) -> Racers:
-        for pipe in self.pipes:
-            assert pipe.poll(60), "a racer did not start"
-            pipe.recv()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for pipe, process in zip(self.pipes, self._processes, strict=True):
-            pipe.send(None)
-            process.join(5)
-            process.kill()
-            pipe.close()
-
-    def run(self, url: str) -> list[str]:
-        """Return how it ended for each, empty where it went well."""
-        for pipe in self.pipes:
-            pipe.send(url)
-        return [pipe.recv() if pipe.poll(60) else "no end within a minute" for pipe in self.pipes]
-
-
 def raced(options: Options, where: str, racers: Racers, *, control: bool = False) -> Iterator[Row]:
     """Race in databases that are empty and in ones of the first revision, turn by turn.
 
     Whether they collide without the lock is a matter of chance: a control that saw nothing yet continues for a while.
     """
-    problems: list[str] = []
+    tally, number = Tally(), 0
     rounds = options.many(3, 2) if control else options.many(12, 2)
-    number = 0
-    while number < rounds or (control and not problems and number < MOST_ROUNDS):
+    while number < rounds or (control and not tally.problems and number < MOST_ROUNDS):
         with ExitStack() as stack:
             if where == "outbox":
                 url = str(options.folder / f"race-{number}.outbox.db")
@@ -356,23 +315,15 @@ def raced(options: Options, where: str, racers: Racers, *, control: bool = False
             if number % 2:
                 asyncio.run(migrate(url))
                 asyncio.run(bring_to(url, _revisions(url)[0]))
-            problems += [f"round {number}: {one}" for one in racers.run(url) if one]
+            tally.blame(filter(None, racers.run(url)), where=f"round {number}")
             if not control:
-                problems += [f"round {number}: {one}" for one in asyncio.run(differences(url))]
-                if (state := asyncio.run(_state(url))) is not SchemaState.CURRENT:
-                    problems.append(f"round {number}: {state}")
+                tally.blame(asyncio.run(differences(url)), where=f"round {number}")
+                state = asyncio.run(_state(url))
+                tally.require(state is SchemaState.CURRENT, f"round {number}: {state}")
         number += 1
+    tally.count, tally.notes = number * RUNNERS, f"{number} rounds, from nothing and from the first revision"
     what = f"{RACED}, without the lock of migrations" if control else RACED
-    yield row_of(
-        what,
-        where,
-        count=number * RUNNERS,
-        unit="migrations",
-        least=48,
-        problems=problems,
-        notes=f"{number} rounds, from nothing and from the first revision",
-        control=control,
-    )
+    yield tally.row(what, where, "migrations", 48, control=control)
 
 
 def newer(options: Options, kind: str, url: str, _: list[Release], __: Context) -> Iterator[Row]:
@@ -383,26 +334,24 @@ def newer(options: Options, kind: str, url: str, _: list[Release], __: Context) 
 async def _newer(options: Options, kind: str, url: str) -> Row:
     outbox = options.folder / f"{kind}-newer.outbox.db"
     await _fill(outbox, url)
-    problems: list[str] = []
-    tried = 0
+    tally = Tally(notes="nothing was written")
     for target in (url, str(outbox)):
         migrations, _ = kind_of(target)
         for revision in ("0999", "ae1027a6acf"):
             await _stamp(target, revision)
             before = await _held(target)
             for what, opened in (("opened", _open), ("migrated", migrate)):
-                tried += 1
+                tally.count += 1
                 try:
                     await opened(target)
                 except LetopisError as error:
-                    if not any(words in str(error) for words in ("newer release", "not one of Letopis")):
-                        problems.append(f"{revision} {what}: {error}")
+                    told = any(words in str(error) for words in ("newer release", "not one of Letopis"))
+                    tally.require(told, f"{revision} {what}: {error}")
                 else:
-                    problems.append(f"{revision} was {what}")
-            if await _held(target) != before:
-                problems.append(f"{revision}: it was written to")
+                    tally.problems.append(f"{revision} was {what}")
+            tally.require(await _held(target) == before, f"{revision}: it was written to")
             await _stamp(target, migrations.head)
-    return row_of(NEWER, f"{kind} and outbox", tried, 8, "refusals", problems, "nothing was written")
+    return tally.row(NEWER, f"{kind} and outbox", "refusals", 8)
 
 
 async def _open(url: str) -> None:

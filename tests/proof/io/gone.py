@@ -1,0 +1,261 @@
+"""Remove, replace or empty files under a running bot: it says so at once, and what it was promised is there."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from unittest.mock import patch
+from uuid import UUID
+
+from sqlalchemy.exc import OperationalError
+
+from letopis.outbox import History
+from letopis.outbox.file.identity import FileIdentityGuard
+from letopis.store import Message
+from letopis.store.errors import LetopisError, OutboxUnavailable
+from tests.campaigns.invariants import read_store
+from tests.campaigns.states import Ack
+from tests.proof.harness import Setting, Tally, World
+from tests.support.child import command, promising
+from tests.support.victim import HISTORY
+
+BEFORE: Final = 0.5
+AFTER: Final = 1.5  # seconds that the bot continues once something was removed
+BOUND: Final = 0.5  # seconds within which it has to say so, and all appends from then on have to be refused
+TIMEOUT_SECONDS: Final = 60.0
+
+
+def _replace(path: Path) -> None:
+    copy = path.with_name("copy")
+    shutil.copyfile(path, copy)
+    copy.replace(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way to remove something."""
+
+    name: str
+    take: Callable[[Path], None]
+    suffix: str = ""
+    mended: bool = True
+
+
+WAL_REMOVED: Final = Way("-wal removed", Path.unlink, "-wal")
+WAYS: Final = (
+    Way("removed", Path.unlink),
+    Way("replaced by its copy", _replace),
+    Way("emptied", lambda path: os.truncate(path, 0), mended=False),
+    WAL_REMOVED,
+    Way("-wal replaced by its copy", _replace, "-wal"),
+    Way("-shm removed", Path.unlink, "-shm"),
+)
+
+
+def take(setting: Setting, way: Way, *, blind: bool = False) -> Tally:
+    """Let a bot run, take something from it, kill it, and compare what is there with what it was promised."""
+    world = World(setting.folder)
+    words, acks = command(talk, world.folder, blind=blind), world.folder / "acks"
+    with promising(words, acks, size=4_000, patience=TIMEOUT_SECONDS) as bot:
+        time.sleep(BEFORE)
+        bot.send_signal(signal.SIGSTOP)
+        time.sleep(0.05)
+        os.link(world.outbox, world.folder / "kept")
+        way.take(world.outbox.with_name(world.outbox.name + way.suffix))
+        moment = time.monotonic()
+        bot.send_signal(signal.SIGCONT)
+        time.sleep(AFTER)
+    tally = compared(world, way, moment=moment)
+    tally.count = 1 if blind else tally.refused
+    return tally
+
+
+def compared(world: World, way: Way, *, moment: float) -> Tally:
+    """Compare what a bot wrote down with when something was taken from it, and with what is there."""
+    tally, noticed = world.tally, 0.0
+    whole, _, _ = (world.folder / "acks").read_bytes().rpartition(b"\n")
+    for line in whole.splitlines():
+        begun, ended, name, event_id, refusal = json.loads(line)
+        if refusal is not None:
+            tally.refused += 1
+            noticed = noticed or max(0.0, ended - moment)
+            tally.require(refusal in ("OutboxUnavailable", "ConfigurationError"), f"refused with {refusal}")
+            continue
+        world.acks.append(Ack(name, UUID(hex=event_id)))
+        late = f"an append begun {begun - moment:.2f} s after it was taken away was acknowledged"
+        tally.require(begun <= moment, late)
+    tally.require(bool(tally.refused) and noticed <= BOUND, f"nothing was refused within {BOUND:g} s")
+    tally.notes = f"{len(world.acks):,} acknowledged before; noticed after {1000 * noticed:.0f} ms"
+    if way.mended:
+        if not way.suffix:
+            (world.folder / "kept").replace(world.outbox)
+        asyncio.run(world.judge(drained=False))
+    return tally
+
+
+async def talk(folder: str, *, blind: bool) -> None:
+    """Be the bot, which writes its promises to ``acks``, with the time of each."""
+    if blind:
+        FileIdentityGuard.verify = lambda self: None  # type: ignore[method-assign]
+    world = World(Path(folder))
+    acks = os.open(world.folder / "acks", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+
+    async def append_again(name: str, *, own: bool) -> None:
+        while True:
+            begun, event_id, refusal = time.monotonic(), "", None
+            try:
+                if own:
+                    async with history.transaction() as transaction:
+                        receipt = await transaction.append(name, Message.user("hello " * 20))
+                else:
+                    receipt = await history.append(name, Message.user("hello " * 20))
+                event_id = receipt.event_ids[-1].hex
+            except LetopisError as error:
+                refusal = type(error).__name__
+            except Exception as error:  # anything else is not what the documentation names
+                refusal = f"{type(error).__module__}.{type(error).__name__}"
+            line = [begun, time.monotonic(), name, event_id, refusal]
+            os.write(acks, (json.dumps(line) + "\n").encode())
+            await asyncio.sleep(0.005)
+
+    async with world.open(watch=True) as history, asyncio.TaskGroup() as group:
+        await history.drained(TIMEOUT_SECONDS)
+        group.create_task(append_again("plain", own=False))
+        group.create_task(append_again("in a transaction", own=True))
+
+
+# --- a file that is opened and closed in the bot's process ----------------------------------------------------------
+
+LIBRARIES: Final = ("pysqlite3", "apsw", "sqlean")
+APPENDS: Final = 30
+_PASSER: Final = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('PRAGMA user_version'); c.close()"
+
+
+def second() -> str | None:
+    """Return the name of a second SQLite library that can be imported here."""
+    return next((name for name in LIBRARIES if importlib.util.find_spec(name) is not None), None)
+
+
+def meet(setting: Setting, by: str, *, blind: bool = False) -> Tally:
+    """Have a bot's file opened and closed in its process, and kill it; return what is lost of what it was promised."""
+    world, words = World(setting.folder), command(live, setting.folder, by, blind=blind)
+    done = subprocess.run(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=TIMEOUT_SECONDS, check=False)
+    if not done.stdout:
+        raise RuntimeError(f"the bot ended by itself, with {done.returncode}")
+    told = json.loads(done.stdout)
+    world.acks += [Ack("c", UUID(hex=one)) for one in told["acks"]]
+    tally = asyncio.run(world.judge(drained=False))
+    tally.count, tally.notes = 1 if blind else told["refused"], f"{len(world.acks)} acknowledged"
+    return tally
+
+
+async def live(folder: str, by: str, *, blind: bool) -> None:
+    """Be the bot, which prints its promises and kills itself."""
+    if blind:
+        FileIdentityGuard.verify = lambda self: None  # type: ignore[method-assign]
+    world, acks, refused = World(Path(folder)), [], 0
+    async with world.open(watch=True) as history:
+        await history.append("c", Message.user("first"))
+        await history.drained(20)
+        for number in range(APPENDS):
+            try:
+                acks.append((await history.append("c", Message.user(str(number)))).event_ids[-1].hex)
+            except OutboxUnavailable:
+                refused += 1
+            if number == APPENDS // 3:
+                # It lets the file go, and with it every lock of this process. The next process that passes by then
+                # believes to be the last, and removes the WAL.
+                _open_and_close(world.outbox, by)
+                passer = [sys.executable, "-c", _PASSER, str(world.outbox)]
+                subprocess.run(passer, check=True, timeout=TIMEOUT_SECONDS)
+        print(json.dumps({"acks": acks, "refused": refused}), flush=True)
+        os._exit(9)
+
+
+def _open_and_close(path: Path, by: str) -> None:
+    if by == "open":
+        path.open("rb").close()
+        return
+    library: Any = importlib.import_module(by)
+    with closing(library.Connection(str(path)) if by == "apsw" else library.connect(str(path))) as connection:
+        connection.cursor().execute("SELECT count(*) FROM sqlite_master").fetchall()
+
+
+# --- the history store ----------------------------------------------------------------------------------------------
+
+
+async def take_store(setting: Setting, *, blind: bool = False) -> Tally:
+    """Remove the history under a bot, or replace it by an older copy: what is reported as saved is in the file."""
+    world, folder, ways = World(setting.folder), setting.folder, (_remove, _put_back, _remove, _put_back)
+    tally = world.tally
+    with ExitStack() as stack:
+        if blind:
+            stack.enter_context(patch("letopis.store.database.sqlite.evict_connections_to_replaced_file"))
+        async with world.open(watch=True) as history:
+            await history.append("c", Message.user("the first"))
+            await history.drained(15)
+            with closing(sqlite3.connect(folder / HISTORY)) as connection:
+                connection.execute("VACUUM INTO ?", (str(folder / "backup"),))
+            for number, way in enumerate(ways[:1] if blind else ways):
+                way(folder)
+                tally.count += 1
+                await _saved_again(world, history, number, put_back=way is _remove and not blind)
+    tally.notes = f"{len(world.acks):,} acknowledged, each saved one in the file there, the older ones after a start"
+    if not (folder / HISTORY).exists():
+        tally.problems.append("there is no history")
+        return tally
+    # What was delivered before, and not written to since, is what a relay looks for when it starts.
+    await world.go_on(patience=15)
+    try:
+        return await world.judge()
+    except OperationalError as error:  # a file without tables lies there: all of the history is gone
+        tally.problems.append(f"the history cannot be read: {error.orig}")
+        return tally
+
+
+async def _saved_again(world: World, history: History, number: int, *, put_back: bool) -> None:
+    await history.append("c", Message.user("at once"))
+    for one in range(5):
+        receipt = await history.append("c" if one % 2 else f"c{number}", Message.user(f"{number} {one}"))
+        world.keep(receipt)
+    if put_back:
+        # Not silently recreated: it is the store that the outbox is bound to. A backup is put in its place.
+        well = await receipt.saved(timeout=1.0) or (await history.status()).healthy
+        world.tally.require(not well, "is said to be saved, or to be well, where nobody has put a store")
+        _put_back(world.folder)
+    if not await receipt.saved(timeout=15):
+        world.tally.problems.append("is not saved though there is a place for it")
+    else:
+        held = (world.folder / HISTORY).exists() and any(
+            event.event_id == receipt.event_ids[-1] for event in (await read_store(world.url)).events
+        )
+        world.tally.require(held, f"event {receipt.event_ids[-1]} is said to be saved, and is not in the history")
+    await history.drained(15)
+
+
+def _remove(folder: Path) -> None:
+    for one in folder.glob(f"{HISTORY}*"):
+        one.unlink()
+
+
+def _put_back(folder: Path) -> None:
+    """Put an older copy in its place, as an operator does who restores a backup."""
+    copy = folder / "copy"
+    shutil.copyfile(folder / "backup", copy)
+    for beside in ("-wal", "-shm"):
+        (folder / f"{HISTORY}{beside}").unlink(missing_ok=True)
+    copy.replace(folder / HISTORY)

@@ -1,0 +1,156 @@
+"""Watch a bot in a process of its own: its event loop while flushes are slow, and every open of its files."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+from letopis.outbox import History
+from letopis.store import Message
+from letopis.store.database.worker_thread import Done, WorkerThread
+from tests.campaigns.states import Ack
+from tests.proof.harness import Setting, Tally, World
+from tests.support.child import call
+from tests.support.opens import WIRE
+from tests.support.victim import HISTORY, OUTBOX
+
+DELAY: Final = 0.3
+STANDSTILL: Final = 0.2
+"""Seconds without a turn of the event loop that a loaded machine does not explain; a flush takes longer."""
+TICK: Final = 0.005
+TIMEOUT_SECONDS: Final = 120.0
+COMMANDS: Final = (
+    *(("status",), ("doctor",), ("outbox", "list", "--all")),
+    *(("outbox", "export", "--file", "pending.jsonl", "--force"), ("history", "list")),
+    *(("history", "export", "jsonl", "all.jsonl"), ("db", "check"), ("healthcheck",), ("relay", "--once")),
+)
+"""All but `verify`, which reads the -wal as bytes, and therefore has to run in a process of its own, as it does."""
+
+
+def slow_flushes(setting: Setting, *, blocking: bool = False) -> Tally:
+    """Run the bot on a disk whose every flush takes its time: commits take as long, and the event loop goes on."""
+    world, appends = World(setting.folder), setting.many(12, 3)
+    inject = f"inject=fdatasync:delay_enter={round(DELAY * 1_000_000)}"
+    trace = ("strace", "-f", "--seccomp-bpf", "-qq", "-o", str(world.folder / "trace"), "-e", "trace=fdatasync")
+    how: dict[str, Any] = {"under": (*trace, "-e", inject), "timeout": TIMEOUT_SECONDS}
+    seen = call(append_slowly, world.folder, appends=appends, blocking=blocking, **how)
+    world.acks += [Ack("slow", UUID(hex=event_id), sequence) for event_id, sequence in seen["acks"]]
+    tally = asyncio.run(world.judge())
+    tally.require(seen["drained"], "not drained")
+    took, still = seen["appends"], seen["still"]
+    tally.blame(f"an append took {one:.2f} s: it cannot have been flushed" for one in took if one < DELAY)
+    # A machine that is busy stands still now and then; a loop that waits for the disk does at each append.
+    standstills = sum(one > STANDSTILL for one in still)
+    tally.untold += standstills if standstills > appends // 4 else 0
+    tally.count = appends
+    tally.notes = (
+        f"an append took {min(took):.2f} to {max(took):.2f} s; the loop stood still for"
+        f" {1000 * sorted(still)[len(still) // 2]:.0f} ms, {1000 * max(still):.0f} at most"
+    )
+    return tally
+
+
+class _Pulse:
+    """Tells how long the event loop stood still."""
+
+    def __init__(self) -> None:
+        self._last, self._longest = time.monotonic(), 0.0
+        self._loop = asyncio.get_running_loop()
+        self._beat()
+
+    def _beat(self) -> None:
+        now = time.monotonic()
+        self._longest, self._last = max(self._longest, now - self._last - TICK), now
+        self._loop.call_later(TICK, self._beat)
+
+    def longest(self) -> float:
+        """Return the longest since it was asked last."""
+        longest, self._longest = self._longest, 0.0
+        return longest
+
+
+async def append_slowly(folder: str, *, appends: int, blocking: bool) -> dict[str, Any]:
+    if blocking:
+        WorkerThread.submit = _in_the_loop  # type: ignore[method-assign]
+    took, still, acks = [], [], []
+    async with World(Path(folder)).open() as history:
+        await history.append("slow", Message.user("the first"))
+        await history.drained(60)
+        pulse = _Pulse()
+        for number in range(appends):
+            pulse.longest()
+            begun = time.monotonic()
+            receipt = await history.append("slow", Message.user(f"message {number}"))
+            took.append(time.monotonic() - begun)
+            await asyncio.sleep(3 * TICK)
+            still.append(pulse.longest())
+            acks.append((receipt.event_ids[-1].hex, receipt.sequence))
+        drained = await history.drained(60)
+    return {"appends": took, "still": still, "drained": drained, "acks": acks}
+
+
+def _in_the_loop(self: WorkerThread, fn: Callable[[], Any], done: Done) -> None:
+    """What a library does that has no thread for its disk."""
+    loop = asyncio.get_running_loop()
+    try:
+        value = fn()
+    except BaseException as error:  # as the thread does
+        loop.call_soon(done, None, error)
+    else:
+        loop.call_soon(done, value, None)
+
+
+def raw_opens(setting: Setting, *, raw: bool = False) -> Tally:
+    """Run a bot, its relay and an operator's commands in one process that reports raw opens of its files."""
+    commands = setting.many(len(COMMANDS), 2)
+    told = call(command_all, setting.folder, timeout=TIMEOUT_SECONDS, commands=commands, raw=raw)
+    problems = [one.splitlines()[0] for one in told["found"]]
+    return Tally(len(told["codes"]), problems=problems, notes="the whole test suite runs with the same tripwire")
+
+
+def command_all(folder: str, *, commands: int, raw: bool) -> dict[str, Any]:
+    """Live in this process, with the wire in place and nothing printed."""
+    os.environ |= {"LETOPIS_OUTBOX": OUTBOX, "LETOPIS_STORE": HISTORY}
+    os.chdir(folder)
+    WIRE.install()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return asyncio.run(_command_all(commands=commands, raw=raw))
+
+
+async def _command_all(*, commands: int, raw: bool) -> dict[str, Any]:
+    codes: dict[str, object] = {}
+    async with History(OUTBOX, store=HISTORY, min_free_bytes=None) as history:
+        for number in range(20):
+            await history.append(f"chat-{number % 3}", Message.user(f"message {number}"))
+            async with history.transaction() as transaction:
+                await transaction.append("till", Message.user(f"credit {number}"))
+        await history.drained(30)
+        await history.messages("chat-0", last=10)
+        await history.outbox.maintain()
+        for words in COMMANDS[:commands]:
+            # In a thread of this process: what it opens and closes, it does to the bot's locks.
+            codes[" ".join(words)] = await asyncio.to_thread(_command, words)
+            await history.append("chat-0", Message.user(" ".join(words)))
+        if raw:
+            room: dict[str, Any] = {"__name__": "letopis.outbox.made_up"}
+            exec("def look(path):\n    open(path, 'rb').close()", room)  # noqa: S102 - a frame of ours, made up
+            room["look"](Path(OUTBOX))
+        await history.drained(30)
+    return {"found": WIRE.found, "codes": codes}
+
+
+def _command(words: tuple[str, ...]) -> object:
+    from letopis.outbox.cli import main
+
+    try:
+        main(words)
+    except SystemExit as ended:
+        return ended.code
+    return 0
