@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+
 import pytest
 import sqlalchemy as sa
 
@@ -9,9 +11,11 @@ from letopis.outbox import History
 from letopis.outbox.history.authored import authored
 from letopis.outbox.relay.relay import Relay
 from letopis.outbox.transfer.exporter import Exporter
+from letopis.outbox.transfer.readable_page import ReadablePage
 from letopis.store import ConversationStore, InvalidInput, Message, MessageRedacted
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.schema import messages
+from letopis.store.model.events import utc_now
 from letopis.store.testing.outbox import Outbox
 
 TOKEN = "t0ken-of-"
@@ -24,11 +28,11 @@ async def deliver(*histories: History) -> None:
             pass
 
 
-async def talk(history: History, group: str, *numbers: int) -> None:
+async def talk(history: History, group: str, *numbers: int, owner: str = "group") -> None:
     for number in numbers:
         for author in (ANN, BEN):
             words = f"{TOKEN}{author} {number}"
-            await history.append(group, Message.user(words, id=f"{author}-{number}", author=author), owner=group)
+            await history.append(group, Message.user(words, id=f"{author}-{number}", author=author), owner=owner)
 
 
 def written(found: list[bytes]) -> str:
@@ -105,18 +109,22 @@ async def test_what_is_pending_counts(bots: tuple[History, History]) -> None:
 
 async def test_an_export_of_a_person_has_no_word_of_another(bots: tuple[History, History]) -> None:
     one, _ = bots
-    await talk(one, "g", 1, 2)
+    await talk(one, "g", 1, 2, owner=BEN)
     await one.chat("g").react(f"{ANN}-1", f"{TOKEN}reaction", actor=BEN)
     await one.chat("g").rename(f"{TOKEN}title")
     await one.append(ANN, Message.user("my own"), Message.assistant("to you", id="answer"), owner=ANN)
     await one.chat(ANN).sent("answer", platform_ids={"telegram": 4711}, sent_as="file")
     await deliver(one)
-    await talk(one, "g", 3)
+    await talk(one, "g", 3, owner=BEN)
+    page = BytesIO()
 
-    flow = Exporter(one, deliveries=True, every=True)
+    flow = Exporter(one, page=ReadablePage(page, title=ANN, now=utc_now()), deliveries=True, every=True)
     lines = [line async for line in flow.of_person(ANN)]
 
     text = written(lines)
+    shown = page.getvalue().decode()
+    assert all(f"{TOKEN}{ANN} {number}" in shown for number in (1, 2, 3)) and "file" in shown
+    assert BEN not in shown and "reaction" not in shown and "title" not in shown.partition("</title>")[2]
     assert (flow.lines, flow.conversations) == (5, 2)
     assert all(f"{TOKEN}{ANN} {number}" in text for number in (1, 2, 3))
     assert "my own" in text and "to you" in text

@@ -71,12 +71,16 @@ async def test_a_person_is_erased_from_a_group_through_an_outbox_that_was_offlin
     store: ConversationStore, bots: tuple[History, History]
 ) -> None:
     one, two = bots
+    await talk(one, "group", "zero")
     await talk(one, "group", "first")
     await one.append(ANN, Message.user(f"{ANNS} alone"), owner=ANN)
     await one.records(owner=ANN).put(("profile",), "name", ANNS)
     await two.append("hello", Message.user("hello"), owner="41")
     await deliver(one, two)
-    # Offline from here on: an edit alone, of a message that this outbox does not hold, pending and retained words.
+    # An edit alone, of a message that this outbox does not hold: the tail retains it.
+    await two.chat("group").edit(f"{ANN}-zero", f"{ANNS} edited")
+    await deliver(two)
+    # Offline from here on: pending words.
     await two.chat("group").edit(f"{ANN}-first", f"{ANNS} edited")
     await talk(two, "group", "second")
     await talk(two, "another", "third")
@@ -92,9 +96,9 @@ async def test_a_person_is_erased_from_a_group_through_an_outbox_that_was_offlin
     await assert_nowhere(ANNS, store, one, two)
     assert occurs(BENS, one.outbox.path) and occurs(BENS, two.outbox.path)
     shown = [message.text for name in ("group", "another") for message in await store.messages(name) if message.text]
-    assert shown == [f"{BENS} {turn}" for turn in ("first", "second", "third")]
+    assert shown == [f"{BENS} {turn}" for turn in ("zero", "first", "second", "third")]
     gone = [message for message in await store.messages("group") if message.redacted]
-    assert [message.message.author for message in gone] == [ANN, ANN]
+    assert [message.message.author for message in gone] == [ANN] * 3
     assert [one.differences async for one in store.rebuild(check=True, every=True)] == [()] * 5
 
 
