@@ -70,7 +70,7 @@ async def act(folder: Path, store: str, seed: int) -> None:
 
 
 async def judge(folder: Path, store: str) -> dict[str, Any]:
-    """Deliver the rest, and return what is wrong."""
+    """Deliver the rest, then erase everything, and return what is wrong before and after."""
     async with History(folder / "bot.outbox.db", store=store, retention=KEPT) as history:
         drained = await history.drained(120)
         while await history.store.run_pending_tasks():
@@ -81,9 +81,14 @@ async def judge(folder: Path, store: str) -> dict[str, Any]:
             page = await history.messages(name, last=None)
             shown |= {(name, message.id): message.content for message in page}
             problems += [] if page.complete else [f"{name} is not complete"]
-    engine = create_store_engine(store)
-    problems += [problem async for problem in find_problems(engine)]
-    await engine.dispose()
+        problems += await found_in(store)
+        for name in CHATS:
+            await history.chat(name).reset()
+        drained = await history.drained(120) and drained
+        while await history.store.run_pending_tasks():
+            pass
+        problems += await history.outbox.read(lambda connection: list(content_problems(connection)))
+        problems += await found_in(store)
     lines = [json.loads(line) for line in (folder / "acknowledged").read_text().splitlines()]
     changed = {(words[1], words[2]) for words in lines if words[0] in ("redacting", "editing")}
     reset = {words[1]: at for at, words in enumerate(lines) if words[0] == "resetting"}
@@ -99,6 +104,13 @@ async def judge(folder: Path, store: str) -> dict[str, Any]:
     if not drained:
         problems.append("not all was delivered")
     return {"checked": checked, "appended": sum(words[0] == "appended" for words in lines), "problems": problems[:20]}
+
+
+async def found_in(store: str) -> list[str]:
+    engine = create_store_engine(store)
+    problems = [problem async for problem in find_problems(engine)]
+    await engine.dispose()
+    return problems
 
 
 def in_child(work: Callable[[], None]) -> int:
