@@ -88,7 +88,7 @@ class KnownPath:
             if step.doubtful and not stays and step.target in self._unsure:
                 perhaps = self._path
             for earlier in perhaps:
-                self._unless[earlier.first] = self.stays_unless(earlier.first) | {step.target}
+                self._unless[earlier.first] = self.stays_unless(earlier.first) | {str(step.target)}
 
     def add_event(self, event: EncodedEvent, first: int) -> None:
         """Take the step of an event, if it is one."""

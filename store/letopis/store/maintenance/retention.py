@@ -200,7 +200,9 @@ class ContentFinder:
                     return
                 looked.add(name)
                 conversation = found.get(name)
-                rule = conversation and retention.rule_for(conversation.owner_id, tags_of(conversation._mapping))
+                rule = None
+                if conversation is not None:
+                    rule = retention.rule_for(conversation.owner_id, tags_of(conversation._mapping))
                 if conversation is not None and rule is not None:
                     look = _Look(connection, self._statements, conversation, rule, partition, self._cutoff)
                     upto = await look.upto(age, types[name])
