@@ -207,7 +207,9 @@ class Dispatcher:
             return await self._idle(max(self.breaker.remaining(), 0.05), progress=True)
         if sending and self.binding.origin.store_id is None:
             return self._fenced()
-        if due.bound.store_id is not None and self.binding.lacks_erasures(due.bound):
+        bound = due.bound
+        lacks = self.binding.last_erasure > bound.acknowledged or bound.erasures > bound.acknowledged
+        if lacks and bound.store_id is not None:
             return await self._carry_out_erasures(due)
         return None
 

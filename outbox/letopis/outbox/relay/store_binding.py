@@ -73,10 +73,6 @@ class BindingGuard:
         """Whether the store was checked since :meth:`recheck`."""
         return self._checked
 
-    def lacks_erasures(self, bound: StoreBinding) -> bool:
-        """Return True if the file has erasures to carry out, or to acknowledge."""
-        return max(self.last_erasure, bound.erasures) > bound.acknowledged
-
     async def ensure(self, bound: StoreBinding, *, incarnation: int, sending: bool) -> StoreFault | None:
         """Ensure that the outbox may deliver to the store; return why it may not.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, NoReturn, TypeVar
 
 import orjson
 import sqlalchemy as sa
@@ -113,7 +113,9 @@ class Dialect(ABC):
         # All writers share the counter of a partition, so the server ends a transaction that stands still from here on
         # for LOG_IDLE_SECONDS: a process that was stopped must not stop all others.
         counters = (await connection.execute(self.shared(_locked_heads), {"partitions": sorted(added)})).all()
-        _check_counters(counters, expected=len(added), erasures=erasures)
+        closed = [row.closed for row in counters]
+        if len(closed) != len(added) or any(closed) or counters[0].erasures > erasures:
+            _refuse(counters, expected=len(added), erasures=erasures)
         before: dict[int, int] = {row.partition: row.position for row in counters}
         await self.insert(connection, events, numbered(rows, before))
         last = counters[0].erasures
@@ -234,7 +236,9 @@ class PostgreSQL(Dialect):
         together = [] if len(rows) >= _MIN_COPY_ROWS else rows
         values = self._bound(events, together) if together else ((),) * len(events.columns)
         counters = (await connection.exec_driver_sql(_APPEND, (list(added), list(added.values()), *values))).all()
-        _check_counters(counters, expected=len(added), erasures=erasures)
+        closed = [row.closed for row in counters]
+        if len(closed) != len(added) or any(closed) or counters[0].erasures > erasures:
+            _refuse(counters, expected=len(added), erasures=erasures)
         check_row_count(events, counters[0].inserted, len(together))
         check_row_count(log_heads, counters[0].moved, len(added))
         before: dict[int, int] = {row.partition: row.position for row in counters}
@@ -288,13 +292,10 @@ def numbered(rows: Iterable[TableRow], before: Mapping[int, int]) -> list[TableR
     return [(row[0], before[row[0]] + row[1], *row[2:]) for row in rows]
 
 
-def _check_counters(counters: Sequence[Any], *, expected: int, erasures: int) -> None:
-    """Check that the locked counters accept a delivery of an outbox that has carried out so many ``erasures``."""
-    closed = [row.closed for row in counters]
-    if len(closed) != expected or any(closed):
-        check_counters(closed, expected=expected)
-    if counters[0].erasures > erasures:
-        raise ErasuresPending(carried_out=erasures, last=counters[0].erasures)
+def _refuse(counters: Sequence[Any], *, expected: int, erasures: int) -> NoReturn:
+    """Raise why locked counters do not accept a delivery of an outbox that has carried out so many ``erasures``."""
+    check_counters([row.closed for row in counters], expected=expected)
+    raise ErasuresPending(carried_out=erasures, last=counters[0].erasures)
 
 
 def _locked_heads(dialect: Dialect) -> sa.Select[Any]:

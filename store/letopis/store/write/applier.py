@@ -199,7 +199,8 @@ class Applier:
             transaction.erased |= await self._records.write(transaction, accepted, deleted=deleted)
         await self._lanes.advance(transaction, in_order)
         await append_to_log(transaction, accepted)
-        await self._loader.check_holds(transaction, accepted)
+        if transaction.erasing:
+            await self._loader.check_holds(transaction, accepted)
         return ApplyResult(applied=tuple(map(_applied, accepted)), refused=tuple(refused))
 
     async def try_out(self, conversation_id: str) -> None:

@@ -170,11 +170,13 @@ class Loader:
             lane.row = rows.get(lane.conversation_id) or _new_row(lane)
         for lane in special:
             lane.erasing = any(takes_content(item.body) for item in lane.fresh)
+            transaction.erasing |= lane.erasing
         for lane in accepted:
             if lane.changes:
                 lane.erasing = any(change.erases for change in lane.changes)
-        if erasing := [lane for lane in accepted if lane.erasing]:
-            await self._find_holds(transaction, erasing)
+                transaction.erasing |= lane.erasing
+        if transaction.erasing:
+            await self._find_holds(transaction, [lane for lane in accepted if lane.erasing])
         if special:
             await self._load_targets(transaction, special, forks)
         return fresh

@@ -47,6 +47,7 @@ class ApplyTransaction:
     lock_order: Callable[[str], tuple[int, bytes]] = field(init=False)
     appended: Sequence[TableRow] = ()  # in each partition their positions count from 1
     counters: Mapping[int, int] = field(default_factory=dict)  # the position of each partition before them
+    erasing: bool = False  # some events erase what came before
     erased: bool = False  # content was taken out of what is stored
     released: bool = False  # conversations may retain content that no fork reads any more
     log_locked_at: float = math.inf  # the monotonic clock just before the counters were locked
