@@ -49,7 +49,8 @@ def talk(*, old: int = 6, young: int = 3) -> Sequence[Message | Body]:
 
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every trim is marked, and a step is of four versions."""
-    monkeypatch.setattr("letopis.store.write.redaction.MAX_ROWS_PER_TRANSACTION", 0)
+    for module in ("redaction", "row_writer"):
+        monkeypatch.setattr(f"letopis.store.write.{module}.MAX_ROWS_PER_TRANSACTION", 0)
     monkeypatch.setattr("letopis.store.maintenance.task_steps.STEP_SECONDS", 0.0)
     monkeypatch.setattr("letopis.store.maintenance.task_steps.PIECE_VERSIONS", 4)
 
@@ -272,3 +273,21 @@ async def test_tags_are_added_and_removed(store: ConversationStore) -> None:
     past = await store.conversation(CHAT, as_of=1)
     assert past is not None and past.tags == ("a", "b")
     await assert_agrees(store, CHAT)
+
+
+async def test_many_trims_in_one_delivery_share_its_rows(
+    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("letopis.store.write.row_writer.MAX_ROWS_PER_TRANSACTION", 30)
+    outbox, names = Outbox(), [f"c{number}" for number in range(5)]
+    for name in names:
+        outbox.append(name, *talk())
+    await outbox.deliver(store)
+    for name in names:
+        outbox.append(name, trim(12))
+    await outbox.deliver(store)
+
+    assert (await store.pending_tasks()).tasks == 6  # two marks each of the three that found no room
+    await carried_out(store)
+    assert OLD not in await stored_text(store)
+    await assert_agrees(store, *names)

@@ -26,7 +26,7 @@ from letopis.store import ContentRetention
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.maintenance import retention, task_steps
 from letopis.store.outbox_access import OutboxAccess
-from letopis.store.write import redaction
+from letopis.store.write import redaction, row_writer
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -40,7 +40,7 @@ def after(owner, name):
         return result
     setattr(owner, name, work)
 
-redaction.MAX_ROWS_PER_TRANSACTION = 3
+redaction.MAX_ROWS_PER_TRANSACTION = row_writer.MAX_ROWS_PER_TRANSACTION = 3
 task_steps.PIECE_VERSIONS, task_steps.STEP_SECONDS = 4, 0.0
 where = sys.argv[3]
 if where == "found":

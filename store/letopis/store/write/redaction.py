@@ -103,17 +103,22 @@ class Eraser:
         at: int,
         kept: int,
         now: int,
-    ) -> None:
-        """Redact the messages of a range by the event ``at``, and strip content beyond ``kept``; mark a long one."""
-        if upto - after > MAX_ROWS_PER_TRANSACTION:
+        room: int,
+    ) -> int:
+        """Redact the messages of a range by the event ``at``, and strip content beyond ``kept``; mark what is too long.
+
+        Return how many of the ``room`` rows it took.
+        """
+        if upto - after > room:
             for kind, start in ((RESET, after), (TRIM, kept)):
                 task = Task(partition, conversation_id, kind, version=at, after=start, upto=upto, created_at=now)
                 await write_marks(connection, self._dialect, [task])
-            return
+            return 0
         conversation = (connection, partition, conversation_id)
         await self._redact_messages(*conversation, after=after, upto=upto, at=at)
         await self._index.forget_between(*conversation, after, upto)
         await self.strip(*conversation, after=kept, upto=upto, content_only=True)
+        return max(0, upto - after)
 
     async def strip(
         self,

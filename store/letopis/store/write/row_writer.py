@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.schema import conversations, events, messages, owners, same_conversation
 from letopis.store.model.identifiers import partition_of
-from letopis.store.read.task_marks import LEAVE, RESET, Task, write_marks
+from letopis.store.read.task_marks import LEAVE, MAX_ROWS_PER_TRANSACTION, RESET, Task, write_marks
 from letopis.store.rules.apply_plan import TableRow
 from letopis.store.rules.projection import Projected
 from letopis.store.rules.rows import ConversationRow
@@ -49,11 +49,12 @@ class RowWriter:
         await dialect.write(connection, messages, new_messages, old_messages)
         if rows_of_owners:
             await _write_owners(transaction, self._owners, [lane.result for lane in delivered], rows_of_owners)
+        room = MAX_ROWS_PER_TRANSACTION
         for lane in lanes:
             if not lane.plain:
-                await self._erase(transaction, lane)
+                room -= await self._erase(transaction, lane, room)
 
-    async def _erase(self, transaction: ApplyTransaction, lane: AcceptedLane) -> None:
+    async def _erase(self, transaction: ApplyTransaction, lane: AcceptedLane, room: int) -> int:
         """Take the content of redacted messages and erased conversations out of stored events, or mark it as erased."""
         connection, now = transaction.connection, transaction.now
         result, retained = lane.result, lane.result.row.retained
@@ -65,13 +66,17 @@ class RowWriter:
         elif everything:
             await self._eraser.erase_messages(*conversation, upto=before, reset_at=result.reset_at)
             await self._eraser.strip(*conversation, after=retained, upto=before)
+        trimmed = 0
         for after, upto, at, kept in result.trims:
-            await self._eraser.trim(*conversation, after=after, upto=min(upto, before), at=at, kept=kept, now=now)
+            trimmed += await self._eraser.trim(
+                *conversation, after=after, upto=min(upto, before), at=at, kept=kept, now=now, room=room - trimmed
+            )
         if result.redactions and (retained > 0 or not everything):  # also in what is retained for forks
             await self._eraser.strip_messages(*conversation, result.redactions, upto=before)
         # Retained content is checked again afterwards: only then is all of this batch there to look at.
         transaction.released |= result.released or (retained > 0 and (everything or bool(result.trims)))
         transaction.erased |= everything or bool(result.redactions) or bool(result.trims)
+        return trimmed
 
 
 async def append_to_log(transaction: ApplyTransaction, accepted: Sequence[AcceptedLane]) -> None:
