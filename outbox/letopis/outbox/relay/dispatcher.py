@@ -183,8 +183,9 @@ class Dispatcher:
             more_tasks = await self._heartbeat.during(step, "a step of a long rewind or deletion")
         if idle:
             done = await self._idle_work(due)
-            if not (done.more or more_tasks or done.fenced) and self._trims:
-                trimming = self.trimmer.step(self.binding.origin.store_id)
+            bound_to, busy = self.binding.origin.store_id, done.more or more_tasks or done.fenced
+            if not busy and self.breaker.closed and self.trimmer.due(bound_to):
+                trimming = self.trimmer.step(bound_to)
                 more_tasks = await self._heartbeat.during(trimming, "a step of the retention of content")
             return replace(done, more=done.more or more_tasks)
         if self._batches >= self._idle_work_at:
@@ -194,10 +195,6 @@ class Dispatcher:
         if limit > 1 and due.full and self._all_is_well(due):
             return await self._deliver_concurrently(due, limit)
         return await self._deliver(due) if breaker.closed else StepResult(more=True)
-
-    @property
-    def _trims(self) -> bool:
-        return self.breaker.closed and self.trimmer.due(self.binding.origin.store_id)
 
     async def _claim(self, *, limit: int, exclude: frozenset[str] = frozenset()) -> DueBatches:
         read = partial(
@@ -228,9 +225,8 @@ class Dispatcher:
 
     async def _carry_out_erasures(self, due: DueBatches) -> StepResult:
         """Carry out the erasures that the file lacks. What was read of it before must not be sent any more."""
-        work = self._erasures.carry_out(
-            self.binding.origin, due.bound, self.binding.last_erasure, incarnation=due.incarnation
-        )
+        binding, incarnation = self.binding, due.incarnation
+        work = self._erasures.carry_out(binding.origin, due.bound, binding.last_erasure, incarnation=incarnation)
         try:
             carried_out = await self._heartbeat.during(work, "erasures")
         except StoreFault as fault:
