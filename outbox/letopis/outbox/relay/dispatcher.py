@@ -126,8 +126,8 @@ class Dispatcher:
             uniform=uniform,
             monotonic=clock.monotonic,
         )
-        self._task_look = before.task_look
-        self._tasks = StoreTasks(store, clock, look=before.task_look)
+        self._task_look = look = before.task_look
+        self._tasks = StoreTasks(store, clock, look=look)
         self._heartbeat = HeartbeatWriter(outbox, lease, self.breakers, self._tasks, clock=clock)
         self._chores = Chores(outbox, chores, clock=clock)
         self._erasures = ErasureCarrier(outbox, store)
@@ -136,9 +136,7 @@ class Dispatcher:
         self._batches = 0
         self._idle_work_at = IDLE_WORK_EVERY_BATCHES
         self.stats = RelayStats()
-        self.trimmer = ContentTrimmer(
-            outbox, store, clock, retention=retention, stats=self.stats, look=before.task_look
-        )
+        self.trimmer = ContentTrimmer(outbox, store, clock, retention=retention, stats=self.stats, look=look)
 
     @property
     def breaker(self) -> Breaker:
