@@ -30,7 +30,7 @@ from letopis.outbox.pending_reads.pending_slice import PendingSlice
 from letopis.outbox.pending_reads.read_path import ReadPath
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store.errors import InvalidInput, OutboxUnavailable, StoreUnavailable
-from letopis.store.model.conversations import Conversation, Page, RecordedMessage
+from letopis.store.model.conversations import Conversation, Page, RecordedMessage, any_needs_content
 from letopis.store.model.events import RecordedEvent, Upcasters
 from letopis.store.model.fork_point import ForkPoint
 from letopis.store.model.identifiers import check_identifier, check_number, check_whole
@@ -100,12 +100,16 @@ class HistoryReader:
         if as_of is not None:
             level = partial(self._as_of, conversation_id, check_as_of(as_of), seconds=timeout)
 
-        async def read(window: Window) -> Page[RecordedMessage]:
-            page = await self._until_settled(level, window)
-            return await self.contents.of_page(page) if whole else page
-
         if where is None and offset == 0:
-            return await read(window)
+            try:
+                page = await level(window, file=True)
+            except AlreadyDelivered:
+                page = await self._until_settled(level, window)
+            return await self.contents.of_page(page) if whole and any_needs_content(page.items) else page
+
+        async def read(window: Window) -> Page[RecordedMessage]:
+            return await self.contents.of_page(await self._until_settled(level, window))
+
         check_whole(offset, "offset", 0)
         return await read_filtered(read, window, check_filter(where), offset=offset)
 

@@ -8,12 +8,11 @@ from letopis.outbox.event_log.contents import read_contents
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store.model.conversations import Page, RecordedMessage
-from letopis.store.model.messages import Message
+from letopis.store.model.messages import Message, needs_content
 from letopis.store.read.contents import (
     Contents,
     Wanted,
     missing_of,
-    needs_content,
     wanted_in,
     wanted_of,
     with_content,

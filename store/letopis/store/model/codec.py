@@ -160,7 +160,8 @@ def encode_message(
     data = _dump(whole, "data")
     if len(data) > LARGE_BYTES or _MARK in data:
         whole, contents, data = _without_large(whole, conversation_id)
-    _check_size(data, "data", limits, uncounted=0 if plain else packed_bytes(whole))
+    if len(data) > limits.max_bytes:  # hardly ever, and a call less
+        _check_size(data, "data", limits, uncounted=0 if plain else packed_bytes(whole))
     about = None if metadata is EMPTY or metadata == EMPTY else _plain(metadata, "metadata", limits)
     dumped = None if about is None else _checked(about, limits)
     salt = os.urandom(SALT_BYTES)

@@ -12,7 +12,8 @@ from uuid import UUID
 from letopis.store.model.events import from_microseconds
 from letopis.store.model.fork_point import ForkPoint
 from letopis.store.model.identifiers import uuid_of
-from letopis.store.model.messages import EMPTY, Message, Role, empty, text_message
+from letopis.store.model.large_content import MARK
+from letopis.store.model.messages import EMPTY, Message, Role, empty, needs_content, text_message
 from letopis.store.model.parts import Content, content_text
 
 T = TypeVar("T")
@@ -153,6 +154,28 @@ class RecordedMessage(_Row):
     def text(self) -> str:
         """The text parts, joined by a line feed."""
         return content_text(self.message.content)
+
+
+_ROW: Final[Any] = RecordedMessage._row.__get__  # type: ignore[attr-defined]  # the slot alone, without __getattr__
+
+
+def any_needs_content(messages: Iterable[RecordedMessage]) -> bool:
+    """Return True if a message holds a reference to large content, or a string that was escaped."""
+    # Each read pays for it, so plain text costs no call.
+    for message in messages:
+        try:
+            said: Any = _ROW(message)[0]
+        except AttributeError:
+            said = message.message
+        if type(said) is dict:
+            needed = said["content"].startswith(MARK)
+        elif type(said.content) is str and not said.metadata:
+            needed = said.content.startswith(MARK)
+        else:
+            needed = needs_content(said)
+        if needed:
+            return True
+    return False
 
 
 def event_ids(messages: Iterable[RecordedMessage]) -> set[bytes]:

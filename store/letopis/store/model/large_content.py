@@ -21,9 +21,10 @@ MAX_CONTENT_BYTES: Final = 2 * MAX_STRING_BYTES
 CONTENT_TYPES: Final = ("message.appended", "message.edited")
 """The types of the events whose content and metadata may hold references."""
 
-_MARK: Final = "\x01letopis:"
-_REFERENCE: Final = f"{_MARK}content:"
-_ESCAPED: Final = f"{_MARK}text:"  # stands for the U+0001 that a caller's own string begins with
+MARK: Final = "\x01letopis:"
+"""Begins a reference, and a string that was escaped."""
+_REFERENCE: Final = f"{MARK}content:"
+_ESCAPED: Final = f"{MARK}text:"  # stands for the U+0001 that a caller's own string begins with
 MARK_IN_JSON: Final = r'"\u0001letopis:'
 """What stored JSON contains if a string in it is a reference, or looks like one."""
 LIKE_REFERENCE: Final = "u0001letopis:content:"
@@ -62,7 +63,7 @@ def extract(data: Mapping[str, Any], conversation_id: str) -> Extracted:
             name = content_name(conversation_id, sha256(body).hexdigest())
             contents[name] = body
             return f"{_REFERENCE}{name}:{len(body)}"
-        return _ESCAPED + text[1:] if text.startswith(_MARK) else text
+        return _ESCAPED + text[1:] if text.startswith(MARK) else text
 
     extracted = {key: _mapped(item, replaced) if key in _FIELDS else item for key, item in data.items()}
     if (size := sum(map(len, contents.values()))) > MAX_CONTENT_BYTES:
@@ -76,11 +77,6 @@ def extract(data: Mapping[str, Any], conversation_id: str) -> Extracted:
 def references_in(type_name: str, data: str) -> set[str]:
     """Return the names in an event's data, JSON as it is stored; other events than those of messages have none."""
     return set(_IN_JSON.findall(data)) if MARK_IN_JSON in data and type_name in CONTENT_TYPES else set()
-
-
-def is_marked(text: object) -> bool:
-    """Return True if a string is a reference, or was escaped."""
-    return type(text) is str and text.startswith(_MARK)
 
 
 def references_of(value: Any) -> set[str]:
@@ -102,7 +98,7 @@ def restored(value: Any, contents: Mapping[str, bytes]) -> Any:
 
 def without_references(text: str) -> str:
     """Return the text of a message, as it is searched, without references to large content."""
-    return _IN_TEXT.sub("", text) if _MARK in text else text
+    return _IN_TEXT.sub("", text) if MARK in text else text
 
 
 def _mapped(value: Any, replaced: Callable[[str], str]) -> Any:

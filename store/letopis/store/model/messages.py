@@ -8,8 +8,11 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, Self, cast
 from uuid import UUID
 
+import orjson
+
 from letopis.store.errors import InvalidInput
 from letopis.store.model.identifiers import MAX_ID_LENGTH, check_identifier, uuid7
+from letopis.store.model.large_content import MARK, MARK_IN_JSON
 from letopis.store.model.parts import (
     Content,
     Part,
@@ -28,6 +31,7 @@ INSTRUCTIONS: Final[tuple[Role, ...]] = ("system", "developer")
 """The roles that instruct a model rather than talk to it."""
 STATUSES: Final[tuple[Status, ...]] = ("complete", "interrupted")
 EMPTY: Final[Mapping[str, Any]] = MappingProxyType({})
+_MARK: Final = MARK_IN_JSON.encode()
 
 
 def empty() -> Mapping[Any, Any]:
@@ -307,6 +311,15 @@ class Message:
             metadata=data.get("metadata", EMPTY),
             status=data.get("status", "complete"),
         )
+
+
+def needs_content(message: Message) -> bool:
+    """Return True if a message holds a reference, or a string that was escaped."""
+    content, metadata = message.content, message.metadata
+    if not metadata and type(content) is str:
+        return content.startswith(MARK)
+    # Written and searched at once, which is three times as fast as a walk.
+    return _MARK in orjson.dumps([content, metadata or None], default=dict)
 
 
 class _Plain:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
-import orjson
-
-from letopis.store.model.conversations import Page, RecordedMessage
-from letopis.store.model.large_content import MARK_IN_JSON, is_marked, references_of, restored
-from letopis.store.model.messages import Message
+from letopis.store.model.conversations import Page, RecordedMessage, any_needs_content
+from letopis.store.model.large_content import references_of, restored
+from letopis.store.model.messages import Message, needs_content
 from letopis.store.model.parts import Content, content_from_json, content_to_json
 
-_MARK: Final = MARK_IN_JSON.encode()
 Wanted = Mapping[str, set[str]]
 """The names of large content, by conversation."""
 Contents = Mapping[str, Mapping[str, bytes]]
@@ -22,13 +19,12 @@ Contents = Mapping[str, Mapping[str, bytes]]
 
 def wanted_of(messages: Iterable[RecordedMessage]) -> Wanted | None:
     """Return what the references of messages name; ``None`` if nothing in them is a reference or escaped."""
-    wanted: dict[str, set[str]] | None = None
+    messages = tuple(messages)
+    if not any_needs_content(messages):
+        return None
+    wanted: dict[str, set[str]] = {}
     for message in messages:
-        # The row of a message whose fields were not made yet: few are looked at.
-        row = getattr(message, "_row", None)
-        said: Any = message.message if row is None else row[0]
-        if is_marked(said["content"]) if type(said) is dict else needs_content(said):
-            wanted = {} if wanted is None else wanted
+        if needs_content(message.message):
             names = wanted.setdefault(message.conversation_id, set())
             names |= wanted_in(message.message)
     return wanted
@@ -37,15 +33,6 @@ def wanted_of(messages: Iterable[RecordedMessage]) -> Wanted | None:
 def wanted_in(message: Message) -> set[str]:
     """Return the names of the large content that a message refers to."""
     return references_of(_values(message))
-
-
-def needs_content(message: Message) -> bool:
-    """Return True if a message holds a reference, or a string that was escaped."""
-    content, metadata = message.content, message.metadata
-    if not metadata and type(content) is str:
-        return is_marked(content)
-    # Written and searched at once, which is three times as fast as a walk.
-    return _MARK in orjson.dumps([content, metadata or None], default=dict)
 
 
 def with_content(message: Message, contents: Mapping[str, bytes]) -> Message:

@@ -22,6 +22,7 @@ from letopis.store.model.codec import INTEGER_MAX, encode, encode_message
 from letopis.store.model.event_types import ConversationDeleted, ConversationRewound, ConversationStarted
 from letopis.store.model.events import NO_UPCASTERS, Event, Upcasters
 from letopis.store.model.identifiers import check_identifier, partition_of
+from letopis.store.model.large_content import MARK_IN_JSON
 from letopis.store.model.messages import Message
 from letopis.store.model.records import is_record_lane
 from letopis.store.projections.base import InlineProjections
@@ -196,7 +197,11 @@ class Applier:
         if fresh := await self._loader.load(transaction, in_order):
             await _project(fresh)
             await self._rows.write(transaction, fresh, delivered=[lane for lane in accepted if lane.fresh])
-            await self._contents.write(transaction, fresh)
+            for lane in fresh:
+                for event in lane.result.events:
+                    if MARK_IN_JSON in event.data:
+                        await self._contents.write(transaction, lane)
+                        break
         deleted = {lane.conversation_id for lane in fresh if not lane.plain and lane.result.deleted}
         if deleted or len(fresh) < len(accepted):
             transaction.erased |= await self._records.write(transaction, accepted, deleted=deleted)

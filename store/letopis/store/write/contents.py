@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Final
 
@@ -53,17 +52,10 @@ class ContentWriter:
             .limit(sa.literal_column(str(_EVENTS_PER_READ)))
         )
 
-    async def write(self, transaction: ApplyTransaction, lanes: Sequence[AcceptedLane]) -> None:
+    async def write(self, transaction: ApplyTransaction, lane: AcceptedLane) -> None:
         """Write the content that fresh events show and the store does not hold, each read from the outbox."""
-        for lane in lanes:
-            # With the events as they are written: one that is erased in the same batch shows nothing any more.
-            shown = {name: event for event in lane.result.events for name in _names(event)}
-            if shown:
-                await self._write(transaction, lane, shown)
-
-    async def _write(
-        self, transaction: ApplyTransaction, lane: AcceptedLane, shown: Mapping[str, EncodedEvent]
-    ) -> None:
+        # With the events as they are written: one that is erased in the same batch shows nothing any more.
+        shown = {name: event for event in lane.result.events for name in _names(event)}
         scope, partition = Scope.content(lane.conversation_id), lane.partition
         ids = {record_id(scope, (b"", name.encode())): name for name in shown}
         for part in in_batches(sorted(ids, key=lambda record: record.bytes)):
