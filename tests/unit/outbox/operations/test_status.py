@@ -85,6 +85,7 @@ async def test_the_json_is_the_documented_contract(tmp_path: Path) -> None:
         "relay",
         "store_tasks",
         "store_rows",
+        "retention",
         "incidents",
     }
     assert set(found["store"]) == {"id", "destination"}
