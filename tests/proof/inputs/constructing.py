@@ -41,6 +41,8 @@ from tests.support.values.hostile import Hostile, sample, values
 
 BODIES: Final[Mapping[str, dict[str, Any]]] = {
     "ConversationAnnotated": {"metadata": {"a": 1}},
+    "ConversationTagged": {"add": ["vip"]},
+    "ConversationTrimmed": {"upto": 1, "rule": "default"},
     "ConversationRenamed": {"title": "title"},
     "MessageAppended": {"message": Message.user("words")},
     "MessageEdited": {"message_id": "m", "content": "anew"},

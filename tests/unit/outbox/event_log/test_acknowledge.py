@@ -238,6 +238,6 @@ async def test_results_of_an_earlier_incarnation_are_told_apart(outbox: OutboxFi
     await sql(
         outbox,
         "INSERT INTO letopis_outbox_relay"
-        " VALUES (1, 1, 'relay', 1, 'host', 'boot', 0, 0, 0, 'closed', 0, NULL, 0, NULL, NULL, 0, 0, NULL)",
+        " VALUES (1, 1, 'relay', 1, 'host', 'boot', 0, 0, 0, 'closed', 0, NULL, 0, NULL, NULL, 0, 0, NULL, 0, NULL, 0)",
     )
     assert await outbox.read(both) == (False, True)

@@ -87,6 +87,7 @@ async def test_the_json_is_the_documented_contract(tmp_path: Path) -> None:
         "store_rows",
         "unacknowledged",
         "holds",
+        "retention",
         "incidents",
     }
     assert set(found["store"]) == {"id", "destination"}

@@ -40,6 +40,8 @@ BODIES: tuple[tuple[Body, dict[str, Any]], ...] = (
     ),
     (ConversationRenamed(title=""), {"title": ""}),
     (words.ConversationAnnotated(metadata={"a": None}), {"metadata": {"a": None}}),
+    (words.ConversationTagged(add=["vip"], remove=["trial"]), {"add": ["vip"], "remove": ["trial"]}),
+    (words.ConversationTrimmed(upto=3, rule="default"), {"upto": 3, "rule": "default"}),
     (words.ConversationActivated(), {}),
     (words.ConversationArchived(reason="old"), {"reason": "old"}),
     (words.ConversationRestored(), {}),
