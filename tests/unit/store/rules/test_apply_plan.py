@@ -312,6 +312,8 @@ def test_rows_stand_in_the_order_of_the_columns() -> None:
         "inherited_to": None,
         "retained": 0,
         "rules": PROJECTION_RULES,
+        "tags": None,
+        "trimmed": 0,
     }
     message = dict(zip(messages.columns.keys(), projected.messages[0].as_row(5, CHAT), strict=True))
     assert message == {
