@@ -75,8 +75,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!letopis\.).*"),
     ("py:.*", r"letopis\..*\.T"),
-    # What only `History` makes.
-    ("py:class", r"letopis\.outbox\.history\._opening\.Parts"),
+    # What only `History` and `ConversationStore` make.
+    ("py:class", r"letopis\.(outbox\.history\._opening\.Parts|store\._runtime\.StoreRuntime)"),
     # What only the daemon gives its relays.
     ("py:class", r"letopis\.outbox\.relay\.(lease\.LeaseLock|relay\.Watch|dispatcher\.RelayMemory)"),
 ]
@@ -86,7 +86,7 @@ DOORS = {
     f"{room}.{name}": f"{door.__name__}.{name}"
     for door in map(importlib.import_module, ("letopis.store", "letopis.outbox", "letopis.testing"))
     for name in door.__all__
-    for room in (getattr(door, name).__module__, f"{door.__name__}.{getattr(door, 'ROOMS', {}).get(name, '')}")
+    for room in (getattr(getattr(door, name), "__module__", ""), f"{door.__name__}.{getattr(door, 'ROOMS', {}).get(name, '')}")
 }
 
 

@@ -45,9 +45,9 @@ async def connected(url: str) -> AsyncIterator[AsyncConnection]:
 ORIGIN, EVENT = uuid4(), uuid4()
 ROWS: tuple[tuple[sa.Table, TableRow], ...] = (
     (lanes, (3, "chat-1", ORIGIN, 1, 0, 0, 0)),
-    (messages, (3, "chat-1", 1, "m-1", 1, None, "user", "appended", None, None, None, None)),
+    (messages, (3, "chat-1", 1, "m-1", 1, None, "user", "appended", None, None, None, None, None)),
     (events, (3, 1, "chat-1", 1, EVENT, ORIGIN, 1, "message.appended", 1, "{}", None, b"d" * 32, None, 0, 0)),
-    (conversations, (3, "chat-1", "anna", 1, None, "active", 1, 1, 0, 0, 0, *[None] * 4, 0, None, 0, 1)),
+    (conversations, (3, "chat-1", "anna", 1, None, "active", 1, 1, 0, 0, 0, *[None] * 4, 0, None, 0, 1, None, 0)),
 )
 
 
@@ -66,7 +66,7 @@ async def test_an_overwrite_locks_the_partitions_of_its_rows(fresh_postgresql_ur
             assert len({one for one in locked if one.rstrip("0123456789") == f"{table.name}_"}) == 1, locked
             await connection.commit()
 
-        await dialect.overwrite(connection, log_heads, [(2, 7, 0), (5, 8, 0), (11, 9, 0)])
+        await dialect.overwrite(connection, log_heads, [(2, 7, 0, 0), (5, 8, 0, 0), (11, 9, 0, 0)])
 
         found = await connection.execute(sa.select(log_heads.c.partition, log_heads.c.position).order_by("partition"))
         assert [tuple(row) for row in found if row.position] == [(2, 7), (5, 8), (11, 9)]

@@ -170,7 +170,7 @@ class TestBinding:
 
         def write(store_id: UUID, incarnation: int) -> Callable[[sa.Connection], StoreBinding]:
             return lambda connection: bind_store(
-                connection, store_id=store_id, destination=place, incarnation=incarnation
+                connection, store_id=store_id, destination=place, erasures=0, incarnation=incarnation
             )
 
         await sql(outbox, "UPDATE letopis_outbox_relay SET incarnation = 3")

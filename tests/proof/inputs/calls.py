@@ -93,6 +93,7 @@ HISTORY: Final[Mapping[str, Arguments]] = {
 }
 CHAT: Final[Mapping[str, Arguments]] = {
     "activate": _own,
+    "tag": _with(_said, add=["vip"]),
     "annotate": _with(_said, metadata={"a": 1}),
     "archive": _own,
     "conversation": _read,
@@ -142,6 +143,15 @@ STORE: Final[Mapping[str, Arguments]] = {
     "statistics": _none,
     "subscribe": _none,
 }
+ERASURES: Final[Mapping[str, Arguments]] = {
+    "after": _with(_none, number=0),
+    "check_not_held": _owner,
+    "hold": _with(_none, kind="owner", subject="nobody", reason="asked"),
+    "holds": _none,
+    "register": _with(_none, kind="owner", subject="nobody", how="reset"),
+    "release": _with(_none, kind="owner", subject="nobody"),
+    "unacknowledged": _none,
+}
 OUTBOX_ACCESS: Final[Mapping[str, Arguments]] = {
     "conversations_of": lambda world: {"message_id": ASKED, "limit": 5},
     "path_of": lambda world: {"conversation_id": world.quiet, "message_ids": [ASKED]},
@@ -185,6 +195,7 @@ TABLES: Final[Mapping[str, Mapping[str, Arguments]]] = {
     "AllRecords": ALL_RECORDS,
     "BlockingAllRecords": ALL_RECORDS,
     "ConversationStore": STORE,
+    "ErasureRegister": ERASURES,
     "OutboxAccess": OUTBOX_ACCESS,
     "Reply": REPLY,
     "BlockingReply": REPLY,
@@ -199,6 +210,7 @@ TABLES: Final[Mapping[str, Mapping[str, Arguments]]] = {
 LEFT_OUT: Final[Mapping[str, str]] = {
     "EncodedEvent.has_content_of": "takes a digest and a salt that a file or a store holds",
     "OutboxAdmin.*": "what the command calls; the arguments of its verbs are tried in `commands`",
+    "ContentRetention.rule_for": "called by the relay with what a store holds",
     "Timeouts.*": "called by the engines with what they checked",
     "RepeatFilter.filter": "called by the logging module with records of its own",
     "Rules.*": "called by the monitor with times of its own",

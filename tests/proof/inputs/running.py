@@ -197,6 +197,7 @@ async def hostile_calls(history: History, store: ConversationStore, tally: Tally
     invoke: Invoke = {
         **invoking(history, world),
         "ConversationStore": lambda method, given: _store(store, method, given),
+        "ErasureRegister": lambda method, given: getattr(store.erasures, method)(**given),
         "OutboxAccess": lambda method, given: getattr(store.outbox_access, method)(**given),
         "Records": lambda method, given: _method(history.records(conversation="async-0"), method, given),
     }

@@ -17,6 +17,7 @@ from llama_index.core.storage.chat_store.sql import SQLAlchemyChatStore
 from letopis.adapters.llama_index import LetopisChatStore
 from letopis.outbox import History
 from letopis.store import InvalidInput, Message, ToolCall, ToolResult
+from letopis.store.model.large_content import MAX_STRING_BYTES
 
 ACTIVE, ARCHIVED = MessageStatus.ACTIVE, MessageStatus.ARCHIVED
 MESSAGES = [
@@ -128,7 +129,7 @@ async def test_set_messages_is_one_append(store: LetopisChatStore, history: Hist
 
 async def test_set_messages_that_fails_leaves_all_as_it_was(store: LetopisChatStore, tmp_path: Path) -> None:
     """LlamaIndex' own store deletes in a transaction of its own, and loses the conversation."""
-    wrong = [*numbered(7), ChatMessage("x" * 9_000_000)]
+    wrong = [*numbered(7), ChatMessage("x" * (MAX_STRING_BYTES + 1))]
     theirs = SQLAlchemyChatStore("memory", f"sqlite+aiosqlite:///{tmp_path / 'theirs.db'}")
     await theirs.add_messages("chat-1", numbered(0, 1))
     with pytest.raises(BaseException):  # noqa: B017 - whatever it is

@@ -49,6 +49,7 @@ from letopis.store import (
     ToolCall,
     ToolResult,
 )
+from letopis.store.model.large_content import MAX_STRING_BYTES
 from tests.support.apart import open_apart
 from tests.support.peers import refused_port
 from tests.support.pruning import prune
@@ -228,7 +229,10 @@ async def test_a_write_again_has_no_effect(store: LetopisConversationStore, hist
 
 async def test_a_save_that_fails_leaves_nothing(store: LetopisConversationStore, history: History) -> None:
     conversation = await saved(store, 1)
-    conversation.messages += [*turn(2), ModelRequest(parts=[UserPromptPart("x" * 9_000_000, timestamp=THEN)])]
+    conversation.messages += [
+        *turn(2),
+        ModelRequest(parts=[UserPromptPart("x" * (MAX_STRING_BYTES + 1), timestamp=THEN)]),
+    ]
 
     with pytest.raises(InvalidInput):
         await store.save(conversation)

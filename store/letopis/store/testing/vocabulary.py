@@ -17,6 +17,8 @@ from letopis.store import (
     ConversationRestored,
     ConversationRewound,
     ConversationStarted,
+    ConversationTagged,
+    ConversationTrimmed,
     CustomEvent,
     Delivery,
     Event,
@@ -152,6 +154,21 @@ class ConversationConformance(VocabularyConformance):
         assert await chat.path() == ["6"]
         assert [one.on_path for one in await chat.messages()] == [False] * 5 + [True]
         assert (await chat.conversation()).message_count == 1
+
+    async def test_tags_are_added_and_removed(self, chat: CheckedConversation) -> None:
+        await chat.say(*said("1"), ConversationTagged(add=("vip", "pinned")), ConversationTagged(remove=("vip",)))
+        assert (await chat.conversation()).tags == ("pinned",)
+
+    async def test_trimmed_takes_the_content_up_to_a_version(self, chat: CheckedConversation) -> None:
+        await chat.say(ConversationStarted(owner_id="42", title="title"), *said("1", "2", "3"))
+        await chat.say(ConversationTrimmed(upto=3, rule="default"))
+        assert [(message.id, message.redacted) for message in await chat.messages()] == [
+            ("1", True),
+            ("2", True),
+            ("3", False),
+        ]
+        found = await chat.conversation()
+        assert (found.title, found.message_count) == ("title", 3)
 
     async def test_custom_events_are_carried_and_change_nothing(self, chat: CheckedConversation) -> None:
         await chat.say(*said("1"), CustomEvent(name="paid", data={"message_id": "1", "state": "deleted"}))
