@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage, messages_to_dict
 
-from letopis.adapters.langchain import LetopisChatMessageHistory
 from letopis.adapters.openai_agents import LetopisSession
 from letopis.outbox import History
 from letopis.outbox.diagnostics.integrity import content_problems
@@ -73,16 +71,23 @@ async def test_a_session_of_the_agents_sdk_keeps_a_picture_once(bot: History, st
 
 
 async def test_a_history_of_langchain_keeps_a_picture_once(bot: History, store_url: str) -> None:
+    langchain = pytest.importorskip(
+        "langchain_core.messages", reason="needs langchain-core: pip install 'letopis[langchain]'"
+    )
+    from letopis.adapters.langchain import LetopisChatMessageHistory
+
     chat = LetopisChatMessageHistory(CHAT, bot)
     said = [
-        HumanMessage([{"type": "image_url", "image_url": {"url": PICTURE}}, {"type": "text", "text": "?"}], id="1"),
-        AIMessage("a cat", id="2"),
-        HumanMessage([{"type": "image_url", "image_url": {"url": PICTURE}}], id="3"),
-        HumanMessage(TEXT, id="4"),
+        langchain.HumanMessage(
+            [{"type": "image_url", "image_url": {"url": PICTURE}}, {"type": "text", "text": "?"}], id="1"
+        ),
+        langchain.AIMessage("a cat", id="2"),
+        langchain.HumanMessage([{"type": "image_url", "image_url": {"url": PICTURE}}], id="3"),
+        langchain.HumanMessage(TEXT, id="4"),
     ]
     await chat.aadd_messages(said)
     for _ in range(2):
-        assert messages_to_dict(await chat.aget_messages()) == messages_to_dict(said)
+        assert langchain.messages_to_dict(await chat.aget_messages()) == langchain.messages_to_dict(said)
         await deliver_all(bot)
     assert await contents(store_url) == 2
     assert await problems(bot, store_url) == []
