@@ -213,6 +213,7 @@ def empty_values() -> dict[str, Any]:
         "created_at": 0,
         "updated_at": 0,
         "inherits": 0,
+        "trimmed": 0,
     }
     made = [column for column in conversations.columns if not column.primary_key and column.name not in _KEPT]
     return {column.name: wrong.get(column.name) for column in made}

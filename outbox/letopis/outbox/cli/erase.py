@@ -115,6 +115,7 @@ class _Erasure:
         self._delete = delete
         self._kind: Kind = kind
         self._report = report
+        self._total: int | None = None
         self.held: list[str] = []
         self.has_receipt = False
         self.erased: list[str] = []
@@ -152,6 +153,7 @@ class _Erasure:
             if owner is not None and self._kind == "person":
                 async for _, message_ids in shared_messages(history, owner):
                     shared += len(message_ids)
+            self._total = None if shared else len(chosen)  # in which conversations a person wrote is known at the end
             if chosen or records or shared:
                 confirm(_question(chosen, owner, shared, delete=self._delete), yes=yes)
             elif owner is not None and not await _is_being_erased(history, owner):
@@ -221,7 +223,7 @@ class _Erasure:
     def _note(self, conversation_id: str) -> None:
         if conversation_id not in self.erased:
             self.erased.append(conversation_id)
-        self._report(len(self.erased))
+        self._report(len(self.erased), total=self._total)
 
     def _note_held(self, error: Held) -> None:
         if (told := str(error)) not in self.held:
