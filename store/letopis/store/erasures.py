@@ -151,7 +151,7 @@ class ErasureRegister:
         """
         _check_held(kind, subject)
         if not reason:
-            raise InvalidInput("reason", "must not be empty: it is shown to whoever wants to erase")
+            raise InvalidInput("reason", "must not be empty: it is shown to those who want to erase")
         _check_text(reason, "reason")
         _check_text(requested_by, "requested_by")
 

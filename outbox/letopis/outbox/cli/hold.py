@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 )
 @click.argument("conversation", required=False)
 @click.option("--owner", metavar="ID", help="Hold this owner, with all conversations and records.")
-@click.option("--reason", metavar="TEXT", help="Why; shown to whoever wants to erase it.")
+@click.option("--reason", metavar="TEXT", help="Why; shown to those who want to erase it.")
 @click.option("--by", metavar="NAME", help="Who asked for it.")
 @click.option("--release", is_flag=True, help="Release the hold.")
 def hold(conversation: str | None, owner: str | None, reason: str | None, by: str | None, release: bool) -> None:
