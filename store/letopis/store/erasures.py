@@ -17,8 +17,10 @@ from letopis.store.database.schema import conversations, erasures, holds, log_he
 from letopis.store.database.store_identity import check_counters, check_identity, check_not_moved, read_identity
 from letopis.store.errors import Held, InvalidInput
 from letopis.store.maintenance.retention import read_again
+from letopis.store.model.codec import INTEGER_MAX
 from letopis.store.model.events import from_microseconds
-from letopis.store.model.identifiers import check_identifier
+from letopis.store.model.identifiers import check_identifier, check_whole
+from letopis.store.read.paging import check_count
 from letopis.store.rules.apply_plan import Origin
 
 T = TypeVar("T")
@@ -113,6 +115,8 @@ class ErasureRegister:
         if how not in ("reset", "delete"):
             raise InvalidInput("how", "must be reset or delete")
         check_identifier(subject, "subject")
+        if origin is not None and not isinstance(origin, Origin):
+            raise InvalidInput("origin", f"must be an Origin, not {type(origin).__name__}")
         _check_text(reason, "reason")
         _check_text(requested_by, "requested_by")
 
@@ -133,7 +137,12 @@ class ErasureRegister:
         return await self._write(work)
 
     async def after(self, number: int, *, limit: int = 100) -> list[Erasure]:
-        """Return the erasures after a number, in order."""
+        """Return the erasures after a number, in order.
+
+        :raises InvalidInput: an argument is not valid.
+        """
+        check_whole(number, "number", 0, INTEGER_MAX)
+        check_count(limit, "limit")
         statement = sa.select(erasures).where(erasures.c.number > number).order_by(erasures.c.number).limit(limit)
         return [_erasure(row) for row in await self._rows(statement)]
 
@@ -187,7 +196,12 @@ class ErasureRegister:
         """Raise :exc:`Held` if a hold forbids to erase an owner, or a conversation.
 
         An owner is held by a hold on any of the owner's conversations, and a conversation by one on its owner.
+
+        :raises InvalidInput: an id is not valid.
         """
+        for value, field in ((owner, "owner"), (conversation, "conversation")):
+            if value is not None:
+                check_identifier(value, field)
         await self._runtime.read(
             lambda _, connection: self._refuse_held(connection, owner=owner, conversation=conversation)
         )

@@ -15,6 +15,9 @@ from typing import Final
 
 ROOMY: Final = 48
 """Megabytes that the command may take beyond what it takes for an empty file: the longest line, read and decoded."""
+LINE: Final = 600
+"""The same for a line as long as one with the most large content may be, which is read before it is refused."""
+LINE_MEGABYTES: Final = 1_000
 PARSED: Final = 320
 """The same where the line is JSON of as many empty lists as fit into it: each takes 64 bytes when it is parsed."""
 UNBOUNDED: Final = (
@@ -52,7 +55,7 @@ HEAD: Final = b'{"conversation_id":"c","role":"user","content":"x","metadata":{"
 def bombs(megabytes: int) -> Iterator[Bomb]:
     mega = b"x" * 1_048_576
     line = 7_900_000
-    yield Bomb("one line", lambda: (mega for _ in range(megabytes)), (1,), "is longer than")
+    yield Bomb("one line", lambda: (mega for _ in range(LINE_MEGABYTES)), (1,), "is longer than", room=LINE)
     zeros = bytes(1_048_576)
     # CPython ends by the signal itself where it fell into an exec(), as a module with dataclasses makes many.
     ended = (130, -signal.SIGINT)

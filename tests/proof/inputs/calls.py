@@ -93,7 +93,7 @@ HISTORY: Final[Mapping[str, Arguments]] = {
 }
 CHAT: Final[Mapping[str, Arguments]] = {
     "activate": _own,
-    "tag": _with(_said, add=["vip"]),
+    "tag": _with(_said, tags="vip"),
     "annotate": _with(_said, metadata={"a": 1}),
     "archive": _own,
     "conversation": _read,
@@ -146,10 +146,10 @@ STORE: Final[Mapping[str, Arguments]] = {
 ERASURES: Final[Mapping[str, Arguments]] = {
     "after": _with(_none, number=0),
     "check_not_held": _owner,
-    "hold": _with(_none, kind="owner", subject="nobody", reason="asked"),
+    "hold": _with(_none, kind="owner", subject="held", reason="asked"),
     "holds": _none,
     "register": _with(_none, kind="owner", subject="nobody", how="reset"),
-    "release": _with(_none, kind="owner", subject="nobody"),
+    "release": _with(_none, kind="owner", subject="held"),
     "unacknowledged": _none,
 }
 OUTBOX_ACCESS: Final[Mapping[str, Arguments]] = {

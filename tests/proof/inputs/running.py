@@ -364,7 +364,7 @@ async def blocked_at_delivery(url: str, folder: Path) -> list[str]:
 
 
 async def _method(subject: Any, method: str, given: dict[str, Any]) -> Any:
-    more = given.pop("more", None)
+    more = given.pop("tags" if method == "tag" else "more", None)
     function = getattr(subject, method)
     if more is not None:
         first = [given.pop(name) for name in ("connection", "conversation_id", "what", "message_id") if name in given]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, tzinfo
 from typing import TYPE_CHECKING, Any
 
@@ -245,13 +245,13 @@ class Chat:
         """
         return await self._parts.appender.write(self.conversation_id, ConversationAnnotated(metadata=metadata))
 
-    async def tag(self, *tags: str, remove: Collection[str] = ()) -> Receipt:
+    async def tag(self, *tags: str, remove: Sequence[str] = ()) -> Receipt:
         """Add tags to it, and remove others. Rules of retention are given by tag; ``pinned`` keeps all its content.
 
         At most 32 tags; an append that would make more has no effect. A deletion and a reset remove them.
         """
         return await self._parts.appender.write(
-            self.conversation_id, ConversationTagged(add=tags or None, remove=tuple(remove) or None)
+            self.conversation_id, ConversationTagged(add=tags or None, remove=remove or None)
         )
 
     async def activate(self, *, owner: Owner | None = None) -> Receipt:

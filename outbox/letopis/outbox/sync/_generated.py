@@ -379,7 +379,7 @@ class BlockingChat(SyncBase[Chat]):
         """As :meth:`Chat.annotate`; waits."""
         return self._call_receipt(self._inner.annotate, metadata)
 
-    def tag(self, *tags: str, remove: Collection[str] = ()) -> BlockingReceipt:
+    def tag(self, *tags: str, remove: Sequence[str] = ()) -> BlockingReceipt:
         """As :meth:`Chat.tag`; waits."""
         return self._call_receipt(self._inner.tag, *tags, remove=remove)
 

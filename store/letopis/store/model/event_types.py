@@ -152,7 +152,10 @@ class ConversationTagged(Body):
 
     def __post_init__(self) -> None:
         for name in ("add", "remove"):
-            for tag in getattr(self, name) or ():
+            tags = getattr(self, name)
+            if not isinstance(tags, list | tuple | None):
+                raise InvalidInput(name, f"must be a list of tags, not {type(tags).__name__}")
+            for tag in tags or ():
                 check_identifier(tag, name)
         if len(self.add or ()) > MAX_TAGS or (self.add is None and self.remove is None):
             raise InvalidInput("add", f"add and remove name 1 to {MAX_TAGS} tags")
