@@ -17,7 +17,7 @@ from letopis.store.model.conversations import Conversation, RecordedMessage
 from letopis.store.model.event_types import ConversationDeleted, MessageAppended
 from letopis.store.model.events import RecordedEvent, from_microseconds
 from letopis.store.model.fork_point import ForkPoint
-from letopis.store.model.messages import ROLES, Message, is_text_alone
+from letopis.store.model.messages import ROLES, Message
 from letopis.store.model.parts import UnknownPart
 from letopis.store.rules.preconditions import SUPERSEDED_KEY, Conflict
 from letopis.store.rules.redaction import stripped
@@ -80,13 +80,12 @@ def plain_messages(conversation_id: str, rows: Iterable[PlainRow]) -> dict[int, 
             data = None
         if type(data) is not dict:
             data = decode_object(text)  # raises what is wrong
-        if not is_text_alone(data):
-            try:
-                data = Message.from_data(data)
-            except InvalidInput:
-                continue
-        of_row = (data, event_id, origin_id, occurred_at, recorded_at)
-        messages[version] = RecordedMessage.of_row(conversation_id, version, sequence, of_row)
+        try:
+            message = Message.from_data(data)
+        except InvalidInput:
+            continue
+        row_left = (event_id, origin_id, occurred_at, recorded_at)
+        messages[version] = RecordedMessage.of_row(conversation_id, message, version, sequence, row_left)
     return messages
 
 

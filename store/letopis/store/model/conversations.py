@@ -13,7 +13,7 @@ from letopis.store.model.events import from_microseconds
 from letopis.store.model.fork_point import ForkPoint
 from letopis.store.model.identifiers import uuid_of
 from letopis.store.model.large_content import MARK
-from letopis.store.model.messages import EMPTY, Message, Role, empty, needs_content, text_message
+from letopis.store.model.messages import EMPTY, Message, Role, empty, needs_content
 from letopis.store.model.parts import Content, content_text
 
 T = TypeVar("T")
@@ -60,12 +60,12 @@ class Reaction:
     value: int | float | str | None = None
 
 
-AppendedRow = tuple[Message | Mapping[str, Any], UUID | bytes, UUID | bytes, int, int]
-"""A message, or data of which :func:`is_text_alone` is true; event and origin id; when it occurred and was recorded."""
+AppendedRow = tuple[UUID | bytes, UUID | bytes, int, int]
+"""The event and origin id of a message, and when it occurred and was recorded."""
 
 
 class _Row:
-    """The row that a message's fields are made from when they are first read."""
+    """The row that those fields of a message are made from, when they are first read, that most readers leave alone."""
 
     __slots__ = ("_row",)
     _row: AppendedRow
@@ -107,15 +107,16 @@ class RecordedMessage(_Row):
     reactions: tuple[Reaction, ...] = ()
 
     @classmethod
-    def of_row(cls, conversation_id: str, version: int, sequence: int, row: AppendedRow) -> Self:
+    def of_row(cls, conversation_id: str, message: Message, version: int, sequence: int, row: AppendedRow) -> Self:
         """Return a message that has not changed since it was appended; its other fields are made when they are read."""
-        message = cls.__new__(cls)
-        message.conversation_id = conversation_id
-        message.version = version
-        message.sequence = sequence
-        message.on_path = True  # which a merge asks of each message
-        message._row = row  # type: ignore[misc]  # mypy does not look at the slots of the base
-        return message
+        recorded = cls.__new__(cls)
+        recorded.conversation_id = conversation_id
+        recorded.message = message
+        recorded.version = version
+        recorded.sequence = sequence
+        recorded.on_path = True  # which a merge asks of each message
+        recorded._row = row  # type: ignore[misc]  # mypy does not look at the slots of the base
+        return recorded
 
     if not TYPE_CHECKING:  # for a type checker, it would make every name an attribute
 
@@ -156,24 +157,15 @@ class RecordedMessage(_Row):
         return content_text(self.message.content)
 
 
-_ROW: Final[Any] = RecordedMessage._row.__get__  # type: ignore[attr-defined]  # the slot alone, without __getattr__
-
-
 def any_needs_content(messages: Iterable[RecordedMessage]) -> bool:
     """Return True if a message holds a reference to large content, or a string that was escaped."""
-    # Each read pays for it, so plain text costs no call.
-    for message in messages:
-        try:
-            said: Any = _ROW(message)[0]
-        except AttributeError:
-            said = message.message
-        if type(said) is dict:
-            needed = said["content"].startswith(MARK)
-        elif type(said.content) is str and not said.metadata:
-            needed = said.content.startswith(MARK)
-        else:
-            needed = needs_content(said)
-        if needed:
+    for recorded in messages:
+        said = recorded.message
+        # Each read pays for it, so plain text costs no call.
+        if type(content := said.content) is str and not said.metadata:
+            if content.startswith(MARK):
+                return True
+        elif needs_content(said):
             return True
     return False
 
@@ -183,7 +175,7 @@ def event_ids(messages: Iterable[RecordedMessage]) -> set[bytes]:
     ids = set()
     for message in messages:
         row = getattr(message, "_row", None)
-        event_id = message.event_id if row is None else row[1]
+        event_id = message.event_id if row is None else row[0]
         ids.add(event_id if isinstance(event_id, bytes) else event_id.bytes)
     return ids
 
@@ -193,11 +185,10 @@ def _uuid(value: UUID | bytes) -> UUID:
 
 
 _MADE_FROM_ROW: Final[Mapping[str, Callable[[AppendedRow], Any]]] = {
-    "message": lambda row: row[0] if isinstance(row[0], Message) else text_message(row[0]),
-    "event_id": lambda row: _uuid(row[1]),
-    "origin_id": lambda row: _uuid(row[2]),
-    "occurred_at": lambda row: from_microseconds(row[3]),
-    "recorded_at": lambda row: from_microseconds(row[4]),
+    "event_id": lambda row: _uuid(row[0]),
+    "origin_id": lambda row: _uuid(row[1]),
+    "occurred_at": lambda row: from_microseconds(row[2]),
+    "recorded_at": lambda row: from_microseconds(row[3]),
 }
 _UNCHANGED: Final[Mapping[str, Any]] = {
     **{spec.name: spec.default for spec in fields(RecordedMessage) if spec.default is not MISSING},

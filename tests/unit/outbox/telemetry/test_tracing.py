@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import sys
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from letopis.outbox import History
 from letopis.outbox.daemon.store_pool import InstrumentedStore
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.relay import Relay
-from letopis.outbox.telemetry.tracing import Spans, usage_attributes
+from letopis.outbox.telemetry.tracing import Spans, appending, usage_attributes
 from letopis.store import Message
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.timeouts import Timeouts
@@ -92,6 +92,17 @@ def process_exporter(exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(opentelemetry_trace, "get_tracer_provider", lambda: provider)
     monkeypatch.setattr(opentelemetry_trace, "_TRACER_PROVIDER", provider)
     return exporter
+
+
+def test_an_append_makes_no_span_where_no_provider_is_configured(process_exporter: InMemorySpanExporter) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opentelemetry_trace, "get_tracer_provider", opentelemetry_trace.ProxyTracerProvider)
+
+        assert isinstance(appending("chat-1", ()), nullcontext)
+
+    with appending("chat-1", ()):
+        pass
+    assert len(process_exporter.get_finished_spans()) == 1
 
 
 async def test_an_append_is_one_span_with_the_conversation_and_the_tokens(
