@@ -139,6 +139,7 @@ async def imports(bench: Bench) -> None:
 
 
 def _timed(command: Sequence[str]) -> float:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     begun = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "NO_COLOR": "1"})
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**environment, "NO_COLOR": "1"})
     return time.perf_counter() - begun
