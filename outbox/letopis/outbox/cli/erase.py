@@ -208,7 +208,7 @@ class _Erasure:
 
     async def _register(self, history: History, conversation_id: str) -> None:
         """Have other outboxes erase what they hold of a conversation, if the history store can be told."""
-        from letopis.outbox.history._conversations import register
+        from letopis.outbox.history.erasing import register
         from letopis.store.database.faults import StoreFault
 
         about: Any = {"how": self._how, "reason": self._reason, "requested_by": self._by}

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 LANES_PER_QUESTION: Final = 500
 """Lanes whose owner the history store is asked for at a time."""
 
+# Adapters that keep more in the file than events make this view. Each erasure is inserted into it, with the held
+# conversations and owners as a JSON array, for their triggers.
+_HAS_ERASING_VIEW: Final = "SELECT 1 FROM sqlite_master WHERE type = 'view' AND name = 'letopis_erasing'"
+_TELL_ADAPTERS: Final = "INSERT INTO letopis_erasing (kind, subject, held) VALUES (?, ?, ?)"
 _STATE: Final = "SELECT erasures, erasing, origin_id FROM letopis_outbox_origin"
 _BEGIN: Final = "UPDATE letopis_outbox_origin SET erasing = ?"
 _END: Final = "UPDATE letopis_outbox_origin SET erasures = max(erasures, ?), erasing = NULL"
@@ -223,6 +227,9 @@ def _begin(cursor: Any, erasure: Erasure, held: HeldSubjects, *, now_us: int) ->
         if name < FIRST_CONVERSATION_ID:
             forget_records(cursor, lane)
             erase_repairs_of_records(cursor, name)
+    if query_all(cursor, _HAS_ERASING_VIEW):
+        excepted = [*_held_conversations(cursor, held), *held.owners]
+        cursor.execute(_TELL_ADAPTERS, (erasure.kind, erasure.subject, _listed(excepted)))
     return newest_position(cursor)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Final, Literal
 
-from letopis.outbox.history._conversations import register
+from letopis.outbox.history._conversations import register as register
 from letopis.outbox.history.authored import authored
 from letopis.outbox.history.history import History
 from letopis.store.erasures import Erasure
