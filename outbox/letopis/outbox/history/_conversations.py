@@ -25,6 +25,7 @@ from letopis.outbox.pending_reads.active_conversation import (
 )
 from letopis.outbox.pending_reads.store_gateway import StoreGateway, is_reachable
 from letopis.store.conversation_store import ConversationStore
+from letopis.store.database.store_identity import expect_store
 from letopis.store.erasures import Erasure, How, Kind
 from letopis.store.errors import ConversationGone, InvalidInput, StoreUnavailable
 from letopis.store.model.conversations import Conversation, Page
@@ -252,9 +253,10 @@ async def register(
     # The numbers that this file knows, and not the store, are of a store that was restored.
     bound = await outbox.read(read_binding)
     origin = replace(outbox.origin, store_id=bound.store_id, erasures=bound.erasures)
-    return await store.erasures.register(
-        kind, subject, how=how, reason=reason, requested_by=requested_by, origin=origin
-    )
+    with expect_store(bound.store_id):  # one that is gone is not created anew
+        return await store.erasures.register(
+            kind, subject, how=how, reason=reason, requested_by=requested_by, origin=origin
+        )
 
 
 def _checked_place(shown: object, cursor: object) -> tuple[str | None, str | None]:
