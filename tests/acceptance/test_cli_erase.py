@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -140,6 +141,54 @@ def test_the_records_of_an_owner_without_conversations_are_erased(letopis: Any) 
     assert "all records of the owner" in error
     assert not holds(f"{SECRET} record")
     assert letopis(*arguments)[0] == 3
+
+
+@pytest.mark.usefixtures("said")
+@pytest.mark.parametrize("how", ["reset", "delete"])
+def test_a_named_conversation_leaves_a_receipt(letopis: Any, how: str) -> None:
+    async def put() -> None:
+        async with History("bot.outbox.db") as history:
+            await history.records(conversation="a1").put(("notes",), "key", f"{SECRET} note")
+            assert await history.drained(30)
+
+    asyncio.run(put())
+    for path in Path().glob("bot.history.db*"):
+        shutil.copy(path, f"backup-{path.name}")
+    arguments = ("history", "erase", "a1", f"--{how}", "--reason", "asked", "--wait", "--yes")
+
+    assert letopis(*arguments, "--receipt", "r.json")[0] == 0
+
+    document = json.loads(Path("r.json").read_bytes())
+    told = {name: document["erasure"][name] for name in ("kind", "subject", "how", "number")}
+    assert told == {"kind": "conversation", "subject": "a1", "how": how, "number": 1}
+    assert (document["conversations"], document["messages"]) == (["a1"], {})
+    assert document["events"] > 0 and len(document["records"]) == 1
+    assert SECRET not in Path("r.json").read_text(encoding="utf-8")
+    assert letopis("db", "verify", "--receipt", "r.json")[0] == 0
+    code, out, _ = letopis("--store", "backup-bot.history.db", "db", "verify", "--receipt", "r.json", "--json")
+    assert code == 1
+    assert "the store holds 1 of the records of the receipt" in json.loads(out)["problems"]
+    # A repetition makes one too: of the same erasure where the conversation has ended.
+    assert letopis(*arguments, "--receipt", "again.json")[0] == 0
+    again = json.loads(Path("again.json").read_bytes())
+    assert again["erasure"]["number"] == (1 if how == "delete" else 2)
+    assert letopis("db", "verify", "--receipt", "again.json")[0] == 0
+    if how == "reset":
+        asyncio.run(append("a1"))
+        asyncio.run(put())
+        assert letopis("db", "verify", "--receipt", "r.json")[0] == 0
+
+
+@pytest.mark.usefixtures("said")
+def test_a_named_conversation_is_not_erased_without_the_receipt_that_was_asked_for(letopis: Any) -> None:
+    Path("bot.history.db").rename("away.db")
+
+    arguments = ("history", "erase", "a1", "--reset", "--reason", "asked", "--wait", "--yes", "--receipt", "r.json")
+    code, _, error = letopis(*arguments)
+
+    assert code == 75
+    assert "nothing was erased" in error
+    assert not Path("r.json").exists() and not Path("bot.history.db").exists()
 
 
 @pytest.mark.usefixtures("said")

@@ -118,7 +118,8 @@ def test_a_receipt_is_refused_when_it_was_altered_or_the_content_is_back(letopis
     [
         (["--person", ANN, "--owner", ANN, "--delete", "--reason", "r"], 2, "or a person with --person"),
         (["--person", ANN, "--delete", "--reason", "r", "--receipt", "r.json"], 2, "--receipt needs --wait"),
-        (["group", "--delete", "--reason", "r", "--wait", "--receipt", "r.json"], 2, "--receipt needs --wait"),
+        (["group", "more", "--delete", "--reason", "r", "--wait", "--receipt", "r.json"], 2, "--receipt needs --wait"),
+        (["group", "--delete", "--reason", "r", "--receipt", "r.json"], 2, "--receipt needs --wait"),
         (
             ["--person", "nobody", "--delete", "--reason", "r", "--wait", "--receipt", "r.json", "--yes"],
             3,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import sqlalchemy as sa
 
@@ -15,6 +17,7 @@ from letopis.store.model.event_types import (
     MessageRedacted,
 )
 from letopis.store.read.paging import Window
+from letopis.store.read.task_marks import PendingTasks
 from letopis.store.testing.forks import ForkConformance, forked, texts
 from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.time_travel import paged
@@ -74,11 +77,11 @@ class Killed(Exception):
     """A process ended here."""
 
 
-@pytest.mark.parametrize("how", ["cut off", "refused"])
-async def test_what_no_fork_reads_any_more_is_erased_although_its_apply_was_disturbed(
+@pytest.mark.parametrize("how", ["cut off", "unavailable", "poison"])
+async def test_what_no_fork_reads_any_more_is_erased_by_a_task_if_its_apply_was_disturbed(
     store: ConversationStore, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process ends, or the store is lost, between the two transactions of an apply."""
+    """The process ends, or the store is lost or refuses it, between the two transactions of an apply."""
     outbox = Outbox()
     outbox.append("p", Message.user("secret", id="1"))
     outbox.append("f", forked("p", 1))
@@ -88,16 +91,21 @@ async def test_what_no_fork_reads_any_more_is_erased_although_its_apply_was_dist
     assert "secret" in await stored_text(store, "p")
 
     async def disturbed(*_: object, **__: object) -> bool:
-        raise Killed if how == "cut off" else StoreFault(fault_class=FaultClass.UNAVAILABLE, code="x", reason="lost")
+        raise Killed if how == "cut off" else StoreFault(fault_class=FaultClass(how), code="x", reason="disturbed")
 
     outbox.append("f", ConversationDeleted())
     with monkeypatch.context() as patch:
         patch.setattr(Eraser, "erase_released", disturbed)
-        with pytest.raises(Killed if how == "cut off" else StoreFault):
+        with pytest.raises(Killed) if how == "cut off" else nullcontext():
             await outbox.deliver(store)
-    await outbox.deliver(store)
+    assert "secret" in await stored_text(store, "p")
+    assert await store.pending_tasks() == PendingTasks(tasks=1, rows=1, erasing=1)
+
+    assert await store.run_pending_tasks()
 
     assert "secret" not in await stored_text(store, "p")
+    assert await store.pending_tasks() == PendingTasks()
+    assert not await store.run_pending_tasks()
 
 
 async def rebuilt(store: ConversationStore) -> dict[str, tuple[str, ...]]:

@@ -2,58 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
-from pathlib import Path
 from typing import Literal
 
 import pytest
-import sqlalchemy as sa
 
 from letopis.outbox import History
-from letopis.outbox.diagnostics.integrity import find_problems
 from letopis.outbox.history.erasing import erase_owner, register
-from letopis.outbox.relay.relay import Relay
 from letopis.store import ConversationGone, ConversationStore, Message
-from letopis.store.database.schema import metadata
-from letopis.store.maintenance.integrity import find_problems as store_problems
+from tests.support.erased import assert_nowhere, deliver, dump, occurs
 from tests.support.relays import until
 
 WORDS = "gheldrimmer"
 
 
-async def deliver(*histories: History) -> None:
-    for history in histories:
-        await Relay(history.outbox, history.store).drain()
-
-
 async def texts(store: ConversationStore, chat: str) -> list[str]:
     return [message.text for message in await store.messages(chat, every=True)]
-
-
-async def dump(store: ConversationStore) -> str:
-    rows = list[str]()
-    async with store._runtime.callers_engine.connect() as connection:
-        for table in metadata.sorted_tables:
-            if table.info.get("not_on") != connection.dialect.name:
-                rows += [repr(tuple(row)) for row in await connection.execute(sa.select(table))]
-    return "\n".join(rows)
-
-
-def occurs(words: str, path: Path) -> bool:
-    """Search the files of an open outbox: in a process of its own, as closing a descriptor here drops its locks."""
-    files = [str(file) for file in path.parent.glob(f"{path.name}*")]
-    return subprocess.run(["grep", "-lF", words, *files], check=False, stdout=subprocess.PIPE).returncode == 0
-
-
-async def assert_nowhere(words: str, store: ConversationStore, *histories: History) -> None:
-    assert words not in await dump(store)
-    for history in histories:
-        path = history.outbox.path
-        await until(lambda path=path: not occurs(words, path))  # type: ignore[misc]
-        await history.close()
-        assert not occurs(words, path)
-        assert list(find_problems(path)) == []
-    assert [problem async for problem in store_problems(store._runtime.callers_engine)] == []
 
 
 async def speak(history: History, chat: str, *, owner: str | None = None, words: str = WORDS) -> None:
@@ -230,7 +193,7 @@ async def test_a_conversation_is_erased_in_every_outbox(
     await deliver(one, two)
     await speak(two, "shared")
 
-    await register(one, "conversation", "shared", how=how, reason="asked")
+    await register(one.outbox, one.store, "conversation", "shared", how=how, reason="asked")
     await (one.chat("shared").delete if how == "delete" else one.chat("shared").reset)()
     await deliver(one)
     await one.append("other", Message.user("later"))
@@ -239,3 +202,93 @@ async def test_a_conversation_is_erased_in_every_outbox(
     assert "stays said" in await texts(store, "other")
     assert await store.erasures.unacknowledged() == []
     await assert_nowhere(WORDS, store, one, two)
+
+
+async def pending_in_two(one: History, two: History) -> None:
+    """Have one conversation in both outboxes, and sixty words pending in the second, which is offline from then on."""
+    await speak(one, "shared", owner="42")
+    await speak(two, "shared")
+    await deliver(one, two)
+    await two.append("shared", *(Message.user(f"{WORDS} {number}") for number in range(60)))
+
+
+@pytest.mark.parametrize("everywhere", [True, False], ids=["everywhere", "here"])
+async def test_a_reset_everywhere_reaches_what_an_offline_outbox_held_pending(
+    store: ConversationStore, bots: tuple[History, History], everywhere: bool
+) -> None:
+    one, two = bots
+    await pending_in_two(one, two)
+
+    await one.chat("shared").reset(reason="asked", everywhere=everywhere)
+    await deliver(one)
+    assert WORDS not in await dump(store)
+    await deliver(two)
+
+    if everywhere:
+        assert [(erasure.kind, erasure.how) for erasure in await store.erasures.after(0)] == [("conversation", "reset")]
+        assert await store.erasures.unacknowledged() == []
+        await assert_nowhere(WORDS, store, one, two)
+    else:
+        assert len([text for text in await texts(store, "shared") if WORDS in text]) == 60
+        assert await store.erasures.after(0) == []
+
+
+async def test_a_reset_everywhere_spares_what_its_outbox_appends_after_it(
+    store: ConversationStore, bots: tuple[History, History]
+) -> None:
+    one, two = bots
+    await pending_in_two(one, two)
+    await one.append("shared", Message.user(f"{WORDS} pending here"))
+
+    await one.chat("shared").reset(everywhere=True)
+    await one.append("shared", Message.user("new words"))
+    await one.records(conversation="shared").put(("notes",), "key", "a new note")
+    async with one.reply("shared", every=0) as reply:
+        await reply.add("a new reply")
+        await until(lambda: reply.kept > 0)
+        await deliver(one)
+        assert occurs("a new reply", one.outbox.path)
+    await deliver(one, two)
+
+    assert [text for text in await texts(store, "shared") if text] == ["new words", "a new reply"]
+    record = await one.records(conversation="shared").get(("notes",), "key")
+    assert record is not None and record.value == "a new note"
+    await assert_nowhere(WORDS, store, one, two)
+
+
+async def test_a_reset_everywhere_that_was_cut_off_erases_nothing_less_when_repeated(
+    store: ConversationStore, bots: tuple[History, History]
+) -> None:
+    one, two = bots
+    await pending_in_two(one, two)
+    await one.chat("shared").reset()
+    await deliver(one)
+    await one.append("shared", Message.user(f"{WORDS} pending here"))
+    await register(one.outbox, one.store, "conversation", "shared", how="reset", reason=None)  # and is killed
+    await deliver(one, two)
+    assert WORDS not in await dump(store)
+
+    await one.append("shared", Message.user(f"{WORDS} again"))
+    await one.chat("shared").reset(everywhere=True)
+    await deliver(one, two)
+
+    await assert_nowhere(WORDS, store, one, two)
+
+
+async def test_a_deletion_lets_nothing_that_another_outbox_held_arrive_readable(
+    store: ConversationStore, bots: tuple[History, History]
+) -> None:
+    one, two = bots
+    await pending_in_two(one, two)
+    await speak(two, "shared")
+    await two.append("shared", Message.user(WORDS * 40_000, id="large"))
+    await two.chat("shared").edit("large", f"{WORDS} edited")
+    await two.chat("shared").rename(WORDS)
+    await two.chat("shared").fork("fork", owner="42")
+
+    await one.chat("shared").delete(reason="asked")
+    await deliver(one)
+    await deliver(two)
+
+    assert WORDS not in await dump(store)
+    assert await two.records(conversation="shared").get(("notes",), "key") is None

@@ -2,59 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
-from pathlib import Path
-
 import pytest
-import sqlalchemy as sa
 
 from letopis.outbox import History
-from letopis.outbox.diagnostics.integrity import find_problems
 from letopis.outbox.history.erasing import erase_person
 from letopis.outbox.operations.pending_events import Selection
 from letopis.outbox.operations.repair import fix, pause, resume
-from letopis.outbox.relay.relay import Relay
 from letopis.outbox.transfer.exporter import Exporter
 from letopis.store import ConversationStore, Held, Message
-from letopis.store.database.schema import metadata
-from letopis.store.maintenance.integrity import find_problems as store_problems
 from letopis.store.maintenance.receipt import ErasureScope, load, make_receipt
 from letopis.store.model.events import utc_now
-from tests.support.relays import until
+from tests.support.erased import assert_nowhere, deliver, occurs
 
 ANN, BEN = "tg:7:1", "tg:7:2"
 ANNS, BENS = "gheldrimmer", "quenwhistle"
 WORDS = {ANN: ANNS, BEN: BENS}
-
-
-async def deliver(*histories: History) -> None:
-    for history in histories:
-        await Relay(history.outbox, history.store).drain()
-
-
-async def dump(store: ConversationStore) -> str:
-    rows = list[str]()
-    async with store._runtime.callers_engine.connect() as connection:
-        for table in metadata.sorted_tables:
-            if table.info.get("not_on") != connection.dialect.name:
-                rows += [repr(tuple(row)) for row in await connection.execute(sa.select(table))]
-    return "\n".join(rows)
-
-
-def occurs(words: str, path: Path) -> bool:
-    """Search the files of an open outbox: in a process of its own, as closing a descriptor here drops its locks."""
-    files = [str(file) for file in path.parent.glob(f"{path.name}*")]
-    return subprocess.run(["grep", "-lF", words, *files], check=False, stdout=subprocess.PIPE).returncode == 0
-
-
-async def assert_nowhere(words: str, store: ConversationStore, *histories: History) -> None:
-    assert words not in await dump(store)
-    for history in histories:
-        path = history.outbox.path
-        await until(lambda path=path: not occurs(words, path))  # type: ignore[misc]
-        await history.close()
-        assert list(find_problems(path)) == []
-    assert [problem async for problem in store_problems(store._runtime.callers_engine)] == []
 
 
 async def talk(history: History, group: str, turn: str) -> None:

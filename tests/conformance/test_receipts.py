@@ -15,7 +15,7 @@ from letopis.outbox import History
 from letopis.outbox.relay.relay import Relay
 from letopis.store import ConversationStore, InvalidInput, Message
 from letopis.store.database.engines import create_store_engine
-from letopis.store.database.schema import erasures, events, log_heads, origins
+from letopis.store.database.schema import erasures, events, log_heads, origins, records
 from letopis.store.maintenance.receipt import ErasureScope, ReceiptCheck, _digest, load, make_receipt
 from letopis.store.model.events import utc_now
 
@@ -178,6 +178,39 @@ async def test_content_that_is_back_is_found(
     found = await problems(engine, content)
     assert any("is older than the receipt" in problem for problem in found)
     assert any("of the log ends at" in problem for problem in found)
+
+
+async def test_records_are_named_and_found_if_they_are_back(
+    store: ConversationStore, engine: AsyncEngine, bots: tuple[History, History]
+) -> None:
+    one = bots[0]
+    await said(one)
+    for held in (one.records(owner=ANN), one.records(conversation="mine"), one.records(owner=BEN)):
+        await held.put(("notes",), "key", AUTHOR_WORDS)
+    await deliver(one)
+    erasure = await store.erasures.register("person", ANN, how="delete", reason="asked", requested_by="dpo")
+    async with engine.connect() as connection:
+        scope = await ErasureScope.read(connection, "person", ANN)
+        rows = [dict(row) for row in (await connection.execute(sa.select(records))).mappings()]
+    await redact(one)
+    async with engine.connect() as connection:
+        with pytest.raises(InvalidInput, match="the store holds 1 of the records"):
+            await make_receipt(connection, erasure.number, scope, now=utc_now())
+    await one.records(owner=ANN).erase()
+    await deliver(one)
+    async with engine.connect() as connection:
+        content = await make_receipt(connection, erasure.number, scope, now=utc_now())
+
+    assert len(orjson.loads(content)["records"]) == 2
+    assert await problems(engine, content) == []
+    # What is put anew, under the same key, is another version.
+    await one.records(owner=ANN).put(("notes",), "key", "new")
+    await deliver(one)
+    assert await problems(engine, content) == []
+    [back] = [row for row in rows if row["scope"].endswith("mine")]
+    async with engine.begin() as connection:
+        await connection.execute(sa.insert(records).values(back))
+    assert await problems(engine, content) == ["the store holds 1 of the records of the receipt"]
 
 
 async def test_an_outbox_that_has_acknowledged_since_is_told(

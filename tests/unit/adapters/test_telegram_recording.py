@@ -19,10 +19,13 @@ from letopis.adapters.telegram_core.local_state import MAX_ATTEMPTS
 from letopis.adapters.telegram_core.outgoing import current_update, unrecorded
 from letopis.adapters.telegram_core.resumed_turns import ResumedTurns
 from letopis.outbox import History
+from letopis.outbox.relay.relay import Relay
 from letopis.store import InvalidInput, Message, OutboxFull
 from letopis.store.model import large_content
 from letopis.store.model.conversations import Delivery
+from letopis.store.model.event_types import ConversationTrimmed
 from letopis.store.model.events import utc_now
+from letopis.testing import deliver_all
 
 BOT = 7000
 CHAT = "tg:7000:1001"
@@ -130,6 +133,56 @@ async def test_the_raw_update_is_erased_with_its_conversation(tmp_path: Path, ho
         assert await history.drained(timeout=30)
 
     assert not held(path)
+
+
+async def waiting(history: History, folder: Path) -> list[int]:
+    return [one["update_id"] for one in await parts_on(history, folder).incoming.unhandled()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "left"), [("conversation", [2, 3, 4, 5, 7]), ("owner", [2, 3, 7]), ("person", [3]), ("held", [2, 3])]
+)
+async def test_an_erasure_that_another_outbox_asked_for_drops_updates_that_wait(
+    tmp_path: Path, kind: Any, left: list[int]
+) -> None:
+    """Whether or not this outbox has to append anything: of the private chat, everything is delivered."""
+    path, group = tmp_path / "bot.outbox.db", -100
+    async with History(path, relay=False) as history:
+        record = parts_on(history, tmp_path).incoming.record
+        pressed = {"id": "9", "from": raw(1)["from"], "message": raw(7), "data": "pressed"}
+        await record(update(4, pressed, "callback_query"))  # before the conversation begins
+        await record(update(1, raw(5, TOKEN)))
+        await record(update(2, raw(5, TOKEN, chat=group)))
+        await record(update(3, raw(6, "of another", chat=group) | {"from": {"id": 1002}}))
+        await record(update(5, raw(6, TOKEN + "\0")))  # no history can hold it
+        await record(update(6, {"chat": {"id": 1001}, "user": {"id": 1001}, "new_reaction": []}, "message_reaction"))
+        await record(update(7, {"id": "8", "from": raw(1)["from"], "query": "sought"}, "inline_query"))
+        await deliver_all(history)
+        assert await waiting(history, tmp_path) == [1, 2, 3, 4, 5, 6, 7]
+        if kind == "held":
+            await history.store.erasures.hold("owner", f"tg:{BOT}:{group}", reason="a court asked")
+            kind = "person"
+
+        await history.store.erasures.register(kind, CHAT, how="reset")
+        await Relay(history.outbox, history.store).drain()
+
+        assert await waiting(history, tmp_path) == left
+        assert await history.store.erasures.unacknowledged() == []
+    assert held(path) is (left != [3])
+
+
+async def test_words_that_wait_survive_what_takes_older_words_away(tmp_path: Path) -> None:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
+        parts = parts_on(history, tmp_path)
+        await parts.incoming.record(update(1, raw(5)))
+        await deliver_all(history)
+        await parts.incoming.handled(1)
+        await parts.incoming.record(update(2, raw(6, "still to be answered")))
+
+        await history.append(CHAT, ConversationTrimmed(upto=2, rule="default", sequence=2))
+        await deliver_all(history)
+
+        assert await waiting(history, tmp_path) == [2]
 
 
 async def test_handled_updates_are_forgotten_while_the_bot_runs(

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from letopis.adapters.telegram_core.chats import Chats, numbers_of
 from letopis.adapters.telegram_core.content import content_of, metadata_of, moment_of, title_from
-from letopis.adapters.telegram_core.keys import ChatKey, author_of, message_id
-from letopis.adapters.telegram_core.local_state import LocalState
+from letopis.adapters.telegram_core.keys import ChatKey, author_of, message_id, sender_of
+from letopis.adapters.telegram_core.local_state import KnownUpdate, LocalState
 from letopis.adapters.telegram_core.updates import (
     ChatMoved,
     Command,
@@ -170,7 +170,7 @@ class IncomingRecorder:
             key = await self.chats.settled(meaning.key) if meaning.key is not None else None
         work = await self._work(meaning, key)
         async with self._history.transaction() as tx:
-            known = await self.local.receive(tx, self._bot_id, update, work.conversation_id)
+            known = await self._receive(tx, update, meaning, key, work.conversation_id)
             if known is None:
                 if key is not None:
                     await self.local.learn_language(tx, key.owner, meaning.language)
@@ -188,6 +188,12 @@ class IncomingRecorder:
             message_id=work.message_id,
         )
 
+    async def _receive(
+        self, tx: Any, update: Mapping[str, Any], meaning: Meaning, key: ChatKey | None, conversation_id: str | None
+    ) -> KnownUpdate | None:
+        owner, author = None if key is None else key.owner, sender_of(self._bot_id, meaning.payload)
+        return await self.local.receive(tx, self._bot_id, update, conversation_id, owner=owner, author=author)
+
     async def _append(self, tx: Any, work: _Work) -> None:
         try:
             await tx.append(work.conversation_id, *work.events, owner=work.owner, occurred_at=work.occurred_at)
@@ -197,7 +203,7 @@ class IncomingRecorder:
 
     async def _without_content(self, update: Mapping[str, Any], meaning: Meaning, key: ChatKey | None) -> Recorded:
         async with self._history.transaction() as tx:
-            known = await self.local.receive(tx, self._bot_id, update, None)
+            known = await self._receive(tx, update, meaning, key, None)
         number = meaning.payload.get("message_id") if isinstance(meaning, Said) else None
         return _recorded(
             meaning,

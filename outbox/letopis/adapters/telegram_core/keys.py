@@ -129,3 +129,8 @@ def author_of(bot_id: int, message: Mapping[str, Any]) -> str | None:
         return None
     number = sender.get("id")
     return ChatKey(bot_id=bot_id, chat_id=number).owner if isinstance(number, int) else None
+
+
+def sender_of(bot_id: int, payload: Mapping[str, Any]) -> str | None:
+    """Return who caused an update of any kind, as :func:`author_of` does; reactions and poll answers have a user."""
+    return author_of(bot_id, payload) or author_of(bot_id, {"from": payload.get("user")})

@@ -17,15 +17,29 @@ from letopis.store.model.events import to_microseconds, utc_now
 _TABLES: Final = (
     """CREATE TABLE IF NOT EXISTS letopis_telegram_updates (
         bot_id INTEGER NOT NULL, update_id INTEGER NOT NULL, received_at INTEGER NOT NULL, handled_at INTEGER,
-        attempts INTEGER NOT NULL, conversation_id TEXT, data TEXT NOT NULL, PRIMARY KEY (bot_id, update_id)
+        attempts INTEGER NOT NULL, conversation_id TEXT, owner_id TEXT, author TEXT, data TEXT NOT NULL,
+        PRIMARY KEY (bot_id, update_id)
     ) WITHOUT ROWID""",
     """CREATE INDEX IF NOT EXISTS ix_letopis_telegram_updates_unhandled
         ON letopis_telegram_updates (conversation_id) WHERE handled_at IS NULL""",
     # What is erased is gone from here too, whichever program erases it: the raw update holds the message.
+    # Retention marks what it takes away as a reset does, and the new words that wait are not among that.
     """CREATE TRIGGER IF NOT EXISTS letopis_telegram_erased AFTER UPDATE OF deleted ON letopis_outbox_lanes
-        WHEN NEW.deleted <> 0 BEGIN
+        WHEN NEW.deleted <> OLD.deleted AND (NEW.deleted > 0 OR EXISTS (
+            SELECT 1 FROM letopis_outbox_events WHERE lane = NEW.lane AND sequence = -NEW.deleted
+            AND type = 'conversation.rewound' AND json_extract(data, '$.erase')
+        )) BEGIN
             UPDATE letopis_telegram_updates SET data = '', handled_at = received_at
             WHERE conversation_id = NEW.conversation_id AND handled_at IS NULL;
+        END""",
+    # An outbox inserts into this view each erasure that it carries out.
+    "CREATE VIEW IF NOT EXISTS letopis_erasing AS SELECT NULL AS kind, NULL AS subject, NULL AS held WHERE 0",
+    """CREATE TRIGGER IF NOT EXISTS letopis_telegram_erasing INSTEAD OF INSERT ON letopis_erasing BEGIN
+            UPDATE letopis_telegram_updates SET data = '', handled_at = received_at
+            WHERE handled_at IS NULL AND coalesce(conversation_id, owner_id, '') NOT IN (
+                SELECT value FROM json_each(NEW.held)
+            ) AND (NEW.subject = iif(NEW.kind = 'conversation', conversation_id, owner_id)
+                OR (NEW.kind = 'person' AND NEW.subject = author));
         END""",
     """CREATE TABLE IF NOT EXISTS letopis_telegram_languages (
         owner_id TEXT NOT NULL PRIMARY KEY, language TEXT NOT NULL
@@ -90,19 +104,37 @@ class LocalState:
     # Updates.
 
     async def receive(
-        self, tx: Transaction, bot_id: int, update: Mapping[str, Any], conversation_id: str | None
+        self,
+        tx: Transaction,
+        bot_id: int,
+        update: Mapping[str, Any],
+        conversation_id: str | None,
+        *,
+        owner: str | None = None,
+        author: str | None = None,
     ) -> KnownUpdate | None:
-        """Record an update as received. If it was recorded before, change nothing and return what is known of it."""
+        """Record an update as received. If it was recorded before, change nothing and return what is known of it.
+
+        An erasure of its conversation, owner or author drops its content, and it counts as handled.
+        """
         if utc_now() - self._trimmed_at > TRIM_INTERVAL:
             await self._trim(tx)
         key = {"bot": bot_id, "update": update["update_id"]}
         done = await tx.execute(
             sa.text(
                 "INSERT INTO letopis_telegram_updates"
-                " (bot_id, update_id, received_at, attempts, conversation_id, data)"
-                " VALUES (:bot, :update, :now, 0, :conversation, :data) ON CONFLICT (bot_id, update_id) DO NOTHING"
+                " (bot_id, update_id, received_at, attempts, conversation_id, owner_id, author, data)"
+                " VALUES (:bot, :update, :now, 0, :conversation, :owner, :author, :data)"
+                " ON CONFLICT (bot_id, update_id) DO NOTHING"
             ),
-            {**key, "now": to_microseconds(utc_now()), "conversation": conversation_id, "data": json.dumps(update)},
+            {
+                **key,
+                "now": to_microseconds(utc_now()),
+                "conversation": conversation_id,
+                "owner": owner,
+                "author": author,
+                "data": json.dumps(update),
+            },
         )
         if done.rowcount == 1:
             return None

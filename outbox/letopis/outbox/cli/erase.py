@@ -75,14 +75,16 @@ def erase(
     """
     if sum((bool(conversations), owner is not None, person is not None)) != 1:
         raise click.UsageError("Name conversations, or an owner with --owner, or a person with --person.")
-    if receipt is not None and (conversations or not wait):
-        raise click.UsageError("--receipt needs --wait, and --owner or --person: it says what is gone.")
+    if receipt is not None and (len(conversations) > 1 or not wait):
+        raise click.UsageError(
+            "--receipt needs --wait, and --owner, --person or one conversation: it says what is gone."
+        )
     if reset == delete:
         raise click.UsageError(
             "Give --reset for conversations that go on under their id, such as telegram:4711, or --delete for those"
             " that end."
         )
-    kind: Kind = "owner" if person is None else "person"
+    kind: Kind = "conversation" if conversations else "owner" if person is None else "person"
     owner = owner if person is None else person
     with ExitStack() as files, progress("erasing", unit="conversations") as report:
         work = _Erasure(reason=reason, by=by or current_user(), delete=delete, kind=kind, report=report)
@@ -94,7 +96,7 @@ def erase(
         {
             "erased": work.erased,
             "how": "delete" if delete else "reset",
-            kind: owner,
+            "owner" if person is None else "person": owner,
             "held": work.held,
             "pending": pending,
             "store_rows": work.store_rows,
@@ -148,6 +150,7 @@ class _Erasure:
                 chosen = await (_named(history, names) if owner is None else conversations_of(history, owner))
             except StoreUnavailable as error:
                 raise CommandExit(Exit.LATER, f"{error}; nothing was erased") from error
+            subject = names[0] if owner is None else owner  # of a receipt
             records = owner is not None and await _has_records(history, owner)
             shared = 0
             if owner is not None and self._kind == "person":
@@ -156,16 +159,18 @@ class _Erasure:
             self._total = None if shared else len(chosen)  # in which conversations a person wrote is known at the end
             if chosen or records or shared:
                 confirm(_question(chosen, owner, shared, delete=self._delete), yes=yes)
-            elif owner is not None and not await _is_being_erased(history, owner):
-                earlier = None if document is None else await _last_erasure(history, self._kind, owner)
+            elif owner is None or not await _is_being_erased(history, owner):
+                earlier = None if document is None else await _last_erasure(history, self._kind, subject)
                 if earlier is None:
                     nothing = "no conversations and no records of this owner, and no erasure pending"
-                    raise CommandExit(Exit.NOTHING, nothing)
+                    raise CommandExit(Exit.NOTHING, "nothing matched: deleted already" if owner is None else nothing)
                 self.number = earlier.number
-            scope = await self._scope(history, owner) if document is not None and owner is not None else None
             if owner is None:
                 for conversation in chosen:
-                    await self._register(history, conversation.conversation_id)
+                    await self._register(history, conversation.conversation_id, needed=document is not None)
+            scope = None if document is None else await self._scope(history, subject)
+            if owner is None:
+                for conversation in chosen:
                     chat = history.chat(conversation.conversation_id)
                     await (chat.delete if self._delete else chat.reset)(reason=self._reason)
                     self._note(conversation.conversation_id)
@@ -206,16 +211,17 @@ class _Erasure:
     def _how(self) -> Literal["reset", "delete"]:
         return "delete" if self._delete else "reset"
 
-    async def _register(self, history: History, conversation_id: str) -> None:
+    async def _register(self, history: History, conversation_id: str, *, needed: bool) -> None:
         """Have other outboxes erase what they hold of a conversation, if the history store can be told."""
         from letopis.outbox.history.erasing import register
         from letopis.store.database.faults import StoreFault
 
+        about: Any = {"how": self._how, "reason": self._reason, "requested_by": self._by}
         try:
-            erasure = await register(
-                history, "conversation", conversation_id, how=self._how, reason=self._reason, requested_by=self._by
-            )
+            erasure = await register(history.outbox, history.store, "conversation", conversation_id, **about)
         except StoreFault as fault:
+            if needed:
+                raise CommandExit(Exit.LATER, f"{fault}; nothing was erased") from fault
             self.untold = str(fault)
         else:
             self.number = erasure.number
@@ -257,8 +263,6 @@ async def _named(history: History, names: tuple[str, ...]) -> list[Conversation]
             raise CommandExit(Exit.NOTHING, f"there is no conversation {name!r}; nothing was erased")
         if conversation.state != "deleted":
             chosen.append(conversation)
-    if not chosen:
-        raise CommandExit(Exit.NOTHING, "nothing matched: deleted already")
     return chosen
 
 

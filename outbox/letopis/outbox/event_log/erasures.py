@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 LANES_PER_QUESTION: Final = 500
 """Lanes whose owner the history store is asked for at a time."""
 
-_STATE: Final = "SELECT erasures, erasing FROM letopis_outbox_origin"
+# Adapters that keep more in the file than events make this view. Each erasure is inserted into it, with the held
+# conversations and owners as a JSON array, for their triggers.
+_HAS_ERASING_VIEW: Final = "SELECT 1 FROM sqlite_master WHERE type = 'view' AND name = 'letopis_erasing'"
+_TELL_ADAPTERS: Final = "INSERT INTO letopis_erasing (kind, subject, held) VALUES (?, ?, ?)"
+_STATE: Final = "SELECT erasures, erasing, origin_id FROM letopis_outbox_origin"
 _BEGIN: Final = "UPDATE letopis_outbox_origin SET erasing = ?"
 _END: Final = "UPDATE letopis_outbox_origin SET erasures = max(erasures, ?), erasing = NULL"
 _ACKNOWLEDGED: Final = "UPDATE letopis_outbox_origin SET acknowledged = max(acknowledged, ?)"
@@ -44,6 +48,12 @@ _SET_OWNER: Final = (
 )
 _SUBJECT: Final = {"owner": "owner_id", "person": "owner_id", "conversation": "conversation_id"}
 """The column that holds the subject of an erasure, by its kind: what a person owns is erased whole."""
+# One that was delivered came before the erasure, which is carried out before anything more is delivered.
+_RESET_AT: Final = (
+    "SELECT max(position) FROM letopis_outbox_log AS e JOIN letopis_outbox_lanes AS l USING (lane)"
+    " WHERE l.conversation_id = ? AND sequence > delivered AND (type = 'conversation.deleted'"
+    " OR type = 'conversation.rewound' AND iif(json_valid(data), json_extract(data, '$.erase'), 0))"
+)
 _LANES_OF: Final = (
     "SELECT conversation_id, head, delivered, deleted FROM letopis_outbox_lanes"
     " WHERE {subject} = ? AND conversation_id NOT IN (SELECT value FROM json_each(?))"
@@ -113,12 +123,13 @@ def carry_out_step(
     if not is_current_lease(connection, incarnation):
         return None
     with closing(connection.connection.cursor()) as cursor:
-        done, upto = query_all(cursor, _STATE)[0]
+        done, upto, origin_id = query_all(cursor, _STATE)[0]
         if done >= erasure.number:
             return False
         names = [row[0] for row in _lanes_of(cursor, erasure, held)]
         if upto is None:
-            upto = _begin(cursor, erasure, held, now_us=now_us)
+            upto = _reset_here(cursor, erasure, origin_id) or _begin(cursor, erasure, held, now_us=now_us)
+            cursor.execute(_BEGIN, (upto,))
         if _erase_some(cursor, _all_lanes(erasure, names), upto):
             return True
         if erasure.kind == "person" and _erase_authored(cursor, erasure.subject, held, upto):
@@ -185,6 +196,14 @@ def _all_lanes(erasure: Erasure, names: Sequence[str]) -> list[str]:
     return [*names, *(scope.name for scope in (*scopes, *map(Scope.conversation, names)))]
 
 
+def _reset_here(cursor: Any, erasure: Erasure, origin_id: bytes) -> int | None:
+    """Return the position at which this outbox itself has reset the conversation: what it appended since is new."""
+    if erasure.kind != "conversation" or erasure.origin_id is None or erasure.origin_id.bytes != origin_id:
+        return None
+    position: int | None = query_all(cursor, _RESET_AT, (erasure.subject,))[0][0]
+    return position
+
+
 def _begin(cursor: Any, erasure: Erasure, held: HeldSubjects, *, now_us: int) -> int:
     """End what the store may not know of yet, erase drafts; return the position up to which events are erased."""
     appends, names = list[Prepared](), list[str]()
@@ -208,9 +227,10 @@ def _begin(cursor: Any, erasure: Erasure, held: HeldSubjects, *, now_us: int) ->
         if name < FIRST_CONVERSATION_ID:
             forget_records(cursor, lane)
             erase_repairs_of_records(cursor, name)
-    upto = newest_position(cursor)
-    cursor.execute(_BEGIN, (upto,))
-    return upto
+    if query_all(cursor, _HAS_ERASING_VIEW):
+        excepted = [*_held_conversations(cursor, held), *held.owners]
+        cursor.execute(_TELL_ADAPTERS, (erasure.kind, erasure.subject, _listed(excepted)))
+    return newest_position(cursor)
 
 
 def _ending(erasure: Erasure, name: str, head: int, delivered: int) -> Prepared | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from letopis.outbox.event_log.bound_store import read_binding
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history._append import Appender
 from letopis.outbox.history._read import HistoryReader
@@ -23,7 +25,9 @@ from letopis.outbox.pending_reads.active_conversation import (
 )
 from letopis.outbox.pending_reads.store_gateway import StoreGateway, is_reachable
 from letopis.store.conversation_store import ConversationStore
-from letopis.store.errors import ConversationGone, InvalidInput
+from letopis.store.database.store_identity import expect_store
+from letopis.store.erasures import Erasure, How, Kind
+from letopis.store.errors import ConversationGone, InvalidInput, StoreUnavailable
 from letopis.store.model.conversations import Conversation, Page
 from letopis.store.model.event_types import (
     Body,
@@ -44,8 +48,17 @@ _PAGE: Final = 20  # newest events that are read at a time
 class Conversations:
     """Keeps several conversations for each owner."""
 
-    def __init__(self, *, outbox: OutboxFile, gateway: StoreGateway, reader: HistoryReader, appender: Appender) -> None:
+    def __init__(
+        self,
+        *,
+        outbox: OutboxFile,
+        store: ConversationStore,
+        gateway: StoreGateway,
+        reader: HistoryReader,
+        appender: Appender,
+    ) -> None:
         self._outbox = outbox
+        self._store = store
         self._gateway = gateway
         self._reader = reader
         self._appender = appender
@@ -91,6 +104,13 @@ class Conversations:
         """Append a deletion or a reset, unless a hold forbids it."""
         await self.check_not_held(conversation_id)
         return await self.write(conversation_id, body)
+
+    async def register_reset(self, conversation_id: str, *, reason: str | None) -> None:
+        """Have every outbox erase what it holds of a conversation; append the reset after it."""
+        await self._owner_of(conversation_id)  # there is such a conversation
+        if await self._gateway.read(is_reachable) is None:
+            raise StoreUnavailable("what other outboxes have written")
+        await register(self._outbox, self._store, "conversation", conversation_id, how="reset", reason=reason)
 
     async def check_not_held(self, conversation_id: str) -> None:
         """Raise ``Held`` if a hold forbids an erasure, as far as the history store answers; delivery checks again."""
@@ -217,6 +237,26 @@ class Conversations:
         if conversation.owner_id is None and needed and reachable:
             raise InvalidInput("owner", "the conversation has no owner: give one with owner=")
         return conversation.owner_id
+
+
+async def register(
+    outbox: OutboxFile,
+    store: ConversationStore,
+    kind: Kind,
+    subject: str,
+    *,
+    how: How,
+    reason: str | None,
+    requested_by: str | None = None,
+) -> Erasure:
+    """Record an erasure in the history store of an outbox, which asks for it."""
+    # The numbers that this file knows, and not the store, are of a store that was restored.
+    bound = await outbox.read(read_binding)
+    origin = replace(outbox.origin, store_id=bound.store_id, erasures=bound.erasures)
+    with expect_store(bound.store_id):  # one that is gone is not created anew
+        return await store.erasures.register(
+            kind, subject, how=how, reason=reason, requested_by=requested_by, origin=origin
+        )
 
 
 def _checked_place(shown: object, cursor: object) -> tuple[str | None, str | None]:

@@ -127,7 +127,7 @@ class Parts:
             "reader": self.reader,
             "appender": self.appender,
         }
-        self.conversations = Conversations(**shared)
+        self.conversations = Conversations(**shared, store=store)
         self.path = PathChanger(**shared, finder=self.finder, limits=limits)
         self.replies = Replies(self.appender, upcasters, contents)
         self.record_reads = RecordReads(outbox, gateway)

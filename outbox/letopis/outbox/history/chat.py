@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from letopis.outbox.concurrency.home_loop import at_home
 from letopis.outbox.history.receipts import Receipt
+from letopis.store.errors import InvalidInput
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.event_types import (
     ConversationAnnotated,
@@ -289,16 +290,28 @@ class Chat:
         """
         return await self._parts.conversations.erase(self.conversation_id, ConversationDeleted(reason=reason))
 
-    async def reset(self, *, reason: str | None = None) -> Receipt:
+    async def reset(self, *, reason: str | None = None, everywhere: bool = False) -> Receipt:
         """Erase the conversation as :meth:`delete` does, and let it go on, empty, under the same id.
 
         Its messages, title and metadata are erased with the delivery. The owner, the number and the counts of tokens
         stay, and versions go on. Forks keep what they read of it. Ids of erased messages are never used again.
 
-        :param reason: kept in the log.
+        Words that another outbox holds pending arrive readable after it. With ``everywhere`` they arrive erased: the
+        history store records the erasure first, as ``letopis history erase`` has it do, and every other outbox erases
+        what it holds of the conversation before it delivers anything more. What is appended through it until then
+        counts as said before the reset. What is appended here after the reset is new.
+
+        :param reason: kept in the log, and in the record.
+        :param everywhere: erase it in every outbox. If the process ends in between, reset it again.
         :raises Held: an operator holds the conversation or its owner; nothing was written.
+        :raises StoreUnavailable: with ``everywhere``: the history store is unreachable; nothing was written.
+        :raises StoreFault: with ``everywhere``: the history store cannot record it; nothing was appended.
         """
+        if not isinstance(everywhere, bool):
+            raise InvalidInput("everywhere", f"must be True or False, not {type(everywhere).__name__}")
         body = ConversationRewound(reason=reason, erase=True)
+        if everywhere:
+            await self._parts.conversations.register_reset(self.conversation_id, reason=reason)
         return await self._parts.conversations.erase(self.conversation_id, body)
 
     # Change the path. While the history store is unreachable, this works as far as the outbox reaches back.

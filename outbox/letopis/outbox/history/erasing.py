@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from typing import Final, Literal
 
-from letopis.outbox.event_log.bound_store import read_binding
+from letopis.outbox.history._conversations import register as register
 from letopis.outbox.history.authored import authored
 from letopis.outbox.history.history import History
-from letopis.store.erasures import Erasure, Kind
+from letopis.store.erasures import Erasure
 from letopis.store.errors import Held, StoreUnavailable
 from letopis.store.model.conversations import Conversation
 from letopis.store.model.identifiers import Owner, check_identifier, owner_id
@@ -44,7 +43,9 @@ async def erase_owner(
     :raises StoreFault: the history store cannot record it.
     """
     whose = check_identifier(owner_id(owner), "owner")
-    erasure = await register(history, "owner", whose, how=how, reason=reason, requested_by=requested_by)
+    erasure = await register(
+        history.outbox, history.store, "owner", whose, how=how, reason=reason, requested_by=requested_by
+    )
     await _erase_owned(history, erasure, erased)
     return erasure
 
@@ -68,7 +69,9 @@ async def erase_person(
     :param held: called with the error for each conversation of others that a hold protects.
     """
     whose = check_identifier(owner_id(person), "person")
-    erasure = await register(history, "person", whose, how=how, reason=reason, requested_by=requested_by)
+    erasure = await register(
+        history.outbox, history.store, "person", whose, how=how, reason=reason, requested_by=requested_by
+    )
     await _erase_owned(history, erasure, erased)
     async for conversation_id, message_ids in shared_messages(history, whose):
         try:
@@ -95,24 +98,6 @@ async def _erase_owned(history: History, erasure: Erasure, erased: Callable[[str
         await (chat.delete if erasure.how == "delete" else chat.reset)(reason=erasure.reason)
         erased(conversation.conversation_id)
     await history.records(owner=erasure.subject).erase()
-
-
-async def register(
-    history: History,
-    kind: Kind,
-    subject: str,
-    *,
-    how: Literal["reset", "delete"],
-    reason: str | None,
-    requested_by: str | None = None,
-) -> Erasure:
-    """Record an erasure in the history store of an outbox."""
-    # The numbers that this file knows, and not the store, are of a store that was restored.
-    bound = await history.outbox.read(read_binding)
-    origin = replace(history.outbox.origin, store_id=bound.store_id, erasures=bound.erasures)
-    return await history.store.erasures.register(
-        kind, subject, how=how, reason=reason, requested_by=requested_by, origin=origin
-    )
 
 
 async def conversations_of(history: History, owner: str) -> list[Conversation]:

@@ -138,7 +138,7 @@ class StoreTasks:
         self._clock = clock
         self._look = look or TaskLook(clock)
         self._report_due = clock.after(REPORT_INTERVAL_SECONDS)
-        self._expected = False
+        self._expected = self._failed = False
         self._searched = self._unindexed = False
         self.pending = PendingTasks()
         self.worked = False
@@ -152,7 +152,8 @@ class StoreTasks:
         self._unindexed = self._searched
 
     def due(self, *, idle: bool) -> bool:
-        return self.pending.tasks > 0 or self._expected or (idle and (self._look.due or self._unindexed))
+        pending = self.pending.tasks > 0 and not self._failed
+        return pending or self._expected or (idle and (self._look.due or self._unindexed))
 
     async def step(self, store_id: UUID | None, *, idle: bool) -> bool:
         """Take a step of a pending task, or of the search index; return True if the next is worth taking at once.
@@ -160,22 +161,23 @@ class StoreTasks:
         A step that fails is logged and retried later: it delays no delivery.
         """
         known = self.pending.tasks > 0
-        self._expected = False
+        self._expected = self._failed = False
         self._look.done()
         try:
             with expect_store(store_id):
-                if not await self._store.run_pending_tasks():
-                    self.pending = PendingTasks()
-                    if idle:
-                        await self._index()
-                else:
+                # Asked before the step, so that the status shows a task whose step fails.
+                self.pending = await self._store.pending_tasks()
+                if self.pending.tasks:
+                    await self._store.run_pending_tasks()
                     self.worked = True
                     self.pending = await self._store.pending_tasks()
+                elif idle:
+                    await self._index()
         except Exception as error:  # a step that fails must not keep the relay from delivering
-            self.pending, self._unindexed = PendingTasks(), False
+            self._failed, self._unindexed = True, False
             # Without known tasks an outage is reported by deliveries, if there are any.
             logger.log(
-                logging.WARNING if known else logging.DEBUG,
+                logging.WARNING if self.pending.tasks else logging.DEBUG,
                 "a step of a long rewind or deletion failed, next try in %.0f s: %s",
                 LOOK_INTERVAL_SECONDS,
                 error if isinstance(error, StoreFault) else type(error).__name__,

@@ -399,9 +399,9 @@ class BlockingChat(SyncBase[Chat]):
         """As :meth:`Chat.delete`; waits."""
         return self._call_receipt(self._inner.delete, reason=reason)
 
-    def reset(self, *, reason: str | None = None) -> BlockingReceipt:
+    def reset(self, *, reason: str | None = None, everywhere: bool = False) -> BlockingReceipt:
         """As :meth:`Chat.reset`; waits."""
-        return self._call_receipt(self._inner.reset, reason=reason)
+        return self._call_receipt(self._inner.reset, reason=reason, everywhere=everywhere)
 
     def rewind(self, *, to: str | None, reason: str | None = None) -> BlockingReceipt:
         """As :meth:`Chat.rewind`; waits."""

@@ -26,6 +26,7 @@ from letopis.store.database.schema import (
     messages,
     of_conversation,
     origins,
+    records,
     same_conversation,
 )
 from letopis.store.database.store_identity import read_identity
@@ -36,6 +37,7 @@ from letopis.store.model.codec import decode
 from letopis.store.model.event_types import ConversationDeleted, MessageAppended
 from letopis.store.model.events import from_microseconds
 from letopis.store.model.identifiers import partition_of
+from letopis.store.model.records import Scope
 from letopis.store.rules.redaction import MESSAGE_CONTENT_TYPES, is_stripped
 
 FORMAT: Final = 1
@@ -44,8 +46,8 @@ _PAGE_EVENTS: Final = 500
 _LATER_TYPES: Final = tuple(name for name in MESSAGE_CONTENT_TYPES if name != MessageAppended.type)
 _KEYS: Final = frozenset(
     (
-        *("letopis_receipt", "store_id", "erasure", "made_at", "conversations", "messages", "events", "retained"),
-        *("block_events", "before", "after", "outboxes", "digest"),
+        *("letopis_receipt", "store_id", "erasure", "made_at", "conversations", "messages", "records", "events"),
+        *("retained", "block_events", "before", "after", "outboxes", "digest"),
     )
 )
 Leaf = list[Any]
@@ -58,12 +60,14 @@ class ErasureScope:
 
     :ivar conversations: those that are erased whole.
     :ivar messages: by conversation, ids of a person's messages in those of others.
+    :ivar records: the versions of the records of the conversations and the owner, as their revisions.
     :ivar heads: the last position of each partition.
     :ivar leaves: the blocks of the log that hold their events.
     """
 
     conversations: Sequence[str]
     messages: Mapping[str, Sequence[str]]
+    records: Sequence[str]
     heads: Sequence[int]
     events: int
     leaves: Sequence[Leaf]
@@ -71,7 +75,8 @@ class ErasureScope:
     @classmethod
     async def read(cls, connection: AsyncConnection, kind: str, subject: str) -> ErasureScope:
         """Return the scope of an erasure that was just recorded, and of which nothing need be erased yet."""
-        whose, heads = conversations.c.owner_id == subject, await _heads(connection)
+        column = conversations.c.conversation_id if kind == "conversation" else conversations.c.owner_id
+        whose, heads = column == subject, await _heads(connection)
         names = sa.select(conversations.c.conversation_id).where(whose).order_by(conversations.c.conversation_id)
         owned = list((await connection.execute(names)).scalars())
         written: dict[str, list[str]] = {}
@@ -86,7 +91,8 @@ class ErasureScope:
                 written.setdefault(name, []).append(message_id)
         places = await _places(connection, owned, written, heads)
         leaves = [await _leaf(connection, *block, heads) for block in _blocks_of(places)]
-        return cls(conversations=owned, messages=written, heads=heads, events=len(places), leaves=leaves)
+        kept = await _revisions(connection, kind, subject, owned, len(heads))
+        return cls(conversations=owned, messages=written, records=kept, heads=heads, events=len(places), leaves=leaves)
 
 
 async def make_receipt(connection: AsyncConnection, number: int, scope: ErasureScope, *, now: datetime) -> bytes:
@@ -98,13 +104,20 @@ async def make_receipt(connection: AsyncConnection, number: int, scope: ErasureS
     retained = await check.count_retained(connection, scope.conversations, scope.messages, scope.heads)
     if check.with_content:
         raise InvalidInput("receipt", f"cannot be made: {check.with_content[0]}")
+    erasure = await _recorded(connection, number)
+    if erasure is None:
+        raise InvalidInput("receipt", f"cannot be made: the store does not know erasure {number}")
+    left = await _records_left(connection, erasure, scope.conversations, scope.records, scope.heads)
+    if left:
+        raise InvalidInput("receipt", f"cannot be made: the store holds {left} of the records")
     document = {
         "letopis_receipt": FORMAT,
         "store_id": str((await read_identity(connection)).store_id),
-        "erasure": await _recorded(connection, number),
+        "erasure": erasure,
         "made_at": _text(now),
         "conversations": scope.conversations,
         "messages": scope.messages,
+        "records": scope.records,
         "events": scope.events,
         "retained": retained,
         "block_events": BLOCK_EVENTS,
@@ -197,6 +210,8 @@ class ReceiptCheck:
             yield problem
         if (more := len(self.with_content) - MAX_NAMED_PROBLEMS) > 0:
             yield f"{more} more events hold content"
+        if left := await _records_left(connection, told, document["conversations"], document["records"], known_heads):
+            yield f"the store holds {left} of the records of the receipt"
         for leaf, later in zip(before["blocks"], after["blocks"], strict=True):
             if not leaf == later == await _leaf(connection, leaf[0], leaf[1], known_heads):
                 first = leaf[1] * BLOCK_EVENTS + 1
@@ -282,6 +297,32 @@ async def _pages(
         if len(rows) < _PAGE_EVENTS:
             return
         after = rows[-1].version
+
+
+async def _revisions(
+    connection: AsyncConnection, kind: str, subject: str, whole: Collection[str], partitions: int
+) -> list[str]:
+    """Return the revisions of the records of conversations, and of the owner that an erasure is about."""
+    scopes = [Scope.conversation(name) for name in whole]
+    if kind != "conversation":
+        scopes.append(Scope.owner(subject))
+    revisions: list[str] = []
+    for scope in scopes:
+        place = (records.c.partition == scope.partition(partitions), records.c.scope == scope.name)
+        revisions += map(str, (await connection.execute(sa.select(records.c.revision).where(*place))).scalars())
+    return sorted(revisions)
+
+
+async def _records_left(
+    connection: AsyncConnection,
+    erasure: Mapping[str, Any],
+    whole: Collection[str],
+    revisions: Collection[str],
+    heads: Sequence[int],
+) -> int:
+    # What was put since, under the same keys too, has other revisions.
+    now = await _revisions(connection, erasure["kind"], erasure["subject"], whole, len(heads))
+    return len(set(now).intersection(revisions))
 
 
 async def _places(connection: AsyncConnection, *scope: Any) -> list[tuple[int, int]]:

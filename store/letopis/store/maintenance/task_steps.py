@@ -20,7 +20,7 @@ from letopis.store.database.store_identity import (
     expected_store_id,
     read_identity,
 )
-from letopis.store.read.task_marks import ERASE, LEAVE, RESET, TRIM, PendingTasks, Task
+from letopis.store.read.task_marks import ERASE, LEAVE, RELEASE, RESET, TRIM, PendingTasks, Task
 from letopis.store.search.index import Index
 from letopis.store.write.redaction import Eraser
 
@@ -28,6 +28,7 @@ STEP_SECONDS: Final = 0.2
 """Length of one step, in which an SQLite file has no other writer."""
 PIECE_VERSIONS: Final = 500
 """Versions between two looks at the clock."""
+_ERASING: Final = (ERASE, TRIM, RELEASE)
 
 
 class TaskSteps:
@@ -51,8 +52,10 @@ class TaskSteps:
             tasks.c.kind == sa.bindparam("b_kind"),
             tasks.c.version == sa.bindparam("b_version"),
         )
-        # The earlier of two rewinds first: messages belong to the one that took them off the path.
-        self._pending = sa.select(tasks).where(tasks.c.after < tasks.c.upto).order_by(tasks.c.version).limit(1)
+        # The earlier of two rewinds first: messages belong to the one that took them off the path. What concerns other
+        # conversations comes last: one that cannot be erased must not delay the rest.
+        order = (sa.case((tasks.c.kind == RELEASE, 1), else_=0), tasks.c.version)
+        self._pending = sa.select(tasks).where(tasks.c.after < tasks.c.upto).order_by(*order).limit(1)
         self._task: Any = dialect.locked(sa.select(tasks).where(*at))
         self._lock: Any = dialect.locked(
             sa.select(conversations.c.state).where(
@@ -90,7 +93,7 @@ class TaskSteps:
         statement = sa.select(
             sa.func.count(),
             sa.func.coalesce(sa.func.sum(tasks.c.upto - tasks.c.after), 0),
-            sa.func.coalesce(sa.func.sum(sa.case((tasks.c.kind.in_((ERASE, TRIM)), 1), else_=0)), 0),
+            sa.func.coalesce(sa.func.sum(sa.case((tasks.c.kind.in_(_ERASING), 1), else_=0)), 0),
         ).where(tasks.c.after < tasks.c.upto)
         if owner is not None:
             own = same_conversation(conversations, tasks)
@@ -114,20 +117,27 @@ class TaskSteps:
             return False
         async with self._dialect.transaction(self._engine) as connection:
             check_identity((await read_identity(connection)).store_id, expected_store_id())
-            # Read again under the lock: another process may have carried it out.
-            key = {"b_partition": row.partition, "b_conversation": row.conversation_id}
-            state = (await connection.execute(self._lock, key)).scalar()
-            key |= {"b_kind": row.kind, "b_version": row.version}
-            task = Task(**(await connection.execute(self._task, key)).one()._mapping)
-            if task.after < task.upto:
-                after = await self._work(connection, task, deleted=state == "deleted")
-                advanced = await connection.execute(self._advance, {**key, "b_after": after})
-                check_row_count(tasks, advanced.rowcount, 1)
+            if row.kind == RELEASE:  # it locks the conversations that it erases, in the order of an apply
+                task = Task(**row._mapping)
+                await self._eraser.erase_released(connection, now=task.created_at, marks=[task])
+            else:
+                await self._advance_task(connection, row)
             closed = (await connection.execute(self._counter, {"b_partition": row.partition})).scalars().all()
             check_counters(closed, expected=1)
-        if task.kind in (ERASE, TRIM):
+        if row.kind in _ERASING:
             self._erased()
         return True
+
+    async def _advance_task(self, connection: AsyncConnection, row: sa.Row[Any]) -> None:
+        # Read again under the lock: another process may have carried it out.
+        key = {"b_partition": row.partition, "b_conversation": row.conversation_id}
+        state = (await connection.execute(self._lock, key)).scalar()
+        key |= {"b_kind": row.kind, "b_version": row.version}
+        task = Task(**(await connection.execute(self._task, key)).one()._mapping)
+        if task.after < task.upto:
+            after = await self._work(connection, task, deleted=state == "deleted")
+            advanced = await connection.execute(self._advance, {**key, "b_after": after})
+            check_row_count(tasks, advanced.rowcount, 1)
 
     async def _work(self, connection: AsyncConnection, task: Task, *, deleted: bool) -> int:
         """Work on a task for one step, or to its end. Return the version up to which it is done."""

@@ -21,6 +21,7 @@ ERASE: Final = "erase"  # its events have no content any more
 FORGET: Final = "forget"  # its messages must not be in the search index
 RESET: Final = "reset"  # its messages were redacted at that version, unless before, and have no reactions
 TRIM: Final = "trim"  # its events that are no state of the conversation have no content any more
+RELEASE: Final = "release"  # its event may have been the last to read what others retain: those are to be checked
 MAX_ROWS_PER_TRANSACTION: Final = 2_000
 """Rows that one delivery may change in its own transaction; more are marked and changed later."""
 

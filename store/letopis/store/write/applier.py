@@ -19,13 +19,14 @@ from letopis.store.database.fault_rules import HUNG_UP, LOST, rule_of_code
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import InvalidInput
 from letopis.store.model.codec import INTEGER_MAX, encode, encode_message
-from letopis.store.model.event_types import ConversationDeleted, ConversationRewound, ConversationStarted
+from letopis.store.model.event_types import ConversationStarted
 from letopis.store.model.events import NO_UPCASTERS, Event, Upcasters
 from letopis.store.model.identifiers import check_identifier, partition_of
 from letopis.store.model.large_content import MARK_IN_JSON
 from letopis.store.model.messages import Message
 from letopis.store.model.records import is_record_lane
 from letopis.store.projections.base import InlineProjections
+from letopis.store.read.task_marks import Task
 from letopis.store.rules.apply_plan import ApplyResult, LaneApplied, LaneBatch, Origin, SequencedEvent
 from letopis.store.rules.decoding import DecodedEvent, decode_events
 from letopis.store.rules.projection import conflicts_of_shown, project_events
@@ -145,9 +146,9 @@ class Applier:
                     if attempt == MAX_ATTEMPTS or not isinstance(fault.__cause__, IntegrityError):
                         raise
                     attempt += 1
-        if released := transaction.released or _may_end_forks_again(batch, result):
-            await self._erase_released()
-        if transaction.erased or released or not self._erasures_recovered:
+        if transaction.released:
+            await self._erase_released(transaction.released)
+        if transaction.erased or transaction.released or not self._erasures_recovered:
             self._erasures_recovered = True
             self._erased()
         return result
@@ -226,20 +227,12 @@ class Applier:
                         await self.run_phases(transaction, [part], decoded)
                     await connection.rollback()
 
-    async def _erase_released(self) -> None:
-        """Erase what deleted conversations retained for forks that have ceased to read it.
-
-        :raises StoreFault: the store did not answer; the same delivery, repeated, erases it.
-        """
+    async def _erase_released(self, marks: Sequence[Task]) -> None:
+        """Erase what deleted conversations retained for forks that have ceased to read it, or leave it to the tasks."""
         try:
             async with self._dialect.transaction(self._engine) as connection:
-                await self._eraser.erase_released(connection, now=self._now())
-        except StoreFault as fault:
-            if fault.fault_class not in (
-                FaultClass.POISON,
-                FaultClass.UNCLASSIFIED,
-            ):  # a lane is not to be blocked by it
-                raise
+                await self._eraser.erase_released(connection, now=self._now(), marks=marks)
+        except StoreFault as fault:  # the batch is committed
             logger.warning("content that deleted conversations retained for their forks is not erased yet: %s", fault)
 
 
@@ -263,17 +256,6 @@ async def _project(lanes: Sequence[AcceptedLane]) -> None:
         )
 
 
-def _may_end_forks_again(batch: Sequence[LaneBatch], result: ApplyResult) -> bool:
-    """Return True if a repeated delivery may end a fork: the apply before may have ended between its transactions."""
-    again = {lane.conversation_id for lane in result.applied if lane.duplicates}
-    return bool(again) and any(
-        delivery.event.type in _FORK_ENDS
-        for lane in batch
-        if lane.conversation_id in again
-        for delivery in lane.deliveries
-    )
-
-
 def _applied(lane: AcceptedLane) -> LaneApplied:
     superseded = lane.conflicts
     if lane.fresh:
@@ -289,7 +271,6 @@ def _applied(lane: AcceptedLane) -> LaneApplied:
     )
 
 
-_FORK_ENDS: Final = (ConversationDeleted.type, ConversationRewound.type)
 _TRIAL_TEXT: Final = (
     "Letopis tests whether this history store accepts an ordinary message of an ordinary length, in a transaction that"
     " is rolled back. If this text can be read, the rollback has failed."

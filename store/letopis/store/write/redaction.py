@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import orjson
@@ -10,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect, check_row_count, in_batches
-from letopis.store.database.schema import conversations, events, messages, of_conversation
+from letopis.store.database.schema import conversations, events, messages, of_conversation, tasks
 from letopis.store.model.codec import decode
 from letopis.store.model.event_types import ConversationDeleted, MessageAppended
 from letopis.store.model.events import Upcasters
@@ -220,14 +221,18 @@ class Eraser:
         """Return the version up to which forks read a conversation, through any chain; 0 if none does."""
         return await self._descendants.read_up_to(connection, partition, conversation_id, new=new)
 
-    async def erase_released(self, connection: AsyncConnection, *, now: int) -> bool:
-        """Strip what deleted and reset conversations retain and no fork reads any more; return True if any was."""
+    async def erase_released(self, connection: AsyncConnection, *, now: int, marks: Sequence[Task] = ()) -> bool:
+        """Strip what deleted and reset conversations retain and no fork reads any more; return True if any was.
+
+        The tasks ``marks`` asked for it, and are done with it.
+        """
         # Long conversations are only marked; the steps of the task strip them.
         retaining = (await connection.execute(self._retaining)).all()
         done, room = False, MAX_ROWS_PER_TRANSACTION
         for row in sorted(retaining, key=lambda row: (row.partition, row.conversation_id.encode())):
             erased = await self._erase_released_of(connection, row.partition, row.conversation_id, now=now, room=room)
             done, room = done or erased > 0, room - erased
+        await self._dialect.overwrite(connection, tasks, [replace(mark, after=mark.upto).as_row() for mark in marks])
         return done
 
     async def _erase_released_of(

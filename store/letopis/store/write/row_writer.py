@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.schema import conversations, events, messages, owners, same_conversation
 from letopis.store.model.identifiers import partition_of
-from letopis.store.read.task_marks import LEAVE, MAX_ROWS_PER_TRANSACTION, RESET, Task, write_marks
+from letopis.store.read.task_marks import LEAVE, MAX_ROWS_PER_TRANSACTION, RELEASE, RESET, Task, write_marks
 from letopis.store.rules.apply_plan import TableRow
 from letopis.store.rules.projection import Projected
 from letopis.store.rules.rows import ConversationRow
@@ -73,8 +73,12 @@ class RowWriter:
             )
         if result.redactions and (retained > 0 or not everything):  # also in what is retained for forks
             await self._eraser.strip_messages(*conversation, result.redactions, upto=before)
-        # Retained content is checked again afterwards: only then is all of this batch there to look at.
-        transaction.released |= result.released or (retained > 0 and (everything or bool(result.trims)))
+        if result.released or (retained > 0 and (everything or result.trims)):
+            # Retained content is checked again afterwards: only then is all of this batch there to look at.
+            at, place = result.versions.stop - 1, (lane.partition, result.row.conversation_id)
+            mark = Task(*place, RELEASE, version=at, after=at - 1, upto=at, created_at=now)
+            await write_marks(connection, transaction.dialect, [mark])
+            transaction.released.append(mark)
         transaction.erased |= everything or bool(result.redactions) or bool(result.trims)
         return trimmed
 

@@ -16,6 +16,7 @@ from letopis.store.database.schema import origins, store
 from letopis.store.database.store_identity import check_identity, check_not_moved, missing_identity_fault
 from letopis.store.errors import OriginSuperseded
 from letopis.store.model.records import lane_partition
+from letopis.store.read.task_marks import Task
 from letopis.store.rules.apply_plan import Origin, TableRow
 
 _LAST_SEEN_INTERVAL_US: Final = 3_600_000_000
@@ -49,7 +50,7 @@ class ApplyTransaction:
     counters: Mapping[int, int] = field(default_factory=dict)  # the position of each partition before them
     erasing: bool = False  # some events erase what came before
     erased: bool = False  # content was taken out of what is stored
-    released: bool = False  # conversations may retain content that no fork reads any more
+    released: list[Task] = field(default_factory=list)  # to erase what is retained, and no fork reads any more
     log_locked_at: float = math.inf  # the monotonic clock just before the counters were locked
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 from letopis.outbox import History
 from letopis.outbox.history import _path as back
 from letopis.store import Event, InvalidInput, Message, StoreUnavailable
-from letopis.store.errors import ConversationGone
+from letopis.store.errors import ConversationGone, Held
 from letopis.store.model.conversations import Conversation, Reaction, RecordedMessage
 from letopis.store.model.event_types import ConversationStarted
 from tests.support.relays import deliver_all
@@ -401,3 +401,28 @@ class TestConversations:
             with pytest.raises(InvalidInput, match="no such conversation"):
                 await call()
         assert await history.chat("nowhere").conversation() is None
+
+    async def test_a_reset_everywhere_without_the_store_writes_nothing(self, alone: History) -> None:
+        await alone.append("c1", *said("u1"))
+
+        with pytest.raises(StoreUnavailable):
+            await alone.chat("c1").reset(everywhere=True)
+
+        assert await path(alone) == ["u1"]
+        assert len(await alone.chat("c1").events()) == 2
+
+    async def test_a_reset_everywhere_that_is_refused_records_nothing(self, history: History) -> None:
+        await history.append("c1", *said("u1"), owner="42")
+        await deliver_all(history)
+        before = await whole(history)
+
+        with pytest.raises(InvalidInput, match="no such conversation"):
+            await history.chat("nowhere").reset(everywhere=True)
+        with pytest.raises(InvalidInput, match="everywhere"):
+            await history.chat("c1").reset(everywhere="no")  # type: ignore[arg-type]
+        await history.store.erasures.hold("owner", "42", reason="a court asked")
+        with pytest.raises(Held):
+            await history.chat("c1").reset(everywhere=True)
+
+        assert await whole(history) == before
+        assert await history.store.erasures.after(0) == []

@@ -14,6 +14,9 @@ from letopis.outbox.operations.status import read_status
 from letopis.store import ConversationStore, Message
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.read.task_marks import PendingTasks
+from letopis.store.write.redaction import Eraser
+from tests.support.erased import occurs
+from tests.support.relays import until
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +87,40 @@ async def test_a_step_that_fails_keeps_nothing_from_being_delivered(
         assert await said.saved(timeout=20)
         assert await (await history.chat("long").delete()).saved(timeout=20)
         assert await (await history.append("other", Message.user("hi"))).saved(timeout=20)
+
+
+async def test_a_task_whose_step_is_refused_stays_in_the_status_until_it_is_carried_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("letopis.outbox.relay.lease.HEARTBEAT_SECONDS", 0.0)
+
+    async def refused(*_: object, **__: object) -> bool:
+        raise StoreFault(fault_class=FaultClass.POISON, code="22021", reason="refused")
+
+    async with ConversationStore.open(tmp_path / "history.db") as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(Eraser, "erase_released", refused)
+            async with History(tmp_path / "bot.outbox.db", store=store, watch=False) as history:
+                await history.append("parent", Message.user("the secret"), owner="42")
+                await history.chat("parent").fork("fork")
+                await history.chat("parent").delete()
+                assert await (await history.chat("fork").delete()).saved(timeout=20)
+                await until(lambda: tells_of_tasks(history))
+                assert await (await history.append("other", Message.user("hi"))).saved(timeout=20)
+                assert await tells_of_tasks(history)
+        assert occurs("the secret", tmp_path / "history.db")
+
+        async with History(tmp_path / "bot.outbox.db", store=store, watch=False) as history:
+            await until(lambda: has_no_tasks(store, history))
+    assert not occurs("the secret", tmp_path / "history.db")
+
+
+async def tells_of_tasks(history: History) -> bool:
+    return (await told(history))[0] > 0
+
+
+async def has_no_tasks(store: ConversationStore, history: History) -> bool:
+    return await store.pending_tasks() == PendingTasks() and await told(history) == (0, 0)
 
 
 async def test_a_relay_gives_signs_of_life_while_the_store_works_on_a_batch(

@@ -25,7 +25,7 @@ from tests.support.statements import over
 async def test_erase_released_tells_whether_it_stripped_an_event(
     retained: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def crash(_: Applier) -> None:
+    async def crash(_: Applier, marks: object) -> None:
         """The process ends before the second transaction of an apply."""
 
     outbox = Outbox()
