@@ -25,12 +25,7 @@ from letopis.outbox.pending_reads.store_gateway import StoreGateway, is_reachabl
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.errors import ConversationGone, InvalidInput
 from letopis.store.model.conversations import Conversation, Page
-from letopis.store.model.event_types import (
-    Body,
-    ConversationActivated,
-    ConversationAnnotated,
-    ConversationStarted,
-)
+from letopis.store.model.event_types import Body, ConversationActivated, ConversationAnnotated, ConversationStarted
 from letopis.store.model.events import from_microseconds
 from letopis.store.model.identifiers import check_identifier, uuid7
 from letopis.store.read.lineage import Lineage
