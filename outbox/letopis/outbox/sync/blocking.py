@@ -73,18 +73,14 @@ class Same(Generic[T]):
 
 
 class Waiting(Generic[P, T]):
-    """A method that waits for one of the asynchronous object. Its class gets a function in place of this.
-
-    :param carry: calls the method through the portal, and returns what it gives on this side.
-    :param returns: the annotation of the result, if it is not that of ``method``.
-    """
+    """A method that waits for one of the asynchronous object. Its class gets a function in place of this."""
 
     def __init__(
         self, method: Callable[..., Any], carry: Callable[[Portal, Callable[[], Any]], T], returns: object = None
     ) -> None:
         self._method = method
-        self._carry = carry
-        self._returns = returns
+        self._carry = carry  # calls the method through the portal, and returns what it gives on this side
+        self._returns = returns  # the annotation of the result, if it is not that of the method
 
     def __set_name__(self, owner: type, name: str) -> None:
         carry = self._carry
