@@ -24,7 +24,7 @@ from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history.history import History
-from letopis.outbox.sync._generated import BlockingHistory
+from letopis.outbox.sync.blocking import BlockingHistory
 from letopis.outbox.transfer.exporter import Exporter
 from letopis.outbox.transfer.importer import CHUNK_LINES, ImportCounts, Importer
 from letopis.store.conversation_store import ConversationStore
@@ -287,7 +287,7 @@ def _imported() -> int:
 # Linux hands ru_maxrss on across fork and exec, so there it would be the peak of the whole test run.
 PEAK = """
 import pathlib, resource, sys
-from letopis.outbox.sync._generated import BlockingHistory
+from letopis.outbox.sync.blocking import BlockingHistory
 from letopis.outbox.cli import cli
 from letopis.outbox.cli.interface.exit_codes import run
 code = run(cli, sys.argv[1:])

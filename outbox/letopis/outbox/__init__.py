@@ -26,7 +26,7 @@ if typing.TYPE_CHECKING:
     from letopis.outbox.operations.status import Status
     from letopis.outbox.relay.relay import Relay
     from letopis.outbox.retry.policy import RetryPolicy
-    from letopis.outbox.sync._generated import (
+    from letopis.outbox.sync.blocking import (
         BlockingAllRecords,
         BlockingChat,
         BlockingHistory,
@@ -80,14 +80,14 @@ __all__ = (
 ROOMS = {
     "Alert": "alerting.channels",
     "AllRecords": "history.records",
-    "BlockingAllRecords": "sync._generated",
-    "BlockingChat": "sync._generated",
-    "BlockingHistory": "sync._generated",
-    "BlockingReceipt": "sync._generated",
-    "BlockingRecordReceipt": "sync._generated",
-    "BlockingRecords": "sync._generated",
-    "BlockingReply": "sync._generated",
-    "BlockingTransaction": "sync._generated",
+    "BlockingAllRecords": "sync.blocking",
+    "BlockingChat": "sync.blocking",
+    "BlockingHistory": "sync.blocking",
+    "BlockingReceipt": "sync.blocking",
+    "BlockingRecordReceipt": "sync.blocking",
+    "BlockingRecords": "sync.blocking",
+    "BlockingReply": "sync.blocking",
+    "BlockingTransaction": "sync.blocking",
     "Bounds": "file.limits",
     "Channel": "alerting.channels",
     "Chat": "history.chat",

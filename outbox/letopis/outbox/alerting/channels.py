@@ -152,11 +152,6 @@ def _silently(fn: Callable[[], T]) -> T:
         _ours.reset(token)
 
 
-class _NotOurs(logging.Filter):
-    """Drops what other libraries log while they send an alert of ours: they quote addresses, which hold tokens."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not _ours.get()
-
-
-_not_ours: Final = _NotOurs()
+def _not_ours(_: logging.LogRecord) -> bool:
+    """Drop what other libraries log while they send an alert of ours: they quote addresses, which hold tokens."""
+    return not _ours.get()

@@ -40,8 +40,7 @@ class IncidentState(StrEnum):
     """It is over."""
 
 
-LATE: Final = "late"
-"""The reason of a conversation that is not blocked but pending for too long."""
+LATE: Final = "late"  # the reason of a conversation that is not blocked but pending for too long
 
 _CLASS: Final = re.compile(r".*\[(\w+)[^\]]*\]|\s*(\w+)(?:\s+[\w-]+)?\s*$", re.DOTALL)
 # Users and operators see no difference between them: waiting helps.

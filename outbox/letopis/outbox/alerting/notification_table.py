@@ -162,11 +162,8 @@ def claim(
     closed: bool | None = None,
     elsewhere: bool = False,
 ) -> tuple[PendingNotification, ...]:
-    """Claim notifications in the caller's write transaction, and return those that this process is to send.
-
-    :param closed: whether the breaker is closed; ``None`` to read it from the file.
-    :param elsewhere: another file of the same outage tells it, and will tell the recovery: store that alone.
-    """
+    """Claim notifications in the caller's write transaction, and return those that this process is to send."""
+    # Elsewhere: another file of the same outage tells it, and will tell the recovery.
     state = NotificationState.SENT if elsewhere else NotificationState.SENDING
     claimed = []
     for due in pending:

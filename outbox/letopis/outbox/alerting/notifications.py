@@ -149,8 +149,7 @@ class Incident:
         return f"{text} {promise}" if self.promise else text
 
 
-Callback = Callable[[Incident], Awaitable[Any] | Any]
-"""What a bot is notified by."""
+Callback = Callable[[Incident], Awaitable[Any] | Any]  # what a bot is notified by
 _SHARED: Final = ("incident_id", "kind", "state", "reason", "resolved_at", "outcome")
 
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from letopis.outbox.diagnostics.finding import Finding
     from letopis.outbox.operations.status import Status
 
-
 TIMEOUT_SECONDS: Final = 3.0
 
 
@@ -183,7 +182,8 @@ def test(channels: tuple[str, ...], private: bool | None) -> None:
         )
     results = asyncio.run(_try_all(opened, config.outbox.name, wanted.language))
     lines = [
-        f"{'ok  ' if result['ok'] else 'FAIL'} {printable(result['name'])}{_because(result['error'])}"
+        f"{'ok  ' if result['ok'] else 'FAIL'} {printable(result['name'])}"
+        + ("" if result["ok"] else f": {printable(result['error'])}")
         for result in results
     ]
     emit({"channels": results}, text="\n".join(lines))
@@ -205,7 +205,3 @@ async def _try_all(channels: Sequence[Channel], outbox: str, language: str) -> l
         error = None if outcome.done else outcome.error or "no answer in time"
         results.append({"name": channel.name, "ok": outcome.done is True, "error": error})
     return results
-
-
-def _because(error: str | None) -> str:
-    return "" if error is None else f": {printable(error)}"

@@ -22,7 +22,6 @@ from letopis.outbox.cli.interface.output import note, printable, supports_style
 if TYPE_CHECKING:
     from letopis.outbox.config.settings import Settings
 
-
 TEMPLATE: Final = """\
 # Letopis reads this file in the folder where a command is started, or where --config or LETOPIS_CONFIG says.
 # Precedence: command-line option, environment variable, this file, default.

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -162,7 +162,12 @@ def rebind(yes: bool) -> None:
     required and stdin is not a terminal.
     """
     done = asyncio.run(with_outbox(settings(), lambda file: _rebound(file, yes=yes)))
-    emit(_json(done), text=lambda: note(f"the outbox is bound to {_place(done)} now"))
+    before = {"id": done.before.store_id and str(done.before.store_id), "destination": done.before.destination}
+    store = {"id": str(done.store_id), "destination": done.destination}
+    emit(
+        {"before": before, "store": store, "resent": done.resent, "lost": dict(done.lost)},
+        text=lambda: note(f"the outbox is bound to {_place(done)} now"),
+    )
 
 
 async def _rebound(file: OutboxFile, *, yes: bool) -> Rebound:
@@ -208,13 +213,3 @@ def _tell(ahead: Rebound) -> None:
 
 def _place(done: Rebound) -> str:
     return f"{printable(done.destination)}, history store {done.store_id}"
-
-
-def _json(done: Rebound) -> dict[str, Any]:
-    before = done.before
-    return {
-        "before": {"id": None if before.store_id is None else str(before.store_id), "destination": before.destination},
-        "store": {"id": str(done.store_id), "destination": done.destination},
-        "resent": done.resent,
-        "lost": dict(done.lost),
-    }

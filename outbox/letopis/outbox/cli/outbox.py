@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.operations.pending_events import PendingEvent, Selection
 
-
 T = TypeVar("T")
 
 PAGE: Final = 200

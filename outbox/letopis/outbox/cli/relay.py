@@ -34,11 +34,8 @@ LISTEN: Final = env_option(
     "Needs letopis[daemon].",
 )
 
-
 CONSOLE: Final = env_option(
-    "--console",
-    is_flag=True,
-    help="Serve the console at /console/ of --listen too. Needs letopis[console].",
+    "--console", is_flag=True, help="Serve the console at /console/ of --listen too. Needs letopis[console]."
 )
 
 

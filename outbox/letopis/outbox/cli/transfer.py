@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     AnyLine = Line | RecordLine | Refused
 
-
 PAGE_TIMEOUT_SECONDS: Final = 60.0  # an export waits this long for one page of a slow store
 
 

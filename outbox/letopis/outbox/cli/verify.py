@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from letopis.outbox.diagnostics.integrity import ReferenceLog
     from letopis.outbox.diagnostics.salvage import Salvaged
     from letopis.store.maintenance.anchor import Anchor, AnchorCheck
-
 
 MAX_LISTED: Final = 100  # problems that are listed; the others are counted
 STATEMENT_TIMEOUT_SECONDS: Final = 86_400.0  # some queries read the whole store
@@ -83,6 +81,7 @@ def verify_store(anchor: str | None, receipt: str | None) -> None:
     anchor of `letopis db anchor`, kept elsewhere, shows that. It proves nothing about newer events.
     """
     from letopis.store.errors import InvalidInput
+    from letopis.store.maintenance.anchor import AnchorCheck, load
 
     url, name = store_url(settings(), missing="there is no such file")
     if receipt is not None:
@@ -91,7 +90,7 @@ def verify_store(anchor: str | None, receipt: str | None) -> None:
         _verify_receipt(url, name, receipt)
         return
     try:
-        check = None if anchor is None else _open_anchor(anchor)
+        check = None if anchor is None else AnchorCheck(load(_read_document(anchor, "anchor")))
     except InvalidInput as error:
         _report(name, [f"the anchor {error.reason}"], anchor=None)
         return
@@ -100,9 +99,10 @@ def verify_store(anchor: str | None, receipt: str | None) -> None:
     if check is None:
         _report(name, problems)
         return
-    if not wants_json():
-        for line in _comparison_lines(check):
-            click.echo(line)
+    for compared in () if wants_json() else check.partitions:
+        if compared.unchanged:
+            but = f", but for {compared.redacted} redacted since" if compared.redacted else ""
+            click.echo(f"partition {compared.partition}: unchanged up to position {compared.position}{but}")
     _report(name, problems, anchor=_comparison_json(check))
 
 
@@ -244,13 +244,6 @@ def anchor(file: str, force: bool) -> None:
     note(f"{name}: anchored {events} events; keep the anchor where nobody who writes to the database can change it")
 
 
-def _open_anchor(file: str) -> AnchorCheck:
-    """Read an anchor, to compare a log with it."""
-    from letopis.store.maintenance.anchor import AnchorCheck, load
-
-    return AnchorCheck(load(_read_document(file, "anchor")))
-
-
 def _read_document(file: str, what: str) -> bytes:
     from letopis.store.errors import InvalidInput
 
@@ -284,14 +277,6 @@ def _verify_receipt(url: URL, name: str, file: str) -> None:
         for outbox, state in check.outboxes.items():
             click.echo(printable(f"outbox {outbox}: {state}"))
     _report(name, problems, outboxes=check.outboxes)
-
-
-def _comparison_lines(check: AnchorCheck) -> Iterator[str]:
-    """Yield a line for each partition that the anchor confirms."""
-    for compared in check.partitions:
-        if compared.unchanged:
-            but = f", but for {compared.redacted} redacted since" if compared.redacted else ""
-            yield f"partition {compared.partition}: unchanged up to position {compared.position}{but}"
 
 
 def _comparison_json(check: AnchorCheck) -> dict[str, Any]:

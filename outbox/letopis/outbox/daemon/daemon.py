@@ -35,24 +35,18 @@ from letopis.store.errors import ConfigurationError, LetopisError, OutboxUnavail
 
 logger: Final = logging.getLogger("letopis.outbox.daemon")
 
-SCAN_INTERVAL_SECONDS: Final = 2.0
-"""Time between two scans for files that match a pattern."""
+SCAN_INTERVAL_SECONDS: Final = 2.0  # time between two scans for files that match a pattern
 SCAN_PAUSE_FACTOR: Final = 200
 """A scan that takes long, of very many files, starts again after this many times its duration."""
-STATUS_INTERVAL_SECONDS: Final = 5.0
-"""Time between two lines for ``systemctl status``."""
+STATUS_INTERVAL_SECONDS: Final = 5.0  # time between two lines for systemctl status
 STALL_TIMEOUT_SECONDS: Final = 120.0
 """Time after which a relay whose loop does not turn counts as stuck: longer than the deadline of a delivery and any
 wait after an error."""
-SNAPSHOT_MAX_AGE_SECONDS: Final = 1.0
-"""Age up to which a snapshot is returned again instead of being read."""
-LAG_INTERVAL_SECONDS: Final = 15.0
-"""Time between two questions to a store how far its followers have got."""
+SNAPSHOT_MAX_AGE_SECONDS: Final = 1.0  # age up to which a snapshot is returned again instead of being read
+LAG_INTERVAL_SECONDS: Final = 15.0  # time between two questions to a store how far its followers have got
 LAG_TIMEOUT_SECONDS: Final = 5.0
-UNAVAILABLE_STOP_TIMEOUT_SECONDS: Final = 0.5
-"""Time to finish the batches in flight if no store is available anyway."""
-CANCEL_CLEANUP_SECONDS: Final = 15.0
-"""Time that cancelled relays have to clean up."""
+UNAVAILABLE_STOP_TIMEOUT_SECONDS: Final = 0.5  # time to finish the batches in flight if no store is available anyway
+CANCEL_CLEANUP_SECONDS: Final = 15.0  # time that cancelled relays have to clean up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,10 +65,7 @@ class DaemonSettings:
 
 
 class Daemon:
-    """Delivers from outbox files until told to stop.
-
-    Each file has its own lease, relay and watch; files that deliver to one store share its breaker and a pool of two
-    connections. Of very many files only some are open at a time. A file that cannot be used disturbs no other.
+    """Delivers from outbox files until told to stop. A file that cannot be used disturbs no other.
 
     The watchdog of the service manager is fed only while the loop of every relay turns, or its delivery is within its
     deadline: a blocked event loop or a stuck relay feeds it no more. An unavailable store is neither.
@@ -109,8 +100,7 @@ class Daemon:
         self._snapshot: HealthSnapshot | None = None
         self._snapshot_at = float("-inf")
         self._snapshot_lock = asyncio.Lock()
-        self.address: ListenAddress | None = None
-        """Where it serves HTTP."""
+        self.address: ListenAddress | None = None  # where it serves HTTP
 
     @property
     def workers(self) -> tuple[OutboxWorker, ...]:

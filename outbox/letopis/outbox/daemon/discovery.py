@@ -48,13 +48,10 @@ def find_outboxes(names: Iterable[str]) -> list[OutboxMatch]:
 
 
 def may_be_outbox(path: Path) -> bool:
-    """Return False if a file is readable and no SQLite database, or a database without an outbox; writes nothing.
-
-    An outbox that cannot be opened, because of its mode or of damage, is not passed over: its events wait for an
-    operator. A name that ends in ``.outbox.db`` always means an outbox.
-    """
+    """Return False if a file is readable and no SQLite database, or a database without an outbox; writes nothing."""
     if path.name.endswith(OUTBOX_SUFFIX):
         return True
+    # One that cannot be opened, for its mode or for damage, is not passed over: its events wait for an operator.
     try:
         with closing(
             sqlite3.connect(

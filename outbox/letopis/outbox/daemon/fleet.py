@@ -19,28 +19,18 @@ MAX_OPEN_FILES: Final = 10
 """Files that are open at once, each with a thread of its own. A daemon with no more files keeps all of them open."""
 QUIET_SECONDS: Final = 3.0
 """Time without anything to deliver after which a file is closed, if there are more than may be open."""
-TURN_SECONDS: Final = 1.0
-"""Time after which a busy file gives its turn to one that waits."""
+TURN_SECONDS: Final = 1.0  # time after which a busy file gives its turn to one that waits
 POLL_SECONDS: Final = 0.25
 """Time between two looks at the times of the closed files, unless they take more than :data:`POLL_SHARE` of it."""
 POLL_SHARE: Final = 0.02
-SIGN_OF_LIFE_SECONDS: Final = 10.0
-"""Time between two signs of life of the closed files."""
-MAX_FILES_READ: Final = 40
-"""Files that one snapshot of the metrics reads."""
-LOOK_PACE_SECONDS: Final = 1.0
-"""Least time between two looks at closed files for which nothing is urgent."""
-URGENT_PACE_SECONDS: Final = 0.1
-"""The same for files that are not well, or whose history store was restored."""
+SIGN_OF_LIFE_SECONDS: Final = 10.0  # time between two signs of life of the closed files
+MAX_FILES_READ: Final = 40  # files that one snapshot of the metrics reads
+LOOK_PACE_SECONDS: Final = 1.0  # least time between two looks at closed files for which nothing is urgent
+URGENT_PACE_SECONDS: Final = 0.1  # the same for files that are not well, or whose history store was restored
 
 
 class Fleet:
-    """Serves any number of outbox files in turns.
-
-    A file is opened when something was committed to it, when a retry is due, and for a look now and then; it is closed
-    when it has been quiet for some seconds, or when others wait. Those that wait come in the order in which they began
-    to. While there are no more files than may be open, all of them stay open.
-    """
+    """Serves any number of outbox files in turns, first come first served; few files stay open all the time."""
 
     def __init__(
         self,

@@ -20,8 +20,7 @@ from letopis.outbox.relay.outcome import RelayStats
 from letopis.outbox.retry.circuit_breaker import Breaker
 
 LANE_STATES: Final = ("ready", "retrying", "blocked", "paused")
-MAX_LISTED_FILES: Final = 100
-"""Files that a snapshot lists one by one."""
+MAX_LISTED_FILES: Final = 100  # files that a snapshot lists one by one
 BREAKER_STATES: Final = ("closed", "open", "half_open")
 
 _RELAY: Final = "SELECT progress_at, store_tasks, store_rows FROM letopis_outbox_relay WHERE holder <> ''"
@@ -31,14 +30,10 @@ _INCIDENTS: Final = (
 
 
 class FileCondition(StrEnum):
-    WORKING = "working"
-    """This process delivers from it."""
-    STANDBY = "standby"
-    """Another relay delivers from it; this one takes over when that one ends."""
-    WRONG_STORE = "wrong_store"
-    """This process would deliver from it to another history store than its own, and therefore does not."""
-    UNUSABLE = "unusable"
-    """It cannot be opened or read; it is retried automatically."""
+    WORKING = "working"  # this process delivers from it
+    STANDBY = "standby"  # another relay delivers from it; this one takes over when that one ends
+    WRONG_STORE = "wrong_store"  # this process would deliver to another store than the file's own, so it does not
+    UNUSABLE = "unusable"  # it cannot be opened or read; it is retried automatically
 
 
 FAILED_CONDITIONS: Final = (FileCondition.WRONG_STORE, FileCondition.UNUSABLE)

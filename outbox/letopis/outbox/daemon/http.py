@@ -21,16 +21,14 @@ logger: Final = logging.getLogger("letopis.outbox.daemon")
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
-"""An ASGI application."""
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]  # an ASGI application
 
 LOOPBACK: Final = "127.0.0.1"
 MAX_CONCURRENT_REQUESTS: Final = 32
 """Requests answered at the same time; more get 503. Liveness is always answered and does not count."""
 CLOSE: Final = [("connection", "close")]
 """A header of every answer: each connection carries one request, so that its time is limited."""
-SHUTDOWN_TIMEOUT_SECONDS: Final = 1
-"""Time that open requests have when the daemon ends."""
+SHUTDOWN_TIMEOUT_SECONDS: Final = 1  # time that open requests have when the daemon ends
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,15 +58,10 @@ def parse_address(text: str) -> ListenAddress:
 
 
 class HealthApp:
-    """An ASGI application that answers from a daemon's health.
+    """An ASGI application that answers from a daemon's health, to every client; no answer holds anything of a user.
 
-    ``/healthz/live`` answers 503 if the loop of a relay is stuck: restart the process. ``/healthz/ready`` answers 503
-    during start-up and shutdown, and if an outbox file that was named cannot be used or would be delivered to another
-    store than its own. An unavailable history store, or a late delivery, is *ready*, with ``degraded`` true. The answer
-    names the outbox files and the destinations of their stores.
-
-    No answer holds an id, a name or a text of a user, nor a secret. There is no access control: every client that can
-    connect can read.
+    ``/healthz/ready`` answers 503 during start-up and shutdown, and if an outbox file that was named cannot be used or
+    would be delivered to another store than its own. An unavailable store, or a late delivery, is ready and degraded.
     """
 
     def __init__(
@@ -221,14 +214,11 @@ def _bound(address: ListenAddress) -> socket.socket:
     return listener
 
 
-REQUEST_TIMEOUT_SECONDS: Final = 10.0
-"""Time in which a request has to arrive, head and body."""
-CONNECTION_TIMEOUT_SECONDS: Final = 30.0
-"""Longest life of a connection; each carries one request."""
+REQUEST_TIMEOUT_SECONDS: Final = 10.0  # time in which a request has to arrive, head and body
+CONNECTION_TIMEOUT_SECONDS: Final = 30.0  # longest life of a connection; each carries one request
 MAX_WAITING_PER_CLIENT: Final = 16
 """Connections of one client without a complete request; beyond that the oldest is closed for a new one."""
-MAX_WAITING_CONNECTIONS: Final = 64
-"""The same for all clients together."""
+MAX_WAITING_CONNECTIONS: Final = 64  # the same for all clients together
 
 
 def limited_protocol(connection_seconds: float | None = None) -> type[Any]:
@@ -259,9 +249,8 @@ def limited_protocol(connection_seconds: float | None = None) -> type[Any]:
                 self.transport.abort()
 
         def _make_room(self) -> None:
-            waiting: list[Any] = sorted(
-                (connection for connection in self.connections if _is_waiting(connection)), key=_opened_at
-            )
+            waiting: list[Any] = [connection for connection in self.connections if _is_waiting(connection)]
+            waiting.sort(key=lambda connection: connection._timers[1].when() if connection._timers else 0.0)
             host = self.client and self.client[0]
             of_client = [connection for connection in waiting if (connection.client and connection.client[0]) == host]
             # The newest stay: a client that sends its request at once, as a liveness probe does, is never kept out.
@@ -276,7 +265,3 @@ def _is_waiting(connection: Any) -> bool:
     cycle = connection.cycle
     waits = cycle is None or (cycle.more_body and not cycle.response_started)
     return waits and not connection.transport.is_closing()
-
-
-def _opened_at(connection: Any) -> float:
-    return float(connection._timers[1].when()) if connection._timers else 0.0

@@ -43,8 +43,7 @@ logger: Final = logging.getLogger("letopis.outbox.daemon")
 HOLDER: Final = "letopis relay"
 REOPEN_POLICY: Final = RetryPolicy(base=0.5, factor=2.0, cap=15.0)
 """Waits before a file that cannot be used is reopened."""
-STABLE_AFTER_SECONDS: Final = 60.0
-"""Time of work after which the next failure counts as the first."""
+STABLE_AFTER_SECONDS: Final = 60.0  # time of work after which the next failure counts as the first
 METRICS_TIMEOUT_SECONDS: Final = 2.0
 """Time that reading the metrics of a file may take before the file counts as unusable."""
 RECHECK_SILENCE_SECONDS: Final = 15.0
@@ -52,11 +51,7 @@ RECHECK_SILENCE_SECONDS: Final = 15.0
 
 
 class OutboxWorker:
-    """Delivers from one outbox file while it exists, and watches it for lasting problems.
-
-    Between its turns the file is closed. The worker then holds the lease's lock, one descriptor, and knows from the
-    file's times whether anything was committed. No error of the file ends the daemon or disturbs the other files.
-    """
+    """Delivers from one outbox file, and watches it; between its turns it holds nothing but the lease's lock."""
 
     def __init__(
         self,
@@ -268,18 +263,10 @@ class OutboxWorker:
     @property
     def may_rest(self) -> bool:
         """Whether the turn may end as soon as the batch in flight is done."""
-        watch = self._watch
-        return watch is not None and watch.looks > 0 and not watch.sending and not self._takes_over
-
-    @property
-    def _recovering(self) -> bool:
-        """Whether the end of an outage is to be announced once the other files are well too."""
-        return self._watch is not None and bool(self._watch.waiting)
-
-    @property
-    def _takes_over(self) -> bool:
-        """Whether the relay observes a silent holder for some seconds, before it takes over from it."""
-        return self._relay is not None and self._relay.standing_by and self._holder_is_silent
+        relay, watch = self._relay, self._watch
+        # A silent holder is observed for some seconds before it is taken over from.
+        takes_over = relay is not None and relay.standing_by and self._holder_is_silent
+        return watch is not None and watch.looks > 0 and not watch.sending and not takes_over
 
     def rest(self) -> None:
         """Ask :meth:`serve` to return after the batch in flight, and keep the lease's lock."""
@@ -365,10 +352,12 @@ class OutboxWorker:
             wait = REOPEN_POLICY.delay(self._failures, uniform=random.uniform)
         elif not relay.breaker.closed:
             wait = None  # the fleet gives turns to probe, and to all once the store is back
+        # The end of an outage is announced once the other files are well too.
+        recovering = self._watch is not None and bool(self._watch.waiting)
         self.timetable.end_turn(
             more=bool(due.batches or due.broken) and wait is None and relay.breaker.closed and self.lock.held,
             wait=wait,
-            troubled=last.pending > 0 or last.lanes["blocked"] > 0 or any(last.incidents.values()) or self._recovering,
+            troubled=last.pending > 0 or last.lanes["blocked"] > 0 or any(last.incidents.values()) or recovering,
             moved=relay.stats.delivered > 0,
         )
 

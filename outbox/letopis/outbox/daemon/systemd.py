@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
-WATCHDOG_SHARE: Final = 0.5
-"""Share of ``WatchdogSec`` after which the next ping is due, as sd_watchdog_enabled(3) advises."""
+WATCHDOG_SHARE: Final = 0.5  # share of WatchdogSec after which the next ping is due, as sd_watchdog_enabled(3) advises
 
 
 class Notifier:

@@ -21,23 +21,15 @@ SETTLED_NS: Final = 50_000_000
 
 
 class FileState(NamedTuple):
-    """What shows a commit without opening the file.
-
-    :ivar file_id: device and inode.
-    :ivar content: size and time of the last change of the database itself.
-    :ivar wal: the same of its write-ahead log; ``None`` if that is missing or empty.
-    """
+    """What shows a commit without opening the file."""
 
     file_id: FileId
-    content: tuple[int, int]
-    wal: tuple[int, int] | None
+    content: tuple[int, int]  # size and time of the last change of the database itself
+    wal: tuple[int, int] | None  # the same of its write-ahead log; None if that is missing or empty
 
     def holds_more_than(self, before: FileState) -> bool:
-        """Return True if something may have been committed since ``before``.
-
-        A missing log proves nothing: the last one to close the file has moved it into the database and removed it. Its
-        contents are then in the database.
-        """
+        """Return True if something may have been committed since ``before``."""
+        # A missing log proves nothing: the last one to close the file has moved its contents into the database.
         return self[:2] != before[:2] or (self.wal is not None and self.wal != before.wal)
 
 
@@ -74,16 +66,11 @@ LOOKS: Final = RetryPolicy(base=30.0, factor=2.0, cap=600.0)
 """When a quiet file is compared with the history store, after a delivery and after each look."""
 TROUBLED_LOOK_SECONDS: Final = 15.0
 """Time between two looks at a file with pending events, blocked conversations or open incidents."""
-LOCK_INTERVAL_SECONDS: Final = 0.5
-"""Time between two tries to take the lock of a file that another relay works on."""
+LOCK_INTERVAL_SECONDS: Final = 0.5  # time between two tries to take the lock of a file that another relay works on
 
 
 class Timetable:
-    """The next turn of one file.
-
-    A turn is due if the file was left with more to deliver, or at a certain moment. A look is a turn that is due some
-    time: the history store may have been restored, retention prunes, and people are reminded of what stays stuck.
-    """
+    """The next turn of one file, and its next look: a turn that is due some time, though nothing is known to do."""
 
     def __init__(
         self,
@@ -151,11 +138,7 @@ class Timetable:
 
 
 class PolledWatch:
-    """The watch of one open file, as :class:`~letopis.outbox.file.change_watcher.FileWatcher`, polled by another.
-
-    It looks at the times of the file and its write-ahead log, so that commits of this process are noticed too. Two
-    commits within one step of the file system's clock may be noticed as one: a waiter needs a timeout of its own.
-    """
+    """The watch of one open file, polled by another; a commit soon after another may go unnoticed for a time."""
 
     def __init__(
         self,

@@ -31,17 +31,13 @@ _SYNCHRONOUS: Final = {True: "synchronous", False: "asynchronous", None: "synchr
 
 
 class Host(NamedTuple):
-    """What a host says of itself.
-
-    :ivar standbys: a PostgreSQL primary's: address and ``sync_state``, empty where the database user may not see it.
-    :ivar synchronous: of MariaDB; ``None`` where only the primary knows.
-    """
+    """What a host says of itself."""
 
     fault: str = ""
     standby: bool = False
     names: str = ""
-    standbys: tuple[tuple[str, str], ...] = ()
-    synchronous: bool | None = None
+    standbys: tuple[tuple[str, str], ...] = ()  # a PostgreSQL primary's: address and sync_state, if it may be seen
+    synchronous: bool | None = None  # of MariaDB; None where only the primary knows
     detail: str = ""
 
 

@@ -49,7 +49,6 @@ def check_version(version: tuple[int, int, int] = sqlite3.sqlite_version_info) -
 
 _BACKPORT: Final = {(3, 50): 7, (3, 44): 6}
 
-
 _OTHER_LIBRARIES: Final = ("apsw", "pysqlite3", "sqlean", "sqlcipher3")  # packages that bundle their own SQLite
 
 

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from letopis.outbox.config.settings import Settings
 from letopis.outbox.diagnostics.check_location import check_location, check_open_files
@@ -17,10 +17,6 @@ from letopis.outbox.diagnostics.finding import Finding, Level, fail, ok, skipped
 from letopis.outbox.diagnostics.integrity import read_reference
 from letopis.outbox.file.inspection import store_beside
 from letopis.store.errors import ConfigurationError, LetopisError
-
-if TYPE_CHECKING:
-    from letopis.outbox.config.settings import Settings
-
 
 MAX_COMPARED_CONVERSATIONS: Final = 10_000  # Conversations, those begun last, whose delivery is compared with the store
 
@@ -40,10 +36,9 @@ async def examine(config: Settings) -> list[Finding]:
         )
     store = config.store if config.store is not None else store_beside(config.outbox)
     try:
-        findings += [finding async for finding in check_store(store, reference)]
+        return findings + [finding async for finding in check_store(store, reference)]
     except Exception as error:  # a check that breaks must not hide what the others found
-        findings.append(_broken("store", error))
-    return findings
+        return [*findings, _broken("store", error)]
 
 
 def healthy(findings: Iterable[Finding]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -51,44 +50,41 @@ _HOLES: Final = (
 )
 _COUNT: Final = "SELECT count(*) FROM letopis_outbox_events"
 REPORT_EVENTS: Final = 500  # events between two reports of progress
-_STRAYS: Final = (
-    "SELECT count(*) FROM letopis_outbox_events AS e"
-    " WHERE NOT EXISTS (SELECT 1 FROM letopis_outbox_lanes AS l WHERE l.lane = e.lane)"
-)
-_WITHOUT_SINCE: Final = "SELECT count(*) FROM letopis_outbox_lanes WHERE delivered < head AND pending_since IS NULL"
-_WITHOUT_ID: Final = (
-    "SELECT count(*) FROM letopis_outbox_events AS e, letopis_outbox_origin AS o WHERE e.position <= o.indexed"
-    " AND NOT EXISTS (SELECT 1 FROM letopis_outbox_event_ids AS i"
-    " WHERE i.event_id = e.event_id AND i.position = e.position)"
-)
-_ID_WITHOUT_EVENT: Final = (
-    "SELECT count(*) FROM letopis_outbox_event_ids AS i WHERE i.position > (SELECT indexed FROM letopis_outbox_origin)"
-    " OR NOT EXISTS (SELECT 1 FROM letopis_outbox_events AS e"
-    " WHERE e.position = i.position AND e.event_id = i.event_id)"
-)
+_LOST: Final = f"SELECT {UNCOUNTED} - uncounted FROM letopis_outbox_origin"  # noqa: S608 - ours
+_MISCOUNTED: Final = {
+    "events belong to no known conversation": "SELECT count(*) FROM letopis_outbox_events AS e"
+    " WHERE NOT EXISTS (SELECT 1 FROM letopis_outbox_lanes AS l WHERE l.lane = e.lane)",
+    "conversations with pending events lack the time since when": "SELECT count(*) FROM letopis_outbox_lanes"
+    " WHERE delivered < head AND pending_since IS NULL",
+    "events are not in the index of event ids": "SELECT count(*) FROM letopis_outbox_events AS e,"
+    " letopis_outbox_origin AS o WHERE e.position <= o.indexed AND NOT EXISTS (SELECT 1"
+    " FROM letopis_outbox_event_ids AS i WHERE i.event_id = e.event_id AND i.position = e.position)",
+    "entries of the index of event ids belong to no event": "SELECT count(*) FROM letopis_outbox_event_ids AS i"
+    " WHERE i.position > (SELECT indexed FROM letopis_outbox_origin) OR NOT EXISTS (SELECT 1"
+    " FROM letopis_outbox_events AS e WHERE e.position = i.position AND e.event_id = i.event_id)",
+    "events were appended to conversations that do not count them any more": _LOST,
+}
 _PUTS: Final = (
     "SELECT l.conversation_id, e.sequence, e.data, b.size, b.body FROM letopis_outbox_events AS e"
     " JOIN letopis_outbox_lanes AS l ON l.lane = e.lane"
     " LEFT JOIN letopis_outbox_record_bodies AS b ON b.position = e.position"
     " WHERE e.type = 'record.put' AND e.redacted = 0"
 )
-_STRAY_VALUES: Final = (
-    "SELECT count(*) FROM letopis_outbox_record_bodies AS b"
-    " WHERE NOT EXISTS (SELECT 1 FROM letopis_outbox_events AS e WHERE e.position = b.position)"
-)
-_LOOSE_RECORDS: Final = (
-    "SELECT count(*) FROM letopis_outbox_records AS r WHERE NOT EXISTS (SELECT 1 FROM letopis_outbox_events AS e"
-    " WHERE e.lane = r.lane AND e.sequence = r.sequence AND e.position = r.position)"
-)
+_STRAY_RECORDS: Final = {
+    "values of records belong to no event": "SELECT count(*) FROM letopis_outbox_record_bodies AS b"
+    " WHERE NOT EXISTS (SELECT 1 FROM letopis_outbox_events AS e WHERE e.position = b.position)",
+    "records are not found in the log": "SELECT count(*) FROM letopis_outbox_records AS r WHERE NOT EXISTS (SELECT 1"
+    " FROM letopis_outbox_events AS e WHERE e.lane = r.lane AND e.sequence = r.sequence AND e.position = r.position)",
+}
 _CONTENTS: Final = (
     "SELECT l.conversation_id, c.name, c.size, c.body FROM letopis_outbox_contents AS c"
     " LEFT JOIN letopis_outbox_lanes AS l ON l.lane = c.lane"
 )
-_STRAY_CONTENTS: Final = (
-    "SELECT count(*) FROM letopis_outbox_contents AS c WHERE NOT EXISTS"
+_STRAY_CONTENTS: Final = {
+    "pieces of large content belong to no event": "SELECT count(*) FROM letopis_outbox_contents AS c WHERE NOT EXISTS"
     " (SELECT 1 FROM letopis_outbox_events AS e WHERE e.lane = c.lane AND instr(e.data, c.name)) AND NOT EXISTS"
     " (SELECT 1 FROM letopis_outbox_repairs AS r WHERE instr(r.data, c.name))"
-)
+}
 _SHOWING: Final = (
     "SELECT conversation_id, sequence, type, data FROM letopis_outbox_log WHERE salt IS NOT NULL AND instr(data, ?)"
 )
@@ -99,7 +95,6 @@ _DISORDERED: Final = (
     " FROM letopis_outbox_events WHERE type <> 'event.skipped') AS e"
     " JOIN letopis_outbox_lanes AS l ON l.lane = e.lane WHERE e.position < e.before"
 )
-_LOST: Final = f"SELECT {UNCOUNTED} - uncounted FROM letopis_outbox_origin"  # noqa: S608 - ours
 _ORIGIN: Final = "SELECT count(*) FROM letopis_outbox_origin"
 _DERIVED: Final = 5  # the UUID version of an id that derives from a message id
 
@@ -143,14 +138,11 @@ def damaged_events(
 ) -> Iterator[tuple[Any, Any]]:
     """Yield conversation and sequence of the events that do not match their digest."""
     done = 0
-    with closing(connection.connection.cursor()) as cursor:
-        cursor.execute(statement)
-        while (row := cursor.fetchone()) is not None:
-            if not is_intact(row):
-                yield row[1], row[2]
-            done += 1
-            if done % REPORT_EVENTS == 0:
-                checked(done)
+    for done, row in enumerate(iterate(connection, statement), 1):
+        if not is_intact(row):
+            yield row[1], row[2]
+        if done % REPORT_EVENTS == 0:
+            checked(done)
     checked(done)
 
 
@@ -194,34 +186,19 @@ def _lanes(connection: sa.Connection) -> Iterator[str]:
     yield from incomplete_lanes(connection)
     for (conversation_id,) in connection.exec_driver_sql(_DISORDERED).fetchmany(MAX_NAMED_PROBLEMS):
         yield f"the events of conversation {conversation_id!r} are not in the order in which they were appended"
-    if stray := connection.exec_driver_sql(_STRAYS).scalar_one():
-        yield f"{stray} events belong to no known conversation"
-    if count := connection.exec_driver_sql(_WITHOUT_SINCE).scalar_one():
-        yield f"{count} conversations with pending events lack the time since when"
-    if count := connection.exec_driver_sql(_WITHOUT_ID).scalar_one():
-        yield f"{count} events are not in the index of event ids"
-    if count := connection.exec_driver_sql(_ID_WITHOUT_EVENT).scalar_one():
-        yield f"{count} entries of the index of event ids belong to no event"
-    if (count := connection.exec_driver_sql(_LOST).scalar() or 0) > 0:
-        yield f"{count} events were appended to conversations that do not count them any more"
+    yield from _counted(connection, _MISCOUNTED)
     if connection.exec_driver_sql(_ORIGIN).scalar_one() != 1:
         yield "the file has lost its identity"
 
 
 def record_problems(connection: sa.Connection) -> Iterator[str]:
     """the values of records"""
-    with closing(connection.connection.cursor()) as cursor:
-        cursor.execute(_PUTS)
-        while (row := cursor.fetchone()) is not None:
-            lane, sequence, data, size, body = row
-            if body is None:
-                yield f"{shown_lane(lane)}: the value of event {sequence} is missing"
-            elif len(body) != size or sha256(body).hexdigest() != decode(data).get("sha256"):
-                yield f"{shown_lane(lane)}: the value of event {sequence} is not what was put"
-    if count := connection.exec_driver_sql(_STRAY_VALUES).scalar_one():
-        yield f"{count} values of records belong to no event"
-    if count := connection.exec_driver_sql(_LOOSE_RECORDS).scalar_one():
-        yield f"{count} records are not found in the log"
+    for lane, sequence, data, size, body in iterate(connection, _PUTS):
+        if body is None:
+            yield f"{shown_lane(lane)}: the value of event {sequence} is missing"
+        elif len(body) != size or sha256(body).hexdigest() != decode(data).get("sha256"):
+            yield f"{shown_lane(lane)}: the value of event {sequence} is not what was put"
+    yield from _counted(connection, _STRAY_RECORDS)
 
 
 def content_problems(connection: sa.Connection) -> Iterator[str]:
@@ -234,8 +211,13 @@ def content_problems(connection: sa.Connection) -> Iterator[str]:
     for conversation_id, sequence, name, data in iterate(connection, _SHOWING, (LIKE_REFERENCE,)):
         if not all((conversation_id, needed) in held for needed in references_in(name, data)):
             yield f"conversation {conversation_id!r}: the large content of event {sequence} is missing"
-    if count := connection.exec_driver_sql(_STRAY_CONTENTS).scalar_one():
-        yield f"{count} pieces of large content belong to no event"
+    yield from _counted(connection, _STRAY_CONTENTS)
+
+
+def _counted(connection: sa.Connection, problems: Mapping[str, str]) -> Iterator[str]:
+    for said, statement in problems.items():
+        if (count := connection.exec_driver_sql(statement).scalar() or 0) > 0:
+            yield f"{count} {said}"
 
 
 def _rest(connection: sa.Connection) -> Iterator[str]:

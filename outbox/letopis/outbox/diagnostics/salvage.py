@@ -20,6 +20,7 @@ from letopis.outbox.event_log.append import INSERT_EVENTS
 from letopis.outbox.event_log.contents import content_rows, insert_contents
 from letopis.outbox.event_log.event_ids import RECOUNT, index_event_ids
 from letopis.outbox.event_log.records.log import rebuild_records
+from letopis.outbox.event_log.statements import on_cursor
 from letopis.outbox.file.inspection import outbox_path
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.errors import ConfigurationError
@@ -390,6 +391,5 @@ def _write(connection: sa.Connection, plans: Sequence[_Plan], recovered: _Found,
         counters = (lane.head, lane.delivered, lane.pruned, state, pending_since)
         values = (keys[plan.name], plan.name, lane.owner_id, *counters, *fault, lane.deleted)
         connection.exec_driver_sql(_LANE, values)
-    with closing(connection.connection.cursor()) as cursor:
-        rebuild_records(cursor, recovered.bodies)
-        cursor.execute(RECOUNT)
+    on_cursor(connection, rebuild_records, recovered.bodies)
+    connection.exec_driver_sql(RECOUNT)

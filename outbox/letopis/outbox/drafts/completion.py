@@ -9,7 +9,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
 
 import sqlalchemy as sa
 
@@ -71,10 +70,6 @@ def settle(cursor: Any, outbox: OutboxFile, completion: Completion, appended: Ap
             writer=completion.writer,
             now_us=outbox.now_us(),
         )
-
-
-async def discard(outbox: OutboxFile, conversation_id: str, message_id: str, event_id: UUID) -> None:
-    await outbox.write(lambda connection: on_cursor(connection, drafts.delete, conversation_id, message_id, event_id))
 
 
 async def find_abandoned(lock: WriterLock, writers: Iterable[str]) -> list[str]:

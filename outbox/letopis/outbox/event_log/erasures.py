@@ -103,34 +103,33 @@ def note_owner(connection: sa.Connection, owner: str, conversation_ids: Collecti
 class HeldSubjects:
     """What is on hold in the history store, and is left as it is."""
 
-    conversations: frozenset[str] = frozenset()
-    owners: frozenset[str] = frozenset()
+    conversations: frozenset[str]
+    owners: frozenset[str]
 
     def forbids(self, erasure: Erasure) -> bool:
         return erasure.subject in (self.conversations if erasure.kind == "conversation" else self.owners)
 
 
-NOTHING_HELD: Final = HeldSubjects()
-
-
 def carry_out_step(
-    connection: sa.Connection, erasure: Erasure, *, held: HeldSubjects = NOTHING_HELD, incarnation: int, now_us: int
+    connection: sa.Connection, erasure: Erasure, *, held: HeldSubjects, incarnation: int, now_us: int
 ) -> bool | None:
-    """Take the next step of an erasure; return True if there is another, ``None`` if another relay has taken over.
-
-    The first step settles how far it reaches, so what is appended between two steps is not erased.
-    """
+    """Take the next step of an erasure; return True if there is another, ``None`` if another relay has taken over."""
     if not is_current_lease(connection, incarnation):
         return None
     with closing(connection.connection.cursor()) as cursor:
         done, upto, origin_id = query_all(cursor, _STATE)[0]
         if done >= erasure.number:
             return False
-        names = [row[0] for row in _lanes_of(cursor, erasure, held)]
-        if upto is None:
-            upto = _reset_here(cursor, erasure, origin_id) or _begin(cursor, erasure, held, now_us=now_us)
+        subject, excepted = erasure.subject, (_listed(held.conversations), _listed(held.owners))
+        lanes = query_all(cursor, _LANES_OF.format(subject=_SUBJECT[erasure.kind]), (subject, *excepted))
+        names = [lane[0] for lane in lanes]
+        scopes = [Scope.owner(subject)] if erasure.kind != "conversation" else []
+        names += [scope.name for scope in (*scopes, *map(Scope.conversation, names))]
+        if upto is None:  # settled once, so that what is appended between two steps is not erased
+            reset_here = _reset_here(cursor, erasure, origin_id)
+            upto = reset_here or _begin(cursor, erasure, lanes, names, held, now_us=now_us)
             cursor.execute(_BEGIN, (upto,))
-        if _erase_some(cursor, _all_lanes(erasure, names), upto):
+        if _erase_some(cursor, names, upto):
             return True
         if erasure.kind == "person" and _erase_authored(cursor, erasure.subject, held, upto):
             return True
@@ -186,16 +185,6 @@ def note_report(connection: sa.Connection, report: Mapping[str, Any]) -> None:
     connection.exec_driver_sql(_REPORT, (orjson.dumps(report).decode() if any(report.values()) else None,))
 
 
-def _lanes_of(cursor: Any, erasure: Erasure, held: HeldSubjects) -> list[Any]:
-    values = (erasure.subject, _listed(held.conversations), _listed(held.owners))
-    return query_all(cursor, _LANES_OF.format(subject=_SUBJECT[erasure.kind]), values)
-
-
-def _all_lanes(erasure: Erasure, names: Sequence[str]) -> list[str]:
-    scopes = [Scope.owner(erasure.subject)] if erasure.kind != "conversation" else []
-    return [*names, *(scope.name for scope in (*scopes, *map(Scope.conversation, names)))]
-
-
 def _reset_here(cursor: Any, erasure: Erasure, origin_id: bytes) -> int | None:
     """Return the position at which this outbox itself has reset the conversation: what it appended since is new."""
     if erasure.kind != "conversation" or erasure.origin_id is None or erasure.origin_id.bytes != origin_id:
@@ -204,11 +193,12 @@ def _reset_here(cursor: Any, erasure: Erasure, origin_id: bytes) -> int | None:
     return position
 
 
-def _begin(cursor: Any, erasure: Erasure, held: HeldSubjects, *, now_us: int) -> int:
+def _begin(
+    cursor: Any, erasure: Erasure, lanes: Sequence[Any], names: Sequence[str], held: HeldSubjects, *, now_us: int
+) -> int:
     """End what the store may not know of yet, erase drafts; return the position up to which events are erased."""
-    appends, names = list[Prepared](), list[str]()
-    for name, head, delivered, deleted in _lanes_of(cursor, erasure, held):
-        names.append(name)
+    appends = list[Prepared]()
+    for name, head, delivered, deleted in lanes:
         drafts.erase(cursor, name, None)
         erase_repairs(cursor, name)
         if deleted == 0 and head > delivered and (ending := _ending(erasure, name, head, delivered)) is not None:
@@ -223,7 +213,7 @@ def _begin(cursor: Any, erasure: Erasure, held: HeldSubjects, *, now_us: int) ->
         )
     if erasure.kind != "conversation" and erasure.how == "delete":
         cursor.execute(_FORGET_OWNER, (erasure.subject,))
-    for name, lane in _keys(cursor, _all_lanes(erasure, names)):
+    for name, lane in _keys(cursor, names):
         if name < FIRST_CONVERSATION_ID:
             forget_records(cursor, lane)
             erase_repairs_of_records(cursor, name)

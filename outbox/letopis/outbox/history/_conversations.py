@@ -29,12 +29,7 @@ from letopis.store.database.store_identity import expect_store
 from letopis.store.erasures import Erasure, How, Kind
 from letopis.store.errors import ConversationGone, InvalidInput, StoreUnavailable
 from letopis.store.model.conversations import Conversation, Page
-from letopis.store.model.event_types import (
-    Body,
-    ConversationActivated,
-    ConversationAnnotated,
-    ConversationStarted,
-)
+from letopis.store.model.event_types import Body, ConversationActivated, ConversationAnnotated, ConversationStarted
 from letopis.store.model.events import from_microseconds
 from letopis.store.model.identifiers import check_identifier, uuid7
 from letopis.store.read.lineage import Lineage

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -28,21 +28,13 @@ _MAX_CONVERSATIONS: Final = 8
 _EVERY: Final = Window(every=True)
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
 class MessageFinder:
-    def __init__(
-        self,
-        *,
-        outbox: OutboxFile,
-        gateway: StoreGateway,
-        path: ReadPath,
-        upcasters: Upcasters,
-        contents: ContentReads,
-    ) -> None:
-        self._outbox = outbox
-        self._contents = contents
-        self._gateway = gateway
-        self._path = path
-        self._upcasters = upcasters
+    outbox: OutboxFile
+    gateway: StoreGateway
+    path: ReadPath
+    upcasters: Upcasters
+    contents: ContentReads
 
     async def find(self, message_id: str, conversation_id: str | None) -> RecordedMessage | None:
         check_identifier(message_id, "message_id")
@@ -53,13 +45,13 @@ class MessageFinder:
             return message
         # The file first: what is delivered after that is in the store.
         names = await self._conversations_of(message_id, retained=False)
-        stored = await self._gateway.read(
+        stored = await self.gateway.read(
             lambda store: store.outbox_access.conversations_of(message_id, limit=_MAX_CONVERSATIONS)
         )
         if stored is None:
             names = stored = await self._conversations_of(message_id, retained=True)
         several: list[RecordedMessage] = []
-        complete = not self._gateway.unavailable
+        complete = not self.gateway.unavailable
         for name in dict.fromkeys((*names, *stored)):
             message, known = await self._find_in(name, message_id)
             complete = complete and known
@@ -72,7 +64,7 @@ class MessageFinder:
         return several[0] if several else None
 
     async def _conversations_of(self, message_id: str, *, retained: bool) -> list[str]:
-        return await self._outbox.read(
+        return await self.outbox.read(
             lambda connection: conversations_of(connection, message_id, retained=retained, limit=_MAX_CONVERSATIONS)
         )
 
@@ -84,7 +76,7 @@ class MessageFinder:
         self, conversation_id: str, message_ids: Collection[str]
     ) -> tuple[dict[str, RecordedMessage], bool]:
         """Return messages of a conversation by id, on the path or off it, and whether the store was reached."""
-        query = ViewQuery(conversation_id=conversation_id, origin_id=self._outbox.origin.origin_id)
+        query = ViewQuery(conversation_id=conversation_id, origin_id=self.outbox.origin.origin_id)
 
         async def ask(pending: PendingSlice) -> tuple[StoreView, None] | None:
             names = pending.names
@@ -98,11 +90,11 @@ class MessageFinder:
                 messages = await reader.named(connection, conversation_id, message_ids)
                 return replace(view, places=places, messages=messages)
 
-            view = await self._gateway.read(lambda store: store.outbox_access.snapshot(read))
+            view = await self.gateway.read(lambda store: store.outbox_access.snapshot(read))
             return None if view is None else (view, None)
 
         def merge(pending: PendingSlice, view: StoreView | None, _: None) -> tuple[dict[str, RecordedMessage], bool]:
-            page = merge_messages(pending, view, _EVERY, upcasters=self._upcasters)
+            page = merge_messages(pending, view, _EVERY, upcasters=self.upcasters)
             named: dict[str, RecordedMessage] = {}
             for message in page:
                 earlier = named.get(message.id)  # what was put back was off the path before
@@ -110,6 +102,6 @@ class MessageFinder:
                     named[message.id] = message
             return named, page.complete
 
-        named, complete = await self._path.read(conversation_id, ask, merge)
-        page = await self._contents.of_page(Page(tuple(named.values()), complete=complete))
+        named, complete = await self.path.read(conversation_id, ask, merge)
+        page = await self.contents.of_page(Page(tuple(named.values()), complete=complete))
         return dict(zip(named, page, strict=True)), page.complete

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Final, TypeVar
 from uuid import UUID
@@ -20,14 +20,7 @@ from letopis.outbox.history._find_message import MessageFinder
 from letopis.outbox.history._read import HistoryReader
 from letopis.outbox.history.receipts import Receipt
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
-from letopis.store.errors import (
-    ConversationGone,
-    EventIdReused,
-    InvalidInput,
-    Reuse,
-    StoreUnavailable,
-    VersionConflict,
-)
+from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, Reuse, StoreUnavailable, VersionConflict
 from letopis.store.model.codec import INTEGER_MAX, Limits
 from letopis.store.model.conversations import Conversation, RecordedMessage, Seen
 from letopis.store.model.event_types import Body, ConversationActivated, ConversationRewound, ConversationStarted
@@ -79,23 +72,14 @@ class _BackwardReader:
         return None
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
 class PathChanger:
-    def __init__(
-        self,
-        *,
-        outbox: OutboxFile,
-        gateway: StoreGateway,
-        reader: HistoryReader,
-        finder: MessageFinder,
-        appender: Appender,
-        limits: Limits,
-    ) -> None:
-        self._outbox = outbox
-        self._gateway = gateway
-        self._reader = reader
-        self._finder = finder
-        self._appender = appender
-        self._limits = limits
+    outbox: OutboxFile
+    gateway: StoreGateway
+    reader: HistoryReader
+    finder: MessageFinder
+    appender: Appender
+    limits: Limits
 
     async def rewind(self, conversation_id: str, *, to: str | None, reason: str | None) -> Receipt:
         check_identifier(conversation_id, "conversation_id")
@@ -103,7 +87,7 @@ class PathChanger:
             check_identifier(to, "to")
             if await self._is_on_path(conversation_id, to) is False:
                 raise InvalidInput("to", "no message on the path of this conversation has this id")
-        return await self._appender.write(conversation_id, ConversationRewound(to_message_id=to, reason=reason))
+        return await self.appender.write(conversation_id, ConversationRewound(to_message_id=to, reason=reason))
 
     async def undo(self, conversation_id: str, turns: int) -> Receipt | None:
         if not isinstance(turns, int) or isinstance(turns, bool) or turns < 1:
@@ -145,33 +129,32 @@ class PathChanger:
     async def _rewind_unless_changed(
         self, conversation_id: str, to: str | None, reason: str, seen: Seen | None
     ) -> Receipt:
-        return await self._appender.write(
-            conversation_id, ConversationRewound(to_message_id=to, reason=reason), after=seen
-        )
+        body = ConversationRewound(to_message_id=to, reason=reason)
+        return await self.appender.write(conversation_id, body, after=seen)
 
     async def _retry_on_conflict(
         self, conversation_id: str, attempt: Callable[[_BackwardReader], Awaitable[T]], *, size: int = MIN_PAGE_SIZE
     ) -> T:
-        return await _retry_on_conflict(lambda: attempt(_BackwardReader(self._reader, conversation_id, size=size)))
+        return await _retry_on_conflict(lambda: attempt(_BackwardReader(self.reader, conversation_id, size=size)))
 
     async def _is_on_path(self, conversation_id: str, message_id: str) -> bool | None:
         """Return True if a message is on the path; ``None`` if that cannot be known at present."""
-        pending, cut = await self._outbox.read(
+        pending, cut = await self.outbox.read(
             lambda connection: (
                 holds_message(connection, conversation_id, message_id),
                 cuts_path(connection, conversation_id),
             )
         )
-        places = await self._gateway.read(lambda store: store.outbox_access.path_of(conversation_id, (message_id,)))
+        places = await self.gateway.read(lambda store: store.outbox_access.path_of(conversation_id, (message_id,)))
         there = None if places is None else places.get(message_id)
         # What is pending may have taken it off the path since, or put it back.
         if there is not None and not (cut if there.on_path else pending):
             return there.on_path
         if places == {} and not pending:
-            conversation = await self._reader.conversation(conversation_id)
+            conversation = await self.reader.conversation(conversation_id)
             if conversation is None or not conversation.inherits:
                 return False
-        back = _BackwardReader(self._reader, conversation_id)
+        back = _BackwardReader(self.reader, conversation_id)
         while await back.read_page():
             if any(message.id == message_id for message in back.messages):
                 return True
@@ -184,7 +167,7 @@ class PathChanger:
         wanted = _checked(messages)
 
         async def attempt() -> Receipt | None:
-            page = await self._reader.messages(conversation_id)
+            page = await self.reader.messages(conversation_id)
             # Of a path that is not known whole, nothing is known to stay.
             kept = _count_common(page, wanted) if page.complete else 0
             leaving = page.items[kept:]
@@ -195,8 +178,8 @@ class PathChanger:
                 return None
             known = {message.id: message for message in leaving}
             known |= await self._off_path(conversation_id, wanted[kept:], known)
-            prepared = prepare(conversation_id, what, owner=owner, limits=self._limits, after=page.seen)
-            return await self._appender.append(_with_shown(prepared, known, wanted[kept:]))
+            prepared = prepare(conversation_id, what, owner=owner, limits=self.limits, after=page.seen)
+            return await self.appender.append(_with_shown(prepared, known, wanted[kept:]))
 
         return await _retry_on_conflict(attempt)
 
@@ -206,7 +189,7 @@ class PathChanger:
         """Return wanted messages that are off the path; the store decides later about those it cannot tell now."""
         # An id that was just made is nowhere.
         ids = [message.id for message in wanted if message.event_id is None and message.id not in there]
-        return (await self._finder.named(conversation_id, frozenset(ids)))[0] if ids else {}
+        return (await self.finder.named(conversation_id, frozenset(ids)))[0] if ids else {}
 
     async def fork(
         self,
@@ -223,7 +206,7 @@ class PathChanger:
             check_identifier(conversation_id, "fork_id")
         if isinstance(at, bool) or not isinstance(at, int | str | None):
             raise InvalidInput("at", "must be a version, the id of a message, or None for now")
-        parent = await self._reader.conversation(of)
+        parent = await self.reader.conversation(of)
         if parent is None:
             raise self._unknown(InvalidInput("conversation_id", "there is no such conversation"))
         if parent.state == "deleted":
@@ -240,18 +223,18 @@ class PathChanger:
         if activate:
             bodies.append(ConversationActivated())
         name = str(uuid7()) if conversation_id is None else conversation_id
-        if conversation_id is not None and await self._reader.conversation(name) is not None:
+        if conversation_id is not None and await self.reader.conversation(name) is not None:
             raise InvalidInput("fork_id", "is in use already: a fork needs a new id")
-        return await self._appender.write(name, *bodies, owner=started.owner_id)
+        return await self.appender.write(name, *bodies, owner=started.owner_id)
 
     async def _fork_point(self, parent: Conversation) -> ForkPoint:
         """Return the point after all events of a conversation so far."""
         name = parent.conversation_id
-        event_id, pending = await self._outbox.read(lambda connection: _head(connection, name))
+        event_id, pending = await self.outbox.read(lambda connection: _head(connection, name))
         if pending and event_id is not None:
             return ForkPoint(conversation_id=name, event_id=event_id)
         after = max(parent.version - 1, 0)
-        page = await self._gateway.read(lambda store: store.events(name, after=after))
+        page = await self.gateway.read(lambda store: store.events(name, after=after))
         if page:
             # Events that came meanwhile belong to "now" too.
             return ForkPoint(conversation_id=name, version=page[-1].version, event_id=page[-1].event_id)
@@ -262,14 +245,14 @@ class PathChanger:
     async def _at_version(self, name: str, version: int) -> ForkPoint:
         if not 1 <= version <= INTEGER_MAX:
             raise InvalidInput("at", "must be a version, which is a whole number from 1")
-        page = await self._gateway.read(lambda store: store.events(name, after=version - 1, limit=1))
+        page = await self.gateway.read(lambda store: store.events(name, after=version - 1, limit=1))
         if not page:
             raise self._unknown(InvalidInput("at", "the history store holds no such version of the conversation"))
         return ForkPoint(conversation_id=name, version=version, event_id=page[0].event_id)
 
     def _unknown(self, otherwise: InvalidInput) -> Exception:
         """Return the reason why something is not known: the store is unreachable, or ``otherwise``."""
-        return StoreUnavailable("what a fork has to name") if self._gateway.unavailable else otherwise
+        return StoreUnavailable("what a fork has to name") if self.gateway.unavailable else otherwise
 
 
 async def _retry_on_conflict(attempt: Callable[[], Awaitable[T]]) -> T:

@@ -73,14 +73,12 @@ class _Progress:
         raise ValueError("not the progress of a search")
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
 class Search:
-    def __init__(
-        self, *, outbox: OutboxFile, gateway: StoreGateway, upcasters: Upcasters, contents: ContentReads
-    ) -> None:
-        self._outbox = outbox
-        self._contents = contents
-        self._gateway = gateway
-        self._upcasters = upcasters
+    outbox: OutboxFile
+    gateway: StoreGateway
+    upcasters: Upcasters
+    contents: ContentReads
 
     async def search(
         self, query: str, *, owner: str | None, conversation: str | None, limit: int, after: str | None
@@ -98,17 +96,17 @@ class Search:
         )
         # The outbox first: a message that is delivered in between is found in both and shown once.
         pending = await self._snapshot(request)
-        page = await self._gateway.read(lambda store: self._found(store, request, pending))
+        page = await self.gateway.read(lambda store: self._found(store, request, pending))
         page = await self._retained(request) if page is None else page
-        shown = await self._contents.of_page(Page(tuple(hit.message for hit in page)))
+        shown = await self.contents.of_page(Page(tuple(hit.message for hit in page)))
         items = tuple(replace(hit, message=message) for hit, message in zip(page, shown, strict=True))
         return replace(page, items=items, complete=page.complete and shown.complete)
 
     async def _snapshot(self, request: _Request, *, retained: bool = False) -> PendingSearch:
-        return await self._outbox.read(
+        return await self.outbox.read(
             lambda connection: snapshot(
                 connection,
-                origin_id=self._outbox.origin.origin_id,
+                origin_id=self.outbox.origin.origin_id,
                 conversation=request.conversation,
                 retained=retained,
                 queued=() if request.progress is None else request.progress.queue,
@@ -119,7 +117,7 @@ class Search:
         """Return the progress of the search, and the messages of the queue."""
         if request.progress is not None:
             return request.progress, dict(pending.queued)
-        candidates = pending.candidates(request.query, owner=request.owner, upcasters=self._upcasters)[:MAX_HITS]
+        candidates = pending.candidates(request.query, owner=request.owner, upcasters=self.upcasters)[:MAX_HITS]
         return _Progress(queue=tuple(position for position, _ in candidates), shown=0, store=None), dict(candidates)
 
     async def _found(self, store: ConversationStore, request: _Request, pending: PendingSearch) -> Page[Hit]:
@@ -150,7 +148,7 @@ class Search:
             local = None if key is None else pending.conversations.get(key.conversation_id)
             if key is None or local is None or request.owner not in (None, local.lane.owner_id):
                 continue
-            there = local.merge((), conversation=None, elsewhere=None, upcasters=self._upcasters)
+            there = local.merge((), conversation=None, elsewhere=None, upcasters=self.upcasters)
             hits += _hits(there, [key], request.query)
         ahead = _Progress(queue=state.queue, shown=state.shown + len(shown), store=state.store)
         more = ahead.shown < len(ahead.queue)
@@ -162,41 +160,40 @@ class Search:
         left = [lane for name, lane in wanted.items() if name not in pending.conversations]
         more: Mapping[str, PendingConversation] = {}
         if left:
-            origin_id = self._outbox.origin.origin_id
-            more = await self._outbox.read(lambda connection: pending_of(connection, left, origin_id=origin_id))
+            origin_id = self.outbox.origin.origin_id
+            more = await self.outbox.read(lambda connection: pending_of(connection, left, origin_id=origin_id))
         return {name: pending.conversations[name] if name in pending.conversations else more[name] for name in wanted}
 
 
+@dataclass(slots=True, eq=False)
 class _PageMerge:
     """Merges what is pending in the outbox over what the store holds of the same conversations, for one page."""
 
-    def __init__(self, search: Search, store: ConversationStore, request: _Request, pending: PendingSearch) -> None:
-        self._search = search
-        self._store = store
-        self._request = request
-        self._pending = pending
-        self._upcasters = search._upcasters
+    search: Search
+    store: ConversationStore
+    request: _Request
+    pending: PendingSearch
 
     async def of_outbox(self, keys: Sequence[MessageKey]) -> list[Hit]:
         """Return the hits among messages whose content is in the outbox, or was when the search began."""
         names = list(dict.fromkeys(key.conversation_id for key in keys))
-        local = await self._search.pending_of(self._pending, names)
+        local = await self.search.pending_of(self.pending, names)
         messages = list[RecordedMessage]()
         for name in names:
             ids = {key.message_id for key in keys if key.conversation_id == name}
             messages += await self._messages(name, ids, local.get(name))
-        return _hits(messages, keys, self._request.query)
+        return _hits(messages, keys, self.request.query)
 
     async def of_store(self, page: Page[Hit], *, besides: frozenset[MessageKey]) -> list[Hit]:
         """Return the hits of the store's page that are hits still."""
-        local = await self._search.pending_of(self._pending, {hit.conversation_id for hit in page})
+        local = await self.search.pending_of(self.pending, {hit.conversation_id for hit in page})
         now = dict[object, RecordedMessage]()
         for name, pending in local.items():
             stored = [hit.message for hit in page if hit.conversation_id == name]
-            conversation = await self._store.conversation(name)
+            conversation = await self.store.conversation(name)
             targets = pending.targets()
-            places = await self._store.outbox_access.path_of(name, targets) if targets else {}
-            there = pending.merge(stored, conversation=conversation, elsewhere=places, upcasters=self._upcasters)
+            places = await self.store.outbox_access.path_of(name, targets) if targets else {}
+            there = pending.merge(stored, conversation=conversation, elsewhere=places, upcasters=self.search.upcasters)
             now.update({message.event_id: message for message in there})
         hits = []
         for hit in page:
@@ -205,37 +202,37 @@ class _PageMerge:
             if hit.conversation_id not in local:
                 hits.append(hit)
             elif (message := now.get(hit.message.event_id)) is not None:  # otherwise the conversation is deleted here
-                updated = hit_of(message, self._request.query, hit.score)
+                updated = hit_of(message, self.request.query, hit.score)
                 hits += () if updated is None else (updated,)
         return hits
 
     async def _messages(self, name: str, ids: set[str], local: PendingConversation | None) -> Sequence[RecordedMessage]:
         """Return messages of a conversation in their current state, reading those of the store."""
-        conversation = await self._store.conversation(name)
+        conversation = await self.store.conversation(name)
         if not self._is_searched(conversation, local):
             return ()
         targets = local.targets() if local is not None else frozenset[str]()
-        places = await self._store.outbox_access.path_of(name, ids | targets)
+        places = await self.store.outbox_access.path_of(name, ids | targets)
         stored = list[RecordedMessage]()
         for message_id in sorted(ids):
             if message_id in places:
                 version = places[message_id].version
                 alone = Window(after=version - 1, before=version + 1)
-                stored += await self._store.outbox_access.messages(name, alone)
+                stored += await self.store.outbox_access.messages(name, alone)
         if local is None:
             return stored
-        return local.merge(stored, conversation=conversation, elsewhere=places, upcasters=self._upcasters)
+        return local.merge(stored, conversation=conversation, elsewhere=places, upcasters=self.search.upcasters)
 
     def _is_searched(self, conversation: Conversation | None, local: PendingConversation | None) -> bool:
         """Return True if a conversation is searched; the store knows best who owns it."""
         if conversation is not None and conversation.state == "deleted":
             return False
-        if self._request.owner is None:
+        if self.request.owner is None:
             return True
         known = None if conversation is None else conversation.owner_id
         if known is None and local is not None:
             known = local.lane.owner_id
-        return known == self._request.owner
+        return known == self.request.owner
 
 
 def _hits(messages: Iterable[RecordedMessage], keys: Sequence[MessageKey], query: Query) -> list[Hit]:

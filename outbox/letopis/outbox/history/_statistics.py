@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -30,16 +31,14 @@ from letopis.store.rules.statistics import Erasures, PartialStatistics, Period, 
 _LANES_PER_READ: Final = 200  # lanes that are counted in one read of the file, which other reads wait for
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
 class MessageCounter:
     """Counts messages over the outbox and the history store."""
 
-    def __init__(
-        self, *, outbox: OutboxFile, store: ConversationStore, gateway: StoreGateway, upcasters: Upcasters
-    ) -> None:
-        self._outbox = outbox
-        self._store = store
-        self._gateway = gateway
-        self._upcasters = upcasters
+    outbox: OutboxFile
+    store: ConversationStore
+    gateway: StoreGateway
+    upcasters: Upcasters
 
     async def statistics(
         self, *, owner: str | None, since: datetime | None, until: datetime | None, by: str | None
@@ -48,7 +47,7 @@ class MessageCounter:
         erasures = Erasures()
         for _ in range(3):
             # Pending events first: what is delivered after that is recognised by how far its lane has got.
-            pending, messages, erasures = await self._outbox.read(lambda connection: _pending(connection, period))
+            pending, messages, erasures = await self.outbox.read(lambda connection: _pending(connection, period))
             counted = await self._count_stored(period, messages, erasures)
             if counted is None:
                 break
@@ -61,7 +60,7 @@ class MessageCounter:
             counting.conversations += len(names - counted.there)
             return counting.result()
         # The store is unavailable, or has lost events that the outbox has pruned: count what the outbox retains.
-        retained = await self._outbox.read(lambda connection: retained_lanes(connection, period.owner))
+        retained = await self.outbox.read(lambda connection: retained_lanes(connection, period.owner))
         counting = StatisticsBuilder(period.by, erasures=erasures)
         counting.conversations = len(await self._count_ranges(counting, retained, period))
         return counting.result(complete=False)
@@ -70,12 +69,12 @@ class MessageCounter:
         self, period: Period, messages: Mapping[str, Collection[UUID]], erasures: Erasures
     ) -> PartialStatistics | None:
         # Without the deadline of reads: a count may take longer, and each of its statements has a limit of its own.
-        if await self._gateway.read(is_reachable) is None:
+        if await self.gateway.read(is_reachable) is None:
             return None
         try:
-            with expect_store(self._gateway.bound_to()):
-                return await self._store.outbox_access.statistics(
-                    period, origin_id=self._outbox.origin.origin_id, lanes=messages, erasures=erasures
+            with expect_store(self.gateway.bound_to()):
+                return await self.store.outbox_access.statistics(
+                    period, origin_id=self.outbox.origin.origin_id, lanes=messages, erasures=erasures
                 )
         except StoreFault as fault:
             if fault.fault_class not in UNAVAILABLE_CLASSES:
@@ -94,9 +93,9 @@ class MessageCounter:
         for start in range(0, len(ranges), _LANES_PER_READ):
             part = ranges[start : start + _LANES_PER_READ]
             names.update(
-                await self._outbox.read(
+                await self.outbox.read(
                     lambda connection, part=part: count_messages(  # type: ignore[misc]
-                        connection, counting, part, period, upcasters=self._upcasters, stored=stored, deleted=deleted
+                        connection, counting, part, period, upcasters=self.upcasters, stored=stored, deleted=deleted
                     )
                 )
             )

@@ -22,7 +22,6 @@ MIN_PAGE_SIZE: Final = 64  # messages of the first page; each page back is twice
 MAX_PAGE_SIZE: Final = 2_000  # messages of the longest page
 FIRST_PAGE_SIZE: Final = 8  # messages of a page that looks for the system messages at the beginning
 
-
 Cut = Callable[[Sequence[RecordedMessage]], list[RecordedMessage] | None]
 """Returns the messages of a window out of the newest ones, or ``None`` if the last one of the window is not in them."""
 

@@ -79,7 +79,6 @@ class UnsentReply:
 Sender = Callable[[UnsentReply], Awaitable[Any] | Any]
 """A function that sends a reply and returns the ids that the platform gave it, a mapping or ``None``."""
 
-
 P = ParamSpec("P")
 T = TypeVar("T")
 V = TypeVar("V")

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from letopis.outbox.concurrency.fair_lock import TRANSACTION_TOKEN, current_caller
 from letopis.outbox.concurrency.home_loop import at_home
-from letopis.outbox.drafts.completion import FINAL_REFUSALS, Completion, complete, discard, settle
+from letopis.outbox.drafts.completion import FINAL_REFUSALS, Completion, complete, settle
 from letopis.outbox.drafts.content import DraftContent
 from letopis.outbox.event_log import drafts
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
@@ -289,7 +289,8 @@ class Reply:
             except FINAL_REFUSALS as refused:
                 logger.warning("a reply that was cut off was discarded: %s", refused, extra=self._log_context)
                 with suppress(LetopisError):  # the next history that opens the file discards it
-                    await discard(self._outbox, self.conversation_id, self.message_id, self.event_id)
+                    draft = (self.conversation_id, self.message_id, self.event_id)
+                    await self._outbox.write(lambda connection: on_cursor(connection, drafts.delete, *draft))
             except LetopisError as error:
                 logger.warning("a reply that was cut off is not in the history yet: %s", error, extra=self._log_context)
                 return

@@ -39,10 +39,6 @@ _INSERT: Final = (
 _PRUNE: Final = (
     "DELETE FROM letopis_outbox_audit WHERE entry_id <= (SELECT max(entry_id) FROM letopis_outbox_audit) - ?"
 )
-_LIST: Final = (
-    "SELECT entry_id, occurred_at, action, outcome, conversation_id, event_id, conversations, reason, actor, via"
-    " FROM letopis_outbox_audit WHERE entry_id < ? ORDER BY entry_id DESC LIMIT ?"
-)
 _NEWEST: Final = 2**63 - 1
 
 
@@ -73,51 +69,21 @@ class AuditEntry:
     via: str
 
 
-def record_action(
-    connection: sa.Connection,
-    action: str,
-    *,
-    now_us: int,
-    via: Via,
-    actor: str | None = None,
-    outcome: str = DONE,
-    conversation_id: str | None = None,
-    event_id: UUID | None = None,
-    conversations: int = 0,
-    reason: str | None = None,
-) -> None:
-    """Record an action in the transaction that carries it out, and drop the oldest entries beyond the limit."""
-    connection.exec_driver_sql(
-        _INSERT,
-        (
-            now_us,
-            action,
-            outcome[:MAX_TEXT],
-            conversation_id,
-            None if event_id is None else event_id.bytes,
-            conversations,
-            None if reason is None else reason[:MAX_TEXT],
-            None if actor is None else actor[:MAX_TEXT],
-            via,
-        ),
-    )
-    connection.exec_driver_sql(_PRUNE, (MAX_ENTRIES,))
+_COLUMNS: Final = tuple(column.name for column in fields(AuditEntry))
+_LIST: Final = (
+    f"SELECT {', '.join(_COLUMNS)} FROM letopis_outbox_audit WHERE entry_id < ? ORDER BY entry_id DESC LIMIT ?"  # noqa: S608
+)
 
 
 def list_actions(connection: sa.Connection, *, limit: int, before: int | None = None) -> list[AuditEntry]:
     """Return at most ``limit`` entries, the newest first."""
     rows = fetch_all(connection, _LIST, (_NEWEST if before is None else before, limit))
-    return [_entry(row) for row in rows]
+    return [_entry(dict(zip(_COLUMNS, row, strict=True))) for row in rows]
 
 
-def _entry(row: Any) -> AuditEntry:
-    values = dict(zip((column.name for column in fields(AuditEntry)), row, strict=True))
-    event_id = values["event_id"]
-    values |= {
-        "occurred_at": from_microseconds(values["occurred_at"]),
-        "event_id": None if event_id is None else UUID(bytes=event_id),
-    }
-    return AuditEntry(**values)
+def _entry(values: dict[str, Any]) -> AuditEntry:
+    event_id = None if values["event_id"] is None else UUID(bytes=values["event_id"])
+    return AuditEntry(**values | {"occurred_at": from_microseconds(values["occurred_at"]), "event_id": event_id})
 
 
 class OutboxAdmin:
@@ -306,6 +272,20 @@ class OutboxAdmin:
         self._outbox.appended.notify()  # wakes a relay of this process; one elsewhere notices the file change
         return result
 
-    def _record(self, connection: sa.Connection, action: str, **about: Any) -> None:
-        about.setdefault("conversations", 1)
-        record_action(connection, action, now_us=self._outbox.now_us(), via=self._via, actor=self._by, **about)
+    def _record(
+        self,
+        connection: sa.Connection,
+        action: str,
+        *,
+        outcome: str = DONE,
+        conversation_id: str | None = None,
+        event_id: UUID | None = None,
+        conversations: int = 1,
+        reason: str | None = None,
+    ) -> None:
+        """Record an action in the transaction that carries it out, and drop the oldest entries beyond the limit."""
+        key = None if event_id is None else event_id.bytes
+        texts = [None if text is None else text[:MAX_TEXT] for text in (reason, self._by)]
+        values = (self._outbox.now_us(), action, outcome[:MAX_TEXT], conversation_id, key, conversations, *texts)
+        connection.exec_driver_sql(_INSERT, (*values, self._via))
+        connection.exec_driver_sql(_PRUNE, (MAX_ENTRIES,))

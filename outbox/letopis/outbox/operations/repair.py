@@ -2,11 +2,9 @@
 
 Only the front of a lane, the event that the others wait for, can be fixed or skipped, and only while its lane is
 blocked, paused or retrying: an event that merely waits its turn needs no repair. Nothing is destroyed: the event as it
-was goes to ``letopis_outbox_repairs``.
-
-A relay may have the old event in flight. Its result is then refused by the fence of the lease, and the new event is
-sent. If the history store accepted the old one all the same, it finds that the two differ and the lane is blocked as
-``diverged``: :func:`restore` ends that. In no case is one taken for the other.
+was goes to ``letopis_outbox_repairs``. A relay may have the old event in flight: the fence of the lease refuses its
+result, and if the history store accepted it all the same, the lane is blocked as ``diverged``, which :func:`restore`
+ends.
 
 What the verbs promise and raise stands with the methods of the same names of ``OutboxAdmin``.
 """
@@ -37,6 +35,7 @@ from letopis.outbox.operations.pending_events import (
     selects_events,
     where_clause,
 )
+from letopis.outbox.relay.store_binding import FENCE
 from letopis.store.errors import InvalidInput, LetopisError
 from letopis.store.model.codec import DEFAULT_LIMITS, EncodedEvent, Limits, decode, digest_of, encode
 from letopis.store.model.event_types import ConversationStarted, EventSkipped, MessageAppended
@@ -73,8 +72,6 @@ _RESUME: Final = (
     "UPDATE letopis_outbox_lanes SET state = CASE WHEN attempts > 0 THEN 'retrying' ELSE 'ready' END, due_at = 0"
     " WHERE conversation_id = ?"
 )
-# What a relay reports under an earlier incarnation is refused, as after a takeover.
-_FENCE: Final = "UPDATE letopis_outbox_relay SET incarnation = incarnation + 1"
 
 # The first moment stays: operators ask since when the relay is paused.
 _PAUSE_RELAY: Final = (
@@ -296,7 +293,7 @@ def _replace(
     if ConversationStarted.type in (old.type, new.type):
         _follow_owner(connection, old, new)
     if old.state != "blocked":  # no relay has an event of a blocked lane in flight
-        connection.exec_driver_sql(_FENCE)
+        connection.exec_driver_sql(FENCE)
     _update(connection, _READY, [old.conversation_id])
 
 

@@ -31,7 +31,6 @@ RELAY_ALIVE_SECONDS: Final = 30.0
 LATE_SECONDS: Final = 30.0
 """Age of the oldest pending event, and time without progress, from which on deliveries are late."""
 
-
 _PAUSE: Final = "SELECT since, reason FROM letopis_outbox_pause"
 
 
@@ -58,11 +57,7 @@ class _RelayRow(NamedTuple):
     retention_due: int = 0
 
 
-_RELAY: Final = (
-    "SELECT pid, holder, host, boot_id, heartbeat_at, progress_at, breaker, breaker_since, breaker_reason,"
-    " breaker_detail, next_attempt_at, delivered_total, store_tasks, store_rows, erasures,"
-    " trimmed, retained_at, retention_due FROM letopis_outbox_relay"
-)
+_RELAY: Final = f"SELECT {', '.join(_RelayRow._fields)} FROM letopis_outbox_relay"  # noqa: S608 - ours
 
 
 def are_late(oldest_pending_seconds: float | None, last_progress_seconds: float | None) -> bool:
@@ -268,8 +263,7 @@ class Status:
             "lost": self.lost,
             "breaker": _json(self.breaker),
             "relay": _json(self.relay),
-            "store_tasks": self.store_tasks,
-            "store_rows": self.store_rows,
+            **picked(self, "store_tasks", "store_rows"),
             "unacknowledged": [dict(behind) for behind in self.unacknowledged],
             "holds": [dict(held) for held in self.holds],
             "retention": _json(self.retention),

@@ -43,19 +43,16 @@ from letopis.store.errors import ErasuresPending, OutboxUnavailable
 from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
 from letopis.store.rules.retention import ContentRetention
 
-IDLE_WORK_EVERY_BATCHES: Final = 50
-"""Deliveries in a row after which idle work is done although more is due."""
+IDLE_WORK_EVERY_BATCHES: Final = 50  # deliveries in a row after which idle work is done although more is due
 MAX_RAMP_PAUSE_SECONDS: Final = 0.1
 """Longest pause between two batches after an outage, so that many relays do not resume in step."""
 MAX_CONCURRENT_BATCHES: Final = 2
 """Batches of a long backlog in flight at once, each on its own connection; one more is prefetched meanwhile."""
-MAX_BATCHES_PER_RUN: Final = 8
-"""Batches delivered before the relay's loop turns."""
+MAX_BATCHES_PER_RUN: Final = 8  # batches delivered before the relay's loop turns
 MAX_RUN_SECONDS: Final = 0.5
 """Time after which no further batch of a run is begun: a slow store must not keep other files waiting."""
 _FAILOVER_CLASSES: Final = frozenset({FaultClass.UNAVAILABLE, FaultClass.UNKNOWN_OUTCOME})
 """Classes of faults after which another store may answer, even where a retry was enough."""
-
 
 ApplyBatches = Callable[[Origin, Sequence[LaneBatch]], Awaitable[ApplyResult]]
 """Hands batches to the history store, as :meth:`ConversationStore.apply` does."""
@@ -63,25 +60,17 @@ ApplyBatches = Callable[[Origin, Sequence[LaneBatch]], Awaitable[ApplyResult]]
 
 @dataclass(slots=True)
 class RelayMemory:
-    """What one relay of a file hands on to the next one of the same process; empty for the first.
-
-    :ivar wrong_store: the breaker for a store that is not the outbox's own.
-    :ivar task_look: when the store's tasks are looked for; may be shared with the relays of other files.
-    :ivar reconciled: how far the comparisons with the history store have come.
-    """
+    """What one relay of a file hands on to the next one of the same process; empty for the first."""
 
     attribution: FaultAttribution = field(default_factory=FaultAttribution)
     retries: LaneRetries | None = None
-    wrong_store: Breaker | None = None
+    wrong_store: Breaker | None = None  # for a store that is not the outbox's own
     reconciled: ReconcileProgress | None = None
-    task_look: TaskLook | None = None
+    task_look: TaskLook | None = None  # may be shared with the relays of other files
 
 
 class Dispatcher:
     """Delivers from one outbox file to one history store. Not to be used by two tasks at once.
-
-    One delivery is claimed, sent and written back. In a long backlog two batches of different conversations are in
-    flight at once: while the store works on one, the other is read, prepared or written back.
 
     No transaction of the outbox is open while the store is called. The outcome of a batch is written back in one
     transaction, fenced by the incarnation under which the batch was read; if that is lost, the batch is sent again and

@@ -26,8 +26,6 @@ from letopis.store.database.store_identity import expect_store
 from letopis.store.erasures import Erasure
 from letopis.store.rules.apply_plan import Origin
 
-HELD_KINDS: Final = ("conversation", "owner")
-"""The kinds of holds, in the order of the fields of :class:`HeldSubjects`."""
 _KNOWN_KINDS: Final = frozenset({"owner", "person", "conversation"})
 _MESSAGES_PER_STEP: Final = 500
 
@@ -38,21 +36,17 @@ class ErasureCarrier:
     def __init__(self, outbox: OutboxFile, store: ConversationStore) -> None:
         self._outbox = outbox
         self._store = store
-        self._reported = False
+        self.reported = False  # the last report had something to tell
 
     async def carry_out(self, origin: Origin, bound: StoreBinding, last: int, *, incarnation: int) -> bool:
-        """Carry out what the file lacks up to the number ``last``, and acknowledge it.
-
-        Return False if another relay has taken over. A run that was interrupted is continued by the next one.
-
-        :raises StoreFault: the store cannot be asked, or records an erasure that this release does not know.
-        """
+        """Carry out what the file lacks up to ``last``, and acknowledge it. False if another relay has taken over."""
         number = bound.erasures
         with expect_store(bound.store_id):
             while erasures := await self._store.erasures.after(number):
                 holds = await self._store.erasures.holds()
                 held = HeldSubjects(
-                    *(frozenset(hold.subject for hold in holds if hold.kind == kind) for kind in HELD_KINDS)
+                    conversations=frozenset(hold.subject for hold in holds if hold.kind == "conversation"),
+                    owners=frozenset(hold.subject for hold in holds if hold.kind == "owner"),
                 )
                 for erasure in erasures:
                     if not await self._carry_out(erasure, held, incarnation=incarnation):
@@ -75,25 +69,16 @@ class ErasureCarrier:
             ],
             "holds": [{"kind": held.kind, "subject": held.subject, "reason": held.reason} for held in holds],
         }
-        self._reported = any(report.values())
+        self.reported = any(report.values())
         await self._outbox.write(partial(note_report, report=report))
-
-    @property
-    def reported(self) -> bool:
-        """Whether the last report had anything to tell."""
-        return self._reported
 
     async def _carry_out(self, erasure: Erasure, held: HeldSubjects, *, incarnation: int) -> bool:
         if erasure.kind not in _KNOWN_KINDS:
             reason = f"the history store records an erasure of a {erasure.kind}: install the release that recorded it"
             raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code="erasure", reason=reason)
         if held.forbids(erasure):
-            logger.warning(
-                "erasure %d is set aside in this outbox: a hold on its %s forbids it",
-                erasure.number,
-                erasure.kind,
-                extra=log_context(),
-            )
+            aside = "erasure %d is set aside in this outbox: a hold on its %s forbids it"
+            logger.warning(aside, erasure.number, erasure.kind, extra=log_context())
             return await self._outbox.write(partial(end_erasures, number=erasure.number, incarnation=incarnation))
         if erasure.kind != "conversation":
             await self._find_owner(erasure.subject)
@@ -103,13 +88,8 @@ class ErasureCarrier:
                 await self._find_owner(owner)
             more = await self._erase_stored(erasure.subject, held, incarnation=incarnation)
         while more:
-            step = partial(
-                carry_out_step,
-                erasure=erasure,
-                held=held,
-                incarnation=incarnation,
-                now_us=self._outbox.now_us(),
-            )
+            now_us = self._outbox.now_us()
+            step = partial(carry_out_step, erasure=erasure, held=held, incarnation=incarnation, now_us=now_us)
             more = await self._outbox.write(step)
             self._outbox.truncate_wal()
         if more is not None:

@@ -24,14 +24,12 @@ from letopis.store.rules.apply_plan import LaneBatch
 
 TIDY_INTERVAL_SECONDS: Final = 5.0
 CHORE_INTERVAL_SECONDS: Final = 5.0
-CHORE_RETRY_SECONDS: Final = 60.0
-"""Wait after a chore that failed."""
+CHORE_RETRY_SECONDS: Final = 60.0  # wait after a chore that failed
 LOOK_INTERVAL_SECONDS: Final = 60.0
 """Time between two looks for tasks that another relay left, and until a failed step is retried."""
 RETENTION_INTERVAL_SECONDS: Final = 3600.0
 """Time between two rounds of the retention of content, and until a failed step is repeated."""
-REPORT_INTERVAL_SECONDS: Final = 10.0
-"""Time between two log records about work in progress."""
+REPORT_INTERVAL_SECONDS: Final = 10.0  # time between two log records about work in progress
 INDEX_EVENTS_PER_STEP: Final = 50
 """Events that an idle relay reads into a search index before it looks for new ones to deliver."""
 _LONG_TYPES: Final = (ConversationRewound.type, ConversationDeleted.type)
@@ -103,10 +101,7 @@ def _erase(connection: sa.Connection) -> bool:
 
 
 class TaskLook:
-    """When tasks that other relays left, and content that is due, are looked for next.
-
-    Relays of one process on one store may share it.
-    """
+    """When to look next for tasks that other relays left, and content that is due; relays on a store may share it."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -128,10 +123,7 @@ class TaskLook:
 
 
 class StoreTasks:
-    """What one relay knows of the pending tasks of its history store.
-
-    :ivar worked: whether a step was taken since this was last set to ``False``.
-    """
+    """What one relay knows of the pending tasks of its history store."""
 
     def __init__(self, store: ConversationStore, clock: Clock, *, look: TaskLook | None = None) -> None:
         self._store = store
@@ -141,7 +133,7 @@ class StoreTasks:
         self._expected = self._failed = False
         self._searched = self._unindexed = False
         self.pending = PendingTasks()
-        self.worked = False
+        self.worked = False  # a step was taken since this was last set
 
     def expect(self, batches: Sequence[LaneBatch]) -> None:
         """Look for tasks in the next step if what was delivered may have left some."""
@@ -156,10 +148,7 @@ class StoreTasks:
         return pending or self._expected or (idle and (self._look.due or self._unindexed))
 
     async def step(self, store_id: UUID | None, *, idle: bool) -> bool:
-        """Take a step of a pending task, or of the search index; return True if the next is worth taking at once.
-
-        A step that fails is logged and retried later: it delays no delivery.
-        """
+        """Take a step of a pending task, or of the search index; return True if the next is worth taking at once."""
         known = self.pending.tasks > 0
         self._expected = self._failed = False
         self._look.done()

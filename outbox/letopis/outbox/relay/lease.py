@@ -1,7 +1,4 @@
-"""Hold the lease of an outbox file, and write to the file what only its holder may: heartbeats and outcomes.
-
-The lease is an operating system lock, and a row that fences earlier holders.
-"""
+"""Hold the lease of an outbox file, and write to the file what only its holder may: heartbeats and outcomes."""
 
 from __future__ import annotations
 
@@ -37,8 +34,7 @@ from letopis.store.errors import OutboxUnavailable
 
 T = TypeVar("T")
 
-HEARTBEAT_SECONDS: Final = 10.0
-"""Longest time between two heartbeats of a relay that has nothing to write back."""
+HEARTBEAT_SECONDS: Final = 10.0  # longest time between two heartbeats of a relay that has nothing to write back
 SILENCE_SECONDS: Final = 120.0
 """Time without a heartbeat after which a holder that still has the lock counts as stopped. Longer than the slowest
 step of a healthy one; if it is not, two at once do no harm, because the row fences the earlier one."""
@@ -75,8 +71,7 @@ class OutboxIdentityChanged(OutboxUnavailable):
     """The file was given another identity since it was opened here: open it again."""
 
 
-_SignOfLife = tuple[int, int]
-"""Incarnation and last heartbeat in the file: they change as long as a holder works on it."""
+_SignOfLife = tuple[int, int]  # incarnation and last heartbeat in the file: they change as long as a holder works on it
 
 
 def _sign_of_life(connection: sa.Connection) -> _SignOfLife | None:
@@ -85,11 +80,7 @@ def _sign_of_life(connection: sa.Connection) -> _SignOfLife | None:
 
 
 class LeaseLock:
-    """The lock of one outbox file's lease: one descriptor while it is held, none otherwise.
-
-    It ends with the process, however that ends. A holder that closes the outbox file meanwhile gives signs of life
-    through the lock file, so that others see that the file is served.
-    """
+    """The lock of one outbox file's lease: one descriptor while it is held. It ends with the process."""
 
     def __init__(self, outbox: Path) -> None:
         self._path = lock_path(outbox)
@@ -101,10 +92,7 @@ class LeaseLock:
         return self._lock.is_locked
 
     def try_acquire(self) -> bool:
-        """Take the lock if it is free, without waiting; return True if it is held.
-
-        Not in a thread: one open() and one flock() that does not wait.
-        """
+        """Take the lock if it is free, without waiting; return True if it is held."""
         if not self.held:
             try:
                 self._lock.acquire(blocking=False)
@@ -113,10 +101,7 @@ class LeaseLock:
         return True
 
     def give_sign_of_life(self, now_us: int) -> bool:
-        """Show others that the holder is at work; return False if the lock file is gone, and the lock protects nothing.
-
-        Does nothing while the lock is not held.
-        """
+        """Show others that the holder is at work; return False if the lock is held and its file is gone."""
         return not self.held or give_sign_of_life(self._path, now_us=now_us)
 
     def last_sign_of_life(self) -> int | None:
@@ -131,11 +116,10 @@ class LeaseLock:
 
 
 class Lease:
-    """The right to deliver from one outbox file, held by at most one relay at a time.
+    """The right to deliver from one outbox file, held by at most one relay at a time: a lock, and a row.
 
-    The lock ends with the process that held it, however that ended; no clock is involved. The row names the holder:
-    pid, host, boot, start, heartbeat. Its incarnation rises with each holder, and what a relay writes back is refused
-    once it is no longer the current one: a holder that was stopped, or lost its lock file, does no harm.
+    The incarnation in the row rises with each holder, and what a relay writes back is refused once it is no longer the
+    current one: a holder that was stopped, or lost its lock file, does no harm.
 
     A process that is stopped, not ended, keeps its lock. A standby that has seen no heartbeat for ``silence`` seconds,
     by its own monotonic clock, therefore takes over without the lock; the stopped one finds itself fenced when it
@@ -162,8 +146,7 @@ class Lease:
         self._lock = lock or LeaseLock(outbox.path)
         self._seen: tuple[_SignOfLife | None, int | None] | None = None
         self._seen_at = 0.0
-        self.incarnation = 0
-        """The incarnation of this holder; 0 while it does not hold the lease."""
+        self.incarnation = 0  # the incarnation of this holder; 0 while it does not hold the lease
 
     @property
     def held(self) -> bool:
@@ -189,12 +172,8 @@ class Lease:
         self._lock.give_sign_of_life(self._clock.now_us())
 
     def suspend(self) -> None:
-        """Stop working on the file, but keep the lock, so that no other process delivers from it.
-
-        The row continues to name this holder. A lease that was taken over from a silent holder has no lock, and must be
-        released.
-        """
-        if self._lock.held:
+        """Stop working on the file, but keep the lock, so that no other process delivers from it."""
+        if self._lock.held:  # a lease that was taken over from a silent holder has none, and must be released
             self.incarnation = 0
 
     async def _take_over(self) -> bool:
@@ -223,15 +202,10 @@ class Lease:
         """Release the lease. Idempotent. The lock is released even if the row cannot be written."""
         if not self.held:
             return
-        incarnation, self.incarnation = self.incarnation, 0
+        values = {"incarnation": self.incarnation, "now": self._clock.now_us()}
+        self.incarnation = 0
         try:
-            await self._outbox.write(
-                lambda connection: (
-                    connection.exec_driver_sql(
-                        _LEAVE, {"incarnation": incarnation, "now": self._clock.now_us()}
-                    ).rowcount
-                )
-            )
+            await self._outbox.write(lambda connection: connection.exec_driver_sql(_LEAVE, values).rowcount)
         finally:
             self.unlock()
 
@@ -245,37 +219,23 @@ class Lease:
             raise OutboxIdentityChanged(
                 "the outbox file was given a new identity while it was open here: open it again"
             )
-        connection.exec_driver_sql(
-            _TAKE,
-            {
-                "holder": self._holder,
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "boot_id": boot_id(),
-                "now": now_us,
-            },
-        )
+        process = {"pid": os.getpid(), "host": socket.gethostname(), "boot_id": boot_id()}
+        connection.exec_driver_sql(_TAKE, {"holder": self._holder, "now": now_us, **process})
         return int(connection.exec_driver_sql("SELECT incarnation FROM letopis_outbox_relay").scalar_one())
 
 
 @dataclass(slots=True, kw_only=True)
 class Heartbeat:
-    """What a relay reports of itself.
+    """What a relay reports of itself."""
 
-    :ivar progress: whether something moved: events, or an answer of a store that was unavailable.
-    :ivar reason: fault class and code of a breaker that is not closed.
-    :ivar next_attempt_us: when the store is tried next, UTC microseconds; ``None`` while the breaker is closed.
-    :ivar tasks: long rewinds and deletions that the history store has not carried out yet.
-    """
-
-    progress: bool
+    progress: bool  # something moved: events, or an answer of a store that was unavailable
     breaker: str
     breaker_since_us: int
-    reason: str | None
+    reason: str | None  # fault class and code of a breaker that is not closed
     detail: str | None
-    next_attempt_us: int | None
+    next_attempt_us: int | None  # when the store is tried next; None while the breaker is closed
     delivered: int = 0
-    tasks: int = 0
+    tasks: int = 0  # long rewinds and deletions that the history store has not carried out yet
     rows: int = 0
 
 
@@ -294,12 +254,8 @@ class HeartbeatWriter:
     def __init__(
         self, outbox: OutboxFile, lease: Lease, breakers: Breakers, tasks: StoreTasks, *, clock: Clock
     ) -> None:
-        self._outbox = outbox
-        self._lease = lease
-        self._breakers = breakers
-        self._tasks = tasks
-        self._clock = clock
-        self._due = clock.after(0)
+        self._outbox, self._lease, self._breakers, self._tasks = outbox, lease, breakers, tasks
+        self._clock, self._due = clock, clock.after(0)
 
     @property
     def due(self) -> bool:

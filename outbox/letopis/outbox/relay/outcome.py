@@ -22,45 +22,30 @@ logger: Final = logging.getLogger("letopis.outbox.relay")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """One event that the history store refused; the earlier events of its conversation were accepted.
-
-    :ivar fault: a sentence of Letopis with class and code, without driver text.
-    :ivar charged: whether it counts as an attempt of the event; not where the event may not be at fault.
-    :ivar final: whether retrying is pointless.
-    """
+    """One event that the history store refused; the earlier events of its conversation were accepted."""
 
     conversation_id: str
     sequence: int
     event: EncodedEvent
     fault_class: str
-    fault: str
-    charged: bool = True
-    final: bool = False
+    fault: str  # a sentence of Letopis with class and code, without driver text
+    charged: bool = True  # as an attempt of the event; not where the event may not be at fault
+    final: bool = False  # retrying is pointless
 
 
 @dataclass(slots=True)
 class SendResult:
-    """The outcome of sending one batch.
+    """The outcome of sending one batch, by conversation."""
 
-    :ivar delivered: conversation id to the last sequence that the history store holds for certain.
-    :ivar superseded: conflicts that the store found in delivered events, by conversation and sequence.
-    :ivar gaps: conversation id to the sequence up to which the store holds a lane that it lacks events of.
-    :ivar undecided: refusals, with their faults, before they are charged to the event or to the store.
-    :ivar fault: of the store as a whole; what had not been sent by then was not tried.
-    :ivar suspects: the conversations that met it.
-    :ivar cleared: conversations that were refused, but not for what they hold: they are charged with nothing.
-    :ivar faults: how often each class of fault occurred, including faults that a retry overcame.
-    """
-
-    delivered: dict[str, int] = field(default_factory=dict)
-    superseded: dict[str, dict[int, Conflict]] = field(default_factory=dict)
-    gaps: dict[str, int] = field(default_factory=dict)
+    delivered: dict[str, int] = field(default_factory=dict)  # the last sequence that the store holds for certain
+    superseded: dict[str, dict[int, Conflict]] = field(default_factory=dict)  # found in delivered events, by sequence
+    gaps: dict[str, int] = field(default_factory=dict)  # how far the store holds a lane that it lacks events of
     refusals: list[Refusal] = field(default_factory=list)
-    undecided: list[tuple[Refusal, StoreFault]] = field(default_factory=list)
-    fault: StoreFault | None = None
-    suspects: tuple[str, ...] = ()
-    cleared: tuple[str, ...] = ()
-    faults: Counter[str] = field(default_factory=Counter)
+    undecided: list[tuple[Refusal, StoreFault]] = field(default_factory=list)  # not charged to event or store yet
+    fault: StoreFault | None = None  # of the store as a whole; what had not been sent by then was not tried
+    suspects: tuple[str, ...] = ()  # that met the fault
+    cleared: tuple[str, ...] = ()  # refused, but not for what they hold: they are charged with nothing
+    faults: Counter[str] = field(default_factory=Counter)  # by class, including faults that a retry overcame
     inserted: int = 0
     duplicates: int = 0
 
@@ -81,15 +66,11 @@ class SendResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """The result of one step of the dispatcher.
-
-    :ivar more: whether another step is worth taking at once.
-    :ivar wait: seconds until a waiting lane, or the store, is due again; ``None`` if there is nothing to wait for.
-    """
+    """The result of one step of the dispatcher."""
 
     delivered: int = 0
-    more: bool = False
-    wait: float | None = None
+    more: bool = False  # another step is worth taking at once
+    wait: float | None = None  # seconds until a waiting lane, or the store, is due again
     fenced: bool = False
 
     def and_then(self, other: StepResult) -> StepResult:
@@ -132,17 +113,14 @@ class RelayStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneFailure:
-    """What to write back about a lane whose next event was refused.
-
-    :ivar due_at_us: when the event is retried, UTC microseconds; ``None`` if the lane is blocked.
-    """
+    """What to write back about a lane whose next event was refused."""
 
     lane: Lane
     attempts: int
     fault_class: str
     fault: str
     event: EncodedEvent | None = None
-    due_at_us: int | None = None
+    due_at_us: int | None = None  # when the event is retried; None if the lane is blocked
     delay: float = 0.0
 
     @property
@@ -205,11 +183,7 @@ def damaged(lane: Lane) -> LaneFailure:
 
 
 class Breakers:
-    """The two breakers of one relay.
-
-    The first is shared by all outboxes that deliver to the store. The second opens if the store is not the one of this
-    outbox: the others may well belong to it.
-    """
+    """The two breakers of one relay: one that all outboxes of the store share, and its own for a wrong store."""
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Final
 
 from letopis.outbox.relay.outcome import Refusal, SendResult
@@ -34,38 +34,25 @@ _MAX_TRIES: Final = {
 }
 """Tries of a batch, by class of fault, before the fault counts; other faults count at once."""
 _IMMEDIATE_RETRIES: Final = RetryPolicy(base=0.04, factor=2.0, cap=0.32)
-IMMEDIATE_RETRY_LIMIT_SECONDS: Final = 1.0
-"""An outage that took longer than this to show is not retried at once."""
+IMMEDIATE_RETRY_LIMIT_SECONDS: Final = 1.0  # an outage that took longer than this to show is not retried at once
 
 
+@dataclass(slots=True, eq=False)
 class PoisonIsolation:
     """Sends batches, and splits those that fail: by halves down to the conversation, then down to the event.
-
-    Everything else of the batch is delivered, including the events before the failing event; later events of its own
-    conversation are not sent. One failing event among ``n`` costs about ``2 log n`` tries.
 
     A refusal is the store's fault if an ordinary event is refused in the same words, or if conversation after
     conversation is refused and none succeeds. Otherwise it is the event's.
     """
 
-    def __init__(
-        self,
-        apply: Apply,
-        *,
-        try_out: TryOut,
-        attribution: FaultAttribution,
-        deadline: float,
-        uniform: Callable[[float, float], float],
-        monotonic: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self._apply = apply
-        self._try_out = try_out
-        self._attribution = attribution
-        self._deadline = deadline
-        self._uniform = uniform
-        self._monotonic = monotonic
-        self._sleep = sleep
+    apply: Apply
+    _: KW_ONLY
+    try_out: TryOut
+    attribution: FaultAttribution
+    deadline: float
+    uniform: Callable[[float, float], float]
+    monotonic: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     async def send(self, batches: Sequence[LaneBatch], *, suspects: Iterable[str] = ()) -> SendResult:
         """Send one batch a lane, each event at most once and in this order; return the outcome."""
@@ -80,7 +67,7 @@ class PoisonIsolation:
         return sent
 
     def _groups(self, batches: Sequence[LaneBatch], suspects: Iterable[str]) -> Sequence[Sequence[LaneBatch]]:
-        charges = self._attribution.charges
+        charges = self.attribution.charges
         alone = {name for name, count in charges.items() if count >= ISOLATE_AFTER_FAILURES} if charges else set[str]()
         alone.update(suspects)
         if not alone:
@@ -107,10 +94,7 @@ class PoisonIsolation:
         return await self._send(lanes[::2], sent) and await self._send(lanes[1::2], sent)
 
     async def _find_failing_event(self, lane: LaneBatch, fault: StoreFault, sent: SendResult) -> bool:
-        """Find the one event of a lane that is refused, by halves, and deliver those before it.
-
-        Return False if no more must be sent.
-        """
+        """Deliver the events of a lane before the one that is refused. Return False if no more must be sent."""
         rest: Sequence[SequencedEvent] = list(lane.deliveries)
         while len(rest) > 1:
             half = LaneBatch(conversation_id=lane.conversation_id, deliveries=tuple(rest[: _middle(rest)]))
@@ -135,7 +119,7 @@ class PoisonIsolation:
             fault_class=str(fault.fault_class),
             fault=str(fault),
         )
-        self._attribution.record_refusal(lane.conversation_id)
+        self.attribution.record_refusal(lane.conversation_id)
         sent.undecided.append((refusal, fault))
         if fault.fault_class in TRIAL_CLASSES and (shared := await self._try_ordinary_event(fault, lane)) is not None:
             sent.fault = shared
@@ -143,16 +127,14 @@ class PoisonIsolation:
         return not self._all_refused(sent)
 
     async def _try_ordinary_event(self, fault: StoreFault, lane: LaneBatch) -> StoreFault | None:
-        """Return the fault that keeps the store from accepting an ordinary event too; ``None`` if it accepts one.
-
-        A refusal in other words proves nothing: a rule of the database's owner may concern ordinary conversations only.
-        """
+        """Return the fault that keeps the store from accepting an ordinary event too; ``None`` if it accepts one."""
         try:
-            async with asyncio.timeout(self._deadline):
-                await self._try_out(lane.conversation_id)
+            async with asyncio.timeout(self.deadline):
+                await self.try_out(lane.conversation_id)
         except StoreFault as answer:
             if answer.fault_class in STORE_FAULT_CLASSES:
                 return answer
+            # Other words prove nothing: a rule of the database's owner may concern ordinary conversations only.
             return as_store_fault(fault) if str(answer) == str(fault) else None
         except Closed:
             raise
@@ -162,7 +144,7 @@ class PoisonIsolation:
 
     def _all_refused(self, sent: SendResult) -> bool:
         """Return True if conversation after conversation was refused and none succeeded."""
-        return self._attribution.points_to_store and not sent.any_succeeded
+        return self.attribution.points_to_store and not sent.any_succeeded
 
     async def _try_the_rest(self, batches: Sequence[LaneBatch], sent: SendResult) -> None:
         """Send the conversations that were not tried yet: if they are refused too, it is the store."""
@@ -184,30 +166,27 @@ class PoisonIsolation:
         if sent.fault is not None:
             if undecided and sent.fault.fault_class not in STORE_FAULT_CLASSES:
                 refused = dict.fromkeys(refusal.conversation_id for refusal, _ in undecided)
-                sent.suspects = sent.cleared = tuple(refused | dict.fromkeys(self._attribution.refused_alone))
+                sent.suspects = sent.cleared = tuple(refused | dict.fromkeys(self.attribution.refused_alone))
             return
         for refusal, fault in undecided:
             if succeeded:
-                self._attribution.charge(refusal.conversation_id)
-            charged = self._attribution.is_charged(fault, refusal.conversation_id)
+                self.attribution.charge(refusal.conversation_id)
+            charged = self.attribution.is_charged(fault, refusal.conversation_id)
             sent.refusals.append(refusal if charged else replace(refusal, charged=False))
 
     def _is_store_fault(self, fault: StoreFault, lanes: Sequence[LaneBatch]) -> bool:
-        return self._attribution.is_store_fault(fault, [lane.conversation_id for lane in lanes])
+        return self.attribution.is_store_fault(fault, [lane.conversation_id for lane in lanes])
 
     def _fail(self, fault: StoreFault, lanes: Sequence[LaneBatch], sent: SendResult) -> None:
         sent.fault = fault
         sent.suspects = tuple(lane.conversation_id for lane in lanes)
         if fault.fault_class is not FaultClass.WRONG_STORE and fault.code != POOL_TIMEOUT_CODE:
-            self._attribution.record_store_fault(sent.suspects)
+            self.attribution.record_store_fault(sent.suspects)
 
     async def _record(
         self, lanes: Sequence[LaneBatch], result: ApplyResult, sent: SendResult, *, is_success: bool = True
     ) -> bool:
-        """Record what the store accepted, and what it refused because of what it holds.
-
-        Return False if no more must be sent.
-        """
+        """Record what the store accepted or refused for what it holds. Return False if no more must be sent."""
         by_id = {lane.conversation_id: lane for lane in lanes}
         succeeded = list[str]()
         for applied in result.applied:
@@ -218,7 +197,7 @@ class PoisonIsolation:
                 sent.superseded.setdefault(applied.conversation_id, {}).update(applied.superseded)
             sent.delivered[applied.conversation_id] = by_id[applied.conversation_id].deliveries[-1].sequence
         if is_success:
-            self._attribution.record_success(succeeded)
+            self.attribution.record_success(succeeded)
         for refused in result.refused:
             lane = by_id[refused.conversation_id]
             if isinstance(refused, SequenceGap):
@@ -253,28 +232,28 @@ class PoisonIsolation:
         tries = 0
         while True:
             tries += 1
-            start = self._monotonic()
+            start = self.monotonic()
             answer = await self._apply_once(lanes)
             if isinstance(answer, ApplyResult):
                 return answer
             kind = answer.fault_class
             sent.faults[str(kind)] += 1
-            slow = kind is FaultClass.UNAVAILABLE and self._monotonic() - start > IMMEDIATE_RETRY_LIMIT_SECONDS
+            slow = kind is FaultClass.UNAVAILABLE and self.monotonic() - start > IMMEDIATE_RETRY_LIMIT_SECONDS
             if slow or answer.code == POOL_TIMEOUT_CODE or tries >= _MAX_TRIES.get(kind, 1):
                 return answer
-            await self._sleep(_IMMEDIATE_RETRIES.delay(tries, uniform=self._uniform))
+            await self.sleep(_IMMEDIATE_RETRIES.delay(tries, uniform=self.uniform))
 
     async def _apply_once(self, lanes: Sequence[LaneBatch]) -> ApplyResult | StoreFault:
         try:
-            async with asyncio.timeout(self._deadline):
-                return await self._apply(lanes)
+            async with asyncio.timeout(self.deadline):
+                return await self.apply(lanes)
         except StoreFault as fault:
             return fault
         except TimeoutError:
             return StoreFault(
                 fault_class=FaultClass.UNKNOWN_OUTCOME,
                 code="deadline",
-                reason=f"the history store did not finish within {self._deadline:g} s",
+                reason=f"the history store did not finish within {self.deadline:g} s",
             )
         except OriginSuperseded as superseded:
             return StoreFault(fault_class=FaultClass.MISCONFIGURED, code="origin-superseded", reason=str(superseded))

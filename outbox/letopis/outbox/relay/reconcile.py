@@ -1,13 +1,8 @@
 """Find events that the history store lost, by comparing it with what the outbox counts as delivered.
 
 A store that was restored from a backup, or failed over to a replica that lagged, answers like any other. The heads of
-all lanes are therefore compared with the store's at the start and after any connection was made or lost, and some of
-them at intervals, the most recently delivered included. What the store lost is sent again from the tail; what the tail
-no longer holds is reported. In turn with that a part of the store's log is counted: events that were deleted while the
-counters stayed cannot be sent again, and are reported.
-
-With the heads, the ledgers of record lanes are trimmed to what the outbox has pruned: a lane that has no delivery any
-more would keep that of its last ones.
+all lanes are compared at the start and after any connection was made or lost, and some of them at intervals. What the
+store lost is sent again as far as the file holds it. In turn with that, a part of the store's log is counted.
 """
 
 from __future__ import annotations
@@ -32,7 +27,6 @@ from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import StoreFault
 from letopis.store.database.store_identity import expected_store_id
 from letopis.store.errors import ErasuresPending, LetopisError, OriginSuperseded
-from letopis.store.maintenance.continuity import LogCount
 from letopis.store.model.records import is_record_lane
 from letopis.store.rules.apply_plan import LaneBatch
 
@@ -40,10 +34,12 @@ T = TypeVar("T")
 
 RECONCILE_INTERVAL_SECONDS: Final = 30.0
 """Time between two comparisons with a stable store, in turn of the heads of lanes and of the log."""
-LANES_PER_REQUEST: Final = 500
-"""Lanes compared with the history store at a time."""
-MAX_RECENT_LANES: Final = 100
-"""Most recently delivered lanes in each comparison at intervals; the rest take turns."""
+LANES_PER_REQUEST: Final = 500  # lanes compared with the history store at a time
+_INCOMPLETE: Final = (
+    "they were deleted, and nothing can send them again; restore the store from a backup, what was delivered since is"
+    " sent again [incomplete log]"
+)
+MAX_RECENT_LANES: Final = 100  # most recently delivered lanes in each comparison at intervals; the rest take turns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,18 +50,13 @@ class ReconcileResult:
 
 @dataclass(slots=True, kw_only=True)
 class ReconcileProgress:
-    """How far the comparisons with a stable store have come.
-
-    :ivar log_after: the position up to which the log was counted.
-    :ivar log_complete: whether nothing was missing in this pass over the log so far.
-    :ivar log_next: whether the last comparison was one of lanes.
-    """
+    """How far the comparisons with a stable store have come."""
 
     due: Deadline
     some_after: str = ""
-    log_after: int = 0
-    log_complete: bool = True
-    log_next: bool = False
+    log_after: int = 0  # the position up to which the log was counted
+    log_complete: bool = True  # nothing was missing in this pass over the log so far
+    log_next: bool = False  # the last comparison was one of lanes
 
 
 class Reconciler:
@@ -103,10 +94,7 @@ class Reconciler:
         return self._all_after is not None or self.progress.due.remaining(self._clock) == 0
 
     async def compare(self, incarnation: int) -> ReconcileResult:
-        """Send the store one request, and record what follows from the answer.
-
-        An error that is no fault of the store is logged, and the request repeated after the interval.
-        """
+        """Send the store one request, and record what follows; an error that is not the store's is only logged."""
         try:
             if self._all_after is not None:
                 return await self._compare_all(incarnation, self._all_after)
@@ -161,6 +149,7 @@ class Reconciler:
         return ReconcileResult(fenced=True) if rewound is None else ReconcileResult(rewound=rewound)
 
     async def _trim_ledgers(self, lanes: Collection[str]) -> None:
+        """Trim ledgers of records to what is pruned here: no later delivery may do it."""
         if not lanes or not (pruned := await self._outbox.read(partial(pruned_lanes, lanes=lanes))):
             return
         bound = await self._outbox.read(read_binding)
@@ -170,11 +159,7 @@ class Reconciler:
             batch = [LaneBatch(conversation_id=name, deliveries=(), pruned=upto) for name, upto in untrimmed.items()]
             if batch:
                 await self._store.apply(origin, batch)
-        except (
-            StoreFault,
-            OriginSuperseded,
-            ErasuresPending,
-        ) as error:  # the next comparison tries again, and deliveries report it
+        except (StoreFault, OriginSuperseded, ErasuresPending) as error:  # tried again, and deliveries report it
             logger.debug("ledgers of records could not be trimmed: %s", error, extra=log_context())
 
     async def _count_log(self, incarnation: int) -> ReconcileResult:
@@ -183,7 +168,7 @@ class Reconciler:
         ended = count.next == 0
         self.progress.log_after, self.progress.log_complete = count.next, complete or ended
         if count.missing or (ended and complete):
-            problem = _incomplete(count) if count.missing else None
+            problem = f"{count}: {_INCOMPLETE}" if count.missing else None
             write = partial(_note_log, problem=problem, incarnation=incarnation, now_us=self._clock.now_us())
             if (changed := await self._outbox.write(write)) is None:
                 return ReconcileResult(fenced=True)
@@ -193,13 +178,6 @@ class Reconciler:
                 self.schedule_all()  # a restored backup is older than what was delivered
                 logger.info("the log of the history store is whole again", extra=log_context())
         return ReconcileResult()
-
-
-def _incomplete(count: LogCount) -> str:
-    return (
-        f"{count}: they were deleted, and nothing can send them again; restore the store from a backup, what was"
-        " delivered since is sent again [incomplete log]"
-    )
 
 
 async def _twice(ask: Callable[[], Awaitable[T]]) -> T:

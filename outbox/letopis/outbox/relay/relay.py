@@ -35,12 +35,9 @@ from letopis.store.rules.retention import ContentRetention
 
 T = TypeVar("T")
 
-STANDBY_INTERVAL_SECONDS: Final = 0.5
-"""Time between two tries to acquire a lease that another relay holds."""
-MAX_IDLE_SECONDS: Final = 1.0
-"""Longest time between two steps, even if nothing wakes the relay."""
-CANCEL_CLEANUP_SECONDS: Final = 5.0
-"""Time that a cancelled delivery gets to clean up."""
+STANDBY_INTERVAL_SECONDS: Final = 0.5  # time between two tries to acquire a lease that another relay holds
+MAX_IDLE_SECONDS: Final = 1.0  # longest time between two steps, even if nothing wakes the relay
+CANCEL_CLEANUP_SECONDS: Final = 5.0  # time that a cancelled delivery gets to clean up
 _DEFAULT_POLICY: Final = RetryPolicy()
 _ERROR_POLICY: Final = RetryPolicy(base=0.5, factor=2.0, cap=30.0)
 

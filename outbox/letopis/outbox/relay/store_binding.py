@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
@@ -26,26 +26,16 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.outcome import logger
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
-from letopis.store.database.store_identity import (
-    StoreIdentity,
-    check_identity,
-    check_not_moved,
-    expect_store,
-    short_id,
-)
-from letopis.store.database.urls import normalise_url
+from letopis.store.database.hosts import HostAddress, addresses_of
+from letopis.store.database.store_identity import StoreIdentity, check_identity, check_not_moved, expect_store, short_id
+from letopis.store.database.urls import DEFAULT_PORTS, normalise_url
 from letopis.store.rules.apply_plan import Origin
 
-LANES_PER_REQUEST: Final = 500
-"""Lanes whose heads the store is asked for at a time."""
+LANES_PER_REQUEST: Final = 500  # lanes whose heads the store is asked for at a time
 
 
 class BindingGuard:
-    """Keeps an outbox from delivering to a history store that is not its own.
-
-    Until the first delivery the destination that the bot recorded decides, or, without one, the first relay that
-    delivers; from then on the identity of the store.
-    """
+    """Keeps an outbox from delivering to a history store that is not its own."""
 
     def __init__(self, outbox: OutboxFile, store: ConversationStore) -> None:
         self._outbox = outbox
@@ -53,10 +43,8 @@ class BindingGuard:
         self._place = destination_of(store.url)
         self._checked = False
         self.origin: Origin = outbox.origin
-        self.last_erasure = 0
-        """The number of the store's last erasure, as it was when the store was checked last."""
-        self.holds = 0
-        """How many holds the store had then."""
+        self.last_erasure = 0  # the number of the store's last erasure, as it was when the store was checked last
+        self.holds = 0  # how many holds the store had then
 
     @property
     def route(self) -> str:
@@ -74,10 +62,7 @@ class BindingGuard:
         return self._checked
 
     async def ensure(self, bound: StoreBinding, *, incarnation: int, sending: bool) -> StoreFault | None:
-        """Ensure that the outbox may deliver to the store; return why it may not.
-
-        Does not connect to the store where the answer is known without it.
-        """
+        """Ensure that the outbox may deliver to the store; return why it may not. Connects only if needed."""
         try:
             if bound.store_id is None:
                 check_destination(bound, self._place)
@@ -141,10 +126,7 @@ async def may_create_store(outbox: OutboxFile, store: ConversationStore) -> bool
 
 
 async def find_refusal(outbox: OutboxFile, store: ConversationStore) -> StoreFault | None:
-    """Return why an outbox must not deliver to a store; ``None`` if it may, or may be bound to it.
-
-    For a report before a relay begins. Creates no store, and binds nothing.
-    """
+    """Return why an outbox must not deliver to a store, if that is so. Creates no store, and binds nothing."""
     bound = await outbox.read(read_binding)
     try:
         if bound.store_id is None:
@@ -188,9 +170,8 @@ async def store_heads(store: ConversationStore, outbox: OutboxFile) -> dict[str,
     return heads
 
 
-LOCAL: Final = "localhost"
-_LOCAL_NAMES: Final = frozenset({"", LOCAL, "127.0.0.1", "::1", "localhost.localdomain"})
-_DEFAULT_PORTS: Final = {"postgresql": "5432", "mariadb": "3306"}
+_LOCAL: Final = "localhost"
+_LOCAL_NAMES: Final = frozenset({"", _LOCAL, "127.0.0.1", "::1", "localhost.localdomain"})
 
 
 def destination_of(url: str | URL | os.PathLike[str]) -> str:
@@ -202,48 +183,24 @@ def destination_of(url: str | URL | os.PathLike[str]) -> str:
     parsed = normalise_url(url)
     kind = parsed.get_backend_name()
     if kind == "sqlite":
-        return _text(f"sqlite:///{os.path.realpath(str(parsed.database))}")
-    hosts = LOCAL if "unix_socket" in parsed.query else ",".join(sorted(set(_hosts(parsed, _DEFAULT_PORTS[kind]))))
-    return _text(f"{kind}://{hosts}/{parsed.database}")
+        shown = f"sqlite:///{os.path.realpath(str(parsed.database))}"
+    else:
+        hosts: tuple[HostAddress, ...] = (HostAddress(_LOCAL, None),)
+        if "unix_socket" not in parsed.query:
+            hosts = addresses_of(parsed) or addresses_of(parsed.set(host=_LOCAL))
+        names = sorted({_shown(address, DEFAULT_PORTS[parsed.drivername]) for address in hosts})
+        shown = f"{kind}://{','.join(names)}/{parsed.database}"
+    return shown.encode("utf-8", "backslashreplace").decode()  # the name of a file may be any bytes
 
 
-def _text(place: str) -> str:
-    """Return a place as valid text: the name of a file may be any bytes."""
-    return place.encode("utf-8", "backslashreplace").decode()
-
-
-def _hosts(url: URL, default: str) -> Iterator[str]:
-    """Yield the hosts of a URL with their ports, from its authority or its options, as libpq reads them."""
-    hosts = [host for given in (url.host, *_options(url, "host")) if given is not None for host in given.split(",")]
-    ports = [port for given in _options(url, "port") for port in given.split(",")]
-    if url.port is not None:
-        ports = [str(url.port)]
-    for number, host in enumerate(hosts or [LOCAL]):
-        name, port = _split_port(host)
-        if port is None and ports:
-            port = ports[number] if len(ports) == len(hosts) else ports[0]
-        here = name.lower() in _LOCAL_NAMES or name.startswith("/")
-        shown = LOCAL if here else f"[{name.lower()}]" if ":" in name else name.lower().rstrip(".")
-        yield shown if port in (None, "", default) else f"{shown}:{port}"
-
-
-def _split_port(host: str) -> tuple[str, str | None]:
-    if host.startswith("["):
-        name, _, rest = host[1:].partition("]")
-        return name, rest.removeprefix(":") or None
-    if host.count(":") == 1 and not host.startswith("/"):
-        name, _, port = host.partition(":")
-        return name, port
-    return host, None
-
-
-def _options(url: URL, name: str) -> tuple[str, ...]:
-    value = url.query.get(name, ())
-    return (value,) if isinstance(value, str) else tuple(value)
+def _shown(address: HostAddress, default_port: int) -> str:
+    host = address.host.lower().rstrip(".")
+    name = _LOCAL if host in _LOCAL_NAMES or address.is_socket else host
+    return str(HostAddress(name, None if address.port == default_port else address.port))
 
 
 # Outcomes that a relay reports under an earlier incarnation are refused, as after a takeover.
-_FENCE: Final = "UPDATE letopis_outbox_relay SET incarnation = incarnation + 1"
+FENCE: Final = "UPDATE letopis_outbox_relay SET incarnation = incarnation + 1"
 _DELIVERED: Final = (
     "SELECT conversation_id, delivered, pruned FROM letopis_outbox_lanes WHERE delivered > 0 ORDER BY conversation_id"
 )
@@ -302,16 +259,12 @@ def rebind_outbox(
     erasures: int = 0,
     now_us: int,
 ) -> Rebound:
-    """Bind the outbox to another store and send it again what it lacks; in an open write transaction.
-
-    Deliveries that a relay has in flight to the old store are fenced off. No event is skipped: a conversation that lost
-    events is blocked, even if no event of it is left to send.
-    """
+    """Bind the outbox to another store and send it again what it lacks; deliveries to the old one are fenced off."""
     done = preview(connection, store_id=store_id, destination=destination, heads=heads)
     for name, delivered, _ in delivered_lanes(connection):
         head = heads.get(name, 0)
         if delivered > head and rewind_lane(connection, name, head, now_us=now_us).lost:
             connection.exec_driver_sql(_SET_BACK, (head, now_us, name))
     rebind_store(connection, store_id=store_id, destination=destination, erasures=erasures)
-    connection.exec_driver_sql(_FENCE)
+    connection.exec_driver_sql(FENCE)
     return done

@@ -12,16 +12,11 @@ from letopis.outbox.retry.fault_attribution import STORE_FAULT_AFTER_CONVERSATIO
 from letopis.outbox.retry.policy import PROBE_POLICY, RetryPolicy
 from letopis.store.database.faults import FaultClass, StoreFault
 
-RAMP_START_EVENTS: Final = 8
-"""Events in the first batch after an outage; each delivered batch doubles it."""
-FIRST_PROBE_WAIT_SECONDS: Final = 1.0
-"""What a wait for a probe may exceed the length of the outage by."""
+RAMP_START_EVENTS: Final = 8  # events in the first batch after an outage; each delivered batch doubles it
+FIRST_PROBE_WAIT_SECONDS: Final = 1.0  # what a wait for a probe may exceed the length of the outage by
 RECENT_OUTAGE_SECONDS: Final = 30.0
+# Outages shorter than that raise no alert, so their end must not be noticed so late that they seem longer.
 RECENT_OUTAGE_PROBE_WAIT_SECONDS: Final = 5.0
-"""Longest wait for a probe while the outage is younger than ``RECENT_OUTAGE_SECONDS``.
-
-Outages shorter than that raise no alert, so their end must not be noticed so late that they seem longer.
-"""
 UNCERTAIN_PROBE_WAIT_SECONDS: Final = 10.0
 """Longest wait for a probe while few conversations have failed, so that the fault may be theirs, or while the store
 answers and refuses: the next conversation may be the one that succeeds."""
@@ -35,25 +30,19 @@ OPERATOR_CLASSES: Final = frozenset({FaultClass.MISCONFIGURED, FaultClass.WRONG_
 class BreakerState(StrEnum):
     """Whether deliveries are allowed."""
 
-    CLOSED = "closed"
-    """They are."""
-    OPEN = "open"
-    """The store failed; nothing is sent until the next probe."""
-    HALF_OPEN = "half_open"
-    """A probe is in progress: one small delivery decides."""
+    CLOSED = "closed"  # they are
+    OPEN = "open"  # the store failed; nothing is sent until the next probe
+    HALF_OPEN = "half_open"  # a probe is in progress: one small delivery decides
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutageReason:
-    """What the store answered when the breaker opened, without driver text.
-
-    :ivar since_us: when the outage began, UTC microseconds; later failed probes do not move it.
-    """
+    """What the store answered when the breaker opened, without driver text."""
 
     fault_class: str
     code: str
     reason: str
-    since_us: int
+    since_us: int  # when the outage began; later failed probes do not move it
 
     def __str__(self) -> str:
         return f"{self.reason} [{self.fault_class} {self.code}]"

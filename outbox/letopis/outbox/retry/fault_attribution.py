@@ -36,8 +36,7 @@ class FaultAttribution:
     def __init__(self) -> None:
         self._failing: dict[str, None] = {}
         self._refused: dict[str, None] = {}
-        self.charges: dict[str, int] = {}
-        """How often each conversation was charged since its last success."""
+        self.charges: dict[str, int] = {}  # how often each conversation was charged since its last success
         self._store_faults = 0
         self._store_faults_at: dict[str, int] = {}  # at the first charge or last refusal of each charged one
         self._calm: dict[str, bool] = {}
@@ -81,12 +80,9 @@ class FaultAttribution:
             self._store_faults_at.setdefault(conversation_id, self._store_faults)
 
     def forget(self, conversation_id: str) -> None:
-        """Forget the charges of a conversation that is blocked now.
-
-        One without charges stays evidence against the store.
-        """
+        """Forget the charges of a conversation that is blocked now."""
         self._failing.pop(conversation_id, None)
-        if self._clear(conversation_id):
+        if self._clear(conversation_id):  # one without charges stays evidence against the store
             self._refused.pop(conversation_id, None)
 
     def _clear(self, conversation_id: str) -> bool:
@@ -120,15 +116,12 @@ class FaultAttribution:
         )
 
     def is_charged(self, fault: StoreFault, conversation_id: str) -> bool:
-        """Return True if a refusal counts as an attempt of the event.
-
-        Poison needs no comparison with other conversations: the store has just taken an ordinary event. What looks like
-        an outage counts only if no other conversation has met one since the last attempt.
-        """
+        """Return True if a refusal counts as an attempt of the event."""
         if fault.fault_class is FaultClass.CONFLICT:
             return False
-        if fault.fault_class in STORE_FAULT_CLASSES:
+        if fault.fault_class in STORE_FAULT_CLASSES:  # counts if no other conversation met one since the last attempt
             return self._calm.get(conversation_id, False)
+        # Poison needs no comparison: the store has just taken an ordinary event.
         return fault.fault_class is FaultClass.POISON or conversation_id in self.charges
 
 

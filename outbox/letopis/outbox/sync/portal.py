@@ -119,8 +119,7 @@ class Block(HomeBlock[T], AbstractContextManager[F], Generic[T, F]):
         self._wrap = wrap
         self._abandoned = False
         self._task: asyncio.Task[Any] | None = None
-        self.over = False
-        """Whether the thread has left it, so that its token names nothing any more."""
+        self.over = False  # whether the thread has left it, so that its token names nothing any more
         self.ended: Future[None] = unresolved()
 
     def __enter__(self) -> F:

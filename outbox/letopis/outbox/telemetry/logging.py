@@ -24,8 +24,7 @@ FORMATS: Final = ("auto", "text", "json")
 MAX_REPEATS: Final = 5
 """Similar records that are written within :data:`REPEAT_PERIOD_SECONDS`; further ones are counted."""
 REPEAT_PERIOD_SECONDS: Final = 60.0
-_MAX_KINDS: Final = 1_000
-"""Kinds of records that are remembered."""
+_MAX_KINDS: Final = 1_000  # kinds of records that are remembered
 _MAX_TRACE_LINES: Final = 64
 _NUMBERS: Final = re.compile(r"\d+(?:[.:]\d+)*")
 _RECORD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -103,11 +102,7 @@ class RepeatFilter(logging.Filter):
 
 
 def configure_logging(*, level: str = "INFO", style: str = "auto", stream: TextIO | None = None) -> None:
-    """Write the records of Letopis to ``stream`` (stderr): text on a terminal, otherwise one-line JSON.
-
-    A later call replaces what an earlier one configured: that is how a reload changes the level. Only the loggers
-    ``letopis`` and ``asyncio`` are touched, never the root. Repeated faults are limited by :class:`RepeatFilter`.
-    """
+    """Write the records of Letopis, and of asyncio, to ``stream`` (stderr); a later call replaces an earlier one."""
     if style not in FORMATS:
         raise ValueError(f"log format must be one of {', '.join(FORMATS)}")
     if level.upper() not in LEVELS:

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
-MAX_LINKS: Final = 128
-"""Links of one span, as many as OpenTelemetry keeps by default."""
+MAX_LINKS: Final = 128  # links of one span, as many as OpenTelemetry keeps by default
 _STORED: Final = re.compile(r'"traceparent":"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})"')
 
 
@@ -28,11 +27,8 @@ _NO_SPAN: Final = nullcontext()
 
 
 def appending(conversation_id: str, what: Sequence[Any]) -> AbstractContextManager[None]:
-    """Return a context in which messages are appended: a span ``create letopis`` of the process's tracer provider.
-
-    It holds the conversation's id and the tokens that the messages say they used, never their content. Costs next to
-    nothing in a process that has configured no provider: many frameworks import OpenTelemetry, and few bots use it.
-    """
+    """Return a context in which messages are appended: a span ``create letopis`` without their content."""
+    # Many frameworks import OpenTelemetry, and few bots configure a provider: a span would be made for nobody.
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None or isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         return _NO_SPAN
@@ -77,12 +73,7 @@ def _usages(what: Sequence[Any]) -> Iterator[Any]:
 
 
 class Spans:
-    """Makes spans with the tracer provider that the process has configured; the library configures none.
-
-    A span holds the number of events and conversations delivered and the class of a fault, never a payload or the text
-    of an error. It is linked to the spans in which its events were appended, whose context travels in the events'
-    metadata (``traceparent``).
-    """
+    """Makes spans of deliveries, without content, linked to the spans in which their events were appended."""
 
     def __init__(self, provider: Any = None, *, conversations: bool = False) -> None:
         self._trace: Any = None

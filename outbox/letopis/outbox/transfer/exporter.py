@@ -18,7 +18,6 @@ from letopis.store.conversation_store import ConversationStore
 from letopis.store.errors import StoreUnavailable
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.records import Record, RecordRange, Scope
-from letopis.store.outbox_access import OutboxAccess
 from letopis.store.read.paging import Window
 from letopis.store.read.records import RecordReader, RecordsView
 from letopis.store.transfer.jsonl import SeenKeys, render_line
@@ -140,7 +139,11 @@ class Exporter:
         self._begin(conversation.conversation_id, title=conversation.title)
 
         read, contents = _reading(self.source, conversation.conversation_id, every=self.every)
-        async for item in all_items(read):
+
+        async def page(after: str | None) -> Page[RecordedMessage]:
+            return _whole(await read(after))
+
+        async for item in all_items(page):
             # One at a time: the large content of a page may be more than the memory holds.
             [message] = _whole(await contents(Page((item,))))
             # A fork is exported with what it inherits, so that the export does not depend on the parent.
@@ -168,22 +171,11 @@ def _reading(
     """Return what reads a page without its large content, and what puts that in place."""
     if isinstance(source, ConversationStore):
         access = source.outbox_access
-        return partial(_store_page, access, conversation_id, every), access.with_contents
+        window = partial(Window.of, last=None, first=PAGE, before=None, every=every)
+        return lambda after: access.messages(conversation_id, window(after=after)), access.with_contents
     reader = source._parts.reader
-    return partial(_history_page, reader.messages, conversation_id, every), reader.contents.of_page
-
-
-async def _store_page(
-    access: OutboxAccess, conversation_id: str, every: bool, after: str | None
-) -> Page[RecordedMessage]:
-    window = Window.of(last=None, first=PAGE, before=None, after=after, every=every)
-    return _whole(await access.messages(conversation_id, window))
-
-
-async def _history_page(
-    read: Callable[..., Awaitable[Page[RecordedMessage]]], conversation_id: str, every: bool, after: str | None
-) -> Page[RecordedMessage]:
-    return _whole(await read(conversation_id, first=PAGE, after=after, every=every, whole=False))
+    read = partial(reader.messages, conversation_id, first=PAGE, every=every, whole=False)
+    return lambda after: read(after=after), reader.contents.of_page
 
 
 def _whole(page: Page[T]) -> Page[T]:

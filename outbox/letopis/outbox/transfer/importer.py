@@ -72,13 +72,6 @@ class RecordItem:
     prepared: PreparedChange
 
 
-@dataclass(frozen=True, slots=True)
-class TakenRecords:
-    imported: int
-    known: int
-    refused: Sequence[Refused]
-
-
 @dataclass(slots=True)
 class Importer:
     """One import into an outbox; a committed chunk is durable, and an interrupted import is repeated."""
@@ -128,10 +121,7 @@ class Importer:
             else:
                 items.append(checked)
         if records:
-            taken = await self._records.take(records)
-            self.counts.imported += taken.imported
-            self.counts.known += taken.known
-            refused += taken.refused
+            refused += await self._records.take(records, self.counts)
         held = await self.outbox.read(lambda connection: _look_up(connection, items))
         items = await self._without_what_the_store_holds(items, held, refused)
         lanes: dict[str, list[_Item]] = {}
@@ -248,41 +238,26 @@ def try_out(lines: Iterable[Line | RecordLine | Refused], tell: Callable[[Refuse
             checked = check(line)
             if isinstance(checked, RecordItem):
                 checked = _first_put(checked, seen, counts)
-            elif not isinstance(checked, Refused):
-                checked = _same_owner(checked, owners)
-                if not isinstance(checked, Refused):
-                    checked = _first_use(checked, seen, counts)
-                if not isinstance(checked, Refused):
-                    _note_owner(checked, owners)
+            elif isinstance(checked, _Item):
+                checked = _first_use(checked, seen, owners, counts)
             if isinstance(checked, Refused):
                 tell(checked)
                 counts.refused += 1
     return counts
 
 
-def _same_owner(item: _Item, owners: SeenKeys) -> _Item | Refused:
-    conversation, owned = _owned(item)
-    if item.line.owner is None or not owners.seen(conversation) or owners.seen(owned):
-        return item
-    return _refused(item.line, "owner: an earlier line gives the conversation to another owner")
-
-
-def _note_owner(item: _Item, owners: SeenKeys) -> None:
-    if item.line.owner is not None:
-        for key in _owned(item):
-            if not owners.seen(key):
-                owners.add(key)
-
-
-def _owned(item: _Item) -> tuple[bytes, bytes]:
-    """Return the keys of a conversation that has an owner, and of this owner; no identifier holds a NUL."""
-    return item.line.conversation_id.encode(), f"{item.line.conversation_id}\0{item.line.owner}".encode()
-
-
-def _first_use(item: _Item, seen: SeenKeys, counts: ImportCounts) -> _Item | Refused:
-    event = item.prepared.events[0]
-    first = _is_first(event.event_id.bytes, event, seen, counts)
-    return item if first else _refused(item.line, "id: an earlier line uses it for other content")
+def _first_use(item: _Item, seen: SeenKeys, owners: SeenKeys, counts: ImportCounts) -> _Item | Refused:
+    line, event = item.line, item.prepared.events[0]
+    # The keys of a conversation that has an owner, and of this owner; no identifier holds a NUL.
+    conversation, owned = line.conversation_id.encode(), f"{line.conversation_id}\0{line.owner}".encode()
+    if line.owner is not None and owners.seen(conversation) and not owners.seen(owned):
+        return _refused(line, "owner: an earlier line gives the conversation to another owner")
+    if not _is_first(event.event_id.bytes, event, seen, counts):
+        return _refused(line, "id: an earlier line uses it for other content")
+    for key in (conversation, owned) if line.owner is not None else ():
+        if not owners.seen(key):
+            owners.add(key)
+    return item
 
 
 def _first_put(item: RecordItem, seen: SeenKeys, counts: ImportCounts) -> RecordItem | Refused:
@@ -293,7 +268,8 @@ def _first_put(item: RecordItem, seen: SeenKeys, counts: ImportCounts) -> Record
 
 def _is_first(key: bytes, event: EncodedEvent, seen: SeenKeys, counts: ImportCounts) -> bool:
     """Count a line; return False if an earlier one has other content under its key."""
-    whole = key + _content(event)
+    # What distinguishes its content from other content in this import; it is not kept.
+    whole = key + digest_of(event.conversation_id, event.type, event.schema_version, event.data, event.metadata, b"")
     if seen.seen(whole):
         counts.known += 1
         return True
@@ -303,11 +279,6 @@ def _is_first(key: bytes, event: EncodedEvent, seen: SeenKeys, counts: ImportCou
     seen.add(whole)
     counts.imported += 1
     return True
-
-
-def _content(event: EncodedEvent) -> bytes:
-    """Return what distinguishes an event's content from other content in one import; it is not kept."""
-    return digest_of(event.conversation_id, event.type, event.schema_version, event.data, event.metadata, b"")
 
 
 def _draw(source: Iterator[Line | RecordLine | Refused]) -> list[Line | RecordLine | Refused]:
@@ -371,12 +342,12 @@ class RecordImporter:
         self._store = store
         self._answers = True
 
-    async def take(self, items: Iterable[RecordItem]) -> TakenRecords:
-        """Append the records of some lines, and tell what became of each."""
+    async def take(self, items: Iterable[RecordItem], counts: ImportCounts) -> list[Refused]:
+        """Append the records of some lines, and count them; return those that are refused."""
         scopes: dict[Scope, list[RecordItem]] = {}
         for item in items:
             scopes.setdefault(item.line.scope, []).append(item)
-        imported, known, refused = 0, 0, list[Refused]()
+        refused = list[Refused]()
         for scope, mine in scopes.items():
             try:
                 appended = await self._append(scope, mine)
@@ -385,12 +356,12 @@ class RecordImporter:
                 continue
             for item, sequence, revision in zip(mine, appended.sequences, appended.revisions, strict=True):
                 if sequence:
-                    imported += 1
+                    counts.imported += 1
                 elif await self._is_same(scope, item, revision):
-                    known += 1
+                    counts.known += 1
                 else:
                     refused.append(_refused(item.line, _OTHER))
-        return TakenRecords(imported, known, refused)
+        return refused
 
     async def _append(self, scope: Scope, items: Sequence[RecordItem]) -> Appended:
         changes = [item.prepared for item in items]

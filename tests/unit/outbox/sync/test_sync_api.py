@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import contextvars
 import inspect
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +17,7 @@ import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -28,12 +29,14 @@ from letopis.outbox import (
     BlockingChat,
     BlockingHistory,
     BlockingReceipt,
+    BlockingRecordReceipt,
     BlockingRecords,
     BlockingReply,
     BlockingTransaction,
     Chat,
     History,
     Receipt,
+    RecordReceipt,
     Records,
     Reply,
     Transaction,
@@ -50,7 +53,6 @@ from letopis.store.model.messages import Message
 from letopis.store.model.parts import Reasoning
 from tests.support.platforms import posix_only
 from tests.support.resources import open_descriptors, own_threads
-from tests.support.sync_api import BESIDE, NARROWER, OUTBOX, ROOM, TWINS, public, written
 
 POSIX = posix_only("Windows has no POSIX signals and no fork")
 KINDS = pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
@@ -83,13 +85,41 @@ async def stored(url: str, *, migrate: bool = False) -> list[str]:
 
 # The same methods.
 
+BESIDE = {"append_in", "close", "connection", "outbox", "prepare", "relay", "session", "store"}
+"""What has no twin, because it belongs to an event loop, or is done when the twin is made and closed."""
+NARROWER = {
+    ("finish", "reply"): "BlockingReply",
+    ("put", "records"): "BlockingRecords",
+    ("delete_record", "records"): "BlockingRecords",
+}
+"""Annotations that differ from those of the asynchronous API."""
+
+
+def public(subject: type[Any]) -> dict[str, Any]:
+    """The methods and properties of a class and of those it is made of."""
+    return {
+        name: value
+        for part in reversed(subject.__mro__)
+        for name, value in vars(part).items()
+        if (not name.startswith("_") or name == "__call__")
+        and isinstance(value, FunctionType | property)
+        and name not in BESIDE
+        and part is not object
+    }
+
+
+def returned(function: Any) -> str:
+    """What a method returns, as a name, but for what has a twin and what a twin is in."""
+    annotation = inspect.signature(function).return_annotation
+    said = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    said = re.sub(r"(?<![\w.])(?:\w+\.)+|Blocking", "", said)
+    return re.sub(r"^(AbstractAsyncContextManager|AsyncIterator)\[", "AbstractContextManager[", said)
+
 
 def differences(subject: type[Any], face: type[Any]) -> list[str]:
     """What the two do not have in common."""
-    name_of_face = {f"Blocking{name}": name for name in TWINS}
     wrong = []
-    theirs = {name: value for name, value, _ in public(subject)}
-    ours = {name: value for name, value, _ in public(face)}
+    theirs, ours = public(subject), public(face)
     for name, value in theirs.items():
         if name not in ours:
             wrong.append(f"{name} has no twin")
@@ -101,16 +131,10 @@ def differences(subject: type[Any], face: type[Any]) -> list[str]:
                     wrong.append(f"{name}({parameter}): {one} is {other} here")
                 elif other.annotation != NARROWER.get((name, parameter), one.annotation):
                     wrong.append(f"{name}({parameter}): {one.annotation} is {other.annotation} here")
-            returned = str(inspect.signature(getattr(face, name)).return_annotation)
-            for blocking, plain in name_of_face.items():
-                returned = returned.replace(blocking, plain)
-            promised = str(inspect.signature(getattr(subject, name)).return_annotation)
-            for manager in ("AbstractAsyncContextManager[", "AsyncIterator["):
-                promised = promised.replace(manager, "AbstractContextManager[")
-            if promised != returned:
-                wrong.append(f"{name} returns {returned} and not {promised}")
+            if returned(value) != returned(ours[name]):
+                wrong.append(f"{name} returns {returned(ours[name])} and not {returned(value)}")
     # The fields of a dataclass, and what is set in `__init__`, are properties here.
-    attributes = set(getattr(subject, "__slots__", ())) | {"conversation_id", "message_id", "event_id", "close"}
+    attributes = set(getattr(subject, "__slots__", ())) | {"conversation_id", "message_id", "event_id"}
     wrong += [f"{name} is only here" for name in ours if name not in theirs and name not in attributes]
     return wrong
 
@@ -123,13 +147,13 @@ def differences(subject: type[Any], face: type[Any]) -> list[str]:
         (AllRecords, BlockingAllRecords),
         (Records, BlockingRecords),
         (Receipt, BlockingReceipt),
+        (RecordReceipt, BlockingRecordReceipt),
         (Transaction, BlockingTransaction),
         (Reply, BlockingReply),
     ],
 )
 def test_every_method_has_its_twin_with_the_same_parameters(subject: type[Any], face: type[Any]) -> None:
-    assert differences(subject, face) == [], "run `python -m tests.support.sync_api`"
-    assert all(hasattr(subject, name) for name in BESIDE.get(subject, ())), "what is left out exists"
+    assert differences(subject, face) == []
 
 
 def test_the_constructors_take_the_same_options() -> None:
@@ -150,34 +174,14 @@ def test_a_method_without_a_twin_is_noticed() -> None:
     ]
 
 
-class Dedented(ast.NodeTransformer):
-    """Takes the layout out of docstrings."""
-
-    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
-        return ast.Constant(inspect.cleandoc(node.value)) if isinstance(node.value, str) else node
-
-
-def test_the_api_is_what_the_script_writes() -> None:
-    """Compared as code: how it is laid out is the formatter's."""
-
-    def said(source: str) -> tuple[set[str], list[str]]:
-        imports: set[str] = set()
-        rest = []
-        for node in ast.parse(source).body:
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                imports |= {
-                    ast.unparse(
-                        ast.Import([name]) if isinstance(node, ast.Import) else ast.ImportFrom(node.module, [name], 0)
-                    )
-                    for name in node.names
-                }
-            else:
-                rest.append(ast.dump(Dedented().visit(node)))
-        return imports, rest
-
-    assert said((OUTBOX / f"{ROOM}.py").read_text(encoding="utf-8")) == said(written()), (
-        "run `python -m tests.support.sync_api`"
-    )
+def test_a_twin_reads_as_a_function_of_its_class() -> None:
+    for name in ("append", "status", "transaction"):
+        function = getattr(BlockingHistory, name)
+        assert function.__doc__ == f"As :meth:`History.{name}`; waits."
+        assert (function.__qualname__, inspect.iscoroutinefunction(function)) == (f"BlockingHistory.{name}", False)
+    assert BlockingReceipt.sequence.__doc__ == "As in :class:`Receipt`."
+    assert inspect.signature(BlockingHistory.append).return_annotation is BlockingReceipt
+    assert inspect.signature(History.append).return_annotation == "Receipt"
 
 
 # What it does.

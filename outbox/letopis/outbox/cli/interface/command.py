@@ -12,7 +12,6 @@ import click
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-
 SHARED: Final = ("--outbox", "--store", "--config", "--debug")
 """The options of every command, which only the help of ``letopis`` itself explains one by one."""
 _SHARED_LINE: Final = f"Options of every command: {', '.join(SHARED)}, --help (see `letopis --help`)."

@@ -18,7 +18,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _META: Final = "letopis.outbox.cli.interface.options"
 
-
 _HELP: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "outbox": ("The outbox file. Default: bot.outbox.db.", {"type": click.Path(), "metavar": "PATH", "multiple": True}),
     "store": (

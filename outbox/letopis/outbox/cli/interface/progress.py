@@ -15,7 +15,6 @@ from letopis.outbox.cli.interface.output import before_note, terminal_width, wan
 if TYPE_CHECKING:
     from letopis.outbox.history.history import History
 
-
 REDRAW_SECONDS: Final = 0.2  # least time between two drawings of the line
 WINDOW_SECONDS: Final = 30.0
 """The pace is that of the last half minute: what is slow at first does not spoil the estimate for ever."""

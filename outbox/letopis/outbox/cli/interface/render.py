@@ -17,10 +17,8 @@ if TYPE_CHECKING:
     from letopis.outbox.operations.pending_events import LaneWithLosses, PendingEvent, Repair
     from letopis.store.model.conversations import Conversation, RecordedMessage
 
-
 HEAD: Final = ("EVENT", "CONVERSATION", "SEQ", "TYPE", "BYTES", "STATE", "TRIES", "BEHIND", "AGE", "FAULT")
 MAX_ID_WIDTH: Final = 32  # characters of a conversation id in the table; JSON has all of it
-
 
 _CODE: Final = re.compile(r"(?P<sentence>.*\S)\s*\[(?P<code>[^\[\]]+)\]\s*", re.DOTALL)
 """A sentence of ours, with the class and the code of the fault at its end."""
