@@ -26,6 +26,7 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import ConfigurationError, EventIdReused, InvalidInput, OutboxFull, OutboxUnavailable
 from letopis.store.model.events import utc_now
+from tests.support.fix_command import every_command
 from tests.support.paths import ROOT
 
 SECRET = "hunter2-correct-horse"
@@ -40,23 +41,7 @@ def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str
     )
 
 
-def every_command() -> list[tuple[tuple[str, ...], click.Command]]:
-    found: list[tuple[tuple[str, ...], click.Command]] = []
-
-    def walk(path: tuple[str, ...], command: click.Command) -> None:
-        found.append((path, command))
-        if isinstance(command, click.Group):
-            context = click.Context(command)
-            for name in command.list_commands(context):
-                below = command.get_command(context, name)
-                assert below is not None
-                walk((*path, name), below)
-
-    walk((), cli)
-    return found
-
-
-COMMANDS = every_command()
+COMMANDS = list(every_command())
 
 
 def test_the_entry_point_is_the_command() -> None:
@@ -151,43 +136,23 @@ def test_the_line_of_help_is_how_the_verb_describes_itself(verb: str) -> None:
     assert command.name == verb
 
 
-def test_a_verb_that_is_misspelt_is_suggested(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(cli, ["statsu"]) == Exit.USAGE
-
-    assert "did you mean 'status'?" in capsys.readouterr().err
-
-
-def test_an_option_that_is_unknown_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(cli, ["status", "--jsno"]) == Exit.USAGE
-
-    assert "--json" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("arguments", [["--outbox", "a.db", "show"], ["show", "--outbox", "a.db"]])
-def test_options_stand_before_or_after_the_verb(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["--outbox", "a.db", "show"], "a.db --outbox"),
+        (["show", "--outbox", "a.db"], "a.db --outbox"),
+        (["--outbox", "a.db", "show", "--outbox", "b.db"], "b.db --outbox"),
+        (["show"], "variable.db LETOPIS_OUTBOX"),
+    ],
+)
+def test_the_option_nearest_to_the_verb_holds_before_the_environment(
+    arguments: list[str], shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LETOPIS_OUTBOX", "variable.db")
 
     assert run(_probe(), arguments) == 0
 
-    assert capsys.readouterr().out == "a.db --outbox\n"
-
-
-def test_the_option_nearest_to_the_verb_holds(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(_probe(), ["--outbox", "a.db", "show", "--outbox", "b.db"]) == 0
-
-    assert capsys.readouterr().out == "b.db --outbox\n"
-
-
-def test_the_environment_is_read_where_no_option_is_given(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("LETOPIS_OUTBOX", "variable.db")
-
-    assert run(_probe(), ["show"]) == 0
-
-    assert capsys.readouterr().out == "variable.db LETOPIS_OUTBOX\n"
+    assert capsys.readouterr().out == f"{shown}\n"
 
 
 def _probe() -> click.Command:
@@ -332,18 +297,6 @@ def test_no_line_of_help_is_missing_from_the_reference() -> None:
         ]
 
     assert not missing
-
-
-@pytest.mark.parametrize(
-    "arguments", [["status", "a\x1b[2Jb"], ["status", "--a\u202eb"], ["history", "show", "c", "\u2028"]]
-)
-def test_wrong_usage_quotes_an_argument_without_what_moves_a_cursor(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(cli, arguments) == Exit.USAGE
-    told = capsys.readouterr().err
-    assert "Error: " in told
-    assert not set("\x1b\u202e\u2028") & set(told)
 
 
 @pytest.mark.parametrize(

@@ -171,20 +171,3 @@ def test_what_is_no_anchor_of_this_store_is_refused(history: Path, letopis: Any,
     code, out, _ = letopis("db", "verify", "--anchor", "given.json", "--json")
     found = json.loads(out)
     assert (code, found["sound"], found["count"]) == (1, False, 1)
-
-
-def test_no_store_is_made(tmp_path: Path, letopis: Any) -> None:
-    code, out, err = letopis("--store", str(tmp_path / "no.db"), "db", "anchor", "--out", str(tmp_path / "one.json"))
-
-    assert (code, out) == (78, "")
-    assert "there is no such file" in err
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_store_of_another_release_is_refused(history: Path, letopis: Any) -> None:
-    change(history, "UPDATE letopis_version SET version_num = '9999'")
-
-    code, _, err = letopis("db", "anchor", "--out", "one.json")
-    assert code == 78
-    assert "9999" in err
-    assert not Path("one.json").exists()

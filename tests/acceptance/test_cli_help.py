@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -12,7 +11,7 @@ import pytest
 
 from letopis.outbox.cli import ELSEWHERE, VERBS, cli
 from letopis.outbox.cli.interface.command import SHARED, SharedOption, Verb, first_sentence
-from letopis.outbox.cli.interface.exit_codes import Exit
+from tests.support.fix_command import every_command
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -22,24 +21,7 @@ MAX_COLUMNS: Final = 88
 """Of a code block in the documentation."""
 
 
-def commands() -> dict[tuple[str, ...], click.Command]:
-    """Every command by its words."""
-    found: dict[tuple[str, ...], click.Command] = {}
-
-    def walk(path: tuple[str, ...], command: click.Command) -> None:
-        found[path] = command
-        if isinstance(command, click.Group):
-            context = click.Context(command)
-            for name in command.list_commands(context):
-                below = command.get_command(context, name)
-                assert below is not None
-                walk((*path, name), below)
-
-    walk((), cli)
-    return found
-
-
-COMMANDS: Final = commands()
+COMMANDS: Final = dict(every_command())
 LEAVES: Final = {path: one for path, one in COMMANDS.items() if not isinstance(one, click.Group)}
 
 
@@ -131,14 +113,6 @@ def test_a_group_lists_first_sentences() -> None:
     assert first_sentence("Do this.") == "Do this."
 
 
-def test_words_that_need_their_group_are_hinted_at(letopis: Any) -> None:
-    code, _, error = letopis("import", "jsonl", "x")
-
-    assert code == Exit.USAGE
-    assert "did you mean `letopis history import`?" in error
-    assert "`letopis db verify` or `letopis outbox verify`?" in letopis("verify")[2]
-
-
 def test_every_hint_leads_to_a_command_and_every_command_has_one() -> None:
     below = {path[-1] for path in COMMANDS if len(path) > 1 and path[-1] != "jsonl"}
 
@@ -146,28 +120,3 @@ def test_every_hint_leads_to_a_command_and_every_command_has_one() -> None:
     for meant in ELSEWHERE.values():
         for one in meant:
             assert tuple(word for word in one.split()[1:] if not word.startswith("-")) in COMMANDS, one
-
-
-def test_what_is_no_event_id_is_told_apart_from_a_conversation(letopis: Any) -> None:
-    code, _, error = letopis("outbox", "show", "telegram:4711")
-
-    assert code == Exit.USAGE
-    assert "'telegram:4711' is not the id of an event, as `letopis outbox list` prints it" in error
-    assert "give --conversation ID" in error
-
-
-def test_a_wrong_address_is_shown_with_the_range(letopis: Any) -> None:
-    Path("bot.outbox.db").touch()
-    code, _, error = letopis("relay", "--listen", "99999")
-
-    assert code == Exit.CONFIGURATION
-    assert "'99999' is no address to listen on: give a port from 0 to 65535" in error
-
-
-def test_a_fault_of_the_store_names_the_store_without_its_password(letopis: Any) -> None:
-    code, _, error = letopis("--store", "postgresql://bot:hunter2@127.0.0.1:1/history", "db", "check")
-
-    assert code == Exit.LATER
-    assert error.startswith("letopis: postgresql://bot:***@127.0.0.1:1/history: the history store cannot be reached")
-    assert "hunter2" not in error
-    assert "by itself" not in error

@@ -28,7 +28,7 @@ from letopis.outbox.relay.lease import Lease
 from letopis.outbox.relay.relay import Relay
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.migrations import STORE
-from letopis.store.errors import ConfigurationError, OutboxUnavailable
+from letopis.store.errors import OutboxUnavailable
 from letopis.store.model.messages import Message
 from tests.support.paths import ROOT
 from tests.support.platforms import posix_only
@@ -98,13 +98,6 @@ class TestInit:
         assert "letopis.toml exists" in err
         assert Path("letopis.toml").read_text() == "# mine\n"
         assert not Path("bot.outbox.db").exists()
-
-    def test_a_wrong_store_leaves_nothing_behind(self, letopis: Any, tmp_path: Path) -> None:
-        code, _, err = letopis("init", "--store", f"oracle://bot:{SECRET}@db/h")
-
-        assert code == Exit.CONFIGURATION
-        assert SECRET not in err
-        assert list(tmp_path.iterdir()) == []
 
 
 class TestNewOrigin:
@@ -198,14 +191,6 @@ class TestNewOrigin:
 
         assert rows("bot.outbox.db", "SELECT hex(origin_id) FROM letopis_outbox_origin") == before
 
-    def test_not_without_an_outbox(self, letopis: Any) -> None:
-        code, _, err = letopis("init", "--new-origin")
-
-        assert code == Exit.CONFIGURATION
-        assert "there is no outbox" in err
-        with pytest.raises(ConfigurationError):
-            asyncio.run(assign_new_origin("bot.outbox.db"))
-
 
 class TestDb:
     def test_the_tables_are_made_once_on_every_store(self, letopis: Any, empty_database_url: str) -> None:
@@ -232,19 +217,6 @@ class TestDb:
         }
         assert after[0] == 0
         assert asyncio.run(_partitions(empty_database_url)) == 3
-
-    def test_looking_makes_no_file(self, letopis: Any, tmp_path: Path) -> None:
-        found = [letopis("db", verb)[0] for verb in ("check", "current")]
-
-        assert found == [Exit.CONFIGURATION, Exit.CONFIGURATION]
-        assert list(tmp_path.iterdir()) == []
-
-    def test_a_store_that_is_down_is_for_later(self, letopis: Any) -> None:
-        code, out, err = letopis("--store", f"postgresql://bot:{SECRET}@127.0.0.1:1/h", "db", "check")
-
-        assert (code, out) == (Exit.LATER, "")
-        assert SECRET not in err
-        assert len(err.splitlines()) == 1
 
     def test_no_password_is_shown(self, letopis: Any, fresh_postgresql_url: str) -> None:
         url = f"{fresh_postgresql_url}{'&' if '?' in fresh_postgresql_url else '?'}password={SECRET}"
@@ -295,21 +267,6 @@ class TestStatus:
         assert Path("copy.db").read_bytes() == before
         assert sorted(path.name for path in tmp_path.iterdir()) == files
 
-    def test_a_missing_outbox_is_wrong_configuration(self, letopis: Any, tmp_path: Path) -> None:
-        code, out, err = letopis("status")
-
-        assert (code, out) == (Exit.CONFIGURATION, "")
-        assert "letopis init" in err
-        assert list(tmp_path.iterdir()) == []
-
-    def test_a_file_of_another_kind_is_wrong_configuration(self, letopis: Any) -> None:
-        Path("bot.outbox.db").write_text("hello" * 1000)
-
-        code, _, err = letopis("status")
-
-        assert code == Exit.CONFIGURATION
-        assert "is no SQLite database" in err
-
     def test_check_tells_by_its_exit_code(self, letopis: Any) -> None:
         filled()
         waiting = letopis("status", "--check")[0]
@@ -345,16 +302,6 @@ class TestRelay:
 
         assert [code for code, _, _ in codes] == [Exit.CONFIGURATION] * 2
         assert all("letopis db upgrade" in err for _, _, err in codes)
-
-    @pytest.mark.parametrize("url", ["oracle://db/h", "postgresql://db", "sqlite://"])
-    def test_a_wrong_url_is_wrong_configuration(self, letopis: Any, url: str) -> None:
-        filled()
-
-        assert letopis("relay", "--store", url)[0] == Exit.CONFIGURATION
-
-    def test_a_missing_outbox_is_wrong_configuration(self, letopis: Any, tmp_path: Path) -> None:
-        assert letopis("relay", "--once")[0] == Exit.CONFIGURATION
-        assert list(tmp_path.iterdir()) == []
 
     def test_what_is_blocked_ends_it_with_a_failure(self, letopis: Any) -> None:
         Path("letopis.toml").write_text("[relay]\nattempts = 0\n")

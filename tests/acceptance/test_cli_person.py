@@ -112,32 +112,6 @@ def test_a_receipt_is_refused_when_it_was_altered_or_the_content_is_back(letopis
     assert letopis("db", "verify", "--receipt", "none.json")[0] == 1
 
 
-@pytest.mark.usefixtures("said")
-@pytest.mark.parametrize(
-    ("arguments", "code", "told"),
-    [
-        (["--person", ANN, "--owner", ANN, "--delete", "--reason", "r"], 2, "or a person with --person"),
-        (["--person", ANN, "--delete", "--reason", "r", "--receipt", "r.json"], 2, "--receipt needs --wait"),
-        (["group", "--delete", "--reason", "r", "--wait", "--receipt", "r.json"], 2, "--receipt needs --wait"),
-        (
-            ["--person", "nobody", "--delete", "--reason", "r", "--wait", "--receipt", "r.json", "--yes"],
-            3,
-            "no records",
-        ),
-        (["--person", ANN, "--delete", "--reason", "r", "--wait", "--receipt", "exists", "--yes"], 1, "exists exists"),
-        (["--person", ANN, "--delete", "--reason", "r"], 2, "stdin is not a terminal"),
-    ],
-)
-def test_a_mistake_erases_nothing(arguments: list[str], code: int, told: str, letopis: Any) -> None:
-    Path("exists").write_text("mine", encoding="utf-8")
-
-    done = letopis("history", "erase", *arguments)
-
-    assert (done[0], told in done[2]) == (code, True), done[2]
-    assert not Path("r.json").exists()
-    assert holds(f"{ANNS} 1")
-
-
 def count(path: str, query: str) -> int:
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:

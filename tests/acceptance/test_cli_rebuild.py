@@ -77,27 +77,6 @@ def test_what_the_log_does_not_have_cannot_be_mended(history: Path, letopis: Any
     assert "cannot be rebuilt from the log: restore the database" in err
 
 
-def test_one_that_is_not_there(history: Path, letopis: Any) -> None:
-    code, out, err = letopis("db", "rebuild", "--conversation", "nowhere")
-
-    assert (code, out) == (3, "")
-    assert "there is no conversation 'nowhere'" in err
-
-
-@pytest.mark.usefixtures("elsewhere")
-@pytest.mark.parametrize("verb", ["rebuild", "index"])
-def test_no_store_is_made(letopis: Any, verb: str) -> None:
-    code, _, err = letopis("--store", "no.db", "db", verb)
-
-    assert code == 78
-    assert "letopis db upgrade" in err
-    assert not Path("no.db").exists()
-
-
-def test_the_help_names_it(letopis: Any) -> None:
-    assert "rebuild" in letopis("db", "--help")[1]
-
-
 def test_the_index_is_brought_up_to_the_log(history: Path, letopis: Any) -> None:
     code, out, _ = letopis("db", "index", "--json")
     assert (code, json.loads(out)) == (0, {"events": 6})

@@ -52,10 +52,7 @@ def test_what_is_due_leaves_both_files_and_the_rest_stays(letopis: Any) -> None:
     say("pinned", "pin-kept", owner="42", days_ago=40)
     say("old", "young 1", owner="42", days_ago=1)
     say("seven", "first-t0ken", "second-t0ken", "third", owner="7", days_ago=1)
-    assert letopis("history", "retain", "--dry-run")[0] == 2  # no rules yet
     assert letopis("history", "tag", "pinned", "--add", "pinned")[0] == 0
-    assert letopis("history", "tag", "unknown", "--add", "pinned")[0] == 3
-    assert letopis("history", "tag", "pinned")[0] == 2
     Path("letopis.toml").write_text(RULES, encoding="utf-8")
     for _ in range(2):
         code, out, err = letopis("history", "retain", "--dry-run", "--json")

@@ -122,14 +122,6 @@ class TestWatch:
 
         assert (code, error) == (1, "")
 
-    @pytest.mark.usefixtures("elsewhere")
-    def test_it_has_nothing_to_check(self, tmp_path: Path, letopis: Command) -> None:
-        append(tmp_path, Message.user("one"))
-        code, _, error = letopis("status", "--watch", "--check")
-
-        assert code == 2
-        assert "--watch does not end" in error
-
 
 @posix_only("SIGINT of a process group means something else on Windows")
 class TestFollow:
@@ -180,13 +172,6 @@ class TestFollow:
         assert code == 1
         assert "Traceback" not in error
         assert "Exception" not in error
-
-    @pytest.mark.usefixtures("elsewhere")
-    def test_it_is_about_the_present(self, tmp_path: Path, letopis: Command) -> None:
-        append(tmp_path, Message.user("first"))
-
-        assert letopis("history", "show", "c1", "--follow", "--as-of", "1")[0] == 2
-        assert letopis("history", "show", "nobody", "--follow")[0] == 3
 
 
 @pytest.mark.usefixtures("elsewhere")
