@@ -180,17 +180,6 @@ class TestImport:
         assert waited[0] == Exit.LATER
         assert "10 events are still pending" in waited[2]
 
-    def test_it_reads_a_pipe(self) -> None:
-        done = subprocess.run(
-            [sys.executable, "-m", "letopis.outbox.cli", "history", "import", "jsonl", "-"],
-            input=b"".join(orjson.dumps(one) + b"\n" for one in EXAMPLES),
-            capture_output=True,
-            timeout=60,
-        )
-
-        assert (done.returncode, done.stdout) == (0, b"")
-        assert done.stderr.splitlines()[0] == b"8 imported, 0 already there, 0 refused"
-
     @posix_only("Windows has no POSIX signals")
     def test_an_interruption_does_not_wait_for_a_pipe(self) -> None:
         process = subprocess.Popen(

@@ -13,10 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
 import pytest
 
-from letopis.outbox.cli import cli
 from letopis.outbox.event_log.schema import metadata as outbox_tables
 from letopis.store.database.schema import metadata as store_tables
 from tests.support import demo_transcript, pages
@@ -78,18 +76,6 @@ def imports() -> Iterator[Import]:
                     for alias in node.names:
                         if alias.name.startswith("letopis"):
                             yield Import(page=page.name, module=alias.name, name="__name__")
-
-
-def verbs(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Each command that does something, as the words a user types."""
-    if not isinstance(command, click.Group):
-        yield path
-        return
-    context = click.Context(command)
-    for name in command.list_commands(context):
-        child = command.get_command(context, name)
-        assert child is not None, name
-        yield from verbs(child, (*path, name))
 
 
 @pytest.mark.parametrize("page", [README, DOCS / "index.md"], ids=lambda page: page.stem)
@@ -227,14 +213,6 @@ def test_every_public_name_is_in_the_reference(package: str) -> None:
             documented |= set(_AUTODOC.findall(text))
 
     assert sorted(set(importlib.import_module(package).__all__) - documented) == []
-
-
-def test_every_verb_of_the_command_is_in_the_reference() -> None:
-    page = (DOCS / "reference" / "cli.md").read_text(encoding="utf-8")
-    found = [" ".join(("letopis", *path)) for path in verbs(cli)]
-
-    assert len(found) > 5
-    assert [verb for verb in found if verb not in page] == []
 
 
 def test_every_table_is_in_the_reference() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from letopis.store import Message
 from tests.support.paths import ROOT
+from tests.support.story import nothing
 
 HOWTO = ROOT / "docs" / "howto"
 LINES = 25
@@ -41,10 +42,6 @@ def names_of(page: str, *more: int) -> dict[str, Any]:
 def go_on(page: str, place: int, names: dict[str, Any]) -> None:
     """Run another block of a guide."""
     exec(compile(code_of(page, place), page, "exec"), names)  # noqa: S102 - our own page
-
-
-async def nothing(_: str) -> None:
-    """Think of nothing."""
 
 
 @pytest.fixture

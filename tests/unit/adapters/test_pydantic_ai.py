@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -107,13 +106,6 @@ def turn(number: int | str) -> list[ModelMessage]:
 
 def turns(*numbers: int | str) -> list[ModelMessage]:
     return [message for number in numbers for message in turn(number)]
-
-
-@pytest.fixture
-async def history(tmp_path: Path) -> AsyncIterator[History]:
-    """A history that delivers nothing, and waits for its store on a slow machine."""
-    async with History(tmp_path / "bot.outbox.db", relay=False, read_timeout=30.0) as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -342,7 +334,7 @@ async def test_without_the_store(alone: History) -> None:
 
 async def test_what_is_retained_is_loaded_without_the_store(tmp_path: Path) -> None:
     path, target = tmp_path / "bot.outbox.db", tmp_path / "history.db"
-    async with History(path, store=target, read_timeout=30.0) as history:
+    async with History(path, store=target) as history:
         await saved(LetopisConversationStore(history), 1, 2, 3, 4)
         assert await history.drained(timeout=20)
         await prune(history, keep_last=3)
@@ -360,15 +352,15 @@ async def test_what_is_retained_is_loaded_without_the_store(tmp_path: Path) -> N
         found.messages += turns(5)
         await store.save(found)
 
-    async with History(path, store=target, read_timeout=30.0) as history:
+    async with History(path, store=target) as history:
         assert (await loaded(LetopisConversationStore(history))).messages == turns(1, 2, 3, 4, 5)
 
 
 async def test_another_outbox_was_first(tmp_path: Path) -> None:
     target = tmp_path / "history.db"
     async with (
-        open_apart(tmp_path / "a.outbox.db", store=target, read_timeout=30.0) as one,
-        open_apart(tmp_path / "b.outbox.db", store=target, read_timeout=30.0) as two,
+        open_apart(tmp_path / "a.outbox.db", store=target) as one,
+        open_apart(tmp_path / "b.outbox.db", store=target) as two,
     ):
         here = LetopisConversationStore(one, confirm="store")
         there = LetopisConversationStore(two, confirm="store")

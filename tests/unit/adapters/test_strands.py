@@ -27,6 +27,7 @@ from letopis.adapters.strands.keys import key_at, place_of, range_of
 from letopis.outbox import BlockingHistory, History
 from letopis.store import ABSENT, File, InvalidInput, Message, Reasoning, Text, ToolCall, ToolResult
 from tests.support.bots.strands import FakeModel
+from tests.support.story import nothing
 
 CALL = {"toolUse": {"toolUseId": "c1", "name": "look", "input": {"at": "tea", "n": 1}}}
 RESULT = {"toolResult": {"toolUseId": "c1", "status": "success", "content": [{"text": "a cup of tea, I think"}]}}
@@ -61,10 +62,6 @@ def texts(messages: list[SessionMessage]) -> list[str]:
 def agent_of(name: str, **state: Any) -> SessionAgent:
     managed = SlidingWindowConversationManager().get_state()
     return SessionAgent(agent_id=name, state=state, conversation_manager_state=managed)
-
-
-async def nothing(_: str) -> None:
-    """Think of nothing."""
 
 
 @pytest.fixture
