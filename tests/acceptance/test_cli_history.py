@@ -28,6 +28,7 @@ from letopis.outbox.transfer.importer import CHUNK_LINES
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.events import utc_now
 from letopis.store.model.messages import Message
+from tests.proof.inputs.bombs import Bomb, burst, faults
 from tests.support.paths import ROOT
 from tests.support.platforms import posix_only
 from tests.support.sqlite_rows import change
@@ -215,22 +216,11 @@ class TestImport:
 
     def test_memory_does_not_grow_with_the_file(self, tmp_path: Path) -> None:
         """40 MB of lines, read in a process of their own that may grow by far less."""
-        with Path("big.jsonl").open("wb") as file:
-            file.writelines(
-                orjson.dumps(line(f"c{number % 5}", f"{number} " + "x" * 2000)) + b"\n" for number in range(20_000)
-            )
+        many = [orjson.dumps(line(f"c{number % 5}", f"{number} " + "x" * 2000)) + b"\n" for number in range(20_000)]
+        empty = burst(Bomb("nothing", lambda: iter(()), (0,), ""), tmp_path)
+        bomb = Bomb("many lines", lambda: iter(many), (0,), "20000 can be imported", room=30)
 
-        done = subprocess.run(
-            [sys.executable, "-c", PEAK, "history", "import", "jsonl", "big.jsonl", "--dry-run"],
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
-
-        assert done.returncode == 0, done.stderr
-        assert "20000 can be imported" in done.stderr
-        peak = int(done.stdout) * (1 if sys.platform == "darwin" else 1024)
-        assert peak < 150_000_000
+        assert faults(bomb, burst(bomb, tmp_path), empty.megabytes) == []
 
 
 def _imported() -> int:
@@ -239,22 +229,6 @@ def _imported() -> int:
             return int(connection.execute("SELECT count(*) - 1 FROM letopis_outbox_events").fetchone()[0])
     except sqlite3.OperationalError:
         return 0
-
-
-# Linux hands ru_maxrss on across fork and exec, so there it would be the peak of the whole test run.
-PEAK = """
-import pathlib, resource, sys
-from letopis.outbox.sync._generated import BlockingHistory
-from letopis.outbox.cli import cli
-from letopis.outbox.cli.interface.exit_codes import run
-code = run(cli, sys.argv[1:])
-status = pathlib.Path("/proc/self/status")
-if status.exists():
-    print(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")))
-else:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-sys.exit(code)
-"""
 
 
 class TestExport:

@@ -8,10 +8,6 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -30,6 +26,7 @@ from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.migrations import STORE
 from letopis.store.errors import OutboxUnavailable
 from letopis.store.model.messages import Message
+from tests.support.daemons import DaemonProcess, until
 from tests.support.paths import ROOT
 from tests.support.platforms import posix_only
 from tests.support.sqlite_rows import rows
@@ -346,68 +343,13 @@ class TestRelay:
         assert asyncio.run(beside_a_relay()) == Exit.LATER
 
     @posix_only("Windows has no POSIX signals")
-    @pytest.mark.parametrize("one", [signal.SIGTERM, signal.SIGINT])
-    def test_it_runs_until_a_signal_and_takes_what_comes(self, one: signal.Signals) -> None:
+    def test_it_runs_until_an_interrupt_and_logs_what_its_own_loggers_say(self, letopis: Any) -> None:
         filled()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "letopis.outbox.cli", "relay", "--log-format", "json"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            _until(lambda: _delivered() == 3)
-            filled(messages=2)
-            _until(lambda: _delivered() == 5)
-        finally:
-            process.send_signal(one)
-            out, err = process.communicate(timeout=30)
+        with DaemonProcess(folder=Path.cwd()) as daemon:
+            daemon.works()
+            until(lambda: letopis("status", "--check")[0] == 0, "delivered")
+            daemon.signal(signal.SIGINT)
+            assert daemon.wait() == 0
 
-        assert (process.returncode, out) == (0, "")
-        loggers = {json.loads(line)["logger"] for line in err.splitlines()}
+        loggers = {json.loads(line)["logger"] for line in daemon.lines}
         assert loggers == {"letopis.outbox.relay", "letopis.outbox.daemon"}
-        assert run(cli, ["status", "--check"]) == 0
-
-    @posix_only("Windows has no POSIX signals")
-    def test_a_second_signal_does_not_wait(self) -> None:
-        """For a store that accepts connections and never answers."""
-        import socket
-
-        filled()
-        with socket.create_server(("127.0.0.1", 0)) as silent:
-            port = silent.getsockname()[1]
-            url = f"postgresql://bot@127.0.0.1:{port}/h?connect_timeout=120"
-            process = subprocess.Popen(
-                [sys.executable, "-m", "letopis.outbox.cli", "relay", "--store", url],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            silent.settimeout(30)
-            peer, _ = silent.accept()
-            with peer:
-                time.sleep(0.5)
-                began = time.monotonic()
-                process.send_signal(signal.SIGTERM)
-                time.sleep(0.5)
-                process.send_signal(signal.SIGTERM)
-                process.communicate(timeout=30)
-
-        assert time.monotonic() - began < 20
-        assert rows("bot.outbox.db", "SELECT head - delivered FROM letopis_outbox_lanes") == [(4,)]
-
-
-def _delivered() -> int:
-    if not Path("bot.history.db").exists():
-        return 0
-    try:
-        return int(rows("bot.history.db", "SELECT count(*) FROM letopis_messages")[0][0])
-    except sqlite3.OperationalError:
-        return 0
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 40
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in 40 s"
-        time.sleep(0.05)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -245,13 +244,6 @@ async def test_two_saves_at_once_leave_no_entry_of_the_loser(store: LetopisConve
 
     assert sorted(type(one).__name__ for one in results) == ["ConversationConflict", "list"]
     assert len(await history.messages(CHAT, every=True)) == 4
-
-
-async def test_numbers_that_json_has_not(store: LetopisConversationStore) -> None:
-    part = ToolReturnPart("mean", {"mean": math.nan}, tool_call_id="c1", timestamp=THEN)
-    await store.save(Conversation(conversation_id=CHAT, messages=[ModelRequest(parts=[part])]))
-
-    assert (await loaded(store)).messages[0].parts[0].content == {"mean": None}  # type: ignore[union-attr]
 
 
 async def test_edited_redacted_and_foreign_messages(store: LetopisConversationStore, history: History) -> None:

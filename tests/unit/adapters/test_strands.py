@@ -236,25 +236,6 @@ def test_a_session_is_erased_and_its_id_used_again(repository: LetopisSessionRep
     assert (erased.text, said_anew.text) == ("", "hi")
 
 
-async def test_on_each_kind_of_store(bot: History) -> None:
-    def work() -> None:
-        made = LetopisSessionRepository(bot)
-        for _ in range(2):
-            agent = Agent(
-                model=FakeModel(nothing),
-                session_manager=RepositorySessionManager("chat-1", session_repository=made),
-                callback_handler=None,
-                agent_id="bot",
-            )
-            agent.state.set("step", 3)
-            agent("hi")
-        assert texts(made.list_messages("chat-1", "bot")) == ["hi", "answer to hi"] * 2
-        found = made.read_agent("chat-1", "bot")
-        assert found is not None and found.state == {"step": 3}
-
-    await asyncio.to_thread(work)
-
-
 def test_an_agent_goes_on_where_it_was(repository: LetopisSessionRepository) -> None:
     @tool
     def look(at: str) -> str:
