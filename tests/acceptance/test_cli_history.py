@@ -396,18 +396,8 @@ class TestListAndShow:
 
         assert list(first) == ["conversations", "next", "complete"]
         assert list(first["conversations"][0]) == [
-            "conversation_id",
-            "owner",
-            "number",
-            "title",
-            "state",
-            "active",
-            "version",
-            "messages",
-            "tokens",
-            "pending",
-            "created_at",
-            "updated_at",
+            *("conversation_id", "owner", "number", "title", "state", "active"),
+            *("version", "messages", "tokens", "pending", "created_at", "updated_at"),
         ]
         names = [first["conversations"][0]["conversation_id"], second["conversations"][0]["conversation_id"]]
         assert sorted(names) == ["c1", "c2"]

@@ -230,16 +230,6 @@ async def _partitions(url: str) -> int:
 
 
 class TestStatus:
-    def test_it_tells_what_waits(self, letopis: Any) -> None:
-        filled(conversations=2)
-
-        code, out, err = letopis("status")
-
-        assert (code, err) == (0, "")
-        assert out.startswith(
-            "No relay is running; 8 events are pending, nothing is lost: start the bot, or `letopis relay`.\n"
-        )
-
     def test_the_documented_example_is_one(self, letopis: Any) -> None:
         text = (ROOT / "docs/reference/status-json.md").read_text(encoding="utf-8")
         example = json.loads(text.split("```json\n")[1].split("```")[0])
@@ -265,8 +255,12 @@ class TestStatus:
         assert sorted(path.name for path in tmp_path.iterdir()) == files
 
     def test_check_tells_by_its_exit_code(self, letopis: Any) -> None:
-        filled()
-        waiting = letopis("status", "--check")[0]
+        filled(conversations=2)
+        assert letopis("status")[1:] == letopis("status", "--check")[1:]
+        waiting, out, _ = letopis("status", "--check")
+        assert out.startswith(
+            "No relay is running; 8 events are pending, nothing is lost: start the bot, or `letopis relay`.\n"
+        )
         letopis("relay", "--once")
         delivered = letopis("status", "--check")[0]
 
@@ -300,30 +294,25 @@ class TestRelay:
         assert [code for code, _, _ in codes] == [Exit.CONFIGURATION] * 2
         assert all("letopis db upgrade" in err for _, _, err in codes)
 
-    def test_what_is_blocked_ends_it_with_a_failure(self, letopis: Any) -> None:
-        Path("letopis.toml").write_text("[relay]\nattempts = 0\n")
+    @pytest.mark.parametrize(
+        ("toml", "code", "says"),
+        [
+            ("attempts = 0", Exit.FAILED, "1 conversation is blocked: see `letopis outbox list`"),
+            ('base = 60\njitter = "none"', Exit.LATER, "2 left"),
+        ],
+        ids=["blocked", "tried again later"],
+    )
+    def test_its_code_says_what_became_of_a_refused_event(self, letopis: Any, toml: str, code: Exit, says: str) -> None:
+        Path("letopis.toml").write_text(f"[relay]\n{toml}\n")
         filled(conversations=1)
         letopis("relay", "--once")
         poison("c1")
         filled(conversations=3, messages=1)
 
-        code, _, err = letopis("relay", "--once")
+        done = letopis("relay", "--once")
 
-        assert code == Exit.FAILED
-        assert "1 conversation is blocked: see `letopis outbox list`" in err
+        assert (done.code, says in done.err) == (code, True)
         assert rows("bot.history.db", "SELECT count(*) FROM letopis_messages") == [(3 + 2,)]
-
-    def test_what_is_tried_again_later_is_for_later(self, letopis: Any) -> None:
-        Path("letopis.toml").write_text('[relay]\nbase = 60\njitter = "none"\n')
-        filled(conversations=1)
-        letopis("relay", "--once")
-        poison("c1")
-        filled(conversations=2, messages=1)
-
-        code, _, err = letopis("relay", "--once")
-
-        assert code == Exit.LATER
-        assert "2 left" in err
 
     def test_beside_a_relay_that_works_it_leaves_the_work_to_it(self, letopis: Any) -> None:
         filled()

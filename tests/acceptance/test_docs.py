@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -56,26 +55,15 @@ def blocks(page: Path) -> list[str]:
     return _BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Import:
-    """One name that a block takes from Letopis."""
-
-    page: str
-    module: str
-    name: str
-
-
-def imports() -> Iterator[Import]:
+def imports() -> Iterator[tuple[str, str, str]]:
+    """Yield what blocks take from Letopis, as page, module and name."""
     for page in PAGES:
-        for block in blocks(page):
-            for node in ast.walk(ast.parse(block)):
-                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("letopis"):
-                    for alias in node.names:
-                        yield Import(page=page.name, module=node.module or "", name=alias.name)
-                elif isinstance(node, ast.Import):
-                    for alias in node.names:
-                        if alias.name.startswith("letopis"):
-                            yield Import(page=page.name, module=alias.name, name="__name__")
+        for node in (node for block in blocks(page) for node in ast.walk(ast.parse(block))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("letopis"):
+                yield from ((page.name, node.module or "", alias.name) for alias in node.names)
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names if alias.name.startswith("letopis")]
+                yield from ((page.name, name, "__name__") for name in names)
 
 
 @pytest.mark.parametrize("page", [README, DOCS / "index.md"], ids=lambda page: page.stem)
@@ -195,11 +183,11 @@ def test_every_block_takes_names_that_exist() -> None:
             return "pip install 'letopis[" in str(error)  # an adapter whose framework is not installed
         return hasattr(loaded, name) or importlib.util.find_spec(f"{module}.{name}") is not None
 
-    assert not [found for found in imports() if not is_there(found.module, found.name)]
+    assert not [found for found in imports() if not is_there(found[1], found[2])]
 
 
 def test_every_block_imports_from_letopis_alone() -> None:
-    elsewhere = {f"{found.page}: {found.module}" for found in imports() if not DOORS.fullmatch(found.module)}
+    elsewhere = {f"{page}: {module}" for page, module, _ in imports() if not DOORS.fullmatch(module)}
 
     assert sorted(elsewhere) == []
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from letopis.store import Message
+from letopis.store.model.conversations import Delivery
 from tests.support.paths import ROOT
 from tests.support.story import nothing
 
@@ -21,6 +22,18 @@ LINES = 25
 """How many lines a bot takes at most to get a history, wrapped for a phone."""
 SAID = ["What is tea?", "answer to What is tea?", "And coffee?", "answer to And coffee?"]
 """Of the conversation that each guide is put through."""
+
+
+SHOWN = [
+    ("What is tea?", Delivery.APPENDED),
+    ("answer to What is tea?", Delivery.SENT),
+    ("Tea is a leaf.", Delivery.SENT),
+]
+"""By the guides to bots on Telegram."""
+
+
+async def ask_model(messages: Any) -> str:
+    return f"answer to {messages[-1].text}"
 
 
 def code_of(page: str, place: int = 0) -> str:
