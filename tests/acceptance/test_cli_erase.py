@@ -19,6 +19,7 @@ from letopis.outbox import History
 from letopis.outbox.relay.relay import Relay
 from letopis.store.errors import ConversationGone
 from letopis.store.model.messages import Message
+from tests.support.fix_command import talk
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -59,7 +60,7 @@ def test_everything_of_an_owner_is_erased_from_both_files(letopis: Any) -> None:
     assert holds(f"{SECRET} b1")
     assert letopis("history", "erase", "--owner", "42", "--delete", "--reason", "again", "--yes")[0] == 3
     with pytest.raises(ConversationGone):
-        asyncio.run(append("a1"))
+        talk("again", conversation="a1", owner=None, deliver=False)
 
 
 @pytest.mark.usefixtures("said")
@@ -70,7 +71,7 @@ def test_a_reset_leaves_the_id_usable(letopis: Any) -> None:
     assert "the history store holds none of the content any more" in error
     assert "every outbox has carried it out" in error.splitlines()[-1]
     assert not holds(f"{SECRET} a1")
-    asyncio.run(append("a1"))
+    talk("again", conversation="a1", owner=None, deliver=False)
     assert "again" in letopis("history", "show", "a1")[1]
 
 
@@ -103,11 +104,9 @@ def test_the_records_of_an_owner_without_conversations_are_erased(letopis: Any) 
         async with History("other.outbox.db", store="sqlite:///bot.history.db") as history:
             await history.records(owner="42").put(("profile",), "likes", {"said": f"{SECRET} record"})
             assert await history.drained(30)
-        async with History("bot.outbox.db") as history:
-            await history.append("b1", Message.user("hello"), owner="7")
-            assert await history.drained(30)
 
     asyncio.run(put())
+    talk("hello", conversation="b1", owner="7")
     arguments = ("history", "erase", "--owner", "42", "--delete", "--reason", "asked", "--wait", "--yes")
 
     code, out, error = letopis(*arguments)
@@ -148,11 +147,6 @@ def test_an_erasure_that_was_interrupted_is_completed_by_a_repetition(reached: s
     assert letopis(*arguments)[0] == 3
 
 
-async def append(conversation_id: str) -> None:
-    async with History("bot.outbox.db", relay=False) as history:
-        await history.append(conversation_id, Message.user("again"))
-
-
 @pytest.mark.usefixtures("said")
 def test_what_is_on_hold_is_not_erased(letopis: Any) -> None:
     assert letopis("history", "hold", "--owner", "42", "--reason", "case 17", "--by", "legal")[0] == 0
@@ -182,12 +176,7 @@ def test_what_is_on_hold_is_not_erased(letopis: Any) -> None:
 
 @pytest.mark.usefixtures("said")
 def test_an_outbox_that_has_not_carried_out_an_erasure_is_named(letopis: Any) -> None:
-    async def say() -> None:
-        async with History("other.outbox.db", store="bot.history.db") as history:
-            await history.append("a1", Message.user(f"{SECRET} other"))
-            assert await history.drained(30)
-
-    asyncio.run(say())
+    talk(f"{SECRET} other", conversation="a1", owner=None, path="other.outbox.db", store="bot.history.db")
     code, _, error = letopis("history", "erase", "--owner", "42", "--reset", "--reason", "asked", "--wait", "--yes")
 
     assert code == 0

@@ -10,12 +10,10 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from uuid import uuid4
 
 import orjson
 import pytest
@@ -23,10 +21,8 @@ import pytest
 from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.outbox.history.history import History
 from letopis.outbox.sync._generated import BlockingHistory
-from letopis.outbox.transfer.exporter import Exporter
+from letopis.outbox.transfer import exporter
 from letopis.outbox.transfer.importer import CHUNK_LINES
-from letopis.store.model.conversations import Conversation, Page, RecordedMessage
-from letopis.store.model.events import utc_now
 from letopis.store.model.messages import Message
 from tests.proof.inputs.bombs import Bomb, burst, faults
 from tests.support.paths import ROOT
@@ -317,61 +313,22 @@ class TestExport:
         assert "`letopis db check` says why" in err
         assert sorted(path.name for path in tmp_path.iterdir()) == before
 
-    async def test_a_conversation_that_moves_while_pages_are_turned_is_not_missed(self) -> None:
-        shelf = _Shelf([f"c{number}" for number in range(1200)])
-        exported = [json.loads(one)["conversation_id"] async for one in Exporter(shelf).of_all()]
+    async def test_a_conversation_that_moves_while_pages_are_turned_is_not_missed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It speaks, so moves to the front, whenever another is read."""
+        monkeypatch.setattr(exporter, "PAGE", 3)
+        names, chance, first = [f"c{number}" for number in range(12)], random.Random(7), list[str]()
+        async with History("bot.outbox.db", relay=False) as history:
+            for name in names:
+                await history.append(name, Message.user("first"))
+            async for one in exporter.Exporter(history).of_all():
+                found = json.loads(one)
+                first += [found["conversation_id"]] * (found["content"] == "first")
+                if len(first) < len(names):
+                    await history.append(chance.choice(names), Message.user("more"))
 
-        assert shelf.moved > 100
-        assert sorted(set(exported)) == sorted(shelf.order)
-        assert len(exported) == len(set(exported))
-
-
-class _Shelf:
-    """A history in which a conversation speaks, so moves to the front, whenever another is read."""
-
-    def __init__(self, order: list[str]) -> None:
-        self.order = order
-        self.moved = 0
-        self._random = random.Random(7)
-        self._parts = SimpleNamespace(reader=self)
-        self.contents = SimpleNamespace(of_page=self._as_it_is)
-
-    async def _as_it_is(self, page: Page[RecordedMessage]) -> Page[RecordedMessage]:
-        return page
-
-    async def conversation(self, conversation_id: str) -> Conversation | None:
-        raise AssertionError("not asked")
-
-    async def conversations(
-        self,
-        *,
-        owner: str | None = None,
-        after: str | None = None,
-        limit: int = 50,
-        states: Collection[str] = (),
-    ) -> Page[Conversation]:
-        # A keyset: what stood before the place when the page was cut is not looked at again.
-        start = 0 if after is None else self.order.index(after) + 1
-        names = self.order[start : start + limit]
-        last = start + limit >= len(self.order)
-        found = (Conversation(conversation_id=name, created_at=utc_now(), updated_at=utc_now()) for name in names)
-        return Page(tuple(found), next=None if last else names[-1])
-
-    async def messages(self, conversation_id: str, **_: object) -> Page[RecordedMessage]:
-        if self.moved < 500:
-            moving = self._random.choice(self.order[600:])
-            self.order.remove(moving)
-            self.order.insert(0, moving)
-            self.moved += 1
-        message = RecordedMessage(
-            conversation_id=conversation_id,
-            message=Message.user("hi"),
-            event_id=uuid4(),
-            origin_id=uuid4(),
-            sequence=1,
-            occurred_at=utc_now(),
-        )
-        return Page((message,))
+        assert sorted(first) == sorted(names)
 
 
 class TestListAndShow:

@@ -14,6 +14,7 @@ from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.store import Message
 from letopis.store.database.store_identity import LogState
 from letopis.store.relocation.mover import move
+from tests.support.fix_command import talk
 from tests.support.fix_disk import HOG, fill
 from tests.support.moves import identity, states
 from tests.support.peers import refused_port
@@ -45,14 +46,7 @@ async def test_an_idle_relay_finds_out_that_the_history_was_moved_away(
 def bot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A bot's folder, with a history in the default store."""
     monkeypatch.chdir(tmp_path)
-
-    async def talk() -> None:
-        async with History("bot.outbox.db") as history:
-            for number in range(5):
-                await history.append("chat", Message.user(f"{number}"), owner="42")
-            assert await history.drained(timeout=30)
-
-    anyio.run(talk)
+    talk(*"01234", conversation="chat")
     return tmp_path
 
 

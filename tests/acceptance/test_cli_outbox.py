@@ -1,4 +1,4 @@
-"""letopis outbox, pause and resume, as an operator runs them, also beside a running bot."""
+"""letopis outbox, pause and resume, as an operator runs them, also beside a running bot; what status says of it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
 from letopis.outbox.cli.interface.exit_codes import Exit
+from letopis.outbox.cli.interface.render import code_first
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history.history import History
@@ -331,3 +332,111 @@ async def test_beside_a_bot_with_its_relay_a_skip_takes_effect_at_once(letopis: 
         assert await after.saved(timeout=30)
         assert [one.message.text for one in await history.messages("bad")] == ["after"]
         assert [one.type for one in await history.chat("bad").events()][1] == "event.skipped"
+
+
+# status and outbox list tell one story, whatever state an outbox is in.
+
+FAULT: Final = "the event breaks a constraint of the history store (constraint letopis_events.approved) [poison 23514]"
+RELAY: Final = (
+    "INSERT INTO letopis_outbox_relay (only, incarnation, holder, pid, host, boot_id, started_at, heartbeat_at,"
+    " progress_at, breaker, breaker_since, breaker_reason, delivered_total)"
+    " VALUES (1, 1, 'bot', 1, 'elsewhere', '', 0, 9e15, 0, '{0}', 1, {1}, 0)"
+)
+RUNS: Final = RELAY.format("closed", "NULL")
+STATES: Final = {
+    "nothing": ["UPDATE letopis_outbox_lanes SET delivered = head, pending_since = NULL", RUNS],
+    "pending": [RUNS],
+    "no relay": [],
+    "outage": [RELAY.format("open", "'unavailable disconnected'")],
+    "misconfigured": [RELAY.format("open", "'misconfigured 42P01'")],
+    "blocked": [RUNS, f"UPDATE letopis_outbox_lanes SET state = 'blocked', fault_class = 'poison', fault = '{FAULT}'"],
+    "blocked in an outage": [
+        RELAY.format("open", "'unavailable disconnected'"),
+        "UPDATE letopis_outbox_lanes SET state = 'blocked', fault_class = 'poison' WHERE conversation_id = 'c0'",
+    ],
+    "retrying": [RUNS, "UPDATE letopis_outbox_lanes SET state = 'retrying', attempts = 1"],
+    "paused": [RUNS, "UPDATE letopis_outbox_lanes SET state = 'paused'"],
+    "lost": [
+        RUNS,
+        "DELETE FROM letopis_outbox_events",
+        (
+            "UPDATE letopis_outbox_lanes SET delivered = head, pruned = head, pending_since = NULL, state = 'blocked',"
+            " fault_class = 'lost', fault = 'gone [lost]'"
+        ),
+    ],
+}
+
+
+@pytest.fixture
+def waiting(elsewhere: None) -> None:
+    """Two conversations with three events each, that wait."""
+
+    async def fill() -> None:
+        file = await OutboxFile.open("bot.outbox.db")
+        for number in range(2):
+            for text in ("one", "two"):
+                await file.append(prepare(f"c{number}", [Message.user(text)]))
+        await file.close()
+
+    asyncio.run(fill())
+
+
+@pytest.mark.usefixtures("waiting")
+@pytest.mark.parametrize("state", STATES)
+def test_they_never_contradict_each_other(state: str, letopis: Any) -> None:
+    change("bot.outbox.db", *STATES[state])
+
+    status = json.loads(letopis("status", "--json")[1])
+    code, out, error = letopis("outbox", "list", "--json")
+    text_code, table, text_error = letopis("outbox", "list")
+    listed = json.loads(out)
+
+    assert (code, text_code) == (0, 0)
+    verdict = status["verdict"]
+    stuck = {one["conversation_id"] for one in (*listed["events"], *listed["missing"])}
+    of_lanes = sum(status["lanes"][name] for name in ("blocked", "retrying", "paused"))
+    assert len(stuck) == of_lanes
+    if stuck:
+        assert "see `letopis outbox list`" in verdict
+        assert "Everything is" not in verdict
+        assert "being delivered" not in verdict
+        assert all(name in table for name in stuck)
+        assert (error, text_error) == ("", "")
+    else:
+        assert "outbox list`" not in verdict
+        assert (table, text_error) == ("", f"no conversation is blocked, retrying or paused. {verdict}\n")
+    assert status["healthy"] is (letopis("status", "--check")[0] == 0)
+    assert letopis("status")[1].startswith(f"{verdict}\n")
+
+
+@pytest.mark.usefixtures("waiting")
+def test_what_is_lost_is_listed_although_its_event_is_nowhere(letopis: Any) -> None:
+    change("bot.outbox.db", *STATES["lost"])
+
+    listed = json.loads(letopis("outbox", "list", "--json")[1])
+    table = letopis("outbox", "list")[1]
+
+    assert listed["events"] == []
+    assert [(one["conversation_id"], one["fault_class"]) for one in listed["missing"]] == [
+        ("c0", "lost"),
+        ("c1", "lost"),
+    ]
+    assert [line.split() for line in table.splitlines()[1:]] == [
+        ["missing", name, "-", "-", "-", "blocked", "0", "-", "-", "lost:", "gone"] for name in ("c0", "c1")
+    ]
+
+
+@pytest.mark.usefixtures("waiting")
+def test_the_code_of_a_fault_comes_first_and_nothing_is_cut_in_a_pipe(letopis: Any) -> None:
+    change("bot.outbox.db", *STATES["blocked"])
+
+    lines = letopis("outbox", "list")[1].splitlines()
+
+    assert lines[0].endswith("FAULT")
+    assert all(line.endswith(FAULT.removesuffix(" [poison 23514]")) for line in lines[1:])
+    assert lines[1][lines[0].index("FAULT") :].startswith("poison 23514: the event breaks a constraint")
+
+
+def test_a_fault_without_a_code_stays_as_it_is() -> None:
+    assert code_first("it is gone") == "it is gone"
+    assert code_first("it is gone [lost]") == "lost: it is gone"

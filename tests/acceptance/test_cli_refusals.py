@@ -9,10 +9,9 @@ from typing import Final
 
 import pytest
 
-from letopis.outbox import History
 from letopis.outbox.cli.interface.exit_codes import Exit
-from letopis.store import ConversationStore, Message
-from tests.support.fix_command import Done
+from letopis.store import ConversationStore
+from tests.support.fix_command import Done, talk
 from tests.support.sqlite_rows import change, rows
 
 SECRET: Final = "hunter2-correct-horse"
@@ -124,13 +123,7 @@ OF_A_BOT: Final = [
 def bot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a bot: one conversation of owner 42, which the history store holds."""
     folder = tmp_path_factory.mktemp("bot")
-
-    async def talk() -> None:
-        async with History(folder / "bot.outbox.db") as history:
-            await history.append("c1", Message.user("what nobody else may read"), owner="42")
-            assert await history.drained(60)
-
-    asyncio.run(talk())
+    talk("what nobody else may read", path=folder / "bot.outbox.db")
     (folder / "mine").write_text("mine")
     return folder
 

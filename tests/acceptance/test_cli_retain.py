@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from letopis.outbox import History
-from letopis.store import Message
 from letopis.store.model.events import utc_now
+from tests.support.fix_command import talk
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -26,13 +26,7 @@ max_messages = 1
 
 
 def say(name: str, *texts: str, owner: str, days_ago: float) -> None:
-    async def append() -> None:
-        async with History("bot.outbox.db", now=lambda: utc_now() - timedelta(days=days_ago)) as history:
-            for text in texts:
-                await history.append(name, Message.user(text), owner=owner)
-            assert await history.drained(30)
-
-    asyncio.run(append())
+    talk(*texts, conversation=name, owner=owner, now=lambda: utc_now() - timedelta(days=days_ago))
 
 
 def texts(name: str) -> list[str]:

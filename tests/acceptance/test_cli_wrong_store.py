@@ -21,6 +21,7 @@ from letopis.outbox.relay.store_binding import destination_of
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.model.messages import Message
+from tests.support.fix_command import talk
 from tests.support.relays import end, until
 
 KINDS = ("sqlite", "postgresql", "mariadb")
@@ -50,15 +51,7 @@ async def texts(url: str, conversation_id: str = "c") -> list[str]:
 
 def bot(store: str | None, *said: str, relay: bool = True, path: str = "bot.outbox.db") -> None:
     """A bot that says something and ends; with its own relay all of it is delivered."""
-
-    async def talk() -> None:
-        async with History(path, store=store, relay=relay) as history:
-            for text in said:
-                await history.append("c", Message.user(text))
-            if relay:
-                assert await history.drained(30)
-
-    asyncio.run(talk())
+    talk(*said, conversation="c", owner=None, path=path, store=store, deliver=relay)
 
 
 def bound(path: str = "bot.outbox.db") -> StoreBinding:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import pytest
 
+from letopis.outbox import History
 from letopis.outbox.cli import cli
 from letopis.outbox.cli.interface.exit_codes import run
+from letopis.store import Message
 
 
 class Done(NamedTuple):
@@ -34,6 +37,26 @@ def every_command(
             below = command.get_command(context, name)
             assert below is not None, name
             yield from every_command(below, (*path, name))
+
+
+def talk(
+    *texts: str,
+    conversation: str = "c1",
+    owner: str | None = "42",
+    path: Path | str = "bot.outbox.db",
+    deliver: bool = True,
+    **options: Any,
+) -> None:
+    """Append what a user says as a bot does, and have its relay deliver all of it, or leave it pending."""
+
+    async def run_bot() -> None:
+        async with History(path, relay=deliver, **options) as history:
+            for text in texts:
+                await history.append(conversation, Message.user(text), owner=owner)
+            if deliver:
+                assert await history.drained(60)
+
+    asyncio.run(run_bot())
 
 
 @pytest.fixture

@@ -107,6 +107,23 @@ def test_code_is_closed_and_opened_again_with_its_own_fence(fence: str) -> None:
     assert [line for part in parts for line in part.text.splitlines()[1:-1]] == body.splitlines()
 
 
+def test_a_closing_fence_is_never_alone() -> None:
+    body = "\n".join(["=" * 5, *["=" * 6] * 5, "=" * 8])
+
+    parts = split(f"```python\n\n{body}\n\n```", limit=64)
+
+    assert [part.text.count("```") for part in parts] == [2] * len(parts)
+    assert "".join(part.text for part in parts).count("=") == body.count("=")
+
+
+def test_a_line_of_code_is_not_cut_where_it_could_end() -> None:
+    first = "\n".join(["=", "=" * 5, *["=" * 6] * 5, "====== ="])
+    second = "\n".join(["===", "=" * 5, "=" * 6, "=" * 10])
+    code = f"```python\n{first}\n\n```\n```python\n{second}\n```"
+
+    assert any("====== =" in part.text.splitlines() for part in split(code, limit=64))
+
+
 def test_it_is_cut_at_a_paragraph_then_a_line_then_a_word() -> None:
     first, second = "a" * 50, "b" * 40
 
