@@ -106,6 +106,10 @@ def turns(*numbers: int | str) -> list[ModelMessage]:
     return [message for number in numbers for message in turn(number)]
 
 
+def told(*numbers: int | str) -> list[str]:
+    return [f"{what} {number}" for number in numbers for what in ("question", "answer")]
+
+
 @pytest.fixture
 def store(history: History) -> LetopisConversationStore:
     """A conversation store on a history that delivers nothing."""
@@ -169,14 +173,14 @@ async def test_the_path_follows_the_head(store: LetopisConversationStore, histor
     conversation = await saved(store, 1, 2)
     tip = (await store.load_entries(CHAT) or [])[-1].id
     branched = await store.branch(CHAT, at=2, expected_revision=conversation.revision)
-    assert await path_of(history) == ["question 1", "answer 1"]
+    assert await path_of(history) == told(1)
     branched.messages += turns("other")
     await store.save(branched)
-    assert await path_of(history) == ["question 1", "answer 1", "question other", "answer other"]
+    assert await path_of(history) == told(1, "other")
 
     back = await store.branch(CHAT, from_entry=tip, expected_revision=branched.revision)
 
-    assert await path_of(history) == ["question 1", "answer 1", "question 2", "answer 2"]
+    assert await path_of(history) == told(1, 2)
     back.messages += turns(3)
     await store.save(back)
     assert (await loaded(store)).messages == turns(1, 2, 3)
@@ -184,14 +188,7 @@ async def test_the_path_follows_the_head(store: LetopisConversationStore, histor
     fork = await store.fork(CHAT, from_entry=tip)
     fork.messages += turns("fork")
     await store.save(fork)
-    assert await path_of(history, fork.conversation_id) == [
-        "question 1",
-        "answer 1",
-        "question 2",
-        "answer 2",
-        "question fork",
-        "answer fork",
-    ]
+    assert await path_of(history, fork.conversation_id) == told(1, 2, "fork")
     found = await history.chat(fork.conversation_id).conversation()
     assert found is not None and found.forked_from is not None and found.message_count == 2
 
@@ -222,7 +219,7 @@ async def test_a_save_that_fails_leaves_nothing(store: LetopisConversationStore,
         await store.save(conversation)
 
     assert (await loaded(store)).messages == turns(1)
-    assert await path_of(history) == ["question 1", "answer 1"]
+    assert await path_of(history) == told(1)
     conversation.messages = turns(1, 2)
     assert len(await store.save(conversation)) == 2
 
