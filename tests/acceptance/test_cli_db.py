@@ -62,17 +62,6 @@ def test_without_a_file_it_is_printed(history: Path, letopis: Any) -> None:
     assert (len(identity), len(content), redacted) == (64, 64, 1)
 
 
-def test_a_file_is_replaced_only_when_asked(history: Path, letopis: Any) -> None:
-    Path("one.json").write_text("mine", encoding="utf-8")
-
-    code, _, err = letopis("db", "anchor", "--out", "one.json")
-    assert code == 1
-    assert "one.json exists" in err
-    assert Path("one.json").read_text(encoding="utf-8") == "mine"
-    assert letopis("db", "anchor", "--out", "one.json", "--force")[0] == 0
-    assert letopis("db", "verify", "--anchor", "one.json")[0] == 0
-
-
 def test_the_json_says_how_each_partition_compares(history: Path, letopis: Any) -> None:
     letopis("db", "anchor", "--out", "one.json")
 

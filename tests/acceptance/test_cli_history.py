@@ -102,16 +102,6 @@ class TestImport:
         assert "holds other content already" in err
         assert "other words" not in err
 
-    def test_a_run_that_broke_off_is_taken_up_again(self, letopis: Any) -> None:
-        whole = [line("c1", f"m{number}", id=str(number)) for number in range(10)]
-        write("half.jsonl", *whole[:5], b'{"conversation_id": "c1", "ro')
-        write("whole.jsonl", *whole)
-
-        assert letopis("history", "import", "jsonl", "half.jsonl")[0] == Exit.FAILED
-        code, _, err = letopis("history", "import", "jsonl", "whole.jsonl")
-
-        assert (code, err.splitlines()[0]) == (0, "5 imported, 5 already there, 0 refused")
-
     def test_order_holds_across_chunks_and_among_conversations(self, letopis: Any) -> None:
         lines = [line(f"c{number % 7}", f"m{number}", id=str(number)) for number in range(CHUNK_LINES * 2 + 50)]
         write("in.jsonl", *lines)

@@ -256,7 +256,6 @@ class TestStatus:
 
     def test_check_tells_by_its_exit_code(self, letopis: Any) -> None:
         filled(conversations=2)
-        assert letopis("status")[1:] == letopis("status", "--check")[1:]
         waiting, out, _ = letopis("status", "--check")
         assert out.startswith(
             "No relay is running; 8 events are pending, nothing is lost: start the bot, or `letopis relay`.\n"

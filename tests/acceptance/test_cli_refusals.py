@@ -105,6 +105,9 @@ OF_A_BOT: Final = [
     ("history retain --dry-run", USAGE, "retention"),
     ("history tag unknown --add pinned", NOTHING, ""),
     ("history tag c1", USAGE, "--add"),
+    ("db anchor --out mine", Exit.FAILED, "mine exists"),
+    ("history export jsonl mine", Exit.FAILED, "mine exists"),
+    ("outbox export --all --file mine", Exit.FAILED, "mine exists"),
     ("db rebuild --conversation nowhere", NOTHING, "there is no conversation 'nowhere'"),
     ("demo --keep .", USAGE, "is not empty"),
     ("move", USAGE, "name the target"),
@@ -161,12 +164,12 @@ def test_nothing_is_changed_by_a_mistake(
 
 
 def held(folder: Path) -> tuple[list[str], list[object]]:
-    """Return the names of the files in a bot's folder, and what both databases hold."""
+    """Return the names of the files in a bot's folder, and what both databases and a file of the user hold."""
     names = {path.name for path in folder.iterdir() if not path.name.endswith((".lock", "-wal", "-shm"))}
     lanes = rows(folder / "bot.outbox.db", "SELECT conversation_id, head, delivered, state FROM letopis_outbox_lanes")
     logged = rows(folder / "bot.history.db", "SELECT position, type, data FROM letopis_events")
     closed = rows(folder / "bot.history.db", "SELECT closed, moved_to FROM letopis_log_heads, letopis_store")
-    return sorted(names), [*lanes, *logged, *closed]
+    return sorted(names), [*lanes, *logged, *closed, (folder / "mine").read_text()]
 
 
 @pytest.mark.usefixtures("elsewhere")

@@ -87,19 +87,6 @@ class TestRelay:
         assert (code, "2 delivered, 0 left" in err) == (0, True), err
         assert asyncio.run(texts(right)) == ["one", "two", "three", "four"]
 
-    def test_another_spelling_is_the_same_place(self, letopis: Any, new_store_url: Callable[[str], str]) -> None:
-        url = new_store_url("postgresql")
-        asyncio.run(texts(url))
-        bot(url, "one", relay=False)
-        respelled = url.replace("127.0.0.1", "LOCALHOST")
-        code, _, err = letopis("--store", f"{respelled}?connect_timeout=5", "relay", "--once")
-        assert code == 0, err
-
-    def test_the_default_file_is_made_where_nobody_named_a_store(self, letopis: Any) -> None:
-        bot(None, "one", relay=False)
-        assert letopis("relay", "--once")[0] == 0
-        assert asyncio.run(texts("bot.history.db")) == ["one"]
-
     def test_the_daemon_ends_where_all_are_wrong(self, urls: tuple[str, str]) -> None:
         right, wrong = urls
         bot(right, "one")
