@@ -12,8 +12,7 @@ from aiogram import Dispatcher
 from aiogram.types import Message
 from aiohttp import web
 
-from letopis.store.model.conversations import Delivery
-from tests.acceptance.test_howto_adapters import names_of
+from tests.acceptance.test_howto_adapters import SHOWN, ask_model, names_of
 from tests.support.aiogram_bots import bot_at, polling
 from tests.support.bot_api import bot_api, until
 from tests.support.bot_examples import run_example
@@ -42,17 +41,9 @@ async def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         await bot.session.close()
         assert isinstance(names["app_of"](chats, Dispatcher(), bot, "secret"), web.Application)
 
-    assert [(one.text, one.delivery) for one in found] == [
-        ("What is tea?", Delivery.APPENDED),
-        ("answer to What is tea?", Delivery.SENT),
-        ("Tea is a leaf.", Delivery.SENT),
-    ]
+    assert [(one.text, one.delivery) for one in found] == SHOWN
     assert api.texts()[1].startswith("Ваши чаты")
     assert api.texts()[2:] == ["One moment ...", "Tea is a leaf."]
-
-
-async def ask_model(messages: object) -> str:
-    return f"answer to {messages[-1].text}"  # type: ignore[index]
 
 
 @pytest.mark.slow

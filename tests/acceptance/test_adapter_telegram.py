@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,18 +10,13 @@ pytest.importorskip("telegram.ext", reason="needs python-telegram-bot: pip insta
 
 from telegram.ext import CommandHandler, MessageHandler, filters
 
-from letopis.store.model.conversations import Delivery
-from tests.acceptance.test_howto_adapters import names_of
+from tests.acceptance.test_howto_adapters import SHOWN, ask_model, names_of
 from tests.support.bot_api import TOKEN, bot_api, until
 from tests.support.bot_examples import run_example
 from tests.support.telegram_bots import on, polling
 
 CHAT = "tg:7000:1001"
 PAGE = "python-telegram-bot.md"
-
-
-async def ask_model(messages: Any) -> str:
-    return f"answer to {messages[-1].text}"
 
 
 async def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,11 +41,7 @@ async def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             found = await chats.history.messages(CHAT)
 
     assert names["application"].persistence is not None
-    assert [(one.text, one.delivery) for one in found] == [
-        ("What is tea?", Delivery.APPENDED),
-        ("answer to What is tea?", Delivery.SENT),
-        ("Tea is a leaf.", Delivery.SENT),
-    ]
+    assert [(one.text, one.delivery) for one in found] == SHOWN
     assert api.texts()[1].startswith("Ваши чаты")
     assert api.texts()[2:] == ["One moment ...", "Tea is a leaf."]
 

@@ -1,8 +1,10 @@
-"""The letopis command: its commands, options, exit codes and messages."""
+"""The letopis command: its commands, options and help, exit codes and messages."""
 
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from datetime import timedelta
@@ -10,14 +12,14 @@ from importlib import import_module
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import click
 import pytest
 
-from letopis.outbox.cli import VERBS, cli
-from letopis.outbox.cli.interface.command import LazyGroup
+from letopis.outbox.cli import ELSEWHERE, VERBS, cli
+from letopis.outbox.cli.interface.command import SHARED, LazyGroup, SharedOption, Verb, first_sentence
 from letopis.outbox.cli.interface.exit_codes import MAX_LINE_LENGTH, CommandExit, Exit, explain, one_line, run
 from letopis.outbox.cli.interface.options import settings, with_options
 from letopis.outbox.cli.interface.output import format_duration, printable, table, truncate
@@ -26,6 +28,7 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import ConfigurationError, EventIdReused, InvalidInput, OutboxFull, OutboxUnavailable
 from letopis.store.model.events import utc_now
+from tests.support.fix_command import every_command
 from tests.support.paths import ROOT
 
 SECRET = "hunter2-correct-horse"
@@ -40,23 +43,7 @@ def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str
     )
 
 
-def every_command() -> list[tuple[tuple[str, ...], click.Command]]:
-    found: list[tuple[tuple[str, ...], click.Command]] = []
-
-    def walk(path: tuple[str, ...], command: click.Command) -> None:
-        found.append((path, command))
-        if isinstance(command, click.Group):
-            context = click.Context(command)
-            for name in command.list_commands(context):
-                below = command.get_command(context, name)
-                assert below is not None
-                walk((*path, name), below)
-
-    walk((), cli)
-    return found
-
-
-COMMANDS = every_command()
+COMMANDS: Final = dict(every_command())
 
 
 def test_the_entry_point_is_the_command() -> None:
@@ -105,7 +92,7 @@ async def test_what_is_run_every_minute_starts_without_sqlalchemy(verb: str, tmp
     assert {"sqlalchemy", "alembic", "aiosqlite", "rich"} & set(done.stderr.split()) == set()
 
 
-GROUPS = [path for path, command in COMMANDS if isinstance(command, click.Group)]
+GROUPS = [path for path, command in COMMANDS.items() if isinstance(command, click.Group)]
 
 
 @pytest.mark.parametrize("path", GROUPS, ids=[" ".join(path) or "letopis" for path in GROUPS])
@@ -126,7 +113,7 @@ def test_the_module_runs_as_the_command_does() -> None:
     assert (done.returncode, done.stdout) == (0, f"letopis {version('letopis')}\n")
 
 
-@pytest.mark.parametrize(("path", "command"), COMMANDS, ids=[" ".join(path) or "letopis" for path, _ in COMMANDS])
+@pytest.mark.parametrize(("path", "command"), COMMANDS.items(), ids=[" ".join(path) or "letopis" for path in COMMANDS])
 def test_every_command_has_help_and_takes_the_options_of_all(path: tuple[str, ...], command: click.Command) -> None:
     options = {name for parameter in command.params for name in parameter.opts}
     context = click.Context(command)
@@ -151,43 +138,23 @@ def test_the_line_of_help_is_how_the_verb_describes_itself(verb: str) -> None:
     assert command.name == verb
 
 
-def test_a_verb_that_is_misspelt_is_suggested(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(cli, ["statsu"]) == Exit.USAGE
-
-    assert "did you mean 'status'?" in capsys.readouterr().err
-
-
-def test_an_option_that_is_unknown_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(cli, ["status", "--jsno"]) == Exit.USAGE
-
-    assert "--json" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("arguments", [["--outbox", "a.db", "show"], ["show", "--outbox", "a.db"]])
-def test_options_stand_before_or_after_the_verb(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["--outbox", "a.db", "show"], "a.db --outbox"),
+        (["show", "--outbox", "a.db"], "a.db --outbox"),
+        (["--outbox", "a.db", "show", "--outbox", "b.db"], "b.db --outbox"),
+        (["show"], "variable.db LETOPIS_OUTBOX"),
+    ],
+)
+def test_the_option_nearest_to_the_verb_holds_before_the_environment(
+    arguments: list[str], shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LETOPIS_OUTBOX", "variable.db")
 
     assert run(_probe(), arguments) == 0
 
-    assert capsys.readouterr().out == "a.db --outbox\n"
-
-
-def test_the_option_nearest_to_the_verb_holds(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(_probe(), ["--outbox", "a.db", "show", "--outbox", "b.db"]) == 0
-
-    assert capsys.readouterr().out == "b.db --outbox\n"
-
-
-def test_the_environment_is_read_where_no_option_is_given(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("LETOPIS_OUTBOX", "variable.db")
-
-    assert run(_probe(), ["show"]) == 0
-
-    assert capsys.readouterr().out == "variable.db LETOPIS_OUTBOX\n"
+    assert capsys.readouterr().out == f"{shown}\n"
 
 
 def _probe() -> click.Command:
@@ -318,9 +285,9 @@ def test_a_span_is_said_in_two_units(seconds: float | None, text: str) -> None:
 
 def test_no_line_of_help_is_missing_from_the_reference() -> None:
     """Every verb and every option is in the documentation."""
-    text = (ROOT / "docs/reference/cli.md").read_text(encoding="utf-8")
+    text = CLI_PAGE.read_text(encoding="utf-8")
     missing: list[Any] = []
-    for path, command in COMMANDS:
+    for path, command in COMMANDS.items():
         if path and f"letopis {' '.join(path)}" not in text:
             missing.append(path)
         missing += [
@@ -332,18 +299,6 @@ def test_no_line_of_help_is_missing_from_the_reference() -> None:
         ]
 
     assert not missing
-
-
-@pytest.mark.parametrize(
-    "arguments", [["status", "a\x1b[2Jb"], ["status", "--a\u202eb"], ["history", "show", "c", "\u2028"]]
-)
-def test_wrong_usage_quotes_an_argument_without_what_moves_a_cursor(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(cli, arguments) == Exit.USAGE
-    told = capsys.readouterr().err
-    assert "Error: " in told
-    assert not set("\x1b\u202e\u2028") & set(told)
 
 
 @pytest.mark.parametrize(
@@ -373,3 +328,110 @@ def test_status_says_since_when_the_store_is_unreachable_and_when_it_is_tried_ne
     )
 
     assert _store_state(SimpleNamespace(breaker=breaker, relay=SimpleNamespace(holder="relay"))) == expected  # type: ignore[arg-type]
+
+
+# The help: examples that work, one line for what is inherited, and hints that lead somewhere.
+
+CLI_PAGE: Final = ROOT / "docs" / "reference" / "cli.md"
+MAX_COLUMNS: Final = 88
+"""Of a code block in the documentation."""
+
+
+LEAVES: Final = {path: one for path, one in COMMANDS.items() if not isinstance(one, click.Group)}
+
+
+def uses(line: str) -> list[list[str]]:
+    """The arguments of each `letopis` in a line for a shell."""
+    bare = line.partition("   #")[0].replace("EVENT_ID", "01890a5d-ac96-774b-bcce-b302099a8057")
+    words = shlex.split(re.sub(r">\S+", "", bare))
+    found: list[list[str]] = []
+    inside = False
+    for word in words:
+        if word in ("|", "||", "&&"):
+            inside = False
+        elif word == "letopis" and not inside:
+            found.append([])
+            inside = True
+        elif inside:
+            found[-1].append(word)
+    return found
+
+
+def parsed(arguments: list[str]) -> tuple[str, ...]:
+    """The command that arguments call; click refuses those that it does not take."""
+    command: click.Command = cli
+    context = cli.make_context("letopis", list(arguments))
+    path: tuple[str, ...] = ()
+    while isinstance(command, click.Group):
+        name, below, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        assert name is not None
+        assert below is not None
+        path, command = (*path, name), below
+        context = command.make_context(name, rest, parent=context)
+    return path
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=" ".join)
+def test_every_command_has_examples_that_it_takes(path: tuple[str, ...]) -> None:
+    command = LEAVES[path]
+    assert isinstance(command, Verb)
+    assert command.examples
+
+    for line in command.examples:
+        called = [parsed(arguments) for arguments in uses(line)]
+        assert called, line
+        assert called[0][:-1] == path[:-1], line  # `fix` begins with what `show` prints
+        assert len(line) <= MAX_COLUMNS, line
+    assert path in [parsed(arguments) for line in command.examples for arguments in uses(line)]
+
+
+def test_an_example_that_is_wrong_would_be_noticed() -> None:
+    with pytest.raises(click.NoSuchOption):
+        parsed(["status", "--wacht"])
+    assert uses("zcat a | letopis history list --json | jq .x   # letopis") == [["history", "list", "--json"]]
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=" ".join)
+def test_the_reference_shows_the_same_examples(path: tuple[str, ...]) -> None:
+    command = LEAVES[path]
+    assert isinstance(command, Verb)
+    section = re.split(rf"^#+ letopis {' '.join(path)}$", CLI_PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1]
+    section = re.split(r"^#+ letopis", section, flags=re.MULTILINE)[0]
+
+    assert "```bash\n" + "\n".join(command.examples) + "\n```" in section
+
+
+@pytest.mark.parametrize("path", [path for path in COMMANDS if path], ids=" ".join)
+def test_inherited_options_are_one_sentence(path: tuple[str, ...], letopis: Any) -> None:
+    code, text, _ = letopis(*path, "--help")
+
+    assert code == 0
+    assert "Options of every command: --outbox, --store, --config, --debug, --help" in " ".join(text.split())
+    assert "LETOPIS_CONFIG" not in text
+    assert "..." not in text.partition("\nCommands:\n")[2]
+    if isinstance(COMMANDS[path], Verb):
+        assert text.index("\nExamples:\n  ") > 0
+        assert f"\n  {COMMANDS[path].examples[0]}\n" in text  # type: ignore[attr-defined]
+
+
+def test_the_help_of_letopis_itself_explains_them(letopis: Any) -> None:
+    text = letopis("--help")[1]
+    shared = [one for one in cli.params if isinstance(one, SharedOption)]
+
+    assert tuple(one.opts[0] for one in shared) == SHARED
+    assert all(f"  {name} " in text for name in SHARED)
+    assert "LETOPIS_CONFIG" in text
+
+
+def test_a_group_lists_first_sentences() -> None:
+    assert first_sentence("Do this: that and\nthat. Exits with 3.\n\nMore.") == "Do this: that and that."
+    assert first_sentence("Do this.") == "Do this."
+
+
+def test_every_hint_leads_to_a_command_and_every_command_has_one() -> None:
+    below = {path[-1] for path in COMMANDS if len(path) > 1 and path[-1] != "jsonl"}
+
+    assert sorted(below - set(ELSEWHERE) - set(VERBS)) == []
+    for meant in ELSEWHERE.values():
+        for one in meant:
+            assert tuple(word for word in one.split()[1:] if not word.startswith("-")) in COMMANDS, one

@@ -1,4 +1,4 @@
-"""letopis history erase, on a real outbox and a real store."""
+"""letopis history erase, of conversations, an owner and a person, on a real outbox and a real store."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import asyncio
 import json
 import shutil
 import sqlite3
+import subprocess
+import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +19,7 @@ from letopis.outbox import History
 from letopis.outbox.relay.relay import Relay
 from letopis.store.errors import ConversationGone
 from letopis.store.model.messages import Message
+from tests.support.fix_command import talk
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -56,7 +60,7 @@ def test_everything_of_an_owner_is_erased_from_both_files(letopis: Any) -> None:
     assert holds(f"{SECRET} b1")
     assert letopis("history", "erase", "--owner", "42", "--delete", "--reason", "again", "--yes")[0] == 3
     with pytest.raises(ConversationGone):
-        asyncio.run(append("a1"))
+        talk("again", conversation="a1", owner=None, deliver=False)
 
 
 @pytest.mark.usefixtures("said")
@@ -67,7 +71,7 @@ def test_a_reset_leaves_the_id_usable(letopis: Any) -> None:
     assert "the history store holds none of the content any more" in error
     assert "every outbox has carried it out" in error.splitlines()[-1]
     assert not holds(f"{SECRET} a1")
-    asyncio.run(append("a1"))
+    talk("again", conversation="a1", owner=None, deliver=False)
     assert "again" in letopis("history", "show", "a1")[1]
 
 
@@ -82,34 +86,6 @@ def test_without_waiting_the_relay_delivers_it(letopis: Any) -> None:
     assert holds(f"{SECRET} a1")
     assert letopis("relay", "--once")[0] == 0
     assert not holds(f"{SECRET} a1")
-
-
-@pytest.mark.usefixtures("said")
-@pytest.mark.parametrize(
-    ("arguments", "code", "said_of_it"),
-    [
-        (["a1", "--reason", "r", "--yes"], 2, "Give --reset"),
-        (["a1", "--reset", "--delete", "--reason", "r", "--yes"], 2, "Give --reset"),
-        (["--reset", "--reason", "r", "--yes"], 2, "Name conversations, or an owner"),
-        (["a1", "--owner", "42", "--reset", "--reason", "r", "--yes"], 2, "Name conversations, or an owner"),
-        (["a1", "--reset", "--yes"], 2, "--reason"),
-        (["a1", "--reset", "--reason", "r"], 2, "stdin is not a terminal"),
-        (["a1", "nobody", "--reset", "--reason", "r", "--yes"], 3, "no conversation 'nobody'; nothing was erased"),
-        (
-            ["--owner", "nobody", "--reset", "--reason", "r", "--yes"],
-            3,
-            "no conversations and no records of this owner",
-        ),
-    ],
-)
-def test_a_mistake_erases_nothing(arguments: list[str], code: int, said_of_it: str, letopis: Any) -> None:
-    done = letopis("history", "erase", *arguments)
-
-    assert done[0] == code
-    assert said_of_it in done[2]
-    with closing(sqlite3.connect("bot.outbox.db")) as connection:
-        assert connection.execute("SELECT count(*) FROM letopis_outbox_lanes WHERE delivered < head").fetchone() == (0,)
-    assert holds(f"{SECRET} a1")
 
 
 @pytest.mark.usefixtures("said")
@@ -128,11 +104,9 @@ def test_the_records_of_an_owner_without_conversations_are_erased(letopis: Any) 
         async with History("other.outbox.db", store="sqlite:///bot.history.db") as history:
             await history.records(owner="42").put(("profile",), "likes", {"said": f"{SECRET} record"})
             assert await history.drained(30)
-        async with History("bot.outbox.db") as history:
-            await history.append("b1", Message.user("hello"), owner="7")
-            assert await history.drained(30)
 
     asyncio.run(put())
+    talk("hello", conversation="b1", owner="7")
     arguments = ("history", "erase", "--owner", "42", "--delete", "--reason", "asked", "--wait", "--yes")
 
     code, out, error = letopis(*arguments)
@@ -174,7 +148,7 @@ def test_a_named_conversation_leaves_a_receipt(letopis: Any, how: str) -> None:
     assert again["erasure"]["number"] == (1 if how == "delete" else 2)
     assert letopis("db", "verify", "--receipt", "again.json")[0] == 0
     if how == "reset":
-        asyncio.run(append("a1"))
+        talk("again", conversation="a1", owner=None, deliver=False)
         asyncio.run(put())
         assert letopis("db", "verify", "--receipt", "r.json")[0] == 0
 
@@ -221,14 +195,8 @@ def test_an_erasure_that_was_interrupted_is_completed_by_a_repetition(reached: s
     assert letopis(*arguments)[0] == 3
 
 
-async def append(conversation_id: str) -> None:
-    async with History("bot.outbox.db", relay=False) as history:
-        await history.append(conversation_id, Message.user("again"))
-
-
 @pytest.mark.usefixtures("said")
 def test_what_is_on_hold_is_not_erased(letopis: Any) -> None:
-    assert letopis("history", "hold")[0] == 3
     assert letopis("history", "hold", "--owner", "42", "--reason", "case 17", "--by", "legal")[0] == 0
     assert letopis("history", "hold", "b1", "--reason", "case 18")[0] == 0
 
@@ -254,22 +222,9 @@ def test_what_is_on_hold_is_not_erased(letopis: Any) -> None:
     assert not holds(f"{SECRET} a1")
 
 
-@pytest.mark.parametrize(
-    "arguments", [["a1"], ["a1", "--owner", "42", "--reason", "r"], ["--release"], ["a1", "--release", "--reason", "r"]]
-)
-@pytest.mark.usefixtures("said")
-def test_a_hold_needs_a_subject_and_a_reason(arguments: list[str], letopis: Any) -> None:
-    assert letopis("history", "hold", *arguments)[0] == 2
-
-
 @pytest.mark.usefixtures("said")
 def test_an_outbox_that_has_not_carried_out_an_erasure_is_named(letopis: Any) -> None:
-    async def say() -> None:
-        async with History("other.outbox.db", store="bot.history.db") as history:
-            await history.append("a1", Message.user(f"{SECRET} other"))
-            assert await history.drained(30)
-
-    asyncio.run(say())
+    talk(f"{SECRET} other", conversation="a1", owner=None, path="other.outbox.db", store="bot.history.db")
     code, _, error = letopis("history", "erase", "--owner", "42", "--reset", "--reason", "asked", "--wait", "--yes")
 
     assert code == 0
@@ -283,3 +238,131 @@ def test_an_outbox_that_has_not_carried_out_an_erasure_is_named(letopis: Any) ->
     assert letopis("--outbox", "other.outbox.db", "--store", "bot.history.db", "relay", "--once")[0] == 0
     assert not any(SECRET.encode() in path.read_bytes() for path in Path().glob("other.outbox.db*"))
     assert "every outbox has carried out" in letopis("doctor")[1]
+
+
+# A person.
+
+ANN, BEN = "ann", "ben"
+ANNS, BENS = "gheldrimmer", "quenwhistle"
+ERASE: Final = ("history", "erase", "--person", ANN, "--delete", "--reason", "asked", "--by", "dpo", "--wait", "--yes")
+
+
+async def say(count: int) -> None:
+    async with History("bot.outbox.db") as history:
+        for author, words in ((ANN, ANNS), (BEN, BENS)):
+            said = [Message.user(f"{words} {number}", author=author) for number in range(count)]
+            await history.append("group", *said, owner="group")
+            await history.append(author, Message.user(f"{words} alone"), Message.assistant("<b>noted</b>", id=author))
+            await history.chat(author).activate(owner=author)
+        await history.chat(ANN).sent(ANN, platform_ids={"telegram": 4711}, sent_as="file")
+        await history.records(owner=ANN).put(("profile",), "likes", {"said": f"{ANNS} <i>record</i>"})
+        assert await history.drained(60)
+
+
+@pytest.fixture
+def group(elsewhere: None) -> None:
+    asyncio.run(say(3))
+
+
+@pytest.mark.usefixtures("group")
+def test_a_person_is_handed_their_data_then_erased_with_a_receipt(letopis: Any) -> None:
+    code, _, err = letopis(
+        *("history", "export", "jsonl", "--person", ANN, "--deliveries", "--page", "ann.html", "ann.jsonl")
+    )
+    assert code == 0
+    assert "5 messages of 2 conversations and 1 record exported" in err
+    lines = [json.loads(line) for line in Path("ann.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["content"] for line in lines if line.get("conversation_id") == "group"] == [
+        f"{ANNS} {number}" for number in range(3)
+    ]
+    assert {"state": "sent", "platform_ids": {"telegram": 4711}, "sent_as": "file"} in [
+        line.get("delivery") for line in lines
+    ]
+    page = Path("ann.html").read_text(encoding="utf-8")
+    assert page.count(ANNS) == 5 and "sent (sent_as: file" in page.replace(
+        "platform_ids: {&quot;telegram&quot;: 4711}, ", ""
+    )
+    assert "&lt;b&gt;noted" in page and "<b>" not in page and "<i>" not in page
+    for content in (page, Path("ann.jsonl").read_text(encoding="utf-8")):
+        assert BENS not in content and BEN not in content
+
+    code, out, err = letopis(*ERASE, "--receipt", "ann.receipt.json", "--json")
+    done = json.loads(out)
+    assert code == 0, err
+    assert (sorted(done["erased"]), done["person"], done["held"]) == ([ANN, "group"], ANN, [])
+    assert not holds(ANNS) and holds(BENS)
+    receipt = Path("ann.receipt.json").read_bytes()
+    assert ANNS.encode() not in receipt and b"noted" not in receipt
+    erasure = json.loads(receipt)["erasure"]
+    assert (erasure["kind"], erasure["subject"], erasure["requested_by"]) == ("person", ANN, "dpo")
+
+    code, out, err = letopis("db", "verify", "--receipt", "ann.receipt.json")
+    assert (code, out) == (0, "outbox bot.outbox.db: had acknowledged\n")
+    assert "no problems found" in err
+    assert letopis("db", "verify")[0] == 0
+    assert letopis("outbox", "verify")[0] == 0
+    assert letopis(*ERASE)[0] == 3
+    # The receipt is made again, of the erasure that was recorded.
+    assert letopis(*ERASE, "--receipt", "again.json")[0] == 0
+    assert letopis("db", "verify", "--receipt", "again.json")[0] == 0
+    assert json.loads(Path("again.json").read_bytes())["erasure"] == erasure
+    assert letopis("history", "export", "jsonl", "--person", ANN, "none.jsonl")[0] == 3
+
+
+@pytest.mark.usefixtures("group")
+def test_a_receipt_is_refused_when_it_was_altered_or_the_content_is_back(letopis: Any) -> None:
+    for path in Path().glob("bot.history.db*"):
+        shutil.copy(path, f"backup-{path.name}")
+    assert letopis(*ERASE, "--receipt", "r.json")[0] == 0
+    altered = Path("r.json").read_text(encoding="utf-8").replace('"asked"', '"asker"')
+    Path("altered.json").write_text(altered, encoding="utf-8")
+
+    code, out, _ = letopis("db", "verify", "--receipt", "altered.json")
+    assert code == 1
+    assert "the receipt was altered: its digest is not that of the rest" in out
+    code, out, _ = letopis("--store", "backup-bot.history.db", "db", "verify", "--receipt", "r.json", "--json")
+    told = json.loads(out)
+    assert code == 1 and not told["sound"]
+    assert "the store does not know erasure 1: it is older than the receipt, as a backup is" in told["problems"]
+    assert any("holds content, in conversation 'group'" in problem for problem in told["problems"])
+    assert ANNS not in out
+    assert letopis("db", "verify", "--receipt", "bot.outbox.db")[0] == 1
+    assert letopis("db", "verify", "--receipt", "none.json")[0] == 1
+
+
+def count(path: str, query: str) -> int:
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+            return int(connection.execute(query).fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        ("bot.history.db", "SELECT count(*) FROM letopis_erasures"),
+        ("bot.outbox.db", "SELECT count(*) FROM letopis_outbox_events WHERE type = 'message.redacted'"),
+        ("bot.history.db", "SELECT count(*) FROM letopis_events WHERE type = 'message.redacted'"),
+    ],
+)
+def test_a_kill_while_erasing_is_completed_by_a_repetition(path: str, query: str, letopis: Any) -> None:
+    asyncio.run(say(1_500))
+    words = [sys.executable, "-m", "letopis.outbox.cli", *ERASE, "--receipt", "r.json"]
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not count(path, query):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    assert not Path("r.json").exists()
+
+    code, _, err = letopis(*ERASE, "--receipt", "r.json")
+    assert code == 0, err
+    assert letopis("db", "verify", "--receipt", "r.json")[0] == 0
+    assert letopis("db", "verify")[0] == 0
+    document = json.loads(Path("r.json").read_bytes())
+    assert len(document["messages"]["group"]) == 1_500 and document["conversations"] == [ANN]
+    assert not holds(ANNS) and holds(f"{BENS} 1499")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import random
 import signal
@@ -11,29 +10,26 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import orjson
 import pytest
 
 from letopis.outbox.cli.interface.exit_codes import Exit
-from letopis.outbox.event_log.retention import Retention
-from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history.history import History
 from letopis.outbox.sync.blocking import BlockingHistory
-from letopis.outbox.transfer.exporter import Exporter
-from letopis.outbox.transfer.importer import CHUNK_LINES, ImportCounts, Importer
-from letopis.store.conversation_store import ConversationStore
-from letopis.store.model.conversations import Conversation, Page, RecordedMessage
+from letopis.outbox.transfer import exporter
+from letopis.outbox.transfer.importer import CHUNK_LINES
 from letopis.store.model.messages import Message
-from letopis.store.transfer.jsonl import Refused, SeenKeys, read_lines
+from tests.proof.inputs.bombs import Bomb, burst, faults
 from tests.support.paths import ROOT
 from tests.support.platforms import posix_only
+from tests.support.sqlite_rows import change
 
+AWAY = "postgresql://bot@127.0.0.1:1/h"
 WHEN = "2026-01-31T12:00:00Z"
 
 
@@ -106,16 +102,6 @@ class TestImport:
         assert "holds other content already" in err
         assert "other words" not in err
 
-    def test_a_run_that_broke_off_is_taken_up_again(self, letopis: Any) -> None:
-        whole = [line("c1", f"m{number}", id=str(number)) for number in range(10)]
-        write("half.jsonl", *whole[:5], b'{"conversation_id": "c1", "ro')
-        write("whole.jsonl", *whole)
-
-        assert letopis("history", "import", "jsonl", "half.jsonl")[0] == Exit.FAILED
-        code, _, err = letopis("history", "import", "jsonl", "whole.jsonl")
-
-        assert (code, err.splitlines()[0]) == (0, "5 imported, 5 already there, 0 refused")
-
     def test_order_holds_across_chunks_and_among_conversations(self, letopis: Any) -> None:
         lines = [line(f"c{number % 7}", f"m{number}", id=str(number)) for number in range(CHUNK_LINES * 2 + 50)]
         write("in.jsonl", *lines)
@@ -131,23 +117,15 @@ class TestImport:
             line("c1", "a", owner="1"),
             line("c1", "b", owner="2"),
             line("c1", "c"),
-            line("c1", "d", owner="1"),
+            line("c1", "d", id="1", owner="1"),
+            line("c1", "d", id="1", owner="1"),
         )
 
         code, _, err = letopis("history", "import", "jsonl", "in.jsonl")
 
         assert code == Exit.FAILED
         assert "line 2: owner: the conversation already belongs to another owner" in err
-        assert "3 imported, 0 already there, 1 refused" in err
-
-    def test_a_line_twice_beside_a_refused_one_is_counted_once(self, letopis: Any) -> None:
-        """Where one line of a conversation is refused, its others go in one by one, and count as when they do not."""
-        write("in.jsonl", line("c1", "a", id="1"), line("c1", "a", id="1"), line("c1", "b", id="1"))
-
-        code, _, err = letopis("history", "import", "jsonl", "in.jsonl")
-
-        assert code == Exit.FAILED
-        assert "1 imported, 1 already there, 1 refused" in err
+        assert "3 imported, 1 already there, 1 refused" in err
 
     def test_a_dry_run_writes_nothing(self, letopis: Any, tmp_path: Path) -> None:
         write("in.jsonl", *EXAMPLES, line("c1", "no", id="1"), line("c1", "Hello", id="1"), b"{}\n")
@@ -181,25 +159,13 @@ class TestImport:
 
     def test_the_store_need_not_be_reachable(self, letopis: Any) -> None:
         write("in.jsonl", *EXAMPLES)
-        store = ("--store", "postgresql://bot@127.0.0.1:1/h")
 
-        kept = letopis(*store, "history", "import", "jsonl", "in.jsonl")
-        waited = letopis(*store, "history", "import", "jsonl", "in.jsonl", "--wait", "--timeout", "1")
+        kept = letopis("--store", AWAY, "history", "import", "jsonl", "in.jsonl")
+        waited = letopis("--store", AWAY, "history", "import", "jsonl", "in.jsonl", "--wait", "--timeout", "1")
 
         assert (kept[0], kept[2].splitlines()[0]) == (0, "8 imported, 0 already there, 0 refused")
         assert waited[0] == Exit.LATER
         assert "10 events are still pending" in waited[2]
-
-    def test_it_reads_a_pipe(self) -> None:
-        done = subprocess.run(
-            [sys.executable, "-m", "letopis.outbox.cli", "history", "import", "jsonl", "-"],
-            input=b"".join(orjson.dumps(one) + b"\n" for one in EXAMPLES),
-            capture_output=True,
-            timeout=60,
-        )
-
-        assert (done.returncode, done.stdout) == (0, b"")
-        assert done.stderr.splitlines()[0] == b"8 imported, 0 already there, 0 refused"
 
     @posix_only("Windows has no POSIX signals")
     def test_an_interruption_does_not_wait_for_a_pipe(self) -> None:
@@ -224,56 +190,23 @@ class TestImport:
             assert process.wait(30) == 130
             assert process.stderr.read().strip() == b"letopis: interrupted"
 
-    def test_a_file_that_is_missing_is_wrong_usage(self, letopis: Any, tmp_path: Path) -> None:
-        code, _, err = letopis("history", "import", "jsonl", "none.jsonl")
-
-        assert code == Exit.USAGE
-        assert "none.jsonl cannot be read: No such file or directory" in err
-        assert list(tmp_path.iterdir()) == []
-
-    def test_what_the_outbox_has_let_go_is_looked_up_in_the_store(self) -> None:
-        """Otherwise a changed line would be sent again, and block its conversation when it arrives."""
-        asyncio.run(_with_a_pruned_outbox())
-
-    def test_what_came_through_another_outbox_is_looked_up_in_the_store(self, letopis: Any) -> None:
-        write("in.jsonl", *(line("c1", f"m{number}", id=str(number)) for number in range(CHUNK_LINES + 10)))
-        changed = [line("c1", f"m{number}", id=str(number)) for number in range(CHUNK_LINES + 10)]
-        changed[CHUNK_LINES + 5]["content"] = "changed"
-        write("changed.jsonl", *changed, line("c1", "new"))
+    def test_what_the_outbox_has_pruned_is_not_imported_without_the_store(self, letopis: Any) -> None:
+        """A changed line would be sent again, and block its conversation when it arrives."""
+        write("in.jsonl", *EXAMPLES)
         assert letopis("history", "import", "jsonl", "in.jsonl", "--wait")[0] == 0
+        change("bot.outbox.db", "DELETE FROM letopis_outbox_events", "UPDATE letopis_outbox_lanes SET pruned = head")
 
-        code, out, err = letopis(
-            "--outbox", "other.db", "--store", "bot.history.db", "history", "import", "jsonl", "changed.jsonl", "--json"
-        )
+        code, _, err = letopis("--store", AWAY, "history", "import", "jsonl", "in.jsonl")
 
-        assert code == Exit.FAILED
-        assert {**json.loads(out), "pending": 0} == {
-            "dry_run": False,
-            "imported": 1,
-            "already_there": CHUNK_LINES + 9,
-            "refused": 1,
-            "pending": 0,
-        }
-        assert err.startswith(f"line {CHUNK_LINES + 6}: id: holds other content")
+        assert (code, "cannot be reached" in err) == (Exit.LATER, True)
 
     def test_memory_does_not_grow_with_the_file(self, tmp_path: Path) -> None:
         """40 MB of lines, read in a process of their own that may grow by far less."""
-        with Path("big.jsonl").open("wb") as file:
-            file.writelines(
-                orjson.dumps(line(f"c{number % 5}", f"{number} " + "x" * 2000)) + b"\n" for number in range(20_000)
-            )
+        many = [orjson.dumps(line(f"c{number % 5}", f"{number} " + "x" * 2000)) + b"\n" for number in range(20_000)]
+        empty = burst(Bomb("nothing", lambda: iter(()), (0,), ""), tmp_path)
+        bomb = Bomb("many lines", lambda: iter(many), (0,), "20000 can be imported", room=30)
 
-        done = subprocess.run(
-            [sys.executable, "-c", PEAK, "history", "import", "jsonl", "big.jsonl", "--dry-run"],
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
-
-        assert done.returncode == 0, done.stderr
-        assert "20000 can be imported" in done.stderr
-        peak = int(done.stdout) * (1 if sys.platform == "darwin" else 1024)
-        assert peak < 150_000_000
+        assert faults(bomb, burst(bomb, tmp_path), empty.megabytes) == []
 
 
 def _imported() -> int:
@@ -282,62 +215,6 @@ def _imported() -> int:
             return int(connection.execute("SELECT count(*) - 1 FROM letopis_outbox_events").fetchone()[0])
     except sqlite3.OperationalError:
         return 0
-
-
-# Linux hands ru_maxrss on across fork and exec, so there it would be the peak of the whole test run.
-PEAK = """
-import pathlib, resource, sys
-from letopis.outbox.sync.blocking import BlockingHistory
-from letopis.outbox.cli import cli
-from letopis.outbox.cli.interface.exit_codes import run
-code = run(cli, sys.argv[1:])
-status = pathlib.Path("/proc/self/status")
-if status.exists():
-    print(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")))
-else:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-sys.exit(code)
-"""
-
-
-async def _with_a_pruned_outbox() -> None:
-    lines = [line("c1", f"m{number}", id=str(number)) for number in range(20)]
-    write("in.jsonl", *lines)
-    lines[3]["content"] = "changed"
-    lines.append(line("c1", "new", id="20"))
-    write("changed.jsonl", *lines)
-    async with History("bot.outbox.db", retention=Retention(keep_last=0, keep_for=_no_time())) as history:
-        assert await _take(history.outbox, history.store, "in.jsonl") == (20, 0, [])
-        assert await history.drained(30)
-        for _ in range(600):
-            if not await history.outbox.read(_held):
-                break
-            await asyncio.sleep(0.05)
-
-        assert await _take(history.outbox, history.store, "changed.jsonl") == (1, 19, [4])
-        assert await history.drained(30)
-
-    async with History("bot.outbox.db", relay=False, store="postgresql://bot@127.0.0.1:1/h") as history:
-        with pytest.raises(Exception, match="cannot be reached"):
-            await _take(history.outbox, history.store, "changed.jsonl")
-
-
-def _no_time() -> Any:
-    from datetime import timedelta
-
-    return timedelta(0)
-
-
-def _held(connection: Any) -> int:
-    return int(connection.exec_driver_sql("SELECT count(*) FROM letopis_outbox_events").scalar_one())
-
-
-async def _take(outbox: OutboxFile, store: ConversationStore, name: str) -> tuple[int, int, list[int]]:
-    refused: list[Refused] = []
-    with SeenKeys() as count, Importer(outbox=outbox, store=store, tell=refused.append) as intake:
-        found: ImportCounts = await intake.take(read_lines(io.BytesIO(Path(name).read_bytes()), count=count))
-    assert found.refused == len(refused)
-    return found.imported, found.known, [one.number for one in refused]
 
 
 class TestExport:
@@ -357,7 +234,7 @@ class TestExport:
         assert "1 messages of 1 conversation exported" in bare[2]
         assert read("out.jsonl") == read("in.jsonl") and read("bare.jsonl") == read("in.jsonl")[:1]
 
-    def test_it_gives_back_what_went_in(self, letopis: Any) -> None:
+    def test_it_gives_back_what_went_in_and_that_goes_in_again_as_nothing_new(self, letopis: Any) -> None:
         lines = write("in.jsonl", *EXAMPLES)
         letopis("history", "import", "jsonl", "in.jsonl")
 
@@ -372,18 +249,13 @@ class TestExport:
         expected = by_conversation(lines)["c1"]
         assert [list(one) for one in by_conversation(read("delivered.jsonl"))["c1"]] == [list(one) for one in expected]
 
-    def test_what_comes_out_goes_in_again_as_nothing_new(self, letopis: Any) -> None:
-        write("in.jsonl", *EXAMPLES)
-        letopis("history", "import", "jsonl", "in.jsonl", "--wait")
-        letopis("history", "export", "jsonl", "out.jsonl")
-
-        same = letopis("history", "import", "jsonl", "out.jsonl")
-        fresh = letopis("--outbox", "new.outbox.db", "history", "import", "jsonl", "out.jsonl", "--wait")
+        same = letopis("history", "import", "jsonl", "delivered.jsonl")
+        fresh = letopis("--outbox", "new.outbox.db", "history", "import", "jsonl", "delivered.jsonl", "--wait")
         letopis("--outbox", "new.outbox.db", "history", "export", "jsonl", "again.jsonl")
 
         assert same[2].splitlines()[0] == "0 imported, 8 already there, 0 refused"
-        assert fresh[2].splitlines()[0] == "8 imported, 0 already there, 0 refused"
-        assert by_conversation(read("again.jsonl")) == by_conversation(read("out.jsonl"))
+        assert "8 imported, 0 already there, 0 refused\n" in fresh[2]
+        assert by_conversation(read("again.jsonl")) == by_conversation(lines)
 
     @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
     def test_through_a_server_and_back(self, letopis: Any, kind: str, new_store_url: Callable[[str], str]) -> None:
@@ -403,14 +275,9 @@ class TestExport:
 
         one = letopis("history", "export", "jsonl", "-", "--conversation", "c2")
         owned = letopis("history", "export", "jsonl", "-", "--owner", "42")
-        none = letopis("history", "export", "jsonl", "none.jsonl", "--conversation", "c3")
-        nobody = letopis("history", "export", "jsonl", "none.jsonl", "--owner", "43")
-        both = letopis("history", "export", "jsonl", "-", "--owner", "42", "--conversation", "c1")
 
         assert [json.loads(text)["conversation_id"] for text in one[1].splitlines()] == ["c2"] * 4
         assert [json.loads(text)["conversation_id"] for text in owned[1].splitlines()] == ["c1"] * 4
-        assert (none[0], nobody[0], both[0]) == (Exit.NOTHING, Exit.NOTHING, Exit.USAGE)
-        assert not Path("none.jsonl").exists()
 
     def test_a_file_that_exists_is_replaced_on_request_only(self, letopis: Any) -> None:
         write("in.jsonl", *EXAMPLES)
@@ -429,80 +296,29 @@ class TestExport:
         letopis("history", "import", "jsonl", "in.jsonl")
         before = sorted(path.name for path in tmp_path.iterdir())
 
-        code, _, err = letopis("--store", "postgresql://bot@127.0.0.1:1/h", "history", "export", "jsonl", "out.jsonl")
+        code, _, err = letopis("--store", AWAY, "history", "export", "jsonl", "out.jsonl")
 
         assert code == Exit.LATER
         assert "older messages would be missing" in err
         assert "`letopis db check` says why" in err
         assert sorted(path.name for path in tmp_path.iterdir()) == before
 
-    async def test_a_conversation_that_moves_while_pages_are_turned_is_not_missed(self) -> None:
-        shelf = _Shelf([f"c{number}" for number in range(1200)])
-        exported = [json.loads(one)["conversation_id"] async for one in Exporter(shelf).of_all()]
+    async def test_a_conversation_that_moves_while_pages_are_turned_is_not_missed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It speaks, so moves to the front, whenever another is read."""
+        monkeypatch.setattr(exporter, "PAGE", 3)
+        names, chance, first = [f"c{number}" for number in range(12)], random.Random(7), list[str]()
+        async with History("bot.outbox.db", relay=False) as history:
+            for name in names:
+                await history.append(name, Message.user("first"))
+            async for one in exporter.Exporter(history).of_all():
+                found = json.loads(one)
+                first += [found["conversation_id"]] * (found["content"] == "first")
+                if len(first) < len(names):
+                    await history.append(chance.choice(names), Message.user("more"))
 
-        assert shelf.moved > 100
-        assert sorted(set(exported)) == sorted(shelf.order)
-        assert len(exported) == len(set(exported))
-
-
-class _Shelf:
-    """A history in which a conversation speaks, so moves to the front, whenever another is read."""
-
-    def __init__(self, order: list[str]) -> None:
-        self.order = order
-        self.moved = 0
-        self._random = random.Random(7)
-        self._parts = SimpleNamespace(reader=self)
-        self.contents = SimpleNamespace(of_page=self._as_it_is)
-
-    async def _as_it_is(self, page: Page[RecordedMessage]) -> Page[RecordedMessage]:
-        return page
-
-    async def conversation(self, conversation_id: str) -> Conversation | None:
-        raise AssertionError("not asked")
-
-    async def conversations(
-        self,
-        *,
-        owner: str | None = None,
-        after: str | None = None,
-        limit: int = 50,
-        states: Collection[str] = (),
-    ) -> Page[Conversation]:
-        # A keyset: what stood before the place when the page was cut is not looked at again.
-        start = 0 if after is None else self.order.index(after) + 1
-        names = self.order[start : start + limit]
-        last = start + limit >= len(self.order)
-        return Page(tuple(_conversation(name) for name in names), next=None if last else names[-1])
-
-    async def messages(self, conversation_id: str, **_: object) -> Page[RecordedMessage]:
-        if self.moved < 500:
-            moving = self._random.choice(self.order[600:])
-            self.order.remove(moving)
-            self.order.insert(0, moving)
-            self.moved += 1
-        return Page((_message(conversation_id),))
-
-
-def _conversation(name: str) -> Conversation:
-    from letopis.store.model.events import utc_now
-
-    return Conversation(conversation_id=name, created_at=utc_now(), updated_at=utc_now())
-
-
-def _message(conversation_id: str) -> RecordedMessage:
-    from uuid import uuid4
-
-    from letopis.store.model.events import utc_now
-
-    return RecordedMessage(
-        conversation_id=conversation_id,
-        message=Message.user("hi"),
-        event_id=uuid4(),
-        origin_id=uuid4(),
-        sequence=1,
-        occurred_at=utc_now(),
-    )
+        assert sorted(first) == sorted(names)
 
 
 class TestListAndShow:
@@ -527,32 +343,12 @@ class TestListAndShow:
 
         assert list(first) == ["conversations", "next", "complete"]
         assert list(first["conversations"][0]) == [
-            "conversation_id",
-            "owner",
-            "number",
-            "title",
-            "state",
-            "active",
-            "version",
-            "messages",
-            "tokens",
-            "pending",
-            "created_at",
-            "updated_at",
+            *("conversation_id", "owner", "number", "title", "state", "active"),
+            *("version", "messages", "tokens", "pending", "created_at", "updated_at"),
         ]
         names = [first["conversations"][0]["conversation_id"], second["conversations"][0]["conversation_id"]]
         assert sorted(names) == ["c1", "c2"]
         assert first["complete"] is True
-
-    def test_nothing_matched_is_told_by_the_exit_code(self, letopis: Any) -> None:
-        assert letopis("history", "list", "--owner", "43")[0] == Exit.NOTHING
-        assert letopis("history", "show", "c3")[0] == Exit.NOTHING
-
-    def test_a_wrong_place_is_wrong_usage(self, letopis: Any) -> None:
-        assert letopis("relay", "--once")[0] == 0
-
-        assert letopis("history", "list", "--after", "nowhere")[0] == Exit.USAGE
-        assert letopis("history", "show", "c1", "--before", "nowhere")[0] == Exit.USAGE
 
     def test_show_marks_what_is_pending(self, letopis: Any) -> None:
         pending = letopis("history", "show", "c2")
@@ -615,8 +411,6 @@ class TestListAndShow:
         assert now.replace("  [pending]", "") == saved == letopis("history", "show", "c1")[1]
         assert (len(first["messages"]), first["conversation"]["version"]) == (1, 2)
         assert (before[0], "there was then no conversation" in before[2]) == (Exit.NOTHING, True)
-        for wrong in ("yesterday", "-1", "2026-01-01", "²"):
-            assert letopis("history", "show", "c1", "--as-of", wrong)[0] == Exit.USAGE
 
     def test_text_of_strangers_cannot_steer_the_terminal(self, letopis: Any) -> None:
         write("evil.jsonl", line("c\u202e9", "\x1b[2J\x1b]0;owned\x07", id="1", name="\x9b31m"))
@@ -630,26 +424,14 @@ class TestListAndShow:
 
     def test_without_the_store_the_retained_part_is_shown_and_said_to_be_that(self, letopis: Any) -> None:
         letopis("relay", "--once")
-        away = ("--store", "postgresql://bot@127.0.0.1:1/h")
 
-        listed = letopis(*away, "history", "list")
-        shown = letopis(*away, "history", "show", "c1", "--json")
+        listed = letopis("--store", AWAY, "history", "list")
+        shown = letopis("--store", AWAY, "history", "show", "c1", "--json")
 
         assert (listed[0], shown[0]) == (0, 0)
         assert "older messages may be missing" in listed[2]
         assert json.loads(shown[1])["complete"] is False
         assert len(json.loads(shown[1])["messages"]) == 4
-
-    def test_reading_creates_nothing(self, letopis: Any, tmp_path: Path) -> None:
-        Path("empty").mkdir()
-
-        codes = [
-            letopis("--outbox", "empty/bot.outbox.db", "history", *verb)[0]
-            for verb in (["list"], ["show", "c1"], ["export", "jsonl", "empty/out.jsonl"])
-        ]
-
-        assert codes == [Exit.CONFIGURATION] * 3
-        assert list((tmp_path / "empty").iterdir()) == []
 
     def test_a_store_alone_can_be_read(self, letopis: Any) -> None:
         letopis("relay", "--once")
@@ -658,6 +440,4 @@ class TestListAndShow:
         assert letopis(*alone, "list")[0] == 0
         assert letopis(*alone, "show", "c1")[0] == 0
         assert letopis(*alone, "export", "jsonl", "-")[1].count("\n") == 8
-        assert letopis("--outbox", "none.db", "--store", "nothing.db", "history", "list")[0] == Exit.CONFIGURATION
         assert not Path("none.db").exists()
-        assert not Path("nothing.db").exists()

@@ -11,11 +11,12 @@ import pytest
 
 from letopis.outbox import History
 from letopis.outbox.cli.interface.exit_codes import Exit
-from letopis.store import ConversationStore, Message
+from letopis.store import Message
 from letopis.store.database.store_identity import LogState
 from letopis.store.relocation.mover import move
+from tests.support.fix_command import talk
 from tests.support.fix_disk import HOG, fill
-from tests.support.moves import identity, run_sql, states
+from tests.support.moves import identity, states
 from tests.support.peers import refused_port
 from tests.support.relays import until
 
@@ -45,14 +46,7 @@ async def test_an_idle_relay_finds_out_that_the_history_was_moved_away(
 def bot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A bot's folder, with a history in the default store."""
     monkeypatch.chdir(tmp_path)
-
-    async def talk() -> None:
-        async with History("bot.outbox.db") as history:
-            for number in range(5):
-                await history.append("chat", Message.user(f"{number}"), owner="42")
-            assert await history.drained(timeout=30)
-
-    anyio.run(talk)
+    talk(*"01234", conversation="chat")
     return tmp_path
 
 
@@ -102,40 +96,6 @@ def test_it_moves_and_says_what_to_do_next(bot: Path, letopis: Any) -> None:
     assert letopis("db", "verify")[0] == Exit.OK
     assert letopis("db", "check")[0] == Exit.OK
     assert letopis("db", "rebuild", "--check")[0] == Exit.OK
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "said"),
-    [
-        ((), Exit.USAGE, "name the target"),
-        (("--to", "bot.history.db"), Exit.CONFIGURATION, "the same store"),
-        (("--to", "bot.outbox.db"), Exit.CONFIGURATION, "the same file"),
-        (("--to", "oracle://host/db"), Exit.CONFIGURATION, "not a supported kind of database"),
-        (("--to", "nowhere/new.db"), Exit.CONFIGURATION, "does not exist"),
-        (("--to", f"postgresql://bot:{SECRET}@127.0.0.1:1/db"), Exit.LATER, "try again later"),
-        (("--store", "none.db", "--to", "new.db"), Exit.CONFIGURATION, "there is no such file"),
-        (("--cancel", "--to", "new.db"), Exit.USAGE, "takes no --to"),
-        (("--cancel",), Exit.NOTHING, "takes deliveries"),
-    ],
-)
-def test_what_cannot_be_is_refused_before_anything_happens(
-    bot: Path, words: tuple[str, ...], code: Exit, said: str, letopis: Any
-) -> None:
-    found, out, err = letopis("move", *words)
-    assert (found, out) == (code, "") and said in err and SECRET not in err, err
-    assert anyio.run(states, "bot.history.db") == {LogState.OPEN}
-    assert not (bot / "none.db").exists()
-
-
-def test_a_target_of_a_newer_release_is_refused(bot: Path, letopis: Any) -> None:
-    async def newer() -> None:
-        async with ConversationStore.open("new.db"):
-            pass
-        await run_sql("new.db", "UPDATE letopis_version SET version_num = '9999'")
-
-    anyio.run(newer)
-    code, _, err = letopis("move", "--to", "new.db")
-    assert code == Exit.CONFIGURATION and "install the newer release" in err
 
 
 def test_it_is_given_up(bot: Path, letopis: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+import anyio
 import pytest
 
+from letopis.outbox.cli import cli
+from letopis.outbox.cli.interface.exit_codes import run
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.model.event_types import ConversationDeleted, MessageEdited
@@ -26,183 +28,120 @@ from tests.support.daemons import DaemonProcess, until
 from tests.support.platforms import linux_only, posix_only
 
 TIMEOUT_SECONDS = 60.0
+INTERVAL_SECONDS = 0.5
 Command = Callable[..., tuple[int, str, str]]
+Deed = Callable[[], Coroutine[Any, Any, object]]
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
-def append(folder: Path, *what: Message | Event, conversation: str = "c1") -> None:
-    async def run() -> None:
-        outbox = await OutboxFile.open(folder / "bot.outbox.db")
-        await outbox.append(prepare(conversation, list(what), owner="42"))
-        await outbox.close()
-
-    asyncio.run(run())
+async def append(*what: Message | Event) -> None:
+    outbox = await OutboxFile.open("bot.outbox.db")
+    await outbox.append(prepare("c1", list(what), owner="42"))
+    await outbox.close()
 
 
-class Running:
-    """The command in a process of its own, its stdout read as it comes."""
+@pytest.fixture
+def watch(letopis: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run a command that repeats its output, with a deed after each look but the last, which an interrupt ends."""
+    sleep = anyio.sleep
 
-    def __init__(self, *arguments: str, folder: Path) -> None:
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("LETOPIS_")}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "letopis.outbox.cli", *arguments],
-            cwd=folder,
-            env=clean,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        self.said = ""
+    def call(*words: str, deeds: Sequence[Deed]) -> tuple[int, str, str]:
+        left = list(deeds)
 
-    def __enter__(self) -> Self:
-        return self
+        def next_deed() -> Coroutine[Any, Any, object]:
+            if not left:
+                raise KeyboardInterrupt
+            return left.pop(0)()
 
-    def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdout, self._process.stderr):
-            if stream is not None:
-                stream.close()
+        async def slept(seconds: float) -> None:
+            await (next_deed() if seconds == INTERVAL_SECONDS else sleep(seconds))
 
-    def says(self, true: Callable[[str], bool]) -> str:
-        """Wait until what it has printed is as asked; return all of it."""
-        assert self._process.stdout is not None
-        deadline = time.monotonic() + TIMEOUT_SECONDS
-        while not true(self.said):
-            assert time.monotonic() < deadline, self.said
-            ready, _, _ = select.select([self._process.stdout], [], [], 0.1)
-            if ready:
-                data = os.read(self._process.stdout.fileno(), 65536)
-                assert data, f"it ended: {self.said}"
-                self.said += data.decode()
-        return self.said
+        monkeypatch.setattr("letopis.outbox.cli.status.time.sleep", lambda _: asyncio.run(next_deed()))
+        monkeypatch.setattr(anyio, "sleep", slept)
+        return letopis(*words, "--interval", str(INTERVAL_SECONDS))
 
-    def close_stdout(self) -> None:
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-
-    def interrupt(self) -> None:
-        self._process.send_signal(signal.SIGINT)
-
-    def end(self) -> tuple[int, str]:
-        code = self._process.wait(TIMEOUT_SECONDS)
-        assert self._process.stderr is not None
-        return code, self._process.stderr.read().decode()
+    return call
 
 
-@posix_only("SIGINT of a process group means something else on Windows")
 class TestWatch:
-    def test_a_change_is_printed_and_an_interrupt_ends_it(self, tmp_path: Path) -> None:
-        append(tmp_path, Message.user("one"))
-        with Running("status", "--watch", "--interval", "0.1", folder=tmp_path) as watch:
-            watch.says(lambda said: "pending    2 events" in said)
-            append(tmp_path, Message.user("two"))
-            said = watch.says(lambda said: "pending    3 events" in said)
-            watch.interrupt()
-            code, error = watch.end()
+    def test_a_change_is_printed_and_an_interrupt_ends_it(self, watch: Command) -> None:
+        asyncio.run(append(Message.user("one")))
 
-        assert said.count("pending    2 events") == 1, "the same status twice"
-        assert (code, error.strip()) == (130, "letopis: interrupted")
+        deeds = [lambda: asyncio.sleep(0), lambda: append(Message.user("two"))]
+        code, out, err = watch("status", "--watch", deeds=deeds)
 
-    def test_as_json_it_is_one_document_a_line(self, tmp_path: Path) -> None:
-        append(tmp_path, Message.user("one"))
-        with Running("status", "--watch", "--interval", "0.1", "--json", folder=tmp_path) as watch:
-            watch.says(lambda said: said.count("\n") == 1)
-            append(tmp_path, Message.user("two"))
-            said = watch.says(lambda said: said.count("\n") == 2)
+        assert out.count("pending    2 events") == 1, "the same status twice"
+        assert out.count("pending    3 events") == 1
+        assert (code, err.strip()) == (130, "letopis: interrupted")
 
-        assert [json.loads(line)["pending"] for line in said.splitlines()] == [2, 3]
+    def test_as_json_it_is_one_document_a_line(self, watch: Command) -> None:
+        asyncio.run(append(Message.user("one")))
 
-    def test_a_reader_that_leaves_ends_it_quietly(self, tmp_path: Path) -> None:
-        """Although nothing changes that would be written into the pipe."""
-        append(tmp_path, Message.user("one"))
-        with Running("status", "--watch", "--interval", "0.1", folder=tmp_path) as watch:
-            watch.says(lambda said: "pending" in said)
-            watch.close_stdout()
-            code, error = watch.end()
+        _, out, _ = watch("status", "--watch", "--json", deeds=[lambda: append(Message.user("two"))])
 
-        assert (code, error) == (1, "")
-
-    @pytest.mark.usefixtures("elsewhere")
-    def test_it_has_nothing_to_check(self, tmp_path: Path, letopis: Command) -> None:
-        append(tmp_path, Message.user("one"))
-        code, _, error = letopis("status", "--watch", "--check")
-
-        assert code == 2
-        assert "--watch does not end" in error
+        assert [json.loads(line)["pending"] for line in out.splitlines()] == [2, 3]
 
 
-@posix_only("SIGINT of a process group means something else on Windows")
 class TestFollow:
-    def test_what_is_new_and_what_changes_is_printed(self, tmp_path: Path) -> None:
-        append(tmp_path, Message.user("first", id="m1"), Message.assistant("second", id="m2"))
-        with Running("history", "show", "c1", "--last", "1", "--follow", "--interval", "0.1", folder=tmp_path) as shown:
-            shown.says(lambda said: "second" in said)
-            append(tmp_path, Message.user("third", id="m3"))
-            shown.says(lambda said: "third" in said)
-            append(tmp_path, Event.of(MessageEdited(message_id="m3", content="third, corrected"), conversation_id="c1"))
-            said = shown.says(lambda said: "corrected" in said)
-            shown.interrupt()
-            code, error = shown.end()
+    def test_what_is_new_and_what_changes_is_printed(self, watch: Command) -> None:
+        asyncio.run(append(Message.user("first", id="m1"), Message.assistant("second", id="m2")))
+        edit = Event.of(MessageEdited(message_id="m3", content="third, corrected"), conversation_id="c1")
 
-        assert "first" not in said
-        assert [said.count(word) for word in ("second", "third", "[edited]")] == [1, 2, 1]
-        assert (code, error.strip().splitlines()[-1]) == (130, "letopis: interrupted")
+        deeds = [lambda: append(Message.user("third", id="m3")), lambda: append(edit)]
+        code, out, err = watch("history", "show", "c1", "--last", "1", "--follow", deeds=deeds)
 
-    @pytest.mark.usefixtures("elsewhere")
-    def test_as_json_a_message_is_a_line(self, tmp_path: Path, letopis: Command) -> None:
-        append(tmp_path, Message.user("first", id="m1"))
-        with Running("history", "show", "c1", "--follow", "--interval", "0.1", "--json", folder=tmp_path) as shown:
-            shown.says(lambda said: said.count("\n") == 1)
-            assert letopis("relay", "--once")[0] == 0
-            said = shown.says(lambda said: '"saved":"saved"' in said)
+        assert "first" not in out
+        assert [out.count(word) for word in ("second", "third", "[edited]", "corrected")] == [1, 2, 1, 1]
+        assert (code, err.strip().splitlines()[-1]) == (130, "letopis: interrupted")
 
-        first, second = (json.loads(line) for line in said.splitlines())
+    def test_as_json_a_message_is_a_line(self, watch: Command) -> None:
+        asyncio.run(append(Message.user("first", id="m1")))
+
+        deliver = partial(asyncio.to_thread, run, cli, ["relay", "--once"])
+        _, out, _ = watch("history", "show", "c1", "--follow", "--json", deeds=[deliver])
+
+        first, second = (json.loads(line) for line in out.splitlines())
         assert (first["saved"], first["version"]) == ("pending", None)
         assert (second["saved"], second["version"]) == ("saved", 2)
 
-    def test_a_deletion_ends_it(self, tmp_path: Path) -> None:
-        append(tmp_path, Message.user("first"))
-        with Running("history", "show", "c1", "--follow", "--interval", "0.1", folder=tmp_path) as shown:
-            shown.says(lambda said: "first" in said)
-            append(tmp_path, Event.of(ConversationDeleted(), conversation_id="c1"))
-            code, error = shown.end()
+    def test_a_deletion_ends_it(self, watch: Command) -> None:
+        asyncio.run(append(Message.user("first")))
+        deletion = Event.of(ConversationDeleted(), conversation_id="c1")
 
-        assert code == 0
-        assert "this conversation was deleted on 20" in error
+        code, out, err = watch("history", "show", "c1", "--follow", deeds=[lambda: append(deletion)])
 
-    def test_a_reader_that_leaves_ends_it_quietly(self, tmp_path: Path) -> None:
-        append(tmp_path, Message.user("first"))
-        with Running("history", "show", "c1", "--follow", "--interval", "0.1", folder=tmp_path) as shown:
-            shown.says(lambda said: "first" in said)
-            shown.close_stdout()
-            code, error = shown.end()
-
-        assert code == 1
-        assert "Traceback" not in error
-        assert "Exception" not in error
-
-    @pytest.mark.usefixtures("elsewhere")
-    def test_it_is_about_the_present(self, tmp_path: Path, letopis: Command) -> None:
-        append(tmp_path, Message.user("first"))
-
-        assert letopis("history", "show", "c1", "--follow", "--as-of", "1")[0] == 2
-        assert letopis("history", "show", "nobody", "--follow")[0] == 3
+        assert (code, "first" in out) == (0, True)
+        assert "this conversation was deleted on 20" in err
 
 
-@pytest.mark.usefixtures("elsewhere")
+@posix_only("a pipe that nobody reads means something else on Windows")
+@pytest.mark.parametrize("words", [("status", "--watch"), ("history", "show", "c1", "--follow")])
+def test_a_reader_that_leaves_ends_it_quietly(words: tuple[str, ...]) -> None:
+    """Although nothing changes that would be written into the pipe."""
+    asyncio.run(append(Message.user("first")))
+    command = [sys.executable, "-m", "letopis.outbox.cli", *words, "--interval", "0.1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+
+        assert (process.wait(TIMEOUT_SECONDS), process.stderr.read()) == (1, b"")
+
+
 @linux_only("a lock is free when the process that held it has ended: asked for by flock")
 def test_a_relay_that_was_killed_is_not_called_running(tmp_path: Path, letopis: Command) -> None:
     def status() -> Any:
         return json.loads(letopis("status", "--json")[1])
 
-    append(tmp_path, Message.user("one"))
+    asyncio.run(append(Message.user("one")))
     with DaemonProcess(folder=tmp_path) as daemon:
         daemon.works()
         until(lambda: status()["pending"] == 0, "delivered")
         alive = status()["relay"]
         daemon.signal(signal.SIGKILL)
         daemon.wait()
-    append(tmp_path, Message.user("two"))
+    asyncio.run(append(Message.user("two")))
     found = status()
     _, text, _ = letopis("status")
 
@@ -241,7 +180,7 @@ class Terminal:
 
 
 @pytest.fixture
-def on_terminal(elsewhere: None, letopis: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
+def on_terminal(letopis: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run the command with a terminal as stderr; return its exit code, stdout and what the terminal got."""
 
     def call(*arguments: str) -> tuple[int, str, str]:

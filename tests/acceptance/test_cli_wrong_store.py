@@ -21,6 +21,7 @@ from letopis.outbox.relay.store_binding import destination_of
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.model.messages import Message
+from tests.support.fix_command import talk
 from tests.support.relays import end, until
 
 KINDS = ("sqlite", "postgresql", "mariadb")
@@ -50,15 +51,7 @@ async def texts(url: str, conversation_id: str = "c") -> list[str]:
 
 def bot(store: str | None, *said: str, relay: bool = True, path: str = "bot.outbox.db") -> None:
     """A bot that says something and ends; with its own relay all of it is delivered."""
-
-    async def talk() -> None:
-        async with History(path, store=store, relay=relay) as history:
-            for text in said:
-                await history.append("c", Message.user(text))
-            if relay:
-                assert await history.drained(30)
-
-    asyncio.run(talk())
+    talk(*said, conversation="c", owner=None, path=path, store=store, deliver=relay)
 
 
 def bound(path: str = "bot.outbox.db") -> StoreBinding:
@@ -68,16 +61,23 @@ def bound(path: str = "bot.outbox.db") -> StoreBinding:
 class TestRelay:
     """A relay that was given another store than the bot."""
 
-    def test_after_the_first_delivery_the_identity_decides(self, letopis: Any, urls: tuple[str, str]) -> None:
+    def test_the_place_that_the_bot_named_decides_and_then_the_identity(
+        self, letopis: Any, urls: tuple[str, str]
+    ) -> None:
         """The hole: told nothing, it delivered everything into a new file beside the outbox, and ended with 0."""
         right, wrong = urls
-        bot(right, "one", "two")
-        bot(right, "three", "four", relay=False)
-        for arguments in ((), ("--store", wrong)):
-            code, _, err = letopis(*arguments, "relay", "--once")
-            assert code == Exit.CONFIGURATION, err
-            assert "bound" in err
-            assert "rebind" in err
+        default = str(Path("bot.history.db").absolute())
+        bot(right, "one", relay=False)
+        for delivered in (False, True):
+            for arguments, other in (((), default), (("--store", wrong), wrong)):
+                code, _, err = letopis(*arguments, "relay", "--once")
+                assert code == Exit.CONFIGURATION, err
+                named = ("bound", "rebind") if delivered else (destination_of(right), destination_of(other))
+                assert all(name in err for name in named), err
+            if not delivered:
+                assert bound() == StoreBinding(destination=destination_of(right))
+                bot(right, "two")
+                bot(right, "three", "four", relay=False)
         assert not Path("bot.history.db").exists()
         assert asyncio.run(texts(wrong)) == []
         code, out, _ = letopis("status")
@@ -86,32 +86,6 @@ class TestRelay:
         code, _, err = letopis("--store", right, "relay", "--once")
         assert (code, "2 delivered, 0 left" in err) == (0, True), err
         assert asyncio.run(texts(right)) == ["one", "two", "three", "four"]
-
-    def test_before_it_the_place_that_the_bot_named(self, letopis: Any, urls: tuple[str, str]) -> None:
-        right, wrong = urls
-        bot(right, "one", relay=False)
-        for arguments, other in (((), str(Path("bot.history.db").absolute())), (("--store", wrong), wrong)):
-            code, _, err = letopis(*arguments, "relay", "--once")
-            assert code == Exit.CONFIGURATION, err
-            assert destination_of(right) in err
-            assert destination_of(other) in err
-        assert not Path("bot.history.db").exists()
-        assert bound() == StoreBinding(destination=destination_of(right))
-        assert letopis("--store", right, "relay", "--once")[0] == 0
-        assert asyncio.run(texts(right)) == ["one"]
-
-    def test_another_spelling_is_the_same_place(self, letopis: Any, new_store_url: Callable[[str], str]) -> None:
-        url = new_store_url("postgresql")
-        asyncio.run(texts(url))
-        bot(url, "one", relay=False)
-        respelled = url.replace("127.0.0.1", "LOCALHOST")
-        code, _, err = letopis("--store", f"{respelled}?connect_timeout=5", "relay", "--once")
-        assert code == 0, err
-
-    def test_the_default_file_is_made_where_nobody_named_a_store(self, letopis: Any) -> None:
-        bot(None, "one", relay=False)
-        assert letopis("relay", "--once")[0] == 0
-        assert asyncio.run(texts("bot.history.db")) == ["one"]
 
     def test_the_daemon_ends_where_all_are_wrong(self, urls: tuple[str, str]) -> None:
         right, wrong = urls

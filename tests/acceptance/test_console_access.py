@@ -175,6 +175,7 @@ def test_a_link_signs_in_once(tmp_path: Path) -> None:
         assert ask(house.port, "/", cookie=first.cookie).code == 200
         again = ask(house.port, f"/session?once={secret}")
         assert (again.code, again.cookie) == (403, "")
+        assert "used already" in again.text and "session/end" not in again.text
         [entry] = house.run(Insight(house.history).audit(limit=5))
         assert (entry.action, entry.actor) == ("sign_in", "ann")
 

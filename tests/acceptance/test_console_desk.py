@@ -295,6 +295,11 @@ def test_a_conversation_opens_at_its_end_and_is_paged_both_ways(browser: Any, ho
         assert texts() == [f"message {number}" for number in range(20, 70)]
         tab.click("text=Earlier messages")
         assert texts() == [f"message {number}" for number in range(20)]
+        tab.go("conversation?id=long")
+        tab.click("text=From the beginning")
+        assert texts() == [f"message {number}" for number in range(50)]
+        tab.go("conversation?id=long&version=100")
+        assert len(texts()) == 50
         tab.go("conversation?id=long-fork")  # and across the border of a fork
         fork = [f"message {number}" for number in range(120)] + [f"forked {number}" for number in range(30)]
         tab.click("text=Earlier messages")
@@ -316,15 +321,19 @@ def test_a_message_has_its_figures_in_one_place(browser: Any, house: House) -> N
         assert tab.page.locator(".about form").count() == 0
 
 
-def test_hostile_texts_do_nothing_in_details_and_forms(browser: Any, house: House) -> None:
+def test_hostile_texts_do_nothing(browser: Any, house: House) -> None:
     with Tab(browser, house, user="Cleo <b>", locale="en-GB") as tab:
-        for page in ("", "&print=1"):
-            tab.go(f"conversation?{urlencode({'id': HOSTILE_ID})}{page}")
+        told = f"conversation?{urlencode({'id': HOSTILE_ID})}"
+        searched = ("conversations?q=hacked", "conversations?q=%22%3E%3Cscript%3E&owner=%3Cb%3E")
+        for page in ("conversations?owner=66", "statistics?days=0", *searched, told, f"{told}&print=1"):
+            tab.go(page)
             tab.page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
             tab.page.wait_for_timeout(50)
-            assert tab.page.locator(".bubble").count() == len(HOSTILE) + 1
-            assert tab.page.locator("main script, main b, main .bubble svg, main .bubble img").count() == 0
+            assert tab.page.locator(".bubble").count() == (len(HOSTILE) + 1 if page.startswith(told) else 0)
+            assert tab.page.locator("main script, main b, main .bubble svg, main img").count() == 0
             assert tab.page.evaluate("window.hacked") is None
+        assert "<script>window.hacked = 1</script>" in tab.text()
+        assert "\\u202e" in tab.text()
         tab.click("text=Back to the conversation")
         assert tab.page.input_value("input[name=title]", strict=True, timeout=1_000) == HOSTILE[0]
         tab.page.click(".bubble .about > summary >> nth=0")
@@ -431,9 +440,10 @@ def test_the_forms_work_without_scripts_and_ask_first(browser: Any, house: House
 
 def test_a_reader_finds_and_prints_and_is_offered_no_change(browser: Any, house: House) -> None:
     with Tab(browser, house, user=READER, locale="en-GB") as tab:
-        for page in ("conversation?id=tea&every=1", "stuck", "conversation?id=tea&version=3"):
+        for page in ("", "integrity", "stuck", "conversation?id=tea&every=1", "conversation?id=tea&version=3"):
             tab.go(page)
             assert tab.page.locator("main form[method=post]").count() == 0, page
+            assert "Read-only" in tab.page.inner_text("header")
         tab.go("conversation?id=tea")
         tab.click("text=Print")
         assert "An evening with tea" in tab.text()

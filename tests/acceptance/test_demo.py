@@ -60,18 +60,6 @@ def test_what_it_keeps_can_be_looked_at(
         assert connection.execute("SELECT count(*) FROM letopis_messages").fetchone() == (72,)
 
 
-def test_a_folder_that_is_not_empty_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("mine").write_text("x")
-
-    assert run(cli, ["demo", "--keep", "."]) == Exit.USAGE
-
-    assert "is not empty" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-
-
 async def test_its_check_finds_what_is_missing_doubled_or_out_of_order(tmp_path: Path) -> None:
     async with History(tmp_path / "bot.outbox.db") as history:
         for word in ("a", "b", "c"):

@@ -1,4 +1,4 @@
-"""The guides to frameworks are right: their code runs through the framework's own runner, with a model of ours."""
+"""The guides and tutorials to frameworks are right: their code runs with a model of ours, and prints what they show."""
 
 from __future__ import annotations
 
@@ -13,13 +13,28 @@ from typing import Any
 import pytest
 
 from letopis.store import Message
+from letopis.store.model.conversations import Delivery
+from tests.support import pages
 from tests.support.paths import ROOT
+from tests.support.story import nothing
 
-HOWTO = ROOT / "docs" / "howto"
+HOWTO, TUTORIALS = ROOT / "docs" / "howto", ROOT / "docs" / "tutorial"
 LINES = 25
 """How many lines a bot takes at most to get a history, wrapped for a phone."""
 SAID = ["What is tea?", "answer to What is tea?", "And coffee?", "answer to And coffee?"]
 """Of the conversation that each guide is put through."""
+
+
+SHOWN = [
+    ("What is tea?", Delivery.APPENDED),
+    ("answer to What is tea?", Delivery.SENT),
+    ("Tea is a leaf.", Delivery.SENT),
+]
+"""By the guides to bots on Telegram."""
+
+
+async def ask_model(messages: Any) -> str:
+    return f"answer to {messages[-1].text}"
 
 
 def code_of(page: str, place: int = 0) -> str:
@@ -41,10 +56,6 @@ def names_of(page: str, *more: int) -> dict[str, Any]:
 def go_on(page: str, place: int, names: dict[str, Any]) -> None:
     """Run another block of a guide."""
     exec(compile(code_of(page, place), page, "exec"), names)  # noqa: S102 - our own page
-
-
-async def nothing(_: str) -> None:
-    """Think of nothing."""
 
 
 @pytest.fixture
@@ -206,3 +217,20 @@ def test_strands(bot: Any) -> None:
         names["answer_from_snapshot"](model, "chat-2", SAID[2])
         assert [one["content"][0]["text"] for one in model.asked[3]] == SAID[:3]
     asyncio.run(names["history"].close())
+
+
+@pytest.mark.parametrize(
+    ("page", "needs"),
+    [
+        ("agent-openai-agents.md", "agents"),
+        ("agent-langgraph.md", "langgraph.graph"),
+        ("agent-llama-index.md", "llama_index.core"),
+    ],
+)
+def test_a_tutorial_shows_what_is_seen(page: str, needs: str, tmp_path: Path) -> None:
+    pytest.importorskip(needs, reason=f"needs {needs}: pip install --group adapters")
+
+    steps = list(pages.follow(TUTORIALS / page, tmp_path))
+
+    assert len(steps) >= 4
+    assert [str(step) for step in steps if not step.holds] == []

@@ -119,23 +119,6 @@ async def test_a_store_that_is_away_takes_no_delivery_and_no_read(
     await store.close()
 
 
-def test_langgraph_says_what_to_install(tmp_path: Path) -> None:
-    done = run("import sys\nsys.modules['langgraph'] = None\nimport letopis.adapters.langgraph", tmp_path)
-
-    assert done.returncode != 0
-    assert "pip install 'letopis[langgraph]'" in done.stderr.splitlines()[-1]
-
-
-def test_langgraph_is_imported_by_its_adapter_alone(tmp_path: Path) -> None:
-    code = (
-        "import sys, letopis, letopis.store, letopis.outbox, letopis.adapters\n"
-        "from letopis import History\nHistory('bot.outbox.db')\n"
-        "print(sorted(name for name in sys.modules if name.startswith(('langgraph', 'langchain'))))"
-    )
-
-    assert run(code, tmp_path).stdout == "[]\n"
-
-
 def test_every_format_is_in_the_guide_and_in_the_reference() -> None:
     (folder,) = formats.__path__
     names = sorted(path.stem for path in Path(folder).glob("[a-z]*.py"))

@@ -107,10 +107,11 @@ def test_the_wheel_holds_every_source_file_and_nothing_else(wheel_names: frozens
     code = {name for name in wheel_names if ".dist-info/" not in name}
 
     assert code == sources()
-
-
-def test_the_wheel_has_no_generic_name_at_its_top(wheel_names: frozenset[str]) -> None:
-    assert {name.split("/")[0] for name in wheel_names if ".dist-info/" not in name} == {"letopis"}
+    assert {name.split("/")[0] for name in code} == {"letopis"}
+    assert {f"{package}/py.typed" for package in PACKAGES} <= code
+    for end in ("store", "outbox"):
+        assert f"letopis/migrations/{end}/env.py" in code
+        assert any(name.startswith(f"letopis/migrations/{end}/versions/") for name in code)
 
 
 def test_the_front_door_is_the_same_in_each_source_root() -> None:
@@ -118,19 +119,6 @@ def test_the_front_door_is_the_same_in_each_source_root() -> None:
     doors = {(ROOT / root / "letopis" / "__init__.py").read_text(encoding="utf-8") for root in ROOTS}
 
     assert len(doors) == 1
-
-
-@pytest.mark.parametrize("package", PACKAGES)
-def test_every_package_tells_type_checkers_that_it_is_typed(package: str, wheel_names: frozenset[str]) -> None:
-    assert f"{package}/py.typed" in wheel_names
-
-
-@pytest.mark.parametrize("end", ["store", "outbox"])
-def test_the_wheel_carries_the_migrations(end: str, wheel_names: frozenset[str]) -> None:
-    folder = f"letopis/migrations/{end}"
-
-    assert f"{folder}/env.py" in wheel_names
-    assert any(name.startswith(f"{folder}/versions/") and name.endswith(".py") for name in wheel_names)
 
 
 def test_the_wheel_carries_the_licence_and_the_command(wheel: Path, wheel_names: frozenset[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import stat
 import subprocess
 import sys
@@ -122,13 +121,3 @@ def test_exports_to_one_name_do_not_mix(tmp_path: Path) -> None:
     held = target.read_bytes()
     assert len(held) == 200 * 1001 and len(set(held)) == 2
     assert [one.name for one in tmp_path.iterdir()] == ["out.jsonl"]
-
-
-def test_sqlite_gives_its_side_files_the_mode_of_the_file(tmp_path: Path) -> None:
-    """What the above rests on."""
-    (tmp_path / "a.db").touch(mode=0o600)
-    connection = sqlite3.connect(tmp_path / "a.db")
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("CREATE TABLE t (x)")
-    assert set(modes(tmp_path).values()) == {"0o600"}
-    connection.close()

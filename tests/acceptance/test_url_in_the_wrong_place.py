@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import click
 import pytest
 
-from letopis.outbox.cli import cli as command
-from letopis.outbox.cli.interface.exit_codes import run
 from letopis.store.errors import ConfigurationError, without_credentials
+from tests.support.fix_command import Done, every_command
 
 SECRET: Final = "s3cr3tpass"
 URLS: Final = (
@@ -37,66 +37,48 @@ VARIABLES: Final = (
 VERBS: Final = (["relay", "--once"], ["status"], ["alerts", "test"], ["doctor"])
 
 
-def options() -> list[tuple[str, str]]:
-    """Every option of every verb that takes a value."""
-    found: dict[tuple[str, str], None] = {}
+@pytest.fixture
+def quiet(elsewhere: None, letopis: Callable[..., Done]) -> Callable[..., None]:
+    """Return a function that runs the command and requires that it does not quote the secret."""
 
-    def walk(one: click.Command, path: list[str]) -> None:
-        context = click.Context(one)
-        if isinstance(one, click.Group):
-            for name in one.list_commands(context):
-                child = one.get_command(context, name)
-                assert child is not None
-                walk(child, [*path, name])
-            return
-        for parameter in one.get_params(context):
-            if isinstance(parameter, click.Option) and not parameter.is_flag and parameter.name != "store":
-                found[" ".join(path), parameter.opts[0]] = None
+    def call(*words: str) -> None:
+        done = letopis(*words)
+        assert SECRET not in done.out + done.err, words
 
-    walk(command, [])
-    return list(found)
+    return call
 
 
 @pytest.mark.parametrize("variable", VARIABLES)
 @pytest.mark.parametrize("url", URLS)
 def test_no_variable_is_quoted(
-    variable: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    variable: str, url: str, quiet: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(variable, url)
     for verb in VERBS:
-        run(command, verb)
-        told = capfd.readouterr()
-        assert SECRET not in told.out + told.err, verb
+        quiet(*verb)
 
 
 @pytest.mark.parametrize("url", URLS)
-def test_no_option_is_quoted(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    tried = options()
+def test_no_option_is_quoted(url: str, quiet: Callable[..., None]) -> None:
+    tried = [
+        (*path, parameter.opts[0])
+        for path, command in every_command()
+        if not isinstance(command, click.Group) and path not in (("demo",), ("init",))
+        for parameter in command.get_params(click.Context(command))
+        if isinstance(parameter, click.Option) and not parameter.is_flag and parameter.name != "store"
+    ]
     assert len(tried) > 40
-    for path, option in tried:
-        if path in ("demo", "init"):
-            continue
-        run(command, [*path.split(), option, url])
-        told = capfd.readouterr()
-        assert SECRET not in told.out + told.err, (path, option)
+    for words in tried:
+        quiet(*words, url)
 
 
 @pytest.mark.parametrize("url", URLS)
 @pytest.mark.parametrize("key", ["outbox", "store_file", "daemon.log_level", "daemon.listen", "alerts.language"])
-def test_no_value_of_the_file_is_quoted(
-    key: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_no_value_of_the_file_is_quoted(key: str, url: str, quiet: Callable[..., None]) -> None:
     table, _, name = key.rpartition(".")
-    (tmp_path / "letopis.toml").write_text((f"[{table}]\n" if table else "") + f'{name} = "{url}"\n')
+    Path("letopis.toml").write_text((f"[{table}]\n" if table else "") + f'{name} = "{url}"\n')
     for verb in VERBS:
-        run(command, verb)
-        told = capfd.readouterr()
-        assert SECRET not in told.out + told.err, verb
+        quiet(*verb)
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,61 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import click
 import pytest
 
+from letopis.outbox import History
 from letopis.outbox.cli import cli
 from letopis.outbox.cli.interface.exit_codes import run
+from letopis.store import Message
+
+
+class Done(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+def every_command(
+    command: click.Command = cli, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Yield each command, groups too, with the words that call it."""
+    yield path, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None, name
+            yield from every_command(below, (*path, name))
+
+
+def talk(
+    *texts: str,
+    conversation: str = "c1",
+    owner: str | None = "42",
+    path: Path | str = "bot.outbox.db",
+    deliver: bool = True,
+    **options: Any,
+) -> None:
+    """Append what a user says as a bot does, and have its relay deliver all of it, or leave it pending."""
+
+    async def run_bot() -> None:
+        async with History(path, relay=deliver, **options) as history:
+            for text in texts:
+                await history.append(conversation, Message.user(text), owner=owner)
+            if deliver:
+                assert await history.drained(60)
+
+    asyncio.run(run_bot())
 
 
 @pytest.fixture
@@ -23,14 +69,14 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def letopis(capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., tuple[int, str, str]]:
-    """Return a function that runs the command in this process: exit code, stdout, stderr."""
+def letopis(capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., Done]:
+    """Return a function that runs the command in this process."""
 
-    def call(*arguments: str) -> tuple[int, str, str]:
+    def call(*arguments: str) -> Done:
         code = run(cli, arguments)
         sys.stdout.flush()
         sys.stderr.flush()
         out, err = capfdbinary.readouterr()
-        return code, out.decode(), err.decode()
+        return Done(code, out.decode(), err.decode())
 
     return call

@@ -64,6 +64,10 @@ def question(turn: int) -> str:
     return f"question {turn % 7}"
 
 
+async def nothing(_: str) -> None:
+    """Think of nothing."""
+
+
 def answer_to(asked: str) -> str:
     return f"answer to {asked}"
 

@@ -18,15 +18,13 @@ from letopis.outbox.transfer.exporter import Exporter
 from letopis.outbox.transfer.importer import Importer, try_out
 from letopis.store import ConversationStore
 from letopis.store.transfer.jsonl import Refused, SeenKeys, read_lines
-from tests.acceptance.test_bad_input import Attempt, compare, keep, refuse
 from tests.proof.harness import Tally as Results
 from tests.proof.harness import migrated
-from tests.proof.inputs.running import BLOCK_AT_ONCE, Tally, blocked
+from tests.proof.inputs.running import BLOCK_AT_ONCE, blocked
 from tests.proof.rows import Row, row_of
 from tests.proof.stores import fresh
 from tests.support.adapters import ADAPTERS, differences, kinds_of, refusing
 from tests.support.values.hostile import kinds
-from tests.support.values.places import Case, cases
 
 INSERTS: Final = (
     b"\x00",
@@ -168,35 +166,6 @@ async def _exported(store: ConversationStore) -> bytes:
 
 def run(url: str, folder: Path, random: Random, many: int) -> Results:
     return asyncio.run(imported(url, folder, file_of(random, many)))
-
-
-async def tried(url: str, folder: Path, *, random: Random, many: int | None) -> Tally:
-    tally = Tally()
-    whole = list(enumerate(cases()))
-    some: list[tuple[int, Case]] = whole if many is None else random.sample(whole, many)
-    async with (
-        ConversationStore.open(url, migrate=True) as store,
-        History(folder / "corpus.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,
-    ):
-        for number, case in some:
-            tally.tried += 1
-            if not case.kept:
-                tally.refused += 1
-                tally.problems += await refuse(history, case, number)
-        kept: list[tuple[Case, Attempt] | str] = await asyncio.gather(
-            *(keep(history, case, number) for number, case in some if case.kept)
-        )
-        if not await history.drained(timeout=60):
-            tally.blame("not everything is delivered")
-        tally.problems += [f"blocked at delivery: {words}" for words in await history.outbox.read(blocked)]
-        for outcome in kept:
-            tally.accepted += 1
-            if isinstance(outcome, str):
-                tally.blame(outcome)
-            else:
-                tally.compared += 1
-                await compare(store, *outcome, tally.problems)
-    return tally
 
 
 def kept_row(what: str, store: str, folder: Path, *, control: bool = False) -> Row:

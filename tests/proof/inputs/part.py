@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from tests.proof.harness import Tally as Results
-from tests.proof.inputs import bombs, commands, constructing, lines, running
+from tests.proof.inputs import bombs, commands, constructing, corpus, lines, running
 from tests.proof.inputs.calls import LEFT_OUT, TABLES
 from tests.proof.inputs.calls import untried as calls_untried
 from tests.proof.inputs.running import Tally, blocked_at_delivery
@@ -47,7 +47,7 @@ def prove(options: Options) -> Iterator[Row]:
             yield _of(BLOCKING, store, tally, least=300)
         with fresh(store.kind, options.folder, "inputs-corpus") as other:
             some = None if not options.short else 40
-            tally = asyncio.run(lines.tried(other.url, folder, random=random, many=some))
+            tally = asyncio.run(corpus.tried(other.url, folder, random=random, many=some))
             yield _of(CORPUS, store, tally, least=500)
         with fresh(store.kind, options.folder, "inputs-lines") as other:
             fuzzed = lines.run(other.url, folder, random, options.many(800, 30))

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -29,7 +30,6 @@ from letopis.store import (
 )
 from letopis.store.model.event_types import Body
 from letopis.store.model.parts import Part, part_to_json
-from tests.acceptance.test_bad_input import same
 from tests.proof.inputs.calls import ANSWERED, ASKED, OWNER, TABLES, World, parameters
 from tests.support.defects import planted
 from tests.support.values.hostile import Hostile, sample, values
@@ -81,6 +81,17 @@ def fault_of(error: BaseException) -> str | None:
     if not words.isprintable():
         return f"{type(error).__name__} repeats what cannot be printed: {words!a:.150}"
     return None
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are equal, with their order of keys; 1 and 1.0 and True apart, zero apart from minus zero."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, datetime) or not isinstance(one, bool | int | float):
+        return bool(one == other)
+    return type(one) is type(other) and repr(one) == repr(other)
 
 
 def as_json(value: Any) -> Any:

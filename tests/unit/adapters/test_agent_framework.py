@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +32,7 @@ from letopis.outbox import History
 from letopis.store import File, InvalidInput, Reasoning, StoreUnavailable, Text, ToolCall, ToolResult
 from letopis.store import Message as Said
 from tests.support.bots.agent_framework import FakeModel
+from tests.support.story import nothing
 
 PICTURE = "data:image/png;base64,iVBORw0KGgo="
 CALL = Content.from_function_call("c1", "look", arguments='{"at": "tea"}')
@@ -69,10 +68,6 @@ def provider(history: History) -> LetopisHistoryProvider:
     return LetopisHistoryProvider(history, owner="42")
 
 
-async def nothing(_: str) -> None:
-    """Think of nothing."""
-
-
 async def test_messages_come_back_as_they_were(provider: LetopisHistoryProvider, history: History) -> None:
     await provider.save_messages("chat-1", MESSAGES)
     await provider.save_messages("chat-1", [])
@@ -98,8 +93,10 @@ async def test_a_run_reads_and_writes(provider: LetopisHistoryProvider, history:
 
     assert texts(await history.messages("chat-1")) == ["hi", "answer to hi", "and tea?", "answer to and tea? "]
     assert texts(model.asked[1])[-3:] == ["hi", "answer to hi", "and tea?"]
-    conversation = await history.chat("chat-1").conversation()
-    assert conversation is not None and conversation.owner_id == "42"
+    told = LetopisHistoryProvider(history, owner=lambda session: session.partition("/")[0])
+    await told.save_messages("ada/1", said("hi"))
+    owners = [await history.chat(name).conversation() for name in ("chat-1", "ada/1")]
+    assert [owner and owner.owner_id for owner in owners] == ["42", "ada"]
 
 
 async def test_a_tool_is_called_in_a_run(provider: LetopisHistoryProvider, history: History) -> None:
@@ -244,17 +241,6 @@ async def test_it_wants_a_history_and_a_session(provider: LetopisHistoryProvider
     for none in (None, ""):
         with pytest.raises(InvalidInput, match="session_id"):
             await provider.get_messages(none)
-
-
-def test_the_owner_may_be_told_by_the_session(tmp_path: Path) -> None:
-    async def main() -> str | None:
-        async with History(tmp_path / "bot.outbox.db", relay=False) as history:
-            provider = LetopisHistoryProvider(history, owner=lambda session: session.partition("/")[0])
-            await provider.save_messages("ada/1", said("hi"))
-            conversation = await history.chat("ada/1").conversation()
-            return None if conversation is None else conversation.owner_id
-
-    assert asyncio.run(main()) == "ada"
 
 
 # Sessions.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,13 +37,6 @@ from tests.support.relays import deliver_all
 
 APP, USER = "bot", "42"
 WHERE = conversation_of(APP, USER, "s1")
-
-
-@pytest.fixture
-async def history(tmp_path: Path) -> AsyncIterator[History]:
-    """A history that delivers nothing, and waits for its store on a slow machine."""
-    async with History(tmp_path / "bot.outbox.db", relay=False, read_timeout=30.0) as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -182,10 +174,9 @@ async def test_an_event_again(service: LetopisSessionService, history: History) 
     assert (await loaded(service)).state == {"count": 2}
     assert len(await history.messages(WHERE)) == 2
     other = said("another", id=event.id)
-    with pytest.raises(AlreadyExistsError, match=event.id):
-        await service.append_event(await loaded(service), other)
-    with pytest.raises(AlreadyExistsError, match=event.id):
-        await service.append_event(await loaded(service, num_recent_events=0), other)
+    for session in (await loaded(service), await loaded(service, num_recent_events=0)):
+        with pytest.raises(AlreadyExistsError, match=event.id):
+            await service.append_event(session, other)
 
 
 async def test_what_failed_leaves_nothing(service: LetopisSessionService, history: History) -> None:
@@ -326,10 +317,9 @@ async def test_a_session_that_was_not_new_keeps_the_events_of_both(tmp_path: Pat
 
 async def test_without_the_store(alone: History) -> None:
     service = LetopisSessionService(alone)
-    with pytest.raises(StoreUnavailable):
-        await service.get_session(app_name=APP, user_id=USER, session_id="s1")
-    with pytest.raises(StoreUnavailable):
-        await begun(service)
+    for call in (service.get_session(app_name=APP, user_id=USER, session_id="s1"), begun(service)):
+        with pytest.raises(StoreUnavailable):
+            await call
 
     session = await service.create_session(app_name=APP, user_id=USER, state={"a": 1, "user:b": 2})
     await service.append_event(session, said("hello", actions=EventActions(state_delta={"a": 3, "app:c": 4})))
@@ -339,19 +329,17 @@ async def test_without_the_store(alone: History) -> None:
     await service.append_event(found, said("more"))
     assert [one.id for one in (await service.list_sessions(app_name=APP, user_id=USER)).sessions] == [session.id]
     strict = LetopisSessionService(alone, require_complete=True)
-    with pytest.raises(StoreUnavailable):
-        await loaded(strict, session.id)
-    with pytest.raises(StoreUnavailable):
-        await strict.list_sessions(app_name=APP)
-    with pytest.raises(StoreUnavailable):
-        await service.get_user_state(app_name=APP, user_id=USER)
+    user_state = service.get_user_state(app_name=APP, user_id=USER)
+    for read in (loaded(strict, session.id), strict.list_sessions(app_name=APP), user_state):
+        with pytest.raises(StoreUnavailable):
+            await read
     await service.delete_session(app_name=APP, user_id=USER, session_id=session.id)
 
 
 async def test_the_whole_state_is_known_without_the_store_while_the_session_is_active(tmp_path: Path) -> None:
     """Old values leave the outbox once they are delivered; the session's newest record has all of them."""
     path, store = tmp_path / "bot.outbox.db", tmp_path / "history.db"
-    async with History(path, store=store, read_timeout=30.0) as history:
+    async with History(path, store=store) as history:
         service = LetopisSessionService(history)
         session = await begun(service, **{"old": 1, "user:old": 2})
         for number in range(8):
@@ -374,8 +362,8 @@ async def test_the_whole_state_is_known_without_the_store_while_the_session_is_a
 async def test_another_outbox_was_first(tmp_path: Path) -> None:
     store = tmp_path / "history.db"
     async with (
-        open_apart(tmp_path / "a.outbox.db", store=store, read_timeout=30.0) as one,
-        open_apart(tmp_path / "b.outbox.db", store=store, read_timeout=30.0) as two,
+        open_apart(tmp_path / "a.outbox.db", store=store) as one,
+        open_apart(tmp_path / "b.outbox.db", store=store) as two,
     ):
         here, there = LetopisSessionService(one), LetopisSessionService(two)
         session = await begun(here, a=1)

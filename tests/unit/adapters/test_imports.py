@@ -9,7 +9,7 @@ import pytest
 
 FRAMEWORKS = {
     *("agent_framework", "agents", "aiogram", "google.adk", "haystack", "langchain_core", "llama_index"),
-    *("pydantic", "pydantic_ai", "pyrogram", "strands", "telegram"),
+    *("langgraph", "pydantic", "pydantic_ai", "pyrogram", "strands", "telegram"),
 }
 
 
@@ -21,6 +21,7 @@ def loaded_by(statement: str) -> list[str]:
 
 def test_letopis_comes_without_a_framework() -> None:
     imports = "import letopis, letopis.outbox, letopis.adapters.formats.openai_chat, letopis.adapters.openai_agents"
+    assert loaded_by("from letopis import History; import letopis.store, letopis.adapters; History('bot.db')") == []
     assert loaded_by(imports) == []
     assert loaded_by("import letopis.adapters.telegram_core.bot, letopis.adapters.telegram_core.notices") == []
     assert loaded_by("import letopis.adapters.voxpersona") == []
@@ -30,6 +31,7 @@ def test_letopis_comes_without_a_framework() -> None:
     ("adapter", "package", "extra"),
     [
         ("langchain", "langchain_core", "langchain"),
+        ("langgraph", "langgraph", "langgraph"),
         ("llama_index", "llama_index", "llama-index"),
         ("haystack", "haystack", "haystack"),
         ("agent_framework", "agent_framework", "agent-framework"),

@@ -21,6 +21,7 @@ from letopis.adapters.openai_agents import LetopisSession
 from letopis.outbox import History
 from letopis.store import InvalidInput, Message, StoreUnavailable, Text, ToolCall
 from tests.support.bots.openai_agents import FakeModel
+from tests.support.story import nothing
 from tests.unit.adapters.formats.items import Chance, responses_conversation
 
 USER: Any = {"role": "user", "content": "Same again"}
@@ -32,25 +33,16 @@ async def session(history: History) -> AsyncIterator[LetopisSession]:
     return LetopisSession("chat-1", history)
 
 
-def test_it_is_a_session_to_the_sdk(tmp_path: Path) -> None:
-    assert isinstance(LetopisSession("chat-1", History(tmp_path / "bot.outbox.db")), Session)
-
-
 async def test_items_come_back_byte_for_byte(session: LetopisSession) -> None:
     chance = Chance(1)
     items: Any = [item for _ in range(50) for item in responses_conversation(chance)]
+    items += [USER, USER]  # users repeat themselves, and their items have no id
 
-    await session.add_items(items)
+    await session.add_items(items[:-1])
+    await session.add_items(items[-1:])
 
+    assert isinstance(session, Session)
     assert [json.dumps(item) for item in await session.get_items()] == [json.dumps(item) for item in items]
-
-
-async def test_equal_items_are_items_of_their_own(session: LetopisSession) -> None:
-    """Users repeat themselves, and their items have no id."""
-    await session.add_items([USER, USER])
-    await session.add_items([USER])
-
-    assert await session.get_items() == [USER, USER, USER]
 
 
 @pytest.mark.parametrize("limit", [None, 0, 1, 3, 5, 6, 2**31 - 1])
@@ -77,15 +69,6 @@ async def test_pop_and_clear(session: LetopisSession, history: History) -> None:
     assert await session.get_items() == []
     assert await session.pop_item() is None
     assert len(await history.messages("chat-1", every=True)) == 2
-
-
-async def test_a_message_from_elsewhere_is_popped_item_by_item(session: LetopisSession, history: History) -> None:
-    await history.append("chat-1", Message.assistant([Text("Let me look"), ToolCall("c1", "look", "{}")]))
-    whole = await session.get_items()
-    assert len(whole) == 2
-
-    assert await session.pop_item() == whole[1]
-    assert await session.get_items() == whole[:1]
 
 
 async def test_a_message_of_several_items_loses_one_in_one_append(
@@ -135,8 +118,6 @@ async def test_the_owner_is_told_by_the_run(history: History) -> None:
     def who(wrapper: RunContextWrapper[Any]) -> str:
         return str(wrapper.context)
 
-    async def nothing(_: str) -> None: ...
-
     session = LetopisSession("chat-1", history, owner=who)
     await Runner.run(Agent(name="bot", model=FakeModel(nothing)), "Hello", session=session, context="42")
 
@@ -162,8 +143,6 @@ async def test_it_is_compacted(session: LetopisSession, history: History) -> Non
     async def compact(**given: Any) -> Any:
         asked.append(given["input"])
         return SimpleNamespace(output=[summary], usage=None)
-
-    async def nothing(_: str) -> None: ...
 
     client: Any = SimpleNamespace(responses=SimpleNamespace(compact=compact))
     wrapped = OpenAIResponsesCompactionSession("chat-1", session, client=client, compaction_mode="input")

@@ -27,6 +27,7 @@ from letopis.adapters.strands.keys import key_at, place_of, range_of
 from letopis.outbox import BlockingHistory, History
 from letopis.store import ABSENT, File, InvalidInput, Message, Reasoning, Text, ToolCall, ToolResult
 from tests.support.bots.strands import FakeModel
+from tests.support.story import nothing
 
 CALL = {"toolUse": {"toolUseId": "c1", "name": "look", "input": {"at": "tea", "n": 1}}}
 RESULT = {"toolResult": {"toolUseId": "c1", "status": "success", "content": [{"text": "a cup of tea, I think"}]}}
@@ -58,13 +59,15 @@ def texts(messages: list[SessionMessage]) -> list[str]:
     return [one.to_message()["content"][0]["text"] for one in messages]
 
 
+def agent_on(repository: LetopisSessionRepository, model: FakeModel | None = None, **options: Any) -> Agent:
+    session = RepositorySessionManager("chat-1", session_repository=repository)
+    chosen = FakeModel(nothing) if model is None else model
+    return Agent(model=chosen, session_manager=session, callback_handler=None, agent_id="bot", **options)
+
+
 def agent_of(name: str, **state: Any) -> SessionAgent:
     managed = SlidingWindowConversationManager().get_state()
     return SessionAgent(agent_id=name, state=state, conversation_manager_state=managed)
-
-
-async def nothing(_: str) -> None:
-    """Think of nothing."""
 
 
 @pytest.fixture
@@ -239,25 +242,6 @@ def test_a_session_is_erased_and_its_id_used_again(repository: LetopisSessionRep
     assert (erased.text, said_anew.text) == ("", "hi")
 
 
-async def test_on_each_kind_of_store(bot: History) -> None:
-    def work() -> None:
-        made = LetopisSessionRepository(bot)
-        for _ in range(2):
-            agent = Agent(
-                model=FakeModel(nothing),
-                session_manager=RepositorySessionManager("chat-1", session_repository=made),
-                callback_handler=None,
-                agent_id="bot",
-            )
-            agent.state.set("step", 3)
-            agent("hi")
-        assert texts(made.list_messages("chat-1", "bot")) == ["hi", "answer to hi"] * 2
-        found = made.read_agent("chat-1", "bot")
-        assert found is not None and found.state == {"step": 3}
-
-    await asyncio.to_thread(work)
-
-
 def test_an_agent_goes_on_where_it_was(repository: LetopisSessionRepository) -> None:
     @tool
     def look(at: str) -> str:
@@ -280,13 +264,7 @@ def test_an_agent_goes_on_where_it_was(repository: LetopisSessionRepository) -> 
 
     for round_ in range(2):
         model = Calling(nothing)
-        agent = Agent(
-            model=model,
-            tools=[look],
-            session_manager=RepositorySessionManager("chat-1", session_repository=repository),
-            callback_handler=None,
-            agent_id="bot",
-        )
+        agent = agent_on(repository, model, tools=[look])
         assert len(agent.messages) == 4 * round_
         assert str(agent("What is this?")).strip() == "A cup"
         assert len(model.asked[0]) == 4 * round_ + 1
@@ -318,9 +296,7 @@ def test_a_multi_agent_is_kept(repository: LetopisSessionRepository) -> None:
 
 def test_a_session_that_is_said_to_be_new_begins_without_the_store(away: History) -> None:
     def agent() -> Agent:
-        repository = LetopisSessionRepository(away, new=True)
-        manager = RepositorySessionManager("chat-1", session_repository=repository)
-        return Agent(model=FakeModel(nothing), agent_id="bot", session_manager=manager, callback_handler=None)
+        return agent_on(LetopisSessionRepository(away, new=True))
 
     begun = agent()
     begun("What is tea?")
@@ -343,12 +319,7 @@ def test_without_the_store(away: History) -> None:
 
     asyncio.run(put())
     repository.create_message("chat-1", "bot", said("hi", 0))
-    agent = Agent(
-        model=FakeModel(nothing),
-        session_manager=RepositorySessionManager("chat-1", session_repository=repository),
-        callback_handler=None,
-        agent_id="bot",
-    )
+    agent = agent_on(repository)
     agent.state.set("step", 1)
     assert str(agent("and?")).strip() == "answer to and?"
     assert texts(repository.list_messages("chat-1", "bot")) == ["hi", "and?", "answer to and?"]
@@ -364,12 +335,7 @@ async def test_in_the_loop_of_the_history_it_says_what_to_do(history: History) -
 
 async def test_in_an_event_loop_with_a_history_in_its_own_thread(tmp_path: Path) -> None:
     async with History(tmp_path / "bot.outbox.db", relay=False, own_thread=True) as shared:
-        repository = LetopisSessionRepository(shared)
-        agent = Agent(
-            model=FakeModel(nothing),
-            session_manager=RepositorySessionManager("chat-1", session_repository=repository),
-            callback_handler=None,
-        )
+        agent = agent_on(LetopisSessionRepository(shared))
         assert str(await agent.invoke_async("hi")).strip() == "answer to hi"
         assert len(await shared.messages("chat-1")) == 2
 

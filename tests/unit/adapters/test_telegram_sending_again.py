@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,54 +12,14 @@ from letopis.adapters.telegram_core.bot import HANDLING_LIMIT, BotParts
 from letopis.adapters.telegram_core.calls import Failure, failure_of
 from letopis.adapters.telegram_core.keys import ChatKey
 from letopis.adapters.telegram_core.outgoing import current_update
-from letopis.adapters.telegram_core.splitting import Entity
 from letopis.outbox import History, UnsentReply
 from letopis.store import InvalidInput, Message, MessageSent, SendRefused
 from letopis.store.model.events import utc_now
 from letopis.store.model.parts import Content, Data, File, Text
+from tests.support.telegram_calls import Refused, Telegram
 
 PLACE = ChatKey(bot_id=7000, chat_id=1001)
 LONG = "Words of tea. " * 400
-
-
-class Broken(Exception):
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.reason)
-        self.failure = failure
-
-
-@dataclass
-class Telegram:
-    """Shows what it is sent, and fails the calls whose number is in ``fails``."""
-
-    fails: dict[int, Failure] = field(default_factory=dict)
-    shown: list[tuple[str, ...]] = field(default_factory=list)
-    options: dict[str, Any] = field(default_factory=dict)
-    place: ChatKey | None = None
-    calls: int = 0
-
-    def to(self, place: ChatKey, options: dict[str, Any]) -> Telegram:
-        self.place, self.options = place, options
-        return self
-
-    async def send_text(self, text: str, entities: Sequence[Entity], *, last: bool) -> int:
-        return self._show("text", text)
-
-    async def send_file(self, path: Path, name: str, caption: str, entities: Sequence[Entity]) -> int:
-        return self._show("document", path.read_text(encoding="utf-8"))
-
-    async def send_media(self, kind: str, reference: str, caption: str, entities: Sequence[Entity]) -> int:
-        return self._show(kind, reference, caption)
-
-    def failure_of(self, error: Exception) -> Failure | None:
-        return error.failure if isinstance(error, Broken) else None
-
-    def _show(self, *what: str) -> int:
-        self.calls += 1
-        if self.calls in self.fails:
-            raise Broken(self.fails[self.calls])
-        self.shown.append(what)
-        return 500 + len(self.shown)
 
 
 @pytest.fixture
@@ -131,15 +90,15 @@ async def test_what_cannot_be_sent_is_refused(parts: BotParts, given: UnsentRepl
 
     with pytest.raises(SendRefused):
         await parts.send_again(given, telegram.to)
-    assert telegram.calls == 0
+    assert telegram.shown == []
 
 
 async def test_only_what_telegram_refuses_is_given_up(parts: BotParts) -> None:
     blocked = failure_of(403, "Forbidden: bot was blocked by the user")
     moved = failure_of(400, "group chat was upgraded", {"migrate_to_chat_id": -100})
-    telegram = Telegram(fails={1: failure_of(502, "Bad Gateway"), 2: moved, 3: blocked})
+    telegram = Telegram([failure_of(502, "Bad Gateway"), moved, blocked])
 
-    for error in (Broken, Broken, SendRefused):
+    for error in (Refused, Refused, SendRefused):
         with pytest.raises(error):
             await parts.send_again(reply("A leaf."), telegram.to)
 
@@ -171,10 +130,10 @@ async def test_handler_that_ends_hands_over_what_failed_and_its_parts(
     monkeypatch.setattr(parts.history._parts.replies, "hand_over", hand_over)
     message = {"message_id": 5, "date": 1_790_000_000, "chat": {"id": 1001}, "text": "What is tea?"}
     refused, lost = failure_of(413, "too large"), Failure(ending="unknown", reason="ConnectionError")
-    telegram = Telegram(fails={1: refused, 3: lost})
+    telegram = Telegram([refused, None, lost])
     token = current_update.set(await parts.incoming.record({"update_id": 1, "message": message}))
     try:
-        with pytest.raises(Broken):
+        with pytest.raises(Refused):
             await parts.sender.send(telegram, PLACE, LONG)  # the file is refused, and the second message lost
     finally:
         current_update.reset(token)

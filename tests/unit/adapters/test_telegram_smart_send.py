@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,59 +19,10 @@ from letopis.adapters.telegram_core.smart_send import SmartSender
 from letopis.adapters.telegram_core.splitting import TEXT_LIMIT, Entity, units
 from letopis.outbox import History
 from letopis.store.model.conversations import Delivery, RecordedMessage
+from tests.support.telegram_calls import Refused, Telegram
 
 PLACE = ChatKey(bot_id=7000, chat_id=1001)
 LONG = "\n\n".join(f"Paragraph {number}. " + "Words of tea. " * 20 for number in range(30))
-
-
-class Refused(Exception):
-    """What a library raises: the failure that Telegram answered."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.reason)
-        self.failure = failure
-
-
-@dataclass
-class Telegram:
-    """Takes the parts of an answer, and fails as it is told: ``fails[0]`` is what happens to the next call."""
-
-    fails: list[Failure | None] = field(default_factory=list)
-    shown: list[tuple[str, str, bool, int]] = field(default_factory=list)
-    files: list[str] = field(default_factory=list)
-
-    async def send_text(self, text: str, entities: Sequence[Entity], *, last: bool) -> int:
-        return self._take("text", text, entities, last)
-
-    async def send_file(self, path: Path, name: str, caption: str, entities: Sequence[Entity]) -> int:
-        number = self._take("file", caption, entities, True)
-        self.files.append(path.read_text(encoding="utf-8"))
-        return number
-
-    def failure_of(self, error: Exception) -> Failure | None:
-        return error.failure if isinstance(error, Refused) else None
-
-    def _take(self, kind: str, text: str, entities: Sequence[Entity], last: bool) -> int:
-        failure = self.fails.pop(0) if self.fails else None
-        if failure is not None:
-            raise Refused(failure)
-        self.shown.append((kind, text, last, len(entities)))
-        return 500 + len(self.shown)
-
-
-class Waits:
-    """Counts the seconds that were waited."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    async def __call__(self, seconds: float) -> None:
-        self.seconds.append(seconds)
-
-
-@pytest.fixture
-def waits() -> Waits:
-    return Waits()
 
 
 @pytest.fixture
@@ -81,8 +31,17 @@ def parts(history: History, tmp_path: Path) -> BotParts:
 
 
 @pytest.fixture
-def sender(parts: BotParts, waits: Waits) -> SmartSender:
-    return SmartSender(parts.outgoing, sleep=waits)
+def waits() -> list[float]:
+    """The seconds that were waited."""
+    return []
+
+
+@pytest.fixture
+def sender(parts: BotParts, waits: list[float]) -> SmartSender:
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    return SmartSender(parts.outgoing, sleep=sleep)
 
 
 async def only(parts: BotParts) -> RecordedMessage:
@@ -95,7 +54,7 @@ async def test_a_short_answer_is_a_message(sender: SmartSender, parts: BotParts)
 
     sent = await sender.send(telegram, PLACE, "A leaf.", [{"type": "bold", "offset": 2, "length": 4}])
 
-    assert telegram.shown == [("text", "A leaf.", True, 1)]
+    assert (telegram.shown, telegram.last, telegram.entities) == ([("text", "A leaf.")], [True], 1)
     message = await only(parts)
     assert (message.text, message.delivery) == ("A leaf.", Delivery.SENT)
     assert message.delivery_data == {"platform_ids": {"telegram": 501}, "sent_as": "message"}
@@ -107,12 +66,11 @@ async def test_a_long_answer_is_a_file_with_a_preview(sender: SmartSender, parts
 
     sent = await sender.send(telegram, PLACE, LONG, language="ru")
 
-    [(kind, preview, _, _)] = telegram.shown
-    assert kind == "file"
+    assert telegram.shown == [("document", LONG)]
+    [preview] = telegram.captions
     assert preview.startswith("Paragraph 0.")
     assert preview.endswith("📎 Полный ответ в файле.")
     assert units(preview) < 1024
-    assert telegram.files == [LONG]
     message = await only(parts)
     assert message.text == LONG
     assert message.delivery_data["sent_as"] == "file"
@@ -135,9 +93,9 @@ async def test_if_the_file_fails_it_is_split(
 
     assert sent.sent_as == "messages"
     assert len(telegram.shown) > 1
-    assert all(units(text) <= TEXT_LIMIT for _, text, _, _ in telegram.shown)
-    assert [last for _, _, last, _ in telegram.shown] == [False] * (len(telegram.shown) - 1) + [True]
-    assert " ".join(text for _, text, _, _ in telegram.shown).split() == LONG.split()
+    assert all(units(text) <= TEXT_LIMIT for _, text in telegram.shown)
+    assert telegram.last == [False] * (len(telegram.shown) - 1) + [True]
+    assert " ".join(text for _, text in telegram.shown).split() == LONG.split()
     message = await only(parts)
     assert message.delivery_data == {
         "platform_ids": {"telegram": list(sent.numbers)},
@@ -220,12 +178,12 @@ async def test_if_the_disk_refuses_the_file_it_is_split(history: History, tmp_pa
     assert (await sender.send(Telegram(), PLACE, LONG)).sent_as == "messages"
 
 
-async def test_a_limit_is_waited_out(sender: SmartSender, parts: BotParts, waits: Waits) -> None:
+async def test_a_limit_is_waited_out(sender: SmartSender, parts: BotParts, waits: list[float]) -> None:
     telegram = Telegram([failure_of(429, "Too Many Requests", {"retry_after": 7})] * 2)
 
     await sender.send(telegram, PLACE, "A leaf.")
 
-    assert waits.seconds == [7.0, 7.0]
+    assert waits == [7.0, 7.0]
     assert (await only(parts)).delivery is Delivery.SENT
 
 
@@ -234,7 +192,7 @@ async def test_formatting_that_is_refused_is_left_out(sender: SmartSender, parts
 
     await sender.send(telegram, PLACE, "A leaf.", [{"type": "bold", "offset": 2, "length": 4}])
 
-    assert telegram.shown == [("text", "A leaf.", True, 0)]
+    assert (telegram.shown, telegram.entities) == ([("text", "A leaf.")], 0)
     assert (await only(parts)).delivery is Delivery.SENT
 
 
@@ -257,7 +215,7 @@ async def test_only_what_was_not_confirmed_is_sent_again(sender: SmartSender, pa
 
     sent = await sender.send(telegram, PLACE, LONG)
 
-    assert " ".join(text for _, text, _, _ in telegram.shown).split() == LONG.split()
+    assert " ".join(text for _, text in telegram.shown).split() == LONG.split()
     assert len(sent.numbers) == len(telegram.shown)
     assert (await only(parts)).delivery_data["platform_ids"]["telegram"] == list(sent.numbers)
 

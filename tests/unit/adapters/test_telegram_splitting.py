@@ -32,30 +32,20 @@ def dropped(text: str, parts: list[Part]) -> str:
 
 
 @given(TEXT, LIMIT)
-@settings(max_examples=80, deadline=None)
-def test_parts_fit_and_nothing_but_white_space_is_dropped(text: str, limit: int) -> None:
+@settings(max_examples=120, deadline=None)
+def test_parts_fit_and_only_white_space_is_dropped_and_no_character_is_torn(text: str, limit: int) -> None:
     parts = split(text, limit=limit)
 
-    assert all(0 < units(part.text) <= limit for part in parts)
-    assert all(part.text == text[part.start : part.end].rstrip() for part in parts)
-    assert dropped(text, parts).strip() == ""
-
-
-@given(TEXT, LIMIT)
-@settings(max_examples=60, deadline=None)
-def test_no_part_begins_within_a_character(text: str, limit: int) -> None:
-    for part in split(text, limit=limit):
+    for part in parts:
+        assert 0 < units(part.text) <= limit
+        assert part.text == text[part.start : part.end].rstrip()
         part.text.encode("utf-16")  # a lone surrogate would raise
         assert part.text[0] not in "\u200d\u0301"
         assert not "\U0001f3fb" <= part.text[0] <= "\U0001f3ff"
-
-
-@given(TEXT, LIMIT)
-@settings(max_examples=60, deadline=None)
-def test_words_that_fit_are_whole(text: str, limit: int) -> None:
+    assert dropped(text, parts).strip() == ""
     words = text.split()
     if all(units(word) <= limit for word in words):
-        assert [word for part in split(text, limit=limit) for word in part.text.split()] == words
+        assert [word for part in parts for word in part.text.split()] == words
 
 
 @given(FENCED, LIMIT)

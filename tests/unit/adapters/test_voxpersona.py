@@ -37,6 +37,12 @@ def manager(tmp_path: Path) -> Iterator[ConversationManager]:
         yield made
 
 
+@pytest.fixture
+def made(manager: ConversationManager) -> str:
+    """A new chat."""
+    return manager.create_conversation(USER, "ada")
+
+
 def said(number: int, text: str = "Привет", kind: str = "user_question", **fields: Any) -> ConversationMessage:
     """A message as the bot hands it over."""
     fields = {"timestamp": datetime.now().isoformat(), "tokens": 5} | fields  # noqa: DTZ005 - as the seed does
@@ -69,25 +75,25 @@ def file_of(manager: ConversationManager, name: str, user: int = USER) -> Any:
 )
 def test_a_title_is_made_of_the_first_words(text: str, title: str) -> None:
     assert generate_chat_name(text) == title
-
-
-def test_three_words_are_kept_beyond_the_limit() -> None:
     assert generate_chat_name("Первое Второе Третье Четвертое", max_length=10) == "Первое Второе Третье..."
 
 
 # Chats.
 
 
-def test_the_folder_of_a_user_is_made(manager: ConversationManager) -> None:
-    folder = manager.ensure_user_directory(USER)
-
-    assert folder == manager.base_dir / "user_12345"
-    assert folder.is_dir()
-
-
-def test_a_chat_is_made_and_active(manager: ConversationManager) -> None:
+def test_a_chat_is_made_and_active_in_an_index_of_the_seeds_form(manager: ConversationManager) -> None:
+    assert manager.load_index(USER) == {
+        "user_id": USER,
+        "username": "",
+        "last_active_conversation_id": None,
+        "conversations": [],
+        "next_chat_number": 1,
+    }
     made = manager.create_conversation(USER, "ada", "Привет, как дела?")
 
+    index = manager.load_index(USER)
+    assert index["conversations"] == [manager.load_conversation(USER, made).metadata.model_dump()]
+    assert (index["username"], index["last_active_conversation_id"], index["next_chat_number"]) == ("ada", made, 2)
     assert len(made) == 36
     assert manager.conversation_exists(USER, made)
     assert manager.get_active_conversation_id(USER) == made
@@ -97,22 +103,6 @@ def test_a_chat_is_made_and_active(manager: ConversationManager) -> None:
     assert (listed.is_active, listed.message_count, listed.total_tokens) == (True, 0, 0)
     assert datetime.fromisoformat(listed.created_at).tzinfo is None
     assert abs(datetime.fromisoformat(listed.created_at) - datetime.now()) < timedelta(minutes=1)  # noqa: DTZ005
-
-
-def test_an_index_has_the_form_of_the_seed(manager: ConversationManager) -> None:
-    assert manager.load_index(USER) == {
-        "user_id": USER,
-        "username": "",
-        "last_active_conversation_id": None,
-        "conversations": [],
-        "next_chat_number": 1,
-    }
-    made = manager.create_conversation(USER, "ada", "Тест")
-
-    index = manager.load_index(USER)
-
-    assert index["conversations"] == [manager.load_conversation(USER, made).metadata.model_dump()]
-    assert (index["username"], index["last_active_conversation_id"], index["next_chat_number"]) == ("ada", made, 2)
 
 
 @pytest.mark.parametrize("question", ["", "я" * 60, "слово " * 100, "Привет мир 🌍", "مرحبا بالعالم", "a\0b \ud800"])
@@ -134,8 +124,7 @@ def test_numbers_are_never_used_again(manager: ConversationManager) -> None:
     assert manager.load_index(USER)["next_chat_number"] == 4
 
 
-def test_users_do_not_see_each_other(manager: ConversationManager) -> None:
-    made = manager.create_conversation(USER, "ada")
+def test_users_do_not_see_each_other(manager: ConversationManager, made: str) -> None:
     manager.create_conversation(7, "bob")
 
     assert manager.load_conversation(7, made) is None
@@ -167,15 +156,9 @@ def test_switching_moves_the_active_mark(manager: ConversationManager) -> None:
         first: True,
         second: False,
     }
-
-
-def test_a_message_makes_its_chat_the_active_one(manager: ConversationManager) -> None:
-    first, _ = (manager.create_conversation(USER, "ada") for _ in range(2))
-
-    assert manager.add_message(USER, first, said(1))
-
-    assert manager.get_active_conversation_id(USER) == first
-    assert file_of(manager, "index")["last_active_conversation_id"] == first
+    assert manager.add_message(USER, second, said(1))  # which makes it the active one
+    assert manager.get_active_conversation_id(USER) == second
+    assert file_of(manager, "index")["last_active_conversation_id"] == second
 
 
 def test_the_oldest_chat_follows_a_deleted_active_one(manager: ConversationManager) -> None:
@@ -204,9 +187,8 @@ def test_a_deletion_takes_the_reports_along(manager: ConversationManager, tmp_pa
 
 
 @pytest.mark.parametrize("title", ["Python Programming", "д" * 500, "a\0b"])
-def test_a_renamed_chat_stays_in_the_list(manager: ConversationManager, title: str) -> None:
+def test_a_renamed_chat_stays_in_the_list(manager: ConversationManager, made: str, title: str) -> None:
     """With more than 50 characters, the seed loses it."""
-    made = manager.create_conversation(USER, "ada")
     chat = manager.load_conversation(USER, made)
     chat.metadata.title = title
 
@@ -221,8 +203,7 @@ def test_a_renamed_chat_stays_in_the_list(manager: ConversationManager, title: s
 # Messages.
 
 
-def test_messages_come_back_as_they_were_added(manager: ConversationManager) -> None:
-    made = manager.create_conversation(USER, "ada")
+def test_messages_come_back_as_they_were_added(manager: ConversationManager, made: str) -> None:
     messages = [
         said(1, "Что такое чай?", tokens=0, search_type="fast"),
         answer(2, "Лист.", tokens=12, sent_as="message", search_type="fast"),
@@ -238,8 +219,7 @@ def test_messages_come_back_as_they_were_added(manager: ConversationManager) -> 
     assert (chat.metadata.message_count, chat.metadata.total_tokens) == (3, 912)
 
 
-def test_an_answer_counts_as_sent_in_the_history(manager: ConversationManager) -> None:
-    made = manager.create_conversation(USER, "ada")
+def test_an_answer_counts_as_sent_in_the_history(manager: ConversationManager, made: str) -> None:
     manager.add_message(USER, made, said(1))
     manager.add_message(USER, made, answer(2, sent_as="file", file_path="r.txt"))
 
@@ -250,30 +230,19 @@ def test_an_answer_counts_as_sent_in_the_history(manager: ConversationManager) -
     assert sent.delivery_data == {"platform_ids": {"telegram": 2}, "sent_as": "file", "file_path": "r.txt"}
 
 
-def test_a_repeated_save_adds_nothing(manager: ConversationManager) -> None:
+def test_a_repeated_save_adds_nothing_unless_it_has_another_text(manager: ConversationManager, made: str) -> None:
     """The bot saves again, with a new time, when it does not know what became of the first save."""
-    made = manager.create_conversation(USER, "ada")
-
     assert manager.add_message(USER, made, answer(2, timestamp="2025-11-01T10:00:00"))
     assert manager.add_message(USER, made, answer(2, timestamp="2025-11-01T10:00:01"))
 
     assert [one.timestamp for one in manager.get_messages(USER, made)] == ["2025-11-01T10:00:00"]
     assert len(file_of(manager, made)["messages"]) == 1
-
-
-def test_another_text_under_the_same_id_is_kept(manager: ConversationManager) -> None:
-    made = manager.create_conversation(USER, "ada")
-
-    assert manager.add_message(USER, made, answer(2, "Первый"))
-    assert manager.add_message(USER, made, answer(2, "Второй"))
-
-    assert [(one.message_id, one.text) for one in manager.get_messages(USER, made)] == [(2, "Первый"), (2, "Второй")]
+    assert manager.add_message(USER, made, answer(2, "Другой"))
+    assert [(one.message_id, one.text) for one in manager.get_messages(USER, made)] == [(2, "Ответ"), (2, "Другой")]
 
 
 @pytest.mark.parametrize("text", ["a\0b", "half \ud83d of a smiley"])
-def test_text_that_no_store_takes_is_kept_replaced(manager: ConversationManager, text: str) -> None:
-    made = manager.create_conversation(USER, "ada")
-
+def test_text_that_no_store_takes_is_kept_replaced(manager: ConversationManager, made: str, text: str) -> None:
     assert manager.add_message(USER, made, said(1, text))
 
     (kept,) = manager.get_messages(USER, made)
@@ -281,10 +250,8 @@ def test_text_that_no_store_takes_is_kept_replaced(manager: ConversationManager,
 
 
 def test_what_cannot_be_saved_is_false_and_no_error(
-    manager: ConversationManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    manager: ConversationManager, made: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = manager.create_conversation(USER, "ada")
-
     def full(*_: object, **__: object) -> None:
         raise OutboxFull("no space")
 
@@ -304,8 +271,7 @@ def test_a_message_that_is_too_large_is_refused(manager: ConversationManager, mo
     assert len(manager.get_messages(USER, made)) == 1
 
 
-def test_messages_of_other_programs_are_shown(manager: ConversationManager) -> None:
-    made = manager.create_conversation(USER, "ada")
+def test_messages_of_other_programs_are_shown(manager: ConversationManager, made: str) -> None:
     manager.history.append(
         made,
         Message.system("Be brief."),
@@ -321,9 +287,8 @@ def test_messages_of_other_programs_are_shown(manager: ConversationManager) -> N
     assert shown[1].message_id > 0
 
 
-def test_saving_an_older_copy_of_a_chat_loses_nothing(manager: ConversationManager) -> None:
+def test_saving_an_older_copy_of_a_chat_loses_nothing(manager: ConversationManager, made: str) -> None:
     """The seed would drop the message that came while a user typed the new title."""
-    made = manager.create_conversation(USER, "ada")
     manager.add_message(USER, made, said(1))
     loaded = manager.load_conversation(USER, made)
     manager.add_message(USER, made, answer(2))
@@ -389,14 +354,11 @@ def test_statistics_count_what_the_seed_counts(manager: ConversationManager) -> 
         "total_messages": 4,
     }
     assert manager.get_user_stats(USER, days_back=60)["total_messages"] == 5
+    assert set(manager.get_user_stats(99).values()) == {0}
+    assert manager.format_user_stats_for_display(99).endswith("Сохраненных файлов: 0\n\n")
     text = manager.format_user_stats_for_display(USER)
     assert "📝 Всего токенов: 2,000\n" in text
     assert text.endswith("💡 Средняя длина вопроса: 1000.0 токенов\n🎯 Глубоких поисков: 50.0%\n")
-
-
-def test_statistics_of_nobody(manager: ConversationManager) -> None:
-    assert set(manager.get_user_stats(99).values()) == {0}
-    assert manager.format_user_stats_for_display(99).endswith("Сохраненных файлов: 0\n\n")
 
 
 # The bot around it.
@@ -412,11 +374,16 @@ def test_it_is_used_inside_a_running_loop(manager: ConversationManager) -> None:
     assert asyncio.run(handler()) == ["Из потока", "Из цикла"]
 
 
-def test_chats_made_at_once_have_different_numbers(manager: ConversationManager) -> None:
+def test_chats_made_at_once_have_different_numbers_and_all_messages_of_threads(manager: ConversationManager) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: manager.create_conversation(USER, "ada"), range(8)))
 
-    assert sorted(one.chat_number for one in manager.list_conversations(USER)) == list(range(1, 9))
+    found = manager.list_conversations(USER)
+    assert sorted(one.chat_number for one in found) == list(range(1, 9))
+    made = found[0].conversation_id
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(lambda number: manager.add_message(USER, made, said(number)), range(1, 21)))
+    assert sorted(one["message_id"] for one in file_of(manager, made)["messages"]) == list(range(1, 21))
 
 
 def test_all_is_there_after_a_restart(tmp_path: Path) -> None:
@@ -433,9 +400,7 @@ def test_all_is_there_after_a_restart(tmp_path: Path) -> None:
         assert [one.chat_number for one in after.list_conversations(USER)] == [1, 2]
 
 
-def test_two_of_one_folder_share_the_history(manager: ConversationManager) -> None:
-    made = manager.create_conversation(USER, "ada")
-
+def test_two_of_one_folder_share_the_history(manager: ConversationManager, made: str) -> None:
     with ConversationManager(manager.base_dir) as other:
         assert other.add_message(USER, made, said(1))
         assert other.create_conversation(USER, "ada") != made
@@ -542,8 +507,7 @@ def test_the_files_are_what_the_seed_would_have_written(manager: ConversationMan
     assert not list(manager.base_dir.rglob("*.tmp"))
 
 
-def test_a_file_that_was_damaged_is_written_anew(manager: ConversationManager) -> None:
-    made = manager.create_conversation(USER, "ada")
+def test_a_file_that_was_damaged_is_written_anew(manager: ConversationManager, made: str) -> None:
     manager.add_message(USER, made, said(1))
     path = manager.base_dir / "user_12345" / f"{made}.json"
     path.write_text('{"schema', encoding="utf-8")
@@ -558,17 +522,10 @@ def test_an_id_never_leaves_the_folder(manager: ConversationManager) -> None:
     outside.write_text("{}", encoding="utf-8")
     manager.ensure_user_directory(USER)
 
+    assert manager.ensure_user_directory(USER) == manager.base_dir / "user_12345"
     assert manager.delete_conversation(USER, "../config")
 
     assert outside.exists()
-
-
-def test_messages_of_two_threads_are_all_in_the_file(manager: ConversationManager) -> None:
-    made = manager.create_conversation(USER, "ada")
-    with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(lambda number: manager.add_message(USER, made, said(number)), range(1, 21)))
-
-    assert sorted(one["message_id"] for one in file_of(manager, made)["messages"]) == list(range(1, 21))
 
 
 def test_files_that_cannot_be_written_cost_nothing(manager: ConversationManager) -> None:

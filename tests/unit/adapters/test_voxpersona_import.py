@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from letopis.adapters.voxpersona import ConversationManager, ConversationMessage, import_folder
 from letopis.adapters.voxpersona.__main__ import command
 from letopis.outbox import History
-from letopis.store import InvalidInput
+from letopis.store import Conversation, InvalidInput
 from letopis.store.model import large_content
 
 USER = 4711
@@ -111,6 +111,24 @@ def told(result: Any) -> str:
     return "\n".join(f"{one.path}: {one.what}" for one in result.notes)
 
 
+async def imported(history: History, folder: Folder, about: dict[str, Any], *messages: Any, **index: Any) -> Any:
+    """Import a folder of one chat and its list."""
+    folder.chat(A, about, *messages)
+    folder.index(A, about, **index)
+    return await import_folder(history, folder.path)
+
+
+async def chat_a(history: History) -> Conversation:
+    found = await history.chat(A).conversation()
+    assert found is not None
+    return found
+
+
+async def active(history: History) -> str | None:
+    found = await history.active(USER, create=False)
+    return None if found is None else found.conversation_id
+
+
 async def test_chats_come_as_they_were(history: History, sound: Folder) -> None:
     before = sound.digest()
 
@@ -119,17 +137,14 @@ async def test_chats_come_as_they_were(history: History, sound: Folder) -> None:
     assert (result.users, result.chats, result.messages) == (1, 2, 3)
     assert (result.new, result.known, result.refused, result.notes) == (3, 0, 0, [])
     assert sound.digest() == before
-    first = await history.chat(A).conversation()
-    assert first is not None
+    first = await chat_a(history)
     assert (first.owner_id, first.title, first.message_count, first.tokens) == (str(USER), "Чат 1", 2, 12)
     assert first.metadata == {"chat_number": 1, "username": "ada", "timezone": "Europe/Moscow"}
     assert first.created_at.isoformat() == "2025-10-01T06:00:00+00:00"
     question, answer = await history.messages(A)
     assert (question.role, question.text, question.occurred_at.hour) == ("user", "Привет", 7)
     assert (answer.role, answer.delivery, answer.message.tokens) == ("assistant", "sent", 12)
-    active = await history.active(USER, create=False)
-    assert active is not None
-    assert active.conversation_id == B
+    assert await active(history) == B
 
 
 async def test_importing_again_changes_nothing(history: History, sound: Folder) -> None:
@@ -152,12 +167,8 @@ async def test_what_the_bot_added_meanwhile_comes_later(history: History, sound:
 
     assert (again.new, again.known) == (1, 3)
     assert [one.text for one in await history.messages(B)] == ["Третье", "Четвёртое"]
-    chat = await history.chat(A).conversation()
-    assert chat is not None
-    assert chat.title == "Новое"
-    active = await history.active(USER, create=False)
-    assert active is not None
-    assert active.conversation_id == A
+    assert (await chat_a(history)).title == "Новое"
+    assert await active(history) == A
 
 
 async def test_what_was_deleted_since_stays_deleted(history: History, sound: Folder) -> None:
@@ -216,22 +227,27 @@ async def test_the_index_alone_says_which_chat_is_active(history: History, folde
     result = await import_folder(history, folder.path)
 
     assert "marks several chats as active" in told(result)
-    active = await history.active(USER, create=False)
-    assert active is not None
-    assert active.conversation_id == A
+    assert await active(history) == A
 
 
-async def test_a_chat_that_a_long_title_hid_comes_back(history: History, folder: Folder) -> None:
-    about = metadata(A, 1, title="д" * 80)
-    folder.chat(A, about, message(1))
-    folder.index(A, about)
+@pytest.mark.parametrize(
+    ("odd", "says", "expected"),
+    [
+        ({"title": "д" * 80}, "has a title of 80 characters", ("д" * 80, "ada", 1, 3)),
+        ({"message_count": 7, "total_tokens": 1000}, "counts 7 messages and has 1", ("Чат 1", "ada", 1, 3)),
+        ({"username": ""}, "", ("Чат 1", "user_4711", 1, 3)),
+    ],
+    ids=["a long title hid it", "stale counters", "a user without a name"],
+)
+async def test_what_is_odd_about_a_chat_is_mended(
+    history: History, folder: Folder, odd: dict[str, Any], says: str, expected: tuple[str, str, int, int]
+) -> None:
+    about = metadata(A, 1, **odd)
+    result = await imported(history, folder, about, message(1, tokens=3), username=about["username"])
 
-    result = await import_folder(history, folder.path)
-
-    assert "has a title of 80 characters" in told(result)
-    chat = await history.chat(A).conversation()
-    assert chat is not None
-    assert chat.title == "д" * 80
+    assert says in told(result)
+    chat = await chat_a(history)
+    assert (chat.title, chat.metadata["username"], chat.message_count, chat.tokens) == expected
 
 
 @pytest.mark.parametrize("broken", ["", "{", "[]", '{"conversations": 7}', "\xff", "[" * 100_000])
@@ -272,7 +288,7 @@ async def test_a_listed_chat_without_a_file_is_told(history: History, folder: Fo
 
     assert "which has no file" in told(result)
     assert "names an active chat that is not there" in told(result)
-    assert await history.active(USER, create=False) is None
+    assert await active(history) is None
 
 
 async def test_older_files_have_no_version_no_number_and_another_name(history: History, folder: Folder) -> None:
@@ -286,22 +302,8 @@ async def test_older_files_have_no_version_no_number_and_another_name(history: H
 
     await import_folder(history, folder.path)
 
-    chat = await history.chat(A).conversation()
-    assert chat is not None
+    chat = await chat_a(history)
     assert (chat.title, chat.metadata["chat_number"]) == ("Имя", 0)
-
-
-async def test_stale_counters_are_counted_anew(history: History, folder: Folder) -> None:
-    about = metadata(A, 1, message_count=7, total_tokens=1000)
-    folder.chat(A, about, message(1, tokens=3))
-    folder.index(A, about)
-
-    result = await import_folder(history, folder.path)
-
-    assert "counts 7 messages and has 1" in told(result)
-    chat = await history.chat(A).conversation()
-    assert chat is not None
-    assert (chat.message_count, chat.tokens) == (1, 3)
 
 
 async def test_a_file_that_was_still_to_be_renamed_gives_its_message(history: History, folder: Folder) -> None:
@@ -316,18 +318,6 @@ async def test_a_file_that_was_still_to_be_renamed_gives_its_message(history: Hi
 
     assert [one.text for one in await history.messages(A)] == ["Привет", "Успел"]
     assert f"{B}.json: is broken" in told(result)
-
-
-async def test_a_user_without_a_name(history: History, folder: Folder) -> None:
-    about = metadata(A, 1, username="")
-    folder.chat(A, about, message(1))
-    folder.index(A, about, username="")
-
-    await import_folder(history, folder.path)
-
-    chat = await history.chat(A).conversation()
-    assert chat is not None
-    assert chat.metadata["username"] == "user_4711"
 
 
 async def test_reports_that_are_gone_keep_their_names(history: History, folder: Folder, tmp_path: Path) -> None:
@@ -345,8 +335,7 @@ async def test_reports_that_are_gone_keep_their_names(history: History, folder: 
 
     assert "names 2 reports that are not there" in told(result)
     assert [one.delivery_data["file_path"] for one in await history.messages(A)][:2] == ["here.txt", "gone.txt"]
-    chat = await history.chat(A).conversation()
-    assert chat is not None
+    chat = await chat_a(history)
     assert chat.metadata["missing_files"] == ["gone.txt", "a\ufffdb"]
 
 
@@ -424,11 +413,7 @@ async def test_a_message_that_is_too_large_is_told_and_the_rest_comes(
     history: History, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(large_content, "MAX_STRING_BYTES", 1_000_000)
-    about = metadata(A, 1)
-    folder.chat(A, about, message(1), message(2, "x" * 2_000_000), message(3))
-    folder.index(A, about)
-
-    result = await import_folder(history, folder.path)
+    result = await imported(history, folder, metadata(A, 1), message(1), message(2, "x" * 2_000_000), message(3))
 
     assert (result.new, result.refused) == (2, 1)
     assert f"user_{USER}/{A}.json: messages[1] is refused" in told(result)

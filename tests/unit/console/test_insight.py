@@ -26,23 +26,14 @@ from tests.support.peers import refused_port
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
-class Hand:
-    """A clock that is moved by hand."""
-
-    def __init__(self) -> None:
-        self.at = NOON
-
-    def __call__(self) -> datetime:
-        return self.at
-
-
 async def test_growth_is_what_counting_finds(store_url: str, tmp_path: Path) -> None:
-    clock, chance, said = Hand(), random.Random(7), []
-    async with History(tmp_path / "bot.outbox.db", store=store_url, watch=False, now=clock) as history:
+    moments, chance, said = [NOON], random.Random(7), []
+    async with History(tmp_path / "bot.outbox.db", store=store_url, watch=False, now=lambda: moments[-1]) as history:
         for _ in range(40):
-            clock.at += timedelta(seconds=chance.randrange(90))
+            now = moments[-1] + timedelta(seconds=chance.randrange(90))
+            moments.append(now)
             await history.append("c1", Message.user("hello"), Message.user("again"))
-            said += [clock.at, clock.at] if said else [clock.at] * 3  # the first append begins the conversation
+            said += [now, now] if said else [now] * 3  # the first append begins the conversation
             assert await history.drained(20)
         edges = [NOON + timedelta(minutes=minute) for minute in range(60)]
         insight = Insight(history)

@@ -1,8 +1,7 @@
-"""Figures of messages by day, owner and model, and how long answers took; the positions of moments in a log."""
+"""Figures of messages by day, owner and model, and how long answers took."""
 
 from __future__ import annotations
 
-import random
 from datetime import UTC, datetime
 
 import orjson
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from letopis.console import figures as message_figures
 from letopis.console.figures import DAY_US, LATENCY_EDGES, NOBODY, OTHERS, MessageFigures, Tally
-from letopis.console.store_log import Bisection, LoggedRow
+from letopis.console.store_log import LoggedRow
 from letopis.store.model.events import to_microseconds
 from letopis.store.rules.decoding import PUT_BACK_KEY
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
@@ -127,24 +126,3 @@ def test_a_quantile_is_right_to_a_quarter(seconds: list[float], share: float) ->
     assert found is not None
     assert exact <= found * 1.0001
     assert found <= max(exact * 1.25, LATENCY_EDGES[0]) * 1.0001
-
-
-@given(st.lists(st.integers(0, 50), max_size=80), st.lists(st.integers(-5, 60), min_size=1, max_size=12))
-def test_bisection_finds_what_counting_finds(recorded: list[int], moments: list[int]) -> None:
-    log = sorted(recorded)
-    search, rounds = Bisection(moments, low=0, high=len(log)), 0
-    while wanted := search.wanted():
-        rounds += 1
-        search.learn({position: log[position - 1] for position in wanted})
-
-    assert search.found() == [sum(one < moment for one in log) for moment in moments]
-    assert rounds <= 8
-
-
-def test_bisection_ends_where_positions_are_missing() -> None:
-    chance = random.Random(1)
-    search = Bisection([50], low=0, high=100)
-    while wanted := search.wanted():
-        search.learn({position: position for position in wanted if chance.random() < 0.5})
-
-    assert 0 <= search.found()[0] <= 100

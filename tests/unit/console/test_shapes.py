@@ -35,13 +35,10 @@ def test_bars_stand_on_the_ground_and_end_at_their_value() -> None:
     assert drawn.width == 30
 
 
-def test_a_chart_of_nothing_is_drawn() -> None:
+def test_a_chart_of_nothing_is_drawn_and_a_small_value_is_seen() -> None:
     drawn = chart([], [])
 
     assert (drawn.bars, drawn.line, drawn.top) == ((), "", 4)
-
-
-def test_a_small_value_is_seen() -> None:
     assert chart(["a", "b"], [1, 100_000]).bars[0].height >= 1
 
 

@@ -234,7 +234,7 @@ async def _run(
         total = 1 if conversation is not None else await _counted(count_all)
         async for rebuilt in store.rebuild(check=check, every=every, conversation=conversation):
             different = bool(rebuilt.differences)
-            count.update(conversations=1, events=rebuilt.events, written=rebuilt.written, differing=different)
+            count.update(conversations=1, events=rebuilt.events, written=int(rebuilt.written), differing=int(different))
             if different and len(differing) < MAX_LISTED:
                 differing.append(rebuilt)
             report(count["conversations"], total=total)

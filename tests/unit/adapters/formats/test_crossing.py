@@ -15,7 +15,7 @@ from letopis.adapters.formats import anthropic, gemini, openai_chat, openai_resp
 from letopis.store.model.parts import UnknownPart
 from letopis.store.rules.context_window import window
 from tests.unit.adapters.formats.items import Item
-from tests.unit.adapters.formats.test_round_trips import FORMATS, thousand
+from tests.unit.adapters.formats.test_round_trips import FORMATS, texts, thousand
 
 Pair = tuple[str, Any]
 
@@ -120,13 +120,6 @@ def parts_of(message: Message) -> Sequence[Any]:
     return (Text(content),) if isinstance(content, str) else content or ()
 
 
-def texts(value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return [text for item in inner for text in texts(item)]
-
-
 TURN = [
     {"role": "developer", "content": "Be brief."},
     {"role": "user", "name": "Ann", "content": "Weather in Kazan and Ufa?"},
@@ -144,7 +137,7 @@ TURN = [
 ]
 
 
-def test_from_chat_completions_to_anthropic() -> None:
+def test_from_chat_completions_to_each_other_format() -> None:
     messages = openai_chat.to_messages(TURN)
 
     assert anthropic.system_of(messages) == "Be brief."
@@ -167,11 +160,6 @@ def test_from_chat_completions_to_anthropic() -> None:
         },
         {"role": "assistant", "content": [{"type": "text", "text": "Five and seven below."}]},
     ]
-
-
-def test_from_chat_completions_to_responses_and_gemini() -> None:
-    messages = openai_chat.to_messages(TURN)
-
     assert openai_responses.from_messages(messages) == [
         {"role": "developer", "content": "Be brief."},
         {"role": "user", "content": "Weather in Kazan and Ufa?"},

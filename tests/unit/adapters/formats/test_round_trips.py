@@ -31,6 +31,7 @@ FORMATS: dict[str, tuple[ModuleType, Callable[[Chance], list[Item]]]] = {
     "anthropic": (anthropic, anthropic_conversation),
     "gemini": (gemini, gemini_conversation),
 }
+every_module = pytest.mark.parametrize("module", [module for module, _ in FORMATS.values()], ids=FORMATS)
 every_format = pytest.mark.parametrize(("module", "talk"), FORMATS.values(), ids=FORMATS)
 
 
@@ -118,7 +119,7 @@ def test_an_edited_message_is_built_from_its_content(module: Any, talk: Callable
                 assert message.text == "" or message.text[:60] not in found
 
 
-@every_format
+@every_module
 @pytest.mark.parametrize(
     ("items", "field"),
     [
@@ -133,17 +134,15 @@ def test_an_edited_message_is_built_from_its_content(module: Any, talk: Callable
         ([{"role": "user", "content": "x", "parts": [], "blob": b"x"}], "item.blob"),
     ],
 )
-def test_what_is_no_item_is_refused_by_its_place(
-    module: Any, talk: Callable[[Chance], list[Item]], items: Any, field: str
-) -> None:
+def test_what_is_no_item_is_refused_by_its_place(module: Any, items: Any, field: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         module.to_messages(items)
 
     assert caught.value.field.startswith(field)
 
 
-@every_format
-def test_what_is_no_message_is_refused(module: Any, talk: Callable[[Chance], list[Item]]) -> None:
+@every_module
+def test_what_is_no_message_is_refused(module: Any) -> None:
     with pytest.raises(InvalidInput, match=r"messages\[1\]"):
         module.from_messages([Message.user("x"), {"role": "user"}])
     forged = Message.user("x", metadata={"format": {"provider": module.PROVIDER, "content": "0" * 12, "item": {}}})
@@ -243,18 +242,16 @@ def test_words_of_other_origin_are_built_from_the_content() -> None:
     assert openai_chat.from_messages([message])[0]["content"][1] == {"type": "text", "text": '{"b":1,"a":2}'}
 
 
-@every_format
+@every_module
 @pytest.mark.parametrize("value", [b"x", {"x": {1, 2}}, {"a": object()}], ids=["bytes", "set", "object"])
-def test_what_is_no_json_is_refused(module: Any, talk: Callable[[Chance], list[Item]], value: Any) -> None:
+def test_what_is_no_json_is_refused(module: Any, value: Any) -> None:
     unknown = {"type": "hologram", "inner": value}
     with pytest.raises(InvalidInput, match="JSON"):
         module.to_messages([{"role": "user", "content": [unknown], "parts": [unknown]}])
 
 
-@every_format
-def test_an_unknown_block_in_the_shape_of_a_part_keeps_its_order(
-    module: Any, talk: Callable[[Chance], list[Item]]
-) -> None:
+@every_module
+def test_an_unknown_block_in_the_shape_of_a_part_keeps_its_order(module: Any) -> None:
     block = {"value": {"b": 1, "a": 2}, "type": "data"}
     items = [{"role": "user", "content": [block], "parts": [block]}]
 

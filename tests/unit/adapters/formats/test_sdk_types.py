@@ -14,19 +14,10 @@ from letopis.store.rules.context_window import window
 from tests.unit.adapters.formats.items import Item
 from tests.unit.adapters.formats.test_round_trips import FORMATS, thousand
 
-Check = Callable[[Any], object]
-
 
 def installed(module: str) -> Any:
     """Import a module of an SDK, or skip: together they are 184 MB, which no other test needs."""
     return pytest.importorskip(module, reason=f"{module} is missing: pip install openai anthropic google-genai")
-
-
-def adapter(kind: Any) -> Check:
-    """Validate a value of a TypedDict of an SDK, with what it holds in iterables, which pydantic leaves for later."""
-    pydantic = installed("pydantic")
-    validate = pydantic.TypeAdapter(kind).validate_python
-    return lambda value: consumed(validate(value))
 
 
 def consumed(value: Any) -> object:
@@ -37,34 +28,25 @@ def consumed(value: Any) -> object:
     return [consumed(item) for item in value]
 
 
-def openai_chat_check() -> Check:
-    return adapter(installed("openai.types.chat").ChatCompletionMessageParam)
-
-
-def openai_responses_check() -> Check:
-    return adapter(installed("openai.types.responses").ResponseInputItemParam)
-
-
-def anthropic_check() -> Check:
-    return adapter(installed("anthropic.types").MessageParam)
-
-
-def gemini_check() -> Check:
-    types = installed("google.genai.types")
-    return lambda value: types.Content.model_validate(value)
-
-
-CHECKS: dict[str, Callable[[], Check]] = {
-    "openai_chat": openai_chat_check,
-    "openai_responses": openai_responses_check,
-    "anthropic": anthropic_check,
-    "gemini": gemini_check,
+TYPES: dict[str, tuple[str, str]] = {
+    "openai_chat": ("openai.types.chat", "ChatCompletionMessageParam"),
+    "openai_responses": ("openai.types.responses", "ResponseInputItemParam"),
+    "anthropic": ("anthropic.types", "MessageParam"),
+    "gemini": ("google.genai.types", "Content"),
 }
+"""Module and type of an item, by format."""
+
+
+def check_of(name: str) -> Callable[[Any], object]:
+    """Return what validates an item, with what it holds in iterables, which pydantic leaves for later."""
+    module, kind = TYPES[name]
+    validate = installed("pydantic").TypeAdapter(getattr(installed(module), kind)).validate_python
+    return lambda value: consumed(validate(value))
 
 
 @pytest.mark.parametrize(("source", "target"), list(permutations(FORMATS, 2)))
 def test_what_is_built_for_a_provider_is_what_its_sdk_takes(source: str, target: str) -> None:
-    check = CHECKS[target]()
+    check = check_of(target)
     module, talk = FORMATS[source]
     messages = window(module.to_messages(thousand(talk, seed=3)), last=10_000).messages
 
@@ -77,7 +59,7 @@ def test_what_is_built_for_a_provider_is_what_its_sdk_takes(source: str, target:
 
 def test_the_checks_find_what_is_wrong() -> None:
     installed("pydantic")
-    for check in (make() for make in CHECKS.values()):
+    for check in map(check_of, TYPES):
         with pytest.raises(ValueError, match="validation error"):
             check({"role": "user", "content": [{"type": "nothing"}], "parts": [{"text": 5}], "type": "message"})
 

@@ -1,4 +1,4 @@
-"""`letopis db anchor` writes what `letopis db verify --anchor` compares with, and every other file is refused."""
+"""`letopis db anchor`, `verify`, `rebuild` and `index`: what they compare, repair and say, and their exit codes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from letopis.store import ConversationStarted, ConversationStore, Message, MessageRedacted
 from letopis.store.testing.outbox import Outbox
-from tests.support.sqlite_rows import change
+from tests.support.sqlite_rows import change, rows
 
 
 @pytest.fixture
@@ -26,7 +26,8 @@ def history(elsewhere: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         async with ConversationStore.open(path) as store:
             outbox = Outbox()
             for name in ("a", "b"):
-                outbox.append(name, ConversationStarted(owner_id="42"), Message.user("secret", id=f"{name}-1"))
+                started = ConversationStarted(owner_id="42", title="secret")
+                outbox.append(name, started, Message.user("secret", id=f"{name}-1"))
             await outbox.deliver(store)
             outbox.append("a", MessageRedacted(message_id="a-1"))
             await outbox.deliver(store)
@@ -59,17 +60,6 @@ def test_without_a_file_it_is_printed(history: Path, letopis: Any) -> None:
     assert (partition["partition"], partition["position"]) == (0, 5)
     [[identity, content, redacted]] = partition["blocks"]
     assert (len(identity), len(content), redacted) == (64, 64, 1)
-
-
-def test_a_file_is_replaced_only_when_asked(history: Path, letopis: Any) -> None:
-    Path("one.json").write_text("mine", encoding="utf-8")
-
-    code, _, err = letopis("db", "anchor", "--out", "one.json")
-    assert code == 1
-    assert "one.json exists" in err
-    assert Path("one.json").read_text(encoding="utf-8") == "mine"
-    assert letopis("db", "anchor", "--out", "one.json", "--force")[0] == 0
-    assert letopis("db", "verify", "--anchor", "one.json")[0] == 0
 
 
 def test_the_json_says_how_each_partition_compares(history: Path, letopis: Any) -> None:
@@ -173,18 +163,57 @@ def test_what_is_no_anchor_of_this_store_is_refused(history: Path, letopis: Any,
     assert (code, found["sound"], found["count"]) == (1, False, 1)
 
 
-def test_no_store_is_made(tmp_path: Path, letopis: Any) -> None:
-    code, out, err = letopis("--store", str(tmp_path / "no.db"), "db", "anchor", "--out", str(tmp_path / "one.json"))
+def test_a_right_store_passes_the_check(history: Path, letopis: Any) -> None:
+    assert letopis("db", "rebuild", "--check") == (
+        0,
+        "",
+        "2 conversations with 5 events checked, 0 changed\n",
+    )
+    assert letopis("db", "rebuild") == (0, "", "0 conversations with 0 events rebuilt, 0 changed\n")
+    assert letopis("db", "rebuild", "--all")[2] == "2 conversations with 5 events rebuilt, 0 changed\n"
 
-    assert (code, out) == (78, "")
-    assert "there is no such file" in err
-    assert list(tmp_path.iterdir()) == []
+
+def test_a_wrong_one_is_found_and_mended(history: Path, letopis: Any) -> None:
+    change(history, "UPDATE letopis_conversations SET title = 'forged' WHERE conversation_id = 'b'")
+
+    code, out, err = letopis("db", "rebuild", "--check")
+    assert (code, out) == (1, "b: title\n")
+    assert "1 differ from the log" in err
+    assert "secret" not in out + err
+    assert "forged" not in out + err
+
+    code, out, err = letopis("db", "rebuild", "--conversation", "b", "--json")
+    assert code == 0
+    assert json.loads(out) == {
+        "conversations": 1,
+        "events": 2,
+        "differing": 1,
+        "written": 1,
+        "differences": [{"conversation_id": "b", "count": 1, "names": ["title"]}],
+    }
+    assert letopis("db", "rebuild", "--check")[0] == 0
 
 
-def test_a_store_of_another_release_is_refused(history: Path, letopis: Any) -> None:
-    change(history, "UPDATE letopis_version SET version_num = '9999'")
+def test_rows_of_older_rules_are_brought_up_to_date(history: Path, letopis: Any) -> None:
+    change(history, "UPDATE letopis_conversations SET rules = 1 WHERE conversation_id <> 'b'")
 
-    code, _, err = letopis("db", "anchor", "--out", "one.json")
-    assert code == 78
-    assert "9999" in err
-    assert not Path("one.json").exists()
+    code, out, err = letopis("db", "rebuild", "--json")
+    assert code == 0 and err == "1 conversations with 3 events rebuilt, 0 changed\n"
+    assert out.count("false") == out.count("true") == 0  # counts, of one conversation too
+    assert letopis("db", "rebuild")[2] == "0 conversations with 0 events rebuilt, 0 changed\n"
+
+
+def test_what_the_log_does_not_have_cannot_be_mended(history: Path, letopis: Any) -> None:
+    change(history, "DELETE FROM letopis_events WHERE conversation_id = 'b'")
+
+    code, out, err = letopis("db", "rebuild", "--all")
+
+    assert (code, out) == (1, "b: events missing\n")
+    assert "cannot be rebuilt from the log: restore the database" in err
+
+
+def test_the_index_is_brought_up_to_the_log(history: Path, letopis: Any) -> None:
+    code, out, _ = letopis("db", "index", "--json")
+    assert (code, json.loads(out)) == (0, {"events": 5})
+    assert letopis("db", "index") == (0, "", "0 events indexed\n")
+    assert rows(history, "SELECT count(*) FROM letopis_search WHERE document <> ''") == [(1,)]
