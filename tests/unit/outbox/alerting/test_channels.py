@@ -7,9 +7,8 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from letopis.outbox.config.settings import AlertSettings, load_alerts
 from letopis.store.errors import ConfigurationError
 from tests.support.webhook import Site, serve
 
-START = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
+Letopis = Callable[..., tuple[int, str, str]]
 SECRET = "s3cr3t-t0k3n"
 ALERT = Alert(key="k/1", title="Letopis: a title", text="line 1\nline 2", facts={"kind": "store_down", "events": 3})
 
@@ -191,61 +190,45 @@ def test_wrong_settings_say_what_is_wrong(
         load_alerts(table, environ=environ, folder=tmp_path)
 
 
-def letopis(*words: str, folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a folder of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "letopis.outbox.cli", *words],
-        cwd=folder,
-        env={"PATH": "", "PYTHONWARNINGS": "error", **environ},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_the_command_tries_every_channel(site: Site, tmp_path: Path) -> None:
-    (tmp_path / "letopis.toml").write_text(
+@pytest.mark.usefixtures("elsewhere")
+def test_the_command_tries_every_channel(site: Site, letopis: Letopis) -> None:
+    Path("letopis.toml").write_text(
         f'outbox = "shop.outbox.db"\n[alerts]\nchannels = ["http://{site.url}/{SECRET}", "json://{site.url}/2"]\n'
         "private = true\n",
         encoding="utf-8",
     )
-    done = letopis("alerts", "test", folder=tmp_path)
 
-    assert (done.returncode, done.stdout) == (0, "ok   webhook 127.0.0.1\nok   JSON\n")
+    assert letopis("alerts", "test")[:2] == (0, "ok   webhook 127.0.0.1\nok   JSON\n")
     assert site.paths == [f"/{SECRET}", "/2"]
     assert site.alerts[0]["title"] == "Letopis: test alert"
     assert "shop.outbox.db" in site.alerts[0]["message"]
 
     site.status = 500
-    failed = letopis("alerts", "test", "--json", folder=tmp_path)
-    assert failed.returncode == 1
-    assert json.loads(failed.stdout) == {
+    code, out, err = letopis("alerts", "test", "--json")
+    assert code == 1
+    assert json.loads(out) == {
         "channels": [
-            {
-                "name": "webhook 127.0.0.1",
-                "ok": False,
-                "error": "webhook 127.0.0.1 did not take the alert [not_delivered]",
-            },
-            {"name": "JSON", "ok": False, "error": "JSON did not take the alert [not_delivered]"},
+            {"name": name, "ok": False, "error": f"{name} did not take the alert [not_delivered]"}
+            for name in ("webhook 127.0.0.1", "JSON")
         ]
     }
-    assert SECRET not in failed.stdout + failed.stderr
+    assert SECRET not in out + err
 
 
-def test_the_command_without_channels_says_how_to_set_one(tmp_path: Path) -> None:
-    done = letopis("alerts", "test", folder=tmp_path)
+def test_the_command_without_channels_says_how_to_set_one(elsewhere: None, letopis: Letopis, tmp_path: Path) -> None:
+    code, out, err = letopis("alerts", "test")
 
-    assert (done.returncode, done.stdout) == (78, "")
-    assert "LETOPIS_ALERTS" in done.stderr
+    assert (code, out) == (78, "")
+    assert "LETOPIS_ALERTS" in err
     assert list(tmp_path.iterdir()) == [], "and makes nothing"
 
 
-def test_the_command_refuses_an_address_without_tls(site: Site, tmp_path: Path) -> None:
-    plain = letopis("alerts", "test", "--channel", f"http://{site.url}/{SECRET}", folder=tmp_path)
-    secure = letopis("alerts", "test", "--channel", f"https://{site.url}/{SECRET}", folder=tmp_path)
+def test_the_command_refuses_an_address_without_tls(elsewhere: None, letopis: Letopis, site: Site) -> None:
+    plain = letopis("alerts", "test", "--channel", f"http://{site.url}/{SECRET}")
+    secure = letopis("alerts", "test", "--channel", f"https://{site.url}/{SECRET}")
 
-    assert plain.returncode == 78
-    assert "without TLS" in plain.stderr
-    assert (secure.returncode, secure.stdout[:4]) == (1, "FAIL")
-    assert SECRET not in plain.stderr + secure.stdout + secure.stderr
+    assert plain[0] == 78
+    assert "without TLS" in plain[2]
+    assert (secure[0], secure[1][:4]) == (1, "FAIL")
+    assert SECRET not in "".join(plain[1:] + secure[1:])
     assert site.asked == []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -26,7 +24,6 @@ from letopis.outbox.alerting.incidents import (
     Memory,
     Rules,
     evaluate,
-    tick,
 )
 from letopis.outbox.alerting.notification_table import (
     claim,
@@ -228,21 +225,6 @@ def test_a_look_shows_the_lanes_that_are_late_by_their_position(connection: sa.C
     assert [lane.conversation_id for lane in read_observation(connection, now=START, late_before=first).late] == ["old"]
 
 
-def test_a_blocked_lane_becomes_one_incident_and_is_not_looked_at_as_new_again(connection: sa.Connection) -> None:
-    add_lane(connection, "bad", head=2, state="blocked", fault="x [poison 1]")
-    memory = Memory()
-    for _ in range(3):
-        memory = tick(memory, monotonic=0.0, rules=Rules())
-        seen = read_observation(connection, now=START, late_before=0)
-        memory, changes = evaluate(memory, seen, Rules())
-        write_changes(connection, changes)
-    assert [case.mark for case in open_incidents(connection)] == [2]
-
-    set_lane(connection, "bad", delivered=2, state="ready")
-    _, changes = evaluate(memory, read_observation(connection, now=START, late_before=0), Rules())
-    assert [change.after.state for change in write_changes(connection, changes)] == [IncidentState.RESOLVED]
-
-
 def test_an_operator_who_skips_an_event_is_remembered(connection: sa.Connection) -> None:
     add_lane(connection, "bad", state="blocked", fault="x [poison 1]")
     case = fire(connection, IncidentKind.CONVERSATION_BLOCKED, "bad", mark=1)
@@ -339,15 +321,6 @@ def test_a_failed_notification_is_retried_after_its_wait_and_not_for_ever(connec
     assert operators(connection, now=moment + timedelta(hours=23)) == []
     (one,) = operators(connection, now=moment + DAY)
     assert (one.notification.attempts, one.notification.number) == (1, 2), "the reminder has retries of its own"
-
-
-def test_a_notification_that_failed_before_its_incident_escalated_is_a_new_one(connection: sa.Connection) -> None:
-    case = fire(connection)
-    tell(connection, operators(connection), told=False)
-    write_changes(connection, [Change(before=case, after=replace(case, escalations=1))])
-
-    (one,) = operators(connection)
-    assert (one.notification.attempts, one.notification.number, one.notification.reminder) == (1, 1, False)
 
 
 def test_a_reminder_reaches_operators_and_no_user(connection: sa.Connection) -> None:
@@ -515,16 +488,6 @@ def test_a_process_that_dies_while_it_tells_of_an_end_is_not_repeated(connection
     assert operators(connection, now=START + DAY) == []
 
 
-def test_an_end_that_could_not_be_told_is_retried_and_then_left(connection: sa.Connection) -> None:
-    incident = fire(connection)
-    tell(connection, operators(connection))
-    end(connection, incident)
-    for hours in range(3):
-        tell(connection, operators(connection, now=START + timedelta(hours=hours)), told=False, now=START)
-
-    assert operators(connection, now=START + DAY) == []
-
-
 def test_what_is_long_over_is_forgotten(connection: sa.Connection) -> None:
     case = fire(connection)
     tell(connection, operators(connection))
@@ -535,63 +498,3 @@ def test_what_is_long_over_is_forgotten(connection: sa.Connection) -> None:
     assert prune_incidents(connection, now=START + timedelta(days=31)) == 1
     assert connection.scalar(sa.select(sa.func.count()).select_from(schema.notifications)) == 0
     assert len(open_incidents(connection)) == 1
-
-
-RACER = """
-import sys, time
-from datetime import datetime, timedelta, UTC
-import sqlalchemy as sa
-from letopis.outbox.alerting.incident_table import read_observation, write_changes
-from letopis.outbox.alerting.incidents import Rules
-from letopis.outbox.alerting.incidents import Memory, evaluate, tick
-from letopis.outbox.alerting.notification_table import pending_for_channel, claim, record_outcome, pending_for_users
-from letopis.outbox.alerting.notifications import NOTIFICATION_POLICY as policy
-
-path, start = sys.argv[1], float(sys.argv[2])
-engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": 30}, isolation_level="AUTOCOMMIT")
-day = timedelta(days=1)
-memory, told, opened = Memory(), 0, 0
-
-def write(connection, fn):
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
-    result = fn()
-    connection.exec_driver_sql("COMMIT")
-    return result
-
-with engine.connect() as connection:
-    connection.exec_driver_sql("SELECT 1")
-    time.sleep(max(0.0, start - time.time()))
-    for _ in range(20):
-        now = datetime.now(UTC)
-        memory = tick(memory, monotonic=time.monotonic(), rules=Rules())
-        memory, changes = evaluate(memory, read_observation(connection, now=now, late_before=0), Rules())
-        opened += len(write(connection, lambda: write_changes(connection, changes)))
-        pendings = (*pending_for_channel(connection, "channel:x", now=now, policy=policy, repeat=day),
-                   *pending_for_users(connection, now=now, policy=policy, late_before=0))
-        for pending in pendings:
-            if write(connection, lambda: claim(connection, [pending], now=now)):
-                told += 1
-                write(connection, lambda: record_outcome(connection, [pending], told=True, now=now, policy=policy))
-print(opened, told)
-"""
-
-
-def test_of_processes_that_race_exactly_one_opens_and_one_tells(engine: sa.Engine, tmp_path: Path) -> None:
-    names = [f"c{number}" for number in range(25)]
-    with engine.begin() as connection:
-        for name in names:
-            add_lane(connection, name, owner=name, state="blocked", fault="x [poison 1]")
-    start = datetime.now(UTC).timestamp() + 1.5
-    racers = [
-        subprocess.Popen(
-            [sys.executable, "-c", RACER, str(tmp_path / "bot.outbox.db"), str(start)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    results = [racer.communicate(timeout=90)[0].split() for racer in racers]
-
-    assert all(racer.returncode == 0 for racer in racers)
-    assert sum(int(opened) for opened, _ in results) == len(names)
-    assert sum(int(told) for _, told in results) == 2 * len(names), "each user once, and the operators once of each"

@@ -169,11 +169,28 @@ def test_a_long_outage_is_one_alert_and_one_end() -> None:
     assert world.alerts(IncidentKind.STORE_DOWN) == [1]
 
 
-def test_an_outage_with_nothing_owed_is_no_incident() -> None:
-    world = World(breaker=AWAY)
-    world.run(600)
+@pytest.mark.parametrize(
+    ("given", "seconds", "beat", "kinds"),
+    [
+        ({"breaker": AWAY}, 600, True, []),
+        ({"events": 10, "live": False}, 130, True, [IncidentKind.RELAY_SILENT]),
+        ({"events": 10, "rules": Rules(watch_relay=False)}, 600, False, []),
+        ({"events": 10, "live": False, "breaker": AWAY}, 600, False, [IncidentKind.RELAY_SILENT]),
+    ],
+    ids=[
+        "an outage with nothing pending",
+        "a relay that lives but delivers nothing",
+        "a relay watched by its own process",
+        "a breaker that a dead relay left open",
+    ],
+)
+def test_what_lasts_is_an_incident_or_none(
+    given: dict[str, Any], seconds: float, beat: bool, kinds: list[IncidentKind]
+) -> None:
+    world = World(**given)
+    world.run(seconds, beat=beat)
 
-    assert world.turns == []
+    assert [case.kind for case in world.open] == kinds
 
 
 @pytest.mark.parametrize("breaker", [REFUSED, REFUSES_ALL])
@@ -361,33 +378,12 @@ def test_a_relay_that_shows_no_life_is_silent_and_one_that_comes_back_is_not() -
     assert [case.state for case in world.cases.values()] == [IncidentState.RESOLVED]
 
 
-def test_a_relay_that_lives_but_delivers_nothing_is_silent_too() -> None:
-    world = World(events=10, live=False)
-    world.run(130)
-
-    assert [case.kind for case in world.open] == [IncidentKind.RELAY_SILENT]
-
-
 def test_a_relay_with_nothing_to_do_may_be_silent() -> None:
     world = World(live=False)
     world.lane("a", blocked=True, reason="poison")
     world.run(1_000, beat=False)
 
     assert [case.kind for case in world.open] == [IncidentKind.CONVERSATION_BLOCKED]
-
-
-def test_the_relays_own_process_does_not_raise_its_silence() -> None:
-    world = World(events=10, rules=Rules(watch_relay=False))
-    world.run(600, beat=False)
-
-    assert world.open == []
-
-
-def test_a_breaker_that_a_dead_relay_left_open_proves_nothing() -> None:
-    world = World(events=10, live=False, breaker=AWAY)
-    world.run(600, beat=False)
-
-    assert [case.kind for case in world.open] == [IncidentKind.RELAY_SILENT]
 
 
 def test_an_outage_whose_relay_dies_stays_as_it_is() -> None:

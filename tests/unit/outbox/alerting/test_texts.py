@@ -246,20 +246,9 @@ def user_stuck(*, needs_operator: bool, locale: str, **more: Any) -> str:
     return incident.text(locale)
 
 
-def test_the_default_says_that_the_reply_is_kept() -> None:
-    assert "Он не потерян, я продолжаю пытаться." in user_stuck(needs_operator=False, locale="ru")
-    assert "It is kept" in user_stuck(needs_operator=True, locale="en")
-    assert user_stuck(needs_operator=True, locale="ru") != user_stuck(needs_operator=False, locale="ru")
-
-
 def test_the_sentence_that_users_of_older_bots_know_can_be_chosen() -> None:
     assert user_stuck(needs_operator=False, style="seed", locale="ru") == SEED
     assert user_stuck(needs_operator=True, style="seed", locale="ru-RU") == SEED
-
-
-def test_nothing_is_promised_that_nobody_will_do() -> None:
-    assert user_stuck(needs_operator=False, promise=True, locale="ru").endswith("Сообщу, когда сохраню.")
-    assert "Сообщу" not in user_stuck(needs_operator=False, promise=False, locale="ru")
 
 
 @pytest.mark.parametrize("locale", ["ru", "en"])
@@ -475,20 +464,6 @@ def test_codes_of_ours_are_said_in_russian() -> None:
     }
     # The first is a peer that speaks another protocol, and known by the driver's table as unavailable.
     assert vague <= {"protocol"}
-
-
-def test_what_is_known_of_a_fault_is_said_in_russian_too() -> None:
-    said = [
-        language.reason_in(f"whatever [{one}]", "ru")
-        for one in ("misconfigured disk-full", "misconfigured 42P01", "unknown_outcome disconnected")
-    ]
-
-    assert said == [
-        "на диске хранилища истории кончилось место: освободите его или увеличьте диск [misconfigured disk-full]",
-        "таблицы или столбца не хватает либо они другие: выполните `letopis db upgrade` [misconfigured 42P01]",
-        "неизвестно, записалась ли последняя порция [unknown_outcome disconnected]",
-    ]
-    assert language.reason_in("whatever [misconfigured disk-full]", None) == "whatever [misconfigured disk-full]"
 
 
 def test_a_whole_russian_alert() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from uuid import UUID
 
+import pytest
+
 from letopis.outbox.cli.show import Tail
 from letopis.store.model.conversations import RecordedMessage
 from letopis.store.model.messages import Message
@@ -53,39 +55,30 @@ def test_a_message_that_changes_is_shown_again() -> None:
     assert news(seen, [message(1), message(2, "edited"), message(3)]) == []
 
 
-def test_older_ones_that_come_into_view_are_not_new() -> None:
-    """After an undo, the page reaches further back."""
+@pytest.mark.parametrize(
+    ("from_start", "pages", "new"),
+    [
+        (False, [(3, 4, 5), (1, 2, 3), (2, 3, 6)], [[], [6]]),
+        (False, [(1, 9), (1, 2, 9)], [[2]]),
+        (True, [(9,), (2, 9)], [[2]]),
+        (False, [(1, 2), (7, 8)], [[7, 8]]),
+    ],
+    ids=[
+        "older ones that come into view, as after an undo, are not new",
+        "one that another outbox put before a pending one is",
+        "of a short conversation all is compared, also before the first one known: it begins there",
+        "a page without a known message is all new",
+    ],
+)
+def test_what_of_a_later_page_is_new(from_start: bool, pages: list[tuple[int, ...]], new: list[list[int]]) -> None:
     seen = tail()
-    news(seen, page(3, 4, 5))
+    news(seen, page(*pages[0]), from_start=from_start)
 
-    assert news(seen, page(1, 2, 3)) == []
-    assert news(seen, page(2, 3, 6)) == [6]
-
-
-def test_one_that_another_outbox_put_before_a_pending_one_is_new() -> None:
-    seen = tail()
-    news(seen, page(1, 9))
-
-    assert news(seen, page(1, 2, 9)) == [2]
+    assert [news(seen, page(*one), from_start=from_start) for one in pages[1:]] == new
 
 
-def test_all_of_a_short_conversation_is_compared() -> None:
-    """Before the first one that is known, too: the conversation begins there."""
-    seen = tail()
-    news(seen, page(9), from_start=True)
-
-    assert news(seen, page(2, 9), from_start=True) == [2]
-    assert news(tail_seen_without_start(), page(2, 9), from_start=True) == []
-
-
-def tail_seen_without_start() -> Tail:
+def test_a_page_from_the_start_does_not_tell_of_a_first_one_that_was_not() -> None:
     seen = tail()
     news(seen, page(9), from_start=False)
-    return seen
 
-
-def test_a_page_without_a_known_message_is_all_new() -> None:
-    seen = tail()
-    news(seen, page(1, 2))
-
-    assert news(seen, page(7, 8)) == [7, 8]
+    assert news(seen, page(2, 9), from_start=True) == []

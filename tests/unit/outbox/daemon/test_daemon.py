@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -25,7 +24,6 @@ from letopis.store._runtime import StoreRuntime
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import ConfigurationError
-from tests.support.peers import silent
 from tests.support.relays import end, figures, say, sql, until
 
 
@@ -130,14 +128,6 @@ class TestFiles:
 
         assert await stored(tmp_path / "history.db") == 9
 
-    async def test_without_a_store_each_file_has_the_one_beside_it(self, tmp_path: Path) -> None:
-        one = await made(tmp_path / "a.outbox.db", "a1")
-        two = await made(tmp_path / "b.outbox.db", "b1")
-        async with running(one, two) as daemon:
-            await until(nothing_pending(daemon))
-
-        assert [await stored(tmp_path / name) for name in ("a.history.db", "b.history.db")] == [3, 3]
-
     async def test_a_pattern_takes_files_in_as_they_come_and_lets_them_go(self, tmp_path: Path) -> None:
         async with running(tmp_path / "*.db", store=str(tmp_path / "all.history.db")) as daemon:
             assert daemon.workers == ()
@@ -241,18 +231,6 @@ class TestStart:
         assert "STOPPING=1" in told.said
         assert await pending(path) == 3
 
-    async def test_a_store_that_never_answers_does_not_hold_up_the_start(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("letopis.outbox.daemon.store_pool.PROBE_TIMEOUT_SECONDS", 0.5)
-        path = await made(tmp_path / "bot.outbox.db", "c1")
-        async with silent() as port:
-            started = time.monotonic()
-            async with running(path, store=f"postgresql://bot@127.0.0.1:{port}/h?connect_timeout=60"):
-                taken = time.monotonic() - started
-
-        assert taken < 10
-
     async def test_a_store_without_tables_is_wrong_configuration(
         self, tmp_path: Path, fresh_postgresql_url: str
     ) -> None:
@@ -263,22 +241,6 @@ class TestStart:
                 pytest.fail("it serves a store without tables")
 
         assert caught.value.fault_class is FaultClass.MISCONFIGURED
-
-    async def test_a_stop_during_the_start_ends_it(self, tmp_path: Path) -> None:
-        path = await made(tmp_path / "bot.outbox.db", "c1")
-        told = Told()
-        async with silent() as port:
-            found = DaemonSettings(
-                outboxes=(str(path),), store=f"postgresql://bot@127.0.0.1:{port}/h?connect_timeout=60"
-            )
-            daemon = Daemon(lambda: found, notifier=told)
-            task = asyncio.create_task(daemon.run())
-            await until(lambda: daemon.workers)
-            daemon.stop()
-            await asyncio.wait_for(task, 30)
-
-        assert told.count("READY") == 0
-        assert await pending(path) == 3
 
     async def test_a_stop_during_the_start_closes_what_it_had_open(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -315,18 +277,6 @@ class TestStart:
 class TestWatchdog:
     """It is fed by progress, and by nothing else."""
 
-    async def test_a_store_that_never_answers_does_not_stop_it(self, tmp_path: Path) -> None:
-        """The loop continues: restarting the process would not help."""
-        path = await made(tmp_path / "bot.outbox.db", "c1")
-        told = Told(watchdog=0.4)
-        async with (
-            silent() as port,
-            running(path, told=told, store=f"postgresql://bot@127.0.0.1:{port}/h", stop_timeout=0),
-        ):
-            fed = told.count("WATCHDOG")
-            await asyncio.sleep(2)
-            assert told.count("WATCHDOG") >= fed + 5
-
     async def test_a_relay_that_hangs_stops_it(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         path = await made(tmp_path / "bot.outbox.db", "c1")
         told = Told(watchdog=0.2)
@@ -359,14 +309,6 @@ class TestWatchdog:
             fed = told.count("WATCHDOG")
             await asyncio.sleep(1)
             assert told.count("WATCHDOG") >= fed + 5
-
-    async def test_the_status_line_says_how_it_is(self, tmp_path: Path) -> None:
-        path = await made(tmp_path / "bot.outbox.db", "c1")
-        told = Told()
-        async with running(path, told=told):
-            await until(lambda: told.count("STATUS="))
-
-        assert next(one for one in told.said if one.startswith("STATUS=")).startswith("STATUS=1 outbox")
 
 
 class TestReload:
@@ -443,23 +385,6 @@ class TestReload:
 class TestStop:
     """The first stop finishes, the second does not wait."""
 
-    async def test_a_store_that_holds_a_batch_gets_its_time_and_no_more(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        path = await made(tmp_path / "bot.outbox.db", "c1")
-        entered = hold_batches(monkeypatch)
-        found = DaemonSettings(outboxes=(str(path),), stop_timeout=1.0)
-        daemon = Daemon(lambda: found, notifier=Told())
-        task = asyncio.create_task(daemon.run())
-        await asyncio.wait_for(entered.wait(), 20)
-        started = time.monotonic()
-        daemon.stop()
-        await asyncio.wait_for(task, 30)
-        taken = time.monotonic() - started
-
-        assert 0.9 < taken < 8
-        assert await pending(path) == 3
-
     async def test_a_second_stop_does_not_wait(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = await made(tmp_path / "bot.outbox.db", "c1")
         entered = hold_batches(monkeypatch)
@@ -486,19 +411,6 @@ class TestStop:
         outbox = await OutboxFile.open(path, create=False)
         assert await sql(outbox, "SELECT pid FROM letopis_outbox_relay") in ([(0,)], [])
         await outbox.close()
-
-
-async def test_no_figure_names_anybody(tmp_path: Path) -> None:
-    path = await made(tmp_path / "secret-name.outbox.db", "alice@example.org")
-    async with running(path, store="postgresql://bot:hunter2@127.0.0.1:1/h") as daemon:
-        from letopis.outbox.daemon.prometheus import exposition
-
-        shown = await daemon.snapshot()
-        body, _ = exposition(shown)
-
-    for secret in ("alice", "hunter2", "secret-name", "127.0.0.1"):
-        assert secret not in body.decode()
-        assert secret not in shown.summary()
 
 
 async def test_the_lag_of_a_follower_is_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,8 +54,7 @@ async def test_deliveries_are_counted_by_outcome(tmp_path: Path) -> None:
     await outbox.close()
 
 
-async def test_a_fault_is_counted_by_its_class_and_comes_as_it_is(tmp_path: Path) -> None:
-    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+async def test_a_fault_is_counted_by_its_class_and_comes_as_it_is(outbox: OutboxFile) -> None:
     store = InstrumentedStore(ConversationStore(f"postgresql://bot@127.0.0.1:{await refused_port()}/h"))
 
     with pytest.raises(StoreFault):
@@ -63,11 +62,9 @@ async def test_a_fault_is_counted_by_its_class_and_comes_as_it_is(tmp_path: Path
 
     assert {outcome: one.count for outcome, one in store.deliveries.items()} == {"unavailable": 1}
     await store.store.close()
-    await outbox.close()
 
 
-async def test_a_delivery_whose_deadline_came_first_is_given_up(tmp_path: Path) -> None:
-    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+async def test_a_delivery_whose_deadline_came_first_is_given_up(outbox: OutboxFile) -> None:
     async with silent() as port:
         store = InstrumentedStore(ConversationStore(f"postgresql://bot@127.0.0.1:{port}/h"))
         with pytest.raises(TimeoutError):
@@ -76,7 +73,6 @@ async def test_a_delivery_whose_deadline_came_first_is_given_up(tmp_path: Path) 
         await store.store.close()
 
     assert {outcome: one.count for outcome, one in store.deliveries.items()} == {"given_up": 1}
-    await outbox.close()
 
 
 async def test_a_store_that_rested_keeps_the_options_of_its_url(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,10 +181,9 @@ def test_the_reference_has_every_metric_and_no_other() -> None:
     assert rows == [(one.name, one.label, one.kind) for one in METRICS]
 
 
-async def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
+async def test_a_file_is_read_as_it_is(outbox: OutboxFile) -> None:
     from letopis.outbox.daemon.health import read_metrics
 
-    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
     await say(outbox, "c1", 3)
 
     found = read_file(outbox.path, lambda cursor: read_metrics(cursor, outbox.path))
@@ -193,4 +191,3 @@ async def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
     assert (found.pending, found.lanes["ready"], found.progress_us) == (4, 1, None)
     assert found.wal_bytes > 0
     assert found.oldest_pending_us is not None
-    await outbox.close()

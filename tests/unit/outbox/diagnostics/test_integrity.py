@@ -17,8 +17,6 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.operations.repair import skip_missing
 from letopis.store import Message
 
-_DAMAGED = "event {} of conversation 'a' is not what was appended"
-
 
 @pytest.fixture
 async def file(tmp_path: Path) -> Path:
@@ -41,28 +39,40 @@ def of_a(sequence: int) -> str:
     return f"sequence = {sequence} AND lane = (SELECT lane FROM letopis_outbox_lanes WHERE conversation_id = 'a')"
 
 
-async def test_find_problems_of_a_whole_file_finds_nothing(file: Path) -> None:
-    assert change(file) == []
-
-
-async def test_find_problems_finds_pending_events_that_were_swapped(file: Path) -> None:
-    found = change(
-        file,
-        f"UPDATE letopis_outbox_events SET sequence = -3 WHERE {of_a(3)}",
-        f"UPDATE letopis_outbox_events SET sequence = 3 WHERE {of_a(2)}",
-        f"UPDATE letopis_outbox_events SET sequence = 2 WHERE {of_a(-3)}",
-    )
-    assert found == ["the events of conversation 'a' are not in the order in which they were appended"]
-
-
-async def test_find_problems_finds_the_last_pending_event_that_was_removed(file: Path) -> None:
-    [problem] = change(file, f"DELETE FROM letopis_outbox_events WHERE {of_a(4)}")
-    assert problem == "conversation 'a' should hold events 1 to 4, and 3 are there"
-
-
-async def test_find_problems_finds_an_erasure_that_left_content(file: Path) -> None:
-    found = change(file, f"UPDATE letopis_outbox_events SET salt = NULL, redacted = 1 WHERE {of_a(3)}")
-    assert found == [_DAMAGED.format(3)]
+@pytest.mark.parametrize(
+    ("statements", "problems"),
+    [
+        ((), []),
+        (
+            (
+                f"UPDATE letopis_outbox_events SET sequence = -3 WHERE {of_a(3)}",
+                f"UPDATE letopis_outbox_events SET sequence = 3 WHERE {of_a(2)}",
+                f"UPDATE letopis_outbox_events SET sequence = 2 WHERE {of_a(-3)}",
+            ),
+            ["the events of conversation 'a' are not in the order in which they were appended"],
+        ),
+        (
+            (f"DELETE FROM letopis_outbox_events WHERE {of_a(4)}",),
+            ["conversation 'a' should hold events 1 to 4, and 3 are there"],
+        ),
+        (
+            (f"UPDATE letopis_outbox_events SET salt = NULL, redacted = 1 WHERE {of_a(3)}",),
+            ["event 3 of conversation 'a' is not what was appended"],
+        ),
+        (
+            (
+                f"DELETE FROM letopis_outbox_events WHERE {of_a(4)}",
+                "UPDATE letopis_outbox_lanes SET head = 3 WHERE conversation_id = 'a'",
+            ),
+            ["1 events were appended to conversations that do not count them any more"],
+        ),
+    ],
+    ids=["nothing", "swapped", "the last one removed", "an erasure that left content", "removed with its count"],
+)
+async def test_find_problems_finds_what_was_changed(
+    file: Path, statements: tuple[str, ...], problems: list[str]
+) -> None:
+    assert change(file, *statements) == problems
 
 
 @pytest.mark.parametrize(("chat", "count"), [("a", 4), ("b", 2)])  # the last event of b is the newest of the file
@@ -72,15 +82,6 @@ async def test_find_problems_finds_a_pending_conversation_that_was_removed(file:
         file, f"DELETE FROM letopis_outbox_events WHERE {lane}", f"DELETE FROM letopis_outbox_lanes WHERE {lane}"
     )
     assert found == [f"{count} events were appended to conversations that do not count them any more"]
-
-
-async def test_find_problems_finds_the_last_event_that_was_removed_with_its_count(file: Path) -> None:
-    [problem] = change(
-        file,
-        f"DELETE FROM letopis_outbox_events WHERE {of_a(4)}",
-        "UPDATE letopis_outbox_lanes SET head = 3 WHERE conversation_id = 'a'",
-    )
-    assert problem == "1 events were appended to conversations that do not count them any more"
 
 
 async def test_find_problems_finds_nothing_where_events_were_given_up_renumbered_and_pruned(file: Path) -> None:

@@ -154,7 +154,8 @@ async def test_a_long_fault_is_cut(outbox: OutboxFile) -> None:
     assert (await lane(outbox, "a")).fault == "x" * MAX_FAULT_LENGTH
 
 
-async def test_a_rewind_makes_delivered_events_owed_again(outbox: OutboxFile) -> None:
+async def test_a_rewind_makes_delivered_events_owed_again_as_old_as_itself(outbox: OutboxFile) -> None:
+    """Otherwise a lane that heals would count as stuck since its events were first appended."""
     await say(outbox, "a", 9)
     await ack(outbox, {"a": 10})
     found = await outbox.write(partial(rewind_lane, conversation_id="a", head=4, now_us=NOW))
@@ -162,15 +163,7 @@ async def test_a_rewind_makes_delivered_events_owed_again(outbox: OutboxFile) ->
 
     assert (found.events, found.lost) == (6, 0)
     assert (again.delivered, again.state, again.pending_since_us) == (4, "ready", NOW)
-
-
-async def test_events_that_are_owed_again_are_as_old_as_their_rewind(outbox: OutboxFile) -> None:
-    """Otherwise a lane that heals would count as stuck since its events were first appended."""
-    await say(outbox, "a", 9)
-    await ack(outbox, {"a": 10})
-    await outbox.write(partial(rewind_lane, conversation_id="a", head=4, now_us=NOW))
     await ack(outbox, {"a": 6}, now_us=NOW + 5)
-
     assert (await lane(outbox, "a")).pending_since_us == NOW
 
 
@@ -184,26 +177,17 @@ async def test_a_rewind_never_moves_a_lane_on(outbox: OutboxFile) -> None:
 
 
 async def test_what_was_pruned_blocks_the_lane_as_far_back_as_the_file_reaches(outbox: OutboxFile) -> None:
-    await say(outbox, "a", 9)
-    await ack(outbox, {"a": 8})
-    await sql(outbox, "UPDATE letopis_outbox_lanes SET pruned = 5")
-    await sql(outbox, "DELETE FROM letopis_outbox_events WHERE sequence <= 5")
-    found = await outbox.write(partial(rewind_lane, conversation_id="a", head=2, now_us=NOW))
-    stuck = await lane(outbox, "a")
-
-    assert (found.events, found.lost) == (3, 3)
-    assert (stuck.delivered, stuck.state, stuck.fault_class) == (5, "blocked", "lost")
-    assert "3 events" in (stuck.fault or "")
-
-
-async def test_a_rewind_that_is_recorded_already_changes_nothing(outbox: OutboxFile) -> None:
     """A relay compares again and again; the loss is told once."""
     await say(outbox, "a", 9)
     await ack(outbox, {"a": 8})
     await sql(outbox, "UPDATE letopis_outbox_lanes SET pruned = 5")
+    await sql(outbox, "DELETE FROM letopis_outbox_events WHERE sequence <= 5")
     found = [await outbox.write(partial(rewind_lane, conversation_id="a", head=2, now_us=NOW)) for _ in range(2)]
+    stuck = await lane(outbox, "a")
 
     assert [(one.events, one.lost) for one in found] == [(3, 3), (0, 0)]
+    assert (stuck.delivered, stuck.state, stuck.fault_class) == (5, "blocked", "lost")
+    assert "3 events" in (stuck.fault or "")
 
 
 @pytest.mark.parametrize("pruned", [0, 5])

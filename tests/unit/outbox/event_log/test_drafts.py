@@ -28,6 +28,7 @@ from letopis.store.model.events import Event
 from letopis.store.model.identifiers import uuid7
 from letopis.store.model.parts import Data, File, Part, Reasoning, Text, ToolCall
 from tests.support.platforms import posix_only
+from tests.support.relays import sql
 from tests.support.resources import open_descriptors
 
 T = TypeVar("T")
@@ -80,17 +81,14 @@ async def test_the_place_of_a_draft_is_its_own(outbox: OutboxFile) -> None:
     assert await run(outbox, drafts.find, "c", "m") == draft()
 
 
-async def test_a_late_checkpoint_brings_no_draft_back(tmp_path: Path) -> None:
+async def test_a_late_checkpoint_brings_no_draft_back(history: History) -> None:
     message = Message.assistant("whole")
-    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
-        await history.append("c", message)
+    await history.append("c", message)
 
-        assert not await run(history.outbox, drafts.save, draft(message.id, event_id=message.event_id))
-        await history.outbox.write(
-            lambda connection: connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET deleted = 1").rowcount
-        )
-        assert not await run(history.outbox, drafts.save, draft("another"))
-        assert await run(history.outbox, drafts.list_writers) == []
+    assert not await run(history.outbox, drafts.save, draft(message.id, event_id=message.event_id))
+    await sql(history.outbox, "UPDATE letopis_outbox_lanes SET deleted = 1")
+    assert not await run(history.outbox, drafts.save, draft("another"))
+    assert await run(history.outbox, drafts.list_writers) == []
 
 
 async def test_what_is_to_be_gone_is_forgotten(outbox: OutboxFile) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import tracemalloc
 from functools import partial
 from typing import Any
@@ -163,13 +162,6 @@ def test_damaged_data_come_as_text_that_matches_no_digest(data: Any) -> None:
     assert not lanes.sequenced_event("chat", row).event.intact
 
 
-async def test_excluded_conversations_are_left_out(outbox: OutboxFile) -> None:
-    await say(outbox, "a")
-    await say(outbox, "b")
-
-    assert list(sizes(await due(outbox, exclude={"a"}))) == ["b"]
-
-
 async def test_only_lanes_that_are_ready_or_due_again_are_served(outbox: OutboxFile) -> None:
     for state in ("ready", "retrying", "blocked", "paused"):
         await say(outbox, state)
@@ -258,7 +250,7 @@ async def test_tails_are_paged_by_conversation(outbox: OutboxFile) -> None:
 
 
 async def test_a_large_backlog_is_read_in_bounded_memory(outbox: OutboxFile) -> None:
-    """50,000 pending events: a batch is found soon, and costs no more than a batch."""
+    """50,000 pending events: a batch costs no more than a batch."""
 
     def fill(connection: sa.Connection) -> None:
         for block in range(50):
@@ -269,18 +261,16 @@ async def test_a_large_backlog_is_read_in_bounded_memory(outbox: OutboxFile) -> 
 
     await outbox.write(fill)
 
-    def batch(connection: sa.Connection) -> tuple[DueBatches, float, int]:
+    def batch(connection: sa.Connection) -> tuple[DueBatches, int]:
         tracemalloc.start()
         try:
-            start = time.thread_time()
             found = next_batch(connection, waits=WAITS)
-            return found, time.thread_time() - start, tracemalloc.get_traced_memory()[1]
+            return found, tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
 
-    found, seconds, peak = await outbox.read(batch)
+    found, peak = await outbox.read(batch)
 
     assert (await outbox.read(count_lanes)).pending == 50_000
     assert sum(sizes(found).values()) == 500
-    assert seconds < 2
     assert peak < 4_000_000

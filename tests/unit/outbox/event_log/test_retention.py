@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,26 +14,12 @@ from letopis.outbox.event_log.retention import Pruner, Retention
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.errors import InvalidInput
 from letopis.store.model.messages import Message
-
-NOW = datetime(2026, 11, 25, tzinfo=UTC)
-
-
-class Wall:
-    def __init__(self) -> None:
-        self.moment = NOW
-
-    def __call__(self) -> datetime:
-        return self.moment
+from tests.support.relays import Hands, sql
 
 
 @pytest.fixture
-def wall() -> Wall:
-    return Wall()
-
-
-@pytest.fixture
-async def outbox(tmp_path: Path, wall: Wall) -> AsyncIterator[OutboxFile]:
-    opened = await OutboxFile.open(tmp_path / "bot.outbox.db", now=wall)
+async def outbox(tmp_path: Path, hands: Hands) -> AsyncIterator[OutboxFile]:
+    opened = await OutboxFile.open(tmp_path / "bot.outbox.db", now=hands.now)
     yield opened
     await opened.close()
 
@@ -42,17 +28,14 @@ async def fill(outbox: OutboxFile, conversation_id: str, count: int, delivered: 
     """Append ``count`` events and mark the first ``delivered`` of them as delivered."""
     await outbox.append(prepare(conversation_id, [Message.user(str(n)) for n in range(count - 1)]))
     statement = "UPDATE letopis_outbox_lanes SET delivered = ? WHERE conversation_id = ?"
-    await outbox.write(lambda connection: connection.exec_driver_sql(statement, (delivered, conversation_id)))
+    await sql(outbox, statement, (delivered, conversation_id))
 
 
 async def held(outbox: OutboxFile, conversation_id: str) -> list[int]:
     statement = "SELECT sequence FROM letopis_outbox_log WHERE conversation_id = ? ORDER BY sequence"
-    rows = await outbox.read(lambda connection: connection.exec_driver_sql(statement, (conversation_id,)).all())
-    pruned = await outbox.read(
-        lambda connection: connection.exec_driver_sql(
-            "SELECT pruned FROM letopis_outbox_lanes WHERE conversation_id = ?", (conversation_id,)
-        ).scalar_one()
-    )
+    rows = await sql(outbox, statement, (conversation_id,))
+    lane = "SELECT pruned FROM letopis_outbox_lanes WHERE conversation_id = ?"
+    [(pruned,)] = await sql(outbox, lane, (conversation_id,))
     sequences = [row[0] for row in rows]
     assert sequences == list(range(pruned + 1, pruned + 1 + len(sequences))), "a lane never has a hole"
     return sequences
@@ -66,44 +49,44 @@ async def round_of(outbox: OutboxFile, pruner: Pruner) -> int:
     return transactions
 
 
-async def test_an_event_goes_when_it_is_delivered_old_and_not_among_the_last(outbox: OutboxFile, wall: Wall) -> None:
+async def test_an_event_goes_when_it_is_delivered_old_and_not_among_the_last(outbox: OutboxFile, hands: Hands) -> None:
     await fill(outbox, "c1", 10, delivered=8)
     pruner = Pruner(Retention(keep_last=4, keep_for=timedelta(hours=1)), outbox.now_us)
 
     await round_of(outbox, pruner)
     assert await held(outbox, "c1") == list(range(1, 11)), "still young"
 
-    wall.moment += timedelta(hours=2)
+    hands.advance(2 * 3_600)
     await fill(outbox, "c2", 3, delivered=3)
     await round_of(outbox, pruner)
     assert await held(outbox, "c1") == [7, 8, 9, 10], "the last four of the conversation stay"
     assert await held(outbox, "c2") == [1, 2, 3]
 
 
-async def test_what_is_pending_stays_whatever_its_age(outbox: OutboxFile, wall: Wall) -> None:
+async def test_what_is_pending_stays_whatever_its_age(outbox: OutboxFile, hands: Hands) -> None:
     await fill(outbox, "c1", 10, delivered=3)
-    wall.moment += timedelta(days=365)
+    hands.advance(365 * 86_400)
 
     await round_of(outbox, Pruner(Retention(keep_last=0, keep_for=timedelta(0)), outbox.now_us))
 
     assert await held(outbox, "c1") == list(range(4, 11))
 
 
-async def test_only_the_old_part_of_what_is_delivered_goes(outbox: OutboxFile, wall: Wall) -> None:
+async def test_only_the_old_part_of_what_is_delivered_goes(outbox: OutboxFile, hands: Hands) -> None:
     await fill(outbox, "c1", 5, delivered=5)
-    wall.moment += timedelta(hours=3)
+    hands.advance(3 * 3_600)
     await outbox.append(prepare("c1", [Message.user("new"), Message.user("newer")]))
-    await outbox.write(lambda c: c.exec_driver_sql("UPDATE letopis_outbox_lanes SET delivered = head"))
+    await sql(outbox, "UPDATE letopis_outbox_lanes SET delivered = head")
 
     await round_of(outbox, Pruner(Retention(keep_last=1, keep_for=timedelta(hours=1)), outbox.now_us))
 
     assert await held(outbox, "c1") == [6, 7]
 
 
-async def test_a_long_round_is_made_of_small_transactions(outbox: OutboxFile, wall: Wall) -> None:
+async def test_a_long_round_is_made_of_small_transactions(outbox: OutboxFile, hands: Hands) -> None:
     for number in range(12):
         await fill(outbox, f"c{number}", 30, delivered=30)
-    wall.moment += timedelta(days=2)
+    hands.advance(2 * 86_400)
     pruner = Pruner(Retention(keep_last=5), outbox.now_us, limit=20)
     deleted: list[int] = []
 
@@ -123,11 +106,11 @@ async def test_a_long_round_is_made_of_small_transactions(outbox: OutboxFile, wa
 
 
 async def test_a_message_that_was_let_go_may_be_appended_again_and_its_sequence_is_not_used_again(
-    outbox: OutboxFile, wall: Wall
+    outbox: OutboxFile, hands: Hands
 ) -> None:
     await outbox.append(prepare("c1", [Message.user("x", id="m")]))
-    await outbox.write(lambda c: c.exec_driver_sql("UPDATE letopis_outbox_lanes SET delivered = head"))
-    wall.moment += timedelta(days=2)
+    await sql(outbox, "UPDATE letopis_outbox_lanes SET delivered = head")
+    hands.advance(2 * 86_400)
     await round_of(outbox, Pruner(Retention(keep_last=0), outbox.now_us))
 
     again = await outbox.append(prepare("c1", [Message.user("x", id="m")]))

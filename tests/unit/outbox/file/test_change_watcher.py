@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
-import time
 from pathlib import Path
+
+import pytest
 
 from letopis.outbox.file.change_watcher import POLL_MAX_SECONDS, POLL_MIN_SECONDS, FileWatcher, Signal
 from letopis.outbox.file.outbox_file import OutboxFile
@@ -103,38 +104,23 @@ async def test_the_pause_grows_with_the_quiet_and_has_a_limit(outbox: OutboxFile
     ]
 
 
-async def test_a_quiet_file_costs_next_to_no_processor_time(outbox: OutboxFile) -> None:
-    async with FileWatcher(outbox.path, Signal(), file_id=outbox.file_id, poll_min_seconds=0.02):
-        before = time.process_time()
-        await asyncio.sleep(2)
-        spent = time.process_time() - before
-
-    assert spent / 2 < 0.05  # of the processor, which a busy machine does not add to
-
-
-async def test_a_file_that_was_replaced_is_noticed(outbox: OutboxFile, tmp_path: Path) -> None:
+@pytest.mark.parametrize("replaced", [True, False])
+async def test_a_file_that_was_replaced_or_removed_is_noticed(
+    outbox: OutboxFile, tmp_path: Path, replaced: bool
+) -> None:
     signal = Signal()
     async with FileWatcher(outbox.path, signal, file_id=outbox.file_id) as watch:
         seen = signal.generation
-        other = tmp_path / "restored.db"
-        other.write_bytes(b"")
-        other.replace(outbox.path)
+        if replaced:
+            (tmp_path / "restored.db").write_bytes(b"")
+            (tmp_path / "restored.db").replace(outbox.path)
+        else:
+            outbox.path.unlink()
         async with asyncio.timeout(60):
             await signal.wait(after=seen)
 
         assert watch.replaced
-
-
-async def test_a_file_that_is_gone_is_noticed(outbox: OutboxFile) -> None:
-    signal = Signal()
-    async with FileWatcher(outbox.path, signal, file_id=outbox.file_id) as watch:
-        seen = signal.generation
-        outbox.path.unlink()
-        async with asyncio.timeout(60):
-            await signal.wait(after=seen)
-
-        assert watch.replaced
-        assert not outbox.path.exists()
+        assert outbox.path.exists() is replaced
 
 
 async def test_a_path_with_signs_of_its_own_is_watched(tmp_path: Path) -> None:
@@ -182,3 +168,40 @@ async def test_a_file_that_was_replaced_is_not_opened_and_keeps_the_wal_of_the_o
     assert signal.generation
     assert (wal.stat().st_ino, wal.stat().st_size) == (before.st_ino, before.st_size)
     await outbox.close()
+
+
+# Waiters.
+
+
+async def test_everybody_who_waits_hears_a_ring() -> None:
+    signal = Signal()
+    waiting = [asyncio.ensure_future(signal.wait()) for _ in range(3)]
+    await asyncio.sleep(0)
+
+    signal.notify()
+
+    await asyncio.wait_for(asyncio.gather(*waiting), 60)
+    assert signal.generation == 1
+
+
+async def test_a_ring_between_look_and_wait_is_not_lost() -> None:
+    signal = Signal()
+    seen = signal.generation
+    signal.notify()
+
+    await asyncio.wait_for(signal.wait(after=seen), 60)
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(signal.wait(after=signal.generation), 0.01)
+
+
+async def test_a_cancelled_wait_leaves_nothing_behind() -> None:
+    signal = Signal()
+    task = asyncio.ensure_future(signal.wait())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+    signal.notify()
+
+    assert not signal._waiters

@@ -140,26 +140,6 @@ async def test_an_outbox_on_a_full_disk_is_opened_and_looked_at_with_the_space_o
         hog.unlink()
 
 
-async def test_a_full_disk_without_a_reserve_is_told_by_name_and_loses_nothing(small_disk: Path) -> None:
-    outbox = await OutboxFile.open(small_disk / "bot.outbox.db", bounds=Bounds(min_free_bytes=None))
-    room = small_disk / "room"  # for an append, which the disk that is full to the last page may not have
-    room.write_bytes(bytes(256 * 1024))
-    taken = await used_up(outbox)
-    hog = fill(small_disk)
-    for _ in range(3):
-        with pytest.raises(OutboxFull, match="SQLITE_FULL"):
-            await outbox.append(prepare("c1", [Message.user("x" * 20_000)]))
-    assert await said(outbox) == taken
-
-    assert await outbox.read(lambda connection: connection.exec_driver_sql("PRAGMA integrity_check").scalar()) == "ok"
-
-    hog.unlink()
-    room.unlink()
-    await say(outbox, "c1")
-    assert await said(outbox) == taken + 1
-    await outbox.close()
-
-
 async def test_a_relay_makes_the_reserve_in_a_quiet_moment_also_while_the_store_is_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

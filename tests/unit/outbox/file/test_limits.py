@@ -12,6 +12,7 @@ from letopis.outbox.file.limits import Bounds
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.errors import InvalidInput, OutboxFull
 from letopis.store.model.messages import Message
+from tests.support.relays import sql
 
 
 def said(text: str) -> Any:
@@ -36,10 +37,8 @@ async def test_a_full_outbox_refuses_new_events_drops_none_and_takes_acks(tmp_pa
     assert 0 < kept < 200
     assert await outbox.read(lambda connection: connection.exec_driver_sql(count).scalar_one()) == kept
 
-    await outbox.write(
-        lambda connection: connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET delivered = head, pruned = head")
-    )
-    await outbox.write(lambda connection: connection.exec_driver_sql("DELETE FROM letopis_outbox_events"))
+    await sql(outbox, "UPDATE letopis_outbox_lanes SET delivered = head, pruned = head")
+    await sql(outbox, "DELETE FROM letopis_outbox_events")
     assert (await outbox.append(said("room again"))).written == 1
     await outbox.close()
 

@@ -48,8 +48,7 @@ def test_the_disk_and_the_limits_are_checked(path: Path) -> None:
             gate.check_space(connection.cursor())
 
 
-async def test_an_append_waits_for_whoever_holds_the_gate(tmp_path: Path) -> None:
-    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+async def test_an_append_waits_for_whoever_holds_the_gate(outbox: OutboxFile) -> None:
     await outbox.gate.acquire()
     with pytest.raises(OutboxUnavailable, match="this task holds a transaction"):
         await outbox.append(prepare("c1", [Message.user("within")]))
@@ -63,4 +62,3 @@ async def test_an_append_waits_for_whoever_holds_the_gate(tmp_path: Path) -> Non
 
     outbox.gate.release()
     assert await waiting == 2
-    await outbox.close()

@@ -50,13 +50,6 @@ async def refused(history: History, *what: Any, **options: Any) -> VersionConfli
     return caught.value
 
 
-async def test_an_answer_to_what_was_just_said_is_taken(history: History) -> None:
-    question = await history.append(CHAT, Message.user("what?"))
-    answer = await history.append(CHAT, Message.assistant("that"), after=question)
-
-    assert answer.sequence == question.sequence + 1
-
-
 async def test_the_second_answer_to_one_question_conflicts_and_writes_nothing(history: History) -> None:
     question = await history.append(CHAT, Message.user("what?"))
     first = await history.append(CHAT, Message.assistant("that"), after=question)
@@ -149,13 +142,6 @@ async def test_more_than_there_is_cannot_have_been_seen(history: History) -> Non
     conflict = await refused(history, after=7)
 
     assert (conflict.expected, conflict.actual) == (7, 2)
-
-
-async def test_other_conversations_are_in_nobodys_way(history: History) -> None:
-    question = await history.append(CHAT, Message.user("what?"))
-    await history.append("c2", Message.user("else"))
-
-    await history.append(CHAT, Message.assistant("that"), expected=question)
 
 
 async def test_a_retry_succeeds_although_the_conversation_moved_on(history: History) -> None:

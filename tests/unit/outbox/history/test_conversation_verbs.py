@@ -111,11 +111,6 @@ class TestTakingBack:
         assert await path(chat) == ["s0", "u1", "a1", "u2", "better"]
         await same_when_delivered(chat)
 
-    async def test_regenerate_returns_all_that_was_asked_in_a_row(self, history: History) -> None:
-        await history.append("c1", *said("u1", "u2", "a1", "a2"))
-        assert [one.id for one in await history.chat("c1").regenerate()] == ["u1", "u2"]
-        assert await path(history) == ["u1", "u2"]
-
     async def test_regenerate_where_nobody_asked(self, history: History) -> None:
         await history.append("c1", *said("s0", "a1"))
         assert await history.chat("c1").regenerate() == ()
@@ -288,18 +283,6 @@ class TestTargets:
 
 
 class TestMessages:
-    async def test_reactions_and_ratings(self, chat: History) -> None:
-        await chat.chat("c1").react("a2", "👍", actor="1")
-        await chat.chat("c1").react("a2", "👍", actor="2")
-        await chat.chat("c1").react("a2", "rating", value=2, actor="1")
-        await chat.chat("c1").react("a2", "rating", value=4.5, actor="1")
-        await chat.chat("c1").unreact("a2", "👍", actor="2")
-        await chat.chat("c1").unreact("a2", "never there")
-        expected = (Reaction(key="👍", actor="1"), Reaction(key="rating", actor="1", value=4.5))
-        assert (await chat.messages("c1", last=1))[0].reactions == expected
-        await same_when_delivered(chat)
-        assert (await chat.messages("c1", last=1))[0].reactions == expected
-
     async def test_redacted_at_once_and_for_good(self, chat: History) -> None:
         await chat.chat("c1").edit("a2", "a secret")
         await chat.chat("c1").redact("a2", by="42", reason="asked")
@@ -338,32 +321,6 @@ class TestMessages:
 
 
 class TestConversations:
-    async def test_annotations_merge(self, chat: History) -> None:
-        await chat.chat("c1").annotate({"model": "small", "tags": ["a"]})
-        await chat.chat("c1").annotate({"model": None, "🦔": 1})
-        found = await chat.chat("c1").conversation()
-        assert found is not None
-        assert found.metadata == {"tags": ["a"], "🦔": 1}
-        await same_when_delivered(chat)
-
-    @pytest.mark.parametrize("title", ["", "👩‍👩‍👧 Ё", "long " * 10_000])
-    async def test_titles_of_any_length(self, chat: History, title: str) -> None:
-        await chat.chat("c1").rename(title)
-        found = await chat.chat("c1").conversation()
-        assert found is not None
-        assert found.title == title
-        await same_when_delivered(chat)
-
-    async def test_archived_and_restored(self, chat: History) -> None:
-        await chat.chat("c1").archive(reason="old")
-        assert not await chat.conversations()
-        assert [one.state for one in await chat.conversations(states=["archived"])] == ["archived"]
-        await same_when_delivered(chat)
-        assert not await chat.conversations()
-        await chat.chat("c1").restore()
-        assert [one.state for one in await chat.conversations()] == ["active"]
-        await same_when_delivered(chat)
-
     async def test_deleted_is_gone(self, chat: History) -> None:
         await chat.chat("c1").delete(reason="asked")
         for _ in range(2):
@@ -376,6 +333,7 @@ class TestConversations:
                 chat.chat("c1").restore(),
                 chat.chat("c1").activate(),
                 chat.chat("c1").delete(),
+                chat.chat("c1").fork(),
                 chat.start("42", conversation_id="c1"),
             ):
                 with pytest.raises(ConversationGone):

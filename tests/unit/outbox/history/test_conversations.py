@@ -17,12 +17,9 @@ from letopis.outbox.relay.relay import Relay
 from letopis.store import ConversationStore, Event, Figures, InvalidInput, Message, Statistics
 from letopis.store.model.conversations import Conversation
 from letopis.store.model.event_types import (
-    ConversationActivated,
-    ConversationArchived,
-    ConversationDeleted,
     ConversationStarted,
 )
-from tests.support.relays import deliver_all
+from tests.support.relays import deliver_all, sql
 
 LIVE = ("active", "archived", "deleted")
 DAY = datetime(2026, 3, 1, tzinfo=UTC)
@@ -70,22 +67,6 @@ class TestActive:
         assert len(await all_chats(history)) == 1
         assert not history._parts.conversations._starting
 
-    async def test_switching(self, history: History) -> None:
-        await history.start("42", conversation_id="a")
-        await history.start("42", conversation_id="b")
-        await history.start("42", conversation_id="c", activate=False)
-        await history.start("7", conversation_id="d")
-        for saved in (False, True):
-            assert await active(history) == "b"
-            await history.chat("a").activate()
-            assert await active(history) == "a"
-            await history.chat("b").activate()
-            if not saved:
-                await deliver_all(history)
-        await deliver_all(history)
-        assert await active(history) == "b"
-        assert await active(history, "7") == "d"
-
     @pytest.mark.parametrize("leave", ["delete", "archive"])
     @pytest.mark.parametrize("saved", [True, False])
     async def test_the_mark_moves_on_before_it_is_saved_and_after(
@@ -110,19 +91,6 @@ class TestActive:
         assert await names(history) == []
         assert len(await all_chats(history, states=LIVE)) == 4
 
-    async def test_after_the_last_one_is_deleted_a_new_one_begins_with_a_new_number(self, history: History) -> None:
-        first = await history.active("42")
-        assert first is not None
-        await history.chat(first.conversation_id).delete()
-        second = await history.active("42")
-        assert second is not None
-        assert second.conversation_id != first.conversation_id
-        await deliver_all(history)
-        assert [(one.number, one.state) for one in await all_chats(history, states=LIVE)] == [
-            (2, "active"),
-            (1, "deleted"),
-        ]
-
     async def test_an_archived_one_is_activated_again(self, history: History) -> None:
         await history.start("42", conversation_id="a")
         await history.start("42", conversation_id="b")
@@ -145,13 +113,13 @@ class TestActive:
         await history.chat("a").activate()
         await history.chat("b").activate()
         lane = "UPDATE letopis_outbox_lanes SET state = ? WHERE conversation_id = 'a'"
-        await history.outbox.write(lambda connection: connection.exec_driver_sql(lane, ("paused",)))
+        await sql(history.outbox, lane, ("paused",))
         assert await Relay(history.outbox, history.store).drain_once()
         found = await history.store.active("42")
         assert found is not None
         assert found.conversation_id == "b"
         assert await active(history) == "b"
-        await history.outbox.write(lambda connection: connection.exec_driver_sql(lane, ("ready",)))
+        await sql(history.outbox, lane, ("ready",))
         await deliver_all(history)
         assert await active(history) == "b"
 
@@ -208,24 +176,6 @@ class TestActive:
         begun = await alone.active("42")
         assert begun is not None
         assert await active(alone) == begun.conversation_id
-
-    async def test_it_is_right_at_every_moment_of_a_delivery(self, tmp_path: Path) -> None:
-        """Read while a relay delivers what was just said: the answer is always that of the one who said it."""
-        async with History(tmp_path / "bot.outbox.db") as history:
-            chance = random.Random(1)
-            for name in "abcde":
-                await history.start("42", conversation_id=name)
-            assert await history.drained(20)
-            for _ in range(40):
-                name = chance.choice("abcde")
-                await history.chat(name).activate()
-                for _ in range(chance.randrange(3)):
-                    assert await active(history) == name
-                await history.chat(name).archive()
-                for _ in range(chance.randrange(1, 4)):
-                    assert await active(history) != name
-                    assert name not in [one.conversation_id for one in await history.conversations(owner="42")]
-            assert await history.drained(20)
 
     async def test_random_lives_look_the_same_before_and_after_their_delivery(self, history: History) -> None:
         chance = random.Random(7)
@@ -455,31 +405,6 @@ class TestStatistics:
                 await history.statistics(owner="42")
             assert await history.drained(20)
             assert (await history.statistics(owner="42")).tokens == 30
-
-
-async def test_events_that_are_appended_as_they_are_do_the_same(history: History) -> None:
-    """The verbs are thin: transactions and bare events move the mark as well."""
-    async with history.transaction() as tx:
-        await tx.append("a", ConversationActivated(), owner="42")
-        await tx.append("b", ConversationActivated(), owner="42")
-    assert await active(history) == "b"
-    await history.append("b", ConversationArchived())
-    assert await active(history) == "a"
-    await history.append("a", ConversationDeleted())
-    for _ in range(2):
-        assert await active(history) is None
-        await deliver_all(history)
-
-
-async def test_the_store_alone_says_the_same(history: History, tmp_path: Path) -> None:
-    await history.start("42", conversation_id="a")
-    await history.start("42", conversation_id="b")
-    await history.chat("b").delete()
-    await deliver_all(history)
-    async with ConversationStore.open(tmp_path / "bot.history.db") as store:
-        found = await store.active("42")
-        assert found is not None
-        assert found.conversation_id == "a" == await active(history)
 
 
 async def test_on_every_store_it_looks_the_same_before_and_after_the_delivery(

@@ -14,10 +14,8 @@ import pytest
 from letopis.outbox import History, Retention
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store import ConversationStore, InvalidInput, Message, MessageEdited, StoreUnavailable
-from letopis.store.errors import ConversationGone
 from letopis.store.model.conversations import Page, RecordedMessage
 from letopis.store.model.event_types import (
-    ConversationDeleted,
     ConversationRewound,
     ConversationStarted,
     MessageRedacted,
@@ -219,25 +217,6 @@ async def test_what_is_redacted_here_is_gone_from_forks_at_once(place: Place) ->
         assert "secret" not in repr(await history.messages("p", as_of=2))
 
 
-async def test_two_bots_may_fork_one_conversation(place: Place) -> None:
-    """What the other bot has not delivered yet is not there; once it is, both read the same for ever after."""
-    async with place.open(name="one", relay=True) as one, place.open(name="two", relay=True) as two:
-        await one.append("p", Message.user("one"), owner="1")
-        assert await one.drained(timeout=20)
-        await two.chat("p").fork("f")
-        await two.append("f", Message.assistant("two"))
-        await two.append("p", Message.assistant("otherwise"))
-        assert await two.drained(timeout=20)
-        await one.chat("f").fork("g")
-        await one.append("g", Message.user("three"))
-        assert await one.drained(timeout=20)
-
-        for history in (one, two):
-            assert texts(await history.messages("g")) == ["one", "two", "three"]
-            assert texts(await history.messages("p")) == ["one", "otherwise"]
-            assert list(await history.messages("g")) == list(await history.store.messages("g"))
-
-
 async def test_a_fork_of_what_another_bot_has_not_delivered_is_not_complete(place: Place) -> None:
     async with place.open(name="one") as one, place.open(name="two", relay=True) as two:
         await one.append("p", Message.user("one"))
@@ -251,39 +230,6 @@ async def test_a_fork_of_what_another_bot_has_not_delivered_is_not_complete(plac
     async with place.open(name="two") as two:
         page = await two.messages("f")
         assert (texts(page), page.complete) == (["one", "mine"], True)
-
-
-async def test_a_deleted_parent_leaves_its_forks_what_they_read(place: Place) -> None:
-    async with place.open(relay=True) as history:
-        await history.append("p", Message.user("the secret"), owner="1")
-        await history.chat("p").fork("f")
-        assert await history.drained(timeout=20)
-        await history.append("p", ConversationDeleted())
-        for _ in range(2):  # pending, then saved
-            assert texts(await history.messages("f")) == ["the secret"]
-            assert texts(await history.messages("p")) == []
-            assert "the secret" not in repr(await history.messages("p", as_of=2))
-            assert await history.drained(timeout=20)
-        with pytest.raises(ConversationGone):
-            await history.chat("p").fork()
-
-
-async def test_a_rewind_may_go_into_what_is_inherited(place: Place) -> None:
-    async with place.open() as history:
-        await history.append("p", *(Message.user(str(n), id=str(n)) for n in range(4)))
-        await history.chat("p").fork("f")
-        await history.append("f", Message.user("4", id="4"))
-        await history.chat("f").rewind(to="2")
-        assert texts(await history.messages("f")) == ["0", "1", "2"]
-        await history.append("f", Message.user("3, otherwise"))
-        assert texts(await history.messages("f", last=2)) == ["2", "3, otherwise"]
-        popped = await history.chat("f").pop()
-        assert popped is not None and popped.text == "3, otherwise"
-        with pytest.raises(InvalidInput, match="to"):
-            await history.chat("f").rewind(to="3")
-        await history.chat("f").rewind(to=None)
-        assert texts(await history.messages("f")) == []
-        assert texts(await history.messages("p")) == ["0", "1", "2", "3"]
 
 
 async def test_what_cannot_be_forked_is_refused(place: Place) -> None:

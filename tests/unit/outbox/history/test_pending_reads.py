@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from letopis.store.model.conversations import Delivery, Saved
 from letopis.store.model.event_types import ConversationRenamed, ConversationStarted
 from letopis.store.model.events import Event
 from letopis.store.model.messages import Message
-from tests.support.relays import deliver_all
+from tests.support.relays import deliver_all, sql
 
 
 async def deliver(history: History, events: int) -> int:
@@ -69,13 +67,6 @@ async def test_what_is_pending_is_counted_once_the_store_holds_a_part(history: H
     assert (found.version, found.message_count, found.tokens, found.pending, found.number) == (2, 3, 7, 2, 1)
 
 
-async def test_unknown_conversations_are_empty(history: History) -> None:
-    assert await history.chat("nobody").conversation() is None
-    assert list(await history.messages("nobody", last=5)) == []
-    assert list(await history.chat("nobody").events()) == []
-    assert list(await history.conversations()) == []
-
-
 async def test_a_pending_edit_shows_on_a_saved_message(history: History) -> None:
     receipt = await history.append("c1", Message.assistant("draft", id="m"))
     await deliver_all(history)
@@ -111,20 +102,9 @@ async def test_an_edit_behind_the_window_still_shows_in_it(history: History) -> 
 
 async def test_a_blocked_conversation_says_so(history: History) -> None:
     await history.append("c1", Message.user("hi"))
-    await history.outbox.write(
-        lambda connection: connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET state = 'blocked'")
-    )
+    await sql(history.outbox, "UPDATE letopis_outbox_lanes SET state = 'blocked'")
 
     assert [one.saved for one in await history.messages("c1")] == [Saved.BLOCKED]
-
-
-async def test_a_failed_message_keeps_its_reason(history: History) -> None:
-    await history.append("c1", Message.assistant("x", id="m"))
-    await history.chat("c1").failed("m", reason="blocked by the user")
-
-    [message] = await history.messages("c1")
-
-    assert (message.delivery, message.delivery_data) == (Delivery.FAILED, {"reason": "blocked by the user"})
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
@@ -187,46 +167,6 @@ async def test_events_are_paged_across_the_border(history: History) -> None:
 
     assert [version for _, version in found] == [1, 2, 3, 4, None, None, None, None, None]
     assert [name for name, _ in found] == ["conversation.started", "message.appended"] + ["custom.step"] * 7
-
-
-async def test_a_read_during_delivery_misses_nothing_and_doubles_nothing(history: History) -> None:
-    """Reads race with appends and with a relay that delivers two events at a time."""
-    chance = random.Random(11)
-    said = 0
-    relay = Relay(history.outbox, history.store, batch=2)
-    stop = asyncio.Event()
-
-    async def talk() -> None:
-        nonlocal said
-        for number in range(120):
-            await history.append("c1", Message.user(str(number)))
-            said = number + 1
-            if chance.random() < 0.3:
-                await asyncio.sleep(0.002)
-        stop.set()
-
-    async def drain() -> None:
-        while not stop.is_set() or not await history.drained(0):
-            await relay.drain_once()
-            await asyncio.sleep(0)
-
-    async def look() -> int:
-        looks = 0
-        while not stop.is_set() and looks < 200:
-            before = said
-            found = [int(one.text) for one in await history.messages("c1", last=None)]
-            assert found == list(range(len(found)))
-            assert len(found) >= before
-            last = [int(one.text) for one in await history.messages("c1", last=5)]
-            assert last == list(range(last[0], last[0] + len(last))) if last else not before
-            looks += 1
-        return looks
-
-    _, _, looks = await asyncio.gather(talk(), drain(), look())
-
-    assert looks > 5
-    assert [int(one.text) for one in await history.messages("c1", last=None)] == list(range(120))
-    assert {one.saved for one in await history.messages("c1", last=None)} == {Saved.SAVED}
 
 
 async def make_twin(store: ConversationStore, store_id: UUID) -> None:

@@ -23,7 +23,6 @@ from letopis.outbox.event_log import drafts
 from letopis.store import (
     Closed,
     ConfigurationError,
-    ConversationStore,
     EventIdReused,
     InvalidInput,
     Message,
@@ -32,10 +31,11 @@ from letopis.store import (
 from letopis.store.errors import ConversationGone
 from letopis.store.model.codec import Limits
 from letopis.store.model.conversations import Delivery
-from letopis.store.model.event_types import ConversationDeleted, MessageRedacted, MessageSent
+from letopis.store.model.event_types import ConversationDeleted, MessageSent
 from letopis.store.model.parts import File, Reasoning, Text, ToolCall
 from tests.support.apart import open_apart
 from tests.support.paths import ROOT
+from tests.support.relays import sql
 
 
 @asynccontextmanager
@@ -137,27 +137,6 @@ async def test_parts_are_kept_in_their_places(history: History) -> None:
     (message,) = await history.messages("c")
     assert message.message.content == (Reasoning("so..."), Text("It is cold"), File("file:///map"))
     assert reply.text == message.text == "It is cold"
-
-
-async def test_it_is_delivered_like_any_other_message(tmp_path: Path, store_url: str) -> None:
-    """Complete, interrupted, confirmed: on every store."""
-    async with ConversationStore.open(store_url, migrate=True):
-        pass  # its tables
-    async with opened(tmp_path, store=store_url, relay=True) as history:
-        async with history.reply("c", owner="42") as reply:
-            await reply.add("whole")
-        await reply.sent(platform_ids={"telegram": 1})
-        with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the end of the block is part of it
-            async with history.reply("c") as cut:
-                await cut.add("half")
-                raise ZeroDivisionError
-        assert cut.receipt is not None
-        assert await cut.receipt.saved(timeout=20)
-    async with ConversationStore.open(store_url) as store:
-        first, second = await store.messages("c")
-
-    assert (first.text, first.interrupted, first.delivery) == ("whole", False, Delivery.SENT)
-    assert (second.text, second.interrupted, second.delivery) == ("half", True, Delivery.APPENDED)
 
 
 async def test_adding_does_not_wait_for_the_disk(history: History) -> None:
@@ -299,30 +278,6 @@ async def test_a_finish_that_has_begun_is_not_taken_back(history: History) -> No
     assert history.outbox.appended.generation == seen + 1  # the relay was notified
 
 
-async def test_closing_the_history_cuts_off_what_is_being_written(tmp_path: Path) -> None:
-    errors: list[BaseException] = []
-
-    async def speak(history: History) -> None:
-        try:
-            async with history.reply("c") as reply:
-                while True:
-                    await reply.add("word ")
-                    await asyncio.sleep(0.001)
-        except Closed as closed:
-            errors.append(closed)
-
-    async with opened(tmp_path) as history:
-        task = asyncio.create_task(speak(history))
-        await asyncio.sleep(0.05)
-    await asyncio.wait_for(task, 60)
-    async with opened(tmp_path) as history:
-        (message,) = await history.messages("c")
-
-    assert (message.interrupted, len(errors)) == (True, 1)
-    assert message.text.startswith("word word ")
-    assert not [path for path in tmp_path.iterdir() if ".writer-" in path.name]
-
-
 # Refused.
 
 
@@ -364,9 +319,7 @@ async def test_a_reply_that_could_not_be_appended_is_refused_before_it_is_writte
         await reply.add("text")
         with pytest.raises(InvalidInput, match="another reply is being written"):
             await history.reply("c", message_id="mine").__aenter__()
-    await history.outbox.write(
-        lambda connection: connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET deleted = 1").rowcount
-    )
+    await sql(history.outbox, "UPDATE letopis_outbox_lanes SET deleted = 1")
     with pytest.raises(ConversationGone):
         await history.reply("c").__aenter__()
 
@@ -469,19 +422,6 @@ async def test_a_conversation_that_is_deleted_takes_the_reply_along(history: His
     assert await kept(history) == []
     assert await history.unconfirmed() == ()
     assert history._parts.replies.writing == {}
-
-
-async def test_what_is_redacted_or_deleted_waits_for_nothing(history: History) -> None:
-    replies = []
-    for name in ("a", "a", "b"):
-        async with history.reply(name) as reply:
-            await reply.add("secret")
-        replies.append(reply.message_id)
-    await history.append("a", MessageRedacted(message_id=replies[0]))
-    assert [one.message_id for one in await history.unconfirmed()] == replies[1:]
-    await history.append("a", ConversationDeleted())
-
-    assert [one.message_id for one in await history.unconfirmed()] == replies[2:]
 
 
 # Found by others.
@@ -709,9 +649,7 @@ async def test_what_the_outbox_let_go_is_still_known_for_a_while(tmp_path: Path)
     async with opened(tmp_path, now=lambda: moment) as history:
         async with history.reply("c") as reply:
             await reply.add("Hello")
-        await history.outbox.write(
-            lambda connection: connection.exec_driver_sql("DELETE FROM letopis_outbox_events").rowcount
-        )
+        await sql(history.outbox, "DELETE FROM letopis_outbox_events")
 
         (waiting,) = await history.unconfirmed()
 

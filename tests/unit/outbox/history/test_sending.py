@@ -8,7 +8,6 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,19 +22,10 @@ from letopis.store import ConfigurationError, InvalidInput, OutboxUnavailable
 from letopis.store.model.conversations import Delivery
 from letopis.store.model.event_types import MessageSent
 from tests.support.apart import open_apart
+from tests.support.relays import Hands
 from tests.unit.outbox.history.test_replies import blocks
 
 DAY = 86_400.0
-
-
-class Time:
-    """Both clocks, which stand still until a test moves them."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def now(self) -> datetime:
-        return datetime(2026, 11, 1, tzinfo=UTC) + timedelta(seconds=self.seconds)
 
 
 class Platform:
@@ -63,8 +53,8 @@ class Platform:
 class Bot:
     """A history whose sender is stepped by hand."""
 
-    def __init__(self, history: History, time: Time, *, within: float = DAY) -> None:
-        self.history, self.time, self.platform = history, time, Platform()
+    def __init__(self, history: History, hands: Hands, *, within: float = DAY) -> None:
+        self.history, self.hands, self.platform = history, hands, Platform()
         self.told: list[Unconfirmed] = []
         parts = history._parts
         self.resender = Resender(
@@ -73,7 +63,7 @@ class Bot:
             replies=parts.replies,
             appender=parts.appender,
             finder=parts.finder,
-            clock=Clock(now=time.now, monotonic=lambda: time.seconds),
+            clock=Clock(now=hands.now, monotonic=hands.monotonic),
             uniform=lambda _, longest: longest,
         )
         parts.replies.hand_over = self.resender.take_over
@@ -101,7 +91,7 @@ class Bot:
             await asyncio.sleep(0)
 
     async def forward(self, seconds: float) -> float:
-        self.time.seconds += seconds
+        self.hands.advance(seconds)
         return await self.step()
 
 
@@ -112,14 +102,9 @@ async def opened(tmp_path: Path, **options: Any) -> AsyncIterator[History]:
 
 
 @pytest.fixture
-def time() -> Time:
-    return Time()
-
-
-@pytest.fixture
-async def bot(tmp_path: Path, time: Time) -> AsyncIterator[Bot]:
-    async with opened(tmp_path, now=time.now) as history:
-        yield Bot(history, time)
+async def bot(tmp_path: Path, hands: Hands) -> AsyncIterator[Bot]:
+    async with opened(tmp_path, now=hands.now) as history:
+        yield Bot(history, hands)
 
 
 async def test_reply_of_a_dead_process_is_sent_and_confirmed(bot: Bot) -> None:
@@ -158,8 +143,8 @@ async def test_replies_of_a_conversation_go_in_order_and_others_do_not_wait(bot:
 
 
 async def test_order_is_that_of_the_appends_and_not_of_the_clock(bot: Bot) -> None:
-    for seconds, text in ((50.0, "one"), (20.0, "two"), (30.0, "three")):
-        bot.time.seconds = seconds  # set back after the first
+    for seconds, text in ((50.0, "one"), (-30.0, "two"), (10.0, "three")):
+        bot.hands.jump(seconds)  # set back after the first
         await bot.write("c", text)
     bot.crash()
     await bot.step()
@@ -171,10 +156,10 @@ async def test_attempts_come_later_and_later_with_the_same_key(bot: Bot) -> None
     await bot.write("c", "Hello")
     bot.crash()
     bot.platform.answers.extend([TimeoutError()] * 15)
-    seconds, moments = await bot.step(), [0.0]
+    seconds, moments = await bot.step(), [bot.hands.ticks]
     while len(moments) < 15:
         seconds = await bot.forward(seconds)
-        moments.extend([bot.time.seconds] * (len(bot.platform.calls) - len(moments)))
+        moments.extend([bot.hands.ticks] * (len(bot.platform.calls) - len(moments)))
 
     waits = [later - earlier for earlier, later in itertools.pairwise(moments)]
     assert waits == [2.0**number for number in range(12)] + [3600.0] * 2
@@ -184,10 +169,11 @@ async def test_attempts_come_later_and_later_with_the_same_key(bot: Bot) -> None
 
 
 async def test_reply_is_given_up_by_age_and_told_once(
-    tmp_path: Path, time: Time, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, hands: Hands, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with opened(tmp_path, now=time.now) as history:
-        bot = Bot(history, time, within=100)
+    begun = hands.ticks
+    async with opened(tmp_path, now=hands.now) as history:
+        bot = Bot(history, hands, within=100)
         await bot.write("c", "Hello")
         bot.crash()
         bot.platform.answers.extend([ConnectionError("secret")] * 50)
@@ -196,7 +182,7 @@ async def test_reply_is_given_up_by_age_and_told_once(
             seconds = await bot.forward(seconds)
         await bot.forward(DAY)
 
-        assert time.seconds == 100 + DAY
+        assert hands.ticks == begun + 100 + DAY
         assert len(bot.platform.calls) == 7  # at 0, 1, 3, 7, 15, 31 and 63 s
         [told] = bot.told
         assert told.message is not None
@@ -211,7 +197,7 @@ async def test_reply_is_given_up_by_age_and_told_once(
 
 async def test_reply_that_is_too_old_at_the_start_is_not_sent(bot: Bot) -> None:
     await bot.write("c", "old")
-    bot.time.seconds = DAY
+    bot.hands.advance(DAY)
     await bot.write("c", "new")
     bot.crash()
     await bot.step()
@@ -299,7 +285,7 @@ async def test_message_is_sent_as_it_is_now_and_only_while_it_is_shown(bot: Bot)
 
 async def test_reply_that_is_being_sent_is_waited_for(bot: Bot, tmp_path: Path) -> None:
     """A later reply of its conversation waits for the live one, and for no longer than a sending may take."""
-    async with opened(tmp_path, now=bot.time.now) as other:
+    async with opened(tmp_path, now=bot.hands.now) as other:
         async with other.reply("c") as live:
             await live.add("live")
         await bot.write("c", "later")
@@ -358,8 +344,8 @@ async def test_bot_that_confirms_first_is_not_doubled(bot: Bot) -> None:
 async def test_of_two_processes_one_sends(bot: Bot, tmp_path: Path) -> None:
     await bot.write("c", *"abcdef")
     bot.crash()
-    async with opened(tmp_path, now=bot.time.now) as history:
-        other = Bot(history, bot.time)
+    async with opened(tmp_path, now=bot.hands.now) as history:
+        other = Bot(history, bot.hands)
         await asyncio.gather(bot.step(), other.step())
         await other.forward(60)
         await bot.step()

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
-import signal
 import sqlite3
-import subprocess
-import sys
-import textwrap
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +25,6 @@ from letopis.store.errors import EventIdReused, InvalidInput, OutboxFull, Outbox
 from letopis.store.model.conversations import Saved
 from letopis.store.model.event_types import MessageEdited, MessageSent
 from letopis.store.model.messages import Message
-from tests.support.platforms import posix_only
 from tests.support.pruning import prune
 
 own = sa.MetaData()
@@ -139,29 +132,31 @@ async def test_transactions_and_appends_of_one_process_take_turns(history: Histo
     assert sorted(await said(history)) == sorted([f"t{n}" for n in range(8)] + [f"a{n}" for n in range(30)])
 
 
-async def test_appending_beside_an_own_transaction_is_refused_instead_of_waiting_for_ever(history: History) -> None:
-    async with history.transaction() as tx:
-        with pytest.raises(OutboxUnavailable, match=r"tx\.append"):
-            await history.append("c1", Message.user("beside"))
-        await tx.append("c1", Message.user("inside"))
-
-    assert await said(history) == ["inside"]
-
-
 async def test_a_transaction_that_stays_open_is_told_of_once_and_does_not_hold_the_others_for_ever(
     history: History, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Neither appends nor other transactions."""
     monkeypatch.setattr(transaction_module, "WARN_AFTER_SECONDS", 0.05)
     monkeypatch.setattr(transaction_module, "LOCK_TIMEOUT_SECONDS", 0.3)
+
+    async def second() -> None:
+        async with history.transaction() as inner:
+            await inner.append("c1", Message.user("never"))
+
     with caplog.at_level(logging.WARNING, logger="letopis.outbox.history"):
         async with history.transaction() as tx:
-            waiting = asyncio.ensure_future(history.append("c1", Message.user("waits")))
-            with pytest.raises(OutboxUnavailable, match="held the outbox"):
-                await waiting
+            waiting = [
+                asyncio.ensure_future(history.append("c1", Message.user("waits"))),
+                asyncio.ensure_future(second()),
+            ]
+            for one in waiting:
+                with pytest.raises(OutboxUnavailable, match="held the outbox"):
+                    await one
             await tx.append("c1", Message.user("slow"))
 
     assert [record.message for record in caplog.records if "has been open" in record.message][1:] == []
     assert await said(history) == ["slow"]
+    assert not history.outbox.gate.taken
 
 
 async def test_a_lock_of_another_process_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,85 +219,6 @@ async def test_a_transaction_cancelled_at_a_random_moment_is_whole_or_not_at_all
     await history.drained(20)
     assert len([task for task in asyncio.all_tasks() if "terminate" in repr(task)]) == 0
     assert len(asyncio.all_tasks()) <= tasks_before + 2
-
-
-BOT = """
-    import asyncio, os, sys
-    import sqlalchemy as sa
-    from sqlalchemy.orm import DeclarativeBase, mapped_column
-    from letopis.outbox import History
-    from letopis.store.model.messages import Message
-
-    async def bot(path):
-        async with History(path, relay=False) as history:
-            print(os.getpid(), flush=True)
-            while True:
-                async with history.transaction() as tx:
-                    await tx.execute(sa.text("UPDATE purse SET n = n + 1"))
-                    await tx.append("c1", Message.user("paid"))
-                async with history.outbox.engine.begin() as connection:
-                    await connection.execute(sa.text("UPDATE purse SET n = n + 1"))
-                    await history.append_in(connection, "c1", Message.user("paid"))
-                async with history.transaction() as tx, tx.session() as session:
-                    (await session.get(Purse, 1)).n += 1
-                    await tx.append("c1", Message.user("paid"))
-
-    class Base(DeclarativeBase):
-        pass
-
-    class Purse(Base):
-        __tablename__ = "purse"
-        id = mapped_column(sa.Integer, primary_key=True)
-        n = mapped_column(sa.Integer)
-
-    import letopis.outbox.history.history
-    for line in sys.stdin:  # warm: each victim is forked before it has opened anything
-        child = os.fork()
-        if child == 0:
-            asyncio.run(bot(sys.argv[1]))
-        os.waitpid(child, 0)
-        print("dead", flush=True)
-"""
-
-
-@posix_only("Windows has no fork")
-async def test_a_crash_never_shows_one_without_the_other(tmp_path: Path) -> None:
-    """Thirty bots are killed in the middle of their transactions, and every time the file is looked at."""
-    chance = random.Random(3)
-    path = tmp_path / "bot.outbox.db"
-    async with History(path, relay=False) as history, history.transaction() as tx:
-        await tx.execute(sa.text("CREATE TABLE purse (id INTEGER PRIMARY KEY, n INTEGER)"))
-        await tx.execute(sa.text("INSERT INTO purse VALUES (1, 0)"))
-    parent = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(BOT), str(path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    ours, theirs = parent.stdin, parent.stdout
-    assert ours is not None
-    assert theirs is not None
-    both = "SELECT n, (SELECT count(*) FROM letopis_outbox_events WHERE type = 'message.appended') FROM purse"
-
-    def kill() -> tuple[int, int]:
-        ours.write("go\n")
-        ours.flush()
-        victim = int(theirs.readline())
-        time.sleep(chance.uniform(0.01, 0.05))
-        os.kill(victim, signal.SIGKILL)
-        assert theirs.readline() == "dead\n"
-        connection = sqlite3.connect(path)
-        found: tuple[int, int] = connection.execute(both).fetchone()
-        connection.close()
-        return found
-
-    seen = [await asyncio.to_thread(kill) for _ in range(30)]
-    ours.close()
-    theirs.close()
-    assert await asyncio.to_thread(parent.wait, 30) == 0
-
-    assert [paid for paid, _ in seen] == [messages for _, messages in seen]
-    assert seen[-1][0] > 30, "too little was paid to show anything"
 
 
 # A session in the transaction, for the bot's ORM rows.
@@ -418,20 +334,6 @@ async def test_a_session_of_the_bot_commits_both_and_wakes_the_relay(history: Hi
     assert await left(history) == 9
 
 
-async def test_a_session_that_rolls_back_leaves_neither(history: History) -> None:
-    async with AsyncSession(history.outbox.engine) as session:
-        await session.execute(pay())
-        receipt = await history.append_in(session, "c1", Message.user("hi"))
-        await session.rollback()
-
-    assert await left(history) == 10
-    assert await said(history) == []
-    later = await history.append("c1", Message.user("takes the same place"))
-    assert later.sequence == receipt.sequence
-    assert await later.saved(timeout=20)
-    assert not await receipt.saved(timeout=0.05), "its place is taken by another event"
-
-
 async def test_a_connection_of_an_engine_of_the_bots_own_works_too(history: History, tmp_path: Path) -> None:
     """Made as SQLAlchemy makes them: transactions begin late, at the first write."""
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'bot.outbox.db'}")
@@ -492,27 +394,22 @@ async def test_the_bell_rings_after_the_callers_commit_and_not_before(tmp_path: 
         other.close()
 
 
-async def test_another_database_is_refused(history: History, tmp_path: Path) -> None:
-    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'other.db'}")
-    async with engine.begin() as connection:
-        with pytest.raises(InvalidInput, match="not on this outbox file"):
-            await history.append_in(connection, "c1", Message.user("x"))
-    await engine.dispose()
-
-
-async def test_a_connection_that_does_not_flush_is_refused(history: History, tmp_path: Path) -> None:
-    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'bot.outbox.db'}")
+@pytest.mark.parametrize(
+    ("name", "options", "pragma", "reason"),
+    [
+        ("other.db", {}, "user_version", "not on this outbox file"),
+        ("bot.outbox.db", {}, "synchronous=NORMAL", "synchronous=FULL"),
+        ("bot.outbox.db", {"isolation_level": "AUTOCOMMIT"}, "user_version", "begin a transaction"),
+    ],
+    ids=["another database", "does not flush", "commits by itself"],
+)
+async def test_a_connection_that_will_not_do_is_refused(
+    history: History, tmp_path: Path, name: str, options: dict[str, Any], pragma: str, reason: str
+) -> None:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / name}", **options)
     async with engine.connect() as connection:
-        await connection.exec_driver_sql("PRAGMA synchronous=NORMAL")
-        with pytest.raises(InvalidInput, match="synchronous=FULL"):
-            await history.append_in(connection, "c1", Message.user("x"))
-    await engine.dispose()
-
-
-async def test_a_connection_that_commits_by_itself_is_refused(history: History, tmp_path: Path) -> None:
-    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'bot.outbox.db'}", isolation_level="AUTOCOMMIT")
-    async with engine.connect() as connection:
-        with pytest.raises(InvalidInput, match="begin a transaction"):
+        await connection.exec_driver_sql(f"PRAGMA {pragma}")
+        with pytest.raises(InvalidInput, match=reason):
             await history.append_in(connection, "c1", Message.user("x"))
     assert await said(history) == []
     await engine.dispose()
@@ -536,12 +433,6 @@ async def test_a_transaction_that_read_first_and_was_overtaken_is_told_why(tmp_p
 
         assert await said(history) == ["came first"]
     await engine.dispose()
-
-
-async def test_state_of_a_receipt_before_the_commit_is_pending(history: History) -> None:
-    async with history.transaction() as tx:
-        receipt = await tx.append("c1", Message.user("hi"))
-        assert await receipt.state() is Saved.PENDING
 
 
 async def test_a_cancelled_append_in_a_callers_transaction_is_not_committed_by_half(
@@ -637,26 +528,3 @@ async def test_a_task_that_opens_a_second_transaction_is_refused_at_once(tmp_pat
             await tx.append("c1", Message.user("one"))
 
         assert (await history.append("c1", Message.user("two"))).sequence == 3
-
-
-async def test_a_transaction_that_waits_behind_one_that_does_not_end_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Appends were refused after the time that is promised; other transactions waited for ever, and the one that was
-    open perhaps for them."""
-    monkeypatch.setattr("letopis.outbox.history.transaction.WARN_AFTER_SECONDS", 0.1)
-    monkeypatch.setattr("letopis.outbox.history.transaction.LOCK_TIMEOUT_SECONDS", 0.3)
-    async with History(tmp_path / "bot.outbox.db", relay=False) as history, asyncio.timeout(20):
-
-        async def second() -> None:
-            async with history.transaction() as inner:
-                await inner.append("c1", Message.user("never"))
-
-        async with history.transaction() as tx:
-            task = asyncio.create_task(second())
-            with pytest.raises(OutboxUnavailable, match="has held the outbox"):
-                await task
-            await tx.append("c1", Message.user("one"))
-
-        assert (await history.append("c1", Message.user("two"))).sequence == 3
-        assert not history.outbox.gate.taken

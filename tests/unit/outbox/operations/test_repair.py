@@ -173,18 +173,6 @@ class TestLanes:
         assert await OutboxAdmin(outbox).pause(Selection(conversation_ids=("a",))) == ["a"]
         assert await OutboxAdmin(outbox).resume(Selection()) == ["a"]
 
-    async def test_nothing_of_a_paused_conversation_is_delivered(self, outbox: OutboxFile) -> None:
-        store = ToldStore()
-        await say(outbox, "a")
-        await say(outbox, "b")
-        await OutboxAdmin(outbox).pause(Selection(conversation_ids=("a",)))
-        await relay_on(outbox, store).drain()
-        assert (store.held("a"), store.held("b")) == (0, 2)
-
-        await OutboxAdmin(outbox).resume(Selection(conversation_ids=("a",)))
-        await relay_on(outbox, store).drain()
-        assert store.held("a") == 2
-
 
 class TestHold:
     """The whole relay."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,10 +17,9 @@ from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord
 from letopis.outbox.cli.health import _check_files as check_files
 from letopis.outbox.file.opening import read_snapshot
 from letopis.outbox.operations.status import BreakerStatus, RelayStatus, Status, read_status
-from letopis.outbox.relay.relay import Relay
 from letopis.store.model.identifiers import uuid7
 from letopis.store.model.messages import Message
-from tests.support.relays import DOWN, ToldStore, relay_on
+from tests.support.relays import DOWN, ToldStore, relay_on, sql
 
 
 async def test_it_counts_what_is_pending_and_for_how_long(tmp_path: Path) -> None:
@@ -30,11 +28,7 @@ async def test_it_counts_what_is_pending_and_for_how_long(tmp_path: Path) -> Non
         await history.append("c1", Message.user("é"), metadata={"k": 1})
         await history.append("c2", Message.user("two"))
         moment += timedelta(seconds=90)
-        await history.outbox.write(
-            lambda connection: connection.exec_driver_sql(
-                "UPDATE letopis_outbox_lanes SET state = 'blocked' WHERE conversation_id = 'c2'"
-            )
-        )
+        await sql(history.outbox, "UPDATE letopis_outbox_lanes SET state = 'blocked' WHERE conversation_id = 'c2'")
 
         found = await history.status()
         size = "SELECT sum(length(CAST(data AS BLOB)) + coalesce(length(metadata), 0)) FROM letopis_outbox_events"
@@ -61,47 +55,6 @@ async def test_it_shows_the_relay_and_what_it_delivered(tmp_path: Path) -> None:
     after = await read_snapshot(tmp_path / "bot.outbox.db", lambda connection: read_status(connection, now_us=0))
     assert not after.relay.running
     assert after.delivered == 2
-
-
-async def test_the_json_is_the_documented_contract(tmp_path: Path) -> None:
-    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
-        await history.append("c1", Message.user("hi"))
-        await Relay(history.outbox, history.store).drain_once()
-        found = (await history.status()).to_json()
-
-    assert set(json.loads(json.dumps(found))) == {
-        "healthy",
-        "verdict",
-        "outbox_id",
-        "store",
-        "pending",
-        "pending_bytes",
-        "wal_bytes",
-        "oldest_pending_seconds",
-        "delivered",
-        "lanes",
-        "lost",
-        "breaker",
-        "relay",
-        "store_tasks",
-        "store_rows",
-        "unacknowledged",
-        "holds",
-        "retention",
-        "incidents",
-    }
-    assert set(found["store"]) == {"id", "destination"}
-    assert set(found["lanes"]) == {"ready", "retrying", "blocked", "paused"}
-    assert set(found["breaker"]) == {"state", "since", "reason", "detail", "next_attempt_at"}
-    assert set(found["relay"]) == {
-        "running",
-        "died",
-        "holder",
-        "last_progress_seconds",
-        "paused_since",
-        "pause_reason",
-    }
-    assert (found["healthy"], found["verdict"]) == (True, "Everything is in the history store.")
 
 
 async def test_an_age_is_never_negative_whatever_the_clock(tmp_path: Path) -> None:
@@ -266,12 +219,12 @@ async def test_a_next_attempt_never_lies_in_the_past(tmp_path: Path) -> None:
         assert await relay.lease.acquire()
         await relay.drain_once()
         due = "UPDATE letopis_outbox_relay SET next_attempt_at = 1"
-        await history.outbox.write(lambda connection: connection.exec_driver_sql(due))
+        await sql(history.outbox, due)
         running = await history.status()
         await relay.lease.release()
         ended = await history.status()
         retrying = "UPDATE letopis_outbox_lanes SET state = 'retrying', due_at = 1"
-        await history.outbox.write(lambda connection: connection.exec_driver_sql(retrying))
+        await sql(history.outbox, retrying)
         [lane] = await history.outbox.read(lambda connection: list_stuck(connection, limit=5))
 
     assert running.breaker.next_attempt_at == running.read_at

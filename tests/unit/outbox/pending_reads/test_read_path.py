@@ -18,7 +18,7 @@ from letopis.store.errors import OutboxUnavailable
 from letopis.store.model.conversations import Saved
 from letopis.store.outbox_access import OutboxAccess
 from letopis.store.read.reader import StoreView, ViewQuery
-from tests.support.relays import deliver_all
+from tests.support.relays import deliver_all, sql
 
 
 @pytest.fixture
@@ -292,13 +292,7 @@ async def test_a_damaged_event_is_named_and_not_quoted(tmp_path: Path) -> None:
     """A read of what the outbox holds raised the JSON decoder's error, which carries the whole text of the event."""
     async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         await history.append("c1", Message.user("one"))
-        await history.outbox.write(
-            lambda connection: (
-                connection.exec_driver_sql(
-                    "UPDATE letopis_outbox_events SET data = substr(data, 1, 20) WHERE sequence = 2"
-                ).rowcount
-            )
-        )
+        await sql(history.outbox, "UPDATE letopis_outbox_events SET data = substr(data, 1, 20) WHERE sequence = 2")
 
         chat = history.chat("c1")
         for read in (lambda: history.messages("c1"), chat.conversation, chat.events):

@@ -122,15 +122,6 @@ async def test_the_good_events_before_the_bad_one_get_through_and_none_after_it(
     assert sent.delivered == ({"a": where - 1} if where > 1 else {})
 
 
-async def test_several_bad_conversations_are_each_found() -> None:
-    bad = [("c1", 1), ("c2", 2), ("c9", 5)]
-    store = ToldStore(refusing(POISON, *bad))
-    sent = await made(store).send([batch(f"c{number}", 5) for number in range(10)])
-
-    assert charges(sent) == {(*one, True, False) for one in bad}
-    assert {one for one, last in sent.delivered.items() if last == 5} == {f"c{n}" for n in (0, 3, 4, 5, 6, 7, 8)}
-
-
 async def test_a_store_that_is_away_stops_everything_and_charges_no_conversation() -> None:
     store = ToldStore(lambda _: DOWN)
     sent = await made(store).send([batch("a", 3), batch("b", 3)])
@@ -230,13 +221,6 @@ async def test_a_strange_fault_with_no_other_conversation_is_not_charged() -> No
     assert charges(sent) == {("a", 1, False, False)}
     assert sent.fault is None
     assert store.trials == 1
-
-
-async def test_a_strange_fault_that_an_ordinary_event_meets_too_is_the_stores() -> None:
-    sent = await made(ToldStore(lambda _: STRANGE)).send([batch("a", 4)])
-
-    assert sent.fault is STRANGE
-    assert sent.refusals == []
 
 
 async def test_any_error_at_all_is_sorted_not_raised() -> None:

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from letopis import ABSENT, RecordConflict, RecordPut
 from letopis.outbox import (
     AllRecords,
     BlockingAllRecords,
@@ -269,6 +270,30 @@ def test_eight_threads_share_their_flushes_and_keep_their_order(
     assert history.drained(SOON)
 
 
+def test_records_are_put_read_and_deleted(history: BlockingHistory) -> None:
+    records = history.records(conversation="chat-1")
+    receipt = records.put(("form",), "step", {"at": 3}, expected=ABSENT, tags={"run": "r"})
+    assert receipt.saved(15) and not receipt.superseded(15) and receipt.revision is not None
+    found = records.get(("form",), "step")
+    assert found is not None and found.value == {"at": 3} and found.revision == receipt.revision
+    with pytest.raises(RecordConflict):
+        records.put(("form",), "step", 4, expected=ABSENT)
+    kept = records.put(("form",), "step", 4, expected=ABSENT, on_exists="keep")
+    assert kept.kept and kept.saved(0)
+    with history.transaction() as tx:
+        tx.append("chat-1", Message.user("hello"))
+        tx.put(records, ("form",), "other", b"bytes")
+        tx.delete_record(records, ("form",), "step")
+    several = records.put_many([RecordPut(("a",), "1", 1), RecordPut(("b",), "1", 2)])
+    assert [one.saved(15) for one in several] == [True, True]
+    assert [one.key for one in records.list(("form",))] == ["other"]
+    assert records.namespaces() == (("a",), ("b",), ("form",))
+    assert not history.records.find({"run": "r"})
+    assert records.delete_where(("a",)).saved(15) and records.erase().saved(15)
+    assert not records.list()
+    assert [one.text for one in history.messages("chat-1")] == ["hello"]
+
+
 def test_errors_come_as_they_are_and_tell_where(history: BlockingHistory) -> None:
     history.append("c1", Message.user("one", id="m"))
 
@@ -282,22 +307,6 @@ def test_errors_come_as_they_are_and_tell_where(history: BlockingHistory) -> Non
     frames = [frame.name for frame in traceback.extract_tb(reused.tb)]
     assert frames[0] == "test_errors_come_as_they_are_and_tell_where"
     assert {"append", "call"} <= set(frames)
-
-
-def test_a_transaction_commits_both_or_neither(history: BlockingHistory) -> None:
-    with history.transaction() as tx:
-        tx.execute(sa.text("CREATE TABLE credits (left_over INTEGER)"))
-        tx.append("c1", Message.user("kept"))
-    lost = None
-    with suppress(KeyError), history.transaction() as tx:
-        tx.execute(sa.text("INSERT INTO credits VALUES (1)"))
-        lost = tx.append("c1", Message.user("taken back"))
-        raise KeyError
-
-    with history.transaction() as tx:
-        assert tx.scalar(sa.text("SELECT count(*) FROM credits")) == 0
-    assert lost is not None and not lost.saved(SOON)
-    assert texts(history, "c1") == ["kept"]
 
 
 def test_a_thread_does_not_wait_for_its_own_transaction(history: BlockingHistory) -> None:
@@ -340,21 +349,6 @@ def test_a_block_may_be_left_by_another_thread(history: BlockingHistory) -> None
     with history.transaction() as tx:
         tx.append("c1", Message.user("again"))
     assert texts(history, "c1") == ["hi", "there", "again"]
-
-
-def test_a_reply_that_is_broken_off_is_kept(history: BlockingHistory) -> None:
-    def break_off(reply: BlockingReply) -> None:
-        reply.add("as far as it")
-        raise ConnectionError
-
-    with pytest.raises(ConnectionError), history.reply("c1", owner="42") as reply:
-        break_off(reply)
-
-    (message,) = history.messages("c1")
-    assert (message.text, message.interrupted, reply.interrupted) == ("as far as it", True, True)
-    assert reply.receipt is not None and reply.receipt.saved(SOON)
-    with pytest.raises(Closed):
-        reply.add("more")
 
 
 def test_callbacks_are_plain_functions_that_may_be_slow_and_use_the_history(tmp_path: Path) -> None:
@@ -418,19 +412,25 @@ def test_an_async_callback_is_told_instead_of_hanging(tmp_path: Path) -> None:
     assert isinstance(got[0], InEventLoop)
 
 
-def test_after_the_block_everything_says_closed_and_nothing_is_left(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [True, False])
+def test_after_its_end_everything_says_closed_and_nothing_is_left(tmp_path: Path, block: bool) -> None:
     threads, descriptors = own_threads(), None
     for _ in range(3):
-        with BlockingHistory(tmp_path / "bot.outbox.db") as history:
+        history = BlockingHistory(tmp_path / "bot.outbox.db")
+        with history if block else nullcontext():
             receipt = history.append("c1", Message.user("hi"))
+        for _ in range(2):
+            history.close()
         if descriptors is None:
             descriptors = open_descriptors()
 
-    for wrong in (history.status, receipt.saved, receipt.state, history.transaction().__enter__):
+    for wrong in (history.status, receipt.saved, receipt.state, history.transaction().__enter__, history.__enter__):
         with pytest.raises(Closed):
             wrong()
     assert own_threads() == threads
     assert open_descriptors() == descriptors
+    with BlockingHistory(tmp_path / "bot.outbox.db") as again:
+        assert texts(again, "c1") == ["hi"] * 3
 
 
 def test_an_opening_that_fails_leaves_no_thread(tmp_path: Path) -> None:
@@ -495,47 +495,6 @@ def test_closing_frees_whoever_waits_in_another_thread(tmp_path: Path) -> None:
         assert [(one.text, one.interrupted) for one in history.messages("c2")] == [("so far", True)]
 
 
-def test_a_history_may_be_opened_and_closed_without_a_block(tmp_path: Path) -> None:
-    threads = own_threads()
-    history = BlockingHistory(tmp_path / "bot.outbox.db")
-    history.append("c1", Message.user("hi"))
-    history.close()
-    history.close()
-
-    with pytest.raises(Closed):
-        history.status()
-    with pytest.raises(Closed), history:
-        pytest.fail("entered a history that is closed")
-    assert own_threads() == threads
-    with BlockingHistory(tmp_path / "bot.outbox.db") as again:
-        assert texts(again, "c1") == ["hi"]
-
-
-def test_a_program_that_does_not_close_its_history_ends(tmp_path: Path) -> None:
-    program = """
-        from letopis.outbox import BlockingHistory
-        from letopis.store import Message
-
-        history = BlockingHistory("bot.outbox.db")
-        history.append("c1", Message.user("hi")).saved(20)
-        block = history.transaction()
-        tx = block.__enter__()
-        tx.append("c1", Message.user("never committed"))
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-    assert (done.returncode, done.stdout) == (0, "")
-    with BlockingHistory(tmp_path / "bot.outbox.db") as again:
-        assert texts(again, "c1") == ["hi"]
-
-
 # Interrupted, and forked.
 
 
@@ -591,25 +550,6 @@ def test_ctrl_c_while_a_transaction_is_waited_for_leaves_the_turn_to_others(hist
     with history.transaction() as tx:
         tx.append("c1", Message.user("second"))
     assert texts(history, "c1") == ["first", "second"]
-
-
-@POSIX
-def test_ctrl_c_in_a_transaction_rolls_it_back(history: BlockingHistory) -> None:
-    begun = threading.Event()
-    presser = interrupt_when(begun.is_set)
-    interrupted = False
-    try:
-        with history.transaction() as tx:
-            tx.append("c1", Message.user("taken back"))
-            begun.set()
-            threading.Event().wait(SOON)
-    except KeyboardInterrupt:
-        interrupted = True
-    presser.join()
-
-    assert interrupted
-    history.append("c1", Message.user("after"))
-    assert texts(history, "c1") == ["after"]
 
 
 @POSIX

@@ -237,19 +237,6 @@ async def test_a_delivery_is_linked_to_the_span_in_which_its_events_were_appende
     await store.store.close()
 
 
-async def test_a_message_said_again_in_another_trace_is_the_same_message(tmp_path: Path) -> None:
-    tracer = TracerProvider().get_tracer("bot")
-    async with History(tmp_path / "bot.outbox.db") as history:
-        receipts = []
-        for _ in range(2):
-            with tracer.start_as_current_span("answer"):
-                receipts.append(await history.append("c1", Message.assistant("hello", id="m1"), metadata={"a": 1}))
-
-        assert receipts[0].sequence == receipts[1].sequence
-        assert await receipts[1].saved(timeout=20)
-        assert [message.text for message in await history.messages("c1")] == ["hello"]
-
-
 def test_without_the_extra_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
 

@@ -9,8 +9,7 @@ import sqlite3
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ import sqlalchemy.exc
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from letopis.store.database import fault_rules
 from letopis.store.database.engines import create_store_engine
@@ -36,8 +34,6 @@ from letopis.store.errors import ConfigurationError
 from tests.support import peers
 from tests.support.bench import SHORT_TIMEOUTS, Bench
 from tests.support.platforms import posix_only
-from tests.support.required import required
-from tests.support.servers import OwnPostgresServer, PostgresServer
 
 UNAVAILABLE = FaultClass.UNAVAILABLE
 MISCONFIGURED = FaultClass.MISCONFIGURED
@@ -77,15 +73,6 @@ async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     await engine.dispose()
 
 
-async def test_a_connection_that_died_in_the_pool_fails_once(bench: Bench) -> None:
-    async with bench.engine.begin() as connection:
-        session = await bench.session(connection)
-    await bench.kill(session)
-
-    assert (await fault_of(bench.run("SELECT 1")))[0] is UNAVAILABLE
-    await bench.run("SELECT 1")
-
-
 @pytest.mark.parametrize(
     "words",
     [
@@ -115,29 +102,6 @@ async def test_a_connection_setting_that_the_server_refuses_is_no_fault_of_an_ev
         assert found[0] is MISCONFIGURED
 
 
-async def test_a_server_that_falls_silent_in_mid_statement(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No packet says that it is gone: only our own clock does. On MariaDB also while we still have much to send."""
-    monkeypatch.setattr("letopis.store.database.failover.ANSWER_MARGIN_SECONDS", 0.5)
-    for size in (10,) if bench.postgresql else (10, 5_000_000):
-        wire = peers.Wire(bench.port)
-        async with wire.open() as port:
-            engine = create_store_engine(bench.changed(port=port), timeouts=SHORT_TIMEOUTS, pool_size=1)
-
-            async def work(size: int = size, wire: peers.Wire = wire, engine: AsyncEngine = engine) -> None:
-                async with engine.begin() as connection:
-                    await connection.exec_driver_sql("SELECT 1")
-                    wire.flowing.clear()
-                    await connection.execute(sa.text("SELECT LENGTH(:body)"), {"body": "x" * size})
-
-            before = asyncio.get_running_loop().time()
-
-            assert (await fault_of(work()))[0] is UNAVAILABLE
-            assert asyncio.get_running_loop().time() - before < 10
-            wire.flowing.set()
-            await bench.run("SELECT 1", engine=engine)
-            await engine.dispose()
-
-
 async def test_a_read_only_server_and_the_way_back(bench: Bench) -> None:
     """After a failover the pool holds connections to what is now a standby: they must not be used again."""
     async with bench.engine.begin() as connection:
@@ -157,13 +121,6 @@ async def test_a_read_only_server_and_the_way_back(bench: Bench) -> None:
     assert after != before
 
 
-@pytest.fixture(scope="module")
-def own_postgresql() -> Iterator[OwnPostgresServer]:
-    """A server that asks for a password and has no TLS."""
-    with required("postgresql", PostgresServer.own, auth="scram-sha-256", settings={"max_connections": "10"}) as server:
-        yield server
-
-
 async def _ask(url: str) -> None:
     engine = create_store_engine(url, timeouts=SHORT_TIMEOUTS, pool_size=1)
     try:
@@ -171,34 +128,6 @@ async def _ask(url: str) -> None:
             await connection.exec_driver_sql("SELECT 1")
     finally:
         await engine.dispose()
-
-
-async def test_a_server_that_stops_and_starts(own_postgresql: OwnPostgresServer) -> None:
-    """While it is down connections are refused, while it starts it says so; each is waited for."""
-    engine = create_store_engine(own_postgresql.url, timeouts=SHORT_TIMEOUTS, pool_size=1)
-    async with engine.begin() as connection:
-        await connection.exec_driver_sql("SELECT 1")
-        await asyncio.to_thread(own_postgresql.stop, "immediate")
-        lost = await fault_of(connection.exec_driver_sql("SELECT 1"))
-        with suppress(sa.exc.SQLAlchemyError):
-            await connection.rollback()
-    seen = set()
-    starting = asyncio.create_task(asyncio.to_thread(own_postgresql.start))
-    while not starting.done():
-        with suppress(StoreFault):
-            try:
-                with translated():
-                    await _ask(own_postgresql.url)
-            except StoreFault as fault:
-                seen.add(fault.fault_class)
-                raise
-        await asyncio.sleep(0.01)
-    await starting
-    await engine.dispose()
-    await _ask(own_postgresql.url)
-
-    assert lost[0] is UNAVAILABLE
-    assert seen == {UNAVAILABLE}
 
 
 # --- SQLite ---------------------------------------------------------------------------------------------------------

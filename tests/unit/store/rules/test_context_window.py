@@ -204,22 +204,6 @@ class TestLimits:
 
 
 class TestCalls:
-    def test_results_stand_right_after_their_calls_in_the_order_of_the_calls(self) -> None:
-        messages = log(
-            ("user", "weather?"),
-            ("assistant", (Text("let me see"), *calls("a", "b"))),
-            ("user", "hurry"),
-            ("tool", (ToolResult("b", 2),)),
-            ("assistant", "one moment"),
-            ("tool", (ToolResult("a", 1),)),
-        )
-
-        found = window(messages)
-
-        assert told(found) == ["m0", "m1", "m5", "m3", "m2", "m4"]
-        assert found.messages[2] is messages[5]
-        assert (found.made_up, found.orphans, found.duplicates) == ((), (), ())
-
     def test_a_message_with_several_results_becomes_one_a_result(self) -> None:
         picture = File("s3://b/k", name="k.png")
         both = Message.tool((ToolResult("b", 2), picture, ToolResult("a", 1)), id="t", tokens=9, usage={"x": 1})
@@ -568,12 +552,6 @@ class TestReading:
         assert found.complete
         assert len(found.messages) == 80
 
-    async def test_without_a_limit_all_is_read(self) -> None:
-        found = await read_context(pages(self.LONG), WindowBudget())
-
-        assert found.complete
-        assert len(found.messages) == len(self.LONG)
-
     async def test_a_result_a_little_before_its_call_is_found_beyond_the_window(self) -> None:
         items: list[tuple[str, Any]] = [("user", f"q{n}") for n in range(200)]
         items += [
@@ -623,29 +601,6 @@ class TestReading:
         found = await read_context(pages(self.LONG[:5], complete=False), WindowBudget(last=3))
 
         assert [one.text for one in found.messages] == ["be kind", "q1", "a1"]
-
-
-async def test_a_history_gives_the_context_of_a_conversation_that_is_not_all_saved(
-    store_url: str, tmp_path: Path
-) -> None:
-    """On the outbox and a store, with what waits and what is long past."""
-    async with (
-        ConversationStore.open(store_url, migrate=True) as store,
-        History(tmp_path / "bot.outbox.db", store=store) as history,
-    ):
-        await history.append("c", Message.system("be kind"), owner="42")
-        for number in range(100):
-            await history.append("c", Message.user(f"q{number}"), Message.assistant(f"a{number}"))
-        assert await history.drained(timeout=30)
-        await history.append("c", Message.user("weather?"), Message.assistant(calls("w")))
-
-        found = await history.context("c", last=6)
-        none = await history.context("nobody", last=6)
-
-    assert [one.text for one in found.messages] == ["be kind", "q99", "a99", "weather?", "", ""]
-    assert found.made_up == (found.messages[-1].id,)
-    assert (found.complete, found.reached) == (False, True)
-    assert none == Context(messages=())
 
 
 async def test_a_context_ends_with_the_message_that_it_is_asked_for(store_url: str, tmp_path: Path) -> None:

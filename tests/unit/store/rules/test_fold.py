@@ -27,7 +27,7 @@ from letopis.store import (
 )
 from letopis.store.model.event_types import Body, MessageAppended
 from letopis.store.rules.fold import Fold, Folded, fold
-from letopis.store.rules.reducer import MAX_TOKENS, ConversationState, MessageSink, reduce_event
+from letopis.store.rules.reducer import MAX_TOKENS
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ORIGIN = UUID(int=1)
@@ -263,16 +263,3 @@ def test_old_events_are_folded_as_if_written_today() -> None:
     assert fold([event]).messages == ()
     [message] = fold([event], upcasters=rules).messages
     assert message.text == "hi"
-
-
-def test_the_state_of_the_history_store_follows_the_same_rule() -> None:
-    """The history store counts in microseconds by the rule that the fold follows in datetimes."""
-    events = numbered(ConversationStarted(owner_id="42"), Message.user("x", tokens=5), ConversationRenamed(title="t"))
-    state = ConversationState(created_at=1, updated_at=1)
-    for number, event in enumerate(events, start=1):
-        reduce_event(state, event.body(), MessageSink(), version=number, occurred_at=number)
-
-    folded = conversation(fold(events))
-    assert (state.owner_id, state.title, state.state) == (folded.owner_id, folded.title, folded.state)
-    assert (state.version, state.message_count, state.tokens) == (3, 1, 5)
-    assert (state.created_at, state.updated_at) == (1, 3)
