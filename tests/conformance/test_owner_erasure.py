@@ -2,58 +2,22 @@
 
 from __future__ import annotations
 
-import subprocess
-from pathlib import Path
 from typing import Literal
 
 import pytest
-import sqlalchemy as sa
 
 from letopis.outbox import History
-from letopis.outbox.diagnostics.integrity import find_problems
 from letopis.outbox.history.erasing import erase_owner, register
-from letopis.outbox.relay.relay import Relay
 from letopis.store import ConversationGone, ConversationStore, Message
-from letopis.store.database.schema import metadata
-from letopis.store.maintenance.integrity import find_problems as store_problems
+from tests.conformance.nowhere import assert_nowhere, occurs
 from tests.support.relays import until
+from tests.support.sayings import Bots, drain, present
 
 WORDS = "gheldrimmer"
 
 
-async def deliver(*histories: History) -> None:
-    for history in histories:
-        await Relay(history.outbox, history.store).drain()
-
-
 async def texts(store: ConversationStore, chat: str) -> list[str]:
     return [message.text for message in await store.messages(chat, every=True)]
-
-
-async def dump(store: ConversationStore) -> str:
-    rows = list[str]()
-    async with store._runtime.callers_engine.connect() as connection:
-        for table in metadata.sorted_tables:
-            if table.info.get("not_on") != connection.dialect.name:
-                rows += [repr(tuple(row)) for row in await connection.execute(sa.select(table))]
-    return "\n".join(rows)
-
-
-def occurs(words: str, path: Path) -> bool:
-    """Search the files of an open outbox: in a process of its own, as closing a descriptor here drops its locks."""
-    files = [str(file) for file in path.parent.glob(f"{path.name}*")]
-    return subprocess.run(["grep", "-lF", words, *files], check=False, stdout=subprocess.PIPE).returncode == 0
-
-
-async def assert_nowhere(words: str, store: ConversationStore, *histories: History) -> None:
-    assert words not in await dump(store)
-    for history in histories:
-        path = history.outbox.path
-        await until(lambda path=path: not occurs(words, path))  # type: ignore[misc]
-        await history.close()
-        assert not occurs(words, path)
-        assert list(find_problems(path)) == []
-    assert [problem async for problem in store_problems(store._runtime.callers_engine)] == []
 
 
 async def speak(history: History, chat: str, *, owner: str | None = None, words: str = WORDS) -> None:
@@ -64,30 +28,27 @@ async def speak(history: History, chat: str, *, owner: str | None = None, words:
 
 
 @pytest.mark.parametrize("how", ["reset", "delete"])
-async def test_what_an_offline_outbox_held_pending_never_becomes_readable(
-    store: ConversationStore, bots: tuple[History, History], how: str
-) -> None:
+async def test_what_an_offline_outbox_held_stays_unreadable(store: ConversationStore, bots: Bots, how: str) -> None:
     one, two = bots
     await speak(one, "shared", owner="42")
-    await deliver(one)
+    await drain(one)
     await speak(two, "shared")  # it was never told whose the conversation is
-    await deliver(two)
+    await drain(two)
     await speak(two, "shared")
     await speak(two, "new", owner="42")
     await two.records(owner="42").put(("profile",), "name", WORDS)
     await speak(two, "other", owner="43", words="stays")
 
     await erase(one, "42", how)
-    await deliver(one)
+    await drain(one)
     assert [behind.name for behind in await store.erasures.unacknowledged()] == ["two.outbox.db"]
-    await deliver(two)
+    await drain(two)
 
     assert await store.erasures.unacknowledged() == []
     await assert_nowhere(WORDS, store, one, two)
     assert "stays said" in await texts(store, "other")
     for chat in ("shared", "new"):
-        conversation = await store.conversation(chat)
-        assert conversation is not None
+        conversation = present(await store.conversation(chat))
         assert conversation.state == ("deleted" if how == "delete" else "active")
     new = await store.conversation("new")
     assert new is not None and new.message_count == 0
@@ -102,22 +63,22 @@ async def erase(history: History, owner: str, how: str) -> None:
     await erase_owner(history, owner, how=how, reason="asked")  # type: ignore[arg-type]
 
 
-async def test_new_words_after_the_erasure_survive(store: ConversationStore, bots: tuple[History, History]) -> None:
+async def test_new_words_after_the_erasure_survive(store: ConversationStore, bots: Bots) -> None:
     one, two = bots
     await speak(one, "shared", owner="42")
     await greet(two)
-    await deliver(one, two)
+    await drain(one, two)
     await speak(two, "shared")
     await speak(two, "new", owner="42")
 
     await erase(one, "42", "reset")
-    await deliver(one)
+    await drain(one)
     await one.append("shared", Message.user("new words through one"))
-    await deliver(one)
-    await deliver(two)
+    await drain(one)
+    await drain(two)
     await two.append("shared", Message.user("new words through two"))
     await two.append("new", Message.user("new words in the other chat"))
-    await deliver(two)
+    await drain(two)
 
     shown = [message.text for message in await one.messages("shared")]
     assert [text for text in shown if text] == ["new words through one", "new words through two"]
@@ -125,116 +86,108 @@ async def test_new_words_after_the_erasure_survive(store: ConversationStore, bot
     await assert_nowhere(WORDS, store, one, two)
 
 
-async def test_a_reset_of_a_chat_that_two_outboxes_began_spares_what_was_said_since(
-    store: ConversationStore, bots: tuple[History, History]
+async def test_reset_of_a_chat_that_two_outboxes_began_spares_what_came_since(
+    store: ConversationStore, bots: Bots
 ) -> None:
     one, two = bots
     await greet(two)
-    await deliver(two)
+    await drain(two)
     await speak(two, "shared", owner="42")  # pending: the store does not know it
 
     await erase(one, "42", "reset")
-    await deliver(one)
+    await drain(one)
     await one.append("shared", Message.user("new words"), owner="42")
-    await deliver(one)
-    await deliver(two)
+    await drain(one)
+    await drain(two)
 
     assert [message.text for message in await store.messages("shared") if message.text] == ["new words"]
     await assert_nowhere(WORDS, store, one, two)
 
 
-async def test_a_deletion_ends_the_chat_here_too(store: ConversationStore, bots: tuple[History, History]) -> None:
+async def test_a_deletion_ends_the_chat_here_too(bots: Bots) -> None:
     one, two = bots
     await speak(two, "new", owner="42")
-    await deliver(two)
+    await drain(two)
     await speak(two, "new")
 
     await erase(one, "42", "delete")
-    await deliver(one, two)
+    await drain(one, two)
 
     with pytest.raises(ConversationGone):
         await two.append("new", Message.user("too late"))
 
 
-async def test_an_idle_outbox_carries_out_and_acknowledges(
-    store: ConversationStore, bots: tuple[History, History]
-) -> None:
+async def test_an_idle_outbox_carries_out_and_acknowledges(store: ConversationStore, bots: Bots) -> None:
     one, two = bots
     await speak(one, "shared", owner="42")
     await speak(two, "shared")
-    await deliver(one, two)
+    await drain(one, two)
 
     await erase(one, "42", "reset")
-    await deliver(one)
-    await deliver(two)
+    await drain(one)
+    await drain(two)
 
     assert await store.erasures.unacknowledged() == []
     await assert_nowhere(WORDS, store, one, two)
 
 
-async def test_a_new_outbox_begins_at_the_present_number(
-    store: ConversationStore, bots: tuple[History, History]
-) -> None:
+async def test_a_new_outbox_begins_at_the_present_number(store: ConversationStore, bots: Bots) -> None:
     one, two = bots
     await speak(one, "shared", owner="42")
-    await deliver(one)
+    await drain(one)
     await erase(one, "42", "reset")
-    await deliver(one)
+    await drain(one)
 
     await two.append("shared", Message.user("words of a new outbox"))
-    await deliver(two)
+    await drain(two)
 
     assert "words of a new outbox" in await texts(store, "shared")
 
 
-async def test_drafts_and_unconfirmed_replies_go(store: ConversationStore, bots: tuple[History, History]) -> None:
+async def test_drafts_and_unconfirmed_replies_go(store: ConversationStore, bots: Bots) -> None:
     one, two = bots
     await speak(one, "shared", owner="42")
     await speak(two, "shared", owner="42")
-    await deliver(one, two)
+    await drain(one, two)
     async with two.reply("chat", owner="42", every=0) as reply:
         await reply.add(f"{WORDS} half")
         await until(lambda: reply.kept > 0)
         assert occurs(WORDS, two.outbox.path)
         await erase(one, "42", "reset")
-        await deliver(one, two)
+        await drain(one, two)
         await until(lambda: not occurs(WORDS, two.outbox.path))
     await assert_nowhere(WORDS, store, one)
 
 
 @pytest.mark.parametrize("held", ["owner", "conversation"])
-async def test_a_hold_that_came_later_spares_what_an_outbox_holds(
-    store: ConversationStore, bots: tuple[History, History], held: str
-) -> None:
+async def test_later_hold_spares_what_an_outbox_holds(store: ConversationStore, bots: Bots, held: str) -> None:
     one, two = bots
     await greet(two)
-    await deliver(two)
+    await drain(two)
     await speak(two, "new", owner="42")
 
     await erase(one, "42", "reset")
     await store.erasures.hold(held, "42" if held == "owner" else "new", reason="a court asked")  # type: ignore[arg-type]
-    await deliver(one, two)
+    await drain(one, two)
 
     assert await texts(store, "new") == [f"{WORDS} said", f"{WORDS} answered"]
     assert await store.erasures.unacknowledged() == []
 
 
 @pytest.mark.parametrize("how", ["reset", "delete"])
-async def test_a_conversation_is_erased_in_every_outbox(
-    store: ConversationStore, bots: tuple[History, History], how: Literal["reset", "delete"]
-) -> None:
+async def test_erased_in_every_outbox(store: ConversationStore, bots: Bots, how: Literal["reset", "delete"]) -> None:
     one, two = bots
     await speak(one, "shared", owner="42")
     await speak(two, "shared")
     await speak(two, "other", owner="42", words="stays")
-    await deliver(one, two)
+    await drain(one, two)
     await speak(two, "shared")
 
     await register(one, "conversation", "shared", how=how, reason="asked")
     await (one.chat("shared").delete if how == "delete" else one.chat("shared").reset)()
-    await deliver(one)
+    await drain(one)
     await one.append("other", Message.user("later"))
-    await deliver(two, one)
+    await drain(two, one)
 
     assert "stays said" in await texts(store, "other")
     assert await store.erasures.unacknowledged() == []

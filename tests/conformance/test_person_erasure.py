@@ -2,59 +2,22 @@
 
 from __future__ import annotations
 
-import subprocess
-from pathlib import Path
-
 import pytest
-import sqlalchemy as sa
 
 from letopis.outbox import History
-from letopis.outbox.diagnostics.integrity import find_problems
 from letopis.outbox.history.erasing import erase_person
 from letopis.outbox.operations.pending_events import Selection
 from letopis.outbox.operations.repair import fix, pause, resume
-from letopis.outbox.relay.relay import Relay
 from letopis.outbox.transfer.exporter import Exporter
 from letopis.store import ConversationStore, Held, Message
-from letopis.store.database.schema import metadata
-from letopis.store.maintenance.integrity import find_problems as store_problems
 from letopis.store.maintenance.receipt import ErasureScope, load, make_receipt
 from letopis.store.model.events import utc_now
-from tests.support.relays import until
+from tests.conformance.nowhere import assert_nowhere, occurs
+from tests.support.sayings import Bots, drain
 
 ANN, BEN = "tg:7:1", "tg:7:2"
 ANNS, BENS = "gheldrimmer", "quenwhistle"
 WORDS = {ANN: ANNS, BEN: BENS}
-
-
-async def deliver(*histories: History) -> None:
-    for history in histories:
-        await Relay(history.outbox, history.store).drain()
-
-
-async def dump(store: ConversationStore) -> str:
-    rows = list[str]()
-    async with store._runtime.callers_engine.connect() as connection:
-        for table in metadata.sorted_tables:
-            if table.info.get("not_on") != connection.dialect.name:
-                rows += [repr(tuple(row)) for row in await connection.execute(sa.select(table))]
-    return "\n".join(rows)
-
-
-def occurs(words: str, path: Path) -> bool:
-    """Search the files of an open outbox: in a process of its own, as closing a descriptor here drops its locks."""
-    files = [str(file) for file in path.parent.glob(f"{path.name}*")]
-    return subprocess.run(["grep", "-lF", words, *files], check=False, stdout=subprocess.PIPE).returncode == 0
-
-
-async def assert_nowhere(words: str, store: ConversationStore, *histories: History) -> None:
-    assert words not in await dump(store)
-    for history in histories:
-        path = history.outbox.path
-        await until(lambda path=path: not occurs(words, path))  # type: ignore[misc]
-        await history.close()
-        assert list(find_problems(path)) == []
-    assert [problem async for problem in store_problems(store._runtime.callers_engine)] == []
 
 
 async def talk(history: History, group: str, turn: str) -> None:
@@ -67,19 +30,17 @@ async def erase(history: History) -> None:
     await erase_person(history, ANN, how="delete", reason="asked", requested_by="dpo")
 
 
-async def test_a_person_is_erased_from_a_group_through_an_outbox_that_was_offline(
-    store: ConversationStore, bots: tuple[History, History]
-) -> None:
+async def test_person_is_erased_through_an_outbox_that_was_offline(store: ConversationStore, bots: Bots) -> None:
     one, two = bots
     await talk(one, "group", "zero")
     await talk(one, "group", "first")
     await one.append(ANN, Message.user(f"{ANNS} alone"), owner=ANN)
     await one.records(owner=ANN).put(("profile",), "name", ANNS)
     await two.append("hello", Message.user("hello"), owner="41")
-    await deliver(one, two)
+    await drain(one, two)
     # An edit alone, of a message that this outbox does not hold: the tail retains it.
     await two.chat("group").edit(f"{ANN}-zero", f"{ANNS} edited")
-    await deliver(two)
+    await drain(two)
     # Offline from here on: pending words.
     await two.chat("group").edit(f"{ANN}-first", f"{ANNS} edited")
     await talk(two, "group", "second")
@@ -88,9 +49,9 @@ async def test_a_person_is_erased_from_a_group_through_an_outbox_that_was_offlin
     assert occurs(ANNS, two.outbox.path)
 
     await erase(one)
-    await deliver(one)
+    await drain(one)
     assert [behind.name for behind in await store.erasures.unacknowledged()] == ["two.outbox.db"]
-    await deliver(two)
+    await drain(two)
 
     assert await store.erasures.unacknowledged() == []
     await assert_nowhere(ANNS, store, one, two)
@@ -102,32 +63,30 @@ async def test_a_person_is_erased_from_a_group_through_an_outbox_that_was_offlin
     assert [one.differences async for one in store.rebuild(check=True, every=True)] == [()] * 5
 
 
-async def test_words_after_the_erasure_are_new(store: ConversationStore, bots: tuple[History, History]) -> None:
+async def test_words_after_the_erasure_are_new(store: ConversationStore, bots: Bots) -> None:
     one, two = bots
     await talk(one, "group", "first")
     await talk(two, "group", "second")
-    await deliver(one, two)
+    await drain(one, two)
     await talk(two, "group", "third")
 
     await erase(one)
-    await deliver(one)
+    await drain(one)
     await one.append("group", Message.user("I am back", author=ANN))
-    await deliver(one, two)
+    await drain(one, two)
     await two.append("group", Message.user("and here", author=ANN))
-    await deliver(two)
+    await drain(two)
 
     texts = [message.text for message in await store.messages("group") if message.text and BENS not in message.text]
     assert texts == ["I am back", "and here"]
     await assert_nowhere(ANNS, store, one, two)
 
 
-async def test_the_original_of_a_repaired_message_goes_too(
-    store: ConversationStore, bots: tuple[History, History]
-) -> None:
+async def test_the_original_of_a_repaired_message_goes_too(store: ConversationStore, bots: Bots) -> None:
     one, two = bots
     await talk(one, "group", "first")
     await two.append("group", Message.user("hello"), owner="tg:7:-100")
-    await deliver(one, two)
+    await drain(one, two)
     receipt = await two.append("group", Message.user(f"{ANNS} blocked", id="b", author=ANN))
     await two.outbox.write(lambda connection: pause(connection, Selection(conversation_ids=("group",))))
     data = {"message_id": "b", "role": "user", "content": "mended"}
@@ -136,27 +95,25 @@ async def test_the_original_of_a_repaired_message_goes_too(
     assert occurs(ANNS, two.outbox.path)
 
     await erase(one)
-    await deliver(one, two)
+    await drain(one, two)
 
     await assert_nowhere(ANNS, store, one, two)
 
 
 @pytest.mark.parametrize("held", ["owner", "conversation"])
-async def test_a_held_group_keeps_the_words_and_tells_so(
-    store: ConversationStore, bots: tuple[History, History], held: str
-) -> None:
+async def test_a_held_group_keeps_the_words_and_tells_so(store: ConversationStore, bots: Bots, held: str) -> None:
     one, two = bots
     await talk(one, "group", "first")
     await one.append("free", Message.user(f"{ANNS} free", author=ANN), owner="tg:7:-200")
-    await deliver(one)
+    await drain(one)
     await two.append("hello", Message.user("hello"), owner="41")
-    await deliver(two)
+    await drain(two)
     await two.append("group", Message.user(f"{ANNS} pending", author=ANN))
     await store.erasures.hold(held, "tg:7:-100" if held == "owner" else "group", reason="a court asked")  # type: ignore[arg-type]
     told: list[Held] = []
 
     await erase_person(one, ANN, how="delete", held=told.append)
-    await deliver(one, two)
+    await drain(one, two)
 
     assert [error.reason for error in told] == ["a court asked"]
     texts = [message.text for message in await store.messages("group")]
@@ -164,9 +121,9 @@ async def test_a_held_group_keeps_the_words_and_tells_so(
     assert [message.text for message in await store.messages("free")] == [""]
 
 
-async def test_a_hold_on_the_person_forbids_it(store: ConversationStore, bots: tuple[History, History]) -> None:
+async def test_a_hold_on_the_person_forbids_it(store: ConversationStore, bots: Bots) -> None:
     await talk(bots[0], "group", "first")
-    await deliver(bots[0])
+    await drain(bots[0])
     await store.erasures.hold("owner", ANN, reason="a court asked")
 
     with pytest.raises(Held):
@@ -175,9 +132,7 @@ async def test_a_hold_on_the_person_forbids_it(store: ConversationStore, bots: t
     assert await store.erasures.after(0) == []
 
 
-async def test_more_messages_than_one_step_takes(
-    store: ConversationStore, bots: tuple[History, History], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_more_than_one_step_takes(store: ConversationStore, bots: Bots, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("letopis.outbox.event_log.erasures.MAX_ERASED_PER_TRANSACTION", 2)
     monkeypatch.setattr("letopis.outbox.relay.erasures._MESSAGES_PER_STEP", 2)
     monkeypatch.setattr("letopis.outbox.history.authored.PAGE", 2)
@@ -185,25 +140,23 @@ async def test_more_messages_than_one_step_takes(
     for number in range(5):
         await talk(one, "group", f"one-{number}")
     await two.append("hello", Message.user("hello"), owner="41")
-    await deliver(one, two)
+    await drain(one, two)
     for number in range(5):
         await talk(two, "group", f"two-{number}")
 
     await erase(one)
-    await deliver(one, two)
+    await drain(one, two)
 
     await assert_nowhere(ANNS, store, one, two)
     assert len([message for message in await store.messages("group") if message.text]) == 10
 
 
-async def test_export_then_erase_then_verify_the_receipt(
-    store: ConversationStore, bots: tuple[History, History]
-) -> None:
+async def test_export_then_erase_then_verify_the_receipt(store: ConversationStore, bots: Bots) -> None:
     one, two = bots
     await talk(one, "group", "first")
     await one.append(ANN, Message.user(f"{ANNS} alone"), owner=ANN)
     await two.append("hello", Message.user("hello"), owner="41")
-    await deliver(one, two)
+    await drain(one, two)
     exported = b"".join([line async for line in Exporter(one, every=True).of_person(ANN)])
     assert exported.count(ANNS.encode()) == 3 and BENS.encode() not in exported
     engine = store._runtime.callers_engine
@@ -211,7 +164,7 @@ async def test_export_then_erase_then_verify_the_receipt(
         scope = await ErasureScope.read(connection, "person", ANN)
 
     erasure = await erase_person(one, ANN, how="delete", reason="asked", requested_by="dpo")
-    await deliver(one)
+    await drain(one)
     async with engine.connect() as connection:
         content = await make_receipt(connection, erasure.number, scope, now=utc_now())
 
@@ -219,7 +172,7 @@ async def test_export_then_erase_then_verify_the_receipt(
     assert [problem async for problem in check.problems(engine)] == []
     assert check.outboxes == {"one.outbox.db": "had acknowledged", "two.outbox.db": "has not acknowledged yet"}
     assert ANNS.encode() not in content
-    await deliver(two)
+    await drain(two)
     check = load(content)
     assert [problem async for problem in check.problems(engine)] == []
     assert check.outboxes["two.outbox.db"] == "has acknowledged since"

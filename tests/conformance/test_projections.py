@@ -28,6 +28,7 @@ from letopis.store import (
 from letopis.store.testing.outbox import Outbox
 from tests.conformance.projecting import Acting, Seen, make_table, project, rows_of, say
 from tests.support.child import command
+from tests.support.sayings import new_outbox, send
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,9 +91,7 @@ async def until_read(store: ConversationStore, position: int) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_killed_in_the_middle_of_a_batch_it_takes_in_each_event_once(
-    store: ConversationStore, store_url: str
-) -> None:
+async def test_killed_in_a_batch_it_takes_in_each_event_once(store: ConversationStore, store_url: str) -> None:
     await make_table(store_url)
     await say(store, Outbox(), 40)
     printed = 0
@@ -176,9 +175,7 @@ async def test_a_new_version_does_what_the_old_one_had_not_come_to(store: Conver
     assert (old.done, new.done) == ([1, 2, 3, 4], [5, 6])
 
 
-async def test_effects_that_raise_end_the_step_and_are_not_tried_again(
-    store: ConversationStore, store_url: str
-) -> None:
+async def test_effects_that_raise_end_the_step_and_are_not_retried(store: ConversationStore, store_url: str) -> None:
     await make_table(store_url)
 
     class Failing(Acting):
@@ -197,9 +194,7 @@ async def test_effects_that_raise_end_the_step_and_are_not_tried_again(
     assert projection.done == [1, 2, 3]
 
 
-async def test_a_process_that_dies_before_its_effects_leaves_them_undone(
-    store: ConversationStore, store_url: str
-) -> None:
+async def test_death_before_its_effects_leaves_them_undone(store: ConversationStore, store_url: str) -> None:
     """At most once outside, while what it wrote is there exactly once: also that it is still to be done."""
     await make_table(store_url)
     projection = Acting()
@@ -229,11 +224,8 @@ async def test_what_a_catch_up_projection_raises_is_its_own_fault(store: Convers
 
 async def test_what_was_redacted_comes_without_its_content(store: ConversationStore, store_url: str) -> None:
     await make_table(store_url)
-    outbox = Outbox()
-    outbox.append("c", Message.user("a secret", id="m"), Message.user("no secret"))
-    await outbox.deliver(store)
-    outbox.append("c", MessageRedacted(message_id="m"))
-    await outbox.deliver(store)
+    outbox = await new_outbox(store, "c", Message.user("a secret", id="m"), Message.user("no secret"))
+    await send(store, outbox, "c", MessageRedacted(message_id="m"))
     taken: list[RecordedEvent] = []
 
     class Reading(Seen):
@@ -335,9 +327,7 @@ class TestInline:
             assert sent.fault is None
         assert [position for _, position, _ in await rows_of(store_url)] == [1, 2, 3, 4, 5]
 
-    async def test_one_that_is_added_later_waits_until_it_was_brought_up_to_date(
-        self, store_url: str, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    async def test_one_added_later_waits_for_catch_up(self, store_url: str, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.WARNING, logger="letopis.store.projections")
         await make_table(store_url)
         outbox = Outbox()

@@ -28,6 +28,7 @@ from letopis.store.read.paging import Window
 from letopis.store.read.reader import ViewQuery
 from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.reads import ONLY, WINDOWS, ReadConformance, fill
+from tests.support.sayings import change, new_outbox
 
 
 def query_of(window: Window | None) -> ViewQuery:
@@ -111,7 +112,7 @@ async def test_a_store_that_was_closed_says_so(store_url: str) -> None:
 
 
 @pytest.mark.parametrize("store_url", ["postgresql", "mariadb"], indirect=True)
-async def test_a_store_is_closed_when_what_is_under_way_has_ended(
+async def test_store_is_closed_when_what_is_under_way_has_ended(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("letopis.store._runtime.CLOSE_TIMEOUT_SECONDS", 20)
@@ -136,9 +137,7 @@ async def test_a_store_is_closed_when_what_is_under_way_has_ended(
 
 
 @pytest.mark.parametrize("store_url", ["postgresql", "mariadb"], indirect=True)
-async def test_a_store_is_closed_though_what_is_under_way_hangs(
-    store_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_store_is_closed_though_what_is_under_way_hangs(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("letopis.store._runtime.CLOSE_TIMEOUT_SECONDS", 0.1)
     store = ConversationStore(store_url, migrate=True)
     await store.prepare()
@@ -196,11 +195,8 @@ async def test_a_store_is_prepared_by_its_first_use(store_url: str) -> None:
 
 
 async def test_a_damaged_payload_is_a_fault_of_the_store_and_quotes_nothing(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append(ONLY, Message.user("secret"))
-    await outbox.deliver(store)
-    async with store._runtime.callers_engine.begin() as connection:
-        await connection.execute(sa.text('UPDATE letopis_events SET data = \'{"content": "secret\''))
+    await new_outbox(store, ONLY, Message.user("secret"))
+    await change(store, 'UPDATE letopis_events SET data = \'{"content": "secret\'')
 
     for call in (store.messages, store.events):
         with pytest.raises(StoreFault) as caught:

@@ -24,6 +24,7 @@ from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.record_changes import CP, clear, put
 from letopis.store.testing.records import LANE, RecordConformance
 from tests.support.defects import RECORDS_TWICE, planted
+from tests.support.sayings import send
 from tests.support.store_changes import run_there
 
 SCOPE = Scope.conversation("chat-1")
@@ -101,16 +102,13 @@ async def test_the_ledger_is_trimmed_by_what_the_outbox_has_pruned(store: Conver
     assert not result.refused and await values(store) == {"a": b"last"}
 
 
-async def test_records_are_erased_with_their_conversation_and_come_back_by_no_late_delivery(
-    store: ConversationStore, store_url: str
-) -> None:
+async def test_records_erased_with_their_conversation_leave_no_row(store: ConversationStore, store_url: str) -> None:
     outbox, other, lane = Outbox(), Outbox(), SCOPE.name
     outbox.append("chat-1", Message.user("hello"))
     outbox.append_encoded(lane, [put(lane, "a", b"x" * 100_000, tags={"user": "u"})])
     await outbox.deliver(store)
     assert await count(store_url, record_parts) == 1
-    outbox.append("chat-1", ConversationDeleted())
-    await outbox.deliver(store)
+    await send(store, outbox, "chat-1", ConversationDeleted())
     other.append_encoded(lane, [put(lane, "late", b"1")])
     late = await other.deliver(store)
 

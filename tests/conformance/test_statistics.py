@@ -108,9 +108,7 @@ async def test_a_count_is_of_one_moment(store: ConversationStore, monkeypatch: p
     assert (await store.statistics()).tokens == 404
 
 
-async def test_a_key_of_unique_values_does_not_fill_the_memory(
-    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_unique_values_do_not_fill_memory(store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counting, "MAX_GROUPS", 3)
     outbox = Outbox()
     for number in range(4):

@@ -41,6 +41,7 @@ from tests.support.bot_api import BOT_ID, BotApi, until
 from tests.support.child import command
 from tests.support.paths import ROOT
 from tests.support.peers import refused_port
+from tests.support.sayings import present
 
 CHAT = "tg:7000:1001"
 LONG = "\n\n".join(f"Paragraph {number}. " + "Words of tea. " * 20 for number in range(30))
@@ -188,7 +189,7 @@ async def test_an_update_that_comes_again_while_it_is_handled_is_handled_once(be
     assert count == 1
 
 
-async def test_a_handler_that_raises_has_ended(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_handler_that_raises_has_ended(bench: Bench) -> None:
     @bench.dispatcher.message()
     async def answer(message: Message) -> None:
         raise LookupError
@@ -304,21 +305,6 @@ async def test_smart_send_is_one_call(bench: Bench, tmp_path: Path) -> None:
     assert message.text == LONG
     assert message.delivery_data["sent_as"] == "file"
     assert Path(message.delivery_data["file_path"]).parent == tmp_path / "bot.outbox.db.files"
-
-
-async def test_smart_send_splits_when_the_file_fails(bench: Bench) -> None:
-    await bench.feed(bench.api.say("Long", chat=-100, message_thread_id=7, is_topic_message=True))
-    bench.api.fail("sendDocument", 413, "Request Entity Too Large")
-
-    sent = await bench.chats.smart_send(
-        Message.model_validate(bench.api.updates[0]["message"], context={"bot": bench.bot}), LONG
-    )
-
-    assert sent.sent_as == "messages"
-    assert [one["message_thread_id"] for one in bench.api.sent()] == [7] * len(sent.numbers)
-    assert " ".join(bench.api.texts()).split() == LONG.split()
-    [_, message] = await bench.history.messages("tg:7000:-100:t7")
-    assert message.delivery_data["platform_ids"]["telegram"] == list(sent.numbers)
 
 
 # Webhooks.
@@ -578,8 +564,7 @@ async def test_rename_takes_the_answer_as_the_title(bench: Bench) -> None:
         bench.api.say("Oolong", reply_to_message={**asked.result, "chat": {"id": 1001, "type": "private"}})
     )
 
-    chat = await bench.history.chat(CHAT).conversation()
-    assert chat is not None
+    chat = present(await bench.history.chat(CHAT).conversation())
     assert chat.title == "Oolong"
     assert bench.api.texts()[-1] == "✅ Теперь чат называется «Oolong»."
     assert await bench.texts() == ["What is tea?", "answer to What is tea?"]

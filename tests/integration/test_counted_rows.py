@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from uuid import UUID
 
 import pytest
@@ -18,6 +17,7 @@ from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.schema import lanes, metadata
 from tests.campaigns.invariants import check
 from tests.support.relays import drained, end, lane, relay_on, say, until
+from tests.support.sayings import NewStore
 from tests.support.store_changes import let_through, run_there, swallow
 
 _ID = UUID(int=7)
@@ -28,8 +28,8 @@ OVERWRITTEN = ("origins", "conversations", "messages", "lanes", "log_heads", "ow
 @pytest.mark.parametrize("table", INSERTED)
 @pytest.mark.parametrize("count", [3, 120], ids=["few", "many"])
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-async def test_inserts_that_are_swallowed_are_noticed(
-    outbox: OutboxFile, new_store_url: Callable[[str], str], kind: str, table: str, count: int
+async def test_swallowed_inserts(
+    outbox: OutboxFile, new_store_url: NewStore, kind: str, table: str, count: int
 ) -> None:
     """By a trigger: on PostgreSQL one that returns NULL, also for COPY; on SQLite RAISE(IGNORE)."""
     url = new_store_url(kind)
@@ -56,7 +56,7 @@ async def test_inserts_that_are_swallowed_are_noticed(
 @pytest.mark.parametrize("table", OVERWRITTEN)
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 async def test_updates_that_are_swallowed_are_noticed(
-    outbox: OutboxFile, new_store_url: Callable[[str], str], kind: str, table: str, monkeypatch: pytest.MonkeyPatch
+    outbox: OutboxFile, new_store_url: NewStore, kind: str, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("letopis.store.write.transaction._LAST_SEEN_INTERVAL_US", -1)
     url = new_store_url(kind)
@@ -85,7 +85,7 @@ async def test_updates_that_are_swallowed_are_noticed(
 @pytest.mark.parametrize("what", ["INSERT", "UPDATE"])
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 async def test_marks_that_are_swallowed_are_noticed(
-    outbox: OutboxFile, new_store_url: Callable[[str], str], kind: str, what: str, monkeypatch: pytest.MonkeyPatch
+    outbox: OutboxFile, new_store_url: NewStore, kind: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The mark of a long deletion in its delivery; where it is carried out, in the step."""
     monkeypatch.setattr("letopis.store.write.loading.MAX_ROWS_PER_TRANSACTION", 3)

@@ -94,7 +94,7 @@ async def erase_everywhere(folder: str, store: str, how: str, point: str) -> int
 
 @pytest.mark.parametrize("how", ["reset", "delete"])
 @pytest.mark.parametrize("point", POINTS)
-async def test_an_erasure_that_was_killed_is_completed_by_repeating_it(
+async def test_killed_erasure_is_completed_by_repeating_it(
     tmp_path: Path, store_url: str, point: str, how: str
 ) -> None:
     async with ConversationStore.open(store_url, migrate=True):

@@ -68,9 +68,7 @@ def ready(port: int) -> Any:
     return json.loads(ask(port, "/healthz/ready")[1])
 
 
-def test_a_daemon_of_twenty_files_takes_few_threads_and_one_descriptor_of_each_quiet_file(
-    tmp_path: Path, store: str
-) -> None:
+def test_daemon_of_twenty_files_takes_few_threads_and_one_descriptor_each(tmp_path: Path, store: str) -> None:
     paths = asyncio.run(make_fleet(tmp_path, 20))
     arguments = ("--outbox", str(tmp_path / "*.outbox.db"), "--store", store, "--listen", "0")
     with DaemonProcess(*arguments, folder=tmp_path) as daemon:

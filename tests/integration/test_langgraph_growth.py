@@ -47,9 +47,7 @@ async def seconds(saver: Any) -> float:
 
 
 @pytest.mark.slow
-async def test_a_long_thread_is_small_and_its_latest_checkpoint_near(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_long_thread_is_small_and_its_latest_near(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async with History(tmp_path / "bot.outbox.db", store=tmp_path / "history.db") as history:
         said = await converse(LetopisSaver(history), TURNS)
         await until(lambda: history.drained(0), patience=60)

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from letopis.store.write import applier, transaction
 from tests.campaigns.invariants import check
 from tests.support.child import command
 from tests.support.relays import drained, end, figures, relay_on, say
+from tests.support.sayings import NewStore
 
 SOON_SECONDS = 5.0
 LONG_LIMIT_SECONDS = 8
@@ -91,9 +91,7 @@ async def _outboxes(tmp_path: Path, url: str) -> tuple[Path, OutboxFile]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
-async def test_a_stopped_relay_delays_its_neighbours_for_seconds(
-    tmp_path: Path, new_store_url: Callable[[str], str], kind: str
-) -> None:
+async def test_stopped_relay_delays_others_for_seconds(tmp_path: Path, new_store_url: NewStore, kind: str) -> None:
     url = new_store_url(kind)
     path, neighbour = await _outboxes(tmp_path, url)
     took, (trips, faults) = await _delay(path, neighbour, url)
@@ -107,9 +105,7 @@ async def test_a_stopped_relay_delays_its_neighbours_for_seconds(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
-async def test_it_takes_longer_without_the_limit(
-    tmp_path: Path, new_store_url: Callable[[str], str], kind: str
-) -> None:
+async def test_it_takes_longer_without_the_limit(tmp_path: Path, new_store_url: NewStore, kind: str) -> None:
     """The control: the delay is the limit's."""
     url = new_store_url(kind)
     path, neighbour = await _outboxes(tmp_path, url)
@@ -120,9 +116,7 @@ async def test_it_takes_longer_without_the_limit(
 
 
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
-async def test_a_wait_for_a_connection_is_no_outage(
-    outbox: OutboxFile, new_store_url: Callable[[str], str], kind: str
-) -> None:
+async def test_a_wait_for_a_connection_is_no_outage(outbox: OutboxFile, new_store_url: NewStore, kind: str) -> None:
     """All connections of the process are in use for longer than one is waited for, again and again."""
     url = new_store_url(kind)
     async with ConversationStore.open(url, migrate=True, pool_size=1, timeouts=Timeouts(statement=0.2)) as store:

@@ -43,7 +43,7 @@ async def untroubled(outbox: OutboxFile) -> bool:
 
 
 @pytest.mark.parametrize("mode", ["fast", "kill"])
-async def test_a_store_that_goes_down_and_returns_gets_the_backlog_in_order(
+async def test_store_that_returns_gets_the_rest(
     server: OwnPostgresServer, url: str, tmp_path: Path, mode: StopMode
 ) -> None:
     outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
@@ -77,9 +77,7 @@ async def test_a_store_that_goes_down_and_returns_gets_the_backlog_in_order(
     assert relay.stats.blocked == 0
 
 
-async def test_a_store_that_is_down_at_the_start_is_waited_for(
-    server: OwnPostgresServer, url: str, tmp_path: Path
-) -> None:
+async def test_store_down_at_the_start_is_waited_for(server: OwnPostgresServer, url: str, tmp_path: Path) -> None:
     async with ConversationStore.open(url, migrate=True):
         pass
     await asyncio.to_thread(server.stop)
@@ -103,9 +101,7 @@ async def test_a_store_that_is_down_at_the_start_is_waited_for(
     assert verdict.stored == 40
 
 
-async def test_a_relay_that_is_told_to_stop_in_an_outage_stops_at_once(
-    server: OwnPostgresServer, url: str, tmp_path: Path
-) -> None:
+async def test_relay_told_to_stop_in_an_outage_stops(server: OwnPostgresServer, url: str, tmp_path: Path) -> None:
     outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
     async with ConversationStore.open(url, migrate=True) as store:
         relay = relay_on(outbox, store)

@@ -88,7 +88,7 @@ async def holder(outbox: OutboxFile) -> int:
     return int(found[0][0]) if found else 0
 
 
-async def test_a_standby_takes_over_from_one_that_was_killed_before_its_silence_counts(
+async def test_standby_takes_over_from_a_killed_one_before_its_silence_counts(
     outbox: OutboxFile, tmp_path: Path
 ) -> None:
     store = tmp_path / "history.db"

@@ -92,7 +92,7 @@ def test_an_own_server_dies_with_a_killed_parent(kind: str) -> None:
     shutil.rmtree(folder)
 
 
-async def test_a_postgresql_database_is_dropped_although_someone_is_connected(
+async def test_postgresql_database_in_use_is_dropped(
     postgresql_server: PostgresServer, fresh_postgresql_url: str
 ) -> None:
     connection = await asyncpg.connect(fresh_postgresql_url)
@@ -105,9 +105,7 @@ async def test_a_postgresql_database_is_dropped_although_someone_is_connected(
         await asyncpg.connect(fresh_postgresql_url)
 
 
-def test_a_mariadb_database_is_dropped_although_a_transaction_is_open(
-    mariadb_server: MariaDBServer, fresh_mariadb_url: str
-) -> None:
+def test_mariadb_database_in_a_transaction_is_dropped(mariadb_server: MariaDBServer, fresh_mariadb_url: str) -> None:
     url = make_url(fresh_mariadb_url)
     assert url.host is not None
     connection = pymysql.connect(

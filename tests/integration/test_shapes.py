@@ -55,7 +55,7 @@ async def test_a_delivery_takes_as_many_statements_for_many_events_as_for_few(st
 
 
 @pytest.mark.parametrize("store_url", ["postgresql", "mariadb"], indirect=True)
-async def test_a_read_looks_at_as_many_rows_of_a_long_conversation_as_of_a_short_one(
+async def test_read_of_a_long_conversation_looks_at_as_many_rows_as_of_a_short_one(
     store_url: str, tmp_path: Path
 ) -> None:
     backlog = await Backlog.open(tmp_path / "bot.outbox.db", store_url)

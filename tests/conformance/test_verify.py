@@ -1,4 +1,4 @@
-"""`db verify` finds what was changed in records by hand, and nothing where all that happened was delivered."""
+"""`db verify` finds what was changed by hand, and nothing where all that happened was delivered."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store import ConversationDeleted, ConversationStore, Message
-from letopis.store.database.schema import lanes, record_ledger, record_parts, record_tags, records
-from letopis.store.maintenance.integrity import find_problems
+from letopis.store.database.schema import events, lanes, owners, record_ledger, record_parts, record_tags, records
 from letopis.store.model.identifiers import uuid7
 from letopis.store.model.records import MAX_INLINE_BYTES, PART_BYTES, Scope, encode_namespace
 from letopis.store.rules.apply_plan import LaneBatch
 from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.record_changes import CP, clear, delete, hollow, put
+from tests.conformance.talk import deliver
+from tests.support.sayings import Bots, new_outbox, problems, rows_of, send
+from tests.support.sayings import change as alter
 
 LANE = Scope.conversation("chat-1").name
 SPACE = Scope.space("app")
@@ -29,11 +31,7 @@ MISSING = "records of conversation chat-1: 3 were put and not removed, 2 are the
 NOT_THE_TAGS = "the rows of letopis_record_tags are not the tags of the records"
 
 
-async def problems(store: ConversationStore) -> list[str]:
-    return [problem async for problem in find_problems(store._runtime.callers_engine)]
-
-
-async def filled(store: ConversationStore) -> Outbox:
+async def three_records(store: ConversationStore) -> Outbox:
     """Three records of a conversation: a small one with a tag, another of its size, and one in parts."""
     outbox = Outbox()
     outbox.append("chat-1", Message.user("hello"))
@@ -96,7 +94,7 @@ async def remove_all(connection: AsyncConnection) -> None:
     ],
 )
 async def test_a_change_by_hand_is_found(store: ConversationStore, tampering: Tampering, found: list[str]) -> None:
-    await filled(store)
+    await three_records(store)
     assert await problems(store) == []
     async with store._runtime.callers_engine.begin() as connection:
         await tampering(connection)
@@ -105,7 +103,7 @@ async def test_a_change_by_hand_is_found(store: ConversationStore, tampering: Ta
 
 
 async def test_what_was_delivered_is_no_problem(store: ConversationStore) -> None:
-    one = await filled(store)
+    one = await three_records(store)
     other = Outbox()
     # Replaced by another outbox, in another size, deleted, hollowed, put again, and refused.
     other.append_encoded(LANE, [put(LANE, "a", LARGE), delete(LANE, "b"), put(LANE, "c", b"1", expected="absent")])
@@ -136,10 +134,8 @@ async def test_what_was_delivered_is_no_problem(store: ConversationStore) -> Non
     assert await problems(store) == []
 
 
-async def test_deliveries_beside_the_check_are_no_problem(
-    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    outbox = await filled(store)
+async def test_deliveries_beside_it_are_no_problem(store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox = await three_records(store)
     monkeypatch.setattr("letopis.store.maintenance.integrity.PAGE_ROWS", 2)
     writing, found = True, list[str]()
 
@@ -168,12 +164,9 @@ async def test_records_that_two_outboxes_remove_at_once_are_counted_once(store: 
     assert await problems(store) == []
 
 
-async def test_a_deletion_of_the_conversation_by_an_outbox_without_records_is_no_problem(
-    store: ConversationStore,
-) -> None:
-    one, other = await filled(store), Outbox()
-    other.append("chat-1", ConversationDeleted(reason="asked"))
-    await other.deliver(store)
+async def test_deletion_by_an_outbox_without_records_is_no_problem(store: ConversationStore) -> None:
+    one, other = await three_records(store), Outbox()
+    await send(store, other, "chat-1", ConversationDeleted(reason="asked"))
     assert await problems(store) == []
     one.append_encoded(LANE, [put(LANE, "late", b"1")])
     await one.deliver(store)
@@ -182,3 +175,101 @@ async def test_a_deletion_of_the_conversation_by_an_outbox_without_records_is_no
     assert await problems(store) == []
     async with store._runtime.callers_engine.connect() as connection:
         assert sorted((await connection.execute(sa.select(lanes.c.records))).scalars()) == [-3, 0, 3]
+
+
+# --- The active conversation ---
+
+
+@pytest.fixture
+async def owned(bots: Bots) -> Bots:
+    """Two owners with two conversations each; of ann's the first is active, bo's active one was archived."""
+    one, other = bots
+    for owner in ("ann", "bo"):
+        for number in (1, 2):
+            await one.start(owner, conversation_id=f"{owner}-{number}")
+    await deliver(one)
+    await other.chat("ann-1").activate(owner="ann")
+    await deliver(other)
+    await one.chat("bo-2").archive()
+    await deliver(one)
+    return bots
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param({"active_conversation_id": "ann-2"}, id="another conversation"),
+        pytest.param({"active_conversation_id": None, "active_partition": None}, id="none"),
+        pytest.param({"activated_by": uuid7()}, id="another outbox"),
+        pytest.param({"activated_order": 900}, id="another order"),
+        pytest.param({"activated_by": None, "activated_order": None}, id="no activation"),
+    ],
+)
+@pytest.mark.usefixtures("owned")
+async def test_an_active_conversation_that_was_changed_is_found(store: ConversationStore, values: Any) -> None:
+    assert await problems(store) == []
+
+    await alter(store, sa.update(owners).where(owners.c.owner_id == "ann").values(values))
+
+    assert await problems(store) == ["the active conversation of owner 'ann' is not the one that was activated last"]
+
+
+async def test_active_conversation_that_deliveries_moved_is_no_problem(store: ConversationStore, owned: Bots) -> None:
+    one, other = owned
+    await one.append("plain", Message.user("hello"), owner="cy")  # never activated
+    await one.chat("bo-2").restore()
+    await other.chat("ann-1").archive()
+    await deliver(one, other)
+    assert await problems(store) == []
+
+    # Deleted, with the marker on it; the last one leaves; another is active again.
+    await one.chat("bo-2").activate(owner="bo")
+    await deliver(one)
+    await other.chat("bo-2").delete()
+    await deliver(other)
+    await one.chat("bo-1").archive()
+    await one.chat("ann-2").activate(owner="ann")
+    await deliver(one)
+
+    assert await problems(store) == []
+
+
+# --- What two outboxes have in common ---
+
+
+async def twice_said(store: ConversationStore) -> Outbox:
+    """Two outboxes that have the first and the third message in common; return the second one."""
+    one, two = Outbox("one"), Outbox("two")
+    await send(store, one, "chat", *(Message.user("the same", id=f"m-{number}") for number in (1, 3)))
+    for number in (1, 2, 3):
+        await send(store, two, "chat", Message.user("the same", id=f"m-{number}"))
+        assert await problems(store) == []
+    return two
+
+
+async def test_a_message_of_two_outboxes_is_no_problem(store: ConversationStore) -> None:
+    two = await twice_said(store)
+    counted = sa.select(lanes.c.duplicates).where(lanes.c.origin_id == two.origin.origin_id)
+    assert await rows_of(store, counted) == [(2,)]
+
+    await send(store, two, "chat", Message.user("alone", id="m-4"))
+    await store.apply(two.origin, [two.batch("chat")])  # all of it once more, as after a lost acknowledgement
+    assert await problems(store) == []
+    assert await rows_of(store, counted) == [(2,)]
+
+
+@pytest.mark.parametrize("lost", ["m-2", "m-1"])
+async def test_a_lost_event_of_such_a_lane_is_found(store: ConversationStore, lost: str) -> None:
+    await twice_said(store)
+    await alter(store, sa.delete(events).where(events.c.data.contains(f'"{lost}"')))
+
+    assert any("the counter of an outbox does not match" in problem for problem in await problems(store))
+
+
+async def test_a_gap_without_a_duplicate_is_found(store: ConversationStore) -> None:
+    await new_outbox(store, "chat", *(Message.user("hello") for _ in range(3)))
+    await alter(store, sa.delete(events).where(events.c.sequence == 2))
+
+    found = await problems(store)
+    assert "conversation 'chat', version 3: sequence 3 of its outbox follows 1" in found
+    assert "conversation 'chat': the counter of an outbox does not match its lane" in found
