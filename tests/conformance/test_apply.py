@@ -11,15 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from letopis.store import (
-    ConversationStore,
-    FaultClass,
-    InvalidInput,
-    Message,
-    Projection,
-    RecordedEvent,
-    StoreFault,
-)
+from letopis.store import ConversationStore, FaultClass, InvalidInput, Message, Projection, RecordedEvent
 from letopis.store.database.schema import events as events_table
 from letopis.store.database.schema import log_heads
 from letopis.store.model.codec import digest_of
@@ -27,7 +19,7 @@ from letopis.store.testing.content import ContentConformance
 from letopis.store.testing.delivery import ONLY, DeliveryConformance, said, texts
 from letopis.store.testing.outbox import Outbox, assert_no_gaps
 from tests.support.bench import ask
-from tests.support.sayings import change, rows_of, send
+from tests.support.sayings import change, raises_fault, rows_of, send
 from tests.support.store_changes import run_there
 
 
@@ -126,10 +118,8 @@ async def test_a_counter_that_is_gone_stops_everything(empty_database_url: str, 
 
         for number in range(20):
             outbox.append(f"chat-{number}", *said(1))
-        with pytest.raises(StoreFault) as refused:
+        with raises_fault(FaultClass.MISCONFIGURED, "partitions"):
             await outbox.deliver(store)
-
-        assert (refused.value.fault_class, refused.value.code) == (FaultClass.MISCONFIGURED, "partitions")
         heads = sa.select(log_heads.c.position).order_by(log_heads.c.partition)
         assert await rows_of(store, heads) == [(head,) for head in before[:-1]]
         await change(store, sa.insert(log_heads).values(partition=gone, position=before[-1]))

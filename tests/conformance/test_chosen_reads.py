@@ -85,10 +85,9 @@ async def test_a_filter_wants_the_same_of_pending_and_stored_messages(bots: Bots
         assert [one.id for one in await bot.messages(CHAT, last=3, offset=2, where=where)] == kept[-3:]
     for where in FILTERS[::4]:
         wanted = [one.id for one in whole if where.matches(one)]
-        newest, oldest = (partial(bot.messages, CHAT, where=where, **{end: 7}) for end in ("last", "first"))
         for found in (
-            await all_pages(lambda before, read=newest: read(before=before), most=7, backward=True),
-            await all_pages(lambda after, read=oldest: read(after=after), most=7),
+            await all_pages(partial(bot.messages, CHAT, where=where, last=7), by="before", most=7),
+            await all_pages(partial(bot.messages, CHAT, where=where, first=7), most=7),
         ):
             assert [one.id for one in found] == wanted
     assert await bot.chat(CHAT).count() == len(whole)
@@ -235,11 +234,10 @@ async def test_the_newest_events_come_in_pages(bots: Bots, stage: str) -> None:
     chosen = [one.event_id for one in await bot.chat(CHAT).events() if one.type in renamed]
     for types, expected in ((None, whole), (renamed, chosen), ({"custom.none"}, [])):
         for size in (1, 4, 100):
-            newest = partial(bot.chat(CHAT).events, last=size, types=types)
-            oldest = partial(bot.chat(CHAT).events, limit=size, types=types)
+            read = partial(bot.chat(CHAT).events, types=types)
             for found in (
-                await all_pages(lambda before, read=newest: read(before=before), most=size, backward=True),
-                await all_pages(lambda after, read=oldest: read(after=after or 0), most=size),
+                await all_pages(partial(read, last=size), by="before", most=size),
+                await all_pages(partial(read, limit=size), most=size),
             ):
                 assert [one.event_id for one in found] == expected, (types, size)
     for options in ({"before": 3}, {"last": 0}, {"types": "x"}, {"types": ["Wrong"]}, {"last": 1, "before": "x"}):
@@ -256,7 +254,7 @@ async def test_conversations_come_oldest_first(bots: Bots) -> None:
     await bot.append("c1", Message.user("again"))
 
     async def listed(**options: Any) -> list[str]:
-        found = await all_pages(lambda after: bot.conversations(after=after, limit=2, **options), most=2)
+        found = await all_pages(partial(bot.conversations, limit=2, **options), most=2)
         return [one.conversation_id for one in found]
 
     oldest = ["c0", "c2", "c3", "c4", "c5", "c6", "c7", "c8", "c1"]
@@ -275,7 +273,7 @@ async def test_the_log_is_read_from_a_position(bots: Bots, store: ConversationSt
         await one.append(f"c{number}", Message.user("x"))
         await two.append(f"c{number}", Message.user("y"))
         await deliver(one, two)
-    events = await all_pages(lambda after: store.log(after=after or 0, limit=3), most=3)
+    events = await all_pages(partial(store.log, limit=3), most=3)
     assert [event.position for event in events] == list(range(1, await store.head() + 1))
     assert await store.log(after=await store.head()) == Page(())
     assert [event.position for event in await store.log(after=4, limit=2)] == [5, 6]

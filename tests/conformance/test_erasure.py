@@ -13,15 +13,7 @@ from letopis.outbox.concurrency.clock import Clock, RetryTimers
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.effects import erase_content
 from letopis.outbox.event_log.lanes import next_batch
-from letopis.store import (
-    ConversationStore,
-    Event,
-    EventIdReused,
-    InvalidInput,
-    Message,
-    Reuse,
-    Seen,
-)
+from letopis.store import ConversationGone, ConversationStore, Event, EventIdReused, InvalidInput, Message, Reuse, Seen
 from letopis.store.model.event_types import (
     ConversationDeleted,
     ConversationRewound,
@@ -257,5 +249,9 @@ async def test_reset_takes_no_late_edits_of_another(bot: History, store: Convers
 async def test_a_reset_of_nothing_is_refused(bot: History) -> None:
     with pytest.raises(InvalidInput, match="no such conversation"):
         await bot.chat("nowhere").reset()
+    await bot.append(CHAT, Message.user("hello"))
+    await bot.chat(CHAT).delete()
+    with pytest.raises(ConversationGone):
+        await bot.chat(CHAT).reset()
     with pytest.raises(InvalidInput, match="to_message_id cannot be given"):
         ConversationRewound(to_message_id="a", erase=True)

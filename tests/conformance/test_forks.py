@@ -9,11 +9,7 @@ from letopis.store import ConversationStore, Message
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.schema import conversations as conversations_table
 from letopis.store.database.schema import messages as messages_table
-from letopis.store.model.event_types import (
-    ConversationDeleted,
-    ConversationRewound,
-    MessageRedacted,
-)
+from letopis.store.model.event_types import ConversationDeleted, ConversationRewound, MessageRedacted
 from letopis.store.read.paging import Window
 from letopis.store.testing.forks import ForkConformance, forked, texts
 from letopis.store.testing.outbox import Outbox

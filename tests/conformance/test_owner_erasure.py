@@ -1,4 +1,4 @@
-"""All words of an owner, through every outbox: also through one that was offline when they were erased."""
+"""All words of an owner or of a person, through every outbox: also through one that was offline at the erasure."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from typing import Literal
 import pytest
 
 from letopis.outbox import History
-from letopis.outbox.history.erasing import erase_owner, register
-from letopis.store import ConversationGone, ConversationStore, Message
+from letopis.outbox.history.erasing import erase_owner, erase_person, register
+from letopis.outbox.operations.pending_events import Selection
+from letopis.outbox.operations.repair import fix, pause, resume
+from letopis.outbox.transfer.exporter import Exporter
+from letopis.store import ConversationGone, ConversationStore, Held, Message
+from letopis.store.maintenance.receipt import ErasureScope, load, make_receipt
+from letopis.store.model.events import utc_now
 from tests.conformance.nowhere import assert_nowhere, occurs
 from tests.support.relays import until
 from tests.support.sayings import Bots, drain, present
@@ -117,20 +122,6 @@ async def test_a_deletion_ends_the_chat_here_too(bots: Bots) -> None:
         await two.append("new", Message.user("too late"))
 
 
-async def test_an_idle_outbox_carries_out_and_acknowledges(store: ConversationStore, bots: Bots) -> None:
-    one, two = bots
-    await speak(one, "shared", owner="42")
-    await speak(two, "shared")
-    await drain(one, two)
-
-    await erase(one, "42", "reset")
-    await drain(one)
-    await drain(two)
-
-    assert await store.erasures.unacknowledged() == []
-    await assert_nowhere(WORDS, store, one, two)
-
-
 async def test_a_new_outbox_begins_at_the_present_number(store: ConversationStore, bots: Bots) -> None:
     one, two = bots
     await speak(one, "shared", owner="42")
@@ -192,3 +183,172 @@ async def test_erased_in_every_outbox(store: ConversationStore, bots: Bots, how:
     assert "stays said" in await texts(store, "other")
     assert await store.erasures.unacknowledged() == []
     await assert_nowhere(WORDS, store, one, two)
+
+
+# --- A person in shared chats: all that it said goes, and the words of the others stay ---
+
+
+ANN, BEN = "tg:7:1", "tg:7:2"
+ANNS, BENS = "gheldrimmer", "quenwhistle"
+SPOKEN = {ANN: ANNS, BEN: BENS}
+
+
+async def talk(history: History, group: str, turn: str) -> None:
+    for author, words in SPOKEN.items():
+        message = Message.user(f"{words} {turn}", id=f"{author}-{turn}", author=author, metadata={"about": words})
+        await history.append(group, message, owner="tg:7:-100")
+
+
+async def erase_ann(history: History) -> None:
+    await erase_person(history, ANN, how="delete", reason="asked", requested_by="dpo")
+
+
+async def test_person_is_erased_through_an_outbox_that_was_offline(store: ConversationStore, bots: Bots) -> None:
+    one, two = bots
+    await talk(one, "group", "zero")
+    await talk(one, "group", "first")
+    await one.append(ANN, Message.user(f"{ANNS} alone"), owner=ANN)
+    await one.records(owner=ANN).put(("profile",), "name", ANNS)
+    await two.append("hello", Message.user("hello"), owner="41")
+    await drain(one, two)
+    # An edit alone, of a message that this outbox does not hold: the tail retains it.
+    await two.chat("group").edit(f"{ANN}-zero", f"{ANNS} edited")
+    await drain(two)
+    # Offline from here on: pending words.
+    await two.chat("group").edit(f"{ANN}-first", f"{ANNS} edited")
+    await talk(two, "group", "second")
+    await talk(two, "another", "third")
+    await two.append("later", Message.user(f"{ANNS} in the private chat"), owner=ANN)
+    assert occurs(ANNS, two.outbox.path)
+
+    await erase_ann(one)
+    await drain(one)
+    assert [behind.name for behind in await store.erasures.unacknowledged()] == ["two.outbox.db"]
+    await drain(two)
+
+    assert await store.erasures.unacknowledged() == []
+    await assert_nowhere(ANNS, store, one, two)
+    assert occurs(BENS, one.outbox.path) and occurs(BENS, two.outbox.path)
+    shown = [message.text for name in ("group", "another") for message in await store.messages(name) if message.text]
+    assert shown == [f"{BENS} {turn}" for turn in ("zero", "first", "second", "third")]
+    gone = [message for message in await store.messages("group") if message.redacted]
+    assert [message.message.author for message in gone] == [ANN] * 3
+    assert [one.differences async for one in store.rebuild(check=True, every=True)] == [()] * 5
+
+
+async def test_words_after_the_erasure_are_new(store: ConversationStore, bots: Bots) -> None:
+    one, two = bots
+    await talk(one, "group", "first")
+    await talk(two, "group", "second")
+    await drain(one, two)
+    await talk(two, "group", "third")
+
+    await erase_ann(one)
+    await drain(one)
+    await one.append("group", Message.user("I am back", author=ANN))
+    await drain(one, two)
+    await two.append("group", Message.user("and here", author=ANN))
+    await drain(two)
+
+    texts = [message.text for message in await store.messages("group") if message.text and BENS not in message.text]
+    assert texts == ["I am back", "and here"]
+    await assert_nowhere(ANNS, store, one, two)
+
+
+async def test_the_original_of_a_repaired_message_goes_too(store: ConversationStore, bots: Bots) -> None:
+    one, two = bots
+    await talk(one, "group", "first")
+    await two.append("group", Message.user("hello"), owner="tg:7:-100")
+    await drain(one, two)
+    receipt = await two.append("group", Message.user(f"{ANNS} blocked", id="b", author=ANN))
+    await two.outbox.write(lambda connection: pause(connection, Selection(conversation_ids=("group",))))
+    data = {"message_id": "b", "role": "user", "content": "mended"}
+    await two.outbox.write(lambda connection: fix(connection, receipt.event_ids[-1], data, reason="too long", now_us=0))
+    await two.outbox.write(lambda connection: resume(connection, Selection(conversation_ids=("group",))))
+    assert occurs(ANNS, two.outbox.path)
+
+    await erase_ann(one)
+    await drain(one, two)
+
+    await assert_nowhere(ANNS, store, one, two)
+
+
+@pytest.mark.parametrize("held", ["owner", "conversation"])
+async def test_a_held_group_keeps_the_words_and_tells_so(store: ConversationStore, bots: Bots, held: str) -> None:
+    one, two = bots
+    await talk(one, "group", "first")
+    await one.append("free", Message.user(f"{ANNS} free", author=ANN), owner="tg:7:-200")
+    await drain(one)
+    await two.append("hello", Message.user("hello"), owner="41")
+    await drain(two)
+    await two.append("group", Message.user(f"{ANNS} pending", author=ANN))
+    await store.erasures.hold(held, "tg:7:-100" if held == "owner" else "group", reason="a court asked")  # type: ignore[arg-type]
+    told: list[Held] = []
+
+    await erase_person(one, ANN, how="delete", held=told.append)
+    await drain(one, two)
+
+    assert [error.reason for error in told] == ["a court asked"]
+    texts = [message.text for message in await store.messages("group")]
+    assert texts == [f"{ANNS} first", f"{BENS} first", f"{ANNS} pending"]
+    assert [message.text for message in await store.messages("free")] == [""]
+
+
+async def test_a_hold_on_the_person_forbids_it(store: ConversationStore, bots: Bots) -> None:
+    await talk(bots[0], "group", "first")
+    await drain(bots[0])
+    await store.erasures.hold("owner", ANN, reason="a court asked")
+
+    with pytest.raises(Held):
+        await erase_ann(bots[0])
+
+    assert await store.erasures.after(0) == []
+
+
+async def test_more_than_one_step_takes(store: ConversationStore, bots: Bots, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("letopis.outbox.event_log.erasures.MAX_ERASED_PER_TRANSACTION", 2)
+    monkeypatch.setattr("letopis.outbox.relay.erasures._MESSAGES_PER_STEP", 2)
+    monkeypatch.setattr("letopis.outbox.history.authored.PAGE", 2)
+    one, two = bots
+    for number in range(5):
+        await talk(one, "group", f"one-{number}")
+    await two.append("hello", Message.user("hello"), owner="41")
+    await drain(one, two)
+    for number in range(5):
+        await talk(two, "group", f"two-{number}")
+
+    await erase_ann(one)
+    await drain(one, two)
+
+    await assert_nowhere(ANNS, store, one, two)
+    assert len([message for message in await store.messages("group") if message.text]) == 10
+
+
+async def test_export_then_erase_then_verify_the_receipt(store: ConversationStore, bots: Bots) -> None:
+    one, two = bots
+    await talk(one, "group", "first")
+    await one.append(ANN, Message.user(f"{ANNS} alone"), owner=ANN)
+    await two.append("hello", Message.user("hello"), owner="41")
+    await drain(one, two)
+    exported = b"".join([line async for line in Exporter(one, every=True).of_person(ANN)])
+    assert exported.count(ANNS.encode()) == 3 and BENS.encode() not in exported
+    engine = store._runtime.callers_engine
+    async with engine.connect() as connection:
+        scope = await ErasureScope.read(connection, "person", ANN)
+
+    erasure = await erase_person(one, ANN, how="delete", reason="asked", requested_by="dpo")
+    await drain(one)
+    async with engine.connect() as connection:
+        content = await make_receipt(connection, erasure.number, scope, now=utc_now())
+
+    check = load(content)
+    assert [problem async for problem in check.problems(engine)] == []
+    assert check.outboxes == {"one.outbox.db": "had acknowledged", "two.outbox.db": "has not acknowledged yet"}
+    assert ANNS.encode() not in content
+    await drain(two)
+    check = load(content)
+    assert [problem async for problem in check.problems(engine)] == []
+    assert check.outboxes["two.outbox.db"] == "has acknowledged since"
+    again = b"".join([line async for line in Exporter(one, every=True).of_person(ANN)])
+    assert again == b""
+    await assert_nowhere(ANNS, store, one, two)

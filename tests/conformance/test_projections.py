@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from letopis.outbox.relay.poison_isolation import PoisonIsolation
-from letopis.outbox.retry.fault_attribution import FaultAttribution
 from letopis.store import (
     ConfigurationError,
     ConversationStore,
@@ -28,7 +26,7 @@ from letopis.store import (
 from letopis.store.testing.outbox import Outbox
 from tests.conformance.projecting import Acting, Seen, make_table, project, rows_of, say
 from tests.support.child import command
-from tests.support.sayings import new_outbox, send
+from tests.support.sayings import new_outbox, raises_fault, send
 
 ROOT = Path(__file__).parents[2]
 
@@ -214,10 +212,8 @@ async def test_what_a_catch_up_projection_raises_is_its_own_fault(store: Convers
     """Its table is missing, which is no affair of `letopis db upgrade`."""
     await say(store, Outbox(), 1)
 
-    with pytest.raises(StoreFault, match=r"custom\.seen") as raised:
+    with raises_fault(FaultClass.UNCLASSIFIED, "projection", match=r"custom\.seen"):
         await store.projector(Seen()).run()
-
-    assert (raised.value.fault_class, raised.value.code) == (FaultClass.UNCLASSIFIED, "projection")
     await make_table(store_url)
     assert await store.projector(Seen()).catch_up() == 1
 
@@ -300,32 +296,6 @@ class TestInline:
 
         assert (raised.value.fault_class, raised.value.code) == (FaultClass.UNCLASSIFIED, "projection")
         assert projection.tries == 1, "no race of two applies that trying again would mend"
-
-    async def test_it_holds_up_its_own_conversation_only(self, store_url: str) -> None:
-        """The relay finds the event by parting the batch, as with any refusal that it does not know."""
-        projection = Seen()
-        async with ConversationStore.open(store_url, migrate=True, projections=[projection]) as store:
-            await make_table(store_url)
-            outbox = Outbox()
-            for name in ("a", "b", "c"):
-                outbox.append(name, Message.user(f"to {name}"), Message.user(f"more to {name}"))
-            projection.poison = "more to b"
-            isolation = PoisonIsolation(
-                lambda batch: store.apply(outbox.origin, batch),
-                try_out=store.outbox_access.try_out,
-                attribution=FaultAttribution(),
-                deadline=20.0,
-                uniform=lambda low, high: low,
-            )
-
-            sent = await isolation.send(outbox.pending())
-
-            assert sent.delivered == {"a": 2, "b": 1, "c": 2}
-            (refusal,) = sent.refusals
-            assert (refusal.conversation_id, refusal.sequence, refusal.charged) == ("b", 2, True)
-            assert "custom.seen" in refusal.fault
-            assert sent.fault is None
-        assert [position for _, position, _ in await rows_of(store_url)] == [1, 2, 3, 4, 5]
 
     async def test_one_added_later_waits_for_catch_up(self, store_url: str, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.WARNING, logger="letopis.store.projections")

@@ -12,16 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.util import greenlet_spawn
 
-from letopis.store import (
-    Closed,
-    ConversationStore,
-    Event,
-    Message,
-    MessageAppended,
-    StoreFault,
-    UnknownPart,
-    Upcasters,
-)
+from letopis.store import Closed, ConversationStore, Event, Message, MessageAppended, StoreFault, UnknownPart, Upcasters
 from letopis.store.database.schema import messages as messages_table
 from letopis.store.read.lineage import Lineage
 from letopis.store.read.paging import Window
@@ -137,47 +128,34 @@ async def test_store_is_closed_when_what_is_under_way_has_ended(
 
 
 @pytest.mark.parametrize("store_url", ["postgresql", "mariadb"], indirect=True)
-async def test_store_is_closed_though_what_is_under_way_hangs(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("letopis.store._runtime.CLOSE_TIMEOUT_SECONDS", 0.1)
+@pytest.mark.parametrize("waits", [True, False], ids=["the close is waited for", "its caller waits no longer"])
+async def test_store_is_closed_though_what_is_under_way_hangs(
+    store_url: str, monkeypatch: pytest.MonkeyPatch, *, waits: bool
+) -> None:
+    if waits:
+        monkeypatch.setattr("letopis.store._runtime.CLOSE_TIMEOUT_SECONDS", 0.1)
     store = ConversationStore(store_url, migrate=True)
     await store.prepare()
     reading, go_on, pool = asyncio.Event(), asyncio.Event(), store._runtime.callers_engine.sync_engine.pool
-
-    async def hangs(lineage: Lineage, connection: AsyncConnection) -> None:
-        reading.set()
-        await go_on.wait()
-
-    read = asyncio.create_task(store.outbox_access.snapshot(hangs))
-    await reading.wait()
-    async with asyncio.timeout(60):
-        await store.close()
-
-    assert not read.done()
-    go_on.set()
-    await read
-    await greenlet_spawn(pool.dispose)  # of what was given back too late
-
-
-@pytest.mark.parametrize("store_url", ["postgresql", "mariadb"], indirect=True)
-async def test_a_store_is_closed_though_its_caller_waits_no_longer(store_url: str) -> None:
-    store = ConversationStore(store_url, migrate=True)
-    await store.prepare()
-    reading, go_on, pool = asyncio.Event(), asyncio.Event(), store._runtime.callers_engine.sync_engine.pool
-
-    async def hangs(lineage: Lineage, connection: AsyncConnection) -> None:
-        reading.set()
-        await go_on.wait()
-
-    read = asyncio.create_task(store.outbox_access.snapshot(hangs))
-    await reading.wait()
-    await store.ping()
     assert isinstance(pool, QueuePool)
-    assert (pool.checkedout(), pool.checkedin()) == (1, 1)
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.1):
-            await store.close()
 
-    assert pool.checkedin() == 0
+    async def hangs(lineage: Lineage, connection: AsyncConnection) -> None:
+        reading.set()
+        await go_on.wait()
+
+    read = asyncio.create_task(store.outbox_access.snapshot(hangs))
+    await reading.wait()
+    if waits:
+        async with asyncio.timeout(60):
+            await store.close()
+        assert not read.done()
+    else:
+        await store.ping()
+        assert (pool.checkedout(), pool.checkedin()) == (1, 1)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await store.close()
+        assert pool.checkedin() == 0
     go_on.set()
     await read
     await greenlet_spawn(pool.dispose)  # of what was given back too late

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ async def test_scopes_are_listed_in_pages(bot: History) -> None:
         if settle:
             await drain(bot)
         for limit in (1, 2, 100):
-            found = await all_pages(lambda after, limit=limit: bot.records.scopes(limit=limit, after=after))
+            found = await all_pages(partial(bot.records.scopes, limit=limit))
             assert sorted(map(str, found)) == sorted({str(one.scope) for one in scopes(bot).values()})
             assert len(found) == 5
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from letopis.store import (
     Closed,
@@ -92,6 +94,12 @@ RECALL = {
 
 def ids(page: Iterable[Hit]) -> list[str]:
     return [hit.message.id for hit in page]
+
+
+async def indexed(store: ConversationStore, *messages: Message) -> Outbox:
+    outbox = await new_outbox(store, "c", *messages)
+    await catch_up_index(store)
+    return outbox
 
 
 @pytest.fixture
@@ -178,8 +186,7 @@ async def test_nothing_that_is_typed_is_part_of_a_query_language(store: Conversa
     said = {"plain": "ответ"}
     for number, typed in enumerate(HOSTILE):
         said[f"m-{number}"] = typed.replace("\x00", "").replace("\ud800", "")
-    await new_outbox(store, "c", *(Message.user(text, id=name) for name, text in said.items()))
-    await catch_up_index(store)
+    await indexed(store, *(Message.user(text, id=name) for name, text in said.items()))
 
     for typed in HOSTILE:
         query = parse(typed)
@@ -324,10 +331,9 @@ async def test_pages_repeat_and_miss_nothing_while_more_is_said(empty_database_u
 
 
 async def test_a_search_shows_a_thousand_hits_at_most(store: ConversationStore) -> None:
-    await new_outbox(store, "c", *(Message.user("ответ", id=f"m-{number}") for number in range(1_050)))
-    await catch_up_index(store)
+    await indexed(store, *(Message.user("ответ", id=f"m-{number}") for number in range(1_050)))
 
-    seen = ids(await all_pages(lambda after: store.search("ответ", limit=400, after=after)))
+    seen = ids(await all_pages(partial(store.search, "ответ", limit=400)))
     assert len(seen) == len(set(seen)) == 1_000
     # The newest: all fit equally well.
     assert seen[0] == "m-1049"
@@ -343,8 +349,7 @@ def code_of(word: str) -> str:
 
 
 async def test_what_was_redacted_is_not_found_and_its_codes_are_gone(store: ConversationStore, store_url: str) -> None:
-    outbox = await new_outbox(store, "c", Message.user("тайна ответ", id="m-1"), Message.user("ответ", id="m-2"))
-    await catch_up_index(store)
+    outbox = await indexed(store, Message.user("тайна ответ", id="m-1"), Message.user("ответ", id="m-2"))
     assert code_of("тайна") in (await documents(store, 1))[0][1]
     assert ids(await store.search("тайна")) == ["m-1"]
 
@@ -421,8 +426,7 @@ async def test_rows_are_forgotten_with_the_caller(store: ConversationStore, form
 
 
 async def test_an_edited_message_is_found_by_its_present_text_only(store: ConversationStore) -> None:
-    outbox = await new_outbox(store, "c", Message.user("ответ", id="m"), Message.user("!!!", id="empty"))
-    await catch_up_index(store)
+    outbox = await indexed(store, Message.user("ответ", id="m"), Message.user("!!!", id="empty"))
     for _ in range(2):
         outbox.append("c", MessageEdited(message_id="m", content="вопрос"), MessageSent(message_id="m"))
         outbox.append(
@@ -644,16 +648,15 @@ async def test_postgresql_goes_by_the_words_without_statistics_too(fresh_postgre
     scope = SearchScope(owner="1", conversation=None, bounds={0: 10_000})
     statement = index_for("postgresql").select(parse("17"), scope, limit=21)
     async with ConversationStore.open(fresh_postgresql_url, migrate=True) as store:
-        await new_outbox(store, "c", *(Message.user(f"ответ {number}") for number in range(3_000)))
-        await catch_up_index(store)
+        await indexed(store, *(Message.user(f"ответ {number}") for number in range(3_000)))
         plan = await rows_of(store, sa.text(f"EXPLAIN {_literal(statement)}"))
 
     assert any("Bitmap Index Scan on ix_letopis_search_words" in row[0] for row in plan), plan
     assert not any("pk_letopis_search" in row[0] for row in plan)
 
 
-def _literal(statement: sa.Executable) -> str:
-    dialect = sa.dialects.postgresql.dialect()
+def _literal(statement: sa.ClauseElement) -> str:
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
     return str(statement.compile(dialect=dialect, compile_kwargs={"literal_binds": True})).replace(":", "\\:")
 
 

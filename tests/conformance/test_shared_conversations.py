@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from letopis.outbox import History
-from letopis.store import (
-    ConversationGone,
-    ConversationStore,
-    EventIdReused,
-    Message,
-    Reuse,
-    StoreUnavailable,
-)
+from letopis.store import ConversationGone, ConversationStore, EventIdReused, Message, Reuse, StoreUnavailable
 from tests.conformance.talk import deliver, lose_acknowledgements, path
 from tests.support.apart import open_apart
 from tests.support.sayings import Bots, all_pages, present
@@ -102,9 +96,13 @@ async def test_a_message_that_is_shown_is_not_written_again(bots: Bots, store: C
 
 
 @pytest.mark.parametrize("how", ERASURES)
-async def test_what_another_outbox_erased_is_refused(bots: Bots, how: str) -> None:
+@pytest.mark.parametrize("shown", [True, False])
+async def test_what_another_outbox_erased_is_refused(bots: Bots, how: str, *, shown: bool) -> None:
+    """Also what was taken off the path here."""
     one, two = bots
     await two.append(CHAT, QUESTION, ANSWER)
+    if not shown:
+        await two.chat(CHAT).rewind(to="q")
     await deliver(two)
     await ERASURES[how](one)
     await deliver(one)
@@ -114,6 +112,7 @@ async def test_what_another_outbox_erased_is_refused(bots: Bots, how: str) -> No
     if isinstance(refused.value, EventIdReused):
         assert (refused.value.reason, refused.value.message_id) == (Reuse.ERASED, "m")
     assert "more" not in repr(await two.messages(CHAT))
+    assert await two.drained(0)
 
 
 @pytest.mark.parametrize("how", ERASURES)
@@ -306,7 +305,7 @@ async def test_a_message_that_another_outbox_delivered_is_shown_once_while_it_is
 
     for _ in range(2):
         assert [message.id for message in await two.messages(CHAT, last=2)] == ["m2", "m3"]
-        pages = await all_pages(lambda before: two.messages(CHAT, last=2, before=before), backward=True)
+        pages = await all_pages(partial(two.messages, CHAT, last=2), by="before")
         assert [message.id for message in pages] == ["m0", "m1", "m2", "m3"]
         forward = await two.messages(CHAT, first=4)
         assert (list(forward), forward.next) == (pages, None)
@@ -319,33 +318,22 @@ async def test_a_message_that_another_outbox_delivered_is_shown_once_while_it_is
     assert await late.saved(60)
 
 
-async def test_the_newest_messages_are_counted_without_those_that_another_outbox_delivered(bots: Bots) -> None:
+@pytest.mark.parametrize("how", ["pop", "rewind"])
+async def test_newest_messages_are_counted_without_those_another_outbox_delivered(bots: Bots, how: str) -> None:
     one, two = bots
-    await one.append(CHAT, QUESTION)
-    await two.append(CHAT, Message.user("between", id="b"))
-    await deliver(one)
-    await two.append(CHAT, QUESTION)
-    await two.append(CHAT, ANSWER)
-
-    assert [message.id for message in await two.messages(CHAT, last=2)] == ["b", "m"]
-    await two.chat(CHAT).pop()
-    for _ in range(2):
-        assert await path(two) == ["q", "b"]
-        await deliver(two)
-
-
-async def test_a_message_before_a_target_that_another_outbox_delivered_is_put_back(bots: Bots) -> None:
-    one, two = bots
-    await one.append(CHAT, QUESTION)
     between = Message.user("between", id="b")
+    await one.append(CHAT, QUESTION)
     await two.append(CHAT, between)
     await deliver(one)
     await two.append(CHAT, QUESTION)
     await two.append(CHAT, ANSWER)
-    await two.chat(CHAT).rewind(to="q")
-    assert await path(two) == ["q"]
-
-    await two.append(CHAT, between)
+    assert [message.id for message in await two.messages(CHAT, last=2)] == ["b", "m"]
+    if how == "pop":
+        await two.chat(CHAT).pop()
+    else:
+        await two.chat(CHAT).rewind(to="q")
+        assert await path(two) == ["q"]
+        await two.append(CHAT, between)
 
     for _ in range(2):
         assert await path(two) == ["q", "b"]
@@ -388,17 +376,25 @@ async def test_what_another_outbox_erased_is_not_readable_while_it_is_to_be_put_
         await deliver(two)
 
 
-async def test_a_message_that_was_put_back_is_saved_when_another_outbox_appends_it_again(bots: Bots) -> None:
+@pytest.mark.parametrize("how", ["put back there", "moved here"])
+async def test_a_message_that_is_shown_again_is_saved_when_it_is_appended(bots: Bots, how: str) -> None:
     one, two = bots
     await one.append(CHAT, QUESTION, ANSWER)
-    await one.chat(CHAT).pop()
-    await one.append(CHAT, ANSWER)
+    if how == "put back there":
+        await one.chat(CHAT).pop()
+        await one.append(CHAT, ANSWER)
     await deliver(one)
+    if how == "moved here":
+        shown = await two.messages(CHAT)
+        await two.chat(CHAT).replace([Message.user("new", id="n"), shown[1].message])
 
     again = await two.append(CHAT, ANSWER)
     await deliver(two)
-    assert (await again.saved(5), await again.superseded()) == (True, False)
 
+    assert (await again.saved(5), await again.superseded()) == (True, False)
+    if how == "moved here":
+        assert await path(two) == ["n", "m"]
+        return
     await one.chat(CHAT).pop()
     await deliver(one)
     event = await two.append(CHAT, QUESTION)
@@ -419,34 +415,6 @@ async def test_message_of_a_conversation_deleted_elsewhere_counts_as_when_delive
     await deliver(two)
     assert (before.messages, before.tokens) == (1, 7)
     assert before == await two.statistics(owner="42", by=by)
-
-
-@pytest.mark.parametrize("how", ERASURES)
-async def test_what_was_taken_off_the_path_here_and_erased_elsewhere_is_refused(bots: Bots, how: str) -> None:
-    one, two = bots
-    await two.append(CHAT, QUESTION, ANSWER)
-    await two.chat(CHAT).rewind(to="q")
-    await deliver(two)
-    await ERASURES[how](one)
-    await deliver(one)
-
-    with pytest.raises(ConversationGone if how == "delete" else EventIdReused):
-        await two.append(CHAT, ANSWER)
-    assert await two.drained(0)
-
-
-async def test_a_message_that_was_moved_here_and_is_appended_again_is_saved(bots: Bots) -> None:
-    one, two = bots
-    await one.append(CHAT, QUESTION, ANSWER)
-    await deliver(one)
-    shown = await two.messages(CHAT)
-    await two.chat(CHAT).replace([Message.user("new", id="n"), shown[1].message])
-
-    again = await two.append(CHAT, ANSWER)
-    await deliver(two)
-
-    assert await path(two) == ["n", "m"]
-    assert (await again.saved(5), await again.superseded()) == (True, False)
 
 
 @pytest.mark.parametrize("apart", [False, True])

@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 
-from letopis.store import ConversationStore, FaultClass, Message, MessageEdited, StoreFault
+from letopis.store import ConversationStore, FaultClass, Message, MessageEdited
 from letopis.store.database.schema import events, log_heads, messages, search, tasks
 from letopis.store.database.store_identity import LogState, expect_store
 from letopis.store.model.event_types import (
@@ -23,7 +23,7 @@ from letopis.store.model.event_types import (
 )
 from letopis.store.read.task_marks import PendingTasks
 from letopis.store.testing.outbox import Outbox
-from tests.support.sayings import catch_up_index, change, finish_tasks, new_outbox, rows_of, send
+from tests.support.sayings import catch_up_index, change, finish_tasks, new_outbox, raises_fault, rows_of, send
 
 LONG = 16
 """Messages of what counts as long here."""
@@ -270,9 +270,8 @@ async def test_a_store_that_is_closed_takes_no_step(store: ConversationStore, st
     for closed in (state, LogState.OPEN):
         await change(store, sa.update(log_heads).values(closed=closed))
         if closed is state:
-            with pytest.raises(StoreFault) as refused:
+            with raises_fault(FaultClass.WRONG_STORE, "moved"):
                 await store.run_pending_tasks()
-            assert (refused.value.fault_class, refused.value.code) == (FaultClass.WRONG_STORE, "moved")
             assert await store.pending_tasks() == before and await held(store, "p") == there
     await finish_tasks(store)
     assert "words" not in await held(store, "p")
@@ -283,9 +282,8 @@ async def test_a_store_that_is_not_the_one_that_is_meant_takes_no_step(store: Co
     before, there = await store.pending_tasks(), await held(store, "p")
     with expect_store(uuid4()):
         for ask in (store.run_pending_tasks, store.pending_tasks):
-            with pytest.raises(StoreFault) as refused:
+            with raises_fault(FaultClass.WRONG_STORE, "identity"):
                 await ask()
-            assert (refused.value.fault_class, refused.value.code) == (FaultClass.WRONG_STORE, "identity")
     assert await store.pending_tasks() == before and await held(store, "p") == there
     with expect_store((await store.identity()).store_id):
         assert await store.run_pending_tasks()

@@ -15,7 +15,7 @@ from letopis.outbox.diagnostics.new_origin import assign_new_origin
 from letopis.outbox.event_log.acknowledge import rewind_lane
 from letopis.outbox.event_log.append_encoding import After, prepare
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.store import ConversationStore, Message, MessageEdited, ReactionAdded, Seen, VersionConflict
+from letopis.store import ConversationStore, Message, MessageEdited, ReactionAdded, Seen
 from letopis.store.model.conversations import Page, RecordedMessage
 from letopis.store.model.event_types import (
     Body,
@@ -246,27 +246,6 @@ async def test_what_is_put_aside_has_no_effect(store: ConversationStore, rivals:
     await assert_is_the_fold(store)
 
 
-async def test_strict_turns_mind_everything_and_others_only_turns(store: ConversationStore, rivals: Rivals) -> None:
-    one, two = rivals
-    seen = await seen_of(store, one)
-    await send(store, two, CHAT, ReactionAdded(message_id="q", key="like"))
-    turn(one, Message.assistant("free"), after=seen)
-    turn(one, Message.assistant("picky"), after=seen, fail_if_types=["reaction.added"])
-    turn(one, Message.assistant("strict"), expected=seen)
-
-    assert set(await verdicts(store, one, 2, 4)) == {3, 4}
-
-
-async def test_answer_to_what_comes_with_it_stands(store: ConversationStore, rivals: Rivals) -> None:
-    """The question and its answer are delivered together: what the other had said by then was there before both."""
-    one, two = rivals
-    await send(store, two, CHAT, Message.user("meanwhile"))
-    one.append(CHAT, Message.user("and this?"))
-    turn(one, Message.assistant("that"), after=2)
-
-    assert await verdicts(store, one, 2, 3) == {}
-
-
 async def test_what_answers_a_turn_that_lost_loses_too(store: ConversationStore, rivals: Rivals) -> None:
     """Call and result are appended one after the other: a result never stands without its call."""
     one, two = rivals
@@ -454,13 +433,3 @@ async def test_lines_of_a_deleted_conversation_are_refused_one_by_one(bot: Histo
     counts, refusals = await imported(bot.outbox, store, more)
     assert [one.number for one in refusals] == [2]
     assert (counts.imported, counts.known, counts.refused) == (1, 1, 1)
-
-
-async def test_the_local_look_and_the_store_are_two_guards(bot: History, store: ConversationStore) -> None:
-    """A second process on one file hears of it at once; only conflicts with another outbox are decided by the store."""
-    await a_lost_turn(bot, store)
-    page = await bot.messages(CHAT)
-    await bot.append(CHAT, Message.user("more"))
-
-    with pytest.raises(VersionConflict):
-        await bot.append(CHAT, Message.assistant("late"), after=page)

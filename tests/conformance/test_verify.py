@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store import ConversationDeleted, ConversationStore, Message
 from letopis.store.database.schema import events, lanes, owners, record_ledger, record_parts, record_tags, records
@@ -18,14 +16,12 @@ from letopis.store.rules.apply_plan import LaneBatch
 from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.record_changes import CP, clear, delete, hollow, put
 from tests.conformance.talk import deliver
-from tests.support.sayings import Bots, new_outbox, problems, rows_of, send
-from tests.support.sayings import change as alter
+from tests.support.sayings import Bots, change, new_outbox, problems, rows_of, send, send_encoded
 
 LANE = Scope.conversation("chat-1").name
 SPACE = Scope.space("app")
 LARGE = b"x" * (PART_BYTES + MAX_INLINE_BYTES)
 
-Tampering = Callable[[AsyncConnection], Awaitable[Any]]
 NOT_PUT = "records of conversation chat-1: one is not what was put"
 MISSING = "records of conversation chat-1: 3 were put and not removed, 2 are there"
 NOT_THE_TAGS = "the rows of letopis_record_tags are not the tags of the records"
@@ -42,62 +38,47 @@ async def three_records(store: ConversationStore) -> Outbox:
     return outbox
 
 
-def change(key: bytes, **values: Any) -> Tampering:
-    return lambda connection: connection.execute(sa.update(records).where(records.c.record_key == key).values(values))
-
-
-async def swap(connection: AsyncConnection) -> None:
-    await change(b"a", body=b"two")(connection)
-    await change(b"b", body=b"one")(connection)
-
-
-async def zero_a_part(connection: AsyncConnection) -> None:
-    last = sa.update(record_parts).where(record_parts.c.part == 1)
-    await connection.execute(last.values(body=bytes(MAX_INLINE_BYTES)))
-
-
-async def change_a_row_of_tags(connection: AsyncConnection) -> None:
-    await connection.execute(sa.update(record_tags).where(record_tags.c.name == b"user").values(value=b"s:other"))
-
-
-async def remove(connection: AsyncConnection) -> None:
-    await connection.execute(sa.delete(records).where(records.c.record_key == b"b"))
-
-
-async def empty_the_ledger(connection: AsyncConnection) -> None:
-    await connection.execute(sa.delete(record_ledger))
-
-
-async def remove_all(connection: AsyncConnection) -> None:
-    for table in (records, record_parts, record_tags):
-        await connection.execute(sa.delete(table))
+def changed(key: bytes, **values: Any) -> sa.Executable:
+    return sa.update(records).where(records.c.record_key == key).values(values)
 
 
 @pytest.mark.parametrize(
-    ("tampering", "found"),
+    ("statements", "found"),
     [
-        pytest.param(change(b"a", body=b"won"), [NOT_PUT], id="a value"),
-        pytest.param(swap, [NOT_PUT, NOT_PUT], id="two values swapped"),
-        pytest.param(change(b"a", body=bytes(3)), [NOT_PUT], id="a value zeroed"),
-        pytest.param(zero_a_part, [NOT_PUT], id="a part zeroed"),
-        pytest.param(change(b"b", tags='{"user":"u"}'), [NOT_PUT, NOT_THE_TAGS], id="a tag"),
-        pytest.param(change_a_row_of_tags, [NOT_THE_TAGS], id="a row of tags"),
-        pytest.param(change(b"a", revision=uuid7()), [NOT_PUT], id="a revision"),
-        pytest.param(change(b"b", record_key=b"c"), [NOT_PUT], id="a key"),
-        pytest.param(remove, [MISSING], id="a record removed"),
-        pytest.param(remove_all, [MISSING.replace("2 are", "0 are")], id="all records removed"),
+        pytest.param([changed(b"a", body=b"won")], [NOT_PUT], id="a value"),
+        pytest.param([changed(b"a", body=b"two"), changed(b"b", body=b"one")], [NOT_PUT] * 2, id="two values swapped"),
+        pytest.param([changed(b"a", body=bytes(3))], [NOT_PUT], id="a value zeroed"),
         pytest.param(
-            empty_the_ledger,
+            [sa.update(record_parts).where(record_parts.c.part == 1).values(body=bytes(MAX_INLINE_BYTES))],
+            [NOT_PUT],
+            id="a part zeroed",
+        ),
+        pytest.param([changed(b"b", tags='{"user":"u"}')], [NOT_PUT, NOT_THE_TAGS], id="a tag"),
+        pytest.param(
+            [sa.update(record_tags).where(record_tags.c.name == b"user").values(value=b"s:other")],
+            [NOT_THE_TAGS],
+            id="a row of tags",
+        ),
+        pytest.param([changed(b"a", revision=uuid7())], [NOT_PUT], id="a revision"),
+        pytest.param([changed(b"b", record_key=b"c")], [NOT_PUT], id="a key"),
+        pytest.param([sa.delete(records).where(records.c.record_key == b"b")], [MISSING], id="a record removed"),
+        pytest.param(
+            [sa.delete(table) for table in (records, record_parts, record_tags)],
+            [MISSING.replace("2 are", "0 are")],
+            id="all records removed",
+        ),
+        pytest.param(
+            [sa.delete(record_ledger)],
             ["records of conversation chat-1: the counter of an outbox does not match its events"],
             id="the ledger emptied",
         ),
     ],
 )
-async def test_a_change_by_hand_is_found(store: ConversationStore, tampering: Tampering, found: list[str]) -> None:
+async def test_a_change_by_hand_is_found(store: ConversationStore, statements: Any, found: list[str]) -> None:
     await three_records(store)
     assert await problems(store) == []
-    async with store._runtime.callers_engine.begin() as connection:
-        await tampering(connection)
+
+    await change(store, *statements)
 
     assert await problems(store) == found
 
@@ -156,8 +137,7 @@ async def test_deliveries_beside_it_are_no_problem(store: ConversationStore, mon
 async def test_records_that_two_outboxes_remove_at_once_are_counted_once(store: ConversationStore) -> None:
     one, other, lane = Outbox(), Outbox(), Scope.owner("ann").name
     for number in range(8):
-        one.append_encoded(lane, [put(lane, f"{number}.{key}", b"1") for key in range(9)])
-        await one.deliver(store)
+        await send_encoded(store, one, lane, *(put(lane, f"{number}.{key}", b"1") for key in range(9)))
         for outbox in (one, other):
             outbox.append_encoded(lane, [clear(lane)])
         await asyncio.gather(one.deliver(store), other.deliver(store))
@@ -168,8 +148,7 @@ async def test_deletion_by_an_outbox_without_records_is_no_problem(store: Conver
     one, other = await three_records(store), Outbox()
     await send(store, other, "chat-1", ConversationDeleted(reason="asked"))
     assert await problems(store) == []
-    one.append_encoded(LANE, [put(LANE, "late", b"1")])
-    await one.deliver(store)
+    await send_encoded(store, one, LANE, put(LANE, "late", b"1"))
     await store.apply(one.origin, [LaneBatch(conversation_id=LANE, deliveries=(), pruned=4)])
 
     assert await problems(store) == []
@@ -209,7 +188,7 @@ async def owned(bots: Bots) -> Bots:
 async def test_an_active_conversation_that_was_changed_is_found(store: ConversationStore, values: Any) -> None:
     assert await problems(store) == []
 
-    await alter(store, sa.update(owners).where(owners.c.owner_id == "ann").values(values))
+    await change(store, sa.update(owners).where(owners.c.owner_id == "ann").values(values))
 
     assert await problems(store) == ["the active conversation of owner 'ann' is not the one that was activated last"]
 
@@ -261,14 +240,14 @@ async def test_a_message_of_two_outboxes_is_no_problem(store: ConversationStore)
 @pytest.mark.parametrize("lost", ["m-2", "m-1"])
 async def test_a_lost_event_of_such_a_lane_is_found(store: ConversationStore, lost: str) -> None:
     await twice_said(store)
-    await alter(store, sa.delete(events).where(events.c.data.contains(f'"{lost}"')))
+    await change(store, sa.delete(events).where(events.c.data.contains(f'"{lost}"')))
 
     assert any("the counter of an outbox does not match" in problem for problem in await problems(store))
 
 
 async def test_a_gap_without_a_duplicate_is_found(store: ConversationStore) -> None:
     await new_outbox(store, "chat", *(Message.user("hello") for _ in range(3)))
-    await alter(store, sa.delete(events).where(events.c.sequence == 2))
+    await change(store, sa.delete(events).where(events.c.sequence == 2))
 
     found = await problems(store)
     assert "conversation 'chat', version 3: sequence 3 of its outbox follows 1" in found

@@ -61,27 +61,14 @@ async def test_a_relay_that_cuts_it_in_parts_is_noticed(bots: Bots) -> None:
         assert len(await seen_by_another(bots, 8)) > 2
 
 
-async def test_a_put_back_at_the_beginning_shares_the_verdict(bots: Bots) -> None:
-    """The event that decides for all is written under another id, because it puts a message back."""
+@pytest.mark.parametrize("there", [True, False])
+async def test_the_first_message_shares_the_verdict_unless_it_is_there(bots: Bots, *, there: bool) -> None:
+    """The event that decides for all is written under another id where it puts a message back."""
     one, two = bots
     first, second = said("m", 2)
     await one.append(CHAT, first)
-    await one.chat(CHAT).rewind(to=None)
-    await drain(one)
-    page = await one.messages(CHAT)
-    await two.append(CHAT, Message.user("the other's", id="x"))
-    await drain(two)
-    replaced = await one.append(CHAT, first, second, after=page)
-    await drain(one)
-
-    assert await replaced.superseded(60)
-    assert await path(one) == await path(two) == ["x"]
-
-
-async def test_a_message_that_is_there_shares_its_old_verdict_with_no_new_one(bots: Bots) -> None:
-    one, two = bots
-    first, second = said("m", 2)
-    await one.append(CHAT, first)
+    if not there:
+        await one.chat(CHAT).rewind(to=None)
     await drain(one)
     page = await one.messages(CHAT)
     await two.append(CHAT, Message.user("the other's", id="x"))
@@ -90,7 +77,7 @@ async def test_a_message_that_is_there_shares_its_old_verdict_with_no_new_one(bo
     await drain(one)
 
     assert await late.superseded(60)
-    assert await path(one) == await path(two) == ["m-0", "x"]
+    assert await path(one) == await path(two) == (["m-0", "x"] if there else ["x"])
 
 
 @pytest.mark.parametrize("together", [True, False])

@@ -30,13 +30,7 @@ from letopis.adapters.telegram_core.incoming import IncomingRecorder
 from letopis.outbox import History
 from letopis.store import InvalidInput
 from letopis.store.model.conversations import Delivery
-from tests.support.aiogram_bots import (
-    bot_at,
-    hang,
-    polling,
-    recorded_by_the_default_hook,
-    recorded_by_the_session,
-)
+from tests.support.aiogram_bots import bot_at, hang, polling, recorded_by_the_default_hook, recorded_by_the_session
 from tests.support.bot_api import BOT_ID, BotApi, until
 from tests.support.child import command
 from tests.support.paths import ROOT
@@ -305,6 +299,21 @@ async def test_smart_send_is_one_call(bench: Bench, tmp_path: Path) -> None:
     assert message.text == LONG
     assert message.delivery_data["sent_as"] == "file"
     assert Path(message.delivery_data["file_path"]).parent == tmp_path / "bot.outbox.db.files"
+
+
+async def test_smart_send_splits_when_the_file_fails(bench: Bench) -> None:
+    await bench.feed(bench.api.say("Long", chat=-100, message_thread_id=7, is_topic_message=True))
+    bench.api.fail("sendDocument", 413, "Request Entity Too Large")
+
+    sent = await bench.chats.smart_send(
+        Message.model_validate(bench.api.updates[0]["message"], context={"bot": bench.bot}), LONG
+    )
+
+    assert sent.sent_as == "messages"
+    assert [one["message_thread_id"] for one in bench.api.sent()] == [7] * len(sent.numbers)
+    assert " ".join(bench.api.texts()).split() == LONG.split()
+    [_, message] = await bench.history.messages("tg:7000:-100:t7")
+    assert message.delivery_data["platform_ids"]["telegram"] == list(sent.numbers)
 
 
 # Webhooks.

@@ -41,7 +41,7 @@ from tests.support.moves import (
     states,
     takes_deliveries,
 )
-from tests.support.sayings import send
+from tests.support.sayings import raises_fault, send
 
 New = Callable[[str], str]
 
@@ -223,9 +223,8 @@ async def test_unfinished_is_unused(
     await cut_off(monkeypatch, source, target, "close_source", after=False)
     store = ConversationStore(target, migrate=False)
     for use in (store.prepare, lambda: store.messages("talk 1"), lambda: Outbox().deliver(store)):
-        with pytest.raises(StoreFault, match="is not finished") as caught:
+        with raises_fault(FaultClass.WRONG_STORE, "arriving", match="is not finished"):
             await use()
-        assert (caught.value.fault_class, caught.value.code) == (FaultClass.WRONG_STORE, "arriving")
     await move(source, target)
     assert (await store.messages("talk 1")).items  # the same object, on its own
     await store.close()

@@ -20,7 +20,7 @@ from letopis.store.database.faults import FaultClass
 from letopis.store.database.timeouts import Timeouts
 from tests.campaigns.invariants import check
 from tests.support.bench import fault_at
-from tests.support.relays import drained, end, relay_on, say, until
+from tests.support.relays import drained, end, relay_on, running, say, until
 from tests.support.required import program
 from tests.support.sayings import NewStore
 from tests.support.servers import PostgresServer
@@ -131,18 +131,17 @@ async def test_restore_heals_by_interval(
     outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
     async with ConversationStore.open(f"{pooled}?pgbouncer=true", pool_size=2) as store:
         relay = relay_on(outbox, store)
-        task = asyncio.create_task(relay.run())
-        await say(outbox, "old", 5)
-        await drained(outbox)
-        backup = await copied(url)
-        await say(outbox, "old", 5)
-        await say(outbox, "new", 5)
-        await drained(outbox)
-        before = store.outbox_access.continuity.generation
-        await put_back(url, backup)
+        async with running(relay):
+            await say(outbox, "old", 5)
+            await drained(outbox)
+            backup = await copied(url)
+            await say(outbox, "old", 5)
+            await say(outbox, "new", 5)
+            await drained(outbox)
+            before = store.outbox_access.continuity.generation
+            await put_back(url, backup)
 
-        await until(lambda: is_whole(outbox, url, 11 + 6), patience=30)
-        await end(task)
+            await until(lambda: is_whole(outbox, url, 11 + 6), patience=30)
         assert store.outbox_access.continuity.generation == before
         assert relay.breaker.trips == 0
     assert (await check([outbox.path], url, drained=True)).ok

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Iterator
 
 import pytest
 from sqlalchemy.engine import make_url
@@ -11,11 +12,13 @@ from sqlalchemy.engine import make_url
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.retry.circuit_breaker import BreakerState
 from letopis.store.conversation_store import ConversationStore
-from tests.campaigns.invariants import check
 from tests.support.relays import drained, figures, lane, relay_on, running, say, sql, until
+from tests.support.required import required
 from tests.support.sayings import NewStore
-from tests.support.servers import MariaDBServer, PostgresServer
+from tests.support.servers import MariaDBServer, OwnPostgresServer, PostgresServer
+from tests.support.servers.postgresql import StopMode
 from tests.support.store_changes import run_there
+from tests.support.verdicts import assert_whole
 
 
 async def test_everything_arrives_once_in_order(outbox: OutboxFile, store: ConversationStore, store_url: str) -> None:
@@ -23,10 +26,7 @@ async def test_everything_arrives_once_in_order(outbox: OutboxFile, store: Conve
         for number in range(200):
             await say(outbox, f"c{number % 7}", 1 + number % 3)
         await drained(outbox)
-    verdict = await check([outbox.path], store_url, drained=True)
-
-    assert verdict.ok, verdict
-    assert verdict.stored == 200 * 2 - 1 + 7
+    await assert_whole(outbox, store_url, 200 * 2 - 1 + 7)
     texts = [one.text for one in await store.messages("c3")]
     assert len(texts) == sum(1 + number % 3 for number in range(3, 200, 7))
 
@@ -58,7 +58,7 @@ async def test_refused_event_blocks_its_own_alone(outbox: OutboxFile, store: Con
     await run_there(store_url, undo)
     await sql(outbox, "UPDATE letopis_outbox_lanes SET state = 'ready', attempts = 0 WHERE state = 'blocked'")
     assert await relay_on(outbox, store).drain() == 3
-    assert (verdict := await check([outbox.path], store_url, drained=True)).ok, verdict
+    await assert_whole(outbox, store_url)
 
 
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
@@ -82,10 +82,9 @@ async def test_connections_that_are_cut_while_it_drains_cost_nothing(
                     for number in range(20):
                         await say(outbox, f"c{number}", 20)
             await drained(outbox, patience=90)
-    verdict = await check([outbox.path], url, drained=True)
+    await assert_whole(outbox, url)
     trouble = await sql(outbox, "SELECT count(*) FROM letopis_outbox_lanes WHERE attempts > 0 OR state <> 'ready'")
 
-    assert verdict.ok, verdict
     assert trouble == [(0,)]
     assert relay.stats.blocked == 0
     assert relay.stats.faults.total() > 0
@@ -128,3 +127,92 @@ async def test_outbox_stays_free(outbox: OutboxFile, store: ConversationStore, m
 
     assert len(held) == 3
     assert max(held) < 1.0
+
+
+# --- A PostgreSQL of our own that is down, goes down and comes back ---
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[OwnPostgresServer]:
+    with required("postgresql", PostgresServer.own) as own:
+        yield own
+
+
+@pytest.fixture
+def url(server: OwnPostgresServer) -> str:
+    server.start()
+    return server.create_database()
+
+
+async def talk(outbox: OutboxFile, turns: int) -> None:
+    for number in range(turns):
+        await say(outbox, f"c{number % 10}")
+        await asyncio.sleep(0.002)
+
+
+async def untroubled(outbox: OutboxFile) -> bool:
+    """Return True if no attempt was charged to any conversation."""
+    found = await sql(outbox, "SELECT count(*) FROM letopis_outbox_lanes WHERE attempts > 0 OR state <> 'ready'")
+    return bool(found == [(0,)])
+
+
+@pytest.mark.parametrize("mode", ["fast", "kill"])
+async def test_store_that_returns_gets_the_rest(
+    outbox: OutboxFile, server: OwnPostgresServer, url: str, mode: StopMode
+) -> None:
+    async with ConversationStore.open(url, migrate=True) as store:
+        relay = relay_on(outbox, store)
+        async with running(relay):
+            await talk(outbox, 50)
+            await drained(outbox)
+
+            await asyncio.to_thread(server.stop, mode)
+            await talk(outbox, 300)
+            await until(lambda: relay.breaker.state is not BreakerState.CLOSED)
+            assert relay.breaker.outage is not None
+            assert relay.breaker.outage.fault_class == "unavailable"
+            assert await untroubled(outbox)
+            behind = (await figures(outbox)).pending
+
+            await asyncio.to_thread(server.start)
+            await talk(outbox, 50)
+            await drained(outbox, patience=90)
+        assert await untroubled(outbox)
+    await assert_whole(outbox, url, 410)
+    assert behind >= 300
+    assert relay.breaker.closed
+    assert relay.breaker.trips >= 1
+    assert relay.stats.blocked == 0
+
+
+async def test_store_down_at_the_start_is_waited_for(outbox: OutboxFile, server: OwnPostgresServer, url: str) -> None:
+    async with ConversationStore.open(url, migrate=True):
+        pass
+    await asyncio.to_thread(server.stop)
+    store = ConversationStore(url)
+    relay = relay_on(outbox, store)
+    async with running(relay):
+        await talk(outbox, 30)
+        await until(lambda: relay.breaker.state is not BreakerState.CLOSED)
+        assert await untroubled(outbox)
+        assert (await figures(outbox)).pending == 40
+
+        await asyncio.to_thread(server.start)
+        await drained(outbox, patience=90)
+    await store.close()
+    await assert_whole(outbox, url, 40)
+
+
+async def test_relay_told_to_stop_in_an_outage_stops(outbox: OutboxFile, server: OwnPostgresServer, url: str) -> None:
+    async with ConversationStore.open(url, migrate=True) as store:
+        relay = relay_on(outbox, store)
+        task = asyncio.create_task(relay.run())
+        await asyncio.to_thread(server.stop)
+        await talk(outbox, 10)
+        await until(lambda: relay.breaker.state is not BreakerState.CLOSED)
+        relay.stop()
+        async with asyncio.timeout(8):
+            await task
+    await asyncio.to_thread(server.start)
+
+    assert not relay.lease.held

@@ -24,7 +24,7 @@ from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.hosts import HostAddress
 from letopis.store.database.urls import hosts_of, normalise_url
 from tests.support.bench import ask, fault_at
-from tests.support.relays import drained, end, say, until
+from tests.support.relays import drained, running, say, until
 from tests.support.required import missing
 from tests.support.sayings import NewStore
 from tests.support.servers import ServerUnavailable
@@ -157,18 +157,17 @@ async def test_a_frozen_primary_is_given_up(pair: Pair, tmp_path: Path) -> None:
     outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
     async with ConversationStore.open(pair.url, migrate=True, pool_size=2) as store:
         relay = Relay(outbox, store, holder="test")
-        task = asyncio.create_task(relay.run())
-        await say(outbox, "before")
-        await drained(outbox)
-        await asyncio.to_thread(pair.settle)
-        await asyncio.to_thread(pair.freeze)
-        await say(outbox, "after")
-        await asyncio.sleep(0.5)
-        await asyncio.to_thread(pair.promote)
-        promoted = time.monotonic()
-        await until(lambda: relay.stats.delivered == 4, patience=30.0)
-        took = time.monotonic() - promoted
-        await end(task)
+        async with running(relay):
+            await say(outbox, "before")
+            await drained(outbox)
+            await asyncio.to_thread(pair.settle)
+            await asyncio.to_thread(pair.freeze)
+            await say(outbox, "after")
+            await asyncio.sleep(0.5)
+            await asyncio.to_thread(pair.promote)
+            promoted = time.monotonic()
+            await until(lambda: relay.stats.delivered == 4, patience=30.0)
+            took = time.monotonic() - promoted
     await outbox.close()
 
     # 8.5 s where nothing else runs; without the watch it is the 35 s of a statement.

@@ -19,7 +19,7 @@ from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.model.messages import Message
 from tests.proof.blame.part import raising
-from tests.support.relays import QUICK, drained, end, lane, relay_on, say, sql, until
+from tests.support.relays import QUICK, drained, lane, relay_on, running, say, sql, until
 from tests.support.required import required
 from tests.support.sayings import NewStore
 from tests.support.servers import MariaDBServer, OwnMariaDBServer
@@ -53,11 +53,8 @@ async def refused_often(breaker: Counting, conversations: int) -> None:
 async def delivering(outbox: OutboxFile, url: str, breaker: Breaker | None = None) -> AsyncIterator[Relay]:
     async with ConversationStore.open(url, migrate=True) as store:
         relay = relay_on(outbox, store, breaker=breaker)
-        task = asyncio.create_task(relay.run())
-        try:
+        async with running(relay):
             yield relay
-        finally:
-            await end(task)
 
 
 async def doom(outbox: OutboxFile, text: str = "doomed") -> None:

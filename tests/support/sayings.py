@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
+import pytest
 import sqlalchemy as sa
 
 from letopis.outbox import History
 from letopis.outbox.relay.relay import Relay
-from letopis.store import ConversationStore, Event, Message
+from letopis.store import ConversationStore, Event, FaultClass, Message, StoreFault
 from letopis.store.maintenance.integrity import find_problems
+from letopis.store.model.codec import EncodedEvent
 from letopis.store.model.event_types import Body
 from letopis.store.rules.apply_plan import ApplyResult
 from letopis.store.testing.outbox import Outbox
@@ -39,6 +42,12 @@ async def send(store: ConversationStore, outbox: Outbox, lane: str, *what: Messa
     return await outbox.deliver(store)
 
 
+async def send_encoded(store: ConversationStore, outbox: Outbox, lane: str, *events: EncodedEvent) -> ApplyResult:
+    """Do the same with events that are encoded already, as those of records are."""
+    outbox.append_encoded(lane, events)
+    return await outbox.deliver(store)
+
+
 async def new_outbox(
     store: ConversationStore, lane: str, *what: Message | Body | Event, name: str = "bot.outbox.db"
 ) -> Outbox:
@@ -60,19 +69,26 @@ def present(value: T | None) -> T:
     return value
 
 
-async def all_pages(
-    read: Callable[[str | None], Awaitable[Pages[T]]], *, most: int = 10_000, backward: bool = False
-) -> list[T]:
-    """Read page after page to the end, none of them longer than ``most``; ``backward`` if the newest come first."""
+async def all_pages(read: Callable[..., Awaitable[Pages[T]]], *, by: str = "after", most: int = 10_000) -> list[T]:
+    """Read page after page to the end, none of them longer than ``most``; by ``before``, the newest come first."""
     found: list[T] = []
-    after: str | None = None
+    place: dict[str, str] = {}
     for _ in range(10_000):
-        page = await read(after)
+        page = await read(**place)
         assert len(page.items) <= most
-        found = [*page.items, *found] if backward else [*found, *page.items]
-        if (after := page.next) is None:
+        found = [*page.items, *found] if by == "before" else [*found, *page.items]
+        if page.next is None:
             return found
+        place = {by: page.next}
     raise AssertionError("the pages do not end")
+
+
+@contextmanager
+def raises_fault(fault_class: FaultClass, code: str, *, match: str | None = None) -> Iterator[None]:
+    """Check that a store refuses with a fault of this class and code."""
+    with pytest.raises(StoreFault, match=match) as caught:
+        yield
+    assert (caught.value.fault_class, caught.value.code) == (fault_class, code)
 
 
 async def problems(store: ConversationStore) -> list[str]:
