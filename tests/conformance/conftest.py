@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from letopis.outbox import History
 from letopis.store import ConversationStore
@@ -19,3 +20,9 @@ async def bots(tmp_path: Path, store: ConversationStore) -> AsyncIterator[tuple[
         History(tmp_path / "two.outbox.db", store=store, relay=False, watch=False) as two,
     ):
         yield one, two
+
+
+@pytest.fixture
+def engine(store: ConversationStore) -> AsyncEngine:
+    """A way to the store's tables, behind its back."""
+    return store._runtime.callers_engine

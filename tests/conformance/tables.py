@@ -7,8 +7,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from letopis.outbox import History
+from letopis.outbox.diagnostics.integrity import content_problems
 from letopis.store.testing import DestinationStore
 from tests.campaigns.invariants import open_engine
+from tests.support.sayings import problems
 
 TABLES = ("letopis_events", "letopis_messages", "letopis_conversations", "letopis_owners", "letopis_search")
 
@@ -36,3 +39,15 @@ class LooksIntoTables:
 
     async def stored_text(self, store: DestinationStore, conversation_id: str | None = None) -> str:
         return await stored_text(store, conversation_id)
+
+
+async def large_contents(store: Any) -> int:
+    """Return how many large strings of messages the store holds."""
+    held = await rows(store.url.render_as_string(hide_password=False), "letopis_records")
+    return sum(row["scope"].startswith("\x01m:") for row in held)
+
+
+async def assert_sound(history: History) -> None:
+    """Check what `db verify` finds, and what `outbox verify` finds of large content."""
+    assert await problems(history.store) == []
+    assert await history.outbox.read(lambda connection: list(content_problems(connection))) == []

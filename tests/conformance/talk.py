@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from letopis.outbox import History
 from letopis.outbox.relay.relay import Relay
+from tests.support.relays import sql
 
 
 async def deliver(*histories: History) -> None:
@@ -21,3 +22,14 @@ def prune_all(connection: object) -> None:
     cursor.execute("DELETE FROM letopis_outbox_events")
     cursor.execute("UPDATE letopis_outbox_lanes SET pruned = head")
     cursor.close()
+
+
+async def lose_acknowledgements(history: History) -> None:
+    """Have an outbox send all events again, as after an answer that was lost."""
+    assert await sql(history.outbox, "UPDATE letopis_outbox_lanes SET delivered = 0, pending_since = 1 RETURNING 1")
+
+
+async def count(history: History, table: str) -> int:
+    """Return how many rows a table of the outbox holds, or those ``WHERE`` something is so."""
+    [(found,)] = await sql(history.outbox, f"SELECT count(*) FROM {table}")
+    return int(found)

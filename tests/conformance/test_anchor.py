@@ -10,7 +10,6 @@ from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store import (
     ConversationDeleted,
@@ -24,12 +23,12 @@ from letopis.store import (
 )
 from letopis.store.database.schema import conversations, events, lanes, log_heads, tasks
 from letopis.store.maintenance.anchor import Anchor, AnchorCheck, PartitionComparison, dump, load, make_anchor
-from letopis.store.maintenance.integrity import find_problems
 from letopis.store.model.codec import digest_of
 from letopis.store.read.task_marks import ERASE, LEAVE, RESET
 from letopis.store.rules.redaction import ARRIVED_ERASED_KEY, strip_event
 from letopis.store.testing.outbox import Outbox
 from tests.support.damage import damage
+from tests.support.sayings import NewStore, change, finish_tasks, new_outbox, problems, rows_of, send
 
 BLOCK = 4
 NOW = datetime(2026, 11, 27, 9, 0, tzinfo=UTC)
@@ -37,16 +36,13 @@ CHATS = ("a", "b", "c")
 SALT = b"0123456789abcdef"
 NO_CAUSE = "event 7 of partition 0 was erased, and no event of its conversation says so"
 
-Forgery = Callable[[AsyncConnection], Awaitable[Any]]
-
 
 async def filled(store: ConversationStore, *, messages: int = 3) -> Outbox:
     """Three conversations of `messages` and their beginning, each after the other in the log."""
     outbox = Outbox()
     for name in CHATS:
         said = [Message.user(f"{name} says {number}", id=f"{name}-{number}") for number in range(messages)]
-        outbox.append(name, ConversationStarted(owner_id=f"owner of {name}"), *said)
-        await outbox.deliver(store)
+        await send(store, outbox, name, ConversationStarted(owner_id=f"owner of {name}"), *said)
     return outbox
 
 
@@ -61,26 +57,25 @@ async def compared(store: ConversationStore, anchor: Anchor) -> tuple[list[str],
     return [problem async for problem in check.problems(store._runtime.callers_engine)], check.partitions
 
 
-async def plain_problems(store: ConversationStore) -> list[str]:
-    return [problem async for problem in find_problems(store._runtime.callers_engine)]
+async def event_at(store: ConversationStore, position: int) -> dict[str, Any]:
+    [row] = await rows_of(store, sa.select(events).where(events.c.position == position))
+    return dict(row._mapping)
 
 
-async def forge(store: ConversationStore, forgery: Forgery) -> None:
-    async with store._runtime.callers_engine.begin() as connection:
-        await forgery(connection)
-
-
-async def row_at(connection: AsyncConnection, position: int) -> dict[str, Any]:
-    found = await connection.execute(sa.select(events).where(events.c.position == position))
-    return dict(found.mappings().one())
-
-
-async def put(connection: AsyncConnection, position: int, values: Mapping[str, Any]) -> None:
+async def put(store: ConversationStore, position: int, values: Mapping[str, Any]) -> None:
     """Change an event, and let its digest fit."""
-    row = {**await row_at(connection, position), **values}
+    row = {**await event_at(store, position), **values}
     digest = digest_of(row["conversation_id"], row["type"], row["schema_version"], row["data"], row["metadata"], SALT)
-    changed = sa.update(events).where(events.c.position == position).values({**values, "digest": digest, "salt": SALT})
-    assert (await connection.execute(changed)).rowcount == 1
+    await leave(store, position, **values, digest=digest, salt=SALT)
+
+
+async def leave(store: ConversationStore, position: int, **values: Any) -> None:
+    """Change an event, and leave its digest."""
+    await change(store, sa.update(events).where(events.c.position == position).values(**values))
+
+
+def removed(*positions: int) -> sa.Executable:
+    return sa.delete(events).where(events.c.position.in_(positions))
 
 
 async def test_an_unchanged_log_is_confirmed(store: ConversationStore) -> None:
@@ -110,9 +105,7 @@ async def test_newer_events_make_no_difference(store: ConversationStore) -> None
 
 
 @pytest.mark.parametrize("rows", [1, BLOCK, 2 * BLOCK + 1])
-async def test_the_size_of_a_page_makes_no_difference(
-    store: ConversationStore, rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_anchor_of_any_page_size(store: ConversationStore, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     await filled(store)
     anchor, seen = await anchor_of(store), list[tuple[int, int]]()
     monkeypatch.setattr("letopis.store.maintenance.anchor.PAGE_EVENTS", rows)
@@ -131,8 +124,7 @@ async def test_the_size_of_a_page_makes_no_difference(
 async def test_a_redaction_is_named_and_its_block_counted(store: ConversationStore) -> None:
     outbox = await filled(store)
     anchor = await anchor_of(store)
-    outbox.append("b", MessageRedacted(message_id="b-1"))
-    await outbox.deliver(store)
+    await send(store, outbox, "b", MessageRedacted(message_id="b-1"))
 
     found, [partition] = await compared(store, anchor)
     assert found == []
@@ -143,28 +135,21 @@ async def test_a_redaction_is_named_and_its_block_counted(store: ConversationSto
 
 
 @pytest.mark.parametrize("end", [ConversationDeleted(reason="asked"), ConversationRewound(erase=True)])
-async def test_what_is_erased_is_named(
-    store: ConversationStore, end: ConversationDeleted | ConversationRewound
-) -> None:
+async def test_erasures_are_named(store: ConversationStore, end: ConversationDeleted | ConversationRewound) -> None:
     outbox = await filled(store)
     anchor = await anchor_of(store)
-    outbox.append("b", end)
-    await outbox.deliver(store)
-    while await store.run_pending_tasks():
-        pass
+    await send(store, outbox, "b", end)
+    await finish_tasks(store)
 
     found, [partition] = await compared(store, anchor)
     assert found == []
     assert partition.redacted == 4
-    assert await plain_problems(store) == []
+    assert await problems(store) == []
 
 
-async def test_a_rebuild_and_a_move_keep_what_was_anchored(
-    store: ConversationStore, new_store_url: Callable[[str], str]
-) -> None:
+async def test_a_rebuild_and_a_move_keep_what_was_anchored(store: ConversationStore, new_store_url: NewStore) -> None:
     outbox = await filled(store)
-    outbox.append("c", MessageRedacted(message_id="c-0"))
-    await outbox.deliver(store)
+    await send(store, outbox, "c", MessageRedacted(message_id="c-0"))
     anchor = await anchor_of(store)
     assert [one async for one in store.rebuild(every=True)]
     assert (await compared(store, anchor))[0] == []
@@ -187,7 +172,7 @@ async def test_each_partition_has_its_own(empty_database_url: str) -> None:
         assert [one.unchanged for one in (await compared(store, anchor))[1]] == [True] * 3
 
         forged = sa.update(events).where(events.c.partition == 1, events.c.position == 2)
-        await forge(store, lambda connection: connection.execute(forged.values(occurred_at=0)))
+        await change(store, forged.values(occurred_at=0))
         found, partitions = await compared(store, anchor)
         assert found == ["partition 1 of the log: events 1 to 4 are not those of the anchor"]
         assert [one.unchanged for one in partitions] == [True, False, True]
@@ -216,81 +201,85 @@ def says(text: str) -> dict[str, str]:
     return {"data": f'{{"message_id":"b-1","role":"user","content":"{text}"}}'}
 
 
-def without_digest(position: int, **values: Any) -> Forgery:
-    """Change an event, and leave its digest."""
-    return lambda it: it.execute(sa.update(events).where(events.c.position == position).values(**values))
-
-
-def more(column: str) -> Forgery:
-    return without_digest(12, **{column: events.c[column] + 1})
-
-
-def removed(*positions: int) -> Forgery:
-    return lambda it: it.execute(sa.delete(events).where(events.c.position.in_(positions)))
-
-
 CONTENT, OTHERS, LAST = (
     "partition 0 of the log: events 5 to 8 have other content",
     "partition 0 of the log: events 5 to 8 are not those of the anchor",
     "partition 0 of the log: events 9 to 12 are not those of the anchor",
 )
-REPLACED: Final = {"data": '{"owner_id":"somebody else"}'}
 ERASED, REDACTED = ConversationRewound(erase=True), MessageRedacted(message_id="b-1")
-FORGERIES: Final[dict[str, tuple[Any, Forgery, str, bool]]] = {
-    "content with its digest": (None, lambda it: put(it, 7, says("b says something else")), CONTENT, True),
-    "the owner": (None, lambda it: put(it, 5, REPLACED), OTHERS, True),
-    "the owner, after a redaction": (ERASED, without_digest(5, **REPLACED), OTHERS, True),
-    "content that came back": (REDACTED, lambda it: put(it, 7, says("b says 1")), CONTENT, False),
-    "a digest of what was redacted": (REDACTED, lambda it: put(it, 7, {"sequence": 3}), CONTENT, False),
-    "the conversation": (None, lambda it: put(it, 8, {"conversation_id": "a", "version": 5}), OTHERS, False),
+STRIPPED = '{"message_id":"b-1","role":"user","content":""}'
+REPLACED: Final = {"data": '{"owner_id":"somebody else"}'}
+ARRIVED: Final = f'{{"{ARRIVED_ERASED_KEY}":true}}'
+FORGERIES: Final[dict[str, tuple[Any, Callable[[ConversationStore], Awaitable[Any]], list[str] | None, list[str]]]] = {
+    "content with its digest": (None, lambda it: put(it, 7, says("b says something else")), [], [CONTENT]),
+    "the owner": (None, lambda it: put(it, 5, REPLACED), [], [OTHERS]),
+    "the owner, after a redaction": (ERASED, lambda it: leave(it, 5, **REPLACED), [], [OTHERS]),
+    "content that came back": (REDACTED, lambda it: put(it, 7, says("b says 1")), None, [CONTENT]),
+    "a digest of what was redacted": (REDACTED, lambda it: put(it, 7, {"sequence": 3}), None, [CONTENT]),
+    "the conversation": (None, lambda it: put(it, 8, {"conversation_id": "a", "version": 5}), None, [OTHERS]),
     **{
-        column: (None, more(column), LAST, False)
+        column: (None, lambda it, name=column: leave(it, 12, **{name: events.c[name] + 1}), None, [LAST])
         for column in ("version", "sequence", "schema_version", "occurred_at", "recorded_at")
     },
-    "an event less": (None, removed(6), OTHERS, False),
-    "a block less": (None, removed(5, 6, 7, 8), OTHERS, False),
+    "an event less": (None, lambda it: change(it, removed(6)), None, [OTHERS]),
+    "a block less": (None, lambda it: change(it, removed(5, 6, 7, 8)), None, [OTHERS]),
+    # Their times change places too.
+    "two messages": (None, lambda it: damage(it.url.render_as_string(hide_password=False), "swap", "c"), [], [LAST]),
+    "an erasure by hand": (None, lambda it: leave(it, 7, data=STRIPPED, salt=None), [NO_CAUSE], []),
+    "one that claims to have arrived so": (
+        None,
+        lambda it: leave(it, 7, data=STRIPPED, salt=None, metadata=ARRIVED),
+        [],
+        [OTHERS],
+    ),
 }
-"""By what is changed: what is appended before, the change, what is found, and whether without an anchor nothing is."""
+"""By what is changed: what is appended before, the change, what is found without an anchor, and what with one."""
 
 
 @pytest.mark.parametrize("name", FORGERIES)
 async def test_a_change_is_found(store: ConversationStore, name: str) -> None:
-    before, forgery, expected, unseen = FORGERIES[name]
+    before, forgery, plain, expected = FORGERIES[name]
     outbox = await filled(store)
     if before is not None:
-        outbox.append("b", before)
-        await outbox.deliver(store)
+        await send(store, outbox, "b", before)
     anchor = await anchor_of(store)
-    await forge(store, forgery)
+    await forgery(store)
 
-    if unseen:
-        assert await plain_problems(store) == []  # what makes an anchor necessary
+    if plain is not None:  # what makes an anchor necessary
+        assert await problems(store) == plain
     found, [partition] = await compared(store, anchor)
-    assert found == [expected]
-    assert not partition.unchanged
+    assert found == expected
+    assert partition.unchanged is (expected == [])
 
 
-async def test_two_messages_that_changed_places_are_found(store: ConversationStore, store_url: str) -> None:
+async def test_content_that_passes_for_redacted_is_found(store: ConversationStore) -> None:
+    """A salt that was removed does not let content through."""
     await filled(store)
-    anchor = await anchor_of(store)
-    await damage(store_url, "swap", "c")
+    await leave(store, 7, **says("b says something else"), salt=None)
 
-    assert await plain_problems(store) == []  # their times changed places too
-    assert (await compared(store, anchor))[0] == [LAST]
+    assert await problems(store) == ["event 7 of partition 0 is not what was written", NO_CAUSE]
+
+
+async def test_content_beside_a_redaction_is_compared(store: ConversationStore) -> None:
+    outbox = await filled(store)
+    anchor = await anchor_of(store)
+    await send(store, outbox, "b", MessageRedacted(message_id="b-0"))
+    assert await problems(store) == (await compared(store, anchor))[0] == []
+    await put(store, 7, says("b says something else"))
+
+    assert (await compared(store, anchor))[0] == [CONTENT]
 
 
 async def test_a_log_that_was_truncated_with_its_counters_is_found(store: ConversationStore) -> None:
     await filled(store)
     anchor = await anchor_of(store)
+    of_c = [
+        sa.update(table).where(table.c.conversation_id == "c").values({column: 2})
+        for table, column in ((lanes, "sequence"), (conversations, "version"))
+    ]
+    await change(store, removed(11, 12), sa.update(log_heads).values(position=10), *of_c)
 
-    async def truncate(connection: AsyncConnection) -> None:
-        await connection.execute(sa.delete(events).where(events.c.position > 10))
-        await connection.execute(sa.update(log_heads).values(position=10))
-        for table, column in ((lanes, "sequence"), (conversations, "version")):
-            await connection.execute(sa.update(table).where(table.c.conversation_id == "c").values({column: 2}))
-
-    await forge(store, truncate)
-    assert await plain_problems(store) == []
+    assert await problems(store) == []
     found, [partition] = await compared(store, anchor)
     assert found == ["partition 0 of the log ends at 10, and the anchor knows it up to 12"]
     assert (partition.head, partition.unchanged) == (10, False)
@@ -299,63 +288,18 @@ async def test_a_log_that_was_truncated_with_its_counters_is_found(store: Conver
 async def test_an_event_that_was_put_between_is_found(store: ConversationStore) -> None:
     await filled(store)
     anchor = await anchor_of(store)
+    later = [await event_at(store, position) for position in range(8, 13)]
+    added = {**await event_at(store, 7), "position": 8, "version": 5, "sequence": 5, "event_id": uuid4()}
+    await change(
+        store,
+        removed(*range(8, 13)),
+        sa.insert(events).values([added, *({**row, "position": row["position"] + 1} for row in later)]),
+        sa.update(log_heads).values(position=13),
+        sa.update(lanes).where(lanes.c.conversation_id == "b").values(sequence=5),
+    )
 
-    async def insert(connection: AsyncConnection) -> None:
-        later = (await connection.execute(sa.select(events).where(events.c.position >= 8))).mappings().all()
-        await connection.execute(sa.delete(events).where(events.c.position >= 8))
-        added = {**await row_at(connection, 7), "position": 8, "version": 5, "sequence": 5, "event_id": uuid4()}
-        moved = [{**row, "position": row["position"] + 1} for row in later]
-        await connection.execute(sa.insert(events), [added, *moved])
-        await connection.execute(sa.update(log_heads).values(position=13))
-        await connection.execute(sa.update(lanes).where(lanes.c.conversation_id == "b").values(sequence=5))
-
-    await forge(store, insert)
     # The place of the change and all behind it.
     assert (await compared(store, anchor))[0] == ["partition 0 of the log: events 5 to 12 are not those of the anchor"]
-
-
-async def test_content_that_passes_for_redacted_is_found(store: ConversationStore) -> None:
-    """A salt that was removed does not let content through."""
-    await filled(store)
-    await forge(store, without_digest(7, **says("b says something else"), salt=None))
-
-    assert await plain_problems(store) == ["event 7 of partition 0 is not what was written", NO_CAUSE]
-
-
-STRIPPED = '{"message_id":"b-1","role":"user","content":""}'
-
-
-async def test_erasure_by_hand_lacks_its_cause(store: ConversationStore) -> None:
-    await filled(store)
-    anchor = await anchor_of(store)
-    forged = sa.update(events).where(events.c.position == 7).values(data=STRIPPED, salt=None)
-    await forge(store, lambda connection: connection.execute(forged))
-
-    assert await plain_problems(store) == [NO_CAUSE]
-    assert (await compared(store, anchor))[0] == []  # it is as an erasure leaves it
-
-
-async def test_erasure_by_hand_that_claims_to_have_arrived_so_is_found(store: ConversationStore) -> None:
-    await filled(store)
-    anchor = await anchor_of(store)
-    marked = f'{{"{ARRIVED_ERASED_KEY}":true}}'
-    forged = sa.update(events).where(events.c.position == 7).values(data=STRIPPED, salt=None, metadata=marked)
-    await forge(store, lambda connection: connection.execute(forged))
-
-    assert await plain_problems(store) == []
-    assert (await compared(store, anchor))[0] == ["partition 0 of the log: events 5 to 8 are not those of the anchor"]
-
-
-async def test_content_beside_a_redaction_is_compared(store: ConversationStore) -> None:
-    outbox = await filled(store)
-    anchor = await anchor_of(store)
-    outbox.append("b", MessageRedacted(message_id="b-0"))
-    await outbox.deliver(store)
-    assert await plain_problems(store) == (await compared(store, anchor))[0] == []
-    data = '{"message_id":"b-1","role":"user","content":"b says something else"}'
-    await forge(store, lambda connection: put(connection, 7, {"data": data}))
-
-    assert (await compared(store, anchor))[0] == ["partition 0 of the log: events 5 to 8 have other content"]
 
 
 async def test_message_that_its_outbox_erased_before_the_delivery_says_so(store: ConversationStore) -> None:
@@ -364,7 +308,7 @@ async def test_message_that_its_outbox_erased_before_the_delivery_says_so(store:
     outbox.lanes["a"] = [strip_event(event) for event in outbox.lanes["a"]]
     await outbox.deliver(store)  # its redaction is still to come
 
-    assert await plain_problems(store) == []
+    assert await problems(store) == []
     [*_, event] = await store.events("a")
     assert (event.digest, event.metadata) == (None, {ARRIVED_ERASED_KEY: True})
 
@@ -377,46 +321,39 @@ async def test_late_edit_of_an_erased_message_has_its_cause(store: ConversationS
         outbox.lanes["a"] = [strip_event(event) for event in outbox.lanes["a"]]
     await outbox.deliver(store)
     if how.endswith("fork"):
-        outbox.append("f", ConversationStarted(forked_from={"conversation_id": "a", "version": 1}))
-        await outbox.deliver(store)
+        await send(store, outbox, "f", ConversationStarted(forked_from={"conversation_id": "a", "version": 1}))
     if how.startswith("reset"):
-        outbox.append("a", ConversationRewound(erase=True))
-        await outbox.deliver(store)
-    other.append("a", MessageEdited(message_id="m", content="the secret again"))
-    await other.deliver(store)
+        await send(store, outbox, "a", ConversationRewound(erase=True))
+    await send(store, other, "a", MessageEdited(message_id="m", content="the secret again"))
 
     [*_, edit] = await store.events("a")
     assert edit.digest is None
-    assert await plain_problems(store) == []
+    assert await problems(store) == []
 
 
 @pytest.mark.parametrize("kind", [LEAVE, ERASE, RESET])
 async def test_task_that_no_event_asked_for_is_found(store: ConversationStore, kind: str) -> None:
     await filled(store)
     task = {"partition": 0, "conversation_id": "b", "kind": kind, "version": 4, "after": 0, "upto": 4, "created_at": 1}
-    await forge(store, lambda connection: connection.execute(sa.insert(tasks).values(**task)))
+    await change(store, sa.insert(tasks).values(**task))
 
-    assert await plain_problems(store) == [f"conversation 'b' has a task '{kind}' that no event of it asked for"]
+    assert await problems(store) == [f"conversation 'b' has a task '{kind}' that no event of it asked for"]
 
 
 async def test_content_that_is_retained_without_an_erasure_is_found(store: ConversationStore) -> None:
     await filled(store)
     planted = sa.update(conversations).where(conversations.c.conversation_id == "b").values(retained=3)
-    await forge(store, lambda connection: connection.execute(planted))
+    await change(store, planted)
 
-    assert await plain_problems(store) == [
-        "conversation 'b' retains content for forks, and no event of it has erased any"
-    ]
+    assert await problems(store) == ["conversation 'b' retains content for forks, and no event of it has erased any"]
 
 
 async def test_only_so_many_places_are_named(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append("long", *(Message.user("hello", id=f"m-{number}") for number in range(BLOCK * 50)))
-    await outbox.deliver(store)
+    await new_outbox(store, "long", *(Message.user("hello", id=f"m-{number}") for number in range(BLOCK * 50)))
     anchor = await anchor_of(store)
     every_other_block = events.c.position % (2 * BLOCK) == 1
     changed = sa.update(events).where(every_other_block).values(occurred_at=0)
-    await forge(store, lambda connection: connection.execute(changed))
+    await change(store, changed)
 
     found, _ = await compared(store, anchor)
     assert len(found) == 21

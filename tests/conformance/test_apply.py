@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from letopis.store import (
-    ConversationStore,
-    InvalidInput,
-    Message,
-)
+from letopis.store import ConversationStore, FaultClass, InvalidInput, Message, Projection, RecordedEvent
 from letopis.store.database.schema import events as events_table
+from letopis.store.database.schema import log_heads
 from letopis.store.model.codec import digest_of
 from letopis.store.testing.content import ContentConformance
 from letopis.store.testing.delivery import ONLY, DeliveryConformance, said, texts
 from letopis.store.testing.outbox import Outbox, assert_no_gaps
+from tests.support.bench import ask
+from tests.support.sayings import change, raises_fault, rows_of, send
+from tests.support.store_changes import run_there
 
 
 class TestDelivery(DeliveryConformance):
@@ -35,8 +39,7 @@ async def test_every_event_is_stored_byte_for_byte(store: ConversationStore, cou
     encoded = outbox.append(ONLY, *(Message.user(content, metadata=metadata) for _ in range(count)))
     await outbox.deliver(store)
 
-    async with store._runtime.callers_engine.connect() as connection:
-        rows = (await connection.execute(sa.select(events_table).order_by(events_table.c.version))).all()
+    rows = await rows_of(store, sa.select(events_table).order_by(events_table.c.version))
 
     assert [(row.event_id, row.data, row.metadata, row.digest) for row in rows] == [
         (event.event_id, event.data, event.metadata, event.digest) for event in encoded
@@ -77,3 +80,63 @@ async def test_partitions_each_count_for_themselves(empty_database_url: str) -> 
         assert (await again.apply(outbox.origin, outbox.pending() or [outbox.batch("chat-3")])).applied[
             0
         ].duplicates == 2
+
+
+class Asking(Projection):
+    """Notes in the transaction of each apply whether its commit will wait for the disk."""
+
+    name = "custom.asking"
+    version = 1
+
+    def __init__(self) -> None:
+        self.answers: list[str] = []
+
+    async def apply(self, connection: AsyncConnection, events: Sequence[RecordedEvent], *, replaying: bool) -> None:
+        found = await connection.exec_driver_sql("SHOW synchronous_commit")
+        self.answers.append(str(found.scalar_one()))
+
+
+async def test_postgresql_waits_for_the_disk_whatever_its_default_is(fresh_postgresql_url: str) -> None:
+    url, asking, outbox = fresh_postgresql_url, Asking(), Outbox()
+    await run_there(url, f'ALTER DATABASE "{make_url(url).database}" SET synchronous_commit = off')
+    async with ConversationStore.open(url, migrate=True, projections=[asking]) as store:
+        for count in (3, 3, 120):  # of an outbox that is new and of one that is known; as arrays, and copied
+            await send(store, outbox, ONLY, *said(count))
+        assert await ask(url, "SHOW synchronous_commit") == "off"  # or this proves nothing
+    assert asking.answers == ["on", "on", "on"]
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+async def test_a_counter_that_is_gone_stops_everything(empty_database_url: str, partitions: int) -> None:
+    outbox, gone = Outbox(), partitions - 1
+    async with ConversationStore.open(empty_database_url, migrate=True, partitions=partitions) as store:
+        for number in range(20):
+            outbox.append(f"chat-{number}", *said(1))
+        await outbox.deliver(store)
+        before = [await store.head(partition) for partition in range(partitions)]
+        await change(store, sa.delete(log_heads).where(log_heads.c.partition == gone))
+
+        for number in range(20):
+            outbox.append(f"chat-{number}", *said(1))
+        with raises_fault(FaultClass.MISCONFIGURED, "partitions"):
+            await outbox.deliver(store)
+        heads = sa.select(log_heads.c.position).order_by(log_heads.c.partition)
+        assert await rows_of(store, heads) == [(head,) for head in before[:-1]]
+        await change(store, sa.insert(log_heads).values(partition=gone, position=before[-1]))
+        await outbox.deliver(store)
+        await assert_no_gaps(store)
+        assert sum([await store.head(partition) for partition in range(partitions)]) == 2 * 20
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+async def test_outboxes_that_deliver_at_once_share_the_counters(empty_database_url: str, partitions: int) -> None:
+    outboxes = [Outbox() for _ in range(4)]
+    async with ConversationStore.open(empty_database_url, migrate=True, partitions=partitions) as store:
+        for _ in range(5):
+            for number, outbox in enumerate(outboxes):
+                for chat in range(12):
+                    outbox.append(f"chat-{number}-{chat}", *said(2))
+            await asyncio.gather(*(outbox.deliver(store) for outbox in outboxes))
+
+        await assert_no_gaps(store)
+        assert sum([await store.head(partition) for partition in range(partitions)]) == 4 * 5 * 12 * 2

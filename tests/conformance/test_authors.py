@@ -9,23 +9,16 @@ import sqlalchemy as sa
 
 from letopis.outbox import History
 from letopis.outbox.history.authored import authored
-from letopis.outbox.relay.relay import Relay
 from letopis.outbox.transfer.exporter import Exporter
 from letopis.outbox.transfer.readable_page import ReadablePage
 from letopis.store import ConversationStore, InvalidInput, Message, MessageRedacted
-from letopis.store.database.engines import create_store_engine
 from letopis.store.database.schema import messages
 from letopis.store.model.events import utc_now
 from letopis.store.testing.outbox import Outbox
+from tests.support.sayings import Bots, change, drain
 
 TOKEN = "t0ken-of-"
 ANN, BEN = "tg:7:1", "tg:7:2"
-
-
-async def deliver(*histories: History) -> None:
-    for history in histories:
-        while await Relay(history.outbox, history.store).drain_once():
-            pass
 
 
 async def talk(history: History, group: str, *numbers: int, owner: str = "group") -> None:
@@ -33,10 +26,6 @@ async def talk(history: History, group: str, *numbers: int, owner: str = "group"
         for author in (ANN, BEN):
             words = f"{TOKEN}{author} {number}"
             await history.append(group, Message.user(words, id=f"{author}-{number}", author=author), owner=owner)
-
-
-def written(found: list[bytes]) -> str:
-    return b"".join(found).decode()
 
 
 async def read(source: History | ConversationStore, author: str) -> list[tuple[str, str]]:
@@ -47,7 +36,7 @@ async def read(source: History | ConversationStore, author: str) -> list[tuple[s
     ]
 
 
-async def test_an_author_is_kept_by_a_redaction_and_by_a_rebuild(store: ConversationStore, store_url: str) -> None:
+async def test_an_author_is_kept_by_a_redaction_and_by_a_rebuild(store: ConversationStore) -> None:
     outbox = Outbox()
     outbox.append("g", Message.user("a", id="1", author=ANN), Message.user("b", id="2", author=ANN), Message.user("c"))
     outbox.append("g", MessageRedacted(message_id="1"))
@@ -58,19 +47,12 @@ async def test_an_author_is_kept_by_a_redaction_and_by_a_rebuild(store: Conversa
     assert await read(store, ANN) == [("g", "1"), ("g", "2")]
     assert [one.differences async for one in store.rebuild(check=True, every=True)] == [()]
 
-    engine = create_store_engine(store_url)
-    try:
-        async with engine.begin() as connection:
-            await connection.execute(sa.update(messages).where(messages.c.message_id == "2").values(author=None))
-    finally:
-        await engine.dispose()
+    await change(store, sa.update(messages).where(messages.c.message_id == "2").values(author=None))
     assert [one.differences async for one in store.rebuild(every=True)] == [("messages[2].author",)]
     assert await read(store, ANN) == [("g", "1"), ("g", "2")]
 
 
-async def test_all_pages_of_an_author_are_read_once_each(
-    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_pages_of_an_author_are_read_once(store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("letopis.outbox.history.authored.PAGE", 2)
     outbox = Outbox()
     for name in ("б", "a", "Z", "z "):
@@ -89,10 +71,10 @@ async def test_all_pages_of_an_author_are_read_once_each(
     assert len(set(found)) == len(found)
 
 
-async def test_what_is_pending_counts(bots: tuple[History, History]) -> None:
+async def test_what_is_pending_counts(bots: Bots) -> None:
     one, two = bots
     await talk(one, "g", 1, 2)
-    await deliver(one)
+    await drain(one)
     await one.chat("g").edit(f"{ANN}-1", "edited since")
     await one.chat("g").redact(f"{ANN}-2")
     await talk(one, "g", 3)
@@ -107,21 +89,19 @@ async def test_what_is_pending_counts(bots: tuple[History, History]) -> None:
     assert await read(two, ANN) == [("g", f"{ANN}-1"), ("g", f"{ANN}-2")]
 
 
-async def test_an_export_of_a_person_has_no_word_of_another(bots: tuple[History, History]) -> None:
+async def test_an_export_of_a_person_has_no_word_of_another(bots: Bots) -> None:
     one, _ = bots
     await talk(one, "g", 1, 2, owner=BEN)
     await one.chat("g").react(f"{ANN}-1", f"{TOKEN}reaction", actor=BEN)
     await one.chat("g").rename(f"{TOKEN}title")
     await one.append(ANN, Message.user("my own"), Message.assistant("to you", id="answer"), owner=ANN)
     await one.chat(ANN).sent("answer", platform_ids={"telegram": 4711}, sent_as="file")
-    await deliver(one)
+    await drain(one)
     await talk(one, "g", 3, owner=BEN)
     page = BytesIO()
 
     flow = Exporter(one, page=ReadablePage(page, title=ANN, now=utc_now()), deliveries=True, every=True)
-    lines = [line async for line in flow.of_person(ANN)]
-
-    text = written(lines)
+    text = b"".join([line async for line in flow.of_person(ANN)]).decode()
     shown = page.getvalue().decode()
     assert all(f"{TOKEN}{ANN} {number}" in shown for number in (1, 2, 3)) and "file" in shown
     assert BEN not in shown and "reaction" not in shown and "title" not in shown.partition("</title>")[2]

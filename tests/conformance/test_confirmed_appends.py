@@ -23,6 +23,7 @@ from letopis.store import (
 from letopis.store.outbox_access import OutboxAccess
 from tests.conformance.talk import deliver, path
 from tests.support.peers import refused_port
+from tests.support.sayings import Bots
 
 pytestmark = pytest.mark.same_sql
 
@@ -39,7 +40,7 @@ async def bots(tmp_path: Path, store: ConversationStore) -> AsyncIterator[tuple[
         yield one, two
 
 
-async def test_it_returns_once_the_store_lets_it_stand(bots: tuple[History, History], store: ConversationStore) -> None:
+async def test_it_returns_once_the_store_lets_it_stand(bots: Bots, store: ConversationStore) -> None:
     one, two = bots
     await one.append(CHAT, Message.user("what?", id="q"))
     # The question is pending still: what it is answered by comes after it.
@@ -55,7 +56,7 @@ async def test_it_returns_once_the_store_lets_it_stand(bots: tuple[History, Hist
 
 
 @pytest.mark.parametrize("how", ["expected", "after"])
-async def test_a_refusal_comes_at_once_and_nothing_is_written(bots: tuple[History, History], how: str) -> None:
+async def test_a_refusal_comes_at_once_and_nothing_is_written(bots: Bots, how: str) -> None:
     one, two = bots
     await one.append(CHAT, Message.user("what?", id="q"))
     await one.drained(10)
@@ -83,7 +84,7 @@ def _count(connection: Any) -> int:
     return count
 
 
-async def test_a_conversation_is_created_once(bots: tuple[History, History]) -> None:
+async def test_a_conversation_is_created_once(bots: Bots) -> None:
     one, two = bots
     absent = Seen(sequence=0, version=0)
     await one.append(CHAT, Message.user("mine", id="mine"), expected=absent, confirm="store")
@@ -92,9 +93,7 @@ async def test_a_conversation_is_created_once(bots: tuple[History, History]) -> 
     assert await path(two) == ["mine"]
 
 
-async def test_of_many_at_once_one_stands(
-    bots: tuple[History, History], tmp_path: Path, store: ConversationStore
-) -> None:
+async def test_of_many_at_once_one_stands(bots: Bots, tmp_path: Path, store: ConversationStore) -> None:
     one, _ = bots
     async with History(tmp_path / "three.outbox.db", store=store, watch=False) as three:
         await one.append(CHAT, Message.user("what?", id="q"))
@@ -120,9 +119,7 @@ async def test_of_many_at_once_one_stands(
         assert len(await path(one)) == 5
 
 
-async def test_what_was_first_by_moments_sets_the_append_aside(
-    bots: tuple[History, History], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_was_first_by_moments_sets_the_append_aside(bots: Bots, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = bots
     await one.append(CHAT, Message.user("what?", id="q"))
     assert await one.drained(60)
@@ -142,7 +139,7 @@ async def test_what_was_first_by_moments_sets_the_append_aside(
     assert await path(one) == await path(two) == ["q", "first"]
 
 
-async def test_a_deleted_conversation_refuses(bots: tuple[History, History]) -> None:
+async def test_a_deleted_conversation_refuses(bots: Bots) -> None:
     one, two = bots
     await one.append(CHAT, Message.user("what?", id="q"))
     assert await one.drained(60)
@@ -153,7 +150,7 @@ async def test_a_deleted_conversation_refuses(bots: tuple[History, History]) -> 
         await one.append(CHAT, Message.assistant("late"), expected=page, confirm="store")
 
 
-async def test_without_a_delivery_it_is_written_and_not_confirmed(bots: tuple[History, History]) -> None:
+async def test_without_a_delivery_it_is_written_and_not_confirmed(bots: Bots) -> None:
     _, two = bots
     message = Message.user("x", id="x")
     with pytest.raises(NotConfirmed) as waiting:
@@ -177,7 +174,7 @@ async def test_while_the_store_is_away_it_says_so_and_writes_nothing(tmp_path: P
         assert not await late.saved(0.01)
 
 
-async def test_wrong_arguments_are_refused(bots: tuple[History, History]) -> None:
+async def test_wrong_arguments_are_refused(bots: Bots) -> None:
     one, _ = bots
     for options in (
         {"confirm": "store"},

@@ -1,4 +1,4 @@
-"""What is redacted or deleted is gone from the store's rows, whenever it arrives; its place in the log stays."""
+"""What is redacted, deleted or reset is gone from the store's rows, whenever it arrives; its place in the log stays."""
 
 from __future__ import annotations
 
@@ -13,16 +13,7 @@ from letopis.outbox.concurrency.clock import Clock, RetryTimers
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.effects import erase_content
 from letopis.outbox.event_log.lanes import next_batch
-from letopis.store import (
-    ConversationGone,
-    ConversationStore,
-    Event,
-    EventIdReused,
-    InvalidInput,
-    Message,
-    Reuse,
-    Seen,
-)
+from letopis.store import ConversationGone, ConversationStore, Event, EventIdReused, InvalidInput, Message, Reuse, Seen
 from letopis.store.model.event_types import (
     ConversationDeleted,
     ConversationRewound,
@@ -33,13 +24,18 @@ from letopis.store.model.event_types import (
 )
 from letopis.store.testing.outbox import Outbox, assert_no_gaps
 from letopis.store.testing.redaction import CHAT, SECRET, RedactionConformance, assert_is_the_fold, said, whole
-from tests.campaigns.invariants import check
 from tests.conformance.tables import TABLES, LooksIntoTables, rows
-from tests.support.relays import deliver_all
+from tests.support.relays import deliver_all, sql
+from tests.support.sayings import differences, present, send
+from tests.support.verdicts import assert_whole
 
 
 async def log(url: str) -> list[Mapping[str, Any]]:
     return sorted(await rows(url), key=lambda row: (row["conversation_id"], row["version"]))
+
+
+End = ConversationDeleted | ConversationRewound
+ENDS = pytest.mark.parametrize("end", [ConversationDeleted(), ConversationRewound(erase=True)])
 
 
 async def assert_gone(url: str, secret: str = SECRET) -> None:
@@ -60,8 +56,7 @@ async def test_the_rows_of_redacted_events_hold_no_metadata(store: ConversationS
     """The published contract cannot see whether a column is empty."""
     outbox = Outbox()
     said(outbox)
-    outbox.append(CHAT, MessageRedacted(message_id="m"))
-    await outbox.deliver(store)
+    await send(store, outbox, CHAT, MessageRedacted(message_id="m"))
 
     stripped = [row for row in await log(store_url) if row["salt"] is None]
     assert [(row["version"], row["metadata"]) for row in stripped] == [(3, None), (4, None), (5, None), (6, None)]
@@ -71,10 +66,8 @@ async def test_the_rows_of_a_deleted_conversation_are_empty(store: ConversationS
     outbox, other = Outbox("one"), Outbox("two")
     whole(outbox)
     await outbox.deliver(store)
-    outbox.append(CHAT, ConversationDeleted())
-    await outbox.deliver(store)
-    other.append(CHAT, Message.user(SECRET, id="late", tokens=3))
-    await other.deliver(store)
+    await send(store, outbox, CHAT, ConversationDeleted())
+    await send(store, other, CHAT, Message.user(SECRET, id="late", tokens=3))
 
     assert all(row["salt"] is row["metadata"] is None for row in (await log(store_url))[:-2])
     [late] = [row for row in await rows(store_url, "letopis_messages") if row["message_id"] == "late"]
@@ -83,10 +76,8 @@ async def test_the_rows_of_a_deleted_conversation_are_empty(store: ConversationS
 
 async def test_a_late_edit_that_loses_arrives_without_content_too(store: ConversationStore, store_url: str) -> None:
     one, two = Outbox("one"), Outbox("two")
-    one.append(CHAT, Message.user("what?", id="m"))
-    await one.deliver(store)
-    two.append(CHAT, MessageRedacted(message_id="m"))
-    await two.deliver(store)
+    await send(store, one, CHAT, Message.user("what?", id="m"))
+    await send(store, two, CHAT, MessageRedacted(message_id="m"))
     one.append_encoded(
         CHAT, prepare(CHAT, [MessageEdited(message_id="m", content=SECRET)], after=Seen(sequence=1, version=1)).events
     )
@@ -97,10 +88,8 @@ async def test_a_late_edit_that_loses_arrives_without_content_too(store: Convers
     await assert_is_the_fold(store)
 
 
-@pytest.mark.parametrize("end", [ConversationDeleted(), ConversationRewound(erase=True)])
-async def test_what_is_redacted_is_not_kept_for_a_fork_though_all_is_erased_in_the_same_delivery(
-    store: ConversationStore, store_url: str, end: ConversationDeleted | ConversationRewound
-) -> None:
+@ENDS
+async def test_erasure_keeps_nothing_redacted_for_a_fork(store: ConversationStore, store_url: str, end: End) -> None:
     outbox = Outbox()
     outbox.append(CHAT, Message.user("shared", id="s"), Message.user(SECRET, id="m"))
     outbox.append("fork", ConversationStarted(forked_from={"conversation_id": CHAT, "version": 2}))
@@ -113,10 +102,8 @@ async def test_what_is_redacted_is_not_kept_for_a_fork_though_all_is_erased_in_t
     assert [one.text for one in await store.messages("fork")] == ["shared", ""]
 
 
-@pytest.mark.parametrize("end", [ConversationDeleted(), ConversationRewound(erase=True)])
-async def test_the_rows_of_messages_off_the_path_are_erased_too(
-    store: ConversationStore, store_url: str, end: ConversationDeleted | ConversationRewound
-) -> None:
+@ENDS
+async def test_rows_of_messages_off_the_path_are_erased(store: ConversationStore, store_url: str, end: End) -> None:
     """They are not loaded, as those on the path are."""
     outbox = Outbox()
     outbox.append(CHAT, Message.user("stays", id="s"), Message.user("popped", id="m"))
@@ -124,32 +111,13 @@ async def test_the_rows_of_messages_off_the_path_are_erased_too(
     outbox.append(CHAT, ConversationRewound(to_message_id="s"))
     await outbox.deliver(store)
     assert SECRET in repr(await rows(store_url, "letopis_messages"))
-    outbox.append(CHAT, end)
-    await outbox.deliver(store)
+    await send(store, outbox, CHAT, end)
 
     await assert_gone(store_url)
-    async for rebuilt in store.rebuild(check=True):
-        assert rebuilt.differences == ()
+    assert await differences(store) == set()
 
 
-async def test_what_a_fork_reads_is_kept_until_it_is_gone_too(store: ConversationStore, store_url: str) -> None:
-    outbox = Outbox()
-    outbox.append(CHAT, Message.user("shared", id="s"), Message.user(SECRET, id="m"))
-    await outbox.deliver(store)
-    outbox.append("fork", ConversationStarted(forked_from={"conversation_id": CHAT, "version": 1}))
-    await outbox.deliver(store)
-    outbox.append(CHAT, ConversationDeleted())
-    await outbox.deliver(store)
-
-    await assert_gone(store_url)
-    await assert_there(store_url, "shared")
-    outbox.append("fork", ConversationDeleted())
-    await outbox.deliver(store)
-    await assert_gone(store_url, "shared")
-    await assert_no_gaps(store)
-
-
-async def test_what_is_redacted_while_it_is_under_way_is_taken_and_then_emptied(
+async def test_redaction_of_what_is_under_way_empties_it(
     bot: History, store: ConversationStore, store_url: str
 ) -> None:
     await bot.append(CHAT, Message.user(SECRET, id="m"))
@@ -164,12 +132,11 @@ async def test_what_is_redacted_while_it_is_under_way_is_taken_and_then_emptied(
     assert list(await bot.messages(CHAT)) == list(await store.messages(CHAT))
     await store.apply(bot.outbox.origin, due.batches)  # and a relay that hung
     await assert_gone(store_url)
-    verdict = await check([bot.outbox.path], store_url, drained=True)
-    assert verdict.ok, verdict
+    await assert_whole(bot.outbox, store_url)
 
 
 @pytest.mark.parametrize("batch", [1, 500])
-async def test_what_is_redacted_while_it_is_pending_never_leaves(
+async def test_redacted_pending_never_leaves(
     bot: History, store: ConversationStore, store_url: str, batch: int
 ) -> None:
     await bot.append(CHAT, Message.user(SECRET, id="m", tokens=3), Message.user("stays", id="s"))
@@ -180,9 +147,7 @@ async def test_what_is_redacted_while_it_is_pending_never_leaves(
     await bot.chat(CHAT).sent("m", platform_ids={"n": 1}, file_path=SECRET)
     await bot.chat(CHAT).failed("s", reason="no")
     before = [(one.id, one.content, one.redacted, one.message.tokens) for one in await bot.messages(CHAT)]
-    kept = await bot.outbox.read(
-        lambda connection: connection.exec_driver_sql("SELECT data, metadata FROM letopis_outbox_events").all()
-    )
+    kept = await sql(bot.outbox, "SELECT data, metadata FROM letopis_outbox_events")
     assert SECRET not in repr(kept)
 
     await deliver_all(bot, batch=batch)
@@ -190,61 +155,7 @@ async def test_what_is_redacted_while_it_is_pending_never_leaves(
     assert before == [("m", "", True, 3), ("s", "stays", False, None)]
     assert list(await bot.messages(CHAT)) == list(await store.messages(CHAT))
     await assert_gone(store_url)
-    verdict = await check([bot.outbox.path], store_url, drained=True)
-    assert verdict.ok, verdict
-
-
-async def test_an_append_that_is_tried_again_after_the_redaction_is_refused(bot: History, store_url: str) -> None:
-    message = Message.user(SECRET, id="m")
-    await bot.append(CHAT, message)
-    await bot.append(CHAT, MessageRedacted(message_id="m"))
-
-    for _ in range(2):
-        with pytest.raises(EventIdReused) as refused:
-            await bot.append(CHAT, message)
-        assert refused.value.reason is Reuse.ERASED
-        await deliver_all(bot)
-    await assert_gone(store_url)
-
-
-async def test_a_deletion_leaves_the_outbox_once_it_is_delivered(
-    bot: History, store: ConversationStore, store_url: str
-) -> None:
-    await bot.append(CHAT, Message.user(SECRET, id="m"), owner="42")
-    await deliver_all(bot)
-    await bot.append(CHAT, ConversationDeleted(reason="asked"))
-    assert (await bot.messages(CHAT)).items == ()
-    with pytest.raises(ConversationGone):
-        await bot.append(CHAT, Message.user("still there?"))
-
-    await deliver_all(bot)
-
-    kept = await bot.outbox.read(
-        lambda connection: connection.exec_driver_sql("SELECT data, redacted FROM letopis_outbox_events").all()
-    )
-    assert SECRET not in repr(kept)
-    assert [row[1] for row in kept] == [1, 1, 0]
-    await assert_gone(store_url)
-    found = await bot.chat(CHAT).conversation()
-    assert found is not None and found.state == "deleted"
-    verdict = await check([bot.outbox.path], store_url, drained=True)
-    assert verdict.ok, verdict
-
-
-async def test_the_receipt_tells_the_other_bot_that_the_conversation_was_deleted(
-    bot: History, store: ConversationStore
-) -> None:
-    await bot.append(CHAT, Message.user("here", id="a"))
-    await deliver_all(bot)
-    other = Outbox("other")
-    other.append(CHAT, ConversationDeleted())
-    await other.deliver(store)
-    late = await bot.append(CHAT, Message.user("and here", id="b"))
-    await deliver_all(bot)
-
-    assert await late.superseded(timeout=60)
-    assert (await bot.messages(CHAT)).items == ()
-    assert (await bot.chat(CHAT).conversation()) is not None
+    await assert_whole(bot.outbox, store_url)
 
 
 async def test_a_damaged_event_does_not_keep_the_others_from_being_erased(bot: History) -> None:
@@ -257,9 +168,7 @@ async def test_a_damaged_event_does_not_keep_the_others_from_being_erased(bot: H
 
     assert await bot.outbox.write(damage) == 0
     await bot.append(CHAT, MessageRedacted(message_id="m"))
-    kept = await bot.outbox.read(
-        lambda connection: connection.exec_driver_sql("SELECT data FROM letopis_outbox_events").all()
-    )
+    kept = await sql(bot.outbox, "SELECT data FROM letopis_outbox_events")
     assert SECRET not in repr(kept)
 
 
@@ -274,3 +183,75 @@ async def test_what_only_a_later_release_understands_does_nothing_to_the_file(bo
     await deliver_all(bot)
 
     assert [message.text for message in await bot.messages(CHAT)] == ["stays", "goes on"]
+
+
+# --- A reset: as a deletion, and the conversation goes on under its id ---
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_reset_erases_all(bot: History, store: ConversationStore, store_url: str, *, together: bool) -> None:
+    await bot.append(CHAT, Message.user(SECRET, id="a"), Message.assistant(SECRET, id="b", tokens=7), owner="42")
+    await bot.append(CHAT, Message.user(SECRET, id="popped"))
+    await bot.chat(CHAT).pop()
+    await bot.chat(CHAT).rename(SECRET)
+    await bot.chat(CHAT).annotate({"note": SECRET})
+    await bot.chat(CHAT).react("a", "like", value=SECRET)
+    if not together:
+        await deliver_all(bot)
+        await assert_there(store_url)
+    reset = await bot.chat(CHAT).reset(reason="asked")
+    anew = await bot.append(CHAT, Message.user("hello again", id="c"))
+
+    async def expect() -> None:
+        assert [one.text for one in await bot.messages(CHAT)] == ["hello again"]
+        assert SECRET not in repr(await bot.messages(CHAT, every=True))
+        found = present(await bot.chat(CHAT).conversation())
+        assert (found.state, found.title, dict(found.metadata)) == ("active", None, {})
+        assert (found.owner_id, found.message_count, found.tokens) == ("42", 1, 7)
+
+    await expect()
+    for message_id in ("a", "b", "popped"):
+        with pytest.raises(EventIdReused):
+            await bot.append(CHAT, Message.user(SECRET, id=message_id))
+    await deliver_all(bot)
+
+    assert await reset.saved(60) and await anew.saved(60)
+    await expect()
+    await assert_gone(store_url)
+    assert SECRET not in repr(await sql(bot.outbox, "SELECT * FROM letopis_outbox_events"))
+    with pytest.raises(EventIdReused) as erased:
+        await bot.append(CHAT, Message.user(SECRET, id="a"))
+    assert erased.value.reason is Reuse.ERASED
+    assert [one.text for one in await store.messages(CHAT)] == ["hello again"]
+    [there] = await bot.conversations(owner="42")
+    assert there.number == 1
+    await assert_no_gaps(store)
+    await assert_is_the_fold(store)
+    await assert_whole(bot.outbox, store_url)
+    assert await differences(store) == set()
+
+
+async def test_reset_takes_no_late_edits_of_another(bot: History, store: ConversationStore, store_url: str) -> None:
+    await bot.append(CHAT, Message.user(SECRET, id="a"))
+    await deliver_all(bot)
+    await bot.chat(CHAT).reset()
+    await deliver_all(bot)
+    other = Outbox("other")
+    other.append(CHAT, MessageEdited(message_id="a", content=SECRET), Message.user("from another", id="o"))
+    [applied] = (await other.deliver(store)).applied
+
+    assert list(applied.superseded) == [1]
+    assert [one.text for one in await bot.messages(CHAT)] == ["from another"]
+    await assert_gone(store_url)
+    await assert_is_the_fold(store)
+
+
+async def test_a_reset_of_nothing_is_refused(bot: History) -> None:
+    with pytest.raises(InvalidInput, match="no such conversation"):
+        await bot.chat("nowhere").reset()
+    await bot.append(CHAT, Message.user("hello"))
+    await bot.chat(CHAT).delete()
+    with pytest.raises(ConversationGone):
+        await bot.chat(CHAT).reset()
+    with pytest.raises(InvalidInput, match="to_message_id cannot be given"):
+        ConversationRewound(to_message_id="a", erase=True)

@@ -22,10 +22,10 @@ from letopis.store import (
     StoreFault,
     move,
 )
-from letopis.store.maintenance.integrity import find_problems
 from letopis.store.testing.delivery import ONLY, texts
 from letopis.store.testing.outbox import Outbox, assert_no_gaps
 from letopis.store.write.applier import DecodedBatch
+from tests.support.sayings import new_outbox, problems, send
 
 
 def carried_out(outbox: Outbox, number: int) -> None:
@@ -73,9 +73,7 @@ async def test_what_is_no_erasure_is_refused(store: ConversationStore, wrong: di
 
 
 async def test_a_delivery_of_an_outbox_that_lacks_an_erasure_writes_nothing(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append(ONLY, Message.user("before"))
-    await outbox.deliver(store)
+    outbox = await new_outbox(store, ONLY, Message.user("before"))
     await store.erasures.register("owner", "42", how="reset")
     outbox.append(ONLY, Message.user("after"))
 
@@ -93,9 +91,7 @@ async def test_a_delivery_of_an_outbox_that_lacks_an_erasure_writes_nothing(stor
 
 
 async def test_an_idle_outbox_acknowledges_by_a_delivery_of_nothing(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append(ONLY, Message.user("before"))
-    await outbox.deliver(store)
+    outbox = await new_outbox(store, ONLY, Message.user("before"))
     erasure = await store.erasures.register("owner", "42", how="reset")
     [unacknowledged] = await store.erasures.unacknowledged()
     assert (unacknowledged.carried_out, unacknowledged.since) == (0, erasure.recorded_at)
@@ -106,12 +102,8 @@ async def test_an_idle_outbox_acknowledges_by_a_delivery_of_nothing(store: Conve
     assert await store.erasures.unacknowledged() == []
 
 
-async def test_a_stale_relay_does_not_take_an_acknowledgement_back_but_an_older_copy_does(
-    store: ConversationStore,
-) -> None:
-    outbox = Outbox()
-    outbox.append(ONLY, Message.user("before"))
-    await outbox.deliver(store)
+async def test_stale_relay_takes_no_acknowledgement_back_but_an_older_copy_does(store: ConversationStore) -> None:
+    outbox = await new_outbox(store, ONLY, Message.user("before"))
     await store.erasures.register("owner", "42", how="reset")
     await store.apply(replace(outbox.origin, erasures=1), [])
 
@@ -125,8 +117,7 @@ async def test_a_stale_relay_does_not_take_an_acknowledgement_back_but_an_older_
 async def test_a_restored_store_counts_on_from_what_outboxes_have_carried_out(store: ConversationStore) -> None:
     outbox = Outbox()
     carried_out(outbox, 7)
-    outbox.append(ONLY, Message.user("a store that knows of fewer erasures takes it"))
-    await outbox.deliver(store)
+    await send(store, outbox, ONLY, Message.user("a store that knows of fewer erasures takes it"))
 
     assert (await store.erasures.register("owner", "42", how="reset")).number == 8
 
@@ -166,9 +157,7 @@ async def test_every_partition_refuses(store_url: str) -> None:
 
 
 async def test_a_move_takes_erasures_holds_and_the_number_along(store: ConversationStore, tmp_path: Path) -> None:
-    outbox = Outbox()
-    outbox.append(ONLY, Message.user("words"))
-    await outbox.deliver(store)
+    outbox = await new_outbox(store, ONLY, Message.user("words"))
     erasure = await store.erasures.register("owner", "42", how="reset")
     hold = await store.erasures.hold("owner", "43", reason="a court asked")
 
@@ -184,9 +173,7 @@ async def test_a_move_takes_erasures_holds_and_the_number_along(store: Conversat
 
 
 async def test_a_hold_refuses_an_erasure_until_it_is_released(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append(ONLY, Message.user("words"))
-    await outbox.deliver(store)
+    await new_outbox(store, ONLY, Message.user("words"))
     await store.erasures.hold("owner", "42", reason="a court asked", requested_by="admin")
 
     with pytest.raises(Held, match="a court asked"):
@@ -206,8 +193,7 @@ async def test_a_hold_refuses_an_erasure_until_it_is_released(store: Conversatio
 async def test_an_erasure_that_meets_a_hold_is_set_aside(store: ConversationStore, kind: str, what: str) -> None:
     outbox = Outbox()
     message = Message.user("evidence")
-    outbox.append(ONLY, ConversationStarted(owner_id="42"), message)
-    await outbox.deliver(store)
+    await send(store, outbox, ONLY, ConversationStarted(owner_id="42"), message)
     await store.erasures.hold(kind, "42" if kind == "owner" else ONLY, reason="a court asked")  # type: ignore[arg-type]
     body = {
         "reset": ConversationRewound(erase=True),
@@ -222,19 +208,16 @@ async def test_an_erasure_that_meets_a_hold_is_set_aside(store: ConversationStor
     assert await texts(store) == ["evidence"]
     conversation = await store.conversation(ONLY)
     assert conversation is not None and conversation.state == "active"
-    assert [problem async for problem in find_problems(store._runtime.callers_engine)] == []
+    assert await problems(store) == []
     await store.erasures.release(kind, "42" if kind == "owner" else ONLY)  # type: ignore[arg-type]
-    outbox.append(ONLY, body)
-    await outbox.deliver(store)
+    await send(store, outbox, ONLY, body)
     assert "evidence" not in await texts(store)
 
 
 async def test_a_hold_that_comes_while_an_erasure_is_applied_wins(store: ConversationStore) -> None:
     if store.url.get_backend_name() == "sqlite":
         pytest.skip("an SQLite file has one writer at a time")
-    outbox = Outbox()
-    outbox.append(ONLY, Message.user("evidence"))
-    await outbox.deliver(store)
+    outbox = await new_outbox(store, ONLY, Message.user("evidence"))
     outbox.append(ONLY, ConversationRewound(erase=True))
     batch = outbox.pending()
     applier = (await store._runtime.prepared()).applier

@@ -11,11 +11,7 @@ from letopis.store import ConversationStore, Message
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.schema import conversations as conversations_table
 from letopis.store.database.schema import messages as messages_table
-from letopis.store.model.event_types import (
-    ConversationDeleted,
-    ConversationRewound,
-    MessageRedacted,
-)
+from letopis.store.model.event_types import ConversationDeleted, ConversationRewound, MessageRedacted
 from letopis.store.read.paging import Window
 from letopis.store.read.task_marks import PendingTasks
 from letopis.store.testing.forks import ForkConformance, forked, texts
@@ -23,6 +19,7 @@ from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.time_travel import paged
 from letopis.store.write.redaction import Eraser
 from tests.conformance.tables import LooksIntoTables, stored_text
+from tests.support.sayings import send
 
 
 class TestForks(LooksIntoTables, ForkConformance):
@@ -30,9 +27,7 @@ class TestForks(LooksIntoTables, ForkConformance):
 
 
 @pytest.mark.parametrize("first", ["cleared", "deleted", "together", "undone", "gone"])
-async def test_a_fork_of_a_fork_keeps_what_it_reads_whatever_the_one_between_goes_through(
-    store: ConversationStore, first: str
-) -> None:
+async def test_fork_of_a_fork_keeps_what_it_reads_whatever_comes(store: ConversationStore, first: str) -> None:
     """What a fork reads is settled when it is made; only its own end lets it go."""
     outbox = Outbox()
     outbox.append("p", Message.user("first", id="1"), Message.assistant("second", id="2"))
@@ -68,8 +63,7 @@ async def test_a_fork_of_a_fork_keeps_what_it_reads_whatever_the_one_between_goe
     outbox.append("g", ConversationRewound(to_message_id="1"))
     await outbox.deliver(store)
     assert texts((await store.messages("g")).items) == ["first"]
-    outbox.append("g", ConversationRewound())
-    await outbox.deliver(store)
+    await send(store, outbox, "g", ConversationRewound())
     assert "first" not in await stored_text(store, "p")
 
 
@@ -86,8 +80,7 @@ async def test_what_no_fork_reads_any_more_is_erased_by_a_task_if_its_apply_was_
     outbox.append("p", Message.user("secret", id="1"))
     outbox.append("f", forked("p", 1))
     await outbox.deliver(store)
-    outbox.append("p", ConversationDeleted())
-    await outbox.deliver(store)
+    await send(store, outbox, "p", ConversationDeleted())
     assert "secret" in await stored_text(store, "p")
 
     async def disturbed(*_: object, **__: object) -> bool:

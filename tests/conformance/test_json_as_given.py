@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import sqlite3
 from contextlib import closing
 from enum import StrEnum
@@ -12,19 +11,19 @@ from typing import Any
 
 import orjson
 import pytest
-import sqlalchemy as sa
 
 from letopis import NULL, ConversationStore, EventIdReused, History, Message, RecordedMessage, ToolCall, ToolResult
 from letopis.outbox.drafts.completion import recover
-from letopis.outbox.transfer.exporter import Exporter
-from letopis.outbox.transfer.importer import Importer
 from letopis.store import ConversationActivated, move
 from letopis.store.rules.fold import fold
-from letopis.store.transfer.jsonl import SeenKeys, read_lines
+from tests.support.relays import sql
+from tests.support.sayings import change, present
+from tests.support.transfers import exported, imported
 
 pytestmark = pytest.mark.anyio
 
 CHAT = "chat"
+DRAFTS = "SELECT data FROM letopis_outbox_drafts"
 GIVEN: dict[str, Any] = {
     "type": "object",
     "properties": {"unit": {"enum": ["c", "f"]}, "city": {"type": "string", "default": None}},
@@ -79,9 +78,7 @@ async def test_reads_give_the_same_bytes_before_and_after_delivery(store_url: st
         assert [orjson.dumps(one) for one in about] == [orjson.dumps(GIVEN)] * 4
 
 
-async def test_a_retry_in_another_order_is_the_same_message_and_the_first_order_stays(
-    store_url: str, tmp_path: Path
-) -> None:
+async def test_retry_in_another_order_is_the_same_message_and_keeps_the_first(store_url: str, tmp_path: Path) -> None:
     """Pending, delivered, and from another outbox."""
     async with History(tmp_path / "a.outbox.db", store=store_url) as history:
         await history.append(CHAT, *said(GIVEN))
@@ -106,15 +103,14 @@ async def test_an_export_keeps_the_order_and_so_does_its_import(store_url: str, 
         await history.append(CHAT, *said(GIVEN), Message.assistant(None, id="silent"), Message.developer("Be brief."))
         assert await history.drained(60)
         expected = prefix(await history.messages(CHAT))
-        lines = b"".join([line async for line in Exporter(history).of_all()])
+        lines = await exported(history)
 
     async with History(tmp_path / "b.outbox.db", store=store_url) as history:
-        with SeenKeys() as count, Importer(outbox=history.outbox, store=history.store, tell=print) as intake:
-            counts = await intake.take(read_lines(io.BytesIO(lines), count=count))
-        assert (counts.imported, counts.refused) == (5, 0)
+        counts, refused = await imported(history.outbox, history.store, lines)
+        assert (counts.imported, refused) == (5, [])
         assert await history.drained(60)
         assert prefix(await history.messages(CHAT)) == expected
-        assert b"".join([line async for line in Exporter(history).of_all()]) == lines
+        assert await exported(history) == lines
 
 
 async def test_a_rebuild_and_a_move_keep_the_order(store_url: str, tmp_path: Path) -> None:
@@ -131,16 +127,13 @@ async def test_a_rebuild_and_a_move_keep_the_order(store_url: str, tmp_path: Pat
     target = f"sqlite:///{(tmp_path / 'moved.db').as_posix()}"
     async with ConversationStore.open(store_url) as store:
         assert [one.differences async for one in store.rebuild(check=True)] == [()]
-        async with store._runtime.callers_engine.begin() as connection:
-            await connection.exec_driver_sql("UPDATE letopis_conversations SET metadata = NULL")
-            await connection.exec_driver_sql("DELETE FROM letopis_messages")
+        await change(store, "UPDATE letopis_conversations SET metadata = NULL", "DELETE FROM letopis_messages")
         assert [one.written async for one in store.rebuild(every=True)] == [True]
     await move(store_url, target)
     for url in (store_url, target):
         async with ConversationStore.open(url) as store:
             assert prefix(await store.messages(CHAT)) == prefix(said(GIVEN))
-            conversation = await store.conversation(CHAT)
-            assert conversation is not None
+            conversation = present(await store.conversation(CHAT))
             assert orjson.dumps(dict(conversation.metadata)) == orjson.dumps({"z": GIVEN, "reviewer": None})
 
 
@@ -158,7 +151,7 @@ async def test_a_draft_keeps_the_order_and_so_does_the_message_that_it_becomes(t
         reply = await block.__aenter__()
         await reply.add(ToolCall("c", "weather", given))
         async with asyncio.timeout(10):
-            while not (drafts := await history.outbox.read(draft_texts)) or "tool_call" not in drafts[0]:  # noqa: ASYNC110
+            while not (drafts := await sql(history.outbox, DRAFTS)) or "tool_call" not in drafts[0][0]:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         history._parts.replies.writer_lock.release()
         assert await recover(next_one.outbox, next_one._parts.replies.writer_lock) == 1
@@ -166,13 +159,9 @@ async def test_a_draft_keeps_the_order_and_so_does_the_message_that_it_becomes(t
         with pytest.raises(EventIdReused):
             await block.__aexit__(None, None, None)
 
-    draft = orjson.loads(drafts[0])
+    draft = orjson.loads(drafts[0][0])
     assert orjson.dumps(draft["metadata"]) == orjson.dumps(draft["content"][0]["arguments"]) == plain
     assert found.interrupted and isinstance(found.content, tuple)
     [call] = found.content
     assert isinstance(call, ToolCall)
     assert orjson.dumps(found.message.metadata) == orjson.dumps(call.arguments) == plain
-
-
-def draft_texts(connection: sa.Connection) -> list[str]:
-    return [row[0] for row in connection.exec_driver_sql("SELECT data FROM letopis_outbox_drafts").fetchall()]

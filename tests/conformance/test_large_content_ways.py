@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +11,17 @@ from letopis.adapters.openai_agents import LetopisSession
 from letopis.outbox import History
 from letopis.outbox.diagnostics.integrity import content_problems
 from letopis.outbox.diagnostics.salvage import salvage
-from letopis.outbox.transfer.exporter import Exporter, RecordSource
-from letopis.outbox.transfer.importer import Importer
 from letopis.store import ConversationStore, InvalidInput, Message, move
-from letopis.store.database.engines import create_store_engine
-from letopis.store.maintenance.integrity import find_problems
 from letopis.store.model.large_content import LARGE_BYTES
-from letopis.store.transfer.jsonl import SeenKeys, read_lines
-from tests.conformance.tables import rows
-from tests.support.relays import deliver_all
+from tests.conformance.tables import assert_sound, large_contents, rows
+from tests.support.relays import deliver_all, sql
+from tests.support.sayings import problems
+from tests.support.transfers import exported, imported
 
 CHAT = "chat-1"
 NOWHERE = "postgresql://127.0.0.1:1/none"
 PICTURE = "data:image/png;base64," + "QUJD" * (LARGE_BYTES // 2)
 TEXT = "ж\x01" * LARGE_BYTES
-
-
-@pytest.fixture
-async def bot(tmp_path: Path, store: ConversationStore) -> AsyncIterator[History]:
-    async with History(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as opened:
-        yield opened
-
-
-async def contents(url: str) -> int:
-    return len([row for row in await rows(url, "letopis_records") if row["scope"].startswith("\x01m:")])
-
-
-async def problems(history: History, url: str) -> list[str]:
-    engine = create_store_engine(url)
-    try:
-        found = [problem async for problem in find_problems(engine)]
-    finally:
-        await engine.dispose()
-    return found + await history.outbox.read(lambda connection: list(content_problems(connection)))
 
 
 async def test_a_session_of_the_agents_sdk_keeps_a_picture_once(bot: History, store_url: str) -> None:
@@ -60,17 +36,17 @@ async def test_a_session_of_the_agents_sdk_keeps_a_picture_once(bot: History, st
         await session.add_items([item])
     assert await session.get_items() == items
     await deliver_all(bot)
-    assert await contents(store_url) == 1
+    assert await large_contents(bot.store) == 1
     await session.add_items([odd])  # type: ignore[list-item]
     await deliver_all(bot)
     assert await session.get_items() == [*items, odd]
     assert max(len(row["data"]) for row in await rows(store_url, "letopis_events")) < 1_000_000
     await session.clear_session()
     await deliver_all(bot)
-    assert await problems(bot, store_url) == []
+    await assert_sound(bot)
 
 
-async def test_a_history_of_langchain_keeps_a_picture_once(bot: History, store_url: str) -> None:
+async def test_a_history_of_langchain_keeps_a_picture_once(bot: History) -> None:
     langchain = pytest.importorskip(
         "langchain_core.messages", reason="needs langchain-core: pip install 'letopis[langchain]'"
     )
@@ -89,33 +65,24 @@ async def test_a_history_of_langchain_keeps_a_picture_once(bot: History, store_u
     for _ in range(2):
         assert langchain.messages_to_dict(await chat.aget_messages()) == langchain.messages_to_dict(said)
         await deliver_all(bot)
-    assert await contents(store_url) == 2
-    assert await problems(bot, store_url) == []
+    assert await large_contents(bot.store) == 2
+    await assert_sound(bot)
 
 
-async def exported(source: Any) -> bytes:
-    return b"".join([line async for line in Exporter(source, RecordSource(source)).of_all()])
-
-
-async def test_an_export_has_it_in_place_and_an_import_adds_it_once(
-    bot: History, store: ConversationStore, store_url: str, tmp_path: Path
-) -> None:
+async def test_export_has_it_in_place_and_import_once(bot: History, store: ConversationStore, tmp_path: Path) -> None:
     await bot.append(CHAT, Message.user(TEXT, id="m"), Message.user(TEXT, id="n"))
     pending = await exported(bot)
     await deliver_all(bot)
     assert await exported(bot) == await exported(store) == pending
     async with History(tmp_path / "second.outbox.db", store=store, relay=False, watch=False) as second:
         for _ in range(2):
-            with SeenKeys() as count, Importer(second.outbox, store, print) as importer:
-                taken = await importer.take(read_lines(io.BytesIO(pending), count=count))
-            assert taken.refused == 0
+            assert (await imported(second.outbox, store, pending))[1] == []
         await deliver_all(second)
         assert [message.content for message in await second.messages(CHAT)] == [TEXT, TEXT]
-        assert await problems(second, store_url) == []
+        await assert_sound(second)
     async with History(tmp_path / "third.outbox.db", store=NOWHERE, relay=False, watch=False) as third:
-        with SeenKeys() as count, Importer(third.outbox, third.store, print) as importer:
-            taken = await importer.take(read_lines(io.BytesIO(pending), count=count))
-        assert (taken.imported, taken.refused) == (2, 0)
+        taken, refused = await imported(third.outbox, third.store, pending)
+        assert (taken.imported, refused) == (2, [])
         assert [message.content for message in await third.messages(CHAT)] == [TEXT, TEXT]
 
 
@@ -126,7 +93,7 @@ async def test_a_move_takes_it_along(bot: History, store_url: str, tmp_path: Pat
     await move(store_url, target)
     async with ConversationStore.open(target) as moved:
         assert [message.content for message in await moved.messages(CHAT)] == [TEXT]
-    assert await problems(bot, target) == []
+        assert await problems(moved) == []
 
 
 @pytest.mark.parametrize("lost", [False, True])
@@ -136,9 +103,7 @@ async def test_a_salvage_keeps_the_events_whose_content_is_whole(tmp_path: Path,
         await bot.append(CHAT, Message.user(TEXT, id="m"))
         await bot.append("chat-2", Message.user(PICTURE, id="n"))
         if lost:
-            await bot.outbox.write(
-                lambda connection: connection.exec_driver_sql("DELETE FROM letopis_outbox_contents WHERE lane = 1")
-            )
+            await sql(bot.outbox, "DELETE FROM letopis_outbox_contents WHERE lane = 1")
     done = await salvage(path, tmp_path / "new.db")
     assert dict(done.lost) == ({CHAT: (2,)} if lost else {})
     async with History(tmp_path / "new.db", store=NOWHERE, relay=False, watch=False) as salvaged:
@@ -147,7 +112,7 @@ async def test_a_salvage_keeps_the_events_whose_content_is_whole(tmp_path: Path,
         assert await salvaged.outbox.read(lambda connection: list(content_problems(connection))) == []
 
 
-async def test_a_transaction_writes_it_with_the_bots_rows(bot: History, store_url: str) -> None:
+async def test_a_transaction_writes_it_with_the_bots_rows(bot: History) -> None:
     async with bot.transaction() as tx:
         await tx.append(CHAT, Message.user(TEXT, id="m"))
     with pytest.raises(InvalidInput):
@@ -155,5 +120,5 @@ async def test_a_transaction_writes_it_with_the_bots_rows(bot: History, store_ur
             await tx.append(CHAT, Message.user(PICTURE, id="n"), Message.user("\0"))
     assert [message.content for message in await bot.messages(CHAT)] == [TEXT]
     await deliver_all(bot)
-    assert await contents(store_url) == 1
-    assert await problems(bot, store_url) == []
+    assert await large_contents(bot.store) == 1
+    await assert_sound(bot)

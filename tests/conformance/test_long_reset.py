@@ -24,6 +24,7 @@ from letopis.store.model.event_types import (
 from letopis.store.read.task_marks import PendingTasks
 from letopis.store.testing.outbox import Outbox
 from tests.conformance.test_tasks import LONG, carried_out, everything, held, said, small_steps
+from tests.support.sayings import catch_up_index, change, rows_of, send
 
 __all__ = ("small_steps",)
 
@@ -50,42 +51,40 @@ def at_length() -> Sequence[Message | Body]:
 async def take(store: ConversationStore, told: Told) -> Outbox:
     outbox = Outbox()
     for name, what in told:
-        outbox.append(name, *what)
-        await outbox.deliver(store)
+        await send(store, outbox, name, *what)
     return outbox
 
 
+APART = {
+    "event_id",
+    "origin_id",
+    "position",
+    "digest",
+    "salt",
+    "occurred_at",
+    "recorded_at",
+    "created_at",
+    "updated_at",
+}
+"""What differs in each run."""
+
+
 async def rows(store: ConversationStore, *names: str) -> dict[str, list[Any]]:
-    """All that is held of conversations, but for what differs in each run."""
-    apart = (
-        "event_id",
-        "origin_id",
-        "position",
-        "occurred_at",
-        "recorded_at",
-        "created_at",
-        "updated_at",
-        "digest",
-        "salt",
-    )
     found = {}
-    async with store._runtime.callers_engine.connect() as connection:
-        for table in (conversations, messages, events):
-            columns: list[Any] = [column for column in table.c if column.name not in apart]
-            if table is events:
-                columns.append(events.c.salt.is_(None).label("erased"))
-            select = sa.select(*columns).where(table.c.conversation_id.in_(names))
-            found[table.name] = sorted(tuple(row) for row in (await connection.execute(select.order_by(*columns[:3]))))
+    for table in (conversations, messages, events):
+        columns: list[Any] = [column for column in table.c if column.name not in APART]
+        if table is events:
+            columns.append(events.c.salt.is_(None).label("erased"))
+        select = sa.select(*columns).where(table.c.conversation_id.in_(names))
+        found[table.name] = sorted(await rows_of(store, select.order_by(*columns[:3])))
     return found
 
 
 async def test_it_is_unreadable_at_once_and_gone_after_its_steps(store: ConversationStore) -> None:
     outbox = await take(store, [("p", at_length()), ("f", [fork_of("p", 4), *said(2, 300)])])
-    while await store.catch_up_search():
-        pass
+    await catch_up_index(store)
     kept = list(await store.messages("f"))
-    outbox.append("p", RESET, Message.user("hello again", id="n1"))
-    await outbox.deliver(store)
+    await send(store, outbox, "p", RESET, Message.user("hello again", id="n1"))
 
     # The path, the messages and the events; of the events, what the fork reads is kept.
     assert await store.pending_tasks() == PendingTasks(tasks=3, rows=3 * 21 - 4, erasing=1)
@@ -95,8 +94,7 @@ async def test_it_is_unreadable_at_once_and_gone_after_its_steps(store: Conversa
     found = await store.conversation("p")
     assert found is not None and (found.state, found.title, found.message_count) == ("active", None, 1)
     # A fork that comes too late has no content of what was erased, though the bytes are still there.
-    outbox.append("late", fork_of("p", LONG))
-    await outbox.deliver(store)
+    await send(store, outbox, "late", fork_of("p", LONG))
     late = [f"words of {number}" for number in range(1, 5)] + [""] * (LONG - 4)
     assert [one.text for one in await store.messages("late")] == late
     assert "words of 12" in await held(store, "p")
@@ -104,8 +102,7 @@ async def test_it_is_unreadable_at_once_and_gone_after_its_steps(store: Conversa
     assert "words of 12" not in seen and "words edited" not in seen
 
     assert await carried_out(store, "p", "f", "late") > 5
-    while await store.catch_up_search():
-        pass
+    await catch_up_index(store)
     assert await carried_out(store, "p", "f", "late") == 0
     left = await held(store, "p")
     assert all(f"words of {number}" not in left for number in range(5, LONG + 1))
@@ -151,9 +148,7 @@ AFTERWARDS: dict[str, Told] = {
 
 @pytest.mark.parametrize("afterwards", AFTERWARDS)
 @pytest.mark.parametrize("early", [True, False])
-async def test_it_comes_to_what_a_short_one_comes_to(
-    store: ConversationStore, new_store_url: Any, afterwards: str, *, early: bool
-) -> None:
+async def test_long_equals_short(store: ConversationStore, new_store_url: Any, afterwards: str, *, early: bool) -> None:
     # Above, everything is read after each step; here, what is left in the end counts.
     told: Told = [("p", at_length()), ("f", [fork_of("p", 4)]), ("p", [RESET])]
     names = ("p", "f", "g")
@@ -161,8 +156,7 @@ async def test_it_comes_to_what_a_short_one_comes_to(
     if early:
         await carried_out(store, *names, each=5)
     for name, what in AFTERWARDS[afterwards]:
-        outbox.append(name, *what)
-        await outbox.deliver(store)
+        await send(store, outbox, name, *what)
     marked = await everything(store, "p", "f")
     await carried_out(store, *names, each=5)
 
@@ -206,11 +200,9 @@ async def test_a_fork_of_a_fork_reads_what_was_reset(
         await carried_out(store, "p", "f", "g", each=3)
         assert [(one.id, one.text) for one in await store.messages("g")] == reads
 
-    outbox.append("f", between)
-    await outbox.deliver(store)
+    await send(store, outbox, "f", between)
     await same()
-    outbox.append("p", RESET, Message.user("hello again", id="n1"))
-    await outbox.deliver(store)
+    await send(store, outbox, "p", RESET, Message.user("hello again", id="n1"))
     await same()
     left = await held(store, "p")
     assert "words of 8'" in left.replace('"', "'") and "words of 9" not in left
@@ -218,8 +210,7 @@ async def test_a_fork_of_a_fork_reads_what_was_reset(
         assert rebuilt.differences == ()
     await same()
 
-    outbox.append("g", RESET, Message.user("hello as well", id="n2"))
-    await outbox.deliver(store)
+    await send(store, outbox, "g", RESET, Message.user("hello as well", id="n2"))
     await carried_out(store, "p", "f", "g", each=3)
     assert "words" not in await held(store, "p") + await held(store, "g")
     if between != ConversationRewound():  # what a clear left is there for time travel
@@ -231,10 +222,8 @@ async def test_a_fork_of_a_fork_reads_what_was_reset(
 async def test_a_fork_of_what_came_after_holds_nothing_of_before(store: ConversationStore) -> None:
     outbox = await take(store, [("p", said(LONG)), ("f", [fork_of("p", 4)]), ("p", [RESET, *said(3, 100)])])
     await carried_out(store, "p", "f")
-    outbox.append("g", fork_of("p", LONG + 3))
-    await outbox.deliver(store)
-    outbox.append("f", ConversationDeleted())
-    await outbox.deliver(store)
+    await send(store, outbox, "g", fork_of("p", LONG + 3))
+    await send(store, outbox, "f", ConversationDeleted())
     await carried_out(store, "p", "f", "g")
     left = await held(store, "p")
     assert "words of 101" in left and "words of 4" not in left
@@ -247,9 +236,7 @@ async def test_lost_rows_of_it_are_made_again_and_erase_nothing_that_is_read(sto
     )
     await carried_out(store, "p", "f")
     before, read = await rows(store, "p"), list(await store.messages("f"))
-    async with store._runtime.callers_engine.begin() as connection:
-        for table in (messages, conversations):
-            await connection.execute(sa.delete(table))
+    await change(store, sa.delete(messages), sa.delete(conversations))
     async for _ in store.rebuild():
         pass
     await carried_out(store, "p", "f")

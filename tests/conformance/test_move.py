@@ -22,6 +22,7 @@ from letopis.store.database.store_identity import LogState
 from letopis.store.relocation.handover import arriving_id
 from letopis.store.testing.outbox import Outbox
 from tests.support.moves import PARTITIONS, Writer, dump, fill, held, identity, sound, states, takes_deliveries
+from tests.support.sayings import finish_tasks, send
 
 PAIRS = (
     ("sqlite", "postgresql"),
@@ -58,8 +59,7 @@ async def test_everything_arrives(kind: str, other: str, new_store_url: New) -> 
     async with ConversationStore.open(target, migrate=False) as store:
         assert await store.partitions() == PARTITIONS
         for outbox in outboxes:
-            outbox.append("talk 1", Message.user("after the move"))
-            result = await outbox.deliver(store)
+            result = await send(store, outbox, "talk 1", Message.user("after the move"))
             assert [applied.inserted for applied in result.applied] == [1]
             # What was delivered before the move is known by its id, and not taken twice.
             again = await store.apply(outbox.origin, [outbox.batch("talk 2")])
@@ -85,9 +85,7 @@ async def test_bots_go_on_meanwhile(kind: str, other: str, new_store_url: New) -
 
 
 @pytest.mark.parametrize(("kind", "other"), PAIRS[:4])
-async def test_unfinished_work_goes_along(
-    kind: str, other: str, new_store_url: New, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_tasks_go_along(kind: str, other: str, new_store_url: New, monkeypatch: pytest.MonkeyPatch) -> None:
     """A deletion, a rewind and a reset that are marked: steps run during the copy, and the target does the rest."""
     for module in ("write.loading", "write.redaction", "search.documents"):
         monkeypatch.setattr(f"letopis.store.{module}.MAX_ROWS_PER_TRANSACTION", 3)
@@ -98,8 +96,7 @@ async def test_unfinished_work_goes_along(
     async with ConversationStore.open(source, migrate=True, partitions=PARTITIONS) as store:
         for name in names[:3]:
             outbox.append(name, *(Message.user(f"words of {name} {n}", id=f"{name}{n}") for n in range(16)))
-        outbox.append("fork", ConversationStarted(forked_from={"conversation_id": "gone", "version": 5}))
-        await outbox.deliver(store)
+        await send(store, outbox, "fork", ConversationStarted(forked_from={"conversation_id": "gone", "version": 5}))
         outbox.append("gone", ConversationDeleted())
         outbox.append("back", ConversationRewound(to_message_id="back9"), Message.user("after", id="after"))
         outbox.append("anew", ConversationRewound(erase=True), Message.user("hello again", id="again"))
@@ -137,8 +134,7 @@ async def test_unfinished_work_goes_along(
         assert await store.pending_tasks() == left
         there = await _read(store, *names)
         assert there == read
-        while await store.run_pending_tasks():
-            pass
+        await finish_tasks(store)
         assert await _read(store, *names) == read
     texts = repr(await dump(target))
     assert "words of gone 5" not in texts and "words of anew" not in texts and "words of gone 4" in texts

@@ -1,4 +1,4 @@
-"""All words of an owner, through every outbox: also through one that was offline when they were erased."""
+"""All words of an owner or of a person, through every outbox: also through one that was offline at the erasure."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from typing import Literal
 import pytest
 
 from letopis.outbox import History
-from letopis.outbox.history.erasing import erase_owner, register
-from letopis.store import ConversationGone, ConversationStore, Message
-from tests.support.erased import assert_nowhere, deliver, dump, occurs
+from letopis.outbox.history.erasing import erase_owner, erase_person, register
+from letopis.outbox.operations.pending_events import Selection
+from letopis.outbox.operations.repair import fix, pause, resume
+from letopis.outbox.transfer.exporter import Exporter
+from letopis.store import ConversationGone, ConversationStore, Held, Message
+from letopis.store.maintenance.receipt import ErasureScope, load, make_receipt
+from letopis.store.model.events import utc_now
+from tests.support.erased import assert_nowhere, dump, occurs
 from tests.support.relays import until
+from tests.support.sayings import Bots, drain, present
 
 WORDS = "gheldrimmer"
 
@@ -27,30 +33,27 @@ async def speak(history: History, chat: str, *, owner: str | None = None, words:
 
 
 @pytest.mark.parametrize("how", ["reset", "delete"])
-async def test_what_an_offline_outbox_held_pending_never_becomes_readable(
-    store: ConversationStore, bots: tuple[History, History], how: str
-) -> None:
+async def test_what_an_offline_outbox_held_stays_unreadable(store: ConversationStore, bots: Bots, how: str) -> None:
     one, two = bots
     await speak(one, "shared", owner="42")
-    await deliver(one)
+    await drain(one)
     await speak(two, "shared")  # it was never told whose the conversation is
-    await deliver(two)
+    await drain(two)
     await speak(two, "shared")
     await speak(two, "new", owner="42")
     await two.records(owner="42").put(("profile",), "name", WORDS)
     await speak(two, "other", owner="43", words="stays")
 
     await erase(one, "42", how)
-    await deliver(one)
+    await drain(one)
     assert [behind.name for behind in await store.erasures.unacknowledged()] == ["two.outbox.db"]
-    await deliver(two)
+    await drain(two)
 
     assert await store.erasures.unacknowledged() == []
     await assert_nowhere(WORDS, store, one, two)
     assert "stays said" in await texts(store, "other")
     for chat in ("shared", "new"):
-        conversation = await store.conversation(chat)
-        assert conversation is not None
+        conversation = present(await store.conversation(chat))
         assert conversation.state == ("deleted" if how == "delete" else "active")
     new = await store.conversation("new")
     assert new is not None and new.message_count == 0
@@ -65,22 +68,22 @@ async def erase(history: History, owner: str, how: str) -> None:
     await erase_owner(history, owner, how=how, reason="asked")  # type: ignore[arg-type]
 
 
-async def test_new_words_after_the_erasure_survive(store: ConversationStore, bots: tuple[History, History]) -> None:
+async def test_new_words_after_the_erasure_survive(store: ConversationStore, bots: Bots) -> None:
     one, two = bots
     await speak(one, "shared", owner="42")
     await greet(two)
-    await deliver(one, two)
+    await drain(one, two)
     await speak(two, "shared")
     await speak(two, "new", owner="42")
 
     await erase(one, "42", "reset")
-    await deliver(one)
+    await drain(one)
     await one.append("shared", Message.user("new words through one"))
-    await deliver(one)
-    await deliver(two)
+    await drain(one)
+    await drain(two)
     await two.append("shared", Message.user("new words through two"))
     await two.append("new", Message.user("new words in the other chat"))
-    await deliver(two)
+    await drain(two)
 
     shown = [message.text for message in await one.messages("shared")]
     assert [text for text in shown if text] == ["new words through one", "new words through two"]
@@ -88,116 +91,94 @@ async def test_new_words_after_the_erasure_survive(store: ConversationStore, bot
     await assert_nowhere(WORDS, store, one, two)
 
 
-async def test_a_reset_of_a_chat_that_two_outboxes_began_spares_what_was_said_since(
-    store: ConversationStore, bots: tuple[History, History]
+async def test_reset_of_a_chat_that_two_outboxes_began_spares_what_came_since(
+    store: ConversationStore, bots: Bots
 ) -> None:
     one, two = bots
     await greet(two)
-    await deliver(two)
+    await drain(two)
     await speak(two, "shared", owner="42")  # pending: the store does not know it
 
     await erase(one, "42", "reset")
-    await deliver(one)
+    await drain(one)
     await one.append("shared", Message.user("new words"), owner="42")
-    await deliver(one)
-    await deliver(two)
+    await drain(one)
+    await drain(two)
 
     assert [message.text for message in await store.messages("shared") if message.text] == ["new words"]
     await assert_nowhere(WORDS, store, one, two)
 
 
-async def test_a_deletion_ends_the_chat_here_too(store: ConversationStore, bots: tuple[History, History]) -> None:
+async def test_a_deletion_ends_the_chat_here_too(bots: Bots) -> None:
     one, two = bots
     await speak(two, "new", owner="42")
-    await deliver(two)
+    await drain(two)
     await speak(two, "new")
 
     await erase(one, "42", "delete")
-    await deliver(one, two)
+    await drain(one, two)
 
     with pytest.raises(ConversationGone):
         await two.append("new", Message.user("too late"))
 
 
-async def test_an_idle_outbox_carries_out_and_acknowledges(
-    store: ConversationStore, bots: tuple[History, History]
-) -> None:
+async def test_a_new_outbox_begins_at_the_present_number(store: ConversationStore, bots: Bots) -> None:
     one, two = bots
     await speak(one, "shared", owner="42")
-    await speak(two, "shared")
-    await deliver(one, two)
-
+    await drain(one)
     await erase(one, "42", "reset")
-    await deliver(one)
-    await deliver(two)
-
-    assert await store.erasures.unacknowledged() == []
-    await assert_nowhere(WORDS, store, one, two)
-
-
-async def test_a_new_outbox_begins_at_the_present_number(
-    store: ConversationStore, bots: tuple[History, History]
-) -> None:
-    one, two = bots
-    await speak(one, "shared", owner="42")
-    await deliver(one)
-    await erase(one, "42", "reset")
-    await deliver(one)
+    await drain(one)
 
     await two.append("shared", Message.user("words of a new outbox"))
-    await deliver(two)
+    await drain(two)
 
     assert "words of a new outbox" in await texts(store, "shared")
 
 
-async def test_drafts_and_unconfirmed_replies_go(store: ConversationStore, bots: tuple[History, History]) -> None:
+async def test_drafts_and_unconfirmed_replies_go(store: ConversationStore, bots: Bots) -> None:
     one, two = bots
     await speak(one, "shared", owner="42")
     await speak(two, "shared", owner="42")
-    await deliver(one, two)
+    await drain(one, two)
     async with two.reply("chat", owner="42", every=0) as reply:
         await reply.add(f"{WORDS} half")
         await until(lambda: reply.kept > 0)
         assert occurs(WORDS, two.outbox.path)
         await erase(one, "42", "reset")
-        await deliver(one, two)
+        await drain(one, two)
         await until(lambda: not occurs(WORDS, two.outbox.path))
     await assert_nowhere(WORDS, store, one)
 
 
 @pytest.mark.parametrize("held", ["owner", "conversation"])
-async def test_a_hold_that_came_later_spares_what_an_outbox_holds(
-    store: ConversationStore, bots: tuple[History, History], held: str
-) -> None:
+async def test_later_hold_spares_what_an_outbox_holds(store: ConversationStore, bots: Bots, held: str) -> None:
     one, two = bots
     await greet(two)
-    await deliver(two)
+    await drain(two)
     await speak(two, "new", owner="42")
 
     await erase(one, "42", "reset")
     await store.erasures.hold(held, "42" if held == "owner" else "new", reason="a court asked")  # type: ignore[arg-type]
-    await deliver(one, two)
+    await drain(one, two)
 
     assert await texts(store, "new") == [f"{WORDS} said", f"{WORDS} answered"]
     assert await store.erasures.unacknowledged() == []
 
 
 @pytest.mark.parametrize("how", ["reset", "delete"])
-async def test_a_conversation_is_erased_in_every_outbox(
-    store: ConversationStore, bots: tuple[History, History], how: Literal["reset", "delete"]
-) -> None:
+async def test_erased_in_every_outbox(store: ConversationStore, bots: Bots, how: Literal["reset", "delete"]) -> None:
     one, two = bots
     await speak(one, "shared", owner="42")
     await speak(two, "shared")
     await speak(two, "other", owner="42", words="stays")
-    await deliver(one, two)
+    await drain(one, two)
     await speak(two, "shared")
 
     await register(one.outbox, one.store, "conversation", "shared", how=how, reason="asked")
     await (one.chat("shared").delete if how == "delete" else one.chat("shared").reset)()
-    await deliver(one)
+    await drain(one)
     await one.append("other", Message.user("later"))
-    await deliver(two, one)
+    await drain(two, one)
 
     assert "stays said" in await texts(store, "other")
     assert await store.erasures.unacknowledged() == []
@@ -208,21 +189,21 @@ async def pending_in_two(one: History, two: History) -> None:
     """Have one conversation in both outboxes, and sixty words pending in the second, which is offline from then on."""
     await speak(one, "shared", owner="42")
     await speak(two, "shared")
-    await deliver(one, two)
+    await drain(one, two)
     await two.append("shared", *(Message.user(f"{WORDS} {number}") for number in range(60)))
 
 
 @pytest.mark.parametrize("everywhere", [True, False], ids=["everywhere", "here"])
 async def test_a_reset_everywhere_reaches_what_an_offline_outbox_held_pending(
-    store: ConversationStore, bots: tuple[History, History], everywhere: bool
+    store: ConversationStore, bots: Bots, everywhere: bool
 ) -> None:
     one, two = bots
     await pending_in_two(one, two)
 
     await one.chat("shared").reset(reason="asked", everywhere=everywhere)
-    await deliver(one)
+    await drain(one)
     assert WORDS not in await dump(store)
-    await deliver(two)
+    await drain(two)
 
     if everywhere:
         assert [(erasure.kind, erasure.how) for erasure in await store.erasures.after(0)] == [("conversation", "reset")]
@@ -233,9 +214,7 @@ async def test_a_reset_everywhere_reaches_what_an_offline_outbox_held_pending(
         assert await store.erasures.after(0) == []
 
 
-async def test_a_reset_everywhere_spares_what_its_outbox_appends_after_it(
-    store: ConversationStore, bots: tuple[History, History]
-) -> None:
+async def test_a_reset_everywhere_spares_what_its_outbox_appends_after_it(store: ConversationStore, bots: Bots) -> None:
     one, two = bots
     await pending_in_two(one, two)
     await one.append("shared", Message.user(f"{WORDS} pending here"))
@@ -246,9 +225,9 @@ async def test_a_reset_everywhere_spares_what_its_outbox_appends_after_it(
     async with one.reply("shared", every=0) as reply:
         await reply.add("a new reply")
         await until(lambda: reply.kept > 0)
-        await deliver(one)
+        await drain(one)
         assert occurs("a new reply", one.outbox.path)
-    await deliver(one, two)
+    await drain(one, two)
 
     assert [text for text in await texts(store, "shared") if text] == ["new words", "a new reply"]
     record = await one.records(conversation="shared").get(("notes",), "key")
@@ -257,26 +236,26 @@ async def test_a_reset_everywhere_spares_what_its_outbox_appends_after_it(
 
 
 async def test_a_reset_everywhere_that_was_cut_off_erases_nothing_less_when_repeated(
-    store: ConversationStore, bots: tuple[History, History]
+    store: ConversationStore, bots: Bots
 ) -> None:
     one, two = bots
     await pending_in_two(one, two)
     await one.chat("shared").reset()
-    await deliver(one)
+    await drain(one)
     await one.append("shared", Message.user(f"{WORDS} pending here"))
     await register(one.outbox, one.store, "conversation", "shared", how="reset", reason=None)  # and is killed
-    await deliver(one, two)
+    await drain(one, two)
     assert WORDS not in await dump(store)
 
     await one.append("shared", Message.user(f"{WORDS} again"))
     await one.chat("shared").reset(everywhere=True)
-    await deliver(one, two)
+    await drain(one, two)
 
     await assert_nowhere(WORDS, store, one, two)
 
 
 async def test_a_deletion_lets_nothing_that_another_outbox_held_arrive_readable(
-    store: ConversationStore, bots: tuple[History, History]
+    store: ConversationStore, bots: Bots
 ) -> None:
     one, two = bots
     await pending_in_two(one, two)
@@ -287,8 +266,177 @@ async def test_a_deletion_lets_nothing_that_another_outbox_held_arrive_readable(
     await two.chat("shared").fork("fork", owner="42")
 
     await one.chat("shared").delete(reason="asked")
-    await deliver(one)
-    await deliver(two)
+    await drain(one)
+    await drain(two)
 
     assert WORDS not in await dump(store)
     assert await two.records(conversation="shared").get(("notes",), "key") is None
+
+
+# --- A person in shared chats: all that it said goes, and the words of the others stay ---
+
+
+ANN, BEN = "tg:7:1", "tg:7:2"
+ANNS, BENS = "gheldrimmer", "quenwhistle"
+SPOKEN = {ANN: ANNS, BEN: BENS}
+
+
+async def talk(history: History, group: str, turn: str) -> None:
+    for author, words in SPOKEN.items():
+        message = Message.user(f"{words} {turn}", id=f"{author}-{turn}", author=author, metadata={"about": words})
+        await history.append(group, message, owner="tg:7:-100")
+
+
+async def erase_ann(history: History) -> None:
+    await erase_person(history, ANN, how="delete", reason="asked", requested_by="dpo")
+
+
+async def test_person_is_erased_through_an_outbox_that_was_offline(store: ConversationStore, bots: Bots) -> None:
+    one, two = bots
+    await talk(one, "group", "zero")
+    await talk(one, "group", "first")
+    await one.append(ANN, Message.user(f"{ANNS} alone"), owner=ANN)
+    await one.records(owner=ANN).put(("profile",), "name", ANNS)
+    await two.append("hello", Message.user("hello"), owner="41")
+    await drain(one, two)
+    # An edit alone, of a message that this outbox does not hold: the tail retains it.
+    await two.chat("group").edit(f"{ANN}-zero", f"{ANNS} edited")
+    await drain(two)
+    # Offline from here on: pending words.
+    await two.chat("group").edit(f"{ANN}-first", f"{ANNS} edited")
+    await talk(two, "group", "second")
+    await talk(two, "another", "third")
+    await two.append("later", Message.user(f"{ANNS} in the private chat"), owner=ANN)
+    assert occurs(ANNS, two.outbox.path)
+
+    await erase_ann(one)
+    await drain(one)
+    assert [behind.name for behind in await store.erasures.unacknowledged()] == ["two.outbox.db"]
+    await drain(two)
+
+    assert await store.erasures.unacknowledged() == []
+    await assert_nowhere(ANNS, store, one, two)
+    assert occurs(BENS, one.outbox.path) and occurs(BENS, two.outbox.path)
+    shown = [message.text for name in ("group", "another") for message in await store.messages(name) if message.text]
+    assert shown == [f"{BENS} {turn}" for turn in ("zero", "first", "second", "third")]
+    gone = [message for message in await store.messages("group") if message.redacted]
+    assert [message.message.author for message in gone] == [ANN] * 3
+    assert [one.differences async for one in store.rebuild(check=True, every=True)] == [()] * 5
+
+
+async def test_words_after_the_erasure_are_new(store: ConversationStore, bots: Bots) -> None:
+    one, two = bots
+    await talk(one, "group", "first")
+    await talk(two, "group", "second")
+    await drain(one, two)
+    await talk(two, "group", "third")
+
+    await erase_ann(one)
+    await drain(one)
+    await one.append("group", Message.user("I am back", author=ANN))
+    await drain(one, two)
+    await two.append("group", Message.user("and here", author=ANN))
+    await drain(two)
+
+    texts = [message.text for message in await store.messages("group") if message.text and BENS not in message.text]
+    assert texts == ["I am back", "and here"]
+    await assert_nowhere(ANNS, store, one, two)
+
+
+async def test_the_original_of_a_repaired_message_goes_too(store: ConversationStore, bots: Bots) -> None:
+    one, two = bots
+    await talk(one, "group", "first")
+    await two.append("group", Message.user("hello"), owner="tg:7:-100")
+    await drain(one, two)
+    receipt = await two.append("group", Message.user(f"{ANNS} blocked", id="b", author=ANN))
+    await two.outbox.write(lambda connection: pause(connection, Selection(conversation_ids=("group",))))
+    data = {"message_id": "b", "role": "user", "content": "mended"}
+    await two.outbox.write(lambda connection: fix(connection, receipt.event_ids[-1], data, reason="too long", now_us=0))
+    await two.outbox.write(lambda connection: resume(connection, Selection(conversation_ids=("group",))))
+    assert occurs(ANNS, two.outbox.path)
+
+    await erase_ann(one)
+    await drain(one, two)
+
+    await assert_nowhere(ANNS, store, one, two)
+
+
+@pytest.mark.parametrize("held", ["owner", "conversation"])
+async def test_a_held_group_keeps_the_words_and_tells_so(store: ConversationStore, bots: Bots, held: str) -> None:
+    one, two = bots
+    await talk(one, "group", "first")
+    await one.append("free", Message.user(f"{ANNS} free", author=ANN), owner="tg:7:-200")
+    await drain(one)
+    await two.append("hello", Message.user("hello"), owner="41")
+    await drain(two)
+    await two.append("group", Message.user(f"{ANNS} pending", author=ANN))
+    await store.erasures.hold(held, "tg:7:-100" if held == "owner" else "group", reason="a court asked")  # type: ignore[arg-type]
+    told: list[Held] = []
+
+    await erase_person(one, ANN, how="delete", held=told.append)
+    await drain(one, two)
+
+    assert [error.reason for error in told] == ["a court asked"]
+    texts = [message.text for message in await store.messages("group")]
+    assert texts == [f"{ANNS} first", f"{BENS} first", f"{ANNS} pending"]
+    assert [message.text for message in await store.messages("free")] == [""]
+
+
+async def test_a_hold_on_the_person_forbids_it(store: ConversationStore, bots: Bots) -> None:
+    await talk(bots[0], "group", "first")
+    await drain(bots[0])
+    await store.erasures.hold("owner", ANN, reason="a court asked")
+
+    with pytest.raises(Held):
+        await erase_ann(bots[0])
+
+    assert await store.erasures.after(0) == []
+
+
+async def test_more_than_one_step_takes(store: ConversationStore, bots: Bots, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("letopis.outbox.event_log.erasures.MAX_ERASED_PER_TRANSACTION", 2)
+    monkeypatch.setattr("letopis.outbox.relay.erasures._MESSAGES_PER_STEP", 2)
+    monkeypatch.setattr("letopis.outbox.history.authored.PAGE", 2)
+    one, two = bots
+    for number in range(5):
+        await talk(one, "group", f"one-{number}")
+    await two.append("hello", Message.user("hello"), owner="41")
+    await drain(one, two)
+    for number in range(5):
+        await talk(two, "group", f"two-{number}")
+
+    await erase_ann(one)
+    await drain(one, two)
+
+    await assert_nowhere(ANNS, store, one, two)
+    assert len([message for message in await store.messages("group") if message.text]) == 10
+
+
+async def test_export_then_erase_then_verify_the_receipt(store: ConversationStore, bots: Bots) -> None:
+    one, two = bots
+    await talk(one, "group", "first")
+    await one.append(ANN, Message.user(f"{ANNS} alone"), owner=ANN)
+    await two.append("hello", Message.user("hello"), owner="41")
+    await drain(one, two)
+    exported = b"".join([line async for line in Exporter(one, every=True).of_person(ANN)])
+    assert exported.count(ANNS.encode()) == 3 and BENS.encode() not in exported
+    engine = store._runtime.callers_engine
+    async with engine.connect() as connection:
+        scope = await ErasureScope.read(connection, "person", ANN)
+
+    erasure = await erase_person(one, ANN, how="delete", reason="asked", requested_by="dpo")
+    await drain(one)
+    async with engine.connect() as connection:
+        content = await make_receipt(connection, erasure.number, scope, now=utc_now())
+
+    check = load(content)
+    assert [problem async for problem in check.problems(engine)] == []
+    assert check.outboxes == {"one.outbox.db": "had acknowledged", "two.outbox.db": "has not acknowledged yet"}
+    assert ANNS.encode() not in content
+    await drain(two)
+    check = load(content)
+    assert [problem async for problem in check.problems(engine)] == []
+    assert check.outboxes["two.outbox.db"] == "has acknowledged since"
+    again = b"".join([line async for line in Exporter(one, every=True).of_person(ANN)])
+    assert again == b""
+    await assert_nowhere(ANNS, store, one, two)

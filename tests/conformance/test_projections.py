@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from letopis.outbox.relay.poison_isolation import PoisonIsolation
-from letopis.outbox.retry.fault_attribution import FaultAttribution
 from letopis.store import (
     ConfigurationError,
     ConversationStore,
@@ -28,6 +26,7 @@ from letopis.store import (
 from letopis.store.testing.outbox import Outbox
 from tests.conformance.projecting import Acting, Seen, make_table, project, rows_of, say
 from tests.support.child import command
+from tests.support.sayings import new_outbox, raises_fault, send
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,9 +89,7 @@ async def until_read(store: ConversationStore, position: int) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_killed_in_the_middle_of_a_batch_it_takes_in_each_event_once(
-    store: ConversationStore, store_url: str
-) -> None:
+async def test_killed_in_a_batch_it_takes_in_each_event_once(store: ConversationStore, store_url: str) -> None:
     await make_table(store_url)
     await say(store, Outbox(), 40)
     printed = 0
@@ -176,9 +173,7 @@ async def test_a_new_version_does_what_the_old_one_had_not_come_to(store: Conver
     assert (old.done, new.done) == ([1, 2, 3, 4], [5, 6])
 
 
-async def test_effects_that_raise_end_the_step_and_are_not_tried_again(
-    store: ConversationStore, store_url: str
-) -> None:
+async def test_effects_that_raise_end_the_step_and_are_not_retried(store: ConversationStore, store_url: str) -> None:
     await make_table(store_url)
 
     class Failing(Acting):
@@ -197,9 +192,7 @@ async def test_effects_that_raise_end_the_step_and_are_not_tried_again(
     assert projection.done == [1, 2, 3]
 
 
-async def test_a_process_that_dies_before_its_effects_leaves_them_undone(
-    store: ConversationStore, store_url: str
-) -> None:
+async def test_death_before_its_effects_leaves_them_undone(store: ConversationStore, store_url: str) -> None:
     """At most once outside, while what it wrote is there exactly once: also that it is still to be done."""
     await make_table(store_url)
     projection = Acting()
@@ -219,21 +212,16 @@ async def test_what_a_catch_up_projection_raises_is_its_own_fault(store: Convers
     """Its table is missing, which is no affair of `letopis db upgrade`."""
     await say(store, Outbox(), 1)
 
-    with pytest.raises(StoreFault, match=r"custom\.seen") as raised:
+    with raises_fault(FaultClass.UNCLASSIFIED, "projection", match=r"custom\.seen"):
         await store.projector(Seen()).run()
-
-    assert (raised.value.fault_class, raised.value.code) == (FaultClass.UNCLASSIFIED, "projection")
     await make_table(store_url)
     assert await store.projector(Seen()).catch_up() == 1
 
 
 async def test_what_was_redacted_comes_without_its_content(store: ConversationStore, store_url: str) -> None:
     await make_table(store_url)
-    outbox = Outbox()
-    outbox.append("c", Message.user("a secret", id="m"), Message.user("no secret"))
-    await outbox.deliver(store)
-    outbox.append("c", MessageRedacted(message_id="m"))
-    await outbox.deliver(store)
+    outbox = await new_outbox(store, "c", Message.user("a secret", id="m"), Message.user("no secret"))
+    await send(store, outbox, "c", MessageRedacted(message_id="m"))
     taken: list[RecordedEvent] = []
 
     class Reading(Seen):
@@ -309,35 +297,7 @@ class TestInline:
         assert (raised.value.fault_class, raised.value.code) == (FaultClass.UNCLASSIFIED, "projection")
         assert projection.tries == 1, "no race of two applies that trying again would mend"
 
-    async def test_it_holds_up_its_own_conversation_only(self, store_url: str) -> None:
-        """The relay finds the event by parting the batch, as with any refusal that it does not know."""
-        projection = Seen()
-        async with ConversationStore.open(store_url, migrate=True, projections=[projection]) as store:
-            await make_table(store_url)
-            outbox = Outbox()
-            for name in ("a", "b", "c"):
-                outbox.append(name, Message.user(f"to {name}"), Message.user(f"more to {name}"))
-            projection.poison = "more to b"
-            isolation = PoisonIsolation(
-                lambda batch: store.apply(outbox.origin, batch),
-                try_out=store.outbox_access.try_out,
-                attribution=FaultAttribution(),
-                deadline=20.0,
-                uniform=lambda low, high: low,
-            )
-
-            sent = await isolation.send(outbox.pending())
-
-            assert sent.delivered == {"a": 2, "b": 1, "c": 2}
-            (refusal,) = sent.refusals
-            assert (refusal.conversation_id, refusal.sequence, refusal.charged) == ("b", 2, True)
-            assert "custom.seen" in refusal.fault
-            assert sent.fault is None
-        assert [position for _, position, _ in await rows_of(store_url)] == [1, 2, 3, 4, 5]
-
-    async def test_one_that_is_added_later_waits_until_it_was_brought_up_to_date(
-        self, store_url: str, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    async def test_one_added_later_waits_for_catch_up(self, store_url: str, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.WARNING, logger="letopis.store.projections")
         await make_table(store_url)
         outbox = Outbox()

@@ -1,15 +1,26 @@
-"""What was taken off the path is put back on it by appending it again, from one outbox and from a second one."""
+"""Ids that were used before: what left the path is put back by appending it again, and what is `saved` can be read."""
 
 from __future__ import annotations
 
 import pytest
 
 from letopis.outbox import History
-from letopis.store import ConversationStore, EventIdReused, Message, MessageAppended, Reuse
+from letopis.store import (
+    ConversationStore,
+    EventIdReused,
+    InvalidInput,
+    Message,
+    MessageAppended,
+    MessageEdited,
+    Reuse,
+    Saved,
+)
 from letopis.store.model.event_types import ConversationRewound
 from letopis.store.rules.decoding import PUT_BACK_KEY
 from letopis.store.rules.fold import fold
-from tests.conformance.talk import deliver, path
+from tests.conformance.talk import deliver, lose_acknowledgements, path, prune_all
+from tests.support.relays import sql
+from tests.support.sayings import Bots, present
 
 pytestmark = pytest.mark.same_sql
 
@@ -30,9 +41,7 @@ async def take_back(history: History, how: str) -> None:
 
 @pytest.mark.parametrize("delivered", [False, True])
 @pytest.mark.parametrize("how", ["pop", "undo", "clear", "rewind"])
-async def test_the_same_content_is_put_back(
-    bots: tuple[History, History], store: ConversationStore, how: str, *, delivered: bool
-) -> None:
+async def test_the_same_content_is_put_back(bots: Bots, store: ConversationStore, how: str, *, delivered: bool) -> None:
     bot, reader = bots
     message = Message.user("the words", id="m", tokens=7)
     await bot.append(CHAT, Message.assistant("before", id="first"), message)
@@ -60,8 +69,7 @@ async def test_the_same_content_is_put_back(
         expected,
         expected,
     ]
-    found = await bot.chat(CHAT).conversation()
-    assert found is not None
+    found = present(await bot.chat(CHAT).conversation())
     assert (found.message_count, found.tokens) == (len(expected), 7)
     counted = await bot.statistics()
     assert (counted.messages, counted.tokens) == (3, 7)
@@ -77,13 +85,10 @@ async def test_the_same_content_is_put_back(
     ]
 
 
-async def test_a_message_that_was_read_is_put_back_under_the_id_that_was_made_for_it(
-    bots: tuple[History, History],
-) -> None:
+async def test_a_message_that_was_read_is_put_back_under_the_id_that_was_made_for_it(bots: Bots) -> None:
     bot, _ = bots
     await bot.append(CHAT, Message.user("one"), Message.assistant("two"))
-    popped = await bot.chat(CHAT).pop()
-    assert popped is not None
+    popped = present(await bot.chat(CHAT).pop())
     again = await bot.append(CHAT, popped.message)
     await bot.append(CHAT, popped.message)
     assert [one.text for one in await bot.messages(CHAT)] == ["one", "two"]
@@ -96,7 +101,7 @@ async def test_a_message_that_was_read_is_put_back_under_the_id_that_was_made_fo
     assert [one.text for one in await bot.messages("other")] == ["two"]
 
 
-async def test_it_comes_and_goes_as_often_as_asked(bots: tuple[History, History]) -> None:
+async def test_it_comes_and_goes_as_often_as_asked(bots: Bots) -> None:
     bot, _ = bots
     message = Message.user("words", id="m")
     for number in range(6):
@@ -112,48 +117,8 @@ async def test_it_comes_and_goes_as_often_as_asked(bots: tuple[History, History]
     assert await path(bot) == []
 
 
-async def test_rewinds_lead_to_a_message_that_was_put_back(bots: tuple[History, History]) -> None:
-    bot, _ = bots
-    first, second = Message.user("1", id="1"), Message.assistant("2", id="2")
-    await bot.append(CHAT, first, second)
-    await bot.chat(CHAT).rewind(to=None)
-    await bot.append(CHAT, second, first, Message.user("3", id="3"))
-    await bot.chat(CHAT).rewind(to="2")
-    assert await path(bot) == ["2"]
-    await deliver(bot)
-    assert await path(bot) == ["2"]
-
-
-async def test_a_pending_put_back_can_be_rewound_to(bots: tuple[History, History]) -> None:
-    """The history store still has the message off the path."""
-    bot, _ = bots
-    first = Message.user("the words", id="first")
-    await bot.append(CHAT, first)
-    await bot.chat(CHAT).rewind(to=None)
-    await deliver(bot)
-    await bot.append(CHAT, first, Message.user("after", id="after"))
-
-    await bot.chat(CHAT).rewind(to="first")
-
-    assert await path(bot) == ["first"]
-    await deliver(bot)
-    assert await path(bot) == ["first"]
-
-
-async def test_one_append_may_take_away_and_put_back(bots: tuple[History, History]) -> None:
-    bot, _ = bots
-    old, new = Message.user("old", id="old"), Message.user("new", id="new")
-    await bot.append(CHAT, old)
-    await bot.append(CHAT, ConversationRewound(), old, new, ConversationRewound(), new, old)
-    assert await path(bot) == ["new", "old"]
-    await deliver(bot)
-    assert await path(bot) == ["new", "old"]
-
-
 @pytest.mark.parametrize("first", ["rewind", "put back"])
-async def test_a_put_back_that_races_with_a_rewind_of_another_outbox(
-    bots: tuple[History, History], first: str, store: ConversationStore
-) -> None:
+async def test_put_back_that_races_with_a_rewind_elsewhere(bots: Bots, first: str, store: ConversationStore) -> None:
     one, two = bots
     message = Message.user("words", id="m")
     await one.append(CHAT, Message.user("before", id="first"), message)
@@ -175,9 +140,7 @@ async def test_a_put_back_that_races_with_a_rewind_of_another_outbox(
 
 
 @pytest.mark.parametrize("delivered", [False, True])
-async def test_a_message_that_left_by_a_rewind_which_the_file_cannot_follow(
-    bots: tuple[History, History], *, delivered: bool
-) -> None:
+async def test_a_message_that_left_by_a_rewind_which_the_file_cannot_follow(bots: Bots, *, delivered: bool) -> None:
     """Its outbox rewound to a message of another one, which has left the path meanwhile: that had no effect."""
     bot, other = bots
     message = Message.user("words", id="m")
@@ -200,9 +163,7 @@ async def test_a_message_that_left_by_a_rewind_which_the_file_cannot_follow(
     assert (await path(bot), await path(other)) == (["first", "m"], ["first", "m"])
 
 
-async def test_a_message_that_was_put_back_appended_again_and_taken_off_was_saved(
-    bots: tuple[History, History],
-) -> None:
+async def test_a_message_that_was_put_back_appended_again_and_taken_off_was_saved(bots: Bots) -> None:
     """All of it in a single delivery: what its own outbox took off later was on the path before."""
     bot, other = bots
     message = Message.user("words", id="m")
@@ -218,7 +179,7 @@ async def test_a_message_that_was_put_back_appended_again_and_taken_off_was_save
     assert (await path(bot), await path(other)) == (["newer"], ["newer"])
 
 
-async def test_two_put_backs_show_it_once(bots: tuple[History, History], store: ConversationStore) -> None:
+async def test_two_put_backs_show_it_once(bots: Bots, store: ConversationStore) -> None:
     one, two = bots
     message = Message.user("words", id="m", tokens=3)
     twins = [await bot.append(CHAT, message) for bot in bots]
@@ -232,13 +193,12 @@ async def test_two_put_backs_show_it_once(bots: tuple[History, History], store: 
     for receipt in (*twins, *again):
         assert await receipt.saved(60)
     assert (await path(one), await path(two)) == (["m"], ["m"])
-    found = await store.conversation(CHAT)
-    assert found is not None
+    found = present(await store.conversation(CHAT))
     assert (found.message_count, found.tokens) == (1, 3)
     assert [one.id for one in fold(await store.events(CHAT)).path] == ["m"]
 
 
-async def test_erased_content_does_not_come_back(bots: tuple[History, History], store: ConversationStore) -> None:
+async def test_erased_content_does_not_come_back(bots: Bots, store: ConversationStore) -> None:
     one, two = bots
     message = Message.user("secret", id="m")
     await one.append(CHAT, message)
@@ -260,27 +220,21 @@ async def test_erased_content_does_not_come_back(bots: tuple[History, History], 
     assert refused.value.reason is Reuse.ERASED
 
 
-async def test_a_lost_acknowledgement_puts_nothing_back_twice(
-    bots: tuple[History, History], store: ConversationStore
-) -> None:
+async def test_a_lost_acknowledgement_puts_nothing_back_twice(bots: Bots, store: ConversationStore) -> None:
     bot, _ = bots
     message = Message.user("words", id="m")
     await bot.append(CHAT, message)
     await bot.chat(CHAT).rewind(to=None)
     again = await bot.append(CHAT, message)
     await deliver(bot)
-    await bot.outbox.write(
-        lambda connection: (
-            connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET delivered = 0, pending_since = 1").rowcount
-        )
-    )
+    await lose_acknowledgements(bot)
     await deliver(bot)
     assert await again.saved(60)
     assert [event.type for event in await store.events(CHAT)].count(MessageAppended.type) == 2
     assert await path(bot) == ["m"]
 
 
-async def test_the_rebuilt_rows_are_the_same(bots: tuple[History, History], store: ConversationStore) -> None:
+async def test_the_rebuilt_rows_are_the_same(bots: Bots, store: ConversationStore) -> None:
     one, two = bots
     message = Message.user("words", id="m", tokens=3)
     await one.append(CHAT, message)
@@ -295,7 +249,7 @@ async def test_the_rebuilt_rows_are_the_same(bots: tuple[History, History], stor
     assert [found.differences async for found in store.rebuild(check=True)] == [()]
 
 
-async def test_a_pending_reset_lets_nothing_come_back(bots: tuple[History, History]) -> None:
+async def test_a_pending_reset_lets_nothing_come_back(bots: Bots) -> None:
     bot, _ = bots
     await bot.append(CHAT, Message.user("secret", id="m"), Message.user("popped", id="p"))
     await bot.chat(CHAT).pop()
@@ -312,3 +266,169 @@ async def test_a_pending_reset_lets_nothing_come_back(bots: tuple[History, Histo
     await bot.append(CHAT, Message.user("new", id="n"))
     await deliver(bot)
     assert await path(bot) == ["n"]
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+async def test_a_put_back_can_be_rewound_to(bots: Bots, *, delivered: bool) -> None:
+    """Also while it is pending, and the history store still has the message off the path."""
+    bot, _ = bots
+    first, second = Message.user("1", id="1"), Message.assistant("2", id="2")
+    await bot.append(CHAT, first, second)
+    await bot.chat(CHAT).rewind(to=None)
+    if delivered:
+        await deliver(bot)
+    await bot.append(CHAT, second, first, Message.user("3", id="3"))
+    await bot.chat(CHAT).rewind(to="2")
+
+    for _ in range(2):
+        assert await path(bot) == ["2"]
+        await deliver(bot)
+
+
+async def test_a_put_back_in_the_append_that_takes_it_away(bots: Bots) -> None:
+    bot, _ = bots
+    old, new = Message.user("old", id="old"), Message.user("new", id="new")
+    await bot.append(CHAT, old)
+    await bot.append(CHAT, ConversationRewound(), old, new, ConversationRewound(), new, old)
+
+    for _ in range(2):
+        assert await path(bot) == ["new", "old"]
+        await deliver(bot)
+
+
+# --- Ids that were used before ---
+
+
+async def test_a_redacted_id_is_refused(bots: Bots) -> None:
+    bot, _ = bots
+    await bot.append(CHAT, Message.user("secret", id="m"))
+    await bot.chat(CHAT).redact("m")
+    for _ in range(2):
+        for text in ("secret", "other"):
+            with pytest.raises(EventIdReused, match="erased") as refused:
+                await bot.append(CHAT, Message.user(text, id="m"))
+            assert refused.value.reason is Reuse.ERASED
+        await deliver(bot)
+    for edit in (bot.chat(CHAT).edit("m", "new"), bot.append(CHAT, MessageEdited(message_id="m", content="new"))):
+        with pytest.raises(InvalidInput, match="erased"):
+            await edit
+
+
+async def test_the_words_of_a_second_outbox_are_never_saved_and_nowhere(bots: Bots, store: ConversationStore) -> None:
+    one, two = bots
+    message = Message.user("the words", id="m")
+    await one.append(CHAT, Message.user("before", id="first"), message)
+    await deliver(one)
+    twin = await two.append(CHAT, message)
+    await deliver(two)
+    assert await twin.saved(60)  # it is there, and read
+    assert not await twin.superseded(5)
+
+    await one.append("other", Message.user("x", id="x"), message)
+    await one.chat("other").pop()
+    await deliver(one)
+    late = await two.append("other", message)
+    after = await two.append("other", Message.user("and then", id="after"))
+    await deliver(two)
+
+    assert not await late.saved(5)
+    assert await late.superseded(60)
+    assert await late.state() is Saved.SAVED
+    assert await after.saved(60)  # the lane continues
+    assert [found.id for found in await two.messages("other")] == ["x", "after"]
+    assert [found.id for found in await two.messages("other", every=True)] == ["x", "m", "after"]
+    assert [found.id for found in await store.messages("other")] == ["x", "after"]
+
+
+async def test_a_redacted_id_from_a_second_outbox_waits_for_a_person(bots: Bots, store: ConversationStore) -> None:
+    one, two = bots
+    await one.append(CHAT, Message.user("secret", id="m"))
+    await one.chat(CHAT).redact("m")
+    await deliver(one)
+
+    late = await two.append(CHAT, Message.user("secret", id="m"))
+    await deliver(two)
+
+    assert not await late.saved(5)
+    assert not await late.superseded(5)
+    assert await late.state() is Saved.BLOCKED
+    [(state, fault)] = await sql(two.outbox, "SELECT state, fault FROM letopis_outbox_lanes")
+    assert state == "blocked"
+    assert "erased" in fault and "secret" not in fault
+    assert [found.text for found in await store.messages(CHAT)] == [""]
+
+
+async def test_an_edit_of_what_another_outbox_redacted_is_put_aside(bots: Bots, store: ConversationStore) -> None:
+    one, two = bots
+    await one.append(CHAT, Message.user("secret", id="m"))
+    await deliver(one)
+    edit = await two.chat(CHAT).edit("m", "new words")
+    await one.chat(CHAT).redact("m")
+    await deliver(one)
+    await deliver(two)
+
+    assert not await edit.saved(5)
+    assert await edit.superseded(60)
+    assert [found.text for found in await two.messages(CHAT)] == [""]
+    assert "new words" not in repr(await store.events(CHAT))
+
+
+async def test_a_deleted_conversation_saves_no_twin(bots: Bots) -> None:
+    one, two = bots
+    message = Message.user("the words", id="m")
+    await one.append(CHAT, message)
+    await deliver(one)
+    late = await two.append(CHAT, message)
+    await one.chat(CHAT).delete()
+    await deliver(one)
+    await deliver(two)
+
+    assert not await late.saved(5)
+    assert await late.superseded(60)
+
+
+async def test_an_id_that_the_outbox_has_pruned_is_seen_to_by_the_store(bots: Bots) -> None:
+    bot, _ = bots
+    message = Message.user("the words", id="m")
+    await bot.append(CHAT, Message.user("before", id="first"), message)
+    await bot.chat(CHAT).pop()
+    await deliver(bot)
+    await bot.outbox.write(prune_all)
+
+    late = await bot.append(CHAT, message)
+    await deliver(bot)
+    assert not await late.saved(5)
+    assert await late.superseded(60)
+
+    await bot.chat(CHAT).redact("first")
+    await deliver(bot)
+    await bot.outbox.write(prune_all)
+    erased = await bot.append(CHAT, Message.user("before", id="first"))
+    await deliver(bot)
+    assert not await erased.saved(5)
+    assert await erased.state() is Saved.BLOCKED
+
+
+async def test_an_event_that_its_own_lane_sends_again_is_no_reuse(bots: Bots, store: ConversationStore) -> None:
+    bot, _ = bots
+    said = await bot.append(CHAT, Message.user("first", id="first"), Message.user("m", id="m"))
+    await bot.chat(CHAT).pop()
+    await bot.chat(CHAT).redact("first")
+    await deliver(bot)
+    # The acknowledgement was lost: all of it goes again.
+    await lose_acknowledgements(bot)
+    await deliver(bot)
+
+    assert await said.saved(60)
+    assert not await said.superseded(5)
+    assert await said.state() is Saved.SAVED
+    assert len(await store.events(CHAT)) == 5
+
+
+async def test_sent_and_failed_of_an_unknown_message_are_refused(bots: Bots) -> None:
+    bot, _ = bots
+    await bot.append(CHAT, Message.user("first", id="first"))
+    for call in (bot.chat(CHAT).sent("nowhere"), bot.chat(CHAT).failed("nowhere")):
+        with pytest.raises(InvalidInput, match="no message of this conversation"):
+            await call
+    await bot.chat(CHAT).sent("first")

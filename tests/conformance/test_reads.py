@@ -12,22 +12,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.util import greenlet_spawn
 
-from letopis.store import (
-    Closed,
-    ConversationStore,
-    Event,
-    Message,
-    MessageAppended,
-    StoreFault,
-    UnknownPart,
-    Upcasters,
-)
+from letopis.store import Closed, ConversationStore, Event, Message, MessageAppended, StoreFault, UnknownPart, Upcasters
 from letopis.store.database.schema import messages as messages_table
 from letopis.store.read.lineage import Lineage
 from letopis.store.read.paging import Window
 from letopis.store.read.reader import ViewQuery
 from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.reads import ONLY, WINDOWS, ReadConformance, fill
+from tests.support.sayings import change, new_outbox
 
 
 def query_of(window: Window | None) -> ViewQuery:
@@ -111,7 +103,7 @@ async def test_a_store_that_was_closed_says_so(store_url: str) -> None:
 
 
 @pytest.mark.parametrize("store_url", ["postgresql", "mariadb"], indirect=True)
-async def test_a_store_is_closed_when_what_is_under_way_has_ended(
+async def test_store_is_closed_when_what_is_under_way_has_ended(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("letopis.store._runtime.CLOSE_TIMEOUT_SECONDS", 20)
@@ -136,49 +128,34 @@ async def test_a_store_is_closed_when_what_is_under_way_has_ended(
 
 
 @pytest.mark.parametrize("store_url", ["postgresql", "mariadb"], indirect=True)
-async def test_a_store_is_closed_though_what_is_under_way_hangs(
-    store_url: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("waits", [True, False], ids=["the close is waited for", "its caller waits no longer"])
+async def test_store_is_closed_though_what_is_under_way_hangs(
+    store_url: str, monkeypatch: pytest.MonkeyPatch, *, waits: bool
 ) -> None:
-    monkeypatch.setattr("letopis.store._runtime.CLOSE_TIMEOUT_SECONDS", 0.1)
+    if waits:
+        monkeypatch.setattr("letopis.store._runtime.CLOSE_TIMEOUT_SECONDS", 0.1)
     store = ConversationStore(store_url, migrate=True)
     await store.prepare()
     reading, go_on, pool = asyncio.Event(), asyncio.Event(), store._runtime.callers_engine.sync_engine.pool
-
-    async def hangs(lineage: Lineage, connection: AsyncConnection) -> None:
-        reading.set()
-        await go_on.wait()
-
-    read = asyncio.create_task(store.outbox_access.snapshot(hangs))
-    await reading.wait()
-    async with asyncio.timeout(60):
-        await store.close()
-
-    assert not read.done()
-    go_on.set()
-    await read
-    await greenlet_spawn(pool.dispose)  # of what was given back too late
-
-
-@pytest.mark.parametrize("store_url", ["postgresql", "mariadb"], indirect=True)
-async def test_a_store_is_closed_though_its_caller_waits_no_longer(store_url: str) -> None:
-    store = ConversationStore(store_url, migrate=True)
-    await store.prepare()
-    reading, go_on, pool = asyncio.Event(), asyncio.Event(), store._runtime.callers_engine.sync_engine.pool
-
-    async def hangs(lineage: Lineage, connection: AsyncConnection) -> None:
-        reading.set()
-        await go_on.wait()
-
-    read = asyncio.create_task(store.outbox_access.snapshot(hangs))
-    await reading.wait()
-    await store.ping()
     assert isinstance(pool, QueuePool)
-    assert (pool.checkedout(), pool.checkedin()) == (1, 1)
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.1):
-            await store.close()
 
-    assert pool.checkedin() == 0
+    async def hangs(lineage: Lineage, connection: AsyncConnection) -> None:
+        reading.set()
+        await go_on.wait()
+
+    read = asyncio.create_task(store.outbox_access.snapshot(hangs))
+    await reading.wait()
+    if waits:
+        async with asyncio.timeout(60):
+            await store.close()
+        assert not read.done()
+    else:
+        await store.ping()
+        assert (pool.checkedout(), pool.checkedin()) == (1, 1)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await store.close()
+        assert pool.checkedin() == 0
     go_on.set()
     await read
     await greenlet_spawn(pool.dispose)  # of what was given back too late
@@ -196,11 +173,8 @@ async def test_a_store_is_prepared_by_its_first_use(store_url: str) -> None:
 
 
 async def test_a_damaged_payload_is_a_fault_of_the_store_and_quotes_nothing(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append(ONLY, Message.user("secret"))
-    await outbox.deliver(store)
-    async with store._runtime.callers_engine.begin() as connection:
-        await connection.execute(sa.text('UPDATE letopis_events SET data = \'{"content": "secret\''))
+    await new_outbox(store, ONLY, Message.user("secret"))
+    await change(store, 'UPDATE letopis_events SET data = \'{"content": "secret\'')
 
     for call in (store.messages, store.events):
         with pytest.raises(StoreFault) as caught:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
@@ -33,26 +32,12 @@ from letopis.store.rules.reducer import PROJECTION_RULES
 from letopis.store.testing.outbox import Outbox
 from tests.campaigns.operations import Operations
 from tests.campaigns.rebuild import damage, differences, digests, fold_of, mismatches, names
+from tests.support.sayings import change, new_outbox, rows_of, send
 
 
-@pytest.fixture
-async def engine(store_url: str) -> AsyncIterator[AsyncEngine]:
-    """Opens the store's database behind its back."""
-    made = create_store_engine(store_url)
-    yield made
-    await made.dispose()
-
-
-async def change(engine: AsyncEngine, *statements: sa.Executable) -> None:
-    async with engine.begin() as connection:
-        for statement in statements:
-            await connection.execute(statement)
-
-
-async def row(engine: AsyncEngine, name: str) -> Mapping[str, Any]:
-    async with engine.begin() as connection:
-        found = await connection.execute(sa.select(conversations).where(conversations.c.conversation_id == name))
-        return dict(found.one()._mapping)
+async def row(store: ConversationStore, name: str) -> Any:
+    [found] = await rows_of(store, sa.select(conversations).where(conversations.c.conversation_id == name))
+    return found
 
 
 async def three(store: ConversationStore) -> Outbox:
@@ -74,8 +59,7 @@ async def test_a_message_that_is_erased_off_the_path_has_no_reactions(store: Con
     outbox.append("c", ReactionAdded(message_id="2", key="like"), ConversationRewound(to_message_id="1"))
     outbox.append("c", ReactionAdded(message_id="2", key="rating", value=5), ReactionAdded(message_id="1", key="like"))
     await outbox.deliver(store)
-    outbox.append("c", MessageRedacted(message_id="2"), MessageRedacted(message_id="1"))
-    await outbox.deliver(store)
+    await send(store, outbox, "c", MessageRedacted(message_id="2"), MessageRedacted(message_id="1"))
 
     every = await store.messages("c", every=True)
     assert [(one.id, one.text, len(one.reactions)) for one in every] == [("1", "", 1), ("2", "", 0)]
@@ -93,15 +77,12 @@ async def test_what_is_as_it_should_be_is_left_alone(store: ConversationStore) -
     ]
 
 
-async def test_rows_of_older_rules_are_found_also_when_they_were_written_to_since(
-    store: ConversationStore, engine: AsyncEngine
-) -> None:
+async def test_rows_of_older_rules_are_found_also_when_they_were_written_to_since(store: ConversationStore) -> None:
     """What is applied under new rules does not make the rest of the row new."""
     outbox = await three(store)
-    await change(engine, sa.update(conversations).values(rules=PROJECTION_RULES - 1), sa.delete(messages))
-    outbox.append("b", Message.user("3"))
-    await outbox.deliver(store)
-    assert (await row(engine, "b"))["rules"] == PROJECTION_RULES - 1
+    await change(store, sa.update(conversations).values(rules=PROJECTION_RULES - 1), sa.delete(messages))
+    await send(store, outbox, "b", Message.user("3"))
+    assert (await row(store, "b")).rules == PROJECTION_RULES - 1
 
     async for rebuilt in store.rebuild():
         assert rebuilt.conversation_id == "a"
@@ -116,22 +97,21 @@ async def test_rows_of_older_rules_are_found_also_when_they_were_written_to_sinc
     assert len(await store.messages("b")) == 3
 
 
-async def test_rows_of_a_newer_release_are_left_alone(store: ConversationStore, engine: AsyncEngine) -> None:
+async def test_rows_of_a_newer_release_are_left_alone(store: ConversationStore) -> None:
     await three(store)
     newer = sa.update(conversations).where(conversations.c.conversation_id == "b")
-    await change(engine, newer.values(rules=PROJECTION_RULES + 1, title="of another age"))
+    await change(store, newer.values(rules=PROJECTION_RULES + 1, title="of another age"))
 
     assert await done(store, every=True) == {"a": (), "c": ()}
     assert await done(store, conversation="b") == {}
-    assert (await row(engine, "b"))["title"] == "of another age"
+    assert (await row(store, "b")).title == "of another age"
 
 
 async def test_a_check_names_what_differs_and_writes_nothing(store: ConversationStore, engine: AsyncEngine) -> None:
     outbox = await three(store)
-    outbox.append("a", ConversationRenamed(title="secret title"))
-    await outbox.deliver(store)
+    await send(store, outbox, "a", ConversationRenamed(title="secret title"))
     await change(
-        engine,
+        store,
         sa.update(conversations).where(conversations.c.conversation_id == "a").values(title="forged", tokens=9),
         sa.update(messages).where(messages.c.conversation_id == "b", messages.c.version == 2).values(left_at=3),
         sa.update(messages).where(messages.c.conversation_id == "b", messages.c.version == 3).values(reactions="[1"),
@@ -151,44 +131,38 @@ async def test_a_check_names_what_differs_and_writes_nothing(store: Conversation
     assert await done(store, check=True) == {"a": (), "b": (), "c": ()}
 
 
-async def test_the_differences_that_are_named_are_bounded(store: ConversationStore, engine: AsyncEngine) -> None:
-    outbox = Outbox()
-    outbox.append("c", *(Message.user("x") for _ in range(50)))
-    await outbox.deliver(store)
-    await change(engine, sa.update(messages).values(role="tool"))
+async def test_the_differences_that_are_named_are_bounded(store: ConversationStore) -> None:
+    await new_outbox(store, "c", *(Message.user("x") for _ in range(50)))
+    await change(store, sa.update(messages).values(role="tool"))
 
     (found,) = [one async for one in store.rebuild(conversation="c")]
 
     assert (len(found.differences), found.difference_count, found.written) == (rebuild.MAX_NAMED_DIFFERENCES, 50, True)
 
 
-async def test_a_lost_row_is_made_anew_with_the_next_number(store: ConversationStore, engine: AsyncEngine) -> None:
+async def test_a_lost_row_is_made_anew_with_the_next_number(store: ConversationStore) -> None:
     await three(store)
-    await change(engine, sa.delete(conversations).where(conversations.c.conversation_id == "b"))
+    await change(store, sa.delete(conversations).where(conversations.c.conversation_id == "b"))
 
     assert await done(store) == {"b": ("row missing",)}
 
-    assert (await row(engine, "b"))["number"] == 4
+    assert (await row(store, "b")).number == 4
     assert (await store.messages("b")).items[-1].text == "2"
-    outbox = Outbox()
-    outbox.append("d", ConversationStarted(owner_id="42"))
-    await outbox.deliver(store)
-    assert (await row(engine, "d"))["number"] == 5
+    await new_outbox(store, "d", ConversationStarted(owner_id="42"))
+    assert (await row(store, "d")).number == 5
     assert await done(store, check=True) == dict.fromkeys("abcd", ())
 
 
-async def test_the_number_does_not_repeat_where_the_owner_was_lost_too(
-    store: ConversationStore, engine: AsyncEngine
-) -> None:
+async def test_the_number_does_not_repeat_where_the_owner_was_lost_too(store: ConversationStore) -> None:
     await three(store)
-    await change(engine, sa.delete(conversations).where(conversations.c.conversation_id == "b"), sa.delete(owners))
+    await change(store, sa.delete(conversations).where(conversations.c.conversation_id == "b"), sa.delete(owners))
 
     await done(store)
 
-    assert sorted([(await row(engine, name))["number"] for name in "abc"]) == [1, 3, 4]
+    assert sorted([(await row(store, name)).number for name in "abc"]) == [1, 3, 4]
 
 
-async def test_a_redaction_that_met_damaged_rows_is_carried_out(store: ConversationStore, engine: AsyncEngine) -> None:
+async def test_a_redaction_that_met_damaged_rows_is_carried_out(store: ConversationStore) -> None:
     """What the row hid from the redaction would be read again once the row is mended."""
     outbox = await three(store)
     outbox.append("a", MessageEdited(message_id="1", content="edited"), Message.user("kept", id="3"))
@@ -196,14 +170,13 @@ async def test_a_redaction_that_met_damaged_rows_is_carried_out(store: Conversat
     await outbox.deliver(store)
     await store.catch_up_search()
     await change(
-        engine,
+        store,
         sa.update(messages).where(messages.c.conversation_id == "a", messages.c.version == 2).values(message_id="x"),
         sa.delete(messages).where(messages.c.conversation_id == "b", messages.c.version == 3),
     )
     outbox.append("a", MessageRedacted(message_id="1"))
     again = Event(type="message.appended", data=Message.user("said again", id="2").to_data())
-    outbox.append("b", MessageRedacted(message_id="2"), again)
-    await outbox.deliver(store)
+    await send(store, outbox, "b", MessageRedacted(message_id="2"), again)
     assert {"events[2] not erased", "events[4] not erased"} <= set((await done(store, check=True))["a"])
 
     mended = await done(store, every=True)
@@ -214,18 +187,14 @@ async def test_a_redaction_that_met_damaged_rows_is_carried_out(store: Conversat
     assert (await store.messages("b")).items[-1].text == "said again"
     assert list((await store.search("edited")).items) == []
     assert await done(store, check=True) == dict.fromkeys("abc", ())
-    assert await wrong(store, engine) == {}
+    assert await wrong(store) == {}
 
 
-async def test_what_came_after_a_deletion_that_met_damaged_rows_is_emptied(
-    store: ConversationStore, engine: AsyncEngine
-) -> None:
+async def test_what_came_after_a_deletion_that_met_damaged_rows_is_emptied(store: ConversationStore) -> None:
     outbox = await three(store)
-    outbox.append("a", ConversationDeleted())
-    await outbox.deliver(store)
-    await change(engine, sa.update(conversations).where(conversations.c.conversation_id == "a").values(state="active"))
-    outbox.append("a", Message.user("late"))
-    await outbox.deliver(store)
+    await send(store, outbox, "a", ConversationDeleted())
+    await change(store, sa.update(conversations).where(conversations.c.conversation_id == "a").values(state="active"))
+    await send(store, outbox, "a", Message.user("late"))
 
     assert "events[5] not erased" in (await done(store, every=True))["a"]
 
@@ -233,23 +202,23 @@ async def test_what_came_after_a_deletion_that_met_damaged_rows_is_emptied(
     assert await done(store, check=True) == dict.fromkeys("abc", ())
 
 
-async def test_a_row_without_events_is_told_and_kept(store: ConversationStore, engine: AsyncEngine) -> None:
+async def test_a_row_without_events_is_told_and_kept(store: ConversationStore) -> None:
     await three(store)
-    await change(engine, sa.delete(events).where(events.c.conversation_id == "b"))
+    await change(store, sa.delete(events).where(events.c.conversation_id == "b"))
 
     assert await done(store, every=True) == {"a": (), "b": ("events missing",), "c": ()}
-    assert (await row(engine, "b"))["version"] == 3
+    assert (await row(store, "b")).version == 3
 
 
-async def test_a_log_with_a_hole_is_not_built_upon(store: ConversationStore, engine: AsyncEngine) -> None:
+async def test_a_log_with_a_hole_is_not_built_upon(store: ConversationStore) -> None:
     await three(store)
-    await change(engine, sa.delete(events).where(events.c.conversation_id == "b", events.c.version == 2))
+    await change(store, sa.delete(events).where(events.c.conversation_id == "b", events.c.version == 2))
 
     with pytest.raises(StoreFault, match="event 2 of a conversation is missing") as raised:
         await done(store, conversation="b")
 
     assert raised.value.code == "damaged"
-    assert (await row(engine, "b"))["version"] == 3
+    assert (await row(store, "b")).version == 3
 
 
 @pytest.mark.parametrize(
@@ -262,15 +231,11 @@ async def test_a_log_with_a_hole_is_not_built_upon(store: ConversationStore, eng
         ("metadata = '{\"letopis.puts_back\": '", "is not the JSON that was written"),
     ],
 )
-async def test_a_damaged_value_is_named(store: ConversationStore, engine: AsyncEngine, damage: str, said: str) -> None:
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+async def test_a_damaged_value_is_named(store: ConversationStore, damage: str, said: str) -> None:
     """SQLite keeps values of any type in a column, so a single bit makes a number of a text."""
-    if engine.dialect.name != "sqlite":
-        pytest.skip("only SQLite has values of another type than their column's")
     await three(store)
-    await change(
-        engine,
-        sa.text(f"UPDATE letopis_events SET {damage} WHERE conversation_id = 'b' AND version = 2"),
-    )
+    await change(store, f"UPDATE letopis_events SET {damage} WHERE conversation_id = 'b' AND version = 2")
 
     with pytest.raises(StoreFault, match=f"event 2 of a conversation {said}"):
         await done(store, conversation="b")
@@ -282,13 +247,11 @@ async def test_one_that_is_not_there_or_cannot_be(store: ConversationStore) -> N
         await done(store, conversation="")
 
 
-async def test_pages_make_no_difference(
-    store: ConversationStore, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_pages_are_alike(store: ConversationStore, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Edits, rewinds and redactions reach back over pages that were taken in long before."""
     await Operations(7).run(store, 1_200)
     before = await digests(engine)
-    await change(engine, sa.delete(messages), sa.update(conversations).values(rules=0))
+    await change(store, sa.delete(messages), sa.update(conversations).values(rules=0))
     monkeypatch.setattr(rebuild, "PAGE_ROWS", 7)
 
     found = [one async for one in store.rebuild()]
@@ -322,12 +285,12 @@ async def test_it_goes_on_while_the_store_is_written_to(store: ConversationStore
 
     assert mended >= rounds
     assert await mismatches(store) == []
-    assert await wrong(store, engine) == {}
+    assert await wrong(store) == {}
 
 
-async def wrong(store: ConversationStore, engine: AsyncEngine) -> dict[str, list[str]]:
+async def wrong(store: ConversationStore) -> dict[str, list[str]]:
     found = {}
-    async for name in names(engine):
+    async for name in names(store._runtime.callers_engine):
         folded, _ = await fold_of(store, name)
         if different := await differences(store, name, folded):
             found[name] = different
@@ -361,7 +324,7 @@ async def test_a_fork_s_rewind_into_its_parent_is_rebuilt(store: ConversationSto
     await outbox.deliver(store)
     before = await digests(engine)
     cut = {"inherits": 0, "inherited_to": None, "forked_from_id": None, "forked_from_version": None}
-    await change(engine, sa.update(conversations).values(**cut), sa.delete(messages))
+    await change(store, sa.update(conversations).values(**cut), sa.delete(messages))
 
     found = await done(store, every=True)
 
@@ -376,8 +339,7 @@ async def test_edits_of_a_deleted_conversation_that_a_fork_reads_in_part(store: 
     outbox.append("fork", ConversationStarted(forked_from={"conversation_id": "c", "version": 2}))
     outbox.append("c", MessageEdited(message_id="1", content="edited again"))
     await outbox.deliver(store)
-    outbox.append("c", ConversationDeleted())
-    await outbox.deliver(store)
+    await send(store, outbox, "c", ConversationDeleted())
 
     assert [one.text for one in await store.messages("fork")] == ["edited"]
     assert await done(store, check=True) == {"c": (), "fork": ()}

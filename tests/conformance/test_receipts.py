@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
@@ -12,27 +11,15 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from letopis.outbox import History
-from letopis.outbox.relay.relay import Relay
 from letopis.store import ConversationStore, InvalidInput, Message
-from letopis.store.database.engines import create_store_engine
 from letopis.store.database.schema import erasures, events, log_heads, origins, records
 from letopis.store.maintenance.receipt import ErasureScope, ReceiptCheck, _digest, load, make_receipt
 from letopis.store.model.events import utc_now
+from tests.support.sayings import Bots, change, drain, rows_of
 
 ANN, BEN = "ann", "ben"
 TOKEN = "t0ken-of-"
 AUTHOR_WORDS = f"{TOKEN}{ANN}"
-
-
-@pytest.fixture
-async def engine(store_url: str) -> AsyncIterator[AsyncEngine]:
-    made = create_store_engine(store_url)
-    yield made
-    await made.dispose()
-
-
-async def deliver(history: History) -> None:
-    await Relay(history.outbox, history.store).drain()
 
 
 async def said(one: History) -> None:
@@ -42,13 +29,13 @@ async def said(one: History) -> None:
             await one.append("group", message, owner="group")
     await one.chat("group").edit(f"{ANN}-1", f"{AUTHOR_WORDS} edited")
     await one.append("mine", Message.user(AUTHOR_WORDS), Message.assistant("so it is"), owner=ANN)
-    await deliver(one)
+    await drain(one)
 
 
 async def redact(one: History) -> None:
     await one.chat("group").redact(*(f"{ANN}-{number}" for number in range(3)))
     await one.chat("mine").delete()
-    await deliver(one)
+    await drain(one)
 
 
 async def erased(store: ConversationStore, engine: AsyncEngine, one: History) -> bytes:
@@ -71,9 +58,7 @@ def signed_again(document: dict[str, Any]) -> bytes:
     return orjson.dumps({**document, "digest": _digest(document)})
 
 
-async def test_a_receipt_is_confirmed_and_holds_no_content(
-    store: ConversationStore, engine: AsyncEngine, bots: tuple[History, History]
-) -> None:
+async def test_receipt_is_confirmed_without_content(store: ConversationStore, engine: AsyncEngine, bots: Bots) -> None:
     content = await erased(store, engine, bots[0])
     document = orjson.loads(content)
 
@@ -92,7 +77,7 @@ async def test_a_receipt_is_confirmed_and_holds_no_content(
     # The store goes on, and the receipt holds.
     await bots[0].append("group", Message.user("new words", author=ANN))
     await bots[0].append("other", Message.user("hello"), owner=ANN)
-    await deliver(bots[0])
+    await drain(bots[0])
     assert await problems(engine, content) == []
 
 
@@ -126,9 +111,7 @@ UNPROVEN = {("made_at",), ("retained",), ("outboxes", 0, "name")}
 """Of these the store tells nothing that contradicts: the digest alone protects them."""
 
 
-async def test_each_field_that_is_altered_is_refused(
-    store: ConversationStore, engine: AsyncEngine, bots: tuple[History, History]
-) -> None:
+async def test_each_field_that_is_altered_is_refused(store: ConversationStore, engine: AsyncEngine, bots: Bots) -> None:
     document = orjson.loads(await erased(store, engine, bots[0]))
     paths = fields(document)
     assert len(paths) > 20
@@ -147,12 +130,9 @@ async def test_each_field_that_is_altered_is_refused(
             load(torn)
 
 
-async def test_content_that_is_back_is_found(
-    store: ConversationStore, engine: AsyncEngine, bots: tuple[History, History]
-) -> None:
+async def test_content_that_is_back_is_found(store: ConversationStore, engine: AsyncEngine, bots: Bots) -> None:
     await said(bots[0])
-    async with engine.connect() as connection:
-        rows = [dict(row) for row in (await connection.execute(sa.select(events))).mappings()]
+    rows = await rows_of(store, sa.select(events))
     erasure = await store.erasures.register("person", ANN, how="delete", reason="asked", requested_by="dpo")
     async with engine.connect() as connection:
         scope = await ErasureScope.read(connection, "person", ANN)
@@ -163,31 +143,25 @@ async def test_content_that_is_back_is_found(
         content = await make_receipt(connection, erasure.number, scope, now=utc_now())
     assert await problems(engine, content) == []
 
-    [back] = [row for row in rows if "edited" in row["data"]]
-    async with engine.begin() as connection:
-        at = (events.c.partition == back["partition"], events.c.position == back["position"])
-        await connection.execute(sa.update(events).where(*at).values(data=back["data"], salt=back["salt"]))
+    [back] = [row for row in rows if "edited" in row.data]
+    at = (events.c.partition == back.partition, events.c.position == back.position)
+    await change(store, sa.update(events).where(*at).values(data=back.data, salt=back.salt))
     [problem] = await problems(engine, content)
-    assert (
-        problem == f"event {back['position']} of partition {back['partition']} holds content, in conversation 'group'"
-    )
-
-    async with engine.begin() as connection:
-        await connection.execute(sa.update(log_heads).values(position=log_heads.c.position - 1))
-        await connection.execute(sa.delete(erasures))
+    assert problem == f"event {back.position} of partition {back.partition} holds content, in conversation 'group'"
+    await change(store, sa.update(log_heads).values(position=log_heads.c.position - 1), sa.delete(erasures))
     found = await problems(engine, content)
     assert any("is older than the receipt" in problem for problem in found)
     assert any("of the log ends at" in problem for problem in found)
 
 
 async def test_records_are_named_and_found_if_they_are_back(
-    store: ConversationStore, engine: AsyncEngine, bots: tuple[History, History]
+    store: ConversationStore, engine: AsyncEngine, bots: Bots
 ) -> None:
     one = bots[0]
     await said(one)
     for held in (one.records(owner=ANN), one.records(conversation="mine"), one.records(owner=BEN)):
         await held.put(("notes",), "key", AUTHOR_WORDS)
-    await deliver(one)
+    await drain(one)
     erasure = await store.erasures.register("person", ANN, how="delete", reason="asked", requested_by="dpo")
     async with engine.connect() as connection:
         scope = await ErasureScope.read(connection, "person", ANN)
@@ -197,7 +171,7 @@ async def test_records_are_named_and_found_if_they_are_back(
         with pytest.raises(InvalidInput, match="the store holds 1 of the records"):
             await make_receipt(connection, erasure.number, scope, now=utc_now())
     await one.records(owner=ANN).erase()
-    await deliver(one)
+    await drain(one)
     async with engine.connect() as connection:
         content = await make_receipt(connection, erasure.number, scope, now=utc_now())
 
@@ -205,7 +179,7 @@ async def test_records_are_named_and_found_if_they_are_back(
     assert await problems(engine, content) == []
     # What is put anew, under the same key, is another version.
     await one.records(owner=ANN).put(("notes",), "key", "new")
-    await deliver(one)
+    await drain(one)
     assert await problems(engine, content) == []
     [back] = [row for row in rows if row["scope"].endswith("mine")]
     async with engine.begin() as connection:
@@ -213,9 +187,7 @@ async def test_records_are_named_and_found_if_they_are_back(
     assert await problems(engine, content) == ["the store holds 1 of the records of the receipt"]
 
 
-async def test_an_outbox_that_has_acknowledged_since_is_told(
-    store: ConversationStore, engine: AsyncEngine, bots: tuple[History, History]
-) -> None:
+async def test_late_acknowledgement_is_told(store: ConversationStore, engine: AsyncEngine, bots: Bots) -> None:
     content = await erased(store, engine, bots[0])
     document = orjson.loads(content)
     [outbox] = document["outboxes"]
@@ -223,20 +195,16 @@ async def test_an_outbox_that_has_acknowledged_since_is_told(
     check = load(signed_again({**document, "outboxes": [late]}))
     name = outbox["name"]
 
-    async with engine.begin() as connection:
-        await connection.execute(sa.update(origins).values(erasures=0))
+    await change(store, sa.update(origins).values(erasures=0))
     assert [problem async for problem in check.problems(engine)] == []
     assert check.outboxes == {name: "has not acknowledged yet"}
-    async with engine.begin() as connection:
-        await connection.execute(sa.update(origins).values(erasures=document["erasure"]["number"]))
+    await change(store, sa.update(origins).values(erasures=document["erasure"]["number"]))
     again = ReceiptCheck(check.document)
     assert [problem async for problem in again.problems(engine)] == []
     assert again.outboxes == {name: "has acknowledged since"}
 
 
-async def test_a_receipt_of_another_store_is_refused(
-    store: ConversationStore, engine: AsyncEngine, bots: tuple[History, History]
-) -> None:
+async def test_a_receipt_of_another_store_is_refused(store: ConversationStore, engine: AsyncEngine, bots: Bots) -> None:
     content = await erased(store, engine, bots[0])
     await store.new_identity()
 

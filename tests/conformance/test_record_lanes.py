@@ -11,19 +11,15 @@ import pytest
 import sqlalchemy as sa
 
 from letopis.store import ConversationDeleted, ConversationStore, Message, StoreFault
-from letopis.store.database.engines import create_store_engine
 from letopis.store.database.schema import record_ledger, record_parts, record_tags, records
-from letopis.store.model.records import (
-    RecordRange,
-    Scope,
-    encode_namespace,
-)
+from letopis.store.model.records import RecordRange, Scope, encode_namespace
 from letopis.store.read.records import RecordsView
 from letopis.store.rules.apply_plan import LaneBatch
 from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.record_changes import CP, clear, put
 from letopis.store.testing.records import LANE, RecordConformance
 from tests.support.defects import RECORDS_TWICE, planted
+from tests.support.sayings import rows_of, send, send_encoded
 from tests.support.store_changes import run_there
 
 SCOPE = Scope.conversation("chat-1")
@@ -64,60 +60,49 @@ async def page(
     )
 
 
-async def count(store_url: str, table: sa.Table) -> int:
-    engine = create_store_engine(store_url)
-    try:
-        async with engine.connect() as connection:
-            return int((await connection.execute(sa.select(sa.func.count()).select_from(table))).scalar_one())
-    finally:
-        await engine.dispose()
+async def count(store: ConversationStore, table: sa.Table) -> int:
+    [(found,)] = await rows_of(store, sa.select(sa.func.count()).select_from(table))
+    return int(found)
 
 
-async def test_large_values_are_stored_in_parts_and_leave_none_behind(store: ConversationStore, store_url: str) -> None:
+async def test_large_values_are_stored_in_parts_and_leave_none_behind(store: ConversationStore) -> None:
     outbox, lane = Outbox(), SCOPE.name
     large = bytes(range(256)) * 6_000  # 1.5 MB
-    outbox.append_encoded(lane, [put(lane, "a", large), put(lane, "a", large + b"x")])
-    await outbox.deliver(store)
+    await send_encoded(store, outbox, lane, put(lane, "a", large), put(lane, "a", large + b"x"))
     assert await values(store) == {"a": large + b"x"}
-    assert await count(store_url, record_parts) == 3
+    assert await count(store, record_parts) == 3
 
-    outbox.append_encoded(lane, [put(lane, "a", b"small")])
-    await outbox.deliver(store)
+    await send_encoded(store, outbox, lane, put(lane, "a", b"small"))
     assert await values(store) == {"a": b"small"}
-    assert await count(store_url, record_parts) == 0
+    assert await count(store, record_parts) == 0
 
 
-async def test_the_ledger_is_trimmed_by_what_the_outbox_has_pruned(store: ConversationStore, store_url: str) -> None:
+async def test_the_ledger_is_trimmed_by_what_the_outbox_has_pruned(store: ConversationStore) -> None:
     outbox, lane = Outbox(), SCOPE.name
-    outbox.append_encoded(lane, [put(lane, "a", b"%d" % number) for number in range(20)])
-    await outbox.deliver(store)
+    await send_encoded(store, outbox, lane, *(put(lane, "a", b"%d" % number) for number in range(20)))
     outbox.append_encoded(lane, [put(lane, "a", b"last")])
     await store.apply(outbox.origin, [replace(outbox.batch(lane, 21), pruned=18)])
 
-    assert await count(store_url, record_ledger) == 3
-    assert await count(store_url, records) == 1
+    assert await count(store, record_ledger) == 3
+    assert await count(store, records) == 1
     # What an outbox sends again all the same is told apart by the head alone.
     result = await store.apply(outbox.origin, [outbox.batch(lane)])
     assert not result.refused and await values(store) == {"a": b"last"}
 
 
-async def test_records_are_erased_with_their_conversation_and_come_back_by_no_late_delivery(
-    store: ConversationStore, store_url: str
-) -> None:
+async def test_records_erased_with_their_conversation_leave_no_row(store: ConversationStore) -> None:
     outbox, other, lane = Outbox(), Outbox(), SCOPE.name
     outbox.append("chat-1", Message.user("hello"))
     outbox.append_encoded(lane, [put(lane, "a", b"x" * 100_000, tags={"user": "u"})])
     await outbox.deliver(store)
-    assert await count(store_url, record_parts) == 1
-    outbox.append("chat-1", ConversationDeleted())
-    await outbox.deliver(store)
-    other.append_encoded(lane, [put(lane, "late", b"1")])
-    late = await other.deliver(store)
+    assert await count(store, record_parts) == 1
+    await send(store, outbox, "chat-1", ConversationDeleted())
+    late = await send_encoded(store, other, lane, put(lane, "late", b"1"))
 
     assert await values(store) == {}
     assert list(late.applied[0].superseded) == [1]
     for table in (records, record_parts, record_tags):
-        assert await count(store_url, table) == 0
+        assert await count(store, table) == 0
 
 
 async def test_pages_go_both_ways_and_stay_between_their_bounds(store: ConversationStore) -> None:
@@ -138,20 +123,17 @@ async def test_pages_go_both_ways_and_stay_between_their_bounds(store: Conversat
     assert third.heads == {lane: 31}
 
 
-async def test_more_records_than_a_page_are_cleared_at_once(store: ConversationStore, store_url: str) -> None:
+async def test_more_records_than_a_page_are_cleared_at_once(store: ConversationStore) -> None:
     outbox, lane = Outbox(), SCOPE.name
     for label in ("a", "b", "c"):
         namespace = encode_namespace((label,))
         outbox.append_encoded(lane, [put(lane, f"{number}", b"1", namespace=namespace) for number in range(300)])
-    outbox.append_encoded(lane, [put(lane, "kept", b"1")])
-    await outbox.deliver(store)
-    outbox.append_encoded(lane, [clear(lane, encode_namespace(("b",)))])
-    await outbox.deliver(store)
-    assert await count(store_url, records) == 601
-    outbox.append_encoded(lane, [clear(lane), put(lane, "anew", b"1")])
-    await outbox.deliver(store)
+    await send_encoded(store, outbox, lane, put(lane, "kept", b"1"))
+    await send_encoded(store, outbox, lane, clear(lane, encode_namespace(("b",))))
+    assert await count(store, records) == 601
+    await send_encoded(store, outbox, lane, clear(lane), put(lane, "anew", b"1"))
     assert await values(store) == {"anew": b"1"}
-    assert await count(store_url, records) == 1
+    assert await count(store, records) == 1
 
 
 async def test_a_history_that_was_closed_for_a_move_takes_no_records(store: ConversationStore, store_url: str) -> None:
@@ -166,22 +148,21 @@ async def test_a_history_that_was_closed_for_a_move_takes_no_records(store: Conv
     assert await values(store) == {"a": b"1"}
 
 
-async def test_a_lane_is_trimmed_without_a_delivery(store: ConversationStore, store_url: str) -> None:
+async def test_a_lane_is_trimmed_without_a_delivery(store: ConversationStore) -> None:
     outbox, lane = Outbox(), SCOPE.name
-    outbox.append_encoded(lane, [put(lane, f"{number}", b"1") for number in range(4)])
-    await outbox.deliver(store)
+    await send_encoded(store, outbox, lane, *(put(lane, f"{number}", b"1") for number in range(4)))
     pruned = [LaneBatch(conversation_id=lane, deliveries=(), pruned=3)]
 
     assert await store.outbox_access.untrimmed(outbox.origin.origin_id, {lane: 3}) == {lane: 3}
     result = await store.apply(outbox.origin, pruned)
 
     assert [(one.head, one.inserted, one.duplicates) for one in result.applied] == [(4, 0, 0)]
-    assert await count(store_url, record_ledger) == 1
+    assert await count(store, record_ledger) == 1
     assert await store.outbox_access.untrimmed(outbox.origin.origin_id, {lane: 3}) == {}
     # What an outbox says of a lane that is not known, or beyond what is applied, trims nothing.
     await store.apply(Outbox().origin, pruned)
     await store.apply(outbox.origin, [LaneBatch(conversation_id=lane, deliveries=(), pruned=9)])
-    assert await count(store_url, record_ledger) == 0
+    assert await count(store, record_ledger) == 0
     assert (await outbox.deliver(store)).applied == ()
 
 

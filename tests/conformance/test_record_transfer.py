@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ from sqlalchemy.engine import make_url
 from letopis.outbox import History
 from letopis.outbox.diagnostics.integrity import record_problems as outbox_problems
 from letopis.outbox.history.records import Records
-from letopis.outbox.relay.relay import Relay
-from letopis.outbox.transfer.exporter import Exporter, RecordSource
-from letopis.outbox.transfer.importer import ImportCounts, Importer, try_out
+from letopis.outbox.transfer.importer import try_out
 from letopis.store import ConversationStore, Message, Record, move
-from letopis.store.maintenance.integrity import find_problems
 from letopis.store.transfer.jsonl import Refused, SeenKeys, read_lines
+from tests.conformance.talk import lose_acknowledgements
 from tests.support.apart import open_apart
+from tests.support.relays import sql
+from tests.support.sayings import NewStore, all_pages, drain
+from tests.support.sayings import problems as store_problems
+from tests.support.transfers import exported, imported
 
 CHAT = "chat-1"
 CP = ("cp", "a/b")
@@ -34,20 +36,10 @@ VALUES: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-async def bot(tmp_path: Path, store: ConversationStore) -> AsyncIterator[History]:
-    async with History(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as opened:
-        yield opened
-
-
-async def deliver(history: History) -> None:
-    await Relay(history.outbox, history.store).drain()
-
-
 async def problems(history: History) -> list[str]:
     """What `db verify` and `outbox verify` find."""
-    found = [problem async for problem in find_problems(history.store._runtime.callers_engine)]
-    return found + await history.outbox.read(lambda connection: list(outbox_problems(connection)))
+    found = await history.outbox.read(lambda connection: list(outbox_problems(connection)))
+    return found + await store_problems(history.store)
 
 
 def scopes(history: History) -> dict[str, Records]:
@@ -76,46 +68,32 @@ async def everything(history: History) -> dict[tuple[str, ...], Record]:
     return found
 
 
-async def export(source: Any, *, records: bool = True, one: str | None = None, owner: str | None = None) -> bytes:
-    flow = Exporter(source, RecordSource(source) if records else None)
-    lines = flow.of_all(owner=owner) if one is None else flow.of_one(one)
-    return b"".join([line async for line in lines])
-
-
-async def import_into(history: History, raw: bytes) -> tuple[ImportCounts, list[Refused]]:
-    refused: list[Refused] = []
-    with SeenKeys() as count, Importer(history.outbox, history.store, tell=refused.append) as intake:
-        return await intake.take(read_lines(io.BytesIO(raw), count=count)), refused
-
-
 def content(records: dict[tuple[str, ...], Record]) -> dict[tuple[str, ...], Any]:
     return {place: (one.value, one.media, dict(one.tags), one.updated_at) for place, one in records.items()}
 
 
 @pytest.mark.parametrize("delivered", [False, True])
-async def test_records_move_with_all_that_they_are(
-    bot: History, tmp_path: Path, new_store_url: Callable[[str], str], store_url: str, *, delivered: bool
-) -> None:
+async def test_records_move_with_all_that_they_are(bot: History, tmp_path: Path, *, delivered: bool) -> None:
     await fill(bot)
     if delivered:
-        await deliver(bot)
-    raw = await export(bot)
+        await drain(bot)
+    raw = await exported(bot)
     if delivered:
-        assert await export(bot.store) == raw
+        assert await exported(bot.store) == raw
 
     async with History(tmp_path / "new.outbox.db", store=tmp_path / "new.db", relay=False, watch=False) as new:
-        counts, refused = await import_into(new, raw)
+        counts, refused = await imported(new.outbox, new.store, raw)
         assert (counts.imported, counts.known, refused) == (1 + 5 + len(VALUES), 0, [])
-        await deliver(new)
+        await drain(new)
         assert content(await everything(new)) == content(await everything(bot))
         assert [one.text for one in await new.messages(CHAT)] == ["hello"]
         revisions = {one.revision for one in (await everything(new)).values()}
-        counts, refused = await import_into(new, raw)
+        counts, refused = await imported(new.outbox, new.store, raw)
         assert (counts.imported, counts.known, refused) == (0, 1 + 5 + len(VALUES), [])
-        await deliver(new)
+        await drain(new)
         assert {one.revision for one in (await everything(new)).values()} == revisions
         assert await problems(new) == []
-        assert await export(new) == raw
+        assert await exported(new) == raw
 
 
 async def test_a_conversation_or_an_owner_takes_its_own_records(bot: History) -> None:
@@ -125,11 +103,11 @@ async def test_a_conversation_or_an_owner_takes_its_own_records(bot: History) ->
         lines = [json.loads(line) for line in raw.splitlines()]
         return {one["key"] for one in lines if "record" in one and one["namespace"] == ["name"]}
 
-    assert named(await export(bot, one=CHAT)) == {"of the chat"}
-    assert named(await export(bot, one="chat-2")) == {"of a chat without messages"}
-    assert named(await export(bot, owner="42")) == {"of the chat", "of the owner"}
-    assert named(await export(bot)) == set(scopes(bot))
-    assert [json.loads(line)["id"] for line in (await export(bot, records=False)).splitlines()] == ["m"]
+    assert named(await exported(bot, one=CHAT)) == {"of the chat"}
+    assert named(await exported(bot, one="chat-2")) == {"of a chat without messages"}
+    assert named(await exported(bot, owner="42")) == {"of the chat", "of the owner"}
+    assert named(await exported(bot)) == set(scopes(bot))
+    assert [json.loads(line)["id"] for line in (await exported(bot, records=False)).splitlines()] == ["m"]
 
 
 async def test_what_is_there_stays_and_another_value_is_refused(bot: History) -> None:
@@ -137,15 +115,15 @@ async def test_what_is_there_stays_and_another_value_is_refused(bot: History) ->
     await records.put(("a",), "same", {"n": 1}, tags={"t": 1})
     await records.put(("a",), "changed", 1)
     await records.put(("a",), "deleted", 1)
-    raw = await export(bot)
+    raw = await exported(bot)
     for settle in (False, True):
         if settle:
-            await deliver(bot)
+            await drain(bot)
         await records.put(("a",), "changed", 2)
         await records.delete(("a",), "deleted")
         if settle:
-            await deliver(bot)
-        counts, refused = await import_into(bot, raw)
+            await drain(bot)
+        counts, refused = await imported(bot.outbox, bot.store, raw)
         assert (counts.imported, counts.known, counts.refused) == (1, 1, 1)
         assert [one.number for one in refused] == [1] and "another value" in refused[0].reason
         assert [one.value for one in await records.list()] == [2, 1, {"n": 1}]
@@ -154,25 +132,23 @@ async def test_what_is_there_stays_and_another_value_is_refused(bot: History) ->
 async def test_without_the_store_what_it_holds_stays(bot: History, store: ConversationStore, tmp_path: Path) -> None:
     records = bot.records(space="app")
     await records.put(("a",), "k", "first")
-    await deliver(bot)
-    raw = (await export(bot)).replace(b'"first"', b'"second"') + (
+    await drain(bot)
+    raw = (await exported(bot)).replace(b'"first"', b'"second"') + (
         b'{"record":{"space":"app"},"namespace":["a"],"key":"new","value":"new"}\n'
     )
     path = tmp_path / "other.outbox.db"
     async with History(path, store=NOWHERE, relay=False, watch=False, read_timeout=0.5) as away:
-        counts, refused = await import_into(away, raw)
+        counts, refused = await imported(away.outbox, away.store, raw)
         assert (counts.imported, refused) == (2, [])
-        await away.outbox.write(
-            lambda connection: connection.exec_driver_sql("UPDATE letopis_outbox_origin SET destination = NULL")
-        )
+        await sql(away.outbox, "UPDATE letopis_outbox_origin SET destination = NULL")
     async with History(path, store=store, relay=False, watch=False) as back:
-        await deliver(back)
+        await drain(back)
         assert [one.value for one in await back.records(space="app").list()] == ["first", "new"]
 
 
 async def test_a_file_from_before_and_one_that_is_wrong(bot: History) -> None:
     old = b'{"conversation_id":"chat-1","id":"m","role":"user","content":"hello"}\n'
-    counts, refused = await import_into(bot, old)
+    counts, refused = await imported(bot.outbox, bot.store, old)
     assert (counts.imported, refused) == (1, [])
 
     good = b'{"record":{"owner":"42"},"namespace":["a"],"key":"k","value":null}\n'
@@ -194,7 +170,7 @@ async def test_a_file_from_before_and_one_that_is_wrong(bot: History) -> None:
         b'{"record":{"owner":"42"},"namespace":["a"],"key":"k","value":1,"role":"user"}': "role",
     }
     raw = b"\n".join(wrong) + b"\n" + good
-    counts, refused = await import_into(bot, raw)
+    counts, refused = await imported(bot.outbox, bot.store, raw)
     assert (counts.imported, counts.refused) == (1, len(wrong))
     for one, name in zip(refused, wrong.values(), strict=True):
         assert one.reason.startswith(name) or f".{name}" in one.reason.partition(" ")[0], one.reason
@@ -208,9 +184,9 @@ async def test_a_file_from_before_and_one_that_is_wrong(bot: History) -> None:
 
 async def test_records_of_a_deleted_conversation_are_refused(bot: History) -> None:
     await fill(bot)
-    raw = await export(bot, one=CHAT)
+    raw = await exported(bot, one=CHAT)
     await bot.chat(CHAT).delete()
-    counts, refused = await import_into(bot, raw)
+    counts, refused = await imported(bot.outbox, bot.store, raw)
     assert (counts.imported, counts.known, len(refused)) == (0, 1, 1 + len(VALUES))
 
 
@@ -218,26 +194,18 @@ async def test_scopes_are_listed_in_pages(bot: History) -> None:
     await fill(bot)
     for settle in (False, True):
         if settle:
-            await deliver(bot)
+            await drain(bot)
         for limit in (1, 2, 100):
-            found = []
-            after: str | None = None
-            while True:
-                page = await bot.records.scopes(limit=limit, after=after)
-                found += [str(one) for one in page]
-                after = page.next
-                if after is None:
-                    break
-            assert sorted(found) == sorted({str(one.scope) for one in scopes(bot).values()}) and len(set(found)) == 5
+            found = await all_pages(partial(bot.records.scopes, limit=limit))
+            assert sorted(map(str, found)) == sorted({str(one.scope) for one in scopes(bot).values()})
+            assert len(found) == 5
 
 
-async def test_a_move_takes_records_and_their_ledger_along(
-    bot: History, store_url: str, new_store_url: Callable[[str], str]
-) -> None:
+async def test_move_takes_records_and_their_ledger_along(bot: History, store_url: str, new_store_url: NewStore) -> None:
     await fill(bot)
     await scopes(bot)["of a space"].delete(("name",), "of a space")
     await scopes(bot)["of a space"].put(("name",), "of a space", "of a space")
-    await deliver(bot)
+    await drain(bot)
     before = await everything(bot)
     others = {"sqlite": "postgresql", "postgresql": "mariadb", "mysql": "sqlite", "mariadb": "sqlite"}
     target = new_store_url(others[make_url(store_url).get_backend_name()])
@@ -250,13 +218,9 @@ async def test_a_move_takes_records_and_their_ledger_along(
         assert [one.revision for one in after.values()] == [one.revision for one in before.values()]
         assert len(await moved.records.find({"run": "r1", "n": 1})) == len(VALUES)
         # What was delivered before the move is not applied again, and lanes go on.
-        await moved.outbox.write(
-            lambda connection: connection.exec_driver_sql(
-                "UPDATE letopis_outbox_lanes SET delivered = 0, pending_since = 1"
-            )
-        )
+        await lose_acknowledgements(moved)
         await scopes(moved)["of the owner"].put(("name",), "of the owner", "anew")
-        await deliver(moved)
+        await drain(moved)
         assert (await moved.status()).pending == 0
         anew = await everything(moved)
         assert anew.pop(("owner 42", "name", "of the owner")).value == "anew"
@@ -268,7 +232,7 @@ async def test_a_move_takes_records_and_their_ledger_along(
 
 async def test_a_rebuild_leaves_records_as_they_are(bot: History, store: ConversationStore) -> None:
     await fill(bot)
-    await deliver(bot)
+    await drain(bot)
     before = await everything(bot)
     async for _ in store.rebuild():
         pass

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -29,26 +29,14 @@ from letopis.store import (
     RecordConflict,
     StoreUnavailable,
 )
-from letopis.store.database.engines import create_store_engine
+from tests.conformance.talk import count, deliver
+from tests.support.bench import ask
+from tests.support.relays import sql
+from tests.support.sayings import all_pages, present
 
 NOWHERE = "postgresql://127.0.0.1:1/none"
 CHAT = "chat-1"
 CP = ("cp",)
-
-
-@pytest.fixture
-async def bot(tmp_path: Path, store: ConversationStore) -> AsyncIterator[History]:
-    async with History(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as opened:
-        yield opened
-
-
-async def deliver(history: History) -> None:
-    await Relay(history.outbox, history.store).drain_once()
-
-
-async def rows(history: History, table: str) -> int:
-    statement = f"SELECT count(*) FROM {table}"
-    return int(await history.outbox.read(lambda connection: connection.exec_driver_sql(statement).scalar_one()))
 
 
 async def value(records: Records, key: str) -> Any:
@@ -71,7 +59,7 @@ async def test_what_was_put_is_read_as_it_was_given(bot: History, *, delivered: 
         await records.put(CP, key, one, tags={"run": "r1"})
     if delivered:
         await deliver(bot)
-        assert await rows(bot, "letopis_outbox_lanes WHERE delivered < head") == 0
+        assert await count(bot, "letopis_outbox_lanes WHERE delivered < head") == 0
 
     for key, one in values.items():
         found = await records.get(CP, key)
@@ -149,13 +137,11 @@ async def test_a_refused_put_of_several_writes_none_of_them(bot: History) -> Non
     await records.put(CP, "a", 1)
     with pytest.raises(RecordConflict):
         await records.put_many([RecordPut(CP, "b", 1), RecordPut(("x",), "c", 1), RecordPut(CP, "a", 1, ABSENT)])
-    assert await rows(bot, "letopis_outbox_events") == 1 and await rows(bot, "letopis_outbox_record_bodies") == 1
+    assert await count(bot, "letopis_outbox_events") == 1 and await count(bot, "letopis_outbox_record_bodies") == 1
     assert await value(records, "b") is None
 
 
-async def test_the_late_loser_of_two_outboxes_is_told_and_reads_the_winner(
-    bot: History, store: ConversationStore, tmp_path: Path
-) -> None:
+async def test_late_loser_is_told_and_reads_the_winner(bot: History, store: ConversationStore, tmp_path: Path) -> None:
     mine = bot.records(conversation=CHAT)
     base = await mine.put(CP, "a", "base")
     await deliver(bot)
@@ -187,7 +173,7 @@ async def test_records_and_messages_of_a_transaction_are_written_together_or_not
 
     with pytest.raises(ZeroDivisionError):
         await fail()
-    assert await rows(bot, "letopis_outbox_events") == 0 and await value(records, "a") is None
+    assert await count(bot, "letopis_outbox_events") == 0 and await value(records, "a") is None
     async with bot.transaction() as tx:
         await tx.execute(sa.text("CREATE TABLE credits (rest INTEGER)"))
         await tx.append(CHAT, Message.user("hello"))
@@ -199,20 +185,6 @@ async def test_records_and_messages_of_a_transaction_are_written_together_or_not
     await deliver(bot)
     assert await receipt.saved(5) and await value(records, "a") == 1
     assert [one.text for one in await bot.messages(CHAT)] == ["hello"]
-
-
-async def test_replaced_values_go_from_the_outbox_and_the_store(bot: History, store_url: str) -> None:
-    records = bot.records(conversation=CHAT)
-    for number in range(50):
-        await records.put(CP, "a", f"SECRET-{number}" * 100)
-    assert await rows(bot, "letopis_outbox_record_bodies") == 1
-    await deliver(bot)
-    await records.put(CP, "a", "last")
-    assert await rows(bot, "letopis_outbox_record_bodies") == 1
-    await deliver(bot)
-    assert await value(records, "a") == "last"
-    await records.delete(CP, "a")
-    assert await rows(bot, "letopis_outbox_record_bodies") == 0
 
 
 @pytest.mark.parametrize("delivered", [False, True])
@@ -250,16 +222,8 @@ async def test_pages_hold_what_is_pending_and_skip_what_is_gone(bot: History) ->
     wanted = ["anew", *range(1, 10), *range(20, 40)]
     for reverse in (False, True):
         for limit in (1, 3, 7, 100):
-            found: list[Any] = []
-            after: str | None = None
-            while True:
-                page = await records.list(CP, limit=limit, reverse=reverse, after=after)
-                found += [one.value for one in page]
-                after = page.next
-                assert len(page) <= limit
-                if after is None:
-                    break
-            assert found == (wanted[::-1] if reverse else wanted)
+            found = await all_pages(partial(records.list, CP, limit=limit, reverse=reverse), most=limit)
+            assert [one.value for one in found] == (wanted[::-1] if reverse else wanted)
     [latest] = await records.list(CP, reverse=True, limit=1)
     assert latest.value == 39
     before = await records.list(CP, reverse=True, end="25", limit=2)
@@ -299,14 +263,8 @@ async def test_damage_is_told_where_one_look_into_the_file_shows_it(bot: History
     records = bot.records(conversation=CHAT)
     await records.put(CP, "a", 1)
     await records.put(CP, "b", 2)
-    await bot.outbox.write(
-        lambda connection: (
-            connection.exec_driver_sql(
-                "DELETE FROM letopis_outbox_record_bodies"
-                " WHERE position = (SELECT max(position) FROM letopis_outbox_events)"
-            ).rowcount
-        )
-    )
+    last = "SELECT max(position) FROM letopis_outbox_events"
+    await sql(bot.outbox, f"DELETE FROM letopis_outbox_record_bodies WHERE position = ({last})")
     assert await value(records, "a") == 1
     assert [one.key for one in await records.list(CP, values=False)] == ["a", "b"]
     for read in (records.get(CP, "b"), records.list(CP)):
@@ -314,9 +272,7 @@ async def test_damage_is_told_where_one_look_into_the_file_shows_it(bot: History
             await read
 
 
-async def test_while_the_store_is_away_a_record_is_read_or_the_answer_is_an_error(
-    tmp_path: Path, store: ConversationStore
-) -> None:
+async def test_without_the_store_a_record_is_read_or_refused(tmp_path: Path, store: ConversationStore) -> None:
     path = tmp_path / "bot.outbox.db"
     async with History(path, store=store, relay=False, watch=False) as bot:
         records = bot.records(conversation=CHAT)
@@ -349,7 +305,7 @@ async def test_while_the_store_is_away_a_record_is_read_or_the_answer_is_an_erro
 
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("verb", ["reset", "delete"])
-async def test_records_go_with_their_conversation(bot: History, store_url: str, verb: str, *, together: bool) -> None:
+async def test_records_go_with_their_conversation(bot: History, verb: str, *, together: bool) -> None:
     records, others = bot.records(conversation=CHAT), bot.records(owner="42")
     await bot.append(CHAT, Message.user("hello"), owner="42")
     await records.put(CP, "a", "SECRET", tags={"who": "SECRET"})
@@ -368,11 +324,7 @@ async def test_records_go_with_their_conversation(bot: History, store_url: str, 
     assert await value(records, "a") is None and await value(others, "a") == "kept"
     assert [one.value for one in await records.list()] == (["anew"] if verb == "reset" else [])
     for table in ("letopis_outbox_events", "letopis_outbox_record_bodies", "letopis_outbox_records"):
-        statement = f"SELECT * FROM {table}"
-        left = await bot.outbox.read(
-            lambda connection, statement=statement: connection.exec_driver_sql(statement).all()
-        )  # type: ignore[misc]
-        assert "SECRET" not in repr(left)
+        assert "SECRET" not in repr(await sql(bot.outbox, f"SELECT * FROM {table}"))
 
 
 async def test_bad_input_is_named_and_writes_nothing(bot: History) -> None:
@@ -404,7 +356,7 @@ async def test_bad_input_is_named_and_writes_nothing(bot: History) -> None:
             bot.records(**wrong)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput):
         await records.list(after="nonsense")
-    assert await rows(bot, "letopis_outbox_events") == 0
+    assert await count(bot, "letopis_outbox_events") == 0
 
 
 async def test_concurrent_puts_of_one_key_are_serialised(bot: History) -> None:
@@ -413,8 +365,7 @@ async def test_concurrent_puts_of_one_key_are_serialised(bot: History) -> None:
 
     async def add() -> None:
         while True:
-            found = await records.get(CP, "n")
-            assert found is not None
+            found = present(await records.get(CP, "n"))
             try:
                 await records.put(CP, "n", found.value + 1, expected=found.revision)
             except RecordConflict:
@@ -440,15 +391,8 @@ async def test_records_are_found_by_their_tags_in_all_scopes(bot: History) -> No
 
     async def expect() -> None:
         for limit in (1, 2, 100):
-            found = []
-            after: str | None = None
-            while True:
-                page = await bot.records.find({"run": "r1"}, limit=limit, after=after)
-                found += [(str(one.scope), one.namespace, one.key) for one in page]
-                after = page.next
-                if after is None:
-                    break
-            assert sorted(found) == [
+            found = await all_pages(partial(bot.records.find, {"run": "r1"}, limit=limit))
+            assert sorted((str(one.scope), one.namespace, one.key) for one in found) == [
                 ("conversation one", ("new",), "r1"),
                 ("owner 42", CP, "r1"),
                 ("owner 42", ("new",), "r1"),
@@ -469,9 +413,7 @@ async def test_records_are_found_by_their_tags_in_all_scopes(bot: History) -> No
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_no_update_of_two_outboxes_is_lost(
-    bot: History, store: ConversationStore, tmp_path: Path, seed: int
-) -> None:
+async def test_no_update_of_two_is_lost(bot: History, store: ConversationStore, tmp_path: Path, seed: int) -> None:
     """Each adds one to what it reads, on condition: the sum is the number of changes that were not put aside."""
     draw = random.Random(seed)
     async with History(tmp_path / "other.outbox.db", store=store, relay=False, watch=False) as other:
@@ -485,8 +427,7 @@ async def test_no_update_of_two_outboxes_is_lost(
                 await deliver(one)
                 continue
             records = one.records(space="app")
-            found = await records.get(CP, "n")
-            assert found is not None
+            found = present(await records.get(CP, "n"))
             try:
                 receipts.append(await records.put(CP, "n", found.value + 1, expected=found.revision))
             except RecordConflict:
@@ -537,9 +478,7 @@ async def test_deleting_takes_what_a_list_takes(bot: History, *, delivered: bool
     assert not await records.list()
 
 
-async def test_a_record_that_changes_while_others_are_deleted_stays(
-    bot: History, store: ConversationStore, tmp_path: Path
-) -> None:
+async def test_record_that_changes_meanwhile_stays(bot: History, store: ConversationStore, tmp_path: Path) -> None:
     """It may not have the tag any more; who changed it has not asked for its deletion."""
     async with History(tmp_path / "other.outbox.db", store=store, relay=False, watch=False) as other:
         mine, theirs = bot.records(space="app"), other.records(space="app")
@@ -557,18 +496,12 @@ async def test_a_record_that_changes_while_others_are_deleted_stays(
 async def test_a_receipt_of_a_space_waits_for_all_its_lanes(bot: History) -> None:
     records = bot.records(space="app")
     receipt = await records.delete_where()
-    lanes = await rows(bot, "letopis_outbox_lanes WHERE delivered < head")
+    lanes = await count(bot, "letopis_outbox_lanes WHERE delivered < head")
     assert lanes == 16 and await receipt.state() == "pending"
-    await bot.outbox.write(
-        lambda connection: connection.exec_driver_sql(
-            "UPDATE letopis_outbox_lanes SET state = 'blocked' WHERE conversation_id LIKE '%:3'"
-        )
-    )
+    await sql(bot.outbox, "UPDATE letopis_outbox_lanes SET state = 'blocked' WHERE conversation_id LIKE '%:3'")
     await deliver(bot)
     assert await receipt.state() == "blocked" and not await receipt.saved(0.2)
-    await bot.outbox.write(
-        lambda connection: connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET state = 'ready'")
-    )
+    await sql(bot.outbox, "UPDATE letopis_outbox_lanes SET state = 'ready'")
     await deliver(bot)
     assert await receipt.state() == "saved" and await receipt.saved(5)
 
@@ -578,7 +511,7 @@ async def test_conditions_that_cannot_hold_are_refused_by_name(bot: History, tmp
     records = bot.records(conversation=CHAT)
     first = await records.put(CP, "a", 1)
     second = await records.put(CP, "a", 2)
-    before = await rows(bot, "letopis_outbox_events")
+    before = await count(bot, "letopis_outbox_events")
     with pytest.raises(RecordConflict) as old:
         await records.put(CP, "a", 3, expected=first.revision)  # type: ignore[arg-type]
     assert (old.value.expected, old.value.actual) == (first.revision, second.revision)
@@ -593,7 +526,7 @@ async def test_conditions_that_cannot_hold_are_refused_by_name(bot: History, tmp
     ):
         with pytest.raises(InvalidInput):
             await change()
-    assert await rows(bot, "letopis_outbox_events") == before
+    assert await count(bot, "letopis_outbox_events") == before
     # In one append a later condition sees the earlier change.
     await records.put_many([RecordPut(CP, "c", 1, ABSENT), RecordPut(CP, "c", 2)])
     await bot.append(CHAT, Message.user("hello"))
@@ -615,21 +548,12 @@ async def test_a_quiet_lane_keeps_no_ledger_of_what_its_outbox_has_pruned(bot: H
     await deliver(bot)
     await bot.outbox.write(Pruner(Retention(keep_last=2, keep_for=timedelta(0)), bot.outbox.now_us))
     ledger = "SELECT count(*) FROM letopis_record_ledger"
-    assert await asked(store_url, ledger) == 31
+    assert await ask(store_url, ledger) == 31
     relay = Relay(bot.outbox, bot.store)
     relay._dispatcher.schedule_reconcile()
     await relay.drain()  # there is nothing to deliver any more
-    assert await asked(store_url, ledger) == 3
-    assert await asked(store_url, "SELECT max(floor) FROM letopis_lanes") == 28
+    assert await ask(store_url, ledger) == 3
+    assert await ask(store_url, "SELECT max(floor) FROM letopis_lanes") == 28
     await records.put(CP, "a", "last")
     await deliver(bot)
-    assert await value(records, "a") == "last" and await asked(store_url, ledger) == 4
-
-
-async def asked(store_url: str, statement: str) -> int:
-    engine = create_store_engine(store_url)
-    try:
-        async with engine.connect() as connection:
-            return int((await connection.exec_driver_sql(statement)).scalar_one())
-    finally:
-        await engine.dispose()
+    assert await value(records, "a") == "last" and await ask(store_url, ledger) == 4

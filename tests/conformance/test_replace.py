@@ -14,6 +14,7 @@ import pytest
 from letopis.outbox import History
 from letopis.store import ConversationStore, EventIdReused, InvalidInput, Message, VersionConflict
 from tests.conformance.talk import deliver, prune_all
+from tests.support.sayings import Bots, present
 
 CHAT = "chat-1"
 
@@ -31,9 +32,7 @@ def shown(*names: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("delivered", [False, True])
-async def test_it_becomes_the_whole_path(
-    bots: tuple[History, History], store: ConversationStore, *, delivered: bool
-) -> None:
+async def test_it_becomes_the_whole_path(bots: Bots, store: ConversationStore, *, delivered: bool) -> None:
     bot, other = bots
 
     async def settle() -> None:
@@ -43,8 +42,7 @@ async def test_it_becomes_the_whole_path(
     await bot.append(CHAT, *said("a", "b", "c", "d"))
     await settle()
     # What is the same at the beginning stays, the rest comes in the new order.
-    receipt = await bot.chat(CHAT).replace(said("a", "c", "b", "new"))
-    assert receipt is not None
+    receipt = present(await bot.chat(CHAT).replace(said("a", "c", "b", "new")))
     assert receipt.message_ids == ("c", "b", "new")
     assert await path(bot) == shown("a", "c", "b", "new")
     await settle()
@@ -55,25 +53,23 @@ async def test_it_becomes_the_whole_path(
     assert await bot.chat(CHAT).replace([]) is not None
     assert await path(bot) == []
     await settle()
-    last = await bot.chat(CHAT).replace([Message.system("summary", id="s"), *said("d")], owner=42)
-    assert last is not None
+    last = present(await bot.chat(CHAT).replace([Message.system("summary", id="s"), *said("d")], owner=42))
     await deliver(bot)
     assert await last.saved(60)
     assert await path(bot) == await path(other) == [("s", "summary"), *shown("d")]
-    found = await store.conversation(CHAT)
-    assert found is not None
+    found = present(await store.conversation(CHAT))
     assert (found.message_count, found.tokens, found.owner_id) == (2, 5, "42")
     assert [found.differences async for found in store.rebuild(check=True)] == [()]
 
 
-async def test_a_conversation_that_is_new_or_empty(bots: tuple[History, History]) -> None:
+async def test_a_conversation_that_is_new_or_empty(bots: Bots) -> None:
     bot, _ = bots
     assert await bot.chat(CHAT).replace([]) is None
     assert await bot.chat(CHAT).replace(said("a", "b")) is not None
     assert await path(bot) == shown("a", "b")
 
 
-async def test_what_only_the_store_holds_is_kept_in_its_new_place(bots: tuple[History, History]) -> None:
+async def test_what_only_the_store_holds_is_kept_in_its_new_place(bots: Bots) -> None:
     bot, other = bots
     await other.append(CHAT, *said("x", "y"))
     await deliver(other)
@@ -81,8 +77,7 @@ async def test_what_only_the_store_holds_is_kept_in_its_new_place(bots: tuple[Hi
     await deliver(bot)
     await bot.outbox.write(prune_all)
     for names in (("z", "x", "y"), ("x", "z"), ("z", "x"), ("new", "y", "z"), ()):
-        receipt = await bot.chat(CHAT).replace(said(*names))
-        assert receipt is not None
+        receipt = present(await bot.chat(CHAT).replace(said(*names)))
         assert await path(bot) == shown(*names)
         await deliver(bot)
         assert await receipt.saved(60)
@@ -95,7 +90,7 @@ async def test_what_only_the_store_holds_is_kept_in_its_new_place(bots: tuple[Hi
             await bot.chat(CHAT).replace([Message.user("n"), refused])
 
 
-async def test_edited_messages_come_as_they_are_shown(bots: tuple[History, History]) -> None:
+async def test_edited_messages_come_as_they_are_shown(bots: Bots) -> None:
     bot, _ = bots
     await bot.append(CHAT, *said("a", "b"))
     await bot.chat(CHAT).edit("b", "edited")
@@ -108,7 +103,7 @@ async def test_edited_messages_come_as_they_are_shown(bots: tuple[History, Histo
         await bot.chat(CHAT).replace([Message.user("third", id="b")])
 
 
-async def test_refusals_write_nothing(bots: tuple[History, History]) -> None:
+async def test_refusals_write_nothing(bots: Bots) -> None:
     bot, _ = bots
     await bot.append(CHAT, *said("a", "b"))
     await bot.chat(CHAT).redact("a")
@@ -128,7 +123,7 @@ async def test_refusals_write_nothing(bots: tuple[History, History]) -> None:
     assert await bot.chat(CHAT).events() == before
 
 
-async def test_of_two_outboxes_one_wins_whole(bots: tuple[History, History]) -> None:
+async def test_of_two_outboxes_one_wins_whole(bots: Bots) -> None:
     one, two = bots
     await one.append(CHAT, *said("a", "b"))
     await deliver(one)
@@ -140,14 +135,13 @@ async def test_of_two_outboxes_one_wins_whole(bots: tuple[History, History]) -> 
     assert (await second.saved(5), await first.superseded(5)) == (True, True)
     assert await path(one) == await path(two) == shown("y1", "b", "y2")
     # Whoever lost reads again and may replace what is there now.
-    again = await one.chat(CHAT).replace(said("b", "x3"))
-    assert again is not None
+    again = present(await one.chat(CHAT).replace(said("b", "x3")))
     await deliver(one)
     assert await again.saved(60)
     assert await path(two) == shown("b", "x3")
 
 
-async def test_an_append_in_between_is_not_lost(bots: tuple[History, History], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_append_in_between_is_not_lost(bots: Bots, monkeypatch: pytest.MonkeyPatch) -> None:
     bot, _ = bots
     await bot.append(CHAT, *said("a"))
     reader = bot._parts.reader

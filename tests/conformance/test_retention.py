@@ -15,7 +15,8 @@ from letopis.outbox.relay.content_retention import append_trims
 from letopis.store import PINNED, ContentRetention, ConversationStore, Message, RetentionRule
 from letopis.store.maintenance.retention import read_again
 from tests.conformance.tables import stored_text
-from tests.conformance.test_trims import assert_agrees, carried_out, problems
+from tests.conformance.test_trims import assert_agrees
+from tests.support.sayings import finish_tasks, problems
 
 DAYS_30 = ContentRetention(max_age_days=30)
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -58,7 +59,7 @@ async def retain(history: History, content: ContentRetention, calendar: Calendar
     """Let a relay deliver, take away what is due, and deliver that; return how many conversations it trimmed."""
     relay = Relay(history.outbox, history.store, retention=content, now=calendar.now)
     await relay.drain()
-    await carried_out(history.store)
+    await finish_tasks(history.store)
     return relay.stats.trimmed
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from letopis.store import (
     Closed,
@@ -39,6 +41,7 @@ from letopis.store.search.indexer import BackgroundIndexer
 from letopis.store.search.query import match, parse
 from letopis.store.testing.outbox import Outbox
 from tests.support.relays import until
+from tests.support.sayings import all_pages, catch_up_index, new_outbox, rows_of, send
 
 FORMS = {
     "a-1": "Вот мой ответ.",
@@ -93,26 +96,15 @@ def ids(page: Iterable[Hit]) -> list[str]:
     return [hit.message.id for hit in page]
 
 
-async def indexed(store: ConversationStore) -> None:
-    while await store.catch_up_search():
-        pass
-
-
-async def rows(url: str, what: Any) -> list[Any]:
-    engine = create_store_engine(url)
-    try:
-        async with engine.connect() as connection:
-            return list((await connection.execute(what)).all())
-    finally:
-        await engine.dispose()
+async def indexed(store: ConversationStore, *messages: Message) -> Outbox:
+    outbox = await new_outbox(store, "c", *messages)
+    await catch_up_index(store)
+    return outbox
 
 
 @pytest.fixture
 async def forms(store: ConversationStore) -> Outbox:
-    outbox = Outbox()
-    outbox.append("c", *(Message.user(text, id=name) for name, text in FORMS.items()))
-    await outbox.deliver(store)
-    return outbox
+    return await new_outbox(store, "c", *(Message.user(text, id=name) for name, text in FORMS.items()))
 
 
 @pytest.mark.parametrize("by", ["index", "events"])
@@ -121,7 +113,7 @@ async def test_every_form_of_a_word_is_found(
 ) -> None:
     """By the index, and by what it has not read yet."""
     if by == "index":
-        await indexed(store)
+        await catch_up_index(store)
     else:
         monkeypatch.setattr(store._runtime, "search_catch_up", Still())
 
@@ -158,7 +150,7 @@ async def test_the_index_finds_what_the_rule_finds(store: ConversationStore, see
     for name, text in said.items():
         outbox.append(chance.choice("abc"), Message.user(text, id=name))
     await outbox.deliver(store)
-    await indexed(store)
+    await catch_up_index(store)
 
     for _ in range(40):
         parts = [chance.choice(["{}", "{}", '"{}"', "-{}", '-"{}"']).format(some(4)) for _ in range(2)]
@@ -194,10 +186,7 @@ async def test_nothing_that_is_typed_is_part_of_a_query_language(store: Conversa
     said = {"plain": "ответ"}
     for number, typed in enumerate(HOSTILE):
         said[f"m-{number}"] = typed.replace("\x00", "").replace("\ud800", "")
-    outbox = Outbox()
-    outbox.append("c", *(Message.user(text, id=name) for name, text in said.items()))
-    await outbox.deliver(store)
-    await indexed(store)
+    await indexed(store, *(Message.user(text, id=name) for name, text in said.items()))
 
     for typed in HOSTILE:
         query = parse(typed)
@@ -228,7 +217,7 @@ async def test_a_search_that_is_none_is_refused(store: ConversationStore) -> Non
 
 
 async def test_a_hit_tells_why_it_is_one(store: ConversationStore, forms: Outbox) -> None:
-    await indexed(store)
+    await catch_up_index(store)
 
     (hit,) = await store.search("answered вопрос")
 
@@ -245,7 +234,7 @@ async def test_better_hits_come_first_and_of_equal_ones_the_newest(store: Conver
     outbox.append("c", Message.user("слово " * 9 + "ответ", id="exact"), Message.user("ответ ответ ответ", id="best"))
     outbox.append("c", Message.user("слово " * 9 + "ответ", id="later"))
     await outbox.deliver(store)
-    await indexed(store)
+    await catch_up_index(store)
 
     page = await store.search("ответ")
 
@@ -255,9 +244,7 @@ async def test_better_hits_come_first_and_of_equal_ones_the_newest(store: Conver
     assert scores[0] > scores[1] == scores[2] > scores[3]
 
 
-async def test_of_very_many_matches_the_newest_are_ranked(
-    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_newest_of_many_matches_are_ranked(store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranking them all takes seconds; what is newer than the bound is ranked as before, and pages go on behind it."""
     monkeypatch.setattr(index_module, "MAX_RANKED", 5)
     outbox = Outbox()
@@ -265,21 +252,19 @@ async def test_of_very_many_matches_the_newest_are_ranked(
     outbox.append("c", *(Message.user("слово " * 9 + "ответ", id=f"m-{number}") for number in range(4)))
     outbox.append("c", Message.user("ответ ответ ответ", id="best"))
     await outbox.deliver(store)
-    await indexed(store)
+    await catch_up_index(store)
 
     assert ids(await store.search("ответ", limit=3)) == ["best", "m-3", "m-2"]
     assert ids(await store.search("ответ", limit=6)) == ["best", "oldest", "m-3", "m-2", "m-1", "m-0"]
 
 
-async def test_an_owners_matches_are_found_behind_very_many_without_a_known_owner(
-    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_owner_is_found_behind_many_others(store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_module, "MAX_RANKED", 5)
     outbox = Outbox()
     outbox.append("mine", ConversationStarted(owner_id="1"), Message.user("ответ", id="mine"))
     outbox.append("unowned", *(Message.user("ответ", id=f"m-{number}") for number in range(50)))
     await outbox.deliver(store)
-    await indexed(store)
+    await catch_up_index(store)
 
     assert ids(await store.search("ответ", owner="1", limit=2)) == ["mine"]
 
@@ -291,7 +276,7 @@ async def test_nothing_of_another_owner_is_found(store: ConversationStore) -> No
     outbox.append("nobodys", Message.user("ответ", id="nobodys"))
     outbox.append("late", Message.user("ответ", id="late"))
     await outbox.deliver(store)
-    await indexed(store)
+    await catch_up_index(store)
     outbox.append("late", ConversationStarted(owner_id="1"))
     outbox.append("of-2", ConversationStarted(owner_id="1"), Message.user("ответы", id="2-b"))
     await outbox.deliver(store)
@@ -305,7 +290,7 @@ async def test_nothing_of_another_owner_is_found(store: ConversationStore) -> No
         assert ids(await store.search("ответ", conversation="of-2", owner="1")) == []
         assert ids(await store.search("ответ", conversation="of-1 ")) == []
         assert len(await store.search("ответ")) == 7
-        await indexed(store)
+        await catch_up_index(store)
 
 
 @pytest.mark.parametrize("partitions", [1, 3])
@@ -319,7 +304,7 @@ async def test_pages_repeat_and_miss_nothing_while_more_is_said(empty_database_u
             outbox.append(f"c-{number % 5}", Message.user(text, id=name))
             if number == 40:
                 await outbox.deliver(store)
-                await indexed(store)
+                await catch_up_index(store)
         await outbox.deliver(store)
 
         seen: list[str] = []
@@ -336,7 +321,7 @@ async def test_pages_repeat_and_miss_nothing_while_more_is_said(empty_database_u
             outbox.append("c-0", MessageEdited(message_id="m-55", content=f"ответ номер {turns}"))
             await outbox.deliver(store)
             if turns % 2:
-                await indexed(store)
+                await catch_up_index(store)
             if (after := page.next) is None:
                 break
 
@@ -346,29 +331,17 @@ async def test_pages_repeat_and_miss_nothing_while_more_is_said(empty_database_u
 
 
 async def test_a_search_shows_a_thousand_hits_at_most(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append("c", *(Message.user("ответ", id=f"m-{number}") for number in range(1_050)))
-    await outbox.deliver(store)
-    await indexed(store)
+    await indexed(store, *(Message.user("ответ", id=f"m-{number}") for number in range(1_050)))
 
-    seen: list[str] = []
-    after = None
-    while True:
-        page = await store.search("ответ", limit=400, after=after)
-        seen += ids(page)
-        if (after := page.next) is None:
-            break
-
+    seen = ids(await all_pages(partial(store.search, "ответ", limit=400)))
     assert len(seen) == len(set(seen)) == 1_000
     # The newest: all fit equally well.
     assert seen[0] == "m-1049"
 
 
-async def documents(url: str, *message: int) -> list[tuple[str, str]]:
-    return [
-        (row.scope, row.document)
-        for row in await rows(url, sa.select(search).where(search.c.version.in_(message)).order_by(search.c.version))
-    ]
+async def documents(store: ConversationStore, *message: int) -> list[tuple[str, str]]:
+    held = sa.select(search.c.scope, search.c.document).where(search.c.version.in_(message))
+    return [tuple(row) for row in await rows_of(store, held.order_by(search.c.version))]
 
 
 def code_of(word: str) -> str:
@@ -376,23 +349,19 @@ def code_of(word: str) -> str:
 
 
 async def test_what_was_redacted_is_not_found_and_its_codes_are_gone(store: ConversationStore, store_url: str) -> None:
-    outbox = Outbox()
-    outbox.append("c", Message.user("тайна ответ", id="m-1"), Message.user("ответ", id="m-2"))
-    await outbox.deliver(store)
-    await indexed(store)
-    assert code_of("тайна") in (await documents(store_url, 1))[0][1]
+    outbox = await indexed(store, Message.user("тайна ответ", id="m-1"), Message.user("ответ", id="m-2"))
+    assert code_of("тайна") in (await documents(store, 1))[0][1]
     assert ids(await store.search("тайна")) == ["m-1"]
 
-    outbox.append("c", MessageRedacted(message_id="m-1"))
-    await outbox.deliver(store)
+    await send(store, outbox, "c", MessageRedacted(message_id="m-1"))
 
     # At once, in the transaction of the redaction: no index has read it yet.
-    assert await documents(store_url, 1) == [("", "")]
+    assert await documents(store, 1) == [("", "")]
     assert ids(await store.search("тайна")) == []
     assert ids(await store.search("ответ")) == ["m-2"]
-    await indexed(store)
-    assert await documents(store_url, 1) == [("", "")]
-    assert code_of("ответ") in (await documents(store_url, 2))[0][1]
+    await catch_up_index(store)
+    assert await documents(store, 1) == [("", "")]
+    assert code_of("ответ") in (await documents(store, 2))[0][1]
     if store_url.startswith("sqlite"):
         engine = create_store_engine(store_url)
         async with engine.begin() as connection:
@@ -406,17 +375,13 @@ async def test_what_was_redacted_is_not_found_and_its_codes_are_gone(store: Conv
     assert ids(await store.search("тайна")) == []
 
 
-async def test_the_codes_of_a_deleted_conversation_go_with_the_deletion(
-    store: ConversationStore, forms: Outbox, store_url: str
-) -> None:
-    forms.append("other", Message.user("ответ", id="o-1"))
-    await forms.deliver(store)
-    await indexed(store)
+async def test_codes_go_with_a_deletion(store: ConversationStore, forms: Outbox, store_url: str) -> None:
+    await send(store, forms, "other", Message.user("ответ", id="o-1"))
+    await catch_up_index(store)
 
-    forms.append("c", ConversationDeleted())
-    await forms.deliver(store)
+    await send(store, forms, "c", ConversationDeleted())
 
-    left = await rows(store_url, sa.select(search.c.conversation_id).where(search.c.document != nothing(store_url)))
+    left = await rows_of(store, sa.select(search.c.conversation_id).where(search.c.document != nothing(store_url)))
     assert {row.conversation_id for row in left} == {"other"}
     assert ids(await store.search("ответ")) == ["o-1"]
 
@@ -425,24 +390,21 @@ def nothing(url: str) -> sa.ColumnElement[Any]:
     return sa.literal_column("CAST('' AS tsvector)" if url.startswith("postgresql") else "''")
 
 
-async def test_a_redaction_hides_before_the_index_has_read_it(
+async def test_redaction_hides_at_once(
     store: ConversationStore, forms: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await indexed(store)
+    await catch_up_index(store)
     monkeypatch.setattr(store._runtime, "search_catch_up", Still())
     monkeypatch.setattr(finder, "MAX_UNINDEXED_EVENTS", 0)
     assert "a-1" in ids(await store.search("ответ"))
 
-    forms.append("c", MessageRedacted(message_id="a-1"), MessageEdited(message_id="a-2", content="мимо"))
-    await forms.deliver(store)
+    await send(store, forms, "c", MessageRedacted(message_id="a-1"), MessageEdited(message_id="a-2", content="мимо"))
 
     assert set(ids(await store.search("ответ"))) == {"a-3", "a-4"}
 
 
-async def test_rows_are_forgotten_in_the_transaction_of_the_caller(
-    store: ConversationStore, forms: Outbox, store_url: str
-) -> None:
-    await indexed(store)
+async def test_rows_are_forgotten_with_the_caller(store: ConversationStore, forms: Outbox, store_url: str) -> None:
+    await catch_up_index(store)
     engine = create_store_engine(store_url)
     index = index_for(engine.dialect.name)
     async with engine.connect() as connection:
@@ -453,21 +415,18 @@ async def test_rows_are_forgotten_in_the_transaction_of_the_caller(
         await index.forget(connection, 0, "c", (1, 2))
         await index.forget(connection, 0, "c", ())
         await index.forget(connection, 0, "nowhere", None)
-    assert await documents(store_url, 1, 2) == [("", "")] * 2
+    assert await documents(store, 1, 2) == [("", "")] * 2
     assert set(ids(await store.search("ответ"))) == {"a-3", "a-4"}
     async with engine.begin() as connection:
         await index.forget(connection, 0, "c", None)
     await engine.dispose()
 
     assert await store.search("ответ -нет") == Page(())
-    assert set(await documents(store_url, *range(1, 20))) == {("", "")}
+    assert set(await documents(store, *range(1, 20))) == {("", "")}
 
 
 async def test_an_edited_message_is_found_by_its_present_text_only(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append("c", Message.user("ответ", id="m"), Message.user("!!!", id="empty"))
-    await outbox.deliver(store)
-    await indexed(store)
+    outbox = await indexed(store, Message.user("ответ", id="m"), Message.user("!!!", id="empty"))
     for _ in range(2):
         outbox.append("c", MessageEdited(message_id="m", content="вопрос"), MessageSent(message_id="m"))
         outbox.append(
@@ -479,25 +438,22 @@ async def test_an_edited_message_is_found_by_its_present_text_only(store: Conver
             assert ids(await store.search("вопросы")) == ["m"]
             assert ids(await store.search("слова")) == ["empty"]
             assert ids(await store.search("тул")) == []
-            await indexed(store)
-        outbox.append("c", MessageEdited(message_id="m", content="?!"))
-        await outbox.deliver(store)
+            await catch_up_index(store)
+        await send(store, outbox, "c", MessageEdited(message_id="m", content="?!"))
         assert ids(await store.search("вопрос")) == []
-        await indexed(store)
+        await catch_up_index(store)
         assert ids(await store.search("вопрос")) == []
 
 
 @pytest.mark.parametrize("by", ["index", "events", "late"])
-async def test_what_left_the_path_is_not_found(
-    store: ConversationStore, by: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_left_the_path_is_gone(store: ConversationStore, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Return True if the index knew it before, has not read it, or reads it all at once."""
     outbox = Outbox()
     for name in ("rewound", "deleted", "archived", "cleared"):
         outbox.append(name, *(Message.user("ответ", id=f"{name}-{number}") for number in range(3)))
     await outbox.deliver(store)
     if by == "index":
-        await indexed(store)
+        await catch_up_index(store)
     outbox.append("rewound", ConversationRewound(to_message_id="rewound-0"), Message.user("ответ", id="rewound-3"))
     outbox.append("deleted", ConversationDeleted())
     outbox.append("archived", ConversationArchived())
@@ -508,46 +464,40 @@ async def test_what_left_the_path_is_not_found(
 
     expected = {"rewound-0", "rewound-3", *(f"archived-{number}" for number in range(3))}
     assert set(ids(await store.search("ответ"))) == expected
-    await indexed(store)
+    await catch_up_index(store)
     assert set(ids(await store.search("ответ"))) == expected
 
 
-async def test_the_index_holds_what_is_to_be_found_and_nothing_else(store: ConversationStore, store_url: str) -> None:
+async def test_the_index_holds_what_is_to_be_found_and_nothing_else(store: ConversationStore) -> None:
     outbox = Outbox()
     outbox.append("c", *(Message.user("ответ", id=f"m-{number}") for number in range(4)))
     outbox.append("d", *(Message.user("ответ", id=f"d-{number}") for number in range(2)))
     await outbox.deliver(store)
-    await indexed(store)
+    await catch_up_index(store)
     outbox.append("c", ConversationRewound(to_message_id="m-1"))
     outbox.append("d", ConversationDeleted())
     await outbox.deliver(store)
-    await indexed(store)
+    await catch_up_index(store)
 
-    full = await rows(store_url, sa.select(search.c.conversation_id, search.c.version, search.c.document))
+    full = await rows_of(store, sa.select(search.c.conversation_id, search.c.version, search.c.document))
     assert sorted((name, version) for name, version, document in full if document) == [("c", 1), ("c", 2)]
 
 
 async def test_many_may_index_at_once(store: ConversationStore, store_url: str) -> None:
-    outbox = Outbox()
-    outbox.append("c", *(Message.user(f"ответ {number}") for number in range(900)))
-    await outbox.deliver(store)
+    await new_outbox(store, "c", *(Message.user(f"ответ {number}") for number in range(900)))
 
     async with ConversationStore.open(store_url) as other:
         done = await asyncio.gather(*(one.catch_up_search() for one in (store, other, store, other)))
 
     assert sum(done) == 900
-    found = await rows(store_url, sa.select(sa.func.count(), sa.func.count(search.c.version.distinct())))
-    assert [tuple(row) for row in found] == [(900, 900)]
+    found = await rows_of(store, sa.select(sa.func.count(), sa.func.count(search.c.version.distinct())))
+    assert found == [(900, 900)]
     assert await store.catch_up_search() == 0
 
 
-async def test_an_index_that_was_cut_off_goes_on_where_it_was(
-    store: ConversationStore, store_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_index_cut_off_goes_on_where_it_was(store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(indexer, "MAX_EVENTS_PER_TRANSACTION", 10)
-    outbox = Outbox()
-    outbox.append("c", *(Message.user("ответ", id=f"m-{number}") for number in range(35)))
-    await outbox.deliver(store)
+    await new_outbox(store, "c", *(Message.user("ответ", id=f"m-{number}") for number in range(35)))
     index = type(index_for(store.url.get_backend_name()))
     written = 0
     right = index.write
@@ -563,17 +513,15 @@ async def test_an_index_that_was_cut_off_goes_on_where_it_was(
     with pytest.raises(StoreFault, match="cut off"):
         await store.catch_up_search()
 
-    positions = await rows(store_url, sa.select(checkpoints.c.position).where(checkpoints.c.name == "search"))
-    assert [tuple(row) for row in positions] == [(20,)]
-    assert [tuple(row) for row in await rows(store_url, sa.select(sa.func.count()).select_from(search))] == [(20,)]
+    positions = await rows_of(store, sa.select(checkpoints.c.position).where(checkpoints.c.name == "search"))
+    assert positions == [(20,)]
+    assert await rows_of(store, sa.select(sa.func.count()).select_from(search)) == [(20,)]
     assert len(await store.search("ответ", limit=100)) == 35
-    await indexed(store)
-    assert [tuple(row) for row in await rows(store_url, sa.select(sa.func.count()).select_from(search))] == [(35,)]
+    await catch_up_index(store)
+    assert await rows_of(store, sa.select(sa.func.count()).select_from(search)) == [(35,)]
 
 
-async def test_a_search_that_could_not_look_everywhere_says_so(
-    store: ConversationStore, forms: Outbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_partial_search_says_so(store: ConversationStore, forms: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store._runtime, "search_catch_up", Still())
     monkeypatch.setattr(finder, "MAX_UNINDEXED_EVENTS", 3)
 
@@ -581,11 +529,11 @@ async def test_a_search_that_could_not_look_everywhere_says_so(
 
     assert set(ids(page)) == {"a-1", "a-2", "a-3"}
     assert (page.complete, page.unindexed) == (False, len(FORMS) - 3)
-    await indexed(store)
+    await catch_up_index(store)
     assert (await store.search("ответ")).complete
 
 
-async def test_a_store_that_cannot_be_indexed_is_searched_all_the_same(
+async def test_search_without_an_index(
     store: ConversationStore, forms: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refused(*_: Any, **__: Any) -> int:
@@ -596,9 +544,7 @@ async def test_a_store_that_cannot_be_indexed_is_searched_all_the_same(
     assert set(ids(await store.search("ответ"))) == {"a-1", "a-2", "a-3", "a-4"}
 
 
-async def test_a_search_does_not_wait_for_the_index_for_long(
-    store: ConversationStore, forms: Outbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_search_waits_a_moment(store: ConversationStore, forms: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = asyncio.Event()
 
     async def slowly(*_: Any, **__: Any) -> int:
@@ -618,31 +564,28 @@ async def test_a_search_does_not_wait_for_the_index_for_long(
         await store.search("ответ")
 
 
-async def test_the_index_goes_on_behind_a_search_until_it_has_all(
-    store: ConversationStore, forms: Outbox, store_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_index_goes_on_behind(store: ConversationStore, forms: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finder, "MAX_UNINDEXED_EVENTS", 2)
     monkeypatch.setattr(store._runtime.search_catch_up, "_timeout", 0.0)
 
     assert not (await store.search("ответ")).complete
     async with asyncio.timeout(30):
-        while not await documents(store_url, len(FORMS)):  # noqa: ASYNC110 - another connection has no event for us
+        while not await documents(store, len(FORMS)):  # noqa: ASYNC110 - another connection has no event for us
             await asyncio.sleep(0.02)
     assert set(ids(await store.search("ответ"))) == {"a-1", "a-2", "a-3", "a-4"}
 
 
-async def test_the_indexer_takes_in_what_comes(store: ConversationStore, forms: Outbox, store_url: str) -> None:
+async def test_the_indexer_takes_in_what_comes(store: ConversationStore, forms: Outbox) -> None:
     running = asyncio.create_task(BackgroundIndexer(store.catch_up_search, poll=0.02).run())
     try:
-        forms.append("c", Message.user("позже", id="later"))
-        await forms.deliver(store)
+        await send(store, forms, "c", Message.user("позже", id="later"))
         async with asyncio.timeout(30):
-            while not await documents(store_url, 16):  # noqa: ASYNC110 - another connection has no event for us
+            while not await documents(store, 16):  # noqa: ASYNC110 - another connection has no event for us
                 await asyncio.sleep(0.02)
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-    assert code_of("позже") in (await documents(store_url, 16))[0][1]
+    assert code_of("позже") in (await documents(store, 16))[0][1]
 
 
 async def test_a_message_longer_than_any_limit_of_a_database_is_indexed(store: ConversationStore) -> None:
@@ -654,7 +597,7 @@ async def test_a_message_longer_than_any_limit_of_a_database_is_indexed(store: C
     outbox.append("c", Message.user(different, id="different"), Message.user(same, id="same"))
     outbox.append("c", Message.user("x" * 250_000, id="one"), Message.user("ответ", id="after"))
     await outbox.deliver(store)
-    await indexed(store)
+    await catch_up_index(store)
 
     async def found() -> bool:
         return ids(await store.search("слово15999")) == ["different"]
@@ -673,7 +616,7 @@ async def test_a_phrase_is_found_behind_very_many_of_its_words(store: Conversati
     outbox.append("a", Message.user("tea " * 256 + "and green tea", id="late"), Message.user("green tea", id="short"))
     outbox.append("b", Message.user("green " + "and tea " * 300, id="apart"), Message.user("teas, green", id="turned"))
     await outbox.deliver(store)
-    await indexed(store)
+    await catch_up_index(store)
 
     for query, expected in (
         ('"green tea"', {"late", "short"}),
@@ -693,36 +636,31 @@ async def test_a_message_that_is_said_twice_under_one_id_is_found_as_it_stands(s
     other.append("c", Message.user("вопрос", id="n"))
     await outbox.deliver(store)
     await other.deliver(store)
-    outbox.append("c", MessageEdited(message_id="n", content="ответы"))
-    await outbox.deliver(store)
+    await send(store, outbox, "c", MessageEdited(message_id="n", content="ответы"))
 
     assert set(ids(await store.search("ответ"))) == {"m", "n"}
-    await indexed(store)
+    await catch_up_index(store)
     assert set(ids(await store.search("ответ"))) == {"m", "n"}
 
 
 async def test_postgresql_goes_by_the_words_without_statistics_too(fresh_postgresql_url: str) -> None:
     """A table that has just been filled: its planner thinks that every condition finds one row."""
+    scope = SearchScope(owner="1", conversation=None, bounds={0: 10_000})
+    statement = index_for("postgresql").select(parse("17"), scope, limit=21)
     async with ConversationStore.open(fresh_postgresql_url, migrate=True) as store:
-        outbox = Outbox()
-        outbox.append("c", *(Message.user(f"ответ {number}") for number in range(3_000)))
-        await outbox.deliver(store)
-        await indexed(store)
-    statement = index_for("postgresql").select(
-        parse("17"), SearchScope(owner="1", conversation=None, bounds={0: 10_000}), limit=21
-    )
-    plan = await rows(fresh_postgresql_url, sa.text(f"EXPLAIN {_literal(statement)}"))
+        await indexed(store, *(Message.user(f"ответ {number}") for number in range(3_000)))
+        plan = await rows_of(store, sa.text(f"EXPLAIN {_literal(statement)}"))
 
     assert any("Bitmap Index Scan on ix_letopis_search_words" in row[0] for row in plan), plan
     assert not any("pk_letopis_search" in row[0] for row in plan)
 
 
-def _literal(statement: sa.Executable) -> str:
-    dialect = sa.dialects.postgresql.dialect()
+def _literal(statement: sa.ClauseElement) -> str:
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
     return str(statement.compile(dialect=dialect, compile_kwargs={"literal_binds": True})).replace(":", "\\:")
 
 
-def test_each_database_has_its_index(new_store_url: Callable[[str], str]) -> None:
+def test_each_database_has_its_index() -> None:
     names = {type(index_for(name)).__name__ for name in ("sqlite", "postgresql", "mariadb", "mysql")}
 
     assert names == {"SQLiteIndex", "PostgreSQLIndex", "MariaDBIndex"}

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from letopis.outbox import History
-from letopis.store import (
-    ConversationGone,
-    ConversationStore,
-    EventIdReused,
-    Message,
-    Reuse,
-    StoreUnavailable,
-)
-from tests.conformance.talk import deliver, path
+from letopis.store import ConversationGone, ConversationStore, EventIdReused, Message, Reuse, StoreUnavailable
+from tests.conformance.talk import deliver, lose_acknowledgements, path
 from tests.support.apart import open_apart
+from tests.support.sayings import Bots, all_pages, present
 
 pytestmark = pytest.mark.same_sql
 
@@ -45,7 +40,7 @@ ERASURES: dict[str, Callable[[History], Awaitable[object]]] = {
 @pytest.mark.parametrize("through", ["append", "transaction", "outage"])
 @pytest.mark.parametrize("how", REMOVALS)
 async def test_what_another_outbox_took_off_the_path_is_put_back(
-    bots: tuple[History, History], tmp_path: Path, how: str, through: str
+    bots: Bots, tmp_path: Path, how: str, through: str
 ) -> None:
     one, two = bots
     first = await two.append(CHAT, QUESTION, ANSWER, owner="42")
@@ -75,9 +70,7 @@ async def test_what_another_outbox_took_off_the_path_is_put_back(
     assert (await two.statistics(owner="42")).tokens == 7
 
 
-async def test_a_message_that_is_shown_is_not_written_again(
-    bots: tuple[History, History], store: ConversationStore
-) -> None:
+async def test_a_message_that_is_shown_is_not_written_again(bots: Bots, store: ConversationStore) -> None:
     one, two = bots
     await two.append(CHAT, QUESTION, ANSWER)
     await deliver(two)
@@ -96,20 +89,20 @@ async def test_a_message_that_is_shown_is_not_written_again(
     assert (await path(one), len(await store.events(CHAT))) == (["q", "m"], count + 1)
 
     # The acknowledgement of all of it is lost: it goes again, once.
-    await two.outbox.write(
-        lambda connection: (
-            connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET delivered = 0, pending_since = 1").rowcount
-        )
-    )
+    await lose_acknowledgements(two)
     await deliver(two)
     assert await late.saved(60) and await again.saved(60)
     assert (await path(two), len(await store.events(CHAT))) == (["q", "m"], count + 1)
 
 
 @pytest.mark.parametrize("how", ERASURES)
-async def test_what_another_outbox_erased_is_refused(bots: tuple[History, History], how: str) -> None:
+@pytest.mark.parametrize("shown", [True, False])
+async def test_what_another_outbox_erased_is_refused(bots: Bots, how: str, *, shown: bool) -> None:
+    """Also what was taken off the path here."""
     one, two = bots
     await two.append(CHAT, QUESTION, ANSWER)
+    if not shown:
+        await two.chat(CHAT).rewind(to="q")
     await deliver(two)
     await ERASURES[how](one)
     await deliver(one)
@@ -119,10 +112,11 @@ async def test_what_another_outbox_erased_is_refused(bots: tuple[History, Histor
     if isinstance(refused.value, EventIdReused):
         assert (refused.value.reason, refused.value.message_id) == (Reuse.ERASED, "m")
     assert "more" not in repr(await two.messages(CHAT))
+    assert await two.drained(0)
 
 
 @pytest.mark.parametrize("how", ERASURES)
-async def test_what_was_erased_meanwhile_is_told_and_leaves_the_file(bots: tuple[History, History], how: str) -> None:
+async def test_what_was_erased_meanwhile_is_told_and_leaves_the_file(bots: Bots, how: str) -> None:
     """The store cannot be asked when it is appended again: it decides on delivery, and the outbox obeys it."""
     one, two = bots
     await two.append(CHAT, QUESTION, ANSWER)
@@ -144,9 +138,7 @@ async def test_what_was_erased_meanwhile_is_told_and_leaves_the_file(bots: tuple
 _TEXTS = "SELECT data, metadata FROM letopis_outbox_events"
 
 
-async def test_a_deletion_through_another_outbox_is_obeyed_while_the_store_is_away(
-    bots: tuple[History, History], tmp_path: Path
-) -> None:
+async def test_a_deletion_through_another_outbox_is_obeyed_while_the_store_is_away(bots: Bots, tmp_path: Path) -> None:
     one, two = bots
     await two.append(CHAT, QUESTION, ANSWER, owner="42")
     await two.records(conversation=CHAT).put(("notes",), "a", "the words of a record")
@@ -178,7 +170,7 @@ async def test_a_deletion_through_another_outbox_is_obeyed_while_the_store_is_aw
 @pytest.mark.parametrize("newest", ["two", "one"])
 @pytest.mark.parametrize("oldest_first", [False, True])
 async def test_a_conversation_is_on_one_page_of_its_owners_list_while_it_is_delivered(
-    bots: tuple[History, History], newest: str, *, oldest_first: bool
+    bots: Bots, newest: str, *, oldest_first: bool
 ) -> None:
     """The second outbox does not know the owner; what moves it in the list is pending there, or comes from the first.
 
@@ -213,9 +205,7 @@ async def test_a_conversation_is_on_one_page_of_its_owners_list_while_it_is_deli
 
 
 @pytest.mark.parametrize("delivered", ["at once", "in between", "late"])
-async def test_the_active_conversation_does_not_depend_on_when_the_relay_delivers(
-    bots: tuple[History, History], tmp_path: Path, delivered: str
-) -> None:
+async def test_the_active_conversation_does_not_depend_on_when_the_relay_delivers(bots: Bots, delivered: str) -> None:
     one, _ = bots
     active: list[str | None] = []
 
@@ -244,7 +234,7 @@ async def test_the_active_conversation_does_not_depend_on_when_the_relay_deliver
         assert found is not None and found.conversation_id == "a"
 
 
-async def test_late_events_of_another_outbox_are_no_activity_before_an_archive(bots: tuple[History, History]) -> None:
+async def test_late_events_of_another_outbox_are_no_activity_before_an_archive(bots: Bots) -> None:
     one, two = bots
     await one.start("42", conversation_id="a", activate=True)
     await one.append("c", QUESTION, owner="42")
@@ -267,7 +257,7 @@ async def test_late_events_of_another_outbox_are_no_activity_before_an_archive(b
 @pytest.mark.parametrize("how", ERASURES)
 @pytest.mark.parametrize("delivered", [False, True])
 async def test_what_a_pending_event_erases_is_in_no_group(
-    bots: tuple[History, History], tmp_path: Path, how: str, *, delivered: bool
+    bots: Bots, tmp_path: Path, how: str, *, delivered: bool
 ) -> None:
     one, two = bots
     await two.append(CHAT, Message.user("what?", id="other", metadata={"model": "y"}), owner="42")
@@ -290,7 +280,7 @@ async def test_what_a_pending_event_erases_is_in_no_group(
 
 
 @pytest.mark.parametrize("how", ERASURES)
-async def test_what_forks_retain_of_an_erased_message_is_in_no_group(bots: tuple[History, History], how: str) -> None:
+async def test_what_forks_retain_of_an_erased_message_is_in_no_group(bots: Bots, how: str) -> None:
     one, _ = bots
     await one.append(CHAT, Message.assistant("the words", id="m", tokens=7, metadata={"model": "x"}), owner="42")
     await one.chat(CHAT).fork("fork")
@@ -305,9 +295,7 @@ async def test_what_forks_retain_of_an_erased_message_is_in_no_group(bots: tuple
 # --- What is pending here, and in the store already -------------------------------------------------------------------
 
 
-async def test_a_message_that_another_outbox_delivered_is_shown_once_while_it_is_pending(
-    bots: tuple[History, History],
-) -> None:
+async def test_a_message_that_another_outbox_delivered_is_shown_once_while_it_is_pending(bots: Bots) -> None:
     one, two = bots
     messages = [Message.user(f"words {number}", id=f"m{number}", tokens=3) for number in range(4)]
     await one.append(CHAT, *messages, owner="42")
@@ -317,17 +305,11 @@ async def test_a_message_that_another_outbox_delivered_is_shown_once_while_it_is
 
     for _ in range(2):
         assert [message.id for message in await two.messages(CHAT, last=2)] == ["m2", "m3"]
-        pages, page = [], await two.messages(CHAT, last=2)
-        while True:
-            pages[:0] = [message.id for message in page]
-            if page.next is None:
-                break
-            page = await two.messages(CHAT, last=2, before=page.next)
-        assert pages == ["m0", "m1", "m2", "m3"]
+        pages = await all_pages(partial(two.messages, CHAT, last=2), by="before")
+        assert [message.id for message in pages] == ["m0", "m1", "m2", "m3"]
         forward = await two.messages(CHAT, first=4)
-        assert ([message.id for message in forward], forward.next) == (pages, None)
-        found = await two.chat(CHAT).conversation()
-        assert found is not None
+        assert (list(forward), forward.next) == (pages, None)
+        found = present(await two.chat(CHAT).conversation())
         assert (found.message_count, found.tokens, await two.chat(CHAT).count()) == (4, 12, 4)
         statistics = await two.statistics(owner="42")
         assert (statistics.messages, statistics.tokens, statistics.conversations) == (4, 12, 1)
@@ -336,46 +318,29 @@ async def test_a_message_that_another_outbox_delivered_is_shown_once_while_it_is
     assert await late.saved(60)
 
 
-async def test_the_newest_messages_are_counted_without_those_that_another_outbox_delivered(
-    bots: tuple[History, History],
-) -> None:
+@pytest.mark.parametrize("how", ["pop", "rewind"])
+async def test_newest_messages_are_counted_without_those_another_outbox_delivered(bots: Bots, how: str) -> None:
     one, two = bots
-    await one.append(CHAT, QUESTION)
-    await two.append(CHAT, Message.user("between", id="b"))
-    await deliver(one)
-    await two.append(CHAT, QUESTION)
-    await two.append(CHAT, ANSWER)
-
-    assert [message.id for message in await two.messages(CHAT, last=2)] == ["b", "m"]
-    await two.chat(CHAT).pop()
-    for _ in range(2):
-        assert await path(two) == ["q", "b"]
-        await deliver(two)
-
-
-async def test_a_message_before_a_target_that_another_outbox_delivered_is_put_back(
-    bots: tuple[History, History],
-) -> None:
-    one, two = bots
-    await one.append(CHAT, QUESTION)
     between = Message.user("between", id="b")
+    await one.append(CHAT, QUESTION)
     await two.append(CHAT, between)
     await deliver(one)
     await two.append(CHAT, QUESTION)
     await two.append(CHAT, ANSWER)
-    await two.chat(CHAT).rewind(to="q")
-    assert await path(two) == ["q"]
-
-    await two.append(CHAT, between)
+    assert [message.id for message in await two.messages(CHAT, last=2)] == ["b", "m"]
+    if how == "pop":
+        await two.chat(CHAT).pop()
+    else:
+        await two.chat(CHAT).rewind(to="q")
+        assert await path(two) == ["q"]
+        await two.append(CHAT, between)
 
     for _ in range(2):
         assert await path(two) == ["q", "b"]
         await deliver(two)
 
 
-async def test_a_rewind_to_a_message_that_is_pending_and_stored_keeps_what_is_before_it(
-    bots: tuple[History, History],
-) -> None:
+async def test_a_rewind_to_a_message_that_is_pending_and_stored_keeps_what_is_before_it(bots: Bots) -> None:
     one, two = bots
     messages = [Message.user(f"{number}", id=f"m{number}") for number in range(5)]
     await one.append(CHAT, *messages)
@@ -391,9 +356,7 @@ async def test_a_rewind_to_a_message_that_is_pending_and_stored_keeps_what_is_be
 
 
 @pytest.mark.parametrize("how", ["redact", "reset"])
-async def test_what_another_outbox_erased_is_not_readable_while_it_is_to_be_put_back(
-    bots: tuple[History, History], how: str
-) -> None:
+async def test_what_another_outbox_erased_is_not_readable_while_it_is_to_be_put_back(bots: Bots, how: str) -> None:
     one, two = bots
     await two.append(CHAT, QUESTION, ANSWER, owner="42")
     await deliver(two)
@@ -413,19 +376,25 @@ async def test_what_another_outbox_erased_is_not_readable_while_it_is_to_be_put_
         await deliver(two)
 
 
-async def test_a_message_that_was_put_back_is_saved_when_another_outbox_appends_it_again(
-    bots: tuple[History, History],
-) -> None:
+@pytest.mark.parametrize("how", ["put back there", "moved here"])
+async def test_a_message_that_is_shown_again_is_saved_when_it_is_appended(bots: Bots, how: str) -> None:
     one, two = bots
     await one.append(CHAT, QUESTION, ANSWER)
-    await one.chat(CHAT).pop()
-    await one.append(CHAT, ANSWER)
+    if how == "put back there":
+        await one.chat(CHAT).pop()
+        await one.append(CHAT, ANSWER)
     await deliver(one)
+    if how == "moved here":
+        shown = await two.messages(CHAT)
+        await two.chat(CHAT).replace([Message.user("new", id="n"), shown[1].message])
 
     again = await two.append(CHAT, ANSWER)
     await deliver(two)
-    assert (await again.saved(5), await again.superseded()) == (True, False)
 
+    assert (await again.saved(5), await again.superseded()) == (True, False)
+    if how == "moved here":
+        assert await path(two) == ["n", "m"]
+        return
     await one.chat(CHAT).pop()
     await deliver(one)
     event = await two.append(CHAT, QUESTION)
@@ -434,9 +403,7 @@ async def test_a_message_that_was_put_back_is_saved_when_another_outbox_appends_
 
 
 @pytest.mark.parametrize("by", [None, "mood"])
-async def test_a_message_of_a_conversation_that_another_outbox_deleted_counts_as_after_its_delivery(
-    bots: tuple[History, History], by: str | None
-) -> None:
+async def test_message_of_a_conversation_deleted_elsewhere_counts_as_when_delivered(bots: Bots, by: str | None) -> None:
     one, two = bots
     await one.append(CHAT, QUESTION, owner="42")
     await one.chat(CHAT).delete()
@@ -450,40 +417,8 @@ async def test_a_message_of_a_conversation_that_another_outbox_deleted_counts_as
     assert before == await two.statistics(owner="42", by=by)
 
 
-@pytest.mark.parametrize("how", ERASURES)
-async def test_what_was_taken_off_the_path_here_and_erased_elsewhere_is_refused(
-    bots: tuple[History, History], how: str
-) -> None:
-    one, two = bots
-    await two.append(CHAT, QUESTION, ANSWER)
-    await two.chat(CHAT).rewind(to="q")
-    await deliver(two)
-    await ERASURES[how](one)
-    await deliver(one)
-
-    with pytest.raises(ConversationGone if how == "delete" else EventIdReused):
-        await two.append(CHAT, ANSWER)
-    assert await two.drained(0)
-
-
-async def test_a_message_that_was_moved_here_and_is_appended_again_is_saved(bots: tuple[History, History]) -> None:
-    one, two = bots
-    await one.append(CHAT, QUESTION, ANSWER)
-    await deliver(one)
-    shown = await two.messages(CHAT)
-    await two.chat(CHAT).replace([Message.user("new", id="n"), shown[1].message])
-
-    again = await two.append(CHAT, ANSWER)
-    await deliver(two)
-
-    assert await path(two) == ["n", "m"]
-    assert (await again.saved(5), await again.superseded()) == (True, False)
-
-
 @pytest.mark.parametrize("apart", [False, True])
-async def test_a_redaction_off_the_path_takes_the_reactions_away_whenever_it_is_delivered(
-    bots: tuple[History, History], store: ConversationStore, *, apart: bool
-) -> None:
+async def test_redaction_off_the_path_takes_the_reactions(bots: Bots, store: ConversationStore, *, apart: bool) -> None:
     one, _ = bots
     await one.append(CHAT, QUESTION, ANSWER)
     await one.chat(CHAT).rewind(to="q")

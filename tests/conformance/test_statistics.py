@@ -9,14 +9,7 @@ from typing import Any
 
 import pytest
 
-from letopis.store import (
-    ConversationStarted,
-    ConversationStore,
-    Figures,
-    InvalidInput,
-    Message,
-    Statistics,
-)
+from letopis.store import ConversationStarted, ConversationStore, Figures, Message, Statistics
 from letopis.store.read import statistics as reading
 from letopis.store.rules import statistics as counting
 from letopis.store.testing.outbox import Outbox
@@ -106,16 +99,3 @@ async def test_a_count_is_of_one_moment(store: ConversationStore, monkeypatch: p
     assert found.heads == {"a": 1, "d": 1}
     assert found.there == {"a", "d"}
     assert (await store.statistics()).tokens == 404
-
-
-async def test_a_key_of_unique_values_does_not_fill_the_memory(
-    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(counting, "MAX_GROUPS", 3)
-    outbox = Outbox()
-    for number in range(4):
-        outbox.append("c1", Message.user("hi", metadata={"request": number}))
-    await outbox.deliver(store)
-
-    with pytest.raises(InvalidInput, match="more than 3 values"):
-        await store.statistics(by="request")

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from letopis.store import ConversationStore, FaultClass, InvalidInput, Message, RecordedEvent, StoreFault
 from letopis.store.database.engines import create_store_engine
 from letopis.store.testing.outbox import Outbox
+from tests.support.sayings import new_outbox, send
 
 WRITERS = 16
 ROUNDS = 12
@@ -125,11 +126,9 @@ async def test_a_writer_that_commits_late_holds_the_positions_after_its_own(kind
 
 
 async def test_a_subscription_goes_on_from_any_position(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append("chat-1", *(Message.user(str(number)) for number in range(30)))
-    await outbox.deliver(store)
+    await new_outbox(store, "chat-1", *(Message.user(str(number), metadata={"n": number}) for number in range(30)))
 
-    assert [event.position for event in await take(store, 30)] == list(range(1, 31))
+    assert tuple(await take(store, 30)) == (await store.events("chat-1")).items
     assert [event.position for event in await take(store, 9, from_position=21)] == list(range(22, 31))
 
 
@@ -139,21 +138,12 @@ async def test_a_subscription_waits_for_what_is_to_come(store: ConversationStore
     await asyncio.sleep(0.05)
     assert not follower.done()
     for number in range(3):
-        outbox.append("chat-1", Message.user(str(number)))
-        await outbox.deliver(store)
+        await send(store, outbox, "chat-1", Message.user(str(number)))
 
     with anyio.fail_after(10):
         seen = await follower
 
     assert [event.data["content"] for event in seen] == ["0", "1", "2"]
-
-
-async def test_a_subscription_equals_the_events_of_the_conversation(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append("chat-1", *(Message.user(str(number), metadata={"n": number}) for number in range(10)))
-    await outbox.deliver(store)
-
-    assert tuple(await take(store, 10)) == (await store.events("chat-1")).items
 
 
 async def test_a_partition_that_is_not_there_is_refused(store: ConversationStore) -> None:

@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 
-from letopis.store import ConversationStore, FaultClass, Message, MessageEdited, StoreFault
+from letopis.store import ConversationStore, FaultClass, Message, MessageEdited
 from letopis.store.database.schema import events, log_heads, messages, search, tasks
 from letopis.store.database.store_identity import LogState, expect_store
 from letopis.store.model.event_types import (
@@ -23,6 +23,7 @@ from letopis.store.model.event_types import (
 )
 from letopis.store.read.task_marks import PendingTasks
 from letopis.store.testing.outbox import Outbox
+from tests.support.sayings import catch_up_index, change, finish_tasks, new_outbox, raises_fault, rows_of, send
 
 LONG = 16
 """Messages of what counts as long here."""
@@ -89,12 +90,14 @@ async def carried_out(store: ConversationStore, *names: str, each: int = 1) -> i
 
 
 async def held(store: ConversationStore, name: str) -> str:
-    async with store._runtime.callers_engine.connect() as connection:
-        found = [
-            (await connection.execute(sa.select(table).where(table.c.conversation_id == name))).all()
-            for table in (events, messages)
-        ]
-    return repr(found)
+    tables = (events, messages)
+    return repr([await rows_of(store, sa.select(table).where(table.c.conversation_id == name)) for table in tables])
+
+
+async def deleted(store: ConversationStore) -> None:
+    """A long conversation whose deletion is marked."""
+    outbox = await new_outbox(store, "p", *said(LONG))
+    await send(store, outbox, "p", ConversationDeleted())
 
 
 async def test_a_long_deletion_is_unreadable_at_once_and_gone_after_its_steps(store: ConversationStore) -> None:
@@ -105,19 +108,16 @@ async def test_a_long_deletion_is_unreadable_at_once_and_gone_after_its_steps(st
     outbox.append("f", ConversationStarted(forked_from={"conversation_id": "p", "version": 4}))
     outbox.append("q", *said(3, 100))
     await outbox.deliver(store)
-    while await store.catch_up_search():
-        pass
+    await catch_up_index(store)
     kept = list(await store.messages("f"))
-    outbox.append("p", ConversationDeleted())
-    await outbox.deliver(store)
+    await send(store, outbox, "p", ConversationDeleted())
 
     assert await store.pending_tasks() == PendingTasks(tasks=2, rows=2 * (LONG + 2) - 4, erasing=1)
     assert (await store.messages("p")).items == ()
     assert [one.id for one in await store.messages("q")] == ["m100", "m101", "m102"]
     assert [hit.conversation_id for hit in await store.search("words")] == ["q"] * 3
     # A fork that comes too late has no content, though the bytes are still there.
-    outbox.append("late", ConversationStarted(forked_from={"conversation_id": "p", "version": LONG}))
-    await outbox.deliver(store)
+    await send(store, outbox, "late", ConversationStarted(forked_from={"conversation_id": "p", "version": LONG}))
     assert [one.text for one in await store.messages("late")] == [f"words of {n}" for n in range(1, 5)] + [""] * (
         LONG - 4
     )
@@ -125,15 +125,13 @@ async def test_a_long_deletion_is_unreadable_at_once_and_gone_after_its_steps(st
     assert "words of 12" not in repr(await everything(store, "p", "f", "late"))
 
     assert await carried_out(store, "p", "f", "late", "q") > 5
-    while await store.catch_up_search():
-        pass
+    await catch_up_index(store)
     await carried_out(store, "p", "f", "late", "q")
     left = await held(store, "p")
     assert all(f"words of {number}" not in left for number in range(5, LONG + 1)) and "words of 4" in left
     assert list(await store.messages("f")) == kept
-    async with store._runtime.callers_engine.connect() as connection:
-        found = await connection.execute(sa.select(search.c.document).where(search.c.conversation_id == "p"))
-        assert all(not document for document in found.scalars())
+    indexed = await rows_of(store, sa.select(search.c.document).where(search.c.conversation_id == "p"))
+    assert all(not document for (document,) in indexed)
 
     outbox.append("f", ConversationRewound())
     outbox.append("late", ConversationDeleted())
@@ -143,11 +141,8 @@ async def test_a_long_deletion_is_unreadable_at_once_and_gone_after_its_steps(st
 
 
 async def test_a_long_rewind_is_off_the_path_at_once(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append("p", *said(LONG))
-    await outbox.deliver(store)
-    outbox.append("p", ConversationRewound(to_message_id="m10"), Message.user("words after", id="n1"))
-    await outbox.deliver(store)
+    outbox = await new_outbox(store, "p", *said(LONG))
+    await send(store, outbox, "p", ConversationRewound(to_message_id="m10"), Message.user("words after", id="n1"))
 
     found = await store.conversation("p")
     assert found is not None and found.message_count == 11
@@ -173,19 +168,15 @@ async def test_a_long_rewind_is_off_the_path_at_once(store: ConversationStore) -
     assert await carried_out(store, "p", "f") > 2
     assert await store.pending_tasks() == PendingTasks()
 
-    outbox.append("p", ConversationRewound(), ConversationDeleted(), Message.user("words too late"))
-    await outbox.deliver(store)
+    await send(store, outbox, "p", ConversationRewound(), ConversationDeleted(), Message.user("words too late"))
     await carried_out(store, "p", "f")
     assert [one.text for one in await store.messages("f")][:2] == ["words of 1", "words of 2"]
 
 
 @pytest.mark.parametrize("deleted", [True, False])
 async def test_a_rebuild_carries_out_what_is_marked_first(store: ConversationStore, deleted: bool) -> None:
-    outbox = Outbox()
-    outbox.append("p", *said(LONG), ReactionAdded(message_id="m12", key="+"))
-    await outbox.deliver(store)
-    outbox.append("p", ConversationDeleted() if deleted else ConversationRewound(to_message_id="m3"))
-    await outbox.deliver(store)
+    outbox = await new_outbox(store, "p", *said(LONG), ReactionAdded(message_id="m12", key="+"))
+    await send(store, outbox, "p", ConversationDeleted() if deleted else ConversationRewound(to_message_id="m3"))
     assert [one.differences async for one in store.rebuild(check=True)] == [()]
     async for one in store.rebuild(every=True):
         assert one.differences == ()
@@ -194,11 +185,7 @@ async def test_a_rebuild_carries_out_what_is_marked_first(store: ConversationSto
 
 
 async def test_two_processes_carry_out_one_task(store: ConversationStore, store_url: str) -> None:
-    outbox = Outbox()
-    outbox.append("p", *said(LONG))
-    await outbox.deliver(store)
-    outbox.append("p", ConversationDeleted())
-    await outbox.deliver(store)
+    await deleted(store)
     async with ConversationStore.open(store_url) as other:
         while await store.run_pending_tasks() or await other.run_pending_tasks():
             pass
@@ -206,14 +193,8 @@ async def test_two_processes_carry_out_one_task(store: ConversationStore, store_
     assert "words" not in await held(store, "p")
 
 
-async def test_a_step_that_is_cut_off_has_not_happened(
-    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    outbox = Outbox()
-    outbox.append("p", *said(LONG))
-    await outbox.deliver(store)
-    outbox.append("p", ConversationDeleted())
-    await outbox.deliver(store)
+async def test_step_that_is_cut_off_has_not_happened(store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    await deleted(store)
     steps = (await store._runtime.prepared()).steps
     work = steps._work
 
@@ -237,15 +218,11 @@ async def test_a_step_that_is_cut_off_has_not_happened(
 
 
 async def test_a_short_one_is_done_at_once(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append("p", *said(3))
-    await outbox.deliver(store)
-    outbox.append("p", ConversationDeleted())
-    await outbox.deliver(store)
+    outbox = await new_outbox(store, "p", *said(3))
+    await send(store, outbox, "p", ConversationDeleted())
     assert await store.pending_tasks() == PendingTasks()
     assert "words" not in await held(store, "p")
-    async with store._runtime.callers_engine.connect() as connection:
-        assert (await connection.execute(sa.select(tasks))).all() == []
+    assert await rows_of(store, sa.select(tasks)) == []
 
 
 KILLED = """
@@ -268,8 +245,7 @@ async def test_whoever_carries_it_out_may_be_killed_at_any_moment(store: Convers
     outbox.append("p", *said(200))
     outbox.append("f", ConversationStarted(forked_from={"conversation_id": "p", "version": 4}))
     await outbox.deliver(store)
-    outbox.append("p", ConversationDeleted())
-    await outbox.deliver(store)
+    await send(store, outbox, "p", ConversationDeleted())
     for seen in range(1, 5):
         victim = await asyncio.create_subprocess_exec(
             sys.executable, "-c", KILLED, store_url, stdout=asyncio.subprocess.PIPE
@@ -282,45 +258,32 @@ async def test_whoever_carries_it_out_may_be_killed_at_any_moment(store: Convers
         assert len(await store.messages("f")) == 4 and (await store.messages("p")).items == ()
         assert [one.differences async for one in store.rebuild(check=True)] == [(), ()]
     assert (await store.pending_tasks()).tasks  # it was killed in the middle
-    while await store.run_pending_tasks():
-        pass
+    await finish_tasks(store)
     left = await held(store, "p")
     assert "words of 5'" not in left and all(f"words of {number}" not in left for number in range(10, 201))
 
 
 @pytest.mark.parametrize("state", [LogState.CLOSING, LogState.MOVED])
 async def test_a_store_that_is_closed_takes_no_step(store: ConversationStore, state: LogState) -> None:
-    outbox = Outbox()
-    outbox.append("p", *said(LONG))
-    await outbox.deliver(store)
-    outbox.append("p", ConversationDeleted())
-    await outbox.deliver(store)
+    await deleted(store)
     before, there = await store.pending_tasks(), await held(store, "p")
     for closed in (state, LogState.OPEN):
-        async with store._runtime.callers_engine.begin() as connection:
-            await connection.execute(sa.update(log_heads).values(closed=closed))
+        await change(store, sa.update(log_heads).values(closed=closed))
         if closed is state:
-            with pytest.raises(StoreFault) as refused:
+            with raises_fault(FaultClass.WRONG_STORE, "moved"):
                 await store.run_pending_tasks()
-            assert (refused.value.fault_class, refused.value.code) == (FaultClass.WRONG_STORE, "moved")
             assert await store.pending_tasks() == before and await held(store, "p") == there
-    while await store.run_pending_tasks():
-        pass
+    await finish_tasks(store)
     assert "words" not in await held(store, "p")
 
 
 async def test_a_store_that_is_not_the_one_that_is_meant_takes_no_step(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append("p", *said(LONG))
-    await outbox.deliver(store)
-    outbox.append("p", ConversationDeleted())
-    await outbox.deliver(store)
+    await deleted(store)
     before, there = await store.pending_tasks(), await held(store, "p")
     with expect_store(uuid4()):
         for ask in (store.run_pending_tasks, store.pending_tasks):
-            with pytest.raises(StoreFault) as refused:
+            with raises_fault(FaultClass.WRONG_STORE, "identity"):
                 await ask()
-            assert (refused.value.fault_class, refused.value.code) == (FaultClass.WRONG_STORE, "identity")
     assert await store.pending_tasks() == before and await held(store, "p") == there
     with expect_store((await store.identity()).store_id):
         assert await store.run_pending_tasks()
@@ -338,10 +301,8 @@ async def test_the_first_transaction_touches_as_many_rows_whatever_the_length(
         rows.append(max(0, cursor.rowcount))
 
     for name, count in (("short", 20), ("long", 400)):
-        outbox.append(name, *said(count))
-        await outbox.deliver(store)
-        while await store.catch_up_search():
-            pass
+        await send(store, outbox, name, *said(count))
+        await catch_up_index(store)
         outbox.append(name, how)
         rows.clear()
         sa.event.listen(engine, "after_cursor_execute", note)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import pytest
 
 from letopis.store import ConversationStore, ConversationTagged, ConversationTrimmed, Message, MessageEdited
-from letopis.store.maintenance.integrity import find_problems
 from letopis.store.model.event_types import (
     Body,
     ConversationAnnotated,
@@ -23,6 +22,7 @@ from letopis.store.rules.fold import fold
 from letopis.store.testing.outbox import Outbox, assert_no_gaps
 from tests.conformance.tables import stored_text
 from tests.conformance.test_long_reset import fork_of
+from tests.support.sayings import finish_tasks, new_outbox, problems, send
 
 OLD, YOUNG = "old-t0ken", "young-t0ken"
 CHAT = "chat-1"
@@ -55,15 +55,6 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("letopis.store.maintenance.task_steps.PIECE_VERSIONS", 4)
 
 
-async def carried_out(store: ConversationStore) -> None:
-    while await store.run_pending_tasks():
-        pass
-
-
-async def problems(store: ConversationStore) -> list[str]:
-    return [problem async for problem in find_problems(store._runtime.callers_engine)]
-
-
 async def assert_agrees(store: ConversationStore, *names: str) -> None:
     """Rows, fold and rebuild agree, and each erased event has its cause."""
     assert await problems(store) == []
@@ -93,8 +84,7 @@ async def test_old_content_is_gone_and_young_content_is_as_it_was(
     if not together:
         await outbox.deliver(store)
         before = (await store.messages(CHAT)).items
-    outbox.append(CHAT, trim(12))
-    await outbox.deliver(store)
+    await send(store, outbox, CHAT, trim(12))
 
     async def expect() -> None:
         shown = (await store.messages(CHAT)).items
@@ -120,7 +110,7 @@ async def test_old_content_is_gone_and_young_content_is_as_it_was(
     await expect()
     assert await problems(store) == []
     assert (await store.pending_tasks()).tasks == (2 if in_steps and not together else 0)
-    await carried_out(store)
+    await finish_tasks(store)
     await expect()
     held = await stored_text(store)
     assert OLD not in held and YOUNG in held
@@ -129,33 +119,28 @@ async def test_old_content_is_gone_and_young_content_is_as_it_was(
 
 async def test_of_two_trims_for_one_place_the_second_changes_nothing(store: ConversationStore) -> None:
     one, two = Outbox("one"), Outbox("two")
-    one.append(CHAT, *talk(), trim(12))
-    await one.deliver(store)
+    await send(store, one, CHAT, *talk(), trim(12))
     before = (await store.messages(CHAT, every=True)).items
-    two.append(CHAT, trim(12), trim(5))
-    await two.deliver(store)
+    await send(store, two, CHAT, trim(12), trim(5))
 
     assert (await store.messages(CHAT, every=True)).items == before
     found = await store.conversation(CHAT)
     assert found is not None and (found.version, found.trimmed) == (19, 12)
     await assert_agrees(store, CHAT)
-    two.append(CHAT, trim(14))
-    await two.deliver(store)
+    await send(store, two, CHAT, trim(14))
     assert [message.redacted for message in await store.messages(CHAT)] == [True] * 8 + [False]
     await assert_agrees(store, CHAT)
 
 
 async def test_a_trim_cannot_reach_beyond_itself(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append(CHAT, Message.user(OLD, id="a"), trim(10_000), Message.user(YOUNG, id="b"))
-    await outbox.deliver(store)
+    await new_outbox(store, CHAT, Message.user(OLD, id="a"), trim(10_000), Message.user(YOUNG, id="b"))
 
     assert [message.text for message in await store.messages(CHAT)] == ["", YOUNG]
     await assert_agrees(store, CHAT)
 
 
 @pytest.mark.parametrize("in_steps", [False, True])
-async def test_a_fork_keeps_what_it_reads_until_it_is_trimmed_itself(
+async def test_fork_keeps_its_reads(
     store: ConversationStore, monkeypatch: pytest.MonkeyPatch, *, in_steps: bool
 ) -> None:
     if in_steps:
@@ -166,9 +151,8 @@ async def test_a_fork_keeps_what_it_reads_until_it_is_trimmed_itself(
     await outbox.deliver(store)
     before = (await store.messages("f")).items
     assert [message.text for message in before] == [*(f"{OLD} {number}" for number in range(4)), "own"]
-    outbox.append("p", trim(12))
-    await outbox.deliver(store)
-    await carried_out(store)
+    await send(store, outbox, "p", trim(12))
+    await finish_tasks(store)
 
     assert (await store.messages("f")).items == before
     assert all(message.redacted for message in (await store.messages("p")).items[:6])
@@ -176,12 +160,10 @@ async def test_a_fork_keeps_what_it_reads_until_it_is_trimmed_itself(
     assert f"{OLD} 3" in held and f"{OLD} 4" not in held and f"{OLD} edited" not in held
     await assert_agrees(store, "p", "f")
     # A fork from after the trim holds nothing back.
-    outbox.append("late", fork_of("p", 17))
+    await send(store, outbox, "late", fork_of("p", 17))
+    await send(store, outbox, "f", trim(1))
     await outbox.deliver(store)
-    outbox.append("f", trim(1))
-    await outbox.deliver(store)
-    await outbox.deliver(store)
-    await carried_out(store)
+    await finish_tasks(store)
 
     assert [message.text for message in await store.messages("f")] == ["own"]
     held = await stored_text(store)
@@ -197,8 +179,7 @@ async def test_what_a_fork_reads_between_two_trims_stays(store: ConversationStor
     outbox.append("g", fork_of("p", 6))
     await outbox.deliver(store)
     before = (await store.messages("f")).items
-    outbox.append("p", trim(8))
-    await outbox.deliver(store)
+    await send(store, outbox, "p", trim(8))
     outbox.append("g", ConversationDeleted())  # has what is retained checked again
     await outbox.deliver(store)
     await outbox.deliver(store)
@@ -210,8 +191,7 @@ async def test_what_a_fork_reads_between_two_trims_stays(store: ConversationStor
 
 async def test_later_changes_of_a_trimmed_message_are_not_shown(store: ConversationStore) -> None:
     outbox, late = Outbox("one"), Outbox("two")
-    outbox.append(CHAT, *talk(), trim(12))
-    await outbox.deliver(store)
+    await send(store, outbox, CHAT, *talk(), trim(12))
     late.append(CHAT, MessageEdited(message_id="o0", content=OLD), ReactionAdded(message_id="o0", key="+", value="x"))
     await late.deliver(store)
 
@@ -222,13 +202,10 @@ async def test_later_changes_of_a_trimmed_message_are_not_shown(store: Conversat
 
 async def test_a_reset_and_a_deletion_after_a_trim_erase_the_rest(store: ConversationStore) -> None:
     for name, end in (("reset", ConversationRewound(erase=True)), ("deleted", ConversationDeleted())):
-        outbox = Outbox()
-        outbox.append(name, *talk(), trim(12), ConversationTagged(add=["vip"]))
-        await outbox.deliver(store)
+        outbox = await new_outbox(store, name, *talk(), trim(12), ConversationTagged(add=["vip"]))
         found = await store.conversation(name)
         assert found is not None and found.tags == ("vip",)
-        outbox.append(name, end)
-        await outbox.deliver(store)
+        await send(store, outbox, name, end)
         held = await stored_text(store, name)
         assert YOUNG not in held and "kept title" not in held and "vip" not in held
         found = await store.conversation(name)
@@ -238,20 +215,15 @@ async def test_a_reset_and_a_deletion_after_a_trim_erase_the_rest(store: Convers
 
 
 async def test_the_past_of_a_trimmed_conversation_shows_no_content(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append(CHAT, *talk())
-    await outbox.deliver(store)
-    outbox.append(CHAT, trim(12))
-    await outbox.deliver(store)
+    outbox = await new_outbox(store, CHAT, *talk())
+    await send(store, outbox, CHAT, trim(12))
 
     then = (await store.messages(CHAT, as_of=14)).items
     assert [message.text for message in then] == ["", "", "", "", "", "", f"{YOUNG} 0", f"{YOUNG} 1"]
 
 
 async def test_rebuilding_repairs_rows_of_a_trimmed_conversation(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append(CHAT, *talk(), trim(12), ConversationRenamed(title="second"))
-    await outbox.deliver(store)
+    await new_outbox(store, CHAT, *talk(), trim(12), ConversationRenamed(title="second"))
     before, row = (await store.messages(CHAT, every=True)).items, await store.conversation(CHAT)
     async with store._runtime.callers_engine.begin() as connection:
         await connection.exec_driver_sql("DELETE FROM letopis_messages")
@@ -275,9 +247,7 @@ async def test_tags_are_added_and_removed(store: ConversationStore) -> None:
     await assert_agrees(store, CHAT)
 
 
-async def test_many_trims_in_one_delivery_share_its_rows(
-    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_many_trims_in_a_delivery_share_rows(store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("letopis.store.write.row_writer.MAX_ROWS_PER_TRANSACTION", 30)
     outbox, names = Outbox(), [f"c{number}" for number in range(5)]
     for name in names:
@@ -288,6 +258,6 @@ async def test_many_trims_in_one_delivery_share_its_rows(
     await outbox.deliver(store)
 
     assert (await store.pending_tasks()).tasks == 6  # two marks each of the three that found no room
-    await carried_out(store)
+    await finish_tasks(store)
     assert OLD not in await stored_text(store)
     await assert_agrees(store, *names)

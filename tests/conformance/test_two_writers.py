@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,7 @@ from letopis.outbox.diagnostics.new_origin import assign_new_origin
 from letopis.outbox.event_log.acknowledge import rewind_lane
 from letopis.outbox.event_log.append_encoding import After, prepare
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.transfer.exporter import Exporter
-from letopis.outbox.transfer.importer import Importer
-from letopis.store import ConversationStore, Message, MessageEdited, ReactionAdded, Seen, VersionConflict
+from letopis.store import ConversationStore, Message, MessageEdited, ReactionAdded, Seen
 from letopis.store.model.conversations import Page, RecordedMessage
 from letopis.store.model.event_types import (
     Body,
@@ -30,10 +27,11 @@ from letopis.store.model.event_types import (
 from letopis.store.rules.fold import fold
 from letopis.store.rules.preconditions import SUPERSEDED_KEY, Conflict
 from letopis.store.testing.outbox import Outbox, assert_no_gaps
-from letopis.store.transfer.jsonl import SeenKeys, read_lines
 from tests.support.apart import open_apart
 from tests.support.peers import refused_port
 from tests.support.relays import deliver_all
+from tests.support.sayings import Bots, new_outbox, present, send
+from tests.support.transfers import exported, imported
 
 CHAT = "chat-1"
 
@@ -60,7 +58,7 @@ def order(page: Page[RecordedMessage]) -> list[tuple[str, int | None, bool, bool
     return [(one.id, one.version, one.on_path, one.superseded) for one in page]
 
 
-async def test_free_appends_arrive_and_strict_turns_conflict_exactly_once(pair: tuple[History, History]) -> None:
+async def test_free_appends_arrive_and_strict_turns_conflict_exactly_once(pair: Bots) -> None:
     one, two = pair
     await one.append(CHAT, Message.user("what?", id="q"))
     await drained(one)
@@ -106,24 +104,6 @@ async def test_free_appends_arrive_and_strict_turns_conflict_exactly_once(pair: 
     assert await one.chat(CHAT).conversation() == await two.chat(CHAT).conversation()
 
 
-async def test_of_many_rounds_each_has_one_winner(pair: tuple[History, History]) -> None:
-    await pair[0].append(CHAT, Message.user("what?"))
-    await drained(*pair)
-    for number in range(6):
-        pages = [await history.messages(CHAT) for history in pair]
-        receipts = [
-            await history.append(CHAT, Message.assistant(f"{place} {number}"), Message.tool("done"), after=page)
-            for place, (history, page) in enumerate(zip(pair, pages, strict=True))
-        ]
-        assert sorted([await receipt.superseded(timeout=30) for receipt in receipts]) == [False, True]
-
-    found = await pair[0].chat(CHAT).conversation()
-    assert found is not None
-    assert (found.message_count, found.version) == (1 + 6 * 2, 2 + 6 * 4 + 1)
-    every = await pair[1].messages(CHAT, every=True)
-    assert sum(message.superseded for message in every) == 6 * 2
-
-
 # --- One file at a time, delivered by hand --------------------------------------------------------------------------
 
 
@@ -146,21 +126,21 @@ async def seen_of(store: ConversationStore, outbox: Outbox) -> Seen:
     return Seen(sequence=len(outbox.lanes.get(CHAT, ())), version=found.version if found else 0)
 
 
+Rivals = tuple[Outbox, Outbox]
+
+
 @pytest.fixture
-async def rivals(store: ConversationStore) -> tuple[Outbox, Outbox]:
+async def rivals(store: ConversationStore) -> Rivals:
     one, two = Outbox("one"), Outbox("two")
-    one.append(CHAT, Message.user("what?", id="q"))
-    await one.deliver(store)
-    two.append(CHAT, ConversationRenamed(title="Tea"))
-    await two.deliver(store)
+    await send(store, one, CHAT, Message.user("what?", id="q"))
+    await send(store, two, CHAT, ConversationRenamed(title="Tea"))
     return one, two
 
 
 async def overtaken(store: ConversationStore, one: Outbox, two: Outbox) -> Seen:
     """Have the second speak after the first has read; return what the first saw."""
     seen = await seen_of(store, one)
-    two.append(CHAT, Message.user("and?"))
-    await two.deliver(store)
+    await send(store, two, CHAT, Message.user("and?"))
     return seen
 
 
@@ -172,9 +152,7 @@ async def verdicts(store: ConversationStore, outbox: Outbox, first: int, last: i
 @pytest.mark.parametrize(
     ("split", "rival_at"), [((3,), 0), ((1, 2), 0), ((2, 1), 1), ((1, 1, 1), 0), ((1, 1, 1), 1), ((1, 1, 1), 2)]
 )
-async def test_a_turn_wins_or_loses_as_a_whole_however_it_is_delivered(
-    store: ConversationStore, rivals: tuple[Outbox, Outbox], split: Sequence[int], rival_at: int
-) -> None:
+async def test_turn_stays_whole(store: ConversationStore, rivals: Rivals, split: Sequence[int], rival_at: int) -> None:
     """``rival_at``: before which part the other outbox speaks."""
     one, two = rivals
     sequences = turn(
@@ -188,8 +166,7 @@ async def test_a_turn_wins_or_loses_as_a_whole_however_it_is_delivered(
     start = sequences[0]
     for place, size in enumerate(split):
         if place == rival_at:
-            two.append(CHAT, Message.user("and?", id="rival"))
-            await two.deliver(store)
+            await send(store, two, CHAT, Message.user("and?", id="rival"))
         found |= await verdicts(store, one, start, start + size - 1)
         start += size
 
@@ -210,15 +187,12 @@ async def assert_is_the_fold(store: ConversationStore) -> None:
     assert conversation.message_count == folded.conversation.message_count == len(folded.path)
 
 
-async def test_the_same_delivered_again_has_the_same_verdict(
-    store: ConversationStore, rivals: tuple[Outbox, Outbox]
-) -> None:
+async def test_the_same_delivered_again_has_the_same_verdict(store: ConversationStore, rivals: Rivals) -> None:
     one, two = rivals
     seen = await overtaken(store, one, two)
     turn(one, Message.assistant("late"), Message.tool("late too"), after=seen)
     first = await verdicts(store, one, 2, 3)
-    two.append(CHAT, Message.user("and again?"))
-    await two.deliver(store)
+    await send(store, two, CHAT, Message.user("and again?"))
 
     assert set(first) == {2, 3}
     assert await verdicts(store, one, 2, 3) == first
@@ -231,9 +205,7 @@ async def test_the_same_delivered_again_has_the_same_verdict(
     await assert_no_gaps(store)
 
 
-async def test_a_verdict_is_in_the_events_and_their_digest_stays(
-    store: ConversationStore, rivals: tuple[Outbox, Outbox]
-) -> None:
+async def test_a_verdict_is_in_the_events_and_their_digest_stays(store: ConversationStore, rivals: Rivals) -> None:
     one, two = rivals
     seen = await overtaken(store, one, two)
     turn(one, Message.assistant("late", tokens=7), after=seen)
@@ -242,8 +214,7 @@ async def test_a_verdict_is_in_the_events_and_their_digest_stays(
     *_, event = await store.events(CHAT)
     assert event.metadata[SUPERSEDED_KEY] == {"expected": seen.version, "actual": (seen.version or 0) + 1}
     assert event.digest == one.lanes[CHAT][1].digest
-    conversation = await store.conversation(CHAT)
-    assert conversation is not None
+    conversation = present(await store.conversation(CHAT))
     assert (conversation.message_count, conversation.tokens) == (2, 7)
 
 
@@ -259,9 +230,7 @@ LATE: list[Body] = [
 
 
 @pytest.mark.parametrize("late", LATE, ids=lambda body: body.type)
-async def test_what_is_put_aside_has_no_effect(
-    store: ConversationStore, rivals: tuple[Outbox, Outbox], late: Body
-) -> None:
+async def test_what_is_put_aside_has_no_effect(store: ConversationStore, rivals: Rivals, late: Body) -> None:
     one, two = rivals
     seen = await overtaken(store, one, two)
     before = await store.messages(CHAT, every=True), await store.conversation(CHAT)
@@ -277,34 +246,7 @@ async def test_what_is_put_aside_has_no_effect(
     await assert_is_the_fold(store)
 
 
-async def test_strict_turns_mind_everything_and_others_only_turns(
-    store: ConversationStore, rivals: tuple[Outbox, Outbox]
-) -> None:
-    one, two = rivals
-    seen = await seen_of(store, one)
-    two.append(CHAT, ReactionAdded(message_id="q", key="like"))
-    await two.deliver(store)
-    turn(one, Message.assistant("free"), after=seen)
-    turn(one, Message.assistant("picky"), after=seen, fail_if_types=["reaction.added"])
-    turn(one, Message.assistant("strict"), expected=seen)
-
-    assert set(await verdicts(store, one, 2, 4)) == {3, 4}
-
-
-async def test_an_answer_to_what_comes_with_it_stands_whatever_was_there_before(
-    store: ConversationStore, rivals: tuple[Outbox, Outbox]
-) -> None:
-    """The question and its answer are delivered together: what the other had said by then was there before both."""
-    one, two = rivals
-    two.append(CHAT, Message.user("meanwhile"))
-    await two.deliver(store)
-    one.append(CHAT, Message.user("and this?"))
-    turn(one, Message.assistant("that"), after=2)
-
-    assert await verdicts(store, one, 2, 3) == {}
-
-
-async def test_what_answers_a_turn_that_lost_loses_too(store: ConversationStore, rivals: tuple[Outbox, Outbox]) -> None:
+async def test_what_answers_a_turn_that_lost_loses_too(store: ConversationStore, rivals: Rivals) -> None:
     """Call and result are appended one after the other: a result never stands without its call."""
     one, two = rivals
     seen = await overtaken(store, one, two)
@@ -316,9 +258,7 @@ async def test_what_answers_a_turn_that_lost_loses_too(store: ConversationStore,
     assert set(await verdicts(store, one, summary, summary)) == {summary}
 
 
-async def test_a_lane_that_counts_more_than_is_stored_of_it_hides_no_rival(
-    store: ConversationStore, rivals: tuple[Outbox, Outbox]
-) -> None:
+async def test_lane_that_counts_more_than_is_stored_hides_no_rival(store: ConversationStore, rivals: Rivals) -> None:
     """The same event twice in a lane is stored once: then the lane's head says nothing of how many others there are."""
     one, _ = rivals
     one.append_encoded(CHAT, [one.lanes[CHAT][0]])
@@ -330,9 +270,7 @@ async def test_a_lane_that_counts_more_than_is_stored_of_it_hides_no_rival(
 
 
 @pytest.mark.parametrize("number", range(3))
-async def test_turns_that_are_applied_at_the_same_moment_have_one_winner(
-    store: ConversationStore, rivals: tuple[Outbox, Outbox], number: int
-) -> None:
+async def test_turns_applied_at_once_have_one_winner(store: ConversationStore, rivals: Rivals, number: int) -> None:
     crowd = [*rivals, *(Outbox(f"more {n}") for n in range(3))]
     version = (await seen_of(store, rivals[0])).version
     for outbox in crowd:
@@ -366,16 +304,12 @@ async def a_lost_turn(bot: History, store: ConversationStore) -> Any:
     await bot.append(CHAT, Message.user("what?", id="q"))
     await deliver_all(bot)
     page = await bot.messages(CHAT)
-    rival = Outbox("rival")
-    rival.append(CHAT, Message.user("and?", id="rival"))
-    await rival.deliver(store)
+    await new_outbox(store, CHAT, Message.user("and?", id="rival"), name="rival")
     return await bot.append(CHAT, Message.assistant("late", id="l-1"), Message.tool("later", id="l-2"), after=page)
 
 
 @pytest.mark.parametrize("batch", [1, 500])
-async def test_the_receipt_tells_and_the_reads_agree_before_and_after(
-    bot: History, store: ConversationStore, batch: int
-) -> None:
+async def test_receipt_tells_and_reads_agree(bot: History, store: ConversationStore, batch: int) -> None:
     receipt = await a_lost_turn(bot, store)
     assert [message.id for message in await bot.messages(CHAT)] == ["q", "rival", "l-1", "l-2"]  # as far as it knows
     assert not await receipt.superseded(timeout=0.1)
@@ -395,9 +329,7 @@ async def test_the_receipt_tells_and_the_reads_agree_before_and_after(
     assert [message.id for message in await bot.messages(CHAT)] == ["q", "rival", "so"]
 
 
-async def test_a_lost_turn_is_aside_while_the_store_is_away_too(
-    bot: History, store: ConversationStore, tmp_path: Path
-) -> None:
+async def test_lost_turn_is_aside_without_the_store(bot: History, store: ConversationStore, tmp_path: Path) -> None:
     await a_lost_turn(bot, store)
     await deliver_all(bot)
     await bot.append(CHAT, Message.assistant("so", id="so"), after=await bot.messages(CHAT))
@@ -421,7 +353,7 @@ async def test_a_lost_turn_is_aside_while_the_store_is_away_too(
         assert found is not None and found.message_count == 2
 
 
-async def test_a_window_of_all_messages_holds_when_something_is_rewound(bot: History, store: ConversationStore) -> None:
+async def test_a_window_of_all_messages_holds_when_something_is_rewound(bot: History) -> None:
     for number in range(4):
         await bot.append(CHAT, Message.user(f"m {number}", id=f"m-{number}"))
     await bot.append(CHAT, ConversationRewound(to_message_id="m-1"))
@@ -446,9 +378,7 @@ async def test_what_the_store_has_lost_it_judges_anew(bot: History, store: Conve
     assert await receipt.superseded(timeout=60)  # this store had lost nothing
 
 
-async def test_a_copy_that_lives_on_keeps_its_conditions(
-    tmp_path: Path, store: ConversationStore, store_url: str
-) -> None:
+async def test_a_copy_that_lives_on_keeps_its_conditions(tmp_path: Path, store: ConversationStore) -> None:
     path = tmp_path / "bot.outbox.db"
     async with History(path, store=store, relay=False) as bot:
         await a_lost_turn(bot, store)
@@ -469,15 +399,13 @@ async def test_a_copy_that_lives_on_keeps_its_conditions(
     await assert_no_gaps(store)
 
 
-async def test_an_export_holds_the_path_and_can_be_read_in(
-    bot: History, store: ConversationStore, tmp_path: Path
-) -> None:
+async def test_export_holds_the_path_and_is_read_in(bot: History, store: ConversationStore, tmp_path: Path) -> None:
     await a_lost_turn(bot, store)
     await deliver_all(bot)
     await bot.append(CHAT, Message.assistant("so", id="so"), after=await bot.messages(CHAT))
     await bot.append(CHAT, MessageRedacted(message_id="q"))
     await deliver_all(bot)
-    lines = b"".join([line async for line in Exporter(bot).of_one(CHAT)])
+    lines = await exported(bot, records=False, one=CHAT)
     assert lines.count(b"\n") == 3
     before = order(await bot.messages(CHAT, every=True))
 
@@ -486,11 +414,8 @@ async def test_an_export_holds_the_path_and_can_be_read_in(
         try:
             # What the rival said is taken once more here; the store recognises it.
             for kept, its_store, known in ((elsewhere, other, 0), (bot.outbox, store, 2)):
-                refusals: list[Any] = []
-                with SeenKeys() as count, Importer(outbox=kept, store=its_store, tell=refusals.append) as intake:
-                    counts = await intake.take(read_lines(BytesIO(lines), count=count))
-                assert refusals == []
-                assert (counts.imported, counts.known) == (3 - known, known)
+                counts, refusals = await imported(kept, its_store, lines)
+                assert (refusals, counts.imported, counts.known) == ([], 3 - known, known)
         finally:
             await elsewhere.close()
     await deliver_all(bot)
@@ -498,28 +423,13 @@ async def test_an_export_holds_the_path_and_can_be_read_in(
     assert [message.id for message in await bot.messages(CHAT)] == ["q", "rival", "so"]
 
 
-async def test_lines_of_a_conversation_that_was_deleted_are_refused_one_by_one(
-    bot: History, store: ConversationStore
-) -> None:
+async def test_lines_of_a_deleted_conversation_are_refused_one_by_one(bot: History, store: ConversationStore) -> None:
     await bot.append(CHAT, Message.user("what?", id="q"))
-    lines = b"".join([line async for line in Exporter(bot).of_one(CHAT)])
+    lines = await exported(bot, records=False, one=CHAT)
     await bot.append(CHAT, ConversationDeleted())
     await deliver_all(bot)
     more = lines + lines.replace(b'"q"', b'"q2"') + lines.replace(b'"chat-1"', b'"chat-2"')
 
-    refusals: list[Any] = []
-    with SeenKeys() as count, Importer(outbox=bot.outbox, store=store, tell=refusals.append) as intake:
-        counts = await intake.take(read_lines(BytesIO(more), count=count))
-
+    counts, refusals = await imported(bot.outbox, store, more)
     assert [one.number for one in refusals] == [2]
     assert (counts.imported, counts.known, counts.refused) == (1, 1, 1)
-
-
-async def test_the_local_look_and_the_store_are_two_guards(bot: History, store: ConversationStore) -> None:
-    """A second process on one file hears of it at once; only conflicts with another outbox are decided by the store."""
-    await a_lost_turn(bot, store)
-    page = await bot.messages(CHAT)
-    await bot.append(CHAT, Message.user("more"))
-
-    with pytest.raises(VersionConflict):
-        await bot.append(CHAT, Message.assistant("late"), after=page)

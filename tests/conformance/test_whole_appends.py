@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 
@@ -12,18 +11,15 @@ from letopis.outbox.relay.relay import Relay
 from letopis.store import ConversationStore, Message
 from letopis.store.model.event_types import ConversationRewound
 from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
+from tests.conformance.talk import lose_acknowledgements
 from tests.support.defects import IN_PARTS, planted
+from tests.support.sayings import Bots, drain
 
 pytestmark = pytest.mark.same_sql
 
 CHAT = "chat-1"
 MANY = 520
 """More than one batch holds, and than a lane's share beside others."""
-
-
-async def deliver(*histories: History) -> None:
-    for history in histories:
-        await Relay(history.outbox, history.store).drain()
 
 
 async def path(history: History) -> list[str]:
@@ -34,11 +30,11 @@ def said(prefix: str, count: int) -> list[Message]:
     return [Message.user(f"words {number}", id=f"{prefix}-{number}") for number in range(count)]
 
 
-async def seen_by_another(bots: tuple[History, History], many: int) -> list[list[str]]:
+async def seen_by_another(bots: Bots, many: int) -> list[list[str]]:
     """Replace many messages by many, deliver that beside others, and return each path that the other outbox read."""
     one, two = bots
     await one.append(CHAT, *said("old", many))
-    await deliver(one)
+    await drain(one)
     await one.append("beside-1", *said("m", many // 4))
     await one.chat(CHAT).replace([*said("old", 1), *said("new", many)])
     await one.append("beside-2", *said("n", many // 4))
@@ -54,107 +50,89 @@ async def seen_by_another(bots: tuple[History, History], many: int) -> list[list
     return seen
 
 
-async def test_another_outbox_reads_the_old_path_or_the_new_one(bots: tuple[History, History]) -> None:
+async def test_another_outbox_reads_the_old_path_or_the_new_one(bots: Bots) -> None:
     old, new = [[one.id for one in said(prefix, MANY)] for prefix in ("old", "new")]
     assert await seen_by_another(bots, MANY) == [old, ["old-0", *new]]
     assert await path(bots[0]) == ["old-0", *new]
 
 
-async def test_a_relay_that_cuts_it_in_parts_is_noticed(bots: tuple[History, History]) -> None:
+async def test_a_relay_that_cuts_it_in_parts_is_noticed(bots: Bots) -> None:
     with planted(IN_PARTS):
         assert len(await seen_by_another(bots, 8)) > 2
 
 
-async def test_a_put_back_at_the_beginning_shares_the_verdict(bots: tuple[History, History]) -> None:
-    """The event that decides for all is written under another id, because it puts a message back."""
+@pytest.mark.parametrize("there", [True, False])
+async def test_the_first_message_shares_the_verdict_unless_it_is_there(bots: Bots, *, there: bool) -> None:
+    """The event that decides for all is written under another id where it puts a message back."""
     one, two = bots
     first, second = said("m", 2)
     await one.append(CHAT, first)
-    await one.chat(CHAT).rewind(to=None)
-    await deliver(one)
+    if not there:
+        await one.chat(CHAT).rewind(to=None)
+    await drain(one)
     page = await one.messages(CHAT)
     await two.append(CHAT, Message.user("the other's", id="x"))
-    await deliver(two)
-    replaced = await one.append(CHAT, first, second, after=page)
-    await deliver(one)
-
-    assert await replaced.superseded(60)
-    assert await path(one) == await path(two) == ["x"]
-
-
-async def test_a_message_that_is_there_shares_its_old_verdict_with_no_new_one(bots: tuple[History, History]) -> None:
-    one, two = bots
-    first, second = said("m", 2)
-    await one.append(CHAT, first)
-    await deliver(one)
-    page = await one.messages(CHAT)
-    await two.append(CHAT, Message.user("the other's", id="x"))
-    await deliver(two)
+    await drain(two)
     late = await one.append(CHAT, first, second, after=page)
-    await deliver(one)
+    await drain(one)
 
     assert await late.superseded(60)
-    assert await path(one) == await path(two) == ["m-0", "x"]
+    assert await path(one) == await path(two) == (["m-0", "x"] if there else ["x"])
 
 
 @pytest.mark.parametrize("together", [True, False])
-async def test_what_another_outbox_has_said_is_not_saved_behind_a_rewind(
-    bots: tuple[History, History], store: ConversationStore, *, together: bool
+async def test_what_another_said_is_not_saved_behind_a_rewind(
+    bots: Bots, store: ConversationStore, *, together: bool
 ) -> None:
     """The outbox does not know the message, so the store decides: at its place, behind the rewind, it is not shown."""
     one, two = bots
     [message] = said("m", 1)
     await two.append(CHAT, message)
-    await deliver(two)
+    await drain(two)
     await one.append(CHAT, Message.user("before", id="before"))
     await one.chat(CHAT).rewind(to=None)
     if not together:
-        await deliver(one)
+        await drain(one)
     again = await one.append(CHAT, message)
     after = await one.append(CHAT, Message.user("after", id="after"))
-    await deliver(one)
+    await drain(one)
 
     assert await after.saved(60)
     assert (await again.saved(5), await again.superseded(5)) == (False, True)
     assert await path(one) == await path(two) == ["after"]
     # The answer is the same when the acknowledgement was lost.
-    result: Any = await one.outbox.write(
-        lambda connection: (
-            connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET delivered = 0, pending_since = 1").rowcount
-        )
-    )
-    assert result
-    await deliver(one)
+    await lose_acknowledgements(one)
+    await drain(one)
     assert await again.superseded(60)
     assert [found.differences async for found in store.rebuild(check=True)] == [()]
 
 
-async def test_what_is_still_shown_is_saved(bots: tuple[History, History]) -> None:
+async def test_what_is_still_shown_is_saved(bots: Bots) -> None:
     one, two = bots
     [message] = said("m", 1)
     await two.append(CHAT, message)
-    await deliver(two)
+    await drain(two)
     await one.append(CHAT, Message.user("later", id="later"), Message.user("gone", id="gone"))
     await one.append(CHAT, ConversationRewound(to_message_id="later"))
     again = await one.append(CHAT, message)
-    await deliver(one)
+    await drain(one)
 
     assert await again.saved(60) and not await again.superseded(5)
     assert await path(one) == await path(two) == ["m-0", "later"]
 
 
-async def test_a_replacement_shows_what_was_set_aside_before(bots: tuple[History, History]) -> None:
+async def test_a_replacement_shows_what_was_set_aside_before(bots: Bots) -> None:
     """The outbox had forgotten the message, said it again, and holds the event that the store set aside."""
     one, two = bots
     first, second = said("m", 2)
     await two.append(CHAT, first, second)
     await two.chat(CHAT).rewind(to=None)
-    await deliver(two)
+    await drain(two)
     again = await one.append(CHAT, first, Message.user("here", id="here"))
-    await deliver(one)
+    await drain(one)
     assert await again.superseded(60) and await path(one) == ["here"]
     replaced = await one.chat(CHAT).replace([second, first])
     assert replaced is not None and await path(one) == ["m-1", "m-0"]
-    await deliver(one)
+    await drain(one)
     assert await replaced.saved(60)
     assert await path(one) == await path(two) == ["m-1", "m-0"]

@@ -30,17 +30,12 @@ from letopis.adapters.telegram_core.incoming import IncomingRecorder
 from letopis.outbox import History
 from letopis.store import InvalidInput
 from letopis.store.model.conversations import Delivery
-from tests.support.aiogram_bots import (
-    bot_at,
-    hang,
-    polling,
-    recorded_by_the_default_hook,
-    recorded_by_the_session,
-)
+from tests.support.aiogram_bots import bot_at, hang, polling, recorded_by_the_default_hook, recorded_by_the_session
 from tests.support.bot_api import BOT_ID, BotApi, until
 from tests.support.child import command
 from tests.support.paths import ROOT
 from tests.support.peers import refused_port
+from tests.support.sayings import present
 
 CHAT = "tg:7000:1001"
 LONG = "\n\n".join(f"Paragraph {number}. " + "Words of tea. " * 20 for number in range(30))
@@ -188,7 +183,7 @@ async def test_an_update_that_comes_again_while_it_is_handled_is_handled_once(be
     assert count == 1
 
 
-async def test_a_handler_that_raises_has_ended(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_handler_that_raises_has_ended(bench: Bench) -> None:
     @bench.dispatcher.message()
     async def answer(message: Message) -> None:
         raise LookupError
@@ -578,8 +573,7 @@ async def test_rename_takes_the_answer_as_the_title(bench: Bench) -> None:
         bench.api.say("Oolong", reply_to_message={**asked.result, "chat": {"id": 1001, "type": "private"}})
     )
 
-    chat = await bench.history.chat(CHAT).conversation()
-    assert chat is not None
+    chat = present(await bench.history.chat(CHAT).conversation())
     assert chat.title == "Oolong"
     assert bench.api.texts()[-1] == "✅ Теперь чат называется «Oolong»."
     assert await bench.texts() == ["What is tea?", "answer to What is tea?"]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 from uuid import uuid4
@@ -23,26 +21,14 @@ from google.genai import types
 
 from letopis.adapters.google_adk import LetopisSessionService
 from letopis.outbox import History
-from tests.conftest import STORES
 
 APP = "set for each test"
 Contract = BaseSessionService
 
 
-@pytest.fixture(scope="module", params=["control", *STORES])
-def contract(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Contract]:
-    """A session service that delivers in the background, shared by all tests; the control keeps all in memory."""
-    if request.param == "control":
-        yield InMemorySessionService()
-        return
-    folder = tmp_path_factory.mktemp(request.param)
-    pool = None if request.param == "sqlite" else request.getfixturevalue(f"{request.param}_stores")
-    url = f"sqlite:///{(folder / 'store.db').as_posix()}" if pool is None else pool.take()
-    history = History(folder / "bot.outbox.db", store=url, own_thread=True)
-    yield LetopisSessionService(history)
-    asyncio.run(history.close())
-    if pool is not None:
-        pool.give_back(url)
+@pytest.fixture
+def contract(delivering: History | None) -> Contract:
+    return InMemorySessionService() if delivering is None else LetopisSessionService(delivering)
 
 
 @pytest.fixture

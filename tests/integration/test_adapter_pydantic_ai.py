@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -27,23 +26,13 @@ from pydantic_ai.usage import RunUsage
 
 from letopis.adapters.pydantic_ai import LetopisConversationStore
 from letopis.outbox import History
-from tests.conftest import STORES
+from tests.support.sayings import present
 
 
-@pytest.fixture(scope="module", params=["control", *STORES])
-def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConversationStore]:
-    """A conversation store that delivers in the background, shared by all tests; the control keeps all in memory."""
-    if request.param == "control":
-        yield InMemoryConversationStore()
-        return
-    folder = tmp_path_factory.mktemp(request.param)
-    pool = None if request.param == "sqlite" else request.getfixturevalue(f"{request.param}_stores")
-    url = f"sqlite:///{(folder / 'store.db').as_posix()}" if pool is None else pool.take()
-    history = History(folder / "bot.outbox.db", store=url, own_thread=True)
-    yield LetopisConversationStore(history)
-    asyncio.run(history.close())
-    if pool is not None:
-        pool.give_back(url)
+@pytest.fixture
+def store(delivering: History | None) -> ConversationStore:
+    """A conversation store that delivers in the background; the control keeps all in memory."""
+    return InMemoryConversationStore() if delivering is None else LetopisConversationStore(delivering)
 
 
 @pytest.fixture
@@ -73,9 +62,7 @@ async def saved(store: ConversationStore, chat: str, *numbers: int | str, scope:
 
 
 async def loaded(store: ConversationStore, chat: str, **options: Any) -> Conversation:
-    found = await store.load(chat, **options)
-    assert found is not None
-    return found
+    return present(await store.load(chat, **options))
 
 
 async def test_nothing_is_there(store: ConversationStore, chat: str) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from letopis.store import ConversationStore
+from tests.support.sayings import NewStore
 from tests.support.servers.store_pool import migrate
 from tests.support.story import TURNS, tell
 
@@ -68,7 +68,7 @@ def _installed(name: str) -> str:
     return name
 
 
-async def test_everything_said_is_kept(framework: str, tmp_path: Path, new_store_url: Callable[[str], str]) -> None:
+async def test_everything_said_is_kept(framework: str, tmp_path: Path, new_store_url: NewStore) -> None:
     asks_first = FRAMEWORKS[framework][2]
     url = new_store_url("postgresql")
     await migrate(url)
@@ -87,9 +87,7 @@ async def test_everything_said_is_kept(framework: str, tmp_path: Path, new_store
         assert len(kept) == (0 if framework in RECORDS else len(once))
 
 
-async def test_what_the_framework_itself_keeps(
-    own_backend: str, tmp_path: Path, new_store_url: Callable[[str], str]
-) -> None:
+async def test_what_the_framework_itself_keeps(own_backend: str, tmp_path: Path, new_store_url: NewStore) -> None:
     """The same story is hard enough: a database or a process without an outbox costs answers."""
     told = await tell(
         own_backend, tmp_path, new_store_url("postgresql"), on_letopis=False, asks_first=FRAMEWORKS[own_backend][2]

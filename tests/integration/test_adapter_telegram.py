@@ -118,9 +118,7 @@ async def test_both_sides_are_recorded(api: BotApi, chats: LetopisChats, base: H
     assert not await base.unconfirmed()
 
 
-async def test_an_update_is_recorded_before_it_is_confirmed(
-    api: BotApi, chats: LetopisChats, base: History, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_recorded_first(api: BotApi, chats: LetopisChats, base: History, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the outbox takes nothing, Telegram keeps the update; then it comes once."""
     record, refused = chats.builder, []
     application = answering(chats, api)
@@ -258,9 +256,7 @@ async def test_the_bots_own_limiter_and_processor_are_wrapped(api: BotApi, chats
     assert await said(base) == [("user", "question"), ("assistant", "answer")]
 
 
-async def test_updates_at_the_same_time_keep_their_conversations(
-    api: BotApi, chats: LetopisChats, base: History
-) -> None:
+async def test_updates_at_once_keep_their_conversations(api: BotApi, chats: LetopisChats, base: History) -> None:
     together = asyncio.Barrier(3)
 
     async def answer(update: Update, context: Context) -> None:
@@ -583,9 +579,7 @@ async def test_a_form_goes_on_after_a_restart(api: BotApi, tmp_path: Path) -> No
     assert application.bot_data == {"last": "Ada"}
 
 
-async def test_data_are_written_before_an_update_counts_as_handled(
-    api: BotApi, chats: LetopisChats, base: History
-) -> None:
+async def test_data_are_written_before_an_update_is_handled(api: BotApi, chats: LetopisChats, base: History) -> None:
     application = form(chats, api)
     api.say("/form")
     async with polling(application):
@@ -607,7 +601,7 @@ async def test_data_are_written_before_an_update_counts_as_handled(
     assert state.value == 0
 
 
-async def test_data_that_are_no_json_are_refused_or_pickled(api: BotApi, base: History) -> None:
+async def test_data_that_are_no_json_are_refused_or_pickled(base: History) -> None:
     application = Application.builder().token(TOKEN).build()
     plain, pickled = LetopisPersistence(base), LetopisPersistence(base, codec="pickle")
     for one in (plain, pickled):
@@ -624,7 +618,7 @@ async def test_data_that_are_no_json_are_refused_or_pickled(api: BotApi, base: H
         await plain.get_chat_data()
 
 
-async def test_every_kind_of_data_comes_back(api: BotApi, base: History) -> None:
+async def test_every_kind_of_data_comes_back(base: History) -> None:
     application = Application.builder().token(TOKEN).build()
     first = LetopisPersistence(base)
     first.set_bot(application.bot)
@@ -648,7 +642,7 @@ async def test_every_kind_of_data_comes_back(api: BotApi, base: History) -> None
     await again.flush()
 
 
-async def test_a_bot_starts_while_the_store_is_away(alone: History, api: BotApi) -> None:
+async def test_a_bot_starts_while_the_store_is_away(alone: History) -> None:
     application = Application.builder().token(TOKEN).build()
     persistence = LetopisPersistence(alone)
     persistence.set_bot(application.bot)

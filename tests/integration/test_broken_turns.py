@@ -19,6 +19,7 @@ import pytest
 from letopis.outbox import BlockingHistory, History
 from letopis.store import Message, ToolCall, ToolResult
 from tests.support.child import command
+from tests.support.sayings import present
 
 Part = tuple[str, str]
 """``("call", id)``, ``("result", id)`` or ``("said", text)``."""
@@ -500,8 +501,7 @@ async def test_pydantic_ai(history: History) -> None:
     agent = Agent(FunctionModel(answer))
 
     for question in ("next", "and next"):
-        conversation = await store.load("chat-1")
-        assert conversation is not None
+        conversation = present(await store.load("chat-1"))
         await store.save(await agent.run(question, conversation=conversation))
 
     assert (await texts(history))[:2] == before

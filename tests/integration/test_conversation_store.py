@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import socket
 import sqlite3
@@ -17,14 +16,13 @@ import sqlalchemy as sa
 
 from letopis.store import ConfigurationError, ConversationStore, FaultClass, Message, StoreFault, Timeouts
 from letopis.store.testing.outbox import Outbox
+from tests.support.sayings import new_outbox
 
 
 @pytest.fixture
 async def filled(store_url: str) -> AsyncIterator[ConversationStore]:
     async with ConversationStore.open(store_url, migrate=True, pool_size=3) as store:
-        outbox = Outbox()
-        outbox.append("chat-1", *(Message.user(str(number)) for number in range(500)))
-        await outbox.deliver(store)
+        await new_outbox(store, "chat-1", *(Message.user(str(number)) for number in range(500)))
         yield store
 
 
@@ -105,13 +103,6 @@ async def test_a_file_that_is_no_database_is_never_written_to(tmp_path: Path) ->
     await store.close()
 
 
-async def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    store = ConversationStore(tmp_path / "nowhere" / "history.db")
-    with pytest.raises((ConfigurationError, StoreFault)):
-        await store.prepare()
-    await store.close()
-
-
 @pytest.mark.parametrize("partitions", [0, -1, 1025])
 def test_a_number_of_partitions_that_is_none_is_refused(partitions: int, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="partitions"):
@@ -125,24 +116,9 @@ async def test_preparing_at_once_prepares_once(store_url: str) -> None:
     await store.close()
 
 
-async def test_a_file_keeps_to_its_owner(tmp_path: Path) -> None:
-    path = tmp_path / "history.db"
-    before = os.umask(0)
-    try:
-        async with ConversationStore.open(path):
-            if os.name != "nt":
-                assert {one.name: one.stat().st_mode & 0o777 for one in tmp_path.iterdir()} == dict.fromkeys(
-                    ("history.db", "history.db-wal", "history.db-shm"), 384
-                )
-    finally:
-        os.umask(before)
-
-
 async def test_readers_of_a_file_do_not_wait_for_its_writer(tmp_path: Path) -> None:
     async with ConversationStore.open(tmp_path / "history.db") as store:
-        outbox = Outbox()
-        outbox.append("chat-1", Message.user("x"))
-        await outbox.deliver(store)
+        await new_outbox(store, "chat-1", Message.user("x"))
         with closing(sqlite3.connect(tmp_path / "history.db")) as writer:
             writer.execute("DELETE FROM letopis_messages")
             with anyio.fail_after(5):

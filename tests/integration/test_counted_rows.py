@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from uuid import UUID
 
 import pytest
@@ -17,8 +15,10 @@ from letopis.store.database.engines import create_store_engine
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.schema import lanes, metadata
 from tests.campaigns.invariants import check
-from tests.support.relays import drained, end, lane, relay_on, say, until
+from tests.support.relays import drained, lane, relay_on, running, say, until
+from tests.support.sayings import NewStore, raises_fault
 from tests.support.store_changes import let_through, run_there, swallow
+from tests.support.verdicts import assert_whole
 
 _ID = UUID(int=7)
 INSERTED = ("origins", "conversations", "messages", "lanes", "events", "owners")
@@ -28,8 +28,8 @@ OVERWRITTEN = ("origins", "conversations", "messages", "lanes", "log_heads", "ow
 @pytest.mark.parametrize("table", INSERTED)
 @pytest.mark.parametrize("count", [3, 120], ids=["few", "many"])
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-async def test_inserts_that_are_swallowed_are_noticed(
-    outbox: OutboxFile, new_store_url: Callable[[str], str], kind: str, table: str, count: int
+async def test_swallowed_inserts(
+    outbox: OutboxFile, new_store_url: NewStore, kind: str, table: str, count: int
 ) -> None:
     """By a trigger: on PostgreSQL one that returns NULL, also for COPY; on SQLite RAISE(IGNORE)."""
     url = new_store_url(kind)
@@ -37,26 +37,20 @@ async def test_inserts_that_are_swallowed_are_noticed(
         await run_there(url, *swallow(kind, table, "INSERT"))
         await say(outbox, "chat", count, owner="ann")
         relay = relay_on(outbox, store)
-        task = asyncio.create_task(relay.run())
-        try:
+        async with running(relay):
             await until(lambda: relay.breaker.outage)
             assert relay.breaker.reason == "misconfigured rows"
             assert f"letopis_{table} took" in str(relay.breaker.outage)
             assert (await lane(outbox, "chat")).delivered == 0
             await run_there(url, *let_through(kind, table))
             await drained(outbox)
-        finally:
-            await end(task)
-    verdict = await check([outbox.path], url, drained=True)
-
-    assert verdict.ok, verdict
-    assert verdict.stored == count + 1
+    await assert_whole(outbox, url, count + 1)
 
 
 @pytest.mark.parametrize("table", OVERWRITTEN)
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 async def test_updates_that_are_swallowed_are_noticed(
-    outbox: OutboxFile, new_store_url: Callable[[str], str], kind: str, table: str, monkeypatch: pytest.MonkeyPatch
+    outbox: OutboxFile, new_store_url: NewStore, kind: str, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("letopis.store.write.transaction._LAST_SEEN_INTERVAL_US", -1)
     url = new_store_url(kind)
@@ -85,7 +79,7 @@ async def test_updates_that_are_swallowed_are_noticed(
 @pytest.mark.parametrize("what", ["INSERT", "UPDATE"])
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 async def test_marks_that_are_swallowed_are_noticed(
-    outbox: OutboxFile, new_store_url: Callable[[str], str], kind: str, what: str, monkeypatch: pytest.MonkeyPatch
+    outbox: OutboxFile, new_store_url: NewStore, kind: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The mark of a long deletion in its delivery; where it is carried out, in the step."""
     monkeypatch.setattr("letopis.store.write.loading.MAX_ROWS_PER_TRANSACTION", 3)
@@ -145,10 +139,8 @@ async def test_what_is_not_there_or_unchanged_is_told_apart(store_url: str) -> N
 
 @pytest.mark.parametrize("taken", [0, 2, 4, 7])
 def test_a_wrong_count_is_the_fault_of_the_store(taken: int) -> None:
-    with pytest.raises(StoreFault, match=f"letopis_lanes took {taken} of 3 rows: .*remove it") as caught:
+    with raises_fault(FaultClass.MISCONFIGURED, "rows", match=f"letopis_lanes took {taken} of 3 rows: .*remove it"):
         check_row_count(lanes, taken, 3)
-
-    assert (caught.value.fault_class, caught.value.code) == (FaultClass.MISCONFIGURED, "rows")
 
 
 def test_mariadb_counts_a_row_that_changed_twice() -> None:

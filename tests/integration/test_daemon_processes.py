@@ -78,9 +78,7 @@ def test_it_says_ready_and_how_it_is_and_stops_at_the_first_signal(tmp_path: Pat
         until(lambda: ear.count("READY=1"), "READY")
         until(lambda: pending(path) == 0, "delivered")
         until(lambda: ear.count("WATCHDOG=1") > 3 and ear.count("STATUS=1 outbox"), "watchdog and status")
-        daemon.signal(signal.SIGTERM)
-
-        assert daemon.wait() == Exit.OK
+        daemon.end()
     assert ear.count("STOPPING=1") == 1
     assert daemon.messages()[-1] == "ended: 4 events delivered since the start"
 
@@ -139,9 +137,7 @@ def test_a_hangup_reads_the_configuration_again(tmp_path: Path, ear: Ear) -> Non
         until(lambda: ear.count("READY=1") == 3, "READY all the same")
         filled(tmp_path / "bot.outbox.db", messages=1)
         until(lambda: pending(tmp_path / "bot.outbox.db") == 0, "it works on")
-        daemon.signal(signal.SIGTERM)
-
-        assert daemon.wait() == Exit.OK
+        daemon.end()
     assert "log_levle" in "".join(daemon.messages())
 
 
@@ -167,9 +163,7 @@ def test_a_standby_takes_over_within_two_seconds_of_a_kill(tmp_path: Path) -> No
         for path in paths:
             filled(path, messages=1)
         until(lambda: all(pending(path) == 0 for path in paths), "delivered by the heir")
-        heir.signal(signal.SIGTERM)
-
-        assert heir.wait() == Exit.OK
+        heir.end()
         assert victim.wait() == -signal.SIGKILL
     assert taken < 2
     assert rows(tmp_path / "history.db", "SELECT count(*) FROM letopis_events") == [(10,)]
@@ -180,9 +174,7 @@ def test_a_pattern_picks_a_new_file_up(tmp_path: Path) -> None:
         until(lambda: daemon.said("no outbox is there yet"), "started")
         path = filled(tmp_path / "late.outbox.db")
         until(lambda: pending(path) == 0, "delivered")
-        daemon.signal(signal.SIGTERM)
-
-        assert daemon.wait() == Exit.OK
+        daemon.end()
     assert daemon.said("the outbox 'late.outbox.db' is served from now on")
 
 
@@ -231,9 +223,7 @@ def test_health_and_metrics_are_answered(tmp_path: Path) -> None:
         assert found["process_open_fds"] > 3
         assert ask(port, "/healthz/live")[0] == 200
         healthy = [letopis("healthcheck", *more, folder=tmp_path) for more in ((), ("--listen", str(port)))]
-        daemon.signal(signal.SIGTERM)
-
-        assert daemon.wait() == Exit.OK
+        daemon.end()
     unhealthy = [letopis("healthcheck", *more, folder=tmp_path) for more in ((), ("--listen", str(port)))]
 
     assert [(done.returncode, done.stdout, done.stderr) for done in healthy] == [(0, "", "")] * 2
@@ -310,8 +300,7 @@ def test_drain_waits_for_the_relay_that_works_and_says_what_is_left(tmp_path: Pa
         with DaemonProcess("--drain", "120", *store, folder=tmp_path) as drain:
             letopis("resume", folder=tmp_path)
             ended = drain.wait()
-        daemon.signal(signal.SIGTERM)
-        daemon.wait()
+        daemon.end()
 
     assert (left.returncode, still) == (Exit.LATER, 4)
     assert "another relay runs on this outbox" in left.stderr
@@ -348,8 +337,7 @@ def test_outboxes_that_cannot_be_opened_are_told_and_stop_no_other(tmp_path: Pat
         until(lambda: pending(fine) == 0, "delivered from the third")
         until(told, "two unusable files")
         checked = letopis("healthcheck", *pattern, folder=tmp_path)
-        daemon.signal(signal.SIGTERM)
-        daemon.wait()
+        daemon.end()
     asyncio.run(append_to(fine))
     once = letopis("relay", "--once", *pattern, "--store", "history.sqlite", folder=tmp_path)
 

@@ -22,7 +22,7 @@ from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.fault_classification import classify
 from letopis.store.database.faults import FaultClass
 from tests.support.fix_disk import fill
-from tests.support.relays import drained, end, say, until
+from tests.support.relays import drained, running, say, until
 from tests.support.required import missing
 from tests.support.servers import PostgresServer, ServerUnavailable
 
@@ -61,30 +61,29 @@ async def test_everybody_says_that_the_disk_is_full(store_on_small_disk: str, sm
     outbox = await OutboxFile.open(path)
     async with ConversationStore.open(store_on_small_disk, migrate=True) as store:
         relay = Relay(outbox, store, holder="test")
-        task = asyncio.create_task(relay.run())
-        await say(outbox, "before")
-        await drained(outbox)
-        hog = fill(small_disk)
-        for number in range(40):
-            await say(outbox, f"c{number}", 40)
-        await until(lambda: not relay.breaker.closed)
+        async with running(relay):
+            await say(outbox, "before")
+            await drained(outbox)
+            hog = fill(small_disk)
+            for number in range(40):
+                await say(outbox, f"c{number}", 40)
+            await until(lambda: not relay.breaker.closed)
 
-        assert relay.breaker.outage is not None
-        assert (relay.breaker.outage.fault_class, relay.breaker.outage.code) == ("misconfigured", "disk-full")
-        assert "the disk of the history store is full" in str(relay.breaker.outage)
-        assert fault_class(relay.breaker.reason) == "misconfigured"  # which tells operators at once
-        await asyncio.sleep(0.3)
-        assert "disk-full" in await asyncio.to_thread(letopis, path, "status")
-        assert "misconfigured disk-full" in await asyncio.to_thread(letopis, path, "doctor", store_on_small_disk)
-        findings = {one.check: one async for one in check_store(store_on_small_disk)}
-        assert findings["store_writable"].level == Level.FAIL
-        assert "the disk of the history store is full" in findings["store_writable"].said
+            assert relay.breaker.outage is not None
+            assert (relay.breaker.outage.fault_class, relay.breaker.outage.code) == ("misconfigured", "disk-full")
+            assert "the disk of the history store is full" in str(relay.breaker.outage)
+            assert fault_class(relay.breaker.reason) == "misconfigured"  # which tells operators at once
+            await asyncio.sleep(0.3)
+            assert "disk-full" in await asyncio.to_thread(letopis, path, "status")
+            assert "misconfigured disk-full" in await asyncio.to_thread(letopis, path, "doctor", store_on_small_disk)
+            findings = {one.check: one async for one in check_store(store_on_small_disk)}
+            assert findings["store_writable"].level == Level.FAIL
+            assert "the disk of the history store is full" in findings["store_writable"].said
 
-        hog.unlink()
-        await drained(outbox, patience=60.0)
-        findings = {one.check: one async for one in check_store(store_on_small_disk)}
-        assert findings["store_writable"].level == Level.OK
-        await end(task)
+            hog.unlink()
+            await drained(outbox, patience=60.0)
+            findings = {one.check: one async for one in check_store(store_on_small_disk)}
+            assert findings["store_writable"].level == Level.OK
     await outbox.close()
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from letopis.store.database.urls import normalise_url
 from letopis.store.errors import ConfigurationError
 from tests.support.platforms import posix_only
 from tests.support.resources import own_threads
+from tests.support.sayings import NewStore, present
 
 POSIX_ONLY = posix_only("Windows has no file modes, fork or POSIX locks")
 
@@ -553,8 +554,7 @@ async def test_behind_pgbouncer_the_limits_go_with_each_transaction(fresh_postgr
         assert (await connection.exec_driver_sql("SELECT COUNT(*) FROM pg_prepared_statements")).scalar_one() <= 1
     async with engine.connect() as connection:
         await connection.exec_driver_sql("SELECT 1")
-        driver = (await connection.get_raw_connection()).driver_connection
-        assert driver is not None
+        driver = present((await connection.get_raw_connection()).driver_connection)
         assert await driver.fetchval("SELECT setting FROM pg_settings WHERE name = 'lock_timeout'") == "3000"
         await connection.rollback()
         assert await driver.fetchval("SELECT setting FROM pg_settings WHERE name = 'lock_timeout'") == "0"
@@ -624,7 +624,7 @@ def test_a_tls_file_that_cannot_be_read(tmp_path: Path) -> None:
             create_store_engine(f"mariadb://h/db?ssl_ca={tmp_path / name}")
 
 
-def test_the_url_of_an_engine_is_a_normalised_one(new_store_url: Callable[[str], str]) -> None:
+def test_the_url_of_an_engine_is_a_normalised_one(new_store_url: NewStore) -> None:
     url = new_store_url("sqlite")
 
     assert create_store_engine(url).url == normalise_url(url)

@@ -18,10 +18,11 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.operations.pending_events import Selection
 from letopis.outbox.operations.repair import NotRepairable, fix, pause, restore
 from letopis.outbox.relay.relay import Relay
-from letopis.store import ConversationGone, Event, InvalidInput, Message, MessageRedacted
+from letopis.store import ConversationGone, Event, Message, MessageRedacted
 from letopis.store.model.event_types import ConversationDeleted, ConversationRenamed
-from tests.campaigns.invariants import check
 from tests.support.apart import open_apart
+from tests.support.relays import deliver_all
+from tests.support.verdicts import assert_whole
 
 CHAT = "c1"
 TOKEN = "s3cret-t0ken-of-a-person"
@@ -114,8 +115,11 @@ async def test_redacted_while_it_is_pending(outbox_path: Path) -> None:
         with reading(outbox_path, "letopis_outbox_events"):
             await redact(history)
             assert holding(outbox_path)
+        # What is said of it afterwards goes too.
+        await history.chat(CHAT).sent("m", file_path=TOKEN)
+        await history.chat(CHAT).failed("m", reason=TOKEN)
 
-        # Nothing is delivered or appended here: the file itself sees to it.
+        # Nothing is delivered here: the file itself sees to it.
         await assert_gone_soon(outbox_path)
 
 
@@ -127,44 +131,22 @@ async def test_redacted_after_it_was_delivered(history: History, outbox_path: Pa
     await assert_gone_soon(outbox_path)
     assert await history.drained(timeout=30)
     await assert_gone_soon(outbox_path, store_path)
-    verdict = await check([outbox_path], f"sqlite:///{store_path}", drained=True)
-    assert verdict.ok, verdict
+    await assert_whole(history.outbox, f"sqlite:///{store_path}")
 
 
-async def test_what_is_said_of_it_afterwards_goes_too(history: History, outbox_path: Path, store_path: Path) -> None:
-    await history.append(CHAT, Message.user("harmless", id="m"))
-    await history.append(CHAT, MessageRedacted(message_id="m"))
-    with pytest.raises(InvalidInput, match="erased"):
-        await history.chat(CHAT).edit("m", LONG)
-    await history.chat(CHAT).sent("m", file_path=TOKEN)
-    await history.chat(CHAT).failed("m", reason=TOKEN)
-
-    await assert_gone_soon(outbox_path)
-    assert await history.drained(timeout=30)
-    await assert_gone_soon(outbox_path, store_path)
-
-
-async def test_deleted(history: History, outbox_path: Path, store_path: Path) -> None:
-    await converse(history)
-    await history.append(CHAT, ConversationRenamed(title=LONG))
-    assert await history.drained(timeout=30)
-    await history.append(CHAT, ConversationDeleted(reason="asked"))
-    assert await history.drained(timeout=30)
-
-    await assert_gone_soon(outbox_path, store_path)
-    verdict = await check([outbox_path], f"sqlite:///{store_path}", drained=True)
-    assert verdict.ok, verdict
-
-
-async def test_deleted_before_any_of_it_was_delivered(outbox_path: Path, store_path: Path) -> None:
+@pytest.mark.parametrize("pending", [False, True])
+async def test_deleted(outbox_path: Path, store_path: Path, *, pending: bool) -> None:
     async with History(outbox_path, relay=False) as history:
         await converse(history)
-        await history.append(CHAT, ConversationDeleted())
-        relay = Relay(history.outbox, history.store)
-        while not await history.drained(0):
-            await relay.drain_once()
+        await history.append(CHAT, ConversationRenamed(title=LONG))
+        if not pending:
+            await deliver_all(history)
+        await history.append(CHAT, ConversationDeleted(reason="asked"))
+        await deliver_all(history)
+
         # The process that delivers tells the writer; here that is this one.
         await assert_gone_soon(outbox_path, store_path)
+        await assert_whole(history.outbox, f"sqlite:///{store_path}")
 
 
 async def test_a_draft_and_an_unconfirmed_reply_go_too(outbox_path: Path) -> None:
@@ -179,9 +161,7 @@ async def test_a_draft_and_an_unconfirmed_reply_go_too(outbox_path: Path) -> Non
             async with history.reply("c2") as other:
                 await other.add(LONG)
                 await history.append("c2", ConversationDeleted())
-                relay = Relay(history.outbox, history.store)
-                while not await history.drained(0):
-                    await relay.drain_once()
+                await deliver_all(history)
                 await assert_gone_soon(outbox_path)
 
         with pytest.raises(ConversationGone):
@@ -246,9 +226,7 @@ async def test_a_reader_in_the_way_is_waited_for(history: History, outbox_path: 
 async def test_who_opens_the_files_next_sees_to_what_a_process_left(outbox_path: Path, store_path: Path) -> None:
     async with History(outbox_path, relay=False) as first:
         await converse(first)
-        relay = Relay(first.outbox, first.store)
-        while not await first.drained(0):
-            await relay.drain_once()
+        await deliver_all(first)
         with (
             closing(sqlite3.connect(outbox_path)) as keeps_the_log,
             closing(sqlite3.connect(store_path)) as keeps_the_other,
@@ -257,8 +235,7 @@ async def test_who_opens_the_files_next_sees_to_what_a_process_left(outbox_path:
                 connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
             with reading(outbox_path, "letopis_outbox_events"), reading(store_path, "letopis_events"):
                 await redact(first)
-                while not await first.drained(0):
-                    await relay.drain_once()
+                await deliver_all(first)
                 await first.outbox.close()
                 await first.store.close()
             assert len(holding(outbox_path, store_path)) >= 2

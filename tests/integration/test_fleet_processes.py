@@ -14,7 +14,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.database.urls import normalise_url
 from tests.support.daemons import DaemonProcess, ask, letopis, until
@@ -68,9 +67,7 @@ def ready(port: int) -> Any:
     return json.loads(ask(port, "/healthz/ready")[1])
 
 
-def test_a_daemon_of_twenty_files_takes_few_threads_and_one_descriptor_of_each_quiet_file(
-    tmp_path: Path, store: str
-) -> None:
+def test_daemon_of_twenty_files_takes_few_threads_and_one_descriptor_each(tmp_path: Path, store: str) -> None:
     paths = asyncio.run(make_fleet(tmp_path, 20))
     arguments = ("--outbox", str(tmp_path / "*.outbox.db"), "--store", store, "--listen", "0")
     with DaemonProcess(*arguments, folder=tmp_path) as daemon:
@@ -86,9 +83,7 @@ def test_a_daemon_of_twenty_files_takes_few_threads_and_one_descriptor_of_each_q
         now = figures_of(daemon.pid)
         health = ready(daemon.port())
         metrics = {one.name: one for one in parse(ask(daemon.port(), "/metrics")[1])}
-        daemon.signal(signal.SIGTERM)
-
-        assert daemon.wait() == Exit.OK
+        daemon.end()
     assert most < 20
     assert now.outbox_descriptors <= 20 * LOCK_DESCRIPTORS
     assert health["outboxes"] == {"working": 20, "standby": 0, "wrong_store": 0, "unusable": 0}
@@ -109,8 +104,7 @@ def test_a_kill_midway_delivers_each_event_once_and_in_order(tmp_path: Path, sto
             assert daemon.wait() == -signal.SIGKILL
     with DaemonProcess(*arguments, folder=tmp_path) as daemon:
         until(lambda: pending(paths) == 0, "all are delivered", patience=120)
-        daemon.signal(signal.SIGTERM)
-        assert daemon.wait() == Exit.OK
+        daemon.end()
 
     found = stored(store)
     assert len(found) == files * 4
@@ -130,9 +124,7 @@ def test_a_hangup_reaches_files_that_are_closed(tmp_path: Path) -> None:
         until(lambda: daemon.said("the configuration was read again"), "read again")
         asyncio.run(_append(paths[5]))
         until(lambda: pending(paths) == 0, "delivered after it")
-        daemon.signal(signal.SIGTERM)
-
-        assert daemon.wait() == Exit.OK
+        daemon.end()
 
 
 def test_two_daemons_with_two_patterns_share_the_files(tmp_path: Path, store: str) -> None:
@@ -148,8 +140,7 @@ def test_two_daemons_with_two_patterns_share_the_files(tmp_path: Path, store: st
         assert holders([path for path in paths if path not in half]) == {second.pid}
         assert working == [10, 6]
         for daemon in (first, second):
-            daemon.signal(signal.SIGTERM)
-            assert daemon.wait() == Exit.OK
+            daemon.end()
     assert len(stored(store)) == len(set(stored(store))) == 16 * 2
 
 

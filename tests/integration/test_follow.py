@@ -17,6 +17,7 @@ import pytest
 
 from letopis.outbox import History
 from letopis.store import ConversationStore, InvalidInput, Message
+from tests.support.sayings import NewStore
 
 SAID = 40
 
@@ -120,9 +121,7 @@ async def test_follower_is_told_of_a_redaction(store_url: str, tmp_path: Path) -
     assert not said["data"].get("content")
 
 
-async def test_follower_reads_every_partition_and_counts_what_is_left(
-    new_store_url: Callable[[str], str], tmp_path: Path
-) -> None:
+async def test_follower_reads_every_partition_and_counts_what_is_left(new_store_url: NewStore, tmp_path: Path) -> None:
     url = new_store_url("sqlite")
     async with ConversationStore.open(url, partitions=4) as store:
         await _say(tmp_path, url, 0, SAID, chats=20)
@@ -138,7 +137,7 @@ async def test_follower_reads_every_partition_and_counts_what_is_left(
         assert (await store.outbox_access.lags())["follower.all"] == left
 
 
-async def test_second_process_under_a_name_is_refused(new_store_url: Callable[[str], str], tmp_path: Path) -> None:
+async def test_second_process_under_a_name_is_refused(new_store_url: NewStore, tmp_path: Path) -> None:
     url = new_store_url("sqlite")
     await _say(tmp_path, url, 0, 4)
     async with ConversationStore.open(url) as store:
@@ -152,7 +151,7 @@ async def test_second_process_under_a_name_is_refused(new_store_url: Callable[[s
 
 
 @pytest.mark.parametrize("name", ["", "Upper", "two words", "-x", "x" * 64])
-async def test_name_of_a_follower_is_checked(name: str, new_store_url: Callable[[str], str]) -> None:
+async def test_name_of_a_follower_is_checked(name: str, new_store_url: NewStore) -> None:
     async with ConversationStore.open(new_store_url("sqlite")) as store:
         with pytest.raises(InvalidInput):
             store.follower(name)

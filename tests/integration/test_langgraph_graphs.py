@@ -16,12 +16,18 @@ from tests.support.relays import deliver_all, until
 
 pytest.importorskip("langgraph.graph", reason="needs langgraph: pip install --group adapters")
 
-from langchain_core.language_models.fake_chat_models import FakeListChatModel
-from langchain_core.messages import HumanMessage
+
+import pytest
+from langchain_core.language_models.fake_chat_models import FakeListChatModel, ParrotFakeChatModel
+from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command, interrupt
 
 from letopis.adapters.langgraph import LetopisSaver
+from letopis.store import StoreUnavailable
+from tests.support.child import command, promising
+from tests.support.langgraph_turns import config, put
+from tests.support.peers import refused_port
 
 AT: Any = {"configurable": {"thread_id": "chat-1"}}
 
@@ -183,3 +189,124 @@ async def test_a_run_that_waits_for_a_person_is_resumed_elsewhere(store: Convers
         assert {found.split(":")[0] for found in everything} == {"", "inner"}
         await LetopisSaver(two).aprune(["chat-1"])
         assert len([found async for found in LetopisSaver(two).alist(None)]) == len(set(everything))
+
+
+# --- Fifty turns: the store is away for the middle third, and the bot is killed twice ---
+pytest.importorskip("langgraph.graph", reason="needs langgraph: pip install --group adapters")
+
+
+TURNS = 50
+MODEL = ParrotFakeChatModel()
+
+
+async def answer(state: MessagesState) -> dict[str, Any]:
+    heard = await MODEL.ainvoke(state["messages"])
+    return {"messages": [AIMessage(f"You said: {heard.content}")]}
+
+
+def graph_on(saver: Any) -> Any:
+    builder = StateGraph(MessagesState)
+    builder.add_node("answer", answer)
+    builder.add_edge(START, "answer")
+    return builder.compile(checkpointer=saver)
+
+
+async def chat(path: str, store: str, promises: str) -> None:
+    """Continue the conversation where it stands, and note each turn that the user was told."""
+    told = Path(promises)
+    async with History(path, store=store) as history:
+        graph = graph_on(LetopisSaver(history))
+        while True:
+            state = await graph.aget_state(AT)
+            texts = [one.content for one in state.values.get("messages", ())]
+            number = told.read_text(encoding="utf-8").count("\n") if told.exists() else 0
+            if state.next:  # killed between a question and its answer
+                await graph.ainvoke(None, AT)
+            elif number < len(texts) // 2:
+                with told.open("a", encoding="utf-8") as file:
+                    file.write("|".join(texts[2 * number : 2 * number + 2]) + "\n")
+            elif number == TURNS:
+                await asyncio.sleep(60)  # until it is killed
+            else:
+                await graph.ainvoke({"messages": [HumanMessage(f"question {number}")]}, AT)
+
+
+def lines(number: int) -> str:
+    return "".join(f"question {one}|You said: question {one}\n" for one in range(number))
+
+
+@pytest.mark.parametrize("store_url", ["postgresql"], indirect=True)
+async def test_a_conversation_survives_an_outage_and_two_kills(store_url: str, tmp_path: Path) -> None:
+    path, promises = tmp_path / "bot.outbox.db", tmp_path / "promises.txt"
+    away = f"postgresql://nobody@127.0.0.1:{await refused_port()}/nowhere"
+    # Two lives end in the middle of whatever they do, once they have told their share of the answers.
+    for store, turns in ((store_url, TURNS // 3), (away, 2 * TURNS // 3), (store_url, TURNS)):
+        with promising(command(chat, path, store, promises), promises, size=len(lines(turns)) - 1, patience=90):
+            pass
+        told = promises.read_text(encoding="utf-8")
+        assert told == lines(told.count("\n"))
+
+    async with History(path, store=store_url) as history:
+        await until(lambda: history.drained(0), patience=60)
+        graph = graph_on(LetopisSaver(history))
+        values = (await graph.aget_state(AT)).values["messages"]
+        said = [text for line in told.splitlines() for text in line.split("|")]
+        assert [one.content for one in values] == said
+        assert len(said) == 2 * TURNS
+    # Another machine, which knows nothing but the store, reads the same.
+    async with History(tmp_path / "other.outbox.db", store=store_url) as other:
+        assert (await graph_on(LetopisSaver(other)).aget_state(AT)).values["messages"] == values
+
+
+async def test_an_unknown_thread_is_not_begun_anew(alone: History) -> None:
+    with pytest.raises(StoreUnavailable):
+        await graph_on(LetopisSaver(alone)).ainvoke({"messages": [HumanMessage("hello")]}, AT)
+
+
+# --- How much a long thread takes ---
+
+
+LONG_TURNS = 333
+MOST_BYTES = 10_000_000
+
+
+async def converse(saver: Any, turns: int) -> list[Any]:
+    """Three checkpoints a turn of 500 bytes, as a graph with one node makes them."""
+    said: list[Any] = []
+    at: Any = config()
+    step = 0
+    for turn in range(turns):
+        for message in (None, HumanMessage(f"{turn} " + "w" * 245, id=f"h{turn}"), AIMessage("w" * 250, id=f"a{turn}")):
+            if message is not None:
+                await saver.aput_writes(at, [("messages", [message])], f"task-{step}", "~__pregel_pull, answer")
+                said = [*said, message]
+            step += 1
+            at = await put(saver, {"messages": said}, at, version=f"{step:032}.0.5", step=step, source="loop")
+    return said
+
+
+@pytest.mark.slow
+async def test_a_long_thread_is_small_and_its_latest_near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small beside that of the official saver; and near: a few questions to the store, however long it is."""
+    official_saver = pytest.importorskip("langgraph.checkpoint.sqlite.aio").AsyncSqliteSaver
+    async with History(tmp_path / "bot.outbox.db", store=tmp_path / "history.db") as history:
+        said = await converse(LetopisSaver(history), LONG_TURNS)
+        await until(lambda: history.drained(0), patience=60)
+        async with official_saver.from_conn_string(str(tmp_path / "official.db")) as official:
+            await converse(official, LONG_TURNS)
+        gateway, asked = history._parts.record_reads._gateway, list[None]()
+        read = gateway.read
+
+        async def counted(*given: Any, **options: Any) -> Any:
+            asked.append(None)
+            return await read(*given, **options)
+
+        monkeypatch.setattr(gateway, "read", counted)
+        found = await LetopisSaver(history).aget_tuple(config())
+        assert found is not None and found.checkpoint["channel_values"]["messages"] == said
+        assert len(asked) <= 3
+        assert len([one async for one in LetopisSaver(history).alist(config(), limit=30)]) == 30
+
+    sizes = {name: (tmp_path / name).stat().st_size for name in ("history.db", "bot.outbox.db", "official.db")}
+    assert sizes["history.db"] < MOST_BYTES / 2
+    assert sizes["history.db"] + sizes["bot.outbox.db"] < MOST_BYTES < sizes["official.db"] / 10

@@ -316,7 +316,7 @@ async def test_prune_keeps_the_last_ones_and_those_of_an_age_and_always_the_late
 
 
 @pytest.mark.parametrize("how", ["prune", "delete"])
-async def test_a_checkpoint_put_while_its_parent_is_deleted_is_whole(
+async def test_checkpoint_put_while_its_parent_goes(
     history: History, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The new one relies on values of its parent, and they are deleted before it is written."""
@@ -355,9 +355,7 @@ async def test_a_checkpoint_put_after_its_thread_was_reset_is_whole(bot: History
     assert await values_of(LetopisSaver(bot)) == {"said": SAID[:41]}
 
 
-async def test_a_checkpoint_put_after_another_outbox_pruned_its_parent_is_whole(
-    store: ConversationStore, tmp_path: Path
-) -> None:
+async def test_checkpoint_put_after_another_outbox_pruned_is_whole(store: ConversationStore, tmp_path: Path) -> None:
     async with (
         History(tmp_path / "one.outbox.db", store=store, relay=False) as one,
         History(tmp_path / "two.outbox.db", store=store, relay=False) as two,

@@ -14,14 +14,7 @@ from tests.support.relays import deliver_all
 
 pytest.importorskip("langgraph.store.base", reason="needs langgraph: pip install --group adapters")
 
-from langgraph.store.base import (
-    GetOp,
-    InvalidNamespaceError,
-    ListNamespacesOp,
-    MatchCondition,
-    PutOp,
-    SearchOp,
-)
+from langgraph.store.base import GetOp, InvalidNamespaceError, ListNamespacesOp, MatchCondition, PutOp, SearchOp
 from langgraph.store.memory import InMemoryStore
 
 from letopis.adapters.langgraph import LetopisStore

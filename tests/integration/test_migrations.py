@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,11 @@ from letopis.store import ConversationStore, FaultClass, StoreFault
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.migrations import STORE, Revision, SchemaState, hold_alembic_lock, revision_state, upgrade
 from letopis.store.database.schema import metadata, search, store
+from tests.support.bench import ask
 from tests.support.next_release import NEXT, NextRelease, next_store_tables, write_next_release
 from tests.support.paths import ROOT
+from tests.support.sayings import NewStore
+from tests.support.store_changes import run_there
 
 OURS = sorted([*metadata.tables, STORE.version_table])
 NEWER = NEXT
@@ -104,6 +107,11 @@ def differences(connection: sa.Connection, expected: sa.MetaData = metadata) -> 
     return list(compare_metadata(MigrationContext.configure(connection, opts=options), expected))
 
 
+async def assert_described(url: str, expected: sa.MetaData = metadata) -> None:
+    async with connected(url) as connection:
+        assert await connection.run_sync(differences, expected) == []
+
+
 def described_tables(dialect: str) -> list[sa.Table]:
     """The tables that the code describes as they are on one of the databases."""
     return [table for table in metadata.tables.values() if table.info["not_on"] != dialect]
@@ -145,7 +153,7 @@ def described(connection: sa.Connection) -> list[Any]:
 
 
 async def test_the_migrations_make_what_the_code_describes(
-    empty_database_url: str, new_store_url: Callable[[str], str], request: pytest.FixtureRequest
+    empty_database_url: str, new_store_url: NewStore, request: pytest.FixtureRequest
 ) -> None:
     await migrated(empty_database_url)
     other = new_store_url(request.node.callspec.params["empty_database_url"])
@@ -200,7 +208,7 @@ async def test_a_difference_would_be_found(empty_database_url: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
-async def test_ids_compare_byte_by_byte(kind: str, new_store_url: Callable[[str], str]) -> None:
+async def test_ids_compare_byte_by_byte(kind: str, new_store_url: NewStore) -> None:
     url = new_store_url(kind)
     await migrated(url)
     async with connected(url) as connection:
@@ -228,8 +236,7 @@ async def test_ids_compare_byte_by_byte(kind: str, new_store_url: Callable[[str]
 
 async def test_down_to_nothing_and_up_again(empty_database_url: str) -> None:
     await migrated(empty_database_url)
-    async with connected(empty_database_url) as connection:
-        await connection.exec_driver_sql("CREATE TABLE of_the_bot (id INTEGER PRIMARY KEY)")
+    await run_there(empty_database_url, "CREATE TABLE of_the_bot (id INTEGER PRIMARY KEY)")
 
     alembic("downgrade", "base", url=empty_database_url)
     assert await tables(empty_database_url) == ["letopis_version", "of_the_bot"]
@@ -240,9 +247,7 @@ async def test_down_to_nothing_and_up_again(empty_database_url: str) -> None:
     alembic("check", url=empty_database_url)
 
 
-async def test_the_option_goes_before_the_environment_and_before_the_file(
-    new_store_url: Callable[[str], str], tmp_path: Path
-) -> None:
+async def test_option_goes_before_environment_and_file(new_store_url: NewStore, tmp_path: Path) -> None:
     named, environment, in_file = (new_store_url("sqlite") for _ in range(3))
     (tmp_path / "alembic.ini").write_text(
         f"[alembic]\nscript_location = letopis.migrations:store\nsqlalchemy.url = {in_file}\npath_separator = os\n"
@@ -287,9 +292,7 @@ async def test_no_way_to_the_database_is_one_line_without_a_secret(url: str, sai
     assert "s3cret" not in str(caught.value)
 
 
-async def test_the_sql_that_is_printed_makes_the_same_store(
-    empty_database_url: str, new_store_url: Callable[[str], str], request: pytest.FixtureRequest
-) -> None:
+async def test_printed_sql(empty_database_url: str, new_store_url: NewStore, request: pytest.FixtureRequest) -> None:
     script = alembic("upgrade", "head", "--sql", url=empty_database_url)
     statements = [re.sub(r"^--.*$", "", part, flags=re.MULTILINE).strip() for part in script.split(";\n")]
     async with connected(empty_database_url) as connection:
@@ -350,7 +353,7 @@ async def test_what_is_newer_or_foreign_is_never_migrated(empty_database_url: st
 
 
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
-async def test_a_server_is_migrated_only_on_request(kind: str, new_store_url: Callable[[str], str]) -> None:
+async def test_a_server_is_migrated_only_on_request(kind: str, new_store_url: NewStore) -> None:
     url = new_store_url(kind)
     store = ConversationStore(url)
     with pytest.raises(StoreFault, match="letopis db upgrade") as caught:
@@ -362,7 +365,7 @@ async def test_a_server_is_migrated_only_on_request(kind: str, new_store_url: Ca
     await store.close()
 
 
-async def test_a_file_migrates_itself_unless_told_not_to(new_store_url: Callable[[str], str]) -> None:
+async def test_a_file_migrates_itself_unless_told_not_to(new_store_url: NewStore) -> None:
     url = new_store_url("sqlite")
     path = Path(url.removeprefix("sqlite:///"))
     store = ConversationStore(url, migrate=False)
@@ -377,38 +380,38 @@ async def test_a_file_migrates_itself_unless_told_not_to(new_store_url: Callable
         assert path.stat().st_mode & 0o777 == 0o600
 
 
-async def test_many_may_migrate_at_once(empty_database_url: str) -> None:
-    """Four tasks of this process and three other processes; each finds the tables complete."""
+@pytest.mark.parametrize("release", ["this", "next"])
+async def test_many_may_migrate_at_once(empty_database_url: str, following: NextRelease, release: str) -> None:
+    """Four tasks of this process, and three other processes; each waits for the lock and finds the tables complete."""
+    url, environment = empty_database_url, os.environ
+    if release == "next":
+        await migrated(url)
+        environment = environment | {"PYTHONPATH": os.pathsep.join(following.roots)}
+    words = [sys.executable, *(["-W", "error"] if release == "this" else []), "-c", OPEN_AND_PRINT, url]
     others = [
-        await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-W",
-            "error",
-            "-c",
-            OPEN_AND_PRINT,
-            empty_database_url,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
+        await asyncio.create_subprocess_exec(*words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(3)
     ]
-    await asyncio.gather(*(migrated(empty_database_url) for _ in range(4)))
+    await asyncio.gather(*(migrated(url) if release == "this" else upgraded(url, following) for _ in range(4)))
     for other in others:
         out, err = await other.communicate()
         assert (out.decode().strip(), err.decode()) == ("0", "")
-    async with connected(empty_database_url) as connection:
-        assert await connection.run_sync(differences) == []
-        assert (await connection.exec_driver_sql("SELECT COUNT(*) FROM letopis_log_heads")).scalar_one() == 1
+    await assert_described(url, metadata if release == "this" else next_store_tables())
+    assert await ask(url, "SELECT COUNT(*) FROM letopis_log_heads") == 1
+    if release == "next":
+        assert await ask(url, "SELECT COUNT(*) FROM letopis_labels") == 1
 
 
 async def test_an_upgrade_that_was_cut_off_is_taken_up_again(empty_database_url: str) -> None:
     """MariaDB commits each table separately; the others roll back, and do not mind either."""
     await migrated(empty_database_url, partitions=2)
-    async with connected(empty_database_url) as connection:
-        await connection.exec_driver_sql("DELETE FROM letopis_version")
-        await connection.exec_driver_sql("DROP TABLE letopis_owners")
-        await connection.exec_driver_sql("DROP TABLE letopis_events")
-        await connection.exec_driver_sql("DELETE FROM letopis_log_heads WHERE position = 0 AND 1 = 0")
+    await run_there(
+        empty_database_url,
+        "DELETE FROM letopis_version",
+        "DROP TABLE letopis_owners",
+        "DROP TABLE letopis_events",
+        "DELETE FROM letopis_log_heads WHERE position = 0 AND 1 = 0",
+    )
 
     await migrated(empty_database_url, partitions=2)
 
@@ -417,7 +420,7 @@ async def test_an_upgrade_that_was_cut_off_is_taken_up_again(empty_database_url:
         assert await store.partitions() == 2
 
 
-async def test_an_upgrade_rolls_back_with_its_transaction(new_store_url: Callable[[str], str]) -> None:
+async def test_an_upgrade_rolls_back_with_its_transaction(new_store_url: NewStore) -> None:
     for kind in ("sqlite", "postgresql"):
         url = new_store_url(kind)
         engine = create_store_engine(url)
@@ -457,44 +460,20 @@ async def test_the_next_revision_expands_a_filled_store(empty_database_url: str,
         await migrated(empty_database_url)
 
 
-async def test_an_interrupted_upgrade_to_the_next_revision_is_completed(
-    empty_database_url: str, following: NextRelease
-) -> None:
+async def test_interrupted_upgrade_to_the_next_is_completed(empty_database_url: str, following: NextRelease) -> None:
     """MariaDB commits each step separately: here the first column and the index, without the revision."""
     await migrated(empty_database_url)
-    async with connected(empty_database_url) as connection:
-        await connection.exec_driver_sql(
-            "ALTER TABLE letopis_conversations ADD COLUMN pinned SMALLINT DEFAULT '0' NOT NULL"
-        )
-        await connection.exec_driver_sql(
-            "CREATE INDEX ix_letopis_conversations_pinned ON letopis_conversations (pinned)"
-        )
+    await run_there(
+        empty_database_url,
+        "ALTER TABLE letopis_conversations ADD COLUMN pinned SMALLINT DEFAULT '0' NOT NULL",
+        "CREATE INDEX ix_letopis_conversations_pinned ON letopis_conversations (pinned)",
+    )
     assert await state_for(empty_database_url, following) is SchemaState.OLDER
 
     await upgraded(empty_database_url, following)
 
-    async with connected(empty_database_url) as connection:
-        assert await connection.run_sync(differences, next_store_tables()) == []
-        assert (await connection.exec_driver_sql("SELECT COUNT(*) FROM letopis_labels")).scalar_one() == 1
-
-
-async def test_many_may_migrate_to_the_next_revision_at_once(empty_database_url: str, following: NextRelease) -> None:
-    """Three tasks of this process, and two processes of the next release; each waits for the lock."""
-    await migrated(empty_database_url)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(following.roots)}
-    others = [
-        await asyncio.create_subprocess_exec(
-            sys.executable, "-c", OPEN_AND_PRINT, empty_database_url, env=environment, stdout=asyncio.subprocess.PIPE
-        )
-        for _ in range(2)
-    ]
-    await asyncio.gather(*(upgraded(empty_database_url, following) for _ in range(3)))
-    for other in others:
-        out, _ = await other.communicate()
-        assert out.decode().strip() == "0"
-    async with connected(empty_database_url) as connection:
-        assert await connection.run_sync(differences, next_store_tables()) == []
-        assert (await connection.exec_driver_sql("SELECT COUNT(*) FROM letopis_labels")).scalar_one() == 1
+    await assert_described(empty_database_url, next_store_tables())
+    assert await ask(empty_database_url, "SELECT COUNT(*) FROM letopis_labels") == 1
 
 
 async def test_the_next_revision_can_be_taken_back(empty_database_url: str, following: NextRelease) -> None:
@@ -519,9 +498,7 @@ async def test_the_next_revision_can_be_taken_back(empty_database_url: str, foll
     assert (await state(empty_database_url)).state is SchemaState.CURRENT
 
 
-async def test_the_lock_of_a_server_that_commits_by_itself_is_freed_with_the_revision_committed(
-    new_store_url: Callable[[str], str],
-) -> None:
+async def test_lock_is_freed_with_the_revision_committed(new_store_url: NewStore) -> None:
     """Who waits for the lock looks at the revision next: an older one would have it migrate once more, and fail."""
     url = new_store_url("mariadb")
     engine = create_store_engine(url)
@@ -533,10 +510,12 @@ async def test_the_lock_of_a_server_that_commits_by_itself_is_freed_with_the_rev
 
 
 async def test_the_bots_own_migrations_are_left_alone(empty_database_url: str) -> None:
-    async with connected(empty_database_url) as connection:
-        await connection.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32) PRIMARY KEY)")
-        await connection.exec_driver_sql("INSERT INTO alembic_version VALUES ('bot-17')")
-        await connection.exec_driver_sql("CREATE TABLE events (id INTEGER PRIMARY KEY)")
+    await run_there(
+        empty_database_url,
+        "CREATE TABLE alembic_version (version_num VARCHAR(32) PRIMARY KEY)",
+        "INSERT INTO alembic_version VALUES ('bot-17')",
+        "CREATE TABLE events (id INTEGER PRIMARY KEY)",
+    )
 
     await migrated(empty_database_url)
 

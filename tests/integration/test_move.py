@@ -41,6 +41,7 @@ from tests.support.moves import (
     states,
     takes_deliveries,
 )
+from tests.support.sayings import raises_fault, send
 
 New = Callable[[str], str]
 
@@ -87,7 +88,7 @@ def target(new_store_url: New) -> str:
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("step", STEPS)
-async def test_cut_off_at_each_step_it_is_gone_on_with(
+async def test_resumes_a_move(
     source: str, target: str, step: str, after: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await cut_off(monkeypatch, source, target, step, after=after)
@@ -105,9 +106,7 @@ async def test_cut_off_at_each_step_it_is_gone_on_with(
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("step", STEPS)
-async def test_cut_off_at_each_step_it_is_given_up_or_refuses_to_be(
-    source: str, target: str, step: str, after: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_cancelling(source: str, target: str, step: str, after: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     await cut_off(monkeypatch, source, target, step, after=after)
     was = await states(source)
 
@@ -125,9 +124,7 @@ async def test_cut_off_at_each_step_it_is_given_up_or_refuses_to_be(
 
 
 @pytest.mark.parametrize("step", ["commit_handover", "open_target"])
-async def test_a_run_that_was_given_up_opens_nothing(
-    source: str, target: str, step: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_given_up_run_opens_nothing(source: str, target: str, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its copy is verified and the last steps are left; meanwhile the move is given up, and deliveries come."""
     reached, go = asyncio.Event(), asyncio.Event()
     real: Callable[..., Awaitable[Any]] = getattr(mover, step)
@@ -161,7 +158,7 @@ async def test_a_run_that_was_given_up_opens_nothing(
     assert await sound(target) == []
 
 
-async def test_a_run_that_was_given_up_does_not_hand_over_what_was_closed_anew(
+async def test_given_up_run_stays_out(
     source: str, target: str, new_store_url: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reached, go = hold_handover(monkeypatch)
@@ -186,9 +183,7 @@ async def test_of_two_runs_at_a_time_one_ends_the_move(source: str, target: str)
     assert await open_ones(source, target) == [target]
 
 
-async def test_an_apply_that_is_under_way_when_the_store_is_closed_is_whole_or_refused(
-    source: str, target: str
-) -> None:
+async def test_apply_under_way_when_the_store_is_closed_is_whole_or_refused(source: str, target: str) -> None:
     async with Writer(source, target).running() as writer:
         await move(source, target)
         await asyncio.sleep(0.2)
@@ -198,9 +193,7 @@ async def test_an_apply_that_is_under_way_when_the_store_is_closed_is_whole_or_r
     assert writer.refused > 0
 
 
-async def test_a_delivery_of_what_the_log_holds_moves_no_lane_of_a_closed_store(
-    source: str, target: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_known_events_move_no_lane_when_closed(source: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An outbox of another identity delivers events that are there: the log would not change, but its lanes."""
     real = Applier.run_phases
 
@@ -223,23 +216,22 @@ async def test_a_delivery_of_what_the_log_holds_moves_no_lane_of_a_closed_store(
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mariadb"])
-async def test_an_unfinished_target_is_neither_written_to_nor_read(
+async def test_unfinished_is_unused(
     source: str, kind: str, new_store_url: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = new_store_url(kind)
     await cut_off(monkeypatch, source, target, "close_source", after=False)
     store = ConversationStore(target, migrate=False)
     for use in (store.prepare, lambda: store.messages("talk 1"), lambda: Outbox().deliver(store)):
-        with pytest.raises(StoreFault, match="is not finished") as caught:
+        with raises_fault(FaultClass.WRONG_STORE, "arriving", match="is not finished"):
             await use()
-        assert (caught.value.fault_class, caught.value.code) == (FaultClass.WRONG_STORE, "arriving")
     await move(source, target)
     assert (await store.messages("talk 1")).items  # the same object, on its own
     await store.close()
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mariadb"])
-async def test_a_byte_that_is_flipped_in_the_target_is_mended_before_it_opens(
+async def test_flipped_byte_is_mended(
     source: str, kind: str, new_store_url: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Control: what is compared is what the target holds, event by event, also what was copied long before."""
@@ -261,9 +253,7 @@ async def test_a_byte_that_is_flipped_in_the_target_is_mended_before_it_opens(
     assert await sound(target) == []
 
 
-async def test_without_comparing_a_flipped_byte_would_arrive(
-    source: str, target: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_uncompared_flipped_byte_would_arrive(source: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Control of the control: the test above would see it."""
     await cut_off(monkeypatch, source, target, "close_source", after=False)
     await run_sql(target, "UPDATE letopis_events SET data = REPLACE(data, '\"user\"', '\"uSer\"')")
@@ -307,8 +297,7 @@ async def test_a_redaction_during_the_copy_arrives(source: str, target: str, mon
     outbox.append("young", ConversationStarted(forked_from={"conversation_id": "old", "version": 2}))
     async with ConversationStore.open(source) as store:
         await outbox.deliver(store)
-        outbox.append("old", ConversationDeleted())
-        await outbox.deliver(store)
+        await send(store, outbox, "old", ConversationDeleted())
         real = handover.close_source
 
         async def close(*given: Any) -> Any:
@@ -352,7 +341,7 @@ async def test_a_target_is_empty_or_of_this_move(source: str, target: str, new_s
     assert await open_ones(source, target, back) == [back]
 
 
-async def test_a_copy_of_the_store_is_no_target(source: str, target: str, tmp_path: Path) -> None:
+async def test_a_copy_of_the_store_is_no_target(source: str, tmp_path: Path) -> None:
     await run_sql(source, "SELECT 1")
     engine_path = source.removeprefix("sqlite:///")
     import sqlite3
@@ -364,9 +353,7 @@ async def test_a_copy_of_the_store_is_no_target(source: str, target: str, tmp_pa
         await move(source, tmp_path / "copy.db")
 
 
-async def test_a_move_that_is_under_way_names_its_target(
-    source: str, target: str, new_store_url: New, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_names_its_target(source: str, target: str, new_store_url: New, monkeypatch: pytest.MonkeyPatch) -> None:
     await cut_off(monkeypatch, source, target, "close_source", after=True)
     elsewhere = new_store_url("sqlite")
     with pytest.raises(ConfigurationError, match="is being moved to"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ from letopis.outbox.relay.store_binding import find_refusal
 from letopis.store import ConversationStore, Message, move
 from tests.support.moves import dump, held, hold_handover, sound
 from tests.support.relays import QUICK, end, until
+from tests.support.sayings import NewStore, present
 
 
-async def test_a_bot_appends_and_reads_through_the_pause(
-    tmp_path: Path, new_store_url: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_bot_goes_on_through_it(tmp_path: Path, new_store_url: NewStore, monkeypatch: pytest.MonkeyPatch) -> None:
     path, old, new = tmp_path / "bot.outbox.db", new_store_url("sqlite"), new_store_url("postgresql")
     reached, go = hold_handover(monkeypatch)
     said: list[str] = []
@@ -50,8 +48,7 @@ async def test_a_bot_appends_and_reads_through_the_pause(
         await asyncio.wait_for(reached.wait(), 60)
 
         # The pause: neither store takes deliveries, and the relay says why.
-        relay = history.relay
-        assert relay is not None
+        relay = present(history.relay)
         await until(lambda: relay.breaker.reason == "wrong_store moved")
         before, count = await dump(old), len(said)
         await until(lambda: len(said) > count + 20 or talking.done(), patience=30)
@@ -72,8 +69,7 @@ async def test_a_bot_appends_and_reads_through_the_pause(
         assert not talking.done(), talking.result()
         async with alone:  # between two messages
             await end(talking)
-        fault = await find_refusal(history.outbox, history.store)
-        assert fault is not None
+        fault = present(await find_refusal(history.outbox, history.store))
         assert fault.code == "moved"
         assert "postgresql://" in str(fault)
         assert await first.saved(timeout=60)  # what was saved before stays so

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from random import Random
@@ -17,10 +17,11 @@ from letopis.adapters.formats import openai_responses
 from letopis.outbox import History, Retention
 from letopis.outbox.diagnostics.salvage import salvage
 from letopis.outbox.event_log.retention import Pruner
-from letopis.outbox.relay.relay import Relay
 from letopis.store import ConversationStore, Data, InvalidInput, Message, RecordedMessage, ToolCall, ToolResult, move
 from letopis.store.model.envelope import to_text
 from tests.integration.test_erasure_bytes import assert_gone_soon, holding
+from tests.support.relays import deliver_all
+from tests.support.sayings import NewStore
 from tests.support.servers.store_pool import migrate
 from tests.support.sqlite_rows import rows
 from tests.support.values.items import TOKEN, VALUES
@@ -138,12 +139,9 @@ def test_the_command_erases_it(letopis: Any, tmp_path: Path) -> None:
 async def test_a_packed_item_is_gone_from_the_rows(history: History) -> None:
     """Its bytes say nothing to a search, so its whole row is compared."""
     [message_id] = await _append(history, [KINDS["3-mb"].output])
-    relay = Relay(history.outbox, history.store)
-    while not await history.drained(0):
-        await relay.drain_once()
+    await deliver_all(history)
     await history.chat(CHAT).redact(message_id)
-    while not await history.drained(0):
-        await relay.drain_once()
+    await deliver_all(history)
 
     [message] = await history.store.messages(CHAT)
     assert (message.redacted, message.message.metadata) == (True, {})
@@ -157,7 +155,7 @@ async def test_a_fork_gives_it_back(bot: History) -> None:
 
 
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
-async def test_a_move_gives_it_back(kind: str, tmp_path: Path, new_store_url: Callable[[str], str]) -> None:
+async def test_a_move_gives_it_back(kind: str, tmp_path: Path, new_store_url: NewStore) -> None:
     source, target = new_store_url("sqlite"), new_store_url(kind)
     items = [*SOME, KINDS["3-mb"].output]
     async with History(tmp_path / "a.outbox.db", store=source) as history:
@@ -183,9 +181,7 @@ async def test_the_outbox_forgets_it_when_it_is_delivered_and_the_store_gives_it
     path = tmp_path / "bot.outbox.db"
     async with History(path, relay=False) as history:
         await _append(history, SOME)
-        relay = Relay(history.outbox, history.store)
-        while not await history.drained(0):
-            await relay.drain_once()
+        await deliver_all(history)
         await history.outbox.write(Pruner(Retention(keep_last=0, keep_for=timedelta(0)), history.outbox.now_us))
         assert rows(path, "SELECT count(*) FROM letopis_outbox_events WHERE type = 'message.appended'") == [(0,)]
         assert _items(await history.messages(CHAT)) == WANTED
@@ -213,9 +209,7 @@ def test_exported_and_imported_it_is_the_same(letopis: Any, tmp_path: Path) -> N
 async def test_it_is_found_by_what_can_be_read_of_it(bot: History) -> None:
     message = openai_responses.to_messages([{"role": "user", "content": "What about sorghum\0?"}])
     await bot.append(CHAT, *message)
-    relay = Relay(bot.outbox, bot.store)
-    while not await bot.drained(0):
-        await relay.drain_once()
+    await deliver_all(bot)
 
     assert [one.message.text for one in await bot.search("sorghum")] == ["What about sorghum\ufffd?"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
@@ -19,6 +19,7 @@ from letopis.store.rules.apply_plan import TableRow
 from letopis.store.testing.outbox import Outbox
 from tests.support.hot_statements import OWNER, faults_of, hot_statements, noted
 from tests.support.native_partitions import DIVIDED, PARTITIONS, make_divided_store
+from tests.support.sayings import NewStore
 
 OF_THIS_CONNECTION = sa.text(
     "SELECT relation::regclass::text FROM pg_locks"
@@ -73,7 +74,7 @@ async def test_an_overwrite_locks_the_partitions_of_its_rows(fresh_postgresql_ur
 
 
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
-async def test_every_table_with_partitions_can_be_divided(kind: str, new_store_url: Callable[[str], str]) -> None:
+async def test_every_table_with_partitions_can_be_divided(kind: str, new_store_url: NewStore) -> None:
     url = new_store_url(kind)
     await make_divided_store(url)
     async with connected(url) as connection:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -20,17 +20,19 @@ from letopis.store.database.faults import FaultClass
 from letopis.store.database.timeouts import Timeouts
 from tests.campaigns.invariants import check
 from tests.support.bench import fault_at
-from tests.support.relays import drained, end, relay_on, say, until
+from tests.support.relays import drained, end, relay_on, running, say, until
 from tests.support.required import program
+from tests.support.sayings import NewStore
 from tests.support.servers import PostgresServer
 from tests.support.servers.processes import accepts, free_port, spawn, wait_until_ready
 from tests.support.servers.processes import end as end_process
 from tests.support.store_changes import copied, put_back
+from tests.support.verdicts import is_whole
 
 
 @pytest.fixture
 def through(
-    postgresql_server: PostgresServer, new_store_url: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+    postgresql_server: PostgresServer, new_store_url: NewStore, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, str]]:
     """A database, and the same behind a PgBouncer that knows no prepared statements and has three connections."""
     pgbouncer = program("pgbouncer", "pgbouncer")
@@ -118,7 +120,7 @@ async def test_a_url_that_does_not_say_so_is_a_matter_of_configuration(through: 
     assert (await fault_at(pooled)).fault_class in {FaultClass.MISCONFIGURED, FaultClass.UNAVAILABLE}
 
 
-async def test_a_restore_behind_the_pooler_heals_though_no_connection_is_lost(
+async def test_restore_heals_by_interval(
     through: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connections to PgBouncer outlive those to the server: only the interval notices."""
@@ -129,22 +131,17 @@ async def test_a_restore_behind_the_pooler_heals_though_no_connection_is_lost(
     outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
     async with ConversationStore.open(f"{pooled}?pgbouncer=true", pool_size=2) as store:
         relay = relay_on(outbox, store)
-        task = asyncio.create_task(relay.run())
-        await say(outbox, "old", 5)
-        await drained(outbox)
-        backup = await copied(url)
-        await say(outbox, "old", 5)
-        await say(outbox, "new", 5)
-        await drained(outbox)
-        before = store.outbox_access.continuity.generation
-        await put_back(url, backup)
+        async with running(relay):
+            await say(outbox, "old", 5)
+            await drained(outbox)
+            backup = await copied(url)
+            await say(outbox, "old", 5)
+            await say(outbox, "new", 5)
+            await drained(outbox)
+            before = store.outbox_access.continuity.generation
+            await put_back(url, backup)
 
-        async def whole() -> bool:
-            verdict = await check([outbox.path], url, drained=True)
-            return verdict.ok and verdict.stored == 11 + 6
-
-        await until(whole, patience=30)
-        await end(task)
+            await until(lambda: is_whole(outbox, url, 11 + 6), patience=30)
         assert store.outbox_access.continuity.generation == before
         assert relay.breaker.trips == 0
     assert (await check([outbox.path], url, drained=True)).ok

@@ -35,16 +35,21 @@ from letopis.store.model.messages import Message
 from tests.campaigns.invariants import check
 from tests.support.platforms import posix_only
 from tests.support.relays import DOWN, Hands, ToldStore, drained, fault, lane, relay_on, running, say, until
+from tests.support.sayings import present
 from tests.support.servers import PostgresServer
 from tests.support.statements import statements_of
 from tests.support.store_changes import copied, put_back, run_there
+from tests.support.verdicts import assert_whole, is_whole
 
 NEVER = 1e9
 SOON = 0.1
 
 
+Every = Callable[[float], None]
+
+
 @pytest.fixture
-def every(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+def every(monkeypatch: pytest.MonkeyPatch) -> Every:
     return lambda seconds: monkeypatch.setattr(reconcile, "RECONCILE_INTERVAL_SECONDS", seconds)
 
 
@@ -58,8 +63,7 @@ async def doctors(outbox: OutboxFile, url: str) -> dict[str, Level]:
 
 
 async def contradictions(outbox: OutboxFile, url: str) -> list[str]:
-    kept = read_reference(outbox.path)
-    assert kept is not None
+    kept = present(read_reference(outbox.path))
     engine = create_store_engine(url, pool_size=1)
     try:
         return [one async for one in differences(kept, engine)]
@@ -67,8 +71,8 @@ async def contradictions(outbox: OutboxFile, url: str) -> list[str]:
         await engine.dispose()
 
 
-async def test_a_store_restored_in_quiet_heals_by_itself(
-    outbox: OutboxFile, store: ConversationStore, store_url: str, every: Callable[[float], None]
+async def test_restored_in_quiet_heals(
+    outbox: OutboxFile, store: ConversationStore, store_url: str, every: Every
 ) -> None:
     """No event, no restart, no connection lost: only time passes."""
     every(SOON)
@@ -82,18 +86,12 @@ async def test_a_store_restored_in_quiet_heals_by_itself(
         await put_back(store_url, backup)
         assert (await doctors(outbox, store_url))["store_heads"] is Level.FAIL
 
-        async def whole() -> bool:
-            verdict = await check([outbox.path], store_url, drained=True)
-            return verdict.ok and verdict.stored == 6 + 5 + 6 + 6
-
-        await until(whole)
+        await until(lambda: is_whole(outbox, store_url, 6 + 5 + 6 + 6))
         assert relay.breaker.trips == 0
     assert (await doctors(outbox, store_url))["store_heads"] is Level.OK
 
 
-async def test_without_the_interval_nobody_would_notice(
-    outbox: OutboxFile, store: ConversationStore, store_url: str, every: Callable[[float], None]
-) -> None:
+async def test_without_the_interval(outbox: OutboxFile, store: ConversationStore, store_url: str, every: Every) -> None:
     """The control of the one before."""
     every(NEVER)
     async with running(relay_on(outbox, store)):
@@ -107,8 +105,8 @@ async def test_without_the_interval_nobody_would_notice(
         assert (await check([outbox.path], store_url, drained=True)).stored == 0
 
 
-async def test_a_fault_that_one_retry_absorbs_makes_the_relay_compare(
-    outbox: OutboxFile, store: ConversationStore, store_url: str, every: Callable[[float], None]
+async def test_absorbed_fault_compares(
+    outbox: OutboxFile, store: ConversationStore, store_url: str, every: Every
 ) -> None:
     every(NEVER)
     async with running(relay_on(outbox, store)) as relay:
@@ -127,11 +125,7 @@ async def test_a_fault_that_one_retry_absorbs_makes_the_relay_compare(
         store.apply = once  # type: ignore[method-assign]
         await say(outbox, "another", 1)
 
-        async def whole() -> bool:
-            verdict = await check([outbox.path], store_url, drained=True)
-            return verdict.ok and verdict.stored == 6 + 2
-
-        await until(whole)
+        await until(lambda: is_whole(outbox, store_url, 6 + 2))
         assert relay.breaker.trips == 0
         assert relay.stats.rewound == 6
 
@@ -140,7 +134,7 @@ async def test_a_lost_connection_makes_the_relay_compare(
     outbox: OutboxFile,
     fresh_postgresql_url: str,
     postgresql_server: PostgresServer,
-    every: Callable[[float], None],
+    every: Every,
 ) -> None:
     every(NEVER)
     url = fresh_postgresql_url
@@ -153,11 +147,7 @@ async def test_a_lost_connection_makes_the_relay_compare(
         postgresql_server.terminate_connections(url)
         await say(outbox, "another", 1)
 
-        async def whole() -> bool:
-            verdict = await check([outbox.path], url, drained=True)
-            return verdict.ok and verdict.stored == 6 + 2
-
-        await until(whole)
+        await until(lambda: is_whole(outbox, url, 6 + 2))
         assert store.outbox_access.continuity.generation > before
         assert relay.breaker.trips == 0
 
@@ -175,9 +165,7 @@ async def test_a_connection_made_anew_by_a_read_is_enough(outbox: OutboxFile) ->
         await until(lambda: store.held("a") == 4)
 
 
-async def test_what_cannot_be_sent_again_is_told_though_nothing_is_owed(
-    outbox: OutboxFile, store: ConversationStore, store_url: str, every: Callable[[float], None]
-) -> None:
+async def test_what_is_lost_is_told(outbox: OutboxFile, store: ConversationStore, store_url: str, every: Every) -> None:
     every(SOON)
     prune = Pruner(Retention(keep_last=0, keep_for=timedelta(0)), outbox.now_us)
     watch = AlertMonitor(outbox)
@@ -224,8 +212,8 @@ async def test_what_cannot_be_sent_again_is_told_though_nothing_is_owed(
 
 
 @pytest.mark.parametrize("place", ["first", "middle", "last", "all"])
-async def test_events_deleted_from_the_log_are_noticed_everywhere(
-    outbox: OutboxFile, store: ConversationStore, store_url: str, every: Callable[[float], None], place: str
+async def test_deleted_events(
+    outbox: OutboxFile, store: ConversationStore, store_url: str, every: Every, place: str
 ) -> None:
     every(SOON)
     where = {"first": "= 1", "middle": "= 4", "last": "= 9", "all": "> 0"}[place]
@@ -261,8 +249,7 @@ async def test_events_deleted_from_the_log_are_noticed_everywhere(
             return (await status_of(outbox)).healthy and (await check([outbox.path], store_url, drained=True)).ok
 
         await until(well)
-    verdict = await check([outbox.path], store_url, drained=True)
-    assert verdict.ok, verdict
+    await assert_whole(outbox, store_url)
 
 
 class Operators:
@@ -345,9 +332,7 @@ async def test_a_long_log_is_counted_a_stretch_at_a_time(outbox: OutboxFile, sto
     assert not any(one.missing for one in looks)
 
 
-async def test_the_cost_of_quiet_is_a_few_statements_in_each_interval(
-    outbox: OutboxFile, store: ConversationStore, hands: Hands
-) -> None:
+async def test_quiet_costs_a_few_statements(outbox: OutboxFile, store: ConversationStore, hands: Hands) -> None:
     relay = relay_on(outbox, store, hands=hands)
     for number in range(30):
         await say(outbox, f"c{number}", 2)
@@ -445,9 +430,7 @@ async def test_another_relay_that_took_over_writes_nothing(outbox: OutboxFile) -
 
 
 @posix_only("Windows removes no open file")
-async def test_a_history_file_that_is_removed_under_a_running_bot_is_missed_and_filled_on_request(
-    tmp_path: Path,
-) -> None:
+async def test_history_file_removed_under_a_running_bot_is_missed_and_filled_on_request(tmp_path: Path) -> None:
     """The pool, and the connection that is kept for small reads, kept using the file that was no longer at its path;
     receipts said ``saved``, and what was delivered before was missed only after the next start."""
     store = tmp_path / "history.db"
@@ -482,9 +465,7 @@ async def test_a_history_file_that_is_removed_under_a_running_bot_is_missed_and_
 
 
 @posix_only("Windows replaces no open file")
-async def test_a_history_file_that_is_replaced_under_a_running_bot_is_used_and_filled_at_the_next_start(
-    tmp_path: Path,
-) -> None:
+async def test_history_file_replaced_under_a_running_bot_is_used_and_filled_at_the_next_start(tmp_path: Path) -> None:
     """The pool kept using the file that was replaced, and receipts said ``saved`` of it."""
     store = tmp_path / "history.db"
     said = "SELECT count(*) FROM letopis_events WHERE type = 'message.appended'"

@@ -26,7 +26,8 @@ from letopis.store.maintenance.integrity import find_problems as find_store_prob
 from letopis.store.model.records import RecordRange, Scope
 from tests.support.child import command, promising
 from tests.support.relays import deliver_all, until
-from tests.support.store_changes import copied, put_back
+from tests.support.sayings import present
+from tests.support.store_changes import copied, put_back, run_there
 
 CHAT = "chat-1"
 CP = ("cp",)
@@ -35,8 +36,7 @@ AT_ONCE = Rules(hold=0.2, stuck_after=0.2, resolve_after=0.2)
 
 async def problems(history: History, url: str) -> list[str]:
     """What the checks of the outbox, of the store, and of both together find."""
-    kept = read_reference(history.outbox.path)
-    assert kept is not None
+    kept = present(read_reference(history.outbox.path))
     engine = create_store_engine(url)
     try:
         found = [one async for one in find_store_problems(engine)]
@@ -97,9 +97,7 @@ async def _saved(history: History, receipt: Receipt) -> bool:
     return True
 
 
-async def test_a_value_larger_than_a_statement_arrives_whole(
-    store: ConversationStore, store_url: str, tmp_path: Path
-) -> None:
+async def test_value_beyond_a_statement_arrives_whole(store: ConversationStore, store_url: str, tmp_path: Path) -> None:
     large = os.urandom(1024) * (20 * 1024)  # 20 MiB
     async with History(tmp_path / "bot.outbox.db", store=store) as history:
         records = history.records(space="files")
@@ -280,11 +278,9 @@ async def test_the_checks_see_a_value_that_is_not_what_was_put_and_a_ledger_with
             await records.put(CP, f"{number}", "x" * 100_000)
         await deliver_all(history)
         assert await problems(history, url) == []
-        engine = create_store_engine(url)
-        async with engine.begin() as connection:
-            await connection.exec_driver_sql("DELETE FROM letopis_record_ledger WHERE sequence = 2")
-            await connection.exec_driver_sql("UPDATE letopis_record_parts SET body = x'00'")
-        await engine.dispose()
+        await run_there(
+            url, "DELETE FROM letopis_record_ledger WHERE sequence = 2", "UPDATE letopis_record_parts SET body = x'00'"
+        )
         found = " ".join(await problems(history, url))
         assert "records of space app: the counter of an outbox does not match its events" in found
         assert "one is not what was put" in found and "counts as delivered, and no log has it" in found

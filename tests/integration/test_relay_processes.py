@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import signal
 import sqlite3
 import subprocess
@@ -10,12 +12,22 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.lease import SILENCE_SECONDS
+from letopis.outbox.relay.relay import Relay
 from letopis.store.conversation_store import ConversationStore
+from letopis.store.database import dialects
+from letopis.store.database.timeouts import Timeouts
+from letopis.store.write import applier, transaction
 from tests.campaigns.invariants import check
-from tests.support.relays import drained, figures, relay_on, say, sql, until
+from tests.support.child import command
+from tests.support.relays import drained, end, figures, relay_on, say, sql, until
+from tests.support.sayings import NewStore
+from tests.support.verdicts import assert_whole
 
 RELAY = """
 import asyncio, sys
@@ -88,7 +100,7 @@ async def holder(outbox: OutboxFile) -> int:
     return int(found[0][0]) if found else 0
 
 
-async def test_a_standby_takes_over_from_one_that_was_killed_before_its_silence_counts(
+async def test_standby_takes_over_from_a_killed_one_before_its_silence_counts(
     outbox: OutboxFile, tmp_path: Path
 ) -> None:
     store = tmp_path / "history.db"
@@ -139,10 +151,7 @@ async def test_a_holder_that_was_stopped_wakes_up_to_find_itself_replaced(outbox
             await say(outbox, f"c{number % 8}", 5)
         await drained(outbox)
     stopped.kill()
-    verdict = await check([outbox.path], f"sqlite:///{store}", drained=True)
-
-    assert verdict.ok, verdict
-    assert verdict.stored == 458
+    await assert_whole(outbox, f"sqlite:///{store}", 458)
 
 
 async def test_a_relay_elsewhere_is_woken_by_each_commit(outbox: OutboxFile, tmp_path: Path) -> None:
@@ -158,3 +167,118 @@ async def test_a_relay_elsewhere_is_woken_by_each_commit(outbox: OutboxFile, tmp
         await until(lambda number=number: reader.execute(COUNT).fetchone()[0] > number)
     reader.close()
     relay.kill()
+
+
+# --- Neighbours ---
+
+
+SOON_SECONDS = 5.0
+LONG_LIMIT_SECONDS = 8
+
+
+async def deliver_and_stop(path: str, url: str, limit: float | None) -> list[Any]:
+    """Deliver what is pending, but stop this process where its first transaction holds the log.
+
+    :param limit: seconds that the database lets the transaction wait; ``None`` for the product's own.
+    """
+    if limit is not None:
+        dialects._APPEND = dialects._APPEND.replace("'3000'", f"'{limit * 1000}'")  # type: ignore[misc]
+        dialects.LOG_IDLE_SECONDS = transaction.LOG_IDLE_SECONDS = limit  # type: ignore[misc, attr-defined]
+    real, stopped = applier.append_to_log, list[None]()
+
+    async def append(*given: Any) -> None:
+        await real(*given)
+        if not stopped:
+            stopped.append(None)
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    applier.append_to_log = append  # type: ignore[attr-defined]
+    outbox = await OutboxFile.open(Path(path))
+    try:
+        async with ConversationStore.open(url, migrate=False) as store:
+            relay = Relay(outbox, store)
+            delivered = 0
+            while delivered < 3:
+                delivered += await relay.drain()
+            return [relay.breaker.trips, dict(relay.stats.faults)]
+    finally:
+        await outbox.close()
+
+
+async def _delay(path: Path, neighbour: OutboxFile, url: str, *, limit: float | None = None) -> tuple[float, list[Any]]:
+    """Return how long a neighbour's delivery took beside a stopped relay, and what that relay tells when it goes on."""
+    words = command(deliver_and_stop, path, url, limit)
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    try:
+        while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            assert process.poll() is None
+            await asyncio.sleep(0.01)
+        async with ConversationStore.open(url, migrate=False) as store:
+            began = time.monotonic()
+            assert await relay_on(neighbour, store).drain() == 1
+            took = time.monotonic() - began
+        process.send_signal(signal.SIGCONT)
+        answer, _ = await asyncio.to_thread(process.communicate, timeout=60)
+        return took, json.loads(answer)
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def _outboxes(tmp_path: Path, url: str) -> tuple[Path, OutboxFile]:
+    stopped = await OutboxFile.open(tmp_path / "stopped.outbox.db")
+    await say(stopped, "chat", 2)  # with the event that starts it: 3
+    await stopped.close()
+    neighbour = await OutboxFile.open(tmp_path / "neighbour.outbox.db")
+    async with ConversationStore.open(url, migrate=True) as store:
+        await say(neighbour, "first", 1)
+        await relay_on(neighbour, store).drain()
+    await say(neighbour, "first", 1)
+    return stopped.path, neighbour
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+async def test_stopped_relay_delays_others_for_seconds(tmp_path: Path, new_store_url: NewStore, kind: str) -> None:
+    url = new_store_url(kind)
+    path, neighbour = await _outboxes(tmp_path, url)
+    took, (trips, faults) = await _delay(path, neighbour, url)
+    verdict = await check([path, neighbour.path], url, drained=True)
+    await neighbour.close()
+
+    assert took < SOON_SECONDS
+    assert (trips, faults) == (0, {"conflict": 1})
+    assert verdict.ok, verdict
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+async def test_it_takes_longer_without_the_limit(tmp_path: Path, new_store_url: NewStore, kind: str) -> None:
+    """The control: the delay is the limit's."""
+    url = new_store_url(kind)
+    path, neighbour = await _outboxes(tmp_path, url)
+    took, _ = await _delay(path, neighbour, url, limit=LONG_LIMIT_SECONDS)
+    await neighbour.close()
+
+    assert took > SOON_SECONDS
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+async def test_a_wait_for_a_connection_is_no_outage(outbox: OutboxFile, new_store_url: NewStore, kind: str) -> None:
+    """All connections of the process are in use for longer than one is waited for, again and again."""
+    url = new_store_url(kind)
+    async with ConversationStore.open(url, migrate=True, pool_size=1, timeouts=Timeouts(statement=0.2)) as store:
+        await say(outbox, "chat", 1)
+        relay = relay_on(outbox, store)
+        await relay.drain()
+        await say(outbox, "chat", 1)
+        async with store._runtime.engine.connect():
+            task = asyncio.create_task(relay.run())
+            await asyncio.sleep(1.5)
+            assert (await figures(outbox)).pending == 1
+            assert relay.breaker.closed
+        await drained(outbox)
+        await end(task)
+
+    assert relay.breaker.trips == 0
+    assert relay.stats.faults.keys() <= {"conflict"}

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import random
-import shutil
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.retry.circuit_breaker import BreakerState
 from letopis.store.conversation_store import ConversationStore
-from letopis.store.database.timeouts import Timeouts
-from letopis.store.database.urls import normalise_url
-from tests.campaigns.invariants import check
 from tests.support.relays import drained, figures, lane, relay_on, running, say, sql, until
-from tests.support.servers import MariaDBServer, PostgresServer
+from tests.support.required import required
+from tests.support.sayings import NewStore
+from tests.support.servers import MariaDBServer, OwnPostgresServer, PostgresServer
+from tests.support.servers.postgresql import StopMode
 from tests.support.store_changes import run_there
+from tests.support.verdicts import assert_whole
 
 
 async def test_everything_arrives_once_in_order(outbox: OutboxFile, store: ConversationStore, store_url: str) -> None:
@@ -28,17 +26,12 @@ async def test_everything_arrives_once_in_order(outbox: OutboxFile, store: Conve
         for number in range(200):
             await say(outbox, f"c{number % 7}", 1 + number % 3)
         await drained(outbox)
-    verdict = await check([outbox.path], store_url, drained=True)
-
-    assert verdict.ok, verdict
-    assert verdict.stored == 200 * 2 - 1 + 7
+    await assert_whole(outbox, store_url, 200 * 2 - 1 + 7)
     texts = [one.text for one in await store.messages("c3")]
     assert len(texts) == sum(1 + number % 3 for number in range(3, 200, 7))
 
 
-async def test_an_event_that_the_store_refuses_blocks_its_own_conversation_only(
-    outbox: OutboxFile, store: ConversationStore, store_url: str
-) -> None:
+async def test_refused_event_blocks_its_own_alone(outbox: OutboxFile, store: ConversationStore, store_url: str) -> None:
     if make_url(store_url).get_backend_name() == "sqlite":
         refuse = (
             "CREATE TRIGGER no BEFORE INSERT ON letopis_events WHEN NEW.conversation_id = 'bad' AND NEW.sequence = 3"
@@ -65,12 +58,12 @@ async def test_an_event_that_the_store_refuses_blocks_its_own_conversation_only(
     await run_there(store_url, undo)
     await sql(outbox, "UPDATE letopis_outbox_lanes SET state = 'ready', attempts = 0 WHERE state = 'blocked'")
     assert await relay_on(outbox, store).drain() == 3
-    assert (verdict := await check([outbox.path], store_url, drained=True)).ok, verdict
+    await assert_whole(outbox, store_url)
 
 
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
 async def test_connections_that_are_cut_while_it_drains_cost_nothing(
-    outbox: OutboxFile, new_store_url: Callable[[str], str], request: pytest.FixtureRequest, kind: str
+    outbox: OutboxFile, new_store_url: NewStore, request: pytest.FixtureRequest, kind: str
 ) -> None:
     url = new_store_url(kind)
     server: PostgresServer | MariaDBServer = request.getfixturevalue(f"{kind}_server")
@@ -89,38 +82,15 @@ async def test_connections_that_are_cut_while_it_drains_cost_nothing(
                     for number in range(20):
                         await say(outbox, f"c{number}", 20)
             await drained(outbox, patience=90)
-    verdict = await check([outbox.path], url, drained=True)
+    await assert_whole(outbox, url)
     trouble = await sql(outbox, "SELECT count(*) FROM letopis_outbox_lanes WHERE attempts > 0 OR state <> 'ready'")
 
-    assert verdict.ok, verdict
     assert trouble == [(0,)]
     assert relay.stats.blocked == 0
     assert relay.stats.faults.total() > 0
 
 
-async def test_an_sqlite_store_that_is_locked_for_long_counts_as_away(outbox: OutboxFile, tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'history.db'}"
-    async with ConversationStore.open(url, timeouts=Timeouts(lock=0.1)) as store:
-        engine = create_async_engine(normalise_url(url))
-        await say(outbox, "a", 5)
-        async with engine.connect() as other:
-            await other.exec_driver_sql("BEGIN EXCLUSIVE")
-            relay = relay_on(outbox, store)
-            assert await relay.drain() == 0
-            assert relay.breaker.state is BreakerState.OPEN
-            assert (await lane(outbox, "a")).attempts == 0
-            await other.exec_driver_sql("ROLLBACK")
-        await engine.dispose()
-        async with running(relay):
-            await drained(outbox)
-
-    assert relay.breaker.closed
-    assert relay.stats.delivered == 6
-
-
-async def test_a_missing_schema_waits_for_a_person_and_charges_nobody(
-    outbox: OutboxFile, fresh_postgresql_url: str
-) -> None:
+async def test_missing_schema_waits_and_charges_nobody(outbox: OutboxFile, fresh_postgresql_url: str) -> None:
     await say(outbox, "a", 5)
     store = ConversationStore(fresh_postgresql_url)  # made without migrate=True: a server is migrated by an operator
     relay = relay_on(outbox, store)
@@ -138,84 +108,7 @@ async def test_a_missing_schema_waits_for_a_person_and_charges_nobody(
     assert relay.stats.delivered == 6
 
 
-async def test_a_store_file_restored_from_an_older_copy_heals_from_the_tail(outbox: OutboxFile, tmp_path: Path) -> None:
-    file, backup = tmp_path / "history.db", tmp_path / "backup.db"
-    url = f"sqlite:///{file}"
-    for name in ("quiet", "loud"):
-        await say(outbox, name, 10)
-    async with ConversationStore.open(url) as store:
-        await relay_on(outbox, store).drain()
-    shutil.copy(file, backup)
-    for name in ("quiet", "loud", "new"):
-        await say(outbox, name, 30)
-    async with ConversationStore.open(url) as store:
-        await relay_on(outbox, store).drain()
-    shutil.copy(backup, file)
-    await say(outbox, "loud", 1)
-    async with ConversationStore.open(url) as store:
-        relay = relay_on(outbox, store)
-        await relay.drain()
-    verdict = await check([outbox.path], url, drained=True)
-
-    assert verdict.ok, verdict
-    assert verdict.stored == 11 + 11 + 31 + 60 + 1
-    assert relay.stats.rewound == 30 + 30 + 31
-
-
-async def test_a_server_that_lost_its_newest_rows_while_the_relay_ran_heals_from_the_tail(
-    outbox: OutboxFile, fresh_postgresql_url: str
-) -> None:
-    """As after a failover to a standby that was behind: only a new event, or an outage, makes the relay look."""
-    url = fresh_postgresql_url
-    async with ConversationStore.open(url, migrate=True) as store, running(relay_on(outbox, store)) as relay:
-        for name in ("quiet", "loud"):
-            await say(outbox, name, 20)
-        await drained(outbox)
-        await run_there(
-            url,
-            "DELETE FROM letopis_events WHERE version > 8",
-            "DELETE FROM letopis_messages WHERE version > 8",
-            "UPDATE letopis_lanes SET sequence = 8",
-            "UPDATE letopis_conversations SET version = 8, message_count = 7",
-            # The newest positions are given out again, as they would be on the standby.
-            "WITH kept AS (SELECT conversation_id, version, row_number() OVER (ORDER BY position) AS place"
-            " FROM letopis_events) UPDATE letopis_events AS e SET position = -kept.place FROM kept"
-            " WHERE e.conversation_id = kept.conversation_id AND e.version = kept.version",
-            "UPDATE letopis_events SET position = -position",
-            "UPDATE letopis_log_heads SET position = 16",
-        )
-        await say(outbox, "loud", 1)
-
-        async def whole() -> bool:
-            return (await check([outbox.path], url, drained=True)).ok
-
-        await until(whole, patience=30)
-    verdict = await check([outbox.path], url, drained=True)
-
-    assert verdict.stored == 21 + 22
-    assert relay.stats.rewound == 13 + 13
-
-
-async def test_two_relays_without_the_lock_do_no_harm_to_a_real_store(
-    outbox: OutboxFile, store: ConversationStore, store_url: str
-) -> None:
-    async with (
-        running(relay_on(outbox, store, batch=11, locked=False)) as one,
-        running(relay_on(outbox, store, batch=11, locked=False)) as two,
-    ):
-        for number in range(150):
-            await say(outbox, f"c{number % 4}", 2)
-        await drained(outbox, patience=60)
-    verdict = await check([outbox.path], store_url, drained=True)
-
-    assert verdict.ok, verdict
-    assert verdict.stored == 304
-    assert one.stats.acks_fenced + two.stats.acks_fenced > 0
-
-
-async def test_no_row_of_the_store_is_read_or_written_in_an_open_transaction_of_the_outbox(
-    outbox: OutboxFile, store: ConversationStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_outbox_stays_free(outbox: OutboxFile, store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a request to the store is in progress, the outbox file can be written."""
     apply = store.apply
     held = []
@@ -234,3 +127,92 @@ async def test_no_row_of_the_store_is_read_or_written_in_an_open_transaction_of_
 
     assert len(held) == 3
     assert max(held) < 1.0
+
+
+# --- A PostgreSQL of our own that is down, goes down and comes back ---
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[OwnPostgresServer]:
+    with required("postgresql", PostgresServer.own) as own:
+        yield own
+
+
+@pytest.fixture
+def url(server: OwnPostgresServer) -> str:
+    server.start()
+    return server.create_database()
+
+
+async def talk(outbox: OutboxFile, turns: int) -> None:
+    for number in range(turns):
+        await say(outbox, f"c{number % 10}")
+        await asyncio.sleep(0.002)
+
+
+async def untroubled(outbox: OutboxFile) -> bool:
+    """Return True if no attempt was charged to any conversation."""
+    found = await sql(outbox, "SELECT count(*) FROM letopis_outbox_lanes WHERE attempts > 0 OR state <> 'ready'")
+    return bool(found == [(0,)])
+
+
+@pytest.mark.parametrize("mode", ["fast", "kill"])
+async def test_store_that_returns_gets_the_rest(
+    outbox: OutboxFile, server: OwnPostgresServer, url: str, mode: StopMode
+) -> None:
+    async with ConversationStore.open(url, migrate=True) as store:
+        relay = relay_on(outbox, store)
+        async with running(relay):
+            await talk(outbox, 50)
+            await drained(outbox)
+
+            await asyncio.to_thread(server.stop, mode)
+            await talk(outbox, 300)
+            await until(lambda: relay.breaker.state is not BreakerState.CLOSED)
+            assert relay.breaker.outage is not None
+            assert relay.breaker.outage.fault_class == "unavailable"
+            assert await untroubled(outbox)
+            behind = (await figures(outbox)).pending
+
+            await asyncio.to_thread(server.start)
+            await talk(outbox, 50)
+            await drained(outbox, patience=90)
+        assert await untroubled(outbox)
+    await assert_whole(outbox, url, 410)
+    assert behind >= 300
+    assert relay.breaker.closed
+    assert relay.breaker.trips >= 1
+    assert relay.stats.blocked == 0
+
+
+async def test_store_down_at_the_start_is_waited_for(outbox: OutboxFile, server: OwnPostgresServer, url: str) -> None:
+    async with ConversationStore.open(url, migrate=True):
+        pass
+    await asyncio.to_thread(server.stop)
+    store = ConversationStore(url)
+    relay = relay_on(outbox, store)
+    async with running(relay):
+        await talk(outbox, 30)
+        await until(lambda: relay.breaker.state is not BreakerState.CLOSED)
+        assert await untroubled(outbox)
+        assert (await figures(outbox)).pending == 40
+
+        await asyncio.to_thread(server.start)
+        await drained(outbox, patience=90)
+    await store.close()
+    await assert_whole(outbox, url, 40)
+
+
+async def test_relay_told_to_stop_in_an_outage_stops(outbox: OutboxFile, server: OwnPostgresServer, url: str) -> None:
+    async with ConversationStore.open(url, migrate=True) as store:
+        relay = relay_on(outbox, store)
+        task = asyncio.create_task(relay.run())
+        await asyncio.to_thread(server.stop)
+        await talk(outbox, 10)
+        await until(lambda: relay.breaker.state is not BreakerState.CLOSED)
+        relay.stop()
+        async with asyncio.timeout(8):
+            await task
+    await asyncio.to_thread(server.start)
+
+    assert not relay.lease.held

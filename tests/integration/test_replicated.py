@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,8 +24,9 @@ from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.hosts import HostAddress
 from letopis.store.database.urls import hosts_of, normalise_url
 from tests.support.bench import ask, fault_at
-from tests.support.relays import drained, end, say, until
+from tests.support.relays import drained, running, say, until
 from tests.support.required import missing
+from tests.support.sayings import NewStore
 from tests.support.servers import ServerUnavailable
 from tests.support.servers.processes import free_port
 from tests.support.servers.replicas import MariaDBPair, Pair, PostgresPair
@@ -67,9 +68,7 @@ async def port_of(url: str) -> int:
 
 
 @pytest.mark.parametrize("kind", SERVERS)
-async def test_hosts_that_refuse_or_are_silent_are_passed_over(
-    kind: str, new_store_url: Callable[[str], str], silent_port: int
-) -> None:
+async def test_hosts_that_do_not_answer_are_passed_over(kind: str, new_store_url: NewStore, silent_port: int) -> None:
     url = new_store_url(kind)
     started = time.monotonic()
 
@@ -89,7 +88,7 @@ async def test_when_none_can_be_used_each_is_named_without_secrets(kind: str) ->
 
 
 @pytest.mark.parametrize("kind", SERVERS)
-async def test_what_every_host_refuses_is_misconfigured(kind: str, new_store_url: Callable[[str], str]) -> None:
+async def test_what_every_host_refuses_is_misconfigured(kind: str, new_store_url: NewStore) -> None:
     """And where one of them is down it may be the one that takes the login: that is waited for."""
     url = normalise_url(new_store_url(kind)).set(database="no_such_database").render_as_string(hide_password=False)
     port = hosts_of(url)[0].port
@@ -158,18 +157,17 @@ async def test_a_frozen_primary_is_given_up(pair: Pair, tmp_path: Path) -> None:
     outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
     async with ConversationStore.open(pair.url, migrate=True, pool_size=2) as store:
         relay = Relay(outbox, store, holder="test")
-        task = asyncio.create_task(relay.run())
-        await say(outbox, "before")
-        await drained(outbox)
-        await asyncio.to_thread(pair.settle)
-        await asyncio.to_thread(pair.freeze)
-        await say(outbox, "after")
-        await asyncio.sleep(0.5)
-        await asyncio.to_thread(pair.promote)
-        promoted = time.monotonic()
-        await until(lambda: relay.stats.delivered == 4, patience=30.0)
-        took = time.monotonic() - promoted
-        await end(task)
+        async with running(relay):
+            await say(outbox, "before")
+            await drained(outbox)
+            await asyncio.to_thread(pair.settle)
+            await asyncio.to_thread(pair.freeze)
+            await say(outbox, "after")
+            await asyncio.sleep(0.5)
+            await asyncio.to_thread(pair.promote)
+            promoted = time.monotonic()
+            await until(lambda: relay.stats.delivered == 4, patience=30.0)
+            took = time.monotonic() - promoted
     await outbox.close()
 
     # 8.5 s where nothing else runs; without the watch it is the 35 s of a statement.
@@ -177,7 +175,7 @@ async def test_a_frozen_primary_is_given_up(pair: Pair, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", SERVERS)
-async def test_a_slow_statement_is_left_in_peace(kind: str, new_store_url: Callable[[str], str]) -> None:
+async def test_a_slow_statement_is_left_in_peace(kind: str, new_store_url: NewStore) -> None:
     engine = create_store_engine(with_hosts(new_store_url(kind), free_port()), pool_size=1)
     try:
         async with engine.connect() as connection:
@@ -193,9 +191,7 @@ async def test_a_slow_statement_is_left_in_peace(kind: str, new_store_url: Calla
 
 
 @pytest.mark.parametrize("kind", SERVERS)
-def test_commands_and_migrations_take_several_hosts(
-    kind: str, new_store_url: Callable[[str], str], tmp_path: Path
-) -> None:
+def test_commands_and_migrations_take_several_hosts(kind: str, new_store_url: NewStore, tmp_path: Path) -> None:
     url = with_hosts(new_store_url(kind), free_port())
     letopis = Path(sys.executable).with_name("letopis")
     environment = {**os.environ, "LETOPIS_STORE": url, "LETOPIS_OUTBOX": str(tmp_path / "bot.outbox.db")}

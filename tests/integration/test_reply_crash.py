@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import multiprocessing
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,13 +25,8 @@ Context = ForkServerContext | SpawnContext
 
 
 @pytest.fixture(scope="module")
-def context() -> Context:
-    """A fork server has everything imported and runs no thread: a new process is there at once."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["tests.support.victim"])
-    return found
+def context(fork_server: Callable[[str], Context]) -> Context:
+    return fork_server("tests.support.victim")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,8 +17,8 @@ from letopis.store.model.event_types import MessageRedacted
 from letopis.store.model.messages import Message
 from letopis.store.search import indexer
 from letopis.store.search.index import Document, SQLiteIndex
-from letopis.store.testing.outbox import Outbox
 from tests.support.relays import until
+from tests.support.sayings import new_outbox, present, send
 
 EVENTS = 600
 
@@ -51,11 +51,8 @@ async def test_no_word_is_stemmed_while_an_sqlite_store_is_locked(
     path = tmp_path / "history.db"
     locked = []
     async with ConversationStore.open(f"sqlite:///{path}") as store:
-        outbox = Outbox()
-        outbox.append("c", *(Message.user(f"ответ {number}") for number in range(EVENTS)))
-        await outbox.deliver(store)
-        truncation = store._runtime._wal_truncator._running
-        assert truncation is not None
+        await new_outbox(store, "c", *(Message.user(f"ответ {number}") for number in range(EVENTS)))
+        truncation = present(store._runtime._wal_truncator._running)
         await truncation  # it takes the lock for a moment, in the thread that writes
         while_stemming(monkeypatch, lambda: locked.append(is_locked(path)))
 
@@ -102,19 +99,14 @@ async def test_deliveries_go_on_and_no_incident_opens_while_the_index_is_built(
         assert (status.incidents, status.breaker.state, status.pending) == ((), "closed", 0)
 
 
-async def test_a_message_that_is_redacted_while_it_is_stemmed_is_not_indexed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_redacted_while_stemmed_is_not_indexed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, loop = tmp_path / "history.db", asyncio.get_running_loop()
     async with ConversationStore.open(f"sqlite:///{path}") as store:
-        outbox = Outbox()
-        outbox.append("c", Message.user("тайна", id="secret"), Message.user("ответ", id="kept"))
-        await outbox.deliver(store)
+        outbox = await new_outbox(store, "c", Message.user("тайна", id="secret"), Message.user("ответ", id="kept"))
         done = []
 
         async def redact() -> None:
-            outbox.append("c", MessageRedacted(message_id="secret"))
-            await outbox.deliver(store)
+            await send(store, outbox, "c", MessageRedacted(message_id="secret"))
 
         def deed() -> None:
             if not done:

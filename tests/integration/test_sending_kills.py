@@ -6,11 +6,11 @@ LETOPIS_SENDING_KILLS sets the number of kills.
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import random
 import sqlite3
 from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext, SpawnContext
@@ -31,13 +31,8 @@ Context = ForkServerContext | SpawnContext
 
 
 @pytest.fixture(scope="module")
-def context() -> Context:
-    """A fork server has everything imported and runs no thread: a new process is there at once."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["tests.support.sending"])
-    return found
+def context(fork_server: Callable[[str], Context]) -> Context:
+    return fork_server("tests.support.sending")
 
 
 @dataclass(slots=True)

@@ -13,11 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import asyncpg
 import psutil
-import pymysql
 import pytest
-from sqlalchemy.engine import make_url
 
 from tests.support.daemons import until
 from tests.support.paths import ROOT
@@ -32,7 +29,7 @@ from tests.support.servers import (
     mariadb,
     postgresql,
 )
-from tests.support.servers.processes import accepts, free_port
+from tests.support.servers.processes import free_port
 
 
 def own(kind: str) -> OwnPostgresServer | OwnMariaDBServer:
@@ -41,22 +38,6 @@ def own(kind: str) -> OwnPostgresServer | OwnMariaDBServer:
         return PostgresServer.own() if kind == "postgresql" else MariaDBServer.own()
     except ServerUnavailable as exc:
         missing(kind, exc)
-
-
-@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
-def test_an_own_server_keeps_its_port_and_data_over_a_crash(kind: str) -> None:
-    with own(kind) as server:
-        port = server.port
-        url = server.create_database()
-        server.stop("kill")
-        assert not accepts("127.0.0.1", port)
-
-        server.start()
-
-        assert server.port == port
-        assert server.terminate_connections(url) == 0
-        server.drop_database(url)
-    assert not accepts("127.0.0.1", port)
 
 
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
@@ -90,49 +71,6 @@ def test_an_own_server_dies_with_a_killed_parent(kind: str) -> None:
         psutil.Process(int(pid)).wait(timeout=20)
     assert not psutil.pid_exists(int(pid))
     shutil.rmtree(folder)
-
-
-async def test_a_postgresql_database_is_dropped_although_someone_is_connected(
-    postgresql_server: PostgresServer, fresh_postgresql_url: str
-) -> None:
-    connection = await asyncpg.connect(fresh_postgresql_url)
-
-    postgresql_server.drop_database(fresh_postgresql_url)
-
-    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
-        await connection.execute("SELECT 1")
-    with pytest.raises(asyncpg.InvalidCatalogNameError):
-        await asyncpg.connect(fresh_postgresql_url)
-
-
-def test_a_mariadb_database_is_dropped_although_a_transaction_is_open(
-    mariadb_server: MariaDBServer, fresh_mariadb_url: str
-) -> None:
-    url = make_url(fresh_mariadb_url)
-    assert url.host is not None
-    connection = pymysql.connect(
-        host=url.host,
-        port=mariadb_server.port,
-        user=url.username,
-        password=str(url.password or ""),
-        database=url.database,
-    )
-    with connection.cursor() as cursor:
-        cursor.execute("CREATE TABLE t (id INT)")
-        cursor.execute("SELECT * FROM t")
-
-    mariadb_server.drop_database(fresh_mariadb_url)
-
-    with pytest.raises(pymysql.Error):
-        connection.ping(reconnect=False)
-    with pytest.raises(pymysql.err.OperationalError, match="1049"):
-        pymysql.connect(
-            host=url.host,
-            port=mariadb_server.port,
-            user=url.username,
-            password=str(url.password or ""),
-            database=url.database,
-        )
 
 
 def test_the_maintenance_database_is_never_dropped(postgresql_server: PostgresServer) -> None:

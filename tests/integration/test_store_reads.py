@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Final
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from benchmarks.backlogs import Backlog
+from letopis.outbox import History
 from letopis.store import (
     ConversationRewound,
     ConversationStarted,
@@ -20,13 +25,17 @@ from letopis.store import (
     ReactionRemoved,
     Upcasters,
 )
+from letopis.store.read.lineage import Lineage
 from letopis.store.read.paging import Window
 from letopis.store.read.reader import StoreView, ViewQuery
 from letopis.store.read.statements import MAX_FIXED_LIMITS
 from letopis.store.testing.outbox import Outbox
+from tests.support.resources import open_descriptors, own_threads
+from tests.support.sayings import new_outbox, present, send
 from tests.support.statements import over, statements_of
 
 MANY = 2_000
+Filled = tuple[ConversationStore, Outbox]
 
 
 @pytest.fixture
@@ -40,8 +49,7 @@ async def filled(store_url: str) -> AsyncIterator[tuple[ConversationStore, Outbo
             outbox.append(f"only-{number}", ConversationStarted(owner_id=f"of-one-{number}"))
         for number in range(MANY):
             outbox.append("long", Message.user("x" * 500, id=f"m-{number}"), MessageSent(message_id=f"m-{number}"))
-        outbox.append("plain", *(Message.user("x") for _ in range(60)))
-        await outbox.deliver(store)
+        await send(store, outbox, "plain", *(Message.user("x") for _ in range(60)))
         await over(store, analyse)
         yield store, outbox
 
@@ -121,7 +129,7 @@ def reads(store: ConversationStore, outbox: Outbox) -> dict[str, Callable[[], Aw
     }
 
 
-async def test_every_read_goes_by_an_index(filled: tuple[ConversationStore, Outbox]) -> None:
+async def test_every_read_goes_by_an_index(filled: Filled) -> None:
     store, outbox = filled
     kind = store._runtime.engine.dialect.name
     wrong = {}
@@ -138,7 +146,7 @@ async def test_every_read_goes_by_an_index(filled: tuple[ConversationStore, Outb
     assert wrong == {}
 
 
-async def test_following_pages_go_by_an_index_too(filled: tuple[ConversationStore, Outbox]) -> None:
+async def test_following_pages_go_by_an_index_too(filled: Filled) -> None:
     store, _ = filled
     kind = store._runtime.engine.dialect.name
     for owner in (None, "owner-1"):
@@ -149,7 +157,7 @@ async def test_following_pages_go_by_an_index_too(filled: tuple[ConversationStor
             assert complaints(kind, plan) == [], statement
 
 
-async def test_a_bad_plan_would_be_found(filled: tuple[ConversationStore, Outbox]) -> None:
+async def test_a_bad_plan_would_be_found(filled: Filled) -> None:
     """The control: a condition on a column without an index."""
     store, _ = filled
     kind = store._runtime.engine.dialect.name
@@ -162,7 +170,7 @@ async def test_a_bad_plan_would_be_found(filled: tuple[ConversationStore, Outbox
     assert complaints(kind, plan) != []
 
 
-async def test_messages_and_views_take_one_and_two_round_trips(filled: tuple[ConversationStore, Outbox]) -> None:
+async def test_messages_and_views_take_one_and_two_round_trips(filled: Filled) -> None:
     store, outbox = filled
 
     # One statement more for messages that are more than appended: in a file, which is read in one hop, each time;
@@ -177,28 +185,21 @@ async def test_messages_and_views_take_one_and_two_round_trips(filled: tuple[Con
     assert [len(one) for one in plain] == [1, 1]
 
 
-async def test_a_conversation_whose_messages_become_plain_again_is_read_as_one(
-    filled: tuple[ConversationStore, Outbox],
-) -> None:
+async def test_a_conversation_whose_messages_become_plain_again_is_read_as_one(filled: Filled) -> None:
     """What is on the page decides, and whatever way it is read the messages are the same."""
     store, outbox = filled
-    outbox.append("a", *(Message.user(f"{number}", id=f"m{number}") for number in range(30)))
-    await outbox.deliver(store)
+    await send(store, outbox, "a", *(Message.user(f"{number}", id=f"m{number}") for number in range(30)))
     before = await store.messages("a", last=5)
-    outbox.append("a", ReactionAdded(message_id="m29", key="+1"))
-    await outbox.deliver(store)
+    await send(store, outbox, "a", ReactionAdded(message_id="m29", key="+1"))
     marked = [await store.messages("a", last=5) for _ in range(2)]
-    outbox.append("a", ReactionRemoved(message_id="m29", key="+1"))
-    await outbox.deliver(store)
+    await send(store, outbox, "a", ReactionRemoved(message_id="m29", key="+1"))
 
     assert marked[0] == marked[1]
     assert [len(message.reactions) for message in marked[0]] == [0, 0, 0, 0, 1]
     assert [await store.messages("a", last=5) for _ in range(3)] == [before] * 3
 
 
-async def test_an_everyday_read_is_one_statement_and_says_what_a_view_says(
-    filled: tuple[ConversationStore, Outbox],
-) -> None:
+async def test_an_everyday_read_is_one_statement_and_says_what_a_view_says(filled: Filled) -> None:
     store, outbox = filled
     windows = [Window(last=5), Window(first=5), Window(last=5, before=9), Window(first=3, after=50), Window()]
     for window in windows:
@@ -210,17 +211,14 @@ async def test_an_everyday_read_is_one_statement_and_says_what_a_view_says(
         assert found.plain and view.conversation is not None
         assert found == replace(view, conversation=None, plain=True), window
         assert (found.sequence, found.version) == (60, 60)
-    other = await in_one(store, query_of("plain", Outbox(), Window(last=5)))
-    assert other is not None
+    other = present(await in_one(store, query_of("plain", Outbox(), Window(last=5))))
     assert other.sequence == 0  # of an outbox that delivered nothing of it
     if not store._runtime.embedded:
         [(statement, plan)] = await explained(store, lambda: in_one(store, query_of("plain", outbox, Window(last=5))))
         assert complaints(store._runtime.engine.dialect.name, plan) == [], statement
 
 
-async def test_one_statement_tells_all_that_a_view_does_or_leaves_it_to_a_snapshot(
-    filled: tuple[ConversationStore, Outbox],
-) -> None:
+async def test_one_statement_tells_all_that_a_view_does_or_leaves_it_to_a_snapshot(filled: Filled) -> None:
     store, outbox = filled
     outbox.append("fork", ConversationStarted(forked_from={"conversation_id": "plain", "version": 3}))
     outbox.append("fork", Message.user("its own"))
@@ -241,12 +239,9 @@ async def test_one_statement_tells_all_that_a_view_does_or_leaves_it_to_a_snapsh
 async def test_a_store_that_reads_old_events_by_rules_reads_none_as_everyday(store_url: str) -> None:
     rules = Upcasters().with_rule("custom.old", 1, lambda data: data)
     async with ConversationStore.open(store_url, migrate=True, upcasters=rules) as store:
-        outbox = Outbox()
-        outbox.append("chat", Message.user("hello"))
-        await outbox.deliver(store)
+        outbox = await new_outbox(store, "chat", Message.user("hello"))
 
-        view = await in_one(store, query_of("chat", outbox, Window(last=5)))
-        assert view is not None
+        view = present(await in_one(store, query_of("chat", outbox, Window(last=5))))
         assert [message.text for message in view.messages] == ["hello"]
         assert [message.text for message in await store.messages("chat", last=5)] == ["hello"]
 
@@ -254,9 +249,7 @@ async def test_a_store_that_reads_old_events_by_rules_reads_none_as_everyday(sto
 async def test_a_table_that_the_planner_believes_empty_is_read_by_version(store_url: str) -> None:
     """What a server knows of a table, it counts now and then; in between it would read the whole log."""
     async with ConversationStore.open(store_url, migrate=True) as store:
-        outbox = Outbox()
-        outbox.append("chat", *(Message.user("x") for _ in range(300)))
-        await outbox.deliver(store)
+        outbox = await new_outbox(store, "chat", *(Message.user("x") for _ in range(300)))
         kind = store._runtime.engine.dialect.name
         for read in (
             partial(store.messages, "chat", last=50),
@@ -273,9 +266,7 @@ async def test_a_table_that_the_planner_believes_empty_is_read_by_version(store_
                     assert "version = " in looked_up, (statement, plan)
 
 
-async def test_those_who_page_with_ever_other_sizes_make_no_statements_without_end(
-    filled: tuple[ConversationStore, Outbox],
-) -> None:
+async def test_those_who_page_with_ever_other_sizes_make_no_statements_without_end(filled: Filled) -> None:
     store, _ = filled
     for size in range(1, 60):
         assert len(await store.messages("plain", last=size)) == size
@@ -285,3 +276,80 @@ async def test_those_who_page_with_ever_other_sizes_make_no_statements_without_e
     fixed = [shape for shape, _ in ready.reader._statements._plain_windows if shape.limit is not None]
     assert len(fixed) <= MAX_FIXED_LIMITS
     assert [len(await store.messages("plain", last=size)) for size in (1, 31, 59)] == [1, 31, 59]
+
+
+# --- What speed rests on and no machine changes: statements per delivery, rows per read, threads per file ---
+
+
+CONVERSATIONS = 8
+ROWS_READ: Final = {
+    "postgresql": "SELECT sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0)) FROM pg_stat_xact_user_tables",
+    "mariadb": "SELECT sum(variable_value) FROM information_schema.session_status WHERE variable_name IN"
+    " ('HANDLER_READ_KEY', 'HANDLER_READ_NEXT', 'HANDLER_READ_PREV', 'HANDLER_READ_RND_NEXT')",
+}
+"""How many rows this session has looked at, as its server counts them."""
+
+
+async def test_a_delivery_takes_as_many_statements_for_many_events_as_for_few(store_url: str, tmp_path: Path) -> None:
+    backlog = await Backlog.open(tmp_path / "bot.outbox.db", store_url)
+    statements = []
+    try:
+        await backlog.owe(conversations=CONVERSATIONS, each=1, text="hello")  # registers the outbox
+        await backlog.drain()
+        for each in (1, 12):
+            await backlog.owe(conversations=CONVERSATIONS, each=each, text="hello")
+            with statements_of(backlog.store) as ran:
+                assert (await backlog.drain())[0] == CONVERSATIONS * each
+            statements.append(ran)
+    finally:
+        await backlog.close()
+
+    few, many = statements
+    assert len(many) <= len(few), "\n".join(
+        text for text, _ in many
+    )  # fewer where many rows are copied rather than inserted
+    assert len(few) <= 30, "\n".join(text for text, _ in few)
+
+
+@pytest.mark.parametrize("store_url", ["postgresql", "mariadb"], indirect=True)
+async def test_read_of_a_long_conversation_looks_at_as_many_rows_as_of_a_short_one(
+    store_url: str, tmp_path: Path
+) -> None:
+    backlog = await Backlog.open(tmp_path / "bot.outbox.db", store_url)
+    asked = sa.text(ROWS_READ[backlog.store.url.get_backend_name()])
+
+    async def rows_read(lineage: Lineage, connection: AsyncConnection) -> int:
+        before = (await connection.execute(asked)).scalar_one()
+        between = (await connection.execute(asked)).scalar_one()
+        page = await lineage.reader.messages(connection, "chat-0", Window(last=50))
+        after = (await connection.execute(asked)).scalar_one()
+        assert len(page) == 50
+        return int((after - between) - (between - before))  # without what the question itself costs
+
+    found = []
+    try:
+        for more in (60, 600):
+            await backlog.owe(conversations=1, each=more, text="hello")
+            await backlog.drain()
+            found.append(await backlog.store.outbox_access.snapshot(rows_read))
+    finally:
+        await backlog.close()
+    short, long = found
+    assert 50 <= short <= 51 * 4, found
+    assert long == short, found
+
+
+async def test_a_file_costs_few_threads_and_descriptors(tmp_path: Path) -> None:
+    files = 6
+    async with AsyncExitStack() as stack:
+        for number in range(files + 1):
+            history = await stack.enter_async_context(
+                History(tmp_path / f"{number}.outbox.db", store=f"sqlite:///{tmp_path}/{number}.db", relay=False)
+            )
+            await history.append("chat", Message.user("hello"))
+            if number == 0:  # what the process opens once
+                threads, descriptors = own_threads(), open_descriptors()
+        each_threads = (own_threads() - threads) / files
+        each_descriptors = (open_descriptors() - descriptors) / files
+    assert each_threads <= 3, each_threads
+    assert each_descriptors <= 12, each_descriptors

@@ -78,9 +78,7 @@ def secured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     ],
     ids=["untrusted", "expired", "not yet valid", "host"],
 )
-async def test_each_fault_of_a_certificate_has_its_code(
-    secured: Secured, show: Callable[[Secured], None], code: str, said: str
-) -> None:
+async def test_certificate_faults(secured: Secured, show: Callable[[Secured], None], code: str, said: str) -> None:
     secured.show()
     await ask(secured.url())  # the certificate that is right
     show(secured)

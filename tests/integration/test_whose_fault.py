@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -18,12 +18,13 @@ from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.model.messages import Message
-from tests.campaigns.invariants import check
 from tests.proof.blame.part import raising
-from tests.support.relays import QUICK, drained, end, lane, relay_on, say, sql, until
+from tests.support.relays import QUICK, drained, lane, relay_on, running, say, sql, until
 from tests.support.required import required
+from tests.support.sayings import NewStore
 from tests.support.servers import MariaDBServer, OwnMariaDBServer
 from tests.support.store_changes import run_there
+from tests.support.verdicts import assert_whole
 
 LIMIT = 30.0
 """Seconds that no sound conversation may wait for a bad one."""
@@ -52,11 +53,8 @@ async def refused_often(breaker: Counting, conversations: int) -> None:
 async def delivering(outbox: OutboxFile, url: str, breaker: Breaker | None = None) -> AsyncIterator[Relay]:
     async with ConversationStore.open(url, migrate=True) as store:
         relay = relay_on(outbox, store, breaker=breaker)
-        task = asyncio.create_task(relay.run())
-        try:
+        async with running(relay):
             yield relay
-        finally:
-            await end(task)
 
 
 async def doom(outbox: OutboxFile, text: str = "doomed") -> None:
@@ -98,9 +96,7 @@ def small_packets() -> Iterator[OwnMariaDBServer]:
         yield own
 
 
-async def test_a_message_beyond_max_allowed_packet_holds_up_nobody_else_and_the_setting_is_named(
-    outbox: OutboxFile, small_packets: OwnMariaDBServer
-) -> None:
+async def test_packet_limit_holds_up_nobody_and_is_named(outbox: OutboxFile, small_packets: OwnMariaDBServer) -> None:
     url = small_packets.create_database()
     await outbox.append(prepare("bad", [Message.user("well"), Message.user("x" * 700_000)]))
     for number in range(3):
@@ -167,9 +163,7 @@ NAMED = {
 
 
 @pytest.mark.parametrize(("what", "kind"), CASES)
-async def test_a_refusal_that_hits_everybody_is_the_stores_and_all_resumes_when_it_is_mended(
-    outbox: OutboxFile, new_store_url: Callable[[str], str], what: str, kind: str
-) -> None:
+async def test_refusal_of_all_is_the_stores(outbox: OutboxFile, new_store_url: NewStore, what: str, kind: str) -> None:
     url = new_store_url(kind)
     _, first, hurt, mend = EVERYBODY[what]
     hurt, mend = (one if isinstance(one, str) else one[kind] for one in (hurt, mend))
@@ -193,8 +187,7 @@ async def test_a_refusal_that_hits_everybody_is_the_stores_and_all_resumes_when_
         await run_there(url, mend)
         await drained(outbox, patience=LIMIT)
     if what != "a narrowed column":
-        verdict = await check([outbox.path], url, drained=True)
-        assert verdict.ok, verdict
+        await assert_whole(outbox, url)
 
     assert "so it is the history store" in told
     assert "poison" in told
@@ -202,9 +195,7 @@ async def test_a_refusal_that_hits_everybody_is_the_stores_and_all_resumes_when_
 
 
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb", "sqlite"])
-async def test_an_ordinary_event_that_is_tried_out_leaves_nothing_behind(
-    new_store_url: Callable[[str], str], kind: str
-) -> None:
+async def test_an_ordinary_event_that_is_tried_out_leaves_nothing_behind(new_store_url: NewStore, kind: str) -> None:
     async with ConversationStore.open(new_store_url(kind), migrate=True, partitions=4) as store:
         for name in ("a", "b", "c", "d", "e"):
             await store.outbox_access.try_out(name)
@@ -216,9 +207,7 @@ async def test_an_ordinary_event_that_is_tried_out_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
-async def test_the_part_of_the_log_that_is_broken_is_the_one_that_is_tried(
-    new_store_url: Callable[[str], str], kind: str
-) -> None:
+async def test_the_part_of_the_log_that_is_broken_is_the_one_that_is_tried(new_store_url: NewStore, kind: str) -> None:
     url = new_store_url(kind)
     async with ConversationStore.open(url, migrate=True, partitions=2) as store:
         refused = []
@@ -238,9 +227,7 @@ async def test_the_part_of_the_log_that_is_broken_is_the_one_that_is_tried(
     assert set(refused) == {FaultClass.POISON}
 
 
-async def test_one_conversation_alone_is_no_reason_to_doubt_the_store(
-    outbox: OutboxFile, fresh_postgresql_url: str
-) -> None:
+async def test_one_conversation_is_no_reason_to_doubt_the_store(outbox: OutboxFile, fresh_postgresql_url: str) -> None:
     """It is blocked although it is alone: an ordinary event is accepted."""
     async with ConversationStore.open(fresh_postgresql_url, migrate=True):
         pass
@@ -255,28 +242,7 @@ async def test_one_conversation_alone_is_no_reason_to_doubt_the_store(
         assert relay.breaker.trips == 0
 
 
-@pytest.mark.parametrize("count", [1, 2])
-async def test_a_store_that_refuses_everybody_is_found_out_with_one_or_two_conversations_too(
-    outbox: OutboxFile, fresh_postgresql_url: str, count: int
-) -> None:
-    url = fresh_postgresql_url
-    async with ConversationStore.open(url, migrate=True):
-        pass
-    await run_there(url, "ALTER TABLE letopis_events ADD CONSTRAINT never CHECK (version < 0)")
-    for number in range(count):
-        await say(outbox, f"c{number}")
-    breaker = Counting()
-    async with delivering(outbox, url, breaker) as relay:
-        await until(lambda: relay.breaker.outage is not None)
-        await refused_often(breaker, count)
-        assert await sql(outbox, "SELECT count(*) FROM letopis_outbox_lanes WHERE attempts > 0") == [(0,)]
-        await run_there(url, "ALTER TABLE letopis_events DROP CONSTRAINT never")
-        await drained(outbox, patience=LIMIT)
-
-
-async def test_what_was_blocked_before_it_was_known_to_be_the_store_goes_on_too(
-    outbox: OutboxFile, fresh_mariadb_url: str
-) -> None:
+async def test_what_was_blocked_before_goes_on_too(outbox: OutboxFile, fresh_mariadb_url: str) -> None:
     """One conversation after another, each alone, meets a column that was narrowed: an ordinary event still fits."""
     url = fresh_mariadb_url
     async with ConversationStore.open(url, migrate=True):

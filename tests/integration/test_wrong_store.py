@@ -32,13 +32,16 @@ from letopis.store.model.events import Event
 from letopis.store.model.messages import Message
 from letopis.store.rules.apply_plan import LaneBatch, Origin, SequencedEvent
 from tests.support.platforms import posix_only
-from tests.support.relays import QUICK, drained, end, figures, lane, relay_on, say, sql, until
+from tests.support.relays import QUICK, drained, end, figures, lane, relay_on, running, say, sql, until
+from tests.support.sayings import NewStore, present, raises_fault
+from tests.support.store_changes import run_there
 
 KINDS = ("sqlite", "postgresql", "mariadb")
+Urls = tuple[str, str]
 
 
 @pytest.fixture(params=KINDS)
-def urls(request: pytest.FixtureRequest, new_store_url: Callable[[str], str]) -> tuple[str, str]:
+def urls(request: pytest.FixtureRequest, new_store_url: NewStore) -> tuple[str, str]:
     """Two databases of one kind."""
     return new_store_url(request.param), new_store_url(request.param)
 
@@ -73,10 +76,23 @@ async def exchange(url: str, store_id: UUID) -> UUID:
     return before
 
 
+async def deliver(outbox: OutboxFile, store: ConversationStore, count: int = 1) -> None:
+    await say(outbox, "c", count)
+    await relay_on(outbox, store).drain()
+
+
+async def refused(outbox: OutboxFile, store: ConversationStore, reason: str) -> str:
+    """Check that a relay delivers nothing and why; return what it tells of it."""
+    relay = relay_on(outbox, store)
+    assert await relay.drain() == 0
+    assert relay.breaker.reason == reason
+    return str(relay.breaker.outage)
+
+
 class TestBinding:
     """Which store an outbox is bound to, and when."""
 
-    async def test_the_first_delivery_binds(self, outbox: OutboxFile, urls: tuple[str, str]) -> None:
+    async def test_the_first_delivery_binds(self, outbox: OutboxFile, urls: Urls) -> None:
         assert await bound(outbox) == StoreBinding()
         async with two_stores(*urls) as (store, other):
             await say(outbox, "c", 3)
@@ -99,38 +115,30 @@ class TestBinding:
             assert await bound(outbox) == found
             assert await relay_on(outbox, store).drain() == 2
 
-    async def test_the_store_itself_refuses_in_the_transaction(self, urls: tuple[str, str]) -> None:
+    async def test_the_store_itself_refuses_in_the_transaction(self, urls: Urls) -> None:
         """Whatever the relay believes: the exchange may come between its look and its delivery."""
         event = encode(Event.of(ConversationStarted(), conversation_id="c"), conversation_id="c")
         batch = [LaneBatch(conversation_id="c", deliveries=(SequencedEvent(sequence=1, event=event),))]
         async with ConversationStore.open(urls[0], migrate=True) as store:
             mine = (await store.identity()).store_id
             origin = Origin(origin_id=uuid4(), epoch=1, name="bot", store_id=uuid4())
-            with pytest.raises(StoreFault) as found:
+            with raises_fault(FaultClass.WRONG_STORE, "identity"):
                 await store.apply(origin, batch)
-            assert (found.value.fault_class, found.value.code) == (FaultClass.WRONG_STORE, "identity")
             assert await store.conversation("c") is None
             for store_id in (mine, None):  # None: a caller that delivers without an outbox is bound to nothing
                 origin = Origin(origin_id=origin.origin_id, epoch=1, name="bot", store_id=store_id)
                 assert (await store.apply(origin, batch)).refused == ()
 
-    async def test_a_store_that_was_moved_away_gets_nothing(self, outbox: OutboxFile, urls: tuple[str, str]) -> None:
+    async def test_a_store_that_was_moved_away_gets_nothing(self, outbox: OutboxFile, urls: Urls) -> None:
         async with ConversationStore.open(urls[0], migrate=True) as store:
+            await deliver(outbox, store)
+            await run_there(urls[0], "UPDATE letopis_store SET moved_to = 'postgresql://new/chat'")
             await say(outbox, "c", 1)
-            await relay_on(outbox, store).drain()
-            engine = create_store_engine(urls[0])
-            async with engine.begin() as connection:
-                await connection.exec_driver_sql("UPDATE letopis_store SET moved_to = 'postgresql://new/chat'")
-            await engine.dispose()
-            await say(outbox, "c", 1)
-            relay = relay_on(outbox, store)
-            assert await relay.drain() == 0
-            assert relay.breaker.reason == "wrong_store moved"
-            assert "postgresql://new/chat" in str(relay.breaker.outage)
+            assert "postgresql://new/chat" in await refused(outbox, store, "wrong_store moved")
             with pytest.raises(StoreFault, match="moved away"):
                 await OutboxAdmin(outbox).rebind(store)
 
-    async def test_of_two_relays_with_two_stores_one_delivers(self, outbox: OutboxFile, urls: tuple[str, str]) -> None:
+    async def test_of_two_relays_with_two_stores_one_delivers(self, outbox: OutboxFile, urls: Urls) -> None:
         async with two_stores(*urls) as (one, two):
             await say(outbox, "c", 5)
             relays = [relay_on(outbox, store, locked=False) for store in (one, two)]
@@ -144,11 +152,10 @@ class TestBinding:
             counts = sorted([len(await texts(urls[0])), len(await texts(urls[1]))])
         assert counts == [0, 15]
 
-    async def test_the_one_with_the_right_store_takes_over(self, outbox: OutboxFile, urls: tuple[str, str]) -> None:
+    async def test_the_one_with_the_right_store_takes_over(self, outbox: OutboxFile, urls: Urls) -> None:
         """The wrong one was first, and would keep the right one standing by for ever."""
         async with two_stores(*urls) as (right, wrong):
-            await say(outbox, "c", 1)
-            await relay_on(outbox, right).drain()
+            await deliver(outbox, right)
             other = await OutboxFile.open(outbox.path)
             first, second = relay_on(other, wrong), relay_on(outbox, right)
             tasks = [asyncio.create_task(first.run())]
@@ -178,16 +185,11 @@ class TestBinding:
         assert await outbox.write(write(first, 0)) == StoreBinding(store_id=first, destination=place)
         assert (await outbox.write(write(second, 0))).store_id == first
 
-    async def test_a_file_of_an_older_release_binds_where_it_is_known(
-        self, outbox: OutboxFile, urls: tuple[str, str]
-    ) -> None:
+    async def test_file_of_an_older_release_binds_where_known(self, outbox: OutboxFile, urls: Urls) -> None:
         async with two_stores(*urls) as (store, other):
-            await say(outbox, "c", 3)
-            await relay_on(outbox, store).drain()
+            await deliver(outbox, store, 3)
             await sql(outbox, "UPDATE letopis_outbox_origin SET store_id = NULL, destination = NULL")
-            relay = relay_on(outbox, other)
-            assert await relay.drain() == 0
-            assert relay.breaker.reason == "wrong_store stranger"
+            await refused(outbox, other, "wrong_store stranger")
             assert (await lane(outbox, "c")).delivered == 4
             relay = relay_on(outbox, store)
             assert await relay.drain() == 0
@@ -196,8 +198,7 @@ class TestBinding:
 
     async def test_the_address_follows_the_store(self, outbox: OutboxFile, tmp_path: Path) -> None:
         async with ConversationStore.open(tmp_path / "a.db") as store:
-            await say(outbox, "c", 1)
-            await relay_on(outbox, store).drain()
+            await deliver(outbox, store)
         (tmp_path / "a.db").rename(tmp_path / "b.db")
         async with ConversationStore.open(tmp_path / "b.db") as store:
             await say(outbox, "c", 1)
@@ -208,32 +209,29 @@ class TestBinding:
 class TestExchange:
     """Another database behind the same address."""
 
-    async def test_beneath_a_running_relay(self, outbox: OutboxFile, urls: tuple[str, str]) -> None:
+    async def test_beneath_a_running_relay(self, outbox: OutboxFile, urls: Urls) -> None:
         async with ConversationStore.open(urls[0], migrate=True) as store:
             relay = relay_on(outbox, store)
-            task = asyncio.create_task(relay.run())
-            await say(outbox, "c", 2)
-            await drained(outbox)
-            right = await exchange(urls[0], uuid4())
-            await say(outbox, "c", 2)
-            await until(lambda: not relay.breaker.closed)
-            assert relay.breaker.reason == "wrong_store identity"
-            await asyncio.sleep(0.3)
-            status = await outbox.read(lambda connection: read_status(connection, now_us=outbox.now_us()))
-            assert status.pending == 2
-            assert status.wrong_store
-            assert not status.healthy
-            assert len(await texts(urls[0])) == 2
+            async with running(relay):
+                await say(outbox, "c", 2)
+                await drained(outbox)
+                right = await exchange(urls[0], uuid4())
+                await say(outbox, "c", 2)
+                await until(lambda: not relay.breaker.closed)
+                assert relay.breaker.reason == "wrong_store identity"
+                await asyncio.sleep(0.3)
+                status = await outbox.read(lambda connection: read_status(connection, now_us=outbox.now_us()))
+                assert status.pending == 2
+                assert status.wrong_store
+                assert not status.healthy
+                assert len(await texts(urls[0])) == 2
 
-            await exchange(urls[0], right)
-            await drained(outbox, patience=20)
-            assert relay.breaker.closed
-            await end(task)
+                await exchange(urls[0], right)
+                await drained(outbox, patience=20)
+                assert relay.breaker.closed
         assert len(await texts(urls[0])) == 4
 
-    async def test_of_one_file_does_not_hold_up_those_that_share_the_store(
-        self, outbox: OutboxFile, urls: tuple[str, str], tmp_path: Path
-    ) -> None:
+    async def test_of_one_file_does_not_hold_up_others(self, outbox: OutboxFile, urls: Urls, tmp_path: Path) -> None:
         other = await OutboxFile.open(tmp_path / "other.outbox.db")
         await sql(other, "UPDATE letopis_outbox_origin SET store_id = randomblob(16)")
         async with ConversationStore.open(urls[0], migrate=True) as store:
@@ -247,7 +245,7 @@ class TestExchange:
             assert await relay_on(outbox, store, breaker=breaker).drain() == 3
         await other.close()
 
-    async def test_readers_do_not_take_another_history_for_theirs(self, tmp_path: Path, urls: tuple[str, str]) -> None:
+    async def test_readers_do_not_take_another_history_for_theirs(self, tmp_path: Path, urls: Urls) -> None:
         """Reads, search and statistics are answered from the outbox alone; what is pending is not saved."""
         right, wrong = urls
         async with ConversationStore.open(right, migrate=True), ConversationStore.open(wrong, migrate=True):
@@ -285,9 +283,7 @@ class TestExchange:
             assert await mine.drained(20)
         assert await texts(right) == ["my own words", "more of mine"]
 
-    async def test_a_connection_is_checked_when_it_is_new_and_from_time_to_time(
-        self, urls: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_connection_is_checked_when_new_and_later(self, urls: Urls, monkeypatch: pytest.MonkeyPatch) -> None:
         async with ConversationStore.open(urls[0], migrate=True) as store:
             mine = (await store.identity()).store_id
             reads = (
@@ -324,7 +320,7 @@ class TestDestination:
         async with History(path, store=tmp_path / "c.db", relay=False, watch=False) as history:
             assert (await bound(history.outbox)).destination == wanted  # who only reads decides nothing
 
-    async def test_a_relay_that_names_another_place_is_refused(self, tmp_path: Path, urls: tuple[str, str]) -> None:
+    async def test_a_relay_that_names_another_place_is_refused(self, tmp_path: Path, urls: Urls) -> None:
         path = tmp_path / "bot.outbox.db"
         right, wrong = urls
         async with History(path, store=right, relay=False) as history:
@@ -337,8 +333,7 @@ class TestDestination:
                 assert relay.breaker.reason == "wrong_store destination"
                 assert destination_of(right) in str(relay.breaker.outage)
                 assert destination_of(url) in str(relay.breaker.outage)
-                fault = await find_refusal(outbox, store)
-                assert fault is not None
+                present(await find_refusal(outbox, store))
                 await store.close()
             assert not store_beside(path).exists()
             assert await bound(outbox) == StoreBinding(destination=destination_of(right))
@@ -357,17 +352,13 @@ class TestDestination:
 
     async def test_a_store_that_is_gone_is_not_made_anew(self, outbox: OutboxFile, tmp_path: Path) -> None:
         async with ConversationStore.open(tmp_path / "a.db") as store:
-            await say(outbox, "c", 1)
-            await relay_on(outbox, store).drain()
+            await deliver(outbox, store)
         (tmp_path / "a.db").unlink()
         async with ConversationStore.open(tmp_path / "b.db"):
             pass
         await say(outbox, "c", 1)
         store = ConversationStore(tmp_path / "a.db")
-        relay = relay_on(outbox, store)
-        assert await relay.drain() == 0
-        assert relay.breaker.reason == "misconfigured schema-missing"
-        assert "letopis outbox rebind" in str(relay.breaker.outage)
+        assert "letopis outbox rebind" in await refused(outbox, store, "misconfigured schema-missing")
         assert not (tmp_path / "a.db").exists()
         await store.close()
 
@@ -419,9 +410,7 @@ class TestDestination:
 class TestVerbs:
     """What an operator does about it."""
 
-    async def test_a_store_that_is_gone_for_good_is_replaced_and_what_is_lost_is_told(
-        self, outbox: OutboxFile, urls: tuple[str, str]
-    ) -> None:
+    async def test_store_gone_for_good_is_replaced_and_losses_told(self, outbox: OutboxFile, urls: Urls) -> None:
         gone, fresh = urls
         async with ConversationStore.open(gone, migrate=True) as store:
             for name, count in (("whole", 3), ("half", 5), ("all", 2)):
@@ -462,28 +451,22 @@ class TestVerbs:
             assert (left.pending, left.lanes["blocked"]) == (0, 0)
         assert len(await texts(fresh, "half")) == 4
 
-    async def test_rebinding_beneath_a_running_relay_fences_what_it_has_under_way(
-        self, outbox: OutboxFile, urls: tuple[str, str]
-    ) -> None:
+    async def test_rebinding_fences_what_a_running_relay_has_under_way(self, outbox: OutboxFile, urls: Urls) -> None:
         async with two_stores(*urls) as (old, new):
             relay = relay_on(outbox, old)
-            task = asyncio.create_task(relay.run())
-            await say(outbox, "c", 2)
-            await drained(outbox)
-            await OutboxAdmin(outbox).rebind(new)
-            await say(outbox, "c", 1)
-            await until(lambda: relay.wrong_store_reason is not None)
-            assert len(await texts(urls[0])) == 2
-            await end(task)
+            async with running(relay):
+                await say(outbox, "c", 2)
+                await drained(outbox)
+                await OutboxAdmin(outbox).rebind(new)
+                await say(outbox, "c", 1)
+                await until(lambda: relay.wrong_store_reason is not None)
+                assert len(await texts(urls[0])) == 2
             await relay_on(outbox, new).drain()
         assert len(await texts(urls[1])) == 3
 
-    async def test_missing_events_are_not_given_up_for_what_another_store_lacks(
-        self, outbox: OutboxFile, urls: tuple[str, str]
-    ) -> None:
+    async def test_missing_events_are_not_given_up_for_another_store(self, outbox: OutboxFile, urls: Urls) -> None:
         async with two_stores(*urls) as (right, wrong):
-            await say(outbox, "c", 3)
-            await relay_on(outbox, right).drain()
+            await deliver(outbox, right, 3)
             await say(outbox, "c", 1)
             await sql(outbox, "UPDATE letopis_outbox_lanes SET state = 'blocked', fault_class = 'lost'")
             with pytest.raises(StoreFault, match="bound to"):
@@ -491,8 +474,7 @@ class TestVerbs:
 
     async def test_a_staging_copy_takes_nothing_from_production(self, outbox: OutboxFile, tmp_path: Path) -> None:
         async with ConversationStore.open(tmp_path / "live.db") as live:
-            await say(outbox, "c", 1)
-            await relay_on(outbox, live).drain()
+            await deliver(outbox, live)
         with closing(connect(tmp_path / "live.db")) as source, closing(connect(tmp_path / "copy.db")) as target:
             source.backup(target)
         async with (
@@ -503,9 +485,7 @@ class TestVerbs:
             assert await copy.identity() == before
             assert (await copy.new_identity()).store_id not in (None, before.store_id)
             await say(outbox, "c", 1)
-            relay = relay_on(outbox, copy)
-            assert await relay.drain() == 0
-            assert relay.breaker.reason == "wrong_store identity"
+            await refused(outbox, copy, "wrong_store identity")
             assert await live.identity() == before
             assert await relay_on(outbox, live).drain() == 1
             assert len(await copy.messages("c")) == 1

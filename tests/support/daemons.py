@@ -115,6 +115,11 @@ class DaemonProcess:
     def signal(self, how: signal.Signals) -> None:
         self._popen.send_signal(how)
 
+    def end(self) -> None:
+        """Have it end in order."""
+        self.signal(signal.SIGTERM)
+        assert self.wait() == 0, self.lines
+
     def wait(self, seconds: float = TIMEOUT_SECONDS) -> int:
         code = self._popen.wait(seconds)
         self._reader.join(10)

@@ -1,4 +1,4 @@
-"""Deliver from outboxes, and search a history store and outbox files for words that are to be gone."""
+"""What tests of erasures ask of stores and outbox files: that words are nowhere."""
 
 from __future__ import annotations
 
@@ -9,26 +9,16 @@ import sqlalchemy as sa
 
 from letopis.outbox import History
 from letopis.outbox.diagnostics.integrity import find_problems
-from letopis.outbox.relay.relay import Relay
 from letopis.store import ConversationStore
 from letopis.store.database.schema import metadata
-from letopis.store.maintenance.integrity import find_problems as store_problems
 from tests.support.relays import until
-
-
-async def deliver(*histories: History) -> None:
-    for history in histories:
-        await Relay(history.outbox, history.store).drain()
+from tests.support.sayings import problems, rows_of
 
 
 async def dump(store: ConversationStore) -> str:
-    """Return all rows of a history store as text."""
-    rows = list[str]()
-    async with store._runtime.callers_engine.connect() as connection:
-        for table in metadata.sorted_tables:
-            if table.info.get("not_on") != connection.dialect.name:
-                rows += [repr(tuple(row)) for row in await connection.execute(sa.select(table))]
-    return "\n".join(rows)
+    dialect = store._runtime.callers_engine.dialect.name
+    tables = [table for table in metadata.sorted_tables if table.info.get("not_on") != dialect]
+    return repr([await rows_of(store, sa.select(table)) for table in tables])
 
 
 def occurs(words: str, path: Path) -> bool:
@@ -38,10 +28,7 @@ def occurs(words: str, path: Path) -> bool:
 
 
 async def assert_nowhere(words: str, store: ConversationStore, *histories: History) -> None:
-    """Check that words are in no row of the store, and in no byte of its file or the outbox files, WAL included.
-
-    The outboxes are closed.
-    """
+    """Close the histories, and check that no file and no table has the words, and that all of them are sound."""
     assert words not in await dump(store)
     if store.url.get_backend_name() == "sqlite":
         await until(lambda: not occurs(words, Path(str(store.url.database))))
@@ -51,4 +38,4 @@ async def assert_nowhere(words: str, store: ConversationStore, *histories: Histo
         await history.close()
         assert not occurs(words, path)
         assert list(find_problems(path)) == []
-    assert [problem async for problem in store_problems(store._runtime.callers_engine)] == []
+    assert await problems(store) == []

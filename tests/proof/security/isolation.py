@@ -21,7 +21,7 @@ from letopis.outbox.transfer.exporter import Exporter
 from letopis.store import ConversationStore, InvalidInput, LetopisError, Message
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.schema import conversations, events, messages, owners
-from tests.conformance.test_identifiers import HOSTILE
+from letopis.store.testing.identifiers import HOSTILE
 from tests.proof.harness import Tally
 from tests.proof.inputs.running import BLOCK_AT_ONCE
 from tests.support.relays import POISON, ToldStore

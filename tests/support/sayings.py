@@ -1,0 +1,126 @@
+"""Say things to history stores and outboxes, and look at what became of them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import pytest
+import sqlalchemy as sa
+
+from letopis.outbox import History
+from letopis.outbox.relay.relay import Relay
+from letopis.store import ConversationStore, Event, FaultClass, Message, StoreFault
+from letopis.store.maintenance.integrity import find_problems
+from letopis.store.model.codec import EncodedEvent
+from letopis.store.model.event_types import Body
+from letopis.store.rules.apply_plan import ApplyResult
+from letopis.store.testing.outbox import Outbox
+
+T = TypeVar("T")
+Item = TypeVar("Item", covariant=True)
+Bots = tuple[History, History]
+"""Two outboxes that feed one store."""
+NewStore = Callable[[str], str]
+"""From a kind of store to the URL of a fresh database."""
+
+
+class Pages(Protocol[Item]):
+    """A page that may lead to the next one."""
+
+    @property
+    def items(self) -> tuple[Item, ...]: ...
+
+    @property
+    def next(self) -> str | None: ...
+
+
+async def send(store: ConversationStore, outbox: Outbox, lane: str, *what: Message | Body | Event) -> ApplyResult:
+    """Append to an outbox in memory, and deliver all that is pending there."""
+    outbox.append(lane, *what)
+    return await outbox.deliver(store)
+
+
+async def send_encoded(store: ConversationStore, outbox: Outbox, lane: str, *events: EncodedEvent) -> ApplyResult:
+    """Do the same with events that are encoded already, as those of records are."""
+    outbox.append_encoded(lane, events)
+    return await outbox.deliver(store)
+
+
+async def new_outbox(
+    store: ConversationStore, lane: str, *what: Message | Body | Event, name: str = "bot.outbox.db"
+) -> Outbox:
+    """Return a new outbox in memory that has delivered this."""
+    outbox = Outbox(name)
+    await send(store, outbox, lane, *what)
+    return outbox
+
+
+async def drain(*histories: History) -> None:
+    """Deliver all that is pending in outbox files, one after the other."""
+    for history in histories:
+        await Relay(history.outbox, history.store).drain()
+
+
+def present(value: T | None) -> T:
+    """Return what must be there."""
+    assert value is not None
+    return value
+
+
+async def all_pages(read: Callable[..., Awaitable[Pages[T]]], *, by: str = "after", most: int = 10_000) -> list[T]:
+    """Read page after page to the end, none of them longer than ``most``; by ``before``, the newest come first."""
+    found: list[T] = []
+    place: dict[str, str] = {}
+    for _ in range(10_000):
+        page = await read(**place)
+        assert len(page.items) <= most
+        found = [*page.items, *found] if by == "before" else [*found, *page.items]
+        if page.next is None:
+            return found
+        place = {by: page.next}
+    raise AssertionError("the pages do not end")
+
+
+@contextmanager
+def raises_fault(fault_class: FaultClass, code: str, *, match: str | None = None) -> Iterator[None]:
+    """Check that a store refuses with a fault of this class and code."""
+    with pytest.raises(StoreFault, match=match) as caught:
+        yield
+    assert (caught.value.fault_class, caught.value.code) == (fault_class, code)
+
+
+async def problems(store: ConversationStore) -> list[str]:
+    """Return what `db verify` finds."""
+    return [problem async for problem in find_problems(store._runtime.callers_engine)]
+
+
+async def change(store: ConversationStore, *statements: sa.Executable | str) -> None:
+    """Change the rows of a store behind its back, in one transaction."""
+    async with store._runtime.callers_engine.begin() as connection:
+        for statement in statements:
+            await connection.execute(sa.text(statement) if isinstance(statement, str) else statement)
+
+
+async def rows_of(store: ConversationStore, query: sa.Executable) -> list[Any]:
+    """Return the rows that a query finds in the tables of a store."""
+    async with store._runtime.callers_engine.connect() as connection:
+        return list((await connection.execute(query)).all())
+
+
+async def finish_tasks(store: ConversationStore) -> None:
+    """Carry out all that is marked."""
+    while await store.run_pending_tasks():
+        pass
+
+
+async def catch_up_index(store: ConversationStore) -> None:
+    """Bring the search index up to date."""
+    while await store.catch_up_search():
+        pass
+
+
+async def differences(store: ConversationStore) -> set[str]:
+    """Return in what any conversation's rows differ from its log; nothing is written."""
+    return {one async for rebuilt in store.rebuild(check=True, every=True) for one in rebuilt.differences}
