@@ -17,6 +17,7 @@ from tests.proof.crash import moments
 from tests.proof.crash.exact import every
 from tests.proof.crash.gate import compiled
 from tests.proof.crash.moments import MOMENTS, Moment, Side, Who
+from tests.proof.crash.steps import STEPS
 from tests.support.promises import PATHS, WrittenPromises, half_kept, line_of, read_promises
 
 ALLOW, NOTIFY = 0x7FFF0000, 0x7FC00000
@@ -61,7 +62,7 @@ def test_calls_are_taken_evenly(count: int, most: int, seed: int) -> None:
 
 def test_every_moment_is_in_the_code_and_has_a_name_of_its_own() -> None:
     assert len({moment.name for moment in MOMENTS}) == len(MOMENTS)
-    for moment in MOMENTS:
+    for moment in (*MOMENTS, *STEPS):
         owner, name = moments.found(moment.function)
         assert callable(getattr(owner, name)), moment.function
 

@@ -35,6 +35,7 @@ from letopis.outbox.history.records import RecordReceipt, Records
 from letopis.outbox.pending_reads.read_path import ReadPath
 from letopis.outbox.pending_reads.record_reads import RecordReads
 from letopis.outbox.relay import dispatcher, lease
+from letopis.outbox.relay import erasures as carrying
 from letopis.outbox.relay.dispatcher import Dispatcher
 from letopis.outbox.relay.outcome import Refusal, SendResult
 from letopis.outbox.relay.poison_isolation import PoisonIsolation
@@ -45,11 +46,13 @@ from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import Reuse, SequenceGap
 from letopis.store.model import codec
 from letopis.store.model.records import SPACE_LANES, Scope, is_record_lane
+from letopis.store.outbox_access import OutboxAccess
 from letopis.store.read.point_in_time import PointInTimeReader
 from letopis.store.rules import projection
 from letopis.store.rules.apply_plan import ComparedLane, LaneBatch
 from letopis.store.rules.statistics import StatisticsBuilder
 from letopis.store.write import applier, lanes, loading
+from letopis.store.write.contents import ContentWriter
 from letopis.store.write.redaction import Eraser
 
 Replacement = tuple[Any, str, Callable[[Any], Any]]
@@ -431,6 +434,9 @@ def _newest(batches: Any) -> dict[str, int]:
 # --- the history store ----------------------------------------------------------------------------------------------
 
 GAPS_TAKEN: Final = "a gap in a lane is taken"
+COUNTED_TOO_SOON: Final = "an erasure counts as carried out from its first step on"
+PLACES_TOO_SOON: Final = "retention keeps its place before it appends what is due there"
+NOT_SWEPT: Final = "large content stays in the store when no event shows it"
 DUPLICATES_TAKEN: Final = "events are inserted without a look whether they are there"
 RECORDS_TWICE: Final = "changes of records are applied without a look at the ledger"
 FOREIGN_LANES: Final = "changes of a record go through several lanes"
@@ -574,6 +580,44 @@ def _() -> Iterable[Replacement]:
         return real(self, kept)  # type: ignore[no-any-return]
 
     yield projection._Projection, "_remove_after", around(remove)
+
+
+# --- erasures and retention -------------------------------------------------------------------------------------------
+
+
+@defect(COUNTED_TOO_SOON)
+def _() -> Iterable[Replacement]:
+    count = "UPDATE letopis_outbox_origin SET erasures = ?"
+
+    def step(real: Any, connection: Any, erasure: Any, **more: Any) -> Any:
+        connection.exec_driver_sql(f"{count} WHERE erasures = ?", (erasure.number - 1, erasure.number))
+        going_on = real(connection, erasure, **more)
+        connection.exec_driver_sql(count, (erasure.number,))
+        return going_on
+
+    yield carrying, "carry_out_step", around(step)
+
+
+@defect(PLACES_TOO_SOON)
+def _() -> Iterable[Replacement]:
+    def keeping(real: Any) -> Any:
+        async def due(self: OutboxAccess, retention: Any, *args: Any, **options: Any) -> Any:
+            found = await real(self, retention, *args, **options)
+            if found.moved:
+                await self.keep_places(retention, found)
+            return found
+
+        return due
+
+    yield OutboxAccess, "due_content", keeping
+
+
+@defect(NOT_SWEPT)
+def _() -> Iterable[Replacement]:
+    async def sweep(self: ContentWriter, *_: Any) -> None:
+        return
+
+    yield ContentWriter, "sweep", lambda real: sweep
 
 
 # --- records --------------------------------------------------------------------------------------------------------

@@ -237,12 +237,11 @@ def die() -> NoReturn:
     raise AssertionError("still alive")
 
 
-def plant(name: str, number: int) -> None:
+def plant(moment: Moment, number: int) -> None:
     """Have this process die at the so manieth call that counts."""
-    moment = _BY_NAME[name]
     owner, function_name = found(moment.function)
     real = getattr(owner, function_name)
-    setattr(owner, function_name, _between(real) if name == BETWEEN else wrapped(real, moment, number))
+    setattr(owner, function_name, _between(real) if moment.name == BETWEEN else wrapped(real, moment, number))
 
 
 def found(function: str) -> tuple[Any, str]:
@@ -301,14 +300,14 @@ LOOK_INTERVAL_SECONDS: Final = 0.02
 
 def bot(outbox: str, store: str, acks: Connection, *, moment: str, number: int) -> None:
     """Say some things, with and without the bot's own books, and send an ``Ack`` for each."""
-    prepare = functools.partial(plant, moment, number)
+    prepare = functools.partial(plant, _BY_NAME[moment], number)
     victim.say_all(outbox, store, acks, rounds=ROUNDS, prepare_process=prepare)
 
 
 def relay(outbox: str, store: str, *, moment: str, number: int, leave: bool = False, without: bool = False) -> None:
     """Deliver, in small batches, and prune."""
     logging.disable()
-    plant(moment, number)
+    plant(_BY_NAME[moment], number)
     with planted(DUPLICATES_TAKEN) if without else nullcontext():
         asyncio.run(victim.deliver(Path(outbox), store, leave=leave, batch=BATCH_EVENTS, prune=True))
 
@@ -337,7 +336,7 @@ def erase(folder: str, way: Connection, *, without: str = "") -> None:
 def watch(outbox: str, hook: str, *, moment: str, number: int) -> None:
     """Look at the outbox and tell the operator."""
     logging.disable()
-    plant(moment, number)
+    plant(_BY_NAME[moment], number)
     asyncio.run(_watch(Path(outbox), hook))
 
 
