@@ -272,7 +272,7 @@ def _examine_outbox(outbox: OutboxState, found: Findings) -> None:
             found.add(f"{outbox.name}: {event.conversation_id!r} {event.sequence}: content does not match its digest")
         lane = outbox.lanes.get(event.conversation_id)
         gone = lane is not None and 0 < lane.deleted <= lane.delivered and event.type != "conversation.deleted"
-        if (event.redacted and not event.bare) or (gone and not event.redacted):
+        if (event.redacted and not event.bare) or (gone and not event.redacted and not event.resets):
             found.add(f"{outbox.name}: {event.conversation_id!r} {event.sequence}: to be erased, and still there")
     for conversation_id, sequences in kept.items():
         lane = outbox.lanes.get(conversation_id)
@@ -410,6 +410,7 @@ def read_outbox(path: Path) -> OutboxState:
                 bool(row[8]) and _is_bare(row[6], row[7]),
                 row[4],
                 _batch(UUID(bytes=row[2]), row[7]),
+                row[4] == "conversation.rewound" and bool(json.loads(row[6]).get("erase")),
             )
             for row in rows
         ]

@@ -54,6 +54,8 @@ def examine_verdicts(conversation_id: str, log: Mapping[int, StoredEvent], found
             rival = log.get(verdict["actual"])
             if event.type == "message.edited" and verdict["expected"] == 0 and _erases(rival, event):
                 continue  # no reader would use it
+            if verdict.get("held"):
+                continue  # an erasure that a hold forbade
             if expects is None:
                 found.add(f"{where}: put aside without a condition")
             elif (

@@ -73,6 +73,7 @@ class OutboxEvent(NamedTuple):
     bare: bool = False
     type: str = "message.appended"
     batch: UUID | None = None  # the event that decides for the whole append, if that has a condition
+    resets: bool = False  # whether it erases all that came before it, and says why
 
 
 class OutboxLane(NamedTuple):

@@ -43,7 +43,9 @@ from letopis.outbox.retry import circuit_breaker, fault_attribution
 from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.store.database import sqlite
 from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.erasures import ErasureRegister
 from letopis.store.errors import Reuse, SequenceGap
+from letopis.store.maintenance import retention as content_rules
 from letopis.store.model import codec
 from letopis.store.model.records import SPACE_LANES, Scope, is_record_lane
 from letopis.store.outbox_access import OutboxAccess
@@ -436,6 +438,11 @@ def _newest(batches: Any) -> dict[str, int]:
 GAPS_TAKEN: Final = "a gap in a lane is taken"
 COUNTED_TOO_SOON: Final = "an erasure counts as carried out from its first step on"
 PLACES_TOO_SOON: Final = "retention keeps its place before it appends what is due there"
+ERASURE_SKIPPED: Final = "an outbox acknowledges an erasure that it has not carried out"
+HOLD_IGNORED: Final = "an erasure is recorded in spite of a hold"
+HOLD_OVERRUN: Final = "what arrives erases in spite of a hold"
+TRIMMED_TOO_FAR: Final = "retention takes one message too many"
+TRIMMED_NEVER: Final = "retention passes over what is due"
 NOT_SWEPT: Final = "large content stays in the store when no event shows it"
 DUPLICATES_TAKEN: Final = "events are inserted without a look whether they are there"
 RECORDS_TWICE: Final = "changes of records are applied without a look at the ledger"
@@ -610,6 +617,51 @@ def _() -> Iterable[Replacement]:
         return due
 
     yield OutboxAccess, "due_content", keeping
+
+
+@defect(ERASURE_SKIPPED)
+def _() -> Iterable[Replacement]:
+    def skip(connection: Any, erasure: Any, *, incarnation: int, **_: Any) -> bool:
+        carrying.end_erasures(connection, erasure.number, incarnation=incarnation)
+        return False
+
+    yield carrying, "carry_out_step", lambda real: skip
+
+
+@defect(HOLD_IGNORED)
+def _() -> Iterable[Replacement]:
+    async def take_any(self: ErasureRegister, *_: Any, **__: Any) -> None:
+        return
+
+    yield ErasureRegister, "_refuse_held", lambda real: take_any
+
+
+@defect(HOLD_OVERRUN)
+def _() -> Iterable[Replacement]:
+    async def find_none(self: loading.Loader, transaction: Any, lanes: Any) -> list[bool]:
+        return [False for _ in lanes]
+
+    yield loading.Loader, "_find_holds", lambda real: find_none
+
+
+@defect(TRIMMED_TOO_FAR)
+def _() -> Iterable[Replacement]:
+    def one_more(real: Any) -> Any:
+        async def upto(self: Any, *given: Any) -> Any:
+            found = await real(self, *given)
+            return found and found + 1
+
+        return upto
+
+    yield content_rules._Look, "upto", one_more
+
+
+@defect(TRIMMED_NEVER)
+def _() -> Iterable[Replacement]:
+    async def upto(self: Any, *_: Any) -> None:
+        return
+
+    yield content_rules._Look, "upto", lambda real: upto
 
 
 @defect(NOT_SWEPT)
