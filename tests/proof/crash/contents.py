@@ -18,7 +18,7 @@ from letopis.store import Message
 from letopis.store.database.engines import create_store_engine
 from letopis.store.maintenance.integrity import find_problems
 from letopis.store.model.large_content import LARGE_BYTES
-from tests.campaigns.victims import Context
+from tests.campaigns.victims import Context, kill_after
 from tests.proof.harness import Experiment, Setting, Tally, migrated
 from tests.support.defects import NOT_SWEPT, planted
 
@@ -28,7 +28,6 @@ POOL: Final = 5
 """Contents that there are, so that the same is said again and again."""
 KEPT: Final = Retention(keep_last=4, keep_for=timedelta(0))
 DRAIN_SECONDS: Final = 120.0
-STEP_SECONDS: Final = 60.0
 Done = tuple[str, str, str, int]
 """What was asked for or acknowledged, of which conversation and message, with which content."""
 
@@ -45,7 +44,7 @@ def content(number: int) -> str:
     return f"content {number} " * (LARGE_BYTES // 8)
 
 
-def live(outbox: str, store: str, done: Connection, *, seed: int, defect: str) -> None:
+def live(outbox: str, store: str, seed: int, defect: str, done: Connection) -> None:
     """Change conversations without end; send what is asked for before it is done, and what is acknowledged after it."""
     chance = random.Random(seed)
 
@@ -77,36 +76,15 @@ def live(outbox: str, store: str, done: Connection, *, seed: int, defect: str) -
         asyncio.run(run())
 
 
-def _kill_one(context: Context, outbox: str, store: str, chance: random.Random, **how: Any) -> list[Done]:
-    """Kill a bot by what it has done, and not by the clock: a busy machine lets it do little."""
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=live, args=(outbox, store, theirs), kwargs=how, daemon=True)
-    process.start()
-    theirs.close()
-    done: list[Done] = []
-    with ours:
-        for _ in range(chance.randrange(1, 9)):
-            if not ours.poll(STEP_SECONDS):
-                raise AssertionError("the bot does nothing")
-            done.append(ours.recv())
-        process.join(chance.random() * 0.02)
-        process.kill()
-        process.join()
-        try:
-            while True:
-                done.append(ours.recv())
-        except (EOFError, OSError):
-            return done
-
-
 async def kill(setting: Setting, *, context: Context, defect: str = "") -> Tally:
     """Kill bots, deliver the rest and compare; then erase everything, after which nothing may be left."""
     await migrated(setting.url)
     world, chance, done = setting.world(), random.Random(setting.seed), list[Done]()
     tally = world.tally
     for seed in range(setting.many(KILLS if not defect else 8, 8)):
-        how = {"seed": seed, "defect": defect}
-        done += await asyncio.to_thread(_kill_one, context, str(world.outbox), world.url, chance, **how)
+        moment = {"reports": chance.randrange(1, 9), "seconds": chance.random() * 0.02}
+        given = (str(world.outbox), world.url, seed, defect)
+        done += await asyncio.to_thread(kill_after, context, live, *given, **moment)
         tally.count += 1
     with planted(*filter(None, [defect])):
         async with History(world.outbox, store=world.url, retention=KEPT) as history:

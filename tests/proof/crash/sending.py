@@ -14,12 +14,11 @@ from typing import Final
 from uuid import UUID
 
 from letopis.outbox import History
-from tests.campaigns.victims import Context
+from tests.campaigns.victims import Context, kill_after
 from tests.proof.harness import Experiment, Setting, Tally
 from tests.support.sending import FilePlatform, answer, sender_to
 
 KILLS: Final = 300
-STEP_SECONDS: Final = 60.0
 DRAIN_SECONDS: Final = 120.0
 
 
@@ -48,19 +47,8 @@ class Lives:
 
     def live(self, context: Context, chance: random.Random, *, seed: int, again: bool) -> None:
         """Let the bot do some steps, kill it, and count what it left."""
-        ours, theirs = context.Pipe(duplex=False)
-        given, named = (str(self.outbox), str(self.path), theirs), {"seed": seed, "again": again}
-        process = context.Process(target=answer, args=given, kwargs=named, daemon=True)
-        process.start()
-        theirs.close()
-        with ours:
-            for _ in range(chance.randrange(1, 24)):
-                assert ours.poll(STEP_SECONDS), "the bot does nothing"
-                ours.recv()
-            process.join(chance.uniform(0, 0.005))
-            process.kill()
-            process.join()
-        assert process.exitcode == -9, f"the bot ended with {process.exitcode}"
+        moment = {"reports": chance.randrange(1, 24), "seconds": chance.uniform(0, 0.005)}
+        kill_after(context, answer, str(self.outbox), str(self.path), **moment, seed=seed, again=again)
         with closing(sqlite3.connect(self.outbox)) as file:
             rows = file.execute("SELECT event_id FROM letopis_outbox_unconfirmed").fetchall()
         accepted = set(self.platform.accepted)
