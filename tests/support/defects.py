@@ -24,6 +24,7 @@ from letopis.outbox.event_log import append, drafts, effects, retention, reused_
 from letopis.outbox.event_log import lanes as outbox_lanes
 from letopis.outbox.event_log.append_encoding import PreparedChange, prepare
 from letopis.outbox.event_log.append_plan import Appended
+from letopis.outbox.event_log.erasures import end_erasures
 from letopis.outbox.event_log.records import log as record_log
 from letopis.outbox.event_log.records import lookups as record_lookups
 from letopis.outbox.event_log.reused_ids import UsedIds
@@ -590,7 +591,7 @@ def _() -> Iterable[Replacement]:
 
 @instead(ERASURE_SKIPPED, carrying, "carry_out_step")
 def _(connection: Any, erasure: Any, *, incarnation: int, **_: Any) -> bool:
-    carrying.end_erasures(connection, erasure.number, incarnation=incarnation)
+    end_erasures(connection, erasure.number, incarnation=incarnation)
     return False
 
 

@@ -44,7 +44,7 @@ def content(number: int) -> str:
     return f"content {number} " * (LARGE_BYTES // 8)
 
 
-def live(outbox: str, store: str, seed: int, defect: str, done: Connection) -> None:
+def live(outbox: str, store: str, done: Connection, *, seed: int, defect: str) -> None:
     """Change conversations without end; send what is asked for before it is done, and what is acknowledged after it."""
     chance = random.Random(seed)
 
@@ -82,9 +82,9 @@ async def kill(setting: Setting, *, context: Context, defect: str = "") -> Tally
     world, chance, done = setting.world(), random.Random(setting.seed), list[Done]()
     tally = world.tally
     for seed in range(setting.many(KILLS if not defect else 8, 8)):
-        moment = {"reports": chance.randrange(1, 9), "seconds": chance.random() * 0.02}
-        given = (str(world.outbox), world.url, seed, defect)
-        done += await asyncio.to_thread(kill_after, context, live, *given, **moment)
+        given, reports, seconds = (str(world.outbox), world.url), chance.randrange(1, 9), chance.random() * 0.02
+        killing = partial(kill_after, context, live, *given, reports=reports, seconds=seconds)
+        done += await asyncio.to_thread(killing, seed=seed, defect=defect)
         tally.count += 1
     with planted(*filter(None, [defect])):
         async with History(world.outbox, store=world.url, retention=KEPT) as history:

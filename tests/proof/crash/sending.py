@@ -47,8 +47,8 @@ class Lives:
 
     def live(self, context: Context, chance: random.Random, *, seed: int, again: bool) -> None:
         """Let the bot do some steps, kill it, and count what it left."""
-        moment = {"reports": chance.randrange(1, 24), "seconds": chance.uniform(0, 0.005)}
-        kill_after(context, answer, str(self.outbox), str(self.path), **moment, seed=seed, again=again)
+        given, reports, seconds = (str(self.outbox), str(self.path)), chance.randrange(1, 24), chance.uniform(0, 0.005)
+        kill_after(context, answer, *given, reports=reports, seconds=seconds, seed=seed, again=again)
         with closing(sqlite3.connect(self.outbox)) as file:
             rows = file.execute("SELECT event_id FROM letopis_outbox_unconfirmed").fetchall()
         accepted = set(self.platform.accepted)

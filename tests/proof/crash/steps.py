@@ -177,7 +177,7 @@ def erasing(folder: str, store: str, kind: str, subject: str, how: str, step: st
             await Relay(two.outbox, two.store).drain()
 
     logging.disable()
-    erasures.MAX_ERASED_PER_TRANSACTION = 2  # type: ignore[misc]
+    erasures.MAX_ERASED_PER_TRANSACTION = 2  # type: ignore[attr-defined]
     for moment in FIRST_STEPS:
         if moment.name == step:
             plant(moment, 1)
@@ -238,7 +238,7 @@ def trimming(outbox: str, store: str, step: str, defect: str) -> None:
         await file.close()
 
     logging.disable()
-    redaction.MAX_ROWS_PER_TRANSACTION = row_writer.MAX_ROWS_PER_TRANSACTION = 3  # type: ignore[misc]
+    redaction.MAX_ROWS_PER_TRANSACTION = row_writer.MAX_ROWS_PER_TRANSACTION = 3  # type: ignore[attr-defined]
     task_steps.PIECE_VERSIONS, task_steps.STEP_SECONDS = 4, 0.0  # type: ignore[misc]
     with planted(*filter(None, [defect])):
         for moment in TRIM_STEPS:
