@@ -52,7 +52,7 @@ from tests.campaigns.states import (
 _OURS: Final = "letopis."
 _BARE: Final = frozenset(
     {"message_id", "role", "tokens", "usage", "status", "platform_ids", "sent_as", "owner_id", "forked_from"}
-    | {"to_message_id", "erase"}
+    | {"to_message_id", "erase", "author"}
 )
 _DRIVERS: Final = {
     "sqlite": "sqlite+aiosqlite",
@@ -272,7 +272,7 @@ def _examine_outbox(outbox: OutboxState, found: Findings) -> None:
             found.add(f"{outbox.name}: {event.conversation_id!r} {event.sequence}: content does not match its digest")
         lane = outbox.lanes.get(event.conversation_id)
         gone = lane is not None and 0 < lane.deleted <= lane.delivered and event.type != "conversation.deleted"
-        if (event.redacted and not event.bare) or (gone and not event.redacted):
+        if (event.redacted and not event.bare) or (gone and not event.redacted and not event.resets):
             found.add(f"{outbox.name}: {event.conversation_id!r} {event.sequence}: to be erased, and still there")
     for conversation_id, sequences in kept.items():
         lane = outbox.lanes.get(conversation_id)
@@ -410,6 +410,7 @@ def read_outbox(path: Path) -> OutboxState:
                 bool(row[8]) and _is_bare(row[6], row[7]),
                 row[4],
                 _batch(UUID(bytes=row[2]), row[7]),
+                row[4] == "conversation.rewound" and bool(json.loads(row[6]).get("erase")),
             )
             for row in rows
         ]
@@ -461,6 +462,7 @@ async def read_store(url: str) -> StoreState:
             messages = await rows("SELECT conversation_id, version, left_at, redacted_at FROM letopis_messages")
             owners = await rows("SELECT owner_id, active_conversation_id FROM letopis_owners")
             heads = await rows(f"SELECT {partition}, {position} FROM letopis_log_heads")
+            erasures = await rows("SELECT subject FROM letopis_erasures")
     finally:
         await engine.dispose()
     return StoreState(
@@ -471,10 +473,12 @@ async def read_store(url: str) -> StoreState:
         log_heads={row[0]: row[1] for row in heads},
         active={row[0]: row[1] for row in owners},
         duplicates={(_uuid(row[0]), row[1]): row[3] for row in lanes},
+        erased={row[0] for row in erasures},
     )
 
 
 def _stored(row: Sequence[Any]) -> StoredEvent:
+    data = json.loads(row[10])
     rewound, started = row[7] == "conversation.rewound", row[7] == "conversation.started"
     return StoredEvent(
         partition=row[0],
@@ -487,12 +491,14 @@ def _stored(row: Sequence[Any]) -> StoredEvent:
         type=row[7],
         digest=None if row[12] is None else bytes(row[8]),
         content=bytes(row[8]) if row[12] is None else digest_of(row[2], row[7], *row[9:12], bytes(row[12])),
-        message_id=json.loads(row[10]).get("message_id") if row[7].startswith("message.") else None,
+        message_id=data.get("message_id") if row[7].startswith("message.") else None,
         bare=row[12] is None and _is_bare(row[10], row[11]),
-        resets=rewound and bool(json.loads(row[10]).get("erase")),
+        resets=rewound and bool(data.get("erase")),
         noted=_noted(row[11]),
-        to_message_id=json.loads(row[10]).get("to_message_id") if rewound else None,
-        forked=started and "forked_from" in json.loads(row[10]),
+        to_message_id=data.get("to_message_id") if rewound else None,
+        forked=started and "forked_from" in data,
+        trims_upto=min(data["upto"], row[3] - 1) if row[7] == "conversation.trimmed" else 0,
+        author=data.get("author"),
     )
 
 

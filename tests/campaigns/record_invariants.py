@@ -328,6 +328,7 @@ async def read_record_store(engine: AsyncEngine) -> RecordStore:
                 sha256(whole[_uuid(row[0])] if row[5] is None else bytes(row[5])).hexdigest(),
             )
             for row in records
+            if not row[1].startswith(f"{MARK}m:")  # the large content of messages
         },
         deleted=[f"\x01c:{row[0]}" for row in deleted],
     )

@@ -54,6 +54,8 @@ def examine_verdicts(conversation_id: str, log: Mapping[int, StoredEvent], found
             rival = log.get(verdict["actual"])
             if event.type == "message.edited" and verdict["expected"] == 0 and _erases(rival, event):
                 continue  # no reader would use it
+            if verdict.get("held"):
+                continue  # an erasure that a hold forbade
             if expects is None:
                 found.add(f"{where}: put aside without a condition")
             elif (
@@ -100,6 +102,8 @@ def examine_erasure(
         if event.type == "message.redacted" and event.verdict is None and event.message_id in said:
             redacted[event.message_id] = version
     resets = sorted(version for version, event in log.items() if event.resets and event.verdict is None)
+    trimmed = max((event.trims_upto for event in log.values() if event.verdict is None), default=0)
+    whose = {conversation_id, row.owner_id} & {*store.erased}
     earlier, reset = [0, 0, *resets][-2:]
     earlier = reset if row.state == "deleted" else earlier
     rows = {one.version: one for one in store.messages if one.conversation_id == conversation_id} if redacted else {}
@@ -112,8 +116,10 @@ def examine_erasure(
             if of_message and version in rows and rows[version].redacted_at is None:
                 found.add(f"{where}: redacted in the log, not in the list of messages")
         of_deleted = row.state == "deleted" or version < reset
+        of_deleted = of_deleted or (version <= trimmed and not event.type.startswith("conversation."))
         of_deleted = of_deleted and version > row.retained and event.type != "conversation.deleted"
         late = event.type == "message.edited" and event.message_id in said and said[event.message_id] < reset
+        late = late or (event.type == "conversation.deleted" and event.verdict is not None)
         if (of_message or of_deleted) and (event.digest is not None or not event.bare):
             found.add(f"{where}: to be erased, and still there")
         if (
@@ -121,6 +127,8 @@ def examine_erasure(
             # What forks make a reset keep, an earlier one may have erased.
             and not (of_message or of_deleted or late or version < earlier)
             and (event.origin_id, conversation_id) not in pending
+            # A numbered erasure takes what an outbox still holds, and no event of the conversation says so.
+            and not ("arrived_erased" in event.noted and (whose or event.author in store.erased))
         ):
             found.add(f"{where}: its content is gone, and nobody asked for that")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -37,6 +37,8 @@ class StoredEvent(NamedTuple):
     noted: Mapping[str, Any] = {}  # what Letopis put in its metadata, without the prefix
     to_message_id: str | None = None  # of a rewind, if it does not take all messages off the path
     forked: bool = False  # whether it begins with what another conversation holds
+    trims_upto: int = 0  # the version up to which it takes content away by a rule of retention
+    author: str | None = None
 
     @property
     def verdict(self) -> Mapping[str, int] | None:
@@ -71,6 +73,7 @@ class OutboxEvent(NamedTuple):
     bare: bool = False
     type: str = "message.appended"
     batch: UUID | None = None  # the event that decides for the whole append, if that has a condition
+    resets: bool = False  # whether it erases all that came before it, and says why
 
 
 class OutboxLane(NamedTuple):
@@ -95,6 +98,7 @@ class StoreState:
     log_heads: Mapping[int, int]
     active: Mapping[str, str | None] = field(default_factory=dict)  # owner to conversation
     duplicates: Mapping[tuple[UUID, str], int] = field(default_factory=dict)  # of a lane: delivered, and there before
+    erased: Collection[str] = ()  # whom numbered erasures name: ids of owners, persons and conversations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

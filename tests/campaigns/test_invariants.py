@@ -342,6 +342,28 @@ def test_a_redaction_that_is_on_its_way_explains_what_is_gone_already() -> None:
     assert not examine(told.store, []).ok
 
 
+def test_a_numbered_erasure_explains_what_arrived_without_content() -> None:
+    told = Told()
+    told.event(3, digest=None, bare=True, noted={"arrived_erased": True})
+    assert not told.examine().ok
+
+    told.store = replace(told.store, erased={"42"})
+    verdict = told.examine()
+    assert verdict.ok, verdict
+
+
+def test_what_a_trim_reaches_has_to_be_gone() -> None:
+    found = Findings()
+    events = [stored(place) for place in (1, 2)]
+    trim = stored(3)._replace(type="conversation.trimmed", message_id=None, trims_upto=1)
+    log = {event.version: event for event in (events[0]._replace(digest=None, bare=True), events[1], trim)}
+    examine_erasure(World().store, "a", log, set(), found)
+    assert found.shown == []
+
+    examine_erasure(World().store, "a", {**log, 1: events[0]}, set(), found)
+    assert found.shown == ["'a' version 1: to be erased, and still there"]
+
+
 def verdict_of(told: Told, place: int, **verdict: int) -> None:
     event = told.store.events[place - 1]
     told.event(place, noted={**event.noted, "superseded": verdict})

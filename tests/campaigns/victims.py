@@ -20,6 +20,7 @@ from tests.support import victim
 
 Context = ForkServerContext | SpawnContext
 
+REPORT_SECONDS = 60.0  # until the next report, on however busy a machine
 BOT = "bot"
 RELAY = "relay"
 
@@ -34,6 +35,33 @@ def fork_server(*modules: str) -> Context:
         return multiprocessing.get_context("spawn")
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(list(modules))
+    return found
+
+
+def kill_after(
+    context: Context, target: Callable[..., None], *given: Any, reports: int, seconds: float, **named: Any
+) -> list[Any]:
+    """Kill a process that reports through a pipe, its last argument, some time after so many reports; return them all.
+
+    By what it has done, and not by the clock: a busy machine lets it do little.
+    """
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=target, args=(*given, theirs), kwargs=named, daemon=True)
+    process.start()
+    theirs.close()
+    found = list[Any]()
+    with ours, contextlib.suppress(EOFError, OSError):
+        try:
+            while len(found) < reports:
+                assert ours.poll(REPORT_SECONDS), "it does nothing"
+                found.append(ours.recv())
+            process.join(seconds)
+        finally:
+            process.kill()
+            process.join()
+        while True:
+            found.append(ours.recv())
+    assert process.exitcode == -9, f"it ended by itself: {process.exitcode}"
     return found
 
 

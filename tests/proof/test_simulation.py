@@ -9,23 +9,17 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 
-from letopis.store.model.codec import digest_of
-from tests.campaigns.states import Ack
 from tests.proof.simulation import strands
 from tests.proof.simulation.driver import Disk, File
-from tests.proof.simulation.ledger import Broken, OutboxLedger, StoreLedger
 from tests.proof.simulation.loop import Deadlock, Process, VirtualLoop
 from tests.proof.simulation.mutants import MUTANTS
 from tests.proof.simulation.part import problems
 from tests.proof.simulation.plan import PROFILES, plan_of
 from tests.proof.simulation.world import Result
 from tests.support.defects import DEFECTS
-
-SALT = b"s" * 16
 
 
 def live(work: Coroutine[Any, Any, Any], *, seed: int = 7) -> Any:
@@ -183,104 +177,6 @@ def test_what_a_killed_process_had_not_committed_is_rolled_back(tmp_path: Path) 
     look.execute("BEGIN IMMEDIATE")  # its lock is gone with it
     look.close()
     assert commits == ["writer"]
-
-
-def ledgers(folder: Path) -> tuple[OutboxLedger, sqlite3.Connection, sqlite3.Connection]:
-    outbox, store = sqlite3.connect(folder / "o.db"), sqlite3.connect(folder / "s.db")
-    outbox.executescript(
-        "CREATE TABLE letopis_outbox_origin (origin_id);"
-        "CREATE TABLE letopis_outbox_relay (incarnation);"
-        "CREATE TABLE letopis_outbox_drafts (message_id, data);"
-        "CREATE TABLE letopis_outbox_lanes (conversation_id, head, delivered, pruned, state, attempts);"
-        "CREATE TABLE letopis_outbox_events (position INTEGER PRIMARY KEY, conversation_id, sequence, event_id, digest,"
-        " type, schema_version, data, metadata, salt);"
-        "CREATE VIEW letopis_outbox_log AS SELECT * FROM letopis_outbox_events"
-    )
-    store.execute(
-        "CREATE TABLE letopis_events (position, conversation_id, version, event_id, origin_id, sequence, digest, type,"
-        " data, metadata)"
-    )
-    store.executescript(
-        "CREATE TABLE letopis_messages (conversation_id, version, left_at);"
-        "CREATE TABLE letopis_lanes (origin_id, conversation_id, sequence);"
-        "CREATE TABLE letopis_record_ledger (origin_id, conversation_id, sequence, event_id, digest, superseded);"
-        "CREATE TABLE letopis_records (partition, record_id, scope, namespace, record_key, revision, body);"
-        "CREATE TABLE letopis_record_parts (partition, record_id, part, body)"
-    )
-    outbox.execute("INSERT INTO letopis_outbox_origin VALUES (?)", (b"o" * 16,))
-    outbox.execute("INSERT INTO letopis_outbox_relay VALUES (1)")
-    outbox.execute("INSERT INTO letopis_outbox_lanes VALUES ('a', 0, 0, 0, 'ready', 0)")
-    outbox.commit()
-    store.commit()
-    ledger = OutboxLedger(folder / "o.db", StoreLedger(folder / "s.db"), lambda _: None)
-    ledger.committed("bot")
-    return ledger, outbox, store
-
-
-def append(outbox: sqlite3.Connection, sequence: int) -> None:
-    digest = digest_of("a", "t", 1, "{}", None, SALT)
-    row = ("a", sequence, bytes([sequence]) * 16, digest, "t", 1, "{}", None, SALT)
-    outbox.execute(
-        "INSERT INTO letopis_outbox_events (conversation_id, sequence, event_id, digest, type, schema_version, data,"
-        " metadata, salt) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        row,
-    )
-    outbox.execute("UPDATE letopis_outbox_lanes SET head = ?", (sequence,))
-    outbox.commit()
-
-
-def store_one(store: sqlite3.Connection, position: int, sequence: int) -> None:
-    digest = digest_of("a", "t", 1, "{}", None, SALT)
-    row = (position, "a", position, bytes([sequence]) * 16, b"o" * 16, sequence, digest, "t", "{}", None)
-    store.execute("INSERT INTO letopis_events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-    store.commit()
-
-
-def test_the_ledger_is_content_with_what_is_right(tmp_path: Path) -> None:
-    ledger, outbox, store = ledgers(tmp_path)
-    append(outbox, 1)
-    ledger.committed("bot")
-    ledger.acknowledged(Ack("a", UUID(bytes=b"\1" * 16), 1))
-    store_one(store, 1, 1)
-    ledger.store.committed()
-    outbox.execute("UPDATE letopis_outbox_lanes SET delivered = 1")
-    outbox.commit()
-    ledger.committed("bot")
-
-    assert ledger.pending == 0
-
-
-@pytest.mark.parametrize(
-    ("statement", "words"),
-    [
-        ("UPDATE letopis_outbox_lanes SET delivered = 1", "written off"),
-        ("UPDATE letopis_outbox_lanes SET state = 'blocked'", "nothing is wrong"),
-        ("UPDATE letopis_outbox_lanes SET attempts = 1", "innocent"),
-        ("DELETE FROM letopis_outbox_events", "keeps 0 events"),
-        ("UPDATE letopis_outbox_relay SET incarnation = 0", "goes back"),
-    ],
-)
-def test_the_ledger_notices(tmp_path: Path, statement: str, words: str) -> None:
-    ledger, outbox, _ = ledgers(tmp_path)
-    append(outbox, 1)
-    ledger.committed("bot")
-    outbox.execute(statement)
-    outbox.commit()
-
-    with pytest.raises(Broken, match=words):
-        ledger.committed("bot")
-
-
-def test_the_ledger_notices_a_gap_a_double_and_what_is_not_there(tmp_path: Path) -> None:
-    ledger, outbox, store = ledgers(tmp_path)
-    for sequence in (1, 2):
-        append(outbox, sequence)
-        ledger.committed("bot")
-    with pytest.raises(Broken, match="in no file"):
-        ledger.acknowledged(Ack("a", UUID(bytes=b"\3" * 16), 3))
-    store_one(store, 1, 2)
-    with pytest.raises(Broken, match="out of order, or a gap"):
-        ledger.store.committed()
 
 
 def test_a_seed_always_makes_the_same_plan_and_all_profiles_come_up() -> None:

@@ -15,6 +15,9 @@ from tests.support.path_deeds import PathBroken
 
 VERBS: Final[dict[str, int]] = {"say": 6, "fork": 3, "redact": 3, "reset": 1, "delete": 1}
 """How often each is done, of their sum."""
+SECRET_LENGTH: Final = 21  # characters of a text by which it is found in a row
+LARGE_REST: Final = " and so on" * 80  # what makes a text large where the limit is low
+LARGE_SHARE: Final = 0.3
 MOST: Final = 12  # messages of a path that may be forked, so that forks of forks stay small
 
 
@@ -87,6 +90,8 @@ class ContentKeeper:
             chat = self._chance.choice(living)
         number = f"{self._prefix}-m{next(self._numbers)}"
         text = f"secret{self._chance.randrange(10**15):015}"
+        if self._chance.random() < LARGE_SHARE:
+            text += LARGE_REST
         return await self._do(
             "say",
             chat.id,
@@ -162,7 +167,7 @@ class ContentKeeper:
             readable = _readable(self._plain)
             for text in sorted(self._readable - readable):
                 self._erased.add(text)
-                self._gone(Gone(text, dict(self._delivered), verb == "redact" and receipt is not None))
+                self._gone(Gone(text[:SECRET_LENGTH], dict(self._delivered), verb == "redact" and receipt is not None))
             self._readable = readable
 
         self._undecided = (verb, name, lambda: happened(None))

@@ -24,6 +24,7 @@ from letopis.outbox.event_log import append, drafts, effects, retention, reused_
 from letopis.outbox.event_log import lanes as outbox_lanes
 from letopis.outbox.event_log.append_encoding import PreparedChange, prepare
 from letopis.outbox.event_log.append_plan import Appended
+from letopis.outbox.event_log.erasures import end_erasures
 from letopis.outbox.event_log.records import log as record_log
 from letopis.outbox.event_log.records import lookups as record_lookups
 from letopis.outbox.event_log.reused_ids import UsedIds
@@ -35,6 +36,7 @@ from letopis.outbox.history.records import RecordReceipt, Records
 from letopis.outbox.pending_reads.read_path import ReadPath
 from letopis.outbox.pending_reads.record_reads import RecordReads
 from letopis.outbox.relay import dispatcher, lease
+from letopis.outbox.relay import erasures as carrying
 from letopis.outbox.relay.dispatcher import Dispatcher
 from letopis.outbox.relay.outcome import Refusal, SendResult
 from letopis.outbox.relay.poison_isolation import PoisonIsolation
@@ -42,14 +44,18 @@ from letopis.outbox.retry import circuit_breaker, fault_attribution
 from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.store.database import sqlite
 from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.erasures import ErasureRegister
 from letopis.store.errors import Reuse, SequenceGap
+from letopis.store.maintenance import retention as content_rules
 from letopis.store.model import codec
 from letopis.store.model.records import SPACE_LANES, Scope, is_record_lane
+from letopis.store.outbox_access import OutboxAccess
 from letopis.store.read.point_in_time import PointInTimeReader
 from letopis.store.rules import projection
 from letopis.store.rules.apply_plan import ComparedLane, LaneBatch
 from letopis.store.rules.statistics import StatisticsBuilder
 from letopis.store.write import applier, lanes, loading
+from letopis.store.write.contents import ContentWriter
 from letopis.store.write.redaction import Eraser
 
 Replacement = tuple[Any, str, Callable[[Any], Any]]
@@ -97,6 +103,26 @@ def defect(
     return enter
 
 
+def instead(name: str, owner: Any, attribute: str) -> Callable[[Any], Any]:
+    """Enter a defect that is one function in the place of a real one."""
+
+    def enter(defective: Any) -> Any:
+        DEFECTS[name] = lambda: [(owner, attribute, lambda real: defective)]
+        return defective
+
+    return enter
+
+
+def around_real(name: str, owner: Any, attribute: str) -> Callable[[Any], Any]:
+    """Enter a defect that is one function in the place of a real one, which it is given first."""
+
+    def enter(defective: Any) -> Any:
+        DEFECTS[name] = lambda: [(owner, attribute, around(defective))]
+        return defective
+
+    return enter
+
+
 # --- the outbox -----------------------------------------------------------------------------------------------------
 
 
@@ -123,12 +149,9 @@ def _() -> Iterable[Replacement]:
     yield History, "append", lambda real: early
 
 
-@defect(CONFIRMED_UNASKED)
-def _() -> Iterable[Replacement]:
-    async def unasked(self: Appender, prepared: Any, timeout: float | None) -> Any:  # noqa: ASYNC109 - as the real one
-        return await self.append(prepared)
-
-    yield Appender, "_append_confirmed", lambda real: unasked
+@instead(CONFIRMED_UNASKED, Appender, "_append_confirmed")
+async def _(self: Appender, prepared: Any, timeout: float | None) -> Any:  # noqa: ASYNC109 - as the real one
+    return await self.append(prepared)
 
 
 @defect("a record is promised before it is written")
@@ -182,25 +205,19 @@ def _() -> Iterable[Replacement]:
     yield codec, "_check_object", lambda real: unchecked
 
 
-@defect("content is not compared where an event id is known")
-def _() -> Iterable[Replacement]:
-    def same(real: Any, event: Any, known: Any) -> Reuse | None:
-        reuse: Reuse | None = real(event, known)
-        return None if reuse is Reuse.OTHER_CONTENT else reuse
-
-    yield reused_ids, "_other_content", around(same)
+@around_real("content is not compared where an event id is known", reused_ids, "_other_content")
+def _(real: Any, event: Any, known: Any) -> Reuse | None:
+    reuse: Reuse | None = real(event, known)
+    return None if reuse is Reuse.OTHER_CONTENT else reuse
 
 
-@defect("sequences are counted by what is still kept")
-def _() -> Iterable[Replacement]:
-    def read(real: Any, cursor: Any, appends: Any, **given: Any) -> Any:
-        plan = real(cursor, appends, **given)
-        for name, lane in plan.lanes.items():
-            cursor.execute("SELECT max(sequence) FROM letopis_outbox_log WHERE conversation_id = ?", (name,))
-            lane.head = cursor.fetchone()[0] or 0
-        return plan
-
-    yield append, "_read_plan", around(read)
+@around_real("sequences are counted by what is still kept", append, "_read_plan")
+def _(real: Any, cursor: Any, appends: Any, **given: Any) -> Any:
+    plan = real(cursor, appends, **given)
+    for name, lane in plan.lanes.items():
+        cursor.execute("SELECT max(sequence) FROM letopis_outbox_log WHERE conversation_id = ?", (name,))
+        lane.head = cursor.fetchone()[0] or 0
+    return plan
 
 
 @defect("what is not delivered is let go as well")
@@ -244,26 +261,18 @@ def plant_weak_durability(file_name: str, pragmas: Sequence[str]) -> None:
 # --- reads ----------------------------------------------------------------------------------------------------------
 
 
-@defect("a read asks the store before the outbox")
-def _() -> Iterable[Replacement]:
-    async def store_first(
-        self: ReadPath, conversation_id: str, ask: Any, merge: Any, *, newest: int | None = None
-    ) -> Any:
-        found = await ask(await self._pending(conversation_id, None, None))
-        await asyncio.sleep(READ_GAP_SECONDS)
-        pending = await self._pending(conversation_id, None, newest)
-        return merge(pending, None, None) if found is None else merge(pending, *found)
-
-    yield ReadPath, "read", lambda real: store_first
+@instead("a read asks the store before the outbox", ReadPath, "read")
+async def _(self: ReadPath, conversation_id: str, ask: Any, merge: Any, *, newest: int | None = None) -> Any:
+    found = await ask(await self._pending(conversation_id, None, None))
+    await asyncio.sleep(READ_GAP_SECONDS)
+    pending = await self._pending(conversation_id, None, newest)
+    return merge(pending, None, None) if found is None else merge(pending, *found)
 
 
-@defect("an outbox trusts its own file about the path")
-def _() -> Iterable[Replacement]:
-    def trusting(real: Any, self: UsedIds, row: Any) -> Any:
-        use = self.ids[int.from_bytes(row[0])] = real(self, row)._replace(delivered=False)
-        return use
-
-    yield UsedIds, "_add_row", around(trusting)
+@around_real("an outbox trusts its own file about the path", UsedIds, "_add_row")
+def _(real: Any, self: UsedIds, row: Any) -> Any:
+    use = self.ids[int.from_bytes(row[0])] = real(self, row)._replace(delivered=False)
+    return use
 
 
 @defect("the values of a list of records are read after it")
@@ -291,24 +300,18 @@ def _() -> Iterable[Replacement]:
 # --- the relay ------------------------------------------------------------------------------------------------------
 
 
-@defect("written off before it is delivered")
-def _() -> Iterable[Replacement]:
-    async def deliver(real: Any, self: Dispatcher, due: Any) -> Any:
-        await self._write_back(due, SendResult(delivered=_newest(due.batches)), [])
-        return await real(self, due)
-
-    yield Dispatcher, "_deliver", around(deliver)
+@around_real("written off before it is delivered", Dispatcher, "_deliver")
+async def _(real: Any, self: Dispatcher, due: Any) -> Any:
+    await self._write_back(due, SendResult(delivered=_newest(due.batches)), [])
+    return await real(self, due)
 
 
-@defect("written off by the count of what was sent, not by what was taken")
-def _() -> Iterable[Replacement]:
-    async def send(real: Any, self: PoisonIsolation, batches: Any, **options: Any) -> SendResult:
-        sent: SendResult = await real(self, batches, **options)
-        if sent.fault is None:
-            sent.delivered.update(_newest(batches))
-        return sent
-
-    yield PoisonIsolation, "send", around(send)
+@around_real("written off by the count of what was sent, not by what was taken", PoisonIsolation, "send")
+async def _(real: Any, self: PoisonIsolation, batches: Any, **options: Any) -> SendResult:
+    sent: SendResult = await real(self, batches, **options)
+    if sent.fault is None:
+        sent.delivered.update(_newest(batches))
+    return sent
 
 
 @defect("newer events of a conversation are sent first")
@@ -338,32 +341,26 @@ def _() -> Iterable[Replacement]:
     yield from DEFECTS[GAPS_TAKEN]()
 
 
-@defect("an outage is charged to the events")
-def _() -> Iterable[Replacement]:
-    def charged(self: PoisonIsolation, fault: StoreFault, lanes: Any, sent: SendResult) -> None:
-        sent.refusals += [
-            Refusal(
-                conversation_id=lane.conversation_id,
-                sequence=lane.deliveries[0].sequence,
-                event=lane.deliveries[0].event,
-                fault_class=str(fault.fault_class),
-                fault=str(fault),
-            )
-            for lane in lanes
-        ]
-
-    yield PoisonIsolation, "_fail", lambda real: charged
+@instead("an outage is charged to the events", PoisonIsolation, "_fail")
+def _(self: PoisonIsolation, fault: StoreFault, lanes: Any, sent: SendResult) -> None:
+    sent.refusals += [
+        Refusal(
+            conversation_id=lane.conversation_id,
+            sequence=lane.deliveries[0].sequence,
+            event=lane.deliveries[0].event,
+            fault_class=str(fault.fault_class),
+            fault=str(fault),
+        )
+        for lane in lanes
+    ]
 
 
-@defect("the answer to a commit taken for final")
-def _() -> Iterable[Replacement]:
-    async def once(real: Any, self: PoisonIsolation, lanes: Any) -> Any:
-        found = await real(self, lanes)
-        if isinstance(found, StoreFault) and found.fault_class is FaultClass.UNKNOWN_OUTCOME:
-            return StoreFault(fault_class=FaultClass.POISON, code=found.code, reason=found.reason)
-        return found
-
-    yield PoisonIsolation, "_apply_once", around(once)
+@around_real("the answer to a commit taken for final", PoisonIsolation, "_apply_once")
+async def _(real: Any, self: PoisonIsolation, lanes: Any) -> Any:
+    found = await real(self, lanes)
+    if isinstance(found, StoreFault) and found.fault_class is FaultClass.UNKNOWN_OUTCOME:
+        return StoreFault(fault_class=FaultClass.POISON, code=found.code, reason=found.reason)
+    return found
 
 
 @defect("the store is not asked again once it was away")
@@ -431,6 +428,14 @@ def _newest(batches: Any) -> dict[str, int]:
 # --- the history store ----------------------------------------------------------------------------------------------
 
 GAPS_TAKEN: Final = "a gap in a lane is taken"
+COUNTED_TOO_SOON: Final = "an erasure counts as carried out from its first step on"
+PLACES_TOO_SOON: Final = "retention keeps its place before it appends what is due there"
+ERASURE_SKIPPED: Final = "an outbox acknowledges an erasure that it has not carried out"
+HOLD_IGNORED: Final = "an erasure is recorded in spite of a hold"
+HOLD_OVERRUN: Final = "what arrives erases in spite of a hold"
+TRIMMED_TOO_FAR: Final = "retention takes one message too many"
+TRIMMED_NEVER: Final = "retention passes over what is due"
+NOT_SWEPT: Final = "large content stays in the store when no event shows it"
 DUPLICATES_TAKEN: Final = "events are inserted without a look whether they are there"
 RECORDS_TWICE: Final = "changes of records are applied without a look at the ledger"
 FOREIGN_LANES: Final = "changes of a record go through several lanes"
@@ -461,20 +466,14 @@ def _() -> Iterable[Replacement]:
     yield lanes, "select_new", lambda real: lambda compared, stored: compared.fresh
 
 
-@defect("an apply is not one transaction")
-def _() -> Iterable[Replacement]:
-    def begin(real: Any, self: applier.Applier, engine: Any, *args: Any, **options: Any) -> None:
-        real(self, engine.execution_options(sqlite_begin="AUTOCOMMIT"), *args, **options)
-
-    yield applier.Applier, "__init__", around(begin)
+@around_real("an apply is not one transaction", applier.Applier, "__init__")
+def _(real: Any, self: applier.Applier, engine: Any, *args: Any, **options: Any) -> None:
+    real(self, engine.execution_options(sqlite_begin="AUTOCOMMIT"), *args, **options)
 
 
-@defect(GAPS_TAKEN)
-def _() -> Iterable[Replacement]:
-    def compare(real: Any, lane: LaneBatch, head: int) -> ComparedLane:
-        return real(lane, max(head, lane.deliveries[0].sequence - 1))  # type: ignore[no-any-return]
-
-    yield lanes, "compare_with_head", around(compare)
+@around_real(GAPS_TAKEN, lanes, "compare_with_head")
+def _(real: Any, lane: LaneBatch, head: int) -> ComparedLane:
+    return real(lane, max(head, lane.deliveries[0].sequence - 1))  # type: ignore[no-any-return]
 
 
 @defect(RECORDS_TWICE)
@@ -492,12 +491,9 @@ def _() -> Iterable[Replacement]:
     yield lanes, "compare_with_head", compare
 
 
-@defect(PUT_BACK_DROPPED)
-def _() -> Iterable[Replacement]:
-    def append(real: Any, self: Any, body: Any, *, superseded: bool, back: bool) -> bool:
-        return not back and real(self, body, superseded=superseded, back=back)
-
-    yield projection._Projection, "append", around(append)
+@around_real(PUT_BACK_DROPPED, projection._Projection, "append")
+def _(real: Any, self: Any, body: Any, *, superseded: bool, back: bool) -> bool:
+    return not back and real(self, body, superseded=superseded, back=back)
 
 
 @defect(RESET_KEEPS)
@@ -514,31 +510,22 @@ def _() -> Iterable[Replacement]:
     yield Eraser, "strip", lambda real: strip
 
 
-@defect(REDACTED_LATER)
-def _() -> Iterable[Replacement]:
-    def erase(real: Any, cursor: Any, name: str, message_id: str | None, **more: Any) -> Any:
-        return real(cursor, name, message_id, **more) if message_id is None else 0
-
-    yield effects, "erase_content", around(erase)
+@around_real(REDACTED_LATER, effects, "erase_content")
+def _(real: Any, cursor: Any, name: str, message_id: str | None, **more: Any) -> Any:
+    return real(cursor, name, message_id, **more) if message_id is None else 0
 
 
-@defect(FORK_RUNS_ON)
-def _() -> Iterable[Replacement]:
-    async def version_of(self: PointInTimeReader, connection: Any, fork: Any, head: Any) -> Any:
-        return head.version
-
-    yield PointInTimeReader, "version_of", lambda real: version_of
+@instead(FORK_RUNS_ON, PointInTimeReader, "version_of")
+async def _(self: PointInTimeReader, connection: Any, fork: Any, head: Any) -> Any:
+    return head.version
 
 
-@defect(REPLY_DROPPED)
-def _() -> Iterable[Replacement]:
-    async def recover(outbox: Any, writer: str, key: Any) -> int:
-        draft = await outbox.read(lambda connection: on_cursor(connection, drafts.find, *key))
-        if draft is not None:
-            await completion.discard(outbox, *key, draft.event_id)
-        return 0
-
-    yield completion, "_recover", lambda real: recover
+@instead(REPLY_DROPPED, completion, "_recover")
+async def _(outbox: Any, writer: str, key: Any) -> int:
+    draft = await outbox.read(lambda connection: on_cursor(connection, drafts.find, *key))
+    if draft is not None:
+        await completion.discard(outbox, *key, draft.event_id)
+    return 0
 
 
 @defect(REPLY_RENAMED)
@@ -564,16 +551,80 @@ def _() -> Iterable[Replacement]:
     yield StatisticsBuilder, "take", take
 
 
-@defect(REWIND_SHORT)
-def _() -> Iterable[Replacement]:
+@around_real(REWIND_SHORT, projection._Projection, "_remove_after")
+def _(real: Any, self: Any, after: int) -> int:
     """Leave the last message where it is when a path is cut before it."""
+    on_path = [one.version for one in self.rows if one.left_at is None]
+    kept = max(after, on_path[-2]) if after and len(on_path) > 2 else after
+    return real(self, kept)  # type: ignore[no-any-return]
 
-    def remove(real: Any, self: Any, after: int) -> int:
-        on_path = [one.version for one in self.rows if one.left_at is None]
-        kept = max(after, on_path[-2]) if after and len(on_path) > 2 else after
-        return real(self, kept)  # type: ignore[no-any-return]
 
-    yield projection._Projection, "_remove_after", around(remove)
+# --- erasures and retention -------------------------------------------------------------------------------------------
+
+
+@defect(COUNTED_TOO_SOON)
+def _() -> Iterable[Replacement]:
+    count = "UPDATE letopis_outbox_origin SET erasures = ?"
+
+    def step(real: Any, connection: Any, erasure: Any, **more: Any) -> Any:
+        connection.exec_driver_sql(f"{count} WHERE erasures = ?", (erasure.number - 1, erasure.number))
+        going_on = real(connection, erasure, **more)
+        connection.exec_driver_sql(count, (erasure.number,))
+        return going_on
+
+    yield carrying, "carry_out_step", around(step)
+
+
+@defect(PLACES_TOO_SOON)
+def _() -> Iterable[Replacement]:
+    def keeping(real: Any) -> Any:
+        async def due(self: OutboxAccess, retention: Any, *args: Any, **options: Any) -> Any:
+            found = await real(self, retention, *args, **options)
+            if found.moved:
+                await self.keep_places(retention, found)
+            return found
+
+        return due
+
+    yield OutboxAccess, "due_content", keeping
+
+
+@instead(ERASURE_SKIPPED, carrying, "carry_out_step")
+def _(connection: Any, erasure: Any, *, incarnation: int, **_: Any) -> bool:
+    end_erasures(connection, erasure.number, incarnation=incarnation)
+    return False
+
+
+@instead(HOLD_IGNORED, ErasureRegister, "_refuse_held")
+async def _(self: ErasureRegister, *_: Any, **__: Any) -> None:
+    return
+
+
+@instead(HOLD_OVERRUN, loading.Loader, "_find_holds")
+async def _(self: loading.Loader, transaction: Any, lanes: Any) -> list[bool]:
+    return [False for _ in lanes]
+
+
+@defect(TRIMMED_TOO_FAR)
+def _() -> Iterable[Replacement]:
+    def one_more(real: Any) -> Any:
+        async def upto(self: Any, *given: Any) -> Any:
+            found = await real(self, *given)
+            return found and found + 1
+
+        return upto
+
+    yield content_rules._Look, "upto", one_more
+
+
+@instead(TRIMMED_NEVER, content_rules._Look, "upto")
+async def _(self: Any, *_: Any) -> None:
+    return
+
+
+@instead(NOT_SWEPT, ContentWriter, "sweep")
+async def _(self: ContentWriter, *_: Any) -> None:
+    return
 
 
 # --- records --------------------------------------------------------------------------------------------------------
@@ -590,15 +641,12 @@ def _() -> Iterable[Replacement]:
     yield Scope, "lane", lambda real: lane
 
 
-@defect(HOLLOWED_TOO_SOON)
-def _() -> Iterable[Replacement]:
-    def note(real: Any, cursor: Any, change: Any, *, lane: int, **more: Any) -> Any:
-        before = query_one(cursor, record_log._NEWEST, (lane, *change.place)) if change.key else None
-        if before is not None and before[3]:
-            record_log._hollow(cursor, before[1])
-        return real(cursor, change, lane=lane, **more)
-
-    yield effects, "note_change", around(note)
+@around_real(HOLLOWED_TOO_SOON, effects, "note_change")
+def _(real: Any, cursor: Any, change: Any, *, lane: int, **more: Any) -> Any:
+    before = query_one(cursor, record_log._NEWEST, (lane, *change.place)) if change.key else None
+    if before is not None and before[3]:
+        record_log._hollow(cursor, before[1])
+    return real(cursor, change, lane=lane, **more)
 
 
 # --- the alerts -----------------------------------------------------------------------------------------------------

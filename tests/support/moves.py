@@ -113,6 +113,11 @@ async def dump(url: str) -> dict[str, list[tuple[Any, ...]]]:
         await engine.dispose()
 
 
+async def all_rows(url: str) -> str:
+    """Return all that the tables hold, as text."""
+    return repr([await run_sql(url, sa.select(table)) for table in metadata.sorted_tables])
+
+
 async def run_sql(url: str, *statements: str | sa.Executable) -> list[Any]:
     """Do something behind the store's back; return the rows of the last statement, if it has any."""
     engine = create_store_engine(url)

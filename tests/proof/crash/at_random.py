@@ -17,6 +17,7 @@ KILLS: Final = 110  # of each store; more than 300 in all
 PROMISES: Final = 1_800  # of each store; more than 5,000 in all
 TIMEOUT_SECONDS: Final = 60.0
 _BLOWS: Final = ((BOT,), (RELAY,), (BOT, RELAY), (RELAY, BOT))
+CAUGHT_WITHIN: Final = 60  # kills of a control; chance may spare it for a while
 WHAT: Final = "bot, relay or both killed at random"
 
 
@@ -48,7 +49,7 @@ async def kill(
     records_every: int = 3,
     paths_every: int = 4,
 ) -> Tally:
-    """Kill until there were so many kills and so many promises; look whenever both are dead, and at the end."""
+    """Kill until there were so many kills and promises, or a defect shows; look whenever both are dead."""
     chance, world, looked = random.Random(setting.seed + KINDS.index(setting.kind)), setting.world(), Tally()
     await migrated(world.url)  # its tables are there before the first kill
     every = {"records_every": records_every, "paths_every": paths_every}
@@ -56,7 +57,11 @@ async def kill(
     victims = Victims(world.outbox, world.url, context=context, defects=defects, **every)
     world.acks, world.records, tally = victims.acks, victims.record_acks, world.tally
     try:
-        while tally.count < setting.many(*kills) or victims.promised < setting.many(*promises):
+        while (
+            tally.count < setting.many(*kills)
+            or victims.promised < setting.many(*promises)
+            or (defect and tally.count < CAUGHT_WITHIN and not looked.violations)
+        ):
             victims.ensure()
             await victims.until_promised(victims.promised + chance.randrange(1, 40), patience=TIMEOUT_SECONDS)
             await asyncio.sleep(chance.uniform(0, 0.04))

@@ -139,84 +139,48 @@ CHORES: Final = "letopis.outbox.relay.idle_work:Chores._run_chores"
 RELEASE: Final = "letopis.outbox.relay.lease:LeaseLock.release"
 CLAIM_ALERT: Final = "letopis.outbox.alerting.monitor:AlertMonitor._claim"
 SETTLE_ALERT: Final = "letopis.outbox.alerting.monitor:AlertMonitor._settle"
+ALL_ANSWERED: Final = "no message without an answer"
+ONE_UNANSWERED: Final = "one message without an answer"
+CHANGES_ANSWERED: Final = "no change without an answer"
+CHANGE_UNANSWERED: Final = "one change without an answer"
+NOTHING_STORED: Final = "nothing stored"
+STORED: Final = "stored, nothing written off"
+NOTHING_PRUNED: Final = "all written off, nothing pruned"
 MOMENTS: Final = (
-    Moment("append: before the local commit", BOT, APPEND, AFTER, "no message without an answer", ROUNDS, _appends),
-    Moment(
-        "append: after the local commit, before the answer",
-        BOT,
-        TRANSACT,
-        AFTER,
-        "one message without an answer",
-        ROUNDS,
-        _appends,
-    ),
-    Moment(
-        "the bot's own transaction: before the local commit",
-        BOT,
-        COMMIT,
-        BEFORE,
-        "no message without an answer",
-        2 * ROUNDS,
-    ),
+    Moment("append: before the local commit", BOT, APPEND, AFTER, ALL_ANSWERED, ROUNDS, _appends),
+    Moment("append: after the local commit, before the answer", BOT, TRANSACT, AFTER, ONE_UNANSWERED, ROUNDS, _appends),
+    Moment("the bot's own transaction: before the local commit", BOT, COMMIT, BEFORE, ALL_ANSWERED, 2 * ROUNDS),
     Moment(
         "the bot's own transaction: after the local commit, before the answer",
         BOT,
         COMMIT,
         AFTER,
-        "one message without an answer",
+        ONE_UNANSWERED,
         2 * ROUNDS,
     ),
-    Moment(
-        "a record is put: written, before the local commit",
-        BOT,
-        NOTE_CHANGE,
-        AFTER,
-        "no change without an answer",
-        2 * ROUNDS,
-    ),
+    Moment("a record is put: written, before the local commit", BOT, NOTE_CHANGE, AFTER, CHANGES_ANSWERED, 2 * ROUNDS),
     Moment(
         "a record is put: after the local commit, before the answer",
         BOT,
         WRITE_RECORD,
         AFTER,
-        "one change without an answer",
+        CHANGE_UNANSWERED,
         2 * ROUNDS,
     ),
-    Moment("lease: the lock is taken, the row is not written", RELAY, REGISTER, BEFORE, "nothing stored"),
-    Moment("lease: the row is written, not committed", RELAY, REGISTER, AFTER, "nothing stored"),
+    Moment("lease: the lock is taken, the row is not written", RELAY, REGISTER, BEFORE, NOTHING_STORED),
+    Moment("lease: the row is written, not committed", RELAY, REGISTER, AFTER, NOTHING_STORED),
     Moment(
-        "relay: after it has read what is due",
-        RELAY,
-        CLAIM,
-        AFTER,
-        "nothing stored",
-        3,
-        lambda _, due: bool(due.batches),
+        "relay: after it has read what is due", RELAY, CLAIM, AFTER, NOTHING_STORED, 3, lambda _, due: bool(due.batches)
     ),
-    Moment("apply: projections and lanes are written, the log is not", RELAY, LOG, BEFORE, "nothing stored", 3),
-    Moment("apply: all is written, before the store's commit", RELAY, LOG, AFTER, "nothing stored", 3),
+    Moment("apply: projections and lanes are written, the log is not", RELAY, LOG, BEFORE, NOTHING_STORED, 3),
+    Moment("apply: all is written, before the store's commit", RELAY, LOG, AFTER, NOTHING_STORED, 3),
     Moment("apply: records are written, their heads are not", RELAY, ADVANCE, BEFORE, "no change applied", 2),
-    Moment(
-        "apply: after the store's commit, before its answer is heard",
-        RELAY,
-        APPLY,
-        AFTER,
-        "stored, nothing written off",
-        3,
-    ),
-    Moment("acknowledgement: before it is written", RELAY, WRITE_BACK, BEFORE, "stored, nothing written off", 3),
-    Moment("acknowledgement: written, not committed", RELAY, ACKNOWLEDGE, AFTER, "stored, nothing written off", 3),
+    Moment(COMMITTED, RELAY, APPLY, AFTER, STORED, 3),
+    Moment("acknowledgement: before it is written", RELAY, WRITE_BACK, BEFORE, STORED, 3),
+    Moment("acknowledgement: written, not committed", RELAY, ACKNOWLEDGE, AFTER, STORED, 3),
     Moment("acknowledgement: committed", RELAY, WRITE_BACK, AFTER, "written off", 3),
-    Moment(BETWEEN, RELAY, PRUNE, BEFORE, "all written off, nothing pruned"),
-    Moment(
-        "prune: done, not committed",
-        RELAY,
-        PRUNE,
-        AFTER,
-        "all written off, nothing pruned",
-        1,
-        lambda given, _: given[0].pruned > 0,
-    ),
+    Moment(BETWEEN, RELAY, PRUNE, BEFORE, NOTHING_PRUNED),
+    Moment("prune: done, not committed", RELAY, PRUNE, AFTER, NOTHING_PRUNED, 1, lambda given, _: given[0].pruned > 0),
     Moment("prune: committed", RELAY, CHORES, AFTER, "pruned"),
     Moment("lease: the row says that it is free, the lock is still held", LEAVING, RELEASE, BEFORE, "all written off"),
     Moment("alert: claimed, before it is sent", WATCH, CLAIM_ALERT, AFTER, "no alert", 1, lambda _, mine: bool(mine)),
@@ -237,12 +201,11 @@ def die() -> NoReturn:
     raise AssertionError("still alive")
 
 
-def plant(name: str, number: int) -> None:
+def plant(moment: Moment, number: int) -> None:
     """Have this process die at the so manieth call that counts."""
-    moment = _BY_NAME[name]
     owner, function_name = found(moment.function)
     real = getattr(owner, function_name)
-    setattr(owner, function_name, _between(real) if name == BETWEEN else wrapped(real, moment, number))
+    setattr(owner, function_name, _between(real) if moment.name == BETWEEN else wrapped(real, moment, number))
 
 
 def found(function: str) -> tuple[Any, str]:
@@ -301,14 +264,14 @@ LOOK_INTERVAL_SECONDS: Final = 0.02
 
 def bot(outbox: str, store: str, acks: Connection, *, moment: str, number: int) -> None:
     """Say some things, with and without the bot's own books, and send an ``Ack`` for each."""
-    prepare = functools.partial(plant, moment, number)
+    prepare = functools.partial(plant, _BY_NAME[moment], number)
     victim.say_all(outbox, store, acks, rounds=ROUNDS, prepare_process=prepare)
 
 
 def relay(outbox: str, store: str, *, moment: str, number: int, leave: bool = False, without: bool = False) -> None:
     """Deliver, in small batches, and prune."""
     logging.disable()
-    plant(moment, number)
+    plant(_BY_NAME[moment], number)
     with planted(DUPLICATES_TAKEN) if without else nullcontext():
         asyncio.run(victim.deliver(Path(outbox), store, leave=leave, batch=BATCH_EVENTS, prune=True))
 
@@ -337,7 +300,7 @@ def erase(folder: str, way: Connection, *, without: str = "") -> None:
 def watch(outbox: str, hook: str, *, moment: str, number: int) -> None:
     """Look at the outbox and tell the operator."""
     logging.disable()
-    plant(moment, number)
+    plant(_BY_NAME[moment], number)
     asyncio.run(_watch(Path(outbox), hook))
 
 

@@ -6,10 +6,11 @@ import asyncio
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack
+from itertools import chain
 from typing import Final
 
 from tests.campaigns.victims import Context, fork_server
-from tests.proof.crash import at_random, exact
+from tests.proof.crash import at_random, contents, exact, sending, steps
 from tests.proof.crash.exact import every
 from tests.proof.crash.field import Field
 from tests.proof.crash.gate import missing
@@ -23,7 +24,7 @@ from tests.support.webhook import Site, serve
 
 DRIVERS: Final = ("aiosqlite", "asyncpg", "asyncmy", "sqlalchemy.dialects.postgresql", "sqlalchemy.dialects.mysql")
 """Imported when the first connection is made, and so by every process again that is not born with them."""
-
+VICTIMS: Final = ("tests.proof.crash.steps", "tests.proof.crash.contents", "tests.support.sending")
 
 TIMES: Final = 3
 CALLS: Final = 20
@@ -32,8 +33,9 @@ TIMES_ALERTS: Final = 2  # each waits for a reminder
 
 def prove(options: Options) -> Iterator[Row]:
     """Kill processes."""
-    context = fork_server("tests.proof.crash.moments", *DRIVERS)
-    yield from prove_table(options, list(at_random.table(context)))
+    context = fork_server(*VICTIMS, *DRIVERS)
+    tables = (module.table(context) for module in (at_random, steps, contents, sending))
+    yield from prove_table(options, list(chain.from_iterable(tables)))
     yield from _at_each_moment(options, context)
     yield from exact.prove(options, context)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,11 @@ from tests.support.content_deeds import Gone
 
 STREAMS: Final = "stream"  # the beginning of the names of conversations that only replies are streamed to
 _SECRET: Final = re.compile(rb"secret\d{15}")
+_REFERENCE: Final = re.compile(r":content:([0-9a-f]{64}):")
+_OUTBOX_CONTENTS: Final = "SELECT CAST(name AS BLOB) FROM letopis_outbox_contents"
+_STORED_CONTENTS: Final = (
+    "SELECT CAST(record_key AS BLOB) FROM letopis_records WHERE substr(scope, 1, 3) = char(1) || 'm:'"
+)
 _TABLES: Final = "SELECT name FROM sqlite_master WHERE type = 'table'"
 _TASKS: Final = "SELECT count(*) FROM letopis_tasks"
 _DRAFTS: Final = "SELECT message_id, data FROM letopis_outbox_drafts"
@@ -23,14 +28,35 @@ _DRAFTS: Final = "SELECT message_id, data FROM letopis_outbox_drafts"
 
 def secrets_in(path: Path) -> set[str]:
     """Return the texts that may be erased and that are in some row of some table of a file."""
-    texts = set[bytes]()
+    texts = set[str]()
     with closing(connect(str(path), isolation_level=None)) as look:
         for (table,) in look.execute(_TABLES).fetchall():
             for row in look.execute(f'SELECT * FROM "{table}"').fetchall():
-                for value in row:
-                    if isinstance(value, str | bytes):
-                        texts.update(_SECRET.findall(value.encode() if isinstance(value, str) else value))
-    return {text.decode() for text in texts}
+                texts |= secrets_of(row)
+    return texts
+
+
+def secrets_of(values: Iterable[object]) -> set[str]:
+    """Return the texts that may be erased and that are in some values of rows."""
+    given = (value.encode() if isinstance(value, str) else value for value in values)
+    return {text.decode() for value in given if isinstance(value, bytes) for text in _SECRET.findall(value)}
+
+
+def content_problem(outbox: Path, store: Path) -> str:
+    """Return what is wrong with the large content of two files at rest: some is shown by no event, or is not there."""
+    for path, kept, shown in (
+        (outbox, _OUTBOX_CONTENTS, "letopis_outbox_log"),
+        (store, _STORED_CONTENTS, "letopis_events"),
+    ):
+        with closing(connect(str(path), isolation_level=None)) as look:
+            names = {bytes(row[0]) for row in look.execute(kept).fetchall()}
+            events = look.execute(f"SELECT data FROM {shown} WHERE salt IS NOT NULL").fetchall()
+        references = {name.encode() for row in events for name in _REFERENCE.findall(row[0])}
+        if names - references:
+            return f"{path.name} keeps {len(names - references)} large contents that no event shows"
+        if references - names:
+            return f"{path.name} lacks {len(references - names)} large contents that events show"
+    return ""
 
 
 @dataclass

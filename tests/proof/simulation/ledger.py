@@ -14,9 +14,10 @@ from letopis.store.model.codec import EncodedEvent, digest_of
 from letopis.store.rules.decoding import puts_back
 from tests.campaigns.invariants import Ack
 from tests.campaigns.paths import ReplayedPath
-from tests.proof.simulation.contents import STREAMS, Streams
+from tests.proof.simulation.contents import STREAMS, Streams, secrets_of
 from tests.proof.simulation.driver import connect
 from tests.proof.simulation.record_ledger import Changes, StoredRecords
+from tests.proof.simulation.rights import Rights
 from tests.proof.simulation.weather import BAD
 
 _NEW: Final = (
@@ -60,6 +61,7 @@ class StoreLedger:
         self._paths: dict[str, ReplayedPath] = defaultdict(ReplayedPath)
         self.heads: dict[tuple[bytes, str], int] = defaultdict(int)
         self.outboxes: dict[bytes, OutboxLedger] = {}
+        self.rights = Rights(self._look)
 
     def committed(self) -> None:
         """Compare what has come since with what the outboxes hold."""
@@ -90,7 +92,8 @@ class StoreLedger:
             self._follow(name, version, *content)
         self._compare_paths(moved)
         changes = {origin: outbox.changes for origin, outbox in self.outboxes.items()}
-        if problem := self._records.problem(self.heads, changes):
+        problem = self._records.problem(self.heads, changes)
+        if problem := problem or self.rights.problem(self.heads, secrets_of(row[8] for row in rows)):
             raise Broken(problem)
 
     def head(self, origin: bytes, name: str) -> int:
@@ -223,6 +226,8 @@ class OutboxLedger:
             streamed = content[0] == "message.appended" and name.startswith(STREAMS)
             if streamed and (problem := self.streams.message_problem(content[2])):
                 raise Broken(problem)
+            if content[0] == "message.appended":
+                self.store.rights.said(self.origin, name, content[2])
             if BAD in content[2]:
                 self.bad.add((name, sequence))
             if content[3] is not None and (expects := json.loads(content[3]).get("letopis.expects")) is not None:

@@ -25,11 +25,16 @@ import letopis.outbox.relay.lease
 import letopis.outbox.relay.relay
 import letopis.store.database.sqlite_file
 import letopis.store.database.worker_thread
+import letopis.store.model.codec
 import letopis.store.model.events
+import letopis.store.model.large_content
+import letopis.store.write.contents
 from tests.proof.simulation import strands
 from tests.proof.simulation.driver import Disk
 from tests.proof.simulation.loop import PROCESS, Process, VirtualLoop
 
+LARGE_BYTES: Final = 600
+"""A string of a message that is longer is kept apart from its event."""
 START: Final = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
 
@@ -107,8 +112,15 @@ def take_over(loop: VirtualLoop, chance: random.Random, disk: Disk) -> Wall:
     for place in (letopis.outbox.relay.lease, letopis.outbox.drafts.writer_lock):
         assert hasattr(place, "FileLock")
         place.FileLock = Lock  # type: ignore[misc,assignment]
+    letopis.store.write.contents._off_the_loop = _at_once
+    for module in (letopis.store.model.codec, letopis.store.model.large_content):
+        module.LARGE_BYTES = LARGE_BYTES  # type: ignore[attr-defined]
     _open_outboxes_by_process()
     return wall
+
+
+async def _at_once(read: Callable[..., Any], *values: Any) -> Any:
+    return read(*values)
 
 
 def _open_outboxes_by_process() -> None:

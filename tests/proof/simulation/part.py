@@ -12,7 +12,14 @@ from tests.proof.simulation.forks import Job, lived, templates
 from tests.proof.simulation.mutants import MUTANTS
 from tests.proof.simulation.plan import PROFILES
 from tests.proof.simulation.world import LIVELY, Result
-from tests.support.defects import PUT_BACK_DROPPED, RECORDS_TWICE
+from tests.support.defects import (
+    ERASURE_SKIPPED,
+    HOLD_IGNORED,
+    NOT_SWEPT,
+    PUT_BACK_DROPPED,
+    RECORDS_TWICE,
+    TRIMMED_TOO_FAR,
+)
 
 SEEDS: Final = 104
 TWICE: Final = 5
@@ -25,6 +32,10 @@ SHORT_MUTANTS: Final = (
     "no alerts",
     RECORDS_TWICE,
     PUT_BACK_DROPPED,
+    ERASURE_SKIPPED,
+    HOLD_IGNORED,
+    TRIMMED_TOO_FAR,
+    NOT_SWEPT,
 )
 TITLES: Final = {
     "storm": "bots and relays under kills, store and disk faults, clock jumps",
@@ -96,6 +107,8 @@ def _notes(results: Sequence[Result]) -> str:
         f" {fired['outbox: committed, and ends in an error']} of the outbox,"
         f" {counts['changes of records acknowledged']:,} changes and {counts['records read']:,} reads of records,"
         f" {counts['changes of paths']:,} changes of paths, {counts['appends confirmed']:,} appends confirmed,"
+        f" {counts['erasures of owners']} erasures of owners and {counts['erasures of persons']} of persons,"
+        f" {counts['holds']} holds, {counts['erasures refused for a hold']} erasures refused for them,"
         f" {counts['appends that were cancelled']} appends cancelled, {counts['turns refused']} turns refused;"
         f" {sum(one.checks for one in results):,} commits checked, files examined {counts['files examined']} times"
     )

@@ -41,6 +41,8 @@ from tests.proof.simulation.alarms import Alarms
 from tests.proof.simulation.contents import STREAMS, Erased, Stream
 from tests.proof.simulation.ledger import Broken, OutboxLedger
 from tests.proof.simulation.plan import Plan
+from tests.proof.simulation.rights import POLICY, Rights
+from tests.proof.simulation.subjects import Speaker
 from tests.proof.simulation.weather import BAD
 from tests.support.content_deeds import ContentKeeper, Gone
 from tests.support.path_deeds import PathBroken, PathKeeper
@@ -71,9 +73,20 @@ class Place:
     silent: bool = False
     erased: Erased = field(init=False)
     hurry: asyncio.Event = field(default_factory=asyncio.Event)
+    refused = REFUSED
 
     def __post_init__(self) -> None:
         self.erased = Erased(self.path, self.store)
+
+    @property
+    def rights(self) -> Rights:
+        return self.ledger.store.rights
+
+    @property
+    def delivered_retention(self) -> Retention:
+        """How long its outbox keeps what is delivered, and the store the content of some conversations."""
+        seconds = timedelta(seconds=self.plan.keep_for)
+        return Retention(keep_last=self.plan.keep_last, keep_for=seconds, content=POLICY)
 
     def conversation(self, chance: random.Random) -> str:
         """Return one of its own conversations, or one that all outboxes write."""
@@ -116,7 +129,7 @@ class Bot:
             place.path,
             store=place.store,
             relay=plan.embedded,
-            retention=Retention(keep_last=plan.keep_last, keep_for=timedelta(seconds=plan.keep_for)),
+            retention=place.delivered_retention,
             on_stuck=self._stuck,
             on_recovered=self._recovered,
             channels=(Operator(place, self._chance),),
@@ -163,6 +176,8 @@ class Bot:
             keep_message=self._appended,
         )
 
+        speaker = Speaker(self._place, self._chance, self._appended, REFUSED)
+
         async def change_record(_: History) -> None:
             with suppress(*REFUSED, StoreFault):
                 await keeper.change()
@@ -206,6 +221,11 @@ class Bot:
             change_content,
             self._stream,
             self._stream,
+            speaker.say,
+            speaker.say,
+            speaker.say,
+            speaker.say_kept,
+            speaker.read_kept,
         )
         while True:
             await self._pause()
@@ -453,12 +473,12 @@ async def deliver(place: Place, chance: random.Random, closing: asyncio.Event) -
     outbox = await OutboxFile.open(place.path, now=place.now)
     try:
         async with ConversationStore.open(place.store, now=place.now) as store:
-            retention = Retention(keep_last=place.plan.keep_last, keep_for=timedelta(seconds=place.plan.keep_for))
             relay = Relay(
                 outbox,
                 store,
                 holder="relay",
-                chores=(Pruner(retention, outbox.now_us),),
+                chores=(Pruner(place.delivered_retention, outbox.now_us),),
+                retention=POLICY,
                 now=place.now,
                 random=chance,
             )

@@ -17,8 +17,11 @@ _ENTRIES: Final = (
     "SELECT sequence, event_id, digest, superseded FROM letopis_record_ledger"
     " WHERE origin_id = ? AND conversation_id = ? AND sequence > ? ORDER BY sequence"
 )
-_SUPERSEDED: Final = "SELECT conversation_id, sequence FROM letopis_record_ledger WHERE superseded LIMIT 1"
-_ROWS: Final = "SELECT scope, namespace, record_key, revision FROM letopis_records"
+_SUPERSEDED: Final = "SELECT conversation_id, sequence FROM letopis_record_ledger WHERE superseded"
+_ROWS: Final = (
+    "SELECT scope, namespace, record_key, revision FROM letopis_records"
+    " WHERE substr(scope, 1, 3) <> char(1) || 'm:'"  # those are the large content of messages
+)
 _BODY: Final = (
     "SELECT coalesce(r.body, p.body) FROM letopis_records AS r LEFT JOIN letopis_record_parts AS p"
     " ON p.partition = r.partition AND p.record_id = r.record_id WHERE r.revision = ? ORDER BY p.part"
@@ -45,6 +48,8 @@ class Changes:
         self.of_place: dict[Place, list[RecordChange]] = defaultdict(list)
         self.erased: dict[str, int] = defaultdict(int)
         """The sequence of the last change that erased all before it, by lane."""
+        self.erasing: set[tuple[str, int]] = set()
+        """The lanes and sequences of all such changes."""
 
     def add(self, lane: str, position: int, sequence: int, event_id: bytes, digest: bytes, data: str) -> None:
         found: Mapping[str, Any] = json.loads(data)
@@ -54,6 +59,7 @@ class Changes:
         self.by_id[event_id] = one
         if found.get("erase"):
             self.erased[lane] = sequence
+            self.erasing.add((lane, sequence))
         else:
             self.of_place[place].append(one)
 
@@ -106,7 +112,9 @@ class StoredRecords:
                 if not superseded:
                     fresh[one.place].append((outboxes[origin], one))
         if len(outboxes) == 1:
-            for lane, sequence in self._look.execute(_SUPERSEDED).fetchall():
+            (only,) = outboxes.values()
+            # One that erases is superseded where a hold forbids it.
+            for lane, sequence in {*self._look.execute(_SUPERSEDED).fetchall()} - only.erasing:
                 return f"{lane!r} {sequence}: superseded, and no other outbox has changed the record"
         rows = {
             (scope, bytes(namespace).decode(), bytes(key).decode()): bytes(revision)

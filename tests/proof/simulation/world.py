@@ -14,18 +14,22 @@ from typing import Any, Final
 
 import letopis.outbox.alerting.monitor
 import letopis.outbox.file.change_watcher
+import letopis.outbox.relay.idle_work
 import letopis.outbox.relay.relay
 from letopis.store.errors import LetopisError
 from tests.campaigns.invariants import check
 from tests.proof.simulation.alarms import Alarms
 from tests.proof.simulation.chaos import Chaos
+from tests.proof.simulation.contents import content_problem
 from tests.proof.simulation.driver import Disk, File
 from tests.proof.simulation.ledger import Broken, OutboxLedger, StoreLedger
 from tests.proof.simulation.loop import Process, VirtualLoop
 from tests.proof.simulation.machine import defaults_of, take_over
 from tests.proof.simulation.people import Bot, Place, deliver, mend
 from tests.proof.simulation.plan import Plan
+from tests.proof.simulation.rights import ROUND_SECONDS
 from tests.proof.simulation.strands import current
+from tests.proof.simulation.subjects import operate
 from tests.proof.simulation.weather import OutboxWeather, StoreWeather
 
 LIVELY: Final = 180.0
@@ -106,6 +110,7 @@ class World:
         self._looked = -1
         self.wall = take_over(self.loop, self._chance("machine"), self.disk)
         letopis.outbox.relay.relay.MAX_IDLE_SECONDS = plan.floor  # type: ignore[misc]
+        letopis.outbox.relay.idle_work.RETENTION_INTERVAL_SECONDS = ROUND_SECONDS  # type: ignore[misc]
         letopis.outbox.relay.relay.STANDBY_INTERVAL_SECONDS = plan.standby  # type: ignore[misc]
         defaults_of(letopis.outbox.relay.relay.Relay)["idle_poll"] = plan.slowest
         defaults_of(letopis.outbox.file.change_watcher.FileWatcher)["poll_min_seconds"] = plan.fastest
@@ -113,12 +118,14 @@ class World:
         self.store_path = folder / "history.db"
         shutil.copy(templates / "history.db", self.store_path)
         self.store = StoreLedger(self.store_path)
+        self.store.rights.now = self.wall.now
         self.weather = StoreWeather(self._chance("store"), self.result.fired, self.say)
         self.disk.add(File(str(self.store_path), self.weather, self._store_committed))
         self.places: list[Place] = []
         self.disks: list[OutboxWeather] = []
         for number in range(plan.outboxes):
             self._add_outbox(number, templates)
+        self.seats.append(Seat("operator", self._operator, self._chance("operator")))
 
     def _chance(self, what: str) -> random.Random:
         return random.Random(f"{self.plan.seed} {what}")
@@ -153,6 +160,9 @@ class World:
 
     def _relay(self, place: Place) -> Callable[[asyncio.Event, str], Coroutine[Any, Any, None]]:
         return lambda closing, name: deliver(place, self._chance(name), closing)
+
+    def _operator(self, closing: asyncio.Event, name: str) -> Coroutine[Any, Any, None]:
+        return operate(self.places, self._chance(name), closing)
 
     # What is noted.
 
@@ -284,8 +294,12 @@ class World:
             place.silent = True
         await asyncio.sleep(30)  # what is just being said
         begun = self.loop.now
-        while any(
-            place.ledger.pending or place.ledger.streams.drafts or place.erased.unfinished() for place in self.places
+        while (
+            any(
+                place.ledger.pending or place.ledger.streams.drafts or place.erased.unfinished()
+                for place in self.places
+            )
+            or self.store.rights.unfinished()
         ):
             if self.loop.now - begun > LIVELY:
                 raise Broken(f"{LIVELY:g} s after the last word there is still something owed: {self._owed()}")
@@ -335,6 +349,11 @@ class World:
             delivered = {name: lane.delivered for name, lane in place.ledger.lanes.items()}
             if problem := place.erased.problem(delivered, drained=drained):
                 raise Broken(problem)
+            at_rest = not place.ledger.pending and not place.erased.unfinished()
+            if at_rest and (problem := content_problem(place.path, self.store_path)):
+                raise Broken(problem)
+        if drained and (problem := self.store.rights.end_problem(*(place.path for place in self.places))):
+            raise Broken(problem)
 
 
 def _say_nothing(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -1,0 +1,251 @@
+"""Kill a process in each step of a numbered erasure and of retention; whoever comes next completes what it left."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, Final
+
+from letopis.outbox import History, Relay, erase_owner, erase_person
+from letopis.outbox.event_log import erasures
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.store import ContentRetention, ConversationStore, Message
+from letopis.store.maintenance import task_steps
+from letopis.store.model.events import utc_now
+from letopis.store.write import redaction, row_writer
+from tests.campaigns.victims import Context
+from tests.proof.crash.moments import AFTER, BEFORE, Moment, Side, Who, plant
+from tests.proof.harness import Experiment, Setting, Tally, World, migrated
+from tests.proof.stores import KINDS
+from tests.support.defects import COUNTED_TOO_SOON, PLACES_TOO_SOON, planted
+from tests.support.moves import all_rows
+
+TIMEOUT_SECONDS: Final = 120.0
+SECOND: Final = "second.outbox.db"
+WORDS: Final = "gheldrimmer"
+OLD, YOUNG = "quetzalcoatlus", "young words"
+POLICY: Final = ContentRetention(max_age_days=30)
+RELAYS: Final = 10
+"""Relays that come after the last kill, at most: a server may hold the locks of a killed client for a moment."""
+
+Counts = Callable[[tuple[Any, ...], Any], bool]
+
+
+def _step(name: str, function: str, side: Side = AFTER, number: int = 1, counts: Counts = lambda *_: True) -> Moment:
+    return Moment(name, Who.RELAY, function, side, "", number, counts)
+
+
+def _writes(function: str) -> Counts:
+    """Count the transactions of an outbox file that do this."""
+    return lambda given, _: function in {getattr(getattr(one, "func", one), "__name__", "") for one in given[1]}
+
+
+_COMMIT: Final = "letopis.outbox.file.committer:Committer._transact"
+_APPLY: Final = "letopis.store.conversation_store:ConversationStore.apply"
+_ERASER: Final = "letopis.store.write.redaction:Eraser"
+_ACCESS: Final = "letopis.store.outbox_access:OutboxAccess"
+FIRST_STEPS: Final = (
+    _step("recorded", "letopis.store.erasures:ErasureRegister.register"),
+    _step("appended", "letopis.outbox.history.erasing:_erase_owned"),
+)
+"""Of the outbox that is asked to erase."""
+SECOND_STEPS: Final = (
+    _step("begun", _COMMIT, counts=_writes("carry_out_step")),
+    _step("halfway", _COMMIT, number=2, counts=_writes("carry_out_step")),
+    _step("carried out", _COMMIT, counts=_writes("end_erasures")),
+    _step("acknowledged", _APPLY, counts=lambda given, _: not given[2]),
+    _step("noted", _COMMIT, counts=_writes("note_acknowledged")),
+)
+"""Of the outbox that was away at the time."""
+TRIM_STEPS: Final = (
+    _step("found", f"{_ACCESS}.due_content", counts=lambda _, found: bool(found.due)),
+    _step("appended", "letopis.outbox.relay.content_retention:append_trims"),
+    _step("applying", f"{_ERASER}.trim"),
+    _step("applied", _APPLY),
+    _step("erasing the tail", "letopis.outbox.event_log.acknowledge:erase_delivered", BEFORE),
+    _step("in a step", f"{_ERASER}.strip_some"),
+    _step("after a step", "letopis.store.maintenance.task_steps:TaskSteps.step"),
+    _step("places kept", f"{_ACCESS}.keep_places"),
+)
+STEPS: Final = (*FIRST_STEPS, *SECOND_STEPS, *TRIM_STEPS)
+
+
+def table(context: Context) -> Iterator[Experiment]:
+    """Kill in each step on each store, and without the promise."""
+    erasing = len((*FIRST_STEPS, *SECOND_STEPS))
+    for kind, short in (("owner", KINDS), ("person", KINDS[:1])):
+        what = f"an erasure of {kind} killed in each step, carried out by an outbox that was away"
+        yield Experiment(what, partial(erase, context=context, kind=kind), "kills", 2 * erasing, short=short)
+    run = partial(erase, context=context, kind="owner", defect=COUNTED_TOO_SOON)
+    yield Experiment(f"{COUNTED_TOO_SOON}, killed", run, "kills", on=("sqlite",), control=True)
+    what = "retention of content killed in each step"
+    yield Experiment(what, partial(trim, context=context), "kills", len(TRIM_STEPS))
+    run = partial(trim, context=context, defect=PLACES_TOO_SOON)
+    yield Experiment(f"{PLACES_TOO_SOON}, killed", run, "kills", on=("sqlite",), control=True)
+
+
+async def _die(context: Context, target: Callable[..., None], *given: str) -> int | None:
+    process = context.Process(target=target, args=given, daemon=True)
+    process.start()
+    await asyncio.to_thread(process.join, TIMEOUT_SECONDS)
+    process.kill()
+    process.join()
+    return process.exitcode
+
+
+# --- an erasure -----------------------------------------------------------------------------------------------------
+
+
+async def erase(setting: Setting, *, context: Context, kind: str, defect: str = "") -> Tally:
+    """Kill whoever erases at each step, let both outboxes deliver, and search every file and table for the words."""
+    await migrated(setting.url)
+    one, two = setting.world(), World(setting.folder, setting.url, name=SECOND)
+    tally = two.tally = one.tally
+    two.acks = one.acks
+    steps = SECOND_STEPS[:1] if defect else (*FIRST_STEPS, *SECOND_STEPS)
+    for number, (how, step) in enumerate(product(("reset", "delete"), steps)):
+        if number % 2 == 0 or not setting.options.short:
+            await _erase_once(tally, one, two, context, kind, how, step.name, number, defect)
+    return await one.judge(two.outbox)
+
+
+async def _erase_once(
+    tally: Tally, one: World, two: World, context: Context, kind: str, how: str, step: str, number: int, defect: str
+) -> None:
+    subject, words, where = f"{kind}-{number}", f"{WORDS}-{number:03}", f"{step}, {how}"
+    shared, new, group, third = (f"{name}-{number}" for name in ("shared", "new", "group", "third"))
+    author = subject if kind == "person" else None
+
+    async def say(world: World, chat: str, *texts: str, deliver: bool = False) -> None:
+        async with world.open(relay=False) as history:
+            for text in texts:
+                message = Message.user(text, author=author)
+                world.keep(await history.append(chat, message, owner="others" if chat == group else subject))
+            if deliver:
+                await Relay(history.outbox, history.store).drain()
+
+    await say(one, shared, words, deliver=True)
+    await say(two, shared, words, deliver=True)
+    await say(two, shared, *[words] * 3)
+    await say(two, new, *[words] * 3)
+    if kind == "person":
+        await say(one, group, words, deliver=True)
+        await say(two, group, words, words)
+    code = await _die(context, erasing, str(one.folder), one.url, kind, subject, how, step, defect)
+    tally.count += code == -9
+    tally.require(code == -9, f"{where}: did not die there, but ended with {code}")
+    if settled := step == "halfway" and how == "reset":  # how far it reaches is settled, so this is new
+        await say(two, third, "said since")
+    # After these the command has not appended all that it has to.
+    again = step == "recorded" or (step, kind) == ("appended", "person")
+    for world in (two, one, two):
+        async with world.open(relay=False) as history:
+            if again and world is one:
+                await _ask(history, kind, subject, how)
+            await Relay(history.outbox, history.store).drain()
+    async with ConversationStore.open(one.url) as store:
+        tally.require(await store.erasures.unacknowledged() == [], f"{where}: it is not acknowledged")
+        shown = [message.text for message in await store.messages(third)] if settled else []
+        tally.require(not settled or shown == ["said since"], f"{where}: what was said since is {shown}")
+    files = [path for path in one.folder.iterdir() if path.is_file()]
+    tally.blame(
+        (f"{path.name} holds what was erased" for path in files if words.encode() in path.read_bytes()), where=where
+    )
+    tally.require(words not in await all_rows(one.url), f"{where}: the store holds what was erased")
+
+
+async def _ask(history: History, kind: str, subject: str, how: Any) -> None:
+    await (erase_person if kind == "person" else erase_owner)(history, subject, how=how, reason="asked")
+
+
+def erasing(folder: str, store: str, kind: str, subject: str, how: str, step: str, defect: str) -> None:
+    """Erase through one outbox and let both deliver, until killed at a step."""
+    by_name = {moment.name: moment for moment in SECOND_STEPS}
+
+    async def live() -> None:
+        async with History(Path(folder, "bot.outbox.db"), store=store, relay=False, watch=False) as one:
+            await _ask(one, kind, subject, how)
+            await Relay(one.outbox, one.store).drain()
+        if step in by_name:
+            plant(by_name[step], by_name[step].most)
+        async with History(Path(folder, SECOND), store=store, relay=False, watch=False) as two:
+            await Relay(two.outbox, two.store).drain()
+
+    logging.disable()
+    erasures.MAX_ERASED_PER_TRANSACTION = 2  # type: ignore[attr-defined]
+    for moment in FIRST_STEPS:
+        if moment.name == step:
+            plant(moment, 1)
+    with planted(*filter(None, [defect])):
+        asyncio.run(live())
+
+
+# --- retention ------------------------------------------------------------------------------------------------------
+
+
+async def trim(setting: Setting, *, context: Context, defect: str = "") -> Tally:
+    """Kill one relay after the other, each a step further; then what is old is gone, and what is young as it was."""
+    await migrated(setting.url)
+    world, names = setting.world(), ("a", "b")
+    tally = world.tally
+    for days, text, count in ((40, OLD, 12), (1, YOUNG, 5)):
+        now = partial(_ago, days)
+        async with (
+            ConversationStore.open(world.url, now=now) as store,
+            History(world.outbox, store=store, relay=False, watch=False, now=now) as history,
+        ):
+            for name in names:
+                for number in range(count):
+                    world.keep(await history.append(name, Message.user(f"{text} {number}")))
+            await Relay(history.outbox, store, now=now).drain()
+            before = {name: (await store.messages(name)).items[12:] for name in names}
+    for step in TRIM_STEPS if not defect else TRIM_STEPS[:1]:
+        code = await _die(context, trimming, str(world.outbox), world.url, step.name, defect)
+        tally.count += code == -9
+        tally.require(code == -9, f"{step.name}: did not die there, but ended with {code}")
+    for _ in range(RELAYS):
+        code = await _die(context, trimming, str(world.outbox), world.url, "", "")
+        tally.require(code == 0, f"a relay after the kills ended with {code}")
+        async with ConversationStore.open(world.url) as store:
+            if not (await store.pending_tasks()).tasks:
+                break
+    async with ConversationStore.open(world.url) as store:
+        for name in names:
+            shown = (await store.messages(name)).items
+            tally.require([message.redacted for message in shown[:12]] == [True] * 12, f"{name}: old content is shown")
+            tally.require(shown[12:] == before[name], f"{name}: young content is not as it was")
+        differences = [rebuilt async for rebuilt in store.rebuild(check=True, every=True) if rebuilt.differences]
+        tally.require(differences == [], f"rows and log differ: {differences}")
+    rows = await all_rows(world.url)
+    tally.require(OLD not in rows, "the store holds old content")
+    files = [path for path in world.folder.iterdir() if path.is_file()]
+    tally.blame(f"{path.name} holds old content" for path in files if OLD.encode() in path.read_bytes())
+    return await world.judge()
+
+
+def trimming(outbox: str, store: str, step: str, defect: str) -> None:
+    """Deliver, and take old content away in small steps, until killed at one of them."""
+
+    async def live() -> None:
+        file = await OutboxFile.open(Path(outbox))
+        async with ConversationStore.open(store) as history_store:
+            await Relay(file, history_store, retention=POLICY).drain()
+        await file.close()
+
+    logging.disable()
+    redaction.MAX_ROWS_PER_TRANSACTION = row_writer.MAX_ROWS_PER_TRANSACTION = 3  # type: ignore[attr-defined]
+    task_steps.PIECE_VERSIONS, task_steps.STEP_SECONDS = 4, 0.0  # type: ignore[misc]
+    with planted(*filter(None, [defect])):
+        for moment in TRIM_STEPS:
+            if moment.name == step:
+                plant(moment, 1)
+        asyncio.run(live())
+
+
+def _ago(days: int) -> Any:
+    return utc_now() - timedelta(days=days)
