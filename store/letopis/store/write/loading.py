@@ -226,7 +226,8 @@ class Loader:
             name = lane.conversation_id
             lane.targets, lane.unloaded = await budget.load(lane, lane.row.conversation, targets.get(name, []))
             if any(erases(item.body) or isinstance(item.body, ConversationTrimmed) for item in lane.fresh):
-                lane.retained = await self._eraser.retained(transaction.connection, lane.partition, name, new=forks)
+                read_up_to = self._eraser.descendants.read_up_to
+                lane.retained = await read_up_to(transaction.connection, lane.partition, name, new=forks)
             if not lane.row.new:
                 lane.verdicts = await self._conflicts.find(transaction, lane)
 
