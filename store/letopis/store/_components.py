@@ -128,7 +128,7 @@ def build_components(
     index = index_for(engine.dialect.name)
     eraser = Eraser(dialect, index, upcasters=upcasters)
     truncate_wal = erased if embedded else lambda: None
-    steps = TaskSteps(engine, dialect, index, eraser=eraser, erased=truncate_wal)
+    steps = TaskSteps(engine, dialect, eraser=eraser, erased=truncate_wal)
     reader = (FileReader if embedded else Reader)(dialect, partitions=partitions, upcasters=upcasters)
     applier = Applier(
         applying,
@@ -152,7 +152,6 @@ def build_components(
         statistics=StatisticsReader(dialect, partitions=partitions, upcasters=upcasters, reader=reader),
         rebuilder=Rebuilder(
             engine=engine,
-            readers=readers,
             dialect=dialect,
             partitions=partitions,
             upcasters=upcasters,

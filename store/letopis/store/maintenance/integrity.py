@@ -13,13 +13,12 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from letopis.store.database.dialects import dialect_for
+from letopis.store.database.dialects import dialect_for, rows_by_key
 from letopis.store.database.row_mapping import conflict_of
 from letopis.store.database.schema import (
     conversations,
     events,
     lanes,
-    log_heads,
     metadata,
     origins,
     owners,
@@ -29,9 +28,9 @@ from letopis.store.database.schema import (
     records,
     same_conversation,
 )
-from letopis.store.maintenance.content_problems import content_problems
+from letopis.store.database.store_identity import read_heads
 from letopis.store.maintenance.erasure_causes import erasure_problems
-from letopis.store.maintenance.record_problems import record_problems
+from letopis.store.maintenance.record_problems import content_problems, record_problems
 from letopis.store.maintenance.wal_format import scan_wal
 from letopis.store.model.codec import decode, digest_of
 from letopis.store.model.event_types import ConversationActivated, ConversationArchived, ConversationDeleted
@@ -140,15 +139,13 @@ async def _structure(connection: AsyncConnection) -> AsyncIterator[str]:
 
 
 async def _log(connection: AsyncConnection, *, checked: Checked) -> AsyncIterator[str]:
-    heads = (await connection.execute(sa.select(log_heads.c.partition, log_heads.c.position))).all()
-    done, total = 0, sum(row.position for row in heads)
+    heads = await read_heads(connection)
+    done, total = 0, sum(heads.values())
     if not heads:
         yield "the log has no counters"
-    for partition, head in heads:
-        position = 0
-        while True:
-            page = sa.select(events).where(events.c.partition == partition, events.c.position > position)
-            rows = (await connection.execute(page.order_by(events.c.position).limit(PAGE_ROWS))).all()
+    for partition, head in heads.items():
+        position, part = 0, sa.select(events).where(events.c.partition == partition)
+        async for rows in rows_by_key(connection, part, events.c.position, size=PAGE_ROWS):
             for row in rows:
                 if row.position != position + 1:
                     yield f"partition {partition} of the log: {row.position} follows {position}"
@@ -157,11 +154,9 @@ async def _log(connection: AsyncConnection, *, checked: Checked) -> AsyncIterato
                     yield f"event {position} of partition {partition} is not what was written"
             done += len(rows)
             checked(done, total)
-            if len(rows) < PAGE_ROWS:
-                break
         if position != head:
             yield f"partition {partition} of the log ends at {position}, its counter says {head}"
-    strays = sa.select(sa.func.count()).where(events.c.partition.not_in([row.partition for row in heads]))
+    strays = sa.select(sa.func.count()).where(events.c.partition.not_in(list(heads)))
     if stray := (await connection.execute(strays)).scalar_one():
         yield f"{stray} events are in a partition that does not exist"
 
@@ -281,17 +276,10 @@ _LEFT: Final = _ACTIVITY.where(events.c.type.in_([ConversationArchived.type, Con
 async def _active_conversations(connection: AsyncConnection) -> AsyncIterator[str]:
     """Yield the owners whose active conversation is not the one that was activated last."""
     # Only if its conversation was archived or deleted since, another one is active; which one is not checked.
-    last = (-1, "")
-    while True:
-        after = sa.tuple_(owners.c.partition, owners.c.owner_id) > sa.tuple_(*map(sa.literal, last))
-        select = sa.select(owners).where(after).order_by(owners.c.partition, owners.c.owner_id)
-        page = (await connection.execute(select.limit(PAGE_ROWS))).all()
+    async for page in rows_by_key(connection, sa.select(owners), owners.c.partition, owners.c.owner_id, size=PAGE_ROWS):
         for owner in await _not_activated(connection, page):
             if not await _was_left(connection, owner):
                 yield f"the active conversation of owner {owner.owner_id!r} is not the one that was activated last"
-        if len(page) < PAGE_ROWS:
-            return
-        last = (page[-1].partition, page[-1].owner_id)
 
 
 async def _not_activated(connection: AsyncConnection, page: Sequence[sa.Row[Any]]) -> list[sa.Row[Any]]:
