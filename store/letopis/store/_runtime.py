@@ -23,13 +23,18 @@ from letopis.store.database.fault_classification import fault_of, translated
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.sqlite import WalTruncator, truncate_wal
 from letopis.store.database.sqlite_file import SQLiteFile
-from letopis.store.database.store_identity import check_connection
+from letopis.store.database.store_identity import (
+    check_connection,
+    check_identity,
+    expected_store_id,
+    read_identity,
+)
 from letopis.store.database.timeouts import Timeouts
 from letopis.store.errors import Closed, ConfigurationError
 from letopis.store.model.conversations import Page, RecordedMessage
 from letopis.store.model.events import Upcasters, to_microseconds
 from letopis.store.model.identifiers import check_identifier
-from letopis.store.projections.base import Projection
+from letopis.store.projections.base import Checkpoints, Projection
 from letopis.store.read.contents import Contents, Wanted, wanted_of, with_contents
 from letopis.store.read.lineage import Lineage
 from letopis.store.read.paging import check_count
@@ -150,8 +155,8 @@ class StoreRuntime:
         components = await self.prepared()
         return ProjectorContext(
             engine=self.callers_engine,
-            readers=self.callers_engine.execution_options(sqlite_begin="DEFERRED"),
             dialect=self.dialect,
+            checkpoints=Checkpoints(self.dialect),
             reader=components.reader,
             partitions=components.partitions,
             now=self.now,
@@ -164,10 +169,11 @@ class StoreRuntime:
 
     async def write(self, write: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Return what ``write`` returns, run in one transaction."""
+        await self.prepared()
 
         async def in_transaction() -> T:
             async with self.dialect.transaction(self.engine) as connection:
-                await check_connection(connection)
+                check_identity((await read_identity(connection)).store_id, expected_store_id())
                 return await write(connection)
 
         return await self.whole(in_transaction())

@@ -226,14 +226,10 @@ def limit_silence(connection: Any) -> None:
 
 
 def _fault_of(error: BaseException) -> StoreFault:
-    if isinstance(error, StoreFault):
-        return error
-    if not isinstance(error, Exception):
+    fault = classify(error)
+    if not isinstance(error, Exception) or (fault is not error and fault.fault_class is FaultClass.UNCLASSIFIED):
         raise error
-    diagnosis = classify(error)
-    if diagnosis.fault_class is FaultClass.UNCLASSIFIED:
-        raise error
-    return StoreFault(fault_class=diagnosis.fault_class, code=diagnosis.code, reason=diagnosis.reason)
+    return fault
 
 
 def _none_of(faults: dict[HostAddress | None, StoreFault], order: Sequence[HostAddress | None]) -> StoreFault:
@@ -311,13 +307,13 @@ async def diagnose_connecting(connect: Callable[..., Awaitable[Any]], *args: Any
     try:
         return await connect(*args, **arguments)
     except Exception as error:  # a peer of another kind makes a driver fail on a length, an index, an encoding
-        diagnosis = classify(error)
-        if diagnosis.fault_class is FaultClass.UNCLASSIFIED:
+        fault = classify(error)
+        if fault.fault_class is FaultClass.UNCLASSIFIED:
             # A driver whose connection is lost in the middle of the login fails on what it has closed itself.
             lost = isinstance(error, (AttributeError, TypeError, RuntimeError, asyncio.InvalidStateError))
             code, rule = ("disconnected", LOST) if lost else ("protocol", GARBLED)
             raise StoreFault(fault_class=FaultClass.UNAVAILABLE, code=code, reason=rule.reason) from error
-        if diagnosis.fault_class is FaultClass.POISON or diagnosis.code == "42704":
+        if fault.fault_class is FaultClass.POISON or fault.code == "42704":
             reason = "the server refuses a setting of the connection: check the options of the URL"
-            raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code=diagnosis.code, reason=reason) from error
+            raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code=fault.code, reason=reason) from error
         raise

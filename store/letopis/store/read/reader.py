@@ -212,7 +212,7 @@ class Reader:
             parameters["types"] = list(types)
         statement = self._statements.events(newest=newest, typed=types is not None)
         rows = (await connection.execute(statement, parameters)).all()
-        items = [recorded_event(row) for row in rows[:limit]]
+        items = [recorded_event(row._mapping) for row in rows[:limit]]
         following = str(items[-1].version) if len(rows) > limit else None
         return Page(tuple(reversed(items) if newest else items), next=following)
 
@@ -357,7 +357,7 @@ class Reader:
 
     async def log(self, connection: AsyncConnection, *, partition: int, after: int, limit: int) -> list[RecordedEvent]:
         rows = await connection.execute(self._statements.log, {"partition": partition, "after": after, "limit": limit})
-        return [recorded_event(row) for row in rows]
+        return [recorded_event(row._mapping) for row in rows]
 
     async def heads(self, connection: AsyncConnection, partitions: Collection[int]) -> dict[int, int]:
         rows = (await connection.execute(self._statements.heads, {"partitions": list(partitions)})).all()
