@@ -8,9 +8,9 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
-from functools import cached_property, partial
+from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 from sqlalchemy import event
 from sqlalchemy.engine import URL
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from letopis.store.read.paging import AsOf, Window
     from letopis.store.search.indexer import BoundedCatchUp
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 CLOSE_TIMEOUT_SECONDS: Final = 1.0
@@ -162,10 +163,15 @@ class StoreRuntime:
             now=self.now,
         )
 
-    async def read(self, read: Callable[[Reader, AsyncConnection], Awaitable[T]]) -> T:
+    async def read(
+        self,
+        read: Callable[Concatenate[Reader, AsyncConnection, P], Awaitable[T]],
+        *args: P.args,
+        **named: P.kwargs,
+    ) -> T:
         """Return what ``read`` returns; on PostgreSQL each of its statements sees its own moment."""
-        components = self._components or await self.prepared()
-        return await self.connected(partial(read, components.reader), by_statement=True)
+        reader = (self._components or await self.prepared()).reader
+        return await self.connected(lambda connection: read(reader, connection, *args, **named), by_statement=True)
 
     async def write(self, write: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Return what ``write`` returns, run in one transaction."""

@@ -110,25 +110,17 @@ def structure_problems(rows: Iterable[Any]) -> Iterator[str]:
     return (f"SQLite: {row[0]}" for row in rows if row[0] != "ok")
 
 
-def is_intact(
-    *,
-    conversation_id: str,
-    type_name: str,
-    schema_version: int,
-    data: str,
-    metadata: str | None,
-    digest: bytes,
-    salt: bytes | None,
-) -> bool:
+def _is_intact(row: sa.Row[Any]) -> bool:
     """Return True if an event's payload is JSON and matches its digest, or is what an erasure leaves."""
     try:
-        decode(data)
-        decode(metadata)
+        decode(row.data)
+        decode(row.metadata)
     except ValueError:
         return False
-    if salt is None:
-        return is_stripped(type_name, data, metadata)
-    return digest_of(conversation_id, type_name, schema_version, data, metadata, salt) == digest
+    if row.salt is None:
+        return is_stripped(row.type, row.data, row.metadata)
+    named = (row.conversation_id, row.type, row.schema_version)
+    return digest_of(*named, row.data, row.metadata, bytes(row.salt)) == bytes(row.digest)
 
 
 async def _structure(connection: AsyncConnection) -> AsyncIterator[str]:
@@ -150,7 +142,7 @@ async def _log(connection: AsyncConnection, *, checked: Checked) -> AsyncIterato
                 if row.position != position + 1:
                     yield f"partition {partition} of the log: {row.position} follows {position}"
                 position = row.position
-                if not _row_is_intact(row):
+                if not _is_intact(row):
                     yield f"event {position} of partition {partition} is not what was written"
             done += len(rows)
             checked(done, total)
@@ -159,18 +151,6 @@ async def _log(connection: AsyncConnection, *, checked: Checked) -> AsyncIterato
     strays = sa.select(sa.func.count()).where(events.c.partition.not_in(list(heads)))
     if stray := (await connection.execute(strays)).scalar_one():
         yield f"{stray} events are in a partition that does not exist"
-
-
-def _row_is_intact(row: sa.Row[Any]) -> bool:
-    return is_intact(
-        conversation_id=row.conversation_id,
-        type_name=row.type,
-        schema_version=row.schema_version,
-        data=row.data,
-        metadata=row.metadata,
-        digest=bytes(row.digest),
-        salt=None if row.salt is None else bytes(row.salt),
-    )
 
 
 async def _versions(connection: AsyncConnection) -> AsyncIterator[str]:

@@ -217,8 +217,7 @@ class Rebuilder:
         self, connection: AsyncConnection, replay: ConversationReplay, changes: _Changes
     ) -> None:
         wanted = {message.version: message for message in replay.messages}
-        is_deleted = replay.row is not None and replay.row.conversation.state == "deleted"
-        statement = self._statements.messages_of_deleted if is_deleted else self._statements.messages
+        statement = self._statements.messages_of_deleted if replay.deleted else self._statements.messages
         async for rows in pages(connection, statement, {**replay.key, "limit": PAGE_ROWS}, size=PAGE_ROWS):
             for row in rows:
                 message = wanted.pop(row.version, None)
@@ -254,10 +253,9 @@ class Rebuilder:
         for new in in_batches(changes.inserted):
             await self.dialect.insert(connection, messages, new)
         if changes.redacted:
-            is_deleted = row.conversation.state == "deleted"
-            redacted = [message.version for message in replay.messages if is_deleted or message.redacted_at is not None]
+            erased = [item.version for item in replay.messages if replay.deleted or item.redacted_at is not None]
             key = (replay.partition, replay.conversation_id)
-            await self.eraser.strip_versions(connection, key, changes.redacted, messages=redacted)
+            await self.eraser.strip_versions(connection, key, changes.redacted, messages=erased)
 
     async def _assign_number(self, connection: AsyncConnection, row: ConversationRow, owner_id: str) -> None:
         """Give a conversation whose row was lost its owner's next number: no event says which one it had."""

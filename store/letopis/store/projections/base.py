@@ -228,6 +228,9 @@ class Checkpoints:
         return [Checkpoint(**row._mapping) for row in rows]
 
 
+_BEHIND: Final = (
+    "the inline projection %s, version %d, is %d events behind and applies nothing: run its projector's catch_up() once"
+)
 _LOG_COLUMNS: Final = tuple(log.columns.keys())
 
 
@@ -277,13 +280,7 @@ class InlineProjections:
     def _warn(self, key: CheckpointKey, behind: int) -> None:
         if key not in self._warned:
             self._warned.add(key)
-            logger.warning(
-                "the inline projection %s, version %d, is %d events behind and applies nothing: run its projector's "
-                "catch_up() once",
-                key[0],
-                key[1],
-                behind,
-            )
+            logger.warning(_BEHIND, *key[:2], behind)
 
 
 def _log_order(event: RecordedEvent) -> tuple[int, int]:

@@ -15,7 +15,6 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.engines import run_whole
 from letopis.store.database.migrations import STORE, Revision, SchemaState, hold_alembic_lock, revision_state, upgrade
@@ -250,10 +249,7 @@ async def _read_current(end: Endpoint) -> StoreRecord:
 
 
 async def _revision(end: Endpoint) -> Revision:
-    async def read(connection: AsyncConnection) -> Revision:
-        return await connection.run_sync(revision_state, STORE)
-
-    return await end.read(read)
+    return await end.read(lambda connection: connection.run_sync(revision_state, STORE))
 
 
 async def _create_tables(target: Endpoint, *, partitions: int) -> None:
@@ -261,12 +257,9 @@ async def _create_tables(target: Endpoint, *, partitions: int) -> None:
     revision = await _revision(target)
     if revision.state is SchemaState.MISSING:
         await asyncio.to_thread(import_module, "alembic.command")
-
-        async def work(connection: AsyncConnection) -> None:
-            await connection.run_sync(upgrade, STORE, attributes={"partitions": partitions})
-
+        options = {"partitions": partitions}
         async with hold_alembic_lock():
-            await target.write(work)
+            await target.write(lambda connection: connection.run_sync(upgrade, STORE, attributes=options))
     elif revision.state is not SchemaState.CURRENT:
         raise ConfigurationError(f"{target.address}: {revision.advice(STORE, command='letopis db upgrade')}")
 
