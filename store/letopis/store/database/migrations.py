@@ -49,7 +49,6 @@ async def hold_alembic_lock() -> AsyncIterator[None]:
 
 
 STORE: Final = Migrations(location="letopis.migrations:store", version_table="letopis_version", head="0001")
-"""Of the history store."""
 
 
 class SchemaState(StrEnum):

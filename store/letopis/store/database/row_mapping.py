@@ -16,7 +16,7 @@ from letopis.store.model.codec import RESERVED, decode
 from letopis.store.model.conversations import Conversation, RecordedMessage
 from letopis.store.model.event_types import ConversationDeleted, MessageAppended
 from letopis.store.model.events import RecordedEvent, from_microseconds
-from letopis.store.model.fork_point import ForkPoint
+from letopis.store.model.identifiers import ForkPoint
 from letopis.store.model.messages import ROLES, Message, is_text_alone
 from letopis.store.model.parts import UnknownPart
 from letopis.store.rules.preconditions import SUPERSEDED_KEY, Conflict

@@ -39,7 +39,6 @@ _SERVER_LIKE: Final = re.compile(r"^[^/\\]{2,}:\d+(/|$)|^[^/\\]*:[^/\\]*@")
 
 
 SESSION_TARGETS: Final = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
-"""Values of ``target_session_attrs``."""
 
 MAX_FILE_NAME_BYTES: Final = 255
 """Longest name on common file systems."""

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.model.codec import INTEGER_MAX
 from letopis.store.model.conversations import Page, RecordedMessage
-from letopis.store.model.fork_point import ForkPoint
+from letopis.store.model.identifiers import ForkPoint
 from letopis.store.read.paging import AsOf, Window
 from letopis.store.read.point_in_time import PointInTimeReader, without_content
 from letopis.store.read.reader import Reader

@@ -29,7 +29,7 @@ from letopis.store.model.event_types import (
     ReactionRemoved,
 )
 from letopis.store.model.events import RecordedEvent, Upcasters, from_microseconds, to_microseconds
-from letopis.store.model.fork_point import ForkPoint
+from letopis.store.model.identifiers import ForkPoint
 from letopis.store.read.paging import AsOf, Window, WindowShape, page_of
 from letopis.store.read.reader import Reader
 from letopis.store.read.statements import messages_select

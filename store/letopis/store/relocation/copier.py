@@ -146,7 +146,8 @@ async def _reconcile(
         async def write(connection: AsyncConnection) -> None:
             dialect, table = target.dialect, part.table
             for key in stored.keys() - wanted.keys():
-                await connection.execute(sa.delete(table).where(*part.where, *_equals(part.key, key)))
+                same = (column == value for column, value in zip(part.key, key, strict=True))
+                await connection.execute(sa.delete(table).where(*part.where, *same))
             changed = [row for key, row in wanted.items() if key in stored and stored[key] != row]
             await dialect.overwrite(connection, table, changed)
             await dialect.insert(connection, table, [row for key, row in wanted.items() if key not in stored])
@@ -236,10 +237,6 @@ def _compare_by_column(key: Sequence[sa.Column[Any]], values: RowKey, operator: 
         return column.op(operator, is_comparison=True)(value)
     past = column > value if operator == ">" else column < value
     return sa.or_(past, sa.and_(column == value, _compare_by_column(key[1:], values[1:], operator)))
-
-
-def _equals(key: Sequence[sa.Column[Any]], values: RowKey) -> list[sa.ColumnElement[bool]]:
-    return [column == value for column, value in zip(key, values, strict=True)]
 
 
 def _size_in_bytes(end: Endpoint, column: sa.Column[Any]) -> sa.ColumnElement[int]:

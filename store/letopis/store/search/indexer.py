@@ -34,7 +34,6 @@ T = TypeVar("T")
 logger = logging.getLogger("letopis.store.search")
 
 CHECKPOINT_NAME: Final = "search"
-"""Name of the index in the table of checkpoints."""
 MAX_EVENTS_PER_TRANSACTION: Final = 250
 """Events indexed in one transaction, during which an SQLite file has no other writer."""
 MAX_EVENTS_PER_BATCH: Final = 1_000

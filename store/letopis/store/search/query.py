@@ -12,9 +12,7 @@ from letopis.store.errors import InvalidInput
 from letopis.store.search.analysis import Word, WordSpan, word_spans, words
 
 MAX_QUERY_LENGTH: Final = 1_000
-"""Characters of a query."""
 MAX_TERMS: Final = 32
-"""Words of a query."""
 
 _QUOTES: Final = str.maketrans(dict.fromkeys("“”„«»", '"'))  # quotation marks of phone keyboards
 _PARTS: Final = re.compile(r'(?P<minus>(?<!\S)-)?(?:"(?P<quoted>[^"]*)"|(?P<plain>[^\s"]+))')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import orjson
@@ -93,27 +94,17 @@ class Eraser:
         self, connection: AsyncConnection, task: Task, *, limit: int | None = None, deleted: bool = False
     ) -> int:
         """Carry out a task, or the next ``limit`` versions of it; return the version up to which that is done."""
-        conversation, after, upto = (task.partition, task.conversation_id), task.after, task.upto
         if task.kind in (ERASE, TRIM):
-            content_only = task.kind == TRIM
-            if limit is None:
-                await self.strip(connection, conversation, after=after, upto=upto, content_only=content_only)
-                return upto
-            span = {"after": after, "upto": upto, "limit": limit}
-            return await self.strip_some(connection, conversation, **span, content_only=content_only)
-        upto = upto if limit is None else min(after + limit, upto)
-        values = {
-            "at_partition": conversation[0],
-            "at_conversation": conversation[1],
-            "at_least": after,
-            "at_most": upto,
-        }
+            return await (self.strip(connection, task) if limit is None else self.strip_some(connection, task, limit))
+        upto = task.upto if limit is None else min(task.after + limit, task.upto)
+        name = task.conversation_id
+        span = {"at_partition": task.partition, "at_conversation": name, "at_least": task.after, "at_most": upto}
         if task.kind in (LEAVE, RESET):
             statement = self._leave if task.kind == LEAVE else self._redact
-            await connection.execute(statement, {**values, "at_event": task.version})
+            await connection.execute(statement, {**span, "at_event": task.version})
         if task.kind == RESET or deleted:
-            await connection.execute(self._remove_reactions, values)
-        await self._index.forget_between(connection, *conversation, after, upto)
+            await connection.execute(self._remove_reactions, span)
+        await self._index.forget_between(connection, task.partition, name, task.after, upto)
         return upto
 
     async def trim(
@@ -129,35 +120,20 @@ class Eraser:
         await self.erase(connection, tasks, later=later)
         return 0 if later else max(0, upto - after)
 
-    async def strip(
-        self,
-        connection: AsyncConnection,
-        conversation: ConversationKey,
-        *,
-        after: int,
-        upto: int,
-        content_only: bool = False,
-    ) -> None:
-        """Strip the events of a conversation in a range; the event that deleted it keeps its reason."""
-        while after < upto:
-            span = {"after": after, "upto": upto, "limit": _EVENTS_PER_READ}
-            after = await self.strip_some(connection, conversation, **span, content_only=content_only)
+    async def strip(self, connection: AsyncConnection, task: Task) -> int:
+        """Strip the events of a task; the event that deleted the conversation keeps its reason."""
+        while task.after < task.upto:
+            task = replace(task, after=await self.strip_some(connection, task, _EVENTS_PER_READ))
+        return task.upto
 
-    async def strip_some(
-        self,
-        connection: AsyncConnection,
-        conversation: ConversationKey,
-        *,
-        after: int,
-        upto: int,
-        limit: int,
-        content_only: bool = False,
-    ) -> int:
-        """Strip at most the next ``limit`` events of a range; return the version of the last one."""
-        statement = _limited(self._content if content_only else self._all, limit)
-        rows = (await connection.execute(statement, {**_key(conversation), "after": after, "upto": upto})).all()
+    async def strip_some(self, connection: AsyncConnection, task: Task, limit: int) -> int:
+        """Strip at most the next ``limit`` events of a task; return the version of the last one."""
+        conversation = (task.partition, task.conversation_id)
+        statement = _limited(self._content if task.kind == TRIM else self._all, limit)
+        span = {**_key(conversation), "after": task.after, "upto": task.upto}
+        rows = (await connection.execute(statement, span)).all()
         await self._overwrite(connection, conversation, [row for row in rows if row.type != ConversationDeleted.type])
-        return int(rows[-1].version) if len(rows) == limit else upto
+        return int(rows[-1].version) if len(rows) == limit else task.upto
 
     async def strip_messages(
         self, connection: AsyncConnection, conversation: ConversationKey, message_ids: Collection[str], *, upto: int
