@@ -299,7 +299,6 @@ class StoreRuntime:
 
         partitions = await prepare_schema(
             self.engine,
-            self.readers,
             migrate=self._migrate,
             partitions=self._partitions,
             setup=self._setup if self.embedded else nullcontext,
@@ -308,7 +307,6 @@ class StoreRuntime:
         # Kept here, because the caller may have been cancelled.
         self._components = components = build_components(
             self.engine,
-            self.readers,
             self.callers_engine if self._projections else self.engine,
             self.dialect,
             partitions=partitions,

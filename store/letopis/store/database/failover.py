@@ -8,7 +8,7 @@ import random
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
@@ -42,22 +42,16 @@ _NO_MATCH: Final = "no-matching-server"
 _PROBE: Final = "letopis_host_watch"
 
 
-class HostRole:
+class HostRole(NamedTuple):
     """The role of a server: whether it takes writes, and whether it follows another."""
 
-    def __init__(self, *, read_only: bool, standby: bool) -> None:
-        self._meets = {
-            "any": True,
-            "read-write": not read_only,
-            "read-only": read_only,
-            "primary": not standby,
-            "standby": standby,
-            "prefer-standby": standby,
-        }
+    read_only: bool
+    standby: bool
 
     def meets(self, target: str) -> bool:
         """Return True if the server is what ``target_session_attrs`` asks for."""
-        return self._meets[target]
+        primary = {"read-write": not self.read_only, "read-only": self.read_only, "primary": not self.standby}
+        return {"any": True, **primary, "standby": self.standby, "prefer-standby": self.standby}[target]
 
 
 class HostConnector:

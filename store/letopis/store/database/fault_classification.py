@@ -104,13 +104,16 @@ def fault_of(error: Exception, *, committing: bool = False) -> Exception:
     return classify(error, committing=committing)
 
 
-async def repeat_on_conflict(transaction: Callable[[], Awaitable[T]]) -> T:
+async def repeat_on_conflict(transaction: Callable[[], Awaitable[T]], *, deadlocks: bool = False) -> T:
     """Return what a transaction returns, run again where another process inserted the same row first."""
+    # ``deadlocks``: where it was rolled back for another one, too.
     for _ in range(MAX_ATTEMPTS - 1):
         try:
             return await transaction()
         except StoreFault as fault:
-            if not isinstance(fault.__cause__, exc.IntegrityError):
+            if not (deadlocks and fault.fault_class is FaultClass.CONFLICT) and (
+                not isinstance(fault.__cause__, exc.IntegrityError)
+            ):
                 raise
     return await transaction()
 

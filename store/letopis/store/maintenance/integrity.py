@@ -223,16 +223,12 @@ async def _owners(connection: AsyncConnection) -> AsyncIterator[str]:
         .where(conversations.c.number >= owners.c.next_number)
         .distinct()
     )
-    for (owner_id,) in await _first_rows(connection, wrong):
-        yield f"owner {owner_id!r} would get a conversation number twice"
     twice = (
         sa.select(conversations.c.owner_id)
         .where(conversations.c.number.is_not(None))
         .group_by(conversations.c.owner_id, conversations.c.number)
         .having(sa.func.count() > 1)
     )
-    for (owner_id,) in await _first_rows(connection, twice):
-        yield f"two conversations of owner {owner_id!r} have the same number"
     is_active = sa.and_(
         conversations.c.partition == owners.c.active_partition,
         conversations.c.conversation_id == owners.c.active_conversation_id,
@@ -242,8 +238,13 @@ async def _owners(connection: AsyncConnection) -> AsyncIterator[str]:
         .select_from(owners.outerjoin(conversations, is_active))
         .where(owners.c.active_conversation_id.is_not(None), conversations.c.conversation_id.is_(None))
     )
-    for (owner_id,) in await _first_rows(connection, lost):
-        yield f"the active conversation of owner {owner_id!r} does not exist"
+    for statement, problem in (
+        (wrong, "owner {!r} would get a conversation number twice"),
+        (twice, "two conversations of owner {!r} have the same number"),
+        (lost, "the active conversation of owner {!r} does not exist"),
+    ):
+        for (owner_id,) in await _first_rows(connection, statement):
+            yield problem.format(owner_id)
 
 
 _ACTIVITY: Final = sa.select(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from letopis.store.database.dialects import Dialect, in_batches, pages, reading
-from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.fault_classification import repeat_on_conflict
 from letopis.store.database.row_mapping import message_row
 from letopis.store.database.schema import conversations, events, messages, of_conversation, owners, same_conversation
 from letopis.store.maintenance.replay import ConversationReplay
@@ -31,7 +31,6 @@ PAGE_ROWS: Final = 500
 """Rows in one page that is read."""
 MAX_NAMED_DIFFERENCES: Final = 20
 """Differences of one conversation that are named; the others are only counted."""
-MAX_ATTEMPTS: Final = 3
 _COLUMNS: Final = tuple(column.name for column in conversations.columns)
 # Not derived from the events: the number, what forks need, and the rules that made the row.
 _NOT_DERIVED: Final = frozenset({"number", "retained", "rules"})
@@ -140,15 +139,8 @@ class Rebuilder:
     async def _rebuilt(self, replay: ConversationReplay) -> Rebuilt | None:
         async with reading(self.engine) as connection:
             await self._read_new_events(connection, replay)
-        for attempt in range(MAX_ATTEMPTS):
-            try:
-                return await self._transaction(replay)
-            except StoreFault as fault:
-                # An apply has inserted the missing row since, or there was a deadlock.
-                is_transient = isinstance(fault.__cause__, IntegrityError) or fault.fault_class is FaultClass.CONFLICT
-                if attempt == MAX_ATTEMPTS - 1 or not is_transient:
-                    raise
-        raise AssertionError("unreachable")
+        # An apply may insert the missing row meanwhile.
+        return await repeat_on_conflict(partial(self._transaction, replay), deadlocks=True)
 
     async def _transaction(self, replay: ConversationReplay) -> Rebuilt | None:
         async with self.dialect.transaction(self.engine) as connection:

@@ -183,7 +183,12 @@ def encode_message(
 
 def encode_value(value: Any, field: str, limits: Limits) -> bytes:
     """Return a JSON value of any kind, with its keys in the order given; its size is not checked."""
-    return _dump(by_value(value) if _check(value, field, limits.max_depth) else value, field)
+    if _check(value, field, limits.max_depth):
+        value = by_value(value)
+    try:
+        return orjson.dumps(value, default=_as_dict)
+    except TypeError as error:  # a lone surrogate
+        raise InvalidInput(_surrogate(value, field) or field, "has a lone surrogate: it is not text") from error
 
 
 def digest_of(
@@ -254,7 +259,7 @@ def _plain(value: Any, field: str, limits: Limits) -> dict[str, Any]:
     return value if isinstance(value, dict) else dict(value)
 
 
-def _dump(value: Any, field: str) -> bytes:
+def _dump(value: dict[str, Any], field: str) -> bytes:
     try:
         return orjson.dumps(value, default=_as_dict)
     except TypeError as error:  # a lone surrogate: orjson finds it faster than a walk over every character

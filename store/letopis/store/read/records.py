@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID
@@ -85,7 +85,10 @@ class RecordReader:
     ) -> RecordsView:
         """Return the records under some keys, with their values."""
         partition = scope.partition(self._partitions)
-        rows = await self._rows(connection, self._by_id_whole if values else self._by_id, scope, places)
+        rows: list[sa.Row[Any]] = []
+        statement = self._by_id_whole if values else self._by_id
+        for part in in_batches({record_id(scope, key): key for key in places}):
+            rows += (await connection.execute(statement, {"at_partition": partition, "ids": part})).all()
         bodies: dict[UUID, bytes] = {}
         if values:
             bodies = {row.record_id: bytes(row.body) for row in rows if not row.parts}
@@ -100,8 +103,11 @@ class RecordReader:
         contents: dict[str, dict[str, bytes]] = {}
         for conversation_id, names in wanted.items():
             scope = Scope.content(conversation_id)
-            rows = await self._rows(connection, self._by_id, scope, [(b"", name.encode()) for name in names])
-            bodies = await self._bodies(connection, scope.partition(self._partitions), rows)
+            partition, ids = scope.partition(self._partitions), [record_id(scope, (b"", n.encode())) for n in names]
+            rows: list[sa.Row[Any]] = []
+            for part in in_batches(ids):
+                rows += (await connection.execute(self._by_id, {"at_partition": partition, "ids": part})).all()
+            bodies = await self._bodies(connection, partition, rows)
             contents[conversation_id] = {bytes(row.record_key).decode(): bodies[row.record_id] for row in rows}
         return contents
 
@@ -185,14 +191,6 @@ class RecordReader:
         statement = statement.order_by(records.c.scope)
         rows = await connection.execute(statement.limit(limit))
         return [Scope(row.scope) for row in rows]
-
-    async def _rows(
-        self, connection: AsyncConnection, statement: sa.Executable, scope: Scope, places: Iterable[RecordKey]
-    ) -> list[sa.Row[Any]]:
-        rows, partition = list[sa.Row[Any]](), scope.partition(self._partitions)
-        for part in in_batches({record_id(scope, place) for place in places}):
-            rows += (await connection.execute(statement, {"at_partition": partition, "ids": part})).all()
-        return rows
 
     async def _heads(self, connection: AsyncConnection, origin_id: UUID, names: Collection[str]) -> dict[str, int]:
         return {name: row.sequence for name, row in (await self._lanes(connection, origin_id, names)).items()}

@@ -227,18 +227,13 @@ class Applier:
                     await connection.rollback()
 
     async def _erase_released(self) -> None:
-        """Erase what deleted conversations retained for forks that have ceased to read it.
-
-        :raises StoreFault: the store did not answer; the same delivery, repeated, erases it.
-        """
+        """Erase what deleted conversations retained for forks that have ceased to read it."""
+        # If the store does not answer, the same delivery, repeated, erases it. No lane is to be blocked by it.
         try:
             async with self._dialect.transaction(self._engine) as connection:
                 await self._eraser.erase_released(connection, now=self._now())
         except StoreFault as fault:
-            if fault.fault_class not in (
-                FaultClass.POISON,
-                FaultClass.UNCLASSIFIED,
-            ):  # a lane is not to be blocked by it
+            if fault.fault_class not in (FaultClass.POISON, FaultClass.UNCLASSIFIED):
                 raise
             logger.warning("content that deleted conversations retained for their forks is not erased yet: %s", fault)
 
