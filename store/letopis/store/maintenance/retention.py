@@ -164,29 +164,16 @@ class ContentFinder:
         describe: bool = False,
     ) -> RetentionStep:
         """Look at the next events that have reached an age, and return what is due of their conversations."""
+        rows: Sequence[Any] = ()
         for age, partition in product(retention.ages, self._partitions):
             after, cutoff = places.get((age, partition), 0), self._cutoff(age)
-            key = {"partition": partition, "after": after}
-            page: Sequence[Any] = (await connection.execute(self._statements.page, key)).all()
+            page = (await connection.execute(self._statements.page, {"partition": partition, "after": after})).all()
             old = [row.recorded_at <= cutoff for row in page]
             if rows := page[: old.index(False) if False in old else None]:
-                step = RetentionStep(began=after, more=True)
-                await self._look(connection, retention, step, (age, partition), rows, origin_id, describe=describe)
-                return step
-        return RetentionStep()
-
-    async def _look(
-        self,
-        connection: AsyncConnection,
-        retention: ContentRetention,
-        step: RetentionStep,
-        place: Place,
-        rows: Sequence[Any],
-        origin_id: UUID,
-        *,
-        describe: bool,
-    ) -> None:
-        (age, partition), deadline = place, time.monotonic() + STEP_SECONDS
+                break
+        else:
+            return RetentionStep()
+        step, deadline = RetentionStep(began=after, more=True), time.monotonic() + STEP_SECONDS
         types: dict[str, set[str]] = {}
         for row in rows:
             # The rule for a new conversation is known from its first event on.
@@ -200,13 +187,14 @@ class ContentFinder:
             name = row.conversation_id
             if name not in looked:
                 if time.monotonic() > deadline and looked:
-                    return
+                    break
                 looked.add(name)
                 if (rule := rules.get(name)) is not None:
                     look = _Look(connection, self._statements, found[name], rule, partition, self._cutoff)
                     if (upto := await look.upto(age, types[name])) is not None:
                         step.due.append(await look.describe(upto, origin_id, whole=describe))
-            step.moved[place] = row.position
+            step.moved[age, partition] = row.position
+        return step
 
     def _cutoff(self, age: int) -> int:
         return self._now() - age * _MICROSECONDS

@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -117,9 +117,9 @@ async def move(
         _check_source(record, old, new)
         await _create_tables(new, partitions=len(record.heads))
         if not await claim_target(new, record, source_address=old.address):
-            return await _result(old, new, record, already=True)
+            return replace(await _result(old, new, record), already=True)
         paused = await _Move(old, new, record, progress or (lambda _: None)).run()
-        return await _result(old, new, record, seconds=time.monotonic() - began, paused=paused)
+        return replace(await _result(old, new, record), seconds=time.monotonic() - began, paused=paused)
 
 
 async def cancel_move(source: str | URL | os.PathLike[str]) -> str | None:
@@ -264,15 +264,7 @@ async def _create_tables(target: Endpoint, *, partitions: int) -> None:
         raise ConfigurationError(f"{target.address}: {revision.advice(STORE, command='letopis db upgrade')}")
 
 
-async def _result(
-    source: Endpoint,
-    target: Endpoint,
-    record: StoreRecord,
-    *,
-    already: bool = False,
-    seconds: float = 0.0,
-    paused: float = 0.0,
-) -> Moved:
+async def _result(source: Endpoint, target: Endpoint, record: StoreRecord) -> Moved:
     """Return the result with the counts of the source, which no longer changes."""
     counts = {
         table.name.removeprefix("letopis_"): (await source.rows(sa.select(sa.func.count()).select_from(table)))[0][0]
@@ -284,8 +276,5 @@ async def _result(
         target=target.address,
         store_id=record.store_id,
         projections=tuple(sorted(name for (name,) in await source.rows(named))),
-        already=already,
-        seconds=seconds,
-        paused=paused,
         **counts,
     )

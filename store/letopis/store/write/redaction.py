@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -145,7 +145,8 @@ class Eraser:
             ids = (orjson.dumps(name).decode() for name in sorted(message_ids))
             statement = statement.where(sa.or_(*(events.c.data.contains(name, autoescape=True) for name in ids)))
         removed = list[int]()
-        async for rows in self._pages(connection, statement, conversation, after=0, upto=upto):
+        statement, span = _limited(statement, _EVENTS_PER_READ), {**_key(conversation), "upto": upto}
+        async for rows in pages(connection, statement, span, size=_EVENTS_PER_READ):
             held = [row for row in rows if decode(row.data).get("message_id") in message_ids]
             removed += [row.version for row in held if row.type == MessageAppended.type]
             await self._overwrite(connection, conversation, held)
@@ -160,9 +161,10 @@ class Eraser:
         messages: Collection[int],
     ) -> None:
         """Strip events, named by their versions, and remove messages, named by theirs, from search."""
+        statement = _limited(self._all, _EVENTS_PER_READ)
         for part in in_batches(versions):
-            wanted = set(part)
-            async for rows in self._pages(connection, self._all, conversation, after=part[0] - 1, upto=part[-1]):
+            wanted, span = set(part), {**_key(conversation), "upto": part[-1]}
+            async for rows in pages(connection, statement, span, size=_EVENTS_PER_READ, after=part[0] - 1):
                 await self._overwrite(connection, conversation, [row for row in rows if row.version in wanted])
         await self._index.forget(connection, *conversation, messages)
 
@@ -173,18 +175,6 @@ class Eraser:
         await self._dialect.overwrite(connection, events, [_stripped_row(row, decode(row.data)) for row in rows])
         if any(references_in(row.type, row.data) for row in rows):
             await self._contents.sweep(connection, *conversation)
-
-    def _pages(
-        self,
-        connection: AsyncConnection,
-        statement: sa.Select[Any],
-        conversation: ConversationKey,
-        *,
-        after: int,
-        upto: int,
-    ) -> AsyncIterator[Sequence[sa.Row[Any]]]:
-        values = {**_key(conversation), "upto": upto}
-        return pages(connection, _limited(statement, _EVENTS_PER_READ), values, after=after, size=_EVENTS_PER_READ)
 
     async def erase_released(self, connection: AsyncConnection, *, now: int) -> bool:
         """Strip what deleted and reset conversations retain and no fork reads any more; return True if any was."""
