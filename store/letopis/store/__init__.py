@@ -138,9 +138,8 @@ _NAMES = {
     "model.event_types": (
         "NULL PINNED Body ConversationActivated ConversationAnnotated ConversationArchived ConversationDeleted "
         "ConversationRenamed ConversationRestored ConversationRewound ConversationStarted ConversationTagged "
-        "ConversationTrimmed CustomEvent "
-        "EventSkipped MessageAppended MessageEdited MessageFailed MessageRedacted MessageSent "
-        "ReactionAdded ReactionRemoved UnknownEvent"
+        "ConversationTrimmed CustomEvent EventSkipped MessageAppended MessageEdited MessageFailed MessageRedacted "
+        "MessageSent ReactionAdded ReactionRemoved UnknownEvent"
     ),
     "model.events": "Event RecordedEvent Upcasters",
     "model.identifiers": "ForkPoint",

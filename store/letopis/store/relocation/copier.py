@@ -163,21 +163,18 @@ async def _reconcile(
         )
 
 
-_COLUMN_INDEXES: Final = {column.name: index for index, column in enumerate(events.columns)}
+_EVENT_COLUMNS: Final = tuple(events.columns.keys())
 
 
 def _check_digests(rows: Mapping[RowKey, CopiedRow], source: str) -> None:
     """Compare each event with its digest. A redacted event has no salt and was only compared byte by byte."""
-    conversation, kind, version, data, metadata, digest, salt = (
-        _COLUMN_INDEXES[name]
-        for name in ("conversation_id", "type", "schema_version", "data", "metadata", "digest", "salt")
-    )
     for row in rows.values():
-        content = (row[conversation], row[kind], row[version], row[data], row[metadata])
-        if row[salt] is not None and row[digest] != digest_of(*content, row[salt]):
+        event = dict(zip(_EVENT_COLUMNS, row, strict=True))
+        content = [event[name] for name in ("conversation_id", "type", "schema_version", "data", "metadata")]
+        if event["salt"] is not None and event["digest"] != digest_of(*content, event["salt"]):
             raise MoveFailed(
-                f"event {row[_COLUMN_INDEXES['position']]} of partition {row[_COLUMN_INDEXES['partition']]} is not "
-                f"what was appended: run `letopis db verify` on {source}, and restore it from a backup"
+                f"event {event['position']} of partition {event['partition']} is not what was appended:"
+                f" run `letopis db verify` on {source}, and restore it from a backup"
             )
 
 
