@@ -170,8 +170,9 @@ def _check_digests(rows: Mapping[RowKey, CopiedRow], source: str) -> None:
     """Compare each event with its digest. A redacted event has no salt and was only compared byte by byte."""
     for row in rows.values():
         event = dict(zip(_EVENT_COLUMNS, row, strict=True))
-        content = [event[name] for name in ("conversation_id", "type", "schema_version", "data", "metadata")]
-        if event["salt"] is not None and event["digest"] != digest_of(*content, event["salt"]):
+        named = (event["conversation_id"], event["type"], event["schema_version"])
+        content = (event["data"], event["metadata"], event["salt"])
+        if event["salt"] is not None and event["digest"] != digest_of(*named, *content):
             raise MoveFailed(
                 f"event {event['position']} of partition {event['partition']} is not what was appended:"
                 f" run `letopis db verify` on {source}, and restore it from a backup"
