@@ -10,9 +10,10 @@ from sphinx.application import Sphinx
 from sphinx.util.typing import ExtensionMetadata
 
 from letopis.outbox.history.options import AppendOptions
+from letopis.store.model.messages import MessageFields
 
 _NAMED = re.compile(r"(?<== )(_\w+(?:\.\w+)*|[A-Z][A-Z_]+)(?=[,)])|(?<==)(_\w+(?:\.\w+)*|[A-Z][A-Z_]+)(?=[,)])")
-_APPEND = re.compile(r"\*\*options: [^,)]*AppendOptions\]")
+_KEYWORDS = re.compile(r"\*\*\w+: [^,)]*(AppendOptions|MessageFields)\]")
 _MISSING = object()
 
 
@@ -61,8 +62,11 @@ def show_values(
         value = value_of(found, names)
         return found if found in public or value is _MISSING else shown(value)
 
-    keywords = ", ".join(f"{keyword}=None" for keyword in AppendOptions.__annotations__)
-    return _NAMED.sub(replaced, _APPEND.sub(keywords, signature)), returns
+    def listed(match: re.Match[str]) -> str:
+        keywords = (AppendOptions if match[1] == "AppendOptions" else MessageFields).__annotations__
+        return ", ".join(f"{keyword}=None" for keyword in keywords)
+
+    return _NAMED.sub(replaced, _KEYWORDS.sub(listed, signature)), returns
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:

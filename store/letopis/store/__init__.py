@@ -76,7 +76,7 @@ if typing.TYPE_CHECKING:
     from letopis.store.model.events import Event as Event
     from letopis.store.model.events import RecordedEvent as RecordedEvent
     from letopis.store.model.events import Upcasters as Upcasters
-    from letopis.store.model.fork_point import ForkPoint as ForkPoint
+    from letopis.store.model.identifiers import ForkPoint as ForkPoint
     from letopis.store.model.messages import Message as Message
     from letopis.store.model.messages import Role as Role
     from letopis.store.model.parts import Data as Data
@@ -138,12 +138,11 @@ _NAMES = {
     "model.event_types": (
         "NULL PINNED Body ConversationActivated ConversationAnnotated ConversationArchived ConversationDeleted "
         "ConversationRenamed ConversationRestored ConversationRewound ConversationStarted ConversationTagged "
-        "ConversationTrimmed CustomEvent "
-        "EventSkipped MessageAppended MessageEdited MessageFailed MessageRedacted MessageSent "
-        "ReactionAdded ReactionRemoved UnknownEvent"
+        "ConversationTrimmed CustomEvent EventSkipped MessageAppended MessageEdited MessageFailed MessageRedacted "
+        "MessageSent ReactionAdded ReactionRemoved UnknownEvent"
     ),
     "model.events": "Event RecordedEvent Upcasters",
-    "model.fork_point": "ForkPoint",
+    "model.identifiers": "ForkPoint",
     "model.messages": "Message Role",
     "model.parts": "Data File Reasoning Text ToolCall ToolResult UnknownPart",
     "model.records": "ABSENT ANY Condition Media Record Scope",

@@ -12,9 +12,8 @@ from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from letopis.store.database.dialects import Dialect
+from letopis.store.database.dialects import Dialect, dialect_for, reading
 from letopis.store.database.engines import run_whole
-from letopis.store.database.fault_classification import translated
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.migrations import STORE, Revision, SchemaState, hold_alembic_lock, revision_state, upgrade
 from letopis.store.database.store_identity import count_partitions, expected_store_id
@@ -73,7 +72,6 @@ def check_schema(found: Revision, partitions: int) -> None:
 
 async def prepare_schema(
     engine: AsyncEngine,
-    readers: AsyncEngine,
     *,
     migrate: bool,
     partitions: int,
@@ -85,34 +83,31 @@ async def prepare_schema(
     if engine.dialect.name == "sqlite" and not create and not os.path.exists(str(engine.url.database)):  # noqa: ASYNC240, PTH110
         revision, count = Revision(state=SchemaState.MISSING, revision=None), 0  # connecting would create the file
     else:
-        revision, count = await run_whole(engine, _inspect(readers), write=False)
+        revision, count = await run_whole(engine, _inspect(engine), write=False)
     if (revision.state is SchemaState.MISSING and create) or (revision.state is SchemaState.OLDER and migrate):
         with setup():
             # In a thread: this import takes as long as all others together.
             await asyncio.to_thread(import_module, "alembic.command")
             async with hold_alembic_lock():
                 await run_whole(engine, _upgrade(engine, partitions))
-        revision, count = await run_whole(engine, _inspect(readers), write=False)
+        revision, count = await run_whole(engine, _inspect(engine), write=False)
     check_schema(revision, count)
     return count
 
 
 async def _upgrade(engine: AsyncEngine, partitions: int) -> None:
-    with translated():
-        async with engine.begin() as connection:
-            await connection.run_sync(upgrade, STORE, attributes={"partitions": partitions})
+    async with dialect_for(engine.dialect.name).transaction(engine) as connection:
+        await connection.run_sync(upgrade, STORE, attributes={"partitions": partitions})
 
 
-async def _inspect(readers: AsyncEngine) -> tuple[Revision, int]:
-    with translated():
-        async with readers.connect() as connection:
-            revision = await connection.run_sync(revision_state, STORE)
-            return revision, await count_partitions(connection) if revision.state is SchemaState.CURRENT else 0
+async def _inspect(engine: AsyncEngine) -> tuple[Revision, int]:
+    async with reading(engine) as connection:
+        revision = await connection.run_sync(revision_state, STORE)
+        return revision, await count_partitions(connection) if revision.state is SchemaState.CURRENT else 0
 
 
 def build_components(
     engine: AsyncEngine,
-    readers: AsyncEngine,
     applying: AsyncEngine,
     dialect: Dialect,
     *,
@@ -128,7 +123,7 @@ def build_components(
     index = index_for(engine.dialect.name)
     eraser = Eraser(dialect, index, upcasters=upcasters)
     truncate_wal = erased if embedded else lambda: None
-    steps = TaskSteps(engine, dialect, index, eraser=eraser, erased=truncate_wal)
+    steps = TaskSteps(engine, dialect, eraser=eraser, erased=truncate_wal)
     reader = (FileReader if embedded else Reader)(dialect, partitions=partitions, upcasters=upcasters)
     applier = Applier(
         applying,
@@ -152,7 +147,6 @@ def build_components(
         statistics=StatisticsReader(dialect, partitions=partitions, upcasters=upcasters, reader=reader),
         rebuilder=Rebuilder(
             engine=engine,
-            readers=readers,
             dialect=dialect,
             partitions=partitions,
             upcasters=upcasters,

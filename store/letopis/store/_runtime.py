@@ -8,9 +8,9 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
-from functools import cached_property, partial
+from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 from sqlalchemy import event
 from sqlalchemy.engine import URL
@@ -23,13 +23,18 @@ from letopis.store.database.fault_classification import fault_of, translated
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.sqlite import WalTruncator, truncate_wal
 from letopis.store.database.sqlite_file import SQLiteFile
-from letopis.store.database.store_identity import check_connection
+from letopis.store.database.store_identity import (
+    check_connection,
+    check_identity,
+    expected_store_id,
+    read_identity,
+)
 from letopis.store.database.timeouts import Timeouts
 from letopis.store.errors import Closed, ConfigurationError
 from letopis.store.model.conversations import Page, RecordedMessage
 from letopis.store.model.events import Upcasters, to_microseconds
 from letopis.store.model.identifiers import check_identifier
-from letopis.store.projections.base import Projection
+from letopis.store.projections.base import Checkpoints, Projection
 from letopis.store.read.contents import Contents, Wanted, wanted_of, with_contents
 from letopis.store.read.lineage import Lineage
 from letopis.store.read.paging import check_count
@@ -43,6 +48,7 @@ if TYPE_CHECKING:
     from letopis.store.read.paging import AsOf, Window
     from letopis.store.search.indexer import BoundedCatchUp
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 CLOSE_TIMEOUT_SECONDS: Final = 1.0
@@ -150,24 +156,30 @@ class StoreRuntime:
         components = await self.prepared()
         return ProjectorContext(
             engine=self.callers_engine,
-            readers=self.callers_engine.execution_options(sqlite_begin="DEFERRED"),
             dialect=self.dialect,
+            checkpoints=Checkpoints(self.dialect),
             reader=components.reader,
             partitions=components.partitions,
             now=self.now,
         )
 
-    async def read(self, read: Callable[[Reader, AsyncConnection], Awaitable[T]]) -> T:
+    async def read(
+        self,
+        read: Callable[Concatenate[Reader, AsyncConnection, P], Awaitable[T]],
+        *args: P.args,
+        **named: P.kwargs,
+    ) -> T:
         """Return what ``read`` returns; on PostgreSQL each of its statements sees its own moment."""
-        components = self._components or await self.prepared()
-        return await self.connected(partial(read, components.reader), by_statement=True)
+        reader = (self._components or await self.prepared()).reader
+        return await self.connected(lambda connection: read(reader, connection, *args, **named), by_statement=True)
 
     async def write(self, write: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Return what ``write`` returns, run in one transaction."""
+        await self.prepared()
 
         async def in_transaction() -> T:
             async with self.dialect.transaction(self.engine) as connection:
-                await check_connection(connection)
+                check_identity((await read_identity(connection)).store_id, expected_store_id())
                 return await write(connection)
 
         return await self.whole(in_transaction())
@@ -287,7 +299,6 @@ class StoreRuntime:
 
         partitions = await prepare_schema(
             self.engine,
-            self.readers,
             migrate=self._migrate,
             partitions=self._partitions,
             setup=self._setup if self.embedded else nullcontext,
@@ -296,7 +307,6 @@ class StoreRuntime:
         # Kept here, because the caller may have been cancelled.
         self._components = components = build_components(
             self.engine,
-            self.readers,
             self.callers_engine if self._projections else self.engine,
             self.dialect,
             partitions=partitions,

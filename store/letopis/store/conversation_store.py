@@ -14,7 +14,6 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from letopis.store.database.fault_classification import translated
 from letopis.store.database.store_identity import StoreIdentity, expect_store, read_identity, renew_identity
 from letopis.store.database.timeouts import Timeouts
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
@@ -130,14 +129,7 @@ class ConversationStore:
 
         Outboxes that are bound to the original deliver nothing here from then on.
         """
-
-        async def renew() -> StoreIdentity:
-            with translated():
-                async with self._runtime.engine.begin() as connection:
-                    return await renew_identity(connection, now=self._runtime.now())
-
-        await self._runtime.prepared()
-        return await self._runtime.whole(renew())
+        return await self._runtime.write(lambda connection: renew_identity(connection, now=self._runtime.now()))
 
     async def apply(self, origin: Origin, batch: Sequence[LaneBatch]) -> ApplyResult:
         """Apply a delivery of an outbox in one transaction: every event takes effect once, in the order of its lane.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -23,7 +23,6 @@ from letopis.store.model.identifiers import check_identifier, check_whole
 from letopis.store.read.paging import check_count
 from letopis.store.rules.apply_plan import Origin
 
-T = TypeVar("T")
 Kind = Literal["owner", "person", "conversation"]
 How = Literal["reset", "delete"]
 HeldKind = Literal["owner", "conversation"]
@@ -132,9 +131,9 @@ class ErasureRegister:
             await self._runtime.dialect.insert(connection, erasures, [row])
             changed = await connection.execute(sa.update(log_heads).values(erasures=number))
             check_row_count(log_heads, changed.rowcount, self._runtime.known_partitions)
-            return _erasure(row)
+            return Erasure(**_values(erasures, row))
 
-        return await self._write(work)
+        return await self._runtime.write(work)
 
     async def after(self, number: int, *, limit: int = 100) -> list[Erasure]:
         """Return the erasures after a number, in order.
@@ -144,7 +143,7 @@ class ErasureRegister:
         check_whole(number, "number", 0, INTEGER_MAX)
         check_count(limit, "limit")
         statement = sa.select(erasures).where(erasures.c.number > number).order_by(erasures.c.number).limit(limit)
-        return [_erasure(row) for row in await self._rows(statement)]
+        return [Erasure(**_values(erasures, row)) for row in await self._rows(statement)]
 
     async def unacknowledged(self) -> list[Unacknowledged]:
         """Return the outboxes that have not acknowledged all erasures, the longest first."""
@@ -169,9 +168,9 @@ class ErasureRegister:
             await connection.execute(sa.delete(holds).where(holds.c.kind == kind, holds.c.subject == subject))
             row = (kind, subject, reason, requested_by, self._runtime.now())
             await self._runtime.dialect.insert(connection, holds, [row])
-            return _hold(row)
+            return Hold(**_values(holds, row))
 
-        return await self._write(work)
+        return await self._runtime.write(work)
 
     async def release(self, kind: HeldKind, subject: str) -> bool:
         """Release a hold. Return False if there is none."""
@@ -185,12 +184,12 @@ class ErasureRegister:
             await read_again(connection)  # retention has passed over what was held
             return True
 
-        return await self._write(work)
+        return await self._runtime.write(work)
 
     async def holds(self) -> list[Hold]:
         """Return all holds, in the order of kind and id."""
         rows = sa.select(holds).order_by(holds.c.kind, holds.c.subject)
-        return [_hold(row) for row in await self._rows(rows)]
+        return [Hold(**_values(holds, row)) for row in await self._rows(rows)]
 
     async def check_not_held(self, *, owner: str | None = None, conversation: str | None = None) -> None:
         """Raise :exc:`Held` if a hold forbids to erase an owner, or a conversation.
@@ -233,15 +232,6 @@ class ErasureRegister:
         check_not_moved(identity.moved_to)
         return int(max(row.erasures for row in counters))
 
-    async def _write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        applier = (await self._runtime.prepared()).applier
-
-        async def transaction() -> T:
-            async with applier.write_lock, self._runtime.dialect.transaction(self._runtime.engine) as connection:
-                return await work(connection)
-
-        return await self._runtime.whole(transaction())
-
     async def _rows(self, statement: Any) -> Sequence[Any]:
         async def read(_: object, connection: AsyncConnection) -> Sequence[Any]:
             return (await connection.execute(statement)).all()
@@ -266,25 +256,11 @@ async def read_unacknowledged(connection: AsyncConnection) -> list[Unacknowledge
     ]
 
 
-def _erasure(row: Sequence[Any]) -> Erasure:
-    number, kind, subject, how, reason, requested_by, origin_id, recorded_at = row
-    return Erasure(
-        number=number,
-        kind=kind,
-        subject=subject,
-        how=how,
-        reason=reason,
-        requested_by=requested_by,
-        origin_id=origin_id,
-        recorded_at=from_microseconds(recorded_at),
-    )
-
-
-def _hold(row: Sequence[Any]) -> Hold:
-    kind, subject, reason, requested_by, held_at = row
-    return Hold(
-        kind=kind, subject=subject, reason=reason, requested_by=requested_by, held_at=from_microseconds(held_at)
-    )
+def _values(table: sa.Table, row: Sequence[Any]) -> dict[str, Any]:
+    """Return the columns of a row by name; the last one is the moment at which it was written."""
+    values: dict[str, Any] = dict(zip(table.columns.keys(), row, strict=True))
+    name, moment = values.popitem()
+    return {**values, name: from_microseconds(moment)}
 
 
 def _check_held(kind: object, subject: str) -> None:

@@ -59,17 +59,15 @@ class OutboxAccess:
             reader = (await self._runtime.prepared()).reader
             return await self._runtime.connected(lambda connection: reader.view_of(connection, query))
         if query.window is None and not query.bounded:
-            return await self._runtime.read(lambda reader, connection: reader.head_view(connection, query))
+            return await self._runtime.read(Reader.head_view, query)
         if not query.bounded and not query.whole:
-            view = await self._runtime.read(lambda reader, connection: reader.view_in_one(connection, query))
+            view = await self._runtime.read(Reader.view_in_one, query)
             if view is not None:
                 return view
         return await self._runtime.snapshot(lambda lineage, connection: lineage.reader.view(connection, query))
 
     async def active_view(self, owner: str, *, origin_id: UUID) -> StoreView:
-        return await self._runtime.read(
-            lambda reader, connection: reader.active_view(connection, owner, origin_id=origin_id)
-        )
+        return await self._runtime.read(Reader.active_view, owner, origin_id=origin_id)
 
     async def snapshot(self, read: Callable[[Lineage, AsyncConnection], Awaitable[T]]) -> T:
         return await self._runtime.snapshot(read)
@@ -90,9 +88,7 @@ class OutboxAccess:
         return await self._runtime.contents(wanted)
 
     async def path_of(self, conversation_id: str, message_ids: Collection[str]) -> dict[str, PathPosition]:
-        return await self._runtime.read(
-            lambda reader, connection: reader.path_of(connection, conversation_id, message_ids)
-        )
+        return await self._runtime.read(Reader.path_of, conversation_id, message_ids)
 
     async def conflict_before(
         self, conversation_id: str, event_id: UUID, expects: Precondition, *, origin_id: UUID
@@ -112,28 +108,22 @@ class OutboxAccess:
 
     async def conversations_of(self, message_id: str, *, limit: int) -> list[str]:
         check_count(limit, "limit")
-        return await self._runtime.read(
-            lambda reader, connection: reader.conversations_of(connection, message_id, limit=limit)
-        )
+        return await self._runtime.read(Reader.conversations_of, message_id, limit=limit)
 
     async def authored(self, author: str, *, after: tuple[str, int] | None, limit: int) -> list[RecordedMessage]:
         """Return the next messages of an author, by conversation and version; ``after`` is the last place seen."""
         check_count(limit, "limit")
-        return await self._runtime.read(
-            lambda reader, connection: reader.authored(connection, author, after=after, limit=limit)
-        )
+        return await self._runtime.read(Reader.authored, author, after=after, limit=limit)
 
     async def owned(self, owner: str, conversation_ids: Collection[str]) -> list[str]:
         """Return those of some conversations that belong to an owner."""
-        names = await self._runtime.read(lambda reader, connection: reader.owned(connection, owner, conversation_ids))
+        names = await self._runtime.read(Reader.owned, owner, conversation_ids)
         return list(names)
 
     async def digests(
         self, conversation_id: str, event_ids: Collection[UUID]
     ) -> dict[UUID, tuple[bytes, bytes | None]]:
-        return await self._runtime.read(
-            lambda reader, connection: reader.digests(connection, conversation_id, event_ids)
-        )
+        return await self._runtime.read(Reader.digests, conversation_id, event_ids)
 
     async def conversations(
         self,
@@ -181,7 +171,7 @@ class OutboxAccess:
     async def heads(self) -> list[int]:
         """Return the last position of each partition of the log."""
         partitions = range((await self._runtime.prepared()).partitions)
-        heads = await self._runtime.read(lambda reader, connection: reader.heads(connection, partitions))
+        heads = await self._runtime.read(Reader.heads, partitions)
         return list(heads.values())
 
     async def lags(self) -> dict[str, int]:
@@ -194,7 +184,7 @@ class OutboxAccess:
 
     async def untrimmed(self, origin_id: UUID, pruned: Mapping[str, int]) -> dict[str, int]:
         """Return those of ``pruned`` whose ledger reaches back further: an outbox's lanes of records."""
-        rows = await self._runtime.read(lambda reader, connection: reader.lanes(connection, origin_id, list(pruned)))
+        rows = await self._runtime.read(Reader.lanes, origin_id, list(pruned))
         return {name: pruned[name] for name, row in rows.items() if row.floor < min(pruned[name], row.sequence)}
 
     async def retention_places(self, retention: ContentRetention) -> dict[Place, int]:

@@ -221,7 +221,7 @@ def _hit_json(hit: Hit) -> dict[str, Any]:
 
 def _hit_text(hit: Hit) -> str:
     """Return a hit as text; on a terminal the matched words are bold."""
-    from letopis.store.search.snippets import marked_pieces
+    from letopis.store.search.results import marked_pieces
 
     message = hit.message
     mark = "" if message.saved == "saved" else f"  [{message.saved}]"

@@ -24,8 +24,7 @@ from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, 
 from letopis.store.model.codec import INTEGER_MAX, Limits
 from letopis.store.model.conversations import Conversation, RecordedMessage, Seen
 from letopis.store.model.event_types import Body, ConversationActivated, ConversationRewound, ConversationStarted
-from letopis.store.model.fork_point import ForkPoint
-from letopis.store.model.identifiers import check_identifier, uuid7
+from letopis.store.model.identifiers import ForkPoint, check_identifier, uuid7
 from letopis.store.model.messages import Message
 
 T = TypeVar("T")

@@ -32,8 +32,7 @@ from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store.errors import InvalidInput, OutboxUnavailable, StoreUnavailable
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage, any_needs_content
 from letopis.store.model.events import RecordedEvent, Upcasters
-from letopis.store.model.fork_point import ForkPoint
-from letopis.store.model.identifiers import check_identifier, check_number, check_whole
+from letopis.store.model.identifiers import ForkPoint, check_identifier, check_number, check_whole
 from letopis.store.read.lineage import Lineage, may_show_inherited, read_levels, with_completeness, without_content_of
 from letopis.store.read.paging import (
     AsOf,

@@ -11,7 +11,7 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.event_types import MessageRedacted
-from letopis.store.model.fork_point import ForkPoint
+from letopis.store.model.identifiers import ForkPoint
 from letopis.store.read.lineage import Ancestor, PathLevel, walk_forks
 from letopis.store.read.paging import Window
 from letopis.store.rules.fold import redacted

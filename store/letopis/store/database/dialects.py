@@ -334,6 +334,41 @@ def in_batches(values: Iterable[Any]) -> list[list[Any]]:
     return [listed[start : start + _MAX_LOOKUP_VALUES] for start in range(0, len(listed), _MAX_LOOKUP_VALUES)]
 
 
+@asynccontextmanager
+async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Open a connection for reads, whose errors come as faults; on SQLite its transaction takes no lock."""
+    with translated():
+        async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
+            yield connection
+
+
+async def pages(
+    connection: AsyncConnection, statement: sa.Executable, values: Mapping[str, Any], *, size: int, after: int = 0
+) -> AsyncIterator[Sequence[sa.Row[Any]]]:
+    """Yield the rows of a statement that returns ``size`` of them in the order of versions, ``:after`` one."""
+    while True:
+        rows = (await connection.execute(statement, {**values, "after": after})).all()
+        yield rows
+        if len(rows) < size:
+            return
+        after = rows[-1].version
+
+
+async def rows_by_key(
+    connection: AsyncConnection, statement: sa.Select[Any], *key: sa.ColumnElement[Any], size: int
+) -> AsyncIterator[Sequence[sa.Row[Any]]]:
+    """Yield the rows of a statement in pages, in the order of a unique key that is among its columns."""
+    page = statement.order_by(*key).limit(size)
+    rows = (await connection.execute(page)).all()
+    while rows:
+        yield rows
+        if len(rows) < size:
+            return
+        last = [rows[-1]._mapping[column.key] for column in key]
+        beyond = key[0] > last[0] if len(key) == 1 else sa.tuple_(*key) > sa.tuple_(*map(sa.literal, last))
+        rows = (await connection.execute(page.where(beyond))).all()
+
+
 def _names(table: sa.Table) -> list[str]:
     return [column.name for column in table.columns]
 

@@ -85,12 +85,12 @@ def for_single_statements(engine: AsyncEngine) -> AsyncEngine:
 def _invalidate_unusable_connection(context: ExceptionContext) -> None:
     """Take a connection out of the pool whose error SQLAlchemy does not recognise as a disconnect."""
     error = context.original_exception
-    diagnosis = classify(error)
-    if isinstance(error, TimeoutError) or diagnosis.code in ("protocol", "cut-off"):
+    code = classify(error).code
+    if isinstance(error, TimeoutError) or code in ("protocol", "cut-off"):
         # The answer may still come and be taken for another statement's; a rollback would wait as long again.
         context.is_disconnect = True
         context.invalidate_pool_on_disconnect = False
-    elif diagnosis.code in ("25006", "1290", "1792", "1836", "not-connected"):
+    elif code in ("25006", "1290", "1792", "1836", "not-connected"):
         # Read-only, as after a failover: every connection of the pool leads to the old primary. Or closed without a
         # word, as in an outage: the others of the pool are closed too.
         context.is_disconnect = True

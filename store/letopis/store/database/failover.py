@@ -8,7 +8,7 @@ import random
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
@@ -42,22 +42,16 @@ _NO_MATCH: Final = "no-matching-server"
 _PROBE: Final = "letopis_host_watch"
 
 
-class HostRole:
+class HostRole(NamedTuple):
     """The role of a server: whether it takes writes, and whether it follows another."""
 
-    def __init__(self, *, read_only: bool, standby: bool) -> None:
-        self._meets = {
-            "any": True,
-            "read-write": not read_only,
-            "read-only": read_only,
-            "primary": not standby,
-            "standby": standby,
-            "prefer-standby": standby,
-        }
+    read_only: bool
+    standby: bool
 
     def meets(self, target: str) -> bool:
         """Return True if the server is what ``target_session_attrs`` asks for."""
-        return self._meets[target]
+        primary = {"read-write": not self.read_only, "read-only": self.read_only, "primary": not self.standby}
+        return {"any": True, **primary, "standby": self.standby, "prefer-standby": self.standby}[target]
 
 
 class HostConnector:
@@ -66,22 +60,17 @@ class HostConnector:
     # Each host has the driver's whole connect timeout, and the next one is tried as well after a second of silence. One
     # that is down, refuses the login or is read-only is skipped.
     def __init__(
-        self,
-        addresses: Sequence[HostAddress | None],
-        *,
-        target: str,
-        shuffle: bool,
-        connect: Callable[..., Awaitable[Any]],
-        role_of: Callable[[Any], Awaitable[HostRole]],
-        abort: Callable[[Any], None],
+        self, url: URL, *, connect: Callable[..., Awaitable[Any]], role_of: Callable[[Any], Awaitable[HostRole]]
     ) -> None:
-        self._addresses = tuple(addresses)
+        addresses = hosts_of(url)
+        self._addresses = addresses or (None,)
         self._arguments: dict[str, Any] = {}
-        self._target = target
-        self._shuffle = shuffle
+        # Of several hosts, the default is the one that takes writes.
+        default = READ_WRITE if len(addresses) > 1 else "any"
+        self._target = str(url.query.get("target_session_attrs", default))
+        self._shuffle = url.query.get("load_balance_hosts") == "random"
         self._connect = connect
         self._role_of = role_of
-        self._abort = abort
         self._open: WeakKeyDictionary[Any, HostAddress | None] = WeakKeyDictionary()
         self._probes: set[asyncio.Task[None]] = set()
 
@@ -116,7 +105,7 @@ class HostConnector:
                 chosen, second_choice = second_choice, None
         finally:
             if second_choice is not None:
-                self._abort(second_choice)
+                second_choice.terminate()
             await self._end(trying)
         if chosen is None:
             raise _none_of(faults, order)
@@ -132,12 +121,12 @@ class HostConnector:
             limit_silence(connection)
             fits = self._target == "any" or (await self._role_of(connection)).meets(self._target)
         except BaseException:  # cancellation too: no one else could close the socket
-            self._abort(connection)
+            connection.terminate()
             raise
         if fits or self._accepts_any:
             self._open[connection] = address
             return connection, fits
-        self._abort(connection)
+        connection.terminate()
         raise StoreFault(fault_class=FaultClass.UNAVAILABLE, code=_NO_MATCH, reason=f"the host is not {self._target}")
 
     async def _end(self, trying: dict[asyncio.Task[tuple[Any, bool]], HostAddress | None]) -> None:
@@ -146,7 +135,7 @@ class HostConnector:
             task.cancel()
         for outcome in await asyncio.gather(*trying, return_exceptions=True):
             if not isinstance(outcome, BaseException):
-                self._abort(outcome[0])
+                outcome[0].terminate()
 
     def watch(self, engine: sa.Engine) -> None:
         """Abort the engine's connections to a host that no longer answers."""
@@ -185,12 +174,12 @@ class HostConnector:
         logger.warning("host %s of the history store does not answer: its connections are aborted", address)
         for connection, where in list(self._open.items()):
             if where == address:
-                self._abort(connection)
+                connection.terminate()
 
     async def _is_silent(self, address: HostAddress) -> bool:
         try:
             async with asyncio.timeout(SILENCE_SECONDS):
-                self._abort(await self._connect(address, **self._arguments))
+                (await self._connect(address, **self._arguments)).terminate()
         except TimeoutError:
             return True
         except Exception as error:  # any other error is an answer
@@ -226,14 +215,10 @@ def limit_silence(connection: Any) -> None:
 
 
 def _fault_of(error: BaseException) -> StoreFault:
-    if isinstance(error, StoreFault):
-        return error
-    if not isinstance(error, Exception):
+    fault = classify(error)
+    if not isinstance(error, Exception) or (fault is not error and fault.fault_class is FaultClass.UNCLASSIFIED):
         raise error
-    diagnosis = classify(error)
-    if diagnosis.fault_class is FaultClass.UNCLASSIFIED:
-        raise error
-    return StoreFault(fault_class=diagnosis.fault_class, code=diagnosis.code, reason=diagnosis.reason)
+    return fault
 
 
 def _none_of(faults: dict[HostAddress | None, StoreFault], order: Sequence[HostAddress | None]) -> StoreFault:
@@ -290,34 +275,18 @@ def unreadable(path: str) -> str | None:
         return "cannot be read"
 
 
-def host_connector(
-    url: URL, *, connect_to: Callable[..., Awaitable[Any]], role_of: Callable[[Any], Awaitable[HostRole]]
-) -> HostConnector:
-    """Return the connector to the URL's hosts. Of several, the default is the one that takes writes."""
-    addresses = hosts_of(url)
-    default = READ_WRITE if len(addresses) > 1 else "any"
-    return HostConnector(
-        addresses or (None,),
-        target=str(url.query.get("target_session_attrs", default)),
-        shuffle=url.query.get("load_balance_hosts") == "random",
-        connect=connect_to,
-        role_of=role_of,
-        abort=lambda connection: connection.terminate(),
-    )
-
-
 async def diagnose_connecting(connect: Callable[..., Awaitable[Any]], *args: Any, **arguments: Any) -> Any:
     """Connect, and raise errors that are about the server: none may pass for the fault of an event."""
     try:
         return await connect(*args, **arguments)
     except Exception as error:  # a peer of another kind makes a driver fail on a length, an index, an encoding
-        diagnosis = classify(error)
-        if diagnosis.fault_class is FaultClass.UNCLASSIFIED:
+        fault = classify(error)
+        if fault.fault_class is FaultClass.UNCLASSIFIED:
             # A driver whose connection is lost in the middle of the login fails on what it has closed itself.
             lost = isinstance(error, (AttributeError, TypeError, RuntimeError, asyncio.InvalidStateError))
             code, rule = ("disconnected", LOST) if lost else ("protocol", GARBLED)
             raise StoreFault(fault_class=FaultClass.UNAVAILABLE, code=code, reason=rule.reason) from error
-        if diagnosis.fault_class is FaultClass.POISON or diagnosis.code == "42704":
+        if fault.fault_class is FaultClass.POISON or fault.code == "42704":
             reason = "the server refuses a setting of the connection: check the options of the URL"
-            raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code=diagnosis.code, reason=reason) from error
+            raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code=fault.code, reason=reason) from error
         raise

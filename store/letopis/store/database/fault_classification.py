@@ -38,7 +38,7 @@ from letopis.store.database.fault_rules import (
     FaultRule,
     rule_of_code,
 )
-from letopis.store.database.faults import DISK_FULL_CODE, Diagnosis, FaultClass, StoreFault
+from letopis.store.database.faults import DISK_FULL_CODE, FaultClass, StoreFault
 from letopis.store.errors import LetopisError
 
 T = TypeVar("T")
@@ -101,33 +101,35 @@ def fault_of(error: Exception, *, committing: bool = False) -> Exception:
     """Return the fault in whose place :func:`translated` raises an error, or the error itself."""
     if isinstance(error, LetopisError) or not _is_store_error(error):
         return error
-    diagnosis = classify(error, committing=committing)
-    return StoreFault(fault_class=diagnosis.fault_class, code=diagnosis.code, reason=diagnosis.reason)
+    return classify(error, committing=committing)
 
 
-async def repeat_on_conflict(transaction: Callable[[], Awaitable[T]]) -> T:
+async def repeat_on_conflict(transaction: Callable[[], Awaitable[T]], *, deadlocks: bool = False) -> T:
     """Return what a transaction returns, run again where another process inserted the same row first."""
+    # ``deadlocks``: where it was rolled back for another one, too.
     for _ in range(MAX_ATTEMPTS - 1):
         try:
             return await transaction()
         except StoreFault as fault:
-            if not isinstance(fault.__cause__, exc.IntegrityError):
+            if not (deadlocks and fault.fault_class is FaultClass.CONFLICT) and (
+                not isinstance(fault.__cause__, exc.IntegrityError)
+            ):
                 raise
     return await transaction()
 
 
-def classify(error: BaseException, *, committing: bool = False) -> Diagnosis:
-    """Return what an error of a driver, of SQLAlchemy or of the operating system means. Pure; never raises."""
+def classify(error: BaseException, *, committing: bool = False) -> StoreFault:
+    """Return the fault that an error of a driver, of SQLAlchemy or of the system means. Pure; never raises."""
     # A bug is UNCLASSIFIED, with the name of its type as the code.
     if isinstance(error, StoreFault):
-        return Diagnosis(fault_class=error.fault_class, code=error.code, reason=error.reason)
+        return error
     code, rule = _look_up(error)
     if rule is UNCLASSIFIED and getattr(error, "connection_invalidated", False):
         code, rule = code or "disconnected", LOST
     if committing and rule.fault_class is FaultClass.UNAVAILABLE:
         rule = UNKNOWN_COMMIT
     name = _refusing_name(error) if rule in NAMING_RULES else ""
-    return Diagnosis(
+    return StoreFault(
         fault_class=rule.fault_class,
         code=code or type(_unwrapped(error)).__name__,
         reason=f"{rule.reason} ({name})" if name else rule.reason,

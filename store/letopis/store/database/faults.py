@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
@@ -33,15 +32,6 @@ class FaultClass(StrEnum):
     """Unknown. It is the event's if other conversations get through, otherwise the store's."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Diagnosis:
-    """The meaning of an error."""
-
-    fault_class: FaultClass
-    code: str  # SQLSTATE, MariaDB's number, SQLite's result code name, or a word such as ``disk-full``
-    reason: str  # for operators; never the driver's text, which may quote the data
-
-
 class StoreFault(LetopisError):
     """The history store failed.
 
@@ -54,5 +44,5 @@ class StoreFault(LetopisError):
     def __init__(self, *, fault_class: FaultClass, code: str, reason: str) -> None:
         super().__init__(f"{reason} [{fault_class} {code}]")
         self.fault_class = fault_class
-        self.code = code
+        self.code = code  # SQLSTATE, MariaDB's number, SQLite's result code name, or a word such as ``disk-full``
         self.reason = reason

@@ -32,7 +32,7 @@ def create_mariadb_engine(url: URL, timeouts: Timeouts, pool_size: int) -> Async
         "ssl": None if demand == "disable" else _tls(url, str(demand)),
     }
     connect = partial(_connect, arguments=arguments, timeouts=timeouts)
-    connector = failover.host_connector(url, connect_to=connect, role_of=_role_of)
+    connector = failover.HostConnector(url, connect=connect, role_of=_role_of)
     creator = partial(failover.diagnose_connecting, connector.connect)
     engine = failover.create_server_engine(url, timeouts, pool_size, driver="asyncmy", async_creator=creator)
     connector.watch(engine.sync_engine)

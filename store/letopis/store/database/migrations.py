@@ -49,7 +49,6 @@ async def hold_alembic_lock() -> AsyncIterator[None]:
 
 
 STORE: Final = Migrations(location="letopis.migrations:store", version_table="letopis_version", head="0001")
-"""Of the history store."""
 
 
 class SchemaState(StrEnum):
@@ -62,6 +61,18 @@ class SchemaState(StrEnum):
     FOREIGN = "foreign"
 
 
+_ADVICE: Final = {
+    SchemaState.MISSING: "the database has no tables of Letopis: run `{command}`",
+    SchemaState.OLDER: "the database is at revision {revision}, this release needs {head}: make a backup, then run"
+    " `{command}`",
+    SchemaState.NEWER: "the database is at revision {revision}, this release knows {head} and older: install the newer"
+    " release of Letopis that migrated it",
+    SchemaState.FOREIGN: "the table {table} holds a revision that is not one of Letopis: check that the URL names the"
+    " right database",
+    SchemaState.CURRENT: "the database is at revision {revision}, as it should be",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revision:
     """The revision of a database, or ``None`` if it has no tables of Letopis."""
@@ -71,26 +82,8 @@ class Revision:
 
     def advice(self, migrations: Migrations, *, command: str) -> str:
         """Return what is wrong and what to do about it, in one sentence."""
-        match self.state:
-            case SchemaState.MISSING:
-                return f"the database has no tables of Letopis: run `{command}`"
-            case SchemaState.OLDER:
-                return (
-                    f"the database is at revision {self.revision}, this release needs {migrations.head}: "
-                    f"make a backup, then run `{command}`"
-                )
-            case SchemaState.NEWER:
-                return (
-                    f"the database is at revision {self.revision}, this release knows {migrations.head} and older: "
-                    "install the newer release of Letopis that migrated it"
-                )
-            case SchemaState.FOREIGN:
-                return (
-                    f"the table {migrations.version_table} holds a revision that is not one of Letopis: "
-                    "check that the URL names the right database"
-                )
-            case SchemaState.CURRENT:
-                return f"the database is at revision {self.revision}, as it should be"
+        head, table = migrations.head, migrations.version_table
+        return _ADVICE[self.state].format(revision=self.revision, head=head, table=table, command=command)
 
 
 def revision_state(connection: sa.Connection, migrations: Migrations) -> Revision:

@@ -63,7 +63,7 @@ def create_postgresql_engine(url: URL, timeouts: Timeouts, pool_size: int) -> As
         # asyncpg takes the remaining options of libpq in a DSN only.
         arguments["dsn"] = f"postgresql://?{urlencode({name: str(value) for name, value in query.items()})}"
     connect = partial(_connect, files)
-    connector = failover.host_connector(url, connect_to=connect, role_of=_role_of)
+    connector = failover.HostConnector(url, connect=connect, role_of=_role_of)
     # SQLAlchemy's name for the function that creates the driver's connection, with the other arguments.
     creator = {"async_creator_fn": partial(failover.diagnose_connecting, connector.connect)}
     engine = failover.create_server_engine(url, timeouts, pool_size, driver="asyncpg", connect_args=arguments | creator)

@@ -16,7 +16,7 @@ from letopis.store.model.codec import RESERVED, decode
 from letopis.store.model.conversations import Conversation, RecordedMessage
 from letopis.store.model.event_types import ConversationDeleted, MessageAppended
 from letopis.store.model.events import RecordedEvent, from_microseconds
-from letopis.store.model.fork_point import ForkPoint
+from letopis.store.model.identifiers import ForkPoint
 from letopis.store.model.messages import ROLES, Message
 from letopis.store.model.parts import UnknownPart
 from letopis.store.rules.preconditions import SUPERSEDED_KEY, Conflict
@@ -24,27 +24,18 @@ from letopis.store.rules.redaction import stripped
 from letopis.store.rules.reducer import ConversationState
 from letopis.store.rules.rows import ConversationRow, MessageRow, reactions_from_text
 
+_STATE_COLUMNS: Final = ("owner_id", "title", "state", "version", "message_count", "tokens", "trimmed", "inherited_to")
+"""The columns of a conversation's state that hold its values as they are."""
 
-def recorded_event(row: sa.Row[Any]) -> RecordedEvent:
-    """Return the event that a row of the log holds."""
-    values = row._mapping
-    event = RecordedEvent(
-        conversation_id=values["conversation_id"],
-        event_id=values["event_id"],
-        origin_id=values["origin_id"],
-        sequence=values["sequence"],
-        type=values["type"],
-        schema_version=values["schema_version"],
-        data=decode_object(values["data"]),
-        metadata=decode_object(values["metadata"]),
-        digest=values["digest"],
-        occurred_at=from_microseconds(values["occurred_at"]),
-        version=values["version"],
-        partition=values["partition"],
-        position=values["position"],
-        recorded_at=from_microseconds(values["recorded_at"]),
-    )
-    return event if values.get("erased") is None else without_content(event)
+
+def recorded_event(values: Mapping[Any, Any]) -> RecordedEvent:
+    """Return the event of a row of the log, whose columns are those of :func:`event_columns`."""
+    fields: dict[str, Any] = dict(values)
+    erased = fields.pop("erased", None)
+    fields |= {name: decode_object(fields[name]) for name in ("data", "metadata")}
+    fields |= {name: from_microseconds(fields[name]) for name in ("occurred_at", "recorded_at")}
+    event = RecordedEvent(**fields)
+    return event if erased is None else without_content(event)
 
 
 def without_content(event: RecordedEvent) -> RecordedEvent:
@@ -138,23 +129,14 @@ def unreadable_message(values: Mapping[Any, Any], data: Mapping[str, Any]) -> Me
 
 def recorded_conversation(values: Mapping[Any, Any], *, active: bool) -> Conversation:
     return Conversation(
-        conversation_id=values["conversation_id"],
-        owner_id=values["owner_id"],
-        number=values["number"],
-        title=values["title"],
-        state=values["state"],
-        version=values["version"],
-        message_count=values["message_count"],
-        tokens=values["tokens"],
+        **{name: values[name] for name in ("conversation_id", "number", *_STATE_COLUMNS)},
         created_at=from_microseconds(values["created_at"]),
         updated_at=from_microseconds(values["updated_at"]),
         metadata=decode_object(values["metadata"]),
         tags=tags_of(values),
-        trimmed=values["trimmed"],
         active=active,
         forked_from=fork_of(values),
         inherits=bool(values["inherits"]),
-        inherited_to=values["inherited_to"],
     )
 
 
@@ -165,20 +147,11 @@ def conversation_row(row: sa.Row[Any]) -> ConversationRow:
         partition=values["partition"],
         conversation_id=values["conversation_id"],
         conversation=ConversationState(
-            owner_id=values["owner_id"],
-            title=values["title"],
-            state=values["state"],
-            version=values["version"],
-            message_count=values["message_count"],
-            tokens=values["tokens"],
-            created_at=values["created_at"],
-            updated_at=values["updated_at"],
+            **{name: values[name] for name in ("created_at", "updated_at", *_STATE_COLUMNS)},
             metadata=decode(values["metadata"]),
             tags=tags_of(values),
-            trimmed=values["trimmed"],
             forked_from=fork_of(values),
             inherits=bool(values["inherits"]),
-            inherited_to=values["inherited_to"],
         ),
         number=values["number"],
         retained=values["retained"],

@@ -340,7 +340,6 @@ tasks: Final = _table(
 RecordKey: Final = sa.LargeBinary(512).with_variant(sa.VARBINARY(512), "mysql", "mariadb")
 """A namespace or a key, encoded: bytes compare alike on all three, and a prefix is one range."""
 Value: Final = MediumBlob()
-"""A value of a record, or a part of one."""
 
 records: Final = _table(
     "letopis_records",

@@ -49,7 +49,7 @@ def create_sqlite_engine(url: URL, timeouts: Timeouts, pool_size: int) -> AsyncE
 
 def install_sqlite_events(sync_engine: sa.Engine, *, busy_timeout: float) -> None:
     """Make commits of an SQLite engine durable and its transactions real; for synchronous engines too."""
-    event.listen(sync_engine, "connect", partial(_on_sqlite_connect, busy_timeout))
+    event.listen(sync_engine, "connect", lambda connection, _: set_up(busy_timeout, connection))
     event.listen(sync_engine, "begin", _on_sqlite_begin)
 
 
@@ -107,10 +107,6 @@ def open_file(path: str, busy_timeout: float) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=busy_timeout, isolation_level=None, factory=LockReleasingConnection)
 
 
-def _on_sqlite_connect(busy_timeout: float, connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-    set_up(busy_timeout, connection)
-
-
 def set_up(busy_timeout: float, connection: Any) -> None:
     """Make the commits of a connection durable."""
     # Otherwise Python's sqlite3 would begin transactions itself, and only before a write.
@@ -146,15 +142,10 @@ def _enter_wal(connection: DBAPIConnection, cursor: Any, busy_timeout: float) ->
         except sqlite3.OperationalError as error:
             if not str(getattr(error, "sqlite_errorname", "")).startswith("SQLITE_BUSY") or time.monotonic() > deadline:
                 raise
-        _pause(connection, 0.02)
-
-
-def _pause(connection: DBAPIConnection, seconds: float) -> None:
-    """Wait without blocking the event loop, if there is one."""
-    if isinstance(connection, sa.engine.AdaptedConnection):
-        connection.run_async(lambda driver: asyncio.sleep(seconds))
-    else:
-        time.sleep(seconds)
+        if isinstance(connection, sa.engine.AdaptedConnection):  # over an event loop, which goes on meanwhile
+            connection.run_async(lambda _: asyncio.sleep(0.02))
+        else:
+            time.sleep(0.02)
 
 
 def _on_sqlite_begin(connection: sa.Connection) -> None:

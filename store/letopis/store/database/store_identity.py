@@ -66,6 +66,12 @@ async def count_partitions(connection: AsyncConnection) -> int:
     return int(count)
 
 
+async def read_heads(connection: AsyncConnection) -> dict[int, int]:
+    """Return the last position of each partition of the log, in their order."""
+    heads = sa.select(log_heads.c.partition, log_heads.c.position).order_by(log_heads.c.partition)
+    return {row.partition: row.position for row in await connection.execute(heads)}
+
+
 RECHECK_SECONDS: Final = 5.0
 """Age at which the check of a connection is repeated: behind a pooler, the database may change under a connection."""
 

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Final
 
 from sqlalchemy import exc
@@ -38,7 +39,6 @@ _SERVER_LIKE: Final = re.compile(r"^[^/\\]{2,}:\d+(/|$)|^[^/\\]*:[^/\\]*@")
 
 
 SESSION_TARGETS: Final = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
-"""Values of ``target_session_attrs``."""
 
 MAX_FILE_NAME_BYTES: Final = 255
 """Longest name on common file systems."""
@@ -217,80 +217,57 @@ def _as_is(name: str, value: str) -> dict[str, str]:
     return {name: value}
 
 
-def _renamed(key: str) -> _Rule:
-    return lambda name, value: {key: value}
+def _one_of(key: str, *accepted: str, spellings: Mapping[str, str] = MappingProxyType({}), wanted: str = "") -> _Rule:
+    """Accept some words, also in other spellings, and give them as the option ``key``."""
+    wanted = wanted or f"one of {', '.join(accepted)}"
 
-
-def _one_of(key: str, *accepted: str) -> _Rule:
     def check(name: str, value: str) -> dict[str, str]:
-        if value.lower() not in accepted:
-            raise ConfigurationError(f"the URL's option {name!r} is one of {', '.join(accepted)}")
-        return {key: value.lower()}
+        word = spellings.get(value.lower(), value.lower())
+        if word not in accepted:
+            raise ConfigurationError(f"the URL's option {name!r} is {wanted}")
+        return {key: word}
 
     return check
 
 
-def _seconds(name: str, value: str) -> dict[str, str]:
+def _must(valid: Callable[[str], bool], wanted: str, *, kept: bool = True) -> _Rule:
+    """Accept values for which ``valid`` holds; an option that is not ``kept`` is what the driver does anyway."""
+
+    def check(name: str, value: str) -> dict[str, str]:
+        if not valid(value):
+            raise ConfigurationError(f"the URL's option {name!r} {wanted}")
+        return {name: value} if kept else {}
+
+    return check
+
+
+def _are_seconds(value: str) -> bool:
     try:
-        number = float(value)
+        return 0 < float(value) < 86_400
     except ValueError:
-        number = 0.0
-    if not 0 < number < 86_400:
-        raise ConfigurationError(f"the URL's option {name!r} is a number of seconds above 0")
-    return {name: value}
+        return False
 
 
-def _count(name: str, value: str) -> dict[str, str]:
-    if not value.isdecimal():
-        raise ConfigurationError(f"the URL's option {name!r} is a whole number")
-    return {name: value}
-
-
-def _connections(name: str, value: str) -> dict[str, str]:
-    if not (value.isdecimal() and 1 <= int(value) <= MAX_CONNECTIONS):
-        raise ConfigurationError(f"the URL's option {name!r} is a whole number, 1 to {MAX_CONNECTIONS:,}")
-    return {name: value}
-
-
-def _yes_or_no(name: str, value: str) -> dict[str, str]:
-    words = {"true": "true", "1": "true", "yes": "true", "on": "true"}
-    words |= {"false": "false", "0": "false", "no": "false", "off": "false"}
-    if value.lower() not in words:
-        raise ConfigurationError(f"the URL's option {name!r} is true or false")
-    return {name: words[value.lower()]}
-
-
-def _utf8(name: str, value: str) -> dict[str, str]:
-    if value.lower().replace("-", "") not in ("utf8", "utf8mb4", "auto"):
-        raise ConfigurationError(f"the URL's option {name!r} can only be UTF-8: leave it out")
-    return {}
-
-
-def _only_if_not_required(why: str) -> _Rule:
+def _not_required(why: str) -> _Rule:
     """Accept an option of libpq that the driver lacks only if its value does not require it."""
-
-    def check(name: str, value: str) -> dict[str, str]:
-        if value.lower() not in ("disable", "prefer"):
-            raise ConfigurationError(f"the URL's option {name!r} is not supported: {why}")
-        return {}
-
-    return check
+    return _must(lambda value: value.lower() in ("disable", "prefer"), f"is not supported: {why}", kept=False)
 
 
-def _ssl_of_mariadb(name: str, value: str) -> dict[str, str]:
-    """Normalise the words of MariaDB's and MySQL's clients and of libpq."""
-    words = {
-        "disable": ("disable", "disabled", "false", "0", "no", "off"),
-        "require": ("require", "required", "true", "1", "yes", "on"),
-        "verify-ca": ("verify-ca", "verify_ca"),
-        "verify-full": ("verify-full", "verify_full", "verify_identity"),
-    }
-    for word, spellings in words.items():
-        if value.lower() in spellings:
-            return {"ssl": word}
-    raise ConfigurationError(f"the URL's option {name!r} is one of {', '.join(words)}")
-
-
+_count: Final = _must(str.isdecimal, "is a whole number")
+_utf8: Final = _must(
+    lambda value: value.lower().replace("-", "") in ("utf8", "utf8mb4", "auto"),
+    "can only be UTF-8: leave it out",
+    kept=False,
+)
+_TRUTH: Final = {**dict.fromkeys(("1", "yes", "on"), "true"), **dict.fromkeys(("0", "no", "off"), "false")}
+# The words of MariaDB's and MySQL's clients.
+_SSL_WORDS: Final = {
+    **dict.fromkeys(("disabled", "false", "0", "no", "off"), "disable"),
+    **dict.fromkeys(("required", "true", "1", "yes", "on"), "require"),
+    "verify_ca": "verify-ca",
+    **dict.fromkeys(("verify_full", "verify_identity"), "verify-full"),
+}
+_SSL_OF_MARIADB: Final = _one_of("ssl", "disable", "require", "verify-ca", "verify-full", spellings=_SSL_WORDS)
 _SSLMODE: Final = _one_of("ssl", "disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 _HOST_OPTIONS: Final[Mapping[str, _Rule]] = {
@@ -298,8 +275,11 @@ _HOST_OPTIONS: Final[Mapping[str, _Rule]] = {
     "port": _as_is,
     "target_session_attrs": _one_of("target_session_attrs", *SESSION_TARGETS),
     "load_balance_hosts": _one_of("load_balance_hosts", "disable", "random"),
-    "connect_timeout": _seconds,
-    "connections": _connections,
+    "connect_timeout": _must(_are_seconds, "is a number of seconds above 0"),
+    "connections": _must(
+        lambda value: value.isdecimal() and 1 <= int(value) <= MAX_CONNECTIONS,
+        f"is a whole number, 1 to {MAX_CONNECTIONS:,}",
+    ),
 }
 
 _POSTGRESQL_OPTIONS: Final[Mapping[str, _Rule]] = {
@@ -310,20 +290,20 @@ _POSTGRESQL_OPTIONS: Final[Mapping[str, _Rule]] = {
     **_HOST_OPTIONS,
     "application_name": _as_is,
     "options": _as_is,
-    "pgbouncer": _yes_or_no,
+    "pgbouncer": _one_of("pgbouncer", "true", "false", spellings=_TRUTH, wanted="true or false"),
     "statement_cache_size": _count,
     "prepared_statement_cache_size": _count,
     "client_encoding": _utf8,
-    "channel_binding": _only_if_not_required("the driver cannot bind the login to the TLS channel"),
-    "gssencmode": _only_if_not_required("the driver does not encrypt by GSSAPI"),
+    "channel_binding": _not_required("the driver cannot bind the login to the TLS channel"),
+    "gssencmode": _not_required("the driver does not encrypt by GSSAPI"),
 }
 
 _MARIADB_OPTIONS: Final[Mapping[str, _Rule]] = {
     **_HOST_OPTIONS,
     "charset": _utf8,
     "unix_socket": _as_is,
-    "socket": _renamed("unix_socket"),
-    **dict.fromkeys(("ssl", "sslmode", "ssl-mode", "ssl_mode"), _ssl_of_mariadb),
+    "socket": lambda _, value: {"unix_socket": value},
+    **dict.fromkeys(("ssl", "sslmode", "ssl-mode", "ssl_mode"), _SSL_OF_MARIADB),
     **dict.fromkeys(("ssl_ca", "ssl_cert", "ssl_key"), _as_is),
-    "ssl_check_hostname": _yes_or_no,
+    "ssl_check_hostname": _one_of("ssl_check_hostname", "true", "false", spellings=_TRUTH, wanted="true or false"),
 }

@@ -68,7 +68,7 @@ class WorkerThread:
             self._closed = True
             return
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.submit(_nothing, lambda _, __: None if ended.done() else ended.set_result(None))
+        self.submit(lambda: None, lambda _, __: None if ended.done() else ended.set_result(None))
         self._closed = True
         self._jobs.put(None)
         await ended
@@ -87,10 +87,6 @@ def settle(result: asyncio.Future[T], value: T, error: BaseException | None) -> 
         result.set_result(value)
     else:
         result.set_exception(error)
-
-
-def _nothing() -> None:
-    return None
 
 
 def _serve(jobs: SimpleQueue[_Job | None]) -> None:

@@ -14,9 +14,9 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from letopis.store.database.fault_classification import translated
-from letopis.store.database.schema import events, log_heads
-from letopis.store.database.store_identity import read_identity
+from letopis.store.database.dialects import reading
+from letopis.store.database.schema import events
+from letopis.store.database.store_identity import read_heads, read_identity
 from letopis.store.errors import InvalidInput
 from letopis.store.maintenance.integrity import MAX_NAMED_PROBLEMS, Checked, unheard
 from letopis.store.model.codec import decode
@@ -24,8 +24,6 @@ from letopis.store.rules.redaction import internal_metadata, stripped
 
 PAGE_EVENTS: Final = 1_000
 """Events of a page, rounded to whole blocks."""
-_HEADS: Final = sa.select(log_heads.c.partition, log_heads.c.position).order_by(log_heads.c.partition)
-
 BLOCK_EVENTS: Final = 100
 """Positions of a block: a redaction leaves the content of its block incomparable, so blocks are small."""
 
@@ -45,17 +43,13 @@ async def make_anchor(
     engine: AsyncEngine, *, now: datetime, block_events: int = BLOCK_EVENTS, checked: Checked = unheard
 ) -> Anchor:
     """Return the anchor of a store at this release's revision, up to the heads that its log has when this begins."""
-    with translated():
-        async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
-            store_id = (await read_identity(connection)).store_id
-            heads = {row.partition: row.position for row in await connection.execute(_HEADS)}
-            progress = _Progress(checked, sum(heads.values()))
-            partitions = []
-            for partition, head in sorted(heads.items()):
-                blocks = [
-                    block async for block in _blocks(connection, partition, head, block_events, report=progress.add)
-                ]
-                partitions.append(PartitionAnchor(position=head, blocks=tuple(blocks)))
+    async with reading(engine) as connection:
+        store_id, heads = (await read_identity(connection)).store_id, await read_heads(connection)
+        progress = _Progress(checked, sum(heads.values()))
+        partitions = []
+        for partition, head in heads.items():
+            blocks = [block async for block in _blocks(connection, partition, head, block_events, report=progress.add)]
+            partitions.append(PartitionAnchor(position=head, blocks=tuple(blocks)))
     return Anchor(store_id=store_id, made_at=now, block_events=block_events, partitions=tuple(partitions))
 
 
@@ -71,24 +65,21 @@ class AnchorCheck:
     async def problems(self, engine: AsyncEngine, *, checked: Checked = unheard) -> AsyncIterator[str]:
         """Yield in what a store's log differs from the anchor. Content is never quoted."""
         anchor = self.anchor
-        with translated():
-            async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
-                store_id = (await read_identity(connection)).store_id
-                if store_id != anchor.store_id:
-                    yield f"the anchor is of history store {anchor.store_id}, and this is {store_id}"
-                    return
-                heads = {row.partition: row.position for row in await connection.execute(_HEADS)}
-                if unknown := sorted(heads.keys() - set(range(len(anchor.partitions)))):
-                    yield f"the anchor does not have partition {unknown[0]} of the log"
-                progress = _Progress(checked, sum(anchored.position for anchored in anchor.partitions))
-                for partition, anchored in enumerate(anchor.partitions):
-                    compared = PartitionComparison(
-                        partition=partition, position=anchored.position, head=heads.get(partition)
-                    )
-                    self.partitions.append(compared)
-                    async for problem in self._problems_of(connection, anchored, compared, report=progress.add):
-                        compared.unchanged = False
-                        yield problem
+        async with reading(engine) as connection:
+            store_id, heads = (await read_identity(connection)).store_id, await read_heads(connection)
+            if store_id != anchor.store_id:
+                yield f"the anchor is of history store {anchor.store_id}, and this is {store_id}"
+                return
+            if unknown := sorted(heads.keys() - set(range(len(anchor.partitions)))):
+                yield f"the anchor does not have partition {unknown[0]} of the log"
+            progress = _Progress(checked, sum(anchored.position for anchored in anchor.partitions))
+            for partition, anchored in enumerate(anchor.partitions):
+                head = heads.get(partition)
+                compared = PartitionComparison(partition=partition, position=anchored.position, head=head)
+                self.partitions.append(compared)
+                async for problem in self._problems_of(connection, anchored, compared, report=progress.add):
+                    compared.unchanged = False
+                    yield problem
 
     async def _problems_of(
         self,
@@ -234,15 +225,22 @@ def dump(anchor: Anchor) -> bytes:
     return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
-def load(document: bytes) -> Anchor:
+def read_document(content: bytes, kind: str, whose: str, wanted: Mapping[str, int]) -> dict[str, Any]:
+    """Return an anchor or a receipt as JSON that has the ``wanted`` values, of which the first is its format."""
     try:
-        content = orjson.loads(document)
+        document = orjson.loads(content)
     except orjson.JSONDecodeError:
-        raise InvalidInput("anchor", "is not JSON") from None
-    if not isinstance(content, dict) or "letopis_anchor" not in content:
-        raise InvalidInput("anchor", "is JSON, but not an anchor of `letopis db anchor`")
-    if content["letopis_anchor"] != FORMAT:
-        raise InvalidInput("anchor", f"has a format other than {FORMAT}: check it with the release that made it")
+        raise InvalidInput(kind, "is not JSON") from None
+    name, known = next(iter(wanted.items()))
+    if not isinstance(document, dict) or name not in document:
+        raise InvalidInput(kind, f"is JSON, but not {whose}")
+    if any(document.get(key) != value for key, value in wanted.items()):
+        raise InvalidInput(kind, f"has a format other than {known}: check it with the release that made it")
+    return document
+
+
+def load(document: bytes) -> Anchor:
+    content = read_document(document, "anchor", "an anchor of `letopis db anchor`", {"letopis_anchor": FORMAT})
     try:
         return _anchor_in(content)
     except (KeyError, TypeError, ValueError, AttributeError):

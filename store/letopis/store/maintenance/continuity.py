@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.schema import events, log_heads
+from letopis.store.database.store_identity import read_heads
 
 NEWEST_POSITIONS: Final = 500
 """Positions at the end of each log partition that every count covers."""
@@ -69,7 +70,7 @@ async def count_log(
 ) -> LogCount:
     """Count as :meth:`Continuity.count` does, on an open connection."""
     if heads is None:
-        heads = {row[0]: row[1] for row in (await connection.execute(_HEADS)).all()}
+        heads = await read_heads(connection)
     ranges = [(number, after, after + length) for number in sorted(heads)]
     ranges += [(number, max(0, heads[number] - newest), heads[number]) for number in sorted(heads)]
     # Bounds are parameters: with a join, PostgreSQL plans for any size and MariaDB reads the whole table.
@@ -90,5 +91,4 @@ def _count_range(index: int, partition: int, first: int, last: int) -> Any:
     return sa.select(sa.literal_column(str(index)), sa.literal_column("0"), sa.func.count()).where(*within)
 
 
-_HEADS: Final = sa.select(log_heads.c.partition, log_heads.c.position)
 _NOW: Final = sa.select(sa.literal_column("-1"), log_heads.c.partition, log_heads.c.position)

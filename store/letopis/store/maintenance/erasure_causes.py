@@ -10,6 +10,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from letopis.store.database.dialects import rows_by_key
 from letopis.store.database.row_mapping import conflict_of
 from letopis.store.database.schema import conversations, events, tasks
 from letopis.store.model.codec import decode
@@ -113,16 +114,10 @@ async def _erasures(connection: AsyncConnection) -> dict[str, _Erasures]:
 
 async def _rows(connection: AsyncConnection, condition: sa.ColumnElement[bool]) -> AsyncIterator[sa.Row[Any]]:
     """Yield the events that fulfil a condition, in the order of the log."""
-    position = (-1, 0)
-    while True:
-        after = sa.tuple_(events.c.partition, events.c.position) > sa.tuple_(*map(sa.literal, position))
-        page = sa.select(events).where(condition, after).order_by(events.c.partition, events.c.position)
-        rows = (await connection.execute(page.limit(_PAGE_ROWS))).all()
+    select = sa.select(events).where(condition)
+    async for rows in rows_by_key(connection, select, events.c.partition, events.c.position, size=_PAGE_ROWS):
         for row in rows:
             yield row
-        if len(rows) < _PAGE_ROWS:
-            return
-        position = (rows[-1].partition, rows[-1].position)
 
 
 def _decoded(row: sa.Row[Any]) -> Mapping[str, Any] | None:

@@ -13,13 +13,12 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from letopis.store.database.dialects import dialect_for
+from letopis.store.database.dialects import dialect_for, rows_by_key
 from letopis.store.database.row_mapping import conflict_of
 from letopis.store.database.schema import (
     conversations,
     events,
     lanes,
-    log_heads,
     metadata,
     origins,
     owners,
@@ -29,9 +28,9 @@ from letopis.store.database.schema import (
     records,
     same_conversation,
 )
-from letopis.store.maintenance.content_problems import content_problems
+from letopis.store.database.store_identity import read_heads
 from letopis.store.maintenance.erasure_causes import erasure_problems
-from letopis.store.maintenance.record_problems import record_problems
+from letopis.store.maintenance.record_problems import content_problems, record_problems
 from letopis.store.maintenance.wal_format import scan_wal
 from letopis.store.model.codec import decode, digest_of
 from letopis.store.model.event_types import ConversationActivated, ConversationArchived, ConversationDeleted
@@ -111,25 +110,17 @@ def structure_problems(rows: Iterable[Any]) -> Iterator[str]:
     return (f"SQLite: {row[0]}" for row in rows if row[0] != "ok")
 
 
-def is_intact(
-    *,
-    conversation_id: str,
-    type_name: str,
-    schema_version: int,
-    data: str,
-    metadata: str | None,
-    digest: bytes,
-    salt: bytes | None,
-) -> bool:
+def _is_intact(row: sa.Row[Any]) -> bool:
     """Return True if an event's payload is JSON and matches its digest, or is what an erasure leaves."""
     try:
-        decode(data)
-        decode(metadata)
+        decode(row.data)
+        decode(row.metadata)
     except ValueError:
         return False
-    if salt is None:
-        return is_stripped(type_name, data, metadata)
-    return digest_of(conversation_id, type_name, schema_version, data, metadata, salt) == digest
+    if row.salt is None:
+        return is_stripped(row.type, row.data, row.metadata)
+    named = (row.conversation_id, row.type, row.schema_version)
+    return digest_of(*named, row.data, row.metadata, bytes(row.salt)) == bytes(row.digest)
 
 
 async def _structure(connection: AsyncConnection) -> AsyncIterator[str]:
@@ -140,42 +131,26 @@ async def _structure(connection: AsyncConnection) -> AsyncIterator[str]:
 
 
 async def _log(connection: AsyncConnection, *, checked: Checked) -> AsyncIterator[str]:
-    heads = (await connection.execute(sa.select(log_heads.c.partition, log_heads.c.position))).all()
-    done, total = 0, sum(row.position for row in heads)
+    heads = await read_heads(connection)
+    done, total = 0, sum(heads.values())
     if not heads:
         yield "the log has no counters"
-    for partition, head in heads:
-        position = 0
-        while True:
-            page = sa.select(events).where(events.c.partition == partition, events.c.position > position)
-            rows = (await connection.execute(page.order_by(events.c.position).limit(PAGE_ROWS))).all()
+    for partition, head in heads.items():
+        position, part = 0, sa.select(events).where(events.c.partition == partition)
+        async for rows in rows_by_key(connection, part, events.c.position, size=PAGE_ROWS):
             for row in rows:
                 if row.position != position + 1:
                     yield f"partition {partition} of the log: {row.position} follows {position}"
                 position = row.position
-                if not _row_is_intact(row):
+                if not _is_intact(row):
                     yield f"event {position} of partition {partition} is not what was written"
             done += len(rows)
             checked(done, total)
-            if len(rows) < PAGE_ROWS:
-                break
         if position != head:
             yield f"partition {partition} of the log ends at {position}, its counter says {head}"
-    strays = sa.select(sa.func.count()).where(events.c.partition.not_in([row.partition for row in heads]))
+    strays = sa.select(sa.func.count()).where(events.c.partition.not_in(list(heads)))
     if stray := (await connection.execute(strays)).scalar_one():
         yield f"{stray} events are in a partition that does not exist"
-
-
-def _row_is_intact(row: sa.Row[Any]) -> bool:
-    return is_intact(
-        conversation_id=row.conversation_id,
-        type_name=row.type,
-        schema_version=row.schema_version,
-        data=row.data,
-        metadata=row.metadata,
-        digest=bytes(row.digest),
-        salt=None if row.salt is None else bytes(row.salt),
-    )
 
 
 async def _versions(connection: AsyncConnection) -> AsyncIterator[str]:
@@ -248,16 +223,12 @@ async def _owners(connection: AsyncConnection) -> AsyncIterator[str]:
         .where(conversations.c.number >= owners.c.next_number)
         .distinct()
     )
-    for (owner_id,) in await _first_rows(connection, wrong):
-        yield f"owner {owner_id!r} would get a conversation number twice"
     twice = (
         sa.select(conversations.c.owner_id)
         .where(conversations.c.number.is_not(None))
         .group_by(conversations.c.owner_id, conversations.c.number)
         .having(sa.func.count() > 1)
     )
-    for (owner_id,) in await _first_rows(connection, twice):
-        yield f"two conversations of owner {owner_id!r} have the same number"
     is_active = sa.and_(
         conversations.c.partition == owners.c.active_partition,
         conversations.c.conversation_id == owners.c.active_conversation_id,
@@ -267,8 +238,13 @@ async def _owners(connection: AsyncConnection) -> AsyncIterator[str]:
         .select_from(owners.outerjoin(conversations, is_active))
         .where(owners.c.active_conversation_id.is_not(None), conversations.c.conversation_id.is_(None))
     )
-    for (owner_id,) in await _first_rows(connection, lost):
-        yield f"the active conversation of owner {owner_id!r} does not exist"
+    for statement, problem in (
+        (wrong, "owner {!r} would get a conversation number twice"),
+        (twice, "two conversations of owner {!r} have the same number"),
+        (lost, "the active conversation of owner {!r} does not exist"),
+    ):
+        for (owner_id,) in await _first_rows(connection, statement):
+            yield problem.format(owner_id)
 
 
 _ACTIVITY: Final = sa.select(
@@ -281,17 +257,10 @@ _LEFT: Final = _ACTIVITY.where(events.c.type.in_([ConversationArchived.type, Con
 async def _active_conversations(connection: AsyncConnection) -> AsyncIterator[str]:
     """Yield the owners whose active conversation is not the one that was activated last."""
     # Only if its conversation was archived or deleted since, another one is active; which one is not checked.
-    last = (-1, "")
-    while True:
-        after = sa.tuple_(owners.c.partition, owners.c.owner_id) > sa.tuple_(*map(sa.literal, last))
-        select = sa.select(owners).where(after).order_by(owners.c.partition, owners.c.owner_id)
-        page = (await connection.execute(select.limit(PAGE_ROWS))).all()
+    async for page in rows_by_key(connection, sa.select(owners), owners.c.partition, owners.c.owner_id, size=PAGE_ROWS):
         for owner in await _not_activated(connection, page):
             if not await _was_left(connection, owner):
                 yield f"the active conversation of owner {owner.owner_id!r} is not the one that was activated last"
-        if len(page) < PAGE_ROWS:
-            return
-        last = (page[-1].partition, page[-1].owner_id)
 
 
 async def _not_activated(connection: AsyncConnection, page: Sequence[sa.Row[Any]]) -> list[sa.Row[Any]]:

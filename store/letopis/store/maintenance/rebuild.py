@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from functools import partial
+from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from letopis.store.database.dialects import Dialect
-from letopis.store.database.fault_classification import translated
-from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.dialects import Dialect, in_batches, pages, reading
+from letopis.store.database.fault_classification import repeat_on_conflict
 from letopis.store.database.row_mapping import message_row
 from letopis.store.database.schema import conversations, events, messages, of_conversation, owners, same_conversation
 from letopis.store.maintenance.replay import ConversationReplay
@@ -28,13 +27,10 @@ from letopis.store.search.indexer import index_progress
 from letopis.store.write.redaction import Eraser
 from letopis.store.write.row_writer import OwnerRow, OwnerStatements
 
-T = TypeVar("T")
-
 PAGE_ROWS: Final = 500
-"""Rows in one page that is read or written."""
+"""Rows in one page that is read."""
 MAX_NAMED_DIFFERENCES: Final = 20
 """Differences of one conversation that are named; the others are only counted."""
-MAX_ATTEMPTS: Final = 3
 _COLUMNS: Final = tuple(column.name for column in conversations.columns)
 # Not derived from the events: the number, what forks need, and the rules that made the row.
 _NOT_DERIVED: Final = frozenset({"number", "retained", "rules"})
@@ -86,7 +82,6 @@ class Rebuilder:
     # A conversation is first read without a lock, however long it is. Then its row is locked, the events since are read
     # and differences are written: only an apply to this conversation waits for that, on SQLite every apply.
     engine: AsyncEngine
-    readers: AsyncEngine
     dialect: Dialect
     partitions: int
     upcasters: Upcasters
@@ -122,43 +117,30 @@ class Rebuilder:
         return rebuilt
 
     async def _keys(self, statement: Any) -> AsyncIterator[tuple[int, str]]:
-        last: tuple[int, str] = (-1, "")
-        while True:
-            rows = await self.whole(self._page(statement, last))
-            for row in rows:
-                yield row.partition, row.conversation_id
-            if len(rows) < PAGE_ROWS:
-                return
-            last = (rows[-1].partition, rows[-1].conversation_id)
+        partition, name, rows = -1, "", None
+        while rows is None or len(rows) == PAGE_ROWS:
+            rows = await self.whole(self._page(statement, {"partition": partition, "conversation": name}))
+            for partition, name in rows:
+                yield partition, name
 
-    async def _page(self, statement: Any, last: tuple[int, str]) -> list[sa.Row[Any]]:
-        key = {"partition": last[0], "conversation": last[1], "limit": PAGE_ROWS}
-        with translated():
-            async with self.readers.connect() as connection:
-                return list((await connection.execute(statement, key)).all())
+    async def _page(self, statement: Any, after: dict[str, Any]) -> list[tuple[int, str]]:
+        async with reading(self.engine) as connection:
+            rows = await connection.execute(statement, {**after, "limit": PAGE_ROWS})
+            return [(row.partition, row.conversation_id) for row in rows]
 
     async def _checked(self, replay: ConversationReplay) -> Rebuilt | None:
-        with translated():
-            async with self.readers.connect() as connection:
-                await self.dialect.begin_snapshot(connection)
-                stored = (await connection.execute(self._statements.row, replay.key)).first()
-                await self._read_new_events(connection, replay)
-                changes = await self._compare(connection, replay, stored)
-                return None if changes is None else _result(replay, changes, written=False)
+        async with reading(self.engine) as connection:
+            await self.dialect.begin_snapshot(connection)
+            stored = (await connection.execute(self._statements.row, replay.key)).first()
+            await self._read_new_events(connection, replay)
+            changes = await self._compare(connection, replay, stored)
+            return None if changes is None else _result(replay, changes, written=False)
 
     async def _rebuilt(self, replay: ConversationReplay) -> Rebuilt | None:
-        with translated():
-            async with self.readers.connect() as connection:
-                await self._read_new_events(connection, replay)
-        for attempt in range(MAX_ATTEMPTS):
-            try:
-                return await self._transaction(replay)
-            except StoreFault as fault:
-                # An apply has inserted the missing row since, or there was a deadlock.
-                is_transient = isinstance(fault.__cause__, IntegrityError) or fault.fault_class is FaultClass.CONFLICT
-                if attempt == MAX_ATTEMPTS - 1 or not is_transient:
-                    raise
-        raise AssertionError("unreachable")
+        async with reading(self.engine) as connection:
+            await self._read_new_events(connection, replay)
+        # An apply may insert the missing row meanwhile.
+        return await repeat_on_conflict(partial(self._transaction, replay), deadlocks=True)
 
     async def _transaction(self, replay: ConversationReplay) -> Rebuilt | None:
         async with self.dialect.transaction(self.engine) as connection:
@@ -182,12 +164,9 @@ class Rebuilder:
         self._retains_too_much = False
 
     async def _read_new_events(self, connection: AsyncConnection, replay: ConversationReplay) -> None:
-        while True:
-            key = {**replay.key, "after": replay.events, "limit": PAGE_ROWS}
-            page = (await connection.execute(self._statements.events, key)).all()
+        key = {**replay.key, "limit": PAGE_ROWS}
+        async for page in pages(connection, self._statements.events, key, size=PAGE_ROWS, after=replay.events):
             replay.apply(page)
-            if len(page) < PAGE_ROWS:
-                return
 
     async def _compare(
         self, connection: AsyncConnection, replay: ConversationReplay, stored: sa.Row[Any] | None
@@ -230,12 +209,8 @@ class Rebuilder:
         self, connection: AsyncConnection, replay: ConversationReplay, changes: _Changes
     ) -> None:
         wanted = {message.version: message for message in replay.messages}
-        is_deleted = replay.row is not None and replay.row.conversation.state == "deleted"
-        statement = self._statements.messages_of_deleted if is_deleted else self._statements.messages
-        after = 0
-        while True:
-            key = {**replay.key, "after": after, "limit": PAGE_ROWS}
-            rows = (await connection.execute(statement, key)).all()
+        statement = self._statements.messages_of_deleted if replay.deleted else self._statements.messages
+        async for rows in pages(connection, statement, {**replay.key, "limit": PAGE_ROWS}, size=PAGE_ROWS):
             for row in rows:
                 message = wanted.pop(row.version, None)
                 if message is None:
@@ -245,9 +220,6 @@ class Rebuilder:
                     for name in different:
                         changes.differ(f"messages[{row.version}].{name}")
                     changes.overwritten.append(message.as_row(replay.partition, replay.conversation_id))
-            if len(rows) < PAGE_ROWS:
-                break
-            after = rows[-1].version
         for version, message in wanted.items():
             changes.differ(f"messages[{version}] missing")
             changes.inserted.append(message.as_row(replay.partition, replay.conversation_id))
@@ -266,17 +238,16 @@ class Rebuilder:
             await self._assign_number(connection, row, row.conversation.owner_id)
         write = self.dialect.insert if stored is None else self.dialect.overwrite
         await write(connection, conversations, [row.as_row()])
-        for versions in _pages(changes.deleted):
+        for versions in in_batches(changes.deleted):
             await connection.execute(self._statements.delete_messages, {**replay.key, "versions": versions})
-        for rows in _pages(changes.overwritten):
-            await self.dialect.overwrite(connection, messages, rows)
-        for rows in _pages(changes.inserted):
-            await self.dialect.insert(connection, messages, rows)
+        for old in in_batches(changes.overwritten):
+            await self.dialect.overwrite(connection, messages, old)
+        for new in in_batches(changes.inserted):
+            await self.dialect.insert(connection, messages, new)
         if changes.redacted:
-            is_deleted = row.conversation.state == "deleted"
-            redacted = [message.version for message in replay.messages if is_deleted or message.redacted_at is not None]
+            erased = [item.version for item in replay.messages if replay.deleted or item.redacted_at is not None]
             key = (replay.partition, replay.conversation_id)
-            await self.eraser.strip_versions(connection, *key, changes.redacted, messages=redacted)
+            await self.eraser.strip_versions(connection, key, changes.redacted, messages=erased)
 
     async def _assign_number(self, connection: AsyncConnection, row: ConversationRow, owner_id: str) -> None:
         """Give a conversation whose row was lost its owner's next number: no event says which one it had."""
@@ -291,10 +262,6 @@ class Rebuilder:
         owner.number += 1
         write = self.dialect.insert if owner_row is None else self.dialect.overwrite
         await write(connection, owners, [owner.as_row(self.partitions)])
-
-
-def _pages(values: list[T]) -> Iterator[list[T]]:
-    return (values[start : start + PAGE_ROWS] for start in range(0, len(values), PAGE_ROWS))
 
 
 def _different(replay: ConversationReplay, message: MessageRow, row: sa.Row[Any]) -> list[str]:
@@ -322,17 +289,15 @@ async def conversations_to_rebuild(engine: AsyncEngine, *, every: bool) -> int:
     """Return how many conversations a rebuild goes through, without those whose row is missing."""
     rules = conversations.c.rules
     chosen = rules <= PROJECTION_RULES if every else rules < PROJECTION_RULES
-    with translated():
-        async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
-            count = await connection.execute(sa.select(sa.func.count()).select_from(conversations).where(chosen))
-            return int(count.scalar_one())
+    async with reading(engine) as connection:
+        count = await connection.execute(sa.select(sa.func.count()).select_from(conversations).where(chosen))
+        return int(count.scalar_one())
 
 
 async def events_to_index(engine: AsyncEngine) -> int:
     """Return how many events the search index is behind the log."""
-    with translated():
-        async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
-            return sum(progress.behind for progress in await index_progress(connection))
+    async with reading(engine) as connection:
+        return sum(progress.behind for progress in await index_progress(connection))
 
 
 class RebuildStatements:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Final
@@ -16,22 +16,20 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from letopis.store.database.dialects import in_batches
-from letopis.store.database.fault_classification import translated
+from letopis.store.database.dialects import in_batches, reading, rows_by_key
 from letopis.store.database.schema import (
     conversations,
     erasures,
     events,
-    log_heads,
     messages,
     of_conversation,
     origins,
     records,
     same_conversation,
 )
-from letopis.store.database.store_identity import read_identity
+from letopis.store.database.store_identity import read_heads, read_identity
 from letopis.store.errors import InvalidInput
-from letopis.store.maintenance.anchor import BLOCK_EVENTS, block_of
+from letopis.store.maintenance.anchor import BLOCK_EVENTS, block_of, read_document
 from letopis.store.maintenance.integrity import MAX_NAMED_PROBLEMS
 from letopis.store.model.codec import decode
 from letopis.store.model.event_types import ConversationDeleted, MessageAppended
@@ -67,32 +65,32 @@ class ErasureScope:
 
     conversations: Sequence[str]
     messages: Mapping[str, Sequence[str]]
-    records: Sequence[str]
     heads: Sequence[int]
-    events: int
-    leaves: Sequence[Leaf]
+    records: Sequence[str] = ()
+    events: int = 0
+    leaves: Sequence[Leaf] = ()
 
     @classmethod
     async def read(cls, connection: AsyncConnection, kind: str, subject: str) -> ErasureScope:
         """Return the scope of an erasure that was just recorded, and of which nothing need be erased yet."""
         column = conversations.c.conversation_id if kind == "conversation" else conversations.c.owner_id
-        whose, heads = column == subject, await _heads(connection)
+        whose, heads = column == subject, [*(await read_heads(connection)).values()]
         names = sa.select(conversations.c.conversation_id).where(whose).order_by(conversations.c.conversation_id)
         owned = list((await connection.execute(names)).scalars())
         written: dict[str, list[str]] = {}
         if kind == "person":
-            authored = sa.select(messages.c.conversation_id, messages.c.message_id).select_from(
-                messages.join(conversations, same_conversation(messages, conversations))
+            others = sa.or_(conversations.c.owner_id.is_(None), sa.not_(whose))
+            authored = sa.select(messages.c.conversation_id, messages.c.message_id).join(
+                conversations, same_conversation(messages, conversations)
             )
-            authored = authored.where(
-                messages.c.author == subject, sa.or_(conversations.c.owner_id.is_(None), sa.not_(whose))
-            )
-            for name, message_id in sorted({(row[0], row[1]) for row in await connection.execute(authored)}):
+            rows = await connection.execute(authored.where(messages.c.author == subject, others))
+            for name, message_id in sorted({(row[0], row[1]) for row in rows}):
                 written.setdefault(name, []).append(message_id)
-        places = await _places(connection, owned, written, heads)
+        scope = cls(conversations=owned, messages=written, heads=heads)
+        places = await _places(connection, scope)
         leaves = [await _leaf(connection, *block, heads) for block in _blocks_of(places)]
-        kept = await _revisions(connection, kind, subject, owned, len(heads))
-        return cls(conversations=owned, messages=written, records=kept, heads=heads, events=len(places), leaves=leaves)
+        kept = await _revisions(connection, kind, subject, scope)
+        return replace(scope, records=kept, events=len(places), leaves=leaves)
 
 
 async def make_receipt(connection: AsyncConnection, number: int, scope: ErasureScope, *, now: datetime) -> bytes:
@@ -101,14 +99,13 @@ async def make_receipt(connection: AsyncConnection, number: int, scope: ErasureS
     :raises InvalidInput: the store still holds content that is not kept for forks.
     """
     check = ReceiptCheck({})
-    retained = await check.count_retained(connection, scope.conversations, scope.messages, scope.heads)
+    retained = await check.count_retained(connection, scope)
     if check.with_content:
         raise InvalidInput("receipt", f"cannot be made: {check.with_content[0]}")
     erasure = await _recorded(connection, number)
     if erasure is None:
         raise InvalidInput("receipt", f"cannot be made: the store does not know erasure {number}")
-    left = await _records_left(connection, erasure, scope.conversations, scope.records, scope.heads)
-    if left:
+    if left := await _records_left(connection, erasure, scope):
         raise InvalidInput("receipt", f"cannot be made: the store holds {left} of the records")
     document = {
         "letopis_receipt": FORMAT,
@@ -123,7 +120,7 @@ async def make_receipt(connection: AsyncConnection, number: int, scope: ErasureS
         "block_events": BLOCK_EVENTS,
         "before": {"heads": scope.heads, "blocks": scope.leaves},
         "after": {
-            "heads": await _heads(connection),
+            "heads": [*(await read_heads(connection)).values()],
             "blocks": [await _leaf(connection, leaf[0], leaf[1], scope.heads) for leaf in scope.leaves],
         },
         "outboxes": [
@@ -145,14 +142,8 @@ def load(content: bytes) -> ReceiptCheck:
 
     :raises InvalidInput: it is none, or it was altered.
     """
-    try:
-        document = orjson.loads(content)
-    except orjson.JSONDecodeError:
-        raise InvalidInput("receipt", "is not JSON") from None
-    if not isinstance(document, dict) or "letopis_receipt" not in document:
-        raise InvalidInput("receipt", "is JSON, but not a receipt of `letopis history erase`")
-    if document["letopis_receipt"] != FORMAT or document.get("block_events") != BLOCK_EVENTS:
-        raise InvalidInput("receipt", f"has a format other than {FORMAT}: check it with the release that made it")
+    wanted = {"letopis_receipt": FORMAT, "block_events": BLOCK_EVENTS}
+    document = read_document(content, "receipt", "a receipt of `letopis history erase`", wanted)
     if document.keys() != _KEYS or document["digest"] != _digest(document):
         raise InvalidInput("receipt", "was altered: its digest is not that of the rest")
     return ReceiptCheck(document)
@@ -170,13 +161,12 @@ class ReceiptCheck:
 
     async def problems(self, engine: AsyncEngine) -> AsyncIterator[str]:
         """Yield in what a store differs from the receipt. Content is never quoted."""
-        with translated():
-            async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
-                try:
-                    async for problem in self._problems(connection):
-                        yield problem
-                except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-                    yield "the receipt is incomplete or was altered"
+        async with reading(engine) as connection:
+            try:
+                async for problem in self._problems(connection):
+                    yield problem
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+                yield "the receipt is incomplete or was altered"
 
     async def _problems(self, connection: AsyncConnection) -> AsyncIterator[str]:
         document, store_id = self.document, str((await read_identity(connection)).store_id)
@@ -190,30 +180,35 @@ class ReceiptCheck:
         elif known != told:
             names = ", ".join(name for name in known if known[name] != told.get(name)) or "more than it has"
             yield f"the receipt tells other things of erasure {told['number']} than the store: {names}"
-        before, after, heads = document["before"], document["after"], await _heads(connection)
+        before, after, heads = document["before"], document["after"], [*(await read_heads(connection)).values()]
         if len(heads) != len(before["heads"]) or len(heads) != len(after["heads"]):
             yield "the log has other partitions than the receipt"
             return
         for partition, (head, first, last) in enumerate(zip(heads, before["heads"], after["heads"], strict=True)):
             if not first <= last <= head:
                 yield f"partition {partition} of the log ends at {head}, and the receipt knows it up to {last}"
-        written, known_heads = document["messages"], before["heads"]
-        places = await _places(connection, document["conversations"], written, known_heads)
+        scope = ErasureScope(
+            conversations=document["conversations"],
+            messages=document["messages"],
+            records=document["records"],
+            heads=before["heads"],
+        )
+        places = await _places(connection, scope)
         if len(places) != document["events"]:
             yield f"{len(places)} events are those of the receipt, which counts {document['events']}"
         if [leaf[:2] for leaf in before["blocks"]] != [list(block) for block in _blocks_of(places)]:
             yield "the receipt names other events than those of its conversations and messages"
-        retained = await self.count_retained(connection, document["conversations"], written, known_heads)
+        retained = await self.count_retained(connection, scope)
         if retained > document["retained"]:
             yield f"{retained} events are kept for forks, and the receipt counts {document['retained']}"
         for problem in self.with_content[:MAX_NAMED_PROBLEMS]:
             yield problem
         if (more := len(self.with_content) - MAX_NAMED_PROBLEMS) > 0:
             yield f"{more} more events hold content"
-        if left := await _records_left(connection, told, document["conversations"], document["records"], known_heads):
+        if left := await _records_left(connection, told, scope):
             yield f"the store holds {left} of the records of the receipt"
         for leaf, later in zip(before["blocks"], after["blocks"], strict=True):
-            if not leaf == later == await _leaf(connection, leaf[0], leaf[1], known_heads):
+            if not leaf == later == await _leaf(connection, leaf[0], leaf[1], scope.heads):
                 first = leaf[1] * BLOCK_EVENTS + 1
                 yield f"partition {leaf[0]} of the log: events from {first} on are not those of the receipt"
         async for problem in self._outbox_problems(connection, told["number"]):
@@ -230,19 +225,13 @@ class ReceiptCheck:
             since = "has acknowledged since" if row.erasures >= number else "has not acknowledged yet"
             self.outboxes[outbox["name"]] = "had acknowledged" if acknowledged else since
 
-    async def count_retained(
-        self,
-        connection: AsyncConnection,
-        whole: Collection[str],
-        written: Mapping[str, Collection[str]],
-        heads: Sequence[int],
-    ) -> int:
+    async def count_retained(self, connection: AsyncConnection, scope: ErasureScope) -> int:
         """Note the events that hold content, but for those kept for forks, and return how many these are."""
         statement = sa.select(conversations.c.conversation_id, conversations.c.retained)
         retaining = await connection.execute(statement.where(conversations.c.retained > 0))
         kept = {row.conversation_id: row.retained for row in retaining}
         retained = 0
-        async for row in _events(connection, whole, written, heads):
+        async for row in _events(connection, scope):
             if row.type == ConversationDeleted.type or _is_erased(row):
                 continue
             if row.version <= kept.get(row.conversation_id, 0):
@@ -260,14 +249,13 @@ def _is_erased(row: sa.Row[Any]) -> bool:
         return False
 
 
-async def _events(
-    connection: AsyncConnection, whole: Collection[str], written: Mapping[str, Collection[str]], heads: Sequence[int]
-) -> AsyncIterator[sa.Row[Any]]:
+async def _events(connection: AsyncConnection, scope: ErasureScope) -> AsyncIterator[sa.Row[Any]]:
     """Yield the events of conversations, and of messages in others, up to the heads of the log."""
-    for name in whole:
+    heads = scope.heads
+    for name in scope.conversations:
         async for row in _pages(connection, name, heads):
             yield row
-    for name, ids in written.items():
+    for name, ids in scope.messages.items():
         key = {"partition": partition_of(name, len(heads)), "conversation": name}
         versions: list[int] = []
         for part in in_batches(sorted(set(ids))):
@@ -284,49 +272,38 @@ async def _events(
 async def _pages(
     connection: AsyncConnection, name: str, heads: Sequence[int], *where: sa.ColumnElement[bool]
 ) -> AsyncIterator[sa.Row[Any]]:
-    partition, after = partition_of(name, len(heads)), 0
-    key = {"partition": partition, "conversation": name}
-    while True:
-        page = sa.select(events).where(*of_conversation(events), events.c.version > after, *where)
-        rows = (await connection.execute(page.order_by(events.c.version).limit(_PAGE_EVENTS), key)).all()
+    partition = partition_of(name, len(heads))
+    own = (events.c.partition == partition, events.c.conversation_id == name)
+    async for rows in rows_by_key(
+        connection, sa.select(events).where(*own, *where), events.c.version, size=_PAGE_EVENTS
+    ):
         # A long transaction would keep the database from clearing up behind its writers.
         await connection.rollback()
         for row in rows:
             if row.position <= heads[partition]:
                 yield row
-        if len(rows) < _PAGE_EVENTS:
-            return
-        after = rows[-1].version
 
 
-async def _revisions(
-    connection: AsyncConnection, kind: str, subject: str, whole: Collection[str], partitions: int
-) -> list[str]:
-    """Return the revisions of the records of conversations, and of the owner that an erasure is about."""
-    scopes = [Scope.conversation(name) for name in whole]
+async def _revisions(connection: AsyncConnection, kind: str, subject: str, scope: ErasureScope) -> list[str]:
+    """Return the revisions of the records of the conversations, and of the owner that an erasure is about."""
+    holders = [Scope.conversation(name) for name in scope.conversations]
     if kind != "conversation":
-        scopes.append(Scope.owner(subject))
+        holders.append(Scope.owner(subject))
     revisions: list[str] = []
-    for scope in scopes:
-        place = (records.c.partition == scope.partition(partitions), records.c.scope == scope.name)
+    for holder in holders:
+        place = (records.c.partition == holder.partition(len(scope.heads)), records.c.scope == holder.name)
         revisions += map(str, (await connection.execute(sa.select(records.c.revision).where(*place))).scalars())
     return sorted(revisions)
 
 
-async def _records_left(
-    connection: AsyncConnection,
-    erasure: Mapping[str, Any],
-    whole: Collection[str],
-    revisions: Collection[str],
-    heads: Sequence[int],
-) -> int:
+async def _records_left(connection: AsyncConnection, erasure: Mapping[str, Any], scope: ErasureScope) -> int:
     # What was put since, under the same keys too, has other revisions.
-    now = await _revisions(connection, erasure["kind"], erasure["subject"], whole, len(heads))
-    return len(set(now).intersection(revisions))
+    now = await _revisions(connection, erasure["kind"], erasure["subject"], scope)
+    return len(set(now).intersection(scope.records))
 
 
-async def _places(connection: AsyncConnection, *scope: Any) -> list[tuple[int, int]]:
-    return [(row.partition, row.position) async for row in _events(connection, *scope)]
+async def _places(connection: AsyncConnection, scope: ErasureScope) -> list[tuple[int, int]]:
+    return [(row.partition, row.position) async for row in _events(connection, scope)]
 
 
 def _blocks_of(places: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -338,10 +315,6 @@ async def _leaf(connection: AsyncConnection, partition: int, number: int, heads:
     span = (events.c.partition == partition, events.c.position >= first, events.c.position <= last)
     block = block_of(await connection.execute(sa.select(events).where(*span).order_by(events.c.position)))
     return [partition, number, block.identity, block.content]
-
-
-async def _heads(connection: AsyncConnection) -> list[int]:
-    return list((await connection.execute(sa.select(log_heads.c.position).order_by(log_heads.c.partition))).scalars())
 
 
 async def _recorded(connection: AsyncConnection, number: int) -> dict[str, Any] | None:

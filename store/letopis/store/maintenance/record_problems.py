@@ -1,4 +1,4 @@
-"""Check that a store's records are those that were put; read everything and change nothing."""
+"""Check that a store's records, and the large content of its messages, are what was put; change nothing."""
 
 from __future__ import annotations
 
@@ -12,13 +12,20 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from letopis.store.database.schema import lanes, record_parts, record_tags, records
+from letopis.store.database.schema import events, lanes, record_parts, record_tags, records
 from letopis.store.errors import InvalidInput
-from letopis.store.maintenance.content_problems import IS_CONTENT
-from letopis.store.model.large_content import content_name
+from letopis.store.model.large_content import CONTENT_TYPES, LIKE_REFERENCE, content_name, references_in
 from letopis.store.model.records import CONTENT_SCOPES, Scope, encode_tag, is_record_lane, scope_of
 from letopis.store.rules.record_plan import record_digest
 
+_IS_CONTENT: Final = records.c.scope.startswith(CONTENT_SCOPES, autoescape=True)
+_CONTENT_SCOPES: Final = sa.select(records.c.partition, records.c.scope).distinct().where(_IS_CONTENT)
+_SHOW: Final = (
+    events.c.salt.is_not(None),
+    events.c.type.in_(CONTENT_TYPES),
+    events.c.data.contains(LIKE_REFERENCE),
+)
+_CONVERSATIONS: Final = sa.select(events.c.partition, events.c.conversation_id).distinct().where(*_SHOW)
 _MAX_NAMED_SCOPES: Final = 20
 _MAX_BUFFERED_ROWS: Final = 16
 """Rows that the driver reads ahead: each may hold half a MiB."""
@@ -39,7 +46,7 @@ _STRAY_PARTS: Final = (
     .where(records.c.record_id.is_(None))
 )
 _SCOPES: Final = (
-    sa.select(records.c.scope, sa.func.count().label("held")).where(sa.not_(IS_CONTENT)).group_by(records.c.scope)
+    sa.select(records.c.scope, sa.func.count().label("held")).where(sa.not_(_IS_CONTENT)).group_by(records.c.scope)
 )
 _COUNTERS: Final = sa.select(lanes.c.conversation_id, lanes.c.records).where(lanes.c.records != 0)
 _TOTALS: Final = sa.select(lanes.c.partition, sa.func.sum(lanes.c.records)).group_by(lanes.c.partition)
@@ -118,3 +125,28 @@ async def _miscounted(connection: AsyncConnection, partition: int) -> AsyncItera
     wrong = (name for name in sorted(counted.keys() | held.keys()) if counted[name] != held[name])
     for name in islice(wrong, _MAX_NAMED_SCOPES):
         yield f"records of {Scope(name)}: {counted[name]} were put and not removed, {held[name]} are there"
+
+
+async def content_problems(connection: AsyncConnection) -> AsyncIterator[str]:
+    """Yield the conversations with large content that no event shows, or with events whose content is missing."""
+    keys = {(row.partition, row.conversation_id) for row in await connection.execute(_CONVERSATIONS)}
+    for row in await connection.execute(_CONTENT_SCOPES):
+        keys.add((row.partition, row.scope.removeprefix(CONTENT_SCOPES)))
+    for partition, conversation_id in sorted(keys):
+        shown = await _shown(connection, partition, conversation_id)
+        own = (records.c.partition == partition, records.c.scope == CONTENT_SCOPES + conversation_id)
+        rows = await connection.execute(sa.select(records.c.record_key).where(*own))
+        held = {bytes(row.record_key).decode() for row in rows}
+        if orphans := held - shown:
+            yield f"conversation {conversation_id!r}: {len(orphans)} pieces of large content belong to no event"
+        if missing := shown - held:
+            yield f"conversation {conversation_id!r}: {len(missing)} pieces of large content are missing"
+
+
+async def _shown(connection: AsyncConnection, partition: int, conversation_id: str) -> set[str]:
+    own = (events.c.partition == partition, events.c.conversation_id == conversation_id)
+    names = set[str]()
+    rows: Any = await connection.stream(sa.select(events.c.type, events.c.data).where(*own, *_SHOW))
+    async for row in rows:
+        names |= references_in(row.type, row.data)
+    return names

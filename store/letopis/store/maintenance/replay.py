@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -84,6 +85,11 @@ class ConversationReplay:
         """The version of the last erased event that still holds content, or 0."""
         return max(self._erased(), default=0)
 
+    @property
+    def deleted(self) -> bool:
+        """Whether the conversation was deleted."""
+        return self.row is not None and self.row.conversation.state == "deleted"
+
     def pending_redactions(self) -> list[int]:
         """Return the versions of the events whose content is to be removed; :attr:`row` says what forks retain."""
         if self.row is None:
@@ -93,22 +99,20 @@ class ConversationReplay:
 
     def _erased(self) -> Iterator[int]:
         """Yield the versions of the erased events that still hold content."""
-        before, trimmed = self._erased_before, 0 if self.row is None else self.row.conversation.trimmed
+        # A deletion or a reset erased all events before it.
+        before = INTEGER_MAX if self.deleted else self._reset_at
+        trimmed = 0 if self.row is None else self.row.conversation.trimmed
         for version, leaves in self._with_content.items():
             if version < before or (leaves and version <= trimmed):
                 yield version
 
-    @property
-    def _erased_before(self) -> int:
-        """The version before which a deletion or a reset erased all events, or 0."""
-        deleted = self.row is not None and self.row.conversation.state == "deleted"
-        return INTEGER_MAX if deleted else self._reset_at
-
     def _reset(self, page: Sequence[sa.Row[Any]], first: int) -> None:
         """Erase the messages of earlier pages, as the store does when it applies a reset."""
         self._redact_before(page[0].version, after=0, upto=INTEGER_MAX, at=first)
-        resets = (row.version for row in page if row.type == ConversationRewound.type and _erases(row))
-        self._reset_at = max(resets, default=self._reset_at)
+        for row in page:
+            erases = row.type == ConversationRewound.type and decode(row.data).get("erase")
+            if erases and conflict_of(row.metadata) is None:
+                self._reset_at = row.version
 
     def _redact_before(self, page_start: int, *, after: int, upto: int, at: int) -> None:
         for message in self.messages:
@@ -120,13 +124,12 @@ class ConversationReplay:
         """Note which events hold content, and which of them a later redaction should have emptied."""
         for message_id in projected.redactions:
             self.unredacted.update(self._events_of_message.pop(message_id, ()))
-        deleted = self.row is not None and self.row.conversation.state == "deleted"
         for row, event, item in zip(page, projected.events, decoded, strict=True):
             if row.salt is None:
                 continue
             if row.type != ConversationDeleted.type:
                 self._with_content[row.version] = not row.type.startswith(STATE_EVENTS)
-            if event.redacted and not deleted:
+            if event.redacted and not self.deleted:
                 self.unredacted.add(row.version)
             elif (of_message := message_of(event, item.body)) is not None:
                 self._events_of_message.setdefault(of_message, []).append(row.version)
@@ -136,12 +139,11 @@ class ConversationReplay:
         # An edit without content does not count. A deletion leaves the stored row at its last edit, and the content of
         # an earlier one where forks read it: a replay ends there. In a deleted conversation a message that was
         # redacted on arrival looks like one that was emptied by the deletion.
-        deleted = self.row is not None and self.row.conversation.state == "deleted"
         content, redacted = message.content_version, message.redacted_at
         if content in self._empty_edits:
-            same = self._messages_by_id.get(message.message_id, ()) if deleted else ()
+            same = self._messages_by_id.get(message.message_id, ()) if self.deleted else ()
             content = next((row.content_version for row in same if row.version == message.version), message.version)
-        if redacted == message.version and deleted:
+        if redacted == message.version and self.deleted:
             redacted = None
         return {name: getattr(message, name) for name in _COMPARED} | {
             "content_version": content,
@@ -190,14 +192,9 @@ class ConversationReplay:
         if after is None:
             return named
         named_versions = {message.version for message in named}
-        leaving = (message for message in self._messages_after(after) if message.left_at is None)
+        beyond = takewhile(lambda message: message.version > after, reversed(self.messages))
+        leaving = (message for message in beyond if message.left_at is None)
         return [*named, *(message for message in leaving if message.version not in named_versions)]
-
-    def _messages_after(self, version: int) -> Iterator[MessageRow]:
-        for message in reversed(self.messages):
-            if message.version <= version:
-                return
-            yield message
 
 
 _TYPES: Final = {
@@ -215,10 +212,6 @@ _COMPARED: Final = (
     *("message_id", "content_version", "delivery_version", "role", "state"),
     *("left_at", "redacted_at", "reactions", "back", "author"),
 )
-
-
-def _erases(row: sa.Row[Any]) -> bool:
-    return bool(decode(row.data).get("erase")) and conflict_of(row.metadata) is None
 
 
 def _conflicts(page: Sequence[sa.Row[Any]]) -> dict[int, Conflict]:

@@ -100,23 +100,25 @@ class _Statements:
             c.conversation_id, c.owner_id, c.state, c.version, c.tags, c.trimmed, c.inherits, c.message_count
         ).where(*dialect.of_conversations(conversations), c.state != "deleted", sa.not_(held()))
         beyond = (*of_conversation(events), e.version > after)
-        self.young = sa.select(e.version).where(*beyond, e.recorded_at > cutoff).order_by(e.version).limit(1)
-        self.archived = (
-            sa.select(e.version)
-            .where(*beyond, e.type == ConversationArchived.type, e.recorded_at <= cutoff)
-            .order_by(e.version.desc())
-            .limit(1)
+        self.young = _select_first(e.version, *beyond, e.recorded_at > cutoff)
+        self.archived = _select_first(
+            e.version, *beyond, e.type == ConversationArchived.type, e.recorded_at <= cutoff, last=True
         )
         own = (*of_conversation(messages), messages.c.version > after, is_on_path(messages))
         self.newest = sa.select(messages.c.version).where(*own).order_by(messages.c.version.desc())
         content = (*beyond, is_content(events), e.salt.is_not(None))
-        self.last = sa.select(e.version).where(*content, e.version <= upto).order_by(e.version.desc()).limit(1)
-        lane = (*of_conversation(events), e.origin_id == sa.bindparam("origin"), e.version <= upto)
-        self.sequence = sa.select(e.sequence).where(*lane).order_by(e.version.desc()).limit(1)
-        self.count = sa.select(sa.func.count()).where(
-            *own, messages.c.version <= upto, messages.c.redacted_at.is_(None)
-        )
-        self.kept = sa.select(e.recorded_at).where(*content).order_by(e.version).limit(1)
+        self.last = _select_first(e.version, *content, e.version <= upto, last=True)
+        lane = (*of_conversation(events), e.origin_id == sa.bindparam("origin"))
+        self.sequence = _select_first(e.sequence, *lane, e.version <= upto, last=True)
+        kept = messages.c.redacted_at.is_(None)
+        self.count = sa.select(sa.func.count()).where(*own, messages.c.version <= upto, kept)
+        self.kept = _select_first(e.recorded_at, *content)
+
+
+def _select_first(column: sa.Column[Any], *where: sa.ColumnElement[bool], last: bool = False) -> sa.Select[Any]:
+    """Return the select of a column of the first event, or of the last one."""
+    version = events.c.version
+    return sa.select(column).where(*where).order_by(version.desc() if last else version).limit(1)
 
 
 class ContentFinder:
@@ -162,29 +164,16 @@ class ContentFinder:
         describe: bool = False,
     ) -> RetentionStep:
         """Look at the next events that have reached an age, and return what is due of their conversations."""
+        rows: Sequence[Any] = ()
         for age, partition in product(retention.ages, self._partitions):
             after, cutoff = places.get((age, partition), 0), self._cutoff(age)
-            key = {"partition": partition, "after": after}
-            page: Sequence[Any] = (await connection.execute(self._statements.page, key)).all()
+            page = (await connection.execute(self._statements.page, {"partition": partition, "after": after})).all()
             old = [row.recorded_at <= cutoff for row in page]
             if rows := page[: old.index(False) if False in old else None]:
-                step = RetentionStep(began=after, more=True)
-                await self._look(connection, retention, step, (age, partition), rows, origin_id, describe=describe)
-                return step
-        return RetentionStep()
-
-    async def _look(
-        self,
-        connection: AsyncConnection,
-        retention: ContentRetention,
-        step: RetentionStep,
-        place: Place,
-        rows: Sequence[Any],
-        origin_id: UUID,
-        *,
-        describe: bool,
-    ) -> None:
-        (age, partition), deadline = place, time.monotonic() + STEP_SECONDS
+                break
+        else:
+            return RetentionStep()
+        step, deadline = RetentionStep(began=after, more=True), time.monotonic() + STEP_SECONDS
         types: dict[str, set[str]] = {}
         for row in rows:
             # The rule for a new conversation is known from its first event on.
@@ -192,23 +181,20 @@ class ContentFinder:
             types.setdefault(row.conversation_id, set()).update(() if new else (row.type,))
         values = {"partitions": [partition], "conversations": list(types)}
         found = {row.conversation_id: row for row in await connection.execute(self._statements.conversations, values)}
+        rules = {name: retention.rule_for(row.owner_id, tags_of(row._mapping)) for name, row in found.items()}
         looked = set[str]()
         for row in rows:
             name = row.conversation_id
             if name not in looked:
                 if time.monotonic() > deadline and looked:
-                    return
+                    break
                 looked.add(name)
-                conversation = found.get(name)
-                rule = None
-                if conversation is not None:
-                    rule = retention.rule_for(conversation.owner_id, tags_of(conversation._mapping))
-                if conversation is not None and rule is not None:
-                    look = _Look(connection, self._statements, conversation, rule, partition, self._cutoff)
-                    upto = await look.upto(age, types[name])
-                    if upto is not None:
+                if (rule := rules.get(name)) is not None:
+                    look = _Look(connection, self._statements, found[name], rule, partition, self._cutoff)
+                    if (upto := await look.upto(age, types[name])) is not None:
                         step.due.append(await look.describe(upto, origin_id, whole=describe))
-            step.moved[place] = row.position
+            step.moved[age, partition] = row.position
+        return step
 
     def _cutoff(self, age: int) -> int:
         return self._now() - age * _MICROSECONDS

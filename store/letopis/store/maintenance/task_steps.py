@@ -10,9 +10,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from letopis.store.database.dialects import Dialect, check_row_count
-from letopis.store.database.fault_classification import translated
-from letopis.store.database.schema import conversations, log_heads, messages, same_conversation, tasks
+from letopis.store.database.dialects import Dialect, check_row_count, reading
+from letopis.store.database.schema import conversations, log_heads, of_conversation, same_conversation, tasks
 from letopis.store.database.store_identity import (
     check_connection,
     check_counters,
@@ -20,8 +19,7 @@ from letopis.store.database.store_identity import (
     expected_store_id,
     read_identity,
 )
-from letopis.store.read.task_marks import ERASE, LEAVE, RELEASE, RESET, TRIM, PendingTasks, Task
-from letopis.store.search.index import Index
+from letopis.store.read.task_marks import ERASE, RELEASE, TRIM, PendingTasks, Task
 from letopis.store.write.redaction import Eraser
 
 STEP_SECONDS: Final = 0.2
@@ -37,55 +35,22 @@ class TaskSteps:
     # An interrupted step has not happened, and steps are idempotent: any number of processes may run them. Before a
     # step commits, it locks the counter of its partition, as an apply does: a move closes the log, and copies the rows
     # once no step can change them.
-    def __init__(
-        self, engine: AsyncEngine, dialect: Dialect, index: Index, *, eraser: Eraser, erased: Callable[[], object]
-    ) -> None:
+    def __init__(self, engine: AsyncEngine, dialect: Dialect, *, eraser: Eraser, erased: Callable[[], object]) -> None:
         self._engine = engine
-        self._readers = engine.execution_options(sqlite_begin="DEFERRED")
         self._dialect = dialect
-        self._index = index
         self._eraser = eraser
         self._erased = erased
-        at = (
-            tasks.c.partition == sa.bindparam("b_partition"),
-            tasks.c.conversation_id == sa.bindparam("b_conversation"),
-            tasks.c.kind == sa.bindparam("b_kind"),
-            tasks.c.version == sa.bindparam("b_version"),
-        )
+        there = (tasks.c.partition == sa.bindparam("b_partition"), tasks.c.conversation_id == sa.bindparam("b_name"))
+        at = (*there, tasks.c.kind == sa.bindparam("b_kind"), tasks.c.version == sa.bindparam("b_version"))
         # The earlier of two rewinds first: messages belong to the one that took them off the path. What concerns other
         # conversations comes last: one that cannot be erased must not delay the rest.
         order = (sa.case((tasks.c.kind == RELEASE, 1), else_=0), tasks.c.version)
         self._pending = sa.select(tasks).where(tasks.c.after < tasks.c.upto).order_by(*order).limit(1)
         self._task: Any = dialect.locked(sa.select(tasks).where(*at))
-        self._lock: Any = dialect.locked(
-            sa.select(conversations.c.state).where(
-                conversations.c.partition == sa.bindparam("b_partition"),
-                conversations.c.conversation_id == sa.bindparam("b_conversation"),
-            )
-        )
+        self._lock: Any = dialect.locked(sa.select(conversations.c.state).where(*of_conversation(conversations)))
         self._advance = sa.update(tasks).where(*at).values(after=sa.bindparam("b_after"))
-        of_messages = (
-            messages.c.partition == sa.bindparam("b_partition"),
-            messages.c.conversation_id == sa.bindparam("b_conversation"),
-            messages.c.version > sa.bindparam("b_after"),
-            messages.c.version <= sa.bindparam("b_upto"),
-        )
-        self._leave = (
-            sa.update(messages)
-            .where(*of_messages, messages.c.left_at.is_(None))
-            .values(left_at=sa.bindparam("b_version"))
-        )
-        # Reactions are about the content; the events they came from are emptied too.
-        self._clear_reactions = (
-            sa.update(messages).where(*of_messages, messages.c.reactions.is_not(None)).values(reactions=None)
-        )
-        self._reset = (
-            sa.update(messages)
-            .where(*of_messages, sa.or_(messages.c.redacted_at.is_(None), messages.c.redacted_at == messages.c.version))
-            .values(redacted_at=sa.bindparam("b_version"), content_version=messages.c.version)
-        )
         self._counter: Any = dialect.locked(
-            sa.select(log_heads.c.closed).where(log_heads.c.partition == sa.bindparam("b_partition"))
+            sa.select(log_heads.c.closed).where(log_heads.c.partition == sa.bindparam("partition"))
         )
 
     async def pending(self, *, owner: str | None = None) -> PendingTasks:
@@ -98,10 +63,9 @@ class TaskSteps:
         if owner is not None:
             own = same_conversation(conversations, tasks)
             statement = statement.where(sa.exists().where(own, conversations.c.owner_id == owner))
-        with translated():
-            async with self._readers.connect() as connection:
-                await check_connection(connection)
-                count, rows, erasing = (await connection.execute(statement)).one()
+        async with reading(self._engine) as connection:
+            await check_connection(connection)
+            count, rows, erasing = (await connection.execute(statement)).one()
         return PendingTasks(tasks=int(count), rows=int(rows), erasing=int(erasing))
 
     async def step(self, *, conversation: tuple[int, str] | None = None) -> bool:
@@ -109,10 +73,9 @@ class TaskSteps:
         pending = self._pending
         if conversation is not None:
             pending = pending.where(tasks.c.partition == conversation[0], tasks.c.conversation_id == conversation[1])
-        with translated():
-            async with self._readers.connect() as connection:
-                await check_connection(connection)
-                row = (await connection.execute(pending)).first()
+        async with reading(self._engine) as connection:
+            await check_connection(connection)
+            row = (await connection.execute(pending)).first()
         if row is None:
             return False
         async with self._dialect.transaction(self._engine) as connection:
@@ -122,7 +85,7 @@ class TaskSteps:
                 await self._eraser.erase_released(connection, now=task.created_at, marks=[task])
             else:
                 await self._advance_task(connection, row)
-            closed = (await connection.execute(self._counter, {"b_partition": row.partition})).scalars().all()
+            closed = (await connection.execute(self._counter, {"partition": row.partition})).scalars().all()
             check_counters(closed, expected=1)
         if row.kind in _ERASING:
             self._erased()
@@ -130,42 +93,25 @@ class TaskSteps:
 
     async def _advance_task(self, connection: AsyncConnection, row: sa.Row[Any]) -> None:
         # Read again under the lock: another process may have carried it out.
-        key = {"b_partition": row.partition, "b_conversation": row.conversation_id}
+        key = {"partition": row.partition, "conversation": row.conversation_id}
         state = (await connection.execute(self._lock, key)).scalar()
-        key |= {"b_kind": row.kind, "b_version": row.version}
-        task = Task(**(await connection.execute(self._task, key)).one()._mapping)
+        at = {
+            "b_partition": row.partition,
+            "b_name": row.conversation_id,
+            "b_kind": row.kind,
+            "b_version": row.version,
+        }
+        task = Task(**(await connection.execute(self._task, at)).one()._mapping)
         if task.after < task.upto:
             after = await self._work(connection, task, deleted=state == "deleted")
-            advanced = await connection.execute(self._advance, {**key, "b_after": after})
+            advanced = await connection.execute(self._advance, {**at, "b_after": after})
             check_row_count(tasks, advanced.rowcount, 1)
 
     async def _work(self, connection: AsyncConnection, task: Task, *, deleted: bool) -> int:
         """Work on a task for one step, or to its end. Return the version up to which it is done."""
         deadline = time.monotonic() + STEP_SECONDS
         while True:
-            task = replace(task, after=await self._piece(connection, task, deleted=deleted))
-            if task.after >= task.upto or time.monotonic() >= deadline:
-                return task.after
-
-    async def _piece(self, connection: AsyncConnection, task: Task, *, deleted: bool) -> int:
-        conversation = (task.partition, task.conversation_id)
-        if task.kind in (ERASE, TRIM):
-            strip, content_only = self._eraser.strip_some, task.kind == TRIM
-            return await strip(
-                connection,
-                *conversation,
-                after=task.after,
-                upto=task.upto,
-                limit=PIECE_VERSIONS,
-                content_only=content_only,
-            )
-        upto = min(task.after + PIECE_VERSIONS, task.upto)
-        key = {"b_partition": conversation[0], "b_conversation": conversation[1], "b_after": task.after, "b_upto": upto}
-        if task.kind == LEAVE:
-            await connection.execute(self._leave, {**key, "b_version": task.version})
-        elif task.kind == RESET:
-            await connection.execute(self._reset, {**key, "b_version": task.version})
-        if task.kind == RESET or (task.kind == LEAVE and deleted):
-            await connection.execute(self._clear_reactions, key)
-        await self._index.forget_between(connection, *conversation, task.after, upto)
-        return upto
+            after = await self._eraser.carry_out(connection, task, limit=PIECE_VERSIONS, deleted=deleted)
+            if after >= task.upto or time.monotonic() >= deadline:
+                return after
+            task = replace(task, after=after)

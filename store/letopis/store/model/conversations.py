@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
 from uuid import UUID
 
 from letopis.store.model.events import from_microseconds
-from letopis.store.model.fork_point import ForkPoint
-from letopis.store.model.identifiers import uuid_of
+from letopis.store.model.identifiers import ForkPoint, uuid_of
 from letopis.store.model.large_content import MARK
 from letopis.store.model.messages import EMPTY, Message, Role, empty, needs_content
 from letopis.store.model.parts import Content, content_text

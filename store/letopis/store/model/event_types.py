@@ -8,8 +8,7 @@ from enum import Enum
 from typing import Any, ClassVar, Final, Self
 
 from letopis.store.errors import InvalidInput
-from letopis.store.model.fork_point import ForkPoint
-from letopis.store.model.identifiers import check_identifier, check_whole
+from letopis.store.model.identifiers import ForkPoint, check_identifier, check_whole
 from letopis.store.model.messages import Message
 from letopis.store.model.parts import Content, checked_parts, content_from_json, content_to_json
 

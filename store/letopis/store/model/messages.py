@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, Final, Literal, Self, cast
+from typing import Any, Final, Literal, Self, TypedDict, Unpack, cast
 from uuid import UUID
 
 import orjson
@@ -32,6 +32,19 @@ INSTRUCTIONS: Final[tuple[Role, ...]] = ("system", "developer")
 STATUSES: Final[tuple[Status, ...]] = ("complete", "interrupted")
 EMPTY: Final[Mapping[str, Any]] = MappingProxyType({})
 _MARK: Final = MARK_IN_JSON.encode()
+
+
+class MessageFields(TypedDict, total=False):
+    """The fields of a message besides its role and content, as the methods named after roles take them."""
+
+    id: str
+    name: str | None
+    author: str | None
+    tokens: int | None
+    usage: Mapping[str, Any]
+    external_ids: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+    status: Status
 
 
 def empty() -> Mapping[Any, Any]:
@@ -109,132 +122,42 @@ class Message:
             raise InvalidInput("id", f"must be a string, not {type(self.id).__name__}")
 
     @classmethod
-    def system(
-        cls,
-        content: str | Iterable[Part],
-        *,
-        id: str = "",  # noqa: A002 - the name of the field
-        name: str | None = None,
-        author: str | None = None,
-        tokens: int | None = None,
-        usage: Mapping[str, Any] = EMPTY,
-        external_ids: Mapping[str, Any] = EMPTY,
-        metadata: Mapping[str, Any] = EMPTY,
-        status: Status = "complete",
-    ) -> Self:
+    def system(cls, content: str | Iterable[Part], **fields: Unpack[MessageFields]) -> Self:
         """Return a message of the ``system`` role; the parameters are those of the class."""
-        return cls._of("system", content, id, name, author, tokens, usage, external_ids, metadata, status)
+        return cls._of("system", content, fields)
 
     @classmethod
-    def developer(
-        cls,
-        content: str | Iterable[Part],
-        *,
-        id: str = "",  # noqa: A002 - the name of the field
-        name: str | None = None,
-        author: str | None = None,
-        tokens: int | None = None,
-        usage: Mapping[str, Any] = EMPTY,
-        external_ids: Mapping[str, Any] = EMPTY,
-        metadata: Mapping[str, Any] = EMPTY,
-        status: Status = "complete",
-    ) -> Self:
+    def developer(cls, content: str | Iterable[Part], **fields: Unpack[MessageFields]) -> Self:
         """Return a message of the ``developer`` role, which newer models use instead of ``system``."""
-        return cls._of("developer", content, id, name, author, tokens, usage, external_ids, metadata, status)
+        return cls._of("developer", content, fields)
 
     @classmethod
-    def user(
-        cls,
-        content: str | Iterable[Part],
-        *,
-        id: str = "",  # noqa: A002 - the name of the field
-        name: str | None = None,
-        author: str | None = None,
-        tokens: int | None = None,
-        usage: Mapping[str, Any] = EMPTY,
-        external_ids: Mapping[str, Any] = EMPTY,
-        metadata: Mapping[str, Any] = EMPTY,
-        status: Status = "complete",
-    ) -> Self:
+    def user(cls, content: str | Iterable[Part], **fields: Unpack[MessageFields]) -> Self:
         """Return a message of the ``user`` role; the parameters are those of the class."""
-        return cls._of("user", content, id, name, author, tokens, usage, external_ids, metadata, status)
+        return cls._of("user", content, fields)
 
     @classmethod
-    def assistant(
-        cls,
-        content: str | Iterable[Part] | None,
-        *,
-        id: str = "",  # noqa: A002 - the name of the field
-        name: str | None = None,
-        author: str | None = None,
-        tokens: int | None = None,
-        usage: Mapping[str, Any] = EMPTY,
-        external_ids: Mapping[str, Any] = EMPTY,
-        metadata: Mapping[str, Any] = EMPTY,
-        status: Status = "complete",
-    ) -> Self:
+    def assistant(cls, content: str | Iterable[Part] | None, **fields: Unpack[MessageFields]) -> Self:
         """Return a message of the ``assistant`` role; the parameters are those of the class."""
-        return cls._of("assistant", content, id, name, author, tokens, usage, external_ids, metadata, status)
+        return cls._of("assistant", content, fields)
 
     @classmethod
     def tool(
-        cls,
-        content: ToolResult | str | Iterable[Part],
-        *more: ToolResult,
-        id: str = "",  # noqa: A002 - the name of the field
-        name: str | None = None,
-        author: str | None = None,
-        tokens: int | None = None,
-        usage: Mapping[str, Any] = EMPTY,
-        external_ids: Mapping[str, Any] = EMPTY,
-        metadata: Mapping[str, Any] = EMPTY,
-        status: Status = "complete",
+        cls, content: ToolResult | str | Iterable[Part], *more: ToolResult, **fields: Unpack[MessageFields]
     ) -> Self:
         """Return a message of the ``tool`` role: one :class:`ToolResult`, several, or any content.
 
         ``Message.tool(ToolResult("call-1", {"degrees": 21}))``
         """
         given = (content, *more) if more or isinstance(content, ToolResult) else content
-        return cls._of("tool", given, id, name, author, tokens, usage, external_ids, metadata, status)
+        return cls._of("tool", given, fields)
 
     @classmethod
-    def _of(
-        cls,
-        role: Role,
-        content: Any,
-        id: str,  # noqa: A002 - the name of the field
-        name: str | None,
-        author: str | None,
-        tokens: int | None,
-        usage: Mapping[str, Any],
-        external_ids: Mapping[str, Any],
-        metadata: Mapping[str, Any],
-        status: Status,
-    ) -> Self:
-        if (
-            type(content) is str
-            and cls is Message
-            and id == ""
-            and name is None
-            and author is None
-            and tokens is None
-            and usage is external_ids is metadata is EMPTY
-            and status == "complete"
-        ):
+    def _of(cls, role: Role, content: Any, fields: MessageFields) -> Self:
+        if not fields and type(content) is str and cls is Message:
             made = uuid7()
             return _Plain(role, content, str(made), made)  # type: ignore[return-value]
-        return cls(
-            role=role,
-            content=content,
-            id=id,
-            name=name,
-            author=author,
-            tokens=tokens,
-            usage=usage,
-            external_ids=external_ids,
-            metadata=metadata,
-            status=status,
-        )
+        return cls(role=role, content=content, **fields)
 
     @property
     def text(self) -> str:

@@ -17,11 +17,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from letopis.store.database.dialects import Dialect
 from letopis.store.database.fault_classification import translated
 from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.row_mapping import recorded_event
 from letopis.store.database.schema import checkpoints, log_heads
 from letopis.store.database.schema import events as log
 from letopis.store.errors import ConfigurationError
-from letopis.store.model.codec import decode
-from letopis.store.model.events import RecordedEvent, from_microseconds
+from letopis.store.model.events import RecordedEvent
 from letopis.store.rules.apply_plan import TableRow
 
 logger = logging.getLogger("letopis.store.projections")
@@ -156,10 +156,6 @@ class Checkpoint:
         name, version, partition = key
         return cls(name=name, version=version, partition=partition, position=0, replay_to=replay_to, new=True)
 
-    def is_other_version_of(self, name: str, partition: int, version: int) -> bool:
-        """Return True if it belongs to another version of the same projection in the same partition."""
-        return (self.name, self.partition) == (name, partition) and self.version != version
-
     def as_row(self, now: int) -> TableRow:
         return (self.name, self.version, self.partition, self.position, self.replay_to, now)
 
@@ -232,6 +228,9 @@ class Checkpoints:
         return [Checkpoint(**row._mapping) for row in rows]
 
 
+_BEHIND: Final = (
+    "the inline projection %s, version %d, is %d events behind and applies nothing: run its projector's catch_up() once"
+)
 _LOG_COLUMNS: Final = tuple(log.columns.keys())
 
 
@@ -263,7 +262,8 @@ class InlineProjections:
                 others = (
                     checkpoint.position
                     for checkpoint in known.values()
-                    if checkpoint.is_other_version_of(projection.name, partition, projection.version)
+                    if (checkpoint.name, checkpoint.partition) == (projection.name, partition)
+                    and checkpoint.version != projection.version
                 )
                 done = max(others, default=0)
                 checkpoint = known.setdefault(key, Checkpoint.first(key, replay_to=done or before))
@@ -280,13 +280,7 @@ class InlineProjections:
     def _warn(self, key: CheckpointKey, behind: int) -> None:
         if key not in self._warned:
             self._warned.add(key)
-            logger.warning(
-                "the inline projection %s, version %d, is %d events behind and applies nothing: run its projector's "
-                "catch_up() once",
-                key[0],
-                key[1],
-                behind,
-            )
+            logger.warning(_BEHIND, *key[:2], behind)
 
 
 def _log_order(event: RecordedEvent) -> tuple[int, int]:
@@ -296,9 +290,6 @@ def _log_order(event: RecordedEvent) -> tuple[int, int]:
 def _event(row: TableRow) -> RecordedEvent:
     """Return the event of a new row of the log, whose values are in the order of the columns."""
     values: dict[str, Any] = dict(zip(_LOG_COLUMNS, row, strict=True))
-    salt = values.pop("salt")
-    values |= {name: decode(values[name]) for name in ("data", "metadata")}
-    values |= {name: from_microseconds(values[name]) for name in ("occurred_at", "recorded_at")}
-    if salt is None:
+    if values.pop("salt") is None:
         values["digest"] = None
-    return RecordedEvent(**values)
+    return recorded_event(values)

@@ -11,8 +11,8 @@ from typing import Any, Final
 import anyio
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from letopis.store.database.dialects import Dialect
-from letopis.store.database.fault_classification import repeat_on_conflict, translated
+from letopis.store.database.dialects import Dialect, reading
+from letopis.store.database.fault_classification import repeat_on_conflict
 from letopis.store.errors import InvalidInput
 from letopis.store.model.events import RecordedEvent
 from letopis.store.projections.base import (
@@ -36,11 +36,21 @@ class ProjectorContext:
     """What a projector needs of a prepared store."""
 
     engine: AsyncEngine
-    readers: AsyncEngine
     dialect: Dialect
+    checkpoints: Checkpoints
     reader: Reader
     partitions: int
     now: Callable[[], int]
+
+    async def places(self, name: str, version: int) -> dict[int, tuple[int | None, int]]:
+        """Return the position that is written and the head of each partition, read without a lock."""
+        async with reading(self.engine) as connection:
+            heads = await self.reader.heads(connection, range(self.partitions))
+            written = await self.checkpoints.read(connection, [name], range(self.partitions))
+        positions = {
+            checkpoint.partition: checkpoint.position for checkpoint in written if checkpoint.version == version
+        }
+        return {partition: (positions.get(partition), head) for partition, head in heads.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +110,10 @@ class Projector:
             written, and the next step repeats it.
         """
         context, done = await self._context(), 0
-        for partition in await self._shielded(self._partitions_behind(context)):
+        places = await self._shielded(context.places(self._projection.name, self._projection.version))
+        for partition, (position, head) in places.items():
+            if position is not None and position >= head:
+                continue
             step = repeat_on_conflict(partial(self._transaction, context, partition))
             applied, fresh = await self._shielded(step)
             done += applied
@@ -134,19 +147,17 @@ class Projector:
         :raises StoreFault: the database failed.
         """
         context = await self._context()
-        checkpoints = Checkpoints(context.dialect)
 
         async def read() -> tuple[Progress, ...]:
             partitions = []
-            with translated():
-                async with context.readers.connect() as connection:
-                    heads = await context.reader.heads(connection, range(context.partitions))
-                    for partition, head in heads.items():
-                        own, others = await checkpoints.find(connection, self._key(partition), lock=False)
-                        first = max(others) if others else head
-                        position, replay_to = (0, first) if own is None else (own.position, own.replay_to)
-                        upto = max(replay_to, *others, 0)
-                        partitions.append(Progress(partition=partition, position=position, replay_to=upto, head=head))
+            async with reading(context.engine) as connection:
+                heads = await context.reader.heads(connection, range(context.partitions))
+                for partition, head in heads.items():
+                    own, others = await context.checkpoints.find(connection, self._key(partition), lock=False)
+                    first = max(others) if others else head
+                    position, replay_to = (0, first) if own is None else (own.position, own.replay_to)
+                    upto = max(replay_to, *others, 0)
+                    partitions.append(Progress(partition=partition, position=position, replay_to=upto, head=head))
             return tuple(partitions)
 
         progress: tuple[Progress, ...] = await self._shielded(read())
@@ -164,42 +175,24 @@ class Projector:
         :raises StoreFault: the database failed.
         """
         context = await self._context()
-        checkpoints = Checkpoints(context.dialect)
         name, version = self._projection.name, self._projection.version
 
         async def retire() -> None:
             async with context.dialect.transaction(context.engine) as connection:
-                locked = await checkpoints.read(connection, [name], range(context.partitions), lock=True)
-                done = {
-                    checkpoint.partition: checkpoint.position for checkpoint in locked if checkpoint.version == version
-                }
+                locked = await context.checkpoints.read(connection, [name], range(context.partitions), lock=True)
+                done = {own.partition: own.position for own in locked if own.version == version}
                 others = [checkpoint for checkpoint in locked if checkpoint.version != version]
                 for checkpoint in others:
                     checkpoint.replay_to = max(checkpoint.replay_to, done.get(checkpoint.partition, 0))
-                await checkpoints.move(connection, others, now=context.now())
-                await checkpoints.drop(connection, name, version)
+                await context.checkpoints.move(connection, others, now=context.now())
+                await context.checkpoints.drop(connection, name, version)
 
         await self._shielded(retire())
 
-    async def _partitions_behind(self, context: ProjectorContext) -> list[int]:
-        """Return the partitions that have more; read without a lock, which on SQLite is the whole file."""
-        name, partitions = self._projection.name, range(context.partitions)
-        with translated():
-            async with context.readers.connect() as connection:
-                heads = await context.reader.heads(connection, partitions)
-                checkpoints = await Checkpoints(context.dialect).read(connection, [name], partitions)
-        own = {
-            checkpoint.partition: checkpoint.position
-            for checkpoint in checkpoints
-            if checkpoint.version == self._projection.version
-        }
-        return [partition for partition, head in heads.items() if own.get(partition, -1) < head]
-
     async def _transaction(self, context: ProjectorContext, partition: int) -> tuple[int, list[RecordedEvent]]:
         """Return how many events one transaction applied, and those of them that were not replayed."""
-        checkpoints = Checkpoints(context.dialect)
         async with context.dialect.transaction(context.engine) as connection:
-            own, others = await checkpoints.find(connection, self._key(partition))
+            own, others = await context.checkpoints.find(connection, self._key(partition))
             if own is None:
                 head = (await context.reader.heads(connection, (partition,)))[partition]
                 own = Checkpoint.first(self._key(partition), replay_to=max(others) if others else head)
@@ -215,7 +208,7 @@ class Projector:
             if events:
                 own.position = events[-1].position or 0
             if events or own.new:
-                await checkpoints.move(connection, [own], now=context.now())
+                await context.checkpoints.move(connection, [own], now=context.now())
         return len(events), fresh
 
     def _key(self, partition: int) -> CheckpointKey:
@@ -263,18 +256,16 @@ class Follower:
         context = await self._context()
         while True:
             idle = True
-            for partition, (position, head) in (await self._places(context)).items():
-                if head <= position:
+            for partition, (position, head) in (await context.places(self._name, 1)).items():
+                after = position or 0
+                if head <= after:
                     continue
-                with translated():
-                    async with context.readers.connect() as connection:
-                        events = await context.reader.log(
-                            connection, partition=partition, after=position, limit=self._batch
-                        )
+                async with reading(context.engine) as connection:
+                    events = await context.reader.log(connection, partition=partition, after=after, limit=self._batch)
                 if events:
                     idle = False
                     yield events
-                    move = self._moved(context, partition, position, events[-1].position or 0)
+                    move = self._moved(context, partition, after, events[-1].position or 0)
                     await self._shielded(repeat_on_conflict(move))
             if idle:
                 await anyio.sleep(self._poll)
@@ -284,28 +275,18 @@ class Follower:
 
         :raises StoreFault: the database failed.
         """
-        places = await self._places(await self._context())
-        return sum(head - position for position, head in places.values())
-
-    async def _places(self, context: ProjectorContext) -> dict[int, tuple[int, int]]:
-        """Return the position that is written and the head of each partition."""
-        partitions = range(context.partitions)
-        with translated():
-            async with context.readers.connect() as connection:
-                heads = await context.reader.heads(connection, partitions)
-                written = await Checkpoints(context.dialect).read(connection, [self._name], partitions)
-        positions = {checkpoint.partition: checkpoint.position for checkpoint in written}
-        return {partition: (positions.get(partition, 0), head) for partition, head in heads.items()}
+        places = await (await self._context()).places(self._name, 1)
+        return sum(head - (position or 0) for position, head in places.values())
 
     def _moved(self, context: ProjectorContext, partition: int, start: int, end: int) -> Callable[[], Awaitable[None]]:
         async def move() -> None:
-            checkpoints, key = Checkpoints(context.dialect), (self._name, 1, partition)
+            key = (self._name, 1, partition)
             async with context.dialect.transaction(context.engine) as connection:
-                own, _ = await checkpoints.find(connection, key)
+                own, _ = await context.checkpoints.find(connection, key)
                 own = own or Checkpoint.first(key, replay_to=0)
                 if own.position != start:
                     raise InvalidInput("name", "another process follows the log under it: choose another name")
                 own.position = end
-                await checkpoints.move(connection, [own], now=context.now())
+                await context.checkpoints.move(connection, [own], now=context.now())
 
         return move

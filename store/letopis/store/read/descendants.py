@@ -14,7 +14,7 @@ from letopis.store.database.schema import conversations, events, of_conversation
 from letopis.store.model.codec import INTEGER_MAX, decode
 from letopis.store.model.event_types import Body, ConversationDeleted, ConversationRewound, ConversationTrimmed, read
 from letopis.store.model.events import Upcasters
-from letopis.store.model.fork_point import ForkPoint
+from letopis.store.model.identifiers import ForkPoint
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
 
 ALL_VERSIONS: Final = INTEGER_MAX

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, cast
 
-import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect
 from letopis.store.database.row_mapping import MARKED, plain_messages
-from letopis.store.database.schema import messages, of_conversation
 from letopis.store.database.sqlite_file import FileConnection
 from letopis.store.database.sqlite_statements import Statement, compiled
 from letopis.store.model.conversations import Page, RecordedMessage
@@ -19,8 +17,6 @@ from letopis.store.model.events import Upcasters
 from letopis.store.model.identifiers import partition_of
 from letopis.store.read.paging import Window, page_of
 from letopis.store.read.reader import EMPTY_VIEW, Reader, StoreView, ViewQuery
-from letopis.store.read.statements import head_select, whole
-from letopis.store.read.task_marks import message_columns
 
 
 class FileReader(Reader):
@@ -28,8 +24,7 @@ class FileReader(Reader):
 
     def __init__(self, dialect: Dialect, *, partitions: int, upcasters: Upcasters) -> None:
         super().__init__(dialect, partitions=partitions, upcasters=upcasters)
-        self._head = compiled(dialect.shared(_head_select))
-        self._versions = dialect.shared(_versions_select)
+        self._head = compiled(self._statements.head)
         self._bound = lru_cache(maxsize=500)(self._bind)
 
     def _bind(self, window: Window) -> tuple[Statement, Mapping[str, Any]]:
@@ -69,18 +64,6 @@ class FileReader(Reader):
         found_messages = plain_messages(conversation_id, rows)
         if len(found_messages) < len(rows):
             changed = [row[0] for row in rows if row[0] not in found_messages]
-            others = await connection.execute(self._versions, {**key, "versions": changed})
+            others = await connection.execute(self._statements.versions, {**key, "versions": changed})
             found_messages |= {row.m_version: self.message(row, conversation_id) for row in others}
         return page_of(found_messages, window)
-
-
-def _head_select(_dialect: Dialect) -> sa.Select[Any]:
-    return head_select()
-
-
-def _versions_select(dialect: Dialect) -> sa.Select[Any]:
-    return whole(
-        sa.select(*message_columns(messages)).where(
-            *of_conversation(messages), dialect.among(messages.c.version, "versions")
-        )
-    )

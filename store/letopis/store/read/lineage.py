@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from typing import Final, Protocol, TypeVar
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.model.codec import INTEGER_MAX
-from letopis.store.model.conversations import Conversation, Page, RecordedMessage
-from letopis.store.model.fork_point import ForkPoint
+from letopis.store.model.conversations import Page, RecordedMessage
+from letopis.store.model.identifiers import ForkPoint
 from letopis.store.read.paging import AsOf, Window
 from letopis.store.read.point_in_time import PointInTimeReader, without_content
 from letopis.store.read.reader import Reader
@@ -39,11 +40,11 @@ class PathLevel(Protocol):
         """The last message that it reads of its ancestors; ``None`` for all of them."""
         ...
 
-    async def page(self, window: Window) -> Page[RecordedMessage]:
+    async def page(self, window: Window, /) -> Page[RecordedMessage]:
         """Return the messages of a window that were appended to it."""
         ...
 
-    async def find(self, message_id: str, upto: int | None) -> int | None:
+    async def find(self, message_id: str, upto: int | None, /) -> int | None:
         """Return the version of the newest message of an id on its path, not beyond ``upto``."""
         ...
 
@@ -177,7 +178,8 @@ class Lineage:
         conversation = await self.reader.conversation(connection, conversation_id)
         if conversation is None:
             return Page(())
-        own = CurrentLevel(self.reader, connection, conversation)
+        page = partial(self.reader.messages, connection, conversation_id)
+        own = StoredLevel(conversation.inherited_to, page, _find_nothing)
         fork = conversation.forked_from if conversation.inherits else None
         ancestors = await self.ancestors(connection, fork, known=(conversation_id,))
         end = ancestors[-1].fork if ancestors else fork
@@ -197,7 +199,11 @@ class Lineage:
         return with_completeness(page, window, whole=not ancestors or ancestors[-1].fork is None)
 
     def _historical(self, connection: AsyncConnection, ancestors: Sequence[Ancestor]) -> list[PathLevel]:
-        return [HistoricalLevel(self.past, connection, ancestor) for ancestor in ancestors]
+        past = self.past
+        keys = [
+            (ancestor.inherited_to, (connection, ancestor.conversation_id, ancestor.version)) for ancestor in ancestors
+        ]
+        return [StoredLevel(last, partial(past.messages, *key), partial(past.find, *key)) for last, key in keys]
 
 
 def with_completeness(page: Page[RecordedMessage], window: Window, *, whole: bool) -> Page[RecordedMessage]:
@@ -227,40 +233,13 @@ def may_show_inherited(window: Window, own: Page[RecordedMessage]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class CurrentLevel:
-    """The fork itself, as it stands."""
+class StoredLevel:
+    """The fork itself, as it stands, or an ancestor as of the event up to which it is read."""
 
-    reader: Reader
-    connection: AsyncConnection
-    conversation: Conversation
-
-    @property
-    def inherited_to(self) -> str | None:
-        return self.conversation.inherited_to
-
-    async def page(self, window: Window) -> Page[RecordedMessage]:
-        return await self.reader.messages(self.connection, self.conversation.conversation_id, window)
-
-    async def find(self, message_id: str, upto: int | None) -> int | None:
-        return None  # no level reads it through a fork
+    inherited_to: str | None
+    page: Callable[[Window], Coroutine[Any, Any, Page[RecordedMessage]]]
+    find: Callable[[str, int | None], Coroutine[Any, Any, int | None]]
 
 
-@dataclass(frozen=True, slots=True)
-class HistoricalLevel:
-    """An ancestor as of the event up to which it is read."""
-
-    past: PointInTimeReader
-    connection: AsyncConnection
-    ancestor: Ancestor
-
-    @property
-    def inherited_to(self) -> str | None:
-        return self.ancestor.inherited_to
-
-    async def page(self, window: Window) -> Page[RecordedMessage]:
-        ancestor = self.ancestor
-        return await self.past.messages(self.connection, ancestor.conversation_id, ancestor.version, window)
-
-    async def find(self, message_id: str, upto: int | None) -> int | None:
-        ancestor = self.ancestor
-        return await self.past.find(self.connection, ancestor.conversation_id, ancestor.version, message_id, upto)
+async def _find_nothing(*_: object) -> None:
+    """Find no message in the fork itself: no level reads it through a fork."""

@@ -10,7 +10,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from letopis.store.database.dialects import Dialect, in_batches
+from letopis.store.database.dialects import Dialect, in_batches, pages
 from letopis.store.database.row_mapping import appended_event, fork_of, recorded_event
 from letopis.store.database.schema import conversations, events, messages, of_conversation
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
@@ -29,7 +29,7 @@ from letopis.store.model.event_types import (
     ReactionRemoved,
 )
 from letopis.store.model.events import RecordedEvent, Upcasters, from_microseconds, to_microseconds
-from letopis.store.model.fork_point import ForkPoint
+from letopis.store.model.identifiers import ForkPoint
 from letopis.store.read.paging import AsOf, Window, WindowShape, page_of
 from letopis.store.read.reader import Reader
 from letopis.store.read.statements import messages_select
@@ -314,13 +314,9 @@ class PointInTimeReader:
         key = {**self._reader.key(conversation_id), "upto": upto}
         if types is not None:
             key["types"] = list(types)
-        while True:
-            rows = (await connection.execute(statement, {**key, "after": after})).all()
+        async for rows in pages(connection, statement, key, size=MAX_EVENTS_PER_PAGE, after=after):
             for row in rows:
-                yield recorded_event(row)
-            if len(rows) < MAX_EVENTS_PER_PAGE:
-                return
-            after = rows[-1].version
+                yield recorded_event(row._mapping)
 
 
 def _is_void_reaction(event: RecordedEvent, rows: Sequence[sa.Row[Any]]) -> bool:

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import anyio
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import InvalidInput
 from letopis.store.model.events import RecordedEvent
 from letopis.store.read.paging import check_place
-
-if TYPE_CHECKING:
-    from letopis.store.read.reader import Reader
 
 logger = logging.getLogger("letopis.store")
 
@@ -41,35 +36,29 @@ async def repeat(
 
 
 async def follow(
-    read: Callable[[Callable[[Reader, AsyncConnection], Awaitable[Any]]], Awaitable[Any]],
-    after: Mapping[int, int],
-    *,
-    batch: int,
-    poll: float,
+    read: Callable[..., Awaitable[Any]], after: Mapping[int, int], *, batch: int, poll: float
 ) -> AsyncGenerator[RecordedEvent, None]:
     """Yield the events of partitions after a position of each, then wait for more, without end."""
     # Nothing is missed, because positions are assigned under a lock that is held until the commit: when one can be
     # read, all before it can.
+    from letopis.store.read.reader import Reader  # with the first store, not with its class
+
     positions = dict(after)
     while True:
         idle = True
         # One statement however many partitions there are: most of them have nothing new.
-        heads: dict[int, int] = await read(lambda reader, connection: reader.heads(connection, positions))
+        heads: dict[int, int] = await read(Reader.heads, positions)
         for partition, head in heads.items():
             start = positions[partition]
             if head <= start:
                 continue
-            events: list[RecordedEvent] = await read(partial(_log, partition=partition, after=start, limit=batch))
+            events: list[RecordedEvent] = await read(Reader.log, partition=partition, after=start, limit=batch)
             for event in events:
                 idle = False
                 positions[partition] = event.position or 0
                 yield event
         if idle:
             await anyio.sleep(poll)
-
-
-def _log(reader: Reader, connection: AsyncConnection, **parameters: int) -> Awaitable[list[RecordedEvent]]:
-    return reader.log(connection, **parameters)
 
 
 def check_partition(partition: object, count: int) -> int:

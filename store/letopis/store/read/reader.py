@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from uuid import UUID
@@ -167,7 +167,9 @@ class Reader:
         if head.fork:
             _remember(self._known_forks, conversation_id)
             return None
-        return plain_view(page_of(messages, window), head)
+        page = page_of(messages, window)
+        place = {"sequence": head.delivered, "version": head.seen, "next": page.next}
+        return StoreView(conversation=None, messages=page.items, **place, plain=True)
 
     async def _window(
         self, connection: AsyncConnection, conversation_id: str, window: Window, *, origin_id: UUID | None = None
@@ -187,7 +189,8 @@ class Reader:
             # The two statements see two moments: what the first one returned is not used.
             _remember(self._changed, conversation_id)
         rows = (await connection.execute(self._statements.window(window, with_head=with_head), parameters)).all()
-        messages = self._plain_messages(conversation_id, rows)
+        plain = (plain_row(row) for row in rows if is_plain(row)) if self.reads_as_stored else ()
+        messages = plain_messages(conversation_id, plain)
         if len(messages) == len(rows):
             self._changed.discard(conversation_id)
         messages |= {row.m_version: self.message(row, conversation_id) for row in rows if row.m_version not in messages}
@@ -212,7 +215,7 @@ class Reader:
             parameters["types"] = list(types)
         statement = self._statements.events(newest=newest, typed=types is not None)
         rows = (await connection.execute(statement, parameters)).all()
-        items = [recorded_event(row) for row in rows[:limit]]
+        items = [recorded_event(row._mapping) for row in rows[:limit]]
         following = str(items[-1].version) if len(rows) > limit else None
         return Page(tuple(reversed(items) if newest else items), next=following)
 
@@ -357,7 +360,7 @@ class Reader:
 
     async def log(self, connection: AsyncConnection, *, partition: int, after: int, limit: int) -> list[RecordedEvent]:
         rows = await connection.execute(self._statements.log, {"partition": partition, "after": after, "limit": limit})
-        return [recorded_event(row) for row in rows]
+        return [recorded_event(row._mapping) for row in rows]
 
     async def heads(self, connection: AsyncConnection, partitions: Collection[int]) -> dict[int, int]:
         rows = (await connection.execute(self._statements.heads, {"partitions": list(partitions)})).all()
@@ -369,17 +372,9 @@ class Reader:
         check_identifier(conversation_id, "conversation_id")
         return {"partition": partition_of(conversation_id, self._partitions), "conversation": conversation_id}
 
-    def _plain_messages(self, conversation_id: str, rows: Iterable[sa.Row[Any]]) -> dict[int, RecordedMessage]:
-        if not self.reads_as_stored:
-            return {}
-        return plain_messages(conversation_id, (plain_row(row) for row in rows if is_plain(row)))
-
     def message(self, row: sa.Row[Any], conversation_id: str) -> RecordedMessage:
         """Return the message that a row of a window's select holds."""
-        return self.message_of(row._mapping, conversation_id)
-
-    def message_of(self, values: Mapping[Any, Any], conversation_id: str) -> RecordedMessage:
-        """Return the message that the values of such a row hold."""
+        values: Mapping[Any, Any] = row._mapping
         event = appended_event(values, conversation_id)
         body = event.body(self._upcasters)
         if not isinstance(body, MessageAppended):
@@ -408,13 +403,6 @@ class Reader:
         name = values[f"{prefix}_type"]
         data = decode_object(values[f"{prefix}_data"])
         return read(name, *self._upcasters.upcast(name, values[f"{prefix}_schema_version"], data))
-
-
-def plain_view(page: Page[RecordedMessage], head: Any) -> StoreView:
-    """Return the plain view of a page and a row of :func:`head_select`."""
-    return StoreView(
-        conversation=None, messages=page.items, sequence=head.delivered, version=head.seen, next=page.next, plain=True
-    )
 
 
 def _head_view(row: sa.Row[Any], conversation: Conversation) -> StoreView:

@@ -60,14 +60,11 @@ class RecordReader:
         self._lanes = lanes
         self._partitions = partitions
         self._columns = [column for column in records.c if column.name not in _NOT_LISTED]
-        self._by_id = sa.select(*self._columns).where(
-            records.c.partition == sa.bindparam("at_partition"), dialect.among(records.c.record_id, "ids")
-        )
+        by_id = (records.c.partition == sa.bindparam("at_partition"), dialect.among(records.c.record_id, "ids"))
+        self._by_id = sa.select(*self._columns).where(*by_id)
         # A value in the row comes with it.
         self._by_id_whole = self._by_id.add_columns(records.c.body)
-        self._inline = sa.select(records.c.record_id, records.c.body).where(
-            records.c.partition == sa.bindparam("at_partition"), dialect.among(records.c.record_id, "ids")
-        )
+        self._inline = sa.select(records.c.record_id, records.c.body).where(*by_id)
         self._parts = (
             sa.select(record_parts.c.body)
             .where(
@@ -88,10 +85,9 @@ class RecordReader:
     ) -> RecordsView:
         """Return the records under some keys, with their values."""
         partition = scope.partition(self._partitions)
-        wanted = {record_id(scope, key): key for key in places}
         rows: list[sa.Row[Any]] = []
         statement = self._by_id_whole if values else self._by_id
-        for part in in_batches(wanted):
+        for part in in_batches({record_id(scope, key): key for key in places}):
             rows += (await connection.execute(statement, {"at_partition": partition, "ids": part})).all()
         bodies: dict[UUID, bytes] = {}
         if values:

@@ -53,11 +53,10 @@ class ReadStatements:
             .where(*of_conversation(conversations))
         )
         self._among_types = dialect.among(events.c.type, "types")
-        self.named = whole(
-            sa.select(*message_columns(messages)).where(
-                *of_conversation(messages), dialect.among(messages.c.message_id, "ids")
-            )
-        )
+        message = sa.select(*message_columns(messages)).where(*of_conversation(messages))
+        self.named = whole(message.where(named))
+        self.versions = whole(message.where(dialect.among(messages.c.version, "versions")))
+        self.head = head_select()
         self.conversations_of = (
             sa.select(messages.c.conversation_id)
             .where(messages.c.message_id == sa.bindparam("message"))

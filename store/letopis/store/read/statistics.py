@@ -113,7 +113,7 @@ class StatisticsReader:
         }
         statement = self._statements.messages(period, whole=True)
         part = self._statements.messages(period, whole=False)
-        async for few in self._conversations(connection, period):
+        async for few in _in_groups(self._conversation_pages(connection, period)):
             if len(few) > 1 or few[0].version <= MAX_EVENTS_PER_PAGE:
                 names = [row.conversation_id for row in few]
                 key = {"partitions": self._partitions_of(names), "conversations": names}
@@ -124,12 +124,6 @@ class StatisticsReader:
                 window = {"partition": few[0].partition, "conversation": few[0].conversation_id}
                 window.update(after=after, upto=after + MAX_EVENTS_PER_PAGE)
                 yield (await connection.execute(part, {**window, **narrowed})).all()
-
-    async def _conversations(self, connection: AsyncConnection, period: Period) -> AsyncIterator[list[sa.Row[Any]]]:
-        """Yield conversations that may have messages in the period: several that make a page, or a large one."""
-        async for rows in self._conversation_pages(connection, period):
-            for few in _in_groups(rows):
-                yield few
 
     async def _conversation_pages(
         self, connection: AsyncConnection, period: Period
@@ -151,16 +145,17 @@ class StatisticsReader:
         return sorted({partition_of(name, self._partitions) for name in names})
 
 
-def _in_groups(rows: Iterable[sa.Row[Any]]) -> Iterable[list[sa.Row[Any]]]:
-    """Split conversations into groups whose events together make at most a page."""
+async def _in_groups(pages: AsyncIterator[Iterable[sa.Row[Any]]]) -> AsyncIterator[list[sa.Row[Any]]]:
+    """Yield conversations that may have messages in the period: several that make a page, or a large one."""
     few: list[sa.Row[Any]] = []
     size = 0
-    for row in rows:
-        if few and size + row.version > MAX_EVENTS_PER_PAGE:
-            yield few
-            few, size = [], 0
-        few.append(row)
-        size += row.version
+    async for rows in pages:
+        for row in rows:
+            if few and size + row.version > MAX_EVENTS_PER_PAGE:
+                yield few
+                few, size = [], 0
+            few.append(row)
+            size += row.version
     if few:
         yield few
 

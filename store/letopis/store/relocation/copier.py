@@ -146,7 +146,8 @@ async def _reconcile(
         async def write(connection: AsyncConnection) -> None:
             dialect, table = target.dialect, part.table
             for key in stored.keys() - wanted.keys():
-                await connection.execute(sa.delete(table).where(*part.where, *_equals(part.key, key)))
+                same = (column == value for column, value in zip(part.key, key, strict=True))
+                await connection.execute(sa.delete(table).where(*part.where, *same))
             changed = [row for key, row in wanted.items() if key in stored and stored[key] != row]
             await dialect.overwrite(connection, table, changed)
             await dialect.insert(connection, table, [row for key, row in wanted.items() if key not in stored])
@@ -162,21 +163,19 @@ async def _reconcile(
         )
 
 
-_COLUMN_INDEXES: Final = {column.name: index for index, column in enumerate(events.columns)}
+_EVENT_COLUMNS: Final = tuple(events.columns.keys())
 
 
 def _check_digests(rows: Mapping[RowKey, CopiedRow], source: str) -> None:
     """Compare each event with its digest. A redacted event has no salt and was only compared byte by byte."""
-    conversation, kind, version, data, metadata, digest, salt = (
-        _COLUMN_INDEXES[name]
-        for name in ("conversation_id", "type", "schema_version", "data", "metadata", "digest", "salt")
-    )
     for row in rows.values():
-        content = (row[conversation], row[kind], row[version], row[data], row[metadata])
-        if row[salt] is not None and row[digest] != digest_of(*content, row[salt]):
+        event = dict(zip(_EVENT_COLUMNS, row, strict=True))
+        named = (event["conversation_id"], event["type"], event["schema_version"])
+        content = (event["data"], event["metadata"], event["salt"])
+        if event["salt"] is not None and event["digest"] != digest_of(*named, *content):
             raise MoveFailed(
-                f"event {row[_COLUMN_INDEXES['position']]} of partition {row[_COLUMN_INDEXES['partition']]} is not "
-                f"what was appended: run `letopis db verify` on {source}, and restore it from a backup"
+                f"event {event['position']} of partition {event['partition']} is not what was appended:"
+                f" run `letopis db verify` on {source}, and restore it from a backup"
             )
 
 
@@ -236,10 +235,6 @@ def _compare_by_column(key: Sequence[sa.Column[Any]], values: RowKey, operator: 
         return column.op(operator, is_comparison=True)(value)
     past = column > value if operator == ">" else column < value
     return sa.or_(past, sa.and_(column == value, _compare_by_column(key[1:], values[1:], operator)))
-
-
-def _equals(key: Sequence[sa.Column[Any]], values: RowKey) -> list[sa.ColumnElement[bool]]:
-    return [column == value for column, value in zip(key, values, strict=True)]
 
 
 def _size_in_bytes(end: Endpoint, column: sa.Column[Any]) -> sa.ColumnElement[int]:

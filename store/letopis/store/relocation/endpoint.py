@@ -10,9 +10,8 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.cancellation import run_to_completion
-from letopis.store.database.dialects import dialect_for
+from letopis.store.database.dialects import dialect_for, reading
 from letopis.store.database.engines import open_database, run_whole
-from letopis.store.database.fault_classification import translated
 from letopis.store.database.faults import StoreFault
 from letopis.store.database.schema import store
 from letopis.store.database.timeouts import Timeouts
@@ -47,7 +46,6 @@ class Endpoint:
         """True if the database reads a comparison of several columns at once as a range of an index."""
         self.fence: int | None = None
         """The run of the move that may write to the target. Each run takes a higher one."""
-        self._readers = self.engine.execution_options(sqlite_begin="DEFERRED")
         self._select_fence: Any = self.dialect.locked(sa.select(store.c.moved_at))
 
     async def __aenter__(self) -> Self:
@@ -60,9 +58,8 @@ class Endpoint:
         """Return the result of ``work``, which reads in a transaction of its own."""
 
         async def transaction() -> T:
-            with translated():
-                async with self._readers.connect() as connection:
-                    return await work(connection)
+            async with reading(self.engine) as connection:
+                return await work(connection)
 
         return await self._uninterrupted(transaction(), write=False)
 

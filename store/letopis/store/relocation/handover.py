@@ -92,7 +92,7 @@ async def claim_target(target: Endpoint, source: StoreRecord, *, source_address:
             rows = [{"partition": partition, "position": 0, "closed": 0} for partition in source.heads]
             await connection.execute(sa.insert(log_heads), rows)
         fence = max(now_microseconds(), (record.moved_at or 0) + 1)
-        await _update_record(connection, arriving_id(source.store_id), moved_to=source_address, moved_at=fence)
+        await _update_record(connection, store_id=arriving_id(source.store_id), moved_to=source_address, moved_at=fence)
         await connection.execute(sa.update(log_heads).values(closed=LogState.ARRIVING))
         return fence
 
@@ -118,7 +118,7 @@ async def close_source(source: Endpoint, target_address: str) -> StoreRecord:
             raise MoveFailed("another run of the move has closed the source: this one stops")
         # Higher each time: a cancelled run must not take a later closing for its own.
         moved_at = max(now_microseconds(), (record.moved_at or 0) + 1)
-        await _update_record(connection, record.store_id, moved_to=target_address, moved_at=moved_at)
+        await _update_record(connection, store_id=record.store_id, moved_to=target_address, moved_at=moved_at)
         await connection.execute(sa.update(log_heads).values(closed=LogState.CLOSING))
         return await read_store_record(connection)
 
@@ -149,7 +149,9 @@ async def open_target(target: Endpoint, source: StoreRecord) -> None:
                 .where(log_heads.c.partition == partition)
                 .values(position=position, closed=LogState.OPEN, erasures=source.erasures)
             )
-        await _update_record(connection, source.store_id, moved_to=None, moved_at=None, created_at=source.created_at)
+        await _update_record(
+            connection, store_id=source.store_id, moved_to=None, moved_at=None, created_at=source.created_at
+        )
 
     await target.write(work)
 
@@ -171,22 +173,12 @@ async def reopen_source(source: Endpoint) -> str | None:
                 f"this is the target of an unfinished move: to cancel that, name its source, {record.moved_to}"
             )
         # The time stays, so that the next closing gets a later one.
-        await _update_record(connection, record.store_id, moved_to=None, moved_at=record.moved_at)
+        await _update_record(connection, store_id=record.store_id, moved_to=None, moved_at=record.moved_at)
         await connection.execute(sa.update(log_heads).values(closed=LogState.OPEN))
         return record.moved_to
 
     return await source.write(work)
 
 
-async def _update_record(
-    connection: AsyncConnection,
-    store_id: UUID,
-    *,
-    moved_to: str | None,
-    moved_at: int | None,
-    created_at: int | None = None,
-) -> None:
-    values = {"store_id": store_id, "moved_to": moved_to, "moved_at": moved_at}
-    if created_at is not None:
-        values["created_at"] = created_at
+async def _update_record(connection: AsyncConnection, **values: UUID | str | int | None) -> None:
     await connection.execute(sa.update(store).where(store.c.id == 1).values(values))

@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +15,6 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.engines import run_whole
 from letopis.store.database.migrations import STORE, Revision, SchemaState, hold_alembic_lock, revision_state, upgrade
@@ -118,9 +117,9 @@ async def move(
         _check_source(record, old, new)
         await _create_tables(new, partitions=len(record.heads))
         if not await claim_target(new, record, source_address=old.address):
-            return await _result(old, new, record, already=True)
+            return replace(await _result(old, new, record), already=True)
         paused = await _Move(old, new, record, progress or (lambda _: None)).run()
-        return await _result(old, new, record, seconds=time.monotonic() - began, paused=paused)
+        return replace(await _result(old, new, record), seconds=time.monotonic() - began, paused=paused)
 
 
 async def cancel_move(source: str | URL | os.PathLike[str]) -> str | None:
@@ -250,10 +249,7 @@ async def _read_current(end: Endpoint) -> StoreRecord:
 
 
 async def _revision(end: Endpoint) -> Revision:
-    async def read(connection: AsyncConnection) -> Revision:
-        return await connection.run_sync(revision_state, STORE)
-
-    return await end.read(read)
+    return await end.read(lambda connection: connection.run_sync(revision_state, STORE))
 
 
 async def _create_tables(target: Endpoint, *, partitions: int) -> None:
@@ -261,25 +257,14 @@ async def _create_tables(target: Endpoint, *, partitions: int) -> None:
     revision = await _revision(target)
     if revision.state is SchemaState.MISSING:
         await asyncio.to_thread(import_module, "alembic.command")
-
-        async def work(connection: AsyncConnection) -> None:
-            await connection.run_sync(upgrade, STORE, attributes={"partitions": partitions})
-
+        options = {"partitions": partitions}
         async with hold_alembic_lock():
-            await target.write(work)
+            await target.write(lambda connection: connection.run_sync(upgrade, STORE, attributes=options))
     elif revision.state is not SchemaState.CURRENT:
         raise ConfigurationError(f"{target.address}: {revision.advice(STORE, command='letopis db upgrade')}")
 
 
-async def _result(
-    source: Endpoint,
-    target: Endpoint,
-    record: StoreRecord,
-    *,
-    already: bool = False,
-    seconds: float = 0.0,
-    paused: float = 0.0,
-) -> Moved:
+async def _result(source: Endpoint, target: Endpoint, record: StoreRecord) -> Moved:
     """Return the result with the counts of the source, which no longer changes."""
     counts = {
         table.name.removeprefix("letopis_"): (await source.rows(sa.select(sa.func.count()).select_from(table)))[0][0]
@@ -291,8 +276,5 @@ async def _result(
         target=target.address,
         store_id=record.store_id,
         projections=tuple(sorted(name for (name,) in await source.rows(named))),
-        already=already,
-        seconds=seconds,
-        paused=paused,
         **counts,
     )

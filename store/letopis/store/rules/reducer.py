@@ -31,7 +31,7 @@ from letopis.store.model.event_types import (
     ReactionAdded,
     ReactionRemoved,
 )
-from letopis.store.model.fork_point import ForkPoint
+from letopis.store.model.identifiers import ForkPoint
 from letopis.store.model.messages import EMPTY, empty
 
 Moment = TypeVar("Moment", datetime, int)

@@ -26,6 +26,7 @@ MAX_WORDS: Final = 16_000
 MAX_CACHED_WORDS: Final = 50_000
 """Words whose codes are cached: stemming is slow."""
 _INVISIBLE: Final = "\u00ad\u200b\u200c\u200d\u2060\ufeff"
+_WITHOUT_INVISIBLE: Final = dict.fromkeys(map(ord, _INVISIBLE))
 _UNSPACED: Final = "\u2e80-\u2fff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """Scripts without spaces between words: each character counts as a word."""
 # Stress marks and accents are removed, also those of ё; the marks of й, ў and ї make other letters and stay.
@@ -88,7 +89,7 @@ def scope_code(kind: str, name: str | None) -> str:
 def _folded(written: str) -> str:
     if written.isascii():
         return written.lower()
-    folded = unicodedata.normalize("NFKD", written.translate(_without_invisible()).casefold()).casefold()
+    folded = unicodedata.normalize("NFKD", written.translate(_WITHOUT_INVISIBLE).casefold()).casefold()
     return unicodedata.normalize("NFC", _ACCENTS.sub("", folded))
 
 
@@ -117,11 +118,6 @@ def _stemmer(language: str) -> Callable[[str], str]:
     module = import_module(f"snowballstemmer.{language}_stemmer")
     stemmer: Any = getattr(module, f"{language.capitalize()}Stemmer")()
     return cast("Callable[[str], str]", stemmer.stemWord)
-
-
-@cache
-def _without_invisible() -> dict[int, None]:
-    return dict.fromkeys(map(ord, _INVISIBLE))
 
 
 @cache

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -32,21 +31,8 @@ MAX_UNINDEXED_SECONDS: Final = 1.0
 UNINDEXED_EVENTS_PER_READ: Final = 100
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Candidate:
-    """A message that may be a hit, with the score of the index, or above 1 where it is not indexed as it is now."""
-
-    partition: int
-    conversation_id: str
-    version: int
-    position: int
-    score: float
-
-    @classmethod
-    def of(cls, row: Any, score: float) -> Self:
-        """Return the candidate that a document or a row of the index names."""
-        name, version, position = row.conversation_id, row.version, row.position
-        return cls(partition=row.partition, conversation_id=name, version=version, position=position, score=score)
+_Candidate = tuple[Any, float]
+"""A document or a row of the index, with its score: above 1 where it is not indexed as it is now."""
 
 
 def _at_select(dialect: Dialect) -> sa.Select[Any]:
@@ -94,26 +80,22 @@ class Finder:
         unindexed, left_out = await self._unindexed(connection, query, progress, scope)
         room = min(limit, MAX_HITS - position.count)
         rows = await self._best(connection, query, scope, position.count + room + len(unindexed) + 1)
-        known = {(candidate.partition, candidate.position) for candidate in unindexed}
-        candidates = unindexed + [
-            _Candidate.of(row, _between_0_and_1(row.score))
-            for row in rows
-            if (row.partition, row.position) not in known
-        ]
+        known = {(found.partition, found.position) for found, _ in unindexed}
+        indexed = [(row, _between_0_and_1(row.score)) for row in rows if (row.partition, row.position) not in known]
         left = [
-            candidate
-            for candidate in candidates
-            if candidate.position not in position.shown.get(candidate.partition, ())
+            (found, score)
+            for found, score in [*unindexed, *indexed]
+            if found.position not in position.shown.get(found.partition, ())
         ]
         shown = left[:room]
-        messages = await self._messages(connection, shown)
+        messages = await self._messages(connection, [found for found, _ in shown])
         hits = [
             hit
-            for candidate in shown
-            if (message := messages.get((candidate.conversation_id, candidate.version))) is not None
-            and (hit := hit_of(message, query, candidate.score)) is not None
+            for found, score in shown
+            if (message := messages.get((found.conversation_id, found.version))) is not None
+            and (hit := hit_of(message, query, score)) is not None
         ]
-        following = position.with_shown((candidate.partition, candidate.position) for candidate in shown)
+        following = position.with_shown((found.partition, found.position) for found, _ in shown)
         more = len(left) > room and following.count < MAX_HITS
         return Page(tuple(hits), next=following.cursor if more else None, complete=not left_out, unindexed=left_out)
 
@@ -141,7 +123,7 @@ class Finder:
                 left = left - log.events if log.events and spent < MAX_UNINDEXED_SECONDS else 0
             left_out += part.head - after
         matches.sort(key=lambda pair: (pair[0].occurred_at, pair[0].position), reverse=True)
-        return [_Candidate.of(document, 1.0 + fit.score) for document, fit in matches], left_out
+        return [(document, 1.0 + fit.score) for document, fit in matches], left_out
 
     async def _best(self, connection: AsyncConnection, query: Query, scope: SearchScope, wanted: int) -> list[Any]:
         """Return the ``wanted`` best hits of the index, or all where there are fewer."""
@@ -154,7 +136,7 @@ class Finder:
             limit *= 4
 
     async def _messages(
-        self, connection: AsyncConnection, wanted: Sequence[_Candidate]
+        self, connection: AsyncConnection, wanted: Sequence[Any]
     ) -> dict[tuple[str, int], RecordedMessage]:
         """Return candidates as they are now, by conversation and version."""
         messages = dict[tuple[str, int], RecordedMessage]()

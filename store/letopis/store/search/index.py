@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -20,6 +20,9 @@ _KEY: Final = ("partition", "generation", "conversation_id", "version")
 _COLUMNS: Final = (*_KEY, "content_version", "position", "occurred_at", "scope", "document")
 _RANKED: Final = ("partition", "conversation_id", "version", "content_version", "position", "occurred_at")
 _VALUES: Final = tuple(name for name in _COLUMNS if name not in _KEY)
+_ON_CONFLICT: Final = (
+    f"ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _VALUES)}"
+)
 _GENERATIONS: Final = (GENERATION - 1, GENERATION)
 MAX_RANKED: Final = 5_000
 """Messages that one search ranks: of more that match, the newest."""
@@ -55,6 +58,8 @@ class Index(ABC):
     """The full-text index of one kind of database."""
 
     # A message that must not be found has its row emptied, not deleted: the right to insert and update is enough.
+    _UPSERT: ClassVar[str]
+
     async def forget(
         self, connection: AsyncConnection, partition: int, conversation_id: str, versions: Collection[int] | None
     ) -> None:
@@ -97,9 +102,14 @@ class Index(ABC):
                 made.append((*key, *shown, self._scope(scope), self._document(there)))
         return made
 
-    @abstractmethod
     async def write(self, connection: AsyncConnection, rows: Sequence[IndexRow]) -> None:
         """Write rows, replacing those of the same messages."""
+        if rows:
+            await connection.exec_driver_sql(self._UPSERT, self._bound(rows))
+
+    def _bound(self, rows: Sequence[IndexRow]) -> Any:
+        """Return rows as the driver takes them."""
+        return list(rows)
 
     def select(self, query: Query, where: SearchScope, *, limit: int) -> sa.Executable:
         """Return the select of the best rows: partition, conversation, version, position, score and ``there``."""
@@ -174,14 +184,10 @@ class SQLiteIndex(Index):
 
     _WORDS: Final = sa.table("letopis_search_words", sa.column("rowid"))
 
-    async def write(self, connection: AsyncConnection, rows: Sequence[IndexRow]) -> None:
-        if rows:
-            await connection.exec_driver_sql(
-                f"INSERT INTO letopis_search ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
-                f" ON CONFLICT ({', '.join(_KEY)})"
-                f" DO UPDATE SET {', '.join(f'{column} = excluded.{column}' for column in _VALUES)}",
-                list(rows),
-            )
+    _UPSERT = (
+        f"INSERT INTO letopis_search ({', '.join(_COLUMNS)})"  # noqa: S608
+        f" VALUES ({', '.join('?' * len(_COLUMNS))}) {_ON_CONFLICT}"
+    )
 
     def _source(self) -> sa.FromClause:
         return self._WORDS.join(search, sa.literal_column("letopis_search.id") == self._WORDS.c.rowid)
@@ -210,17 +216,15 @@ class PostgreSQLIndex(Index):
 
     # A word with more positions than are kept has a second code. A phrase with such a word may be anywhere: its words
     # are looked up, and the text decides, as it does of every hit.
-    async def write(self, connection: AsyncConnection, rows: Sequence[IndexRow]) -> None:
-        if rows:
-            await connection.exec_driver_sql(
-                f"INSERT INTO letopis_search ({', '.join(_COLUMNS)})"  # noqa: S608
-                " SELECT a, b, c, d, e, f, g, CAST(h AS tsvector), CAST(i AS tsvector) FROM unnest($1::integer[],"
-                " $2::integer[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::text[],"
-                " $9::text[]) AS v(a, b, c, d, e, f, g, h, i)"
-                f" ON CONFLICT ({', '.join(_KEY)})"
-                f" DO UPDATE SET {', '.join(f'{value_name} = excluded.{value_name}' for value_name in _VALUES)}",
-                tuple(list(column) for column in zip(*rows, strict=True)),
-            )
+    _UPSERT = (
+        f"INSERT INTO letopis_search ({', '.join(_COLUMNS)})"  # noqa: S608
+        " SELECT a, b, c, d, e, f, g, CAST(h AS tsvector), CAST(i AS tsvector) FROM unnest($1::integer[],"
+        " $2::integer[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::text[],"
+        f" $9::text[]) AS v(a, b, c, d, e, f, g, h, i) {_ON_CONFLICT}"
+    )
+
+    def _bound(self, rows: Sequence[IndexRow]) -> Any:
+        return tuple(list(column) for column in zip(*rows, strict=True))
 
     def _document(self, there: Sequence[Word]) -> str:
         texts: dict[str, list[str]] = {}
@@ -255,14 +259,11 @@ class PostgreSQLIndex(Index):
 class MariaDBIndex(Index):
     """An InnoDB FULLTEXT index in boolean mode, ranked by its relevance."""
 
-    async def write(self, connection: AsyncConnection, rows: Sequence[IndexRow]) -> None:
-        if rows:
-            await connection.exec_driver_sql(
-                f"INSERT INTO letopis_search ({', '.join(f'`{column}`' for column in _COLUMNS)})"  # noqa: S608
-                f" VALUES ({', '.join(['%s'] * len(_COLUMNS))})"
-                f" ON DUPLICATE KEY UPDATE {', '.join(f'`{column}` = VALUES(`{column}`)' for column in _VALUES)}",
-                list(rows),
-            )
+    _UPSERT = (
+        f"INSERT INTO letopis_search ({', '.join(f'`{column}`' for column in _COLUMNS)})"  # noqa: S608
+        f" VALUES ({', '.join(['%s'] * len(_COLUMNS))})"
+        f" ON DUPLICATE KEY UPDATE {', '.join(f'`{column}` = VALUES(`{column}`)' for column in _VALUES)}"
+    )
 
     def _match(
         self, query: Query, scope: Sequence[Sequence[str]]

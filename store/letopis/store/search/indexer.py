@@ -16,9 +16,9 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from letopis.store.cancellation import off_the_loop
-from letopis.store.database.dialects import Dialect
+from letopis.store.database.dialects import Dialect, reading
 from letopis.store.database.engines import run_whole
-from letopis.store.database.fault_classification import repeat_on_conflict, translated
+from letopis.store.database.fault_classification import repeat_on_conflict
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.schema import checkpoints, log_heads
 from letopis.store.errors import Closed
@@ -34,7 +34,6 @@ T = TypeVar("T")
 logger = logging.getLogger("letopis.store.search")
 
 CHECKPOINT_NAME: Final = "search"
-"""Name of the index in the table of checkpoints."""
 MAX_EVENTS_PER_TRANSACTION: Final = 250
 """Events indexed in one transaction, during which an SQLite file has no other writer."""
 MAX_EVENTS_PER_BATCH: Final = 1_000
@@ -71,7 +70,6 @@ class Indexer:
         self, engine: AsyncEngine, dialect: Dialect, index: Index, *, upcasters: Upcasters, now: Callable[[], int]
     ) -> None:
         self._engine = engine
-        self._readers = engine.execution_options(sqlite_begin="DEFERRED")
         self._embedded = engine.dialect.name == "sqlite"
         self._dialect = dialect
         self._index = index
@@ -107,12 +105,11 @@ class Indexer:
             return await run_whole(self._engine, repeat_on_conflict(write)) if log.events else 0
 
     async def _next(self, partition: int, limit: int) -> tuple[int, LogRange]:
-        with translated():
-            async with self._readers.connect() as connection:
-                checkpoint, _ = await self._checkpoints.find(connection, _key(partition), lock=False)
-                after = 0 if checkpoint is None else checkpoint.position
-                head = (await connection.execute(_HEAD, {"partition": partition})).scalar_one()
-                return after, await self._log.read(connection, partition=partition, after=after, upto=head, limit=limit)
+        async with reading(self._engine) as connection:
+            checkpoint, _ = await self._checkpoints.find(connection, _key(partition), lock=False)
+            after = 0 if checkpoint is None else checkpoint.position
+            head = (await connection.execute(_HEAD, {"partition": partition})).scalar_one()
+            return after, await self._log.read(connection, partition=partition, after=after, upto=head, limit=limit)
 
     def _rows(
         self, documents: Iterable[Document], known: Mapping[Document, Sequence[IndexRow]] = MappingProxyType({})
@@ -128,9 +125,8 @@ class Indexer:
         return behind - (await self.catch_up(limit) if behind else 0)
 
     async def _progress(self) -> list[IndexProgress]:
-        with translated():
-            async with self._readers.connect() as connection:
-                return await index_progress(connection)
+        async with reading(self._engine) as connection:
+            return await index_progress(connection)
 
     async def _transaction(
         self,

@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final
 
 from letopis.store.errors import InvalidInput
 from letopis.store.search.analysis import Word, WordSpan, word_spans, words
 
 MAX_QUERY_LENGTH: Final = 1_000
-"""Characters of a query."""
 MAX_TERMS: Final = 32
-"""Words of a query."""
 
 _QUOTES: Final = str.maketrans(dict.fromkeys("“”„«»", '"'))  # quotation marks of phone keyboards
 _PARTS: Final = re.compile(r'(?P<minus>(?<!\S)-)?(?:"(?P<quoted>[^"]*)"|(?P<plain>[^\s"]+))')
 _EXACT_WEIGHT: Final = 1.0
 _OTHER_FORM_WEIGHT: Final = 0.6
+_exact, _stem = attrgetter("exact"), attrgetter("stem")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def match(query: Query, text: str) -> Match | None:
         matched = _found(term, spans, stems)
         if not matched:
             return None
-        exact = sum(_is_exact(term, spans, start) for start in matched)
+        exact = sum(_stands_at(term, spans, start, _exact) for start in matched)
         weight = exact * _EXACT_WEIGHT + (len(matched) - exact) * _OTHER_FORM_WEIGHT
         total += weight / (weight + 1.0)
         for start in matched:
@@ -104,23 +104,12 @@ def match(query: Query, text: str) -> Match | None:
 
 def _found(term: Term, spans: Sequence[WordSpan], stems: dict[str, list[int]]) -> list[int]:
     """Return where the words of a term begin, each following the one before."""
-    equal: Callable[[Word, Word], bool] = _same_word if term.exact else _same_stem
+    form = _exact if term.exact else _stem
     # Words with the same exact form have the same stem.
-    return [
-        start
-        for start in stems.get(term.words[0].stem, ())
-        if start + len(term.words) <= len(spans)
-        and all(equal(word, spans[start + offset].word) for offset, word in enumerate(term.words))
-    ]
+    return [start for start in stems.get(term.words[0].stem, ()) if _stands_at(term, spans, start, form)]
 
 
-def _is_exact(term: Term, spans: Sequence[WordSpan], start: int) -> bool:
-    return all(_same_word(word, spans[start + offset].word) for offset, word in enumerate(term.words))
-
-
-def _same_word(left: Word, right: Word) -> bool:
-    return left.exact == right.exact
-
-
-def _same_stem(left: Word, right: Word) -> bool:
-    return left.stem == right.stem
+def _stands_at(term: Term, spans: Sequence[WordSpan], start: int, form: Callable[[Word], str]) -> bool:
+    """Return True if the words of a term follow each other from a place on, in the same form."""
+    there = spans[start : start + len(term.words)]
+    return [form(span.word) for span in there] == [form(word) for word in term.words]

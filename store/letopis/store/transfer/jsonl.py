@@ -37,6 +37,7 @@ _REQUIRED: Final = ("conversation_id", "role", "content")
 _FIELDS: Final = ("name", "author", "tokens", "usage", "external_ids", "metadata", "status")
 _OPTIONAL: Final = ("id", "owner", "occurred_at", *_FIELDS, "delivery")
 _KEYS: Final = frozenset((*_REQUIRED, *_OPTIONAL))
+_KNOWN: Final = f"it may have {', '.join((*_REQUIRED, *_OPTIONAL))}; put your own keys into metadata"
 _BOM: Final = b"\xef\xbb\xbf"
 _UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
 _BEGINS_RECORD: Final = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"record"\s*:')
@@ -103,7 +104,7 @@ def parse_line(raw: bytes, *, number: int, count: SeenKeys) -> Line | RecordLine
         return parse_record(fields, number=number, size=len(raw))
     for key in fields:
         if key not in _KEYS:
-            raise InvalidInput(key if key.isprintable() else ascii(key), f"is not a key of a line: {_known()}")
+            raise InvalidInput(key if key.isprintable() else ascii(key), f"is not a key of a line: {_KNOWN}")
     for key in _REQUIRED:
         if fields.get(key) is None and not (key == "content" and key in fields):
             raise InvalidInput(key, "is missing")
@@ -243,10 +244,6 @@ def _tokens(fields: Mapping[str, Any]) -> int | None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise InvalidInput("tokens", "must be a whole number, zero or more")
     return value
-
-
-def _known() -> str:
-    return f"it may have {', '.join((*_REQUIRED, *_OPTIONAL))}; put your own keys into metadata"
 
 
 class SeenKeys:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from hashlib import sha256
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from letopis.store.database.dialects import Dialect, in_batches
+from letopis.store.cancellation import off_the_loop
+from letopis.store.database.dialects import Dialect, in_batches, pages
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.schema import events, of_conversation, record_parts, records
 from letopis.store.model.codec import EncodedEvent
@@ -34,12 +34,6 @@ class ContentWriter:
         self._all = sa.select(records.c.record_id, records.c.record_key).where(
             at, records.c.scope == sa.bindparam("scope")
         )
-        self._delete = [
-            sa.delete(table).where(
-                table.c.partition == sa.bindparam("at_partition"), dialect.among(table.c.record_id, "ids")
-            )
-            for table in (records, record_parts)
-        ]
         self._shown = (
             sa.select(events.c.version, events.c.type, events.c.data)
             .where(
@@ -71,17 +65,13 @@ class ContentWriter:
         # What an event shows that is not in the log yet is read from the outbox again, by the same transaction.
         values = {"partition": partition, "scope": Scope.content(conversation_id).name}
         held = {bytes(key).decode(): record for record, key in await connection.execute(self._all, values)}
-        key, after = {"partition": partition, "conversation": conversation_id}, 0
-        while held:
-            rows = (await connection.execute(self._shown, {**key, "after": after})).all()
-            for name in {name for row in rows for name in _names(row)}:
-                held.pop(name, None)
-            if len(rows) < _EVENTS_PER_READ:
-                break
-            after = rows[-1].version
-        for part in in_batches(sorted(held.values(), key=lambda record: record.bytes)):
-            for statement in self._delete:
-                await connection.execute(statement, {"at_partition": partition, "ids": part})
+        if held:
+            key = {"partition": partition, "conversation": conversation_id}
+            async for rows in pages(connection, self._shown, key, size=_EVENTS_PER_READ):
+                for name in {name for row in rows for name in _names(row)}:
+                    held.pop(name, None)
+        ids = sorted(held.values(), key=lambda record: record.bytes)
+        await self._records.remove(connection, partition, ids, (records, record_parts))
 
 
 def _names(event: Any) -> set[str]:
@@ -91,7 +81,7 @@ def _names(event: Any) -> set[str]:
 async def _read(origin: Origin, conversation_id: str, name: str, event: EncodedEvent) -> RecordChange:
     body = (event.contents or {}).get(name)
     if body is None and origin.read_content is not None:
-        body = await _off_the_loop(origin.read_content, conversation_id, name)
+        body = await off_the_loop(origin.read_content, conversation_id, name)
     if body == b"":
         reason = "large content was erased, or the outbox file could not be read, during the delivery: it is repeated"
         raise StoreFault(fault_class=FaultClass.CONFLICT, code="content-erased", reason=reason)
@@ -112,11 +102,3 @@ async def _read(origin: Origin, conversation_id: str, name: str, event: EncodedE
         salt=event.salt,
         body=body,
     )
-
-
-async def _off_the_loop(read: Any, *values: Any) -> Any:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return read(*values)  # an SQLite file's thread, which runs this coroutine without a loop
-    return await asyncio.to_thread(read, *values)

@@ -104,40 +104,24 @@ def _logged(row: Any, *, own: bool) -> LoggedEvent:
     )
 
 
-def _conversations_select(dialect: Dialect) -> sa.Select[Any]:
-    return dialect.locked(
-        sa.select(conversations)
-        .where(*dialect.of_conversations(conversations))
-        .order_by(conversations.c.partition, conversations.c.conversation_id)
-    )
+class LoadStatements:
+    """The selects of conversations and of the messages that events change, compiled once."""
 
-
-def _targets_select(dialect: Dialect) -> sa.Select[Any]:
-    return sa.select(*message_columns(messages)).where(
-        *dialect.of_conversations(messages), dialect.among(messages.c.message_id, "ids")
-    )
-
-
-class RemovalStatements:
-    """The selects of removed messages, compiled once."""
-
-    def __init__(self, _: Dialect) -> None:
+    def __init__(self, dialect: Dialect) -> None:
+        c = conversations.c
+        wanted = sa.select(conversations).where(*dialect.of_conversations(conversations))
+        self.conversations = dialect.locked(wanted.order_by(c.partition, c.conversation_id))
+        message = sa.select(*message_columns(messages))
+        named = dialect.among(messages.c.message_id, "ids")
+        self.targets = message.where(*dialect.of_conversations(messages), named)
         beyond = (*of_conversation(messages), messages.c.version > sa.bindparam("after"))
-        self.path = (
-            sa.select(*message_columns(messages)).where(*beyond, is_on_path(messages)).limit(sa.bindparam("limit"))
-        )
+        self.path = message.where(*beyond, is_on_path(messages)).limit(sa.bindparam("limit"))
         # Marks are rare: without one there is no need to look for marks of each row.
-        self.count = (
-            sa.select(sa.func.count())
-            .select_from(messages)
-            .where(*beyond, messages.c.version <= sa.bindparam("upto"), messages.c.left_at.is_(None))
-        )
+        within = (*beyond, messages.c.version <= sa.bindparam("upto"), messages.c.left_at.is_(None))
+        self.count = sa.select(sa.func.count()).select_from(messages).where(*within)
         self.count_marked = self.count.where(left_by_mark(messages).is_(None))
-        self.marked = (
-            sa.select(tasks.c.version)
-            .where(*of_conversation(tasks), tasks.c.kind == LEAVE, tasks.c.after < tasks.c.upto)
-            .limit(1)
-        )
+        pending = (tasks.c.kind == LEAVE, tasks.c.after < tasks.c.upto)
+        self.marked = sa.select(tasks.c.version).where(*of_conversation(tasks), *pending).limit(1)
 
 
 class Loader:
@@ -146,9 +130,7 @@ class Loader:
     def __init__(self, dialect: Dialect, eraser: Eraser) -> None:
         self._eraser = eraser
         self._conflicts = dialect.shared(ConflictLookup)
-        self._removals = dialect.shared(RemovalStatements)
-        self._conversations = dialect.shared(_conversations_select)
-        self._targets = dialect.shared(_targets_select)
+        self._statements = dialect.shared(LoadStatements)
         self._holds = sa.select(holds.c.kind, holds.c.subject)
 
     async def load(self, transaction: ApplyTransaction, accepted: Sequence[AcceptedLane]) -> list[AcceptedLane]:
@@ -168,7 +150,7 @@ class Loader:
         rows = dict[str, ConversationRow]()
         for part in in_batches(sorted(wanted, key=transaction.lock_order)):
             key = {"partitions": transaction.partitions_of(part), "conversations": part}
-            for row in await transaction.connection.execute(self._conversations, key):
+            for row in await transaction.connection.execute(self._statements.conversations, key):
                 rows[row.conversation_id] = conversation_row(row)
         for lane, name in beside:
             if name in rows:
@@ -213,7 +195,7 @@ class Loader:
         for part in in_batches(pairs):
             names = list(dict.fromkeys(name for name, _ in part))
             rows = await transaction.execute(
-                self._targets,
+                self._statements.targets,
                 partitions=transaction.partitions_of(names),
                 conversations=names,
                 ids=list({message_id for _, message_id in part}),
@@ -221,12 +203,13 @@ class Loader:
             for row in rows:
                 if row.message_id in wanted[row.conversation_id]:
                     targets.setdefault(row.conversation_id, []).append(message_row(row))
-        budget = RemovalBudget(transaction.connection, self._removals)
+        budget = RemovalBudget(transaction.connection, self._statements)
         for lane in lanes:
             name = lane.conversation_id
             lane.targets, lane.unloaded = await budget.load(lane, lane.row.conversation, targets.get(name, []))
             if any(erases(item.body) or isinstance(item.body, ConversationTrimmed) for item in lane.fresh):
-                lane.retained = await self._eraser.retained(transaction.connection, lane.partition, name, new=forks)
+                read_up_to = self._eraser.descendants.read_up_to
+                lane.retained = await read_up_to(transaction.connection, lane.partition, name, new=forks)
             if not lane.row.new:
                 lane.verdicts = await self._conflicts.find(transaction, lane)
 
@@ -234,7 +217,7 @@ class Loader:
 class RemovalBudget:
     """Loads removed messages until one transaction has enough rows to change."""
 
-    def __init__(self, connection: AsyncConnection, statements: RemovalStatements) -> None:
+    def __init__(self, connection: AsyncConnection, statements: LoadStatements) -> None:
         self._connection = connection
         self._statements = statements
         self._rows = MAX_ROWS_PER_TRANSACTION

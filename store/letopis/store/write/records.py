@@ -8,6 +8,7 @@ from uuid import UUID
 
 import orjson
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.schema import of_conversation, record_ledger, record_parts, record_tags, records
@@ -120,10 +121,12 @@ class RecordWriter:
     ) -> None:
         """Bring records to their final values; ``None`` removes one."""
         old = {stored[key].record_id: change for key, change in final.items() if key in stored}
-        await self._remove(transaction, partition, [key for key, change in old.items() if change is None])
+        await self.remove(transaction.connection, partition, [key for key, change in old.items() if change is None])
         for table, column in ((record_parts, "parts"), (record_tags, "tags")):
             held = [row.record_id for row in stored.values() if getattr(row, column)]
-            await self._remove(transaction, partition, [key for key in held if old.get(key) is not None], (table,))
+            await self.remove(
+                transaction.connection, partition, [key for key in held if old.get(key) is not None], (table,)
+            )
         wanted = {record_id(scope, key): change for key, change in final.items() if change is not None}
         rows = [(key, wanted[key]) for key in _sorted(wanted)]
         new = [_row(partition, key, scope, change) for key, change in rows if key not in old]
@@ -150,12 +153,12 @@ class RecordWriter:
                 if not scope.in_lanes or scope.lane(bytes(row.namespace)) == lane.conversation_id
             ]
             # Another outbox may have removed some of them since they were read.
-            lane.records -= await self._remove(transaction, partition, mine)
+            lane.records -= await self.remove(transaction.connection, partition, mine)
             start, last = bytes(rows[-1].namespace), bytes(rows[-1].record_key)
 
-    async def _remove(
+    async def remove(
         self,
-        transaction: ApplyTransaction,
+        connection: AsyncConnection,
         partition: int,
         ids: Sequence[UUID],
         tables: Iterable[sa.Table] = (records, record_parts, record_tags),
@@ -164,7 +167,7 @@ class RecordWriter:
         count = 0
         for part in in_batches(ids):
             for table in tables:
-                removed = await transaction.execute(self._delete[table], at_partition=partition, ids=part)
+                removed = await connection.execute(self._delete[table], {"at_partition": partition, "ids": part})
                 count += removed.rowcount if table is records else 0
         return count
 

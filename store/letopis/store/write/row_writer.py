@@ -13,12 +13,21 @@ import sqlalchemy as sa
 from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.schema import conversations, events, messages, owners, same_conversation
 from letopis.store.model.identifiers import partition_of
-from letopis.store.read.task_marks import LEAVE, MAX_ROWS_PER_TRANSACTION, RELEASE, RESET, Task, write_marks
+from letopis.store.read.task_marks import (
+    ERASE,
+    FORGET,
+    LEAVE,
+    MAX_ROWS_PER_TRANSACTION,
+    RELEASE,
+    RESET,
+    Task,
+    write_marks,
+)
 from letopis.store.rules.apply_plan import TableRow
 from letopis.store.rules.projection import Projected
 from letopis.store.rules.rows import ConversationRow
 from letopis.store.write.lanes import AcceptedLane
-from letopis.store.write.redaction import Eraser
+from letopis.store.write.redaction import ConversationKey, Eraser
 from letopis.store.write.transaction import ApplyTransaction
 
 
@@ -56,27 +65,23 @@ class RowWriter:
 
     async def _erase(self, transaction: ApplyTransaction, lane: AcceptedLane, room: int) -> int:
         """Take the content of redacted messages and erased conversations out of stored events, or mark it as erased."""
-        connection, now = transaction.connection, transaction.now
-        result, retained = lane.result, lane.result.row.retained
-        conversation, before = (connection, lane.partition, lane.conversation_id), result.versions.start - 1
-        await write_marks(connection, transaction.dialect, _removal_tasks(lane.partition, result, now))
+        result, retained, now = lane.result, lane.result.row.retained, transaction.now
+        connection, before = transaction.connection, result.versions.start - 1
+        key = (lane.partition, lane.conversation_id)
         everything = result.deleted or result.reset_at is not None
-        if everything and result.cuts:
-            await self._eraser.mark_erased(*conversation, after=retained, upto=before, now=now)
-        elif everything:
-            await self._eraser.erase_messages(*conversation, upto=before, reset_at=result.reset_at)
-            await self._eraser.strip(*conversation, after=retained, upto=before)
+        # Messages that leave the path without being loaded are too many: all else of their conversation waits too.
+        tasks = _erasing_tasks(key, result, now, before)
+        await self._eraser.erase(connection, tasks, later=bool(result.cuts), deleted=result.deleted)
         trimmed = 0
-        for after, upto, at, kept in result.trims:
-            trimmed += await self._eraser.trim(
-                *conversation, after=after, upto=min(upto, before), at=at, kept=kept, now=now, room=room - trimmed
-            )
+        for after, upto, *rest in result.trims:
+            trim, left = (after, min(upto, before), *rest), room - trimmed
+            trimmed += await self._eraser.trim(connection, key, trim, now=now, room=left)
         if result.redactions and (retained > 0 or not everything):  # also in what is retained for forks
-            await self._eraser.strip_messages(*conversation, result.redactions, upto=before)
+            await self._eraser.strip_messages(connection, key, result.redactions, upto=before)
         if result.released or (retained > 0 and (everything or result.trims)):
             # Retained content is checked again afterwards: only then is all of this batch there to look at.
-            at, place = result.versions.stop - 1, (lane.partition, result.row.conversation_id)
-            mark = Task(*place, RELEASE, version=at, after=at - 1, upto=at, created_at=now)
+            at = result.versions.stop - 1
+            mark = Task(*key, RELEASE, version=at, after=at - 1, upto=at, created_at=now)
             await write_marks(connection, transaction.dialect, [mark])
             transaction.released.append(mark)
         transaction.erased |= everything or bool(result.redactions) or bool(result.trims)
@@ -126,14 +131,17 @@ async def append_to_log(transaction: ApplyTransaction, accepted: Sequence[Accept
     )
 
 
-def _removal_tasks(partition: int, projected: Projected, now: int) -> list[Task]:
-    """Return the tasks for messages that left the path, or were reset, without being loaded."""
+def _erasing_tasks(conversation: ConversationKey, projected: Projected, now: int, before: int) -> list[Task]:
+    """Return the tasks for stored messages that left the path without being loaded, and for all that was erased."""
     marks = [(LEAVE, after, version) for after, version in projected.cuts]
-    if projected.cuts and projected.reset_at is not None:
+    if projected.reset_at is not None:
         marks.append((RESET, 0, projected.reset_at))
-    name, upto = projected.row.conversation_id, projected.versions.start - 1
+    elif projected.deleted and not projected.cuts:
+        marks.append((FORGET, 0, before))
+    if projected.deleted or projected.reset_at is not None:
+        marks.append((ERASE, projected.row.retained, before))
     return [
-        Task(partition, name, kind, version=version, after=after, upto=upto, created_at=now)
+        Task(*conversation, kind, version=version, after=after, upto=before, created_at=now)
         for kind, after, version in marks
     ]
 

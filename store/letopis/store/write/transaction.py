@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -21,17 +22,6 @@ from letopis.store.rules.apply_plan import Origin, TableRow
 
 _LAST_SEEN_INTERVAL_US: Final = 3_600_000_000
 """How often an origin's ``last_seen_at`` is written: it is one more locked row of an apply, and the same for all."""
-
-
-class _LockOrder(dict[str, tuple[int, bytes]]):
-    """The partition and bytes of each name, computed once."""
-
-    def __init__(self, partitions: int) -> None:
-        self._partitions = partitions
-
-    def __missing__(self, name: str) -> tuple[int, bytes]:
-        key = self[name] = lane_partition(name, self._partitions), name.encode()
-        return key
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,7 +44,8 @@ class ApplyTransaction:
     log_locked_at: float = math.inf  # the monotonic clock just before the counters were locked
 
     def __post_init__(self) -> None:
-        self.lock_order = _LockOrder(self.partitions).__getitem__
+        partitions = self.partitions
+        self.lock_order = cache(lambda name: (lane_partition(name, partitions), name.encode()))
 
     @property
     def stood_still(self) -> bool:

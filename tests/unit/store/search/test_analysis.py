@@ -14,8 +14,7 @@ from letopis.store import InvalidInput
 from letopis.store.read.paging import CursorCodec
 from letopis.store.search.analysis import GENERATION, Word, scope_code, word_of, word_spans, words
 from letopis.store.search.query import Match, Query, match, parse
-from letopis.store.search.results import SearchPosition
-from letopis.store.search.snippets import MAX_LENGTH, marked_pieces, snippet
+from letopis.store.search.results import MAX_SNIPPET_LENGTH, SearchPosition, marked_pieces, snippet
 
 # Words of the index: a change to one of these is another generation. Stem and code of the stem.
 HELD = {
@@ -252,7 +251,7 @@ def test_a_snippet_shows_what_was_found(text: str) -> None:
     shown = snippet(text, fits)
 
     assert shown.marks and all(shown.text[start:end] == "ответ" for start, end in shown.marks)
-    assert len(shown.text) <= MAX_LENGTH + 2
+    assert len(shown.text) <= MAX_SNIPPET_LENGTH + 2
     assert shown.text.isprintable()
     assert shown.text.startswith("…") == (not text.startswith("".join(shown.text[:5])))
     assert "".join(piece for piece, _ in marked_pieces(shown.text, shown.marks)) == shown.text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from letopis.store.search.query import match, parse
-from letopis.store.search.snippets import MAX_LENGTH, snippet
+from letopis.store.search.results import MAX_SNIPPET_LENGTH, snippet
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
 WAVE = "\U0001f44b\U0001f3fd"
@@ -36,5 +36,5 @@ def test_a_mark_covers_a_word_with_soft_hyphens() -> None:
 def test_it_is_not_cut_inside_what_is_joined(one: str, shift: int) -> None:
     text = "x" * shift + one * 100 + " tea " + one * 100
     cut = shown(text, "tea")
-    assert len(cut) <= MAX_LENGTH + 2
+    assert len(cut) <= MAX_SNIPPET_LENGTH + 2
     assert cut.strip("\u2026").replace(one, "").strip("x") == " tea "
