@@ -54,6 +54,7 @@ class _RelayRow(NamedTuple):
     store_rows: int = 0
     erasures: str | None = None
     trimmed: int = 0
+    checkpoints: int = 0
     retained_at: int | None = None
     retention_due: int = 0
 
@@ -61,7 +62,7 @@ class _RelayRow(NamedTuple):
 _RELAY: Final = (
     "SELECT pid, holder, host, boot_id, heartbeat_at, progress_at, breaker, breaker_since, breaker_reason,"
     " breaker_detail, next_attempt_at, delivered_total, store_tasks, store_rows, erasures,"
-    " trimmed, retained_at, retention_due FROM letopis_outbox_relay"
+    " trimmed, checkpoints, retained_at, retention_due FROM letopis_outbox_relay"
 )
 
 
@@ -127,11 +128,13 @@ class RetentionStatus:
 
     :ivar last_run_at: when it last looked; ``None`` if it never did.
     :ivar trimmed: conversations that it took content of, each time counted.
+    :ivar checkpoints: checkpoints of LangGraph that it deleted.
     :ivar due: events that have come of age and were still to be looked at then, of the next 1,000 for each age.
     """
 
     last_run_at: datetime | None = None
     trimmed: int = 0
+    checkpoints: int = 0
     due: int = 0
 
 
@@ -342,6 +345,7 @@ def status_of(cursor: Any, *, now_us: int) -> Status:
         retention=RetentionStatus(
             last_run_at=None if row.retained_at is None else from_microseconds(row.retained_at),
             trimmed=row.trimmed,
+            checkpoints=row.checkpoints,
             due=row.retention_due,
         ),
     )

@@ -205,9 +205,14 @@ class BlockingRecords(SyncBase[Records]):
             self._portal, self._portal.call(self._inner.delete, namespace, key, expected=expected)
         )
 
-    def delete_many(self, keys: Sequence[tuple[Sequence[str], str]]) -> Sequence[BlockingRecordReceipt]:
+    def delete_many(
+        self, keys: Sequence[tuple[Sequence[str], str]], *, unchanged: Sequence[Record] = ()
+    ) -> Sequence[BlockingRecordReceipt]:
         """As :meth:`Records.delete_many`; waits."""
-        return [BlockingRecordReceipt(self._portal, item) for item in self._portal.call(self._inner.delete_many, keys)]
+        return [
+            BlockingRecordReceipt(self._portal, item)
+            for item in self._portal.call(self._inner.delete_many, keys, unchanged=unchanged)
+        ]
 
     def delete_where(
         self,
