@@ -73,7 +73,7 @@ def retain(dry_run: bool, wait: bool, timeout: float | None, yes: bool) -> None:
             ],
             "pending": pending,
         },
-        text=lambda: _text(due, threads),
+        text=_text(due, threads),
     )
     if not (due or threads):
         raise CommandExit(Exit.NOTHING, "nothing is due")
@@ -161,7 +161,8 @@ async def _find_checkpoints(history: History, config: Settings) -> list[tuple[Du
     from letopis.outbox.history.checkpoints import CheckpointPruner
     from letopis.store.maintenance.due_checkpoints import FIRST_PLACE, CheckpointPlace
 
-    retention, found = config.retention.content, list[tuple[DueCheckpoints, int]]()
+    retention = config.retention.content
+    found: list[tuple[DueCheckpoints, int]] = []
     if retention is None or not retention.checkpoint_rules:
         return found
     prune = CheckpointPruner(history.outbox, history.store)
