@@ -121,4 +121,8 @@ def test_due_checkpoints_are_shown_and_then_deleted(letopis: Any) -> None:
     assert code == 0 and done["checkpoints"] == shown and done["pending"] == 0 and "deleted 3 checkpoints" in err
     assert asyncio.run(use(fill=False)) == [2, 5]
     assert letopis("history", "retain", "--dry-run")[0] == 3
+    Path("letopis.toml").write_text(rules.replace("last = 2", "last = 1"), encoding="utf-8")
+    assert letopis("relay", "--once")[0] == 0
+    assert asyncio.run(use(fill=False)) == [1, 5]
+    assert "1 checkpoints deleted" in letopis("status")[1]
     assert letopis("db", "verify")[0] == 0

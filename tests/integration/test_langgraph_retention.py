@@ -17,6 +17,7 @@ import pytest
 from typing_extensions import TypedDict
 
 from letopis.outbox import History, Relay, Retention
+from letopis.outbox.daemon.daemon import Daemon, DaemonSettings
 from letopis.outbox.history.checkpoints import CheckpointPruner
 from letopis.store import ContentRetention, ConversationStore, Message, RetentionRule
 from letopis.store.maintenance.due_checkpoints import FIRST_PLACE, CheckpointPlace
@@ -213,6 +214,23 @@ async def test_a_bot_prunes_by_its_own_relay(tmp_path: Path) -> None:
 
         await until(pruned, patience=60)
         assert await left(bot, "chat-1") == 2
+
+
+async def test_a_daemon_prunes_by_its_settings(tmp_path: Path) -> None:
+    url, path = f"sqlite:///{tmp_path / 'history.db'}", tmp_path / "bot.outbox.db"
+    async with opened(url, path) as bot:
+        await fill(bot, "chat-1", 5)
+    settings = DaemonSettings(outboxes=(str(path),), store=url, retention=Retention(content=LAST_TWO))
+    daemon = Daemon(lambda: settings, scan_interval=0.05)
+    running = asyncio.create_task(daemon.run())
+    try:
+        await until(lambda: running.done() or (daemon.workers and daemon.workers[0].stats.checkpoints == 3))
+        async with opened(url, path) as bot:
+            await until(lambda: bot.drained(0))
+            assert await left(bot, "chat-1") == 2
+    finally:
+        daemon.stop()
+        await running
 
 
 async def test_without_langgraph_all_else_goes_on(

@@ -204,8 +204,9 @@ class Records:
         """
         if not ((pairs := _pairs(keys)) or unchanged):
             raise InvalidInput("keys", "there is nothing to delete")
-        changes = [prepare_delete(self.scope, namespace, key) for namespace, key in pairs]
-        return await self._delete(changes, unchanged)
+        if not all(isinstance(record, Record) and record.scope == self.scope for record in unchanged):
+            raise InvalidInput("unchanged", "must be records of this scope")
+        return await self._delete([prepare_delete(self.scope, namespace, key) for namespace, key in pairs], unchanged)
 
     async def delete_where(
         self,

@@ -51,8 +51,8 @@ class _Statements:
         def beside(other: Any) -> tuple[sa.ColumnElement[bool], ...]:
             return tuple(other.c[name] == own.c[name] for name in ("partition", "scope", "namespace"))
 
-        after_it = (*beside(newer), newer.c.record_key > own.c.record_key)
-        beyond = sa.select(newer.c.record_key).where(*after_it).order_by(newer.c.record_key).limit(1)
+        has_older = sa.exists().where(*beside(older), older.c.record_key < own.c.record_key)
+        count = sa.select(sa.func.count()).where(*beside(newer), newer.c.record_key > own.c.record_key)
         # By the index of tags, which holds the checkpoints alone, and not by that of all records.
         self.page = (
             sa.select(
@@ -60,9 +60,7 @@ class _Statements:
                 own.c.scope,
                 own.c.namespace,
                 own.c.updated_at,
-                sa.exists().where(*beside(older), older.c.record_key < own.c.record_key).label("has_older"),
-                sa.exists().where(*after_it).label("has_newer"),
-                beyond.offset(sa.bindparam("others", type_=sa.Integer)).scalar_subquery().label("beyond"),
+                sa.case((has_older, 0), else_=count.scalar_subquery()).label("newer"),
             )
             .select_from(record_tags)
             .join(own, sa.and_(own.c.partition == tag.partition, own.c.record_id == tag.record_id))
@@ -97,27 +95,18 @@ class CheckpointFinder:
         self, connection: AsyncConnection, retention: ContentRetention, place: CheckpointPlace
     ) -> tuple[list[DueCheckpoints], CheckpointPlace | None]:
         """Look at the next checkpoints, and return the namespaces of due ones, and where to go on."""
-        (partition, after), rules = place, retention.checkpoint_rules
-        lasts = [rule.checkpoints_last for rule in rules if rule.checkpoints_last is not None]
-        ages = [rule.checkpoints_max_age for rule in rules if rule.checkpoints_max_age is not None]
-        now = self._now()
-        cutoff = now - min(ages) * _MICROSECONDS if ages else 0
-        values = {"at_partition": partition, "after": after, "others": min(lasts, default=1) - 1}
+        partition, after = place
+        values = {"at_partition": partition, "after": after}
         page: Sequence[Any] = (await connection.execute(self._statements.page, values)).all()
         # Each namespace is looked at once in a round, at its oldest checkpoint.
-        found = [
-            row
-            for row in page
-            if not row.has_older
-            and ((lasts and row.beyond is not None) or (row.has_newer and row.updated_at <= cutoff))
-        ]
-        due = await self._due(connection, retention, partition, found, now) if found else []
+        oldest = [row for row in page if row.newer]
+        due = await self._due(connection, retention, partition, oldest) if oldest else []
         if len(page) == PAGE_RECORDS:
             return due, (partition, page[-1].record_id)
         return due, (partition + 1, FIRST_PLACE[1]) if partition + 1 < self._partitions else None
 
     async def _due(
-        self, connection: AsyncConnection, retention: ContentRetention, partition: int, rows: Sequence[Any], now: int
+        self, connection: AsyncConnection, retention: ContentRetention, partition: int, rows: Sequence[Any]
     ) -> list[DueCheckpoints]:
         names = {name for row in rows if (name := Scope(row.scope).conversation_id) is not None}
         values = {"partitions": [partition], "conversations": list(names)}
@@ -132,15 +121,18 @@ class CheckpointFinder:
             conversation = known.get(name)
             owner = None if conversation is None else conversation.owner_id
             rule = retention.rule_for(owner, () if conversation is None else tags_of(conversation._mapping))
-            if rule is not None and rule.limits_checkpoints:
-                age = rule.checkpoints_max_age
+            if rule is None:
+                continue
+            last, age = rule.checkpoints_last, rule.checkpoints_max_age
+            cutoff = None if age is None else self._now() - age * _MICROSECONDS
+            if (last is not None and row.newer >= last) or (cutoff is not None and row.updated_at <= cutoff):
                 due.append(
                     DueCheckpoints(
                         conversation_id=name,
                         owner_id=owner,
                         namespace=decode_namespace(bytes(row.namespace)),
                         rule=rule,
-                        put_after=None if age is None else from_microseconds(now - age * _MICROSECONDS),
+                        put_after=None if cutoff is None else from_microseconds(cutoff),
                     )
                 )
         return due
