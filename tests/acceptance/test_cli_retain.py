@@ -108,7 +108,6 @@ def test_due_checkpoints_are_shown_and_then_deleted(letopis: Any) -> None:
     assert shown == [
         {
             "conversation_id": "a",
-            "owner_id": None,
             "namespace": ["langgraph", "checkpoints", "="],
             "rule": "default",
             "checkpoints": 3,

@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ from typing_extensions import TypedDict
 
 from letopis.outbox import History, Relay, Retention
 from letopis.outbox.daemon.daemon import Daemon, DaemonSettings
-from letopis.outbox.history.checkpoints import CheckpointPruner
+from letopis.outbox.history.checkpoints import prune_checkpoints
 from letopis.store import ContentRetention, ConversationStore, Message, RetentionRule
 from letopis.store.maintenance.due_checkpoints import FIRST_PLACE, CheckpointPlace
 from letopis.store.model.events import utc_now
@@ -76,14 +77,14 @@ async def opened(url: str, path: Path, *, days: float = 0) -> AsyncIterator[Hist
 
 async def retain(history: History, content: ContentRetention) -> int:
     """Let a relay deliver, delete what is due, and deliver that; return how many checkpoints it deleted."""
-    prune = CheckpointPruner(history.outbox, history.store)
+    prune = partial(prune_checkpoints, history.outbox, history.store)
     relay = Relay(history.outbox, history.store, retention=content, prune=prune)
     await relay.drain()
     return relay.stats.checkpoints
 
 
 async def would_leave(history: History, content: ContentRetention) -> dict[str, int]:
-    prune, counts = CheckpointPruner(history.outbox, history.store), dict[str, int]()
+    prune, counts = partial(prune_checkpoints, history.outbox, history.store), dict[str, int]()
     place: CheckpointPlace | None = FIRST_PLACE
     while place is not None:
         found, place = await history.store.outbox_access.due_checkpoints(content, place)
@@ -194,7 +195,7 @@ async def test_a_value_that_another_outbox_puts_again_stays(store_url: str, tmp_
         at = await put(LetopisSaver(one), {"big": f"new {LONG}"}, old, version=2)
         await Relay(one.outbox, one.store).drain()
         again = await put(LetopisSaver(two), {"big": f"old {LONG}"}, at, version=3)
-        prune = CheckpointPruner(one.outbox, one.store)
+        prune = partial(prune_checkpoints, one.outbox, one.store)
         found, _ = await one.store.outbox_access.due_checkpoints(ContentRetention(checkpoints_last=1), FIRST_PLACE)
         assert [await prune(due) for due in found] == [1]
         await Relay(two.outbox, two.store).drain()
@@ -285,9 +286,10 @@ async def test_encrypted_checkpoints_are_pruned_without_the_key(
 
 RELAY = """
 import asyncio, os, signal, sys
+from functools import partial
 from letopis.adapters.langgraph import pruning
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.history.checkpoints import CheckpointPruner
+from letopis.outbox.history.checkpoints import prune_checkpoints
 from letopis.outbox.history.records import Records
 from letopis.outbox.relay import relay
 from letopis.store import ContentRetention, ConversationStore
@@ -308,7 +310,7 @@ Records._delete = delete
 async def main(outbox, store):
     file = await OutboxFile.open(outbox)
     async with ConversationStore.open(store) as history:
-        prune = CheckpointPruner(file, history)
+        prune = partial(prune_checkpoints, file, history)
         content = ContentRetention(checkpoints_last=2)
         await relay.Relay(file, history, retention=content, prune=prune).drain()
     await file.close()

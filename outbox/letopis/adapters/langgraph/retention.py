@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from letopis.adapters.langgraph.checkpoints import CheckpointRecords
+from letopis.adapters.langgraph.checkpoints import CheckpointIncomplete, CheckpointRecords
 from letopis.adapters.langgraph.keys import Target
 from letopis.adapters.langgraph.known import forget_everywhere
 from letopis.adapters.langgraph.pruning import prune_namespace
@@ -15,14 +16,15 @@ from letopis.outbox import AllRecords, Records
 from letopis.outbox.history.checkpoints import OwnLoop
 from letopis.store.maintenance.due_checkpoints import DueCheckpoints
 
+logger = logging.getLogger("letopis.adapters.langgraph")
 _SERDE: Final = JsonPlusSerializer()  # for the metadata of older checkpoints alone
 
 
 class _Checkpoints(CheckpointRecords):
     """The checkpoints in the records of a relay's outbox, which is no history."""
 
-    def __init__(self, home: OwnLoop) -> None:
-        self._records = AllRecords(home)
+    def __init__(self, records: AllRecords) -> None:
+        self._records = records
 
     def records(self, target: Target) -> Records:
         return self._records(conversation=target.conversation)
@@ -32,18 +34,11 @@ class _Checkpoints(CheckpointRecords):
 
 
 async def prune_due(home: OwnLoop, due: DueCheckpoints, *, dry_run: bool) -> int:
-    """Delete the due checkpoints of a namespace; return how many were deleted, or would be.
-
-    :raises StoreUnavailable: the history store does not answer.
-    :raises CheckpointIncomplete: a value of a checkpoint that stays is missing; nothing was deleted but checkpoints.
-    :raises NotImplementedError: the metadata of an older checkpoint was encrypted.
-    """
-    return await prune_namespace(
-        _Checkpoints(home),
-        due.conversation_id,
-        due.namespace,
-        _SERDE,
-        keep_last=due.rule.checkpoints_last,
-        put_after=due.put_after,
-        dry_run=dry_run,
-    )
+    """Do as :func:`prune_namespace` by a rule. Checkpoints that cannot be read here stay, which is logged."""
+    last, checkpoints = due.rule.checkpoints_last, _Checkpoints(AllRecords(home))
+    where = (checkpoints, due.conversation_id, due.namespace, _SERDE)
+    try:
+        return await prune_namespace(*where, keep_last=last, put_after=due.put_after, dry_run=dry_run)
+    except (CheckpointIncomplete, NotImplementedError, ValueError) as error:  # the other threads are pruned
+        logger.warning("checkpoints in %r stay, they cannot be read: %s", due.conversation_id, type(error).__name__)
+        return 0

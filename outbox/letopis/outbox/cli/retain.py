@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -64,7 +65,6 @@ def retain(dry_run: bool, wait: bool, timeout: float | None, yes: bool) -> None:
             "checkpoints": [
                 {
                     "conversation_id": thread.conversation_id,
-                    "owner_id": thread.owner_id,
                     "namespace": thread.namespace,
                     "rule": thread.rule.name,
                     "checkpoints": count,
@@ -111,7 +111,7 @@ async def _retain(
     import anyio
 
     from letopis.outbox.cli.interface.progress import deliver
-    from letopis.outbox.history.checkpoints import CheckpointPruner
+    from letopis.outbox.history.checkpoints import prune_checkpoints
     from letopis.outbox.history.history import History
     from letopis.outbox.relay.content_retention import append_trims
 
@@ -125,7 +125,7 @@ async def _retain(
             also = f", and delete {counted(checkpoints, 'checkpoint')}," if threads else ""
             confirm(f"Take content out of {counted(len(due), 'conversation')}{also} for good?", yes=yes)
             await append_trims(history.outbox, due)
-            prune = CheckpointPruner(history.outbox, history.store)
+            prune = partial(prune_checkpoints, history.outbox, history.store)
             threads = [(thread, await prune(thread)) for thread, _ in threads]
             if wait:
                 await deliver(history, report, longest=longest)
@@ -158,19 +158,19 @@ async def _find(history: History, config: Settings) -> list[DueContent]:
 
 async def _find_checkpoints(history: History, config: Settings) -> list[tuple[DueCheckpoints, int]]:
     """Return the namespaces with due checkpoints, and how many each has."""
-    from letopis.outbox.history.checkpoints import CheckpointPruner
+    from letopis.outbox.history.checkpoints import prune_checkpoints
     from letopis.store.maintenance.due_checkpoints import FIRST_PLACE, CheckpointPlace
 
     retention = config.retention.content
     found: list[tuple[DueCheckpoints, int]] = []
-    if retention is None or not retention.checkpoint_rules:
+    if retention is None or not retention.limits_checkpoints:
         return found
-    prune = CheckpointPruner(history.outbox, history.store)
+    prune = partial(prune_checkpoints, history.outbox, history.store, dry_run=True)
     place: CheckpointPlace | None = FIRST_PLACE
     try:
         while place is not None:
             threads, place = await history.store.outbox_access.due_checkpoints(retention, place)
-            found += [(thread, count) for thread in threads if (count := await prune(thread, dry_run=True))]
+            found += [(thread, count) for thread in threads if (count := await prune(thread))]
     except ConfigurationError as error:
         note(str(error))  # conversations are not kept by it
     return found

@@ -83,7 +83,7 @@ def check_settings(
     yield _secrets(config, environ)
     yield _alerts(config, environ)
     content = config.retention.content
-    if content is not None and content.checkpoint_rules:
+    if content is not None and content.limits_checkpoints:
         if installed("langgraph") is None:
             yield warn("retention", "checkpoints stay: langgraph is not installed here", f"{MISSING}; or drop the rule")
         else:

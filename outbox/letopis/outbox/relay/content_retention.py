@@ -120,7 +120,7 @@ class ContentTrimmer:
         return found.more
 
     async def _prune_some(self, retention: ContentRetention) -> bool:
-        if self.prune is None or self._place is None or not retention.checkpoint_rules:
+        if self.prune is None or self._place is None or not retention.limits_checkpoints:
             return False
         if self._pruning is None:
             self._pruning = asyncio.create_task(self._prune_page(self.prune, retention, self._place))

@@ -37,7 +37,6 @@ class DueCheckpoints:
     """
 
     conversation_id: str
-    owner_id: str | None
     namespace: Namespace
     rule: RetentionRule
     put_after: datetime | None
@@ -129,7 +128,6 @@ class CheckpointFinder:
                 due.append(
                     DueCheckpoints(
                         conversation_id=name,
-                        owner_id=owner,
                         namespace=decode_namespace(bytes(row.namespace)),
                         rule=rule,
                         put_after=None if cutoff is None else from_microseconds(cutoff),

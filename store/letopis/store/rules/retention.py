@@ -76,14 +76,10 @@ class RetentionRule:
         """As :attr:`max_age`, of checkpoints."""
         return _seconds(self.checkpoints_max_age_days)
 
-    @property
-    def limits_checkpoints(self) -> bool:
-        return self.checkpoints_last is not None or self.checkpoints_max_age_days is not None
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContentRetention:
-    """How long the content of conversations stays in the history store.
+    """How long the content of conversations, and LangGraph's checkpoints, stay in the history store.
 
     The first of ``rules`` that matches a conversation counts, alone; the other values are for conversations that none
     matches. A rule without a limit keeps everything. A conversation with the tag ``pinned`` keeps everything, whatever
@@ -141,9 +137,10 @@ class ContentRetention:
         return min((rule.max_age for rule in (*self.rules, self.default) if rule.max_age is not None), default=None)
 
     @property
-    def checkpoint_rules(self) -> tuple[RetentionRule, ...]:
-        """The rules that limit checkpoints."""
-        return tuple(rule for rule in (*self.rules, self.default) if rule.limits_checkpoints)
+    def limits_checkpoints(self) -> bool:
+        """Whether a rule limits checkpoints."""
+        limits = ((rule.checkpoints_last, rule.checkpoints_max_age_days) for rule in (*self.rules, self.default))
+        return any(limit != (None, None) for limit in limits)
 
     @property
     def fingerprint(self) -> str:

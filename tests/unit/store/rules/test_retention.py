@@ -54,13 +54,14 @@ def test_each_age_is_looked_at_once() -> None:
     assert ContentRetention(max_messages=3).least_age is None
 
 
-def test_rules_for_checkpoints_are_those_with_a_limit_of_them() -> None:
+def test_rules_limit_checkpoints_if_one_names_a_limit_of_them() -> None:
     few, old = RetentionRule(tag="few", checkpoints_last=3), RetentionRule(owner="7", checkpoints_max_age_days=0.5)
     content = ContentRetention(max_age_days=30, rules=(few, RetentionRule(tag="legal"), old))
 
-    assert content.checkpoint_rules == (few, old) and RULES.checkpoint_rules == ()
+    assert content.limits_checkpoints and not RULES.limits_checkpoints
+    assert all(ContentRetention(rules=(rule,)).limits_checkpoints for rule in (few, old))
     assert old.checkpoints_max_age == SECONDS_PER_DAY // 2 and few.checkpoints_max_age is None
-    assert ContentRetention(checkpoints_last=2).checkpoint_rules == (RetentionRule(checkpoints_last=2),)
+    assert ContentRetention(checkpoints_last=2).default == RetentionRule(checkpoints_last=2)
     assert content.ages == (0, 30 * SECONDS_PER_DAY)
 
 
