@@ -80,7 +80,8 @@ class ContentTrimmer:
         more = False
         try:
             with expect_store(store_id):
-                more = await self._trim(retention) or await self._prune_some(retention)
+                more = self._pruning is None and await self._trim(retention)
+                more = more or await self._prune_some(retention)
         except Exception as error:  # a step that fails must not keep the relay from delivering
             logger.warning(
                 "a step of the retention of content failed, it is repeated in the next round: %s",
