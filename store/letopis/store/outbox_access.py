@@ -204,12 +204,20 @@ class OutboxAccess:
         return await self._runtime.read(lambda _, connection: finder.places(connection, retention))
 
     async def due_content(
-        self, retention: ContentRetention, places: Mapping[Place, int], *, origin_id: UUID, describe: bool = False
+        self,
+        retention: ContentRetention,
+        places: Mapping[Place, int],
+        *,
+        origin_id: UUID,
+        describe: bool = False,
+        now: int | None = None,
     ) -> RetentionStep:
         """Return the content that is due next, from some places in the log on; for an outbox that appends it."""
         finder = (await self._runtime.prepared()).retention
         return await self._runtime.read(
-            lambda _, connection: finder.step(connection, retention, places, origin_id=origin_id, describe=describe)
+            lambda _, connection: finder.step(
+                connection, retention, places, origin_id=origin_id, describe=describe, now=now
+            )
         )
 
     async def keep_places(self, retention: ContentRetention, step: RetentionStep) -> None:

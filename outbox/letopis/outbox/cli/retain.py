@@ -142,8 +142,9 @@ async def _find(history: History, config: Settings) -> list[DueContent]:
         return []
     due, origin_id = dict[str, Any](), history.outbox.origin.origin_id
     places = await access.retention_places(retention)
-    while (step := await access.due_content(retention, places, origin_id=origin_id, describe=True)).more:
-        places |= step.moved
+    now: int | None = None
+    while (step := await access.due_content(retention, places, origin_id=origin_id, describe=True, now=now)).more:
+        places, now = places | step.moved, step.now
         for found in step.due:
             if found.conversation_id not in due or due[found.conversation_id].upto < found.upto:
                 due[found.conversation_id] = found

@@ -61,6 +61,7 @@ class ContentTrimmer:
         self._look = look or TaskLook(clock)
         self._stats = stats
         self._trimmed = self._deleted = 0  # in this round
+        self._now: int | None = None  # when this round began, by the clock of the store
         self._place: CheckpointPlace | None = FIRST_PLACE
         self._pruning: asyncio.Task[CheckpointPlace | None] | None = None
         self.retention = retention
@@ -97,7 +98,7 @@ class ContentTrimmer:
             if self._deleted:
                 logger.info("retention deleted %d checkpoints", self._deleted, extra=log_context())
             self._trimmed = self._deleted = 0
-            self._place = FIRST_PLACE
+            self._place, self._now = FIRST_PLACE, None
         return more
 
     async def close(self) -> None:
@@ -110,7 +111,9 @@ class ContentTrimmer:
     async def _trim(self, retention: ContentRetention) -> bool:
         access = self._store.outbox_access
         places = await access.retention_places(retention)
-        found = await access.due_content(retention, places, origin_id=self._outbox.origin.origin_id)
+        origin_id = self._outbox.origin.origin_id
+        found = await access.due_content(retention, places, origin_id=origin_id, now=self._now)
+        self._now = found.now
         trimmed = await append_trims(self._outbox, found.due)
         if found.moved:
             await access.keep_places(retention, found)

@@ -76,12 +76,16 @@ class DueContent:
 
 @dataclass(slots=True)
 class RetentionStep:
-    """What one step has found, and how far it has read: to be kept once the events are appended."""
+    """What one step has found, and how far it has read: to be kept once the events are appended.
+
+    :ivar now: the time by which it judged ages, to be given to the next step of a round.
+    """
 
     due: list[DueContent] = field(default_factory=list)
     moved: dict[Place, int] = field(default_factory=dict)
     began: int = 0
     more: bool = False
+    now: int = 0
 
 
 class _Statements:
@@ -160,18 +164,21 @@ class ContentFinder:
         *,
         origin_id: UUID,
         describe: bool = False,
+        now: int | None = None,
     ) -> RetentionStep:
         """Look at the next events that have reached an age, and return what is due of their conversations."""
+        # A round with a time of its own ends, also where events are recorded faster than they are looked at.
+        at = self._now() if now is None else now
         for age, partition in product(retention.ages, self._partitions):
-            after, cutoff = places.get((age, partition), 0), self._cutoff(age)
+            after, cutoff = places.get((age, partition), 0), at - age * _MICROSECONDS
             key = {"partition": partition, "after": after}
             page: Sequence[Any] = (await connection.execute(self._statements.page, key)).all()
             old = [row.recorded_at <= cutoff for row in page]
             if rows := page[: old.index(False) if False in old else None]:
-                step = RetentionStep(began=after, more=True)
+                step = RetentionStep(began=after, more=True, now=at)
                 await self._look(connection, retention, step, (age, partition), rows, origin_id, describe=describe)
                 return step
-        return RetentionStep()
+        return RetentionStep(now=at)
 
     async def _look(
         self,
