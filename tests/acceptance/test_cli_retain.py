@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from letopis.outbox import History
+from letopis.store import Message
 from letopis.store.model.events import utc_now
 from tests.support.fix_command import talk
 
@@ -69,4 +70,50 @@ def test_what_is_due_leaves_both_files_and_the_rest_stays(letopis: Any) -> None:
     assert texts("pinned") == ["pin-kept"]
     assert not holds("old-t0ken") and not holds("first-t0ken") and holds("third")
     assert letopis("history", "retain", "--dry-run")[0] == 3
+    assert letopis("db", "verify")[0] == 0
+
+
+def test_due_checkpoints_are_shown_and_then_deleted(letopis: Any) -> None:
+    pytest.importorskip("langgraph.checkpoint.base", reason="needs langgraph: pip install --group adapters")
+
+    async def use(*, fill: bool) -> list[int]:
+        from letopis.adapters.langgraph import LetopisSaver
+        from tests.support.langgraph_turns import config, put
+
+        async with History("bot.outbox.db", watch=False) as history:
+            for thread in ("a", "b") if fill else ():
+                at = config(thread)
+                for number in range(5):
+                    at = await put(LetopisSaver(history), {"big": f"{number} {'w' * 200}"}, at, version=number)
+                    await LetopisSaver(history).aput_writes(at, [("big", "w" * 200)], "task")
+            if fill:
+                await history.append("b", Message.user("hello"), owner="7")
+            assert await history.drained(30)
+            return [len([one async for one in LetopisSaver(history).alist(config(name))]) for name in ("a", "b")]
+
+    assert asyncio.run(use(fill=True)) == [5, 5]
+    rules = "[retention.content]\ncheckpoints_last = 2\n[[retention.content.rules]]\nowner = '7'\nmax_messages = 9"
+    Path("letopis.toml").write_text(rules, encoding="utf-8")
+    code, out, err = letopis("history", "retain", "--dry-run", "--json")
+    shown = json.loads(out)["checkpoints"]
+    assert code == 0 and "would delete 3 checkpoints" in err
+    assert shown == [
+        {
+            "conversation_id": "a",
+            "namespace": ["langgraph", "checkpoints", "="],
+            "rule": "default",
+            "checkpoints": 3,
+        }
+    ]
+    assert "CHECKPOINTS" in letopis("history", "retain", "--dry-run")[1]
+    assert asyncio.run(use(fill=False)) == [5, 5]
+    code, out, err = letopis("history", "retain", "--yes", "--wait", "--json")
+    done = json.loads(out)
+    assert code == 0 and done["checkpoints"] == shown and done["pending"] == 0 and "deleted 3 checkpoints" in err
+    assert asyncio.run(use(fill=False)) == [2, 5]
+    assert letopis("history", "retain", "--dry-run")[0] == 3
+    Path("letopis.toml").write_text(rules.replace("last = 2", "last = 1"), encoding="utf-8")
+    assert letopis("relay", "--once")[0] == 0
+    assert asyncio.run(use(fill=False)) == [1, 5]
+    assert "1 checkpoints deleted" in letopis("status")[1]
     assert letopis("db", "verify")[0] == 0

@@ -7,13 +7,15 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from letopis.outbox import History, Relay
 from letopis.outbox.relay.content_retention import append_trims
 from letopis.store import PINNED, ContentRetention, ConversationStore, Message, RetentionRule
-from letopis.store.maintenance.retention import read_again
+from letopis.store.maintenance.retention import RetentionStep, read_again
+from letopis.store.outbox_access import OutboxAccess
 from tests.conformance.tables import stored_text
 from tests.conformance.test_trims import assert_agrees
 from tests.support.sayings import finish_tasks, problems
@@ -280,3 +282,24 @@ async def test_the_log_is_read_again_on_request(opened: Opened, calendar: Calend
         await access.keep_places(DAYS_30, replace(step, moved={(0, 0): 5}, began=2))  # of a step that was under way
         assert await retain(bot, DAYS_30, calendar) == 1
         assert await kept(bot, "a") == []
+
+
+async def test_a_round_ends_though_events_are_recorded_faster_than_it_looks(
+    opened: Opened, calendar: Calendar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New events are for the next round: they must not keep the older ones from being looked at."""
+    async with opened() as bot:
+        await say(bot, calendar, "a", 0, 31)
+        access, calls = type(bot.store.outbox_access), 0
+        due_content = access.due_content
+
+        async def and_one_more(self: OutboxAccess, *args: Any, **options: Any) -> RetentionStep:
+            nonlocal calls
+            calls += 1
+            assert calls < 20, "the round does not end"
+            await say(bot, calendar, f"new-{calls}", 31 + calls / 1_000)
+            return await due_content(self, *args, **options)
+
+        monkeypatch.setattr(access, "due_content", and_one_more)
+        assert await retain(bot, DAYS_30, calendar) == 1
+        assert await kept(bot, "a") == ["a-31"]

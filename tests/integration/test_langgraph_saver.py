@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 from letopis.outbox import AllRecords, History, RecordPut
+from letopis.outbox.history.checkpoints import prune_checkpoints
 from letopis.store import ConversationStore, InvalidInput, Message, StoreUnavailable
+from letopis.store.maintenance.due_checkpoints import DueCheckpoints
+from letopis.store.rules.retention import RetentionRule
 from tests.support.outages import locked_out
 from tests.support.relays import deliver_all
 
@@ -315,7 +318,7 @@ async def test_prune_keeps_the_last_ones_and_those_of_an_age_and_always_the_late
             await saver.aprune(["chat-1"], **wrong)
 
 
-@pytest.mark.parametrize("how", ["prune", "delete"])
+@pytest.mark.parametrize("how", ["prune", "retention", "delete"])
 async def test_checkpoint_put_while_its_parent_goes(
     history: History, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,6 +326,9 @@ async def test_checkpoint_put_while_its_parent_goes(
     saver = LetopisSaver(history)
     parent = await put(saver, {"said": SAID[:40]})
     await put(saver, {"said": SAID[50:]}, parent, version=2)
+    rule = RetentionRule(checkpoints_last=1)
+    namespace = ("langgraph", "checkpoints", "=")
+    due = DueCheckpoints(conversation_id="chat-1", namespace=namespace, rule=rule, put_after=None)
     records = type(history.records(conversation="chat-1"))
     put_many, armed = records.put_many, True
 
@@ -330,7 +336,10 @@ async def test_checkpoint_put_while_its_parent_goes(
         nonlocal armed
         if armed:
             armed = False
-            await (saver.aprune(["chat-1"]) if how == "prune" else saver.adelete_thread("chat-1"))
+            if how == "retention":
+                assert await prune_checkpoints(history.outbox, history.store, due) == 1
+            else:
+                await (saver.aprune(["chat-1"]) if how == "prune" else saver.adelete_thread("chat-1"))
         return await put_many(self, puts)
 
     monkeypatch.setattr(records, "put_many", first_delete)

@@ -17,6 +17,7 @@ from letopis.store.database.engines import run_whole
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.migrations import STORE, Revision, SchemaState, hold_alembic_lock, revision_state, upgrade
 from letopis.store.database.store_identity import count_partitions, expected_store_id
+from letopis.store.maintenance.due_checkpoints import CheckpointFinder
 from letopis.store.maintenance.rebuild import Rebuilder
 from letopis.store.maintenance.retention import ContentFinder
 from letopis.store.maintenance.task_steps import TaskSteps
@@ -56,6 +57,7 @@ class StoreComponents:
     rebuilder: Rebuilder
     steps: TaskSteps
     retention: ContentFinder
+    checkpoints: CheckpointFinder
     partitions: int  # how many the log has
 
 
@@ -144,6 +146,7 @@ def build_components(
         finder=Finder(dialect, index, reader, partitions=partitions, upcasters=upcasters),
         indexer=Indexer(engine, dialect, index, upcasters=upcasters, now=now),
         retention=ContentFinder(dialect, partitions=partitions, now=now),
+        checkpoints=CheckpointFinder(dialect, partitions=partitions, now=now),
         statistics=StatisticsReader(dialect, partitions=partitions, upcasters=upcasters, reader=reader),
         rebuilder=Rebuilder(
             engine=engine,

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from letopis.store._runtime import StoreRuntime
 from letopis.store.errors import ConversationGone
 from letopis.store.maintenance.continuity import Continuity
+from letopis.store.maintenance.due_checkpoints import CheckpointPlace, DueCheckpoints
 from letopis.store.maintenance.retention import Place, RetentionStep
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.messages import EMPTY
@@ -193,12 +194,20 @@ class OutboxAccess:
         return await self._runtime.read(lambda _, connection: finder.places(connection, retention))
 
     async def due_content(
-        self, retention: ContentRetention, places: Mapping[Place, int], *, origin_id: UUID, describe: bool = False
+        self,
+        retention: ContentRetention,
+        places: Mapping[Place, int],
+        *,
+        origin_id: UUID,
+        describe: bool = False,
+        now: int | None = None,
     ) -> RetentionStep:
         """Return the content that is due next, from some places in the log on; for an outbox that appends it."""
         finder = (await self._runtime.prepared()).retention
         return await self._runtime.read(
-            lambda _, connection: finder.step(connection, retention, places, origin_id=origin_id, describe=describe)
+            lambda _, connection: finder.step(
+                connection, retention, places, origin_id=origin_id, describe=describe, now=now
+            )
         )
 
     async def keep_places(self, retention: ContentRetention, step: RetentionStep) -> None:
@@ -210,6 +219,13 @@ class OutboxAccess:
         """Return how many events have reached an age and were not looked at, of the next 1,000 for each age."""
         finder = (await self._runtime.prepared()).retention
         return await self._runtime.read(lambda _, connection: finder.behind(connection, retention))
+
+    async def due_checkpoints(
+        self, retention: ContentRetention, place: CheckpointPlace
+    ) -> tuple[list[DueCheckpoints], CheckpointPlace | None]:
+        """Return threads with checkpoints that may be due, from a place on, and the next place."""
+        finder = (await self._runtime.prepared()).checkpoints
+        return await self._runtime.read(lambda _, connection: finder.step(connection, retention, place))
 
     async def try_out(self, conversation_id: str) -> None:
         """Apply an ordinary event in the partition of a conversation, and roll it back."""

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from letopis.adapters.langgraph.envelope import pack, unpack
 from letopis.adapters.langgraph.keys import (
+    COUNTERS,
     KIND_TAG,
     RUN_TAG,
     Namespace,
@@ -45,6 +46,7 @@ class Manifest:
     :ivar checkpoint: type and bytes.
     :ivar metadata: type and bytes.
     :ivar inline: the values stored in the manifest itself.
+    :ivar delta: the names of the delta channels, readable without the serializer; ``None`` in older manifests.
     """
 
     thread_id: str
@@ -55,6 +57,7 @@ class Manifest:
     metadata: tuple[str, bytes]
     channels: Mapping[str, Reference]
     inline: Mapping[str, bytes]
+    delta: Sequence[str] | None = None
 
     @property
     def keys(self) -> set[str]:
@@ -70,6 +73,7 @@ class Manifest:
             "parent": self.parent_id,
             "types": [self.checkpoint[0], self.metadata[0]],
             "channels": self.channels,
+            "delta": self.delta,
         }
         return pack(header, [self.checkpoint[1], self.metadata[1], *self.inline.values()])
 
@@ -91,6 +95,7 @@ class Manifest:
             metadata=(header["types"][1], bodies[1]),
             channels=channels,
             inline=dict(zip(inline, bodies[2:], strict=True)),
+            delta=header.get("delta"),
         )
 
 
@@ -195,6 +200,7 @@ class CheckpointRecords:
                 metadata=typed_metadata,
                 channels=channels,
                 inline=inline,
+                delta=sorted(metadata.get(COUNTERS) or ()),
             )
             puts = [RecordPut(target.values, key, body) for key, body in values.items()]
             puts.append(RecordPut(target.checkpoints, checkpoint["id"], manifest.encode(), tags=tags))

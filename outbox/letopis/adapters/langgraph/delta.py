@@ -7,10 +7,9 @@ from dataclasses import replace
 from typing import Any, Final
 
 from letopis.adapters.langgraph.checkpoints import CheckpointRecords, Manifest
-from letopis.adapters.langgraph.keys import Target
+from letopis.adapters.langgraph.keys import COUNTERS, Target
 from letopis.adapters.langgraph.splitting import Pieces, Serializer
 
-COUNTERS: Final = "counters_since_delta_snapshot"
 _AT_ONCE: Final = 100
 
 
@@ -83,7 +82,7 @@ def needed_by(kept: Collection[str], manifests: Mapping[str, Manifest], serde: S
     for checkpoint_id in kept:
         head, *ancestors = _chain(manifests, checkpoint_id)
         # Delta channels are those with a counter, which may appear only before this checkpoint.
-        names = {name for one in (head, *ancestors) for name in serde.loads_typed(one.metadata).get(COUNTERS) or ()}
+        names = {name for one in (head, *ancestors) for name in _delta_channels(one, serde)}
         unresolved = names - head.channels.keys()
         for one in ancestors:
             if not unresolved:
@@ -91,6 +90,13 @@ def needed_by(kept: Collection[str], manifests: Mapping[str, Manifest], serde: S
             needed.add(one.checkpoint_id)
             unresolved -= one.channels.keys()
     return needed
+
+
+def _delta_channels(manifest: Manifest, serde: Serializer) -> Collection[str]:
+    if manifest.delta is not None:
+        return manifest.delta
+    counters: Collection[str] = serde.loads_typed(manifest.metadata).get(COUNTERS) or ()
+    return counters
 
 
 def _chain(manifests: Mapping[str, Manifest], checkpoint_id: str) -> list[Manifest]:

@@ -22,6 +22,8 @@ THREADS: Final = "langgraph.threads"
 """The first label of the records of a thread in a conversation of another name, which may hold several."""
 KIND_TAG: Final = "langgraph"
 RUN_TAG: Final = "langgraph.run"
+COUNTERS: Final = "counters_since_delta_snapshot"
+"""The key of a checkpoint's metadata that names its delta channels."""
 _LONGEST_LABEL: Final = 200
 """Bytes of a label that is used unchanged: two of them, escaped, fit in a namespace's 512 bytes."""
 

@@ -72,6 +72,14 @@ _BY_HISTORY: Final[WeakKeyDictionary[History, KnownCheckpoints]] = WeakKeyDictio
 _LOCK: Final = Lock()
 
 
+def forget_everywhere(conversation: str) -> None:
+    """Have all histories of this process forget the checkpoints of a thread, before some of them are deleted."""
+    with _LOCK:
+        known = list(_BY_HISTORY.values())
+    for one in known:
+        one.forget(conversation)
+
+
 def known_checkpoints(history: History) -> KnownCheckpoints:
     """Return what is known of a history, for all savers on it."""
     with _LOCK:

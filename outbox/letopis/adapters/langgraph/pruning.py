@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Final
 
-from letopis.adapters.langgraph.checkpoints import CheckpointRecords, Manifest, pages
+from letopis.adapters.langgraph.checkpoints import CheckpointIncomplete, CheckpointRecords, Manifest, pages
 from letopis.adapters.langgraph.delta import needed_by
 from letopis.adapters.langgraph.keys import (
     CHECKPOINTS,
@@ -19,7 +20,7 @@ from letopis.adapters.langgraph.keys import (
 )
 from letopis.adapters.langgraph.splitting import Pieces, Serializer
 from letopis.outbox import Records
-from letopis.store import ConversationGone, InvalidInput
+from letopis.store import ConversationGone, InvalidInput, Record
 
 _DELETED_AT_ONCE: Final = 500
 _FOUND_AT_ONCE: Final = 1_000
@@ -50,12 +51,30 @@ async def prune_thread(
     :raises StoreUnavailable: the history store does not answer; nothing was deleted.
     """
     for namespace in await checkpoints.records(target).namespaces((*target.base, *CHECKPOINTS)):
-        values, manifests, put_at = await _read(checkpoints, target, namespace)
-        if manifests:
-            newest = sorted(manifests)[-keep_last:]
-            last = [name for name in newest if put_after is None or put_at[name] >= put_after or name == newest[-1]]
-            kept = set(last) | needed_by(last, manifests, serde)
-            await _delete(checkpoints, target, manifests, manifests.keys() - kept, values)
+        await prune_namespace(
+            checkpoints, target.conversation, namespace, serde, keep_last=keep_last, put_after=put_after
+        )
+
+
+async def prune_namespace(
+    checkpoints: CheckpointRecords,
+    conversation: str,
+    namespace: Namespace,
+    serde: Serializer,
+    *,
+    keep_last: int | None,
+    put_after: datetime | None,
+    dry_run: bool = False,
+) -> int:
+    """Do as :func:`prune_thread` in one namespace of checkpoints; return how many were deleted, or would be."""
+    where = Target(conversation, conversation, "", None)
+    values, manifests, put_at = await _read(checkpoints, where, namespace)
+    newest = sorted(manifests)[-(keep_last or len(manifests)) :]
+    last = [name for name in newest if put_after is None or put_at[name] >= put_after or name == newest[-1]]
+    doomed = manifests.keys() - set(last) - needed_by(last, manifests, serde)
+    if not dry_run:
+        await _delete(checkpoints, where, manifests, doomed, values)
+    return len(doomed)
 
 
 async def delete_runs(checkpoints: CheckpointRecords, run_ids: Sequence[str], serde: Serializer) -> None:
@@ -97,15 +116,15 @@ async def delete_runs(checkpoints: CheckpointRecords, run_ids: Sequence[str], se
 
 async def _read(
     checkpoints: CheckpointRecords, target: Target, namespace: Namespace
-) -> tuple[set[str], dict[str, Manifest], dict[str, datetime]]:
-    """Return the keys of all values of a namespace, and then its checkpoints and when each was put.
+) -> tuple[list[Record], dict[str, Manifest], dict[str, datetime]]:
+    """Return the records of all values of a namespace, without content, then its checkpoints and when each was put.
 
-    The order matters: a value put meanwhile is either not among the keys, or its checkpoint is included.
+    The order matters: a value put meanwhile is either not among the records, or its checkpoint is included.
     """
     records = checkpoints.records(target)
-    values = set[str]()
+    values = list[Record]()
     async for page in pages(records, (*namespace[:-2], "values", namespace[-1]), values=False):
-        values.update(one.key for one in page)
+        values += page
     manifests: dict[str, Manifest] = {}
     put_at: dict[str, datetime] = {}
     async for page in pages(records, namespace):
@@ -119,11 +138,12 @@ async def _delete(
     target: Target,
     manifests: Mapping[str, Manifest],
     doomed: Collection[str],
-    values: set[str],
+    values: Sequence[Record],
 ) -> None:
-    """Delete checkpoints of a namespace, then the values that only they needed.
+    """Delete checkpoints of a namespace, and the values that only they needed.
 
-    If the process is killed in between, the next call deletes the rest.
+    The newest goes first, because a later one may be built from an earlier one. The oldest goes last, at once with the
+    last values: if the process is killed before, there is still a checkpoint to prune, and the next call goes on.
     """
     if not manifests:
         return
@@ -132,23 +152,39 @@ async def _delete(
     records = checkpoints.records(where)
     # From here on, newly put checkpoints do not rely on the values being deleted.
     checkpoints.forget(where)
-    await _delete_all(records, where.checkpoints, sorted(doomed))
-    writes = [
-        one.key
-        async for page in pages(records, where.writes, values=False)
-        for one in page
-        if checkpoint_of_write(one.key) in doomed
-    ]
-    await _delete_all(records, where.writes, writes)
+    groups = {name: [(where.checkpoints, name)] for name in sorted(doomed, reverse=True)}
+    async for page in pages(records, where.writes, values=False):
+        for write in page:
+            if (name := checkpoint_of_write(write.key)) in groups:
+                groups[name].append((where.writes, write.key))
+    oldest = min(doomed, default=None)
+    batch: list[tuple[Namespace, str]] = []
+    for name, keys in groups.items():
+        if name == oldest or len(batch) >= _DELETED_AT_ONCE:
+            if batch:
+                await records.delete_many(batch)
+            batch = []
+        batch += keys
     kept = [one for name, one in manifests.items() if name not in doomed]
-    async for page in checkpoints.manifests(where):
-        kept += [one for one in page if one.checkpoint_id not in manifests]
+    async for found in checkpoints.manifests(where):
+        kept += [one for one in found if one.checkpoint_id not in manifests]
+    needed = await _needed(checkpoints, where, kept)
+    spare = [value for value in values if value.key not in needed]
+    if len(spare) > _DELETED_AT_ONCE:
+        with suppress(CheckpointIncomplete):  # the oldest cannot be read any more
+            needed |= await _needed(checkpoints, where, [] if oldest is None else [manifests[oldest]])
+        early = [value for value in spare if value.key not in needed]
+        for start in range(0, len(early), _DELETED_AT_ONCE):
+            await records.delete_many((), unchanged=early[start : start + _DELETED_AT_ONCE])
+        spare = [value for value in spare if value.key in needed]
+    checkpoints.forget(where)
+    if batch or spare:
+        # A value that another checkpoint has put again since it was read stays.
+        await records.delete_many(batch, unchanged=spare)
+
+
+async def _needed(checkpoints: CheckpointRecords, where: Target, manifests: Sequence[Manifest]) -> set[str]:
+    """Return the keys of all values that some checkpoints need."""
     pieces = Pieces()
-    await checkpoints.read_values(where, kept, pieces)
-    needed = pieces.closure({key for one in kept for key in one.keys})
-    await _delete_all(records, where.values, sorted(values - needed))
-
-
-async def _delete_all(records: Records, namespace: Namespace, keys: Sequence[str]) -> None:
-    for start in range(0, len(keys), _DELETED_AT_ONCE):
-        await records.delete_many([(namespace, key) for key in keys[start : start + _DELETED_AT_ONCE]])
+    await checkpoints.read_values(where, manifests, pieces)
+    return pieces.closure({key for one in manifests for key in one.keys})

@@ -7,6 +7,7 @@ import gc
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -240,6 +241,7 @@ async def _opened(path: Path, config: DaemonSettings) -> AsyncIterator[tuple[Out
     """Open the outbox and the store; check the tables of a store that answers, one that is down may come back."""
     from letopis.outbox.file.inspection import store_beside
     from letopis.outbox.file.outbox_file import OutboxFile
+    from letopis.outbox.history.checkpoints import prune_checkpoints
     from letopis.outbox.operations.delivery import Deliverer, DeliveryOptions
     from letopis.outbox.relay.store_binding import find_refusal
     from letopis.store.conversation_store import ConversationStore
@@ -258,4 +260,5 @@ async def _opened(path: Path, config: DaemonSettings) -> AsyncIterator[tuple[Out
             if fault.fault_class in (FaultClass.MISCONFIGURED, FaultClass.WRONG_STORE):
                 raise
         options = DeliveryOptions(policy=config.policy, retention=config.retention)
-        yield outbox, Deliverer(outbox, options).add_relay(store, holder="letopis relay")
+        prune = partial(prune_checkpoints, outbox, store)
+        yield outbox, Deliverer(outbox, options).add_relay(store, holder="letopis relay", prune=prune)

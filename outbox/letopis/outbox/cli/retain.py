@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,10 +14,12 @@ from letopis.outbox.cli.interface.options import settings, verb
 from letopis.outbox.cli.interface.output import TIMEOUT, counted, emit, note, printable, table
 from letopis.outbox.cli.interface.progress import progress
 from letopis.outbox.cli.interface.selection import YES, confirm
+from letopis.store.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from letopis.outbox.config.settings import Settings
     from letopis.outbox.history.history import History
+    from letopis.store.maintenance.due_checkpoints import DueCheckpoints
     from letopis.store.maintenance.retention import DueContent
 
 
@@ -38,7 +41,7 @@ def retain(dry_run: bool, wait: bool, timeout: float | None, yes: bool) -> None:
     config = settings()
     if config.retention.content is None:
         raise click.UsageError("There are no rules: write a table [retention.content] into letopis.toml.")
-    due, pending = asyncio.run(_retain(config, dry_run=dry_run, wait=wait, longest=timeout, yes=yes))
+    due, threads, pending = asyncio.run(_retain(config, dry_run=dry_run, wait=wait, longest=timeout, yes=yes))
     rules = dict[str, dict[str, int]]()
     for found in due:
         rule = rules.setdefault(found.rule, {"conversations": 0, "messages": 0})
@@ -59,21 +62,32 @@ def retain(dry_run: bool, wait: bool, timeout: float | None, yes: bool) -> None:
                 }
                 for found in due
             ],
+            "checkpoints": [
+                {
+                    "conversation_id": thread.conversation_id,
+                    "namespace": thread.namespace,
+                    "rule": thread.rule.name,
+                    "checkpoints": count,
+                }
+                for thread, count in threads
+            ],
             "pending": pending,
         },
-        text=lambda: _text(due),
+        text=_text(due, threads),
     )
-    if not due:
+    if not (due or threads):
         raise CommandExit(Exit.NOTHING, "nothing is due")
     leaves = "would leave" if dry_run else "leaves"
     for name, rule in rules.items():
         what = f"{counted(rule['messages'], 'message')} of {counted(rule['conversations'], 'conversation')}"
         note(f"by the rule {printable(name)!r} the content of {what} {leaves}")
+    if threads:
+        note(f"{'would delete' if dry_run else 'deleted'} {counted(sum(count for _, count in threads), 'checkpoint')}")
     if wait and pending:
         raise CommandExit(Exit.LATER, f"not complete yet: {pending} events are pending; the relay continues")
 
 
-def _text(due: list[DueContent]) -> str:
+def _text(due: list[DueContent], threads: list[tuple[DueCheckpoints, int]]) -> str:
     rows = [
         (
             printable(found.conversation_id),
@@ -83,33 +97,42 @@ def _text(due: list[DueContent]) -> str:
         )
         for found in due
     ]
-    return table(("CONVERSATION", "RULE", "MESSAGES", "OLDEST KEPT"), rows) if rows else ""
+    found = [table(("CONVERSATION", "RULE", "MESSAGES", "OLDEST KEPT"), rows)] if rows else []
+    if threads:
+        lines = [(printable(one.conversation_id), printable(one.rule.name), str(count)) for one, count in threads]
+        found.append(table(("THREAD OF", "RULE", "CHECKPOINTS"), lines))
+    return "\n\n".join(found)
 
 
 async def _retain(
     config: Settings, *, dry_run: bool, wait: bool, longest: float | None, yes: bool
-) -> tuple[list[DueContent], int]:
+) -> tuple[list[DueContent], list[tuple[DueCheckpoints, int]], int]:
     """Return what is due, and how many events are pending once it is appended."""
     import anyio
 
     from letopis.outbox.cli.interface.progress import deliver
+    from letopis.outbox.history.checkpoints import prune_checkpoints
     from letopis.outbox.history.history import History
     from letopis.outbox.relay.content_retention import append_trims
 
     path = existing_outbox(config)
     with progress("looking", unit="conversations") as report:
         async with History(path, store=config.store, relay=wait, create=False, policy=config.policy) as history:
-            due = await _find(history, config)
-            if not due or dry_run:
-                return due, (await history.status()).pending
-            confirm(f"Take content out of {counted(len(due), 'conversation')} for good?", yes=yes)
+            due, threads = await _find(history, config), await _find_checkpoints(history, config)
+            if not (due or threads) or dry_run:
+                return due, threads, (await history.status()).pending
+            checkpoints = sum(count for _, count in threads)
+            also = f", and delete {counted(checkpoints, 'checkpoint')}," if threads else ""
+            confirm(f"Take content out of {counted(len(due), 'conversation')}{also} for good?", yes=yes)
             await append_trims(history.outbox, due)
+            prune = partial(prune_checkpoints, history.outbox, history.store)
+            threads = [(thread, await prune(thread)) for thread, _ in threads]
             if wait:
                 await deliver(history, report, longest=longest)
                 with anyio.move_on_after(longest):
                     while await history.store.run_pending_tasks():
                         pass
-            return due, (await history.status()).pending
+            return due, threads, (await history.status()).pending
 
 
 async def _find(history: History, config: Settings) -> list[DueContent]:
@@ -119,8 +142,9 @@ async def _find(history: History, config: Settings) -> list[DueContent]:
         return []
     due, origin_id = dict[str, Any](), history.outbox.origin.origin_id
     places = await access.retention_places(retention)
-    while (step := await access.due_content(retention, places, origin_id=origin_id, describe=True)).more:
-        places |= step.moved
+    now: int | None = None
+    while (step := await access.due_content(retention, places, origin_id=origin_id, describe=True, now=now)).more:
+        places, now = places | step.moved, step.now
         for found in step.due:
             if found.conversation_id not in due or due[found.conversation_id].upto < found.upto:
                 due[found.conversation_id] = found
@@ -131,6 +155,26 @@ async def _find(history: History, config: Settings) -> list[DueContent]:
         if rule is None or rule.name != found.rule:
             del due[name]
     return list(due.values())
+
+
+async def _find_checkpoints(history: History, config: Settings) -> list[tuple[DueCheckpoints, int]]:
+    """Return the namespaces with due checkpoints, and how many each has."""
+    from letopis.outbox.history.checkpoints import prune_checkpoints
+    from letopis.store.maintenance.due_checkpoints import FIRST_PLACE, CheckpointPlace
+
+    retention = config.retention.content
+    found: list[tuple[DueCheckpoints, int]] = []
+    if retention is None or not retention.limits_checkpoints:
+        return found
+    prune = partial(prune_checkpoints, history.outbox, history.store, dry_run=True)
+    place: CheckpointPlace | None = FIRST_PLACE
+    try:
+        while place is not None:
+            threads, place = await history.store.outbox_access.due_checkpoints(retention, place)
+            found += [(thread, count) for thread in threads if (count := await prune(thread))]
+    except ConfigurationError as error:
+        note(str(error))  # conversations are not kept by it
+    return found
 
 
 @verb("letopis history tag telegram:4711 --add pinned", "letopis history tag telegram:4711 --add vip --remove trial")

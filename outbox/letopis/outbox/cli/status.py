@@ -113,10 +113,10 @@ def _status_text(name: str, current: Status) -> str:
     if current.store_tasks:
         lines.append(f"store work {current.store_tasks} long rewinds or deletions, {current.store_rows} rows left")
     if (kept := current.retention).last_run_at is not None:
+        deleted = f", {kept.checkpoints} checkpoints deleted" if kept.checkpoints else ""
         due = f", {kept.due} events to look at" if kept.due else ""
-        lines.append(
-            f"retention  {kept.trimmed} conversations trimmed, last look {kept.last_run_at:%Y-%m-%d %H:%M}Z{due}"
-        )
+        look = f", last look {kept.last_run_at:%Y-%m-%d %H:%M}Z"
+        lines.append(f"retention  {kept.trimmed} conversations trimmed{deleted}{look}{due}")
     lines += [
         f"erasures   not carried out in {printable(behind['name'])} since {behind['since'][:16].replace('T', ' ')}Z"
         for behind in current.unacknowledged

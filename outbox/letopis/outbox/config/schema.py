@@ -46,6 +46,8 @@ SCHEMA: Final[Mapping[str, Mapping[str, Option]]] = {
         "max_age_days": _NUMBER,
         "max_messages": _INTEGER,
         "archived_max_age_days": _NUMBER,
+        "checkpoints_last": _INTEGER,
+        "checkpoints_max_age_days": _NUMBER,
         "rules": Option((list,), "a list of tables"),
     },
     "retention.content.rules": {
@@ -54,6 +56,8 @@ SCHEMA: Final[Mapping[str, Mapping[str, Option]]] = {
         "max_age_days": _NUMBER,
         "max_messages": _INTEGER,
         "archived_max_age_days": _NUMBER,
+        "checkpoints_last": _INTEGER,
+        "checkpoints_max_age_days": _NUMBER,
     },
     "daemon": {
         "listen": Option((str, int), "an address in quotes or a port"),

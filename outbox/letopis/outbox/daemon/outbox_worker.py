@@ -26,6 +26,7 @@ from letopis.outbox.event_log.lanes import DueBatches, next_batch
 from letopis.outbox.file.inspection import read_file
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.file.wal_checkpoint import wal_size
+from letopis.outbox.history.checkpoints import prune_checkpoints
 from letopis.outbox.operations.delivery import Deliverer, DeliveryOptions
 from letopis.outbox.relay.dispatcher import RelayMemory
 from letopis.outbox.relay.lease import SILENCE_SECONDS, LeaseLock
@@ -310,6 +311,7 @@ class OutboxWorker:
         relay = delivery.add_relay(
             self.destination.store,
             apply=self.destination.instrumented.apply,
+            prune=partial(prune_checkpoints, outbox, self.destination.store),
             holder=HOLDER,
             breaker=self.destination.breaker,
             stop_timeout=0.0,  # the daemon has waited already

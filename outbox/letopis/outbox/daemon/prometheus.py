@@ -46,6 +46,8 @@ METRICS: Final = (
            "Rows left of them, at most."),
     Metric("letopis_retention_trimmed_conversations_total", "counter", "", lambda f: f.relay.trimmed,
            "Conversations that the retention of content took content of."),
+    Metric("letopis_retention_deleted_checkpoints_total", "counter", "", lambda f: f.relay.checkpoints,
+           "Checkpoints of LangGraph that the retention of content deleted."),
     Metric("letopis_follower_lag_events", "gauge", "name", lambda f: f.lags,
            "Events of the history that a projection, a follower or the search index has not read yet, by its name."),
     Metric("letopis_incidents_open", "gauge", "kind", lambda f: f.incidents,

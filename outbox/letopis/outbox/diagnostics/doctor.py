@@ -6,6 +6,7 @@ import asyncio
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ from letopis.outbox.diagnostics.check_store import check_store
 from letopis.outbox.diagnostics.finding import Finding, Level, fail, ok, skipped, warn
 from letopis.outbox.diagnostics.integrity import read_reference
 from letopis.outbox.file.inspection import store_beside
+from letopis.outbox.history.checkpoints import MISSING
 from letopis.store.errors import ConfigurationError, LetopisError
 
 MAX_COMPARED_CONVERSATIONS: Final = 10_000  # Conversations, those begun last, whose delivery is compared with the store
@@ -64,12 +66,23 @@ def _broken(check: str, error: Exception) -> Finding:
 SECRET_FILES: Final = ("LETOPIS_STORE_FILE", "LETOPIS_ALERTS_FILE")
 
 
-def check_settings(config: Settings, environ: Mapping[str, str] | None = None) -> Iterator[Finding]:
+def check_settings(
+    config: Settings,
+    environ: Mapping[str, str] | None = None,
+    *,
+    installed: Callable[[str], object] = find_spec,
+) -> Iterator[Finding]:
     environ = os.environ if environ is None else environ
     source = str(config.file) if config.file is not None else "no letopis.toml"
     yield ok("configuration", f"{source}; outbox from {config.outbox_from}, store from {config.store_from}")
     yield _secrets(config, environ)
     yield _alerts(config, environ)
+    content = config.retention.content
+    if content is not None and content.limits_checkpoints:
+        if installed("langgraph") is None:
+            yield warn("retention", "checkpoints stay: langgraph is not installed here", f"{MISSING}; or drop the rule")
+        else:
+            yield ok("retention", "langgraph is installed, checkpoints leave by the rules")
 
 
 def _secrets(config: Settings, environ: Mapping[str, str]) -> Finding:

@@ -134,8 +134,10 @@ relay: Final = sa.Table(
     sa.Column("store_rows", sa.Integer, nullable=False, server_default="0"),
     # As JSON: which outboxes have erasures of the store to carry out, and what is held there.
     sa.Column("erasures", sa.Text),
-    # Conversations that retention took content of, when it last looked, and events that were still to be looked at.
+    # Conversations that retention took content of, checkpoints that it deleted, when it last looked, and events that
+    # were still to be looked at.
     sa.Column("trimmed", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("checkpoints", sa.Integer, nullable=False, server_default="0"),
     sa.Column("retained_at", sa.Integer),
     sa.Column("retention_due", sa.Integer, nullable=False, server_default="0"),
 )

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,7 @@ from letopis.outbox.history._read import HistoryReader
 from letopis.outbox.history._replies import Replies
 from letopis.outbox.history._search import Search
 from letopis.outbox.history._statistics import MessageCounter
+from letopis.outbox.history.checkpoints import prune_checkpoints
 from letopis.outbox.history.options import Options
 from letopis.outbox.history.receipts import Deliveries
 from letopis.outbox.operations.delivery import Deliverer, DeliveryOptions
@@ -190,7 +192,9 @@ async def open_parts(settings: HistorySettings) -> AsyncIterator[Parts]:
     chosen = {name: getattr(options, name) for name in ("policy", "retention", "locale", "style")}
     delivery = Deliverer(outbox, DeliveryOptions(channels=operators, rules=options.rules or Rules(), **chosen))
     if options.relay:
-        delivery.add_relay(store, holder="bot", stop_timeout=2.0, now=options.now)
+        delivery.add_relay(
+            store, holder="bot", stop_timeout=2.0, prune=partial(prune_checkpoints, outbox, store), now=options.now
+        )
     parts = Parts(outbox, store, delivery, options)
     # Plain tasks instead of a task group, which would wrap each exception of the block in a group.
     loop = asyncio.get_running_loop()

@@ -35,6 +35,7 @@ from letopis.store.read.paging import check_count
 
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
+    from letopis.outbox.history.checkpoints import OwnLoop
     from letopis.outbox.history.sharing import SharedAccess
     from letopis.outbox.pending_reads.record_reads import RecordReads
     from letopis.store.read.records import RecordsView
@@ -105,7 +106,7 @@ class Records:
     :ivar new: whether the caller says that only this outbox has put records of the scope; see ``History.records()``.
     """
 
-    def __init__(self, scope: Scope, home: SharedAccess, *, new: bool = False) -> None:
+    def __init__(self, scope: Scope, home: SharedAccess | OwnLoop, *, new: bool = False) -> None:
         self.scope = scope
         self.new = new
         self._home = home
@@ -192,15 +193,20 @@ class Records:
         [receipt] = await self._write([prepare_delete(self.scope, namespace, key, expected=expected)])
         return receipt
 
-    async def delete_many(self, keys: Sequence[tuple[Sequence[str], str]]) -> Sequence[RecordReceipt]:
+    async def delete_many(
+        self, keys: Sequence[tuple[Sequence[str], str]], *, unchanged: Sequence[Record] = ()
+    ) -> Sequence[RecordReceipt]:
         """Delete several records, all or none; those that are not there are no error.
 
         :param keys: pairs of namespace and key.
+        :param unchanged: records that were read, to be deleted too; one that was put again since then stays.
         :raises LetopisError: as for :meth:`put`.
         """
-        if not (pairs := _pairs(keys)):
+        if not ((pairs := _pairs(keys)) or unchanged):
             raise InvalidInput("keys", "there is nothing to delete")
-        return await self._write([prepare_delete(self.scope, namespace, key) for namespace, key in pairs])
+        if not all(isinstance(record, Record) and record.scope == self.scope for record in unchanged):
+            raise InvalidInput("unchanged", "must be records of this scope")
+        return await self._delete([prepare_delete(self.scope, namespace, key) for namespace, key in pairs], unchanged)
 
     async def delete_where(
         self,
@@ -229,17 +235,10 @@ class Records:
         after: str | None = None
         while True:
             page = await self.list(prefix, start=start, end=end, tags=tags, limit=1_000, after=after, values=False)
-            changes = [
-                prepare_delete(self.scope, record.namespace, record.key, expected=record.revision, keep=True)
-                for record in page
-            ]
-            if changes:
-                appended = await self._outbox.append(together(self.scope, changes, trusting=True))
-                written = zip(changes, record_receipts(changes, appended, self._deliveries), strict=True)
+            if page.items:
+                deleted = await self._delete((), page.items)
                 # The last of each lane stands for the others.
-                receipts += {
-                    item.event.conversation_id: receipt for item, receipt in written if not receipt.kept
-                }.values()
+                receipts += {one._receipt.conversation_id: one for one in deleted if one._receipt is not None}.values()
             after = page.next
             if after is None:
                 return _together(receipts)
@@ -307,6 +306,11 @@ class Records:
             after = page.next
             if after is None:
                 return tuple(names)
+
+    async def _delete(self, changes: Sequence[PreparedChange], unchanged: Sequence[Record]) -> Sequence[RecordReceipt]:
+        also = [prepare_delete(self.scope, r.namespace, r.key, expected=r.revision, keep=True) for r in unchanged]
+        appended = await self._outbox.append(together(self.scope, [*changes, *also], trusting=True))
+        return record_receipts([*changes, *also], appended, self._deliveries)
 
     async def _write(self, changes: Sequence[PreparedChange]) -> Sequence[RecordReceipt]:
         conditional = [item.change.place for item in changes if item.change.expected is not ANY]
@@ -378,7 +382,7 @@ class AllRecords:
         await history.records(conversation="chat-1").put(("state",), "step", {"at": 3})
     """
 
-    def __init__(self, home: SharedAccess) -> None:
+    def __init__(self, home: SharedAccess | OwnLoop) -> None:
         self._home = home
 
     def __call__(

@@ -53,6 +53,7 @@ class _RelayRow(NamedTuple):
     store_rows: int = 0
     erasures: str | None = None
     trimmed: int = 0
+    checkpoints: int = 0
     retained_at: int | None = None
     retention_due: int = 0
 
@@ -122,11 +123,13 @@ class RetentionStatus:
 
     :ivar last_run_at: when it last looked; ``None`` if it never did.
     :ivar trimmed: conversations that it took content of, each time counted.
+    :ivar checkpoints: checkpoints of LangGraph that it deleted.
     :ivar due: events that have come of age and were still to be looked at then, of the next 1,000 for each age.
     """
 
     last_run_at: datetime | None = None
     trimmed: int = 0
+    checkpoints: int = 0
     due: int = 0
 
 
@@ -336,6 +339,7 @@ def status_of(cursor: Any, *, now_us: int) -> Status:
         retention=RetentionStatus(
             last_run_at=None if row.retained_at is None else from_microseconds(row.retained_at),
             trimmed=row.trimmed,
+            checkpoints=row.checkpoints,
             due=row.retention_due,
         ),
     )

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 from uuid import UUID
-
-import sqlalchemy as sa
 
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.event_log.append_encoding import prepare
@@ -17,10 +15,19 @@ from letopis.outbox.relay.outcome import RelayStats, log_context, logger
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.store_identity import expect_store
 from letopis.store.errors import ConversationGone, LetopisError
+from letopis.store.maintenance.due_checkpoints import FIRST_PLACE, CheckpointPlace, DueCheckpoints
 from letopis.store.maintenance.retention import DueContent
 from letopis.store.rules.retention import ContentRetention
 
-_RECORD: Final = "UPDATE letopis_outbox_relay SET trimmed = trimmed + ?, retained_at = ?, retention_due = ?"
+_RECORD: Final = (
+    "UPDATE letopis_outbox_relay SET trimmed = trimmed + ?, checkpoints = checkpoints + ?, retained_at = ?,"
+    " retention_due = ?"
+)
+PRUNE_SECONDS: Final = 0.1
+"""Time after which a step waits no longer for a page of checkpoints: deliveries go on beside a long one."""
+
+PruneCheckpoints = Callable[[DueCheckpoints], Awaitable[int]]
+"""Deletes the due checkpoints of a namespace, and returns how many."""
 
 
 async def append_trims(outbox: OutboxFile, found: Sequence[DueContent]) -> int:
@@ -53,8 +60,12 @@ class ContentTrimmer:
         self._clock = clock
         self._look = look or TaskLook(clock)
         self._stats = stats
-        self._trimmed = 0  # in this round
+        self._trimmed = self._deleted = 0  # in this round
+        self._now: int | None = None  # when this round began, by the clock of the store
+        self._place: CheckpointPlace | None = FIRST_PLACE
+        self._pruning: asyncio.Task[CheckpointPlace | None] | None = None
         self.retention = retention
+        self.prune: PruneCheckpoints | None = None
 
     def due(self, store_id: UUID | None) -> bool:
         return self.retention is not None and store_id is not None and self._look.retention_due
@@ -64,22 +75,14 @@ class ContentTrimmer:
 
         A step that fails is logged and repeated in the next round: it delays no delivery.
         """
-        retention, access = self.retention, self._store.outbox_access
+        retention = self.retention
         if retention is None:
             return False
         more = False
         try:
             with expect_store(store_id):
-                places = await access.retention_places(retention)
-                found = await access.due_content(retention, places, origin_id=self._outbox.origin.origin_id)
-                trimmed = await append_trims(self._outbox, found.due)
-                if found.moved:
-                    await access.keep_places(retention, found)
-                more = found.more
-                left = await access.retention_behind(retention) if more else 0
-            self._trimmed += trimmed
-            self._stats.trimmed += trimmed
-            await self._outbox.write(lambda connection: self._record(connection, trimmed, left))
+                more = self._pruning is None and await self._trim(retention)
+                more = more or await self._prune_some(retention)
         except Exception as error:  # a step that fails must not keep the relay from delivering
             logger.warning(
                 "a step of the retention of content failed, it is repeated in the next round: %s",
@@ -92,8 +95,56 @@ class ContentTrimmer:
                 logger.info(
                     "retention takes content of %d conversations out of the history", self._trimmed, extra=log_context()
                 )
-            self._trimmed = 0
+            if self._deleted:
+                logger.info("retention deleted %d checkpoints", self._deleted, extra=log_context())
+            self._trimmed = self._deleted = 0
+            self._place, self._now = FIRST_PLACE, None
         return more
 
-    def _record(self, connection: sa.Connection, trimmed: int, left: int) -> None:
-        connection.exec_driver_sql(_RECORD, (trimmed, self._clock.now_us(), left))
+    async def close(self) -> None:
+        """Stop in the middle of a page of checkpoints; the next round goes on."""
+        if self._pruning is not None:
+            self._pruning.cancel()
+            await asyncio.gather(self._pruning, return_exceptions=True)
+            self._pruning = None
+
+    async def _trim(self, retention: ContentRetention) -> bool:
+        access = self._store.outbox_access
+        places = await access.retention_places(retention)
+        origin_id = self._outbox.origin.origin_id
+        found = await access.due_content(retention, places, origin_id=origin_id, now=self._now)
+        self._now = found.now
+        trimmed = await append_trims(self._outbox, found.due)
+        if found.moved:
+            await access.keep_places(retention, found)
+        left = await access.retention_behind(retention) if found.more else 0
+        self._trimmed += trimmed
+        self._stats.trimmed += trimmed
+        await self._record(trimmed=trimmed, left=left)
+        return found.more
+
+    async def _prune_some(self, retention: ContentRetention) -> bool:
+        if self.prune is None or self._place is None or not retention.limits_checkpoints:
+            return False
+        if self._pruning is None:
+            self._pruning = asyncio.create_task(self._prune_page(self.prune, retention, self._place))
+        await asyncio.wait((self._pruning,), timeout=PRUNE_SECONDS)
+        if self._pruning.done():
+            page, self._pruning = self._pruning, None
+            self._place = page.result()
+        return True  # also after the last page, so that its deletions are delivered
+
+    async def _prune_page(
+        self, prune: PruneCheckpoints, retention: ContentRetention, place: CheckpointPlace
+    ) -> CheckpointPlace | None:
+        found, following = await self._store.outbox_access.due_checkpoints(retention, place)
+        for due in found:
+            deleted = await prune(due)
+            self._deleted += deleted
+            self._stats.checkpoints += deleted
+            await self._record(checkpoints=deleted)
+        return following
+
+    async def _record(self, *, trimmed: int = 0, checkpoints: int = 0, left: int = 0) -> None:
+        values = (trimmed, checkpoints, self._clock.now_us(), left)
+        await self._outbox.write(lambda connection: connection.exec_driver_sql(_RECORD, values))

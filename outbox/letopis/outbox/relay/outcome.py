@@ -96,6 +96,7 @@ class RelayStats:
     :ivar acks_fenced: results not written back because another relay had taken over the lease.
     :ivar acks_lost: results not written back because the outbox file could not be written.
     :ivar trimmed: conversations that retention took content of.
+    :ivar checkpoints: checkpoints that retention deleted.
     :ivar loop_errors: times that the loop continued after an unexpected error.
     """
 
@@ -108,6 +109,7 @@ class RelayStats:
     acks_fenced: int = 0
     acks_lost: int = 0
     trimmed: int = 0
+    checkpoints: int = 0
     loop_errors: int = 0
 
 

@@ -76,12 +76,16 @@ class DueContent:
 
 @dataclass(slots=True)
 class RetentionStep:
-    """What one step has found, and how far it has read: to be kept once the events are appended."""
+    """What one step has found, and how far it has read: to be kept once the events are appended.
+
+    :ivar now: the time by which it judged ages, to be given to the next step of a round.
+    """
 
     due: list[DueContent] = field(default_factory=list)
     moved: dict[Place, int] = field(default_factory=dict)
     began: int = 0
     more: bool = False
+    now: int = 0
 
 
 class _Statements:
@@ -162,18 +166,21 @@ class ContentFinder:
         *,
         origin_id: UUID,
         describe: bool = False,
+        now: int | None = None,
     ) -> RetentionStep:
         """Look at the next events that have reached an age, and return what is due of their conversations."""
+        # A round with a time of its own ends, also where events are recorded faster than they are looked at.
+        at = self._now() if now is None else now
         rows: Sequence[Any] = ()
         for age, partition in product(retention.ages, self._partitions):
-            after, cutoff = places.get((age, partition), 0), self._cutoff(age)
+            after, cutoff = places.get((age, partition), 0), at - age * _MICROSECONDS
             page = (await connection.execute(self._statements.page, {"partition": partition, "after": after})).all()
             old = [row.recorded_at <= cutoff for row in page]
             if rows := page[: old.index(False) if False in old else None]:
                 break
         else:
-            return RetentionStep()
-        step, deadline = RetentionStep(began=after, more=True), time.monotonic() + STEP_SECONDS
+            return RetentionStep(now=at)
+        step, deadline = RetentionStep(began=after, more=True, now=at), time.monotonic() + STEP_SECONDS
         types: dict[str, set[str]] = {}
         for row in rows:
             # The rule for a new conversation is known from its first event on.

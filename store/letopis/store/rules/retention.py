@@ -27,6 +27,8 @@ class RetentionRule:
     :ivar max_messages: messages of a conversation that keep their content, the newest; inherited ones do not count.
     :ivar archived_max_age_days: days since the store recorded that a conversation was archived, after which the content
         from before leaves.
+    :ivar checkpoints_last: checkpoints of LangGraph that each namespace of a thread keeps, the newest.
+    :ivar checkpoints_max_age_days: days since a checkpoint was put, after which it leaves unless it is the newest.
     """
 
     owner: str | None = None
@@ -34,20 +36,23 @@ class RetentionRule:
     max_age_days: float | None = None
     max_messages: int | None = None
     archived_max_age_days: float | None = None
+    checkpoints_last: int | None = None
+    checkpoints_max_age_days: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("owner", "tag"):
             if getattr(self, name) is not None:
                 check_identifier(getattr(self, name), name)
-        for name in ("max_age_days", "archived_max_age_days"):
+        for name in ("max_age_days", "archived_max_age_days", "checkpoints_max_age_days"):
             if (days := getattr(self, name)) is not None:
                 check_number(days, name)
                 if not 0 < days <= MAX_DAYS:
                     raise InvalidInput(name, f"must be more than 0 and at most {MAX_DAYS} days")
-        if self.max_messages is not None:
-            check_number(self.max_messages, "max_messages", whole=True)
-            if self.max_messages < 1:
-                raise InvalidInput("max_messages", "must be at least 1")
+        for name in ("max_messages", "checkpoints_last"):
+            if (count := getattr(self, name)) is not None:
+                check_number(count, name, whole=True)
+                if count < 1:
+                    raise InvalidInput(name, "must be at least 1")
 
     @property
     def name(self) -> str:
@@ -66,10 +71,15 @@ class RetentionRule:
         """As :attr:`max_age`, of archived conversations."""
         return _seconds(self.archived_max_age_days)
 
+    @property
+    def checkpoints_max_age(self) -> int | None:
+        """As :attr:`max_age`, of checkpoints."""
+        return _seconds(self.checkpoints_max_age_days)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContentRetention:
-    """How long the content of conversations stays in the history store.
+    """How long the content of conversations, and LangGraph's checkpoints, stay in the history store.
 
     The first of ``rules`` that matches a conversation counts, alone; the other values are for conversations that none
     matches. A rule without a limit keeps everything. A conversation with the tag ``pinned`` keeps everything, whatever
@@ -81,6 +91,8 @@ class ContentRetention:
     max_age_days: float | None = None
     max_messages: int | None = None
     archived_max_age_days: float | None = None
+    checkpoints_last: int | None = None
+    checkpoints_max_age_days: float | None = None
     rules: tuple[RetentionRule, ...] = ()
 
     def __post_init__(self) -> None:
@@ -101,6 +113,8 @@ class ContentRetention:
             max_age_days=self.max_age_days,
             max_messages=self.max_messages,
             archived_max_age_days=self.archived_max_age_days,
+            checkpoints_last=self.checkpoints_last,
+            checkpoints_max_age_days=self.checkpoints_max_age_days,
         )
 
     def rule_for(self, owner: str | None, tags: Collection[str]) -> RetentionRule | None:
@@ -121,6 +135,12 @@ class ContentRetention:
     def least_age(self) -> int | None:
         """The shortest ``max_age`` of any rule, in seconds; ``None`` if no rule has one."""
         return min((rule.max_age for rule in (*self.rules, self.default) if rule.max_age is not None), default=None)
+
+    @property
+    def limits_checkpoints(self) -> bool:
+        """Whether a rule limits checkpoints."""
+        limits = ((rule.checkpoints_last, rule.checkpoints_max_age_days) for rule in (*self.rules, self.default))
+        return any(limit != (None, None) for limit in limits)
 
     @property
     def fingerprint(self) -> str:

@@ -340,6 +340,20 @@ class TestMachine:
             findings = {one.check: one for one in check_settings(settings, environ)}
             assert level(findings, "alerts") == expected
 
+    def test_rules_for_checkpoints_need_langgraph(self, tmp_path: Path) -> None:
+        def findings(*installed: str) -> dict[str, Finding]:
+            settings = load_settings(environ={}, folder=tmp_path)
+            found = check_settings(settings, {}, installed=lambda name: name if name in installed else None)
+            return {one.check: one for one in found}
+
+        file = tmp_path / "letopis.toml"
+        file.write_text("[retention.content]\nmax_age_days = 3", encoding="utf-8")
+        assert "retention" not in findings()
+        file.write_text("[[retention.content.rules]]\ntag = 'x'\ncheckpoints_last = 3", encoding="utf-8")
+        assert level(findings(), "retention") == Level.WARN
+        assert "pip install 'letopis[langgraph]'" in findings()["retention"].hint
+        assert level(findings("langgraph"), "retention") == Level.OK
+
 
 def contents(folder: Path) -> dict[str, str]:
     return {one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in folder.iterdir()}

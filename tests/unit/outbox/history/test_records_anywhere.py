@@ -56,6 +56,25 @@ async def test_several_are_deleted_in_one_append(bot: History) -> None:
     assert len(await records.list()) == 2
 
 
+async def test_a_record_that_was_put_again_since_it_was_read_is_not_deleted(bot: History) -> None:
+    records = bot.records(conversation="chat-1")
+    for key in "abc":
+        await records.put(CP, key, key)
+    await deliver_all(bot)
+    read = await records.list(values=False)
+    await records.put(CP, "b", "again")
+    receipts = await records.delete_many([(CP, "c")], unchanged=read.items[:2])
+
+    assert [one.kept for one in receipts] == [False, False, True]
+    for _ in range(2):
+        assert [(one.key, one.value) for one in await records.list()] == [("b", "again")]
+        await deliver_all(bot)
+    elsewhere = bot.records(conversation="chat-2")
+    for wrong in (read.items, [(CP, "b")]):
+        with pytest.raises(InvalidInput, match="unchanged"):
+            await elsewhere.delete_many([], unchanged=wrong)  # type: ignore[arg-type]
+
+
 async def test_a_list_may_be_incomplete_while_the_store_is_away(alone: History) -> None:
     records = alone.records(conversation="chat-1")
     for number in range(5):

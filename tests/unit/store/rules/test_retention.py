@@ -54,6 +54,17 @@ def test_each_age_is_looked_at_once() -> None:
     assert ContentRetention(max_messages=3).least_age is None
 
 
+def test_rules_limit_checkpoints_if_one_names_a_limit_of_them() -> None:
+    few, old = RetentionRule(tag="few", checkpoints_last=3), RetentionRule(owner="7", checkpoints_max_age_days=0.5)
+    content = ContentRetention(max_age_days=30, rules=(few, RetentionRule(tag="legal"), old))
+
+    assert content.limits_checkpoints and not RULES.limits_checkpoints
+    assert all(ContentRetention(rules=(rule,)).limits_checkpoints for rule in (few, old))
+    assert old.checkpoints_max_age == SECONDS_PER_DAY // 2 and few.checkpoints_max_age is None
+    assert ContentRetention(checkpoints_last=2).default == RetentionRule(checkpoints_last=2)
+    assert content.ages == (0, 30 * SECONDS_PER_DAY)
+
+
 def test_other_rules_have_another_fingerprint() -> None:
     assert RULES.fingerprint == ContentRetention(**{name: getattr(RULES, name) for name in RULES.__slots__}).fingerprint
     assert RULES.fingerprint != ContentRetention(max_age_days=30, max_messages=100).fingerprint
@@ -71,6 +82,9 @@ def test_other_rules_have_another_fingerprint() -> None:
         ({"archived_max_age_days": 0}, "archived_max_age_days"),
         ({"max_messages": 0}, "max_messages"),
         ({"max_messages": 2.5}, "max_messages"),
+        ({"checkpoints_last": 0}, "checkpoints_last"),
+        ({"checkpoints_last": 2.5}, "checkpoints_last"),
+        ({"checkpoints_max_age_days": 0}, "checkpoints_max_age_days"),
         ({"rules": (RetentionRule(max_age_days=3),)}, "rules"),
         ({"rules": (RetentionRule(owner="7", tag="x"),)}, "rules"),
         ({"rules": ({"owner": "7"},)}, "rules"),

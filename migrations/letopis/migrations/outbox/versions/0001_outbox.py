@@ -167,6 +167,7 @@ TABLES = (
         store_rows INTEGER DEFAULT '0' NOT NULL,
         erasures TEXT,
         trimmed INTEGER DEFAULT '0' NOT NULL,
+        checkpoints INTEGER DEFAULT '0' NOT NULL,
         retained_at INTEGER,
         retention_due INTEGER DEFAULT '0' NOT NULL,
         PRIMARY KEY (only)

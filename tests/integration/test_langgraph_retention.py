@@ -1,0 +1,347 @@
+"""Checkpoints leave by the rules of retention; every one that stays can be read, and its thread goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import operator
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from typing_extensions import TypedDict
+
+from letopis.outbox import History, Relay, Retention
+from letopis.outbox.daemon.daemon import Daemon, DaemonSettings
+from letopis.outbox.history.checkpoints import prune_checkpoints
+from letopis.store import ContentRetention, ConversationStore, Message, RetentionRule
+from letopis.store.maintenance.due_checkpoints import FIRST_PLACE, CheckpointPlace
+from letopis.store.model.events import utc_now
+from tests.support.relays import until
+
+pytest.importorskip("langgraph.graph", reason="needs langgraph: pip install --group adapters")
+
+from langgraph.graph import START, StateGraph
+from langgraph.types import Command, interrupt
+
+from letopis.adapters.langgraph import LetopisSaver
+from tests.support.langgraph_turns import config, put, values_of
+
+LAST_TWO = ContentRetention(checkpoints_last=2)
+LONG = "w" * 200
+
+
+def joined(state: list[str], writes: list[list[str]]) -> list[str]:
+    return [*state, *(one for write in writes for one in write)]
+
+
+def asking_graph(saver: LetopisSaver) -> Any:
+    """A graph with a channel that is made of its writes, which waits for an answer in each run."""
+    delta = pytest.importorskip("langgraph.channels.delta", reason="this release has no DeltaChannel")
+    channel = delta.DeltaChannel(joined, snapshot_frequency=7)
+    state = TypedDict("state", {"said": Annotated[list[str], channel], "count": Annotated[int, operator.add]})  # noqa: UP013 - evaluated in this scope
+
+    async def answer(state: Any) -> dict[str, Any]:
+        return {"said": [f"{len(state['said'])} {LONG}"], "count": 1}
+
+    async def ask(state: Any) -> dict[str, Any]:
+        return {"said": [f"allowed: {interrupt('May I?')}"]}
+
+    builder = StateGraph(state)
+    builder.add_node("answer", answer)
+    builder.add_node("ask", ask)
+    builder.add_edge(START, "answer")
+    builder.add_edge("answer", "ask")
+    return builder.compile(checkpointer=saver)
+
+
+@asynccontextmanager
+async def opened(url: str, path: Path, *, days: float = 0) -> AsyncIterator[History]:
+    """An outbox of a store whose clock is ahead; nothing is delivered by itself."""
+
+    def now() -> Any:
+        return utc_now() + timedelta(days=days)
+
+    async with (
+        ConversationStore.open(url, now=now) as store,
+        History(path, store=store, relay=False, watch=False) as history,
+    ):
+        yield history
+
+
+async def retain(history: History, content: ContentRetention) -> int:
+    """Let a relay deliver, delete what is due, and deliver that; return how many checkpoints it deleted."""
+    prune = partial(prune_checkpoints, history.outbox, history.store)
+    relay = Relay(history.outbox, history.store, retention=content, prune=prune)
+    await relay.drain()
+    return relay.stats.checkpoints
+
+
+async def would_leave(history: History, content: ContentRetention) -> dict[str, int]:
+    prune, counts = partial(prune_checkpoints, history.outbox, history.store), dict[str, int]()
+    place: CheckpointPlace | None = FIRST_PLACE
+    while place is not None:
+        found, place = await history.store.outbox_access.due_checkpoints(content, place)
+        for due in found:
+            if count := await prune(due, dry_run=True):
+                counts[due.conversation_id] = counts.get(due.conversation_id, 0) + count
+    return counts
+
+
+async def fill(history: History, thread: str, checkpoints: int) -> None:
+    at: Any = config(thread)
+    for number in range(checkpoints):
+        values = {"big": f"big {number} {LONG}", "said": [f"{one} {LONG}" for one in range(number + 1)]}
+        at = await put(LetopisSaver(history), values, at, version=number + 1)
+        await LetopisSaver(history).aput_writes(at, [("big", LONG)], f"task-{number}")
+
+
+async def left(history: History, thread: str) -> int:
+    """Return how many checkpoints a thread has, after reading each."""
+    return len([one async for one in LetopisSaver(history).alist(config(thread, ns=None))])
+
+
+async def test_a_waiting_graph_with_a_delta_channel_is_pruned_and_goes_on(store_url: str, tmp_path: Path) -> None:
+    async with opened(store_url, tmp_path / "bot.outbox.db") as bot:
+        graph, at = asking_graph(LetopisSaver(bot)), config("chat-1")
+        for number in range(9):
+            await graph.ainvoke({"said": [f"question {number}"]}, at)
+            if number < 8:
+                await graph.ainvoke(Command(resume="yes"), at)
+        await Relay(bot.outbox, bot.store).drain()
+        before = (await graph.aget_state(at)).values
+        count = await left(bot, "chat-1")
+        expected = (await would_leave(bot, LAST_TWO))["chat-1"]
+
+        assert 0 < expected < count and await left(bot, "chat-1") == count
+        assert await retain(bot, LAST_TWO) == expected
+        assert await left(bot, "chat-1") == count - expected
+        assert await retain(bot, LAST_TWO) == 0
+        status = await bot.status()
+        assert status.retention.checkpoints == expected and status.retention.last_run_at is not None
+
+    async with opened(store_url, tmp_path / "another.outbox.db") as bot:
+        graph = asking_graph(LetopisSaver(bot))
+        state = await graph.aget_state(at)
+        assert state.values == before and [one.value for one in state.interrupts] == ["May I?"]
+        newest = [one.values async for one in graph.aget_state_history(at, limit=2)]
+        assert newest[0] == before and newest[1]["said"] == before["said"][: len(newest[1]["said"])]
+        done = await graph.ainvoke(Command(resume="no"), at)
+        assert done["said"] == [*before["said"], "allowed: no"]
+
+
+async def test_age_rules_pins_and_holds_decide_what_leaves(store_url: str, tmp_path: Path) -> None:
+    content = ContentRetention(
+        checkpoints_max_age_days=30,
+        rules=(
+            RetentionRule(tag="few", checkpoints_last=3, checkpoints_max_age_days=100),
+            RetentionRule(owner="7", max_age_days=1_000),
+        ),
+    )
+    path = tmp_path / "bot.outbox.db"
+    async with opened(store_url, path) as bot:
+        for thread in ("bare", "few", "seven", "pinned", "held", "bare-held"):
+            if not thread.startswith("bare"):
+                await bot.append(thread, Message.user("hello"), owner="7" if thread == "seven" else "42")
+            await fill(bot, thread, 6)
+        await bot.chat("few").tag("few")
+        await bot.chat("pinned").tag("pinned", "few")
+        await Relay(bot.outbox, bot.store).drain()
+        for thread in ("held", "bare-held"):
+            await bot.store.erasures.hold("conversation", thread, reason="case 17")
+        threads = ("bare", "few", "seven", "pinned", "held", "bare-held")
+        assert await would_leave(bot, content) == {"few": 3}
+        assert await retain(bot, content) == 3
+        assert [await left(bot, one) for one in threads] == [6, 3, 6, 6, 6, 6]
+    async with opened(store_url, path, days=31) as bot:
+        assert await retain(bot, content) == 5
+        assert [await left(bot, one) for one in threads] == [1, 3, 6, 6, 6, 6]
+    async with opened(store_url, path, days=101) as bot:
+        await bot.chat("pinned").tag(remove=["pinned"])
+        await bot.store.erasures.release("conversation", "bare-held")
+        assert await retain(bot, content) == 2 + 5 + 5
+        assert [await left(bot, one) for one in threads] == [1, 1, 6, 1, 6, 1]
+        assert await values_of(LetopisSaver(bot), config("few")) == {
+            "big": f"big 5 {LONG}",
+            "said": [f"{one} {LONG}" for one in range(6)],
+        }
+
+
+async def test_the_values_that_only_deleted_checkpoints_named_leave_the_store(store_url: str, tmp_path: Path) -> None:
+    async with opened(store_url, tmp_path / "bot.outbox.db") as bot:
+        await fill(bot, "chat-1", 6)
+        await Relay(bot.outbox, bot.store).drain()
+        assert await retain(bot, LAST_TWO) == 4
+        records = await bot.records(conversation="chat-1").list(limit=1_000)
+        await LetopisSaver(bot).aprune(["chat-1"], keep_last=2)
+        assert len(await bot.records(conversation="chat-1").list(limit=1_000)) == len(records)
+        values = b"".join(one.value for one in records)
+        assert b"big 4" in values and b"big 3" not in values
+
+
+async def test_a_value_that_another_outbox_puts_again_stays(store_url: str, tmp_path: Path) -> None:
+    """It was named by deleted checkpoints alone when it was read, and by a new one when it is deleted."""
+    async with (
+        opened(store_url, tmp_path / "one.outbox.db") as one,
+        History(tmp_path / "two.outbox.db", store=one.store, relay=False, watch=False) as two,
+    ):
+        old = await put(LetopisSaver(one), {"big": f"old {LONG}"})
+        at = await put(LetopisSaver(one), {"big": f"new {LONG}"}, old, version=2)
+        await Relay(one.outbox, one.store).drain()
+        again = await put(LetopisSaver(two), {"big": f"old {LONG}"}, at, version=3)
+        prune = partial(prune_checkpoints, one.outbox, one.store)
+        found, _ = await one.store.outbox_access.due_checkpoints(ContentRetention(checkpoints_last=1), FIRST_PLACE)
+        assert [await prune(due) for due in found] == [1]
+        await Relay(two.outbox, two.store).drain()
+        await Relay(one.outbox, one.store).drain()
+        assert await values_of(LetopisSaver(one), again) == {"big": f"old {LONG}"}
+
+
+async def test_a_bot_prunes_by_its_own_relay(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'history.db'}"
+    async with opened(url, tmp_path / "bot.outbox.db") as bot:
+        await fill(bot, "chat-1", 5)
+    retention = Retention(content=LAST_TWO)
+    async with History(tmp_path / "bot.outbox.db", store=url, retention=retention, watch=False) as bot:
+
+        async def pruned() -> bool:
+            return (await bot.status()).retention.checkpoints == 3 and await bot.drained(0)
+
+        await until(pruned, patience=60)
+        assert await left(bot, "chat-1") == 2
+
+
+async def test_a_daemon_prunes_by_its_settings(tmp_path: Path) -> None:
+    url, path = f"sqlite:///{tmp_path / 'history.db'}", tmp_path / "bot.outbox.db"
+    async with opened(url, path) as bot:
+        await fill(bot, "chat-1", 5)
+    settings = DaemonSettings(outboxes=(str(path),), store=url, retention=Retention(content=LAST_TWO))
+    daemon = Daemon(lambda: settings, scan_interval=0.05)
+    running = asyncio.create_task(daemon.run())
+    try:
+        await until(lambda: running.done() or (daemon.workers and daemon.workers[0].stats.checkpoints == 3))
+        async with opened(url, path) as bot:
+            await until(lambda: bot.drained(0))
+            assert await left(bot, "chat-1") == 2
+    finally:
+        daemon.stop()
+        await running
+
+
+async def test_without_langgraph_all_else_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def absent(name: str) -> None:
+        raise ModuleNotFoundError(name=name)
+
+    async with opened(f"sqlite:///{tmp_path / 'history.db'}", tmp_path / "bot.outbox.db", days=40) as bot:
+        await fill(bot, "chat-1", 5)
+        await bot.append("old", Message.user("hello"))
+        monkeypatch.setattr("letopis.outbox.history.checkpoints.import_module", absent)
+        with caplog.at_level(logging.WARNING):
+            assert await retain(bot, ContentRetention(checkpoints_last=1, max_messages=1)) == 0
+        assert (await bot.status()).pending == 0 and await left(bot, "chat-1") == 5
+        assert "pip install 'letopis[langgraph]'" in caplog.text
+
+
+class Opaque:
+    """A serializer whose bytes no other process reads, as an encrypting one."""
+
+    def __init__(self) -> None:
+        self.kept: dict[bytes, Any] = {}
+
+    def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
+        key = b"%06d" % len(self.kept) + LONG.encode()
+        self.kept[key] = obj
+        return "opaque", key
+
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        return self.kept[data[1]]
+
+
+async def test_encrypted_checkpoints_are_pruned_without_the_key(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(f"sqlite:///{tmp_path / 'history.db'}", tmp_path / "bot.outbox.db") as bot:
+        saver, at = LetopisSaver(bot, serde=Opaque()), {}  # type: ignore[arg-type]
+        for thread in ("new", "old"):
+            if thread == "old":  # as the release before wrote them
+                monkeypatch.setattr("letopis.adapters.langgraph.checkpoints.sorted", lambda _: None, raising=False)
+            for number in range(4):
+                at[thread] = await put(saver, {"big": number}, at.get(thread, config(thread)), version=number)
+        monkeypatch.undo()
+        await Relay(bot.outbox, bot.store).drain()
+        with caplog.at_level(logging.WARNING):
+            assert await retain(bot, ContentRetention(checkpoints_last=1)) == 3
+        assert "'old' stay" in caplog.text and "'new'" not in caplog.text
+        assert await values_of(saver, at["new"]) == {"big": 3}
+        assert len([one async for one in saver.alist(config("old"))]) == 4
+
+
+RELAY = """
+import asyncio, os, signal, sys
+from functools import partial
+from letopis.adapters.langgraph import pruning
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.history.checkpoints import prune_checkpoints
+from letopis.outbox.history.records import Records
+from letopis.outbox.relay import relay
+from letopis.store import ContentRetention, ConversationStore
+
+pruning._DELETED_AT_ONCE = 3
+inner, kills = Records._delete, sys.argv[3]
+
+async def delete(self, changes, unchanged):
+    if kills == "before the last" and any("checkpoints" in repr(c.change.prefix) for c in changes) and unchanged:
+        os.kill(os.getpid(), signal.SIGKILL)
+    done = await inner(self, changes, unchanged)
+    if kills == "after each":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done
+
+Records._delete = delete
+
+async def main(outbox, store):
+    file = await OutboxFile.open(outbox)
+    async with ConversationStore.open(store) as history:
+        prune = partial(prune_checkpoints, file, history)
+        content = ContentRetention(checkpoints_last=2)
+        await relay.Relay(file, history, retention=content, prune=prune).drain()
+    await file.close()
+
+asyncio.run(main(*sys.argv[1:3]))
+"""
+
+
+@pytest.mark.slow
+async def test_a_kill_after_each_deletion_is_resumed(store_url: str, tmp_path: Path) -> None:
+    path = tmp_path / "bot.outbox.db"
+    async with opened(store_url, path) as bot:
+        await fill(bot, "chat-1", 7)
+        await fill(bot, "chat-2", 7)
+        await Relay(bot.outbox, bot.store).drain()
+
+    async def run(where: str) -> int:
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", RELAY, str(path), store_url, where)
+        return await process.wait()
+
+    assert await run("before the last") == -signal.SIGKILL
+    kills = 0
+    while (ended := await run("after each")) == -signal.SIGKILL:
+        kills += 1
+        async with opened(store_url, path) as bot:
+            await Relay(bot.outbox, bot.store).drain()
+            assert await left(bot, "chat-1") >= 2 and await left(bot, "chat-2") >= 2
+    assert ended == 0 and kills >= 4
+    async with opened(store_url, path) as bot:
+        for thread in ("chat-1", "chat-2"):
+            assert await left(bot, thread) == 2
+            before = len(await bot.records(conversation=thread).list(limit=1_000))
+            await LetopisSaver(bot).aprune([thread], keep_last=2)
+            assert len(await bot.records(conversation=thread).list(limit=1_000)) == before
