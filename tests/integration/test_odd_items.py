@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
+from letopis.adapters._envelope import to_text
 from letopis.adapters.formats import openai_responses
 from letopis.outbox import History, Retention
 from letopis.outbox.diagnostics.salvage import salvage
 from letopis.outbox.event_log.retention import Pruner
 from letopis.store import ConversationStore, Data, InvalidInput, Message, RecordedMessage, ToolCall, ToolResult, move
-from letopis.store.model.envelope import to_text
 from tests.integration.test_erasure_bytes import assert_gone_soon, holding
 from tests.support.relays import deliver_all
 from tests.support.sayings import NewStore

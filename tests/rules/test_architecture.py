@@ -88,6 +88,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "letopis.examples": ("demo",),
     "letopis.testing": ("clock", "platform", "store", "fixtures"),
     "letopis.adapters": (
+        "_envelope",
         "formats",
         "_blocking",
         "_messages",

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from letopis.adapters._envelope import to_text
 from letopis.outbox import BlockingHistory, History
 from letopis.store import InvalidInput
-from letopis.store.model.envelope import to_text
 from tests.support.values.items import ITEMS, VALUES, Kind
 
 THEN: Final = datetime(2026, 1, 1, tzinfo=UTC)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from letopis.adapters._envelope import from_text, to_text
 from letopis.store import InvalidInput
 from letopis.store.model.codec import DEFAULT_LIMITS, encode_value
-from letopis.store.model.envelope import from_text, to_text
 
 
 def to_record(value: Any) -> Any:

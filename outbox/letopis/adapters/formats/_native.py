@@ -10,13 +10,13 @@ from typing import Any, Final
 
 import orjson
 
+from letopis.adapters._envelope import is_sealed, seal, unseal
 from letopis.adapters.formats._call_ids import CallIds
 from letopis.adapters.formats._readable import readable, readable_text
 from letopis.store.errors import InvalidInput
 from letopis.store.model.codec import DEFAULT_LIMITS, encode_value
 from letopis.store.model.conversations import RecordedMessage
-from letopis.store.model.envelope import FORMAT_KEY, is_sealed, seal, unseal
-from letopis.store.model.large_content import extract
+from letopis.store.model.large_content import FORMAT_KEY, extract
 from letopis.store.model.messages import Message, Role
 from letopis.store.model.parts import (
     Content,

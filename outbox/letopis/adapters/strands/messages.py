@@ -9,10 +9,11 @@ from typing import Any, Final
 
 from strands.types.session import SessionMessage
 
+from letopis.adapters._envelope import seal, unseal
 from letopis.adapters.formats import readable, with_own_items
 from letopis.adapters.formats import to_message as with_item
 from letopis.store import File, Message, RecordedMessage, Text, ToolCall, ToolResult
-from letopis.store.model.envelope import REPLACED_TYPE, seal, unseal
+from letopis.store.model.large_content import REPLACED_TYPE
 from letopis.store.model.messages import Role
 from letopis.store.model.parts import Content, Part, Reasoning, UnknownPart
 

@@ -14,11 +14,10 @@ from uuid import UUID
 import orjson
 
 from letopis.store.errors import InvalidInput
-from letopis.store.model.envelope import packed_bytes
 from letopis.store.model.event_types import VOCABULARY, MessageAppended, parse
 from letopis.store.model.events import Event, check_type, now_microseconds, to_microseconds
 from letopis.store.model.identifiers import check_identifier, check_whole, derived_event_id
-from letopis.store.model.large_content import CONTENT_TYPES, LARGE_BYTES, MARK_IN_JSON, extract
+from letopis.store.model.large_content import CONTENT_TYPES, LARGE_BYTES, MARK_IN_JSON, extract, packed_bytes
 from letopis.store.model.messages import EMPTY, Message
 
 _APPENDED: Final = MessageAppended.type

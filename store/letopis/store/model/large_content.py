@@ -18,6 +18,14 @@ MAX_STRING_BYTES: Final = 65 * 1024 * 1024
 """The longest string: an item of 64 MiB fits that an adapter has packed, which base64 makes a little longer."""
 MAX_CONTENT_BYTES: Final = 2 * MAX_STRING_BYTES
 """All large strings of one event: an adapter may keep an item and a readable form of it."""
+MAX_ITEM_BYTES: Final = 67_108_864
+"""The largest item of a framework that an adapter packs, as JSON in UTF-8."""
+FORMAT_KEY: Final = "format"
+"""The key of a message's metadata with the envelope: what a framework's item has beyond the message."""
+REPLACED_TYPE: Final = "letopis.replaced_item"
+"""The type of the last part of an edit that holds a framework's replacement as an envelope."""
+PACKED_KEY: Final = "packed"
+"""The key of an envelope with a packed item."""
 CONTENT_TYPES: Final = ("message.appended", "message.edited")
 """The types of the events whose content and metadata may hold references."""
 
@@ -118,3 +126,13 @@ def _strings(value: Any) -> Iterable[str]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _strings(item)
+
+
+def packed_bytes(data: Mapping[str, Any]) -> int:
+    """Return how many bytes of an event's data are a packed item, which :class:`Limits` do not count."""
+    about, content = data.get("metadata"), data.get("content")
+    envelope = about.get(FORMAT_KEY) if isinstance(about, Mapping) else None
+    if envelope is None and isinstance(content, list) and content and isinstance(content[-1], Mapping):
+        envelope = content[-1] if content[-1].get("type") == REPLACED_TYPE else None
+    packed = envelope.get(PACKED_KEY) if isinstance(envelope, Mapping) else None
+    return min(len(packed), 2 * MAX_ITEM_BYTES) if isinstance(packed, str) else 0

@@ -10,16 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 from zlib import compress, decompressobj
 
-from letopis.store.errors import InvalidInput
+from letopis.store import InvalidInput
+from letopis.store.model.large_content import MAX_ITEM_BYTES, PACKED_KEY
 
-FORMAT_KEY: Final = "format"
-"""The key of a message's metadata with the envelope: what a framework's item has beyond the message."""
-REPLACED_TYPE: Final = "letopis.replaced_item"
-"""The type of the last part of an edit that holds a framework's replacement as an envelope."""
-MAX_ITEM_BYTES: Final = 67_108_864
-"""The largest item, as JSON in UTF-8."""
 _JSON: Final = "json"
-_PACKED: Final = "packed"
 _MAX_PLAIN_LENGTH: Final = 65_536
 """Longer text is compressed: in base64 there is nothing that JSON or a driver would have to escape."""
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
@@ -51,17 +45,17 @@ def seal(item: Any) -> dict[str, str]:
     text = to_text(item)
     if len(text) <= _MAX_PLAIN_LENGTH:
         return {_JSON: text}
-    return {_PACKED: b64encode(compress(text.encode(), 1)).decode()}
+    return {PACKED_KEY: b64encode(compress(text.encode(), 1)).decode()}
 
 
 def is_sealed(envelope: Mapping[str, Any]) -> bool:
     """Return True if an envelope holds its item as text."""
-    return _JSON in envelope or _PACKED in envelope
+    return _JSON in envelope or PACKED_KEY in envelope
 
 
 def unseal(envelope: Mapping[str, Any]) -> Any:
     """Return the item that was sealed in an envelope."""
-    if (packed := envelope.get(_PACKED)) is None:
+    if (packed := envelope.get(PACKED_KEY)) is None:
         return from_text(envelope[_JSON])
     unpacker = decompressobj()
     try:
@@ -72,16 +66,6 @@ def unseal(envelope: Mapping[str, Any]) -> Any:
     if not unpacker.eof:
         raise ValueError("the packed text is damaged, or larger than any item")
     return from_text(text.decode())
-
-
-def packed_bytes(data: Mapping[str, Any]) -> int:
-    """Return how many bytes of an event's data are a packed item, which :class:`Limits` do not count."""
-    about, content = data.get("metadata"), data.get("content")
-    envelope = about.get(FORMAT_KEY) if isinstance(about, Mapping) else None
-    if envelope is None and isinstance(content, list) and content and isinstance(content[-1], Mapping):
-        envelope = content[-1] if content[-1].get("type") == REPLACED_TYPE else None
-    packed = envelope.get(_PACKED) if isinstance(envelope, Mapping) else None
-    return min(len(packed), 2 * MAX_ITEM_BYTES) if isinstance(packed, str) else 0
 
 
 def _on_a_fresh_stack(work: Callable[[], R]) -> R:

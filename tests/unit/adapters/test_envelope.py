@@ -8,8 +8,9 @@ from zlib import compress
 
 import pytest
 
+from letopis.adapters._envelope import seal, unseal
 from letopis.store import InvalidInput
-from letopis.store.model.envelope import MAX_ITEM_BYTES, packed_bytes, seal, unseal
+from letopis.store.model.large_content import MAX_ITEM_BYTES, packed_bytes
 
 
 def nested(depth: int) -> Any:
