@@ -259,8 +259,6 @@ def may_inherit(pending: PendingSlice, view: StoreView | None) -> bool:
 
 def leaves_too_much_out(pending: PendingSlice, view: StoreView) -> bool:
     """Return True if a slice of the newest messages holds fewer of them: one appends what the view shows already."""
-    if not pending.left_out:
-        return False
     merge = _Merge.of(pending, view)
     return not all(merge.adds(row) for row in merge.rows if row.appends)
 

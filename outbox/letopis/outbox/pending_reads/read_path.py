@@ -50,7 +50,7 @@ class ReadPath:
                 break
             if view.sequence < pending.since:
                 since = view.sequence  # the store was restored
-            elif leaves_too_much_out(pending, view):
+            elif pending.left_out and leaves_too_much_out(pending, view):
                 since, enough = pending.since, None
             else:
                 return merge(pending, *answer)

@@ -17,7 +17,7 @@ from letopis.store.model.conversations import Conversation, RecordedMessage
 from letopis.store.model.event_types import ConversationDeleted, MessageAppended
 from letopis.store.model.events import RecordedEvent, from_microseconds
 from letopis.store.model.identifiers import ForkPoint
-from letopis.store.model.messages import ROLES, Message
+from letopis.store.model.messages import ROLES, Message, text_message
 from letopis.store.model.parts import UnknownPart
 from letopis.store.rules.preconditions import SUPERSEDED_KEY, Conflict
 from letopis.store.rules.redaction import stripped
@@ -71,10 +71,11 @@ def plain_messages(conversation_id: str, rows: Iterable[PlainRow]) -> dict[int, 
             data = None
         if type(data) is not dict:
             data = decode_object(text)  # raises what is wrong
-        try:
-            message = Message.from_data(data)
-        except InvalidInput:
-            continue
+        if (message := text_message(data)) is None:
+            try:
+                message = Message.from_data(data)
+            except InvalidInput:
+                continue
         row_left = (event_id, origin_id, occurred_at, recorded_at)
         messages[version] = RecordedMessage.of_row(conversation_id, message, version, sequence, row_left)
     return messages

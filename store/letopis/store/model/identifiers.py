@@ -107,7 +107,9 @@ def is_whole(value: object) -> TypeGuard[int]:
 
 def check_whole(value: Any, field: str, minimum: int, maximum: int | None = None) -> int:
     """Return ``value`` if it is a whole number in a range, ends included."""
-    if not is_whole(value) or value < minimum or (maximum is not None and value > maximum):
+    # Without a call of is_whole(): each read and append comes here.
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < minimum or (maximum is not None and value > maximum):
         raise InvalidInput(
             field, f"must be a whole number from {minimum}" + ("" if maximum is None else f" to {maximum}")
         )

@@ -202,8 +202,8 @@ class Message:
 
         :raises InvalidInput: a field is missing or of the wrong kind.
         """
-        if cls is Message and is_text_alone(data):
-            return text_message(data)  # type: ignore[return-value]
+        if cls is Message and (plain := text_message(data)) is not None:
+            return plain  # type: ignore[return-value]
         message_id = data.get("message_id")
         if not isinstance(message_id, str) or not message_id:
             raise InvalidInput("data.message_id", "must be a string that is not empty")
@@ -262,20 +262,16 @@ class _Plain:
         self.__class__ = Message  # type: ignore[assignment]
 
 
-def is_text_alone(data: Mapping[str, Any]) -> bool:
-    """Return True if the data of ``message.appended`` hold only what nearly all messages have, all of it valid."""
+def text_message(data: Mapping[str, Any]) -> Message | None:
+    """Return the message of data of ``message.appended`` that hold only what nearly all have; ``None`` for others."""
     if len(data) != 3:
-        return False
-    name = data.get("message_id")
-    return (
-        type(name) is str
-        and 0 < len(name) <= MAX_ID_LENGTH
-        and name.isprintable()
-        and data.get("role") in ROLES
-        and type(data.get("content")) is str
-    )
-
-
-def text_message(data: Mapping[str, Any]) -> Message:
-    """Return the message of data of which :func:`is_text_alone` is true."""
-    return _Plain(data["role"], data["content"], data["message_id"])  # type: ignore[return-value]
+        return None
+    name, role, content = data.get("message_id"), data.get("role"), data.get("content")
+    if (
+        type(content) is not str
+        or role not in ROLES
+        or type(name) is not str
+        or not (0 < len(name) <= MAX_ID_LENGTH and name.isprintable())
+    ):
+        return None
+    return _Plain(role, content, name)  # type: ignore[return-value]

@@ -22,7 +22,7 @@ from letopis.store.model.event_types import (
 )
 from letopis.store.model.events import NO_UPCASTERS, Upcasters
 from letopis.store.model.identifiers import check_identifier
-from letopis.store.model.messages import is_text_alone, text_message
+from letopis.store.model.messages import text_message
 from letopis.store.rules.apply_plan import SequencedEvent
 from letopis.store.rules.preconditions import Precondition
 from letopis.store.rules.redaction import is_stripped, message_of
@@ -54,8 +54,9 @@ def decode_events(deliveries: Iterable[SequencedEvent], upcasters: Upcasters) ->
         try:
             data = decode(event.data)
             current = plain and type_name == _APPENDED and schema_version == MessageAppended.schema_version
-            if current and metadata is None and event.salt is not None and is_text_alone(data):
-                decoded.append(DecodedEvent(delivery, MessageAppended(message=text_message(data))))
+            plain_text = current and metadata is None and event.salt is not None
+            if plain_text and (message := text_message(data)) is not None:
+                decoded.append(DecodedEvent(delivery, MessageAppended(message=message)))
                 continue
             if event.salt is None and not is_stripped(type_name, event.data, metadata):
                 raise InvalidInput("salt", "is missing, and the content is not: the event was damaged")
