@@ -12,7 +12,7 @@ from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
 from letopis.outbox.cli.interface.locations import existing_outbox, store_engine
 from letopis.outbox.cli.interface.options import settings, verb
 from letopis.outbox.cli.interface.output import FORCE, TIMEOUT, counted, emit, note, open_output, printable
-from letopis.outbox.cli.interface.progress import ProgressReport, progress
+from letopis.outbox.cli.interface.progress import ProgressReport, deliver, progress
 from letopis.outbox.cli.interface.selection import YES, confirm, current_user
 from letopis.store.database.store_identity import short_id
 
@@ -136,7 +136,6 @@ class _Erasure:
         document: BinaryIO | None,
     ) -> int:
         """Append the erasures; return how many events are pending then."""
-        from letopis.outbox.cli.interface.progress import deliver
         from letopis.outbox.history.erasing import conversations_of, erase_owner, erase_person, shared_messages
         from letopis.outbox.history.history import History
         from letopis.store.errors import StoreUnavailable

@@ -43,22 +43,17 @@ def healthcheck(listen: str | None) -> None:
 
     # 0 and 1 are the only codes that a container's health check may end with.
     try:
-        reason = _reason(listen)
+        config = settings(several=True)
+        if address := listen or config.daemon.get("listen"):
+            from letopis.outbox.daemon.http import parse_address
+
+            reason = _ask(parse_address(str(address)))
+        else:
+            reason = _check_files(given_outboxes() or (str(config.outbox),))
     except LetopisError as error:
         reason = str(error)
     if reason is not None:
         raise CommandExit(Exit.FAILED, reason)
-
-
-def _reason(listen: str | None) -> str | None:
-    """Return why the relay is unhealthy; ``None`` if it is healthy."""
-    config = settings(several=True)
-    address = listen or config.daemon.get("listen")
-    if address:
-        from letopis.outbox.daemon.http import parse_address
-
-        return _ask(parse_address(str(address)))
-    return _check_files(given_outboxes() or (str(config.outbox),))
 
 
 def _ask(address: ListenAddress) -> str | None:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from letopis.outbox.config.settings import Settings
     from letopis.outbox.daemon.daemon import DaemonSettings
-    from letopis.outbox.event_log.lanes import LaneCounts
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.relay.relay import Relay
 
@@ -204,6 +203,7 @@ async def _all_once(config: DaemonSettings) -> None:
 async def _once(path: Path, config: DaemonSettings) -> None:
     from letopis.outbox.event_log.lanes import count_lanes
     from letopis.outbox.relay.outcome import logger
+    from letopis.outbox.retry.circuit_breaker import OPERATOR_CLASSES
 
     async with _opened(path, config) as (outbox, relay):
         logger.info("delivering once: %s", relay.route)
@@ -214,25 +214,19 @@ async def _once(path: Path, config: DaemonSettings) -> None:
                 raise CommandExit(Exit.LATER, "another relay runs on this outbox and delivers its pending events")
             return
         note(f"{delivered} delivered, {left.pending} left")
-        _exit_with(left, relay)
-
-
-def _exit_with(left: LaneCounts, relay: Relay) -> None:
-    """Exit with the code for what is left, if anything."""
-    from letopis.outbox.retry.circuit_breaker import OPERATOR_CLASSES
-
-    trouble = relay.breaker.outage
-    if trouble is not None and trouble.fault_class in OPERATOR_CLASSES:
-        raise CommandExit(Exit.CONFIGURATION, f"the history store: {trouble}")
-    if trouble is not None:
-        raise CommandExit(Exit.LATER, f"the history store: {trouble}; nothing is lost, try again later")
-    if left.lanes["ready"] or left.lanes["retrying"]:
-        raise CommandExit(Exit.LATER, "the rest will be retried later")
-    if left.lanes["blocked"]:
-        blocked = left.lanes["blocked"]
-        raise CommandExit(
-            Exit.FAILED, f"{blocked} conversation{'s are' if blocked > 1 else ' is'} blocked: see `letopis outbox list`"
-        )
+        trouble = relay.breaker.outage
+        if trouble is not None and trouble.fault_class in OPERATOR_CLASSES:
+            raise CommandExit(Exit.CONFIGURATION, f"the history store: {trouble}")
+        if trouble is not None:
+            raise CommandExit(Exit.LATER, f"the history store: {trouble}; nothing is lost, try again later")
+        if left.lanes["ready"] or left.lanes["retrying"]:
+            raise CommandExit(Exit.LATER, "the rest will be retried later")
+        if left.lanes["blocked"]:
+            blocked = left.lanes["blocked"]
+            raise CommandExit(
+                Exit.FAILED,
+                f"{blocked} conversation{'s are' if blocked > 1 else ' is'} blocked: see `letopis outbox list`",
+            )
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, one_line
 from letopis.outbox.cli.interface.locations import open_source
 from letopis.outbox.cli.interface.options import settings, verb, with_options
 from letopis.outbox.cli.interface.output import FORCE, TIMEOUT, counted, emit, note, open_output, printable
-from letopis.outbox.cli.interface.progress import BYTES, ProgressReport, can_redraw, progress
+from letopis.outbox.cli.interface.progress import BYTES, ProgressReport, can_redraw, deliver, progress
 
 if TYPE_CHECKING:
     from letopis.outbox.transfer.exporter import Exporter
@@ -97,18 +97,15 @@ def import_jsonl(file: str, dry_run: bool, wait: bool, timeout: float | None) ->
 async def _import(
     lines: Iterator[Any], wait: bool, longest: float | None, report: ProgressReport
 ) -> tuple[ImportCounts, int]:
-    from letopis.outbox.cli.interface.progress import deliver
     from letopis.outbox.history.history import History
     from letopis.outbox.transfer.importer import Importer
-
-    def moved(counts: ImportCounts) -> None:
-        report(counts.bytes)
 
     config = settings()
     async with History(
         config.outbox, store=config.store, relay=wait, policy=config.policy, retention=config.retention
     ) as history:
-        with Importer(outbox=history.outbox, store=history.store, tell=_tell, progress=moved) as intake:
+        intake = Importer(history.outbox, history.store, _tell, lambda counts: report(counts.bytes))
+        with intake:
             counts = await intake.take(lines)
         if wait:
             await deliver(history, report, longest=longest)
@@ -269,5 +266,4 @@ def _reading(file: str) -> Iterator[tuple[BinaryIO, int | None]]:
     except BaseException:  # whatever ended the block, even a cancellation, close the file
         stream.close()
         raise
-    else:
-        stream.close()
+    stream.close()
