@@ -91,7 +91,7 @@ class Daemon:
         self._fleet = fleet or Fleet(monotonic=self._clock.monotonic)
         self._scanner = OutboxScanner(monotonic=self._clock.monotonic)
         self._retired = RelayStats()
-        self._retired_alerts = {"sent": 0, "failed": 0}
+        self._retired_alerts = Counter(sent=0, failed=0)
         self._reloads: set[asyncio.Task[None]] = set()
         self._reload_lock = asyncio.Lock()
         self._reload_failed = False
@@ -215,20 +215,17 @@ class Daemon:
         if tasks:
             available = any(handle.breaker.closed for handle in self._stores.all)
             timeout = self._settings.stop_timeout if available else UNAVAILABLE_STOP_TIMEOUT_SECONDS
-            await self._wait_unless_forced(tasks, timeout)
+            # Until the time is over or a second signal arrives.
+            all_done = asyncio.gather(*tasks, return_exceptions=True)
+            forced = asyncio.ensure_future(self._forced.wait())
+            await asyncio.wait((all_done, forced), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            forced.cancel()
+            if not all_done.done():
+                logger.warning("the batches in flight are dropped; they are on disk, and sent again at the next start")
             _cancel(tasks)
             await asyncio.wait(tasks, timeout=CANCEL_CLEANUP_SECONDS)
         await self._fleet.close()
         logger.info("ended: %d events delivered since the start", self._totals().delivered)
-
-    async def _wait_unless_forced(self, tasks: list[asyncio.Task[None]], seconds: float) -> None:
-        """Wait for all tasks, until the time is over or a second signal arrives."""
-        all_done = asyncio.gather(*tasks, return_exceptions=True)
-        forced = asyncio.ensure_future(self._forced.wait())
-        await asyncio.wait((all_done, forced), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        forced.cancel()
-        if not all_done.done():
-            logger.warning("the batches in flight are dropped; they are on disk, and sent again at the next start")
 
     # Files that come and go.
 
@@ -251,7 +248,10 @@ class Daemon:
                 or (worker.problem is not None and not await asyncio.to_thread(may_be_outbox, worker.path))
             ):
                 await self._fleet.remove(worker)
-                self._retire(worker)
+                worker.destination.outages.paths.discard(worker.path)
+                add_stats(self._retired, worker.stats)
+                self._retired_alerts.update(worker.alerts)
+                logger.info("the outbox %r is gone, and no longer served", worker.path.name)
         names = self._settings.outboxes
         known = [worker.path for worker in self.workers]
         matches = await asyncio.to_thread(self._scanner.scan, names, known)
@@ -279,13 +279,6 @@ class Daemon:
             )
         if first and not self.workers:
             logger.info("no outbox is there yet; one that comes is served")
-
-    def _retire(self, worker: OutboxWorker) -> None:
-        worker.destination.outages.paths.discard(worker.path)
-        add_stats(self._retired, worker.stats)
-        for outcome, count in worker.alerts.items():
-            self._retired_alerts[outcome] += count
-        logger.info("the outbox %r is gone, and no longer served", worker.path.name)
 
     # Health.
 
@@ -383,21 +376,19 @@ class Daemon:
                 logger.error("the configuration is left as it was: %s", problem)  # noqa: TRY400 - no traceback
             else:
                 self._reload_failed = False
-                self._apply_settings(settings, options)
+                before, self._options = self._settings, options
+                self._settings = replace(
+                    settings, outboxes=before.outboxes, store=before.store, listen=before.listen, console=before.console
+                )
+                for worker in self.workers:
+                    worker.change(options)
+                logger.info("the configuration was read again")
+                lasting = ("outboxes", "store", "listen")
+                fixed = [name for name in lasting if getattr(before, name) != getattr(settings, name)]
+                if fixed:
+                    logger.warning("a change of %s takes a restart", " and ".join(fixed))
             finally:
                 self._notifier.ready()
-
-    def _apply_settings(self, settings: DaemonSettings, options: DeliveryOptions) -> None:
-        before, self._options = self._settings, options
-        self._settings = replace(
-            settings, outboxes=before.outboxes, store=before.store, listen=before.listen, console=before.console
-        )
-        for worker in self.workers:
-            worker.change(options)
-        logger.info("the configuration was read again")
-        fixed = [name for name in ("outboxes", "store", "listen") if getattr(before, name) != getattr(settings, name)]
-        if fixed:
-            logger.warning("a change of %s takes a restart", " and ".join(fixed))
 
 
 def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:

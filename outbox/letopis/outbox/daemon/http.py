@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from letopis.outbox.daemon.health import HealthSnapshot, OutboxMetrics
+from letopis.outbox.daemon.health import HealthSnapshot
 from letopis.outbox.daemon.prometheus import exposition
 from letopis.store.errors import ConfigurationError, without_credentials
 
@@ -112,7 +112,15 @@ class HealthApp:
                     "ready": ready,
                     "degraded": health.degraded,
                     "outboxes": dict(health.files),
-                    "delivering": [_route(outbox) for outbox in health.listed],
+                    "delivering": [
+                        {
+                            "outbox": file.name,
+                            "condition": file.condition,
+                            "store": file.bound.destination,
+                            "store_id": file.bound.store_id and str(file.bound.store_id),
+                        }
+                        for file in health.listed
+                    ],
                     "stores": dict(health.breakers),
                     "pending": health.pending,
                     "late": health.late,
@@ -122,16 +130,6 @@ class HealthApp:
         accept = b", ".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
         body, content_type = exposition(health, accept)
         return 200, content_type, body
-
-
-def _route(file: OutboxMetrics) -> dict[str, Any]:
-    store_id = file.bound.store_id
-    return {
-        "outbox": file.name,
-        "condition": file.condition,
-        "store": file.bound.destination,
-        "store_id": None if store_id is None else str(store_id),
-    }
 
 
 def _json(status: int, value: Any) -> tuple[int, str, bytes]:

@@ -297,7 +297,10 @@ class OutboxWorker:
 
     def _fail(self, reason: str) -> None:
         """Report why the turn failed, and retry later."""
-        self._report(reason, first=self._failures == 0)
+        new = self._failures == 0 or reason != self.problem
+        self.problem = reason
+        level = logging.WARNING if new else logging.DEBUG
+        logger.log(level, "the outbox %r cannot be used, and is retried: %s", self.path.name, reason)
         self.lock.release()
         lasted = self._monotonic() - self.turn_began
         self._failures = 1 if lasted > STABLE_AFTER_SECONDS else self._failures + 1
@@ -382,10 +385,6 @@ class OutboxWorker:
         """Close what :meth:`open` opened, and release the lock, if the file has no turn at present."""
         await self._close()
         self.lock.release()
-
-    def _report(self, reason: str, *, first: bool) -> None:
-        level, self.problem = logging.WARNING if first or reason != self.problem else logging.DEBUG, reason
-        logger.log(level, "the outbox %r cannot be used, and is retried: %s", self.path.name, reason)
 
 
 def _look(connection: sa.Connection, outbox: OutboxFile, memory: RelayMemory) -> tuple[OutboxMetrics, DueBatches]:

@@ -8,6 +8,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
@@ -69,40 +70,36 @@ TROUBLED_LOOK_SECONDS: Final = 15.0
 LOCK_INTERVAL_SECONDS: Final = 0.5  # time between two tries to take the lock of a file that another relay works on
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
 class Timetable:
     """The next turn of one file, and its next look: a turn that is due some time, though nothing is known to do."""
 
-    def __init__(
-        self,
-        *,
-        monotonic: Callable[[], float] = time.monotonic,
-        uniform: Callable[[float, float], float] = random.uniform,
-    ) -> None:
-        self._monotonic = monotonic
-        self._uniform = uniform
-        self._due_at = math.inf
-        self._lock_at = -math.inf
-        self._looks = self._turns = 0
-        self.pending = True
-        self.failed = False
-        self.troubled = False
-        self.look_at = math.inf
+    monotonic: Callable[[], float] = time.monotonic
+    uniform: Callable[[float, float], float] = random.uniform
+    pending: bool = True
+    failed: bool = False
+    troubled: bool = False
+    look_at: float = math.inf
+    _due_at: float = math.inf
+    _lock_at: float = -math.inf
+    _looks: int = 0
+    _turns: int = 0
 
     @property
     def due(self) -> bool:
         """Whether a retry, or what failed, is due now."""
-        return self._monotonic() >= self._due_at
+        return self.monotonic() >= self._due_at
 
     @property
     def look_due(self) -> bool:
-        return not self.failed and self._monotonic() >= self.look_at
+        return not self.failed and self.monotonic() >= self.look_at
 
     def may_try_lock(self) -> bool:
         """Return True if the lock may be tried again now."""
-        now = self._monotonic()
+        now = self.monotonic()
         if now < self._lock_at:
             return False
-        self._lock_at = now + LOCK_INTERVAL_SECONDS * self._uniform(0.8, 1.2)
+        self._lock_at = now + LOCK_INTERVAL_SECONDS * self.uniform(0.8, 1.2)
         return True
 
     def hurry(self) -> None:
@@ -111,12 +108,12 @@ class Timetable:
 
     def look_soon(self) -> None:
         """Have a look as soon as those before it are done."""
-        self.look_at = min(self.look_at, self._monotonic())
+        self.look_at = min(self.look_at, self.monotonic())
 
     def look_later(self) -> None:
         """Have a look within the shortest time between two."""
         pause = LOOKS.base if self._turns else 0.0
-        self.look_at = min(self.look_at, self._monotonic() + pause)
+        self.look_at = min(self.look_at, self.monotonic() + pause)
 
     def begin_turn(self) -> None:
         self._turns += 1
@@ -126,15 +123,15 @@ class Timetable:
     def fail(self, wait: float) -> None:
         """Note that the turn failed, and is repeated after ``wait`` seconds."""
         self.failed, self.pending = True, False
-        self._due_at, self.look_at = self._monotonic() + wait, math.inf
+        self._due_at, self.look_at = self.monotonic() + wait, math.inf
 
     def end_turn(self, *, more: bool, wait: float | None, troubled: bool, moved: bool) -> None:
-        now = self._monotonic()
+        now = self.monotonic()
         self.pending, self.failed, self.troubled = more, False, troubled
         self._due_at = math.inf if wait is None else now + wait
         self._looks = 0 if moved or troubled else self._looks + 1
         pause = TROUBLED_LOOK_SECONDS if troubled else LOOKS.bound(self._looks + 1)
-        self.look_at = now + pause * self._uniform(0.9, 1.1)
+        self.look_at = now + pause * self.uniform(0.9, 1.1)
 
 
 class PolledWatch:

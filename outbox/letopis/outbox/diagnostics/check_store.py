@@ -263,7 +263,20 @@ async def _write(engine: Any) -> Finding:
     try:
         with translated():
             async with engine.connect() as connection:
-                await _touch_everything(connection)
+                if connection.dialect.name == "sqlite":
+                    # With almost no cache the pages are written at once, not only at the commit that never comes.
+                    await connection.execute(sa.text("PRAGMA cache_size = 1"))
+                # More than fits into free pages: the files must grow.
+                moment = time.time_ns() // 1_000
+                name = "letopis doctor".ljust(TRIAL_ROW_CHARACTERS, ".")
+                row = {"epoch": 1, "name": name, "first_seen_at": moment, "last_seen_at": moment}
+                await connection.execute(sa.insert(origins), [{"origin_id": uuid4(), **row} for _ in range(TRIAL_ROWS)])
+                # Rights on the other tables, without touching a row.
+                for table in _WRITTEN:
+                    column = next(iter(table.columns))
+                    await connection.execute(sa.update(table).values({column: column}).where(sa.false()))
+                    names = [column.name for column in table.columns]
+                    await connection.execute(sa.insert(table).from_select(names, sa.select(table).where(sa.false())))
                 await connection.rollback()
     except StoreFault as fault:
         return fail(check, f"the store answers, but accepts no write: {fault}", _hint(fault))
@@ -279,20 +292,3 @@ async def _try_out(url: URL) -> Finding:
     except StoreFault as fault:
         return fail(check, f"the store refuses ordinary messages: {fault}", "fix what it names")
     return ok(check, "an ordinary conversation was accepted, and rolled back")
-
-
-async def _touch_everything(connection: Any) -> None:
-    moment = time.time_ns() // 1_000
-    if connection.dialect.name == "sqlite":
-        # With almost no cache the pages are written to disk at once, and not only at the commit that never comes.
-        await connection.execute(sa.text("PRAGMA cache_size = 1"))
-    # More than fits into free pages: the files must grow.
-    name = "letopis doctor".ljust(TRIAL_ROW_CHARACTERS, ".")
-    row = {"epoch": 1, "name": name, "first_seen_at": moment, "last_seen_at": moment}
-    await connection.execute(sa.insert(origins), [{"origin_id": uuid4(), **row} for _ in range(TRIAL_ROWS)])
-    # Rights on the other tables, without touching a row.
-    for table in _WRITTEN:
-        column = next(iter(table.columns))
-        await connection.execute(sa.update(table).values({column: column}).where(sa.false()))
-        names = [column.name for column in table.columns]
-        await connection.execute(sa.insert(table).from_select(names, sa.select(table).where(sa.false())))

@@ -228,10 +228,6 @@ class Transaction:
         if self._appended:
             self._outbox.appended.notify()
 
-    def _fail(self) -> None:
-        if not self._committing:
-            self._end.rolled_back.set()
-
 
 @asynccontextmanager
 async def transaction(outbox: OutboxFile, deliveries: Deliveries, limits: Limits) -> AsyncIterator[Transaction]:
@@ -248,7 +244,8 @@ async def transaction(outbox: OutboxFile, deliveries: Deliveries, limits: Limits
             yield running
             await run_to_completion(running._commit())
         except BaseException:  # a cancellation too: receipts must not wait for what was rolled back
-            running._fail()
+            if not running._committing:
+                running._end.rolled_back.set()
             raise
     finally:
         if watch is not None:

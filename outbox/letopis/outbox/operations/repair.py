@@ -32,7 +32,6 @@ from letopis.outbox.operations.pending_events import (
     list_pending,
     list_repairs,
     picked,
-    selects_events,
     where_clause,
 )
 from letopis.outbox.relay.store_binding import FENCE
@@ -113,7 +112,7 @@ def resume_relay(connection: sa.Connection) -> bool:
 
 def _lanes(connection: sa.Connection, selection: Selection, states: Sequence[str], *, pending: bool) -> list[str]:
     conditions, parameters = where_clause(selection)
-    source = PENDING if selects_events(selection) else " FROM letopis_outbox_lanes AS l"
+    source = PENDING if selection.fronts or selection.event_ids else " FROM letopis_outbox_lanes AS l"
     only = " AND (l.delivered < l.head OR l.state = 'blocked')" if pending else ""
     statement = (
         f"SELECT DISTINCT l.conversation_id{source} WHERE l.state IN ({', '.join('?' * len(states))}){only}{conditions}"
@@ -289,21 +288,15 @@ def _replace(
     on_cursor(connection, index_event_ids)
     for statement in (_REPLACE, _REPLACE_ID):
         connection.exec_driver_sql(statement, _row(new) | {"old_id": old.event_id.bytes})
-    _erase_again(connection, new)
+    if new.type in MESSAGE_CONTENT_TYPES:
+        message = (new.conversation_id, str(_decoded(new.data, "data").get("message_id")))
+        if on_cursor(connection, is_redacted, *message):  # redacted before the event was repaired
+            on_cursor(connection, erase_content, *message)
     if ConversationStarted.type in (old.type, new.type):
         _follow_owner(connection, old, new)
     if old.state != "blocked":  # no relay has an event of a blocked lane in flight
         connection.exec_driver_sql(FENCE)
     _update(connection, _READY, [old.conversation_id])
-
-
-def _erase_again(connection: sa.Connection, new: EncodedEvent) -> None:
-    """Erase the content of a message that was redacted before its event was repaired."""
-    if new.type not in MESSAGE_CONTENT_TYPES:
-        return
-    message_id = str(_decoded(new.data, "data").get("message_id"))
-    if on_cursor(connection, is_redacted, new.conversation_id, message_id):
-        on_cursor(connection, erase_content, new.conversation_id, message_id)
 
 
 def _follow_owner(connection: sa.Connection, old: PendingEvent, new: EncodedEvent) -> None:

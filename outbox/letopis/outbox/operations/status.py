@@ -317,20 +317,16 @@ def status_of(cursor: Any, *, now_us: int) -> Status:
         relay = replace(relay, paused_since=from_microseconds(pause[0]), pause_reason=pause[1])
     return Status(
         read_at=from_microseconds(now_us),
-        pending=lanes.pending,
-        pending_bytes=lanes.pending_bytes,
+        **picked(lanes, "pending", "pending_bytes", "lanes", "lost"),
+        **picked(row, "store_tasks", "store_rows"),
         wal_bytes=wal_size(path),
         oldest_pending_seconds=None if lanes.oldest_pending_us is None else _seconds(now_us, lanes.oldest_pending_us),
         delivered=row.delivered_total,
-        lanes=lanes.lanes,
-        lost=lanes.lost,
         breaker=breaker,
         relay=relay,
         incidents=open_incidents_of(cursor),
         outbox_id=None if origin is None else UUID(bytes=origin[0]),
         store=StoreStatus(store_id=bound.store_id, destination=bound.destination),
-        store_tasks=row.store_tasks,
-        store_rows=row.store_rows,
         unacknowledged=tuple(report.get("unacknowledged", ())),
         holds=tuple(report.get("holds", ())),
         retention=RetentionStatus(

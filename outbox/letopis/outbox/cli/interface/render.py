@@ -90,8 +90,7 @@ def event_details(entry: PendingEvent, done: Sequence[Repair], *, payload: bool)
             "event_id": str(made.event_id),
             "type": made.type,
             "digest": made.digest.hex(),
-            "reason": made.reason,
-            "repaired_by": made.repaired_by,
+            **picked(made, "reason", "repaired_by"),
             "repaired_at": iso_moment(made.repaired_at),
         }
         repairs.append(
@@ -162,9 +161,7 @@ def message_json(recorded: RecordedMessage) -> dict[str, Any]:
         "version": recorded.version,
         "role": message.role,
         "content": content_to_json(message.content),
-        "name": message.name,
-        "author": message.author,
-        "tokens": message.tokens,
+        **picked(message, "name", "author", "tokens"),
         "usage": dict(message.usage),
         "external_ids": dict(message.external_ids),
         "metadata": dict(message.metadata),
