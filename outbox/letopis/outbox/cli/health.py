@@ -17,12 +17,9 @@ from letopis.outbox.cli.relay import LISTEN
 from letopis.outbox.cli.status import status_of_file
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from letopis.outbox.alerting.channels import Channel
     from letopis.outbox.daemon.http import ListenAddress
     from letopis.outbox.diagnostics.finding import Finding
-    from letopis.outbox.operations.status import Status
 
 TIMEOUT_SECONDS: Final = 3.0
 
@@ -82,7 +79,7 @@ def _check_files(names: tuple[str, ...]) -> str | None:
         if not path.is_file():
             return f"there is no outbox {str(path)!r}"
         try:
-            status = asyncio.run(_status(path))
+            status = asyncio.run(asyncio.wait_for(asyncio.to_thread(status_of_file, path), TIMEOUT_SECONDS))
         except TimeoutError:
             return f"{path.name!r} could not be read in {TIMEOUT_SECONDS:g} s"
         if status.wrong_store:
@@ -93,11 +90,6 @@ def _check_files(names: tuple[str, ...]) -> str | None:
         if status.late and status.lanes.get("ready", 0) and not outage:
             return f"the relay of {path.name!r} makes no progress: {status.verdict}"
     return None
-
-
-async def _status(path: Path) -> Status:
-    async with asyncio.timeout(TIMEOUT_SECONDS):
-        return await asyncio.to_thread(status_of_file, path)
 
 
 COLOURS: Final = {"ok": "green", "warn": "yellow", "fail": "red", "skip": None}

@@ -13,7 +13,7 @@ import click
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, name_store
 from letopis.outbox.cli.interface.locations import store_of, with_outbox
 from letopis.outbox.cli.interface.options import settings, verb
-from letopis.outbox.cli.interface.output import emit, note, printable, wants_json
+from letopis.outbox.cli.interface.output import counted, emit, note, printable, wants_json
 from letopis.outbox.cli.interface.progress import progress
 from letopis.outbox.cli.interface.selection import YES, as_operator, confirm
 
@@ -124,9 +124,8 @@ def _advise(done: Moved) -> None:
         note(f"nothing to do: the history is in {goal} already")
     else:
         note(
-            f"the history is in {goal}, verified: {done.conversations} conversation"
-            f"{'' if done.conversations == 1 else 's'}, {done.messages} messages, {done.events} events;"
-            f" deliveries waited for {done.paused:.1f} s"
+            f"the history is in {goal}, verified: {counted(done.conversations, 'conversation')}, {done.messages}"
+            f" messages, {done.events} events; deliveries waited for {done.paused:.1f} s"
         )
     note("now name the new store to every bot and relay (store= in Python, LETOPIS_STORE, or store in letopis.toml)")
     note(f"{printable(done.source)} takes no deliveries any more; archive it once nothing uses it any more")

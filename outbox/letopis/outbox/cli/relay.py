@@ -20,7 +20,6 @@ from letopis.outbox.cli.interface.selection import as_operator
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from letopis.outbox.config.settings import Settings
     from letopis.outbox.daemon.daemon import DaemonSettings
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.relay.relay import Relay
@@ -125,6 +124,7 @@ def resume() -> None:
 
 def _configured(patterns: tuple[str, ...], given: Mapping[str, Any]) -> DaemonSettings:
     """Return the settings of the daemon: as given, otherwise read from letopis.toml now."""
+    from letopis.outbox.cli.console import load_console
     from letopis.outbox.config.settings import load_alerts
     from letopis.outbox.daemon.daemon import DaemonSettings
     from letopis.outbox.daemon.http import parse_address
@@ -136,7 +136,10 @@ def _configured(patterns: tuple[str, ...], given: Mapping[str, Any]) -> DaemonSe
         value = given[name]
         return config.daemon.get(name, getattr(default, name)) if value in (None, "") or value is False else value
 
-    address = chosen("listen")
+    address, console = chosen("listen"), None
+    if chosen("console"):
+        hosted, gate = load_console("hosted"), load_console("configuration").read_gate(config.console, folder)
+        console = hosted.hosting(gate)
     return DaemonSettings(
         outboxes=patterns or (str(config.outbox),),
         store=config.store,
@@ -144,16 +147,10 @@ def _configured(patterns: tuple[str, ...], given: Mapping[str, Any]) -> DaemonSe
         retention=config.retention,
         alerts=load_alerts(config.alerts, folder=folder),
         listen=parse_address(str(address)) if address else None,
-        console=_hosting(config, folder) if chosen("console") else None,
+        console=console,
         stop_timeout=float(chosen("stop_timeout")),
         **{name: chosen(name) for name in ("log_level", "log_format", "trace_conversations")},
     )
-
-
-def _hosting(config: Settings, folder: Path | None) -> Any:
-    from letopis.outbox.cli.console import load_console
-
-    return load_console("hosted").hosting(load_console("configuration").read_gate(config.console, folder))
 
 
 async def _run(configure: Callable[[], DaemonSettings]) -> None:
@@ -223,10 +220,8 @@ async def _once(path: Path, config: DaemonSettings) -> None:
             raise CommandExit(Exit.LATER, "the rest will be retried later")
         if left.lanes["blocked"]:
             blocked = left.lanes["blocked"]
-            raise CommandExit(
-                Exit.FAILED,
-                f"{blocked} conversation{'s are' if blocked > 1 else ' is'} blocked: see `letopis outbox list`",
-            )
+            are = "s are" if blocked > 1 else " is"
+            raise CommandExit(Exit.FAILED, f"{blocked} conversation{are} blocked: see `letopis outbox list`")
 
 
 @asynccontextmanager

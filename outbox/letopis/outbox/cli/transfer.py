@@ -131,11 +131,7 @@ def _report(counts: ImportCounts, pending: int | None, *, dry_run: bool) -> None
     if pending:
         note(f"{pending} events are pending: the relay delivers them (`letopis relay --once` does it now)")
     elif pending == 0 and counts.imported + counts.known:
-        note(
-            "the history store has everything that was imported"
-            if counts.refused
-            else "the history store has everything"
-        )
+        note(f"the history store has everything{' that was imported' if counts.refused else ''}")
     if counts.refused and not dry_run:
         lines = "1 line was" if counts.refused == 1 else f"{counts.refused} lines were"
         note(f"{lines} NOT imported: correct what is named above and import the file again; the others are kept")
@@ -187,8 +183,7 @@ def export_jsonl(
         if not (done.conversations or done.records):
             raise CommandExit(Exit.NOTHING, "nothing matched")
     records = f" and {counted(done.records, 'record')}" if done.records else ""
-    conversations = f"{counted(done.conversations, 'conversation')}"
-    note(f"{done.lines} messages of {conversations}{records} exported")
+    note(f"{done.lines} messages of {counted(done.conversations, 'conversation')}{records} exported")
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,12 +36,9 @@ from letopis.store.errors import ConfigurationError, LetopisError, OutboxUnavail
 logger: Final = logging.getLogger("letopis.outbox.daemon")
 
 SCAN_INTERVAL_SECONDS: Final = 2.0  # time between two scans for files that match a pattern
-SCAN_PAUSE_FACTOR: Final = 200
-"""A scan that takes long, of very many files, starts again after this many times its duration."""
+SCAN_PAUSE_FACTOR: Final = 200  # a scan of very many files starts again after this many times its duration
 STATUS_INTERVAL_SECONDS: Final = 5.0  # time between two lines for systemctl status
-STALL_TIMEOUT_SECONDS: Final = 120.0
-"""Time after which a relay whose loop does not turn counts as stuck: longer than the deadline of a delivery and any
-wait after an error."""
+STALL_TIMEOUT_SECONDS: Final = 120.0  # a relay is stuck after this: longer than a delivery and any wait after an error
 SNAPSHOT_MAX_AGE_SECONDS: Final = 1.0  # age up to which a snapshot is returned again instead of being read
 LAG_INTERVAL_SECONDS: Final = 15.0  # time between two questions to a store how far its followers have got
 LAG_TIMEOUT_SECONDS: Final = 5.0
@@ -280,8 +277,6 @@ class Daemon:
         if first and not self.workers:
             logger.info("no outbox is there yet; one that comes is served")
 
-    # Health.
-
     def is_live(self) -> bool:
         """Return True if the loop of every relay turns."""
         return all(worker.seconds_since_progress() < self._stall_timeout for worker in self._fleet.active)
@@ -358,8 +353,6 @@ class Daemon:
                     status = f"no status: {type(error).__name__}"
                 self._notifier.status(("the last reload failed; " if self._reload_failed else "") + status)
             await asyncio.sleep(pause)
-
-    # Reload.
 
     async def _reload(self) -> None:
         async with self._reload_lock:

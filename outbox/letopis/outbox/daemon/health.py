@@ -93,12 +93,8 @@ class HealthSnapshot:
         """Whether a store is unavailable or has lost events, deliveries are late, or a matched file cannot be used."""
         unavailable = self.breakers.get("closed", 0) < sum(self.breakers.values())
         incomplete = self.incidents.get(IncidentKind.HISTORY_INCOMPLETE, 0) > 0
-        return (
-            unavailable
-            or incomplete
-            or self.late > 0
-            or any(self.files.get(condition, 0) > 0 for condition in FAILED_CONDITIONS)
-        )
+        failed = any(self.files.get(condition, 0) > 0 for condition in FAILED_CONDITIONS)
+        return unavailable or incomplete or failed or self.late > 0
 
     def summary(self) -> str:
         total = sum(self.files.values())

@@ -41,13 +41,10 @@ from letopis.store.model.events import to_microseconds, utc_now
 logger: Final = logging.getLogger("letopis.outbox.daemon")
 
 HOLDER: Final = "letopis relay"
-REOPEN_POLICY: Final = RetryPolicy(base=0.5, factor=2.0, cap=15.0)
-"""Waits before a file that cannot be used is reopened."""
+REOPEN_POLICY: Final = RetryPolicy(base=0.5, factor=2.0, cap=15.0)  # waits before an unusable file is reopened
 STABLE_AFTER_SECONDS: Final = 60.0  # time of work after which the next failure counts as the first
-METRICS_TIMEOUT_SECONDS: Final = 2.0
-"""Time that reading the metrics of a file may take before the file counts as unusable."""
-RECHECK_SILENCE_SECONDS: Final = 15.0
-"""Time for which a holder that was silent for long is observed again, with the file open, before it is taken over."""
+METRICS_TIMEOUT_SECONDS: Final = 2.0  # time to read the metrics of a file before it counts as unusable
+RECHECK_SILENCE_SECONDS: Final = 15.0  # a silent holder is observed this long, with the file open, before a takeover
 
 
 class OutboxWorker:

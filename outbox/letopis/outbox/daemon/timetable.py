@@ -8,7 +8,7 @@ import os
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
@@ -17,8 +17,7 @@ from letopis.outbox.file.change_watcher import POLL_MAX_SECONDS, POLL_MIN_SECOND
 from letopis.outbox.file.identity import FileId
 from letopis.outbox.retry.policy import RetryPolicy
 
-SETTLED_NS: Final = 50_000_000
-"""Several times the step of the clock that file systems take times from: two changes within one have the same time."""
+SETTLED_NS: Final = 50_000_000  # several steps of file systems' clocks: two changes within one have the same time
 
 
 class FileState(NamedTuple):
@@ -65,8 +64,7 @@ async def settled_state(path: Path) -> FileState | None:
 
 LOOKS: Final = RetryPolicy(base=30.0, factor=2.0, cap=600.0)
 """When a quiet file is compared with the history store, after a delivery and after each look."""
-TROUBLED_LOOK_SECONDS: Final = 15.0
-"""Time between two looks at a file with pending events, blocked conversations or open incidents."""
+TROUBLED_LOOK_SECONDS: Final = 15.0  # time between two looks at a file with pending events or open incidents
 LOCK_INTERVAL_SECONDS: Final = 0.5  # time between two tries to take the lock of a file that another relay works on
 
 
@@ -89,10 +87,6 @@ class Timetable:
     def due(self) -> bool:
         """Whether a retry, or what failed, is due now."""
         return self.monotonic() >= self._due_at
-
-    @property
-    def look_due(self) -> bool:
-        return not self.failed and self.monotonic() >= self.look_at
 
     def may_try_lock(self) -> bool:
         """Return True if the lock may be tried again now."""
@@ -134,44 +128,39 @@ class Timetable:
         self.look_at = now + pause * self.uniform(0.9, 1.1)
 
 
+@dataclass(eq=False)
 class PolledWatch:
     """The watch of one open file, polled by another; a commit soon after another may go unnoticed for a time."""
 
-    def __init__(
-        self,
-        path: Path,
-        signal: Signal,
-        *,
-        file_id: FileId,
-        polled: set[PolledWatch],
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.eager = True
-        self.replaced = False
-        self._path = path
-        self._signal = signal
-        self._file_id = file_id
-        self._polled = polled
-        self._monotonic = monotonic
-        self._seen = state_of(path)
-        self._changed_at = monotonic()
+    path: Path
+    signal: Signal
+    _: KW_ONLY
+    file_id: FileId
+    polled: set[PolledWatch]
+    monotonic: Callable[[], float] = time.monotonic
+    eager: bool = True
+    replaced: bool = False
+
+    def __post_init__(self) -> None:
+        self._seen = state_of(self.path)
+        self._changed_at = self.monotonic()
 
     async def __aenter__(self) -> Self:
-        self._polled.add(self)
+        self.polled.add(self)
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._polled.discard(self)
+        self.polled.discard(self)
 
     def poll(self) -> float:
         """Look, and notify the signal of a change; return the seconds until the next look."""
-        now, state = self._monotonic(), state_of(self._path)
+        now, state = self.monotonic(), state_of(self.path)
         if state != self._seen:
             self._seen, self._changed_at = state, now
-            self.replaced = self.replaced or state is None or state.file_id != self._file_id
-            self._signal.notify()
+            self.replaced = self.replaced or state is None or state.file_id != self.file_id
+            self.signal.notify()
         if not self.eager:
             return POLL_MAX_SECONDS
         return min(POLL_MAX_SECONDS, max(POLL_MIN_SECONDS, (now - self._changed_at) * QUIET_FRACTION))

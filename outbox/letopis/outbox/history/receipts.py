@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -31,10 +31,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("letopis.outbox.history")
 
 POLL_MIN_SECONDS: Final = 0.005
-POLL_MAX_SECONDS: Final = 0.25
-"""Seconds between two polls for what another process may have delivered: short at first, then longer."""
-_IDLE_FACTOR: Final = 20
-"""The pause after a poll is at least this many times its duration, so that polling takes little of a core."""
+POLL_MAX_SECONDS: Final = 0.25  # between two polls for another process's deliveries: short at first, then longer
+_IDLE_FACTOR: Final = 20  # a pause lasts this many times the poll before it, so that polling takes little of a core
 
 MAX_TIMEOUT_SECONDS: Final = 1e9  # an event loop cannot wait longer than about this
 
@@ -276,11 +274,9 @@ class Deliveries:
             shortest = max(POLL_MIN_SECONDS, _IDLE_FACTOR * (time.monotonic() - begun))
             progressed = any(state is Saved.SAVED for state, _ in looks.values())
             pause = min(shortest if progressed else max(shortest, pause * 1.5), POLL_MAX_SECONDS)
-            try:
+            with suppress(TimeoutError):  # another process may have delivered
                 async with asyncio.timeout(pause):
                     await self._outbox.changed.wait(after=seen)
-            except TimeoutError:
-                continue  # another process may have delivered
 
 
 async def _held(store: ConversationStore, *, event: _LastEvent) -> bool:

@@ -4,9 +4,7 @@ Only the front of a lane, the event that the others wait for, can be fixed or sk
 blocked, paused or retrying: an event that merely waits its turn needs no repair. Nothing is destroyed: the event as it
 was goes to ``letopis_outbox_repairs``. A relay may have the old event in flight: the fence of the lease refuses its
 result, and if the history store accepted it all the same, the lane is blocked as ``diverged``, which :func:`restore`
-ends.
-
-What the verbs promise and raise stands with the methods of the same names of ``OutboxAdmin``.
+ends. What the verbs promise and raise stands with the methods of ``OutboxAdmin``.
 """
 
 from __future__ import annotations

@@ -26,10 +26,8 @@ from letopis.store.model.events import from_microseconds
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-RELAY_ALIVE_SECONDS: Final = 30.0
-"""Time since its last heartbeat for which a relay counts as running: three of its heartbeats."""
-LATE_SECONDS: Final = 30.0
-"""Age of the oldest pending event, and time without progress, from which on deliveries are late."""
+RELAY_ALIVE_SECONDS: Final = 30.0  # a relay counts as running for this long after a heartbeat: three of them
+LATE_SECONDS: Final = 30.0  # age of the oldest pending event, and time without progress, that make deliveries late
 
 _PAUSE: Final = "SELECT since, reason FROM letopis_outbox_pause"
 

@@ -32,8 +32,7 @@ from letopis.store.transfer.jsonl import Line, Refused, SeenKeys
 from letopis.store.transfer.record_lines import RecordLine
 
 CHUNK_LINES: Final = 500
-CHUNK_BYTES: Final = 8_388_608
-"""A chunk is committed at once: at most this many lines, and little more than this many bytes."""
+CHUNK_BYTES: Final = 8_388_608  # a chunk is committed at once: at most this many lines, and little more bytes
 
 _KNOWN: Final = "SELECT event_id FROM letopis_outbox_known_ids WHERE event_id IN ({places})"
 _LANES: Final = "SELECT conversation_id, pruned FROM letopis_outbox_lanes WHERE conversation_id IN ({places})"

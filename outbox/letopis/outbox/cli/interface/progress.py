@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from letopis.outbox.history.history import History
 
 REDRAW_SECONDS: Final = 0.2  # least time between two drawings of the line
-WINDOW_SECONDS: Final = 30.0
-"""The pace is that of the last half minute: what is slow at first does not spoil the estimate for ever."""
+WINDOW_SECONDS: Final = 30.0  # the pace is that of the last half minute: a slow start does not spoil the estimate
 STEADY_SECONDS: Final = 2.0  # a run says how much time is left once it has lasted this long
 DEFAULT_COLUMNS: Final = 80  # columns of a terminal that does not say how many it has
 BYTES: Final = "bytes"  # the unit of amounts that are shown in megabytes

@@ -72,30 +72,24 @@ def code_first(fault: str) -> str:
     return fault if match is None else f"{match['code']}: {match['sentence']}"
 
 
-def missing_json(lane: LaneWithLosses) -> dict[str, Any]:
-    """Return a stuck conversation without an event to show as JSON values."""
-    return picked(lane, "conversation_id", "owner_id", "state", "attempts", "fault_class", "fault")
-
-
 def _fault(stuck: PendingEvent | LaneWithLosses) -> str:
     return printable(" ".join(code_first(stuck.fault or stuck.fault_class or "-").split()))
 
 
 def event_details(entry: PendingEvent, done: Sequence[Repair], *, payload: bool) -> dict[str, Any]:
     """Return an event and its repairs as JSON values; content only with ``payload``."""
-    repairs = []
-    for made in done:
-        repair = {
+    repairs = [
+        {
             "verb": made.verb,
             "event_id": str(made.event_id),
             "type": made.type,
             "digest": made.digest.hex(),
             **picked(made, "reason", "repaired_by"),
             "repaired_at": iso_moment(made.repaired_at),
+            **({"data": json_value(made.data), "metadata": json_value(made.metadata)} if payload else {}),
         }
-        repairs.append(
-            {**repair, "data": json_value(made.data), "metadata": json_value(made.metadata)} if payload else repair
-        )
+        for made in done
+    ]
     return {**(event_json(entry) if payload else event_summary(entry)), "repairs": repairs}
 
 
