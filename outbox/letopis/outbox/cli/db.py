@@ -71,10 +71,8 @@ def upgrade(partitions: int) -> None:
     before, after = asyncio.run(run())
     if after.state is not SchemaState.CURRENT:
         raise CommandExit(Exit.CONFIGURATION, f"{name}: {after.advice(STORE, command='letopis db upgrade')}")
-    if before.state is SchemaState.CURRENT:
-        note(f"{name}: already at revision {after.revision}")
-    else:
-        note(f"{name}: now at revision {after.revision}")
+    since = "already" if before.state is SchemaState.CURRENT else "now"
+    note(f"{name}: {since} at revision {after.revision}")
 
 
 @verb("letopis db current", "letopis db current --json | jq -r .state", group=db, json=True)

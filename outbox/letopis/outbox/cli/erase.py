@@ -12,7 +12,7 @@ from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
 from letopis.outbox.cli.interface.locations import existing_outbox, store_engine
 from letopis.outbox.cli.interface.options import settings, verb
 from letopis.outbox.cli.interface.output import FORCE, TIMEOUT, counted, emit, note, open_output, printable
-from letopis.outbox.cli.interface.progress import ProgressReport, progress
+from letopis.outbox.cli.interface.progress import ProgressReport, deliver, progress
 from letopis.outbox.cli.interface.selection import YES, confirm, current_user
 from letopis.store.database.store_identity import short_id
 
@@ -136,10 +136,10 @@ class _Erasure:
         document: BinaryIO | None,
     ) -> int:
         """Append the erasures; return how many events are pending then."""
-        from letopis.outbox.cli.interface.progress import deliver
         from letopis.outbox.history.erasing import conversations_of, erase_owner, erase_person, shared_messages
         from letopis.outbox.history.history import History
         from letopis.store.errors import StoreUnavailable
+        from letopis.store.maintenance.receipt import ErasureScope
 
         config = settings()
         path = existing_outbox(config)
@@ -168,7 +168,10 @@ class _Erasure:
             if owner is None:
                 for conversation in chosen:
                     await self._register(history, conversation.conversation_id, needed=document is not None)
-            scope = None if document is None else await self._scope(history, subject)
+            scope = None
+            if document is not None:
+                async with store_engine(history.store.url) as engine, engine.connect() as connection:
+                    scope = await ErasureScope.read(connection, self._kind, subject)
             if owner is None:
                 for conversation in chosen:
                     chat = history.chat(conversation.conversation_id)
@@ -193,12 +196,6 @@ class _Erasure:
                 document.write(await self._receipt(history, scope))
                 self.has_receipt = True
             return pending
-
-    async def _scope(self, history: History, subject: str) -> ErasureScope:
-        from letopis.store.maintenance.receipt import ErasureScope
-
-        async with store_engine(history.store.url) as engine, engine.connect() as connection:
-            return await ErasureScope.read(connection, self._kind, subject)
 
     async def _receipt(self, history: History, scope: ErasureScope) -> bytes:
         from letopis.store.maintenance.receipt import make_receipt

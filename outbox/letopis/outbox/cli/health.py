@@ -17,12 +17,9 @@ from letopis.outbox.cli.relay import LISTEN
 from letopis.outbox.cli.status import status_of_file
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from letopis.outbox.alerting.channels import Channel
     from letopis.outbox.daemon.http import ListenAddress
     from letopis.outbox.diagnostics.finding import Finding
-    from letopis.outbox.operations.status import Status
 
 TIMEOUT_SECONDS: Final = 3.0
 
@@ -43,22 +40,17 @@ def healthcheck(listen: str | None) -> None:
 
     # 0 and 1 are the only codes that a container's health check may end with.
     try:
-        reason = _reason(listen)
+        config = settings(several=True)
+        if address := listen or config.daemon.get("listen"):
+            from letopis.outbox.daemon.http import parse_address
+
+            reason = _ask(parse_address(str(address)))
+        else:
+            reason = _check_files(given_outboxes() or (str(config.outbox),))
     except LetopisError as error:
         reason = str(error)
     if reason is not None:
         raise CommandExit(Exit.FAILED, reason)
-
-
-def _reason(listen: str | None) -> str | None:
-    """Return why the relay is unhealthy; ``None`` if it is healthy."""
-    config = settings(several=True)
-    address = listen or config.daemon.get("listen")
-    if address:
-        from letopis.outbox.daemon.http import parse_address
-
-        return _ask(parse_address(str(address)))
-    return _check_files(given_outboxes() or (str(config.outbox),))
 
 
 def _ask(address: ListenAddress) -> str | None:
@@ -87,7 +79,7 @@ def _check_files(names: tuple[str, ...]) -> str | None:
         if not path.is_file():
             return f"there is no outbox {str(path)!r}"
         try:
-            status = asyncio.run(_status(path))
+            status = asyncio.run(asyncio.wait_for(asyncio.to_thread(status_of_file, path), TIMEOUT_SECONDS))
         except TimeoutError:
             return f"{path.name!r} could not be read in {TIMEOUT_SECONDS:g} s"
         if status.wrong_store:
@@ -98,11 +90,6 @@ def _check_files(names: tuple[str, ...]) -> str | None:
         if status.late and status.lanes.get("ready", 0) and not outage:
             return f"the relay of {path.name!r} makes no progress: {status.verdict}"
     return None
-
-
-async def _status(path: Path) -> Status:
-    async with asyncio.timeout(TIMEOUT_SECONDS):
-        return await asyncio.to_thread(status_of_file, path)
 
 
 COLOURS: Final = {"ok": "green", "warn": "yellow", "fail": "red", "skip": None}

@@ -126,7 +126,16 @@ def search(query: str, owner: str | None, conversation: str | None, limit: int, 
     page = asyncio.run(find())
     emit(
         {
-            "hits": [_hit_json(hit) for hit in page],
+            "hits": [
+                {
+                    "conversation_id": hit.conversation_id,
+                    "message": message_json(hit.message),
+                    "snippet": hit.snippet,
+                    "marks": [list(mark) for mark in hit.marks],
+                    "score": hit.score,
+                }
+                for hit in page
+            ],
             "next": page.next,
             "complete": page.complete,
             "unindexed": page.unindexed,
@@ -206,17 +215,6 @@ def _conversations_text(page: Any, *, with_state: bool) -> str:
     more = ("STATE",) if with_state else ()
     head = ("CONVERSATION", "OWNER", "NUMBER", "ACTIVE", *more, "MESSAGES", "PENDING", "LAST", "TITLE")
     return table(head, rows, right=(2, 4 + len(more), 5 + len(more)))
-
-
-def _hit_json(hit: Hit) -> dict[str, Any]:
-    """Return the JSON of a hit; a documented, stable schema."""
-    return {
-        "conversation_id": hit.conversation_id,
-        "message": message_json(hit.message),
-        "snippet": hit.snippet,
-        "marks": [list(mark) for mark in hit.marks],
-        "score": hit.score,
-    }
 
 
 def _hit_text(hit: Hit) -> str:

@@ -47,21 +47,29 @@ def hold(conversation: str | None, owner: str | None, reason: str | None, by: st
     kind: HeldKind = "conversation" if owner is None else "owner"
     subject = conversation if owner is None else owner
 
-    async def work(register: ErasureRegister) -> list[Hold]:
-        if subject is None:
-            return await register.holds()
-        if release:
+    async def run() -> list[Hold]:
+        async with open_source(settings()) as source:
+            register: ErasureRegister = (source.store if hasattr(source, "store") else source).erasures
+            if subject is None:
+                return await register.holds()
+            if not release:
+                return [await register.hold(kind, subject, reason=reason or "", requested_by=by)]
             if not await register.release(kind, subject):
                 raise CommandExit(Exit.NOTHING, f"{kind} {subject!r} is not on hold")
             return []
-        return [await register.hold(kind, subject, reason=reason or "", requested_by=by)]
-
-    async def run() -> list[Hold]:
-        async with open_source(settings()) as source:
-            return await work((source.store if hasattr(source, "store") else source).erasures)
 
     holds = asyncio.run(run())
-    emit({"holds": [shown_hold(held) for held in holds]}, text=_text(holds) if holds else "")
+    shown = [
+        {
+            "kind": held.kind,
+            "subject": held.subject,
+            "reason": held.reason,
+            "by": held.requested_by,
+            "held_at": held.held_at.isoformat(),
+        }
+        for held in holds
+    ]
+    emit({"holds": shown}, text=_text(holds) if holds else "")
     if release:
         note(f"{kind} {printable(subject or '')} is released")
     elif not holds:
@@ -82,17 +90,6 @@ async def hold_on(source: Any, conversation_id: str) -> Held | None:
     except StoreFault:
         return None
     return None
-
-
-def shown_hold(held: Hold) -> dict[str, Any]:
-    """Return a hold as JSON shows it."""
-    return {
-        "kind": held.kind,
-        "subject": held.subject,
-        "reason": held.reason,
-        "by": held.requested_by,
-        "held_at": held.held_at.isoformat(),
-    }
 
 
 def _text(holds: list[Hold]) -> str:

@@ -93,7 +93,14 @@ def init(new_origin: bool) -> None:
 
     config = settings()
     if new_origin:
-        asyncio.run(_new_origin(config))
+        from letopis.outbox.diagnostics.new_origin import assign_new_origin
+
+        reborn = asyncio.run(assign_new_origin(config.outbox))
+        note(
+            f"{printable(str(config.outbox))} is now outbox {reborn.origin.origin_id}: {reborn.pending} pending events"
+            f" in {reborn.conversations} conversations will be delivered under the new identity"
+            + (f"; {reborn.paused} of them are paused: `letopis outbox resume` continues them" if reborn.paused else "")
+        )
         return
     target = Path(FILE)
     if config.file is not None or target.exists():
@@ -104,10 +111,8 @@ def init(new_origin: bool) -> None:
     _write(target, config)
     note(f"wrote {target} and created {printable(str(config.outbox))}")
     note("next:")
-    if config.store is not None and "://" in config.store and not config.store.startswith("sqlite"):
-        click.echo("letopis db upgrade")
-    else:
-        click.echo("letopis status")
+    served = config.store is not None and "://" in config.store and not config.store.startswith("sqlite")
+    click.echo("letopis db upgrade" if served else "letopis status")
     click.echo("letopis relay")
 
 
@@ -119,17 +124,6 @@ async def _create(config: Settings) -> None:
         normalise_url(config.store)
     outbox = await OutboxFile.open(config.outbox)
     await outbox.close()
-
-
-async def _new_origin(config: Settings) -> None:
-    from letopis.outbox.diagnostics.new_origin import assign_new_origin
-
-    reborn = await assign_new_origin(config.outbox)
-    note(
-        f"{printable(str(config.outbox))} is now outbox {reborn.origin.origin_id}: {reborn.pending} pending events in "
-        f"{reborn.conversations} conversations will be delivered under the new identity"
-        + (f"; {reborn.paused} of them are paused: `letopis outbox resume` continues them" if reborn.paused else "")
-    )
 
 
 def _write(target: Path, config: Settings) -> None:

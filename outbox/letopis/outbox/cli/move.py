@@ -13,11 +13,13 @@ import click
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, name_store
 from letopis.outbox.cli.interface.locations import store_of, with_outbox
 from letopis.outbox.cli.interface.options import settings, verb
-from letopis.outbox.cli.interface.output import emit, note, printable, wants_json
-from letopis.outbox.cli.interface.progress import ProgressReport, progress
+from letopis.outbox.cli.interface.output import counted, emit, note, printable, wants_json
+from letopis.outbox.cli.interface.progress import progress
 from letopis.outbox.cli.interface.selection import YES, as_operator, confirm
 
 if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.relay.store_binding import Rebound
     from letopis.store.relocation.mover import Moved, MoveProgress
@@ -62,11 +64,17 @@ def move(target: str | None, cancel: bool) -> None:
     name_store(None)  # from here on a fault may be of either store
     from letopis.store.relocation.mover import move as run
 
-    async def work(report: ProgressReport) -> Moved:
-        return await run(source, goal, progress=_Stages(report))
-
+    stage = ""
     with progress("copying", unit="events") as report:
-        done = asyncio.run(work(report))
+
+        def show(step: MoveProgress) -> None:
+            nonlocal stage
+            if step.stage != stage and step.stage == "closed":
+                note("the old store is closed: deliveries wait in the outboxes while the rest is copied ...")
+            stage = step.stage
+            report(step.events, total=step.total)
+
+        done = asyncio.run(run(source, goal, progress=show))
     if not done.already:
         asyncio.run(_note_in_outbox(done))
     counts = ("events", "conversations", "messages", "lanes", "origins", "owners")
@@ -100,31 +108,14 @@ async def _note_in_outbox(done: Moved) -> None:
         await with_outbox(settings(), write)
 
 
-def _cancel(source: object) -> None:
+def _cancel(source: URL) -> None:
     from letopis.store.relocation.mover import cancel_move
 
-    async def work() -> str | None:
-        return await cancel_move(source)  # type: ignore[arg-type]  # the URL, whose class is not imported for --help
-
-    was = asyncio.run(work())
+    was = asyncio.run(cancel_move(source))
     emit({"cancelled": was is not None, "target": was}, text="")
     if was is None:
         raise CommandExit(Exit.NOTHING, "there is no move to abandon: the store takes deliveries")
     note(f"the move to {printable(was)} is abandoned: the store takes deliveries again")
-
-
-class _Stages:
-    """Shows how far the move is, and says when deliveries begin to wait."""
-
-    def __init__(self, report: ProgressReport) -> None:
-        self._report = report
-        self._stage = ""
-
-    def __call__(self, progress: MoveProgress) -> None:
-        if progress.stage != self._stage and progress.stage == "closed":
-            note("the old store is closed: deliveries wait in the outboxes while the rest is copied ...")
-        self._stage = progress.stage
-        self._report(progress.events, total=progress.total)
 
 
 def _advise(done: Moved) -> None:
@@ -133,9 +124,8 @@ def _advise(done: Moved) -> None:
         note(f"nothing to do: the history is in {goal} already")
     else:
         note(
-            f"the history is in {goal}, verified: {done.conversations} conversation"
-            f"{'' if done.conversations == 1 else 's'}, {done.messages} messages, {done.events} events;"
-            f" deliveries waited for {done.paused:.1f} s"
+            f"the history is in {goal}, verified: {counted(done.conversations, 'conversation')}, {done.messages}"
+            f" messages, {done.events} events; deliveries waited for {done.paused:.1f} s"
         )
     note("now name the new store to every bot and relay (store= in Python, LETOPIS_STORE, or store in letopis.toml)")
     note(f"{printable(done.source)} takes no deliveries any more; archive it once nothing uses it any more")

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -80,7 +81,7 @@ def list_events(limit: int) -> None:
     Without filters: the event that each blocked, retrying or paused conversation is waiting on, and exit 0 if there is
     none. With filters, exits with 3 if nothing matched.
     """
-    from letopis.outbox.cli.interface.render import event_table, missing_json
+    from letopis.outbox.cli.interface.render import event_table
     from letopis.outbox.operations.pending_events import Selection, event_summary, list_missing, list_pending
     from letopis.outbox.operations.status import read_status
     from letopis.store.model.events import now_microseconds
@@ -103,7 +104,7 @@ def list_events(limit: int) -> None:
         {
             "outbox": path.name,
             "events": [event_summary(event) for event in events],
-            "missing": [missing_json(lane) for lane in missing],
+            "missing": [asdict(lane) for lane in missing],
             "more": more,
         },
         text=event_table(events, missing) if events or missing else "",

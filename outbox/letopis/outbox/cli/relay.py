@@ -21,9 +21,7 @@ from letopis.outbox.cli.interface.selection import as_operator
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from letopis.outbox.config.settings import Settings
     from letopis.outbox.daemon.daemon import DaemonSettings
-    from letopis.outbox.event_log.lanes import LaneCounts
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.relay.relay import Relay
 
@@ -127,6 +125,7 @@ def resume() -> None:
 
 def _configured(patterns: tuple[str, ...], given: Mapping[str, Any]) -> DaemonSettings:
     """Return the settings of the daemon: as given, otherwise read from letopis.toml now."""
+    from letopis.outbox.cli.console import load_console
     from letopis.outbox.config.settings import load_alerts
     from letopis.outbox.daemon.daemon import DaemonSettings
     from letopis.outbox.daemon.http import parse_address
@@ -138,7 +137,10 @@ def _configured(patterns: tuple[str, ...], given: Mapping[str, Any]) -> DaemonSe
         value = given[name]
         return config.daemon.get(name, getattr(default, name)) if value in (None, "") or value is False else value
 
-    address = chosen("listen")
+    address, console = chosen("listen"), None
+    if chosen("console"):
+        hosted, gate = load_console("hosted"), load_console("configuration").read_gate(config.console, folder)
+        console = hosted.hosting(gate)
     return DaemonSettings(
         outboxes=patterns or (str(config.outbox),),
         store=config.store,
@@ -146,16 +148,10 @@ def _configured(patterns: tuple[str, ...], given: Mapping[str, Any]) -> DaemonSe
         retention=config.retention,
         alerts=load_alerts(config.alerts, folder=folder),
         listen=parse_address(str(address)) if address else None,
-        console=_hosting(config, folder) if chosen("console") else None,
+        console=console,
         stop_timeout=float(chosen("stop_timeout")),
         **{name: chosen(name) for name in ("log_level", "log_format", "trace_conversations")},
     )
-
-
-def _hosting(config: Settings, folder: Path | None) -> Any:
-    from letopis.outbox.cli.console import load_console
-
-    return load_console("hosted").hosting(load_console("configuration").read_gate(config.console, folder))
 
 
 async def _run(configure: Callable[[], DaemonSettings]) -> None:
@@ -205,6 +201,7 @@ async def _all_once(config: DaemonSettings) -> None:
 async def _once(path: Path, config: DaemonSettings) -> None:
     from letopis.outbox.event_log.lanes import count_lanes
     from letopis.outbox.relay.outcome import logger
+    from letopis.outbox.retry.circuit_breaker import OPERATOR_CLASSES
 
     async with _opened(path, config) as (outbox, relay):
         logger.info("delivering once: %s", relay.route)
@@ -215,25 +212,17 @@ async def _once(path: Path, config: DaemonSettings) -> None:
                 raise CommandExit(Exit.LATER, "another relay runs on this outbox and delivers its pending events")
             return
         note(f"{delivered} delivered, {left.pending} left")
-        _exit_with(left, relay)
-
-
-def _exit_with(left: LaneCounts, relay: Relay) -> None:
-    """Exit with the code for what is left, if anything."""
-    from letopis.outbox.retry.circuit_breaker import OPERATOR_CLASSES
-
-    trouble = relay.breaker.outage
-    if trouble is not None and trouble.fault_class in OPERATOR_CLASSES:
-        raise CommandExit(Exit.CONFIGURATION, f"the history store: {trouble}")
-    if trouble is not None:
-        raise CommandExit(Exit.LATER, f"the history store: {trouble}; nothing is lost, try again later")
-    if left.lanes["ready"] or left.lanes["retrying"]:
-        raise CommandExit(Exit.LATER, "the rest will be retried later")
-    if left.lanes["blocked"]:
-        blocked = left.lanes["blocked"]
-        raise CommandExit(
-            Exit.FAILED, f"{blocked} conversation{'s are' if blocked > 1 else ' is'} blocked: see `letopis outbox list`"
-        )
+        trouble = relay.breaker.outage
+        if trouble is not None and trouble.fault_class in OPERATOR_CLASSES:
+            raise CommandExit(Exit.CONFIGURATION, f"the history store: {trouble}")
+        if trouble is not None:
+            raise CommandExit(Exit.LATER, f"the history store: {trouble}; nothing is lost, try again later")
+        if left.lanes["ready"] or left.lanes["retrying"]:
+            raise CommandExit(Exit.LATER, "the rest will be retried later")
+        if left.lanes["blocked"]:
+            blocked = left.lanes["blocked"]
+            are = "s are" if blocked > 1 else " is"
+            raise CommandExit(Exit.FAILED, f"{blocked} conversation{are} blocked: see `letopis outbox list`")
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, one_line
 from letopis.outbox.cli.interface.locations import open_source
 from letopis.outbox.cli.interface.options import settings, verb, with_options
 from letopis.outbox.cli.interface.output import FORCE, TIMEOUT, counted, emit, note, open_output, printable
-from letopis.outbox.cli.interface.progress import BYTES, ProgressReport, can_redraw, progress
+from letopis.outbox.cli.interface.progress import BYTES, ProgressReport, can_redraw, deliver, progress
 
 if TYPE_CHECKING:
     from letopis.outbox.transfer.exporter import Exporter
@@ -97,18 +97,15 @@ def import_jsonl(file: str, dry_run: bool, wait: bool, timeout: float | None) ->
 async def _import(
     lines: Iterator[Any], wait: bool, longest: float | None, report: ProgressReport
 ) -> tuple[ImportCounts, int]:
-    from letopis.outbox.cli.interface.progress import deliver
     from letopis.outbox.history.history import History
     from letopis.outbox.transfer.importer import Importer
-
-    def moved(counts: ImportCounts) -> None:
-        report(counts.bytes)
 
     config = settings()
     async with History(
         config.outbox, store=config.store, relay=wait, policy=config.policy, retention=config.retention
     ) as history:
-        with Importer(outbox=history.outbox, store=history.store, tell=_tell, progress=moved) as intake:
+        intake = Importer(history.outbox, history.store, _tell, lambda counts: report(counts.bytes))
+        with intake:
             counts = await intake.take(lines)
         if wait:
             await deliver(history, report, longest=longest)
@@ -134,11 +131,7 @@ def _report(counts: ImportCounts, pending: int | None, *, dry_run: bool) -> None
     if pending:
         note(f"{pending} events are pending: the relay delivers them (`letopis relay --once` does it now)")
     elif pending == 0 and counts.imported + counts.known:
-        note(
-            "the history store has everything that was imported"
-            if counts.refused
-            else "the history store has everything"
-        )
+        note(f"the history store has everything{' that was imported' if counts.refused else ''}")
     if counts.refused and not dry_run:
         lines = "1 line was" if counts.refused == 1 else f"{counts.refused} lines were"
         note(f"{lines} NOT imported: correct what is named above and import the file again; the others are kept")
@@ -190,8 +183,7 @@ def export_jsonl(
         if not (done.conversations or done.records):
             raise CommandExit(Exit.NOTHING, "nothing matched")
     records = f" and {counted(done.records, 'record')}" if done.records else ""
-    conversations = f"{counted(done.conversations, 'conversation')}"
-    note(f"{done.lines} messages of {conversations}{records} exported")
+    note(f"{done.lines} messages of {counted(done.conversations, 'conversation')}{records} exported")
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,5 +261,4 @@ def _reading(file: str) -> Iterator[tuple[BinaryIO, int | None]]:
     except BaseException:  # whatever ended the block, even a cancellation, close the file
         stream.close()
         raise
-    else:
-        stream.close()
+    stream.close()

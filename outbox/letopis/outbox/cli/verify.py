@@ -103,7 +103,9 @@ def verify_store(anchor: str | None, receipt: str | None) -> None:
         if compared.unchanged:
             but = f", but for {compared.redacted} redacted since" if compared.redacted else ""
             click.echo(f"partition {compared.partition}: unchanged up to position {compared.position}{but}")
-    _report(name, problems, anchor=_comparison_json(check))
+    names = ("partition", "position", "head", "unchanged", "redacted")
+    partitions = [{name: getattr(compared, name) for name in names} for compared in check.partitions]
+    _report(name, problems, anchor={"made_at": check.anchor.made_at.isoformat(), "partitions": partitions})
 
 
 @verb("letopis outbox salvage bot.outbox.db --to recovered.outbox.db", json=True)
@@ -277,12 +279,6 @@ def _verify_receipt(url: URL, name: str, file: str) -> None:
         for outbox, state in check.outboxes.items():
             click.echo(printable(f"outbox {outbox}: {state}"))
     _report(name, problems, outboxes=check.outboxes)
-
-
-def _comparison_json(check: AnchorCheck) -> dict[str, Any]:
-    names = ("partition", "position", "head", "unchanged", "redacted")
-    partitions = [{name: getattr(compared, name) for name in names} for compared in check.partitions]
-    return {"made_at": check.anchor.made_at.isoformat(), "partitions": partitions}
 
 
 async def _check_current(engine: AsyncEngine) -> None:

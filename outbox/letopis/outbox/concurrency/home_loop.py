@@ -21,8 +21,7 @@ T = TypeVar("T")
 V = TypeVar("V")
 C = TypeVar("C")
 
-POLL_INTERVAL_SECONDS: Final = 0.5
-"""Seconds between two looks at whether the other loop still runs: one that was closed or stopped never answers."""
+POLL_INTERVAL_SECONDS: Final = 0.5  # between two looks at the other loop: one that was closed or stopped never answers
 
 
 class NotBegun(Exception):
@@ -158,19 +157,15 @@ class RemoteCall(Generic[T]):
 
     def _outcome(self, *, ended: bool) -> T:
         if not ended:
-            begun = not self._withdraw()
+            try:
+                self._waiting.pop()  # had it not begun, it never will
+                begun = False
+            except IndexError:
+                begun = True
             if not begun and self.home.loop.is_closed():
                 raise NotBegun
             raise LoopEnded(begun=begun)
         return self.answer.result()
-
-    def _withdraw(self) -> bool:
-        """Return True if the call had not begun, and never will."""
-        try:
-            self._waiting.pop()
-        except IndexError:
-            return False
-        return True
 
     # In the home loop.
 

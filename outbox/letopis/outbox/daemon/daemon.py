@@ -36,12 +36,9 @@ from letopis.store.errors import ConfigurationError, LetopisError, OutboxUnavail
 logger: Final = logging.getLogger("letopis.outbox.daemon")
 
 SCAN_INTERVAL_SECONDS: Final = 2.0  # time between two scans for files that match a pattern
-SCAN_PAUSE_FACTOR: Final = 200
-"""A scan that takes long, of very many files, starts again after this many times its duration."""
+SCAN_PAUSE_FACTOR: Final = 200  # a scan of very many files starts again after this many times its duration
 STATUS_INTERVAL_SECONDS: Final = 5.0  # time between two lines for systemctl status
-STALL_TIMEOUT_SECONDS: Final = 120.0
-"""Time after which a relay whose loop does not turn counts as stuck: longer than the deadline of a delivery and any
-wait after an error."""
+STALL_TIMEOUT_SECONDS: Final = 120.0  # a relay is stuck after this: longer than a delivery and any wait after an error
 SNAPSHOT_MAX_AGE_SECONDS: Final = 1.0  # age up to which a snapshot is returned again instead of being read
 LAG_INTERVAL_SECONDS: Final = 15.0  # time between two questions to a store how far its followers have got
 LAG_TIMEOUT_SECONDS: Final = 5.0
@@ -91,7 +88,7 @@ class Daemon:
         self._fleet = fleet or Fleet(monotonic=self._clock.monotonic)
         self._scanner = OutboxScanner(monotonic=self._clock.monotonic)
         self._retired = RelayStats()
-        self._retired_alerts = {"sent": 0, "failed": 0}
+        self._retired_alerts = Counter(sent=0, failed=0)
         self._reloads: set[asyncio.Task[None]] = set()
         self._reload_lock = asyncio.Lock()
         self._reload_failed = False
@@ -215,20 +212,17 @@ class Daemon:
         if tasks:
             available = any(handle.breaker.closed for handle in self._stores.all)
             timeout = self._settings.stop_timeout if available else UNAVAILABLE_STOP_TIMEOUT_SECONDS
-            await self._wait_unless_forced(tasks, timeout)
+            # Until the time is over or a second signal arrives.
+            all_done = asyncio.gather(*tasks, return_exceptions=True)
+            forced = asyncio.ensure_future(self._forced.wait())
+            await asyncio.wait((all_done, forced), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            forced.cancel()
+            if not all_done.done():
+                logger.warning("the batches in flight are dropped; they are on disk, and sent again at the next start")
             _cancel(tasks)
             await asyncio.wait(tasks, timeout=CANCEL_CLEANUP_SECONDS)
         await self._fleet.close()
         logger.info("ended: %d events delivered since the start", self._totals().delivered)
-
-    async def _wait_unless_forced(self, tasks: list[asyncio.Task[None]], seconds: float) -> None:
-        """Wait for all tasks, until the time is over or a second signal arrives."""
-        all_done = asyncio.gather(*tasks, return_exceptions=True)
-        forced = asyncio.ensure_future(self._forced.wait())
-        await asyncio.wait((all_done, forced), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        forced.cancel()
-        if not all_done.done():
-            logger.warning("the batches in flight are dropped; they are on disk, and sent again at the next start")
 
     # Files that come and go.
 
@@ -251,7 +245,10 @@ class Daemon:
                 or (worker.problem is not None and not await asyncio.to_thread(may_be_outbox, worker.path))
             ):
                 await self._fleet.remove(worker)
-                self._retire(worker)
+                worker.destination.outages.paths.discard(worker.path)
+                add_stats(self._retired, worker.stats)
+                self._retired_alerts.update(worker.alerts)
+                logger.info("the outbox %r is gone, and no longer served", worker.path.name)
         names = self._settings.outboxes
         known = [worker.path for worker in self.workers]
         matches = await asyncio.to_thread(self._scanner.scan, names, known)
@@ -279,15 +276,6 @@ class Daemon:
             )
         if first and not self.workers:
             logger.info("no outbox is there yet; one that comes is served")
-
-    def _retire(self, worker: OutboxWorker) -> None:
-        worker.destination.outages.paths.discard(worker.path)
-        add_stats(self._retired, worker.stats)
-        for outcome, count in worker.alerts.items():
-            self._retired_alerts[outcome] += count
-        logger.info("the outbox %r is gone, and no longer served", worker.path.name)
-
-    # Health.
 
     def is_live(self) -> bool:
         """Return True if the loop of every relay turns."""
@@ -366,8 +354,6 @@ class Daemon:
                 self._notifier.status(("the last reload failed; " if self._reload_failed else "") + status)
             await asyncio.sleep(pause)
 
-    # Reload.
-
     async def _reload(self) -> None:
         async with self._reload_lock:
             if not self._ready:
@@ -383,21 +369,19 @@ class Daemon:
                 logger.error("the configuration is left as it was: %s", problem)  # noqa: TRY400 - no traceback
             else:
                 self._reload_failed = False
-                self._apply_settings(settings, options)
+                before, self._options = self._settings, options
+                self._settings = replace(
+                    settings, outboxes=before.outboxes, store=before.store, listen=before.listen, console=before.console
+                )
+                for worker in self.workers:
+                    worker.change(options)
+                logger.info("the configuration was read again")
+                lasting = ("outboxes", "store", "listen")
+                fixed = [name for name in lasting if getattr(before, name) != getattr(settings, name)]
+                if fixed:
+                    logger.warning("a change of %s takes a restart", " and ".join(fixed))
             finally:
                 self._notifier.ready()
-
-    def _apply_settings(self, settings: DaemonSettings, options: DeliveryOptions) -> None:
-        before, self._options = self._settings, options
-        self._settings = replace(
-            settings, outboxes=before.outboxes, store=before.store, listen=before.listen, console=before.console
-        )
-        for worker in self.workers:
-            worker.change(options)
-        logger.info("the configuration was read again")
-        fixed = [name for name in ("outboxes", "store", "listen") if getattr(before, name) != getattr(settings, name)]
-        if fixed:
-            logger.warning("a change of %s takes a restart", " and ".join(fixed))
 
 
 def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -17,8 +17,7 @@ from letopis.outbox.file.sqlite_errors import code_of
 
 _LOCK_TIMEOUT_SECONDS: Final = 0.5
 OUTBOX_SUFFIX: Final = ".outbox.db"
-NON_OUTBOX_RECHECK_SECONDS: Final = 30.0
-"""Time for which a file that was no outbox is not examined again while it stays the same."""
+NON_OUTBOX_RECHECK_SECONDS: Final = 30.0  # a file that was no outbox, and is the same, is not examined for this long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

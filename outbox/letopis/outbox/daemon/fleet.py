@@ -15,13 +15,10 @@ from letopis.outbox.daemon.timetable import PolledWatch
 
 logger: Final = logging.getLogger("letopis.outbox.daemon")
 
-MAX_OPEN_FILES: Final = 10
-"""Files that are open at once, each with a thread of its own. A daemon with no more files keeps all of them open."""
-QUIET_SECONDS: Final = 3.0
-"""Time without anything to deliver after which a file is closed, if there are more than may be open."""
+MAX_OPEN_FILES: Final = 10  # open at once, each with a thread of its own; a daemon with no more files keeps all open
+QUIET_SECONDS: Final = 3.0  # time with nothing to deliver after which a file is closed, if more exist than may be open
 TURN_SECONDS: Final = 1.0  # time after which a busy file gives its turn to one that waits
-POLL_SECONDS: Final = 0.25
-"""Time between two looks at the times of the closed files, unless they take more than :data:`POLL_SHARE` of it."""
+POLL_SECONDS: Final = 0.25  # time between two looks at the closed files, unless these take more than POLL_SHARE of it
 POLL_SHARE: Final = 0.02
 SIGN_OF_LIFE_SECONDS: Final = 10.0  # time between two signs of life of the closed files
 MAX_FILES_READ: Final = 40  # files that one snapshot of the metrics reads
@@ -148,7 +145,7 @@ class Fleet:
                 continue
             if worker.wants_turn():
                 self._queue[worker] = None
-            elif worker.timetable.look_due:
+            elif not worker.timetable.failed and now >= worker.timetable.look_at:
                 looks.append(worker)
         looks.sort(key=lambda candidate: candidate.timetable.look_at)
         for worker in looks:
@@ -169,7 +166,10 @@ class Fleet:
             was_closed, was_generation = self._stores.get(key, (closed, generation))
             self._stores[key] = closed, generation
             if not closed and key not in busy and handle.breaker.remaining() == 0:
-                self._queue_one_of(key)
+                resting = [worker for worker in self._closed() if id(worker.destination) == key]
+                resting = [worker for worker in resting if not worker.timetable.failed]
+                for worker in sorted(resting, key=lambda candidate: not candidate.owes)[:1]:
+                    self._queue[worker] = None
             if closed and not was_closed:
                 for worker in self._workers:
                     if id(worker.destination) == key and worker.owes:
@@ -179,17 +179,10 @@ class Fleet:
         for key in self._stores.keys() - stores.keys():
             del self._stores[key]
 
-    def _queue_one_of(self, key: int) -> None:
-        closed = [worker for worker in self._closed() if id(worker.destination) == key and not worker.timetable.failed]
-        if closed:
-            self._queue[next((worker for worker in closed if worker.owes), closed[0])] = None
-
     def _look_at_all_of(self, key: int) -> None:
         for worker in self._closed():
             if id(worker.destination) == key:
                 worker.timetable.look_soon()
-
-    # Turns.
 
     def _end_turns(self, now: float) -> None:
         """Ask files to rest: those that are quiet, and as many as others wait for."""

@@ -15,6 +15,7 @@ from letopis.outbox.event_log.bound_store import UNBOUND, StoreBinding, binding_
 from letopis.outbox.event_log.lanes import lane_counts_of
 from letopis.outbox.event_log.statements import query_all, query_one
 from letopis.outbox.file.wal_checkpoint import wal_size
+from letopis.outbox.operations.pending_events import picked
 from letopis.outbox.operations.status import are_late
 from letopis.outbox.relay.outcome import RelayStats
 from letopis.outbox.retry.circuit_breaker import Breaker
@@ -92,12 +93,8 @@ class HealthSnapshot:
         """Whether a store is unavailable or has lost events, deliveries are late, or a matched file cannot be used."""
         unavailable = self.breakers.get("closed", 0) < sum(self.breakers.values())
         incomplete = self.incidents.get(IncidentKind.HISTORY_INCOMPLETE, 0) > 0
-        return (
-            unavailable
-            or incomplete
-            or self.late > 0
-            or any(self.files.get(condition, 0) > 0 for condition in FAILED_CONDITIONS)
-        )
+        failed = any(self.files.get(condition, 0) > 0 for condition in FAILED_CONDITIONS)
+        return unavailable or incomplete or failed or self.late > 0
 
     def summary(self) -> str:
         total = sum(self.files.values())
@@ -120,10 +117,7 @@ def read_metrics(cursor: Any, path: Path) -> OutboxMetrics:
     progress_us, tasks, rows = query_one(cursor, _RELAY) or (None, 0, 0)
     return OutboxMetrics(
         condition=FileCondition.WORKING,
-        pending=counts.pending,
-        pending_bytes=counts.pending_bytes,
-        oldest_pending_us=counts.oldest_pending_us,
-        lanes=counts.lanes,
+        **picked(counts, "pending", "pending_bytes", "oldest_pending_us", "lanes"),
         incidents={str(kind): count for kind, count in query_all(cursor, _INCIDENTS)},
         progress_us=progress_us,
         wal_bytes=wal_size(path),
@@ -159,6 +153,10 @@ def aggregate(
     progress = [outbox.progress_us for outbox in outboxes if outbox.progress_us is not None]
     open_since = [breaker.since_us for breaker in stores if not breaker.closed]
     states = Counter(str(breaker.state) for breaker in stores)
+    joined = {"ok": Durations()}
+    for of_store in deliveries:
+        for outcome, durations in of_store.items():
+            joined.setdefault(outcome, Durations()).join(durations)
     return HealthSnapshot(
         ready=ready,
         sound=sound,
@@ -175,7 +173,7 @@ def aggregate(
         trips=sum(breaker.trips for breaker in stores),
         relay=relay,
         alerts=alerts,
-        deliveries=_joined(deliveries),
+        deliveries=joined,
         listed=tuple(outboxes[:MAX_LISTED_FILES]),
         # All outboxes of one store report its tasks.
         store_tasks=max((outbox.store_tasks for outbox in outboxes), default=0),
@@ -192,11 +190,3 @@ def add_stats(total: RelayStats, more: RelayStats) -> None:
             total.faults.update(more.faults)
         else:
             setattr(total, name, getattr(total, name) + getattr(more, name))
-
-
-def _joined(several: Iterable[Mapping[str, Durations]]) -> dict[str, Durations]:
-    joined = {"ok": Durations()}
-    for deliveries in several:
-        for outcome, durations in deliveries.items():
-            joined.setdefault(outcome, Durations()).join(durations)
-    return joined

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from letopis.outbox.daemon.health import HealthSnapshot, OutboxMetrics
+from letopis.outbox.daemon.health import HealthSnapshot
 from letopis.outbox.daemon.prometheus import exposition
 from letopis.store.errors import ConfigurationError, without_credentials
 
@@ -24,10 +24,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]  # an ASGI application
 
 LOOPBACK: Final = "127.0.0.1"
-MAX_CONCURRENT_REQUESTS: Final = 32
-"""Requests answered at the same time; more get 503. Liveness is always answered and does not count."""
-CLOSE: Final = [("connection", "close")]
-"""A header of every answer: each connection carries one request, so that its time is limited."""
+MAX_CONCURRENT_REQUESTS: Final = 32  # requests answered at a time; more get 503. Liveness does not count
+CLOSE: Final = [("connection", "close")]  # in every answer: a connection carries one request, so its time is limited
 SHUTDOWN_TIMEOUT_SECONDS: Final = 1  # time that open requests have when the daemon ends
 
 
@@ -57,6 +55,7 @@ def parse_address(text: str) -> ListenAddress:
     return ListenAddress(host=host or LOOPBACK, port=int(port))
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
 class HealthApp:
     """An ASGI application that answers from a daemon's health, to every client; no answer holds anything of a user.
 
@@ -64,19 +63,16 @@ class HealthApp:
     would be delivered to another store than its own. An unavailable store, or a late delivery, is ready and degraded.
     """
 
-    def __init__(
-        self, *, live: Callable[[], bool], snapshot: Callable[[], Awaitable[HealthSnapshot]], console: App | None = None
-    ) -> None:
-        self._live = live
-        self._snapshot = snapshot
-        self._console = console
-        self._in_progress = 0
+    live: Callable[[], bool]
+    snapshot: Callable[[], Awaitable[HealthSnapshot]]
+    console: App | None = None
+    _in_progress: int = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        if self._console is not None and f"{scope['path']}/".startswith("/console/"):
-            await self._console(scope, receive, send)
+        if self.console is not None and f"{scope['path']}/".startswith("/console/"):
+            await self.console(scope, receive, send)
             return
         status, content_type, body = await self._answer(scope)
         headers = [
@@ -95,13 +91,13 @@ class HealthApp:
         if scope["method"] not in ("GET", "HEAD"):
             return _json(405, {"error": "GET or HEAD"})
         if scope["path"] == "/healthz/live":
-            live = self._live()
+            live = self.live()
             return _json(200 if live else 503, {"live": live})
         if self._in_progress >= MAX_CONCURRENT_REQUESTS:
             return _json(503, {"error": "too many requests at once"})
         self._in_progress += 1
         try:
-            health = await self._snapshot()
+            health = await self.snapshot()
         finally:
             self._in_progress -= 1
         if scope["path"] == "/healthz/ready":
@@ -112,7 +108,15 @@ class HealthApp:
                     "ready": ready,
                     "degraded": health.degraded,
                     "outboxes": dict(health.files),
-                    "delivering": [_route(outbox) for outbox in health.listed],
+                    "delivering": [
+                        {
+                            "outbox": file.name,
+                            "condition": file.condition,
+                            "store": file.bound.destination,
+                            "store_id": file.bound.store_id and str(file.bound.store_id),
+                        }
+                        for file in health.listed
+                    ],
                     "stores": dict(health.breakers),
                     "pending": health.pending,
                     "late": health.late,
@@ -122,16 +126,6 @@ class HealthApp:
         accept = b", ".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
         body, content_type = exposition(health, accept)
         return 200, content_type, body
-
-
-def _route(file: OutboxMetrics) -> dict[str, Any]:
-    store_id = file.bound.store_id
-    return {
-        "outbox": file.name,
-        "condition": file.condition,
-        "store": file.bound.destination,
-        "store_id": None if store_id is None else str(store_id),
-    }
 
 
 def _json(status: int, value: Any) -> tuple[int, str, bytes]:
@@ -216,8 +210,7 @@ def _bound(address: ListenAddress) -> socket.socket:
 
 REQUEST_TIMEOUT_SECONDS: Final = 10.0  # time in which a request has to arrive, head and body
 CONNECTION_TIMEOUT_SECONDS: Final = 30.0  # longest life of a connection; each carries one request
-MAX_WAITING_PER_CLIENT: Final = 16
-"""Connections of one client without a complete request; beyond that the oldest is closed for a new one."""
+MAX_WAITING_PER_CLIENT: Final = 16  # connections of one client without a complete request; a new one closes the oldest
 MAX_WAITING_CONNECTIONS: Final = 64  # the same for all clients together
 
 

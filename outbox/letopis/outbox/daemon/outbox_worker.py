@@ -42,13 +42,10 @@ from letopis.store.model.events import to_microseconds, utc_now
 logger: Final = logging.getLogger("letopis.outbox.daemon")
 
 HOLDER: Final = "letopis relay"
-REOPEN_POLICY: Final = RetryPolicy(base=0.5, factor=2.0, cap=15.0)
-"""Waits before a file that cannot be used is reopened."""
+REOPEN_POLICY: Final = RetryPolicy(base=0.5, factor=2.0, cap=15.0)  # waits before an unusable file is reopened
 STABLE_AFTER_SECONDS: Final = 60.0  # time of work after which the next failure counts as the first
-METRICS_TIMEOUT_SECONDS: Final = 2.0
-"""Time that reading the metrics of a file may take before the file counts as unusable."""
-RECHECK_SILENCE_SECONDS: Final = 15.0
-"""Time for which a holder that was silent for long is observed again, with the file open, before it is taken over."""
+METRICS_TIMEOUT_SECONDS: Final = 2.0  # time to read the metrics of a file before it counts as unusable
+RECHECK_SILENCE_SECONDS: Final = 15.0  # a silent holder is observed this long, with the file open, before a takeover
 
 
 class OutboxWorker:
@@ -298,7 +295,10 @@ class OutboxWorker:
 
     def _fail(self, reason: str) -> None:
         """Report why the turn failed, and retry later."""
-        self._report(reason, first=self._failures == 0)
+        new = self._failures == 0 or reason != self.problem
+        self.problem = reason
+        level = logging.WARNING if new else logging.DEBUG
+        logger.log(level, "the outbox %r cannot be used, and is retried: %s", self.path.name, reason)
         self.lock.release()
         lasted = self._monotonic() - self.turn_began
         self._failures = 1 if lasted > STABLE_AFTER_SECONDS else self._failures + 1
@@ -384,10 +384,6 @@ class OutboxWorker:
         """Close what :meth:`open` opened, and release the lock, if the file has no turn at present."""
         await self._close()
         self.lock.release()
-
-    def _report(self, reason: str, *, first: bool) -> None:
-        level, self.problem = logging.WARNING if first or reason != self.problem else logging.DEBUG, reason
-        logger.log(level, "the outbox %r cannot be used, and is retried: %s", self.path.name, reason)
 
 
 def _look(connection: sa.Connection, outbox: OutboxFile, memory: RelayMemory) -> tuple[OutboxMetrics, DueBatches]:

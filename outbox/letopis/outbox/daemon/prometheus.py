@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 from letopis.outbox.daemon.health import HealthSnapshot
@@ -17,11 +18,6 @@ class Metric(NamedTuple):
     label: str
     read: Callable[[HealthSnapshot], Any]
     help: str
-
-
-def _all_fault_classes(counts: Mapping[str, int]) -> dict[str, int]:
-    """Return a count for each fault class: a series that only appears with the first fault cannot raise an alert."""
-    return dict.fromkeys(map(str, FaultClass), 0) | dict(counts)
 
 
 # fmt: off
@@ -60,7 +56,9 @@ METRICS: Final = (
            "Events that the history store already held: sent again after a lost acknowledgement. No cause for alarm."),
     Metric("letopis_relay_batches_total", "counter", "", lambda f: f.relay.batches,
            "Batches sent."),
-    Metric("letopis_relay_faults_total", "counter", "class", lambda f: _all_fault_classes(f.relay.faults),
+    # Each class from the start: a series that only appears with the first fault cannot raise an alert.
+    Metric("letopis_relay_faults_total", "counter", "class",
+           lambda f: dict.fromkeys(map(str, FaultClass), 0) | dict(f.relay.faults),
            "Faults of deliveries by class, including those that a retry overcame."),
     Metric("letopis_relay_blocked_total", "counter", "", lambda f: f.relay.blocked,
            "Times that a conversation was blocked."),
@@ -108,24 +106,18 @@ class _Families:
     def collect(self) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
+        bounds = (*map(str, BUCKET_BOUNDS_SECONDS), "+Inf")
         for metric in METRICS:
             labels = [metric.label] if metric.label else None
             value = metric.read(self._snapshot)
             if metric.kind == "histogram":
                 family: Any = HistogramMetricFamily(metric.name, metric.help, labels=labels)
                 for name, durations in value.items():
-                    family.add_metric([name], _cumulative(durations.buckets), durations.total)
+                    buckets = zip(bounds, map(float, accumulate(durations.buckets)), strict=True)
+                    family.add_metric([name], list(buckets), durations.total)
             else:
                 kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
                 family = kind(metric.name, metric.help, labels=labels)
                 for name, number in value.items() if labels else [("", value)]:
                     family.add_metric([name] if labels else [], number)
             yield family
-
-
-def _cumulative(buckets: Iterable[int]) -> list[tuple[str, float]]:
-    total, cumulative = 0, []
-    for bound, count in zip((*(str(upper) for upper in BUCKET_BOUNDS_SECONDS), "+Inf"), buckets, strict=True):
-        total += count
-        cumulative.append((bound, float(total)))
-    return cumulative

@@ -31,8 +31,7 @@ from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
 logger: Final = logging.getLogger("letopis.outbox.daemon")
 
 POOL_SIZE: Final = 2  # connections to one store for all outboxes that deliver to it, unless its URL says another number
-PROBE_TIMEOUT_SECONDS: Final = 5.0
-"""Time that start-up waits for the first answer of a store; an unavailable store does not fail the start."""
+PROBE_TIMEOUT_SECONDS: Final = 5.0  # time that start-up waits for a store; one that is unavailable does not fail it
 CLOSE_TIMEOUT_SECONDS: Final = 5.0
 
 

@@ -8,6 +8,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
@@ -16,8 +17,7 @@ from letopis.outbox.file.change_watcher import POLL_MAX_SECONDS, POLL_MIN_SECOND
 from letopis.outbox.file.identity import FileId
 from letopis.outbox.retry.policy import RetryPolicy
 
-SETTLED_NS: Final = 50_000_000
-"""Several times the step of the clock that file systems take times from: two changes within one have the same time."""
+SETTLED_NS: Final = 50_000_000  # several steps of file systems' clocks: two changes within one have the same time
 
 
 class FileState(NamedTuple):
@@ -64,45 +64,36 @@ async def settled_state(path: Path) -> FileState | None:
 
 LOOKS: Final = RetryPolicy(base=30.0, factor=2.0, cap=600.0)
 """When a quiet file is compared with the history store, after a delivery and after each look."""
-TROUBLED_LOOK_SECONDS: Final = 15.0
-"""Time between two looks at a file with pending events, blocked conversations or open incidents."""
+TROUBLED_LOOK_SECONDS: Final = 15.0  # time between two looks at a file with pending events or open incidents
 LOCK_INTERVAL_SECONDS: Final = 0.5  # time between two tries to take the lock of a file that another relay works on
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
 class Timetable:
     """The next turn of one file, and its next look: a turn that is due some time, though nothing is known to do."""
 
-    def __init__(
-        self,
-        *,
-        monotonic: Callable[[], float] = time.monotonic,
-        uniform: Callable[[float, float], float] = random.uniform,
-    ) -> None:
-        self._monotonic = monotonic
-        self._uniform = uniform
-        self._due_at = math.inf
-        self._lock_at = -math.inf
-        self._looks = self._turns = 0
-        self.pending = True
-        self.failed = False
-        self.troubled = False
-        self.look_at = math.inf
+    monotonic: Callable[[], float] = time.monotonic
+    uniform: Callable[[float, float], float] = random.uniform
+    pending: bool = True
+    failed: bool = False
+    troubled: bool = False
+    look_at: float = math.inf
+    _due_at: float = math.inf
+    _lock_at: float = -math.inf
+    _looks: int = 0
+    _turns: int = 0
 
     @property
     def due(self) -> bool:
         """Whether a retry, or what failed, is due now."""
-        return self._monotonic() >= self._due_at
-
-    @property
-    def look_due(self) -> bool:
-        return not self.failed and self._monotonic() >= self.look_at
+        return self.monotonic() >= self._due_at
 
     def may_try_lock(self) -> bool:
         """Return True if the lock may be tried again now."""
-        now = self._monotonic()
+        now = self.monotonic()
         if now < self._lock_at:
             return False
-        self._lock_at = now + LOCK_INTERVAL_SECONDS * self._uniform(0.8, 1.2)
+        self._lock_at = now + LOCK_INTERVAL_SECONDS * self.uniform(0.8, 1.2)
         return True
 
     def hurry(self) -> None:
@@ -111,12 +102,12 @@ class Timetable:
 
     def look_soon(self) -> None:
         """Have a look as soon as those before it are done."""
-        self.look_at = min(self.look_at, self._monotonic())
+        self.look_at = min(self.look_at, self.monotonic())
 
     def look_later(self) -> None:
         """Have a look within the shortest time between two."""
         pause = LOOKS.base if self._turns else 0.0
-        self.look_at = min(self.look_at, self._monotonic() + pause)
+        self.look_at = min(self.look_at, self.monotonic() + pause)
 
     def begin_turn(self) -> None:
         self._turns += 1
@@ -126,55 +117,50 @@ class Timetable:
     def fail(self, wait: float) -> None:
         """Note that the turn failed, and is repeated after ``wait`` seconds."""
         self.failed, self.pending = True, False
-        self._due_at, self.look_at = self._monotonic() + wait, math.inf
+        self._due_at, self.look_at = self.monotonic() + wait, math.inf
 
     def end_turn(self, *, more: bool, wait: float | None, troubled: bool, moved: bool) -> None:
-        now = self._monotonic()
+        now = self.monotonic()
         self.pending, self.failed, self.troubled = more, False, troubled
         self._due_at = math.inf if wait is None else now + wait
         self._looks = 0 if moved or troubled else self._looks + 1
         pause = TROUBLED_LOOK_SECONDS if troubled else LOOKS.bound(self._looks + 1)
-        self.look_at = now + pause * self._uniform(0.9, 1.1)
+        self.look_at = now + pause * self.uniform(0.9, 1.1)
 
 
+@dataclass(eq=False)
 class PolledWatch:
     """The watch of one open file, polled by another; a commit soon after another may go unnoticed for a time."""
 
-    def __init__(
-        self,
-        path: Path,
-        signal: Signal,
-        *,
-        file_id: FileId,
-        polled: set[PolledWatch],
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.eager = True
-        self.replaced = False
-        self._path = path
-        self._signal = signal
-        self._file_id = file_id
-        self._polled = polled
-        self._monotonic = monotonic
-        self._seen = state_of(path)
-        self._changed_at = monotonic()
+    path: Path
+    signal: Signal
+    _: KW_ONLY
+    file_id: FileId
+    polled: set[PolledWatch]
+    monotonic: Callable[[], float] = time.monotonic
+    eager: bool = True
+    replaced: bool = False
+
+    def __post_init__(self) -> None:
+        self._seen = state_of(self.path)
+        self._changed_at = self.monotonic()
 
     async def __aenter__(self) -> Self:
-        self._polled.add(self)
+        self.polled.add(self)
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._polled.discard(self)
+        self.polled.discard(self)
 
     def poll(self) -> float:
         """Look, and notify the signal of a change; return the seconds until the next look."""
-        now, state = self._monotonic(), state_of(self._path)
+        now, state = self.monotonic(), state_of(self.path)
         if state != self._seen:
             self._seen, self._changed_at = state, now
-            self.replaced = self.replaced or state is None or state.file_id != self._file_id
-            self._signal.notify()
+            self.replaced = self.replaced or state is None or state.file_id != self.file_id
+            self.signal.notify()
         if not self.eager:
             return POLL_MAX_SECONDS
         return min(POLL_MAX_SECONDS, max(POLL_MIN_SECONDS, (now - self._changed_at) * QUIET_FRACTION))

@@ -50,10 +50,8 @@ def check_open_files() -> Finding:
     if limit is None:
         return ok(check, "open files are not limited")
     if limit < open_files.MIN_OPEN_FILE_LIMIT:
-        said = (
-            f"only {limit} files may be open, and a relay or bot of one outbox may need"
-            f" {open_files.MIN_OPEN_FILE_LIMIT}"
-        )
+        needed = open_files.MIN_OPEN_FILE_LIMIT
+        said = f"only {limit} files may be open, and a relay or bot of one outbox may need {needed}"
         return warn(check, said, open_files.ADVICE)
     return ok(check, f"{limit} files may be open; a service may have its own limit")
 
@@ -69,11 +67,8 @@ def _mode(outbox: Path) -> Finding:
     ]
     if open_ones:
         said = ", ".join(f"{path.name!r} has mode {mode:04o}" for path, mode in open_ones)
-        return warn(
-            check,
-            f"{said}: other users of this machine can read the messages",
-            f"chmod 600 {' '.join(repr(path.name) for path, _ in open_ones)}",
-        )
+        names = " ".join(repr(path.name) for path, _ in open_ones)
+        return warn(check, f"{said}: other users of this machine can read the messages", f"chmod 600 {names}")
     if not os.access(outbox, os.R_OK | os.W_OK):
         return fail(check, "this user cannot read and write the outbox", "run as the bot's user")
     return ok(check, f"{str(outbox)!r}, mode {_mode_of(outbox) or 0:04o}")

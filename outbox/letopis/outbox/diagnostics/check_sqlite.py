@@ -80,11 +80,8 @@ def check_outbox(path: Path) -> Iterator[Finding]:
                 yield warn("outbox_migrations", said, "nothing to do: it migrates itself when the bot opens it")
                 return
             if revision.state is not SchemaState.CURRENT:
-                yield fail(
-                    "outbox_migrations",
-                    revision.advice(OUTBOX_MIGRATIONS, command="letopis init"),
-                    "install that release",
-                )
+                advice = revision.advice(OUTBOX_MIGRATIONS, command="letopis init")
+                yield fail("outbox_migrations", advice, "install that release")
                 return
             yield ok("outbox_migrations", f"revision {revision.revision}")
             yield _copy(connection, path)
@@ -119,11 +116,8 @@ def _structure(connection: sa.Connection, path: Path) -> Finding:
         return skipped(check, "the file is too large to check here: run PRAGMA quick_check")
     answers = [row[0] for row in connection.exec_driver_sql("PRAGMA quick_check(1)").fetchall()]
     if answers != ["ok"]:
-        return fail(
-            check,
-            "SQLite reports that the file is damaged",
-            "stop the bot and the relay, then `letopis outbox salvage`",
-        )
+        hint = "stop the bot and the relay, then `letopis outbox salvage`"
+        return fail(check, "SQLite reports that the file is damaged", hint)
     return ok(check, "sound")
 
 
@@ -132,11 +126,8 @@ def _content(connection: sa.Connection) -> Finding:
     bad = sum(1 for _ in damaged_events(connection, _PENDING))
     gaps = sum(1 for _ in incomplete_lanes(connection))
     if bad or gaps:
-        return fail(
-            check,
-            f"{bad} pending events are not what was appended; {gaps} conversations lack events",
-            "`letopis outbox list --all` and `export` show the events; then fix or skip them",
-        )
+        said = f"{bad} pending events are not what was appended; {gaps} conversations lack events"
+        return fail(check, said, "`letopis outbox list --all` and `export` show the events; then fix or skip them")
     return ok(check, "pending events are what was appended")
 
 
@@ -152,11 +143,9 @@ def _relay(connection: sa.Connection) -> Iterator[Finding]:
             yield warn("delivery", why, "see the checks of the store; the relay keeps retrying")
     blocked = status.lanes.get("blocked", 0)
     if status.lost:
-        yield fail(
-            "stuck",
-            f"{status.lost} conversations have lost events: neither the history store nor this outbox holds them",
-            "restore a newer backup of the store, or give them up with `letopis outbox skip --missing`",
-        )
+        said = f"{status.lost} conversations have lost events: neither the history store nor this outbox holds them"
+        hint = "restore a newer backup of the store, or give them up with `letopis outbox skip --missing`"
+        yield fail("stuck", said, hint)
     elif blocked:
         said = f"{blocked} conversation{' is' if blocked == 1 else 's are'} blocked; nothing is lost"
         yield fail("stuck", said, "`letopis outbox list` shows them; then retry, fix or skip")
@@ -180,11 +169,8 @@ def _holder(status: Status) -> Finding:
     if relay.running:
         return ok(check, f"running: {relay.holder}")
     if status.pending:
-        return fail(
-            check,
-            f"no relay has been seen for {RELAY_ALIVE_SECONDS:.0f} s, {status.pending} events are pending",
-            _START,
-        )
+        said = f"no relay has been seen for {RELAY_ALIVE_SECONDS:.0f} s, {status.pending} events are pending"
+        return fail(check, said, _START)
     return ok(check, "no relay is running, and nothing is pending")
 
 

@@ -153,22 +153,18 @@ def _check_destination(bound: StoreBinding, destination: str) -> Finding | None:
 
 
 def _compare_identities(identity: StoreIdentity, reference: ReferenceLog | None) -> Finding:
-    check = "store_identity"
+    check, store = "store_identity", short_id(identity.store_id)
     outbox = "the outbox" if reference is None else f"outbox {short_id(reference.origin_id)}"
     bound = UNBOUND if reference is None else reference.bound
     if identity.moved_to is not None:
-        said = f"the history of store {short_id(identity.store_id)} was moved away, to {identity.moved_to}"
+        said = f"the history of store {store} was moved away, to {identity.moved_to}"
         return fail(check, said, "name that one with --store, LETOPIS_STORE or letopis.toml")
     if bound.store_id is None:
-        return ok(
-            check, f"history store {short_id(identity.store_id)}; {outbox} is not bound before its first delivery"
-        )
+        return ok(check, f"history store {store}; {outbox} is not bound before its first delivery")
     if bound.store_id != identity.store_id:
-        said = (
-            f"this is history store {short_id(identity.store_id)}, and {outbox} is bound to {short_id(bound.store_id)}"
-        )
+        said = f"this is history store {store}, and {outbox} is bound to {short_id(bound.store_id)}"
         return fail(check, said, f"{_place_of(bound)}; only if it is gone for good, `letopis outbox rebind`")
-    return ok(check, f"history store {short_id(identity.store_id)}, to which {outbox} is bound")
+    return ok(check, f"history store {store}, to which {outbox} is bound")
 
 
 def _place_of(bound: StoreBinding) -> str:
@@ -221,11 +217,9 @@ async def _compare_epochs(connection: Any, outbox: ReferenceLog) -> Finding:
     if known is None:
         return ok(check, "the store does not know this outbox yet")
     if known > epoch:
-        return fail(
-            check,
-            f"a copy of this outbox delivers at epoch {known}, this one is at {epoch} and will be refused",
-            "stop one of the two; to keep both, give this one its own identity with `letopis init --new-origin`",
-        )
+        said = f"a copy of this outbox delivers at epoch {known}, this one is at {epoch} and will be refused"
+        hint = "stop one of the two; to keep both, give this one its own identity with `letopis init --new-origin`"
+        return fail(check, said, hint)
     return ok(check, f"known at epoch {known}")
 
 
@@ -250,11 +244,8 @@ async def _count_log(connection: Any) -> Finding:
     counted = await count_log(connection, 0, newest=COUNTED_POSITIONS, length=COUNTED_POSITIONS)
     if counted.missing:
         return fail(check, str(counted), "restore the store from a backup; `letopis db verify` says what is missing")
-    return ok(
-        check,
-        "no event that the store counts is missing"
-        + (f" in its first and last {COUNTED_POSITIONS:,}" if counted.next else ""),
-    )
+    where = f" in its first and last {COUNTED_POSITIONS:,}" if counted.next else ""
+    return ok(check, f"no event that the store counts is missing{where}")
 
 
 async def _write(engine: Any) -> Finding:
@@ -263,7 +254,20 @@ async def _write(engine: Any) -> Finding:
     try:
         with translated():
             async with engine.connect() as connection:
-                await _touch_everything(connection)
+                if connection.dialect.name == "sqlite":
+                    # With almost no cache the pages are written at once, not only at the commit that never comes.
+                    await connection.execute(sa.text("PRAGMA cache_size = 1"))
+                # More than fits into free pages: the files must grow.
+                moment = time.time_ns() // 1_000
+                name = "letopis doctor".ljust(TRIAL_ROW_CHARACTERS, ".")
+                row = {"epoch": 1, "name": name, "first_seen_at": moment, "last_seen_at": moment}
+                await connection.execute(sa.insert(origins), [{"origin_id": uuid4(), **row} for _ in range(TRIAL_ROWS)])
+                # Rights on the other tables, without touching a row.
+                for table in _WRITTEN:
+                    column = next(iter(table.columns))
+                    await connection.execute(sa.update(table).values({column: column}).where(sa.false()))
+                    names = [column.name for column in table.columns]
+                    await connection.execute(sa.insert(table).from_select(names, sa.select(table).where(sa.false())))
                 await connection.rollback()
     except StoreFault as fault:
         return fail(check, f"the store answers, but accepts no write: {fault}", _hint(fault))
@@ -279,20 +283,3 @@ async def _try_out(url: URL) -> Finding:
     except StoreFault as fault:
         return fail(check, f"the store refuses ordinary messages: {fault}", "fix what it names")
     return ok(check, "an ordinary conversation was accepted, and rolled back")
-
-
-async def _touch_everything(connection: Any) -> None:
-    moment = time.time_ns() // 1_000
-    if connection.dialect.name == "sqlite":
-        # With almost no cache the pages are written to disk at once, and not only at the commit that never comes.
-        await connection.execute(sa.text("PRAGMA cache_size = 1"))
-    # More than fits into free pages: the files must grow.
-    name = "letopis doctor".ljust(TRIAL_ROW_CHARACTERS, ".")
-    row = {"epoch": 1, "name": name, "first_seen_at": moment, "last_seen_at": moment}
-    await connection.execute(sa.insert(origins), [{"origin_id": uuid4(), **row} for _ in range(TRIAL_ROWS)])
-    # Rights on the other tables, without touching a row.
-    for table in _WRITTEN:
-        column = next(iter(table.columns))
-        await connection.execute(sa.update(table).values({column: column}).where(sa.false()))
-        names = [column.name for column in table.columns]
-        await connection.execute(sa.insert(table).from_select(names, sa.select(table).where(sa.false())))

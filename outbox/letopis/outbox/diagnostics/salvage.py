@@ -163,8 +163,6 @@ def _found(pages: Pages) -> _Found:
             match row_or_entry.values:
                 case (str() as name, int() as key):
                     names[key].append(name)
-                case _:
-                    pass
         elif (lane := _lane(row_or_entry)) is not None:
             names[row_or_entry.rowid].insert(0, lane[0])
             recovered.keys[row_or_entry.rowid] = lane[0]
@@ -211,8 +209,7 @@ def _body(row: TableRow) -> bytes | None:
     match row.values:
         case (None, int(size), bytes(body)) if len(body) == size:
             return body
-        case _:
-            return None
+    return None
 
 
 def _content(row: TableRow) -> tuple[int, bytes] | None:
@@ -220,8 +217,7 @@ def _content(row: TableRow) -> tuple[int, bytes] | None:
     match row.values:
         case (int(lane), str(), int(), int(), int(size), bytes(body)) if len(body) == size:
             return lane, body
-        case _:
-            return None
+    return None
 
 
 def _weigh_indexes(
@@ -292,8 +288,7 @@ def _lane(row: TableRow) -> tuple[str, _Lane] | None:
         ) if state in STATES and 0 <= pruned <= delivered <= head and len(rest) <= 2:  # deleted, erased
             deleted = rest[0] if rest and isinstance(rest[0], int) and abs(rest[0]) <= head else 0
             return name, _Lane(owner, head, delivered, pruned, state == "paused", deleted)
-        case _:
-            return None
+    return None
 
 
 def _origin(row: TableRow) -> _Origin | None:
@@ -310,8 +305,7 @@ def _origin(row: TableRow) -> _Origin | None:
                 destination if isinstance(destination, str) else None,
                 erasures,
             )
-        case _:
-            return None
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

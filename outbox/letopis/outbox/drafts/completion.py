@@ -33,8 +33,7 @@ UNCONFIRMED_TTL: Final = timedelta(days=30)
 FINAL_REFUSALS: Final = (EventIdReused, ConversationGone)
 """Refusals that make a draft useless: its message is in the log already, or its conversation was deleted."""
 _WIDEST_LIMITS: Final = Limits(max_bytes=8_388_608, max_depth=200)
-_RECHECK_SECONDS: Final = 0.01
-"""Writers that seem alive are checked again after this: another process may have checked at the same instant."""
+_RECHECK_SECONDS: Final = 0.01  # live writers are checked again: another process may have checked just then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,7 @@ from letopis.store.model.events import Event
 from letopis.store.model.messages import Message
 from letopis.store.model.parts import Content, Part, Reasoning, Text, content_text, part_to_json
 
-_RESERVED_BYTES: Final = 64
-"""Bytes of a message's data that are left free, for its status and the brackets around its parts."""
+_RESERVED_BYTES: Final = 64  # left free in a message's data, for its status and the brackets around its parts
 _Words = Text | Reasoning
 
 

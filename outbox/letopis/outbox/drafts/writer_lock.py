@@ -73,7 +73,17 @@ class WriterLock:
         path = writer_path(self._outbox, writer)
         if not path.exists():
             return True
-        return _removed(path)
+        try:
+            lock = FileLock(path, mode=0o600, thread_local=False)
+            lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        except OSError as error:
+            logger.debug("cannot see whether a writer is alive [%s]", error.errno)
+            return False
+        with suppress(OSError):
+            _delete(path, lock)
+        return True
 
     def remove_stale(self) -> None:
         """Delete the side files of writers that have ended."""
@@ -90,21 +100,6 @@ class WriterLock:
             return
         with suppress(OSError):
             _delete(Path(lock.lock_file), lock)
-
-
-def _removed(path: Path) -> bool:
-    """Delete a side file whose lock is free. Return True if it was."""
-    try:
-        lock = FileLock(path, mode=0o600, thread_local=False)
-        lock.acquire(blocking=False)
-    except Timeout:
-        return False
-    except OSError as error:
-        logger.debug("cannot see whether a writer is alive [%s]", error.errno)
-        return False
-    with suppress(OSError):
-        _delete(path, lock)
-    return True
 
 
 def _delete(path: Path, lock: FileLock) -> None:

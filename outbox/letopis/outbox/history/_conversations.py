@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 from weakref import WeakValueDictionary
@@ -40,24 +40,16 @@ _CURSOR: Final = CursorCodec("owner-conversations", "conversations")
 _PAGE: Final = 20  # newest events that are read at a time
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
 class Conversations:
     """Keeps several conversations for each owner."""
 
-    def __init__(
-        self,
-        *,
-        outbox: OutboxFile,
-        store: ConversationStore,
-        gateway: StoreGateway,
-        reader: HistoryReader,
-        appender: Appender,
-    ) -> None:
-        self._outbox = outbox
-        self._store = store
-        self._gateway = gateway
-        self._reader = reader
-        self._appender = appender
-        self._starting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+    outbox: OutboxFile
+    store: ConversationStore
+    gateway: StoreGateway
+    reader: HistoryReader
+    appender: Appender
+    _starting: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
 
     async def start(
         self,
@@ -74,7 +66,7 @@ class Conversations:
         if activate:
             bodies.append(ConversationActivated())
         name = str(uuid7()) if conversation_id is None else conversation_id
-        return await self._appender.write(name, *bodies, owner=owner)
+        return await self.appender.write(name, *bodies, owner=owner)
 
     async def active(self, owner: str, *, create: bool) -> Conversation | None:
         """Return the owner's active conversation as ``History.active`` does; never ``None`` with ``create``."""
@@ -86,14 +78,14 @@ class Conversations:
             conversation = await self._active(owner)
             if conversation is None:
                 receipt = await self.start(owner, conversation_id=None, title=None, activate=True, metadata=None)
-                conversation = await self._reader.conversation(receipt.conversation_id)
+                conversation = await self.reader.conversation(receipt.conversation_id)
                 if conversation is None:  # deleted by another process, and delivered and pruned, since
                     raise ConversationGone(conversation_id=receipt.conversation_id)
         return conversation.with_changes(active=True)
 
     async def activate(self, conversation_id: str, *, owner: str | None) -> Receipt:
         owner = await self._owner_of(conversation_id, owner, needed=True)
-        return await self._appender.write(conversation_id, ConversationActivated(), owner=owner)
+        return await self.appender.write(conversation_id, ConversationActivated(), owner=owner)
 
     async def erase(self, conversation_id: str, body: Body) -> Receipt:
         """Append a deletion or a reset, unless a hold forbids it."""
@@ -103,18 +95,18 @@ class Conversations:
     async def register_reset(self, conversation_id: str, *, reason: str | None) -> None:
         """Have every outbox erase what it holds of a conversation; append the reset after it."""
         await self._owner_of(conversation_id)  # there is such a conversation
-        if await self._gateway.read(is_reachable) is None:
+        if await self.gateway.read(is_reachable) is None:
             raise StoreUnavailable("what other outboxes have written")
-        await register(self._outbox, self._store, "conversation", conversation_id, how="reset", reason=reason)
+        await register(self.outbox, self.store, "conversation", conversation_id, how="reset", reason=reason)
 
     async def check_not_held(self, conversation_id: str) -> None:
         """Raise ``Held`` if a hold forbids an erasure, as far as the history store answers; delivery checks again."""
         check_identifier(conversation_id, "conversation_id")
-        await self._gateway.read(lambda store: store.erasures.check_not_held(conversation=conversation_id))
+        await self.gateway.read(lambda store: store.erasures.check_not_held(conversation=conversation_id))
 
     async def write(self, conversation_id: str, body: Body) -> Receipt:
         owner = await self._owner_of(conversation_id)
-        return await self._appender.write(conversation_id, body, owner=owner)
+        return await self.appender.write(conversation_id, body, owner=owner)
 
     async def list_of(
         self, owner: str, *, after: str | None, limit: int, states: Collection[str]
@@ -130,7 +122,7 @@ class Conversations:
         items = [first] if first is not None and first.state in wanted else []
         complete = True
         while len(items) < limit:
-            page = await self._reader.conversations(owner=owner, after=cursor, limit=limit - len(items), states=wanted)
+            page = await self.reader.conversations(owner=owner, after=cursor, limit=limit - len(items), states=wanted)
             others = (item for item in page if item.conversation_id != shown)
             items += [item.with_changes(active=False) if item.active else item for item in others]
             complete, cursor = complete and page.complete, page.next
@@ -145,7 +137,7 @@ class Conversations:
             return None
         name, moment = (None, None) if marked is None else (marked.conversation_id, marked.left_at)
         if name is not None and moment is None:
-            candidate = await self._reader.conversation(name)
+            candidate = await self.reader.conversation(name)
             if candidate is not None and candidate.state == "active":
                 return candidate.with_changes(active=True)
         left = {archived: from_microseconds(at) for archived, (_, at) in pending.left.items()}
@@ -159,8 +151,8 @@ class Conversations:
 
     async def _marked(self, owner: str) -> tuple[ActiveConversation | None, bool, PendingActive]:
         """Return the conversation that was activated last, whether the store is unavailable, and what is pending."""
-        pending = await self._outbox.read(lambda connection: read_active(connection, owner))
-        origin_id, lane = self._outbox.origin.origin_id, pending.lane
+        pending = await self.outbox.read(lambda connection: read_active(connection, owner))
+        origin_id, lane = self.outbox.origin.origin_id, pending.lane
 
         async def ask(store: ConversationStore) -> tuple[StoreView, int]:
             if lane is None:
@@ -172,7 +164,7 @@ class Conversations:
             heads = await lineage.reader.lane_heads(connection, origin_id, () if lane is None else (lane,))
             return view, heads.get(lane or "", 0)
 
-        answer = await self._gateway.read(ask)
+        answer = await self.gateway.read(ask)
         if answer is None:
             return active_alone(pending), True, pending
         view, head = answer
@@ -186,7 +178,7 @@ class Conversations:
         cursor = None
         while True:
             states = DEFAULT_STATES if moment is None else STATES
-            page = await self._reader.conversations(owner=owner, after=cursor, limit=2, states=states)
+            page = await self.reader.conversations(owner=owner, after=cursor, limit=2, states=states)
             for candidate in page:
                 name = candidate.conversation_id
                 live = candidate.state == "active" or (moment is not None and left.get(name, moment) > moment)
@@ -204,7 +196,7 @@ class Conversations:
         """Return when a conversation's last event up to a moment, in the log's order, occurred, if any."""
         before: str | None = None
         while True:
-            page = await self._reader.events(
+            page = await self.reader.events(
                 conversation.conversation_id, after=0, limit=_PAGE, last=_PAGE, before=before
             )
             for event in reversed(page):
@@ -219,10 +211,10 @@ class Conversations:
         check_identifier(conversation_id, "conversation_id")
         if owner is not None:
             return owner
-        conversation = await self._reader.conversation(conversation_id)
-        reachable = await self._gateway.read(is_reachable) is not None
+        conversation = await self.reader.conversation(conversation_id)
+        reachable = await self.gateway.read(is_reachable) is not None
         if conversation is None and reachable:
-            conversation = await self._reader.conversation(conversation_id)  # the store may have come back in between
+            conversation = await self.reader.conversation(conversation_id)  # the store may have come back in between
             if conversation is None:
                 raise InvalidInput("conversation_id", "there is no such conversation")
         if conversation is None:

@@ -23,8 +23,7 @@ from letopis.store.read.lineage import Lineage
 from letopis.store.read.paging import Window
 from letopis.store.read.reader import StoreView, ViewQuery
 
-_MAX_CONVERSATIONS: Final = 8
-"""Conversations that are looked through for one id; with more than one that has it, it is ambiguous."""
+_MAX_CONVERSATIONS: Final = 8  # looked through for one id; with more than one that has it, it is ambiguous
 _EVERY: Final = Window(every=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Final, TypeVar
@@ -168,7 +168,8 @@ class PathChanger:
         async def attempt() -> Receipt | None:
             page = await self.reader.messages(conversation_id)
             # Of a path that is not known whole, nothing is known to stay.
-            kept = _count_common(page, wanted) if page.complete else 0
+            common = takewhile(lambda pair: _is_same(*pair), zip(page, wanted, strict=False))
+            kept = sum(1 for _ in common) if page.complete else 0
             leaving = page.items[kept:]
             what: list[Message | Body] = list(wanted[kept:])
             if leaving or not page.complete:
@@ -176,19 +177,14 @@ class PathChanger:
             if not what:
                 return None
             known = {message.id: message for message in leaving}
-            known |= await self._off_path(conversation_id, wanted[kept:], known)
+            # Those that are off the path; the store decides later about those it cannot tell now. New ids are nowhere.
+            ids = {message.id for message in wanted[kept:] if message.event_id is None} - known.keys()
+            if ids:
+                known |= (await self.finder.named(conversation_id, frozenset(ids)))[0]
             prepared = prepare(conversation_id, what, owner=owner, limits=self.limits, after=page.seen)
             return await self.appender.append(_with_shown(prepared, known, wanted[kept:]))
 
         return await _retry_on_conflict(attempt)
-
-    async def _off_path(
-        self, conversation_id: str, wanted: Iterable[Message], there: Collection[str]
-    ) -> dict[str, RecordedMessage]:
-        """Return wanted messages that are off the path; the store decides later about those it cannot tell now."""
-        # An id that was just made is nowhere.
-        ids = [message.id for message in wanted if message.event_id is None and message.id not in there]
-        return (await self.finder.named(conversation_id, frozenset(ids)))[0] if ids else {}
 
     async def fork(
         self,
@@ -303,11 +299,6 @@ def _with_shown(prepared: Prepared, known: Mapping[str, RecordedMessage], wanted
                 reason=Reuse.ERASED if there.redacted else Reuse.OTHER_CONTENT,
             )
     return replace(prepared, shown=shown)
-
-
-def _count_common(path: Sequence[RecordedMessage], wanted: Sequence[Message]) -> int:
-    """Return how many messages a path begins with that are wanted there."""
-    return sum(1 for _ in takewhile(lambda pair: _is_same(*pair), zip(path, wanted, strict=False)))
 
 
 def _is_same(there: RecordedMessage, wanted: Message) -> bool:

@@ -30,8 +30,7 @@ SENDING_POLICY: Final = RetryPolicy(base=1.0, factor=2.0, cap=3600.0)
 """When a reply is sent again; its ``attempts`` do not count, the age of the reply does."""
 MAX_CALLS: Final = 8  # conversations whose replies are sent at the same time
 CALL_TIMEOUT_SECONDS: Final = 600.0
-LIVE_SENDING_SECONDS: Final = 600.0
-"""How long later replies of a conversation wait for one that a live process is still to confirm."""
+LIVE_SENDING_SECONDS: Final = 600.0  # how long later replies wait for one that a live process is still to confirm
 _RECHECK_SECONDS: Final = 1.0
 _STOP_TIMEOUT_SECONDS: Final = 5.0
 

@@ -20,8 +20,7 @@ async def conversation_of(
 ) -> Conversation | None:
     """Return what a history, or a store alone, knows of a conversation."""
     if isinstance(source, ConversationStore):
-        store = source
-        return await store.conversation(conversation_id, as_of=as_of)
+        return await source.conversation(conversation_id, as_of=as_of)
     return await source.chat(conversation_id).conversation(as_of=as_of)
 
 

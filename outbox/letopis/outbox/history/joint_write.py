@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, UnboundExecutionError
@@ -23,8 +24,6 @@ from letopis.store.errors import InvalidInput, LetopisError
 
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
-
-T = TypeVar("T")
 
 # Changes nothing, and makes SQLite begin a write: no other writer can append before this transaction ends.
 _LOCK: Final = "UPDATE letopis_outbox_origin SET epoch = epoch WHERE false"
@@ -98,41 +97,29 @@ async def write(
 ) -> Appended:
     """Write an append and its companion in the transaction that is open on ``connection`` and holds the lock."""
 
-    def run(cursor: Any) -> Appended | LetopisError:
-        outbox.gate.check_room(cursor)
-        outcome = append_events(cursor, (prepared,), now_us=outbox.now_us())[0]
-        if companion is not None and isinstance(outcome, Appended):
-            companion(cursor, outcome)
-        return outcome
-
-    outcome = await run_on(connection, run)
-    if isinstance(outcome, LetopisError):
-        raise outcome
-    return outcome
-
-
-async def run_on(connection: AsyncConnection, work: Callable[[Any], T]) -> T:
-    """Return what ``work(cursor)`` returns, run in the transaction that is open on ``connection``."""
-
-    def run(driver: Any) -> T:
-        cursor = driver.cursor()
-        try:
-            return work(cursor)
-        finally:
-            cursor.close()
+    def run(driver: Any) -> Appended | LetopisError:
+        with closing(driver.cursor()) as cursor:
+            outbox.gate.check_room(cursor)
+            outcome = append_events(cursor, (prepared,), now_us=outbox.now_us())[0]
+            if companion is not None and isinstance(outcome, Appended):
+                companion(cursor, outcome)
+            return outcome
 
     try:
         driver = driver_of(connection)
         if isinstance(driver, SQLiteConnection):
-            return await driver.run(run)  # one hop into its thread instead of three a statement
-        # An engine that the caller made.
-        return await connection.run_sync(lambda under: run(under.connection))
+            outcome = await driver.run(run)  # one hop into its thread instead of three a statement
+        else:  # of an engine that the caller made
+            outcome = await connection.run_sync(lambda under: run(under.connection))
     except LetopisError:
         raise  # refused before anything was written
     except Exception as error:
         # Half of it may be written, or SQLite has rolled back all that came before: none of it may be committed now.
         await connection.invalidate()
         raise translate(error) or error from error
+    if isinstance(outcome, LetopisError):
+        raise outcome
+    return outcome
 
 
 def is_open(connection: AsyncConnection) -> bool:

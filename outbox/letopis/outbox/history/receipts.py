@@ -6,10 +6,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 import orjson
@@ -31,10 +31,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("letopis.outbox.history")
 
 POLL_MIN_SECONDS: Final = 0.005
-POLL_MAX_SECONDS: Final = 0.25
-"""Seconds between two polls for what another process may have delivered: short at first, then longer."""
-_IDLE_FACTOR: Final = 20
-"""The pause after a poll is at least this many times its duration, so that polling takes little of a core."""
+POLL_MAX_SECONDS: Final = 0.25  # between two polls for another process's deliveries: short at first, then longer
+_IDLE_FACTOR: Final = 20  # a pause lasts this many times the poll before it, so that polling takes little of a core
 
 MAX_TIMEOUT_SECONDS: Final = 1e9  # an event loop cannot wait longer than about this
 
@@ -108,12 +106,12 @@ class Receipt:
         :raises InvalidInput: ``timeout`` is not a number of seconds.
         :raises Closed: the history is closed.
         """
-        timeout = check_timeout(timeout)
-        if self._void is not None and self._void.is_set():
-            return False
         return await self._delivered(timeout) is True
 
     async def _delivered(self, timeout: float | None) -> bool | None:  # noqa: ASYNC109 - the answer is None, no error
+        timeout = check_timeout(timeout)
+        if self._void is not None and self._void.is_set():
+            return None
         return await self._deliveries.wait(self._last, event_ids=self.event_ids, timeout=timeout)
 
     @property
@@ -138,9 +136,6 @@ class Receipt:
         :raises InvalidInput: ``timeout`` is not a number of seconds.
         :raises Closed: the history is closed.
         """
-        timeout = check_timeout(timeout)
-        if self._void is not None and self._void.is_set():
-            return False
         return await self._delivered(timeout) is False
 
     async def state(self) -> Saved:
@@ -279,11 +274,9 @@ class Deliveries:
             shortest = max(POLL_MIN_SECONDS, _IDLE_FACTOR * (time.monotonic() - begun))
             progressed = any(state is Saved.SAVED for state, _ in looks.values())
             pause = min(shortest if progressed else max(shortest, pause * 1.5), POLL_MAX_SECONDS)
-            try:
+            with suppress(TimeoutError):  # another process may have delivered
                 async with asyncio.timeout(pause):
                     await self._outbox.changed.wait(after=seen)
-            except TimeoutError:
-                continue  # another process may have delivered
 
 
 async def _held(store: ConversationStore, *, event: _LastEvent) -> bool:
@@ -309,7 +302,8 @@ def _read(connection: sa.Connection, waiters: Iterable[_Waiter]) -> tuple[dict[_
                 elif sequence <= delivered:
                     # An event that is no longer in the file was pruned, as delivered events are; or it was rolled back,
                     # and the event that took its place was pruned.
-                    stands = not _any_superseded(cursor, waiter.event_ids)
+                    marks = (query_one(cursor, _SUPERSEDED, (appended.bytes,)) for appended in waiter.event_ids)
+                    stands = all(mark is None for mark in marks)
                     if mine or not stands or not waiter.event.joined or is_record_lane(conversation_id):
                         looks[waiter] = (Saved.SAVED, stands)
                     else:
@@ -317,10 +311,6 @@ def _read(connection: sa.Connection, waiters: Iterable[_Waiter]) -> tuple[dict[_
                 elif event_id is not None:
                     looks[waiter] = (Saved.BLOCKED if state == "blocked" else Saved.PENDING, True)
     return looks, unknown
-
-
-def _any_superseded(cursor: Any, event_ids: Iterable[UUID]) -> bool:
-    return any(query_one(cursor, _SUPERSEDED, (event_id.bytes,)) is not None for event_id in event_ids)
 
 
 def is_drained(connection: sa.Connection) -> bool | None:

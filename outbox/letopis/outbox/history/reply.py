@@ -79,15 +79,13 @@ class Reply:
         self._outbox = appender.outbox
         self._home = appender.outbox.home
         self._appender = appender
-        self._deliveries = appender.deliveries
-        self._limits = appender.limits
         self._owner = owner
         self._empty = empty
         self._writer = writer
         self._every = every
         self._confirm = confirm
         self._hand_over = hand_over
-        self._content = DraftContent(empty, self._limits)
+        self._content = DraftContent(empty, self._appender.limits)
         self._started_us = self._outbox.now_us()
         self._ending = asyncio.Lock()
         self._receipt: Receipt | None = None
@@ -234,7 +232,7 @@ class Reply:
                 appended = await write(
                     completion.prepared, lambda cursor, done: settle(cursor, self._outbox, completion, done)
                 )
-                receipt = Receipt(appended, self._deliveries, void=end.rolled_back)
+                receipt = Receipt(appended, self._appender.deliveries, void=end.rolled_back)
                 self._joined = receipt, end
                 return receipt
 
@@ -354,7 +352,7 @@ class Reply:
         whole = replace(message, content=self._content.content)
         event = Event(type=MessageAppended.type, data=whole.to_data(), event_id=self.event_id)
         with appending(self.conversation_id, (event,)):
-            prepared = prepare(self.conversation_id, (event,), owner=self._owner, limits=self._limits)
+            prepared = prepare(self.conversation_id, (event,), owner=self._owner, limits=self._appender.limits)
         writer = self._writer if self._confirm else None
         return Completion(prepared=prepared, message_id=self.message_id, writer=writer)
 
@@ -362,7 +360,7 @@ class Reply:
         completion = self._completion(message)
         appended = await self._outbox.write(lambda connection: complete(connection, self._outbox, completion))
         self._kept = self._content.characters
-        return Receipt(appended, self._deliveries)
+        return Receipt(appended, self._appender.deliveries)
 
     async def _save_repeatedly(self, every: float) -> None:
         """Save the draft soon after the first piece, and then at most once every ``every`` seconds."""

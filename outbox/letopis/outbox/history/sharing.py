@@ -119,7 +119,12 @@ class SharedOutbox:
                     self.home = HomeLoop()
                     self._begun.set_result(None)
             async with open_parts(self.settings) as parts:
-                self._attach(parts)
+                with self._registry.lock:
+                    self.parts = parts
+                    self._file_id = parts.outbox.file_id
+                    for history in self.histories:
+                        history.enter(self)
+                self.opened.set_result(None)
                 try:
                     if not self.ending:
                         await self._stop.wait()
@@ -146,14 +151,6 @@ class SharedOutbox:
             else:
                 logger.error("an outbox could not be closed properly: %s", describe_failure(failure))
                 self.ended.set_exception(failure)
-
-    def _attach(self, parts: Parts) -> None:
-        with self._registry.lock:
-            self.parts = parts
-            self._file_id = parts.outbox.file_id
-            for history in self.histories:
-                history.enter(self)
-        self.opened.set_result(None)
 
     def _detach(self) -> None:
         self.ending = True

@@ -48,8 +48,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 logger = logging.getLogger("letopis.outbox.history")
 
-WARN_AFTER_SECONDS: Final = 1.0
-"""Seconds after which an open transaction is logged, because all other appends wait for it."""
+WARN_AFTER_SECONDS: Final = 1.0  # an open transaction is logged after this, because all other appends wait for it
 
 
 @at_home()
@@ -228,10 +227,6 @@ class Transaction:
         if self._appended:
             self._outbox.appended.notify()
 
-    def _fail(self) -> None:
-        if not self._committing:
-            self._end.rolled_back.set()
-
 
 @asynccontextmanager
 async def transaction(outbox: OutboxFile, deliveries: Deliveries, limits: Limits) -> AsyncIterator[Transaction]:
@@ -248,11 +243,12 @@ async def transaction(outbox: OutboxFile, deliveries: Deliveries, limits: Limits
             yield running
             await run_to_completion(running._commit())
         except BaseException:  # a cancellation too: receipts must not wait for what was rolled back
-            running._fail()
+            if not running._committing:
+                running._end.rolled_back.set()
             raise
     finally:
         if watch is not None:
-            watch.stop()
+            watch.timer.cancel()
         try:
             if opened:
                 await run_to_completion(opened[0].close())  # rolls back what is still open
@@ -284,21 +280,18 @@ class _DurationWatch:
     def __init__(self, outbox: OutboxFile) -> None:
         self._outbox = outbox
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(WARN_AFTER_SECONDS, self._warn)
-
-    def stop(self) -> None:
-        self._timer.cancel()
+        self.timer = self._loop.call_later(WARN_AFTER_SECONDS, self._warn)
 
     def _warn(self) -> None:
         logger.warning(
             "a transaction on the outbox has been open for %g s: all appends wait for it; await nothing slow inside",
             WARN_AFTER_SECONDS,
         )
-        self._timer = self._loop.call_later(LOCK_TIMEOUT_SECONDS - WARN_AFTER_SECONDS, self._refuse_waiters)
+        self.timer = self._loop.call_later(LOCK_TIMEOUT_SECONDS - WARN_AFTER_SECONDS, self._refuse_waiters)
 
     def _refuse_waiters(self) -> None:
         self._outbox.reject_waiters(
             f"a transaction of this process has held the outbox for {LOCK_TIMEOUT_SECONDS:g} s:"
             " await nothing slow inside one"
         )
-        self._timer = self._loop.call_later(LOCK_TIMEOUT_SECONDS, self._refuse_waiters)
+        self.timer = self._loop.call_later(LOCK_TIMEOUT_SECONDS, self._refuse_waiters)

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import sqlalchemy as sa
-
 from letopis.outbox.alerting.channels import Channel
 from letopis.outbox.alerting.incidents import BreakerView, Rules
 from letopis.outbox.alerting.language import Style
@@ -50,7 +48,7 @@ class Deliverer:
             store,
             policy=options.policy,
             retention=options.retention.content,
-            chores=(self._prune,),
+            chores=(lambda connection: self._pruner(connection),),  # which a change of options replaces
             **more,
         )
         return self.relay
@@ -83,6 +81,3 @@ class Deliverer:
 
     def _watching(self) -> dict[str, Any]:
         return {name: getattr(self._options, name) for name in ("channels", "rules", "locale", "style")}
-
-    def _prune(self, connection: sa.Connection) -> bool:
-        return self._pruner(connection)

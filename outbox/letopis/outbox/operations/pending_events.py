@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -128,11 +129,6 @@ class LaneWithLosses:
     fault: str | None
 
 
-def selects_events(selection: Selection) -> bool:
-    """Return True if events have to be read to find the conversations of a selection."""
-    return selection.fronts or bool(selection.event_ids)
-
-
 def where_clause(selection: Selection) -> tuple[str, tuple[Any, ...]]:
     """Return the condition on lanes ``l`` and events ``e``, beginning with ``AND``, and its parameters."""
     conditions: list[str] = []
@@ -173,8 +169,9 @@ def list_missing(connection: sa.Connection, *, limit: int) -> list[LaneWithLosse
 def list_repairs(connection: sa.Connection, event: PendingEvent) -> list[Repair]:
     """Return the repairs of a pending event, or of the event that it is the tombstone of, oldest first."""
     ids = [event.event_id]
-    if event.type == EventSkipped.type and (skipped := _skipped_id(event)) is not None:
-        ids.append(skipped)
+    if event.type == EventSkipped.type:
+        with suppress(ValueError):  # damaged, or of an event that the file no longer held
+            ids.append(UUID(str(decode(event.data).get("skipped_event_id"))))
     # By ids, not by sequence: a file that was given a new identity renumbers its events.
     rows = connection.exec_driver_sql(
         f"{_REPAIR} WHERE event_id IN ({', '.join('?' * len(ids))}) ORDER BY repair_id",
@@ -186,13 +183,6 @@ def list_repairs(connection: sa.Connection, event: PendingEvent) -> list[Repair]
 def _values(row: sa.Row[Any]) -> dict[str, Any]:
     values = {name: value for name, value in row._mapping.items() if name != "front"}
     return values | {"event_id": UUID(bytes=row.event_id)}
-
-
-def _skipped_id(tombstone: PendingEvent) -> UUID | None:
-    try:
-        return UUID(str(decode(tombstone.data).get("skipped_event_id")))
-    except ValueError:
-        return None
 
 
 def value_of(connection: sa.Connection, entry: PendingEvent) -> bytes | None:

@@ -4,9 +4,7 @@ Only the front of a lane, the event that the others wait for, can be fixed or sk
 blocked, paused or retrying: an event that merely waits its turn needs no repair. Nothing is destroyed: the event as it
 was goes to ``letopis_outbox_repairs``. A relay may have the old event in flight: the fence of the lease refuses its
 result, and if the history store accepted it all the same, the lane is blocked as ``diverged``, which :func:`restore`
-ends.
-
-What the verbs promise and raise stands with the methods of the same names of ``OutboxAdmin``.
+ends. What the verbs promise and raise stands with the methods of ``OutboxAdmin``.
 """
 
 from __future__ import annotations
@@ -32,7 +30,6 @@ from letopis.outbox.operations.pending_events import (
     list_pending,
     list_repairs,
     picked,
-    selects_events,
     where_clause,
 )
 from letopis.outbox.relay.store_binding import FENCE
@@ -113,7 +110,7 @@ def resume_relay(connection: sa.Connection) -> bool:
 
 def _lanes(connection: sa.Connection, selection: Selection, states: Sequence[str], *, pending: bool) -> list[str]:
     conditions, parameters = where_clause(selection)
-    source = PENDING if selects_events(selection) else " FROM letopis_outbox_lanes AS l"
+    source = PENDING if selection.fronts or selection.event_ids else " FROM letopis_outbox_lanes AS l"
     only = " AND (l.delivered < l.head OR l.state = 'blocked')" if pending else ""
     statement = (
         f"SELECT DISTINCT l.conversation_id{source} WHERE l.state IN ({', '.join('?' * len(states))}){only}{conditions}"
@@ -289,21 +286,15 @@ def _replace(
     on_cursor(connection, index_event_ids)
     for statement in (_REPLACE, _REPLACE_ID):
         connection.exec_driver_sql(statement, _row(new) | {"old_id": old.event_id.bytes})
-    _erase_again(connection, new)
+    if new.type in MESSAGE_CONTENT_TYPES:
+        message = (new.conversation_id, str(_decoded(new.data, "data").get("message_id")))
+        if on_cursor(connection, is_redacted, *message):  # redacted before the event was repaired
+            on_cursor(connection, erase_content, *message)
     if ConversationStarted.type in (old.type, new.type):
         _follow_owner(connection, old, new)
     if old.state != "blocked":  # no relay has an event of a blocked lane in flight
         connection.exec_driver_sql(FENCE)
     _update(connection, _READY, [old.conversation_id])
-
-
-def _erase_again(connection: sa.Connection, new: EncodedEvent) -> None:
-    """Erase the content of a message that was redacted before its event was repaired."""
-    if new.type not in MESSAGE_CONTENT_TYPES:
-        return
-    message_id = str(_decoded(new.data, "data").get("message_id"))
-    if on_cursor(connection, is_redacted, new.conversation_id, message_id):
-        on_cursor(connection, erase_content, new.conversation_id, message_id)
 
 
 def _follow_owner(connection: sa.Connection, old: PendingEvent, new: EncodedEvent) -> None:

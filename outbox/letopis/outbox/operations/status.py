@@ -26,10 +26,8 @@ from letopis.store.model.events import from_microseconds
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-RELAY_ALIVE_SECONDS: Final = 30.0
-"""Time since its last heartbeat for which a relay counts as running: three of its heartbeats."""
-LATE_SECONDS: Final = 30.0
-"""Age of the oldest pending event, and time without progress, from which on deliveries are late."""
+RELAY_ALIVE_SECONDS: Final = 30.0  # a relay counts as running for this long after a heartbeat: three of them
+LATE_SECONDS: Final = 30.0  # age of the oldest pending event, and time without progress, that make deliveries late
 
 _PAUSE: Final = "SELECT since, reason FROM letopis_outbox_pause"
 
@@ -320,20 +318,16 @@ def status_of(cursor: Any, *, now_us: int) -> Status:
         relay = replace(relay, paused_since=from_microseconds(pause[0]), pause_reason=pause[1])
     return Status(
         read_at=from_microseconds(now_us),
-        pending=lanes.pending,
-        pending_bytes=lanes.pending_bytes,
+        **picked(lanes, "pending", "pending_bytes", "lanes", "lost"),
+        **picked(row, "store_tasks", "store_rows"),
         wal_bytes=wal_size(path),
         oldest_pending_seconds=None if lanes.oldest_pending_us is None else _seconds(now_us, lanes.oldest_pending_us),
         delivered=row.delivered_total,
-        lanes=lanes.lanes,
-        lost=lanes.lost,
         breaker=breaker,
         relay=relay,
         incidents=open_incidents_of(cursor),
         outbox_id=None if origin is None else UUID(bytes=origin[0]),
         store=StoreStatus(store_id=bound.store_id, destination=bound.destination),
-        store_tasks=row.store_tasks,
-        store_rows=row.store_rows,
         unacknowledged=tuple(report.get("unacknowledged", ())),
         holds=tuple(report.get("holds", ())),
         retention=RetentionStatus(

@@ -21,8 +21,7 @@ CONTEXT_KEYS: Final = ("conversation_id", "owner_id", "message_id", "event_id")
 """The keys of what a record is about, always under these names."""
 LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
 FORMATS: Final = ("auto", "text", "json")
-MAX_REPEATS: Final = 5
-"""Similar records that are written within :data:`REPEAT_PERIOD_SECONDS`; further ones are counted."""
+MAX_REPEATS: Final = 5  # similar records written within REPEAT_PERIOD_SECONDS; further ones are counted
 REPEAT_PERIOD_SECONDS: Final = 60.0
 _MAX_KINDS: Final = 1_000  # kinds of records that are remembered
 _MAX_TRACE_LINES: Final = 64

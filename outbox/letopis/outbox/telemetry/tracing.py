@@ -143,9 +143,6 @@ class Spans:
 CONVERSATION_ID: Final = "gen_ai.conversation.id"
 INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
 OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
-CACHE_READ: Final = "gen_ai.usage.cache_read.input_tokens"
-CACHE_CREATION: Final = "gen_ai.usage.cache_creation.input_tokens"
-REASONING: Final = "gen_ai.usage.reasoning.output_tokens"
 
 # By attribute: where providers put the number in the object `usage` of their answers, and the short names of ours.
 _PLACES: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
@@ -157,15 +154,15 @@ _PLACES: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
         ("candidates_token_count",),
         ("output",),
     ),
-    CACHE_READ: (
+    "gen_ai.usage.cache_read.input_tokens": (
         ("cache_read_input_tokens",),
         ("prompt_tokens_details", "cached_tokens"),
         ("input_tokens_details", "cached_tokens"),
         ("cachedContentTokenCount",),
         ("cached_content_token_count",),
     ),
-    CACHE_CREATION: (("cache_creation_input_tokens",),),
-    REASONING: (
+    "gen_ai.usage.cache_creation.input_tokens": (("cache_creation_input_tokens",),),
+    "gen_ai.usage.reasoning.output_tokens": (
         ("completion_tokens_details", "reasoning_tokens"),
         ("output_tokens_details", "reasoning_tokens"),
         ("thoughtsTokenCount",),

@@ -32,8 +32,7 @@ from letopis.store.transfer.jsonl import Line, Refused, SeenKeys
 from letopis.store.transfer.record_lines import RecordLine
 
 CHUNK_LINES: Final = 500
-CHUNK_BYTES: Final = 8_388_608
-"""A chunk is committed at once: at most this many lines, and little more than this many bytes."""
+CHUNK_BYTES: Final = 8_388_608  # a chunk is committed at once: at most this many lines, and little more bytes
 
 _KNOWN: Final = "SELECT event_id FROM letopis_outbox_known_ids WHERE event_id IN ({places})"
 _LANES: Final = "SELECT conversation_id, pruned FROM letopis_outbox_lanes WHERE conversation_id IN ({places})"
@@ -56,14 +55,6 @@ class _Item:
     @property
     def event_id(self) -> UUID:
         return self.prepared.events[0].event_id
-
-
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """The events of a chunk that the outbox holds, and how many events of each conversation it has pruned."""
-
-    event_ids: frozenset[UUID]
-    pruned: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,15 +113,15 @@ class Importer:
                 items.append(checked)
         if records:
             refused += await self._records.take(records, self.counts)
-        held = await self.outbox.read(lambda connection: _look_up(connection, items))
-        items = await self._without_what_the_store_holds(items, held, refused)
+        known, pruned = await self.outbox.read(lambda connection: _look_up(connection, items))
+        items = await self._without_what_the_store_holds(items, known, pruned, refused)
         lanes: dict[str, list[_Item]] = {}
         for item in items:
             lanes.setdefault(item.line.conversation_id, []).append(item)
         async with anyio.create_task_group() as tasks:
             # Concurrently, so that the writer commits them together; one conversation stays in order.
             for run in lanes.values():
-                tasks.start_soon(self._append, run, held.event_ids, refused)
+                tasks.start_soon(self._append, run, known, refused)
         for refusal in sorted(refused, key=lambda refusal: refusal.number):
             self.tell(refusal)
         self.counts.refused += len(refused)
@@ -141,7 +132,13 @@ class Importer:
         owners = {item.line.owner for item in run} - {None}
         if len(run) > 1 and len(owners) < 2:
             try:
-                await self.outbox.append(_merged(run, next(iter(owners), None)))
+                prepared = replace(
+                    run[0].prepared,
+                    events=tuple(item.prepared.events[0] for item in run),
+                    message_ids=tuple(item.prepared.message_ids[0] for item in run),
+                    owner_id=next(iter(owners), None),
+                )
+                await self.outbox.append(prepared)
             except (ConversationGone, EventIdReused, InvalidInput):
                 pass  # at least one is refused: the loop below finds which
             else:
@@ -159,29 +156,28 @@ class Importer:
             except (InvalidInput, ConversationGone) as error:
                 if isinstance(error, ConversationGone) and item.event_id in there:
                     self.counts.known += 1
-                    continue
-                refused.append(_refused(item.line, str(error)))
+                else:
+                    refused.append(_refused(item.line, str(error)))
             else:
                 self._count((item,), there)
                 there.add(item.event_id)
 
-    def _count(self, run: Iterable[_Item], known: Set[UUID]) -> None:
-        new = {item.event_id for item in run if item.event_id not in known}
-        total = sum(1 for _ in run)
+    def _count(self, run: Sequence[_Item], known: Set[UUID]) -> None:
+        new = {item.event_id for item in run} - known
         self.counts.imported += len(new)
-        self.counts.known += total - len(new)
+        self.counts.known += len(run) - len(new)
 
     async def _without_what_the_store_holds(
-        self, items: Sequence[_Item], held: _Held, refused: list[Refused]
+        self, items: Sequence[_Item], known: frozenset[UUID], pruned: Mapping[str, int], refused: list[Refused]
     ) -> list[_Item]:
         """Return the items without those that only the store holds; those count as known or refused."""
         asked: dict[str, set[UUID]] = {}
         for item in items:
-            if item.event_id not in held.event_ids:
+            if item.event_id not in known:
                 asked.setdefault(item.line.conversation_id, set()).add(item.event_id)
         there: dict[UUID, tuple[bytes, bytes | None]] = {}
         for conversation_id, wanted in asked.items():
-            there |= await self._query_store(conversation_id, wanted, pruned=held.pruned.get(conversation_id))
+            there |= await self._query_store(conversation_id, wanted, pruned=pruned.get(conversation_id))
         rest: list[_Item] = []
         for item in items:
             if item.event_id not in there:
@@ -292,19 +288,11 @@ def _draw(source: Iterator[Line | RecordLine | Refused]) -> list[Line | RecordLi
     return chunk
 
 
-def _merged(run: Sequence[_Item], owner: str | None) -> Prepared:
-    return replace(
-        run[0].prepared,
-        events=tuple(item.prepared.events[0] for item in run),
-        message_ids=tuple(item.prepared.message_ids[0] for item in run),
-        owner_id=owner,
-    )
-
-
-def _look_up(connection: sa.Connection, items: Sequence[_Item]) -> _Held:
+def _look_up(connection: sa.Connection, items: Sequence[_Item]) -> tuple[frozenset[UUID], dict[str, int]]:
+    """Return the events of a chunk that the outbox holds, and how many of each conversation it has pruned."""
     known = _select(connection, _KNOWN, [item.event_id.bytes for item in items])
     lanes = _select(connection, _LANES, list({item.line.conversation_id for item in items}))
-    return _Held(frozenset(UUID(bytes=row[0]) for row in known), {row[0]: row[1] for row in lanes})
+    return frozenset(UUID(bytes=row[0]) for row in known), {row[0]: row[1] for row in lanes}
 
 
 def _select(connection: sa.Connection, statement: str, values: Sequence[Any]) -> Sequence[Any]:

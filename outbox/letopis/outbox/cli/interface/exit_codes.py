@@ -72,8 +72,10 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILED
     except Exception as error:  # the last handler: everything becomes one line and an exit code
-        cause = _innermost(error)
-        if _debugging(given):
+        cause: BaseException = error
+        while isinstance(cause, BaseExceptionGroup):  # of a task group; the first of several
+            cause = cause.exceptions[0]
+        if "--debug" in given or os.environ.get("LETOPIS_DEBUG", "").lower() in ("1", "true", "yes", "on"):
             traceback.print_exception(error)
         code, line = explain(cause)
         if line:
@@ -134,15 +136,3 @@ def one_line(text: str) -> str:
     text = without_credentials(text)
     line = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
     return line if len(line) <= MAX_LINE_LENGTH else f"{line[:MAX_LINE_LENGTH]}..."
-
-
-def _debugging(arguments: Sequence[str]) -> bool:
-    return "--debug" in arguments or os.environ.get("LETOPIS_DEBUG", "").lower() in ("1", "true", "yes", "on")
-
-
-def _innermost(error: Exception) -> BaseException:
-    """Return the error that a task group wrapped; the first of several."""
-    inner: BaseException = error
-    while isinstance(inner, BaseExceptionGroup):
-        inner = inner.exceptions[0]
-    return inner

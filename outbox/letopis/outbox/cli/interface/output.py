@@ -176,19 +176,13 @@ def printable(text: str, *, lines: bool = False) -> str:
     )
 
 
-def reader_is_gone(stream: TextIO) -> bool:
-    """Return True if ``stream`` is a pipe without a reader; writes nothing."""
-    if not hasattr(select, "poll"):
-        return False
-    watched = select.poll()
-    watched.register(stream.fileno(), 0)
-    return any(state & (select.POLLERR | select.POLLHUP | select.POLLNVAL) for _, state in watched.poll(0))
-
-
 def check_reader() -> None:
-    """Raise ``BrokenPipeError`` if stdout has no reader."""
-    if reader_is_gone(sys.stdout):
-        raise BrokenPipeError
+    """Raise ``BrokenPipeError`` if stdout is a pipe without a reader; writes nothing."""
+    if hasattr(select, "poll"):
+        watched = select.poll()
+        watched.register(sys.stdout.fileno(), 0)
+        if any(state & (select.POLLERR | select.POLLHUP | select.POLLNVAL) for _, state in watched.poll(0)):
+            raise BrokenPipeError
 
 
 def counted(count: int, noun: str) -> str:

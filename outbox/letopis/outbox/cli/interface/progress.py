@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol, TextIO
 
 from letopis.outbox.cli.interface.output import before_note, terminal_width, wants_json
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
     from letopis.outbox.history.history import History
 
 REDRAW_SECONDS: Final = 0.2  # least time between two drawings of the line
-WINDOW_SECONDS: Final = 30.0
-"""The pace is that of the last half minute: what is slow at first does not spoil the estimate for ever."""
+WINDOW_SECONDS: Final = 30.0  # the pace is that of the last half minute: a slow start does not spoil the estimate
 STEADY_SECONDS: Final = 2.0  # a run says how much time is left once it has lasted this long
 DEFAULT_COLUMNS: Final = 80  # columns of a terminal that does not say how many it has
 BYTES: Final = "bytes"  # the unit of amounts that are shown in megabytes
@@ -64,26 +64,19 @@ class Pace:
         return None if pace is None else max(0, total - self._samples[-1][1]) / pace
 
 
+@dataclass(slots=True)
 class ProgressLine:
     """One line of a terminal that is drawn over and over."""
 
-    def __init__(
-        self,
-        title: str,
-        total: int | None,
-        unit: str,
-        *,
-        stream: TextIO,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._title = title
-        self._total = total
-        self._unit = unit
-        self._stream = stream
-        self._monotonic = monotonic
-        self._pace = Pace()
-        self._drawn_at: float | None = None
-        self._width = 0
+    _title: str
+    _total: int | None
+    _unit: str
+    _: KW_ONLY
+    stream: TextIO
+    monotonic: Callable[[], float] = time.monotonic
+    _pace: Pace = field(default_factory=Pace)
+    _drawn_at: float | None = None
+    _width: int = 0
 
     def __call__(
         self, done: int, *, total: int | None = None, title: str | None = None, unit: str | None = None
@@ -93,22 +86,22 @@ class ProgressLine:
             self._title, self._pace, self._total, self._drawn_at = title, Pace(), None, None
         self._total = self._total if total is None else total
         self._unit = self._unit if unit is None else unit
-        now = self._monotonic()
+        now = self.monotonic()
         if self._drawn_at is not None and now - self._drawn_at < REDRAW_SECONDS:
             return
         self._drawn_at = now
         self._pace.add(now, done)
-        width = terminal_width(self._stream) or DEFAULT_COLUMNS
+        width = terminal_width(self.stream) or DEFAULT_COLUMNS
         line = describe(self._title, done, self._total, self._unit, self._pace)[: max(20, width) - 1]
-        self._stream.write(f"\r{line.ljust(self._width)}")
-        self._stream.flush()
+        self.stream.write(f"\r{line.ljust(self._width)}")
+        self.stream.flush()
         self._width = len(line)
 
     def clear(self) -> None:
         """Erase the line; the next report draws it again."""
         if self._width:
-            self._stream.write(f"\r{'':{self._width}}\r")
-            self._stream.flush()
+            self.stream.write(f"\r{'':{self._width}}\r")
+            self.stream.flush()
         self._width, self._drawn_at = 0, None
 
 

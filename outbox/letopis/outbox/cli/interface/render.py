@@ -27,29 +27,6 @@ MIN_FAULT_WIDTH: Final = 20
 
 def event_table(events: Sequence[PendingEvent], missing: Sequence[LaneWithLosses] = ()) -> str:
     """Return a table of events; on a terminal no wider than that is, as far as the last column can give way."""
-    width = terminal_width(sys.stdout)
-    lines = _event_lines(events, missing)
-    if width is None:
-        return lines
-    fault_at = lines.index(HEAD[-1])
-    return "\n".join(
-        line if len(line) <= width else f"{line[: max(width, fault_at + MIN_FAULT_WIDTH) - 3]}..."
-        for line in lines.split("\n")
-    )
-
-
-def code_first(fault: str) -> str:
-    """Return the sentence of a fault with its class and code in front, where no narrow column cuts them off."""
-    match = _CODE.fullmatch(fault)
-    return fault if match is None else f"{match['code']}: {match['sentence']}"
-
-
-def missing_json(lane: LaneWithLosses) -> dict[str, Any]:
-    """Return a stuck conversation without an event to show as JSON values."""
-    return picked(lane, "conversation_id", "owner_id", "state", "attempts", "fault_class", "fault")
-
-
-def _event_lines(events: Sequence[PendingEvent], missing: Sequence[LaneWithLosses]) -> str:
     now = time.time()
     rows = [
         (
@@ -78,7 +55,21 @@ def _event_lines(events: Sequence[PendingEvent], missing: Sequence[LaneWithLosse
         )
         for lane in missing
     ]
-    return table(HEAD, rows, right=(2, 4, 6, 7))
+    lines = table(HEAD, rows, right=(2, 4, 6, 7))
+    width = terminal_width(sys.stdout)
+    if width is None:
+        return lines
+    fault_at = lines.index(HEAD[-1])
+    return "\n".join(
+        line if len(line) <= width else f"{line[: max(width, fault_at + MIN_FAULT_WIDTH) - 3]}..."
+        for line in lines.split("\n")
+    )
+
+
+def code_first(fault: str) -> str:
+    """Return the sentence of a fault with its class and code in front, where no narrow column cuts them off."""
+    match = _CODE.fullmatch(fault)
+    return fault if match is None else f"{match['code']}: {match['sentence']}"
 
 
 def _fault(stuck: PendingEvent | LaneWithLosses) -> str:
@@ -87,20 +78,18 @@ def _fault(stuck: PendingEvent | LaneWithLosses) -> str:
 
 def event_details(entry: PendingEvent, done: Sequence[Repair], *, payload: bool) -> dict[str, Any]:
     """Return an event and its repairs as JSON values; content only with ``payload``."""
-    repairs = []
-    for made in done:
-        repair = {
+    repairs = [
+        {
             "verb": made.verb,
             "event_id": str(made.event_id),
             "type": made.type,
             "digest": made.digest.hex(),
-            "reason": made.reason,
-            "repaired_by": made.repaired_by,
+            **picked(made, "reason", "repaired_by"),
             "repaired_at": iso_moment(made.repaired_at),
+            **({"data": json_value(made.data), "metadata": json_value(made.metadata)} if payload else {}),
         }
-        repairs.append(
-            {**repair, "data": json_value(made.data), "metadata": json_value(made.metadata)} if payload else repair
-        )
+        for made in done
+    ]
     return {**(event_json(entry) if payload else event_summary(entry)), "repairs": repairs}
 
 
@@ -166,9 +155,7 @@ def message_json(recorded: RecordedMessage) -> dict[str, Any]:
         "version": recorded.version,
         "role": message.role,
         "content": content_to_json(message.content),
-        "name": message.name,
-        "author": message.author,
-        "tokens": message.tokens,
+        **picked(message, "name", "author", "tokens"),
         "usage": dict(message.usage),
         "external_ids": dict(message.external_ids),
         "metadata": dict(message.metadata),
