@@ -12,8 +12,9 @@ import sqlalchemy as sa
 
 from letopis.store import ConversationDeleted, ConversationStore, Message, StoreFault
 from letopis.store.database.engines import create_store_engine
-from letopis.store.database.schema import record_ledger, record_parts, record_tags, records
+from letopis.store.database.schema import lanes, record_ledger, record_parts, record_tags, records
 from letopis.store.model.records import (
+    MAX_INLINE_BYTES,
     RecordRange,
     Scope,
     encode_namespace,
@@ -21,7 +22,7 @@ from letopis.store.model.records import (
 from letopis.store.read.records import RecordsView
 from letopis.store.rules.apply_plan import LaneBatch
 from letopis.store.testing.outbox import Outbox
-from letopis.store.testing.record_changes import CP, clear, put
+from letopis.store.testing.record_changes import CP, clear, delete, put
 from letopis.store.testing.records import LANE, RecordConformance
 from tests.support.defects import RECORDS_TWICE, planted
 from tests.support.store_changes import run_there
@@ -64,11 +65,12 @@ async def page(
     )
 
 
-async def count(store_url: str, table: sa.Table) -> int:
+async def count(store_url: str, table: sa.Table, counter: sa.Column[int] | None = None) -> int:
     engine = create_store_engine(store_url)
     try:
         async with engine.connect() as connection:
-            return int((await connection.execute(sa.select(sa.func.count()).select_from(table))).scalar_one())
+            statement = sa.select(sa.func.count() if counter is None else counter).select_from(table)
+            return int((await connection.execute(statement)).scalar_one())
     finally:
         await engine.dispose()
 
@@ -81,10 +83,27 @@ async def test_large_values_are_stored_in_parts_and_leave_none_behind(store: Con
     assert await values(store) == {"a": large + b"x"}
     assert await count(store_url, record_parts) == 3
 
-    outbox.append_encoded(lane, [put(lane, "a", b"small")])
+    largest = bytes(MAX_INLINE_BYTES)  # that needs no parts
+    outbox.append_encoded(lane, [put(lane, "a", largest), put(lane, "b", b"small")])
     await outbox.deliver(store)
-    assert await values(store) == {"a": b"small"}
+    assert await values(store) == {"a": largest, "b": b"small"}
     assert await count(store_url, record_parts) == 0
+
+
+async def test_a_lane_counts_the_records_it_has_added_less_those_it_has_removed(
+    store: ConversationStore, store_url: str
+) -> None:
+    outbox, lane, counted = Outbox(), SCOPE.name, list[int]()
+    for changes in (
+        [put(lane, "a", b"1"), put(lane, "b", b"1"), put(lane, "c", b"1")],
+        [put(lane, "a", b"2"), delete(lane, "b"), delete(lane, "unknown")],
+        [clear(lane), put(lane, "a", b"3")],
+    ):
+        outbox.append_encoded(lane, changes)
+        await outbox.deliver(store)
+        counted.append(await count(store_url, lanes, lanes.c.records))
+
+    assert counted == [3, 2, 1]
 
 
 async def test_the_ledger_is_trimmed_by_what_the_outbox_has_pruned(store: ConversationStore, store_url: str) -> None:
