@@ -120,6 +120,18 @@ async def test_the_ledger_is_trimmed_by_what_the_outbox_has_pruned(store: Conver
     assert not result.refused and await values(store) == {"a": b"last"}
 
 
+async def test_a_hold_spares_the_records_that_an_erasure_beside_a_put_would_take(store: ConversationStore) -> None:
+    outbox, lane = Outbox(), SCOPE.name
+    outbox.append("chat-1", Message.user("hello"))
+    outbox.append_encoded(lane, [put(lane, "a", b"1")])
+    await outbox.deliver(store)
+    await store.erasures.hold("conversation", "chat-1", reason="a court asked")
+    outbox.append_encoded(lane, [clear(lane, erase=True), put(lane, "b", b"2")])
+    await outbox.deliver(store)
+
+    assert await values(store) == {"a": b"1", "b": b"2"}
+
+
 async def test_records_are_erased_with_their_conversation_and_come_back_by_no_late_delivery(
     store: ConversationStore, store_url: str
 ) -> None:
