@@ -201,9 +201,9 @@ async def test_a_rewind_that_is_recorded_already_changes_nothing(outbox: OutboxF
     await say(outbox, "a", 9)
     await ack(outbox, {"a": 8})
     await sql(outbox, "UPDATE letopis_outbox_lanes SET pruned = 5")
-    found = [await outbox.write(partial(rewind_lane, conversation_id="a", head=2, now_us=NOW)) for _ in range(2)]
+    found = [await outbox.write(partial(rewind_lane, conversation_id="a", head=head, now_us=NOW)) for head in (2, 2, 1)]
 
-    assert [(one.events, one.lost) for one in found] == [(3, 3), (0, 0)]
+    assert [(one.events, one.lost) for one in found] == [(3, 3), (0, 0), (0, 4)]
 
 
 @pytest.mark.parametrize("pruned", [0, 5])

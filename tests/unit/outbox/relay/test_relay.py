@@ -818,8 +818,11 @@ async def test_the_relay_shows_life_while_there_is_nothing_to_do_and_while_the_s
 
 
 async def test_a_strange_fault_of_the_only_conversation_charges_nothing(outbox: OutboxFile, hands: Hands) -> None:
+    strange = True
+
     def refuse(lanes: Sequence[LaneBatch]) -> BaseException | None:
-        return fault(FaultClass.UNCLASSIFIED, "KeyError") if any(one.conversation_id == "a" for one in lanes) else None
+        refused = strange and any(one.conversation_id == "a" for one in lanes)
+        return fault(FaultClass.UNCLASSIFIED, "KeyError") if refused else None
 
     store = ToldStore(refuse)
     relay = relay_on(outbox, store, hands=hands)
@@ -830,6 +833,12 @@ async def test_a_strange_fault_of_the_only_conversation_charges_nothing(outbox: 
     waiting = await lane(outbox, "a")
 
     assert (waiting.state, waiting.attempts, waiting.fault_class) == ("retrying", 0, "unclassified")
+    strange = False
+    hands.advance(600)
+    while await relay.drain_once():
+        pass
+    assert (await lane(outbox, "a")).delivered == 2
+    assert not relay._dispatcher.retries._uncharged  # the next refusal waits as the first did
 
 
 async def test_an_event_that_cuts_the_connection_ends_up_blocked_and_the_others_get_through(
