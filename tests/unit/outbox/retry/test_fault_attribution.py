@@ -163,8 +163,12 @@ def test_two_that_look_like_an_outage_do_not_shield_each_other() -> None:
     assert attribution.is_charged(DOWN, "b")
 
 
-def test_outages_before_the_first_charge_count_for_others_only() -> None:
+@pytest.mark.parametrize("cleared", [False, True])
+def test_outages_before_the_first_charge_count_for_others_only(cleared: bool) -> None:
     attribution = FaultAttribution()
+    if cleared:
+        attribution.charge("a")
+        attribution.record_success(["a"])
     attribution.record_refusal("a")
     attribution.record_store_fault(["b"])
     attribution.record_success(["c"])
