@@ -163,6 +163,15 @@ def test_two_that_look_like_an_outage_do_not_shield_each_other() -> None:
     assert attribution.is_charged(DOWN, "b")
 
 
+def test_an_outage_that_only_a_charged_conversation_meets_is_its_own() -> None:
+    attribution = FaultAttribution()
+    attribution.charge("a")
+    attribution.record_store_fault(["a"])
+    attribution.record_refusal("a")
+
+    assert attribution.is_charged(DOWN, "a")
+
+
 @pytest.mark.parametrize("cleared", [False, True])
 def test_outages_before_the_first_charge_count_for_others_only(cleared: bool) -> None:
     attribution = FaultAttribution()
