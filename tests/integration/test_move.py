@@ -318,9 +318,7 @@ async def test_a_redaction_during_the_copy_arrives(source: str, target: str, mon
             outbox.append("young", ConversationDeleted())
             with monkeypatch.context() as patch:
                 # What an apply leaves for later is not done when the store is closed.
-                patch.setattr(
-                    "letopis.store.write.applier.Applier._erase_released", lambda self, marks: asyncio.sleep(0)
-                )
+                patch.setattr("letopis.store.write.applier.Applier._erase_released", lambda self, marks: asyncio.sleep(0))
                 await outbox.deliver(store)
             return await real(*given)
 
