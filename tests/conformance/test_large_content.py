@@ -219,6 +219,7 @@ async def test_fork_reads_its_parents_content(bot: History, store: ConversationS
 async def test_what_is_pruned_is_read_from_the_store_and_put_again(bot: History) -> None:
     await bot.append(CHAT, Message.user(large(), id="first"))
     await deliver_all(bot)
+    await bot.append("another", Message.user("hello"))
     pruner = Pruner(Retention(keep_last=0, keep_for=timedelta(0)), bot.outbox.now_us)
     await bot.outbox.write(pruner)
     assert await count(bot, CONTENT_ROWS) == 0

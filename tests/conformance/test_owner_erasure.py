@@ -68,6 +68,23 @@ async def erase(history: History, owner: str, how: str) -> None:
     await erase_owner(history, owner, how=how, reason="asked")  # type: ignore[arg-type]
 
 
+async def test_more_events_than_one_step_takes(
+    store: ConversationStore, bots: Bots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("letopis.outbox.event_log.erasures.MAX_ERASED_PER_TRANSACTION", 2)
+    one, two = bots
+    await two.append("shared", Message.user("hello"), owner="42")
+    await drain(two)
+    for number in range(2):
+        await speak(two, "shared")
+        await two.records(owner="42").put(("profile",), f"{number}", "value", tags={"tag": WORDS})
+
+    await erase(one, "42", "reset")
+    await drain(one, two)
+
+    await assert_nowhere(WORDS, store, one, two)
+
+
 async def test_new_words_after_the_erasure_survive(store: ConversationStore, bots: Bots) -> None:
     one, two = bots
     await speak(one, "shared", owner="42")

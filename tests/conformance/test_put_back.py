@@ -101,6 +101,14 @@ async def test_a_message_that_was_read_is_put_back_under_the_id_that_was_made_fo
     assert [one.text for one in await bot.messages("other")] == ["two"]
 
 
+async def test_a_message_that_was_read_and_is_on_the_path_is_not_written_again(bots: Bots) -> None:
+    bot, _ = bots
+    said = await bot.append(CHAT, Message.user("one"))
+    [read] = await bot.messages(CHAT)
+
+    assert (await bot.append(CHAT, read.message)).event_ids == said.event_ids
+
+
 async def test_it_comes_and_goes_as_often_as_asked(bots: Bots) -> None:
     bot, _ = bots
     message = Message.user("words", id="m")

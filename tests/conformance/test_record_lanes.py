@@ -11,12 +11,12 @@ import pytest
 import sqlalchemy as sa
 
 from letopis.store import ConversationDeleted, ConversationStore, Message, StoreFault
-from letopis.store.database.schema import record_ledger, record_parts, record_tags, records
-from letopis.store.model.records import RecordRange, Scope, encode_namespace
+from letopis.store.database.schema import lanes, record_ledger, record_parts, record_tags, records
+from letopis.store.model.records import MAX_INLINE_BYTES, RecordRange, Scope, encode_namespace
 from letopis.store.read.records import RecordsView
 from letopis.store.rules.apply_plan import LaneBatch
 from letopis.store.testing.outbox import Outbox
-from letopis.store.testing.record_changes import CP, clear, put
+from letopis.store.testing.record_changes import CP, clear, delete, put
 from letopis.store.testing.records import LANE, RecordConformance
 from tests.support.defects import RECORDS_TWICE, planted
 from tests.support.sayings import rows_of, send, send_encoded
@@ -60,8 +60,8 @@ async def page(
     )
 
 
-async def count(store: ConversationStore, table: sa.Table) -> int:
-    [(found,)] = await rows_of(store, sa.select(sa.func.count()).select_from(table))
+async def count(store: ConversationStore, table: sa.Table, counter: sa.Column[int] | None = None) -> int:
+    [(found,)] = await rows_of(store, sa.select(sa.func.count() if counter is None else counter).select_from(table))
     return int(found)
 
 
@@ -72,9 +72,23 @@ async def test_large_values_are_stored_in_parts_and_leave_none_behind(store: Con
     assert await values(store) == {"a": large + b"x"}
     assert await count(store, record_parts) == 3
 
-    await send_encoded(store, outbox, lane, put(lane, "a", b"small"))
-    assert await values(store) == {"a": b"small"}
+    largest = bytes(MAX_INLINE_BYTES)  # that needs no parts
+    await send_encoded(store, outbox, lane, put(lane, "a", largest), put(lane, "b", b"small"))
+    assert await values(store) == {"a": largest, "b": b"small"}
     assert await count(store, record_parts) == 0
+
+
+async def test_a_lane_counts_the_records_it_has_added_less_those_it_has_removed(store: ConversationStore) -> None:
+    outbox, lane, counted = Outbox(), SCOPE.name, list[int]()
+    for changes in (
+        [put(lane, "a", b"1"), put(lane, "b", b"1"), put(lane, "c", b"1")],
+        [put(lane, "a", b"2"), delete(lane, "b"), delete(lane, "unknown")],
+        [clear(lane), put(lane, "a", b"3")],
+    ):
+        await send_encoded(store, outbox, lane, *changes)
+        counted.append(await count(store, lanes, lanes.c.records))
+
+    assert counted == [3, 2, 1]
 
 
 async def test_the_ledger_is_trimmed_by_what_the_outbox_has_pruned(store: ConversationStore) -> None:
@@ -88,6 +102,16 @@ async def test_the_ledger_is_trimmed_by_what_the_outbox_has_pruned(store: Conver
     # What an outbox sends again all the same is told apart by the head alone.
     result = await store.apply(outbox.origin, [outbox.batch(lane)])
     assert not result.refused and await values(store) == {"a": b"last"}
+
+
+async def test_a_hold_spares_the_records_that_an_erasure_beside_a_put_would_take(store: ConversationStore) -> None:
+    outbox, lane = Outbox(), SCOPE.name
+    outbox.append("chat-1", Message.user("hello"))
+    await send_encoded(store, outbox, lane, put(lane, "a", b"1"))
+    await store.erasures.hold("conversation", "chat-1", reason="a court asked")
+    await send_encoded(store, outbox, lane, clear(lane, erase=True), put(lane, "b", b"2"))
+
+    assert await values(store) == {"a": b"1", "b": b"2"}
 
 
 async def test_records_erased_with_their_conversation_leave_no_row(store: ConversationStore) -> None:

@@ -22,7 +22,7 @@ _STORED_CONTENTS: Final = (
     "SELECT CAST(record_key AS BLOB) FROM letopis_records WHERE substr(scope, 1, 3) = char(1) || 'm:'"
 )
 _TABLES: Final = "SELECT name FROM sqlite_master WHERE type = 'table'"
-_TASKS: Final = "SELECT count(*) FROM letopis_tasks"
+_TASKS: Final = "SELECT count(*) FROM letopis_tasks WHERE after < upto"
 _DRAFTS: Final = "SELECT message_id, data FROM letopis_outbox_drafts"
 
 

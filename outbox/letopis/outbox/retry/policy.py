@@ -70,5 +70,5 @@ class RetryPolicy:
         return bound if self.jitter == "none" else uniform(min(MIN_DELAY_SHARE * self.base, bound), bound)
 
 
-PROBE_POLICY: Final = RetryPolicy(base=1.0, factor=2.0, cap=60.0, jitter="full", attempts=0)
+PROBE_POLICY: Final = RetryPolicy(base=1.0, factor=2.0, cap=60.0, jitter="full")
 """When an unavailable history store is probed: after 1 s, 2 s ... up to 60 s, without end."""

@@ -14,7 +14,14 @@ from letopis.outbox.event_log.append import append_events
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.errors import EventIdReused, InvalidInput
-from letopis.store.model.event_types import ConversationRenamed, ConversationStarted
+from letopis.store.model.event_types import (
+    Body,
+    ConversationRenamed,
+    ConversationStarted,
+    MessageFailed,
+    MessageRedacted,
+    MessageSent,
+)
 from letopis.store.model.events import Event
 from letopis.store.model.identifiers import derived_event_id
 from letopis.store.model.messages import Message
@@ -220,3 +227,21 @@ async def test_ids_are_kept_as_bytes(outbox: OutboxFile) -> None:
     )
     assert UUID(bytes=found[0]) == appended.event_ids[0]
     assert found[1] == 32
+
+
+@pytest.mark.parametrize(
+    ("body", "erased"),
+    [
+        (MessageRedacted(message_id="m"), True),
+        (MessageFailed(message_id="gone", reason="words"), True),
+        (MessageFailed(message_id="m", reason="words"), False),
+        (MessageSent(message_id="gone", platform_ids={"chat": 1}), False),
+    ],
+)
+async def test_append_tells_that_content_was_erased(outbox: OutboxFile, body: Body, erased: bool) -> None:
+    await outbox.append(prepare("c1", [Message.user("one", id="m"), Message.user("two", id="gone")]))
+    await outbox.append(prepare("c1", [MessageRedacted(message_id="gone")]))
+    await outbox.append(prepare("c2", [ConversationRenamed(title="another")]))
+
+    assert (await outbox.append(prepare("c1", [body]))).erased is erased
+    assert (await outbox.append(said("three"))).erased is False

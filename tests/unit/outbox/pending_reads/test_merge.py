@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +21,7 @@ from letopis.outbox.pending_reads.merge import (
     merge_conversation,
     merge_events,
     merge_messages,
+    merge_newest_events,
     path_bound,
     place_of,
 )
@@ -301,6 +303,8 @@ def test_events_are_filled_up_with_the_pending_ones() -> None:
     assert ([event.sequence for event in rest], rest.next) == ([4], None)
     full = merge_events(slice_, view("a"), Page((one,), next="1"), after=0, limit=1)
     assert (len(full), full.next) == (1, "1")
+    newest = partial(merge_newest_events, slice_, view("a"), Page((one,)), limit=9, types=None)
+    assert [event.sequence for event in newest(before=4, after=2)] == [1, 3]  # the store's page as it is
 
 
 def test_the_last_event_at_a_moment_is_one_beyond_the_view() -> None:

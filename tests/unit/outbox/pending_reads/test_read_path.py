@@ -194,6 +194,19 @@ async def test_a_slow_question_is_an_error_of_its_own_and_no_other_read_is_affec
     assert found is not None and found.message_count == 1
 
 
+async def test_a_fault_that_is_no_outage_is_raised(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    await history.append("c", Message.user("one"))
+
+    async def refuse(*_: object) -> StoreView:
+        raise StoreFault(fault_class=FaultClass.POISON, code="22021", reason="refused")
+
+    monkeypatch.setattr(OutboxAccess, "view", refuse)
+
+    with pytest.raises(StoreFault, match="refused"):
+        await history.messages("c", last=5)
+    assert not history._parts.gateway.unavailable
+
+
 async def test_a_plain_read_that_takes_too_long_is_answered_from_the_file(
     history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:

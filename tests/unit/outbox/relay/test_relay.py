@@ -17,6 +17,7 @@ from letopis.outbox.relay.dispatcher import Dispatcher
 from letopis.outbox.relay.poison_isolation import MAX_UNAVAILABLE_TRIES
 from letopis.outbox.retry.circuit_breaker import Breaker, BreakerState
 from letopis.outbox.retry.policy import RetryPolicy
+from letopis.store.database.faults import FaultClass
 from letopis.store.errors import Closed, InvalidInput, OriginSuperseded, OutboxUnavailable
 from letopis.store.model.identifiers import partition_of
 from letopis.store.rules.apply_plan import LaneBatch
@@ -28,6 +29,7 @@ from tests.support.relays import (
     bind_to,
     drained,
     end,
+    fault,
     figures,
     lane,
     relay_on,
@@ -612,6 +614,30 @@ async def test_the_relay_shows_life_while_there_is_nothing_to_do_and_while_the_s
     assert (await sql(outbox, "SELECT breaker, breaker_reason FROM letopis_outbox_relay")) == [
         ("open", "unavailable refused")
     ]
+
+
+async def test_a_strange_fault_of_the_only_conversation_charges_nothing(outbox: OutboxFile, hands: Hands) -> None:
+    strange = True
+
+    def refuse(lanes: Sequence[LaneBatch]) -> BaseException | None:
+        refused = strange and any(one.conversation_id == "a" for one in lanes)
+        return fault(FaultClass.UNCLASSIFIED, "KeyError") if refused else None
+
+    store = ToldStore(refuse)
+    relay = relay_on(outbox, store, hands=hands)
+    await say(outbox, "a")
+    for _ in range(200):
+        await relay.drain_once()
+        hands.advance(1)
+    waiting = await lane(outbox, "a")
+
+    assert (waiting.state, waiting.attempts, waiting.fault_class) == ("retrying", 0, "unclassified")
+    strange = False
+    hands.advance(600)
+    while await relay.drain_once():
+        pass
+    assert (await lane(outbox, "a")).delivered == 2
+    assert not relay._dispatcher.retries._uncharged  # the next refusal waits as the first did
 
 
 async def test_options_that_make_no_sense_are_refused(outbox: OutboxFile) -> None:

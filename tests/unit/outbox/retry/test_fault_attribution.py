@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from letopis.outbox.retry.fault_attribution import FaultAttribution
 from letopis.store.database.faults import FaultClass, StoreFault
 
@@ -159,6 +161,42 @@ def test_two_that_look_like_an_outage_do_not_shield_each_other() -> None:
 
     assert attribution.is_charged(DOWN, "a")
     assert attribution.is_charged(DOWN, "b")
+
+
+def test_an_outage_that_only_a_charged_conversation_meets_is_its_own() -> None:
+    attribution = FaultAttribution()
+    attribution.charge("a")
+    attribution.record_store_fault(["a"])
+    attribution.record_refusal("a")
+
+    assert attribution.is_charged(DOWN, "a")
+
+
+@pytest.mark.parametrize("cleared", [False, True])
+def test_outages_before_the_first_charge_count_for_others_only(cleared: bool) -> None:
+    attribution = FaultAttribution()
+    if cleared:
+        attribution.charge("a")
+        attribution.record_success(["a"])
+    attribution.record_refusal("a")
+    attribution.record_store_fault(["b"])
+    attribution.record_success(["c"])
+    attribution.record_refusal("a")
+
+    assert attribution.is_charged(DOWN, "a")
+
+
+@pytest.mark.parametrize(
+    ("failures", "conversation_ids", "of_store"), [(2, ["a"], True), (3, ["a"], False), (3, ["a", "b"], True)]
+)
+def test_an_outage_is_the_conversations_once_it_alone_failed_three_times(
+    failures: int, conversation_ids: list[str], of_store: bool
+) -> None:
+    attribution = FaultAttribution()
+    for _ in range(failures):
+        attribution.charge("a")
+
+    assert attribution.is_store_fault(DOWN, conversation_ids) is of_store
 
 
 def charged_three_times(*conversation_ids: str) -> FaultAttribution:

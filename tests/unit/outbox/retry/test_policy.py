@@ -67,6 +67,10 @@ def test_a_store_that_is_away_is_asked_at_least_once_a_minute() -> None:
         {"cap": float("inf")},
         {"jitter": "some"},
         {"attempts": -1},
+        {"attempts": 1.5},
+        {"base": "1"},
+        {"factor": None},
+        {"cap": "60"},
     ],
 )
 def test_a_policy_that_makes_no_sense_is_refused_by_name(wrong: dict[str, object]) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from letopis.outbox import History, Relay
+from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.operations.status import read_status
+from letopis.outbox.relay.idle_work import StoreTasks
 from letopis.store import ConversationStore, Message
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.read.task_marks import PendingTasks
@@ -113,6 +115,16 @@ async def test_a_task_whose_step_is_refused_stays_in_the_status_until_it_is_carr
         async with History(tmp_path / "bot.outbox.db", store=store, watch=False) as history:
             await until(lambda: has_no_tasks(store, history))
     assert not occurs("the secret", tmp_path / "history.db")
+
+
+async def test_the_end_of_the_last_task_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with ConversationStore.open(tmp_path / "history.db") as store:
+        tasks = StoreTasks(store, Clock())
+        tasks.pending = PendingTasks(tasks=1)
+        await tasks.step(None, idle=False)
+
+    assert "the history store has carried out all long rewinds and deletions" in caplog.messages
 
 
 async def tells_of_tasks(history: History) -> bool:

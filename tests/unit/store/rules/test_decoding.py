@@ -15,7 +15,7 @@ from letopis.store.errors import InvalidInput
 from letopis.store.model.codec import EncodedEvent, encode, encode_message
 from letopis.store.model.events import NO_UPCASTERS, Upcasters
 from letopis.store.rules.apply_plan import SequencedEvent
-from letopis.store.rules.decoding import DecodedEvent, are_plain, decode_events
+from letopis.store.rules.decoding import DecodedEvent, are_plain, decode_events, put_back, target_ids
 from letopis.store.rules.projection import Projected, project_events
 from letopis.store.rules.reducer import ConversationState
 from letopis.store.rules.rows import ConversationRow
@@ -44,6 +44,13 @@ def decoded(*events: EncodedEvent, upcasters: Upcasters = NO_UPCASTERS) -> tuple
 def test_damage_is_found(damage: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match="damaged"):
         decoded(replace(PLAIN, **damage))
+
+
+def test_messages_that_are_put_back_are_loaded_and_new_ones_are_not() -> None:
+    again = put_back(PLAIN, first=PLAIN.event_id, event_id=uuid4())
+
+    assert target_ids(decoded(PLAIN)) == frozenset()
+    assert target_ids(decoded(again)) == {"m-1"}
 
 
 def test_keys_in_another_order_are_the_same_content() -> None:

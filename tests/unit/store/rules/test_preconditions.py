@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID, uuid4
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,9 +21,11 @@ from letopis.store.rules.preconditions import (
     Conflict,
     LoggedEvent,
     Precondition,
+    batch_of,
     detect_conflicts,
     lowest_seen_version,
     with_conflict,
+    with_one_leader,
 )
 
 TURN = "message.appended"
@@ -291,3 +294,15 @@ def test_the_note_of_a_conflict_leaves_the_order_of_the_callers_keys() -> None:
     assert noted.metadata is not None and noted.metadata.startswith('{"z":1,"a":{"y":1,"b":2},')
     assert SUPERSEDED_KEY in noted.metadata
     assert digest_of("c", "custom.x", 1, noted.data, noted.metadata, event.salt or b"") == event.digest
+
+
+def test_the_first_event_with_a_condition_decides_for_all_that_are_left_of_an_append() -> None:
+    condition = {PRECONDITION_KEY: Precondition(sequence=1, batch_id=uuid4()).to_data()}
+    plain, *led = (encode(Event(type="custom.x"), conversation_id="c") for _ in range(3))
+    led = [replace(event, metadata=orjson.dumps({"mine": 1, **condition}).decode()) for event in led]
+
+    found = with_one_leader([plain, *led])
+
+    assert [event.event_id for event in found] == [plain.event_id, *(event.event_id for event in led)]
+    assert [batch_of(event) for event in found] == [None, led[0].event_id, led[0].event_id]
+    assert orjson.loads(found[1].metadata or "") == {"mine": 1, PRECONDITION_KEY: {"sequence": 1}}

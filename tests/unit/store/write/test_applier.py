@@ -7,8 +7,13 @@ from pathlib import Path
 import pytest
 
 from letopis.store import ConversationDeleted, ConversationRewound, ConversationStore, Message, MessageRedacted
+from letopis.store.model.codec import EncodedEvent
 from letopis.store.model.event_types import Body
+from letopis.store.model.records import Scope
 from letopis.store.testing.outbox import Outbox
+from letopis.store.testing.record_changes import clear
+
+LANE = Scope.conversation("a").name
 
 
 @pytest.mark.parametrize(
@@ -18,17 +23,22 @@ from letopis.store.testing.outbox import Outbox
         (ConversationRewound(erase=True), 1),
         (MessageRedacted(message_id="m"), 1),
         (ConversationRewound(), 0),
+        (clear(LANE, erase=True), 1),
+        (clear(LANE), 0),
     ],
 )
 async def test_apply_tells_once_that_content_was_erased(
-    body: Body, erased: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    body: Body | EncodedEvent, erased: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outbox, told = Outbox(), list[None]()
     async with ConversationStore.open(tmp_path / "history.db") as store:
         outbox.append("a", Message.user("erased", id="m"))
         await outbox.deliver(store)
         monkeypatch.setattr((await store._runtime.prepared()).applier, "_erased", lambda: told.append(None))
-        outbox.append("a", body)
+        if isinstance(body, EncodedEvent):
+            outbox.append_encoded(LANE, [body])
+        else:
+            outbox.append("a", body)
         outbox.append("b", Message.user("what else is in the delivery"))
         await outbox.deliver(store)
 
