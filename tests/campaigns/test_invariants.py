@@ -430,7 +430,7 @@ class AllFindings(Findings):
         self.shown.append(text)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [1, 4])  # which empty what was not redacted
 async def test_random_operations_on_a_real_store_keep_the_rules(tmp_path: Path, seed: int) -> None:
     async with ConversationStore.open(tmp_path / "history.db") as store:
         await Operations(seed).run(store, 2000)

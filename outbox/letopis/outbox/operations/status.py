@@ -56,7 +56,11 @@ class _RelayRow(NamedTuple):
     retention_due: int = 0
 
 
-_RELAY: Final = f"SELECT {', '.join(_RelayRow._fields)} FROM letopis_outbox_relay"  # noqa: S608 - ours
+_RELAY: Final = (
+    "SELECT pid, holder, host, boot_id, heartbeat_at, progress_at, breaker, breaker_since, breaker_reason,"
+    " breaker_detail, next_attempt_at, delivered_total, store_tasks, store_rows, erasures,"
+    " trimmed, checkpoints, retained_at, retention_due FROM letopis_outbox_relay"
+)
 
 
 def are_late(oldest_pending_seconds: float | None, last_progress_seconds: float | None) -> bool:

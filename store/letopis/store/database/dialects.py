@@ -364,7 +364,7 @@ async def rows_by_key(
         yield rows
         if len(rows) < size:
             return
-        last = [rows[-1]._mapping[column.key] for column in key]
+        last = [rows[-1]._mapping[column] for column in key]
         beyond = key[0] > last[0] if len(key) == 1 else sa.tuple_(*key) > sa.tuple_(*map(sa.literal, last))
         rows = (await connection.execute(page.where(beyond))).all()
 

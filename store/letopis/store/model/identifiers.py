@@ -113,7 +113,8 @@ def check_whole(value: Any, field: str, minimum: int, maximum: int | None = None
         raise InvalidInput(
             field, f"must be a whole number from {minimum}" + ("" if maximum is None else f" to {maximum}")
         )
-    return value
+    number: int = value
+    return number
 
 
 def check_number(value: object, field: str, *, whole: bool = False) -> None:

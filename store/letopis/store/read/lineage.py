@@ -40,11 +40,11 @@ class PathLevel(Protocol):
         """The last message that it reads of its ancestors; ``None`` for all of them."""
         ...
 
-    async def page(self, window: Window, /) -> Page[RecordedMessage]:
+    def page(self, window: Window, /) -> Awaitable[Page[RecordedMessage]]:
         """Return the messages of a window that were appended to it."""
         ...
 
-    async def find(self, message_id: str, upto: int | None, /) -> int | None:
+    def find(self, message_id: str, upto: int | None, /) -> Awaitable[int | None]:
         """Return the version of the newest message of an id on its path, not beyond ``upto``."""
         ...
 

@@ -135,7 +135,8 @@ async def test_a_failure_is_raised_by_each_use_until_the_cause_is_gone(tmp_path:
     with pytest.raises(ConfigurationError, match="folder"):
         await history.messages("c1")
     gc.collect()
-    assert (own_threads(), open_descriptors()) == (threads, descriptors)
+    # What other tests have left may be closed meanwhile.
+    assert own_threads() <= threads and open_descriptors() <= descriptors
 
     (tmp_path / "missing").mkdir()
 
