@@ -165,17 +165,13 @@ def load(name: str) -> object:
     :raises AttributeError: there is no such name.
     """
     if name == "__version__":
-        return _version()
+        from importlib import metadata
+
+        try:
+            return metadata.version("letopis")
+        except metadata.PackageNotFoundError:  # a checkout that is not installed
+            return "unknown"
     if name not in __all__:
         raise AttributeError(f"module 'letopis' has no attribute {name!r}")
     outbox = importlib.import_module("letopis.outbox")
     return getattr(outbox if name in outbox.__all__ else importlib.import_module("letopis.store"), name)
-
-
-def _version() -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version("letopis")
-    except metadata.PackageNotFoundError:  # a checkout that is not installed
-        return "unknown"

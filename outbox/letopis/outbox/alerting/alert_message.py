@@ -60,8 +60,11 @@ def build_alert(
     lines += [f"- {shown(name)}" for name in names[:MAX_LISTED]]
     if len(names) > MAX_LISTED:
         lines.append(gettext("- and %(count)d more") % {"count": len(names) - MAX_LISTED})
+    told = [(due.incident.incident_id, due.notification) for due in pending]
+    parts = sorted(f"{incident}/{notification.escalations}.{notification.number}" for incident, notification in told)
+    key = parts[0] if len(parts) == 1 else hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
     return Alert(
-        key=f"{_key(pending)}/{pending[0].recipient}/{pending[0].notification.kind}",
+        key=f"{key}/{pending[0].recipient}/{pending[0].notification.kind}",
         title=f"Letopis: {title}",
         text="\n".join(lines),
         recovered=recovered,
@@ -147,9 +150,3 @@ def _advice(kind: IncidentKind, reason: str | None, locale: str | None) -> str:
     if fault_class(reason) != "unavailable":
         return gettext("This will not resolve by itself: run `letopis doctor`.")
     return gettext("The relay keeps retrying by itself; see `letopis status`.")
-
-
-def _key(pending: Sequence[PendingNotification]) -> str:
-    told = [(due.incident.incident_id, due.notification) for due in pending]
-    parts = sorted(f"{incident}/{notification.escalations}.{notification.number}" for incident, notification in told)
-    return parts[0] if len(parts) == 1 else hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

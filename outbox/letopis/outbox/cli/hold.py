@@ -69,7 +69,9 @@ def hold(conversation: str | None, owner: str | None, reason: str | None, by: st
         }
         for held in holds
     ]
-    emit({"holds": shown}, text=_text(holds) if holds else "")
+    rows = [(held.kind, held.subject, minute(held.held_at), held.requested_by or "", held.reason) for held in holds]
+    text = table(("KIND", "ID", "SINCE", "BY", "REASON"), [tuple(map(printable, row)) for row in rows])
+    emit({"holds": shown}, text=text if holds else "")
     if release:
         note(f"{kind} {printable(subject or '')} is released")
     elif not holds:
@@ -90,8 +92,3 @@ async def hold_on(source: Any, conversation_id: str) -> Held | None:
     except StoreFault:
         return None
     return None
-
-
-def _text(holds: list[Hold]) -> str:
-    rows = [(held.kind, held.subject, minute(held.held_at), held.requested_by or "", held.reason) for held in holds]
-    return table(("KIND", "ID", "SINCE", "BY", "REASON"), [tuple(map(printable, row)) for row in rows])

@@ -108,7 +108,14 @@ def init(new_origin: bool) -> None:
             Exit.FAILED, f"{config.file or target} exists: edit it, or move it away and run `letopis init` again"
         )
     asyncio.run(_create(config))
-    _write(target, config)
+    store = '# store = "postgresql://bot@localhost/history"\n'
+    if config.store is not None and config.store_from == "--store":
+        store = f"store = {_quoted(config.store)}\n"
+    text = TEMPLATE.format(outbox=_quoted(str(config.outbox)), store=store)
+    # For its owner only: the store's URL may hold a password.
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123  # a descriptor, not a path
+        file.write(text)
     note(f"wrote {target} and created {printable(str(config.outbox))}")
     note("next:")
     served = config.store is not None and "://" in config.store and not config.store.startswith("sqlite")
@@ -124,17 +131,6 @@ async def _create(config: Settings) -> None:
         normalise_url(config.store)
     outbox = await OutboxFile.open(config.outbox)
     await outbox.close()
-
-
-def _write(target: Path, config: Settings) -> None:
-    """Write the file for its owner only: the store's URL may hold a password."""
-    store = '# store = "postgresql://bot@localhost/history"\n'
-    if config.store is not None and config.store_from == "--store":
-        store = f"store = {_quoted(config.store)}\n"
-    text = TEMPLATE.format(outbox=_quoted(str(config.outbox)), store=store)
-    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123  # a descriptor, not a path
-        file.write(text)
 
 
 def _quoted(text: str) -> str:

@@ -76,7 +76,9 @@ def _watch(path: Path, *, seconds: float) -> None:
     while True:
         current = status_of_file(path)
         document, text = _document(path, current), _status_text(path.name, current)
-        key = _without_ages(document)
+        # What stays the same as long as nothing happens.
+        kept = {name: value for name, value in document.items() if name not in _AGES}
+        key = {**kept, "relay": {**document["relay"], "last_progress_seconds": None}}
         if drawn_over:
             title = f"{printable(path.name)}, every {seconds:g} s, {current.read_at:%H:%M:%S}Z (Ctrl-C ends)"
             click.echo(f"{_CLEAR}{title}\n\n{text}")
@@ -86,12 +88,6 @@ def _watch(path: Path, *, seconds: float) -> None:
         sys.stdout.flush()
         time.sleep(seconds)
         check_reader()
-
-
-def _without_ages(document: dict[str, Any]) -> dict[str, Any]:
-    """Return what of a status is the same as long as nothing happens."""
-    kept = {name: value for name, value in document.items() if name not in _AGES}
-    return {**kept, "relay": {**document["relay"], "last_progress_seconds": None}}
 
 
 def _status_text(name: str, current: Status) -> str:

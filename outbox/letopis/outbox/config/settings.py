@@ -50,19 +50,26 @@ def load_settings(
     environ = os.environ if environ is None else environ
     path = _config_file(config, environ.get("LETOPIS_CONFIG"), folder or Path())
     table = {} if path is None else read_toml(path)
-    chosen_outbox, outbox_from = _first(
+    # systemd lists several, separated by colons, for a unit that asks for several.
+    state_directory = environ.get("STATE_DIRECTORY", "").split(":")[0]
+    outboxes = (
         (outbox, "--outbox"),
         (environ.get("LETOPIS_OUTBOX"), "LETOPIS_OUTBOX"),
         (_from_file(table, "outbox", path), str(path)),
-        (_state_directory(environ), "STATE_DIRECTORY"),
+        (str(Path(state_directory) / OUTBOX) if state_directory else None, "STATE_DIRECTORY"),
     )
+    chosen_outbox, outbox_from = next(((value, source) for value, source in outboxes if value), (None, "default"))
     chosen_store, store_from = _store(store, environ, table, path)
+    try:
+        policy = RetryPolicy(**_checked("relay", table, path))
+    except ValueError as error:
+        raise ConfigurationError(f"{path}: [relay] {error}") from error
     return Settings(
         outbox=Path(chosen_outbox or OUTBOX).expanduser(),
         store=chosen_store,
         outbox_from=outbox_from,
         store_from=store_from,
-        policy=_policy(_checked("relay", table, path), path),
+        policy=policy,
         retention=_retention(_checked("retention", table, path), path),
         file=path,
         alerts=table.get("alerts", {}),
@@ -142,27 +149,10 @@ def _secret(path: Path) -> str:
     return lines[0]
 
 
-def _state_directory(environ: Mapping[str, str]) -> str | None:
-    # systemd lists several, separated by colons, for a unit that asks for several.
-    first = environ.get("STATE_DIRECTORY", "").split(":")[0]
-    return str(Path(first) / OUTBOX) if first else None
-
-
-def _first(*candidates: tuple[str | None, str]) -> tuple[str | None, str]:
-    return next(((value, source) for value, source in candidates if value), (None, "default"))
-
-
 def _checked(name: str, tables: Mapping[str, Any], path: Path | None) -> Mapping[str, Any]:
     table: Mapping[str, Any] = tables.get(name, {})
     check_table(name, table, path)
     return table
-
-
-def _policy(table: Mapping[str, Any], path: Path | None) -> RetryPolicy:
-    try:
-        return RetryPolicy(**table)
-    except ValueError as error:
-        raise ConfigurationError(f"{path}: [relay] {error}") from error
 
 
 def _retention(table: Mapping[str, Any], path: Path | None) -> Retention:

@@ -121,7 +121,12 @@ class Fleet:
             took = self._monotonic() - now
             self._poll_at = now + max(POLL_SECONDS, took / POLL_SHARE)
         self._end_turns(now)
-        self._begin_turns()
+        while self._queue and len(self.active) < self.max_open:
+            worker = next(iter(self._queue))
+            del self._queue[worker]
+            task = asyncio.create_task(worker.serve(), name=f"letopis-{worker.path.name}")
+            self.active[worker] = task
+            task.add_done_callback(lambda done, worker=worker: self._ended(worker, done))  # type: ignore[misc]
         return max(0.001, min(poll_at, self._poll_at) - self._monotonic())
 
     # Who wants a turn.
@@ -197,14 +202,6 @@ class Fleet:
                 self._resting.add(worker)
                 wanted -= 1
                 worker.rest()
-
-    def _begin_turns(self) -> None:
-        while self._queue and len(self.active) < self.max_open:
-            worker = next(iter(self._queue))
-            del self._queue[worker]
-            task = asyncio.create_task(worker.serve(), name=f"letopis-{worker.path.name}")
-            self.active[worker] = task
-            task.add_done_callback(lambda done, worker=worker: self._ended(worker, done))  # type: ignore[misc]
 
     def _ended(self, worker: OutboxWorker, task: asyncio.Task[None]) -> None:
         self.active.pop(worker, None)

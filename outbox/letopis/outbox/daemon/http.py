@@ -230,7 +230,13 @@ def limited_protocol(connection_seconds: float | None = None) -> type[Any]:
                 self.loop.call_later(REQUEST_TIMEOUT_SECONDS, self._close_if_waiting),
                 self.loop.call_later(connection_seconds or CONNECTION_TIMEOUT_SECONDS, transport.abort),
             )
-            self._make_room()
+            waiting: list[Any] = [connection for connection in self.connections if _is_waiting(connection)]
+            waiting.sort(key=lambda connection: connection._timers[1].when() if connection._timers else 0.0)
+            host = self.client and self.client[0]
+            of_client = [connection for connection in waiting if (connection.client and connection.client[0]) == host]
+            # The newest stay: a client that sends its request at once, as a liveness probe does, is never kept out.
+            for connection in {*of_client[:-MAX_WAITING_PER_CLIENT], *waiting[:-MAX_WAITING_CONNECTIONS]}:
+                connection.transport.abort()
 
         def connection_lost(self, exc: Exception | None) -> None:
             for timer in self._timers:
@@ -240,15 +246,6 @@ def limited_protocol(connection_seconds: float | None = None) -> type[Any]:
         def _close_if_waiting(self) -> None:
             if _is_waiting(self):
                 self.transport.abort()
-
-        def _make_room(self) -> None:
-            waiting: list[Any] = [connection for connection in self.connections if _is_waiting(connection)]
-            waiting.sort(key=lambda connection: connection._timers[1].when() if connection._timers else 0.0)
-            host = self.client and self.client[0]
-            of_client = [connection for connection in waiting if (connection.client and connection.client[0]) == host]
-            # The newest stay: a client that sends its request at once, as a liveness probe does, is never kept out.
-            for connection in {*of_client[:-MAX_WAITING_PER_CLIENT], *waiting[:-MAX_WAITING_CONNECTIONS]}:
-                connection.transport.abort()
 
     return LimitedConnection
 

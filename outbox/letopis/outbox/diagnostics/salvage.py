@@ -127,7 +127,15 @@ async def salvage(damaged: str | os.PathLike[str], to: str | os.PathLike[str]) -
     recovered = _found(pages)
     if not recovered.events and not recovered.lanes:
         raise ConfigurationError(f"{source.name!r} holds nothing of an outbox that could be read")
-    plans = _plans(recovered)
+    events: dict[str, list[_Event]] = defaultdict(list)
+    for (name, _), event in sorted(recovered.events.items()):
+        events[name].append(event)
+    # Without an identity it is unknown whether the outbox ever delivered anything.
+    fresh = recovered.origin is not None and recovered.origin.store_id is None
+    plans = [
+        _plan(name, recovered.lanes.get(name), events.get(name, ()), recovered.named.get(name, set()), fresh=fresh)
+        for name in sorted({*events, *recovered.lanes, *recovered.named})
+    ]
     file = await OutboxFile.open(target)
     try:
         origin, now = recovered.origin, file.now_us()
@@ -317,18 +325,6 @@ class _Plan:
     events: Sequence[_Event]
     lost: tuple[int, ...]
     let_go: int
-
-
-def _plans(recovered: _Found) -> list[_Plan]:
-    events: dict[str, list[_Event]] = defaultdict(list)
-    for (name, _), event in sorted(recovered.events.items()):
-        events[name].append(event)
-    # Without an identity it is unknown whether the outbox ever delivered anything.
-    fresh = recovered.origin is not None and recovered.origin.store_id is None
-    return [
-        _plan(name, recovered.lanes.get(name), events.get(name, ()), recovered.named.get(name, set()), fresh=fresh)
-        for name in sorted({*events, *recovered.lanes, *recovered.named})
-    ]
 
 
 def _plan(name: str, lane: _Lane | None, events: Sequence[_Event], named: set[int], *, fresh: bool) -> _Plan:

@@ -165,7 +165,8 @@ def next_batch(
                 wait = left if wait is None else min(wait, left)
                 continue
             if partitions > 1:
-                own = _partition_of(lane.conversation_id, partitions)
+                name = lane.conversation_id
+                own = scope_of(name).partition(partitions) if is_record_lane(name) else partition_of(name, partitions)
                 partition = own if partition is None else partition
                 if own != partition:
                     full = True
@@ -187,10 +188,6 @@ def next_batch(
             bound=binding_of(cursor),
             suspects=[lane.conversation_id for lane in lanes if lane.attempts],
         )
-
-
-def _partition_of(lane: str, partitions: int) -> int:
-    return scope_of(lane).partition(partitions) if is_record_lane(lane) else partition_of(lane, partitions)
 
 
 def _read_batches(

@@ -139,7 +139,12 @@ def merge_messages(
         folded = merge.fold(rows, upcasters, view.messages).result()
         messages = folded.messages if window.every else folded.path
         if whole:
-            messages = _within_window(messages, merge, window)
+            messages = tuple(
+                message
+                for message in messages
+                if (window.before is None or merge.place_of(message) < window.before)
+                and (window.after is None or merge.place_of(message) > window.after)
+            )
     else:
         messages = view.messages
     older = view.next is not None or (merge.unavailable and pending.pruned > 0 and window.first is None)
@@ -273,15 +278,6 @@ def path_bound(pending: PendingSlice, view: StoreView, *, upto: int | None = Non
         elif there is not None and there.on_path and (bound is None or there.version <= bound):
             bound = there.version
     return bound
-
-
-def _within_window(messages: tuple[RecordedMessage, ...], merge: _Merge, window: Window) -> tuple[RecordedMessage, ...]:
-    return tuple(
-        message
-        for message in messages
-        if (window.before is None or merge.place_of(message) < window.before)
-        and (window.after is None or merge.place_of(message) > window.after)
-    )
 
 
 def _rows_of(merge: _Merge, window: Window, *, whole: bool) -> tuple[Sequence[StoredRow], bool]:

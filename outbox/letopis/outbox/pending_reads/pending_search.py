@@ -107,19 +107,15 @@ class PendingConversation:
         """Return messages of the history store, and those here, in their state after all events here."""
         base = sorted(stored, key=lambda message: message.version or 0)
         if elsewhere is None:
-            elsewhere = self._older()
+            # The messages that rewinds name and the outbox has pruned are assumed to be older ones.
+            older = self.targets() - self.appended() if self.lane.pruned else frozenset[str]()
+            elsewhere = {name: PathPosition(version=0, on_path=True, count=0) for name in older}
         folding = Fold(conversation, base, elsewhere=elsewhere, upcasters=upcasters)
         there = {message.event_id for message in base}
         for event in self.events:
             if event.event_id not in there:
                 folding.apply(event, saved=self.saved(event.sequence))
         return folding.result().messages
-
-    def _older(self) -> dict[str, PathPosition]:
-        """Assume that the messages that rewinds name and the outbox has pruned are older ones."""
-        if not self.lane.pruned:
-            return {}
-        return {name: PathPosition(version=0, on_path=True, count=0) for name in self.targets() - self.appended()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +151,11 @@ def snapshot(
     if conversation is not None:
         conditions.append("l.conversation_id = ?")
         values.append(conversation)
-    keys = _queued(connection, queued)
+    keys: dict[int, MessageKey] = {}
+    positions = (orjson.dumps(list(queued)).decode(),)
+    for position, conversation_id, data in fetch_all(connection, _QUEUED, positions) if queued else ():
+        with suppress(ValueError):  # damaged since
+            keys[position] = MessageKey(conversation_id, str(decode(data).get("message_id")))
     rows = fetch_all(connection, _LANES.format(conditions=" AND ".join(conditions)), values)
     lanes = {lane.conversation_id: lane for lane in (Lane(*row) for row in rows)}
     conversations, complete, left = dict[str, PendingConversation](), True, MAX_SEARCHED_EVENTS
@@ -173,15 +173,6 @@ def snapshot(
 def pending_of(connection: sa.Connection, lanes: Iterable[Lane], *, origin_id: UUID) -> dict[str, PendingConversation]:
     """Return what was pending in lanes when a snapshot was taken of them, and what came since."""
     return {lane.conversation_id: _read_lane(connection, lane, lane.delivered, origin_id) for lane in lanes}
-
-
-def _queued(connection: sa.Connection, positions: Sequence[int]) -> dict[int, MessageKey]:
-    keys: dict[int, MessageKey] = {}
-    rows = fetch_all(connection, _QUEUED, (orjson.dumps(list(positions)).decode(),)) if positions else ()
-    for position, conversation_id, data in rows:
-        with suppress(ValueError):  # damaged since
-            keys[position] = MessageKey(conversation_id, str(decode(data).get("message_id")))
-    return keys
 
 
 def _read_lane(connection: sa.Connection, lane: Lane, start: int, origin_id: UUID) -> PendingConversation:

@@ -56,7 +56,15 @@ class Chores:
     async def run(self, *, store_available: bool) -> bool:
         """Run what is due; return True if a chore has more to do at once."""
         if self._tidy_due.remaining(self._clock) == 0:
-            await self._tidy()
+            wait = TIDY_INTERVAL_SECONDS
+            try:
+                await self._outbox.maintain()
+            except (OutboxFull, OutboxUnavailable) as error:
+                wait = CHORE_RETRY_SECONDS
+                logger.warning(
+                    "the outbox file could not be tidied, next try in %.0f s: %s", wait, error, extra=log_context()
+                )
+            self._tidy_due = self._clock.after(wait)
         if not store_available or self._due.remaining(self._clock) > 0:
             return False
         return await self._run_chores()
@@ -82,17 +90,6 @@ class Chores:
                 )
         self._due = self._clock.after(0.0 if more else wait)
         return more
-
-    async def _tidy(self) -> None:
-        wait = TIDY_INTERVAL_SECONDS
-        try:
-            await self._outbox.maintain()
-        except (OutboxFull, OutboxUnavailable) as error:
-            wait = CHORE_RETRY_SECONDS
-            logger.warning(
-                "the outbox file could not be tidied, next try in %.0f s: %s", wait, error, extra=log_context()
-            )
-        self._tidy_due = self._clock.after(wait)
 
 
 def _erase(connection: sa.Connection) -> bool:
@@ -161,7 +158,11 @@ class StoreTasks:
                     self.worked = True
                     self.pending = await self._store.pending_tasks()
                 elif idle:
-                    await self._index()
+                    left = await self._store.outbox_access.keep_index(INDEX_EVENTS_PER_STEP)
+                    self._searched, self._unindexed = left is not None, bool(left)
+                    if left and self._report_due.remaining(self._clock) == 0:
+                        self._report_due = self._clock.after(REPORT_INTERVAL_SECONDS)
+                        logger.info("the search index is being built: %d events left", left, extra=log_context())
         except Exception as error:  # a step that fails must not keep the relay from delivering
             self._failed, self._unindexed = True, False
             # Without known tasks an outage is reported by deliveries, if there are any.
@@ -175,13 +176,6 @@ class StoreTasks:
             return False
         self._report(known)
         return self.pending.tasks > 0 or self._unindexed
-
-    async def _index(self) -> None:
-        left = await self._store.outbox_access.keep_index(INDEX_EVENTS_PER_STEP)
-        self._searched, self._unindexed = left is not None, bool(left)
-        if left and self._report_due.remaining(self._clock) == 0:
-            self._report_due = self._clock.after(REPORT_INTERVAL_SECONDS)
-            logger.info("the search index is being built: %d events left", left, extra=log_context())
 
     def _report(self, known: bool) -> None:
         pending = self.pending

@@ -96,8 +96,12 @@ class Reconciler:
     async def compare(self, incarnation: int) -> ReconcileResult:
         """Send the store one request, and record what follows; an error that is not the store's is only logged."""
         try:
-            if self._all_after is not None:
-                return await self._compare_all(incarnation, self._all_after)
+            if (after := self._all_after) is not None:
+                page = await self._outbox.read(partial(delivered_positions, after=after, limit=LANES_PER_REQUEST))
+                result = await self._compare_lanes(page, incarnation)
+                if not result.fenced and self._all_after == after:  # not scheduled from the start meanwhile
+                    self._all_after = max(page) if len(page) == LANES_PER_REQUEST else None
+                return result
             self.progress.due = self._clock.after(RECONCILE_INTERVAL_SECONDS)
             self.progress.log_next = not self.progress.log_next
             return await (self._compare_some(incarnation) if self.progress.log_next else self._count_log(incarnation))
@@ -114,13 +118,6 @@ class Reconciler:
     def _postpone(self, reason: str) -> None:
         self._all_after, self.progress.due = None, self._clock.after(RECONCILE_INTERVAL_SECONDS)
         logger.warning("lanes could not be compared with the history store: %s", reason, extra=log_context())
-
-    async def _compare_all(self, incarnation: int, after: str) -> ReconcileResult:
-        page = await self._outbox.read(partial(delivered_positions, after=after, limit=LANES_PER_REQUEST))
-        result = await self._compare_lanes(page, incarnation)
-        if not result.fenced and self._all_after == after:  # not scheduled from the start meanwhile
-            self._all_after = max(page) if len(page) == LANES_PER_REQUEST else None
-        return result
 
     async def _compare_some(self, incarnation: int) -> ReconcileResult:
         limit = LANES_PER_REQUEST - MAX_RECENT_LANES

@@ -225,7 +225,11 @@ class Relay:
             try:
                 while not self._stop.is_set():
                     self.last_loop_at = self._monotonic()
-                    _check(watch)
+                    if watch.replaced:
+                        logger.error(
+                            "the outbox file was replaced, or is gone: the relay ends here, open the file again"
+                        )
+                        raise OutboxUnavailable("the outbox file was replaced, or is gone: open it again")
                     seen = self._outbox.appended.generation
                     step = await self._step_or_wait_out_error()
                     # While the store is unavailable an append is no reason to do anything.
@@ -290,12 +294,14 @@ class Relay:
                     "the outbox file cannot be used, next try in %.1f s: %s", wait, error, extra=log_context()
                 )
             else:
+                frames = traceback.extract_tb(error.__traceback__)
+                place = f"{PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
                 # Type and place, no text: a message of a driver or a codec may quote the data.
                 logger.error(
                     "the relay met an error it does not know, next try in %.1f s: %s at %s",
                     wait,
                     type(error).__name__,
-                    _place(error),
+                    place,
                     extra=log_context(),
                 )
             await self._sleep(wait)
@@ -396,14 +402,3 @@ class Relay:
                 task.cancel()
         if task.done() and not task.cancelled() and (error := task.exception()) is not None:
             logger.debug("the last step ended in %s", type(error).__name__)
-
-
-def _check(watch: Watch) -> None:
-    if watch.replaced:
-        logger.error("the outbox file was replaced, or is gone: the relay ends here, open the file again")
-        raise OutboxUnavailable("the outbox file was replaced, or is gone: open it again")
-
-
-def _place(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"

@@ -233,7 +233,9 @@ def try_out(lines: Iterable[Line | RecordLine | Refused], tell: Callable[[Refuse
         for line in lines:
             checked = check(line)
             if isinstance(checked, RecordItem):
-                checked = _first_put(checked, seen, counts)
+                record = b"\1".join((checked.line.scope.name.encode(), *checked.prepared.change.place))
+                if not _is_first(record, checked.prepared.event, seen, counts):
+                    checked = _refused(checked.line, "record: an earlier line gives it another value")
             elif isinstance(checked, _Item):
                 checked = _first_use(checked, seen, owners, counts)
             if isinstance(checked, Refused):
@@ -254,12 +256,6 @@ def _first_use(item: _Item, seen: SeenKeys, owners: SeenKeys, counts: ImportCoun
         if not owners.seen(key):
             owners.add(key)
     return item
-
-
-def _first_put(item: RecordItem, seen: SeenKeys, counts: ImportCounts) -> RecordItem | Refused:
-    record = b"\1".join((item.line.scope.name.encode(), *item.prepared.change.place))
-    first = _is_first(record, item.prepared.event, seen, counts)
-    return item if first else _refused(item.line, "record: an earlier line gives it another value")
 
 
 def _is_first(key: bytes, event: EncodedEvent, seen: SeenKeys, counts: ImportCounts) -> bool:

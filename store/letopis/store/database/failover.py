@@ -95,7 +95,11 @@ class HostConnector:
                 for task in done:
                     address = trying[task]
                     if (error := task.exception()) is not None:
-                        faults[address] = _fault_of(error)
+                        fault = classify(error)
+                        unclassified = fault is not error and fault.fault_class is FaultClass.UNCLASSIFIED
+                        if unclassified or not isinstance(error, Exception):
+                            raise error
+                        faults[address] = fault
                         del trying[task]
                     elif chosen is None and (task.result()[1] or (self._accepts_any and second_choice is None)):
                         del trying[task]
@@ -106,7 +110,12 @@ class HostConnector:
         finally:
             if second_choice is not None:
                 second_choice.terminate()
-            await self._end(trying)
+            # Cancel the remaining tries, and close the connections they have opened.
+            for task in trying:
+                task.cancel()
+            for outcome in await asyncio.gather(*trying, return_exceptions=True):
+                if not isinstance(outcome, BaseException):
+                    outcome[0].terminate()
         if chosen is None:
             raise _none_of(faults, order)
         return chosen
@@ -128,14 +137,6 @@ class HostConnector:
             return connection, fits
         connection.terminate()
         raise StoreFault(fault_class=FaultClass.UNAVAILABLE, code=_NO_MATCH, reason=f"the host is not {self._target}")
-
-    async def _end(self, trying: dict[asyncio.Task[tuple[Any, bool]], HostAddress | None]) -> None:
-        """Cancel the remaining tries, and close the connections they have opened."""
-        for task in trying:
-            task.cancel()
-        for outcome in await asyncio.gather(*trying, return_exceptions=True):
-            if not isinstance(outcome, BaseException):
-                outcome[0].terminate()
 
     def watch(self, engine: sa.Engine) -> None:
         """Abort the engine's connections to a host that no longer answers."""
@@ -212,13 +213,6 @@ def limit_silence(connection: Any) -> None:
         for name, value in times.items():
             if hasattr(socket, name):
                 peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-def _fault_of(error: BaseException) -> StoreFault:
-    fault = classify(error)
-    if not isinstance(error, Exception) or (fault is not error and fault.fault_class is FaultClass.UNCLASSIFIED):
-        raise error
-    return fault
 
 
 def _none_of(faults: dict[HostAddress | None, StoreFault], order: Sequence[HostAddress | None]) -> StoreFault:

@@ -180,10 +180,16 @@ class Rebuilder:
                 return None
             changes.differ("events missing")
             return changes
-        self._keep_stored_values(replay, replay.row, stored)
+        # No event determines the number and what is retained.
+        replay.row.number = None if stored is None else stored.number
         if stored is None:
+            if replay.row.retained:
+                # The rows of its forks may be lost too, so everything is retained for now; see _release_retained().
+                replay.row.retained = replay.content_up_to
+                self._retains_too_much = True
             changes.differ("row missing")
         else:
+            replay.row.retained = stored.retained
             for name, value in zip(_COLUMNS, replay.row.as_row(), strict=True):
                 if name not in _NOT_DERIVED and stored._mapping[name] != value:
                     changes.differ(name)
@@ -194,16 +200,6 @@ class Rebuilder:
         for version in changes.redacted:
             changes.differ(f"events[{version}] not erased")
         return changes
-
-    def _keep_stored_values(self, replay: ConversationReplay, row: ConversationRow, stored: sa.Row[Any] | None) -> None:
-        """Take over the values that no event determines."""
-        row.number = None if stored is None else stored.number
-        if stored is not None:
-            row.retained = stored.retained
-        elif row.retained:
-            # The rows of its forks may be lost too, so everything is retained for now; see _release_retained().
-            row.retained = replay.content_up_to
-            self._retains_too_much = True
 
     async def _compare_messages(
         self, connection: AsyncConnection, replay: ConversationReplay, changes: _Changes
@@ -307,8 +303,10 @@ class RebuildStatements:
         self.row = sa.select(conversations).where(*of_conversation(conversations))
         self.locked_row: Any = dialect.locked(self.row)
         # A pending task counts as carried out.
+        kept = sa.or_(erased(events).is_(None), events.c.type == ConversationDeleted.type)
+        salt: sa.ColumnElement[Any] = sa.case((kept, events.c.salt)).label("salt")
         self.events = (
-            sa.select(*(_salt() if column.name == "salt" else column for column in events.c))
+            sa.select(*(salt if column.name == "salt" else column for column in events.c))
             .where(*of_conversation(events), events.c.version > sa.bindparam("after"))
             .order_by(events.c.version)
             .limit(sa.bindparam("limit"))
@@ -334,11 +332,6 @@ class RebuildStatements:
             .select_from(events.outerjoin(conversations, same_conversation(conversations, events)))
             .where(events.c.version == 1, conversations.c.conversation_id.is_(None))
         )
-
-
-def _salt() -> sa.ColumnElement[Any]:
-    kept = sa.or_(erased(events).is_(None), events.c.type == ConversationDeleted.type)
-    return sa.case((kept, events.c.salt)).label("salt")
 
 
 def _page_of_messages(columns: Sequence[sa.ColumnElement[Any]]) -> sa.Select[Any]:

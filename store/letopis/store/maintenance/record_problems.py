@@ -133,7 +133,11 @@ async def content_problems(connection: AsyncConnection) -> AsyncIterator[str]:
     for row in await connection.execute(_CONTENT_SCOPES):
         keys.add((row.partition, row.scope.removeprefix(CONTENT_SCOPES)))
     for partition, conversation_id in sorted(keys):
-        shown = await _shown(connection, partition, conversation_id)
+        shown = set[str]()
+        of_conversation = (events.c.partition == partition, events.c.conversation_id == conversation_id)
+        statement = sa.select(events.c.type, events.c.data).where(*of_conversation, *_SHOW)
+        async for event in await connection.stream(statement):
+            shown |= references_in(event.type, event.data)
         own = (records.c.partition == partition, records.c.scope == CONTENT_SCOPES + conversation_id)
         rows = await connection.execute(sa.select(records.c.record_key).where(*own))
         held = {bytes(row.record_key).decode() for row in rows}
@@ -141,12 +145,3 @@ async def content_problems(connection: AsyncConnection) -> AsyncIterator[str]:
             yield f"conversation {conversation_id!r}: {len(orphans)} pieces of large content belong to no event"
         if missing := shown - held:
             yield f"conversation {conversation_id!r}: {len(missing)} pieces of large content are missing"
-
-
-async def _shown(connection: AsyncConnection, partition: int, conversation_id: str) -> set[str]:
-    own = (events.c.partition == partition, events.c.conversation_id == conversation_id)
-    names = set[str]()
-    rows: Any = await connection.stream(sa.select(events.c.type, events.c.data).where(*own, *_SHOW))
-    async for row in rows:
-        names |= references_in(row.type, row.data)
-    return names

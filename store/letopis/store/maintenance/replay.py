@@ -22,7 +22,6 @@ from letopis.store.model.event_types import (
 from letopis.store.model.events import Upcasters
 from letopis.store.rules.apply_plan import SequencedEvent
 from letopis.store.rules.decoding import DecodedEvent, puts_back, removal_bound, target_ids
-from letopis.store.rules.preconditions import Conflict
 from letopis.store.rules.projection import Projected, project_events
 from letopis.store.rules.redaction import message_of
 from letopis.store.rules.reducer import ConversationState
@@ -61,10 +60,9 @@ class ConversationReplay:
                 partition=self.partition, conversation_id=self.conversation_id, conversation=tally
             )
         decoded = tuple(self._decode(row) for row in page)
+        verdicts = {row.version: conflict for row in page if (conflict := conflict_of(row.metadata)) is not None}
         # What forks read is considered at the end: no event is redacted here because of it.
-        projected = project_events(
-            self.row, decoded, self._changed_by(decoded), verdicts=_conflicts(page), retain=INTEGER_MAX
-        )
+        projected = project_events(self.row, decoded, self._changed_by(decoded), verdicts=verdicts, retain=INTEGER_MAX)
         self._note_content(page, projected, decoded)
         for message in projected.messages:
             if message.new:
@@ -72,7 +70,12 @@ class ConversationReplay:
                 self._messages_by_id.setdefault(message.message_id, []).append(message)
             message.new = message.changed = False
         if projected.reset_at is not None:
-            self._reset(page, projected.reset_at)
+            # Erase the messages of earlier pages, as the store does when it applies a reset.
+            self._redact_before(page[0].version, after=0, upto=INTEGER_MAX, at=projected.reset_at)
+            for row in page:
+                erases = row.type == ConversationRewound.type and decode(row.data).get("erase")
+                if erases and conflict_of(row.metadata) is None:
+                    self._reset_at = row.version
         for after, upto, at, _ in projected.trims:
             self._redact_before(page[0].version, after=after, upto=upto, at=at)
         if projected.deleted:
@@ -105,14 +108,6 @@ class ConversationReplay:
         for version, leaves in self._with_content.items():
             if version < before or (leaves and version <= trimmed):
                 yield version
-
-    def _reset(self, page: Sequence[sa.Row[Any]], first: int) -> None:
-        """Erase the messages of earlier pages, as the store does when it applies a reset."""
-        self._redact_before(page[0].version, after=0, upto=INTEGER_MAX, at=first)
-        for row in page:
-            erases = row.type == ConversationRewound.type and decode(row.data).get("erase")
-            if erases and conflict_of(row.metadata) is None:
-                self._reset_at = row.version
 
     def _redact_before(self, page_start: int, *, after: int, upto: int, at: int) -> None:
         for message in self.messages:
@@ -212,10 +207,6 @@ _COMPARED: Final = (
     *("message_id", "content_version", "delivery_version", "role", "state"),
     *("left_at", "redacted_at", "reactions", "back", "author"),
 )
-
-
-def _conflicts(page: Sequence[sa.Row[Any]]) -> dict[int, Conflict]:
-    return {row.version: conflict for row in page if (conflict := conflict_of(row.metadata)) is not None}
 
 
 def _damaged(what: str) -> StoreFault:

@@ -248,7 +248,9 @@ class InlineProjections:
         """Apply what was just recorded, while the transaction holds the counters of the log."""
         if not self._projections or not recorded:
             return
-        events = sorted((_event(row) for row in recorded), key=_log_order)
+        events = sorted(
+            (_event(row) for row in recorded), key=lambda event: (event.partition or 0, event.position or 0)
+        )
         parts = {partition: list(part) for partition, part in groupby(events, key=lambda event: event.partition or 0)}
         names = sorted({projection.name for projection in self._projections})
         locked = await self._checkpoints.read(connection, names, list(parts), lock=True)
@@ -268,7 +270,9 @@ class InlineProjections:
                 done = max(others, default=0)
                 checkpoint = known.setdefault(key, Checkpoint.first(key, replay_to=done or before))
                 if checkpoint.position != before:
-                    self._warn(key, before - checkpoint.position)
+                    if key not in self._warned:
+                        self._warned.add(key)
+                        logger.warning(_BEHIND, *key[:2], before - checkpoint.position)
                     continue
                 with attributed_to(projection):
                     await projection.apply(connection, part, replaying=done >= last)
@@ -276,15 +280,6 @@ class InlineProjections:
                 moved.append(checkpoint)
                 self._warned.discard(key)
         await self._checkpoints.move(connection, moved, now=recorded[0][-1])
-
-    def _warn(self, key: CheckpointKey, behind: int) -> None:
-        if key not in self._warned:
-            self._warned.add(key)
-            logger.warning(_BEHIND, *key[:2], behind)
-
-
-def _log_order(event: RecordedEvent) -> tuple[int, int]:
-    return event.partition or 0, event.position or 0
 
 
 def _event(row: TableRow) -> RecordedEvent:

@@ -78,7 +78,10 @@ class StatisticsReader:
         last = ""
         async for rows in self._pages(connection, period):
             for row in rows:
-                _, data = self._upcasters.upcast(MessageAppended.type, row.schema_version, _data(row))
+                stored = decode(row.data)
+                if row.erased is not None:
+                    stored = stripped(MessageAppended.type, stored)
+                _, data = self._upcasters.upcast(MessageAppended.type, row.schema_version, stored)
                 if counting.erasures.of(row.conversation_id, data.get("message_id")):
                     data = stripped(MessageAppended.type, data)
                 if row.back is None:
@@ -158,11 +161,6 @@ async def _in_groups(pages: AsyncIterator[Iterable[sa.Row[Any]]]) -> AsyncIterat
             size += row.version
     if few:
         yield few
-
-
-def _data(row: sa.Row[Any]) -> Mapping[str, Any]:
-    data = decode(row.data)
-    return data if row.erased is None else stripped(MessageAppended.type, data)
 
 
 def _count(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:

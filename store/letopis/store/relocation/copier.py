@@ -192,7 +192,9 @@ async def _page(
 
 async def _last_key_of_page(source: Endpoint, part: TableSlice, after: RowKey | None) -> RowKey | None:
     """Return the last key of the page after a key, which its payloads bound; ``None`` if there is no row."""
-    sizes = [_size_in_bytes(source, column) for column in part.payloads]
+    # Older SQLite has no octet_length; characters are near enough for a bound.
+    length = sa.func.length if source.embedded else sa.func.octet_length
+    sizes = [sa.func.coalesce(length(column), 0) for column in part.payloads]
     rows = await source.rows(_page_select(source, part, after, *part.key, *sizes))
     total = 0
     for index, row in enumerate(rows):
@@ -235,9 +237,3 @@ def _compare_by_column(key: Sequence[sa.Column[Any]], values: RowKey, operator: 
         return column.op(operator, is_comparison=True)(value)
     past = column > value if operator == ">" else column < value
     return sa.or_(past, sa.and_(column == value, _compare_by_column(key[1:], values[1:], operator)))
-
-
-def _size_in_bytes(end: Endpoint, column: sa.Column[Any]) -> sa.ColumnElement[int]:
-    # Older SQLite has no octet_length; characters are near enough for a bound.
-    measured = sa.func.length(column) if end.embedded else sa.func.octet_length(column)
-    return sa.func.coalesce(measured, 0)

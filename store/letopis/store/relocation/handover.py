@@ -77,7 +77,13 @@ async def claim_target(target: Endpoint, source: StoreRecord, *, source_address:
                     f"the history was moved to {target.address}, but the database there does not hold it: restore "
                     "it from a backup"
                 )
-            await _check_fresh(connection, record, source, target.address)
+            if record.store_id == source.store_id:
+                raise ConfigurationError(
+                    f"{target.address} is the store to be moved, or a copy of it: name an empty database"
+                )
+            for table in _TABLES_OF_A_HISTORY:
+                if (await connection.execute(sa.select(sa.literal(1)).select_from(table).limit(1))).first() is not None:
+                    raise ConfigurationError(f"{target.address} already holds another history: name an empty database")
         elif record.state is not LogState.ARRIVING:
             raise ConfigurationError(
                 f"the history of {target.address} was moved away to {record.moved_to}: name an empty database"
@@ -99,14 +105,6 @@ async def claim_target(target: Endpoint, source: StoreRecord, *, source_address:
     target.fence = None
     target.fence = await target.write(work)
     return target.fence is not None
-
-
-async def _check_fresh(connection: AsyncConnection, record: StoreRecord, source: StoreRecord, address: str) -> None:
-    if record.store_id == source.store_id:
-        raise ConfigurationError(f"{address} is the store to be moved, or a copy of it: name an empty database")
-    for table in _TABLES_OF_A_HISTORY:
-        if (await connection.execute(sa.select(sa.literal(1)).select_from(table).limit(1))).first() is not None:
-            raise ConfigurationError(f"{address} already holds another history: name an empty database")
 
 
 async def close_source(source: Endpoint, target_address: str) -> StoreRecord:

@@ -157,7 +157,11 @@ class _Move:
         if self.record.state is LogState.OPEN:
             self.record = await close_source(self.source, self.target.address)
             self._paused_at = began = time.monotonic()
-        await self._finish_deferred_work()
+        # What an apply leaves for later is done in the closed source, so that nothing changes after the copy.
+        index = index_for(self.source.engine.dialect.name)
+        eraser = Eraser(self.source.dialect, index, upcasters=NO_UPCASTERS)
+        if await self.source.write(partial(eraser.erase_released, now=now_microseconds())) and self.source.embedded:
+            await run_whole(self.source.engine, truncate_wal(self.source.engine))
         await self._copy_log()
         for partition in self.record.heads:
             async for _ in copy_redacted(self.source, self.target, event_slice(partition)):
@@ -186,13 +190,6 @@ class _Move:
         for part in other_slices(len(self.record.heads)):
             async for _ in copy_rows(self.source, self.target, part):
                 self._report()
-
-    async def _finish_deferred_work(self) -> None:
-        """Do in the closed source what an apply leaves for later, so that nothing changes after the copy."""
-        index = index_for(self.source.engine.dialect.name)
-        eraser = Eraser(self.source.dialect, index, upcasters=NO_UPCASTERS)
-        if await self.source.write(partial(eraser.erase_released, now=now_microseconds())) and self.source.embedded:
-            await run_whole(self.source.engine, truncate_wal(self.source.engine))
 
     async def _check_log(self) -> None:
         """Check that both ends have an event for each position of the log."""

@@ -74,7 +74,12 @@ class Fold:
         """Apply the next event; ``saved`` says how far it has got."""
         state = self._state
         if state is None:
-            state = self._state = self._begin(event)
+            before = self._conversation
+            if before is None:
+                before = self._conversation = Conversation(
+                    conversation_id=event.conversation_id, created_at=event.occurred_at, updated_at=event.occurred_at
+                )
+            state = self._state = ConversationState(**{name: getattr(before, name) for name in _STATE_FIELDS})
         deleted = state.state == "deleted"
         self._messages.event, self._messages.saved = event, saved
         sink = _NO_MESSAGES if deleted else self._messages
@@ -82,14 +87,6 @@ class Fold:
         back = is_put_back(event.metadata)
         reduce_event(state, body, sink, version=event.version, occurred_at=at, superseded=late, back=back)
         self._pending += event.version is None
-
-    def _begin(self, event: RecordedEvent) -> ConversationState[datetime]:
-        before = self._conversation
-        if before is None:
-            before = self._conversation = Conversation(
-                conversation_id=event.conversation_id, created_at=event.occurred_at, updated_at=event.occurred_at
-            )
-        return ConversationState(**{name: getattr(before, name) for name in _STATE_FIELDS})
 
     def result(self) -> Folded:
         conversation, state = self._conversation, self._state

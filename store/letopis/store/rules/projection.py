@@ -206,8 +206,12 @@ class _Projection(MessageSink):
         self._bodies.append(body)
         at, late = event.occurred_at, conflict is not None
         reduce_event(state, body, self, version=self._version, occurred_at=at, superseded=late, back=item.back)
-        if conflict is None and not isinstance(body, MessageAppended):
-            self._note_activity(body, event)
+        if conflict is None and isinstance(body, ConversationActivated):
+            self.projected.left_at = None
+            order = None if event.metadata is None else decode(event.metadata).get(ACTIVATION_ORDER_KEY)
+            self.projected.activations.append(order if isinstance(order, int) else None)
+        elif conflict is None and isinstance(body, ConversationArchived | ConversationDeleted):
+            self.projected.left_at = event.occurred_at
 
     def _conflict_with_redaction(self, message_id: str | None) -> Conflict | None:
         """Return the conflict of new content of a message if all of its id were redacted: it must not be shown."""
@@ -221,14 +225,6 @@ class _Projection(MessageSink):
         """Return True if an event holds content of a redacted message, superseded or not."""
         messages = self._by_id.get(message_of(event, body) or "", ())
         return any(message.redacted_at is not None for message in messages)
-
-    def _note_activity(self, body: Body, event: EncodedEvent) -> None:
-        if isinstance(body, ConversationActivated):
-            self.projected.left_at = None
-            order = None if event.metadata is None else decode(event.metadata).get(ACTIVATION_ORDER_KEY)
-            self.projected.activations.append(order if isinstance(order, int) else None)
-        elif isinstance(body, ConversationArchived | ConversationDeleted):
-            self.projected.left_at = event.occurred_at
 
     def append(self, body: MessageAppended, *, superseded: bool, back: bool) -> bool:
         version = self._version

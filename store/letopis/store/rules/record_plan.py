@@ -198,7 +198,13 @@ def plan_changes(
         if change.erases and held:
             plan.superseded.add(change.sequence)
         elif change.type == RECORDS_CLEARED:
-            _clear(plan, revisions, change)
+            end = range_end(change.prefix)
+            for key in list(revisions):
+                if key[0] >= change.prefix and (end is None or key[0] < end):
+                    del revisions[key]
+                    plan.final[key] = None
+            plan.cleared.append(change.prefix)
+            plan.erases = plan.erases or change.erases
         elif change.type == RECORD_DELETED:
             if not meets(change.expected, revisions.get(change.place)):
                 if not change.keep:
@@ -217,16 +223,6 @@ def plan_changes(
             elif not change.keep:
                 plan.superseded.add(change.sequence)
     return plan
-
-
-def _clear(plan: RecordPlan, revisions: dict[RecordKey, UUID], change: RecordChange) -> None:
-    end = range_end(change.prefix)
-    for key in list(revisions):
-        if key[0] >= change.prefix and (end is None or key[0] < end):
-            del revisions[key]
-            plan.final[key] = None
-    plan.cleared.append(change.prefix)
-    plan.erases = plan.erases or change.erases
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

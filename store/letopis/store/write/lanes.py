@@ -191,7 +191,17 @@ class Lanes:
                 ids=[event_id for _, event_id in part],
             )
             for row in rows:
-                stored.setdefault(row.conversation_id, {})[row.event_id] = _stored_event(row)
+                stored.setdefault(row.conversation_id, {})[row.event_id] = StoredEvent(
+                    event_id=row.event_id,
+                    origin_id=row.origin_id,
+                    sequence=row.sequence,
+                    digest=row.digest,
+                    salt=row.salt,
+                    conflict=conflict_of(row.metadata),
+                    version=row.version if row.shown is None else row.shown,
+                    left_at=row.left_at if row.shown is None else None,
+                    deleted=row.state == "deleted",
+                )
         return stored
 
     async def _accept(
@@ -277,17 +287,3 @@ class Lanes:
                 row = (*key, lane.compared.end, lane.duplicates, lane.floor, lane.records)
                 (old if lane.compared.head else new).append(row)
         await transaction.dialect.write(transaction.connection, lanes, new, old)
-
-
-def _stored_event(row: sa.Row[Any]) -> StoredEvent:
-    return StoredEvent(
-        event_id=row.event_id,
-        origin_id=row.origin_id,
-        sequence=row.sequence,
-        digest=row.digest,
-        salt=row.salt,
-        conflict=conflict_of(row.metadata),
-        version=row.version if row.shown is None else row.shown,
-        left_at=row.left_at if row.shown is None else None,
-        deleted=row.state == "deleted",
-    )
