@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Final, Self, TypeGuard
+from typing import Any, Final, Self
 from uuid import UUID, SafeUUID, uuid5
 
 from letopis.store.errors import InvalidInput
@@ -100,14 +100,8 @@ def owner_id(owner: Owner | None) -> str | None:
     return check_identifier(owner, "owner")
 
 
-def is_whole(value: object) -> TypeGuard[int]:
-    """Return True if a value is a whole number; a bool is none."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def check_whole(value: Any, field: str, minimum: int, maximum: int | None = None) -> int:
     """Return ``value`` if it is a whole number in a range, ends included."""
-    # Without a call of is_whole(): each read and append comes here.
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or value < minimum or (maximum is not None and value > maximum):
         raise InvalidInput(

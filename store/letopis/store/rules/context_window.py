@@ -8,7 +8,7 @@ from itertools import takewhile
 
 from letopis.store.errors import InvalidInput
 from letopis.store.model.conversations import RecordedMessage, Seen
-from letopis.store.model.identifiers import check_whole, is_whole
+from letopis.store.model.identifiers import check_whole
 from letopis.store.model.messages import INSTRUCTIONS, Message
 from letopis.store.rules.tool_calls import MessageBlock, StrayResult, pair_tool_calls
 
@@ -72,7 +72,7 @@ class WindowBudget:
         total = 0
         for message in messages:
             tokens = self.count(message)
-            if not is_whole(tokens) or tokens < 0:
+            if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0:
                 raise InvalidInput("count", "must return a whole number from 0")
             total += tokens
         return total
