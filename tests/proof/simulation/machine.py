@@ -112,7 +112,7 @@ def take_over(loop: VirtualLoop, chance: random.Random, disk: Disk) -> Wall:
     for place in (letopis.outbox.relay.lease, letopis.outbox.drafts.writer_lock):
         assert hasattr(place, "FileLock")
         place.FileLock = Lock  # type: ignore[misc,assignment]
-    letopis.store.write.contents._off_the_loop = _at_once
+    letopis.store.write.contents.off_the_loop = _at_once
     for module in (letopis.store.model.codec, letopis.store.model.large_content):
         module.LARGE_BYTES = LARGE_BYTES  # type: ignore[attr-defined]
     _open_outboxes_by_process()
