@@ -202,11 +202,12 @@ class Records:
         :param unchanged: records that were read, to be deleted too; one that was put again since then stays.
         :raises LetopisError: as for :meth:`put`.
         """
-        if not ((pairs := _pairs(keys)) or unchanged):
-            raise InvalidInput("keys", "there is nothing to delete")
-        if not all(isinstance(record, Record) and record.scope == self.scope for record in unchanged):
+        given = unchanged if isinstance(unchanged, Sequence) else (unchanged,)
+        if not all(isinstance(record, Record) and record.scope == self.scope for record in given):
             raise InvalidInput("unchanged", "must be records of this scope")
-        return await self._delete([prepare_delete(self.scope, namespace, key) for namespace, key in pairs], unchanged)
+        if not ((pairs := _pairs(keys)) or given):
+            raise InvalidInput("keys", "there is nothing to delete")
+        return await self._delete([prepare_delete(self.scope, namespace, key) for namespace, key in pairs], given)
 
     async def delete_where(
         self,

@@ -70,7 +70,7 @@ async def test_a_record_that_was_put_again_since_it_was_read_is_not_deleted(bot:
         assert [(one.key, one.value) for one in await records.list()] == [("b", "again")]
         await deliver_all(bot)
     elsewhere = bot.records(conversation="chat-2")
-    for wrong in (read.items, [(CP, "b")]):
+    for wrong in (read.items, [(CP, "b")], 7):
         with pytest.raises(InvalidInput, match="unchanged"):
             await elsewhere.delete_many([], unchanged=wrong)  # type: ignore[arg-type]
 
