@@ -15,7 +15,7 @@ from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.store import ConversationStore, Message
 from letopis.store.database.schema import conversations, events, log_heads, messages
 
-SLICE: Final = 500_000
+SLICE: Final = 100_000
 """Messages made by one statement, so that it ends within the time that a store gives one."""
 EACH: Final = 100
 """Messages in each conversation that is there only to make the history long."""
