@@ -101,7 +101,9 @@ async def run(
             back = loop.time()
             for one in talking:
                 one.cancel()
-            await asyncio.gather(*talking, return_exceptions=True)
+            for end in await asyncio.gather(*talking, return_exceptions=True):
+                if isinstance(end, Exception):
+                    raise end
             tally.require(all(await asyncio.gather(*(bot.drained(patience) for bot in bots))), "not drained in time")
             drained_after = loop.time() - back
             # Until it counts as over, and the watch has looked.

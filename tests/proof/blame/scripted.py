@@ -240,7 +240,9 @@ class _World:
         finally:
             for one in talking:
                 one.cancel()
-            await asyncio.gather(*talking, return_exceptions=True)
+            for end in await asyncio.gather(*talking, return_exceptions=True):
+                if isinstance(end, Exception):
+                    raise end
             self._file.close()
         return self._came
 

@@ -20,8 +20,8 @@ from tests.support.servers import ServerUnavailable
 KINDS: Final = ("postgresql", "mariadb")
 FAULTS: Final = 1_000  # faults that have to fire, a driver
 STORM: Final = "connections broken under relays at work"
-TIMEOUT_SECONDS: Final = 400.0
-"""Seconds that one experiment may take; on a machine that is not busy it takes less than a quarter of that."""
+TIMEOUT_SECONDS: Final = 1200.0
+"""Seconds that one experiment may take; on a machine that is not busy it takes less than a tenth of that."""
 Work = Callable[[Options, str], list[Row]]
 DOUBLES: Final = "an apply without its duplicate check"
 HASTY: Final = "a relay that is answered before the store knows"

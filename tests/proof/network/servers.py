@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from letopis.outbox import History
 from letopis.outbox.alerting.incidents import Rules
-from letopis.outbox.alerting.monitor import AlertMonitor
+from letopis.outbox.alerting.monitor import AlertMonitor, breaker_view
 from letopis.store import Message
 from letopis.store.database.timeouts import Timeouts
 from tests.campaigns.invariants import Ack, check
@@ -235,17 +235,20 @@ class Company:
             finally:
                 for task in tasks:
                     task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                for end in await asyncio.gather(*tasks, return_exceptions=True):
+                    if isinstance(end, Exception):
+                        raise end
 
     async def _watch(self, bot: History) -> None:
         """Watch as every bot does, only more often: so that it is seen when one outage is over and the next begins."""
+        assert (relay := bot.relay) is not None
         watch = AlertMonitor(
             bot.outbox,
             on_stuck=self.desk.on_stuck,
             on_recovered=self.desk.on_recovered,
             channels=[self.desk],
             rules=RULES,
-            breaker=bot._parts.delivery.breaker_view,
+            breaker=lambda: breaker_view(relay.breaker) if relay.lease.held else None,
             interval=LOOK,
         )
         await watch.run()
