@@ -241,7 +241,8 @@ class Company:
 
     async def _watch(self, bot: History) -> None:
         """Watch as every bot does, only more often: so that it is seen when one outage is over and the next begins."""
-        assert (relay := bot.relay) is not None
+        relay = bot.relay
+        assert relay is not None
         watch = AlertMonitor(
             bot.outbox,
             on_stuck=self.desk.on_stuck,

@@ -121,6 +121,7 @@ class _Erasure:
         self.held: list[str] = []
         self.has_receipt = False
         self.erased: list[str] = []
+        self.whole = frozenset[str]()  # conversations that are erased; of others, a person's messages are
         self.store_rows = self.unerased = 0
         self.number: int | None = None
         self.untold = ""
@@ -150,6 +151,7 @@ class _Erasure:
                 chosen = await (_named(history, names) if owner is None else conversations_of(history, owner))
             except StoreUnavailable as error:
                 raise CommandExit(Exit.LATER, f"{error}; nothing was erased") from error
+            self.whole = frozenset(conversation.conversation_id for conversation in chosen)
             subject = names[0] if owner is None else owner  # of a receipt
             records = owner is not None and await _has_records(history, owner)
             shared = 0
@@ -321,9 +323,10 @@ def shown_outbox(behind: Unacknowledged) -> dict[str, Any]:
 def _tell(work: _Erasure, pending: int, owner: str | None, *, waited: bool) -> None:
     for name in work.erased:
         click.echo(printable(name))
-    count = len(work.erased)
-    whose = "" if owner is None else ", and all records of the owner"
-    note(f"{counted(count, 'conversation')} erased{whose}")
+    whose, whole = "" if owner is None else ", and all records of the owner", len(work.whole.intersection(work.erased))
+    if others := len(work.erased) - whole:
+        whose += f"; of {counted(others, 'other conversation')}, what the person wrote"
+    note(f"{counted(whole, 'conversation')} erased{whose}")
     if waited and not pending and not work.store_rows and not work.unerased:
         note("the history store holds none of the content any more")
     elif not waited:
