@@ -167,7 +167,7 @@ def test_every_page_answers_while_the_store_is_away(tmp_path: Path) -> None:
                 began = time.monotonic()
                 answer = ask(house.port, f"/{page}", cookie=cookie)
                 assert answer.code == 200, page
-                assert time.monotonic() - began < 5, page
+                assert time.monotonic() - began < 20, page
                 if page.startswith(("statistics", "integrity", "conversation?id=c1")):
                     assert "does not answer" in answer.text
             assert "and then" in ask(house.port, "/conversation?id=c1", cookie=cookie).text

@@ -202,7 +202,7 @@ async def test_a_cancelled_wait_ends_soon_and_keeps_no_lock(engine: AsyncEngine)
     await work()
 
     assert scope.cancelled_caught
-    assert waited < 2.5  # SQLite's thread cannot be interrupted while it waits for the lock
+    assert waited < 8  # SQLite's thread cannot be interrupted while it waits for the lock
     assert await value_of(engine, "SELECT number FROM probe") == 11
 
 

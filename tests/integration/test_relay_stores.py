@@ -109,15 +109,13 @@ async def test_missing_schema_waits_and_charges_nobody(outbox: OutboxFile, fresh
 
 
 async def test_outbox_stays_free(outbox: OutboxFile, store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a request to the store is in progress, the outbox file can be written."""
+    """While a request to the store is in progress, the outbox file can be written: otherwise that waits in vain."""
     apply = store.apply
-    held = []
+    written = []
 
     async def slow(*arguments: object) -> object:
         result = await apply(*arguments)  # type: ignore[arg-type]
-        start = asyncio.get_running_loop().time()
-        await say(outbox, "meanwhile")
-        held.append(asyncio.get_running_loop().time() - start)
+        written.append(await say(outbox, "meanwhile"))
         return result
 
     monkeypatch.setattr(store, "apply", slow)
@@ -125,8 +123,7 @@ async def test_outbox_stays_free(outbox: OutboxFile, store: ConversationStore, m
         await say(outbox, "a", 5)
         await relay_on(outbox, store).drain_once()
 
-    assert len(held) == 3
-    assert max(held) < 1.0
+    assert len(written) == 3
 
 
 # --- A PostgreSQL of our own that is down, goes down and comes back ---

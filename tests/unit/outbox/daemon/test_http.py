@@ -258,7 +258,7 @@ async def test_who_holds_connections_keeps_nobody_out(held: bytes, monkeypatch: 
         # A request that trickles in is cut off in time all the same.
         begun = asyncio.get_running_loop().time()
         reader, writer = kept[-1]
-        while not reader.at_eof() and asyncio.get_running_loop().time() - begun < 10:
+        while not reader.at_eof() and asyncio.get_running_loop().time() - begun < 40:
             writer.write(b"a")
             try:
                 await asyncio.wait_for(reader.read(1), 0.1)
@@ -266,7 +266,7 @@ async def test_who_holds_connections_keeps_nobody_out(held: bytes, monkeypatch: 
                 continue
             except ConnectionError:
                 break
-        assert asyncio.get_running_loop().time() - begun < 5
+        assert asyncio.get_running_loop().time() - begun < 30
         for _, one in kept:
             one.close()
 

@@ -55,7 +55,7 @@ async def test_without_a_relay_it_is_false_when_the_time_is_over(history: Histor
 
     assert not await receipt.saved(timeout=0.2)
 
-    assert 0.15 < time.monotonic() - started < 5
+    assert 0.15 < time.monotonic() - started < 20
     assert await receipt.state() is Saved.PENDING
 
 

@@ -120,7 +120,7 @@ async def test_what_would_wait_for_itself_is_refused_at_once(history: History) -
             await tx.finish(reply)
             with pytest.raises(Closed, match="end that first"):
                 await reply.finish()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 9
     assert await texts(history) == [("hello", False)]
 
 
@@ -137,7 +137,7 @@ async def test_a_reply_whose_block_lies_in_the_transaction(history: History) -> 
         async with history.transaction(), history.reply(CHAT) as cut:
             await cut.add("cut")
             raise Boom
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 9
     assert cut is not None and cut._needs_retry
     await history._parts.replies.retry()
     assert await texts(history) == [("hello", False), ("cut", True)]

@@ -317,7 +317,7 @@ def test_a_thread_does_not_wait_for_its_own_transaction(history: BlockingHistory
         with pytest.raises(OutboxUnavailable, match="already"), history.transaction():
             pytest.fail("a transaction in a transaction")
         tx.append("c1", Message.user("in it"))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 9
 
     assert texts(history, "c1") == ["in it"]
     history.append("c1", Message.user("after it"))
