@@ -44,8 +44,8 @@ _SUPERSEDE: Final = (
 _DELETE_VERDICTS: Final = "DELETE FROM letopis_outbox_superseded WHERE conversation_id = ? AND sequence > ?"
 _RECORD_FAULT: Final = (
     "UPDATE letopis_outbox_lanes SET state = :state, attempts = :attempts, due_at = :due_at,"
-    " fault_class = :fault_class, fault = :fault"
-    " WHERE conversation_id = :conversation_id AND delivered = :delivered AND state IN ('ready', 'retrying')"
+    " fault_class = :fault_class, fault = :fault WHERE conversation_id = :conversation_id AND delivered = :delivered"
+    " AND state IN ('ready', 'retrying') AND attempts IN (:before, :attempts)"
 )
 # An operator alone can decide about a lane that diverged, is lost or damaged.
 _CLEAR_FAULT: Final = (
@@ -147,6 +147,7 @@ def _record_fault(
             "state": state,
             "conversation_id": lane.conversation_id,
             "delivered": lane.delivered,
+            "before": lane.attempts,  # an operator who retries meanwhile begins anew: an older refusal no longer counts
             "attempts": attempts,
             "due_at": due_at_us,
             "fault_class": fault_class,

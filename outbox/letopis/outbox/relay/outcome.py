@@ -151,14 +151,11 @@ class LaneRetries:
 
     def refused(self, lane: Lane, refusal: Refusal) -> LaneFailure:
         """Schedule the retry of a refused event, or have its lane blocked if the policy allows no more."""
-        moved = refusal.sequence - 1 != lane.delivered
-        attempts = (0 if moved else lane.attempts) + (refusal.charged or refusal.final)
+        if refusal.sequence - 1 != lane.delivered:
+            lane = replace(lane, delivered=refusal.sequence - 1, attempts=0)
+        attempts = lane.attempts + (refusal.charged or refusal.final)
         failure = LaneFailure(
-            lane=replace(lane, delivered=refusal.sequence - 1),
-            attempts=attempts,
-            fault_class=refusal.fault_class,
-            fault=refusal.fault,
-            event=refusal.event,
+            lane=lane, attempts=attempts, fault_class=refusal.fault_class, fault=refusal.fault, event=refusal.event
         )
         if refusal.final or attempts > self._policy.attempts:
             return failure

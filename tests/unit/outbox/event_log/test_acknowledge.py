@@ -17,7 +17,9 @@ from letopis.outbox.event_log.acknowledge import (
     rewind_lane,
     schedule_retry,
 )
+from letopis.outbox.event_log.lanes import Lane
 from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.operations.admin import OutboxAdmin, Selection
 from tests.support.relays import lane, say, sql
 
 NOW = 4_000_000_000_000_000
@@ -111,6 +113,30 @@ async def test_a_mark_on_a_lane_that_moved_on_is_dropped(outbox: OutboxFile) -> 
     )
 
     assert marked == (False, False)
+    assert (await lane(outbox, "a")).state == "ready"
+
+
+async def test_a_refusal_from_before_an_operator_retried_is_dropped(outbox: OutboxFile) -> None:
+    """A relay that could not write for a while still holds it."""
+    await say(outbox, "a")
+
+    async def retry_later(of: Lane, attempts: int) -> bool:
+        fault = {"fault_class": "poison", "fault": "no"}
+        return await outbox.write(
+            lambda connection: schedule_retry(connection, of, attempts=attempts, due_at_us=5, **fault)
+        )
+
+    assert await retry_later(await lane(outbox, "a"), 3)
+    old = await lane(outbox, "a")
+    assert await retry_later(old, 4)
+    assert await retry_later(old, 4), "the same write again, after a commit that ended in an error"
+    assert await OutboxAdmin(outbox).retry(Selection()) == ["a"]
+    blocked = await outbox.write(
+        lambda connection: block_lane(connection, old, attempts=4, fault_class="poison", fault="no")
+    )
+
+    assert not blocked
+    assert not await retry_later(old, 4)
     assert (await lane(outbox, "a")).state == "ready"
 
 
