@@ -123,6 +123,11 @@ class TestList:
 
 
 class TestShow:
+    @pytest.mark.parametrize("words", [("list",), ("retry",), ("skip", "--reason", "x", "--yes")])
+    def test_an_id_that_is_no_text_is_refused_by_name(self, letopis: Any, outbox: Path, words: tuple[str, ...]) -> None:
+        code, _, err = letopis("outbox", *words, "--conversation", "a\udc80")
+        assert (code, err) == (2, "letopis: conversation_id: has a lone surrogate (U+DC80) at 1: it is not text\n")
+
     def test_payload_only_when_asked_for(self, letopis: Any, outbox: Path) -> None:
         quiet = letopis("outbox", "show", stuck(outbox))
         quiet_json = letopis("outbox", "show", stuck(outbox), "--json")

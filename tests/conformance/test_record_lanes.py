@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
@@ -202,7 +203,7 @@ async def test_a_conversation_and_its_records_are_in_one_partition(tmp_path: Pat
             await outbox.deliver(store)
     finally:
         await store.close()
-    with sqlite3.connect(tmp_path / "partitions.db") as raw:
+    with closing(sqlite3.connect(tmp_path / "partitions.db")) as raw, raw:
         kept = dict(raw.execute("SELECT conversation_id, partition FROM letopis_conversations").fetchall())
         beside = dict(raw.execute("SELECT substr(scope, 4), partition FROM letopis_records").fetchall())
         ledger = dict(raw.execute("SELECT substr(conversation_id, 4), partition FROM letopis_record_ledger").fetchall())

@@ -13,7 +13,7 @@ import sys
 import textwrap
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -492,7 +492,7 @@ def test_processes_race_to_create_one_file(tmp_path: Path) -> None:
     errors = [process.communicate(timeout=30)[1] for process in processes]
 
     assert errors == [""] * 4
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         assert connection.execute("SELECT COUNT(*) FROM probe").fetchone() == (20,)
     connection.close()
     if os.name != "nt":

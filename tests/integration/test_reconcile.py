@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -457,7 +458,7 @@ async def test_history_file_removed_under_a_running_bot_is_missed_and_filled_on_
         assert await receipt.saved(timeout=30)
         assert await history.drained(timeout=20)
 
-        with sqlite3.connect(store) as connection:
+        with closing(sqlite3.connect(store)) as connection, connection:
             said = "SELECT count(*) FROM letopis_events WHERE type = 'message.appended'"
             assert connection.execute(said).fetchall() == [(6,)]
         connection.close()
@@ -471,7 +472,7 @@ async def test_history_file_replaced_under_a_running_bot_is_used_and_filled_at_t
     said = "SELECT count(*) FROM letopis_events WHERE type = 'message.appended'"
 
     def stored() -> int:
-        with sqlite3.connect(store) as connection:
+        with closing(sqlite3.connect(store)) as connection, connection:
             ((count,),) = connection.execute(said).fetchall()
         connection.close()
         return int(count)
@@ -479,7 +480,7 @@ async def test_history_file_replaced_under_a_running_bot_is_used_and_filled_at_t
     async with History(tmp_path / "bot.outbox.db", store=store) as history, asyncio.timeout(60):
         await history.append("c1", Message.user("in the backup"))
         assert await history.drained()
-        with sqlite3.connect(store) as connection:
+        with closing(sqlite3.connect(store)) as connection, connection:
             connection.execute("VACUUM INTO ?", (str(tmp_path / "backup"),))
         connection.close()
         await history.append("c2", Message.user("not in the backup"))

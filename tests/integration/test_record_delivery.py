@@ -284,7 +284,7 @@ async def test_the_checks_see_a_value_that_is_not_what_was_put_and_a_ledger_with
         found = " ".join(await problems(history, url))
         assert "records of space app: the counter of an outbox does not match its events" in found
         assert "one is not what was put" in found and "counts as delivered, and no log has it" in found
-    with sqlite3.connect(path) as raw:
+    with closing(sqlite3.connect(path)) as raw, raw:
         raw.execute("UPDATE letopis_outbox_record_bodies SET body = zeroblob(size) WHERE position = 1")
         raw.execute("DELETE FROM letopis_outbox_record_bodies WHERE position = 2")
     raw.close()

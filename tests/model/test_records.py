@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -93,7 +94,7 @@ class Run:
         if not batches:
             return
         if self.forget:
-            with sqlite3.connect(str(self.store.url.database)) as raw:
+            with closing(sqlite3.connect(str(self.store.url.database))) as raw, raw:
                 raw.execute("DELETE FROM letopis_record_ledger")
         result = await self.store.apply(self.bot.outbox.origin, batches)
         if result.refused:
@@ -119,7 +120,7 @@ class Run:
         """Put the store back, if what it then lacks is still in the outbox; otherwise that is lost, and told."""
         if self.backup is None:
             return
-        with sqlite3.connect(self.backup) as raw:
+        with closing(sqlite3.connect(self.backup)) as raw, raw:
             held = dict(raw.execute("SELECT conversation_id, sequence FROM letopis_lanes").fetchall())
         lanes = await self.bot.outbox.read(
             lambda connection: connection.exec_driver_sql(
@@ -171,14 +172,14 @@ class Run:
         problems += await self.bot.outbox.read(lambda connection: list(outbox_problems(connection)))
         if problems:
             raise Wrong(problems)
-        with sqlite3.connect(str(self.store.url.database)) as raw:
+        with closing(sqlite3.connect(str(self.store.url.database))) as raw, raw:
             [(held,)] = raw.execute("SELECT count(*) FROM letopis_records").fetchall()
         if held != len(self.model):
             raise Wrong(f"the store holds {held} records, the model {len(self.model)}")
 
 
 def _copy(source: Path, target: Path) -> None:
-    with sqlite3.connect(source) as one, sqlite3.connect(target) as other:
+    with closing(sqlite3.connect(source)) as one, closing(sqlite3.connect(target)) as other, one, other:
         one.backup(other)
     one.close()
     other.close()

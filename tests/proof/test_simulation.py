@@ -6,7 +6,7 @@ import asyncio
 import random
 import sqlite3
 from collections.abc import Coroutine
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,7 @@ class Fine:
 
 def test_what_a_killed_process_had_not_committed_is_rolled_back(tmp_path: Path) -> None:
     path, disk, commits = tmp_path / "a.db", Disk(), list[str]()
-    with sqlite3.connect(path) as made:
+    with closing(sqlite3.connect(path)) as made, made:
         made.execute("CREATE TABLE t (n)")
     made.close()
     disk.add(File(str(path), Fine(), lambda process: commits.append(process.name)))

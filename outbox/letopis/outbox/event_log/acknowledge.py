@@ -141,20 +141,17 @@ def clear_fault(connection: sa.Connection, conversation_ids: Collection[str]) ->
 def _record_fault(
     connection: sa.Connection, lane: Lane, state: str, attempts: int, due_at_us: int, fault_class: str, fault: str
 ) -> bool:
-    changed = connection.exec_driver_sql(
-        _RECORD_FAULT,
-        {
-            "state": state,
-            "conversation_id": lane.conversation_id,
-            "delivered": lane.delivered,
-            "before": lane.attempts,  # an operator who retries meanwhile begins anew: an older refusal no longer counts
-            "attempts": attempts,
-            "due_at": due_at_us,
-            "fault_class": fault_class,
-            "fault": fault[:MAX_FAULT_LENGTH],
-        },
-    )
-    return changed.rowcount == 1
+    values = {
+        "state": state,
+        "conversation_id": lane.conversation_id,
+        "delivered": lane.delivered,
+        "before": lane.attempts,  # an operator who retries meanwhile begins anew: an older refusal no longer counts
+        "attempts": attempts,
+        "due_at": due_at_us,
+        "fault_class": fault_class,
+        "fault": fault[:MAX_FAULT_LENGTH],
+    }
+    return connection.exec_driver_sql(_RECORD_FAULT, values).rowcount == 1
 
 
 def rewind_lane(connection: sa.Connection, conversation_id: str, head: int, *, now_us: int) -> Rewound:

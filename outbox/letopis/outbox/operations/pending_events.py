@@ -15,6 +15,7 @@ from letopis.store.errors import InvalidInput
 from letopis.store.model.codec import decode
 from letopis.store.model.event_types import EventSkipped
 from letopis.store.model.events import from_microseconds, to_microseconds, utc_now
+from letopis.store.model.identifiers import check_identifier
 from letopis.store.model.large_content import references_in, restored
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Selection:
 
     :ivar states: of conversations: ``ready``, ``retrying``, ``blocked`` or ``paused``.
     :ivar fronts: only the event that each conversation waits for.
-    :raises InvalidInput: a state is not known.
+    :raises InvalidInput: a state is not known, or an id is none that a conversation can have.
     """
 
     event_ids: tuple[UUID, ...] = ()
@@ -66,9 +67,10 @@ class Selection:
     fronts: bool = False
 
     def __post_init__(self) -> None:
-        for state in self.states:
-            if state not in STATES:
-                raise InvalidInput("state", f"must be one of {', '.join(STATES)}")
+        if not set(STATES).issuperset(self.states):
+            raise InvalidInput("state", f"must be one of {', '.join(STATES)}")
+        for conversation_id in self.conversation_ids:
+            check_identifier(conversation_id, "conversation_id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from operator import is_not
 from typing import Any, Final
 
 from letopis.store.errors import InvalidInput
@@ -114,7 +115,9 @@ def _mapped(value: Any, replaced: Callable[[str], str]) -> Any:
         return replaced(value)
     if isinstance(value, Mapping):
         return {key: _mapped(item, replaced) for key, item in value.items()}
-    return [_mapped(item, replaced) for item in value] if isinstance(value, list | tuple) else value
+    mapped = [_mapped(item, replaced) for item in value] if isinstance(value, list | tuple) else value
+    # Copies of very many small lists could fill the memory.
+    return mapped if mapped is value or any(map(is_not, mapped, value)) else value
 
 
 def _strings(value: Any) -> Iterable[str]:

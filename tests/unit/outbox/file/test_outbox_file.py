@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,7 @@ def test_four_processes_that_race_for_a_fresh_file_all_get_it(tmp_path: Path) ->
             racer.stdin.flush()
         answers = {racer.stdout.readline() for racer in racers if racer.stdout is not None}
         assert len(answers) == 1, answers
-        with sqlite3.connect(path) as connection:
+        with closing(sqlite3.connect(path)) as connection, connection:
             sequences = connection.execute("SELECT sequence FROM letopis_outbox_events ORDER BY sequence").fetchall()
         connection.close()
         assert sequences == [(1,), (2,), (3,), (4,), (5,)]
@@ -124,14 +125,14 @@ def a_folder(path: Path) -> None:
 
 
 def newer(path: Path) -> None:
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE letopis_outbox_version (version_num VARCHAR(32) NOT NULL)")
         connection.execute("INSERT INTO letopis_outbox_version VALUES ('9999')")
     connection.close()
 
 
 def foreign(path: Path) -> None:
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE letopis_outbox_version (version_num VARCHAR(32) NOT NULL)")
         connection.execute("INSERT INTO letopis_outbox_version VALUES ('deadbeef')")
     connection.close()
@@ -198,7 +199,7 @@ def test_a_url_of_a_file_is_understood(tmp_path: Path) -> None:
 
 async def test_a_database_of_the_bot_becomes_an_outbox_too(tmp_path: Path) -> None:
     path = tmp_path / "bot.db"
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE credits (owner TEXT PRIMARY KEY, n INTEGER)")
         connection.execute("INSERT INTO credits VALUES ('42', 7)")
     connection.close()
@@ -412,7 +413,7 @@ async def test_what_is_taken_away_in_the_middle_of_a_transaction_is_noticed_at_i
         await torn()
 
     await outbox.close()
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         assert connection.execute(COUNT).fetchall() == [(0,)]
     connection.close()
 

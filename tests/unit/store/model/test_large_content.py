@@ -78,6 +78,21 @@ def test_what_is_too_large_or_in_the_wrong_field_is_refused(monkeypatch: pytest.
     assert len(extract({"content": two[:1] * 10}, "c").contents) == 1
 
 
+def test_lists_without_large_strings_are_not_copied() -> None:
+    """A line of an import may hold millions of them."""
+    rows: list[Any] = [[], [1, "x"], [[]]]
+    large = ["x" * (LARGE_BYTES + 1)]
+
+    data = extract({"metadata": {"rows": rows, "large": large}}, "chat-1").data
+
+    assert data["metadata"]["rows"] is rows
+    assert (
+        large
+        != data["metadata"]["large"]
+        == [f"\x01letopis:content:{next(iter(references_of(data)))}:{LARGE_BYTES + 1}"]
+    )
+
+
 def test_a_missing_string_is_told_and_not_empty() -> None:
     assert restored([REFERENCE], {}) == ["[300000 bytes of content cannot be read]"]
 
