@@ -159,8 +159,7 @@ class LaneRetries:
         )
         if refusal.final or attempts > self._policy.attempts:
             return failure
-        if not refusal.charged:
-            self._uncharged[lane.conversation_id] += 1
+        self._uncharged[lane.conversation_id] += not refusal.charged
         retry = attempts if refusal.charged else self._uncharged[lane.conversation_id]
         delay = self._policy.delay(retry, uniform=self._uniform)
         return replace(failure, due_at_us=self.timers.set(lane.conversation_id, delay), delay=delay)

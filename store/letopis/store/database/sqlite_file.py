@@ -118,7 +118,7 @@ class _Pool:
             return self._idle.pop()
         if len(self._readers) >= self._size:
             # A closed event loop is never notified that they are free.
-            self._readers -= {worker for worker in self._readers if worker.is_abandoned}
+            self._readers -= {worker for worker in self._readers if worker.let_go()}
             if len(self._readers) >= self._size:
                 return None
         worker = _Worker(self)
@@ -184,9 +184,11 @@ class _Worker:
         self.broken = False
         self.cancelled = False
 
-    @property
-    def is_abandoned(self) -> bool:
-        return self._loop is not None and self._loop.is_closed()
+    def let_go(self) -> bool:
+        """Return True if the event loop that used the connection is closed, and have it closed, too."""
+        if abandoned := self._loop is not None and self._loop.is_closed():
+            self._thread.submit(self._disconnect, lambda *_: None)
+        return abandoned
 
     def begin(self, work: Coroutine[Any, Any, T], release: Callable[[Any], None] | None = None) -> asyncio.Future[T]:
         """Return the future result of ``work``; ``release`` is called once the thread is free again."""
