@@ -213,7 +213,8 @@ def test_every_long_verb_shows_how_far_it_is_on_a_terminal(tmp_path: Path, on_te
     assert "\rchecking: 0.0 of 0.0 MB" in shown("history", "import", "jsonl", "in.jsonl", "--dry-run")
     imported = shown("history", "import", "jsonl", "in.jsonl", "--wait")
     assert "\rimporting: 0.0 of 0.0 MB (100 %)" in imported
-    assert "delivering: " in imported
+    # A relay that is quick beside a slow terminal leaves nothing to wait for.
+    assert "delivering: " in imported or "the history store has everything" in imported
     assert "of 12 messages" in shown("history", "export", "jsonl", "out.jsonl")
     assert "\rchecking: 15 of 15 events (100 %)" in shown("outbox", "verify")
     verified = shown("db", "verify")

@@ -533,6 +533,20 @@ async def test_partial_search_says_so(store: ConversationStore, forms: Outbox, m
     assert (await store.search("ответ")).complete
 
 
+async def test_a_message_and_its_edit_that_wait_for_the_index_are_one_hit(
+    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log is read in pieces, and the edit lies in another one."""
+    monkeypatch.setattr(store._runtime, "search_catch_up", Still())
+    monkeypatch.setattr(finder, "UNINDEXED_EVENTS_PER_READ", 2)
+    outbox = await indexed(store, Message.user("before"))
+    outbox.append("c", *(Message.user("вопрос", id=name) for name in ("m", "n")))
+    outbox.append("c", *(MessageEdited(message_id=name, content="ответ") for name in ("m", "n", "m")))
+    await outbox.deliver(store)
+
+    assert sorted(ids(await store.search("ответ"))) == ["m", "n"]
+
+
 async def test_search_without_an_index(
     store: ConversationStore, forms: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:

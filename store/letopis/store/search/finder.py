@@ -109,7 +109,7 @@ class Finder:
         self, connection: AsyncConnection, query: Query, progress: Sequence[IndexProgress], scope: SearchScope
     ) -> tuple[list[_Candidate], int]:
         """Return hits among the messages that are not indexed as they are now, and how many events were left out."""
-        matches = list[tuple[Document, Match]]()
+        matches = dict[tuple[int, int], tuple[Document, Match]]()  # one read has a message, a later one its edit
         left, left_out, spent = MAX_UNINDEXED_EVENTS, 0, 0.0
         for part in progress:
             after, partition = part.indexed, part.partition
@@ -118,12 +118,12 @@ class Finder:
                 log = await self._log.read(connection, partition=partition, after=after, upto=part.head, limit=size)
                 # In a thread: stemming words is work for the processor.
                 matching, seconds = await off_the_loop(_matching, query, scope, partition, log.documents)
-                matches += matching
+                matches |= {(partition, found[0].position): found for found in matching}
                 after, spent = log.last, spent + seconds
                 left = left - log.events if log.events and spent < MAX_UNINDEXED_SECONDS else 0
             left_out += part.head - after
-        matches.sort(key=lambda pair: (pair[0].occurred_at, pair[0].position), reverse=True)
-        return [(document, 1.0 + fit.score) for document, fit in matches], left_out
+        newest = sorted(matches.values(), key=lambda pair: (pair[0].occurred_at, pair[0].position), reverse=True)
+        return [(document, 1.0 + fit.score) for document, fit in newest], left_out
 
     async def _best(self, connection: AsyncConnection, query: Query, scope: SearchScope, wanted: int) -> list[Any]:
         """Return the ``wanted`` best hits of the index, or all where there are fewer."""
