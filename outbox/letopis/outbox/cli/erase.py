@@ -121,7 +121,7 @@ class _Erasure:
         self.held: list[str] = []
         self.has_receipt = False
         self.erased: list[str] = []
-        self.whole = frozenset[str]()  # conversations that are erased; of others, a person's messages are
+        self.shared = set[str]()  # conversations of others, which stay without a person's messages
         self.store_rows = self.unerased = 0
         self.number: int | None = None
         self.untold = ""
@@ -151,12 +151,12 @@ class _Erasure:
                 chosen = await (_named(history, names) if owner is None else conversations_of(history, owner))
             except StoreUnavailable as error:
                 raise CommandExit(Exit.LATER, f"{error}; nothing was erased") from error
-            self.whole = frozenset(conversation.conversation_id for conversation in chosen)
             subject = names[0] if owner is None else owner  # of a receipt
             records = owner is not None and await _has_records(history, owner)
             shared = 0
             if owner is not None and self._kind == "person":
-                async for _, message_ids in shared_messages(history, owner):
+                async for conversation_id, message_ids in shared_messages(history, owner):
+                    self.shared.add(conversation_id)
                     shared += len(message_ids)
             self._total = None if shared else len(chosen)  # in which conversations a person wrote is known at the end
             if chosen or records or shared:
@@ -323,10 +323,10 @@ def shown_outbox(behind: Unacknowledged) -> dict[str, Any]:
 def _tell(work: _Erasure, pending: int, owner: str | None, *, waited: bool) -> None:
     for name in work.erased:
         click.echo(printable(name))
-    whose, whole = "" if owner is None else ", and all records of the owner", len(work.whole.intersection(work.erased))
-    if others := len(work.erased) - whole:
-        whose += f"; of {counted(others, 'other conversation')}, what the person wrote"
-    note(f"{counted(whole, 'conversation')} erased{whose}")
+    others = len(work.shared.intersection(work.erased))
+    whose = "" if owner is None else ", and all records of the owner"
+    whose += f"; of {counted(others, 'other conversation')}, what the person wrote" if others else ""
+    note(f"{counted(len(work.erased) - others, 'conversation')} erased{whose}")
     if waited and not pending and not work.store_rows and not work.unerased:
         note("the history store holds none of the content any more")
     elif not waited:
