@@ -86,6 +86,13 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return fail_if_required((yield))
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Print a failure when it happens: a run that is ended from outside has no summary."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\n{report.nodeid} ({report.when}):\n{report.longreprtext}", flush=True)
+
+
 def pytest_report_header() -> str:
     return (
         f"databases: SQLite {sqlite3.sqlite_version}, PostgreSQL {describe_postgresql()}, MariaDB {describe_mariadb()}"
