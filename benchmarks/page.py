@@ -68,9 +68,9 @@ def page(report: Mapping[str, Any]) -> str:
         "## How it was measured",
         "",
         (
-            f"On {report['date']}, commit {report['commit']}, in one run, on {made_on(report)}. Figures are medians of"
-            f" {report['rounds']} rounds in which all took turns, with the least and the greatest in brackets. Ratios"
-            " are those of the rounds: what slows the machine down slows both."
+            f"On {report['date']}, commit {report['commit']}, each chart in one run, on {made_on(report)}. Figures are"
+            f" medians of {report['rounds']} rounds in which all took turns, with the least and the greatest in"
+            " brackets. Ratios are those of the rounds: what slows the machine down slows both."
         ),
         "",
         "`python -m benchmarks --publish` measures again and writes this page; nothing in it is written by hand.",
