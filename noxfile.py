@@ -166,13 +166,11 @@ def everything(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Measure the branches of the core that unit and conformance tests reach; words after `--` go to pytest."""
+    """Measure the branches of the core that quick tests reach; words after `--` go to pytest."""
     install(session)
-    session.install("coverage")  # not locked, as for the mutants
-    how = ("--branch", "--concurrency=thread,greenlet", "--source=store/letopis/store,outbox/letopis/outbox")
-    words = session.posargs or ("tests/unit/store", "tests/unit/outbox", "tests/conformance")
-    session.run("coverage", "erase")
-    session.run("coverage", "run", *how, "-m", "pytest", "-q", *words)
+    session.install("coverage", "pytest-cov")  # not locked, as for the mutants
+    words = session.posargs or ("-n", "2", "-m", "not slow", "tests/unit", "tests/conformance", "tests/integration")
+    session.run("python", "-m", "pytest", "-q", "--cov", "--cov-report=", *words)
     session.run("coverage", "report", "--skip-covered", "--sort=cover", "--precision=1")
 
 
