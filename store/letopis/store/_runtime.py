@@ -23,12 +23,7 @@ from letopis.store.database.fault_classification import fault_of, translated
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.sqlite import WalTruncator, truncate_wal
 from letopis.store.database.sqlite_file import SQLiteFile
-from letopis.store.database.store_identity import (
-    check_connection,
-    check_identity,
-    expected_store_id,
-    read_identity,
-)
+from letopis.store.database.store_identity import check_connection, check_identity, expected_store_id, read_identity
 from letopis.store.database.timeouts import Timeouts
 from letopis.store.errors import Closed, ConfigurationError
 from letopis.store.model.conversations import Page, RecordedMessage
@@ -164,10 +159,7 @@ class StoreRuntime:
         )
 
     async def read(
-        self,
-        read: Callable[Concatenate[Reader, AsyncConnection, P], Awaitable[T]],
-        *args: P.args,
-        **named: P.kwargs,
+        self, read: Callable[Concatenate[Reader, AsyncConnection, P], Awaitable[T]], *args: P.args, **named: P.kwargs
     ) -> T:
         """Return what ``read`` returns; on PostgreSQL each of its statements sees its own moment."""
         reader = (self._components or await self.prepared()).reader

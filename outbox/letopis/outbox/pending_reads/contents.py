@@ -9,15 +9,7 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store.model.conversations import Page, RecordedMessage
 from letopis.store.model.messages import Message, needs_content
-from letopis.store.read.contents import (
-    Contents,
-    Wanted,
-    missing_of,
-    wanted_in,
-    wanted_of,
-    with_content,
-    with_contents,
-)
+from letopis.store.read.contents import Contents, Wanted, missing_of, wanted_in, wanted_of, with_content, with_contents
 
 
 class ContentReads:

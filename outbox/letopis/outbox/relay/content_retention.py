@@ -26,6 +26,10 @@ _RECORD: Final = (
 PRUNE_SECONDS: Final = 0.1
 """Time after which a step waits no longer for a page of checkpoints: deliveries go on beside a long one."""
 
+REST: Final = 99.0
+"""How many times as long as a step took, with all that it led to, a relay rests: 1 append in 100 meets it."""
+MAX_REST_SECONDS: Final = 60.0
+
 PruneCheckpoints = Callable[[DueCheckpoints], Awaitable[int]]
 """Deletes the due checkpoints of a namespace, and returns how many."""
 
@@ -64,11 +68,19 @@ class ContentTrimmer:
         self._now: int | None = None  # when this round began, by the clock of the store
         self._place: CheckpointPlace | None = FIRST_PLACE
         self._pruning: asyncio.Task[CheckpointPlace | None] | None = None
+        self._began: float | None = None
+        self._rest = clock.after(0)
+        self.rests = False  # one that only drains does not
         self.retention = retention
         self.prune: PruneCheckpoints | None = None
 
     def due(self, store_id: UUID | None) -> bool:
-        return self.retention is not None and store_id is not None and self._look.retention_due
+        """Return True if a step is due; to be asked when what the last one led to was delivered and carried out."""
+        if self._began is not None and self.rests:
+            self._rest = self._clock.after(min((self._clock.monotonic() - self._began) * REST, MAX_REST_SECONDS))
+        self._began = None
+        resting = self._rest.remaining(self._clock) > 0
+        return self.retention is not None and store_id is not None and self._look.retention_due and not resting
 
     async def step(self, store_id: UUID | None) -> bool:
         """Look at some events that have come of age; return True if the next step is worth taking at once.
@@ -81,7 +93,9 @@ class ContentTrimmer:
         more = False
         try:
             with expect_store(store_id):
-                more = self._pruning is None and await self._trim(retention)
+                if self._pruning is None:
+                    began, more = self._clock.monotonic(), await self._trim(retention)
+                    self._began = began if more else None
                 more = more or await self._prune_some(retention)
         except Exception as error:  # a step that fails must not keep the relay from delivering
             logger.warning(

@@ -221,6 +221,7 @@ class Relay:
         :raises OutboxUnavailable: the outbox file was replaced or given a new identity: open it again.
         :raises Closed: the outbox or the store was closed.
         """
+        self._dispatcher.trimmer.rests = True
         async with self._watch as watch:
             try:
                 while not self._stop.is_set():

@@ -95,12 +95,7 @@ class TaskSteps:
         # Read again under the lock: another process may have carried it out.
         key = {"partition": row.partition, "conversation": row.conversation_id}
         state = (await connection.execute(self._lock, key)).scalar()
-        at = {
-            "b_partition": row.partition,
-            "b_name": row.conversation_id,
-            "b_kind": row.kind,
-            "b_version": row.version,
-        }
+        at = {"b_partition": row.partition, "b_name": row.conversation_id, "b_kind": row.kind, "b_version": row.version}
         task = Task(**(await connection.execute(self._task, at)).one()._mapping)
         if task.after < task.upto:
             after = await self._work(connection, task, deleted=state == "deleted")
