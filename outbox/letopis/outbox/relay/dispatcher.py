@@ -374,7 +374,7 @@ class Dispatcher:
                 self._open_breaker(fault, ())
             else:
                 self._record_answer()
-            return await self._idle(0.0 if self.breaker.closed else self.breaker.remaining(), progress=True)
+            return await self._idle(self.breaker.remaining(), progress=True)
         finally:
             breaker.end_probe()
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from letopis.outbox import History
-from letopis.store import ConversationStore
+from letopis.store import ConversationStore, StoreUnavailable
 from tests.support.relays import deliver_all
 
 CP = ("cp",)
@@ -51,3 +51,24 @@ async def test_find_merges_pending_records_in_either_order(bot: History, limit: 
     assert await found(bot, limit, reverse=True) == ["5", "4", "3", "2", "1"]
     assert await found(bot, limit, reverse=True, end="4") == ["3", "2", "1"]
     assert await found(bot, limit, end="3") == ["1", "2"]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+async def test_a_page_that_ends_at_a_record_that_was_put_again_has_it(bot: History, reverse: bool) -> None:
+    records = bot.records(conversation="one")
+    for key in "123":
+        await records.put(CP, key, "old")
+    await deliver_all(bot)
+    await records.put(CP, "2", "new")
+
+    page = await records.list(CP, limit=2, reverse=reverse)
+
+    assert [(one.key, one.value) for one in page] == [("3" if reverse else "1", "old"), ("2", "new")]
+
+
+async def test_scopes_need_the_store(tmp_path: Path) -> None:
+    nowhere = "postgresql://127.0.0.1:1/none"
+    async with History(tmp_path / "b.outbox.db", store=nowhere, relay=False, watch=False) as bot:
+        await bot.records(conversation="one").put(CP, "1", 0)
+        with pytest.raises(StoreUnavailable):
+            await bot.records.scopes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import AsyncMock
 from uuid import UUID
 
 import pytest
@@ -12,6 +13,7 @@ from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.relay.content_retention import ContentTrimmer
 from letopis.outbox.relay.outcome import RelayStats
 from letopis.store import ContentRetention, ConversationStore
+from letopis.store.maintenance.due_checkpoints import FIRST_PLACE, CheckpointPlace
 from letopis.store.model.events import from_microseconds
 
 STORE = UUID(int=1)
@@ -55,3 +57,23 @@ async def test_a_running_relay_rests_as_its_steps_take_and_one_that_drains_does_
         assert trimmer.due(STORE) is not rests
         time.seconds += 60
         assert trimmer.due(STORE)
+
+
+async def test_a_round_prunes_checkpoints_from_the_first_page_to_the_last(
+    outbox: OutboxFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = (1, STORE)
+    pages = list[CheckpointPlace]()
+
+    async def page(_: object, __: object, place: CheckpointPlace) -> CheckpointPlace | None:
+        pages.append(place)
+        return second if place == FIRST_PLACE else None
+
+    async with ConversationStore.open(f"sqlite:///{tmp_path / 'history.db'}") as store:
+        content = ContentRetention(checkpoints_last=1)
+        trimmer = ContentTrimmer(outbox, store, Time().clock, retention=content, stats=RelayStats())
+        trimmer.prune = AsyncMock(return_value=0)
+        monkeypatch.setattr(trimmer, "_prune_page", page)
+        while await trimmer.step(None):
+            assert len(pages) <= 2
+        assert pages == [FIRST_PLACE, second]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from letopis.outbox.retry.fault_attribution import FaultAttribution
-from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.faults import POOL_TIMEOUT_CODE, FaultClass, StoreFault
 
 DOWN = StoreFault(fault_class=FaultClass.UNAVAILABLE, code="08006", reason="the connection was lost")
 
@@ -206,3 +206,19 @@ def charged_three_times(*conversation_ids: str) -> FaultAttribution:
         attribution.record_store_fault(conversation_ids)
         attribution.record_success(["c"])
     return attribution
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        StoreFault(fault_class=FaultClass.WRONG_STORE, code="other-store", reason="another store answers"),
+        StoreFault(fault_class=FaultClass.UNAVAILABLE, code=POOL_TIMEOUT_CODE, reason="all connections are in use"),
+    ],
+)
+def test_what_no_event_can_cause_is_the_stores_fault_however_often_one_conversation_met_it(fault: StoreFault) -> None:
+    attribution = FaultAttribution()
+    for _ in range(100):
+        attribution.charge("a")
+
+    assert attribution.is_store_fault(fault, ["a"])
+    assert not attribution.is_store_fault(DOWN, ["a"])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from letopis.store import PINNED, ContentRetention, InvalidInput, RetentionRule
-from letopis.store.rules.retention import SECONDS_PER_DAY
+from letopis.store.rules.retention import MAX_RULES, SECONDS_PER_DAY
 
 RULES = ContentRetention(
     max_age_days=30,
@@ -102,3 +102,11 @@ def test_what_makes_no_sense_is_refused(values: dict[str, Any], field: str) -> N
 def test_a_rule_names_an_owner_or_a_tag_that_can_exist(values: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput):
         RetentionRule(**values)
+
+
+def test_a_hundred_rules_are_taken_and_no_more() -> None:
+    rules = tuple(RetentionRule(tag=f"t{number}") for number in range(MAX_RULES + 1))
+
+    assert len(ContentRetention(rules=rules[:-1]).rules) == 100
+    with pytest.raises(InvalidInput, match="at most 100"):
+        ContentRetention(rules=rules)
