@@ -169,7 +169,7 @@ def coverage(session: nox.Session) -> None:
     """Measure the branches of the core that quick tests reach; words after `--` go to pytest."""
     install(session)
     session.install("coverage", "pytest-cov")  # not locked, as for the mutants
-    words = session.posargs or ("-n", "2", "-m", "not slow", "tests/unit", "tests/conformance", "tests/integration")
+    words = session.posargs or ("-n", "2", "--dist", "loadfile", "-m", "not slow and not comparison")
     session.run("python", "-m", "pytest", "-q", "--cov", "--cov-report=", *words)
     session.run("coverage", "report", "--skip-covered", "--sort=cover", "--precision=1")
 

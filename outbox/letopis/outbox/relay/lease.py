@@ -333,7 +333,7 @@ def write_back(
     if not is_current_lease(connection, due.incarnation):
         return None
     acknowledged = acknowledge(connection, sent.delivered, now_us=now_us, superseded=sent.superseded)
-    marked = [failure for failure in failures if _mark(connection, failure)] if failures else ()
+    marked = [failure for failure in failures if _mark(connection, failure)]
     if sent.cleared:
         clear_fault(connection, sent.cleared)
     rewound = dict[str, Rewound]()

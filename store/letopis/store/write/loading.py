@@ -143,7 +143,7 @@ class Loader:
             elif lane.changes and (name := lane.scope.conversation_id):
                 beside.append((lane, name))
         special = [lane for lane in fresh if not lane.plain]
-        forks = _new_forks(special) if special else []
+        forks = _new_forks(special)
         # A fork's parent too: its deletion must not erase it before the fork is seen to read it.
         wanted = {lane.conversation_id for lane in fresh}
         wanted.update([fork.point.conversation_id for fork in forks], [name for _, name in beside])

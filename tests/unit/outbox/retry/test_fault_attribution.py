@@ -222,3 +222,11 @@ def test_what_no_event_can_cause_is_the_stores_fault_however_often_one_conversat
 
     assert attribution.is_store_fault(fault, ["a"])
     assert not attribution.is_store_fault(DOWN, ["a"])
+
+
+def test_one_that_was_refused_alone_and_then_taken_is_no_evidence() -> None:
+    attribution = FaultAttribution()
+    attribution.record_refusal("a")
+    attribution.record_success(["a"])
+
+    assert attribution.refused_alone == ()
