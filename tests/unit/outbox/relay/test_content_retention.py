@@ -8,13 +8,15 @@ from uuid import UUID
 
 import pytest
 
-from letopis.outbox import OutboxFile
+from letopis.outbox import History, OutboxFile
 from letopis.outbox.concurrency.clock import Clock
-from letopis.outbox.relay.content_retention import ContentTrimmer
+from letopis.outbox.relay.content_retention import ContentTrimmer, append_trims
 from letopis.outbox.relay.outcome import RelayStats
-from letopis.store import ContentRetention, ConversationStore
+from letopis.store import ContentRetention, ConversationStore, Message
 from letopis.store.maintenance.due_checkpoints import FIRST_PLACE, CheckpointPlace
+from letopis.store.maintenance.retention import DueContent
 from letopis.store.model.events import from_microseconds
+from tests.support.relays import deliver_all
 
 STORE = UUID(int=1)
 
@@ -77,3 +79,17 @@ async def test_a_round_prunes_checkpoints_from_the_first_page_to_the_last(
         while await trimmer.step(None):
             assert len(pages) <= 2
         assert pages == [FIRST_PLACE, second]
+
+
+async def test_content_is_read_until_the_event_that_takes_it_away_is_delivered(tmp_path: Path) -> None:
+    async with History(tmp_path / "b.outbox.db", store=tmp_path / "h.db", relay=False, watch=False) as bot:
+        for number in range(3):
+            await bot.append("a", Message.user(f"hi {number}"))
+            if number < 2:
+                await deliver_all(bot)
+        due = DueContent(conversation_id="a", owner_id=None, upto=2, rule="default")
+        assert await append_trims(bot.outbox, [due]) == 1
+
+        assert [message.redacted for message in await bot.messages("a")] == [False] * 3
+        await deliver_all(bot)
+        assert [message.redacted for message in await bot.messages("a")] == [True, False, False]
