@@ -12,11 +12,12 @@ from letopis.outbox import History, OutboxFile
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.relay.content_retention import ContentTrimmer, append_trims
 from letopis.outbox.relay.outcome import RelayStats
+from letopis.outbox.relay.relay import Relay
 from letopis.store import ContentRetention, ConversationStore, Message
 from letopis.store.maintenance.due_checkpoints import FIRST_PLACE, CheckpointPlace
 from letopis.store.maintenance.retention import DueContent
 from letopis.store.model.events import from_microseconds
-from tests.support.relays import deliver_all
+from tests.support.relays import deliver_all, running, until
 
 STORE = UUID(int=1)
 
@@ -59,6 +60,15 @@ async def test_a_running_relay_rests_as_its_steps_take_and_one_that_drains_does_
         assert trimmer.due(STORE) is not rests
         time.seconds += 60
         assert trimmer.due(STORE)
+
+
+async def test_a_relay_that_runs_rests_and_one_that_drains_does_not(outbox: OutboxFile, tmp_path: Path) -> None:
+    async with ConversationStore.open(f"sqlite:///{tmp_path / 'history.db'}") as store:
+        relay = Relay(outbox, store, retention=ContentRetention(max_age_days=30))
+        await relay.drain()
+        assert not relay._dispatcher.trimmer.rests
+        async with running(relay):
+            await until(lambda: relay._dispatcher.trimmer.rests)
 
 
 async def test_a_round_prunes_checkpoints_from_the_first_page_to_the_last(
