@@ -77,7 +77,7 @@ async def test_everybody_says_that_the_disk_is_full(store_on_small_disk: str, sm
             async def told(*words: str) -> bool:
                 return "misconfigured disk-full" in await asyncio.to_thread(letopis, path, *words)
 
-            # Not at once: a heartbeat tells it, and a probe whose event still finds room may close the breaker meanwhile.
+            # Not at once: a heartbeat tells it, and a probe whose event finds room may close the breaker meanwhile.
             await until(lambda: told("status"))
             await until(lambda: told("doctor", store_on_small_disk))
             findings = {one.check: one async for one in check_store(store_on_small_disk)}
