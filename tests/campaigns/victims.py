@@ -100,9 +100,10 @@ class Victims:
     def kill(self, name: str) -> bool:
         """Kill one of them with SIGKILL; whether it was still alive."""
         process = self._processes[name]
+        alive = process.exitcode is None
         process.kill()
         process.join()
-        return process.exitcode == -9
+        return alive and process.exitcode == -9
 
     @property
     def promised(self) -> int:
@@ -122,12 +123,12 @@ class Victims:
             self.ensure()
             await asyncio.sleep(0.005)
 
-    def close(self) -> None:
-        """Kill both, and collect what the bots reported last."""
-        for name in self._processes:
-            self.kill(name)
+    def close(self) -> list[str]:
+        """Kill both, and collect what the bots reported last; return those that were still alive."""
+        killed = [name for name in self._processes if self.kill(name)]
         for reader in self._readers:
             reader.join(10)
+        return killed
 
     def _start_bot(self) -> BaseProcess:
         ours, theirs = self._context.Pipe(duplex=False)

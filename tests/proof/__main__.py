@@ -5,6 +5,7 @@
     python -m tests.proof --short                  # a little of everything, as CI does
     python -m tests.proof --part soak              # twenty minutes of bots and faults
     python -m tests.proof --part chitchat          # a campaign: real conversations, half an hour
+    python -m tests.proof --part crash --rounds 55 # 20,000 processes killed: an hour and a half
     python -m tests.proof --publish                # everything, and the tables of the documentation, of parts that held
 
 Exits with 0 if nothing was violated, every control failed as it has to, and every count was reached.
@@ -62,14 +63,15 @@ def part(name: str) -> Part:
     return found
 
 
-def prove_here(name: str, *, short: bool, seed: int, work: Part | None = None) -> dict[str, Any]:
+def prove_here(name: str, *, short: bool, seed: int, rounds: int = 1, work: Part | None = None) -> dict[str, Any]:
     """Run one part in this process, ``work`` or the proof's own, and return its result."""
     started = time.monotonic()
     rows: list[Row] = []
     failed = ""
     with tempfile.TemporaryDirectory(prefix=f"letopis-proof-{name}-", ignore_cleanup_errors=True) as folder:
         try:
-            for row in (work or part(name))(Options(short=short, seed=seed, folder=Path(folder))):
+            options = Options(short=short, seed=seed, folder=Path(folder), rounds=rounds)
+            for row in (work or part(name))(options):
                 rows.append(row)
                 print(f"{name}: {told(row, short=short)}", file=sys.stderr, flush=True)
         except Exception as error:  # the rows of the part that are there already are not to be lost for it
@@ -83,8 +85,9 @@ def prove_here(name: str, *, short: bool, seed: int, work: Part | None = None) -
     }
 
 
-def prove_apart(name: str, *, short: bool, seed: int) -> dict[str, Any]:
-    words = [sys.executable, "-m", "tests.proof", "--only", name, "--seed", str(seed), *(["--short"] if short else [])]
+def prove_apart(name: str, *, short: bool, seed: int, rounds: int) -> dict[str, Any]:
+    words = [sys.executable, "-m", "tests.proof", "--only", name, "--seed", str(seed), "--rounds", str(rounds)]
+    words += ["--short"] if short else []
     done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     try:
         report: dict[str, Any] = json.loads(done.stdout)
@@ -103,10 +106,10 @@ def told(row: Row, *, short: bool) -> str:
     return "\n    ".join((f"{words}{'; ' if row.notes else ''}{row.notes}", *row.problems[:5]))
 
 
-def prove(names: Sequence[str], *, short: bool, seed: int, jobs: int) -> dict[str, Any]:
+def prove(names: Sequence[str], *, short: bool, seed: int, rounds: int, jobs: int) -> dict[str, Any]:
     """Run parts, some at a time, and return the report."""
     with ThreadPoolExecutor(jobs) as pool:
-        parts = list(pool.map(lambda name: prove_apart(name, short=short, seed=seed), names))
+        parts = list(pool.map(lambda name: prove_apart(name, short=short, seed=seed, rounds=rounds), names))
     return report_of(parts, versions={"Linux": platform.release()}, seed=seed, short=short)
 
 
@@ -147,6 +150,7 @@ def main() -> int:
     parser.add_argument("--part", nargs="+", choices=every, default=usual, metavar="PART", help=", ".join(every))
     parser.add_argument("--short", action="store_true", help="a little of everything: that it works, not how well")
     parser.add_argument("--seed", type=int, default=20261125, help="what chance draws follows from it")
+    parser.add_argument("--rounds", type=int, default=1, help="of kills at random, each from the next seed")
     parser.add_argument("--jobs", type=int, default=2, help="parts at a time, 2 by default")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "proof", metavar="DIR")
     parser.add_argument("--publish", action="store_true", help=f"write what held into {PUBLISHED.relative_to(ROOT)}")
@@ -157,8 +161,10 @@ def main() -> int:
         # A shell that starts the run in the background has it ignored, and an endless import is ended by it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if given.only:
-        print(json.dumps(prove_here(given.only, short=given.short, seed=given.seed)))
+        print(json.dumps(prove_here(given.only, short=given.short, seed=given.seed, rounds=given.rounds)))
         return 0
+    if given.rounds < 1:
+        parser.error("--rounds is at least 1")
     if given.publish and given.short:
         parser.error("what is published is not short")
     if given.publish and (campaigns := {*given.part} & {*CAMPAIGNS}):
@@ -166,7 +172,7 @@ def main() -> int:
     if given.publish and (reason := refusal()):
         parser.error(reason)
     begun_at = commit()
-    report = prove(given.part, short=given.short, seed=given.seed, jobs=given.jobs)
+    report = prove(given.part, short=given.short, seed=given.seed, rounds=given.rounds, jobs=given.jobs)
     besides = []
     if given.publish and report["commit"] != begun_at:
         besides.append(f"not published: it began at {begun_at} and ended at {report['commit']}")

@@ -12,11 +12,15 @@ from tests.proof.rows import Row
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What a part is given."""
+    """What a part is given.
+
+    :ivar rounds: how often what chance decides alone is done, each time with an empty store and the next seed.
+    """
 
     short: bool
     seed: int
     folder: Path
+    rounds: int = 1
 
     def many(self, whole: int, short: int) -> int:
         """Return how many of something to do."""

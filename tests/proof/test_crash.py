@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
 
 from tests.campaigns.record_invariants import RecordAck
-from tests.proof.crash import moments
+from tests.proof.crash import at_random, moments
 from tests.proof.crash.moments import MOMENTS, Moment, Side, Who
 from tests.proof.crash.steps import STEPS
+from tests.proof.harness import Setting, Tally
+from tests.proof.options import Options
 from tests.support.promises import PATHS, WrittenPromises, line_of, read_promises
 
 
@@ -59,6 +62,27 @@ async def test_a_death_is_at_the_call_that_was_meant(
     with pytest.raises(Dead):
         await dying(2)
     assert done == made
+
+
+@pytest.mark.parametrize(("bad", "seeds"), [(None, [7, 8, 9]), (8, [7, 8])])
+def test_each_round_of_kills_has_an_empty_store_and_the_next_seed(
+    bad: int | None, seeds: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: list[Setting] = []
+
+    async def kill(setting: Setting, **_: Any) -> Tally:
+        settings.append(setting)
+        assert not any(setting.folder.iterdir())
+        return Tally(count=110, problems=["lost"] if setting.seed == bad else [])
+
+    monkeypatch.setattr(at_random, "kill", kill)
+    options = Options(short=False, seed=7, folder=tmp_path, rounds=3)
+    tally = at_random.kill_in_rounds(Setting(options=options, kind="sqlite", url="", folder=tmp_path))
+
+    assert [setting.seed for setting in settings] == seeds
+    assert len({setting.url for setting in settings}) == len(seeds)
+    assert tally.count == 110 * len(seeds)
+    assert tally.problems == (["seed 8: lost"] if bad else [])
 
 
 def test_half_a_line_is_no_promise(tmp_path: Path) -> None:

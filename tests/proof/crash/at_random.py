@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from tests.campaigns.victims import BOT, RELAY, Context, Victims
 from tests.proof.harness import Experiment, Setting, Tally, migrated
-from tests.proof.stores import KINDS
+from tests.proof.stores import KINDS, fresh
 from tests.support.defects import IN_PARTS, NEVER, PUT_BACK_DROPPED, RESET_KEEPS
 
-KILLS: Final = 110  # of each store; more than 300 in all
-PROMISES: Final = 1_800  # of each store; more than 5,000 in all
+KILLS: Final = 110  # of each store, in each round; more than 300 in all
+PROMISES: Final = 1_800  # of each store, in each round; more than 5,000 in all
 TIMEOUT_SECONDS: Final = 60.0
 _BLOWS: Final = ((BOT,), (RELAY,), (BOT, RELAY), (RELAY, BOT))
 CAUGHT_WITHIN: Final = 60  # kills of a control; chance may spare it for a while
@@ -23,7 +25,8 @@ WHAT: Final = "bot, relay or both killed at random"
 
 def table(context: Context) -> Iterator[Experiment]:
     """Kill on each store, and without each promise."""
-    yield Experiment(WHAT, partial(kill, context=context, kills=(KILLS, 4), promises=(PROMISES, 50)), "kills", KILLS)
+    run: Any = partial(kill_in_rounds, context=context, kills=(KILLS, 4), promises=(PROMISES, 50))
+    yield Experiment(WHAT, run, "kills", KILLS)
     for what, defect, records_every, paths_every in (
         ("promised before it is written", "an append returns before it is written", 3, NEVER),
         ("records promised before they are written", "a record is promised before it is written", 1, NEVER),
@@ -33,10 +36,33 @@ def table(context: Context) -> Iterator[Experiment]:
     ):
         how = {"defect": defect, "records_every": records_every, "paths_every": paths_every}
         kills = (100 if defect == IN_PARTS else 20, 4)
-        run = partial(kill, context=context, kills=kills, promises=(20, 20), **how)
+        run = partial(kill_in_rounds, context=context, kills=kills, promises=(20, 20), **how)
         # One look in eight finds an append half delivered, and few changes are resets.
         short = defect not in (IN_PARTS, RESET_KEEPS)
         yield Experiment(f"{what}, {WHAT}", run, "kills", on=("sqlite",), control=True, short=short)
+
+
+def kill_in_rounds(setting: Setting, *, defect: str = "", **how: Any) -> Tally:
+    """Kill in rounds until one finds a violation: the log stays short, and so does each look at all of it."""
+    whole = Tally()
+    for number in range(1 if defect else setting.options.rounds):
+        options, place = replace(setting.options, seed=setting.seed + number), setting.folder / f"{number}"
+        place.mkdir()
+        with fresh(setting.kind, place, "store") as store:
+            here = replace(setting, options=options, url=store.url, folder=place)
+            tally = asyncio.run(kill(here, defect=defect, **how))
+        whole.add(tally, where=f"seed {options.seed}" if number else "")
+        if whole.violations:
+            break
+        shutil.rmtree(place)
+    figures = whole.figures
+    whole.notes = (
+        f"{figures[BOT]:,} times the bot, {figures[RELAY]:,} the relay, {figures['both']:,} both;"
+        f" {whole.acknowledged:,} events acknowledged, {whole.stored:,} stored;"
+        f" {figures['changes']:,} changes of records acknowledged; examined {figures['looks']:,} times in the middle"
+        + (f"; in {number + 1} rounds, from seed {setting.seed} on" if number else "")
+    )
+    return whole
 
 
 async def kill(
@@ -65,26 +91,24 @@ async def kill(
             victims.ensure()
             await victims.until_promised(victims.promised + chance.randrange(1, 40), patience=TIMEOUT_SECONDS)
             await asyncio.sleep(chance.uniform(0, 0.04))
-            hit = [name for name in chance.choice(_BLOWS) if victims.kill(name)]
-            tally.figures["both" if len(hit) > 1 else hit[0] if hit else "neither"] += 1
-            tally.count += len(hit)
+            _count(tally, [name for name in chance.choice(_BLOWS) if victims.kill(name)])
             if not victims.alive:
                 looked.take(await world.examine(drained=False, settling=True))
                 looked.count += 1
     except AssertionError as error:  # one ended by itself, or got nowhere
         tally.problems.append(str(error))
     finally:
-        victims.close()
+        _count(tally, victims.close())
     async with world.open() as history:
         await world.drain(history, f"not drained in {TIMEOUT_SECONDS:g} s", patience=TIMEOUT_SECONDS)
     last = await world.examine(settling=True)
     tally.take(last)
     if last.ok:  # what is lost once is found again by each later look: those count where the last one is well
         tally.problems += looked.problems
-    killed = tally.figures
-    tally.notes = (
-        f"{killed[BOT]} times the bot, {killed[RELAY]} the relay, {killed['both']} both;"
-        f" {last.acknowledged:,} events acknowledged, {last.stored:,} stored;"
-        f" {len(world.records):,} changes of records acknowledged; examined {looked.count} times in the middle"
-    )
+    tally.figures["changes"], tally.figures["looks"] = len(world.records), looked.count
     return tally
+
+
+def _count(tally: Tally, killed: list[str]) -> None:
+    tally.figures["both" if len(killed) > 1 else killed[0] if killed else "neither"] += 1
+    tally.count += len(killed)
