@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,14 @@ import sqlalchemy as sa
 
 from letopis.outbox import History, Relay
 from letopis.outbox.event_log import effects
+from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.effects import count_unerased
+from letopis.outbox.event_log.erasures import HeldSubjects, carry_out_step
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store import ConversationStore, Message, StoreUnavailable
+from letopis.store.erasures import Erasure
+from letopis.store.model.events import utc_now
+from tests.support.relays import sql
 
 STEP = 20
 LONG = 5 * STEP
@@ -117,3 +123,26 @@ async def test_a_second_reset_erases_what_came_after_the_first(tmp_path: Path) -
         assert b"stays" in b"".join(
             file.read_bytes() for file in tmp_path.iterdir() if file.name.startswith("bot.outbox.db")
         )
+
+
+async def test_an_erasure_that_was_carried_out_is_not_begun_again(outbox: OutboxFile) -> None:
+    await outbox.append(prepare("c", [Message.user("words of 1")], owner="42"))
+    erasure = Erasure(
+        number=3,
+        kind="owner",
+        subject="42",
+        how="reset",
+        reason=None,
+        requested_by=None,
+        origin_id=None,
+        recorded_at=utc_now(),
+    )
+    held = HeldSubjects(frozenset(), frozenset())
+    step = partial(carry_out_step, erasure=erasure, held=held, incarnation=0, now_us=1)
+    while await outbox.write(step):
+        pass
+
+    assert await sql(outbox, "SELECT erasures, erasing FROM letopis_outbox_origin") == [(3, None)]
+    await outbox.append(prepare("c", [Message.user("words of 2")], owner="42"))
+    assert await outbox.write(step) is False
+    assert kept(outbox), "what is said after an erasure stays"

@@ -8,10 +8,12 @@ from functools import partial
 import pytest
 
 from letopis.outbox.event_log.acknowledge import acknowledge
+from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.statements import on_cursor
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.pending_reads.pending_slice import read_slice
 from letopis.outbox.pending_reads.read_path import ReadPath
+from letopis.store import ConversationRewound, Message
 from letopis.store.rules.preconditions import Conflict
 from tests.support.relays import say
 
@@ -55,3 +57,14 @@ async def test_a_file_that_the_loop_cannot_read_is_read_in_the_thread(outbox: Ou
     assert outbox.probe.read(lambda cursor: cursor) is None, "a connection with an error is not used again"
     assert not outbox.probe.lookup("a").settled
     assert outbox.probe.read(lambda cursor: cursor.execute("SELECT 1").fetchone()) == (1,)
+
+
+async def test_a_cut_tells_whether_its_message_is_in_the_slice_itself(outbox: OutboxFile) -> None:
+    await outbox.append(prepare("a", [Message.user("one", id="m1"), Message.user("two", id="m2")]))
+    for target in ("m1", "older"):
+        await outbox.append(prepare("a", [ConversationRewound(to_message_id=target)]))
+    read = partial(read_slice, conversation_id="a", origin_id=outbox.origin.origin_id)
+    pending = await outbox.read(partial(on_cursor, work=read))
+
+    assert pending.path_cuts(0) == [("m1", True), ("older", False)]
+    assert pending.path_cuts(2) == [("m1", False), ("older", False)]

@@ -17,7 +17,7 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.file.sign_of_life import lives, lock_path
 from letopis.outbox.relay.lease import Heartbeat, Lease, LeaseLock, OutboxIdentityChanged, boot_id, write_heartbeat
 from letopis.store.errors import LetopisError
-from tests.support.relays import Hands, sql
+from tests.support.relays import Hands, ToldStore, relay_on, say, sql, until
 
 BEAT = Heartbeat(
     progress=True,
@@ -281,3 +281,34 @@ async def test_lease_of_a_file_with_a_new_identity_is_refused(outbox: OutboxFile
     assert not relay.held
     assert await sql(outbox, "SELECT count(*) FROM letopis_outbox_relay") == [(0,)]
     assert LeaseLock(outbox.path).try_acquire(), "the lock was given back"
+
+
+async def test_the_release_of_what_is_not_held_needs_no_file(outbox: OutboxFile) -> None:
+    one = lease(outbox)
+    await one.acquire()
+    await one.release()
+    await outbox.close()
+
+    await one.release()
+    assert LeaseLock(outbox.path).try_acquire()
+
+
+async def test_a_relay_beats_while_the_store_works_on_a_batch(
+    outbox: OutboxFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("letopis.outbox.relay.lease.HEARTBEAT_SECONDS", 0.01)
+    store, answer, beats = ToldStore(), asyncio.Event(), set[Any]()
+    store.before = answer.wait  # type: ignore[assignment]
+    await say(outbox, "a")
+    relay = relay_on(outbox, store)
+    assert await relay.lease.acquire()
+    delivery = asyncio.create_task(relay.drain_once())
+
+    async def beaten() -> bool:
+        beats.update(await sql(outbox, "SELECT heartbeat_at FROM letopis_outbox_relay"))
+        return len(beats) > 3  # more than one at the start and one at the end
+
+    await until(beaten)
+    answer.set()
+    await delivery
+    await relay.lease.release()

@@ -281,7 +281,7 @@ async def test_the_loop_outlives_whatever_a_step_raises(
     await end(task)
 
     assert relay.stats.loop_errors == 3
-    assert "RuntimeError" in caplog.text
+    assert "RuntimeError at test_relay.py:" in caplog.text
     assert "a secret" not in caplog.text
 
 

@@ -7,7 +7,13 @@ import random
 import pytest
 
 from letopis.outbox.concurrency.clock import Clock
-from letopis.outbox.retry.circuit_breaker import RAMP_START_EVENTS, UNCERTAIN_PROBE_WAIT_SECONDS, Breaker, BreakerState
+from letopis.outbox.retry.circuit_breaker import (
+    RAMP_START_EVENTS,
+    RECENT_OUTAGE_SECONDS,
+    UNCERTAIN_PROBE_WAIT_SECONDS,
+    Breaker,
+    BreakerState,
+)
 from letopis.store.database.faults import FaultClass, StoreFault
 from tests.support.relays import DOWN, Hands, fault
 
@@ -267,3 +273,17 @@ def test_the_reason_follows_what_the_store_says_last() -> None:
 
     assert breaker.reason == "misconfigured 42P01"
     assert breaker.since_us == since
+
+
+@pytest.mark.parametrize(("outage", "wait"), [(RECENT_OUTAGE_SECONDS - 1, 5), (RECENT_OUTAGE_SECONDS, 31)])
+def test_probes_are_frequent_for_the_first_half_minute(outage: float, wait: float) -> None:
+    hands, breaker = made()
+    start = hands.monotonic()
+    for _ in range(6):
+        breaker.trip(DOWN, ["a", "b", "c"])
+        hands.advance(breaker.remaining())
+        assert breaker.begin_probe()
+    hands.advance(start + outage - hands.monotonic())
+    breaker.trip(DOWN, ["a", "b", "c"])
+
+    assert breaker.remaining() == wait

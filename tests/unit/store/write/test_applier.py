@@ -1,7 +1,8 @@
-"""An apply says that it erased content, so that the SQLite file's WAL is truncated."""
+"""An apply says that it erased content, so that the SQLite file's WAL is truncated; it keeps no event loop waiting."""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ import pytest
 from letopis.store import ConversationDeleted, ConversationRewound, ConversationStore, Message, MessageRedacted
 from letopis.store.model.codec import EncodedEvent
 from letopis.store.model.event_types import Body
+from letopis.store.model.events import Upcasters
 from letopis.store.model.records import Scope
 from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.record_changes import clear
+from letopis.store.write.applier import DecodedBatch
 
 LANE = Scope.conversation("a").name
 
@@ -43,3 +46,23 @@ async def test_apply_tells_once_that_content_was_erased(
         await outbox.deliver(store)
 
     assert len(told) == erased
+
+
+async def test_decoding_a_large_batch_lets_other_tasks_run() -> None:
+    outbox, turns = Outbox(), 0
+    for number in range(20):
+        outbox.append(f"c{number}", *(Message.user("words") for _ in range(50)))
+    done = asyncio.Event()
+
+    async def other() -> None:
+        nonlocal turns
+        while not done.is_set():
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    await DecodedBatch(Upcasters()).decode(outbox.pending())
+    done.set()
+    await task
+
+    assert turns > 5

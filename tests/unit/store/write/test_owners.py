@@ -18,6 +18,11 @@ def at(second: int, what: Message | Body) -> Event:
     return Event.of(what, conversation_id="", occurred_at=datetime(2026, 1, 1, 0, 0, second, tzinfo=UTC))
 
 
+def active_ones(folder: Path) -> list[tuple[str]]:
+    with closing(sqlite3.connect(folder / "history.db")) as connection:
+        return connection.execute("SELECT active_conversation_id FROM letopis_owners").fetchall()
+
+
 @pytest.mark.parametrize(
     ("before", "together", "active"),
     [
@@ -41,7 +46,18 @@ async def test_next_active_conversation_had_the_newest_activity_when_the_other_l
         outbox.append("a", at(20, ConversationArchived()))
         outbox.append("b", *(at(second, Message.user("together")) for second in together))
         await outbox.deliver(store)
-    with closing(sqlite3.connect(tmp_path / "history.db")) as connection:
-        found = connection.execute("SELECT active_conversation_id FROM letopis_owners").fetchall()
 
-    assert found == [(active,)]
+    assert active_ones(tmp_path) == [(active,)]
+
+
+async def test_a_conversation_that_began_after_the_other_left_does_not_become_active(tmp_path: Path) -> None:
+    outbox = Outbox()
+    async with ConversationStore.open(tmp_path / "history.db") as store:
+        outbox.append("a", at(1, ConversationStarted(owner_id="42")), at(2, ConversationActivated()))
+        outbox.append("b", at(3, ConversationStarted(owner_id="42")))
+        outbox.append("late", at(25, ConversationStarted(owner_id="42")))
+        await outbox.deliver(store)
+        outbox.append("a", at(20, ConversationArchived()))
+        await outbox.deliver(store)
+
+    assert active_ones(tmp_path) == [("b",)]

@@ -1,0 +1,27 @@
+"""A store notes when it last heard of an outbox, once an hour."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from letopis.store import ConversationStore, Message
+from letopis.store.testing.outbox import Outbox
+from letopis.testing import ManualClock
+
+
+@pytest.mark.parametrize(("seconds", "noted"), [(3_599, False), (3_601, True)])
+async def test_last_seen_is_written_once_an_hour(seconds: int, noted: bool, tmp_path: Path) -> None:
+    clock, outbox, seen = ManualClock(), Outbox(), []
+    async with ConversationStore.open(tmp_path / "history.db", now=clock.now) as store:
+        for _ in range(2):
+            outbox.append("c", Message.user("words"))
+            await outbox.deliver(store)
+            with closing(sqlite3.connect(tmp_path / "history.db")) as connection:
+                seen += connection.execute("SELECT last_seen_at FROM letopis_origins").fetchone()
+            clock.advance(seconds)
+
+    assert seen[1] - seen[0] == noted * seconds * 1_000_000
