@@ -16,9 +16,9 @@ from tests.proof.simulation import strands
 from tests.proof.simulation.driver import Disk, File
 from tests.proof.simulation.loop import Deadlock, Process, VirtualLoop
 from tests.proof.simulation.mutants import MUTANTS
-from tests.proof.simulation.part import problems
+from tests.proof.simulation.part import judged, problems
 from tests.proof.simulation.plan import PROFILES, plan_of
-from tests.proof.simulation.world import Result
+from tests.proof.simulation.world import DIED, Result
 from tests.support.defects import DEFECTS
 
 
@@ -51,6 +51,14 @@ def test_waiting_for_what_cannot_come_is_no_endless_wait() -> None:
     with suppress(Deadlock):
         loop.run_until_complete(asyncio.sleep(0))
     loop.close()
+
+
+def test_a_control_is_not_caught_by_a_process_that_a_badly_planted_defect_ended() -> None:
+    died = Result(seed=1, profile="storm", broken=[f"1.5 s: bot-0 {DIED} AttributeError('no such function')"])
+    lost = Result(seed=2, profile="storm", broken=["2.5 s: 'chat' is lost"])
+
+    assert [judged("a defect", found).violations for found in ([died], [died, lost])] == [0, 1]
+    assert "'chat' is lost" in judged("a defect", [died, lost]).notes
 
 
 async def _race() -> list[int]:

@@ -179,7 +179,7 @@ def _() -> Iterable[Replacement]:
 def _() -> Iterable[Replacement]:
     values: dict[Committer, list[Any]] = {}
 
-    def run(real: Any, self: Committer, *args: Any, **options: Any) -> list[Any]:
+    def kept(real: Any, self: Committer, *args: Any, **options: Any) -> list[Any]:
         values[self] = real(self, *args, **options)
         return values[self]
 
@@ -188,11 +188,13 @@ def _() -> Iterable[Replacement]:
         try:
             return real(self, members, **options)  # type: ignore[no-any-return]
         except Exception:
-            if self not in values:
+            if len(values.get(self, ())) < len(members):  # it failed before all was written
                 raise
+            self.disconnect()  # as after any commit that failed
             return values[self]
 
-    yield Committer, "_run", around(run)
+    yield Committer, "_append", around(kept)
+    yield Committer, "_run", around(kept)
     yield Committer, "_transact", around(transact)
 
 
@@ -524,7 +526,7 @@ async def _(self: PointInTimeReader, connection: Any, fork: Any, head: Any) -> A
 async def _(outbox: Any, writer: str, key: Any) -> int:
     draft = await outbox.read(lambda connection: on_cursor(connection, drafts.find, *key))
     if draft is not None:
-        await completion.discard(outbox, *key, draft.event_id)
+        await outbox.write(lambda connection: on_cursor(connection, drafts.delete, *key, draft.event_id))
     return 0
 
 

@@ -35,6 +35,8 @@ from tests.proof.simulation.weather import OutboxWeather, StoreWeather
 LIVELY: Final = 180.0
 """Virtual seconds within which everything is delivered once nothing fails any more: the longest wait of the breaker and
 of a refused event (60 s each), and of a relay that met errors of its own file (30 s)."""
+DIED: Final = "died of"
+"""Of a process that no error of the library ended: in the words that say what is broken."""
 
 
 @dataclass
@@ -84,7 +86,7 @@ class Seat:
             elif isinstance(task.exception(), LetopisError):
                 how = f"failed with {type(task.exception()).__name__}"
             else:
-                how = f"died of {task.exception()!r}"
+                how = f"{DIED} {task.exception()!r}"
             process.kill()  # the end of a process closes what it has left open
             await ended(process.name, how)
             if self.wanted:
