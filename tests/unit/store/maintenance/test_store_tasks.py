@@ -9,16 +9,14 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox import History, Relay
-from letopis.outbox.concurrency.clock import Clock
+from letopis.outbox import History
 from letopis.outbox.operations.status import read_status
-from letopis.outbox.relay.idle_work import StoreTasks
 from letopis.store import ConversationStore, Message
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.read.task_marks import PendingTasks
 from letopis.store.write.redaction import Eraser
 from tests.support.erased import occurs
-from tests.support.relays import until
+from tests.support.relays import sql, until
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +33,15 @@ async def told(history: History) -> tuple[int, int]:
     return found.store_tasks, found.store_rows
 
 
+async def say(history: History, conversation_id: str, number: int = 1) -> None:
+    said = await history.append(conversation_id, *(Message.user(f"words of {one}") for one in range(number)))
+    assert await said.saved(timeout=20)
+
+
+async def delete(history: History, conversation_id: str) -> None:
+    assert await (await history.chat(conversation_id).delete()).saved(timeout=20)
+
+
 async def test_a_relay_carries_out_what_a_deletion_left_and_says_how_far_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -44,14 +51,11 @@ async def test_a_relay_carries_out_what_a_deletion_left_and_says_how_far_it_is(
         ConversationStore.open(tmp_path / "history.db") as store,
         History(tmp_path / "bot.outbox.db", store=store, watch=False) as history,
     ):
-        said = await history.append("long", *(Message.user(f"words of {number}") for number in range(40)))
-        assert await said.saved(timeout=20)
-        receipt = await history.chat("long").delete()
-        assert await receipt.saved(timeout=20)
+        await say(history, "long", 40)
+        await delete(history, "long")
         assert (await history.messages("long", last=None)).items == ()
         seen = set()
-        other = await history.append("other", Message.user("hi"))
-        assert await other.saved(timeout=20)
+        await say(history, "other")
         async with asyncio.timeout(60):
             while len(seen) < 3 or await store.pending_tasks() != PendingTasks() or await told(history) != (0, 0):
                 seen.add(await told(history))
@@ -59,36 +63,6 @@ async def test_a_relay_carries_out_what_a_deletion_left_and_says_how_far_it_is(
         assert any(tasks for tasks, _ in seen)
         assert b"words of 30" not in (tmp_path / "history.db").read_bytes()
     assert any("has carried out all long rewinds and deletions" in one for one in caplog.messages)
-
-
-async def test_what_a_relay_left_behind_is_carried_out_by_the_next_one(tmp_path: Path) -> None:
-    async with ConversationStore.open(tmp_path / "history.db") as store:
-        async with History(tmp_path / "a.outbox.db", store=store, watch=False, relay=False) as history:
-            await history.append("long", *(Message.user(f"words of {number}") for number in range(40)))
-            await Relay(history.outbox, store).drain_once()
-            await history.chat("long").delete()
-            await Relay(history.outbox, store).drain_once()
-        assert (await store.pending_tasks()).tasks == 2
-        async with History(tmp_path / "b.outbox.db", store=store, watch=False):
-            for _ in range(1_000):
-                if await store.pending_tasks() == PendingTasks():
-                    break
-                await asyncio.sleep(0.02)
-        assert await store.pending_tasks() == PendingTasks()
-
-
-async def test_a_step_that_fails_keeps_nothing_from_being_delivered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def fails(self: ConversationStore) -> bool:
-        raise StoreFault(fault_class=FaultClass.CONFLICT, code="deadlock", reason="two waited for each other")
-
-    monkeypatch.setattr(ConversationStore, "run_pending_tasks", fails)
-    async with History(tmp_path / "bot.outbox.db", watch=False) as history:
-        said = await history.append("long", *(Message.user(f"words of {number}") for number in range(40)))
-        assert await said.saved(timeout=20)
-        assert await (await history.chat("long").delete()).saved(timeout=20)
-        assert await (await history.append("other", Message.user("hi"))).saved(timeout=20)
 
 
 async def test_a_task_whose_step_is_refused_stays_in_the_status_until_it_is_carried_out(
@@ -106,25 +80,15 @@ async def test_a_task_whose_step_is_refused_stays_in_the_status_until_it_is_carr
                 await history.append("parent", Message.user("the secret"), owner="42")
                 await history.chat("parent").fork("fork")
                 await history.chat("parent").delete()
-                assert await (await history.chat("fork").delete()).saved(timeout=20)
+                await delete(history, "fork")
                 await until(lambda: tells_of_tasks(history))
-                assert await (await history.append("other", Message.user("hi"))).saved(timeout=20)
+                await say(history, "other")
                 assert await tells_of_tasks(history)
         assert occurs("the secret", tmp_path / "history.db")
 
         async with History(tmp_path / "bot.outbox.db", store=store, watch=False) as history:
             await until(lambda: has_no_tasks(store, history))
     assert not occurs("the secret", tmp_path / "history.db")
-
-
-async def test_the_end_of_the_last_task_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    async with ConversationStore.open(tmp_path / "history.db") as store:
-        tasks = StoreTasks(store, Clock())
-        tasks.pending = PendingTasks(tasks=1)
-        await tasks.step(None, idle=False)
-
-    assert "the history store has carried out all long rewinds and deletions" in caplog.messages
 
 
 async def tells_of_tasks(history: History) -> bool:
@@ -151,9 +115,6 @@ async def test_a_relay_gives_signs_of_life_while_the_store_works_on_a_batch(
         receipt = await history.append("chat", Message.user("hi"))
         beats = set()
         while not await receipt.saved(timeout=0.05):
-            rows = await history.outbox.read(
-                lambda connection: connection.exec_driver_sql("SELECT heartbeat_at FROM letopis_outbox_relay").all()
-            )
-            beats.update(row[0] for row in rows)
+            beats.update(await sql(history.outbox, "SELECT heartbeat_at FROM letopis_outbox_relay"))
     assert len(beats) >= 4
     assert any("has worked on a batch for" in one for one in caplog.messages)

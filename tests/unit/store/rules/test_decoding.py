@@ -38,6 +38,7 @@ def decoded(*events: EncodedEvent, upcasters: Upcasters = NO_UPCASTERS) -> tuple
         {"digest": b""},
         {"digest": None},
         {"conversation_id": "another"},
+        {"type": "message.sent"},
     ],
     ids=str,
 )
@@ -48,7 +49,6 @@ def test_damage_is_found(damage: dict[str, Any]) -> None:
 
 def test_messages_that_are_put_back_are_loaded_and_new_ones_are_not() -> None:
     again = put_back(PLAIN, first=PLAIN.event_id, event_id=uuid4())
-
     assert target_ids(decoded(PLAIN)) == frozenset()
     assert target_ids(decoded(again)) == {"m-1"}
 
@@ -56,7 +56,6 @@ def test_messages_that_are_put_back_are_loaded_and_new_ones_are_not() -> None:
 def test_keys_in_another_order_are_the_same_content() -> None:
     keys = orjson.loads(PLAIN.data)
     turned = replace(PLAIN, data=orjson.dumps(dict(reversed(keys.items()))).decode())
-
     assert turned.data != PLAIN.data
     assert decoded(turned)[0].body == decoded(PLAIN)[0].body
 
@@ -65,8 +64,7 @@ def event_of(rng: random.Random) -> EncodedEvent:
     message = Message.assistant(rng.choice(["tea", "", "é\n"]), tokens=rng.choice([None, 3, 2**63 - 2]))
     metadata = rng.choice([{}, {"a": 1}])
     if rng.random() < 0.2:
-        body = MessageSent(message_id=message.id)
-        return encode(Event.of(body, conversation_id="chat"), conversation_id="chat")
+        return encode(Event.of(MessageSent(message_id=message.id), conversation_id="chat"), conversation_id="chat")
     event = encode_message(message, conversation_id="chat", metadata=metadata)
     return replace(event, event_id=uuid4(), occurred_at=rng.randrange(100), redacted=rng.random() < 0.1)
 
@@ -86,7 +84,6 @@ def test_the_short_way_comes_to_the_same_as_the_long_one() -> None:
         events = [event_of(rng) for _ in range(rng.randrange(1, 4))]
         state = rng.choice(["active", "archived", "deleted"])
         long = projected(events, plain=False, upcasters=Upcasters(), state=state)
-
         assert projected(events, plain=True, upcasters=NO_UPCASTERS, state=state) == long
         short += are_plain(decoded(*events))
     assert short > 100

@@ -7,23 +7,8 @@ from uuid import UUID
 
 import pytest
 
+from letopis.store.model import event_types as words
 from letopis.store.model.codec import EncodedEvent, decode, encode
-from letopis.store.model.event_types import (
-    Body,
-    ConversationAnnotated,
-    ConversationArchived,
-    ConversationDeleted,
-    ConversationRenamed,
-    ConversationRewound,
-    ConversationStarted,
-    MessageAppended,
-    MessageEdited,
-    MessageFailed,
-    MessageRedacted,
-    MessageSent,
-    ReactionAdded,
-    ReactionRemoved,
-)
 from letopis.store.model.events import NO_UPCASTERS, Event, RecordedEvent, from_microseconds
 from letopis.store.model.messages import Message
 from letopis.store.rules.apply_plan import SequencedEvent
@@ -37,55 +22,46 @@ CHAT = "chat"
 IDS = ("a", "b", "c", "d")
 
 
-def a_body(random: Random) -> Body:
+def a_body(random: Random) -> words.Body:
     name = random.choice(IDS)
     parent = {"conversation_id": "parent", "version": 3}
-    kinds: tuple[tuple[int, Body], ...] = (
-        (8, MessageAppended(message=Message.user("text", id=name, tokens=random.randrange(5)))),
-        (2, ConversationRewound(to_message_id=random.choice((*IDS, "inherited")))),
-        (1, ConversationRewound()),
-        (1, ConversationRewound(erase=True)),
-        (1, ConversationStarted(owner_id="42", title="first", forked_from=random.choice((None, parent)))),
-        (1, ConversationRenamed(title="second")),
-        (1, ConversationAnnotated(metadata={"k": random.choice((None, 1))})),
-        (1, ConversationArchived()),
-        (3, MessageEdited(message_id=name, content="edited")),
-        (2, MessageSent(message_id=name, platform_ids={"n": 1})),
-        (1, MessageFailed(message_id=name, reason="full")),
-        (2, MessageRedacted(message_id=name)),
-        (3, ReactionAdded(message_id=name, key="+", actor=random.choice((None, "x")))),
-        (1, ReactionRemoved(message_id=name, key="+")),
+    kinds: tuple[tuple[int, words.Body], ...] = (
+        (8, words.MessageAppended(message=Message.user("text", id=name, tokens=random.randrange(5)))),
+        (2, words.ConversationRewound(to_message_id=random.choice((*IDS, "inherited")))),
+        (1, words.ConversationRewound()),
+        (1, words.ConversationRewound(erase=True)),
+        (1, words.ConversationStarted(owner_id="42", title="first", forked_from=random.choice((None, parent)))),
+        (1, words.ConversationRenamed(title="second")),
+        (1, words.ConversationAnnotated(metadata={"k": random.choice((None, 1))})),
+        (1, words.ConversationArchived()),
+        (3, words.MessageEdited(message_id=name, content="edited")),
+        (2, words.MessageSent(message_id=name, platform_ids={"n": 1})),
+        (1, words.MessageFailed(message_id=name, reason="full")),
+        (2, words.MessageRedacted(message_id=name)),
+        (3, words.ReactionAdded(message_id=name, key="+", actor=random.choice((None, "x")))),
+        (1, words.ReactionRemoved(message_id=name, key="+")),
     )
     return random.choices([body for _, body in kinds], [weight for weight, _ in kinds])[0]
 
 
 def projected(
-    bodies: list[Body], random: Random
+    bodies: list[words.Body], random: Random
 ) -> tuple[ConversationState[int], list[MessageRow], list[EncodedEvent]]:
     """Project events in parts, each of which is given all rows."""
     state = ConversationState(created_at=0, updated_at=0)
     row = ConversationRow(partition=0, conversation_id=CHAT, conversation=state)
-    rows: list[MessageRow] = []
-    events: list[EncodedEvent] = []
-    place = 0
-    while place < len(bodies):
-        part = bodies[place : place + random.randint(1, 4)]
-        deliveries = [
-            SequencedEvent(
-                sequence=number,
-                event=encode(
-                    Event.of(body, conversation_id=CHAT, occurred_at=from_microseconds(number)), conversation_id=CHAT
-                ),
-            )
-            for number, body in enumerate(part, place + 1)
-        ]
-        result = project_events(row, decode_events(deliveries, NO_UPCASTERS), rows)
+    rows, events, deliveries = list[MessageRow](), list[EncodedEvent](), list[SequencedEvent]()
+    for number, body in enumerate(bodies, 1):
+        event = Event.of(body, conversation_id=CHAT, occurred_at=from_microseconds(number))
+        deliveries.append(SequencedEvent(sequence=number, event=encode(event, conversation_id=CHAT)))
+    while deliveries:
+        size = random.randint(1, 4)
+        result = project_events(row, decode_events(deliveries[:size], NO_UPCASTERS), rows)
+        rows += [message for message in result.messages if message.new]
         for message in result.messages:
-            if message.new:
-                rows.append(message)
             message.new = message.changed = False
         events += result.events
-        place += len(part)
+        deliveries = deliveries[size:]
     return state, rows, events
 
 
@@ -113,7 +89,7 @@ def test_a_fold_and_the_rows_agree(seed: int) -> None:
     random = Random(seed)
     bodies = [a_body(random) for _ in range(random.randint(1, 25))]
     if seed % 3 == 0:
-        bodies.insert(random.randint(0, len(bodies)), ConversationDeleted(reason="asked for"))
+        bodies.insert(random.randint(0, len(bodies)), words.ConversationDeleted(reason="asked for"))
 
     state, rows, events = projected(bodies, random)
     found = folded(events)
@@ -130,9 +106,6 @@ def test_a_fold_and_the_rows_agree(seed: int) -> None:
     assert [message.version for message in found.messages] == [row.version for row in rows]
     assert state.message_count == len(found.path)
     for message, row in zip(found.messages, rows, strict=True):
-        assert message.id == row.message_id
-        assert message.on_path == (row.left_at is None)
-        assert message.redacted == (row.redacted_at is not None)
+        assert (message.id, message.delivery.value, message.reactions) == (row.message_id, row.state, row.reactions)
+        assert (message.on_path, message.redacted) == (row.left_at is None, row.redacted_at is not None)
         assert message.edited == (row.content_version != row.version)
-        assert message.delivery.value == row.state
-        assert message.reactions == row.reactions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from letopis.store import Message, MessageAppended
-from letopis.store.model.codec import encode_message
+from letopis.store.model.codec import EncodedEvent, encode_message
 from letopis.store.rules.apply_plan import SequencedEvent
 from letopis.store.rules.decoding import DecodedEvent
 from letopis.store.rules.preconditions import Conflict
@@ -21,32 +21,23 @@ FRESH = (4, 5, 7)
 
 def projected(*, cuts: list[tuple[int, int]], left: dict[int, int]) -> Projected:
     row = ConversationRow(partition=0, conversation_id="c", conversation=ConversationState(created_at=0, updated_at=0))
+    text = {"delivery_version": None, "role": "user", "state": "appended", "redacted_at": None, "changed": True}
     rows = [
-        MessageRow(
-            version=version,
-            message_id=f"{version}",
-            content_version=version,
-            delivery_version=None,
-            role="user",
-            state="appended",
-            left_at=at,
-            redacted_at=None,
-            changed=True,
-        )
+        MessageRow(version=version, message_id=f"{version}", content_version=version, left_at=at, **text)
         for version, at in left.items()
     ]
-    events = [encode_message(Message.user("x"), conversation_id="c") for _ in FRESH]
-    return Projected(row=row, first=FIRST, events=events, messages=rows, cuts=cuts)
+    return Projected(row=row, first=FIRST, events=[encoded(Message.user("x")) for _ in FRESH], messages=rows, cuts=cuts)
+
+
+def encoded(message: Message) -> EncodedEvent:
+    return encode_message(message, conversation_id="c")
 
 
 def decoded() -> list[DecodedEvent]:
+    message = Message.user("x")
     return [
-        DecodedEvent(
-            delivery=SequencedEvent(sequence=one, event=encode_message(message, conversation_id="c")),
-            body=MessageAppended(message=message),
-        )
+        DecodedEvent(SequencedEvent(sequence=one, event=encoded(message)), MessageAppended(message=message))
         for one in FRESH
-        for message in [Message.user("x")]
     ]
 
 
@@ -68,5 +59,4 @@ def test_a_message_that_has_left_before_it_is_said_again_is_in_conflict(
     cuts: list[tuple[int, int]], left: dict[int, int], conflict: Conflict | None
 ) -> None:
     found = conflicts_of_shown(projected(cuts=cuts, left=left), decoded(), {6: 3})
-
     assert found == ({} if conflict is None else {6: conflict})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,15 +10,11 @@ import pytest
 from letopis.store import ConversationArchived, ConversationStarted, ConversationStore, Event, Message
 from letopis.store.model.event_types import Body, ConversationActivated
 from letopis.store.testing.outbox import Outbox
+from tests.support.sqlite_rows import rows
 
 
 def at(second: int, what: Message | Body) -> Event:
     return Event.of(what, conversation_id="", occurred_at=datetime(2026, 1, 1, 0, 0, second, tzinfo=UTC))
-
-
-def active_ones(folder: Path) -> list[tuple[str]]:
-    with closing(sqlite3.connect(folder / "history.db")) as connection:
-        return connection.execute("SELECT active_conversation_id FROM letopis_owners").fetchall()
 
 
 @pytest.mark.parametrize(
@@ -47,7 +41,7 @@ async def test_next_active_conversation_had_the_newest_activity_when_the_other_l
         outbox.append("b", *(at(second, Message.user("together")) for second in together))
         await outbox.deliver(store)
 
-    assert active_ones(tmp_path) == [(active,)]
+    assert rows(tmp_path / "history.db", "SELECT active_conversation_id FROM letopis_owners") == [(active,)]
 
 
 async def test_a_conversation_that_began_after_the_other_left_does_not_become_active(tmp_path: Path) -> None:
@@ -60,4 +54,4 @@ async def test_a_conversation_that_began_after_the_other_left_does_not_become_ac
         outbox.append("a", at(20, ConversationArchived()))
         await outbox.deliver(store)
 
-    assert active_ones(tmp_path) == [("b",)]
+    assert rows(tmp_path / "history.db", "SELECT active_conversation_id FROM letopis_owners") == [("b",)]
