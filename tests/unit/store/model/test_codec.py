@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import OrderedDict
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,14 +22,10 @@ from letopis.store import CustomEvent, Event, InvalidInput, Limits, Message, Mes
 from letopis.store.model import large_content
 from letopis.store.model.codec import EncodedEvent, decode, digest_of, encode, encode_message
 
-scalars = (
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**63 - 1)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
-)
-keys = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=5)
+characters = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
+numbers = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+scalars = st.none() | st.booleans() | numbers | st.text(characters)
+keys = st.text(characters, max_size=5)
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4))
 objects = st.dictionaries(keys, values, max_size=5)
 
@@ -40,7 +37,6 @@ def custom(data: Any, metadata: Any = None, **fields: Any) -> EncodedEvent:
 @given(objects, objects)
 def test_what_is_accepted_comes_back_equal(data: dict[str, Any], metadata: dict[str, Any]) -> None:
     encoded = custom(data, metadata)
-
     assert decode(encoded.data) == data
     assert decode(encoded.metadata) == metadata
     assert (encoded.metadata is None) == (metadata == {})
@@ -68,7 +64,6 @@ def test_equal_content_has_an_equal_digest_whatever_the_order_of_its_keys(
     data: dict[str, Any], metadata: dict[str, Any]
 ) -> None:
     encoded, other = custom(data, metadata), custom(turned(data), turned(metadata))
-
     assert same(other, encoded) and other.salt != encoded.salt and other.digest != encoded.digest
     for one in (encoded, other):
         assert digest_of("chat-1", "custom.x", 1, one.data, one.metadata, salt_of(encoded)) == encoded.digest
@@ -91,34 +86,30 @@ def test_a_message_keeps_the_order_of_its_keys() -> None:
         '"metadata":{"z":1,"a":{"type":"object","properties":{"b":1,"a":2},"additionalProperties":false}}}'
     )
     assert encoded.metadata == '{"y":1,"b":2}'
-    assert encoded.digest == digest_of(
-        "chat-1", "message.appended", 1, encoded.data, encoded.metadata, salt_of(encoded)
-    )
+    salt = salt_of(encoded)
+    assert encoded.digest == digest_of("chat-1", "message.appended", 1, encoded.data, encoded.metadata, salt)
 
 
 def test_the_digest_is_of_the_content_and_not_of_the_time() -> None:
     encoded = custom({"n": 1}, {"m": 1})
     later = custom({"n": 1}, {"m": 1}, occurred_at=datetime(2030, 1, 1, tzinfo=UTC))
-
     assert same(later, encoded) and later.event_id != encoded.event_id
-    others = [
-        custom({"n": 2}, {"m": 1}),
-        custom({"n": 1}, {"m": 2}),
-        custom({"n": 1}),
-        custom({"n": 1.0}, {"m": 1}),
-        custom({"n": True}, {"m": 1}),
+
+    event = Event(type="custom.x", data={"n": 1}, metadata={"m": 1})
+    everything = [
+        encoded,
+        *(custom(data, {"m": 1}) for data in ({"n": 2}, {"n": 1.0}, {"n": True})),
+        *(custom({"n": 1}, metadata) for metadata in ({"m": 2}, None)),
         custom({"n": 1}, {"m": 1}, schema_version=2),
-        encode(Event(type="custom.y", data={"n": 1}, metadata={"m": 1}), conversation_id="chat-1"),
-        encode(Event(type="custom.x", data={"n": 1}, metadata={"m": 1}), conversation_id="chat-2"),
+        encode(replace(event, type="custom.y"), conversation_id="chat-1"),
+        encode(event, conversation_id="chat-2"),
     ]
-    everything = [encoded, *others]
     assert [same(one, other) for one in everything for other in everything].count(True) == 9
 
 
 def test_the_digest_is_part_of_the_format() -> None:
     """A change of it would take everything that was ever delivered for something else."""
     encoded = encode(Event.of(Message.user("hi", id="m-1"), conversation_id="chat-1"), conversation_id="chat-1")
-
     assert encoded.data == '{"content":"hi","message_id":"m-1","role":"user"}'
     salted = digest_of("chat-1", "message.appended", 1, encoded.data, None, bytes(range(16)))
     assert salted.hex() == "c70a0f753c996a0ade606ed33d173816013f24cc6d4ecf214e27cb6cdf46fd88"
@@ -128,7 +119,6 @@ def test_the_digest_is_part_of_the_format() -> None:
 
 def test_any_kind_of_mapping_is_an_object() -> None:
     inner = OrderedDict(a=(1, [2]))
-
     assert custom(MappingProxyType({"x": inner})).data == '{"x":{"a":[1,[2]]}}'
 
 
@@ -136,8 +126,8 @@ class Colour(Enum):
     RED = "red"
 
 
-def deep(levels: int, leaf: Any = 1) -> Any:
-    value = leaf
+def deep(levels: int) -> Any:
+    value: Any = 1
     for _ in range(levels):
         value = [value]
     return value
@@ -169,7 +159,6 @@ class Shouted(str):
 def test_subclasses_of_text_and_numbers_are_taken_by_value() -> None:
     inner = {"w": Weather.RAIN, "l": [Level.HIGH, (Celsius(21.5),)], Shouted("key"): Shouted("quiet"), "t": True}
     encoded = custom({Weather.RAIN: inner, "deep": MappingProxyType({"x": Level.HIGH})}, {"m": Weather.RAIN})
-
     assert encoded.data == ('{"rain":{"w":"rain","l":[3,[21.5]],"key":"quiet","t":true},"deep":{"x":3}}')
     assert encoded.metadata == '{"m":"rain"}'
     assert same(encoded, custom(decode(encoded.data), {"m": "rain"}))
@@ -183,10 +172,8 @@ def test_a_key_that_would_be_there_twice_is_refused() -> None:
         def __hash__(self) -> int:
             return id(self)
 
-    with pytest.raises(InvalidInput, match="has a key twice") as caught:
+    with pytest.raises(InvalidInput, match=r"^data\.a: has a key twice"):
         custom({"a": {Own("rain"): 1, "rain": 2}})
-
-    assert caught.value.field == "data.a"
 
 
 def test_the_fields_of_a_message_are_taken_by_value() -> None:
@@ -196,7 +183,6 @@ def test_the_fields_of_a_message_are_taken_by_value() -> None:
     message = Message(role=Author.BOT, content=Shouted("hi"), id=Weather.RAIN, name=Weather.RAIN, tokens=Level.HIGH)
     plain = Message(role="assistant", content="hi", id="rain", name="rain", tokens=3)
     encoded, other = (encode_message(one, conversation_id="c") for one in (message, plain))
-
     assert type(message.role) is type(message.id) is str
     assert (encoded.data, encoded.event_id) == (other.data, other.event_id) and same(encoded, other)
 
@@ -214,45 +200,23 @@ def test_a_subclass_is_held_to_the_same_limits(beyond: int) -> None:
 @pytest.mark.parametrize(
     ("data", "field"),
     [
-        ({"a": "x\0y"}, "data.a"),
-        ({"a": ["", "\0"]}, "data.a[1]"),
-        ({"a\0": 1}, "data"),
-        ({"a": {"b": "\ud800"}}, "data.a.b"),
-        ({"a": ["\udfff"]}, "data.a[0]"),
-        ({"\ud83d": 1}, r"data.'\ud83d'"),
-        ({"a": math.nan}, "data.a"),
-        ({"a": [1, math.inf]}, "data.a[1]"),
-        ({"a": -math.inf}, "data.a"),
-        ({"a": 2**63}, "data.a"),
-        ({"a": -(2**63) - 1}, "data.a"),
-        ({"a": 10**400}, "data.a"),
-        ({1: "x"}, "data"),
-        ({None: "x"}, "data"),
-        ({"a": {2.5: 1}}, "data.a"),
-        ({"a": b"x"}, "data.a"),
-        ({"a": {1, 2}}, "data.a"),
-        ({"a": Decimal(1)}, "data.a"),
+        *(({"a": value}, "data.a") for value in ("x\0y", math.nan, -math.inf, 2**63, -(2**63) - 1, 10**400)),
+        *(({"a": value}, "data.a") for value in (b"x", {1, 2}, Decimal(1), uuid4(), object(), Colour.RED, {2.5: 1})),
         ({"a": datetime(2026, 1, 1, tzinfo=UTC)}, "data.a"),
-        ({"a": uuid4()}, "data.a"),
-        ({"a": object()}, "data.a"),
-        ({"a": Colour.RED}, "data.a"),
+        *(({"a": value}, f"data.a[{len(value) - 1}]") for value in (["", "\0"], ["\udfff"], [1, math.inf])),
+        *((data, "data") for data in ({"a\0": 1}, {1: "x"}, {None: "x"}, {"a": "x" * 1_048_576}, [], "text", None)),
+        ({"a": {"b": "\ud800"}}, "data.a.b"),
+        ({"\ud83d": 1}, r"data.'\ud83d'"),
         ({"a": ["x", {"b\n": {"c": b""}}]}, r"data.a[1].'b\n'.c"),
         ({"a": deep(64)}, "data.a" + "[0]" * 63),
-        ({"a": "x" * 1_048_576}, "data"),
-        ([], "data"),
-        ("text", "data"),
-        (None, "data"),
     ],
 )
 def test_what_a_store_would_refuse_or_change_is_refused_by_the_name_of_its_field(data: Any, field: str) -> None:
-    with pytest.raises(InvalidInput) as caught:
+    with pytest.raises(InvalidInput, match=f"^{re.escape(field)}: "):
         custom(data)
-
-    assert caught.value.field == field
     if isinstance(data, dict) and field != "data":
-        with pytest.raises(InvalidInput) as caught:
+        with pytest.raises(InvalidInput, match=f"^meta{re.escape(field)}: "):
             custom({}, data)
-        assert caught.value.field == field.replace("data", "metadata", 1)
 
 
 def test_the_limits_are_reached_and_not_passed() -> None:
@@ -270,57 +234,41 @@ def test_the_limits_are_reached_and_not_passed() -> None:
     with pytest.raises(InvalidInput, match="nested too deep"):
         with_limits({"a": deep(3)})
     assert custom({"a": deep(63)})
+    assert encode(Event(type="custom.x", data={"a": deep(199)}), conversation_id="c", limits=Limits(max_depth=200))
 
 
 @pytest.mark.parametrize("options", [{"max_bytes": 0}, {"max_bytes": 8_388_609}, {"max_depth": 0}, {"max_depth": 201}])
 def test_limits_that_no_store_could_keep_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(InvalidInput, match=next(iter(options))):
         Limits(**options)
-    assert encode(Event(type="custom.x", data={"a": deep(199)}), conversation_id="c", limits=Limits(max_depth=200))
 
 
 @pytest.mark.parametrize("conversation_id", ["", "x" * 256, "a\0", "a\u0085", "\ud800", None, 5])
 def test_a_conversation_id_that_is_none_is_refused(conversation_id: Any) -> None:
-    with pytest.raises(InvalidInput, match="conversation_id"):
+    with pytest.raises(InvalidInput, match=r"^conversation_id: "):
         encode(Event(type="custom.x"), conversation_id=conversation_id)
 
 
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
-        ({"event_id": "x"}, "event_id"),
-        ({"event_id": None}, "event_id"),
-        ({"schema_version": 0}, "schema_version"),
-        ({"schema_version": 32_768}, "schema_version"),
-        ({"schema_version": True}, "schema_version"),
-        ({"schema_version": 1.0}, "schema_version"),
+        *(({"event_id": wrong}, "event_id") for wrong in ("x", None)),
+        *(({"schema_version": wrong}, "schema_version") for wrong in (0, 32_768, True, 1.0)),
         ({"type": "Custom.x"}, "type"),
         ({"occurred_at": datetime(2026, 1, 1)}, "occurred_at"),  # noqa: DTZ001 - the point
+        ({"type": "conversation.renamed", "data": {}}, "data.title"),
+        ({"type": "conversation.started", "data": {"owner_id": "x" * 256}}, "data.owner_id"),
+        ({"type": "conversation.started", "data": {"owner_id": ""}}, "data.owner_id"),
+        ({"type": "message.sent", "data": {"message_id": "a\nb"}}, "data.message_id"),
+        ({"type": "message.edited", "data": {"message_id": "", "content": "x"}}, "data.message_id"),
+        ({"type": "message.appended", "data": {"message_id": "m", "role": "x", "content": ""}}, "role"),
     ],
 )
-def test_an_envelope_that_is_none_is_refused(fields: dict[str, Any], field: str) -> None:
-    with pytest.raises(InvalidInput) as caught:
+def test_an_envelope_that_is_none_is_refused_and_the_vocabulary_is_taken_strictly(
+    fields: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidInput, match=f"^{re.escape(field)}: "):
         encode(replace(Event(type="custom.x"), **fields), conversation_id="chat-1")
-
-    assert caught.value.field == field
-
-
-@pytest.mark.parametrize(
-    ("event", "field"),
-    [
-        (Event(type="conversation.renamed", data={}), "data.title"),
-        (Event(type="conversation.started", data={"owner_id": "x" * 256}), "data.owner_id"),
-        (Event(type="conversation.started", data={"owner_id": ""}), "data.owner_id"),
-        (Event(type="message.sent", data={"message_id": "a\nb"}), "data.message_id"),
-        (Event(type="message.edited", data={"message_id": "", "content": "x"}), "data.message_id"),
-        (Event(type="message.appended", data={"message_id": "m", "role": "x", "content": ""}), "role"),
-    ],
-)
-def test_the_vocabulary_is_taken_strictly(event: Event, field: str) -> None:
-    with pytest.raises(InvalidInput) as caught:
-        encode(event, conversation_id="chat-1")
-
-    assert caught.value.field == field
 
 
 def test_what_only_the_caller_or_a_newer_release_understands_is_not_looked_into() -> None:
@@ -350,7 +298,6 @@ def test_what_is_no_object_is_damage() -> None:
 def test_ids_and_numbers_pass_unchanged() -> None:
     event = Event.of(MessageSent(message_id="m", platform_ids={"tg": 2**53 + 1}), conversation_id="chat-1")
     encoded = encode(event, conversation_id="chat-1")
-
     assert isinstance(encoded.event_id, UUID) and encoded.event_id == event.event_id
     assert decode(encoded.data)["platform_ids"] == {"tg": 2**53 + 1}
     assert encoded.occurred_at == round(event.occurred_at.timestamp() * 1_000_000)
@@ -369,9 +316,7 @@ def test_the_trace_in_which_an_event_was_appended_is_no_part_of_its_content() ->
 
 
 def test_a_digest_tells_nothing_of_the_content_without_its_salt() -> None:
-    said = encode_message(Message.user("yes", id="m"), conversation_id="c")
-    guessed = encode_message(Message.user("yes", id="m"), conversation_id="c")
-
+    said, guessed = (encode_message(Message.user("yes", id="m"), conversation_id="c") for _ in range(2))
     assert guessed.digest != said.digest and len(salt_of(said)) == 16
     assert guessed.has_content_of(said.digest, salt_of(said))
     assert not guessed.has_content_of(said.digest, b"")
@@ -391,10 +336,8 @@ def test_a_message_of_words_alone_is_refused_as_any_event_is(text: str, monkeypa
 
 @pytest.mark.parametrize("text", ["", "plain", "\\u0000 as text", "Ж" * 10_000, "\n\t\x01"])
 def test_a_message_of_words_alone_is_encoded_as_any_event_is(text: str) -> None:
-    message = Message.user(text)
-    moment = datetime(2026, 1, 1, tzinfo=UTC)
-    event = Event.of(message, conversation_id="c", occurred_at=moment)
-
-    found, wanted = encode_message(message, conversation_id="c", occurred_at=moment), encode(event, conversation_id="c")
+    message, moment = Message.user(text), datetime(2026, 1, 1, tzinfo=UTC)
+    found = encode_message(message, conversation_id="c", occurred_at=moment)
+    wanted = encode(Event.of(message, conversation_id="c", occurred_at=moment), conversation_id="c")
     assert same(found, wanted)
     assert found == replace(wanted, salt=found.salt, digest=found.digest)

@@ -11,7 +11,6 @@ import pytest
 from letopis.store import InvalidInput
 from letopis.store.model.large_content import (
     LARGE_BYTES,
-    content_name,
     extract,
     references_in,
     references_of,
@@ -43,7 +42,6 @@ def test_what_is_taken_out_comes_back(seed: int) -> None:
     given = {"message_id": "m", "content": value(Random(seed)), "metadata": {"a": value(Random(-seed - 1))}}
     taken = extract(given, "chat-1")
     left = orjson.dumps(taken.data).decode()
-
     assert restored(taken.data, taken.contents) == given
     assert references_in(APPENDED, left) == references_of(taken.data) == set(taken.contents)
     assert len(left) < LARGE_BYTES
@@ -58,20 +56,12 @@ def test_only_a_string_of_its_own_is_a_reference() -> None:
     assert references_in("custom.copy", data) == set()
 
 
-def test_a_name_belongs_to_one_conversation() -> None:
-    assert content_name("a", "b" * 64) == content_name("a", "b" * 64) != content_name("c", "b" * 64)
-
-
 def test_what_is_too_large_or_in_the_wrong_field_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("letopis.store.model.large_content.MAX_STRING_BYTES", 2 * LARGE_BYTES)
     monkeypatch.setattr("letopis.store.model.large_content.MAX_CONTENT_BYTES", 3 * LARGE_BYTES)
     two = ["x" * (LARGE_BYTES + 1), "y" * (2 * LARGE_BYTES)]
-    for data in (
-        {"content": two},
-        {"content": "я" * (LARGE_BYTES + 1)},
-        {"name": REFERENCE},
-        {"usage": {"a": REFERENCE}},
-    ):
+    large = {"content": two}, {"content": "я" * (LARGE_BYTES + 1)}
+    for data in (*large, {"name": REFERENCE}, {"usage": {"a": REFERENCE}}):
         with pytest.raises(InvalidInput) as refused:
             extract(data, "c")
         assert NAME not in str(refused.value)
@@ -82,20 +72,12 @@ def test_lists_without_large_strings_are_not_copied() -> None:
     """A line of an import may hold millions of them."""
     rows: list[Any] = [[], [1, "x"], [[]]]
     large = ["x" * (LARGE_BYTES + 1)]
-
     data = extract({"metadata": {"rows": rows, "large": large}}, "chat-1").data
-
+    [name] = references_of(data)
     assert data["metadata"]["rows"] is rows
-    assert (
-        large
-        != data["metadata"]["large"]
-        == [f"\x01letopis:content:{next(iter(references_of(data)))}:{LARGE_BYTES + 1}"]
-    )
+    assert data["metadata"]["large"] == [f"\x01letopis:content:{name}:{LARGE_BYTES + 1}"] != large
 
 
-def test_a_missing_string_is_told_and_not_empty() -> None:
+def test_a_missing_string_is_told_and_the_text_that_is_searched_has_no_references() -> None:
     assert restored([REFERENCE], {}) == ["[300000 bytes of content cannot be read]"]
-
-
-def test_the_text_that_is_searched_has_no_references() -> None:
     assert without_references(f"a\n{REFERENCE}\nb") == "a\n\nb"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from uuid import UUID
 
@@ -39,22 +40,14 @@ def test_a_part_is_one_json_object(part: Any, value: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        {"type": "hologram", "depth": 3},
-        {"type": "text", "text": "hi", "colour": "red"},
-        {"type": "text", "text": 5},
-        {"type": "text"},
-        {"type": ["text"]},
-        {"type": {"text": 1}},
-        {"type": None},
-        {"kind": "text", "text": "hi"},
-        {"text": "hi"},
-        {"type": "file", "uri": "u", "name": None},
-        {},
+        *({"type": "text"}, {"type": "text", "text": 5}, {"type": "text", "text": "hi", "colour": "red"}),
+        *({"type": kind} for kind in (["text"], {"text": 1}, None)),
+        *({"type": "hologram", "depth": 3}, {"type": "file", "uri": "u", "name": None}),
+        *({"kind": "text", "text": "hi"}, {"text": "hi"}, {}),
     ],
 )
 def test_a_part_that_is_not_known_is_carried_as_it_is(value: dict[str, Any]) -> None:
     part = part_from_json(value)
-
     assert part == UnknownPart(value)
     assert part_to_json(part) == value
 
@@ -79,37 +72,24 @@ def test_content_is_text_or_parts() -> None:
 
 
 def test_a_message_comes_back_from_its_data() -> None:
-    message = Message(
-        role="assistant",
-        content=(Text("a"), ToolCall("c", "f", "raw")),
-        id="m-1",
-        name="bot",
-        tokens=0,
-        usage={"input": 1},
-        external_ids={"telegram": 17},
-        metadata={"k": [1]},
-    )
-
+    about = {
+        "name": "bot",
+        "tokens": 0,
+        "usage": {"input": 1},
+        "external_ids": {"telegram": 17},
+        "metadata": {"k": [1]},
+    }
+    message = Message(role="assistant", content=(Text("a"), ToolCall("c", "f", "raw")), id="m-1", **about)
     assert Message.from_data(message.to_data()) == message
-    assert Message.from_data(Message.user("x", id="m").to_data()) == Message.user("x", id="m")
     assert Message.user("x", id="m").to_data() == {"message_id": "m", "role": "user", "content": "x"}
 
 
 def test_an_id_that_the_caller_chose_leads_to_one_event_id_for_ever() -> None:
     message = Message.user("x", id="m-1")
-
     assert message.event_id is None
     # Part of the data format: a change would make every import append everything again.
     assert derived_event_id("chat-1", "m-1") == UUID("209415cf-45d7-59e5-92f4-27ae0f0db450")
     assert len({derived_event_id(*pair) for pair in (("a", "bc"), ("ab", "c"), ("A", "bc"), ("a ", "bc"))}) == 4
-
-
-def test_an_id_that_was_made_is_made_once() -> None:
-    message = Message.user("x")
-
-    assert message.id == str(message.event_id)
-    assert message.event_id is not None and message.event_id.version == 7
-    assert Message.user("x").id != message.id
 
 
 def test_a_message_cannot_be_changed() -> None:
@@ -122,65 +102,35 @@ def test_a_message_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "field"),
+    ("field", "wrong"),
     [
-        ({"role": "narrator"}, "role"),
-        ({"role": None}, "role"),
-        ({"content": 5}, "content"),
-        ({"content": None}, "content"),
-        ({"content": b"x"}, "content"),
-        ({"content": {"type": "text"}}, "content"),
-        ({"content": ["x"]}, "content"),
-        ({"content": [{"type": "text", "text": "x"}]}, "content"),
-        ({"id": 5}, "id"),
-        ({"id": None}, "id"),
-        ({"id": "x" * 256}, "id"),
-        ({"id": "a\nb"}, "id"),
-        ({"id": "a\0b"}, "id"),
-        ({"id": "\udc80"}, "id"),
+        *(("role", wrong) for wrong in ("narrator", None)),
+        *(("content", wrong) for wrong in (5, None, b"x", {"type": "text"}, ["x"], [{"type": "text", "text": "x"}])),
+        *(("id", wrong) for wrong in (5, None, "x" * 256, "a\nb", "a\0b", "\udc80")),
     ],
 )
-def test_a_message_that_is_none_is_refused_by_the_name_of_its_field(fields: dict[str, Any], field: str) -> None:
-    with pytest.raises(InvalidInput) as caught:
-        Message(**{"role": "user", "content": "x", **fields})
-
-    assert caught.value.field == field
+def test_a_message_that_is_none_is_refused_by_the_name_of_its_field(field: str, wrong: Any) -> None:
+    with pytest.raises(InvalidInput, match=rf"^{field}: "):
+        Message(**{"role": "user", "content": "x", field: wrong})
 
 
 @pytest.mark.parametrize(
-    ("change", "field"),
+    ("key", "wrong", "field"),
     [
-        ({"message_id": None}, "data.message_id"),
-        ({"message_id": ""}, "data.message_id"),
-        ({"message_id": 5}, "data.message_id"),
-        ({"role": 5}, "data.role"),
-        ({"role": "narrator"}, "role"),
-        ({"content": None}, "content"),
-        ({"tokens": -1}, "data.tokens"),
-        ({"tokens": True}, "data.tokens"),
-        ({"tokens": 1.0}, "data.tokens"),
-        ({"name": 5}, "data.name"),
-        ({"usage": []}, "data.usage"),
-        ({"metadata": None}, "data.metadata"),
-        ({"external_ids": "x"}, "data.external_ids"),
+        *(("message_id", wrong, "data.message_id") for wrong in (None, "", 5)),
+        *(("tokens", wrong, "data.tokens") for wrong in (-1, True, 1.0)),
+        *(("role", 5, "data.role"), ("role", "narrator", "role"), ("content", None, "content")),
+        *(("name", 5, "data.name"), ("usage", [], "data.usage")),
+        *(("metadata", None, "data.metadata"), ("external_ids", "x", "data.external_ids")),
     ],
 )
-def test_data_that_is_no_message_is_refused_by_the_name_of_its_field(change: dict[str, Any], field: str) -> None:
-    with pytest.raises(InvalidInput) as caught:
-        Message.from_data({"message_id": "m", "role": "user", "content": "x", **change})
-
-    assert caught.value.field == field
-
-
-def test_the_roles_have_constructors() -> None:
-    for make in (Message.system, Message.user, Message.assistant, Message.tool):
-        assert make("x").role == make.__name__
-    assert Message.user([Text("x")]).content == (Text("x"),)
+def test_data_that_is_no_message_is_refused_by_the_name_of_its_field(key: str, wrong: Any, field: str) -> None:
+    with pytest.raises(InvalidInput, match=f"^{re.escape(field)}: "):
+        Message.from_data({"message_id": "m", "role": "user", "content": "x", key: wrong})
 
 
 def test_a_tool_message_takes_one_result_or_several() -> None:
     one, two = ToolResult("1", 21), ToolResult("2", 22)
-
     assert Message.tool(one).content == (one,)
     assert Message.tool(one, two, name="weather").content == Message.tool([one, two]).content == (one, two)
     assert Message.tool("plain").content == "plain"
@@ -194,21 +144,20 @@ def test_a_keyword_that_is_none_of_a_message_is_refused() -> None:
 
 def test_made_ids_rise_within_a_process() -> None:
     ids = [uuid7() for _ in range(10_000)]
-
     assert ids == sorted(ids) and len(set(ids)) == len(ids)
     assert {(one.version, one.variant) for one in ids} == {(7, "specified in RFC 4122")}
 
 
-@pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
+@pytest.mark.parametrize("role", ["system", "user", "assistant", "tool", "developer"])
 def test_a_message_of_words_alone_is_made_as_any_other(role: str) -> None:
-    made = getattr(Message, role)("words")
-
+    make = getattr(Message, role)
+    made, named = make("words"), make("words", id="m")
     assert type(made) is Message
-    assert isinstance(made.event_id, UUID)
-    assert made.event_id.version == 7
-    assert made.id == str(made.event_id)
+    assert isinstance(made.event_id, UUID) and made.event_id.version == 7
+    assert made.id == str(made.event_id) != make("words").id
     assert made == Message(role=role, content="words", id=made.id)
-    assert getattr(Message, role)("words").id != made.id
+    assert named == Message(role=role, content="words", id="m") == Message.from_data(named.to_data())
+    assert make([Text("x")]).content == (Text("x"),)
 
 
 def test_a_subclass_of_message_is_made_by_itself() -> None:
@@ -220,7 +169,6 @@ def test_a_subclass_of_message_is_made_by_itself() -> None:
 
 def test_an_assistant_that_only_calls_tools_may_have_no_content() -> None:
     message = Message.assistant(None, id="m", metadata={"tool_calls": [{"id": "c"}]})
-
     assert message.text == ""
     assert message.to_data()["content"] is None
     assert Message.from_data(message.to_data()) == message
@@ -233,10 +181,3 @@ def test_no_other_message_may_lack_its_content(role: Any) -> None:
     """`update.message.text` of a picture is None: that must not be recorded as an empty question."""
     with pytest.raises(InvalidInput, match=f"content: of a {role} message must be text or parts, not None"):
         Message(role=role, content=None)
-
-
-def test_a_developer_instructs_as_the_system_does() -> None:
-    message = Message.developer("Answer in Russian.", id="m")
-
-    assert message == Message(role="developer", content="Answer in Russian.", id="m")
-    assert Message.from_data(message.to_data()) == message
