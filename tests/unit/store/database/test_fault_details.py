@@ -18,12 +18,9 @@ from letopis.store.database.urls import normalise_url
 SECRET = "secret_42"
 
 MARIADB = [
-    (1048, "Column 'audit' cannot be null", "column audit"),
-    (1062, f"Duplicate entry '{SECRET}' for key 'PRIMARY'", "constraint PRIMARY"),
     (1062, f"Duplicate entry 'x' for key '{SECRET}' for key 'uq_a'", "constraint uq_a"),
     (1062, f"Duplicate entry '{SECRET}\n' for key 'uq_a'", "constraint uq_a"),
     (1364, "Field 'audit' doesn't have a default value", "column audit"),
-    (1406, "Data too long for column 'data' at row 1", "column data"),
     (1264, "Out of range value for column 'n' at row 12", "column n"),
     (1366, f"Incorrect string value: '{SECRET}' for column `db`.`t`.`data` at row 1", "column t.data"),
     (
@@ -38,8 +35,6 @@ MARIADB = [
     (1048, "Le champ 'audit' ne peut être vide", ""),
 ]
 SQLITE = [
-    ("SQLITE_CONSTRAINT_NOTNULL", "NOT NULL constraint failed: t.audit", "column t.audit"),
-    ("SQLITE_CONSTRAINT_CHECK", "CHECK constraint failed: approved_first", "constraint approved_first"),
     ("SQLITE_CONSTRAINT_CHECK", f"CHECK constraint failed: data <> '{SECRET}'", ""),
     ("SQLITE_CONSTRAINT_PRIMARYKEY", "UNIQUE constraint failed: t.a, t.b", "column t.a"),
     ("SQLITE_CONSTRAINT_TRIGGER", f"CHECK constraint failed: {SECRET}", ""),
@@ -59,11 +54,8 @@ def test_what_sqlite_names(code: str, message: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"constraint_name": "approved_first", "table_name": "t"}, "constraint t.approved_first"),
-        ({"column_name": "audit", "table_name": "t"}, "column t.audit"),
         ({"column_name": "audit"}, "column audit"),
         ({"constraint_name": f"not an identifier, {SECRET}", "table_name": "t"}, ""),
-        ({"message": "value too long for type character varying(10)"}, "type character varying(10)"),
         ({"message": f"invalid input syntax: {SECRET}"}, ""),
         ({"constraint_name": None, "message": None}, ""),
         ({}, ""),

@@ -60,17 +60,11 @@ STARVED = """
 
 
 def test_a_starved_process_says_so_and_goes_on(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(STARVED), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    starved = [sys.executable, "-c", textwrap.dedent(STARVED), str(tmp_path)]
+    done = subprocess.run(starved, capture_output=True, text=True, timeout=120, check=False)
     told = [line for line in done.stdout.splitlines() if line.startswith("TOLD")]
     assert done.returncode == 0, done.stderr
-    assert len(told) == 2, done.stdout
-    assert all("too many files" in line for line in told), done.stdout
+    assert ["too many files" in line for line in told] == [True, True], done.stdout
     assert "SAVED True" in done.stdout
     assert "does not know" not in done.stderr
     assert len(done.stderr) < 20_000
@@ -80,11 +74,9 @@ def test_a_starved_process_says_so_and_goes_on(tmp_path: Path) -> None:
 def test_it_is_an_outage_that_ends(number: int) -> None:
     error = OSError(number, os.strerror(number))
     found = classify(error)
-    assert found.fault_class is FaultClass.UNAVAILABLE
-    assert "too many files" in found.reason
+    assert found.fault_class is FaultClass.UNAVAILABLE and "too many files" in found.reason
     assert open_files.is_exhausted(error)
-    assert not open_files.is_exhausted()
-    assert not open_files.is_exhausted(OSError(errno.ENOENT, "x"))
+    assert not open_files.is_exhausted() and not open_files.is_exhausted(OSError(errno.ENOENT, "x"))
 
 
 def test_the_doctor_says_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,6 @@ async def connection(tmp_path: Path) -> AsyncIterator[SQLiteConnection]:
     opened = await connect_to_sqlite(str(tmp_path / "some.db"), 1.0)
     yield opened
     await opened.close()
-
-
-def counted(connection: SQLiteConnection, monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """The hops from here on that are awaited."""
-    hops: list[object] = []
-    real: Callable[..., Any] = connection._execute
-
-    async def execute(fn: Any, *args: Any, **named: Any) -> Any:
-        hops.append(fn)
-        return await real(fn, *args, **named)
-
-    monkeypatch.setattr(connection, "_execute", execute)
-    return hops
 
 
 @pytest.mark.parametrize("count", [0, 1, PREFETCHED_ROWS - 1, PREFETCHED_ROWS, PREFETCHED_ROWS + 1, 1_000])
@@ -70,18 +58,20 @@ async def test_all_rows_come_in_order_however_they_are_asked_for(
 async def test_a_statement_with_few_rows_is_one_hop(
     connection: SQLiteConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hops = counted(connection, monkeypatch)
+    hops: list[object] = []  # that are awaited
+    real: Callable[..., Any] = connection._execute
 
-    async with connection.cursor() as cursor:
-        await cursor.execute(MANY, (50,))
-        assert len(await cursor.fetchall()) == 50
-        assert [column[0] for column in cursor.description] == ["i"]
-    assert len(hops) == 1
+    async def execute(fn: Any, *args: Any, **named: Any) -> Any:
+        hops.append(fn)
+        return await real(fn, *args, **named)
 
-    async with connection.cursor() as cursor:
-        await cursor.execute(MANY, (1_000,))
-        assert len(await cursor.fetchall()) == 1_000
-    assert len(hops) == 3
+    monkeypatch.setattr(connection, "_execute", execute)
+    for count, together in ((50, 1), (1_000, 3)):
+        async with connection.cursor() as cursor:
+            await cursor.execute(MANY, (count,))
+            assert len(await cursor.fetchall()) == count
+            assert [column[0] for column in cursor.description] == ["i"]
+        assert len(hops) == together
 
 
 async def test_what_writes_says_what_it_did(connection: SQLiteConnection) -> None:
@@ -109,19 +99,15 @@ async def test_rows_of_the_statement_before_are_not_those_of_one_that_fails(conn
 
 async def test_a_cursor_that_was_closed_half_read_holds_no_lock(connection: SQLiteConnection, tmp_path: Path) -> None:
     await connection.execute("CREATE TABLE t (a)")
-    await connection.execute(
-        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 500) INSERT INTO t SELECT i FROM n"
-    )
+    await connection.execute(MANY.replace(") SELECT", ") INSERT INTO t SELECT"), (500,))
     await connection.commit()
     cursor = connection.cursor()
     await cursor.execute("SELECT a FROM t")
     await cursor.close()
     await connection.run(lambda driver: None)  # comes behind the closing
 
-    other = sqlite3.connect(tmp_path / "some.db", timeout=0)
-    other.execute("DROP TABLE t")  # SQLITE_LOCKED while it is being read
-    other.commit()
-    other.close()
+    with closing(sqlite3.connect(tmp_path / "some.db", timeout=0)) as other:
+        other.execute("DROP TABLE t")  # SQLITE_LOCKED while it is being read
 
 
 async def test_closing_a_cursor_after_its_connection_is_harmless(tmp_path: Path) -> None:
@@ -129,7 +115,6 @@ async def test_closing_a_cursor_after_its_connection_is_harmless(tmp_path: Path)
     cursor, unused = connection.cursor(), connection.cursor()
     await cursor.execute(MANY, (1_000,))
     await connection.close()
-
     await cursor.close()
     await unused.close()
     with pytest.raises(ValueError, match="no active connection"):
@@ -138,10 +123,10 @@ async def test_closing_a_cursor_after_its_connection_is_harmless(tmp_path: Path)
 
 async def test_a_stream_over_sqlalchemy_is_read_in_pieces(tmp_path: Path) -> None:
     engine = create_store_engine(normalise_url(tmp_path / "third.db"))
+    statement = sa.text(MANY.replace("?", "950"))
     try:
         async with engine.connect() as connection:
-            rows = await connection.stream(sa.text(MANY.replace("?", "950")))
-            assert [row[0] async for row in rows] == list(range(1, 951))
-            assert (await connection.execute(sa.text(MANY.replace("?", "950")))).scalars().all() == list(range(1, 951))
+            assert [row[0] async for row in await connection.stream(statement)] == list(range(1, 951))
+            assert (await connection.execute(statement)).scalars().all() == list(range(1, 951))
     finally:
         await engine.dispose()

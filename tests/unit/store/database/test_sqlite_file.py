@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,8 @@ from letopis.store import ConfigurationError, FaultClass, StoreFault, Timeouts
 from letopis.store.database.engines import run_whole
 from letopis.store.database.sqlite_file import FileConnection, SQLiteFile
 from letopis.store.database.urls import normalise_url
+from tests.support.relays import until
+from tests.support.sqlite_rows import change
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
 
@@ -49,10 +51,8 @@ async def read(file: SQLiteFile, statement: str = "SELECT count(*) FROM t") -> i
 
 async def test_what_was_written_is_read_and_what_failed_is_not(file: SQLiteFile) -> None:
     await file.run(write(file, "INSERT INTO t VALUES (1)", "INSERT INTO t VALUES (2)"), write=True)
-
     with pytest.raises(IntegrityError):
         await file.run(write(file, "INSERT INTO t VALUES (3)", "INSERT INTO t VALUES (1)"), write=True)
-
     assert await file.run(read(file)) == 2
 
 
@@ -67,13 +67,12 @@ async def test_a_cancelled_read_ends_at_once_and_frees_its_thread(file: SQLiteFi
             async with asyncio.timeout(0.05):
                 await file.run(read(file, ENDLESS))
 
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                assert await file.run(read(file)) == 0
-                break
-            except PoolTimeout:
-                continue
+    async def is_free() -> bool:
+        with suppress(PoolTimeout):
+            return await file.run(read(file)) == 0
+        return False
+
+    await until(is_free, patience=30)
 
 
 async def test_a_read_that_is_cancelled_when_it_has_ended_interrupts_no_other(file: SQLiteFile) -> None:
@@ -162,15 +161,12 @@ async def test_a_transaction_must_await_nothing_but_its_connection(file: SQLiteF
     loop = asyncio.get_running_loop()
     with pytest.raises(RuntimeError, match="await nothing"):
         await file.run(work(), write=True)
-
     assert await file.run(read(file)) == 0
 
 
 async def test_after_sqlite_rolled_back_on_its_own_nothing_more_is_written(file: SQLiteFile) -> None:
-    await file.run(
-        write(file, "CREATE TRIGGER no BEFORE INSERT ON t WHEN NEW.a = 2 BEGIN SELECT RAISE(ROLLBACK, 'no'); END"),
-        write=True,
-    )
+    trigger = "CREATE TRIGGER no BEFORE INSERT ON t WHEN NEW.a = 2 BEGIN SELECT RAISE(ROLLBACK, 'no'); END"
+    await file.run(write(file, trigger), write=True)
 
     async def work() -> None:
         async with file.begin() as connection:
@@ -190,14 +186,10 @@ async def test_a_lost_connection_is_opened_again_and_told_of(file: SQLiteFile, m
     file.on_change(lambda: told.append(None))
     assert await file.run(read(file)) == 0
     real = FileConnection.run
-
-    def fail(self: FileConnection, text: str, values: Any = (), **named: Any) -> Any:
-        return real(self, "SELECT * FROM nowhere", values, **named)
-
-    monkeypatch.setattr(FileConnection, "run", fail)
-    with pytest.raises(sqlite3.OperationalError):
-        await file.run(read(file))
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(FileConnection, "run", lambda self, *_, **named: real(self, "SELECT * FROM nowhere", **named))
+        with pytest.raises(sqlite3.OperationalError):
+            await file.run(read(file))
 
     assert await file.run(read(file)) == 0
     assert len(told) == 3  # opened, lost, opened again
@@ -205,11 +197,7 @@ async def test_a_lost_connection_is_opened_again_and_told_of(file: SQLiteFile, m
 
 async def test_a_file_that_was_replaced_is_an_outage_once(file: SQLiteFile, tmp_path: Path) -> None:
     assert await file.run(read(file)) == 0
-    (tmp_path / "other.db").write_bytes(b"")
-    with closing(sqlite3.connect(tmp_path / "other.db")) as other:
-        other.execute("CREATE TABLE t (a)")
-        other.execute("INSERT INTO t VALUES (1)")
-        other.commit()
+    change(tmp_path / "other.db", "CREATE TABLE t (a)", "INSERT INTO t VALUES (1)")
     for end in ("-wal", "-shm"):
         (tmp_path / f"some.db{end}").unlink(missing_ok=True)
     (tmp_path / "other.db").replace(tmp_path / "some.db")
@@ -233,7 +221,6 @@ async def test_a_writer_that_waits_too_long_for_the_lock_is_refused(file: SQLite
 async def test_it_can_be_used_again_after_it_was_disposed_of(file: SQLiteFile) -> None:
     assert await file.run(read(file)) == 0
     await file.dispose()
-
     assert not Path(f"{file.url.database}-wal").exists()
     assert await file.run(read(file)) == 0
 
@@ -264,7 +251,6 @@ async def test_a_forked_child_is_refused(file: SQLiteFile, monkeypatch: pytest.M
     with pytest.raises(ConfigurationError, match="fork"):
         await file.run(read(file))
     monkeypatch.undo()
-
     assert await file.run(read(file)) == 0
 
 

@@ -59,7 +59,6 @@ SECRET = "s3cr3t-Wörd"
 )
 def test_a_server_url(written: str, read: str) -> None:
     found = normalise_url(written)
-
     assert found == make_url(read)
     assert normalise_url(found) == found
 
@@ -73,9 +72,7 @@ def test_an_sqlite_file_gets_an_absolute_path(
 ) -> None:
     """So that a later change of the working folder does not open another file."""
     monkeypatch.chdir(tmp_path)
-
     found = normalise_url(written)
-
     assert found == URL.create("sqlite+aiosqlite", database=str(tmp_path / "history.db"))
     assert normalise_url(found) == found
 
@@ -84,7 +81,6 @@ def test_an_sqlite_file_gets_an_absolute_path(
 @pytest.mark.parametrize("written", ["~/history.db", "sqlite:///~/history.db"])
 def test_the_home_folder(written: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
-
     assert normalise_url(written).database == "/home/somebody/history.db"
 
 
@@ -97,7 +93,6 @@ def test_memory_is_refused_unless_it_is_asked_for() -> None:
     for written in (":memory:", "sqlite://", "sqlite:///:memory:"):
         with pytest.raises(ConfigurationError, match="keeps nothing"):
             normalise_url(written)
-
         assert normalise_url(written, allow_memory=True).database == ":memory:"
 
 
@@ -136,9 +131,7 @@ def test_memory_is_refused_unless_it_is_asked_for() -> None:
         ("postgresql://h/db?target_session_attrs=writable", "one of any, read-write"),
         ("postgresql://h/db?channel_binding=require", "'channel_binding' is not supported"),
         ("postgresql://h/db?keepalives=1", "'keepalives' is not known"),
-        ("postgresql://h/db?connect_timeout=soon", "number of seconds"),
-        ("postgresql://h/db?connect_timeout=0", "number of seconds"),
-        ("postgresql://h/db?connect_timeout=nan", "number of seconds"),
+        *((f"postgresql://h/db?connect_timeout={wrong}", "number of seconds") for wrong in ("soon", "0", "nan")),
         ("postgresql://h/db?connections=0", "1 to 1,024"),
         ("mysql://h/db?connections=many", "1 to 1,024"),
         ("postgresql://h/db?prepared_statement_cache_size=-1", "whole number"),
@@ -153,10 +146,8 @@ def test_memory_is_refused_unless_it_is_asked_for() -> None:
 def test_what_cannot_be_used_is_explained_without_the_secret(written: str, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said) as caught:
         normalise_url(written)
-
-    assert SECRET not in str(caught.value)
     assert caught.value.__cause__ is None
-    assert caught.value.__context__ is None or SECRET not in str(caught.value.__context__)
+    assert SECRET not in f"{caught.value} {caught.value.__context__}"
 
 
 @pytest.mark.parametrize(
@@ -184,18 +175,15 @@ def test_a_url_is_shown_without_secrets(url: str | Path, shown: str) -> None:
 
 
 @given(
-    rest=st.text(),
-    place=st.sampled_from(["url", "password", "sslpassword", "passwd", "aws_secret_key", "auth_token"]),
+    rest=st.text(), place=st.sampled_from(["url", "password", "sslpassword", "passwd", "aws_secret_key", "auth_token"])
 )
 def test_no_password_is_ever_shown(rest: str, place: str) -> None:
     password = f"hush{rest}"
     url = URL.create("postgresql", username="u", host="h", database="db")
     url = url.set(password=password) if place == "url" else url.update_query_dict({place: password})
-
-    for form in (url, url.render_as_string(hide_password=False)):
-        assert safe_url(form) == safe_url(url)
-        assert "***" in safe_url(form)
-        assert "hush" not in safe_url(form)
+    shown = safe_url(url)
+    assert shown == safe_url(url.render_as_string(hide_password=False))
+    assert "***" in shown and "hush" not in shown
 
 
 @given(st.text())
@@ -210,21 +198,16 @@ def test_any_text_is_read_or_refused_in_our_words(text: str) -> None:
 
 _NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,8}(\.[a-z]{2,3})?", fullmatch=True)
 _HOSTS = st.one_of(_NAMES, st.ip_addresses().map(str))
-_PLACES = st.lists(
-    st.builds(HostAddress, _HOSTS, st.none() | st.integers(1, 65_535)),
-    min_size=1,
-    max_size=4,
-    unique_by=lambda one: one[0],
-)
+_PLACES = st.builds(HostAddress, _HOSTS, st.none() | st.integers(1, 65_535))
 
 
 @given(
-    addresses=_PLACES,
+    addresses=st.lists(_PLACES, min_size=1, max_size=4, unique_by=lambda one: one[0]),
     password=st.text(min_size=8, alphabet="hush,;!$*()"),
     kind=st.sampled_from(["postgresql", "mariadb"]),
 )
 def test_every_spelling_of_several_hosts_is_read_alike(addresses: list[HostAddress], password: str, kind: str) -> None:
-    default = {"postgresql": 5432, "mariadb": 3306}[kind]
+    default = 5432 if kind == "postgresql" else 3306
     full = tuple(HostAddress(one.host, one.port or default) for one in addresses)
     ports = ",".join(str(one.port) for one in full)
     for written in (
@@ -239,8 +222,7 @@ def test_every_spelling_of_several_hosts_is_read_alike(addresses: list[HostAddre
         assert found.password == password
         assert normalise_url(found.render_as_string(hide_password=False)) == found
         shown = safe_url(written)
-        assert "***" in shown
-        assert password not in shown
+        assert "***" in shown and password not in shown
         assert hosts_of(shown) == full
 
 
