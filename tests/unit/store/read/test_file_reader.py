@@ -10,17 +10,8 @@ from pathlib import Path
 import pytest
 
 from letopis.outbox.file.pending_probe import NO_EVENTS, UNKNOWN_PROGRESS, PendingProbe
-from letopis.store import (
-    ConversationDeleted,
-    ConversationRewound,
-    ConversationStarted,
-    ConversationStore,
-    Message,
-    MessageEdited,
-    MessageRedacted,
-    MessageSent,
-    ReactionAdded,
-)
+from letopis.store import ConversationStore, Message
+from letopis.store.model import event_types as words
 from letopis.store.model.events import NO_UPCASTERS
 from letopis.store.read.lineage import Lineage
 from letopis.store.read.paging import Window
@@ -36,17 +27,20 @@ async def kept(tmp_path: Path) -> AsyncIterator[tuple[ConversationStore, Outbox]
         for number in range(12):
             outbox.append("chat", Message.user(f"number {number}", id=f"m{number}"))
         outbox.append("chat", Message.assistant("with more", id="more", tokens=3, metadata={"a": 1}))
-        outbox.append("chat", MessageSent(message_id="m1", platform_ids={"telegram": 4711}))
-        outbox.append("chat", MessageEdited(message_id="m2", content="edited"))
-        outbox.append("chat", MessageRedacted(message_id="m3"))
-        outbox.append("chat", ReactionAdded(message_id="m4", key="+1"))
+        outbox.append("chat", words.MessageSent(message_id="m1", platform_ids={"telegram": 4711}))
+        outbox.append("chat", words.MessageEdited(message_id="m2", content="edited"))
+        outbox.append("chat", words.MessageRedacted(message_id="m3"))
+        outbox.append("chat", words.ReactionAdded(message_id="m4", key="+1"))
         await outbox.deliver(store)
         yield store, outbox
 
 
-async def as_a_server(store: ConversationStore, query: ViewQuery) -> StoreView:
-    """The view as a server's reader answers it."""
-    return await store._runtime.connected(partial(plain_reader(store).view, query=query))
+async def compared(store: ConversationStore, query: ViewQuery) -> StoreView:
+    """The view of a file, which is the one that a server's reader answers."""
+    found = await store.outbox_access.view(query)
+    whole = await store._runtime.connected(partial(plain_reader(store).view, query=query))
+    assert found == (replace(whole, conversation=None, plain=True) if found.plain else whole), query
+    return found
 
 
 async def own(store: ConversationStore, reader: Reader, name: str, window: Window) -> object:
@@ -70,10 +64,7 @@ async def test_it_says_what_the_reader_of_a_server_says(kept: tuple[Conversation
         query = ViewQuery(conversation_id="chat", origin_id=origin_id, window=window, names=names)
         bounded = replace(query, bound=lambda view: view.places["m5"].version if view.places else 3)
         for asked in (query, bounded, replace(query, window=None)):
-            found = await store.outbox_access.view(asked)
-
-            whole = await as_a_server(store, asked)
-            assert found == (replace(whole, conversation=None, plain=True) if found.plain else whole), asked
+            found = await compared(store, asked)
             assert found.plain == (asked is query and not names)
             assert found.sequence == found.version == 17
             assert len(found.places) == (3 if names else 0)
@@ -90,28 +81,25 @@ async def test_it_says_what_the_reader_of_a_server_says_while_a_mark_waits(
     monkeypatch.setattr("letopis.store.maintenance.task_steps.PIECE_VERSIONS", 2)
     store, outbox = kept
     ready = await store._runtime.prepared()
-    marked = {
-        "rewind": [ConversationRewound(to_message_id="m5"), Message.user("after", id="after")],
-        "reset": [ConversationRewound(erase=True), Message.user("after", id="after")],
-        "deletion": [ConversationDeleted()],
-    }
-    outbox.append("fork", ConversationStarted(forked_from={"conversation_id": "chat", "version": 9}))
-    outbox.append("chat", *marked[what])
+    after = Message.user("after", id="after")
+    marked, left = {
+        "rewind": ([words.ConversationRewound(to_message_id="m5"), after], [*(f"m{n}" for n in range(6)), "after"]),
+        "reset": ([words.ConversationRewound(erase=True), after], ["after"]),
+        "deletion": ([words.ConversationDeleted()], []),
+    }[what]
+    outbox.append("fork", words.ConversationStarted(forked_from={"conversation_id": "chat", "version": 9}))
+    outbox.append("chat", *marked)
     await outbox.deliver(store)
-    left = {"rewind": [f"m{n}" for n in range(6)], "reset": [], "deletion": []}[what]
-    left += ["after"] if what != "deletion" else []
     before, steps = list(await store.messages("fork")), 0
     assert (await store.pending_tasks()).tasks
     while True:
         for name in ("chat", "fork"):
             for window in (Window(last=50), Window(last=3), Window(first=4), Window(last=50, every=True)):
                 for names in ((), ("m1", "m5", "m9", "after")):
-                    asked = ViewQuery(
-                        conversation_id=name, origin_id=outbox.origin.origin_id, window=window, names=names
+                    origin_id = outbox.origin.origin_id
+                    await compared(
+                        store, ViewQuery(conversation_id=name, origin_id=origin_id, window=window, names=names)
                     )
-                    found = await store.outbox_access.view(asked)
-                    whole = await as_a_server(store, asked)
-                    assert found == (replace(whole, conversation=None, plain=True) if found.plain else whole), asked
                 page = await own(store, ready.reader, name, window)
                 assert page == await own(store, plain_reader(store), name, window)
         assert [one.id for one in await store.messages("chat", last=50)] == left
@@ -125,7 +113,6 @@ async def test_it_says_what_the_reader_of_a_server_says_while_a_mark_waits(
 
 def test_a_glance_makes_no_file_and_says_that_it_knows_nothing(tmp_path: Path) -> None:
     probe = PendingProbe(tmp_path / "missing.db")
-
     assert probe.lookup("chat") == UNKNOWN_PROGRESS
     assert not (tmp_path / "missing.db").exists()
     probe.close()

@@ -7,29 +7,19 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from letopis.outbox import History
 from letopis.outbox.history.context import MIN_PAGE_SIZE, ReadPage, ending_with, read_context
-from letopis.store import (
-    ConversationStore,
-    File,
-    InvalidInput,
-    Message,
-    Page,
-    RecordedMessage,
-    StoreUnavailable,
-    Text,
-    ToolCall,
-    ToolResult,
-)
+from letopis.store import ConversationStore, InvalidInput, Message, Page, RecordedMessage, StoreUnavailable
+from letopis.store.model.parts import File, Text, ToolCall, ToolResult
 from letopis.store.rules.context_window import Context, WindowBudget, by_recorded_tokens, window
 from tests.support.paths import ROOT
 
@@ -42,20 +32,16 @@ def said(role: str, content: Any, number: int) -> Message:
 
 
 def recorded(message: Message, version: int, **fields: Any) -> RecordedMessage:
-    return RecordedMessage(
-        conversation_id="c",
-        message=message,
-        event_id=UUID(int=version),
-        origin_id=ORIGIN,
-        sequence=version,
-        occurred_at=WHEN,
-        version=version,
-        **fields,
-    )
+    ids = {"conversation_id": "c", "event_id": UUID(int=version), "origin_id": ORIGIN, "sequence": version}
+    return RecordedMessage(message=message, occurred_at=WHEN, version=version, **ids, **fields)
 
 
 def log(*items: tuple[str, Any]) -> list[Message]:
     return [said(role, content, number) for number, (role, content) in enumerate(items)]
+
+
+def stored(*items: tuple[str, Any]) -> list[RecordedMessage]:
+    return [recorded(message, version) for version, message in enumerate(log(*items), start=1)]
 
 
 def told(found: Context) -> list[str]:
@@ -75,42 +61,26 @@ def calls(*ids: str) -> tuple[ToolCall, ...]:
 
 
 CHAT = log(
-    ("system", "be kind"),
-    ("user", "one"),
-    ("assistant", "1"),
-    ("user", "two"),
-    ("assistant", "2"),
-    ("user", "three"),
+    ("system", "be kind"), ("user", "one"), ("assistant", "1"), ("user", "two"), ("assistant", "2"), ("user", "three")
 )
 
 
 class TestLimits:
     def test_without_a_limit_all_of_it_is_in(self) -> None:
         found = window(CHAT)
-
         assert found == Context(messages=tuple(CHAT))
         assert found.complete
 
     @pytest.mark.parametrize(
         ("limits", "expected"),
         [
-            ({"last": 6}, "m0 m1 m2 m3 m4 m5"),
-            ({"last": 5}, "m0 m3 m4 m5"),
-            ({"last": 4}, "m0 m3 m4 m5"),
-            ({"last": 3}, "m0 m5"),
-            ({"last": 2}, "m0 m5"),
-            ({"last": 1}, "m0"),
-            ({"turns": 1}, "m0 m5"),
-            ({"turns": 2}, "m0 m3 m4 m5"),
-            ({"turns": 3}, "m0 m1 m2 m3 m4 m5"),
-            ({"turns": 9}, "m0 m1 m2 m3 m4 m5"),
-            ({"tokens": 7, "count": words}, "m0 m1 m2 m3 m4 m5"),
-            ({"tokens": 6, "count": words}, "m0 m3 m4 m5"),
-            ({"tokens": 5, "count": words}, "m0 m3 m4 m5"),
-            ({"tokens": 4, "count": words}, "m0 m5"),
-            ({"tokens": 2, "count": words}, "m0"),
-            ({"turns": 3, "last": 4}, "m0 m3 m4 m5"),
+            *(({"last": 6}, "m0 m1 m2 m3 m4 m5"), ({"tokens": 7, "count": words}, "m0 m1 m2 m3 m4 m5")),
+            *(({"turns": turns}, "m0 m1 m2 m3 m4 m5") for turns in (3, 9)),
+            *((limits, "m0 m3 m4 m5") for limits in ({"last": 5}, {"last": 4}, {"turns": 2}, {"turns": 3, "last": 4})),
+            *(({"tokens": tokens, "count": words}, "m0 m3 m4 m5") for tokens in (6, 5)),
+            *((limits, "m0 m5") for limits in ({"last": 3}, {"last": 2}, {"turns": 1}, {"tokens": 4, "count": words})),
             ({"turns": 1, "last": 6, "tokens": 99, "count": words}, "m0 m5"),
+            *(({"last": 1}, "m0"), ({"tokens": 2, "count": words}, "m0")),
             ({"last": 3, "keep_system": False}, "m3 m4 m5"),
             ({"last": 5, "keep_system": False}, "m1 m2 m3 m4 m5"),
             ({"last": 6, "keep_system": False}, "m0 m1 m2 m3 m4 m5"),
@@ -118,68 +88,53 @@ class TestLimits:
     )
     def test_the_newest_turns_that_fit_are_in(self, limits: dict[str, Any], expected: str) -> None:
         found = window(CHAT, **limits)
-
         assert " ".join(told(found)) == expected
         assert found.complete == (len(found.messages) == len(CHAT))
         assert not found.begins_inside
         assert found.tokens == (sum(map(words, found.messages)) if "count" in limits else None)
 
-    def test_where_the_last_turn_does_not_fit_the_window_begins_inside_of_it(self) -> None:
-        messages = log(
-            ("system", "s"),
-            ("user", "long long"),
-            ("assistant", calls("a")),
-            ("tool", (ToolResult("a", 1),)),
-            ("assistant", "x"),
-        )
+    @pytest.mark.parametrize(
+        ("last", "expected", "begins_inside"),
+        [(5, "m0 m1 m2 m3 m4", False), (4, "m0 m2 m3 m4", True), (3, "m0 m4", True), (1, "m0", False)],
+    )
+    def test_where_the_last_turn_does_not_fit_the_window_begins_inside_of_it(
+        self, last: int, expected: str, begins_inside: bool
+    ) -> None:
+        answer = ("assistant", calls("a")), ("tool", (ToolResult("a", 1),)), ("assistant", "x")
+        found = window(log(("system", "s"), ("user", "long long"), *answer), last=last)
+        assert (told(found), found.begins_inside, found.complete) == (expected.split(), begins_inside, last == 5)
 
-        assert (told(window(messages, last=4)), window(messages, last=4).begins_inside) == (
-            ["m0", "m2", "m3", "m4"],
-            True,
-        )
-        assert told(window(messages, last=3)) == ["m0", "m4"]
-        assert told(window(messages, last=1)) == ["m0"]
-        assert not window(messages, last=1).begins_inside
-        assert not window(messages, last=1).complete
-        assert not window(messages, last=5).begins_inside
-
-    def test_a_window_never_begins_with_a_tool_message(self) -> None:
-        messages = log(("user", "u"), ("assistant", "a"), ("tool", "22 degrees"), ("assistant", "b"))
-
-        assert told(window(messages, last=2)) == ["m3"]
-        assert told(window(messages, last=3)) == ["m1", "m2", "m3"]
-        assert told(window(log(("user", "u"), ("tool", "t")), last=1)) == []
-
-    def test_what_was_said_before_the_first_user_message_counts_as_a_turn(self) -> None:
-        messages = log(("assistant", "welcome"), ("user", "hi"), ("assistant", "hello"))
-
-        assert told(window(messages, turns=1)) == ["m1", "m2"]
-        assert told(window(messages, turns=2)) == ["m0", "m1", "m2"]
-        assert told(window(log(("assistant", "news"), ("assistant", "more")), turns=1)) == ["m0", "m1"]
+    @pytest.mark.parametrize(
+        ("roles", "limits", "expected"),
+        [
+            ("user assistant tool assistant", {"last": 2}, "m3"),
+            ("user assistant tool assistant", {"last": 3}, "m1 m2 m3"),
+            ("user tool", {"last": 1}, ""),
+            ("assistant user assistant", {"turns": 1}, "m1 m2"),
+            ("assistant user assistant", {"turns": 2}, "m0 m1 m2"),
+            ("assistant assistant", {"turns": 1}, "m0 m1"),
+        ],
+    )
+    def test_a_window_begins_with_no_tool_message_and_what_is_said_before_the_first_user_is_a_turn(
+        self, roles: str, limits: dict[str, int], expected: str
+    ) -> None:
+        assert told(window(log(*((role, "x") for role in roles.split())), **limits)) == expected.split()
 
     @pytest.mark.parametrize(
         ("limits", "field"),
         [
-            ({"last": 0}, "last"),
-            ({"turns": -1}, "turns"),
-            ({"tokens": True, "count": words}, "tokens"),
-            ({"last": "5"}, "last"),
-            ({"tokens": 5}, "count"),
-            ({"count": 5}, "count"),
-            ({"tokens": 9, "count": lambda _: -1}, "count"),
-            ({"tokens": 9, "count": lambda _: 1.5}, "count"),
-            ({"tokens": 1, "count": words}, "tokens"),
+            *(({"last": 0}, "last"), ({"last": "5"}, "last"), ({"turns": -1}, "turns")),
+            *(({"tokens": True, "count": words}, "tokens"), ({"tokens": 1, "count": words}, "tokens")),
+            *(({"tokens": 5}, "count"), ({"count": 5}, "count")),
+            *(({"tokens": 9, "count": lambda _: -1}, "count"), ({"tokens": 9, "count": lambda _: 1.5}, "count")),
         ],
     )
     def test_a_limit_that_cannot_be_held_is_refused(self, limits: dict[str, Any], field: str) -> None:
-        with pytest.raises(InvalidInput) as refused:
+        with pytest.raises(InvalidInput, match=f"^{field}: "):
             window(CHAT, **limits)
-
-        assert refused.value.field == field
 
     def test_system_messages_beyond_the_limit_are_refused_and_named(self) -> None:
         messages = log(("system", "a"), ("system", "b"), ("user", "hi"))
-
         with pytest.raises(InvalidInput, match="system messages at the beginning alone are 2"):
             window(messages, last=1)
         assert told(window(messages, last=1, keep_system=False)) == ["m2"]
@@ -191,13 +146,11 @@ class TestLimits:
             asked.append(message.id)
             return 1
 
-        window(log(*(("user", str(number)) for number in range(1000))), tokens=3, count=count)
-
+        window(log(*[("user", "u")] * 1000), tokens=3, count=count)
         assert asked == ["m999", "m998", "m997", "m996"]
 
     def test_recorded_tokens_count_only_where_the_caller_says_so(self) -> None:
         messages = [Message.user("a b c", tokens=1, id="1"), Message.assistant("d e", id="2")]
-
         assert window(messages, count=words).tokens == 5
         assert window(messages, count=by_recorded_tokens(100)).tokens == 101
         assert window(messages, count=by_recorded_tokens(words)).tokens == 3
@@ -208,9 +161,7 @@ class TestCalls:
         picture = File("s3://b/k", name="k.png")
         both = Message.tool((ToolResult("b", 2), picture, ToolResult("a", 1)), id="t", tokens=9, usage={"x": 1})
         messages = [Message.user("u", id="u"), Message.assistant(calls("a", "b"), id="c"), both]
-
         found = window(messages, count=by_recorded_tokens(1))
-
         assert [one.content for one in found.messages[2:]] == [(ToolResult("a", 1),), (ToolResult("b", 2), picture)]
         assert [one.id for one in found.messages] == ["u", "c", "t", "t"]
         assert found.tokens == 11
@@ -223,90 +174,59 @@ class TestCalls:
             ("assistant", calls("c")),
             ("user", (ToolResult("c", 3), Text("and hurry"))),
         )
+        found = window(messages).messages
 
-        found = window(messages)
-
-        assert [(one.role, one.id) for one in found.messages] == [
-            ("user", "m0"),
-            ("assistant", "m1"),
-            ("tool", "m2"),
-            ("tool", "m2"),
-            ("assistant", "m3"),
-            ("tool", "m4"),
-            ("user", "m4"),
-        ]
-        assert found.messages[-1].content == (Text("and hurry"),)
+        assert " ".join(f"{one.id}:{one.role}" for one in found) == (
+            "m0:user m1:assistant m2:tool m2:tool m3:assistant m4:tool m4:user"
+        )
+        assert found[-1].content == (Text("and hurry"),)
         assert [one.id for one in window(messages, turns=1).messages] == ["m4"]
 
     def test_a_call_without_a_result_is_marked_as_interrupted(self) -> None:
-        messages = log(
-            ("user", "u"), ("assistant", calls("a", "b")), ("tool", (ToolResult("b", 2),)), ("user", "hello?")
-        )
-
+        asked = ("user", "u"), ("assistant", calls("a", "b"))
+        messages = log(*asked, ("tool", (ToolResult("b", 2),)), ("user", "hello?"))
         found = window(messages)
-
+        made = found.messages[2]
         assert told(found) == ["m0", "m1", "?a", "m2", "m3"]
-        assert found.messages[2].content == (ToolResult("a", status="interrupted"),)
-        assert found.messages[2].role == "tool"
+        assert (made.role, made.content) == ("tool", (ToolResult("a", status="interrupted"),))
         assert found == window(messages), "made up again, it is the same"
         assert told(window(messages, last=4)) == ["m3"], "made-up ones count too"
 
     def test_a_result_without_its_call_is_left_out_and_told(self) -> None:
         messages = log(("tool", (ToolResult("x", 1),)), ("user", (Text("hi"), ToolResult("y", 2))), ("assistant", "ho"))
-
         found = window(messages)
-
         assert [(one.id, one.content) for one in found.messages] == [("m1", (Text("hi"),)), ("m2", "ho")]
         assert [(one.message_id, one.result.call_id) for one in found.orphans] == [("m0", "x"), ("m1", "y")]
 
-    def test_of_several_results_the_first_wins(self) -> None:
-        messages = log(
-            ("user", "u"),
-            ("assistant", calls("a")),
-            ("tool", (ToolResult("a", "first"),)),
-            ("tool", (ToolResult("a", "again"),)),
-            ("assistant", "done"),
-        )
+    @pytest.mark.parametrize(
+        ("words", "expected", "duplicates"),
+        [
+            pytest.param("u >a <a <a said", "m0 m1 m2 m4", "m3", id="the first of several results wins"),
+            pytest.param("<a <b u >ab <b", "m2 m3 m0 m4", "m1", id="a result may be recorded before its call"),
+            pytest.param("u >a <a u >a u >a <a", "m0 m1 m2 m3 m4 ?a m5 m6 m7", "", id="the nearest call of an id"),
+        ],
+    )
+    def test_each_call_takes_one_result(self, words: str, expected: str, duplicates: str) -> None:
+        """``>ab`` calls a and b, ``<a`` is a result of a, ``u`` is said by the user."""
+        items: list[tuple[str, Any]] = []
+        for number, word in enumerate(words.split()):
+            match word[0]:
+                case ">":
+                    items.append(("assistant", calls(*word[1:])))
+                case "<":
+                    items.append(("tool", (ToolResult(word[1:], f"m{number}"),)))
+                case _:
+                    items.append(("user" if word == "u" else "assistant", word))
+        found = window(log(*items))
 
-        found = window(messages)
-
-        assert told(found) == ["m0", "m1", "m2", "m4"]
-        assert [(one.message_id, one.result.output) for one in found.duplicates] == [("m3", "again")]
+        assert told(found) == expected.split()
+        assert [one.message_id for one in found.duplicates] == duplicates.split()
+        assert [one.result.output for one in found.duplicates] == duplicates.split()
         assert found.complete
-
-    def test_a_result_may_be_recorded_before_its_call(self) -> None:
-        messages = log(
-            ("tool", (ToolResult("a", "early"),)),
-            ("tool", (ToolResult("b", "early"),)),
-            ("user", "u"),
-            ("assistant", calls("a", "b")),
-            ("tool", (ToolResult("b", "late"),)),
-        )
-
-        found = window(messages)
-
-        assert told(found) == ["m2", "m3", "m0", "m4"]
-        assert [one.message_id for one in found.duplicates] == ["m1"]
-
-    def test_an_id_that_a_model_uses_again_means_the_nearest_call(self) -> None:
-        messages = log(
-            ("user", "u"),
-            ("assistant", calls("call_0")),
-            ("tool", (ToolResult("call_0", 1),)),
-            ("user", "v"),
-            ("assistant", calls("call_0")),
-            ("user", "w"),
-            ("assistant", calls("call_0")),
-            ("tool", (ToolResult("call_0", 3),)),
-        )
-
-        assert told(window(messages)) == ["m0", "m1", "m2", "m3", "m4", "?call_0", "m5", "m6", "m7"]
 
     def test_a_result_in_the_message_of_its_call_comes_after_it(self) -> None:
         messages = log(("user", "u"), ("assistant", (ToolCall("a", "search"), ToolResult("a", 1), Text("found"))))
-
         found = window(messages)
-
         assert [one.content for one in found.messages[1:]] == [
             (ToolCall("a", "search"), Text("found")),
             (ToolResult("a", 1),),
@@ -330,23 +250,17 @@ class TestPath:
 
     def test_an_interrupted_message_is_in_and_says_so(self) -> None:
         found = window([recorded(replace(said("assistant", "I was ab", 1), status="interrupted"), 1)])
-
         assert [one.status for one in found.messages] == ["interrupted"]
 
 
 # Any log: calls and results of a few ids, so that they are reused, doubled, early, late and missing.
 IDS = st.sampled_from("abcd")
-PARTS = st.one_of(
-    st.builds(Text, st.sampled_from(["x", "y z"])),
-    st.builds(ToolCall, IDS, st.just("look")),
-    st.builds(ToolResult, IDS, st.integers(0, 99)),
-)
+RESULTS = st.builds(ToolResult, IDS, st.integers(0, 99))
+PARTS = st.builds(Text, st.sampled_from(["x", "y z"])) | st.builds(ToolCall, IDS, st.just("look")) | RESULTS
 ITEMS = st.one_of(
     st.tuples(st.sampled_from(["system", "user", "assistant"]), st.sampled_from(["p", "q r", ""])),
     st.tuples(st.just("assistant"), st.lists(PARTS, min_size=1, max_size=4).map(tuple)),
-    st.tuples(
-        st.just("tool"), st.lists(st.builds(ToolResult, IDS, st.integers(0, 99)), min_size=1, max_size=3).map(tuple)
-    ),
+    st.tuples(st.just("tool"), st.lists(RESULTS, min_size=1, max_size=3).map(tuple)),
     st.tuples(st.just("user"), st.lists(PARTS, min_size=1, max_size=3).map(tuple)),
 )
 LOGS = st.lists(ITEMS, max_size=25).map(lambda items: log(*items))
@@ -361,9 +275,8 @@ def length(message: Message) -> int:
 
 
 def calls_in(message: Message) -> list[str]:
-    return (
-        [part.call_id for part in message.content if isinstance(part, ToolCall)] if message.role == "assistant" else []
-    )
+    parts = message.content if message.role == "assistant" else ()
+    return [part.call_id for part in parts if isinstance(part, ToolCall)]
 
 
 def results_in(message: Message) -> list[str]:
@@ -372,14 +285,17 @@ def results_in(message: Message) -> list[str]:
 
 def anchors(messages: Sequence[Message]) -> list[tuple[str, Any]]:
     """The content apart from results: the id, and the parts that are not results."""
-    found = []
-    for one in messages:
-        rest = (
-            one.content if isinstance(one.content, str) else [p for p in one.content if not isinstance(p, ToolResult)]
-        )
-        if rest or one.content in ("", ()):
-            found.append((one.id, list(rest)))
-    return found
+    rest = [(one, [part for part in one.content or () if not isinstance(part, ToolResult)]) for one in messages]
+    return [(one.id, parts) for one, parts in rest if parts or not one.content]
+
+
+def bounded(messages: Sequence[Message], limits: dict[str, Any]) -> Context:
+    """The window of an example in which the system messages are within the limits."""
+    try:
+        return window(messages, count=length, **limits)
+    except InvalidInput as refused:
+        assert "system messages" in refused.reason  # noqa: PT017
+        reject()
 
 
 class TestProperties:
@@ -388,21 +304,13 @@ class TestProperties:
     @settings(max_examples=400)
     @given(LOGS, LIMITS)
     def test_calls_and_results_are_never_apart(self, messages: list[Message], limits: dict[str, Any]) -> None:
-        try:
-            found = window(messages, count=length, **limits)
-        except InvalidInput as refused:
-            assert "system messages" in refused.reason  # noqa: PT017
-            return
-
-        said = list(found.messages)
-        place = 0
-        while place < len(said):
-            expected = calls_in(said[place])
-            assert not results_in(said[place]), "a result that follows no call"
-            place += 1
-            for call_id in expected:
-                assert (said[place].role, results_in(said[place])) == ("tool", [call_id])
-                place += 1
+        found = bounded(messages, limits)
+        said = iter(found.messages)
+        for one in said:
+            assert not results_in(one), "a result that follows no call"
+            for call_id in calls_in(one):
+                result = next(said)
+                assert (result.role, results_in(result)) == ("tool", [call_id])
 
         given_results = Counter((m.id, r) for m in messages for r in results_in(m))
         real = Counter((m.id, r) for m in found.messages if m.id not in found.made_up for r in results_in(m))
@@ -414,16 +322,9 @@ class TestProperties:
     @settings(max_examples=400)
     @given(LOGS, LIMITS)
     def test_it_is_the_newest_part_and_within_the_limits(self, messages: list[Message], limits: dict[str, Any]) -> None:
-        try:
-            found = window(messages, count=length, **limits)
-        except InvalidInput:
-            return
-        system = []
-        if limits["keep_system"]:
-            for one in window(messages).messages:
-                if one.role != "system":
-                    break
-                system.append(one)
+        found = bounded(messages, limits)
+        leading = takewhile(lambda one: one.role == "system", window(messages).messages)
+        system = list(leading) if limits["keep_system"] else []
 
         rest = list(found.messages[len(system) :])
         assert list(found.messages[: len(system)]) == system
@@ -444,14 +345,9 @@ class TestProperties:
     @settings(max_examples=400)
     @given(LOGS, LIMITS)
     def test_a_window_of_a_window_is_the_same(self, messages: list[Message], limits: dict[str, Any]) -> None:
-        try:
-            found = window(messages, count=length, **limits)
-        except InvalidInput:
-            return
+        found = bounded(messages, limits)
         again = window(found.messages, count=length, **limits)
-
-        assert window(found.messages).messages == found.messages
-        assert again.messages == found.messages
+        assert window(found.messages).messages == again.messages == found.messages
         assert (again.orphans, again.duplicates, again.made_up) == ((), (), ())
 
     @settings(max_examples=150)
@@ -460,14 +356,11 @@ class TestProperties:
         """Page by page as from the whole, where results are not recorded far before their calls."""
         items: list[tuple[str, Any]] = data.draw(st.lists(st.tuples(st.just("system"), st.just("s")), max_size=12))
         for number in range(data.draw(st.integers(0, 130))):
-            items += [
-                ("user", f"q {number}"),
-                ("assistant", calls(f"c{number}")),
-                ("tool", (ToolResult(f"c{number}"),)),
-            ]
+            call = f"c{number}"
+            items += [("user", f"q {number}"), ("assistant", calls(call)), ("tool", (ToolResult(call),))]
         drop = data.draw(st.sets(st.integers(12, len(items) + 12), max_size=20))
         items = [one for place, one in enumerate(items) if place not in drop]
-        messages = [recorded(said(role, content, place), place + 1) for place, (role, content) in enumerate(items)]
+        messages = stored(*items)
         limits = limits | {
             name: limits[name] * data.draw(st.sampled_from([1, 10]))
             for name in ("last", "tokens", "turns")
@@ -496,13 +389,8 @@ def pages(messages: Sequence[RecordedMessage], *, asked: list[int] | None = None
     async def read(
         *, last: int | None = None, first: int | None = None, before: str | None = None, after: str | None = None
     ) -> Page[RecordedMessage]:
-        inside = [
-            one
-            for one in messages
-            if one.version is not None
-            and (before is None or one.version < int(before))
-            and (after is None or one.version > int(after))
-        ]
+        low, high = int(after or -1), int(before or 10**9)
+        inside = [one for one in messages if one.version is not None and low < one.version < high]
         found = inside[-last:] if last is not None else inside[:first]
         if asked is not None:
             asked.append(len(found))
@@ -515,92 +403,54 @@ def pages(messages: Sequence[RecordedMessage], *, asked: list[int] | None = None
 class TestReading:
     """Pages, from the newest back."""
 
-    LONG = tuple(
-        recorded(one, version)
-        for version, one in enumerate(
-            log(
-                ("system", "be kind"),
-                *(item for n in range(5000) for item in (("user", f"q{n}"), ("assistant", f"a{n}"))),
-            ),
-            start=1,
-        )
+    LONG = stored(
+        ("system", "be kind"), *(one for n in range(5000) for one in (("user", f"q{n}"), ("assistant", f"a{n}")))
     )
 
     @pytest.mark.parametrize("limits", [{"last": 20}, {"turns": 10}, {"tokens": 60, "count": words}])
     async def test_a_small_window_of_a_long_history_reads_little(self, limits: dict[str, Any]) -> None:
         asked: list[int] = []
-
         found = await read_context(pages(self.LONG, asked=asked), WindowBudget(**limits))
-
         assert found == window(self.LONG, **limits)
         assert found.messages[0].text == "be kind"
         assert sum(asked) <= 2 * MIN_PAGE_SIZE
 
     async def test_the_beginning_is_not_read_where_nobody_wants_it(self) -> None:
         asked: list[int] = []
-
         found = await read_context(pages(self.LONG, asked=asked), WindowBudget(last=20, keep_system=False))
-
         assert (len(found.messages), asked) == (20, [MIN_PAGE_SIZE])
 
     async def test_system_messages_on_the_first_page_back_are_not_counted_twice(self) -> None:
-        items = [*(("system", "s") for _ in range(40)), *(("user", "u") for _ in range(40))]
-        messages = [recorded(one, version) for version, one in enumerate(log(*items), start=1)]
-
+        messages = stored(*[("system", "s")] * 40, *[("user", "u")] * 40)
         found = await read_context(pages(messages), WindowBudget(tokens=80, count=lambda _: 1))
-
-        assert found.complete
-        assert len(found.messages) == 80
+        assert (found.complete, len(found.messages)) == (True, 80)
 
     async def test_a_result_a_little_before_its_call_is_found_beyond_the_window(self) -> None:
-        items: list[tuple[str, Any]] = [("user", f"q{n}") for n in range(200)]
-        items += [
-            ("tool", (ToolResult("a", "early"),)),
-            *(("user", f"r{n}") for n in range(70)),
-            ("assistant", calls("a")),
-        ]
-        messages = [recorded(one, version) for version, one in enumerate(log(*items), start=1)]
-
+        early = ("tool", (ToolResult("a", "early"),))
+        messages = stored(*[("user", "q")] * 200, early, *[("user", "r")] * 70, ("assistant", calls("a")))
         found = await read_context(pages(messages), WindowBudget(last=5))
-
-        assert found.made_up == ()
-        assert found.messages[-1].content == (ToolResult("a", "early"),)
+        assert (found.made_up, found.messages[-1].content) == ((), (ToolResult("a", "early"),))
 
     async def test_results_of_a_call_beyond_the_page_are_no_results_of_a_later_one(self) -> None:
         """For a model that reuses its ids."""
-        items: list[tuple[str, Any]] = [
-            ("user", "u"),
-            ("assistant", calls("call_0")),
-            ("tool", (ToolResult("call_0", "old"),)),
-        ]
-        items += [("assistant", f"a{n}") for n in range(MIN_PAGE_SIZE - 3)]
-        items += [("user", "v"), ("assistant", calls("call_0"))]
-        messages = [recorded(one, version) for version, one in enumerate(log(*items), start=1)]
+        old = ("user", "u"), ("assistant", calls("call_0")), ("tool", (ToolResult("call_0", "old"),))
+        between = [("assistant", "a")] * (MIN_PAGE_SIZE - 3)
+        messages = stored(*old, *between, ("user", "v"), ("assistant", calls("call_0")))
         assert messages[-MIN_PAGE_SIZE].role == "tool"
-
         found = await read_context(pages(messages), WindowBudget(turns=1))
-
         assert told(found) == [messages[-2].id, messages[-1].id, "?call_0"]
 
     async def test_developer_messages_at_the_beginning_are_instructions_too(self) -> None:
-        found = await read_context(
-            pages([recorded(Message.developer("be brief"), 0), *self.LONG]), WindowBudget(last=4)
-        )
-
+        long = [recorded(Message.developer("be brief"), 0), *self.LONG]
+        found = await read_context(pages(long), WindowBudget(last=4))
         assert [one.text for one in found.messages] == ["be brief", "be kind", "q4999", "a4999"]
 
-    async def test_while_the_store_is_away_it_says_so(self) -> None:
-        tail = self.LONG[-7:]
-
-        found = await read_context(pages(tail, complete=False), WindowBudget(last=50))
-
+    async def test_while_the_store_is_away_it_says_so_and_keeps_the_system_messages_that_are_known(self) -> None:
+        found = await read_context(pages(self.LONG[-7:], complete=False), WindowBudget(last=50))
+        known = await read_context(pages(self.LONG[:5], complete=False), WindowBudget(last=3))
         assert [one.text for one in found.messages] == ["q4997", "a4997", "q4998", "a4998", "q4999", "a4999"]
         assert (found.reached, found.complete) == (False, False)
-
-    async def test_while_the_store_is_away_the_system_messages_that_are_known_are_kept(self) -> None:
-        found = await read_context(pages(self.LONG[:5], complete=False), WindowBudget(last=3))
-
-        assert [one.text for one in found.messages] == ["be kind", "q1", "a1"]
+        assert [one.text for one in known.messages] == ["be kind", "q1", "a1"]
 
 
 async def test_a_context_ends_with_the_message_that_it_is_asked_for(store_url: str, tmp_path: Path) -> None:
@@ -634,7 +484,6 @@ async def test_a_context_ends_with_the_message_that_it_is_asked_for(store_url: s
 
 async def test_without_the_store_a_message_that_is_not_in_the_outbox_is_not_known(alone: History) -> None:
     await alone.append("c", Message.user("q", id="q"), Message.user("r"), owner="42")
-
     assert [one.text for one in (await alone.context("c", until="q")).messages] == ["q"]
     with pytest.raises(StoreUnavailable, match="ends with"):
         await alone.context("c", until="earlier")

@@ -42,7 +42,6 @@ def stored(message: Message) -> RecordedMessage:
 def test_filter_takes_what_everything_applies_to(where: Filter, wanted: bool) -> None:
     metadata = {"agent": "planner", "step": 1, "deep": {"a": [1]}}
     message = stored(Message.assistant(CALLS, id="run-7.1", metadata=metadata))
-
     assert where.matches(message) is wanted
     assert where.of([message]) == [message] * wanted
 
@@ -52,7 +51,6 @@ def test_filter_keeps_its_roles_and_parts_whatever_the_given_lists_become() -> N
     where = Filter(roles=roles, parts=parts)
     roles.clear()
     parts.clear()
-
     assert where == Filter(roles={"user"}, parts={"text"})
 
 
@@ -66,7 +64,6 @@ def test_filter_keeps_its_roles_and_parts_whatever_the_given_lists_become() -> N
 def test_filter_refuses_what_is_of_the_wrong_kind(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput) as refused:
         Filter(**wrong)
-
     assert refused.value.field == next(iter(wrong))
     with pytest.raises(InvalidInput, match="must be a Filter, not dict"):
         check_filter(wrong)  # type: ignore[arg-type]
@@ -77,13 +74,8 @@ def test_filter_refuses_what_is_of_the_wrong_kind(wrong: dict[str, Any]) -> None
     [
         *((1, 1.0, True), (1, True, False), (True, True, True), (0, False, False), ("1", 1, False)),
         *(({"a": [1]}, {"a": (1.0,)}, True), ({"a": 1}, {"a": True}, False), ({"a": 1}, {"a": 1, "b": 2}, False)),
-        *(
-            ([1, 2], [1], False),
-            ([1], [True], False),
-            ("ab", ["a", "b"], False),
-            (None, None, True),
-            (None, False, False),
-        ),
+        *(([1, 2], [1], False), ([1], [True], False), ("ab", ["a", "b"], False)),
+        *((None, None, True), (None, False, False)),
     ],
 )
 def test_json_values_are_equal_as_json(one: object, other: object, equal: bool) -> None:

@@ -37,19 +37,17 @@ def short(messages: list[Message]) -> list[str]:
 
 
 ANSWER = Message.assistant("A leaf", id="a")
+WITH_RESULT = Message.user([ToolResult("9"), Text("And coffee?")], id="n")
 SOUND = [USER, call("1", "2"), result("1"), result("2"), ANSWER, NEXT, call("1", name="again"), result("1", name="r")]
 
 
 @pytest.mark.parametrize(
     "messages",
     [
-        [],
-        SOUND,
+        *([], SOUND, [result("1")], [call("1")]),
         [USER, call("1", "2"), result("2", "1"), ANSWER],
         [USER, call("1"), Message.assistant([Reasoning("Hm")], id="h"), result("1")],
         [USER, Message.tool([UnknownPart({"type": "computer_call_output"})], id="o"), ANSWER],
-        [result("1")],
-        [call("1")],
     ],
 )
 def test_what_is_sound_is_not_changed(messages: list[Message]) -> None:
@@ -69,22 +67,17 @@ def test_what_is_sound_is_not_changed(messages: list[Message]) -> None:
         ([USER, call("1"), call("2"), result("1"), result("2")], ["What is tea?", ">1", "<1", ">2", "<2"]),
         ([USER, call("1"), NEXT, ANSWER, result("1")], ["What is tea?", ">1", "<1", "And coffee?", "A leaf"]),
         ([USER, call("1", "2"), result("1"), NEXT, result("2")], ["What is tea?", ">1 >2", "<2", "<1", "And coffee?"]),
-        (
-            [USER, call("1"), Message.user([ToolResult("9"), Text("And coffee?")], id="n")],
-            ["What is tea?", ">1", "!1", "And coffee?"],
-        ),
+        ([USER, call("1"), WITH_RESULT], ["What is tea?", ">1", "!1", "And coffee?"]),
     ],
 )
 def test_what_is_broken_is_repaired(messages: list[Message], expected: list[str]) -> None:
     made = repair_tool_calls(messages)
-
     assert short(made) == expected
     assert repair_tool_calls(made) == made
 
 
 def test_a_result_may_follow_later_where_a_format_allows_it() -> None:
     messages = [USER, call("1"), call("2"), result("2"), NEXT, ANSWER, result("1")]
-
     assert short(repair_tool_calls(messages)) == ["What is tea?", ">1", "<1", ">2", "<2", "And coffee?", "A leaf"]
     assert repair_tool_calls(messages, apart=True) == messages
 
@@ -92,13 +85,11 @@ def test_a_result_may_follow_later_where_a_format_allows_it() -> None:
 def test_a_window_takes_no_result_from_before_it() -> None:
     """Some models use an id again: the result of a call that was cut off is not that of a later one."""
     window = [result("1"), ANSWER, NEXT, call("1", name="again")]
-
     assert short(repair_tool_calls(window, beginning=False)) == ["A leaf", "And coffee?", ">1", "!1"]
 
 
 def test_a_call_that_waits_stays() -> None:
     messages = [USER, call("1", "2"), result("2")]
-
     assert repair_tool_calls(messages, waits=lambda message, part: part.call_id == "1") == messages
 
 

@@ -17,22 +17,9 @@ from hypothesis import strategies as st
 
 from letopis.outbox import History
 from letopis.outbox.cli.interface.exit_codes import Exit
-from letopis.store import (
-    Conversation,
-    Data,
-    Delivery,
-    File,
-    InvalidInput,
-    Message,
-    Reasoning,
-    RecordedMessage,
-    Saved,
-    Text,
-    ToolCall,
-    ToolResult,
-    UnknownPart,
-)
+from letopis.store import Conversation, Delivery, InvalidInput, Message, RecordedMessage, Saved
 from letopis.store.model.conversations import Reaction
+from letopis.store.model.parts import Data, File, Reasoning, Text, ToolCall, ToolResult, UnknownPart
 from letopis.store.rules.transcript import _RUSSIAN, BRIEF, clean, file_name, transcript
 from tests.support.paths import ROOT
 
@@ -40,7 +27,7 @@ WHEN = datetime(2026, 1, 31, 22, 58, tzinfo=UTC)
 TEA = Conversation(conversation_id="c1", owner_id="42", title="Tea", created_at=WHEN, updated_at=WHEN)
 
 
-def said(role: str, content: Any, minute: int = 0, **fields: Any) -> RecordedMessage:
+def said(role: str, content: Any, minute: int = 0, *, at: datetime = WHEN, **fields: Any) -> RecordedMessage:
     of_the_message = {name: fields.pop(name) for name in ("name", "status") if name in fields}
     return RecordedMessage(
         conversation_id="c1",
@@ -48,7 +35,7 @@ def said(role: str, content: Any, minute: int = 0, **fields: Any) -> RecordedMes
         event_id=UUID(int=minute),
         origin_id=UUID(int=1),
         sequence=minute,
-        occurred_at=WHEN + timedelta(minutes=minute),
+        occurred_at=at + timedelta(minutes=minute),
         version=minute,
         **fields,
     )
@@ -101,44 +88,30 @@ Tea
 class TestText:
     def test_in_english(self) -> None:
         day_later = (*EXAMPLE[:-1], replace(EXAMPLE[-1], occurred_at=WHEN + timedelta(hours=2)))
-
+        next_day = "\n\n=== 2026-02-01 ===\n\n00:58  User\n"
         assert transcript(TEA, EXAMPLE) == ENGLISH.replace("2026-01-31 to 2026-02-01", "2026-01-31")
-        assert transcript(TEA, day_later) == ENGLISH.replace(
-            "\n\n23:04  User\n", "\n\n=== 2026-02-01 ===\n\n00:58  User\n"
-        )
+        assert transcript(TEA, day_later) == ENGLISH.replace("\n\n23:04  User\n", next_day)
 
     def test_in_russian_and_another_time_zone(self) -> None:
         found = transcript(TEA, EXAMPLE, locale="ru", tz=timezone(timedelta(hours=3)))
-
-        assert found.splitlines()[:5] == [
-            "Tea",
-            "01.02.2026, сообщений: 7, время: UTC+03:00",
-            "",
-            "=== 01.02.2026 ===",
-            "",
-        ]
-        assert "01:58  Пользователь (Ann)\n    Hello!" in found
+        head = "Tea\n01.02.2026, сообщений: 7, время: UTC+03:00\n\n=== 01.02.2026 ===\n\n"
+        assert found.startswith(f"{head}01:58  Пользователь (Ann)\n    Hello!")
         assert "02:01  Ассистент  [изменено]  [не отправлено: blocked by user]\n    Cold." in found
-        assert "    [вызов weather] " in found
-        assert "    [результат weather] " in found
-        assert "    [файл: photo one.png]" in found
+        for words in ("[вызов weather] ", "[результат weather] ", "[файл: photo one.png]"):
+            assert f"    {words}" in found
         assert "[прервано]  [ещё не сохранено]" in found
         assert found.endswith("    (Содержание удалено.)")
 
-    def test_a_time_zone_has_its_name(self) -> None:
-        assert "times: Europe/Moscow" in transcript(TEA, EXAMPLE, tz=ZoneInfo("Europe/Moscow"))
-
     def test_marks_of_the_path_and_of_the_outbox(self) -> None:
-        found = transcript(
-            None,
-            [
-                said("assistant", "a", 0, on_path=False),
-                said("assistant", "b", 1, on_path=False, superseded=True),
-                said("assistant", "c", 2, saved=Saved.BLOCKED),
-                said("assistant", "d", 3, reactions=(Reaction(key="👍", actor="u"), Reaction(key="stars", value=5))),
-                said("system", "", 4),
-            ],
-        )
+        reactions = Reaction(key="👍", actor="u"), Reaction(key="stars", value=5)
+        messages = [
+            said("assistant", "a", 0, on_path=False),
+            said("assistant", "b", 1, on_path=False, superseded=True),
+            said("assistant", "c", 2, saved=Saved.BLOCKED),
+            said("assistant", "d", 3, reactions=reactions),
+            said("system", "", 4),
+        ]
+        found = transcript(None, messages)
 
         assert found.splitlines()[2::3] == [
             "22:58  Assistant  [taken back]",
@@ -151,44 +124,32 @@ class TestText:
         assert found.endswith("23:02  System\n    (empty)")
 
     def test_other_parts_stand_there_briefly(self) -> None:
-        parts = (
-            ToolResult("unseen", "x" * 1000, "failed"),
-            ToolCall("c", "now"),
-            Data({"a": [1, None]}),
-            UnknownPart({"type": "hologram"}),
-        )
-
-        lines = transcript(None, [said("assistant", parts)]).splitlines()[3:]
-
-        assert lines == [
+        parts = ToolResult("unseen", "x" * 1000, "failed"), ToolCall("c", "now"), Data({"a": [1, None]})
+        lines = transcript(None, [said("assistant", (*parts, UnknownPart({"type": "hologram"})))]).splitlines()
+        assert lines[3:] == [
             f"    [result of unseen (failed)] {'x' * (BRIEF - 1)}…",
             "    [call of now]",
             '    [data] {"a": [1, null]}',
             '    [other] {"type": "hologram"}',
         ]
 
-    def test_a_message_without_content_is_empty(self) -> None:
-        assert transcript(None, [said("assistant", None)]).endswith("Assistant\n    (empty)")
-
-    def test_a_conversation_without_title_or_messages(self) -> None:
+    def test_what_there_is_not_is_said(self) -> None:
         untitled = replace(TEA, title=None, state="archived")
-
         assert transcript(untitled, []) == "Conversation c1\nmessages: 0, times: UTC, archived\nNo messages."
         assert transcript(None, []) == "No messages."
-
-    def test_what_may_be_missing_is_said(self) -> None:
+        assert transcript(None, [said("assistant", None)]).endswith("Assistant\n    (empty)")
         assert transcript(TEA, EXAMPLE, whole=False).splitlines()[2] == "(Earlier messages may be missing here.)"
         assert "No messages" not in transcript(TEA, (), whole=False)
+        assert "times: Europe/Moscow" in transcript(TEA, EXAMPLE, tz=ZoneInfo("Europe/Moscow"))
 
     @pytest.mark.parametrize(("field", "value"), [("locale", "de"), ("tz", "Europe/Moscow")])
     def test_a_language_or_time_zone_that_is_none_is_refused(self, field: str, value: Any) -> None:
-        with pytest.raises(InvalidInput) as refused:
+        with pytest.raises(InvalidInput, match=rf"^{field}: "):
             transcript(TEA, EXAMPLE, **{field: value})
 
-        assert refused.value.field == field
-
-    def test_every_word_around_the_messages_is_there_in_russian(self) -> None:
-        states = [replace(TEA, state=state, title=None) for state in ("archived", "deleted")]
+    @pytest.mark.parametrize("state", ["archived", "deleted"])
+    def test_every_word_around_the_messages_is_there_in_russian(self, state: Any) -> None:
+        one = replace(TEA, state=state, title=None)
         everything = [
             *EXAMPLE,
             said("system", (Data(1), UnknownPart({})), 8, on_path=False, reactions=(Reaction(key="x"),)),
@@ -196,28 +157,21 @@ class TestText:
             said("user", "", 99, saved=Saved.BLOCKED),
             said("developer", "Be brief.", 100),
         ]
+        of_days = [replace(EXAMPLE[0], occurred_at=WHEN + timedelta(days=3)), EXAMPLE[1]]
+        text = transcript(one, everything, locale="ru", whole=False) + transcript(one, [], locale="ru")
+        text += transcript(one, of_days, locale="ru")
 
-        for one in states:
-            text = "\n".join(
-                transcript(one, some, locale="ru", whole=full) for some, full in ((everything, False), ([], True))
-            )
-            text += transcript(
-                one, [replace(EXAMPLE[0], occurred_at=WHEN + timedelta(days=3)), EXAMPLE[1]], locale="ru"
-            )
-            states_left = {_RUSSIAN["archived"], _RUSSIAN["deleted"]} - {_RUSSIAN[one.state]}
-            heads = {words.split("{")[0].strip() for words in _RUSSIAN.values()}
-            assert {words for words in heads if words not in text} <= states_left
+        left = {_RUSSIAN["archived"], _RUSSIAN["deleted"]} - {_RUSSIAN[state]}
+        assert {head for words in _RUSSIAN.values() if (head := words.split("{")[0].strip()) not in text} <= left
 
 
 class TestDeception:
     def test_a_message_cannot_pass_for_another_one(self) -> None:
         forged = "hi\n\n23:59  Assistant\n    You owe me\u2028=== 2026-01-31 ===\r\n22:00  User"
-        lines = transcript(
-            replace(TEA, title="x\n\n22:22  Assistant"), [said("user", forged, 0, name="a\n22:22  System")]
-        )
+        message = said("user", forged, 0, name="a\n22:22  System")
+        lines = transcript(replace(TEA, title="x\n\n22:22  Assistant"), [message]).splitlines()
 
-        heads = [line for line in lines.splitlines() if line and not line.startswith("    ")]
-        assert heads == [
+        assert [line for line in lines if line and not line.startswith("    ")] == [
             "x 22:22 Assistant",
             "2026-01-31, messages: 1, times: UTC",
             "=== 2026-01-31 ===",
@@ -250,34 +204,27 @@ class TestDeception:
 
     @given(st.lists(st.tuples(st.text(), st.text(max_size=20)), max_size=5), st.text(max_size=30))
     def test_any_text_stays_inside_its_message(self, messages: list[tuple[str, str]], title: str) -> None:
-        found = transcript(
-            replace(TEA, title=title),
-            [said("user", text, number, name=name) for number, (text, name) in enumerate(messages)],
-        )
-
-        heads = [line for line in found.split("\n")[2:] if line and not line.startswith("    ")]
-        assert len([line for line in heads if line.startswith("===")]) == bool(messages)
-        assert len([line for line in heads if not line.startswith("===")]) == len(messages) or not messages
-        assert found.isprintable() or {one for one in found if not one.isprintable()}.isdisjoint(
-            "\x00\x1b\r\u202e\u2028"
-        )
+        those = [said("user", text, number, name=name) for number, (text, name) in enumerate(messages)]
+        found = transcript(replace(TEA, title=title), those)
+        heads = [line.startswith("===") for line in found.split("\n")[2:] if line and not line.startswith("    ")]
+        assert heads.count(True) == bool(messages)
+        assert heads.count(False) == len(messages) or not messages
+        assert {one for one in found if not one.isprintable()}.isdisjoint("\x00\x1b\r\u202e\u2028")
         found.encode()
 
 
 async def test_a_history_gives_a_transcript(tmp_path: Path) -> None:
     async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         await history.append("c1", Message.user("привет"), Message.assistant("Здравствуйте!", id="a"), owner="42")
-        await history.chat("c1").failed("a", reason="chat not found")
-
-        text = await history.chat("c1").transcript(locale="ru-RU", tz=timezone(timedelta(hours=3)))
-        newest = await history.chat("c1").transcript(last=1)
-        none = await history.chat("c2").transcript()
+        chat = history.chat("c1")
+        await chat.failed("a", reason="chat not found")
+        text = await chat.transcript(locale="ru-RU", tz=timezone(timedelta(hours=3)))
+        newest = await chat.transcript(last=1)
+        assert await history.chat("c2").transcript() == ""
 
     assert "Пользователь  [ещё не сохранено]\n    привет\n" in text
     assert "Ассистент  [не отправлено: chat not found]  [ещё не сохранено]\n    Здравствуйте!" in text
-    assert "(Earlier messages may be missing here.)" in newest
-    assert "привет" not in newest
-    assert none == ""
+    assert "(Earlier messages may be missing here.)" in newest and "привет" not in newest
 
 
 async def test_the_how_to_is_right(tmp_path: Path) -> None:
@@ -291,14 +238,12 @@ async def test_the_how_to_is_right(tmp_path: Path) -> None:
         assert "Пользователь" in await names["copy_for"](history, "c1")
 
     noon = datetime(2026, 1, 31, 12, tzinfo=UTC)
-    said_there = [
-        replace(said("user", "How cold is it?", name="Ann"), occurred_at=noon),
-        replace(said("assistant", (ToolCall("w", "weather", {"city": "Kazan"}),)), occurred_at=noon),
-        replace(said("tool", (ToolResult("w", {"degrees": -5}),)), occurred_at=noon),
-        replace(said("assistant", "Five below. Tea?", edited=True, saved=Saved.PENDING), occurred_at=noon),
+    told = [
+        said("user", "How cold is it?", 0, at=noon, name="Ann"),
+        said("assistant", (ToolCall("w", "weather", {"city": "Kazan"}),), 1, at=noon),
+        said("tool", (ToolResult("w", {"degrees": -5}),), 1, at=noon),
+        said("assistant", "Five below. Tea?", 2, at=noon, edited=True, saved=Saved.PENDING),
     ]
-    minutes = (0, 1, 1, 2)
-    told = [replace(one, occurred_at=noon + timedelta(minutes=at)) for one, at in zip(said_there, minutes, strict=True)]
     assert transcript(replace(TEA, title="Tea in Kazan"), told) == shown
 
 
@@ -307,43 +252,30 @@ class TestCommand:
     """letopis history show --transcript."""
 
     def said(self, letopis: Any, number: int) -> None:
-        when = "2026-01-31T12:00:00Z"
-        lines = [
-            {"conversation_id": "c1", "role": "user", "content": f"слово {one}", "occurred_at": when}
-            for one in range(number)
-        ]
-        Path("in.jsonl").write_bytes(b"".join(orjson.dumps(one) + b"\n" for one in lines))
+        line = {"conversation_id": "c1", "role": "user", "occurred_at": "2026-01-31T12:00:00Z"}
+        lines = (orjson.dumps({**line, "content": f"слово {one}"}) + b"\n" for one in range(number))
+        Path("in.jsonl").write_bytes(b"".join(lines))
         assert letopis("history", "import", "jsonl", "in.jsonl")[0] == 0
 
-    def test_all_of_it_is_printed(self, letopis: Any) -> None:
+    def test_all_of_it_is_printed_and_without_it_the_last_fifty(self, letopis: Any) -> None:
         self.said(letopis, 60)
-
         code, out, err = letopis("history", "show", "c1", "--transcript")
-
+        plain = letopis("history", "show", "c1")
         assert (code, err.count("earlier")) == (0, 0)
         assert out.splitlines()[:2] == ["Conversation c1", "2026-01-31, messages: 60, times: UTC"]
         assert out.count("12:00  User") == 60
         assert out.endswith("    слово 59\n")
+        assert (plain.code, plain.out.count("слово")) == (0, 50)
 
     def test_a_part_of_it_says_so(self, letopis: Any) -> None:
         self.said(letopis, 3)
-
         code, out, err = letopis("history", "show", "c1", "--transcript", "--last", "2")
-
         assert code == 0
         assert "(Earlier messages may be missing here.)" in out
         assert "слово 0" not in out
         assert "--before" in err
 
-    def test_without_it_the_last_fifty_are_shown(self, letopis: Any) -> None:
-        self.said(letopis, 60)
-
-        code, out, _ = letopis("history", "show", "c1")
-
-        assert (code, out.count("слово")) == (0, 50)
-
     def test_not_with_json_and_not_of_nothing(self, letopis: Any) -> None:
         self.said(letopis, 1)
-
         assert letopis("history", "show", "c1", "--transcript", "--json")[0] == 2
         assert letopis("history", "show", "c2", "--transcript")[:2] == (Exit.NOTHING, "")
