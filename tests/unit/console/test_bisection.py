@@ -29,7 +29,6 @@ def test_bisection_finds_what_counting_finds(recorded: list[int], moments: list[
     log = dict(enumerate(sorted(recorded), 1))
     low = min(low, len(log))
     expected = [max(low, sum(one < moment for one in log.values())) for moment in moments]
-
     assert searched(log, moments, low=low, high=len(log)) == expected
 
 

@@ -22,32 +22,32 @@ DAY = BEGAN // DAY_US
 
 def row(name: str, seconds: float, role: str, about: dict[str, str] | None = None, **data: object) -> LoggedRow:
     event = None if about is None else orjson.dumps(about).decode()
-    return LoggedRow(
-        name, "message.appended", BEGAN + round(seconds * 1e6), event, orjson.dumps({"role": role, **data}).decode()
-    )
+    said = orjson.dumps({"role": role, **data}).decode()
+    return LoggedRow(name, "message.appended", BEGAN + round(seconds * 1e6), event, said)
 
 
 def started(name: str, owner: str) -> LoggedRow:
     return LoggedRow(name, "conversation.started", BEGAN, None, orjson.dumps({"owner_id": owner}).decode())
 
 
-def test_messages_are_counted_by_day_owner_and_model() -> None:
+def figures_of(*rows: LoggedRow) -> MessageFigures:
     figures = MessageFigures()
-    figures.take(
-        [
-            started("c1", "ann"),
-            row("c1", 0, "user", tokens=3),
-            row("c1", 1.5, "assistant", tokens=5),
-            row("c2", 3, "user"),
-            row("c2", 5, "assistant", metadata={"model": "large"}, tokens=7),
-            LoggedRow("c1", "message.edited", BEGAN, None, "{}"),
-        ]
-    )
+    figures.take(rows)
+    return figures
 
-    assert [(day - DAY, tally.messages, tally.tokens) for day, tally in figures.by_day().items()] == [
-        (0, 2, 8),
-        (1, 2, 7),
-    ]
+
+def test_messages_are_counted_by_day_owner_and_model() -> None:
+    figures = figures_of(
+        started("c1", "ann"),
+        row("c1", 0, "user", tokens=3),
+        row("c1", 1.5, "assistant", tokens=5),
+        row("c2", 3, "user"),
+        row("c2", 5, "assistant", metadata={"model": "large"}, tokens=7),
+        LoggedRow("c1", "message.edited", BEGAN, None, "{}"),
+    )
+    days = [(day - DAY, tally.messages, tally.tokens) for day, tally in figures.by_day().items()]
+
+    assert days == [(0, 2, 8), (1, 2, 7)]
     assert [(name, tally.messages) for name, tally in figures.by_owner(limit=9)] == [(NOBODY, 2), ("ann", 2)]
     assert [(name, tally.answers) for name, tally in figures.by_model()] == [(None, 1), ("large", 1)]
     assert figures.total(since=DAY + 1).messages == 2
@@ -56,61 +56,33 @@ def test_messages_are_counted_by_day_owner_and_model() -> None:
 
 
 def test_a_latency_is_that_of_the_first_answer_to_the_last_question() -> None:
-    figures = MessageFigures()
-    figures.take(
-        [
-            row("c", 0, "user"),
-            row("c", 10, "user"),
-            row("c", 12, "assistant"),
-            row("c", 99, "assistant"),
-            row("d", 0, "assistant"),
-            row("e", 5, "user"),
-            row("e", 4, "assistant"),  # a clock that went back
-        ]
-    )
-
-    assert (figures.total().timed, figures.total().mean) == (1, 2.0)
+    asked = row("c", 0, "user"), row("c", 10, "user"), row("c", 12, "assistant"), row("c", 99, "assistant")
+    clock_that_went_back = row("e", 5, "user"), row("e", 4, "assistant")
+    total = figures_of(*asked, row("d", 0, "assistant"), *clock_that_went_back).total()
+    assert (total.timed, total.mean) == (1, 2.0)
 
 
 def test_what_is_superseded_costs_and_what_is_put_back_counts_once() -> None:
-    figures = MessageFigures()
-    figures.take(
-        [
-            row("c", 0, "user", tokens=1),
-            row("c", 1, "assistant", {SUPERSEDED_KEY: "x"}, tokens=10),
-            row("c", 2, "user", {PUT_BACK_KEY: "x"}, tokens=100),
-        ]
-    )
-    total = figures.total()
-
+    total = figures_of(
+        row("c", 0, "user", tokens=1),
+        row("c", 1, "assistant", {SUPERSEDED_KEY: "x"}, tokens=10),
+        row("c", 2, "user", {PUT_BACK_KEY: "x"}, tokens=100),
+    ).total()
     assert (total.messages, total.questions, total.answers, total.tokens, total.timed) == (1, 1, 0, 11, 0)
 
 
 @pytest.mark.parametrize("data", ["", "{", "[]", "null", '{"role": 7, "tokens": "many", "metadata": 3}'])
 def test_a_damaged_row_does_no_harm(data: str) -> None:
-    figures = MessageFigures()
-    figures.take(
-        [
-            LoggedRow("c", "message.appended", BEGAN, "{", data),
-            LoggedRow("c", "conversation.started", BEGAN, None, data),
-        ]
-    )
-
-    assert figures.total().messages == 1
+    appended = LoggedRow("c", "message.appended", BEGAN, "{", data)
+    assert figures_of(appended, LoggedRow("c", "conversation.started", BEGAN, None, data)).total().messages == 1
 
 
 def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(message_figures, "MAX_OWNER_DAYS", 2)
     monkeypatch.setattr(message_figures, "MAX_MODELS", 2)
-    figures = MessageFigures()
-    for number in range(5):
-        figures.take(
-            [
-                started(f"c{number}", f"o{number}"),
-                row(f"c{number}", 0, "assistant", metadata={"model": f"m{number}"}),
-            ]
-        )
-
+    starts = [started(f"c{number}", f"o{number}") for number in range(5)]
+    answers = [row(f"c{number}", 0, "assistant", metadata={"model": f"m{number}"}) for number in range(5)]
+    figures = figures_of(*starts, *answers)
     assert dict(figures.by_owner(limit=9))[OTHERS].messages == 3
     assert dict(figures.by_model())[OTHERS].answers == 3
 
@@ -122,7 +94,6 @@ def test_a_quantile_is_right_to_a_quarter(seconds: list[float], share: float) ->
         tally.time(one)
     exact = sorted(seconds)[max(0, -(-round(share * len(seconds) * 1_000) // 1_000) - 1)]
     found = tally.quantile(share)
-
     assert found is not None
     assert exact <= found * 1.0001
     assert found <= max(exact * 1.25, LATENCY_EDGES[0]) * 1.0001

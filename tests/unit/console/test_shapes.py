@@ -28,7 +28,6 @@ def test_the_scale_ends_at_a_round_number(largest: float, top: float) -> None:
 
 def test_bars_stand_on_the_ground_and_end_at_their_value() -> None:
     drawn = chart(["a", "b", "c"], [0, 5, 10], [1, 2, 3])
-
     assert [bar.height for bar in drawn.bars] == [0, HEIGHT / 2, HEIGHT]
     assert all(bar.y + bar.height == HEIGHT for bar in drawn.bars)
     assert drawn.line == "5,90 15,80 25,70"
@@ -37,7 +36,6 @@ def test_bars_stand_on_the_ground_and_end_at_their_value() -> None:
 
 def test_a_chart_of_nothing_is_drawn_and_a_small_value_is_seen() -> None:
     drawn = chart([], [])
-
     assert (drawn.bars, drawn.line, drawn.top) == ((), "", 4)
     assert chart(["a", "b"], [1, 100_000]).bars[0].height >= 1
 
@@ -56,14 +54,12 @@ def test_one_day_of_messages_is_one_of_several_bars() -> None:
 
 def test_what_is_between_backticks_is_code_and_nothing_else_is() -> None:
     shown = rendering._coded("run `letopis <b>doctor`, <b>now</b>")
-
     assert shown == 'run <code class="mono">letopis &lt;b&gt;doctor</code>, &lt;b&gt;now&lt;/b&gt;'
 
 
 def test_an_hour_has_sixty_minutes_and_the_last_one_is_now() -> None:
     now = datetime(2026, 3, 1, 12, 30, 15, tzinfo=UTC)
     edges = minute_edges(now)
-
     assert len(edges) == 61
     assert edges[-2] <= now < edges[-1]
     assert {later - earlier for earlier, later in pairwise(edges)} == {timedelta(minutes=1)}
@@ -73,7 +69,6 @@ def test_what_is_vendored_is_what_was_published() -> None:
     page = (STATIC / "vendor" / "VENDOR.md").read_text(encoding="utf-8")
     named = dict(re.findall(r"^\| `([\w.-]+\.js)` .*`([0-9a-f]{64})` \|$", page, re.MULTILINE))
     there = {path.name for path in (STATIC / "vendor").glob("*.js")}
-
     assert set(named) == there
     for name, digest in named.items():
         assert hashlib.sha256((STATIC / "vendor" / name).read_bytes()).hexdigest() == digest, name
