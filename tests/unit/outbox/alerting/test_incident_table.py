@@ -10,12 +10,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from letopis.outbox.alerting.incident_table import (
-    note_skipped,
-    prune_incidents,
-    read_observation,
-    write_changes,
-)
+from letopis.outbox.alerting.incident_table import note_skipped, prune_incidents, read_observation, write_changes
 from letopis.outbox.alerting.incidents import (
     Change,
     IncidentKind,
@@ -25,17 +20,8 @@ from letopis.outbox.alerting.incidents import (
     Rules,
     evaluate,
 )
-from letopis.outbox.alerting.notification_table import (
-    claim,
-    pending_for_channel,
-    pending_for_users,
-    record_outcome,
-)
-from letopis.outbox.alerting.notifications import (
-    CLAIM_TIMEOUT,
-    NotificationKind,
-    PendingNotification,
-)
+from letopis.outbox.alerting.notification_table import claim, pending_for_channel, pending_for_users, record_outcome
+from letopis.outbox.alerting.notifications import CLAIM_TIMEOUT, NotificationKind, PendingNotification
 from letopis.outbox.event_log import schema
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.model.events import to_microseconds
@@ -45,21 +31,18 @@ from tests.support.open_incidents import open_incidents
 START = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 DAY = timedelta(days=1)
 CHANNEL = "channel:0123456789ab"
+FAULT = "x [poison 1]"
+BLOCKED, STORE_DOWN = IncidentKind.CONVERSATION_BLOCKED, IncidentKind.STORE_DOWN
 POLICY = RetryPolicy(base=5, cap=600, jitter="none", attempts=2)
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[sa.Engine]:
+def connection(tmp_path: Path) -> Iterator[sa.Connection]:
     engine = sa.create_engine(f"sqlite:///{tmp_path / 'bot.outbox.db'}")
     schema.metadata.create_all(engine)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def connection(engine: sa.Engine) -> Iterator[sa.Connection]:
     with engine.connect() as connection, connection.begin():
         yield connection
+    engine.dispose()
 
 
 def add_lane(
@@ -72,40 +55,29 @@ def add_lane(
     state: str = "ready",
     fault: str | None = None,
 ) -> int:
-    """Add a lane with its pending events; return the position of the first."""
+    """Add a lane with its pending events; return the position of the first. One with a fault is blocked."""
     stamp = to_microseconds(START)
-    added = connection.execute(
-        sa.insert(schema.lanes).values(
-            conversation_id=name,
-            owner_id=owner,
-            head=head,
-            delivered=delivered,
-            pruned=delivered,
-            state=state,
-            attempts=0,
-            due_at=0,
-            pending_since=stamp if delivered < head else None,
-            fault_class="poison" if fault else None,
-            fault=fault,
-        )
+    lane = sa.insert(schema.lanes).values(
+        conversation_id=name,
+        owner_id=owner,
+        head=head,
+        delivered=delivered,
+        pruned=delivered,
+        state="blocked" if fault else state,
+        attempts=0,
+        due_at=0,
+        pending_since=stamp if delivered < head else None,
+        fault_class="poison" if fault else None,
+        fault=fault,
     )
-    first = 0
+    (number,) = connection.execute(lane).inserted_primary_key or (0,)
+    event = {"lane": number, "type": "custom.x", "schema_version": 1, "data": "{}", "digest": bytes(32)}
+    event |= {"occurred_at": stamp, "appended_at": stamp}
+    positions = []
     for sequence in range(delivered + 1, head + 1):
-        done = connection.execute(
-            sa.insert(schema.events).values(
-                event_id=uuid7().bytes,
-                lane=(added.inserted_primary_key or (0,))[0],
-                sequence=sequence,
-                type="custom.x",
-                schema_version=1,
-                data="{}",
-                digest=bytes(32),
-                occurred_at=stamp,
-                appended_at=stamp,
-            )
-        )
-        first = first or int((done.inserted_primary_key or (0,))[0])
-    return first
+        added = sa.insert(schema.events).values(event_id=uuid7().bytes, sequence=sequence, **event)
+        positions.extend(connection.execute(added).inserted_primary_key or ())
+    return min(positions, default=0)
 
 
 def set_lane(connection: sa.Connection, name: str, **values: object) -> None:
@@ -113,16 +85,11 @@ def set_lane(connection: sa.Connection, name: str, **values: object) -> None:
 
 
 def fire(
-    connection: sa.Connection, kind: IncidentKind = IncidentKind.STORE_DOWN, name: str | None = None, **values: object
+    connection: sa.Connection, kind: IncidentKind = STORE_DOWN, name: str | None = None, **values: object
 ) -> IncidentRecord:
     """Keep an incident that has just fired."""
-    case = IncidentRecord(
-        incident_id=uuid7(),
-        kind=kind,
-        conversation_id=name,
-        state=IncidentState.FIRING,
-        opened_at=START,
-    )
+    firing = IncidentState.FIRING
+    case = IncidentRecord(incident_id=uuid7(), kind=kind, conversation_id=name, state=firing, opened_at=START)
     case = replace(case, **values)  # type: ignore[arg-type]
     assert len(write_changes(connection, [Change(before=None, after=case)])) == 1
     return case
@@ -144,8 +111,8 @@ def operators(connection: sa.Connection, *, now: datetime = START) -> list[Pendi
     return pending_for_channel(connection, CHANNEL, now=now, policy=POLICY, repeat=DAY)
 
 
-def kind_of(pending: PendingNotification) -> NotificationKind:
-    return pending.notification.kind
+def kinds(pending: list[PendingNotification]) -> list[NotificationKind]:
+    return [one.notification.kind for one in pending]
 
 
 def tell(
@@ -156,22 +123,15 @@ def tell(
 
 
 def test_an_incident_comes_back_as_it_was_kept(connection: sa.Connection) -> None:
-    case = fire(
-        connection,
-        IncidentKind.CONVERSATION_BLOCKED,
-        "a",
-        reason="poison",
-        escalations=2,
-        mark=7,
-    )
+    case = fire(connection, BLOCKED, "a", reason="poison", escalations=2, mark=7)
 
     assert open_incidents(connection) == (replace(case, conversations=1),)
 
 
 def test_an_incident_is_shown_with_what_is_pending_now(connection: sa.Connection) -> None:
     for name, owner in (("a", "1"), ("b", "2")):
-        add_lane(connection, name, owner=owner, head=3, delivered=1, state="blocked", fault="x [poison 1]")
-        fire(connection, IncidentKind.CONVERSATION_BLOCKED, name, mark=3)
+        add_lane(connection, name, owner=owner, head=3, delivered=1, fault=FAULT)
+        fire(connection, BLOCKED, name, mark=3)
     add_lane(connection, "c", head=5)
     fire(connection)
     shown = [(one.conversation_id, one.owner_id, one.events, one.conversations) for one in open_incidents(connection)]
@@ -183,7 +143,7 @@ def test_an_incident_is_shown_with_what_is_pending_now(connection: sa.Connection
 
 
 def test_a_key_has_one_open_incident(connection: sa.Connection) -> None:
-    first = fire(connection, IncidentKind.CONVERSATION_BLOCKED, "a")
+    first = fire(connection, BLOCKED, "a")
     second = replace(first, incident_id=uuid7())
     assert write_changes(connection, [Change(before=None, after=second)]) == ()
 
@@ -204,8 +164,8 @@ def test_a_change_that_was_decided_on_something_else_is_not_kept(connection: sa.
 def test_a_look_shows_what_is_owed_and_what_is_blocked(connection: sa.Connection) -> None:
     add_lane(connection, "ok", head=3, delivered=3)
     add_lane(connection, "owed", head=4, delivered=1)
-    add_lane(connection, "bad", owner="1", head=2, state="blocked", fault="the data was refused [poison 22021]")
-    add_lane(connection, "odd", head=2, state="blocked", fault="no code here")
+    add_lane(connection, "bad", owner="1", head=2, fault="the data was refused [poison 22021]")
+    add_lane(connection, "odd", head=2, fault="no code here")
     add_lane(connection, "rest", head=2, state="paused")
     seen = read_observation(connection, now=START, late_before=0)
 
@@ -226,8 +186,8 @@ def test_a_look_shows_the_lanes_that_are_late_by_their_position(connection: sa.C
 
 
 def test_an_operator_who_skips_an_event_is_remembered(connection: sa.Connection) -> None:
-    add_lane(connection, "bad", state="blocked", fault="x [poison 1]")
-    case = fire(connection, IncidentKind.CONVERSATION_BLOCKED, "bad", mark=1)
+    add_lane(connection, "bad", fault=FAULT)
+    case = fire(connection, BLOCKED, "bad", mark=1)
     assert note_skipped(connection, "bad")
     assert not note_skipped(connection, "other")
     set_lane(connection, "bad", delivered=1, state="ready")
@@ -254,34 +214,18 @@ def test_an_incident_that_is_over_cannot_be_claimed(connection: sa.Connection) -
     assert claim(connection, [one], now=START) == ()
 
 
-def test_whoever_heard_of_it_hears_the_end_and_then_nothing(connection: sa.Connection) -> None:
+@pytest.mark.parametrize("told", [True, None, False], ids=["reached", "perhaps reached", "not reached"])
+def test_whoever_heard_of_it_hears_the_end_and_then_nothing(connection: sa.Connection, told: bool | None) -> None:
     case = fire(connection)
-    tell(connection, operators(connection))
-    assert [one.notified_at for one in open_incidents(connection)] == [START]
+    tell(connection, operators(connection), told=told)
+    assert open_incidents(connection)[0].notified_at == (None if told is False else START)
     assert operators(connection) == []
 
     end(connection, case)
-    (one,) = operators(connection)
-    assert kind_of(one) is NotificationKind.RECOVERED
-    tell(connection, [one])
+    pending = operators(connection)
+    assert kinds(pending) == ([] if told is False else [NotificationKind.RECOVERED])
+    tell(connection, pending)
     assert operators(connection) == []
-
-
-def test_whoever_was_not_reached_does_not_hear_the_end(connection: sa.Connection) -> None:
-    case = fire(connection)
-    tell(connection, operators(connection), told=False)
-    assert open_incidents(connection)[0].notified_at is None
-    end(connection, case)
-
-    assert operators(connection) == []
-
-
-def test_whoever_was_perhaps_reached_hears_the_end(connection: sa.Connection) -> None:
-    case = fire(connection)
-    tell(connection, operators(connection), told=None)
-    end(connection, case)
-
-    assert [kind_of(one) for one in operators(connection)] == [NotificationKind.RECOVERED]
 
 
 def test_a_process_that_dies_while_it_tells_is_not_repeated_but_the_end_is_told(connection: sa.Connection) -> None:
@@ -290,7 +234,7 @@ def test_a_process_that_dies_while_it_tells_is_not_repeated_but_the_end_is_told(
     end(connection, case)
 
     assert operators(connection, now=START + CLAIM_TIMEOUT / 2) == []
-    assert [kind_of(one) for one in operators(connection, now=START + CLAIM_TIMEOUT)] == [NotificationKind.RECOVERED]
+    assert kinds(operators(connection, now=START + CLAIM_TIMEOUT)) == [NotificationKind.RECOVERED]
 
 
 def test_an_outcome_that_comes_after_the_next_claim_changes_nothing(connection: sa.Connection) -> None:
@@ -303,7 +247,7 @@ def test_an_outcome_that_comes_after_the_next_claim_changes_nothing(connection: 
     record_outcome(connection, pending, told=False, now=tomorrow, policy=POLICY)
     end(connection, case)
 
-    assert [kind_of(one) for one in operators(connection, now=tomorrow + CLAIM_TIMEOUT)] == [NotificationKind.RECOVERED]
+    assert kinds(operators(connection, now=tomorrow + CLAIM_TIMEOUT)) == [NotificationKind.RECOVERED]
 
 
 def test_a_failed_notification_is_retried_after_its_wait_and_not_for_ever(connection: sa.Connection) -> None:
@@ -341,8 +285,8 @@ def test_a_reminder_reaches_operators_and_no_user(connection: sa.Connection) -> 
 
 def test_a_reminder_is_about_all_that_is_stuck_for_half_a_day(connection: sa.Connection) -> None:
     for hours, name in ((0, "a"), (8, "b"), (18, "c")):
-        add_lane(connection, name, state="blocked", fault="x [poison 1]")
-        fire(connection, IncidentKind.CONVERSATION_BLOCKED, name, mark=1)
+        add_lane(connection, name, fault=FAULT)
+        fire(connection, BLOCKED, name, mark=1)
         tell(connection, operators(connection), now=START + timedelta(hours=hours))
     pending = operators(connection, now=START + DAY)
     assert [one.conversation_id for one in pending] == ["a", "b"]
@@ -369,7 +313,7 @@ def test_an_outage_reaches_each_user_once_whose_messages_are_late(connection: sa
     add_lane(connection, "a1", owner="1", head=2)
     add_lane(connection, "a2", owner="1")
     add_lane(connection, "nobody's")
-    add_lane(connection, "bad", owner="9", state="blocked", fault="x [poison 1]")
+    add_lane(connection, "bad", owner="9", fault=FAULT)
     late = add_lane(connection, "b", owner="2")
     add_lane(connection, "too new", owner="3")
     fire(connection)
@@ -396,10 +340,9 @@ def test_users_hear_of_the_end_once_their_own_messages_have_arrived(connection: 
     end(connection, case, mark=late)
     assert users(connection) == []
 
-    set_lane(connection, "b", delivered=1)
-    assert [one.recipient for one in users(connection)] == ["user:owner:2"], "what came after the end is another story"
-    set_lane(connection, "a1", delivered=1)
-    assert [one.recipient for one in users(connection)] == ["user:owner:2"]
+    for name in ("b", "a1"):
+        set_lane(connection, name, delivered=1)
+        assert [one.recipient for one in users(connection)] == ["user:owner:2"], "what came after is another story"
     set_lane(connection, "a2", delivered=1)
     tell(connection, users(connection))
 
@@ -410,23 +353,22 @@ def test_a_user_who_knows_of_the_outage_is_not_told_of_one_conversation_too(conn
     late = add_lane(connection, "a", owner="1")
     outage = fire(connection)
     tell(connection, users(connection, late_before=late))
-    set_lane(connection, "a", state="blocked", fault="x [poison 1]", fault_class="poison")
-    blocked = fire(connection, IncidentKind.CONVERSATION_BLOCKED, "a", mark=1)
+    set_lane(connection, "a", state="blocked", fault=FAULT, fault_class="poison")
+    blocked = fire(connection, BLOCKED, "a", mark=1)
     end(connection, outage, mark=late)
     assert users(connection, late_before=late) == [], "they wait for the same reply still"
     assert [one.incident.incident_id for one in operators(connection)] == [blocked.incident_id]
 
     set_lane(connection, "a", state="ready", delivered=1)
     end(connection, blocked)
-    assert [(kind_of(one), one.incident.kind) for one in users(connection)] == [
-        (NotificationKind.RECOVERED, IncidentKind.STORE_DOWN)
-    ]
+    (one,) = users(connection)
+    assert (kinds([one]), one.incident.kind) == ([NotificationKind.RECOVERED], STORE_DOWN)
 
 
 def test_a_user_who_knows_of_a_conversation_hears_its_own_end(connection: sa.Connection) -> None:
     """The end of the outage does not wait for a conversation that was blocked before, nor the other way round."""
-    bad = add_lane(connection, "bad", owner="1", state="blocked", fault="x [poison 1]")
-    blocked = fire(connection, IncidentKind.CONVERSATION_BLOCKED, "bad", mark=1)
+    bad = add_lane(connection, "bad", owner="1", fault=FAULT)
+    blocked = fire(connection, BLOCKED, "bad", mark=1)
     tell(connection, users(connection))
     late = add_lane(connection, "a", owner="1")
     outage = fire(connection)
@@ -445,8 +387,8 @@ def test_a_user_who_knows_of_a_conversation_hears_its_own_end(connection: sa.Con
 
 
 def test_one_who_gets_an_owner_meanwhile_is_not_told_twice(connection: sa.Connection) -> None:
-    add_lane(connection, "a", state="blocked", fault="x [poison 1]")
-    fire(connection, IncidentKind.CONVERSATION_BLOCKED, "a")
+    add_lane(connection, "a", fault=FAULT)
+    fire(connection, BLOCKED, "a")
     tell(connection, users(connection))
     set_lane(connection, "a", owner_id="1")
 

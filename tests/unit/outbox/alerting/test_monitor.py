@@ -14,27 +14,21 @@ from typing import Any
 
 import anyio
 import pytest
-import sqlalchemy as sa
 
-from letopis.outbox.alerting.channels import Alert, AlertFailed
-from letopis.outbox.alerting.incident_table import note_skipped
+from letopis.outbox.alerting.channels import Alert
 from letopis.outbox.alerting.incidents import BreakerView, IncidentKind, IncidentState, Rules
 from letopis.outbox.alerting.monitor import AlertMonitor, breaker_view
 from letopis.outbox.alerting.notifications import Incident
 from letopis.outbox.concurrency.callbacks import call_with_timeout
-from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.relay import Relay
-from letopis.store import Message
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import OutboxUnavailable
 from letopis.testing import FaultyStore
 from tests.support.open_incidents import open_incidents
-from tests.support.relays import Hands
+from tests.support.relays import Hands, say, sql
 
 START = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
-
-
 AWAY = StoreFault(fault_class=FaultClass.UNAVAILABLE, code="08006", reason="the server does not answer")
 REFUSED = StoreFault(fault_class=FaultClass.MISCONFIGURED, code="42P01", reason="the table is missing")
 
@@ -65,13 +59,8 @@ class Pager:
     name: str = "pager"
     recipient: str = "channel:pager"
     alerts: list[Alert] = field(default_factory=list)
-    broken: bool = False
-    tried: int = 0
 
     async def send(self, alert: Alert) -> None:
-        self.tried += 1
-        if self.broken:
-            raise AlertFailed(self.name, "503")
         self.alerts.append(alert)
 
     @property
@@ -90,8 +79,9 @@ class Town:
         self.relay_lives = True
         self.watches: list[AlertMonitor] = []
 
-    def watch(self, **options: Any) -> AlertMonitor:
-        return AlertMonitor(self.outbox, rules=self.rules, now=self.time.now, monotonic=self.time.monotonic, **options)
+    def watch(self, outbox: Any = None, **options: Any) -> AlertMonitor:
+        clocks = {"now": self.time.now, "monotonic": self.time.monotonic}
+        return AlertMonitor(outbox or self.outbox, rules=self.rules, **clocks, **options)
 
     def start_processes(self) -> None:
         """Start the bot's watch and the daemon's again, as after a restart of both."""
@@ -104,11 +94,13 @@ class Town:
         """Have the store refuse a conversation, and its lane be blocked for that."""
         self.store.refused = {conversation_id}
         await self.say(conversation_id, owner)
-        blocked = sa.text("UPDATE letopis_outbox_lanes SET state = 'blocked', fault_class = 'poison'")
-        await self.outbox.write(lambda connection: connection.execute(blocked).rowcount)
+        await self.set_lanes("state = 'blocked', fault_class = 'poison'")
+
+    async def set_lanes(self, change: str) -> None:
+        await sql(self.outbox, f"UPDATE letopis_outbox_lanes SET {change}")
 
     async def say(self, conversation: str, owner: str | None = None) -> None:
-        await self.outbox.append(prepare(conversation, [Message.user("hello")], owner=owner))
+        await say(self.outbox, conversation, owner=owner)
 
     async def run(self, seconds: float, *, step: float = 5.0, says: Sequence[tuple[str, str]] = ()) -> None:
         """Let time pass; every few seconds the relay tries and all watches look."""
@@ -151,21 +143,14 @@ async def test_an_outage_of_half_an_hour_is_told_once_to_everybody(town: Town) -
     await town.run(10 * 60, says=[("a", "1"), ("e", "5")])
 
     assert town.pager.words == ["stuck", "recovered"]
-    assert {owner: town.bot.of(owner) for owner in "12345"} == {
-        "1": ["stuck", "recovered"],
-        "2": ["stuck", "recovered"],
-        "3": ["stuck", "recovered"],
-        "4": ["stuck", "recovered"],
-        "5": [],
-    }
+    assert [town.bot.of(owner) for owner in "12345"] == [["stuck", "recovered"]] * 4 + [[]]
     assert {kind for *_, kind in town.bot.heard} == {IncidentKind.STORE_DOWN}
     assert await town.outbox.read(open_incidents) == ()
-    lanes = sa.text("SELECT sum(head - delivered), max(attempts) FROM letopis_outbox_lanes")
-    assert tuple(await town.outbox.read(lambda connection: connection.execute(lanes).one())) == (0, 0), "no attempt"
+    lanes = await sql(town.outbox, "SELECT sum(head - delivered), max(attempts) FROM letopis_outbox_lanes")
+    assert lanes == [(0, 0)], "no attempt"
     stuck, recovered = town.pager.alerts
     assert stuck.title == "Letopis: The history store is down"
-    assert "bot.outbox.db" in stuck.text
-    assert "unavailable 08006" in stuck.text
+    assert "bot.outbox.db" in stuck.text and "unavailable 08006" in stuck.text
     assert "It lasted 3" in recovered.text
 
 
@@ -174,8 +159,7 @@ async def test_a_user_hears_of_an_outage_only_once_their_own_messages_are_stuck(
     town.store.fault = AWAY
     await town.say("a", "1")
     await town.run(4 * 60)
-    assert town.pager.words == ["stuck"]
-    assert town.bot.heard == []
+    assert (town.pager.words, town.bot.heard) == (["stuck"], [])
     await town.say("b", "2")
     await town.run(70)
 
@@ -189,70 +173,46 @@ async def test_a_blocked_conversation_is_told_once_and_ends_by_itself(town: Town
     await town.run(120)
     assert town.bot.heard == [("stuck", "1", IncidentKind.CONVERSATION_BLOCKED)]
     assert town.pager.words == ["stuck"]
-    assert "- 'bad'" in town.pager.alerts[0].text
-    assert "[poison 22021]" in town.pager.alerts[0].text
+    assert "- 'bad'" in town.pager.alerts[0].text and "[poison 22021]" in town.pager.alerts[0].text
     assert town.bot.incidents[0].needs_operator
 
     town.store.refused = ()
-    retry = sa.text("UPDATE letopis_outbox_lanes SET state = 'ready', attempts = 0, due_at = 0")
-    await town.outbox.write(lambda connection: connection.execute(retry).rowcount)
+    await town.set_lanes("state = 'ready', attempts = 0, due_at = 0")
     await town.run(30)
-
-    assert town.bot.of("1") == ["stuck", "recovered"]
-    assert town.pager.words == ["stuck", "recovered"]
+    assert town.bot.of("1") == town.pager.words == ["stuck", "recovered"]
     assert town.bot.incidents[-1].text("en") == "✅ The reply is saved in the chat history."
-
-
-async def test_a_user_is_told_the_truth_about_a_message_that_was_left_out(town: Town) -> None:
-    town.store.refused = {"bad"}
-    await town.say("bad", "1")
-    await town.run(60)
-    skip = sa.text("UPDATE letopis_outbox_lanes SET state = 'ready', delivered = head")
-
-    def leave_out(connection: sa.Connection) -> bool:
-        connection.execute(skip)
-        return note_skipped(connection, "bad")
-
-    assert await town.outbox.write(leave_out)
-    await town.run(10)
-
-    assert [incident.outcome for incident in town.bot.incidents] == [None, "skipped"]
-    assert "could not be saved" in town.bot.incidents[-1].text("en")
 
 
 async def test_many_blocked_conversations_are_one_alert(town: Town) -> None:
     for number in range(30):
         await town.say(f"c{number}", f"u{number}")
-    block = sa.text("UPDATE letopis_outbox_lanes SET state = 'blocked', fault_class = 'poison', fault = 'x [poison 1]'")
-    await town.outbox.write(lambda connection: connection.execute(block).rowcount)
+    block = "state = 'blocked', fault_class = 'poison', fault = 'x [poison 1]'"
+    await town.set_lanes(block)
     await town.run(60)
-    assert town.pager.words == ["stuck"]
-    assert "30 conversations are stuck" in town.pager.alerts[0].title
-    assert "- and 25 more" in town.pager.alerts[0].text
+    (alert,) = town.pager.alerts
+    assert "30 conversations are stuck" in alert.title and "- and 25 more" in alert.text
     assert len(town.bot.heard) == 30
 
     await town.say("one more", "x")
-    await town.outbox.write(lambda connection: connection.execute(block).rowcount)
+    await town.set_lanes(block)
     await town.run(60)
-    assert len(town.pager.alerts) == 2
-    assert "31 conversations are stuck" in town.pager.alerts[1].title
-    assert [line for line in town.pager.alerts[1].text.splitlines() if line.startswith("- ")] == ["- 'one more'"]
+    _, alert = town.pager.alerts
+    assert "31 conversations are stuck" in alert.title
+    assert [line for line in alert.text.splitlines() if line.startswith("- ")] == ["- 'one more'"]
 
 
 async def test_what_is_stuck_is_reminded_of_once_a_day_in_one_message(town: Town) -> None:
     """All of it, although it began at different times."""
-    block = sa.text("UPDATE letopis_outbox_lanes SET state = 'blocked', fault_class = 'poison'")
     for name in ("a", "b"):
         await town.say(name)
-        await town.outbox.write(lambda connection: connection.execute(block).rowcount)
+        await town.set_lanes("state = 'blocked', fault_class = 'poison'")
         await town.run(3_600, step=900)
     assert [alert.facts["reminder"] for alert in town.pager.alerts] == [False, False]
     await town.run(2 * 86_400, step=3_600)
 
-    assert [(alert.facts["reminder"], alert.facts["conversations"]) for alert in town.pager.alerts[2:]] == [
-        (True, 2)
-    ] * 2
-    assert town.pager.alerts[2].title == "Letopis: still: 2 conversations are stuck"
+    reminders = town.pager.alerts[2:]
+    assert [(alert.facts["reminder"], alert.facts["conversations"]) for alert in reminders] == [(True, 2)] * 2
+    assert reminders[0].title == "Letopis: still: 2 conversations are stuck"
     assert len({alert.key for alert in town.pager.alerts}) == 4
 
 
@@ -269,14 +229,12 @@ async def test_the_bot_notices_that_the_relay_is_dead_and_that_it_is_back(town: 
     assert (case.kind, case.state) == (IncidentKind.RELAY_SILENT, IncidentState.FIRING)
     assert case.notified_at is not None
     await town.run(300)
-    assert town.pager.words == ["stuck"]
-    assert town.bot.heard == [("stuck", "1", IncidentKind.RELAY_SILENT)]
+    assert (town.pager.words, town.bot.heard) == (["stuck"], [("stuck", "1", IncidentKind.RELAY_SILENT)])
     assert "letopis relay" in town.pager.alerts[0].text
 
     town.relay_lives = True
     await town.run(90)
-    assert town.pager.words == ["stuck", "recovered"]
-    assert town.bot.of("1") == ["stuck", "recovered"]
+    assert town.pager.words == town.bot.of("1") == ["stuck", "recovered"]
     assert await town.outbox.read(open_incidents) == ()
 
 
@@ -314,8 +272,7 @@ async def test_a_clock_that_jumps_in_an_outage_changes_nothing(town: Town) -> No
     town.time.jump(3_600)
     await town.run(7 * 60)
 
-    assert town.pager.words == ["stuck", "recovered"]
-    assert town.bot.of("1") == ["stuck", "recovered"]
+    assert town.pager.words == town.bot.of("1") == ["stuck", "recovered"]
 
 
 class Failing:
@@ -333,20 +290,17 @@ class Failing:
 
 async def test_an_outage_in_which_the_file_cannot_be_written_is_told_of_once_it_can(town: Town) -> None:
     failing = Failing(town.outbox)
-    watch = AlertMonitor(
-        failing, channels=[town.pager], rules=town.rules, now=town.time.now, monotonic=town.time.monotonic
-    )
     await town.run(10, says=[("a", "1")])
     town.store.fault = AWAY
     await town.say("a", "1")
     failing.broken = True
-    town.watches = [watch]
+    town.watches = [town.watch(failing, channels=[town.pager])]
     with pytest.raises(OutboxUnavailable):
         await town.run(10)
     for _ in range(12):
         town.time.advance(5)
         with pytest.raises(OutboxUnavailable):
-            await watch.observe_once()
+            await town.watches[0].observe_once()
     assert town.pager.alerts == []
     failing.broken = False
     await town.run(60)
@@ -364,10 +318,7 @@ async def test_an_alert_whose_outcome_cannot_be_written_is_not_sent_again_and_it
     town.pager.send = send  # type: ignore[method-assign]
     town.store.fault = REFUSED
     await town.say("a", "1")
-    watch = AlertMonitor(
-        failing, channels=[town.pager], rules=town.rules, now=town.time.now, monotonic=town.time.monotonic
-    )
-    town.watches = [watch]
+    town.watches = [town.watch(failing, channels=[town.pager])]
     with pytest.raises(OutboxUnavailable):
         await town.run(10)
     failing.broken = False
@@ -389,8 +340,7 @@ async def test_a_bot_that_announces_no_recovery_tells_of_the_next_outage_too(tow
         town.store.fault = None
         await town.run(4 * 60)
 
-    assert town.bot.of("1") == ["stuck", "stuck"]
-    assert town.watches[0].sent == 2
+    assert (town.bot.of("1"), town.watches[0].sent) == (["stuck", "stuck"], 2)
     assert "I will tell you" not in town.bot.incidents[0].text("en")
 
 
@@ -410,8 +360,7 @@ async def test_a_failing_callback_is_called_again_and_logged_without_its_text(
     with caplog.at_level(logging.DEBUG):
         await town.run(120)
 
-    assert len(calls) == 3
-    assert len({incident.key for incident in calls}) == 1
+    assert (len(calls), len({incident.key for incident in calls})) == (3, 1)
     failures = [record for record in caplog.records if "on_stuck failed (RuntimeError)" in record.getMessage()]
     assert len(failures) == 2
     assert all(vars(record)["conversation_id"] == "bad" for record in failures)
@@ -438,8 +387,7 @@ async def test_a_callback_may_be_a_plain_function_and_may_block(town: Town) -> N
     await town.run(60)
     beating = asyncio.create_task(beat())
     await town.say("bad2", "2")
-    block = sa.text("UPDATE letopis_outbox_lanes SET state = 'blocked' WHERE conversation_id = 'bad2'")
-    await town.outbox.write(lambda connection: connection.execute(block).rowcount)
+    await town.set_lanes("state = 'blocked' WHERE conversation_id = 'bad2'")
     await town.watches[0].observe_once()
     beating.cancel()
 
@@ -465,8 +413,7 @@ async def test_a_hanging_callback_disturbs_nobody(town: Town) -> None:
     await town.run(60)
 
     assert started >= 2, "no answer is no success"
-    assert town.pager.words == ["stuck"]
-    assert town.watches[0].failed == started
+    assert (town.pager.words, town.watches[0].failed) == (["stuck"], started)
     release.set()
     await asyncio.sleep(0.05)
     assert ended == started
@@ -480,19 +427,17 @@ async def test_a_watch_that_runs_keeps_running_and_ends_when_cancelled(town: Tow
         await town.bot.on_stuck(incident)
         heard.set()
 
-    class Stumbling:
-        path = town.outbox.path
-        write = town.outbox.write
-
-        async def read(self, fn: Any) -> Any:
-            nonlocal fails
-            if fails:
-                fails -= 1
-                raise RuntimeError("something nobody thought of")
-            return await town.outbox.read(fn)
+    async def stumble(fn: Any) -> Any:
+        nonlocal fails
+        if fails:
+            fails -= 1
+            raise RuntimeError("something nobody thought of")
+        return await town.outbox.read(fn)
 
     await town.block("bad", owner="1")
-    watch = AlertMonitor(Stumbling(), on_stuck=on_stuck, interval=0.02)
+    stumbling = Failing(town.outbox)
+    stumbling.read = stumble  # type: ignore[assignment]
+    watch = AlertMonitor(stumbling, on_stuck=on_stuck, interval=0.02)
     with anyio.fail_after(20):
         async with anyio.create_task_group() as group:
             group.start_soon(watch.run)
@@ -530,10 +475,8 @@ async def test_what_is_being_told_when_the_watch_ends_is_told_to_the_end(town: T
         running.cancel()
         await asyncio.wait([running])
 
-    assert ended.is_set()
-    assert watch.sent == 1
-    state = sa.text("SELECT state FROM letopis_outbox_notifications")
-    assert await town.outbox.read(lambda connection: connection.execute(state).scalar_one()) == "sent"
+    assert (ended.is_set(), watch.sent) == (True, 1)
+    assert await sql(town.outbox, "SELECT state FROM letopis_outbox_notifications") == [("sent",)]
 
 
 async def test_incidents_are_logged_with_their_context(town: Town, caplog: pytest.LogCaptureFixture) -> None:
@@ -541,8 +484,7 @@ async def test_incidents_are_logged_with_their_context(town: Town, caplog: pytes
         town.store.refused = {"bad"}
         await town.say("bad", "1")
         await town.run(60)
-        done = sa.text("UPDATE letopis_outbox_lanes SET state = 'ready', delivered = head")
-        await town.outbox.write(lambda connection: connection.execute(done).rowcount)
+        await town.set_lanes("state = 'ready', delivered = head")
         await town.run(10)
     records = [record for record in caplog.records if record.name == "letopis.outbox.watch"]
 

@@ -26,6 +26,7 @@ WELL = BreakerView()
 DOWN = BreakerView(state="open", reason="the server does not answer [unavailable 08006]")
 REFUSES = BreakerView(state="open", reason="the table is missing [misconfigured 42P01]")
 WRONG = BreakerView(state="open", reason="another history store [wrong_store identity]")
+AWAY, BACK = "The history store is down", "The history store is back"
 
 
 @dataclass
@@ -73,6 +74,16 @@ class World:
             ]
         )
 
+    async def outage(self, *, files: int = FILES) -> None:
+        """Start a daemon, and have the store be down for a minute."""
+        self.start_daemon(files)
+        self.store = DOWN
+        await self.run(60)
+
+    async def recovery(self) -> None:
+        self.store = WELL
+        await self.run(300)
+
     async def run(self, seconds: float, *, step: float = 15.0) -> None:
         """Let time pass; all daemons look at all their files at once."""
         for _ in range(round(seconds / step)):
@@ -100,98 +111,76 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 async def test_an_outage_of_twenty_files_is_one_message_and_so_is_its_end(world: World) -> None:
-    world.start_daemon()
-    world.store = DOWN
-    await world.run(60)
-
+    await world.outage()
     (alert,) = world.pager.alerts
-    assert alert.title == "Letopis: The history store is down"
+    assert alert.title == f"Letopis: {AWAY}"
     assert "Outboxes: 20, among them " in alert.text
     assert "Pending: 60 messages in 20 conversations." in alert.text
     assert (alert.facts["files"], alert.facts["events"]) == (20, 60)
 
-    world.store = WELL
-    await world.run(300)
-    assert world.told == ["The history store is down", "The history store is back"]
+    await world.recovery()
+    assert world.told == [AWAY, BACK]
     assert world.pager.alerts[1].facts["files"] == 20
 
 
 async def test_without_the_group_it_is_twenty(world: World) -> None:
     world.grouped = False
-    world.start_daemon()
-    world.store = DOWN
-    await world.run(60)
-
+    await world.outage()
     assert len(world.pager.alerts) == 20
 
 
 async def test_a_restart_within_the_outage_repeats_nothing(world: World) -> None:
-    world.start_daemon(files=12)
-    world.store = DOWN
-    await world.run(60)
+    await world.outage(files=12)
     world.daemons.clear()
-    world.start_daemon()  # eight files have no incident yet
-    await world.run(60)
-    assert world.told == ["The history store is down"]
+    await world.outage()  # eight files have no incident yet
+    assert world.told == [AWAY]
 
     world.daemons.clear()
     world.start_daemon()
-    world.store = WELL
-    await world.run(300)
-    assert world.told == ["The history store is down", "The history store is back"]
+    await world.recovery()
+    assert world.told == [AWAY, BACK]
 
 
 async def test_two_daemons_on_the_same_files_tell_it_once(world: World) -> None:
     world.start_daemon()
-    world.start_daemon()
-    world.store = DOWN
-    await world.run(60)
-    world.store = WELL
-    await world.run(300)
-
-    assert world.told == ["The history store is down", "The history store is back"]
+    await world.outage()
+    await world.recovery()
+    assert world.told == [AWAY, BACK]
 
 
 async def test_the_end_is_told_when_the_last_file_is_well_and_a_later_outage_is_another(world: World) -> None:
-    world.start_daemon()
-    world.store = DOWN
-    await world.run(60)
-    world.store, world.of_files = WELL, {19: DOWN}
-    await world.run(300)
-    assert world.told == ["The history store is down"]
+    await world.outage()
+    world.of_files = {19: DOWN}
+    await world.recovery()
+    assert world.told == [AWAY]
     assert any(monitor.waiting for monitor in world.daemons[0])
 
     world.of_files.clear()
     await world.run(120)
     world.store = DOWN
     await world.run(60)
-    assert world.told == ["The history store is down", "The history store is back", "The history store is down"]
+    assert world.told == [AWAY, BACK, AWAY]
 
 
 async def test_reminders_and_another_fault_are_one_message_each(world: World) -> None:
-    world.start_daemon()
-    world.store = DOWN
-    await world.run(60)
+    await world.outage()
     await world.run(86_400 + 60, step=43_230)
-    assert world.told == ["The history store is down", "still: The history store is down"]
+    assert world.told == [AWAY, f"still: {AWAY}"]
 
     world.store = REFUSES
     await world.run(30)
-    world.store = WELL
-    await world.run(300)
-    assert world.told[2:] == ["The history store is down", "The history store is back"]
+    await world.recovery()
+    assert world.told[2:] == [AWAY, BACK]
 
 
 async def test_a_channel_that_fails_is_tried_for_one_file(world: World) -> None:
-    world.start_daemon()
     world.pager.broken = True
-    world.store = DOWN
-    await world.run(60)
+    await world.outage()
     assert sum(monitor.failed for monitor in world.daemons[0]) == 2
 
     world.pager.broken = False
     await world.run(120)
-    assert world.told == ["The history store is down"]
+    assert world.told == [AWAY]
 
 
 async def test_nobody_is_told_of_an_outage_that_is_over(world: World) -> None:
@@ -204,9 +193,7 @@ async def test_nobody_is_told_of_an_outage_that_is_over(world: World) -> None:
     world.seconds += 15
     for monitor in world.daemons[0]:
         await monitor._observe()  # the outage is 30 s old and fires; before it is told it is over
-    world.store = WELL
-    await world.run(300)
-
+    await world.recovery()
     assert world.told == []
 
 
@@ -217,7 +204,6 @@ async def test_a_file_with_the_wrong_store_is_told_of_apart(world: World) -> Non
     assert len(world.pager.alerts) == 1
     world.store = DOWN
     await world.run(60)
-
     assert len(world.pager.alerts) == 2
 
 
@@ -226,5 +212,4 @@ async def test_a_file_that_cannot_be_read_stops_no_message(world: World) -> None
     world.group.paths.add(world.outboxes[0].path.with_name("gone.outbox.db"))
     world.store = DOWN
     await world.run(60)
-
     assert [alert.facts["files"] for alert in world.pager.alerts] == [2]

@@ -6,6 +6,7 @@ import gettext
 import io
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,7 @@ from letopis.outbox.alerting.alert_message import build_alert, in_conversations,
 from letopis.outbox.alerting.channels import Alert
 from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord, IncidentState
 from letopis.outbox.alerting.language import LANGUAGES, duration, language_of, moment
-from letopis.outbox.alerting.notifications import (
-    Incident,
-    Notification,
-    NotificationKind,
-    PendingNotification,
-)
+from letopis.outbox.alerting.notifications import Incident, Notification, NotificationKind, PendingNotification
 from letopis.store.database import fault_rules
 from letopis.store.database.faults import FaultClass
 from letopis.store.model.identifiers import uuid7
@@ -57,31 +53,21 @@ def some_pending(
     conversations: int = 5,
 ) -> list[PendingNotification]:
     """Return what one channel is to be told about incidents that began at `SINCE`."""
-    notification = Notification(
-        kind=NotificationKind.RECOVERED if recovered else NotificationKind.STUCK,
-        number=1 + reminder,
-        changed_at=SINCE,
+    word = NotificationKind.RECOVERED if recovered else NotificationKind.STUCK
+    notification = Notification(kind=word, number=1 + reminder, changed_at=SINCE)
+    incident = IncidentRecord(
+        incident_id=uuid7(),
+        kind=kind,
+        state=IncidentState.RESOLVED if recovered else IncidentState.FIRING,
+        reason=reason,
+        events=events,
+        conversations=conversations,
+        opened_at=SINCE,
+        resolved_at=SINCE + timedelta(seconds=seconds) if recovered else None,
     )
+    incidents = [replace(incident, incident_id=uuid7(), conversation_id=name) for name in names]
     return [
-        PendingNotification(
-            incident=IncidentRecord(
-                incident_id=uuid7(),
-                kind=kind,
-                conversation_id=name,
-                state=IncidentState.RESOLVED if recovered else IncidentState.FIRING,
-                reason=reason,
-                events=events,
-                conversations=conversations,
-                opened_at=SINCE,
-                resolved_at=SINCE + timedelta(seconds=seconds) if recovered else None,
-            ),
-            recipient="channel:x",
-            notification=notification,
-            conversation_id=name,
-            since=SINCE,
-            events=events,
-        )
-        for name in names
+        PendingNotification(one, "channel:x", notification, one.conversation_id, SINCE, events) for one in incidents
     ]
 
 
@@ -120,10 +106,8 @@ def test_every_text_has_a_translation_and_every_translation_a_text(code: str) ->
     assert not found.obsolete
     for message in found:
         if message.id:
-            assert message.string
-            assert all(message.string), message.id
-            assert not message.fuzzy
-            assert not list(message.check(found)), message.id
+            assert message.string and all(message.string), message.id
+            assert not message.fuzzy and not list(message.check(found)), message.id
 
 
 @pytest.mark.parametrize("code", LANGUAGES)
@@ -144,15 +128,8 @@ def test_the_compiled_catalogue_is_that_of_the_text_file(code: str) -> None:
 @pytest.mark.parametrize(
     ("locale", "expected"),
     [
-        ("ru", "ru"),
-        ("ru-RU", "ru"),
-        ("ru_RU.UTF-8", "ru"),
-        ("RU", "ru"),
-        ("en-GB", "en"),
-        ("de", "en"),
-        ("", "en"),
-        (None, "en"),
-        ("../../etc", "en"),
+        *((locale, "ru") for locale in ("ru", "ru-RU", "ru_RU.UTF-8", "RU")),
+        *((locale, "en") for locale in ("en-GB", "de", "", None, "../../etc")),
     ],
 )
 def test_the_language_of_a_locale(locale: str | None, expected: str) -> None:
@@ -228,9 +205,10 @@ def test_a_moment_is_the_time_of_the_day_and_the_day_if_it_is_another_one(
     assert (moment(SINCE, now=now, locale="ru"), moment(SINCE, now=now, locale="en")) == (russian, english)
 
 
-def user_stuck(*, needs_operator: bool, locale: str, **more: Any) -> str:
-    """What a user is told whose messages are stuck."""
-    incident = Incident(
+@pytest.mark.parametrize(("fault", "locale"), [("unavailable", "ru"), ("misconfigured", "ru-RU")])
+def test_the_sentence_that_users_of_older_bots_know_can_be_chosen(fault: str, locale: str) -> None:
+    """Also where an operator is needed."""
+    stuck = Incident(
         key="k",
         incident_id=uuid7(),
         kind=IncidentKind.STORE_DOWN,
@@ -239,16 +217,11 @@ def user_stuck(*, needs_operator: bool, locale: str, **more: Any) -> str:
         owner_id="7",
         since=SINCE,
         events=1,
-        reason=f"x [{'misconfigured' if needs_operator else 'unavailable'} 1]",
-        **more,
+        reason=f"x [{fault} 1]",
+        style="seed",
     )
-    assert incident.needs_operator == needs_operator
-    return incident.text(locale)
-
-
-def test_the_sentence_that_users_of_older_bots_know_can_be_chosen() -> None:
-    assert user_stuck(needs_operator=False, style="seed", locale="ru") == SEED
-    assert user_stuck(needs_operator=True, style="seed", locale="ru-RU") == SEED
+    assert stuck.needs_operator is (fault == "misconfigured")
+    assert stuck.text(locale) == SEED
 
 
 @pytest.mark.parametrize("locale", ["ru", "en"])
@@ -260,24 +233,15 @@ def test_an_operator_learns_what_since_when_and_what_to_do(locale: str, kind: In
     reason = "the table is missing [misconfigured 42P01]"
 
     def alert(*, recovered: bool = recovered, reminder: bool = False) -> Alert:
-        return an_alert(
-            kind,
-            recovered=recovered,
-            reminder=reminder,
-            reason=reason,
-            names=names,
-            events=events,
-            locale=locale,
-        )
+        told = {"recovered": recovered, "reminder": reminder, "reason": reason, "names": names, "events": events}
+        return an_alert(kind, locale=locale, **told)
 
     shown = alert()
     assert shown.title.startswith("Letopis: ")
     assert shown.title != alert(recovered=not recovered).title
     assert (shown.title != alert(reminder=True).title) is not recovered
-    assert "bot.outbox.db" in shown.text
-    assert duration(1_860, locale) in shown.text
-    assert messages(events * len(names), locale) in shown.text
-    assert in_conversations(5, locale) in shown.text
+    counts = (messages(events * len(names), locale), in_conversations(5, locale))
+    assert all(one in shown.text for one in ("bot.outbox.db", duration(1_860, locale), *counts))
     assert ("letopis" in shown.text.replace("bot.outbox.db", "")) is not recovered
     assert ("42P01" in shown.text) is not recovered
     assert (shown.facts["state"], shown.facts["events"]) == ("resolved" if recovered else "firing", events * len(names))
@@ -293,8 +257,7 @@ def test_a_store_that_refuses_is_not_called_down(locale: str) -> None:
     ]
 
     assert len({alert.title for alert in alerts}) == 4
-    assert "t.x" in alerts[0].text
-    assert "letopis doctor" in alerts[0].text
+    assert "t.x" in alerts[0].text and "letopis doctor" in alerts[0].text
 
 
 def test_an_end_with_nothing_left_says_so() -> None:
@@ -344,11 +307,9 @@ def test_an_alert_about_several_conversations_counts_all_and_names_some() -> Non
         build_alert(group, outbox="b", now=SINCE, locale="ru") for group in (pending, list(reversed(pending)))
     )
 
-    assert first.title == "Letopis: 21 разговор не сохраняется"
+    assert (first.title, first.key) == ("Letopis: 21 разговор не сохраняется", again.key)
     assert "16 сообщений в 8 разговорах" in first.text
-    assert first.text.count("\n- ") == 6
-    assert "- и ещё 3" in first.text
-    assert first.key == again.key
+    assert first.text.count("\n- ") == 6 and "- и ещё 3" in first.text
 
 
 def test_the_trial_alert_says_that_nothing_is_wrong() -> None:
@@ -437,13 +398,15 @@ def test_a_known_code_is_said_in_russian_as_exactly_as_in_english(code: str) -> 
 
 def test_every_table_of_codes_is_looked_up() -> None:
     assert len(codes_of_the_store()) > 150
-    assert {"23514", "1062", "SQLITE_BUSY", "not-connected", "refused", "tls-host"} <= set(codes_of_the_store()) | {
-        "23514"
-    }
-    assert fault_rules.rule_of_code("23514") is fault_rules.CONSTRAINT
-    assert fault_rules.rule_of_code("SQLITE_CONSTRAINT_CHECK") is fault_rules.CONSTRAINT
-    assert fault_rules.rule_of_code("ENOSPC") is fault_rules.DISK_FULL
-    assert fault_rules.rule_of_code("no-such-code") is None
+    assert {"1062", "SQLITE_BUSY", "not-connected", "refused", "tls-host"} <= set(codes_of_the_store())
+    assert [
+        fault_rules.rule_of_code(code) for code in ("23514", "SQLITE_CONSTRAINT_CHECK", "ENOSPC", "no-such-code")
+    ] == [
+        fault_rules.CONSTRAINT,
+        fault_rules.CONSTRAINT,
+        fault_rules.DISK_FULL,
+        None,
+    ]
 
 
 def test_codes_of_ours_are_said_in_russian() -> None:
@@ -483,10 +446,7 @@ def test_what_has_only_begun_is_said_so() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [
-        (IncidentKind.HISTORY_INCOMPLETE, "[incomplete log]"),
-        (IncidentKind.CONVERSATION_BLOCKED, "gone [lost]"),
-    ],
+    [(IncidentKind.HISTORY_INCOMPLETE, "[incomplete log]"), (IncidentKind.CONVERSATION_BLOCKED, "gone [lost]")],
 )
 def test_an_alert_about_a_loss_does_not_say_that_nothing_is_lost(kind: IncidentKind, reason: str) -> None:
     assert "Ничего не потеряно" not in russian_alert(reason, kind)
