@@ -14,6 +14,7 @@ import pytest
 
 from letopis.outbox.config.settings import AlertSettings
 from letopis.outbox.daemon.daemon import Daemon, DaemonSettings
+from letopis.outbox.daemon.fleet import Fleet
 from letopis.outbox.daemon.health import FileCondition
 from letopis.outbox.daemon.http import ListenAddress
 from letopis.outbox.daemon.outbox_worker import OutboxWorker
@@ -52,7 +53,7 @@ def logging_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def made(path: Path, *conversations: str, messages: int = 2) -> Path:
-    """An outbox file with pending events, which no process has open."""
+    """Add pending events to an outbox file that no process has open."""
     outbox = await OutboxFile.open(path)
     for conversation in conversations:
         await say(outbox, conversation, messages)
@@ -62,12 +63,16 @@ async def made(path: Path, *conversations: str, messages: int = 2) -> Path:
 
 @asynccontextmanager
 async def running(
-    *outboxes: Path | str, told: Told | None = None, stall: float = 120.0, **settings: Any
+    *outboxes: Path | str,
+    told: Told | None = None,
+    stall: float = 120.0,
+    fleet: Fleet | None = None,
+    configure: Callable[[], DaemonSettings] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Daemon]:
     """A daemon that has said READY; stopped in the end."""
-    told = told or Told()
-    found = DaemonSettings(outboxes=tuple(map(str, outboxes)), **settings)
-    daemon = Daemon(lambda: found, notifier=told, scan_interval=0.05, stall_timeout=stall)
+    told, found = told or Told(), DaemonSettings(outboxes=tuple(map(str, outboxes)), **settings)
+    daemon = Daemon(configure or (lambda: found), notifier=told, scan_interval=0.05, stall_timeout=stall, fleet=fleet)
     task = asyncio.create_task(daemon.run())
     try:
         await until(lambda: told.count("READY") or task.done(), patience=40)
@@ -93,6 +98,11 @@ def hold_batches(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     return entered
 
 
+@pytest.fixture
+async def bot(tmp_path: Path) -> Path:
+    return await made(tmp_path / "bot.outbox.db", "c1")
+
+
 async def pending(path: Path) -> int:
     outbox = await OutboxFile.open(path, create=False)
     try:
@@ -109,9 +119,9 @@ def nothing_pending(daemon: Daemon) -> Callable[[], Any]:
     return look
 
 
-async def stored(path: Path | str) -> int:
+async def stored(path: Path) -> int:
     async with ConversationStore.open(path) as store:
-        return (await store.head()) if not isinstance(path, Path) or path.exists() else 0
+        return await store.head()
 
 
 class TestFiles:
@@ -144,13 +154,11 @@ class TestFiles:
         assert delivered == 3, "what a file did is counted when it is gone, too"
 
     async def test_what_a_pattern_hits_by_chance_is_left_alone(self, tmp_path: Path) -> None:
-        mine = tmp_path / "mine.db"
-        mine.write_bytes(b"")
+        (tmp_path / "mine.db").touch()
         async with running(tmp_path / "*.db"):
             await asyncio.sleep(0.3)
 
-        assert mine.read_bytes() == b""
-        assert [path.name for path in tmp_path.iterdir()] == ["mine.db"]
+        assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("mine.db", b"")]
 
     async def test_a_file_that_cannot_be_used_disturbs_no_other(self, tmp_path: Path) -> None:
         """And it is served as soon as it can be."""
@@ -195,9 +203,8 @@ class TestFiles:
             await until(both, patience=40)
 
     async def test_whatever_a_relay_raises_it_is_started_again(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, bot: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        path = await made(tmp_path / "bot.outbox.db", "c1")
         deliver = OutboxWorker._deliver
         failures = 2
 
@@ -209,7 +216,7 @@ class TestFiles:
             await deliver(worker)
 
         monkeypatch.setattr(OutboxWorker, "_deliver", failing)
-        async with running(path) as daemon:
+        async with running(bot) as daemon:
             await until(nothing_pending(daemon), patience=40)
 
         assert failures < 0
@@ -218,10 +225,9 @@ class TestFiles:
 class TestStart:
     """What is waited for, and what ends a start."""
 
-    async def test_a_store_that_is_down_is_no_failed_start(self, tmp_path: Path) -> None:
-        path = await made(tmp_path / "bot.outbox.db", "c1")
+    async def test_a_store_that_is_down_is_no_failed_start(self, bot: Path) -> None:
         told = Told()
-        async with running(path, told=told, store="postgresql://bot@127.0.0.1:1/h") as daemon:
+        async with running(bot, told=told, store="postgresql://bot@127.0.0.1:1/h") as daemon:
             await until(lambda: not daemon.workers[0].destination.breaker.closed)
             daemon._snapshot = None
             shown = await daemon.snapshot()
@@ -229,23 +235,18 @@ class TestStart:
 
         assert told.said[0] == "READY=1"
         assert "STOPPING=1" in told.said
-        assert await pending(path) == 3
+        assert await pending(bot) == 3
 
-    async def test_a_store_without_tables_is_wrong_configuration(
-        self, tmp_path: Path, fresh_postgresql_url: str
-    ) -> None:
-        path = await made(tmp_path / "bot.outbox.db", "c1")
-
+    async def test_a_store_without_tables_is_wrong_configuration(self, bot: Path, fresh_postgresql_url: str) -> None:
         with pytest.raises(StoreFault) as caught:
-            async with running(path, store=fresh_postgresql_url):
+            async with running(bot, store=fresh_postgresql_url):
                 pytest.fail("it serves a store without tables")
 
         assert caught.value.fault_class is FaultClass.MISCONFIGURED
 
     async def test_a_stop_during_the_start_closes_what_it_had_open(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, bot: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        path = await made(tmp_path / "bot.outbox.db", "c1")
         others = set(threading.enumerate())  # what an earlier test of this process still ends
         looking = asyncio.Event()
         look = StoreRuntime._prepare
@@ -256,14 +257,11 @@ class TestStart:
             await asyncio.sleep(0.5)
             return components
 
-        async def apply(*_: Any) -> Any:
-            await asyncio.sleep(600)
-
+        hold_batches(monkeypatch)
         monkeypatch.setattr("letopis.store._runtime.CLOSE_TIMEOUT_SECONDS", 20)
         monkeypatch.setattr("letopis.outbox.daemon.store_pool.CLOSE_TIMEOUT_SECONDS", 20)
         monkeypatch.setattr(StoreRuntime, "_prepare", looks)
-        monkeypatch.setattr(ConversationStore, "apply", apply)
-        found = DaemonSettings(outboxes=(str(path),))
+        found = DaemonSettings(outboxes=(str(bot),))
         daemon = Daemon(lambda: found, notifier=Told())
         task = asyncio.create_task(daemon.run())
         await asyncio.wait_for(looking.wait(), 20)
@@ -277,18 +275,16 @@ class TestStart:
 class TestWatchdog:
     """It is fed by progress, and by nothing else."""
 
-    async def test_a_relay_that_hangs_stops_it(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        path = await made(tmp_path / "bot.outbox.db", "c1")
+    async def test_a_relay_that_hangs_stops_it(self, bot: Path, caplog: pytest.LogCaptureFixture) -> None:
         told = Told(watchdog=0.2)
         hang = asyncio.Event()
 
         async def hangs(**_: Any) -> Any:
             await hang.wait()
 
-        async with running(path, told=told, stall=1.5, listen=None) as daemon:
+        async with running(bot, told=told, stall=1.5, listen=None) as daemon:
             await until(nothing_pending(daemon))
             relay = daemon.workers[0]._relay
-            assert relay is not None
             relay._dispatcher.run_batches = hangs  # type: ignore[method-assign]
             await until(lambda: not daemon.is_live())
             await asyncio.sleep(0.2)
@@ -300,10 +296,9 @@ class TestWatchdog:
         assert starved
         assert [record.levelname for record in caplog.records if "watchdog" in record.message] == ["CRITICAL"]
 
-    async def test_a_standby_and_a_file_that_cannot_be_used_do_not_stop_it(self, tmp_path: Path) -> None:
-        path = await made(tmp_path / "bot.outbox.db", "c1")
+    async def test_a_standby_and_a_file_that_cannot_be_used_do_not_stop_it(self, tmp_path: Path, bot: Path) -> None:
         told = Told(watchdog=0.2)
-        async with running(path), running(path, tmp_path / "gone.db", told=told, stall=8.0) as standby:
+        async with running(bot), running(bot, tmp_path / "gone.db", told=told, stall=8.0) as standby:
             await asyncio.sleep(1)
             assert [one.condition for one in standby.workers] == [FileCondition.STANDBY, FileCondition.UNUSABLE]
             fed = told.count("WATCHDOG")
@@ -323,21 +318,15 @@ class TestReload:
             return found
 
         box["settings"] = DaemonSettings(outboxes=(str(path),))
-        daemon = Daemon(configure, notifier=told, scan_interval=0.05)
-        task = asyncio.create_task(daemon.run())
-        await until(lambda: told.count("READY"))
-        await until(lambda: daemon.workers[0].condition is FileCondition.WORKING)
-        yield daemon
-        daemon.stop()
-        await asyncio.wait_for(task, 40)
+        async with running(told=told, configure=configure) as daemon:
+            await until(lambda: daemon.workers[0].condition is FileCondition.WORKING)
+            yield daemon
 
-    async def test_policy_and_alerts_are_taken_over_without_a_break(self, tmp_path: Path) -> None:
-        path = await made(tmp_path / "bot.outbox.db", "c1")
+    async def test_policy_and_alerts_are_taken_over_without_a_break(self, bot: Path) -> None:
         told, box = Told(), dict[str, Any]()
-        async with self.served(path, told, box) as daemon:
+        async with self.served(bot, told, box) as daemon:
             relay, watch = daemon.workers[0]._relay, daemon.workers[0]._watch
-            assert relay is not None
-            assert watch is not None
+            assert relay is not None and watch is not None
             box["settings"] = replace(
                 box["settings"],
                 policy=RetryPolicy(attempts=9),
@@ -351,15 +340,13 @@ class TestReload:
             assert [channel.name for channel in watch.channels] == ["webhook example.org"]
             assert (watch.locale, watch.rules.stuck_after, watch.rules.watch_relay) == ("ru", 60.0, False)
         order = [one.split("=")[0] for one in told.said if one.startswith(("READY", "RELOADING", "STOPPING"))]
-
         assert order == ["READY", "RELOADING", "READY", "STOPPING"]
 
     async def test_a_typing_error_changes_nothing_and_is_said(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self, bot: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        path = await made(tmp_path / "bot.outbox.db", "c1")
         told, box = Told(), dict[str, Any]()
-        async with self.served(path, told, box) as daemon:
+        async with self.served(bot, told, box) as daemon:
             box["error"] = ConfigurationError("letopis.toml: 'polcy' is not known")
             daemon.reload()
             await until(lambda: told.count("READY") == 2)
@@ -368,16 +355,17 @@ class TestReload:
 
         assert any("left as it was" in record.message and record.levelname == "ERROR" for record in caplog.records)
 
-    async def test_what_takes_a_restart_is_said(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        path = await made(tmp_path / "bot.outbox.db", "c1")
+    async def test_what_takes_a_restart_is_said(
+        self, tmp_path: Path, bot: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         other = await made(tmp_path / "other.outbox.db", "c1")
         told, box = Told(), dict[str, Any]()
-        async with self.served(path, told, box) as daemon:
-            box["settings"] = replace(box["settings"], outboxes=(str(path), str(other)), store="postgresql://x:y@z/h")
+        async with self.served(bot, told, box) as daemon:
+            box["settings"] = replace(box["settings"], outboxes=(str(bot), str(other)), store="postgresql://x:y@z/h")
             daemon.reload()
             await until(lambda: told.count("READY") == 2)
             await asyncio.sleep(0.3)
-            assert [served.path for served in daemon.workers] == [path]
+            assert [served.path for served in daemon.workers] == [bot]
 
         assert any("a change of outboxes and store takes a restart" in record.message for record in caplog.records)
 
@@ -385,10 +373,9 @@ class TestReload:
 class TestStop:
     """The first stop finishes, the second does not wait."""
 
-    async def test_a_second_stop_does_not_wait(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        path = await made(tmp_path / "bot.outbox.db", "c1")
+    async def test_a_second_stop_does_not_wait(self, bot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         entered = hold_batches(monkeypatch)
-        found = DaemonSettings(outboxes=(str(path),), stop_timeout=300.0)
+        found = DaemonSettings(outboxes=(str(bot),), stop_timeout=300.0)
         daemon = Daemon(lambda: found, notifier=Told())
         task = asyncio.create_task(daemon.run())
         await asyncio.wait_for(entered.wait(), 20)
@@ -397,18 +384,17 @@ class TestStop:
         daemon.stop()
         await asyncio.wait_for(task, 20)
 
-        assert await pending(path) == 3
+        assert await pending(bot) == 3
 
-    async def test_being_cancelled_closes_everything(self, tmp_path: Path) -> None:
-        path = await made(tmp_path / "bot.outbox.db", "c1")
+    async def test_being_cancelled_closes_everything(self, bot: Path) -> None:
         told = Told()
-        found = DaemonSettings(outboxes=(str(path),))
+        found = DaemonSettings(outboxes=(str(bot),))
         daemon = Daemon(lambda: found, notifier=told)
         task = asyncio.create_task(daemon.run())
         await until(lambda: told.count("READY"))
         await end(task)
 
-        outbox = await OutboxFile.open(path, create=False)
+        outbox = await OutboxFile.open(bot, create=False)
         assert await sql(outbox, "SELECT pid FROM letopis_outbox_relay") in ([(0,)], [])
         await outbox.close()
 

@@ -10,13 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from letopis.outbox.daemon.discovery import (
-    NON_OUTBOX_RECHECK_SECONDS,
-    OutboxScanner,
-    find_outboxes,
-    is_pattern,
-    may_be_outbox,
-)
+from letopis.outbox.daemon import discovery
+from letopis.outbox.daemon.discovery import OutboxScanner, find_outboxes, is_pattern, may_be_outbox
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.errors import ConfigurationError
 from tests.support.platforms import posix_only
@@ -33,29 +28,20 @@ def test_a_name_with_a_star_is_a_pattern_unless_a_file_is_called_so(tmp_path: Pa
 
 
 def test_a_named_file_need_not_be_there_and_a_matched_one_is(tmp_path: Path) -> None:
-    (tmp_path / "b.outbox.db").touch()
-    (tmp_path / "a.outbox.db").touch()
+    for name in ("b.outbox.db", "a.outbox.db"):
+        (tmp_path / name).touch()
     (tmp_path / "folder.outbox.db").mkdir()
+    found = [(one.path.name, one.matched) for one in find_outboxes([f"{tmp_path}/gone.db", f"{tmp_path}/*.outbox.db"])]
 
-    found = find_outboxes([str(tmp_path / "gone.db"), str(tmp_path / "*.outbox.db")])
-
-    assert [(one.path.name, one.matched) for one in found] == [
-        ("gone.db", False),
-        ("a.outbox.db", True),
-        ("b.outbox.db", True),
-    ]
+    assert found == [("gone.db", False), ("a.outbox.db", True), ("b.outbox.db", True)]
 
 
 def test_one_file_under_several_names_is_found_once(tmp_path: Path) -> None:
     (tmp_path / "a.db").touch()
     (tmp_path / "link.db").symlink_to(tmp_path / "a.db")
+    names = (f"{tmp_path}/a.db", f"sqlite:///{tmp_path}/a.db", f"{tmp_path}/link.db", f"{tmp_path}/*.db")
 
-    found = find_outboxes(
-        [str(tmp_path / "a.db"), f"sqlite:///{tmp_path}/a.db", str(tmp_path / "link.db"), f"{tmp_path}/*.db"]
-    )
-
-    assert [one.path.name for one in found] == ["a.db"]
-    assert not found[0].matched
+    assert [(one.path.name, one.matched) for one in find_outboxes(names)] == [("a.db", False)]
 
 
 def test_what_cannot_be_a_file_is_refused() -> None:
@@ -126,7 +112,7 @@ async def test_a_file_that_is_no_outbox_is_examined_again_when_it_changes_or_aft
         examined.append(path.name)
         return may_be_outbox(path)
 
-    monkeypatch.setattr("letopis.outbox.daemon.discovery.may_be_outbox", holds)
+    monkeypatch.setattr(discovery, "may_be_outbox", holds)
     scanner = OutboxScanner(monotonic=hands.monotonic)
 
     [found] = scanner.scan([f"{tmp_path}/*.db"], [])
@@ -137,6 +123,6 @@ async def test_a_file_that_is_no_outbox_is_examined_again_when_it_changes_or_aft
     other.write_text("still not a database")
     os.utime(other, ns=(1, 1))
     assert scanner.scan([f"{tmp_path}/*.db"], [outbox.path]) == []
-    hands.advance(NON_OUTBOX_RECHECK_SECONDS + 1)
+    hands.advance(discovery.NON_OUTBOX_RECHECK_SECONDS + 1)
     assert scanner.scan([f"{tmp_path}/*.db"], [outbox.path]) == []
     assert examined == ["bot.db", "other.db", "other.db", "other.db"]

@@ -6,8 +6,8 @@ import asyncio
 import shutil
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,11 @@ import pytest
 from letopis.outbox.alerting.channels import Alert
 from letopis.outbox.alerting.incidents import Rules
 from letopis.outbox.daemon import outbox_worker, timetable
-from letopis.outbox.daemon.daemon import Daemon, DaemonSettings
+from letopis.outbox.daemon.daemon import Daemon
 from letopis.outbox.daemon.discovery import OutboxMatch
 from letopis.outbox.daemon.fleet import Fleet
-from letopis.outbox.daemon.health import FileCondition
+from letopis.outbox.daemon.health import FileCondition, HealthSnapshot
 from letopis.outbox.daemon.outbox_worker import OutboxWorker
-from letopis.outbox.daemon.systemd import Notifier
 from letopis.outbox.daemon.timetable import state_of
 from letopis.outbox.file.inspection import read_file
 from letopis.outbox.file.outbox_file import OutboxFile
@@ -35,17 +34,13 @@ from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.model.events import to_microseconds, utc_now
 from tests.support.platforms import posix_only
-from tests.support.relays import end, say, until
+from tests.support.relays import DOWN, POISON, end, fault, say, until
 from tests.support.sqlite_rows import rows
 from tests.support.store_changes import copied, put_back
+from tests.unit.outbox.daemon.test_daemon import logging_left_alone, made, running  # noqa: F401 - a fixture
 
 FILES = 6
 OPEN = 2
-
-
-@pytest.fixture(autouse=True)
-def logging_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("letopis.outbox.daemon.daemon.configure_logging", lambda **_: None)
 
 
 @pytest.fixture
@@ -56,46 +51,46 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("letopis.outbox.daemon.fleet.LOOK_PACE_SECONDS", 0.1)
 
 
-class Ready(Notifier):
-    """A notifier that tells when the daemon is ready."""
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[Alert]:
+    """What the daemon sends to its only channel."""
+    alerts = list[Alert]()
 
-    def __init__(self) -> None:
-        super().__init__({})
-        self.said = asyncio.Event()
+    class Channel:
+        name = recipient = "made-up"
 
-    def ready(self) -> None:
-        self.said.set()
+        def send(self, alert: Alert) -> None:
+            alerts.append(alert)
+
+    monkeypatch.setattr("letopis.outbox.daemon.daemon.open_channels", lambda *_, **__: (Channel(),))
+    return alerts
 
 
-async def made(path: Path, conversation: str, messages: int = 2) -> Path:
-    outbox = await OutboxFile.open(path)
-    await say(outbox, conversation, messages)
-    await outbox.close()
-    return path
+def refuse(monkeypatch: pytest.MonkeyPatch, fault: Callable[[Any], StoreFault | None]) -> None:
+    """Have the store refuse each batch for which there is a fault."""
+    apply = ConversationStore.apply
+
+    async def asked(store: ConversationStore, origin: Any, batch: Any) -> Any:
+        if (found := fault(batch)) is not None:
+            raise found
+        return await apply(store, origin, batch)
+
+    monkeypatch.setattr(ConversationStore, "apply", asked)
 
 
 async def made_fleet(folder: Path, files: int = FILES) -> list[Path]:
     return [await made(folder / f"{number}.outbox.db", f"c{number}") for number in range(files)]
 
 
-@asynccontextmanager
-async def fleet(folder: Path, **settings: Any) -> AsyncIterator[Daemon]:
+def fleet(folder: Path, **settings: Any) -> AbstractAsyncContextManager[Daemon]:
     """A daemon on every file of a folder, of which few may be open."""
     settings = {"store": str(folder / "history.db")} | settings
-    found = DaemonSettings(outboxes=(str(folder / "*.outbox.db"),), **settings)
-    ready = Ready()
-    daemon = Daemon(lambda: found, notifier=ready, scan_interval=0.1, fleet=Fleet(max_open=OPEN, quiet=0.2))
-    task = asyncio.create_task(daemon.run())
-    try:
-        await until(lambda: ready.said.is_set() or task.done(), patience=40)
-        if task.done():
-            task.result()
-        yield daemon
-    finally:
-        daemon.stop()
-        done, _ = await asyncio.wait((task,), timeout=40)
-        assert done, "the daemon does not end"
-    task.result()
+    return running(folder / "*.outbox.db", fleet=Fleet(max_open=OPEN, quiet=0.2), **settings)
+
+
+async def shown(daemon: Daemon) -> HealthSnapshot:
+    daemon._snapshot = None
+    return await daemon.snapshot()
 
 
 def status(path: Path) -> Status:
@@ -106,8 +101,7 @@ def delivered(daemon: Daemon, files: int = FILES) -> Callable[[], Any]:
     """Whether every file was delivered."""
 
     async def look() -> bool:
-        daemon._snapshot = None
-        found = await daemon.snapshot()
+        found = await shown(daemon)
         return found.files["working"] == files and found.pending == 0
 
     return look
@@ -153,12 +147,10 @@ async def test_the_stores_beside_closed_files_are_closed_too(tmp_path: Path) -> 
         open_now = {str(one.readlink()) for one in Path("/proc/self/fd").glob("*") if one.is_symlink()}
         assert not any(".history.db" in one for one in open_now)
         assert all(status(path).relay.running for path in paths)
-        await made(paths[2], "c2", 1)
+        await made(paths[2], "c2", messages=1)
         await until(quiet(daemon), patience=60)
-    assert [rows(tmp_path / f"{one}.history.db", "SELECT count(*) FROM letopis_events") for one in (1, 2)] == [
-        [(3,)],
-        [(4,)],
-    ]
+    for number, count in ((1, 3), (2, 4)):
+        assert rows(tmp_path / f"{number}.history.db", "SELECT count(*) FROM letopis_events") == [(count,)]
 
 
 async def test_what_is_appended_to_a_closed_file_is_delivered(tmp_path: Path) -> None:
@@ -170,7 +162,7 @@ async def test_what_is_appended_to_a_closed_file_is_delivered(tmp_path: Path) ->
         try:
             for count in (3, 6):
                 await say(outbox, "c0", 3)
-                await made(paths[count - 1], f"c{count - 1}", 3)
+                await made(paths[count - 1], f"c{count - 1}", messages=3)
                 await until(lambda: sum(status(path).pending for path in paths) == 0, patience=30)
                 await until(quiet(daemon), patience=30)
         finally:
@@ -181,7 +173,7 @@ async def test_what_is_appended_to_a_closed_file_is_delivered(tmp_path: Path) ->
 
 async def test_a_file_that_goes_while_it_is_closed_is_let_go_and_one_that_is_replaced_is_served(tmp_path: Path) -> None:
     paths = await made_fleet(tmp_path)
-    new = await made(tmp_path / "new", "other", 4)
+    new = await made(tmp_path / "new", "other", messages=4)
     async with fleet(tmp_path) as daemon:
         await until(quiet(daemon), patience=60)
         gone = next(one for one in daemon.workers if one.path == paths[0])
@@ -193,9 +185,8 @@ async def test_a_file_that_goes_while_it_is_closed_is_let_go_and_one_that_is_rep
         assert not gone.lock.held
         assert daemon._totals().delivered == 18 + 5
 
-    assert rows(tmp_path / "history.db", "SELECT count(*) FROM letopis_events WHERE conversation_id = 'other'") == [
-        (5,)
-    ]
+    count = "SELECT count(*) FROM letopis_events WHERE conversation_id = 'other'"
+    assert rows(tmp_path / "history.db", count) == [(5,)]
 
 
 async def test_a_backlog_gives_its_turn_to_a_file_that_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,13 +196,13 @@ async def test_a_backlog_gives_its_turn_to_a_file_that_waits(tmp_path: Path, mon
     for number in range(40):
         await say(backlog, f"long{number}", 400)  # 33 batches
     await backlog.close()
-    other = await made(tmp_path / "1.outbox.db", "short", 1)
+    other = await made(tmp_path / "1.outbox.db", "short", messages=1)
     apply, delivered_to = ConversationStore.apply, list[str]()
 
     async def noted(store: ConversationStore, origin: Any, batch: Any) -> Any:
         delivered_to.append(batch[0].conversation_id[:4])
         if len(delivered_to) % 6 == 0 and "shor" not in delivered_to[-6:]:
-            await made(other, "short", 1)
+            await made(other, "short", messages=1)
         return await apply(store, origin, batch)
 
     monkeypatch.setattr(ConversationStore, "apply", noted)
@@ -240,18 +231,11 @@ async def test_a_store_that_is_away_is_told_by_every_file_and_what_waits_is_deli
     tmp_path: Path, soon: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = await made_fleet(tmp_path)
-    apply, away = ConversationStore.apply, True
-
-    async def failing(store: ConversationStore, *batch: Any) -> Any:
-        if away:
-            raise StoreFault(fault_class=FaultClass.UNAVAILABLE, code="refused", reason="away")
-        return await apply(store, *batch)
-
-    monkeypatch.setattr(ConversationStore, "apply", failing)
+    away = True
+    refuse(monkeypatch, lambda _: DOWN if away else None)
     async with fleet(tmp_path) as daemon:
         await until(lambda: all(status(path).breaker.state != "closed" for path in paths), patience=60)
-        daemon._snapshot = None
-        found = await daemon.snapshot()
+        found = await shown(daemon)
         assert (found.pending, found.degraded, found.files["unusable"]) == (18, True, 0)
         assert all(status(path).pending == 3 for path in paths)
 
@@ -260,32 +244,17 @@ async def test_a_store_that_is_away_is_told_by_every_file_and_what_waits_is_deli
 
 
 async def test_one_bad_event_blocks_its_own_file_alone_and_is_reminded_of_while_that_is_closed(
-    tmp_path: Path, soon: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, soon: None, told: list[Alert], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = await made_fleet(tmp_path)
-    apply, told = ConversationStore.apply, list[Alert]()
-
-    async def refusing(store: ConversationStore, origin: Any, batch: Any) -> Any:
-        if any(one.conversation_id == "c3" for one in batch):
-            raise StoreFault(fault_class=FaultClass.POISON, code="22021", reason="made up")
-        return await apply(store, origin, batch)
-
-    class Channel:
-        name = recipient = "made-up"
-
-        def send(self, alert: Alert) -> None:
-            told.append(alert)
-
-    monkeypatch.setattr(ConversationStore, "apply", refusing)
-    monkeypatch.setattr("letopis.outbox.daemon.daemon.open_channels", lambda *_, **__: (Channel(),))
+    refuse(monkeypatch, lambda batch: POISON if any(one.conversation_id == "c3" for one in batch) else None)
     async with fleet(tmp_path, policy=RetryPolicy(base=2.0, factor=1, cap=2.0, jitter="none", attempts=2)) as daemon:
         # The waits for the retries are longer than a file stays open.
         await until(lambda: status(paths[3]).lanes["blocked"] == 1, patience=60)
         await until(lambda: told, patience=60)
         (worker,) = (one for one in daemon.workers if one.path == paths[3])
         await until(lambda: worker not in daemon._fleet.active, patience=60)
-        daemon._snapshot = None
-        found = await daemon.snapshot()
+        found = await shown(daemon)
 
         assert (found.lanes["blocked"], found.pending) == (1, 3)
         assert sum(found.incidents.values()) == 1
@@ -299,7 +268,7 @@ async def test_a_restored_store_heals_files_that_are_closed(tmp_path: Path, soon
     history = tmp_path / "history.db"
     backup = await copied(str(history))
     for number in range(FILES):
-        await made(tmp_path / f"{number}.outbox.db", f"c{number}", 1)
+        await made(tmp_path / f"{number}.outbox.db", f"c{number}", messages=1)
     async with fleet(tmp_path) as daemon:
         await until(delivered(daemon), patience=60)
         assert rows(history, "SELECT count(*) FROM letopis_events") == [(24,)]
@@ -333,16 +302,14 @@ async def test_a_second_daemon_stands_by_with_every_file_closed_and_takes_over(t
         async with fleet(tmp_path) as second:
 
             async def stands_by() -> bool:
-                second._snapshot = None
-                found = await second.snapshot()
-                return found.files["standby"] == FILES and not second._fleet.active
+                return (await shown(second)).files["standby"] == FILES and not second._fleet.active
 
             await until(stands_by, patience=60)
             assert not any(one.lock.held for one in second.workers)
             first.stop()
             await until(lambda: all(one.lock.held for one in second.workers), patience=30)
             for path in paths:
-                await made(path, f"c{path.name[0]}", 1)
+                await made(path, f"c{path.name[0]}", messages=1)
             await until(lambda: all(status(path).pending == 0 for path in paths), patience=60)
     assert rows(tmp_path / "history.db", "SELECT count(*) FROM letopis_events") == [(24,)]
 
@@ -355,8 +322,7 @@ async def test_a_stopped_holder_is_taken_over_and_one_that_gives_signs_of_life_i
     monkeypatch.setattr(outbox_worker, "RECHECK_SILENCE_SECONDS", 1.0)
     paths = await made_fleet(tmp_path)
     stopped, living = LeaseLock(paths[0]), LeaseLock(paths[1])
-    assert stopped.try_acquire()
-    assert living.try_acquire()
+    assert stopped.try_acquire() and living.try_acquire()
 
     async def live() -> None:
         while True:
@@ -400,31 +366,21 @@ class TestFileState:
     async def test_each_commit_shows_and_closing_the_file_last_does_not(self, tmp_path: Path) -> None:
         path = await made(tmp_path / "bot.outbox.db", "c1")
         before = state_of(path)
-        assert before is not None
         outbox = await OutboxFile.open(path)
-        opened = state_of(path)
-        assert opened is not None
-        assert not opened.holds_more_than(before)
+        assert not state_of(path).holds_more_than(before)
         await say(outbox, "c1", 1)
-        written = state_of(path)
-        assert written is not None
-        assert written.holds_more_than(before)
+        assert state_of(path).holds_more_than(before)
         await outbox.maintain()
         settled = await timetable.settled_state(path)
         await outbox.close()
-        after = state_of(path)
-        assert settled is not None
-        assert after is not None
-        assert not after.holds_more_than(settled)
+        assert not state_of(path).holds_more_than(settled)
 
     async def test_a_commit_of_one_who_closes_the_file_last_shows(self, tmp_path: Path) -> None:
         path = await made(tmp_path / "bot.outbox.db", "c1")
         before = await timetable.settled_state(path)
-        await made(path, "c1", 1)
+        await made(path, "c1", messages=1)
         after = state_of(path)
 
-        assert before is not None
-        assert after is not None
         assert after.wal is None
         assert after.holds_more_than(before)
 
@@ -435,8 +391,6 @@ class TestFileState:
         (tmp_path / "copy").replace(path)
         after = state_of(path)
 
-        assert before is not None
-        assert after is not None
         assert after.content == before.content
         assert after.holds_more_than(before)
 
@@ -446,28 +400,16 @@ def test_conditions_are_those_of_the_docs() -> None:
 
 
 async def test_an_outage_of_all_files_is_one_message_and_a_restart_repeats_nothing(
-    tmp_path: Path, soon: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, soon: None, told: list[Alert], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = await made_fleet(tmp_path)
-    apply, told, down = ConversationStore.apply, list[Alert](), True
-
-    async def away(store: ConversationStore, origin: Any, batch: Any) -> Any:
-        if down:
-            raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code="28P01", reason="made up")
-        return await apply(store, origin, batch)
-
-    class Channel:
-        name = recipient = "made-up"
-
-        def send(self, alert: Alert) -> None:
-            told.append(alert)
+    down = True
 
     def noted() -> bool:
         query = "SELECT count(*) FROM letopis_outbox_notifications WHERE state = 'sent'"
         return all(rows(path, query) == [(1,)] for path in paths)
 
-    monkeypatch.setattr(ConversationStore, "apply", away)
-    monkeypatch.setattr("letopis.outbox.daemon.daemon.open_channels", lambda *_, **__: (Channel(),))
+    refuse(monkeypatch, lambda _: fault(FaultClass.MISCONFIGURED, "28P01") if down else None)
     monkeypatch.setattr("letopis.outbox.daemon.daemon.Rules", partial(Rules, resolve_after=0.1))
     for _ in range(2):
         async with fleet(tmp_path):

@@ -8,67 +8,70 @@ import http.client
 import json
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from letopis.outbox.alerting.incidents import IncidentKind
+from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.daemon import http as daemon_http
 from letopis.outbox.daemon.health import FileCondition, HealthSnapshot, OutboxMetrics, aggregate
 from letopis.outbox.daemon.http import MAX_CONCURRENT_REQUESTS, HealthApp, ListenAddress, parse_address, serve_http
 from letopis.outbox.relay.outcome import RelayStats
+from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.store.errors import ConfigurationError
+from tests.support.relays import DOWN
 from tests.unit.outbox.daemon.test_prometheus import figures
 
 
-class Asked:
-    """One request to the application, without a server between."""
+class Answer(NamedTuple):
+    status: int
+    headers: dict[bytes, bytes]
+    body: bytes
 
-    def __init__(self, app: HealthApp, path: str, method: str = "GET", accept: str = "*/*") -> None:
-        self._scope = {"type": "http", "path": path, "method": method, "headers": [(b"accept", accept.encode())]}
-        self._app = app
-        self.status = 0
-        self.headers: dict[bytes, bytes] = {}
-        self.body = b""
 
-    async def _send(self, message: Any) -> None:
-        if message["type"] == "http.response.start":
-            self.status, self.headers = message["status"], dict(message["headers"])
-        else:
-            self.body += message["body"]
+async def ask(app: HealthApp, path: str, method: str = "GET", accept: str = "*/*") -> Answer:
+    """Make one request to the application, without a server between."""
+    sent = list[Any]()
 
-    async def _receive(self) -> Any:
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    async def answered(self) -> Asked:
-        await self._app(self._scope, self._receive, self._send)
-        return self
+    scope = {"type": "http", "path": path, "method": method, "headers": [(b"accept", accept.encode())]}
+    await app(scope, receive, send)
+    start, *parts = sent
+    return Answer(start["status"], dict(start["headers"]), b"".join(part["body"] for part in parts))
 
 
-def app(found: HealthSnapshot, *, live: bool = True) -> HealthApp:
+async def well() -> HealthSnapshot:
+    return figures()
+
+
+async def never() -> HealthSnapshot:
+    raise AssertionError("a look at liveness read the files")
+
+
+def app(*, live: bool = True, **changes: Any) -> HealthApp:
     async def read() -> HealthSnapshot:
-        return found
+        return figures(**changes)
 
     return HealthApp(live=lambda: live, snapshot=read)
 
 
-async def test_alive_is_who_comes_round_the_loop() -> None:
-    well = await Asked(app(figures()), "/healthz/live").answered()
-    stuck = await Asked(app(figures(), live=False), "/healthz/live").answered()
-
-    assert (well.status, json.loads(well.body)) == (200, {"live": True})
-    assert (stuck.status, json.loads(stuck.body)) == (503, {"live": False})
+def serve(port: str = "0", **options: Any) -> AbstractAsyncContextManager[ListenAddress]:
+    return serve_http(parse_address(port), **({"live": lambda: True, "snapshot": well} | options))
 
 
-async def test_being_alive_does_not_depend_on_reading_files() -> None:
-    async def never() -> HealthSnapshot:
-        raise AssertionError("a look at liveness read the files")
+@pytest.mark.parametrize(("live", "status"), [(True, 200), (False, 503)])
+async def test_alive_is_who_comes_round_the_loop_whatever_the_files_are(live: bool, status: int) -> None:
+    asked = await ask(HealthApp(live=lambda: live, snapshot=never), "/healthz/live")
 
-    asked = await Asked(HealthApp(live=lambda: True, snapshot=never), "/healthz/live").answered()
-
-    assert asked.status == 200
+    assert (asked.status, json.loads(asked.body)) == (status, {"live": live})
 
 
 @pytest.mark.parametrize(
@@ -77,20 +80,16 @@ async def test_being_alive_does_not_depend_on_reading_files() -> None:
     ids=["all is well", "starting or ending", "a file that was named cannot be used"],
 )
 async def test_ready_is_whose_files_can_be_used(changes: dict[str, bool], status: int) -> None:
-    asked = await Asked(app(figures(**changes)), "/healthz/ready").answered()
+    asked = await ask(app(**changes), "/healthz/ready")
 
     assert asked.status == status
     assert json.loads(asked.body)["ready"] is (status == 200)
 
 
 async def test_a_store_that_is_away_is_ready_and_degraded() -> None:
-    from letopis.outbox.concurrency.clock import Clock
-    from letopis.outbox.retry.circuit_breaker import Breaker
-    from tests.support.relays import DOWN
-
     breaker = Breaker(clock=Clock(), uniform=lambda _, most: most)
     breaker.trip(DOWN, ())
-    asked = await Asked(app(figures(breakers=[breaker])), "/healthz/ready").answered()
+    asked = await ask(app(breakers=[breaker]), "/healthz/ready")
 
     found = json.loads(asked.body)
     assert (asked.status, found["ready"], found["degraded"]) == (200, True, True)
@@ -109,19 +108,17 @@ def test_late_deliveries_and_a_log_with_gaps_are_degraded() -> None:
         "gaps": [OutboxMetrics(condition=FileCondition.WORKING, incidents={str(IncidentKind.HISTORY_INCOMPLETE): 1})],
     }
 
+    nothing = {"breakers": [], "relay": RelayStats(), "alerts": {}, "deliveries": []}
     found = {
-        name: aggregate(
-            files, now_us=now, ready=True, sound=True, breakers=[], relay=RelayStats(), alerts={}, deliveries=[]
-        ).degraded
-        for name, files in cases.items()
+        name: aggregate(files, now_us=now, ready=True, sound=True, **nothing).degraded for name, files in cases.items()
     }
 
     assert found == {"late": True, "progressing": False, "fresh": False, "gaps": True}
 
 
 async def test_metrics_are_served_in_the_format_that_is_asked_for() -> None:
-    plain = await Asked(app(figures()), "/metrics").answered()
-    opened = await Asked(app(figures()), "/metrics", accept="application/openmetrics-text; version=1.0.0").answered()
+    plain = await ask(app(), "/metrics")
+    opened = await ask(app(), "/metrics", accept="application/openmetrics-text; version=1.0.0")
 
     assert plain.headers[b"content-type"].startswith(b"text/plain")
     assert b"letopis_outbox_pending_events 6.0" in plain.body
@@ -129,9 +126,9 @@ async def test_metrics_are_served_in_the_format_that_is_asked_for() -> None:
 
 
 async def test_nothing_else_is_there_and_nothing_can_be_changed() -> None:
-    missing = await Asked(app(figures()), "/../etc/passwd").answered()
-    posted = await Asked(app(figures()), "/metrics", method="POST").answered()
-    head = await Asked(app(figures()), "/metrics", method="HEAD").answered()
+    missing = await ask(app(), "/../etc/passwd")
+    posted = await ask(app(), "/metrics", method="POST")
+    head = await ask(app(), "/metrics", method="HEAD")
 
     assert missing.status == 404
     assert (posted.status, posted.headers[b"allow"]) == (405, b"GET, HEAD")
@@ -165,25 +162,14 @@ def test_only_this_machine_is_the_loopback() -> None:
 
 
 def _get(port: int, path: str) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
         connection.request("GET", path)
         response = connection.getresponse()
         return response.status, response.read()
-    finally:
-        connection.close()
-
-
-def answering(found: HealthSnapshot) -> tuple[Callable[[], bool], Callable[[], Awaitable[HealthSnapshot]]]:
-    async def read() -> HealthSnapshot:
-        return found
-
-    return lambda: True, read
 
 
 async def test_it_answers_while_it_is_listening_and_no_longer() -> None:
-    live, read = answering(figures())
-    async with serve_http(parse_address("0"), live=live, snapshot=read) as address:
+    async with serve() as address:
         status, body = await asyncio.to_thread(_get, address.port, "/metrics")
 
     assert (address.host, status) == ("127.0.0.1", 200)
@@ -193,27 +179,23 @@ async def test_it_answers_while_it_is_listening_and_no_longer() -> None:
 
 
 async def test_a_port_that_is_taken_is_said_with_its_address() -> None:
-    live, read = answering(figures())
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match=f"127.0.0.1:{port}"):
-            async with serve_http(parse_address(str(port)), live=live, snapshot=read):
+            async with serve(str(port)):
                 pytest.fail("it listens where somebody else does")
 
 
 async def test_a_host_that_does_not_exist_is_wrong_configuration() -> None:
-    live, read = answering(figures())
     with pytest.raises(ConfigurationError, match=r"no-such-host\.invalid"):
-        async with serve_http(parse_address("no-such-host.invalid:1"), live=live, snapshot=read):
+        async with serve("no-such-host.invalid:1"):
             pytest.fail("it listens nowhere")
 
 
 async def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    live, read = answering(figures())
-
     with pytest.raises(ConfigurationError, match=r"letopis\[daemon\]"):
-        async with serve_http(parse_address("0"), live=live, snapshot=read):
+        async with serve():
             pytest.fail("it listens without a server")
 
 
@@ -249,10 +231,7 @@ async def listening(_: Any, receive: Any, send: Any) -> None:
 async def test_who_holds_connections_keeps_nobody_out(held: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon_http, "REQUEST_TIMEOUT_SECONDS", 1.0)
 
-    async def read() -> HealthSnapshot:
-        return figures()
-
-    async with serve_http(parse_address("0"), live=lambda: True, snapshot=read, console=listening) as bound:
+    async with serve(console=listening) as bound:
         kept = [await raw(bound.port, held) for _ in range(200)]
         assert await is_live(bound.port)
         # A request that trickles in is cut off in time all the same.
@@ -271,7 +250,7 @@ async def test_who_holds_connections_keeps_nobody_out(held: bytes, monkeypatch: 
             one.close()
 
 
-async def test_liveness_is_answered_while_the_figures_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_liveness_is_answered_while_the_figures_hang() -> None:
     asked, go_on = 0, asyncio.Event()
 
     async def read() -> HealthSnapshot:
@@ -280,7 +259,7 @@ async def test_liveness_is_answered_while_the_figures_hang(monkeypatch: pytest.M
         await go_on.wait()
         return figures()
 
-    async with serve_http(parse_address("0"), live=lambda: True, snapshot=read) as bound:
+    async with serve(snapshot=read) as bound:
         request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
         kept = [await raw(bound.port, request) for _ in range(MAX_CONCURRENT_REQUESTS + 8)]
         assert await is_live(bound.port)
@@ -297,9 +276,9 @@ async def test_a_connection_that_is_never_read_ends(monkeypatch: pytest.MonkeyPa
 
     async def read() -> HealthSnapshot:
         await asyncio.Event().wait()
-        raise AssertionError
+        return figures()
 
-    async with serve_http(parse_address("0"), live=lambda: True, snapshot=read) as bound:
+    async with serve(snapshot=read) as bound:
         reader, writer = await raw(bound.port, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
         with contextlib.suppress(ConnectionError):
             assert await asyncio.wait_for(reader.read(), 60) == b""

@@ -22,36 +22,35 @@ def test_a_duration_falls_into_the_bucket_whose_bound_it_does_not_exceed() -> No
     for seconds in (0.001, 0.005, 0.006, 1_000.0):
         durations.add(seconds)
 
-    assert durations.buckets[:2] == [2, 1]
-    assert durations.buckets[-1] == 1
+    assert (durations.buckets[:2], durations.buckets[-1]) == ([2, 1], 1)
     assert (durations.count, durations.total) == (4, pytest.approx(1_000.012))
 
 
 def test_joined_durations_are_those_of_both() -> None:
     one, other = Durations(), Durations()
     one.add(0.01)
-    other.add(0.01)
-    other.add(BUCKET_BOUNDS_SECONDS[-1])
+    for seconds in (0.01, BUCKET_BOUNDS_SECONDS[-1]):
+        other.add(seconds)
     one.join(other)
 
-    assert one.count == 3
-    assert one.total == pytest.approx(60.02)
+    assert (one.count, one.total) == (3, pytest.approx(60.02))
 
 
-async def test_deliveries_are_counted_by_outcome(tmp_path: Path) -> None:
-    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+def counted(store: InstrumentedStore) -> dict[str, int]:
+    return {outcome: one.count for outcome, one in store.deliveries.items()}
+
+
+async def test_deliveries_are_counted_by_outcome(outbox: OutboxFile, tmp_path: Path) -> None:
     await say(outbox, "c1", 3)
     store = InstrumentedStore(ConversationStore(tmp_path / "history.db"))
     relay = Relay(outbox, store.store, apply=store.apply)
     before = relay._dispatcher._clock.monotonic()
-
     await relay.drain()
 
     assert (await figures(outbox)).pending == 0
-    assert {outcome: one.count for outcome, one in store.deliveries.items()} == {"ok": 1}
+    assert counted(store) == {"ok": 1}
     assert store.progress_at[outbox.origin.origin_id] >= before
     await store.store.close()
-    await outbox.close()
 
 
 async def test_a_fault_is_counted_by_its_class_and_comes_as_it_is(outbox: OutboxFile) -> None:
@@ -60,7 +59,7 @@ async def test_a_fault_is_counted_by_its_class_and_comes_as_it_is(outbox: Outbox
     with pytest.raises(StoreFault):
         await store.apply(outbox.origin, [])
 
-    assert {outcome: one.count for outcome, one in store.deliveries.items()} == {"unavailable": 1}
+    assert counted(store) == {"unavailable": 1}
     await store.store.close()
 
 
@@ -72,7 +71,7 @@ async def test_a_delivery_whose_deadline_came_first_is_given_up(outbox: OutboxFi
                 await store.apply(outbox.origin, [])
         await store.store.close()
 
-    assert {outcome: one.count for outcome, one in store.deliveries.items()} == {"given_up": 1}
+    assert counted(store) == {"given_up": 1}
 
 
 async def test_a_store_that_rested_keeps_the_options_of_its_url(tmp_path: Path) -> None:

@@ -11,7 +11,14 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from letopis.outbox.concurrency.clock import Clock
-from letopis.outbox.daemon.health import FileCondition, HealthSnapshot, OutboxMetrics, add_stats, aggregate
+from letopis.outbox.daemon.health import (
+    FileCondition,
+    HealthSnapshot,
+    OutboxMetrics,
+    add_stats,
+    aggregate,
+    read_metrics,
+)
 from letopis.outbox.daemon.prometheus import METRICS, exposition
 from letopis.outbox.daemon.store_pool import Durations
 from letopis.outbox.file.inspection import read_file
@@ -69,20 +76,23 @@ def samples(found: HealthSnapshot) -> dict[str, float]:
 
 def test_figures_of_all_files_are_summed_up() -> None:
     found = samples(figures())
+    expected = {
+        "outbox_files{state=working}": 1,
+        "outbox_files{state=standby}": 1,
+        "outbox_files{state=unusable}": 0,
+        "outbox_pending_events": 6,
+        "outbox_oldest_pending_seconds": 40,
+        "outbox_lanes{state=blocked}": 1,
+        "outbox_lanes{state=paused}": 0,
+        "incidents_open{kind=conversation_blocked}": 1,
+        "relay_delivered_events_total": 7,
+        "relay_faults_total{class=unavailable}": 3,
+        "relay_faults_total{class=poison}": 0,
+        "alerts_total{outcome=failed}": 1,
+        "relay_breaker_state{state=closed}": 1,
+    }
 
-    assert found["letopis_outbox_files{state=working}"] == 1
-    assert found["letopis_outbox_files{state=standby}"] == 1
-    assert found["letopis_outbox_files{state=unusable}"] == 0
-    assert found["letopis_outbox_pending_events"] == 6
-    assert found["letopis_outbox_oldest_pending_seconds"] == 40
-    assert found["letopis_outbox_lanes{state=blocked}"] == 1
-    assert found["letopis_outbox_lanes{state=paused}"] == 0
-    assert found["letopis_incidents_open{kind=conversation_blocked}"] == 1
-    assert found["letopis_relay_delivered_events_total"] == 7
-    assert found["letopis_relay_faults_total{class=unavailable}"] == 3
-    assert found["letopis_relay_faults_total{class=poison}"] == 0
-    assert found["letopis_alerts_total{outcome=failed}"] == 1
-    assert found["letopis_relay_breaker_state{state=closed}"] == 1
+    assert {name: found[f"letopis_{name}"] for name in expected} == expected
 
 
 def test_the_histogram_is_cumulative_and_joins_all_stores() -> None:
@@ -106,17 +116,18 @@ def test_a_store_that_is_away_shows_for_how_long() -> None:
     found = figures(breakers=[breaker], now_us=clock.now_us())
 
     assert found.degraded
-    assert samples(found)["letopis_relay_breaker_open_seconds"] == 90
-    assert samples(found)["letopis_relay_breaker_trips_total"] == 1
-    assert samples(found)["letopis_relay_breaker_state{state=open}"] == 1
+    shown = [
+        samples(found)[f"letopis_relay_breaker_{name}"] for name in ("open_seconds", "trips_total", "state{state=open}")
+    ]
+    assert shown == [90, 1, 1]
     assert "store unavailable for 90 s" in found.summary()
 
 
 def test_the_lag_of_a_name_is_that_of_all_stores() -> None:
     found = samples(figures(lags=[{"sales.daily": 3, "follower.warehouse": 0}, {"sales.daily": 4}]))
+    names = ("sales.daily", "follower.warehouse")
 
-    assert found["letopis_follower_lag_events{name=sales.daily}"] == 7
-    assert found["letopis_follower_lag_events{name=follower.warehouse}"] == 0
+    assert [found[f"letopis_follower_lag_events{{name={name}}}"] for name in names] == [7, 0]
 
 
 def test_the_line_for_people_says_the_state_in_a_few_words() -> None:
@@ -159,33 +170,24 @@ def test_openmetrics_is_spoken_to_who_asks_for_it() -> None:
 
 
 def test_all_totals_of_a_relay_add_up() -> None:
-    total = RelayStats()
-    one = RelayStats(
-        **{name: number for number, name in enumerate(RelayStats.__slots__, start=1) if name != "faults"},
-        faults=Counter({"poison": 2}),
-    )
+    numbers = {name: number for number, name in enumerate(RelayStats.__slots__, start=1) if name != "faults"}
+    total, one = RelayStats(), RelayStats(**numbers, faults=Counter({"poison": 2}))
     add_stats(total, one)
     add_stats(total, one)
 
-    for name in RelayStats.__slots__:
-        if name != "faults":
-            assert getattr(total, name) == 2 * getattr(one, name)
+    assert {name: getattr(total, name) for name in numbers} == {name: 2 * number for name, number in numbers.items()}
     assert total.faults == {"poison": 4}
 
 
 def test_the_reference_has_every_metric_and_no_other() -> None:
-    rows = re.findall(
-        r"^\| `(letopis_\w+)`(?:\{`?(\w+)`?\})? \| (\w+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE
-    )
+    row = r"(?m)^\| `(letopis_\w+)`(?:\{`?(\w+)`?\})? \| (\w+) \|"
+    rows = re.findall(row, PAGE.read_text(encoding="utf-8"))
 
     assert rows == [(one.name, one.label, one.kind) for one in METRICS]
 
 
 async def test_a_file_is_read_as_it_is(outbox: OutboxFile) -> None:
-    from letopis.outbox.daemon.health import read_metrics
-
     await say(outbox, "c1", 3)
-
     found = read_file(outbox.path, lambda cursor: read_metrics(cursor, outbox.path))
 
     assert (found.pending, found.lanes["ready"], found.progress_us) == (4, 1, None)

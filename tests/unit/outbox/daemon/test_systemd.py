@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,20 +27,14 @@ def told(ear: socket.socket) -> str:
 
 def test_each_message_arrives_as_the_protocol_spells_it(ear: socket.socket, tmp_path: Path) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
-
     notifier.ready()
-    assert told(ear) == "READY=1"
     notifier.status("pending 3,\noldest 40 s")
-    assert told(ear) == "STATUS=pending 3, oldest 40 s"
     notifier.alive()
-    assert told(ear) == "WATCHDOG=1"
-    notifier.reloading()
-    first, second = told(ear).split("\n")
-    assert first == "RELOADING=1"
-    assert second.startswith("MONOTONIC_USEC=")
-    assert int(second.partition("=")[2]) > 0
     notifier.stopping()
-    assert told(ear) == "STOPPING=1"
+    said = [told(ear) for _ in range(4)]
+    assert said == ["READY=1", "STATUS=pending 3, oldest 40 s", "WATCHDOG=1", "STOPPING=1"]
+    notifier.reloading()
+    assert re.fullmatch("RELOADING=1\nMONOTONIC_USEC=[1-9][0-9]*", told(ear))
 
 
 def test_an_abstract_address_is_understood() -> None:
