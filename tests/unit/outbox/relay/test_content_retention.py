@@ -48,18 +48,15 @@ async def test_a_running_relay_rests_as_its_steps_take_and_one_that_drains_does_
         monkeypatch.setattr(trimmer, "_trim", trim)
         assert trimmer.due(STORE)
         assert await trimmer.step(STORE)
-        time.seconds += 0.08  # its events are delivered, and the tasks of the store carried out
-        assert trimmer.due(STORE) is not rests
-        time.seconds += 9.8
-        assert trimmer.due(STORE) is not rests
-        time.seconds += 0.2
-        assert trimmer.due(STORE)
+        # Its events are delivered meanwhile, and the tasks of the store carried out.
+        for seconds, rested in ((0.08, False), (9.8, False), (0.2, True)):
+            time.seconds += seconds
+            assert trimmer.due(STORE) is (rested or not rests)
         # However long one was held up, as by an outage.
         await trimmer.step(STORE)
-        time.seconds += 3_600
-        assert trimmer.due(STORE) is not rests
-        time.seconds += 60
-        assert trimmer.due(STORE)
+        for seconds, rested in ((3_600, False), (60, True)):
+            time.seconds += seconds
+            assert trimmer.due(STORE) is (rested or not rests)
 
 
 async def test_a_relay_that_runs_rests_and_one_that_drains_does_not(outbox: OutboxFile, tmp_path: Path) -> None:

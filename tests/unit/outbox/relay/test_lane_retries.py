@@ -42,12 +42,6 @@ def retries() -> LaneRetries:
     return LaneRetries(policy, clock=Clock(), uniform=lambda _, most: most)
 
 
-def test_a_charged_refusal_waits_longer_each_time_and_blocks_after_the_last_retry(retries: LaneRetries) -> None:
-    found = [retries.refused(replace(LANE, attempts=attempts), REFUSAL) for attempts in range(3)]
-
-    assert [(one.attempts, one.delay, one.blocks) for one in found] == [(1, 1, False), (2, 2, False), (3, 0, True)]
-
-
 def test_an_uncharged_refusal_waits_longer_each_time_and_never_blocks(retries: LaneRetries) -> None:
     found = [retries.refused(LANE, replace(REFUSAL, charged=False)) for _ in range(4)]
 
@@ -64,13 +58,6 @@ def test_attempts_of_an_earlier_event_are_not_those_of_a_later_one(retries: Lane
     found = retries.refused(replace(LANE, attempts=2), replace(REFUSAL, sequence=4))
 
     assert (found.attempts, found.lane.delivered, found.blocks) == (1, 3, False)
-
-
-def test_a_wait_is_what_the_lane_is_told_until_it_is_forgotten(retries: LaneRetries) -> None:
-    failure = retries.refused(LANE, REFUSAL)
-
-    assert failure.due_at_us is not None
-    assert retries.timers.remaining("c", failure.due_at_us) > 0
 
 
 def test_a_lane_without_its_next_event_is_blocked_as_damaged() -> None:

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.file.sign_of_life import lives, lock_path
 from letopis.outbox.relay.lease import Heartbeat, Lease, LeaseLock, OutboxIdentityChanged, boot_id, write_heartbeat
 from letopis.store.errors import LetopisError
+from letopis.store.model.events import to_microseconds
 from tests.support.relays import Hands, ToldStore, relay_on, say, sql, until
 
 BEAT = Heartbeat(
@@ -38,12 +40,17 @@ time.sleep(60)
 """
 
 
-def lease(outbox: OutboxFile, *, holder: str = "relay", locked: bool = True) -> Lease:
-    return Lease(outbox, clock=Clock(), holder=holder, locked=locked)
+def lease(outbox: OutboxFile, *, locked: bool = True) -> Lease:
+    return Lease(outbox, clock=Clock(), holder="relay", locked=locked)
 
 
-def clock_of(hands: Hands) -> Clock:
-    return Clock(now=hands.now, monotonic=hands.monotonic)
+def standby_of(outbox: OutboxFile, hands: Hands) -> Lease:
+    clock = Clock(now=hands.now, monotonic=hands.monotonic)
+    return Lease(outbox, clock=clock, holder="standby", silence=30)
+
+
+async def beat(outbox: OutboxFile, incarnation: int, heartbeat: Heartbeat = BEAT, *, now_us: int = 9) -> bool:
+    return await outbox.write(lambda connection: write_heartbeat(connection, incarnation, heartbeat, now_us=now_us))
 
 
 async def row(outbox: OutboxFile) -> dict[str, object]:
@@ -53,13 +60,11 @@ async def row(outbox: OutboxFile) -> dict[str, object]:
 
 
 async def test_the_holder_is_written_down_for_people(outbox: OutboxFile) -> None:
-    one = lease(outbox, holder="the bot")
+    assert await lease(outbox).acquire()
 
-    assert await one.acquire()
     found = await row(outbox)
-    assert (found["incarnation"], found["holder"], found["pid"]) == (1, "the bot", os.getpid())
-    assert found["boot_id"] == boot_id()
-    assert found["breaker"] == "closed"
+    assert (found["incarnation"], found["holder"], found["pid"]) == (1, "relay", os.getpid())
+    assert (found["boot_id"], found["breaker"]) == (boot_id(), "closed")
 
 
 async def test_two_do_not_hold_it_at_once_and_each_holder_has_a_number_of_its_own(outbox: OutboxFile) -> None:
@@ -90,7 +95,7 @@ async def test_a_beat_says_how_it_goes(outbox: OutboxFile) -> None:
     one = lease(outbox)
     await one.acquire()
 
-    assert await outbox.write(lambda connection: write_heartbeat(connection, one.incarnation, BEAT, now_us=9))
+    assert await beat(outbox, one.incarnation)
     found = await row(outbox)
     assert (found["breaker"], found["breaker_reason"], found["delivered_total"]) == ("open", "unavailable refused", 7)
     stamps = await sql(outbox, "SELECT heartbeat_at, progress_at, breaker_since FROM letopis_outbox_relay")
@@ -101,16 +106,7 @@ async def test_a_beat_without_progress_leaves_its_stamp_alone(outbox: OutboxFile
     one = lease(outbox)
     await one.acquire()
     before = await sql(outbox, "SELECT progress_at FROM letopis_outbox_relay")
-    still = Heartbeat(
-        progress=False,
-        breaker="closed",
-        breaker_since_us=5,
-        reason=None,
-        detail=None,
-        next_attempt_us=None,
-        delivered=0,
-    )
-    await outbox.write(lambda connection: write_heartbeat(connection, one.incarnation, still, now_us=9))
+    await beat(outbox, one.incarnation, replace(BEAT, progress=False))
 
     assert await sql(outbox, "SELECT progress_at, heartbeat_at FROM letopis_outbox_relay") == [(before[0][0], 9)]
 
@@ -120,14 +116,14 @@ async def test_a_beat_of_an_earlier_holder_changes_nothing(outbox: OutboxFile) -
     await one.acquire()
     await two.acquire()
 
-    assert not await outbox.write(lambda connection: write_heartbeat(connection, one.incarnation, BEAT, now_us=9))
+    assert not await beat(outbox, one.incarnation)
     assert (await row(outbox))["delivered_total"] == 0
 
 
 async def test_who_delivers_without_the_lease_is_counted_and_gives_no_sign_of_life(outbox: OutboxFile) -> None:
     one = lease(outbox)
     await one.acquire()
-    await outbox.write(lambda connection: write_heartbeat(connection, 0, BEAT, now_us=9))
+    await beat(outbox, 0)
 
     found = await row(outbox)
     assert (found["delivered_total"], found["breaker"]) == (7, "closed")
@@ -151,7 +147,6 @@ async def test_the_lock_goes_with_the_process_that_was_killed(outbox: OutboxFile
         [sys.executable, "-c", HOLD, str(lock_path(outbox.path))], stdout=subprocess.PIPE, text=True
     )
     with process:
-        assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         one = lease(outbox)
         assert not await one.acquire()
@@ -162,10 +157,7 @@ async def test_the_lock_goes_with_the_process_that_was_killed(outbox: OutboxFile
 
 
 async def test_a_lease_that_cannot_be_written_down_is_not_taken(outbox: OutboxFile) -> None:
-    await sql(
-        outbox,
-        "CREATE TRIGGER no BEFORE INSERT ON letopis_outbox_relay BEGIN SELECT raise(ABORT, 'no'); END",
-    )
+    await sql(outbox, "CREATE TRIGGER no BEFORE INSERT ON letopis_outbox_relay BEGIN SELECT raise(ABORT, 'no'); END")
     one = lease(outbox)
     with pytest.raises(LetopisError):
         await one.acquire()
@@ -178,7 +170,7 @@ async def test_a_lease_that_cannot_be_written_down_is_not_taken(outbox: OutboxFi
 async def test_a_holder_that_gives_no_sign_of_life_is_taken_over_and_fenced(outbox: OutboxFile, hands: Hands) -> None:
     """A stopped process keeps its lock; its beat is what it cannot keep."""
     stopped = lease(outbox)
-    standby = Lease(outbox, clock=clock_of(hands), holder="standby", silence=30)
+    standby = standby_of(outbox, hands)
     await stopped.acquire()
 
     assert not await standby.acquire()
@@ -188,7 +180,7 @@ async def test_a_holder_that_gives_no_sign_of_life_is_taken_over_and_fenced(outb
     assert await standby.acquire()
 
     assert standby.incarnation == stopped.incarnation + 1
-    assert not await outbox.write(lambda connection: write_heartbeat(connection, stopped.incarnation, BEAT, now_us=9))
+    assert not await beat(outbox, stopped.incarnation)
     await standby.release()
     await stopped.release()
     assert await standby.acquire()
@@ -196,13 +188,11 @@ async def test_a_holder_that_gives_no_sign_of_life_is_taken_over_and_fenced(outb
 
 async def test_a_holder_that_beats_is_not_taken_over_however_long_it_holds(outbox: OutboxFile, hands: Hands) -> None:
     living = lease(outbox)
-    standby = Lease(outbox, clock=clock_of(hands), holder="standby", silence=30)
+    standby = standby_of(outbox, hands)
     await living.acquire()
     for second in range(0, 200, 20):
         hands.advance(20)
-        await outbox.write(
-            lambda connection, at=second: write_heartbeat(connection, living.incarnation, BEAT, now_us=at)
-        )
+        await beat(outbox, living.incarnation, now_us=second)
         assert not await standby.acquire()
 
 
@@ -210,16 +200,15 @@ async def test_a_holder_that_rests_is_not_taken_over_while_it_gives_signs_of_lif
     outbox: OutboxFile, hands: Hands
 ) -> None:
     """It has closed the file, so that nothing changes in its row."""
-    clock = clock_of(hands)
+    standby = standby_of(outbox, hands)
     lock = LeaseLock(outbox.path)
-    resting = Lease(outbox, clock=clock, holder="resting", lock=lock)
+    resting = Lease(outbox, clock=Clock(), holder="resting", lock=lock)
     assert await resting.acquire()
     resting.suspend()
     assert not resting.held
-    standby = Lease(outbox, clock=clock, holder="standby", silence=30)
     for _ in range(10):
         hands.advance(20)
-        assert lock.give_sign_of_life(clock.now_us())
+        assert lock.give_sign_of_life(to_microseconds(hands.now()))
         assert not await standby.acquire()
     hands.advance(31)
     assert await standby.acquire(), "the process was stopped: it gives no sign"
@@ -261,7 +250,7 @@ async def test_two_standbys_that_look_at_once_do_not_both_take_over(outbox: Outb
     together = cast("OutboxFile", Together())
     stopped = lease(outbox)
     await stopped.acquire()
-    two = [Lease(together, clock=clock_of(hands), holder="standby", silence=30) for _ in range(2)]
+    two = [standby_of(together, hands) for _ in range(2)]
     for standby in two:
         assert not await standby.acquire()
     hands.advance(31)

@@ -17,7 +17,6 @@ from letopis.outbox.relay.poison_isolation import MAX_UNAVAILABLE_TRIES, PoisonI
 from letopis.outbox.retry.fault_attribution import FaultAttribution
 from letopis.store import Message, Seen
 from letopis.store.database.faults import FaultClass, StoreFault
-from letopis.store.errors import Closed, OriginSuperseded
 from letopis.store.model.codec import EncodedEvent, encode
 from letopis.store.model.events import Event
 from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin, SequencedEvent
@@ -28,19 +27,15 @@ STRANGE = fault(FaultClass.UNCLASSIFIED, "KeyError")
 
 
 def batch(conversation_id: str, count: int, *, first: int = 1) -> LaneBatch:
-    return LaneBatch(
-        conversation_id=conversation_id,
-        deliveries=tuple(
-            SequencedEvent(
-                sequence=sequence,
-                event=encode(
-                    Event(type="custom.said", data={"n": sequence}, event_id=UUID(int=sequence)),
-                    conversation_id=conversation_id,
-                ),
-            )
-            for sequence in range(first, first + count)
-        ),
-    )
+    def event(sequence: int) -> SequencedEvent:
+        said = Event(type="custom.said", data={"n": sequence}, event_id=UUID(int=sequence))
+        return SequencedEvent(sequence=sequence, event=encode(said, conversation_id=conversation_id))
+
+    return LaneBatch(conversation_id=conversation_id, deliveries=tuple(map(event, range(first, first + count))))
+
+
+def batches(count: int, each: int) -> list[LaneBatch]:
+    return [batch(f"c{number}", each) for number in range(count)]
 
 
 def refusing(error: BaseException, *bad: tuple[str, int]) -> Callable[[Sequence[LaneBatch]], BaseException | None]:
@@ -96,30 +91,43 @@ async def test_a_good_batch_goes_in_one_piece() -> None:
     store = ToldStore()
     sent = await made(store).send([batch("a", 3), batch("b", 2)])
 
-    assert sent.delivered == {"a": 3, "b": 2}
-    assert (sent.inserted, sent.duplicates, sent.fault, sent.refusals) == (5, 0, None, [])
-    assert len(store.batches) == 1
+    assert (sent.delivered, sent.inserted, sent.duplicates) == ({"a": 3, "b": 2}, 5, 0)
+    assert (sent.fault, sent.refusals, len(store.batches)) == (None, [], 1)
 
 
 async def test_one_bad_event_among_two_hundred_conversations_is_found_and_all_else_gets_through() -> None:
     store = ToldStore(refusing(POISON, ("c77", 3)))
-    sent = await made(store).send([batch(f"c{number}", 5) for number in range(200)])
+    sent = await made(store).send(batches(200, 5))
 
     assert charges(sent) == {("c77", 3, True, False)}
-    assert sent.delivered["c77"] == 2
+    assert (sent.delivered["c77"], store.held("c77")) == (2, 2)
     assert sum(sent.delivered.values()) == 199 * 5 + 2
-    assert store.held("c77") == 2
     assert len(store.batches) < 30
 
 
-@pytest.mark.parametrize("where", range(1, 12))
-async def test_the_good_events_before_the_bad_one_get_through_and_none_after_it(where: int) -> None:
-    store = ToldStore(refusing(POISON, ("a", where)))
-    sent = await made(store).send([batch("a", 11)])
+LOCKED = fault(FaultClass.CONFLICT, "55P03")
 
-    assert charges(sent) == {("a", where, True, False)}
-    assert store.held("a") == where - 1
-    assert sent.delivered == ({"a": where - 1} if where > 1 else {})
+
+@pytest.mark.parametrize(
+    ("error", "bad", "counts", "charged"),
+    [
+        *(pytest.param(POISON, ("a", where), {"a": 11}, True, id=f"refused at {where}") for where in range(1, 12)),
+        pytest.param(LOCKED, ("a", 1), {"a": 1, "b": 2}, False, id="locked by another transaction for long"),
+        pytest.param(STRANGE, ("b", 2), {"a": 3, "b": 3, "c": 3}, True, id="strange, and others get through"),
+        pytest.param(STRANGE, ("a", 1), {"a": 4}, False, id="strange, with no other conversation"),
+    ],
+)
+async def test_the_good_events_before_the_bad_one_get_through_and_none_after_it(
+    error: StoreFault, bad: tuple[str, int], counts: dict[str, int], charged: bool
+) -> None:
+    store = ToldStore(refusing(error, bad))
+    sent = await made(store).send([batch(name, count) for name, count in counts.items()])
+    taken = counts | {bad[0]: bad[1] - 1}
+
+    assert charges(sent) == {(*bad, charged, False)}
+    assert {name: store.held(name) for name in counts} == taken
+    assert sent.delivered == {name: count for name, count in taken.items() if count}
+    assert (sent.fault, store.trials) == (None, 0 if error is LOCKED else 1)
 
 
 async def test_a_store_that_is_away_stops_everything_and_charges_no_conversation() -> None:
@@ -130,12 +138,18 @@ async def test_a_store_that_is_away_stops_everything_and_charges_no_conversation
     assert (sent.refusals, sent.delivered, len(store.batches)) == ([], {}, MAX_UNAVAILABLE_TRIES)
 
 
-async def test_a_connection_that_was_cut_while_it_lay_idle_is_no_outage() -> None:
-    cut = [DOWN]
-    store = ToldStore(lambda _: cut.pop() if cut else None)
+@pytest.mark.parametrize(
+    ("error", "times"),
+    [(DOWN, 1), (fault(FaultClass.CONFLICT, "40P01"), 2)],
+    ids=["a connection that was cut while it lay idle", "a conflict"],
+)
+async def test_what_passes_is_tried_again_at_once(error: StoreFault, times: int) -> None:
+    errors = [error] * times
+    store = ToldStore(lambda _: errors.pop() if errors else None)
     sent = await made(store).send([batch("a", 3)])
 
-    assert (sent.fault, sent.delivered, sent.faults) == (None, {"a": 3}, {"unavailable": 1})
+    assert (sent.fault, sent.refusals, sent.delivered) == (None, [], {"a": 3})
+    assert sent.faults == {error.fault_class: times}
 
 
 async def test_a_store_that_goes_away_while_the_bad_event_is_looked_for_keeps_what_it_took() -> None:
@@ -147,32 +161,10 @@ async def test_a_store_that_goes_away_while_the_bad_event_is_looked_for_keeps_wh
         return refusing(POISON, ("c7", 2))(lanes)
 
     store.refuse = refuse
-    sent = await made(store).send([batch(f"c{number}", 3) for number in range(8)])
+    sent = await made(store).send(batches(8, 3))
 
-    assert sent.fault is DOWN
-    assert sent.refusals == []
-    assert sent.delivered == {one: len(held) for one, held in store.lanes.items() if held}
-    assert sent.delivered
-
-
-async def test_a_conflict_is_tried_again_at_once() -> None:
-    faults = [fault(FaultClass.CONFLICT, "40P01"), fault(FaultClass.CONFLICT, "40P01")]
-    store = ToldStore(lambda _: faults.pop() if faults else None)
-    sent = await made(store).send([batch("a", 3)])
-
-    assert sent.delivered == {"a": 3}
-    assert sent.faults == {"conflict": 2}
-    assert sent.refusals == []
-
-
-async def test_a_conversation_in_lasting_conflict_waits_uncharged_and_lets_the_others_through() -> None:
-    """Another transaction holds its row locked."""
-    store = ToldStore(refusing(fault(FaultClass.CONFLICT, "55P03"), ("a", 1)))
-    sent = await made(store).send([batch("a", 1), batch("b", 2)])
-
-    assert sent.delivered == {"b": 2}
-    assert charges(sent) == {("a", 1, False, False)}
-    assert sent.fault is None
+    assert (sent.fault, sent.refusals) == (DOWN, [])
+    assert sent.delivered == {one: len(held) for one, held in store.lanes.items() if held} != {}
 
 
 async def test_an_unknown_outcome_is_sent_again_and_absorbed() -> None:
@@ -186,41 +178,18 @@ async def test_an_unknown_outcome_is_sent_again_and_absorbed() -> None:
 
 
 async def test_a_store_that_never_answers_is_given_up_after_the_deadline() -> None:
-    class Hanging(ToldStore):
-        async def apply(self, origin: Origin, lanes: Sequence[LaneBatch]) -> ApplyResult:
-            await asyncio.sleep(3_600)
-            raise AssertionError
+    hanging = ToldStore()
+    hanging.hold(3_600)
+    sent = await made(hanging, deadline=0.05).send([batch("a", 3)])
 
-    sent = await made(Hanging(), deadline=0.05).send([batch("a", 3)])
-
-    assert sent.fault is not None
     assert (sent.fault.fault_class, sent.fault.code) == (FaultClass.UNKNOWN_OUTCOME, "deadline")
-
-
-async def test_a_strange_fault_is_the_events_when_other_conversations_get_through() -> None:
-    store = ToldStore(refusing(STRANGE, ("b", 2)))
-    sent = await made(store).send([batch("a", 3), batch("b", 3), batch("c", 3)])
-
-    assert charges(sent) == {("b", 2, True, False)}
-    assert sent.delivered == {"a": 3, "b": 1, "c": 3}
-    assert sent.fault is None
 
 
 async def test_a_strange_fault_of_three_different_conversations_is_the_stores() -> None:
     store = ToldStore(lambda _: STRANGE)
-    sent = await made(store).send([batch(f"c{number}", 4) for number in range(50)])
+    sent = await made(store).send(batches(50, 4))
 
-    assert sent.fault is STRANGE
-    assert sent.refusals == []
-
-
-async def test_a_strange_fault_with_no_other_conversation_is_not_charged() -> None:
-    store = ToldStore(refusing(STRANGE, ("a", 1)))
-    sent = await made(store).send([batch("a", 4)])
-
-    assert charges(sent) == {("a", 1, False, False)}
-    assert sent.fault is None
-    assert store.trials == 1
+    assert (sent.fault, sent.refusals) == (STRANGE, [])
 
 
 async def test_any_error_at_all_is_sorted_not_raised() -> None:
@@ -232,24 +201,18 @@ async def test_any_error_at_all_is_sorted_not_raised() -> None:
     assert "KeyError" in sent.refusals[0].fault
 
 
-async def test_use_after_close_is_not_a_fault_of_the_store() -> None:
-    with pytest.raises(Closed):
-        await made(ToldStore(lambda _: Closed("closed"))).send([batch("a", 1)])
-
-
-async def test_what_looks_like_an_outage_is_the_events_when_it_always_fails_alone() -> None:
+@pytest.mark.parametrize("kind", [FaultClass.UNAVAILABLE, FaultClass.MISCONFIGURED, FaultClass.UNKNOWN_OUTCOME])
+async def test_what_looks_like_an_outage_is_the_events_when_it_always_fails_alone(kind: FaultClass) -> None:
     """MariaDB answers a packet that is too large by cutting the connection."""
-    attribution = FaultAttribution()
-    store = ToldStore(refusing(DOWN, ("big", 3)))
-    isolation = made(store, attribution=attribution)
+    store = ToldStore(refusing(fault(kind, "x"), ("big", 3)))
+    isolation = made(store)
     outcomes = []
     for number in range(10):
         sent = await isolation.send([batch("big", 5), batch(f"other-{number}", 1)])
         outcomes.append(sent.fault)
-        if sent.fault is not None:  # the probe of another conversation gets through
-            await isolation.send([batch(f"probe-{number}", 1)])
-        else:
+        if sent.fault is None:
             break
+        await isolation.send([batch(f"probe-{number}", 1)])  # the probe of another conversation gets through
 
     assert 3 <= len(outcomes) <= 5
     assert charges(sent) == {("big", 3, True, False)}
@@ -260,8 +223,7 @@ async def test_a_lane_that_the_store_has_lost_events_of_is_reported() -> None:
     store = ToldStore()
     sent = await made(store).send([batch("a", 2, first=5), batch("b", 2)])
 
-    assert sent.gaps == {"a": 0}
-    assert sent.delivered == {"b": 2}
+    assert (sent.gaps, sent.delivered) == ({"a": 0}, {"b": 2})
 
 
 async def test_other_content_in_the_history_ends_the_lane_there_for_good() -> None:
@@ -272,17 +234,7 @@ async def test_other_content_in_the_history_ends_the_lane_there_for_good() -> No
     sent = await made(store).send([whole])
 
     assert charges(sent) == {("a", 3, True, True)}
-    assert sent.delivered == {"a": 2}
-    assert store.held("a") == 3
-
-
-async def test_a_superseded_outbox_is_no_fault_of_an_event() -> None:
-    store = ToldStore(lambda _: OriginSuperseded(origin_id=ORIGIN.origin_id, epoch=1, current=2))
-    sent = await made(store).send([batch("a", 1)])
-
-    assert sent.fault is not None
-    assert (sent.fault.fault_class, sent.fault.code) == (FaultClass.MISCONFIGURED, "origin-superseded")
-    assert "--new-origin" in str(sent.fault)
+    assert (sent.delivered, store.held("a")) == ({"a": 2}, 3)
 
 
 async def test_suspects_go_on_their_own_after_the_others() -> None:
@@ -324,25 +276,22 @@ async def test_whatever_fails_what_is_called_delivered_is_held_and_nothing_is_sk
 
 # Whose fault a refusal is.
 
-ORDINARY = "letopis-trial-"
+
+def ordinary(lanes: Sequence[LaneBatch]) -> bool:
+    """Whether it is what a trial sends."""
+    return any(lane.conversation_id.startswith("letopis-trial-") for lane in lanes)
 
 
-def everybody(error: StoreFault, *, ordinary: bool) -> Callable[[Sequence[LaneBatch]], BaseException | None]:
-    """Refuse every conversation; with ``ordinary``, what a trial sends too."""
-
-    def refuse(lanes: Sequence[LaneBatch]) -> BaseException | None:
-        trial = any(lane.conversation_id.startswith(ORDINARY) for lane in lanes)
-        return error if ordinary or not trial else None
-
-    return refuse
+def real(lanes: Sequence[LaneBatch]) -> BaseException | None:
+    """Refuse every conversation, and take what a trial sends."""
+    return None if ordinary(lanes) else POISON
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 50])
 async def test_what_an_ordinary_event_is_refused_for_too_is_the_stores_and_not_charged(count: int) -> None:
-    store = ToldStore(everybody(POISON, ordinary=True))
-    sent = await made(store).send([batch(f"c{number}", 4) for number in range(count)])
+    store = ToldStore(lambda _: POISON)
+    sent = await made(store).send(batches(count, 4))
 
-    assert sent.fault is not None
     assert (sent.fault.fault_class, sent.fault.code) == (FaultClass.POISON, "22021")
     assert "so it is the history store" in str(sent.fault)
     assert (sent.refusals, sent.cleared, sent.answered) == ([], ("c0",), False)
@@ -353,7 +302,7 @@ async def test_what_is_refused_in_other_words_than_an_ordinary_event_is_the_even
     """An operator's own rule may require what only their conversations have."""
 
     def refuse(lanes: Sequence[LaneBatch]) -> BaseException | None:
-        if any(lane.conversation_id.startswith(ORDINARY) for lane in lanes):
+        if ordinary(lanes):
             return fault(FaultClass.POISON, "23514")
         return refusing(POISON, ("a", 2))(lanes)
 
@@ -364,28 +313,20 @@ async def test_what_is_refused_in_other_words_than_an_ordinary_event_is_the_even
 
 
 async def test_a_store_that_goes_away_while_an_ordinary_event_is_tried_is_away() -> None:
-    def refuse(lanes: Sequence[LaneBatch]) -> BaseException | None:
-        return DOWN if any(lane.conversation_id.startswith(ORDINARY) for lane in lanes) else POISON
+    sent = await made(ToldStore(lambda lanes: DOWN if ordinary(lanes) else POISON)).send([batch("a", 3)])
 
-    sent = await made(ToldStore(refuse)).send([batch("a", 3)])
-
-    assert sent.fault is DOWN
-    assert (sent.refusals, sent.cleared) == ([], ())
+    assert (sent.fault, sent.refusals, sent.cleared) == (DOWN, [], ())
 
 
 async def test_three_that_are_refused_in_a_row_with_none_getting_through_make_it_the_store() -> None:
     """Although an ordinary event is accepted: a column may have been narrowed below real messages."""
-    store = ToldStore(everybody(POISON, ordinary=False))
-    sent = await made(store).send([batch(f"c{number}", 4) for number in range(50)])
+    sent = await made(ToldStore(real)).send(batches(50, 4))
 
-    assert sent.fault is not None
-    assert sent.fault.fault_class is FaultClass.POISON
-    assert sent.refusals == []
-    assert len(sent.cleared) == 3
+    assert (sent.fault.fault_class, sent.refusals, len(sent.cleared)) == (FaultClass.POISON, [], 3)
 
 
 async def test_three_that_are_refused_one_after_the_other_make_it_the_store_too() -> None:
-    isolation = made(ToldStore(everybody(POISON, ordinary=False)))
+    isolation = made(ToldStore(real))
     outcomes = [await isolation.send([batch(name, 1)]) for name in ("a", "b", "b", "c")]
 
     assert [one.fault is None for one in outcomes] == [True, True, True, False]
@@ -409,42 +350,26 @@ async def test_bad_conversations_that_stand_side_by_side_before_sound_ones_are_e
 
 
 async def test_charged_conversations_are_no_evidence_against_the_store() -> None:
-    attribution = FaultAttribution()
-    poisoned = [(f"bad-{number}", 1) for number in range(4)]
-    isolation = made(ToldStore(refusing(POISON, *poisoned)), attribution=attribution)
-    await isolation.send([batch("sound", 1), *(batch(name, 1) for name, _ in poisoned)])
-    sent = await isolation.send([batch(name, 1) for name, _ in poisoned], suspects=[name for name, _ in poisoned])
+    names = [f"bad-{number}" for number in range(4)]
+    bad = [batch(name, 1) for name in names]
+    isolation = made(ToldStore(refusing(POISON, *((name, 1) for name in names))))
+    await isolation.send([batch("sound", 1), *bad])
+    sent = await isolation.send(bad, suspects=names)
 
     assert sent.fault is None
-    assert charges(sent) == {(*one, True, False) for one in poisoned}
+    assert charges(sent) == {(name, 1, True, False) for name in names}
 
 
 async def test_the_good_beginning_of_a_bad_conversation_is_no_witness_against_another() -> None:
     """Beginnings are taken, messages are refused: no conversation succeeded."""
 
     def refuse(lanes: Sequence[LaneBatch]) -> BaseException | None:
-        trial = any(lane.conversation_id.startswith(ORDINARY) for lane in lanes)
-        return POISON if not trial and any(one.sequence > 1 for lane in lanes for one in lane.deliveries) else None
+        begins = all(one.sequence == 1 for lane in lanes for one in lane.deliveries)
+        return None if begins or ordinary(lanes) else POISON
 
-    sent = await made(ToldStore(refuse)).send([batch(f"c{number}", 2) for number in range(5)])
+    sent = await made(ToldStore(refuse)).send(batches(5, 2))
 
-    assert sent.fault is not None
-    assert sent.refusals == []
-
-
-@pytest.mark.parametrize("kind", [FaultClass.UNAVAILABLE, FaultClass.MISCONFIGURED, FaultClass.UNKNOWN_OUTCOME])
-async def test_whatever_follows_one_event_is_the_events_once_others_got_through(kind: FaultClass) -> None:
-    attribution = FaultAttribution()
-    store = ToldStore(refusing(fault(kind, "x"), ("big", 3)))
-    isolation = made(store, attribution=attribution)
-    sent = SendResult()
-    for number in range(5):
-        sent = await isolation.send([batch("big", 5), batch(f"other-{number}", 1)])
-        if sent.fault is None:
-            break
-        await isolation.send([batch(f"probe-{number}", 1)])
-
-    assert charges(sent) == {("big", 3, True, False)}
+    assert (sent.fault.fault_class, sent.refusals) == (FaultClass.POISON, [])
 
 
 async def test_the_most_suspicious_conversation_goes_last() -> None:

@@ -25,6 +25,7 @@ from tests.support.relays import (
     figures,
     lane,
     relay_on,
+    running,
     say,
     sql,
     until,
@@ -74,12 +75,16 @@ def in_order(store: ToldStore) -> bool:
     return came == {f"c{number}": list(range(1, EACH + 2)) for number in range(MANY)}
 
 
+def complete(store: ToldStore) -> bool:
+    """Whether it holds all there is, and nothing twice."""
+    return [store.held(f"c{number}") for number in range(MANY)] == [EACH + 1] * MANY
+
+
 async def test_two_batches_are_under_way_and_never_two_of_one_conversation(outbox: OutboxFile) -> None:
     store = Slow()
 
     assert await relay_on(outbox, store).drain() == MANY * (EACH + 1)
-    assert store.most == 2
-    assert store.shared == set()
+    assert (store.most, store.shared) == (2, set())
     assert in_order(store)
     assert (await figures(outbox)).pending == 0
 
@@ -89,8 +94,7 @@ async def test_a_batch_has_more_of_fewer_conversations(outbox: OutboxFile) -> No
     await relay_on(outbox, store).drain_once()
 
     [first] = store.batches
-    assert len(first) == 50
-    assert all(len(one.deliveries) == 10 for one in first)
+    assert [len(one.deliveries) for one in first] == [10] * 50
 
 
 async def test_a_run_begins_no_batch_after_half_a_second(outbox: OutboxFile) -> None:
@@ -114,12 +118,11 @@ async def test_a_run_begins_no_batch_after_half_a_second(outbox: OutboxFile) -> 
 
 async def test_what_is_said_meanwhile_is_delivered_too(outbox: OutboxFile) -> None:
     store = Slow()
-    task = asyncio.create_task(relay_on(outbox, store).run())
-    for number in range(40):
-        await say(outbox, f"c{number}")
-        await asyncio.sleep(0.005)
-    await drained(outbox)
-    await end(task)
+    async with running(relay_on(outbox, store)):
+        for number in range(40):
+            await say(outbox, f"c{number}")
+            await asyncio.sleep(0.005)
+        await drained(outbox)
 
     assert [store.held(f"c{number}") for number in range(MANY)] == [EACH + 1 + (number < 40) for number in range(MANY)]
 
@@ -133,11 +136,10 @@ async def test_an_outage_in_the_middle_charges_nobody_and_loses_nothing(outbox: 
     assert relay.breaker.state is BreakerState.OPEN
     assert (await lane(outbox, "c119")).attempts == 0
     store.refuse = lambda _: None
-    task = asyncio.create_task(relay.run())
-    await drained(outbox)
-    await end(task)
+    async with running(relay):
+        await drained(outbox)
 
-    assert [store.held(f"c{number}") for number in range(MANY)] == [EACH + 1] * MANY
+    assert complete(store)
 
 
 async def test_a_refused_event_blocks_its_own_conversation_alone(outbox: OutboxFile) -> None:
@@ -145,13 +147,12 @@ async def test_a_refused_event_blocks_its_own_conversation_alone(outbox: OutboxF
     store.refuse = lambda batch: (
         POISON if any(one.conversation_id == "c60" and one.deliveries[-1].sequence > 5 for one in batch) else None
     )
-    task = asyncio.create_task(relay_on(outbox, store, policy=QUICK).run())
 
     async def left_alone() -> bool:
         return (await lane(outbox, "c60")).state == "blocked" and (await figures(outbox)).pending == EACH - 4
 
-    await until(left_alone)
-    await end(task)
+    async with running(relay_on(outbox, store, policy=QUICK)):
+        await until(left_alone)
 
     assert store.held("c60") == 5
     assert all(store.held(f"c{number}") == EACH + 1 for number in range(MANY) if number != 60)
@@ -166,7 +167,7 @@ async def test_a_cancellation_leaves_what_the_next_relay_goes_on_with(outbox: Ou
     assert not store.under_way
 
     await relay_on(outbox, store).drain()
-    assert [store.held(f"c{number}") for number in range(MANY)] == [EACH + 1] * MANY
+    assert complete(store)
     assert (await figures(outbox)).pending == 0
 
 
@@ -182,7 +183,7 @@ async def test_another_incarnation_ends_it(outbox: OutboxFile) -> None:
 
     assert (await step).fenced
     await other.drain()
-    assert [store.held(f"c{number}") for number in range(MANY)] == [EACH + 1] * MANY
+    assert complete(store)
 
 
 async def test_nothing_is_delivered_that_was_read_under_anothers_lease(outbox: OutboxFile) -> None:
