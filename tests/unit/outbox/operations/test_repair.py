@@ -14,12 +14,11 @@ import pytest
 from letopis.outbox import History
 from letopis.outbox.alerting.incident_table import read_observation
 from letopis.outbox.event_log.append_encoding import prepare
-from letopis.outbox.event_log.lanes import count_lanes
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.operations import repair
 from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.outbox.operations.pending_events import PendingEvent, Repair, Selection, list_pending, list_repairs
-from letopis.outbox.operations.repair import NotRepairable, skip, skip_missing
+from letopis.outbox.operations.repair import NotRepairable, skip_missing
 from letopis.outbox.operations.status import read_status
 from letopis.outbox.relay.relay import Relay
 from letopis.store.database.faults import StoreFault
@@ -29,9 +28,7 @@ from letopis.store.model.event_types import ConversationStarted
 from letopis.store.model.events import utc_now
 from letopis.store.model.messages import Message
 from letopis.store.rules.apply_plan import LaneBatch
-from tests.support.relays import POISON, ToldStore, lane, relay_on, say, sql, until
-
-_PAUSED_BY = "SELECT paused_by FROM letopis_outbox_pause"
+from tests.support.relays import POISON, ToldStore, drained, figures, lane, relay_on, running, say, sql, until
 
 
 async def pending(outbox: OutboxFile, limit: int = 100, **chosen: Any) -> list[PendingEvent]:
@@ -48,12 +45,20 @@ async def done_to(outbox: OutboxFile, entry: PendingEvent) -> list[Repair]:
 
 
 async def stick(outbox: OutboxFile, conversation_id: str, state: str = "blocked", fault_class: str = "poison") -> None:
-    await sql(
-        outbox,
-        "UPDATE letopis_outbox_lanes SET state = ?, attempts = 4, due_at = 77, fault_class = ?, fault = 'no'"
-        " WHERE conversation_id = ?",
-        (state, fault_class, conversation_id),
-    )
+    blocked = "state = ?, attempts = 4, due_at = 77, fault_class = ?, fault = 'no'"
+    statement = f"UPDATE letopis_outbox_lanes SET {blocked} WHERE conversation_id = ?"
+    await sql(outbox, statement, (state, fault_class, conversation_id))
+
+
+async def stuck(outbox: OutboxFile, conversation_id: str = "a", count: int = 1, **said: Any) -> PendingEvent:
+    """Append to a conversation whose lane is blocked; return what is at its front."""
+    await say(outbox, conversation_id, count, **said)
+    await stick(outbox, conversation_id)
+    return await front(outbox, conversation_id)
+
+
+def true_digest(entry: PendingEvent) -> bytes:
+    return digest_of("a", entry.type, entry.schema_version, entry.data, entry.metadata, entry.salt or b"")
 
 
 async def incarnation(outbox: OutboxFile) -> int:
@@ -68,13 +73,8 @@ class TestEntries:
         await say(outbox, "a", 1)
         found = await pending(outbox)
 
-        assert [(one.conversation_id, one.sequence, one.front, one.behind) for one in found] == [
-            ("a", 1, True, 1),
-            ("a", 2, False, 0),
-            ("b", 1, True, 2),
-            ("b", 2, False, 1),
-            ("b", 3, False, 0),
-        ]
+        places = [("a", 1, True, 1), ("a", 2, False, 0), ("b", 1, True, 2), ("b", 2, False, 1), ("b", 3, False, 0)]
+        assert [(one.conversation_id, one.sequence, one.front, one.behind) for one in found] == places
         assert found[1].size == len(found[1].data.encode())
 
     async def test_what_is_delivered_is_not(self, outbox: OutboxFile) -> None:
@@ -99,14 +99,17 @@ class TestEntries:
             await say(outbox, name, 1)
         await stick(outbox, "a")
         await stick(outbox, "b", fault_class="diverged")
-        by_id = (await front(outbox, "b")).event_id
-
-        assert {one.conversation_id for one in await pending(outbox, states=("blocked",))} == {"a", "b"}
-        assert {one.conversation_id for one in await pending(outbox, fault_classes=("diverged",))} == {"b"}
-        assert {one.conversation_id for one in await pending(outbox, states=("ready",))} == {"c"}
-        assert [one.event_id for one in await pending(outbox, event_ids=(by_id,))] == [by_id]
-        assert await pending(outbox, event_ids=(by_id,), conversation_ids=("a",)) == []
-        assert [one.sequence for one in await pending(outbox, states=("blocked",), fronts=True)] == [1, 1]
+        event_id = (await front(outbox, "b")).event_id
+        for chosen, expected in (
+            ({"states": ("blocked",)}, [("a", 1), ("a", 2), ("b", 1), ("b", 2)]),
+            ({"fault_classes": ("diverged",)}, [("b", 1), ("b", 2)]),
+            ({"states": ("ready",)}, [("c", 1), ("c", 2)]),
+            ({"event_ids": (event_id,)}, [("b", 1)]),
+            ({"event_ids": (event_id,), "conversation_ids": ("a",)}, []),
+            ({"states": ("blocked",), "fronts": True}, [("a", 1), ("b", 1)]),
+        ):
+            found = await pending(outbox, **chosen)
+            assert [(one.conversation_id, one.sequence) for one in found] == expected, chosen
 
     def test_a_state_that_is_none_is_refused(self) -> None:
         with pytest.raises(InvalidInput, match="ready, retrying"):
@@ -139,29 +142,27 @@ class TestLanes:
         assert (found.attempts, found.due_at_us, found.fault_class, found.fault) == (0, 0, None, None)
 
     async def test_retry_by_an_event_means_its_conversation(self, outbox: OutboxFile) -> None:
-        for name in ("a", "b"):
-            await say(outbox, name)
-            await stick(outbox, name)
+        await stuck(outbox, "a")
+        chosen = Selection(event_ids=((await stuck(outbox, "b")).event_id,))
 
-        assert await OutboxAdmin(outbox).retry(Selection(event_ids=((await front(outbox, "b")).event_id,))) == ["b"]
+        assert await OutboxAdmin(outbox).retry(chosen) == ["b"]
         assert (await lane(outbox, "a")).state == "blocked"
 
     async def test_a_paused_conversation_goes_on_where_it_was(self, outbox: OutboxFile) -> None:
+        admin, both = OutboxAdmin(outbox), Selection(conversation_ids=("a", "b"))
         await say(outbox, "a")
         await say(outbox, "b")
         await stick(outbox, "b", "retrying")
 
-        assert await OutboxAdmin(outbox).pause(Selection(conversation_ids=("a", "b"))) == ["a", "b"]
-        assert await OutboxAdmin(outbox).pause(Selection(conversation_ids=("a", "b"))) == []
+        assert [await admin.pause(both) for _ in range(2)] == [["a", "b"], []]
         assert (await lane(outbox, "b")).fault == "no"
-        assert await OutboxAdmin(outbox).resume(Selection()) == ["a", "b"]
+        assert await admin.resume(Selection()) == ["a", "b"]
         assert [(await lane(outbox, one)).state for one in "ab"] == ["ready", "retrying"]
         assert (await lane(outbox, "b")).due_at_us == 0
 
     async def test_a_blocked_conversation_is_not_paused_over(self, outbox: OutboxFile) -> None:
         """Its fault, and that it waits for an operator, would be hidden."""
-        await say(outbox, "a")
-        await stick(outbox, "a")
+        await stuck(outbox)
 
         assert await OutboxAdmin(outbox).pause(Selection(conversation_ids=("a",))) == []
         assert (await lane(outbox, "a")).state == "blocked"
@@ -189,28 +190,23 @@ class TestHold:
         found = await outbox.read(lambda connection: read_status(connection, now_us=9).relay)
         assert found.paused_since is not None
         assert found.pause_reason == "the store moves"
-        assert await outbox.read(lambda connection: connection.exec_driver_sql(_PAUSED_BY).scalar_one()) == "ann"
+        assert await sql(outbox, "SELECT paused_by FROM letopis_outbox_pause") == [("ann",)]
         assert await relay_on(outbox, store).drain() == 0
-        assert await OutboxAdmin(outbox).resume_relay()
-        assert not await OutboxAdmin(outbox).resume_relay()
+        assert [await OutboxAdmin(outbox).resume_relay() for _ in range(2)] == [True, False]
         assert await relay_on(outbox, store).drain() == 2
         await outbox.close()
 
     async def test_a_running_relay_obeys_at_once(self, outbox: OutboxFile) -> None:
-
         store = ToldStore()
-        relay = relay_on(outbox, store)
-        task = asyncio.create_task(relay.run())
-        await say(outbox, "a")
-        await until(lambda: store.held("a") == 2)
-        await OutboxAdmin(outbox).pause_relay()
-        await say(outbox, "b")
-        await asyncio.sleep(0.3)
-        assert store.held("b") == 0
-        await OutboxAdmin(outbox).resume_relay()
-        await until(lambda: store.held("b") == 2)
-        relay.stop()
-        await task
+        async with running(relay_on(outbox, store)):
+            await say(outbox, "a")
+            await until(lambda: store.held("a") == 2)
+            await OutboxAdmin(outbox).pause_relay()
+            await say(outbox, "b")
+            await asyncio.sleep(0.3)
+            assert store.held("b") == 0
+            await OutboxAdmin(outbox).resume_relay()
+            await until(lambda: store.held("b") == 2)
 
     async def test_what_waits_behind_it_is_told_to_nobody(self, outbox: OutboxFile) -> None:
         await say(outbox, "a")
@@ -227,7 +223,6 @@ class TestHold:
         await outbox.write(partial(repair.pause_relay, now_us=9, reason="still"))
         found = await outbox.read(lambda connection: read_status(connection, now_us=9).relay)
 
-        assert found.paused_since is not None
         assert (found.paused_since.microsecond, found.pause_reason) == (5, "still")
 
 
@@ -235,14 +230,13 @@ class TestSkip:
     """A tombstone in place of the event."""
 
     async def test_it_takes_the_place_and_the_sequence_and_the_original_is_kept(self, outbox: OutboxFile) -> None:
-        await say(outbox, "a", 2)
-        await stick(outbox, "a")
-        old = await front(outbox, "a")
+        old = await stuck(outbox, count=2)
         assert await OutboxAdmin(outbox, by="ann").skip(old.event_id, reason=" hopeless ") == old
 
         new = await front(outbox, "a")
         assert (new.type, new.sequence, new.state, new.behind) == ("event.skipped", 1, "ready", 2)
         assert new.event_id != old.event_id
+        assert new.digest == true_digest(new)
         assert decode(new.data) == {
             "digest": old.digest.hex(),
             "reason": "hopeless",
@@ -252,14 +246,6 @@ class TestSkip:
         [kept] = await done_to(outbox, new)
         assert (kept.verb, kept.event_id, kept.data, kept.digest) == ("skip", old.event_id, old.data, old.digest)
         assert (kept.reason, kept.repaired_by) == ("hopeless", "ann")
-
-    async def test_its_digest_is_true(self, outbox: OutboxFile) -> None:
-        await say(outbox, "a")
-        await stick(outbox, "a")
-        await OutboxAdmin(outbox).skip((await front(outbox, "a")).event_id, reason="x")
-        new = await front(outbox, "a")
-
-        assert new.digest == digest_of("a", new.type, new.schema_version, new.data, new.metadata, new.salt or b"")
 
     async def test_only_the_front_of_a_lane_in_trouble(self, outbox: OutboxFile) -> None:
         await say(outbox, "a", 2)
@@ -277,25 +263,20 @@ class TestSkip:
 
     @pytest.mark.parametrize("reason", ["", "  \n", "x" * 2_001, "nul \0", "\ud800"])
     async def test_a_reason_is_needed_and_one_that_stores_take(self, outbox: OutboxFile, reason: str) -> None:
-        await say(outbox, "a")
-        await stick(outbox, "a")
+        old = await stuck(outbox)
         with pytest.raises(InvalidInput):
-            await OutboxAdmin(outbox).skip((await front(outbox, "a")).event_id, reason=reason)
+            await OutboxAdmin(outbox).skip(old.event_id, reason=reason)
 
         assert (await lane(outbox, "a")).state == "blocked"
 
     async def test_a_tombstone_is_not_skipped(self, outbox: OutboxFile) -> None:
-        await say(outbox, "a")
-        await stick(outbox, "a")
-        await OutboxAdmin(outbox).skip((await front(outbox, "a")).event_id, reason="x")
+        await OutboxAdmin(outbox).skip((await stuck(outbox)).event_id, reason="x")
         await stick(outbox, "a")
         with pytest.raises(NotRepairable, match="tombstone already"):
             await OutboxAdmin(outbox).skip((await front(outbox, "a")).event_id, reason="x")
 
     async def test_the_owner_is_told_again_when_the_event_that_told_it_is_skipped(self, outbox: OutboxFile) -> None:
-        await say(outbox, "a", owner="42")
-        await stick(outbox, "a")
-        await OutboxAdmin(outbox).skip((await front(outbox, "a")).event_id, reason="x")
+        await OutboxAdmin(outbox).skip((await stuck(outbox, owner="42")).event_id, reason="x")
         assert (await lane(outbox, "a")).owner_id is None
 
         await say(outbox, "a", owner="42")
@@ -303,15 +284,13 @@ class TestSkip:
         assert [one["owner_id"] for one in told] == ["42"]
 
     async def test_an_open_incident_notes_it(self, outbox: OutboxFile) -> None:
-        await say(outbox, "a")
-        await stick(outbox, "a")
+        old = await stuck(outbox)
         await sql(
             outbox,
             "INSERT INTO letopis_outbox_incidents (incident_id, kind, conversation_id, state, escalations, mark,"
-            " opened_at, revision)"
-            " VALUES (x'00112233445566778899aabbccddeeff', 'conversation_blocked', 'a', 'firing', 0, 2, 0, 1)",
+            " opened_at, revision) VALUES (randomblob(16), 'conversation_blocked', 'a', 'firing', 0, 2, 0, 1)",
         )
-        await OutboxAdmin(outbox).skip((await front(outbox, "a")).event_id, reason="x")
+        await OutboxAdmin(outbox).skip(old.event_id, reason="x")
 
         assert await sql(outbox, "SELECT outcome, revision FROM letopis_outbox_incidents") == [("skipped", 2)]
 
@@ -319,7 +298,7 @@ class TestSkip:
 class TestFix:
     """Corrected data under the same id."""
 
-    async def stuck(self, outbox: OutboxFile) -> PendingEvent:
+    async def message(self, outbox: OutboxFile) -> PendingEvent:
         """Return the message at the front of the blocked conversation "a"."""
         await outbox.append(prepare("a", [Message.user("bad", id="m1", metadata={"k": 1})], metadata={"trace": "t"}))
         await sql(outbox, "UPDATE letopis_outbox_lanes SET delivered = 1")
@@ -327,23 +306,19 @@ class TestFix:
         return await front(outbox, "a")
 
     async def test_id_type_and_sequence_stay_and_the_original_is_kept(self, outbox: OutboxFile) -> None:
-        old = await self.stuck(outbox)
+        old = await self.message(outbox)
         data = {**decode(old.data), "metadata": {}}
         assert await OutboxAdmin(outbox, by="ann").fix(old.event_id, data, reason="no k") == old
 
         new = await front(outbox, "a")
         assert (new.event_id, new.type, new.sequence, new.state) == (old.event_id, old.type, 2, "ready")
         assert (decode(new.data), new.metadata, new.occurred_at) == (data, old.metadata, old.occurred_at)
-        assert (
-            new.digest
-            == digest_of("a", new.type, new.schema_version, new.data, new.metadata, new.salt or b"")
-            != old.digest
-        )
+        assert new.digest == true_digest(new) != old.digest
         [kept] = await done_to(outbox, new)
         assert (kept.verb, kept.data, kept.digest, kept.repaired_by) == ("fix", old.data, old.digest, "ann")
 
     async def test_metadata_alone(self, outbox: OutboxFile) -> None:
-        old = await self.stuck(outbox)
+        old = await self.message(outbox)
         await OutboxAdmin(outbox).fix(old.event_id, None, metadata={}, reason="x")
 
         assert ((await front(outbox, "a")).data, (await front(outbox, "a")).metadata) == (old.data, None)
@@ -361,19 +336,19 @@ class TestFix:
     async def test_what_would_not_do_is_refused(
         self, outbox: OutboxFile, change: Callable[[dict[str, Any]], dict[str, Any]], field: str
     ) -> None:
-        old = await self.stuck(outbox)
+        old = await self.message(outbox)
         with pytest.raises(InvalidInput, match=field):
             await OutboxAdmin(outbox).fix(old.event_id, change(dict(decode(old.data))), reason="x")
 
         assert await front(outbox, "a") == old
 
     async def test_a_limit_holds_for_it_as_for_an_append(self, outbox: OutboxFile) -> None:
-        old = await self.stuck(outbox)
+        old = await self.message(outbox)
         with pytest.raises(InvalidInput, match="limit is 10"):
             await OutboxAdmin(outbox).fix(old.event_id, decode(old.data), reason="x", limits=Limits(max_bytes=10))
 
     async def test_data_that_is_damaged_in_the_file_can_be_given_anew(self, outbox: OutboxFile) -> None:
-        old = await self.stuck(outbox)
+        old = await self.message(outbox)
         await sql(outbox, "UPDATE letopis_outbox_events SET data = '{broken' WHERE sequence = 2")
         with pytest.raises(InvalidInput, match="damaged"):
             await OutboxAdmin(outbox).fix(old.event_id, None, metadata={}, reason="x")
@@ -382,9 +357,7 @@ class TestFix:
         assert decode((await front(outbox, "a")).data)["message_id"] == "m1"
 
     async def test_another_owner_is_known_to_the_lane(self, outbox: OutboxFile) -> None:
-        await say(outbox, "a", owner="42")
-        await stick(outbox, "a")
-        await OutboxAdmin(outbox).fix((await front(outbox, "a")).event_id, {"owner_id": "43"}, reason="x")
+        await OutboxAdmin(outbox).fix((await stuck(outbox, owner="42")).event_id, {"owner_id": "43"}, reason="x")
 
         assert (await lane(outbox, "a")).owner_id == "43"
 
@@ -393,15 +366,13 @@ class TestRestore:
     """Back to what was appended."""
 
     async def test_after_several_repairs_the_first_original_comes_back(self, outbox: OutboxFile) -> None:
-        await say(outbox, "a", owner="42")
+        old = await stuck(outbox, owner="42")
+        admin = OutboxAdmin(outbox)
+        await admin.fix(old.event_id, {"owner_id": "43"}, reason="x")
         await stick(outbox, "a")
-        old = await front(outbox, "a")
-        await OutboxAdmin(outbox).fix(old.event_id, {"owner_id": "43"}, reason="x")
+        await admin.skip(old.event_id, reason="y")
         await stick(outbox, "a")
-        await OutboxAdmin(outbox).skip(old.event_id, reason="y")
-        await stick(outbox, "a")
-        tombstone = await front(outbox, "a")
-        await OutboxAdmin(outbox).restore(tombstone.event_id, reason="it was fine")
+        await admin.restore((await front(outbox, "a")).event_id, reason="it was fine")
 
         new = await front(outbox, "a")
         assert (new.event_id, new.data, new.digest) == (old.event_id, old.data, old.digest)
@@ -409,17 +380,16 @@ class TestRestore:
         assert [one.verb for one in await done_to(outbox, new)] == ["fix", "skip"]
 
     async def test_there_must_be_something_to_put_back(self, outbox: OutboxFile) -> None:
-        await say(outbox, "a", owner="42")
-        await stick(outbox, "a")
-        old = await front(outbox, "a")
+        old = await stuck(outbox, owner="42")
+        admin = OutboxAdmin(outbox)
         with pytest.raises(NotRepairable, match="nothing to put back"):
-            await OutboxAdmin(outbox).restore(old.event_id, reason="x")
-        await OutboxAdmin(outbox).fix(old.event_id, {"owner_id": "43"}, reason="x")
+            await admin.restore(old.event_id, reason="x")
+        await admin.fix(old.event_id, {"owner_id": "43"}, reason="x")
         await stick(outbox, "a")
-        await OutboxAdmin(outbox).restore(old.event_id, reason="x")
+        await admin.restore(old.event_id, reason="x")
         await stick(outbox, "a")
         with pytest.raises(NotRepairable, match="nothing to put back"):
-            await OutboxAdmin(outbox).restore(old.event_id, reason="x")
+            await admin.restore(old.event_id, reason="x")
 
 
 class TestRace:
@@ -429,7 +399,6 @@ class TestRace:
     async def test_what_the_store_holds_is_never_taken_for_what_the_file_holds(
         self, outbox: OutboxFile, takes: bool
     ) -> None:
-
         store = ToldStore()
         await say(outbox, "a", owner="42")
         await stick(outbox, "a", "retrying")
@@ -448,35 +417,28 @@ class TestRace:
             await go.wait()
 
         store.before = before
-        relay = relay_on(outbox, store)
-        task = asyncio.create_task(relay.run())
-        await under_way.wait()
-        number = await incarnation(outbox)
-        await OutboxAdmin(outbox).fix(old.event_id, {"owner_id": "43"}, reason="x")
-        assert await incarnation(outbox) == number + 1
-        go.set()
-
-        if takes:
-            await until(lambda: _state_is(outbox, "a", "blocked"))
-            found = await lane(outbox, "a")
-            assert (found.fault_class, found.delivered) == ("diverged", 0)
-            await OutboxAdmin(outbox).restore(old.event_id, reason="the store had it")
-        await until(lambda: _delivered(outbox, "a"))
-        held = dict(store.lanes["a"])
-        [(digest,)] = await sql(outbox, "SELECT digest FROM letopis_outbox_events WHERE sequence = 1")
-        assert held[old.event_id] == digest
-        assert (digest == old.digest) is takes
-        assert relay.stats.acks_fenced >= 1
-        relay.stop()
-        await task
+        async with running(relay_on(outbox, store)) as relay:
+            await under_way.wait()
+            number = await incarnation(outbox)
+            await OutboxAdmin(outbox).fix(old.event_id, {"owner_id": "43"}, reason="x")
+            assert await incarnation(outbox) == number + 1
+            go.set()
+            if takes:
+                await until(lambda: _state_is(outbox, "a", "blocked"))
+                found = await lane(outbox, "a")
+                assert (found.fault_class, found.delivered) == ("diverged", 0)
+                await OutboxAdmin(outbox).restore(old.event_id, reason="the store had it")
+            await drained(outbox)
+            [(digest,)] = await sql(outbox, "SELECT digest FROM letopis_outbox_events WHERE sequence = 1")
+            assert dict(store.lanes["a"])[old.event_id] == digest
+            assert (digest == old.digest) is takes
+            assert relay.stats.acks_fenced >= 1
 
     async def test_a_blocked_lane_does_not_disturb_the_relay(self, outbox: OutboxFile) -> None:
         relay = relay_on(outbox, ToldStore())
         assert await relay.lease.acquire()
-        await say(outbox, "a")
-        await stick(outbox, "a")
-        before = await incarnation(outbox)
-        await OutboxAdmin(outbox).skip((await front(outbox, "a")).event_id, reason="x")
+        old, before = await stuck(outbox), await incarnation(outbox)
+        await OutboxAdmin(outbox).skip(old.event_id, reason="x")
 
         assert await incarnation(outbox) == before
         await relay.lease.release()
@@ -484,10 +446,6 @@ class TestRace:
 
 async def _state_is(outbox: OutboxFile, conversation_id: str, state: str) -> bool:
     return (await lane(outbox, conversation_id)).state == state
-
-
-async def _delivered(outbox: OutboxFile, conversation_id: str) -> bool:
-    return (await lane(outbox, conversation_id)).pending == 0
 
 
 class TestMissing:
@@ -504,15 +462,9 @@ class TestMissing:
         )
 
         assert done == (1, 3)
-        assert [one.type for one in await pending(outbox)] == [
-            "event.skipped",
-            "message.appended",
-            "event.skipped",
-            "message.appended",
-        ]
+        assert [one.type for one in await pending(outbox)] == ["event.skipped", "message.appended"] * 2
         await relay_on(outbox, store).drain()
-        assert store.held("a") == 4
-        assert (await outbox.read(count_lanes)).pending == 0
+        assert (store.held("a"), (await figures(outbox)).pending) == (4, 0)
 
     async def test_a_store_that_lost_more_than_the_file_still_holds(self, outbox: OutboxFile) -> None:
         store = ToldStore()
@@ -527,9 +479,7 @@ class TestMissing:
         done = await OutboxAdmin(outbox).skip_missing(store, "a", reason="no backup")  # type: ignore[arg-type]
         assert done == (2, 3)
         await relay_on(outbox, store).drain()
-
-        assert store.held("a") == 6
-        assert (await lane(outbox, "a")).state == "ready"
+        assert (store.held("a"), (await lane(outbox, "a")).state) == (6, "ready")
 
     @pytest.mark.parametrize(("gone", "tombstones"), [((2,), ()), ((2, 6), (6,))], ids=["held", "and one that is not"])
     async def test_what_the_store_holds_is_not_given_up(
@@ -568,20 +518,11 @@ async def test_a_repair_that_came_too_late_doubles_nothing(history: History) -> 
     outbox, relay = history.outbox, Relay(history.outbox, history.store)
     receipt = await history.append("c1", Message.user("one"), Message.user("two"))
     await relay.drain()
-    await outbox.write(  # as when the acknowledgement was lost
-        lambda connection: (
-            connection.exec_driver_sql(
-                "UPDATE letopis_outbox_lanes SET delivered = 1, pending_since = 1, state = 'paused'"
-            ).rowcount
-        )
-    )
-    await outbox.write(
-        lambda connection: skip(connection, receipt.event_ids[0], reason="a test", now_us=outbox.now_us())
-    )
+    # As when the acknowledgement was lost.
+    await sql(outbox, "UPDATE letopis_outbox_lanes SET delivered = 1, pending_since = 1, state = 'paused'")
+    await OutboxAdmin(outbox).skip(receipt.event_ids[0], reason="a test")
     await relay.drain()
 
     assert (await history.status()).lanes["blocked"] == 1
     assert [one.text for one in await history.messages("c1")] == ["one", "two"]
-    conversation = await history.chat("c1").conversation()
-    assert conversation is not None
-    assert conversation.message_count == 2
+    assert (await history.chat("c1").conversation()).message_count == 2

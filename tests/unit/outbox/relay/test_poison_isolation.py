@@ -17,6 +17,7 @@ from letopis.outbox.relay.poison_isolation import MAX_UNAVAILABLE_TRIES, PoisonI
 from letopis.outbox.retry.fault_attribution import FaultAttribution
 from letopis.store import Message, Seen
 from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.errors import Closed
 from letopis.store.model.codec import EncodedEvent, encode
 from letopis.store.model.events import Event
 from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin, SequencedEvent
@@ -199,6 +200,11 @@ async def test_any_error_at_all_is_sorted_not_raised() -> None:
     assert charges(sent) == {("b", 1, True, False)}
     assert "a secret" not in sent.refusals[0].fault
     assert "KeyError" in sent.refusals[0].fault
+
+
+async def test_use_after_close_is_not_a_fault_of_the_store() -> None:
+    with pytest.raises(Closed):
+        await made(ToldStore(lambda _: Closed("closed"))).send([batch("a", 1)])
 
 
 @pytest.mark.parametrize("kind", [FaultClass.UNAVAILABLE, FaultClass.MISCONFIGURED, FaultClass.UNKNOWN_OUTCOME])
