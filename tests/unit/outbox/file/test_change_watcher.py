@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,8 +20,14 @@ from tests.support.relays import say
 from tests.support.resources import own_threads
 
 
-def elsewhere(path: Path) -> sqlite3.Connection:
+@pytest.fixture
+def other(outbox: OutboxFile) -> Iterator[sqlite3.Connection]:
     """A connection as another process would have it."""
+    with closing(elsewhere(outbox.path)) as connection:
+        yield connection
+
+
+def elsewhere(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, isolation_level=None, timeout=5, check_same_thread=False)
 
 
@@ -26,82 +35,72 @@ def touch(connection: sqlite3.Connection) -> None:
     connection.execute("UPDATE letopis_outbox_origin SET created_at = created_at + 1")
 
 
-async def test_a_commit_of_another_connection_rings_the_bell(outbox: OutboxFile) -> None:
+def watching(outbox: OutboxFile, signal: Signal, **options: Any) -> FileWatcher:
+    return FileWatcher(outbox.path, signal, file_id=outbox.file_id, **options)
+
+
+async def heard(signal: Signal, *, after: int) -> None:
+    await asyncio.wait_for(signal.wait(after=after), 60)
+
+
+async def test_a_commit_of_another_connection_rings_the_bell(outbox: OutboxFile, other: sqlite3.Connection) -> None:
     signal = Signal()
-    other = elsewhere(outbox.path)
-    async with FileWatcher(outbox.path, signal, file_id=outbox.file_id) as watch:
+    async with watching(outbox, signal) as watch:
         seen = signal.generation
         touch(other)
-        async with asyncio.timeout(60):
-            await signal.wait(after=seen)
-    other.close()
+        await heard(signal, after=seen)
 
-    assert watch.commits == 1
-    assert not watch.replaced
+    assert (watch.commits, watch.replaced) == (1, False)
 
 
-async def test_nothing_is_heard_of_what_was_rolled_back(outbox: OutboxFile) -> None:
+async def test_nothing_is_heard_of_what_was_rolled_back(outbox: OutboxFile, other: sqlite3.Connection) -> None:
     signal = Signal()
-    other = elsewhere(outbox.path)
-    async with FileWatcher(outbox.path, signal, file_id=outbox.file_id):
+    async with watching(outbox, signal):
         other.execute("BEGIN IMMEDIATE")
         touch(other)
         other.execute("ROLLBACK")
         await asyncio.sleep(0.1)
-    other.close()
 
     assert signal.generation == 0
 
 
-async def test_while_commits_are_of_no_interest_the_file_is_polled_rarely(outbox: OutboxFile) -> None:
-    signal = Signal()
-    other = elsewhere(outbox.path)
-    async with FileWatcher(outbox.path, signal, file_id=outbox.file_id, poll_max_seconds=30) as watch:
+async def test_while_commits_are_of_no_interest_the_file_is_polled_rarely(
+    outbox: OutboxFile, other: sqlite3.Connection
+) -> None:
+    async with watching(outbox, Signal(), poll_max_seconds=30) as watch:
         watch.eager = False
         await asyncio.sleep(0.3)  # the pause that had begun has ended
         touch(other)
         await asyncio.sleep(0.3)
-        noticed = watch.commits
-    other.close()
-
-    assert noticed == 0
+        assert watch.commits == 0
 
 
 async def test_what_was_committed_before_the_watch_began_is_no_news(outbox: OutboxFile) -> None:
     signal = Signal()
     await say(outbox, "a")
-    async with FileWatcher(outbox.path, signal, file_id=outbox.file_id):
+    async with watching(outbox, signal):
         await asyncio.sleep(0.1)
 
     assert signal.generation == 0
 
 
-async def test_a_busy_file_is_polled_at_its_pace(outbox: OutboxFile) -> None:
+async def test_a_busy_file_is_polled_at_its_pace(outbox: OutboxFile, other: sqlite3.Connection) -> None:
     """`tests/benchmarks` measures the milliseconds; at leisure the first of these would take minutes."""
     signal = Signal()
-    other = elsewhere(outbox.path)
-    async with FileWatcher(outbox.path, signal, file_id=outbox.file_id, poll_max_seconds=600):
+    async with watching(outbox, signal, poll_max_seconds=600):
         for _ in range(150):
             await asyncio.sleep(0.004)
             seen = signal.generation
             await asyncio.to_thread(touch, other)
-            async with asyncio.timeout(60):
-                await signal.wait(after=seen)
-    other.close()
+            await heard(signal, after=seen)
 
     assert signal.generation >= 150
 
 
 async def test_the_pause_grows_with_the_quiet_and_has_a_limit(outbox: OutboxFile) -> None:
-    watch = FileWatcher(outbox.path, Signal(), file_id=outbox.file_id)
+    pauses = [watching(outbox, Signal())._pause(quiet) for quiet in (0, 0.2, 2, 10, 3_600)]
 
-    assert [watch._pause(quiet) for quiet in (0, 0.2, 2, 10, 3_600)] == [
-        POLL_MIN_SECONDS,
-        POLL_MIN_SECONDS,
-        0.02,
-        0.1,
-        POLL_MAX_SECONDS,
-    ]
+    assert pauses == [POLL_MIN_SECONDS, POLL_MIN_SECONDS, 0.02, 0.1, POLL_MAX_SECONDS]
 
 
 @pytest.mark.parametrize("replaced", [True, False])
@@ -109,15 +108,14 @@ async def test_a_file_that_was_replaced_or_removed_is_noticed(
     outbox: OutboxFile, tmp_path: Path, replaced: bool
 ) -> None:
     signal = Signal()
-    async with FileWatcher(outbox.path, signal, file_id=outbox.file_id) as watch:
+    async with watching(outbox, signal) as watch:
         seen = signal.generation
         if replaced:
             (tmp_path / "restored.db").write_bytes(b"")
             (tmp_path / "restored.db").replace(outbox.path)
         else:
             outbox.path.unlink()
-        async with asyncio.timeout(60):
-            await signal.wait(after=seen)
+        await heard(signal, after=seen)
 
         assert watch.replaced
         assert outbox.path.exists() is replaced
@@ -128,12 +126,10 @@ async def test_a_path_with_signs_of_its_own_is_watched(tmp_path: Path) -> None:
     folder.mkdir()
     file = await OutboxFile.open(folder / "bot outbox.db")
     signal = Signal()
-    other = elsewhere(file.path)
-    async with FileWatcher(file.path, signal, file_id=file.file_id) as watch:
-        touch(other)
-        async with asyncio.timeout(60):
-            await signal.wait(after=0)
-    other.close()
+    with closing(elsewhere(file.path)) as other:
+        async with watching(file, signal) as watch:
+            touch(other)
+            await heard(signal, after=0)
     await file.close()
 
     assert (watch.commits, watch.replaced) == (1, False)
@@ -142,16 +138,17 @@ async def test_a_path_with_signs_of_its_own_is_watched(tmp_path: Path) -> None:
 async def test_a_watch_leaves_no_thread_behind(outbox: OutboxFile) -> None:
     before = own_threads()
     for _ in range(5):
-        async with FileWatcher(outbox.path, Signal(), file_id=outbox.file_id):
+        async with watching(outbox, Signal()):
             assert own_threads() == before + 1
 
     assert own_threads() == before
 
 
 @posix_only("Windows replaces no open file")
-async def test_a_file_that_was_replaced_is_not_opened_and_keeps_the_wal_of_the_other(tmp_path: Path) -> None:
+async def test_a_file_that_was_replaced_is_not_opened_and_keeps_the_wal_of_the_other(
+    outbox: OutboxFile, tmp_path: Path
+) -> None:
     """The last connection to close it checkpoints the WAL beside it and deletes that: the real file's last events."""
-    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
     await say(outbox, "c1")
     wal = tmp_path / "bot.outbox.db-wal"
     before = wal.stat()
@@ -159,15 +156,13 @@ async def test_a_file_that_was_replaced_is_not_opened_and_keeps_the_wal_of_the_o
     (tmp_path / "copy").replace(outbox.path)
 
     signal = Signal()
-    async with FileWatcher(outbox.path, signal, file_id=outbox.file_id) as watch:
+    async with watching(outbox, signal) as watch:
         assert outbox.probe.lookup("c1") == UNKNOWN_PROGRESS
         await asyncio.sleep(0.1)
     outbox.probe.close()
 
-    assert watch.replaced
-    assert signal.generation
+    assert watch.replaced and signal.generation
     assert (wal.stat().st_ino, wal.stat().st_size) == (before.st_ino, before.st_size)
-    await outbox.close()
 
 
 # Waiters.

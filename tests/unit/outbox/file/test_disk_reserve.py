@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
@@ -25,13 +26,12 @@ from letopis.outbox.file.opening import read_snapshot
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.file.wal_checkpoint import readers_of
 from letopis.outbox.operations import status
-from letopis.outbox.relay.relay import Relay
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.errors import OutboxFull
 from letopis.store.model.messages import Message
 from tests.campaigns.invariants import check
 from tests.support.fix_disk import fill
-from tests.support.relays import DOWN, ToldStore, drained, end, figures, relay_on, say, sql, until
+from tests.support.relays import DOWN, ToldStore, figures, relay_on, running, say, sql, until
 
 MiB = 1024**2
 
@@ -47,6 +47,14 @@ async def used_up(outbox: OutboxFile) -> int:
         taken += 1
 
 
+@pytest.fixture
+async def small(small_disk: Path) -> AsyncIterator[OutboxFile]:
+    """An outbox on a small disk, of which some has to stay free."""
+    outbox = await OutboxFile.open(small_disk / "bot.outbox.db", bounds=Bounds(min_free_bytes=8 * MiB))
+    yield outbox
+    await outbox.close()
+
+
 def empty_wal(path: Path) -> None:
     """Cut the WAL to nothing, so that even one more page needs space."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
@@ -58,68 +66,62 @@ async def said(outbox: OutboxFile) -> int:
     return int(await outbox.read(lambda connection: connection.exec_driver_sql(count).scalar_one()))
 
 
-async def test_the_watermark_refuses_what_is_new_and_nothing_else(small_disk: Path) -> None:
-    outbox = await OutboxFile.open(small_disk / "bot.outbox.db", bounds=Bounds(min_free_bytes=8 * MiB))
-    taken = await used_up(outbox)
+async def test_the_watermark_refuses_what_is_new_and_nothing_else(small: OutboxFile, small_disk: Path) -> None:
+    taken = await used_up(small)
     with pytest.raises(OutboxFull, match="kept for delivering what is pending"):
-        await say(outbox, "new")
-    pending = (await figures(outbox)).pending
-    store = ToldStore()
-    delivered = await relay_on(outbox, store).drain()
+        await say(small, "new")
+    pending = (await figures(small)).pending
 
     assert taken > 100
-    assert await said(outbox) == taken
-    assert delivered == pending
+    assert await said(small) == taken
+    assert await relay_on(small, ToldStore()).drain() == pending
     assert shutil.disk_usage(small_disk).free > 4 * MiB
-    await outbox.close()
 
 
-async def test_a_disk_filled_by_others_takes_acks_from_the_reserve_and_recovers_by_itself(small_disk: Path) -> None:
-    outbox = await OutboxFile.open(small_disk / "bot.outbox.db", bounds=Bounds(min_free_bytes=8 * MiB))
-    await outbox.maintain()
-    reserve = reserve_path(outbox.path)
+async def test_a_disk_filled_by_others_takes_acks_from_the_reserve_and_recovers_by_itself(
+    small: OutboxFile, small_disk: Path
+) -> None:
+    await small.maintain()
+    reserve = reserve_path(small.path)
     assert reserve.stat().st_blocks * 512 >= subject.RESERVE_BYTES
-    taken = await used_up(outbox)
-    pending = (await figures(outbox)).pending
-    empty_wal(outbox.path)
+    taken = await used_up(small)
+    pending = (await figures(small)).pending
+    empty_wal(small.path)
     hog = fill(small_disk)
 
     async with ConversationStore.open(small_disk.parent / "history.db") as store:
         with pytest.raises(OutboxFull):
-            await say(outbox, "new")
-        assert await said(outbox) == taken  # reads work
-        relay = relay_on(outbox, store, batch=7)
+            await say(small, "new")
+        assert await said(small) == taken  # reads work
+        relay = relay_on(small, store, batch=7)
         assert await relay.drain() == pending  # and so do acks, one transaction each
         assert relay.stats.acks_lost == 0
         assert not reserve.exists()
         with pytest.raises(OutboxFull):  # the space of the reserve is not for them
-            await say(outbox, "new")
+            await say(small, "new")
         for number in range(300):
-            await sql(outbox, f"UPDATE letopis_outbox_lanes SET fault = 'a verb {number}'")
+            await sql(small, f"UPDATE letopis_outbox_lanes SET fault = 'a verb {number}'")
 
         hog.unlink()
-        await say(outbox, "new")
+        await say(small, "new")
         await relay.drain()
-    verdict = await check([outbox.path], f"sqlite:///{small_disk.parent / 'history.db'}", drained=True)
-    await outbox.maintain()
+    verdict = await check([small.path], f"sqlite:///{small_disk.parent / 'history.db'}", drained=True)
+    await small.maintain()
 
     assert verdict.ok, verdict
     assert verdict.stored == pending + 2
-    await outbox.close()
 
 
-async def test_the_reserve_is_made_again_once_the_disk_has_room_for_it(small_disk: Path) -> None:
-    outbox = await OutboxFile.open(small_disk / "bot.outbox.db", bounds=Bounds(min_free_bytes=8 * MiB))
-    await say(outbox, "c")
+async def test_the_reserve_is_made_again_once_the_disk_has_room_for_it(small: OutboxFile, small_disk: Path) -> None:
+    reserve = reserve_path(small.path)
+    await say(small, "c")
     hog = fill(small_disk)
-    await outbox.maintain()
-    assert not reserve_path(outbox.path).exists()
+    await small.maintain()
+    assert not reserve.exists()
 
     hog.unlink()
-    await outbox.maintain()
-    assert stat.S_IMODE(reserve_path(outbox.path).stat().st_mode) == 0o600
-    assert reserve_path(outbox.path).stat().st_size == subject.RESERVE_BYTES
-    await outbox.close()
+    await small.maintain()
+    assert (stat.S_IMODE(reserve.stat().st_mode), reserve.stat().st_size) == (0o600, subject.RESERVE_BYTES)
 
 
 async def test_an_outbox_on_a_full_disk_is_opened_and_looked_at_with_the_space_of_the_reserve(small_disk: Path) -> None:
@@ -141,23 +143,18 @@ async def test_an_outbox_on_a_full_disk_is_opened_and_looked_at_with_the_space_o
 
 
 async def test_a_relay_makes_the_reserve_in_a_quiet_moment_also_while_the_store_is_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    outbox: OutboxFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("letopis.outbox.relay.idle_work.TIDY_INTERVAL_SECONDS", 0.05)
-    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
-    relay: Relay = relay_on(outbox, ToldStore(lambda _: DOWN))
     await say(outbox, "c")
-    task = asyncio.create_task(relay.run())
-    await until(reserve_path(outbox.path).exists)
-    await end(task)
-    await outbox.close()
+    async with running(relay_on(outbox, ToldStore(lambda _: DOWN))) as relay:
+        await until(reserve_path(outbox.path).exists)
 
     assert not relay.breaker.closed
 
 
-async def test_a_wal_that_a_reader_made_large_is_cut_back_when_idle(tmp_path: Path) -> None:
-    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
-    wal = tmp_path / "bot.outbox.db-wal"
+async def test_a_wal_that_a_reader_made_large_is_cut_back_when_idle(outbox: OutboxFile) -> None:
+    wal = outbox.path.with_name("bot.outbox.db-wal")
     entered = asyncio.Event()
     loop = asyncio.get_running_loop()
     leave = threading.Event()
@@ -181,8 +178,8 @@ async def test_a_wal_that_a_reader_made_large_is_cut_back_when_idle(tmp_path: Pa
     assert grown > 8 * MiB
     assert while_read == grown  # a reader is not waited for
     assert wal.stat().st_size == 0
-    await drained_by(outbox)
-    await outbox.close()
+    await relay_on(outbox, ToldStore()).drain()
+    assert (await figures(outbox)).pending == 0
 
 
 READER = """
@@ -199,9 +196,8 @@ async def appended_until_full(outbox: OutboxFile) -> None:
     for number in range(1_000):
         await outbox.append(prepare("c1", [Message.user(f"{number}" + "x" * 60_000)]))
         await outbox.maintain()
-        outbox.gate.files._verify_beside_at = (
-            0.0  # the sizes are looked at once a second, and this machine may be quick
-        )
+        # The sizes are looked at once a second, and this machine may be quick.
+        outbox.gate.files._verify_beside_at = 0.0
 
 
 async def test_a_wal_that_a_reader_holds_is_told_and_counted(
@@ -214,7 +210,6 @@ async def test_a_wal_that_a_reader_holds_is_told_and_counted(
     outbox = await OutboxFile.open(path, bounds=Bounds(max_bytes=20 * MiB, min_free_bytes=None))
     reader = subprocess.Popen([sys.executable, "-c", READER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
-        assert reader.stdout is not None
         assert reader.stdout.readline() == b"reading\n"
         with caplog.at_level("WARNING", "letopis.outbox.writer"), pytest.raises(OutboxFull) as refused:
             await appended_until_full(outbox)
@@ -225,21 +220,13 @@ async def test_a_wal_that_a_reader_holds_is_told_and_counted(
 
     assert "in its WAL and may hold" in str(refused.value)
     assert [record.message.split(":")[0] for record in caplog.records] == ["the outbox's WAL has grown to 12 MiB"]
-    assert f"pid {reader.pid}" in caplog.text
-    assert found.wal_bytes > 12 * MiB
-    assert not found.healthy
+    assert found.wal_bytes > 12 * MiB and not found.healthy
     assert finding.level == "warn"
-    assert f"pid {reader.pid}" in str(finding)
+    assert all(f"pid {reader.pid}" in text for text in (caplog.text, str(finding)))
     await outbox.maintain()
     await outbox.append(prepare("c1", [Message.user("again")]))
     assert readers_of(path) == ()
     await outbox.close()
-
-
-async def drained_by(outbox: OutboxFile) -> None:
-    relay = relay_on(outbox, ToldStore())
-    await relay.drain()
-    await drained(outbox)
 
 
 def test_two_processes_make_one_reserve(tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ import sys
 import textwrap
 import threading
 from collections.abc import Awaitable, Callable
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 
-from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.event_log.schema import metadata
 from letopis.outbox.file.inspection import OUTBOX_MIGRATIONS, outbox_path, read_file
 from letopis.outbox.file.opening import read_snapshot
@@ -30,7 +31,9 @@ from letopis.store.errors import Closed, ConfigurationError, OutboxUnavailable
 from letopis.store.model.codec import DEFAULT_LIMITS
 from letopis.store.model.messages import Message
 from tests.support.platforms import posix_only
+from tests.support.relays import sql
 from tests.support.resources import open_descriptors
+from tests.support.sqlite_rows import change, rows
 
 COUNT = "SELECT count(*) FROM letopis_outbox_events"
 
@@ -49,16 +52,19 @@ async def events(outbox: OutboxFile) -> int:
     return int(await outbox.read(lambda connection: connection.exec_driver_sql(COUNT).scalar_one()))
 
 
+def said(text: str = "hi", conversation_id: str = "c1") -> Prepared:
+    return prepare(conversation_id, [Message.user(text)])
+
+
 async def test_what_was_appended_is_there_after_reopening(tmp_path: Path) -> None:
     outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
     origin = outbox.origin
-    await outbox.append(prepare("c1", [Message.user("hi")]))
+    await outbox.append(said())
     await outbox.close()
 
     outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
 
-    assert await events(outbox) == 2
-    assert outbox.origin == origin
+    assert (await events(outbox), outbox.origin) == (2, origin)
     assert (origin.epoch, origin.name) == (1, "bot.outbox.db")
     await outbox.close()
 
@@ -69,7 +75,7 @@ async def test_the_file_and_its_wal_are_private_under_any_umask(tmp_path: Path, 
     before = os.umask(umask)
     try:
         outbox = await OutboxFile.open(tmp_path / "bot.db")
-        await outbox.append(prepare("c1", [Message.user("hi")]))
+        await outbox.append(said())
     finally:
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
@@ -99,14 +105,11 @@ def test_four_processes_that_race_for_a_fresh_file_all_get_it(tmp_path: Path) ->
     for round_ in range(6):
         path = tmp_path / f"race-{round_}.db"
         for racer in racers:
-            assert racer.stdin is not None
             racer.stdin.write(f"{path}\n")
             racer.stdin.flush()
-        answers = {racer.stdout.readline() for racer in racers if racer.stdout is not None}
+        answers = {racer.stdout.readline() for racer in racers}
         assert len(answers) == 1, answers
-        with closing(sqlite3.connect(path)) as connection, connection:
-            sequences = connection.execute("SELECT sequence FROM letopis_outbox_events ORDER BY sequence").fetchall()
-        connection.close()
+        sequences = rows(path, "SELECT sequence FROM letopis_outbox_events ORDER BY sequence")
         assert sequences == [(1,), (2,), (3,), (4,), (5,)]
     for racer in racers:
         _, err = racer.communicate(timeout=60)
@@ -124,18 +127,13 @@ def a_folder(path: Path) -> None:
     path.mkdir()
 
 
-def newer(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("CREATE TABLE letopis_outbox_version (version_num VARCHAR(32) NOT NULL)")
-        connection.execute("INSERT INTO letopis_outbox_version VALUES ('9999')")
-    connection.close()
+def newer(path: Path, version: str = "9999") -> None:
+    change(path, "CREATE TABLE letopis_outbox_version (version_num VARCHAR(32) NOT NULL)")
+    change(path, f"INSERT INTO letopis_outbox_version VALUES ('{version}')")
 
 
 def foreign(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("CREATE TABLE letopis_outbox_version (version_num VARCHAR(32) NOT NULL)")
-        connection.execute("INSERT INTO letopis_outbox_version VALUES ('deadbeef')")
-    connection.close()
+    newer(path, "deadbeef")
 
 
 def a_history_store(path: Path) -> None:
@@ -175,14 +173,16 @@ async def test_a_file_that_is_something_else_is_refused_and_left_alone(
     assert not any(thread.name.startswith("letopis") for thread in set(threading.enumerate()) - threads)
 
 
-async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="mkdir"):
-        await OutboxFile.open(tmp_path / "nowhere" / "bot.outbox.db")
-
-
-async def test_a_missing_file_is_not_created_when_that_was_not_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="no outbox"):
-        await OutboxFile.open(tmp_path / "bot.outbox.db", create=False)
+@pytest.mark.parametrize(
+    ("name", "create", "says"),
+    [("nowhere/bot.outbox.db", True, "mkdir"), ("bot.outbox.db", False, "no outbox")],
+    ids=["a missing folder", "a missing file"],
+)
+async def test_what_is_missing_is_named_and_not_created_unasked(
+    tmp_path: Path, name: str, create: bool, says: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        await OutboxFile.open(tmp_path / name, create=create)
 
     assert list(tmp_path.iterdir()) == []
 
@@ -199,15 +199,11 @@ def test_a_url_of_a_file_is_understood(tmp_path: Path) -> None:
 
 async def test_a_database_of_the_bot_becomes_an_outbox_too(tmp_path: Path) -> None:
     path = tmp_path / "bot.db"
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("CREATE TABLE credits (owner TEXT PRIMARY KEY, n INTEGER)")
-        connection.execute("INSERT INTO credits VALUES ('42', 7)")
-    connection.close()
-
+    change(path, "CREATE TABLE credits (owner TEXT PRIMARY KEY, n INTEGER)", "INSERT INTO credits VALUES ('42', 7)")
     outbox = await OutboxFile.open(path)
 
-    assert await outbox.read(lambda connection: connection.exec_driver_sql("SELECT n FROM credits").scalar_one()) == 7
-    await outbox.append(prepare("c1", [Message.user("hi")]))
+    assert await sql(outbox, "SELECT n FROM credits") == [(7,)]
+    await outbox.append(said())
     await outbox.close()
 
 
@@ -221,14 +217,12 @@ async def test_a_copy_goes_on_under_the_next_epoch_and_the_original_does_not(tmp
     await outbox.close()
     shutil.copy(original, copy)
 
-    copied = await OutboxFile.open(copy)
-    again = await OutboxFile.open(copy)
-    reopened = await OutboxFile.open(original)
+    opened = [await OutboxFile.open(path) for path in (copy, copy, original)]
+    epochs = [one.origin.epoch for one in opened]
 
-    assert (copied.origin.origin_id, copied.origin.epoch) == (origin.origin_id, 2)
-    assert again.origin.epoch == 2, "once a copy, not at every start"
-    assert reopened.origin.epoch == 1
-    for one in (copied, again, reopened):
+    assert epochs == [2, 2, 1], "once a copy, not at every start"
+    assert opened[0].origin.origin_id == origin.origin_id
+    for one in opened:
         await one.close()
 
 
@@ -252,8 +246,7 @@ async def test_looking_from_outside_changes_nothing(tmp_path: Path, look: Callab
     shutil.copy(original, copy)
     before = copy.read_bytes()
 
-    assert await look(copy) == 1
-    assert await look(copy) == 1
+    assert [await look(copy) for _ in range(2)] == [1, 1]
     assert copy.read_bytes() == before
     with pytest.raises(ConfigurationError, match="no outbox at"):
         await look(tmp_path / "missing.db")
@@ -263,30 +256,30 @@ async def test_looking_from_outside_changes_nothing(tmp_path: Path, look: Callab
     assert not (tmp_path / "missing.db").exists()
 
 
-def test_what_is_no_outbox_is_refused_after_one_look(tmp_path: Path) -> None:
-    (tmp_path / "other.db").write_bytes(b"no database " * 1000)
-    with pytest.raises(ConfigurationError, match="no SQLite database"):
+@pytest.mark.parametrize(
+    ("content", "says"), [(b"no database " * 1000, "no SQLite database"), (b"", "new file without tables")]
+)
+def test_what_is_no_outbox_is_refused_after_one_look(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "other.db").write_bytes(content)
+    with pytest.raises(ConfigurationError, match=says):
         read_file(tmp_path / "other.db", epoch)
-    (tmp_path / "empty.db").touch()
-    with pytest.raises(ConfigurationError, match="new file without tables"):
-        read_file(tmp_path / "empty.db", epoch)
 
 
 async def test_a_file_that_is_removed_or_replaced_is_noticed_at_once(tmp_path: Path) -> None:
     path = tmp_path / "bot.outbox.db"
     outbox = await OutboxFile.open(path)
-    await outbox.append(prepare("c1", [Message.user("hi")]))
+    await outbox.append(said())
 
     path.rename(tmp_path / "elsewhere.db")
     with pytest.raises(OutboxUnavailable, match="gone from its place"):
-        await outbox.append(prepare("c1", [Message.user("lost?")]))
+        await outbox.append(said("lost?"))
     path.write_bytes(b"")
     with pytest.raises(OutboxUnavailable, match="replaced"):
-        await outbox.append(prepare("c1", [Message.user("lost?")]))
+        await outbox.append(said("lost?"))
 
     path.unlink()
     (tmp_path / "elsewhere.db").rename(path)
-    assert (await outbox.append(prepare("c1", [Message.user("back")]))).sequences == (3,)
+    assert (await outbox.append(said("back"))).sequences == (3,)
     await outbox.close()
 
 
@@ -296,7 +289,7 @@ async def test_a_file_that_is_removed_or_replaced_is_noticed_at_once(tmp_path: P
 async def test_close_leaves_no_thread_task_or_descriptor(tmp_path: Path) -> None:
     async def live(number: int) -> None:
         outbox = await OutboxFile.open(tmp_path / f"{number}.db")
-        await outbox.append(prepare("c1", [Message.user("hi")]))
+        await outbox.append(said())
         async with outbox.engine.begin() as connection:
             await connection.exec_driver_sql("SELECT 1")
         assert await events(outbox) == 2
@@ -313,24 +306,16 @@ async def test_close_leaves_no_thread_task_or_descriptor(tmp_path: Path) -> None
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("letopis-outbox")]
 
 
-async def test_after_close_everything_says_so(tmp_path: Path) -> None:
-    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+async def test_after_close_everything_says_so(outbox: OutboxFile) -> None:
     await outbox.close()
-
-    with pytest.raises(Closed):
-        await outbox.append(prepare("c1", [Message.user("hi")]))
-    with pytest.raises(Closed):
-        await outbox.write(lambda connection: None)
-    with pytest.raises(Closed):
-        await outbox.read(lambda connection: None)
+    for late in (lambda: outbox.append(said()), lambda: outbox.write(print), lambda: outbox.read(print)):
+        with pytest.raises(Closed):
+            await late()
 
 
-async def test_appends_that_wait_are_written_before_close_returns(tmp_path: Path) -> None:
-    path = tmp_path / "bot.outbox.db"
-    outbox = await OutboxFile.open(path)
-    tasks = [asyncio.ensure_future(outbox.append(prepare(f"c{n}", [Message.user("hi")]))) for n in range(20)]
+async def test_appends_that_wait_are_written_before_close_returns(outbox: OutboxFile) -> None:
+    tasks = [asyncio.ensure_future(outbox.append(said(conversation_id=f"c{n}"))) for n in range(20)]
     await asyncio.sleep(0)
-
     await outbox.close()
 
     assert all(task.result().written == 2 for task in tasks)
@@ -341,7 +326,7 @@ def test_another_event_loop_is_told_so(tmp_path: Path) -> None:
         return await OutboxFile.open(tmp_path / "bot.db")
 
     async def appended(outbox: OutboxFile) -> None:
-        await outbox.append(prepare("c1", [Message.user("hi")]))
+        await outbox.append(said())
 
     with asyncio.Runner() as first, asyncio.Runner() as second:
         outbox = first.run(opened())
@@ -383,14 +368,14 @@ async def test_nothing_is_acknowledged_into_a_file_that_nobody_will_find(tmp_pat
     if again:
         await (await OutboxFile.open(path)).close()
     outbox = await OutboxFile.open(path)
-    await outbox.append(prepare("c1", [Message.user("hi")]))
+    await outbox.append(said())
     deliveries = deliveries_of(outbox)
     take_away(path)
     left = sorted(one.name for one in tmp_path.iterdir())
 
     for _ in range(2):
         with pytest.raises(OutboxUnavailable, match=says):
-            await outbox.append(prepare("c1", [Message.user("is this kept?")]))
+            await outbox.append(said("is this kept?"))
         with pytest.raises(OutboxUnavailable, match=says):
             async with transaction(outbox, deliveries, DEFAULT_LIMITS) as running:
                 await running.append("c1", Message.user("and this?"))
@@ -413,16 +398,12 @@ async def test_what_is_taken_away_in_the_middle_of_a_transaction_is_noticed_at_i
         await torn()
 
     await outbox.close()
-    with closing(sqlite3.connect(path)) as connection, connection:
-        assert connection.execute(COUNT).fetchall() == [(0,)]
-    connection.close()
+    assert rows(path, COUNT) == [(0,)]
 
 
 async def test_a_transaction_that_cannot_connect_says_so_in_our_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    outbox: OutboxFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outbox = await OutboxFile.open(tmp_path / "bot.db")
-
     def refuse(*_: object) -> None:
         error = sqlite3.OperationalError("made up")
         error.sqlite_errorname = "SQLITE_IOERR"
@@ -432,14 +413,12 @@ async def test_a_transaction_that_cannot_connect_says_so_in_our_words(
     with pytest.raises(OutboxUnavailable, match="input/output"):
         async with transaction(outbox, deliveries_of(outbox), DEFAULT_LIMITS):
             pass
-    await outbox.close()
 
 
 # Migrations.
 
 
-async def test_the_migrated_file_is_what_the_tables_say(tmp_path: Path) -> None:
-    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+async def test_the_migrated_file_is_what_the_tables_say(outbox: OutboxFile, tmp_path: Path) -> None:
     made = sa.create_engine(f"sqlite:///{tmp_path / 'made.db'}")
     metadata.create_all(made)
 
@@ -448,22 +427,15 @@ async def test_the_migrated_file_is_what_the_tables_say(tmp_path: Path) -> None:
             "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND type NOT IN ('view', 'trigger')"
             " AND name LIKE '%letopis_outbox%'"
         )
-        return {
-            name: "".join(sql.split()).lower().replace('"', "") for name, sql in found if not name.endswith("_version")
-        }
+        kept = [(name, "".join(text.split()).lower()) for name, text in found if not name.endswith("_version")]
+        return {name: text.replace('"', "") for name, text in kept}
 
     with made.connect() as connection:
-        expected = shape(connection)
+        assert await outbox.read(shape) == shape(connection)
     made.dispose()
-
-    assert await outbox.read(shape) == expected
-    await outbox.close()
 
 
 async def test_downgrading_takes_everything_of_ours_away_and_nothing_else(outbox: OutboxFile) -> None:
-    from alembic import command
-    from alembic.config import Config
-
     def down(connection: sa.Connection) -> None:
         connection.exec_driver_sql("CREATE TABLE credits (n INTEGER)")
         config = Config()
@@ -472,7 +444,6 @@ async def test_downgrading_takes_everything_of_ours_away_and_nothing_else(outbox
         command.downgrade(config, "base")
 
     await outbox.write(down)
-
     names = await outbox.read(lambda connection: set(sa.inspect(connection).get_table_names()))
     assert names == {"credits", "letopis_outbox_version"}
 
