@@ -24,7 +24,7 @@ from letopis.store.database.engines import create_store_engine
 from letopis.store.model.codec import decode
 from letopis.store.model.messages import Message
 from tests.support.open_incidents import open_incidents
-from tests.support.relays import figures, lane, relay_on, say, until
+from tests.support.relays import drained, figures, lane, relay_on, running, say, sql, until
 
 CONVERSATIONS = 1_000
 BAD = "c500"
@@ -61,16 +61,14 @@ class Town:
         await engine.dispose()
 
     async def incidents(self) -> list[tuple[IncidentKind, str | None]]:
-        found = await self.outbox.read(open_incidents)
-        return [(one.kind, one.conversation_id) for one in found]
+        return [(one.kind, one.conversation_id) for one in await self.outbox.read(open_incidents)]
 
     async def front(self) -> PendingEvent:
         [found] = await OutboxAdmin(self.outbox).pending(Selection(conversation_ids=(BAD,), fronts=True))
         return found
 
     async def texts(self) -> list[str]:
-        page = await self.store.messages(BAD)
-        return [str(one.message.text) for one in page]
+        return [str(one.message.text) for one in await self.store.messages(BAD)]
 
 
 async def fill(outbox: OutboxFile) -> None:
@@ -93,13 +91,11 @@ async def blocked(kind: str, url: str, path: Path) -> AsyncIterator[tuple[Town, 
         await fill(outbox)
         relay = relay_on(outbox, store)
         watch = AlertMonitor(outbox, on_stuck=town.on_stuck, on_recovered=town.on_recovered)
-        running = asyncio.create_task(relay.run())
-        await until(lambda: _is(outbox, "blocked", 1), patience=60)
-        await until(lambda: _is(outbox, "ready", 0), patience=60)
-        await watch.observe_once()
-        yield town, relay, watch
-        relay.stop()
-        await running
+        async with running(relay):
+            await until(lambda: _is(outbox, "blocked", 1), patience=60)
+            await until(lambda: _is(outbox, "ready", 0), patience=60)
+            await watch.observe_once()
+            yield town, relay, watch
     await outbox.close()
 
 
@@ -110,7 +106,7 @@ async def _is(outbox: OutboxFile, state: str, count: int) -> bool:
 async def _ended(town: Town, watch: AlertMonitor) -> None:
     """What ends each of the three: all is delivered, and the incident closes itself and says so once."""
     await until(lambda: _is(town.outbox, "blocked", 0))
-    await until(lambda: _nothing(town.outbox))
+    await drained(town.outbox)
 
     async def told() -> bool:
         await watch.observe_once()  # looking at users is paced by how long it took last
@@ -121,10 +117,6 @@ async def _ended(town: Town, watch: AlertMonitor) -> None:
     assert await town.incidents() == []
     assert [word for word, _ in town.heard] == ["stuck", "recovered"]
     assert (await lane(town.outbox, BAD)).state == "ready"
-
-
-async def _nothing(outbox: OutboxFile) -> bool:
-    return (await figures(outbox)).pending == 0
 
 
 async def retry(town: Town) -> list[str]:
@@ -168,9 +160,8 @@ async def test_all_others_are_delivered_and_each_verb_brings_the_one_to_an_end(
         await _ended(town, watch)
 
         assert await town.texts() == expected
-        events = [one async for one in _events(town.store)]
-        assert [one.sequence for one in events] == [1, 2, 3, 4, 5]
-        assert [one.version for one in events] == [1, 2, 3, 4, 5]
+        events = (await town.store.events(BAD)).items
+        assert [(one.sequence, one.version) for one in events] == [(number, number) for number in range(1, 6)]
         if verb is skip:
             tombstone = events[2]
             assert (tombstone.type, tombstone.data["reason"]) == ("event.skipped", "nobody needs it")
@@ -180,28 +171,18 @@ async def test_all_others_are_delivered_and_each_verb_brings_the_one_to_an_end(
             assert events[2].event_id == stuck.event_id
 
 
-async def _events(store: ConversationStore) -> AsyncIterator[Any]:
-    for one in await store.events(BAD):
-        yield one
-
-
 async def test_a_fix_that_is_refused_too_blocks_again_and_can_be_followed_by_another(
     new_store_url: Callable[[str], str], tmp_path: Path
 ) -> None:
     async with blocked("sqlite", new_store_url("sqlite"), tmp_path / "bot.outbox.db") as (town, relay, watch):
         old = await town.front()
         blocks = relay.stats.blocked
-        await OutboxAdmin(town.outbox).fix(
-            old.event_id, {**decode(old.data), "metadata": {"more": "poison"}}, reason="try"
-        )
+        data = {**decode(old.data), "metadata": {"more": "poison"}}
+        await OutboxAdmin(town.outbox).fix(old.event_id, data, reason="try")
         await until(lambda: relay.stats.blocked == blocks + 1)
         await until(lambda: _is(town.outbox, "blocked", 1))
         assert await skip(town) == ["before", "after", "last"]
         await _ended(town, watch)
 
-        [kept] = await town.outbox.read(
-            lambda connection: connection.exec_driver_sql(
-                "SELECT count(DISTINCT digest) FROM letopis_outbox_repairs WHERE event_id = ?", (old.event_id.bytes,)
-            ).fetchall()
-        )
-        assert tuple(kept) == (2,)
+        kept = "SELECT count(DISTINCT digest) FROM letopis_outbox_repairs WHERE event_id = ?"
+        assert await sql(town.outbox, kept, (old.event_id.bytes,)) == [(2,)]

@@ -34,7 +34,7 @@ async def test_it_counts_what_is_pending_and_for_how_long(tmp_path: Path) -> Non
         size = "SELECT sum(length(CAST(data AS BLOB)) + coalesce(length(metadata), 0)) FROM letopis_outbox_events"
 
         assert (found.pending, found.oldest_pending_seconds) == (4, 90.0)
-        assert found.pending_bytes == await history.outbox.read(lambda c: c.exec_driver_sql(size).scalar_one())
+        assert [(found.pending_bytes,)] == await sql(history.outbox, size)
         assert dict(found.lanes) == {"ready": 1, "retrying": 0, "blocked": 1, "paused": 0}
         assert not found.healthy
         assert (found.relay.running, found.relay.holder) == (False, None)
@@ -46,15 +46,12 @@ async def test_it_shows_the_relay_and_what_it_delivered(tmp_path: Path) -> None:
         assert await receipt.saved(timeout=20)
         found = await history.status()
 
-        assert found.relay.running
-        assert found.relay.holder is not None
         assert found.relay.holder.startswith("bot (pid ")
-        assert found.healthy
+        assert found.relay.running and found.healthy
         assert (found.pending, found.oldest_pending_seconds) == (0, None)
 
     after = await read_snapshot(tmp_path / "bot.outbox.db", lambda connection: read_status(connection, now_us=0))
-    assert not after.relay.running
-    assert after.delivered == 2
+    assert (after.relay.running, after.delivered) == (False, 2)
 
 
 async def test_an_age_is_never_negative_whatever_the_clock(tmp_path: Path) -> None:
@@ -77,6 +74,11 @@ OUTAGE = BreakerStatus(
     detail="the connection was lost",
     next_attempt_at=NOW + timedelta(seconds=5),
 )
+REFUSES = replace(OUTAGE, reason="poison 23514", detail="it breaks a constraint (constraint t.x)", next_attempt_at=None)
+UNREACHABLE = "The history store is unreachable since 2026-11-25 12:03:00Z (the connection was lost)"
+REFUSING = "The history store answers and refuses every delivery since 2026-11-25 12:03:00Z"
+PENDING = "pending, nothing is lost."
+FORBIDS = BreakerStatus(state="open", reason="misconfigured 42501", detail="no right")
 
 
 def status(
@@ -119,40 +121,22 @@ def status(
         (
             status(pending=30, breaker=OUTAGE, kinds=(IncidentKind.STORE_DOWN,)),
             False,
-            (
-                "The history store is unreachable since 2026-11-25 12:03:00Z (the connection was lost);"
-                " 30 events are pending, nothing is lost; next attempt in 5 s."
-            ),
+            f"{UNREACHABLE}; 30 events are pending, nothing is lost; next attempt in 5 s.",
         ),
         (
             status(breaker=OUTAGE, relay=RelayStatus(holder="bot (pid 1 on host)")),
             False,
-            (
-                "The history store is unreachable since 2026-11-25 12:03:00Z (the connection was lost);"
-                " nothing is pending; no relay is running: start the bot, or `letopis relay`."
-            ),
+            f"{UNREACHABLE}; nothing is pending; no relay is running: start the bot, or `letopis relay`.",
         ),
         (
-            status(pending=1, breaker=BreakerStatus(state="open", reason="misconfigured 42501", detail="no right")),
+            status(pending=1, breaker=FORBIDS),
             False,
-            (
-                "The history store takes no deliveries (no right): run `letopis doctor`; 1 event is pending,"
-                " nothing is lost."
-            ),
+            f"The history store takes no deliveries (no right): run `letopis doctor`; 1 event is {PENDING}",
         ),
         (
-            status(
-                pending=3,
-                breaker=BreakerStatus(
-                    state="open", since=NOW, reason="poison 23514", detail="it breaks a constraint (constraint t.x)"
-                ),
-                kinds=(IncidentKind.STORE_DOWN,),
-            ),
+            status(pending=3, breaker=REFUSES, kinds=(IncidentKind.STORE_DOWN,)),
             False,
-            (
-                "The history store answers and refuses every delivery since 2026-11-25 12:03:00Z (it breaks a"
-                " constraint (constraint t.x)): run `letopis doctor`; 3 events are pending, nothing is lost."
-            ),
+            f"{REFUSING} (it breaks a constraint (constraint t.x)): run `letopis doctor`; 3 events are {PENDING}",
         ),
         (
             status(pending=2, kinds=(IncidentKind.STORE_DOWN,)),
@@ -170,10 +154,7 @@ def status(
         (
             status(pending=2, kinds=(IncidentKind.CONVERSATION_BLOCKED,)),
             False,
-            (
-                "1 conversation has waited too long: see `letopis outbox list --state ready`; 2 events are pending,"
-                " nothing is lost."
-            ),
+            f"1 conversation has waited too long: see `letopis outbox list --state ready`; 2 events are {PENDING}",
         ),
         (
             status(wal_bytes=488 * 1024**2),
@@ -218,36 +199,20 @@ async def test_a_next_attempt_never_lies_in_the_past(tmp_path: Path) -> None:
         relay = relay_on(history.outbox, told)
         assert await relay.lease.acquire()
         await relay.drain_once()
-        due = "UPDATE letopis_outbox_relay SET next_attempt_at = 1"
-        await sql(history.outbox, due)
+        found = await history.status()
+        await sql(history.outbox, "UPDATE letopis_outbox_relay SET next_attempt_at = 1")
         running = await history.status()
         await relay.lease.release()
         ended = await history.status()
-        retrying = "UPDATE letopis_outbox_lanes SET state = 'retrying', due_at = 1"
-        await sql(history.outbox, retrying)
+        await sql(history.outbox, "UPDATE letopis_outbox_lanes SET state = 'retrying', due_at = 1")
         [lane] = await history.outbox.read(lambda connection: list_stuck(connection, limit=5))
 
+    # Not "stuck": the fault in a sentence, and when the relay asks again, as the relay wrote it down.
+    assert found.breaker.next_attempt_at is not None
+    assert (found.breaker.reason, found.breaker.detail) == (f"{DOWN.fault_class} {DOWN.code}", DOWN.reason)
+    assert found.verdict.startswith("The history store is unreachable since ")
+    assert "2 events are pending, nothing is lost; " in found.verdict
     assert running.breaker.next_attempt_at == running.read_at
     assert running.verdict.endswith("; trying again now.")
     assert (ended.relay.running, ended.breaker.next_attempt_at) == (False, None)
     assert (lane.state, lane.due_at) == ("retrying", None)
-
-
-async def test_an_outage_is_an_outage_until_the_next_attempt(tmp_path: Path) -> None:
-    """Not "stuck": the fault in a sentence, and when the relay asks again, as the relay wrote it down."""
-    told = ToldStore(lambda _: DOWN)
-    async with History(tmp_path / "bot.outbox.db", store=told.url, relay=False) as history:
-        await history.append("c1", Message.user("hi"))
-        relay = relay_on(history.outbox, told)
-        assert await relay.lease.acquire()
-        try:
-            await relay.drain_once()
-            found = await history.status()
-        finally:
-            await relay.lease.release()
-
-        assert found.breaker.next_attempt_at is not None
-        assert found.breaker.reason == f"{DOWN.fault_class} {DOWN.code}"
-        assert found.breaker.detail == DOWN.reason
-        assert found.verdict.startswith("The history store is unreachable since ")
-        assert "2 events are pending, nothing is lost; " in found.verdict

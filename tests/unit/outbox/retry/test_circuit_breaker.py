@@ -28,15 +28,21 @@ def made(uniform: object = upper) -> tuple[Hands, Breaker]:
     return hands, Breaker(clock=Clock(now=hands.now, monotonic=hands.monotonic), uniform=uniform)  # type: ignore[arg-type]
 
 
+def probe(hands: Hands, breaker: Breaker, *, after: float | None = None) -> float:
+    """Begin a probe, when it is due or after some seconds; return how long it was waited for."""
+    wait = breaker.remaining()
+    hands.advance(wait if after is None else after)
+    assert breaker.begin_probe()
+    return wait
+
+
 def test_it_opens_on_the_first_fault_and_says_since_when_and_why() -> None:
     hands, breaker = made()
     hands.advance(5)
     breaker.trip(DOWN, ["a"])
 
-    assert breaker.state is BreakerState.OPEN
-    assert breaker.reason == "unavailable refused"
+    assert (breaker.state, breaker.reason, breaker.suspects) == (BreakerState.OPEN, "unavailable refused", {"a"})
     assert breaker.since_us == Clock(now=hands.now).now_us()
-    assert breaker.suspects == {"a"}
 
 
 def test_probes_come_after_one_two_four_seconds_up_to_a_minute_and_never_end() -> None:
@@ -44,16 +50,12 @@ def test_probes_come_after_one_two_four_seconds_up_to_a_minute_and_never_end() -
     breaker.trip(DOWN, ["a", "b", "c"])
     waits = []
     for _ in range(1_000):
-        waits.append(breaker.remaining())
-        assert not breaker.begin_probe() or waits[-1] == 0
-        hands.advance(breaker.remaining())
-        assert breaker.begin_probe()
+        assert not breaker.begin_probe()
+        waits.append(probe(hands, breaker))
         breaker.trip(DOWN, ["d"])
 
     assert waits[:10] == [1, 2, 4, 5, 5, 5, 5, 5, 33, 60]
-    assert waits[-1] == 60
-    assert breaker.trips == 1
-    assert breaker.suspects == {"a", "b", "c"}
+    assert (waits[-1], breaker.trips, breaker.suspects) == (60, 1, {"a", "b", "c"})
 
 
 @pytest.mark.parametrize(
@@ -74,9 +76,7 @@ def test_while_it_may_be_the_conversations_no_probe_is_far_away(
     breaker.trip(error, conversation_ids)
     waits = []
     for _ in range(20):
-        waits.append(breaker.remaining())
-        hands.advance(breaker.remaining())
-        assert breaker.begin_probe()
+        waits.append(probe(hands, breaker))
         breaker.trip(error, conversation_ids[:1])
 
     assert max(waits) == longest
@@ -88,12 +88,8 @@ def test_probes_go_round_the_conversations_those_that_failed_first_after_all_oth
     breaker.trip(DOWN, ["a", "b"])
     probed = []
     for _ in range(9):
-        hands.advance(100)
-        assert breaker.begin_probe()
-        for tried in breaker.probe_exclusions():
-            left = [one for one in owed if one not in tried]
-            if left:
-                break
+        probe(hands, breaker, after=100)
+        left = next(left for tried in breaker.probe_exclusions() if (left := [one for one in owed if one not in tried]))
         probed.append(left[0])
         breaker.trip(DOWN, left[:1])
 
@@ -105,24 +101,18 @@ def test_a_store_that_refuses_can_be_read_and_says_what_refused() -> None:
     assert breaker.readable
     breaker.trip(DOWN, ["a"])
     assert not breaker.readable
-    hands.advance(1)
-    breaker.begin_probe()
+    probe(hands, breaker, after=1)
     breaker.trip(fault(FaultClass.POISON, "23502"), ["a"])
 
-    assert breaker.readable
-    assert not breaker.closed
-    assert breaker.reason == "poison 23502"
-    assert str(breaker.outage) == "a fault of the test [poison 23502]"
+    assert breaker.readable and not breaker.closed
+    assert (breaker.reason, str(breaker.outage)) == ("poison 23502", "a fault of the test [poison 23502]")
 
 
 def test_when_it_closes_it_forgets_whom_it_asked() -> None:
     hands, breaker = made()
-    breaker.trip(DOWN, ["a"])
-    hands.advance(100)
-    breaker.begin_probe()
-    breaker.trip(DOWN, ["b"])
-    hands.advance(100)
-    breaker.begin_probe()
+    for name in ("a", "b"):
+        breaker.trip(DOWN, [name])
+        probe(hands, breaker, after=100)
     breaker.record_success()
 
     assert set(breaker.probe_exclusions()) == {frozenset()}
@@ -135,8 +125,7 @@ def test_chance_spreads_the_probes_of_many_relays() -> None:
         breaker.trip(DOWN, [])
         first.append(breaker.remaining())
 
-    assert min(first) < 0.2
-    assert max(first) > 0.9
+    assert min(first) < 0.2 and max(first) > 0.9
     assert len({round(one, 3) for one in first}) > 150
 
 
@@ -153,8 +142,7 @@ def test_no_wait_is_longer_than_the_outage_so_far_and_a_second(lasts: float, lea
         breaker.trip(DOWN, [])
         while hands.ticks < begun + lasts:
             assert breaker.remaining() <= hands.ticks - begun + 1
-            hands.advance(breaker.remaining())
-            assert breaker.begin_probe()
+            probe(hands, breaker)
             breaker.trip(DOWN, [])
         longest = max(longest, hands.ticks - begun - lasts)
 
@@ -164,9 +152,7 @@ def test_no_wait_is_longer_than_the_outage_so_far_and_a_second(lasts: float, lea
 def test_only_one_probe_is_made_at_a_time() -> None:
     hands, breaker = made()
     breaker.trip(DOWN, [])
-    hands.advance(1)
-
-    assert breaker.begin_probe()
+    probe(hands, breaker)
     assert not breaker.begin_probe()
     breaker.end_probe()
     assert breaker.begin_probe()
@@ -179,8 +165,7 @@ def test_faults_of_what_was_under_way_when_it_opened_do_not_count_as_probes() ->
 
     assert breaker.remaining() == pytest.approx(0.1)
     assert (breaker.suspects, next(breaker.probe_exclusions())) == ({"a"}, {"a"})
-    hands.advance(0.1)
-    assert breaker.begin_probe()
+    probe(hands, breaker)
     breaker.trip(DOWN, ["g"])
     assert breaker.remaining() == pytest.approx(0.2)
 
@@ -188,14 +173,10 @@ def test_faults_of_what_was_under_way_when_it_opened_do_not_count_as_probes() ->
 def test_a_success_closes_it_and_says_how_long_the_store_was_away() -> None:
     hands, breaker = made()
     breaker.trip(DOWN, ["a"])
-    hands.advance(90)
-    breaker.begin_probe()
+    probe(hands, breaker, after=90)
 
     assert breaker.record_success() == 90
-    assert breaker.closed
-    assert breaker.reason is None
-    assert breaker.remaining() == 0
-    assert breaker.suspects == frozenset()
+    assert (breaker.closed, breaker.reason, breaker.remaining(), breaker.suspects) == (True, None, 0, frozenset())
     assert breaker.record_success() is None
 
 
@@ -205,10 +186,8 @@ def test_after_an_outage_the_batches_grow_from_small_to_full(largest: int) -> No
     assert breaker.batch_limit(largest) == largest
     breaker.trip(DOWN, [])
     assert breaker.batch_limit(largest) == 1
-    hands.advance(1)
-    breaker.begin_probe()
+    probe(hands, breaker)
     assert breaker.batch_limit(largest) == 1
-
     breaker.record_success()
     limits = []
     while breaker.ramping:
@@ -216,16 +195,14 @@ def test_after_an_outage_the_batches_grow_from_small_to_full(largest: int) -> No
         breaker.record_success()
 
     assert limits[:3] == [RAMP_START_EVENTS, 2 * RAMP_START_EVENTS, 4 * RAMP_START_EVENTS]
-    assert limits[-1] == largest
-    assert limits == sorted(set(limits))
+    assert (limits[-1], limits) == (largest, sorted(set(limits)))
 
 
 def test_a_fault_during_the_ramp_starts_it_anew() -> None:
     hands, breaker = made()
     for _ in range(2):
         breaker.trip(DOWN, [])
-        hands.advance(1)
-        breaker.begin_probe()
+        probe(hands, breaker)
         breaker.record_success()
         breaker.record_success()
 
@@ -236,8 +213,7 @@ def test_the_waits_begin_anew_with_the_next_outage() -> None:
     hands, breaker = made()
     for _ in range(6):
         breaker.trip(DOWN, [])
-        hands.advance(100)
-        breaker.begin_probe()
+        probe(hands, breaker, after=100)
     breaker.record_success()
     breaker.trip(DOWN, [])
 
@@ -267,12 +243,10 @@ def test_the_reason_follows_what_the_store_says_last() -> None:
     hands, breaker = made()
     breaker.trip(DOWN, [])
     since = breaker.since_us
-    hands.advance(1)
-    breaker.begin_probe()
+    probe(hands, breaker)
     breaker.trip(fault(FaultClass.MISCONFIGURED, "42P01"), [])
 
-    assert breaker.reason == "misconfigured 42P01"
-    assert breaker.since_us == since
+    assert (breaker.reason, breaker.since_us) == ("misconfigured 42P01", since)
 
 
 @pytest.mark.parametrize(("outage", "wait"), [(RECENT_OUTAGE_SECONDS - 1, 5), (RECENT_OUTAGE_SECONDS, 31)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from letopis.outbox.retry.fault_attribution import FaultAttribution
@@ -10,70 +12,30 @@ from letopis.store.database.faults import POOL_TIMEOUT_CODE, FaultClass, StoreFa
 DOWN = StoreFault(fault_class=FaultClass.UNAVAILABLE, code="08006", reason="the connection was lost")
 
 
-def test_one_conversation_alone_proves_nothing() -> None:
+FAILED, TAKEN = FaultAttribution.record_failure, FaultAttribution.record_success
+
+
+@pytest.mark.parametrize(
+    ("steps", "charges", "failing"),
+    [
+        pytest.param([(FAILED, "a")] * 100, {}, 1, id="alone"),
+        pytest.param([(FAILED, "a"), (TAKEN, "b")] * 3, {"a": 3}, 0, id="another gets through after it failed"),
+        pytest.param([(TAKEN, "b"), (FAILED, "a")], {}, 1, id="a success before the failure"),
+        pytest.param([(FAILED, "a"), (TAKEN, "b"), (TAKEN, "a")], {}, 0, id="its own success clears it"),
+        pytest.param([(FAILED, "abc"), (TAKEN, "ab")], {"c": 1}, 0, id="of the same success"),
+        pytest.param([(FAILED, "a"), (FAILED, "ab"), (FAILED, "c")], {}, 3, id="failures in a row count once each"),
+        pytest.param([(FAILED, "a"), (TAKEN, "")], {}, 1, id="nothing got through"),
+    ],
+)
+def test_a_conversation_is_charged_when_another_gets_through_after_it_failed(
+    steps: list[tuple[Callable[[FaultAttribution, list[str]], None], str]], charges: dict[str, int], failing: int
+) -> None:
     attribution = FaultAttribution()
-    for _ in range(100):
-        attribution.record_failure(["a"])
+    for record, conversation_ids in steps:
+        record(attribution, list(conversation_ids))
 
-    assert attribution.charges.get("a", 0) == 0
-    assert attribution.failing_conversations == 1
-
-
-def test_a_conversation_is_charged_when_another_gets_through_after_it_failed() -> None:
-    attribution = FaultAttribution()
-    for _ in range(3):
-        attribution.record_failure(["a"])
-        attribution.record_success(["b"])
-
-    assert attribution.charges.get("a", 0) == 3
-    assert attribution.charges.get("b", 0) == 0
-    assert attribution.failing_conversations == 0
-
-
-def test_a_success_before_the_failure_charges_no_conversation() -> None:
-    attribution = FaultAttribution()
-    attribution.record_success(["b"])
-    attribution.record_failure(["a"])
-
-    assert attribution.charges.get("a", 0) == 0
-
-
-def test_its_own_success_clears_it() -> None:
-    attribution = FaultAttribution()
-    attribution.record_failure(["a"])
-    attribution.record_success(["b"])
-    attribution.record_success(["a"])
-
-    assert attribution.charges.get("a", 0) == 0
-
-
-def test_conversations_of_the_same_success_are_not_charged() -> None:
-    attribution = FaultAttribution()
-    attribution.record_failure(["a", "b", "c"])
-    attribution.record_success(["a", "b"])
-
-    assert (
-        attribution.charges.get("a", 0),
-        attribution.charges.get("b", 0),
-        attribution.charges.get("c", 0),
-    ) == (0, 0, 1)
-
-
-def test_different_ones_that_fail_in_a_row_are_counted_once_each() -> None:
-    attribution = FaultAttribution()
-    attribution.record_failure(["a"])
-    attribution.record_failure(["a", "b"])
-    attribution.record_failure(["c"])
-
-    assert attribution.failing_conversations == 3
-
-
-def test_nothing_got_through_is_no_success() -> None:
-    attribution = FaultAttribution()
-    attribution.record_failure(["a"])
-    attribution.record_success([])
-
-    assert attribution.failing_conversations == 1
+    assert {name: count for name, count in attribution.charges.items() if count} == charges
+    assert attribution.failing_conversations == failing
 
 
 def test_what_is_forgotten_starts_again() -> None:
@@ -110,8 +72,8 @@ def test_a_charged_conversation_is_no_evidence_against_the_store() -> None:
     attribution = FaultAttribution()
     attribution.record_refusal("a")
     attribution.record_success(["b"])
-    attribution.record_refusal("a")
-    attribution.record_refusal("c")
+    for name in ("a", "c"):
+        attribution.record_refusal(name)
 
     assert attribution.refused_alone == ("c",)
 
@@ -133,7 +95,6 @@ def test_what_looks_like_an_outage_counts_while_no_other_conversation_meets_one(
     for _ in range(4):
         attribution.record_refusal("a")
         attribution.record_success(["b"])
-
         assert attribution.is_charged(DOWN, "a")
 
 
@@ -144,23 +105,20 @@ def test_what_looks_like_an_outage_does_not_count_while_others_meet_one_too() ->
         attribution.record_store_fault(["b"])
         attribution.record_success(["b"])
         attribution.record_refusal("a")
-
         assert not attribution.is_charged(DOWN, "a")
 
     attribution.record_success(["b"])
     attribution.record_refusal("a")
-
     assert attribution.is_charged(DOWN, "a")
 
 
 def test_two_that_look_like_an_outage_do_not_shield_each_other() -> None:
     attribution = charged_three_times("a", "b")
-    attribution.record_refusal("a")
-    attribution.record_refusal("b")
+    for name in ("a", "b"):
+        attribution.record_refusal(name)
     attribution.record_success(["c"])
 
-    assert attribution.is_charged(DOWN, "a")
-    assert attribution.is_charged(DOWN, "b")
+    assert attribution.is_charged(DOWN, "a") and attribution.is_charged(DOWN, "b")
 
 
 def test_an_outage_that_only_a_charged_conversation_meets_is_its_own() -> None:
