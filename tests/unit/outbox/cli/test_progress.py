@@ -13,8 +13,7 @@ from letopis.outbox.cli.interface.progress import BYTES, Pace, ProgressLine, can
 class Clock:
     """A clock that is set by hand."""
 
-    def __init__(self) -> None:
-        self.now = 100.0
+    now = 100.0
 
     def __call__(self) -> float:
         return self.now
@@ -30,14 +29,8 @@ def paced(*samples: tuple[float, int]) -> Pace:
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0.2, "1 s"),
-        (8.4, "8 s"),
-        (12, "10 s"),
-        (43, "45 s"),
-        (58, "1 min"),
-        (130, "2 min"),
-        (3_590, "1 h"),
-        (7_800, "2 h 10 min"),
+        *((0.2, "1 s"), (8.4, "8 s"), (12, "10 s"), (43, "45 s")),
+        *((58, "1 min"), (130, "2 min"), (3_590, "1 h"), (7_800, "2 h 10 min")),
     ],
 )
 def test_the_rest_is_rounded(seconds: float, text: str) -> None:
@@ -66,12 +59,9 @@ def test_what_the_line_says() -> None:
 def test_it_is_drawn_a_few_times_a_second_and_erased() -> None:
     stream, clock = io.StringIO(), Clock()
     line = ProgressLine("copying", 10, "events", stream=stream, monotonic=clock)
-
-    line(1)
-    clock.now += 0.1
-    line(2)
-    clock.now += 0.2
-    line(3)
+    for done, wait in ((1, 0.1), (2, 0.2), (3, 0)):
+        line(done)
+        clock.now += wait
     line.clear()
 
     assert stream.getvalue() == ("\rcopying: 1 of 10 events (10 %)\rcopying: 3 of 10 events (30 %)\r" + " " * 30 + "\r")
@@ -106,12 +96,10 @@ def test_without_a_terminal_there_is_no_line(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err == ""
 
 
-def test_a_dumb_terminal_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Screen(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+@pytest.mark.parametrize(("term", "drawn"), [("xterm", True), ("dumb", False)])
+def test_a_dumb_terminal_gets_none(monkeypatch: pytest.MonkeyPatch, term: str, drawn: bool) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", term)
 
-    monkeypatch.setenv("TERM", "xterm")
-    assert can_redraw(Screen())
-    monkeypatch.setenv("TERM", "dumb")
-    assert not can_redraw(Screen())
+    assert can_redraw(screen) is drawn

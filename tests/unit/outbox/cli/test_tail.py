@@ -37,22 +37,18 @@ def tail() -> Tail:
 
 def test_the_first_look_shows_all_and_later_ones_what_follows() -> None:
     seen = tail()
-
     assert not seen.started
     assert news(seen, page(3, 4, 5)) == [3, 4, 5]
     assert seen.started
-    assert news(seen, page(3, 4, 5)) == []
-    assert news(seen, page(5, 6, 7)) == [6, 7]
-    assert seen.knows(page(7, 8))
-    assert not seen.knows(page(8, 9))
+    assert [news(seen, page(*numbers)) for numbers in ((3, 4, 5), (5, 6, 7))] == [[], [6, 7]]
+    assert seen.knows(page(7, 8)) and not seen.knows(page(8, 9))
 
 
 def test_a_message_that_changes_is_shown_again() -> None:
-    seen = tail()
+    seen, edited = tail(), [message(1), message(2, "edited"), message(3)]
     news(seen, page(1, 2, 3))
 
-    assert news(seen, [message(1), message(2, "edited"), message(3)]) == [2]
-    assert news(seen, [message(1), message(2, "edited"), message(3)]) == []
+    assert [news(seen, edited) for _ in range(2)] == [[2], []]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from unittest.mock import Mock
 
 from letopis.outbox.concurrency.fair_lock import FairLock
 
@@ -19,23 +20,14 @@ async def test_the_lock_is_granted_in_the_order_of_asking() -> None:
         lock.release()
 
     await asyncio.gather(*(write(number) for number in range(20)))
-
-    assert order == list(range(20))
-    assert not lock.taken
+    assert (order, lock.taken) == (list(range(20)), False)
 
 
 async def test_a_free_lock_calls_at_once() -> None:
-    lock = FairLock()
-    begun = False
-
-    def begin() -> bool:
-        nonlocal begun
-        begun = True
-        return True
-
+    lock, begin = FairLock(), Mock(return_value=True)
     lock.call_when_free(begin)
 
-    assert begun
+    begin.assert_called_once_with()
     assert lock.taken
 
 

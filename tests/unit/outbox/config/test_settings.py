@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,51 +23,52 @@ def write(folder: Path, text: str, name: str = "letopis.toml") -> Path:
     return path
 
 
+def load(folder: Path, text: str | None = None, environ: dict[str, str] | None = None, **options: Any) -> Settings:
+    """The settings in a folder, whose file may be written first."""
+    if text is not None:
+        write(folder, text)
+    return load_settings(environ=environ or {}, folder=folder, **options)
+
+
 def test_with_nothing_given_the_defaults_hold(tmp_path: Path) -> None:
-    assert load_settings(environ={}, folder=tmp_path) == Settings(outbox=Path("bot.outbox.db"))
+    assert load(tmp_path) == Settings(outbox=Path("bot.outbox.db"))
 
 
 def test_each_source_comes_before_the_next(tmp_path: Path) -> None:
-    write(tmp_path, 'outbox = "file.db"\nstore = "postgresql://file/db"')
+    file = str(write(tmp_path, 'outbox = "file.db"\nstore = "postgresql://file/db"'))
     environ = {"LETOPIS_OUTBOX": "variable.db", "LETOPIS_STORE": "postgresql://variable/db"}
-
-    by_file = load_settings(environ={}, folder=tmp_path)
-    by_variable = load_settings(environ=environ, folder=tmp_path)
-    by_flag = load_settings(outbox="flag.db", store="postgresql://flag/db", environ=environ, folder=tmp_path)
-
-    assert (by_file.outbox, by_file.store) == (tmp_path / "file.db", "postgresql://file/db")
-    assert (by_file.outbox_from, by_file.store_from) == (str(tmp_path / "letopis.toml"),) * 2
-    assert (by_variable.outbox, by_variable.store) == (Path("variable.db"), "postgresql://variable/db")
-    assert (by_variable.outbox_from, by_variable.store_from) == ("LETOPIS_OUTBOX", "LETOPIS_STORE")
-    assert (by_flag.outbox, by_flag.store) == (Path("flag.db"), "postgresql://flag/db")
-    assert (by_flag.outbox_from, by_flag.store_from) == ("--outbox", "--store")
+    flags = {"outbox": "flag.db", "store": "postgresql://flag/db"}
+    for found, outbox, store, sources in (
+        (load(tmp_path), tmp_path / "file.db", "postgresql://file/db", (file, file)),
+        (load(tmp_path, environ=environ), Path("variable.db"), "postgresql://variable/db", tuple(environ)),
+        (load(tmp_path, environ=environ, **flags), Path("flag.db"), "postgresql://flag/db", ("--outbox", "--store")),
+    ):
+        assert (found.outbox, found.store) == (outbox, store)
+        assert (found.outbox_from, found.store_from) == sources
 
 
 def test_a_variable_that_is_empty_counts_as_not_set(tmp_path: Path) -> None:
     empty = {"LETOPIS_OUTBOX": "", "LETOPIS_STORE": "", "LETOPIS_STORE_FILE": "", "LETOPIS_CONFIG": ""}
 
-    assert load_settings(environ=empty, folder=tmp_path) == load_settings(environ={}, folder=tmp_path)
+    assert load(tmp_path, environ=empty) == load(tmp_path)
 
 
 def test_the_outbox_lies_where_systemd_keeps_state(tmp_path: Path) -> None:
-    found = load_settings(environ={"STATE_DIRECTORY": f"{tmp_path}:/elsewhere"}, folder=tmp_path)
+    found = load(tmp_path, environ={"STATE_DIRECTORY": f"{tmp_path}:/elsewhere"})
 
     assert (found.outbox, found.outbox_from) == (tmp_path / "bot.outbox.db", "STATE_DIRECTORY")
 
 
 def test_the_configuration_file_may_be_named(tmp_path: Path) -> None:
     path = write(tmp_path, 'outbox = "x.db"', name="other.toml")
+    by_flag, by_variable = load(tmp_path, config=str(path)), load(tmp_path, environ={"LETOPIS_CONFIG": str(path)})
 
-    by_flag = load_settings(config=str(path), environ={}, folder=tmp_path)
-    by_variable = load_settings(environ={"LETOPIS_CONFIG": str(path)}, folder=tmp_path)
-
-    assert by_flag == by_variable
-    assert by_flag.file == path
+    assert (by_flag, by_flag.file) == (by_variable, path)
 
 
 def test_a_named_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="there is no configuration file"):
-        load_settings(config=str(tmp_path / "none.toml"), environ={}, folder=tmp_path)
+        load(tmp_path, config=str(tmp_path / "none.toml"))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,7 @@ def test_a_named_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
 )
 def test_a_secret_in_the_variable_of_the_file_is_not_quoted(secret: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as refused:
-        load_settings(environ={"LETOPIS_CONFIG": secret}, folder=tmp_path)
+        load(tmp_path, environ={"LETOPIS_CONFIG": secret})
 
     assert "LETOPIS_CONFIG" in str(refused.value)
     assert "s3cr3tpass" not in str(refused.value)
@@ -92,42 +94,30 @@ def test_a_secret_in_the_variable_of_the_file_is_not_quoted(secret: str, tmp_pat
     ],
 )
 def test_relative_paths_of_the_file_start_at_its_folder(tmp_path: Path, given: str, expected: str) -> None:
-    write(tmp_path, f'store = "{given}"')
-
-    assert load_settings(environ={}, folder=tmp_path).store == expected.format(folder=tmp_path)
+    assert load(tmp_path, f'store = "{given}"').store == expected.format(folder=tmp_path)
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
 def test_the_store_may_be_in_a_file_of_its_own(tmp_path: Path, end: str) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(f"postgresql://bot:{SECRET}@db/history{end}".encode())
-    write(tmp_path, 'store_file = "secret"')
-
-    by_variable = load_settings(environ={"LETOPIS_STORE_FILE": str(secret)}, folder=tmp_path / "elsewhere")
-    by_file = load_settings(environ={}, folder=tmp_path)
+    by_variable = load(tmp_path / "elsewhere", environ={"LETOPIS_STORE_FILE": str(secret)})
+    by_file = load(tmp_path, 'store_file = "secret"')
 
     assert by_variable.store == by_file.store == f"postgresql://bot:{SECRET}@db/history"
     assert by_variable.store_from == "LETOPIS_STORE_FILE"
 
 
-def test_the_relay_policy_comes_from_the_file(tmp_path: Path) -> None:
-    write(tmp_path, '[relay]\nbase = 2\ncap = 30.5\njitter = "none"\nattempts = 5')
+def test_what_the_relay_does_comes_from_the_file(tmp_path: Path) -> None:
+    policy = '[relay]\nbase = 2\ncap = 30.5\njitter = "none"\nattempts = 5\n'
+    found = load(tmp_path, f"{policy}[retention]\nkeep_last = 50\nkeep_hours = 0.5")
 
-    assert load_settings(environ={}, folder=tmp_path).policy == RetryPolicy(base=2, cap=30.5, jitter="none", attempts=5)
-
-
-def test_what_the_relay_keeps_comes_from_the_file(tmp_path: Path) -> None:
-    write(tmp_path, "[retention]\nkeep_last = 50\nkeep_hours = 0.5")
-
-    assert load_settings(environ={}, folder=tmp_path).retention == Retention(
-        keep_last=50, keep_for=timedelta(minutes=30)
-    )
+    assert found.policy == RetryPolicy(base=2, cap=30.5, jitter="none", attempts=5)
+    assert found.retention == Retention(keep_last=50, keep_for=timedelta(minutes=30))
 
 
 def test_settings_do_not_show_the_store(tmp_path: Path) -> None:
-    found = load_settings(store=f"postgresql://bot:{SECRET}@db/history", environ={}, folder=tmp_path)
-
-    assert SECRET not in repr(found)
+    assert SECRET not in repr(load(tmp_path, store=f"postgresql://bot:{SECRET}@db/history"))
 
 
 WRONG = {
@@ -158,10 +148,8 @@ WRONG = {
 
 @pytest.mark.parametrize(("text", "expected"), WRONG.values(), ids=WRONG)
 def test_a_wrong_file_is_an_error_that_names_its_place(tmp_path: Path, text: str, expected: str) -> None:
-    write(tmp_path, text)
-
     with pytest.raises(ConfigurationError) as caught:
-        load_settings(environ={}, folder=tmp_path)
+        load(tmp_path, text)
 
     assert expected in str(caught.value)
     assert "letopis.toml" in str(caught.value) or "nowhere" in str(caught.value)
@@ -170,9 +158,8 @@ def test_a_wrong_file_is_an_error_that_names_its_place(tmp_path: Path, text: str
 
 def test_a_file_that_is_no_text_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "letopis.toml").write_bytes(b"\xff\xfe\x00")
-
     with pytest.raises(ConfigurationError, match="is not UTF-8"):
-        load_settings(environ={}, folder=tmp_path)
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -181,20 +168,17 @@ def test_a_file_that_is_no_text_is_an_error(tmp_path: Path) -> None:
 def test_a_secret_that_cannot_be_a_url_is_an_error(tmp_path: Path, held: bytes) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(held)
-
     with pytest.raises(ConfigurationError, match="the store's URL"):
-        load_settings(environ={"LETOPIS_STORE_FILE": str(secret)}, folder=tmp_path)
+        load(tmp_path, environ={"LETOPIS_STORE_FILE": str(secret)})
 
 
 def test_two_variables_for_one_store_are_an_error(tmp_path: Path) -> None:
     environ = {"LETOPIS_STORE": f"postgresql://bot:{SECRET}@db/h", "LETOPIS_STORE_FILE": "/run/secret"}
+    with pytest.raises(ConfigurationError, match="both set") as caught:
+        load(tmp_path, environ=environ)
 
-    with pytest.raises(ConfigurationError) as caught:
-        load_settings(environ=environ, folder=tmp_path)
-
-    assert "both set" in str(caught.value)
     assert SECRET not in str(caught.value)
-    assert load_settings(store="a.db", environ=environ, folder=tmp_path).store == "a.db"
+    assert load(tmp_path, environ=environ, store="a.db").store == "a.db"
 
 
 @pytest.mark.parametrize(
@@ -203,21 +187,19 @@ def test_two_variables_for_one_store_are_an_error(tmp_path: Path) -> None:
     ids=["lists", "digits", "tables"],
 )
 def test_a_file_that_no_parser_bears_is_no_valid_toml(tmp_path: Path, text: str) -> None:
-    (tmp_path / "letopis.toml").write_text(text)
     with pytest.raises(ConfigurationError, match="is not valid TOML"):
-        load_settings(environ={}, folder=tmp_path)
+        load(tmp_path, text)
 
 
 def test_the_retention_of_content_is_read_with_its_rules(tmp_path: Path) -> None:
-    write(
-        tmp_path,
+    text = (
         "[retention]\nkeep_last = 3\n[retention.content]\nmax_age_days = 365\nmax_messages = 9\n"
-        '[[retention.content.rules]]\ntag = "legal"\n[[retention.content.rules]]\nowner = "42"\nmax_age_days = 0.5\n',
+        '[[retention.content.rules]]\ntag = "legal"\n[[retention.content.rules]]\nowner = "42"\nmax_age_days = 0.5\n'
     )
-
     rules = (RetentionRule(tag="legal"), RetentionRule(owner="42", max_age_days=0.5))
     content = ContentRetention(max_age_days=365, max_messages=9, rules=rules)
-    assert load_settings(environ={}, folder=tmp_path).retention == Retention(keep_last=3, content=content)
+
+    assert load(tmp_path, text).retention == Retention(keep_last=3, content=content)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +215,5 @@ def test_the_retention_of_content_is_read_with_its_rules(tmp_path: Path) -> None
     ],
 )
 def test_a_wrong_retention_of_content_says_what_to_change(tmp_path: Path, text: str, complaint: str) -> None:
-    write(tmp_path, text)
-
     with pytest.raises(ConfigurationError, match=complaint):
-        load_settings(environ={}, folder=tmp_path)
+        load(tmp_path, text)

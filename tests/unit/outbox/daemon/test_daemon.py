@@ -25,7 +25,7 @@ from letopis.store._runtime import StoreRuntime
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import ConfigurationError
-from tests.support.relays import end, figures, say, sql, until
+from tests.support.relays import end, say, sql, until
 
 
 class Told(Notifier):
@@ -101,14 +101,6 @@ def hold_batches(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 @pytest.fixture
 async def bot(tmp_path: Path) -> Path:
     return await made(tmp_path / "bot.outbox.db", "c1")
-
-
-async def pending(path: Path) -> int:
-    outbox = await OutboxFile.open(path, create=False)
-    try:
-        return (await figures(outbox)).pending
-    finally:
-        await outbox.close()
 
 
 def nothing_pending(daemon: Daemon) -> Callable[[], Any]:
@@ -224,18 +216,6 @@ class TestFiles:
 
 class TestStart:
     """What is waited for, and what ends a start."""
-
-    async def test_a_store_that_is_down_is_no_failed_start(self, bot: Path) -> None:
-        told = Told()
-        async with running(bot, told=told, store="postgresql://bot@127.0.0.1:1/h") as daemon:
-            await until(lambda: not daemon.workers[0].destination.breaker.closed)
-            daemon._snapshot = None
-            shown = await daemon.snapshot()
-            assert (shown.ready, shown.sound, shown.degraded) == (True, True, True)
-
-        assert told.said[0] == "READY=1"
-        assert "STOPPING=1" in told.said
-        assert await pending(bot) == 3
 
     async def test_a_store_without_tables_is_wrong_configuration(self, bot: Path, fresh_postgresql_url: str) -> None:
         with pytest.raises(StoreFault) as caught:
@@ -370,33 +350,16 @@ class TestReload:
         assert any("a change of outboxes and store takes a restart" in record.message for record in caplog.records)
 
 
-class TestStop:
-    """The first stop finishes, the second does not wait."""
+async def test_being_cancelled_closes_everything(bot: Path) -> None:
+    told = Told()
+    found = DaemonSettings(outboxes=(str(bot),))
+    task = asyncio.create_task(Daemon(lambda: found, notifier=told).run())
+    await until(lambda: told.count("READY"))
+    await end(task)
 
-    async def test_a_second_stop_does_not_wait(self, bot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        entered = hold_batches(monkeypatch)
-        found = DaemonSettings(outboxes=(str(bot),), stop_timeout=300.0)
-        daemon = Daemon(lambda: found, notifier=Told())
-        task = asyncio.create_task(daemon.run())
-        await asyncio.wait_for(entered.wait(), 20)
-        daemon.stop()
-        await asyncio.sleep(0.2)
-        daemon.stop()
-        await asyncio.wait_for(task, 20)
-
-        assert await pending(bot) == 3
-
-    async def test_being_cancelled_closes_everything(self, bot: Path) -> None:
-        told = Told()
-        found = DaemonSettings(outboxes=(str(bot),))
-        daemon = Daemon(lambda: found, notifier=told)
-        task = asyncio.create_task(daemon.run())
-        await until(lambda: told.count("READY"))
-        await end(task)
-
-        outbox = await OutboxFile.open(bot, create=False)
-        assert await sql(outbox, "SELECT pid FROM letopis_outbox_relay") in ([(0,)], [])
-        await outbox.close()
+    outbox = await OutboxFile.open(bot, create=False)
+    assert await sql(outbox, "SELECT pid FROM letopis_outbox_relay") in ([(0,)], [])
+    await outbox.close()
 
 
 async def test_the_lag_of_a_follower_is_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

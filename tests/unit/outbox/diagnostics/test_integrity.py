@@ -39,35 +39,49 @@ def of_a(sequence: int) -> str:
     return f"sequence = {sequence} AND lane = (SELECT lane FROM letopis_outbox_lanes WHERE conversation_id = 'a')"
 
 
+REMOVED = "events were appended to conversations that do not count them any more"
+
+
+def moved(sequence: int, to: int) -> str:
+    return f"UPDATE letopis_outbox_events SET sequence = {to} WHERE {of_a(sequence)}"
+
+
+def removed(condition: str) -> str:
+    return f"DELETE FROM letopis_outbox_events WHERE {condition}"
+
+
+def without(chat: str) -> tuple[str, str]:
+    lane = f"lane = (SELECT lane FROM letopis_outbox_lanes WHERE conversation_id = '{chat}')"
+    return removed(lane), f"DELETE FROM letopis_outbox_lanes WHERE {lane}"
+
+
 @pytest.mark.parametrize(
     ("statements", "problems"),
     [
-        ((), []),
-        (
-            (
-                f"UPDATE letopis_outbox_events SET sequence = -3 WHERE {of_a(3)}",
-                f"UPDATE letopis_outbox_events SET sequence = 3 WHERE {of_a(2)}",
-                f"UPDATE letopis_outbox_events SET sequence = 2 WHERE {of_a(-3)}",
-            ),
+        pytest.param((), [], id="nothing"),
+        pytest.param(
+            (moved(3, -3), moved(2, 3), moved(-3, 2)),
             ["the events of conversation 'a' are not in the order in which they were appended"],
+            id="swapped",
         ),
-        (
-            (f"DELETE FROM letopis_outbox_events WHERE {of_a(4)}",),
+        pytest.param(
+            (removed(of_a(4)),),
             ["conversation 'a' should hold events 1 to 4, and 3 are there"],
+            id="the last one removed",
         ),
-        (
+        pytest.param(
             (f"UPDATE letopis_outbox_events SET salt = NULL, redacted = 1 WHERE {of_a(3)}",),
             ["event 3 of conversation 'a' is not what was appended"],
+            id="an erasure that left content",
         ),
-        (
-            (
-                f"DELETE FROM letopis_outbox_events WHERE {of_a(4)}",
-                "UPDATE letopis_outbox_lanes SET head = 3 WHERE conversation_id = 'a'",
-            ),
-            ["1 events were appended to conversations that do not count them any more"],
+        pytest.param(
+            (removed(of_a(4)), "UPDATE letopis_outbox_lanes SET head = 3 WHERE conversation_id = 'a'"),
+            [f"1 {REMOVED}"],
+            id="removed with its count",
         ),
+        pytest.param(without("a"), [f"4 {REMOVED}"], id="a conversation removed"),
+        pytest.param(without("b"), [f"2 {REMOVED}"], id="the one with the newest event of the file removed"),
     ],
-    ids=["nothing", "swapped", "the last one removed", "an erasure that left content", "removed with its count"],
 )
 async def test_find_problems_finds_what_was_changed(
     file: Path, statements: tuple[str, ...], problems: list[str]
@@ -75,34 +89,18 @@ async def test_find_problems_finds_what_was_changed(
     assert change(file, *statements) == problems
 
 
-@pytest.mark.parametrize(("chat", "count"), [("a", 4), ("b", 2)])  # the last event of b is the newest of the file
-async def test_find_problems_finds_a_pending_conversation_that_was_removed(file: Path, chat: str, count: int) -> None:
-    lane = f"lane = (SELECT lane FROM letopis_outbox_lanes WHERE conversation_id = '{chat}')"
-    found = change(
-        file, f"DELETE FROM letopis_outbox_events WHERE {lane}", f"DELETE FROM letopis_outbox_lanes WHERE {lane}"
-    )
-    assert found == [f"{count} events were appended to conversations that do not count them any more"]
-
-
 async def test_find_problems_finds_nothing_where_events_were_given_up_renumbered_and_pruned(file: Path) -> None:
-    change(
-        file,
-        f"DELETE FROM letopis_outbox_events WHERE {of_a(2)}",
-        "UPDATE letopis_outbox_lanes SET state = 'blocked' WHERE conversation_id = 'a'",
-    )
+    change(file, removed(of_a(2)), "UPDATE letopis_outbox_lanes SET state = 'blocked' WHERE conversation_id = 'a'")
     outbox = await OutboxFile.open(file)
     await outbox.write(lambda connection: skip_missing(connection, "a", held=0, reason="lost", now_us=outbox.now_us()))
     await outbox.close()
     assert change(file) == []
-    delivered = "UPDATE letopis_outbox_lanes SET delivered = {} WHERE conversation_id = 'a'"
-    assert change(file, delivered.format(2)) == []
+    assert change(file, "UPDATE letopis_outbox_lanes SET delivered = 2 WHERE conversation_id = 'a'") == []
     outbox = await OutboxFile.open(file)
     await outbox.write(Pruner(Retention(keep_last=0, keep_for=timedelta(0)), lambda: 2**60))
     await outbox.close()
     assert change(file) == []
-
     await assign_new_origin(file)
-
     assert change(file) == []
     async with History(file, store="postgresql://127.0.0.1:1/none", relay=False) as history:
         await history.append("c", Message.user("words"))

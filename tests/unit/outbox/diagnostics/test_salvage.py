@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -14,15 +14,17 @@ from random import Random
 import pytest
 
 from letopis.outbox import History
+from letopis.outbox.cli.verify import problems_of_store
 from letopis.outbox.diagnostics.integrity import find_problems
 from letopis.outbox.diagnostics.salvage import salvage
 from letopis.outbox.diagnostics.sqlite_pages import Pages
 from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.operations.admin import OutboxAdmin
-from letopis.store import Message
+from letopis.store import ConversationStore, Message
+from letopis.store.database.urls import normalise_url
 from letopis.store.errors import ConfigurationError
 from letopis.store.maintenance.wal_format import scan_wal
-from tests.campaigns.invariants import check
+from tests.campaigns.invariants import check, open_engine
 from tests.support.daemons import letopis
 from tests.support.damage import leaf_pages, with_noise
 from tests.support.relays import until
@@ -44,76 +46,89 @@ async def outbox_in(folder: Path, *, kept: Sequence[str] = ("one", "two"), times
     return folder / "copy" / path.name if wal else path
 
 
+@pytest.fixture
+async def path(tmp_path: Path) -> Path:
+    return await outbox_in(tmp_path)
+
+
+@pytest.fixture
+def new(tmp_path: Path) -> Path:
+    """Where what is salvaged goes to."""
+    return tmp_path / "new.db"
+
+
+async def delivered(path: Path, store: str) -> None:
+    async with History(path, store=store, watch=False) as history:
+        assert await history.drained(20)
+
+
 def overwrite(path: Path, at: int, data: bytes) -> None:
     with path.open("r+b") as file:
         file.seek(at)
         file.write(data)
 
 
-async def test_a_sound_file_is_sound_and_salvaged_whole(tmp_path: Path) -> None:
-    path = await outbox_in(tmp_path)
+async def test_a_sound_file_is_sound_and_salvaged_whole(path: Path, new: Path) -> None:
     before = path.read_bytes()
 
     assert list(find_problems(path)) == []
-    done = await salvage(path, tmp_path / "new.db")
+    done = await salvage(path, new)
 
     assert (done.kept, done.pending, done.lost, done.refused, done.renewed) == (8, 8, {}, 0, False)
-    assert list(find_problems(tmp_path / "new.db")) == []
+    assert list(find_problems(new)) == []
     assert path.read_bytes() == before
     ((origin,),) = rows(path, "SELECT origin_id FROM letopis_outbox_origin")
-    assert rows(tmp_path / "new.db", "SELECT origin_id, epoch FROM letopis_outbox_origin") == [(origin, 2)]
+    assert rows(new, "SELECT origin_id, epoch FROM letopis_outbox_origin") == [(origin, 2)]
     statement = "SELECT * FROM letopis_outbox_events ORDER BY position"
-    assert rows(path, statement) == rows(tmp_path / "new.db", statement)
+    assert rows(path, statement) == rows(new, statement)
 
 
-async def test_a_changed_letter_is_noticed_and_the_event_named_as_lost(tmp_path: Path) -> None:
-    path = await outbox_in(tmp_path)
+async def test_a_changed_letter_is_noticed_and_the_event_named_as_lost(path: Path, new: Path) -> None:
     overwrite(path, path.read_bytes().index(b"two says 1"), b"TWO")
 
     assert [one for one in find_problems(path) if "is not what was appended" in one]
-    done = await salvage(path, tmp_path / "new.db")
+    done = await salvage(path, new)
 
     assert (done.kept, done.lost, done.refused) == (7, {"two": (3,)}, 1)
-    assert rows(
-        tmp_path / "new.db", "SELECT conversation_id, state, fault_class FROM letopis_outbox_lanes ORDER BY 1"
-    ) == [("one", "ready", None), ("two", "blocked", "damaged")]
+    lanes = rows(new, "SELECT conversation_id, state, fault_class FROM letopis_outbox_lanes ORDER BY 1")
+    assert lanes == [("one", "ready", None), ("two", "blocked", "damaged")]
 
 
-async def test_the_row_of_a_lane_is_salvaged_with_all_it_says(tmp_path: Path) -> None:
-    path, store = await outbox_in(tmp_path), f"sqlite:///{tmp_path}/history.db"
-    async with History(path, store=store, watch=False) as history:
-        assert await history.drained(20)
+async def test_the_row_of_a_lane_is_salvaged_with_all_it_says(path: Path, new: Path, tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/history.db"
+    await delivered(path, store)
     async with History(path, store=store, relay=False, watch=False) as history:
         await history.append("two", Message.user("two goes on"))
 
-    done = await salvage(path, tmp_path / "new.db")
+    done = await salvage(path, new)
 
     assert (done.kept, done.pending, done.lost) == (9, 1, {})
     said = "SELECT conversation_id, owner_id, head, delivered, pruned, state FROM letopis_outbox_lanes ORDER BY 1"
-    assert rows(tmp_path / "new.db", said) == rows(path, said)
+    assert rows(new, said) == rows(path, said)
 
 
-async def test_what_was_salvaged_is_delivered_to_the_store_that_had_a_part_of_it(tmp_path: Path) -> None:
-    path, store = await outbox_in(tmp_path), f"sqlite:///{tmp_path}/history.db"
-    async with History(path, store=store, watch=False) as history:
-        assert await history.drained(20)
+async def test_what_was_salvaged_is_delivered_to_the_store_that_had_a_part_of_it(
+    path: Path, new: Path, tmp_path: Path
+) -> None:
+    store = f"sqlite:///{tmp_path}/history.db"
+    await delivered(path, store)
     async with History(path, store=store, relay=False, watch=False) as history:
         for turn in range(3):
             await history.append("two", Message.user(f"two goes on {turn}"), owner="42")
     overwrite(path, path.read_bytes().index(b"two goes on 1"), b"TWO")
-    done = await salvage(path, tmp_path / "new.db")
+    done = await salvage(path, new)
     assert done.lost == {"two": (6,)}
 
-    async with History(tmp_path / "new.db", store=store, watch=False) as history:
+    async with History(new, store=store, watch=False) as history:
         assert await OutboxAdmin(history.outbox).skip_missing(history.store, "two", reason="a disk failed") == (6,)
         assert await history.drained(20)
-    verdict = await check([tmp_path / "new.db"], store, drained=True)
+    verdict = await check([new], store, drained=True)
 
     assert verdict.ok, verdict
     assert verdict.stored == 11
 
 
-async def test_commits_behind_a_damaged_frame_are_noticed_and_salvaged(tmp_path: Path) -> None:
+async def test_commits_behind_a_damaged_frame_are_noticed_and_salvaged(tmp_path: Path, new: Path) -> None:
     """SQLite reads up to the damage, and its own check finds nothing wrong."""
     path = await outbox_in(tmp_path, wal=True)
     wal = path.with_name(f"{path.name}-wal")
@@ -126,7 +141,7 @@ async def test_commits_behind_a_damaged_frame_are_noticed_and_salvaged(tmp_path:
     assert scan_wal(wal.read_bytes()).certain
     assert "is damaged" in next(find_problems(path))
     assert wal.exists(), "looking must not delete what SQLite does not read"
-    done = await salvage(path, tmp_path / "new.db")
+    done = await salvage(path, new)
     with closing(sqlite3.connect(again / path.name)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         ((left,),) = connection.execute("SELECT count(*) FROM letopis_outbox_events").fetchall()
@@ -135,22 +150,17 @@ async def test_commits_behind_a_damaged_frame_are_noticed_and_salvaged(tmp_path:
     assert done.kept > left
 
 
-async def test_a_file_whose_identity_is_gone_gets_a_new_one(tmp_path: Path) -> None:
-    path = await outbox_in(tmp_path)
+async def test_a_file_whose_identity_is_gone_gets_a_new_one(path: Path, new: Path) -> None:
     ((origin,),) = rows(path, "SELECT origin_id FROM letopis_outbox_origin")
-    data = path.read_bytes()
-    page = data.index(origin) // 4096 * 4096
-    overwrite(path, page, bytes(4096))
+    overwrite(path, path.read_bytes().index(origin) // 4096 * 4096, bytes(4096))
+    done = await salvage(path, new)
 
-    done = await salvage(path, tmp_path / "new.db")
-
-    assert done.renewed
-    assert done.kept == 8
-    assert rows(tmp_path / "new.db", "SELECT epoch FROM letopis_outbox_origin") == [(1,)]
+    assert (done.renewed, done.kept) == (True, 8)
+    assert rows(new, "SELECT epoch FROM letopis_outbox_origin") == [(1,)]
 
 
 @pytest.mark.parametrize("end", ["first", "last"])
-async def test_without_its_row_a_lane_ends_where_an_index_says(tmp_path: Path, end: str) -> None:
+async def test_without_its_row_a_lane_ends_where_an_index_says(tmp_path: Path, new: Path, end: str) -> None:
     """The page of the lanes and a page of events at either end are damaged; nothing was ever delivered."""
     path, store = tmp_path / "bot.outbox.db", f"sqlite:///{tmp_path}/history.db"
     async with History(path, store=store, relay=False, watch=False) as history:
@@ -162,25 +172,25 @@ async def test_without_its_row_a_lane_ends_where_an_index_says(tmp_path: Path, e
     damaged = {*lanes, events[0 if end == "first" else -1]}
     path.write_bytes(with_noise(path.read_bytes(), damaged, Random(1)))
 
-    done = await salvage(path, tmp_path / "new.db")
-    kept = set(rows(tmp_path / "new.db", "SELECT conversation_id, sequence FROM letopis_outbox_log"))
-    new = rows(tmp_path / "new.db", "SELECT conversation_id, state, delivered FROM letopis_outbox_lanes")
+    done = await salvage(path, new)
+    kept = set(rows(new, "SELECT conversation_id, sequence FROM letopis_outbox_log"))
+    lanes = rows(new, "SELECT conversation_id, state, delivered FROM letopis_outbox_lanes")
 
     lost = {(name, sequence) for name, some in done.lost.items() for sequence in some}
     assert (kept | lost, kept & lost) == (there, set())
     assert lost and not done.whole
-    assert {name for name, state, _ in new if state == "blocked"} == set(done.lost)
-    assert {delivered for _, _, delivered in new} == {0}
-    async with History(tmp_path / "new.db", store=store, watch=False) as history:
+    assert {name for name, state, _ in lanes if state == "blocked"} == set(done.lost)
+    assert {delivered for _, _, delivered in lanes} == {0}
+    async with History(new, store=store, watch=False) as history:
         for name in done.lost:
             await OutboxAdmin(history.outbox).skip_missing(history.store, name, reason="a disk failed")
         assert await history.drained(60)
         assert not (await history.status()).wrong_store
-    verdict = await check([tmp_path / "new.db"], store, drained=True)
+    verdict = await check([new], store, drained=True)
     assert verdict.ok, verdict
 
 
-async def test_without_its_row_a_pruned_lane_goes_on_where_its_first_event_is(tmp_path: Path) -> None:
+async def test_without_its_row_a_pruned_lane_goes_on_where_its_first_event_is(tmp_path: Path, new: Path) -> None:
     path, store = tmp_path / "bot.outbox.db", f"sqlite:///{tmp_path}/history.db"
     retention = Retention(keep_last=0, keep_for=timedelta(0))
     async with History(path, store=store, watch=False, retention=retention) as history:
@@ -192,21 +202,20 @@ async def test_without_its_row_a_pruned_lane_goes_on_where_its_first_event_is(tm
         await history.append("chat", Message.user("pending"))
     path.write_bytes(with_noise(path.read_bytes(), leaf_pages(path, "letopis_outbox_lanes"), Random(1)))
 
-    done = await salvage(path, tmp_path / "new.db")
+    done = await salvage(path, new)
 
     assert (done.kept, done.pending, done.lost) == (1, 1, {})
-    async with History(tmp_path / "new.db", store=store, watch=False) as history:
+    async with History(new, store=store, watch=False) as history:
         assert await history.drained(60)
         assert len(await history.messages("chat")) == 4
 
 
-async def test_what_is_no_outbox_or_is_there_already_is_refused(tmp_path: Path) -> None:
-    path = await outbox_in(tmp_path)
+async def test_what_is_no_outbox_or_is_there_already_is_refused(path: Path, new: Path, tmp_path: Path) -> None:
     (tmp_path / "noise").write_bytes(b"noise" * 10_000)
-    for damaged, to in ((tmp_path / "noise", "new.db"), (tmp_path / "none", "new.db"), (path, path.name)):
+    for damaged, to in ((tmp_path / "noise", new), (tmp_path / "none", new), (path, path)):
         with pytest.raises(ConfigurationError):
-            await salvage(damaged, tmp_path / to)
-    assert not (tmp_path / "new.db").exists()
+            await salvage(damaged, to)
+    assert not new.exists()
 
 
 async def test_long_rows_are_read_over_all_their_pages(tmp_path: Path) -> None:
@@ -224,8 +233,7 @@ async def test_long_rows_are_read_over_all_their_pages(tmp_path: Path) -> None:
 
 
 class TestCommand:
-    async def test_its_exit_codes_and_receipt(self, tmp_path: Path) -> None:
-        path = await outbox_in(tmp_path)
+    async def test_its_exit_codes_and_receipt(self, path: Path, tmp_path: Path) -> None:
         whole = letopis("--outbox", str(path), "outbox", "verify", folder=tmp_path)
         overwrite(path, path.read_bytes().index(b"one says 2"), b"ONE")
         damaged = letopis("--outbox", str(path), "outbox", "verify", "--alone", folder=tmp_path)
@@ -237,10 +245,9 @@ class TestCommand:
         assert (saved.returncode, saved.stdout) == (1, "one  4\n")
         assert "7 events recovered" in saved.stderr
 
-    async def test_a_history_store_is_verified(self, tmp_path: Path) -> None:
-        path, store = await outbox_in(tmp_path), tmp_path / "history.db"
-        async with History(path, store=f"sqlite:///{store}", watch=False) as history:
-            assert await history.drained(20)
+    async def test_a_history_store_is_verified(self, path: Path, tmp_path: Path) -> None:
+        store = tmp_path / "history.db"
+        await delivered(path, f"sqlite:///{store}")
         whole = letopis("--store", f"sqlite:///{store}", "db", "verify", folder=tmp_path)
         overwrite(store, store.read_bytes().index(b"one says 2"), b"ONE")
         damaged = letopis("--store", f"sqlite:///{store}", "db", "verify", folder=tmp_path)
@@ -251,18 +258,11 @@ class TestCommand:
 
 
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
-async def test_a_server_is_verified_too(kind: str, new_store_url, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    from letopis.outbox.cli.verify import problems_of_store
-    from letopis.store import ConversationStore
-    from letopis.store.database.urls import normalise_url
-    from tests.campaigns.invariants import open_engine
-
+async def test_a_server_is_verified_too(kind: str, new_store_url: Callable[[str], str], path: Path) -> None:
     url = new_store_url(kind)
     async with ConversationStore.open(url, migrate=True):
         pass
-    path = await outbox_in(tmp_path)
-    async with History(path, store=url, watch=False) as history:
-        assert await history.drained(20)
+    await delivered(path, url)
     assert await problems_of_store(normalise_url(url)) == []
 
     engine = open_engine(url)

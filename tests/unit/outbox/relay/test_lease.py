@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -30,14 +28,6 @@ BEAT = Heartbeat(
     next_attempt_us=9,
     delivered=7,
 )
-HOLD = """
-import sys, time
-from filelock import FileLock
-lock = FileLock(sys.argv[1], mode=0o600)
-lock.acquire()
-print("held", flush=True)
-time.sleep(60)
-"""
 
 
 def lease(outbox: OutboxFile, *, locked: bool = True) -> Lease:
@@ -140,20 +130,6 @@ async def test_the_lock_is_the_same_whatever_way_leads_to_the_file(outbox: Outbo
     link.symlink_to(tmp_path, target_is_directory=True)
 
     assert lock_path(link / outbox.path.name) == lock_path(outbox.path)
-
-
-async def test_the_lock_goes_with_the_process_that_was_killed(outbox: OutboxFile) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(lock_path(outbox.path))], stdout=subprocess.PIPE, text=True
-    )
-    with process:
-        assert process.stdout.readline() == "held\n"
-        one = lease(outbox)
-        assert not await one.acquire()
-
-        process.kill()
-        process.wait()
-        assert await one.acquire()
 
 
 async def test_a_lease_that_cannot_be_written_down_is_not_taken(outbox: OutboxFile) -> None:

@@ -89,14 +89,6 @@ async def test_two_batches_are_under_way_and_never_two_of_one_conversation(outbo
     assert (await figures(outbox)).pending == 0
 
 
-async def test_a_batch_has_more_of_fewer_conversations(outbox: OutboxFile) -> None:
-    store = ToldStore()
-    await relay_on(outbox, store).drain_once()
-
-    [first] = store.batches
-    assert [len(one.deliveries) for one in first] == [10] * 50
-
-
 async def test_a_run_begins_no_batch_after_half_a_second(outbox: OutboxFile) -> None:
     """The relay's loop turns then, and the file's turn may end."""
     hands = Hands()

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.store.model.messages import Message
 from tests.support.daemons import DaemonProcess, until
+from tests.support.relays import say
 
 # As `opentelemetry-instrument` does, with the exporter of the SDK that writes JSON.
 CODE = """
@@ -38,7 +37,7 @@ def spans(folder: Path) -> list[dict[str, Any]]:
 def test_conversations_are_named_only_where_it_is_configured(setting: str, tmp_path: Path) -> None:
     async def fill() -> None:
         outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
-        await outbox.append(prepare("telegram:4711", [Message.user("hi")]))
+        await say(outbox, "telegram:4711")
         await outbox.close()
 
     asyncio.run(fill())
@@ -50,6 +49,5 @@ def test_conversations_are_named_only_where_it_is_configured(setting: str, tmp_p
         until(lambda: spans(tmp_path), "a span")
 
     [span] = spans(tmp_path)
-    assert span["name"] == "send letopis"
-    assert span["attributes"]["messaging.batch.message_count"] == 2
+    assert (span["name"], span["attributes"]["messaging.batch.message_count"]) == ("send letopis", 2)
     assert span["attributes"].get("gen_ai.conversation.id") == (None if setting == "none" else "telegram:4711")

@@ -33,32 +33,34 @@ def exporter() -> InMemorySpanExporter:
 
 
 @pytest.fixture
-def spans(exporter: InMemorySpanExporter) -> Spans:
+def provider(exporter: InMemorySpanExporter) -> TracerProvider:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return provider
+
+
+@pytest.fixture
+def spans(provider: TracerProvider) -> Spans:
     return Spans(provider)
 
 
-async def test_a_delivery_is_one_client_span(tmp_path: Path, spans: Spans, exporter: InMemorySpanExporter) -> None:
-    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+async def test_a_delivery_is_one_client_span(
+    outbox: OutboxFile, tmp_path: Path, spans: Spans, exporter: InMemorySpanExporter
+) -> None:
     await say(outbox, "c1", 2)
     await say(outbox, "c2", 2)
     store = InstrumentedStore(ConversationStore(tmp_path / "history.db"), spans=spans)
 
     await Relay(outbox, store.store, apply=store.apply).drain()
-
     (span,) = exporter.get_finished_spans()
     assert (span.name, span.kind, span.status.status_code) == ("send letopis", SpanKind.CLIENT, StatusCode.UNSET)
-    assert span.attributes is not None
     assert (span.attributes["messaging.batch.message_count"], span.attributes["letopis.conversations"]) == (6, 2)
     await store.store.close()
-    await outbox.close()
 
 
 async def test_a_fault_is_its_class_without_the_drivers_words(
-    tmp_path: Path, spans: Spans, exporter: InMemorySpanExporter
+    outbox: OutboxFile, tmp_path: Path, spans: Spans, exporter: InMemorySpanExporter
 ) -> None:
-    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
     await say(outbox, "telegram:alice", 1)
     where = tmp_path / "history.db"
     store = InstrumentedStore(ConversationStore(where, timeouts=Timeouts(lock=0.2)), spans=spans)
@@ -68,27 +70,22 @@ async def test_a_fault_is_its_class_without_the_drivers_words(
     await say(outbox, "telegram:alice", 1)
     with closing(sqlite3.connect(where, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-
         await relay.drain()
 
     shown = exporter.get_finished_spans()
     assert shown
     for span in shown:
-        assert span.status.status_code is StatusCode.ERROR
-        assert span.attributes is not None
+        assert (span.status.status_code, span.events) == (StatusCode.ERROR, ())
         assert span.attributes["error.type"] == "unavailable"
-        assert span.events == ()
-        assert "database is locked" not in span.to_json()
-        assert "alice" not in span.to_json()
+        assert "database is locked" not in span.to_json() and "alice" not in span.to_json()
     await store.store.close()
-    await outbox.close()
 
 
 @pytest.fixture
-def process_exporter(exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+def process_exporter(
+    exporter: InMemorySpanExporter, provider: TracerProvider, monkeypatch: pytest.MonkeyPatch
+) -> InMemorySpanExporter:
     """The spans of the provider that the process has configured, as a bot does."""
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(opentelemetry_trace, "get_tracer_provider", lambda: provider)
     monkeypatch.setattr(opentelemetry_trace, "_TRACER_PROVIDER", provider)
     return exporter
@@ -97,7 +94,6 @@ def process_exporter(exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyP
 def test_an_append_makes_no_span_where_no_provider_is_configured(process_exporter: InMemorySpanExporter) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(opentelemetry_trace, "get_tracer_provider", opentelemetry_trace.ProxyTracerProvider)
-
         assert isinstance(appending("chat-1", ()), nullcontext)
 
     with appending("chat-1", ()):
@@ -131,11 +127,7 @@ async def test_an_append_is_one_span_with_the_conversation_and_the_tokens(
     tokens = [{key: value for key, value in (one.attributes or {}).items() if "usage" in key} for one in spans[1:]]
     assert tokens == [
         {"gen_ai.usage.input_tokens": 1, "gen_ai.usage.output_tokens": 2},
-        {
-            "gen_ai.usage.input_tokens": 8,
-            "gen_ai.usage.output_tokens": 6,
-            "gen_ai.usage.cache_read.input_tokens": 3,
-        },
+        {"gen_ai.usage.input_tokens": 8, "gen_ai.usage.output_tokens": 6, "gen_ai.usage.cache_read.input_tokens": 3},
     ]
     assert all("Alice" not in one.to_json() for one in spans)
 
@@ -148,8 +140,7 @@ async def test_an_append_that_is_refused_is_an_error_without_its_text(
             await history.append("c1", Message.user("a\x00b"))
 
     (span,) = process_exporter.get_finished_spans()
-    assert span.status.status_code is StatusCode.ERROR
-    assert (span.attributes or {})["error.type"] == "InvalidInput"
+    assert (span.status.status_code, span.attributes["error.type"]) == (StatusCode.ERROR, "InvalidInput")
     assert (span.events, span.status.description) == ((), None)
 
 
@@ -190,18 +181,8 @@ async def test_a_delivery_names_conversations_if_it_is_told_to(
         ),
         # Anthropic: the cache is counted beside.
         (
-            {
-                "input_tokens": 10,
-                "output_tokens": 5,
-                "cache_read_input_tokens": 80,
-                "cache_creation_input_tokens": 20,
-            },
-            {
-                "input_tokens": 110,
-                "output_tokens": 5,
-                "cache_read.input_tokens": 80,
-                "cache_creation.input_tokens": 20,
-            },
+            {"input_tokens": 10, "output_tokens": 5, "cache_read_input_tokens": 80, "cache_creation_input_tokens": 20},
+            {"input_tokens": 110, "output_tokens": 5, "cache_read.input_tokens": 80, "cache_creation.input_tokens": 20},
         ),
         # Gemini: the thoughts are counted beside.
         (
@@ -229,9 +210,8 @@ async def test_a_delivery_is_linked_to_the_span_in_which_its_events_were_appende
 
         appended = answer.get_span_context()
         (span,) = exporter.get_finished_spans()
-        assert [(one.context.trace_id, one.context.span_id) for one in span.links] == [
-            (appended.trace_id, appended.span_id)
-        ]
+        (link,) = span.links
+        assert (link.context.trace_id, link.context.span_id) == (appended.trace_id, appended.span_id)
         recorded = (await store.store.events("c1")).items[-1]
         assert f"{appended.trace_id:032x}" in recorded.metadata["traceparent"]
     await store.store.close()
@@ -239,7 +219,6 @@ async def test_a_delivery_is_linked_to_the_span_in_which_its_events_were_appende
 
 def test_without_the_extra_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
-
     with Spans().delivery(events=1, conversations=["c1"]) as failed:
         failed("poison")
 

@@ -74,7 +74,6 @@ async def test_each_chunk_is_compared_with_as_many_events_as_it_has_lines(
     monkeypatch.setattr(ConversationStore, "events", none)
 
     counts, refused = await imported(again, store, lines(changed=150, count=COUNT + 20))
-
     assert (counts.imported, counts.known, refused) == (20, COUNT - 1, [151])
     assert compared == [20] * (COUNT // 20) + [0]
     if again.path.name.startswith("another"):
@@ -90,8 +89,6 @@ async def test_what_the_store_has_erased_counts_as_known(
         await eraser.chat("chat").reset()
         await deliver_all(eraser)
     another = await OutboxFile.open(tmp_path / "another.outbox.db")
-    try:
-        counts, refused = await imported(another, store, lines(changed=3))
-    finally:
-        await another.close()
+    counts, refused = await imported(another, store, lines(changed=3))
+    await another.close()
     assert (counts.imported, counts.known, refused) == (0, COUNT, [])
