@@ -25,7 +25,8 @@ from letopis.store._runtime import StoreRuntime
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import ConfigurationError
-from tests.support.relays import end, say, sql, until
+from tests.support.relays import end, say, until
+from tests.support.sqlite_rows import rows
 
 
 class Told(Notifier):
@@ -357,9 +358,7 @@ async def test_being_cancelled_closes_everything(bot: Path) -> None:
     await until(lambda: told.count("READY"))
     await end(task)
 
-    outbox = await OutboxFile.open(bot, create=False)
-    assert await sql(outbox, "SELECT pid FROM letopis_outbox_relay") in ([(0,)], [])
-    await outbox.close()
+    assert rows(bot, "SELECT pid FROM letopis_outbox_relay") in ([(0,)], [])
 
 
 async def test_the_lag_of_a_follower_is_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
