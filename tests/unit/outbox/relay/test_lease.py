@@ -49,12 +49,13 @@ async def row(outbox: OutboxFile) -> dict[str, object]:
     return dict(zip(names.split(", "), found[0], strict=True))
 
 
-async def test_the_holder_is_written_down_for_people(outbox: OutboxFile) -> None:
+async def test_the_holder_is_written_down_for_people_and_its_lock_file_is_private(outbox: OutboxFile) -> None:
     assert await lease(outbox).acquire()
 
     found = await row(outbox)
     assert (found["incarnation"], found["holder"], found["pid"]) == (1, "relay", os.getpid())
     assert (found["boot_id"], found["breaker"]) == (boot_id(), "closed")
+    assert stat.S_IMODE(lock_path(outbox.path).stat().st_mode) == 0o600
 
 
 async def test_two_do_not_hold_it_at_once_and_each_holder_has_a_number_of_its_own(outbox: OutboxFile) -> None:
@@ -81,24 +82,17 @@ async def test_who_left_is_no_longer_named_as_running(outbox: OutboxFile) -> Non
     assert (await row(outbox))["pid"] == 0
 
 
-async def test_a_beat_says_how_it_goes(outbox: OutboxFile) -> None:
-    one = lease(outbox)
+async def test_a_beat_says_how_it_goes_and_stamps_progress_if_there_is_some(outbox: OutboxFile) -> None:
+    one, stamps = lease(outbox), "SELECT heartbeat_at, progress_at, breaker_since FROM letopis_outbox_relay"
     await one.acquire()
+    [(_, progress_at, _)] = await sql(outbox, stamps)
+    assert await beat(outbox, one.incarnation, replace(BEAT, progress=False, delivered=0), now_us=8)
+    assert await sql(outbox, stamps) == [(8, progress_at, 5)]
 
     assert await beat(outbox, one.incarnation)
+    assert await sql(outbox, stamps) == [(9, 9, 5)]
     found = await row(outbox)
     assert (found["breaker"], found["breaker_reason"], found["delivered_total"]) == ("open", "unavailable refused", 7)
-    stamps = await sql(outbox, "SELECT heartbeat_at, progress_at, breaker_since FROM letopis_outbox_relay")
-    assert stamps == [(9, 9, 5)]
-
-
-async def test_a_beat_without_progress_leaves_its_stamp_alone(outbox: OutboxFile) -> None:
-    one = lease(outbox)
-    await one.acquire()
-    before = await sql(outbox, "SELECT progress_at FROM letopis_outbox_relay")
-    await beat(outbox, one.incarnation, replace(BEAT, progress=False))
-
-    assert await sql(outbox, "SELECT progress_at, heartbeat_at FROM letopis_outbox_relay") == [(before[0][0], 9)]
 
 
 async def test_a_beat_of_an_earlier_holder_changes_nothing(outbox: OutboxFile) -> None:
@@ -117,12 +111,6 @@ async def test_who_delivers_without_the_lease_is_counted_and_gives_no_sign_of_li
 
     found = await row(outbox)
     assert (found["delivered_total"], found["breaker"]) == (7, "closed")
-
-
-async def test_the_lock_file_is_private(outbox: OutboxFile) -> None:
-    await lease(outbox).acquire()
-
-    assert stat.S_IMODE(lock_path(outbox.path).stat().st_mode) == 0o600
 
 
 async def test_the_lock_is_the_same_whatever_way_leads_to_the_file(outbox: OutboxFile, tmp_path: Path) -> None:

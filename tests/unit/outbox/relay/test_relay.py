@@ -257,21 +257,6 @@ async def test_the_loop_outlives_whatever_a_step_raises(
     assert "a secret" not in caplog.text
 
 
-async def test_stop_lets_it_finish_the_batch_and_return(outbox: OutboxFile) -> None:
-    store = ToldStore()
-    relay = relay_on(outbox, store)
-    entered = store.hold(0.1)
-    task = asyncio.create_task(relay.run())
-    await say(outbox, "a", 3)
-    await entered.wait()
-    relay.stop()
-    async with asyncio.timeout(60):
-        await task
-
-    assert (await lane(outbox, "a")).delivered > 0
-    assert not relay.lease.held
-
-
 async def test_stop_ends_an_idle_relay_at_once(outbox: OutboxFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("letopis.outbox.relay.relay.MAX_IDLE_SECONDS", 600.0)
     relay = relay_on(outbox, ToldStore())
@@ -283,22 +268,22 @@ async def test_stop_ends_an_idle_relay_at_once(outbox: OutboxFile, monkeypatch: 
         await task
 
 
-@pytest.mark.parametrize("how", ["task", "scope"])
-async def test_a_cancelled_run_finishes_the_batch_in_flight_and_acknowledges_it(outbox: OutboxFile, how: str) -> None:
+@pytest.mark.parametrize("how", ["stop", "task", "scope"])
+async def test_a_run_that_is_ended_finishes_the_batch_in_flight_and_acknowledges_it(
+    outbox: OutboxFile, how: str
+) -> None:
     store = ToldStore()
     relay = relay_on(outbox, store)
     entered = store.hold(0.2)
     await say(outbox, "a", 3)
-    if how == "task":
-        task = asyncio.create_task(relay.run())
+    async with asyncio.timeout(60), anyio.create_task_group() as group:
+        task = asyncio.create_task(relay.run()) if how == "task" else group.start_soon(relay.run)
         await entered.wait()
-        await end(task)
-        assert task.cancelled()
-    else:
-        async with anyio.create_task_group() as group:
-            group.start_soon(relay.run)
-            await entered.wait()
-            group.cancel_scope.cancel()
+        if how == "task":
+            await end(task)
+            assert task.cancelled()
+        else:
+            relay.stop() if how == "stop" else group.cancel_scope.cancel()
 
     assert (store.held("a"), (await lane(outbox, "a")).delivered) == (4, 4)
     assert not relay.lease.held

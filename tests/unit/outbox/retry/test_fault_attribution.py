@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -13,6 +13,15 @@ DOWN = StoreFault(fault_class=FaultClass.UNAVAILABLE, code="08006", reason="the 
 
 
 FAILED, TAKEN = FaultAttribution.record_failure, FaultAttribution.record_success
+REFUSED, CHARGED, FORGOTTEN = FaultAttribution.record_refusal, FaultAttribution.charge, FaultAttribution.forget
+
+
+def after(*steps: tuple[Any, str]) -> FaultAttribution:
+    """Return what is remembered after failures and successes of batches, and what befell one conversation each."""
+    attribution = FaultAttribution()
+    for step, names in steps:
+        step(attribution, list(names) if step in (FAILED, TAKEN) else names)
+    return attribution
 
 
 @pytest.mark.parametrize(
@@ -22,29 +31,42 @@ FAILED, TAKEN = FaultAttribution.record_failure, FaultAttribution.record_success
         pytest.param([(FAILED, "a"), (TAKEN, "b")] * 3, {"a": 3}, 0, id="another gets through after it failed"),
         pytest.param([(TAKEN, "b"), (FAILED, "a")], {}, 1, id="a success before the failure"),
         pytest.param([(FAILED, "a"), (TAKEN, "b"), (TAKEN, "a")], {}, 0, id="its own success clears it"),
+        pytest.param([(FAILED, "a"), (TAKEN, "b"), (FORGOTTEN, "a")], {}, 0, id="forgotten"),
         pytest.param([(FAILED, "abc"), (TAKEN, "ab")], {"c": 1}, 0, id="of the same success"),
         pytest.param([(FAILED, "a"), (FAILED, "ab"), (FAILED, "c")], {}, 3, id="failures in a row count once each"),
         pytest.param([(FAILED, "a"), (TAKEN, "")], {}, 1, id="nothing got through"),
     ],
 )
 def test_a_conversation_is_charged_when_another_gets_through_after_it_failed(
-    steps: list[tuple[Callable[[FaultAttribution, list[str]], None], str]], charges: dict[str, int], failing: int
+    steps: list[tuple[Any, str]], charges: dict[str, int], failing: int
 ) -> None:
-    attribution = FaultAttribution()
-    for record, conversation_ids in steps:
-        record(attribution, list(conversation_ids))
+    attribution = after(*steps)
 
     assert {name: count for name, count in attribution.charges.items() if count} == charges
     assert attribution.failing_conversations == failing
 
 
-def test_what_is_forgotten_starts_again() -> None:
-    attribution = FaultAttribution()
-    attribution.record_failure(["a"])
-    attribution.record_success(["b"])
-    attribution.forget("a")
+ALONE = [(FAILED, "xyz"), (REFUSED, "a"), (REFUSED, "b"), (REFUSED, "a"), (REFUSED, "c")]
+BLOCKED = [(REFUSED, "a"), (REFUSED, "b"), (CHARGED, "b"), (FORGOTTEN, "a"), (FORGOTTEN, "b")]
 
-    assert attribution.charges.get("a", 0) == 0
+
+@pytest.mark.parametrize(
+    ("steps", "evidence", "charges"),
+    [
+        pytest.param(ALONE, "abc", {}, id="in one batch is no evidence about each"),
+        pytest.param([*ALONE, (TAKEN, "d")], "", dict.fromkeys("abcxyz", 1), id="until one succeeds"),
+        pytest.param([(REFUSED, "a"), (TAKEN, "b"), (REFUSED, "a"), (REFUSED, "c")], "c", {"a": 1}, id="charged"),
+        pytest.param(BLOCKED, "a", {}, id="blocked, and charged or not"),
+        pytest.param([(REFUSED, "a"), (TAKEN, "a")], "", {}, id="taken after all"),
+    ],
+)
+def test_conversations_refused_alone_are_evidence_against_the_store(
+    steps: list[tuple[Any, str]], evidence: str, charges: dict[str, int]
+) -> None:
+    attribution = after(*steps)
+
+    assert attribution.refused_alone == tuple(evidence)
+    assert {name: count for name, count in attribution.charges.items() if count} == charges
 
 
 def test_memory_is_bounded() -> None:
@@ -54,40 +76,6 @@ def test_memory_is_bounded() -> None:
         attribution.record_success(["other"])
 
     assert sum(attribution.charges.get(f"c{number}", 0) > 0 for number in range(50_000)) == 10_000
-
-
-def test_conversations_refused_alone_are_evidence_until_one_succeeds() -> None:
-    attribution = FaultAttribution()
-    attribution.record_failure(["x", "y", "z"])  # in one batch, which is no evidence about each
-    for one in ("a", "b", "a", "c"):
-        attribution.record_refusal(one)
-    assert attribution.refused_alone == ("a", "b", "c")
-
-    attribution.record_success(["d"])
-    assert attribution.refused_alone == ()
-    assert [attribution.charges.get(one, 0) for one in "abc"] == [1, 1, 1]
-
-
-def test_a_charged_conversation_is_no_evidence_against_the_store() -> None:
-    attribution = FaultAttribution()
-    attribution.record_refusal("a")
-    attribution.record_success(["b"])
-    for name in ("a", "c"):
-        attribution.record_refusal(name)
-
-    assert attribution.refused_alone == ("c",)
-
-
-def test_a_blocked_conversation_stays_evidence_unless_it_was_charged() -> None:
-    attribution = FaultAttribution()
-    attribution.record_refusal("a")
-    attribution.record_refusal("b")
-    attribution.charge("b")
-    for one in ("a", "b"):
-        attribution.forget(one)
-
-    assert attribution.refused_alone == ("a",)
-    assert attribution.charges.get("b", 0) == 0
 
 
 def test_what_looks_like_an_outage_counts_while_no_other_conversation_meets_one() -> None:
@@ -180,11 +168,3 @@ def test_what_no_event_can_cause_is_the_stores_fault_however_often_one_conversat
 
     assert attribution.is_store_fault(fault, ["a"])
     assert not attribution.is_store_fault(DOWN, ["a"])
-
-
-def test_one_that_was_refused_alone_and_then_taken_is_no_evidence() -> None:
-    attribution = FaultAttribution()
-    attribution.record_refusal("a")
-    attribution.record_success(["a"])
-
-    assert attribution.refused_alone == ()
