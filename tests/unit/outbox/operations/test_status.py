@@ -69,6 +69,7 @@ OUTAGE = BreakerStatus(
 )
 REFUSES = replace(OUTAGE, reason="poison 23514", detail="it breaks a constraint (constraint t.x)", next_attempt_at=None)
 UNREACHABLE = "The history store is unreachable since 2026-11-25 12:03:00Z (the connection was lost)"
+REACHABLE = "The history store is reachable again"
 REFUSING = "The history store answers and refuses every delivery since 2026-11-25 12:03:00Z"
 PENDING = "pending, nothing is lost."
 FORBIDS = BreakerStatus(state="open", reason="misconfigured 42501", detail="no right")
@@ -99,65 +100,56 @@ def status(
     )
 
 
+DELIVERED, DELIVERING = "Everything is in the history store.", "30 events are being delivered."
+HEALTHY = [
+    (status(), DELIVERED),
+    (status(pending=30), DELIVERING),
+    (status(pending=30, oldest=360.0, relay=PROGRESSED), DELIVERING),
+    (status(pending=30, oldest=29.0, relay=LATE), DELIVERING),
+]
+UNHEALTHY = [
+    (
+        status(pending=42, oldest=360.0, relay=LATE),
+        "Deliveries are late: 42 events are pending, nothing is lost, the oldest for 360 s: see the relay's log.",
+    ),
+    (
+        status(pending=30, breaker=OUTAGE, kinds=(IncidentKind.STORE_DOWN,)),
+        f"{UNREACHABLE}; 30 events are pending, nothing is lost; next attempt in 5 s.",
+    ),
+    (
+        status(breaker=OUTAGE, relay=RelayStatus(holder="bot (pid 1 on host)")),
+        f"{UNREACHABLE}; nothing is pending; no relay is running: start the bot, or `letopis relay`.",
+    ),
+    (
+        status(pending=1, breaker=FORBIDS),
+        f"The history store takes no deliveries (no right): run `letopis doctor`; 1 event is {PENDING}",
+    ),
+    (
+        status(pending=3, breaker=REFUSES, kinds=(IncidentKind.STORE_DOWN,)),
+        f"{REFUSING} (it breaks a constraint (constraint t.x)): run `letopis doctor`; 3 events are {PENDING}",
+    ),
+    (
+        status(pending=2, kinds=(IncidentKind.STORE_DOWN,)),
+        f"2 events are being delivered. {REACHABLE}; its incident closes after a quiet minute.",
+    ),
+    (
+        status(pending=2, blocked=1, breaker=OUTAGE),
+        "1 conversation is blocked: see `letopis outbox list`. Nothing is lost.",
+    ),
+    (
+        status(pending=2, kinds=(IncidentKind.CONVERSATION_BLOCKED,)),
+        f"1 conversation has waited too long: see `letopis outbox list --state ready`; 2 events are {PENDING}",
+    ),
+    (
+        status(wal_bytes=488 * 1024**2),
+        f"{DELIVERED} The outbox's WAL has grown to 488 MiB: `letopis doctor` says what holds it.",
+    ),
+]
+
+
 @pytest.mark.parametrize(
     ("found", "healthy", "verdict"),
-    [
-        (status(), True, "Everything is in the history store."),
-        (status(pending=30), True, "30 events are being delivered."),
-        (status(pending=30, oldest=360.0, relay=PROGRESSED), True, "30 events are being delivered."),
-        (status(pending=30, oldest=29.0, relay=LATE), True, "30 events are being delivered."),
-        (
-            status(pending=42, oldest=360.0, relay=LATE),
-            False,
-            "Deliveries are late: 42 events are pending, nothing is lost, the oldest for 360 s: see the relay's log.",
-        ),
-        (
-            status(pending=30, breaker=OUTAGE, kinds=(IncidentKind.STORE_DOWN,)),
-            False,
-            f"{UNREACHABLE}; 30 events are pending, nothing is lost; next attempt in 5 s.",
-        ),
-        (
-            status(breaker=OUTAGE, relay=RelayStatus(holder="bot (pid 1 on host)")),
-            False,
-            f"{UNREACHABLE}; nothing is pending; no relay is running: start the bot, or `letopis relay`.",
-        ),
-        (
-            status(pending=1, breaker=FORBIDS),
-            False,
-            f"The history store takes no deliveries (no right): run `letopis doctor`; 1 event is {PENDING}",
-        ),
-        (
-            status(pending=3, breaker=REFUSES, kinds=(IncidentKind.STORE_DOWN,)),
-            False,
-            f"{REFUSING} (it breaks a constraint (constraint t.x)): run `letopis doctor`; 3 events are {PENDING}",
-        ),
-        (
-            status(pending=2, kinds=(IncidentKind.STORE_DOWN,)),
-            False,
-            (
-                "2 events are being delivered. The history store is reachable again; its incident closes after a quiet"
-                " minute."
-            ),
-        ),
-        (
-            status(pending=2, blocked=1, breaker=OUTAGE),
-            False,
-            "1 conversation is blocked: see `letopis outbox list`. Nothing is lost.",
-        ),
-        (
-            status(pending=2, kinds=(IncidentKind.CONVERSATION_BLOCKED,)),
-            False,
-            f"1 conversation has waited too long: see `letopis outbox list --state ready`; 2 events are {PENDING}",
-        ),
-        (
-            status(wal_bytes=488 * 1024**2),
-            False,
-            (
-                "Everything is in the history store. The outbox's WAL has grown to 488 MiB: `letopis doctor` says what"
-                " holds it."
-            ),
-        ),
-    ],
+    [*((found, True, said) for found, said in HEALTHY), *((found, False, said) for found, said in UNHEALTHY)],
 )
 def test_the_verdict_is_what_the_figures_say(found: Status, healthy: bool, verdict: str) -> None:
     assert (found.healthy, found.verdict) == (healthy, verdict)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import anyio
 import pytest
@@ -204,11 +205,7 @@ async def test_a_lost_acknowledgement_is_only_a_second_delivery(
     await say(outbox, "a", 3)
     await bind_to(outbox, store)
     with monkeypatch.context() as patched:
-
-        async def fail(work: object) -> object:
-            raise OutboxUnavailable("the disk is full")
-
-        patched.setattr(outbox, "write", fail)
+        patched.setattr(outbox, "write", AsyncMock(side_effect=OutboxUnavailable("the disk is full")))
         with pytest.raises(OutboxUnavailable):
             await relay.drain_once()
 
@@ -493,11 +490,7 @@ async def test_chores_are_done_under_constant_load_too(outbox: OutboxFile) -> No
 async def test_a_chore_that_fails_does_not_keep_anything_from_being_delivered(
     outbox: OutboxFile, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(connection: object) -> bool:
-        raise RuntimeError("a secret")
-
-    store = ToldStore()
-    relay = relay_on(outbox, store, chores=[broken])
+    relay = relay_on(outbox, ToldStore(), chores=[Mock(side_effect=RuntimeError("a secret"))])
     await relay.drain()
     await say(outbox, "a", 2)
 
@@ -551,13 +544,8 @@ async def test_the_relay_shows_life_while_there_is_nothing_to_do_and_while_the_s
 
 
 async def test_a_strange_fault_of_the_only_conversation_charges_nothing(outbox: OutboxFile, hands: Hands) -> None:
-    strange = True
-
-    def refuse(lanes: Sequence[LaneBatch]) -> BaseException | None:
-        refused = strange and any(one.conversation_id == "a" for one in lanes)
-        return fault(FaultClass.UNCLASSIFIED, "KeyError") if refused else None
-
-    store = ToldStore(refuse)
+    strange = fault(FaultClass.UNCLASSIFIED, "KeyError")
+    store = ToldStore(lambda lanes: strange if any(one.conversation_id == "a" for one in lanes) else None)
     relay = relay_on(outbox, store, hands=hands)
     await say(outbox, "a")
     for _ in range(200):
@@ -566,7 +554,7 @@ async def test_a_strange_fault_of_the_only_conversation_charges_nothing(outbox: 
     waiting = await lane(outbox, "a")
 
     assert (waiting.state, waiting.attempts, waiting.fault_class) == ("retrying", 0, "unclassified")
-    strange = False
+    store.refuse = lambda _: None
     hands.advance(600)
     while await relay.drain_once():
         pass

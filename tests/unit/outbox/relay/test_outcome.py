@@ -1,4 +1,4 @@
-"""When a refused event is retried, and when its lane is blocked."""
+"""When a refused event is retried and when its lane is blocked; which breaker opens, and what ends its outage."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import pytest
 
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.event_log.lanes import Lane
-from letopis.outbox.relay.outcome import LaneRetries, Refusal, damaged
+from letopis.outbox.relay.outcome import Breakers, LaneRetries, Refusal, damaged
+from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.outbox.retry.policy import RetryPolicy
+from letopis.store.database.faults import FaultClass
 from letopis.store.model.codec import encode
 from letopis.store.model.events import Event
+from tests.support.relays import Hands, fault
 
 LANE = Lane(
     conversation_id="c",
@@ -62,3 +65,19 @@ def test_attempts_of_an_earlier_event_are_not_those_of_a_later_one(retries: Lane
 
 def test_a_lane_without_its_next_event_is_blocked_as_damaged() -> None:
     assert (damaged(LANE).fault_class, damaged(LANE).blocks) == ("damaged", True)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_success_ends_an_outage_of_either_breaker_once(wrong: bool) -> None:
+    """A wrong store opens the breaker of its outbox alone."""
+    hands = Hands()
+    clock = Clock(now=hands.now, monotonic=hands.monotonic)
+    shared = Breaker(clock=clock, uniform=max)
+    breakers = Breakers(shared, clock=clock, uniform=max)
+    assert not breakers.record_success()
+    breakers.trip(fault(FaultClass.WRONG_STORE if wrong else FaultClass.UNAVAILABLE), ["c"])
+
+    assert (shared.closed, breakers.wrong_store.closed, breakers.current.closed) == (wrong, not wrong, False)
+    assert (breakers.wrong_store_reason is not None) is wrong
+    assert [breakers.record_success() for _ in range(2)] == [True, False]
+    assert breakers.current.closed
