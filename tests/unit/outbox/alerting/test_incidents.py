@@ -127,8 +127,11 @@ class World:
             if change.before is None or change.before.state is not change.after.state:
                 self.states.append((change.after.incident_id, change.after.state))
 
-    def run(self, seconds: float, *, step: float = 5.0, beat: bool = True, progress: bool = False) -> None:
-        """Let time pass, and look every few seconds."""
+    def run(
+        self, seconds: float, *, step: float = 5.0, beat: bool = True, progress: bool = False, **changes: Any
+    ) -> None:
+        """Let time pass after some changes, and look every few seconds."""
+        vars(self).update(changes)
         end = self.seconds + seconds
         while self.seconds < end:
             self.seconds = min(end, self.seconds + step)
@@ -140,10 +143,8 @@ class World:
 def test_an_outage_shorter_than_the_hold_is_heard_of_by_nobody() -> None:
     world = World(events=10)
     world.run(60, progress=True)
-    world.breaker = AWAY
-    world.run(20)
-    world.breaker, world.events = WELL, 0
-    world.run(300)
+    world.run(20, breaker=AWAY)
+    world.run(300, breaker=WELL, events=0)
 
     assert world.turns == [(STORE_DOWN, PENDING), (STORE_DOWN, RESOLVED)]
     assert world.alerts(STORE_DOWN) == []
@@ -152,11 +153,9 @@ def test_an_outage_shorter_than_the_hold_is_heard_of_by_nobody() -> None:
 def test_a_long_outage_is_one_alert_and_one_end() -> None:
     world = World(events=10)
     world.look()
-    world.breaker = AWAY
-    world.run(30 * 60)
+    world.run(30 * 60, breaker=AWAY)
     assert world.alerts(STORE_DOWN) == [1]
-    world.breaker, world.events = WELL, 0
-    world.run(55, progress=True)
+    world.run(55, progress=True, breaker=WELL, events=0)
     assert world.stages == [PENDING, FIRING], "it has to be well for a while"
     world.run(10, progress=True)
 
@@ -195,8 +194,8 @@ def test_a_breaker_that_flaps_is_one_incident() -> None:
     world = World(events=10)
     world.look()
     for _ in range(10):
-        for world.breaker, seconds in ((AWAY, 20), (HALF, 5), (WELL, 30)):
-            world.run(seconds, progress=world.breaker is WELL)
+        for breaker, seconds in ((AWAY, 20), (HALF, 5), (WELL, 30)):
+            world.run(seconds, progress=breaker is WELL, breaker=breaker)
 
     assert (world.alerts(STORE_DOWN), world.stages) == ([1], [PENDING, FIRING])
 
@@ -205,12 +204,10 @@ def test_another_fault_that_needs_a_person_is_told_of_at_once_and_only_once() ->
     world = World(events=10, breaker=AWAY)
     world.run(60)
     assert world.alerts(STORE_DOWN) == [1]
-    world.breaker = REFUSED
-    world.run(60)
+    world.run(60, breaker=REFUSED)
     assert world.alerts(STORE_DOWN) == [2]
     for breaker in (AWAY, REFUSED, AWAY, REFUSED):
-        world.breaker = breaker
-        world.run(120)
+        world.run(120, breaker=breaker)
     assert world.alerts(STORE_DOWN) == [2], "it goes back and forth: that is no news"
 
 
@@ -218,10 +215,8 @@ def test_another_fault_that_needs_a_person_is_told_of_at_once_and_only_once() ->
 def test_a_clock_that_jumps_neither_fires_nor_hides(jump: float) -> None:
     world = World(events=10)
     world.look()
-    world.breaker = AWAY
-    world.run(20)
-    world.jump = jump
-    world.run(5)
+    world.run(20, breaker=AWAY)
+    world.run(5, jump=jump)
     assert world.alerts(STORE_DOWN) == [], "a jump is not an age"
     world.run(10)
     assert world.alerts(STORE_DOWN) == [1], "and hides none"
@@ -327,8 +322,7 @@ def test_time_without_a_store_makes_no_conversation_late() -> None:
     world.lane("a")
     world.run(3_600)
     assert world.kinds == [STORE_DOWN]
-    world.breaker = WELL
-    world.run(290, progress=True)
+    world.run(290, progress=True, breaker=WELL)
 
     assert world.open == [], "it is over, and the backlog has time to drain"
 
@@ -361,8 +355,7 @@ def test_an_outage_whose_relay_dies_stays_as_it_is() -> None:
     assert world.kinds == [STORE_DOWN]
     world.run(600, beat=False)
     assert world.kinds == [SILENT, STORE_DOWN]
-    world.breaker = WELL
-    world.run(120, progress=True)
+    world.run(120, progress=True, breaker=WELL)
 
     assert world.open == []
 
@@ -372,11 +365,8 @@ def test_an_outage_whose_relay_dies_stays_as_it_is() -> None:
     [
         ("the service is unavailable [misconfigured 42P01]", "misconfigured"),
         ("poison 22021", "poison"),
-        ("a related sentence [unavailable 08006]", "unavailable"),
-        ("unclassified", "unavailable"),
         (LATE, "late"),
-        (None, "unavailable"),
-        ("", "unavailable"),
+        *((one, "unavailable") for one in ("a related sentence [unavailable 08006]", "unclassified", None, "")),
     ],
 )
 def test_the_class_of_a_reason(reason: str | None, expected: str) -> None:

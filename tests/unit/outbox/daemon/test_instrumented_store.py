@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from letopis.outbox.concurrency.clock import Clock
-from letopis.outbox.daemon.store_pool import BUCKET_BOUNDS_SECONDS, Durations, InstrumentedStore, StorePool
+from letopis.outbox.daemon.store_pool import Durations, InstrumentedStore, StorePool
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.relay import Relay
 from letopis.store.conversation_store import ConversationStore
@@ -24,16 +24,6 @@ def test_a_duration_falls_into_the_bucket_whose_bound_it_does_not_exceed() -> No
 
     assert (durations.buckets[:2], durations.buckets[-1]) == ([2, 1], 1)
     assert (durations.count, durations.total) == (4, pytest.approx(1_000.012))
-
-
-def test_joined_durations_are_those_of_both() -> None:
-    one, other = Durations(), Durations()
-    one.add(0.01)
-    for seconds in (0.01, BUCKET_BOUNDS_SECONDS[-1]):
-        other.add(seconds)
-    one.join(other)
-
-    assert (one.count, one.total) == (3, pytest.approx(60.02))
 
 
 def counted(store: InstrumentedStore) -> dict[str, int]:

@@ -69,21 +69,6 @@ async def test_what_was_appended_is_there_after_reopening(tmp_path: Path) -> Non
     await outbox.close()
 
 
-@posix_only("Windows has no file modes")
-@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-async def test_the_file_and_its_wal_are_private_under_any_umask(tmp_path: Path, umask: int) -> None:
-    before = os.umask(umask)
-    try:
-        outbox = await OutboxFile.open(tmp_path / "bot.db")
-        await outbox.append(said())
-    finally:
-        os.umask(before)
-    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
-    await outbox.close()
-
-    assert modes == dict.fromkeys(("bot.db", "bot.db-shm", "bot.db-wal"), 0o600)
-
-
 def test_four_processes_that_race_for_a_fresh_file_all_get_it(tmp_path: Path) -> None:
     """One creates and migrates, the others wait; all see one identity, and what each appends is kept."""
     code = """

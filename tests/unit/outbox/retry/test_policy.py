@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from letopis.outbox.retry.policy import MIN_DELAY_SHARE, PROBE_POLICY, RetryPolicy
+from letopis.outbox.retry.policy import MIN_DELAY_SHARE, RetryPolicy
 from letopis.store.errors import InvalidInput
 
 UNIFORM = random.Random(1).uniform
@@ -41,11 +41,6 @@ def test_a_wait_is_never_above_the_cap_and_never_shrinks(retry: int, base: float
 
     assert 0 < policy.bound(retry) <= policy.cap
     assert policy.bound(retry) <= policy.bound(retry + 1)
-
-
-def test_a_store_that_is_away_is_asked_at_least_once_a_minute() -> None:
-    assert PROBE_POLICY.bound(1) == 1.0
-    assert PROBE_POLICY.bound(10**6) == 60.0
 
 
 NAN, ENDLESS = float("nan"), float("inf")
