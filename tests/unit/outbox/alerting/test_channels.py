@@ -185,8 +185,7 @@ def test_the_command_tries_every_channel(site: Site, letopis: Letopis) -> None:
     )
 
     assert letopis("alerts", "test")[:2] == (0, "ok   webhook 127.0.0.1\nok   JSON\n")
-    assert site.paths == [f"/{SECRET}", "/2"]
-    assert site.alerts[0]["title"] == "Letopis: test alert"
+    assert (site.paths, site.alerts[0]["title"]) == ([f"/{SECRET}", "/2"], "Letopis: test alert")
     assert "shop.outbox.db" in site.alerts[0]["message"]
 
     site.status = 500

@@ -171,8 +171,7 @@ async def test_a_blocked_conversation_is_told_once_and_ends_by_itself(town: Town
     await town.say("bad", "1")
     await town.say("good", "2")
     await town.run(120)
-    assert town.bot.heard == [("stuck", "1", IncidentKind.CONVERSATION_BLOCKED)]
-    assert town.pager.words == ["stuck"]
+    assert (town.bot.heard, town.pager.words) == ([("stuck", "1", IncidentKind.CONVERSATION_BLOCKED)], ["stuck"])
     assert "- 'bad'" in town.pager.alerts[0].text and "[poison 22021]" in town.pager.alerts[0].text
     assert town.bot.incidents[0].needs_operator
 

@@ -119,8 +119,7 @@ async def test_an_outage_of_twenty_files_is_one_message_and_so_is_its_end(world:
     assert (alert.facts["files"], alert.facts["events"]) == (20, 60)
 
     await world.recovery()
-    assert world.told == [AWAY, BACK]
-    assert world.pager.alerts[1].facts["files"] == 20
+    assert (world.told, world.pager.alerts[1].facts["files"]) == ([AWAY, BACK], 20)
 
 
 async def test_without_the_group_it_is_twenty(world: World) -> None:

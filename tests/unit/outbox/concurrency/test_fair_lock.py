@@ -57,5 +57,4 @@ async def test_cancelled_waits_pass_the_lock_on() -> None:
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(result is None or isinstance(result, asyncio.CancelledError) for result in results)
 
-    assert not lock.taken
-    assert not lock._callbacks
+    assert not lock.taken and not lock._callbacks

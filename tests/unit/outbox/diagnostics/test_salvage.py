@@ -184,8 +184,7 @@ async def test_without_its_row_a_lane_ends_where_an_index_says(tmp_path: Path, n
     async with History(new, store=store, watch=False) as history:
         for name in done.lost:
             await OutboxAdmin(history.outbox).skip_missing(history.store, name, reason="a disk failed")
-        assert await history.drained(60)
-        assert not (await history.status()).wrong_store
+        assert await history.drained(60) and not (await history.status()).wrong_store
     verdict = await check([new], store, drained=True)
     assert verdict.ok, verdict
 

@@ -46,8 +46,7 @@ async def test_a_running_relay_rests_as_its_steps_take_and_one_that_drains_does_
         trimmer = ContentTrimmer(outbox, store, time.clock, retention=content, stats=RelayStats())
         trimmer.rests = rests
         monkeypatch.setattr(trimmer, "_trim", trim)
-        assert trimmer.due(STORE)
-        assert await trimmer.step(STORE)
+        assert trimmer.due(STORE) and await trimmer.step(STORE)
         # Its events are delivered meanwhile, and the tasks of the store carried out.
         for seconds, rested in ((0.08, False), (9.8, False), (0.2, True)):
             time.seconds += seconds

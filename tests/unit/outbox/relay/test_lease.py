@@ -62,8 +62,7 @@ async def test_two_do_not_hold_it_at_once_and_each_holder_has_a_number_of_its_ow
     one, two = lease(outbox), lease(outbox)
 
     assert await one.acquire()
-    assert not await two.acquire()
-    assert not two.held
+    assert not await two.acquire() and not two.held
     assert await one.acquire()
     for _ in range(2):
         await one.release()
