@@ -23,7 +23,6 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store._runtime import StoreRuntime
 from letopis.store.conversation_store import ConversationStore
-from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import ConfigurationError
 from tests.support.relays import end, say, until
 from tests.support.sqlite_rows import rows
@@ -167,13 +166,6 @@ class TestFiles:
 
         assert await stored(tmp_path / "late.history.db") == 3
 
-    async def test_none_that_can_be_used_is_wrong_configuration(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigurationError, match="there is no outbox"):
-            async with running(tmp_path / "a.db", tmp_path / "b.db"):
-                pytest.fail("it serves nothing")
-
-        assert list(tmp_path.iterdir()) == []
-
     async def test_an_outbox_never_delivers_into_itself(self, tmp_path: Path) -> None:
         path = await made(tmp_path / "a.outbox.db", "a1")
 
@@ -217,13 +209,6 @@ class TestFiles:
 
 class TestStart:
     """What is waited for, and what ends a start."""
-
-    async def test_a_store_without_tables_is_wrong_configuration(self, bot: Path, fresh_postgresql_url: str) -> None:
-        with pytest.raises(StoreFault) as caught:
-            async with running(bot, store=fresh_postgresql_url):
-                pytest.fail("it serves a store without tables")
-
-        assert caught.value.fault_class is FaultClass.MISCONFIGURED
 
     async def test_a_stop_during_the_start_closes_what_it_had_open(
         self, bot: Path, monkeypatch: pytest.MonkeyPatch

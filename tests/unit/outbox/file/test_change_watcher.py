@@ -86,19 +86,6 @@ async def test_while_commits_are_of_no_interest_the_file_is_polled_rarely(
         assert watch.commits == 0
 
 
-async def test_a_busy_file_is_polled_at_its_pace(outbox: OutboxFile, other: sqlite3.Connection) -> None:
-    """`tests/benchmarks` measures the milliseconds; at leisure the first of these would take minutes."""
-    signal = Signal()
-    async with watching(outbox, signal, poll_max_seconds=600):
-        for _ in range(150):
-            await asyncio.sleep(0.004)
-            seen = signal.generation
-            await asyncio.to_thread(touch, other)
-            await heard(signal, after=seen)
-
-    assert signal.generation >= 150
-
-
 async def test_the_pause_grows_with_the_quiet_and_has_a_limit(outbox: OutboxFile) -> None:
     pauses = [watching(outbox, Signal())._pause(quiet) for quiet in (0, 0.2, 2, 10, 3_600)]
 

@@ -81,31 +81,6 @@ async def test_an_append_wakes_it(outbox: OutboxFile, monkeypatch: pytest.Monkey
             await until(lambda number=number: store.held(f"c{number}") == 2)
 
 
-async def test_a_store_that_is_away_charges_nobody_and_gets_everything_when_it_is_back(
-    outbox: OutboxFile, hands: Hands
-) -> None:
-    store = ToldStore(lambda _: DOWN)
-    relay = relay_on(outbox, store, hands=hands)
-    for number in range(30):
-        await say(outbox, f"c{number}", 2)
-    for _ in range(60):  # eight hours
-        assert await relay.drain_once() == 0
-        hands.advance(480)
-
-    states = await sql(outbox, "SELECT DISTINCT state, attempts, delivered, fault FROM letopis_outbox_lanes")
-    assert states == [("ready", 0, 0, None)]
-    assert relay.breaker.state is BreakerState.OPEN
-    assert relay.stats.faults["unavailable"] >= 60
-
-    store.refuse = lambda _: None
-    for _ in range(50):
-        await relay.drain_once()
-        hands.advance(60)
-    assert (await figures(outbox)).pending == 0
-    assert relay.breaker.closed
-    assert all(store.held(f"c{number}") == 3 for number in range(30))
-
-
 async def test_while_the_breaker_is_open_appends_wake_nobody(
     outbox: OutboxFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,27 +280,6 @@ async def test_a_cancellation_that_comes_second_drops_a_store_that_hangs(outbox:
     assert task.cancelled() or first == "stop"
     assert (await lane(outbox, "a")).pending == 2
     assert not relay.lease.held
-
-
-async def test_drain_works_through_the_backlog_and_returns(outbox: OutboxFile) -> None:
-    store = poisoned("bad")
-    relay = relay_on(outbox, store, policy=RetryPolicy(base=100, cap=100))
-    await say(outbox, "a", 2_000)
-    await say(outbox, "bad", 1)
-
-    assert await relay.drain() == 2_002
-    assert (await figures(outbox)).pending == 1
-    assert not relay.lease.held
-
-
-async def test_drain_leaves_the_work_to_a_relay_that_runs(outbox: OutboxFile) -> None:
-    first, second = relay_on(outbox, ToldStore()), relay_on(outbox, ToldStore())
-    await first.lease.acquire()
-    await say(outbox, "a")
-
-    assert await second.drain() == 0
-    await first.lease.release()
-    assert await second.drain() == 2
 
 
 async def test_a_store_that_lost_its_newest_events_gets_them_again(outbox: OutboxFile) -> None:
