@@ -63,7 +63,6 @@ async def test_a_channel_that_refuses_or_redirects_is_an_error_without_its_addre
 def test_an_address_that_is_none_is_refused_without_being_quoted(address: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
         open_channels([address.format(SECRET)])
-
     assert SECRET not in str(refused.value)
     assert refused.value.__cause__ is None or SECRET not in str(refused.value.__cause__)
 
@@ -109,21 +108,18 @@ def test_an_address_without_tls_must_be_allowed(url: str) -> None:
 def test_one_address_is_one_channel_in_every_process() -> None:
     first, second = open_channels(["https://example.com/a", "https://example.com/a", "https://example.com/b"])
     (again,) = open_channels(["https://example.com/a"])
-
     assert first.recipient == again.recipient != second.recipient
     assert first.recipient == f"channel:{hashlib.sha256(b'https://example.com/a').hexdigest()[:12]}"
 
 
 def test_without_apprise_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "apprise", None)
-
     with pytest.raises(ConfigurationError, match=r"pip install 'letopis\[alerts\]'"):
         open_channels(["https://example.com/"])
 
 
 def test_apprise_is_imported_only_where_it_is_used() -> None:
     code = "import sys, letopis.outbox.alerting.monitor; sys.exit('apprise' in sys.modules)"
-
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -145,7 +141,6 @@ def test_channels_may_lie_in_a_file_of_secrets(tmp_path: Path) -> None:
     (tmp_path / "channels").write_text(f"# on call\ntgram://{SECRET}/1\n\nhttps://b/\n", encoding="utf-8")
     expected = (f"tgram://{SECRET}/1", "https://b/")
     found = load_alerts({"channels_file": "channels"}, environ={}, folder=tmp_path)
-
     assert found.channels == expected
     assert SECRET not in repr(found)
     assert load_alerts({}, environ={"LETOPIS_ALERTS_FILE": str(tmp_path / "channels")}).channels == expected
@@ -200,7 +195,6 @@ def test_the_command_tries_every_channel(site: Site, letopis: Letopis) -> None:
 
 def test_the_command_without_channels_says_how_to_set_one(elsewhere: None, letopis: Letopis, tmp_path: Path) -> None:
     code, out, err = letopis("alerts", "test")
-
     assert (code, out) == (78, "")
     assert "LETOPIS_ALERTS" in err
     assert list(tmp_path.iterdir()) == [], "and makes nothing"
@@ -209,7 +203,6 @@ def test_the_command_without_channels_says_how_to_set_one(elsewhere: None, letop
 def test_the_command_refuses_an_address_without_tls(elsewhere: None, letopis: Letopis, site: Site) -> None:
     plain = letopis("alerts", "test", "--channel", f"http://{site.url}/{SECRET}")
     secure = letopis("alerts", "test", "--channel", f"https://{site.url}/{SECRET}")
-
     assert plain[0] == 78 and "without TLS" in plain[2]
     assert (secure[0], secure[1][:4], site.asked) == (1, "FAIL", [])
     assert SECRET not in "".join(plain[1:] + secure[1:])

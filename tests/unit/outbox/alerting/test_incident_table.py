@@ -124,7 +124,6 @@ def tell(
 
 def test_an_incident_comes_back_as_it_was_kept(connection: sa.Connection) -> None:
     case = fire(connection, BLOCKED, "a", reason="poison", escalations=2, mark=7)
-
     assert open_incidents(connection) == (replace(case, conversations=1),)
 
 
@@ -146,7 +145,6 @@ def test_a_key_has_one_open_incident(connection: sa.Connection) -> None:
     first = fire(connection, BLOCKED, "a")
     second = replace(first, incident_id=uuid7())
     assert write_changes(connection, [Change(before=None, after=second)]) == ()
-
     end(connection, first)
     assert len(write_changes(connection, [Change(before=None, after=second)])) == 1
 
@@ -155,7 +153,6 @@ def test_a_change_that_was_decided_on_something_else_is_not_kept(connection: sa.
     case = fire(connection)
     one = Change(before=case, after=replace(case, escalations=1))
     other = Change(before=case, after=replace(case, state=IncidentState.RESOLVED, resolved_at=START))
-
     assert write_changes(connection, [one]) == (one,)
     assert write_changes(connection, [other]) == ()
     assert open_incidents(connection) == (replace(one.after, revision=1),)
@@ -181,7 +178,6 @@ def test_a_look_shows_the_lanes_that_are_late_by_their_position(connection: sa.C
     first = add_lane(connection, "old")
     add_lane(connection, "new")
     add_lane(connection, "paused", state="paused")
-
     assert [lane.conversation_id for lane in read_observation(connection, now=START, late_before=first).late] == ["old"]
 
 
@@ -199,7 +195,6 @@ def test_an_operator_who_skips_an_event_is_remembered(connection: sa.Connection)
 def test_a_claim_is_given_once(connection: sa.Connection) -> None:
     fire(connection)
     (one,) = operators(connection)
-
     assert claim(connection, [one], now=START) == (one,)
     assert claim(connection, [one], now=START) == ()
     assert operators(connection) == []
@@ -210,7 +205,6 @@ def test_an_incident_that_is_over_cannot_be_claimed(connection: sa.Connection) -
     case = fire(connection)
     (one,) = operators(connection)
     end(connection, case)
-
     assert claim(connection, [one], now=START) == ()
 
 
@@ -232,7 +226,6 @@ def test_a_process_that_dies_while_it_tells_is_not_repeated_but_the_end_is_told(
     case = fire(connection)
     claim(connection, operators(connection), now=START)
     end(connection, case)
-
     assert operators(connection, now=START + CLAIM_TIMEOUT / 2) == []
     assert kinds(operators(connection, now=START + CLAIM_TIMEOUT)) == [NotificationKind.RECOVERED]
 
@@ -391,7 +384,6 @@ def test_one_who_gets_an_owner_meanwhile_is_not_told_twice(connection: sa.Connec
     fire(connection, BLOCKED, "a")
     tell(connection, users(connection))
     set_lane(connection, "a", owner_id="1")
-
     assert users(connection) == []
 
 
@@ -416,7 +408,6 @@ def test_a_user_who_was_not_reached_in_one_outage_hears_of_the_next(connection: 
     tell(connection, users(connection, late_before=late), told=False)
     end(connection, first, mark=late)
     second = fire(connection)
-
     assert [one.incident.incident_id for one in users(connection, late_before=late)] == [second.incident_id]
 
 
@@ -425,7 +416,6 @@ def test_a_process_that_dies_while_it_tells_of_an_end_is_not_repeated(connection
     tell(connection, operators(connection))
     end(connection, incident)
     claim(connection, operators(connection), now=START)
-
     assert operators(connection, now=START + CLAIM_TIMEOUT) == []
     assert operators(connection, now=START + DAY) == []
 

@@ -145,7 +145,6 @@ def test_an_outage_shorter_than_the_hold_is_heard_of_by_nobody() -> None:
     world.run(60, progress=True)
     world.run(20, breaker=AWAY)
     world.run(300, breaker=WELL, events=0)
-
     assert world.turns == [(STORE_DOWN, PENDING), (STORE_DOWN, RESOLVED)]
     assert world.alerts(STORE_DOWN) == []
 
@@ -177,7 +176,6 @@ def test_what_lasts_is_an_incident_or_none(
 ) -> None:
     world = World(**given)
     world.run(seconds, beat=beat)
-
     assert world.kinds == kinds
 
 
@@ -185,7 +183,6 @@ def test_what_lasts_is_an_incident_or_none(
 def test_a_store_that_refuses_us_is_told_of_at_once(breaker: BreakerView) -> None:
     world = World(breaker=breaker, events=1)
     world.look()
-
     assert (world.turns, world.alerts(STORE_DOWN)) == ([(STORE_DOWN, FIRING)], [1])
 
 
@@ -196,7 +193,6 @@ def test_a_breaker_that_flaps_is_one_incident() -> None:
     for _ in range(10):
         for breaker, seconds in ((AWAY, 20), (HALF, 5), (WELL, 30)):
             world.run(seconds, progress=breaker is WELL, breaker=breaker)
-
     assert (world.alerts(STORE_DOWN), world.stages) == ([1], [PENDING, FIRING])
 
 
@@ -228,7 +224,6 @@ def test_a_process_that_was_stopped_has_watched_nothing_meanwhile() -> None:
     world.look()
     world.seconds += 6 * 3_600
     world.look()
-
     assert world.open == [], "six hours of sleep make no event late and no relay silent"
 
 
@@ -280,7 +275,6 @@ def test_a_conversation_that_is_gone_is_no_incident_any_more() -> None:
     world.look()
     world.lanes.clear()
     world.run(5)
-
     assert world.stages == [FIRING, RESOLVED]
 
 
@@ -313,7 +307,6 @@ def test_a_conversation_that_is_late_and_then_blocked_is_told_of_again() -> None
     world.run(320, progress=True)
     world.lane("a", blocked=True)
     world.run(5, progress=True)
-
     assert (world.alerts(BLOCKED), [case.reason for case in world.open]) == ([2], ["poison"])
 
 
@@ -323,7 +316,6 @@ def test_time_without_a_store_makes_no_conversation_late() -> None:
     world.run(3_600)
     assert world.kinds == [STORE_DOWN]
     world.run(290, progress=True, breaker=WELL)
-
     assert world.open == [], "it is over, and the backlog has time to drain"
 
 
@@ -345,7 +337,6 @@ def test_a_relay_with_nothing_to_do_may_be_silent() -> None:
     world = World(live=False)
     world.lane("a", blocked=True)
     world.run(1_000, beat=False)
-
     assert world.kinds == [BLOCKED]
 
 
@@ -435,14 +426,12 @@ def test_only_operators_are_reminded_and_once_a_day_whatever_the_clock_does(
     seconds: float, state: NotificationState, due: bool
 ) -> None:
     firing, sent = an_incident(FIRING), a_notification(state=state)
-
     assert next_at(seconds, firing, sent) is (STUCK if due else None)
     assert next_at(seconds, firing, sent, operator=False) is None
 
 
 def test_only_operators_learn_that_it_got_worse() -> None:
     worse = an_incident(FIRING, escalations=1)
-
     assert next_at(60, worse, a_notification()) is STUCK
     assert next_at(60, worse, a_notification(escalations=1)) is None
     assert next_at(60, worse, a_notification(), operator=False) is None
@@ -467,7 +456,6 @@ def test_what_follows_says_which_alert_and_which_attempt_it_is(
 ) -> None:
     now = START + DAY
     following = next_notification(incident, last, now=now, policy=NOTIFICATION_POLICY, repeat=DAY)
-
     assert following is not None
     assert (following.escalations, following.number, following.attempts, following.reminder) == expected
     assert (following.state, following.changed_at) == (SENDING, now)
@@ -479,14 +467,12 @@ def test_a_callback_is_given_whom_it_is_about_and_since_when_they_know(recipient
     skipped = replace(an_incident(RESOLVED), outcome="skipped")
     pending = PendingNotification(skipped, recipient, a_notification(), "c", since=START, events=3)
     built = build_incident(pending, locale="ru", style="plain", promise=True)
-
     assert (built.owner_id, built.conversation_id, built.events, built.notified_at) == (owner, "c", 3, START)
     assert (built.state, built.outcome, built.key) == (RESOLVED, "skipped", f"{UUID(int=1)}/{recipient}/stuck")
 
 
 def test_a_notification_that_fails_is_retried_for_about_a_day() -> None:
     waits = [NOTIFICATION_POLICY.bound(retry) for retry in range(1, NOTIFICATION_POLICY.attempts + 1)]
-
     assert waits[:4] == [5, 10, 20, 40]
     assert max(waits) == 3_600
     assert 23 <= sum(waits) / 3_600 < 24

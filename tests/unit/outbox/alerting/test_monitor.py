@@ -241,7 +241,6 @@ async def test_a_relay_that_never_ran_is_silent(town: Town) -> None:
     town.relay_lives = False
     await town.say("a")
     await town.run(130)
-
     assert [case.kind for case in await town.outbox.read(open_incidents)] == [IncidentKind.RELAY_SILENT]
     assert town.pager.words == ["stuck"]
 

@@ -176,7 +176,6 @@ async def test_a_channel_that_fails_is_tried_for_one_file(world: World) -> None:
     world.pager.broken = True
     await world.outage()
     assert sum(monitor.failed for monitor in world.daemons[0]) == 2
-
     world.pager.broken = False
     await world.run(120)
     assert world.told == [AWAY]

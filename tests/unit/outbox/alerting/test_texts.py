@@ -262,7 +262,6 @@ def test_a_store_that_refuses_is_not_called_down(locale: str) -> None:
 
 def test_an_end_with_nothing_left_says_so() -> None:
     alert = an_alert(IncidentKind.STORE_DOWN, recovered=True, seconds=60, events=0, conversations=0, locale="en")
-
     assert alert.text == "Outbox: bot.outbox.db\nIt lasted 1 minute.\nEverything is delivered."
 
 
@@ -391,7 +390,6 @@ def test_a_known_code_is_said_in_russian_as_exactly_as_in_english(code: str) -> 
     rule = fault_rules.rule_of_code(code)
     assert rule is not None
     said = language.reason_in(f"whatever [{rule.fault_class} {code}]", "ru")
-
     assert said == f"{language.catalogue('ru').gettext(rule.reason)} [{rule.fault_class} {code}]"
     assert english_in(said) == []
 

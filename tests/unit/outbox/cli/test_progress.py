@@ -84,7 +84,6 @@ def test_a_note_takes_the_line_away_first(capsys: pytest.CaptureFixture[str]) ->
     with before_note(lambda: happened.append("cleared")):
         note("line 7: refused")
     note("afterwards")
-
     assert happened == ["cleared"]
     assert capsys.readouterr().err == "line 7: refused\nafterwards\n"
 
@@ -92,7 +91,6 @@ def test_a_note_takes_the_line_away_first(capsys: pytest.CaptureFixture[str]) ->
 def test_without_a_terminal_there_is_no_line(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("copying", 10, unit="events") as report:
         report(5)
-
     assert capsys.readouterr().err == ""
 
 
@@ -101,5 +99,4 @@ def test_a_dumb_terminal_gets_none(monkeypatch: pytest.MonkeyPatch, term: str, d
     screen = io.StringIO()
     monkeypatch.setattr(screen, "isatty", lambda: True)
     monkeypatch.setenv("TERM", term)
-
     assert can_redraw(screen) is drawn

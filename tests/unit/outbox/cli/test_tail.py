@@ -47,7 +47,6 @@ def test_the_first_look_shows_all_and_later_ones_what_follows() -> None:
 def test_a_message_that_changes_is_shown_again() -> None:
     seen, edited = tail(), [message(1), message(2, "edited"), message(3)]
     news(seen, page(1, 2, 3))
-
     assert [news(seen, edited) for _ in range(2)] == [[2], []]
 
 
@@ -69,12 +68,10 @@ def test_a_message_that_changes_is_shown_again() -> None:
 def test_what_of_a_later_page_is_new(from_start: bool, pages: list[tuple[int, ...]], new: list[list[int]]) -> None:
     seen = tail()
     news(seen, page(*pages[0]), from_start=from_start)
-
     assert [news(seen, page(*one), from_start=from_start) for one in pages[1:]] == new
 
 
 def test_a_page_from_the_start_does_not_tell_of_a_first_one_that_was_not() -> None:
     seen = tail()
     news(seen, page(9), from_start=False)
-
     assert news(seen, page(2, 9), from_start=True) == []

@@ -30,7 +30,6 @@ def test_a_deadline_comes_when_its_time_has_passed_by_either_clock(
     deadline = clock.after(10)
     hands.jump(jump)
     hands.advance(seconds)
-
     assert deadline.remaining(clock) == remaining
 
 
@@ -64,6 +63,5 @@ def test_a_moment_that_somebody_else_stored_counts_instead() -> None:
     _, clock = made()
     waits = RetryTimers(clock, longest=60)
     due_at = waits.set("c", 50)
-
     assert waits.remaining("c", due_at) == 50
     assert waits.remaining("c", 0) == 0

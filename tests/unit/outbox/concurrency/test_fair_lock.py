@@ -26,7 +26,6 @@ async def test_the_lock_is_granted_in_the_order_of_asking() -> None:
 async def test_a_free_lock_calls_at_once() -> None:
     lock, begin = FairLock(), Mock(return_value=True)
     lock.call_when_free(begin)
-
     begin.assert_called_once_with()
     assert lock.taken
 

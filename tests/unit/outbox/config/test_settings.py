@@ -49,20 +49,17 @@ def test_each_source_comes_before_the_next(tmp_path: Path) -> None:
 
 def test_a_variable_that_is_empty_counts_as_not_set(tmp_path: Path) -> None:
     empty = {"LETOPIS_OUTBOX": "", "LETOPIS_STORE": "", "LETOPIS_STORE_FILE": "", "LETOPIS_CONFIG": ""}
-
     assert load(tmp_path, environ=empty) == load(tmp_path)
 
 
 def test_the_outbox_lies_where_systemd_keeps_state(tmp_path: Path) -> None:
     found = load(tmp_path, environ={"STATE_DIRECTORY": f"{tmp_path}:/elsewhere"})
-
     assert (found.outbox, found.outbox_from) == (tmp_path / "bot.outbox.db", "STATE_DIRECTORY")
 
 
 def test_the_configuration_file_may_be_named(tmp_path: Path) -> None:
     path = write(tmp_path, 'outbox = "x.db"', name="other.toml")
     by_flag, by_variable = load(tmp_path, config=str(path)), load(tmp_path, environ={"LETOPIS_CONFIG": str(path)})
-
     assert (by_flag, by_flag.file) == (by_variable, path)
 
 
@@ -77,7 +74,6 @@ def test_a_named_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
 def test_a_secret_in_the_variable_of_the_file_is_not_quoted(secret: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as refused:
         load(tmp_path, environ={"LETOPIS_CONFIG": secret})
-
     assert "LETOPIS_CONFIG" in str(refused.value) and "s3cr3tpass" not in str(refused.value)
 
 
@@ -102,7 +98,6 @@ def test_the_store_may_be_in_a_file_of_its_own(tmp_path: Path, end: str) -> None
     secret.write_bytes(f"postgresql://bot:{SECRET}@db/history{end}".encode())
     by_variable = load(tmp_path / "elsewhere", environ={"LETOPIS_STORE_FILE": str(secret)})
     by_file = load(tmp_path, 'store_file = "secret"')
-
     assert by_variable.store == by_file.store == f"postgresql://bot:{SECRET}@db/history"
     assert by_variable.store_from == "LETOPIS_STORE_FILE"
 
@@ -110,7 +105,6 @@ def test_the_store_may_be_in_a_file_of_its_own(tmp_path: Path, end: str) -> None
 def test_what_the_relay_does_comes_from_the_file(tmp_path: Path) -> None:
     policy = '[relay]\nbase = 2\ncap = 30.5\njitter = "none"\nattempts = 5\n'
     found = load(tmp_path, f"{policy}[retention]\nkeep_last = 50\nkeep_hours = 0.5")
-
     assert found.policy == RetryPolicy(base=2, cap=30.5, jitter="none", attempts=5)
     assert found.retention == Retention(keep_last=50, keep_for=timedelta(minutes=30))
 
@@ -149,7 +143,6 @@ WRONG = {
 def test_a_wrong_file_is_an_error_that_names_its_place(tmp_path: Path, text: str, expected: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         load(tmp_path, text)
-
     assert expected in str(caught.value)
     assert "letopis.toml" in str(caught.value) or "nowhere" in str(caught.value)
     assert SECRET not in str(caught.value)
@@ -175,7 +168,6 @@ def test_two_variables_for_one_store_are_an_error(tmp_path: Path) -> None:
     environ = {"LETOPIS_STORE": f"postgresql://bot:{SECRET}@db/h", "LETOPIS_STORE_FILE": "/run/secret"}
     with pytest.raises(ConfigurationError, match="both set") as caught:
         load(tmp_path, environ=environ)
-
     assert SECRET not in str(caught.value)
     assert load(tmp_path, environ=environ, store="a.db").store == "a.db"
 

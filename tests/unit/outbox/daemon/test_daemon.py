@@ -149,7 +149,6 @@ class TestFiles:
         (tmp_path / "mine.db").touch()
         async with running(tmp_path / "*.db"):
             await asyncio.sleep(0.3)
-
         assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("mine.db", b"")]
 
     async def test_a_file_that_cannot_be_used_disturbs_no_other(self, tmp_path: Path) -> None:
@@ -168,7 +167,6 @@ class TestFiles:
 
     async def test_an_outbox_never_delivers_into_itself(self, tmp_path: Path) -> None:
         path = await made(tmp_path / "a.outbox.db", "a1")
-
         with pytest.raises(ConfigurationError, match="same file"):
             async with running(path, store=str(path)):
                 pytest.fail("it delivers into itself")
@@ -342,7 +340,6 @@ async def test_being_cancelled_closes_everything(bot: Path) -> None:
     task = asyncio.create_task(Daemon(lambda: found, notifier=told).run())
     await until(lambda: told.count("READY"))
     await end(task)
-
     assert rows(bot, "SELECT pid FROM letopis_outbox_relay") in ([(0,)], [])
 
 

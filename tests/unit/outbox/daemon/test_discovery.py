@@ -20,7 +20,6 @@ from tests.support.relays import Hands
 
 def test_a_name_with_a_star_is_a_pattern_unless_a_file_is_called_so(tmp_path: Path) -> None:
     name = str(tmp_path / "bot[1].db")
-
     assert is_pattern(name)
     Path(name).touch()
     assert not is_pattern(name)
@@ -32,7 +31,6 @@ def test_a_named_file_need_not_be_there_and_a_matched_one_is(tmp_path: Path) -> 
         (tmp_path / name).touch()
     (tmp_path / "folder.outbox.db").mkdir()
     found = [(one.path.name, one.matched) for one in find_outboxes([f"{tmp_path}/gone.db", f"{tmp_path}/*.outbox.db"])]
-
     assert found == [("gone.db", False), ("a.outbox.db", True), ("b.outbox.db", True)]
 
 
@@ -40,7 +38,6 @@ def test_one_file_under_several_names_is_found_once(tmp_path: Path) -> None:
     (tmp_path / "a.db").touch()
     (tmp_path / "link.db").symlink_to(tmp_path / "a.db")
     names = (f"{tmp_path}/a.db", f"sqlite:///{tmp_path}/a.db", f"{tmp_path}/link.db", f"{tmp_path}/*.db")
-
     assert [(one.path.name, one.matched) for one in find_outboxes(names)] == [("a.db", False)]
 
 

@@ -380,7 +380,6 @@ class TestFileState:
         before = await timetable.settled_state(path)
         await made(path, "c1", messages=1)
         after = state_of(path)
-
         assert after.wal is None
         assert after.holds_more_than(before)
 

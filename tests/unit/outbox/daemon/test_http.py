@@ -69,7 +69,6 @@ def serve(port: str = "0", **options: Any) -> AbstractAsyncContextManager[Listen
 @pytest.mark.parametrize(("live", "status"), [(True, 200), (False, 503)])
 async def test_alive_is_who_comes_round_the_loop_whatever_the_files_are(live: bool, status: int) -> None:
     asked = await ask(HealthApp(live=lambda: live, snapshot=never), "/healthz/live")
-
     assert (asked.status, json.loads(asked.body)) == (status, {"live": live})
 
 
@@ -80,7 +79,6 @@ async def test_alive_is_who_comes_round_the_loop_whatever_the_files_are(live: bo
 )
 async def test_ready_is_whose_files_can_be_used(changes: dict[str, bool], status: int) -> None:
     asked = await ask(app(**changes), "/healthz/ready")
-
     assert asked.status == status
     assert json.loads(asked.body)["ready"] is (status == 200)
 
@@ -89,7 +87,6 @@ async def test_a_store_that_is_away_is_ready_and_degraded() -> None:
     breaker = Breaker(clock=Clock(), uniform=lambda _, most: most)
     breaker.trip(DOWN, ())
     asked = await ask(app(breakers=[breaker]), "/healthz/ready")
-
     found = json.loads(asked.body)
     assert (asked.status, found["ready"], found["degraded"]) == (200, True, True)
     assert found["stores"] == {"closed": 0, "open": 1, "half_open": 0}
@@ -118,7 +115,6 @@ def test_late_deliveries_and_a_log_with_gaps_are_degraded() -> None:
 async def test_metrics_are_served_in_the_format_that_is_asked_for() -> None:
     plain = await ask(app(), "/metrics")
     opened = await ask(app(), "/metrics", accept="application/openmetrics-text; version=1.0.0")
-
     assert plain.headers[b"content-type"].startswith(b"text/plain")
     assert b"letopis_outbox_pending_events 6.0" in plain.body
     assert opened.body.endswith(b"# EOF\n")
@@ -128,7 +124,6 @@ async def test_nothing_else_is_there_and_nothing_can_be_changed() -> None:
     missing = await ask(app(), "/../etc/passwd")
     posted = await ask(app(), "/metrics", method="POST")
     head = await ask(app(), "/metrics", method="HEAD")
-
     assert missing.status == 404
     assert (posted.status, posted.headers[b"allow"]) == (405, b"GET, HEAD")
     assert (head.status, head.body) == (200, b"")

@@ -21,7 +21,6 @@ def test_a_duration_falls_into_the_bucket_whose_bound_it_does_not_exceed() -> No
     durations = Durations()
     for seconds in (0.001, 0.005, 0.006, 1_000.0):
         durations.add(seconds)
-
     assert (durations.buckets[:2], durations.buckets[-1]) == ([2, 1], 1)
     assert (durations.count, durations.total) == (4, pytest.approx(1_000.012))
 
@@ -45,10 +44,8 @@ async def test_deliveries_are_counted_by_outcome(outbox: OutboxFile, tmp_path: P
 
 async def test_a_fault_is_counted_by_its_class_and_comes_as_it_is(outbox: OutboxFile) -> None:
     store = InstrumentedStore(ConversationStore(f"postgresql://bot@127.0.0.1:{await refused_port()}/h"))
-
     with pytest.raises(StoreFault):
         await store.apply(outbox.origin, [])
-
     assert counted(store) == {"unavailable": 1}
     await store.store.close()
 
@@ -67,5 +64,4 @@ async def test_a_delivery_whose_deadline_came_first_is_given_up(outbox: OutboxFi
 async def test_a_store_that_rested_keeps_the_options_of_its_url(tmp_path: Path) -> None:
     handle = StorePool("postgresql://user@host/db?connections=7", clock=Clock()).get(tmp_path / "a.outbox.db")
     await handle.rest()
-
     assert handle.store._runtime.engine.pool.size() == 7  # type: ignore[attr-defined]

@@ -126,7 +126,6 @@ def test_a_store_that_is_away_shows_for_how_long() -> None:
 def test_the_lag_of_a_name_is_that_of_all_stores() -> None:
     found = samples(figures(lags=[{"sales.daily": 3, "follower.warehouse": 0}, {"sales.daily": 4}]))
     names = ("sales.daily", "follower.warehouse")
-
     assert [found[f"letopis_follower_lag_events{{name={name}}}"] for name in names] == [7, 0]
 
 
@@ -163,7 +162,6 @@ def test_labels_are_few_and_known_beforehand() -> None:
 
 def test_openmetrics_is_spoken_to_who_asks_for_it() -> None:
     body, content_type = exposition(figures(), "application/openmetrics-text; version=1.0.0")
-
     assert content_type.startswith("application/openmetrics-text")
     names = {family.name for family in parse_openmetrics(body.decode())}
     assert "letopis_relay_delivered_events" in names
@@ -174,7 +172,6 @@ def test_all_totals_of_a_relay_add_up() -> None:
     total, one = RelayStats(), RelayStats(**numbers, faults=Counter({"poison": 2}))
     add_stats(total, one)
     add_stats(total, one)
-
     assert {name: getattr(total, name) for name in numbers} == {name: 2 * number for name, number in numbers.items()}
     assert total.faults == {"poison": 4}
 
@@ -182,14 +179,12 @@ def test_all_totals_of_a_relay_add_up() -> None:
 def test_the_reference_has_every_metric_and_no_other() -> None:
     row = r"(?m)^\| `(letopis_\w+)`(?:\{`?(\w+)`?\})? \| (\w+) \|"
     rows = re.findall(row, PAGE.read_text(encoding="utf-8"))
-
     assert rows == [(one.name, one.label, one.kind) for one in METRICS]
 
 
 async def test_a_file_is_read_as_it_is(outbox: OutboxFile) -> None:
     await say(outbox, "c1", 3)
     found = read_file(outbox.path, lambda cursor: read_metrics(cursor, outbox.path))
-
     assert (found.pending, found.lanes["ready"], found.progress_us) == (4, 1, None)
     assert found.wal_bytes > 0
     assert found.oldest_pending_us is not None

@@ -43,7 +43,6 @@ def test_an_abstract_address_is_understood() -> None:
         listening.bind("\0" + name)
         listening.settimeout(5)
         Notifier({"NOTIFY_SOCKET": "@" + name}).ready()
-
         assert told(listening) == "READY=1"
 
 
@@ -58,7 +57,6 @@ def test_without_a_listener_nothing_is_said_and_nothing_is_raised(tmp_path: Path
     silent = Notifier({})
     silent.ready()
     assert not silent.listening
-
     gone = Notifier({"NOTIFY_SOCKET": str(tmp_path / "nobody")})
     gone.ready()
     assert gone.listening

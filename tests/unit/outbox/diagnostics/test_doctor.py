@@ -96,7 +96,6 @@ class TestOutbox:
 
     async def test_a_missing_one_is_not_made(self, tmp_path: Path) -> None:
         findings = await found(tmp_path / "bot.outbox.db")
-
         assert findings["outbox_file"].level == Level.FAIL
         assert "letopis init" in findings["outbox_file"].hint
         assert list(tmp_path.iterdir()) == []
@@ -119,14 +118,12 @@ class TestOutbox:
         change(path, "CREATE TABLE t (a)")
         before = contents(tmp_path)
         findings = await found(path, store=str(path))
-
         assert levels(findings, "outbox_migrations", "store_migrations") == [Level.FAIL, Level.FAIL]
         assert contents(tmp_path) == before
 
     async def test_what_is_no_database(self, tmp_path: Path) -> None:
         (tmp_path / "bot.outbox.db").write_bytes(b"not a database, not at all" * 100)
         findings = await found(tmp_path / "bot.outbox.db")
-
         assert findings["outbox_migrations"].level == Level.FAIL
         assert "SQLITE_NOTADB" in findings["outbox_migrations"].said
 
@@ -146,7 +143,6 @@ class TestOutbox:
     ) -> None:
         change(outbox, f"UPDATE letopis_outbox_{statement}")
         findings = await found(outbox)
-
         assert findings[check].level == expected
         assert hint in findings[check].hint
 
@@ -162,7 +158,6 @@ class TestOutbox:
         assert (await found(outbox))["outbox_content"].level == Level.OK
         change(outbox, damage)
         findings = await found(outbox)
-
         assert levels(findings, "outbox_content", "outbox_structure") == [Level.FAIL, Level.OK]
 
 
@@ -184,7 +179,6 @@ class TestRelay:
     async def test_one_is_at_work(self, outbox: Path) -> None:
         async with held(outbox):
             findings = await found(outbox)
-
         assert findings["relay"].level == Level.OK
         assert "here (pid" in findings["relay"].said
 
@@ -207,7 +201,6 @@ class TestRelay:
         await OutboxAdmin(file).pause_relay()
         await file.close()
         findings = await found(outbox)
-
         assert findings["relay"].level == Level.WARN
         assert "letopis resume" in findings["relay"].hint
 
@@ -232,7 +225,6 @@ class TestStore:
 
     async def test_one_without_tables(self, outbox: Path, fresh_postgresql_url: str) -> None:
         findings = await found(outbox, store=fresh_postgresql_url)
-
         assert levels(findings, "store", "store_migrations") == [Level.OK, Level.FAIL]
         assert "letopis db upgrade" in findings["store_migrations"].said
 
@@ -252,7 +244,6 @@ class TestStore:
             findings = await found(outbox, store=store)
             assert findings["store"].level == Level.FAIL
             assert SECRET not in repr(findings)
-
         assert "bot:***@127.0.0.1" in findings["store"].said
 
     async def test_a_copy_that_delivers_elsewhere(self, outbox: Path) -> None:
@@ -291,7 +282,6 @@ class TestMachine:
 
     def test_a_second_sqlite(self) -> None:
         one = check_libraries(lambda name: name if name == "pysqlite3" else None)
-
         assert (one.level, "pysqlite3 bundles" in one.said, bool(one.hint)) == (Level.WARN, True, True)
         assert check_libraries(lambda _: None).level is Level.OK
 
@@ -406,13 +396,11 @@ class TestCommand:
     def test_warnings_are_no_failure(self, outbox: Path, doctor: Any) -> None:
         change(outbox, "UPDATE letopis_outbox_lanes SET delivered = head")
         code, told = doctor()
-
         assert code == 0, told
         assert "warn" in told
 
     def test_a_configuration_that_cannot_be_read_is_a_finding(self, doctor: Any, tmp_path: Path) -> None:
         (tmp_path / "letopis.toml").write_text(f'stor = "postgresql://bot:{SECRET}@h/d"\n')
         code, told = doctor()
-
         assert code == 1 and told.startswith("fail  configuration")
         assert "did you mean 'store'" in told and SECRET not in told

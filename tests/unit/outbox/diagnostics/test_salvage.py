@@ -85,10 +85,8 @@ async def test_a_sound_file_is_sound_and_salvaged_whole(path: Path, new: Path) -
 
 async def test_a_changed_letter_is_noticed_and_the_event_named_as_lost(path: Path, new: Path) -> None:
     overwrite(path, path.read_bytes().index(b"two says 1"), b"TWO")
-
     assert [one for one in find_problems(path) if "is not what was appended" in one]
     done = await salvage(path, new)
-
     assert (done.kept, done.lost, done.refused) == (7, {"two": (3,)}, 1)
     lanes = rows(new, "SELECT conversation_id, state, fault_class FROM letopis_outbox_lanes ORDER BY 1")
     assert lanes == [("one", "ready", None), ("two", "blocked", "damaged")]
@@ -154,7 +152,6 @@ async def test_a_file_whose_identity_is_gone_gets_a_new_one(path: Path, new: Pat
     ((origin,),) = rows(path, "SELECT origin_id FROM letopis_outbox_origin")
     overwrite(path, path.read_bytes().index(origin) // 4096 * 4096, bytes(4096))
     done = await salvage(path, new)
-
     assert (done.renewed, done.kept) == (True, 8)
     assert rows(new, "SELECT epoch FROM letopis_outbox_origin") == [(1,)]
 

@@ -88,7 +88,6 @@ async def test_while_commits_are_of_no_interest_the_file_is_polled_rarely(
 
 async def test_the_pause_grows_with_the_quiet_and_has_a_limit(outbox: OutboxFile) -> None:
     pauses = [watching(outbox, Signal())._pause(quiet) for quiet in (0, 0.2, 2, 10, 3_600)]
-
     assert pauses == [POLL_MIN_SECONDS, POLL_MIN_SECONDS, 0.02, 0.1, POLL_MAX_SECONDS]
 
 
@@ -115,7 +114,6 @@ async def test_a_watch_leaves_no_thread_behind(outbox: OutboxFile) -> None:
     for _ in range(5):
         async with watching(outbox, Signal()):
             assert own_threads() == before + 1
-
     assert own_threads() == before
 
 
@@ -147,9 +145,7 @@ async def test_everybody_who_waits_hears_a_ring() -> None:
     signal = Signal()
     waiting = [asyncio.ensure_future(signal.wait()) for _ in range(3)]
     await asyncio.sleep(0)
-
     signal.notify()
-
     await asyncio.wait_for(asyncio.gather(*waiting), 60)
     assert signal.generation == 1
 
@@ -158,9 +154,7 @@ async def test_a_ring_between_look_and_wait_is_not_lost() -> None:
     signal = Signal()
     seen = signal.generation
     signal.notify()
-
     await asyncio.wait_for(signal.wait(after=seen), 60)
-
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(signal.wait(after=signal.generation), 0.01)
 

@@ -149,7 +149,6 @@ async def test_a_relay_makes_the_reserve_in_a_quiet_moment_also_while_the_store_
     await say(outbox, "c")
     async with running(relay_on(outbox, ToldStore(lambda _: DOWN))) as relay:
         await until(reserve_path(outbox.path).exists)
-
     assert not relay.breaker.closed
 
 
@@ -232,7 +231,6 @@ async def test_a_wal_that_a_reader_holds_is_told_and_counted(
 def test_two_processes_make_one_reserve(tmp_path: Path) -> None:
     first = DiskReserve(tmp_path / "bot.outbox.db", watermark=None, reserve=4096)
     second = DiskReserve(tmp_path / "bot.outbox.db", watermark=None, reserve=4096)
-
     assert first.restore() and second.restore()
     assert [one.name for one in tmp_path.iterdir()] == ["bot.outbox.db.ballast"]
     assert first.release()

@@ -64,7 +64,6 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_file_beside_that_goes_is_missed_at_once(there: tuple[FileIdentityGuard, Path], suffix: str) -> None:
     found, path = there
     Path(f"{path}{suffix}").unlink()
-
     for _ in range(2):  # and not only the first time
         with pytest.raises(OutboxUnavailable, match=suffix):
             found.verify()
@@ -92,7 +91,6 @@ def test_a_change_that_the_folder_does_not_show_is_missed_within_a_second(
     found, path = there
     replaced(Path(f"{path}-wal"))
     found.verify()  # the control: the folder shows nothing
-
     found._verify_beside_at = 0.0
     with pytest.raises(OutboxUnavailable, match="-wal"):
         found.verify()
@@ -103,7 +101,6 @@ def test_in_a_folder_that_changes_just_now_its_time_is_not_trusted(there: tuple[
     (path.parent / "something else").touch()  # some file of the bot's, a moment ago
     found.verify()
     replaced(Path(f"{path}-wal"))  # in the same tick
-
     with pytest.raises(OutboxUnavailable, match="-wal"):
         found.verify()
 
@@ -170,5 +167,4 @@ async def test_a_file_with_a_name_that_is_no_text_is_delivered(tmp_path: Path) -
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/bot\xff.outbox.db"))
     async with History(path, store=tmp_path / "history.db") as history:
         receipt = await history.append("c1", Message.user("one"))
-
         assert await receipt.saved(timeout=20)

@@ -168,7 +168,6 @@ async def test_what_is_missing_is_named_and_not_created_unasked(
 ) -> None:
     with pytest.raises(ConfigurationError, match=says):
         await OutboxFile.open(tmp_path / name, create=create)
-
     assert list(tmp_path.iterdir()) == []
 
 
@@ -186,7 +185,6 @@ async def test_a_database_of_the_bot_becomes_an_outbox_too(tmp_path: Path) -> No
     path = tmp_path / "bot.db"
     change(path, "CREATE TABLE credits (owner TEXT PRIMARY KEY, n INTEGER)", "INSERT INTO credits VALUES ('42', 7)")
     outbox = await OutboxFile.open(path)
-
     assert await sql(outbox, "SELECT n FROM credits") == [(7,)]
     await outbox.append(said())
     await outbox.close()
@@ -302,7 +300,6 @@ async def test_appends_that_wait_are_written_before_close_returns(outbox: Outbox
     tasks = [asyncio.ensure_future(outbox.append(said(conversation_id=f"c{n}"))) for n in range(20)]
     await asyncio.sleep(0)
     await outbox.close()
-
     assert all(task.result().written == 2 for task in tasks)
 
 

@@ -30,7 +30,6 @@ def path(tmp_path: Path) -> Path:
 def test_the_file_is_verified_before_the_room_on_it(path: Path) -> None:
     gate = WriteGate(path, file_id_of(path), bounds=UNLIMITED)
     gate.check_room(None)
-
     path.unlink()
     with pytest.raises(OutboxUnavailable, match="gone from its place"):
         gate.check_room(None)

@@ -208,7 +208,6 @@ async def test_a_commit_that_never_works_is_reported_and_the_writer_lives_on(
     Faulty.plan = [step] * 3
     with pytest.raises(raised, match=says) as caught:
         await faulty.append(said())
-
     assert "disk I/O error" not in str(caught.value)
     Faulty.plan = []
     assert (await faulty.append(said())).sequences == (2,)

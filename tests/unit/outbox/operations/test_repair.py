@@ -72,7 +72,6 @@ class TestEntries:
         await say(outbox, "b", 2)
         await say(outbox, "a", 1)
         found = await pending(outbox)
-
         places = [("a", 1, True, 1), ("a", 2, False, 0), ("b", 1, True, 2), ("b", 2, False, 1), ("b", 3, False, 0)]
         assert [(one.conversation_id, one.sequence, one.front, one.behind) for one in found] == places
         assert found[1].size == len(found[1].data.encode())
@@ -80,7 +79,6 @@ class TestEntries:
     async def test_what_is_delivered_is_not(self, outbox: OutboxFile) -> None:
         await say(outbox, "a", 1)
         await sql(outbox, "UPDATE letopis_outbox_lanes SET delivered = 1")
-
         assert [one.sequence for one in await pending(outbox)] == [2]
 
     async def test_pages_meet_without_a_gap(self, outbox: OutboxFile) -> None:
@@ -144,7 +142,6 @@ class TestLanes:
     async def test_retry_by_an_event_means_its_conversation(self, outbox: OutboxFile) -> None:
         await stuck(outbox, "a")
         chosen = Selection(event_ids=((await stuck(outbox, "b")).event_id,))
-
         assert await OutboxAdmin(outbox).retry(chosen) == ["b"]
         assert (await lane(outbox, "a")).state == "blocked"
 
@@ -163,14 +160,12 @@ class TestLanes:
     async def test_a_blocked_conversation_is_not_paused_over(self, outbox: OutboxFile) -> None:
         """Its fault, and that it waits for an operator, would be hidden."""
         await stuck(outbox)
-
         assert await OutboxAdmin(outbox).pause(Selection(conversation_ids=("a",))) == []
         assert (await lane(outbox, "a")).state == "blocked"
 
     async def test_nothing_need_be_pending(self, outbox: OutboxFile) -> None:
         await say(outbox, "a")
         await sql(outbox, "UPDATE letopis_outbox_lanes SET delivered = head")
-
         assert await OutboxAdmin(outbox).pause(Selection(conversation_ids=("a",))) == ["a"]
         assert await OutboxAdmin(outbox).resume(Selection()) == ["a"]
 
@@ -222,7 +217,6 @@ class TestHold:
         await outbox.write(partial(repair.pause_relay, now_us=5))
         await outbox.write(partial(repair.pause_relay, now_us=9, reason="still"))
         found = await outbox.read(lambda connection: read_status(connection, now_us=9).relay)
-
         assert (found.paused_since.microsecond, found.pause_reason) == (5, "still")
 
 
@@ -266,7 +260,6 @@ class TestSkip:
         old = await stuck(outbox)
         with pytest.raises(InvalidInput):
             await OutboxAdmin(outbox).skip(old.event_id, reason=reason)
-
         assert (await lane(outbox, "a")).state == "blocked"
 
     async def test_a_tombstone_is_not_skipped(self, outbox: OutboxFile) -> None:
@@ -278,7 +271,6 @@ class TestSkip:
     async def test_the_owner_is_told_again_when_the_event_that_told_it_is_skipped(self, outbox: OutboxFile) -> None:
         await OutboxAdmin(outbox).skip((await stuck(outbox, owner="42")).event_id, reason="x")
         assert (await lane(outbox, "a")).owner_id is None
-
         await say(outbox, "a", owner="42")
         told = [decode(one.data) for one in await pending(outbox) if one.type == ConversationStarted.type]
         assert [one["owner_id"] for one in told] == ["42"]
@@ -320,7 +312,6 @@ class TestFix:
     async def test_metadata_alone(self, outbox: OutboxFile) -> None:
         old = await self.message(outbox)
         await OutboxAdmin(outbox).fix(old.event_id, None, metadata={}, reason="x")
-
         assert ((await front(outbox, "a")).data, (await front(outbox, "a")).metadata) == (old.data, None)
 
     @pytest.mark.parametrize(
@@ -339,7 +330,6 @@ class TestFix:
         old = await self.message(outbox)
         with pytest.raises(InvalidInput, match=field):
             await OutboxAdmin(outbox).fix(old.event_id, change(dict(decode(old.data))), reason="x")
-
         assert await front(outbox, "a") == old
 
     async def test_a_limit_holds_for_it_as_for_an_append(self, outbox: OutboxFile) -> None:
@@ -353,12 +343,10 @@ class TestFix:
         with pytest.raises(InvalidInput, match="damaged"):
             await OutboxAdmin(outbox).fix(old.event_id, None, metadata={}, reason="x")
         await OutboxAdmin(outbox).fix(old.event_id, {**decode(old.data), "metadata": {}}, reason="x")
-
         assert decode((await front(outbox, "a")).data)["message_id"] == "m1"
 
     async def test_another_owner_is_known_to_the_lane(self, outbox: OutboxFile) -> None:
         await OutboxAdmin(outbox).fix((await stuck(outbox, owner="42")).event_id, {"owner_id": "43"}, reason="x")
-
         assert (await lane(outbox, "a")).owner_id == "43"
 
 
@@ -439,7 +427,6 @@ class TestRace:
         assert await relay.lease.acquire()
         old, before = await stuck(outbox), await incarnation(outbox)
         await OutboxAdmin(outbox).skip(old.event_id, reason="x")
-
         assert await incarnation(outbox) == before
         await relay.lease.release()
 

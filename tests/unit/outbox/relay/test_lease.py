@@ -51,7 +51,6 @@ async def row(outbox: OutboxFile) -> dict[str, object]:
 
 async def test_the_holder_is_written_down_for_people_and_its_lock_file_is_private(outbox: OutboxFile) -> None:
     assert await lease(outbox).acquire()
-
     found = await row(outbox)
     assert (found["incarnation"], found["holder"], found["pid"]) == (1, "relay", os.getpid())
     assert (found["boot_id"], found["breaker"]) == (boot_id(), "closed")
@@ -91,7 +90,6 @@ async def test_who_delivers_without_the_lease_is_counted_and_gives_no_sign_of_li
     one = lease(outbox)
     await one.acquire()
     await beat(outbox, 0)
-
     found = await row(outbox)
     assert (found["delivered_total"], found["breaker"]) == (7, "closed")
 
@@ -99,7 +97,6 @@ async def test_who_delivers_without_the_lease_is_counted_and_gives_no_sign_of_li
 async def test_the_lock_is_the_same_whatever_way_leads_to_the_file(outbox: OutboxFile, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(tmp_path, target_is_directory=True)
-
     assert lock_path(link / outbox.path.name) == lock_path(outbox.path)
 
 

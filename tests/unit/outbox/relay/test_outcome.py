@@ -47,7 +47,6 @@ def retries() -> LaneRetries:
 
 def test_an_uncharged_refusal_waits_longer_each_time_and_never_blocks(retries: LaneRetries) -> None:
     found = [retries.refused(LANE, replace(REFUSAL, charged=False)) for _ in range(4)]
-
     assert [(one.attempts, one.delay, one.blocks) for one in found] == [(0, wait, False) for wait in (1, 2, 4, 8)]
     retries.forget("c")
     assert retries.refused(LANE, replace(REFUSAL, charged=False)).delay == 1
@@ -59,7 +58,6 @@ def test_a_final_refusal_blocks_at_once(retries: LaneRetries) -> None:
 
 def test_attempts_of_an_earlier_event_are_not_those_of_a_later_one(retries: LaneRetries) -> None:
     found = retries.refused(replace(LANE, attempts=2), replace(REFUSAL, sequence=4))
-
     assert (found.attempts, found.lane.delivered, found.blocks) == (1, 3, False)
 
 

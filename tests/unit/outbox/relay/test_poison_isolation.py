@@ -91,7 +91,6 @@ async def test_appends_with_one_condition_are_parted_last() -> None:
 async def test_a_good_batch_goes_in_one_piece() -> None:
     store = ToldStore()
     sent = await made(store).send([batch("a", 3), batch("b", 2)])
-
     assert (sent.delivered, sent.inserted, sent.duplicates) == ({"a": 3, "b": 2}, 5, 0)
     assert (sent.fault, sent.refusals, len(store.batches)) == (None, [], 1)
 
@@ -99,7 +98,6 @@ async def test_a_good_batch_goes_in_one_piece() -> None:
 async def test_one_bad_event_among_two_hundred_conversations_is_found_and_all_else_gets_through() -> None:
     store = ToldStore(refusing(POISON, ("c77", 3)))
     sent = await made(store).send(batches(200, 5))
-
     assert charges(sent) == {("c77", 3, True, False)}
     assert (sent.delivered["c77"], store.held("c77")) == (2, 2)
     assert sum(sent.delivered.values()) == 199 * 5 + 2
@@ -134,7 +132,6 @@ async def test_the_good_events_before_the_bad_one_get_through_and_none_after_it(
 async def test_a_store_that_is_away_stops_everything_and_charges_no_conversation() -> None:
     store = ToldStore(lambda _: DOWN)
     sent = await made(store).send([batch("a", 3), batch("b", 3)])
-
     assert sent.fault is DOWN
     assert (sent.refusals, sent.delivered, len(store.batches)) == ([], {}, MAX_UNAVAILABLE_TRIES)
 
@@ -148,7 +145,6 @@ async def test_what_passes_is_tried_again_at_once(error: StoreFault, times: int)
     errors = [error] * times
     store = ToldStore(lambda _: errors.pop() if errors else None)
     sent = await made(store).send([batch("a", 3)])
-
     assert (sent.fault, sent.refusals, sent.delivered) == (None, [], {"a": 3})
     assert sent.faults == {error.fault_class: times}
 
@@ -173,7 +169,6 @@ async def test_an_unknown_outcome_is_sent_again_and_absorbed() -> None:
     lost = [fault(FaultClass.UNKNOWN_OUTCOME, "08007")]
     store.after = lambda: lost.pop() if lost else None
     sent = await made(store).send([batch("a", 3)])
-
     assert (sent.delivered, sent.inserted, sent.duplicates) == ({"a": 3}, 0, 3)
     assert store.held("a") == 3
 
@@ -182,21 +177,18 @@ async def test_a_store_that_never_answers_is_given_up_after_the_deadline() -> No
     hanging = ToldStore()
     hanging.hold(3_600)
     sent = await made(hanging, deadline=0.05).send([batch("a", 3)])
-
     assert (sent.fault.fault_class, sent.fault.code) == (FaultClass.UNKNOWN_OUTCOME, "deadline")
 
 
 async def test_a_strange_fault_of_three_different_conversations_is_the_stores() -> None:
     store = ToldStore(lambda _: STRANGE)
     sent = await made(store).send(batches(50, 4))
-
     assert (sent.fault, sent.refusals) == (STRANGE, [])
 
 
 async def test_any_error_at_all_is_sorted_not_raised() -> None:
     store = ToldStore(refusing(KeyError("a secret"), ("b", 1)))
     sent = await made(store).send([batch("a", 1), batch("b", 1), batch("c", 1)])
-
     assert charges(sent) == {("b", 1, True, False)}
     assert "a secret" not in sent.refusals[0].fault and "KeyError" in sent.refusals[0].fault
 
@@ -227,7 +219,6 @@ async def test_what_looks_like_an_outage_is_the_events_when_it_always_fails_alon
 async def test_a_lane_that_the_store_has_lost_events_of_is_reported() -> None:
     store = ToldStore()
     sent = await made(store).send([batch("a", 2, first=5), batch("b", 2)])
-
     assert (sent.gaps, sent.delivered) == ({"a": 0}, {"b": 2})
 
 
@@ -245,7 +236,6 @@ async def test_other_content_in_the_history_ends_the_lane_there_for_good() -> No
 async def test_suspects_go_on_their_own_after_the_others() -> None:
     store = ToldStore()
     await made(store).send([batch("a", 1), batch("b", 1), batch("c", 1)], suspects=["a"])
-
     assert [[lane.conversation_id for lane in lanes] for lanes in store.batches] == [["b", "c"], ["a"]]
 
 
@@ -296,7 +286,6 @@ def real(lanes: Sequence[LaneBatch]) -> BaseException | None:
 async def test_what_an_ordinary_event_is_refused_for_too_is_the_stores_and_not_charged(count: int) -> None:
     store = ToldStore(lambda _: POISON)
     sent = await made(store).send(batches(count, 4))
-
     assert (sent.fault.fault_class, sent.fault.code) == (FaultClass.POISON, "22021")
     assert "so it is the history store" in str(sent.fault)
     assert (sent.refusals, sent.cleared, sent.answered) == ([], ("c0",), False)
@@ -319,21 +308,18 @@ async def test_what_is_refused_in_other_words_than_an_ordinary_event_is_the_even
 
 async def test_a_store_that_goes_away_while_an_ordinary_event_is_tried_is_away() -> None:
     sent = await made(ToldStore(lambda lanes: DOWN if ordinary(lanes) else POISON)).send([batch("a", 3)])
-
     assert (sent.fault, sent.refusals, sent.cleared) == (DOWN, [], ())
 
 
 async def test_three_that_are_refused_in_a_row_with_none_getting_through_make_it_the_store() -> None:
     """Although an ordinary event is accepted: a column may have been narrowed below real messages."""
     sent = await made(ToldStore(real)).send(batches(50, 4))
-
     assert (sent.fault.fault_class, sent.refusals, len(sent.cleared)) == (FaultClass.POISON, [], 3)
 
 
 async def test_three_that_are_refused_one_after_the_other_make_it_the_store_too() -> None:
     isolation = made(ToldStore(real))
     outcomes = [await isolation.send([batch(name, 1)]) for name in ("a", "b", "b", "c")]
-
     assert [one.fault is None for one in outcomes] == [True, True, True, False]
     assert [len(one.refusals) for one in outcomes] == [1, 1, 1, 0]
     assert set(outcomes[-1].cleared) == {"a", "b", "c"}
@@ -348,7 +334,6 @@ async def test_bad_conversations_that_stand_side_by_side_before_sound_ones_are_e
     poisoned = [(f"bad-{number}", 1) for number in range(bad)]
     store = ToldStore(refusing(POISON, *poisoned))
     sent = await made(store).send([batch(name, 2) for name, _ in poisoned] + [batch(f"c{n}", 2) for n in range(sound)])
-
     assert sent.fault is None
     assert charges(sent) == {(*one, True, False) for one in poisoned}
     assert len(sent.delivered) == sound
@@ -400,5 +385,4 @@ def test_events_are_divided_between_two_appends_as_near_to_the_middle_as_can_be(
     for number in appends:
         messages = [Message.user("x") for _ in range(abs(number))]
         events += prepare("c", messages, after=Seen(sequence=1, version=1) if number > 0 else None).events
-
     assert _middle([SequencedEvent(sequence=place, event=one) for place, one in enumerate(events, 1)]) == middle

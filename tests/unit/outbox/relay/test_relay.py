@@ -289,6 +289,7 @@ async def test_a_store_that_lost_its_newest_events_gets_them_again(outbox: Outbo
     for name in ("quiet", "loud"):
         await say(outbox, name, 9)
     await relay.drain()
+    assert not relay.lease.held
     for name in ("quiet", "loud"):
         del store.lanes[name][4:]
     await say(outbox, "loud", 1)
@@ -336,7 +337,6 @@ async def test_use_after_close_ends_the_relay(outbox: OutboxFile) -> None:
     async with asyncio.timeout(60):
         with pytest.raises(Closed):
             await task
-
     assert (await lane(outbox, "a")).pending == 2
 
 
@@ -402,7 +402,6 @@ async def test_a_fault_that_passed_is_told(outbox: OutboxFile, caplog: pytest.Lo
     faults = [DOWN]
     relay = relay_on(outbox, ToldStore(lambda batch: faults.pop() if batch and faults else None))
     await say(outbox, "a")
-
     assert await relay.drain_once() == 2
     assert "delivered after faults that passed: 1 unavailable" in caplog.text
 
@@ -447,7 +446,6 @@ async def test_a_chore_that_fails_does_not_keep_anything_from_being_delivered(
     relay = relay_on(outbox, ToldStore(), chores=[Mock(side_effect=RuntimeError("a secret"))])
     await relay.drain()
     await say(outbox, "a", 2)
-
     assert await relay.drain() == 3
     assert "RuntimeError" in caplog.text and "a secret" not in caplog.text
 

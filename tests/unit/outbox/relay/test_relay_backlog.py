@@ -82,7 +82,6 @@ def complete(store: ToldStore) -> bool:
 
 async def test_two_batches_are_under_way_and_never_two_of_one_conversation(outbox: OutboxFile) -> None:
     store = Slow()
-
     assert await relay_on(outbox, store).drain() == MANY * (EACH + 1)
     assert (store.most, store.shared) == (2, set())
     assert in_order(store)
@@ -205,7 +204,6 @@ async def test_nothing_is_delivered_that_was_read_under_anothers_lease(outbox: O
 async def test_what_was_read_ahead_is_not_sent_to_a_store_that_went_away(outbox: OutboxFile) -> None:
     store = Slow()
     store.refuse = lambda _: DOWN
-
     assert await relay_on(outbox, store).drain() == 0
     sent = {one.conversation_id for batch in store.batches for one in batch}
     assert store.most == 2

@@ -40,7 +40,6 @@ def test_it_opens_on_the_first_fault_and_says_since_when_and_why() -> None:
     hands, breaker = made()
     hands.advance(5)
     breaker.trip(DOWN, ["a"])
-
     assert (breaker.state, breaker.reason, breaker.suspects) == (BreakerState.OPEN, "unavailable refused", {"a"})
     assert breaker.since_us == Clock(now=hands.now).now_us()
 
@@ -114,7 +113,6 @@ def test_when_it_closes_it_forgets_whom_it_asked() -> None:
         breaker.trip(DOWN, [name])
         probe(hands, breaker, after=100)
     breaker.record_success()
-
     assert set(breaker.probe_exclusions()) == {frozenset()}
 
 
@@ -174,7 +172,6 @@ def test_a_success_closes_it_and_says_how_long_the_store_was_away() -> None:
     hands, breaker = made()
     breaker.trip(DOWN, ["a"])
     probe(hands, breaker, after=90)
-
     assert breaker.record_success() == 90
     assert (breaker.closed, breaker.reason, breaker.remaining(), breaker.suspects) == (True, None, 0, frozenset())
     assert breaker.record_success() is None
@@ -235,7 +232,6 @@ def test_next_attempt_is_when_the_wait_ends() -> None:
     breaker.trip(DOWN, [])
     due = breaker.next_attempt_us
     hands.advance(breaker.remaining())
-
     assert due == breaker.next_attempt_us == int(hands.wall.timestamp()) * 1_000_000
 
 
@@ -245,7 +241,6 @@ def test_the_reason_follows_what_the_store_says_last() -> None:
     since = breaker.since_us
     probe(hands, breaker)
     breaker.trip(fault(FaultClass.MISCONFIGURED, "42P01"), [])
-
     assert (breaker.reason, breaker.since_us) == ("misconfigured 42P01", since)
 
 

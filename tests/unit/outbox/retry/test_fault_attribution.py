@@ -41,7 +41,6 @@ def test_a_conversation_is_charged_when_another_gets_through_after_it_failed(
     steps: list[tuple[Any, str]], charges: dict[str, int], failing: int
 ) -> None:
     attribution = after(*steps)
-
     assert {name: count for name, count in attribution.charges.items() if count} == charges
     assert attribution.failing_conversations == failing
 
@@ -64,7 +63,6 @@ def test_conversations_refused_alone_are_evidence_against_the_store(
     steps: list[tuple[Any, str]], evidence: str, charges: dict[str, int]
 ) -> None:
     attribution = after(*steps)
-
     assert attribution.refused_alone == tuple(evidence)
     assert {name: count for name, count in attribution.charges.items() if count} == charges
 
@@ -74,7 +72,6 @@ def test_memory_is_bounded() -> None:
     for start in range(0, 50_000, 10_000):
         attribution.record_failure([f"c{number}" for number in range(start, start + 10_000)])
         attribution.record_success(["other"])
-
     assert sum(attribution.charges.get(f"c{number}", 0) > 0 for number in range(50_000)) == 10_000
 
 
@@ -105,7 +102,6 @@ def test_two_that_look_like_an_outage_do_not_shield_each_other() -> None:
     for name in ("a", "b"):
         attribution.record_refusal(name)
     attribution.record_success(["c"])
-
     assert attribution.is_charged(DOWN, "a") and attribution.is_charged(DOWN, "b")
 
 
@@ -114,7 +110,6 @@ def test_an_outage_that_only_a_charged_conversation_meets_is_its_own() -> None:
     attribution.charge("a")
     attribution.record_store_fault(["a"])
     attribution.record_refusal("a")
-
     assert attribution.is_charged(DOWN, "a")
 
 
@@ -141,7 +136,6 @@ def test_an_outage_is_the_conversations_once_it_alone_failed_three_times(
     attribution = FaultAttribution()
     for _ in range(failures):
         attribution.charge("a")
-
     assert attribution.is_store_fault(DOWN, conversation_ids) is of_store
 
 
@@ -165,5 +159,4 @@ def test_what_no_event_can_cause_is_the_stores_fault_however_often_one_conversat
     attribution = FaultAttribution()
     for _ in range(100):
         attribution.charge("a")
-
     assert attribution.is_store_fault(fault, ["a"]) and not attribution.is_store_fault(DOWN, ["a"])

@@ -29,7 +29,6 @@ def test_full_jitter_draws_from_the_floor_to_the_bound() -> None:
 
 def test_full_jitter_uses_its_whole_range() -> None:
     drawn = [RetryPolicy().delay(4, uniform=UNIFORM) for _ in range(2_000)]
-
     assert min(drawn) < 1.0
     assert max(drawn) > 7.0
     assert 3.5 < sum(drawn) / len(drawn) < 4.6
@@ -38,7 +37,6 @@ def test_full_jitter_uses_its_whole_range() -> None:
 @given(retry=st.integers(-5, 10**9), base=st.floats(1e-3, 1e3), factor=st.floats(1, 1e6), over=st.floats(1, 1e6))
 def test_a_wait_is_never_above_the_cap_and_never_shrinks(retry: int, base: float, factor: float, over: float) -> None:
     policy = RetryPolicy(base=base, factor=factor, cap=base * over)
-
     assert 0 < policy.bound(retry) <= policy.cap
     assert policy.bound(retry) <= policy.bound(retry + 1)
 
@@ -59,5 +57,4 @@ NAN, ENDLESS = float("nan"), float("inf")
 def test_a_policy_that_makes_no_sense_is_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(InvalidInput) as refused:
         RetryPolicy(**{field: value})  # type: ignore[arg-type]
-
     assert refused.value.field == field

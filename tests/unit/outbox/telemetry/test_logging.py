@@ -31,21 +31,18 @@ def record(message: str = "said", **extra: object) -> logging.LogRecord:
 @pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
 def test_a_hostile_id_stays_one_line_of_harmless_characters(formatter: logging.Formatter) -> None:
     line = formatter.format(record(conversation_id=HOSTILE))
-
     assert len(line.splitlines()) == 1
     assert "\x1b" not in line
 
 
 def test_json_gives_the_id_back_as_it_was() -> None:
     value = json.loads(JsonFormatter().format(record(conversation_id=HOSTILE, attempts=3)))
-
     assert (value["conversation_id"], value["attempts"]) == (HOSTILE, 3)
     assert (value["level"], value["message"]) == ("WARNING", "said")
 
 
 def test_context_comes_first_and_under_fixed_names() -> None:
     line = TextFormatter().format(record(attempts=2, event_id="e", conversation_id="c"))
-
     assert line.endswith("WARNING said conversation_id=c event_id=e attempts=2")
 
 

@@ -95,7 +95,6 @@ def test_an_append_makes_no_span_where_no_provider_is_configured(process_exporte
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(opentelemetry_trace, "get_tracer_provider", opentelemetry_trace.ProxyTracerProvider)
         assert isinstance(appending("chat-1", ()), nullcontext)
-
     with appending("chat-1", ()):
         pass
     assert len(process_exporter.get_finished_spans()) == 1
@@ -138,7 +137,6 @@ async def test_an_append_that_is_refused_is_an_error_without_its_text(
     async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         with pytest.raises(InvalidInput):
             await history.append("c1", Message.user("a\x00b"))
-
     (span,) = process_exporter.get_finished_spans()
     assert (span.status.status_code, span.attributes["error.type"]) == (StatusCode.ERROR, "InvalidInput")
     assert (span.events, span.status.description) == ((), None)
@@ -221,5 +219,4 @@ def test_without_the_extra_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with Spans().delivery(events=1, conversations=["c1"]) as failed:
         failed("poison")
-
     assert Spans()._trace is None

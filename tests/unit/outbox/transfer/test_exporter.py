@@ -30,7 +30,6 @@ async def test_a_fork_is_whole_without_its_parent(history: History) -> None:
     await history.chat("parent").fork("fork", at="m1")
     await history.append("fork", Message.assistant("another two", id="m3"))
     exported = [(one["conversation_id"], one["content"]) for one in await lines(history)]
-
     assert set(exported) == {("parent", "one"), ("parent", "two"), ("fork", "one"), ("fork", "another two")}
 
 
@@ -39,11 +38,9 @@ async def test_what_is_archived_is_exported_and_what_is_deleted_is_not(history: 
         await history.append(name, Message.user(f"in {name}"))
     await history.chat("archived").archive()
     await history.chat("deleted").delete()
-
     assert sorted(one["conversation_id"] for one in await lines(history)) == ["archived", "open"]
 
 
 async def test_a_reply_that_was_cut_off_stays_one(history: History) -> None:
     await history.append("chat", Message.assistant("as far as", status="interrupted"))
-
     assert [one["status"] for one in await lines(history)] == ["interrupted"]
