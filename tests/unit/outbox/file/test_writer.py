@@ -104,8 +104,13 @@ async def test_work_alone_that_fails_is_rolled_back(outbox: OutboxFile) -> None:
         connection.exec_driver_sql("CREATE TABLE t (n INTEGER)")
         raise LookupError("mine")
 
+    def look(connection: sa.Connection) -> None:
+        raise LookupError("mine")
+
     with pytest.raises(LookupError):
         await outbox.write(work)
+    with pytest.raises(LookupError):
+        await outbox.read(look)
 
     assert await fetch(outbox, "SELECT name FROM sqlite_master WHERE name = 't'") == []
 
