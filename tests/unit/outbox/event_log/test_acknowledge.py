@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from letopis.outbox import OutboxAdmin, OutboxFile, Selection
 from letopis.outbox.event_log.acknowledge import (
     MAX_FAULT_LENGTH,
     acknowledge,
@@ -18,8 +19,6 @@ from letopis.outbox.event_log.acknowledge import (
     schedule_retry,
 )
 from letopis.outbox.event_log.lanes import Lane
-from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.operations.admin import OutboxAdmin, Selection
 from tests.support.relays import lane, say, sql
 
 NOW = 4_000_000_000_000_000

@@ -10,21 +10,12 @@ import orjson
 import pytest
 import sqlalchemy as sa
 
+from letopis.outbox import OutboxFile
 from letopis.outbox.event_log.append import append_events
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
-from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.store.errors import EventIdReused, InvalidInput
-from letopis.store.model.event_types import (
-    Body,
-    ConversationRenamed,
-    ConversationStarted,
-    MessageFailed,
-    MessageRedacted,
-    MessageSent,
-)
-from letopis.store.model.events import Event
+from letopis.store import Body, ConversationRenamed, ConversationStarted, Event, EventIdReused, InvalidInput, Message
+from letopis.store.model.event_types import MessageFailed, MessageRedacted, MessageSent
 from letopis.store.model.identifiers import derived_event_id
-from letopis.store.model.messages import Message
 
 
 async def rows(outbox: OutboxFile, conversation_id: str = "c1") -> list[tuple[int, str, dict[str, Any]]]:

@@ -17,16 +17,14 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from letopis.outbox import History
+from letopis.outbox import History, OutboxFile
 from letopis.outbox.drafts.content import DraftContent
 from letopis.outbox.drafts.writer_lock import WriterLock, writer_path
 from letopis.outbox.event_log import drafts
-from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.store import InvalidInput, Message
-from letopis.store.model.codec import Limits, encode
-from letopis.store.model.events import Event
+from letopis.store import Data, Event, File, InvalidInput, Limits, Message, Reasoning, Text, ToolCall
+from letopis.store.model.codec import encode
 from letopis.store.model.identifiers import uuid7
-from letopis.store.model.parts import Data, File, Part, Reasoning, Text, ToolCall
+from letopis.store.model.parts import Part
 from tests.support.platforms import posix_only
 from tests.support.relays import sql
 from tests.support.resources import open_descriptors

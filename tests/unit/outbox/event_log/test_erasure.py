@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from letopis.outbox import History, Relay
+from letopis.outbox import History, OutboxFile, Relay
 from letopis.outbox.event_log import effects
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.effects import count_unerased
 from letopis.outbox.event_log.erasures import HeldSubjects, carry_out_step
-from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store import ConversationStore, Message, StoreUnavailable
 from letopis.store.erasures import Erasure
 from letopis.store.model.events import utc_now

@@ -9,21 +9,15 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from letopis.outbox import OutboxFile
 from letopis.outbox.concurrency.clock import Clock, RetryTimers
 from letopis.outbox.event_log import lanes
 from letopis.outbox.event_log.acknowledge import acknowledge, schedule_retry
 from letopis.outbox.event_log.append import append_events
 from letopis.outbox.event_log.append_encoding import prepare
-from letopis.outbox.event_log.lanes import (
-    DueBatches,
-    count_lanes,
-    delivered_positions,
-    next_batch,
-)
-from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.store.model.conversations import Seen
+from letopis.outbox.event_log.lanes import DueBatches, count_lanes, delivered_positions, next_batch
+from letopis.store import Message, Seen
 from letopis.store.model.identifiers import partition_of
-from letopis.store.model.messages import Message
 from tests.support.relays import lane, say, sql
 
 WAITS = RetryTimers(Clock(), longest=60)

@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from letopis.outbox import History
+from letopis.outbox import History, RecordPut, Records
 from letopis.outbox.concurrency.clock import Clock, RetryTimers
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.event_log.lanes import count_lanes, next_batch
 from letopis.outbox.event_log.records.changes import prepare_clear, prepare_put, together
 from letopis.outbox.event_log.retention import prune_bodies
-from letopis.outbox.history.records import RecordPut, Records
 from letopis.store import ABSENT, ConversationRewound, Message, OutboxFull, RecordConflict
 
 CP = ("cp",)

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from letopis.outbox import OutboxFile, Retention
 from letopis.outbox.event_log.append_encoding import prepare
-from letopis.outbox.event_log.retention import Pruner, Retention
-from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.store.errors import InvalidInput
-from letopis.store.model.messages import Message
+from letopis.outbox.event_log.retention import Pruner
+from letopis.store import InvalidInput, Message
 from tests.support.relays import Hands, sql
 
 

@@ -11,23 +11,23 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from letopis.outbox import History
+from letopis.outbox import History, Retention
 from letopis.outbox.event_log.append_encoding import condition
-from letopis.outbox.event_log.retention import Pruner, Retention
-from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, VersionConflict
-from letopis.store.model.codec import decode
-from letopis.store.model.conversations import Page, Seen
-from letopis.store.model.event_types import (
+from letopis.outbox.event_log.retention import Pruner
+from letopis.store import (
     ConversationDeleted,
     ConversationRenamed,
-    ConversationRewound,
-    MessageEdited,
-    MessageRedacted,
-    ReactionAdded,
+    Event,
+    InvalidInput,
+    Message,
+    Page,
+    Precondition,
+    Seen,
 )
-from letopis.store.model.events import Event
-from letopis.store.model.messages import Message
-from letopis.store.rules.preconditions import PRECONDITION_KEY, TURN_TYPES, Precondition
+from letopis.store.errors import ConversationGone, EventIdReused, VersionConflict
+from letopis.store.model.codec import decode
+from letopis.store.model.event_types import ConversationRewound, MessageEdited, MessageRedacted, ReactionAdded
+from letopis.store.rules.preconditions import PRECONDITION_KEY, TURN_TYPES
 from tests.support.relays import sql
 
 CHAT = "c1"
@@ -65,6 +65,7 @@ FORMS: list[Callable[[History], Any]] = [
     lambda history: history.messages(CHAT),
     lambda history: history.messages(CHAT, last=1),
     lambda history: history.chat(CHAT).conversation(),
+    lambda history: history.context(CHAT, last=6),
 ]
 
 
@@ -108,8 +109,7 @@ async def test_what_changes_the_messages_is_in_the_way(history: History, between
 
 
 @pytest.mark.parametrize(
-    "between",
-    [ReactionAdded(message_id="m-1", key="like"), ConversationRenamed(title="t"), Event(type="custom.paid")],
+    "between", [ReactionAdded(message_id="m-1", key="like"), ConversationRenamed(title="t"), Event(type="custom.paid")]
 )
 async def test_what_does_not_is_not_but_for_a_strict_one(history: History, between: Any) -> None:
     question = await history.append(CHAT, Message.user("what?", id="m-1"))

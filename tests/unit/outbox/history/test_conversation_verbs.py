@@ -10,10 +10,8 @@ import pytest
 
 from letopis.outbox import History
 from letopis.outbox.history import _path as back
-from letopis.store import Event, InvalidInput, Message, StoreUnavailable
-from letopis.store.errors import ConversationGone, Held
+from letopis.store import ConversationGone, ConversationStarted, Event, Held, InvalidInput, Message, StoreUnavailable
 from letopis.store.model.conversations import Conversation, Reaction, RecordedMessage
-from letopis.store.model.event_types import ConversationStarted
 from tests.support.relays import deliver_all
 
 

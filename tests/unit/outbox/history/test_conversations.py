@@ -11,14 +11,9 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox import History
-from letopis.outbox.event_log.retention import Retention
-from letopis.outbox.relay.relay import Relay
-from letopis.store import ConversationStore, Event, Figures, InvalidInput, Message, Statistics
-from letopis.store.model.conversations import Conversation
-from letopis.store.model.event_types import (
-    ConversationStarted,
-)
+from letopis.outbox import History, Relay, Retention
+from letopis.store import Conversation, ConversationStarted, Event, Figures, InvalidInput, Message, Statistics
+from letopis.store.conversation_store import ConversationStore
 from tests.support.relays import deliver_all, sql
 
 LIVE = ("active", "archived", "deleted")

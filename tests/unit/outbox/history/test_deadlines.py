@@ -10,10 +10,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from letopis.store import FaultClass, StoreFault, Timeouts
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.fault_classification import translated
-from letopis.store.database.faults import FaultClass, StoreFault
-from letopis.store.database.timeouts import Timeouts
 from tests.support import peers
 from tests.support.relays import end
 

@@ -13,14 +13,9 @@ import pytest
 
 from letopis.outbox import History, Retention
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
-from letopis.store import ConversationStore, InvalidInput, Message, MessageEdited, StoreUnavailable
+from letopis.store import ConversationStore, InvalidInput, Message, ReactionAdded, StoreUnavailable
 from letopis.store.model.conversations import Page, RecordedMessage
-from letopis.store.model.event_types import (
-    ConversationRewound,
-    ConversationStarted,
-    MessageRedacted,
-    ReactionAdded,
-)
+from letopis.store.model.event_types import ConversationRewound, ConversationStarted, MessageEdited, MessageRedacted
 from tests.support.peers import refused_port
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -7,7 +7,8 @@ import gc
 import inspect
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -21,9 +22,7 @@ from letopis.outbox.concurrency.home_loop import LoopEnded
 from letopis.outbox.history.options import Options
 from letopis.outbox.history.sharing import REGISTRY
 from letopis.outbox.sync.portal import InEventLoop
-from letopis.store import ConversationStore
-from letopis.store.errors import Closed, ConfigurationError, InvalidInput, OutboxUnavailable
-from letopis.store.model.messages import Message
+from letopis.store import Closed, ConfigurationError, ConversationStore, InvalidInput, Message, OutboxUnavailable
 from tests.support.resources import open_descriptors, own_threads
 
 T = TypeVar("T")
@@ -63,17 +62,19 @@ def another_loop() -> Iterator[Callable[[Awaitable[Any]], Any]]:
         loop.close()
 
 
-async def elsewhere(work: Callable[[], Awaitable[T]]) -> T:
+async def elsewhere(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run ``work()`` with ``asyncio.run`` in a thread."""
-
-    async def main() -> T:
-        return await work()
-
-    return await asyncio.to_thread(lambda: asyncio.run(main()))
+    return await asyncio.to_thread(lambda: asyncio.run(work()))
 
 
 async def texts(history: History, conversation_id: str = "c1") -> list[str]:
     return [one.text for one in await history.messages(conversation_id, last=None)]
+
+
+async def last_texts(history: History) -> list[str]:
+    """What is in it at the end."""
+    async with history:
+        return await texts(history)
 
 
 # On first use.
@@ -120,13 +121,6 @@ async def test_what_belongs_to_the_loop_is_there_once_it_is_open(history: Histor
     assert history.relay is None
 
 
-async def test_what_is_wrong_in_itself_is_refused_before_any_use(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="local disk"):
-        History(":memory:")
-    with pytest.raises(ConfigurationError, match="same file"):
-        History(tmp_path / "bot.db", store=tmp_path / "bot.db")
-
-
 async def test_a_failure_is_raised_by_each_use_until_the_cause_is_gone(tmp_path: Path) -> None:
     threads, descriptors = own_threads(), open_descriptors()
     history = History(tmp_path / "missing" / "bot.outbox.db", relay=False)
@@ -153,10 +147,8 @@ async def test_a_first_use_that_is_cancelled_leaves_nothing_open(tmp_path: Path)
         await asyncio.sleep(pause)
         task.cancel()
         await asyncio.wait((task,))
-        if not task.cancelled():
-            await history.close()
-        elif history._home._outbox is not None and history._home.loop is not None:
-            await history.close()  # it was open, and the append was cancelled
+        if not task.cancelled() or (history._home._outbox is not None and history._home.loop is not None):
+            await history.close()  # it is open, or was, and the append was cancelled
         assert REGISTRY.outboxes == []
     assert own_threads() == threads
 
@@ -179,7 +171,6 @@ async def test_an_unknown_keyword_of_an_append_is_refused(history: History) -> N
 async def test_it_is_closed_from_any_task_and_any_number_of_times(tmp_path: Path) -> None:
     history = History(tmp_path / "bot.outbox.db")
     await history.append("c1", Message.user("hi"))
-
     await asyncio.create_task(history.close())
 
     assert REGISTRY.outboxes == []
@@ -195,7 +186,6 @@ async def test_it_is_closed_from_any_task_and_any_number_of_times(tmp_path: Path
 async def test_it_is_closed_from_another_loop_and_thread(tmp_path: Path) -> None:
     history = History(tmp_path / "bot.outbox.db")
     await history.append("c1", Message.user("hi"))
-
     await elsewhere(history.close)
 
     assert REGISTRY.outboxes == []
@@ -205,7 +195,6 @@ async def test_it_is_closed_from_another_loop_and_thread(tmp_path: Path) -> None
 
 async def test_what_was_never_used_is_closed_without_being_opened(tmp_path: Path) -> None:
     history = History(tmp_path / "bot.outbox.db")
-
     await history.close()
 
     assert not (tmp_path / "bot.outbox.db").exists()
@@ -271,11 +260,7 @@ async def test_every_kind_of_call_works_from_another_loop(tmp_path: Path) -> Non
 async def test_where_it_is_awaited_decides_not_where_it_is_called(history: History) -> None:
     await history.prepare()
     made_here = history.append("c1", Message.user("hi"))
-
-    async def main() -> None:
-        await made_here
-
-    await asyncio.to_thread(lambda: asyncio.run(main()))
+    await elsewhere(lambda: made_here)
 
     assert await texts(history) == ["hi"]
 
@@ -374,13 +359,7 @@ def test_one_history_serves_one_loop_after_the_other(tmp_path: Path) -> None:
         assert REGISTRY.outboxes == []
         assert own_threads() == threads
 
-    async def last() -> list[str]:
-        try:
-            return await texts(history)
-        finally:
-            await history.close()
-
-    assert asyncio.run(last()) == ["0", "1", "2"]
+    assert asyncio.run(last_texts(history)) == ["0", "1", "2"]
 
 
 def test_a_receipt_of_a_loop_that_has_ended_says_so(tmp_path: Path) -> None:
@@ -436,31 +415,21 @@ def test_the_other_loop_opens_again_when_the_first_has_ended(tmp_path: Path) -> 
 
 def test_a_wait_for_a_loop_that_ends_is_told_so(tmp_path: Path) -> None:
     history = History(tmp_path / "bot.outbox.db", relay=False)
-    got: list[BaseException] = []
-    with another_loop() as run:
+    with another_loop() as run, ThreadPoolExecutor() as pool:
 
         async def wait() -> None:
             receipt = await history.append("c1", Message.user("never delivered"))
             waiting.set()
             await receipt.saved()
 
-        def thread() -> None:
-            try:
-                run(wait())
-            except BaseException as error:
-                got.append(error)
+        async def first() -> Future[None]:
+            await history.prepare()
+            waiter = pool.submit(run, wait())
+            await asyncio.to_thread(waiting.wait, SOON)
+            return waiter
 
         waiting = threading.Event()
-        waiter = threading.Thread(target=thread)
-
-        async def first() -> None:
-            await history.prepare()
-            waiter.start()
-            await asyncio.to_thread(waiting.wait, SOON)
-
-        asyncio.run(first())
-        waiter.join(SOON)
-        assert [type(one) for one in got] in ([LoopEnded], [Closed])
+        assert type(asyncio.run(first()).exception(SOON)) in (LoopEnded, Closed)
         assert run(texts(history)) == ["never delivered"]
         run(history.close())
 
@@ -476,10 +445,7 @@ def test_a_loop_that_was_closed_with_its_tasks_is_taken_over(tmp_path: Path) -> 
     async def second() -> list[str]:
         receipt = await history.append("c1", Message.user("second"))
         assert await receipt.saved(timeout=SOON)  # by a relay of this loop, which needs the lease
-        try:
-            return await texts(history)
-        finally:
-            await history.close()
+        return await last_texts(history)
 
     assert asyncio.run(second()) == ["first", "second"]
 
@@ -499,11 +465,8 @@ def test_a_loop_that_stands_still_is_not_waited_for(tmp_path: Path) -> None:
     loop.run_until_complete(history.close())
     loop.close()
 
-    async def check() -> None:
-        async with History(tmp_path / "bot.outbox.db", relay=False) as later:
-            assert await texts(later) == ["first", "second"]
-
-    asyncio.run(check())
+    later = History(tmp_path / "bot.outbox.db", relay=False)
+    assert asyncio.run(last_texts(later)) == ["first", "second"]
 
 
 async def test_a_loop_of_its_own_outlives_those_that_use_it(tmp_path: Path) -> None:
@@ -513,10 +476,7 @@ async def test_a_loop_of_its_own_outlives_those_that_use_it(tmp_path: Path) -> N
         [shared] = REGISTRY.outboxes
         assert shared.home is not None and shared.home.running
 
-    async def wait() -> bool:
-        return await history.drained(timeout=SOON)
-
-    assert await wait()
+    assert await history.drained(timeout=SOON)
     assert await texts(history) == ["0", "1"]
     threads = own_threads()
     await history.close()
@@ -644,7 +604,6 @@ async def test_one_that_was_forgotten_does_not_keep_the_others_from_closing(tmp_
     await two.prepare()
     del two
     gc.collect()
-
     await one.close()
 
     assert REGISTRY.outboxes == []

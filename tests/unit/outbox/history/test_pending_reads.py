@@ -9,14 +9,9 @@ from uuid import UUID
 
 import pytest
 
-from letopis.outbox import History
-from letopis.outbox.relay.relay import Relay
+from letopis.outbox import History, Relay
+from letopis.store import ConversationRenamed, ConversationStarted, Delivery, Event, InvalidInput, Message, Saved
 from letopis.store.conversation_store import ConversationStore
-from letopis.store.errors import InvalidInput
-from letopis.store.model.conversations import Delivery, Saved
-from letopis.store.model.event_types import ConversationRenamed, ConversationStarted
-from letopis.store.model.events import Event
-from letopis.store.model.messages import Message
 from tests.support.relays import deliver_all, sql
 
 

@@ -11,16 +11,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from letopis.outbox import History, Receipt
+from letopis.outbox import History, Receipt, Relay, Retention, Selection
 from letopis.outbox.event_log.acknowledge import block_lane
 from letopis.outbox.event_log.lanes import find_lane
-from letopis.outbox.event_log.retention import Pruner, Retention
-from letopis.outbox.operations.pending_events import Selection, list_pending
+from letopis.outbox.event_log.retention import Pruner
+from letopis.outbox.operations.pending_events import list_pending
 from letopis.outbox.operations.repair import restore, skip
-from letopis.outbox.relay.relay import Relay
-from letopis.store.errors import Closed
-from letopis.store.model.conversations import Saved
-from letopis.store.model.messages import Message
+from letopis.store import Closed, Message, Saved
 from tests.support.apart import open_apart
 from tests.support.pruning import prune
 from tests.support.relays import sql

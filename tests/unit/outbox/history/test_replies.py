@@ -7,11 +7,11 @@ import logging
 import random
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import anyio
 import pytest
@@ -20,28 +20,16 @@ import sqlalchemy as sa
 from letopis.outbox import History, Reply, Unconfirmed
 from letopis.outbox.drafts.completion import UNCONFIRMED_TTL, recover, run_maintenance
 from letopis.outbox.event_log import drafts
-from letopis.store import (
-    Closed,
-    ConfigurationError,
-    EventIdReused,
-    InvalidInput,
-    Message,
-    OutboxFull,
-)
-from letopis.store.errors import ConversationGone
-from letopis.store.model.codec import Limits
-from letopis.store.model.conversations import Delivery
-from letopis.store.model.event_types import ConversationDeleted, MessageSent
-from letopis.store.model.parts import File, Reasoning, Text, ToolCall
+from letopis.store import ConversationDeleted, Delivery, File, Limits, Message, MessageSent, Reasoning, Text, ToolCall
+from letopis.store.errors import Closed, ConversationGone, EventIdReused, InvalidInput, OutboxFull
 from tests.support.apart import open_apart
 from tests.support.paths import ROOT
-from tests.support.relays import sql
+from tests.support.relays import sql, until
+from tests.support.sayings import present
 
 
-@asynccontextmanager
-async def opened(tmp_path: Path, **options: Any) -> AsyncIterator[History]:
-    async with open_apart(tmp_path / "bot.outbox.db", **{"relay": False, **options}) as history:
-        yield history
+def opened(tmp_path: Path, **options: Any) -> History:
+    return open_apart(tmp_path / "bot.outbox.db", **{"relay": False, **options})
 
 
 @pytest.fixture
@@ -52,17 +40,33 @@ async def history(tmp_path: Path) -> AsyncIterator[History]:
 
 async def kept(history: History) -> list[str]:
     """The data of the drafts in the file."""
-    return await history.outbox.read(
-        lambda connection: [
-            row[0] for row in connection.exec_driver_sql("SELECT data FROM letopis_outbox_drafts").fetchall()
-        ]
-    )
+    return [data for (data,) in await sql(history.outbox, "SELECT data FROM letopis_outbox_drafts")]
 
 
-async def until(condition: Callable[[], bool], *, seconds: float = 10) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - nothing rings
-            await asyncio.sleep(0.002)
+async def said(history: History, name: str = "c") -> list[tuple[str, bool]]:
+    """The texts of a conversation, and which of them were cut off."""
+    return [(one.text, one.interrupted) for one in await history.messages(name)]
+
+
+async def write(history: History, text: str = "Hello", name: str = "c", **options: Any) -> Reply:
+    """Write a whole reply."""
+    async with history.reply(name, **options) as reply:
+        await reply.add(text)
+    return reply
+
+
+async def confirmed(history: History) -> None:
+    """Wait until no reply is owed any more."""
+
+    async def nothing_owed() -> bool:
+        return not await history.unconfirmed()
+
+    await until(nothing_owed)
+
+
+def full() -> Mock:
+    """In the place of a check, a disk without room."""
+    return Mock(side_effect=OutboxFull("the disk is full"))
 
 
 def died(history: History) -> None:
@@ -83,34 +87,24 @@ async def test_a_reply_becomes_one_message(history: History) -> None:
         receipt = await reply.finish(tokens=7, usage={"output": 7}, metadata={"stop": "end"})
 
     (message,) = await history.messages("c")
-    assert (message.text, message.role, message.message.name) == ("Hello", "assistant", "bot")
+    metadata = {"model": "m", "stop": "end"}
     assert message.message == Message.assistant(
-        "Hello",
-        id=reply.message_id,
-        name="bot",
-        tokens=7,
-        usage={"output": 7},
-        metadata={"model": "m", "stop": "end"},
+        "Hello", id=reply.message_id, name="bot", tokens=7, usage={"output": 7}, metadata=metadata
     )
     assert not message.interrupted
     assert (receipt.message_id, receipt.event_ids) == (reply.message_id, (reply.event_id,))
     assert reply.receipt == receipt
     assert await kept(history) == []
-    found = await history.chat("c").conversation()
-    assert found is not None
-    assert found.owner_id == "42"
+    assert present(await history.chat("c").conversation()).owner_id == "42"
 
 
 async def test_leaving_the_block_finishes(history: History) -> None:
-    async with history.reply("c") as reply:
-        await reply.add("Hello")
-    receipt = reply.receipt
+    reply = await write(history)
 
-    assert receipt is not None
-    assert await reply.finish(tokens=1) == receipt
+    assert await reply.finish(tokens=1) == present(reply.receipt)
     with pytest.raises(Closed, match="has ended"):
         await reply.add("more")
-    assert [one.text for one in await history.messages("c")] == ["Hello"]
+    assert await said(history) == [("Hello", False)]
 
 
 async def test_where_nothing_was_said_nothing_is_appended(history: History) -> None:
@@ -193,8 +187,7 @@ async def test_an_exception_leaves_an_interrupted_message_and_goes_on(history: H
             await reply.add("llo")
             raise RuntimeError("the model is away")
 
-    (message,) = await history.messages("c")
-    assert (message.text, message.interrupted, reply.interrupted) == ("Hello", True, True)
+    assert (await said(history), reply.interrupted) == ([("Hello", True)], True)
     assert await kept(history) == []
     with pytest.raises(Closed, match="cut off"):
         await reply.finish()
@@ -209,7 +202,7 @@ async def test_an_exception_after_the_end_changes_nothing(history: History) -> N
             await reply.finish()
             raise RuntimeError("the platform is away")
 
-    assert [(one.text, one.interrupted) for one in await history.messages("c")] == [("Hello", False)]
+    assert await said(history) == [("Hello", False)]
     assert [one.message_id for one in await history.unconfirmed()] == [reply.message_id]
 
 
@@ -272,9 +265,8 @@ async def test_a_finish_that_has_begun_is_not_taken_back(history: History) -> No
     await asyncio.wait((task,))
 
     assert task.cancelled()
-    assert [(one.text, one.interrupted, one.message.tokens) for one in await history.messages("c")] == [
-        ("Hello", False, 3)
-    ]
+    (message,) = await history.messages("c")
+    assert (message.text, message.interrupted, message.message.tokens) == ("Hello", False, 3)
     assert history.outbox.appended.generation == seen + 1  # the relay was notified
 
 
@@ -301,11 +293,9 @@ async def test_a_finish_that_has_begun_is_not_taken_back(history: History) -> No
     ids=lambda value: value if isinstance(value, str) else None,
 )
 async def test_a_wrong_beginning_is_refused(history: History, arguments: dict[str, Any], field: str) -> None:
-    with pytest.raises(InvalidInput) as refused:
-        async with history.reply("c", **arguments):
-            raise AssertionError("it must not begin")
+    with pytest.raises(InvalidInput, check=lambda refused: refused.field == field):
+        await history.reply("c", **arguments).__aenter__()
 
-    assert refused.value.field == field
     assert history._parts.replies.writing == {}
 
 
@@ -340,32 +330,23 @@ async def test_a_chunk_that_cannot_be_kept_does_not_end_the_reply(tmp_path: Path
             for chunk in ("a\0b", "\udcff", 7, "x" * 400):
                 with pytest.raises(InvalidInput):
                     await reply.add(chunk)  # type: ignore[arg-type]
-            with pytest.raises(InvalidInput):
-                await reply.finish(tokens=-1)
-            with pytest.raises(InvalidInput):
-                await reply.finish(metadata=[1])  # type: ignore[arg-type]
-            with pytest.raises(InvalidInput):
-                await reply.finish(metadata={"long": "x" * 400})
+            endings: list[Any] = [{"tokens": -1}, {"metadata": [1]}, {"metadata": {"long": "x" * 400}}]
+            for ending in endings:
+                with pytest.raises(InvalidInput):
+                    await reply.finish(**ending)
             await reply.add(" there")
 
-        assert [(one.text, one.interrupted) for one in await history.messages("c")] == [("Hello there", False)]
+        assert await said(history) == [("Hello there", False)]
 
 
 async def test_a_checkpoint_that_fails_is_told_once_and_the_reply_goes_on(
     history: History, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tries = 0
-
-    def full(_: object) -> None:
-        nonlocal tries
-        tries += 1
-        raise OutboxFull("the disk is full")
-
     caplog.set_level(logging.WARNING, "letopis.outbox.history")
     with monkeypatch.context() as patch:
-        patch.setattr(history.outbox.gate, "check_room", full)
+        patch.setattr(history.outbox.gate, "check_room", check := full())
         async with history.reply("c", every=0) as reply:
-            while tries < 5:
+            while check.call_count < 5:
                 await reply.add("word ")
                 await asyncio.sleep(0.001)
             with pytest.raises(OutboxFull):
@@ -376,36 +357,31 @@ async def test_a_checkpoint_that_fails_is_told_once_and_the_reply_goes_on(
             patch.undo()
             await reply.add("end")
 
-    assert [(one.text, one.interrupted) for one in await history.messages("c")] == [(reply.text, False)]
+    assert await said(history) == [(reply.text, False)]
 
 
 async def test_what_a_full_outbox_refused_is_appended_when_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_: object) -> None:
-        raise OutboxFull("the disk is full")
-
     async with opened(tmp_path) as history:
         with monkeypatch.context() as patch:
-            patch.setattr(history.outbox.gate, "check_room", full)
+            patch.setattr(history.outbox.gate, "check_room", full())
             for name in ("c1", "c2"):
                 with pytest.raises(OutboxFull):
-                    async with history.reply(name) as reply:
-                        await reply.add("Hello")
+                    await write(history, name=name)
             await history._parts.replies.retry()
-            assert list(await history.messages("c1")) == []
+            assert await said(history, "c1") == []
         await history._parts.replies.retry()
 
-        assert [(one.text, one.interrupted) for one in await history.messages("c1")] == [("Hello", True)]
+        assert await said(history, "c1") == [("Hello", True)]
         assert history._parts.replies.writing == {}
 
         with monkeypatch.context() as patch:
-            patch.setattr(history.outbox.gate, "check_room", full)
+            patch.setattr(history.outbox.gate, "check_room", full())
             with pytest.raises(OutboxFull):
-                async with history.reply("c3") as reply:
-                    await reply.add("Hello")
+                await write(history, name="c3")
     async with opened(tmp_path) as history:
-        assert [(one.text, one.interrupted) for one in await history.messages("c3")] == [("Hello", True)]
+        assert await said(history, "c3") == [("Hello", True)]
 
 
 async def test_a_conversation_that_is_deleted_takes_the_reply_along(history: History) -> None:
@@ -439,7 +415,7 @@ async def test_a_draft_of_the_living_is_nobody_elses_affair(tmp_path: Path) -> N
         await reply.add(" there")
 
     async with opened(tmp_path) as history:
-        assert [(one.text, one.interrupted) for one in await history.messages("c")] == [("Hello there", False)]
+        assert await said(history) == [("Hello there", False)]
 
 
 async def test_a_draft_of_the_dead_is_recovered_once_by_many(tmp_path: Path) -> None:
@@ -459,9 +435,8 @@ async def test_a_draft_of_the_dead_is_recovered_once_by_many(tmp_path: Path) -> 
 
         assert sum(count for count in made if isinstance(count, int)) == 10, made
         assert await recover(other.outbox, other._parts.replies.writer_lock) == 0
-        messages = await other.messages("c")
-        assert [(one.text, one.interrupted) for one in messages] == [(f"reply {n}", True) for n in range(10)]
-        assert [one.event_id for one in messages] == [reply.event_id for reply in replies]
+        assert await said(other) == [(f"reply {n}", True) for n in range(10)]
+        assert [one.event_id for one in await other.messages("c")] == [reply.event_id for reply in replies]
         assert await kept(other) == []
         # The one that was taken for dead finds that its place is taken, and doubles nothing.
         for block in blocks:
@@ -480,7 +455,7 @@ async def test_opening_recovers_what_is_there_and_a_program_that_only_reads_writ
         async with opened(tmp_path, watch=False) as reader:
             assert list(await reader.messages("c")) == []
         async with opened(tmp_path) as other:
-            assert [(one.text, one.interrupted) for one in await other.messages("c")] == [("Hello", True)]
+            assert await said(other) == [("Hello", True)]
         with pytest.raises(EventIdReused):
             await block.__aexit__(None, None, None)
 
@@ -521,11 +496,7 @@ async def test_a_draft_that_cannot_be_appended_stays_and_holds_up_nobody(
 
 
 async def test_a_reply_waits_until_it_is_confirmed(history: History) -> None:
-    replies: list[Reply] = []
-    for number in range(5):
-        async with history.reply(f"c{number}", owner=f"o{number}") as reply:
-            await reply.add("Hello")
-        replies.append(reply)
+    replies = [await write(history, name=f"c{number}", owner=f"o{number}") for number in range(5)]
     waiting = await history.unconfirmed()
 
     assert [one.message_id for one in waiting] == [reply.message_id for reply in replies]
@@ -560,13 +531,11 @@ async def test_what_is_confirmed_first_is_finished_first(history: History) -> No
 
 
 async def test_a_confirmation_that_is_rolled_back_confirms_nothing(history: History) -> None:
-    async with history.reply("c") as reply:
-        await reply.add("Hello")
+    reply = await write(history)
     with pytest.raises(RuntimeError):  # noqa: PT012 - the end of the block is part of it
         async with history.transaction() as tx:
             await tx.append("c", MessageSent(message_id=reply.message_id))
             raise RuntimeError
-
     assert len(await history.unconfirmed()) == 1
 
 
@@ -577,15 +546,12 @@ async def test_a_bot_is_told_once_of_what_was_never_confirmed(tmp_path: Path) ->
         told.append(found)
 
     async with opened(tmp_path) as history:
-        async with history.reply("c", owner="42") as whole:
-            await whole.add("whole")
+        whole = await write(history, "whole", owner="42")
         with pytest.raises(RuntimeError):  # noqa: PT012 - the end of the block is part of it
             async with history.reply("c") as half:
                 await half.add("half")
                 raise RuntimeError
-        async with history.reply("c") as confirmed:
-            await confirmed.add("confirmed")
-        await confirmed.sent()
+        await (await write(history, "confirmed")).sent()
         # While it lives, no other process may touch it.
         async with opened(tmp_path, on_unconfirmed=tell) as other:
             assert [one.abandoned for one in await other.unconfirmed()] == [False, False]
@@ -620,8 +586,8 @@ async def test_a_bot_is_told_once_of_what_was_never_confirmed(tmp_path: Path) ->
 async def test_whoever_is_told_may_fail_or_block_and_may_use_the_history(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with opened(tmp_path) as history, history.reply("c") as reply:
-        await reply.add("Hello")
+    async with opened(tmp_path) as history:
+        await write(history)
 
     def breaks(_: tuple[Unconfirmed, ...]) -> None:
         raise RuntimeError("secret")
@@ -639,20 +605,14 @@ async def test_whoever_is_told_may_fail_or_block_and_may_use_the_history(
     async with opened(tmp_path, on_unconfirmed=send_again) as history:
         await asyncio.wait_for(done.wait(), 10)
         assert await history.unconfirmed() == ()
-    with pytest.raises(ConfigurationError, match="on_unconfirmed must be a function that takes a tuple"):
-        async with opened(tmp_path, on_unconfirmed="me"):
-            pass
 
 
 async def test_what_the_outbox_let_go_is_still_known_for_a_while(tmp_path: Path) -> None:
     moment = datetime(2026, 1, 1, tzinfo=UTC)
     async with opened(tmp_path, now=lambda: moment) as history:
-        async with history.reply("c") as reply:
-            await reply.add("Hello")
+        reply = await write(history)
         await sql(history.outbox, "DELETE FROM letopis_outbox_events")
-
         (waiting,) = await history.unconfirmed()
-
         assert (waiting.message_id, waiting.message, waiting.interrupted) == (reply.message_id, None, False)
     for days, count in ((UNCONFIRMED_TTL - timedelta(hours=1), 1), (UNCONFIRMED_TTL + timedelta(hours=1), 0)):
         async with opened(tmp_path, now=lambda later=moment + days: later) as history:
@@ -685,10 +645,7 @@ async def test_the_how_to_of_streaming_runs(history: History) -> None:
         await names["answer"](history, "c", "42", chunks(breaks=True))
     await names["with_reasoning"](history, "d")
 
-    assert [(one.text, one.interrupted) for one in await history.messages("c")] == [
-        ("Good day", False),
-        ("Good day", True),
-    ]
+    assert await said(history) == [("Good day", False), ("Good day", True)]
     assert await names["cut_off"](history, "c") == ["Good day"]
     (message,) = await history.messages("d")
     assert message.message.content == (
@@ -714,8 +671,7 @@ async def test_the_how_to_of_confirming_runs(tmp_path: Path, monkeypatch: pytest
         await names["reply_to"](history, bot, "a", "good")
         with pytest.raises(ConnectionError):
             await names["reply_to"](history, bot, "b", "bad")
-        async with history.reply("c", owner="42") as reply:
-            await reply.add("whole")
+        reply = await write(history, "whole", owner="42")
         with pytest.raises(ConnectionError):  # noqa: PT012 - the end of the block is part of it
             async with history.reply("d", owner="42") as cut:
                 await cut.add("half")
@@ -725,9 +681,7 @@ async def test_the_how_to_of_confirming_runs(tmp_path: Path, monkeypatch: pytest
         assert await names["waiting"](history, "42") == [reply.message_id, cut.message_id]
 
     async def serve(history: History) -> None:
-        async with asyncio.timeout(10):
-            while await history.unconfirmed():  # noqa: ASYNC110 - nothing rings
-                await asyncio.sleep(0.005)
+        await confirmed(history)
         for name, delivery in zip("abcd", ("SENT", "FAILED", "SENT", "FAILED"), strict=True):
             (message,) = await history.messages(name)
             assert message.delivery.name == delivery

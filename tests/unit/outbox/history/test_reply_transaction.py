@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from letopis.outbox import BlockingHistory, History, Receipt, Reply
-from letopis.store.errors import Closed, InvalidInput, OutboxUnavailable
+from letopis.store import Closed, InvalidInput, OutboxUnavailable
 from tests.support import victim
 
 CHAT = "chat-1"

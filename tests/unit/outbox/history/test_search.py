@@ -11,20 +11,10 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox.history.history import History
+from letopis.outbox import History, Relay
 from letopis.outbox.pending_reads import pending_search
-from letopis.outbox.relay.relay import Relay
-from letopis.store import (
-    ConversationDeleted,
-    ConversationRewound,
-    ConversationStarted,
-    Hit,
-    InvalidInput,
-    Message,
-    MessageEdited,
-    MessageRedacted,
-    Page,
-)
+from letopis.store import ConversationRewound, Hit, InvalidInput, Message, MessageEdited, MessageRedacted, Page
+from letopis.store.model.event_types import ConversationDeleted, ConversationStarted
 from letopis.store.read.paging import CursorCodec
 
 

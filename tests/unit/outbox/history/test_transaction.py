@@ -21,10 +21,8 @@ import letopis.outbox.history.transaction as transaction_module
 from letopis.outbox import History, Receipt
 from letopis.outbox.event_log.append import append_events
 from letopis.outbox.file.change_watcher import FileWatcher
-from letopis.store.errors import EventIdReused, InvalidInput, OutboxFull, OutboxUnavailable
-from letopis.store.model.conversations import Saved
-from letopis.store.model.event_types import MessageEdited, MessageSent
-from letopis.store.model.messages import Message
+from letopis.store import EventIdReused, InvalidInput, Message, MessageEdited, OutboxFull, OutboxUnavailable, Saved
+from letopis.store.model.event_types import MessageSent
 from tests.support.pruning import prune
 
 own = sa.MetaData()

@@ -27,21 +27,13 @@ from letopis.outbox.pending_reads.merge import (
 )
 from letopis.outbox.pending_reads.merge_listing import ListingKey, PendingKeys, merge_list
 from letopis.outbox.pending_reads.pending_slice import PendingSlice
-from letopis.store import Message
+from letopis.store import Body, Conflict, ConversationDeleted, ConversationRewound, Message, RecordedEvent
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage, Saved, Seen
-from letopis.store.model.event_types import (
-    Body,
-    ConversationDeleted,
-    ConversationRewound,
-    ConversationStarted,
-    MessageAppended,
-    MessageEdited,
-)
-from letopis.store.model.events import NO_UPCASTERS, RecordedEvent, to_microseconds
+from letopis.store.model.event_types import ConversationStarted, MessageAppended, MessageEdited
+from letopis.store.model.events import NO_UPCASTERS, to_microseconds
 from letopis.store.read.paging import Window
 from letopis.store.read.reader import EMPTY_VIEW, StoreView
 from letopis.store.rules.fold import PathPosition
-from letopis.store.rules.preconditions import Conflict
 
 START = datetime(2026, 11, 26, tzinfo=UTC)
 ORIGIN = UUID(int=1)
@@ -127,11 +119,7 @@ def view(*names: str, places: dict[str, PathPosition] | None = None, **more: Any
         **more,
     )
     return StoreView(
-        conversation=conversation,
-        messages=messages,
-        sequence=len(names),
-        version=len(names),
-        places=places or {},
+        conversation=conversation, messages=messages, sequence=len(names), version=len(names), places=places or {}
     )
 
 

@@ -7,14 +7,13 @@ from functools import partial
 
 import pytest
 
+from letopis.outbox import OutboxFile
 from letopis.outbox.event_log.acknowledge import acknowledge
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.statements import on_cursor
-from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.pending_reads.pending_slice import read_slice
 from letopis.outbox.pending_reads.read_path import ReadPath
-from letopis.store import ConversationRewound, Message
-from letopis.store.rules.preconditions import Conflict
+from letopis.store import Conflict, ConversationRewound, Message
 from tests.support.relays import say
 
 

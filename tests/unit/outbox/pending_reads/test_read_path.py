@@ -11,11 +11,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from letopis.outbox import History
-from letopis.outbox.relay.relay import Relay
-from letopis.store import ConversationStore, FaultClass, InvalidInput, Message, ReadTimeout, StoreFault
-from letopis.store.errors import OutboxUnavailable
-from letopis.store.model.conversations import Saved
+from letopis.outbox import History, Relay
+from letopis.store import FaultClass, InvalidInput, Message, OutboxUnavailable, ReadTimeout, Saved, StoreFault
+from letopis.store.conversation_store import ConversationStore
 from letopis.store.outbox_access import OutboxAccess
 from letopis.store.read.reader import StoreView, ViewQuery
 from tests.support.relays import deliver_all, sql

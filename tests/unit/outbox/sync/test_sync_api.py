@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FunctionType
@@ -23,40 +24,19 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from letopis import ABSENT, RecordConflict, RecordPut
-from letopis.outbox import (
-    AllRecords,
-    BlockingAllRecords,
-    BlockingChat,
-    BlockingHistory,
-    BlockingReceipt,
-    BlockingRecordReceipt,
-    BlockingRecords,
-    BlockingReply,
-    BlockingTransaction,
-    Chat,
-    History,
-    Receipt,
-    RecordReceipt,
-    Records,
-    Reply,
-    Transaction,
-    Unconfirmed,
-)
+from letopis import ABSENT, RecordConflict, RecordPut, outbox
+from letopis.outbox import BlockingHistory, BlockingReceipt, History, Unconfirmed
 from letopis.outbox.concurrency.fair_lock import current_caller
 from letopis.outbox.file.committer import Committer
 from letopis.outbox.history.sharing import REGISTRY
 from letopis.outbox.sync.portal import Block, InEventLoop, Portal
-from letopis.store.conversation_store import ConversationStore
-from letopis.store.errors import Closed, ConfigurationError, EventIdReused, InvalidInput, OutboxUnavailable
-from letopis.store.model.conversations import Saved
-from letopis.store.model.messages import Message
-from letopis.store.model.parts import Reasoning
+from letopis.store import Closed, ConfigurationError, ConversationStore, EventIdReused, Message, Reasoning, Saved
+from letopis.store.errors import InvalidInput, OutboxUnavailable
 from tests.support.platforms import posix_only
 from tests.support.resources import open_descriptors, own_threads
+from tests.support.sayings import present
 
 POSIX = posix_only("Windows has no POSIX signals and no fork")
-KINDS = pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 SOON = 20.0
 
 
@@ -76,12 +56,6 @@ def until(true: Callable[[], Any]) -> None:
 
 def texts(history: BlockingHistory, conversation_id: str) -> list[str]:
     return [one.text for one in history.messages(conversation_id, last=None)]
-
-
-async def stored(url: str, *, migrate: bool = False) -> list[str]:
-    """What the history store itself holds."""
-    async with ConversationStore.open(url, migrate=migrate) as store:
-        return [one.text for one in await store.messages("c1")]
 
 
 # The same methods.
@@ -141,20 +115,10 @@ def differences(subject: type[Any], face: type[Any]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("subject", "face"),
-    [
-        (History, BlockingHistory),
-        (Chat, BlockingChat),
-        (AllRecords, BlockingAllRecords),
-        (Records, BlockingRecords),
-        (Receipt, BlockingReceipt),
-        (RecordReceipt, BlockingRecordReceipt),
-        (Transaction, BlockingTransaction),
-        (Reply, BlockingReply),
-    ],
+    "name", ["History", "Chat", "AllRecords", "Records", "Receipt", "RecordReceipt", "Transaction", "Reply"]
 )
-def test_every_method_has_its_twin_with_the_same_parameters(subject: type[Any], face: type[Any]) -> None:
-    assert differences(subject, face) == []
+def test_every_method_has_its_twin_with_the_same_parameters(name: str) -> None:
+    assert differences(getattr(outbox, name), getattr(outbox, f"Blocking{name}")) == []
 
 
 def test_the_constructors_take_the_same_options() -> None:
@@ -169,10 +133,8 @@ def test_a_method_without_a_twin_is_noticed() -> None:
         async def drained(self, timeout: float | None = None, *, loudly: bool = False) -> bool:  # noqa: ASYNC109
             raise NotImplementedError
 
-    assert differences(Grown, BlockingHistory) == [
-        "drained(loudly): loudly: 'bool' = False is None here",
-        "hum has no twin",
-    ]
+    found = differences(Grown, BlockingHistory)
+    assert found == ["drained(loudly): loudly: 'bool' = False is None here", "hum has no twin"]
 
 
 def test_a_twin_reads_as_a_function_of_its_class() -> None:
@@ -188,11 +150,8 @@ def test_a_twin_reads_as_a_function_of_its_class() -> None:
 # What it does.
 
 
-@KINDS
-def test_a_bot_without_asyncio_says_and_reads(tmp_path: Path, new_store_url: Callable[[str], str], kind: str) -> None:
-    url = new_store_url(kind)
-    asyncio.run(stored(url, migrate=True))
-    with BlockingHistory(tmp_path / "bot.outbox.db", store=url) as history:
+def test_a_bot_without_asyncio_says_and_reads(tmp_path: Path, store_url: str) -> None:
+    with BlockingHistory(tmp_path / "bot.outbox.db", store=store_url) as history:
         first = history.append("c1", Message.user("What is tea?", id="m-1"), owner="42")
         history.append("c1", Message.assistant("A leaf.", id="m-2", tokens=3), after=first)
         history.chat("c1").sent("m-2", platform_ids={"telegram": 1})
@@ -208,7 +167,7 @@ def test_a_bot_without_asyncio_says_and_reads(tmp_path: Path, new_store_url: Cal
             receipt = reply.finish(tokens=4)
             reply.sent()
         history.append("c1", Message.user("enough", id="m-4"))
-        popped = history.chat("c1").pop()
+        popped = present(history.chat("c1").pop())
         started = history.start("42", title="Coffee")
         with history.transaction() as tx:
             tx.execute(sa.text("CREATE TABLE credits (left_over INTEGER)"))
@@ -220,21 +179,25 @@ def test_a_bot_without_asyncio_says_and_reads(tmp_path: Path, new_store_url: Cal
         assert first.saved(SOON) and not first.superseded(SOON) and first.state() is Saved.SAVED
         assert history.drained(SOON)
         assert (history.status().pending, history.unconfirmed()) == (0, ())
-        found = history.chat("c1").conversation()
+        found = present(history.chat("c1").conversation())
         messages = history.messages("c1")
-        assert popped is not None and popped.text == "enough"
+        assert popped.text == "enough"
         assert [one.text for one in messages] == ["What is tea?", "A drink.", "And a meal."]
-        assert found is not None and (found.title, found.owner_id, found.message_count) == ("Tea", "42", 3)
+        assert (found.title, found.owner_id, found.message_count) == ("Tea", "42", 3)
         assert {one.key for one in messages[1].reactions} == {"like", "rating"}
         assert (reply.text, reply.receipt, reply.interrupted) == ("And a meal.", receipt, False)
-        active = history.active("42")
-        assert active is not None and active.conversation_id == started.conversation_id
-        assert {one.conversation_id for one in history.conversations(owner="42")} == {"c1", started.conversation_id}
-        assert {one.conversation_id for one in history.conversations()} == {"c1", started.conversation_id}
+        assert present(history.active("42")).conversation_id == started.conversation_id
+        both = {"c1", started.conversation_id}
+        for owner in ("42", None):
+            assert {one.conversation_id for one in history.conversations(owner=owner)} == both
         assert len(history.chat(started.conversation_id).events()) == 3
         assert [hit.message.text for hit in history.search("meal")] == ["And a meal."]
 
-    assert asyncio.run(stored(url)) == ["What is tea?", "A drink.", "And a meal."]
+    async def stored() -> list[str]:
+        async with ConversationStore.open(store_url) as store:
+            return [one.text for one in await store.messages("c1")]
+
+    assert asyncio.run(stored()) == ["What is tea?", "A drink.", "And a meal."]
 
 
 def test_eight_threads_share_their_flushes_and_keep_their_order(
@@ -256,11 +219,8 @@ def test_eight_threads_share_their_flushes_and_keep_their_order(
         for number in range(each):
             history.append("shared", Message.user(f"{name}:{number}"))
 
-    speakers = [threading.Thread(target=speak, args=(name,)) for name in range(threads)]
-    for speaker in speakers:
-        speaker.start()
-    for speaker in speakers:
-        speaker.join()
+    with ThreadPoolExecutor(threads) as speakers:
+        list(speakers.map(speak, range(threads)))
 
     said = [tuple(map(int, text.split(":"))) for text in texts(history, "shared")]
     assert len(said) == len(set(said)) == each * threads
@@ -326,15 +286,13 @@ def test_a_thread_does_not_wait_for_its_own_transaction(history: BlockingHistory
 
 def test_blocks_may_be_left_in_any_order(history: BlockingHistory) -> None:
     outer, inner = history.reply("c1"), history.reply("c2")
-    first, second = outer.__enter__(), inner.__enter__()
-    first.add("outer")
-    second.add("inner")
-
+    outer.__enter__().add("outer")
+    inner.__enter__().add("inner")
     outer.__exit__(None, None, None)
     inner.__exit__(None, None, None)
 
-    assert [(one.text, one.interrupted) for one in history.messages("c1")] == [("outer", False)]
-    assert [(one.text, one.interrupted) for one in history.messages("c2")] == [("inner", False)]
+    found = [(one.text, one.interrupted) for name in ("c1", "c2") for one in history.messages(name)]
+    assert found == [("outer", False), ("inner", False)]
 
 
 def test_a_block_may_be_left_by_another_thread(history: BlockingHistory) -> None:
@@ -355,16 +313,14 @@ def test_callbacks_are_plain_functions_that_may_be_slow_and_use_the_history(tmp_
     with BlockingHistory(tmp_path / "bot.outbox.db") as history, history.reply("c1", owner="42") as reply:
         reply.add("was it sent?")
     ready, told = threading.Event(), threading.Event()
-    box: list[BlockingHistory] = []
 
     def confirm(owed: tuple[Unconfirmed, ...]) -> None:
         ready.wait(SOON)  # as slow as it likes
         for one in owed:
-            box[0].chat(one.conversation_id).failed(one.message_id, reason="not known")
+            history.chat(one.conversation_id).failed(one.message_id, reason="not known")
         told.set()
 
     with BlockingHistory(tmp_path / "bot.outbox.db", on_unconfirmed=confirm) as history:
-        box.append(history)
         history.append("c1", Message.user("not held up"))
         assert history.unconfirmed()
         ready.set()
@@ -394,21 +350,18 @@ def test_an_async_callback_is_told_instead_of_hanging(tmp_path: Path) -> None:
     with BlockingHistory(tmp_path / "bot.outbox.db") as history, history.reply("c1") as reply:
         reply.add("x")
     got: list[BaseException] = []
-    box: list[BlockingHistory] = []
     ready = threading.Event()
 
     async def callback(_: tuple[Unconfirmed, ...]) -> None:
         await asyncio.to_thread(ready.wait, SOON)
         try:
-            box[0].status()
+            history.status()
         except BaseException as error:
             got.append(error)
 
     with BlockingHistory(tmp_path / "bot.outbox.db", on_unconfirmed=callback) as history:
-        box.append(history)
         ready.set()
         until(lambda: got)
-
     assert isinstance(got[0], InEventLoop)
 
 
@@ -445,25 +398,10 @@ def test_an_opening_that_fails_leaves_no_thread(tmp_path: Path) -> None:
 
 
 def test_closing_frees_whoever_waits_in_another_thread(tmp_path: Path) -> None:
-    outcomes: dict[str, BaseException | None] = {}
-    inside = threading.Barrier(4)
-
-    def attempt(name: str, work: Callable[[], Any]) -> threading.Thread:
-        def run() -> None:
-            try:
-                work()
-            except BaseException as error:
-                outcomes[name] = error
-            else:
-                outcomes[name] = None
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        return thread
+    inside, closing, pool = threading.Barrier(4), threading.Event(), ThreadPoolExecutor()
 
     with BlockingHistory(tmp_path / "bot.outbox.db", relay=False) as history:
         receipt = history.append("c1", Message.user("hi"))
-        closing = threading.Event()
 
         def wait() -> None:
             inside.wait(SOON)
@@ -481,15 +419,12 @@ def test_closing_frees_whoever_waits_in_another_thread(tmp_path: Path) -> None:
                 inside.wait(SOON)
                 closing.wait(SOON)
 
-        others = [attempt("wait", wait), attempt("transaction", transact), attempt("reply", answer)]
+        others = [pool.submit(work) for work in (wait, transact, answer)]
         inside.wait(SOON)
     closing.set()
-    for other in others:
-        other.join(SOON)
 
-    assert {name: type(error) for name, error in outcomes.items()} == dict.fromkeys(
-        ("wait", "transaction", "reply"), Closed
-    )
+    assert [type(other.exception(SOON)) for other in others] == [Closed] * 3
+    pool.shutdown()
     with BlockingHistory(tmp_path / "bot.outbox.db") as history:
         assert texts(history, "c1") == ["hi"]
         assert [(one.text, one.interrupted) for one in history.messages("c2")] == [("so far", True)]
@@ -629,14 +564,8 @@ def test_a_forked_child_is_told_and_ends_and_the_parent_goes_on(tmp_path: Path) 
         encoding="utf-8",
     )
 
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", script],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
 
     assert done.stderr == ""
     assert done.stdout.splitlines() == ["True", "True", "True", "7", "['hi', 'x'] True"]
