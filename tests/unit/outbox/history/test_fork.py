@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
+from uuid import UUID
 
 import pytest
 
@@ -17,6 +19,8 @@ from letopis.store import ConversationStore, InvalidInput, Message, ReactionAdde
 from letopis.store.model.conversations import Page, RecordedMessage
 from letopis.store.model.event_types import ConversationRewound, ConversationStarted, MessageEdited, MessageRedacted
 from tests.support.peers import refused_port
+from tests.support.relays import sql, until
+from tests.support.sayings import all_pages, present
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -63,21 +67,15 @@ def texts(page: Page[RecordedMessage] | list[RecordedMessage]) -> list[str]:
 
 async def paged(history: History, name: str, size: int, **given: Any) -> list[RecordedMessage]:
     """All messages by pages backward, checked against those by pages forward and those in one piece."""
-    backward: list[RecordedMessage] = []
-    before = None
-    while True:
-        page = await history.messages(name, last=size, before=before, **given)
+    messages = partial(history.messages, name, **given)
+
+    async def full(**place: Any) -> Page[RecordedMessage]:
+        page = await messages(last=size, **place)
         assert len(page) == size or page.next is None
-        backward[:0] = page
-        if (before := page.next) is None:
-            break
-    forward: list[RecordedMessage] = []
-    after = None
-    while True:
-        page = await history.messages(name, first=size, after=after, **given)
-        forward += page
-        if (after := page.next) is None:
-            break
+        return page
+
+    backward = await all_pages(full, by="before")
+    forward = await all_pages(partial(messages, first=size), most=size)
     assert forward == backward == list(await history.messages(name, last=None, **given))
     return forward
 
@@ -114,14 +112,12 @@ async def test_a_fork_shows_its_parent_before_its_own(place: Place) -> None:
         await history.append(name, Message.user("three"))
 
         page = await history.messages(name)
-        found = await history.chat(name).conversation()
+        found = present(await history.chat(name).conversation())
         assert texts(page) == ["one", "two", "three"]
         assert [message.conversation_id for message in page] == ["p", "p", name]
-        assert page.seen is not None and page.seen == found.seen if found else False
-        assert found is not None
+        assert present(page.seen) == found.seen
         assert (found.owner_id, found.title, found.message_count, found.inherits) == ("42", "another way", 1, True)
-        active = await history.active("42")
-        assert active is not None and active.conversation_id == name
+        assert present(await history.active("42")).conversation_id == name
         # A turn that answers what was read, and is refused once something was appended since.
         await history.append(name, Message.assistant("four"), after=page.seen)
 
@@ -156,11 +152,8 @@ async def test_the_same_while_the_store_is_away(place: Place) -> None:
         await history.chat("f").fork("g")
         await history.append("g", Message.user("mine"))
         await history.append("p", Message.user("late"))
-        for name, said in (
-            ("f", ["one", "two"]),
-            ("g", ["one", "two", "mine"]),
-            ("p", ["one", "two", "three", "late"]),
-        ):
+        expected = {"f": ["one", "two"], "g": ["one", "two", "mine"], "p": ["one", "two", "three", "late"]}
+        for name, said in expected.items():
             page = await history.messages(name)
             assert texts(page) == said
             assert not page.complete
@@ -244,31 +237,26 @@ async def test_what_cannot_be_forked_is_refused(place: Place) -> None:
             ("fork_id", "p", {"fork_id": "a\n"}),
         ]
         for field, parent, given in wrong:
-            with pytest.raises(InvalidInput) as refused:
+            with pytest.raises(InvalidInput, check=lambda refused, field=field: refused.field == field):
                 await history.chat(parent).fork(**given)
-            assert refused.value.field == field
-        status = await history.status()
-    assert status.pending == 0
+        assert (await history.status()).pending == 0
 
 
 async def test_a_fork_names_its_point_by_event_and_by_version_where_it_has_one(place: Place) -> None:
+    async def point(history: History, **at: Any) -> tuple[int | None, UUID | None]:
+        receipt = await history.chat("p").fork(**at)
+        found = present(await history.chat(receipt.conversation_id).conversation())
+        return present(found.forked_from).version, present(found.forked_from).event_id
+
     async with place.open(relay=True) as history:
         await history.append("p", Message.user("one"), Message.user("two"))
         assert await history.drained(timeout=20)
         events = await history.chat("p").events()
-        for at, place_of in ((None, 3), (2, 2)):
-            receipt = await history.chat("p").fork(at=at)
-            found = await history.chat(receipt.conversation_id).conversation()
-            assert found is not None and found.forked_from is not None
-            assert found.forked_from.version == place_of
-            assert found.forked_from.event_id == events[place_of - 1].event_id
+        assert await point(history) == (3, events[2].event_id)
+        assert await point(history, at=2) == (2, events[1].event_id)
     async with place.open() as history:
         await history.append("p", Message.user("three"))
-        receipt = await history.chat("p").fork()
-        found = await history.chat(receipt.conversation_id).conversation()
-        assert found is not None and found.forked_from is not None
-        assert found.forked_from.version is None
-        assert found.forked_from.event_id == (await history.chat("p").events())[-1].event_id
+        assert await point(history) == (None, (await history.chat("p").events())[-1].event_id)
 
 
 async def test_away_a_fork_needs_an_event_that_it_can_name(place: Place) -> None:
@@ -276,21 +264,14 @@ async def test_away_a_fork_needs_an_event_that_it_can_name(place: Place) -> None
     async with place.open(relay=True, retention=Retention(keep_last=0, keep_for=timedelta(0))) as history:
         await history.append("p", Message.user("one"))
         assert await history.drained(timeout=20)
-        deadline = asyncio.get_running_loop().time() + 20
-        while await history.outbox.read(_events_left):
-            assert asyncio.get_running_loop().time() < deadline
-            await asyncio.sleep(0.02)
+
+        async def nothing_left() -> bool:
+            return await sql(history.outbox, "SELECT count(*) FROM letopis_outbox_events") == [(0,)]
+
+        await until(nothing_left)
     async with place.open(away=True) as history:
         with pytest.raises(StoreUnavailable, match="is unreachable"):
             await history.chat("p").fork()
-
-
-def _events_left(connection: Any) -> int:
-    cursor = connection.connection.cursor()
-    try:
-        return int(cursor.execute("SELECT count(*) FROM letopis_outbox_events").fetchone()[0])
-    finally:
-        cursor.close()
 
 
 async def test_time_travel_over_what_is_pending(place: Place) -> None:
@@ -308,8 +289,7 @@ async def test_time_travel_over_what_is_pending(place: Place) -> None:
         for seconds, said in enumerate(expected):
             moment = START + timedelta(seconds=seconds, milliseconds=500)
             assert texts(await paged(history, "p", 2, as_of=moment)) == said
-            found = await history.chat("p").conversation(as_of=moment)
-            assert found is not None and found.message_count == len(said)
+            assert present(await history.chat("p").conversation(as_of=moment)).message_count == len(said)
             pending.append([one.event_id for one in await history.messages("p", as_of=moment)])
         assert texts(await history.messages("p", as_of=10)) == ["0", "1"]
         assert texts(await history.messages("p", as_of=2)) == ["0"]
@@ -322,9 +302,8 @@ async def test_time_travel_over_what_is_pending(place: Place) -> None:
             moment = START + timedelta(seconds=seconds, milliseconds=500)
             assert [one.event_id for one in await history.messages("p", as_of=moment)] == ids
             assert await history.messages("p", as_of=moment) == await history.store.messages("p", as_of=moment)
-            assert await history.chat("p").conversation(as_of=moment) == await history.store.conversation(
-                "p", as_of=moment
-            )
+            stored = await history.store.conversation("p", as_of=moment)
+            assert await history.chat("p").conversation(as_of=moment) == stored
     async with place.open(away=True) as history:
         page = await history.messages("p", as_of=START + timedelta(seconds=1, milliseconds=500))
         assert (texts(page), page.complete) == (["0", "1"], False)
@@ -357,17 +336,10 @@ async def test_a_read_of_a_plain_conversation_asks_the_store_once(
     async with place.open(relay=True) as history:
         await history.append("p", Message.user("one"))
         assert await history.drained(timeout=20)
-        asked = 0
-        ask = StoreGateway.read
-
-        async def counted(self: StoreGateway, *args: Any, **named: Any) -> Any:
-            nonlocal asked
-            asked += 1
-            return await ask(self, *args, **named)
-
+        counted = create_autospec(StoreGateway.read, side_effect=StoreGateway.read)
         monkeypatch.setattr(StoreGateway, "read", counted)
         assert texts(await history.messages("p", last=50)) == ["one"]
-    assert asked == 1
+        assert counted.await_count == 1
 
 
 async def test_fork_shows_what_a_superseded_redaction_left(place: Place) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 
 from letopis.outbox import History, Relay
 from letopis.store import ConversationRenamed, ConversationStarted, Delivery, Event, InvalidInput, Message, Saved
 from letopis.store.conversation_store import ConversationStore
+from letopis.store.model.conversations import Page, RecordedMessage
+from tests.support.pruning import prune
 from tests.support.relays import deliver_all, sql
+from tests.support.sayings import all_pages, change, present
 
 
 async def deliver(history: History, events: int) -> int:
@@ -30,22 +33,17 @@ async def test_pending_messages_follow_the_saved_ones(history: History) -> None:
     await history.append("c1", Message.assistant("two"))
 
     page = await history.messages("c1")
-
-    assert [(one.text, one.saved, one.version) for one in page] == [
-        ("one", Saved.SAVED, 2),
-        ("two", Saved.PENDING, None),
-    ]
-    assert page.complete
-    assert page.next is None
+    found = [(one.text, one.saved, one.version) for one in page]
+    assert found == [("one", Saved.SAVED, 2), ("two", Saved.PENDING, None)]
+    assert (page.complete, page.next) == (True, None)
 
 
 async def test_a_conversation_that_the_store_does_not_know_yet_is_readable(history: History) -> None:
     await history.append("c1", Message.user("hi", tokens=3), owner="42")
     await history.append("c1", ConversationRenamed(title="Tea"))
 
-    found = await history.chat("c1").conversation()
+    found = present(await history.chat("c1").conversation())
 
-    assert found is not None
     assert (found.owner_id, found.title, found.message_count, found.tokens) == ("42", "Tea", 1, 3)
     assert (found.version, found.number, found.pending) == (0, None, 3)
     assert await texts(history) == ["hi"]
@@ -56,9 +54,8 @@ async def test_what_is_pending_is_counted_once_the_store_holds_a_part(history: H
     await deliver_all(history)
     await history.append("c1", Message.user("two", tokens=2), Message.user("three", tokens=4))
 
-    found = await history.chat("c1").conversation()
+    found = present(await history.chat("c1").conversation())
 
-    assert found is not None
     assert (found.version, found.message_count, found.tokens, found.pending, found.number) == (2, 3, 7, 2, 1)
 
 
@@ -111,40 +108,23 @@ async def test_pages_in_both_directions_cover_everything_once(history: History, 
     await deliver(history, delivered) if delivered else None
     expected = [str(number) for number in range(12)]
 
-    newest_first: list[str] = []
-    page = await history.messages("c1", last=size)
-    while True:
-        assert len(page) <= size
-        newest_first = [one.text for one in page] + newest_first
-        if page.next is None:
-            break
-        page = await history.messages("c1", last=size, before=page.next)
-    assert newest_first == expected
-
-    oldest_first: list[str] = []
-    page = await history.messages("c1", first=size)
-    while True:
-        assert len(page) <= size
-        oldest_first += [one.text for one in page]
-        if page.next is None:
-            break
-        page = await history.messages("c1", first=size, after=page.next)
-    assert oldest_first == expected
+    messages = partial(history.messages, "c1")
+    newest_first = await all_pages(partial(messages, last=size), by="before", most=size)
+    oldest_first = await all_pages(partial(messages, first=size), by="after", most=size)
+    assert [one.text for one in newest_first] == [one.text for one in oldest_first] == expected
 
 
 async def test_pages_stay_in_place_while_events_are_delivered_between_them(history: History) -> None:
     for number in range(20):
         await history.append("c1", Message.user(str(number)))
-    found: list[str] = []
-    page = await history.messages("c1", last=3)
-    while True:
-        found = [one.text for one in page] + found
-        if page.next is None:
-            break
-        await deliver(history, 4)
-        page = await history.messages("c1", last=3, before=page.next)
 
-    assert found == [str(number) for number in range(20)]
+    async def read(**place: Any) -> Page[RecordedMessage]:
+        if place:
+            await deliver(history, 4)
+        return await history.messages("c1", last=3, **place)
+
+    found = await all_pages(read, by="before")
+    assert [one.text for one in found] == [str(number) for number in range(20)]
 
 
 async def test_events_are_paged_across_the_border(history: History) -> None:
@@ -152,21 +132,10 @@ async def test_events_are_paged_across_the_border(history: History) -> None:
     for number in range(1, 8):
         await history.append("c1", Event(type="custom.step", data={"n": number}))
     await deliver(history, 4)
-    found: list[tuple[str, int | None]] = []
-    page = await history.chat("c1").events(limit=3)
-    while True:
-        found += [(event.type, event.version) for event in page]
-        if page.next is None:
-            break
-        page = await history.chat("c1").events(after=page.next, limit=3)
+    found = await all_pages(partial(history.chat("c1").events, limit=3))
 
-    assert [version for _, version in found] == [1, 2, 3, 4, None, None, None, None, None]
-    assert [name for name, _ in found] == ["conversation.started", "message.appended"] + ["custom.step"] * 7
-
-
-async def make_twin(store: ConversationStore, store_id: UUID) -> None:
-    async with store._runtime.callers_engine.begin() as connection:
-        await connection.exec_driver_sql("UPDATE letopis_store SET store_id = ?", (store_id.bytes,))
+    assert [event.version for event in found] == [1, 2, 3, 4, None, None, None, None, None]
+    assert [event.type for event in found] == ["conversation.started", "message.appended"] + ["custom.step"] * 7
 
 
 async def test_a_store_that_lost_its_newest_events_is_completed_from_the_tail(history: History, tmp_path: Path) -> None:
@@ -175,13 +144,13 @@ async def test_a_store_that_lost_its_newest_events_is_completed_from_the_tail(hi
     await deliver_all(history)
     async with ConversationStore.open(tmp_path / "empty.db") as empty:
         # As if an older backup had been put in the store's place: one that has its identity.
-        await make_twin(empty, (await history.store.identity()).store_id)
+        twin = (await history.store.identity()).store_id
+        await change(empty, f"UPDATE letopis_store SET store_id = X'{twin.hex}'")
         history._parts.gateway._store = empty
 
         page = await history.messages("c1")
 
-    assert [one.text for one in page] == ["0", "1", "2", "3"]
-    assert {one.saved for one in page} == {Saved.PENDING}
+    assert [(one.text, one.saved) for one in page] == [(str(number), Saved.PENDING) for number in range(4)]
 
 
 async def test_what_neither_store_nor_tail_hold_makes_a_page_incomplete(history: History, tmp_path: Path) -> None:
@@ -189,32 +158,21 @@ async def test_what_neither_store_nor_tail_hold_makes_a_page_incomplete(history:
         await history.append("c1", Message.user(str(number)))
     await deliver_all(history)
 
-    def prune(connection: Any) -> None:
-        connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET pruned = 3")
-        connection.exec_driver_sql("DELETE FROM letopis_outbox_events WHERE sequence <= 3")
-
-    await history.outbox.write(prune)
+    await prune(history, keep_last=2)
     assert await texts(history) == ["0", "1", "2", "3"]
     async with ConversationStore.open(tmp_path / "empty.db") as empty:
         history._parts.gateway._store = empty
         page = await history.messages("c1")
 
-    assert [one.text for one in page] == ["2", "3"]
-    assert not page.complete
+    assert ([one.text for one in page], page.complete) == (["2", "3"], False)
 
 
 # The list of conversations.
 
 
-async def all_conversations(history: History, limit: int, **options: Any) -> list[str]:
-    found: list[str] = []
-    page = await history.conversations(limit=limit, **options)
-    while True:
-        assert len(page) <= limit
-        found += [one.conversation_id for one in page]
-        if page.next is None:
-            return found
-        page = await history.conversations(limit=limit, after=page.next, **options)
+async def listed(history: History, limit: int, **options: Any) -> list[str]:
+    found = await all_pages(partial(history.conversations, limit=limit, **options), most=limit)
+    return [one.conversation_id for one in found]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 50])
@@ -231,9 +189,9 @@ async def test_the_list_holds_saved_and_unsaved_conversations_once_newest_first(
     for number in (2, 5):
         await history.append(f"c{number}", Message.user("again"), occurred_at=start + timedelta(hours=number))
 
-    assert await all_conversations(history, limit) == ["c5", "c2", "c8", "c7", "c6", "c4", "c3", "c1", "c0"]
-    assert await all_conversations(history, limit, owner="1") == ["c5", "c7", "c3", "c1"]
-    assert await all_conversations(history, limit, owner="nobody") == []
+    assert await listed(history, limit) == ["c5", "c2", "c8", "c7", "c6", "c4", "c3", "c1", "c0"]
+    assert await listed(history, limit, owner="1") == ["c5", "c7", "c3", "c1"]
+    assert await listed(history, limit, owner="nobody") == []
 
 
 async def test_the_list_shows_conversations_as_they_stand(history: History) -> None:

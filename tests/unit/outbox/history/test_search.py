@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from letopis.outbox import History, Relay
+from letopis.outbox import History
 from letopis.outbox.pending_reads import pending_search
 from letopis.store import ConversationRewound, Hit, InvalidInput, Message, MessageEdited, MessageRedacted, Page
 from letopis.store.model.event_types import ConversationDeleted, ConversationStarted
 from letopis.store.read.paging import CursorCodec
+from tests.support.relays import deliver_all
 
 
-@asynccontextmanager
-async def opened(folder: Path, **options: Any) -> AsyncIterator[History]:
-    """A history whose outbox only :func:`deliver` delivers."""
-    async with History(folder / "bot.outbox.db", relay=False, watch=False, **options) as history:
-        yield history
-
-
-async def deliver(history: History) -> None:
-    """Deliver all that is pending, into the history's own store."""
-    await Relay(history.outbox, history.store).drain()
-    assert (await history.status()).pending == 0
+def opened(folder: Path, **options: Any) -> History:
+    """A history that delivers nothing by itself."""
+    return History(folder / "bot.outbox.db", relay=False, watch=False, **options)
 
 
 def ids(page: Iterable[Hit]) -> list[str]:
@@ -41,7 +33,7 @@ async def say(history: History, conversation: str, **messages: str) -> None:
 
 async def test_what_is_pending_is_found_and_comes_first(history: History) -> None:
     await say(history, "a", old="старый ответ", other="мимо")
-    await deliver(history)
+    await deliver_all(history)
     await say(history, "a", new="новые ответы")
     await say(history, "b", newer="ответила", elsewhere="ветер")
 
@@ -52,7 +44,7 @@ async def test_what_is_pending_is_found_and_comes_first(history: History) -> Non
     assert [hit.message.saved for hit in page] == ["pending", "pending", "saved"]
     assert [hit.snippet[a:b] for hit in page for a, b in hit.marks] == ["ответила", "ответы", "ответ"]
     assert page[0].score > 1 > page[2].score
-    await deliver(history)
+    await deliver_all(history)
     assert set(ids(await history.search("ответ"))) == {"newer", "new", "old"}
 
 
@@ -61,7 +53,7 @@ async def test_what_is_taken_back_here_is_not_found_at_once(history: History, sa
     for name in ("redacted", "edited", "rewound", "deleted", "cleared"):
         await say(history, name, **{f"{name}-1": "ответ раз", f"{name}-2": "ответ два"})
     if saved:
-        await deliver(history)
+        await deliver_all(history)
         assert len(await history.search("ответ")) == 10
 
     await history.append("redacted", MessageRedacted(message_id="redacted-1"))
@@ -76,12 +68,12 @@ async def test_what_is_taken_back_here_is_not_found_at_once(history: History, sa
         assert set(ids(await history.search("ответ"))) == {"redacted-2", "edited-2", "rewound-1", "three"}
         page = await history.search("вопрос")
         assert [(hit.message.id, hit.message.role, hit.message.edited) for hit in page] == [("edited-1", "user", True)]
-        await deliver(history)
+        await deliver_all(history)
 
 
 async def test_an_edit_to_the_same_word_is_found_once(history: History) -> None:
     await say(history, "a", m="ответ раз", n="другой")
-    await deliver(history)
+    await deliver_all(history)
     await history.append("a", MessageEdited(message_id="m", content="ответ два"))
     await history.append("a", MessageEdited(message_id="n", content="и это ответ"))
 
@@ -94,7 +86,7 @@ async def test_nothing_of_another_owner_is_found(history: History, tmp_path: Pat
     await history.append("a", Message.user("ответ", id="a"), owner="1")
     await history.append("b", Message.user("ответ", id="b"), owner="2")
     await say(history, "c", c="ответ")
-    await deliver(history)
+    await deliver_all(history)
     for name in "abc":
         await say(history, name, **{f"{name}2": "ответ"})
     await history.append("d", Message.user("ответ", id="d"), owner="1")
@@ -105,9 +97,7 @@ async def test_nothing_of_another_owner_is_found(history: History, tmp_path: Pat
     assert ids(await history.search("ответ", conversation="c", owner="1")) == []
     assert ids(await history.search("ответ", owner="3")) == []
     # Another outbox knows nothing of the owner, and adds to the conversation.
-    async with History(
-        tmp_path / "other.outbox.db", store=history.store, relay=False, watch=False, create=True
-    ) as other:
+    async with History(tmp_path / "other.outbox.db", store=history.store, relay=False, watch=False) as other:
         await say(other, "a", a3="ответ")
         await say(other, "b", b3="ответ")
         await other.append("c", ConversationStarted(owner_id="1"), Message.user("ответ", id="c3"))
@@ -117,7 +107,7 @@ async def test_nothing_of_another_owner_is_found(history: History, tmp_path: Pat
 
 async def test_pages_repeat_and_miss_nothing_while_what_was_pending_is_saved(history: History) -> None:
     await say(history, "a", **{f"old-{number}": "ответ" for number in range(8)})
-    await deliver(history)
+    await deliver_all(history)
     await say(history, "b", **{f"new-{number}": "ответы" for number in range(7)})
     await history.append("a", MessageEdited(message_id="old-3", content="ответ, подумав"))
 
@@ -132,7 +122,7 @@ async def test_pages_repeat_and_miss_nothing_while_what_was_pending_is_saved(his
         if turns == 2:
             await history.append("b", MessageRedacted(message_id="new-0"))
         if turns % 2:
-            await deliver(history)
+            await deliver_all(history)
         if (after := page.next) is None:
             break
 
@@ -145,7 +135,7 @@ async def test_while_the_store_is_away_the_outbox_is_searched(tmp_path: Path) ->
     async with opened(tmp_path) as history:
         await history.append("a", Message.user("старый ответ", id="saved"), owner="1")
         await say(history, "b", gone="ответ", edited="ответ", kept="ответы")
-        await deliver(history)
+        await deliver_all(history)
     async with opened(tmp_path, store="postgresql://bot@127.0.0.1:1/history", read_timeout=0.5) as history:
         await say(history, "b", new="ответила")
         await history.append("b", MessageRedacted(message_id="gone"), MessageEdited(message_id="edited", content="?"))
@@ -170,7 +160,7 @@ async def test_while_the_store_is_away_the_outbox_is_searched(tmp_path: Path) ->
 
 async def test_more_than_can_be_looked_through_is_said(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     await say(history, "a", one="ответ", two="тайна")
-    await deliver(history)
+    await deliver_all(history)
     monkeypatch.setattr(pending_search, "MAX_SEARCHED_EVENTS", 2)
     await history.append("a", *(Message.user("ответ") for _ in range(3)))
     await history.append("a", MessageRedacted(message_id="two"))
@@ -196,38 +186,26 @@ async def test_a_damaged_event_hides_itself_only(history: History) -> None:
     assert not page.complete
 
 
-@pytest.mark.parametrize(
-    "after",
-    [
+async def test_what_is_no_place_is_refused(history: History) -> None:
+    encode = CursorCodec("history-search", "hits").encode
+    for after in (
         "x",
-        *(
-            CursorCodec("history-search", "hits").encode(*values)
-            for values in (
-                (1,),
-                ([1], 2, None),
-                ([-1], 0, None),
-                (["a"], 0, None),
-                ([], 0, 5),
-                ([], 0, "no place of a store"),
-                ([1] * 1_001, 0, None),
-            )
-        ),
-    ],
-)
-async def test_what_is_no_place_is_refused(history: History, after: str) -> None:
-    with pytest.raises(InvalidInput, match="after"):
-        await history.search("ответ", after=after)
+        encode(1),
+        encode([1], 2, None),
+        encode([-1], 0, None),
+        encode(["a"], 0, None),
+        encode([], 0, 5),
+        encode([], 0, "no place of a store"),
+        encode([1] * 1_001, 0, None),
+    ):
+        with pytest.raises(InvalidInput, match="after"):
+            await history.search("ответ", after=after)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "field"),
-    [({"owner": ""}, "owner"), ({"conversation": "\n"}, "conversation"), ({"limit": 0}, "limit")],
-)
-async def test_a_search_that_is_none_is_refused(history: History, arguments: Any, field: str) -> None:
-    with pytest.raises(InvalidInput) as caught:
-        await history.search("ответ", **arguments)
-
-    assert caught.value.field == field
+@pytest.mark.parametrize(("field", "value"), [("owner", ""), ("conversation", "\n"), ("limit", 0)])
+async def test_a_search_that_is_none_is_refused(history: History, field: str, value: Any) -> None:
+    with pytest.raises(InvalidInput, check=lambda refused: refused.field == field):
+        await history.search("ответ", **{field: value})
 
 
 class TestCommand:
@@ -239,7 +217,7 @@ class TestCommand:
             async with opened(tmp_path) as history:
                 await history.append("chat-1", Message.user("Где мой ответ?", id="m-1"), owner="42")
                 await history.append("chat-2", Message.assistant("Ответы\x1b[31m тут", id="m-2"), owner="43")
-                await deliver(history)
+                await deliver_all(history)
                 await history.append("chat-1", Message.user("ответь же", id="m-3"))
 
         asyncio.run(say_all())
@@ -254,14 +232,13 @@ class TestCommand:
         assert {lines[3], lines[5]} == {"    Где мой ответ?", "    Ответы [31m тут"}
 
     def test_owner_and_conversation_narrow_it(self, letopis: Any) -> None:
-        for arguments, expected in (
-            (("--owner", "42"), ["m-3", "m-1"]),
-            (("--owner", "43"), ["m-2"]),
-            (("--conversation", "chat-2"), ["m-2"]),
+        for option, value, expected in (
+            ("--owner", "42", ["m-3", "m-1"]),
+            ("--owner", "43", ["m-2"]),
+            ("--conversation", "chat-2", ["m-2"]),
         ):
-            code, out, _ = letopis("history", "search", "ответ", *arguments, "--json")
-            assert code == 0
-            assert [hit["message"]["id"] for hit in json.loads(out)["hits"]] == expected
+            code, out, _ = letopis("history", "search", "ответ", option, value, "--json")
+            assert (code, [hit["message"]["id"] for hit in json.loads(out)["hits"]]) == (0, expected)
 
     def test_the_json_is_what_is_documented(self, letopis: Any) -> None:
         code, out, _ = letopis("history", "search", "ответы", "--limit", "2", "--json")
@@ -283,9 +260,6 @@ class TestCommand:
         assert letopis("history", "search", "--", "-ответ")[0] == code
 
     def test_a_store_alone_is_searched(self, letopis: Any, tmp_path: Path) -> None:
-        code, out, _ = letopis(
-            "--outbox", "none.db", "--store", str(tmp_path / "bot.history.db"), "history", "search", "ответ", "--json"
-        )
-
-        assert code == 0
-        assert {hit["message"]["id"] for hit in json.loads(out)["hits"]} == {"m-1", "m-2"}
+        where = ("--outbox", "none.db", "--store", str(tmp_path / "bot.history.db"))
+        code, out, _ = letopis(*where, "history", "search", "ответ", "--json")
+        assert (code, {hit["message"]["id"] for hit in json.loads(out)["hits"]}) == (0, {"m-1", "m-2"})

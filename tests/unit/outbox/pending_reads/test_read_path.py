@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
-import sqlalchemy as sa
 
 from letopis.outbox import History, Relay
 from letopis.store import FaultClass, InvalidInput, Message, OutboxUnavailable, ReadTimeout, Saved, StoreFault
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.outbox_access import OutboxAccess
 from letopis.store.read.reader import StoreView, ViewQuery
+from tests.support.pruning import prune
 from tests.support.relays import deliver_all, sql
+from tests.support.sayings import all_pages, change, present
 
 
 @pytest.fixture
@@ -61,14 +64,14 @@ async def test_a_rewind_that_is_delivered_while_it_is_read_hides_nothing_said_af
     async def arrive() -> None:
         await deliver_all(history)
         if pruned:
-            await history.outbox.write(_prune)
+            await prune(history, keep_last=0)
 
     asked = between(monkeypatch, arrive)
 
     assert await ids(history, last=10) == ["q", "b"]
     assert asked == [1], "nothing has to be read twice for it"
     assert [one.id for one in (await history.context("c")).messages] == ["q", "b"]
-    assert (found := await history.chat("c").conversation()) is not None and found.message_count == 2
+    assert present(await history.chat("c").conversation()).message_count == 2
 
 
 async def test_what_is_said_and_delivered_while_it_is_read_is_not_cut_off(
@@ -97,9 +100,8 @@ async def test_a_store_that_is_restored_while_it_is_read_is_completed_from_the_f
     await deliver_all(history)
 
     async def lose() -> None:
-        async with history.store._runtime.callers_engine.begin() as connection:
-            for table in ("events", "messages", "conversations", "lanes"):
-                await connection.execute(sa.text(f"DELETE FROM letopis_{table}"))
+        tables = ("events", "messages", "conversations", "lanes")
+        await change(history.store, *(f"DELETE FROM letopis_{table}" for table in tables))
 
     asked = between(monkeypatch, lose)
 
@@ -121,15 +123,9 @@ async def test_chats_in_pages_of_two_hold_one_that_is_delivered_while_a_page_is_
         return page
 
     monkeypatch.setattr(ConversationStore, "conversations", delivered_after)
-    found: list[str] = []
-    after = None
-    while True:
-        page = await history.conversations(owner="42", after=after, limit=2)
-        found += [one.conversation_id for one in page]
-        if (after := page.next) is None:
-            break
+    found = await all_pages(partial(history.conversations, owner="42", limit=2))
 
-    assert found == ["c4", "c3", "c2", "c1", "c0"]
+    assert [one.conversation_id for one in found] == ["c4", "c3", "c2", "c1", "c0"]
 
 
 async def test_an_activation_that_is_delivered_while_it_is_looked_for_counts(
@@ -143,19 +139,12 @@ async def test_an_activation_that_is_delivered_while_it_is_looked_for_counts(
 
     async def delivered_before(self: OutboxAccess, read: Any) -> Any:
         await deliver_all(history)
-        await history.outbox.write(_prune)
+        await prune(history, keep_last=0)
         return await past(self, read)
 
     monkeypatch.setattr(OutboxAccess, "snapshot", delivered_before)
 
-    found = await history.active("42", create=False)
-
-    assert found is not None and found.conversation_id == "old"
-
-
-def _prune(connection: Any) -> None:
-    connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET pruned = delivered")
-    connection.exec_driver_sql("DELETE FROM letopis_outbox_events")
+    assert present(await history.active("42", create=False)).conversation_id == "old"
 
 
 # A question that takes too long.
@@ -175,30 +164,24 @@ async def test_a_slow_question_is_an_error_of_its_own_and_no_other_read_is_affec
 
     monkeypatch.setattr(ConversationStore, "conversation", slow)
 
-    async def others() -> list[bool]:
-        found = []
+    async def others() -> None:
         for _ in range(40):
-            found.append((await history.messages("c", last=5)).complete)
+            assert (await history.messages("c", last=5)).complete
             await asyncio.sleep(0.02)
-        return found
 
-    late, complete = await asyncio.gather(history.chat("c").conversation(as_of=2), others(), return_exceptions=True)
+    late, failed = await asyncio.gather(history.chat("c").conversation(as_of=2), others(), return_exceptions=True)
 
     assert isinstance(late, ReadTimeout)
     assert "timeout=" in str(late)
-    assert isinstance(complete, list) and all(complete)
+    assert failed is None
     assert not history._parts.gateway.unavailable
-    found = await history.chat("c").conversation(as_of=2, timeout=20)
-    assert found is not None and found.message_count == 1
+    assert present(await history.chat("c").conversation(as_of=2, timeout=20)).message_count == 1
 
 
 async def test_a_fault_that_is_no_outage_is_raised(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     await history.append("c", Message.user("one"))
-
-    async def refuse(*_: object) -> StoreView:
-        raise StoreFault(fault_class=FaultClass.POISON, code="22021", reason="refused")
-
-    monkeypatch.setattr(OutboxAccess, "view", refuse)
+    refused = StoreFault(fault_class=FaultClass.POISON, code="22021", reason="refused")
+    monkeypatch.setattr(OutboxAccess, "view", AsyncMock(side_effect=refused))
 
     with pytest.raises(StoreFault, match="refused"):
         await history.messages("c", last=5)
@@ -230,11 +213,9 @@ async def test_a_statement_that_the_server_cancels_does_not_make_it_count_as_awa
     await history.append("c", Message.user("one"))
     await deliver_all(history)
 
-    async def cancelled(_: ConversationStore) -> None:
-        raise StoreFault(fault_class=FaultClass.UNAVAILABLE, code="57014", reason="it took too long")
-
-    async def lost(_: ConversationStore) -> None:
-        raise StoreFault(fault_class=FaultClass.UNAVAILABLE, code="08006", reason="the connection was lost")
+    fault = partial(StoreFault, fault_class=FaultClass.UNAVAILABLE)
+    cancelled = AsyncMock(side_effect=fault(code="57014", reason="it took too long"))
+    lost = AsyncMock(side_effect=fault(code="08006", reason="the connection was lost"))
 
     assert await history._parts.gateway.read(cancelled) is None
     with pytest.raises(ReadTimeout):
@@ -277,11 +258,11 @@ async def test_what_is_said_after_an_outbox_was_restored_from_a_backup_is_read(t
     path, backup = tmp_path / "bot.outbox.db", tmp_path / "backup.db"
     async with History(path, relay=False) as history:
         await history.append("c1", Message.user("kept"))
-        await Relay(history.outbox, history.store).drain()
+        await deliver_all(history)
     shutil.copy(path, backup)
     async with History(path, relay=False) as history:
         await history.append("c1", Message.user("forgotten 1"), Message.user("forgotten 2"))
-        await Relay(history.outbox, history.store).drain()
+        await deliver_all(history)
     path.unlink()
     shutil.copy(backup, path)
 
@@ -294,8 +275,7 @@ async def test_what_is_said_after_an_outbox_was_restored_from_a_backup_is_read(t
         assert [one.text for one in found] == texts
         assert found[-1].saved is Saved.BLOCKED
         assert [one.text for one in await history.messages("c1", last=2)] == texts[-2:]
-        conversation = await history.chat("c1").conversation()
-        assert conversation is not None
+        conversation = present(await history.chat("c1").conversation())
         assert (conversation.message_count, conversation.pending) == (4, 1)
 
 
