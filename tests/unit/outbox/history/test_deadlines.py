@@ -15,6 +15,7 @@ from letopis.store.database.engines import create_store_engine
 from letopis.store.database.fault_classification import translated
 from tests.support import peers
 from tests.support.relays import end
+from tests.support.sayings import present
 
 SHORT = Timeouts(connect=1.0, statement=0.5, lock=1.0)
 ENOUGH = 30.0
@@ -64,17 +65,18 @@ async def test_a_black_hole_ends_by_our_own_clock(wire: tuple[peers.Wire, AsyncE
     line, engine = wire
     hole = line.flowing
 
+    def at(reached: str) -> None:
+        if stage == reached:
+            hole.clear()
+
     async def work() -> None:
         with translated():
-            if stage == "connect":
-                hole.clear()
+            at("connect")
             connection = await engine.connect()
             try:
-                if stage == "begin":
-                    hole.clear()
+                at("begin")
                 await connection.exec_driver_sql("SELECT 1")
-                if stage == "statement":
-                    hole.clear()
+                at("statement")
                 await connection.exec_driver_sql("SELECT 2")
                 hole.clear()
                 if stage == "commit":
@@ -89,8 +91,8 @@ async def test_a_black_hole_ends_by_our_own_clock(wire: tuple[peers.Wire, AsyncE
     fault = await fault_of(work())
 
     if stage != "close":  # what is closed may be lost: it need not be reported
-        assert fault is not None
-        assert fault.fault_class is {"commit": FaultClass.UNKNOWN_OUTCOME}.get(stage, FaultClass.UNAVAILABLE)
+        expected = FaultClass.UNKNOWN_OUTCOME if stage == "commit" else FaultClass.UNAVAILABLE
+        assert present(fault).fault_class is expected
     hole.set()
     async with engine.connect() as connection:
         assert (await connection.execute(sa.text("SELECT 3"))).scalar_one() == 3
@@ -108,9 +110,8 @@ async def test_a_cancelled_statement_in_a_black_hole_lets_go_soon(wire: tuple[pe
     task = asyncio.create_task(work())
     await asyncio.sleep(0.2)
     task.cancel()
-    done, _ = await asyncio.wait((task,), timeout=ENOUGH)
+    await asyncio.wait((task,), timeout=ENOUGH)
 
-    assert done
     assert task.cancelled()
 
 
@@ -128,5 +129,4 @@ async def test_an_answer_that_trickles_byte_by_byte_is_given_up(wire: tuple[peer
     fault = await fault_of(work())
     line.pace = None
 
-    assert fault is not None
-    assert fault.fault_class is FaultClass.UNAVAILABLE
+    assert present(fault).fault_class is FaultClass.UNAVAILABLE

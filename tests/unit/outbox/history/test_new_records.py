@@ -10,6 +10,7 @@ from letopis.outbox import BlockingHistory, History
 from letopis.store import ABSENT, RecordConflict, StoreUnavailable
 from tests.support.outages import locked_out
 from tests.support.relays import deliver_all
+from tests.support.sayings import present
 
 NAMESPACE = ("agent",)
 
@@ -29,8 +30,7 @@ async def test_what_the_outbox_does_not_know_does_not_exist(alone: History) -> N
         await records.put(NAMESPACE, "state", 2, expected=ABSENT)
     assert first.revision is not None
     await records.put(NAMESPACE, "state", 2, expected=first.revision)
-    found = await records.get(NAMESPACE, "state")
-    assert found is not None and found.value == 2
+    assert present(await records.get(NAMESPACE, "state")).value == 2
     assert [one.value for one in await records.list()] == [2]
     await records.delete(NAMESPACE, "state")
     assert await records.get(NAMESPACE, "state") is None
@@ -55,8 +55,7 @@ async def test_a_wrong_claim_loses_nothing_and_is_told(tmp_path: Path) -> None:
         records = history.records(conversation="chat", new=True)
         assert {one.key: one.value for one in await records.list()} == {"state": "stored", "other": "kept", "third": 3}
         # While the store answers, the claim changes nothing.
-        found = await records.get(NAMESPACE, "state")
-        assert found is not None and found.value == "stored" != conditional.revision
+        assert present(await records.get(NAMESPACE, "state")).value == "stored" != conditional.revision
         with pytest.raises(RecordConflict):
             await records.put(NAMESPACE, "state", "again", expected=ABSENT)
 

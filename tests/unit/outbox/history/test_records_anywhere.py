@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from letopis.outbox import History
+from letopis.outbox import History, Records
 from letopis.store import ABSENT, InvalidInput, StoreUnavailable
 from tests.support.relays import deliver_all
 
 CP = ("cp",)
+
+
+async def keys(records: Records) -> list[str]:
+    return [one.key for one in await records.list()]
 
 
 def test_records_open_the_history_and_work_in_any_loop(tmp_path: Path) -> None:
@@ -20,22 +24,17 @@ def test_records_open_the_history_and_work_in_any_loop(tmp_path: Path) -> None:
 
     async def main() -> list[str]:
         await records.put(CP, "here", 1)
-        await asyncio.to_thread(lambda: asyncio.run(_put(history, "there")))
+        await asyncio.to_thread(lambda: asyncio.run(records.put(CP, "there", 2)))
         async with history.transaction() as tx:
             await tx.put(records, CP, "together", 3, expected=ABSENT)
-        return [one.key for one in await records.list()]
+        return await keys(records)
 
     async def again() -> list[str]:
-        found = [one.key for one in await records.list()]
-        await history.close()
-        return found
+        async with history:
+            return await keys(records)
 
     assert asyncio.run(main()) == ["here", "there", "together"]
     assert asyncio.run(again()) == ["here", "there", "together"]  # opened again, in another loop
-
-
-async def _put(history: History, key: str) -> None:
-    await history.records(conversation="chat-1").put(CP, key, 2)
 
 
 async def test_several_are_deleted_in_one_append(bot: History) -> None:
@@ -46,14 +45,13 @@ async def test_several_are_deleted_in_one_append(bot: History) -> None:
     receipts = await records.delete_many([(CP, "a"), (CP, "c"), (CP, "never there")])
 
     assert [one.revision for one in receipts] == [None] * 3
-    assert [one.key for one in await records.list()] == ["b", "d"]
-    await deliver_all(bot)
-    assert [one.key for one in await records.list()] == ["b", "d"]
-    with pytest.raises(InvalidInput, match="keys"):
-        await records.delete_many([])
-    with pytest.raises(InvalidInput, match="key"):
-        await records.delete_many([(CP, "b"), (CP, "")])
-    assert len(await records.list()) == 2
+    for _ in range(2):
+        assert await keys(records) == ["b", "d"]
+        await deliver_all(bot)
+    for wrong, named in (([], "keys"), ([(CP, "b"), (CP, "")], "key")):
+        with pytest.raises(InvalidInput, match=named):
+            await records.delete_many(wrong)
+    assert await keys(records) == ["b", "d"]
 
 
 async def test_a_record_that_was_put_again_since_it_was_read_is_not_deleted(bot: History) -> None:
@@ -86,10 +84,8 @@ async def test_a_list_may_be_incomplete_while_the_store_is_away(alone: History) 
 
     page = await records.list(CP, reverse=True, limit=2, incomplete=True)
     rest = await records.list(CP, reverse=True, limit=9, after=page.next, incomplete=True)
-    assert [(one.key, one.value, one.current, one.saved) for one in page] == [
-        ("4", 4, False, False),
-        ("2", 2, False, False),
-    ]
+    found = [(one.key, one.value, one.current, one.saved) for one in page]
+    assert found == [("4", 4, False, False), ("2", 2, False, False)]
     assert [one.key for one in rest] == ["1", "0"]
     assert (page.complete, rest.complete, rest.next) == (False, False, None)
     assert [one.key for one in await records.list(CP, start="1", end="3", incomplete=True)] == ["1", "2"]

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from letopis.outbox import BlockingHistory, History, Receipt, Reply
+from letopis.outbox import BlockingHistory, History
 from letopis.store import Closed, InvalidInput, OutboxUnavailable
 from tests.support import victim
+from tests.support.relays import sql
 
 CHAT = "chat-1"
 
@@ -23,22 +24,19 @@ class Boom(Exception):
     """What a program of the caller's raises."""
 
 
-BALANCE = sa.text("SELECT credits FROM balance")
 SPEND = sa.text("UPDATE balance SET credits = credits - 1")
 
 
 @pytest.fixture
 async def history(tmp_path: Path) -> AsyncIterator[History]:
     async with History(tmp_path / "bot.outbox.db", relay=False, watch=False) as opened:
-        async with opened.outbox.engine.begin() as connection:
-            await connection.execute(sa.text("CREATE TABLE balance (credits INTEGER)"))
-            await connection.execute(sa.text("INSERT INTO balance VALUES (10)"))
+        await sql(opened.outbox, "CREATE TABLE balance AS SELECT 10 AS credits")
         yield opened
 
 
 async def balance(history: History) -> int:
-    async with history.outbox.engine.connect() as connection:
-        return int((await connection.execute(BALANCE)).scalar_one())
+    ((credits_left,),) = await sql(history.outbox, "SELECT credits FROM balance")
+    return int(credits_left)
 
 
 async def texts(history: History) -> list[tuple[str, bool]]:
@@ -46,10 +44,7 @@ async def texts(history: History) -> list[tuple[str, bool]]:
 
 
 async def drafts(history: History) -> int:
-    rows = await history.outbox.read(
-        lambda connection: connection.exec_driver_sql("SELECT count(*) FROM letopis_outbox_drafts").scalar_one()
-    )
-    return int(rows)
+    return len(await sql(history.outbox, "SELECT 1 FROM letopis_outbox_drafts"))
 
 
 async def test_both_are_there_after_the_commit(history: History) -> None:
@@ -69,15 +64,13 @@ async def test_both_are_there_after_the_commit(history: History) -> None:
     assert await texts(history) == [("hello there", False)]
     [message] = await history.messages(CHAT)
     assert (message.message.tokens, dict(message.message.metadata)) == (7, {"k": 1})
-    assert await balance(history) == 9
-    assert await drafts(history) == 0
+    assert (await balance(history), await drafts(history)) == (9, 0)
     assert [one.message_id for one in await history.unconfirmed()] == [reply.message_id]
     await reply.sent()
     assert await history.unconfirmed() == ()
 
 
 async def test_a_rollback_leaves_the_reply_unfinished_and_finishable(history: History) -> None:
-    lost: Receipt | None = None
     async with history.reply(CHAT, every=0) as reply:
         await reply.add("hello")
         with pytest.raises(Boom):  # noqa: PT012
@@ -85,7 +78,7 @@ async def test_a_rollback_leaves_the_reply_unfinished_and_finishable(history: Hi
                 await tx.execute(SPEND)
                 lost = await tx.finish(reply)
                 raise Boom
-        assert lost is not None and not await lost.saved(1)
+        assert not await lost.saved(1)
         assert await texts(history) == []
         await reply.add(" again")
         async with history.transaction() as tx:
@@ -113,10 +106,9 @@ async def test_what_would_wait_for_itself_is_refused_at_once(history: History) -
         await reply.add("hello")
         async with history.transaction() as tx:
             await tx.execute(SPEND)
-            with pytest.raises(OutboxUnavailable, match=r"tx\.finish"):
-                await reply.finish()
-            with pytest.raises(OutboxUnavailable, match=r"tx\.finish"):
-                await reply.sent()
+            for call in (reply.finish, reply.sent):
+                with pytest.raises(OutboxUnavailable, match=r"tx\.finish"):
+                    await call()
             await tx.finish(reply)
             with pytest.raises(Closed, match="end that first"):
                 await reply.finish()
@@ -132,13 +124,12 @@ async def test_a_reply_whose_block_lies_in_the_transaction(history: History) -> 
             await tx.finish(reply)
         await tx.execute(SPEND)
     assert await texts(history) == [("hello", False)]
-    cut: Reply | None = None
     with pytest.raises(Boom):  # noqa: PT012
         async with history.transaction(), history.reply(CHAT) as cut:
             await cut.add("cut")
             raise Boom
     assert time.monotonic() - begun < 9
-    assert cut is not None and cut._needs_retry
+    assert cut._needs_retry
     await history._parts.replies.retry()
     assert await texts(history) == [("hello", False), ("cut", True)]
     assert reply.receipt is None or reply.receipt.sequence == 2
@@ -213,6 +204,5 @@ async def test_killed_between_finish_and_commit(tmp_path: Path, at: str) -> None
     async with History(path, relay=False) as history:
         done = at == "committed"
         assert await texts(history) == [("hello there", not done)]
-        assert await balance(history) == (9 if done else 10)
-        assert await drafts(history) == 0
+        assert (await balance(history), await drafts(history)) == (9 if done else 10, 0)
         assert await history.unconfirmed() == ()

@@ -27,13 +27,14 @@ from letopis.outbox.pending_reads.merge import (
 )
 from letopis.outbox.pending_reads.merge_listing import ListingKey, PendingKeys, merge_list
 from letopis.outbox.pending_reads.pending_slice import PendingSlice
-from letopis.store import Body, Conflict, ConversationDeleted, ConversationRewound, Message, RecordedEvent
+from letopis.store import Body, Conflict, ConversationDeleted, ConversationRewound, Message
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage, Saved, Seen
 from letopis.store.model.event_types import ConversationStarted, MessageAppended, MessageEdited
 from letopis.store.model.events import NO_UPCASTERS, to_microseconds
 from letopis.store.read.paging import Window
 from letopis.store.read.reader import EMPTY_VIEW, StoreView
 from letopis.store.rules.fold import PathPosition
+from tests.support.sayings import present
 
 START = datetime(2026, 11, 26, tzinfo=UTC)
 ORIGIN = UUID(int=1)
@@ -44,20 +45,9 @@ def moment(number: int) -> datetime:
 
 
 def row(sequence: int, body: Body) -> StoredRow:
-    data = orjson.dumps(body.to_data()).decode()
-    at = to_microseconds(moment(sequence))
-    values = (
-        sequence,
-        UUID(int=sequence).bytes,
-        body.type,
-        body.schema_version,
-        data,
-        None,
-        b"digest",
-        b"salt",
-        at,
-        False,
-    )
+    data, at = orjson.dumps(body.to_data()).decode(), to_microseconds(moment(sequence))
+    event_id = UUID(int=sequence).bytes
+    values = (sequence, event_id, body.type, body.schema_version, data, None, b"digest", b"salt", at, False)
     return StoredRow(sequence, body.type, values)
 
 
@@ -133,13 +123,11 @@ def merged(slice_: PendingSlice, found: StoreView | None, **window: Any) -> Page
 
 def test_what_is_in_both_is_there_once_and_what_is_in_the_slice_alone_comes_after() -> None:
     slice_ = pending((3, say("c")), (4, say("d")), (5, say("e")))
-
     page = merged(slice_, view("a", "b", "c", "d"))
 
     assert texts(page) == ["a", "b", "c", "d", "e"]
     assert [one.saved for one in page][3:] == [Saved.SAVED, Saved.PENDING]
-    assert page.seen == Seen(sequence=5, version=4)
-    assert page.complete
+    assert (page.seen, page.complete) == (Seen(sequence=5, version=4), True)
 
 
 def test_a_rewind_that_was_delivered_in_between_cuts_nothing_off_that_came_after_it() -> None:
@@ -152,34 +140,35 @@ def test_a_rewind_that_was_delivered_in_between_cuts_nothing_off_that_came_after
     assert texts(merged(slice_, beyond)) == ["a", "d", "e"]
 
 
+PLACES = {name: PathPosition(version=number, on_path=True, count=number) for number, name in enumerate("abc", 1)}
+
+
 def test_a_pending_rewind_bounds_what_is_read_of_the_store() -> None:
     slice_ = pending((4, back("a")), (5, say("d")))
-    places = {"a": PathPosition(version=1, on_path=True, count=1)}
+    there = view("a", "b", "c", places=PLACES)
 
     assert slice_.names == {"a", "d"}
-    assert path_bound(slice_, view("a", "b", "c", places=places)) == 1
-    page = merged(slice_, replace(view("a", "b", "c", places=places), messages=(stored(1, "a"),)), last=5)
-    assert texts(page) == ["a", "d"]
-    found = merge_conversation(slice_, view("a", "b", "c", places=places), upcasters=NO_UPCASTERS)
-    assert found is not None
+    assert path_bound(slice_, there) == 1
+    assert texts(merged(slice_, replace(there, messages=(stored(1, "a"),)), last=5)) == ["a", "d"]
+    found = present(merge_conversation(slice_, there, upcasters=NO_UPCASTERS))
     assert (found.message_count, found.pending) == (2, 2)
 
 
-def test_path_bound_is_that_of_the_rewind_that_goes_back_furthest() -> None:
-    places = {name: PathPosition(version=number, on_path=True, count=number) for number, name in enumerate("abc", 1)}
-
-    for order in ("ab", "ba"):
-        slice_ = pending(*((number, back(name)) for number, name in enumerate(order, 4)))
-        assert path_bound(slice_, view("a", "b", "c", places=places)) == 1
-
-
 @pytest.mark.parametrize(
-    ("body", "bound"), [(back(None), 0), (ConversationDeleted(), 0), (back("gone"), None), (back("pending"), None)]
+    ("bodies", "bound"),
+    [
+        ([back("a"), back("b")], 1),  # the rewind that goes back furthest
+        ([back("b"), back("a")], 1),
+        ([back(None)], 0),
+        ([ConversationDeleted()], 0),
+        ([back("gone")], None),
+        ([back("pending")], None),
+    ],
 )
-def test_what_else_cuts_the_path(body: Body, bound: int | None) -> None:
-    slice_ = pending((3, say("pending")), (4, body))
+def test_what_cuts_the_path(bodies: list[Body], bound: int | None) -> None:
+    slice_ = pending((4, say("pending")), *enumerate(bodies, 5))
 
-    assert path_bound(slice_, view("a", "b")) == bound
+    assert path_bound(slice_, view("a", "b", "c", places=PLACES)) == bound
 
 
 def test_a_rewind_into_what_a_fork_inherits_takes_all_of_its_own_off_the_path() -> None:
@@ -216,9 +205,7 @@ def test_the_newest_of_a_slice_are_enough_for_a_window_on_the_newest() -> None:
 
 def test_events_that_the_store_holds_otherwise_come_after_its_own() -> None:
     slice_ = pending((2, say("mine")), delivered=1, state="blocked", diverged=True)
-
     there = replace(view("a", "other"), messages=(stored(1, "a"), stored(22, "other")))
-
     page = merged(slice_, there)
 
     assert texts(page) == ["a", "other", "mine"]
@@ -227,14 +214,12 @@ def test_events_that_the_store_holds_otherwise_come_after_its_own() -> None:
 
 def test_without_a_store_the_tail_answers_and_says_so() -> None:
     slice_ = pending((3, say("c")), (4, say("d")), since=2, delivered=3, pruned=2)
-
     page = merged(slice_, None, last=5)
 
     assert (texts(page), page.complete, page.next) == (["c", "d"], False, "3")
     assert [one.saved for one in page] == [Saved.SAVED, Saved.PENDING]
     assert page.seen == Seen(sequence=4, version=None)
-    found = merge_conversation(slice_, None, upcasters=NO_UPCASTERS)
-    assert found is not None
+    found = present(merge_conversation(slice_, None, upcasters=NO_UPCASTERS))
     assert (found.owner_id, found.version, found.pending) == ("42", 3, 1)
     assert merge_conversation(PendingSlice.nothing("c", ORIGIN, 0), None, upcasters=NO_UPCASTERS) is None
 
@@ -255,35 +240,17 @@ def test_places_go_on_where_the_store_ends() -> None:
     slice_ = pending((2, say("b")), (3, say("c")))
     there = replace(view("a"), version=10)  # other outboxes wrote nine events
 
-    page = merged(slice_, there)
-
-    assert [place_of(slice_, there, one) for one in page] == [1, 11, 12]
-    assert there.conversation is not None
-    of_store = replace(there, conversation=replace(there.conversation, version=10))
-    listed = merge_conversation(slice_, of_store, upcasters=NO_UPCASTERS)
-    alone = merge_conversation(slice_, None, upcasters=NO_UPCASTERS)
-    assert listed is not None and alone is not None
-    assert (listed.version, alone.version) == (10, 1)
+    assert [place_of(slice_, there, one) for one in merged(slice_, there)] == [1, 11, 12]
+    of_store = replace(there, conversation=replace(present(there.conversation), version=10))
+    for found, version in ((of_store, 10), (None, 1)):
+        assert present(merge_conversation(slice_, found, upcasters=NO_UPCASTERS)).version == version
     assert texts(merged(slice_, replace(there, messages=()), last=1, before=12)) == ["b"]
     assert texts(merged(slice_, replace(there, messages=()), first=5, after=11)) == ["c"]
 
 
 def test_events_are_filled_up_with_the_pending_ones() -> None:
     slice_ = pending((2, say("b")), (3, say("c")), (4, say("d")))
-    one = RecordedEvent(
-        conversation_id="c",
-        event_id=UUID(int=1),
-        origin_id=ORIGIN,
-        sequence=1,
-        type="message.appended",
-        schema_version=1,
-        data={},
-        metadata={},
-        digest=b"",
-        occurred_at=START,
-        version=1,
-        recorded_at=START,
-    )
+    one = replace(row(1, say("a")).event("c", ORIGIN), version=1)
 
     page = merge_events(slice_, view("a"), Page((one,)), after=0, limit=3)
     assert ([event.sequence for event in page], page.next) == ([1, 2, 3], "3")

@@ -19,13 +19,12 @@ from tests.support.relays import say
 
 async def test_slice_of_delivered_events_has_their_conflicts(outbox: OutboxFile) -> None:
     await say(outbox, "a", 3)
-    conflict = Conflict(expected=2, actual=7)
-    verdicts = {"a": {3: conflict}}
-    await outbox.write(partial(acknowledge, delivered={"a": 3}, now_us=1, superseded=verdicts))
+    conflicts = {3: Conflict(expected=2, actual=7)}
+    await outbox.write(partial(acknowledge, delivered={"a": 3}, now_us=1, superseded={"a": conflicts}))
 
     read = partial(read_slice, conversation_id="a", origin_id=outbox.origin.origin_id)
-    assert (await outbox.read(partial(on_cursor, work=partial(read, since=2)))).conflicts == {3: conflict}
-    assert (await outbox.read(partial(on_cursor, work=partial(read, since=3)))).conflicts == {}
+    for since, known in ((2, conflicts), (3, {})):
+        assert (await outbox.read(partial(on_cursor, work=partial(read, since=since)))).conflicts == known
 
 
 @pytest.mark.parametrize("events", [1, 8, 9])
