@@ -28,6 +28,23 @@ async def ack(outbox: OutboxFile, delivered: dict[str, int], now_us: int = NOW) 
     return await outbox.write(partial(acknowledge, delivered=delivered, now_us=now_us))
 
 
+async def block(outbox: OutboxFile, of: Lane, fault_class: str = "poison", fault: str = "no") -> bool:
+    return await outbox.write(lambda db: block_lane(db, of, attempts=4, fault_class=fault_class, fault=fault))
+
+
+async def retry_later(outbox: OutboxFile, of: Lane, attempts: int = 2) -> bool:
+    fault = {"fault_class": "poison", "fault": "no"}
+    return await outbox.write(lambda db: schedule_retry(db, of, attempts=attempts, due_at_us=5, **fault))
+
+
+def trouble(of: Lane) -> tuple[object, ...]:
+    return of.state, of.attempts, of.due_at_us, of.fault_class, of.fault
+
+
+async def rewind(outbox: OutboxFile, head: int) -> Any:
+    return await outbox.write(partial(rewind_lane, conversation_id="a", head=head, now_us=NOW))
+
+
 async def test_an_acknowledgement_moves_lanes_and_counts_events(outbox: OutboxFile) -> None:
     await say(outbox, "a", 4)
     await say(outbox, "b", 2)
@@ -67,23 +84,11 @@ async def test_the_age_never_lies_in_the_future_of_a_clock_that_was_set_back(out
 
 async def test_an_acknowledgement_heals_a_lane_in_trouble(outbox: OutboxFile) -> None:
     await say(outbox, "a", 3)
-    one = await lane(outbox, "a")
-    await outbox.write(
-        lambda connection: schedule_retry(connection, one, attempts=2, due_at_us=5, fault_class="poison", fault="no")
-    )
-    troubled = await lane(outbox, "a")
-    assert (troubled.state, troubled.attempts, troubled.due_at_us) == ("retrying", 2, 5)
-    assert (troubled.fault_class, troubled.fault) == ("poison", "no")
+    await retry_later(outbox, await lane(outbox, "a"))
+    assert trouble(await lane(outbox, "a")) == ("retrying", 2, 5, "poison", "no")
 
     await ack(outbox, {"a": 1})
-    healed = await lane(outbox, "a")
-    assert (healed.state, healed.attempts, healed.due_at_us, healed.fault_class, healed.fault) == (
-        "ready",
-        0,
-        0,
-        None,
-        None,
-    )
+    assert trouble(await lane(outbox, "a")) == ("ready", 0, 0, None, None)
 
 
 async def test_a_paused_lane_stays_paused(outbox: OutboxFile) -> None:
@@ -91,9 +96,7 @@ async def test_a_paused_lane_stays_paused(outbox: OutboxFile) -> None:
     await say(outbox, "a", 3)
     one = await lane(outbox, "a")
     await sql(outbox, "UPDATE letopis_outbox_lanes SET state = 'paused'")
-    marked = await outbox.write(
-        lambda connection: block_lane(connection, one, attempts=4, fault_class="poison", fault="no")
-    )
+    marked = await block(outbox, one)
     await ack(outbox, {"a": 1})
 
     assert not marked
@@ -104,78 +107,42 @@ async def test_a_mark_on_a_lane_that_moved_on_is_dropped(outbox: OutboxFile) -> 
     await say(outbox, "a", 3)
     one = await lane(outbox, "a")
     await ack(outbox, {"a": 1})
-    marked = await outbox.write(
-        lambda connection: (
-            block_lane(connection, one, attempts=4, fault_class="poison", fault="no"),
-            schedule_retry(connection, one, attempts=1, due_at_us=9, fault_class="poison", fault="no"),
-        )
-    )
 
-    assert marked == (False, False)
+    assert (await block(outbox, one), await retry_later(outbox, one)) == (False, False)
     assert (await lane(outbox, "a")).state == "ready"
 
 
 async def test_a_refusal_from_before_an_operator_retried_is_dropped(outbox: OutboxFile) -> None:
     """A relay that could not write for a while still holds it."""
     await say(outbox, "a")
-
-    async def retry_later(of: Lane, attempts: int) -> bool:
-        fault = {"fault_class": "poison", "fault": "no"}
-        return await outbox.write(
-            lambda connection: schedule_retry(connection, of, attempts=attempts, due_at_us=5, **fault)
-        )
-
-    assert await retry_later(await lane(outbox, "a"), 3)
+    assert await retry_later(outbox, await lane(outbox, "a"), 3)
     old = await lane(outbox, "a")
-    assert await retry_later(old, 4)
-    assert await retry_later(old, 4), "the same write again, after a commit that ended in an error"
+    assert await retry_later(outbox, old, 4)
+    assert await retry_later(outbox, old, 4), "the same write again, after a commit that ended in an error"
     assert await OutboxAdmin(outbox).retry(Selection()) == ["a"]
-    blocked = await outbox.write(
-        lambda connection: block_lane(connection, old, attempts=4, fault_class="poison", fault="no")
-    )
 
-    assert not blocked
-    assert not await retry_later(old, 4)
+    assert not await block(outbox, old)
+    assert not await retry_later(outbox, old, 4)
     assert (await lane(outbox, "a")).state == "ready"
 
 
-@pytest.mark.parametrize(
-    ("fault_class", "state"),
-    [
-        ("poison", "ready"),
-        ("unclassified", "ready"),
-        ("diverged", "blocked"),
-        ("lost", "blocked"),
-        ("damaged", "blocked"),
-    ],
-)
-async def test_what_is_given_back_is_what_the_store_was_to_blame_for(
-    outbox: OutboxFile, fault_class: str, state: str
-) -> None:
+@pytest.mark.parametrize("fault_class", ["poison", "unclassified", "diverged", "lost", "damaged"])
+async def test_what_is_given_back_is_what_the_store_was_to_blame_for(outbox: OutboxFile, fault_class: str) -> None:
+    state = "ready" if fault_class in ("poison", "unclassified") else "blocked"
     for name in ("blocked", "retrying", "fine"):
         await say(outbox, name, 3)
-    stuck, waiting = await lane(outbox, "blocked"), await lane(outbox, "retrying")
-    await outbox.write(
-        lambda connection: (
-            block_lane(connection, stuck, attempts=4, fault_class=fault_class, fault="no"),
-            schedule_retry(connection, waiting, attempts=2, due_at_us=9, fault_class="poison", fault="no"),
-        )
-    )
+    await block(outbox, await lane(outbox, "blocked"), fault_class)
+    await retry_later(outbox, await lane(outbox, "retrying"))
     given = await outbox.write(lambda connection: clear_fault(connection, ["blocked", "retrying", "fine", "unknown"]))
 
     assert given == (2 if state == "ready" else 1)
     assert (await lane(outbox, "blocked")).state == state
-    found = await lane(outbox, "retrying")
-    assert (found.state, found.attempts, found.due_at_us, found.fault) == ("ready", 0, 0, None)
+    assert trouble(await lane(outbox, "retrying")) == ("ready", 0, 0, None, None)
 
 
 async def test_a_long_fault_is_cut(outbox: OutboxFile) -> None:
     await say(outbox, "a")
-    one = await lane(outbox, "a")
-    await outbox.write(
-        lambda connection: block_lane(connection, one, attempts=1, fault_class="poison", fault="x" * 10_000)
-    )
-
+    await block(outbox, await lane(outbox, "a"), fault="x" * 10_000)
     assert (await lane(outbox, "a")).fault == "x" * MAX_FAULT_LENGTH
 
 
@@ -183,7 +150,7 @@ async def test_a_rewind_makes_delivered_events_owed_again_as_old_as_itself(outbo
     """Otherwise a lane that heals would count as stuck since its events were first appended."""
     await say(outbox, "a", 9)
     await ack(outbox, {"a": 10})
-    found = await outbox.write(partial(rewind_lane, conversation_id="a", head=4, now_us=NOW))
+    found = await rewind(outbox, 4)
     again = await lane(outbox, "a")
 
     assert (found.events, found.lost) == (6, 0)
@@ -195,7 +162,7 @@ async def test_a_rewind_makes_delivered_events_owed_again_as_old_as_itself(outbo
 async def test_a_rewind_never_moves_a_lane_on(outbox: OutboxFile) -> None:
     await say(outbox, "a", 9)
     await ack(outbox, {"a": 3})
-    found = await outbox.write(partial(rewind_lane, conversation_id="a", head=7, now_us=NOW))
+    found = await rewind(outbox, 7)
 
     assert (found.events, found.lost) == (0, 0)
     assert (await lane(outbox, "a")).delivered == 3
@@ -207,7 +174,7 @@ async def test_what_was_pruned_blocks_the_lane_as_far_back_as_the_file_reaches(o
     await ack(outbox, {"a": 8})
     await sql(outbox, "UPDATE letopis_outbox_lanes SET pruned = 5")
     await sql(outbox, "DELETE FROM letopis_outbox_events WHERE sequence <= 5")
-    found = [await outbox.write(partial(rewind_lane, conversation_id="a", head=head, now_us=NOW)) for head in (2, 2, 1)]
+    found = [await rewind(outbox, head) for head in (2, 2, 1)]
     stuck = await lane(outbox, "a")
 
     assert [(one.events, one.lost) for one in found] == [(3, 3), (0, 0), (0, 4)]
@@ -221,7 +188,7 @@ async def test_a_rewind_leaves_a_paused_lane_paused(outbox: OutboxFile, pruned: 
     await say(outbox, "a", 9)
     await ack(outbox, {"a": 8})
     await sql(outbox, f"UPDATE letopis_outbox_lanes SET state = 'paused', pruned = {pruned}")
-    await outbox.write(partial(rewind_lane, conversation_id="a", head=2, now_us=NOW))
+    await rewind(outbox, 2)
 
     again = await lane(outbox, "a")
     assert (again.state, again.delivered) == ("paused", max(2, pruned))
@@ -231,12 +198,11 @@ async def test_a_blocked_lane_that_is_rewound_is_tried_again_from_there(outbox: 
     """Its bad event is no longer the next one; it will be refused again when its turn comes."""
     await say(outbox, "a", 9)
     await ack(outbox, {"a": 5})
-    one = await lane(outbox, "a")
-    await outbox.write(lambda connection: block_lane(connection, one, attempts=4, fault_class="poison", fault="no"))
-    await outbox.write(partial(rewind_lane, conversation_id="a", head=2, now_us=NOW))
+    await block(outbox, await lane(outbox, "a"))
+    await rewind(outbox, 2)
 
     again = await lane(outbox, "a")
-    assert (again.state, again.delivered, again.attempts, again.fault) == ("ready", 2, 0, None)
+    assert (again.delivered, *trouble(again)) == (2, "ready", 0, 0, None, None)
 
 
 async def test_results_of_an_earlier_incarnation_are_told_apart(outbox: OutboxFile) -> None:
@@ -244,10 +210,6 @@ async def test_results_of_an_earlier_incarnation_are_told_apart(outbox: OutboxFi
         return is_current_lease(connection, 0), is_current_lease(connection, 1)
 
     assert await outbox.read(both) == (True, False)
-    await sql(
-        outbox,
-        "INSERT INTO letopis_outbox_relay"
-        " VALUES (1, 1, 'relay', 1, 'host', 'boot', 0, 0, 0, 'closed', 0, NULL, 0, NULL, NULL, 0, 0, NULL, 0, 0,"
-        " NULL, 0)",
-    )
+    relay = "1, 1, 'relay', 1, 'host', 'boot', 0, 0, 0, 'closed', 0, NULL, 0, NULL, NULL, 0, 0, NULL, 0, 0, NULL, 0"
+    await sql(outbox, f"INSERT INTO letopis_outbox_relay VALUES ({relay})")
     assert await outbox.read(both) == (False, True)

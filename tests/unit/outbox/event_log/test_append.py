@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
 
 import orjson
 import pytest
-import sqlalchemy as sa
 
 from letopis.outbox import OutboxFile
 from letopis.outbox.event_log.append import append_events
@@ -16,19 +14,19 @@ from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.store import Body, ConversationRenamed, ConversationStarted, Event, EventIdReused, InvalidInput, Message
 from letopis.store.model.event_types import MessageFailed, MessageRedacted, MessageSent
 from letopis.store.model.identifiers import derived_event_id
+from tests.support.relays import sql
 
 
 async def rows(outbox: OutboxFile, conversation_id: str = "c1") -> list[tuple[int, str, dict[str, Any]]]:
     statement = "SELECT sequence, type, data FROM letopis_outbox_log WHERE conversation_id = ? ORDER BY sequence"
-    found = await outbox.read(lambda connection: connection.exec_driver_sql(statement, (conversation_id,)).all())
-    return [(row[0], row[1], orjson.loads(row[2])) for row in found]
+    found = await sql(outbox, statement, (conversation_id,))
+    return [(sequence, name, orjson.loads(data)) for sequence, name, data in found]
 
 
 async def lane(outbox: OutboxFile, conversation_id: str = "c1") -> tuple[Any, ...]:
     statement = "SELECT owner_id, head, delivered, state FROM letopis_outbox_lanes WHERE conversation_id = ?"
-    return await outbox.read(
-        lambda connection: tuple(connection.exec_driver_sql(statement, (conversation_id,)).one_or_none() or ())
-    )
+    found = await sql(outbox, statement, (conversation_id,))
+    return found[0] if found else ()
 
 
 def said(text: str = "hi", **fields: Any) -> Prepared:
@@ -38,11 +36,9 @@ def said(text: str = "hi", **fields: Any) -> Prepared:
 async def test_a_conversation_begins_with_its_own_event(outbox: OutboxFile) -> None:
     appended = await outbox.append(prepare("c1", [Message.user("hi")], owner="42"))
 
-    assert [(sequence, name) for sequence, name, _ in await rows(outbox)] == [
-        (1, "conversation.started"),
-        (2, "message.appended"),
-    ]
-    assert (await rows(outbox))[0][2] == {"owner_id": "42"}
+    started, (sequence, name, _) = await rows(outbox)
+    assert started == (1, "conversation.started", {"owner_id": "42"})
+    assert (sequence, name) == (2, "message.appended")
     assert (appended.sequences, appended.owner_id, appended.written) == ((2,), "42", 2)
     assert await lane(outbox) == ("42", 2, 0, "ready")
 
@@ -66,10 +62,8 @@ async def test_an_owner_may_become_known_later_and_is_said_once(outbox: OutboxFi
     await outbox.append(prepare("c1", [Message.user("two")], owner="42"))
     await outbox.append(prepare("c1", [Message.user("three")], owner="42"))
 
-    assert [data.get("owner_id") for _, name, data in await rows(outbox) if name == "conversation.started"] == [
-        None,
-        "42",
-    ]
+    started = [data for _, name, data in await rows(outbox) if name == "conversation.started"]
+    assert [data.get("owner_id") for data in started] == [None, "42"]
     assert (await lane(outbox))[:2] == ("42", 5)
 
 
@@ -83,17 +77,14 @@ async def test_an_owner_may_become_known_later_and_is_said_once(outbox: OutboxFi
 )
 async def test_another_owner_is_refused_and_nothing_is_written(outbox: OutboxFile, other: Prepared) -> None:
     await outbox.append(prepare("c1", [Message.user("hi")], owner="42"))
-
     with pytest.raises(InvalidInput, match="owner"):
         await outbox.append(other)
-
     assert (await lane(outbox))[:2] == ("42", 2)
 
 
 async def test_two_owners_in_one_append_are_refused(outbox: OutboxFile) -> None:
     with pytest.raises(InvalidInput, match="owner"):
         await outbox.append(prepare("c1", [ConversationStarted(owner_id="1"), ConversationStarted(owner_id="2")]))
-
     assert await lane(outbox) == ()
 
 
@@ -102,10 +93,9 @@ async def test_the_same_event_id_again_is_found_though_it_derives_from_nothing(o
     first = await outbox.append(prepare("c1", [event]))
 
     assert (await outbox.append(prepare("c1", [event]))).sequences == first.sequences
-    with pytest.raises(EventIdReused):
-        await outbox.append(prepare("c1", [Event(type="custom.paid", data={"n": 2}, event_id=event.event_id)]))
-    with pytest.raises(EventIdReused):
-        await outbox.append(prepare("c2", [event]))
+    for name, other in (("c1", Event(type="custom.paid", data={"n": 2}, event_id=event.event_id)), ("c2", event)):
+        with pytest.raises(EventIdReused):
+            await outbox.append(prepare(name, [other]))
 
     assert len(await rows(outbox)) == 2
     assert await lane(outbox, "c2") == ()
@@ -156,22 +146,16 @@ async def test_the_time_of_an_event_is_no_part_of_its_content(outbox: OutboxFile
     assert (await outbox.append(prepare("c1", [Message.user("x", id="m")], occurred_at=late))).written == 0
 
 
-def test_nothing_to_append_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="nothing"):
-        prepare("c1", [])
-
-
-def test_a_bad_owner_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="owner"):
-        prepare("c1", [Message.user("x")], owner="")
+@pytest.mark.parametrize(("what", "owner", "reason"), [([], "42", "nothing"), ([Message.user("x")], "", "owner")])
+def test_nothing_to_append_and_a_bad_owner_are_refused(what: list[Message], owner: str, reason: str) -> None:
+    with pytest.raises(InvalidInput, match=reason):
+        prepare("c1", what, owner=owner)
 
 
 def test_metadata_and_time_go_to_every_event_that_is_made_here() -> None:
     moment = datetime(2026, 5, 1, tzinfo=UTC)
-
-    prepared = prepare(
-        "c1", [Message.user("x", id="m"), ConversationRenamed(title="T")], metadata={"k": 1}, occurred_at=moment
-    )
+    what = [Message.user("x", id="m"), ConversationRenamed(title="T")]
+    prepared = prepare("c1", what, metadata={"k": 1}, occurred_at=moment)
 
     assert {event.metadata for event in prepared.events} == {'{"k":1}'}
     assert {event.occurred_at for event in prepared.events} == {int(moment.timestamp() * 1_000_000)}
@@ -188,11 +172,7 @@ async def test_many_appends_in_one_transaction_are_judged_one_by_one(outbox: Out
         prepare("c1", [Message.user("e")]),
     ]
 
-    def run(connection: sa.Connection) -> list[Any]:
-        cursor = connection.connection.cursor()
-        return append_events(cursor, appends, now_us=1)
-
-    outcomes = await outbox.write(run)
+    outcomes = await outbox.write(lambda connection: append_events(connection.connection.cursor(), appends, now_us=1))
 
     assert [getattr(one, "sequences", type(one)) for one in outcomes] == [(2,), EventIdReused, InvalidInput, (2,), (3,)]
     assert [sequence for sequence, _, _ in await rows(outbox)] == [1, 2, 3]
@@ -203,7 +183,6 @@ async def test_more_ids_than_one_statement_takes_are_looked_up(outbox: OutboxFil
     first = await outbox.append(prepare("c1", messages))
 
     again = await outbox.append(prepare("c1", messages))
-
     assert again.sequences == first.sequences == tuple(range(2, 1_003))
     assert again.written == 0
 
@@ -211,13 +190,8 @@ async def test_more_ids_than_one_statement_takes_are_looked_up(outbox: OutboxFil
 async def test_ids_are_kept_as_bytes(outbox: OutboxFile) -> None:
     appended = await outbox.append(said(id="m"))
 
-    found = await outbox.read(
-        lambda connection: connection.exec_driver_sql(
-            "SELECT event_id, length(digest) FROM letopis_outbox_events WHERE sequence = 2"
-        ).one()
-    )
-    assert UUID(bytes=found[0]) == appended.event_ids[0]
-    assert found[1] == 32
+    found = await sql(outbox, "SELECT event_id, length(digest) FROM letopis_outbox_events WHERE sequence = 2")
+    assert found == [(appended.event_ids[0].bytes, 32)]
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 from uuid import UUID
 
 import pytest
@@ -28,6 +29,7 @@ from letopis.store.model.parts import Part
 from tests.support.platforms import posix_only
 from tests.support.relays import sql
 from tests.support.resources import open_descriptors
+from tests.support.sayings import present
 
 T = TypeVar("T")
 EMPTY = Message.assistant("")
@@ -45,16 +47,17 @@ async def run(outbox: OutboxFile, work: Callable[..., T], *args: Any, **words: A
 
 
 def draft(message_id: str = "m", *, text: str = "so far", writer: str = "w", event_id: UUID | None = None) -> Any:
-    return drafts.Draft(
-        conversation_id="c",
-        message_id=message_id,
-        event_id=event_id or UUID(int=7),
-        owner_id="42",
-        data=text,
-        writer=writer,
-        started_at=1,
-        updated_at=2,
-    )
+    return drafts.Draft("c", message_id, event_id or UUID(int=7), "42", text, writer, started_at=1, updated_at=2)
+
+
+async def owe(outbox: OutboxFile, name: str, *, owner: str | None = None, writer: str = "w") -> None:
+    """Have a reply wait to be confirmed; by its name it is the older, the earlier in the alphabet."""
+    of = {"event_id": UUID(int=ord(name[0])), "owner_id": owner, "writer": writer, "now_us": ord(name[0])}
+    await run(outbox, drafts.mark_unconfirmed, "c", name, **of)
+
+
+async def owed(outbox: OutboxFile, *owner: str) -> list[str]:
+    return [one.message_id for one in await run(outbox, drafts.list_unconfirmed, *owner)]
 
 
 # The rows.
@@ -92,21 +95,12 @@ async def test_a_late_checkpoint_brings_no_draft_back(history: History) -> None:
 async def test_what_is_to_be_gone_is_forgotten(outbox: OutboxFile) -> None:
     for name in ("a", "b"):
         await run(outbox, drafts.save, draft(name))
-        await run(
-            outbox,
-            drafts.mark_unconfirmed,
-            "c",
-            name,
-            event_id=UUID(int=ord(name)),
-            owner_id=None,
-            writer="w",
-            now_us=ord(name),
-        )
+        await owe(outbox, name)
 
     await run(outbox, drafts.erase, "c", "a")
 
     assert await run(outbox, drafts.list_keys, "w") == [("c", "b")]
-    assert [one.message_id for one in await run(outbox, drafts.list_unconfirmed)] == ["b"]
+    assert await owed(outbox) == ["b"]
     await run(outbox, drafts.erase, "another", None)
     assert await run(outbox, drafts.list_writers) == ["w"]
     await run(outbox, drafts.erase, "c", None)
@@ -114,38 +108,19 @@ async def test_what_is_to_be_gone_is_forgotten(outbox: OutboxFile) -> None:
 
 
 async def test_what_is_confirmed_is_owed_no_more(outbox: OutboxFile) -> None:
-    for number, name in enumerate("abc"):
-        await run(
-            outbox,
-            drafts.mark_unconfirmed,
-            "c",
-            name,
-            event_id=UUID(int=number),
-            owner_id=f"o{name}",
-            writer="w",
-            now_us=number,
-        )
+    for name in "abc":
+        await owe(outbox, name, owner=f"o{name}")
 
     await run(outbox, drafts.mark_confirmed, [("c", "a"), ("c", "never owed"), ("another", "b")])
 
-    assert [one.message_id for one in await run(outbox, drafts.list_unconfirmed)] == ["b", "c"]
-    assert [one.message_id for one in await run(outbox, drafts.list_unconfirmed, "oc")] == ["c"]
+    assert (await owed(outbox), await owed(outbox, "oc")) == (["b", "c"], ["c"])
 
 
 async def test_the_replies_of_those_who_are_gone_are_adopted_once(outbox: OutboxFile) -> None:
-    for number, writer in enumerate(("gone", "alive")):
-        await run(
-            outbox,
-            drafts.mark_unconfirmed,
-            "c",
-            writer,
-            event_id=UUID(int=number),
-            owner_id=None,
-            writer=writer,
-            now_us=number,
-        )
+    await owe(outbox, "a", writer="gone")
+    await owe(outbox, "b", writer="alive")
 
-    assert [one.message_id for one in await run(outbox, drafts.adopt, ["gone"], "mine")] == ["gone"]
+    assert [one.message_id for one in await run(outbox, drafts.adopt, ["gone"], "mine")] == ["a"]
     assert await run(outbox, drafts.adopt, ["gone"], "another") == []
     assert [one.writer for one in await run(outbox, drafts.list_unconfirmed)] == ["mine", "alive"]
 
@@ -164,11 +139,8 @@ def test_pieces_of_text_are_one_text() -> None:
     composition = composed("Good", "", " day", Text(" there"))
 
     assert composition.content == composition.text == "Good day there"
-    assert composition.characters == 14
-    assert not composition.empty
-    assert composed().empty
-    assert composed("").empty
-    assert composed().content == ""
+    assert (composition.characters, composition.empty) == (14, False)
+    assert composed().empty and composed("").empty and composed().content == ""
 
 
 def test_other_parts_stand_where_they_were_said() -> None:
@@ -248,8 +220,7 @@ def test_a_writer_lives_until_it_ends(tmp_path: Path) -> None:
     assert one.writer is None
     writer = one.acquire()
 
-    assert one.acquire() == one.writer == writer
-    assert another.acquire() != writer
+    assert one.acquire() == one.writer == writer != another.acquire()
     assert not one.is_abandoned(writer)
     assert not another.is_abandoned(writer)
     assert not one.is_abandoned(another.acquire())
@@ -268,9 +239,7 @@ def test_a_name_that_nobody_ever_had_is_gone(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("kept", encoding="utf-8")
     lock = WriterLock(tmp_path / "bot.outbox.db")
 
-    assert lock.is_abandoned(uuid7().hex)
-    assert lock.is_abandoned("/../secret")
-    assert lock.is_abandoned("")
+    assert all(lock.is_abandoned(writer) for writer in (uuid7().hex, "/../secret", ""))
     assert (tmp_path / "secret").read_text(encoding="utf-8") == "kept"
 
 
@@ -306,6 +275,17 @@ def test_what_the_dead_left_is_tidied_and_the_living_are_not_touched(tmp_path: P
     other_file.release()
 
 
+@contextmanager
+def started(program: str, outbox: Path) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+    """Run a program with the path of an outbox; return its process and what it prints."""
+    command = [sys.executable, "-c", textwrap.dedent(program), str(outbox)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process, present(process.stdout)
+        finally:
+            process.kill()
+
+
 @posix_only("Windows has no fork")
 def test_a_fork_neither_writes_for_its_parent_nor_keeps_it_alive(tmp_path: Path) -> None:
     program = """
@@ -327,12 +307,8 @@ def test_a_fork_neither_writes_for_its_parent_nor_keeps_it_alive(tmp_path: Path)
         time.sleep(60)
     """
     outbox = tmp_path / "bot.outbox.db"
-    parent = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program), str(outbox)], stdout=subprocess.PIPE, text=True
-    )
-    assert parent.stdout is not None
-    with parent, parent.stdout:
-        writer, child = parent.stdout.readline().split()
+    with started(program, outbox) as (parent, said):
+        writer, child = said.readline().split()
         try:
             assert not WriterLock(outbox).is_abandoned(writer)
             parent.kill()
@@ -340,7 +316,6 @@ def test_a_fork_neither_writes_for_its_parent_nor_keeps_it_alive(tmp_path: Path)
 
             assert WriterLock(outbox).is_abandoned(writer)
         finally:
-            parent.kill()
             os.kill(int(child), signal.SIGKILL)
 
 
@@ -357,19 +332,12 @@ def test_those_who_look_at_once_hurt_nobody_who_begins(tmp_path: Path) -> None:
         while True:
             lock.remove_stale()
     """
-    tidier = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program), str(outbox)], stdout=subprocess.PIPE, text=True
-    )
-    assert tidier.stdout is not None
-    with tidier, tidier.stdout:
-        try:
-            assert tidier.stdout.readline() == "begun\n"
-            for _ in range(200):
-                lock = WriterLock(outbox)
-                writer = lock.acquire()
-                assert writer_path(outbox, writer).exists()
-                assert not WriterLock(outbox).is_abandoned(writer)
-                lock.release()
-            assert tidier.poll() is None
-        finally:
-            tidier.kill()
+    with started(program, outbox) as (tidier, said):
+        assert said.readline() == "begun\n"
+        for _ in range(200):
+            lock = WriterLock(outbox)
+            writer = lock.acquire()
+            assert writer_path(outbox, writer).exists()
+            assert not WriterLock(outbox).is_abandoned(writer)
+            lock.release()
+        assert tidier.poll() is None

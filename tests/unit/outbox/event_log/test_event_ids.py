@@ -49,13 +49,11 @@ def _look_up(connection: sa.Connection, event_id: bytes) -> tuple[list[int], lis
     with closing(connection.connection.cursor()) as cursor:
         (indexed,) = cursor.execute("SELECT indexed FROM letopis_outbox_origin").fetchone()  # type: ignore[union-attr]
         found = find_positions(cursor, [event_id], indexed=indexed)
-    by_view = "SELECT position FROM letopis_outbox_known_ids WHERE event_id = ?"
-    plain = "SELECT position FROM letopis_outbox_events WHERE event_id = ?"
-    return (
-        found,
-        list(connection.exec_driver_sql(by_view, (event_id,)).scalars()),
-        list(connection.exec_driver_sql(plain, (event_id,)).scalars()),
+    by_view, plain = (
+        list(connection.exec_driver_sql(f"SELECT position FROM {table} WHERE event_id = ?", (event_id,)).scalars())
+        for table in ("letopis_outbox_known_ids", "letopis_outbox_events")
     )
+    return found, by_view, plain
 
 
 async def test_every_id_is_found_where_reading_all_events_finds_it(outbox: OutboxFile) -> None:
@@ -72,10 +70,9 @@ async def test_every_id_is_found_where_reading_all_events_finds_it(outbox: Outbo
         for event_id in chance.sample(sorted(seen), min(20, len(seen))):
             found, by_view, plain = await outbox.read(lambda connection, one=event_id: _look_up(connection, one))
             assert found == by_view == plain
-    path = outbox.path
     await outbox.close()
 
-    assert list(find_problems(path)) == []
+    assert list(find_problems(outbox.path)) == []
 
 
 async def test_the_newest_events_alone_are_not_in_the_index(outbox: OutboxFile) -> None:
@@ -105,16 +102,15 @@ async def test_the_position_of_a_pruned_event_is_not_used_again(outbox: OutboxFi
     ((last,),) = await sql(outbox, "SELECT max(position) FROM letopis_outbox_events")
     await _deliver_all(outbox)
     await _prune_all(outbox)
-    assert await sql(outbox, "SELECT count(*) FROM letopis_outbox_events") == [(0,)]
-    assert await sql(outbox, "SELECT count(*) FROM letopis_outbox_event_ids") == [(0,)]
+    for table in ("events", "event_ids"):
+        assert await sql(outbox, f"SELECT count(*) FROM letopis_outbox_{table}") == [(0,)]
     assert await outbox.read(lambda connection: newest_position(connection.connection.cursor())) == last
     await say(outbox, "b")
 
     assert await sql(outbox, "SELECT min(position) FROM letopis_outbox_events") == [(last + 1,)]
 
 
-async def test_positions_rise_beyond_a_new_identity(tmp_path: Path) -> None:
-    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+async def test_positions_rise_beyond_a_new_identity(outbox: OutboxFile) -> None:
     await say(outbox, "a", 3)
     await _deliver_all(outbox)
     ((last,),) = await sql(outbox, "SELECT max(position) FROM letopis_outbox_events")
@@ -128,8 +124,7 @@ async def test_positions_rise_beyond_a_new_identity(tmp_path: Path) -> None:
     assert list(find_problems(outbox.path)) == []
 
 
-async def test_an_id_that_is_missing_from_the_index_is_a_problem(tmp_path: Path) -> None:
-    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+async def test_an_id_that_is_missing_from_the_index_is_a_problem(outbox: OutboxFile) -> None:
     await say(outbox, "a", MAX_UNINDEXED_EVENTS)
     await sql(
         outbox,
@@ -161,25 +156,19 @@ async def test_an_append_writes_few_pages_also_into_a_long_log(outbox: OutboxFil
     names = [f"chat-{number}" for number in range(64)]
     for start in range(0, 20_000, 500):
         await _append(outbox, [names[(start + place) % 64] for place in range(500)])
-    _pages(outbox.path)
 
-    singly = 0
-    for number in range(64):
-        await _append(outbox, [names[number]])
-    singly = _pages(outbox.path)
-    together = 0
-    for _ in range(8):
-        await _append(outbox, names)
-        together += _pages(outbox.path)
+    async def pages_of(*appends: Sequence[str]) -> float:
+        """Return how many pages an append takes, the mean of these."""
+        _pages(outbox.path)
+        count = 0
+        for append in appends:
+            await _append(outbox, append)
+            count += _pages(outbox.path)
+        return count / len(appends)
+
+    assert await pages_of(*([name] for name in names)) <= 4.5
+    assert await pages_of(*[names] * 8) <= 100
     # Conversations with a page of the index each, as all of these, are the most expensive; new ones share pages.
     fresh = [f"new-{number}" for number in range(64)]
     await _append(outbox, fresh)
-    _pages(outbox.path)
-    shared = 0
-    for _ in range(8):
-        await _append(outbox, fresh)
-        shared += _pages(outbox.path)
-
-    assert singly / 64 <= 4.5
-    assert together / 8 <= 100
-    assert shared / 8 <= 40
+    assert await pages_of(*[fresh] * 8) <= 40

@@ -19,6 +19,7 @@ from letopis.outbox.event_log.lanes import DueBatches, count_lanes, delivered_po
 from letopis.store import Message, Seen
 from letopis.store.model.identifiers import partition_of
 from tests.support.relays import lane, say, sql
+from tests.support.sayings import present
 
 WAITS = RetryTimers(Clock(), longest=60)
 
@@ -57,10 +58,8 @@ async def test_a_batch_is_of_one_partition(outbox: OutboxFile) -> None:
     following = await due(outbox, partitions=16, exclude=sizes(found).keys())
 
     assert list(sizes(found)) == expected and found.full
-    other = partition_of(next(name for name in names if name not in expected), 16)
-    assert list(sizes(following)) == [
-        name for name in names if name not in expected and partition_of(name, 16) == other
-    ]
+    rest = [name for name in names if name not in expected]
+    assert list(sizes(following)) == [name for name in rest if partition_of(name, 16) == partition_of(rest[0], 16)]
     assert list(sizes(await due(outbox))) == names
 
 
@@ -106,8 +105,7 @@ async def test_a_batch_is_bounded_by_bytes_and_the_first_event_goes_in_any_case(
     for name in ("a", "b"):
         await outbox.append(prepare(name, [Message.user(text) for _ in range(20)]))
 
-    found = sizes(await due(outbox, max_bytes=1_000_000))
-    assert found == {"a": 5, "b": 5}
+    assert sizes(await due(outbox, max_bytes=1_000_000)) == {"a": 5, "b": 5}
     assert sizes(await due(outbox, max_bytes=50_000)) == {"a": 1, "b": 1}  # only what begins the conversations
     await outbox.write(lambda connection: acknowledge(connection, {"a": 1, "b": 1}, now_us=0))
     assert sizes(await due(outbox, max_bytes=50_000)) == {"a": 1}
@@ -116,7 +114,6 @@ async def test_a_batch_is_bounded_by_bytes_and_the_first_event_goes_in_any_case(
 async def test_an_append_with_one_condition_is_delivered_whole(
     outbox: OutboxFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
     def messages() -> list[Message]:
         return [Message.user("x" * 100) for _ in range(20)]
 
@@ -167,18 +164,12 @@ async def test_only_lanes_that_are_ready_or_due_again_are_served(outbox: OutboxF
 async def test_a_lane_that_waits_tells_for_how_long(outbox: OutboxFile) -> None:
     await say(outbox, "a")
     waits = RetryTimers(Clock(), longest=60)
-    one = await lane(outbox, "a")
-    due_at = waits.set("a", 30)
-    await outbox.write(
-        lambda connection: schedule_retry(
-            connection, one, attempts=1, due_at_us=due_at, fault_class="poison", fault="no"
-        )
-    )
+    fault = {"attempts": 1, "due_at_us": waits.set("a", 30), "fault_class": "poison", "fault": "no"}
+    await outbox.write(partial(schedule_retry, lane=await lane(outbox, "a"), **fault))
     found = await due(outbox, waits=waits)
 
     assert found.batches == ()
-    assert found.wait is not None
-    assert 28 < found.wait <= 30
+    assert 28 < present(found.wait) <= 30
 
 
 async def test_a_hole_in_the_file_is_reported_not_skipped(outbox: OutboxFile) -> None:
@@ -216,12 +207,10 @@ async def test_counts_say_what_is_owed(outbox: OutboxFile) -> None:
     await say(outbox, "gone", 1)
     await outbox.write(lambda connection: acknowledge(connection, {"gone": 2}, now_us=0))
     found = await outbox.read(count_lanes)
-    octets = await sql(
-        outbox, "SELECT sum(length(data)), min(appended_at) FROM letopis_outbox_log WHERE conversation_id <> 'gone'"
-    )
+    log = "SELECT sum(length(data)), min(appended_at) FROM letopis_outbox_log WHERE conversation_id <> 'gone'"
 
     assert found.pending == 7
-    assert (found.pending_bytes, found.oldest_pending_us) == octets[0]
+    assert [(found.pending_bytes, found.oldest_pending_us)] == await sql(outbox, log)
     assert found.lanes == {"ready": 1, "retrying": 0, "blocked": 1, "paused": 0}
 
 
@@ -248,9 +237,8 @@ async def test_a_large_backlog_is_read_in_bounded_memory(outbox: OutboxFile) -> 
 
     def fill(connection: sa.Connection) -> None:
         for block in range(50):
-            said = [
-                prepare(f"c{block:02}-{number}", [Message.user("x" * 500) for _ in range(9)]) for number in range(100)
-            ]
+            messages = [[Message.user("x" * 500) for _ in range(9)] for _ in range(100)]
+            said = [prepare(f"c{block:02}-{number}", nine) for number, nine in enumerate(messages)]
             append_events(connection.connection.cursor(), said, now_us=block)
 
     await outbox.write(fill)

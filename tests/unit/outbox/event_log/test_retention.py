@@ -7,13 +7,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 
 from letopis.outbox import OutboxFile, Retention
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.retention import Pruner
 from letopis.store import InvalidInput, Message
-from tests.support.relays import Hands, sql
+from tests.support.relays import Hands, say, sql
 
 
 @pytest.fixture
@@ -25,27 +24,24 @@ async def outbox(tmp_path: Path, hands: Hands) -> AsyncIterator[OutboxFile]:
 
 async def fill(outbox: OutboxFile, conversation_id: str, count: int, delivered: int) -> None:
     """Append ``count`` events and mark the first ``delivered`` of them as delivered."""
-    await outbox.append(prepare(conversation_id, [Message.user(str(n)) for n in range(count - 1)]))
-    statement = "UPDATE letopis_outbox_lanes SET delivered = ? WHERE conversation_id = ?"
-    await sql(outbox, statement, (delivered, conversation_id))
+    await say(outbox, conversation_id, count - 1)
+    lane = "UPDATE letopis_outbox_lanes SET delivered = ? WHERE conversation_id = ?"
+    await sql(outbox, lane, (delivered, conversation_id))
 
 
 async def held(outbox: OutboxFile, conversation_id: str) -> list[int]:
-    statement = "SELECT sequence FROM letopis_outbox_log WHERE conversation_id = ? ORDER BY sequence"
-    rows = await sql(outbox, statement, (conversation_id,))
+    log = "SELECT sequence FROM letopis_outbox_log WHERE conversation_id = ? ORDER BY sequence"
+    sequences = [sequence for (sequence,) in await sql(outbox, log, (conversation_id,))]
     lane = "SELECT pruned FROM letopis_outbox_lanes WHERE conversation_id = ?"
     [(pruned,)] = await sql(outbox, lane, (conversation_id,))
-    sequences = [row[0] for row in rows]
     assert sequences == list(range(pruned + 1, pruned + 1 + len(sequences))), "a lane never has a hole"
     return sequences
 
 
-async def round_of(outbox: OutboxFile, pruner: Pruner) -> int:
-    """Prune until the round is over; return how many transactions it took."""
-    transactions = 1
+async def round_of(outbox: OutboxFile, pruner: Pruner) -> None:
+    """Prune until the round is over."""
     while await outbox.write(pruner):
-        transactions += 1
-    return transactions
+        pass
 
 
 async def test_an_event_goes_when_it_is_delivered_old_and_not_among_the_last(outbox: OutboxFile, hands: Hands) -> None:
@@ -89,14 +85,15 @@ async def test_a_long_round_is_made_of_small_transactions(outbox: OutboxFile, ha
     pruner = Pruner(Retention(keep_last=5), outbox.now_us, limit=20)
     deleted: list[int] = []
 
-    def step(connection: sa.Connection) -> bool:
-        before = connection.exec_driver_sql("SELECT count(*) FROM letopis_outbox_events").scalar_one()
-        more = pruner(connection)
-        deleted.append(before - connection.exec_driver_sql("SELECT count(*) FROM letopis_outbox_events").scalar_one())
-        return more
+    async def count() -> int:
+        ((events,),) = await sql(outbox, "SELECT count(*) FROM letopis_outbox_events")
+        return int(events)
 
-    while await outbox.write(step):
-        pass
+    more = True
+    while more:
+        before = await count()
+        more = await outbox.write(pruner)
+        deleted.append(before - await count())
 
     assert max(deleted) <= 20
     assert sum(deleted) == pruner.pruned == 12 * 25
