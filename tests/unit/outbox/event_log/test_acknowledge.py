@@ -49,7 +49,6 @@ async def test_an_acknowledgement_moves_lanes_and_counts_events(outbox: OutboxFi
     await say(outbox, "a", 4)
     await say(outbox, "b", 2)
     found = await ack(outbox, {"a": 3, "b": 3})
-
     assert (found.events, found.missed) == (6, ())
     assert (await lane(outbox, "a")).delivered == 3
     assert (await lane(outbox, "b")).pending_since_us is None
@@ -61,7 +60,6 @@ async def test_what_did_not_move_is_reported(outbox: OutboxFile) -> None:
         await say(outbox, name, 3)
     await ack(outbox, {"there": 2, "back": 4})
     found = await ack(outbox, {"there": 2, "back": 1, "beyond": 5, "gone": 1})
-
     assert (found.events, set(found.missed)) == (0, {"there", "back", "beyond", "gone"})
     assert [(await lane(outbox, one)).delivered for one in ("there", "back", "beyond")] == [2, 4, 0]
 
@@ -71,14 +69,12 @@ async def test_the_age_of_what_is_owed_follows_the_oldest_event(outbox: OutboxFi
     await sql(outbox, "UPDATE letopis_outbox_events SET appended_at = 1000 + sequence")
     await sql(outbox, "UPDATE letopis_outbox_lanes SET pending_since = 1001")
     await ack(outbox, {"a": 2})
-
     assert (await lane(outbox, "a")).pending_since_us == 1003
 
 
 async def test_the_age_never_lies_in_the_future_of_a_clock_that_was_set_back(outbox: OutboxFile) -> None:
     await say(outbox, "a", 3)
     await ack(outbox, {"a": 2}, now_us=77)
-
     assert (await lane(outbox, "a")).pending_since_us == 77
 
 
@@ -86,7 +82,6 @@ async def test_an_acknowledgement_heals_a_lane_in_trouble(outbox: OutboxFile) ->
     await say(outbox, "a", 3)
     await retry_later(outbox, await lane(outbox, "a"))
     assert trouble(await lane(outbox, "a")) == ("retrying", 2, 5, "poison", "no")
-
     await ack(outbox, {"a": 1})
     assert trouble(await lane(outbox, "a")) == ("ready", 0, 0, None, None)
 
@@ -98,7 +93,6 @@ async def test_a_paused_lane_stays_paused(outbox: OutboxFile) -> None:
     await sql(outbox, "UPDATE letopis_outbox_lanes SET state = 'paused'")
     marked = await block(outbox, one)
     await ack(outbox, {"a": 1})
-
     assert not marked
     assert (await lane(outbox, "a")).state == "paused"
 
@@ -107,7 +101,6 @@ async def test_a_mark_on_a_lane_that_moved_on_is_dropped(outbox: OutboxFile) -> 
     await say(outbox, "a", 3)
     one = await lane(outbox, "a")
     await ack(outbox, {"a": 1})
-
     assert (await block(outbox, one), await retry_later(outbox, one)) == (False, False)
     assert (await lane(outbox, "a")).state == "ready"
 
@@ -120,7 +113,6 @@ async def test_a_refusal_from_before_an_operator_retried_is_dropped(outbox: Outb
     assert await retry_later(outbox, old, 4)
     assert await retry_later(outbox, old, 4), "the same write again, after a commit that ended in an error"
     assert await OutboxAdmin(outbox).retry(Selection()) == ["a"]
-
     assert not await block(outbox, old)
     assert not await retry_later(outbox, old, 4)
     assert (await lane(outbox, "a")).state == "ready"
@@ -134,7 +126,6 @@ async def test_what_is_given_back_is_what_the_store_was_to_blame_for(outbox: Out
     await block(outbox, await lane(outbox, "blocked"), fault_class)
     await retry_later(outbox, await lane(outbox, "retrying"))
     given = await outbox.write(lambda connection: clear_fault(connection, ["blocked", "retrying", "fine", "unknown"]))
-
     assert given == (2 if state == "ready" else 1)
     assert (await lane(outbox, "blocked")).state == state
     assert trouble(await lane(outbox, "retrying")) == ("ready", 0, 0, None, None)
@@ -152,7 +143,6 @@ async def test_a_rewind_makes_delivered_events_owed_again_as_old_as_itself(outbo
     await ack(outbox, {"a": 10})
     found = await rewind(outbox, 4)
     again = await lane(outbox, "a")
-
     assert (found.events, found.lost) == (6, 0)
     assert (again.delivered, again.state, again.pending_since_us) == (4, "ready", NOW)
     await ack(outbox, {"a": 6}, now_us=NOW + 5)
@@ -163,7 +153,6 @@ async def test_a_rewind_never_moves_a_lane_on(outbox: OutboxFile) -> None:
     await say(outbox, "a", 9)
     await ack(outbox, {"a": 3})
     found = await rewind(outbox, 7)
-
     assert (found.events, found.lost) == (0, 0)
     assert (await lane(outbox, "a")).delivered == 3
 
@@ -176,7 +165,6 @@ async def test_what_was_pruned_blocks_the_lane_as_far_back_as_the_file_reaches(o
     await sql(outbox, "DELETE FROM letopis_outbox_events WHERE sequence <= 5")
     found = [await rewind(outbox, head) for head in (2, 2, 1)]
     stuck = await lane(outbox, "a")
-
     assert [(one.events, one.lost) for one in found] == [(3, 3), (0, 0), (0, 4)]
     assert (stuck.delivered, stuck.state, stuck.fault_class) == (5, "blocked", "lost")
     assert "4 events" in (stuck.fault or "")
@@ -189,7 +177,6 @@ async def test_a_rewind_leaves_a_paused_lane_paused(outbox: OutboxFile, pruned: 
     await ack(outbox, {"a": 8})
     await sql(outbox, f"UPDATE letopis_outbox_lanes SET state = 'paused', pruned = {pruned}")
     await rewind(outbox, 2)
-
     again = await lane(outbox, "a")
     assert (again.state, again.delivered) == ("paused", max(2, pruned))
 
@@ -200,7 +187,6 @@ async def test_a_blocked_lane_that_is_rewound_is_tried_again_from_there(outbox: 
     await ack(outbox, {"a": 5})
     await block(outbox, await lane(outbox, "a"))
     await rewind(outbox, 2)
-
     again = await lane(outbox, "a")
     assert (again.delivered, *trouble(again)) == (2, "ready", 0, 0, None, None)
 

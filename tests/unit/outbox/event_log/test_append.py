@@ -35,7 +35,6 @@ def said(text: str = "hi", **fields: Any) -> Prepared:
 
 async def test_a_conversation_begins_with_its_own_event(outbox: OutboxFile) -> None:
     appended = await outbox.append(prepare("c1", [Message.user("hi")], owner="42"))
-
     started, (sequence, name, _) = await rows(outbox)
     assert started == (1, "conversation.started", {"owner_id": "42"})
     assert (sequence, name) == (2, "message.appended")
@@ -45,14 +44,12 @@ async def test_a_conversation_begins_with_its_own_event(outbox: OutboxFile) -> N
 
 async def test_a_beginning_that_was_given_is_not_said_twice(outbox: OutboxFile) -> None:
     await outbox.append(prepare("c1", [ConversationStarted(owner_id="42", title="Tea"), Message.user("hi")]))
-
     assert [name for _, name, _ in await rows(outbox)] == ["conversation.started", "message.appended"]
     assert (await lane(outbox))[0] == "42"
 
 
 async def test_an_owner_beside_a_beginning_without_one_still_reaches_the_history(outbox: OutboxFile) -> None:
     await outbox.append(prepare("c1", [ConversationStarted(title="Tea")], owner="42"))
-
     assert [data for _, _, data in await rows(outbox)] == [{"title": "Tea"}, {"owner_id": "42"}]
     assert (await lane(outbox))[:2] == ("42", 2)
 
@@ -61,7 +58,6 @@ async def test_an_owner_may_become_known_later_and_is_said_once(outbox: OutboxFi
     await outbox.append(said())
     await outbox.append(prepare("c1", [Message.user("two")], owner="42"))
     await outbox.append(prepare("c1", [Message.user("three")], owner="42"))
-
     started = [data for _, name, data in await rows(outbox) if name == "conversation.started"]
     assert [data.get("owner_id") for data in started] == [None, "42"]
     assert (await lane(outbox))[:2] == ("42", 5)
@@ -91,7 +87,6 @@ async def test_two_owners_in_one_append_are_refused(outbox: OutboxFile) -> None:
 async def test_the_same_event_id_again_is_found_though_it_derives_from_nothing(outbox: OutboxFile) -> None:
     event = Event(type="custom.paid", data={"n": 1})
     first = await outbox.append(prepare("c1", [event]))
-
     assert (await outbox.append(prepare("c1", [event]))).sequences == first.sequences
     for name, other in (("c1", Event(type="custom.paid", data={"n": 2}, event_id=event.event_id)), ("c2", event)):
         with pytest.raises(EventIdReused):
@@ -103,10 +98,8 @@ async def test_the_same_event_id_again_is_found_though_it_derives_from_nothing(o
 
 async def test_other_content_under_a_message_id_is_refused_by_name(outbox: OutboxFile) -> None:
     await outbox.append(said("yes", id="m-1"))
-
     with pytest.raises(EventIdReused, match="m-1") as caught:
         await outbox.append(prepare("c1", [Message.user("new"), Message.user("no", id="m-1")]))
-
     assert caught.value.message_id == "m-1"
     assert caught.value.event_id == derived_event_id("c1", "m-1")
     assert len(await rows(outbox)) == 2, "the append is all or nothing"
@@ -115,13 +108,11 @@ async def test_other_content_under_a_message_id_is_refused_by_name(outbox: Outbo
 async def test_the_same_message_id_in_another_conversation_is_another_message(outbox: OutboxFile) -> None:
     await outbox.append(prepare("c1", [Message.user("a", id="m")]))
     await outbox.append(prepare("c2", [Message.user("b", id="m")]))
-
     assert [len(await rows(outbox, name)) for name in ("c1", "c2")] == [2, 2]
 
 
 async def test_an_id_twice_in_one_append_is_one_event_or_an_error(outbox: OutboxFile) -> None:
     twice = await outbox.append(prepare("c1", [Message.user("a", id="m"), Message.user("a", id="m")]))
-
     assert twice.sequences == (2, 2)
     with pytest.raises(EventIdReused):
         await outbox.append(prepare("c1", [Message.user("b", id="n"), Message.user("c", id="n")]))
@@ -130,11 +121,9 @@ async def test_an_id_twice_in_one_append_is_one_event_or_an_error(outbox: Outbox
 
 async def test_a_part_that_is_there_already_keeps_its_place(outbox: OutboxFile) -> None:
     await outbox.append(said("one", id="m-1"))
-
     appended = await outbox.append(
         prepare("c1", [Message.user("two", id="m-2"), Message.user("one", id="m-1"), Message.user("three", id="m-3")])
     )
-
     assert appended.sequences == (3, 2, 4)
     assert appended.message_ids == ("m-2", "m-1", "m-3")
 
@@ -142,7 +131,6 @@ async def test_a_part_that_is_there_already_keeps_its_place(outbox: OutboxFile) 
 async def test_the_time_of_an_event_is_no_part_of_its_content(outbox: OutboxFile) -> None:
     early, late = datetime(2020, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC)
     await outbox.append(prepare("c1", [Message.user("x", id="m")], occurred_at=early))
-
     assert (await outbox.append(prepare("c1", [Message.user("x", id="m")], occurred_at=late))).written == 0
 
 
@@ -156,7 +144,6 @@ def test_metadata_and_time_go_to_every_event_that_is_made_here() -> None:
     moment = datetime(2026, 5, 1, tzinfo=UTC)
     what = [Message.user("x", id="m"), ConversationRenamed(title="T")]
     prepared = prepare("c1", what, metadata={"k": 1}, occurred_at=moment)
-
     assert {event.metadata for event in prepared.events} == {'{"k":1}'}
     assert {event.occurred_at for event in prepared.events} == {int(moment.timestamp() * 1_000_000)}
     assert prepared.message_ids == ("m", None)
@@ -181,7 +168,6 @@ async def test_many_appends_in_one_transaction_are_judged_one_by_one(outbox: Out
 async def test_more_ids_than_one_statement_takes_are_looked_up(outbox: OutboxFile) -> None:
     messages = [Message.user(str(number), id=f"m-{number}") for number in range(1_001)]
     first = await outbox.append(prepare("c1", messages))
-
     again = await outbox.append(prepare("c1", messages))
     assert again.sequences == first.sequences == tuple(range(2, 1_003))
     assert again.written == 0
@@ -189,7 +175,6 @@ async def test_more_ids_than_one_statement_takes_are_looked_up(outbox: OutboxFil
 
 async def test_ids_are_kept_as_bytes(outbox: OutboxFile) -> None:
     appended = await outbox.append(said(id="m"))
-
     found = await sql(outbox, "SELECT event_id, length(digest) FROM letopis_outbox_events WHERE sequence = 2")
     assert found == [(appended.event_ids[0].bytes, 32)]
 
@@ -207,6 +192,5 @@ async def test_append_tells_that_content_was_erased(outbox: OutboxFile, body: Bo
     await outbox.append(prepare("c1", [Message.user("one", id="m"), Message.user("two", id="gone")]))
     await outbox.append(prepare("c1", [MessageRedacted(message_id="gone")]))
     await outbox.append(prepare("c2", [ConversationRenamed(title="another")]))
-
     assert (await outbox.append(prepare("c1", [body]))).erased is erased
     assert (await outbox.append(said("three"))).erased is False

@@ -66,7 +66,6 @@ async def owed(outbox: OutboxFile, *owner: str) -> list[str]:
 async def test_a_checkpoint_goes_over_the_one_before(outbox: OutboxFile) -> None:
     assert await run(outbox, drafts.save, draft(text="one"))
     assert await run(outbox, drafts.save, draft(text="one two"))
-
     assert await run(outbox, drafts.find, "c", "m") == draft(text="one two")
     assert await run(outbox, drafts.list_keys, "w") == [("c", "m")]
     assert await run(outbox, drafts.list_writers) == ["w"]
@@ -74,18 +73,15 @@ async def test_a_checkpoint_goes_over_the_one_before(outbox: OutboxFile) -> None
 
 async def test_the_place_of_a_draft_is_its_own(outbox: OutboxFile) -> None:
     assert await run(outbox, drafts.save, draft())
-
     assert not await run(outbox, drafts.save, draft(text="other", writer="another"))
     assert not await run(outbox, drafts.save, draft(text="other", event_id=UUID(int=8)))
     await run(outbox, drafts.delete, "c", "m", UUID(int=8))
-
     assert await run(outbox, drafts.find, "c", "m") == draft()
 
 
 async def test_a_late_checkpoint_brings_no_draft_back(history: History) -> None:
     message = Message.assistant("whole")
     await history.append("c", message)
-
     assert not await run(history.outbox, drafts.save, draft(message.id, event_id=message.event_id))
     await sql(history.outbox, "UPDATE letopis_outbox_lanes SET deleted = 1")
     assert not await run(history.outbox, drafts.save, draft("another"))
@@ -98,7 +94,6 @@ async def test_what_is_to_be_gone_is_forgotten(outbox: OutboxFile) -> None:
         await owe(outbox, name)
 
     await run(outbox, drafts.erase, "c", "a")
-
     assert await run(outbox, drafts.list_keys, "w") == [("c", "b")]
     assert await owed(outbox) == ["b"]
     await run(outbox, drafts.erase, "another", None)
@@ -110,16 +105,13 @@ async def test_what_is_to_be_gone_is_forgotten(outbox: OutboxFile) -> None:
 async def test_what_is_confirmed_is_owed_no_more(outbox: OutboxFile) -> None:
     for name in "abc":
         await owe(outbox, name, owner=f"o{name}")
-
     await run(outbox, drafts.mark_confirmed, [("c", "a"), ("c", "never owed"), ("another", "b")])
-
     assert (await owed(outbox), await owed(outbox, "oc")) == (["b", "c"], ["c"])
 
 
 async def test_the_replies_of_those_who_are_gone_are_adopted_once(outbox: OutboxFile) -> None:
     await owe(outbox, "a", writer="gone")
     await owe(outbox, "b", writer="alive")
-
     assert [one.message_id for one in await run(outbox, drafts.adopt, ["gone"], "mine")] == ["a"]
     assert await run(outbox, drafts.adopt, ["gone"], "another") == []
     assert [one.writer for one in await run(outbox, drafts.list_unconfirmed)] == ["mine", "alive"]
@@ -137,7 +129,6 @@ def composed(*pieces: str | Part, limits: Limits | None = None) -> DraftContent:
 
 def test_pieces_of_text_are_one_text() -> None:
     composition = composed("Good", "", " day", Text(" there"))
-
     assert composition.content == composition.text == "Good day there"
     assert (composition.characters, composition.empty) == (14, False)
     assert composed().empty and composed("").empty and composed().content == ""
@@ -146,7 +137,6 @@ def test_pieces_of_text_are_one_text() -> None:
 def test_other_parts_stand_where_they_were_said() -> None:
     call = ToolCall("call-1", "weather", {"in": "Oslo"})
     composition = composed(Reasoning("hm"), Reasoning(", so"), "It is ", "cold", call, "!", File("file:///a"))
-
     assert composition.content == (Reasoning("hm, so"), Text("It is cold"), call, Text("!"), File("file:///a"))
     assert composition.text == "It is cold\n!"
     assert composition.characters == 11
@@ -167,10 +157,8 @@ def test_other_parts_stand_where_they_were_said() -> None:
 )
 def test_what_cannot_be_kept_is_refused_and_changes_nothing(what: Any, reason: str) -> None:
     composition = composed("so far")
-
     with pytest.raises(InvalidInput, match=reason):
         composition.add(what)
-
     assert composition.content == "so far"
 
 
@@ -205,7 +193,6 @@ def test_a_message_that_grows_too_large_says_so_in_time() -> None:
     composition = DraftContent(EMPTY, Limits(max_bytes=500))
     while len(composition.text.encode()) < 300:
         composition.add("чай")
-
     with pytest.raises(InvalidInput, match="larger than 500 bytes of JSON: finish it"):
         composition.add("чай" * 30)
     assert composition.text == "чай" * 50
@@ -238,7 +225,6 @@ def test_a_writer_lives_until_it_ends(tmp_path: Path) -> None:
 def test_a_name_that_nobody_ever_had_is_gone(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("kept", encoding="utf-8")
     lock = WriterLock(tmp_path / "bot.outbox.db")
-
     assert all(lock.is_abandoned(writer) for writer in (uuid7().hex, "/../secret", ""))
     assert (tmp_path / "secret").read_text(encoding="utf-8") == "kept"
 
@@ -248,7 +234,6 @@ def test_every_way_to_name_the_file_is_one(tmp_path: Path) -> None:
     (tmp_path / "link.db").symlink_to(tmp_path / "bot.outbox.db")
     one, another = WriterLock(tmp_path / "bot.outbox.db"), WriterLock(tmp_path / "link.db")
     writer = one.acquire()
-
     assert not another.is_abandoned(writer)
     one.release()
     assert another.is_abandoned(writer)

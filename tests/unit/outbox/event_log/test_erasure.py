@@ -56,7 +56,6 @@ async def test_an_acknowledgement_erases_the_same_number_of_events_whatever_the_
     await deliver_erasure(history, verb, count)
     assert 0 < STEP - await history.outbox.read(erased) < 3  # the first event starts the conversation
     assert await history.outbox.read(count_unerased) == 1
-
     steps = 0
     while await history.outbox.write(one_step):
         steps += 1

@@ -93,7 +93,6 @@ async def test_a_message_is_appended_once_whether_its_id_is_in_the_index_or_not(
     if indexed:
         await outbox.write(lambda connection: index_event_ids(connection.connection.cursor()))
     again = await outbox.append(prepared)
-
     assert (again.sequences, again.written) == (first.sequences, 0)
 
 
@@ -106,7 +105,6 @@ async def test_the_position_of_a_pruned_event_is_not_used_again(outbox: OutboxFi
         assert await sql(outbox, f"SELECT count(*) FROM letopis_outbox_{table}") == [(0,)]
     assert await outbox.read(lambda connection: newest_position(connection.connection.cursor())) == last
     await say(outbox, "b")
-
     assert await sql(outbox, "SELECT min(position) FROM letopis_outbox_events") == [(last + 1,)]
 
 
@@ -118,7 +116,6 @@ async def test_positions_rise_beyond_a_new_identity(outbox: OutboxFile) -> None:
     await assign_new_origin(outbox.path)
     outbox = await OutboxFile.open(outbox.path)
     await say(outbox, "a")
-
     assert await sql(outbox, "SELECT min(position) FROM letopis_outbox_events") == [(last + 1,)]
     await outbox.close()
     assert list(find_problems(outbox.path)) == []

@@ -34,7 +34,6 @@ def sizes(found: DueBatches) -> dict[str, int]:
 
 async def test_an_empty_outbox_owes_nothing(outbox: OutboxFile) -> None:
     found = await due(outbox)
-
     assert (found.batches, found.broken, found.wait, found.incarnation) == ((), (), None, 0)
 
 
@@ -42,7 +41,6 @@ async def test_what_was_said_comes_back_as_it_was_said(outbox: OutboxFile) -> No
     prepared = prepare("c", [Message.user("привет"), Message.assistant("hello", tokens=3)], owner="o")
     await outbox.append(prepared)
     (batch,) = (await due(outbox)).batches
-
     assert [one.sequence for one in batch.deliveries] == [1, 2, 3]
     assert [one.event for one in batch.deliveries[1:]] == list(prepared.events)
     assert batch.deliveries[0].event.type == "conversation.started"
@@ -53,10 +51,8 @@ async def test_a_batch_is_of_one_partition(outbox: OutboxFile) -> None:
     for name in names:
         await say(outbox, name)
     expected = [name for name in names if partition_of(name, 16) == partition_of("chat-0", 16)]
-
     found = await due(outbox, partitions=16)
     following = await due(outbox, partitions=16, exclude=sizes(found).keys())
-
     assert list(sizes(found)) == expected and found.full
     rest = [name for name in names if name not in expected]
     assert list(sizes(following)) == [name for name in rest if partition_of(name, 16) == partition_of(rest[0], 16)]
@@ -66,7 +62,6 @@ async def test_a_batch_is_of_one_partition(outbox: OutboxFile) -> None:
 async def test_the_oldest_debt_goes_first(outbox: OutboxFile) -> None:
     for name in ("b", "c", "a"):
         await say(outbox, name)
-
     assert list(sizes(await due(outbox))) == ["b", "c", "a"]
 
 
@@ -75,7 +70,6 @@ async def test_a_lane_of_ten_thousand_events_leaves_room_for_the_others(outbox: 
     for number in range(50):
         await say(outbox, f"short-{number}", 3)
     found = sizes(await due(outbox))
-
     assert len(found) == 51
     assert all(found[f"short-{number}"] == 4 for number in range(50))
     assert found["long"] == 100
@@ -85,7 +79,6 @@ async def test_many_long_lanes_share_a_batch_evenly(outbox: OutboxFile) -> None:
     for number in range(40):
         await say(outbox, f"long-{number}", 300)
     found = sizes(await due(outbox))
-
     assert sum(found.values()) == 500
     assert min(found.values()) == 12
 
@@ -93,7 +86,6 @@ async def test_many_long_lanes_share_a_batch_evenly(outbox: OutboxFile) -> None:
 async def test_a_batch_is_bounded_by_events_lanes_and_events_a_lane(outbox: OutboxFile) -> None:
     for number in range(10):
         await say(outbox, f"c{number}", 20)
-
     assert sum(sizes(await due(outbox, max_events=7)).values()) == 7
     assert len(sizes(await due(outbox, max_lanes=3))) == 3
     assert set(sizes(await due(outbox, per_lane=5)).values()) == {5}
@@ -104,7 +96,6 @@ async def test_a_batch_is_bounded_by_bytes_and_the_first_event_goes_in_any_case(
     text = "x" * 100_000
     for name in ("a", "b"):
         await outbox.append(prepare(name, [Message.user(text) for _ in range(20)]))
-
     assert sizes(await due(outbox, max_bytes=1_000_000)) == {"a": 5, "b": 5}
     assert sizes(await due(outbox, max_bytes=50_000)) == {"a": 1, "b": 1}  # only what begins the conversations
     await outbox.write(lambda connection: acknowledge(connection, {"a": 1, "b": 1}, now_us=0))
@@ -142,14 +133,12 @@ async def test_an_append_with_one_condition_is_delivered_whole(
 async def test_bytes_are_counted_as_they_are_sent(outbox: OutboxFile) -> None:
     """A Cyrillic letter is two bytes."""
     await outbox.append(prepare("a", [Message.user("ж" * 1_000) for _ in range(100)]))
-
     assert sizes(await due(outbox, max_bytes=100_000)) == {"a": 49}  # by characters it would be twice as many
 
 
 @pytest.mark.parametrize("data", [None, b"{}"])
 def test_damaged_data_come_as_text_that_matches_no_digest(data: Any) -> None:
     row = (1, bytes(16), "message.appended", 1, data, None, bytes(32), bytes(16), 0, 0)
-
     assert not lanes.sequenced_event("chat", row).event.intact
 
 
@@ -157,7 +146,6 @@ async def test_only_lanes_that_are_ready_or_due_again_are_served(outbox: OutboxF
     for state in ("ready", "retrying", "blocked", "paused"):
         await say(outbox, state)
         await sql(outbox, "UPDATE letopis_outbox_lanes SET state = ?1 WHERE conversation_id = ?1", (state,))
-
     assert list(sizes(await due(outbox))) == ["ready", "retrying"]
 
 
@@ -167,7 +155,6 @@ async def test_a_lane_that_waits_tells_for_how_long(outbox: OutboxFile) -> None:
     fault = {"attempts": 1, "due_at_us": waits.set("a", 30), "fault_class": "poison", "fault": "no"}
     await outbox.write(partial(schedule_retry, lane=await lane(outbox, "a"), **fault))
     found = await due(outbox, waits=waits)
-
     assert found.batches == ()
     assert 28 < present(found.wait) <= 30
 
@@ -208,7 +195,6 @@ async def test_counts_say_what_is_owed(outbox: OutboxFile) -> None:
     await outbox.write(lambda connection: acknowledge(connection, {"gone": 2}, now_us=0))
     found = await outbox.read(count_lanes)
     log = "SELECT sum(length(data)), min(appended_at) FROM letopis_outbox_log WHERE conversation_id <> 'gone'"
-
     assert found.pending == 7
     assert [(found.pending_bytes, found.oldest_pending_us)] == await sql(outbox, log)
     assert found.lanes == {"ready": 1, "retrying": 0, "blocked": 1, "paused": 0}
@@ -218,7 +204,6 @@ async def test_bytes_of_a_large_backlog_are_extrapolated(outbox: OutboxFile) -> 
     await outbox.append(prepare("a", [Message.user("x" * 100, id=f"m{number:05}") for number in range(12_000)]))
     found = await outbox.read(count_lanes)
     exact = (await sql(outbox, "SELECT sum(length(data)) FROM letopis_outbox_events"))[0][0]
-
     assert found.pending == 12_001
     assert abs(found.pending_bytes - exact) < exact / 100
 
@@ -227,7 +212,6 @@ async def test_tails_are_paged_by_conversation(outbox: OutboxFile) -> None:
     for name in ("a", "b", "c", "d"):
         await say(outbox, name, 2)
     await outbox.write(lambda connection: acknowledge(connection, {"a": 1, "b": 2, "d": 3}, now_us=0))
-
     assert await outbox.read(partial(delivered_positions, limit=2)) == {"a": 1, "b": 2}
     assert await outbox.read(partial(delivered_positions, after="b", limit=2)) == {"d": 3}
 

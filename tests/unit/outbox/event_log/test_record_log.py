@@ -47,10 +47,8 @@ async def test_delivered_values_beyond_the_budget_are_pruned_oldest_first_and_pe
     for number in range(6):
         await records.put(CP, f"{number}", bytes(100_000))
     await rows(history, "UPDATE letopis_outbox_lanes SET delivered = 4")
-
     pruned = await history.outbox.write(lambda connection: prune_bodies(connection.connection.cursor(), most=250_000))
     again = await history.outbox.write(lambda connection: prune_bodies(connection.connection.cursor(), most=0))
-
     assert (pruned, again) == (2, 2)
     assert await keys(history) == ["4", "5"]
     assert await rows(history, "SELECT pruned, delivered, head FROM letopis_outbox_lanes") == [(4, 4, 6)]
@@ -107,9 +105,7 @@ async def test_a_reset_and_a_put_of_one_commit_keep_their_order(history: History
     records = history.records(conversation="chat-1")
     put = together(records.scope, [prepare_put(records.scope, CP, "a", 1)])
     reset = prepare("chat-1", [ConversationRewound(erase=True)])
-
     await in_one_commit(history, (put, reset) if put_first else (reset, put))
-
     assert await keys(history) == ([] if put_first else ["a"])
 
 
@@ -135,7 +131,6 @@ async def test_changes_of_several_lanes_are_written_all_or_none(history: History
         await records.put_many([*puts, puts[0]])
     assert await rows(history, "SELECT count(*) FROM letopis_outbox_lanes") == [(0,)]
     receipts = await records.put_many(puts)
-
     assert len({receipt.revision for receipt in receipts}) == 40
     pending = "SELECT count(*) FROM letopis_outbox_lanes WHERE head > 0 AND pending_since IS NOT NULL"
     [(lanes,)] = await rows(history, pending)

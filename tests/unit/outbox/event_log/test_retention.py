@@ -47,10 +47,8 @@ async def round_of(outbox: OutboxFile, pruner: Pruner) -> None:
 async def test_an_event_goes_when_it_is_delivered_old_and_not_among_the_last(outbox: OutboxFile, hands: Hands) -> None:
     await fill(outbox, "c1", 10, delivered=8)
     pruner = Pruner(Retention(keep_last=4, keep_for=timedelta(hours=1)), outbox.now_us)
-
     await round_of(outbox, pruner)
     assert await held(outbox, "c1") == list(range(1, 11)), "still young"
-
     hands.advance(2 * 3_600)
     await fill(outbox, "c2", 3, delivered=3)
     await round_of(outbox, pruner)
@@ -61,9 +59,7 @@ async def test_an_event_goes_when_it_is_delivered_old_and_not_among_the_last(out
 async def test_what_is_pending_stays_whatever_its_age(outbox: OutboxFile, hands: Hands) -> None:
     await fill(outbox, "c1", 10, delivered=3)
     hands.advance(365 * 86_400)
-
     await round_of(outbox, Pruner(Retention(keep_last=0, keep_for=timedelta(0)), outbox.now_us))
-
     assert await held(outbox, "c1") == list(range(4, 11))
 
 
@@ -72,9 +68,7 @@ async def test_only_the_old_part_of_what_is_delivered_goes(outbox: OutboxFile, h
     hands.advance(3 * 3_600)
     await outbox.append(prepare("c1", [Message.user("new"), Message.user("newer")]))
     await sql(outbox, "UPDATE letopis_outbox_lanes SET delivered = head")
-
     await round_of(outbox, Pruner(Retention(keep_last=1, keep_for=timedelta(hours=1)), outbox.now_us))
-
     assert await held(outbox, "c1") == [6, 7]
 
 
@@ -108,9 +102,7 @@ async def test_a_message_that_was_let_go_may_be_appended_again_and_its_sequence_
     await sql(outbox, "UPDATE letopis_outbox_lanes SET delivered = head")
     hands.advance(2 * 86_400)
     await round_of(outbox, Pruner(Retention(keep_last=0), outbox.now_us))
-
     again = await outbox.append(prepare("c1", [Message.user("x", id="m")]))
-
     assert again.sequences == (3,)
     assert await held(outbox, "c1") == [3]
 

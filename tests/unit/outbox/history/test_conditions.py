@@ -59,9 +59,7 @@ async def refused(history: History, *what: Any, **options: Any) -> VersionConfli
 async def test_the_second_answer_to_one_question_conflicts_and_writes_nothing(history: History) -> None:
     question = await asked(history)
     first = await history.append(CHAT, Message.assistant("that"), after=question)
-
     conflict = await refused(history, after=question)
-
     assert (conflict.expected, conflict.actual) == (question.sequence, first.sequence)
     assert "read it again" in str(conflict)
 
@@ -80,10 +78,8 @@ FORMS: list[Callable[[History], Any]] = [
 async def test_whatever_was_read_can_be_given_back(history: History, form: Callable[..., Any], option: str) -> None:
     await asked(history)
     seen = await form(history)
-
     await history.append(CHAT, Message.assistant("that"), **{option: seen})
     conflict = await refused(history, **{option: seen})
-
     assert conflict.actual == seen.seen.sequence + 1
     for same in (seen.seen, seen.seen.sequence):
         await refused(history, **{option: same})
@@ -92,7 +88,6 @@ async def test_whatever_was_read_can_be_given_back(history: History, form: Calla
 async def test_what_is_not_there_yet_can_be_expected_empty(history: History) -> None:
     assert (await history.messages(CHAT)).seen is not None
     await history.append(CHAT, Message.user("first"), expected=(await history.messages(CHAT)).seen)
-
     assert (await refused(history, expected=0)).actual == 2
     assert (await refused(history, after=0)).actual == 2
 
@@ -109,7 +104,6 @@ async def test_what_is_not_there_yet_can_be_expected_empty(history: History) -> 
 async def test_what_changes_the_messages_is_in_the_way(history: History, between: Any) -> None:
     question = await asked(history)
     await history.append(CHAT, between)
-
     await refused(history, after=question)
     await refused(history, expected=question)
 
@@ -120,7 +114,6 @@ async def test_what_changes_the_messages_is_in_the_way(history: History, between
 async def test_what_does_not_is_not_but_for_a_strict_one(history: History, between: Any) -> None:
     question = await asked(history)
     await history.append(CHAT, between)
-
     await refused(history, expected=question)
     await refused(history, after=question, fail_if_types={between.type})
     await history.append(CHAT, Message.assistant("that"), after=question)
@@ -131,7 +124,6 @@ async def test_the_conflict_names_the_first_event_that_is_in_the_way(history: Hi
     await history.append(CHAT, ReactionAdded(message_id="m-1", key="like"))
     other = await history.append(CHAT, Message.user("and?"))
     await history.append(CHAT, Message.user("and?"))
-
     assert (await refused(history, after=question)).actual == other.sequence
 
 
@@ -197,7 +189,6 @@ async def test_a_turn_of_several_events_is_one_and_each_of_them_says_so(history:
     question = await asked(history)
     turn = await history.append(CHAT, Message.assistant("a"), Message.tool("b"), after=question)
     rows = await sql(history.outbox, "SELECT metadata FROM letopis_outbox_events WHERE sequence > 2 ORDER BY sequence")
-
     conditions = [Precondition.of(decode(row[0])) for row in rows]
     assert conditions == [
         Precondition(sequence=2, types=TURN_TYPES),
@@ -213,18 +204,15 @@ async def test_in_a_transaction_a_conflict_leaves_the_rest_of_it_usable(history:
         with pytest.raises(VersionConflict):
             await tx.append(CHAT, Message.assistant("late"), expected=question)
         await tx.append(CHAT, Message.assistant("more"), after=answer)
-
     assert await said(history) == ["what?", "that", "more"]
 
 
 async def test_what_a_transaction_took_back_is_in_nobodys_way(history: History) -> None:
     question = await asked(history)
-
     with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the end of the block is part of it
         async with history.transaction() as tx:
             await tx.append(CHAT, Message.assistant("that"), after=question)
             raise ZeroDivisionError
-
     await history.append(CHAT, Message.assistant("this"), expected=question)
     assert await said(history) == ["what?", "this"]
 
@@ -235,7 +223,6 @@ async def test_on_the_callers_own_connection_it_is_the_same(history: History) ->
         await history.append_in(session, CHAT, Message.assistant("that"), after=question)
         with pytest.raises(VersionConflict):
             await history.append_in(session, CHAT, Message.assistant("late"), after=question)
-
     assert await said(history) == ["what?", "that"]
 
 
@@ -259,7 +246,6 @@ async def test_nothing_is_answered_in_a_conversation_that_was_deleted(history: H
     answer = Message.assistant("that", id="m-2")
     first = await history.append(CHAT, answer, after=question)
     await history.append(CHAT, ConversationDeleted(reason="asked"))
-
     forms: list[dict[str, Any]] = [{}, {"after": question}, {"expected": 4}]
     for options in forms:
         with pytest.raises(ConversationGone, check=lambda gone: gone.conversation_id == CHAT):
@@ -317,7 +303,6 @@ async def test_with_a_condition_or_without_the_same_message_is_the_same(history:
     question = await asked(history)
     answer = Message.assistant("that", id="m-2")
     first = await history.append(CHAT, answer, metadata={"run": 1}, after=question)
-
     assert await history.append(CHAT, answer, metadata={"run": 1}) == first
     with pytest.raises(EventIdReused):
         await history.append(CHAT, answer, metadata={"run": 2}, after=question)

@@ -81,7 +81,6 @@ class TestTakingBack:
 
     async def test_pop_gives_back_what_it_takes(self, chat: History) -> None:
         popped = [await chat.chat("c1").pop() for _ in range(7)]
-
         assert [None if one is None else one.id for one in popped] == ["a2", "tool", "u2", "a1", "u1", "s0", None]
         assert await path(chat) == []
         await same_when_delivered(chat)
@@ -133,7 +132,6 @@ class TestTakingBack:
         await history.append("c1", *said("s0", "u1", *(f"a{number}" for number in range(20))))
         await deliver_all(history)
         await history.append("c1", *said("b1", "b2"))
-
         assert [one.id for one in await history.chat("c1").regenerate()] == ["u1"]
         assert await path(history) == ["s0", "u1"]
 
@@ -160,7 +158,6 @@ class TestTakingBack:
     async def test_concurrent_undos_take_a_turn_each(self, history: History) -> None:
         await history.append("c1", *said(*(f"{who}{number}" for number in range(9) for who in "ua")))
         await asyncio.gather(*(history.chat("c1").undo() for _ in range(3)))
-
         assert len(await path(history)) == 12
 
     @pytest.mark.parametrize("turns", [0, -1, True, "1", None])
@@ -216,7 +213,6 @@ class TestTargets:
             await deliver_all(other)
         await history.chat("c1").react("u1", "👍")
         await deliver_all(history)
-
         assert (await history.messages("c1"))[0].reactions == (Reaction(key="👍"),)
 
     @pytest.mark.parametrize("saved", [False, True])
@@ -343,10 +339,8 @@ class TestConversations:
 
     async def test_a_reset_everywhere_without_the_store_writes_nothing(self, alone: History) -> None:
         await alone.append("c1", *said("u1"))
-
         with pytest.raises(StoreUnavailable):
             await alone.chat("c1").reset(everywhere=True)
-
         assert await path(alone) == ["u1"]
         assert len(await alone.chat("c1").events()) == 2
 

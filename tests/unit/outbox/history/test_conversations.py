@@ -51,7 +51,6 @@ class TestActive:
 
     async def test_calls_at_once_begin_one_chat(self, history: History) -> None:
         found = await asyncio.gather(*(history.active(owner) for owner in ("42", "7") * 10))
-
         assert len({one.conversation_id for one in found if one is not None}) == 2
         assert len(await all_chats(history)) == 1
         assert not history._parts.conversations._starting
@@ -302,7 +301,6 @@ class TestStatistics:
         await deliver_all(history)
         await history.append("a", Message.user("more"))
         await history.append("c", ConversationStarted(owner_id="42"))
-
         assert (await history.statistics(owner="42")).conversations == 2
         assert (await history.statistics()).conversations == 3
 
@@ -313,7 +311,6 @@ class TestStatistics:
             if hour == 1:
                 await deliver_all(history)
         period = {"since": DAY + timedelta(hours=1), "until": DAY + timedelta(hours=3)}
-
         assert (await history.statistics(owner="42", **period)).tokens == 110
         assert (await history.statistics(**period)).messages == 2
 

@@ -63,7 +63,6 @@ def test_outbox_and_store_must_be_two_files(tmp_path: Path, store: str) -> None:
     (tmp_path / "same.db").touch()
     (tmp_path / "link.db").symlink_to(tmp_path / "same.db")
     given: Any = tmp_path / store if store != "store" else ConversationStore(tmp_path / "same.db")
-
     with pytest.raises(ConfigurationError, match="same file"):
         History(tmp_path / "same.db", store=given)
 
@@ -277,7 +276,6 @@ async def test_text_alone_is_told_how_to_become_a_message(history: History) -> N
 
 async def test_messages_have_a_bound_unless_all_are_wanted(history: History) -> None:
     await history.append("c1", *(Message.user(str(number)) for number in range(120)))
-
     page = await history.messages("c1")
     assert texts(page) == [str(number) for number in range(70, 120)]
     assert texts(await history.messages("c1", before=page.next)) == [str(number) for number in range(20, 70)]

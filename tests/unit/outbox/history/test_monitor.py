@@ -45,7 +45,6 @@ async def test_operators_are_told_by_a_channel_of_the_bots_own(tmp_path: Path) -
     async with History(tmp_path / "bot.outbox.db", store=DOWN, channels=[operators], rules=AT_ONCE) as history:
         await history.append("c1", Message.user("hi"), owner="42")
         await until(lambda: operators.got)
-
     assert operators.got[0].facts["kind"] == "store_down"
 
 
@@ -56,7 +55,6 @@ async def test_users_are_told_in_the_style_that_is_chosen(tmp_path: Path) -> Non
     ) as history:
         await history.append("c1", Message.user("hi"), owner="42")
         await until(lambda: told)
-
     assert "Не удалось сохранить ответ в историю мультичата" in told[0].text()
 
 

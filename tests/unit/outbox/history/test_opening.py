@@ -83,9 +83,7 @@ async def last_texts(history: History) -> list[str]:
 async def test_an_append_opens(tmp_path: Path) -> None:
     history = History(tmp_path / "bot.outbox.db")
     assert not (tmp_path / "bot.outbox.db").exists()
-
     receipt = await history.append("c1", Message.user("hi"))
-
     assert await receipt.saved(timeout=SOON)
     assert await texts(history) == ["hi"]
     await history.close()
@@ -105,7 +103,6 @@ async def test_a_read_a_reply_and_a_transaction_open_too(history: History, first
 async def test_tasks_that_use_it_first_together_open_it_once(history: History) -> None:
 
     await asyncio.gather(*(history.append("c1", Message.user(str(number))) for number in range(20)))
-
     assert len(REGISTRY.outboxes) == 1
     assert sorted(await texts(history), key=int) == [str(number) for number in range(20)]
 
@@ -114,9 +111,7 @@ async def test_what_belongs_to_the_loop_is_there_once_it_is_open(history: Histor
     for name in ("outbox", "store", "relay"):
         with pytest.raises(Closed, match=r"not open yet: await history.prepare\(\)"):
             getattr(history, name)
-
     await history.prepare()
-
     assert history.outbox.path == tmp_path / "bot.outbox.db"
     assert history.relay is None
 
@@ -187,7 +182,6 @@ async def test_it_is_closed_from_another_loop_and_thread(tmp_path: Path) -> None
     history = History(tmp_path / "bot.outbox.db")
     await history.append("c1", Message.user("hi"))
     await elsewhere(history.close)
-
     assert REGISTRY.outboxes == []
     with pytest.raises(Closed):
         await history.messages("c1")
@@ -196,7 +190,6 @@ async def test_it_is_closed_from_another_loop_and_thread(tmp_path: Path) -> None
 async def test_what_was_never_used_is_closed_without_being_opened(tmp_path: Path) -> None:
     history = History(tmp_path / "bot.outbox.db")
     await history.close()
-
     assert not (tmp_path / "bot.outbox.db").exists()
     with pytest.raises(Closed):
         await history.append("c1", Message.user("x"))
@@ -206,9 +199,7 @@ async def test_closing_during_the_opening_waits_for_it(tmp_path: Path) -> None:
     history = History(tmp_path / "bot.outbox.db", relay=False)
     using = asyncio.create_task(history.append("c1", Message.user("x")))
     await asyncio.sleep(0)
-
     await history.close()
-
     with pytest.raises(Closed):
         await using
     assert REGISTRY.outboxes == []
@@ -261,7 +252,6 @@ async def test_where_it_is_awaited_decides_not_where_it_is_called(history: Histo
     await history.prepare()
     made_here = history.append("c1", Message.user("hi"))
     await elsewhere(lambda: made_here)
-
     assert await texts(history) == ["hi"]
 
 
@@ -365,7 +355,6 @@ def test_one_history_serves_one_loop_after_the_other(tmp_path: Path) -> None:
 def test_a_receipt_of_a_loop_that_has_ended_says_so(tmp_path: Path) -> None:
     history = History(tmp_path / "bot.outbox.db", relay=False)
     receipt = asyncio.run(history.append("c1", Message.user("hi")))
-
     with pytest.raises(Closed, match="has ended, and this with it"):
         asyncio.run(receipt.saved(timeout=SOON))
 
@@ -512,9 +501,7 @@ async def test_histories_on_one_file_share_one_outbox(tmp_path: Path) -> None:
 
 async def test_two_that_make_the_file_together_share_it(tmp_path: Path) -> None:
     one, two = (History(tmp_path / "bot.outbox.db", relay=False) for _ in range(2))
-
     await asyncio.gather(one.append("c1", Message.user("a")), elsewhere(lambda: two.append("c1", Message.user("b"))))
-
     assert len(REGISTRY.outboxes) == 1
     assert sorted(await texts(one)) == ["a", "b"]
     await asyncio.gather(one.close(), two.close())
@@ -605,7 +592,6 @@ async def test_one_that_was_forgotten_does_not_keep_the_others_from_closing(tmp_
     del two
     gc.collect()
     await one.close()
-
     assert REGISTRY.outboxes == []
 
 
@@ -634,7 +620,6 @@ async def test_it_does_not_wait_for_the_loop_that_it_blocks(tmp_path: Path) -> N
     with pytest.raises(InEventLoop, match="own_thread=True"):
         BlockingHistory(tmp_path / "bot.outbox.db", relay=False, inside_loop="block")
     await history.close()
-
     blocking = await asyncio.to_thread(lambda: BlockingHistory(tmp_path / "b.db", relay=False, inside_loop="block"))
     assert blocking.messages("c1").items == ()
     blocking.close()

@@ -31,7 +31,6 @@ async def test_pending_messages_follow_the_saved_ones(history: History) -> None:
     await history.append("c1", Message.user("one"))
     await deliver_all(history)
     await history.append("c1", Message.assistant("two"))
-
     page = await history.messages("c1")
     found = [(one.text, one.saved, one.version) for one in page]
     assert found == [("one", Saved.SAVED, 2), ("two", Saved.PENDING, None)]
@@ -41,9 +40,7 @@ async def test_pending_messages_follow_the_saved_ones(history: History) -> None:
 async def test_a_conversation_that_the_store_does_not_know_yet_is_readable(history: History) -> None:
     await history.append("c1", Message.user("hi", tokens=3), owner="42")
     await history.append("c1", ConversationRenamed(title="Tea"))
-
     found = present(await history.chat("c1").conversation())
-
     assert (found.owner_id, found.title, found.message_count, found.tokens) == ("42", "Tea", 1, 3)
     assert (found.version, found.number, found.pending) == (0, None, 3)
     assert await texts(history) == ["hi"]
@@ -53,9 +50,7 @@ async def test_what_is_pending_is_counted_once_the_store_holds_a_part(history: H
     await history.append("c1", Message.user("one", tokens=1), owner="42")
     await deliver_all(history)
     await history.append("c1", Message.user("two", tokens=2), Message.user("three", tokens=4))
-
     found = present(await history.chat("c1").conversation())
-
     assert (found.version, found.message_count, found.tokens, found.pending, found.number) == (2, 3, 7, 2, 1)
 
 
@@ -64,9 +59,7 @@ async def test_a_pending_edit_shows_on_a_saved_message(history: History) -> None
     await deliver_all(history)
     await history.chat("c1").edit("m", "final")
     await history.chat("c1").sent("m", platform_ids={"telegram": 7}, sent_as="file", file_path="/tmp/x.md")  # noqa: S108
-
     [message] = await history.messages("c1", last=1)
-
     assert (message.text, message.edited, message.saved) == ("final", True, Saved.PENDING)
     assert message.delivery is Delivery.SENT
     assert message.delivery_data["platform_ids"] == {"telegram": 7}
@@ -77,7 +70,6 @@ async def test_a_pending_edit_of_a_message_outside_the_window_changes_nothing_sh
     await history.append("c1", Message.user("one", id="m-1"), Message.user("two", id="m-2"))
     await deliver_all(history)
     await history.chat("c1").edit("m-1", "ONE")
-
     assert await texts(history, last=1) == ["two"]
     assert await texts(history, first=1) == ["ONE"]
 
@@ -87,7 +79,6 @@ async def test_an_edit_behind_the_window_still_shows_in_it(history: History) -> 
         await history.append("c1", Message.user(str(number), id=f"m-{number}"))
     await history.chat("c1").edit("m-1", "edited")
     page = await history.messages("c1", last=3)
-
     assert await texts(history, last=3, before=page.next) == ["0", "edited", "2"]
     assert await texts(history, first=2) == ["0", "edited"]
 
@@ -95,7 +86,6 @@ async def test_an_edit_behind_the_window_still_shows_in_it(history: History) -> 
 async def test_a_blocked_conversation_says_so(history: History) -> None:
     await history.append("c1", Message.user("hi"))
     await sql(history.outbox, "UPDATE letopis_outbox_lanes SET state = 'blocked'")
-
     assert [one.saved for one in await history.messages("c1")] == [Saved.BLOCKED]
 
 
@@ -107,7 +97,6 @@ async def test_pages_in_both_directions_cover_everything_once(history: History, 
         await history.append("c1", Message.user(str(2 * number)), Message.user(str(2 * number + 1)))
     await deliver(history, delivered) if delivered else None
     expected = [str(number) for number in range(12)]
-
     messages = partial(history.messages, "c1")
     newest_first = await all_pages(partial(messages, last=size), by="before", most=size)
     oldest_first = await all_pages(partial(messages, first=size), by="after", most=size)
@@ -133,7 +122,6 @@ async def test_events_are_paged_across_the_border(history: History) -> None:
         await history.append("c1", Event(type="custom.step", data={"n": number}))
     await deliver(history, 4)
     found = await all_pages(partial(history.chat("c1").events, limit=3))
-
     assert [event.version for event in found] == [1, 2, 3, 4, None, None, None, None, None]
     assert [event.type for event in found] == ["conversation.started", "message.appended"] + ["custom.step"] * 7
 
@@ -157,7 +145,6 @@ async def test_what_neither_store_nor_tail_hold_makes_a_page_incomplete(history:
     for number in range(4):
         await history.append("c1", Message.user(str(number)))
     await deliver_all(history)
-
     await prune(history, keep_last=2)
     assert await texts(history) == ["0", "1", "2", "3"]
     async with ConversationStore.open(tmp_path / "empty.db") as empty:
@@ -198,9 +185,7 @@ async def test_the_list_shows_conversations_as_they_stand(history: History) -> N
     await history.append("c1", Message.user("one"), owner="42")
     await deliver_all(history)
     await history.append("c1", ConversationRenamed(title="New"), Message.user("two"))
-
     [found] = await history.conversations(owner="42")
-
     assert (found.title, found.message_count, found.pending, found.number) == ("New", 2, 2, 1)
 
 
@@ -211,9 +196,7 @@ async def test_a_conversation_whose_owner_only_the_store_knows_is_listed_with_wh
         await other.append("c1", ConversationStarted(owner_id="42", title="Theirs"))
         await deliver_all(other)
     await history.append("c1", Message.user("mine"))
-
     [found] = await history.conversations(owner="42")
-
     assert (found.conversation_id, found.message_count, found.pending) == ("c1", 1, 2)
 
 

@@ -39,7 +39,6 @@ async def test_a_relay_in_another_process_makes_it_true(tmp_path: Path) -> None:
 async def test_without_a_relay_it_is_false_when_the_time_is_over(history: History) -> None:
     receipt = await history.append("c1", Message.user("hi"))
     started = time.monotonic()
-
     assert not await receipt.saved(timeout=0.2)
     assert 0.15 < time.monotonic() - started < 20
     assert await receipt.state() is Saved.PENDING
@@ -49,9 +48,7 @@ async def test_a_blocked_conversation_is_told_at_once(history: History) -> None:
     receipt = await history.append("c1", Message.user("hi"))
     waiting = asyncio.ensure_future(receipt.saved())
     await asyncio.sleep(0.05)
-
     await sql(history.outbox, "UPDATE letopis_outbox_lanes SET state = 'blocked'")
-
     assert not await asyncio.wait_for(waiting, 10)
     assert await receipt.state() is Saved.BLOCKED
 
@@ -60,13 +57,11 @@ async def test_a_receipt_of_an_append_that_was_pruned_is_true(history: History) 
     receipt = await history.append("c1", Message.user("hi"))
     await deliver_all(history)
     await prune(history, keep_last=0)
-
     assert await receipt.saved(timeout=60)
 
 
 async def test_a_receipt_speaks_of_all_its_events(history: History) -> None:
     receipt = await history.append("c1", Message.user("1"), Message.user("2"), Message.user("3"))
-
     await Relay(history.outbox, history.store, batch=3).drain_once()
     assert not await receipt.saved(timeout=0.05)
     await Relay(history.outbox, history.store, batch=3).drain_once()
@@ -90,7 +85,6 @@ async def test_drained_does_not_wait_for_what_waits_for_a_person(history: Histor
     await history.append("c1", Message.user("hi"))
     assert not await history.drained(timeout=0.05)
     await sql(history.outbox, "UPDATE letopis_outbox_lanes SET state = 'blocked'")
-
     assert not await asyncio.wait_for(history.drained(), 10)
 
 
@@ -114,13 +108,10 @@ async def _skipped(history: History) -> Receipt:
 async def test_a_skipped_event_is_never_called_saved(history: History) -> None:
     """A receipt of a skipped event waited for ever, and said "saved" once the tombstone had been pruned."""
     receipt = await _skipped(history)
-
     assert not await receipt.saved(timeout=20)
     assert await receipt.state() is Saved.BLOCKED
-
     assert await Relay(history.outbox, history.store).drain() == 1
     await prune(history, keep_last=0)
-
     assert not await receipt.saved(timeout=20)
     assert await receipt.state() is Saved.BLOCKED
 

@@ -97,5 +97,4 @@ async def test_a_list_is_complete_while_the_store_answers(bot: History) -> None:
     records = bot.records(conversation="chat-1")
     await records.put(CP, "a", 1)
     page = await records.list(CP, incomplete=True)
-
     assert page.complete and [one.current for one in page] == [True]

@@ -100,7 +100,6 @@ async def test_a_reply_becomes_one_message(history: History) -> None:
 
 async def test_leaving_the_block_finishes(history: History) -> None:
     reply = await write(history)
-
     assert await reply.finish(tokens=1) == present(reply.receipt)
     with pytest.raises(Closed, match="has ended"):
         await reply.add("more")
@@ -127,7 +126,6 @@ async def test_parts_are_kept_in_their_places(history: History) -> None:
     async with history.reply("c") as reply:
         for piece in (Reasoning("so"), Reasoning("..."), "It is ", "cold", File("file:///map")):
             await reply.add(piece)
-
     (message,) = await history.messages("c")
     assert message.message.content == (Reasoning("so..."), Text("It is cold"), File("file:///map"))
     assert reply.text == message.text == "It is cold"
@@ -201,7 +199,6 @@ async def test_an_exception_after_the_end_changes_nothing(history: History) -> N
             await reply.add("Hello")
             await reply.finish()
             raise RuntimeError("the platform is away")
-
     assert await said(history) == [("Hello", False)]
     assert [one.message_id for one in await history.unconfirmed()] == [reply.message_id]
 
@@ -295,7 +292,6 @@ async def test_a_finish_that_has_begun_is_not_taken_back(history: History) -> No
 async def test_a_wrong_beginning_is_refused(history: History, arguments: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidInput, check=lambda refused: refused.field == field):
         await history.reply("c", **arguments).__aenter__()
-
     assert history._parts.replies.writing == {}
 
 

@@ -76,9 +76,7 @@ async def test_an_edit_to_the_same_word_is_found_once(history: History) -> None:
     await deliver_all(history)
     await history.append("a", MessageEdited(message_id="m", content="ответ два"))
     await history.append("a", MessageEdited(message_id="n", content="и это ответ"))
-
     page = await history.search("ответ")
-
     assert [(hit.message.id, hit.message.text) for hit in page] == [("n", "и это ответ"), ("m", "ответ два")]
 
 
@@ -179,9 +177,7 @@ async def test_a_damaged_event_hides_itself_only(history: History) -> None:
     await say(history, "b", two="ответ", three="ответ")
     async with history.outbox.engine.begin() as connection:
         await connection.exec_driver_sql("UPDATE letopis_outbox_events SET data = '{broken' WHERE data LIKE '%two%'")
-
     page = await history.search("ответ")
-
     assert ids(page) == ["three", "one"]
     assert not page.complete
 
@@ -224,7 +220,6 @@ class TestCommand:
 
     def test_it_shows_what_it_found(self, letopis: Any) -> None:
         code, out, err = letopis("history", "search", "ответ")
-
         assert (code, err) == (0, "")
         lines = out.splitlines()
         assert lines[0].startswith("chat-1  ") and lines[0].endswith("user  [pending]")
@@ -242,7 +237,6 @@ class TestCommand:
 
     def test_the_json_is_what_is_documented(self, letopis: Any) -> None:
         code, out, _ = letopis("history", "search", "ответы", "--limit", "2", "--json")
-
         found = json.loads(out)
         assert code == 0
         assert set(found) == {"hits", "next", "complete", "unindexed"}

@@ -138,7 +138,6 @@ async def test_order_is_that_of_the_appends_and_not_of_the_clock(bot: Bot) -> No
         await bot.write("c", text)
     bot.crash()
     await bot.step()
-
     assert bot.platform.texts == ["one", "two", "three"]
 
 
@@ -191,7 +190,6 @@ async def test_reply_that_is_too_old_at_the_start_is_not_sent(bot: Bot) -> None:
     await bot.write("c", "new")
     bot.crash()
     await bot.step()
-
     assert bot.platform.texts == ["new"]
     assert [told.failure for told in bot.told] == ["not sent within 86400 s"]
 
@@ -201,7 +199,6 @@ async def test_refused_reply_is_given_up_at_once_and_the_next_one_goes(bot: Bot)
     bot.crash()
     bot.platform.answers.append(SendRefused("the user has blocked the bot"))
     await bot.step()
-
     assert bot.platform.texts == ["one", "two"]
     assert [told.failure for told in bot.told] == ["the user has blocked the bot"]
     messages = await bot.history.messages("c")
@@ -249,7 +246,6 @@ async def test_whatever_the_sender_returns_confirms_the_reply(bot: Bot, answer: 
     bot.platform.answers.append(answer)
     await bot.step()
     await bot.forward(1)
-
     assert len(bot.platform.calls) == 1
     [message] = await bot.history.messages("c")
     assert message.delivery is Delivery.SENT
@@ -320,7 +316,6 @@ async def test_bot_that_confirms_first_is_not_doubled(bot: Bot) -> None:
     await bot.step()
     await bot.history.chat("c").sent(message_id)
     await bot.forward(60)
-
     assert len(bot.platform.calls) == 1
 
 

@@ -296,7 +296,6 @@ async def test_append_in_takes_the_session_of_a_transaction(shop: History) -> No
     async with shop.transaction() as tx, tx.session() as session:
         session.add(Order(what="tea"))
         await shop.append_in(session, "c1", Message.assistant("Ordered."))
-
     assert (await orders(shop), await said(shop)) == (["tea"], ["Ordered."])
 
 
@@ -309,7 +308,6 @@ async def test_a_session_of_the_bot_commits_both_and_wakes_the_relay(history: Hi
         await session.execute(pay())
         receipt = await history.append_in(session, "c1", Message.user("hi"), owner="42")
         assert not await receipt.saved(timeout=0.05)
-
     assert await receipt.saved(timeout=20)
     assert await left(history) == 9
 
@@ -488,5 +486,4 @@ async def test_a_task_that_opens_a_second_transaction_is_refused_at_once(history
         with pytest.raises(OutboxUnavailable, match="holds a transaction on the outbox already"):
             await history.transaction().__aenter__()
         await tx.append("c1", Message.user("one"))
-
     assert (await history.append("c1", Message.user("two"))).sequence == 3

@@ -111,7 +111,6 @@ async def test_a_trip_is_no_longer_than_it_was(trip: Trip, tmp_path: Path, monke
     monkeypatch.delitem(sys.modules, "opentelemetry.trace", raising=False)  # without spans
     async with warm(tmp_path) as (profile, history, relay):
         trips = [await profile.of(await trip.prepare(history, relay, f"chat-{run}")) for run in range(RUNS)]
-
     shortest = min(trips, key=len)
     assert len(shortest) > trip.calls // 2, "a trip that is half as long needs a lower number, or was not counted"
     assert len(shortest) <= trip.calls, shortest

@@ -124,7 +124,6 @@ def merged(slice_: PendingSlice, found: StoreView | None, **window: Any) -> Page
 def test_what_is_in_both_is_there_once_and_what_is_in_the_slice_alone_comes_after() -> None:
     slice_ = pending((3, say("c")), (4, say("d")), (5, say("e")))
     page = merged(slice_, view("a", "b", "c", "d"))
-
     assert texts(page) == ["a", "b", "c", "d", "e"]
     assert [one.saved for one in page][3:] == [Saved.SAVED, Saved.PENDING]
     assert (page.seen, page.complete) == (Seen(sequence=5, version=4), True)
@@ -135,7 +134,6 @@ def test_a_rewind_that_was_delivered_in_between_cuts_nothing_off_that_came_after
     slice_ = pending((3, back("a")), (4, say("d")))
     there = replace(view("a"), sequence=5, version=5)
     beyond = replace(there, messages=(stored(1, "a"), stored(4, "d"), stored(5, "e")))
-
     assert path_bound(slice_, beyond) is None
     assert texts(merged(slice_, beyond)) == ["a", "d", "e"]
 
@@ -146,7 +144,6 @@ PLACES = {name: PathPosition(version=number, on_path=True, count=number) for num
 def test_a_pending_rewind_bounds_what_is_read_of_the_store() -> None:
     slice_ = pending((4, back("a")), (5, say("d")))
     there = view("a", "b", "c", places=PLACES)
-
     assert slice_.names == {"a", "d"}
     assert path_bound(slice_, there) == 1
     assert texts(merged(slice_, replace(there, messages=(stored(1, "a"),)), last=5)) == ["a", "d"]
@@ -167,21 +164,18 @@ def test_a_pending_rewind_bounds_what_is_read_of_the_store() -> None:
 )
 def test_what_cuts_the_path(bodies: list[Body], bound: int | None) -> None:
     slice_ = pending((4, say("pending")), *enumerate(bodies, 5))
-
     assert path_bound(slice_, view("a", "b", "c", places=PLACES)) == bound
 
 
 def test_a_rewind_into_what_a_fork_inherits_takes_all_of_its_own_off_the_path() -> None:
     slice_ = pending((3, back("inherited")), (4, say("d")))
     fork = view("a", "b", inherits=True)
-
     assert path_bound(slice_, fork) == 0
     assert texts(merged(slice_, replace(fork, messages=()))) == ["d"]
 
 
 def test_a_rewind_that_came_too_late_cuts_nothing() -> None:
     slice_ = pending((3, back(None)), (4, say("d")), conflicts={3: Conflict(expected=1, actual=2)})
-
     assert path_bound(slice_, view("a", "b")) is None
     assert texts(merged(slice_, view("a", "b"))) == ["a", "b", "d"]
 
@@ -189,16 +183,13 @@ def test_a_rewind_that_came_too_late_cuts_nothing() -> None:
 def test_an_edit_that_the_store_has_already_is_not_applied_over_a_later_one() -> None:
     slice_ = pending((2, MessageEdited(message_id="a", content="older")))
     newer = replace(stored(1, "a"), message=Message.user("newest", id="a"), edited=True)
-
     assert texts(merged(slice_, replace(view("a"), messages=(newer,), sequence=3, version=3))) == ["newest"]
     assert texts(merged(slice_, view("a"))) == ["older"]
 
 
 def test_the_newest_of_a_slice_are_enough_for_a_window_on_the_newest() -> None:
     slice_ = pending((8, say("h")), (9, say("i")), since=2, left_out=True)
-
     page = merged(slice_, view("a", "b"), last=2)
-
     assert (texts(page), page.next) == (["h", "i"], "8")
     assert texts(merged(slice_, view("a", "b", "c", "d", "e", "f", "g"), last=2)) == ["h", "i"]
 
@@ -207,7 +198,6 @@ def test_events_that_the_store_holds_otherwise_come_after_its_own() -> None:
     slice_ = pending((2, say("mine")), delivered=1, state="blocked", diverged=True)
     there = replace(view("a", "other"), messages=(stored(1, "a"), stored(22, "other")))
     page = merged(slice_, there)
-
     assert texts(page) == ["a", "other", "mine"]
     assert page[2].saved is Saved.BLOCKED
 
@@ -215,7 +205,6 @@ def test_events_that_the_store_holds_otherwise_come_after_its_own() -> None:
 def test_without_a_store_the_tail_answers_and_says_so() -> None:
     slice_ = pending((3, say("c")), (4, say("d")), since=2, delivered=3, pruned=2)
     page = merged(slice_, None, last=5)
-
     assert (texts(page), page.complete, page.next) == (["c", "d"], False, "3")
     assert [one.saved for one in page] == [Saved.SAVED, Saved.PENDING]
     assert page.seen == Seen(sequence=4, version=None)
@@ -226,7 +215,6 @@ def test_without_a_store_the_tail_answers_and_says_so() -> None:
 
 def test_up_to_an_event_means_not_beyond_it() -> None:
     slice_ = pending((2, say("b")), (3, say("c")), (4, back("a")))
-
     page = merge_messages(slice_, view("a"), Window(), upcasters=NO_UPCASTERS, upto=2)
     assert texts(page) == ["a", "b"]
     assert path_bound(slice_, view("a"), upto=3) is None
@@ -239,7 +227,6 @@ def test_up_to_an_event_means_not_beyond_it() -> None:
 def test_places_go_on_where_the_store_ends() -> None:
     slice_ = pending((2, say("b")), (3, say("c")))
     there = replace(view("a"), version=10)  # other outboxes wrote nine events
-
     assert [place_of(slice_, there, one) for one in merged(slice_, there)] == [1, 11, 12]
     of_store = replace(there, conversation=replace(present(there.conversation), version=10))
     for found, version in ((of_store, 10), (None, 1)):
@@ -251,7 +238,6 @@ def test_places_go_on_where_the_store_ends() -> None:
 def test_events_are_filled_up_with_the_pending_ones() -> None:
     slice_ = pending((2, say("b")), (3, say("c")), (4, say("d")))
     one = replace(row(1, say("a")).event("c", ORIGIN), version=1)
-
     page = merge_events(slice_, view("a"), Page((one,)), after=0, limit=3)
     assert ([event.sequence for event in page], page.next) == ([1, 2, 3], "3")
     rest = merge_events(slice_, view("a"), Page(()), after=3, limit=3)
@@ -264,7 +250,6 @@ def test_events_are_filled_up_with_the_pending_ones() -> None:
 
 def test_the_last_event_at_a_moment_is_one_beyond_the_view() -> None:
     slice_ = pending((2, say("b")), (3, say("c")))
-
     assert last_event_at(slice_, view("a"), moment(2)) == UUID(int=2)
     assert last_event_at(slice_, view("a"), moment(9)) == UUID(int=3)
     assert last_event_at(slice_, view("a"), moment(1)) is None
@@ -273,7 +258,6 @@ def test_the_last_event_at_a_moment_is_one_beyond_the_view() -> None:
 
 def test_a_fork_is_told_by_the_store_or_by_what_is_pending() -> None:
     fork = pending((1, ConversationStarted(forked_from={"conversation_id": "p", "version": 3})))
-
     assert may_inherit(fork, EMPTY_VIEW)
     assert may_inherit(fork, None)
     assert not may_inherit(pending((1, ConversationStarted(owner_id="42"))), EMPTY_VIEW)
@@ -299,20 +283,17 @@ def test_a_conversation_that_is_delivered_while_the_list_is_read_is_on_it_once()
     """Chats in pages of two missed what was delivered between the store's page and the look into the file."""
     before = merge_list(keys(new=5), Page((listed("a", 3), listed("b", 1))), after=None, limit=5)
     after = merge_list(keys(new=5), Page((listed("new", 5), listed("a", 3), listed("b", 1))), after=None, limit=5)
-
     assert [name for name, _ in before.items] == [name for name, _ in after.items] == ["new", "a", "b"]
     assert dict(after.items)["new"] is None  # read again, with what is pending
 
 
 def test_a_conversation_is_not_listed_again_at_its_place_of_old() -> None:
     page = merge_list(keys(moved=9), Page((listed("moved", 2), listed("b", 1))), after=key("x", 5), limit=5)
-
     assert [name for name, _ in page.items] == ["b"]
 
 
 def test_pages_of_a_list_leave_out_what_the_store_has_yet_to_show() -> None:
     page = merge_list(keys(late=1), Page((listed("a", 5), listed("b", 3)), next="more"), after=None, limit=2)
-
     assert [name for name, _ in page.items] == ["a", "b"]
     assert page.next == key("b", 3).cursor
 
@@ -320,7 +301,6 @@ def test_pages_of_a_list_leave_out_what_the_store_has_yet_to_show() -> None:
 def test_whose_it_is_may_be_known_by_the_store_alone() -> None:
     pending = PendingKeys(keys=keys(mine=9, known=1, theirs=8), unknown=frozenset({"mine", "theirs"}))
     updated = {"mine": key("mine", 2).updated_at, "known": key("known", 4).updated_at}
-
     assert pending.owned(updated) == keys(mine=9, known=4)  # where they will be once all is delivered, or are already
 
 

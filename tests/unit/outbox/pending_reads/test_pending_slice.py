@@ -21,7 +21,6 @@ async def test_slice_of_delivered_events_has_their_conflicts(outbox: OutboxFile)
     await say(outbox, "a", 3)
     conflicts = {3: Conflict(expected=2, actual=7)}
     await outbox.write(partial(acknowledge, delivered={"a": 3}, now_us=1, superseded={"a": conflicts}))
-
     read = partial(read_slice, conversation_id="a", origin_id=outbox.origin.origin_id)
     for since, known in ((2, conflicts), (3, {})):
         assert (await outbox.read(partial(on_cursor, work=partial(read, since=since)))).conflicts == known
@@ -36,9 +35,7 @@ async def test_a_few_events_are_read_in_the_loop_as_in_the_reading_thread(
     expected = await outbox.read(lambda connection: on_cursor(connection, read))
     hops = []
     monkeypatch.setattr(outbox, "read", lambda work, real=outbox.read: hops.append(work) or real(work))
-
     pending = await ReadPath(outbox, None)._pending("a", None, None)  # type: ignore[arg-type]
-
     assert pending == expected
     assert len(pending.rows) == expected.head  # the event that begins the conversation, too
     assert bool(hops) is (expected.head > 8)

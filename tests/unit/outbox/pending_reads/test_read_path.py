@@ -182,7 +182,6 @@ async def test_a_fault_that_is_no_outage_is_raised(history: History, monkeypatch
     await history.append("c", Message.user("one"))
     refused = StoreFault(fault_class=FaultClass.POISON, code="22021", reason="refused")
     monkeypatch.setattr(OutboxAccess, "view", AsyncMock(side_effect=refused))
-
     with pytest.raises(StoreFault, match="refused"):
         await history.messages("c", last=5)
     assert not history._parts.gateway.unavailable

@@ -46,9 +46,7 @@ async def test_a_page_that_ends_at_a_record_that_was_put_again_has_it(history: H
         await records.put(CP, key, "old")
     await deliver_all(history)
     await records.put(CP, "2", "new")
-
     page = await records.list(CP, limit=2, reverse=reverse)
-
     assert [(one.key, one.value) for one in page] == [("3" if reverse else "1", "old"), ("2", "new")]
 
 

@@ -290,7 +290,6 @@ def test_blocks_may_be_left_in_any_order(history: BlockingHistory) -> None:
     inner.__enter__().add("inner")
     outer.__exit__(None, None, None)
     inner.__exit__(None, None, None)
-
     found = [(one.text, one.interrupted) for name in ("c1", "c2") for one in history.messages(name)]
     assert found == [("outer", False), ("inner", False)]
 
@@ -302,7 +301,6 @@ def test_a_block_may_be_left_by_another_thread(history: BlockingHistory) -> None
     leaver = threading.Thread(target=block.__exit__, args=(None, None, None))
     leaver.start()
     leaver.join(SOON)
-
     history.append("c1", Message.user("there"))
     with history.transaction() as tx:
         tx.append("c1", Message.user("again"))
@@ -393,7 +391,6 @@ def test_an_opening_that_fails_leaves_no_thread(tmp_path: Path) -> None:
     store: Any = ConversationStore(tmp_path / "h.db")
     with pytest.raises(ConfigurationError, match="URL or path"):
         BlockingHistory(tmp_path / "bot.db", store=store)
-
     assert own_threads() == threads
 
 
