@@ -226,10 +226,6 @@ class TestChats:
         # c0 has moved to the front, before the first page.
         assert [one.conversation_id for one in rest] == ["c2", "c1"]
 
-    async def test_an_owner_without_chats(self, history: History) -> None:
-        page = await history.conversations(owner="42")
-        assert (list(page), page.next, page.complete) == ([], None, True)
-
     async def test_while_the_store_is_away(self, alone: History) -> None:
         await alone.start("42", conversation_id="a")
         await alone.start("42", conversation_id="b")

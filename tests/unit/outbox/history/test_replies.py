@@ -22,6 +22,7 @@ from letopis.outbox.drafts.completion import UNCONFIRMED_TTL, recover, run_maint
 from letopis.outbox.event_log import drafts
 from letopis.store import ConversationDeleted, Delivery, File, Limits, Message, MessageSent, Reasoning, Text, ToolCall
 from letopis.store.errors import Closed, ConversationGone, EventIdReused, InvalidInput, OutboxFull
+from letopis.store.model.identifiers import uuid7
 from tests.support.apart import open_apart
 from tests.support.paths import ROOT
 from tests.support.relays import sql, until
@@ -52,6 +53,15 @@ async def write(history: History, text: str = "Hello", name: str = "c", **option
     """Write a whole reply."""
     async with history.reply(name, **options) as reply:
         await reply.add(text)
+    return reply
+
+
+async def cut_off(history: History, text: str = "Hello", name: str = "c", **options: Any) -> Reply:
+    """Write a reply that an exception cuts off, which is raised."""
+    with pytest.raises(ConnectionError, match="the model is away"):  # noqa: PT012 - the end of the block is part of it
+        async with history.reply(name, **options) as reply:
+            await reply.add(text)
+            raise ConnectionError("the model is away")
     return reply
 
 
@@ -149,12 +159,10 @@ async def test_checkpoints_keep_their_distance(history: History) -> None:
         await until(lambda: reply.kept == 5)
         await reply.add(" second")
         await history.append("another", Message.user("time passes"))
-
         assert '"first"' in (await kept(history))[0]
     async with history.reply("c", every=None) as without:
         await without.add("first")
         await history.append("another", Message.user("time passes"))
-
         assert await kept(history) == []
     assert [one.text for one in await history.messages("c")] == ["first second", "first"]
 
@@ -166,9 +174,7 @@ async def test_many_replies_at_once(history: History) -> None:
                 await reply.add(f"{number}.{word} ")
                 await asyncio.sleep(0)
 
-    async with asyncio.TaskGroup() as group:
-        for number in range(40):
-            group.create_task(say(number))
+    await asyncio.gather(*(say(number) for number in range(40)))
 
     texts = [one.text for number in range(5) for one in await history.messages(f"c{number}")]
     assert sorted(texts) == sorted("".join(f"{number}.{word} " for word in range(20)) for number in range(40))
@@ -179,11 +185,7 @@ async def test_many_replies_at_once(history: History) -> None:
 
 
 async def test_an_exception_leaves_an_interrupted_message_and_goes_on(history: History) -> None:
-    with pytest.raises(RuntimeError, match="the model is away"):  # noqa: PT012 - the end of the block is part of it
-        async with history.reply("c") as reply:
-            await reply.add("He")
-            await reply.add("llo")
-            raise RuntimeError("the model is away")
+    reply = await cut_off(history)
 
     assert (await said(history), reply.interrupted) == ([("Hello", True)], True)
     assert await kept(history) == []
@@ -314,7 +316,6 @@ async def test_a_reply_of_another_process_under_the_same_id_is_seen(tmp_path: Pa
     async with opened(tmp_path) as other, other.reply("c", message_id="m", every=0) as reply:
         await reply.add("text")
         await until(lambda: reply.kept == 4)
-
         with pytest.raises(InvalidInput, match="another reply is being written"):
             await history.reply("c", message_id="m").__aenter__()
 
@@ -405,7 +406,6 @@ async def test_a_draft_of_the_living_is_nobody_elses_affair(tmp_path: Path) -> N
         await until(lambda: reply.kept == 5)
         async with opened(tmp_path) as other:
             await run_maintenance(other.outbox, other._parts.replies.writer_lock)
-
             assert list(await other.messages("c")) == []
             assert len(await kept(other)) == 1
         await reply.add(" there")
@@ -460,16 +460,7 @@ async def test_a_draft_that_cannot_be_appended_stays_and_holds_up_nobody(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def draft(name: str, data: str, *, owner: str | None = None) -> Callable[[sa.Connection], bool]:
-        one = drafts.Draft(
-            conversation_id=name,
-            message_id="m",
-            event_id=Message.user("").event_id,  # type: ignore[arg-type]
-            owner_id=owner,
-            data=data,
-            writer="0" * 32,
-            started_at=1,
-            updated_at=1_700_000_000_000_000,
-        )
+        one = drafts.Draft(name, "m", uuid7(), owner, data, "0" * 32, started_at=1, updated_at=1_700_000_000_000_000)
         return lambda connection: drafts.save(connection.connection.cursor(), one)
 
     async with opened(tmp_path) as history:
@@ -515,12 +506,10 @@ async def test_a_reply_waits_until_it_is_confirmed(history: History) -> None:
 
 
 async def test_what_is_confirmed_first_is_finished_first(history: History) -> None:
-    async with history.reply("c") as reply:
-        await reply.add("Hello")
-        await reply.sent(platform_ids={"telegram": 1})
-    async with history.reply("c") as another:
-        await another.add("Hello")
-        await another.failed(reason="blocked")
+    for confirm in (Reply.sent, Reply.failed):
+        async with history.reply("c") as reply:
+            await reply.add("Hello")
+            await confirm(reply)
 
     assert [one.delivery for one in await history.messages("c")] == [Delivery.SENT, Delivery.FAILED]
     assert await history.unconfirmed() == ()
@@ -538,15 +527,10 @@ async def test_a_confirmation_that_is_rolled_back_confirms_nothing(history: Hist
 async def test_a_bot_is_told_once_of_what_was_never_confirmed(tmp_path: Path) -> None:
     told: list[tuple[Unconfirmed, ...]] = []
 
-    async def tell(found: tuple[Unconfirmed, ...]) -> None:
-        told.append(found)
-
+    tell = told.append
     async with opened(tmp_path) as history:
         whole = await write(history, "whole", owner="42")
-        with pytest.raises(RuntimeError):  # noqa: PT012 - the end of the block is part of it
-            async with history.reply("c") as half:
-                await half.add("half")
-                raise RuntimeError
+        half = await cut_off(history, "half")
         await (await write(history, "confirmed")).sent()
         # While it lives, no other process may touch it.
         async with opened(tmp_path, on_unconfirmed=tell) as other:
@@ -556,10 +540,8 @@ async def test_a_bot_is_told_once_of_what_was_never_confirmed(tmp_path: Path) ->
 
     async with opened(tmp_path, on_unconfirmed=tell) as history:
         await until(lambda: len(told) == 1)
-        assert [(one.message_id, one.interrupted, one.abandoned) for one in told[0]] == [
-            (whole.message_id, False, True),
-            (half.message_id, True, True),
-        ]
+        found = [(one.message_id, one.interrupted, one.abandoned) for one in told[0]]
+        assert found == [(whole.message_id, False, True), (half.message_id, True, True)]
         assert {one.owner_id for one in told[0]} == {"42"}
         # They are this one's now: a second worker that is opened meanwhile is not told.
         async with opened(tmp_path, on_unconfirmed=tell):
@@ -573,10 +555,8 @@ async def test_a_bot_is_told_once_of_what_was_never_confirmed(tmp_path: Path) ->
     async with opened(tmp_path, on_unconfirmed=tell):
         await asyncio.sleep(0.05)
 
-    assert [[one.message_id for one in found] for found in told] == [
-        [whole.message_id, half.message_id],
-        [half.message_id],
-    ]
+    ids = [[one.message_id for one in found] for found in told]
+    assert ids == [[whole.message_id, half.message_id], [half.message_id]]
 
 
 async def test_whoever_is_told_may_fail_or_block_and_may_use_the_history(
@@ -668,10 +648,7 @@ async def test_the_how_to_of_confirming_runs(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(ConnectionError):
             await names["reply_to"](history, bot, "b", "bad")
         reply = await write(history, "whole", owner="42")
-        with pytest.raises(ConnectionError):  # noqa: PT012 - the end of the block is part of it
-            async with history.reply("d", owner="42") as cut:
-                await cut.add("half")
-                raise ConnectionError
+        cut = await cut_off(history, "half", "d", owner="42")
         assert await names["waiting"](history, "42") == []
     async with opened(tmp_path) as history:
         assert await names["waiting"](history, "42") == [reply.message_id, cut.message_id]

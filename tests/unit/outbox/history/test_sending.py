@@ -6,10 +6,11 @@ import asyncio
 import itertools
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -20,7 +21,7 @@ from letopis.outbox.history.options import Options
 from letopis.store import Delivery, InvalidInput, MessageSent, OutboxUnavailable
 from tests.support.apart import open_apart
 from tests.support.relays import Hands, until
-from tests.unit.outbox.history.test_replies import blocks, confirmed, write
+from tests.unit.outbox.history.test_replies import blocks, confirmed, died, write
 
 DAY = 86_400.0
 
@@ -71,7 +72,13 @@ class Bot:
 
     def crash(self) -> None:
         """Take the history's sign of life away, as the end of its process does."""
-        self.history._parts.replies.writer_lock.release()
+        died(self.history)
+
+    async def leave(self, *texts: str, answers: Iterable[Any] = ()) -> None:
+        """Have a process write replies and end before it sends them; the platform will give these answers."""
+        await self.write("c", *texts)
+        self.crash()
+        self.platform.answers.extend(answers)
 
     async def step(self) -> float:
         """Send what is due, to the end, and return the seconds until the next attempt."""
@@ -142,9 +149,7 @@ async def test_order_is_that_of_the_appends_and_not_of_the_clock(bot: Bot) -> No
 
 
 async def test_attempts_come_later_and_later_with_the_same_key(bot: Bot) -> None:
-    await bot.write("c", "Hello")
-    bot.crash()
-    bot.platform.answers.extend([TimeoutError()] * 15)
+    await bot.leave("Hello", answers=[TimeoutError()] * 15)
     seconds, moments = await bot.step(), [bot.hands.ticks]
     while len(moments) < 15:
         seconds = await bot.forward(seconds)
@@ -163,9 +168,7 @@ async def test_reply_is_given_up_by_age_and_told_once(
     begun = hands.ticks
     async with opened(tmp_path, now=hands.now) as history:
         bot = Bot(history, hands, within=100)
-        await bot.write("c", "Hello")
-        bot.crash()
-        bot.platform.answers.extend([ConnectionError("secret")] * 50)
+        await bot.leave("Hello", answers=[ConnectionError("secret")] * 50)
         seconds = await bot.step()
         while await history.unconfirmed():
             seconds = await bot.forward(seconds)
@@ -195,9 +198,7 @@ async def test_reply_that_is_too_old_at_the_start_is_not_sent(bot: Bot) -> None:
 
 
 async def test_refused_reply_is_given_up_at_once_and_the_next_one_goes(bot: Bot) -> None:
-    await bot.write("c", "one", "two")
-    bot.crash()
-    bot.platform.answers.append(SendRefused("the user has blocked the bot"))
+    await bot.leave("one", "two", answers=[SendRefused("the user has blocked the bot")])
     await bot.step()
     assert bot.platform.texts == ["one", "two"]
     assert [told.failure for told in bot.told] == ["the user has blocked the bot"]
@@ -209,15 +210,10 @@ async def test_refused_reply_is_given_up_at_once_and_the_next_one_goes(bot: Bot)
 async def test_outcome_that_cannot_be_recorded_is_recorded_later_and_nothing_is_repeated(
     bot: Bot, monkeypatch: pytest.MonkeyPatch, answer: Any
 ) -> None:
-    await bot.write("c", "Hello")
-    bot.crash()
-    bot.platform.answers.append(answer)
+    await bot.leave("Hello", answers=[answer])
     with monkeypatch.context() as patch:
-
-        async def refuse(*_: Any) -> None:
-            raise OutboxUnavailable("the disk is gone")
-
-        patch.setattr(bot.history._parts.appender, "change", refuse)
+        gone = AsyncMock(side_effect=OutboxUnavailable("the disk is gone"))
+        patch.setattr(bot.history._parts.appender, "change", gone)
         assert await bot.step() == 1
         assert await bot.forward(1) == 2
     await bot.forward(2)
@@ -241,9 +237,7 @@ async def test_outcome_that_cannot_be_recorded_is_recorded_later_and_nothing_is_
     ids=["nothing", "an object", "a number", "an event"],
 )
 async def test_whatever_the_sender_returns_confirms_the_reply(bot: Bot, answer: Any, kept: dict[str, Any]) -> None:
-    await bot.write("c", "Hello")
-    bot.crash()
-    bot.platform.answers.append(answer)
+    await bot.leave("Hello", answers=[answer])
     await bot.step()
     await bot.forward(1)
     assert len(bot.platform.calls) == 1
@@ -320,8 +314,7 @@ async def test_bot_that_confirms_first_is_not_doubled(bot: Bot) -> None:
 
 
 async def test_of_two_processes_one_sends(bot: Bot, tmp_path: Path) -> None:
-    await bot.write("c", *"abcdef")
-    bot.crash()
+    await bot.leave(*"abcdef")
     async with opened(tmp_path, now=bot.hands.now) as history:
         other = Bot(history, bot.hands)
         await asyncio.gather(bot.step(), other.step())

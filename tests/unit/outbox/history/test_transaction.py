@@ -56,14 +56,18 @@ class Oops(Exception):
     pass
 
 
-async def test_a_commit_leaves_both_and_the_receipt_comes_true(history: History) -> None:
+async def test_a_commit_leaves_both_and_nobody_sees_them_before_it(history: History, tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "bot.outbox.db")
+    count = 'SELECT (SELECT count(*) FROM letopis_outbox_events), (SELECT min("left") FROM purse)'
     async with history.transaction() as tx:
         await tx.execute(pay())
         first = await tx.append("c1", Message.user("hi"), owner="42")
         second = await tx.append("c1", Message.assistant("hello"))
         assert await tx.scalar(sa.select(purse.c.left).where(purse.c.owner == "42")) == 9
+        assert other.execute(count).fetchone() == (0, 10)
 
-    assert await left(history) == 9
+    assert other.execute(count).fetchone() == (3, 9)
+    other.close()
     assert await said(history) == ["hi", "hello"]
     assert (first.sequence, second.sequence) == (2, 3)
     assert await second.saved(timeout=20)
@@ -80,18 +84,6 @@ async def test_an_exception_leaves_neither(history: History) -> None:
     assert await said(history) == []
     assert not await receipt.saved()
     assert (await history.append("c1", Message.user("after"))).sequence == 2
-
-
-async def test_nobody_sees_a_transaction_before_it_commits(history: History, tmp_path: Path) -> None:
-    other = sqlite3.connect(tmp_path / "bot.outbox.db")
-    count = 'SELECT (SELECT count(*) FROM letopis_outbox_events), (SELECT min("left") FROM purse)'
-    async with history.transaction() as tx:
-        await tx.execute(pay())
-        await tx.append("c1", Message.user("hi"))
-        assert other.execute(count).fetchone() == (0, 10)
-
-    assert other.execute(count).fetchone() == (2, 9)
-    other.close()
 
 
 async def test_a_refused_append_leaves_the_transaction_usable(history: History) -> None:

@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -45,8 +44,7 @@ class Profile:
 
     async def of(self, trip: Callable[[], Awaitable[object]]) -> list[str]:
         """Return the module of each call of a trip."""
-        self.calls = []
-        self.counting = True
+        self.calls, self.counting = [], True
         try:
             await trip()
         finally:
@@ -75,21 +73,8 @@ async def read_pending(history: History, _: Relay, chat: str) -> Callable[[], Aw
     return lambda: history.messages(chat, last=50)
 
 
-@dataclass(frozen=True)
-class Trip:
-    """A way through the code, prepared by a function that returns what is counted; and the longest that it may be."""
-
-    prepare: Callable[[History, Relay, str], Awaitable[Callable[[], Awaitable[object]]]]
-    calls: int
-    modules: int
-
-
-TRIPS = (
-    Trip(append, calls=43, modules=20),
-    Trip(deliver, calls=318, modules=50),
-    Trip(read_settled, calls=94, modules=24),
-    Trip(read_pending, calls=164, modules=33),
-)
+TRIPS = {append: (43, 20), deliver: (318, 50), read_settled: (94, 24), read_pending: (164, 33)}
+"""Ways through the code, by what prepares them and returns what is counted; the most calls and modules of each."""
 
 
 @asynccontextmanager
@@ -106,12 +91,13 @@ async def warm(folder: Path) -> AsyncIterator[tuple[Profile, History, Relay]]:
             yield profile, history, relay
 
 
-@pytest.mark.parametrize("trip", TRIPS, ids=lambda trip: trip.prepare.__name__)
-async def test_a_trip_is_no_longer_than_it_was(trip: Trip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("prepare", TRIPS)
+async def test_a_trip_is_no_longer_than_it_was(prepare: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "opentelemetry.trace", raising=False)  # without spans
+    calls, modules = TRIPS[prepare]
     async with warm(tmp_path) as (profile, history, relay):
-        trips = [await profile.of(await trip.prepare(history, relay, f"chat-{run}")) for run in range(RUNS)]
+        trips = [await profile.of(await prepare(history, relay, f"chat-{run}")) for run in range(RUNS)]
     shortest = min(trips, key=len)
-    assert len(shortest) > trip.calls // 2, "a trip that is half as long needs a lower number, or was not counted"
-    assert len(shortest) <= trip.calls, shortest
-    assert len(set(shortest)) <= trip.modules, sorted(set(shortest))
+    assert len(shortest) > calls // 2, "a trip that is half as long needs a lower number, or was not counted"
+    assert len(shortest) <= calls, shortest
+    assert len(set(shortest)) <= modules, sorted(set(shortest))
