@@ -50,9 +50,7 @@ async def deliver_erasure(history: History, verb: str, count: int) -> None:
 
 @pytest.mark.parametrize("verb", ["delete", "reset"])
 @pytest.mark.parametrize("count", [LONG, 4 * LONG])
-async def test_an_acknowledgement_erases_the_same_number_of_events_whatever_the_length(
-    history: History, verb: str, count: int
-) -> None:
+async def test_an_acknowledgement_erases_as_much_whatever_the_length(history: History, verb: str, count: int) -> None:
     await deliver_erasure(history, verb, count)
     assert 0 < STEP - await history.outbox.read(erased) < 3  # the first event starts the conversation
     assert await history.outbox.read(count_unerased) == 1

@@ -85,9 +85,7 @@ async def test_the_newest_events_alone_are_not_in_the_index(outbox: OutboxFile) 
 
 
 @pytest.mark.parametrize("indexed", [False, True])
-async def test_a_message_is_appended_once_whether_its_id_is_in_the_index_or_not(
-    outbox: OutboxFile, indexed: bool
-) -> None:
+async def test_a_message_is_appended_once_indexed_or_not(outbox: OutboxFile, indexed: bool) -> None:
     prepared = prepare("a", [Message.user("once")])
     first = await outbox.append(prepared)
     if indexed:

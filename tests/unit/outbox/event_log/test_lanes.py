@@ -102,9 +102,7 @@ async def test_a_batch_is_bounded_by_bytes_and_the_first_event_goes_in_any_case(
     assert sizes(await due(outbox, max_bytes=50_000)) == {"a": 1}
 
 
-async def test_an_append_with_one_condition_is_delivered_whole(
-    outbox: OutboxFile, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_append_with_a_condition_goes_whole(outbox: OutboxFile, monkeypatch: pytest.MonkeyPatch) -> None:
     def messages() -> list[Message]:
         return [Message.user("x" * 100) for _ in range(20)]
 

@@ -95,9 +95,7 @@ async def test_a_long_round_is_made_of_small_transactions(outbox: OutboxFile, ha
         assert await held(outbox, f"c{number}") == [26, 27, 28, 29, 30]
 
 
-async def test_a_message_that_was_let_go_may_be_appended_again_and_its_sequence_is_not_used_again(
-    outbox: OutboxFile, hands: Hands
-) -> None:
+async def test_what_was_let_go_comes_again_under_a_new_sequence(outbox: OutboxFile, hands: Hands) -> None:
     await outbox.append(prepare("c1", [Message.user("x", id="m")]))
     await sql(outbox, "UPDATE letopis_outbox_lanes SET delivered = head")
     hands.advance(2 * 86_400)

@@ -124,9 +124,7 @@ class TestTakingBack:
             await same_when_delivered(chat)
         assert await path(chat) == ["s0", "u1"]
 
-    async def test_what_is_far_back_is_found_in_small_pages(
-        self, history: History, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_small_pages_find_what_is_far_back(self, history: History, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(back, "MIN_PAGE_SIZE", 2)
         monkeypatch.setattr(back, "MAX_PAGE_SIZE", 3)
         await history.append("c1", *said("s0", "u1", *(f"a{number}" for number in range(20))))
@@ -135,9 +133,7 @@ class TestTakingBack:
         assert [one.id for one in await history.chat("c1").regenerate()] == ["u1"]
         assert await path(history) == ["s0", "u1"]
 
-    async def test_what_is_said_meanwhile_does_not_go_with_the_rest(
-        self, chat: History, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_an_undo_takes_what_came_meanwhile(self, chat: History, monkeypatch: pytest.MonkeyPatch) -> None:
         """A message comes between the look and the undo: it is a turn of its own, and the one that goes."""
         reader = chat._parts.reader
         messages = reader.messages
@@ -216,9 +212,7 @@ class TestTargets:
         assert (await history.messages("c1"))[0].reactions == (Reaction(key="👍"),)
 
     @pytest.mark.parametrize("saved", [False, True])
-    async def test_what_a_fork_inherits_can_be_rewound_over_and_is_its_parents(
-        self, history: History, saved: bool
-    ) -> None:
+    async def test_what_a_fork_inherits_is_its_parents(self, history: History, saved: bool) -> None:
         await history.append("c0", *said("s0", "u1", "a1", "u2", "a2"), owner="42")
         fork = {"conversation_id": "c0", "event_id": str((await history.messages("c0"))[3].event_id)}
         await history.append("c1", ConversationStarted(forked_from=fork), *said("a3"), owner="42")

@@ -57,9 +57,7 @@ class TestActive:
 
     @pytest.mark.parametrize("leave", ["delete", "archive"])
     @pytest.mark.parametrize("saved", [True, False])
-    async def test_the_mark_moves_on_before_it_is_saved_and_after(
-        self, history: History, leave: str, saved: bool
-    ) -> None:
+    async def test_the_mark_moves_on_saved_or_not(self, history: History, leave: str, saved: bool) -> None:
         for name in ("a", "b", "c", "d"):
             await history.start("42", conversation_id=name)
         await history.append("b", Message.user("newest"))
@@ -368,9 +366,7 @@ class TestStatistics:
             assert (await history.statistics(owner="42")).tokens == 30
 
 
-async def test_on_every_store_it_looks_the_same_before_and_after_the_delivery(
-    tmp_path: Path, empty_database_url: str
-) -> None:
+async def test_every_store_looks_the_same_after_the_delivery(tmp_path: Path, empty_database_url: str) -> None:
     async with (
         ConversationStore.open(empty_database_url, migrate=True, partitions=2) as store,
         History(tmp_path / "bot.outbox.db", store=store, relay=False) as history,

@@ -330,9 +330,7 @@ async def test_time_travel_of_a_fork_reads_its_parent_at_the_fork_point(place: P
         assert texts(await history.messages("f", as_of=4)) == []
 
 
-async def test_a_read_of_a_plain_conversation_asks_the_store_once(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_plain_read_asks_the_store_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     async with place.open(relay=True) as history:
         await history.append("p", Message.user("one"))
         assert await history.drained(timeout=20)

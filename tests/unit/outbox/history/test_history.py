@@ -132,9 +132,7 @@ async def test_with_a_store_that_never_answers_the_bot_goes_on_as_usual(tmp_path
         assert (found.message_count, found.pending) == (20, 21)
 
 
-async def test_a_store_that_comes_back_is_read_again_and_gets_everything(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_store_that_comes_back_gets_everything(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Down is a real thing here: the folder of the store's file is not there yet."""
     home = tmp_path / "volume"
     with caplog.at_level(logging.INFO, logger="letopis.outbox.history"):

@@ -158,9 +158,7 @@ async def listed(history: History, limit: int, **options: Any) -> list[str]:
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 50])
 @pytest.mark.parametrize("delivered", [0, 7, 500])
-async def test_the_list_holds_saved_and_unsaved_conversations_once_newest_first(
-    history: History, limit: int, delivered: int
-) -> None:
+async def test_the_list_holds_all_once_newest_first(history: History, limit: int, delivered: int) -> None:
     start = datetime(2026, 11, 25, tzinfo=UTC)
     for number in range(9):
         await history.append(
@@ -183,9 +181,7 @@ async def test_the_list_shows_conversations_as_they_stand(history: History) -> N
     assert (found.title, found.message_count, found.pending, found.number) == ("New", 2, 2, 1)
 
 
-async def test_a_conversation_whose_owner_only_the_store_knows_is_listed_with_what_is_pending(
-    history: History, tmp_path: Path
-) -> None:
+async def test_a_conversation_whose_owner_only_the_store_knows_is_listed(history: History, tmp_path: Path) -> None:
     async with History(tmp_path / "other.outbox.db", store=history.store, relay=False) as other:
         await other.append("c1", ConversationStarted(owner_id="42", title="Theirs"))
         await deliver_all(other)

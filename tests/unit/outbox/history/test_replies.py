@@ -357,9 +357,7 @@ async def test_a_checkpoint_that_fails_is_told_once_and_the_reply_goes_on(
     assert await said(history) == [(reply.text, False)]
 
 
-async def test_what_a_full_outbox_refused_is_appended_when_there_is_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_was_refused_is_appended_with_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened(tmp_path) as history:
         with monkeypatch.context() as patch:
             patch.setattr(history.outbox.gate, "check_room", full())
@@ -456,9 +454,7 @@ async def test_opening_recovers_what_is_there_and_a_program_that_only_reads_writ
             await block.__aexit__(None, None, None)
 
 
-async def test_a_draft_that_cannot_be_appended_stays_and_holds_up_nobody(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_bad_draft_stays_and_holds_up_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def draft(name: str, data: str, *, owner: str | None = None) -> Callable[[sa.Connection], bool]:
         one = drafts.Draft(name, "m", uuid7(), owner, data, "0" * 32, started_at=1, updated_at=1_700_000_000_000_000)
         return lambda connection: drafts.save(connection.connection.cursor(), one)
@@ -559,9 +555,7 @@ async def test_a_bot_is_told_once_of_what_was_never_confirmed(tmp_path: Path) ->
     assert ids == [[whole.message_id, half.message_id], [half.message_id]]
 
 
-async def test_whoever_is_told_may_fail_or_block_and_may_use_the_history(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_whoever_is_told_may_fail_and_may_write(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with opened(tmp_path) as history:
         await write(history)
 

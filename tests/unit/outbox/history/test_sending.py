@@ -162,9 +162,7 @@ async def test_attempts_come_later_and_later_with_the_same_key(bot: Bot) -> None
     assert bot.told == []
 
 
-async def test_reply_is_given_up_by_age_and_told_once(
-    tmp_path: Path, hands: Hands, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_reply_is_given_up_by_age(tmp_path: Path, hands: Hands, caplog: pytest.LogCaptureFixture) -> None:
     begun = hands.ticks
     async with opened(tmp_path, now=hands.now) as history:
         bot = Bot(history, hands, within=100)
@@ -207,9 +205,7 @@ async def test_refused_reply_is_given_up_at_once_and_the_next_one_goes(bot: Bot)
 
 
 @pytest.mark.parametrize("answer", [{"telegram": 7}, SendRefused("blocked")], ids=["sent", "refused"])
-async def test_outcome_that_cannot_be_recorded_is_recorded_later_and_nothing_is_repeated(
-    bot: Bot, monkeypatch: pytest.MonkeyPatch, answer: Any
-) -> None:
+async def test_outcome_is_recorded_later_if_need_be(bot: Bot, monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
     await bot.leave("Hello", answers=[answer])
     with monkeypatch.context() as patch:
         gone = AsyncMock(side_effect=OutboxUnavailable("the disk is gone"))

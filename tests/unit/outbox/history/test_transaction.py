@@ -404,9 +404,7 @@ async def test_a_transaction_that_read_first_and_was_overtaken_is_told_why(tmp_p
     await engine.dispose()
 
 
-async def test_a_cancelled_append_in_a_callers_transaction_is_not_committed_by_half(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_cancelled_append_is_not_committed_by_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``append_in`` was cut off between the events and their lane; the caller's commit then kept half of the append,
     and every later append to the conversation failed on a sequence that was taken."""
     async with History(tmp_path / "bot.outbox.db", relay=False) as history:

@@ -27,7 +27,7 @@ async def test_slice_of_delivered_events_has_their_conflicts(outbox: OutboxFile)
 
 
 @pytest.mark.parametrize("events", [1, 8, 9])
-async def test_a_few_events_are_read_in_the_loop_as_in_the_reading_thread(
+async def test_a_few_events_are_read_in_the_loop(
     outbox: OutboxFile, monkeypatch: pytest.MonkeyPatch, events: int
 ) -> None:
     await say(outbox, "a", events)

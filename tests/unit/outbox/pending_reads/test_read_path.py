@@ -53,9 +53,7 @@ async def ids(history: History, **window: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("pruned", [False, True])
-async def test_a_rewind_that_is_delivered_while_it_is_read_hides_nothing_said_after_it(
-    history: History, monkeypatch: pytest.MonkeyPatch, pruned: bool
-) -> None:
+async def test_rewind_meanwhile_hides_nothing(history: History, monkeypatch: pytest.MonkeyPatch, pruned: bool) -> None:
     await history.append("c", Message.user("q", id="q"), Message.assistant("a", id="a"))
     await deliver_all(history)
     await history.chat("c").regenerate()
@@ -74,9 +72,7 @@ async def test_a_rewind_that_is_delivered_while_it_is_read_hides_nothing_said_af
     assert present(await history.chat("c").conversation()).message_count == 2
 
 
-async def test_what_is_said_and_delivered_while_it_is_read_is_not_cut_off(
-    history: History, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_is_said_meanwhile_is_not_cut_off(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     await history.append("c", *(Message.user(str(n), id=str(n)) for n in range(5)))
     await deliver_all(history)
     await history.chat("c").rewind(to="1")
@@ -91,9 +87,7 @@ async def test_what_is_said_and_delivered_while_it_is_read_is_not_cut_off(
     assert await ids(history, last=3) == ["0", "1", "late"]
 
 
-async def test_a_store_that_is_restored_while_it_is_read_is_completed_from_the_file(
-    history: History, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_store_restored_meanwhile_is_completed(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     await history.append("c", *(Message.user(str(n), id=str(n)) for n in range(3)))
     await history.chat("c").rewind(to="1")
     await history.append("c", Message.user("3", id="3"))
@@ -110,9 +104,7 @@ async def test_a_store_that_is_restored_while_it_is_read_is_completed_from_the_f
     assert len(await history.chat("c").events()) == 6
 
 
-async def test_chats_in_pages_of_two_hold_one_that_is_delivered_while_a_page_is_read(
-    history: History, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_pages_hold_a_chat_delivered_meanwhile(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(5):
         await history.append(f"c{number}", Message.user("x"), owner="42")
     listing = ConversationStore.conversations
@@ -128,9 +120,7 @@ async def test_chats_in_pages_of_two_hold_one_that_is_delivered_while_a_page_is_
     assert [one.conversation_id for one in found] == ["c4", "c3", "c2", "c1", "c0"]
 
 
-async def test_an_activation_that_is_delivered_while_it_is_looked_for_counts(
-    history: History, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_activation_delivered_meanwhile_counts(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("old", "new"):
         await history.start("42", conversation_id=name)
     await deliver_all(history)
@@ -150,9 +140,7 @@ async def test_an_activation_that_is_delivered_while_it_is_looked_for_counts(
 # A question that takes too long.
 
 
-async def test_a_slow_question_is_an_error_of_its_own_and_no_other_read_is_affected(
-    history: History, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_slow_question_fails_alone(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     await history.append("c", Message.user("one"), Message.user("two"))
     await deliver_all(history)
     monkeypatch.setattr(history._parts.gateway, "_deadline", 0.4)
@@ -187,9 +175,7 @@ async def test_a_fault_that_is_no_outage_is_raised(history: History, monkeypatch
     assert not history._parts.gateway.unavailable
 
 
-async def test_a_plain_read_that_takes_too_long_is_answered_from_the_file(
-    history: History, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_slow_read_is_answered_from_the_file(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     await history.append("c", Message.user("one"))
     await deliver_all(history)
     monkeypatch.setattr(history._parts.gateway, "_deadline", 0.4)
@@ -206,9 +192,7 @@ async def test_a_plain_read_that_takes_too_long_is_answered_from_the_file(
     assert (await history.messages("c", last=5)).complete
 
 
-async def test_a_statement_that_the_server_cancels_does_not_make_it_count_as_away(
-    history: History, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_cancelled_statement_is_no_outage(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     await history.append("c", Message.user("one"))
     await deliver_all(history)
 
@@ -225,9 +209,7 @@ async def test_a_statement_that_the_server_cancels_does_not_make_it_count_as_awa
     assert not (await history.messages("c", last=5)).complete
 
 
-async def test_a_store_that_gives_no_sign_of_life_counts_as_away(
-    history: History, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_store_without_sign_of_life_is_away(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     await history.append("c", Message.user("one"))
     monkeypatch.setattr(history._parts.gateway, "_deadline", 0.2)
 

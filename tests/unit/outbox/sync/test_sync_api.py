@@ -200,9 +200,7 @@ def test_a_bot_without_asyncio_says_and_reads(tmp_path: Path, store_url: str) ->
     assert asyncio.run(stored()) == ["What is tea?", "A drink.", "And a meal."]
 
 
-def test_eight_threads_share_their_flushes_and_keep_their_order(
-    history: BlockingHistory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_threads_share_flushes_and_keep_order(history: BlockingHistory, monkeypatch: pytest.MonkeyPatch) -> None:
     each, threads = 40, 8
     groups = []
     transact = Committer._transact
