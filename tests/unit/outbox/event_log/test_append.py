@@ -142,7 +142,7 @@ def test_nothing_to_append_and_a_bad_owner_are_refused(what: list[Message], owne
 
 def test_metadata_and_time_go_to_every_event_that_is_made_here() -> None:
     moment = datetime(2026, 5, 1, tzinfo=UTC)
-    what = [Message.user("x", id="m"), ConversationRenamed(title="T")]
+    what: list[Message | Body] = [Message.user("x", id="m"), ConversationRenamed(title="T")]
     prepared = prepare("c1", what, metadata={"k": 1}, occurred_at=moment)
     assert {event.metadata for event in prepared.events} == {'{"k":1}'}
     assert {event.occurred_at for event in prepared.events} == {int(moment.timestamp() * 1_000_000)}

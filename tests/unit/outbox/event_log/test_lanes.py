@@ -150,7 +150,7 @@ async def test_only_lanes_that_are_ready_or_due_again_are_served(outbox: OutboxF
 async def test_a_lane_that_waits_tells_for_how_long(outbox: OutboxFile) -> None:
     await say(outbox, "a")
     waits = RetryTimers(Clock(), longest=60)
-    fault = {"attempts": 1, "due_at_us": waits.set("a", 30), "fault_class": "poison", "fault": "no"}
+    fault: dict[str, Any] = {"attempts": 1, "due_at_us": waits.set("a", 30), "fault_class": "poison", "fault": "no"}
     await outbox.write(partial(schedule_retry, lane=await lane(outbox, "a"), **fault))
     found = await due(outbox, waits=waits)
     assert found.batches == ()

@@ -19,7 +19,7 @@ from letopis.store import ConversationStore, InvalidInput, Message, ReactionAdde
 from letopis.store.model.conversations import Page, RecordedMessage
 from letopis.store.model.event_types import ConversationRewound, ConversationStarted, MessageEdited, MessageRedacted
 from tests.support.peers import refused_port
-from tests.support.relays import sql, until
+from tests.support.relays import deliver_all, sql, until
 from tests.support.sayings import all_pages, present
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -104,22 +104,20 @@ async def family(history: History) -> dict[str, list[str]]:
     }
 
 
-async def test_a_fork_shows_its_parent_before_its_own(place: Place) -> None:
-    async with place.open() as history:
-        await history.append("p", Message.user("one", id="1"), Message.assistant("two"), owner="42")
-        receipt = await history.chat("p").fork(title="another way", activate=True)
-        name = receipt.conversation_id
-        await history.append(name, Message.user("three"))
+async def test_a_fork_shows_its_parent_before_its_own(history: History) -> None:
+    await history.append("p", Message.user("one", id="1"), Message.assistant("two"), owner="42")
+    name = (await history.chat("p").fork(title="another way", activate=True)).conversation_id
+    await history.append(name, Message.user("three"))
 
-        page = await history.messages(name)
-        found = present(await history.chat(name).conversation())
-        assert texts(page) == ["one", "two", "three"]
-        assert [message.conversation_id for message in page] == ["p", "p", name]
-        assert present(page.seen) == found.seen
-        assert (found.owner_id, found.title, found.message_count, found.inherits) == ("42", "another way", 1, True)
-        assert present(await history.active("42")).conversation_id == name
-        # A turn that answers what was read, and is refused once something was appended since.
-        await history.append(name, Message.assistant("four"), after=page.seen)
+    page = await history.messages(name)
+    found = present(await history.chat(name).conversation())
+    assert texts(page) == ["one", "two", "three"]
+    assert [message.conversation_id for message in page] == ["p", "p", name]
+    assert present(page.seen) == found.seen
+    assert (found.owner_id, found.title, found.message_count, found.inherits) == ("42", "another way", 1, True)
+    assert present(await history.active("42")).conversation_id == name
+    # A turn that answers what was read, and is refused once something was appended since.
+    await history.append(name, Message.assistant("four"), after=page.seen)
 
 
 async def test_the_same_pending_and_saved(any_place: Place) -> None:
@@ -189,20 +187,18 @@ async def test_while_delivering_nothing_is_missing_or_double(place: Place) -> No
     assert looks > 0
 
 
-async def test_what_is_redacted_here_is_gone_from_forks_at_once(place: Place) -> None:
-    async with place.open() as history:
-        await history.append("p", Message.user("secret", id="1"), Message.user("kept", id="2"))
-        await history.chat("p").fork("pending")
-    await place.drain()
-    async with place.open() as history:
-        await history.append("p", Message.user("three"))
-        await history.chat("p").fork("saved", at=2)
-        await history.chat("p").fork("unsaved")
-        await history.append("p", MessageRedacted(message_id="1"))
-        for name in ("pending", "saved", "unsaved"):
-            first, *_ = await history.messages(name)
-            assert (first.redacted, first.text) == (True, "")
-        assert "secret" not in repr(await history.messages("p", as_of=2))
+async def test_what_is_redacted_here_is_gone_from_forks_at_once(history: History) -> None:
+    await history.append("p", Message.user("secret", id="1"), Message.user("kept", id="2"))
+    await history.chat("p").fork("pending")
+    await deliver_all(history)
+    await history.append("p", Message.user("three"))
+    await history.chat("p").fork("saved", at=2)
+    await history.chat("p").fork("unsaved")
+    await history.append("p", MessageRedacted(message_id="1"))
+    for name in ("pending", "saved", "unsaved"):
+        first, *_ = await history.messages(name)
+        assert (first.redacted, first.text) == (True, "")
+    assert "secret" not in repr(await history.messages("p", as_of=2))
 
 
 async def test_a_fork_of_what_another_bot_has_not_delivered_is_not_complete(place: Place) -> None:
@@ -220,43 +216,34 @@ async def test_a_fork_of_what_another_bot_has_not_delivered_is_not_complete(plac
         assert (texts(page), page.complete) == (["one", "mine"], True)
 
 
-async def test_what_cannot_be_forked_is_refused(place: Place) -> None:
-    async with place.open(relay=True) as history:
-        await history.append("p", Message.user("one", id="1"))
-        assert await history.drained(timeout=20)
-        wrong: list[tuple[str, str, dict[str, Any]]] = [
-            ("conversation_id", "nobody", {}),
-            ("conversation_id", "", {}),
-            ("at", "p", {"at": 9}),
-            ("at", "p", {"at": 0}),
-            ("at", "p", {"at": True}),
-            ("at", "p", {"at": 1.5}),
-            ("at", "p", {"at": "nowhere"}),
-            ("owner", "p", {"owner": ""}),
-            ("fork_id", "p", {"fork_id": "p"}),
-            ("fork_id", "p", {"fork_id": "a\n"}),
-        ]
-        for field, parent, given in wrong:
-            with pytest.raises(InvalidInput, check=lambda refused, field=field: refused.field == field):
-                await history.chat(parent).fork(**given)
-        assert (await history.status()).pending == 0
+async def test_what_cannot_be_forked_is_refused(history: History) -> None:
+    await history.append("p", Message.user("one", id="1"))
+    await deliver_all(history)
+    wrong: list[tuple[str, str, dict[str, Any]]] = [
+        *(("conversation_id", name, {}) for name in ("nobody", "")),
+        *(("at", "p", {"at": at}) for at in (9, 0, True, 1.5, "nowhere")),
+        ("owner", "p", {"owner": ""}),
+        *(("fork_id", "p", {"fork_id": name}) for name in ("p", "a\n")),
+    ]
+    for field, parent, given in wrong:
+        with pytest.raises(InvalidInput, check=lambda refused, field=field: refused.field == field):
+            await history.chat(parent).fork(**given)
+    assert (await history.status()).pending == 0
 
 
-async def test_a_fork_names_its_point_by_event_and_by_version_where_it_has_one(place: Place) -> None:
-    async def point(history: History, **at: Any) -> tuple[int | None, UUID | None]:
+async def test_a_fork_names_its_point_by_event_and_by_version_where_it_has_one(history: History) -> None:
+    async def point(**at: Any) -> tuple[int | None, UUID | None]:
         receipt = await history.chat("p").fork(**at)
         found = present(await history.chat(receipt.conversation_id).conversation())
         return present(found.forked_from).version, present(found.forked_from).event_id
 
-    async with place.open(relay=True) as history:
-        await history.append("p", Message.user("one"), Message.user("two"))
-        assert await history.drained(timeout=20)
-        events = await history.chat("p").events()
-        assert await point(history) == (3, events[2].event_id)
-        assert await point(history, at=2) == (2, events[1].event_id)
-    async with place.open() as history:
-        await history.append("p", Message.user("three"))
-        assert await point(history) == (None, (await history.chat("p").events())[-1].event_id)
+    await history.append("p", Message.user("one"), Message.user("two"))
+    await deliver_all(history)
+    events = await history.chat("p").events()
+    assert await point() == (3, events[2].event_id)
+    assert await point(at=2) == (2, events[1].event_id)
+    await history.append("p", Message.user("three"))
+    assert await point() == (None, (await history.chat("p").events())[-1].event_id)
 
 
 async def test_away_a_fork_needs_an_event_that_it_can_name(place: Place) -> None:
@@ -266,7 +253,7 @@ async def test_away_a_fork_needs_an_event_that_it_can_name(place: Place) -> None
         assert await history.drained(timeout=20)
 
         async def nothing_left() -> bool:
-            return await sql(history.outbox, "SELECT count(*) FROM letopis_outbox_events") == [(0,)]
+            return bool(await sql(history.outbox, "SELECT count(*) FROM letopis_outbox_events") == [(0,)])
 
         await until(nothing_left)
     async with place.open(away=True) as history:
@@ -313,31 +300,28 @@ async def test_time_travel_over_what_is_pending(place: Place) -> None:
             await history.chat("p").conversation(as_of=2)
 
 
-async def test_time_travel_of_a_fork_reads_its_parent_at_the_fork_point(place: Place) -> None:
-    async with place.open() as history:
-        await history.append("p", Message.user("one"), occurred_at=START)
-        await history.chat("p").fork("f")
-        await history.append("f", Message.user("two", id="2"), Message.user("three"))
-        await history.append("p", Message.user("late"))
-        moment = datetime.now(UTC)
-        await history.append("f", ConversationRewound(to_message_id=None))
+async def test_time_travel_of_a_fork_reads_its_parent_at_the_fork_point(history: History) -> None:
+    await history.append("p", Message.user("one"), occurred_at=START)
+    await history.chat("p").fork("f")
+    await history.append("f", Message.user("two", id="2"), Message.user("three"))
+    await history.append("p", Message.user("late"))
+    moment = datetime.now(UTC)
+    await history.append("f", ConversationRewound(to_message_id=None))
+    for _ in range(2):
         assert texts(await history.messages("f", as_of=moment)) == ["one", "two", "three"]
         assert texts(await history.messages("f")) == []
-    await place.drain()
-    async with place.open() as history:
-        assert texts(await history.messages("f", as_of=moment)) == ["one", "two", "three"]
-        assert texts(await paged(history, "f", 1, as_of=2)) == ["one", "two"]
-        assert texts(await history.messages("f", as_of=4)) == []
+        await deliver_all(history)
+    assert texts(await paged(history, "f", 1, as_of=2)) == ["one", "two"]
+    assert texts(await history.messages("f", as_of=4)) == []
 
 
-async def test_a_plain_read_asks_the_store_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with place.open(relay=True) as history:
-        await history.append("p", Message.user("one"))
-        assert await history.drained(timeout=20)
-        counted = create_autospec(StoreGateway.read, side_effect=StoreGateway.read)
-        monkeypatch.setattr(StoreGateway, "read", counted)
-        assert texts(await history.messages("p", last=50)) == ["one"]
-        assert counted.await_count == 1
+async def test_a_plain_read_asks_the_store_once(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    await history.append("p", Message.user("one"))
+    await deliver_all(history)
+    counted = create_autospec(StoreGateway.read, side_effect=StoreGateway.read)
+    monkeypatch.setattr(StoreGateway, "read", counted)
+    assert texts(await history.messages("p", last=50)) == ["one"]
+    assert counted.await_count == 1
 
 
 async def test_fork_shows_what_a_superseded_redaction_left(place: Place) -> None:

@@ -496,38 +496,26 @@ async def test_a_file_that_took_the_place_of_another_is_another(tmp_path: Path) 
     await one.close()
 
 
-async def test_one_that_comes_while_the_last_one_closes_opens_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["its last history", "the end of its loop"])
+async def test_a_use_while_the_outbox_is_closed_waits_and_opens_it_anew(tmp_path: Path, by: str) -> None:
     one, two = (History(tmp_path / "bot.outbox.db") for _ in range(2))
     await one.append("c1", Message.user("a"))
     before = one.outbox
-    closing = asyncio.create_task(one.close())
-    while not REGISTRY.outboxes[0].ending:  # noqa: ASYNC110 - tells nobody
-        await asyncio.sleep(0)
-
-    await two.append("c1", Message.user("b"))
-
-    await closing
-
-    assert two.outbox is not before
-    assert await texts(two) == ["a", "b"]
-    await two.close()
-
-
-async def test_a_use_while_its_own_outbox_ends_waits_and_opens_it_anew(tmp_path: Path) -> None:
-    history = History(tmp_path / "bot.outbox.db")
-    await history.append("c1", Message.user("a"))
-    before = history.outbox
-    [keeper] = [one for one in asyncio.all_tasks() if one.get_name() == "letopis-outbox"]
-    keeper.cancel()  # as the end of the loop does
+    if by == "its last history":
+        user, closing = two, asyncio.create_task(one.close())
+    else:
+        user, [closing] = one, [task for task in asyncio.all_tasks() if task.get_name() == "letopis-outbox"]
+        closing.cancel()
     while not REGISTRY.outboxes[0].ending:  # noqa: ASYNC110 - tells nobody
         await asyncio.sleep(0)
 
     async with asyncio.timeout(SOON):
-        await history.append("c1", Message.user("b"))
+        await user.append("c1", Message.user("b"))
+    await asyncio.wait((closing,))
 
-    assert history.outbox is not before
-    assert await texts(history) == ["a", "b"]
-    await history.close()
+    assert user.outbox is not before
+    assert await texts(user) == ["a", "b"]
+    await user.close()
 
 
 async def test_other_options_are_refused_and_left_out_ones_are_taken(tmp_path: Path) -> None:

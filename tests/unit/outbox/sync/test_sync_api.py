@@ -294,11 +294,9 @@ def test_blocks_may_be_left_in_any_order(history: BlockingHistory) -> None:
 
 def test_a_block_may_be_left_by_another_thread(history: BlockingHistory) -> None:
     block = history.transaction()
-    tx = block.__enter__()
-    tx.append("c1", Message.user("hi"))
-    leaver = threading.Thread(target=block.__exit__, args=(None, None, None))
-    leaver.start()
-    leaver.join(SOON)
+    block.__enter__().append("c1", Message.user("hi"))
+    with ThreadPoolExecutor() as leaver:
+        leaver.submit(block.__exit__, None, None, None).result(SOON)
     history.append("c1", Message.user("there"))
     with history.transaction() as tx:
         tx.append("c1", Message.user("again"))
@@ -559,7 +557,7 @@ def test_a_forked_child_is_told_and_ends_and_the_parent_goes_on(tmp_path: Path) 
         encoding="utf-8",
     )
 
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", script]
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", str(script)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
 
     assert done.stderr == ""
