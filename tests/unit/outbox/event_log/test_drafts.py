@@ -9,12 +9,12 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 from uuid import UUID
 
 import pytest
-import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +22,7 @@ from letopis.outbox import History, OutboxFile
 from letopis.outbox.drafts.content import DraftContent
 from letopis.outbox.drafts.writer_lock import WriterLock, writer_path
 from letopis.outbox.event_log import drafts
+from letopis.outbox.event_log.statements import on_cursor
 from letopis.store import Data, Event, File, InvalidInput, Limits, Message, Reasoning, Text, ToolCall
 from letopis.store.model.codec import encode
 from letopis.store.model.identifiers import uuid7
@@ -36,14 +37,7 @@ EMPTY = Message.assistant("")
 
 
 async def run(outbox: OutboxFile, work: Callable[..., T], *args: Any, **words: Any) -> T:
-    def with_cursor(connection: sa.Connection) -> T:
-        cursor = connection.connection.cursor()
-        try:
-            return work(cursor, *args, **words)
-        finally:
-            cursor.close()
-
-    return await outbox.write(with_cursor)
+    return await outbox.write(partial(on_cursor, work=lambda cursor: work(cursor, *args, **words)))
 
 
 def draft(message_id: str = "m", *, text: str = "so far", writer: str = "w", event_id: UUID | None = None) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from letopis.outbox.event_log import effects
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.effects import count_unerased
 from letopis.outbox.event_log.erasures import HeldSubjects, carry_out_step
+from letopis.outbox.event_log.statements import on_cursor
 from letopis.store import ConversationStore, Message, StoreUnavailable
 from letopis.store.erasures import Erasure
 from letopis.store.model.events import utc_now
@@ -55,15 +56,10 @@ async def test_an_acknowledgement_erases_as_much_whatever_the_length(history: Hi
     assert 0 < STEP - await history.outbox.read(erased) < 3  # the first event starts the conversation
     assert await history.outbox.read(count_unerased) == 1
     steps = 0
-    while await history.outbox.write(one_step):
+    while await history.outbox.write(partial(on_cursor, work=effects.erase_delivered)):
         steps += 1
     assert steps == count // STEP
     assert (await history.outbox.read(erased), await history.outbox.read(count_unerased)) == (count, 0)
-
-
-def one_step(connection: sa.Connection) -> bool:
-    with closing(connection.connection.cursor()) as cursor:
-        return effects.erase_delivered(cursor)
 
 
 @pytest.mark.parametrize("verb", ["delete", "reset"])

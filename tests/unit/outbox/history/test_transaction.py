@@ -25,9 +25,9 @@ from letopis.outbox.file.change_watcher import FileWatcher
 from letopis.store import EventIdReused, InvalidInput, Message, MessageEdited, OutboxFull, OutboxUnavailable, Saved
 from letopis.store.model.event_types import MessageSent
 from tests.support.pruning import prune
+from tests.support.relays import sql
 
-own = sa.MetaData()
-purse = sa.Table("purse", own, sa.Column("owner", sa.Text, primary_key=True), sa.Column("left", sa.Integer))
+purse = sa.Table("purse", sa.MetaData(), sa.Column("owner", sa.Text, primary_key=True), sa.Column("left", sa.Integer))
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ async def history(tmp_path: Path) -> AsyncIterator[History]:
 
 
 async def left(history: History) -> int:
-    statement = "SELECT \"left\" FROM purse WHERE owner = '42'"
-    return int(await history.outbox.read(lambda connection: connection.exec_driver_sql(statement).scalar_one()))
+    ((credits_left,),) = await sql(history.outbox, "SELECT \"left\" FROM purse WHERE owner = '42'")
+    return int(credits_left)
 
 
 async def said(history: History) -> list[str]:
@@ -338,30 +338,26 @@ async def test_rows_are_fetched_from_the_cursor_of_an_engine_of_the_bots_own(his
     assert await said(history) == ["two"]
 
 
-def watching(history: History) -> FileWatcher:
-    """What tells a relay of this process that the file has changed."""
-    outbox = history.outbox
-    return FileWatcher(outbox.path, outbox.appended, file_id=outbox.file_id)
-
-
 @pytest.mark.parametrize("as_session", [False, True])
 async def test_the_bell_rings_after_the_callers_commit_and_not_before(tmp_path: Path, as_session: bool) -> None:
-    async with History(tmp_path / "bot.outbox.db", relay=False) as history, watching(history):
-        other = sqlite3.connect(history.outbox.path)
+    async with (
+        History(tmp_path / "bot.outbox.db", relay=False) as history,
+        FileWatcher(history.outbox.path, history.outbox.appended, file_id=history.outbox.file_id),  # as a relay has one
+    ):
+        bell = history.outbox.appended
         async with AsyncSession(history.outbox.engine) if as_session else history.outbox.engine.connect() as own:
-            seen = history.outbox.appended.generation
+            seen = bell.generation
             await history.append_in(own, "c1", Message.user("hi"))
             await asyncio.sleep(0.02)
-            assert history.outbox.appended.generation == seen
+            assert bell.generation == seen
             await own.commit()
-            await asyncio.wait_for(history.outbox.appended.wait(after=seen), 60)
-            assert other.execute("SELECT count(*) FROM letopis_outbox_events").fetchone() == (2,)
+            await asyncio.wait_for(bell.wait(after=seen), 60)
+            assert await sql(history.outbox, "SELECT count(*) FROM letopis_outbox_events") == [(2,)]
             await history.append_in(own, "c1", Message.user("no"))
-            seen = history.outbox.appended.generation
+            seen = bell.generation
             await own.rollback()
         await asyncio.sleep(0.02)
-        assert history.outbox.appended.generation == seen
-        other.close()
+        assert bell.generation == seen
 
 
 @pytest.mark.parametrize(
