@@ -6,9 +6,15 @@ import pytest
 
 from letopis.outbox.event_log.known_path import KnownPath, PathStep
 
+A, B, Z = PathStep("a", 1), PathStep("b", 2), PathStep("z", 9)
+
+
+def back(to: str | None = None) -> PathStep:
+    return PathStep(None, target=to)
+
 
 def test_a_reset_erases_what_came_before_it() -> None:
-    path = KnownPath([PathStep("a", 1), PathStep(None), PathStep("b", 2), PathStep(None, erase=True), PathStep("c", 3)])
+    path = KnownPath([A, back(), B, PathStep(None, erase=True), PathStep("c", 3)])
     assert [path.erased(one) for one in (1, 2, 3, 4)] == [True, True, False, False]
     assert path.copy().erased(1)
 
@@ -17,31 +23,22 @@ def test_a_reset_erases_what_came_before_it() -> None:
     ("steps", "left"),
     [
         ([], False),
-        ([PathStep("a", 1)], False),
-        ([PathStep("a", 1), PathStep(None)], True),
-        ([PathStep("a", 1), PathStep("b", 2), PathStep(None, target="a")], False),
-        ([PathStep("z", 9), PathStep("a", 1), PathStep(None, target="z")], True),
-        ([PathStep("a", 1), PathStep(None, target="pruned")], True),
-        ([PathStep("b", 2), PathStep(None)], False),  # put aside by the store: its receipt says so
-        ([PathStep("z", 9), PathStep("a", 1), PathStep(None, target="z"), PathStep(None, target="a")], True),
-        (
-            [
-                PathStep("z", 9),
-                PathStep("a", 1),
-                PathStep("b", 2),
-                PathStep(None, target="a"),
-                PathStep(None, target="b"),
-            ],
-            False,
-        ),
-        ([PathStep("a", 1), PathStep(None), PathStep("a", 1)], False),
-        ([PathStep("a", 1), PathStep(None), PathStep("a", 1), PathStep(None)], True),
-        ([PathStep("a", 1), PathStep("b", 2), PathStep(None), PathStep("b", 2), PathStep(None, target="a")], True),
+        ([A], False),
+        ([A, back()], True),
+        ([A, B, back("a")], False),
+        ([Z, A, back("z")], True),
+        ([A, back("pruned")], True),
+        ([B, back()], False),  # put aside by the store: its receipt says so
+        ([Z, A, back("z"), back("a")], True),
+        ([Z, A, B, back("a"), back("b")], False),
+        ([A, back(), A], False),
+        ([A, back(), A, back()], True),
+        ([A, B, back(), B, back("a")], True),
     ],
 )
 def test_what_has_left_the_path(steps: list[PathStep], *, left: bool) -> None:
     path = KnownPath(steps)
     copy = path.copy()
     assert path.left(1) is left
-    copy.add(PathStep(None))
+    copy.add(back())
     assert path.left(1) is left

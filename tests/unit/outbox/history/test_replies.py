@@ -275,14 +275,9 @@ async def test_a_finish_that_has_begun_is_not_taken_back(history: History) -> No
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
-        ({"every": -1}, "every"),
-        ({"every": float("nan")}, "every"),
-        ({"every": float("inf")}, "every"),
-        ({"every": "often"}, "every"),
+        *(({"every": every}, "every") for every in (-1, float("nan"), float("inf"), "often")),
         ({"role": "robot"}, "role"),
-        ({"message_id": ""}, "message_id"),
-        ({"message_id": "a\0"}, "message_id"),
-        ({"message_id": 7}, "message_id"),
+        *(({"message_id": name}, "message_id") for name in ("", "a\0", 7)),
         ({"owner": ""}, "owner"),
         ({"name": "a\0"}, "data.name"),
         ({"metadata": [1]}, "metadata"),

@@ -15,7 +15,7 @@ from letopis.outbox.pending_reads import pending_search
 from letopis.store import ConversationRewound, Hit, InvalidInput, Message, MessageEdited, MessageRedacted, Page
 from letopis.store.model.event_types import ConversationDeleted, ConversationStarted
 from letopis.store.read.paging import CursorCodec
-from tests.support.relays import deliver_all
+from tests.support.relays import deliver_all, sql
 
 
 def opened(folder: Path, **options: Any) -> History:
@@ -175,8 +175,7 @@ async def test_more_than_can_be_looked_through_is_said(history: History, monkeyp
 async def test_a_damaged_event_hides_itself_only(history: History) -> None:
     await say(history, "a", one="ответ")
     await say(history, "b", two="ответ", three="ответ")
-    async with history.outbox.engine.begin() as connection:
-        await connection.exec_driver_sql("UPDATE letopis_outbox_events SET data = '{broken' WHERE data LIKE '%two%'")
+    await sql(history.outbox, "UPDATE letopis_outbox_events SET data = '{broken' WHERE data LIKE '%two%'")
     page = await history.search("ответ")
     assert ids(page) == ["three", "one"]
     assert not page.complete
@@ -184,16 +183,9 @@ async def test_a_damaged_event_hides_itself_only(history: History) -> None:
 
 async def test_what_is_no_place_is_refused(history: History) -> None:
     encode = CursorCodec("history-search", "hits").encode
-    for after in (
-        "x",
-        encode(1),
-        encode([1], 2, None),
-        encode([-1], 0, None),
-        encode(["a"], 0, None),
-        encode([], 0, 5),
-        encode([], 0, "no place of a store"),
-        encode([1] * 1_001, 0, None),
-    ):
+    beyond: list[tuple[Any, ...]] = [([1], 2, None), ([-1], 0, None), ([1] * 1_001, 0, None)]
+    of_no_kind: list[tuple[Any, ...]] = [(1,), (["a"], 0, None), ([], 0, 5), ([], 0, "no place of a store")]
+    for after in ("x", *(encode(*place) for place in beyond + of_no_kind)):
         with pytest.raises(InvalidInput, match="after"):
             await history.search("ответ", after=after)
 
