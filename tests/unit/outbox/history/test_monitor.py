@@ -72,6 +72,7 @@ async def test_a_reader_watches_nothing(tmp_path: Path) -> None:
 
 async def test_an_address_that_is_no_channel_is_refused_before_anything_is_opened(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="alert address") as caught:
-        await History(tmp_path / "bot.outbox.db", channels=["hunter2"]).prepare()
+        async with History(tmp_path / "bot.outbox.db", channels=["hunter2"]):
+            pytest.fail("it opened")
     assert "hunter2" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []

@@ -16,6 +16,7 @@ from letopis.outbox import BlockingHistory, History
 from letopis.store import Closed, InvalidInput, OutboxUnavailable
 from tests.support import victim
 from tests.support.relays import sql
+from tests.unit.outbox.history.test_replies import kept, said
 
 CHAT = "chat-1"
 
@@ -39,14 +40,6 @@ async def balance(history: History) -> int:
     return int(credits_left)
 
 
-async def texts(history: History) -> list[tuple[str, bool]]:
-    return [(one.text, one.interrupted) for one in await history.messages(CHAT)]
-
-
-async def drafts(history: History) -> int:
-    return len(await sql(history.outbox, "SELECT 1 FROM letopis_outbox_drafts"))
-
-
 async def test_both_are_there_after_the_commit(history: History) -> None:
     async with history.reply(CHAT, every=0) as reply:
         await reply.add("hello ")
@@ -57,14 +50,14 @@ async def test_both_are_there_after_the_commit(history: History) -> None:
             assert await tx.finish(reply, tokens=7, metadata={"k": 1}) == receipt
             with pytest.raises(Closed, match="transaction that is open"):
                 await reply.add("more")
-            assert await texts(history) == []
+            assert await said(history, CHAT) == []
         assert await reply.finish() == receipt
         with pytest.raises(Closed):
             await reply.add("more")
-    assert await texts(history) == [("hello there", False)]
+    assert await said(history, CHAT) == [("hello there", False)]
     [message] = await history.messages(CHAT)
     assert (message.message.tokens, dict(message.message.metadata)) == (7, {"k": 1})
-    assert (await balance(history), await drafts(history)) == (9, 0)
+    assert (await balance(history), await kept(history)) == (9, [])
     assert [one.message_id for one in await history.unconfirmed()] == [reply.message_id]
     await reply.sent()
     assert await history.unconfirmed() == ()
@@ -79,12 +72,12 @@ async def test_a_rollback_leaves_the_reply_unfinished_and_finishable(history: Hi
                 lost = await tx.finish(reply)
                 raise Boom
         assert not await lost.saved(1)
-        assert await texts(history) == []
+        assert await said(history, CHAT) == []
         await reply.add(" again")
         async with history.transaction() as tx:
             await tx.execute(SPEND)
             await tx.finish(reply)
-    assert await texts(history) == [("hello again", False)]
+    assert await said(history, CHAT) == [("hello again", False)]
     assert await balance(history) == 9
 
 
@@ -96,7 +89,7 @@ async def test_a_rollback_that_ends_the_reply_too_leaves_what_was_said_as_interr
                 await tx.execute(SPEND)
                 await tx.finish(reply)
                 raise Boom
-    assert await texts(history) == [("hello", True)]
+    assert await said(history, CHAT) == [("hello", True)]
     assert await balance(history) == 10
 
 
@@ -113,7 +106,7 @@ async def test_what_would_wait_for_itself_is_refused_at_once(history: History) -
             with pytest.raises(Closed, match="end that first"):
                 await reply.finish()
     assert time.monotonic() - begun < 9
-    assert await texts(history) == [("hello", False)]
+    assert await said(history, CHAT) == [("hello", False)]
 
 
 async def test_a_reply_whose_block_lies_in_the_transaction(history: History) -> None:
@@ -123,7 +116,7 @@ async def test_a_reply_whose_block_lies_in_the_transaction(history: History) -> 
             await reply.add("hello")
             await tx.finish(reply)
         await tx.execute(SPEND)
-    assert await texts(history) == [("hello", False)]
+    assert await said(history, CHAT) == [("hello", False)]
     with pytest.raises(Boom):  # noqa: PT012
         async with history.transaction(), history.reply(CHAT) as cut:
             await cut.add("cut")
@@ -131,7 +124,7 @@ async def test_a_reply_whose_block_lies_in_the_transaction(history: History) -> 
     assert time.monotonic() - begun < 9
     assert cut._needs_retry
     await history._parts.replies.retry()
-    assert await texts(history) == [("hello", False), ("cut", True)]
+    assert await said(history, CHAT) == [("hello", False), ("cut", True)]
     assert reply.receipt is None or reply.receipt.sequence == 2
 
 
@@ -145,9 +138,9 @@ async def test_a_savepoint_that_is_rolled_back_leaves_the_reply_finishable(histo
                     await session.execute(SPEND)
                     await tx.finish(reply)
                     raise Boom
-        assert await texts(history) == []
+        assert await said(history, CHAT) == []
         await reply.add(" again")
-    assert await texts(history) == [("hello again", False)]
+    assert await said(history, CHAT) == [("hello again", False)]
     assert await balance(history) == 9
 
 
@@ -203,6 +196,6 @@ async def test_killed_between_finish_and_commit(tmp_path: Path, at: str) -> None
     process.join()
     async with History(path, relay=False) as history:
         done = at == "committed"
-        assert await texts(history) == [("hello there", not done)]
-        assert (await balance(history), await drafts(history)) == (9 if done else 10, 0)
+        assert await said(history, CHAT) == [("hello there", not done)]
+        assert (await balance(history), await kept(history)) == (9 if done else 10, [])
         assert await history.unconfirmed() == ()
