@@ -414,7 +414,7 @@ def test_closing_frees_whoever_waits_in_another_thread(tmp_path: Path) -> None:
 
         others = [pool.submit(work) for work in (wait, transact, answer)]
         inside.wait(SOON)
-        until(lambda: history._inner._parts.deliveries._waiters)
+        until(lambda: history._portal._calls)
     closing.set()
 
     assert [type(other.exception(SOON)) for other in others] == [Closed] * 3
