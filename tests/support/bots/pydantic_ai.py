@@ -4,20 +4,53 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any, Final
 
 from pydantic_ai import Agent, models
 from pydantic_ai.conversation import Conversation
-from pydantic_ai.conversation_store import ConversationStore, InMemoryConversationStore
-from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, UserPromptPart
+from pydantic_ai.conversation_store import ConversationEntry, ConversationStore, InMemoryConversationStore
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from letopis.adapters.pydantic_ai import LetopisConversationStore
 from letopis.outbox import History
+from tests.support.sayings import present
 from tests.support.story import Bot, Thinks, answer_to
 
 models.ALLOW_MODEL_REQUESTS = False
 
-DEFAULT = "InMemoryConversationStore"
+THEN: Final = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def turns(*names: int | str) -> list[ModelMessage]:
+    """Return a question and an answer of each name."""
+    return [
+        message
+        for name in names
+        for message in (
+            ModelRequest(parts=[UserPromptPart(f"question {name}", timestamp=THEN)]),
+            ModelResponse(parts=[TextPart(f"answer {name}")], timestamp=THEN),
+        )
+    ]
+
+
+async def saved(store: ConversationStore, chat: str, *names: int | str, scope: str | None = None) -> Conversation:
+    conversation = Conversation(conversation_id=chat, messages=turns(*names))
+    await store.save(conversation, scope=scope)
+    return conversation
+
+
+async def grown(
+    store: ConversationStore, conversation: Conversation, *names: int | str, scope: str | None = None
+) -> list[ConversationEntry]:
+    """Say more in a conversation, and save it; return the entries that are new."""
+    conversation.messages += turns(*names)
+    return list(await store.save(conversation, scope=scope))
+
+
+async def loaded(store: ConversationStore, chat: str, **options: Any) -> Conversation:
+    return present(await store.load(chat, **options))
 
 
 def fake_model(thinks: Thinks) -> FunctionModel:

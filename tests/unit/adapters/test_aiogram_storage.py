@@ -31,15 +31,15 @@ class Form(StatesGroup):
     name = State()
 
 
-OTHERS: list[dict[str, Any]] = [
-    {"bot_id": 43},
-    {"chat_id": -43},
-    {"user_id": 2},
-    {"thread_id": 7},
-    {"business_connection_id": "conn"},
-    {"destiny": "scenes"},
-]
-KEYS = [KEY, *(replace(KEY, **other) for other in OTHERS)]
+OTHERS: dict[str, Any] = {
+    "bot_id": 43,
+    "chat_id": -43,
+    "user_id": 2,
+    "thread_id": 7,
+    "business_connection_id": "conn",
+    "destiny": "scenes",
+}
+KEYS = [KEY, *(replace(KEY, **{name: other}) for name, other in OTHERS.items())]
 DEEDS: list[tuple[str, dict[str, Any]]] = [
     ("get_state", {}),
     *(("set_state", {"state": state}) for state in ("state", Form.name, None)),
@@ -80,10 +80,8 @@ async def test_updates_at_the_same_time_are_all_kept(history: History) -> None:
 
 async def test_two_processes_see_each_other_without_a_cache(history: History) -> None:
     one, other = LetopisFsmStorage(history, cache=False), LetopisFsmStorage(history, cache=False)
-
     await one.update_data(KEY, {"a": 1})
     await other.update_data(KEY, {"b": 2})
-
     assert await one.get_data(KEY) == {"a": 1, "b": 2}
 
 
@@ -94,7 +92,6 @@ async def test_states_are_there_after_a_restart(tmp_path: Path) -> None:
         await storage.set_data(KEY, {"name": "Ada", "tags": tags})
         tags.append("b")
         assert await storage.get_data(KEY) == {"name": "Ada", "tags": ["a"]}
-
     async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         storage = LetopisFsmStorage(history)
         assert await storage.get_state(KEY) == "Form:name"
@@ -105,7 +102,6 @@ async def test_states_are_there_after_a_restart(tmp_path: Path) -> None:
 
 async def test_a_state_that_nobody_knows_costs_no_answer(alone: History, caplog: pytest.LogCaptureFixture) -> None:
     storage = LetopisFsmStorage(alone)
-
     assert (await storage.get_state(KEY), await storage.get_data(KEY)) == (None, {})
     assert "taken as none" in caplog.text
     assert await storage.update_data(KEY, {"name": "Ada"}) == {"name": "Ada"}
@@ -116,13 +112,10 @@ async def test_a_state_that_nobody_knows_costs_no_answer(alone: History, caplog:
 
 async def test_or_is_raised_if_the_bot_prefers(alone: History) -> None:
     storage = LetopisFsmStorage(alone, when_unknown="raise")
-
-    with pytest.raises(StoreUnavailable):
-        await storage.get_state(KEY)
-    with pytest.raises(StoreUnavailable):
-        await storage.update_data(KEY, {"name": "Ada"})
-    with pytest.raises(StoreUnavailable):
-        await LetopisFsmStorage(alone, cache=False, when_unknown="raise").update_data(KEY, {"name": "Ada"})
+    uncached = LetopisFsmStorage(alone, cache=False, when_unknown="raise")
+    for call in (storage.get_state(KEY), storage.update_data(KEY, {"a": 1}), uncached.update_data(KEY, {"a": 1})):
+        with pytest.raises(StoreUnavailable):
+            await call
 
 
 async def test_what_is_no_json_is_refused_and_changes_nothing(history: History) -> None:

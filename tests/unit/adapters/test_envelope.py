@@ -27,7 +27,6 @@ def nested(depth: int) -> Any:
 )
 def test_sealed_item_comes_back(item: Any) -> None:
     sealed = seal(item)
-
     assert unseal(sealed) == item
     assert all(text.isprintable() and "\0" not in text for text in sealed.values())
 
@@ -48,7 +47,6 @@ def test_damaged_text_is_refused(packed: str) -> None:
 
 def test_text_that_stands_for_gigabytes_is_not_unpacked() -> None:
     bomb = b64encode(compress(b" " * (MAX_ITEM_BYTES + 1))).decode()
-
     assert len(b64decode(bomb)) < 100_000
     with pytest.raises(ValueError, match="larger than any item"):
         unseal({"packed": bomb})

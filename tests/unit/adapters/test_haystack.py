@@ -26,6 +26,7 @@ from letopis.outbox import BlockingHistory
 from letopis.store import InvalidInput, Message, ToolResult
 from letopis.store import ToolCall as LetopisToolCall
 from tests.support.peers import refused_port
+from tests.support.sayings import present
 
 LOOK = ToolCall("look", {"at": "tea", "n": 1}, id="c1")
 NAMELESS = ToolCall("look", {})
@@ -59,23 +60,20 @@ def store(history: BlockingHistory) -> LetopisChatMessageStore:
 def plain(messages: list[ChatMessage]) -> list[dict[str, Any]]:
     """The messages without the ids that stores give them."""
     found = [message.to_dict() for message in messages]
-    return [
-        {**one, "meta": {key: one["meta"][key] for key in one["meta"] if key != "chat_message_id"}} for one in found
-    ]
+    for one in found:
+        one["meta"] = {key: value for key, value in one["meta"].items() if key != "chat_message_id"}
+    return found
 
 
 def test_messages_come_back_and_are_not_written_again(store: LetopisChatMessageStore, history: BlockingHistory) -> None:
     assert store.write_messages("chat-1", MESSAGES) == len(MESSAGES)
     assert store.write_messages("chat-1", []) == 0
-
     read = store.retrieve_messages("chat-1")
     assert plain(read) == plain(MESSAGES)
     assert store.count_messages("chat-1") == len(MESSAGES)
     assert all("chat_message_id" not in message.meta for message in MESSAGES), "what is given is not changed"
-    called = history.messages("chat-1")[3].message
-    assert (
-        isinstance(called.content, tuple) and LetopisToolCall("c1", "look", '{"at": "tea", "n": 1}') in called.content
-    )
+    content: Any = history.messages("chat-1")[3].content
+    assert LetopisToolCall("c1", "look", '{"at": "tea", "n": 1}') in content
     assert store.write_messages("chat-1", [*read, ChatMessage.from_user("More")]) == 1
     assert store.count_messages("chat-1") == len(MESSAGES) + 1
 
@@ -105,10 +103,8 @@ def test_rounds_are_those_of_haystacks_own_store(
     theirs = InMemoryChatMessageStore(skip_system_messages=False, last_k=None)
     theirs.write_messages(request.node.name, talk)
     store.write_messages("chat-1", talk)
-
-    assert plain(store.retrieve_messages("chat-1", last_k)) == plain(
-        theirs.retrieve_messages(request.node.name, last_k)
-    )
+    wanted = theirs.retrieve_messages(request.node.name, last_k)
+    assert plain(store.retrieve_messages("chat-1", last_k)) == plain(wanted)
 
 
 def test_a_wrong_message_writes_nothing(store: LetopisChatMessageStore) -> None:
@@ -118,7 +114,6 @@ def test_a_wrong_message_writes_nothing(store: LetopisChatMessageStore) -> None:
             store.write_messages("chat-1", [ChatMessage.from_user("Hello"), one])
     with pytest.raises(ValueError, match="last_k"):
         store.retrieve_messages("chat-1", -1)
-
     assert store.count_messages("chat-1") == 0
 
 
@@ -126,28 +121,23 @@ def test_deleting_all_is_for_the_owner(store: LetopisChatMessageStore, history: 
     store.write_messages("chat-1", MESSAGES)
     store.write_messages("chat-2", MESSAGES)
     history.append("chat-3", Message.user("Hello"), owner="43")
-
     store.delete_all_messages()
-
     assert [store.count_messages(f"chat-{number}") for number in (1, 2, 3)] == [0, 0, 1]
 
 
 def test_messages_from_elsewhere_and_edited_ones(store: LetopisChatMessageStore, history: BlockingHistory) -> None:
     store.write_messages("chat-1", [ChatMessage.from_user("Whaat?")])
     history.chat("chat-1").edit(history.messages("chat-1")[0].id, "What?")
-    history.append("chat-1", Message.assistant([LetopisToolCall("c1", "look", '{"at": "tea"}')]))
-    history.append("chat-1", Message.tool(ToolResult("c1", "a cup")))
-
+    call = Message.assistant([LetopisToolCall("c1", "look", '{"at": "tea"}')])
+    history.append("chat-1", call, Message.tool(ToolResult("c1", "a cup")))
     asked, called, result = store.retrieve_messages("chat-1")
-
     assert (asked.text, called.tool_calls) == ("What?", [ToolCall("look", {"at": "tea"}, id="c1")])
-    assert result.tool_call_result is not None and result.tool_call_result.result == "a cup"
+    assert present(result.tool_call_result).result == "a cup"
     assert store.write_messages("chat-1", [asked, called, result]) == 0
 
 
 def test_system_messages_are_skipped(history: BlockingHistory) -> None:
     store = LetopisChatMessageStore(history)
-
     assert store.write_messages("chat-1", [ChatMessage.from_system("Be brief"), *MESSAGES]) == len(MESSAGES)
     assert store.count_messages("chat-1") == len(MESSAGES)
 
@@ -155,7 +145,6 @@ def test_system_messages_are_skipped(history: BlockingHistory) -> None:
 def test_without_the_history_store(tmp_path: Path) -> None:
     port = asyncio.run(refused_port())
     store = LetopisChatMessageStore(path=tmp_path / "bot.outbox.db", store=f"postgresql://nobody@127.0.0.1:{port}/no")
-
     assert store.write_messages("chat-1", MESSAGES) == len(MESSAGES)
     assert store.write_messages("chat-1", store.retrieve_messages("chat-1")) == 0
     store.close()
@@ -163,18 +152,15 @@ def test_without_the_history_store(tmp_path: Path) -> None:
 
 def test_a_pipeline_is_serialized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HISTORY_URL", str(tmp_path / "history.db"))
-    store = LetopisChatMessageStore(
-        path=tmp_path / "bot.outbox.db", store=Secret.from_env_var("HISTORY_URL"), owner="42", last_k=3
-    )
+    url = Secret.from_env_var("HISTORY_URL")
+    store = LetopisChatMessageStore(path=tmp_path / "bot.outbox.db", store=url, owner="42", last_k=3)
     pipeline = Pipeline()
     pipeline.add_component("retriever", ChatMessageRetriever(store))
     pipeline.add_component("writer", ChatMessageWriter(store))
-
     trusted: dict[str, Any] = {}
     if "allowed_modules" in inspect.signature(Pipeline.loads).parameters:  # older releases trust every module
         trusted["allowed_modules"] = ["letopis.adapters.haystack", "haystack_experimental.components.*"]
     again = Pipeline.loads(pipeline.dumps(), **trusted)
-
     writer = again.get_component("writer").chat_message_store
     assert isinstance(writer, LetopisChatMessageStore) and writer.to_dict() == store.to_dict()
     writer.write_messages("chat-1", MESSAGES)

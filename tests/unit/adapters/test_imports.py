@@ -49,5 +49,4 @@ def test_an_adapter_without_its_framework_names_the_extra(adapter: str, package:
         f"try:\n    import letopis.adapters.{adapter}\nexcept ImportError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-
     assert f"letopis[{extra}]" in done.stdout

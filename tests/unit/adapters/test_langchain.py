@@ -52,15 +52,14 @@ MESSAGES: list[BaseMessage] = [
 
 async def test_messages_come_back_as_they_were(history: History) -> None:
     chat = LetopisChatMessageHistory("chat-1", history, owner="42")
-
     await chat.aadd_messages(MESSAGES)
     await chat.aadd_messages([])
-
     assert await chat.aget_messages() == MESSAGES
-    assert [message.role for message in await history.messages("chat-1")][3:6] == ["user", "assistant", "tool"]
-    asked = (await history.messages("chat-1"))[4].message
-    assert [message.text for message in await history.messages("chat-1")][-4:-2] == ["A cup", "Whoever"]
-    assert isinstance(asked.content, tuple) and ToolCall("c1", "look", '{"at": "tea", "n": 1}') in asked.content
+    stored = await history.messages("chat-1")
+    assert [one.role for one in stored][3:6] == ["user", "assistant", "tool"]
+    assert [one.text for one in stored][-4:-2] == ["A cup", "Whoever"]
+    content: Any = stored[4].content
+    assert ToolCall("c1", "look", '{"at": "tea", "n": 1}') in content
     await chat.aclear()
     assert await chat.aget_messages() == []
     assert len(await history.messages("chat-1", every=True)) == len(MESSAGES)
@@ -73,9 +72,7 @@ async def test_messages_from_elsewhere_and_edited_ones(history: History) -> None
     await history.chat("chat-1").edit(wrong.id, "What?")
     await history.append("chat-1", Message.assistant([ToolCall("c1", "look", '{"at": "tea"}')]))
     await history.append("chat-1", Message.tool([ToolResult("c1", "a cup")]))
-
     asked, call, result = await chat.aget_messages()
-
     assert asked == HumanMessage("What?")
     assert isinstance(call, AIMessage) and call.tool_calls[0]["args"] == {"at": "tea"}
     assert isinstance(result, ToolMessage) and (result.tool_call_id, result.content) == ("c1", "a cup")
@@ -88,7 +85,6 @@ async def test_a_wrong_message_adds_nothing(history: History) -> None:
     for one in wrong:
         with pytest.raises(InvalidInput):
             await chat.aadd_messages([HumanMessage("Hello"), one])
-
     assert await chat.aget_messages() == []
 
 
@@ -97,7 +93,6 @@ def test_the_synchronous_half(tmp_path: Path) -> None:
         chat = LetopisChatMessageHistory("chat-1", history)
         chat.add_messages(MESSAGES)
         chat.add_user_message("Hello")
-
         assert chat.messages == [*MESSAGES, HumanMessage("Hello")]
         assert asyncio.run(chat.aget_messages()) == chat.messages
         chat.clear()

@@ -44,12 +44,16 @@ class Shelf:
         self.named = set(keys_of(reference))
         return reference, inline
 
-    def get(self, reference: Reference, inline: bytes) -> Any:
+    def pieces(self, reference: Reference) -> Pieces:
+        """What is needed of it for a value."""
         pieces = Pieces()
         while missing := pieces.missing(list(keys_of(reference))):
             for key in missing:
                 pieces.add(key, self.held[key])
-        return pieces.value(reference, inline, SERDE)
+        return pieces
+
+    def get(self, reference: Reference, inline: bytes) -> Any:
+        return self.pieces(reference).value(reference, inline, SERDE)
 
 
 def message(number: int, size: int = 250) -> dict[str, Any]:
@@ -62,7 +66,6 @@ def test_a_growing_list_costs_what_is_new() -> None:
     for number in range(666):
         said.append(message(number))
         references.append(shelf.put(said))
-
     assert shelf.stored < 4 * 666 * 300
     assert max(len(list(keys_of(reference))) for reference, _ in references) < 200
     assert shelf.get(*references[-1]) == said
@@ -74,17 +77,13 @@ def test_a_list_that_loses_its_beginning_keeps_the_rest() -> None:
     shelf.put(said)
     before = shelf.stored
     reference, inline = shelf.put(said[1:])
-
     assert shelf.stored - before < before / 4
     assert shelf.get(reference, inline) == said[1:]
 
 
 def test_values_that_need_no_record_stand_in_the_checkpoint() -> None:
-    assert Shelf().put(None)[0][0] == INLINE
-    assert Shelf().put("short")[0][0] == INLINE
-    assert Shelf().put("long " * 100)[0][0] == WHOLE
-    assert Shelf().put([0.5] * 1536)[0][0] == WHOLE
-    assert Shelf().put([message(1), message(2)])[0][0] == LIST
+    values = [None, "short", "long " * 100, [0.5] * 1536, [message(1), message(2)]]
+    assert [Shelf().put(value)[0][0] for value in values] == [INLINE, INLINE, WHOLE, WHOLE, LIST]
 
 
 def test_what_is_kept_needs_no_copies_of_what_its_nodes_hold() -> None:
@@ -92,25 +91,14 @@ def test_what_is_kept_needs_no_copies_of_what_its_nodes_hold() -> None:
     for number in range(200):
         said.append(message(number))
         reference, inline = shelf.put(said)
-    pieces = Pieces()
-    while missing := pieces.missing(list(keys_of(reference))):
-        for key in missing:
-            pieces.add(key, shelf.held[key])
-    needed = pieces.closure(list(keys_of(reference)))
-
+    needed = shelf.pieces(reference).closure(list(keys_of(reference)))
     assert len(needed) < len(shelf.held) / 2
     shelf.held = {key: body for key, body in shelf.held.items() if key in needed}
     assert shelf.get(reference, inline) == said
 
 
-elements = st.one_of(
-    st.none(),
-    st.integers(),
-    st.text(),
-    st.binary(max_size=300),
-    st.lists(st.integers()),
-    st.builds(message, st.integers()),
-)
+scalars = st.none() | st.integers() | st.text() | st.binary(max_size=300)
+elements = scalars | st.lists(st.integers()) | st.builds(message, st.integers())
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.lists(elements, max_size=80)), min_size=1, max_size=6))
@@ -126,7 +114,6 @@ def test_any_history_of_lists_comes_back(steps: list[tuple[int, list[Any]]]) -> 
             given_elements * 3,
         ][kind]
         kept.append((shelf.put(value), list(value)))
-
     for put, expected in kept:
         assert shelf.get(*put) == expected
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,18 +19,23 @@ from letopis.adapters.llama_index import LetopisChatStore
 from letopis.outbox import History
 from letopis.store import InvalidInput, Message, ToolCall, ToolResult
 from letopis.store.model.large_content import MAX_STRING_BYTES
+from tests.support.sayings import present
 
 ACTIVE, ARCHIVED = MessageStatus.ACTIVE, MessageStatus.ARCHIVED
+PICTURE = ImageBlock(image=b"\x89PNG", image_mimetype="image/png")
+
+
+def called(arguments: Any) -> ChatMessage:
+    block = ToolCallBlock(tool_call_id="c1", tool_name="look", tool_kwargs=arguments)
+    return ChatMessage(role="assistant", blocks=[block])
+
+
 MESSAGES = [
     ChatMessage("Be brief", role=MessageRole.SYSTEM),
-    ChatMessage(
-        role="user", blocks=[TextBlock(text="What is this?"), ImageBlock(image=b"\x89PNG", image_mimetype="image/png")]
-    ),
+    ChatMessage(role="user", blocks=[TextBlock(text="What is this?"), PICTURE]),
     ChatMessage("Same again"),
     ChatMessage("Same again"),
-    ChatMessage(
-        role="assistant", blocks=[ToolCallBlock(tool_call_id="c1", tool_name="look", tool_kwargs={"at": "tea", "n": 1})]
-    ),
+    called({"at": "tea", "n": 1}),
     ChatMessage("a cup", role="tool", additional_kwargs={"tool_call_id": "c1"}),
     ChatMessage("12", role="function", additional_kwargs={"name": "count"}),
     ChatMessage("A cup", role="chatbot"),
@@ -51,31 +57,26 @@ async def test_messages_come_back_as_they_were(store: LetopisChatStore, history:
     await store.add_messages("chat-1", MESSAGES)
     await store.add_message("chat-1", ChatMessage("Same again"))
     await store.add_messages("chat-1", [])
-
     assert await store.get_messages("chat-1") == [*MESSAGES, ChatMessage("Same again")]
     assert await store.count_messages("chat-1") == await store.count_messages("chat-1", None) == len(MESSAGES) + 1
-    called, result = (await history.messages("chat-1"))[4:6]
-    assert called.message.content == (ToolCall("c1", "look", {"at": "tea", "n": 1}),)
+    call, result = (await history.messages("chat-1"))[4:6]
+    assert call.message.content == (ToolCall("c1", "look", {"at": "tea", "n": 1}),)
     assert result.message.content == (ToolResult("c1", "a cup"),)
 
 
 @pytest.mark.parametrize(("limit", "offset"), [(3, None), (3, 2), (0, None), (20, None), (None, 4), (3, 20), (5, 3)])
 async def test_a_limit_gives_the_newest(store: LetopisChatStore, limit: int | None, offset: int | None) -> None:
     await store.add_messages("chat-1", numbered(*range(6)))
-
     found = await store.get_messages("chat-1", limit=limit, offset=offset)
-
     kept = list(range(6))[: max(0, 6 - (offset or 0))]
     assert found == numbered(*(kept if limit is None else kept[max(0, len(kept) - limit) :]))
 
 
 async def test_archived_messages_stay_and_are_told_apart(store: LetopisChatStore, history: History) -> None:
     await store.add_messages("chat-1", numbered(*range(500)))
-
     assert await store.archive_oldest_messages("chat-1", 120) == numbered(*range(120))
     assert await store.archive_oldest_messages("chat-1", 1) == numbered(120)
     await store.add_messages("chat-1", numbered(500), ARCHIVED)
-
     assert await store.get_messages("chat-1") == numbered(*range(121, 500))
     assert await store.get_messages("chat-1", ARCHIVED) == numbered(*range(121), 500)
     assert await store.get_messages("chat-1", None) == numbered(*range(501))
@@ -87,7 +88,6 @@ async def test_archived_messages_stay_and_are_told_apart(store: LetopisChatStore
 async def test_deleting(store: LetopisChatStore, history: History) -> None:
     await store.add_messages("chat-1", numbered(*range(8)))
     await store.archive_oldest_messages("chat-1", 2)
-
     assert await store.delete_oldest_messages("chat-1", 2) == numbered(2, 3)
     assert await store.delete_message("chat-1", 3) == ChatMessage("message 5")
     assert await store.delete_message("chat-1", 5) is await store.delete_message("chat-1", -1) is None
@@ -97,17 +97,14 @@ async def test_deleting(store: LetopisChatStore, history: History) -> None:
     assert await store.get_messages("chat-1", None) == numbered(4, 6, 7)
     await store.delete_messages("chat-1")
     assert await store.get_messages("chat-1", None) == []
-    assert {one.message.text for one in await history.messages("chat-1", every=True)} == {
-        f"message {number}" for number in range(8)
-    }
+    kept = [one.message.text for one in await history.messages("chat-1", every=True)]
+    assert sorted(set(kept)) == [f"message {number}" for number in range(8)]
 
 
 async def test_the_newest_archived_message_may_be_deleted(store: LetopisChatStore) -> None:
     await store.add_messages("chat-1", numbered(*range(4)))
     await store.archive_oldest_messages("chat-1", 2)
-
     await store.delete_message("chat-1", 1)
-
     assert await store.get_messages("chat-1", ARCHIVED) == numbered(0)
     assert await store.get_messages("chat-1") == numbered(2, 3)
 
@@ -115,9 +112,7 @@ async def test_the_newest_archived_message_may_be_deleted(store: LetopisChatStor
 async def test_set_messages_is_one_append(store: LetopisChatStore, history: History) -> None:
     await store.add_messages("chat-1", numbered(0, 1, 2))
     before = [one.id for one in await history.messages("chat-1")]
-
     await store.set_messages("chat-1", numbered(0, 1, 7))
-
     assert await store.get_messages("chat-1") == numbered(0, 1, 7)
     assert [one.id for one in await history.messages("chat-1")][:2] == before[:2], "what stays is not written again"
     await store.archive_oldest_messages("chat-1", 2)
@@ -135,14 +130,11 @@ async def test_set_messages_that_fails_leaves_all_as_it_was(store: LetopisChatSt
     with pytest.raises(BaseException):  # noqa: B017 - whatever it is
         await theirs.set_messages("chat-1", [*numbered(7), object()])  # type: ignore[list-item]
     assert await theirs.get_messages("chat-1") == []
-    assert theirs._async_engine is not None
-    await theirs._async_engine.dispose()
-
+    await present(theirs._async_engine).dispose()
     await store.add_messages("chat-1", numbered(0, 1))
     for messages in (wrong, [*numbered(7), object()]):
         with pytest.raises(InvalidInput):
             await store.set_messages("chat-1", messages)  # type: ignore[arg-type]
-
     assert await store.get_messages("chat-1") == numbered(0, 1)
 
 
@@ -151,7 +143,6 @@ async def test_keys_are_conversations_with_messages(store: LetopisChatStore, his
     await store.add_messages("chat-2", numbered(0))
     await store.delete_messages("chat-2")
     await history.append("another owner's", Message.user("Hello"), owner="43")
-
     assert await store.get_keys() == ["chat-1"]
     assert sorted(await LetopisChatStore(history).get_keys()) == ["another owner's", "chat-1"]
 
@@ -162,13 +153,9 @@ async def test_messages_from_elsewhere_and_edited_ones(store: LetopisChatStore, 
     await history.chat("chat-1").edit(wrong.id, "What?")
     await history.append("chat-1", Message.assistant([ToolCall("c1", "look", '{"at": "tea"}')]))
     await history.append("chat-1", Message.tool([ToolResult("c1", "a cup")]))
-
     assert await store.get_messages("chat-1") == [
         ChatMessage("What?"),
-        ChatMessage(
-            role="assistant",
-            blocks=[ToolCallBlock(tool_call_id="c1", tool_name="look", tool_kwargs='{"at": "tea"}')],
-        ),
+        called('{"at": "tea"}'),
         ChatMessage("a cup", role="tool", additional_kwargs={"tool_call_id": "c1"}),
     ]
 
@@ -178,7 +165,6 @@ async def test_without_the_store_the_newest_are_active(alone: History) -> None:
     store = LetopisChatStore(alone)
     await store.add_messages("chat-1", numbered(*range(4)))
     assert await store.get_messages("chat-1") == numbered(*range(4))
-
     await store.archive_oldest_messages("chat-1", 2)
     assert await store.get_messages("chat-1") == numbered(2, 3)
 
@@ -187,9 +173,7 @@ def test_the_synchronous_methods_of_a_memory(tmp_path: Path) -> None:
     """They run an event loop each."""
     history = History(tmp_path / "bot.outbox.db", relay=False, own_thread=True)
     memory = Memory(sql_store=LetopisChatStore(history), session_id="chat-1", token_limit=300, tokenizer_fn=str.split)
-
     for message in numbered(0, 1):
         memory.put(message)
-
     assert memory.get() == numbered(0, 1)
     asyncio.run(history.close())

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("agents", reason="needs openai-agents: pip install 'letopis[openai-agents]', or the group adapters")
 
-from agents import Agent, OpenAIResponsesCompactionSession, RunContextWrapper, Runner, Session, SQLiteSession
+from agents import Agent, OpenAIResponsesCompactionSession, Runner, Session, SQLiteSession
 from agents.memory import SessionSettings
 from openai.types.responses import ResponseCompactionItem
 
@@ -21,6 +21,7 @@ from letopis.adapters.openai_agents import LetopisSession
 from letopis.outbox import History
 from letopis.store import InvalidInput, Message, StoreUnavailable, Text, ToolCall
 from tests.support.bots.openai_agents import FakeModel
+from tests.support.sayings import present
 from tests.support.story import nothing
 from tests.unit.adapters.formats.items import Chance, responses_conversation
 
@@ -37,23 +38,18 @@ async def test_items_come_back_byte_for_byte(session: LetopisSession) -> None:
     chance = Chance(1)
     items: Any = [item for _ in range(50) for item in responses_conversation(chance)]
     items += [USER, USER]  # users repeat themselves, and their items have no id
-
     await session.add_items(items[:-1])
     await session.add_items(items[-1:])
-
     assert isinstance(session, Session)
     assert [json.dumps(item) for item in await session.get_items()] == [json.dumps(item) for item in items]
 
 
 @pytest.mark.parametrize("limit", [None, 0, 1, 3, 5, 6, 2**31 - 1])
-async def test_a_limit_is_what_it_is_to_the_sdks_own_session(
-    session: LetopisSession, tmp_path: Path, limit: int | None
-) -> None:
+async def test_a_limit_is_that_of_the_sdks_session(session: LetopisSession, tmp_path: Path, limit: int | None) -> None:
     theirs = SQLiteSession("chat-1", tmp_path / "theirs.db")
     items: Any = [{"role": "user", "content": f"{number}"} for number in range(5)]
     for one in (session, theirs):
         await one.add_items(items)
-
     assert await session.get_items(limit) == await theirs.get_items(limit)
     session.session_settings = theirs.session_settings = SessionSettings(limit=limit)
     assert await session.get_items() == await theirs.get_items()
@@ -62,7 +58,6 @@ async def test_a_limit_is_what_it_is_to_the_sdks_own_session(
 
 async def test_pop_and_clear(session: LetopisSession, history: History) -> None:
     await session.add_items([USER, {"role": "user", "content": "More"}])
-
     assert await session.pop_item() == {"role": "user", "content": "More"}
     assert await session.get_items() == [USER]
     await session.clear_session()
@@ -85,7 +80,6 @@ async def test_a_message_of_several_items_loses_one_in_one_append(
 
     monkeypatch.setattr(history, "append", counted)
     popped: Any = await session.pop_item()
-
     assert popped["call_id"] == "c1" and appends == [2]
     assert await session.get_items() == [USER, {"role": "assistant", "content": "Let me look"}]
 
@@ -94,7 +88,6 @@ async def test_settings_may_be_a_dictionary(history: History) -> None:
     """As the SDK's own sessions take them; a wrong one is refused at once, not in a run."""
     session = LetopisSession("chat-1", history, session_settings={"limit": 2})
     await session.add_items([{"role": "user", "content": f"{number}"} for number in range(5)])
-
     assert session.session_settings == SessionSettings(limit=2)
     assert [one.get("content") for one in await session.get_items()] == ["3", "4"]
     for wrong in ({"limits": 2}, {"limit": "many"}):
@@ -107,27 +100,19 @@ async def test_a_wrong_item_adds_nothing(session: LetopisSession) -> None:
         await session.add_items([USER, "hello"])  # type: ignore[list-item]
     with pytest.raises(InvalidInput, match="JSON"):
         await session.add_items([USER, {"role": "user", "content": object()}])  # type: ignore[typeddict-item]
-
     await session.add_items([])
     assert await session.get_items() == []
 
 
 async def test_the_owner_is_told_by_the_run(history: History) -> None:
     """The SDK gives its wrapper to sessions of which all four methods take one."""
-
-    def who(wrapper: RunContextWrapper[Any]) -> str:
-        return str(wrapper.context)
-
-    session = LetopisSession("chat-1", history, owner=who)
+    session = LetopisSession("chat-1", history, owner=lambda wrapper: str(wrapper.context))
     await Runner.run(Agent(name="bot", model=FakeModel(nothing)), "Hello", session=session, context="42")
-
-    conversation = await history.chat("chat-1").conversation()
-    assert conversation is not None and conversation.owner_id == "42"
+    assert present(await history.chat("chat-1").conversation()).owner_id == "42"
 
 
 async def test_without_the_store_a_run_gets_what_is_retained(alone: History) -> None:
     await alone.append("chat-1", Message.user("Before"))
-
     assert await LetopisSession("chat-1", alone).get_items() == [{"role": "user", "content": "Before"}]
     strict = LetopisSession("chat-1", alone, require_complete=True)
     assert await strict.get_items(1) == [{"role": "user", "content": "Before"}]
@@ -150,7 +135,6 @@ async def test_it_is_compacted(session: LetopisSession, history: History) -> Non
     for number in range(12):
         await Runner.run(agent, f"Question {number}", session=wrapped)
     await wrapped.run_compaction({"force": True})
-
     assert len(asked) == 1
     assert await session.get_items() == [summary.model_dump(exclude_unset=True)]
     assert len(await history.messages("chat-1", every=True)) == 25

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("strands", reason="needs strands-agents: pip install 'letopis[strands]'")
 
-from strands import Agent, tool
+from strands import Agent
 from strands import session as strands_session
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.multiagent import GraphBuilder
@@ -91,7 +91,7 @@ def away(tmp_path: Path) -> Iterator[History]:
 def repository(shared: History) -> LetopisSessionRepository:
     """A repository with a session and an agent in it."""
     made = LetopisSessionRepository(shared, owner="42")
-    made.create_session(Session(session_id="chat-1", session_type=SessionType.AGENT))
+    made.create_session(Session("chat-1", SessionType.AGENT))
     made.create_agent("chat-1", agent_of("bot"))
     return made
 
@@ -111,15 +111,12 @@ def test_messages_come_back_as_they_were(repository: LetopisSessionRepository, s
     assert repository.list_messages("chat-1", "bot", limit=0) == repository.list_messages("chat-1", "another") == []
     assert repository.read_message("chat-1", "bot", 6) == given[6]
     assert repository.read_message("chat-1", "bot", 99) is None
-    found = [one.message for one in known(shared, lambda history: history.messages("chat-1"))]
-    assert found[0].content == (Text("What?"), File("data:image/png;base64,iVBORw==", "image/png"))
-    assert found[1].content[0] == Reasoning("A picture")
-    assert found[1].content[2] == ToolCall("c1", "look", {"at": "tea", "n": 1})
-    assert (found[2].role, found[2].content) == ("tool", (ToolResult("c1", "a cup of tea, I think"),))
-    assert found[4].content == (ToolResult("c2", [1], "error"),)
-    assert found[5].content == "Same again"
-    conversation = known(shared, lambda history: history.chat("chat-1").conversation())
-    assert conversation.owner_id == "42"
+    asked, called, result, _, failed, again, *_ = known(shared, lambda history: history.messages("chat-1"))
+    assert asked.content == (Text("What?"), File("data:image/png;base64,iVBORw==", "image/png"))
+    assert called.content[::2] == (Reasoning("A picture"), ToolCall("c1", "look", {"at": "tea", "n": 1}))
+    assert (result.role, result.content) == ("tool", (ToolResult("c1", "a cup of tea, I think"),))
+    assert (failed.content, again.content) == ((ToolResult("c2", [1], "error"),), "Same again")
+    assert known(shared, lambda history: history.chat("chat-1").conversation()).owner_id == "42"
 
 
 def test_the_same_deeds_as_on_files(repository: LetopisSessionRepository, tmp_path: Path) -> None:
@@ -155,17 +152,13 @@ def test_the_same_deeds_as_on_files(repository: LetopisSessionRepository, tmp_pa
     assert min(counts.values()) > 20
 
 
-def test_a_message_is_replaced_where_it_was_and_for_all_readers(
-    repository: LetopisSessionRepository, shared: History
-) -> None:
+def test_a_message_is_replaced_in_place_for_all_readers(repository: LetopisSessionRepository, shared: History) -> None:
     """As a guardrail does; erasing the message erases what was kept with the replacement, too."""
     repository.create_message("chat-1", "bot", said("my number is 4711", 0))
     repository.create_message("chat-1", "bot", said("and?", 1))
     redacted: Any = {"role": "user", "content": [{"text": "[redacted]"}], "tracking_id": "t-1"}
     replaced = SessionMessage(said("my number is 4711", 0).message, 0, redact_message=redacted)
-
     repository.update_message("chat-1", "bot", replaced)
-
     assert repository.list_messages("chat-1", "bot")[0] == replaced
     first, second = known(shared, lambda history: history.messages("chat-1"))
     assert [first.text, second.text] == ["[redacted]", "and?"]
@@ -182,9 +175,7 @@ def test_what_something_else_wrote_or_edited(repository: LetopisSessionRepositor
     fixed = (Text("Let me look"), *wrong.message.content[1:])
     known(shared, lambda history: history.chat("chat-1").edit(wrong.id, fixed))
     known(shared, lambda history: history.append("chat-1", Message.user("from elsewhere")))
-
     (found,) = repository.list_messages("chat-1", "bot")
-
     assert found.message == {"role": "assistant", "content": [{"text": "Let me look"}, CALL]}
 
 
@@ -195,7 +186,6 @@ def test_two_processes_that_count_alike_lose_nothing(repository: LetopisSessionR
     for one in (repository, theirs):
         one.create_message("chat-1", "bot", said("from the first", 0))
         one.create_message("chat-1", "bot", said("from the second", 0))
-
     assert texts(repository.list_messages("chat-1", "bot")) == ["from the first", "from the second"]
     assert texts(theirs.list_messages("chat-1", "bot")) == ["from the second"]
 
@@ -203,72 +193,37 @@ def test_two_processes_that_count_alike_lose_nothing(repository: LetopisSessionR
 def test_long_sessions_are_read_from_their_end(repository: LetopisSessionRepository) -> None:
     for number in range(220):
         repository.create_message("chat-1", "bot", said(f"message {number}", number))
-
     assert texts(repository.list_messages("chat-1", "bot", offset=215)) == [f"message {n}" for n in range(215, 220)]
     assert len(repository.list_messages("chat-1", "bot")) == 220
     assert repository.read_message("chat-1", "bot", 3) is not None
 
 
 def test_what_is_there_and_what_is_not(repository: LetopisSessionRepository) -> None:
-    session = Session(session_id="chat-1", session_type=SessionType.AGENT)
-    for create in (
-        lambda: repository.create_session(session),
-        lambda: repository.create_agent("chat-1", agent_of("bot")),
-    ):
-        with pytest.raises(SessionException, match="already exists"):
-            create()
     assert repository.read_session("chat-2") is repository.read_agent("chat-1", "another") is None
-    with pytest.raises(SessionException, match="does not exist"):
-        repository.update_agent("chat-1", agent_of("another"))
-    with pytest.raises(SessionException, match="does not exist"):
-        repository.delete_session("chat-2")
-    with pytest.raises(SessionException, match="JSON"):
-        repository.create_message("chat-1", "bot", said(object(), 0))  # type: ignore[arg-type]
+    refused: list[tuple[str, Any, tuple[Any, ...]]] = [
+        ("already exists", repository.create_session, (Session("chat-1", SessionType.AGENT),)),
+        ("already exists", repository.create_agent, ("chat-1", agent_of("bot"))),
+        ("does not exist", repository.update_agent, ("chat-1", agent_of("another"))),
+        ("does not exist", repository.delete_session, ("chat-2",)),
+        ("JSON", repository.create_message, ("chat-1", "bot", said(object(), 0))),  # type: ignore[arg-type]
+    ]
+    for why, deed, given in refused:
+        with pytest.raises(SessionException, match=why):
+            deed(*given)
 
 
 def test_a_session_is_erased_and_its_id_used_again(repository: LetopisSessionRepository, shared: History) -> None:
     repository.create_message("chat-1", "bot", said("hi", 0))
-
     repository.delete_session("chat-1")
-
     assert repository.read_session("chat-1") is repository.read_agent("chat-1", "bot") is None
     assert repository.list_messages("chat-1", "bot") == []
     with pytest.raises(SessionException):
         repository.update_agent("chat-1", agent_of("bot"))
-    repository.create_session(Session(session_id="chat-1", session_type=SessionType.AGENT))
+    repository.create_session(Session("chat-1", SessionType.AGENT))
     repository.create_message("chat-1", "bot", said("hi", 0))
     assert texts(repository.list_messages("chat-1", "bot")) == ["hi"]
     erased, said_anew = known(shared, lambda history: history.messages("chat-1", every=True))
     assert (erased.text, said_anew.text) == ("", "hi")
-
-
-def test_an_agent_goes_on_where_it_was(repository: LetopisSessionRepository) -> None:
-    @tool
-    def look(at: str) -> str:
-        """Look at something."""
-        return f"{at}: a cup"
-
-    class Calling(FakeModel):
-        async def stream(self, messages: Any, *given: Any, **options: Any) -> Any:
-            self.asked.append(list(messages))
-            if "toolResult" in messages[-1]["content"][0]:
-                async for event in self._words("A cup"):
-                    yield event
-                return
-            start = {"toolUse": {"toolUseId": f"c{len(messages)}", "name": "look"}}
-            yield {"messageStart": {"role": "assistant"}}
-            yield {"contentBlockStart": {"start": start}}
-            yield {"contentBlockDelta": {"delta": {"toolUse": {"input": '{"at": "tea"}'}}}}
-            yield {"contentBlockStop": {}}
-            yield {"messageStop": {"stopReason": "tool_use"}}
-
-    for round_ in range(2):
-        model = Calling(nothing)
-        agent = agent_on(repository, model, tools=[look])
-        assert len(agent.messages) == 4 * round_
-        assert str(agent("What is this?")).strip() == "A cup"
-        assert len(model.asked[0]) == 4 * round_ + 1
-    assert [one.message["role"] for one in repository.list_messages("chat-1", "bot")] == ["user", "assistant"] * 4
 
 
 def test_a_multi_agent_is_kept(repository: LetopisSessionRepository) -> None:
@@ -281,7 +236,6 @@ def test_a_multi_agent_is_kept(repository: LetopisSessionRepository) -> None:
         return builder.build()
 
     graph()("hi")
-
     state = repository.read_multi_agent("chat-1", "flow")
     assert state is not None and state["completed_nodes"] == ["one"]
     assert {node.node_id for node in graph().state.completed_nodes} == set()
@@ -295,22 +249,18 @@ def test_a_multi_agent_is_kept(repository: LetopisSessionRepository) -> None:
 
 
 def test_a_session_that_is_said_to_be_new_begins_without_the_store(away: History) -> None:
-    def agent() -> Agent:
-        return agent_on(LetopisSessionRepository(away, new=True))
-
-    begun = agent()
+    begun = agent_on(LetopisSessionRepository(away, new=True))
     begun("What is tea?")
     assert len(begun.messages) == 2
-    assert agent().messages == begun.messages
+    assert agent_on(LetopisSessionRepository(away, new=True)).messages == begun.messages
 
 
 def test_without_the_store(away: History) -> None:
     """A session that the outbox knows goes on; of another one it is not said that it is new."""
     repository = LetopisSessionRepository(away)
-    with pytest.raises(SessionException, match="unreachable"):
-        repository.read_session("chat-1")
-    with pytest.raises(SessionException, match="unreachable"):
-        repository.list_messages("chat-1", "bot")
+    for read, given in ((repository.read_session, ("chat-1",)), (repository.list_messages, ("chat-1", "bot"))):
+        with pytest.raises(SessionException, match="unreachable"):
+            read(*given)
 
     async def put() -> None:
         records = away.records(conversation="chat-1")
@@ -329,7 +279,6 @@ async def test_in_the_loop_of_the_history_it_says_what_to_do(history: History) -
     repository = LetopisSessionRepository(history)
     with pytest.raises(InHomeLoop, match="own_thread"):
         repository.read_session("chat-1")
-
     assert await asyncio.to_thread(repository.read_session, "chat-1") is None
 
 
@@ -406,10 +355,8 @@ def test_snapshots_of_an_agent(shared: History) -> None:
 
     def agent() -> tuple[Agent, Any]:
         session = manager("chat-1", storage=storage, snapshot_trigger=lambda **_: True)
-        made = Agent(
-            model=FakeModel(nothing), session_manager=session, callback_handler=None, agent_id="bot", storage=storage
-        )
-        return made, session
+        given = {"session_manager": session, "storage": storage}
+        return Agent(model=FakeModel(nothing), callback_handler=None, agent_id="bot", **given), session
 
     first, _ = agent()
     first("hi")
@@ -431,7 +378,6 @@ async def test_it_is_searched(history: History) -> None:
         pytest.skip("this release has none")
     await storage.write("notes/tea.md", b"green, black, white")
     await storage.write("notes/coffee.md", b"arabica")
-
     assert [one.key for one in await storage.search("black tea")] == ["notes/tea.md"]
 
 
@@ -440,14 +386,12 @@ async def test_storage_without_the_store(alone: History) -> None:
     for call in (storage.read("session/a"), storage.list("session/")):
         with pytest.raises(StorageError, match="unreachable"):
             await call
-
     await storage.write("session/a", b"1")
     assert await storage.read("session/a") == b"1"
 
 
 async def test_several_storages_in_one_history(history: History) -> None:
     await LetopisStorage(history).write("a", b"1")
-
     assert await LetopisStorage(history, space="another").read("a") is None
     assert await history.records(space="strands").put(("strands",), "b", b"", expected=ABSENT)
     assert await LetopisStorage(history).list("") == ["a", "b"]

@@ -11,6 +11,7 @@ from letopis.adapters.telegram_core.buttons import MenuScreen, read_press
 from letopis.adapters.telegram_core.keys import ChatKey
 from letopis.outbox import History
 from letopis.store import Message
+from tests.support.sayings import present
 
 PLACE = ChatKey(bot_id=7000, chat_id=1001)
 OTHER = ChatKey(bot_id=7000, chat_id=1002)
@@ -30,9 +31,7 @@ def data_of(screen: MenuScreen, part: str) -> str:
 async def press(
     parts: BotParts, screen: MenuScreen, part: str, language: str = "en", key: ChatKey = PLACE
 ) -> MenuScreen:
-    pressed = read_press(data_of(screen, part))
-    assert pressed is not None
-    return await parts.menu.press(pressed, key, language)
+    return await parts.menu.press(present(read_press(data_of(screen, part))), key, language)
 
 
 async def run(parts: BotParts, name: str, words: str = "", language: str = "en", key: ChatKey = PLACE) -> MenuScreen:
@@ -47,7 +46,6 @@ async def active(parts: BotParts) -> str | None:
 async def test_new_begins_a_chat_that_is_active(parts: BotParts) -> None:
     first = await run(parts, "new", "Tea")
     second = await run(parts, "new", "Coffee", "ru")
-
     assert first.text == "💬 Chat “Tea” begins. Send a message."
     assert second.text == "💬 Чат «Coffee» начат. Напишите сообщение."
     assert await active(parts) == "Coffee"
@@ -57,12 +55,8 @@ async def test_new_begins_a_chat_that_is_active(parts: BotParts) -> None:
 async def test_list_shows_the_active_chat_first_and_turns_pages(parts: BotParts) -> None:
     for number in range(10):
         await run(parts, "new", f"Chat {number}")
-
     first = await run(parts, "list")
-    assert first.text == "Your chats (1 of 2):"
-    assert first.rows[1][0].text == "✅ Chat 9"
-    assert len(first.rows) == 10
-
+    assert (first.text, first.rows[1][0].text, len(first.rows)) == ("Your chats (1 of 2):", "✅ Chat 9", 10)
     second = await press(parts, first, "▶️")
     assert [row[0].text for row in second.rows[1:]] == ["Chat 1", "Chat 0", "◀️"]
     assert (await press(parts, second, "◀️")).text == first.text
@@ -70,7 +64,6 @@ async def test_list_shows_the_active_chat_first_and_turns_pages(parts: BotParts)
 
 async def test_list_of_nothing_offers_a_new_chat(parts: BotParts) -> None:
     screen = await run(parts, "list", language="ru")
-
     assert screen.text == "Чатов пока нет. Напишите сообщение, и чат появится."
     assert "начат" in (await press(parts, screen, "Новый", "ru")).text
 
@@ -78,11 +71,9 @@ async def test_list_of_nothing_offers_a_new_chat(parts: BotParts) -> None:
 async def test_a_chat_is_shown_and_switched_to(parts: BotParts) -> None:
     await run(parts, "new", "Tea")
     await run(parts, "new", "Coffee")
-
     card = await press(parts, await run(parts, "switch"), "Tea")
     assert card.text.startswith("💬 “Tea”\nMessages: 0")
     switched = await press(parts, card, "Switch")
-
     assert switched.text == "✅ Now in “Tea”."
     assert await active(parts) == "Tea"
     assert not [one for row in switched.rows for one in row if "Switch" in one.text]
@@ -90,12 +81,9 @@ async def test_a_chat_is_shown_and_switched_to(parts: BotParts) -> None:
 
 async def test_rename_asks_for_a_title_and_takes_the_answer(parts: BotParts) -> None:
     await run(parts, "new", "Tea")
-
     asked = await run(parts, "rename")
     assert asked.text == "✏️ Reply to this message with the new title of “Tea”."
-    assert asked.asks is not None
-    renamed = await parts.menu.title(asked.asks, "  Green\n tea ", PLACE, "en")
-
+    renamed = await parts.menu.title(present(asked.asks), "  Green\n tea ", PLACE, "en")
     assert renamed.text == "✅ The chat is now called “Green tea”."
     assert await active(parts) == "Green tea"
     assert (await run(parts, "rename", "Black tea")).text == "✅ The chat is now called “Black tea”."
@@ -106,9 +94,7 @@ async def test_the_answer_to_the_question_for_a_title_is_no_message(parts: BotPa
     await parts.local.asked(PLACE.owner, 77, chat)
     bot = {"message_id": 77, "from": {"id": 7000}, "text": "Reply"}
     message = {"message_id": 78, "chat": {"id": 1001}, "from": {"id": 1001}, "text": "Oolong", "date": 1_790_000_000}
-
     found = await parts.incoming.record({"update_id": 1, "message": {**message, "reply_to_message": bot}})
-
     assert found.titles == chat
     assert list(await parts.history.messages(chat)) == []
 
@@ -121,17 +107,14 @@ async def test_delete_asks_first_and_takes_files_with_it(parts: BotParts, tmp_pa
     foreign.write_text("Leaves")
     await parts.history.append(chat, sent, redacted, other)
     for message in (sent, redacted):
-        await parts.history.chat(chat).sent(
-            message.id, sent_as="file", file_path=str(parts.chats.files.path(message.id))
-        )
+        path = str(parts.chats.files.path(message.id))
+        await parts.history.chat(chat).sent(message.id, sent_as="file", file_path=path)
     await parts.history.chat(chat).redact(redacted.id)  # the history does not name its file any more
-
     asked = await run(parts, "delete")
     assert asked.text == "🗑 Delete “Tea” for good, with all its messages?"
     kept = await press(parts, asked, "No")
     assert kept.text.startswith("💬 “Tea”")
     gone = await press(parts, asked, "Yes")
-
     assert gone.text == "🗑 “Tea” is deleted."
     assert await parts.chats.owned(PLACE, chat) is None
     assert [path.exists() for path in (*own, foreign)] == [False, False, True]
@@ -141,7 +124,6 @@ async def test_delete_asks_first_and_takes_files_with_it(parts: BotParts, tmp_pa
 async def test_after_the_first_chat_is_deleted_the_next_begins(parts: BotParts) -> None:
     await press(parts, await press(parts, await run(parts, "new", "Tea"), "Chats"), "Tea")
     await press(parts, await run(parts, "delete"), "Yes")
-
     assert (await run(parts, "new", "Coffee")).text == "💬 Chat “Coffee” begins. Send a message."
     assert await active(parts) == "Coffee"
 
@@ -150,25 +132,19 @@ async def test_history_shows_the_last_messages_or_sends_them_as_a_file(parts: Bo
     assert (await run(parts, "history")).text == "There are no messages here yet."
     chat = (await parts.chats.active(PLACE)).conversation_id
     await parts.history.append(chat, Message.user("What is tea?"), Message.assistant("A leaf."))
-
     short = await run(parts, "history", language="ru")
     assert short.text.startswith("🕘 «Новый чат», последние сообщения (2):")
     assert "What is tea?" in short.text
     assert "Бот," in short.text
-
     await parts.history.append(chat, Message.assistant("A leaf. " * 1000))
-    long = await run(parts, "history")
-    assert long.document is not None
-    assert long.document[0] == "New chat.txt"
-    assert long.document[1].count("A leaf.") == 1001
+    name, text = present((await run(parts, "history")).document)
+    assert (name, text.count("A leaf.")) == ("New chat.txt", 1001)
 
 
 async def test_stats_count_what_was_said(parts: BotParts) -> None:
     chat = (await parts.chats.active(PLACE)).conversation_id
     await parts.history.append(chat, Message.user("What is tea?"), Message.assistant("A leaf.", tokens=7))
-
     screen = await run(parts, "stats")
-
     assert "Questions: 1\nAnswers: 1\nTokens: 7" in screen.text
     assert "Вопросов: 1" in (await run(parts, "stats", language="ru")).text
 
@@ -177,7 +153,6 @@ async def test_search_finds_in_the_chats_of_this_place_alone(parts: BotParts) ->
     for key, text in ((PLACE, "Green tea with mint"), (OTHER, "Green tea of a stranger")):
         chat = (await parts.chats.active(key)).conversation_id
         await parts.history.append(chat, Message.user(text), owner=key.owner)
-
     found = await run(parts, "search", "teas")
     assert "mint" in found.text
     assert "stranger" not in found.text
@@ -191,31 +166,22 @@ async def test_nobody_reaches_the_chats_of_another_place(parts: BotParts) -> Non
     theirs = await parts.history.start(OTHER.owner, conversation_id="imported-1", title="Secret")
     await run(parts, "new", "Mine")
     listed = await run(parts, "list", key=OTHER)
-
     for screen in (listed, await press(parts, listed, "Secret", key=OTHER)):
-        for row in screen.rows:
-            for one in row:
-                pressed = read_press(one.data)
-                assert pressed is not None
-                answer = await parts.menu.press(pressed, PLACE, "en")
-                assert "Secret" not in answer.text
-                assert not any("Secret" in other.text for line in answer.rows for other in line)
-    assert await parts.menu.title("imported-1", "Stolen", PLACE, "en") == MenuScreen(
-        text="This chat is no longer there."
-    )
-    chat = await parts.history.chat(theirs.conversation_id).conversation()
-    assert chat is not None
+        for one in (button for row in screen.rows for button in row):
+            answer = await parts.menu.press(present(read_press(one.data)), PLACE, "en")
+            shown = [answer.text, *(button.text for row in answer.rows for button in row)]
+            assert not any("Secret" in text for text in shown)
+    gone = MenuScreen(text="This chat is no longer there.")
+    assert await parts.menu.title("imported-1", "Stolen", PLACE, "en") == gone
+    chat = present(await parts.history.chat(theirs.conversation_id).conversation())
     assert (chat.title, chat.state) == ("Secret", "active")
 
 
-async def test_the_menu_works_while_the_store_is_away_and_says_what_may_be_missing(
-    alone: History, tmp_path: Path
-) -> None:
+async def test_while_the_store_is_away_the_menu_says_what_may_be_missing(alone: History, tmp_path: Path) -> None:
     parts = BotParts.of(alone, 7000, files=tmp_path)
     await run(parts, "new", "Tea")
     chat = (await parts.chats.active(PLACE)).conversation_id
     await alone.append(chat, Message.user("What is tea?"))
-
     assert "✅ Tea" in [one.text for row in (await run(parts, "list")).rows for one in row]
     for name, words in (("history", ""), ("stats", ""), ("search", "tea")):
         assert "may be missing" in (await run(parts, name, words)).text

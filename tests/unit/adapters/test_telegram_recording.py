@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from letopis.store.model.conversations import Delivery
 from letopis.store.model.event_types import ConversationTrimmed
 from letopis.store.model.events import utc_now
 from letopis.testing import deliver_all
+from tests.support.sayings import present
 
 BOT = 7000
 CHAT = "tg:7000:1001"
@@ -35,6 +38,13 @@ TOKEN = "s3cret-t0ken-of-a-user"
 
 def parts_on(history: History, folder: Path) -> BotParts:
     return BotParts.of(history, BOT, files=folder / "files")
+
+
+@asynccontextmanager
+async def opened(folder: Path, **options: Any) -> AsyncIterator[BotParts]:
+    """A bot's process, which delivers nothing by itself."""
+    async with History(folder / "bot.outbox.db", **{"relay": False, **options}) as history:
+        yield parts_on(history, folder)
 
 
 @pytest.fixture
@@ -65,14 +75,12 @@ async def test_an_update_is_recorded_once(parts: BotParts) -> None:
     again = await parts.incoming.record(update(1, raw(5)))
     await parts.incoming.handled(1)
     late = await parts.incoming.record(update(1, raw(5)))
-
     assert (first.conversation_id, first.repeated, first.handled) == (CHAT, False, False)
     assert (again.conversation_id, again.repeated, again.handled) == (CHAT, True, False)
     assert (late.repeated, late.handled) == (True, True)
     [message] = await parts.history.messages(CHAT)
     assert (message.id, message.message.external_ids) == ("tg:1001:5", {"telegram": 5})
-    chat = await parts.history.chat(CHAT).conversation()
-    assert chat is not None
+    chat = present(await parts.history.chat(CHAT).conversation())
     assert (chat.owner_id, chat.title) == (CHAT, "Hello")
     await parts.history.chat(CHAT).undo()
     await parts.incoming.record(update(1, raw(5)))  # which does not bring it back
@@ -85,19 +93,16 @@ def held(path: Path) -> bool:
 
 
 async def test_the_raw_update_is_dropped_when_attempts_run_out(tmp_path: Path) -> None:
-    path = tmp_path / "bot.outbox.db"
-    async with History(path, relay=False) as history:
-        await parts_on(history, tmp_path).incoming.record(update(1, raw(5, TOKEN)))
+    async with opened(tmp_path) as parts:
+        await parts.incoming.record(update(1, raw(5, TOKEN)))
     for _ in range(MAX_ATTEMPTS + 1):
-        async with History(path, relay=False) as history:
-            assert await raw_updates(history) == [True]
-            parts = parts_on(history, tmp_path)
+        async with opened(tmp_path) as parts:
+            assert await raw_updates(parts.history) == [True]
             for one in await parts.incoming.unhandled():
                 await parts.incoming.begin(await parts.incoming.record(one))
-
-    async with History(path, relay=False) as history:
-        assert await raw_updates(history) == [False]
-        assert (await parts_on(history, tmp_path).incoming.record(update(1, raw(5, TOKEN)))).handled
+    async with opened(tmp_path) as parts:
+        assert await raw_updates(parts.history) == [False]
+        assert (await parts.incoming.record(update(1, raw(5, TOKEN)))).handled
 
 
 async def raw_updates(history: History) -> list[bool]:
@@ -111,38 +116,33 @@ async def raw_updates(history: History) -> list[bool]:
 async def test_the_raw_update_is_erased_with_its_conversation(tmp_path: Path, how: str) -> None:
     """Whoever erases it: here a program that knows nothing of Telegram."""
     path = tmp_path / "bot.outbox.db"
-    async with History(path, relay=False) as history:
-        parts = parts_on(history, tmp_path)
+    async with opened(tmp_path) as parts:
         await parts.incoming.record(update(1, raw(5, TOKEN)))
         await parts.incoming.record(update(2, raw(6, TOKEN, chat=1002)))
-        assert await raw_updates(history) == [True, True]
+        assert await raw_updates(parts.history) == [True, True]
     assert held(path)  # the control: the search finds what is there
-
     async with History(path) as history:
         await getattr(history.chat(CHAT), how)()
         assert await history.drained(timeout=30)
         assert await raw_updates(history) == [False, True]
-        assert [one["update_id"] for one in await parts_on(history, tmp_path).incoming.unhandled()] == [2]
+        assert await waiting(parts_on(history, tmp_path)) == [2]
         await getattr(history.chat("tg:7000:1002"), how)()
         assert await history.drained(timeout=30)
-
     assert not held(path)
 
 
-async def waiting(history: History, folder: Path) -> list[int]:
-    return [one["update_id"] for one in await parts_on(history, folder).incoming.unhandled()]
+async def waiting(parts: BotParts) -> list[int]:
+    return [one["update_id"] for one in await parts.incoming.unhandled()]
 
 
 @pytest.mark.parametrize(
     ("kind", "left"), [("conversation", [2, 3, 4, 5, 7]), ("owner", [2, 3, 7]), ("person", [3]), ("held", [2, 3])]
 )
-async def test_an_erasure_that_another_outbox_asked_for_drops_updates_that_wait(
-    tmp_path: Path, kind: Any, left: list[int]
-) -> None:
+async def test_an_erasure_elsewhere_drops_updates_that_wait(tmp_path: Path, kind: Any, left: list[int]) -> None:
     """Whether or not this outbox has to append anything: of the private chat, everything is delivered."""
-    path, group = tmp_path / "bot.outbox.db", -100
-    async with History(path, relay=False) as history:
-        record = parts_on(history, tmp_path).incoming.record
+    group = -100
+    async with opened(tmp_path) as parts:
+        history, record = parts.history, parts.incoming.record
         pressed = {"id": "9", "from": raw(1)["from"], "message": raw(7), "data": "pressed"}
         await record(update(4, pressed, "callback_query"))  # before the conversation begins
         await record(update(1, raw(5, TOKEN)))
@@ -152,31 +152,26 @@ async def test_an_erasure_that_another_outbox_asked_for_drops_updates_that_wait(
         await record(update(6, {"chat": {"id": 1001}, "user": {"id": 1001}, "new_reaction": []}, "message_reaction"))
         await record(update(7, {"id": "8", "from": raw(1)["from"], "query": "sought"}, "inline_query"))
         await deliver_all(history)
-        assert await waiting(history, tmp_path) == [1, 2, 3, 4, 5, 6, 7]
+        assert await waiting(parts) == [1, 2, 3, 4, 5, 6, 7]
         if kind == "held":
             await history.store.erasures.hold("owner", f"tg:{BOT}:{group}", reason="a court asked")
             kind = "person"
 
         await history.store.erasures.register(kind, CHAT, how="reset")
         await Relay(history.outbox, history.store).drain()
-
-        assert await waiting(history, tmp_path) == left
+        assert await waiting(parts) == left
         assert await history.store.erasures.unacknowledged() == []
-    assert held(path) is (left != [3])
+    assert held(tmp_path / "bot.outbox.db") is (left != [3])
 
 
-async def test_words_that_wait_survive_what_takes_older_words_away(tmp_path: Path) -> None:
-    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
-        parts = parts_on(history, tmp_path)
-        await parts.incoming.record(update(1, raw(5)))
-        await deliver_all(history)
-        await parts.incoming.handled(1)
-        await parts.incoming.record(update(2, raw(6, "still to be answered")))
-
-        await history.append(CHAT, ConversationTrimmed(upto=2, rule="default", sequence=2))
-        await deliver_all(history)
-
-        assert await waiting(history, tmp_path) == [2]
+async def test_words_that_wait_survive_what_takes_older_words_away(parts: BotParts) -> None:
+    await parts.incoming.record(update(1, raw(5)))
+    await deliver_all(parts.history)
+    await parts.incoming.handled(1)
+    await parts.incoming.record(update(2, raw(6, "still to be answered")))
+    await parts.history.append(CHAT, ConversationTrimmed(upto=2, rule="default", sequence=2))
+    await deliver_all(parts.history)
+    assert await waiting(parts) == [2]
 
 
 async def test_handled_updates_are_forgotten_while_the_bot_runs(
@@ -193,7 +188,6 @@ async def test_handled_updates_are_forgotten_while_the_bot_runs(
     later = utc_now() + local_state.KEEP_HANDLED + local_state.TRIM_INTERVAL
     monkeypatch.setattr(local_state, "utc_now", lambda: later)
     await parts.incoming.record(update(3, raw(3)))
-
     assert await known() == [2, 3]
 
 
@@ -206,37 +200,31 @@ async def test_a_language_that_was_not_recorded_is_not_known(parts: BotParts, mo
         await parts.incoming.record(update(1, raw(5)))
     monkeypatch.undo()
     assert await parts.local.language(CHAT) is None
-
     await parts.incoming.record(update(1, raw(5)))
-
     async with parts.history.transaction() as tx:
         assert await tx.scalar(sa.text("SELECT language FROM letopis_telegram_languages")) == "ru"
 
 
 async def test_what_was_not_handled_is_handed_out_after_a_restart_three_times(tmp_path: Path) -> None:
-    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
-        parts = parts_on(history, tmp_path)
+    async with opened(tmp_path) as parts:
         for number in (1, 2, 3):
             await parts.incoming.record(update(number, raw(number)))
         await parts.incoming.handled(2)
     for _ in range(MAX_ATTEMPTS):
-        async with History(tmp_path / "bot.outbox.db", relay=False) as history:
-            parts = parts_on(history, tmp_path)
-            waiting = await parts.incoming.unhandled()
-            assert waiting == [update(1, raw(1)), update(3, raw(3))]
-            await parts.incoming.begin(await parts.incoming.record(waiting[0]))  # it ends the process
-    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
+        async with opened(tmp_path) as parts:
+            first, *others = await parts.incoming.unhandled()
+            assert [first, *others] == [update(1, raw(1)), update(3, raw(3))]
+            await parts.incoming.begin(await parts.incoming.record(first))  # it ends the process
+    async with opened(tmp_path) as parts:
         # Those that waited behind it have lost no attempt.
-        assert await parts_on(history, tmp_path).incoming.unhandled() == [update(3, raw(3))]
+        assert await parts.incoming.unhandled() == [update(3, raw(3))]
 
 
 async def test_an_edit_follows_its_message_into_the_conversation_that_it_is_in(parts: BotParts) -> None:
     await parts.incoming.record(update(1, raw(5)))
     other = await parts.chats.start(PLACE, first=False)
     await parts.incoming.record(update(2, raw(6, "In the second chat")))
-
     await parts.incoming.record(update(3, raw(5, "Hello!", edit_date=1_790_000_100), "edited_message"))
-
     [message] = await parts.history.messages(CHAT)
     assert (message.text, message.edited) == ("Hello!", True)
     assert await texts(parts.history, other) == ["In the second chat"]
@@ -245,7 +233,6 @@ async def test_an_edit_follows_its_message_into_the_conversation_that_it_is_in(p
 async def test_an_edit_of_an_unknown_message_is_its_first_record(parts: BotParts) -> None:
     await parts.incoming.record(update(1, raw(5, "Fixed"), "edited_message"))
     await parts.incoming.record(update(2, raw(5, "Fixed"), "edited_message"))
-
     [message] = await parts.history.messages(CHAT)
     assert (message.id, message.text, message.edited) == ("tg:1001:5", "Fixed", False)
 
@@ -256,9 +243,7 @@ async def test_deleted_business_messages_are_erased(parts: BotParts) -> None:
     await parts.incoming.record(update(1, raw(5, "Secret", **business), "business_message"))
     await parts.incoming.record(update(2, raw(6, "Public", **business), "business_message"))
     gone = {**business, "chat": {"id": 1001}, "message_ids": [5, 99]}
-
     await parts.incoming.record(update(3, gone, "deleted_business_messages"))
-
     assert [one.redacted for one in await parts.history.messages(place, every=True)] == [True, False]
     assert await parts.history.chat(CHAT).conversation() is None
 
@@ -266,10 +251,8 @@ async def test_deleted_business_messages_are_erased(parts: BotParts) -> None:
 async def test_who_speaks_for_a_business_account_is_no_user(parts: BotParts) -> None:
     business = {"business_connection_id": "conn"}
     owner = {"from": {"id": 55, "is_bot": False, "first_name": "Shop"}}
-
     await parts.incoming.record(update(1, raw(5, "Is it open?", **business), "business_message"))
     await parts.incoming.record(update(2, {**raw(6, "Yes.", **business), **owner}, "business_message"))
-
     found = await parts.history.messages("tg:7000:1001:bconn")
     assert [one.role for one in found] == ["user", "assistant"]
 
@@ -277,7 +260,6 @@ async def test_who_speaks_for_a_business_account_is_no_user(parts: BotParts) -> 
 async def test_groups_and_topics_have_conversations_of_their_own(parts: BotParts) -> None:
     for number, more in enumerate(({}, {"message_thread_id": 9}, {"message_thread_id": 9, "is_topic_message": True})):
         await parts.incoming.record(update(number, raw(5 + number, f"text {number}", chat=-100, **more)))
-
     assert await texts(parts.history, "tg:7000:-100") == ["text 0", "text 1"]
     assert await texts(parts.history, "tg:7000:-100:t9") == ["text 2"]
 
@@ -287,14 +269,10 @@ async def test_a_group_that_becomes_a_supergroup_goes_on(parts: BotParts, histor
     await parts.incoming.record(update(2, raw(6, None, chat=-5, migrate_to_chat_id=-1005)))
     await parts.incoming.record(update(3, raw(1, None, chat=-1005, migrate_from_chat_id=-5)))
     again = parts_on(history, tmp_path)  # what was learned is not in memory alone
-
     await again.incoming.record(update(4, raw(2, "After", chat=-1005)))
     await again.incoming.record(update(5, raw(5, "Before!", chat=-5), "edited_message"))
-
     assert await texts(history, "tg:7000:-5") == ["Before!", "After"]
-    address = await again.chats.address("tg:7000:-5")
-    assert address is not None
-    assert address.chat_id == -1005
+    assert present(await again.chats.address("tg:7000:-5")).chat_id == -1005
 
 
 async def test_commands_buttons_and_unknown_types_are_events_and_no_messages(parts: BotParts) -> None:
@@ -304,14 +282,9 @@ async def test_commands_buttons_and_unknown_types_are_events_and_no_messages(par
     await parts.incoming.record({"update_id": 3, "callback_query": {"id": "1", "message": raw(5), "data": "x"}})
     await parts.incoming.record({"update_id": 4, "telepathy": {"chat": {"id": 1001}, "thought": "tea"}})
     nowhere = await parts.incoming.record({"update_id": 5, "inline_query": {"id": "1", "query": "q"}})
-
     assert await texts(parts.history) == ["Hello"]
-    events = await parts.history.chat(CHAT).events()
-    assert [one.type for one in events][-3:] == [
-        "custom.telegram.command",
-        "custom.telegram.callback_query",
-        "custom.telegram.telepathy",
-    ]
+    kinds = [one.type.removeprefix("custom.telegram.") for one in await parts.history.chat(CHAT).events()]
+    assert kinds[-3:] == ["command", "callback_query", "telepathy"]
     assert (nowhere.key, nowhere.conversation_id) == (None, None)
     *_, kept = await parts.history.chat("tg:7000:updates").events()
     assert kept.data["inline_query"]["query"] == "q"
@@ -321,11 +294,9 @@ async def test_reactions_are_added_and_taken_back(parts: BotParts) -> None:
     await parts.incoming.record(update(1, raw(5)))
     reaction = {"chat": {"id": 1001}, "message_id": 5, "user": {"id": 1001}, "date": 1_790_000_000}
     up, none = [{"type": "emoji", "emoji": "👍"}], list[Any]()
-
     await parts.incoming.record(update(2, {**reaction, "old_reaction": none, "new_reaction": up}, "message_reaction"))
     [message] = await parts.history.messages(CHAT)
     assert [(one.key, one.actor) for one in message.reactions] == [("👍", "1001")]
-
     await parts.incoming.record(update(3, {**reaction, "old_reaction": up, "new_reaction": none}, "message_reaction"))
     [message] = await parts.history.messages(CHAT)
     assert message.reactions == ()
@@ -337,7 +308,6 @@ async def test_what_cannot_be_kept_is_logged_and_handled_all_the_same(
     monkeypatch.setattr(large_content, "MAX_STRING_BYTES", 1_000_000)
     with caplog.at_level(logging.ERROR, "letopis.adapters.telegram"):
         found = await parts.incoming.record(update(1, raw(5, "x" * 2_000_000)))
-
     assert (found.conversation_id, found.repeated) == (None, False)
     assert "cannot be recorded" in caplog.text
     assert "xxxx" not in caplog.text
@@ -361,30 +331,24 @@ async def test_what_cannot_be_kept_is_logged_and_handled_all_the_same(
     ],
 )
 async def test_one_odd_update_does_not_hold_up_those_after_it(parts: BotParts, odd: dict[str, Any]) -> None:
-    first = await parts.incoming.record({"update_id": 1, **odd})
+    assert (await parts.incoming.record({"update_id": 1, **odd})).update_id == 1
     await parts.incoming.record(update(2, raw(6)))
-
-    assert first.update_id == 1
     assert (await parts.incoming.record({"update_id": 1, **odd})).repeated
     assert await texts(parts.history) == ["Hello"]
 
 
 async def test_a_full_outbox_refuses_the_update_so_that_it_comes_again(tmp_path: Path) -> None:
-    async with History(tmp_path / "bot.outbox.db", relay=False, max_events=6) as history:
-        parts = parts_on(history, tmp_path)
-        await parts.incoming.record(update(1, raw(5)))
-        recorded = [1]
-        for number in range(2, 9):
-            try:
-                await parts.incoming.record(update(number, raw(5 + number)))
-            except OutboxFull:
-                break
-            recorded.append(number)
-        else:
-            pytest.fail("the outbox took more than it may hold")
+    async with opened(tmp_path, max_events=6) as parts:
+        recorded = list[int]()
 
-        waiting = await parts.incoming.unhandled()
-        assert [one["update_id"] for one in waiting] == recorded
+        async def record_all() -> None:
+            for number in range(1, 9):
+                await parts.incoming.record(update(number, raw(5 + number)))
+                recorded.append(number)
+
+        with pytest.raises(OutboxFull):
+            await record_all()
+        assert await waiting(parts) == recorded != []
 
 
 async def test_it_works_while_the_store_is_away(alone: History, tmp_path: Path) -> None:
@@ -392,7 +356,6 @@ async def test_it_works_while_the_store_is_away(alone: History, tmp_path: Path) 
     await parts.incoming.record(update(1, raw(5)))
     await parts.incoming.record(update(2, raw(5, "Hello!"), "edited_message"))
     await parts.incoming.record(update(3, raw(7, "In a group", chat=-1005)))
-
     assert await texts(alone) == ["Hello!"]
     assert await texts(alone, "tg:7000:-1005") == ["In a group"]
     assert await parts.local.language(CHAT) == "ru"
@@ -401,18 +364,26 @@ async def test_it_works_while_the_store_is_away(alone: History, tmp_path: Path) 
 # Outgoing.
 
 
-def call(text: str = "A leaf.", chat: int = 1001) -> dict[str, Any]:
-    return {"chat_id": chat, "text": text}
+def call(text: str = "A leaf.") -> dict[str, Any]:
+    return {"chat_id": 1001, "text": text}
+
+
+@contextmanager
+def handling(asked: Recorded) -> Iterator[None]:
+    """Be the handler of an update."""
+    token = current_update.set(asked)
+    try:
+        yield
+    finally:
+        current_update.reset(token)
 
 
 async def test_a_reply_is_appended_before_and_confirmed_after(parts: BotParts) -> None:
     await parts.incoming.record(update(1, raw(5)))
-
     intent = await parts.outgoing.before("sendMessage", call())
     [_, before] = await parts.history.messages(CHAT)
     await parts.outgoing.after("sendMessage", intent, {"message_id": 6, "chat": {"id": 1001}})
     [_, after] = await parts.history.messages(CHAT)
-
     assert (before.role, before.text, before.delivery) == ("assistant", "A leaf.", Delivery.APPENDED)
     assert after.delivery is Delivery.SENT
     assert after.delivery_data == {"platform_ids": {"telegram": 6}, "sent_as": "message"}
@@ -424,7 +395,6 @@ async def test_a_refusal_is_a_failure_and_a_timeout_is_not(parts: BotParts) -> N
     await parts.outgoing.failed(refused, failure_of(403, "Forbidden: bot was blocked by the user"))
     unknown = await parts.outgoing.before("sendMessage", call("Two"))
     await parts.outgoing.failed(unknown, failure_of(502, "Bad Gateway"))
-
     one, two = await parts.history.messages(CHAT)
     assert one.delivery is Delivery.FAILED
     assert one.delivery_data["reason"] == "Telegram: 403 Forbidden: bot was blocked by the user"
@@ -437,7 +407,6 @@ async def test_a_limit_is_no_failure_and_the_same_sent_again_is_one_message(part
     await parts.outgoing.failed(first, failure_of(429, "Too Many Requests", {"retry_after": 1}))
     second = await parts.outgoing.before("sendMessage", call())
     await parts.outgoing.after("sendMessage", second, {"message_id": 6, "chat": {"id": 1001}})
-
     [message] = await parts.history.messages(CHAT)
     assert message.delivery is Delivery.SENT
 
@@ -447,37 +416,27 @@ async def test_the_same_text_twice_at_a_time_is_two_messages(parts: BotParts) ->
     second = await parts.outgoing.before("sendMessage", call())
     await parts.outgoing.after("sendMessage", first, {"message_id": 6, "chat": {"id": 1001}})
     await parts.outgoing.after("sendMessage", second, {"message_id": 7, "chat": {"id": 1001}})
-
     found = await parts.history.messages(CHAT)
     assert [one.delivery_data["platform_ids"]["telegram"] for one in found] == [6, 7]
 
 
 async def test_edits_and_deletions_by_the_bot_are_followed(parts: BotParts) -> None:
-    intent = await parts.outgoing.before("sendMessage", call("Thinking ..."))
-    await parts.outgoing.after("sendMessage", intent, {"message_id": 6, "chat": {"id": 1001}})
+    async def done(method: str, given: dict[str, Any], result: Any) -> None:
+        await parts.outgoing.after(method, await parts.outgoing.before(method, given), result)
 
-    edit = {"chat_id": 1001, "message_id": 6, "text": "A leaf."}
-    await parts.outgoing.after(
-        "editMessageText", await parts.outgoing.before("editMessageText", edit), {"message_id": 6}
-    )
+    await done("sendMessage", call("Thinking ..."), {"message_id": 6, "chat": {"id": 1001}})
+    await done("editMessageText", {**call("A leaf."), "message_id": 6}, {"message_id": 6})
     [message] = await parts.history.messages(CHAT)
     assert (message.text, message.edited) == ("A leaf.", True)
-
-    gone = {"chat_id": 1001, "message_id": 6}
-    await parts.outgoing.after("deleteMessage", await parts.outgoing.before("deleteMessage", gone), True)
+    await done("deleteMessage", {"chat_id": 1001, "message_id": 6}, True)
     [message] = await parts.history.messages(CHAT, every=True)
     assert message.redacted
 
 
 async def test_an_answer_goes_where_its_question_is_though_the_user_has_switched(parts: BotParts) -> None:
-    asked = await parts.incoming.record(update(1, raw(5)))
-    token = current_update.set(asked)
-    try:
+    with handling(await parts.incoming.record(update(1, raw(5)))):
         await parts.chats.start(PLACE, first=False)
         await parts.outgoing.before("sendMessage", call())
-    finally:
-        current_update.reset(token)
-
     assert await texts(parts.history) == ["Hello", "A leaf."]
 
 
@@ -485,29 +444,22 @@ async def test_what_is_no_part_of_the_conversation_is_not_recorded(parts: BotPar
     with unrecorded():
         assert await parts.outgoing.before("sendMessage", call()) is None
     assert await parts.outgoing.before("sendChatAction", {"chat_id": 1001}) is None
-
     assert await parts.history.chat(CHAT).conversation() is None
 
 
 async def test_a_channel_named_by_its_username_is_recorded_by_the_result(parts: BotParts) -> None:
     given = {"chat_id": "@tea", "text": "News"}
     result = {"message_id": 6, "chat": {"id": -100777}, "text": "News"}
-
     await parts.outgoing.after("sendMessage", await parts.outgoing.before("sendMessage", given), result)
-
     [message] = await parts.history.messages("tg:7000:-100777")
     assert (message.text, message.delivery) == ("News", Delivery.SENT)
 
 
-async def test_a_refusing_outbox_does_not_keep_the_bot_from_answering(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with History(tmp_path / "bot.outbox.db", relay=False, max_events=3) as history:
-        parts = parts_on(history, tmp_path)
+async def test_a_refusing_outbox_keeps_no_bot_from_answering(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with opened(tmp_path, max_events=3) as parts:
         await parts.incoming.record(update(1, raw(5, "?")))
         with caplog.at_level(logging.ERROR, "letopis.adapters.telegram"):
             intents = [await parts.outgoing.before("sendMessage", call(f"Answer {number}")) for number in range(4)]
-
     assert intents[-1] is None
     assert "sent all the same" in caplog.text
     assert "Answer" not in caplog.text
@@ -518,26 +470,19 @@ async def test_a_refusing_outbox_does_not_keep_the_bot_from_answering(
 
 async def answer(parts: BotParts, asked: Recorded, *answers: str, confirm: bool = True) -> list[str]:
     """Answer an update as its handler does; return what a model would be given."""
-    token = current_update.set(asked)
-    try:
-        chat = await parts.chat_of(asked)
-        assert chat is not None
-        context = await chat.context(turns=20)
+    with handling(asked):
+        context = await present(await parts.chat_of(asked)).context(turns=20)
         for number, text in enumerate(answers):
             intent = await parts.outgoing.before("sendMessage", call(text))
             if confirm:
                 result = {"message_id": 1000 * asked.update_id + number, "chat": {"id": 1001}}
                 await parts.outgoing.after("sendMessage", intent, result)
-    finally:
-        current_update.reset(token)
     return [one.text for one in context.messages]
 
 
 async def test_each_of_nine_questions_that_waited_is_the_last_of_its_context(parts: BotParts) -> None:
     asked = [await parts.incoming.record(update(number, raw(number, f"q{number}"))) for number in range(1, 10)]
-
     given = [await answer(parts, one, f"a{one.update_id}") for one in asked]
-
     for number, messages in enumerate(given, 1):
         earlier = [text for one in range(1, number) for text in (f"q{one}", f"a{one}")]
         assert messages == [*earlier, f"q{number}"]
@@ -549,31 +494,25 @@ async def test_an_edited_question_is_the_last_of_its_context_too(parts: BotParts
     await answer(parts, first, "A bean.")
     edited = await parts.incoming.record(update(2, raw(5, "What is tea?", edit_date=1_790_000_100), "edited_message"))
     await parts.incoming.record(update(3, raw(6, "Thanks")))
-
     assert await answer(parts, edited) == ["What is tea?"]
 
 
 async def test_what_a_handler_appends_itself_is_in_its_context_and_in_no_other(parts: BotParts) -> None:
     first, second = [await parts.incoming.record(update(number, raw(number, f"q{number}"))) for number in (1, 2)]
-    chat = await parts.chat_of(first)
-    assert chat is not None
+    chat = present(await parts.chat_of(first))
     await chat.append(Message.assistant("looking it up"))
-
     assert [one.text for one in (await chat.context(turns=5)).messages] == ["q1", "looking it up"]
     assert await answer(parts, second) == ["q1", "q2"]
     assert [one.text for one in (await chat.context(last=50, until=None)).messages] == ["q1", "q2", "looking it up"]
 
 
-async def test_there_is_no_context_for_a_question_that_is_gone(
-    parts: BotParts, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_context_for_a_question_that_is_gone(parts: BotParts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rather than one that ends with another question."""
     monkeypatch.setattr(large_content, "MAX_STRING_BYTES", 1_000_000)
     await parts.incoming.record(update(1, raw(5, "earlier")))
     undone = await parts.incoming.record(update(2, raw(6, "undone")))
     refused = await parts.incoming.record(update(3, raw(7, "x" * 2_000_000)))
     await parts.history.chat(CHAT).rewind(to="tg:1001:5")
-
     for gone in (undone, refused):
         with pytest.raises(InvalidInput, match="until"):
             await answer(parts, gone)
@@ -587,11 +526,9 @@ async def test_a_reply_of_a_handler_that_was_cut_off_is_not_recorded_twice(histo
     first = parts_on(history, tmp_path)
     await answer(first, asked, "Thinking ...")
     await answer(first, asked, "A leaf.", confirm=False)  # cut off before it was confirmed
-
     parts = parts_on(history, tmp_path)
     again = await parts.incoming.record(update(1, raw(5, "What is tea?")))
     given = await answer(parts, again, "Thinking ...", "A leaf.", "Hot.")
-
     assert given == ["What is tea?"]  # not its own half answer
     _, thinking, leaf, hot = await history.messages(CHAT)
     assert (thinking.text, leaf.text, leaf.edited, hot.text) == ("Thinking ...", "A leaf.", False, "Hot.")
@@ -600,30 +537,23 @@ async def test_a_reply_of_a_handler_that_was_cut_off_is_not_recorded_twice(histo
     assert await history.unconfirmed() == ()
 
 
-async def test_another_answer_after_a_crash_takes_the_place_of_the_one_that_was_not_confirmed(
-    history: History, tmp_path: Path
-) -> None:
+async def test_another_answer_after_a_crash_replaces_the_one_not_confirmed(history: History, tmp_path: Path) -> None:
     """As with a model that words each answer anew."""
     asked = await parts_on(history, tmp_path).incoming.record(update(1, raw(5, "What is tea?")))
     await answer(parts_on(history, tmp_path), asked, "A leaf.", confirm=False)
-
     parts = parts_on(history, tmp_path)
     again = await parts.incoming.record(update(1, raw(5, "What is tea?")))
     await answer(parts, again, "A plant.")
-
     assert await texts(history) == ["What is tea?", "A plant."]
     assert await history.unconfirmed() == ()
 
 
 async def test_the_same_answer_to_another_question_is_another_message(parts: BotParts) -> None:
     first, second = [await parts.incoming.record(update(number, raw(number, f"q{number}"))) for number in (1, 2)]
-    token = current_update.set(first)
-    unknown = await parts.outgoing.before("sendMessage", call("Yes."))
-    await parts.outgoing.failed(unknown, failure_of(502, "Bad Gateway"))
-    current_update.reset(token)
-
+    with handling(first):
+        unknown = await parts.outgoing.before("sendMessage", call("Yes."))
+        await parts.outgoing.failed(unknown, failure_of(502, "Bad Gateway"))
     await answer(parts, second, "Yes.")
-
     found = await parts.history.messages(CHAT)
     assert [one.text for one in found] == ["q1", "q2", "Yes.", "Yes."]
     assert [one.delivery for one in found][2:] == [Delivery.APPENDED, Delivery.SENT]
@@ -645,17 +575,13 @@ async def test_resumed_updates_of_a_chat_go_one_at_a_time_and_before_its_new_one
         turns.end(one)
 
     await asyncio.gather(*(handle(one) for one in (recorded[2], recorded[1], elsewhere, nowhere, recorded[0])))
-
     assert [abs(one) for one in order if abs(one) < 4] == [1, 1, 2, 2, 3, 3]
     assert order[:2] == [4, 5]
 
 
 async def test_the_history_of_an_update_is_bound_to_its_conversation(parts: BotParts) -> None:
-    asked: Recorded = await parts.incoming.record(update(1, raw(5)))
-    chat = await parts.chat_of(asked)
-    assert chat is not None
+    chat = present(await parts.chat_of(await parts.incoming.record(update(1, raw(5)))))
     await parts.chats.start(PLACE, first=False)
-
     assert (chat.conversation_id, chat.owner, chat.language) == (CHAT, CHAT, "ru")
     assert [one.text for one in await chat.messages()] == ["Hello"]
     assert (await chat.context(turns=1)).messages[0].text == "Hello"

@@ -35,6 +35,7 @@ from letopis.adapters.telegram_core.updates import (
 from letopis.store import InvalidInput
 from letopis.store.model.identifiers import check_identifier
 from letopis.store.model.parts import Data, File, Text
+from tests.support.sayings import present
 
 BOT = 7000
 KEYS = st.builds(
@@ -71,7 +72,6 @@ def test_topics_and_business_chats_are_places_of_their_own_and_threads_are_not()
     answer = raw(chat=-100, message_thread_id=9)
     business = raw(business_connection_id="a:b/c")
     direct = raw(chat=-100, direct_messages_topic={"topic_id": 77})
-
     assert ChatKey.of_message(BOT, answer).owner == "tg:7000:-100"
     assert ChatKey.of_message(BOT, {**answer, "is_topic_message": True}).owner == "tg:7000:-100:t9"
     assert ChatKey.of_message(BOT, business).owner == "tg:7000:1001:ba%3Ab%2Fc"
@@ -90,45 +90,34 @@ def test_a_token_names_its_bot_and_is_not_quoted_when_it_is_none() -> None:
 
 def test_a_message_is_said_and_a_command_is_none() -> None:
     command = raw("/new@fake_bot Tea", entities=[{"type": "bot_command", "offset": 0, "length": 13}])
-
     assert isinstance(read_update(BOT, {"update_id": 1, "message": raw()}), Said)
     found = read_update(BOT, {"update_id": 1, "message": command})
-    assert isinstance(found, Command)
-    assert found.command == "new"
+    assert isinstance(found, Command) and found.command == "new"
     assert command_of(raw("/new without an entity")) is None
 
 
 def test_what_says_nothing_or_was_written_by_the_bot_is_kept_raw() -> None:
     joined = raw(None, new_chat_members=[{"id": 5}])
     own = raw(business_connection_id="b", sender_business_bot={"id": BOT})
-
     assert isinstance(read_update(BOT, {"update_id": 1, "message": joined}), Other)
     assert isinstance(read_update(BOT, {"update_id": 1, "business_message": own}), Other)
 
 
 def test_edits_deletions_moves_and_reactions_are_understood() -> None:
-    edited = read_update(BOT, {"update_id": 1, "edited_message": raw("New")})
+    assert isinstance(read_update(BOT, {"update_id": 1, "edited_message": raw("New")}), Edited)
     deleted = {"business_connection_id": "b", "chat": {"id": 1001}, "message_ids": [5, 6]}
     gone = read_update(BOT, {"update_id": 2, "deleted_business_messages": deleted})
+    assert isinstance(gone, Deleted) and gone.numbers == (5, 6)
     moved = read_update(BOT, {"update_id": 3, "message": raw(None, chat=-5, migrate_to_chat_id=-1005)})
+    assert isinstance(moved, ChatMoved) and (moved.old, moved.new) == (-5, -1005)
     marks = {"old_reaction": [{"type": "emoji", "emoji": "👎"}], "new_reaction": [{"type": "emoji", "emoji": "👍"}]}
     reaction = {"chat": {"id": 1001}, "message_id": 5, "user": {"id": 1001}, **marks}
     reacted = read_update(BOT, {"update_id": 4, "message_reaction": reaction})
-
-    assert isinstance(edited, Edited)
-    assert isinstance(gone, Deleted)
-    assert gone.numbers == (5, 6)
-    assert isinstance(moved, ChatMoved)
-    assert (moved.old, moved.new) == (-5, -1005)
-    assert isinstance(reacted, Reacted)
-    assert (reacted.added, reacted.removed) == (("👍",), ("👎",))
+    assert isinstance(reacted, Reacted) and (reacted.added, reacted.removed) == (("👍",), ("👎",))
 
 
 def test_an_unknown_type_keeps_its_place_and_its_content() -> None:
-    told = {"update_id": 9, "telepathy": {"chat": {"id": 1001}, "thought": "tea"}}
-
-    found = read_update(BOT, told)
-
+    found = read_update(BOT, {"update_id": 9, "telepathy": {"chat": {"id": 1001}, "thought": "tea"}})
     assert isinstance(found, Other)
     assert (found.kind, found.key) == ("telepathy", ChatKey(bot_id=BOT, chat_id=1001))
     assert read_update(BOT, {"update_id": 9, "inline_query": {"id": "1", "query": "q"}}).key is None
@@ -146,7 +135,6 @@ def test_what_has_no_update_id_is_refused(given: dict[str, Any]) -> None:
 def test_files_are_kept_by_reference_beside_their_words() -> None:
     photo = raw(None, photo=[{"file_id": "small"}, {"file_id": "large"}], caption="A leaf")
     animation = raw(None, animation={"file_id": "a"}, document={"file_id": "a"})
-
     assert content_of(photo) == (Text("A leaf"), File("tg-file:large", "image/jpeg", "photo"))
     assert content_of(animation) == (File("tg-file:a", "video/mp4", "animation"),)
     assert content_of(raw(None, location={"latitude": 1, "longitude": 2}, venue={"title": "T"})) == (
@@ -156,7 +144,6 @@ def test_files_are_kept_by_reference_beside_their_words() -> None:
 
 def test_who_wrote_and_what_it_answers_is_metadata() -> None:
     told = metadata_of(raw(reply_to_message={"message_id": 3}, media_group_id="g"))
-
     assert told == {"telegram": {"from": {"id": 1001}, "reply_to": 3, "media_group_id": "g"}}
 
 
@@ -185,19 +172,13 @@ def test_a_title_is_the_beginning_of_a_question() -> None:
 
 
 def test_calls_that_write_to_a_conversation_are_told_from_others() -> None:
-    said = read_call(BOT, "sendMessage", {"chat_id": 1001, "text": "Hi", "message_thread_id": 3})
-    file = read_call(BOT, "sendDocument", {"chat_id": "1001", "document": {"name": "a.txt"}, "caption": "A"})
-    edit = read_call(BOT, "editMessageText", {"chat_id": 1001, "message_id": 5, "text": "Ho"})
-    gone = read_call(BOT, "deleteMessages", {"chat_id": 1001, "message_ids": [5, 6]})
-
-    assert said is not None
+    said = present(read_call(BOT, "sendMessage", {"chat_id": 1001, "text": "Hi", "message_thread_id": 3}))
     assert (said.content, said.sent_as, said.key.topic_id) == ("Hi", "message", 3)
-    assert file is not None
-    assert file.content == (Text("A"), File("tg-upload:a.txt", None, "a.txt"))
-    assert file.sent_as == "file"
-    assert edit is not None
+    file = present(read_call(BOT, "sendDocument", {"chat_id": "1001", "document": {"name": "a.txt"}, "caption": "A"}))
+    assert (file.content, file.sent_as) == ((Text("A"), File("tg-upload:a.txt", None, "a.txt")), "file")
+    edit = present(read_call(BOT, "editMessageText", {"chat_id": 1001, "message_id": 5, "text": "Ho"}))
     assert (edit.does, edit.numbers, edit.content) == ("edit", (5,), "Ho")
-    assert gone is not None
+    gone = present(read_call(BOT, "deleteMessages", {"chat_id": 1001, "message_ids": [5, 6]}))
     assert (gone.does, gone.numbers) == ("delete", (5, 6))
     for method in ("sendChatAction", "getMe", "sendMessageDraft", "answerCallbackQuery", "editMessageReplyMarkup"):
         assert read_call(BOT, method, {"chat_id": 1001, "message_id": 5}) is None
@@ -227,10 +208,8 @@ def test_every_button_fits_whatever_the_conversation_is_called(key: ChatKey, oth
     for name in (key.owner, key.later_conversation(), other):
         made = button("Title", "history", short_name(key, name))
         assert len(made.data.encode()) <= DATA_LIMIT
-        press = read_press(made.data)
-        assert press is not None
-        assert press.action == "history"
-        assert press.argument == short_name(key, name)
+        press = present(read_press(made.data))
+        assert (press.action, press.argument) == ("history", short_name(key, name))
         assert long_name(key, press.argument) in (name, None)
 
 

@@ -20,6 +20,8 @@ from tests.support.telegram_calls import Refused, Telegram
 
 PLACE = ChatKey(bot_id=7000, chat_id=1001)
 LONG = "Words of tea. " * 400
+QUESTION = {"message_id": 5, "date": 1_790_000_000, "chat": {"id": 1001}, "text": "What is tea?"}
+ASKED = {"update_id": 1, "message": QUESTION}
 
 
 @pytest.fixture
@@ -40,19 +42,18 @@ def reply(content: Content, **more: Any) -> UnsentReply:
     return UnsentReply(**{**given, **more})
 
 
+def photo(uri: str) -> File:
+    return File(uri, "image/jpeg", "photo")
+
+
 @pytest.mark.parametrize(
     ("content", "shown", "sent_as"),
     [
         ("A leaf.", [("text", "A leaf.")], "message"),
         (LONG, [("document", LONG)], "file"),
-        ((Text("A leaf"), File("tg-file:AgAC", "image/jpeg", "photo")), [("photo", "AgAC", "A leaf")], "photo"),
+        ((Text("A leaf"), photo("tg-file:AgAC")), [("photo", "AgAC", "A leaf")], "photo"),
         (
-            (
-                File("tg-file:one", "image/jpeg", "photo"),
-                Text("and"),
-                File("https://tea.example/two", "image/jpeg", "photo"),
-                Text("done"),
-            ),
+            (photo("tg-file:one"), Text("and"), photo("https://tea.example/two"), Text("done")),
             [("photo", "one", ""), ("photo", "https://tea.example/two", "and"), ("text", "done")],
             "photo",
         ),
@@ -63,9 +64,7 @@ async def test_what_the_history_holds_is_sent(
     parts: BotParts, content: Content, shown: list[tuple[str, ...]], sent_as: str
 ) -> None:
     telegram = Telegram()
-
     sent = await parts.send_again(reply(content, telegram={"parse_mode": "HTML"}), telegram.to)
-
     assert telegram.shown == shown
     assert (telegram.place, telegram.options) == (PLACE, {"parse_mode": "HTML"})
     assert isinstance(sent, MessageSent)
@@ -87,7 +86,6 @@ async def test_what_the_history_holds_is_sent(
 )
 async def test_what_cannot_be_sent_is_refused(parts: BotParts, given: UnsentReply) -> None:
     telegram = Telegram()
-
     with pytest.raises(SendRefused):
         await parts.send_again(given, telegram.to)
     assert telegram.shown == []
@@ -97,7 +95,6 @@ async def test_only_what_telegram_refuses_is_given_up(parts: BotParts) -> None:
     blocked = failure_of(403, "Forbidden: bot was blocked by the user")
     moved = failure_of(400, "group chat was upgraded", {"migrate_to_chat_id": -100})
     telegram = Telegram([failure_of(502, "Bad Gateway"), moved, blocked])
-
     for error in (Refused, Refused, SendRefused):
         with pytest.raises(error):
             await parts.send_again(reply("A leaf."), telegram.to)
@@ -105,22 +102,17 @@ async def test_only_what_telegram_refuses_is_given_up(parts: BotParts) -> None:
 
 async def test_handler_that_still_runs_goes_first(parts: BotParts) -> None:
     """After a crash its update is handled again, which sends the reply that it had begun."""
-    message = {"message_id": 5, "date": 1_790_000_000, "chat": {"id": 1001}, "text": "What is tea?"}
-    await parts.incoming.record({"update_id": 1, "message": message})
+    await parts.incoming.record(ASKED)
     telegram, given = Telegram(), reply("A leaf.", telegram={"update_id": 1})
-
     with pytest.raises(InvalidInput, match="handler"):
         await parts.send_again(given, telegram.to)
     await parts.send_again(replace(given, appended_at=utc_now() - HANDLING_LIMIT), telegram.to)
     await parts.incoming.handled(1)
     await parts.send_again(given, telegram.to)
-
     assert len(telegram.shown) == 2
 
 
-async def test_handler_that_ends_hands_over_what_failed_and_its_parts(
-    parts: BotParts, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_handler_that_ends_hands_over_what_failed(parts: BotParts, monkeypatch: pytest.MonkeyPatch) -> None:
     handed_over: list[str] = []
 
     async def hand_over(_: str, message_id: str) -> bool:
@@ -128,10 +120,9 @@ async def test_handler_that_ends_hands_over_what_failed_and_its_parts(
         return True
 
     monkeypatch.setattr(parts.history._parts.replies, "hand_over", hand_over)
-    message = {"message_id": 5, "date": 1_790_000_000, "chat": {"id": 1001}, "text": "What is tea?"}
     refused, lost = failure_of(413, "too large"), Failure(ending="unknown", reason="ConnectionError")
     telegram = Telegram([refused, None, lost])
-    token = current_update.set(await parts.incoming.record({"update_id": 1, "message": message}))
+    token = current_update.set(await parts.incoming.record(ASKED))
     try:
         with pytest.raises(Refused):
             await parts.sender.send(telegram, PLACE, LONG)  # the file is refused, and the second message lost
@@ -141,7 +132,6 @@ async def test_handler_that_ends_hands_over_what_failed_and_its_parts(
     await parts.outgoing.handler_ended(2)
     assert handed_over == []
     await parts.outgoing.handler_ended(1)
-
     [_, answer] = await parts.history.messages(PLACE.owner)
     assert handed_over == [answer.id]
     await parts.send_again(reply(LONG, message=answer.message), telegram.to)

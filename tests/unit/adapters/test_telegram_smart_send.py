@@ -51,9 +51,7 @@ async def only(parts: BotParts) -> RecordedMessage:
 
 async def test_a_short_answer_is_a_message(sender: SmartSender, parts: BotParts) -> None:
     telegram = Telegram()
-
     sent = await sender.send(telegram, PLACE, "A leaf.", [{"type": "bold", "offset": 2, "length": 4}])
-
     assert (telegram.shown, telegram.last, telegram.entities) == ([("text", "A leaf.")], [True], 1)
     message = await only(parts)
     assert (message.text, message.delivery) == ("A leaf.", Delivery.SENT)
@@ -63,44 +61,29 @@ async def test_a_short_answer_is_a_message(sender: SmartSender, parts: BotParts)
 
 async def test_a_long_answer_is_a_file_with_a_preview(sender: SmartSender, parts: BotParts) -> None:
     telegram = Telegram()
-
     sent = await sender.send(telegram, PLACE, LONG, language="ru")
-
     assert telegram.shown == [("document", LONG)]
     [preview] = telegram.captions
-    assert preview.startswith("Paragraph 0.")
-    assert preview.endswith("📎 Полный ответ в файле.")
+    assert preview.startswith("Paragraph 0.") and preview.endswith("📎 Полный ответ в файле.")
     assert units(preview) < 1024
     message = await only(parts)
-    assert message.text == LONG
-    assert message.delivery_data["sent_as"] == "file"
+    assert (message.text, message.delivery_data["sent_as"]) == (LONG, "file")
     path = Path(message.delivery_data["file_path"])
-    assert path.read_text(encoding="utf-8") == LONG
+    assert (path.read_text(encoding="utf-8"), sent.file_path) == (LONG, str(path))
     assert path.stat().st_mode & 0o777 == 0o600
-    assert sent.file_path == str(path)
 
 
-@pytest.mark.parametrize(
-    "failure",
-    [failure_of(413, "Request Entity Too Large"), failure_of(400, "Bad Request: file")],
-)
-async def test_if_the_file_fails_it_is_split(
-    sender: SmartSender, parts: BotParts, tmp_path: Path, failure: Failure
-) -> None:
+@pytest.mark.parametrize("failure", [failure_of(413, "Request Entity Too Large"), failure_of(400, "Bad Request: file")])
+async def test_a_failed_file_is_split(sender: SmartSender, parts: BotParts, tmp_path: Path, failure: Failure) -> None:
     telegram = Telegram([failure])
-
     sent = await sender.send(telegram, PLACE, LONG)
-
     assert sent.sent_as == "messages"
     assert len(telegram.shown) > 1
     assert all(units(text) <= TEXT_LIMIT for _, text in telegram.shown)
     assert telegram.last == [False] * (len(telegram.shown) - 1) + [True]
     assert " ".join(text for _, text in telegram.shown).split() == LONG.split()
-    message = await only(parts)
-    assert message.delivery_data == {
-        "platform_ids": {"telegram": list(sent.numbers)},
-        "sent_as": "messages",
-    }
+    numbers = {"telegram": list(sent.numbers)}
+    assert (await only(parts)).delivery_data == {"platform_ids": numbers, "sent_as": "messages"}
     assert list((tmp_path / "files").iterdir()) == []
 
 
@@ -108,10 +91,8 @@ async def test_a_file_that_may_have_been_shown_is_not_sent_a_second_time_as_text
     sender: SmartSender, parts: BotParts, tmp_path: Path
 ) -> None:
     telegram = Telegram([failure_of(502, "Bad Gateway")])
-
     with pytest.raises(Refused):
         await sender.send(telegram, PLACE, LONG)
-
     assert telegram.shown == []
     assert (await only(parts)).delivery is Delivery.APPENDED
     assert list((tmp_path / "files").iterdir()) == []
@@ -159,12 +140,10 @@ async def test_the_file_of_an_answer_goes_with_its_content(
 
     first, second = await sender.send(Telegram(), PLACE, LONG), await sender.send(Telegram(), PLACE, LONG)
     assert held() == [True, True]  # the control: the search finds what is there
-
     gone = {"chat_id": 1001, "message_id": first.numbers[0]}
     await parts.history.chat(PLACE.owner).sent(str(second.message_id), platform_ids={"telegram": 777})
     await parts.outgoing.after("deleteMessage", await parts.outgoing.before("deleteMessage", gone), True)
     assert held() == [True]
-
     chat = ChatHistory(chats=parts.chats, key=PLACE, conversation_id=PLACE.owner)
     await chat.redact(str(second.message_id), reason="asked")
     assert held() == []
@@ -174,36 +153,39 @@ async def test_the_file_of_an_answer_goes_with_its_content(
 async def test_if_the_disk_refuses_the_file_it_is_split(history: History, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     sender = BotParts.of(history, 7000, files=tmp_path / "taken" / "files").sender
-
     assert (await sender.send(Telegram(), PLACE, LONG)).sent_as == "messages"
 
 
 async def test_a_limit_is_waited_out(sender: SmartSender, parts: BotParts, waits: list[float]) -> None:
     telegram = Telegram([failure_of(429, "Too Many Requests", {"retry_after": 7})] * 2)
-
     await sender.send(telegram, PLACE, "A leaf.")
-
     assert waits == [7.0, 7.0]
     assert (await only(parts)).delivery is Delivery.SENT
 
 
 async def test_formatting_that_is_refused_is_left_out(sender: SmartSender, parts: BotParts) -> None:
     telegram = Telegram([failure_of(400, "Bad Request: can't parse entities")])
-
     await sender.send(telegram, PLACE, "A leaf.", [{"type": "bold", "offset": 2, "length": 4}])
-
     assert (telegram.shown, telegram.entities) == ([("text", "A leaf.")], 0)
     assert (await only(parts)).delivery is Delivery.SENT
 
 
-async def test_a_blocked_bot_is_a_failure_and_is_raised(sender: SmartSender, parts: BotParts, tmp_path: Path) -> None:
-    telegram = Telegram([failure_of(403, "Forbidden: bot was blocked by the user")])
-
+@pytest.mark.parametrize(
+    ("fails", "delivery"),
+    [
+        ([failure_of(403, "Forbidden: bot was blocked by the user")], Delivery.FAILED),
+        ([failure_of(413, "Too Large"), None, failure_of(400, "Bad Request: odd")], Delivery.APPENDED),
+    ],
+    ids=["a blocked bot", "a part after others were shown"],
+)
+async def test_a_refusal_is_raised_and_a_failure_unless_something_was_shown(
+    sender: SmartSender, parts: BotParts, tmp_path: Path, fails: list[Failure | None], delivery: Delivery
+) -> None:
+    telegram = Telegram(list(fails))
     with pytest.raises(Refused):
         await sender.send(telegram, PLACE, LONG)
-
-    assert telegram.shown == []
-    assert (await only(parts)).delivery is Delivery.FAILED
+    assert bool(telegram.shown) is (delivery is Delivery.APPENDED)
+    assert (await only(parts)).delivery is delivery
     assert list((tmp_path / "files").iterdir()) == []
 
 
@@ -212,32 +194,16 @@ async def test_only_what_was_not_confirmed_is_sent_again(sender: SmartSender, pa
     with pytest.raises(Refused):
         await sender.send(telegram, PLACE, LONG)
     assert (await only(parts)).delivery is Delivery.APPENDED
-
     sent = await sender.send(telegram, PLACE, LONG)
-
     assert " ".join(text for _, text in telegram.shown).split() == LONG.split()
     assert len(sent.numbers) == len(telegram.shown)
     assert (await only(parts)).delivery_data["platform_ids"]["telegram"] == list(sent.numbers)
 
 
-async def test_a_part_that_is_refused_after_others_were_shown_is_no_failure_of_the_whole(
-    sender: SmartSender, parts: BotParts
-) -> None:
-    telegram = Telegram([failure_of(413, "Too Large"), None, failure_of(400, "Bad Request: odd")])
-
-    with pytest.raises(Refused):
-        await sender.send(telegram, PLACE, LONG)
-
-    assert (await only(parts)).delivery is Delivery.APPENDED
-
-
 @pytest.mark.parametrize("text", ["", " \n "])
-async def test_an_empty_answer_is_refused_and_nothing_is_recorded(
-    sender: SmartSender, parts: BotParts, text: str
-) -> None:
+async def test_an_empty_answer_is_refused_and_not_recorded(sender: SmartSender, parts: BotParts, text: str) -> None:
     with pytest.raises(ValueError, match="empty"):
         await sender.send(Telegram(), PLACE, text)
-
     assert await parts.history.chat(PLACE.owner).conversation() is None
 
 

@@ -82,26 +82,21 @@ def test_a_title_is_made_of_the_first_words(text: str, title: str) -> None:
 
 
 def test_a_chat_is_made_and_active_in_an_index_of_the_seeds_form(manager: ConversationManager) -> None:
-    assert manager.load_index(USER) == {
-        "user_id": USER,
-        "username": "",
-        "last_active_conversation_id": None,
-        "conversations": [],
-        "next_chat_number": 1,
-    }
-    made = manager.create_conversation(USER, "ada", "Привет, как дела?")
+    def index(username: str, active: str | None, *chats: Any, number: int) -> dict[str, Any]:
+        about = {"user_id": USER, "username": username, "last_active_conversation_id": active}
+        return {**about, "conversations": list(chats), "next_chat_number": number}
 
-    index = manager.load_index(USER)
-    assert index["conversations"] == [manager.load_conversation(USER, made).metadata.model_dump()]
-    assert (index["username"], index["last_active_conversation_id"], index["next_chat_number"]) == ("ada", made, 2)
+    assert manager.load_index(USER) == index("", None, number=1)
+    made = manager.create_conversation(USER, "ada", "Привет, как дела?")
+    (listed,) = manager.list_conversations(USER)
+    assert manager.load_index(USER) == index("ada", made, listed.model_dump(), number=2)
     assert len(made) == 36
     assert manager.conversation_exists(USER, made)
     assert manager.get_active_conversation_id(USER) == made
-    (listed,) = manager.list_conversations(USER)
     assert listed == manager.load_conversation(USER, made).metadata
     assert (listed.title, listed.username, listed.chat_number) == ("Привет, как дела?", "ada", 1)
     assert (listed.is_active, listed.message_count, listed.total_tokens) == (True, 0, 0)
-    assert datetime.fromisoformat(listed.created_at).tzinfo is None
+    # Without a time zone, or the difference would raise.
     assert abs(datetime.fromisoformat(listed.created_at) - datetime.now()) < timedelta(minutes=1)  # noqa: DTZ005
 
 
@@ -109,7 +104,6 @@ def test_a_chat_is_made_and_active_in_an_index_of_the_seeds_form(manager: Conver
 def test_a_chat_begins_with_any_question(manager: ConversationManager, question: str) -> None:
     """The seed raises for one long word, and for none."""
     made = manager.create_conversation(USER, "", question)
-
     title = manager.load_conversation(USER, made).metadata.title
     assert 0 < len(title) <= 50
 
@@ -118,7 +112,6 @@ def test_numbers_are_never_used_again(manager: ConversationManager) -> None:
     first, second = (manager.create_conversation(USER, "ada") for _ in range(2))
     manager.delete_conversation(USER, first)
     manager.delete_conversation(USER, second)  # the last: a new chat is made
-
     numbers = [one.chat_number for one in manager.list_conversations(USER)]
     assert numbers == [3]
     assert manager.load_index(USER)["next_chat_number"] == 4
@@ -126,7 +119,6 @@ def test_numbers_are_never_used_again(manager: ConversationManager) -> None:
 
 def test_users_do_not_see_each_other(manager: ConversationManager, made: str) -> None:
     manager.create_conversation(7, "bob")
-
     assert manager.load_conversation(7, made) is None
     assert not manager.conversation_exists(7, made)
     assert not manager.set_active_conversation(7, made)
@@ -148,14 +140,10 @@ def test_an_unknown_chat_is_none(manager: ConversationManager, unknown: str) -> 
 
 def test_switching_moves_the_active_mark(manager: ConversationManager) -> None:
     first, second = (manager.create_conversation(USER, "ada", title) for title in ("Чат 1", "Чат 2"))
-
     assert manager.set_active_conversation(USER, first)
-
     assert manager.get_active_conversation_id(USER) == first
-    assert {one.conversation_id: one.is_active for one in manager.list_conversations(USER)} == {
-        first: True,
-        second: False,
-    }
+    listed = {one.conversation_id: one.is_active for one in manager.list_conversations(USER)}
+    assert listed == {first: True, second: False}
     assert manager.add_message(USER, second, said(1))  # which makes it the active one
     assert manager.get_active_conversation_id(USER) == second
     assert file_of(manager, "index")["last_active_conversation_id"] == second
@@ -165,22 +153,17 @@ def test_the_oldest_chat_follows_a_deleted_active_one(manager: ConversationManag
     first, second, third = (manager.create_conversation(USER, "ada") for _ in range(3))
     manager.add_message(USER, second, said(1))
     manager.set_active_conversation(USER, third)
-
     assert manager.delete_conversation(USER, third)
-
     assert manager.get_active_conversation_id(USER) == first
     assert manager.load_conversation(USER, third) is None
 
 
-def test_a_deletion_takes_the_reports_along(manager: ConversationManager, tmp_path: Path) -> None:
+def test_a_deletion_takes_the_reports_along(manager: ConversationManager, made: str, tmp_path: Path) -> None:
     report = tmp_path / "voxpersona_20251005_101010.txt"
     report.write_text("report", encoding="utf-8")
-    made = manager.create_conversation(USER, "ada")
     manager.add_message(USER, made, answer(1, sent_as="file", file_path=str(report)))
     manager.add_message(USER, made, answer(2, sent_as="file", file_path="a\0b"))
-
     assert manager.delete_conversation(USER, made)
-
     assert not report.exists()
     (left,) = manager.list_conversations(USER)
     assert (left.title, left.is_active, left.username) == ("Новый чат", True, "ada")
@@ -191,9 +174,7 @@ def test_a_renamed_chat_stays_in_the_list(manager: ConversationManager, made: st
     """With more than 50 characters, the seed loses it."""
     chat = manager.load_conversation(USER, made)
     chat.metadata.title = title
-
     assert manager.save_conversation(chat)
-
     shown = title.replace("\0", "\ufffd")
     assert manager.load_conversation(USER, made).metadata.title == shown
     assert [one.title for one in manager.list_conversations(USER)] == [shown]
@@ -209,9 +190,7 @@ def test_messages_come_back_as_they_were_added(manager: ConversationManager, mad
         answer(2, "Лист.", tokens=12, sent_as="message", search_type="fast"),
         answer(3, "Отчёт " * 400, tokens=900, sent_as="file", file_path="user_1/r.txt", search_type="deep"),
     ]
-
     assert all(manager.add_message(USER, made, one) for one in messages)
-
     chat = manager.load_conversation(USER, made)
     assert chat.messages == messages
     assert manager.get_messages(USER, made, limit=2) == messages[1:]
@@ -222,9 +201,7 @@ def test_messages_come_back_as_they_were_added(manager: ConversationManager, mad
 def test_an_answer_counts_as_sent_in_the_history(manager: ConversationManager, made: str) -> None:
     manager.add_message(USER, made, said(1))
     manager.add_message(USER, made, answer(2, sent_as="file", file_path="r.txt"))
-
     question, sent = manager.history.messages(made)
-
     assert (question.role, question.delivery, question.id) == ("user", Delivery.APPENDED, "tg:12345:1")
     assert (sent.role, sent.delivery) == ("assistant", Delivery.SENT)
     assert sent.delivery_data == {"platform_ids": {"telegram": 2}, "sent_as": "file", "file_path": "r.txt"}
@@ -234,7 +211,6 @@ def test_a_repeated_save_adds_nothing_unless_it_has_another_text(manager: Conver
     """The bot saves again, with a new time, when it does not know what became of the first save."""
     assert manager.add_message(USER, made, answer(2, timestamp="2025-11-01T10:00:00"))
     assert manager.add_message(USER, made, answer(2, timestamp="2025-11-01T10:00:01"))
-
     assert [one.timestamp for one in manager.get_messages(USER, made)] == ["2025-11-01T10:00:00"]
     assert len(file_of(manager, made)["messages"]) == 1
     assert manager.add_message(USER, made, answer(2, "Другой"))
@@ -244,7 +220,6 @@ def test_a_repeated_save_adds_nothing_unless_it_has_another_text(manager: Conver
 @pytest.mark.parametrize("text", ["a\0b", "half \ud83d of a smiley"])
 def test_text_that_no_store_takes_is_kept_replaced(manager: ConversationManager, made: str, text: str) -> None:
     assert manager.add_message(USER, made, said(1, text))
-
     (kept,) = manager.get_messages(USER, made)
     assert kept.text.count("\ufffd") == 1
 
@@ -256,35 +231,24 @@ def test_what_cannot_be_saved_is_false_and_no_error(
         raise OutboxFull("no space")
 
     monkeypatch.setattr(type(manager.history), "append", full)
-
     assert manager.add_message(USER, made, said(1, "private")) is False
     assert "no space" in caplog.text
     assert "private" not in caplog.text
 
 
-def test_a_message_that_is_too_large_is_refused(manager: ConversationManager, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_too_large_is_refused(manager: ConversationManager, made: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large_content, "MAX_STRING_BYTES", 1_000_000)
-    made = manager.create_conversation(USER, "ada")
-
     assert manager.add_message(USER, made, answer(1, "x" * 2_000_000)) is False
     assert manager.add_message(USER, made, answer(2, "x" * 10_000)) is True
     assert len(manager.get_messages(USER, made)) == 1
 
 
 def test_messages_of_other_programs_are_shown(manager: ConversationManager, made: str) -> None:
-    manager.history.append(
-        made,
-        Message.system("Be brief."),
-        Message.user("Hi", id="tg:12345:77"),
-        Message.assistant("Hello", id="x"),
-        owner=USER,
-    )
-
-    shown = manager.get_messages(USER, made)
-
-    assert [(one.type, one.text) for one in shown] == [("user_question", "Hi"), ("bot_answer", "Hello")]
-    assert shown[0].message_id == 77
-    assert shown[1].message_id > 0
+    foreign = Message.user("Hi", id="tg:12345:77"), Message.assistant("Hello", id="x")
+    manager.history.append(made, Message.system("Be brief."), *foreign, owner=USER)
+    asked, answered = manager.get_messages(USER, made)
+    assert (asked.type, asked.text, asked.message_id) == ("user_question", "Hi", 77)
+    assert (answered.type, answered.text, answered.message_id > 0) == ("bot_answer", "Hello", True)
 
 
 def test_saving_an_older_copy_of_a_chat_loses_nothing(manager: ConversationManager, made: str) -> None:
@@ -295,10 +259,8 @@ def test_saving_an_older_copy_of_a_chat_loses_nothing(manager: ConversationManag
     loaded.metadata.title = "Новое"
     loaded.messages[0].text = "Исправлено"
     loaded.messages.append(said(3, "Третье"))
-
     assert manager.save_conversation(loaded)
     assert manager.save_conversation(loaded)
-
     chat = manager.load_conversation(USER, made)
     assert [one.text for one in chat.messages] == ["Исправлено", "Ответ", "Третье"]
     assert chat.metadata.title == "Новое"
@@ -306,9 +268,7 @@ def test_saving_an_older_copy_of_a_chat_loses_nothing(manager: ConversationManag
 
 def test_saving_a_chat_that_is_not_there_makes_it(manager: ConversationManager) -> None:
     metadata = ConversationMetadata("c" * 36, USER, "ada", "Чат", "2025-01-01", "2025-01-01", True, 1, 5, 9)
-
     assert manager.save_conversation(Conversation(metadata, [said(1)]))
-
     chat = manager.load_conversation(USER, "c" * 36)
     assert (chat.metadata.title, chat.metadata.chat_number, len(chat.messages)) == ("Чат", 9, 1)
 
@@ -318,9 +278,7 @@ def test_a_saved_index_renames_and_switches(manager: ConversationManager) -> Non
     index = manager.load_index(USER)
     index["conversations"][0]["title"] = "Первый"
     index |= {"last_active_conversation_id": first, "next_chat_number": 10, "username": "lovelace"}
-
     assert manager.save_index(USER, index)
-
     again = manager.load_index(USER)
     assert [one["title"] for one in again["conversations"]] == ["Первый", "Новый чат"]
     assert (again["last_active_conversation_id"], again["next_chat_number"]) == (first, 10)
@@ -334,14 +292,14 @@ def test_a_saved_index_renames_and_switches(manager: ConversationManager) -> Non
 def test_statistics_count_what_the_seed_counts(manager: ConversationManager) -> None:
     old = (datetime.now() - timedelta(days=31)).isoformat()  # noqa: DTZ005 - as the seed does
     first, second = (manager.create_conversation(USER, "ada") for _ in range(2))
-    for one in (said(1, tokens=0), answer(2, tokens=1_500, search_type="fast", sent_as="message")):
-        manager.add_message(USER, first, one)
-    for one in (
-        said(3, tokens=0, search_type="deep"),
-        answer(4, tokens=500, search_type="deep", sent_as="file"),
-        answer(5, tokens=7, timestamp=old),
+    for chat, one in (
+        (first, said(1, tokens=0)),
+        (first, answer(2, tokens=1_500, search_type="fast", sent_as="message")),
+        (second, said(3, tokens=0, search_type="deep")),
+        (second, answer(4, tokens=500, search_type="deep", sent_as="file")),
+        (second, answer(5, tokens=7, timestamp=old)),
     ):
-        manager.add_message(USER, second, one)
+        manager.add_message(USER, chat, one)
 
     assert manager.get_user_stats(USER) == {
         "total_questions": 2,
@@ -377,7 +335,6 @@ def test_it_is_used_inside_a_running_loop(manager: ConversationManager) -> None:
 def test_chats_made_at_once_have_different_numbers_and_all_messages_of_threads(manager: ConversationManager) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: manager.create_conversation(USER, "ada"), range(8)))
-
     found = manager.list_conversations(USER)
     assert sorted(one.chat_number for one in found) == list(range(1, 9))
     made = found[0].conversation_id
@@ -386,25 +343,10 @@ def test_chats_made_at_once_have_different_numbers_and_all_messages_of_threads(m
     assert sorted(one["message_id"] for one in file_of(manager, made)["messages"]) == list(range(1, 21))
 
 
-def test_all_is_there_after_a_restart(tmp_path: Path) -> None:
-    with ConversationManager(tmp_path) as before:
-        made = before.create_conversation(USER, "ada", "Чат")
-        for number in range(1, 6):
-            before.add_message(USER, made, said(number, f"Msg {number}"))
-
-    with ConversationManager(tmp_path) as after:
-        chat = after.load_conversation(USER, made)
-
-        assert [one.text for one in chat.messages] == [f"Msg {number}" for number in range(1, 6)]
-        assert after.create_conversation(USER, "ada") != made
-        assert [one.chat_number for one in after.list_conversations(USER)] == [1, 2]
-
-
 def test_two_of_one_folder_share_the_history(manager: ConversationManager, made: str) -> None:
     with ConversationManager(manager.base_dir) as other:
         assert other.add_message(USER, made, said(1))
         assert other.create_conversation(USER, "ada") != made
-
     assert [one.chat_number for one in manager.list_conversations(USER)] == [1, 2]
     assert len(manager.get_messages(USER, made)) == 1
 
@@ -413,7 +355,6 @@ def test_a_store_that_is_away_costs_nothing(tmp_path: Path) -> None:
     url = f"postgresql://nobody@127.0.0.1:{asyncio.run(refused_port())}/nowhere"
     with ConversationManager(tmp_path, store=url) as manager:
         made = manager.create_conversation(USER, "ada", "Чат")
-
         assert manager.add_message(USER, made, said(1))
         assert manager.add_message(USER, made, answer(2))
         assert manager.add_message(USER, "only-the-store-knows-it", answer(3))
@@ -426,26 +367,14 @@ def test_a_store_that_is_away_costs_nothing(tmp_path: Path) -> None:
         assert manager.load_conversation(7, other).metadata.chat_number == 0
 
 
-class _Own(ModuleType):
-    """A bot's module of classes, which refuse what is not valid."""
-
-    class ConversationMessage(ConversationMessage):
-        """A message of the bot."""
-
-    class ConversationMetadata(ConversationMetadata):
-        """A chat of the bot."""
-
-    class Conversation(Conversation):
-        """A chat of the bot, with its messages."""
-
-
 def test_a_bot_gets_objects_of_its_own_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = _Own("conversations")
+    own: Any = ModuleType("conversations")
+    for kind in (Conversation, ConversationMessage, ConversationMetadata):
+        setattr(own, kind.__name__, type(kind.__name__, (kind,), {}))
     monkeypatch.setitem(sys.modules, "conversations", own)
     with ConversationManager(tmp_path) as manager:
         made = manager.create_conversation(USER, "ada")
         manager.add_message(USER, made, said(1))
-
         assert type(manager.load_conversation(USER, made)) is own.Conversation
         assert type(manager.list_conversations(USER)[0]) is own.ConversationMetadata
         assert type(manager.get_messages(USER, made)[0]) is own.ConversationMessage
@@ -461,7 +390,6 @@ def test_classes_of_pydantic_are_not_validated(tmp_path: Path) -> None:
     own.Conversation = pydantic.create_model("Conversation", metadata=(own.ConversationMetadata, ...))
     with ConversationManager(tmp_path, models=own) as manager:
         made = manager.create_conversation(USER, "ada", "Длинное название")
-
         assert manager.load_conversation(USER, made).metadata.title == "Длинное название"
 
 
@@ -481,7 +409,6 @@ def test_times_are_those_of_the_chosen_zone(tmp_path: Path) -> None:
     with ConversationManager(tmp_path, timezone=ZoneInfo("Asia/Tokyo")) as manager:
         made = manager.create_conversation(USER, "ada")
         manager.add_message(USER, made, said(1, timestamp="2025-11-01T09:00:00"))
-
         (kept,) = manager.history.messages(made)
         assert kept.occurred_at.isoformat() == "2025-11-01T00:00:00+00:00"
         assert manager.get_messages(USER, made)[0].timestamp == "2025-11-01T09:00:00"
@@ -495,9 +422,7 @@ def test_the_files_are_what_the_seed_would_have_written(manager: ConversationMan
     message = answer(2, tokens=7, sent_as="message")
     manager.add_message(USER, made, message)
     chat = manager.load_conversation(USER, made)
-
     data, index = file_of(manager, made), file_of(manager, "index")
-
     assert data["schema_version"] == "1.0"
     assert data["messages"] == [message.model_dump()]
     assert data["metadata"] == chat.metadata.model_dump() | {"updated_at": message.timestamp}
@@ -511,9 +436,7 @@ def test_a_file_that_was_damaged_is_written_anew(manager: ConversationManager, m
     manager.add_message(USER, made, said(1))
     path = manager.base_dir / "user_12345" / f"{made}.json"
     path.write_text('{"schema', encoding="utf-8")
-
     assert manager.add_message(USER, made, answer(2))
-
     assert [one["message_id"] for one in file_of(manager, made)["messages"]] == [1, 2]
 
 
@@ -521,17 +444,13 @@ def test_an_id_never_leaves_the_folder(manager: ConversationManager) -> None:
     outside = manager.base_dir / "config.json"
     outside.write_text("{}", encoding="utf-8")
     manager.ensure_user_directory(USER)
-
     assert manager.ensure_user_directory(USER) == manager.base_dir / "user_12345"
     assert manager.delete_conversation(USER, "../config")
-
     assert outside.exists()
 
 
 def test_files_that_cannot_be_written_cost_nothing(manager: ConversationManager) -> None:
     (manager.base_dir / "user_12345").write_text("no folder", encoding="utf-8")
-
     made = manager.create_conversation(USER, "ada")
-
     assert manager.add_message(USER, made, said(1))
     assert len(manager.get_messages(USER, made)) == 1

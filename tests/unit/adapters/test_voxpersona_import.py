@@ -20,6 +20,7 @@ from letopis.adapters.voxpersona.__main__ import command
 from letopis.outbox import History
 from letopis.store import Conversation, InvalidInput
 from letopis.store.model import large_content
+from tests.support.sayings import present
 
 USER = 4711
 MOSCOW = ZoneInfo("Europe/Moscow")
@@ -119,9 +120,7 @@ async def imported(history: History, folder: Folder, about: dict[str, Any], *mes
 
 
 async def chat_a(history: History) -> Conversation:
-    found = await history.chat(A).conversation()
-    assert found is not None
-    return found
+    return present(await history.chat(A).conversation())
 
 
 async def active(history: History) -> str | None:
@@ -131,9 +130,7 @@ async def active(history: History) -> str | None:
 
 async def test_chats_come_as_they_were(history: History, sound: Folder) -> None:
     before = sound.digest()
-
     result = await import_folder(history, sound.path, timezone=MOSCOW)
-
     assert (result.users, result.chats, result.messages) == (1, 2, 3)
     assert (result.new, result.known, result.refused, result.notes) == (3, 0, 0, [])
     assert sound.digest() == before
@@ -150,9 +147,7 @@ async def test_chats_come_as_they_were(history: History, sound: Folder) -> None:
 async def test_importing_again_changes_nothing(history: History, sound: Folder) -> None:
     await import_folder(history, sound.path)
     events = [len(await history.chat(one).events()) for one in (A, B)]
-
     again = await import_folder(history, sound.path)
-
     assert (again.new, again.known, again.refused) == (0, 3, 0)
     assert [len(await history.chat(one).events()) for one in (A, B)] == events
 
@@ -162,9 +157,7 @@ async def test_what_the_bot_added_meanwhile_comes_later(history: History, sound:
     await history.chat(A).rename("Новое")
     await history.chat(A).activate()
     sound.chat(B, metadata(B, 2), message(3, "Третье"), message(4, "Четвёртое"))
-
     again = await import_folder(history, sound.path)
-
     assert (again.new, again.known) == (1, 3)
     assert [one.text for one in await history.messages(B)] == ["Третье", "Четвёртое"]
     assert (await chat_a(history)).title == "Новое"
@@ -174,17 +167,13 @@ async def test_what_the_bot_added_meanwhile_comes_later(history: History, sound:
 async def test_what_was_deleted_since_stays_deleted(history: History, sound: Folder) -> None:
     await import_folder(history, sound.path)
     await history.chat(A).delete()
-
     again = await import_folder(history, sound.path)
-
     assert (again.new, again.known, again.deleted) == (0, 1, 2)
 
 
 async def test_a_dry_run_counts_and_writes_nothing(history: History, sound: Folder) -> None:
     sound.write(f"{C}.json", "{")
-
     result = await import_folder(None, sound.path)
-
     assert (result.users, result.chats, result.messages, result.new) == (1, 2, 3, 3)
     assert "is broken" in told(result)
     assert not await history.conversations(owner=USER)
@@ -223,9 +212,7 @@ async def test_the_index_alone_says_which_chat_is_active(history: History, folde
     folder.chat(A, one)
     folder.chat(B, two | {"is_active": False})
     folder.index(A, one, two)
-
     result = await import_folder(history, folder.path)
-
     assert "marks several chats as active" in told(result)
     assert await active(history) == A
 
@@ -244,7 +231,6 @@ async def test_what_is_odd_about_a_chat_is_mended(
 ) -> None:
     about = metadata(A, 1, **odd)
     result = await imported(history, folder, about, message(1, tokens=3), username=about["username"])
-
     assert says in told(result)
     chat = await chat_a(history)
     assert (chat.title, chat.metadata["username"], chat.message_count, chat.tokens) == expected
@@ -255,9 +241,7 @@ async def test_a_broken_index_loses_no_chat(history: History, folder: Folder, br
     folder.chat(A, metadata(A, 1), message(1))
     folder.chat(B, metadata(B, 2), message(2))
     folder.write("index.json", broken)
-
     result = await import_folder(history, folder.path)
-
     assert (result.chats, result.new) == (2, 2)
     assert "is missing or broken" in told(result)
     assert {one.title for one in await history.conversations(owner=USER)} == {"Чат 1", "Чат 2"}
@@ -269,23 +253,18 @@ async def test_chats_that_the_index_forgot_get_numbers_after_the_others(history:
     folder.chat(B, metadata(B, 2), message(2))
     folder.chat(C, metadata(C, 1, title="После"), message(3))
     folder.index(C, metadata(C, 1), next_chat_number=2)
-
     result = await import_folder(history, folder.path)
-
     numbers = {one.conversation_id: one.metadata["chat_number"] for one in await history.conversations(owner=USER)}
     assert numbers == {C: 1, B: 2, A: 3}
     assert told(result).count("is in no list") == 2
     assert "has number 1 of another chat" in told(result)
-    record = await history.records(owner=USER).get(("voxpersona",), "index")
-    assert record is not None
+    record = present(await history.records(owner=USER).get(("voxpersona",), "index"))
     assert record.value == {"username": "ada", "next_chat_number": 4}
 
 
 async def test_a_listed_chat_without_a_file_is_told(history: History, folder: Folder) -> None:
     folder.index(A, metadata(A, 1))
-
     result = await import_folder(history, folder.path)
-
     assert "which has no file" in told(result)
     assert "names an active chat that is not there" in told(result)
     assert await active(history) is None
@@ -295,13 +274,9 @@ async def test_older_files_have_no_version_no_number_and_another_name(history: H
     about = metadata(A, 1) | {"name": "Имя"}
     del about["chat_number"], about["title"]
     folder.write(f"{A}.json", {"metadata": about, "messages": [message(1)]})
-    folder.index(A, about)
-    index = json.loads((folder.path / f"user_{USER}" / "index.json").read_text(encoding="utf-8"))
-    del index["next_chat_number"]
+    index = {"user_id": USER, "username": "ada", "last_active_conversation_id": A, "conversations": [about]}
     folder.write("index.json", index)
-
     await import_folder(history, folder.path)
-
     chat = await chat_a(history)
     assert (chat.title, chat.metadata["chat_number"]) == ("Имя", 0)
 
@@ -313,9 +288,7 @@ async def test_a_file_that_was_still_to_be_renamed_gives_its_message(history: Hi
     folder.write(f"{A}.json.tmp", {"metadata": about, "messages": [message(1), message(2, "Успел")]})
     folder.write(f"{B}.json.tmp", '{"metadata"')
     folder.index(A, about)
-
     result = await import_folder(history, folder.path)
-
     assert [one.text for one in await history.messages(A)] == ["Привет", "Успел"]
     assert f"{B}.json: is broken" in told(result)
 
@@ -323,20 +296,15 @@ async def test_a_file_that_was_still_to_be_renamed_gives_its_message(history: Hi
 async def test_reports_that_are_gone_keep_their_names(history: History, folder: Folder, tmp_path: Path) -> None:
     (tmp_path / "here.txt").write_text("report", encoding="utf-8")
     about = metadata(A, 1)
-    sent = [
-        message(number, "Ответ", "bot_answer", sent_as="file", file_path=name)
-        for number, name in ((1, "here.txt"), (2, "gone.txt"), (3, "a\0b"))
-    ]
+    names = enumerate(("here.txt", "gone.txt", "a\0b"), 1)
+    sent = [message(number, "Ответ", "bot_answer", sent_as="file", file_path=name) for number, name in names]
     folder.chat(A, about, *sent)
     folder.index(A, about)
-
     for _ in range(2):
         result = await import_folder(history, folder.path, reports=tmp_path)
-
     assert "names 2 reports that are not there" in told(result)
     assert [one.delivery_data["file_path"] for one in await history.messages(A)][:2] == ["here.txt", "gone.txt"]
-    chat = await chat_a(history)
-    assert chat.metadata["missing_files"] == ["gone.txt", "a\ufffdb"]
+    assert (await chat_a(history)).metadata["missing_files"] == ["gone.txt", "a\ufffdb"]
 
 
 async def test_days_of_before_the_chats_become_one_archive(history: History, sound: Folder, tmp_path: Path) -> None:
@@ -402,9 +370,7 @@ async def test_bytes_that_are_no_text_cost_no_chat(history: History, folder: Fol
     folder.index(A, about)
     path = folder.path / f"user_{USER}" / f"{A}.json"
     path.write_bytes(path.read_bytes().replace(b"Hello", b"Hell\xff"))
-
     result = await import_folder(history, folder.path)
-
     assert [one.text for one in await history.messages(A)] == ["Hell\ufffd, world"]
     assert "no UTF-8" in told(result)
 
@@ -414,7 +380,6 @@ async def test_a_message_that_is_too_large_is_told_and_the_rest_comes(
 ) -> None:
     monkeypatch.setattr(large_content, "MAX_STRING_BYTES", 1_000_000)
     result = await imported(history, folder, metadata(A, 1), message(1), message(2, "x" * 2_000_000), message(3))
-
     assert (result.new, result.refused) == (2, 1)
     assert f"user_{USER}/{A}.json: messages[1] is refused" in told(result)
 
@@ -423,11 +388,9 @@ async def test_a_copied_chat_of_another_user_is_kept_apart(history: History, fol
     folder.chat(A, metadata(A, 1), message(1))
     folder.index(A, metadata(A, 1))
     folder.write(f"{A}.json", {"metadata": metadata(A, 1), "messages": [message(1)]}, user=9999)
-
     for expected in (2, 0):
         result = await import_folder(history, folder.path)
         assert result.new == expected
-
     assert "has the id of another user's chat" in told(result)
     assert len(await history.conversations(owner=9999)) == 1
 
@@ -435,9 +398,7 @@ async def test_a_copied_chat_of_another_user_is_kept_apart(history: History, fol
 async def test_what_is_no_folder_of_a_user_is_left_out(history: History, sound: Folder, tmp_path: Path) -> None:
     (sound.path / "lost+found").mkdir()
     (sound.path / "user_-100").mkdir()
-
     result = await import_folder(history, sound.path)
-
     assert "lost+found: is no folder of a user" in told(result)
     assert result.users == 2
     with pytest.raises(InvalidInput, match="folder"):
@@ -455,29 +416,21 @@ async def test_the_store_may_be_away(alone: History, sound: Folder) -> None:
 
 
 def run(*words: str) -> Result:
-    """Run the command in this process."""
     return CliRunner().invoke(command, words)
 
 
 def test_the_command_imports_delivers_and_counts(sound: Folder) -> None:
     sound.write(f"{C}.json", "{")
-
     tried = run(str(sound.path), "--dry-run", "--json")
     assert (tried.exit_code, json.loads(tried.stdout)["new"]) == (0, 3)
     assert not list(sound.path.glob("letopis*"))
-
     done = run(str(sound.path), "--timezone", "Europe/Moscow", "--wait", "60", "--json")
     assert done.exit_code == 0, done.output
     assert "is broken" in done.stderr
     found = json.loads(done.stdout)
     assert (found["new"], found["pending"], len(found["notes"])) == (3, 0, 1)
-
-    again = subprocess.run(
-        [sys.executable, "-m", "letopis.adapters.voxpersona", str(sound.path)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    words = [sys.executable, "-m", "letopis.adapters.voxpersona", str(sound.path)]
+    again = subprocess.run(words, capture_output=True, text=True, check=True)
     assert "0 messages imported, 3 already there, 0 refused" in again.stderr
 
 
@@ -486,6 +439,5 @@ def test_the_command_imports_delivers_and_counts(sound: Folder) -> None:
 )
 def test_the_command_names_what_is_wrong(words: tuple[str, ...], error: str) -> None:
     done = run(*words)
-
     assert done.exit_code in (1, 2)
     assert error in done.output

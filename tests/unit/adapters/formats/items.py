@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import random
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 Item = dict[str, Any]
 
 WORDS = ["tea", "Kazan", "rain", "степь", "🦔", "the", "of", "and", "weather\n\n`code`", "\\", '"', "{}"]
+PICTURE = "https://example.org/a.png"
 
 
 class Chance(random.Random):
@@ -27,12 +30,19 @@ class Chance(random.Random):
         self.shuffle(kept)
         return {name: fields[name]() for name in kept}
 
+    def few(self, blocks: Sequence[Callable[[], Item]]) -> list[Item]:
+        """Return one to three of the blocks, which may be alike."""
+        return [self.choice(blocks)() for _ in range(self.randrange(1, 4))]
+
     def ident(self, prefix: str) -> str:
         return f"{prefix}_{self.getrandbits(96):024x}"
 
     def data(self, *, url_safe: bool = False) -> str:
         raw = self.randbytes(self.randrange(1, 200))
         return (base64.urlsafe_b64encode if url_safe else base64.b64encode)(raw).decode()
+
+    def uri(self, media_type: str) -> str:
+        return f"data:{media_type};base64,{self.data()}"
 
     def json(self, depth: int = 3) -> Any:
         kind = self.randrange(7 if depth else 5)
@@ -43,9 +53,8 @@ class Chance(random.Random):
         return (self.words(4), self.randrange(-(2**53), 2**53), self.uniform(-1e6, 1e6), self.maybe(), None)[kind]
 
     def object(self, depth: int = 2) -> Item:
-        return {
-            self.choice(["city", "unit", "zone", "a", "b", "$", "type", "ключ"]): self.json(depth) for _ in range(3)
-        }
+        names = ["city", "unit", "zone", "a", "b", "$", "type", "ключ"]
+        return {self.choice(names): self.json(depth) for _ in range(3)}
 
     def arguments(self) -> str:
         return self.choice(['{"city": "Kazan",\n  "unit":"c"}', "{}", "", '{"broken": ', '{"b":1.0,"a":[2]}'])
@@ -63,24 +72,21 @@ def chat_conversation(chance: Chance) -> list[Item]:
     items = [_chat_user(chance)]
     if chance.maybe(0.3):
         role = chance.choice(["system", "developer"])
-        items.insert(0, {"role": role, "content": chance.choice([chance.words(), [_chat_text(chance)]])})
+        items.insert(0, {"role": role, "content": _chat_words(chance)})
     if chance.maybe(0.6):
         calls = [_chat_call(chance) for _ in range(chance.randrange(1, 4))]
         content = chance.choice([None, "", chance.words()])
         items.append({"role": "assistant", "content": content, "tool_calls": calls, **_chat_dumped(chance)})
-        items += [
-            {
-                "role": "tool",
-                "tool_call_id": call["id"],
-                "content": chance.choice([chance.words(), [_chat_text(chance)]]),
-            }
-            for call in calls
-        ]
+        items += [{"role": "tool", "tool_call_id": call["id"], "content": _chat_words(chance)} for call in calls]
     if chance.maybe(0.1):
         items.append({"role": "assistant", "content": None, "function_call": {"name": "now", "arguments": "{}"}})
         items.append({"role": "function", "name": "now", "content": "12:00"})
     items.append(_chat_answer(chance))
     return [chance.fill(item) for item in items]
+
+
+def _chat_words(chance: Chance) -> str | list[Item]:
+    return chance.choice([chance.words(), [_chat_text(chance)]])
 
 
 def _chat_text(chance: Chance) -> Item:
@@ -89,27 +95,21 @@ def _chat_text(chance: Chance) -> Item:
 
 
 def _chat_user(chance: Chance) -> Item:
+    def block(kind: str, **fields: Any) -> Item:
+        return {"type": kind, kind: fields}
+
     named = chance.some(name=lambda: "Ann")
     if chance.maybe(0.4):
         return {"role": "user", "content": chance.words(), **named}
     blocks = [
         lambda: _chat_text(chance),
-        lambda: {
-            "type": "image_url",
-            "image_url": {"url": "https://example.org/a.png", **chance.some(detail=lambda: "low")},
-        },
-        lambda: {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{chance.data()}"}},
-        lambda: {
-            "type": "input_audio",
-            "input_audio": {"data": chance.data(), "format": chance.choice(["wav", "mp3"])},
-        },
-        lambda: {"type": "file", "file": {"file_id": chance.ident("file")}},
-        lambda: {
-            "type": "file",
-            "file": {"file_data": f"data:application/pdf;base64,{chance.data()}", "filename": "a.pdf"},
-        },
+        lambda: block("image_url", url=PICTURE, **chance.some(detail=lambda: "low")),
+        lambda: block("image_url", url=chance.uri("image/png")),
+        lambda: block("input_audio", data=chance.data(), format=chance.choice(["wav", "mp3"])),
+        lambda: block("file", file_id=chance.ident("file")),
+        lambda: block("file", file_data=chance.uri("application/pdf"), filename="a.pdf"),
     ]
-    return {"role": "user", "content": [chance.choice(blocks)() for _ in range(chance.randrange(1, 4))], **named}
+    return {"role": "user", "content": chance.few(blocks), **named}
 
 
 def _chat_call(chance: Chance) -> Item:
@@ -150,9 +150,8 @@ def responses_conversation(chance: Chance) -> list[Item]:
         item = {"type": kind, "call_id": call_id, "name": "weather", words: chance.arguments()}
         items.append(item | chance.some(id=lambda: chance.ident("fc"), status=lambda: "completed"))
     for call_id, item in zip(calls, [one for one in items if "call_id" in one], strict=True):
-        output = chance.choice(
-            [chance.words(), [{"type": "input_text", "text": chance.words()}, _responses_image(chance)]]
-        )
+        parts = [{"type": "input_text", "text": chance.words()}, _responses_image(chance)]
+        output = chance.choice([chance.words(), parts])
         items.append({"type": f"{item['type']}_output", "call_id": call_id, "output": output})
     if chance.maybe(0.3):
         items.append(_responses_hosted(chance))
@@ -161,13 +160,8 @@ def responses_conversation(chance: Chance) -> list[Item]:
 
 
 def _responses_image(chance: Chance) -> Item:
-    source = chance.choice(
-        [
-            {"image_url": "https://example.org/a.jpeg"},
-            {"image_url": f"data:image/png;base64,{chance.data()}"},
-            {"file_id": chance.ident("file"), "image_url": None},
-        ]
-    )
+    stored = {"file_id": chance.ident("file"), "image_url": None}
+    source = chance.choice([{"image_url": PICTURE}, {"image_url": chance.uri("image/png")}, stored])
     return {"type": "input_image", "detail": "auto", **source}
 
 
@@ -179,14 +173,9 @@ def _responses_user(chance: Chance) -> Item:
         lambda: _responses_image(chance),
         lambda: {"type": "input_file", "file_id": chance.ident("file")},
         lambda: {"type": "input_file", "file_url": "https://example.org/a.pdf"},
-        lambda: {
-            "type": "input_file",
-            "filename": "a.pdf",
-            "file_data": f"data:application/pdf;base64,{chance.data()}",
-        },
+        lambda: {"type": "input_file", "filename": "a.pdf", "file_data": chance.uri("application/pdf")},
     ]
-    content = [chance.choice(blocks)() for _ in range(chance.randrange(1, 4))]
-    return {"type": "message", "role": "user", "content": content}
+    return {"type": "message", "role": "user", "content": chance.few(blocks)}
 
 
 def _responses_reasoning(chance: Chance) -> Item:
@@ -203,15 +192,11 @@ def _responses_reasoning(chance: Chance) -> Item:
 
 
 def _responses_hosted(chance: Chance) -> Item:
+    search, done = {"action": {"type": "search", "query": "tea"}}, {"status": "completed"}
     return chance.choice(
         [
-            {
-                "type": "web_search_call",
-                "id": chance.ident("ws"),
-                "status": "completed",
-                "action": {"type": "search", "query": "tea"},
-            },
-            {"type": "image_generation_call", "id": chance.ident("ig"), "status": "completed", "result": chance.data()},
+            {"type": "web_search_call", "id": chance.ident("ws"), **done, **search},
+            {"type": "image_generation_call", "id": chance.ident("ig"), **done, "result": chance.data()},
             {"type": "item_reference", "id": chance.ident("msg")},
             {"type": "mcp_approval_response", "approval_request_id": chance.ident("mcpr"), "approve": True},
             {"type": "compaction", "encrypted_content": chance.data()},
@@ -221,21 +206,11 @@ def _responses_hosted(chance: Chance) -> Item:
 
 def _responses_answer(chance: Chance) -> Item:
     annotation = {"type": "url_citation", "url": "https://example.org", "title": "t", "start_index": 0, "end_index": 3}
-    text = {
-        "type": "output_text",
-        "text": chance.words(),
-        "annotations": [annotation] if chance.maybe(0.3) else [],
-        **chance.some(logprobs=list),
-    }
+    annotations = [annotation] if chance.maybe(0.3) else []
+    text = {"type": "output_text", "text": chance.words(), "annotations": annotations, **chance.some(logprobs=list)}
     content = [text, {"type": "refusal", "refusal": chance.words()}][: chance.randrange(1, 3)]
-    return {
-        "id": chance.ident("msg"),
-        "type": "message",
-        "role": "assistant",
-        "status": "completed",
-        "content": content,
-        **chance.some(phase=lambda: "final_answer"),
-    }
+    about = {"id": chance.ident("msg"), "type": "message", "role": "assistant", "status": "completed"}
+    return {**about, "content": content, **chance.some(phase=lambda: "final_answer")}
 
 
 def anthropic_conversation(chance: Chance) -> list[Item]:
@@ -255,39 +230,25 @@ def anthropic_conversation(chance: Chance) -> list[Item]:
         items.append({"role": "user", "content": [*(_anthropic_result(chance, call) for call in calls), *said]})
     if chance.maybe(0.2):
         items.append({"role": "assistant", "content": _anthropic_server(chance)})
-    answer = chance.choice(
-        [chance.words(), [_anthropic_text(chance)], [_anthropic_text(chance), _anthropic_text(chance)]]
-    )
-    items.append({"role": "assistant", "content": answer})
+    texts = [_anthropic_text(chance), _anthropic_text(chance)]
+    items.append({"role": "assistant", "content": chance.choice([chance.words(), texts[:1], texts])})
     if chance.maybe(0.1):
         items.append({"role": "system", "content": chance.words()})
     return [chance.fill(item) for item in items]
 
 
 def _anthropic_text(chance: Chance) -> Item:
-    citation = {
-        "type": "char_location",
-        "cited_text": chance.words(),
-        "document_index": 0,
-        "document_title": None,
-        "start_char_index": 0,
-        "end_char_index": 9,
-    }
-    return {
-        "type": "text",
-        "text": chance.words(),
-        **chance.some(
-            citations=lambda: [citation],
-            cache_control=lambda: {"type": "ephemeral", "ttl": "1h"},
-        ),
-    }
+    place = {"document_index": 0, "document_title": None, "start_char_index": 0, "end_char_index": 9}
+    citation = {"type": "char_location", "cited_text": chance.words(), **place}
+    more = chance.some(citations=lambda: [citation], cache_control=lambda: {"type": "ephemeral", "ttl": "1h"})
+    return {"type": "text", "text": chance.words(), **more}
 
 
 def _anthropic_image(chance: Chance) -> Item:
     source = chance.choice(
         [
             {"type": "base64", "media_type": "image/png", "data": chance.data()},
-            {"type": "url", "url": "https://example.org/a.png"},
+            {"type": "url", "url": PICTURE},
             {"type": "file", "file_id": chance.ident("file")},
         ]
     )
@@ -303,18 +264,15 @@ def _anthropic_document(chance: Chance) -> Item:
             {"type": "content", "content": [{"type": "text", "text": chance.words()}]},
         ]
     )
-    return {
-        "type": "document",
-        "source": source,
-        **chance.some(title=lambda: "A page", context=chance.words, citations=lambda: {"enabled": True}),
-    }
+    more = chance.some(title=lambda: "A page", context=chance.words, citations=lambda: {"enabled": True})
+    return {"type": "document", "source": source, **more}
 
 
 def _anthropic_user(chance: Chance) -> Item:
     if chance.maybe(0.3):
         return {"role": "user", "content": chance.words()}
-    blocks = [_anthropic_text, _anthropic_image, _anthropic_document]
-    return {"role": "user", "content": [chance.choice(blocks)(chance) for _ in range(chance.randrange(1, 4))]}
+    blocks = [partial(make, chance) for make in (_anthropic_text, _anthropic_image, _anthropic_document)]
+    return {"role": "user", "content": chance.few(blocks)}
 
 
 def _anthropic_result(chance: Chance, call_id: str) -> Item:
@@ -337,7 +295,7 @@ def _anthropic_server(chance: Chance) -> list[Item]:
 def gemini_conversation(chance: Chance) -> list[Item]:
     """A turn of Gemini, its keys written in either way."""
     snake = chance.maybe()
-    items = [{"role": "user", "parts": [_gemini_part(chance) for _ in range(chance.randrange(1, 4))]}]
+    items = [{"role": "user", "parts": chance.few(_gemini_parts(chance))}]
     if chance.maybe(0.6):
         names = [chance.choice(["weather", "now"]) for _ in range(chance.randrange(1, 4))]
         ids = [{"id": chance.ident("fc")} if chance.maybe(0.3) else {} for _ in names]
@@ -354,9 +312,8 @@ def gemini_conversation(chance: Chance) -> list[Item]:
         items.append({"role": "user", "parts": results})
     if chance.maybe(0.2):
         code = {"executableCode": {"language": "PYTHON", "code": chance.words()}}
-        items.append(
-            {"role": "model", "parts": [code, {"codeExecutionResult": {"outcome": "OUTCOME_OK", "output": "3"}}]}
-        )
+        result = {"codeExecutionResult": {"outcome": "OUTCOME_OK", "output": "3"}}
+        items.append({"role": "model", "parts": [code, result]})
     items.append({"role": "model", "parts": [{"text": chance.words(), **_gemini_signature(chance)}]})
     if chance.maybe(0.1):
         items[-1]["parts"].append({"text": "", "thoughtSignature": chance.data(url_safe=True)})
@@ -367,38 +324,18 @@ def _gemini_signature(chance: Chance) -> Item:
     return chance.some(thoughtSignature=lambda: chance.data(url_safe=True))
 
 
-def _gemini_part(chance: Chance) -> Item:
-    blocks = [
+def _gemini_parts(chance: Chance) -> list[Callable[[], Item]]:
+    file = {"fileUri": "https://generativelanguage.googleapis.com/v1beta/files/abc", "mimeType": "image/png"}
+    return [
         lambda: {"text": chance.words()},
         lambda: {"inlineData": {"mimeType": "image/png", "data": chance.data(url_safe=True)}},
         lambda: {"inlineData": {"mimeType": "audio/mp3", "data": chance.data()}},
-        lambda: {
-            "fileData": {
-                "fileUri": "https://generativelanguage.googleapis.com/v1beta/files/abc",
-                "mimeType": "image/png",
-            }
-        },
+        lambda: {"fileData": file},
         lambda: {"fileData": {"fileUri": "gs://bucket/video.mp4"}, "videoMetadata": {"startOffset": "1s"}},
     ]
-    return chance.choice(blocks)()
-
-
-_SNAKE = {
-    "functionCall": "function_call",
-    "functionResponse": "function_response",
-    "inlineData": "inline_data",
-    "fileData": "file_data",
-    "mimeType": "mime_type",
-    "fileUri": "file_uri",
-    "thoughtSignature": "thought_signature",
-    "executableCode": "executable_code",
-    "codeExecutionResult": "code_execution_result",
-    "videoMetadata": "video_metadata",
-    "startOffset": "start_offset",
-}
 
 
 def _snake(value: Any) -> Any:
     if isinstance(value, dict):
-        return {_SNAKE.get(key, key): _snake(item) for key, item in value.items()}
+        return {re.sub("[A-Z]", lambda found: f"_{found[0].lower()}", key): _snake(value[key]) for key in value}
     return [_snake(item) for item in value] if isinstance(value, list) else value

@@ -22,66 +22,65 @@ Pair = tuple[str, Any]
 
 def pairs_of_chat(items: Sequence[Item]) -> list[str]:
     """The names of the calls; every call has its result next to it, by its id."""
-    names, used = list[str](), set[str]()
-    waiting = list[str]()
+    calls, waiting = list[Item](), list[str]()
     for item in items:
         if item["role"] == "tool":
             waiting.remove(item["tool_call_id"])
             assert isinstance(item["content"], str)
             continue
         assert waiting == [], "a call without a result"
-        for call in item.get("tool_calls") or ():
-            assert call["id"] not in used and len(call["id"]) <= 40
-            used.add(call["id"])
-            waiting.append(call["id"])
-            names.append(call["function"]["name"])
+        calls += item.get("tool_calls") or ()
+        waiting += [call["id"] for call in item.get("tool_calls") or ()]
     assert waiting == []
-    return names
+    assert_distinct(calls, "id")
+    assert all(len(call["id"]) <= 40 for call in calls)
+    return [call["function"]["name"] for call in calls]
+
+
+def assert_distinct(calls: Sequence[Item], key: str) -> None:
+    assert len({call[key] for call in calls}) == len(calls)
 
 
 def pairs_of_responses(items: Sequence[Item]) -> list[str]:
-    names, waiting, used = list[str](), set[str](), set[str]()
+    calls, waiting = list[Item](), set[str]()
     for item in items:
         if item.get("type") == "function_call":
-            assert item["call_id"] not in used
-            used.add(item["call_id"])
+            calls.append(item)
             waiting.add(item["call_id"])
-            names.append(item["name"])
         elif item.get("type") == "function_call_output":
             waiting.remove(item["call_id"])
     assert not waiting
-    return names
+    assert_distinct(calls, "call_id")
+    return [call["name"] for call in calls]
 
 
 def pairs_of_anthropic(items: Sequence[Item]) -> list[str]:
-    names, used = list[str](), set[str]()
+    calls, waiting = list[Item](), list[str]()
     assert all(one["role"] != next_one["role"] for one, next_one in pairwise(items))
-    for place, item in enumerate(items):
+    for item in items:
         assert item["content"]
         kinds = [block["type"] for block in item["content"]]
         results = [block["tool_use_id"] for block in item["content"] if block["type"] == "tool_result"]
         assert kinds[: len(results)] == ["tool_result"] * len(results), "results come first"
-        calls = [block for block in items[place - 1]["content"] if block["type"] == "tool_use"] if place else []
-        assert sorted(results) == sorted(call["id"] for call in calls)
-        for block in item["content"]:
-            if block["type"] == "tool_use":
-                assert block["id"] not in used and isinstance(block["input"], dict)
-                used.add(block["id"])
-                names.append(block["name"])
-    assert "tool_use" not in [block["type"] for block in items[-1]["content"]]
-    return names
+        assert sorted(results) == sorted(waiting)
+        called = [block for block in item["content"] if block["type"] == "tool_use"]
+        waiting = [call["id"] for call in called]
+        calls += called
+    assert waiting == []
+    assert_distinct(calls, "id")
+    assert all(isinstance(call["input"], dict) for call in calls)
+    return [call["name"] for call in calls]
 
 
 def pairs_of_gemini(items: Sequence[Item]) -> list[str]:
-    names = list[str]()
-    for place, item in enumerate(items):
+    names, waiting = list[str](), list[str]()
+    for item in items:
         assert item["parts"]
-        results = [one["functionResponse"]["name"] for one in item["parts"] if "functionResponse" in one]
-        before = items[place - 1]["parts"] if place else []
-        assert results == [one["functionCall"]["name"] for one in before if "functionCall" in one]
-        responses = [one["functionResponse"]["response"] for one in item["parts"] if "functionResponse" in one]
-        assert all(isinstance(response, dict) for response in responses)
-        names += [one["functionCall"]["name"] for one in item["parts"] if "functionCall" in one]
+        results = [one["functionResponse"] for one in item["parts"] if "functionResponse" in one]
+        assert [one["name"] for one in results] == waiting
+        assert all(isinstance(one["response"], dict) for one in results)
+        waiting = [one["functionCall"]["name"] for one in item["parts"] if "functionCall" in one]
+        names += waiting
     return names
 
 
@@ -98,20 +97,16 @@ MODULES: dict[str, ModuleType] = {name: module for name, (module, _) in FORMATS.
 def test_words_calls_and_results_survive(source: str, target: str) -> None:
     module, talk = FORMATS[source]
     messages = window(module.to_messages(thousand(talk, seed=2)), last=10_000).messages
-
     items = MODULES[target].from_messages(messages)
-
     calls = [part for one in messages for part in parts_of(one) if isinstance(part, ToolCall)]
     assert len(calls) > 100
     assert PAIRS[target](items) == [call.name for call in calls]
     text = "\0".join(texts(items))
-    instructions = {"anthropic", "gemini"} & {target}
     for one in messages:
-        if not (instructions and one.role in ("system", "developer")):
+        if target not in ("anthropic", "gemini") or one.role not in ("system", "developer"):
             assert all(part.text in text for part in parts_of(one) if isinstance(part, Text))
-        for part in parts_of(one):
-            if isinstance(part, ToolResult) and isinstance(part.output, str):
-                assert part.output in text
+        results = [part.output for part in parts_of(one) if isinstance(part, ToolResult)]
+        assert all(output in text for output in results if isinstance(output, str))
     assert orjson.dumps(items), "plain JSON"
 
 
@@ -141,23 +136,19 @@ def test_from_chat_completions_to_each_other_format() -> None:
     messages = openai_chat.to_messages(TURN)
 
     assert anthropic.system_of(messages) == "Be brief."
+    calls = [
+        {"type": "tool_use", "id": "call_1", "name": "weather", "input": {"city": "Kazan"}},
+        # What a model wrote and is no JSON.
+        {"type": "tool_use", "id": "call_2", "name": "weather", "input": {"_raw": '{"city": "Ufa"'}},
+    ]
+    results = [
+        {"type": "tool_result", "tool_use_id": "call_1", "content": "-5"},
+        {"type": "tool_result", "tool_use_id": "call_2", "content": "-7"},
+    ]
     assert anthropic.from_messages(messages) == [
         {"role": "user", "content": [{"type": "text", "text": "Weather in Kazan and Ufa?"}]},
-        {
-            "role": "assistant",
-            "content": [
-                {"type": "tool_use", "id": "call_1", "name": "weather", "input": {"city": "Kazan"}},
-                # What a model wrote and is no JSON.
-                {"type": "tool_use", "id": "call_2", "name": "weather", "input": {"_raw": '{"city": "Ufa"'}},
-            ],
-        },
-        {
-            "role": "user",
-            "content": [
-                {"type": "tool_result", "tool_use_id": "call_1", "content": "-5"},
-                {"type": "tool_result", "tool_use_id": "call_2", "content": "-7"},
-            ],
-        },
+        {"role": "assistant", "content": calls},
+        {"role": "user", "content": results},
         {"role": "assistant", "content": [{"type": "text", "text": "Five and seven below."}]},
     ]
     assert openai_responses.from_messages(messages) == [
@@ -169,21 +160,11 @@ def test_from_chat_completions_to_each_other_format() -> None:
         {"type": "function_call_output", "call_id": "call_2", "output": "-7"},
         {"role": "assistant", "content": "Five and seven below."},
     ]
+    called = [{"name": "weather", "args": args} for args in ({"city": "Kazan"}, {"_raw": '{"city": "Ufa"'})]
+    answered = [{"name": "weather", "response": {"result": degrees}} for degrees in ("-5", "-7")]
     assert gemini.from_messages(messages)[1:3] == [
-        {
-            "role": "model",
-            "parts": [
-                {"functionCall": {"name": "weather", "args": {"city": "Kazan"}}},
-                {"functionCall": {"name": "weather", "args": {"_raw": '{"city": "Ufa"'}}},
-            ],
-        },
-        {
-            "role": "user",
-            "parts": [
-                {"functionResponse": {"name": "weather", "response": {"result": "-5"}}},
-                {"functionResponse": {"name": "weather", "response": {"result": "-7"}}},
-            ],
-        },
+        {"role": "model", "parts": [{"functionCall": one} for one in called]},
+        {"role": "user", "parts": [{"functionResponse": one} for one in answered]},
     ]
 
 
@@ -209,22 +190,14 @@ def test_parallel_calls_of_responses_are_one_message_elsewhere() -> None:
 
 def test_ids_that_are_used_again_are_made_unique() -> None:
     """Gemini gives none, so the name stands for them."""
+    calls = [{"functionCall": {"name": "a b", "args": {"n": 1}}}, {"functionCall": {"name": "a b"}}]
+    results = [{"functionResponse": {"name": "a b", "response": {"x": 1}}}, {"functionResponse": {"name": "a b"}}]
     turn = [
         {"role": "user", "parts": [{"text": "?"}]},
-        {
-            "role": "model",
-            "parts": [{"functionCall": {"name": "a b", "args": {"n": 1}}}, {"functionCall": {"name": "a b"}}],
-        },
-        {
-            "role": "user",
-            "parts": [
-                {"functionResponse": {"name": "a b", "response": {"x": 1}}},
-                {"functionResponse": {"name": "a b"}},
-            ],
-        },
+        {"role": "model", "parts": calls},
+        {"role": "user", "parts": results},
     ]
     messages = [*gemini.to_messages(turn), *gemini.to_messages(turn)]
-
     assert [part.call_id for part in parts_of(messages[1])] == ["a b", "a b#2"]
     items = anthropic.from_messages(messages)
     ids = [[block.get("id", block.get("tool_use_id")) for block in item["content"]] for item in items]
@@ -241,7 +214,6 @@ def test_what_a_user_says_beside_a_result_is_an_item_of_the_users_elsewhere() ->
     call = {"type": "tool_use", "id": "a", "name": "look", "input": {}}
     beside = [{"type": "tool_result", "tool_use_id": "a", "content": "dark"}, {"type": "text", "text": "and now?"}]
     messages = anthropic.to_messages([{"role": "assistant", "content": [call]}, {"role": "user", "content": beside}])
-
     assert openai_chat.from_messages(window(messages).messages)[1:] == [
         {"role": "tool", "tool_call_id": "a", "content": "dark"},
         {"role": "user", "content": "and now?"},
@@ -255,7 +227,6 @@ def test_what_stands_beside_a_result_is_kept() -> None:
         Message.tool([ToolResult("b", "light")]),
         Message.tool("of an old bot, without a call"),
     ]
-
     assert openai_chat.from_messages(messages)[1:] == [
         {"role": "tool", "tool_call_id": "a", "content": "dark\n[https://e.org/a.png]\na photo"},
         {"role": "tool", "tool_call_id": "b", "content": "light"},
@@ -284,7 +255,6 @@ def test_a_file_is_what_each_provider_takes_or_a_text_that_names_it(
     uri: str, media_type: str | None, expected: tuple[str, ...]
 ) -> None:
     message = Message.user([Text("look"), File(uri, media_type)])
-
     chat = openai_chat.from_messages([message])[0]["content"]
     blocks = [
         chat[1] if isinstance(chat, list) else {"type": "text"},
@@ -302,7 +272,6 @@ def test_a_file_is_what_each_provider_takes_or_a_text_that_names_it(
 
 def test_what_no_other_provider_takes_is_left_out() -> None:
     message = Message.assistant([Reasoning("hm"), UnknownPart({"type": "web_search_call"}), Text("found")])
-
     assert openai_chat.from_messages([message]) == [{"role": "assistant", "content": "found"}]
     assert openai_responses.from_messages([message]) == [{"role": "assistant", "content": "found"}]
     assert anthropic.from_messages([message])[0]["content"] == [{"type": "text", "text": "found"}]
@@ -316,15 +285,9 @@ def test_a_failed_result_says_so_where_it_can() -> None:
         Message.assistant([ToolCall("c", "weather", {"city": "Kazan"})]),
         Message.tool(ToolResult("c", {"reason": "closed"}, "error")),
     ]
-
     [_, answered] = anthropic.from_messages(messages)
-    assert answered["content"][0] == {
-        "type": "tool_result",
-        "tool_use_id": "c",
-        "content": '{"reason":"closed"}',
-        "is_error": True,
-    }
-    assert gemini.from_messages(messages)[1]["parts"][0]["functionResponse"]["response"] == {
-        "error": '{"reason":"closed"}'
-    }
-    assert openai_chat.from_messages(messages)[1]["content"] == '{"reason":"closed"}'
+    told = '{"reason":"closed"}'
+    failed = {"type": "tool_result", "tool_use_id": "c", "content": told, "is_error": True}
+    assert answered["content"][0] == failed
+    assert gemini.from_messages(messages)[1]["parts"][0]["functionResponse"]["response"] == {"error": told}
+    assert openai_chat.from_messages(messages)[1]["content"] == told

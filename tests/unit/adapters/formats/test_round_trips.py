@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import orjson
 import pytest
 
-from letopis import Data, File, History, InvalidInput, Message, Reasoning, Text, ToolCall, ToolResult
+from letopis import Data, File, InvalidInput, Message, Reasoning, Text, ToolCall, ToolResult
 from letopis.adapters.formats import anthropic, gemini, openai_chat, openai_responses
 from letopis.store.model.codec import decode, encode_message
 from letopis.store.model.parts import UnknownPart
@@ -52,9 +51,7 @@ def stored(message: Message) -> Message:
 def test_a_thousand_items_come_back_byte_for_byte(module: Any, talk: Callable[[Chance], list[Item]]) -> None:
     items = thousand(talk)
     before = orjson.dumps(items)
-
     messages = module.to_messages(items)
-
     assert orjson.dumps(items) == before, "they were changed"
     assert len(messages) == len(items)
     assert orjson.dumps(module.from_messages(messages)) == before
@@ -82,20 +79,8 @@ def test_a_context_window_leaves_the_bytes(module: Any, talk: Callable[[Chance],
         items = talk(Chance(seed))
         messages = module.to_messages(items)
         context = window(messages, last=1_000)
-
         assert context.made_up == ()
         assert_same_items(module, module.from_messages(context.messages), items)
-
-
-@every_format
-async def test_the_history_leaves_the_bytes(module: Any, talk: Callable[[Chance], list[Item]], tmp_path: Path) -> None:
-    items = [item for seed in range(15) for item in talk(Chance(seed))]
-    async with History(tmp_path / "bot.outbox.db") as history:
-        await history.append("c", *module.to_messages(items))
-        assert await history.drained(10)
-        context = await history.context("c", turns=100)
-
-    assert_same_items(module, module.from_messages(context.messages), items)
 
 
 def assert_same_items(module: Any, found: list[Item], expected: list[Item]) -> None:
@@ -137,7 +122,6 @@ def test_an_edited_message_is_built_from_its_content(module: Any, talk: Callable
 def test_what_is_no_item_is_refused_by_its_place(module: Any, items: Any, field: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         module.to_messages(items)
-
     assert caught.value.field.startswith(field)
 
 
@@ -150,6 +134,7 @@ def test_what_is_no_message_is_refused(module: Any) -> None:
 
 
 def test_what_is_understood_becomes_parts() -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{ }"}}
     [asked, called, answered] = openai_chat.to_messages(
         [
             {
@@ -162,11 +147,7 @@ def test_what_is_understood_becomes_parts() -> None:
                     {"type": "hologram", "depth": 3},
                 ],
             },
-            {
-                "role": "assistant",
-                "content": None,
-                "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{ }"}}],
-            },
+            {"role": "assistant", "content": None, "tool_calls": [call]},
             {"role": "tool", "tool_call_id": "call_1", "content": "a hedgehog"},
         ]
     )
@@ -183,26 +164,17 @@ def test_what_is_understood_becomes_parts() -> None:
 
 
 def test_anthropic_blocks_become_parts() -> None:
-    [system, thought, answered] = anthropic.to_messages(
-        [
-            {
-                "role": "assistant",
-                "content": [
-                    {"type": "thinking", "thinking": "hm", "signature": "c2ln"},
-                    {"type": "redacted_thinking", "data": "aGlkZGVu"},
-                    {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {"b": 1, "a": 2}},
-                ],
-            },
-            {
-                "role": "user",
-                "content": [{"type": "tool_result", "tool_use_id": "toolu_1", "content": "dark", "is_error": True}],
-            },
-        ],
-        system="Be brief.",
-    )
+    thought = [
+        {"type": "thinking", "thinking": "hm", "signature": "c2ln"},
+        {"type": "redacted_thinking", "data": "aGlkZGVu"},
+        {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {"b": 1, "a": 2}},
+    ]
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "dark", "is_error": True}
+    items = [{"role": "assistant", "content": thought}, {"role": "user", "content": [result]}]
+    [system, asked, answered] = anthropic.to_messages(items, system="Be brief.")
 
     assert (system.role, system.content) == ("system", "Be brief.")
-    assert thought.content == (
+    assert asked.content == (
         Reasoning("hm"),
         UnknownPart({"type": "redacted_thinking", "data": "aGlkZGVu"}),
         ToolCall("toolu_1", "look", {"b": 1, "a": 2}),
@@ -221,7 +193,6 @@ def test_anthropic_blocks_become_parts() -> None:
 )
 def test_the_instructions_apart_come_back(module: Any, system: Any) -> None:
     messages = [stored(one) for one in module.to_messages([], system=system)]
-
     assert module.from_messages(messages) == []
     assert orjson.dumps(module.system_of(messages)) == orjson.dumps(system)
     assert module.system_of([Message.user("x")]) is None
@@ -232,13 +203,11 @@ def test_the_instructions_apart_come_back(module: Any, system: Any) -> None:
 
 def test_an_item_with_the_sign_of_a_pointer_is_kept() -> None:
     items = [{"role": "user", "content": "x" * 20, "meta": {"$": ["text"]}, "more": {"$": {"$": 1}}, "text": "x" * 20}]
-
     assert openai_chat.from_messages(openai_chat.to_messages(items)) == items
 
 
 def test_words_of_other_origin_are_built_from_the_content() -> None:
     message = Message.user([Text("see"), Data({"b": 1, "a": 2})])
-
     assert openai_chat.from_messages([message])[0]["content"][1] == {"type": "text", "text": '{"b":1,"a":2}'}
 
 
@@ -254,7 +223,5 @@ def test_what_is_no_json_is_refused(module: Any, value: Any) -> None:
 def test_an_unknown_block_in_the_shape_of_a_part_keeps_its_order(module: Any) -> None:
     block = {"value": {"b": 1, "a": 2}, "type": "data"}
     items = [{"role": "user", "content": [block], "parts": [block]}]
-
     messages = [stored(one) for one in module.to_messages(items)]
-
     assert orjson.dumps(module.from_messages(messages)) == orjson.dumps(items)

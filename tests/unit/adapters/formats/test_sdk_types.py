@@ -49,9 +49,7 @@ def test_what_is_built_for_a_provider_is_what_its_sdk_takes(source: str, target:
     check = check_of(target)
     module, talk = FORMATS[source]
     messages = window(module.to_messages(thousand(talk, seed=3)), last=10_000).messages
-
     items: list[Item] = FORMATS[target][0].from_messages(messages)
-
     assert len(items) > 300
     for item in items:
         check(item)
@@ -73,7 +71,6 @@ def test_what_the_openai_sdk_dumps_comes_back() -> None:
     output = responses.ResponseOutputMessage(
         id="msg_1", type="message", role="assistant", status="completed", content=[text]
     )
-
     for module, dumped in ((openai_chat, message.model_dump(mode="json")), (openai_responses, output.model_dump())):
         assert orjson.dumps(module.from_messages(module.to_messages([dumped]))) == orjson.dumps([dumped])
 
@@ -87,7 +84,6 @@ def test_what_the_anthropic_sdk_dumps_comes_back() -> None:
     ]
     message = types.Message.model_construct(id="msg_1", type="message", role="assistant", content=blocks, model="m")
     dumped = message.model_dump(mode="json", warnings=False)
-
     assert orjson.dumps(anthropic.from_messages(anthropic.to_messages([dumped]))) == orjson.dumps([dumped])
 
 
@@ -104,7 +100,6 @@ def test_what_the_google_sdk_dumps_comes_back(options: dict[str, Any]) -> None:
         ],
     )
     dumped = content.model_dump(mode="json", **options)
-
     messages = gemini.to_messages([dumped])
     assert [type(part).__name__ for part in messages[0].content or ()] == ["Reasoning", "ToolCall", "File"]
     assert orjson.dumps(gemini.from_messages(messages)) == orjson.dumps([dumped])
