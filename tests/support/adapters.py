@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Final
 
 from letopis.adapters._envelope import to_text
@@ -69,6 +70,8 @@ def refusing(item: Any) -> Any:
 class Subject:
     """A framework's own backend, and Letopis in the place of it."""
 
+    adapter: str
+    """Where it is: frameworks are imported when they are used, as one may be missing."""
     url: str
 
     def __init__(self, folder: Path) -> None:
@@ -80,7 +83,7 @@ class Subject:
 
     def ours(self, history: History, name: str) -> Any:
         """Return the adapter."""
-        raise NotImplementedError
+        return resolve_name(f"letopis.adapters.{self.adapter}")(history)
 
     async def put(self, backend: Any, kind: Kind) -> None:
         """Have a backend keep an item, in a conversation of its kind's name."""
@@ -135,15 +138,12 @@ class OpenAIAgents(Subject):
 
 
 class Strands(Subject):
+    adapter = "strands:LetopisSessionRepository"
+
     def theirs(self, name: str) -> Any:
         from strands.session import FileSessionManager
 
         return FileSessionManager(name, str(self.folder / "own"))
-
-    def ours(self, history: History, name: str) -> Any:
-        from letopis.adapters.strands import LetopisSessionRepository
-
-        return LetopisSessionRepository(history)
 
     async def put(self, backend: Any, kind: Kind) -> None:
         await asyncio.to_thread(self._put, backend, kind)
@@ -170,10 +170,7 @@ class Strands(Subject):
 
 
 class GoogleADK(Subject):
-    def ours(self, history: History, name: str) -> Any:
-        from letopis.adapters.google_adk import LetopisSessionService
-
-        return LetopisSessionService(history)
+    adapter = "google_adk:LetopisSessionService"
 
     async def put(self, backend: Any, kind: Kind) -> None:
         from google.adk.events.event import Event
@@ -181,13 +178,9 @@ class GoogleADK(Subject):
         from google.genai import types
 
         response = types.FunctionResponse(id="c", name="look", response={"result": kind.value})
-        event = Event(
-            id="e1",
-            author="bot",
-            timestamp=THEN.timestamp(),
-            content=types.Content(role="user", parts=[types.Part(function_response=response)]),
-            actions=EventActions(state_delta={"value": kind.value}),
-        )
+        content = types.Content(role="user", parts=[types.Part(function_response=response)])
+        actions = EventActions(state_delta={"value": kind.value})
+        event = Event(id="e1", author="bot", timestamp=THEN.timestamp(), content=content, actions=actions)
         session = await backend.create_session(app_name="app", user_id="u", session_id=kind.name)
         await backend.append_event(session, event)
 
@@ -209,6 +202,8 @@ class GoogleADK(Subject):
 
 
 class AgentFramework(Subject):
+    adapter = "agent_framework:LetopisHistoryProvider"
+
     def theirs(self, name: str) -> Any:
         from agent_framework import InMemoryHistoryProvider
 
@@ -216,10 +211,8 @@ class AgentFramework(Subject):
         return InMemoryHistoryProvider()
 
     def ours(self, history: History, name: str) -> Any:
-        from letopis.adapters.agent_framework import LetopisHistoryProvider
-
         self._state = {}
-        return LetopisHistoryProvider(history)
+        return super().ours(history, name)
 
     async def put(self, backend: Any, kind: Kind) -> None:
         from agent_framework import Content, Message
@@ -233,15 +226,12 @@ class AgentFramework(Subject):
 
 
 class PydanticAI(Subject):
+    adapter = "pydantic_ai:LetopisConversationStore"
+
     def theirs(self, name: str) -> Any:
         from pydantic_ai.conversation_store import InMemoryConversationStore
 
         return InMemoryConversationStore()
-
-    def ours(self, history: History, name: str) -> Any:
-        from letopis.adapters.pydantic_ai import LetopisConversationStore
-
-        return LetopisConversationStore(history)
 
     async def put(self, backend: Any, kind: Kind) -> None:
         from pydantic_ai.conversation import Conversation
@@ -261,8 +251,7 @@ class LangChain(Subject):
     def theirs(self, name: str) -> Any:
         from langchain_core.chat_history import InMemoryChatMessageHistory
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecated
+        with warnings.catch_warnings(action="ignore"):  # deprecated
             return InMemoryChatMessageHistory()
 
     def ours(self, history: History, name: str) -> Any:
@@ -280,16 +269,13 @@ class LangChain(Subject):
 
 
 class LlamaIndex(Subject):
+    adapter = "llama_index:LetopisChatStore"
+
     def theirs(self, name: str) -> Any:
         from llama_index.core.storage.chat_store.sql import SQLAlchemyChatStore
 
         self._store = SQLAlchemyChatStore("memory", f"sqlite+aiosqlite:///{self.folder / 'own.db'}")
         return self._store
-
-    def ours(self, history: History, name: str) -> Any:
-        from letopis.adapters.llama_index import LetopisChatStore
-
-        return LetopisChatStore(history)
 
     async def put(self, backend: Any, kind: Kind) -> None:
         from llama_index.core.base.llms.types import ChatMessage
@@ -332,9 +318,7 @@ class Haystack(Subject):
         from haystack.dataclasses import ChatMessage, ToolCall
 
         about = {"chat_message_id": "1", "value": None if isinstance(kind.value, str) else kind.value}
-        message = ChatMessage.from_tool(
-            _text(kind), origin=ToolCall(tool_name="look", arguments=about, id="c"), meta=about
-        )
+        message = ChatMessage.from_tool(_text(kind), origin=ToolCall("look", about, id="c"), meta=about)
         await asyncio.to_thread(backend.write_messages, f"{self.folder}{kind.name}", [message])
 
     async def got(self, backend: Any, kind: Kind) -> Any:

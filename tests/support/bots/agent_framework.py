@@ -23,8 +23,6 @@ from letopis.adapters.agent_framework import LetopisHistoryProvider
 from letopis.outbox import History
 from tests.support.story import Bot, Thinks, answer_to
 
-DEFAULT = "InMemoryHistoryProvider"
-
 
 class FakeModel(BaseChatClient[Any]):
     """Answers the last message."""

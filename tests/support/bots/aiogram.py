@@ -14,19 +14,11 @@ from aiogram.types import Message
 from letopis.adapters.aiogram import ChatHistory, LetopisChats
 from letopis.outbox import History
 from tests.support.aiogram_bots import bot_at, polling
-from tests.support.bot_api import BotApi, bot_api, until
+from tests.support.bot_api import bot_api, until
+from tests.support.bots import shown_by
 from tests.support.story import Bot, Thinks, answer_to
 
-DEFAULT = "a handler that saves to PostgreSQL after it has answered"
 CHAT = "tg:7000:1001"
-
-
-async def _ask(api: BotApi, question: str) -> str:
-    """Return the answer that is shown. A model that hangs is waited for until the process is killed."""
-    before = len(api.texts())
-    api.say(question)
-    await until(api, lambda: len(api.texts()) > before, 120)
-    return api.texts()[before]
 
 
 @asynccontextmanager
@@ -45,7 +37,7 @@ async def letopis(history: History, thinks: Thinks) -> AsyncIterator[Bot]:
         async def ask(question: str) -> str:
             # aiogram handles updates side by side: without this, a kill might repeat more answers than the last one.
             assert await chats.idle(60)
-            return await _ask(api, question)
+            return await shown_by(api, question)
 
         async def read() -> list[str]:
             return [one.text for one in await history.messages(CHAT, last=None)]
@@ -87,4 +79,4 @@ async def default(url: str, thinks: Thinks) -> AsyncIterator[Bot]:
                 await connection.close()
 
         async with polling(dispatcher, bot_at(api.url)):
-            yield Bot(lambda question: _ask(api, question), read)
+            yield Bot(lambda question: shown_by(api, question), read)

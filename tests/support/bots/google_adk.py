@@ -20,8 +20,6 @@ from letopis.adapters.google_adk import LetopisSessionService
 from letopis.outbox import History
 from tests.support.story import Bot, Thinks, answer_to
 
-DEFAULT = "DatabaseSessionService"
-
 
 class FakeModel(BaseLlm):
     thinks: Any

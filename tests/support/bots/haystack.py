@@ -16,8 +16,6 @@ from letopis.adapters.haystack import LetopisChatMessageStore
 from letopis.outbox import History
 from tests.support.story import Bot, Thinks, answer_to
 
-DEFAULT = "InMemoryChatMessageStore"
-
 
 @component
 class FakeModel:

@@ -16,9 +16,8 @@ from langchain_core.runnables.history import RunnableWithMessageHistory
 
 from letopis.adapters.langchain import LetopisChatMessageHistory
 from letopis.outbox import History
-from tests.support.story import Asks, Bot, Thinks, answer_to
+from tests.support.story import Bot, Thinks, answer_to
 
-DEFAULT = "InMemoryChatMessageHistory"
 PROMPT = ChatPromptTemplate.from_messages([("placeholder", "{history}"), ("human", "{question}")])
 
 
@@ -37,9 +36,8 @@ class FakeModel(BaseChatModel):
         return self._generate(messages)
 
 
-def asks(make: Callable[[str], BaseChatMessageHistory], thinks: Thinks) -> Asks:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated
+def _bot(make: Callable[[str], BaseChatMessageHistory], thinks: Thinks) -> Bot:
+    with warnings.catch_warnings(action="ignore"):  # deprecated
         chain = RunnableWithMessageHistory(
             PROMPT | FakeModel(thinks=thinks), make, input_messages_key="question", history_messages_key="history"
         )
@@ -48,14 +46,10 @@ def asks(make: Callable[[str], BaseChatMessageHistory], thinks: Thinks) -> Asks:
         answer = await chain.ainvoke({"question": question}, {"configurable": {"session_id": "chat-1"}})
         return str(answer.content)
 
-    return ask
-
-
-def _bot(make: Callable[[str], BaseChatMessageHistory], thinks: Thinks) -> Bot:
     async def read() -> list[str]:
         return [str(message.content) for message in await make("chat-1").aget_messages()]
 
-    return Bot(asks(make, thinks), read)
+    return Bot(ask, read)
 
 
 @asynccontextmanager
@@ -65,7 +59,6 @@ async def letopis(history: History, thinks: Thinks) -> AsyncIterator[Bot]:
 
 @asynccontextmanager
 async def default(url: str, thinks: Thinks) -> AsyncIterator[Bot]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated
+    with warnings.catch_warnings(action="ignore"):  # deprecated
         kept = InMemoryChatMessageHistory()
     yield _bot(lambda _: kept, thinks)

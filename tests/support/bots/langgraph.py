@@ -13,7 +13,6 @@ from letopis.adapters.langgraph import LetopisSaver
 from letopis.outbox import History
 from tests.support.story import Bot, Thinks, answer_to
 
-DEFAULT = "AsyncPostgresSaver"
 AT: Any = {"configurable": {"thread_id": "chat-1"}}
 _PATIENCE_SECONDS = 2.0
 
@@ -24,10 +23,7 @@ def _bot(saver: Any, thinks: Thinks) -> Bot:
         await thinks(asked)
         return {"messages": [AIMessage(answer_to(asked))]}
 
-    builder = StateGraph(MessagesState)
-    builder.add_node("answer", answer)
-    builder.add_edge(START, "answer")
-    graph = builder.compile(checkpointer=saver)
+    graph = StateGraph(MessagesState).add_node("answer", answer).add_edge(START, "answer").compile(checkpointer=saver)
 
     async def ask(question: str) -> str:
         # By default, a finished step may be lost with the process.

@@ -18,8 +18,6 @@ from letopis.adapters.llama_index import LetopisChatStore
 from letopis.outbox import History
 from tests.support.story import Bot, Thinks, answer_to
 
-DEFAULT = "SQLAlchemyChatStore"
-
 
 class FakeModel(MockLLM):
     _thinks: Any

@@ -13,11 +13,9 @@ from sqlalchemy.engine import make_url
 
 from letopis.adapters.openai_agents import LetopisSession
 from letopis.outbox import History
-from tests.support.story import Asks, Bot, Thinks, answer_to
+from tests.support.story import Bot, Thinks, answer_to
 
 set_tracing_disabled(True)
-
-DEFAULT = "SQLAlchemySession"
 
 
 class FakeModel(Model):
@@ -37,37 +35,28 @@ class FakeModel(Model):
         raise NotImplementedError
 
 
-def _asks(session: Session, thinks: Thinks) -> Asks:
+def _bot(session: Session, thinks: Thinks) -> Bot:
     agent = Agent(name="bot", model=FakeModel(thinks))
 
     async def ask(question: str) -> str:
         result = await Runner.run(agent, question, session=session)
         return str(result.final_output)
 
-    return ask
+    async def read() -> list[str]:
+        items: list[Any] = await session.get_items()
+        return [one["content"] if isinstance(one["content"], str) else one["content"][0]["text"] for one in items]
 
-
-def _texts(items: list[Any]) -> list[str]:
-    return [item["content"] if isinstance(item["content"], str) else item["content"][0]["text"] for item in items]
+    return Bot(ask, read)
 
 
 @asynccontextmanager
 async def letopis(history: History, thinks: Thinks) -> AsyncIterator[Bot]:
-    session = LetopisSession("chat-1", history)
-
-    async def read() -> list[str]:
-        return _texts(await session.get_items())
-
-    yield Bot(_asks(session, thinks), read)
+    yield _bot(LetopisSession("chat-1", history), thinks)
 
 
 @asynccontextmanager
 async def default(url: str, thinks: Thinks) -> AsyncIterator[Bot]:
     driven = make_url(url).set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
     session = SQLAlchemySession.from_url("chat-1", url=driven, create_tables=True)
-
-    async def read() -> list[str]:
-        return _texts(await session.get_items())
-
-    yield Bot(_asks(session, thinks), read)
+    yield _bot(session, thinks)
     await session.engine.dispose()

@@ -16,8 +16,6 @@ from letopis.adapters.strands import LetopisSessionRepository
 from letopis.outbox import History
 from tests.support.story import Bot, Thinks, answer_to
 
-DEFAULT = "FileSessionManager"
-
 
 class FakeModel(Model):
     """Answers the last message."""

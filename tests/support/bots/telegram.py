@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -15,21 +14,13 @@ from telegram.ext import Application, ContextTypes, MessageHandler, PicklePersis
 
 from letopis.adapters.telegram import LetopisChats
 from letopis.outbox import History
-from tests.support.bot_api import BotApi, bot_api
+from tests.support.bot_api import bot_api
+from tests.support.bots import shown_by
 from tests.support.story import Bot, Thinks, answer_to
 from tests.support.telegram_bots import on, polling
 
-DEFAULT = "a handler that keeps the chat in chat_data, with PicklePersistence"
 CHAT = "tg:7000:1001"
 Context = ContextTypes.DEFAULT_TYPE
-
-
-async def _ask(api: BotApi, question: str) -> str:
-    """Return the answer that is shown. A model that hangs is waited for until the process is killed."""
-    before = len(api.texts())
-    api.say(question)
-    await asyncio.to_thread(api.wait, lambda: len(api.texts()) > before, 120)
-    return api.texts()[before]
 
 
 @asynccontextmanager
@@ -53,7 +44,7 @@ async def letopis(history: History, thinks: Thinks) -> AsyncIterator[Bot]:
             return api.texts()
 
         async with polling(application):
-            yield Bot(lambda question: _ask(api, question), read, resume)
+            yield Bot(lambda question: shown_by(api, question), read, resume)
 
 
 @asynccontextmanager
@@ -79,5 +70,5 @@ async def default(url: str, thinks: Thinks) -> AsyncIterator[Bot]:
             return list(application.chat_data[1001].get("said", []))
 
         async with polling(application):
-            yield Bot(lambda question: _ask(api, question), read)
+            yield Bot(lambda question: shown_by(api, question), read)
     path.unlink(missing_ok=True)
