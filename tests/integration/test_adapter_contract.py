@@ -50,9 +50,7 @@ async def test_each_kind_comes_back_as_the_framework_itself_gives_it(
 async def test_differences_are_seen(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: without the text in the envelope, the odd ones are refused."""
     monkeypatch.setattr("letopis.adapters.formats._native.seal", refusing)
-
     found = await differences("openai_agents", tmp_path, subject.url)
-
     assert len(found) == sum(kind.odd for kind in VALUES)
 
 
@@ -61,7 +59,6 @@ async def test_conversations_are_kept_apart(subject: Subject, served: History) -
     wanted = [await subject.own(kind) for kind in (TEXT, OBJECT)]
     for kind in (TEXT, OBJECT):
         await subject.write(served, kind)
-
     assert [await subject.read(served, kind) for kind in (TEXT, OBJECT)] == wanted
     await subject.close()
 
@@ -80,5 +77,4 @@ async def test_a_cancelled_caller_does_not_interrupt_what_is_kept(subject: Subje
     writing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await writing
-
     assert await subject.read(served, TEXT) == await subject.own(TEXT)

@@ -17,6 +17,7 @@ from google.adk.events.event import Event
 from google.adk.events.event_actions import EventActions
 from google.adk.sessions.base_session_service import BaseSessionService, GetSessionConfig
 from google.adk.sessions.in_memory_session_service import InMemorySessionService
+from google.adk.sessions.session import Session
 from google.genai import types
 
 from letopis.adapters.google_adk import LetopisSessionService
@@ -27,15 +28,10 @@ Contract = BaseSessionService
 
 
 @pytest.fixture
-def contract(delivering: History | None) -> Contract:
-    return InMemorySessionService() if delivering is None else LetopisSessionService(delivering)
-
-
-@pytest.fixture
-def service(contract: Contract, monkeypatch: pytest.MonkeyPatch) -> Contract:
+def service(delivering: History | None, monkeypatch: pytest.MonkeyPatch) -> Contract:
     """A session service on which this test has an application of its own."""
     monkeypatch.setitem(globals(), "APP", f"app {uuid4()}")
-    return contract
+    return InMemorySessionService() if delivering is None else LetopisSessionService(delivering)
 
 
 def skip_older_control(service: Contract) -> None:
@@ -51,34 +47,39 @@ def changing(author: str = "user", **state: Any) -> Event:
     return Event(invocation_id="inv", author=author, actions=EventActions(state_delta=delta))
 
 
-async def get(service: Contract, session_id: str, user: str = "u1", **config: Any) -> Any:
-    return await service.get_session(
-        app_name=APP, user_id=user, session_id=session_id, config=GetSessionConfig(**config) if config else None
-    )
+async def create(service: Contract, session_id: str | None = "s1", user: str = "u1", **state: Any) -> Session:
+    return await service.create_session(app_name=APP, user_id=user, session_id=session_id, state=state)
+
+
+async def get(service: Contract, session_id: str = "s1", user: str = "u1", **config: Any) -> Any:
+    given = GetSessionConfig(**config) if config else None
+    return await service.get_session(app_name=APP, user_id=user, session_id=session_id, config=given)
+
+
+async def delete(service: Contract, session_id: str = "s1") -> None:
+    await service.delete_session(app_name=APP, user_id="u1", session_id=session_id)
 
 
 async def test_a_session_that_is_not_there(service: Contract) -> None:
     assert await get(service, "123") is None
-    await service.delete_session(app_name=APP, user_id="u1", session_id="123")
+    await delete(service, "123")
 
 
 async def test_create_get_and_delete(service: Contract) -> None:
-    session = await service.create_session(app_name=APP, user_id="u1", state={"key": "value"})
+    session = await create(service, None, key="value")
     assert (session.app_name, session.user_id, session.state) == (APP, "u1", {"key": "value"})
     assert session.id and session.last_update_time <= time.time()
-
     assert await get(service, session.id) == session
-
-    await service.delete_session(app_name=APP, user_id="u1", session_id=session.id)
+    await delete(service, session.id)
     assert await get(service, session.id) is None
-    again = await service.create_session(app_name=APP, user_id="u1", session_id=session.id)
+    again = await create(service, session.id)
     assert again.state == {}
     assert (await get(service, session.id)).events == []
 
 
 async def test_lists_merge_state_and_are_apart_by_user(service: Contract) -> None:
     for user, name in (("u1", "1a"), ("u1", "1b"), ("u2", "2a")):
-        await service.create_session(app_name=APP, user_id=user, session_id=name, state={"key": name, "user:of": user})
+        await create(service, name, user=user, **{"key": name, "user:of": user})
     await service.create_session(app_name=f"other than {APP}", user_id="u1", session_id="x")
 
     async def listed(user: str | None) -> dict[str, Any]:
@@ -95,95 +96,85 @@ async def test_lists_merge_state_and_are_apart_by_user(service: Contract) -> Non
 
 async def test_lists_are_in_the_order_of_the_last_event(service: Contract) -> None:
     now = time.time()
-    sessions = [await service.create_session(app_name=APP, user_id="u1", session_id=name) for name in "abc"]
+    sessions = [await create(service, name) for name in "abc"]
     for session, moment in zip(sessions, (30, 10, 20), strict=True):
         await service.append_event(session, Event(author="user", timestamp=now + moment))
-
     found = (await service.list_sessions(app_name=APP, user_id="u1")).sessions
     assert [one.id for one in found] == ["b", "c", "a"]
     assert [one.last_update_time for one in found] == [now + 10, now + 20, now + 30]
 
 
 async def test_state_of_the_application_is_shared_by_all(service: Contract) -> None:
-    first = await service.create_session(app_name=APP, user_id="u1", session_id="s1", state={"app:k1": "v1"})
+    first = await create(service, **{"app:k1": "v1"})
     await service.append_event(first, changing(app_k2="v2"))
-
-    second = await service.create_session(app_name=APP, user_id="u2", session_id="s2")
+    second = await create(service, "s2", user="u2")
     assert second.state == {"app:k1": "v1", "app:k2": "v2"}
-    assert (await get(service, "s1")).state == second.state
+    assert (await get(service)).state == second.state
     other = await service.create_session(app_name=f"other than {APP}", user_id="u1")
     assert other.state == {}
 
 
 async def test_state_of_a_user_is_shared_by_their_sessions(service: Contract) -> None:
-    first = await service.create_session(app_name=APP, user_id="u1", session_id="s1", state={"user:k1": "v1"})
+    first = await create(service, **{"user:k1": "v1"})
     await service.append_event(first, changing(user_k2="v2"))
-
-    assert (await service.create_session(app_name=APP, user_id="u1")).state == {"user:k1": "v1", "user:k2": "v2"}
-    assert (await service.create_session(app_name=APP, user_id="u2")).state == {}
+    assert (await create(service, None)).state == {"user:k1": "v1", "user:k2": "v2"}
+    assert (await create(service, None, user="u2")).state == {}
 
 
 async def test_state_of_a_session_is_its_own(service: Contract) -> None:
-    first = await service.create_session(app_name=APP, user_id="u1", session_id="s1", state={"sk1": "v1"})
+    first = await create(service, sk1="v1")
     await service.append_event(first, changing(sk2={"a": 1, "b": [1, 2]}))
     await service.append_event(first, changing(sk2={"a": 2}, sk3=None))
-
-    assert (await get(service, "s1")).state == first.state == {"sk1": "v1", "sk2": {"a": 2}, "sk3": None}
-    assert (await service.create_session(app_name=APP, user_id="u1")).state == {}
+    assert (await get(service)).state == first.state == {"sk1": "v1", "sk2": {"a": 2}, "sk3": None}
+    assert (await create(service, None)).state == {}
 
 
 async def test_temporary_state_is_seen_in_the_run_and_not_stored(service: Contract) -> None:
-    session = await service.create_session(app_name=APP, user_id="u1", session_id="s1", state={"temp:a": 1, "b": 2})
-    assert (await get(service, "s1")).state == {"b": 2}
-
+    session = await create(service, **{"temp:a": 1, "b": 2})
+    assert (await get(service)).state == {"b": 2}
     await service.append_event(session, changing(temp_k1="v1", sk="v2"))
-
     assert session.state["temp:k1"] == "v1"
-    found = await get(service, "s1")
+    found = await get(service)
     assert found.state == {"b": 2, "sk": "v2"}
     assert found.events[0].actions.state_delta == {"sk": "v2"}
 
 
 async def test_one_id_under_two_users(service: Contract) -> None:
-    first = await service.create_session(app_name=APP, user_id="u1", session_id="s1")
+    first = await create(service)
     await service.append_event(first, Event(invocation_id="inv1", author="user"))
-    await service.create_session(app_name=APP, user_id="u2", session_id="s1")
-
-    found = await get(service, "s1", user="u2")
+    await create(service, "s1", user="u2")
+    found = await get(service, user="u2")
     assert (found.user_id, found.events) == ("u2", [])
 
 
 async def test_an_id_that_exists_is_refused(service: Contract) -> None:
-    await service.create_session(app_name=APP, user_id="u1", session_id="s1", state={"key": 1})
-
+    await create(service, key=1)
     with pytest.raises(AlreadyExistsError):
-        await service.create_session(app_name=APP, user_id="u1", session_id="s1", state={"key": 2})
-
-    assert (await get(service, "s1")).state == {"key": 1}
+        await create(service, key=2)
+    assert (await get(service)).state == {"key": 1}
 
 
 async def test_padded_ids_are_stripped(service: Contract) -> None:
     skip_older_control(service)
-    session = await service.create_session(app_name=APP, user_id="u1", session_id="  s1 ")
+    session = await create(service, "  s1 ")
     assert session.id == "s1"
     assert (await get(service, " s1")).id == "s1"
-    await service.delete_session(app_name=APP, user_id="u1", session_id="s1 ")
-    assert await get(service, "s1") is None
+    await delete(service, "s1 ")
+    assert await get(service) is None
 
 
 async def test_bytes_come_back(service: Contract) -> None:
-    session = await service.create_session(app_name=APP, user_id="u1")
+    session = await create(service, None)
     content = types.Content(role="user", parts=[types.Part.from_bytes(data=b"\xff\xfeimage", mime_type="image/png")])
     found = types.GroundingMetadata(search_entry_point=types.SearchEntryPoint(sdk_blob=b"\xff\xfeblob"))
-
     await service.append_event(session, Event(author="user", content=content, grounding_metadata=found))
-
     [event] = (await get(service, session.id)).events
     assert (event.content, event.grounding_metadata) == (content, found)
 
 
 async def test_every_field_of_an_event_comes_back(service: Contract) -> None:
-    session = await service.create_session(app_name=APP, user_id="u1")
+    session = await create(service, None)
+    counts = {"prompt_token_count": 1, "candidates_token_count": 1, "total_token_count": 2}
     event = Event(
         invocation_id="invocation",
         author="user",
@@ -196,9 +187,7 @@ async def test_every_field_of_an_event_comes_back(service: Contract) -> None:
         error_message="error_message",
         interrupted=True,
         grounding_metadata=types.GroundingMetadata(web_search_queries=["query1"]),
-        usage_metadata=types.GenerateContentResponseUsageMetadata(
-            prompt_token_count=1, candidates_token_count=1, total_token_count=2
-        ),
+        usage_metadata=types.GenerateContentResponseUsageMetadata(**counts),
         citation_metadata=types.CitationMetadata(),
         custom_metadata={"custom_key": "custom_value"},
         input_transcription=types.Transcription(text="input transcription", finished=True),
@@ -206,26 +195,23 @@ async def test_every_field_of_an_event_comes_back(service: Contract) -> None:
     )
 
     await service.append_event(session, event)
-
     assert await get(service, session.id) == session
 
 
 async def test_the_last_update_is_the_last_event(service: Contract) -> None:
-    session = await service.create_session(app_name=APP, user_id="u1")
+    session = await create(service, None)
     moment = session.last_update_time + 10
-
     await service.append_event(session, Event(author="user", timestamp=moment))
-
     assert session.last_update_time == (await get(service, session.id)).last_update_time == moment
 
 
 async def test_filters(service: Contract) -> None:
-    session = await service.create_session(app_name=APP, user_id="u1", session_id="s1")
+    session = await create(service)
     for moment in range(1, 6):
         await service.append_event(session, Event(author="user", timestamp=moment))
 
     async def stamps(**config: Any) -> list[float]:
-        return [one.timestamp for one in (await get(service, "s1", **config)).events]
+        return [one.timestamp for one in (await get(service, **config)).events]
 
     assert await stamps() == [1, 2, 3, 4, 5]
     assert await stamps(num_recent_events=0) == []
@@ -236,45 +222,27 @@ async def test_filters(service: Contract) -> None:
 
 
 async def test_partial_events_are_not_stored(service: Contract) -> None:
-    session = await service.create_session(app_name=APP, user_id="u1", session_id="s1")
-
+    session = await create(service)
     await service.append_event(session, Event(author="user", partial=True))
-
-    assert session.events == (await get(service, "s1")).events == []
+    assert session.events == (await get(service)).events == []
 
 
 async def test_an_event_for_a_session_that_is_not_there(service: Contract) -> None:
     skip_older_control(service)
-    session = await service.create_session(app_name=APP, user_id="u1", session_id="s1")
-    await service.delete_session(app_name=APP, user_id="u1", session_id="s1")
-
+    session = await create(service)
+    await delete(service)
     with pytest.raises(SessionNotFoundError):
         await service.append_event(session, Event(author="user"))
-
-    assert await get(service, "s1") is None
-
-
-async def test_the_same_event_again_has_no_effect(service: Contract) -> None:
-    session = await service.create_session(app_name=APP, user_id="u1", session_id="s1")
-    event = changing(count=1)
-
-    await service.append_event(session, event)
-    await service.append_event(session, changing(count=2))
-    await service.append_event(session, event.model_copy(deep=True))
-
-    found = await get(service, "s1")
-    assert len(found.events) == 2
-    assert found.state == {"count": 2}
+    assert await get(service) is None
 
 
 async def test_the_state_of_a_user_without_a_session(service: Contract) -> None:
     assert await service.get_user_state(app_name=APP, user_id="u1") == {}
-    session = await service.create_session(app_name=APP, user_id="u1")
+    session = await create(service, None)
     await service.append_event(session, changing(user_profile={"name": "Alice"}, user_count=1, own=1))
     await service.append_event(session, changing(user_count=2))
-
     assert await service.get_user_state(app_name=APP, user_id="u1") == {"profile": {"name": "Alice"}, "count": 2}
     assert await service.get_user_state(app_name=APP, user_id="u2") == {}
     assert await service.get_user_state(app_name=f"other than {APP}", user_id="u1") == {}
-    await service.delete_session(app_name=APP, user_id="u1", session_id=session.id)
+    await delete(service, session.id)
     assert (await service.get_user_state(app_name=APP, user_id="u1"))["count"] == 2

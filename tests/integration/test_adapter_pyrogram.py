@@ -35,21 +35,34 @@ def recorder(base: History, tmp_path: Path) -> LetopisRecorder:
     return LetopisRecorder(base, files=tmp_path / "files")
 
 
+def offline() -> Offline:
+    """A client in the loop of this test."""
+    client = Offline()
+    client.loop = asyncio.get_running_loop()
+    return client
+
+
+@pytest.fixture
+async def client(recorder: LetopisRecorder) -> Offline:
+    """A client that is recorded."""
+    client = offline()
+    recorder.attach(client)
+    return client
+
+
 async def said(history: History) -> list[tuple[str, str]]:
     """What the conversation with Ada holds."""
     return [(one.role, one.text) for one in await history.messages(CHAT)]
 
 
-async def test_both_sides_are_recorded(base: History, recorder: LetopisRecorder) -> None:
-    client, seen = Offline(), list[str]()
-    client.loop = asyncio.get_running_loop()
+async def test_both_sides_are_recorded(base: History, recorder: LetopisRecorder, client: Offline) -> None:
+    seen = list[str]()
 
     async def answer(_: Client, message: Any) -> None:
         history = await recorder.chat(message)
         seen.append((await history.messages())[-1].text)
         await message.reply(f"answer to {message.text}")
 
-    recorder.attach(client)
     client.add_handler(MessageHandler(answer, filters.text))
     async with dispatching(client):
         client.say(7, "What is tea?")
@@ -66,10 +79,9 @@ async def test_both_sides_are_recorded(base: History, recorder: LetopisRecorder)
 
 
 async def test_a_question_is_the_last_of_its_context_though_another_has_come(
-    base: History, recorder: LetopisRecorder
+    recorder: LetopisRecorder, client: Offline
 ) -> None:
-    client, seen = Offline(), list[str]()
-    client.loop = asyncio.get_running_loop()
+    seen = list[str]()
 
     async def answer(_: Client, message: Any) -> None:
         later = {"message_id": 8, "date": 1, "chat": {"id": ADA}, "from": {"id": ADA}, "text": "And coffee?"}
@@ -78,7 +90,6 @@ async def test_a_question_is_the_last_of_its_context_though_another_has_come(
         seen.append((await history.context(turns=20)).messages[-1].text)
         await recorder.smart_send(message, "A leaf.")
 
-    recorder.attach(client)
     client.add_handler(MessageHandler(answer, filters.text))
     async with dispatching(client):
         client.say(7, "What is tea?")
@@ -87,15 +98,11 @@ async def test_a_question_is_the_last_of_its_context_though_another_has_come(
     assert seen == ["What is tea?"]
 
 
-async def test_edits_and_deletions_are_followed(base: History, recorder: LetopisRecorder) -> None:
-    client = Offline()
-    client.loop = asyncio.get_running_loop()
-    recorder.attach(client)
+async def test_edits_and_deletions_are_followed(base: History, client: Offline) -> None:
     async with dispatching(client):
         client.say(7, "What is coffee?")
-        client.receive(
-            raw.types.UpdateEditMessage(message=client.message(7, "What is tea?", edited=9), pts=1, pts_count=1)
-        )
+        edited = client.message(7, "What is tea?", edited=9)
+        client.receive(raw.types.UpdateEditMessage(message=edited, pts=1, pts_count=1))
         await eventually(client.dispatcher.updates_queue.empty)
         sent = await client.send_message(ADA, "draft")
         await client.edit_message_text(ADA, sent.id, "final")
@@ -103,30 +110,23 @@ async def test_edits_and_deletions_are_followed(base: History, recorder: Letopis
         await client.delete_messages(ADA, gone.id)
         with unrecorded():
             await client.send_message(ADA, "one moment")
-
     found = [(one.text, one.redacted) for one in await base.messages(CHAT)]
     assert found == [("What is tea?", False), ("final", False), ("", True)]
 
 
-async def test_what_telegram_refuses_is_recorded(base: History, recorder: LetopisRecorder) -> None:
-    client = Offline()
-    client.loop = asyncio.get_running_loop()
-    recorder.attach(client)
+async def test_what_telegram_refuses_is_recorded(base: History, client: Offline) -> None:
     client.troubles = [UserIsBlocked(), FloodWait(3), ConnectionError()]
     for text, error in (("one", UserIsBlocked), ("two", FloodWait), ("three", ConnectionError)):
         with pytest.raises(error):
             await client.send_message(ADA, text)
     await client.send_message(ADA, "two")  # after the wait: the same message
-
     found = {one.text: one.delivery for one in await base.messages(CHAT)}
     assert found == {"one": Delivery.FAILED, "two": Delivery.SENT, "three": Delivery.APPENDED}
     assert len(await said(base)) == 3
 
 
-async def test_a_long_answer_is_a_file_and_one_message(base: History, recorder: LetopisRecorder) -> None:
-    client, long = Offline(), "Tea is a leaf. " * 300
-    client.loop = asyncio.get_running_loop()
-    recorder.attach(client)
+async def test_a_long_answer_is_a_file(base: History, recorder: LetopisRecorder, client: Offline) -> None:
+    long = "Tea is a leaf. " * 300
 
     async def answer(_: Client, message: Any) -> None:
         sent = await recorder.smart_send(message, long, entities=[{"type": "bold", "offset": 0, "length": 3}])
@@ -146,15 +146,13 @@ async def test_a_long_answer_is_a_file_and_one_message(base: History, recorder: 
 
 
 async def test_reply_that_a_failed_call_kept_back_is_sent_after_the_next_start(tmp_path: Path) -> None:
-    client, path = Offline(), tmp_path / "other.outbox.db"
-    client.loop = asyncio.get_running_loop()
+    client, path = offline(), tmp_path / "other.outbox.db"
     client.troubles = [ConnectionError()]
     async with LetopisRecorder(path, relay=False) as recorder:
         recorder.attach(client)
         with pytest.raises(ConnectionError):
             await client.send_message(ADA, "**Good day**")
-    client = Offline()
-    client.loop = asyncio.get_running_loop()
+    client = offline()
     async with LetopisRecorder(path, relay=False, sender=True) as recorder:
         recorder.attach(client)
         while await recorder.history.unconfirmed():  # noqa: ASYNC110 - nothing rings
@@ -170,8 +168,7 @@ async def test_wrong_use_is_named(base: History, tmp_path: Path) -> None:
     recorder = LetopisRecorder(tmp_path / "other.outbox.db", relay=False)
     with pytest.raises(InvalidInput, match="not started"):
         _ = recorder.parts
-    client = Offline()
-    client.loop = asyncio.get_running_loop()
+    client = offline()
     async with recorder:
         recorder.attach(client)
         with pytest.raises(InvalidInput, match="connected already"):

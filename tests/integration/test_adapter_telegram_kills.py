@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +14,21 @@ pytest.importorskip("telegram.ext", reason="needs python-telegram-bot: pip insta
 
 from letopis.outbox import History
 from tests.support.bot_api import BOT_ID, BotApi, until
-from tests.support.child import command
-from tests.support.paths import ROOT
+from tests.support.bots import process
 from tests.support.telegram_bots import answering, recorded_by_a_handler, recorded_by_the_queue
 
 pytestmark = pytest.mark.slow
 CHAT = f"tg:{BOT_ID}:1001"
 
 
-@contextmanager
-def process(bot: Callable[..., Any], api: BotApi, folder: Path, **how: bool) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a bot in a process of its own, and kill it in the end."""
-    running = subprocess.Popen(command(bot, api.url, str(folder), *how.values()), cwd=ROOT, stdin=subprocess.DEVNULL)
-    try:
-        yield running
-    finally:
-        running.kill()
-        running.wait()
-
-
 async def test_a_kill_after_telegram_was_told_loses_no_update(api: BotApi, tmp_path: Path) -> None:
     for text in ("one", "two", "three"):
         api.say(text)
-    with process(recorded_by_the_queue, api, tmp_path, hang=True):
+    with process(recorded_by_the_queue, api.url, tmp_path, hang=True):
         await until(api, lambda: api.confirmed == 3)  # the first is being handled, two wait
 
     # Telegram will not send them again; they are answered all the same, each once.
-    with process(recorded_by_the_queue, api, tmp_path, hang=False) as running:
+    with process(recorded_by_the_queue, api.url, tmp_path, hang=False) as running:
         await until(api, lambda: len(api.texts()) == 3)
         api.say("four")
         await until(api, lambda: len(api.texts()) == 4)
@@ -51,25 +37,19 @@ async def test_a_kill_after_telegram_was_told_loses_no_update(api: BotApi, tmp_p
 
     assert api.texts() == [f"answer to {one}" for one in ("one", "two", "three", "four")]
     async with History(tmp_path / "bot.outbox.db", relay=False) as history:
-        assert [one.text for one in await history.messages(CHAT) if one.role == "user"] == [
-            "one",
-            "two",
-            "three",
-            "four",
-        ]
+        asked = [one.text for one in await history.messages(CHAT) if one.role == "user"]
+    assert asked == ["one", "two", "three", "four"]
 
 
 async def test_a_handler_that_records_loses_what_waits(api: BotApi, tmp_path: Path) -> None:
     """The control: the same kill, with the hook that examples use."""
     for text in ("one", "two", "three"):
         api.say(text)
-    with process(recorded_by_a_handler, api, tmp_path, hang=True):
+    with process(recorded_by_a_handler, api.url, tmp_path, hang=True):
         await until(api, lambda: api.confirmed == 3)
-
-    with process(recorded_by_a_handler, api, tmp_path, hang=False):
+    with process(recorded_by_a_handler, api.url, tmp_path, hang=False):
         api.say("four")
         await until(api, lambda: len(api.texts()) == 1)
-
     assert api.texts() == ["answer to four"]
     async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         kept = [one.text for one in await history.messages(CHAT)]
@@ -106,10 +86,10 @@ async def recorded_answers(api: BotApi, folder: Path, monkeypatch: pytest.Monkey
         api.say(f"question {number}")
     for _ in range(KILLS):
         sends = 0
-        with process(answering, api, folder, recalls=recalls) as running:
+        with process(answering, api.url, folder, recalls=recalls) as running:
             lives.append(running)
             assert await asyncio.to_thread(running.wait, 120) == -9
-    with process(answering, api, folder, recalls=recalls) as running:
+    with process(answering, api.url, folder, recalls=recalls) as running:
         lives.append(running)
         await until(api, lambda: len(set(api.texts())) == QUESTIONS)
         running.terminate()
@@ -122,7 +102,6 @@ async def test_no_answer_is_recorded_twice_whenever_the_bot_is_killed(
     api: BotApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = await recorded_answers(api, tmp_path, monkeypatch, recalls=True)
-
     assert Counter(answers) == Counter(f"answer to question {number}" for number in range(QUESTIONS))
 
 
@@ -131,6 +110,5 @@ async def test_a_bot_that_forgets_what_it_had_sent_records_it_twice(
 ) -> None:
     """The control: the same kills."""
     answers = await recorded_answers(api, tmp_path, monkeypatch, recalls=False)
-
     assert set(answers) == {f"answer to question {number}" for number in range(QUESTIONS)}
     assert len(answers) > QUESTIONS

@@ -7,6 +7,7 @@ result, or a result without its call.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import warnings
@@ -51,9 +52,8 @@ async def answered(*_: Any) -> None:
 @pytest.fixture
 async def history(tmp_path: Path) -> AsyncIterator[History]:
     """A history that delivers nothing, served in a thread of its own, as Strands needs it."""
-    history = History(tmp_path / "bot.outbox.db", relay=False, own_thread=True)
-    yield history
-    await history.close()
+    async with opened(str(tmp_path / "bot.outbox.db")) as history:
+        yield history
 
 
 async def texts(history: History, conversation: str = "chat-1") -> list[Any]:
@@ -85,9 +85,9 @@ def agents_model(*answers: Any) -> Any:
             text = answers[len(self.asked) - 1]
             output: Any = ResponseFunctionToolCall(call_id=text, name="look", arguments="{}", type="function_call")
             if text[0] != "c":
-                words = ResponseOutputText(text=text, type="output_text", annotations=[])
+                words = [ResponseOutputText(text=text, type="output_text", annotations=[])]
                 output = ResponseOutputMessage(
-                    id="m", content=[words], role="assistant", status="completed", type="message"
+                    id="m", content=words, role="assistant", status="completed", type="message"
                 )
             return ModelResponse(output=[output], usage=Usage(), response_id=None)
 
@@ -131,10 +131,8 @@ async def test_openai_agents(history: History, items: list[Any]) -> None:
     assert [one for one in found if one in items] == [one for one in items if one in found]
     assert await texts(history) == before
     # Without the SDK's own pruning, which a list of the caller does not get.
-    model: Any = agents_model("fine")
-    await Runner.run(Agent(name="bot", model=model), [*found, item("user", "next")])
-    model = agents_model("fine")
-    await Runner.run(Agent(name="bot", model=model), "next", session=session)
+    await Runner.run(Agent(name="bot", model=agents_model("fine")), [*found, item("user", "next")])
+    await Runner.run(Agent(name="bot", model=agents_model("fine")), "next", session=session)
     assert (await texts(history))[: len(before)] == before
 
 
@@ -146,7 +144,6 @@ async def test_openai_agents_with_every_limit(history: History) -> None:
     turn = [item("user", "hi"), item("call"), item("call", "c2"), item("result"), item("result", "c2")]
     items = [*turn, item("assistant", "A cup"), *turn, item("assistant", "Tea"), item("user", "and?"), item("call")]
     await session.add_items(items)
-
     for limit in range(1, len(items) + 3):
         found = await session.get_items(limit)
         assert len(found) <= limit
@@ -157,11 +154,10 @@ async def test_openai_agents_with_every_limit(history: History) -> None:
 async def test_openai_agents_approval(history: History) -> None:
     """The run that waits is saved, another question comes, and then the approval, in another process."""
     pytest.importorskip("agents")
-    from agents import Agent, RunContextWrapper, Runner, RunState, SQLiteSession, function_tool
+    from agents import Agent, Runner, RunState, SQLiteSession, function_tool
 
     from letopis.adapters.openai_agents import LetopisSession
 
-    del RunContextWrapper
     looked = []
 
     @function_tool(needs_approval=True)
@@ -173,20 +169,16 @@ async def test_openai_agents_approval(history: History) -> None:
         return Agent(name="bot", model=agents_model(*answers), tools=[look])
 
     async def play(session: Any) -> list[Any]:
-        seen = []
-        agent = bot("c1", "A cup")
-        waiting = await Runner.run(agent, "What is this?", session=session)
-        seen.append(await session.get_items())
+        waiting = await Runner.run(bot("c1", "A cup"), "What is this?", session=session)
+        seen = [await session.get_items()]
         kept = waiting.to_state().to_string()
         await Runner.run(bot("fine"), "never mind", session=session)
         seen.append(await session.get_items())
         agent = bot("A cup")
         state = await RunState.from_string(agent, kept)
         state.approve(state.get_interruptions()[0])
-        done = await Runner.run(agent, state, session=session)
-        assert done.final_output == "A cup"
-        seen.append(await session.get_items())
-        return seen
+        assert (await Runner.run(agent, state, session=session)).final_output == "A cup"
+        return [*seen, await session.get_items()]
 
     theirs = SQLiteSession("chat-1")
     ours = await play(LetopisSession("chat-1", history))
@@ -207,6 +199,12 @@ def chat_parts(messages: Iterable[Any]) -> list[list[Part]]:
     return found
 
 
+def langchain_call() -> Any:
+    from langchain_core.messages import AIMessage
+
+    return AIMessage("", tool_calls=[{"name": "look", "args": {}, "id": "c1", "type": "tool_call"}])
+
+
 def langchain_chain(history: History) -> Any:
     from langchain_core.runnables.history import RunnableWithMessageHistory
 
@@ -218,11 +216,9 @@ def langchain_chain(history: History) -> Any:
             check(chat_parts(messages))
             return self._generate(messages)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated
-        return RunnableWithMessageHistory(
-            Strict(thinks=answered), lambda session_id: LetopisChatMessageHistory(session_id, history)
-        )
+    with warnings.catch_warnings(action="ignore"):  # deprecated
+        model = Strict(thinks=answered)
+        return RunnableWithMessageHistory(model, lambda session_id: LetopisChatMessageHistory(session_id, history))
 
 
 CHAT = {"configurable": {"session_id": "chat-1"}}
@@ -230,14 +226,14 @@ CHAT = {"configurable": {"session_id": "chat-1"}}
 
 async def test_langchain(history: History, tmp_path: Path) -> None:
     pytest.importorskip("langchain_core")
-    from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+    from langchain_core.messages import HumanMessage, ToolMessage
 
-    from letopis.adapters.langchain import LetopisChatMessageHistory
+    from letopis.adapters.langchain import LetopisChatMessageHistory, _to_messages
 
-    call = AIMessage("", tool_calls=[{"name": "look", "args": {}, "id": "c1", "type": "tool_call"}])
+    call = langchain_call()
     async with History(tmp_path / "bot.outbox.db", relay=False) as killed:
         # Another process: what this one remembers of its running calls is lost.
-        await killed.append("chat-1", *_langchain_messages([HumanMessage("hi"), call]))
+        await killed.append("chat-1", *_to_messages([HumanMessage("hi"), call]))
     before = await texts(history)
     with pytest.raises(Refused):
         check(chat_parts([HumanMessage("hi"), call, HumanMessage("next")]))
@@ -253,12 +249,6 @@ async def test_langchain(history: History, tmp_path: Path) -> None:
     check(chat_parts(await chat.aget_messages()))
     await history.append("chat-1", Message.tool([ToolResult("c9", "lost")]))
     check(chat_parts(await chat.aget_messages()))
-
-
-def _langchain_messages(messages: list[Any]) -> list[Message]:
-    from letopis.adapters import langchain
-
-    return langchain._to_messages(messages)
 
 
 async def test_llama_index(history: History) -> None:
@@ -277,9 +267,8 @@ async def test_llama_index(history: History) -> None:
         ]
 
     def call(name: str) -> Any:
-        return ChatMessage(
-            role="assistant", blocks=[ToolCallBlock(tool_call_id=name, tool_name="look", tool_kwargs={})]
-        )
+        block = ToolCallBlock(tool_call_id=name, tool_name="look", tool_kwargs={})
+        return ChatMessage(role="assistant", blocks=[block])
 
     store = LetopisChatStore(history)
     memory = Memory(sql_store=store, session_id="chat-1", token_limit=20_000, tokenizer_fn=str.split)
@@ -306,12 +295,8 @@ async def test_llama_index(history: History) -> None:
     assert len(await store.get_messages("chat-1", MessageStatus.ARCHIVED)) == 2
 
 
-async def test_haystack(tmp_path: Path) -> None:
+def test_haystack(tmp_path: Path) -> None:
     pytest.importorskip("haystack_experimental")
-    await asyncio.to_thread(_haystack, tmp_path)
-
-
-def _haystack(tmp_path: Path) -> None:
     from haystack.dataclasses import ChatMessage, ToolCall
     from haystack_experimental.components.retrievers import ChatMessageRetriever
     from haystack_experimental.components.writers import ChatMessageWriter
@@ -352,10 +337,11 @@ def framework_parts(messages: Iterable[Any]) -> list[list[Part]]:
     return [[(kinds.get(one.type, "said"), str(one.call_id)) for one in message.contents] for message in messages]
 
 
-def framework_agent(provider: Any, tools: Any, *, each: bool, calls: int = 1) -> Any:
+def framework_agent(history: History, tools: Any, *, each: bool, calls: int = 1) -> Any:
     from agent_framework import Agent, ChatMiddlewareLayer, ChatResponse, Content, FunctionInvocationLayer
     from agent_framework import Message as Said
 
+    from letopis.adapters.agent_framework import LetopisHistoryProvider
     from tests.support.bots.agent_framework import FakeModel
 
     class Strict(FunctionInvocationLayer, ChatMiddlewareLayer, FakeModel):  # type: ignore[misc]
@@ -363,19 +349,13 @@ def framework_agent(provider: Any, tools: Any, *, each: bool, calls: int = 1) ->
             async def answer() -> Any:
                 self.asked.append(list(messages))
                 check(framework_parts(messages))
-                if len(self.asked) > calls:
-                    return ChatResponse(messages=[Said("assistant", ["A cup"])])
                 call = Content.from_function_call("c1", "look", arguments="{}")
-                return ChatResponse(messages=[Said("assistant", [call])])
+                return ChatResponse(messages=[Said("assistant", [call if len(self.asked) <= calls else "A cup"])])
 
             return answer()
 
-    return Agent(
-        Strict(thinks=answered),
-        tools=tools,
-        context_providers=[provider],
-        require_per_service_call_history_persistence=each,
-    )
+    given = {"context_providers": [LetopisHistoryProvider(history)], "tools": tools}
+    return Agent(Strict(thinks=answered), require_per_service_call_history_persistence=each, **given)
 
 
 @pytest.mark.parametrize("each", [False, True])
@@ -386,11 +366,10 @@ async def test_agent_framework(history: History, each: bool) -> None:
 
     from letopis.adapters.agent_framework import LetopisHistoryProvider
 
-    provider = LetopisHistoryProvider(history)
     call = Said("assistant", [Content.from_function_call("c1", "look", arguments="{}")])
     lost = Said("tool", [Content.from_function_result("c9", result="lost")])
     stored = [Said("user", ["hi"]), lost, call]
-    await provider.save_messages("chat-1", stored)
+    await LetopisHistoryProvider(history).save_messages("chat-1", stored)
     before = await texts(history)
     with pytest.raises(Refused):
         check(framework_parts(stored))
@@ -398,10 +377,12 @@ async def test_agent_framework(history: History, each: bool) -> None:
     def look() -> str:
         return "a cup"
 
-    session = AgentSession(session_id="chat-1")
-    agent = framework_agent(provider, [look], each=each)
-    assert (await agent.run("next", session=session)).text == "A cup"
+    agent, session = framework_agent(history, [look], each=each), AgentSession(session_id="chat-1")
+    for question in ("next", "and now?"):
+        assert (await agent.run(question, session=session)).text == "A cup"
     assert (await texts(history))[: len(before)] == before
+    roles = [one.role for one in await history.messages("chat-1")]
+    assert roles[len(before) :] == ["user", "assistant", "tool", "assistant", "user", "assistant"]
     for last in range(1, 10):
         window = await LetopisHistoryProvider(history, last=last).get_messages("chat-1")
         assert len(window) <= last
@@ -414,8 +395,6 @@ async def test_agent_framework_approval(history: History, each: bool) -> None:
     from agent_framework import AgentSession, tool
     from agent_framework import Message as Said
 
-    from letopis.adapters.agent_framework import LetopisHistoryProvider
-
     looked = []
 
     @tool(approval_mode="always_require")
@@ -423,21 +402,17 @@ async def test_agent_framework_approval(history: History, each: bool) -> None:
         looked.append(1)
         return "a cup"
 
-    provider = LetopisHistoryProvider(history)
     session = AgentSession(session_id="chat-1")
-    waiting = await framework_agent(provider, [look], each=each).run("What is this?", session=session)
+    waiting = await framework_agent(history, [look], each=each).run("What is this?", session=session)
     [request] = waiting.user_input_requests
     stored = await texts(history)
-
     session = AgentSession.from_dict(session.to_dict())  # another process
-    agent = framework_agent(provider, [look], each=each, calls=0)
+    agent = framework_agent(history, [look], each=each, calls=0)
     approval = Said("user", [request.to_function_approval_response(True)])
     done = await agent.run(approval, session=session)
-
     assert done.text == "A cup" and looked == [1]
     assert (await texts(history))[: len(stored)] == stored
-    made = [one for one in await history.messages("chat-1") if one.role == "tool"]
-    assert len(made) == 1
+    assert [one.role for one in await history.messages("chat-1")].count("tool") == 1
     assert (await agent.run("next", session=session)).text == "A cup"
 
 
@@ -480,9 +455,9 @@ async def test_pydantic_ai(history: History) -> None:
 
     def parts(messages: Iterable[Any]) -> list[list[Part]]:
         kinds = {"tool-call": "call", "tool-return": "result"}
+        every = [one.parts for one in messages]
         return [
-            [(kinds.get(part.part_kind, "said"), getattr(part, "tool_call_id", "")) for part in one.parts]
-            for one in messages
+            [(kinds.get(one.part_kind, "said"), getattr(one, "tool_call_id", "")) for one in parts] for parts in every
         ]
 
     def answer(messages: Any, info: Any) -> ModelResponse:
@@ -490,10 +465,8 @@ async def test_pydantic_ai(history: History) -> None:
         return ModelResponse(parts=[TextPart("fine")])
 
     store = LetopisConversationStore(history)
-    cut = [
-        ModelRequest(parts=[UserPromptPart("hi")]),
-        ModelResponse(parts=[ToolCallPart("look", {}, tool_call_id="c1")]),
-    ]
+    call = ModelResponse(parts=[ToolCallPart("look", {}, tool_call_id="c1")])
+    cut = [ModelRequest(parts=[UserPromptPart("hi")]), call]
     await store.save(Conversation(conversation_id="chat-1", messages=cut))
     before = await texts(history)
     with pytest.raises(Refused):
@@ -505,10 +478,16 @@ async def test_pydantic_ai(history: History) -> None:
         await store.save(await agent.run(question, conversation=conversation))
 
     assert (await texts(history))[:2] == before
-    check(parts((await store.load("chat-1")).messages))  # type: ignore[union-attr]
+    check(parts(present(await store.load("chat-1")).messages))
     for limit in range(1, 7):  # Pydantic AI repairs what a limit cuts
         conversation = await store.load("chat-1", limit=limit)
         await agent.run("again", conversation=conversation)
+
+
+def adk_part(part: Any) -> Part:
+    if part.function_call:
+        return "call", part.function_call.name
+    return ("result", part.function_response.name) if part.function_response else ("said", "")
 
 
 def adk_agent(calls: bool, tools: Any) -> Any:
@@ -519,19 +498,10 @@ def adk_agent(calls: bool, tools: Any) -> Any:
 
     class Strict(BaseLlm):
         async def generate_content_async(self, llm_request: Any, stream: bool = False) -> Any:
-            check(
-                [
-                    ("call", part.function_call.name)
-                    if part.function_call
-                    else ("result", part.function_response.name)
-                    if part.function_response
-                    else ("said", "")
-                    for part in content.parts
-                ]
-                for content in llm_request.contents
-            )
+            said = [[adk_part(part) for part in content.parts] for content in llm_request.contents]
+            check(said)
             part = types.Part(text="A cup")
-            if calls and not any(part.function_response for one in llm_request.contents for part in one.parts):
+            if calls and not any(kind == "result" for parts in said for kind, _ in parts):
                 part = types.Part(function_call=types.FunctionCall(name="look", args={}))
             yield LlmResponse(content=types.Content(role="model", parts=[part]))
 
@@ -576,7 +546,6 @@ async def test_google_adk_confirmation(history: History) -> None:
     assert looked == []
     response = types.FunctionResponse(id=asked.id, name=asked.name, response={"confirmed": True})
     events = await adk_ask(runner(), types.Part(function_response=response))
-
     assert looked == [1]
     assert events[-1].content.parts[0].text == "A cup"
 
@@ -591,23 +560,19 @@ def strands_agent(history: History, model: Any, tools: Any) -> Any:
     return Agent(model=model, tools=tools, session_manager=manager, callback_handler=None, agent_id="bot")
 
 
+def strands_part(block: Any) -> Part:
+    kinds = {"toolUse": "call", "toolResult": "result"}
+    return next(((kinds[name], block[name]["toolUseId"]) for name in kinds if name in block), ("said", ""))
+
+
 def strands_model(calls: bool) -> Any:
     from tests.support.bots.strands import FakeModel
 
     class Strict(FakeModel):
         async def stream(self, messages: Any, *given: Any, **options: Any) -> Any:
-            check(
-                [
-                    ("call", block["toolUse"]["toolUseId"])
-                    if "toolUse" in block
-                    else ("result", block["toolResult"]["toolUseId"])
-                    if "toolResult" in block
-                    else ("said", "")
-                    for block in message["content"]
-                ]
-                for message in messages
-            )
-            if not calls or any("toolResult" in block for message in messages for block in message["content"]):
+            said = [[strands_part(block) for block in message["content"]] for message in messages]
+            check(said)
+            if not calls or any(kind == "result" for parts in said for kind, _ in parts):
                 async for event in self._words("A cup"):
                     yield event
                 return
@@ -636,6 +601,9 @@ async def test_strands_interrupt(history: History) -> None:
         agent = strands_agent(history, strands_model(True), [look])
         assert str(agent([answer])).strip() == "A cup"
         assert "a cup, yes" in str(agent.messages[-2])
+        again = strands_agent(history, strands_model(True), [look])
+        assert [one["role"] for one in again.messages] == ["user", "assistant", "user", "assistant"]
+        assert str(again("and?")).strip() == "A cup"
 
     await asyncio.to_thread(work)
 
@@ -643,40 +611,31 @@ async def test_strands_interrupt(history: History) -> None:
 # Killed for real, inside the tool
 
 
-def die() -> str:
+def look() -> str:
     """Die as the machine wants it."""
-    import os
-
     os.kill(os.getpid(), signal.SIGKILL)
     return "never"
+
+
+def opened(path: str) -> History:
+    return History(path, relay=False, own_thread=True)
 
 
 async def strands_dies(path: str) -> None:
     from strands import tool
 
-    @tool(name="look")
-    def look() -> str:
-        return die()
-
-    history = History(path, relay=False, own_thread=True)
-    await asyncio.to_thread(strands_agent(history, strands_model(True), [look]), "hi")
+    await asyncio.to_thread(strands_agent(opened(path), strands_model(True), [tool(look)]), "hi")
 
 
 async def strands_goes_on(history: History) -> None:
-    def work() -> None:
-        assert str(strands_agent(history, strands_model(False), [])("next")).strip() == "A cup"
-
-    await asyncio.to_thread(work)
+    said = await asyncio.to_thread(strands_agent(history, strands_model(False), []), "next")
+    assert str(said).strip() == "A cup"
 
 
 async def adk_dies(path: str) -> None:
     from google.genai import types
 
-    def look() -> str:
-        return die()
-
-    history = History(path, relay=False, own_thread=True)
-    await adk_ask(adk_runner(history, True, [look]), types.Part(text="hi"))
+    await adk_ask(adk_runner(opened(path), True, [look]), types.Part(text="hi"))
 
 
 async def adk_goes_on(history: History) -> None:
@@ -689,34 +648,24 @@ async def adk_goes_on(history: History) -> None:
 async def framework_dies(path: str) -> None:
     from agent_framework import AgentSession
 
-    from letopis.adapters.agent_framework import LetopisHistoryProvider
-
-    def look() -> str:
-        return die()
-
-    history = History(path, relay=False, own_thread=True)
-    agent = framework_agent(LetopisHistoryProvider(history), [look], each=True)
-    await agent.run("hi", session=AgentSession(session_id="chat-1"))
+    await framework_agent(opened(path), [look], each=True).run("hi", session=AgentSession(session_id="chat-1"))
 
 
 async def framework_goes_on(history: History) -> None:
     from agent_framework import AgentSession
 
-    from letopis.adapters.agent_framework import LetopisHistoryProvider
-
-    agent = framework_agent(LetopisHistoryProvider(history), [], each=True, calls=0)
+    agent = framework_agent(history, [], each=True, calls=0)
     assert (await agent.run("next", session=AgentSession(session_id="chat-1"))).text == "A cup"
 
 
 async def langchain_dies(path: str) -> None:
-    from langchain_core.messages import AIMessage, HumanMessage
+    from langchain_core.messages import HumanMessage
 
     from letopis.adapters.langchain import LetopisChatMessageHistory
 
     chat = LetopisChatMessageHistory("chat-1", History(path, relay=False))
-    call = AIMessage("", tool_calls=[{"name": "look", "args": {}, "id": "c1", "type": "tool_call"}])
-    await chat.aadd_messages([HumanMessage("hi"), call])
-    die()
+    await chat.aadd_messages([HumanMessage("hi"), langchain_call()])
+    look()
 
 
 async def langchain_goes_on(history: History) -> None:
@@ -746,7 +695,5 @@ async def test_killed_inside_a_tool(history: History, tmp_path: Path, needs: str
     parts = [part for _, content in before for part in (content if isinstance(content, tuple) else ())]
     assert any(isinstance(part, ToolCall) for part in parts)
     assert not any(isinstance(part, ToolResult) for part in parts)
-
     await goes_on(history)
-
     assert (await texts(history))[: len(before)] == before

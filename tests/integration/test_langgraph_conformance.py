@@ -29,7 +29,6 @@ async def test_the_whole_suite_passes(store_url: str, tmp_path: Path, relay: boo
             yield LetopisSaver(history)
 
         report = await conformance.validate(saver)
-
     failures = [failure for result in report.results.values() for failure in result.failures]
     assert failures == []
     assert set(report.results) == {one.value for one in ALL_CAPABILITIES}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import operator
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -12,10 +11,9 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
-from typing_extensions import TypedDict
 
 from letopis.outbox import History, Relay, Retention
 from letopis.outbox.daemon.daemon import Daemon, DaemonSettings
@@ -31,21 +29,15 @@ from langgraph.graph import START, StateGraph
 from langgraph.types import Command, interrupt
 
 from letopis.adapters.langgraph import LetopisSaver
+from tests.integration.test_langgraph_graphs import delta_state
 from tests.support.langgraph_turns import config, put, values_of
 
 LAST_TWO = ContentRetention(checkpoints_last=2)
 LONG = "w" * 200
 
 
-def joined(state: list[str], writes: list[list[str]]) -> list[str]:
-    return [*state, *(one for write in writes for one in write)]
-
-
 def asking_graph(saver: LetopisSaver) -> Any:
     """A graph with a channel that is made of its writes, which waits for an answer in each run."""
-    delta = pytest.importorskip("langgraph.channels.delta", reason="this release has no DeltaChannel")
-    channel = delta.DeltaChannel(joined, snapshot_frequency=7)
-    state = TypedDict("state", {"said": Annotated[list[str], channel], "count": Annotated[int, operator.add]})  # noqa: UP013 - evaluated in this scope
 
     async def answer(state: Any) -> dict[str, Any]:
         return {"said": [f"{len(state['said'])} {LONG}"], "count": 1}
@@ -53,12 +45,8 @@ def asking_graph(saver: LetopisSaver) -> Any:
     async def ask(state: Any) -> dict[str, Any]:
         return {"said": [f"allowed: {interrupt('May I?')}"]}
 
-    builder = StateGraph(state)
-    builder.add_node("answer", answer)
-    builder.add_node("ask", ask)
-    builder.add_edge(START, "answer")
-    builder.add_edge("answer", "ask")
-    return builder.compile(checkpointer=saver)
+    builder = StateGraph(delta_state(every=7)).add_node("answer", answer).add_node("ask", ask)
+    return builder.add_edge(START, "answer").add_edge("answer", "ask").compile(checkpointer=saver)
 
 
 @asynccontextmanager
@@ -94,11 +82,14 @@ async def would_leave(history: History, content: ContentRetention) -> dict[str, 
     return counts
 
 
+def values(number: int) -> dict[str, Any]:
+    return {"big": f"big {number} {LONG}", "said": [f"{one} {LONG}" for one in range(number + 1)]}
+
+
 async def fill(history: History, thread: str, checkpoints: int) -> None:
     at: Any = config(thread)
     for number in range(checkpoints):
-        values = {"big": f"big {number} {LONG}", "said": [f"{one} {LONG}" for one in range(number + 1)]}
-        at = await put(LetopisSaver(history), values, at, version=number + 1)
+        at = await put(LetopisSaver(history), values(number), at, version=number + 1)
         await LetopisSaver(history).aput_writes(at, [("big", LONG)], f"task-{number}")
 
 
@@ -137,16 +128,11 @@ async def test_a_waiting_graph_with_a_delta_channel_is_pruned_and_goes_on(store_
 
 
 async def test_age_rules_pins_and_holds_decide_what_leaves(store_url: str, tmp_path: Path) -> None:
-    content = ContentRetention(
-        checkpoints_max_age_days=30,
-        rules=(
-            RetentionRule(tag="few", checkpoints_last=3, checkpoints_max_age_days=100),
-            RetentionRule(owner="7", max_age_days=1_000),
-        ),
-    )
-    path = tmp_path / "bot.outbox.db"
+    few = RetentionRule(tag="few", checkpoints_last=3, checkpoints_max_age_days=100)
+    content = ContentRetention(checkpoints_max_age_days=30, rules=(few, RetentionRule(owner="7", max_age_days=1_000)))
+    path, threads = tmp_path / "bot.outbox.db", ("bare", "few", "seven", "pinned", "held", "bare-held")
     async with opened(store_url, path) as bot:
-        for thread in ("bare", "few", "seven", "pinned", "held", "bare-held"):
+        for thread in threads:
             if not thread.startswith("bare"):
                 await bot.append(thread, Message.user("hello"), owner="7" if thread == "seven" else "42")
             await fill(bot, thread, 6)
@@ -155,7 +141,6 @@ async def test_age_rules_pins_and_holds_decide_what_leaves(store_url: str, tmp_p
         await Relay(bot.outbox, bot.store).drain()
         for thread in ("held", "bare-held"):
             await bot.store.erasures.hold("conversation", thread, reason="case 17")
-        threads = ("bare", "few", "seven", "pinned", "held", "bare-held")
         assert await would_leave(bot, content) == {"few": 3}
         assert await retain(bot, content) == 3
         assert [await left(bot, one) for one in threads] == [6, 3, 6, 6, 6, 6]
@@ -167,10 +152,7 @@ async def test_age_rules_pins_and_holds_decide_what_leaves(store_url: str, tmp_p
         await bot.store.erasures.release("conversation", "bare-held")
         assert await retain(bot, content) == 2 + 5 + 5
         assert [await left(bot, one) for one in threads] == [1, 1, 6, 1, 6, 1]
-        assert await values_of(LetopisSaver(bot), config("few")) == {
-            "big": f"big 5 {LONG}",
-            "said": [f"{one} {LONG}" for one in range(6)],
-        }
+        assert await values_of(LetopisSaver(bot), config("few")) == values(5)
 
 
 async def test_the_values_that_only_deleted_checkpoints_named_leave_the_store(store_url: str, tmp_path: Path) -> None:
@@ -181,8 +163,8 @@ async def test_the_values_that_only_deleted_checkpoints_named_leave_the_store(st
         records = await bot.records(conversation="chat-1").list(limit=1_000)
         await LetopisSaver(bot).aprune(["chat-1"], keep_last=2)
         assert len(await bot.records(conversation="chat-1").list(limit=1_000)) == len(records)
-        values = b"".join(one.value for one in records)
-        assert b"big 4" in values and b"big 3" not in values
+        kept = b"".join(one.value for one in records)
+        assert b"big 4" in kept and b"big 3" not in kept
 
 
 async def test_a_value_that_another_outbox_puts_again_stays(store_url: str, tmp_path: Path) -> None:

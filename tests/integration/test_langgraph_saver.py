@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,14 @@ from letopis.adapters._blocking import InHomeLoop
 from letopis.adapters.langgraph import CheckpointIncomplete, LetopisSaver
 from letopis.adapters.langgraph.keys import VALUES
 from tests.support.langgraph_turns import checkpoint, config, put, values_of
+from tests.support.sayings import present
 
 SAID = [{"role": "user", "content": f"{number}: " + "word " * 40} for number in range(80)]
 
 
 async def pending(saver: LetopisSaver, at: Any = None) -> list[tuple[str, Any]]:
-    found = await saver.aget_tuple(at or config())
-    assert found is not None and found.pending_writes is not None
-    return [(channel, value) for _, channel, value in found.pending_writes]
+    found = present(await saver.aget_tuple(at or config()))
+    return [(channel, value) for _, channel, value in present(found.pending_writes)]
 
 
 @pytest.mark.parametrize("delivered", [True, False])
@@ -48,7 +48,6 @@ async def test_the_first_write_of_a_task_stays(bot: History, delivered: bool) ->
         await deliver_all(bot)
     await saver.aput_writes(at, [("a", "second"), ("b", 2), ("c", 3)], "task")
     await deliver_all(bot)
-
     assert await pending(saver) == [("a", "first"), ("b", 1), ("c", 3)]
 
 
@@ -63,7 +62,6 @@ async def test_the_last_error_counts_if_it_comes_alone(bot: History, delivered: 
     await saver.aput_writes(at, [(ERROR, "e2")], "task")
     await saver.aput_writes(at, [("a", 1), (ERROR, "e3")], "task")
     await deliver_all(bot)
-
     assert sorted(await pending(saver)) == [(ERROR, "e2"), ("a", 1)]
 
 
@@ -79,7 +77,6 @@ async def test_two_outboxes_agree_on_the_first_write(store: ConversationStore, t
         await LetopisSaver(two).aput_writes(at, [("a", "two")], "task")
         await deliver_all(two)
         await deliver_all(one)
-
         assert await pending(LetopisSaver(one)) == [("a", "two")]
         assert await pending(LetopisSaver(two)) == [("a", "two")]
 
@@ -91,7 +88,6 @@ async def test_writes_are_in_the_order_in_which_a_run_applies_them(history: Hist
     await saver.aput_writes(at, [("a", number) for number in range(12)], "9-task", "~__pregel_pull, a")
     await saver.aput_writes(at, [("a", "input")], "5-task")
     await put(saver, {"n": 1}, checkpoint_id="1f0-before")  # the writes were there first
-
     assert [value for _, value in await pending(saver)] == ["input", *range(12), "pull-2"]
 
 
@@ -103,7 +99,6 @@ async def test_a_run_goes_on_while_the_store_is_away(alone: History) -> None:
     await saver.aput_writes(at, [("said", SAID[40])], "task")
     at = await put(saver, {"said": SAID[:41]}, at, version=2)
     await saver.aput_writes(at, [("said", SAID[41])], "task")
-
     fresh = LetopisSaver(alone)
     assert await values_of(fresh) == {"said": SAID[:41]}
     assert await pending(fresh) == [("said", SAID[41])]
@@ -171,7 +166,6 @@ async def test_two_forks_of_one_version_have_their_own_values(bot: History) -> N
     one = await put(saver, {"said": [*SAID[:10], SAID[20]], "n": 1}, root, version=2)
     two = await put(saver, {"said": [*SAID[:10], SAID[30]], "n": 2}, root, version=2)
     await deliver_all(bot)
-
     assert await values_of(saver, one) == {"said": [*SAID[:10], SAID[20]], "n": 1}
     assert await values_of(saver, two) == {"said": [*SAID[:10], SAID[30]], "n": 2}
     assert await values_of(saver, root) == {"said": SAID[:10], "n": 1}
@@ -184,7 +178,6 @@ async def test_an_unchanged_channel_is_not_stored_again(history: History) -> Non
     at = await put(saver, {"said": SAID, "n": "x" * 500})
     for _ in range(5):
         at = await put(saver, {"said": SAID, "n": "x" * 500}, at, new={})
-
     values = history.records(conversation="chat-1")
     assert len(await values.list((*VALUES, "="), limit=1_000)) <= len(SAID) + 10
     assert await values_of(LetopisSaver(history, serde=_Salted())) == {"said": SAID, "n": "x" * 500}
@@ -210,25 +203,20 @@ async def test_all_threads_are_listed_newest_first(bot: History) -> None:
             await deliver_all(bot)
     await bot.records(conversation="a").put(("langgraph", "other"), "k", 1)  # of somebody else
 
-    async def listed(where: Any, **given: Any) -> list[tuple[str, str, int]]:
-        return [
-            (
-                one.config["configurable"]["thread_id"],
-                one.config["configurable"]["checkpoint_ns"],
-                one.checkpoint["channel_values"]["n"],
-            )
-            async for one in saver.alist(where, **given)
-        ]
+    async def listed(where: Any, **given: Any) -> list[int]:
+        return [one.checkpoint["channel_values"]["n"] async for one in saver.alist(where, **given)]
 
-    everything = [("7", "", 4), ("b", "", 3), ("a", "sub:1", 2), ("b", "", 1), ("a", "", 0)]
-    assert await listed(None) == everything
-    assert await listed(None, limit=2) == everything[:2]
-    assert await listed(None, filter={"kind": "odd"}) == [everything[1], everything[3]]
-    assert await listed(None, filter={"kind": "even"}, limit=1) == everything[:1]
-    assert await listed(None, before=config(checkpoint_id="1f0-3")) == everything[2:]
-    assert await listed(config("a", ns=None)) == [everything[2], everything[4]]
-    assert await listed(config("a")) == [everything[4]]
-    assert await listed(config("b", checkpoint_id="1f0-1")) == [everything[3]]
+    names = [one.config["configurable"] async for one in saver.alist(None)]
+    threads = [("7", ""), ("b", ""), ("a", "sub:1"), ("b", ""), ("a", "")]
+    assert [(one["thread_id"], one["checkpoint_ns"]) for one in names] == threads
+    assert await listed(None) == [4, 3, 2, 1, 0]
+    assert await listed(None, limit=2) == [4, 3]
+    assert await listed(None, filter={"kind": "odd"}) == [3, 1]
+    assert await listed(None, filter={"kind": "even"}, limit=1) == [4]
+    assert await listed(None, before=config(checkpoint_id="1f0-3")) == [2, 1, 0]
+    assert await listed(config("a", ns=None)) == [2, 0]
+    assert await listed(config("a")) == [0]
+    assert await listed(config("b", checkpoint_id="1f0-1")) == [1]
     assert await listed(config("b"), limit=0) == []
 
 
@@ -270,11 +258,13 @@ async def test_two_threads_in_one_conversation_are_apart(bot: History, delivered
     await saver.acopy_thread("a", "c")
     await saver.aprune(["a"])
     await saver.adelete_thread("a")
-    assert [await values_of(saver, config(thread)) is None for thread in ("a", "b/=1", "one", "c")] == [
-        *(True, False, False, False)
-    ]
+
+    async def gone() -> list[str]:
+        return [one for one in ("a", "b/=1", "one", "c") if await values_of(saver, config(one)) is None]
+
+    assert await gone() == ["a"]
     await saver.adelete_thread("one")
-    assert [await values_of(saver, config(thread)) is None for thread in ("b/=1", "one", "c")] == [False, True, False]
+    assert await gone() == ["a", "one"]
     assert {one.config["configurable"]["thread_id"] async for one in saver.alist(None)} == {"b/=1", "c"}
 
 
@@ -289,7 +279,6 @@ async def test_prune_deletes_the_values_that_nobody_names(bot: History) -> None:
     before = len(await records.list(("langgraph",), limit=1_000))
     await saver.aprune(["chat-1"])
     await deliver_all(bot)
-
     assert before > 59 * 3
     assert len(await records.list(("langgraph",), limit=1_000)) < 80
     assert await values_of(LetopisSaver(bot)) == {"said": SAID[:59], "big": "x" * 1_000 + "59"}
@@ -319,33 +308,30 @@ async def test_prune_keeps_the_last_ones_and_those_of_an_age_and_always_the_late
 
 
 @pytest.mark.parametrize("how", ["prune", "retention", "delete"])
-async def test_checkpoint_put_while_its_parent_goes(
-    history: History, how: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_checkpoint_put_as_its_parent_goes(history: History, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The new one relies on values of its parent, and they are deleted before it is written."""
     saver = LetopisSaver(history)
     parent = await put(saver, {"said": SAID[:40]})
     await put(saver, {"said": SAID[50:]}, parent, version=2)
-    rule = RetentionRule(checkpoints_last=1)
-    namespace = ("langgraph", "checkpoints", "=")
+    namespace, rule = ("langgraph", "checkpoints", "="), RetentionRule(checkpoints_last=1)
     due = DueCheckpoints(conversation_id="chat-1", namespace=namespace, rule=rule, put_after=None)
-    records = type(history.records(conversation="chat-1"))
-    put_many, armed = records.put_many, True
+    deletions = {
+        "prune": lambda: saver.aprune(["chat-1"]),
+        "retention": lambda: prune_checkpoints(history.outbox, history.store, due),
+        "delete": lambda: saver.adelete_thread("chat-1"),
+    }
+    records, deleted = type(history.records(conversation="chat-1")), list[Any]()
+    put_many = records.put_many
 
     async def first_delete(self: Any, puts: Any) -> Any:
-        nonlocal armed
-        if armed:
-            armed = False
-            if how == "retention":
-                assert await prune_checkpoints(history.outbox, history.store, due) == 1
-            else:
-                await (saver.aprune(["chat-1"]) if how == "prune" else saver.adelete_thread("chat-1"))
+        if not deleted:
+            deleted.append(None)
+            deleted[0] = await deletions[how]()
         return await put_many(self, puts)
 
     monkeypatch.setattr(records, "put_many", first_delete)
     at = await put(saver, {"said": SAID[:41]}, parent, version=3)
-
-    assert not armed
+    assert deleted == ([1] if how == "retention" else [None])
     assert await values_of(LetopisSaver(history), at) == {"said": SAID[:41]}
 
 
@@ -360,7 +346,6 @@ async def test_a_checkpoint_put_after_its_thread_was_reset_is_whole(bot: History
         await deliver_all(bot)
     await put(saver, {"said": SAID[:41]}, parent, version=2)
     await deliver_all(bot)
-
     assert await values_of(LetopisSaver(bot)) == {"said": SAID[:41]}
 
 
@@ -376,7 +361,6 @@ async def test_checkpoint_put_after_another_outbox_pruned_is_whole(store: Conver
         await deliver_all(two)
         at = await put(LetopisSaver(one), {"said": SAID[:41]}, parent, version=3)
         await deliver_all(one)
-
         assert await values_of(LetopisSaver(two), at) == {"said": SAID[:41]}
 
 
@@ -385,7 +369,6 @@ async def test_a_missing_value_is_an_error_and_not_empty(bot: History) -> None:
     await put(saver, {"said": SAID})
     [value, *_] = await records.list((*VALUES, "="))
     await records.delete(value.namespace, value.key)
-
     with pytest.raises(CheckpointIncomplete, match="chat-1"):
         await saver.aget_tuple(config())
 
@@ -395,7 +378,6 @@ async def test_a_thread_goes_with_its_conversation(bot: History) -> None:
     await bot.append("chat-1", Message.user("hello"))
     at = await put(saver, {"said": SAID})
     await bot.chat("chat-1").delete()
-
     assert await values_of(saver, at) is None
     await saver.adelete_thread("chat-1")
     await bot.records(conversation="chat-2").put(("form",), "step", 1)
@@ -412,7 +394,6 @@ async def test_odd_names_are_told_apart(bot: History) -> None:
         await saver.aput_writes(at, [("n", number)], "task/1")
         await put(saver, {"n": -1}, config(7, ns=ns), checkpoint_id="id/with")
     await deliver_all(bot)
-
     for number, ns in enumerate(spaces):
         at = config("7", ns=ns, checkpoint_id="id/with/slashes")
         assert await values_of(saver, at) == {"n": number}
@@ -425,43 +406,35 @@ async def test_values_and_metadata_come_back_as_they_were(bot: History) -> None:
     saver = LetopisSaver(bot)
     await put(saver, values, note="n\0ul", counts={"a": 1.5})
     await deliver_all(bot)
-    found = await saver.aget_tuple(config())
-
-    assert found is not None and found.checkpoint["channel_values"] == values
+    found = present(await saver.aget_tuple(config()))
+    assert found.checkpoint["channel_values"] == values
     assert found.metadata["note"] == "nul"  # type: ignore[typeddict-item]
     assert found.parent_config is None
 
 
 async def test_wrong_arguments_are_refused(history: History) -> None:
     saver = LetopisSaver(history)
-    with pytest.raises(InvalidInput, match="thread"):
-        await saver.aget_tuple({"configurable": {}})
-    with pytest.raises(InvalidInput, match="checkpoint"):
-        await saver.aput_writes(config(), [("a", 1)], "task")
-    with pytest.raises(InvalidInput, match="strategy"):
-        await saver.aprune(["chat-1"], strategy="keep_last")
-    with pytest.raises(InvalidInput, match="target_thread_id"):
-        await saver.acopy_thread("chat-1", "chat-1")
-    with pytest.raises(InvalidInput):
-        await put(saver, {"n": 1}, config("a\nb"))
-    with pytest.raises(InvalidInput, match="surrogate"):
-        await put(saver, {"n": 1}, config(ns="\ud800"))
-    with pytest.raises(InvalidInput, match="cannot be stored"):
-        await saver.aput_writes(config(checkpoint_id="1f0"), [("a", 1)], "task", "\ud800")
+    refused = [
+        ("thread", saver.aget_tuple({"configurable": {}})),
+        ("checkpoint", saver.aput_writes(config(), [("a", 1)], "task")),
+        ("strategy", saver.aprune(["chat-1"], strategy="keep_last")),
+        ("target_thread_id", saver.acopy_thread("chat-1", "chat-1")),
+        ("control character", put(saver, {"n": 1}, config("a\nb"))),
+        ("surrogate", put(saver, {"n": 1}, config(ns="\ud800"))),
+        ("cannot be stored", saver.aput_writes(config(checkpoint_id="1f0"), [("a", 1)], "task", "\ud800")),
+    ]
+    for why, call in refused:
+        with pytest.raises(InvalidInput, match=why):
+            await call
     assert not (await history.records(conversation="chat-1").list()).items
 
 
 def test_synchronous_calls_work_in_any_thread(tmp_path: Path) -> None:
     saver = LetopisSaver(History(tmp_path / "bot.outbox.db"))
-    at = saver.put(config(), _made(1), {"source": "loop", "step": 1}, {"n": 1})
+    at = saver.put(config(), checkpoint({"n": 1}), {"source": "loop", "step": 1}, {"n": 1})
     saver.put_writes(at, [("n", 2)], "task")
-    found: list[Any] = []
-    threads = [threading.Thread(target=lambda: found.append(saver.get_tuple(config()))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
+    with ThreadPoolExecutor(4) as threads:
+        found = [present(one) for one in threads.map(saver.get_tuple, [config()] * 4)]
     assert [one.checkpoint["channel_values"] for one in found] == [{"n": 1}] * 4
     saver.copy_thread("chat-1", "chat-2")
     assert sorted(one.config["configurable"]["thread_id"] for one in saver.list(None)) == ["chat-1", "chat-2"]
@@ -480,16 +453,12 @@ async def test_synchronous_calls_inside_a_loop(tmp_path: Path) -> None:
         with pytest.raises(InHomeLoop, match="own_thread"):
             LetopisSaver(here).get_tuple(config())
         saver = LetopisSaver(here)
-        await asyncio.to_thread(saver.put, config(), _made(1), {}, {"n": 1})
+        await asyncio.to_thread(saver.put, config(), checkpoint({"n": 1}), {}, {"n": 1})
         assert await values_of(saver) == {"n": 1}
     async with History(tmp_path / "apart.outbox.db", own_thread=True) as apart:
         saver = LetopisSaver(apart)
-        saver.put(config(), _made(2), {}, {"n": 1})
+        saver.put(config(), checkpoint({"n": 2}), {}, {"n": 1})
         assert await values_of(saver) == {"n": 2}
-
-
-def _made(number: int) -> Any:
-    return checkpoint({"n": number})
 
 
 async def test_a_clone_with_another_serializer_uses_it(history: History) -> None:
@@ -498,7 +467,6 @@ async def test_a_clone_with_another_serializer_uses_it(history: History) -> None
     clone = copy.copy(saver)
     clone.serde = _Salted()
     at = await put(clone, {"n": 1})
-
     assert await values_of(clone, at) == {"n": 1}
     with pytest.raises(Exception, match=r"."):
         await values_of(saver, at)
@@ -515,6 +483,5 @@ async def test_versions_rise(history: History) -> None:
 async def test_a_record_of_somebody_else_among_them_is_told(history: History) -> None:
     records = history.records(conversation="chat-1")
     await records.put_many([RecordPut(("langgraph", "checkpoints", "="), "1f0", {"not": "ours"})])
-
     with pytest.raises(ValueError, match="not written by this adapter"):
         await LetopisSaver(history).aget_tuple(config())

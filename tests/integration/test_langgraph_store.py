@@ -11,6 +11,7 @@ import pytest
 from letopis.outbox import History
 from letopis.store import InvalidInput, StoreUnavailable
 from tests.support.relays import deliver_all
+from tests.support.sayings import present
 
 pytest.importorskip("langgraph.store.base", reason="needs langgraph: pip install --group adapters")
 
@@ -96,7 +97,6 @@ async def test_a_prefix_never_cuts_a_label(bot: History) -> None:
     store = LetopisStore(bot)
     await store.abatch([PutOp(*item) for item in ITEMS])
     await deliver_all(bot)
-
     found = await store.asearch(("tenant", "acme"), limit=100)
     assert {one.namespace for one in found} == {("tenant", "acme"), ("tenant", "acme", "archive")}
     assert [one.key for one in await store.asearch(("tenant", "acme%"))] == ["d"]
@@ -107,31 +107,21 @@ async def test_a_batch_reads_what_was_there_before_it(bot: History) -> None:
     store = LetopisStore(bot)
     await store.aput(("a",), "k", {"n": 1})
     await deliver_all(bot)
-    got, put, found, gone, after = await store.abatch(
-        [
-            GetOp(("a",), "k"),
-            PutOp(("a",), "k", {"n": 2}),
-            SearchOp(("a",)),
-            PutOp(("a",), "k", {"n": 3}),
-            GetOp(("a",), "new"),
-        ]
-    )
-
+    puts = [PutOp(("a",), "k", {"n": number}) for number in (2, 3)]
+    batch = [GetOp(("a",), "k"), puts[0], SearchOp(("a",)), puts[1], GetOp(("a",), "new")]
+    got, put, found, gone, after = await store.abatch(batch)
     assert (got.value, put, gone, after) == ({"n": 1}, None, None, None)
     assert [one.value for one in found] == [{"n": 1}]
-    now = await store.aget(("a",), "k")
-    assert now is not None and now.value == {"n": 3}
+    assert present(await store.aget(("a",), "k")).value == {"n": 3}
 
 
 async def test_an_update_keeps_when_it_was_created(bot: History) -> None:
     store = LetopisStore(bot)
     await store.aput(("a",), "k", {"n": 1})
-    first = await store.aget(("a",), "k")
+    first = present(await store.aget(("a",), "k"))
     await deliver_all(bot)
     await store.aput(("a",), "k", {"n": 2})
-    second = await store.aget(("a",), "k")
-
-    assert first is not None and second is not None
+    second = present(await store.aget(("a",), "k"))
     assert first.created_at == first.updated_at == second.created_at < second.updated_at
     assert first.created_at.tzinfo is not None
 
@@ -140,14 +130,12 @@ async def test_two_memories_in_one_history(history: History) -> None:
     one, two = LetopisStore(history), LetopisStore(history, space="other")
     await one.aput(("a",), "k", {"n": 1})
     await two.aput(("a",), "k", {"n": 2})
-
     assert [(await store.asearch(()))[0].value for store in (one, two)] == [{"n": 1}, {"n": 2}]
 
 
 async def test_a_filter_of_numbers_passes_over_what_is_none(history: History) -> None:
     store = LetopisStore(history)
     await store.abatch([PutOp(*item) for item in ITEMS] + [PutOp(("t",), "t", {"rank": "9"})])
-
     assert [one.value["rank"] for one in await store.asearch((), filter={"rank": {"$gt": 3}})] == [5, 4]
     assert [one.key for one in await store.asearch((), filter={"text": {"$gte": "наш"}})] == ["f"]
     with pytest.raises(ValueError, match=r"\$in"):
@@ -163,7 +151,6 @@ async def test_a_search_returns_the_latest_first(bot: History, delivered: bool) 
     await store.aput(("memories",), "0003", {"n": 3, "again": True})
     if delivered:
         await deliver_all(bot)
-
     found = [one.key for one in await store.asearch(("memories",))]
     assert found == ["0003", "0011", "0010", "0009", "0008", "0007", "0006", "0005", "0004", "0002"]
     assert [one.key for one in await store.asearch(("memories",), limit=2, offset=1)] == ["0011", "0010"]
@@ -173,7 +160,6 @@ async def test_a_search_returns_the_latest_first(bot: History, delivered: bool) 
 async def test_many_items_are_searched_page_by_page(history: History) -> None:
     store = LetopisStore(history)
     await store.abatch([PutOp(("many",), f"{number:04}", {"n": number}) for number in range(450)])
-
     assert len(await store.asearch(("many",), limit=1_000)) == 450
     assert [one.value["n"] for one in await store.asearch(("many",), limit=2, offset=300)] == [300, 301]
     assert [one.key for one in await store.asearch(("many",), filter={"n": 449})] == ["0449"]
@@ -182,9 +168,7 @@ async def test_many_items_are_searched_page_by_page(history: History) -> None:
 async def test_puts_go_on_while_the_store_is_away(alone: History) -> None:
     store = LetopisStore(alone)
     await store.abatch([PutOp(("a",), "k", {"n": 1}), PutOp(("a",), "l", {"n": 2}), PutOp(("a",), "m", None)])
-
-    found = await store.aget(("a",), "k")
-    assert found is not None and found.value == {"n": 1}
+    assert present(await store.aget(("a",), "k")).value == {"n": 1}
     assert await store.aget(("a",), "m") is None  # deleted by this outbox
     for unknown in (GetOp(("a",), "other"), SearchOp(("a",)), ListNamespacesOp()):
         with pytest.raises(StoreUnavailable):
@@ -215,9 +199,7 @@ async def test_wrong_operations_are_refused_and_nothing_is_written(history: Hist
 def test_it_works_synchronously(tmp_path: Path) -> None:
     store = LetopisStore(History(tmp_path / "bot.outbox.db"))
     store.put(("users", "7"), "likes", {"food": "tea"})
-
-    found = store.get(("users", "7"), "likes")
-    assert found is not None and found.value == {"food": "tea"}
+    assert present(store.get(("users", "7"), "likes")).value == {"food": "tea"}
     assert store.list_namespaces(prefix=("users",)) == [("users", "7")]
     assert [one.key for one in store.search(("users",), query="tea")] == ["likes"]
     store.delete(("users", "7"), "likes")
