@@ -602,7 +602,7 @@ async def test_strands_interrupt(history: History) -> None:
         assert str(agent([answer])).strip() == "A cup"
         assert "a cup, yes" in str(agent.messages[-2])
         again = strands_agent(history, strands_model(True), [look])
-        assert [one["role"] for one in again.messages] == ["user", "assistant", "user", "assistant"]
+        assert again.messages == agent.messages and len(again.messages) == 4
         assert str(again("and?")).strip() == "A cup"
 
     await asyncio.to_thread(work)

@@ -238,8 +238,7 @@ async def test_an_edit_of_an_unknown_message_is_its_first_record(parts: BotParts
 
 
 async def test_deleted_business_messages_are_erased(parts: BotParts) -> None:
-    business = {"business_connection_id": "conn"}
-    place = "tg:7000:1001:bconn"
+    business, place = {"business_connection_id": "conn"}, "tg:7000:1001:bconn"
     await parts.incoming.record(update(1, raw(5, "Secret", **business), "business_message"))
     await parts.incoming.record(update(2, raw(6, "Public", **business), "business_message"))
     gone = {**business, "chat": {"id": 1001}, "message_ids": [5, 99]}
@@ -283,8 +282,8 @@ async def test_commands_buttons_and_unknown_types_are_events_and_no_messages(par
     await parts.incoming.record({"update_id": 4, "telepathy": {"chat": {"id": 1001}, "thought": "tea"}})
     nowhere = await parts.incoming.record({"update_id": 5, "inline_query": {"id": "1", "query": "q"}})
     assert await texts(parts.history) == ["Hello"]
-    kinds = [one.type.removeprefix("custom.telegram.") for one in await parts.history.chat(CHAT).events()]
-    assert kinds[-3:] == ["command", "callback_query", "telepathy"]
+    kinds = [f"custom.telegram.{kind}" for kind in ("command", "callback_query", "telepathy")]
+    assert [one.type for one in await parts.history.chat(CHAT).events()][-3:] == kinds
     assert (nowhere.key, nowhere.conversation_id) == (None, None)
     *_, kept = await parts.history.chat("tg:7000:updates").events()
     assert kept.data["inline_query"]["query"] == "q"
@@ -314,19 +313,16 @@ async def test_what_cannot_be_kept_is_logged_and_handled_all_the_same(
     assert (await parts.incoming.record(update(1, raw(5)))).repeated
 
 
+ODD_ENTITIES = [{"type": "bot_command", "offset": 0, "length": "x"}]
+
+
 @pytest.mark.parametrize(
     "odd",
     [
         {"message": {"chat": {"id": 1001}, "text": "no id"}},
         {"message": {"message_id": 5, "chat": {"id": 1001}, "date": 1, "photo": [7], "caption": 5}},
         {"message_reaction": {"chat": {"id": 1001}, "message_id": 5, "user": {"id": 1}, "new_reaction": [[]]}},
-        {
-            "message": {
-                "chat": {"id": 1001},
-                "text": "x",
-                "entities": [{"type": "bot_command", "offset": 0, "length": "x"}],
-            }
-        },
+        {"message": {"chat": {"id": 1001}, "text": "x", "entities": ODD_ENTITIES}},
         {"message": 7},
     ],
 )

@@ -29,32 +29,15 @@ A, B, C = (str(UUID(int=number)) for number in (1, 2, 3))
 
 def message(number: int, text: str = "Привет", kind: str = "user_question", **fields: Any) -> dict[str, Any]:
     """A message as the seed's files have it."""
-    return {
-        "timestamp": f"2025-11-01T10:00:{number % 60:02}",
-        "message_id": number,
-        "type": kind,
-        "text": text,
-        "tokens": 0,
-        "sent_as": None,
-        "file_path": None,
-        "search_type": "fast",
-    } | fields
+    base = {"timestamp": f"2025-11-01T10:00:{number % 60:02}", "message_id": number, "type": kind, "text": text}
+    return base | {"tokens": 0, "sent_as": None, "file_path": None, "search_type": "fast"} | fields
 
 
 def metadata(name: str, number: int, **fields: Any) -> dict[str, Any]:
     """What the seed's files say of a chat."""
-    return {
-        "conversation_id": name,
-        "user_id": USER,
-        "username": "ada",
-        "title": f"Чат {number}",
-        "created_at": f"2025-10-0{number}T09:00:00",
-        "updated_at": "2025-11-01T10:00:00",
-        "is_active": False,
-        "message_count": 0,
-        "total_tokens": 0,
-        "chat_number": number,
-    } | fields
+    about = {"conversation_id": name, "user_id": USER, "username": "ada", "title": f"Чат {number}"}
+    about |= {"created_at": f"2025-10-0{number}T09:00:00", "updated_at": "2025-11-01T10:00:00", "is_active": False}
+    return about | {"message_count": 0, "total_tokens": 0, "chat_number": number} | fields
 
 
 class Folder:
