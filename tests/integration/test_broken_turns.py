@@ -69,32 +69,24 @@ def responses_parts(items: Iterable[Any]) -> list[list[Part]]:
     return [[(kinds.get(one.get("type"), "said"), str(one.get("call_id")))] for one in items]
 
 
-def agents_model(*answers: Any) -> Any:
-    from agents import Model, ModelResponse, Usage, set_tracing_disabled
-    from openai.types.responses import ResponseFunctionToolCall, ResponseOutputMessage, ResponseOutputText
+def agents_model(*answers: str) -> Any:
+    """A model that answers one after the other; one that begins with a c is the id of a call."""
+    from agents import ModelResponse, Usage
+    from openai.types.responses import ResponseFunctionToolCall
 
-    set_tracing_disabled(True)
+    from tests.support.bots.openai_agents import FakeModel
 
-    class Strict(Model):
-        def __init__(self) -> None:
-            self.asked: list[Any] = []
+    waiting = iter(answers)
 
+    class Strict(FakeModel):
         async def get_response(self, system_instructions: Any, input: Any, *given: Any, **options: Any) -> Any:  # noqa: A002
-            self.asked.append(input)
             check(responses_parts([] if isinstance(input, str) else input), apart=True)
-            text = answers[len(self.asked) - 1]
-            output: Any = ResponseFunctionToolCall(call_id=text, name="look", arguments="{}", type="function_call")
-            if text[0] != "c":
-                words = [ResponseOutputText(text=text, type="output_text", annotations=[])]
-                output = ResponseOutputMessage(
-                    id="m", content=words, role="assistant", status="completed", type="message"
-                )
-            return ModelResponse(output=[output], usage=Usage(), response_id=None)
+            if (text := next(waiting))[0] != "c":
+                return self._said(text)
+            call = ResponseFunctionToolCall(call_id=text, name="look", arguments="{}", type="function_call")
+            return ModelResponse(output=[call], usage=Usage(), response_id=None)
 
-        def stream_response(self, *given: Any, **options: Any) -> Any:
-            raise NotImplementedError
-
-    return Strict()
+    return Strict(answered)
 
 
 def item(kind: str, name: str = "c1") -> Any:

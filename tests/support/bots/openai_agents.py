@@ -25,10 +25,11 @@ class FakeModel(Model):
     async def get_response(self, system_instructions: Any, input: Any, *given: Any, **options: Any) -> ModelResponse:  # noqa: A002
         question = input if isinstance(input, str) else input[-1]["content"]
         await self._thinks(question)
-        words = ResponseOutputText(text=answer_to(question), type="output_text", annotations=[], logprobs=[])
-        message = ResponseOutputMessage(
-            id=f"msg_{len(input)}", content=[words], role="assistant", status="completed", type="message"
-        )
+        return self._said(answer_to(question), f"msg_{len(input)}")
+
+    def _said(self, text: str, name: str = "msg") -> ModelResponse:
+        words = [ResponseOutputText(text=text, type="output_text", annotations=[], logprobs=[])]
+        message = ResponseOutputMessage(id=name, content=words, role="assistant", status="completed", type="message")
         return ModelResponse(output=[message], usage=Usage(), response_id=None)
 
     def stream_response(self, *given: Any, **options: Any) -> Any:

@@ -67,9 +67,6 @@ async def test_the_same_deeds_as_in_memory(history: History, cache: bool) -> Non
         assert results[0] == results[1], (step, deed, key)
 
 
-# What the others do not promise.
-
-
 async def test_updates_at_the_same_time_are_all_kept(history: History) -> None:
     for cache in (True, False):
         storage = LetopisFsmStorage(history, cache=cache)

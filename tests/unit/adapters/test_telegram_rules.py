@@ -53,9 +53,6 @@ def raw(text: str | None = "Hello", chat: int = 1001, **more: Any) -> dict[str, 
     return message if text is None else {**message, "text": text}
 
 
-# Keys.
-
-
 @given(KEYS)
 def test_a_place_can_be_read_back_from_its_owner_and_its_conversations(key: ChatKey) -> None:
     """So no two share an owner."""
@@ -83,9 +80,6 @@ def test_a_token_names_its_bot_and_is_not_quoted_when_it_is_none() -> None:
     with pytest.raises(InvalidInput) as raised:
         bot_id_of("secret")
     assert "secret" not in str(raised.value).replace("a secret", "")
-
-
-# Updates.
 
 
 def test_a_message_is_said_and_a_command_is_none() -> None:
@@ -129,9 +123,6 @@ def test_what_has_no_update_id_is_refused(given: dict[str, Any]) -> None:
         read_update(BOT, given)
 
 
-# Content.
-
-
 def test_files_are_kept_by_reference_beside_their_words() -> None:
     photo = raw(None, photo=[{"file_id": "small"}, {"file_id": "large"}], caption="A leaf")
     animation = raw(None, animation={"file_id": "a"}, document={"file_id": "a"})
@@ -168,9 +159,6 @@ def test_a_title_is_the_beginning_of_a_question() -> None:
     assert len(title_from("x" * 500)) == 31
 
 
-# Calls.
-
-
 def test_calls_that_write_to_a_conversation_are_told_from_others() -> None:
     said = present(read_call(BOT, "sendMessage", {"chat_id": 1001, "text": "Hi", "message_thread_id": 3}))
     assert (said.content, said.sent_as, said.key.topic_id) == ("Hi", "message", 3)
@@ -198,9 +186,6 @@ def test_ids_are_found_in_every_kind_of_result() -> None:
     assert numbers_in([{"message_id": 5}, {"message_id": 6}]) == (5, 6)
     assert numbers_in(True) == numbers_in(None) == ()
     assert message_id(1001, 5) == "tg:1001:5"
-
-
-# Buttons and texts.
 
 
 @given(KEYS, st.text(min_size=1, max_size=255))

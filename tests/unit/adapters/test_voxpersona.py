@@ -59,9 +59,6 @@ def file_of(manager: ConversationManager, name: str, user: int = USER) -> Any:
     return json.loads((manager.base_dir / f"user_{user}" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-# Titles.
-
-
 @pytest.mark.parametrize(
     ("text", "title"),
     [
@@ -76,9 +73,6 @@ def file_of(manager: ConversationManager, name: str, user: int = USER) -> Any:
 def test_a_title_is_made_of_the_first_words(text: str, title: str) -> None:
     assert generate_chat_name(text) == title
     assert generate_chat_name("Первое Второе Третье Четвертое", max_length=10) == "Первое Второе Третье..."
-
-
-# Chats.
 
 
 def test_a_chat_is_made_and_active_in_an_index_of_the_seeds_form(manager: ConversationManager) -> None:
@@ -179,9 +173,6 @@ def test_a_renamed_chat_stays_in_the_list(manager: ConversationManager, made: st
     assert manager.load_conversation(USER, made).metadata.title == shown
     assert [one.title for one in manager.list_conversations(USER)] == [shown]
     assert len(file_of(manager, made)["metadata"]["title"]) <= 50
-
-
-# Messages.
 
 
 def test_messages_come_back_as_they_were_added(manager: ConversationManager, made: str) -> None:
@@ -286,9 +277,6 @@ def test_a_saved_index_renames_and_switches(manager: ConversationManager) -> Non
     assert manager.conversation_exists(USER, second)
 
 
-# Statistics.
-
-
 def test_statistics_count_what_the_seed_counts(manager: ConversationManager) -> None:
     old = (datetime.now() - timedelta(days=31)).isoformat()  # noqa: DTZ005 - as the seed does
     first, second = (manager.create_conversation(USER, "ada") for _ in range(2))
@@ -317,9 +305,6 @@ def test_statistics_count_what_the_seed_counts(manager: ConversationManager) -> 
     text = manager.format_user_stats_for_display(USER)
     assert "📝 Всего токенов: 2,000\n" in text
     assert text.endswith("💡 Средняя длина вопроса: 1000.0 токенов\n🎯 Глубоких поисков: 50.0%\n")
-
-
-# The bot around it.
 
 
 def test_it_is_used_inside_a_running_loop(manager: ConversationManager) -> None:
@@ -412,9 +397,6 @@ def test_times_are_those_of_the_chosen_zone(tmp_path: Path) -> None:
         (kept,) = manager.history.messages(made)
         assert kept.occurred_at.isoformat() == "2025-11-01T00:00:00+00:00"
         assert manager.get_messages(USER, made)[0].timestamp == "2025-11-01T09:00:00"
-
-
-# The way back.
 
 
 def test_the_files_are_what_the_seed_would_have_written(manager: ConversationManager) -> None:

@@ -187,9 +187,6 @@ async def test_the_bot_goes_on_where_it_was(sound: Folder) -> None:
     assert (again.new, again.known, again.refused, again.notes) == (0, 4, 0, [])
 
 
-# The defects.
-
-
 async def test_the_index_alone_says_which_chat_is_active(history: History, folder: Folder) -> None:
     one, two = metadata(A, 1, is_active=True), metadata(B, 2, is_active=True)
     folder.chat(A, one)
@@ -393,9 +390,6 @@ async def test_the_store_may_be_away(alone: History, sound: Folder) -> None:
         result = await import_folder(alone, sound.path)
         assert (result.new, result.refused) == (expected, 0)
     assert len(await alone.messages(A)) == 2
-
-
-# The command.
 
 
 def run(*words: str) -> Result:
