@@ -107,6 +107,16 @@ async def test_no_byte_of_it_is_left_after_it_was_redacted_while_pending(tmp_pat
         await assert_gone_soon(path)
 
 
+@pytest.mark.usefixtures("elsewhere")
+def test_the_command_erases_it(letopis: Any, tmp_path: Path) -> None:
+    asyncio.run(_recorded(tmp_path / "bot.outbox.db", [NUL.output]))
+    erase = ("history", "erase", CHAT, "--delete", "--reason", "asked", "--wait", "--yes")
+    for command in (("relay", "--once"), erase):
+        code, _, told = letopis(*command)
+        assert code == 0, told
+    assert holding(tmp_path / "bot.outbox.db", tmp_path / "bot.history.db") == []
+
+
 async def test_a_packed_item_is_gone_from_the_rows(history: History) -> None:
     """Its bytes say nothing to a search, so its whole row is compared."""
     [message_id] = await _append(history, [KINDS["3-mb"].output])
