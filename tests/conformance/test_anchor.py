@@ -81,7 +81,6 @@ def removed(*positions: int) -> sa.Executable:
 async def test_an_unchanged_log_is_confirmed(store: ConversationStore) -> None:
     await filled(store)
     anchor = await anchor_of(store)
-
     assert [(one.position, len(one.blocks)) for one in anchor.partitions] == [(12, 3)]
     assert await compared(store, anchor) == ([], [PartitionComparison(partition=0, position=12, head=12)])
     assert replace(await anchor_of(store), made_at=NOW) == anchor
@@ -90,7 +89,6 @@ async def test_an_unchanged_log_is_confirmed(store: ConversationStore) -> None:
 async def test_an_empty_log_has_an_anchor_too(store: ConversationStore) -> None:
     anchor = await anchor_of(store)
     await filled(store)
-
     assert await compared(store, anchor) == ([], [PartitionComparison(partition=0, position=0, head=12)])
 
 
@@ -100,7 +98,6 @@ async def test_newer_events_make_no_difference(store: ConversationStore) -> None
     outbox.append("a", Message.assistant("an answer", id="late"))
     outbox.append("new", Message.user("hello", id="new"))
     await outbox.deliver(store)
-
     assert await compared(store, anchor) == ([], [PartitionComparison(partition=0, position=9, head=11)])
 
 
@@ -115,7 +112,6 @@ async def test_anchor_of_any_page_size(store: ConversationStore, rows: int, monk
         block_events=BLOCK,
         checked=lambda done, total: seen.append((done, total)),
     )
-
     assert made == anchor
     page = BLOCK if rows <= BLOCK else 2 * BLOCK
     assert seen == [(min(done, 12), 12) for done in range(page, 12 + page, page)]
@@ -125,7 +121,6 @@ async def test_a_redaction_is_named_and_its_block_counted(store: ConversationSto
     outbox = await filled(store)
     anchor = await anchor_of(store)
     await send(store, outbox, "b", MessageRedacted(message_id="b-1"))
-
     found, [partition] = await compared(store, anchor)
     assert found == []
     assert (partition.redacted, partition.unchanged) == (1, True)
@@ -140,7 +135,6 @@ async def test_erasures_are_named(store: ConversationStore, end: ConversationDel
     anchor = await anchor_of(store)
     await send(store, outbox, "b", end)
     await finish_tasks(store)
-
     found, [partition] = await compared(store, anchor)
     assert found == []
     assert partition.redacted == 4
@@ -153,7 +147,6 @@ async def test_a_rebuild_and_a_move_keep_what_was_anchored(store: ConversationSt
     anchor = await anchor_of(store)
     assert [one async for one in store.rebuild(every=True)]
     assert (await compared(store, anchor))[0] == []
-
     target = new_store_url("sqlite")
     await move(store.url, target)
     async with ConversationStore.open(target, migrate=False) as moved:
@@ -186,7 +179,6 @@ async def test_each_partition_has_its_own(empty_database_url: str) -> None:
 async def test_another_store_is_named(store: ConversationStore) -> None:
     await filled(store)
     other = replace(await anchor_of(store), store_id=uuid4())
-
     [problem], partitions = await compared(store, other)
     assert (
         problem == f"the anchor is of history store {other.store_id}, and this is {(await store.identity()).store_id}"
@@ -244,7 +236,6 @@ async def test_a_change_is_found(store: ConversationStore, name: str) -> None:
         await send(store, outbox, "b", before)
     anchor = await anchor_of(store)
     await forgery(store)
-
     if plain is not None:  # what makes an anchor necessary
         assert await problems(store) == plain
     found, [partition] = await compared(store, anchor)
@@ -256,7 +247,6 @@ async def test_content_that_passes_for_redacted_is_found(store: ConversationStor
     """A salt that was removed does not let content through."""
     await filled(store)
     await leave(store, 7, **says("b says something else"), salt=None)
-
     assert await problems(store) == ["event 7 of partition 0 is not what was written", NO_CAUSE]
 
 
@@ -266,7 +256,6 @@ async def test_content_beside_a_redaction_is_compared(store: ConversationStore) 
     await send(store, outbox, "b", MessageRedacted(message_id="b-0"))
     assert await problems(store) == (await compared(store, anchor))[0] == []
     await put(store, 7, says("b says something else"))
-
     assert (await compared(store, anchor))[0] == [CONTENT]
 
 
@@ -278,7 +267,6 @@ async def test_a_log_that_was_truncated_with_its_counters_is_found(store: Conver
         for table, column in ((lanes, "sequence"), (conversations, "version"))
     ]
     await change(store, removed(11, 12), sa.update(log_heads).values(position=10), *of_c)
-
     assert await problems(store) == []
     found, [partition] = await compared(store, anchor)
     assert found == ["partition 0 of the log ends at 10, and the anchor knows it up to 12"]
@@ -297,7 +285,6 @@ async def test_an_event_that_was_put_between_is_found(store: ConversationStore) 
         sa.update(log_heads).values(position=13),
         sa.update(lanes).where(lanes.c.conversation_id == "b").values(sequence=5),
     )
-
     # The place of the change and all behind it.
     assert (await compared(store, anchor))[0] == ["partition 0 of the log: events 5 to 12 are not those of the anchor"]
 
@@ -307,7 +294,6 @@ async def test_message_that_its_outbox_erased_before_the_delivery_says_so(store:
     outbox.append("a", Message.user("secret", id="m"))
     outbox.lanes["a"] = [strip_event(event) for event in outbox.lanes["a"]]
     await outbox.deliver(store)  # its redaction is still to come
-
     assert await problems(store) == []
     [*_, event] = await store.events("a")
     assert (event.digest, event.metadata) == (None, {ARRIVED_ERASED_KEY: True})
@@ -325,7 +311,6 @@ async def test_late_edit_of_an_erased_message_has_its_cause(store: ConversationS
     if how.startswith("reset"):
         await send(store, outbox, "a", ConversationRewound(erase=True))
     await send(store, other, "a", MessageEdited(message_id="m", content="the secret again"))
-
     [*_, edit] = await store.events("a")
     assert edit.digest is None
     assert await problems(store) == []
@@ -336,7 +321,6 @@ async def test_task_that_no_event_asked_for_is_found(store: ConversationStore, k
     await filled(store)
     task = {"partition": 0, "conversation_id": "b", "kind": kind, "version": 4, "after": 0, "upto": 4, "created_at": 1}
     await change(store, sa.insert(tasks).values(**task))
-
     assert await problems(store) == [f"conversation 'b' has a task '{kind}' that no event of it asked for"]
 
 
@@ -344,7 +328,6 @@ async def test_content_that_is_retained_without_an_erasure_is_found(store: Conve
     await filled(store)
     planted = sa.update(conversations).where(conversations.c.conversation_id == "b").values(retained=3)
     await change(store, planted)
-
     assert await problems(store) == ["conversation 'b' retains content for forks, and no event of it has erased any"]
 
 
@@ -354,7 +337,6 @@ async def test_only_so_many_places_are_named(store: ConversationStore) -> None:
     every_other_block = events.c.position % (2 * BLOCK) == 1
     changed = sa.update(events).where(every_other_block).values(occurred_at=0)
     await change(store, changed)
-
     found, _ = await compared(store, anchor)
     assert len(found) == 21
     assert found[1] == "partition 0 of the log: events 9 to 12 are not those of the anchor"

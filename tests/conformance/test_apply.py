@@ -38,9 +38,7 @@ async def test_every_event_is_stored_byte_for_byte(store: ConversationStore, cou
     metadata = {"z": 1, "a": {"ключ": [-(2**63), 2**63 - 1, 1e300, None, "\\", "\r\n"]}}
     encoded = outbox.append(ONLY, *(Message.user(content, metadata=metadata) for _ in range(count)))
     await outbox.deliver(store)
-
     rows = await rows_of(store, sa.select(events_table).order_by(events_table.c.version))
-
     assert [(row.event_id, row.data, row.metadata, row.digest) for row in rows] == [
         (event.event_id, event.data, event.metadata, event.digest) for event in encoded
     ]
@@ -57,7 +55,6 @@ async def test_the_store_says_when_it_took_an_event(store_url: str) -> None:
     async with ConversationStore.open(store_url, migrate=True, now=lambda: moment) as store:
         await outbox.deliver(store)
         [event] = await store.events(ONLY)
-
     assert event.recorded_at == moment
     assert event.occurred_at != moment
 
@@ -115,7 +112,6 @@ async def test_a_counter_that_is_gone_stops_everything(empty_database_url: str, 
         await outbox.deliver(store)
         before = [await store.head(partition) for partition in range(partitions)]
         await change(store, sa.delete(log_heads).where(log_heads.c.partition == gone))
-
         for number in range(20):
             outbox.append(f"chat-{number}", *said(1))
         with raises_fault(FaultClass.MISCONFIGURED, "partitions"):
@@ -137,6 +133,5 @@ async def test_outboxes_that_deliver_at_once_share_the_counters(empty_database_u
                 for chat in range(12):
                     outbox.append(f"chat-{number}-{chat}", *said(2))
             await asyncio.gather(*(outbox.deliver(store) for outbox in outboxes))
-
         await assert_no_gaps(store)
         assert sum([await store.head(partition) for partition in range(partitions)]) == 4 * 5 * 12 * 2

@@ -41,12 +41,10 @@ async def test_an_author_is_kept_by_a_redaction_and_by_a_rebuild(store: Conversa
     outbox.append("g", Message.user("a", id="1", author=ANN), Message.user("b", id="2", author=ANN), Message.user("c"))
     outbox.append("g", MessageRedacted(message_id="1"))
     await outbox.deliver(store)
-
     stored = await store.messages("g")
     assert [(message.text, message.message.author) for message in stored] == [("", ANN), ("b", ANN), ("c", None)]
     assert await read(store, ANN) == [("g", "1"), ("g", "2")]
     assert [one.differences async for one in store.rebuild(check=True, every=True)] == [()]
-
     await change(store, sa.update(messages).where(messages.c.message_id == "2").values(author=None))
     assert [one.differences async for one in store.rebuild(every=True)] == [("messages[2].author",)]
     assert await read(store, ANN) == [("g", "1"), ("g", "2")]
@@ -59,9 +57,7 @@ async def test_pages_of_an_author_are_read_once(store: ConversationStore, monkey
         said = [Message.user("x", id=f"{name}{number}", author=(ANN, BEN)[number % 2]) for number in range(7)]
         outbox.append(name, *said)
     await outbox.deliver(store)
-
     found = await read(store, ANN)
-
     assert sorted(found) == sorted(
         (name, f"{name}{number}") for name in ("б", "a", "Z", "z ") for number in (0, 2, 4, 6)
     )
@@ -79,7 +75,6 @@ async def test_what_is_pending_counts(bots: Bots) -> None:
     await one.chat("g").redact(f"{ANN}-2")
     await talk(one, "g", 3)
     await talk(one, "late", 1)
-
     found = {message.id: message async for _, page in authored(one, ANN) for message in page}
     assert await read(one, ANN) == [
         *[("g", f"{ANN}-{number}") for number in (1, 2, 3)],

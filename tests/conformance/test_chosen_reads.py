@@ -58,8 +58,7 @@ async def everything(history: History, **options: Any) -> list[RecordedMessage]:
 
 
 @pytest.mark.parametrize("stage", ["pending", "stored", "both", "changed", "fork"])
-async def test_a_filter_wants_the_same_of_pending_and_stored_messages(bots: Bots, stage: str) -> None:
-    bot, _ = bots
+async def test_a_filter_wants_the_same_of_pending_and_stored_messages(bot: History, stage: str) -> None:
     messages = some(90)
     await bot.append(CHAT, *messages[:60])
     if stage != "pending":
@@ -102,8 +101,7 @@ async def test_a_filter_wants_the_same_of_pending_and_stored_messages(bots: Bots
 
 
 @pytest.mark.parametrize("delivered", [False, True])
-async def test_messages_are_chosen_by_the_types_of_their_parts(bots: Bots, *, delivered: bool) -> None:
-    bot, _ = bots
+async def test_messages_are_chosen_by_the_types_of_their_parts(bot: History, *, delivered: bool) -> None:
     await bot.append(
         CHAT,
         Message.user("words", id="text"),
@@ -140,8 +138,7 @@ WRONG_READS: tuple[dict[str, Any], ...] = (
 )
 
 
-async def test_wrong_filters_and_numbers_are_refused(bots: Bots) -> None:
-    bot, _ = bots
+async def test_wrong_filters_and_numbers_are_refused(bot: History) -> None:
     for wrong in WRONG_FILTERS:
         with pytest.raises(InvalidInput):
             Filter(**wrong)
@@ -178,16 +175,13 @@ async def test_one_message_by_its_id(bots: Bots, *, delivered: bool) -> None:
     assert await bot.chat(CHAT).message("x") is None
     with pytest.raises(InvalidInput, match="several conversations"):
         await bot.message("2")
-    twice = await bot.chat("chat-2").message("2")
-    assert twice is not None and twice.text == "twice"
+    assert present(await bot.chat("chat-2").message("2")).text == "twice"
     await bot.append(CHAT, Message.assistant("two", id="2"))  # put back: the one that is shown
-    back = await bot.chat(CHAT).message("2")
-    assert back is not None and back.on_path
+    assert present(await bot.chat(CHAT).message("2")).on_path
 
     if delivered:
         await deliver(bot)
-        seen = await other.message("1")
-        assert seen is not None and seen.text == "edited"
+        assert present(await other.message("1")).text == "edited"
         await bot.chat("chat-2").delete()
         assert await bot.message("x") is None
         assert (await bot.message("2")) is not None  # no longer ambiguous
@@ -203,8 +197,7 @@ async def test_while_the_store_is_away_what_cannot_be_known_is_not_answered(tmp_
     async with History(tmp_path / "bot.outbox.db", store=url, relay=False, watch=False) as bot:
         await bot.append(CHAT, Message.user("one", id="1"), Message.assistant("two", id="2"))
         for where in (bot.chat(CHAT), bot):
-            found = await where.message("1")
-            assert found is not None and found.text == "one"
+            assert present(await where.message("1")).text == "one"
             with pytest.raises(StoreUnavailable):
                 await where.message("nowhere")
         with pytest.raises(StoreUnavailable):
@@ -220,8 +213,7 @@ async def test_while_the_store_is_away_what_cannot_be_known_is_not_answered(tmp_
 
 
 @pytest.mark.parametrize("stage", ["pending", "stored", "both"])
-async def test_the_newest_events_come_in_pages(bots: Bots, stage: str) -> None:
-    bot, _ = bots
+async def test_the_newest_events_come_in_pages(bot: History, stage: str) -> None:
     await bot.append(CHAT, *some(12))
     if stage != "pending":
         await deliver(bot)
@@ -245,8 +237,7 @@ async def test_the_newest_events_come_in_pages(bots: Bots, stage: str) -> None:
             await bot.chat(CHAT).events(**options)  # type: ignore[arg-type]
 
 
-async def test_conversations_come_oldest_first(bots: Bots) -> None:
-    bot, _ = bots
+async def test_conversations_come_oldest_first(bot: History) -> None:
     for number in range(9):
         await bot.append(f"c{number}", Message.user("x"), owner=42 if number % 2 else 7)
         if number == 4:

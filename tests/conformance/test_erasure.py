@@ -57,7 +57,6 @@ async def test_the_rows_of_redacted_events_hold_no_metadata(store: ConversationS
     outbox = Outbox()
     said(outbox)
     await send(store, outbox, CHAT, MessageRedacted(message_id="m"))
-
     stripped = [row for row in await log(store_url) if row["salt"] is None]
     assert [(row["version"], row["metadata"]) for row in stripped] == [(3, None), (4, None), (5, None), (6, None)]
 
@@ -68,7 +67,6 @@ async def test_the_rows_of_a_deleted_conversation_are_empty(store: ConversationS
     await outbox.deliver(store)
     await send(store, outbox, CHAT, ConversationDeleted())
     await send(store, other, CHAT, Message.user(SECRET, id="late", tokens=3))
-
     assert all(row["salt"] is row["metadata"] is None for row in (await log(store_url))[:-2])
     [late] = [row for row in await rows(store_url, "letopis_messages") if row["message_id"] == "late"]
     assert late["left_at"] == late["version"] == late["redacted_at"]
@@ -82,7 +80,6 @@ async def test_a_late_edit_that_loses_arrives_without_content_too(store: Convers
         CHAT, prepare(CHAT, [MessageEdited(message_id="m", content=SECRET)], after=Seen(sequence=1, version=1)).events
     )
     [applied] = (await one.deliver(store)).applied
-
     assert set(applied.superseded) == {2}
     await assert_gone(store_url)
     await assert_is_the_fold(store)
@@ -97,7 +94,6 @@ async def test_erasure_keeps_nothing_redacted_for_a_fork(store: ConversationStor
     outbox.append(CHAT, MessageRedacted(message_id="m"))
     outbox.append(CHAT, end)
     await outbox.deliver(store)
-
     await assert_gone(store_url)
     assert [one.text for one in await store.messages("fork")] == ["shared", ""]
 
@@ -112,7 +108,6 @@ async def test_rows_of_messages_off_the_path_are_erased(store: ConversationStore
     await outbox.deliver(store)
     assert SECRET in repr(await rows(store_url, "letopis_messages"))
     await send(store, outbox, CHAT, end)
-
     await assert_gone(store_url)
     assert await differences(store) == set()
 
@@ -125,9 +120,7 @@ async def test_redaction_of_what_is_under_way_empties_it(
     await bot.append(CHAT, MessageRedacted(message_id="m"))
     await store.apply(bot.outbox.origin, due.batches)  # as it was read before
     await assert_there(store_url)
-
     await deliver_all(bot, batch=1)  # the acknowledgement was lost: all of it again, in its present form
-
     await assert_gone(store_url)
     assert list(await bot.messages(CHAT)) == list(await store.messages(CHAT))
     await store.apply(bot.outbox.origin, due.batches)  # and a relay that hung
@@ -149,9 +142,7 @@ async def test_redacted_pending_never_leaves(
     before = [(one.id, one.content, one.redacted, one.message.tokens) for one in await bot.messages(CHAT)]
     kept = await sql(bot.outbox, "SELECT data, metadata FROM letopis_outbox_events")
     assert SECRET not in repr(kept)
-
     await deliver_all(bot, batch=batch)
-
     assert before == [("m", "", True, 3), ("s", "stays", False, None)]
     assert list(await bot.messages(CHAT)) == list(await store.messages(CHAT))
     await assert_gone(store_url)
@@ -177,11 +168,9 @@ async def test_a_damaged_event_does_not_keep_the_others_from_being_erased(bot: H
 )
 async def test_what_only_a_later_release_understands_does_nothing_to_the_file(bot: History, kind: str) -> None:
     await bot.append(CHAT, Message.user("stays", id="m"))
-
     await bot.append(CHAT, Event(type=kind, schema_version=2, data={"other": 1}))
     await bot.append(CHAT, Message.user("goes on", id="n"))
     await deliver_all(bot)
-
     assert [message.text for message in await bot.messages(CHAT)] == ["stays", "goes on"]
 
 
@@ -239,7 +228,6 @@ async def test_reset_takes_no_late_edits_of_another(bot: History, store: Convers
     other = Outbox("other")
     other.append(CHAT, MessageEdited(message_id="a", content=SECRET), Message.user("from another", id="o"))
     [applied] = (await other.deliver(store)).applied
-
     assert list(applied.superseded) == [1]
     assert [one.text for one in await bot.messages(CHAT)] == ["from another"]
     await assert_gone(store_url)

@@ -111,7 +111,6 @@ async def test_very_deep_forks_are_read_as_far_as_they_go(store: ConversationSto
     for number in range(1, 70):
         outbox.append(str(number), forked(str(number - 1), 2 if number > 1 else 1), Message.user(str(number)))
     await outbox.deliver(store)
-
     page = await store.messages("60")
     assert (texts(page.items), page.complete) == ([str(number) for number in range(61)], True)
     page = await store.messages("69")
@@ -125,7 +124,6 @@ async def test_own_messages_need_no_ancestors(store: ConversationStore) -> None:
     outbox.append("p", *(Message.user(f"p{number}") for number in range(3)))
     outbox.append("f", forked("p", 3), *(Message.user(f"f{number}") for number in range(3)))
     await outbox.deliver(store)
-
     page = await store.messages("f", last=3)
     assert texts(page.items) == ["f0", "f1", "f2"]
     assert page.next == f"1.{2**63 - 1}"

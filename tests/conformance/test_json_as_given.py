@@ -91,7 +91,6 @@ async def test_retry_in_another_order_is_the_same_message_and_keeps_the_first(st
     async with History(tmp_path / "b.outbox.db", store=store_url) as other:
         await other.append(CHAT, *said(turned(GIVEN)))
         assert await other.drained(60)
-
     async with ConversationStore.open(store_url) as store:
         assert prefix(await store.messages(CHAT)) == prefix(said(GIVEN))
         assert (await store.conversation(CHAT)).message_count == 3  # type: ignore[union-attr]
@@ -104,7 +103,6 @@ async def test_an_export_keeps_the_order_and_so_does_its_import(store_url: str, 
         assert await history.drained(60)
         expected = prefix(await history.messages(CHAT))
         lines = await exported(history)
-
     async with History(tmp_path / "b.outbox.db", store=store_url) as history:
         counts, refused = await imported(history.outbox, history.store, lines)
         assert (counts.imported, refused) == (5, [])

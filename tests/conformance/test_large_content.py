@@ -107,7 +107,6 @@ async def test_pictures_are_kept_once(bot: History, other: History, store: Conve
     await bot.chat(CHAT).edit((await bot.messages(CHAT))[0].id, pictures)
     await deliver_all(other)
     await deliver_all(bot)
-
     assert await large_contents(bot.store) == 16
     content = await texts(store)
     assert content[1] == (*pictures, Text("turn 1")) and content[0] == content[-1] == pictures

@@ -23,7 +23,7 @@ from letopis.store.model.event_types import (
 )
 from letopis.store.read.task_marks import PendingTasks
 from letopis.store.testing.outbox import Outbox
-from tests.conformance.test_tasks import LONG, carried_out, everything, held, said, small_steps
+from tests.conformance.test_tasks import LONG, carried_out, everything, held, said, small_steps, take_small_steps
 from tests.support.sayings import catch_up_index, change, rows_of, send
 
 __all__ = ("small_steps",)
@@ -161,8 +161,7 @@ async def test_long_equals_short(store: ConversationStore, new_store_url: Any, a
     await carried_out(store, *names, each=5)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("write.loading", "write.redaction", "search.documents"):
-            patch.setattr(f"letopis.store.{module}.MAX_ROWS_PER_TRANSACTION", 2_000)
+        take_small_steps(patch, rows=2_000)
         async with ConversationStore.open(new_store_url("sqlite"), migrate=True) as other:
             await take(other, [*told, *AFTERWARDS[afterwards]])
             assert await other.pending_tasks() == PendingTasks()
@@ -182,8 +181,7 @@ async def test_a_fork_of_a_fork_reads_what_was_reset(
     store: ConversationStore, monkeypatch: pytest.MonkeyPatch, between: Body, *, long: bool
 ) -> None:
     if not long:
-        for module in ("write.loading", "write.redaction", "search.documents"):
-            monkeypatch.setattr(f"letopis.store.{module}.MAX_ROWS_PER_TRANSACTION", 2_000)
+        take_small_steps(monkeypatch, rows=2_000)
     outbox = await take(
         store,
         [

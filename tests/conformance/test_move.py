@@ -21,6 +21,7 @@ from letopis.store import (
 from letopis.store.database.store_identity import LogState
 from letopis.store.relocation.handover import arriving_id
 from letopis.store.testing.outbox import Outbox
+from tests.conformance.test_tasks import take_small_steps
 from tests.support.moves import PARTITIONS, Writer, dump, fill, held, identity, sound, states, takes_deliveries
 from tests.support.sayings import finish_tasks, send
 
@@ -74,10 +75,8 @@ async def test_bots_go_on_meanwhile(kind: str, other: str, new_store_url: New) -
     await fill(source, talks=3, each=10)
     async with ConversationStore.open(target, migrate=True):
         pass  # made by `letopis db upgrade`, with one partition
-
     async with Writer(source, target).running() as writer:
         done = await move(source, target)
-
     assert done.store_id == (await identity(target))[0] != arriving_id(done.store_id)
     said = writer.said()
     assert await held(target, *said) == said  # nothing lost, doubled or out of order
@@ -87,10 +86,7 @@ async def test_bots_go_on_meanwhile(kind: str, other: str, new_store_url: New) -
 @pytest.mark.parametrize(("kind", "other"), PAIRS[:4])
 async def test_tasks_go_along(kind: str, other: str, new_store_url: New, monkeypatch: pytest.MonkeyPatch) -> None:
     """A deletion, a rewind and a reset that are marked: steps run during the copy, and the target does the rest."""
-    for module in ("write.loading", "write.redaction", "search.documents"):
-        monkeypatch.setattr(f"letopis.store.{module}.MAX_ROWS_PER_TRANSACTION", 3)
-    monkeypatch.setattr("letopis.store.maintenance.task_steps.STEP_SECONDS", 0.0)
-    monkeypatch.setattr("letopis.store.maintenance.task_steps.PIECE_VERSIONS", 4)
+    take_small_steps(monkeypatch)
     source, target = new_store_url(kind), new_store_url(other)
     names, outbox = ("gone", "back", "anew", "fork"), Outbox()
     async with ConversationStore.open(source, migrate=True, partitions=PARTITIONS) as store:
@@ -132,8 +128,7 @@ async def test_tasks_go_along(kind: str, other: str, new_store_url: New, monkeyp
     monkeypatch.setattr("letopis.store.maintenance.task_steps.PIECE_VERSIONS", 4)
     async with ConversationStore.open(target, migrate=False) as store:
         assert await store.pending_tasks() == left
-        there = await _read(store, *names)
-        assert there == read
+        assert await _read(store, *names) == read
         await finish_tasks(store)
         assert await _read(store, *names) == read
     texts = repr(await dump(target))

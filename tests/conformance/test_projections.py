@@ -26,23 +26,28 @@ from letopis.store import (
 from letopis.store.testing.outbox import Outbox
 from tests.conformance.projecting import Acting, Seen, make_table, project, rows_of, say
 from tests.support.child import command
+from tests.support.relays import until
 from tests.support.sayings import new_outbox, raises_fault, send
 
 ROOT = Path(__file__).parents[2]
 
 
-async def test_it_takes_in_every_event_once_and_goes_on_where_it_was(store: ConversationStore, store_url: str) -> None:
+@pytest.fixture
+async def url(store_url: str) -> str:
+    """A store with the table of the projection."""
     await make_table(store_url)
+    return store_url
+
+
+async def test_it_takes_in_every_event_once_and_goes_on_where_it_was(store: ConversationStore, url: str) -> None:
     outbox = Outbox()
     await say(store, outbox, 7)
-
     assert await store.projector(Seen(), batch=3).step() == 3
     assert await store.projector(Seen(), batch=3).catch_up() == 4
     assert await store.projector(Seen(), batch=3).catch_up() == 0
     await say(store, outbox, 2)
     assert await store.projector(Seen(), batch=3).catch_up() == 2
-
-    assert [position for _, position, _ in await rows_of(store_url)] == list(range(1, 10))
+    assert [position for _, position, _ in await rows_of(url)] == list(range(1, 10))
     (progress,) = await store.projector(Seen()).progress()
     assert (progress.position, progress.head, progress.behind, progress.live) == (9, 9, 0, True)
 
@@ -56,45 +61,37 @@ async def test_each_partition_is_read_on_its_own(empty_database_url: str) -> Non
         for name in names:
             outbox.append(name, Message.user("x"))
         await outbox.deliver(store)
-
         assert await store.projector(Seen(), batch=2).step() < 33
         projector = store.projector(Seen(), batch=2)  # goes on where the other one stopped, in each partition
         await projector.catch_up()
-
         expected = [(one, position) for one in range(16) for position in range(1, await store.head(one) + 1)]
         assert len(expected) == 33
         assert [(partition, position) for partition, position, _ in await rows_of(empty_database_url)] == expected
         assert len(await projector.progress()) == 16
 
 
-async def test_two_processes_run_one_projection_while_events_come(store: ConversationStore, store_url: str) -> None:
-    await make_table(store_url)
-    async with ConversationStore.open(store_url) as other:
+async def test_two_processes_run_one_projection_while_events_come(store: ConversationStore, url: str) -> None:
+    async def read() -> bool:
+        return (await store.projector(Seen()).progress())[0].position == 60
+
+    async with ConversationStore.open(url) as other:
         running = [
             asyncio.create_task(one.projector(Seen(), batch=3, poll=0.005).run()) for one in (store, other, other)
         ]
         await asyncio.gather(*(say(store, Outbox(), 20, name) for name in ("a", "b", "c")))
-        await until_read(store, 60)
+        await until(read)
         for task in running:
             task.cancel()
         ends = await asyncio.gather(*running, return_exceptions=True)
-
     assert all(isinstance(end, asyncio.CancelledError) for end in ends), ends
-    assert [position for _, position, _ in await rows_of(store_url)] == list(range(1, 61))
+    assert [position for _, position, _ in await rows_of(url)] == list(range(1, 61))
 
 
-async def until_read(store: ConversationStore, position: int) -> None:
-    async with asyncio.timeout(30):
-        while (await store.projector(Seen()).progress())[0].position < position:  # noqa: ASYNC110 - another process's
-            await asyncio.sleep(0.01)
-
-
-async def test_killed_in_a_batch_it_takes_in_each_event_once(store: ConversationStore, store_url: str) -> None:
-    await make_table(store_url)
+async def test_killed_in_a_batch_it_takes_in_each_event_once(store: ConversationStore, url: str) -> None:
     await say(store, Outbox(), 40)
     printed = 0
     for batches in (1, 3):  # killed after this many batches were written, the last of them not committed
-        child = subprocess.Popen(command(project, "slow", store_url), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        child = subprocess.Popen(command(project, "slow", url), cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
         for _ in range(batches):
             assert await asyncio.to_thread(child.stdout.readline)
@@ -102,33 +99,27 @@ async def test_killed_in_a_batch_it_takes_in_each_event_once(store: Conversation
         child.kill()
         await asyncio.to_thread(child.wait)
         child.stdout.close()
-
-    done = len(await rows_of(store_url))
+    done = len(await rows_of(url))
     await store.projector(Seen()).catch_up()
-
     assert done < printed, "a kill has to hit a batch that was written and not committed"
-    assert [position for _, position, _ in await rows_of(store_url)] == list(range(1, 41))
+    assert [position for _, position, _ in await rows_of(url)] == list(range(1, 41))
 
 
-async def test_what_was_there_before_the_first_version_has_no_effects(store: ConversationStore, store_url: str) -> None:
-    await make_table(store_url)
+async def test_what_was_there_before_the_first_version_has_no_effects(store: ConversationStore, url: str) -> None:
     outbox, projection = Outbox(), Acting()
     await say(store, outbox, 5)
     projector = store.projector(projection, batch=3)
-
     assert not await projector.live()
     await projector.step()
     await say(store, outbox, 4)
     await projector.catch_up()
-
     assert await projector.live()
     assert projection.done == [6, 7, 8, 9]
-    assert [replayed for _, _, replayed in await rows_of(store_url)] == [1] * 5 + [0] * 4
+    assert [replayed for _, _, replayed in await rows_of(url)] == [1] * 5 + [0] * 4
 
 
-async def test_a_new_version_beside_the_old_one_leaves_no_gap(store: ConversationStore, store_url: str) -> None:
+async def test_a_new_version_beside_the_old_one_leaves_no_gap(store: ConversationStore, url: str) -> None:
     """Whichever version comes to an event first does what is to be done outside, and the other does not."""
-    await make_table(store_url)
     outbox, old, new = Outbox(), Acting(1), Acting(2)
     first, second = store.projector(old, batch=2), store.projector(new, batch=3)
     await first.catch_up()  # of an empty log: it leaves nothing out
@@ -150,7 +141,7 @@ async def test_a_new_version_beside_the_old_one_leaves_no_gap(store: Conversatio
     assert sorted(old.done + new.done) == list(range(1, 13))
     assert new.done == [10, 11, 12]
     for version in (1, 2):
-        assert [position for _, position, _ in await rows_of(store_url, version)] == list(range(1, 13))
+        assert [position for _, position, _ in await rows_of(url, version)] == list(range(1, 13))
 
     await say(store, outbox, 2)
     await first.catch_up()
@@ -161,20 +152,16 @@ async def test_a_new_version_beside_the_old_one_leaves_no_gap(store: Conversatio
     assert [one.position for one in await first.progress()] == [0]
 
 
-async def test_a_new_version_does_what_the_old_one_had_not_come_to(store: ConversationStore, store_url: str) -> None:
-    await make_table(store_url)
+async def test_a_new_version_does_what_the_old_one_had_not_come_to(store: ConversationStore, url: str) -> None:
     outbox, old, new = Outbox(), Acting(1), Acting(2)
     await store.projector(old).catch_up()
     await say(store, outbox, 6)
     await store.projector(old, batch=4).step()  # then its process is stopped for good
-
     await store.projector(new).catch_up()
-
     assert (old.done, new.done) == ([1, 2, 3, 4], [5, 6])
 
 
-async def test_effects_that_raise_end_the_step_and_are_not_retried(store: ConversationStore, store_url: str) -> None:
-    await make_table(store_url)
+async def test_effects_that_raise_end_the_step_and_are_not_retried(store: ConversationStore, url: str) -> None:
 
     class Failing(Acting):
         async def effects(self, events: Sequence[RecordedEvent]) -> None:
@@ -184,42 +171,35 @@ async def test_effects_that_raise_end_the_step_and_are_not_retried(store: Conver
     projection = Failing()
     await store.projector(projection).step()
     await say(store, Outbox(), 3)
-
     with pytest.raises(RuntimeError, match="no network"):
         await store.projector(projection).step()
-
     assert await store.projector(projection).step() == 0
     assert projection.done == [1, 2, 3]
 
 
-async def test_death_before_its_effects_leaves_them_undone(store: ConversationStore, store_url: str) -> None:
+async def test_death_before_its_effects_leaves_them_undone(store: ConversationStore, url: str) -> None:
     """At most once outside, while what it wrote is there exactly once: also that it is still to be done."""
-    await make_table(store_url)
     projection = Acting()
     await store.projector(projection).step()
     await say(store, Outbox(), 8)
-
-    child = command(project, "dying", store_url)
+    child = command(project, "dying", url)
     done = await asyncio.to_thread(subprocess.run, child, cwd=ROOT, timeout=60, check=False)
     await store.projector(projection).catch_up()
-
     assert done.returncode == 9
     assert projection.done == [6, 7, 8]
-    assert await rows_of(store_url) == [(0, position, 0) for position in range(1, 9)]
+    assert await rows_of(url) == [(0, position, 0) for position in range(1, 9)]
 
 
 async def test_what_a_catch_up_projection_raises_is_its_own_fault(store: ConversationStore, store_url: str) -> None:
     """Its table is missing, which is no affair of `letopis db upgrade`."""
     await say(store, Outbox(), 1)
-
     with raises_fault(FaultClass.UNCLASSIFIED, "projection", match=r"custom\.seen"):
         await store.projector(Seen()).run()
     await make_table(store_url)
     assert await store.projector(Seen()).catch_up() == 1
 
 
-async def test_what_was_redacted_comes_without_its_content(store: ConversationStore, store_url: str) -> None:
-    await make_table(store_url)
+async def test_what_was_redacted_comes_without_its_content(store: ConversationStore, url: str) -> None:
     outbox = await new_outbox(store, "c", Message.user("a secret", id="m"), Message.user("no secret"))
     await send(store, outbox, "c", MessageRedacted(message_id="m"))
     taken: list[RecordedEvent] = []
@@ -229,21 +209,18 @@ async def test_what_was_redacted_comes_without_its_content(store: ConversationSt
             taken.extend(events)
 
     await store.projector(Reading()).catch_up()
-
     assert [event.type for event in taken] == ["message.appended", "message.appended", "message.redacted"]
     assert [event.digest is None for event in taken] == [True, False, False]
     assert "a secret" not in str(taken)
 
 
 class TestInline:
-    async def test_it_is_written_with_the_events(self, store_url: str) -> None:
-        async with ConversationStore.open(store_url, migrate=True, projections=[Seen(2), Seen(1)]) as store:
-            await make_table(store_url)
+    async def test_it_is_written_with_the_events(self, url: str) -> None:
+        async with ConversationStore.open(url, migrate=True, projections=[Seen(2), Seen(1)]) as store:
             await say(store, Outbox(), 4)
-
         # The first of two versions does what is to be done, and the second replays it in the same transaction.
-        assert await rows_of(store_url, 1) == [(0, position, 0) for position in range(1, 5)]
-        assert await rows_of(store_url, 2) == [(0, position, 1) for position in range(1, 5)]
+        assert await rows_of(url, 1) == [(0, position, 0) for position in range(1, 5)]
+        assert await rows_of(url, 2) == [(0, position, 1) for position in range(1, 5)]
 
     async def test_many_lanes_in_one_apply_come_in_the_order_of_the_log(self, empty_database_url: str) -> None:
         async with ConversationStore.open(
@@ -255,30 +232,26 @@ class TestInline:
                 outbox.append(f"c{number % 13}", Message.user("x"))
             await outbox.deliver(store)
             expected = [(one, position) for one in range(3) for position in range(1, await store.head(one) + 1)]
-
         assert [(partition, position) for partition, position, _ in await rows_of(empty_database_url)] == expected
 
-    async def test_one_that_fails_makes_the_apply_fail(self, store_url: str) -> None:
+    async def test_one_that_fails_makes_the_apply_fail(self, url: str) -> None:
         projection = Seen()
-        async with ConversationStore.open(store_url, migrate=True, projections=[projection]) as store:
-            await make_table(store_url)
+        async with ConversationStore.open(url, migrate=True, projections=[projection]) as store:
             outbox = Outbox()
             outbox.append("c", Message.user("boo"))
             projection.poison = "boo"
-
             with pytest.raises(StoreFault, match=r"custom\.seen") as raised:
                 await outbox.deliver(store)
-
             assert (raised.value.fault_class, raised.value.code) == (FaultClass.UNCLASSIFIED, "projection")
             assert "secret" not in str(raised.value)
             assert await store.conversation("c") is None
             assert await store.head() == 0
-            assert await rows_of(store_url) == []
+            assert await rows_of(url) == []
             projection.poison = None
             await outbox.deliver(store)
-            assert await rows_of(store_url) == [(0, 1, 0)]
+            assert await rows_of(url) == [(0, 1, 0)]
 
-    async def test_a_constraint_of_its_table_is_not_the_event_s_fault(self, store_url: str) -> None:
+    async def test_a_constraint_of_its_table_is_not_the_event_s_fault(self, url: str) -> None:
         class Twice(Seen):
             tries = 0
 
@@ -289,44 +262,40 @@ class TestInline:
                 await super().apply(connection, [events[0], events[0]], replaying=replaying)
 
         projection = Twice()
-        async with ConversationStore.open(store_url, migrate=True, projections=[projection]) as store:
-            await make_table(store_url)
+        async with ConversationStore.open(url, migrate=True, projections=[projection]) as store:
             with pytest.raises(StoreFault) as raised:
                 await say(store, Outbox(), 1)
-
         assert (raised.value.fault_class, raised.value.code) == (FaultClass.UNCLASSIFIED, "projection")
         assert projection.tries == 1, "no race of two applies that trying again would mend"
 
-    async def test_one_added_later_waits_for_catch_up(self, store_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_one_added_later_waits_for_catch_up(self, url: str, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.WARNING, logger="letopis.store.projections")
-        await make_table(store_url)
         outbox = Outbox()
-        async with ConversationStore.open(store_url, migrate=True) as store:
+        async with ConversationStore.open(url, migrate=True) as store:
             await say(store, outbox, 5)
-        async with ConversationStore.open(store_url, projections=[Seen()]) as store:
+        async with ConversationStore.open(url, projections=[Seen()]) as store:
             await say(store, outbox, 2)
-            assert await rows_of(store_url) == []
+            assert await rows_of(url) == []
             (record,) = caplog.records
             assert "5 events behind" in record.getMessage()
 
             assert await store.projector(Seen()).catch_up() == 7
             await say(store, outbox, 2)
 
-            assert [position for _, position, _ in await rows_of(store_url)] == list(range(1, 10))
-        async with ConversationStore.open(store_url) as store:
+            assert [position for _, position, _ in await rows_of(url)] == list(range(1, 10))
+        async with ConversationStore.open(url) as store:
             await say(store, outbox, 1)  # by a process that was not given it
-        async with ConversationStore.open(store_url, projections=[Seen()]) as store:
+        async with ConversationStore.open(url, projections=[Seen()]) as store:
             await say(store, outbox, 1)
-            assert len(await rows_of(store_url)) == 9
+            assert len(await rows_of(url)) == 9
             await store.projector(Seen()).catch_up()
             await say(store, outbox, 1)
-        assert [position for _, position, _ in await rows_of(store_url)] == list(range(1, 13))
+        assert [position for _, position, _ in await rows_of(url)] == list(range(1, 13))
 
-    async def test_its_projector_and_many_appliers_meet_without_a_gap(self, store_url: str) -> None:
-        await make_table(store_url)
-        async with ConversationStore.open(store_url, migrate=True) as store:
+    async def test_its_projector_and_many_appliers_meet_without_a_gap(self, url: str) -> None:
+        async with ConversationStore.open(url, migrate=True) as store:
             await say(store, Outbox(), 30)
-        async with ConversationStore.open(store_url, projections=[Seen()]) as store:
+        async with ConversationStore.open(url, projections=[Seen()]) as store:
             applying = [asyncio.create_task(say(store, Outbox(), 20, name)) for name in ("a", "b")]
             projector = store.projector(Seen(), batch=4)
             while not all(task.done() for task in applying):
@@ -334,34 +303,22 @@ class TestInline:
                 await asyncio.sleep(0)
             await asyncio.gather(*applying)
             await projector.catch_up()
-
-        assert [position for _, position, _ in await rows_of(store_url)] == list(range(1, 71))
+        assert [position for _, position, _ in await rows_of(url)] == list(range(1, 71))
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("field", "value"),
     [
-        {"name": ""},
-        {"name": "Orders"},
-        {"name": "orders counted"},
-        {"name": "x" * 65},
-        {"name": 5},
-        {"name": "search"},
-        {"name": "letopis.orders"},
-        {"version": 0},
-        {"version": True},
-        {"version": "2"},
-        {"version": 2**31},
+        *(("name", name) for name in ("", "Orders", "orders counted", "x" * 65, 5, "search", "letopis.orders")),
+        *(("version", version) for version in (0, True, "2", 2**31)),
     ],
 )
-def test_a_projection_that_cannot_be_kept_account_of_is_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
+def test_a_projection_that_cannot_be_kept_account_of_is_refused(tmp_path: Path, field: str, value: Any) -> None:
     projection = Seen()
-    for name, value in fields.items():
-        setattr(projection, name, value)
-
-    with pytest.raises(ConfigurationError, match=next(iter(fields))):
+    setattr(projection, field, value)
+    with pytest.raises(ConfigurationError, match=field):
         ConversationStore(tmp_path / "history.db", projections=[projection])
-    with pytest.raises(ConfigurationError, match=next(iter(fields))):
+    with pytest.raises(ConfigurationError, match=field):
         ConversationStore(tmp_path / "history.db").projector(projection)
 
 
@@ -371,13 +328,14 @@ def test_inline_projections_that_cannot_work_are_refused(tmp_path: Path) -> None
             """Apply nothing."""
 
     path = tmp_path / "history.db"
-    with pytest.raises(ConfigurationError, match="twice"):
-        ConversationStore(path, projections=[Seen(), Seen()])
-    with pytest.raises(ConfigurationError, match="effects"):
-        ConversationStore(path, projections=[Acting()])
-    with pytest.raises(ConfigurationError, match="name"):
-        ConversationStore(path, projections=[NoName()])
-    with pytest.raises(ConfigurationError, match="must be a Projection"):
-        ConversationStore(path, projections=["custom.seen"])  # type: ignore[list-item]
+    wrong: dict[str, list[Any]] = {
+        "twice": [Seen(), Seen()],
+        "effects": [Acting()],
+        "name": [NoName()],
+        "must be a Projection": ["custom.seen"],
+    }
+    for told, projections in wrong.items():
+        with pytest.raises(ConfigurationError, match=told):
+            ConversationStore(path, projections=projections)
     with pytest.raises(InvalidInput, match="batch"):
         ConversationStore(path).projector(Seen(), batch=0)

@@ -57,7 +57,6 @@ def test_every_type_is_tried_there() -> None:
     # A tombstone is the outbox's; `message.appended` is what every message becomes.
     elsewhere = {"EventSkipped", MessageAppended.__name__}
     missing = {body.__name__ for body in VOCABULARY.values() if f"{body.__name__}(" not in source}
-
     assert missing == elsewhere
 
 
@@ -70,7 +69,6 @@ async def test_what_adds_up_to_more_than_a_statement_may_hold_stays_in_the_log_a
         outbox.append("chat", ReactionAdded(message_id="m", key=f"{number}", value="y" * 1_000_000))
         await outbox.deliver(store)
     await send(store, outbox, "chat", ConversationAnnotated(metadata={"key-0": None, "small": 1}))
-
     found = present(await store.conversation("chat"))
     assert (found.version, set(found.metadata)) == (42, {"key-1", "key-2", "key-3", "small"})
     (message,) = await store.messages("chat")

@@ -19,7 +19,7 @@ from letopis.store.read.paging import Window
 from letopis.store.read.reader import ViewQuery
 from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.reads import ONLY, WINDOWS, ReadConformance, fill
-from tests.support.sayings import change, new_outbox
+from tests.support.sayings import change, new_outbox, send
 
 
 def query_of(window: Window | None) -> ViewQuery:
@@ -55,7 +55,6 @@ async def test_the_view_of_a_conversation_that_is_not_there_is_empty(store: Conv
 
 async def test_a_view_tells_the_lane_of_its_own_outbox(store: ConversationStore, filled: Outbox) -> None:
     view = await store.outbox_access.view(replace(query_of(Window(last=1)), whole=True))
-
     assert view.sequence == 0
     assert view.conversation == await store.conversation(ONLY)
     assert [message.text for message in view.messages] == ["10"]
@@ -79,14 +78,11 @@ async def test_old_events_are_read_as_if_written_today(store_url: str) -> None:
 
 async def test_a_message_that_only_a_newer_release_reads_is_shown_as_it_is(store: ConversationStore) -> None:
     outbox = Outbox()
-    outbox.append(ONLY, Event(type="message.appended", schema_version=2, data={"shape": "of tomorrow"}))
-    await outbox.deliver(store)
+    await send(store, outbox, ONLY, Event(type="message.appended", schema_version=2, data={"shape": "of tomorrow"}))
     async with store._runtime.callers_engine.begin() as connection:  # as the newer release would have
         values = {"partition": 0, "conversation_id": ONLY, "version": 1, "message_id": "m-1", "content_version": 1}
         await connection.execute(sa.insert(messages_table).values(**values, role="narrator", state="appended"))
-
     [message] = await store.messages(ONLY)
-
     assert (message.id, message.content) == ("m-1", (UnknownPart({"shape": "of tomorrow"}),))
 
 
@@ -96,7 +92,6 @@ async def test_a_store_that_was_closed_says_so(store_url: str) -> None:
     await store.prepare()
     await store.close()
     await store.close()
-
     for call in (store.ping, store.prepare, store.head, store.partitions, store.conversations):
         with pytest.raises(Closed):
             await call()
@@ -175,7 +170,6 @@ async def test_a_store_is_prepared_by_its_first_use(store_url: str) -> None:
 async def test_a_damaged_payload_is_a_fault_of_the_store_and_quotes_nothing(store: ConversationStore) -> None:
     await new_outbox(store, ONLY, Message.user("secret"))
     await change(store, 'UPDATE letopis_events SET data = \'{"content": "secret\'')
-
     for call in (store.messages, store.events):
         with pytest.raises(StoreFault) as caught:
             await call(ONLY)

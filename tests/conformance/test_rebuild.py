@@ -60,7 +60,6 @@ async def test_a_message_that_is_erased_off_the_path_has_no_reactions(store: Con
     outbox.append("c", ReactionAdded(message_id="2", key="rating", value=5), ReactionAdded(message_id="1", key="like"))
     await outbox.deliver(store)
     await send(store, outbox, "c", MessageRedacted(message_id="2"), MessageRedacted(message_id="1"))
-
     every = await store.messages("c", every=True)
     assert [(one.id, one.text, len(one.reactions)) for one in every] == [("1", "", 1), ("2", "", 0)]
     assert await done(store, check=True) == {"c": ()}
@@ -68,7 +67,6 @@ async def test_a_message_that_is_erased_off_the_path_has_no_reactions(store: Con
 
 async def test_what_is_as_it_should_be_is_left_alone(store: ConversationStore) -> None:
     await three(store)
-
     assert await done(store) == {}
     assert await done(store, check=True) == {"a": (), "b": (), "c": ()}
     found = [one async for one in store.rebuild(every=True)]
@@ -83,7 +81,6 @@ async def test_rows_of_older_rules_are_found_also_when_they_were_written_to_sinc
     await change(store, sa.update(conversations).values(rules=PROJECTION_RULES - 1), sa.delete(messages))
     await send(store, outbox, "b", Message.user("3"))
     assert (await row(store, "b")).rules == PROJECTION_RULES - 1
-
     async for rebuilt in store.rebuild():
         assert rebuilt.conversation_id == "a"
         break  # cut off: what is done stays done
@@ -91,7 +88,6 @@ async def test_rows_of_older_rules_are_found_also_when_they_were_written_to_sinc
         "b": ("messages[2] missing", "messages[3] missing"),
         "c": ("messages[2] missing", "messages[3] missing"),
     }
-
     assert await done(store) == {}
     assert await done(store, check=True) == {"a": (), "b": (), "c": ()}
     assert len(await store.messages("b")) == 3
@@ -101,7 +97,6 @@ async def test_rows_of_a_newer_release_are_left_alone(store: ConversationStore) 
     await three(store)
     newer = sa.update(conversations).where(conversations.c.conversation_id == "b")
     await change(store, newer.values(rules=PROJECTION_RULES + 1, title="of another age"))
-
     assert await done(store, every=True) == {"a": (), "c": ()}
     assert await done(store, conversation="b") == {}
     assert (await row(store, "b")).title == "of another age"
@@ -134,18 +129,14 @@ async def test_a_check_names_what_differs_and_writes_nothing(store: Conversation
 async def test_the_differences_that_are_named_are_bounded(store: ConversationStore) -> None:
     await new_outbox(store, "c", *(Message.user("x") for _ in range(50)))
     await change(store, sa.update(messages).values(role="tool"))
-
     (found,) = [one async for one in store.rebuild(conversation="c")]
-
     assert (len(found.differences), found.difference_count, found.written) == (rebuild.MAX_NAMED_DIFFERENCES, 50, True)
 
 
 async def test_a_lost_row_is_made_anew_with_the_next_number(store: ConversationStore) -> None:
     await three(store)
     await change(store, sa.delete(conversations).where(conversations.c.conversation_id == "b"))
-
     assert await done(store) == {"b": ("row missing",)}
-
     assert (await row(store, "b")).number == 4
     assert (await store.messages("b")).items[-1].text == "2"
     await new_outbox(store, "d", ConversationStarted(owner_id="42"))
@@ -156,9 +147,7 @@ async def test_a_lost_row_is_made_anew_with_the_next_number(store: ConversationS
 async def test_the_number_does_not_repeat_where_the_owner_was_lost_too(store: ConversationStore) -> None:
     await three(store)
     await change(store, sa.delete(conversations).where(conversations.c.conversation_id == "b"), sa.delete(owners))
-
     await done(store)
-
     assert sorted([(await row(store, name)).number for name in "abc"]) == [1, 3, 4]
 
 
@@ -195,9 +184,7 @@ async def test_what_came_after_a_deletion_that_met_damaged_rows_is_emptied(store
     await send(store, outbox, "a", ConversationDeleted())
     await change(store, sa.update(conversations).where(conversations.c.conversation_id == "a").values(state="active"))
     await send(store, outbox, "a", Message.user("late"))
-
     assert "events[5] not erased" in (await done(store, every=True))["a"]
-
     assert [event.data.get("content") for event in await store.events("a")][1:] == ["", "", None, ""]
     assert await done(store, check=True) == dict.fromkeys("abc", ())
 
@@ -205,7 +192,6 @@ async def test_what_came_after_a_deletion_that_met_damaged_rows_is_emptied(store
 async def test_a_row_without_events_is_told_and_kept(store: ConversationStore) -> None:
     await three(store)
     await change(store, sa.delete(events).where(events.c.conversation_id == "b"))
-
     assert await done(store, every=True) == {"a": (), "b": ("events missing",), "c": ()}
     assert (await row(store, "b")).version == 3
 
@@ -213,10 +199,8 @@ async def test_a_row_without_events_is_told_and_kept(store: ConversationStore) -
 async def test_a_log_with_a_hole_is_not_built_upon(store: ConversationStore) -> None:
     await three(store)
     await change(store, sa.delete(events).where(events.c.conversation_id == "b", events.c.version == 2))
-
     with pytest.raises(StoreFault, match="event 2 of a conversation is missing") as raised:
         await done(store, conversation="b")
-
     assert raised.value.code == "damaged"
     assert (await row(store, "b")).version == 3
 
@@ -236,7 +220,6 @@ async def test_a_damaged_value_is_named(store: ConversationStore, damage: str, s
     """SQLite keeps values of any type in a column, so a single bit makes a number of a text."""
     await three(store)
     await change(store, f"UPDATE letopis_events SET {damage} WHERE conversation_id = 'b' AND version = 2")
-
     with pytest.raises(StoreFault, match=f"event 2 of a conversation {said}"):
         await done(store, conversation="b")
 
@@ -253,9 +236,7 @@ async def test_pages_are_alike(store: ConversationStore, engine: AsyncEngine, mo
     before = await digests(engine)
     await change(store, sa.delete(messages), sa.update(conversations).values(rules=0))
     monkeypatch.setattr(rebuild, "PAGE_ROWS", 7)
-
     found = [one async for one in store.rebuild()]
-
     assert max(one.events for one in found) > 100
     assert await digests(engine) == before
     assert await mismatches(store) == []
@@ -325,9 +306,7 @@ async def test_a_fork_s_rewind_into_its_parent_is_rebuilt(store: ConversationSto
     before = await digests(engine)
     cut = {"inherits": 0, "inherited_to": None, "forked_from_id": None, "forked_from_version": None}
     await change(store, sa.update(conversations).values(**cut), sa.delete(messages))
-
     found = await done(store, every=True)
-
     assert {"forked_from_id", "forked_from_version", "inherits", "inherited_to"} <= set(found["fork"])
     assert await digests(engine) == before
 
@@ -340,6 +319,5 @@ async def test_edits_of_a_deleted_conversation_that_a_fork_reads_in_part(store: 
     outbox.append("c", MessageEdited(message_id="1", content="edited again"))
     await outbox.deliver(store)
     await send(store, outbox, "c", ConversationDeleted())
-
     assert [one.text for one in await store.messages("fork")] == ["edited"]
     assert await done(store, check=True) == {"c": (), "fork": ()}

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from letopis.outbox import History
 from letopis.store import ConversationStore, InvalidInput, Message
 from letopis.store.database.schema import erasures, events, log_heads, origins, records
+from letopis.store.erasures import Erasure
 from letopis.store.maintenance.receipt import ErasureScope, ReceiptCheck, _digest, load, make_receipt
 from letopis.store.model.events import utc_now
 from tests.support.sayings import Bots, change, drain, rows_of
@@ -38,15 +39,23 @@ async def redact(one: History) -> None:
     await drain(one)
 
 
+async def begun(store: ConversationStore, engine: AsyncEngine) -> tuple[Erasure, ErasureScope]:
+    erasure = await store.erasures.register("person", ANN, how="delete", reason="asked", requested_by="dpo")
+    async with engine.connect() as connection:
+        return erasure, await ErasureScope.read(connection, "person", ANN)
+
+
+async def receipt_of(engine: AsyncEngine, erasure: Erasure, scope: ErasureScope) -> bytes:
+    async with engine.connect() as connection:
+        return await make_receipt(connection, erasure.number, scope, now=utc_now())
+
+
 async def erased(store: ConversationStore, engine: AsyncEngine, one: History) -> bytes:
     """Erase a person, as the command does, and return the receipt."""
     await said(one)
-    erasure = await store.erasures.register("person", ANN, how="delete", reason="asked", requested_by="dpo")
-    async with engine.connect() as connection:
-        scope = await ErasureScope.read(connection, "person", ANN)
+    erasure, scope = await begun(store, engine)
     await redact(one)
-    async with engine.connect() as connection:
-        return await make_receipt(connection, erasure.number, scope, now=utc_now())
+    return await receipt_of(engine, erasure, scope)
 
 
 async def problems(engine: AsyncEngine, content: bytes) -> list[str]:
@@ -115,7 +124,6 @@ async def test_each_field_that_is_altered_is_refused(store: ConversationStore, e
     document = orjson.loads(await erased(store, engine, bots[0]))
     paths = fields(document)
     assert len(paths) > 20
-
     for path in paths:
         changed = altered(document, path)
         with pytest.raises(InvalidInput, match="receipt"):
@@ -133,14 +141,11 @@ async def test_each_field_that_is_altered_is_refused(store: ConversationStore, e
 async def test_content_that_is_back_is_found(store: ConversationStore, engine: AsyncEngine, bots: Bots) -> None:
     await said(bots[0])
     rows = await rows_of(store, sa.select(events))
-    erasure = await store.erasures.register("person", ANN, how="delete", reason="asked", requested_by="dpo")
-    async with engine.connect() as connection:
-        scope = await ErasureScope.read(connection, "person", ANN)
-        with pytest.raises(InvalidInput, match="holds content"):
-            await make_receipt(connection, erasure.number, scope, now=utc_now())
+    begin = await begun(store, engine)
+    with pytest.raises(InvalidInput, match="holds content"):
+        await receipt_of(engine, *begin)
     await redact(bots[0])
-    async with engine.connect() as connection:
-        content = await make_receipt(connection, erasure.number, scope, now=utc_now())
+    content = await receipt_of(engine, *begin)
     assert await problems(engine, content) == []
 
     [back] = [row for row in rows if "edited" in row.data]
@@ -162,18 +167,14 @@ async def test_records_are_named_and_found_if_they_are_back(
     for held in (one.records(owner=ANN), one.records(conversation="mine"), one.records(owner=BEN)):
         await held.put(("notes",), "key", AUTHOR_WORDS)
     await drain(one)
-    erasure = await store.erasures.register("person", ANN, how="delete", reason="asked", requested_by="dpo")
-    async with engine.connect() as connection:
-        scope = await ErasureScope.read(connection, "person", ANN)
-        rows = [dict(row) for row in (await connection.execute(sa.select(records))).mappings()]
+    begin = await begun(store, engine)
+    rows = [dict(row._mapping) for row in await rows_of(store, sa.select(records))]
     await redact(one)
-    async with engine.connect() as connection:
-        with pytest.raises(InvalidInput, match="the store holds 1 of the records"):
-            await make_receipt(connection, erasure.number, scope, now=utc_now())
+    with pytest.raises(InvalidInput, match="the store holds 1 of the records"):
+        await receipt_of(engine, *begin)
     await one.records(owner=ANN).erase()
     await drain(one)
-    async with engine.connect() as connection:
-        content = await make_receipt(connection, erasure.number, scope, now=utc_now())
+    content = await receipt_of(engine, *begin)
 
     assert len(orjson.loads(content)["records"]) == 2
     assert await problems(engine, content) == []
@@ -182,8 +183,7 @@ async def test_records_are_named_and_found_if_they_are_back(
     await drain(one)
     assert await problems(engine, content) == []
     [back] = [row for row in rows if row["scope"].endswith("mine")]
-    async with engine.begin() as connection:
-        await connection.execute(sa.insert(records).values(back))
+    await change(store, sa.insert(records).values(back))
     assert await problems(engine, content) == ["the store holds 1 of the records of the receipt"]
 
 
@@ -194,7 +194,6 @@ async def test_late_acknowledgement_is_told(store: ConversationStore, engine: As
     late = {**outbox, "carried_out": 0, "acknowledged": False}
     check = load(signed_again({**document, "outboxes": [late]}))
     name = outbox["name"]
-
     await change(store, sa.update(origins).values(erasures=0))
     assert [problem async for problem in check.problems(engine)] == []
     assert check.outboxes == {name: "has not acknowledged yet"}
@@ -207,6 +206,5 @@ async def test_late_acknowledgement_is_told(store: ConversationStore, engine: As
 async def test_a_receipt_of_another_store_is_refused(store: ConversationStore, engine: AsyncEngine, bots: Bots) -> None:
     content = await erased(store, engine, bots[0])
     await store.new_identity()
-
     [problem] = await problems(engine, content)
     assert problem.startswith("the receipt is of history store ")

@@ -32,7 +32,7 @@ from letopis.store import (
 from tests.conformance.talk import count, deliver
 from tests.support.bench import ask
 from tests.support.relays import sql
-from tests.support.sayings import all_pages, present
+from tests.support.sayings import Bots, all_pages, present
 
 NOWHERE = "postgresql://127.0.0.1:1/none"
 CHAT = "chat-1"
@@ -62,10 +62,9 @@ async def test_what_was_put_is_read_as_it_was_given(bot: History, *, delivered: 
         assert await count(bot, "letopis_outbox_lanes WHERE delivered < head") == 0
 
     for key, one in values.items():
-        found = await records.get(CP, key)
-        assert found is not None and found.value == one and found.tags == {"run": "r1"}
-        assert (found.saved, found.current) == (delivered, True)
-    assert list((await records.get(CP, "object")).value) == ["z", "a"]  # type: ignore[union-attr]
+        found = present(await records.get(CP, key))
+        assert (found.value, found.tags, found.saved, found.current) == (one, {"run": "r1"}, delivered, True)
+    assert list(await value(records, "object")) == ["z", "a"]
     page = await records.list(CP)
     assert {one.key: one.value for one in page} == values and page.next is None
     assert await records.get(CP, "nothing") is None
@@ -90,13 +89,14 @@ async def test_records_are_in_no_list_statistics_window_or_search(bot: History, 
         assert [one.type for one in await bot.chat(CHAT).events()] == ["conversation.started", "message.appended"]
 
     for scope in (records, memory, bot.records(space="app"), bot.records(conversation="only records")):
-        await scope.put(CP, "a", "hello words")
+        await scope.put(CP, "words", "hello words", tags={"words": "words"})
     await expect()
     # What a condition has seen is not made old by a record.
     await bot.append(CHAT, Message.assistant("good", id="answer"), expected=seen)
     await bot.chat(CHAT).pop()
     await deliver(bot)
     assert [one.conversation_id for one in await bot.conversations()] == [CHAT]
+    assert not (await store.search("words")).items
     assert await bot.chat("only records").conversation() is None
     assert await store.conversation("only records") is None
 
@@ -118,8 +118,9 @@ async def test_conditions(bot: History, *, delivered: bool) -> None:
     assert kept.kept and kept.revision == first.revision and await value(records, "a") == 1
     second = await records.put(CP, "a", 2, expected=first.revision)  # type: ignore[arg-type]
     await turn()
-    with pytest.raises(RecordConflict):
+    with pytest.raises(RecordConflict) as old:
         await records.put(CP, "a", 3, expected=first.revision)  # type: ignore[arg-type]
+    assert (old.value.expected, old.value.actual) == (first.revision, second.revision)
     with pytest.raises(RecordConflict):
         await records.delete(CP, "a", expected=uuid4())
     with pytest.raises(RecordConflict):
@@ -132,34 +133,23 @@ async def test_conditions(bot: History, *, delivered: bool) -> None:
     assert await value(records, "a") == 4
 
 
-async def test_a_refused_put_of_several_writes_none_of_them(bot: History) -> None:
-    records = bot.records(space="app")
-    await records.put(CP, "a", 1)
-    with pytest.raises(RecordConflict):
-        await records.put_many([RecordPut(CP, "b", 1), RecordPut(("x",), "c", 1), RecordPut(CP, "a", 1, ABSENT)])
-    assert await count(bot, "letopis_outbox_events") == 1 and await count(bot, "letopis_outbox_record_bodies") == 1
-    assert await value(records, "b") is None
-
-
-async def test_late_loser_is_told_and_reads_the_winner(bot: History, store: ConversationStore, tmp_path: Path) -> None:
-    mine = bot.records(conversation=CHAT)
+async def test_late_loser_is_told_and_reads_the_winner(bots: Bots) -> None:
+    bot, other = bots
+    mine, theirs = (one.records(conversation=CHAT) for one in bots)
     base = await mine.put(CP, "a", "base")
     await deliver(bot)
-    async with History(tmp_path / "other.outbox.db", store=store, relay=False, watch=False) as other:
-        theirs = other.records(conversation=CHAT)
-        won = await theirs.put(CP, "a", "theirs", expected=base.revision)  # type: ignore[arg-type]
-        lost = await mine.put(CP, "a", "mine", expected=base.revision)  # type: ignore[arg-type]
-        after = await mine.put(CP, "b", 1)
-        assert await value(mine, "a") == "mine"
-        await deliver(other)
-        await deliver(bot)
+    won = await theirs.put(CP, "a", "theirs", expected=base.revision)  # type: ignore[arg-type]
+    lost = await mine.put(CP, "a", "mine", expected=base.revision)  # type: ignore[arg-type]
+    after = await mine.put(CP, "b", 1)
+    assert await value(mine, "a") == "mine"
+    await deliver(other, bot)
 
-        assert not await won.superseded(5) and await won.saved(5)
-        assert await lost.superseded(5) and not await lost.saved(5)
-        assert await after.saved(5)
-        for records in (mine, theirs):
-            found = await records.get(CP, "a")
-            assert found is not None and (found.value, found.revision) == ("theirs", won.revision)
+    assert not await won.superseded(5) and await won.saved(5)
+    assert await lost.superseded(5) and not await lost.saved(5)
+    assert await after.saved(5)
+    for records in (mine, theirs):
+        found = present(await records.get(CP, "a"))
+        assert (found.value, found.revision) == ("theirs", won.revision)
 
 
 async def test_records_and_messages_of_a_transaction_are_written_together_or_not(bot: History) -> None:
@@ -261,8 +251,7 @@ async def test_a_list_beside_writers_claims_no_damage(bot: History, monkeypatch:
 
 async def test_damage_is_told_where_one_look_into_the_file_shows_it(bot: History) -> None:
     records = bot.records(conversation=CHAT)
-    await records.put(CP, "a", 1)
-    await records.put(CP, "b", 2)
+    await records.put_many([RecordPut(CP, "a", 1), RecordPut(CP, "b", 2)])
     last = "SELECT max(position) FROM letopis_outbox_events"
     await sql(bot.outbox, f"DELETE FROM letopis_outbox_record_bodies WHERE position = ({last})")
     assert await value(records, "a") == 1
@@ -282,18 +271,19 @@ async def test_without_the_store_a_record_is_read_or_refused(tmp_path: Path, sto
         await deliver(bot)
     async with History(path, store=NOWHERE, relay=False, watch=False, read_timeout=1.0) as away:
         records = away.records(conversation=CHAT)
-        found = await records.get(CP, "put")
-        assert found is not None and (found.value, found.saved, found.current) == (1, True, False)
-        for unknown in ("gone", "never"):
+        found = present(await records.get(CP, "put"))
+        assert (found.value, found.saved, found.current) == (1, True, False)
+        for refused in (
+            records.get(CP, "gone"),
+            records.get(CP, "never"),
+            records.list(CP),
+            records.put(CP, "never", 1, expected=ABSENT),
+        ):
             with pytest.raises(StoreUnavailable):
-                await records.get(CP, unknown)
-        with pytest.raises(StoreUnavailable):
-            await records.list(CP)
-        with pytest.raises(StoreUnavailable):
-            await records.put(CP, "never", 1, expected=ABSENT)
+                await refused
         await records.put(CP, "never", 2)
         await records.delete(CP, "put")
-        await records.put(CP, "never", 3, expected=(await records.get(CP, "never")).revision)  # type: ignore[union-attr]
+        await records.put(CP, "never", 3, expected=present(await records.get(CP, "never")).revision)
         assert await value(records, "never") == 3 and await value(records, "put") is None
         await records.delete_where()
         assert await value(records, "unknown to all") is None
@@ -400,7 +390,7 @@ async def test_records_are_found_by_their_tags_in_all_scopes(bot: History) -> No
                 ("space app", ("new",), "r1"),
             ]
         [one] = await bot.records.find({"run": "r1", "n": 2})
-        assert (await bot.records(one.scope).get(one.namespace, one.key)).value == 2  # type: ignore[union-attr]
+        assert present(await bot.records(one.scope).get(one.namespace, one.key)).value == 2
         assert not await bot.records.find({"n": "2"}) and not await bot.records.find({"n": True})
 
     await expect()
@@ -413,31 +403,27 @@ async def test_records_are_found_by_their_tags_in_all_scopes(bot: History) -> No
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_no_update_of_two_is_lost(bot: History, store: ConversationStore, tmp_path: Path, seed: int) -> None:
+async def test_no_update_of_two_is_lost(bots: Bots, seed: int) -> None:
     """Each adds one to what it reads, on condition: the sum is the number of changes that were not put aside."""
-    draw = random.Random(seed)
-    async with History(tmp_path / "other.outbox.db", store=store, relay=False, watch=False) as other:
-        both = (bot, other)
-        base = await bot.records(space="app").put(CP, "n", 0)
-        await deliver(bot)
-        receipts = []
-        for _ in range(40):
-            one = draw.choice(both)
-            if draw.random() < 0.3:
-                await deliver(one)
-                continue
-            records = one.records(space="app")
-            found = present(await records.get(CP, "n"))
-            try:
-                receipts.append(await records.put(CP, "n", found.value + 1, expected=found.revision))
-            except RecordConflict:
-                pytest.fail("nobody came in between")
-        for one in both:
+    draw, receipts = random.Random(seed), []
+    base = await bots[0].records(space="app").put(CP, "n", 0)
+    await deliver(bots[0])
+    for _ in range(40):
+        one = draw.choice(bots)
+        if draw.random() < 0.3:
             await deliver(one)
-        applied = [one for one in receipts if not await one.superseded(5)]
-        assert await base.saved(5) and 0 < len(applied) < len(receipts)
-        for one in both:
-            assert await value(one.records(space="app"), "n") == len(applied)
+            continue
+        records = one.records(space="app")
+        found = present(await records.get(CP, "n"))
+        try:
+            receipts.append(await records.put(CP, "n", found.value + 1, expected=found.revision))
+        except RecordConflict:
+            pytest.fail("nobody came in between")
+    await deliver(*bots)
+    applied = [one for one in receipts if not await one.superseded(5)]
+    assert await base.saved(5) and 0 < len(applied) < len(receipts)
+    for one in bots:
+        assert await value(one.records(space="app"), "n") == len(applied)
 
 
 @pytest.mark.parametrize("delivered", [False, True])
@@ -452,45 +438,43 @@ async def test_deleting_takes_what_a_list_takes(bot: History, *, delivered: bool
         if delivered:
             await deliver(bot)
 
-    async def left(prefix: tuple[str, ...]) -> list[int]:
-        return [one.value for one in await records.list(prefix)]
+    async def places(*prefix: str, **more: Any) -> set[tuple[tuple[str, ...], str]]:
+        return {(one.namespace, one.key) for one in await records.list(prefix, **more)}
 
-    asked: list[dict[str, Any]] = [
+    asked: tuple[dict[str, Any], ...] = (
         {"tags": {"even": True}},
         {"start": "2", "end": "4"},
         {"end": "3", "tags": {"even": True}},
-    ]
+    )
     for more in asked:
         await refill()
-        found = {(one.namespace, one.key) for one in await records.list(("a",), **more)}
-        before = {(one.namespace, one.key) for one in await records.list()}
+        found, before = await places("a", **more), await places()
         receipt = await records.delete_where(("a",), **more)
-        after = {(one.namespace, one.key) for one in await records.list()}
+        after = await places()
         assert found and after == before - found
         if delivered:
             await deliver(bot)
             assert await receipt.saved(5)
-            assert {(one.namespace, one.key) for one in await records.list()} == after
-    assert await left(("b",)) == list(range(6))
+            assert await places() == after
+    assert [one.value for one in await records.list(("b",))] == list(range(6))
     nothing = await records.delete_where(("a",), tags={"even": "yes"})
     assert nothing.revision is None and await nothing.saved(0)
     await records.delete_where(tags={})
     assert not await records.list()
 
 
-async def test_record_that_changes_meanwhile_stays(bot: History, store: ConversationStore, tmp_path: Path) -> None:
+async def test_record_that_changes_meanwhile_stays(bots: Bots) -> None:
     """It may not have the tag any more; who changed it has not asked for its deletion."""
-    async with History(tmp_path / "other.outbox.db", store=store, relay=False, watch=False) as other:
-        mine, theirs = bot.records(space="app"), other.records(space="app")
-        for key in ("a", "b"):
-            await mine.put(CP, key, 1, tags={"old": True})
-        await deliver(bot)
-        receipt = await mine.delete_where(CP, tags={"old": True})
-        await theirs.put(CP, "a", 2)
-        await deliver(other)
-        await deliver(bot)
-        assert await receipt.saved(5) and not await receipt.superseded(5)
-        assert {one.key: one.value for one in await mine.list()} == {"a": 2}
+    bot, other = bots
+    mine, theirs = (one.records(space="app") for one in bots)
+    for key in ("a", "b"):
+        await mine.put(CP, key, 1, tags={"old": True})
+    await deliver(bot)
+    receipt = await mine.delete_where(CP, tags={"old": True})
+    await theirs.put(CP, "a", 2)
+    await deliver(other, bot)
+    assert await receipt.saved(5) and not await receipt.superseded(5)
+    assert {one.key: one.value for one in await mine.list()} == {"a": 2}
 
 
 async def test_a_receipt_of_a_space_waits_for_all_its_lanes(bot: History) -> None:
@@ -509,14 +493,11 @@ async def test_a_receipt_of_a_space_waits_for_all_its_lanes(bot: History) -> Non
 async def test_conditions_that_cannot_hold_are_refused_by_name(bot: History, tmp_path: Path) -> None:
     """``expected`` takes a revision, ``ABSENT`` or ``ANY``; a refusal says what is there, and writes nothing."""
     records = bot.records(conversation=CHAT)
-    first = await records.put(CP, "a", 1)
     second = await records.put(CP, "a", 2)
-    before = await count(bot, "letopis_outbox_events")
-    with pytest.raises(RecordConflict) as old:
-        await records.put(CP, "a", 3, expected=first.revision)  # type: ignore[arg-type]
-    assert (old.value.expected, old.value.actual) == (first.revision, second.revision)
-    with pytest.raises(RecordConflict):
-        await records.put_many([RecordPut(CP, "b", 1, ABSENT), RecordPut(CP, "b", 2, ABSENT)])
+    before = await count(bot, "letopis_outbox_events"), await count(bot, "letopis_outbox_record_bodies")
+    for there in (RecordPut(CP, "b", 2, ABSENT), RecordPut(CP, "a", 1, ABSENT)):
+        with pytest.raises(RecordConflict):
+            await records.put_many([RecordPut(CP, "b", 1, ABSENT), RecordPut(("x",), "c", 1), there])
     for change in (
         lambda: records.delete(CP, "a", expected=ABSENT),
         lambda: records.put(CP, "a", 3, expected=None),  # type: ignore[arg-type]
@@ -526,7 +507,7 @@ async def test_conditions_that_cannot_hold_are_refused_by_name(bot: History, tmp
     ):
         with pytest.raises(InvalidInput):
             await change()
-    assert await count(bot, "letopis_outbox_events") == before
+    assert (await count(bot, "letopis_outbox_events"), await count(bot, "letopis_outbox_record_bodies")) == before
     # In one append a later condition sees the earlier change.
     await records.put_many([RecordPut(CP, "c", 1, ABSENT), RecordPut(CP, "c", 2)])
     await bot.append(CHAT, Message.user("hello"))

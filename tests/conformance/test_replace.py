@@ -62,8 +62,7 @@ async def test_it_becomes_the_whole_path(bots: Bots, store: ConversationStore, *
     assert [found.differences async for found in store.rebuild(check=True)] == [()]
 
 
-async def test_a_conversation_that_is_new_or_empty(bots: Bots) -> None:
-    bot, _ = bots
+async def test_a_conversation_that_is_new_or_empty(bot: History) -> None:
     assert await bot.chat(CHAT).replace([]) is None
     assert await bot.chat(CHAT).replace(said("a", "b")) is not None
     assert await path(bot) == shown("a", "b")
@@ -90,8 +89,7 @@ async def test_what_only_the_store_holds_is_kept_in_its_new_place(bots: Bots) ->
             await bot.chat(CHAT).replace([Message.user("n"), refused])
 
 
-async def test_edited_messages_come_as_they_are_shown(bots: Bots) -> None:
-    bot, _ = bots
+async def test_edited_messages_come_as_they_are_shown(bot: History) -> None:
     await bot.append(CHAT, *said("a", "b"))
     await bot.chat(CHAT).edit("b", "edited")
     messages = [one.message for one in await bot.messages(CHAT)]
@@ -103,8 +101,7 @@ async def test_edited_messages_come_as_they_are_shown(bots: Bots) -> None:
         await bot.chat(CHAT).replace([Message.user("third", id="b")])
 
 
-async def test_refusals_write_nothing(bots: Bots) -> None:
-    bot, _ = bots
+async def test_refusals_write_nothing(bot: History) -> None:
     await bot.append(CHAT, *said("a", "b"))
     await bot.chat(CHAT).redact("a")
     before = await bot.chat(CHAT).events()
@@ -141,8 +138,7 @@ async def test_of_two_outboxes_one_wins_whole(bots: Bots) -> None:
     assert await path(two) == shown("b", "x3")
 
 
-async def test_an_append_in_between_is_not_lost(bots: Bots, monkeypatch: pytest.MonkeyPatch) -> None:
-    bot, _ = bots
+async def test_an_append_in_between_is_not_lost(bot: History, monkeypatch: pytest.MonkeyPatch) -> None:
     await bot.append(CHAT, *said("a"))
     reader = bot._parts.reader
     real = reader.messages

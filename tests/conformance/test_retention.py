@@ -57,6 +57,12 @@ def opened(store_url: str, tmp_path: Path, calendar: Calendar) -> Opened:
     return open_
 
 
+@pytest.fixture
+async def bot(opened: Opened) -> AsyncIterator[History]:
+    async with opened() as history:
+        yield history
+
+
 async def retain(history: History, content: ContentRetention, calendar: Calendar) -> int:
     """Let a relay deliver, take away what is due, and deliver that; return how many conversations it trimmed."""
     relay = Relay(history.outbox, history.store, retention=content, now=calendar.now)
@@ -80,144 +86,137 @@ async def kept(history: History, name: str) -> list[str]:
     return [message.id for message in shown]
 
 
-async def test_old_content_leaves_and_nothing_younger_is_touched(opened: Opened, calendar: Calendar) -> None:
-    async with opened() as bot:
-        await say(bot, calendar, "a", 0, 1, 29, 31)
-        await say(bot, calendar, "b", 40)
-        before = {name: (await bot.store.messages(name)).items for name in ("a", "b")}
-        calendar.day = 30.5
-        assert await retain(bot, DAYS_30, calendar) == 1
-        assert (await bot.store.messages("a")).items[1:] == before["a"][1:]
-        assert (await bot.store.messages("b")).items == before["b"]
-        assert await kept(bot, "a") == ["a-1", "a-29", "a-31"]
-        held = await stored_text(bot.store)
-        assert "t0ken-a-0" not in held and "t0ken-a-1" in held
-        calendar.day = 60.5
-        assert await retain(bot, DAYS_30, calendar) == 1
-        assert await kept(bot, "a") == ["a-31"]
-        # What has left takes no further event with it, whatever time goes by.
-        calendar.day = 200
-        assert await retain(bot, DAYS_30, calendar) == 2
-        calendar.day = 400
-        assert await retain(bot, DAYS_30, calendar) == 0
-        events = (await bot.store.events("a")).items
-        assert [event.type for event in events].count("conversation.trimmed") == 3
-        assert events[-1].data == {"upto": 5, "rule": "default", "sequence": 5}
-        await assert_agrees(bot.store, "a", "b")
+async def test_old_content_leaves_and_nothing_younger_is_touched(bot: History, calendar: Calendar) -> None:
+    await say(bot, calendar, "a", 0, 1, 29, 31)
+    await say(bot, calendar, "b", 40)
+    before = {name: (await bot.store.messages(name)).items for name in ("a", "b")}
+    calendar.day = 30.5
+    assert await retain(bot, DAYS_30, calendar) == 1
+    assert (await bot.store.messages("a")).items[1:] == before["a"][1:]
+    assert (await bot.store.messages("b")).items == before["b"]
+    assert await kept(bot, "a") == ["a-1", "a-29", "a-31"]
+    held = await stored_text(bot.store)
+    assert "t0ken-a-0" not in held and "t0ken-a-1" in held
+    calendar.day = 60.5
+    assert await retain(bot, DAYS_30, calendar) == 1
+    assert await kept(bot, "a") == ["a-31"]
+    # What has left takes no further event with it, whatever time goes by.
+    calendar.day = 200
+    assert await retain(bot, DAYS_30, calendar) == 2
+    calendar.day = 400
+    assert await retain(bot, DAYS_30, calendar) == 0
+    events = (await bot.store.events("a")).items
+    assert [event.type for event in events].count("conversation.trimmed") == 3
+    assert events[-1].data == {"upto": 5, "rule": "default", "sequence": 5}
+    await assert_agrees(bot.store, "a", "b")
 
 
-async def test_the_newest_messages_stay_by_count(opened: Opened, calendar: Calendar) -> None:
-    async with opened() as bot:
-        await say(bot, calendar, "a", *range(6))
-        await say(bot, calendar, "b", *range(3))
-        before = (await bot.store.messages("a")).items
-        content = ContentRetention(max_messages=3)
-        assert await retain(bot, content, calendar) == 1
-        assert await kept(bot, "a") == ["a-3", "a-4", "a-5"] and len(await kept(bot, "b")) == 3
-        assert (await bot.store.messages("a")).items[3:] == before[3:]
-        await say(bot, calendar, "b", 7)
-        assert await retain(bot, content, calendar) == 1
-        assert await kept(bot, "b") == ["b-1", "b-2", "b-7"]
-        await assert_agrees(bot.store, "a", "b")
+async def test_the_newest_messages_stay_by_count(bot: History, calendar: Calendar) -> None:
+    await say(bot, calendar, "a", *range(6))
+    await say(bot, calendar, "b", *range(3))
+    before = (await bot.store.messages("a")).items
+    content = ContentRetention(max_messages=3)
+    assert await retain(bot, content, calendar) == 1
+    assert await kept(bot, "a") == ["a-3", "a-4", "a-5"] and len(await kept(bot, "b")) == 3
+    assert (await bot.store.messages("a")).items[3:] == before[3:]
+    await say(bot, calendar, "b", 7)
+    assert await retain(bot, content, calendar) == 1
+    assert await kept(bot, "b") == ["b-1", "b-2", "b-7"]
+    await assert_agrees(bot.store, "a", "b")
 
 
-async def test_content_leaves_with_an_archived_conversation(opened: Opened, calendar: Calendar) -> None:
-    async with opened() as bot:
-        content = ContentRetention(archived_max_age_days=10)
-        for name in ("archived", "restored", "live"):
-            await say(bot, calendar, name, 0)
-        await bot.chat("archived").archive()
-        await bot.chat("restored").archive()
+async def test_content_leaves_with_an_archived_conversation(bot: History, calendar: Calendar) -> None:
+    content = ContentRetention(archived_max_age_days=10)
+    for name in ("archived", "restored", "live"):
+        await say(bot, calendar, name, 0)
+    await bot.chat("archived").archive()
+    await bot.chat("restored").archive()
+    await retain(bot, content, calendar)
+    calendar.day = 5
+    await bot.chat("restored").restore()
+    assert await retain(bot, content, calendar) == 0
+    await say(bot, calendar, "archived", 9)
+    calendar.day = 11
+    assert await retain(bot, content, calendar) == 1
+    assert await kept(bot, "archived") == ["archived-9"]  # said after it was archived
+    assert await kept(bot, "restored") == ["restored-0"] and await kept(bot, "live") == ["live-0"]
+    await assert_agrees(bot.store, "archived", "restored", "live")
+
+
+async def test_the_first_rule_that_matches_counts_alone(bot: History, calendar: Calendar) -> None:
+    content = ContentRetention(
+        max_age_days=30,
+        rules=(
+            RetentionRule(tag="keep"),
+            RetentionRule(tag="short", max_age_days=2),
+            RetentionRule(owner="7", max_age_days=10),
+        ),
+    )
+    for name, owner, tags in (
+        ("plain", "42", ()),
+        ("keep", "7", ("keep", "short")),
+        ("short", "7", ("short",)),
+        ("seven", "7", ()),
+        ("pinned", "7", ("short", PINNED)),
+    ):
+        await say(bot, calendar, name, 0, owner=owner)
+        if tags:
+            await bot.chat(name).tag(*tags)
+    left = {}
+    for day in (1, 3, 11, 31):
+        calendar.day = day
         await retain(bot, content, calendar)
-        calendar.day = 5
-        await bot.chat("restored").restore()
-        assert await retain(bot, content, calendar) == 0
-        await say(bot, calendar, "archived", 9)
-        calendar.day = 11
-        assert await retain(bot, content, calendar) == 1
-        assert await kept(bot, "archived") == ["archived-9"]  # said after it was archived
-        assert await kept(bot, "restored") == ["restored-0"] and await kept(bot, "live") == ["live-0"]
-        await assert_agrees(bot.store, "archived", "restored", "live")
+        left[day] = [name for name in ("plain", "keep", "short", "seven", "pinned") if not await kept(bot, name)]
+    assert left == {1: [], 3: ["short"], 11: ["short", "seven"], 31: ["plain", "short", "seven"]}
+    rules = {
+        event.data["rule"]
+        for name in ("plain", "short", "seven")
+        for event in await bot.store.events(name)
+        if event.type == "conversation.trimmed"
+    }
+    assert rules == {"default", "tag short", "owner 7"}
+    # A pin that is removed lets the rules have it, also when its events were looked at long ago.
+    await bot.chat("pinned").tag(remove=[PINNED])
+    await retain(bot, content, calendar)
+    assert await kept(bot, "pinned") == []
+    await bot.chat("keep").reset()
+    await retain(bot, content, calendar)
+    assert "t0ken" not in await stored_text(bot.store)
 
 
-async def test_the_first_rule_that_matches_counts_alone(opened: Opened, calendar: Calendar) -> None:
-    async with opened() as bot:
-        content = ContentRetention(
-            max_age_days=30,
-            rules=(
-                RetentionRule(tag="keep"),
-                RetentionRule(tag="short", max_age_days=2),
-                RetentionRule(owner="7", max_age_days=10),
-            ),
-        )
-        for name, owner, tags in (
-            ("plain", "42", ()),
-            ("keep", "7", ("keep", "short")),
-            ("short", "7", ("short",)),
-            ("seven", "7", ()),
-            ("pinned", "7", ("short", PINNED)),
-        ):
-            await say(bot, calendar, name, 0, owner=owner)
-            if tags:
-                await bot.chat(name).tag(*tags)
-        left = {}
-        for day in (1, 3, 11, 31):
-            calendar.day = day
-            await retain(bot, content, calendar)
-            left[day] = [name for name in ("plain", "keep", "short", "seven", "pinned") if not await kept(bot, name)]
-        assert left == {1: [], 3: ["short"], 11: ["short", "seven"], 31: ["plain", "short", "seven"]}
-        rules = {
-            event.data["rule"]
-            for name in ("plain", "short", "seven")
-            for event in await bot.store.events(name)
-            if event.type == "conversation.trimmed"
-        }
-        assert rules == {"default", "tag short", "owner 7"}
-        # A pin that is removed lets the rules have it, also when its events were looked at long ago.
-        await bot.chat("pinned").tag(remove=[PINNED])
-        await retain(bot, content, calendar)
-        assert await kept(bot, "pinned") == []
-        await bot.chat("keep").reset()
-        await retain(bot, content, calendar)
-        assert "t0ken" not in await stored_text(bot.store)
+async def test_other_rules_look_at_everything_again(bot: History, calendar: Calendar) -> None:
+    await say(bot, calendar, "a", 0, 20)
+    calendar.day = 25
+    assert await retain(bot, DAYS_30, calendar) == 0
+    assert await retain(bot, ContentRetention(max_age_days=10), calendar) == 1
+    assert await kept(bot, "a") == ["a-20"]
 
 
-async def test_other_rules_look_at_everything_again(opened: Opened, calendar: Calendar) -> None:
-    async with opened() as bot:
-        await say(bot, calendar, "a", 0, 20)
-        calendar.day = 25
-        assert await retain(bot, DAYS_30, calendar) == 0
-        assert await retain(bot, ContentRetention(max_age_days=10), calendar) == 1
-        assert await kept(bot, "a") == ["a-20"]
-
-
-async def test_clocks_that_differ_take_nothing_young(opened: Opened, calendar: Calendar) -> None:
+async def test_clocks_that_differ_take_nothing_young(bot: History, calendar: Calendar) -> None:
     """A younger event stands before an older one: the age of each counts, and the place only bounds what leaves."""
-    async with opened() as bot:
-        await say(bot, calendar, "a", 0, 20, 1, 2)
-        calendar.day = 35
-        await retain(bot, DAYS_30, calendar)
-        assert await kept(bot, "a") == ["a-20", "a-1", "a-2"]
-        calendar.day = 51
-        await retain(bot, DAYS_30, calendar)
-        assert await kept(bot, "a") == []
+    await say(bot, calendar, "a", 0, 20, 1, 2)
+    calendar.day = 35
+    await retain(bot, DAYS_30, calendar)
+    assert await kept(bot, "a") == ["a-20", "a-1", "a-2"]
+    calendar.day = 51
+    await retain(bot, DAYS_30, calendar)
+    assert await kept(bot, "a") == []
 
 
-async def test_a_fork_gives_back_what_it_inherits_when_it_is_old_itself(opened: Opened, calendar: Calendar) -> None:
-    async with opened() as bot:
-        await say(bot, calendar, "a", 0)
-        calendar.day = 20
-        await bot.chat("a").fork("f")
-        await Relay(bot.outbox, bot.store, now=calendar.now).drain()
-        await say(bot, calendar, "f", 25)
-        calendar.day = 31
-        await retain(bot, DAYS_30, calendar)
-        assert await kept(bot, "a") == [] and await kept(bot, "f") == ["a-0", "f-25"]
-        calendar.day = 51
-        await retain(bot, DAYS_30, calendar)
-        assert await kept(bot, "f") == ["f-25"]
-        assert "t0ken-a-0" not in await stored_text(bot.store)
-        assert await problems(bot.store) == []
+async def test_a_fork_gives_back_what_it_inherits_when_it_is_old_itself(bot: History, calendar: Calendar) -> None:
+    await say(bot, calendar, "a", 0)
+    calendar.day = 20
+    await bot.chat("a").fork("f")
+    await Relay(bot.outbox, bot.store, now=calendar.now).drain()
+    await say(bot, calendar, "f", 25)
+    calendar.day = 31
+    await retain(bot, DAYS_30, calendar)
+    assert await kept(bot, "a") == [] and await kept(bot, "f") == ["a-0", "f-25"]
+    calendar.day = 51
+    await retain(bot, DAYS_30, calendar)
+    assert await kept(bot, "f") == ["f-25"]
+    assert "t0ken-a-0" not in await stored_text(bot.store)
+    assert await problems(bot.store) == []
 
 
 async def test_two_relays_at_once_are_one(opened: Opened, calendar: Calendar, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,64 +241,60 @@ async def test_two_relays_at_once_are_one(opened: Opened, calendar: Calendar, mo
         await assert_agrees(one.store, *(f"c{number}" for number in range(20)))
 
 
-async def test_a_held_place_is_resumed_after_a_step_that_was_not_kept(opened: Opened, calendar: Calendar) -> None:
+async def test_a_held_place_is_resumed_after_a_step_that_was_not_kept(bot: History, calendar: Calendar) -> None:
     """A process that dies between the events and the places finds the same again, and that changes nothing."""
-    async with opened() as bot:
-        await say(bot, calendar, "a", 0, 31)
-        for _ in range(2):
-            found = await bot.store.outbox_access.due_content(
-                ContentRetention(max_age_days=30), {(0, 0): 10_000}, origin_id=bot.outbox.origin.origin_id
-            )
-            assert await append_trims(bot.outbox, found.due) == 1
-        await retain(bot, DAYS_30, calendar)
-        assert await kept(bot, "a") == ["a-31"]
-        await assert_agrees(bot.store, "a")
-
-
-async def test_the_outbox_loses_what_leaves_the_store(opened: Opened, calendar: Calendar) -> None:
-    async with opened() as bot:
-        await say(bot, calendar, "a", 0, 1, 2)
-        await bot.chat("a").rename("a title")
-        assert await retain(bot, ContentRetention(max_messages=1), calendar) == 1
-        await Relay(bot.outbox, bot.store, now=calendar.now).drain()
-        rows = await bot.outbox.read(
-            lambda connection: connection.exec_driver_sql("SELECT data FROM letopis_outbox_events").all()
+    await say(bot, calendar, "a", 0, 31)
+    for _ in range(2):
+        found = await bot.store.outbox_access.due_content(
+            ContentRetention(max_age_days=30), {(0, 0): 10_000}, origin_id=bot.outbox.origin.origin_id
         )
-        assert "t0ken-a-1" not in repr(rows) and "t0ken-a-2" in repr(rows) and "a title" in repr(rows)
+        assert await append_trims(bot.outbox, found.due) == 1
+    await retain(bot, DAYS_30, calendar)
+    assert await kept(bot, "a") == ["a-31"]
+    await assert_agrees(bot.store, "a")
 
 
-async def test_the_log_is_read_again_on_request(opened: Opened, calendar: Calendar) -> None:
-    async with opened() as bot:
-        await say(bot, calendar, "a", 0)
-        calendar.day = 31
-        access = bot.store.outbox_access
-        places = {}
-        while (step := await access.due_content(DAYS_30, places, origin_id=bot.outbox.origin.origin_id)).more:
-            await access.keep_places(DAYS_30, step)  # as if a hold kept it
-            places |= step.moved
-        assert await retain(bot, DAYS_30, calendar) == 0
-        await bot.store._runtime.write(read_again)
-        await access.keep_places(DAYS_30, replace(step, moved={(0, 0): 5}, began=2))  # of a step that was under way
-        assert await retain(bot, DAYS_30, calendar) == 1
-        assert await kept(bot, "a") == []
+async def test_the_outbox_loses_what_leaves_the_store(bot: History, calendar: Calendar) -> None:
+    await say(bot, calendar, "a", 0, 1, 2)
+    await bot.chat("a").rename("a title")
+    assert await retain(bot, ContentRetention(max_messages=1), calendar) == 1
+    await Relay(bot.outbox, bot.store, now=calendar.now).drain()
+    rows = await bot.outbox.read(
+        lambda connection: connection.exec_driver_sql("SELECT data FROM letopis_outbox_events").all()
+    )
+    assert "t0ken-a-1" not in repr(rows) and "t0ken-a-2" in repr(rows) and "a title" in repr(rows)
+
+
+async def test_the_log_is_read_again_on_request(bot: History, calendar: Calendar) -> None:
+    await say(bot, calendar, "a", 0)
+    calendar.day = 31
+    access = bot.store.outbox_access
+    places = {}
+    while (step := await access.due_content(DAYS_30, places, origin_id=bot.outbox.origin.origin_id)).more:
+        await access.keep_places(DAYS_30, step)  # as if a hold kept it
+        places |= step.moved
+    assert await retain(bot, DAYS_30, calendar) == 0
+    await bot.store._runtime.write(read_again)
+    await access.keep_places(DAYS_30, replace(step, moved={(0, 0): 5}, began=2))  # of a step that was under way
+    assert await retain(bot, DAYS_30, calendar) == 1
+    assert await kept(bot, "a") == []
 
 
 async def test_a_round_ends_though_events_are_recorded_faster_than_it_looks(
-    opened: Opened, calendar: Calendar, monkeypatch: pytest.MonkeyPatch
+    bot: History, calendar: Calendar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """New events are for the next round: they must not keep the older ones from being looked at."""
-    async with opened() as bot:
-        await say(bot, calendar, "a", 0, 31)
-        access, calls = type(bot.store.outbox_access), 0
-        due_content = access.due_content
+    await say(bot, calendar, "a", 0, 31)
+    access, calls = type(bot.store.outbox_access), 0
+    due_content = access.due_content
 
-        async def and_one_more(self: OutboxAccess, *args: Any, **options: Any) -> RetentionStep:
-            nonlocal calls
-            calls += 1
-            assert calls < 20, "the round does not end"
-            await say(bot, calendar, f"new-{calls}", 31 + calls / 1_000)
-            return await due_content(self, *args, **options)
+    async def and_one_more(self: OutboxAccess, *args: Any, **options: Any) -> RetentionStep:
+        nonlocal calls
+        calls += 1
+        assert calls < 20, "the round does not end"
+        await say(bot, calendar, f"new-{calls}", 31 + calls / 1_000)
+        return await due_content(self, *args, **options)
 
-        monkeypatch.setattr(access, "due_content", and_one_more)
-        assert await retain(bot, DAYS_30, calendar) == 1
-        assert await kept(bot, "a") == ["a-31"]
+    monkeypatch.setattr(access, "due_content", and_one_more)
+    assert await retain(bot, DAYS_30, calendar) == 1
+    assert await kept(bot, "a") == ["a-31"]

@@ -106,7 +106,6 @@ async def test_what_another_outbox_erased_is_refused(bots: Bots, how: str, *, sh
     await deliver(two)
     await ERASURES[how](one)
     await deliver(one)
-
     with pytest.raises(ConversationGone if how == "delete" else EventIdReused) as refused:
         await two.append(CHAT, Message.user("more"), ANSWER)
     if isinstance(refused.value, EventIdReused):
@@ -126,7 +125,6 @@ async def test_what_was_erased_meanwhile_is_told_and_leaves_the_file(bots: Bots,
     async with two.transaction() as transaction:
         late = await transaction.append(CHAT, ANSWER)
     await deliver(two)
-
     assert not await late.saved(5)
     assert await late.superseded(60)
     assert "the words" not in repr(await two.outbox.read(lambda c: c.exec_driver_sql(_TEXTS).all()))
@@ -153,8 +151,8 @@ async def test_a_deletion_through_another_outbox_is_obeyed_while_the_store_is_aw
         page = await cut_off.messages(CHAT)
         assert (page.items, page.complete) == ((), False)
         assert (await cut_off.messages(CHAT, every=True)).items == ()
-        found = await cut_off.chat(CHAT).conversation()
-        assert found is not None and (found.state, found.message_count) == ("deleted", 0)
+        found = present(await cut_off.chat(CHAT).conversation())
+        assert (found.state, found.message_count) == ("deleted", 0)
         assert [one.conversation_id for one in await cut_off.conversations(owner="42")] == ["other"]
         with pytest.raises(StoreUnavailable):
             await cut_off.records(conversation=CHAT).get(("notes",), "a")
@@ -230,8 +228,7 @@ async def test_the_active_conversation_does_not_depend_on_when_the_relay_deliver
     assert active == ["d", "b", "b", "b", "c", "c", "a"]
     await deliver(one)
     for reader in bots:
-        found = await reader.active("42", create=False)
-        assert found is not None and found.conversation_id == "a"
+        assert present(await reader.active("42", create=False)).conversation_id == "a"
 
 
 async def test_late_events_of_another_outbox_are_no_activity_before_an_archive(bots: Bots) -> None:
@@ -244,10 +241,8 @@ async def test_late_events_of_another_outbox_are_no_activity_before_an_archive(b
     await two.chat("a").archive()  # b had the newest activity then
     await one.append("c", Message.user("too late"))
     await deliver(one)
-
     for _ in range(2):
-        found = await two.active("42", create=False)
-        assert found is not None and found.conversation_id == "b"
+        assert present(await two.active("42", create=False)).conversation_id == "b"
         await deliver(two)
 
 
@@ -272,7 +267,6 @@ async def test_what_a_pending_event_erases_is_in_no_group(
     async with open_apart(tmp_path / "one.outbox.db", store=NOWHERE, relay=False, watch=False) as cut_off:
         alone = await cut_off.statistics(by="model")
     await deliver(one)
-
     assert before == await one.statistics(by="model") == await one.statistics(by="model", owner="42")
     groups = {"redact": {None, "y"}, "reset": {None, "z"}, "delete": {None}}[how]
     assert (set(before.by), set(alone.by)) == (groups, groups - {"y"})
@@ -286,7 +280,6 @@ async def test_what_forks_retain_of_an_erased_message_is_in_no_group(bots: Bots,
     await one.chat(CHAT).fork("fork")
     await deliver(one)
     await ERASURES[how](one)
-
     for _ in range(2):
         assert list((await one.statistics(by="model", owner="42")).by) == [None]
         await deliver(one)
@@ -334,7 +327,6 @@ async def test_newest_messages_are_counted_without_those_another_outbox_delivere
         await two.chat(CHAT).rewind(to="q")
         assert await path(two) == ["q"]
         await two.append(CHAT, between)
-
     for _ in range(2):
         assert await path(two) == ["q", "b"]
         await deliver(two)
@@ -345,10 +337,8 @@ async def test_a_rewind_to_a_message_that_is_pending_and_stored_keeps_what_is_be
     messages = [Message.user(f"{number}", id=f"m{number}") for number in range(5)]
     await one.append(CHAT, *messages)
     await deliver(one)
-
     await two.append(CHAT, messages[1])
     await two.chat(CHAT).rewind(to="m1")
-
     for _ in range(2):
         assert [message.id for message in await two.messages(CHAT, last=2)] == ["m0", "m1"]
         assert await two.chat(CHAT).count() == 2
@@ -362,10 +352,8 @@ async def test_what_another_outbox_erased_is_not_readable_while_it_is_to_be_put_
     await deliver(two)
     await two.chat(CHAT).rewind(to="q")
     await two.append(CHAT, ANSWER)
-
     await ERASURES[how](one)
     await deliver(one)
-
     for _ in range(2):
         assert "m" not in await path(two)
         assert "the words" not in [message.text for message in await two.messages(CHAT, every=True)]
@@ -408,9 +396,7 @@ async def test_message_of_a_conversation_deleted_elsewhere_counts_as_when_delive
     await one.append(CHAT, QUESTION, owner="42")
     await one.chat(CHAT).delete()
     await deliver(one)
-
     await two.append(CHAT, ANSWER, owner="42")
-
     before = await two.statistics(owner="42", by=by)
     await deliver(two)
     assert (before.messages, before.tokens) == (1, 7)
@@ -426,7 +412,6 @@ async def test_redaction_off_the_path_takes_the_reactions(bots: Bots, store: Con
     if apart:
         await deliver(one)
     await one.chat(CHAT).redact("m")
-
     for _ in range(2):
         assert [len(message.reactions) for message in await one.messages(CHAT, every=True)] == [0, 0]
         await deliver(one)

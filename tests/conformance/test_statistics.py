@@ -62,7 +62,6 @@ async def test_all_partitions_are_counted(empty_database_url: str) -> None:
         for number in range(12):
             outbox.append(f"c{number}", ConversationStarted(owner_id=str(number % 2)), Message.user("hi", tokens=1))
         await outbox.deliver(store)
-
         assert (await store.statistics()).tokens == 12
         assert (await store.statistics(owner="1")).conversations == 6
 

@@ -127,7 +127,6 @@ async def test_a_writer_that_commits_late_holds_the_positions_after_its_own(kind
 
 async def test_a_subscription_goes_on_from_any_position(store: ConversationStore) -> None:
     await new_outbox(store, "chat-1", *(Message.user(str(number), metadata={"n": number}) for number in range(30)))
-
     assert tuple(await take(store, 30)) == (await store.events("chat-1")).items
     assert [event.position for event in await take(store, 9, from_position=21)] == list(range(22, 31))
 
@@ -139,10 +138,8 @@ async def test_a_subscription_waits_for_what_is_to_come(store: ConversationStore
     assert not follower.done()
     for number in range(3):
         await send(store, outbox, "chat-1", Message.user(str(number)))
-
     with anyio.fail_after(10):
         seen = await follower
-
     assert [event.data["content"] for event in seen] == ["0", "1", "2"]
 
 
@@ -174,7 +171,6 @@ async def test_every_partition_is_followed_unless_one_is_asked_for(empty_databas
             follower = asyncio.ensure_future(take(store, 3 * len(CHATS)))
             await outbox.deliver(store)
             seen = await follower
-
         assert {event.event_id for event in seen} == {
             event.event_id for lane in outbox.lanes.values() for event in lane
         }
@@ -197,7 +193,6 @@ async def test_a_subscription_goes_on_from_the_position_of_each_partition(empty_
             first = await take(store, total // 2)
             last = {event.partition: event.position for event in first if event.partition is not None}
             rest = await take(store, total - len(first), {key: value for key, value in last.items() if value})
-
         ids = [event.event_id for event in (*first, *rest)]
         assert len(ids) == len(set(ids)) == total
         with pytest.raises(InvalidInput, match="by partition"):

@@ -23,19 +23,32 @@ from letopis.store.model.event_types import (
 )
 from letopis.store.read.task_marks import PendingTasks
 from letopis.store.testing.outbox import Outbox
-from tests.support.sayings import catch_up_index, change, finish_tasks, new_outbox, raises_fault, rows_of, send
+from tests.support.sayings import (
+    catch_up_index,
+    change,
+    finish_tasks,
+    new_outbox,
+    present,
+    raises_fault,
+    rows_of,
+    send,
+)
 
 LONG = 16
 """Messages of what counts as long here."""
 
 
+def take_small_steps(patch: pytest.MonkeyPatch, *modules: str, rows: int = 3) -> None:
+    """Everything of more rows than this is long, and a step is of four versions."""
+    for module in modules or ("write.loading", "write.redaction", "search.documents"):
+        patch.setattr(f"letopis.store.{module}.MAX_ROWS_PER_TRANSACTION", rows)
+    patch.setattr("letopis.store.maintenance.task_steps.STEP_SECONDS", 0.0)
+    patch.setattr("letopis.store.maintenance.task_steps.PIECE_VERSIONS", 4)
+
+
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything of more than three rows is long, and a step is of four versions."""
-    for module in ("write.loading", "write.redaction", "search.documents"):
-        monkeypatch.setattr(f"letopis.store.{module}.MAX_ROWS_PER_TRANSACTION", 3)
-    monkeypatch.setattr("letopis.store.maintenance.task_steps.STEP_SECONDS", 0.0)
-    monkeypatch.setattr("letopis.store.maintenance.task_steps.PIECE_VERSIONS", 4)
+    take_small_steps(monkeypatch)
 
 
 def said(count: int, start: int = 1) -> list[Message]:
@@ -144,8 +157,7 @@ async def test_a_long_rewind_is_off_the_path_at_once(store: ConversationStore) -
     outbox = await new_outbox(store, "p", *said(LONG))
     await send(store, outbox, "p", ConversationRewound(to_message_id="m10"), Message.user("words after", id="n1"))
 
-    found = await store.conversation("p")
-    assert found is not None and found.message_count == 11
+    assert present(await store.conversation("p")).message_count == 11
     assert [one.id for one in await store.messages("p")] == [*(f"m{n}" for n in range(1, 11)), "n1"]
     assert (await store.pending_tasks()).tasks == 1
     # What happens meanwhile: a second rewind over the first, edits on both sides of it, redactions, a fork before it.
@@ -160,8 +172,7 @@ async def test_a_long_rewind_is_off_the_path_at_once(store: ConversationStore) -
     outbox.append("f", ConversationStarted(forked_from={"conversation_id": "p", "version": LONG}))
     await outbox.deliver(store)
     assert [one.id for one in await store.messages("p")] == [*(f"m{n}" for n in range(1, 6)), "n2"]
-    found = await store.conversation("p")
-    assert found is not None and found.message_count == 6
+    assert present(await store.conversation("p")).message_count == 6
     assert len(await store.messages("f")) == LONG
     outbox.append("p", ConversationRewound(to_message_id="m12"))  # it is off the path: nothing happens
     await outbox.deliver(store)
@@ -202,17 +213,12 @@ async def test_step_that_is_cut_off_has_not_happened(store: ConversationStore, m
         await work(*given, **named)
         raise ConnectionResetError
 
-    while True:
-        before = await store.pending_tasks()
-        monkeypatch.setattr(type(steps), "_work", lambda self, *given, **named: cut_off(*given, **named))
-        if not before.tasks:
-            break
-        with pytest.raises(Exception):  # noqa: B017 - whatever a driver makes of it
-            await store.run_pending_tasks()
+    while (before := await store.pending_tasks()).tasks:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(steps), "_work", lambda self, *given, **named: cut_off(*given, **named))
+            with pytest.raises(Exception):  # noqa: B017 - whatever a driver makes of it
+                await store.run_pending_tasks()
         assert await store.pending_tasks() == before
-        monkeypatch.undo()
-        monkeypatch.setattr("letopis.store.maintenance.task_steps.STEP_SECONDS", 0.0)
-        monkeypatch.setattr("letopis.store.maintenance.task_steps.PIECE_VERSIONS", 4)
         await store.run_pending_tasks()
     assert "words" not in await held(store, "p")
 

@@ -9,6 +9,7 @@ from letopis.store import ConversationStore, InvalidInput, Message, ReactionAdde
 from letopis.store.read.paging import Window
 from letopis.store.read.reader import ViewQuery
 from tests.conformance.talk import deliver
+from tests.support.sayings import present
 
 pytestmark = pytest.mark.same_sql
 
@@ -29,15 +30,14 @@ async def test_consecutive_user_messages_are_one_turn(bot: History, *, delivered
     await talk(bot, "suuauuuau")
     if delivered:
         await deliver(bot)
-    context = await bot.context(CHAT, turns=1)
-    assert [one.id for one in context.messages] == ["s0", "u8"]
-    context = await bot.context(CHAT, turns=2)
-    assert [one.id for one in context.messages] == ["s0", "u4", "u5", "u6", "a7", "u8"]
-    context = await bot.context(CHAT, turns=3)
-    assert context.complete
     # A window that ends inside a question does not begin in the middle of it, if a later turn fits.
-    context = await bot.context(CHAT, last=4, keep_system=False)
-    assert [one.id for one in context.messages] == ["u8"]
+    for options, expected in (
+        ({"turns": 1}, "s0 u8"),
+        ({"turns": 2}, "s0 u4 u5 u6 a7 u8"),
+        ({"last": 4, "keep_system": False}, "u8"),
+    ):
+        assert " ".join(one.id for one in (await bot.context(CHAT, **options)).messages) == expected
+    assert (await bot.context(CHAT, turns=3)).complete
 
     await bot.chat(CHAT).undo()
     assert await path(bot) == "s0 u1 u2 a3 u4 u5 u6 a7"
@@ -53,13 +53,8 @@ async def test_a_long_question_is_read_to_its_beginning(bot: History) -> None:
     await talk(bot, "ua" + "u" * 150 + "a")
     await bot.chat(CHAT).undo()
     assert await path(bot) == "u0 a1"
-    await talk_on(bot, 150)
-    context = await bot.context(CHAT, turns=1)
-    assert len(context.messages) == 150
-
-
-async def talk_on(history: History, count: int) -> None:
-    await history.append(CHAT, *(Message.user("more") for _ in range(count)))
+    await bot.append(CHAT, *(Message.user("more") for _ in range(150)))
+    assert len((await bot.context(CHAT, turns=1)).messages) == 150
 
 
 async def test_receipts_name_all_messages(bot: History) -> None:
@@ -109,7 +104,6 @@ async def test_many_messages_are_redacted_at_once(bot: History, store: Conversat
         await bot.chat(CHAT).redact("u0", "nowhere", "a1")
     assert [one.text for one in await bot.messages(CHAT)] == ["u0", "a1", "u2", "a3", "u4", "a5"]
     assert len(await bot.chat(CHAT).events()) == len(before)
-
     receipt = await bot.chat(CHAT).redact("u0", "a3", "u0", "a5", by="42")
     assert len(receipt.event_ids) == 3
     expected = [("u0", ""), ("a1", "a1"), ("u2", "u2"), ("a3", ""), ("u4", "u4"), ("a5", "")]
@@ -123,12 +117,8 @@ async def test_pop_reads_two_messages_and_counts_nothing(bot: History, store: Co
     await talk(bot, "ua" * 20)
     await deliver(bot)
     for place in range(39, 30, -1):
-        popped = await bot.chat(CHAT).pop()
-        assert popped is not None and popped.id == f"{'ua'[place % 2]}{place}"
-    assert len(await bot.messages(CHAT)) == 31
-    found = await bot.chat(CHAT).conversation()
-    assert found is not None and found.message_count == 31
-
+        assert present(await bot.chat(CHAT).pop()).id == f"{'ua'[place % 2]}{place}"
+    assert len(await bot.messages(CHAT)) == present(await bot.chat(CHAT).conversation()).message_count == 31
     # The positions that pending rewinds ask for cost a look-up each: counting would read the whole conversation.
     query = ViewQuery(
         conversation_id=CHAT, origin_id=bot.outbox.origin.origin_id, window=Window(last=2), names=("u30",)

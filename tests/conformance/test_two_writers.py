@@ -24,9 +24,10 @@ from letopis.store.model.event_types import (
     ConversationRewound,
     MessageRedacted,
 )
-from letopis.store.rules.fold import fold
 from letopis.store.rules.preconditions import SUPERSEDED_KEY, Conflict
 from letopis.store.testing.outbox import Outbox, assert_no_gaps
+from letopis.store.testing.redaction import assert_is_the_fold
+from tests.conformance.talk import path
 from tests.support.apart import open_apart
 from tests.support.peers import refused_port
 from tests.support.relays import deliver_all
@@ -94,9 +95,8 @@ async def test_free_appends_arrive_and_strict_turns_conflict_exactly_once(pair: 
     winner, late = f"turn-{'ab'[lost.index(False)]}", f"turn-{'ab'[lost.index(True)]}"
     for _ in range(3):
         for history in pair:
-            path = await history.messages(CHAT)
-            assert [message.id for message in path][-2:] == [winner, "again"]
-            assert late not in {message.id for message in path}
+            shown = await path(history)
+            assert shown[-2:] == [winner, "again"] and late not in shown
             every = await history.messages(CHAT, every=True)
             assert order(every) == order(await one.messages(CHAT, every=True))
             [aside] = [message for message in every if message.superseded]
@@ -172,50 +172,32 @@ async def test_turn_stays_whole(store: ConversationStore, rivals: Rivals, split:
 
     lost = rival_at == 0
     assert sorted(found) == (sequences if lost else [])
-    path = [message.id for message in await store.messages(CHAT)]
-    assert [name for name in path if name != "rival"] == (["q"] if lost else ["q", "call", "result", "so"])
+    shown = [message.id for message in await store.messages(CHAT) if message.id != "rival"]
+    assert shown == (["q"] if lost else ["q", "call", "result", "so"])
     await assert_no_gaps(store)
     await assert_is_the_fold(store)
 
 
-async def assert_is_the_fold(store: ConversationStore) -> None:
-    folded = fold(await store.events(CHAT, limit=1000))
-    assert (await store.messages(CHAT, every=True)).items == folded.messages
-    assert (await store.messages(CHAT)).items == folded.path
-    conversation = await store.conversation(CHAT)
-    assert conversation is not None and folded.conversation is not None
-    assert conversation.message_count == folded.conversation.message_count == len(folded.path)
-
-
-async def test_the_same_delivered_again_has_the_same_verdict(store: ConversationStore, rivals: Rivals) -> None:
+async def test_a_verdict_is_kept_with_its_event_and_given_again(store: ConversationStore, rivals: Rivals) -> None:
     one, two = rivals
     seen = await overtaken(store, one, two)
-    turn(one, Message.assistant("late"), Message.tool("late too"), after=seen)
+    turn(one, Message.assistant("late", tokens=7), Message.tool("late too"), after=seen)
     first = await verdicts(store, one, 2, 3)
-    await send(store, two, CHAT, Message.user("and again?"))
-
     assert set(first) == {2, 3}
-    assert await verdicts(store, one, 2, 3) == first
-    assert await verdicts(store, one, 1, 3) == first
-    assert await verdicts(store, one, 3, 3) == {3: first[3]}
-    other = Outbox("copy of one")  # the same events by another way
-    other.append_encoded(CHAT, one.lanes[CHAT])
-    [applied] = (await store.apply(other.origin, [other.batch(CHAT)])).applied
-    assert dict(applied.superseded) == first
-    await assert_no_gaps(store)
-
-
-async def test_a_verdict_is_in_the_events_and_their_digest_stays(store: ConversationStore, rivals: Rivals) -> None:
-    one, two = rivals
-    seen = await overtaken(store, one, two)
-    turn(one, Message.assistant("late", tokens=7), after=seen)
-    await verdicts(store, one, 2, 2)
-
-    *_, event = await store.events(CHAT)
+    *_, event, _ = await store.events(CHAT)
     assert event.metadata[SUPERSEDED_KEY] == {"expected": seen.version, "actual": (seen.version or 0) + 1}
     assert event.digest == one.lanes[CHAT][1].digest
     conversation = present(await store.conversation(CHAT))
     assert (conversation.message_count, conversation.tokens) == (2, 7)
+
+    await send(store, two, CHAT, Message.user("and again?"))
+    assert await verdicts(store, one, 2, 3) == await verdicts(store, one, 1, 3) == first
+    assert await verdicts(store, one, 3, 3) == {3: first[3]}
+    other = Outbox("copy of one")  # the same events by another way
+    other.append_encoded(CHAT, one.lanes[CHAT])
+    [applied] = (await other.deliver(store)).applied
+    assert dict(applied.superseded) == first
+    await assert_no_gaps(store)
 
 
 LATE: list[Body] = [
@@ -233,16 +215,12 @@ LATE: list[Body] = [
 async def test_what_is_put_aside_has_no_effect(store: ConversationStore, rivals: Rivals, late: Body) -> None:
     one, two = rivals
     seen = await overtaken(store, one, two)
-    before = await store.messages(CHAT, every=True), await store.conversation(CHAT)
+    before = await store.messages(CHAT, every=True), present(await store.conversation(CHAT))
     turn(one, late, expected=seen)
-
     assert set(await verdicts(store, one, 2, 2)) == {2}
-
-    messages, conversation = await store.messages(CHAT, every=True), await store.conversation(CHAT)
-    assert messages == before[0]
-    assert conversation is not None and before[1] is not None
+    conversation = present(await store.conversation(CHAT))
     changed = conversation.with_changes(version=before[1].version, updated_at=before[1].updated_at)
-    assert changed == before[1]
+    assert (await store.messages(CHAT, every=True), changed) == before
     await assert_is_the_fold(store)
 
 
@@ -253,7 +231,6 @@ async def test_what_answers_a_turn_that_lost_loses_too(store: ConversationStore,
     [call] = turn(one, Message.assistant("call"), after=seen)
     [result] = turn(one, Message.tool("result"), after=call)
     [summary] = turn(one, Message.assistant("so"), after=result)
-
     assert set(await verdicts(store, one, call, result)) == {call, result}
     assert set(await verdicts(store, one, summary, summary)) == {summary}
 
@@ -265,35 +242,25 @@ async def test_lane_that_counts_more_than_is_stored_hides_no_rival(store: Conver
     await one.deliver(store)
     seen = Seen(sequence=2, version=1)  # what it had read before the other spoke
     turn(one, Message.assistant("late"), expected=seen)
-
     assert set(await verdicts(store, one, 3, 3)) == {3}
 
 
-@pytest.mark.parametrize("number", range(3))
-async def test_turns_applied_at_once_have_one_winner(store: ConversationStore, rivals: Rivals, number: int) -> None:
-    crowd = [*rivals, *(Outbox(f"more {n}") for n in range(3))]
-    version = (await seen_of(store, rivals[0])).version
+@pytest.mark.parametrize("said", range(3))
+async def test_turns_applied_at_once_have_one_winner(store: ConversationStore, said: int) -> None:
+    """However many of them have said something before: even the first words of a conversation have one winner."""
+    crowd = [Outbox(f"bot {n}") for n in range(5)]
+    for outbox in crowd[:said]:
+        await send(store, outbox, CHAT, Message.user("before"))
     for outbox in crowd:
-        turn(outbox, Message.assistant(outbox.origin.name), expected=Seen(sequence=99, version=version))
+        turn(outbox, Message.assistant(outbox.origin.name), expected=Seen(sequence=99, version=said))
 
     results = await asyncio.gather(*(store.apply(outbox.origin, outbox.pending()) for outbox in crowd))
 
     lost = [len(applied.superseded) for result in results for applied in result.applied]
     assert sorted(lost) == [0, 1, 1, 1, 1]
+    assert (len(await store.messages(CHAT)), len(await store.messages(CHAT, every=True))) == (said + 1, said + 5)
     await assert_no_gaps(store)
     await assert_is_the_fold(store)
-
-
-async def test_even_the_first_words_of_a_conversation_have_one_winner(store: ConversationStore) -> None:
-    crowd = [Outbox(f"bot {n}") for n in range(4)]
-    for outbox in crowd:
-        turn(outbox, Message.user(outbox.origin.name), expected=Seen(sequence=0, version=0))
-
-    results = await asyncio.gather(*(store.apply(outbox.origin, outbox.pending()) for outbox in crowd))
-
-    assert sorted(len(result.applied[0].superseded) for result in results) == [0, 1, 1, 1]
-    assert len(await store.messages(CHAT)) == 1
-    assert len(await store.messages(CHAT, every=True)) == 4
 
 
 # --- What a bot sees of it -------------------------------------------------------------------------------------------
@@ -311,22 +278,20 @@ async def a_lost_turn(bot: History, store: ConversationStore) -> Any:
 @pytest.mark.parametrize("batch", [1, 500])
 async def test_receipt_tells_and_reads_agree(bot: History, store: ConversationStore, batch: int) -> None:
     receipt = await a_lost_turn(bot, store)
-    assert [message.id for message in await bot.messages(CHAT)] == ["q", "rival", "l-1", "l-2"]  # as far as it knows
+    assert await path(bot) == ["q", "rival", "l-1", "l-2"]  # as far as it knows
     assert not await receipt.superseded(timeout=0.1)
-
     await deliver_all(bot, batch=batch)
-
     assert await receipt.superseded(timeout=60)
     assert not await receipt.saved(timeout=5)
-    assert [message.id for message in await bot.messages(CHAT)] == ["q", "rival"]
+    assert await path(bot) == ["q", "rival"]
     assert order(await bot.messages(CHAT, every=True)) == order(await store.messages(CHAT, every=True))
-    found = await bot.chat(CHAT).conversation()
-    assert found is not None and (found.message_count, found.pending) == (2, 0)
+    found = present(await bot.chat(CHAT).conversation())
+    assert (found.message_count, found.pending) == (2, 0)
     # The next turn, on a new reading, stands.
     after = await bot.append(CHAT, Message.assistant("so", id="so"), after=await bot.messages(CHAT))
     await deliver_all(bot)
     assert not await after.superseded(timeout=5)
-    assert [message.id for message in await bot.messages(CHAT)] == ["q", "rival", "so"]
+    assert await path(bot) == ["q", "rival", "so"]
 
 
 async def test_lost_turn_is_aside_without_the_store(bot: History, store: ConversationStore, tmp_path: Path) -> None:
@@ -339,28 +304,24 @@ async def test_lost_turn_is_aside_without_the_store(bot: History, store: Convers
         assert not page.complete
         assert [message.id for message in page] == ["q", "so"]
         every = await cut_off.messages(CHAT, every=True)
-        assert [(message.id, message.superseded) for message in every] == [
+        assert [(one.id, one.superseded) for one in every] == [
             ("q", False),
             ("l-1", True),
             ("l-2", True),
             ("so", False),
         ]
         # A page is as full as it can be: what is aside takes no room in it.
-        newest = await cut_off.messages(CHAT, last=2)
-        assert [message.id for message in newest] == ["q", "so"]
-        assert [message.id for message in await cut_off.messages(CHAT, last=1)] == ["so"]
-        found = await cut_off.chat(CHAT).conversation()
-        assert found is not None and found.message_count == 2
+        for last, expected in ((2, ["q", "so"]), (1, ["so"])):
+            assert [message.id for message in await cut_off.messages(CHAT, last=last)] == expected
+        assert present(await cut_off.chat(CHAT).conversation()).message_count == 2
 
 
 async def test_a_window_of_all_messages_holds_when_something_is_rewound(bot: History) -> None:
     for number in range(4):
         await bot.append(CHAT, Message.user(f"m {number}", id=f"m-{number}"))
     await bot.append(CHAT, ConversationRewound(to_message_id="m-1"))
-
     newest = await bot.messages(CHAT, last=2, every=True)
     older = await bot.messages(CHAT, last=2, before=newest.next, every=True)
-
     assert [message.id for message in newest] == ["m-2", "m-3"]
     assert [message.id for message in older] == ["m-0", "m-1"]
 
@@ -370,17 +331,15 @@ async def test_what_the_store_has_lost_it_judges_anew(bot: History, store: Conve
     receipt = await a_lost_turn(bot, store)
     await deliver_all(bot)
     assert await receipt.superseded(timeout=60)
-
     await bot.outbox.write(lambda connection: rewind_lane(connection, CHAT, 2, now_us=bot.outbox.now_us()))
     assert not await receipt.superseded(timeout=0.1)
     await deliver_all(bot)
-
     assert await receipt.superseded(timeout=60)  # this store had lost nothing
 
 
 async def test_a_copy_that_lives_on_keeps_its_conditions(tmp_path: Path, store: ConversationStore) -> None:
-    path = tmp_path / "bot.outbox.db"
-    async with History(path, store=store, relay=False) as bot:
+    file = tmp_path / "bot.outbox.db"
+    async with History(file, store=store, relay=False) as bot:
         await a_lost_turn(bot, store)
         await deliver_all(bot)
         page = await bot.messages(CHAT)
@@ -388,14 +347,12 @@ async def test_a_copy_that_lives_on_keeps_its_conditions(tmp_path: Path, store: 
         # As many as were delivered: numbered again, they must not be taken for those that lost.
         more = [Message.tool(str(number), id=f"more-{number}") for number in range(4)]
         await bot.append(CHAT, *more, after=fresh)
-
-    await assign_new_origin(path)
-
-    async with History(path, store=store, relay=False) as reborn:
+    await assign_new_origin(file)
+    async with History(file, store=store, relay=False) as reborn:
         expected = ["q", "rival", "so", *(message.id for message in more)]
-        assert [message.id for message in await reborn.messages(CHAT)] == expected
+        assert await path(reborn) == expected
         await deliver_all(reborn)
-        assert [message.id for message in await reborn.messages(CHAT)] == expected
+        assert await path(reborn) == expected
     await assert_no_gaps(store)
 
 
@@ -420,7 +377,7 @@ async def test_export_holds_the_path_and_is_read_in(bot: History, store: Convers
             await elsewhere.close()
     await deliver_all(bot)
     assert order(await bot.messages(CHAT, every=True)) == before
-    assert [message.id for message in await bot.messages(CHAT)] == ["q", "rival", "so"]
+    assert await path(bot) == ["q", "rival", "so"]
 
 
 async def test_lines_of_a_deleted_conversation_are_refused_one_by_one(bot: History, store: ConversationStore) -> None:
@@ -429,7 +386,6 @@ async def test_lines_of_a_deleted_conversation_are_refused_one_by_one(bot: Histo
     await bot.append(CHAT, ConversationDeleted())
     await deliver_all(bot)
     more = lines + lines.replace(b'"q"', b'"q2"') + lines.replace(b'"chat-1"', b'"chat-2"')
-
     counts, refusals = await imported(bot.outbox, store, more)
     assert [one.number for one in refusals] == [2]
     assert (counts.imported, counts.known, counts.refused) == (1, 1, 1)

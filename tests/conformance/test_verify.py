@@ -24,6 +24,8 @@ LARGE = b"x" * (PART_BYTES + MAX_INLINE_BYTES)
 
 NOT_PUT = "records of conversation chat-1: one is not what was put"
 MISSING = "records of conversation chat-1: 3 were put and not removed, 2 are there"
+ALL_MISSING = MISSING.replace("2 are", "0 are")
+NOT_COUNTED = "records of conversation chat-1: the counter of an outbox does not match its events"
 NOT_THE_TAGS = "the rows of letopis_record_tags are not the tags of the records"
 
 
@@ -38,48 +40,35 @@ async def three_records(store: ConversationStore) -> Outbox:
     return outbox
 
 
+OF_A_PART = sa.update(record_parts).where(record_parts.c.part == 1)
+OF_A_TAG = sa.update(record_tags).where(record_tags.c.name == b"user")
+
+
 def changed(key: bytes, **values: Any) -> sa.Executable:
     return sa.update(records).where(records.c.record_key == key).values(values)
 
 
-@pytest.mark.parametrize(
-    ("statements", "found"),
-    [
-        pytest.param([changed(b"a", body=b"won")], [NOT_PUT], id="a value"),
-        pytest.param([changed(b"a", body=b"two"), changed(b"b", body=b"one")], [NOT_PUT] * 2, id="two values swapped"),
-        pytest.param([changed(b"a", body=bytes(3))], [NOT_PUT], id="a value zeroed"),
-        pytest.param(
-            [sa.update(record_parts).where(record_parts.c.part == 1).values(body=bytes(MAX_INLINE_BYTES))],
-            [NOT_PUT],
-            id="a part zeroed",
-        ),
-        pytest.param([changed(b"b", tags='{"user":"u"}')], [NOT_PUT, NOT_THE_TAGS], id="a tag"),
-        pytest.param(
-            [sa.update(record_tags).where(record_tags.c.name == b"user").values(value=b"s:other")],
-            [NOT_THE_TAGS],
-            id="a row of tags",
-        ),
-        pytest.param([changed(b"a", revision=uuid7())], [NOT_PUT], id="a revision"),
-        pytest.param([changed(b"b", record_key=b"c")], [NOT_PUT], id="a key"),
-        pytest.param([sa.delete(records).where(records.c.record_key == b"b")], [MISSING], id="a record removed"),
-        pytest.param(
-            [sa.delete(table) for table in (records, record_parts, record_tags)],
-            [MISSING.replace("2 are", "0 are")],
-            id="all records removed",
-        ),
-        pytest.param(
-            [sa.delete(record_ledger)],
-            ["records of conversation chat-1: the counter of an outbox does not match its events"],
-            id="the ledger emptied",
-        ),
-    ],
-)
-async def test_a_change_by_hand_is_found(store: ConversationStore, statements: Any, found: list[str]) -> None:
+CHANGES: dict[str, tuple[list[sa.Executable], list[str]]] = {
+    "a value": ([changed(b"a", body=b"won")], [NOT_PUT]),
+    "two values swapped": ([changed(b"a", body=b"two"), changed(b"b", body=b"one")], [NOT_PUT] * 2),
+    "a value zeroed": ([changed(b"a", body=bytes(3))], [NOT_PUT]),
+    "a part zeroed": ([OF_A_PART.values(body=bytes(MAX_INLINE_BYTES))], [NOT_PUT]),
+    "a tag": ([changed(b"b", tags='{"user":"u"}')], [NOT_PUT, NOT_THE_TAGS]),
+    "a row of tags": ([OF_A_TAG.values(value=b"s:other")], [NOT_THE_TAGS]),
+    "a revision": ([changed(b"a", revision=uuid7())], [NOT_PUT]),
+    "a key": ([changed(b"b", record_key=b"c")], [NOT_PUT]),
+    "a record removed": ([sa.delete(records).where(records.c.record_key == b"b")], [MISSING]),
+    "all records removed": (list(map(sa.delete, (records, record_parts, record_tags))), [ALL_MISSING]),
+    "the ledger emptied": ([sa.delete(record_ledger)], [NOT_COUNTED]),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+async def test_a_change_by_hand_is_found(store: ConversationStore, name: str) -> None:
+    statements, found = CHANGES[name]
     await three_records(store)
     assert await problems(store) == []
-
     await change(store, *statements)
-
     assert await problems(store) == found
 
 
@@ -150,10 +139,8 @@ async def test_deletion_by_an_outbox_without_records_is_no_problem(store: Conver
     assert await problems(store) == []
     await send_encoded(store, one, LANE, put(LANE, "late", b"1"))
     await store.apply(one.origin, [LaneBatch(conversation_id=LANE, deliveries=(), pruned=4)])
-
     assert await problems(store) == []
-    async with store._runtime.callers_engine.connect() as connection:
-        assert sorted((await connection.execute(sa.select(lanes.c.records))).scalars()) == [-3, 0, 3]
+    assert sorted(await rows_of(store, sa.select(lanes.c.records))) == [(-3,), (0,), (3,)]
 
 
 # --- The active conversation ---
@@ -187,9 +174,7 @@ async def owned(bots: Bots) -> Bots:
 @pytest.mark.usefixtures("owned")
 async def test_an_active_conversation_that_was_changed_is_found(store: ConversationStore, values: Any) -> None:
     assert await problems(store) == []
-
     await change(store, sa.update(owners).where(owners.c.owner_id == "ann").values(values))
-
     assert await problems(store) == ["the active conversation of owner 'ann' is not the one that was activated last"]
 
 
@@ -200,7 +185,6 @@ async def test_active_conversation_that_deliveries_moved_is_no_problem(store: Co
     await other.chat("ann-1").archive()
     await deliver(one, other)
     assert await problems(store) == []
-
     # Deleted, with the marker on it; the last one leaves; another is active again.
     await one.chat("bo-2").activate(owner="bo")
     await deliver(one)
@@ -209,7 +193,6 @@ async def test_active_conversation_that_deliveries_moved_is_no_problem(store: Co
     await one.chat("bo-1").archive()
     await one.chat("ann-2").activate(owner="ann")
     await deliver(one)
-
     assert await problems(store) == []
 
 
@@ -230,7 +213,6 @@ async def test_a_message_of_two_outboxes_is_no_problem(store: ConversationStore)
     two = await twice_said(store)
     counted = sa.select(lanes.c.duplicates).where(lanes.c.origin_id == two.origin.origin_id)
     assert await rows_of(store, counted) == [(2,)]
-
     await send(store, two, "chat", Message.user("alone", id="m-4"))
     await store.apply(two.origin, [two.batch("chat")])  # all of it once more, as after a lost acknowledgement
     assert await problems(store) == []
@@ -241,14 +223,12 @@ async def test_a_message_of_two_outboxes_is_no_problem(store: ConversationStore)
 async def test_a_lost_event_of_such_a_lane_is_found(store: ConversationStore, lost: str) -> None:
     await twice_said(store)
     await change(store, sa.delete(events).where(events.c.data.contains(f'"{lost}"')))
-
     assert any("the counter of an outbox does not match" in problem for problem in await problems(store))
 
 
 async def test_a_gap_without_a_duplicate_is_found(store: ConversationStore) -> None:
     await new_outbox(store, "chat", *(Message.user("hello") for _ in range(3)))
     await change(store, sa.delete(events).where(events.c.sequence == 2))
-
     found = await problems(store)
     assert "conversation 'chat', version 3: sequence 3 of its outbox follows 1" in found
     assert "conversation 'chat': the counter of an outbox does not match its lane" in found

@@ -8,8 +8,7 @@ import pytest
 
 from letopis.outbox import History
 from letopis.outbox.relay.relay import Relay
-from letopis.store import ConversationStore, Message
-from letopis.store.model.event_types import ConversationRewound
+from letopis.store import ConversationRewound, ConversationStore, Message
 from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
 from tests.conformance.talk import lose_acknowledgements
 from tests.support.defects import IN_PARTS, planted
@@ -75,7 +74,6 @@ async def test_the_first_message_shares_the_verdict_unless_it_is_there(bots: Bot
     await drain(two)
     late = await one.append(CHAT, first, second, after=page)
     await drain(one)
-
     assert await late.superseded(60)
     assert await path(one) == await path(two) == (["m-0", "x"] if there else ["x"])
 
@@ -116,7 +114,6 @@ async def test_what_is_still_shown_is_saved(bots: Bots) -> None:
     await one.append(CHAT, ConversationRewound(to_message_id="later"))
     again = await one.append(CHAT, message)
     await drain(one)
-
     assert await again.saved(60) and not await again.superseded(5)
     assert await path(one) == await path(two) == ["m-0", "later"]
 
