@@ -163,13 +163,11 @@ async def test_each_partition_has_its_own(empty_database_url: str) -> None:
         assert sum(one.position for one in anchor.partitions) == 36
         assert all(one.position for one in anchor.partitions)
         assert [one.unchanged for one in (await compared(store, anchor))[1]] == [True] * 3
-
         forged = sa.update(events).where(events.c.partition == 1, events.c.position == 2)
         await change(store, forged.values(occurred_at=0))
         found, partitions = await compared(store, anchor)
         assert found == ["partition 1 of the log: events 1 to 4 are not those of the anchor"]
         assert [one.unchanged for one in partitions] == [True, False, True]
-
         fewer = replace(anchor, partitions=anchor.partitions[:2])
         assert "the anchor does not have partition 2 of the log" in (await compared(store, fewer))[0]
         more = replace(anchor, partitions=(*anchor.partitions, anchor.partitions[0]))

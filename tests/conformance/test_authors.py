@@ -94,7 +94,6 @@ async def test_an_export_of_a_person_has_no_word_of_another(bots: Bots) -> None:
     await drain(one)
     await talk(one, "g", 3, owner=BEN)
     page = BytesIO()
-
     flow = Exporter(one, page=ReadablePage(page, title=ANN, now=utc_now()), deliveries=True, every=True)
     text = b"".join([line async for line in flow.of_person(ANN)]).decode()
     shown = page.getvalue().decode()

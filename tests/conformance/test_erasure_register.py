@@ -178,9 +178,7 @@ async def test_an_erasure_that_meets_a_hold_is_set_aside(store: ConversationStor
         "redact": MessageRedacted(message_id=message.id),
     }[what]
     outbox.append(ONLY, body)
-
     [applied] = (await outbox.deliver(store)).applied
-
     assert [conflict.held for conflict in applied.superseded.values()] == [True]
     assert await texts(store) == ["evidence"]
     assert present(await store.conversation(ONLY)).state == "active"
@@ -211,6 +209,5 @@ async def test_a_hold_that_comes_while_an_erasure_is_applied_wins(store: Convers
     with pytest.raises(StoreFault, match="a hold was set"):
         await store.apply(outbox.origin, batch)
     [applied] = (await outbox.deliver(store)).applied
-
     assert [conflict.held for conflict in applied.superseded.values()] == [True]
     assert await texts(store) == ["evidence"]

@@ -121,7 +121,6 @@ async def test_a_rebuild_and_a_move_keep_the_order(store_url: str, tmp_path: Pat
         assert await history.drained(60)
     assert pending is not None
     assert orjson.dumps(dict(pending.metadata)) == orjson.dumps({"z": GIVEN, "reviewer": None, "a": 1})
-
     target = f"sqlite:///{(tmp_path / 'moved.db').as_posix()}"
     async with ConversationStore.open(store_url) as store:
         assert [one.differences async for one in store.rebuild(check=True)] == [()]

@@ -47,7 +47,6 @@ async def test_everything_arrives(kind: str, other: str, new_store_url: New) -> 
         searched = [hit.message.id for hit in await store.search("edit", limit=1_000)]
 
     done = await move(source, target)
-
     assert await dump(target) == before == await dump(source)
     assert await sound(target) == [] == await sound(source)
     assert (await identity(target)) == (store_id, None, None)

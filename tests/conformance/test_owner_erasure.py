@@ -43,12 +43,10 @@ async def test_what_an_offline_outbox_held_stays_unreadable(store: ConversationS
     await speak(two, "new", owner="42")
     await two.records(owner="42").put(("profile",), "name", WORDS)
     await speak(two, "other", owner="43", words="stays")
-
     await erase(one, "42", how)
     await drain(one)
     assert [behind.name for behind in await store.erasures.unacknowledged()] == ["two.outbox.db"]
     await drain(two)
-
     assert await store.erasures.unacknowledged() == []
     await assert_nowhere(WORDS, store, one, two)
     assert "stays said" in await texts(store, "other")
@@ -66,9 +64,7 @@ async def erase(history: History, owner: str, how: Any) -> None:
     await erase_owner(history, owner, how=how, reason="asked")
 
 
-async def test_more_events_than_one_step_takes(
-    store: ConversationStore, bots: Bots, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_more_events_than_a_step(store: ConversationStore, bots: Bots, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("letopis.outbox.event_log.erasures.MAX_ERASED_PER_TRANSACTION", 2)
     one, two = bots
     await two.append("shared", Message.user("hello"), owner="42")
@@ -88,7 +84,6 @@ async def test_new_words_after_the_erasure_survive(store: ConversationStore, bot
     await drain(one, two)
     await speak(two, "shared")
     await speak(two, "new", owner="42")
-
     await erase(one, "42", "reset")
     await drain(one)
     await one.append("shared", Message.user("new words through one"))
@@ -97,16 +92,13 @@ async def test_new_words_after_the_erasure_survive(store: ConversationStore, bot
     await two.append("shared", Message.user("new words through two"))
     await two.append("new", Message.user("new words in the other chat"))
     await drain(two)
-
     shown = [message.text for message in await one.messages("shared") if message.text]
     assert shown == ["new words through one", "new words through two"]
     assert [message.text for message in await store.messages("new")] == ["new words in the other chat"]
     await assert_nowhere(WORDS, store, one, two)
 
 
-async def test_reset_of_a_chat_that_two_outboxes_began_spares_what_came_since(
-    store: ConversationStore, bots: Bots
-) -> None:
+async def test_reset_of_a_chat_that_two_began_spares_what_came_since(store: ConversationStore, bots: Bots) -> None:
     one, two = bots
     await greet(two)
     await drain(two)
@@ -196,9 +188,7 @@ async def pending_in_two(one: History, two: History) -> None:
 
 
 @pytest.mark.parametrize("everywhere", [True, False], ids=["everywhere", "here"])
-async def test_a_reset_everywhere_reaches_what_an_offline_outbox_held_pending(
-    store: ConversationStore, bots: Bots, everywhere: bool
-) -> None:
+async def test_reset_everywhere_reaches_what_is_pending(store: ConversationStore, bots: Bots, everywhere: bool) -> None:
     one, two = bots
     await pending_in_two(one, two)
     await one.chat("shared").reset(reason="asked", everywhere=everywhere)
@@ -232,9 +222,7 @@ async def test_a_reset_everywhere_spares_what_its_outbox_appends_after_it(store:
     await assert_nowhere(WORDS, store, one, two)
 
 
-async def test_a_reset_everywhere_that_was_cut_off_erases_nothing_less_when_repeated(
-    store: ConversationStore, bots: Bots
-) -> None:
+async def test_reset_everywhere_that_was_cut_off_is_repeated_whole(store: ConversationStore, bots: Bots) -> None:
     one, two = bots
     await pending_in_two(one, two)
     await one.chat("shared").reset()
@@ -249,9 +237,7 @@ async def test_a_reset_everywhere_that_was_cut_off_erases_nothing_less_when_repe
     await assert_nowhere(WORDS, store, one, two)
 
 
-async def test_a_deletion_lets_nothing_that_another_outbox_held_arrive_readable(
-    store: ConversationStore, bots: Bots
-) -> None:
+async def test_deletion_lets_nothing_of_another_outbox_arrive_readable(store: ConversationStore, bots: Bots) -> None:
     one, two = bots
     await pending_in_two(one, two)
     await speak(two, "shared")
@@ -301,12 +287,10 @@ async def test_person_is_erased_through_an_outbox_that_was_offline(store: Conver
     await talk(two, "another", "third")
     await two.append("later", Message.user(f"{ANNS} in the private chat"), owner=ANN)
     assert occurs(ANNS, two.outbox.path)
-
     await erase_ann(one)
     await drain(one)
     assert [behind.name for behind in await store.erasures.unacknowledged()] == ["two.outbox.db"]
     await drain(two)
-
     assert await store.erasures.unacknowledged() == []
     await assert_nowhere(ANNS, store, one, two)
     assert occurs(BENS, one.outbox.path) and occurs(BENS, two.outbox.path)

@@ -278,10 +278,8 @@ class TestInline:
             assert await rows_of(url) == []
             (record,) = caplog.records
             assert "5 events behind" in record.getMessage()
-
             assert await store.projector(Seen()).catch_up() == 7
             await say(store, outbox, 2)
-
             assert [position for _, position, _ in await rows_of(url)] == list(range(1, 10))
         async with ConversationStore.open(url) as store:
             await say(store, outbox, 1)  # by a process that was not given it

@@ -141,7 +141,6 @@ async def test_a_message_that_left_by_a_rewind_which_the_file_cannot_follow(bots
         await deliver(bot)
     await bot.chat(CHAT).rewind(to="first")
     assert await path(bot) == ["first"]
-
     await bot.append(CHAT, message)
     assert await path(bot) == ["first", "m"]
     await deliver(bot)
@@ -279,14 +278,12 @@ async def test_the_words_of_a_second_outbox_are_never_saved_and_nowhere(bots: Bo
     await deliver(two)
     assert await twin.saved(60)  # it is there, and read
     assert not await twin.superseded(5)
-
     await one.append("other", Message.user("x", id="x"), message)
     await one.chat("other").pop()
     await deliver(one)
     late = await two.append("other", message)
     after = await two.append("other", Message.user("and then", id="after"))
     await deliver(two)
-
     assert (await late.saved(5), await late.superseded(60)) == (False, True)
     assert await late.state() is Saved.SAVED
     assert await after.saved(60)  # the lane continues
@@ -329,11 +326,9 @@ async def test_an_id_that_the_outbox_has_pruned_is_seen_to_by_the_store(bot: His
     await bot.chat(CHAT).pop()
     await deliver(bot)
     await bot.outbox.write(prune_all)
-
     late = await bot.append(CHAT, message)
     await deliver(bot)
     assert (await late.saved(5), await late.superseded(60)) == (False, True)
-
     await bot.chat(CHAT).redact("first")
     await deliver(bot)
     await bot.outbox.write(prune_all)

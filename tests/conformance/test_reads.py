@@ -98,9 +98,7 @@ async def test_a_store_that_was_closed_says_so(store_url: str) -> None:
 
 
 @pytest.mark.parametrize("store_url", ["postgresql", "mariadb"], indirect=True)
-async def test_store_is_closed_when_what_is_under_way_has_ended(
-    store_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_close_waits_for_what_is_under_way(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("letopis.store._runtime.CLOSE_TIMEOUT_SECONDS", 20)
     store = ConversationStore(store_url, migrate=True)
     await store.prepare()
@@ -114,7 +112,6 @@ async def test_store_is_closed_when_what_is_under_way_has_ended(
     read = asyncio.create_task(store.outbox_access.snapshot(slow))
     await reading.wait()
     await store.close()
-
     assert await read == 0
     assert isinstance(pool, QueuePool)
     assert (pool.checkedout(), pool.checkedin()) == (0, 0)
@@ -124,9 +121,7 @@ async def test_store_is_closed_when_what_is_under_way_has_ended(
 
 @pytest.mark.parametrize("store_url", ["postgresql", "mariadb"], indirect=True)
 @pytest.mark.parametrize("waits", [True, False], ids=["the close is waited for", "its caller waits no longer"])
-async def test_store_is_closed_though_what_is_under_way_hangs(
-    store_url: str, monkeypatch: pytest.MonkeyPatch, *, waits: bool
-) -> None:
+async def test_close_though_a_read_hangs(store_url: str, monkeypatch: pytest.MonkeyPatch, *, waits: bool) -> None:
     if waits:
         monkeypatch.setattr("letopis.store._runtime.CLOSE_TIMEOUT_SECONDS", 0.1)
     store = ConversationStore(store_url, migrate=True)

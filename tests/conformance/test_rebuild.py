@@ -118,7 +118,6 @@ async def test_a_check_names_what_differs_and_writes_nothing(store: Conversation
         "c": ("messages[7] too many", "messages[3] missing"),
     }
     before = await digests(engine)
-
     assert await done(store, check=True) == expected
     assert await digests(engine) == before
     assert await done(store, conversation="b") == {"b": expected["b"]}
@@ -167,9 +166,7 @@ async def test_a_redaction_that_met_damaged_rows_is_carried_out(store: Conversat
     again = Event(type="message.appended", data=Message.user("said again", id="2").to_data())
     await send(store, outbox, "b", MessageRedacted(message_id="2"), again)
     assert {"events[2] not erased", "events[4] not erased"} <= set((await done(store, check=True))["a"])
-
     mended = await done(store, every=True)
-
     assert {"events[2] not erased", "events[4] not erased", "messages[2].redacted_at"} <= set(mended["a"])
     assert {"events[3] not erased", "events[4] not erased", "messages[3] missing"} <= set(mended["b"])
     assert [event.data.get("content") for event in await store.events("a")] == [None, "", "2", "", "kept", None]
@@ -263,7 +260,6 @@ async def test_it_goes_on_while_the_store_is_written_to(store: ConversationStore
         rounds += 1
     await writing
     await done(store, every=True)
-
     assert mended >= rounds
     assert await mismatches(store) == []
     assert await wrong(store) == {}

@@ -70,7 +70,6 @@ def signed_again(document: dict[str, Any]) -> bytes:
 async def test_receipt_is_confirmed_without_content(store: ConversationStore, engine: AsyncEngine, bots: Bots) -> None:
     content = await erased(store, engine, bots[0])
     document = orjson.loads(content)
-
     assert await problems(engine, content) == []
     assert TOKEN.encode() not in content and b"so it is" not in content
     assert document["conversations"] == ["mine"]
@@ -147,7 +146,6 @@ async def test_content_that_is_back_is_found(store: ConversationStore, engine: A
     await redact(bots[0])
     content = await receipt_of(engine, *begin)
     assert await problems(engine, content) == []
-
     [back] = [row for row in rows if "edited" in row.data]
     at = (events.c.partition == back.partition, events.c.position == back.position)
     await change(store, sa.update(events).where(*at).values(data=back.data, salt=back.salt))
@@ -159,9 +157,7 @@ async def test_content_that_is_back_is_found(store: ConversationStore, engine: A
     assert any("of the log ends at" in problem for problem in found)
 
 
-async def test_records_are_named_and_found_if_they_are_back(
-    store: ConversationStore, engine: AsyncEngine, bots: Bots
-) -> None:
+async def test_records_that_are_back_are_found(store: ConversationStore, engine: AsyncEngine, bots: Bots) -> None:
     one = bots[0]
     await said(one)
     for held in (one.records(owner=ANN), one.records(conversation="mine"), one.records(owner=BEN)):
@@ -175,7 +171,6 @@ async def test_records_are_named_and_found_if_they_are_back(
     await one.records(owner=ANN).erase()
     await drain(one)
     content = await receipt_of(engine, *begin)
-
     assert len(orjson.loads(content)["records"]) == 2
     assert await problems(engine, content) == []
     # What is put anew, under the same key, is another version.

@@ -209,7 +209,6 @@ async def test_move_takes_records_and_their_ledger_along(bot: History, store_url
     before = await everything(bot)
     others = {"sqlite": "postgresql", "postgresql": "mariadb", "mysql": "sqlite", "mariadb": "sqlite"}
     target = new_store_url(others[make_url(store_url).get_backend_name()])
-
     await move(store_url, target)
 
     async with open_apart(bot.outbox.path, store=target, relay=False, watch=False) as moved:

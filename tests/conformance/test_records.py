@@ -143,7 +143,6 @@ async def test_late_loser_is_told_and_reads_the_winner(bots: Bots) -> None:
     after = await mine.put(CP, "b", 1)
     assert await value(mine, "a") == "mine"
     await deliver(other, bot)
-
     assert not await won.superseded(5) and await won.saved(5)
     assert await lost.superseded(5) and not await lost.saved(5)
     assert await after.saved(5)
@@ -310,7 +309,6 @@ async def test_records_go_with_their_conversation(bot: History, verb: str, *, to
         with pytest.raises(ConversationGone):
             await records.put(CP, "b", "anew")
     await deliver(bot)
-
     assert await value(records, "a") is None and await value(others, "a") == "kept"
     assert [one.value for one in await records.list()] == (["anew"] if verb == "reset" else [])
     for table in ("letopis_outbox_events", "letopis_outbox_record_bodies", "letopis_outbox_records"):

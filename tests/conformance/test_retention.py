@@ -280,9 +280,7 @@ async def test_the_log_is_read_again_on_request(bot: History, calendar: Calendar
     assert await kept(bot, "a") == []
 
 
-async def test_a_round_ends_though_events_are_recorded_faster_than_it_looks(
-    bot: History, calendar: Calendar, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_round_ends_amid_new_events(bot: History, calendar: Calendar, monkeypatch: pytest.MonkeyPatch) -> None:
     """New events are for the next round: they must not keep the older ones from being looked at."""
     await say(bot, calendar, "a", 0, 31)
     access, calls = type(bot.store.outbox_access), 0

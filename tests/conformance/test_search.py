@@ -61,34 +61,24 @@ FORMS = {
     "a-15": "e-mail: bot@example.com, file a.b",
 }
 RECALL = {
-    "ответ": {"a-1", "a-2", "a-3", "a-4"},
-    "ответы": {"a-1", "a-2", "a-3", "a-4"},
-    "ответили": {"a-1", "a-2", "a-3", "a-4"},
+    **{query: {"a-1", "a-2", "a-3", "a-4"} for query in ("ответ", "ответы", "ответили")},
     '"ответ"': {"a-1"},
     '"ответа"': {"a-4"},
-    "вопрос": {"a-5", "a-6", "a-13"},
-    "вопросами": {"a-5", "a-6", "a-13"},
-    "ЕЖИК": {"a-7"},
-    "ёжики": {"a-7"},
-    "answer": {"a-8", "a-9", "a-10", "a-13"},
-    "answers": {"a-8", "a-9", "a-10", "a-13"},
-    "answered": {"a-8", "a-9", "a-10", "a-13"},
-    "answering": {"a-8", "a-9", "a-10", "a-13"},
+    **{query: {"a-5", "a-6", "a-13"} for query in ("вопрос", "вопросами")},
+    **{query: {"a-7"} for query in ("ЕЖИК", "ёжики")},
+    **{query: {"a-8", "a-9", "a-10", "a-13"} for query in ("answer", "answers", "answered", "answering")},
     '"answers"': {"a-9"},
     "question": {"a-11"},
     "вопрос answer": {"a-13"},
     "answer -вопрос": {"a-8", "a-9", "a-10"},
     '"мой ответ"': {"a-1"},
-    '"ответ мой"': set(),
     "the": {"a-8", "a-12", "a-14"},  # what the databases themselves would leave out
     "и": {"a-12", "a-14"},
     "я": {"a-4"},
     "не": {"a-4", "a-14"},
     "or not": {"a-14"},
-    "e-mail": {"a-15"},
-    "bot@example.com": {"a-15"},
-    "a.b": {"a-15"},
-    "мыло": set(),
+    **{query: {"a-15"} for query in ("e-mail", "bot@example.com", "a.b")},
+    **{query: set() for query in ('"ответ мой"', "мыло")},
 }
 
 
@@ -104,6 +94,12 @@ async def indexed(store: ConversationStore, *said: Message, **others: list[Messa
     await outbox.deliver(store)
     await catch_up_index(store)
     return outbox
+
+
+def by_rule(typed: str, said: dict[str, str]) -> set[str]:
+    """Return what the pure rule finds."""
+    query = parse(typed)
+    return {name for name, text in said.items() if match(query, text) is not None}
 
 
 def answers(prefix: str, count: int) -> list[Message]:
@@ -126,9 +122,8 @@ async def test_every_form_of_a_word_is_found(
         monkeypatch.setattr(store._runtime, "search_catch_up", Still())
     for query, expected in RECALL.items():
         page = await store.search(query)
-        assert set(ids(page)) == expected, query
+        assert sorted(ids(page)) == sorted(expected), query
         assert page.complete and page.next is None
-        assert len(ids(page)) == len(expected)
 
 
 class Still:
@@ -162,10 +157,7 @@ async def test_the_index_finds_what_the_rule_finds(store: ConversationStore, see
     for _ in range(40):
         parts = [chance.choice(["{}", "{}", '"{}"', "-{}", '-"{}"']).format(some(4)) for _ in range(2)]
         typed = " ".join([some(3), *parts])
-        query = parse(typed)
-        expected = {name for name, text in said.items() if match(query, text) is not None}
-
-        assert set(ids(await store.search(typed, limit=1_000))) == expected, typed
+        assert set(ids(await store.search(typed, limit=1_000))) == by_rule(typed, said), typed
 
 
 HOSTILE = [
@@ -190,16 +182,13 @@ HOSTILE = [
 
 
 async def test_nothing_that_is_typed_is_part_of_a_query_language(store: ConversationStore) -> None:
-    said = {"plain": "ответ"}
-    for number, typed in enumerate(HOSTILE):
-        said[f"m-{number}"] = typed.replace("\x00", "").replace("\ud800", "")
+    texts = ["ответ", *(typed.replace("\x00", "").replace("\ud800", "") for typed in HOSTILE)]
+    said = {f"m-{number}": text for number, text in enumerate(texts)}
     await indexed(store, *(Message.user(text, id=name) for name, text in said.items()))
     for typed in HOSTILE:
-        query = parse(typed)
-        expected = {name for name, text in said.items() if match(query, text) is not None}
-        assert set(ids(await store.search(typed, limit=1_000))) == expected, typed
+        assert set(ids(await store.search(typed, limit=1_000))) == by_rule(typed, said), typed
         assert set(ids(await store.search(typed, owner=typed[:200].strip("\x00\ud800") or "x"))) == set(), typed
-    assert "plain" in ids(await store.search('"ответ"', limit=1_000))
+    assert "m-0" in ids(await store.search('"ответ"', limit=1_000))
 
 
 NO_SEARCHES: list[tuple[dict[str, Any], str]] = [
@@ -238,9 +227,8 @@ async def test_better_hits_come_first_and_of_equal_ones_the_newest(store: Conver
     await indexed(store, Message.user("слово " * 9 + "ответы", id="form"), *others, *hits)
     page = await store.search("ответ")
     assert ids(page) == ["best", "later", "exact", "form"]
-    scores = [hit.score for hit in page]
-    assert scores == sorted(scores, reverse=True)
-    assert scores[0] > scores[1] == scores[2] > scores[3]
+    best, later, exact, form = (hit.score for hit in page)
+    assert best > later == exact > form
 
 
 async def test_newest_of_many_matches_are_ranked(store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,13 +325,10 @@ def code_of(word: str) -> str:
     return word_of(word).exact_code
 
 
-async def test_what_was_redacted_is_not_found_and_its_codes_are_gone(
-    store: ConversationStore, engine: AsyncEngine
-) -> None:
+async def test_what_was_redacted_leaves_no_codes(store: ConversationStore, engine: AsyncEngine) -> None:
     outbox = await indexed(store, Message.user("тайна ответ", id="m-1"), Message.user("ответ", id="m-2"))
     assert code_of("тайна") in (await documents(store, 1))[0][1]
     assert ids(await store.search("тайна")) == ["m-1"]
-
     await send(store, outbox, "c", MessageRedacted(message_id="m-1"))
 
     # At once, in the transaction of the redaction: no index has read it yet.
@@ -363,9 +348,7 @@ async def test_what_was_redacted_is_not_found_and_its_codes_are_gone(
     assert ids(await store.search("тайна")) == []
 
 
-async def test_redaction_hides_at_once(
-    store: ConversationStore, forms: Outbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_redaction_acts_at_once(store: ConversationStore, forms: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     await catch_up_index(store)
     monkeypatch.setattr(store._runtime, "search_catch_up", Still())
     monkeypatch.setattr(finder, "MAX_UNINDEXED_EVENTS", 0)
@@ -403,20 +386,18 @@ async def test_an_edited_message_is_found_by_its_present_text_only(store: Conver
         )
         await outbox.deliver(store)
         for _ in range(2):
-            assert ids(await store.search("ответ")) == []
-            assert ids(await store.search("вопросы")) == ["m"]
-            assert ids(await store.search("слова")) == ["empty"]
-            assert ids(await store.search("тул")) == []
+            for query, expected in (("ответ", []), ("вопросы", ["m"]), ("слова", ["empty"]), ("тул", [])):
+                assert ids(await store.search(query)) == expected
             await catch_up_index(store)
         await send(store, outbox, "c", MessageEdited(message_id="m", content="?!"))
-        assert ids(await store.search("вопрос")) == []
-        await catch_up_index(store)
-        assert ids(await store.search("вопрос")) == []
+        for _ in range(2):
+            assert ids(await store.search("вопрос")) == []
+            await catch_up_index(store)
 
 
 @pytest.mark.parametrize("by", ["index", "events", "late"])
 async def test_what_left_the_path_is_gone(store: ConversationStore, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Return True if the index knew it before, has not read it, or reads it all at once."""
+    """The index knew it before, has not read it, or reads it all at once."""
     outbox = Outbox()
     for name in ("rewound", "deleted", "archived", "cleared"):
         outbox.append(name, *answers(name, 3))
@@ -431,10 +412,10 @@ async def test_what_left_the_path_is_gone(store: ConversationStore, by: str, mon
     if by == "events":
         monkeypatch.setattr(store._runtime, "search_catch_up", Still())
 
-    expected = {"rewound-0", "rewound-3", *(f"archived-{number}" for number in range(3))}
-    assert set(ids(await store.search("ответ"))) == expected
-    await catch_up_index(store)
-    assert set(ids(await store.search("ответ"))) == expected
+    for _ in range(2):
+        found = set(ids(await store.search("ответ")))
+        assert found == {"rewound-0", "rewound-3", *(f"archived-{number}" for number in range(3))}
+        await catch_up_index(store)
 
 
 async def test_the_index_holds_what_is_to_be_found_and_nothing_else(store: ConversationStore) -> None:
@@ -496,9 +477,7 @@ async def test_partial_search_says_so(store: ConversationStore, forms: Outbox, m
     assert (await store.search("ответ")).complete
 
 
-async def test_a_message_and_its_edit_that_wait_for_the_index_are_one_hit(
-    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_message_and_its_edit_are_one_hit(store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """The log is read in pieces, and the edit lies in another one."""
     monkeypatch.setattr(store._runtime, "search_catch_up", Still())
     monkeypatch.setattr(finder, "UNINDEXED_EVENTS_PER_READ", 2)
@@ -509,9 +488,7 @@ async def test_a_message_and_its_edit_that_wait_for_the_index_are_one_hit(
     assert sorted(ids(await store.search("ответ"))) == ["m", "n"]
 
 
-async def test_search_without_an_index(
-    store: ConversationStore, forms: Outbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_search_without_index(store: ConversationStore, forms: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     async def refused(*_: Any, **__: Any) -> int:
         raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code="42501", reason="permission denied")
 
@@ -594,9 +571,9 @@ async def test_a_message_that_is_said_twice_under_one_id_is_found_as_it_stands(s
     outbox = await new_outbox(store, "c", Message.user("ответ", id="m"))
     await new_outbox(store, "c", Message.user("вопрос", id="n"))
     await send(store, outbox, "c", MessageEdited(message_id="n", content="ответы"))
-    assert set(ids(await store.search("ответ"))) == {"m", "n"}
-    await catch_up_index(store)
-    assert set(ids(await store.search("ответ"))) == {"m", "n"}
+    for _ in range(2):
+        assert set(ids(await store.search("ответ"))) == {"m", "n"}
+        await catch_up_index(store)
 
 
 async def test_postgresql_goes_by_the_words_without_statistics_too(fresh_postgresql_url: str) -> None:

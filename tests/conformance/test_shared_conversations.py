@@ -61,7 +61,6 @@ async def test_what_another_outbox_took_off_the_path_is_put_back(
     assert again.event_ids != first.event_ids[-1:]
     assert not await again.saved(0)
     await deliver(two)
-
     assert await again.saved(60)
     expected = ["m"] if how in ("undo", "clear") else ["q", "m"]
     assert (await path(one), await path(two)) == (expected, expected)
@@ -75,7 +74,6 @@ async def test_a_message_that_is_shown_is_not_written_again(bots: Bots, store: C
     await two.append(CHAT, QUESTION, ANSWER)
     await deliver(two)
     count = len(await store.events(CHAT))
-
     again = await two.append(CHAT, ANSWER)
     await deliver(two)
     assert await again.saved(60)
@@ -224,7 +222,6 @@ async def test_the_active_conversation_does_not_depend_on_when_the_relay_deliver
     await step(one.chat("b").delete())
     await step(one.append("a", Message.user("too late again")))
     await step(one.chat("c").archive())
-
     assert active == ["d", "b", "b", "b", "c", "c", "a"]
     await deliver(one)
     for reader in bots:
@@ -293,7 +290,6 @@ async def test_a_message_that_another_outbox_delivered_is_shown_once_while_it_is
     messages = [Message.user(f"words {number}", id=f"m{number}", tokens=3) for number in range(4)]
     await one.append(CHAT, *messages, owner="42")
     await deliver(one)
-
     late = await two.append(CHAT, messages[0], owner="42")
 
     for _ in range(2):
@@ -378,7 +374,6 @@ async def test_a_message_that_is_shown_again_is_saved_when_it_is_appended(bots: 
 
     again = await two.append(CHAT, ANSWER)
     await deliver(two)
-
     assert (await again.saved(5), await again.superseded()) == (True, False)
     if how == "moved here":
         assert await path(two) == ["n", "m"]

@@ -102,7 +102,6 @@ async def test_the_danger_is_real_where_the_database_gives_out_the_positions(kin
         await slow.execute(log.delete())
         await slow.commit()
     await engine.dispose()
-
     assert seen == [2], "position 1 was committed after 2 had been read"
 
 

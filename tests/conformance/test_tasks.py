@@ -156,7 +156,6 @@ async def test_a_long_deletion_is_unreadable_at_once_and_gone_after_its_steps(st
 async def test_a_long_rewind_is_off_the_path_at_once(store: ConversationStore) -> None:
     outbox = await new_outbox(store, "p", *said(LONG))
     await send(store, outbox, "p", ConversationRewound(to_message_id="m10"), Message.user("words after", id="n1"))
-
     assert present(await store.conversation("p")).message_count == 11
     assert [one.id for one in await store.messages("p")] == [*(f"m{n}" for n in range(1, 11)), "n1"]
     assert (await store.pending_tasks()).tasks == 1
@@ -178,7 +177,6 @@ async def test_a_long_rewind_is_off_the_path_at_once(store: ConversationStore) -
     await outbox.deliver(store)
     assert await carried_out(store, "p", "f") > 2
     assert await store.pending_tasks() == PendingTasks()
-
     await send(store, outbox, "p", ConversationRewound(), ConversationDeleted(), Message.user("words too late"))
     await carried_out(store, "p", "f")
     assert [one.text for one in await store.messages("f")][:2] == ["words of 1", "words of 2"]

@@ -121,9 +121,7 @@ async def test_a_trim_cannot_reach_beyond_itself(store: ConversationStore) -> No
 
 
 @pytest.mark.parametrize("in_steps", [False, True])
-async def test_fork_keeps_its_reads(
-    store: ConversationStore, monkeypatch: pytest.MonkeyPatch, *, in_steps: bool
-) -> None:
+async def test_fork_reads_on(store: ConversationStore, monkeypatch: pytest.MonkeyPatch, *, in_steps: bool) -> None:
     if in_steps:
         take_small_steps(monkeypatch, "write.redaction", "write.row_writer", rows=0)  # every trim is marked
     outbox = Outbox()
@@ -134,7 +132,6 @@ async def test_fork_keeps_its_reads(
     assert [message.text for message in before] == [*(f"{OLD} {number}" for number in range(4)), "own"]
     await send(store, outbox, "p", trim(12))
     await finish_tasks(store)
-
     assert (await store.messages("f")).items == before
     assert all(message.redacted for message in (await store.messages("p")).items[:6])
     held = await stored_text(store)
@@ -145,7 +142,6 @@ async def test_fork_keeps_its_reads(
     await send(store, outbox, "f", trim(1))
     await outbox.deliver(store)
     await finish_tasks(store)
-
     assert [message.text for message in await store.messages("f")] == ["own"]
     held = await stored_text(store)
     assert OLD not in held and YOUNG in held and "kept title" in held

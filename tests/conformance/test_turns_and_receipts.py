@@ -38,7 +38,6 @@ async def test_consecutive_user_messages_are_one_turn(bot: History, *, delivered
     ):
         assert " ".join(one.id for one in (await bot.context(CHAT, **options)).messages) == expected
     assert (await bot.context(CHAT, turns=3)).complete
-
     await bot.chat(CHAT).undo()
     assert await path(bot) == "s0 u1 u2 a3 u4 u5 u6 a7"
     assert [one.id for one in await bot.chat(CHAT).regenerate()] == ["u4", "u5", "u6"]

@@ -189,7 +189,6 @@ async def test_a_verdict_is_kept_with_its_event_and_given_again(store: Conversat
     assert event.digest == one.lanes[CHAT][1].digest
     conversation = present(await store.conversation(CHAT))
     assert (conversation.message_count, conversation.tokens) == (2, 7)
-
     await send(store, two, CHAT, Message.user("and again?"))
     assert await verdicts(store, one, 2, 3) == await verdicts(store, one, 1, 3) == first
     assert await verdicts(store, one, 3, 3) == {3: first[3]}
@@ -255,7 +254,6 @@ async def test_turns_applied_at_once_have_one_winner(store: ConversationStore, s
         turn(outbox, Message.assistant(outbox.origin.name), expected=Seen(sequence=99, version=said))
 
     results = await asyncio.gather(*(store.apply(outbox.origin, outbox.pending()) for outbox in crowd))
-
     lost = [len(applied.superseded) for result in results for applied in result.applied]
     assert sorted(lost) == [0, 1, 1, 1, 1]
     assert (len(await store.messages(CHAT)), len(await store.messages(CHAT, every=True))) == (said + 1, said + 5)

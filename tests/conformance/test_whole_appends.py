@@ -79,9 +79,7 @@ async def test_the_first_message_shares_the_verdict_unless_it_is_there(bots: Bot
 
 
 @pytest.mark.parametrize("together", [True, False])
-async def test_what_another_said_is_not_saved_behind_a_rewind(
-    bots: Bots, store: ConversationStore, *, together: bool
-) -> None:
+async def test_nothing_is_saved_from_behind_a_rewind(bots: Bots, store: ConversationStore, *, together: bool) -> None:
     """The outbox does not know the message, so the store decides: at its place, behind the rewind, it is not shown."""
     one, two = bots
     [message] = said("m", 1)
@@ -94,7 +92,6 @@ async def test_what_another_said_is_not_saved_behind_a_rewind(
     again = await one.append(CHAT, message)
     after = await one.append(CHAT, Message.user("after", id="after"))
     await drain(one)
-
     assert await after.saved(60)
     assert (await again.saved(5), await again.superseded(5)) == (False, True)
     assert await path(one) == await path(two) == ["after"]
