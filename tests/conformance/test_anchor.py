@@ -106,12 +106,8 @@ async def test_anchor_of_any_page_size(store: ConversationStore, rows: int, monk
     await filled(store)
     anchor, seen = await anchor_of(store), list[tuple[int, int]]()
     monkeypatch.setattr("letopis.store.maintenance.anchor.PAGE_EVENTS", rows)
-    made = await make_anchor(
-        store._runtime.callers_engine,
-        now=NOW,
-        block_events=BLOCK,
-        checked=lambda done, total: seen.append((done, total)),
-    )
+    engine = store._runtime.callers_engine
+    made = await make_anchor(engine, now=NOW, block_events=BLOCK, checked=lambda *done: seen.append(done))
     assert made == anchor
     page = BLOCK if rows <= BLOCK else 2 * BLOCK
     assert seen == [(min(done, 12), 12) for done in range(page, 12 + page, page)]
@@ -177,11 +173,8 @@ async def test_each_partition_has_its_own(empty_database_url: str) -> None:
 async def test_another_store_is_named(store: ConversationStore) -> None:
     await filled(store)
     other = replace(await anchor_of(store), store_id=uuid4())
-    [problem], partitions = await compared(store, other)
-    assert (
-        problem == f"the anchor is of history store {other.store_id}, and this is {(await store.identity()).store_id}"
-    )
-    assert partitions == []
+    told = f"the anchor is of history store {other.store_id}, and this is {(await store.identity()).store_id}"
+    assert await compared(store, other) == ([told], [])
 
 
 # --- Controls: each of these must be found ----------------------------------------------------------------------------
@@ -314,19 +307,25 @@ async def test_late_edit_of_an_erased_message_has_its_cause(store: ConversationS
     assert await problems(store) == []
 
 
-@pytest.mark.parametrize("kind", [LEAVE, ERASE, RESET])
-async def test_task_that_no_event_asked_for_is_found(store: ConversationStore, kind: str) -> None:
-    await filled(store)
-    task = {"partition": 0, "conversation_id": "b", "kind": kind, "version": 4, "after": 0, "upto": 4, "created_at": 1}
-    await change(store, sa.insert(tasks).values(**task))
-    assert await problems(store) == [f"conversation 'b' has a task '{kind}' that no event of it asked for"]
+TASK: Final = {"partition": 0, "conversation_id": "b", "version": 4, "after": 0, "upto": 4, "created_at": 1}
+UNASKED: Final[dict[str, tuple[sa.Executable, str]]] = {
+    **{
+        kind: (sa.insert(tasks).values(**TASK, kind=kind), f"has a task '{kind}' that no event of it asked for")
+        for kind in (LEAVE, ERASE, RESET)
+    },
+    "retained": (
+        sa.update(conversations).where(conversations.c.conversation_id == "b").values(retained=3),
+        "retains content for forks, and no event of it has erased any",
+    ),
+}
 
 
-async def test_content_that_is_retained_without_an_erasure_is_found(store: ConversationStore) -> None:
+@pytest.mark.parametrize("name", UNASKED)
+async def test_what_no_event_asked_for_is_found(store: ConversationStore, name: str) -> None:
+    planted, told = UNASKED[name]
     await filled(store)
-    planted = sa.update(conversations).where(conversations.c.conversation_id == "b").values(retained=3)
     await change(store, planted)
-    assert await problems(store) == ["conversation 'b' retains content for forks, and no event of it has erased any"]
+    assert await problems(store) == [f"conversation 'b' {told}"]
 
 
 async def test_only_so_many_places_are_named(store: ConversationStore) -> None:

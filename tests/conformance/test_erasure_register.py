@@ -193,10 +193,7 @@ async def test_a_hold_that_comes_while_an_erasure_is_applied_wins(store: Convers
         pytest.skip("an SQLite file has one writer at a time")
     outbox = await new_outbox(store, ONLY, Message.user("evidence"))
     outbox.append(ONLY, ConversationRewound(erase=True))
-    batch = outbox.pending()
     applier = (await store._runtime.prepared()).applier
-    decoded = DecodedBatch(applier._upcasters)
-    await decoded.decode(batch)
     find, held = applier._loader._find_holds, []
 
     async def find_then_hold(*arguments: Any) -> Any:
@@ -207,7 +204,7 @@ async def test_a_hold_that_comes_while_an_erasure_is_applied_wins(store: Convers
 
     applier._loader._find_holds = find_then_hold  # type: ignore[method-assign]
     with pytest.raises(StoreFault, match="a hold was set"):
-        await store.apply(outbox.origin, batch)
+        await outbox.deliver(store)
     [applied] = (await outbox.deliver(store)).applied
     assert [conflict.held for conflict in applied.superseded.values()] == [True]
     assert await texts(store) == ["evidence"]

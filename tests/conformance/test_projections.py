@@ -29,8 +29,6 @@ from tests.support.child import command
 from tests.support.relays import until
 from tests.support.sayings import new_outbox, raises_fault, send
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture
 async def url(store_url: str) -> str:
@@ -91,7 +89,7 @@ async def test_killed_in_a_batch_it_takes_in_each_event_once(store: Conversation
     await say(store, Outbox(), 40)
     printed = 0
     for batches in (1, 3):  # killed after this many batches were written, the last of them not committed
-        child = subprocess.Popen(command(project, "slow", url), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        child = subprocess.Popen(command(project, "slow", url), stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
         for _ in range(batches):
             assert await asyncio.to_thread(child.stdout.readline)
@@ -162,7 +160,6 @@ async def test_a_new_version_does_what_the_old_one_had_not_come_to(store: Conver
 
 
 async def test_effects_that_raise_end_the_step_and_are_not_retried(store: ConversationStore, url: str) -> None:
-
     class Failing(Acting):
         async def effects(self, events: Sequence[RecordedEvent]) -> None:
             await super().effects(events)
@@ -183,7 +180,7 @@ async def test_death_before_its_effects_leaves_them_undone(store: ConversationSt
     await store.projector(projection).step()
     await say(store, Outbox(), 8)
     child = command(project, "dying", url)
-    done = await asyncio.to_thread(subprocess.run, child, cwd=ROOT, timeout=60, check=False)
+    done = await asyncio.to_thread(subprocess.run, child, timeout=60, check=False)
     await store.projector(projection).catch_up()
     assert done.returncode == 9
     assert projection.done == [6, 7, 8]

@@ -23,7 +23,7 @@ from tests.support.defects import RECORDS_TWICE, planted
 from tests.support.sayings import new_outbox, rows_of, send, send_encoded
 from tests.support.store_changes import run_there
 
-SCOPE = Scope.conversation("chat-1")
+SCOPE, NOBODY = Scope.conversation("chat-1"), UUID(int=0)
 
 
 class TestRecords(RecordConformance):
@@ -41,12 +41,7 @@ async def values(store: ConversationStore, scope: Scope = SCOPE, where: RecordRa
 
 
 async def page(
-    store: ConversationStore,
-    where: RecordRange,
-    *,
-    scope: Scope = SCOPE,
-    limit: int = 100,
-    origin_id: UUID = UUID(int=0),  # noqa: B008 - immutable
+    store: ConversationStore, where: RecordRange, *, scope: Scope = SCOPE, limit: int = 100, origin_id: UUID = NOBODY
 ) -> RecordsView:
     return await store.outbox_access.read_records(
         lambda reader, connection: reader.page(connection, scope, where, limit=limit, origin_id=origin_id)

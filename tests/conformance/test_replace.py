@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from letopis.outbox import History
 from letopis.store import ConversationStore, EventIdReused, InvalidInput, Message, VersionConflict
 from tests.conformance.talk import deliver, prune_all
+from tests.support.child import command
 from tests.support.sayings import Bots, present
 
 CHAT = "chat-1"
@@ -160,38 +160,23 @@ async def test_an_append_in_between_is_not_lost(bot: History, monkeypatch: pytes
     assert (await path(bot))[0] == ("b", "words b")
 
 
-VICTIM = """
-    import asyncio, sys
-    from letopis.outbox import History
-    from letopis.store import Message
-
-    async def main():
-        async with History(sys.argv[1], store=sys.argv[2], relay=False, watch=False) as history:
-            number = 0
-            while True:
-                number += 1
-                await history.chat("chat-1").replace([Message.user(f"{number}", id=f"{number}-{i}") for i in range(40)])
-                print(number, flush=True)
-
-    asyncio.run(main())
-"""
+async def keep_replacing(file: str, store: str) -> None:
+    async with History(file, store=store, relay=False, watch=False) as history:
+        for number in itertools.count(1):
+            await history.chat(CHAT).replace([Message.user(f"{number}", id=f"{number}-{i}") for i in range(40)])
+            print(number, flush=True)
 
 
 async def test_a_kill_in_the_middle_leaves_all_or_nothing(tmp_path: Path) -> None:
     for turn in range(3):
         file = tmp_path / f"bot-{turn}.outbox.db"
-        child = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(VICTIM), str(file), str(tmp_path / "history.db")],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        victim = command(keep_replacing, file, tmp_path / "history.db")
+        child = subprocess.Popen(victim, stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
         for _ in range(2 + turn):
             line = await asyncio.to_thread(child.stdout.readline)
         child.send_signal(signal.SIGKILL)
-        confirmed = int(line)
-        for rest in child.stdout.read().split():
-            confirmed = int(rest)
+        confirmed = int([line, *child.stdout.read().split()][-1])
         child.stdout.close()
         child.wait()
         async with History(file, store=tmp_path / "history.db", relay=False, watch=False) as history:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
@@ -23,6 +22,7 @@ from letopis.store.model.event_types import (
 )
 from letopis.store.read.task_marks import PendingTasks
 from letopis.store.testing.outbox import Outbox
+from tests.support.child import command
 from tests.support.sayings import (
     catch_up_index,
     change,
@@ -229,19 +229,12 @@ async def test_a_short_one_is_done_at_once(store: ConversationStore) -> None:
     assert await rows_of(store, sa.select(tasks)) == []
 
 
-KILLED = """
-import asyncio, sys
-from letopis.store import ConversationStore
-import letopis.store.maintenance.task_steps
-letopis.store.maintenance.task_steps.STEP_SECONDS, letopis.store.maintenance.task_steps.PIECE_VERSIONS = 0.0, 4
-
-async def main():
-    async with ConversationStore.open(sys.argv[1]) as store:
-        while await store.run_pending_tasks():
-            print("step", flush=True)
-
-asyncio.run(main())
-"""
+async def take_steps(url: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        take_small_steps(patch)
+        async with ConversationStore.open(url) as store:
+            while await store.run_pending_tasks():
+                print("step", flush=True)
 
 
 async def test_whoever_carries_it_out_may_be_killed_at_any_moment(store: ConversationStore, store_url: str) -> None:
@@ -251,9 +244,8 @@ async def test_whoever_carries_it_out_may_be_killed_at_any_moment(store: Convers
     await outbox.deliver(store)
     await send(store, outbox, "p", ConversationDeleted())
     for seen in range(1, 5):
-        victim = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", KILLED, store_url, stdout=asyncio.subprocess.PIPE
-        )
+        words = command(take_steps, store_url)
+        victim = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
         assert victim.stdout is not None
         for _ in range(3 * seen):
             await victim.stdout.readline()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +41,10 @@ CHAT = "chat-1"
 
 @pytest.fixture
 async def pair(tmp_path: Path, store_url: str) -> AsyncIterator[tuple[History, History]]:
-    async with ConversationStore.open(store_url, migrate=True):
-        pass
-    async with AsyncExitStack() as stack:
-        one = await stack.enter_async_context(History(tmp_path / "one.outbox.db", store=store_url))
-        two = await stack.enter_async_context(History(tmp_path / "two.outbox.db", store=store_url))
+    async with (
+        History(tmp_path / "one.outbox.db", store=store_url) as one,
+        History(tmp_path / "two.outbox.db", store=store_url) as two,
+    ):
         yield one, two
 
 
@@ -107,15 +105,9 @@ async def test_free_appends_arrive_and_strict_turns_conflict_exactly_once(pair: 
 # --- One file at a time, delivered by hand --------------------------------------------------------------------------
 
 
-def turn(
-    outbox: Outbox,
-    *what: Message | Body,
-    expected: After | None = None,
-    after: After | None = None,
-    fail_if_types: Any = None,
-) -> list[int]:
+def turn(outbox: Outbox, *what: Message | Body, expected: After | None = None, after: After | None = None) -> list[int]:
     """Append with a condition to the memory of an outbox, unchecked; return the sequences."""
-    events = prepare(CHAT, what, expected=expected, after=after, fail_if_types=fail_if_types).events
+    events = prepare(CHAT, what, expected=expected, after=after).events
     first = len(outbox.lanes.get(CHAT, ())) + 1
     outbox.append_encoded(CHAT, events)
     return list(range(first, first + len(events)))
