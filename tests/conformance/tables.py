@@ -10,28 +10,20 @@ import sqlalchemy as sa
 from letopis.outbox import History
 from letopis.outbox.diagnostics.integrity import content_problems
 from letopis.store.testing import DestinationStore
-from tests.campaigns.invariants import open_engine
-from tests.support.sayings import problems
+from tests.support.sayings import problems, rows_of
 
 TABLES = ("letopis_events", "letopis_messages", "letopis_conversations", "letopis_owners", "letopis_search")
 
 
-async def rows(url: str, table: str = "letopis_events") -> list[Mapping[str, Any]]:
-    engine = open_engine(url)
-    try:
-        async with engine.connect() as connection:
-            found = (await connection.execute(sa.text(f"SELECT * FROM {table}"))).mappings().all()
-            return [dict(row) for row in found]
-    finally:
-        await engine.dispose()
+async def rows(store: Any, table: str = "letopis_events") -> list[Mapping[str, Any]]:
+    return [dict(row._mapping) for row in await rows_of(store, sa.text(f"SELECT * FROM {table}"))]
 
 
 async def stored_text(store: Any, conversation_id: str | None = None) -> str:
     """Return all that the tables hold, or all that the log holds of one conversation."""
-    url = store.url.render_as_string(hide_password=False)
     if conversation_id is None:
-        return repr([await rows(url, table) for table in TABLES])
-    return repr([row for row in await rows(url) if row["conversation_id"] == conversation_id])
+        return repr([await rows(store, table) for table in TABLES])
+    return repr([row for row in await rows(store) if row["conversation_id"] == conversation_id])
 
 
 class LooksIntoTables:
@@ -43,8 +35,7 @@ class LooksIntoTables:
 
 async def large_contents(store: Any) -> int:
     """Return how many large strings of messages the store holds."""
-    held = await rows(store.url.render_as_string(hide_password=False), "letopis_records")
-    return sum(row["scope"].startswith("\x01m:") for row in held)
+    return sum(row["scope"].startswith("\x01m:") for row in await rows(store, "letopis_records"))
 
 
 async def assert_sound(history: History) -> None:

@@ -55,8 +55,7 @@ async def test_the_store_says_when_it_took_an_event(store_url: str) -> None:
     async with ConversationStore.open(store_url, migrate=True, now=lambda: moment) as store:
         await outbox.deliver(store)
         [event] = await store.events(ONLY)
-    assert event.recorded_at == moment
-    assert event.occurred_at != moment
+    assert event.recorded_at == moment != event.occurred_at
 
 
 async def test_partitions_each_count_for_themselves(empty_database_url: str) -> None:
@@ -74,9 +73,7 @@ async def test_partitions_each_count_for_themselves(empty_database_url: str) -> 
             await store.head(4)
     async with ConversationStore.open(empty_database_url) as again:
         assert await again.partitions() == 4
-        assert (await again.apply(outbox.origin, outbox.pending() or [outbox.batch("chat-3")])).applied[
-            0
-        ].duplicates == 2
+        assert (await again.apply(outbox.origin, [outbox.batch("chat-3")])).applied[0].duplicates == 2
 
 
 class Asking(Projection):

@@ -30,8 +30,8 @@ from tests.support.sayings import differences, present, send
 from tests.support.verdicts import assert_whole
 
 
-async def log(url: str) -> list[Mapping[str, Any]]:
-    return sorted(await rows(url), key=lambda row: (row["conversation_id"], row["version"]))
+async def log(store: ConversationStore) -> list[Mapping[str, Any]]:
+    return sorted(await rows(store), key=lambda row: (row["conversation_id"], row["version"]))
 
 
 End = ConversationDeleted | ConversationRewound
@@ -46,23 +46,23 @@ class TestRedaction(LooksIntoTables, RedactionConformance):
     """The published contract."""
 
 
-async def test_the_rows_of_redacted_events_hold_no_metadata(store: ConversationStore, store_url: str) -> None:
+async def test_the_rows_of_redacted_events_hold_no_metadata(store: ConversationStore) -> None:
     """The published contract cannot see whether a column is empty."""
     outbox = Outbox()
     said(outbox)
     await send(store, outbox, CHAT, MessageRedacted(message_id="m"))
-    stripped = [row for row in await log(store_url) if row["salt"] is None]
+    stripped = [row for row in await log(store) if row["salt"] is None]
     assert [(row["version"], row["metadata"]) for row in stripped] == [(3, None), (4, None), (5, None), (6, None)]
 
 
-async def test_the_rows_of_a_deleted_conversation_are_empty(store: ConversationStore, store_url: str) -> None:
+async def test_the_rows_of_a_deleted_conversation_are_empty(store: ConversationStore) -> None:
     outbox, other = Outbox("one"), Outbox("two")
     whole(outbox)
     await outbox.deliver(store)
     await send(store, outbox, CHAT, ConversationDeleted())
     await send(store, other, CHAT, Message.user(SECRET, id="late", tokens=3))
-    assert all(row["salt"] is row["metadata"] is None for row in (await log(store_url))[:-2])
-    [late] = [row for row in await rows(store_url, "letopis_messages") if row["message_id"] == "late"]
+    assert all(row["salt"] is row["metadata"] is None for row in (await log(store))[:-2])
+    [late] = [row for row in await rows(store, "letopis_messages") if row["message_id"] == "late"]
     assert late["left_at"] == late["version"] == late["redacted_at"]
 
 
@@ -93,14 +93,14 @@ async def test_erasure_keeps_nothing_redacted_for_a_fork(store: ConversationStor
 
 
 @ENDS
-async def test_rows_of_messages_off_the_path_are_erased(store: ConversationStore, store_url: str, end: End) -> None:
+async def test_rows_of_messages_off_the_path_are_erased(store: ConversationStore, end: End) -> None:
     """They are not loaded, as those on the path are."""
     outbox = Outbox()
     outbox.append(CHAT, Message.user("stays", id="s"), Message.user("popped", id="m"))
     outbox.append(CHAT, ReactionAdded(message_id="m", key="like", value=SECRET))
     outbox.append(CHAT, ConversationRewound(to_message_id="s"))
     await outbox.deliver(store)
-    assert SECRET in repr(await rows(store_url, "letopis_messages"))
+    assert SECRET in repr(await rows(store, "letopis_messages"))
     await send(store, outbox, CHAT, end)
     await assert_gone(store)
     assert await differences(store) == set()

@@ -37,8 +37,7 @@ async def test_erasures_are_numbered_from_one_and_read_in_order(store: Conversat
     one = await store.erasures.register("owner", "42", how="reset", reason="asked", origin=outbox.origin)
     two = await store.erasures.register("person", "7", how="delete", requested_by="admin")
     assert (one.number, two.number) == (1, 2)
-    assert await store.erasures.after(0) == [one, two]
-    assert await store.erasures.after(1) == [two]
+    assert (await store.erasures.after(0), await store.erasures.after(1)) == ([one, two], [two])
     assert (one.kind, one.subject, one.how, one.reason) == ("owner", "42", "reset", "asked")
     assert one.origin_id == outbox.origin.origin_id
     assert (await store.identity()).erasures == 2
@@ -143,8 +142,7 @@ async def test_a_move_takes_erasures_holds_and_the_number_along(store: Conversat
     hold = await store.erasures.hold("owner", "43", reason="a court asked")
     await move(store.url, tmp_path / "moved.db")
     async with ConversationStore.open(tmp_path / "moved.db") as moved:
-        assert await moved.erasures.after(0) == [erasure]
-        assert await moved.erasures.holds() == [hold]
+        assert (await moved.erasures.after(0), await moved.erasures.holds()) == ([erasure], [hold])
         assert (await moved.identity()).erasures == 1
         outbox.append(ONLY, Message.user("more"))
         with pytest.raises(ErasuresPending):

@@ -95,8 +95,7 @@ async def test_what_no_fork_reads_any_more_is_erased_by_a_task_if_its_apply_was_
     assert await store.pending_tasks() == PendingTasks(tasks=1, rows=1, erasing=1)
     assert await store.run_pending_tasks()
     assert "secret" not in await stored_text(store, "p")
-    assert await store.pending_tasks() == PendingTasks()
-    assert not await store.run_pending_tasks()
+    assert await store.pending_tasks() == PendingTasks() and not await store.run_pending_tasks()
 
 
 async def rebuilt(store: ConversationStore) -> dict[str, tuple[str, ...]]:

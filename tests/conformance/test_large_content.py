@@ -83,26 +83,24 @@ CONTENTS: list[Any] = [
 
 @pytest.mark.parametrize("content", CONTENTS, ids=range(len(CONTENTS)))
 @pytest.mark.parametrize("delivered", [False, True])
-async def test_content_is_read_as_it_was_given(
-    bot: History, store: ConversationStore, store_url: str, content: Any, *, delivered: bool
-) -> None:
+async def test_content_is_read_as_it_was_given(bot: History, content: Any, *, delivered: bool) -> None:
     metadata = {"note": large("metadata"), "key": ODD}
     await bot.append(CHAT, Message.user(content, id="m", metadata=metadata))
     await bot.append(CHAT, Message.assistant("ok"))
     if delivered:
         await deliver_all(bot)
-        assert await texts(store) == [content, "ok"]
+        assert await texts(bot.store) == [content, "ok"]
     [message, _] = await bot.messages(CHAT)
     assert (message.content, message.message.metadata) == (content, metadata)
     assert (await bot.message("m")).content == content  # type: ignore[union-attr]
     if not isinstance(content[0], ToolResult):  # which a context leaves out without its call
         assert [m.content for m in (await bot.context(CHAT, last=5)).messages] == [content, "ok"]
-    for row in await rows(store_url, "letopis_events"):
+    for row in await rows(bot.store):
         assert len(row["data"]) < 10_000
     await assert_sound(bot)
 
 
-async def test_pictures_are_kept_once(bot: History, other: History, store: ConversationStore, store_url: str) -> None:
+async def test_pictures_are_kept_once(bot: History, other: History, store: ConversationStore) -> None:
     pictures = tuple(File(uri=f"data:image/png;base64,{number:06}" + "A" * LARGE_BYTES) for number in range(16))
     for turn in range(20):
         await bot.append(CHAT, Message.user((*pictures, Text(f"turn {turn}"))))
@@ -115,15 +113,15 @@ async def test_pictures_are_kept_once(bot: History, other: History, store: Conve
     assert await large_contents(bot.store) == 16
     content = await texts(store)
     assert content[1] == (*pictures, Text("turn 1")) and content[0] == content[-1] == pictures
-    assert max(len(row["data"]) for row in await rows(store_url, "letopis_events")) < 10_000
+    assert max(len(row["data"]) for row in await rows(bot.store)) < 10_000
     await assert_sound(bot)
 
 
-async def test_equal_content_has_another_name_in_each_conversation(bot: History, store_url: str) -> None:
+async def test_equal_content_has_another_name_in_each_conversation(bot: History) -> None:
     await bot.append(CHAT, Message.user(large()))
     await bot.append("chat-2", Message.user(large()))
     await deliver_all(bot)
-    named = [set(references_in(row["type"], row["data"])) for row in await rows(store_url, "letopis_events")]
+    named = [set(references_in(row["type"], row["data"])) for row in await rows(bot.store)]
     [one, two] = [names for names in named if names]
     assert len(one) == len(two) == 1 and one != two
     assert await large_contents(bot.store) == 2
@@ -141,11 +139,9 @@ async def test_content_goes_with_its_last_message(bot: History, how: str, *, del
         await deliver_all(bot)
     await chat.redact("first")
     await chat.redact("edited")
-    assert (await texts(bot))[1] == large()
-    assert await count(bot, CONTENT_ROWS) == 1
+    assert (await texts(bot))[1] == large() and await count(bot, CONTENT_ROWS) == 1
     await deliver_all(bot)
-    assert (await texts(bot))[1] == large()
-    assert await large_contents(bot.store) == 1
+    assert (await texts(bot))[1] == large() and await large_contents(bot.store) == 1
     await assert_sound(bot)
 
     await {"redact": lambda: chat.redact("second"), "reset": chat.reset, "delete": chat.delete}[how]()
@@ -166,8 +162,7 @@ async def test_content_that_is_appended_again_after_its_redaction_is_there(bot: 
     await bot.append(CHAT, Message.user(large(), id="third"))
     await bot.chat(CHAT).redact("second")  # in one batch with the event that needs the content
     await deliver_all(bot)
-    assert (await texts(bot))[2] == large()
-    assert await large_contents(bot.store) == 1
+    assert (await texts(bot))[2] == large() and await large_contents(bot.store) == 1
     await assert_sound(bot)
 
 
@@ -221,8 +216,7 @@ async def test_what_is_pruned_is_read_from_the_store_and_put_again(bot: History)
     await bot.append("another", Message.user("hello"))
     pruner = Pruner(Retention(keep_last=0, keep_for=timedelta(0)), bot.outbox.now_us)
     await bot.outbox.write(pruner)
-    assert await count(bot, CONTENT_ROWS) == 0
-    assert await texts(bot) == [large()]
+    assert await count(bot, CONTENT_ROWS) == 0 and await texts(bot) == [large()]
     await bot.append(CHAT, Message.user(large(), id="second"))
     assert await texts(bot) == [large()] * 2
     await bot.outbox.write(pruner)
@@ -348,7 +342,7 @@ async def test_one_string_of_64_mib_goes_through_whole(bot: History, store: Conv
 # --- The ways that messages go: sessions of frameworks, export and import, move and salvage ---
 
 
-async def test_a_session_of_the_agents_sdk_keeps_a_picture_once(bot: History, store_url: str) -> None:
+async def test_a_session_of_the_agents_sdk_keeps_a_picture_once(bot: History) -> None:
     session = LetopisSession(CHAT, bot)
     question = {
         "role": "user",
@@ -364,7 +358,7 @@ async def test_a_session_of_the_agents_sdk_keeps_a_picture_once(bot: History, st
     await session.add_items([odd])  # type: ignore[list-item]
     await deliver_all(bot)
     assert await session.get_items() == [*items, odd]
-    assert max(len(row["data"]) for row in await rows(store_url, "letopis_events")) < 1_000_000
+    assert max(len(row["data"]) for row in await rows(bot.store)) < 1_000_000
     await session.clear_session()
     await deliver_all(bot)
     await assert_sound(bot)
@@ -416,8 +410,7 @@ async def test_a_move_takes_it_along(bot: History, store_url: str, tmp_path: Pat
     target = f"sqlite:///{tmp_path}/target.db"
     await move(store_url, target)
     async with ConversationStore.open(target) as moved:
-        assert await texts(moved) == [TEXT]
-        assert await problems(moved) == []
+        assert (await texts(moved), await problems(moved)) == ([TEXT], [])
 
 
 @pytest.mark.parametrize("lost", [False, True])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store import (
@@ -23,11 +25,103 @@ from letopis.store import (
     RecordedEvent,
     StoreFault,
 )
+from letopis.store.database.engines import create_store_engine
 from letopis.store.testing.outbox import Outbox
-from tests.conformance.projecting import Acting, Seen, make_table, project, rows_of, say
 from tests.support.child import command
 from tests.support.relays import until
 from tests.support.sayings import new_outbox, raises_fault, send
+
+seen = sa.Table(
+    "seen",
+    sa.MetaData(),
+    sa.Column("rules", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("position", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("replayed", sa.Integer, nullable=False),
+    sa.Column("words", sa.Text, nullable=False),
+)
+
+
+class Seen(Projection):
+    """Writes down each event that it takes, under a key that a second time would violate."""
+
+    name = "custom.seen"
+
+    def __init__(self, version: int = 1) -> None:
+        self.version = version
+        self.poison: str | None = None
+
+    async def apply(self, connection: AsyncConnection, events: Sequence[RecordedEvent], *, replaying: bool) -> None:
+        assert [event.position for event in events] == sorted(event.position or 0 for event in events)
+        for event in events:
+            words = str(event.data.get("content", ""))
+            if self.poison is not None and words == self.poison:
+                raise ValueError("a secret: " + words)
+            place = {"rules": self.version, "partition": event.partition, "position": event.position}
+            await connection.execute(sa.insert(seen), {**place, "replayed": int(replaying), "words": words})
+
+
+class Acting(Seen):
+    """Does something outside too."""
+
+    def __init__(self, version: int = 1) -> None:
+        super().__init__(version)
+        self.done: list[int] = []
+
+    async def effects(self, events: Sequence[RecordedEvent]) -> None:
+        self.done += [event.position or 0 for event in events]
+
+
+async def make_table(url: str) -> None:
+    """Create the table of the projection, as a bot's own migrations would."""
+    engine = create_store_engine(url)
+    async with engine.begin() as connection:
+        await connection.run_sync(seen.create)
+    await engine.dispose()
+
+
+async def rows_of(url: str, version: int = 1) -> list[tuple[int, int, int]]:
+    engine = create_store_engine(url)
+    async with engine.connect() as connection:
+        found = await connection.execute(
+            sa.select(seen.c.partition, seen.c.position, seen.c.replayed)
+            .where(seen.c.rules == version)
+            .order_by(seen.c.partition, seen.c.position)
+        )
+        rows = [tuple(row) for row in found]
+    await engine.dispose()
+    return rows  # type: ignore[return-value]
+
+
+async def say(store: ConversationStore, outbox: Outbox, count: int, conversation: str = "c") -> None:
+    """Apply this many messages, one transaction each."""
+    for number in range(count):
+        outbox.append(conversation, Message.user(f"message {number}"))
+        await outbox.deliver(store)
+
+
+class Slow(Seen):
+    """Says on stdout that it has written, then keeps its transaction open for a while."""
+
+    async def apply(self, connection: AsyncConnection, events: Sequence[RecordedEvent], *, replaying: bool) -> None:
+        await super().apply(connection, events, replaying=replaying)
+        print(events[-1].position, flush=True)
+        await asyncio.sleep(0.02)
+
+
+class Dying(Acting):
+    """Its process ends before it has done anything outside."""
+
+    async def effects(self, events: Sequence[RecordedEvent]) -> None:
+        os._exit(9)
+
+
+CHILDREN = {"slow": Slow, "dying": Dying}
+
+
+async def project(kind: str, url: str) -> None:
+    async with ConversationStore.open(url) as store:
+        await store.projector(CHILDREN[kind](), batch=5).run()
 
 
 @pytest.fixture
@@ -182,8 +276,7 @@ async def test_death_before_its_effects_leaves_them_undone(store: ConversationSt
     child = command(project, "dying", url)
     done = await asyncio.to_thread(subprocess.run, child, timeout=60, check=False)
     await store.projector(projection).catch_up()
-    assert done.returncode == 9
-    assert projection.done == [6, 7, 8]
+    assert (done.returncode, projection.done) == (9, [6, 7, 8])
     assert await rows_of(url) == [(0, position, 0) for position in range(1, 9)]
 
 
@@ -241,9 +334,7 @@ class TestInline:
                 await outbox.deliver(store)
             assert (raised.value.fault_class, raised.value.code) == (FaultClass.UNCLASSIFIED, "projection")
             assert "secret" not in str(raised.value)
-            assert await store.conversation("c") is None
-            assert await store.head() == 0
-            assert await rows_of(url) == []
+            assert (await store.conversation("c"), await store.head(), await rows_of(url)) == (None, 0, [])
             projection.poison = None
             await outbox.deliver(store)
             assert await rows_of(url) == [(0, 1, 0)]

@@ -113,8 +113,7 @@ async def test_close_waits_for_what_is_under_way(store_url: str, monkeypatch: py
     await reading.wait()
     await store.close()
     assert await read == 0
-    assert isinstance(pool, QueuePool)
-    assert (pool.checkedout(), pool.checkedin()) == (0, 0)
+    assert isinstance(pool, QueuePool) and (pool.checkedout(), pool.checkedin()) == (0, 0)
     with pytest.raises(Closed):
         await store.outbox_access.snapshot(slow)
 

@@ -235,8 +235,7 @@ async def test_pages_are_alike(store: ConversationStore, engine: AsyncEngine, mo
     monkeypatch.setattr(rebuild, "PAGE_ROWS", 7)
     found = [one async for one in store.rebuild()]
     assert max(one.events for one in found) > 100
-    assert await digests(engine) == before
-    assert await mismatches(store) == []
+    assert await digests(engine) == before and await mismatches(store) == []
 
 
 async def test_it_goes_on_while_the_store_is_written_to(store: ConversationStore, engine: AsyncEngine) -> None:
@@ -260,9 +259,7 @@ async def test_it_goes_on_while_the_store_is_written_to(store: ConversationStore
         rounds += 1
     await writing
     await done(store, every=True)
-    assert mended >= rounds
-    assert await mismatches(store) == []
-    assert await wrong(store) == {}
+    assert mended >= rounds and (await mismatches(store), await wrong(store)) == ([], {})
 
 
 async def wrong(store: ConversationStore) -> dict[str, list[str]]:

@@ -67,8 +67,7 @@ async def test_what_was_put_is_read_as_it_was_given(bot: History, *, delivered: 
     assert list(await value(records, "object")) == ["z", "a"]
     page = await records.list(CP)
     assert {one.key: one.value for one in page} == values and page.next is None
-    assert await records.get(CP, "nothing") is None
-    assert await records.get(("other",), "text") is None
+    assert await records.get(CP, "nothing") is await records.get(("other",), "text") is None
     assert await bot.records(conversation="chat-2").get(CP, "text") is None
 
 
@@ -78,19 +77,15 @@ async def test_records_are_in_no_list_statistics_window_or_search(bot: History, 
     await deliver(bot)
     seen = await bot.messages(CHAT)
 
-    async def expect() -> None:
-        assert [one.text for one in await bot.messages(CHAT)] == ["hello"]
-        assert [one.conversation_id for one in await bot.conversations()] == [CHAT]
-        assert [one.conversation_id for one in await bot.conversations(owner="42")] == [CHAT]
-        assert (await bot.statistics()).messages == 1
-        assert (await bot.statistics(owner="42")).messages == 1
-        assert [one.message.text for one in await bot.search("hello")] == ["hello"]
-        assert not (await bot.search("words")).items
-        assert [one.type for one in await bot.chat(CHAT).events()] == ["conversation.started", "message.appended"]
-
     for scope in (records, memory, bot.records(space="app"), bot.records(conversation="only records")):
         await scope.put(CP, "words", "hello words", tags={"words": "words"})
-    await expect()
+    assert [one.text for one in await bot.messages(CHAT)] == ["hello"]
+    assert [one.conversation_id for one in await bot.conversations()] == [CHAT]
+    assert [one.conversation_id for one in await bot.conversations(owner="42")] == [CHAT]
+    assert (await bot.statistics()).messages == (await bot.statistics(owner="42")).messages == 1
+    assert [one.message.text for one in await bot.search("hello")] == ["hello"]
+    assert not (await bot.search("words")).items
+    assert [one.type for one in await bot.chat(CHAT).events()] == ["conversation.started", "message.appended"]
     # What a condition has seen is not made old by a record.
     await bot.append(CHAT, Message.assistant("good", id="answer"), expected=seen)
     await bot.chat(CHAT).pop()

@@ -303,8 +303,7 @@ async def test_pages_repeat_and_miss_nothing_while_more_is_said(empty_database_u
             if (after := page.next) is None:
                 break
 
-        assert sorted(seen) == sorted(there)
-        assert turns == 9
+        assert (sorted(seen), turns) == (sorted(there), 9)
         assert set(ids(await store.search("ответы", limit=100))) == {*there, *(f"new-{n}" for n in range(1, turns + 1))}
 
 
@@ -333,8 +332,7 @@ async def test_what_was_redacted_leaves_no_codes(store: ConversationStore, engin
 
     # At once, in the transaction of the redaction: no index has read it yet.
     assert await documents(store, 1) == [("", "")]
-    assert ids(await store.search("тайна")) == []
-    assert ids(await store.search("ответ")) == ["m-2"]
+    assert (ids(await store.search("тайна")), ids(await store.search("ответ"))) == ([], ["m-2"])
     await catch_up_index(store)
     assert await documents(store, 1) == [("", "")]
     assert code_of("ответ") in (await documents(store, 2))[0][1]

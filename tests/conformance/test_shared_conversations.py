@@ -58,8 +58,7 @@ async def test_what_another_outbox_took_off_the_path_is_put_back(
             event_ids = (await cut_off.append(CHAT, ANSWER)).event_ids
         again = await two.append(CHAT, ANSWER)  # while that is pending, it is the answer to a retry
         assert again.event_ids == event_ids
-    assert again.event_ids != first.event_ids[-1:]
-    assert not await again.saved(0)
+    assert again.event_ids != first.event_ids[-1:] and not await again.saved(0)
     await deliver(two)
     assert await again.saved(60)
     expected = ["m"] if how in ("undo", "clear") else ["q", "m"]
@@ -76,8 +75,7 @@ async def test_a_message_that_is_shown_is_not_written_again(bots: Bots, store: C
     count = len(await store.events(CHAT))
     again = await two.append(CHAT, ANSWER)
     await deliver(two)
-    assert await again.saved(60)
-    assert len(await store.events(CHAT)) == count
+    assert await again.saved(60) and len(await store.events(CHAT)) == count
 
     # Where the store cannot be asked it decides on delivery, and an event without effect is all that comes of it.
     async with two.transaction() as transaction:
@@ -123,8 +121,7 @@ async def test_what_was_erased_meanwhile_is_told_and_leaves_the_file(bots: Bots,
     async with two.transaction() as transaction:
         late = await transaction.append(CHAT, ANSWER)
     await deliver(two)
-    assert not await late.saved(5)
-    assert await late.superseded(60)
+    assert (await late.saved(5), await late.superseded(60)) == (False, True)
     assert "the words" not in repr(await two.outbox.read(lambda c: c.exec_driver_sql(_TEXTS).all()))
     for again in (two.append(CHAT, ANSWER), two.append(CHAT, Message.assistant("other words", id="m"))):
         with pytest.raises(ConversationGone if how == "delete" else EventIdReused):

@@ -95,6 +95,5 @@ async def test_a_count_is_of_one_moment(store: ConversationStore, monkeypatch: p
 
     assert delivered
     assert found.counting.result() == Statistics(questions=4, messages=4, tokens=4, conversations=4)
-    assert found.heads == {"a": 1, "d": 1}
-    assert found.there == {"a", "d"}
+    assert (found.heads, found.there) == ({"a": 1, "d": 1}, {"a", "d"})
     assert (await store.statistics()).tokens == 404

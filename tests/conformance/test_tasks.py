@@ -198,8 +198,7 @@ async def test_two_processes_carry_out_one_task(store: ConversationStore, store_
     async with ConversationStore.open(store_url) as other:
         while await store.run_pending_tasks() or await other.run_pending_tasks():
             pass
-    assert await store.pending_tasks() == PendingTasks()
-    assert "words" not in await held(store, "p")
+    assert await store.pending_tasks() == PendingTasks() and "words" not in await held(store, "p")
 
 
 async def test_step_that_is_cut_off_has_not_happened(store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,8 +223,7 @@ async def test_step_that_is_cut_off_has_not_happened(store: ConversationStore, m
 async def test_a_short_one_is_done_at_once(store: ConversationStore) -> None:
     outbox = await new_outbox(store, "p", *said(3))
     await send(store, outbox, "p", ConversationDeleted())
-    assert await store.pending_tasks() == PendingTasks()
-    assert "words" not in await held(store, "p")
+    assert await store.pending_tasks() == PendingTasks() and "words" not in await held(store, "p")
     assert await rows_of(store, sa.select(tasks)) == []
 
 

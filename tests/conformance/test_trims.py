@@ -183,8 +183,7 @@ async def test_a_reset_and_a_deletion_after_a_trim_erase_the_rest(store: Convers
         held = await stored_text(store, name)
         assert YOUNG not in held and "kept title" not in held and "vip" not in held
         assert present(await store.conversation(name)).tags == ()
-    assert await problems(store) == []
-    assert await differences(store) == set()
+    assert (await problems(store), await differences(store)) == ([], set())
 
 
 async def test_the_past_of_a_trimmed_conversation_shows_no_content(store: ConversationStore) -> None:
@@ -200,8 +199,7 @@ async def test_rebuilding_repairs_rows_of_a_trimmed_conversation(store: Conversa
     cut = "UPDATE letopis_conversations SET trimmed = 0, tags = NULL, title = NULL"
     await change(store, "DELETE FROM letopis_messages", cut)
     assert [rebuilt.written async for rebuilt in store.rebuild(every=True)] == [True]
-    assert (await store.messages(CHAT, every=True)).items == before
-    assert await store.conversation(CHAT) == row
+    assert ((await store.messages(CHAT, every=True)).items, await store.conversation(CHAT)) == (before, row)
 
 
 async def test_tags_are_added_and_removed(store: ConversationStore) -> None:

@@ -87,8 +87,7 @@ async def test_free_appends_arrive_and_strict_turns_conflict_exactly_once(pair: 
     # The lane continues, and a writer that reads again is not late any more.
     again = await loser.append(CHAT, Message.assistant("now", id="again"), expected=await loser.messages(CHAT))
     free = await loser.append(CHAT, ReactionAdded(message_id="q", key="like"))
-    assert not await again.superseded(timeout=30)
-    assert await free.saved(timeout=30)
+    assert (await again.superseded(timeout=30), await free.saved(timeout=30)) == (False, True)
 
     winner, late = f"turn-{'ab'[lost.index(False)]}", f"turn-{'ab'[lost.index(True)]}"
     for _ in range(3):
@@ -271,8 +270,7 @@ async def test_receipt_tells_and_reads_agree(bot: History, store: ConversationSt
     assert await path(bot) == ["q", "rival", "l-1", "l-2"]  # as far as it knows
     assert not await receipt.superseded(timeout=0.1)
     await deliver_all(bot, batch=batch)
-    assert await receipt.superseded(timeout=60)
-    assert not await receipt.saved(timeout=5)
+    assert (await receipt.superseded(timeout=60), await receipt.saved(timeout=5)) == (True, False)
     assert await path(bot) == ["q", "rival"]
     assert order(await bot.messages(CHAT, every=True)) == order(await store.messages(CHAT, every=True))
     found = present(await bot.chat(CHAT).conversation())
