@@ -24,7 +24,7 @@ from letopis.store.model.event_types import (
 from letopis.store.read.task_marks import PendingTasks
 from letopis.store.testing.outbox import Outbox
 from tests.conformance.test_tasks import LONG, carried_out, everything, held, said, small_steps, take_small_steps
-from tests.support.sayings import catch_up_index, change, rows_of, send
+from tests.support.sayings import catch_up_index, change, present, rows_of, send
 
 __all__ = ("small_steps",)
 
@@ -91,8 +91,8 @@ async def test_it_is_unreadable_at_once_and_gone_after_its_steps(store: Conversa
     assert [one.text for one in await store.messages("p")] == ["hello again"]
     assert [hit.message.id for hit in await store.search("again")] == ["n1"]
     assert {hit.conversation_id for hit in await store.search("words", limit=100)} == {"f"}
-    found = await store.conversation("p")
-    assert found is not None and (found.state, found.title, found.message_count) == ("active", None, 1)
+    found = present(await store.conversation("p"))
+    assert (found.state, found.title, found.message_count) == ("active", None, 1)
     # A fork that comes too late has no content of what was erased, though the bytes are still there.
     await send(store, outbox, "late", fork_of("p", LONG))
     late = [f"words of {number}" for number in range(1, 5)] + [""] * (LONG - 4)

@@ -38,7 +38,6 @@ seen = sa.Table(
     sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("position", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("replayed", sa.Integer, nullable=False),
-    sa.Column("words", sa.Text, nullable=False),
 )
 
 
@@ -57,8 +56,8 @@ class Seen(Projection):
             words = str(event.data.get("content", ""))
             if self.poison is not None and words == self.poison:
                 raise ValueError("a secret: " + words)
-            place = {"rules": self.version, "partition": event.partition, "position": event.position}
-            await connection.execute(sa.insert(seen), {**place, "replayed": int(replaying), "words": words})
+            row = (self.version, event.partition, event.position, int(replaying))
+            await connection.execute(sa.insert(seen).values(row))
 
 
 class Acting(Seen):

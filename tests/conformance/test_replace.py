@@ -124,9 +124,8 @@ async def test_of_two_outboxes_one_wins_whole(bots: Bots) -> None:
     await one.append(CHAT, *said("a", "b"))
     await deliver(one)
     assert await path(two) == shown("a", "b")
-    first = await one.chat(CHAT).replace(said("b", "x1", "x2"))
-    second = await two.chat(CHAT).replace(said("y1", "b", "y2"))
-    assert first is not None and second is not None
+    first = present(await one.chat(CHAT).replace(said("b", "x1", "x2")))
+    second = present(await two.chat(CHAT).replace(said("y1", "b", "y2")))
     await deliver(two, one)
     assert (await second.saved(5), await first.superseded(5)) == (True, True)
     assert await path(one) == await path(two) == shown("y1", "b", "y2")

@@ -191,24 +191,17 @@ async def test_nothing_that_is_typed_is_part_of_a_query_language(store: Conversa
     assert "m-0" in ids(await store.search('"ответ"', limit=1_000))
 
 
-NO_SEARCHES: list[tuple[dict[str, Any], str]] = [
-    ({"query": "***"}, "query"),
-    ({"query": '"unbalanced'[:1]}, "query"),
-    ({"query": "ответ " * 2_000}, "query"),
-    ({"query": None}, "query"),
-    ({"query": "a", "owner": ""}, "owner"),
-    ({"query": "a", "conversation": "\n"}, "conversation"),
-    ({"query": "a", "limit": 0}, "limit"),
-    ({"query": "a", "after": "nowhere"}, "after"),
-    ({"query": "a", "after": ""}, "after"),
+NO_SEARCHES: list[tuple[str, Any]] = [
+    *(("query", query) for query in ("***", '"', "ответ " * 2_000, None)),
+    *(("owner", ""), ("conversation", "\n"), ("limit", 0), ("after", "nowhere"), ("after", "")),
 ]
 
 
 async def test_a_search_that_is_none_is_refused(store: ConversationStore) -> None:
-    for arguments, field in NO_SEARCHES:
+    for field, value in NO_SEARCHES:
         with pytest.raises(InvalidInput) as caught:
-            await store.search(**arguments)
-        assert caught.value.field == field, arguments
+            await store.search(**{"query": "a", field: value})
+        assert caught.value.field == field, value
 
 
 async def test_a_hit_tells_why_it_is_one(store: ConversationStore, forms: Outbox) -> None:

@@ -91,9 +91,7 @@ async def test_what_was_delivered_is_no_problem(store: ConversationStore) -> Non
     for number, namespace in enumerate(spaces):
         lane = SPACE.lane(namespace)
         outbox = (one, other)[number % 2]
-        outbox.append_encoded(
-            lane, [put(lane, "k", b"1", namespace=namespace), put(lane, "l", b"1", namespace=namespace)]
-        )
+        outbox.append_encoded(lane, [put(lane, key, b"1", namespace=namespace) for key in "kl"])
     await one.deliver(store)
     await other.deliver(store)
     assert await problems(store) == []
