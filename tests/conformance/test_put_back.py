@@ -80,7 +80,7 @@ async def test_a_message_that_was_read_is_put_back_under_the_id_that_was_made_fo
     await bot.append(CHAT, Message.user("one"), Message.assistant("two"))
     popped = present(await bot.chat(CHAT).pop())
     again = await bot.append(CHAT, popped.message)
-    await bot.append(CHAT, popped.message)
+    assert (await bot.append(CHAT, popped.message)).event_ids == again.event_ids
     assert [one.text for one in await bot.messages(CHAT)] == ["one", "two"]
     assert again.message_id == popped.id
     await deliver(bot)
@@ -317,6 +317,17 @@ async def test_an_edit_of_what_another_outbox_redacted_is_put_aside(bots: Bots, 
     assert (await edit.saved(5), await edit.superseded(60)) == (False, True)
     assert [found.text for found in await two.messages(CHAT)] == [""]
     assert "new words" not in repr(await store.events(CHAT))
+
+
+async def test_a_deleted_conversation_saves_no_twin(bots: Bots) -> None:
+    one, two = bots
+    message = Message.user("the words", id="m")
+    await one.append(CHAT, message)
+    await deliver(one)
+    late = await two.append(CHAT, message)
+    await one.chat(CHAT).delete()
+    await deliver(one, two)
+    assert (await late.saved(5), await late.superseded(60)) == (False, True)
 
 
 async def test_an_id_that_the_outbox_has_pruned_is_seen_to_by_the_store(bot: History) -> None:
