@@ -21,7 +21,7 @@ from letopis.store import (
     VersionConflict,
 )
 from letopis.store.outbox_access import OutboxAccess
-from tests.conformance.talk import deliver, path
+from tests.conformance.talk import count, deliver, path
 from tests.support.peers import refused_port
 from tests.support.sayings import Bots
 
@@ -63,12 +63,12 @@ async def test_a_refusal_comes_at_once_and_nothing_is_written(bots: Bots, how: s
     page: Any = await one.messages(CHAT)
     await two.append(CHAT, Message.assistant("first", id="first"))
     await deliver(two)
-    before = (await one.status()).lanes, await one.outbox.read(_count)
+    before = (await one.status()).lanes, await count(one, "letopis_outbox_events")
     with pytest.raises(VersionConflict, match="history store") as refused:
         await one.append(CHAT, Message.assistant("late", id="late"), confirm="store", **{how: page})
     assert (refused.value.in_store, refused.value.set_aside) == (True, False)
     assert refused.value.actual > refused.value.expected
-    assert ((await one.status()).lanes, await one.outbox.read(_count)) == before
+    assert ((await one.status()).lanes, await count(one, "letopis_outbox_events")) == before
     assert await path(two) == ["q", "first"]
     # Whoever reads again is not late; a local writer is seen locally, as ever.
     page = await one.messages(CHAT)
@@ -77,11 +77,6 @@ async def test_a_refusal_comes_at_once_and_nothing_is_written(bots: Bots, how: s
         await one.append(CHAT, Message.assistant("x"), confirm="store", **{how: page})
     assert not local.value.set_aside
     assert await path(two) == ["q", "first", "late"]
-
-
-def _count(connection: Any) -> int:
-    count: int = connection.exec_driver_sql("SELECT count(*) FROM letopis_outbox_events").scalar_one()
-    return count
 
 
 async def test_a_conversation_is_created_once(bots: Bots) -> None:
@@ -94,25 +89,17 @@ async def test_a_conversation_is_created_once(bots: Bots) -> None:
 
 
 async def test_of_many_at_once_one_stands(bots: Bots, tmp_path: Path, store: ConversationStore) -> None:
-    one, _ = bots
+    (one, _), confirmed = bots, {"confirm": "store", "timeout": 60}
     async with History(tmp_path / "three.outbox.db", store=store, watch=False) as three:
         await one.append(CHAT, Message.user("what?", id="q"))
         assert await one.drained(60)
         for number in range(4):
             pages = [await history.messages(CHAT) for history in (one, three)]
-            outcomes = await asyncio.gather(
-                *(
-                    history.append(
-                        CHAT,
-                        Message.assistant("so", id=f"{place}-{number}"),
-                        expected=page,
-                        confirm="store",
-                        timeout=60,
-                    )
-                    for place, (history, page) in enumerate(zip((one, three), pages, strict=True))
-                ),
-                return_exceptions=True,
+            answers = (
+                history.append(CHAT, Message.assistant("so", id=f"{place}-{number}"), expected=page, **confirmed)
+                for place, (history, page) in enumerate(zip((one, three), pages, strict=True))
             )
+            outcomes = await asyncio.gather(*answers, return_exceptions=True)
             assert sum(isinstance(outcome, VersionConflict) for outcome in outcomes) == 1, outcomes
             [stood] = [place for place, outcome in enumerate(outcomes) if not isinstance(outcome, Exception)]
             assert (await path(one))[-1] == (await path(three))[-1] == f"{stood}-{number}"

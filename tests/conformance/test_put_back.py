@@ -80,7 +80,7 @@ async def test_a_message_that_was_read_is_put_back_under_the_id_that_was_made_fo
     await bot.append(CHAT, Message.user("one"), Message.assistant("two"))
     popped = present(await bot.chat(CHAT).pop())
     again = await bot.append(CHAT, popped.message)
-    assert (await bot.append(CHAT, popped.message)).event_ids == again.event_ids
+    await bot.append(CHAT, popped.message)
     assert [one.text for one in await bot.messages(CHAT)] == ["one", "two"]
     assert again.message_id == popped.id
     await deliver(bot)
@@ -88,6 +88,12 @@ async def test_a_message_that_was_read_is_put_back_under_the_id_that_was_made_fo
     # In another conversation it is another message.
     await bot.append("other", popped.message)
     assert [one.text for one in await bot.messages("other")] == ["two"]
+
+
+async def test_a_message_that_was_read_and_is_on_the_path_is_not_written_again(bot: History) -> None:
+    said = await bot.append(CHAT, Message.user("one"))
+    [read] = await bot.messages(CHAT)
+    assert (await bot.append(CHAT, read.message)).event_ids == said.event_ids
 
 
 async def test_it_comes_and_goes_as_often_as_asked(bot: History) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from letopis.outbox import History
 from letopis.store import ConversationGone, ConversationStore, EventIdReused, Message, Reuse, StoreUnavailable
-from tests.conformance.talk import deliver, lose_acknowledgements, path
+from tests.conformance.talk import count, deliver, lose_acknowledgements, path
 from tests.support.apart import open_apart
+from tests.support.relays import sql
 from tests.support.sayings import Bots, all_pages, present
 
 pytestmark = pytest.mark.same_sql
@@ -72,23 +73,23 @@ async def test_a_message_that_is_shown_is_not_written_again(bots: Bots, store: C
     one, two = bots
     await two.append(CHAT, QUESTION, ANSWER)
     await deliver(two)
-    count = len(await store.events(CHAT))
+    events = len(await store.events(CHAT))
     again = await two.append(CHAT, ANSWER)
     await deliver(two)
-    assert await again.saved(60) and len(await store.events(CHAT)) == count
+    assert await again.saved(60) and len(await store.events(CHAT)) == events
 
     # Where the store cannot be asked it decides on delivery, and an event without effect is all that comes of it.
     async with two.transaction() as transaction:
         late = await transaction.append(CHAT, ANSWER)
     await deliver(two)
     assert await late.saved(60)
-    assert (await path(one), len(await store.events(CHAT))) == (["q", "m"], count + 1)
+    assert (await path(one), len(await store.events(CHAT))) == (["q", "m"], events + 1)
 
     # The acknowledgement of all of it is lost: it goes again, once.
     await lose_acknowledgements(two)
     await deliver(two)
     assert await late.saved(60) and await again.saved(60)
-    assert (await path(two), len(await store.events(CHAT))) == (["q", "m"], count + 1)
+    assert (await path(two), len(await store.events(CHAT))) == (["q", "m"], events + 1)
 
 
 @pytest.mark.parametrize("how", ERASURES)
@@ -122,7 +123,7 @@ async def test_what_was_erased_meanwhile_is_told_and_leaves_the_file(bots: Bots,
         late = await transaction.append(CHAT, ANSWER)
     await deliver(two)
     assert (await late.saved(5), await late.superseded(60)) == (False, True)
-    assert "the words" not in repr(await two.outbox.read(lambda c: c.exec_driver_sql(_TEXTS).all()))
+    assert "the words" not in repr(await sql(two.outbox, _TEXTS))
     for again in (two.append(CHAT, ANSWER), two.append(CHAT, Message.assistant("other words", id="m"))):
         with pytest.raises(ConversationGone if how == "delete" else EventIdReused):
             await again
@@ -153,8 +154,8 @@ async def test_a_deletion_through_another_outbox_is_obeyed_while_the_store_is_aw
             await cut_off.records(conversation=CHAT).get(("notes",), "a")
         with pytest.raises(ConversationGone):
             await cut_off.append(CHAT, QUESTION)
-    assert "the words" not in repr(await two.outbox.read(lambda c: c.exec_driver_sql(_TEXTS).all()))
-    assert not await two.outbox.read(lambda c: c.exec_driver_sql("SELECT body FROM letopis_outbox_record_bodies").all())
+    assert "the words" not in repr(await sql(two.outbox, _TEXTS))
+    assert await count(two, "letopis_outbox_record_bodies") == 0
 
 
 # --- Lists -----------------------------------------------------------------------------------------------------------
