@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from letopis.store import (
 from letopis.store.database.engines import create_store_engine
 from letopis.store.testing.outbox import Outbox
 from tests.support.child import command
+from tests.support.paths import ROOT
 from tests.support.relays import until
 from tests.support.sayings import new_outbox, raises_fault, send
 
@@ -100,12 +102,12 @@ async def say(store: ConversationStore, outbox: Outbox, count: int, conversation
 
 
 class Slow(Seen):
-    """Says on stdout that it has written, then keeps its transaction open for a while."""
+    """Says on stdout that it has written, and keeps its transaction open until it is told to go on."""
 
     async def apply(self, connection: AsyncConnection, events: Sequence[RecordedEvent], *, replaying: bool) -> None:
         await super().apply(connection, events, replaying=replaying)
         print(events[-1].position, flush=True)
-        await asyncio.sleep(0.02)
+        await asyncio.to_thread(sys.stdin.readline)
 
 
 class Dying(Acting):
@@ -180,19 +182,22 @@ async def test_two_processes_run_one_projection_while_events_come(store: Convers
 
 async def test_killed_in_a_batch_it_takes_in_each_event_once(store: ConversationStore, url: str) -> None:
     await say(store, Outbox(), 40)
-    printed = 0
     for batches in (1, 3):  # killed after this many batches were written, the last of them not committed
-        child = subprocess.Popen(command(project, "slow", url), stdout=subprocess.PIPE, text=True)
-        assert child.stdout is not None
-        for _ in range(batches):
+        child = subprocess.Popen(
+            command(project, "slow", url), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert child.stdin is not None and child.stdout is not None
+        for left in reversed(range(batches)):
             assert await asyncio.to_thread(child.stdout.readline)
-            printed += 5
+            if left:
+                child.stdin.write("\n")
+                child.stdin.flush()
         child.kill()
         await asyncio.to_thread(child.wait)
+        child.stdin.close()
         child.stdout.close()
-    done = len(await rows_of(url))
+    assert len(await rows_of(url)) == 10, "the two batches that it was told to commit"
     await store.projector(Seen()).catch_up()
-    assert done < printed, "a kill has to hit a batch that was written and not committed"
     assert [position for _, position, _ in await rows_of(url)] == list(range(1, 41))
 
 
