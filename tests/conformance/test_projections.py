@@ -278,7 +278,7 @@ async def test_death_before_its_effects_leaves_them_undone(store: ConversationSt
     await store.projector(projection).step()
     await say(store, Outbox(), 8)
     child = command(project, "dying", url)
-    done = await asyncio.to_thread(subprocess.run, child, timeout=60, check=False)
+    done = await asyncio.to_thread(subprocess.run, child, cwd=ROOT, timeout=60, check=False)
     await store.projector(projection).catch_up()
     assert (done.returncode, projection.done) == (9, [6, 7, 8])
     assert await rows_of(url) == [(0, position, 0) for position in range(1, 9)]
