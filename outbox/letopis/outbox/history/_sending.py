@@ -78,7 +78,9 @@ class Resender:
                     logger.warning("cannot see which replies were never confirmed: %s", error)
                     seconds = _RECHECK_SECONDS
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), seconds)
+                    # Before Python 3.12, wait_for loses a cancellation that comes as the wait ends.
+                    async with asyncio.timeout(seconds):
+                        await self._wake.wait()
         finally:
             # A call that is cut off is repeated by the next process, and may be shown twice.
             calls = asyncio.gather(*self.calls.values(), return_exceptions=True)

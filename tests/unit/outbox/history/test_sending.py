@@ -397,6 +397,19 @@ async def test_history_without_a_sender_runs_nothing(tmp_path: Path) -> None:
         assert [one.abandoned for one in await history.unconfirmed()] == [False]
 
 
+async def test_a_sender_that_is_cancelled_as_it_wakes_ends(bot: Bot) -> None:
+    """Or the history that closes would wait for it without an end."""
+    task = asyncio.create_task(bot.resender.run())
+    await asyncio.sleep(0.1)  # it has looked, and waits
+    bot.resender._wake.set()
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=10)
+    task.cancel()
+
+    assert done == {task}
+    assert task.cancelled()
+
+
 async def test_the_how_to_of_sending_again_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = blocks("confirm-sending.md")
     monkeypatch.chdir(tmp_path)
