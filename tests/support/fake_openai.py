@@ -7,6 +7,8 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from tests.support.accepted import Accepted
+
 PIECE_SECONDS = 0.02
 
 
@@ -46,20 +48,21 @@ class FakeOpenAI:
                 await writer.drain()
                 await asyncio.sleep(PIECE_SECONDS)
             writer.write(b"data: [DONE]\n\n")
-            await writer.drain()
+            writer.close()
+            await writer.wait_closed()  # or the end of this task cuts off what is not sent yet
         except ConnectionError:
             return  # the caller has gone
-        finally:
-            writer.close()
 
 
 @asynccontextmanager
 async def fake_openai(count: int) -> AsyncIterator[FakeOpenAI]:
     """Serve for the time of the block."""
     fake = FakeOpenAI(count)
-    server = await asyncio.start_server(fake.answer, "127.0.0.1", 0)
+    accepted = Accepted(fake.answer)
+    server = await asyncio.start_server(accepted, "127.0.0.1", 0)
     fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     try:
         yield fake
     finally:
-        server.close()
+        await accepted.close(server)
+        await accepted.cut()

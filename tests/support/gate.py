@@ -10,6 +10,8 @@ from typing import Final
 
 from sqlalchemy.engine import make_url
 
+from tests.support.accepted import Accepted
+
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
 
 
@@ -20,7 +22,7 @@ class Gate:
         self._target = make_url(url)
         self._port = 0
         self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._accepted = Accepted(self._carry)
 
     @property
     def url(self) -> str:
@@ -30,43 +32,28 @@ class Gate:
     async def open(self) -> None:
         """Let connections through; on the same port each time."""
         if self._server is None:
-            self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
+            self._server = await asyncio.start_server(self._accepted, "127.0.0.1", self._port)
             self._port = self._server.sockets[0].getsockname()[1]
 
     async def shut(self) -> None:
         """Cut what is connected and refuse what comes."""
         if self._server is not None:
-            self._server.close()
-            self._server = None
-            for task in tuple(self._tasks):
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._carry(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            server, self._server = self._server, None
+            await self._accepted.close(server)
+            await self._accepted.cut()
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there: asyncio.StreamWriter | None = None
         port = self._target.port or _PORTS[self._target.get_backend_name()]
-        try:
-            with contextlib.suppress(OSError):
-                back, there = await asyncio.open_connection(self._target.host, port)
-                ways = [
-                    asyncio.create_task(_pump(reader, there)),
-                    asyncio.create_task(_pump(back, writer)),
-                ]
-                try:
-                    await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    for way in ways:
-                        way.cancel()
-                    await asyncio.gather(*ways, return_exceptions=True)
-        finally:
-            for end in (writer, there):
-                if end is not None:
-                    end.transport.abort()
+        with contextlib.suppress(OSError):
+            back, there = await asyncio.open_connection(self._target.host, port)
+            ways = [asyncio.create_task(_pump(reader, there)), asyncio.create_task(_pump(back, writer))]
+            try:
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for way in ways:
+                    way.cancel()
+                await asyncio.gather(*ways, return_exceptions=True)
+                there.transport.abort()
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -4,37 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+from tests.support.accepted import Accepted, Serve
 
 
 @asynccontextmanager
-async def _listening(talk: Talk) -> AsyncIterator[int]:
+async def _listening(talk: Serve) -> AsyncIterator[int]:
     """Serve `talk` on a free port of 127.0.0.1, and yield the port; every connection is cut at the end."""
-    tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            try:
-                await talk(reader, writer)
-            finally:
-                writer.transport.abort()
+            await talk(reader, writer)
 
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(serve(reader, writer))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    accepted = Accepted(serve)
+    server = await asyncio.start_server(accepted, "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
-        server.close()
-        for task in tuple(tasks):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await accepted.close(server)
+        await accepted.cut()
 
 
 def silent() -> AbstractAsyncContextManager[int]:

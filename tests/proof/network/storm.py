@@ -13,6 +13,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from tests.support.accepted import Accepted
+
 _READY: Final = 0x5A  # Z
 _COMPLETE: Final = 0x43  # C
 _EMPTY: Final = 0x49  # I
@@ -177,7 +179,7 @@ class Storm:
         self._server_port = port
         self.speech = speech
         self.chance = random.Random(seed)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._accepted = Accepted(self._serve)
         self.raging = True
         self.fired: Counter[str] = Counter()
         self.ambiguous = 0
@@ -187,7 +189,7 @@ class Storm:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[int]:
         """Listen, and yield the port; every connection is cut at the end."""
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._accepted, "127.0.0.1", 0)
         port: int = server.sockets[0].getsockname()[1]
         gate = asyncio.create_task(self._close_now_and_then(server, port))
         try:
@@ -196,9 +198,7 @@ class Storm:
             gate.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await gate
-            for task in tuple(self._tasks):
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._accepted.cut()
 
     def calm(self) -> None:
         """Let every connection be from now on, also those that are open."""
@@ -210,27 +210,22 @@ class Storm:
             while True:
                 await asyncio.sleep(self.chance.uniform(0.5, 1.5))
                 if self.raging:
-                    server.close()
+                    await self._accepted.close(server)
                     await asyncio.sleep(self.chance.uniform(0.02, 0.12))
                     server = await self._listen_again(port)
         finally:
-            server.close()
+            await self._accepted.close(server)
 
     async def _listen_again(self, port: int) -> asyncio.Server:
         for _ in range(500):
             with contextlib.suppress(OSError):  # another connection uses this very port as its source
-                return await asyncio.start_server(self._accept, "127.0.0.1", port)
+                return await asyncio.start_server(self._accepted, "127.0.0.1", port)
             await asyncio.sleep(0.02)
         raise RuntimeError(f"port {port} was taken for good")
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.openings += 1
         fate = draw(self.chance) if self.raging else None
-        task = asyncio.create_task(self._serve(reader, writer, fate))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fate: Fate | None) -> None:
         try:
             with contextlib.suppress(OSError, _Over):
                 if fate is not None and fate.moment == "connecting":
