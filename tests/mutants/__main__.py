@@ -15,6 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from functools import partial
 from itertools import islice
 from multiprocessing import get_context
@@ -34,10 +35,13 @@ def run(
 ) -> Iterator[dict[str, Any]]:
     """Judge mutants until the time is over."""
     end = time.monotonic() + seconds
-    with get_context("fork").Pool(jobs) as pool:
+    with ProcessPoolExecutor(jobs, get_context("fork")) as pool:
         tasks = ((one, tests(one)) for one in mutants if time.monotonic() < end)
-        for some in iter(lambda: list(islice(tasks, jobs)), []):
-            for verdict in pool.starmap(judge, some):
+        running = {pool.submit(judge, *task) for task in islice(tasks, jobs)}
+        while running:
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            running |= {pool.submit(judge, *task) for task in islice(tasks, len(ended))}
+            for verdict in (one.result() for one in ended):
                 caught, place = verdict["by"], f"{verdict['path']}:{verdict['line']}"
                 told = f"caught by {caught}" if caught else f"SURVIVED {verdict['tests']} tests\n{verdict['diff']}"
                 print(f"{verdict['seconds']:6.1f} s {place}: {told}", file=sys.stderr, flush=True)
