@@ -45,6 +45,7 @@ IN_AN_EMPTY_FOLDER: Final = [
 ]
 OF_A_BOT: Final = [
     ("status --jsno", USAGE, "--json"),
+    ("status bot.outbox.db", USAGE, "extra argument (bot.outbox.db); a file is named by --outbox, a history store by"),
     ("status a\x1b[2Jb", USAGE, "Error: "),
     ("status --a\u202eb", USAGE, "Error: "),
     ("history show c1 \u2028", USAGE, "Error: "),

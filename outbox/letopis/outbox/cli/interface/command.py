@@ -28,6 +28,15 @@ class Verb(click.Command):
         super().__init__(*given, **options)
         self.examples = tuple(examples)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments; of one too many, say how a file or a store is named."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if not error.message.startswith("Got unexpected extra argument"):
+                raise
+            ctx.fail(f"{error.message}; a file is named by --outbox, a history store by --store")
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the verb's own options, its examples, and the names of the shared options."""
         write_options(self, ctx, formatter)
