@@ -34,7 +34,14 @@ from tests.support.reports import ROOT
 
 NEAR: Final = (
     *("unit/outbox/event_log", "unit/outbox/relay", "unit/outbox/retry", "unit/outbox/pending_reads"),
-    *("unit/outbox/history", "unit/outbox/operations", "unit/store/rules", "unit/store/model", "unit/store/write"),
+    *(
+        "unit/outbox/daemon",
+        "unit/outbox/history",
+        "unit/outbox/operations",
+        "unit/store/rules",
+        "unit/store/model",
+        "unit/store/write",
+    ),
     *("unit/store/maintenance", "conformance/test_apply.py", "conformance/test_chosen_reads.py"),
     *("conformance/test_erasure.py", "conformance/test_erasure_register.py", "conformance/test_forks.py"),
     *("conformance/test_large_content.py", "conformance/test_owner_erasure.py", "conformance/test_published.py"),

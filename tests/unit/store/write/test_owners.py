@@ -24,6 +24,7 @@ def at(second: int, what: Message | Body) -> Event:
         (3, [15, 30], "b"),
         (12, [30], "b"),
         (3, [30], "c"),
+        (20, [], "b"),  # at the very moment
     ],
 )
 async def test_next_active_conversation_had_the_newest_activity_when_the_other_left(
