@@ -121,7 +121,7 @@ def _read_plan(cursor: Any, appends: Sequence[Prepared], *, now_us: int) -> Appe
     events: list[EncodedEvent] = []
     names = set[str]()
     aliases: list[bytes] = []
-    conditional: list[Prepared] = []
+    conditional: list[tuple[str, int]] = []
     shown = False
     for prepared in appends:
         events += prepared.events
@@ -130,7 +130,7 @@ def _read_plan(cursor: Any, appends: Sequence[Prepared], *, now_us: int) -> Appe
         if prepared.aliases:
             aliases += [alias.bytes for alias in prepared.aliases.values()]
         if prepared.expects is not None:
-            conditional.append(prepared)
+            conditional.append((prepared.conversation_id, prepared.expects.sequence))
         if prepared.shown:
             shown = True
     types = set(map(type_of, events))
@@ -169,12 +169,9 @@ def _read_plan(cursor: Any, appends: Sequence[Prepared], *, now_us: int) -> Appe
     )
 
 
-def _find_since(cursor: Any, conditional: Sequence[Prepared]) -> dict[str, list[tuple[int, str]]]:
+def _find_since(cursor: Any, conditional: Sequence[tuple[str, int]]) -> dict[str, list[tuple[int, str]]]:
     """Return the events after the lowest sequence that the conditional appends of a conversation have seen."""
     lowest: dict[str, int] = {}
-    for prepared in conditional:
-        if prepared.expects is not None:
-            sequence = prepared.expects.sequence
-            name = prepared.conversation_id
-            lowest[name] = min(sequence, lowest.get(name, sequence))
+    for name, sequence in conditional:
+        lowest[name] = min(sequence, lowest.get(name, sequence))
     return {name: query_all(cursor, _SINCE, (name, sequence)) for name, sequence in lowest.items()}
