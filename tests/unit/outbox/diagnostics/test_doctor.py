@@ -6,12 +6,14 @@ import asyncio
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.outbox.config.settings import load_settings
+from letopis.outbox.diagnostics import check_location, check_sqlite, check_store
 from letopis.outbox.diagnostics.check_location import file_system_of
 from letopis.outbox.diagnostics.check_sqlite import check_libraries, check_version
 from letopis.outbox.diagnostics.doctor import check_settings, examine, healthy
@@ -28,13 +31,22 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.outbox.relay.relay import Relay
 from letopis.store.conversation_store import ConversationStore
+from letopis.store.database import open_files
 from letopis.store.database.engines import create_store_engine
 from letopis.store.errors import LetopisError
 from letopis.store.model.messages import Message
 from tests.support.platforms import linux_only, posix_only
 from tests.support.relays import relay_on
+from tests.support.sqlite_rows import change as change_rows
 
 SECRET = "hunter2-correct-horse"
+INCIDENT = (
+    "INSERT INTO letopis_outbox_incidents (incident_id, kind, state, escalations, mark, opened_at, revision)"
+    " VALUES (zeroblob(16), 'store_down', 'firing', 0, 0, 1, 0)"
+)
+LOSE = "UPDATE letopis_outbox_lanes SET state = 'blocked', fault_class = 'lost'"
+REBIND = "UPDATE letopis_outbox_origin SET store_id = zeroblob(16)"
+TASK = "INSERT INTO letopis_tasks VALUES (0, 'a', 'rewind', 9, 1, 8, {})"
 
 
 @pytest.fixture
@@ -48,6 +60,17 @@ def outbox(tmp_path: Path) -> Path:
         await file.close()
 
     asyncio.run(fill())
+    return path
+
+
+@pytest.fixture
+async def store(outbox: Path) -> Path:
+    """The store to which the outbox was delivered."""
+    path = outbox.with_name("bot.history.db")
+    file = await OutboxFile.open(outbox)
+    async with ConversationStore.open(path) as store:
+        await relay_on(file, store).drain()
+    await file.close()
     return path
 
 
@@ -99,17 +122,19 @@ class TestOutbox:
         assert findings["outbox_file"].level == Level.FAIL
         assert "letopis init" in findings["outbox_file"].hint
         assert list(tmp_path.iterdir()) == []
+        assert "no regular file" in (await found(tmp_path))["outbox_file"].said
 
     @posix_only("on Windows the rights of the folder apply")
-    async def test_what_others_may_read_or_replace(self, outbox: Path) -> None:
+    @pytest.mark.parametrize(("mode", "expected"), [(0o777, Level.FAIL), (0o1777, Level.WARN)])
+    async def test_what_others_may_read_or_replace(self, outbox: Path, mode: int, expected: Level) -> None:
         outbox.chmod(0o644)
-        outbox.parent.chmod(0o777)
+        outbox.parent.chmod(mode)
         try:
             findings = await found(outbox)
         finally:
             outbox.parent.chmod(0o700)
 
-        assert levels(findings, "outbox_file", "outbox_folder") == [Level.WARN, Level.FAIL]
+        assert levels(findings, "outbox_file", "outbox_folder") == [Level.WARN, expected]
         assert findings["outbox_file"].hint == "chmod 600 'bot.outbox.db'"
 
     async def test_a_strangers_database_is_left_as_it_is(self, tmp_path: Path) -> None:
@@ -128,23 +153,25 @@ class TestOutbox:
         assert "SQLITE_NOTADB" in findings["outbox_migrations"].said
 
     @pytest.mark.parametrize(
-        ("statement", "check", "expected", "hint"),
+        ("statement", "check", "expected", "told"),
         [
-            ("version SET version_num = '0000'", "outbox_migrations", Level.WARN, ""),
-            ("version SET version_num = '9999'", "outbox_migrations", Level.FAIL, ""),
-            ("origin SET inode = '1'", "outbox_copy", Level.WARN, "--new-origin"),
-            ("events SET appended_at = appended_at + 3600000000", "local_clock", Level.WARN, ""),
-            ("lanes SET state = 'blocked'", "stuck", Level.FAIL, ""),
+            ("UPDATE letopis_outbox_version SET version_num = '0000'", "outbox_migrations", Level.WARN, ""),
+            ("UPDATE letopis_outbox_version SET version_num = '9999'", "outbox_migrations", Level.FAIL, ""),
+            ("UPDATE letopis_outbox_origin SET inode = '1'", "outbox_copy", Level.WARN, "--new-origin"),
+            ("DELETE FROM letopis_outbox_origin", "outbox_copy", Level.SKIP, "never opened by a bot"),
+            ("UPDATE letopis_outbox_events SET appended_at = 1 << 52", "local_clock", Level.WARN, ""),
+            ("UPDATE letopis_outbox_lanes SET state = 'odd'", "outbox_structure", Level.FAIL, "is damaged"),
+            ("UPDATE letopis_outbox_lanes SET state = 'blocked'", "stuck", Level.FAIL, "then retry"),
+            (LOSE, "stuck", Level.FAIL, "skip --missing"),
+            (INCIDENT, "stuck", Level.WARN, "open incidents: 1"),
         ],
-        ids=["an older release", "a newer release", "a copy", "a clock that was set back", "a blocked conversation"],
     )
     async def test_what_the_file_says(
-        self, outbox: Path, statement: str, check: str, expected: Level, hint: str
+        self, outbox: Path, statement: str, check: str, expected: Level, told: str
     ) -> None:
-        change(outbox, f"UPDATE letopis_outbox_{statement}")
-        findings = await found(outbox)
-        assert findings[check].level == expected
-        assert hint in findings[check].hint
+        change_rows(outbox, "PRAGMA ignore_check_constraints = ON", statement)
+        finding = (await found(outbox))[check]
+        assert (finding.level, told in finding.said + finding.hint) == (expected, True), finding
 
     @pytest.mark.parametrize(
         "damage",
@@ -192,9 +219,20 @@ class TestRelay:
             before = await found(outbox)
             relay.lease.unlock()  # as the system does when a process ends
             findings = await found(outbox)
+            change(outbox, "UPDATE letopis_outbox_lanes SET delivered = head")
+            idle = await found(outbox)
 
-        assert (before["relay"].level, findings["relay"].level) == (Level.OK, Level.FAIL)
+        assert [one["relay"].level for one in (before, findings, idle)] == [Level.OK, Level.FAIL, Level.WARN]
         assert "died" in findings["relay"].said
+
+    @pytest.mark.parametrize(
+        ("reason", "expected"), [("misconfigured 42501", Level.FAIL), ("unavailable refused", Level.WARN)]
+    )
+    async def test_one_that_cannot_deliver(self, outbox: Path, reason: str, expected: Level) -> None:
+        async with held(outbox):
+            change(outbox, "UPDATE letopis_outbox_relay SET breaker = 'open', breaker_reason = ?", (reason,))
+            findings = await found(outbox)
+        assert (findings["delivery"].level, reason in findings["delivery"].said) == (expected, True)
 
     async def test_one_that_is_held_back(self, outbox: Path) -> None:
         file = await OutboxFile.open(outbox)
@@ -227,6 +265,9 @@ class TestStore:
         findings = await found(outbox, store=fresh_postgresql_url)
         assert levels(findings, "store", "store_migrations") == [Level.OK, Level.FAIL]
         assert "letopis db upgrade" in findings["store_migrations"].said
+        url = sa.engine.make_url(fresh_postgresql_url).set(database="letopis_none")
+        findings = await found(outbox, store=url.render_as_string(hide_password=False))
+        assert "change what it names" in findings["store"].hint
 
     async def test_one_that_may_only_be_read(self, outbox: Path, fresh_postgresql_url: str) -> None:
         async with ConversationStore.open(fresh_postgresql_url, migrate=True):
@@ -246,18 +287,41 @@ class TestStore:
             assert SECRET not in repr(findings)
         assert "bot:***@127.0.0.1" in findings["store"].said
 
-    async def test_a_copy_that_delivers_elsewhere(self, outbox: Path) -> None:
-        url = str(outbox.parent / "bot.history.db")
-        file = await OutboxFile.open(outbox)
-        async with ConversationStore.open(url) as store:
-            await relay_on(file, store).drain()
-        await file.close()
-        assert (await found(outbox, store=url))["store_origin"].level == Level.OK
-        change(Path(url), "UPDATE letopis_origins SET epoch = 7")
-        findings = await found(outbox, store=url)
+    @pytest.mark.parametrize(
+        ("store", "bound", "check", "told"),
+        [
+            ("none/store.db", bytes(16), "store", "its folder does not exist"),
+            ("store.db", bytes(16), "store", "letopis outbox rebind"),
+            ("store.db", None, "store_identity", "the bot named elsewhere as its history store"),
+            ("postgresql://bot@127.0.0.1:1,127.0.0.1:2/h", bytes(16), "store_hosts", "no host is a primary"),
+            ("postgresql://bot@/h?host=/none/a&host=/none/b", bytes(16), "store_hosts", "no host is a primary"),
+        ],
+    )
+    async def test_one_that_is_not_there(self, outbox: Path, store: str, bound: Any, check: str, told: str) -> None:
+        change(outbox, "UPDATE letopis_outbox_origin SET store_id = ?, destination = 'elsewhere'", (bound,))
+        finding = (await found(outbox, store=store if "://" in store else str(outbox.parent / store)))[check]
+        assert (healthy([finding]), told in finding.said + finding.hint) == (check == "store_hosts", True), finding
 
-        assert findings["store_origin"].level == Level.FAIL
-        assert "epoch 7" in findings["store_origin"].said
+    @pytest.mark.parametrize(
+        ("statement", "check", "expected", "told"),
+        [
+            ("UPDATE letopis_outbox_lanes SET state = state", "store_origin", Level.OK, "known at epoch 1"),
+            ("UPDATE letopis_origins SET epoch = 7", "store_origin", Level.FAIL, "epoch 7"),
+            ("DELETE FROM letopis_outbox_origin", "store_identity", Level.OK, "the outbox is not bound"),
+            (REBIND, "store_identity", Level.FAIL, "is bound to 00000000"),
+            ("UPDATE letopis_store SET moved_to = 'db'", "store_identity", Level.FAIL, "was moved away, to db"),
+            ("DELETE FROM letopis_events WHERE version = 1", "store_log", Level.FAIL, "lacks 1 events"),
+            (TASK.format(1), "store_tasks", Level.WARN, "7 rows left"),
+            (TASK.format(1 << 52), "store_tasks", Level.OK, "7 rows left"),
+        ],
+    )
+    async def test_what_its_tables_say(
+        self, outbox: Path, store: Path, statement: str, check: str, expected: Level, told: str
+    ) -> None:
+        change_rows(outbox if "letopis_outbox_" in statement else store, statement)
+        findings = await found(outbox)
+        assert (findings[check].level, told in findings[check].said) == (expected, True), findings[check]
+        assert ("store_log" in findings) == healthy([findings["store_identity"]]), "a wrong one is not looked at"
 
 
 def settings_of(folder: Path, environ: dict[str, str], *installed: str) -> dict[str, Finding]:
@@ -301,6 +365,34 @@ class TestMachine:
         assert file_system_of(tmp_path / "bot.outbox.db", mounts) == "ext4"
         assert file_system_of(tmp_path, tmp_path / "none") is None
 
+    @posix_only("on Windows the rights of the folder apply")
+    @pytest.mark.parametrize(
+        ("patch", "check", "expected", "said"),
+        [
+            ((open_files, "open_file_limit", lambda: None), "open_files", Level.OK, "not limited"),
+            ((os, "access", lambda path, _: Path(path).is_dir()), "outbox_file", Level.FAIL, "this user cannot"),
+            ((os, "access", lambda path, _: Path(path).is_file()), "outbox_folder", Level.FAIL, "this user cannot"),
+            ((check_location, "file_system_of", lambda _: None), "file_system", Level.SKIP, "not known"),
+            ((check_location, "file_system_of", lambda _: "nfs4"), "file_system", Level.FAIL, "lies on nfs4"),
+            ((check_location, "file_system_of", lambda _: "tmpfs"), "file_system", Level.WARN, "lies on tmpfs"),
+            ((shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20)), "disk", Level.FAIL, "only 1 MiB"),
+            ((shutil, "disk_usage", lambda _: SimpleNamespace(free=2**28)), "disk", Level.WARN, "only 256 MiB"),
+            ((check_location, "LARGE_WAL_BYTES", 2000), "wal", Level.WARN, "has grown to 3 KiB"),
+            ((check_sqlite, "MAX_CHECKED_BYTES", 1), "outbox_structure", Level.SKIP, "too large to check"),
+            ((check_store, "_NOW", {"sqlite": "SELECT 0"}), "store_clock", Level.WARN, "s apart"),
+        ],
+    )
+    @pytest.mark.usefixtures("store")
+    async def test_what_the_system_answers(
+        self, outbox: Path, patch: Any, check: str, expected: Level, said: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        wal = outbox.with_name("bot.outbox.db-wal")
+        wal.write_bytes(bytes(3000))
+        wal.chmod(0o600)
+        monkeypatch.setattr(*patch)
+        finding = (await found(outbox))[check]
+        assert (finding.level, said in finding.said) == (expected, True), finding
+
     @posix_only("Windows has no file modes")
     def test_files_with_secrets_that_others_may_read(self, tmp_path: Path) -> None:
         secret = tmp_path / "store"
@@ -309,6 +401,10 @@ class TestMachine:
             secret.chmod(mode)
             found = settings_of(tmp_path, {"LETOPIS_STORE_FILE": str(secret)})["secrets"]
             assert (found.level, found.hint) == (expected, hint)
+        file = tmp_path / "letopis.toml"
+        file.write_text("store = 'sqlite:///x.db'", encoding="utf-8")
+        file.chmod(0o644)
+        assert settings_of(tmp_path, {})["secrets"].level == Level.WARN
 
     @pytest.mark.parametrize(
         ("environ", "expected"),

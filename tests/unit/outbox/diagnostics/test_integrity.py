@@ -1,7 +1,8 @@
-"""What `letopis outbox verify` finds in events that somebody has changed by hand."""
+"""What `letopis outbox verify` finds in events that somebody has changed by hand, in the file or in its store."""
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from contextlib import closing
 from datetime import timedelta
@@ -10,12 +11,17 @@ from pathlib import Path
 import pytest
 
 from letopis.outbox import History
-from letopis.outbox.diagnostics.integrity import find_problems
+from letopis.outbox.diagnostics import integrity
+from letopis.outbox.diagnostics.integrity import differences, find_problems, read_reference
 from letopis.outbox.diagnostics.new_origin import assign_new_origin
 from letopis.outbox.event_log.retention import Pruner, Retention
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.operations.repair import skip_missing
 from letopis.store import Message
+from letopis.store.database.engines import create_store_engine
+from letopis.store.model.large_content import LARGE_BYTES
+from tests.support.sayings import present
+from tests.support.sqlite_rows import change as change_rows
 
 
 @pytest.fixture
@@ -69,10 +75,24 @@ def without(chat: str) -> tuple[str, str]:
             ["conversation 'a' should hold events 1 to 4, and 3 are there"],
             id="the last one removed",
         ),
+        *(
+            pytest.param(
+                (f"UPDATE letopis_outbox_events SET {damage} WHERE {of_a(3)}",),
+                ["event 3 of conversation 'a' is not what was appended"],
+                id=damage,
+            )
+            for damage in ("salt = NULL, redacted = 1", "event_id = x''", "type = x''", "redacted = 2", "salt = ''")
+        ),
         pytest.param(
-            (f"UPDATE letopis_outbox_events SET salt = NULL, redacted = 1 WHERE {of_a(3)}",),
-            ["event 3 of conversation 'a' is not what was appended"],
-            id="an erasure that left content",
+            ("PRAGMA ignore_check_constraints = ON", "UPDATE letopis_outbox_lanes SET state = 'odd'"),
+            ["SQLite: CHECK constraint failed in letopis_outbox_lanes"] * 2,
+            id="what the tables forbid",
+        ),
+        pytest.param(("DELETE FROM letopis_outbox_origin",), ["the file has lost its identity"], id="no identity"),
+        pytest.param(
+            ("UPDATE letopis_outbox_version SET version_num = '0000'",),
+            ["the database is at revision 0000, this release needs 0001: make a backup, then run `letopis init`"],
+            id="older tables",
         ),
         pytest.param(
             (removed(of_a(4)), "UPDATE letopis_outbox_lanes SET head = 3 WHERE conversation_id = 'a'"),
@@ -105,3 +125,65 @@ async def test_find_problems_finds_nothing_where_events_were_given_up_renumbered
     async with History(file, store="postgresql://127.0.0.1:1/none", relay=False) as history:
         await history.append("c", Message.user("words"))
     assert change(file) == []
+
+
+async def test_find_problems_reports_how_far_it_has_got(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(integrity, "REPORT_EVENTS", 3)
+    seen: list[tuple[int, int]] = []
+    assert list(find_problems(file, checked=lambda done, total: seen.append((done, total)))) == []
+    assert seen == [(3, 7), (6, 7), (7, 7)]
+
+
+async def test_find_problems_finds_large_content_that_was_changed_or_removed(tmp_path: Path) -> None:
+    path = tmp_path / "bot.outbox.db"
+    async with History(path, store="postgresql://127.0.0.1:1/none", relay=False) as history:
+        await history.append("a", Message.user("x" * (LARGE_BYTES + 1)))
+    assert change(path) == []
+    changed = ["conversation 'a': large content of a message is not what was appended"]
+    assert change(path, "UPDATE letopis_outbox_contents SET body = zeroblob(size)") == changed
+    missing = ["conversation 'a': the large content of event 2 is missing"]
+    assert change(path, "DELETE FROM letopis_outbox_contents") == missing
+
+
+OF_A = "WHERE conversation_id = 'a'"
+
+
+@pytest.mark.parametrize(
+    ("statement", "problems"),
+    [
+        (f"UPDATE letopis_events SET origin_id = zeroblob(16) {OF_A}", ""),  # delivered by another outbox too
+        ("UPDATE letopis_outbox_origin SET store_id = zeroblob(16)", "the file is bound to history store 00000000.*"),
+        ("DELETE FROM letopis_origins", "the history store does not know this outbox, which counts .* as delivered"),
+        ("UPDATE letopis_origins SET epoch = 7", "the history store knows this outbox at epoch 7, the file says 1"),
+        (f"UPDATE letopis_lanes SET sequence = 9 {OF_A}", "conversation 'a': .* holds 9 events.*, which ends at 5"),
+        (f"UPDATE letopis_lanes SET sequence = 3 {OF_A}", "conversation 'a': 4 count as delivered, .* store has 3"),
+        (f"DELETE FROM letopis_outbox_lanes {OF_A}", "conversation 'a': .* from this outbox, which lacks it"),
+        (f"UPDATE letopis_events SET digest = zeroblob(32) {OF_A} AND sequence = 3", "event 3 of .* differs in .*"),
+        (
+            f"DELETE FROM letopis_events {OF_A} AND sequence = 4",
+            "the log of .* lacks 1 events .*\nevent 4 of conversation 'a' counts as delivered, and no log has it",
+        ),
+    ],
+)
+async def test_differences_finds_each_contradiction_of_a_file_and_its_store(
+    file: Path, statement: str, problems: str
+) -> None:
+    store = file.with_name("store.db")
+    async with History(file, store=store, watch=False) as history:
+        assert await history.drained(30)
+    async with History(file, store=store, relay=False, watch=False) as history:
+        await history.append("a", Message.user("pending"))
+    change_rows(file if "letopis_outbox_" in statement else store, statement)
+    engine = create_store_engine(store)
+    found = [problem async for problem in differences(present(read_reference(file)), engine)]
+    await engine.dispose()
+    assert re.fullmatch(problems, "\n".join(found)), found
+
+
+@pytest.mark.parametrize("damage", ["origin SET origin_id = x'00'", "version SET version_num = '0000'"])
+async def test_read_reference_returns_none_where_nothing_can_be_compared(file: Path, damage: str) -> None:
+    assert read_reference(file) is not None
+    change(file, f"UPDATE letopis_outbox_{damage}")
+    assert read_reference(file) is None
+    change(file, "DELETE FROM letopis_outbox_origin")
+    assert read_reference(file) is None

@@ -17,7 +17,7 @@ from letopis.outbox import History
 from letopis.outbox.cli.verify import problems_of_store
 from letopis.outbox.diagnostics.integrity import find_problems
 from letopis.outbox.diagnostics.salvage import salvage
-from letopis.outbox.diagnostics.sqlite_pages import Pages
+from letopis.outbox.diagnostics.sqlite_pages import IndexEntry, Pages
 from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.store import ConversationStore, Message
@@ -226,6 +226,64 @@ async def test_long_rows_are_read_over_all_their_pages(tmp_path: Path) -> None:
 
     # SQLite keeps a whole number in a column of floating point as an integer.
     assert found == [tuple(0 if value == 0.0 else value for value in row) for row in words]
+
+
+@pytest.mark.parametrize(
+    ("damage", "at"),
+    [(b"\xff\xff\xff\xff\x7f", -4), (b"\x09", -4), (b"\x03", -2), (b"\x0a", -1)],
+    ids=["a length beyond all rows", "a length that is wrong", "a header that is too long", "no such type"],
+)
+async def test_a_damaged_row_is_left_out_and_the_others_are_read(tmp_path: Path, damage: bytes, at: int) -> None:
+    path = tmp_path / "any.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE any_table (a TEXT)")
+        connection.executemany("INSERT INTO any_table (rowid, a) VALUES (?, ?)", [(-7, "kept"), (3, "needle")])
+        connection.commit()
+    # Before the text: the row's length, its id, the length of its header, and the type of the text.
+    overwrite(path, path.read_bytes().index(b"needle") + at, damage)
+
+    read = [(row.rowid, row.values) for row in Pages(path.read_bytes()).rows() if len(row.values) == 1]
+    assert read == [(-7, ("kept",))]
+
+
+async def test_an_index_is_read_on_all_its_levels(tmp_path: Path) -> None:
+    path = tmp_path / "any.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE any_table (a TEXT UNIQUE)")
+        connection.executemany("INSERT INTO any_table VALUES (?)", [(f"{number:03}" * 200,) for number in range(90)])
+        connection.commit()
+    entries = [row for row in Pages(path.read_bytes()).rows() if isinstance(row, IndexEntry)]
+    assert sorted(entry.values for entry in entries) == [(f"{number:03}" * 200, number + 1) for number in range(90)]
+
+
+@pytest.mark.parametrize(
+    ("at", "damage"), [(0, b"Another format 3"), (28, b"\xff\xff\xff\xff")], ids=["its name", "its page count"]
+)
+async def test_a_damaged_header_is_no_whole_file(path: Path, new: Path, at: int, damage: bytes) -> None:
+    assert Pages(path.read_bytes()).gone == 0
+    overwrite(path, at, damage)
+    done = await salvage(path, new)
+    assert (done.kept, done.gone, done.whole) == (8, 1, False)
+
+
+async def test_an_event_that_an_index_contradicts_is_lost_and_the_owner_is_read_from_events(
+    path: Path, new: Path
+) -> None:
+    with closing(sqlite3.connect(path)) as connection:  # the bot's own table, with rows like events and an odd index
+        columns = ", ".join(f"c{number}" for number in range(11))
+        connection.execute(f"CREATE TABLE bots (id INTEGER PRIMARY KEY, {columns})")
+        connection.execute("CREATE INDEX bots_index ON bots (c10)")
+        for event_id, lane in (("text", 1), (b"blob", "text")):
+            row = (event_id, lane, *[1.5] * 5, bytes(32), *[1.5] * 3)
+            connection.execute(f"INSERT INTO bots ({columns}) VALUES ({', '.join('?' * 11)})", row)
+        connection.commit()
+    overwrite(path, path.read_bytes().index(b"\x02\x03message.appended") + 1, b"\x04")  # its sequence, in no digest
+    path.write_bytes(with_noise(path.read_bytes(), leaf_pages(path, "letopis_outbox_lanes"), Random(1)))
+
+    done = await salvage(path, new)
+
+    assert (done.kept, done.lost, done.refused) == (7, {"two": (3,)}, 1)
+    assert rows(new, "SELECT DISTINCT owner_id FROM letopis_outbox_lanes") == [("42",)]
 
 
 class TestCommand:
