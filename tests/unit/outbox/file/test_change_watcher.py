@@ -164,6 +164,7 @@ async def test_a_cancelled_wait_leaves_nothing_behind() -> None:
     task = asyncio.ensure_future(signal.wait())
     await asyncio.sleep(0)
     task.cancel()
+    signal.notify()  # before the task has seen that it was cancelled
     await asyncio.gather(task, return_exceptions=True)
 
     signal.notify()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import sqlite3
@@ -20,18 +21,22 @@ from alembic.config import Config
 
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.event_log.schema import metadata
-from letopis.outbox.file.inspection import OUTBOX_MIGRATIONS, outbox_path, read_file
+from letopis.outbox.file import inspection
+from letopis.outbox.file.inspection import OUTBOX_MIGRATIONS, explained, outbox_path, read_file
 from letopis.outbox.file.opening import read_snapshot
 from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.file.pending_probe import PendingProbe
+from letopis.outbox.file.sqlite_errors import translate
 from letopis.outbox.history.receipts import Deliveries
 from letopis.outbox.history.transaction import transaction
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store.conversation_store import ConversationStore
-from letopis.store.errors import Closed, ConfigurationError, OutboxUnavailable
+from letopis.store.database import open_files
+from letopis.store.errors import Closed, ConfigurationError, OutboxFull, OutboxUnavailable
 from letopis.store.model.codec import DEFAULT_LIMITS
 from letopis.store.model.messages import Message
 from tests.support.platforms import posix_only
-from tests.support.relays import sql
+from tests.support.relays import DOWN, sql
 from tests.support.resources import open_descriptors
 from tests.support.sqlite_rows import change, rows
 
@@ -171,6 +176,90 @@ async def test_what_is_missing_is_named_and_not_created_unasked(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("number", "raised", "says"),
+    [(errno.EACCES, ConfigurationError, "cannot be created"), (errno.EMFILE, OutboxUnavailable, "too many files")],
+)
+async def test_what_cannot_be_created_says_why(
+    tmp_path: Path, number: int, raised: type[Exception], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(inspection, "create_private_file", refuse)
+    with pytest.raises(raised, match=says):
+        await OutboxFile.open(tmp_path / "bot.outbox.db")
+
+
+def sqlite_fault(code: str) -> sqlite3.Error:
+    error = sqlite3.OperationalError("the driver's own words")
+    error.sqlite_errorname = code
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "exhausted", "raised", "says"),
+    [
+        (sqlite_fault("SQLITE_CANTOPEN"), True, OutboxUnavailable, "too many files"),
+        (sqlite_fault("SQLITE_CANTOPEN"), False, ConfigurationError, "check the owner and the mode"),
+        (sqlite_fault("SQLITE_BUSY_SNAPSHOT"), False, OutboxUnavailable, "begin it with BEGIN IMMEDIATE"),
+        (OSError(errno.EMFILE, ""), True, OutboxUnavailable, "too many files"),
+        (OSError(errno.EIO, ""), False, OutboxUnavailable, f"cannot be reached [{errno.EIO}]"),
+        (DOWN, False, ConfigurationError, "'bot.db': a fault of the test"),
+    ],
+)
+def test_errors_of_opening_are_explained(
+    error: Exception, exhausted: bool, raised: type[Exception], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_files, "is_exhausted", lambda _=None: exhausted)
+    reason = explained(error, Path("bot.db"))
+    assert (type(reason), says in str(reason)) == (raised, True), reason
+    if exhausted and isinstance(error, sqlite3.Error):
+        assert says in str(translate(error)), "of a file that is open"
+
+
+@pytest.mark.parametrize(
+    ("code", "reserve", "raised"),
+    [
+        ("SQLITE_BUSY", False, None),
+        ("SQLITE_FULL", True, None),
+        ("SQLITE_FULL", False, OutboxFull),
+        ("SQLITE_IOERR", False, OutboxUnavailable),
+    ],
+)
+async def test_a_read_is_repeated_where_that_may_help(
+    outbox: OutboxFile, code: str, reserve: bool, raised: type[Exception] | None
+) -> None:
+    faults = [sqlite_fault(code)]
+
+    def look(_: sa.Connection) -> str:
+        if faults:
+            raise faults.pop()
+        return "read"
+
+    assert outbox.gate.reserve.restore() if reserve else not outbox.gate.reserve.release()
+    if raised is None:
+        assert await outbox.read(look) == "read"
+    else:
+        with pytest.raises(raised, match=code):
+            await outbox.read(look)
+    assert await events(outbox) == 0, "the next read has a connection again"
+
+
+async def test_a_cancelled_open_leaves_no_connection_behind(tmp_path: Path) -> None:
+    opening = asyncio.ensure_future(OutboxFile.open(tmp_path / "bot.outbox.db"))
+    await asyncio.sleep(0)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    assert [one.name for one in tmp_path.iterdir()] == ["bot.outbox.db"], "the last one to close removes the WAL"
+
+
+def test_a_probe_without_a_file_knows_nothing(tmp_path: Path) -> None:
+    probe = PendingProbe(tmp_path / "missing.db")
+    assert (probe.read(lambda _: 1), probe.store_id(), probe.content("chat", "name")) == (None, None, b"")
+
+
 @pytest.mark.parametrize("path", ["", ":memory:", "postgresql://localhost/x"])
 def test_what_cannot_be_a_file_is_refused(path: str) -> None:
     with pytest.raises(ConfigurationError):
@@ -242,10 +331,12 @@ async def test_looking_from_outside_changes_nothing(tmp_path: Path, look: Callab
 @pytest.mark.parametrize(
     ("content", "says"), [(b"no database " * 1000, "no SQLite database"), (b"", "new file without tables")]
 )
-def test_what_is_no_outbox_is_refused_after_one_look(tmp_path: Path, content: bytes, says: str) -> None:
+async def test_what_is_no_outbox_is_refused_after_one_look(tmp_path: Path, content: bytes, says: str) -> None:
     (tmp_path / "other.db").write_bytes(content)
     with pytest.raises(ConfigurationError, match=says):
         read_file(tmp_path / "other.db", epoch)
+    with pytest.raises(ConfigurationError, match=says):
+        await OutboxFile.open(tmp_path / "other.db", create=False)
 
 
 async def test_a_file_that_is_removed_or_replaced_is_noticed_at_once(tmp_path: Path) -> None:

@@ -115,6 +115,21 @@ async def test_work_alone_that_fails_is_rolled_back(outbox: OutboxFile) -> None:
     assert await fetch(outbox, "SELECT name FROM sqlite_master WHERE name = 't'") == []
 
 
+@pytest.mark.parametrize("code", ["SQLITE_IOERR", "SQLITE_FULL"])
+async def test_work_that_sqlite_may_have_rolled_back_fails_alone(outbox: OutboxFile, code: str) -> None:
+    def work(_: sa.Connection) -> None:
+        error = sqlite3.OperationalError("the driver's own words")
+        error.sqlite_errorname = code
+        raise error
+
+    first, second = outbox.append(said("1")), outbox.append(said("2"))  # a group of its own, and the next one's
+    bad, *appended = await asyncio.gather(outbox.write(work), first, second, return_exceptions=True)
+
+    assert isinstance(bad, OutboxUnavailable | OutboxFull) and code in str(bad)
+    assert all(isinstance(one, Appended) for one in appended)
+    await check_whole(outbox)
+
+
 async def test_a_lock_of_another_process_is_waited_for(outbox: OutboxFile) -> None:
     other = sqlite3.connect(outbox.path, isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
