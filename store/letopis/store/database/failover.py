@@ -101,10 +101,15 @@ class HostConnector:
                             raise error
                         faults[address] = fault
                         del trying[task]
-                    elif chosen is None and (task.result()[1] or (self._accepts_any and second_choice is None)):
+                    elif chosen is None:
                         del trying[task]
                         connection, fits = task.result()
-                        chosen, second_choice = (connection, second_choice) if fits else (None, connection)
+                        if fits:
+                            chosen = connection
+                        elif second_choice is None:
+                            second_choice = connection
+                        else:
+                            connection.terminate()
             if chosen is None and second_choice is not None:
                 chosen, second_choice = second_choice, None
         finally:
