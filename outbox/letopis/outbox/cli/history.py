@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -73,16 +72,7 @@ def list_(owner: str | None, state: str, limit: int, after: str | None) -> None:
 
     async def read() -> Any:
         async with open_source(settings()) as source:
-            page = await source.conversations(owner=owner, after=after, limit=limit, states=states)
-            if owner is None or not hasattr(source, "chats"):
-                return page
-            # A pending event may change which one is active.
-            marked = await source.active(owner, create=False)
-            name = None if marked is None else marked.conversation_id
-            items = tuple(
-                conversation.with_changes(active=conversation.conversation_id == name) for conversation in page
-            )
-            return replace(page, items=items)
+            return await source.conversations(owner=owner, after=after, limit=limit, states=states)
 
     states = ("active", "archived", "deleted") if state == "all" else (state,)
     page = asyncio.run(read())
