@@ -17,114 +17,49 @@ class Words:
     as_id: bool = True
 
 
-TEXTS: Final[Sequence[Words]] = (
-    Words("plain", "abc"),
-    Words("upper", "ABC"),
-    Words("mixed", "aBc"),
-    Words("accent-nfc", "caf\u00e9"),
-    Words("accent-nfd", "cafe\u0301"),
-    Words("no-accent", "cafe"),
-    Words("trailing-space", "abc "),
-    Words("leading-space", " abc"),
-    Words("only-space", " "),
-    Words("two-spaces", "  "),
-    Words("no-break-space", "abc\u00a0"),
-    Words("ideographic-space", "\u3000"),
-    Words("percent", "%"),
-    Words("underscore", "_"),
-    Words("star", "*"),
-    Words("wildcards", "a%c_"),
-    Words("backslash", "\\"),
-    Words("backslash-end", "abc\\"),
-    Words("quote", "'"),
-    Words("quotes", "'; DROP TABLE letopis_events; --"),
-    Words("double-quote", '"'),
-    Words("backtick", "`"),
-    Words("bind-name", ":id"),
-    Words("bind-pyformat", "%(id)s"),
-    Words("bind-question", "?"),
-    Words("bind-dollar", "$1"),
-    Words("percent-s", "%s %d %%"),
-    Words("braces", "{0} {conversation_id}"),
-    Words("html", "<script>alert(1)</script>"),
-    Words("json", '{"a": 1}'),
-    Words("json-escape", "\\u0000"),
-    Words("json-surrogate-escape", "\\ud800"),
-    Words("null-word", "null"),
-    Words("none-word", "None"),
-    Words("nan-word", "NaN"),
-    Words("number", "1"),
-    Words("number-padded", "01"),
-    Words("number-float", "1.0"),
-    Words("dot", "."),
-    Words("dots", "../../etc/passwd"),
-    Words("slash", "a/b"),
-    Words("colon", "tenant:chat"),
-    Words("comma", "a,b"),
-    Words("hash", "#"),
-    Words("uuid-upper", "018F4E2A-0000-7000-8000-000000000000"),
-    Words("uuid-lower", "018f4e2a-0000-7000-8000-000000000000"),
-    Words("russian", "История"),
-    Words("russian-lower", "история"),
-    Words("russian-yo", "\u0451"),
-    Words("russian-yo-nfd", "\u0435\u0308"),
-    Words("russian-ye", "\u0435"),
-    Words("greek-sigma", "ΣΊΣΥΦΟΣ"),
-    Words("greek-final-sigma", "σίσυφος"),
-    Words("german-sharp-s", "straße"),
-    Words("german-ss", "strasse"),
-    Words("turkish-dotless", "ı"),
-    Words("turkish-dotted", "İ"),
-    Words("ligature", "\ufb01"),
-    Words("full-width", "\uff41\uff42\uff43"),
-    Words("chinese", "历史"),
-    Words("hangul-nfc", "\ud55c"),
-    Words("hangul-nfd", "\u1112\u1161\u11ab"),
-    Words("arabic", "تاريخ"),
-    Words("hebrew", "היסטוריה"),
-    Words("devanagari", "इतिहास"),
-    Words("emoji", "🤖"),
-    Words("emoji-family", "👩‍👩‍👧‍👦"),
-    Words("emoji-skin", "👍🏽"),
-    Words("emoji-plain", "👍"),
-    Words("emoji-flag", "🇦🇲"),
-    Words("variation-selector", "\u2764\ufe0f"),
-    Words("heart", "\u2764"),
-    Words("plane-16", "\U0010ffff"),
-    Words("non-character", "\ufffe"),
-    Words("replacement", "\ufffd"),
-    Words("byte-order-mark", "\ufeffabc"),
-    Words("zero-width-space", "a\u200bb"),
-    Words("zero-width-joiner", "a\u200db"),
-    Words("soft-hyphen", "a\u00adb"),
-    Words("right-to-left-override", "a\u202eb"),
-    Words("line-separator", "a\u2028b"),
-    Words("paragraph-separator", "a\u2029b"),
-    Words("private-use", "\ue000"),
-    Words("zalgo", "a" + "\u0301" * 100),
-    Words("characters-255", "x" * 255),
-    Words("emoji-255", "😀" * 255),
-    Words("russian-255", "я" * 255),
-    Words("characters-256", "x" * 256, as_id=False),
-    Words("characters-100k", "x" * 100_000, as_id=False),
-    Words("empty", "", as_id=False),
-    Words("line-feed", "a\nb", as_id=False),
-    Words("carriage-return", "a\r\nb", as_id=False),
-    Words("only-line-feed", "\n", as_id=False),
-    Words("tab", "a\tb", as_id=False),
-    Words("bell", "\a", as_id=False),
-    Words("backspace", "a\bb", as_id=False),
-    Words("escape", "\x1b[31mred", as_id=False),
-    Words("unit-separator", "\x1f", as_id=False),
-    Words("delete", "\x7f", as_id=False),
-    Words("next-line", "a\x85b", as_id=False),
-    Words("c1-control", "\x9b31m", as_id=False),
-    Words("nul", "a\x00b", as_text=False, as_id=False),
-    Words("only-nul", "\x00", as_text=False, as_id=False),
-    Words("nul-end", "abc\x00", as_text=False, as_id=False),
-    Words("high-surrogate", "a\ud800", as_text=False, as_id=False),
-    Words("low-surrogate", "\udc00b", as_text=False, as_id=False),
-    Words("surrogates-swapped", "\udc00\ud800", as_text=False, as_id=False),
+_TEXTS_AND_IDS: Final = (
+    {"plain": "abc", "upper": "ABC", "mixed": "aBc", "accent-nfc": "caf\u00e9", "accent-nfd": "cafe\u0301"}
+    | {"no-accent": "cafe", "trailing-space": "abc ", "leading-space": " abc", "only-space": " ", "two-spaces": "  "}
+    | {"no-break-space": "abc\u00a0", "ideographic-space": "\u3000", "percent": "%", "underscore": "_", "star": "*"}
+    | {"wildcards": "a%c_", "backslash": "\\", "backslash-end": "abc\\", "quote": "'"}
+    | {"quotes": "'; DROP TABLE letopis_events; --", "double-quote": '"', "backtick": "`", "bind-name": ":id"}
+    | {"bind-pyformat": "%(id)s", "bind-question": "?", "bind-dollar": "$1", "percent-s": "%s %d %%"}
+    | {"braces": "{0} {conversation_id}", "html": "<script>alert(1)</script>", "json": '{"a": 1}'}
+    | {"json-escape": "\\u0000", "json-surrogate-escape": "\\ud800", "null-word": "null", "none-word": "None"}
+    | {"nan-word": "NaN", "number": "1", "number-padded": "01", "number-float": "1.0", "dot": "."}
+    | {"dots": "../../etc/passwd", "slash": "a/b", "colon": "tenant:chat", "comma": "a,b", "hash": "#"}
+    | {"uuid-upper": "018F4E2A-0000-7000-8000-000000000000", "uuid-lower": "018f4e2a-0000-7000-8000-000000000000"}
+    | {"russian": "История", "russian-lower": "история", "russian-yo": "\u0451", "russian-yo-nfd": "\u0435\u0308"}
+    | {"russian-ye": "\u0435", "greek-sigma": "ΣΊΣΥΦΟΣ", "greek-final-sigma": "σίσυφος", "german-sharp-s": "straße"}
+    | {"german-ss": "strasse", "turkish-dotless": "ı", "turkish-dotted": "İ", "ligature": "\ufb01"}
+    | {
+        "full-width": "\uff41\uff42\uff43",
+        "chinese": "历史",
+        "hangul-nfc": "\ud55c",
+        "hangul-nfd": "\u1112\u1161\u11ab",
+    }
+    | {"arabic": "تاريخ", "hebrew": "היסטוריה", "devanagari": "इतिहास", "emoji": "🤖", "emoji-family": "👩‍👩‍👧‍👦"}
+    | {"emoji-skin": "👍🏽", "emoji-plain": "👍", "emoji-flag": "🇦🇲", "variation-selector": "\u2764\ufe0f"}
+    | {"heart": "\u2764", "plane-16": "\U0010ffff", "non-character": "\ufffe", "replacement": "\ufffd"}
+    | {"byte-order-mark": "\ufeffabc", "zero-width-space": "a\u200bb", "zero-width-joiner": "a\u200db"}
+    | {"soft-hyphen": "a\u00adb", "right-to-left-override": "a\u202eb", "line-separator": "a\u2028b"}
+    | {"paragraph-separator": "a\u2029b", "private-use": "\ue000", "zalgo": "a" + "\u0301" * 100}
+    | {"characters-255": "x" * 255, "emoji-255": "😀" * 255, "russian-255": "я" * 255}
+)
+_TEXTS: Final = (
+    {"characters-256": "x" * 256, "characters-100k": "x" * 100_000, "empty": "", "line-feed": "a\nb"}
+    | {"carriage-return": "a\r\nb", "only-line-feed": "\n", "tab": "a\tb", "bell": "\a", "backspace": "a\bb"}
+    | {"escape": "\x1b[31mred", "unit-separator": "\x1f", "delete": "\x7f", "next-line": "a\x85b"}
+    | {"c1-control": "\x9b31m"}
+)
+_NEITHER: Final = (
+    {"nul": "a\x00b", "only-nul": "\x00", "nul-end": "abc\x00", "high-surrogate": "a\ud800"}
+    | {"low-surrogate": "\udc00b", "surrogates-swapped": "\udc00\ud800"}
     # Two halves in a Python string are not the character that they would be in UTF-16.
-    Words("surrogate-pair", "\ud83e\udd16", as_text=False, as_id=False),
+    | {"surrogate-pair": "\ud83e\udd16"}
+)
+TEXTS: Final[Sequence[Words]] = (
+    *(Words(*one) for one in _TEXTS_AND_IDS.items()),
+    *(Words(*one, as_id=False) for one in _TEXTS.items()),
+    *(Words(*one, as_text=False, as_id=False) for one in _NEITHER.items()),
 )
