@@ -93,9 +93,7 @@ def plant(*names: str) -> None:
     _planted_for_good.enter_context(planted(*names))
 
 
-def defect(
-    name: str,
-) -> Callable[[Callable[[], Iterable[Replacement]]], Callable[[], Iterable[Replacement]]]:
+def defect(name: str) -> Callable[[Callable[[], Iterable[Replacement]]], Callable[[], Iterable[Replacement]]]:
     def enter(replacements: Callable[[], Iterable[Replacement]]) -> Callable[[], Iterable[Replacement]]:
         DEFECTS[name] = replacements
         return replacements
@@ -121,6 +119,10 @@ def around_real(name: str, owner: Any, attribute: str) -> Callable[[Any], Any]:
         return defective
 
     return enter
+
+
+async def nothing(*_: Any, **__: Any) -> None:
+    """Stand for a coroutine that is not run."""
 
 
 # --- the outbox -----------------------------------------------------------------------------------------------------
@@ -365,11 +367,6 @@ async def _(real: Any, self: PoisonIsolation, lanes: Any) -> Any:
     return found
 
 
-@defect("the store is not asked again once it was away")
-def _() -> Iterable[Replacement]:
-    yield Breaker, "begin_probe", lambda real: lambda self: False
-
-
 @defect("probes that go to the oldest event again")
 def _() -> Iterable[Replacement]:
     def oldest_first(self: Breaker) -> Iterator[frozenset[str]]:
@@ -381,18 +378,10 @@ def _() -> Iterable[Replacement]:
     yield circuit_breaker, "UNCERTAIN_PROBE_WAIT_SECONDS", lambda real: 60.0
 
 
-@defect("a relay that convicts no event of what looks like an outage")
-def _() -> Iterable[Replacement]:
-    yield fault_attribution, "EVENT_FAULT_AFTER_FAILURES", lambda real: NEVER
-
-
 @defect("a relay that never holds the store to blame for a refusal")
 def _() -> Iterable[Replacement]:
-    async def takes_any(self: PoisonIsolation, *_: Any) -> None:
-        return None
-
     yield fault_attribution, "STORE_FAULT_AFTER_CONVERSATIONS", lambda real: NEVER
-    yield PoisonIsolation, "_try_ordinary_event", lambda real: takes_any
+    yield PoisonIsolation, "_try_ordinary_event", lambda real: nothing
 
 
 @defect(IN_PARTS)
@@ -408,19 +397,11 @@ def _() -> Iterable[Replacement]:
 
 @defect("waits go by the wall clock alone")
 def _() -> Iterable[Replacement]:
-    def deadline(real: Any) -> Any:
-        return lambda self, clock: max(0.0, (self.wall_us - clock.now_us()) / MICROSECONDS_PER_SECOND)
+    def seconds(until_us: int, clock: Any) -> float:
+        return max(0.0, (until_us - clock.now_us()) / MICROSECONDS_PER_SECOND)
 
-    def lane(real: Any) -> Any:
-        return lambda self, name, due_at_us: max(0.0, (due_at_us - self._clock.now_us()) / MICROSECONDS_PER_SECOND)
-
-    yield Deadline, "remaining", deadline
-    yield RetryTimers, "remaining", lane
-
-
-@defect("a relay that was taken over writes back all the same")
-def _() -> Iterable[Replacement]:
-    yield lease, "is_current_lease", lambda real: lambda connection, incarnation: True
+    yield Deadline, "remaining", lambda real: lambda self, clock: seconds(self.wall_us, clock)
+    yield RetryTimers, "remaining", lambda real: lambda self, name, due_at_us: seconds(due_at_us, self._clock)
 
 
 def _newest(batches: Any) -> dict[str, int]:
@@ -478,19 +459,12 @@ def _(real: Any, lane: LaneBatch, head: int) -> ComparedLane:
     return real(lane, max(head, lane.deliveries[0].sequence - 1))  # type: ignore[no-any-return]
 
 
-@defect(RECORDS_TWICE)
-def _() -> Iterable[Replacement]:
+@around_real(RECORDS_TWICE, lanes, "compare_with_head")
+def _(real: Any, lane: LaneBatch, head: int) -> ComparedLane:
     """Take each delivery as new."""
-
-    def compare(real: Any) -> Any:
-        def all_fresh(lane: LaneBatch, head: int) -> ComparedLane:
-            if not is_record_lane(lane.conversation_id):
-                return real(lane, head)  # type: ignore[no-any-return]
-            return ComparedLane(lane=lane, head=head, known=(), fresh=lane.deliveries)
-
-        return all_fresh
-
-    yield lanes, "compare_with_head", compare
+    if not is_record_lane(lane.conversation_id):
+        return real(lane, head)  # type: ignore[no-any-return]
+    return ComparedLane(lane=lane, head=head, known=(), fresh=lane.deliveries)
 
 
 @around_real(PUT_BACK_DROPPED, projection._Projection, "append")
@@ -498,18 +472,10 @@ def _(real: Any, self: Any, body: Any, *, superseded: bool, back: bool) -> bool:
     return not back and real(self, body, superseded=superseded, back=back)
 
 
-@defect(RESET_KEEPS)
-def _() -> Iterable[Replacement]:
-    yield projection._Projection, "erase", lambda real: lambda self: None
-
-
 @defect(DELETION_KEEPS)
 def _() -> Iterable[Replacement]:
-    async def strip(self: Eraser, *_: Any, **__: Any) -> None:
-        return
-
     yield projection._Projection, "_strip_before", lambda real: lambda *_, **__: None
-    yield Eraser, "strip", lambda real: strip
+    yield Eraser, "strip", lambda real: nothing
 
 
 @around_real(REDACTED_LATER, effects, "erase_content")
@@ -530,27 +496,14 @@ async def _(outbox: Any, writer: str, key: Any) -> int:
     return 0
 
 
-@defect(REPLY_RENAMED)
-def _() -> Iterable[Replacement]:
-    yield completion, "_interrupted", around(lambda real, draft: real(replace(draft, event_id=uuid4())))
+@around_real(REPLY_RENAMED, completion, "_interrupted")
+def _(real: Any, draft: Any) -> Any:
+    return real(replace(draft, event_id=uuid4()))
 
 
-@defect(REDACTION_LOST)
-def _() -> Iterable[Replacement]:
-    yield projection._Projection, "_redact", lambda real: lambda self, message: None
-
-
-@defect(LATE_TAKEN)
-def _() -> Iterable[Replacement]:
-    yield loading, "detect_conflicts", lambda real: lambda *_, **__: {}
-
-
-@defect(ASIDE_COUNTED)
-def _() -> Iterable[Replacement]:
-    def take(real: Any) -> Any:
-        return lambda self, data, *, superseded=False: real(self, data)
-
-    yield StatisticsBuilder, "take", take
+@around_real(ASIDE_COUNTED, StatisticsBuilder, "take")
+def _(real: Any, self: StatisticsBuilder, data: Any, *, superseded: bool = False) -> Any:
+    return real(self, data)
 
 
 @around_real(REWIND_SHORT, projection._Projection, "_remove_after")
@@ -564,31 +517,21 @@ def _(real: Any, self: Any, after: int) -> int:
 # --- erasures and retention -------------------------------------------------------------------------------------------
 
 
-@defect(COUNTED_TOO_SOON)
-def _() -> Iterable[Replacement]:
+@around_real(COUNTED_TOO_SOON, carrying, "carry_out_step")
+def _(real: Any, connection: Any, erasure: Any, **more: Any) -> Any:
     count = "UPDATE letopis_outbox_origin SET erasures = ?"
-
-    def step(real: Any, connection: Any, erasure: Any, **more: Any) -> Any:
-        connection.exec_driver_sql(f"{count} WHERE erasures = ?", (erasure.number - 1, erasure.number))
-        going_on = real(connection, erasure, **more)
-        connection.exec_driver_sql(count, (erasure.number,))
-        return going_on
-
-    yield carrying, "carry_out_step", around(step)
+    connection.exec_driver_sql(f"{count} WHERE erasures = ?", (erasure.number - 1, erasure.number))
+    going_on = real(connection, erasure, **more)
+    connection.exec_driver_sql(count, (erasure.number,))
+    return going_on
 
 
-@defect(PLACES_TOO_SOON)
-def _() -> Iterable[Replacement]:
-    def keeping(real: Any) -> Any:
-        async def due(self: OutboxAccess, retention: Any, *args: Any, **options: Any) -> Any:
-            found = await real(self, retention, *args, **options)
-            if found.moved:
-                await self.keep_places(retention, found)
-            return found
-
-        return due
-
-    yield OutboxAccess, "due_content", keeping
+@around_real(PLACES_TOO_SOON, OutboxAccess, "due_content")
+async def _(real: Any, self: OutboxAccess, retention: Any, *args: Any, **options: Any) -> Any:
+    found = await real(self, retention, *args, **options)
+    if found.moved:
+        await self.keep_places(retention, found)
+    return found
 
 
 @instead(ERASURE_SKIPPED, carrying, "carry_out_step")
@@ -597,36 +540,15 @@ def _(connection: Any, erasure: Any, *, incarnation: int, **_: Any) -> bool:
     return False
 
 
-@instead(HOLD_IGNORED, ErasureRegister, "_refuse_held")
-async def _(self: ErasureRegister, *_: Any, **__: Any) -> None:
-    return
-
-
 @instead(HOLD_OVERRUN, loading.Loader, "_find_holds")
 async def _(self: loading.Loader, transaction: Any, lanes: Any) -> list[bool]:
     return [False for _ in lanes]
 
 
-@defect(TRIMMED_TOO_FAR)
-def _() -> Iterable[Replacement]:
-    def one_more(real: Any) -> Any:
-        async def upto(self: Any, *given: Any) -> Any:
-            found = await real(self, *given)
-            return found and found + 1
-
-        return upto
-
-    yield content_rules._Look, "upto", one_more
-
-
-@instead(TRIMMED_NEVER, content_rules._Look, "upto")
-async def _(self: Any, *_: Any) -> None:
-    return
-
-
-@instead(NOT_SWEPT, ContentWriter, "sweep")
-async def _(self: ContentWriter, *_: Any) -> None:
-    return
+@around_real(TRIMMED_TOO_FAR, content_rules._Look, "upto")
+async def _(real: Any, self: Any, *given: Any) -> Any:
+    found = await real(self, *given)
+    return found and found + 1
 
 
 # --- records --------------------------------------------------------------------------------------------------------
@@ -654,17 +576,9 @@ def _(real: Any, cursor: Any, change: Any, *, lane: int, **more: Any) -> Any:
 # --- the alerts -----------------------------------------------------------------------------------------------------
 
 
-@defect("each failure is an alert")
-def _() -> Iterable[Replacement]:
-    def fire(real: Any) -> Any:
-        return lambda incident, memory, rules: real(incident, memory, replace(rules, hold=0.0))
-
-    yield incidents, "_fired", fire
-
-
-@defect("no alerts")
-def _() -> Iterable[Replacement]:
-    yield AlertMonitor, "_notify_in_background", lambda real: lambda self: None
+@around_real("each failure is an alert", incidents, "_fired")
+def _(real: Any, incident: Any, memory: Any, rules: Any) -> Any:
+    return real(incident, memory, replace(rules, hold=0.0))
 
 
 @defect("operators are told, and that they were is not recorded")
@@ -672,8 +586,27 @@ def _() -> Iterable[Replacement]:
     async def claim_all(self: AlertMonitor, errands: Any, **options: Any) -> Any:
         return tuple(errands)
 
-    async def settle_nothing(self: AlertMonitor, *args: Any, **options: Any) -> None:
-        return
-
     yield AlertMonitor, "_claim", lambda real: claim_all
-    yield AlertMonitor, "_settle", lambda real: settle_nothing
+    yield AlertMonitor, "_settle", lambda real: nothing
+
+
+# --- what is not done at all ----------------------------------------------------------------------------------------
+
+for _name, _owner, _attribute, _defective in (
+    ("the store is not asked again once it was away", Breaker, "begin_probe", lambda self: False),
+    (
+        "a relay that convicts no event of what looks like an outage",
+        fault_attribution,
+        "EVENT_FAULT_AFTER_FAILURES",
+        NEVER,
+    ),
+    ("a relay that was taken over writes back all the same", lease, "is_current_lease", lambda *_: True),
+    (RESET_KEEPS, projection._Projection, "erase", lambda self: None),
+    (REDACTION_LOST, projection._Projection, "_redact", lambda self, message: None),
+    (LATE_TAKEN, loading, "detect_conflicts", lambda *_, **__: {}),
+    ("no alerts", AlertMonitor, "_notify_in_background", lambda self: None),
+    (HOLD_IGNORED, ErasureRegister, "_refuse_held", nothing),
+    (TRIMMED_NEVER, content_rules._Look, "upto", nothing),
+    (NOT_SWEPT, ContentWriter, "sweep", nothing),
+):
+    instead(_name, _owner, _attribute)(_defective)
