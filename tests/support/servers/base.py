@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 import uuid
 from abc import ABC, abstractmethod
-from types import TracebackType
-from typing import Final, Self
+from contextlib import suppress
+from pathlib import Path
+from typing import ClassVar, Final, Self
 
 from sqlalchemy.engine import URL, make_url
 
@@ -19,10 +22,63 @@ class ServerUnavailable(Exception):
 
 
 class Server(ABC):
-    """A database server that answers at `url`."""
+    """A database server that answers at `url`; ``with PostgresServer.find() as server: server.url``."""
+
+    environment: ClassVar[str]
+    """The variable that names the server to use."""
+    errors: ClassVar[tuple[type[Exception], ...]]
+    """What a server that does not answer raises."""
 
     def __init__(self, url: URL) -> None:
         self._url = url
+
+    @staticmethod
+    @abstractmethod
+    def local() -> URL:
+        """Where a server of this machine listens."""
+
+    @staticmethod
+    @abstractmethod
+    def program() -> str | Path:
+        """The program of a server to start."""
+
+    @classmethod
+    def running(cls) -> Self | None:
+        """The server that the environment names, else the local one if it answers.
+
+        A server named in the environment that does not answer is an error, not a reason to take another.
+        """
+        local = cls.local()
+        if named := os.environ.get(cls.environment):
+            url = make_url(named).set(drivername=local.drivername)
+            server = cls(url if url.database else url.set(database=local.database))
+            try:
+                server.version()
+            except cls.errors as exc:
+                raise ServerUnavailable(f"{cls.environment} is set, but the server does not answer: {exc}") from exc
+            return server
+        server = cls(local)
+        return server if server.answers() else None
+
+    @classmethod
+    def describe(cls) -> str:
+        """The server that the tests will use, for the report's header; starts nothing."""
+        try:
+            if (server := cls.running()) is not None:
+                how = (
+                    f"from {cls.environment}" if os.environ.get(cls.environment) else f"at {server.host}:{server.port}"
+                )
+                return f"{server.version()} ({how})"
+            shown = subprocess.run([cls.program(), "--version"], capture_output=True, text=True, check=True).stdout
+        except ServerUnavailable as exc:
+            return f"none ({exc})"
+        found = re.search(r"\d+\.[\d.]+", shown)
+        return f"{found.group() if found else shown} (started when needed)"
+
+    def answers(self) -> bool:
+        with suppress(*self.errors):
+            return bool(self.version())
+        return False
 
     @property
     def url(self) -> str:
@@ -34,9 +90,8 @@ class Server(ABC):
         return self._url.host or "127.0.0.1"
 
     @property
-    @abstractmethod
     def port(self) -> int:
-        """The TCP port."""
+        return self._url.port or self.local().port or 0
 
     def database_url(self, name: str) -> str:
         """The URL of the database of this name, which need not exist."""
@@ -79,7 +134,5 @@ class Server(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

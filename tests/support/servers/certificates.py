@@ -52,17 +52,8 @@ class Authority:
         )
         first, last = ((datetime.now(UTC) + timedelta(days=day)).strftime("%Y%m%d%H%M%SZ") for day in days)
         _openssl(
-            *(
-                "ca",
-                "-batch",
-                "-notext",
-                "-config",
-                self._folder / "configuration",
-                "-in",
-                request,
-                "-out",
-                certificate,
-            ),
+            *("ca", "-batch", "-notext", "-config", self._folder / "configuration"),
+            *("-in", request, "-out", certificate),
             *("-cert", self.certificate, "-keyfile", self._key, "-startdate", first, "-enddate", last),
         )
         (self._folder / "index").write_text("")  # the same name may be signed again

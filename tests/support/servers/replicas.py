@@ -7,35 +7,47 @@ import os
 import signal
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from sqlalchemy.engine import make_url
 
 from tests.support.daemons import until
 from tests.support.servers.base import ServerUnavailable
-from tests.support.servers.mariadb import MariaDBServer, OwnMariaDBServer
+from tests.support.servers.mariadb import MariaDBServer
 from tests.support.servers.postgresql import OwnPostgresServer, PostgresServer
 
 SECONDS = 20.0  # for a replica to catch up
 
 
-class Pair(Protocol):
-    url: str
+class Pair(ABC):
+    """A primary and its replica."""
+
+    def __init__(self, primary: Any, replica: Any) -> None:
+        self.primary = primary
+        self.replica = replica
+        self.url = _both(primary.create_database(), replica)
+        self.settle()
 
     def freeze(self) -> None:
         """Stop the primary with SIGSTOP, all its processes: the kernel keeps accepting connections for it."""
+        signal_all(self.primary.pid, signal.SIGSTOP)
 
     def kill(self) -> None:
         """Crash the primary."""
+        self.primary.kill()
 
+    @abstractmethod
     def promote(self) -> None:
         """Make the replica writable; return when it is."""
 
+    @abstractmethod
     def demote(self) -> None:
         """Make the primary refuse writes, on the connections that it has as well."""
 
+    @abstractmethod
     def settle(self) -> None:
         """Wait until the replica holds what the primary holds."""
 
@@ -58,13 +70,8 @@ class _Replica(OwnPostgresServer):
             raise ServerUnavailable(f"pg_basebackup ended with code {done.returncode}:\n{done.stderr}")
 
 
-class PostgresPair:
+class PostgresPair(Pair):
     """A PostgreSQL primary and its streaming replica; if synchronous, a commit is acknowledged when both hold it."""
-
-    def __init__(self, primary: OwnPostgresServer, replica: OwnPostgresServer) -> None:
-        self.primary = primary
-        self.replica = replica
-        self.url = _both(primary.create_database(), replica)
 
     @classmethod
     @contextlib.contextmanager
@@ -73,15 +80,10 @@ class PostgresPair:
             if synchronous:
                 primary.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
                 primary.execute("SELECT pg_reload_conf()")
-            pair = cls(primary, replica)
-            pair.settle()
             try:
-                yield pair
+                yield cls(primary, replica)
             finally:
                 signal_all(primary.pid, signal.SIGCONT)
-
-    def freeze(self) -> None:
-        signal_all(self.primary.pid, signal.SIGSTOP)
 
     def kill(self) -> None:
         self.primary.stop("immediate")
@@ -110,13 +112,8 @@ class PostgresPair:
             time.sleep(0.02)
 
 
-class MariaDBPair:
+class MariaDBPair(Pair):
     """A MariaDB primary and an asynchronous replica that is read-only."""
-
-    def __init__(self, primary: OwnMariaDBServer, replica: OwnMariaDBServer) -> None:
-        self.primary = primary
-        self.replica = replica
-        self.url = _both(primary.create_database(), replica)
 
     @classmethod
     @contextlib.contextmanager
@@ -134,18 +131,10 @@ class MariaDBPair:
             primary.execute(
                 "GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER, INDEX, DROP ON *.* TO bot@'127.0.0.1'"
             )
-            pair = cls(primary, replica)
-            pair.settle()
             try:
-                yield pair
+                yield cls(primary, replica)
             finally:
                 signal_all(primary.pid, signal.SIGCONT)
-
-    def freeze(self) -> None:
-        signal_all(self.primary.pid, signal.SIGSTOP)
-
-    def kill(self) -> None:
-        self.primary.kill()
 
     def promote(self) -> None:
         self.replica.execute("STOP SLAVE")
