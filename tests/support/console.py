@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,14 +28,8 @@ READER: Final = "Ray"
 AXE: Final = ROOT / "tests" / "support" / "vendor" / "axe.min.js"
 AXE_SHA256: Final = "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c"
 CHROMIUM_OPTIONS: Final = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
 )
 PHONE: Final = {"width": 390, "height": 844}
 DESK: Final = {"width": 1280, "height": 900}
@@ -222,6 +216,3 @@ class Tab:
 
 def axe_is_the_one_that_is_named() -> bool:
     return hashlib.sha256(AXE.read_bytes()).hexdigest() == AXE_SHA256
-
-
-Work = Callable[[History], Coroutine[Any, Any, Any]]

@@ -12,37 +12,14 @@ from urllib.parse import urlencode
 from tests.support.console import TOKEN
 
 PAGES = (
-    "",
-    "stuck",
-    "conversations",
-    "conversations?q=hello",
-    "conversation?id=c1",
-    "conversation?id=c1&version=1",
-    "conversation?id=c1&print=1",
-    "statistics",
-    "integrity",
-    "audit",
+    *("", "stuck", "conversations", "conversations?q=hello", "statistics", "integrity", "audit"),
+    *("conversation?id=c1", "conversation?id=c1&version=1", "conversation?id=c1&print=1"),
 )
 ACTIONS = (
-    "stuck/retry",
-    "stuck/skip",
-    "stuck/skip-missing",
-    "stuck/fix",
-    "stuck/restore",
-    "stuck/pause",
-    "stuck/resume",
-    "stuck/export",
-    "relay/pause",
-    "relay/resume",
-    "integrity/verify",
-    "conversation/redact",
-    "conversation/rename",
-    "conversation/archive",
-    "conversation/unarchive",
-    "conversation/reset",
-    "conversation/delete",
-    "conversation/export",
-    "alerts/test",
+    *("stuck/retry", "stuck/skip", "stuck/skip-missing", "stuck/fix", "stuck/restore", "stuck/pause", "stuck/resume"),
+    *("stuck/export", "relay/pause", "relay/resume", "integrity/verify", "conversation/redact", "conversation/rename"),
+    *("conversation/archive", "conversation/unarchive", "conversation/reset", "conversation/delete"),
+    *("conversation/export", "alerts/test"),
 )
 
 

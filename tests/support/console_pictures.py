@@ -14,12 +14,12 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from letopis.outbox import History, RetryPolicy
-from letopis.store import ConversationStore
 from letopis.store.database.engines import create_store_engine
 from tests.support.console import DESK, PHONE, House, Tab, chromium
 from tests.support.console_story import block, chat, eventful, refuse, until
 from tests.support.paths import ROOT
 from tests.support.servers import PostgresServer
+from tests.support.servers.store_pool import migrate
 
 FOLDER: Final = ROOT / "docs" / "_static" / "console"
 MAX_BYTES: Final = 200_000
@@ -95,7 +95,7 @@ def main(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as place, PostgresServer.find() as server, ExitStack() as stack:
         path, store = Path(place) / "bot.outbox.db", server.create_database("history")
         stack.callback(server.drop_database, store)
-        asyncio.run(_tables(store))  # before Playwright has its loop run in this thread
+        asyncio.run(migrate(store))  # before Playwright has its loop run in this thread
         policy = RetryPolicy(base=0.02, cap=0.02, attempts=1)
         with chromium() as browser, House(path, store=store, policy=policy) as house:
             house.run(fill(house.history))
@@ -112,20 +112,15 @@ def main(folder: Path) -> None:
                         tab.go(page)
                         if name == "conversation":
                             tab.page.evaluate("document.querySelector('.travel').scrollIntoView({block: 'end'})")
-                        _take(tab, folder / f"{name}-{look}.png", whole=False)
-
-
-async def _tables(store: str) -> None:
-    async with ConversationStore.open(store, migrate=True) as opened:
-        await opened.prepare()
+                        _take(tab, folder / f"{name}-{look}.png")
 
 
 async def _counted(state: Any) -> bool:
     return bool((await state.figures.look()).done)
 
 
-def _take(tab: Tab, path: Path, *, whole: bool) -> None:
-    tab.page.screenshot(path=str(path), full_page=whole, animations="disabled")
+def _take(tab: Tab, path: Path) -> None:
+    tab.page.screenshot(path=str(path), animations="disabled")
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise SystemExit(f"{path.name} has {size} bytes, and {MAX_BYTES} are the limit")

@@ -150,13 +150,7 @@ class ContentKeeper:
     # What is known.
 
     async def _do(
-        self,
-        verb: str,
-        name: str,
-        work: Awaitable[Receipt],
-        effect: Callable[[], object],
-        *,
-        parent: str | None = None,
+        self, verb: str, name: str, work: Awaitable[Receipt], effect: Callable[[], object], *, parent: str | None = None
     ) -> bool:
         def happened(receipt: Receipt | None) -> None:
             self._undecided = None

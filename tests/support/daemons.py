@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 TIMEOUT_SECONDS = 60.0
@@ -65,12 +64,11 @@ class DaemonProcess:
     """``letopis relay`` in a process of its own, its log read line by line."""
 
     def __init__(self, *arguments: str, folder: Path, code: str | None = None, **environment: str) -> None:
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(("LETOPIS_", "NOTIFY_"))}
         how = ["-m", "letopis.outbox.cli"] if code is None else ["-c", code]
         self._popen = subprocess.Popen(
             [sys.executable, *how, "relay", "--log-format", "json", *arguments],
             cwd=folder,
-            env=clean | environment,
+            env=_clean() | environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -87,9 +85,7 @@ class DaemonProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._popen.poll() is None:
             self._popen.kill()
         self.wait()
@@ -104,12 +100,9 @@ class DaemonProcess:
     def said(self, words: str) -> bool:
         return any(words in message for message in self.messages())
 
-    def works(self, times: int = 1) -> Self:
-        """Wait until it has taken the lease of this many outboxes."""
-        until(
-            lambda: sum("this relay works on the outbox" in one for one in self.messages()) >= times,
-            f"{times} leases: {self.lines}",
-        )
+    def works(self) -> Self:
+        """Wait until it has taken the lease of an outbox."""
+        until(lambda: self.said("this relay works on the outbox"), f"a lease: {self.lines}")
         return self
 
     def signal(self, how: signal.Signals) -> None:
@@ -146,13 +139,16 @@ def ask(port: int, path: str) -> tuple[int, str]:
 
 
 def letopis(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("LETOPIS_", "NOTIFY_"))}
     return subprocess.run(
         [sys.executable, "-m", "letopis.outbox.cli", *arguments],
         cwd=folder,
-        env=clean | environment,
+        env=_clean() | environment,
         capture_output=True,
         text=True,
         timeout=TIMEOUT_SECONDS,
         check=False,
     )
+
+
+def _clean() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith(("LETOPIS_", "NOTIFY_"))}

@@ -9,13 +9,10 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
 import pytest
 
-from tests.support.required import missing
-
-PATH: Final = f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin{os.pathsep}/sbin"
+from tests.support.required import PATH, missing
 
 
 class NotHere(Exception):
@@ -69,13 +66,9 @@ class SmallDisk:
     """A tmpfs at a folder, and a file in it that takes all the room that is left."""
 
     def __init__(self, folder: Path, *, size: str, mode: str = "0700") -> None:
-        if os.name == "nt" or os.geteuid() != 0 or shutil.which("mount") is None:
-            raise NotHere("mounting a small tmpfs takes root: run the tests as root")
+        need("mount")
         self._folder = folder
-        words = ["mount", "-t", "tmpfs", "-o", f"size={size},mode={mode}", "tmpfs", str(folder)]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise NotHere(f"mount refuses a tmpfs, run the tests where it may: {done.stderr.strip()}")
+        run("mount", "-t", "tmpfs", "-o", f"size={size},mode={mode}", "tmpfs", folder)
 
     def fill(self) -> Path:
         """Leave no room, to the last byte, as another program would; return the file that takes it."""

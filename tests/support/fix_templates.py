@@ -8,13 +8,7 @@ from typing import Any, Final
 import pytest
 import sqlalchemy as sa
 
-from letopis.store.database.migrations import (
-    Migrations,
-    SchemaState,
-    exclude_other_migrations,
-    revision_state,
-    upgrade,
-)
+from letopis.store.database.migrations import Migrations, SchemaState, exclude_other_migrations, revision_state, upgrade
 
 _NO_CHANGES: Final = ("SELECT", "SHOW", "DESCRIBE", "PRAGMA", "SET", "COMMIT")
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 from letopis.store import (
     ConversationActivated,
@@ -21,7 +19,7 @@ from letopis.store.read.paging import Window
 from letopis.store.read.reader import ViewQuery
 from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.record_changes import CP, put
-from tests.support.statements import statements_of
+from tests.support.statements import Statement, statements_of
 
 CHAT, OWNER = "chat-1", "anna"
 DIVIDED: Final = frozenset(table.name for table in metadata.tables.values() if "partition" in table.columns)
@@ -33,22 +31,7 @@ HARMLESS: Final = frozenset(
 PARTITION_OF: Final = r"(?:\b{0}\.partition (?:=|IN )|= {0}\.partition\b)"
 
 
-class Statement(NamedTuple):
-    """A statement as the driver gets it."""
-
-    text: str
-    parameters: Any
-
-
-@contextmanager
-def noted(store: ConversationStore) -> Iterator[list[Statement]]:
-    """Note the statements of a store."""
-    statements: list[Statement] = []
-    with statements_of(store) as ran:
-        try:
-            yield statements
-        finally:
-            statements += [Statement(*one) for one in ran]
+noted = statements_of
 
 
 async def hot_statements(store: ConversationStore) -> list[Statement]:

@@ -38,6 +38,8 @@ from letopis.store.testing.random_events import Talk
 from letopis.store.testing.record_changes import CP, put
 
 PARTITIONS: Final = 3
+LIVE: Final = 5  # conversations of a writer, which says this much at the most:
+MOST: Final = 300
 APART: Final = ("letopis_search", "letopis_store", "letopis_log_heads")
 """Tables that a move does not make equal row by row."""
 HARD: Final = "emoji 🧑‍🚀 \u202eright-to-left\u202c trailing space \t\n \\ \" ' {} [] null é e\u0301 \U0010fffd"
@@ -53,12 +55,12 @@ class Counting(Projection):
         """Write nothing."""
 
 
-async def fill(url: str, *, talks: int = 6, each: int = 40, seed: int = 7) -> list[Outbox]:
+async def fill(url: str, *, talks: int = 6, each: int = 40) -> list[Outbox]:
     """Make a history of several partitions that holds what there can be; return the outboxes that delivered it."""
     first, second = Outbox("a.outbox.db"), Outbox("b.outbox.db", epoch=3)
     async with ConversationStore.open(url, migrate=True, partitions=PARTITIONS) as store:
         for outbox in (first, second):
-            talk = Talk(seed, elsewhere=("talk 0-3", "talk 1-5"))
+            talk = Talk(7, elsewhere=("talk 0-3", "talk 1-5"))
             for number in range(talks):
                 name = f"talk {number}"
                 outbox.append(name, ConversationStarted(owner_id=f"owner {number % 3}", title=HARD))
@@ -148,9 +150,9 @@ async def sound(url: str) -> list[str]:
     return await problems_of_store(normalise_url(url))
 
 
-async def open_under(store_id: Any, *urls: str) -> list[str]:
-    """Which of the stores take deliveries under an identity, by what they say of themselves."""
-    found = []
+async def open_ones(*urls: str) -> list[str]:
+    """Which of the stores take deliveries under the identity of the first, by what they say of themselves."""
+    store_id, found = (await identity(urls[0]))[0], []
     for url in urls:
         with suppress(DatabaseError):  # it has no tables yet
             if (await identity(url))[0] == store_id and await states(url) == {0}:
@@ -175,12 +177,10 @@ async def takes_deliveries(url: str) -> bool:
 class Writer:
     """A relay in small: delivers one event after the other to whichever store takes it, as relays do that follow."""
 
-    def __init__(self, *urls: str, conversations: int = 5, most: int = 300) -> None:
-        self._most = most
+    def __init__(self, *urls: str) -> None:
         self.outbox = Outbox("writer.outbox.db")
         self.refused = 0
         self._urls = urls
-        self._conversations = conversations
         self._ending = asyncio.Event()
 
     @asynccontextmanager
@@ -201,13 +201,13 @@ class Writer:
         said = 0
         try:
             while not (self._ending.is_set() and not self.outbox.pending()):
-                if not self._ending.is_set() and said < self._most:
-                    name = f"live {said % self._conversations}"
+                if not self._ending.is_set() and said < MOST:
+                    name = f"live {said % LIVE}"
                     said += 1
                     self.outbox.append(name, Message.user(f"live {said}", id=f"live-{said}"))
                     if said % 7 == 3:
                         redact = Event(type="message.redacted", data={"message_id": f"live-{said - 5}"})
-                        self.outbox.append(f"live {(said - 6) % self._conversations}", redact)
+                        self.outbox.append(f"live {(said - 6) % LIVE}", redact)
                 await self._deliver(stores)
                 await asyncio.sleep(0.005)
         finally:
@@ -235,27 +235,7 @@ class Writer:
 async def held(url: str, *names: str) -> dict[str, list[Any]]:
     """The ids of the events that a store holds of conversations, in order."""
     async with ConversationStore.open(url, migrate=False) as store:
-        found = {}
-        for name in names:
-            page = await store.events(name, limit=10_000)
-            found[name] = [event.event_id for event in page]
-        return found
-
-
-__all__ = (
-    "PARTITIONS",
-    "Counting",
-    "Writer",
-    "dump",
-    "fill",
-    "held",
-    "identity",
-    "open_under",
-    "run_sql",
-    "sound",
-    "states",
-    "takes_deliveries",
-)
+        return {name: [event.event_id for event in await store.events(name, limit=10_000)] for name in names}
 
 
 def hold_handover(monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.Event]:
@@ -270,8 +250,3 @@ def hold_handover(monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, async
 
     monkeypatch.setattr(mover, "commit_handover", held_back)
     return reached, go
-
-
-async def open_ones(*urls: str) -> list[str]:
-    """Which of the stores take deliveries under the identity of the first."""
-    return await open_under((await identity(urls[0]))[0], *urls)

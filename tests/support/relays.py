@@ -133,10 +133,8 @@ class ToldContinuity:
     def __init__(self) -> None:
         self.generation = 0
         self.look = LogCount()
-        self.looks = 0
 
     async def count(self, after: int = 0) -> LogCount:
-        self.looks += 1
         return self.look
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from unittest.mock import patch
 
 from sqlalchemy import event
@@ -17,17 +17,24 @@ from letopis.store.database.sqlite_file import FileConnection
 T = TypeVar("T")
 
 
+class Statement(NamedTuple):
+    """A statement as the driver gets it."""
+
+    text: str
+    parameters: Any
+
+
 @contextmanager
-def statements_of(store: ConversationStore) -> Iterator[list[tuple[str, Any]]]:
-    """The statements that a store runs meanwhile, with their parameters."""
-    ran: list[tuple[str, Any]] = []
+def statements_of(store: ConversationStore) -> Iterator[list[Statement]]:
+    """The statements that a store runs meanwhile."""
+    ran: list[Statement] = []
     engine = store._runtime.engine
     if engine.dialect.name == "sqlite":
         real = FileConnection.run
 
         def run(self: FileConnection, text: str, values: Any = (), **named: Any) -> Any:
             if text != "COMMIT":
-                ran.append((text, values))
+                ran.append(Statement(text, values))
             return real(self, text, values, **named)
 
         with patch.object(FileConnection, "run", run):
@@ -35,7 +42,7 @@ def statements_of(store: ConversationStore) -> Iterator[list[tuple[str, Any]]]:
         return
 
     def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
-        ran.append((statement, parameters))
+        ran.append(Statement(statement, parameters))
 
     event.listen(engine.sync_engine, "before_cursor_execute", note)
     try:
