@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -24,6 +23,7 @@ from tests.support.daemons import DaemonProcess, letopis
 from tests.support.fake_openai import PIECE_SECONDS, FakeOpenAI, fake_openai, pieces_of
 from tests.support.gate import Gate
 from tests.support.paths import ROOT
+from tests.support.servers.processes import free_port
 from tests.support.servers.store_pool import migrate
 
 EXAMPLES = ROOT / "docs" / "examples"
@@ -72,9 +72,7 @@ class Service:
 
 @asynccontextmanager
 async def serve(folder: Path, store: str, fake: FakeOpenAI) -> AsyncIterator[Service]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
+    port = free_port()
     environment = os.environ | {
         "OPENAI_API_KEY": "none",
         "OPENAI_BASE_URL": fake.url,

@@ -8,12 +8,12 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from letopis.adapters.voxpersona.__main__ import command
+from tests.acceptance.test_howto_adapters import names_of
 from tests.support.paths import ROOT
 
 PAGE = (ROOT / "docs" / "howto" / "voxpersona.md").read_text(encoding="utf-8")
@@ -37,14 +37,6 @@ def bot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder.parent
 
 
-def names_of_page() -> dict[str, Any]:
-    """Run the code of the guide, and return what it defines."""
-    code = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[0]
-    names: dict[str, Any] = {}
-    exec(compile(code, "voxpersona.md", "exec"), names)  # noqa: S102 - our own page
-    return names
-
-
 def test_the_bot_goes_on_with_its_imported_chats(bot: Path) -> None:
     page = PAGE.replace("\\\n", "")
     lines = re.findall(r"^python -m letopis\.adapters\.voxpersona (.*)$", page, re.MULTILINE)
@@ -53,7 +45,7 @@ def test_the_bot_goes_on_with_its_imported_chats(bot: Path) -> None:
     assert "1 messages can be imported" in tried.output
     assert "1 messages imported, 0 already there" in done.output
 
-    manager = names_of_page()["conversation_manager"]
+    manager = names_of("voxpersona.md")["conversation_manager"]
 
     async def handler() -> str | None:
         """As in the bot: synchronous calls between asynchronous ones."""

@@ -25,12 +25,7 @@ from letopis.store import (
     Timeouts,
 )
 from letopis.store.model.codec import encode
-from letopis.store.model.event_types import (
-    CustomEvent,
-    MessageAppended,
-    MessageEdited,
-    UnknownEvent,
-)
+from letopis.store.model.event_types import CustomEvent, MessageAppended, MessageEdited, UnknownEvent
 from letopis.store.model.parts import UnknownPart
 from tests.proof.inputs.corpus import ATTEMPTS, tried
 from tests.support.values.places import cases
@@ -53,16 +48,9 @@ async def test_hostile_values_are_kept_equal_or_refused_by_name(store_url: str, 
 
 
 SETTINGS: Final = (
-    (Limits, "max_bytes"),
-    (Limits, "max_depth"),
-    (Timeouts, "lock"),
-    (Bounds, "max_events"),
-    (Retention, "keep_last"),
-    (Retention, "keep_for"),
-    (RetryPolicy, "base"),
-    (RetryPolicy, "attempts"),
-    (Rules, "hold"),
-    (Rules, "repeat_interval"),
+    *((Limits, "max_bytes"), (Limits, "max_depth"), (Timeouts, "lock"), (Bounds, "max_events")),
+    *((Retention, "keep_last"), (Retention, "keep_for"), (RetryPolicy, "base"), (RetryPolicy, "attempts")),
+    *((Rules, "hold"), (Rules, "repeat_interval")),
 )
 
 

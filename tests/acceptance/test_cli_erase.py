@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +18,7 @@ from letopis.outbox.relay.relay import Relay
 from letopis.store.errors import ConversationGone
 from letopis.store.model.messages import Message
 from tests.support.fix_command import talk
+from tests.support.sqlite_rows import count
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -329,14 +328,6 @@ def test_a_receipt_is_refused_when_it_was_altered_or_the_content_is_back(letopis
     assert ANNS not in out
     assert letopis("db", "verify", "--receipt", "bot.outbox.db")[0] == 1
     assert letopis("db", "verify", "--receipt", "none.json")[0] == 1
-
-
-def count(path: str, query: str) -> int:
-    try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
-            return int(connection.execute(query).fetchone()[0])
-    except sqlite3.OperationalError:
-        return 0
 
 
 @pytest.mark.slow

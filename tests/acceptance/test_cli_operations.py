@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from letopis.outbox.cli import cli
 from letopis.outbox.cli.interface.exit_codes import Exit, run
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.diagnostics.new_origin import assign_new_origin
-from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.lease import Lease
 from letopis.outbox.relay.relay import Relay
@@ -27,9 +24,10 @@ from letopis.store.database.migrations import STORE
 from letopis.store.errors import OutboxUnavailable
 from letopis.store.model.messages import Message
 from tests.support.daemons import DaemonProcess, until
+from tests.support.fix_command import append_to
 from tests.support.paths import ROOT
 from tests.support.platforms import posix_only
-from tests.support.sqlite_rows import rows
+from tests.support.sqlite_rows import change, rows
 
 SECRET = "hunter2-correct-horse"
 
@@ -39,24 +37,9 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 
 def filled(path: str = "bot.outbox.db", *, conversations: int = 1, messages: int = 3) -> None:
     """Put messages into an outbox, that wait there."""
-
-    async def fill() -> None:
-        outbox = await OutboxFile.open(path)
-        for conversation in range(conversations):
-            for number in range(messages):
-                await outbox.append(prepare(f"c{conversation}", [Message.user(f"m{number}")], owner="42"))
-        await outbox.close()
-
-    asyncio.run(fill())
-
-
-def poison(conversation_id: str) -> None:
-    with closing(sqlite3.connect("bot.history.db")) as connection:
-        connection.execute(
-            f"CREATE TRIGGER no BEFORE INSERT ON letopis_events WHEN NEW.conversation_id = '{conversation_id}'"
-            " BEGIN SELECT RAISE(ABORT, 'no'); END"
-        )
-        connection.commit()
+    for conversation in range(conversations):
+        said = (Message.user(f"m{number}") for number in range(messages))
+        asyncio.run(append_to(path, f"c{conversation}", *said, owner="42"))
 
 
 class TestInit:
@@ -137,13 +120,12 @@ class TestNewOrigin:
     def test_a_blocked_conversation_is_delivered_as_was_promised(self, letopis: Any) -> None:
         """It stayed blocked under the new identity until an operator said `outbox retry --all`."""
         filled(conversations=2)
-        with closing(sqlite3.connect("bot.outbox.db")) as connection:
-            connection.execute(
-                "UPDATE letopis_outbox_lanes SET state = 'blocked', attempts = 4, fault_class = 'poison', fault = 'it'"
-                " WHERE conversation_id = 'c0'"
-            )
-            connection.execute("UPDATE letopis_outbox_lanes SET state = 'paused' WHERE conversation_id = 'c1'")
-            connection.commit()
+        change(
+            "bot.outbox.db",
+            "UPDATE letopis_outbox_lanes SET state = 'blocked', attempts = 4, fault_class = 'poison', fault = 'it'"
+            " WHERE conversation_id = 'c0'",
+            "UPDATE letopis_outbox_lanes SET state = 'paused' WHERE conversation_id = 'c1'",
+        )
 
         code, _, err = letopis("init", "--new-origin")
 
@@ -156,13 +138,12 @@ class TestNewOrigin:
 
     def test_an_incident_still_ends_with_the_event_it_is_about(self) -> None:
         filled(messages=3)
-        with closing(sqlite3.connect("bot.outbox.db")) as connection:
-            connection.execute("UPDATE letopis_outbox_lanes SET delivered = 2")
-            connection.execute(
-                "INSERT INTO letopis_outbox_incidents (incident_id, kind, conversation_id, state, escalations, mark,"
-                " opened_at, revision) VALUES (x'01', 'conversation_blocked', 'c0', 'firing', 0, 4, 0, 1)"
-            )
-            connection.commit()
+        change(
+            "bot.outbox.db",
+            "UPDATE letopis_outbox_lanes SET delivered = 2",
+            "INSERT INTO letopis_outbox_incidents (incident_id, kind, conversation_id, state, escalations, mark,"
+            " opened_at, revision) VALUES (x'01', 'conversation_blocked', 'c0', 'firing', 0, 4, 0, 1)",
+        )
 
         asyncio.run(assign_new_origin("bot.outbox.db"))
 
@@ -305,7 +286,11 @@ class TestRelay:
         Path("letopis.toml").write_text(f"[relay]\n{toml}\n")
         filled(conversations=1)
         letopis("relay", "--once")
-        poison("c1")
+        change(
+            "bot.history.db",
+            "CREATE TRIGGER no BEFORE INSERT ON letopis_events WHEN NEW.conversation_id = 'c1'"
+            " BEGIN SELECT RAISE(ABORT, 'no'); END",
+        )
         filled(conversations=3, messages=1)
 
         done = letopis("relay", "--once")

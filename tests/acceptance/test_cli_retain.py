@@ -98,12 +98,7 @@ def test_due_checkpoints_are_shown_and_then_deleted(letopis: Any) -> None:
     shown = json.loads(out)["checkpoints"]
     assert code == 0 and "would delete 3 checkpoints" in err
     assert shown == [
-        {
-            "conversation_id": "a",
-            "namespace": ["langgraph", "checkpoints", "="],
-            "rule": "default",
-            "checkpoints": 3,
-        }
+        {"conversation_id": "a", "namespace": ["langgraph", "checkpoints", "="], "rule": "default", "checkpoints": 3}
     ]
     assert "CHECKPOINTS" in letopis("history", "retain", "--dry-run")[1]
     assert asyncio.run(use(fill=False)) == [5, 5]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,12 @@ import pytest
 
 from letopis.outbox.cli import cli
 from letopis.outbox.cli.interface.exit_codes import run
-from letopis.outbox.event_log.append_encoding import prepare
-from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.model.event_types import ConversationDeleted, MessageEdited
 from letopis.store.model.events import Event
 from letopis.store.model.messages import Message
 from tests.support import daemons
 from tests.support.daemons import DaemonProcess, until
+from tests.support.fix_command import append_to
 from tests.support.platforms import linux_only, posix_only
 
 TIMEOUT_SECONDS = 60.0
@@ -35,10 +35,7 @@ Deed = Callable[[], Coroutine[Any, Any, object]]
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
-async def append(*what: Message | Event) -> None:
-    outbox = await OutboxFile.open("bot.outbox.db")
-    await outbox.append(prepare("c1", list(what), owner="42"))
-    await outbox.close()
+append = partial(append_to, "bot.outbox.db", "c1", owner="42")
 
 
 @pytest.fixture
@@ -167,14 +164,9 @@ class Terminal:
         """Return all that was written; call it when the command has ended."""
         os.close(self.slave)
         said = b""
-        while True:
-            try:
-                data = os.read(self._master, 65536)
-            except OSError:  # Linux's end of a terminal that nobody holds
-                break
-            if not data:
-                break
-            said += data
+        with suppress(OSError):  # Linux's end of a terminal that nobody holds
+            while data := os.read(self._master, 65536):
+                said += data
         os.close(self._master)
         return said.decode()
 
@@ -291,13 +283,7 @@ def test_bash_itself_completes(tmp_path: Path) -> None:
     path = f"{folder}{os.pathsep}{os.environ['PATH']}"
 
     done = subprocess.run(
-        ["bash", "-c", script],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-        check=False,
+        ["bash", "-c", script], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, timeout=60
     )
 
-    assert (done.stdout, done.stderr) == ("salvage\n", "")
+    assert (done.stdout, done.stderr) == (b"salvage\n", b"")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import subprocess
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -19,22 +16,14 @@ from letopis.outbox.cli import cli
 from letopis.outbox.cli.interface.exit_codes import Exit, run
 from letopis.outbox.history.history import History
 from letopis.store.model.messages import Message
-from tests.support.demo_transcript import PAGES, comparable, transcript_of
+from tests.support.demo_transcript import PAGES, comparable, play, transcript_of
 
 
 def test_the_command_tells_its_story_and_ends_well(tmp_path: Path) -> None:
     """In a pipe: no colour and no escape in it, nothing on stderr, and well below half a minute."""
     began = time.monotonic()
 
-    done = subprocess.run(
-        [sys.executable, "-m", "letopis.outbox.cli", "demo"],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=90,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONUTF8": "1"},
-    )
+    done = play(tmp_path)
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout

@@ -14,10 +14,9 @@ from typing import Any, Final
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from letopis.outbox.event_log.append_encoding import prepare
-from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.model.messages import Message
 from tests.support.daemons import DaemonProcess, ask, until
+from tests.support.fix_command import append_to
 from tests.support.paths import ROOT
 
 DASHBOARD: Final = ROOT / "deploy" / "grafana" / "letopis.json"
@@ -37,13 +36,7 @@ Exposed = Mapping[str, Mapping[str, set[str]]]
 @pytest.fixture(scope="module")
 def exposed(tmp_path_factory: pytest.TempPathFactory) -> Exposed:
     folder = tmp_path_factory.mktemp("relay")
-
-    async def fill() -> None:
-        outbox = await OutboxFile.open(folder / "bot.outbox.db")
-        await outbox.append(prepare("c1", [Message.user("hi")]))
-        await outbox.close()
-
-    asyncio.run(fill())
+    asyncio.run(append_to(folder / "bot.outbox.db", "c1", Message.user("hi")))
     with DaemonProcess("--listen", "0", folder=folder) as daemon:
         port = daemon.works().port()
         until(lambda: "delivered_events_total 2.0" in ask(port, "/metrics")[1], "a delivery")

@@ -7,8 +7,6 @@ import contextlib
 import importlib
 import io
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,17 +22,8 @@ README, RUSSIAN = ROOT / "README.md", ROOT / "README.ru.md"
 FIRST_BOT = DOCS / "tutorial" / "first-bot.md"
 PAGES = (README, RUSSIAN, *sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts))
 EXAMPLES = (
-    "conversations",
-    "history",
-    "limits",
-    "messages",
-    "reading",
-    "records",
-    "relay",
-    "replies",
-    "status-and-alerts",
-    "store",
-    "sync",
+    *("conversations", "history", "limits", "messages", "reading", "records", "relay", "replies"),
+    *("status-and-alerts", "store", "sync"),
 )
 """Pages of the Python reference, which begin with an example and its output."""
 DOORS = re.compile(r"letopis(?:\.adapters\b.*|\.console|\.store\.testing|\.testing)?")
@@ -45,20 +34,14 @@ CODE_COLUMNS = 72
 """Of code that can be wrapped; the examples in cli.md are those of the command's help."""
 WRAPPED = ("python", "bash", "sql")
 
-_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _AUTODOC = re.compile(r"auto(?:class|exception|function|data)::[ \t]+(?:letopis\.(?:store|outbox)\.)?(\w+)")
 _MODULE = re.compile(r"(?:current|auto)?module::[ \t]+(letopis\.\w+)")
-
-
-def blocks(page: Path) -> list[str]:
-    """The Python blocks of a page, in order."""
-    return _BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
 def imports() -> Iterator[tuple[str, str, str]]:
     """Yield what blocks take from Letopis, as page, module and name."""
     for page in PAGES:
-        for node in (node for block in blocks(page) for node in ast.walk(ast.parse(block))):
+        for node in (node for block in pages.programs(page) for node in ast.walk(ast.parse(block))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("letopis"):
                 yield from ((page.name, node.module or "", alias.name) for alias in node.names)
             elif isinstance(node, ast.Import):
@@ -68,17 +51,9 @@ def imports() -> Iterator[tuple[str, str, str]]:
 
 @pytest.mark.parametrize("page", [README, DOCS / "index.md"], ids=lambda page: page.stem)
 def test_the_code_of_the_front_pages_runs(page: Path, tmp_path: Path) -> None:
-    (block,) = blocks(page)
-    (tmp_path / "bot.py").write_text(block, encoding="utf-8")
+    (block,) = pages.programs(page)
 
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "bot.py"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
+    done = pages.run_program(block, tmp_path)
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "user Hi " in done.stdout

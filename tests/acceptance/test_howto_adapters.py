@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -38,9 +37,7 @@ async def ask_model(messages: Any) -> str:
 
 
 def code_of(page: str, place: int = 0) -> str:
-    text = (HOWTO / page).read_text(encoding="utf-8")
-    block: str = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[place]
-    return block
+    return pages.programs(HOWTO / page)[place]
 
 
 def names_of(page: str, *more: int) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from letopis import History, Message
 from letopis.adapters import formats
 from letopis.store import StoreFault
 from letopis.testing import FakePlatform, FaultyStore, deliver_all
-from tests.support.pages import blocks, follow
+from tests.support.pages import blocks, follow, programs, run_program
 from tests.support.paths import ROOT
 
 HOWTO = ROOT / "docs" / "howto"
@@ -37,25 +35,18 @@ SHOWS_A_PART = {"ids-and-retries.md"}
 """Whose second block is no program."""
 
 
-def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    (folder / "bot.py").write_text(code, encoding="utf-8")
-    return subprocess.run(
-        [sys.executable, "-W", "error", "bot.py"], cwd=folder, capture_output=True, text=True, timeout=90, check=False
-    )
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_programs_of_a_page_print_what_it_says(page: str, tmp_path: Path) -> None:
     """All of them in one folder and one process, which is quicker than a process each."""
     if page == "langgraph.md":
         pytest.importorskip("langgraph.graph", reason="needs langgraph: pip install --group adapters")
     found = list(blocks((HOWTO / page).read_text(encoding="utf-8")))
-    programs = [one.body for one in found if one.language == "python"]
-    names = [f"block{number}.py" for number in range(1 if page in SHOWS_A_PART else len(programs))]
-    for name, program in zip(names, programs, strict=False):
+    code = programs(HOWTO / page)
+    names = [f"block{number}.py" for number in range(1 if page in SHOWS_A_PART else len(code))]
+    for name, program in zip(names, code, strict=False):
         (tmp_path / name).write_text(program, encoding="utf-8")
 
-    done = run(f"import runpy\nfor name in {names}:\n    runpy.run_path(name)\n    print('---')", tmp_path)
+    done = run_program(f"import runpy\nfor name in {names}:\n    runpy.run_path(name)\n    print('---')", tmp_path)
 
     # An old release of a framework warns of what is deprecated in itself, and quotes the line.
     lines = done.stderr.splitlines()
@@ -77,11 +68,7 @@ async def test_the_session_for_aiogram_hands_calls_to_the_platform() -> None:
     from aiogram import Bot
     from aiogram.exceptions import TelegramForbiddenError
 
-    (program,) = (
-        block.body
-        for block in blocks((HOWTO / "testing.md").read_text(encoding="utf-8"))
-        if "BaseSession" in block.body
-    )
+    (program,) = (body for body in programs(HOWTO / "testing.md") if "BaseSession" in body)
     names: dict[str, Any] = {}
     exec(compile(program, "testing.md", "exec"), names)  # noqa: S102 - our own page
     platform = FakePlatform()

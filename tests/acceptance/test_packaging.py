@@ -21,28 +21,14 @@ from letopis.store.database.migrations import STORE
 from tests.support.paths import ROOT
 
 ROOTS = ("store", "outbox", "migrations")
-PACKAGES = (
-    "letopis/store",
-    "letopis/outbox",
-    "letopis/adapters",
-    "letopis/console",
-    "letopis/examples",
-    "letopis/testing",
-    "letopis/migrations",
-)
+PACKAGES = ("store", "outbox", "adapters", "console", "examples", "testing", "migrations")
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
     """Run a command to its end, and return what it printed; its errors are the failure's text."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "COV_"))}
-    done = subprocess.run(
-        [str(word) for word in command],
-        cwd=cwd,
-        env={**clean, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words, environ = [str(word) for word in command], {**clean, **environment}
+    done = subprocess.run(words, cwd=cwd, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -108,7 +94,7 @@ def test_the_wheel_holds_every_source_file_and_nothing_else(wheel_names: frozens
 
     assert code == sources()
     assert {name.split("/")[0] for name in code} == {"letopis"}
-    assert {f"{package}/py.typed" for package in PACKAGES} <= code
+    assert {f"letopis/{package}/py.typed" for package in PACKAGES} <= code
     for end in ("store", "outbox"):
         assert f"letopis/migrations/{end}/env.py" in code
         assert any(name.startswith(f"letopis/migrations/{end}/versions/") for name in code)
@@ -132,18 +118,9 @@ def test_the_wheel_carries_the_licence_and_the_command(wheel: Path, wheel_names:
 
 def test_the_sdist_can_be_tested_and_documented(sdist_names: frozenset[str]) -> None:
     needed = {
-        "pyproject.toml",
-        "README.md",
-        "CHANGELOG.md",
-        "LICENSE",
-        "noxfile.py",
-        "requirements/dev.txt",
-        "requirements/test.txt",
-        "tests/conftest.py",
-        "benchmarks/__main__.py",
+        *("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "noxfile.py", "docs/conf.py", "docs/index.md"),
+        *("requirements/dev.txt", "requirements/test.txt", "tests/conftest.py", "benchmarks/__main__.py"),
         "tests/support/servers/postgresql.py",
-        "docs/conf.py",
-        "docs/index.md",
     }
 
     assert needed <= sdist_names

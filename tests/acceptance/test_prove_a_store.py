@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.pages import programs
 from tests.support.paths import ROOT
 
 PAGE = ROOT / "docs" / "howto" / "prove-a-store.md"
@@ -52,7 +53,7 @@ def run(folder: Path, source: str, *words: str) -> subprocess.CompletedProcess[s
 
 @pytest.mark.slow
 def test_the_store_of_the_guide_passes(tmp_path: Path) -> None:
-    [block, _] = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    [block, _] = programs(PAGE)
 
     done = run(tmp_path, block, "-rs")
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -61,20 +62,17 @@ def picture(transcript: str) -> str:
     )
 
 
-def play() -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "letopis.outbox.cli", "demo"],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=90,
-        check=True,
+def play(folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    words, environ = [sys.executable, "-m", "letopis.outbox.cli", "demo"], {**os.environ, "PYTHONUTF8": "1"}
+    return subprocess.run(
+        words, capture_output=True, encoding="utf-8", timeout=90, cwd=folder, env=environ, check=False
     )
-    return done.stdout
 
 
 def main() -> None:
-    shown = folded(play(), COLUMNS)
+    played = play()
+    played.check_returncode()
+    shown = folded(played.stdout, COLUMNS)
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         page.write_text(_TRANSCRIPT.sub(lambda _: f"{PROMPT}\n{shown}", text, count=1), encoding="utf-8")

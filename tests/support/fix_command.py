@@ -15,7 +15,9 @@ import pytest
 from letopis.outbox import History
 from letopis.outbox.cli import cli
 from letopis.outbox.cli.interface.exit_codes import run
-from letopis.store import Message
+from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.store import Event, Message
 
 
 class Done(NamedTuple):
@@ -57,6 +59,13 @@ def talk(
                 assert await history.drained(60)
 
     asyncio.run(run_bot())
+
+
+async def append_to(path: Path | str, conversation: str, *what: Message | Event, owner: str | None = None) -> None:
+    """Append to an outbox file that no bot has open, and leave it pending."""
+    outbox = await OutboxFile.open(path)
+    await outbox.append(prepare(conversation, what, owner=owner))
+    await outbox.close()
 
 
 @pytest.fixture

@@ -54,6 +54,11 @@ def blocks(text: str) -> Iterator[Block]:
         end = found.end()
 
 
+def programs(page: Path) -> list[str]:
+    """Return the blocks of Python of a page, in order."""
+    return [block.body for block in blocks(page.read_text(encoding="utf-8")) if block.language == "python"]
+
+
 def matches(expected: str, printed: str) -> bool:
     """Return True if the text is the expected one, where ``...`` stands for any words, or any lines."""
     lines = [
@@ -110,6 +115,13 @@ def typed(command: str, folder: Path) -> str:
         check=False,
     )
     return done.stdout
+
+
+def run_program(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program of a page as ``bot.py`` in a folder; a warning is an error."""
+    (folder / "bot.py").write_text(code, encoding="utf-8")
+    words = [sys.executable, "-W", "error", "bot.py"]
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
 
 
 def main() -> int:
