@@ -61,6 +61,14 @@ OF_A_BOT: Final = [
     ("outbox retry", USAGE, ""),
     ("outbox retry nonsense", USAGE, "nonsense"),
     ("outbox retry --fault-class \udcff", USAGE, ""),
+    *(
+        (
+            f"outbox {words} --conversation a\udc80",
+            USAGE,
+            "conversation_id: has a lone surrogate (U+DC80) at 1: it is not",
+        )
+        for words in ("list", "retry", "skip --reason x --yes")
+    ),
     ("outbox retry --state blocked", NOTHING, ""),
     ("outbox pause --all", USAGE, "--all"),
     ("outbox resume --all", NOTHING, ""),

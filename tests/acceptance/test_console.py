@@ -14,34 +14,13 @@ import pytest
 from letopis.outbox import History, RetryPolicy
 from letopis.store import Message
 from tests.support.console import DESK, PHONE, READER, House, Tab, axe_is_the_one_that_is_named, chromium
-from tests.support.console_story import (
-    REFUSED,
-    block,
-    chat,
-    eventful,
-    is_blocked,
-    plant_blocked,
-    refuse,
-    until,
-)
+from tests.support.console_story import REFUSED, block, chat, eventful, is_blocked, plant_blocked, refuse, until
 
 PAGES = (
-    "",
-    "?live=off",
-    "stuck",
-    "conversations",
-    "conversations?q=green+tea",
-    "conversations?owner=41",
-    "conversation?id=tea",
-    "conversation?id=tea&every=1",
-    "conversation?id=tea&version=5",
-    "conversation?id=tea&print=1",
-    "conversation?id=tea-green",
-    "statistics",
-    "statistics?days=0&owner=42",
-    "integrity",
-    "audit",
-    "nothing",
+    *("", "?live=off", "stuck", "conversations", "conversations?q=green+tea", "conversations?owner=41"),
+    *("conversation?id=tea", "conversation?id=tea&every=1", "conversation?id=tea&version=5"),
+    *("conversation?id=tea&print=1", "conversation?id=tea-green", "statistics", "statistics?days=0&owner=42"),
+    *("integrity", "audit", "nothing"),
 )
 TODAY = datetime.now(UTC)
 
@@ -281,17 +260,6 @@ def test_everything_but_live_updates_works_without_scripts(browser: Any, house: 
         with tab.page.expect_navigation():
             lane.locator("button.danger").click()
         assert "1 event was skipped" in tab.text()
-
-
-def test_who_is_not_signed_in_sees_the_form_alone(browser: Any, house: House) -> None:
-    with Tab(browser, house, user=None) as tab:
-        for page in ("", "stuck", "conversation?id=tea"):
-            tab.go(page)
-            assert tab.page.inner_text("h1") == "Sign in"
-            assert "bot.outbox.db" not in tab.page.inner_text("body")
-        tab.sign_in()
-        tab.go("conversation?id=tea")
-        assert "An evening with tea" in tab.text()
         tab.click("form[action$='session/end'] button")
         assert tab.page.inner_text("h1") == "Sign in"
 

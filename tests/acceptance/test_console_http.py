@@ -15,12 +15,13 @@ from starlette.routing import Mount
 import letopis.console as web
 from letopis.console.headers import HEADERS
 from letopis.console.insight import Insight
-from letopis.store import ConversationStore, Message
+from letopis.store import Message
 from tests.support.console import TOKEN, TOKENS, House
 from tests.support.console_client import ACTIONS, PAGES, ask, sign_in
 from tests.support.console_story import plant_blocked, until
 from tests.support.required import required
 from tests.support.servers import PostgresServer
+from tests.support.servers.store_pool import migrate
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +155,7 @@ def test_every_page_answers_while_the_store_is_away(tmp_path: Path) -> None:
         server.start()
         url = server.create_database()
         with House(tmp_path / "bot.outbox.db", store=url, watch=False, read_timeout=1.0) as house:
-            house.run(_tables(url))
+            house.run(migrate(url))
             house.run(house.history.append("c1", Message.user("hello"), Message.assistant("world"), owner="1"))
             assert house.run(house.history.drained(20))
             cookie, _ = sign_in(house.port)
@@ -173,19 +174,10 @@ def test_every_page_answers_while_the_store_is_away(tmp_path: Path) -> None:
             assert "and then" in ask(house.port, "/conversation?id=c1", cookie=cookie).text
             assert "is unreachable" in ask(house.port, "/", cookie=cookie).text
             server.start()
-            house.run(_again(house, url))
+            assert house.run(house.history.drained(30))
+            house.run(until(lambda: _answers(house)))
             assert ask(house.port, "/conversation?id=c1&version=1", cookie=cookie).code == 200
             assert "does not answer" not in ask(house.port, "/integrity", cookie=cookie).text
-
-
-async def _tables(url: str) -> None:
-    async with ConversationStore.open(url, migrate=True) as store:
-        await store.prepare()
-
-
-async def _again(house: House, url: str) -> None:
-    assert await house.history.drained(30)
-    await until(lambda: _answers(house))
 
 
 async def _noticed(house: House) -> bool:
