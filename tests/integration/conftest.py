@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-from collections.abc import Callable, Iterator
-from multiprocessing.context import ForkServerContext, SpawnContext
+from collections.abc import Iterator
 
 import pytest
 
@@ -19,20 +17,6 @@ def api() -> Iterator[BotApi]:
     """A Bot API server, which outlives the bot."""
     with bot_api() as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def fork_server() -> Callable[[str], ForkServerContext | SpawnContext]:
-    """A fork server has a module and all it needs imported, and runs no thread: a new process is there at once."""
-
-    def serve(module: str) -> ForkServerContext | SpawnContext:
-        if "forkserver" not in multiprocessing.get_all_start_methods():
-            return multiprocessing.get_context("spawn")
-        found = multiprocessing.get_context("forkserver")
-        found.set_forkserver_preload([module])
-        return found
-
-    return serve
 
 
 @pytest.fixture(scope="module", params=["control", *STORES])

@@ -58,16 +58,6 @@ def filled(path: Path, conversation: str = "c1", messages: int = 3) -> Path:
     return path
 
 
-async def append_to(path: Path) -> None:
-    outbox = await OutboxFile.open(path)
-    await say(outbox, "c2", 1)
-    await outbox.close()
-
-
-def delivered(path: Path) -> int:
-    return int(rows(path, "SELECT coalesce(sum(delivered), 0) FROM letopis_outbox_lanes")[0][0])
-
-
 def pending(path: Path) -> int:
     return int(rows(path, "SELECT coalesce(sum(head - delivered), 0) FROM letopis_outbox_lanes")[0][0])
 
@@ -130,15 +120,7 @@ def test_a_hangup_reads_the_configuration_again(tmp_path: Path, ear: Ear) -> Non
         until(lambda: ear.count("READY=1") == 2, "READY again")
         assert ear.last("RELOADING=1") < ear.last("READY=1")
         until(lambda: daemon.said("the configuration was read again"), "said")
-
-        toml.write_text('[daemon]\nlog_levle = "INFO"\n')
-        daemon.signal(signal.SIGHUP)
-        until(lambda: daemon.said("left as it was"), "the typing error is said")
-        until(lambda: ear.count("READY=1") == 3, "READY all the same")
-        filled(tmp_path / "bot.outbox.db", messages=1)
-        until(lambda: pending(tmp_path / "bot.outbox.db") == 0, "it works on")
         daemon.end()
-    assert "log_levle" in "".join(daemon.messages())
 
 
 def test_a_standby_takes_over_within_two_seconds_of_a_kill(tmp_path: Path) -> None:
@@ -167,15 +149,6 @@ def test_a_standby_takes_over_within_two_seconds_of_a_kill(tmp_path: Path) -> No
         assert victim.wait() == -signal.SIGKILL
     assert taken < 2
     assert rows(tmp_path / "history.db", "SELECT count(*) FROM letopis_events") == [(10,)]
-
-
-def test_a_pattern_picks_a_new_file_up(tmp_path: Path) -> None:
-    with DaemonProcess("--outbox", str(tmp_path / "*.outbox.db"), folder=tmp_path) as daemon:
-        until(lambda: daemon.said("no outbox is there yet"), "started")
-        path = filled(tmp_path / "late.outbox.db")
-        until(lambda: pending(path) == 0, "delivered")
-        daemon.end()
-    assert daemon.said("the outbox 'late.outbox.db' is served from now on")
 
 
 def test_a_wedged_event_loop_feeds_the_watchdog_no_more(tmp_path: Path, ear: Ear) -> None:
@@ -232,26 +205,10 @@ def test_health_and_metrics_are_answered(tmp_path: Path) -> None:
     assert "no answer from 127.0.0.1" in unhealthy[1].stderr
 
 
-def test_a_store_that_is_down_is_ready_and_healthy(tmp_path: Path) -> None:
-    filled(tmp_path / "bot.outbox.db")
-    with DaemonProcess("--listen", "0", "--store", "postgresql://bot@127.0.0.1:1/h", folder=tmp_path) as daemon:
-        port = daemon.port()
-        until(lambda: '"degraded": true' in ask(port, "/healthz/ready")[1], "degraded")
-
-        assert ask(port, "/healthz/ready")[0] == 200
-        assert letopis("healthcheck", "--listen", str(port), folder=tmp_path).returncode == Exit.OK
-
-
 @pytest.mark.parametrize(
     ("arguments", "toml"),
-    [
-        (("--outbox", "gone.db"), ""),
-        (("--listen", "everywhere"), ""),
-        ((), "[alerts]\nchannels = ['nonsense']\n"),
-        ((), "[daemon]\nstop_timeout = -1\n"),
-        ((), "[daemon]\nlog_level = 'LOUD'\n"),
-    ],
-    ids=["no outbox", "no address", "no channel", "no length of time", "no level"],
+    [(("--outbox", "gone.db"), ""), ((), "[daemon]\nstop_timeout = -1\n")],
+    ids=["no outbox", "no length of time"],
 )
 def test_wrong_configuration_ends_it_with_78(tmp_path: Path, arguments: tuple[str, ...], toml: str) -> None:
     """So that a service manager does not keep restarting it."""
@@ -262,16 +219,6 @@ def test_wrong_configuration_ends_it_with_78(tmp_path: Path, arguments: tuple[st
 
     assert done.returncode == Exit.CONFIGURATION
     assert "letopis: " in done.stderr.splitlines()[-1]
-
-
-def test_a_port_that_is_taken_ends_it_with_a_code_that_is_tried_again(tmp_path: Path) -> None:
-    filled(tmp_path / "bot.outbox.db")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        done = letopis("relay", "--listen", address, folder=tmp_path)
-
-    assert done.returncode == Exit.FAILED
-    assert address in done.stderr
 
 
 def test_once_serves_several_and_ends_with_the_worst(tmp_path: Path) -> None:
@@ -301,18 +248,14 @@ def test_drain_waits_for_the_relay_that_works_and_says_what_is_left(tmp_path: Pa
             letopis("resume", folder=tmp_path)
             ended = drain.wait()
         daemon.end()
+    drained = pending(path)
+    filled(path, messages=1)
+    alone = letopis("relay", "--drain", "60", *store, folder=tmp_path)  # it delivers itself where no relay runs
 
     assert (left.returncode, still) == (Exit.LATER, 4)
     assert "another relay runs on this outbox" in left.stderr
-    assert (ended, pending(path)) == (Exit.OK, 0)
-
-
-def test_drain_delivers_itself_where_no_relay_runs(tmp_path: Path) -> None:
-    path = filled(tmp_path / "bot.outbox.db")
-
-    done = letopis("relay", "--drain", "60", "--store", "history.sqlite", folder=tmp_path)
-
-    assert (done.returncode, pending(path)) == (Exit.OK, 0)
+    assert (ended, drained) == (Exit.OK, 0)
+    assert (alone.returncode, pending(path)) == (Exit.OK, 0)
 
 
 def test_outboxes_that_cannot_be_opened_are_told_and_stop_no_other(tmp_path: Path) -> None:
@@ -338,7 +281,7 @@ def test_outboxes_that_cannot_be_opened_are_told_and_stop_no_other(tmp_path: Pat
         until(told, "two unusable files")
         checked = letopis("healthcheck", *pattern, folder=tmp_path)
         daemon.end()
-    asyncio.run(append_to(fine))
+    filled(fine, "c2", 1)
     once = letopis("relay", "--once", *pattern, "--store", "history.sqlite", folder=tmp_path)
 
     assert (health["ready"], health["degraded"], sum(health["outboxes"].values())) == (True, True, 3)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-import signal
-import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pytest
 
 from letopis.outbox import History
 from letopis.store import ConversationStore, InvalidInput, Message
-from tests.support.sayings import NewStore
+from tests.support.sayings import NewStore, present
 
 SAID = 40
 
@@ -25,47 +24,37 @@ SAID = 40
 class Following:
     """``letopis follow --json`` in a process of its own."""
 
-    def __init__(self, *arguments: str, url: str, folder: Path) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "letopis.outbox.cli", "follow", "--json", "--store", url, *arguments],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "LETOPIS_CONFIG": ""},
-        )
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._output = present(process.stdout)
         self.lines: list[dict[str, Any]] = []
-        self._changed = threading.Condition()
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
 
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if not line.endswith(b"\n"):
-                break  # killed within a line
-            with self._changed:
-                self.lines.append(orjson.loads(line))
-                self._changed.notify_all()
+    def _take(self, output: bytes) -> None:
+        whole, _, _ = output.rpartition(b"\n")  # it may be killed within a line
+        self.lines += map(orjson.loads, whole.splitlines())
 
-    def wait_for(self, what: Callable[[list[dict[str, Any]]], bool]) -> None:
-        with self._changed:
-            assert self._changed.wait_for(lambda: what(self.lines), timeout=120), self.lines
+    async def wait_for(self, what: Callable[[list[dict[str, Any]]], bool]) -> None:
+        async with asyncio.timeout(120):
+            while not what(self.lines):
+                self._take(line := await self._output.readline())
+                assert line, "it ended by itself"
 
-    def end(self, number: int) -> None:
-        if self._process.poll() is None:
-            self._process.send_signal(number)
-        self._process.wait(timeout=60)
-        self._reader.join()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+    async def kill(self) -> None:
+        if self._process.returncode is None:
+            self._process.kill()
+        self._take(await self._output.read())
+        await self._process.wait()
 
 
-@contextmanager
-def following(*arguments: str, url: str, folder: Path) -> Iterator[Following]:
-    process = Following(*arguments, url=url, folder=folder)
+@asynccontextmanager
+async def following(*arguments: str, url: str, folder: Path) -> AsyncIterator[Following]:
+    words = (sys.executable, "-m", "letopis.outbox.cli", "follow", "--json", "--store", url, *arguments)
+    environment = {**os.environ, "LETOPIS_CONFIG": ""}
+    process = Following(await asyncio.create_subprocess_exec(*words, cwd=folder, stdout=PIPE, env=environment))
     try:
         yield process
     finally:
-        process.end(signal.SIGKILL)
+        await process.kill()
 
 
 def _ids(lines: list[dict[str, Any]]) -> list[str]:
@@ -82,13 +71,13 @@ async def _say(folder: Path, url: str, start: int, end: int, *, chats: int = 5) 
 async def test_follower_that_is_killed_leaves_nothing_out(store_url: str, tmp_path: Path) -> None:
     everything = {f"m-{number}" for number in range(2 * SAID)}
     await _say(tmp_path, store_url, 0, SAID)
-    with following("--from", "warehouse", url=store_url, folder=tmp_path) as first:
-        first.wait_for(lambda lines: len(_ids(lines)) >= SAID // 2)
-        first.end(signal.SIGKILL)
+    async with following("--from", "warehouse", url=store_url, folder=tmp_path) as first:
+        await first.wait_for(lambda lines: len(_ids(lines)) >= SAID // 2)
+        await first.kill()
     await _say(tmp_path, store_url, SAID, 2 * SAID)
-    with following("--from", "warehouse", url=store_url, folder=tmp_path) as second:
+    async with following("--from", "warehouse", url=store_url, folder=tmp_path) as second:
         # The last one said need not be the last one delivered: chats have no order between them.
-        second.wait_for(lambda lines: {*_ids(first.lines), *_ids(lines)} >= everything)
+        await second.wait_for(lambda lines: {*_ids(first.lines), *_ids(lines)} >= everything)
 
     read = first.lines + second.lines
     assert set(_ids(read)) == everything
@@ -108,14 +97,14 @@ async def test_follower_that_is_killed_leaves_nothing_out(store_url: str, tmp_pa
 
 async def test_follower_is_told_of_a_redaction(store_url: str, tmp_path: Path) -> None:
     await _say(tmp_path, store_url, 0, 1)
-    with following("--from", "copy", url=store_url, folder=tmp_path) as process:
-        process.wait_for(lambda lines: "m-0" in _ids(lines))
+    async with following("--from", "copy", url=store_url, folder=tmp_path) as process:
+        await process.wait_for(lambda lines: "m-0" in _ids(lines))
         async with History(tmp_path / "bot.outbox.db", store=store_url) as history:
             await history.chat("chat-0").redact("m-0")
             assert await history.drained(timeout=60)
-        process.wait_for(lambda lines: lines[-1]["type"] == "message.redacted")
-    with following("--from", "later", url=store_url, folder=tmp_path) as late:
-        late.wait_for(lambda lines: bool(lines) and lines[-1]["type"] == "message.redacted")
+        await process.wait_for(lambda lines: lines[-1]["type"] == "message.redacted")
+    async with following("--from", "later", url=store_url, folder=tmp_path) as late:
+        await late.wait_for(lambda lines: bool(lines) and lines[-1]["type"] == "message.redacted")
 
     assert process.lines[-1]["data"]["message_id"] == "m-0"
     (said,) = (line for line in late.lines if line["type"] == "message.appended")

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import signal
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Final
-from uuid import UUID
 
 import pytest
 
 from letopis.outbox import History
-from tests.campaigns.invariants import Ack, check
 from tests.support.platforms import posix_only
 
 LIMIT = 60.0
@@ -114,10 +110,12 @@ def test_a_process_that_ends_without_closing_loses_nothing_and_says_nothing(tmp_
 
 
 @posix_only("kill -9")
-@pytest.mark.parametrize("options", ["", ", own_thread=True"])
-def test_a_process_that_is_killed_loses_nothing_that_was_acknowledged(tmp_path: Path, options: str) -> None:
+@pytest.mark.parametrize(("loop", "options"), [("asyncio", ""), ("asyncio", ", own_thread=True"), ("uvloop", "")])
+def test_a_process_that_is_killed_loses_nothing_that_was_acknowledged(tmp_path: Path, loop: str, options: str) -> None:
+    pytest.importorskip(loop, reason="needs uvloop: pip install --group adapters")
     code = f"""
-        import asyncio, os, sys, threading
+        import os, sys, threading
+        from {loop} import run
         from letopis.outbox import History
         from letopis.store import Message
 
@@ -129,7 +127,7 @@ def test_a_process_that_is_killed_loses_nothing_that_was_acknowledged(tmp_path: 
                 os.write(1, f"{{name}} {{number}}\\n".encode())  # whole: two threads write
 
         for name in "ab":
-            threading.Thread(target=lambda name=name: asyncio.run(talk(name))).start()
+            threading.Thread(target=lambda name=name: run(talk(name))).start()
     """
     process = program(code, tmp_path / "bot.outbox.db")
     assert process.stdout is not None
@@ -187,52 +185,3 @@ def test_a_forked_child_neither_inherits_it_nor_disturbs_it(tmp_path: Path) -> N
     assert (err, process.returncode) == ("", 0)
     assert kept(tmp_path / "parent.db") == ["parent", "parent again"]
     assert kept(tmp_path / "child.db") == ["child"]
-
-
-# --- On uvloop ---
-
-
-KILLS: Final = 10
-BOT: Final = """
-import asyncio, sys
-import uvloop
-from letopis import History, Message
-
-async def main(outbox, store):
-    print(type(asyncio.get_running_loop()).__module__, flush=True)
-    async with History(outbox, store=store) as history:
-        number = 0
-        while True:
-            number += 1
-            receipt = await history.append(f"chat-{number % 3}", Message.user(str(number)), owner="owner")
-            print(f"chat-{number % 3}", *receipt.event_ids, flush=True)
-
-uvloop.run(main(*sys.argv[1:]))
-"""
-
-
-@pytest.mark.slow
-def test_what_a_killed_bot_acknowledged_is_there_once(tmp_path: Path) -> None:
-    outbox, store = tmp_path / "bot.outbox.db", f"sqlite:///{(tmp_path / 'history.db').as_posix()}"
-    pytest.importorskip("uvloop", reason="needs uvloop: pip install --group adapters")
-    chance = random.Random(20261129)
-    acks: list[Ack] = []
-    for _ in range(KILLS):
-        words = [sys.executable, "-c", BOT, str(outbox), store]
-        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as bot:
-            assert bot.stdout is not None
-            assert bot.stdout.readline() == "uvloop\n"
-            lines = [bot.stdout.readline() for _ in range(chance.randrange(1, 40))]
-            bot.kill()
-            lines += bot.stdout.readlines()
-        whole = [line.split() for line in lines if line.endswith("\n")]
-        acks += [Ack(name, UUID(event_id)) for name, *event_ids in whole for event_id in event_ids]
-
-    async def delivered() -> bool:
-        async with History(outbox, store=store) as history:
-            return await history.drained(30)
-
-    assert asyncio.run(delivered())
-    verdict = asyncio.run(check([outbox], store, acknowledged=acks, drained=True))
-    assert len(acks) > KILLS
-    assert verdict.ok, str(verdict)

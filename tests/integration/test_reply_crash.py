@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
-from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import Final
 
@@ -15,31 +12,25 @@ import pytest
 
 from letopis.outbox import History, Unconfirmed
 from letopis.store import ConversationStore
+from tests.campaigns.victims import Context, fork_server
 from tests.support import victim
+from tests.support.relays import until
 
 KILLS: Final = 50
 CHUNKS: Final = 40
 SEED: Final = 20261125
 
-Context = ForkServerContext | SpawnContext
-
 
 @pytest.fixture(scope="module")
-def context(fork_server: Callable[[str], Context]) -> Context:
+def context() -> Context:
     return fork_server("tests.support.victim")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Heard:
-    """The last report of a bot before it was killed."""
-
-    message_id: str
-    said: int
-    kept: int
-
-
-def heard(context: Context, outbox: Path, store: str, *, seed: int, after: int, every: float | None) -> Heard:
-    """Let a bot speak, kill it with SIGKILL once it has said ``after`` chunks, and return the last it told."""
+def heard(
+    context: Context, outbox: Path, store: str, *, seed: int, after: int, every: float | None
+) -> tuple[str, int, int]:
+    """Let a bot speak, kill it with SIGKILL once it has said ``after`` chunks, and return the last it told: the id of
+    the message, how many chunks were said, and how much of them was kept."""
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(
         target=victim.stream,
@@ -59,7 +50,7 @@ def heard(context: Context, outbox: Path, store: str, *, seed: int, after: int, 
         while True:  # it continued until it was killed
             last = ours.recv()
     assert process.exitcode in (-9, 1), process.exitcode  # 1: Windows
-    return Heard(message_id=last[0], said=last[1], kept=last[2])
+    return last
 
 
 @pytest.mark.slow
@@ -69,24 +60,24 @@ async def test_killed_at_fifty_random_chunks(context: Context, tmp_path: Path) -
     told: list[tuple[Unconfirmed, ...]] = []
     seen, cut_short = [], 0
     for seed in range(KILLS):
-        last = await asyncio.to_thread(
+        message_id, chunks, kept = await asyncio.to_thread(
             heard, context, outbox, store, seed=seed, after=chance.randrange(CHUNKS + 1), every=0.002
         )
         # Another text than it said at any time would be no prefix; less than was reported as kept would be too short.
-        whole = "".join(victim.chunks(seed, last.said))
+        whole = "".join(victim.chunks(seed, chunks))
         async with History(outbox, store=store, relay=False, on_unconfirmed=told.append) as history:
-            found = [one for one in await history.messages("chat", last=None) if one.message.id == last.message_id]
+            found = [one for one in await history.messages("chat", last=None) if one.message.id == message_id]
             for one in found:
                 assert one.interrupted
                 assert whole.startswith(one.text)
-                assert len(one.text) >= last.kept
+                assert len(one.text) >= kept
                 assert one.text.endswith(" ")  # whole chunks
-                seen.append(last.message_id)
-                cut_short += len(one.text) < len("".join(victim.chunks(seed, last.said)))
+                seen.append(message_id)
+                cut_short += len(one.text) < len(whole)
                 await until(lambda one=one: any(one.message.id == last for last in ids(told)))
                 await history.chat("chat").sent(one.message.id)
             assert len(found) <= 1
-            assert found or last.kept == 0
+            assert found or kept == 0
         if seed % 10 == 0:
             async with History(outbox, store=store) as history:
                 assert await history.drained(timeout=20)
@@ -111,8 +102,8 @@ async def test_without_checkpoints_a_kill_takes_all(context: Context, tmp_path: 
     """The control: what the test above finds comes from the drafts."""
     outbox, store = tmp_path / "bot.outbox.db", f"sqlite:///{(tmp_path / 'history.db').as_posix()}"
     for seed in range(3):
-        last = await asyncio.to_thread(heard, context, outbox, store, seed=seed, after=CHUNKS, every=None)
-        assert (last.said, last.kept) == (CHUNKS, 0)
+        _, *told = await asyncio.to_thread(heard, context, outbox, store, seed=seed, after=CHUNKS, every=None)
+        assert told == [CHUNKS, 0]
 
     async with History(outbox, store=store, relay=False) as history:
         assert list(await history.messages("chat", last=None)) == []
@@ -122,10 +113,3 @@ async def test_without_checkpoints_a_kill_takes_all(context: Context, tmp_path: 
 def ids(told: list[tuple[Unconfirmed, ...]]) -> list[str]:
     """The messages that were reported, in order."""
     return [one.message_id for found in told for one in found]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Return once it holds."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - nothing rings
-            await asyncio.sleep(0.002)
