@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from letopis.outbox import History
 from letopis.store import (
     ConfigurationError,
     ConversationDeleted,
@@ -18,6 +18,7 @@ from letopis.store import (
     FaultClass,
     LetopisError,
     Message,
+    MessageRedacted,
     MoveFailed,
     StoreFault,
     cancel_move,
@@ -29,10 +30,8 @@ from letopis.store.rules.apply_plan import Origin
 from letopis.store.testing.outbox import Outbox
 from letopis.store.write.applier import Applier
 from tests.support.moves import (
-    Writer,
     dump,
     fill,
-    held,
     hold_handover,
     identity,
     open_ones,
@@ -42,6 +41,7 @@ from tests.support.moves import (
     takes_deliveries,
 )
 from tests.support.sayings import raises_fault, send
+from tests.support.sqlite_rows import rows
 
 New = Callable[[str], str]
 
@@ -74,10 +74,21 @@ async def cut_off(monkeypatch: pytest.MonkeyPatch, source: str, target: str, ste
             await move(source, target)
 
 
-@pytest.fixture
-async def source(new_store_url: New) -> str:
-    url = new_store_url("sqlite")
+@pytest.fixture(scope="module")
+def history_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("move") / "history.db"
+    asyncio.run(_filled(f"sqlite:///{path.as_posix()}"))
+    return path
+
+
+async def _filled(url: str) -> None:
     await fill(url, talks=2, each=10)
+
+
+@pytest.fixture
+def source(history_file: Path, new_store_url: New) -> str:
+    url = new_store_url("sqlite")
+    shutil.copy(history_file, url.removeprefix("sqlite:///"))
     return url
 
 
@@ -181,16 +192,6 @@ async def test_of_two_runs_at_a_time_one_ends_the_move(source: str, target: str)
     await move(source, target)
     assert await dump(target) == await dump(source)
     assert await open_ones(source, target) == [target]
-
-
-async def test_apply_under_way_when_the_store_is_closed_is_whole_or_refused(source: str, target: str) -> None:
-    async with Writer(source, target).running() as writer:
-        await move(source, target)
-        await asyncio.sleep(0.2)
-
-    said = writer.said()
-    assert await held(target, *said) == said
-    assert writer.refused > 0
 
 
 async def test_known_events_move_no_lane_when_closed(source: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,8 +302,6 @@ async def test_a_redaction_during_the_copy_arrives(source: str, target: str, mon
         real = handover.close_source
 
         async def close(*given: Any) -> Any:
-            from letopis.store import MessageRedacted
-
             outbox.append("secret", MessageRedacted(message_id="s"))
             outbox.append("young", ConversationDeleted())
             with monkeypatch.context() as patch:
@@ -342,13 +341,7 @@ async def test_a_target_is_empty_or_of_this_move(source: str, target: str, new_s
 
 
 async def test_a_copy_of_the_store_is_no_target(source: str, tmp_path: Path) -> None:
-    await run_sql(source, "SELECT 1")
-    engine_path = source.removeprefix("sqlite:///")
-    import sqlite3
-    from contextlib import closing
-
-    with closing(sqlite3.connect(engine_path)) as one, closing(sqlite3.connect(tmp_path / "copy.db")) as two:
-        one.backup(two)
+    rows(source.removeprefix("sqlite:///"), f"VACUUM INTO '{tmp_path / 'copy.db'}'")
     with pytest.raises(ConfigurationError, match="or a copy of it"):
         await move(source, tmp_path / "copy.db")
 
@@ -375,36 +368,3 @@ async def test_a_target_that_lost_the_history_is_not_filled_again(source: str, t
         name.unlink(missing_ok=True)
     with pytest.raises(ConfigurationError, match="restore it from a backup"):
         await move(source, target)
-
-
-async def test_the_outbox_goes_on_where_it_was(tmp_path: Path, new_store_url: New) -> None:
-    """As a new user: begin on SQLite, talk, move to PostgreSQL; nothing is stranded, whatever has left the tail."""
-    from datetime import timedelta
-
-    from letopis.outbox import Retention
-
-    outbox, old, new = tmp_path / "bot.outbox.db", tmp_path / "bot.history.db", new_store_url("postgresql")
-    async with History(outbox, retention=Retention(keep_last=0, keep_for=timedelta(0))) as history:
-        said = [Message.user(f"{n}", id=f"m{n}") for n in range(30)]
-        for n, message in enumerate(said):
-            await history.append(f"chat {n % 3}", message, owner="42")
-        assert await history.drained(timeout=30)
-    async with History(outbox, relay=False) as history:
-        waiting = await history.append("chat 0", Message.user("said during the move"))
-
-        await move(old, new)
-
-        assert not await waiting.saved(timeout=0.1)
-    async with History(outbox, store=new) as history:
-        assert await history.drained(timeout=30)
-        assert await sound(new) == []
-        for n in (0, 13, 29):
-            receipt = await history.append(f"chat {n % 3}", said[n], owner="42")
-            assert await receipt.saved(timeout=30)
-        page = await history.messages("chat 0")
-        assert [message.text for message in page] == [*(str(n) for n in range(0, 30, 3)), "said during the move"]
-        assert page.complete
-        receipt = await history.append("chat 3", Message.user("a new one"), owner="42")
-        assert await receipt.saved(timeout=30)
-        numbers = [chat.number for chat in await history.conversations(owner="42")]
-        assert {*numbers} == {1, 2, 3, 4} and len(numbers) == 4

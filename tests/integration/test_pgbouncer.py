@@ -14,20 +14,17 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.relay import reconcile
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass
 from letopis.store.database.timeouts import Timeouts
 from tests.campaigns.invariants import check
 from tests.support.bench import fault_at
-from tests.support.relays import drained, end, relay_on, running, say, until
+from tests.support.relays import drained, end, relay_on, say
 from tests.support.required import program
 from tests.support.sayings import NewStore
 from tests.support.servers import PostgresServer
 from tests.support.servers.processes import accepts, free_port, spawn, wait_until_ready
 from tests.support.servers.processes import end as end_process
-from tests.support.store_changes import copied, put_back
-from tests.support.verdicts import is_whole
 
 
 @pytest.fixture
@@ -118,31 +115,3 @@ async def test_a_url_that_does_not_say_so_is_a_matter_of_configuration(through: 
     """PgBouncer refuses the settings of a plain connection; no event is charged for that."""
     _, pooled = through
     assert (await fault_at(pooled)).fault_class in {FaultClass.MISCONFIGURED, FaultClass.UNAVAILABLE}
-
-
-async def test_restore_heals_by_interval(
-    through: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The connections to PgBouncer outlive those to the server: only the interval notices."""
-    monkeypatch.setattr(reconcile, "RECONCILE_INTERVAL_SECONDS", 0.2)
-    url, pooled = through
-    async with ConversationStore.open(url, migrate=True):
-        pass
-    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
-    async with ConversationStore.open(f"{pooled}?pgbouncer=true", pool_size=2) as store:
-        relay = relay_on(outbox, store)
-        async with running(relay):
-            await say(outbox, "old", 5)
-            await drained(outbox)
-            backup = await copied(url)
-            await say(outbox, "old", 5)
-            await say(outbox, "new", 5)
-            await drained(outbox)
-            before = store.outbox_access.continuity.generation
-            await put_back(url, backup)
-
-            await until(lambda: is_whole(outbox, url, 11 + 6), patience=30)
-        assert store.outbox_access.continuity.generation == before
-        assert relay.breaker.trips == 0
-    assert (await check([outbox.path], url, drained=True)).ok
-    await outbox.close()

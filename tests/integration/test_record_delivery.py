@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import shutil
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,18 +13,18 @@ import pytest
 from letopis.outbox import History, Incident, Receipt
 from letopis.outbox.alerting.incidents import Rules
 from letopis.outbox.alerting.monitor import AlertMonitor
-from letopis.outbox.diagnostics.integrity import differences, find_problems, read_reference
+from letopis.outbox.diagnostics.integrity import find_problems
 from letopis.outbox.diagnostics.new_origin import assign_new_origin
 from letopis.outbox.diagnostics.salvage import salvage
 from letopis.outbox.operations.repair import skip
 from letopis.outbox.relay import reconcile
 from letopis.store import ConversationStore, Message
-from letopis.store.database.engines import create_store_engine
-from letopis.store.maintenance.integrity import find_problems as find_store_problems
 from letopis.store.model.records import RecordRange, Scope
+from tests.integration.test_reconcile import contradictions
 from tests.support.child import command, promising
 from tests.support.relays import deliver_all, until
-from tests.support.sayings import present
+from tests.support.sayings import problems as store_problems
+from tests.support.sqlite_rows import change
 from tests.support.store_changes import copied, put_back, run_there
 
 CHAT = "chat-1"
@@ -36,13 +34,7 @@ AT_ONCE = Rules(hold=0.2, stuck_after=0.2, resolve_after=0.2)
 
 async def problems(history: History, url: str) -> list[str]:
     """What the checks of the outbox, of the store, and of both together find."""
-    kept = present(read_reference(history.outbox.path))
-    engine = create_store_engine(url)
-    try:
-        found = [one async for one in find_store_problems(engine)]
-        return found + [one async for one in differences(kept, engine)]
-    finally:
-        await engine.dispose()
+    return await store_problems(history.store) + await contradictions(history.outbox, url)
 
 
 async def test_a_refused_record_holds_up_no_reply_and_is_skipped(
@@ -228,8 +220,7 @@ async def test_a_value_that_the_damage_took_is_not_made_up_and_its_lane_waits(tm
         await deliver_all(history)
         await records.put(CP, "lost", "after")
         await records.put(CP, "kept", 1)
-    with closing(sqlite3.connect(path)) as raw, raw:
-        assert raw.execute("DELETE FROM letopis_outbox_record_bodies WHERE position = 2").rowcount == 1
+    change(path, "DELETE FROM letopis_outbox_record_bodies WHERE position = 2")
     await salvage(path, tmp_path / "saved.outbox.db")
 
     async with History(tmp_path / "saved.outbox.db", store=url, relay=False, watch=False) as history:
@@ -273,20 +264,16 @@ async def test_erased_records_leave_no_bytes_behind(tmp_path: Path, verb: str) -
 async def test_the_checks_see_a_value_that_is_not_what_was_put_and_a_ledger_with_a_gap(tmp_path: Path) -> None:
     path, url = tmp_path / "bot.outbox.db", f"sqlite:///{tmp_path / 'store.db'}"
     async with History(path, store=url, relay=False, watch=False) as history:
-        records = history.records(space="app")
         for number in range(3):
-            await records.put(CP, f"{number}", "x" * 100_000)
+            await history.records(space="app").put(CP, f"{number}", "x" * 100_000)
         await deliver_all(history)
-        assert await problems(history, url) == []
-        await run_there(
-            url, "DELETE FROM letopis_record_ledger WHERE sequence = 2", "UPDATE letopis_record_parts SET body = x'00'"
-        )
-        found = " ".join(await problems(history, url))
-        assert "records of space app: the counter of an outbox does not match its events" in found
-        assert "one is not what was put" in found and "counts as delivered, and no log has it" in found
-    with closing(sqlite3.connect(path)) as raw, raw:
-        raw.execute("UPDATE letopis_outbox_record_bodies SET body = zeroblob(size) WHERE position = 1")
-        raw.execute("DELETE FROM letopis_outbox_record_bodies WHERE position = 2")
-    raw.close()
+        assert await contradictions(history.outbox, url) == []
+        await run_there(url, "DELETE FROM letopis_record_ledger WHERE sequence = 2")
+        assert "counts as delivered, and no log has it" in " ".join(await contradictions(history.outbox, url))
+    change(
+        path,
+        "UPDATE letopis_outbox_record_bodies SET body = zeroblob(size) WHERE position = 1",
+        "DELETE FROM letopis_outbox_record_bodies WHERE position = 2",
+    )
     found = " ".join(find_problems(path))
     assert "the value of event 1 is not what was put" in found and "the value of event 2 is missing" in found

@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Iterable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from letopis.store.model.messages import Message
 from letopis.store.search import indexer
 from letopis.store.search.index import Document, SQLiteIndex
 from tests.support.relays import until
-from tests.support.sayings import new_outbox, present, send
+from tests.support.sayings import catch_up_index, new_outbox, present, send
+from tests.support.sqlite_rows import rows
 
 EVENTS = 600
 
@@ -27,11 +29,11 @@ def while_stemming(monkeypatch: pytest.MonkeyPatch, deed: Callable[[], None]) ->
     """Have something done each time before words are stemmed for the index, in the thread that stems them."""
     right = SQLiteIndex.rows
 
-    def rows(self: SQLiteIndex, documents: Iterable[Document]) -> Any:
+    def late_rows(self: SQLiteIndex, documents: Iterable[Document]) -> Any:
         deed()
         return right(self, documents)
 
-    monkeypatch.setattr(SQLiteIndex, "rows", rows)
+    monkeypatch.setattr(SQLiteIndex, "rows", late_rows)
 
 
 def is_locked(path: Path) -> bool:
@@ -114,12 +116,9 @@ async def test_redacted_while_stemmed_is_not_indexed(tmp_path: Path, monkeypatch
                 asyncio.run_coroutine_threadsafe(redact(), loop).result()
 
         while_stemming(monkeypatch, deed)
-        while await store.catch_up_search():
-            pass
+        await catch_up_index(store)
 
-    with closing(sqlite3.connect(path)) as connection:
-        rows = connection.execute("SELECT version FROM letopis_search WHERE document <> ''").fetchall()
-    assert rows == [(2,)]
+    assert rows(path, "SELECT version FROM letopis_search WHERE document <> ''") == [(2,)]
 
 
 async def test_a_relay_keeps_the_index_up_to_date_once_the_store_was_searched(tmp_path: Path) -> None:
@@ -127,8 +126,8 @@ async def test_a_relay_keeps_the_index_up_to_date_once_the_store_was_searched(tm
         for number in range(5):
             receipt = await history.append("c", Message.user(f"ответ {number}"))
         assert await receipt.saved(timeout=60)
-    with closing(sqlite3.connect(tmp_path / "bot.history.db")) as connection:
-        assert connection.execute("SELECT count(*) FROM letopis_search").fetchone() == (0,)
+    count = partial(rows, tmp_path / "bot.history.db", "SELECT count(*) FROM letopis_search")
+    assert count() == [(0,)]
 
     async with ConversationStore.open(f"sqlite:///{tmp_path / 'bot.history.db'}") as other:
         assert len(await other.search("ответ")) == 5
@@ -136,9 +135,4 @@ async def test_a_relay_keeps_the_index_up_to_date_once_the_store_was_searched(tm
     async with History(tmp_path / "bot.outbox.db") as history:
         receipt = await history.append("c", Message.user("ответ 5"))
         assert await receipt.saved(timeout=60)
-
-        def indexed() -> bool:
-            with closing(sqlite3.connect(tmp_path / "bot.history.db")) as connection:
-                return bool(connection.execute("SELECT count(*) FROM letopis_search").fetchone() == (6,))
-
-        await until(indexed)
+        await until(lambda: count() == [(6,)])

@@ -90,24 +90,17 @@ async def test_certificate_faults(secured: Secured, show: Callable[[Secured], No
     assert explain(fault)[0] == Exit.CONFIGURATION
 
 
-@pytest.mark.parametrize("name", ["authority", "certificate", "key"])
-async def test_a_file_that_is_missing_is_no_outage(secured: Secured, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["authority", "certificate", "key", "text"])
+async def test_a_file_that_is_missing_or_of_another_kind_is_no_outage(
+    secured: Secured, name: str, tmp_path: Path
+) -> None:
     secured.show()
-    present = {"certificate": secured.authority.certificate, "key": secured.authority.certificate}
-    files = present if name != "authority" else {}
-    url = secured.url(**{**files, name: tmp_path / "missing.pem"})
-
-    with pytest.raises((StoreFault, ConfigurationError)) as caught:
-        await ask(url)
-
-    assert f"{OPTIONS[secured.kind][name]} does not exist" in str(caught.value)
-    assert explain(caught.value)[0] == Exit.CONFIGURATION
-
-
-async def test_a_file_of_another_kind(secured: Secured, tmp_path: Path) -> None:
     (tmp_path / "text.pem").write_text("no certificate\n")
+    pair = dict.fromkeys(("certificate", "key"), secured.authority.certificate)
+    wrong = {"authority": tmp_path / "text.pem"} if name == "text" else {name: tmp_path / "missing.pem"}
 
     with pytest.raises((StoreFault, ConfigurationError)) as caught:
-        await ask(secured.url(authority=tmp_path / "text.pem"))
+        await ask(secured.url(**({**pair, **wrong} if name in pair else wrong)))
 
+    assert name == "text" or f"{OPTIONS[secured.kind][name]} does not exist" in str(caught.value)
     assert explain(caught.value)[0] == Exit.CONFIGURATION
