@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
-import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
-import sqlalchemy as sa
 
-from letopis.store import ConfigurationError, ConversationStore, FaultClass, Message, StoreFault, Timeouts
+from letopis.store import ConfigurationError, ConversationStore, FaultClass, Message, StoreFault, Timeouts, _components
 from letopis.store.testing.outbox import Outbox
 from tests.support.sayings import new_outbox
+from tests.support.servers.processes import free_port
 
 
 @pytest.fixture
@@ -55,24 +53,6 @@ async def test_reads_that_are_cancelled_leave_no_connection_task_or_file(filled:
     assert len(await filled.messages("chat-1")) == 500
 
 
-@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
-async def test_a_read_that_hangs_can_be_cancelled_and_the_pool_goes_on(kind: str, new_store_url: object) -> None:
-    url = new_store_url(kind)  # type: ignore[operator]
-    async with ConversationStore.open(url, migrate=True, pool_size=1) as store:
-        sleep = "SELECT pg_sleep(30)" if kind == "postgresql" else "SELECT SLEEP(30)"
-        with anyio.fail_after(10):
-            with anyio.move_on_after(0.2) as scope:
-                await store._runtime.connected(lambda connection: connection.execute(sa.text(sleep)))
-            assert scope.cancelled_caught
-            assert await store.head() == 0
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 @pytest.mark.parametrize("scheme", ["postgresql", "mysql"])
 async def test_a_server_that_is_down_is_a_fault_and_not_an_error_of_the_constructor(scheme: str) -> None:
     store = ConversationStore(f"{scheme}://nobody@127.0.0.1:{free_port()}/nothing", timeouts=Timeouts(connect=2.0))
@@ -109,18 +89,15 @@ def test_a_number_of_partitions_that_is_none_is_refused(partitions: int, tmp_pat
         ConversationStore(tmp_path / "history.db", partitions=partitions)
 
 
-async def test_preparing_at_once_prepares_once(store_url: str) -> None:
-    store = ConversationStore(store_url, migrate=True)
+async def test_preparing_at_once_prepares_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, prepared = _components.prepare_schema, list[object]()
+
+    async def counted(*given: Any, **named: Any) -> int:
+        prepared.append(given)
+        return await real(*given, **named)
+
+    monkeypatch.setattr(_components, "prepare_schema", counted)
+    store = ConversationStore(tmp_path / "history.db")
     await asyncio.gather(*(store.prepare() for _ in range(8)), *(store.head() for _ in range(8)))
-    assert await store.head() == 0
     await store.close()
-
-
-async def test_readers_of_a_file_do_not_wait_for_its_writer(tmp_path: Path) -> None:
-    async with ConversationStore.open(tmp_path / "history.db") as store:
-        await new_outbox(store, "chat-1", Message.user("x"))
-        with closing(sqlite3.connect(tmp_path / "history.db")) as writer:
-            writer.execute("DELETE FROM letopis_messages")
-            with anyio.fail_after(60):
-                assert len(await store.messages("chat-1")) == 1
-            writer.rollback()
+    assert len(prepared) == 1
