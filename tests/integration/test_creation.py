@@ -27,6 +27,7 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.operations.status import status_of
 from letopis.store import ConfigurationError, ConversationStore, Message, _components
 from tests.proof.crash.gate import enter, guard, missing
+from tests.support.outages import locked_out
 from tests.support.platforms import posix_only
 
 pytestmark = posix_only("Windows has no POSIX signals")
@@ -124,15 +125,11 @@ async def test_a_store_that_is_locked_answers_within_the_timeout_of_a_read(tmp_p
     path = tmp_path / "bot.history.db"
     async with ConversationStore.open(path, migrate=True):
         pass
-    async with History(tmp_path / "bot.outbox.db", store=path, relay=False, watch=False, read_timeout=0.3) as history:
-        with closing(sqlite3.connect(path, isolation_level=None)) as other:
-            other.execute("PRAGMA locking_mode=EXCLUSIVE")
-            other.execute("BEGIN EXCLUSIVE")
-            # SQLite itself would wait for the lock for 10 seconds.
-            began = time.monotonic()
-            assert not (await history.messages("chat")).complete
-            assert time.monotonic() - began < 8
-            other.execute("ROLLBACK")
+    async with locked_out(tmp_path / "bot.outbox.db", path) as history:
+        # SQLite itself would wait for the lock for 10 seconds.
+        began = time.monotonic()
+        assert not (await history.messages("chat")).complete
+        assert time.monotonic() - began < 8
 
 
 def test_a_new_outbox_is_opened_by_a_second_process_while_the_first_has_only_begun(tmp_path: Path) -> None:

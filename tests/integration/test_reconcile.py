@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -38,13 +36,14 @@ from tests.support.platforms import posix_only
 from tests.support.relays import DOWN, Hands, ToldStore, drained, fault, lane, relay_on, running, say, until
 from tests.support.sayings import present
 from tests.support.servers import PostgresServer
+from tests.support.sqlite_rows import rows
 from tests.support.statements import statements_of
 from tests.support.store_changes import copied, put_back, run_there
 from tests.support.verdicts import assert_whole, is_whole
 
 NEVER = 1e9
 SOON = 0.1
-
+STORED = "SELECT count(*) FROM letopis_events WHERE type = 'message.appended'"
 
 Every = Callable[[float], None]
 
@@ -56,6 +55,10 @@ def every(monkeypatch: pytest.MonkeyPatch) -> Every:
 
 async def status_of(outbox: OutboxFile) -> Status:
     return await outbox.read(lambda connection: read_status(connection, now_us=outbox.now_us()))
+
+
+async def loses(outbox: OutboxFile, count: int) -> bool:
+    return (await status_of(outbox)).lost == count
 
 
 async def doctors(outbox: OutboxFile, url: str) -> dict[str, Level]:
@@ -182,10 +185,7 @@ async def test_what_is_lost_is_told(outbox: OutboxFile, store: ConversationStore
         assert (await status_of(outbox)).healthy
         await put_back(store_url, backup)
 
-        async def told() -> bool:
-            return (await status_of(outbox)).lost == 2
-
-        await until(told)
+        await until(lambda: loses(outbox, 2))
         found = await status_of(outbox)
         assert (found.pending, found.lanes["blocked"], found.healthy) == (0, 2, False)
         assert "2 conversations have lost events" in found.verdict
@@ -199,14 +199,10 @@ async def test_what_is_lost_is_told(outbox: OutboxFile, store: ConversationStore
         }
         # A retry without a fix is reported again.
         assert await outbox.write(lambda connection: retry(connection, Selection())) == ["a", "b"]
-        await until(told)
+        await until(lambda: loses(outbox, 2))
 
         await put_back(store_url, whole)
-
-        async def well() -> bool:
-            return (await status_of(outbox)).lost == 0
-
-        await until(well)
+        await until(lambda: loses(outbox, 0))
         await watch.observe_once()
         assert (await status_of(outbox)).healthy
     assert (await check([outbox.path], store_url, drained=True)).ok
@@ -458,10 +454,7 @@ async def test_history_file_removed_under_a_running_bot_is_missed_and_filled_on_
         assert await receipt.saved(timeout=30)
         assert await history.drained(timeout=20)
 
-        with closing(sqlite3.connect(store)) as connection, connection:
-            said = "SELECT count(*) FROM letopis_events WHERE type = 'message.appended'"
-            assert connection.execute(said).fetchall() == [(6,)]
-        connection.close()
+        assert rows(store, STORED) == [(6,)]
         assert len(await history.store.messages("c1", last=20)) == 6
 
 
@@ -469,20 +462,10 @@ async def test_history_file_removed_under_a_running_bot_is_missed_and_filled_on_
 async def test_history_file_replaced_under_a_running_bot_is_used_and_filled_at_the_next_start(tmp_path: Path) -> None:
     """The pool kept using the file that was replaced, and receipts said ``saved`` of it."""
     store = tmp_path / "history.db"
-    said = "SELECT count(*) FROM letopis_events WHERE type = 'message.appended'"
-
-    def stored() -> int:
-        with closing(sqlite3.connect(store)) as connection, connection:
-            ((count,),) = connection.execute(said).fetchall()
-        connection.close()
-        return int(count)
-
     async with History(tmp_path / "bot.outbox.db", store=store) as history, asyncio.timeout(60):
         await history.append("c1", Message.user("in the backup"))
         assert await history.drained()
-        with closing(sqlite3.connect(store)) as connection, connection:
-            connection.execute("VACUUM INTO ?", (str(tmp_path / "backup"),))
-        connection.close()
+        rows(store, f"VACUUM INTO '{tmp_path / 'backup'}'")
         await history.append("c2", Message.user("not in the backup"))
         assert await history.drained()
         for one in tmp_path.glob("history.db*"):
@@ -491,11 +474,11 @@ async def test_history_file_replaced_under_a_running_bot_is_used_and_filled_at_t
 
         receipt = await history.append("c3", Message.user("and on it goes"))
         assert await receipt.saved(timeout=20)
-        assert stored() >= 2
+        assert rows(store, STORED) >= [(2,)]
     async with History(tmp_path / "bot.outbox.db", store=store) as history:
         await history.append("c3", Message.user("after a start"))
         assert await history.drained(timeout=20)
         # What the backup lacks is found in a quiet moment after that, and sent again.
-        await until(lambda: stored() >= 4)
+        await until(lambda: rows(store, STORED) >= [(4,)])
 
-        assert stored() == 4
+        assert rows(store, STORED) == [(4,)]

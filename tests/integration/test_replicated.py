@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +20,9 @@ from letopis.store.database.fault_classification import translated
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.hosts import HostAddress
 from letopis.store.database.urls import hosts_of, normalise_url
+from tests.integration.test_migrations import alembic
 from tests.support.bench import ask, fault_at
+from tests.support.daemons import letopis
 from tests.support.relays import drained, running, say, until
 from tests.support.required import missing
 from tests.support.sayings import NewStore
@@ -193,20 +192,10 @@ async def test_a_slow_statement_is_left_in_peace(kind: str, new_store_url: NewSt
 @pytest.mark.parametrize("kind", SERVERS)
 def test_commands_and_migrations_take_several_hosts(kind: str, new_store_url: NewStore, tmp_path: Path) -> None:
     url = with_hosts(new_store_url(kind), free_port())
-    letopis = Path(sys.executable).with_name("letopis")
-    environment = {**os.environ, "LETOPIS_STORE": url, "LETOPIS_OUTBOX": str(tmp_path / "bot.outbox.db")}
-
-    def run(*words: str | Path) -> str:
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
+    alembic("upgrade", "head", url=url)
+    for words in (("db", "check"), ("init",), ("relay", "--once")):
+        done = letopis(*words, folder=tmp_path, LETOPIS_STORE=url)
         assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    ini = tmp_path / "alembic.ini"
-    ini.write_text("[alembic]\nscript_location = letopis.migrations:store\n")
-    run(sys.executable, "-m", "alembic", "-c", ini, "upgrade", "head")
-    run(letopis, "db", "check")
-    run(letopis, "init")
-    run(letopis, "relay", "--once")
-    shown = subprocess.run([letopis, "doctor"], env=environment, capture_output=True, text=True, check=False).stdout
+    shown = letopis("doctor", folder=tmp_path, LETOPIS_STORE=url).stdout
 
     assert f"127.0.0.1:{hosts_of(url)[0].port},127.0.0.1:{hosts_of(url)[1].port}/" in shown
