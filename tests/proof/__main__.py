@@ -24,11 +24,13 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
 from tests.proof import totals
+from tests.proof.harness import prove_table
 from tests.proof.options import Options, Part
 from tests.proof.page import held, published, summary
 from tests.proof.rows import Row
@@ -51,16 +53,18 @@ PARTS: Final = (
     "forks",
     "soak",
 )
-"""In the order in which they are started: the long ones first. Each is a package, with `prove` in `part`."""
+"""In the order in which they are started, the long ones first: packages with `prove` or a `TABLE` in `part`."""
 CAMPAIGNS: Final = ("chitchat", "faults", "outage", "rebuild")
 """Parts that run only if they are named, and are not published: modules of `tests.campaigns` with `prove`."""
 PUBLISHED: Final = ROOT / "docs" / "explanation" / "proof.md"
 
 
 def part(name: str) -> Part:
-    module = f"tests.campaigns.{name}" if name in CAMPAIGNS else f"tests.proof.{name}.part"
-    found: Part = import_module(module).prove
-    return found
+    module = import_module(f"tests.campaigns.{name}" if name in CAMPAIGNS else f"tests.proof.{name}.part")
+    if hasattr(module, "prove"):
+        found: Part = module.prove
+        return found
+    return partial(prove_table, table=module.TABLE, at_a_time=getattr(module, "AT_A_TIME", 1))
 
 
 def prove_here(name: str, *, short: bool, seed: int, rounds: int = 1, work: Part | None = None) -> dict[str, Any]:

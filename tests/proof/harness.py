@@ -7,11 +7,12 @@ of its own, and returns a :class:`Tally`: what was counted, and what is wrong.
 from __future__ import annotations
 
 import asyncio
-import inspect
+import multiprocessing
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -161,20 +162,31 @@ class World:
             verdict = await check([self.outbox, *others], self.url, **given)
         return verdict
 
+    def holding(self, words: str) -> list[str]:
+        """Return the names of the files that hold words which were erased."""
+        files = [path for path in self.folder.iterdir() if path.is_file()]
+        return [path.name for path in files if words.encode() in path.read_bytes()]
+
     async def judge(self, *others: Path, drained: bool = True) -> Tally:
         """Add what an examination counts and finds to the tally, and return that."""
         self.tally.take(await self.examine(*others, drained=drained))
         return self.tally
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Setting:
-    """Where an experiment runs: an empty store, an empty folder, and chance that follows from the seed."""
+    """Where an experiment runs: an empty store, an empty folder, and chance that follows from the seed.
+
+    :ivar control: whether the promise has to be taken away.
+    :ivar defect: what is planted here, and has to be planted in the processes that it starts.
+    """
 
     options: Options
     kind: str
     url: str
     folder: Path
+    control: bool = False
+    defect: str = ""
 
     @property
     def seed(self) -> int:
@@ -186,8 +198,16 @@ class Setting:
     def world(self) -> World:
         return World(self.folder, self.url)
 
+    @contextmanager
+    def apart(self, name: str) -> Iterator[Setting]:
+        """Give an empty store and an empty folder of their own."""
+        place = self.folder / name
+        place.mkdir()
+        with fresh(self.kind or "sqlite", place, "store") as store:
+            yield replace(self, url=store.url, folder=place)
 
-Run = Callable[[Setting], Tally | Awaitable[Tally]]
+
+Run = Callable[[Setting], Tally | Coroutine[Any, Any, Tally]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,9 +243,9 @@ class Experiment:
         with fresh(kind or "sqlite", place, "store") as store:
             if reason := self.missing() or store.missing:
                 return Row(what=self.what, where=where, control=control, missing=reason)
-            setting = Setting(options=options, kind=kind, url=store.url, folder=place)
+            setting = Setting(options, kind, store.url, place, control, self.defect)
             try:
-                with planted(*filter(None, [self.defect])):
+                with planted(self.defect):
                     tally = in_loop(self.run(setting))
             except NotHere as reason:
                 return Row(what=self.what, where=where, control=control, missing=str(reason))
@@ -239,13 +259,9 @@ class Experiment:
         return not short or (self.short if isinstance(self.short, bool) else kind in self.short)
 
 
-def in_loop(value: Tally | Awaitable[Tally]) -> Tally:
+def in_loop(value: Tally | Coroutine[Any, Any, Tally]) -> Tally:
     """Return a result, of a coroutine by running it in a loop of its own."""
-    if inspect.iscoroutine(value):
-        done: Coroutine[Any, Any, Tally] = value
-        return asyncio.run(done)
-    assert isinstance(value, Tally)
-    return value
+    return value if isinstance(value, Tally) else asyncio.run(value)
 
 
 def prove_table(options: Options, table: Sequence[Experiment], *, at_a_time: int = 1) -> Iterator[Row]:
@@ -265,6 +281,25 @@ def prove_table(options: Options, table: Sequence[Experiment], *, at_a_time: int
         return
     with ThreadPoolExecutor(at_a_time) as pool:
         yield from pool.map(prove, jobs)
+
+
+def streamed(rows: AsyncIterator[Row]) -> Iterator[Row]:
+    """Yield rows as they come, of a loop of their own that runs until they do."""
+
+    async def following() -> Row | None:
+        return await anext(rows, None)
+
+    with asyncio.Runner() as runner:
+        while (row := runner.run(following())) is not None:
+            yield row
+
+
+def in_processes(jobs: Sequence[Callable[[], Iterable[Row]]], *, at_a_time: int) -> Iterator[Row]:
+    """Do each job in a new process, and yield their rows: what one plants or patches is in no other."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(at_a_time, mp_context=spawn, max_tasks_per_child=1) as pool:
+        for rows in [pool.submit(job) for job in jobs]:
+            yield from rows.result()
 
 
 async def migrated(url: str) -> None:

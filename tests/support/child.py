@@ -18,7 +18,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.process import BaseProcess
+
+    from tests.campaigns.victims import Context
 
 
 def command(function: Callable[..., Any], *given: Any, **options: Any) -> list[str]:
@@ -37,6 +43,23 @@ def call(function: Callable[..., Any], *given: Any, timeout: float, under: tuple
         timeout=timeout,
     )
     return json.loads(done.stdout)
+
+
+def start(context: Context, target: Callable[..., None], *given: Any, **named: Any) -> BaseProcess:
+    """Start a process that calls a function, and that ends with this one."""
+    process = context.Process(target=target, args=given, kwargs=named, daemon=True)
+    process.start()
+    return process
+
+
+def start_piped(
+    context: Context, target: Callable[..., None], *given: Any, duplex: bool = False, **named: Any
+) -> tuple[BaseProcess, Connection]:
+    """Start a process whose last argument is the other end of a pipe."""
+    ours, theirs = context.Pipe(duplex)
+    process = start(context, target, *given, theirs, **named)
+    theirs.close()
+    return process, ours
 
 
 @contextmanager

@@ -75,8 +75,9 @@ _planted_for_good = ExitStack()
 
 @contextmanager
 def planted(*names: str) -> Iterator[None]:
+    """Have defects for the time of a block; an empty name is of none."""
     with ExitStack() as stack:
-        for owner, attribute, make in itertools.chain.from_iterable(DEFECTS[name]() for name in names):
+        for owner, attribute, make in itertools.chain.from_iterable(DEFECTS[name]() for name in names if name):
             real = getattr(owner, attribute)
             made = make(real)
             stack.enter_context(patch.object(owner, attribute, wraps(real)(made) if callable(real) else made))

@@ -211,6 +211,14 @@ async def until(true: Callable[[], Any], *, patience: float = 60.0) -> None:
             await asyncio.sleep(0.005)
 
 
+async def comes_true(true: Callable[[], Any], *, patience: float) -> bool:
+    """Wait for the same; return False if it does not come."""
+    with suppress(TimeoutError):
+        await until(true, patience=patience)
+        return True
+    return False
+
+
 async def drained(outbox: OutboxFile, *, patience: float = 60.0) -> None:
     async def nothing() -> bool:
         return (await figures(outbox)).pending == 0
@@ -222,6 +230,15 @@ async def end(task: asyncio.Task[Any]) -> None:
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
+
+
+async def end_all(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel tasks, and raise what one of them ended with before."""
+    for task in tasks:
+        task.cancel()
+    for ended in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(ended, Exception):
+            raise ended
 
 
 def sql(outbox: OutboxFile, statement: str, parameters: tuple[Any, ...] = ()) -> Any:

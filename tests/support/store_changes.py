@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from letopis.store.database.schema import metadata
@@ -88,3 +90,15 @@ async def put_back(url: str, copy: Copy) -> None:
                     await connection.execute(sa.insert(table), [dict(zip(names, row, strict=True)) for row in rows])
     finally:
         await engine.dispose()
+
+
+async def put_back_beside(url: str, copy: Copy, *, tries: int) -> bool:
+    """Try that beside deliveries, as an operator would; return False if each try met one."""
+    for _ in range(tries):
+        try:
+            await put_back(url, copy)
+        except DBAPIError:
+            await asyncio.sleep(0.05)
+        else:
+            return True
+    return False
