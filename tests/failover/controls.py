@@ -12,10 +12,11 @@ from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.retry.policy import PROBE_POLICY
 from letopis.store.database.faults import FaultClass
 from tests.campaigns.invariants import read_outbox
-from tests.failover.load import create_store, judge
+from tests.failover.load import judge
+from tests.proof.harness import Tally, migrated
 from tests.proof.network.bots import Watched, drain, talking, total
 from tests.proof.options import Options
-from tests.proof.rows import Row, row_of
+from tests.proof.rows import Row
 from tests.support.damage import drop_event_id_index
 from tests.support.defects import DUPLICATES_TAKEN, planted
 from tests.support.peers import Wire
@@ -37,7 +38,7 @@ def prove(options: Options) -> Iterator[Row]:
         folder.mkdir()
         try:
             with PostgresPair.running(synchronous=what == DOUBLED) as pair:
-                asyncio.run(create_store(pair.url))
+                asyncio.run(migrated(pair.url))
                 yield asyncio.run(_doubled(pair, folder) if what == DOUBLED else _behind(pair, folder, what))
         except ServerUnavailable as reason:
             yield Row(what=what, control=what != RETAINED, missing=str(reason))
@@ -69,15 +70,14 @@ async def _behind(pair: PostgresPair, folder: Path, what: str) -> Row:
         )
         again = total(bots, lambda bot: bot.relay.stats.rewound)
         blocked = total(bots, lambda bot: bot.relay.stats.blocked)
-    notes = (
-        f"{verdict.acknowledged:,} events acknowledged, {tail:,} of them delivered and not replicated; {again:,} sent"
+    tally = Tally(tail)
+    tally.take(verdict)
+    tally.require(prunes or bool(again), "nothing was sent again")
+    tally.notes = (
+        f"{tally.acknowledged:,} events acknowledged, {tail:,} of them delivered and not replicated; {again:,} sent"
         f" again, {blocked:,} conversations blocked"
     )
-    problems = [*verdict.problems, *([] if prunes or again else ["nothing was sent again"])]
-    found = max(verdict.problem_count, len(problems))
-    return row_of(
-        what, "asynchronous pair", tail, 1, "events behind", problems, notes, violations=found, control=prunes
-    )
+    return tally.row(what, "asynchronous pair", "events behind", 1, control=prunes)
 
 
 async def _doubled(pair: PostgresPair, folder: Path) -> Row:
@@ -98,9 +98,10 @@ async def _doubled(pair: PostgresPair, folder: Path) -> Row:
                 await asyncio.to_thread(pair.kill)
                 await asyncio.to_thread(pair.promote)
                 verdict = await judge(bots, pair.replica.database_url(_database(pair)), patience=4)
-    notes = f"{verdict.acknowledged:,} events acknowledged, {verdict.stored:,} stored"
-    given = (DOUBLED, "synchronous pair", unheard, 1, "commits unheard", verdict.problems, notes)
-    return row_of(*given, violations=verdict.problem_count, control=True)
+    tally = Tally(unheard)
+    tally.take(verdict)
+    tally.notes = f"{tally.acknowledged:,} events acknowledged, {tally.stored:,} stored"
+    return tally.row(DOUBLED, "synchronous pair", "commits unheard", 1, control=True)
 
 
 def _unheard(store: Watched) -> int:

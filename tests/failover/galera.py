@@ -11,7 +11,7 @@ from typing import Final, Self
 
 import pymysql
 
-from tests.failover.clusters import Cluster
+from tests.failover.load import Cluster
 from tests.support.daemons import until
 from tests.support.servers import OwnMariaDBServer, ServerUnavailable
 from tests.support.servers.postgresql import as_plain_user

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from typing import Final
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Sequence
+from signal import Signals
+from typing import Final, NamedTuple
 
 import asyncpg
 import pymysql
 
 from letopis.outbox.retry.policy import PROBE_POLICY
-from letopis.store import ConversationStore
 from tests.campaigns.invariants import Verdict, check
-from tests.failover.clusters import Cluster, Fault
-from tests.proof.network.bots import Bot, Watched, drain, talking, total
+from tests.proof.harness import Tally, migrated
+from tests.proof.network.bots import Bot, Watched, drain, strange, talking, total
 from tests.proof.options import Options
-from tests.proof.rows import Row, row_of
+from tests.proof.rows import Row
+from tests.support.servers import MariaDBServer, PostgresServer
+from tests.support.servers.replicas import signal_all
 
 STORES: Final = 4  # pools of connections, each with two bots and their relays
 PACE: Final = 0.15  # seconds between two appends of one of the two tasks of a bot
@@ -28,30 +31,62 @@ PROBE: Final = "INSERT INTO letopis_probe VALUES (CURRENT_TIMESTAMP(6))"
 REFUSALS: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, pymysql.Error)
 
 
-async def play(options: Options, cluster: Cluster, url: str, faults: Sequence[Fault], *, where: str) -> list[Row]:
-    """Play faults under bots that reach the cluster by a URL, and return a row each."""
+class Cluster(ABC):
+    """Three nodes, known by number."""
+
+    nodes: Sequence[PostgresServer | MariaDBServer]
+
+    @abstractmethod
+    def writer(self) -> int:
+        """Return the node that is written to."""
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Wait until all nodes take part."""
+
+    @abstractmethod
+    def pids(self, number: int) -> Sequence[int]: ...
+
+    def send(self, how: Signals, number: int) -> None:
+        """Send a signal to all processes of a node."""
+        for pid in self.pids(number):
+            signal_all(pid, how)
+
+
+class Fault(NamedTuple):
+    """What happens to a cluster, and how it ends; both are given the node that is written to."""
+
+    what: str
+    do: Callable[[int], object]
+    undo: Callable[[int], object]
+    times: int = 1
+
+
+async def play(
+    options: Options, cluster: Cluster, url: str, faults: Sequence[Fault], *, where: str
+) -> AsyncIterator[Row]:
+    """Play faults under bots that reach the cluster by a URL, and yield a row each."""
     database = url.rpartition("/")[2]
     folder = options.folder / database
     folder.mkdir()
-    await create_store(url)
+    await migrated(url)
     await asyncio.to_thread(cluster.nodes[await asyncio.to_thread(cluster.writer)].execute, PROBED)
     stores = [Watched(url) for _ in range(STORES)]
-    rows: list[Row] = []
     async with talking(folder, stores, outboxes=2, pace=PACE, seed=where, probes=PROBE_POLICY, deadline=60) as bots:
         for fault in faults:
             if time.monotonic() > LAST_START:
-                rows.append(Row(what=fault.what, where=where, missing="there was no time left"))
+                yield Row(what=fault.what, where=where, missing="there was no time left")
                 continue
             options.tell(f"{where}: {fault.what}")
-            rows.append(await _play(cluster, fault, options.many(fault.times, 1), bots, database, where))
-            if rows[-1].violations:
+            row = await _play(cluster, fault, options.many(fault.times, 1), bots, database, where)
+            yield row
+            if row.violations:
                 break  # what follows would say the same
-    return rows
 
 
 async def _play(cluster: Cluster, fault: Fault, times: int, bots: list[Bot], database: str, where: str) -> Row:
-    loop = asyncio.get_running_loop()
-    failovers, resumptions, problems = list[float](), list[float](), list[str]()
+    loop, tally = asyncio.get_running_loop(), Tally()
+    failovers, resumptions = list[float](), list[float]()
     acknowledged = total(bots, lambda bot: len(bot.acks))
     for bot in bots:
         bot.talking = True
@@ -67,15 +102,15 @@ async def _play(cluster: Cluster, fault: Fault, times: int, bots: list[Bot], dat
             await asyncio.to_thread(fault.undo, writer)
             await asyncio.to_thread(cluster.settle)
     except (AssertionError, TimeoutError) as error:
-        problems.append(f"{type(error).__name__}: {error}")
-    verdict = await judge(bots, cluster.nodes[await asyncio.to_thread(cluster.writer)].database_url(database))
-    problems += [*verdict.problems, *strange(bots)]
-    notes = (
-        f"{verdict.acknowledged - acknowledged:,} events acknowledged; another node took a write after"
+        tally.problems.append(f"{type(error).__name__}: {error}")
+    tally.take(await judge(bots, cluster.nodes[await asyncio.to_thread(cluster.writer)].database_url(database)))
+    tally.blame(strange(bots))
+    tally.count = len(resumptions)
+    tally.notes = (
+        f"{tally.acknowledged - acknowledged:,} events acknowledged; another node took a write after"
         f" {span(failovers)}; every relay had delivered again {span(resumptions)} later"
     )
-    found = max(verdict.problem_count, len(problems))
-    return row_of(fault.what, where, len(resumptions), times, "faults", problems, notes, violations=found)
+    return tally.row(fault.what, where, "faults", times)
 
 
 async def _until_written(cluster: Cluster, writer: int) -> None:
@@ -101,11 +136,6 @@ async def until_delivered(bots: Sequence[Bot]) -> float:
     return loop.time() - begun
 
 
-async def create_store(url: str) -> None:
-    async with ConversationStore.open(url, migrate=True):
-        pass
-
-
 async def judge(bots: Sequence[Bot], url: str, *, drained: bool = True, patience: float = TIMEOUT_SECONDS) -> Verdict:
     """Stop all appends, wait until all is delivered, and examine the outboxes and the store until nothing is wrong."""
     end = asyncio.get_running_loop().time() + patience
@@ -117,16 +147,6 @@ async def judge(bots: Sequence[Bot], url: str, *, drained: bool = True, patience
         if verdict.ok or asyncio.get_running_loop().time() > end:
             return verdict
         await asyncio.sleep(0.5)  # a relay may not have noticed yet that the store was set back
-
-
-def strange(bots: Sequence[Bot]) -> list[str]:
-    """Return what no relay may meet where the cluster keeps what it has acknowledged."""
-    counts = {
-        "conversations were blocked": total(bots, lambda bot: bot.relay.stats.blocked),
-        "errors that a relay did not know": total(bots, lambda bot: bot.relay.stats.loop_errors),
-        "events were sent again because the store had lost them": total(bots, lambda bot: bot.relay.stats.rewound),
-    }
-    return [f"{count} {what}" for what, count in counts.items() if count]
 
 
 def span(seconds: Sequence[float]) -> str:

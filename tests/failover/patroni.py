@@ -15,7 +15,7 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import Any, Final
 
-from tests.failover.clusters import Cluster
+from tests.failover.load import Cluster
 from tests.support.daemons import ask, until
 from tests.support.peers import Wire
 from tests.support.required import PATH

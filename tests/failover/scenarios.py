@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from signal import SIGCONT, SIGKILL, SIGSTOP
 from typing import Final
 
-from tests.failover.clusters import Cluster, Fault
 from tests.failover.galera import GaleraTrio
-from tests.failover.load import play
+from tests.failover.load import Cluster, Fault, play
 from tests.failover.patroni import PatroniTrio
+from tests.proof.harness import streamed
 from tests.proof.options import Options
 from tests.proof.rows import Row
 from tests.support.required import PATH
@@ -26,30 +26,29 @@ def patroni(options: Options) -> Iterator[Row]:
     if needs := missing("patroni", "etcd"):
         yield Row(what="primary lost", where=PATRONI, missing=needs)
         return
-    rows: list[Row] = []
-    try:
-        asyncio.run(_patroni(options, rows))
-    finally:
-        yield from rows
+    yield from streamed(_patroni(options))
 
 
-async def _patroni(options: Options, rows: list[Row]) -> None:
+async def _patroni(options: Options) -> AsyncIterator[Row]:
     async with PatroniTrio.running(options.folder) as trio:
         killed = Fault("primary killed with kill -9", partial(trio.send, SIGKILL), trio.start, options.many(2, 1))
         frozen = Fault("primary stopped with SIGSTOP", partial(trio.send, SIGSTOP), partial(trio.send, SIGCONT), 2)
         switched = Fault("switchover", trio.switch_over, lambda _: None, 2)
         parted = Fault("primary parted from all others", partial(trio.connect, False), partial(trio.connect, True))
         faults = (killed,) if options.short else (killed, frozen, switched)
-        rows += await play(options, trio, trio.url(await _database(trio)), faults, where=PATRONI)
+        async for row in play(options, trio, trio.url(await _database(trio)), faults, where=PATRONI):
+            yield row
         if options.short:
             return
         wired = trio.url(await _database(trio), wired=True)
-        rows += await play(options, trio, wired, (parted,), where=WIRED)
+        async for row in play(options, trio, wired, (parted,), where=WIRED):
+            yield row
         if needs := missing("haproxy"):
-            rows.append(Row(what=killed.what, where=PROXIED, missing=needs))
+            yield Row(what=killed.what, where=PROXIED, missing=needs)
             return
         proxied = await asyncio.to_thread(trio.proxied, await _database(trio))
-        rows += await play(options, trio, proxied, (killed._replace(times=1), switched), where=PROXIED)
+        async for row in play(options, trio, proxied, (killed._replace(times=1), switched), where=PROXIED):
+            yield row
 
 
 def galera(options: Options) -> Iterator[Row]:
@@ -65,7 +64,7 @@ def galera(options: Options) -> Iterator[Row]:
             Fault("node written to restarted", lambda n: node[n].stop(), lambda n: node[n].start()),
         )
         url = trio.url(asyncio.run(_database(trio)))
-        yield from asyncio.run(play(options, trio, url, faults[: options.many(4, 1)], where=GALERA))
+        yield from streamed(play(options, trio, url, faults[: options.many(4, 1)], where=GALERA))
 
 
 def missing(*programs: str) -> str:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
 from letopis.outbox.relay.outcome import RelayStats
 from tests.failover import scenarios
 from tests.failover.__main__ import BEGIN, PARTS, PUBLISHED
-from tests.failover.load import span, strange
-from tests.proof.network.bots import Bot
+from tests.proof.network.bots import Bot, strange
 from tests.proof.options import Options
 from tests.proof.page import TITLES, published
 from tests.proof.rows import Row
+from tests.proof.test_rows import report
 
 
 @pytest.mark.parametrize(
@@ -35,12 +35,10 @@ def test_a_machine_without_the_packages_skips_and_says_what_to_install(
 
 def test_the_page_takes_the_tables_of_each_part() -> None:
     assert PARTS.keys() <= TITLES.keys()
-    report: dict[str, Any] = {"date": "2026-11-29", "commit": "abc", "seed": 7, "short": False}
-    report["machine"] = {"processors": 2, "versions": {"SQLite": "3"}}
-    rows = [Row(what="switchover", where="three nodes", count=2, unit="faults").to_json()]
-    report["parts"] = [{"part": name, "seconds": 1.0, "failed": "", "rows": rows} for name in PARTS]
+    row = Row(what="switchover", where="three nodes", count=2, unit="faults")
+    parts = [one for name in PARTS for one in report(name, row)["parts"]]
 
-    page = published(report, PUBLISHED.read_text(encoding="utf-8"), begin=BEGIN)
+    page = published(report("controls") | {"parts": parts}, PUBLISHED.read_text(encoding="utf-8"), begin=BEGIN)
 
     assert page.count("| switchover | three nodes | 2 faults | 0 |  |") == len(PARTS)
 
@@ -51,7 +49,3 @@ def test_events_that_are_sent_again_are_a_violation() -> None:
     bot = cast(Bot, SimpleNamespace(relay=SimpleNamespace(stats=stats)))
 
     assert strange([bot]) == ["3 events were sent again because the store had lost them"]
-
-
-def test_seconds_of_several_faults_are_a_span() -> None:
-    assert (span([2.04]), span([5.0, 1.26]), span([])) == ("2.0 s", "1.3 to 5.0 s", "0.0 s")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -14,8 +14,8 @@ from unittest import mock
 
 from sqlalchemy.engine import make_url
 
+from letopis.outbox import History
 from letopis.outbox.concurrency.clock import Clock
-from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.retention import Pruner, Retention
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.relay import Relay
@@ -27,11 +27,11 @@ from letopis.store.database.timeouts import Timeouts
 from letopis.store.errors import LetopisError
 from letopis.store.rules.apply_plan import ApplyResult, LaneApplied, LaneBatch, Origin
 from tests.campaigns.invariants import Ack, check
-from tests.proof.harness import Tally, migrated
-from tests.proof.network.storm import MARIADB, POSTGRESQL, REFUSED, Speech, Storm
+from tests.proof.harness import Setting, Tally, migrated
+from tests.proof.network.storm import MARIADB, POSTGRESQL, REFUSED, Storm
 from tests.support.damage import drop_event_id_index
-from tests.support.relays import figures
-from tests.support.servers import MariaDBServer, PostgresServer, Server
+from tests.support.promises import acks_of
+from tests.support.relays import end_all, figures
 
 SHORT_TIMEOUTS: Final = Timeouts(connect=0.4, statement=0.3, lock=1.0)
 PROBES: Final = RetryPolicy(base=0.03, factor=2.0, cap=0.2, jitter="full", attempts=0)
@@ -48,15 +48,17 @@ class Watched(ConversationStore):
         self.false_promises = 0
 
     async def apply(self, origin: Origin, batch: Sequence[LaneBatch]) -> ApplyResult:
-        try:
+        with self._watching():
             return await super().apply(origin, batch)
-        except StoreFault as fault:
-            self.seen[f"{fault.fault_class} {fault.code}"] += 1
-            raise
 
     async def ping(self) -> None:
-        try:
+        with self._watching():
             await super().ping()
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        try:
+            yield
         except StoreFault as fault:
             self.seen[f"{fault.fault_class} {fault.code}"] += 1
             raise
@@ -64,9 +66,13 @@ class Watched(ConversationStore):
 
 @dataclass(slots=True)
 class Bot:
-    """One outbox, its relay, and what appends to it have returned."""
+    """A history, the relay of its outbox, and what appends to it have returned.
 
-    outbox: OutboxFile
+    :ivar shared: what the conversations are called that other bots write to as well.
+    :ivar length: characters that each message is longer than usual.
+    """
+
+    history: History
     store: Watched
     relay: Relay
     chance: random.Random
@@ -75,6 +81,11 @@ class Bot:
     acks: list[Ack] = field(default_factory=list)
     talking: bool = True
     saying: int = 0
+    length: int = 0
+
+    @property
+    def outbox(self) -> OutboxFile:
+        return self.history.outbox
 
     async def talk(self) -> None:
         """Append without end, to conversations of its own and to some that other bots write to as well."""
@@ -87,16 +98,13 @@ class Bot:
             mine = self.chance.random() < 0.8
             name = f"{self.outbox.path.stem if mine else self.shared}-{self.chance.randrange(CONVERSATIONS)}"
             long, many = self.chance.randrange(200), self.chance.choice((1, 1, 3))
-            said = [Message.user(f"{number} {'ж' * long}") for _ in range(many)]
+            said = [Message.user(f"{number} {'ж' * long}{'x' * self.length}") for _ in range(many)]
             self.saying += 1
             try:
-                appended = await self.outbox.append(prepare(name, said, owner=f"owner of {name}"))
+                receipt = await self.history.append(name, *said, owner=f"owner of {name}")
             finally:
                 self.saying -= 1
-            self.acks += (
-                Ack(name, event_id, sequence)
-                for event_id, sequence in zip(appended.event_ids, appended.sequences, strict=True)
-            )
+            self.acks += acks_of(receipt)
 
 
 @asynccontextmanager
@@ -107,37 +115,43 @@ async def talking(
     outboxes: int,
     pace: float,
     seed: str,
-    probes: RetryPolicy = PROBES,
+    probes: RetryPolicy | None = PROBES,
     deadline: float = 5.0,
     retention: Retention | None = None,
 ) -> AsyncIterator[list[Bot]]:
-    """Have bots append and relays deliver; without ``retention``, nothing is pruned."""
+    """Have bots append and relays deliver; without ``retention``, nothing is pruned.
+
+    Without ``probes``, the relays are those that the histories run by themselves, with a retention of their own.
+    """
     async with AsyncExitStack() as stack:
         bots: list[Bot] = []
+        relays: list[asyncio.Task[None]] = []
         for place, store in enumerate(stores):
             stack.push_async_callback(store.close)
             for number in range(outboxes):
                 chance = random.Random(f"{seed} {place} {number}")
-                outbox = await OutboxFile.open(folder / f"bot-{place}-{number}.outbox.db")
-                stack.push_async_callback(outbox.close)
-                breaker = Breaker(clock=Clock(), uniform=chance.uniform, probes=probes)
-                chores = () if retention is None else (Pruner(retention, outbox.now_us),)
-                relay = Relay(outbox, store, breaker=breaker, deadline=deadline, chores=chores, random=chance)
-                bots.append(Bot(outbox, store, relay, chance, shared=f"all-{place}", pace=pace))
-        tasks = [asyncio.create_task(one) for bot in bots for one in (bot.relay.run(), bot.talk(), bot.talk())]
-        stack.push_async_callback(_end, bots, tasks)
+                path = folder / f"bot-{place}-{number}.outbox.db"
+                opened = History(path, store=store, relay=probes is None, watch=False)
+                history = await stack.enter_async_context(opened)
+                relay = history.relay
+                if probes is not None:
+                    outbox, breaker = history.outbox, Breaker(clock=Clock(), uniform=chance.uniform, probes=probes)
+                    chores = () if retention is None else (Pruner(retention, outbox.now_us),)
+                    relay = Relay(outbox, store, breaker=breaker, deadline=deadline, chores=chores, random=chance)
+                    relays.append(asyncio.create_task(relay.run()))
+                assert relay is not None
+                bots.append(Bot(history, store, relay, chance, shared=f"all-{place}", pace=pace))
+        talks = [asyncio.create_task(bot.talk()) for bot in bots for _ in range(2)]
+        stack.push_async_callback(_end, bots, relays, talks)
         yield bots
 
 
-async def _end(bots: Sequence[Bot], tasks: Sequence[asyncio.Task[None]]) -> None:
-    for bot in bots:
-        bot.relay.stop()
-    await asyncio.wait(tasks[::3], timeout=10)
-    for task in tasks:
-        task.cancel()
-    for end in await asyncio.gather(*tasks, return_exceptions=True):
-        if isinstance(end, Exception):
-            raise end
+async def _end(bots: Sequence[Bot], relays: list[asyncio.Task[None]], talks: list[asyncio.Task[None]]) -> None:
+    if relays:
+        for bot in bots:
+            bot.relay.stop()
+        await asyncio.wait(relays, timeout=10)
+    await end_all([*relays, *talks])
 
 
 async def drain(bots: Sequence[Bot], *, patience: float) -> float | None:
@@ -157,6 +171,16 @@ async def drain(bots: Sequence[Bot], *, patience: float) -> float | None:
 def total(bots: Sequence[Bot], of: Callable[[Bot], int]) -> int:
     """Add up a figure of all bots."""
     return sum(of(bot) for bot in bots)
+
+
+def strange(bots: Sequence[Bot]) -> list[str]:
+    """Return what no relay may meet whose store keeps what it has acknowledged."""
+    counts = {
+        "conversations were blocked": total(bots, lambda bot: bot.relay.stats.blocked),
+        "errors that a relay did not know": total(bots, lambda bot: bot.relay.stats.loop_errors),
+        "events were sent again because the store had lost them": total(bots, lambda bot: bot.relay.stats.rewound),
+    }
+    return [f"{count} {what}" for what, count in counts.items() if count]
 
 
 TOO_SOON: Final = 0.02  # seconds after which a hasty store says yes
@@ -198,6 +222,8 @@ class Hasty(Watched):
             self.false_promises += 1  # the answer is no longer awaited
 
 
+SPEECHES: Final = {"postgresql": POSTGRESQL, "mariadb": MARIADB}
+FAULTS: Final = 1_000  # faults that have to fire, a driver
 OUTBOXES: Final = 3
 MARGIN: Final = 0.1  # seconds that the client waits longer than the server's own limit, in place of the library's 5
 TIMEOUT_SECONDS: Final = 40.0  # seconds after the last fault within which everything has to be delivered
@@ -207,47 +233,36 @@ Enough = Callable[[Storm, Sequence[Watched]], bool]
 """Tells if what a control is about has happened often enough; how many faults that takes is a matter of chance."""
 
 
-def speech_of(kind: str) -> tuple[Server, Speech]:
-    """Return the test server of this kind, and how to talk to it."""
-    return (PostgresServer.find(), POSTGRESQL) if kind == "postgresql" else (MariaDBServer.find(), MARIADB)
-
-
 async def storm(
-    server: Server,
-    speech: Speech,
-    folder: Path,
-    *,
-    faults: int,
-    seconds: float,
-    seed: str,
-    stores: int = 1,
-    pace: float = 0.05,
-    store: type[Watched] = Watched,
-    unguarded: bool = False,
-    patience: float = TIMEOUT_SECONDS,
-    enough: Enough = lambda sky, stores: True,
+    setting: Setting, *, what: str, store: type[Watched] = Watched, enough: Enough = lambda sky, stores: True
 ) -> Tally:
-    """Deliver through a storm until enough faults have fired, or the time is over.
+    """Deliver through a storm until enough faults have fired, or the time is over; without the index, if a defect is
+    planted, that would refuse an event a second time.
 
-    :param stores: databases, each with its own outboxes.
-    :param pace: seconds between two appends of one of the two tasks of a bot.
     :param store: what the relays deliver to.
-    :param unguarded: drop the index of each database that would refuse an event a second time.
     """
-    tally = Tally()
-    with mock.patch("letopis.store.database.failover.ANSWER_MARGIN_SECONDS", MARGIN):
-        async with _databases(server, stores, unguarded=unguarded) as urls:
-            sky = Storm(server.port, speech, f"{seed} {speech.driver}")
-            async with sky.open() as port:
-                held = [store(_through(url, port), timeouts=SHORT_TIMEOUTS, pool_size=4) for url in urls]
-                async with talking(folder, held, outboxes=OUTBOXES, pace=pace, seed=seed) as bots:
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(seconds):
-                            while _fired(sky, bots).total() < faults or not enough(sky, held):  # noqa: ASYNC110
-                                await asyncio.sleep(0.1)
-                    sky.calm()
-                    after = await drain(bots, patience=patience)
-            await _judge(tally, sky, bots, urls)
+    tally, control, whole = Tally(), setting.control, not (setting.control or setting.options.short)
+    faults, seconds = (setting.many(60, 20), 60) if control else (setting.many(FAULTS, 50), setting.many(180, 4))
+    seed, speech = f"{setting.seed} {what}", SPEECHES[setting.kind]
+    margin = mock.patch("letopis.store.database.failover.ANSWER_MARGIN_SECONDS", MARGIN)
+    with margin, ExitStack() as stack:
+        urls = [stack.enter_context(setting.apart(f"{number}")).url for number in range(4 if whole else 1)]
+        for url in urls:
+            await migrated(url)
+            if setting.defect:
+                await drop_event_id_index(url)
+        sky = Storm(make_url(setting.url).port or speech.port, speech, f"{seed} {speech.driver}")
+        async with sky.open() as port:
+            held = [store(_through(url, port), timeouts=SHORT_TIMEOUTS, pool_size=4) for url in urls]
+            pace = 0.25 if whole else 0.05
+            async with talking(setting.folder, held, outboxes=OUTBOXES, pace=pace, seed=seed) as bots:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        while _fired(sky, bots).total() < faults or not enough(sky, held):  # noqa: ASYNC110
+                            await asyncio.sleep(0.1)
+                sky.calm()
+                after = await drain(bots, patience=3 if control else TIMEOUT_SECONDS)
+        await _judge(tally, sky, bots, urls)
     drained = "not drained" if after is None else f"drained {after:.1f} s after the last"
     tally.notes = f"{tally.acknowledged:,} events acknowledged, {tally.stored:,} stored; {drained}; {tally.notes}"
     return tally
@@ -261,14 +276,8 @@ async def _judge(tally: Tally, sky: Storm, bots: list[Bot], urls: list[str]) -> 
     fired, seen = _fired(sky, bots), Counter[str]()
     for bot in bots:
         seen.update(bot.relay.stats.faults)
-    blocked, strange, rewound, duplicates = (
-        total(bots, lambda bot, name=name: getattr(bot.relay.stats, name))
-        for name in ("blocked", "loop_errors", "rewound", "duplicates")
-    )
-    tally.blame(sky.errors)
-    tally.require(not blocked, f"{blocked} conversations were blocked")
-    tally.require(not strange, f"{strange} errors that a relay did not know")
-    tally.require(not rewound, f"{rewound} events were sent again because the store had lost them")
+    duplicates = total(bots, lambda bot: bot.relay.stats.duplicates)
+    tally.blame([*sky.errors, *strange(bots)])
     absorbed = not sky.ambiguous or bool(duplicates)
     tally.require(absorbed, "commits took effect unheard, and nothing was absorbed")
     tally.count = fired.total()
@@ -287,19 +296,3 @@ def _fired(sky: Storm, bots: list[Bot]) -> Counter[str]:
 def _through(url: str, port: int) -> str:
     query = {"sslmode": "disable"}  # the storm reads the protocol
     return make_url(url).set(host="127.0.0.1", port=port, query=query).render_as_string(hide_password=False)
-
-
-@asynccontextmanager
-async def _databases(server: Server, count: int, *, unguarded: bool) -> AsyncIterator[list[str]]:
-    urls: list[str] = []
-    try:
-        for _ in range(count):
-            url = await asyncio.to_thread(server.create_database, "letopis_proof_network")
-            urls.append(url)
-            await migrated(url)
-            if unguarded:
-                await drop_event_id_index(url)
-        yield urls
-    finally:
-        for url in urls:
-            await asyncio.to_thread(server.drop_database, url)

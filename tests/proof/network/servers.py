@@ -3,65 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from letopis.outbox import History
 from letopis.outbox.alerting.incidents import Rules
 from letopis.outbox.alerting.monitor import AlertMonitor, breaker_view
-from letopis.store import Message
 from letopis.store.database.timeouts import Timeouts
-from tests.campaigns.invariants import Ack, check
+from tests.campaigns.invariants import check
 from tests.campaigns.outage import Desk
 from tests.proof.harness import Tally
-from tests.proof.network.bots import Watched
-from tests.proof.network.wards import Ward, open_ward, refusals
+from tests.proof.network.bots import Bot, Watched, drain, talking
+from tests.proof.network.wards import WARDS, Ward
 from tests.proof.rows import Row
-from tests.support.promises import acks_of
+from tests.support.open_incidents import open_incidents
+from tests.support.relays import end_all
 
 
-class Stage(Protocol):
-    """Where a scene is played."""
-
-    ward: Ward
-
-    def seen(self, about: str) -> int:
-        """How many refusals of this kind the bots' stores have met so far."""
-        ...
-
-    async def well(self) -> None:
-        """Wait until everything works, and it has been noticed that it does."""
-        ...
-
-    def speak_up(self, length: int) -> None:
-        """Have the bots say something longer."""
-        ...
-
-
-Play = Callable[[Stage, int], Awaitable[int]]
-"""From the stage and how many rounds, or connections, to how often the fault was met."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Scene:
-    """One thing that happens to a server."""
+    """One thing that happens to a server.
+
+    :ivar play: given the bots and how many rounds, or connections; returns how often the fault was met.
+    """
 
     name: str
-    play: Play
+    play: Callable[[Company, int], Awaitable[int]]
     unit: str
-    rounds: int
-    short: int
-    least: int
+    rounds: int = 2
+    short: int = 0
+    least: int = 2
 
 
-async def _terminate(stage: Stage, rounds: int) -> int:
+async def _terminate(stage: Company, rounds: int) -> int:
     cut = tries = 0
     while cut < rounds and tries < 10 * rounds:
         tries += 1
@@ -70,7 +50,7 @@ async def _terminate(stage: Stage, rounds: int) -> int:
     return cut
 
 
-async def _crash(stage: Stage, rounds: int) -> int:
+async def _crash(stage: Company, rounds: int) -> int:
     for _ in range(rounds):
         await stage.well()
         await asyncio.to_thread(stage.ward.crash)
@@ -79,14 +59,14 @@ async def _crash(stage: Stage, rounds: int) -> int:
     return rounds
 
 
-async def _restart(stage: Stage, rounds: int) -> int:
+async def _restart(stage: Company, rounds: int) -> int:
     for _ in range(rounds):
         await stage.well()
         await asyncio.to_thread(stage.ward.server.restart, "fast")
     return rounds
 
 
-async def _read_only(stage: Stage, rounds: int) -> int:
+async def _read_only(stage: Company, rounds: int) -> int:
     before = stage.seen("read-only")
     for _ in range(rounds):
         await asyncio.to_thread(stage.ward.read_only, True)
@@ -96,7 +76,7 @@ async def _read_only(stage: Stage, rounds: int) -> int:
     return stage.seen("read-only") - before
 
 
-async def _crowd(stage: Stage, rounds: int) -> int:
+async def _crowd(stage: Company, rounds: int) -> int:
     before = stage.seen("connections")
     for _ in range(rounds):
         held = await stage.ward.occupy()
@@ -108,7 +88,7 @@ async def _crowd(stage: Stage, rounds: int) -> int:
     return stage.seen("connections") - before
 
 
-async def _hold(stage: Stage, rounds: int, about: str) -> int:
+async def _hold(stage: Company, rounds: int, *, about: str) -> int:
     before, number = stage.seen(about), 0
     engine = stage.ward.engine(admin=True)
     # The bots may rest just then: held again, until it was met as often as that.
@@ -124,15 +104,7 @@ async def _hold(stage: Stage, rounds: int, about: str) -> int:
     return stage.seen(about) - before
 
 
-async def _lock(stage: Stage, rounds: int) -> int:
-    return await _hold(stage, rounds, "lock")
-
-
-async def _slow(stage: Stage, rounds: int) -> int:
-    return await _hold(stage, rounds, "statement")
-
-
-async def _deadlock(stage: Stage, rounds: int) -> int:
+async def _deadlock(stage: Company, rounds: int) -> int:
     """Take the log's counter, which a relay takes last, and then the conversations, which it holds by then."""
     before = stage.seen("deadlock")
     engine = stage.ward.engine(admin=True)
@@ -151,7 +123,7 @@ async def _deadlock(stage: Stage, rounds: int) -> int:
     return stage.seen("deadlock") - before
 
 
-async def _full(stage: Stage, rounds: int) -> int:
+async def _full(stage: Company, rounds: int) -> int:
     before = stage.seen("full")
     disk = stage.ward.disk
     assert disk is not None
@@ -174,20 +146,20 @@ async def _full(stage: Stage, rounds: int) -> int:
 
 FULL: Final = "the server's disk is full"
 SCENES: Final[Sequence[Scene]] = (
-    Scene(name="connections cut by an operator", play=_terminate, unit="connections", rounds=40, short=3, least=40),
-    Scene(name="the server is read-only", play=_read_only, unit="refusals", rounds=2, short=0, least=2),
-    Scene(name="no connection left", play=_crowd, unit="refusals", rounds=2, short=0, least=2),
-    Scene(name="rows locked for too long", play=_lock, unit="lock timeouts", rounds=2, short=0, least=2),
-    Scene(name="statements take too long", play=_slow, unit="statements cancelled", rounds=2, short=0, least=2),
-    Scene(name="deadlocks", play=_deadlock, unit="deadlocks", rounds=15, short=0, least=3),
-    Scene(name=FULL, play=_full, unit="refusals", rounds=2, short=0, least=2),
-    Scene(name="the server is restarted", play=_restart, unit="restarts", rounds=2, short=0, least=2),
-    Scene(name="the server crashes", play=_crash, unit="crashes", rounds=3, short=1, least=3),
+    Scene("connections cut by an operator", _terminate, "connections", rounds=40, short=3, least=40),
+    Scene("the server is read-only", _read_only, "refusals"),
+    Scene("no connection left", _crowd, "refusals"),
+    Scene("rows locked for too long", partial(_hold, about="lock"), "lock timeouts"),
+    Scene("statements take too long", partial(_hold, about="statement"), "statements cancelled"),
+    Scene("deadlocks", _deadlock, "deadlocks", rounds=15, least=3),
+    Scene(FULL, _full, "refusals"),
+    Scene("the server is restarted", _restart, "restarts"),
+    Scene("the server crashes", _crash, "crashes", rounds=3, short=1, least=3),
 )
 
 
 BOTS: Final = 3
-CONVERSATIONS: Final = 5
+PACE: Final = 0.03  # seconds between two appends of one of the two tasks of a bot
 RULES: Final = Rules(resolve_after=1.0)
 """As by default, but that an outage is over after a second: otherwise the scenes would be one long outage that comes
 and goes, and rightly raises alerts."""
@@ -198,51 +170,44 @@ TIMEOUTS: Final = (Timeouts(connect=2.0, statement=6.0, lock=1.0), Timeouts(conn
 
 
 class Company:
-    def __init__(self, ward: Ward, seed: str) -> None:
+    """Bots on a server, which see what is done to it, and each of which is watched as a bot watches itself."""
+
+    def __init__(self, ward: Ward, bots: list[Bot]) -> None:
         self.ward = ward
+        self.bots = bots
         self.desk = Desk()
-        self._chance = random.Random(seed)
-        self._length = 0
-        self._talking = asyncio.Event()
-        self._saying = 0
-        self.acks: list[Ack] = []
-        self.bots: list[History] = []
-        self.stores: list[Watched] = []
         self.longest = 0.0
         """Seconds of the longest outage of this scene, as a bot had it."""
+        for bot in bots:
+            bot.shared, bot.talking = "all", False
+
+    @classmethod
+    @asynccontextmanager
+    async def assembled(cls, ward: Ward, folder: Path, seed: str) -> AsyncIterator[Company]:
+        stores = [Watched(ward.url, timeouts=TIMEOUTS[number % 2]) for number in range(BOTS)]
+        async with talking(folder, stores, outboxes=1, pace=PACE, seed=seed, probes=None) as bots:
+            company = cls(ward, bots)
+            both = (one for bot in bots for one in (company._watch(bot), company._time(bot)))
+            watching = [asyncio.create_task(one) for one in both]
+            try:
+                yield company
+            finally:
+                await end_all(watching)
 
     def seen(self, about: str) -> int:
-        return self.ward.faults(refusals(self.stores), about)
+        """Return how many refusals of this kind the bots' stores have met so far."""
+        codes = self.ward.codes[about]
+        seen = [one for bot in self.bots for one in bot.store.seen.items()]
+        return sum(count for name, count in seen if name.split()[-1] in codes)
 
     def speak_up(self, length: int) -> None:
-        self._length = length
+        """Have the bots say something longer."""
+        for bot in self.bots:
+            bot.length = length
 
-    @asynccontextmanager
-    async def assembled(self, folder: Path) -> AsyncIterator[None]:
-        """Have the bots there, with two tasks each that append while they may."""
-        async with AsyncExitStack() as stack:
-            for number in range(BOTS):
-                store = Watched(self.ward.url, timeouts=TIMEOUTS[number % 2])
-                self.stores.append(store)
-                stack.push_async_callback(store.close)
-                path = folder / f"bot-{number}.outbox.db"
-                opened = History(path, store=store, watch=False)
-                self.bots.append(await stack.enter_async_context(opened))
-            tasks = [asyncio.create_task(self._talk(bot, place)) for place in range(2) for bot in self.bots]
-            tasks += [asyncio.create_task(one) for bot in self.bots for one in (self._watch(bot), self._time(bot))]
-            try:
-                yield
-            finally:
-                for task in tasks:
-                    task.cancel()
-                for end in await asyncio.gather(*tasks, return_exceptions=True):
-                    if isinstance(end, Exception):
-                        raise end
-
-    async def _watch(self, bot: History) -> None:
+    async def _watch(self, bot: Bot) -> None:
         """Watch as every bot does, only more often: so that it is seen when one outage is over and the next begins."""
         relay = bot.relay
-        assert relay is not None
         watch = AlertMonitor(
             bot.outbox,
             on_stuck=self.desk.on_stuck,
@@ -254,9 +219,8 @@ class Company:
         )
         await watch.run()
 
-    async def _time(self, bot: History) -> None:
+    async def _time(self, bot: Bot) -> None:
         """Note how long outages are; two with less than a moment between them are one."""
-        assert bot.relay is not None
         loop = asyncio.get_running_loop()
         begun: float | None = None
         last = 0.0
@@ -274,8 +238,8 @@ class Company:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         while loop.time() < begun + BOUND:
-            closed = all(bot.relay is not None and bot.relay.breaker.closed for bot in self.bots)
-            if closed and not sum([await bot.outbox.read(_open_incidents) for bot in self.bots]):
+            closed = all(bot.relay.breaker.closed for bot in self.bots)
+            if closed and not any([await bot.outbox.read(open_incidents) for bot in self.bots]):
                 return
             await asyncio.sleep(LOOK / 2)
 
@@ -283,23 +247,14 @@ class Company:
         """Play a scene, wait until all is delivered, and look at everything."""
         await self.well()
         self.longest, alarmed = 0.0, self._alarms()
-        self._talking.set()
+        for bot in self.bots:
+            bot.talking = True
         await asyncio.sleep(0.2)
-        try:
-            count = await scene.play(self, rounds)
-        finally:
-            self._talking.clear()
-        loop = asyncio.get_running_loop()
-        ended = loop.time()
-        # What one of them writes is pending a moment later.
-        while self._saying and loop.time() < ended + BOUND:  # noqa: ASYNC110 - a moment, and bounded
-            await asyncio.sleep(0.01)
-        tally = Tally(count)
-        drained = await asyncio.gather(*(bot.drained(BOUND) for bot in self.bots))
-        took = loop.time() - ended
-        paths = [bot.outbox.path for bot in self.bots]
-        tally.take(await check(paths, self.ward.url, acknowledged=self.acks, drained=True))
-        tally.require(all(drained), f"not drained within {BOUND:g} s")
+        tally = Tally(await scene.play(self, rounds))
+        took = await drain(self.bots, patience=BOUND)
+        acks = [ack for bot in self.bots for ack in bot.acks]
+        tally.take(await check([bot.outbox.path for bot in self.bots], self.ward.url, acknowledged=acks, drained=True))
+        tally.require(took is not None, f"not drained within {BOUND:g} s")
         alarms = self._alarms() - alarmed
         # A full disk is for an operator, who is alerted at once; a busy machine makes a long outage of a restart.
         due = scene.name == FULL or self.longest >= RULES.hold
@@ -307,7 +262,7 @@ class Company:
         tally.require(bool(alarms) or scene.name != FULL, "no alarm about a full disk")
         where = {"postgresql": "PostgreSQL", "mariadb": "MariaDB"}[self.ward.kind]
         tally.notes = (
-            f"{len(self.acks):,} events acknowledged so far; drained {took:.1f} s after the end; longest outage"
+            f"{len(acks):,} events acknowledged so far; drained {took or BOUND:.1f} s after the end; longest outage"
             f" {self.longest:.1f} s, {alarms} alarms"
         )
         return tally.row(scene.name, where, scene.unit, scene.least)
@@ -316,36 +271,14 @@ class Company:
         """How often somebody was alerted; that it is over is heard a moment later, perhaps in the next scene."""
         return sum(not alert.recovered for alert in self.desk.alerts) + self.desk.stuck.total()
 
-    async def _talk(self, bot: History, place: int) -> None:
-        number = 0
-        while True:
-            await self._talking.wait()
-            number += 1
-            mine = self._chance.random() < 0.7
-            name = f"{bot.outbox.path.stem if mine else 'all'}-{self._chance.randrange(CONVERSATIONS)}"
-            said = Message.user(f"{place} {number} {'ж' * self._chance.randrange(100)}{'x' * self._length}")
-            self._saying += 1
-            try:
-                receipt = await bot.append(name, said, owner=f"owner of {name}")
-            finally:
-                self._saying -= 1
-            self.acks += acks_of(receipt)
-            await asyncio.sleep(self._chance.uniform(0, 0.06))
-
-
-def _open_incidents(connection: sa.Connection) -> int:
-    asks = sa.text("SELECT count(*) FROM letopis_outbox_incidents WHERE resolved_at IS NULL")
-    return int(connection.execute(asks).scalar_one())
-
 
 async def harm(kind: str, folder: Path, *, short: bool, seed: str) -> list[Row]:
     """Play all scenes on one kind of server, and return a row each."""
-    ward = open_ward(kind)
+    ward = WARDS[kind]()
     rows: list[Row] = []
     try:
         await ward.start()
-        company = Company(ward, seed)
-        async with company.assembled(folder):
+        async with Company.assembled(ward, folder, seed) as company:
             for scene in SCENES:
                 rounds = scene.short if short else scene.rounds
                 if scene.name == FULL and ward.no_disk:

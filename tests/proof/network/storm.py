@@ -8,7 +8,7 @@ import random
 import socket
 import struct
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -27,6 +27,7 @@ _HEADER: Final = 4
 class Speech:
     """How the two sides of a connection talk, without TLS.
 
+    :ivar port: of a server, where its URL names none.
     :ivar first: the size of the first message of a client, given at least 4 bytes of it.
     :ivar size: the size of any other message, given at least 5 bytes of it, or fewer where it is shorter.
     :ivar least: bytes that ``size`` has to see.
@@ -38,6 +39,7 @@ class Speech:
     """
 
     driver: str
+    port: int
     first: Callable[[bytes], int]
     size: Callable[[bytes], int]
     least: int
@@ -51,7 +53,6 @@ class Speech:
 class Cutter:
     def __init__(self, speech: Speech, *, asks: bool) -> None:
         self._speech = speech
-        self._asks = asks
         self._begun = not asks
         self._rest = b""
 
@@ -90,6 +91,7 @@ def _of_a_length(data: bytes) -> bytes:
 
 POSTGRESQL: Final = Speech(
     driver="asyncpg",
+    port=5432,
     first=lambda data: int.from_bytes(data[:4], "big"),
     size=_typed,
     least=5,
@@ -103,6 +105,7 @@ POSTGRESQL: Final = Speech(
 )
 MARIADB: Final = Speech(
     driver="asyncmy",
+    port=3306,
     first=_numbered,
     size=_numbered,
     least=_HEADER,
@@ -116,27 +119,13 @@ MARIADB: Final = Speech(
 
 Moment = Literal["connecting", "amid", "before COMMIT", "after COMMIT"]
 REFUSED: Final = "refused"
-FATES: Final[Sequence[tuple[Moment, str]]] = (
-    ("connecting", "hung up"),
-    ("connecting", "accepted, then silence"),
-    ("amid", "reset"),
-    ("amid", "torn"),
-    ("amid", "black hole"),
-    ("amid", "garbage"),
-    ("amid", "garbage for the server"),
-    ("amid", "trickle"),
-    ("before COMMIT", "reset"),
-    ("before COMMIT", "reset"),
-    ("before COMMIT", "torn"),
-    ("before COMMIT", "black hole"),
-    ("before COMMIT", "garbage"),
-    ("after COMMIT", "reset"),
-    ("after COMMIT", "reset"),
-    ("after COMMIT", "torn"),
-    ("after COMMIT", "black hole"),
-    ("after COMMIT", "garbage"),
-    ("after COMMIT", "trickle"),
-)
+_ACTS: Final[Mapping[Moment, Sequence[str]]] = {
+    "connecting": ("hung up", "accepted, then silence"),
+    "amid": ("reset", "torn", "black hole", "garbage", "garbage for the server", "trickle"),
+    "before COMMIT": ("reset", "reset", "torn", "black hole", "garbage"),
+    "after COMMIT": ("reset", "reset", "torn", "black hole", "garbage", "trickle"),
+}
+FATES: Final[Sequence[tuple[Moment, str]]] = [(moment, act) for moment, acts in _ACTS.items() for act in acts]
 """What can happen to a connection, the most instructive twice as often."""
 SPARED: Final = 0.1
 RESPITE: Final = 20
@@ -183,7 +172,6 @@ class Storm:
         self.raging = True
         self.fired: Counter[str] = Counter()
         self.ambiguous = 0
-        self.openings = 0
         self.errors: list[str] = []
 
     @asynccontextmanager
@@ -224,7 +212,6 @@ class Storm:
         raise RuntimeError(f"port {port} was taken for good")
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.openings += 1
         fate = draw(self.chance) if self.raging else None
         try:
             with contextlib.suppress(OSError, _Over):
@@ -311,20 +298,14 @@ class _Line:
         self._messages += 1
         self._commits += commits
         fate = self._fate if self._storm.raging else None
-        if fate is None:
-            due = False
-        elif fate.moment == "amid":
-            due = self._messages == fate.at
-        else:
-            due = commits and self._commits == fate.at
-        if fate is None or not due:
+        at = None if fate is None else self._messages if fate.moment == "amid" else commits and self._commits
+        if fate is None or at != fate.at:
             await self._hand_over(message)
         elif fate.moment == "after COMMIT":
             self._committing = True
             await self._hand_over(message)
         else:
-            self._storm.fired[str(fate)] += 1
-            await self._befall(fate, message)
+            await self._befall(fate, message, self._hand_over)
 
     async def _hand_over(self, message: bytes) -> None:
         self._there_writer.write(message)
@@ -340,54 +321,37 @@ class _Line:
             await self._writer.drain()
             await asyncio.sleep(self._pace)
 
-    async def _befall(self, fate: Fate, message: bytes) -> None:
+    async def _befall(self, fate: Fate, whole: bytes, carry: Callable[[bytes], Awaitable[None]]) -> None:
+        """Have what would have been carried meet its fate."""
         chance = self._storm.chance
+        self._storm.fired[str(fate)] += 1
         match fate.act:
             case "reset":
                 raise _Over
             case "torn":
-                await self._hand_over(message[: chance.randrange(1, max(2, len(message)))])
+                await carry(whole[: chance.randrange(1, max(2, len(whole)))])
                 raise _Over
             case "black hole":
                 self._void = True
             case "garbage":
                 self._void = True
-                await self._babble()
+                self._writer.write(self._storm.speech.garbage(chance.randbytes(chance.randint(6, 200))))
+                await self._writer.drain()
             case "garbage for the server":
-                await self._hand_over(chance.randbytes(chance.randint(5, 200)))
+                await carry(chance.randbytes(chance.randint(5, 200)))
             case _:
                 self._pace = chance.uniform(*PACE)
-                await self._hand_over(message)
+                await carry(whole)
 
     async def _answer_commit(self, said: list[bytes]) -> None:
         """Have the answer to a COMMIT meet the fate that is due; the server has already committed."""
-        fate, whole, chance = self._fate, b"".join(said), self._storm.chance
+        fate, committed = self._fate, any(map(self._storm.speech.committed, said))
         assert fate is not None
-        self._storm.fired[str(fate)] += 1
-        self._storm.ambiguous += any(map(self._storm.speech.committed, said))
-        match fate.act:
-            case "reset":
-                raise _Over
-            case "torn":
-                self._writer.write(whole[: chance.randrange(1, len(whole))])
-                await self._writer.drain()
-                raise _Over
-            case "black hole":
-                self._void = True
-            case "garbage":
-                self._void = True
-                await self._babble()
-            case _:
-                self._committing = False
-                self._pace = chance.uniform(*PACE)
-                await self._pass_on(whole)
-                # It came through after all: a client that gives up hangs up, which ends this.
-                self._storm.ambiguous -= any(map(self._storm.speech.committed, said))
-
-    async def _babble(self) -> None:
-        chance = self._storm.chance
-        self._writer.write(self._storm.speech.garbage(chance.randbytes(chance.randint(6, 200))))
-        await self._writer.drain()
+        self._storm.ambiguous += committed
+        self._committing = fate.act != "trickle"
+        await self._befall(fate, b"".join(said), self._pass_on)
+        if not self._committing:  # it came through after all: a client that gives up hangs up, which ends this
+            self._storm.ambiguous -= committed
 
 
 async def _until_gone(reader: asyncio.StreamReader) -> None:

@@ -6,11 +6,10 @@ import asyncio
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
@@ -18,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from letopis.store import ConversationStore
+from tests.proof.harness import migrated
 from tests.support.fix_disk import NotHere, SmallDisk
 from tests.support.servers import MariaDBServer, OwnMariaDBServer, OwnPostgresServer, PostgresServer
 
@@ -31,6 +30,7 @@ class Ward(ABC):
     """One kind of server, with a database that belongs to a plain user; on a small disk where that can be had."""
 
     kind: str
+    number: ClassVar[str]
     codes: ClassVar[Mapping[str, tuple[str, ...]]]
     many_rows: ClassVar[str]
 
@@ -55,8 +55,7 @@ class Ward(ABC):
     async def start(self) -> None:
         """Start it, with an empty history store."""
         await asyncio.to_thread(self._set_up)
-        async with ConversationStore.open(self.url, migrate=True):
-            pass
+        await migrated(self.url)
 
     def close(self) -> None:
         try:
@@ -87,9 +86,9 @@ class Ward(ABC):
                     spared.append(await self._number(held[-1]))
         return held
 
-    @abstractmethod
     async def _number(self, connection: AsyncConnection) -> int:
         """Return the number under which the server knows a connection."""
+        return int((await connection.execute(sa.text(self.number))).scalar_one())
 
     @abstractmethod
     async def _cut(self, admin: AsyncConnection, spared: Collection[int]) -> None:
@@ -99,15 +98,12 @@ class Ward(ABC):
         url = make_url(self.server.url).set(username=USER, password=None, database=USER)
         return url.render_as_string(hide_password=False)
 
-    def faults(self, seen: Counter[str], about: str) -> int:
-        """Return how many refusals of this kind there are among those that were seen, by class and code."""
-        return sum(count for name, count in seen.items() if name.split()[-1] in self.codes[about])
-
 
 class PostgreSQLWard(Ward):
     """PostgreSQL, with the database in a tablespace on the small disk."""
 
     kind = "postgresql"
+    number = "SELECT pg_backend_pid()"
     many_rows = "SELECT generate_series(1, 1000)"
     codes: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "read-only": ("25006",),
@@ -156,9 +152,6 @@ class PostgreSQLWard(Ward):
         self.server.execute(f"ALTER SYSTEM SET default_transaction_read_only = {'on' if on else 'off'}")
         self.server.execute("SELECT pg_reload_conf()")
 
-    async def _number(self, connection: AsyncConnection) -> int:
-        return int((await connection.execute(sa.text("SELECT pg_backend_pid()"))).scalar_one())
-
     async def _cut(self, admin: AsyncConnection, spared: Collection[int]) -> None:
         kept = ", ".join(map(str, spared))
         await admin.execute(
@@ -173,6 +166,7 @@ class MariaDBWard(Ward):
     """MariaDB, with the folder of the database on the small disk."""
 
     kind = "mariadb"
+    number = "SELECT CONNECTION_ID()"
     many_rows = "SELECT seq FROM seq_1_to_1000"
     codes: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "read-only": ("1290", "1792", "1836"),
@@ -207,9 +201,6 @@ class MariaDBWard(Ward):
     def read_only(self, on: bool) -> None:
         self.server.execute(f"SET GLOBAL read_only = {int(on)}")
 
-    async def _number(self, connection: AsyncConnection) -> int:
-        return int((await connection.execute(sa.text("SELECT CONNECTION_ID()"))).scalar_one())
-
     async def _cut(self, admin: AsyncConnection, spared: Collection[int]) -> None:
         asks = sa.text("SELECT id FROM information_schema.processlist WHERE db = database()")
         for (number,) in await admin.execute(asks):
@@ -218,14 +209,5 @@ class MariaDBWard(Ward):
                     await admin.execute(sa.text(f"KILL CONNECTION {int(number)}"))
 
 
-def open_ward(kind: str) -> Ward:
-    """Make the ward of one kind of server; start it then."""
-    return PostgreSQLWard() if kind == "postgresql" else MariaDBWard()
-
-
-def refusals(stores: Iterable[Any]) -> Counter[str]:
-    """Return what the stores of bots saw go wrong, by class and code."""
-    found: Counter[str] = Counter()
-    for store in stores:
-        found.update(store.seen)
-    return found
+WARDS: Final[Mapping[str, Callable[[], Ward]]] = {"postgresql": PostgreSQLWard, "mariadb": MariaDBWard}
+"""What makes the ward of each kind of server, which is started then."""
