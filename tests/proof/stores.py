@@ -40,10 +40,3 @@ def fresh(kind: str, folder: Path, name: str) -> Iterator[Fresh]:
             yield Fresh(kind, url)
         finally:
             server.drop_database(url)
-
-
-def each(folder: Path, name: str) -> Iterator[Fresh]:
-    """Give one of each kind, one after the other."""
-    for kind in KINDS:
-        with fresh(kind, folder, name) as one:
-            yield one

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tests.proof.harness import Setting, Tally
+from tests.support.fix_disk import NotHere
+
 ROOMY: Final = 48
 """Megabytes that the command may take beyond what it takes for an empty file: the longest line, read and decoded."""
 LINE: Final = 600
@@ -136,3 +139,30 @@ def faults(bomb: Bomb, burst: Burst, base: int) -> list[str]:
     if bomb.says not in burst.told or "Traceback" in burst.told:
         found.append(f"{bomb.name}: does not say {bomb.says!r}: {burst.told[-200:]!a}")
     return found
+
+
+def imported(setting: Setting) -> Tally:
+    empty = _of_an_empty_file(setting)
+    some = [one for one in bombs(setting.many(256, 64)) if not setting.options.short or one.name == "one line"]
+    bursts = [(one, burst(one, setting.folder)) for one in some]
+    used = ", ".join(f"{one.name} {burst.megabytes} MB" for one, burst in bursts)
+    tally = Tally(len(bursts), notes=f"{empty} MB for an empty file; {used}")
+    for one, came in bursts:
+        tally.blame(faults(one, came, empty))
+    return tally
+
+
+def unbounded(setting: Setting) -> Tally:
+    """The control: the importer takes a line of any length."""
+    line = next(bombs(setting.many(256, 96)))
+    came = burst(line, setting.folder, code=UNBOUNDED)
+    found = [words for words in faults(line, came, _of_an_empty_file(setting)) if "MB" in words]
+    return Tally(1, problems=found, notes=f"{came.megabytes} MB")
+
+
+def _of_an_empty_file(setting: Setting) -> int:
+    """Return the megabytes that the import of an empty file takes."""
+    empty = burst(Bomb("empty", lambda: iter(()), (0,), ""), setting.folder)
+    if not empty.megabytes:
+        raise NotHere("no /proc to measure the memory of a process with")
+    return empty.megabytes

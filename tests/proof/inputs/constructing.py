@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -13,7 +14,6 @@ import letopis.outbox
 import letopis.store
 from letopis.outbox import Bounds, History, Retention, RetryPolicy, Rules
 from letopis.store import (
-    Body,
     ConversationStore,
     Data,
     Event,
@@ -21,7 +21,6 @@ from letopis.store import (
     File,
     Filter,
     ForkPoint,
-    InvalidInput,
     LetopisError,
     Limits,
     Message,
@@ -36,7 +35,8 @@ from letopis.store import (
 )
 from letopis.store.model.codec import encode
 from letopis.store.model.event_types import VOCABULARY, CustomEvent
-from tests.proof.inputs.running import Tally
+from tests.proof.harness import Setting, Tally
+from tests.proof.inputs.running import ACCEPTED, refusal, told
 from tests.support.values.hostile import Hostile, sample, values
 
 BODIES: Final[Mapping[str, dict[str, Any]]] = {
@@ -75,21 +75,8 @@ SETTINGS: Final[Mapping[type, dict[str, Any]]] = {
 }
 RESULTS: Final = {
     *("Conversation", "Delivery", "FaultClass", "Figures", "Hit", "Page", "Progress", "Reaction", "RecordedEvent"),
-    *(
-        "RecordedMessage",
-        "Rebuilt",
-        "Moved",
-        "MoveProgress",
-        "Reuse",
-        "Saved",
-        "Seen",
-        "Statistics",
-        "Incident",
-        "Status",
-        "Unconfirmed",
-        "UnsentReply",
-        "Receipt",
-    ),
+    *("RecordedMessage", "Rebuilt", "Moved", "MoveProgress", "Reuse", "Saved", "Seen", "Statistics", "Incident"),
+    *("Status", "Unconfirmed", "UnsentReply", "Receipt"),
     *("Erasure", "ErasureRegister", "Hold", "Unacknowledged"),
     *("ApplyResult", "Conflict", "Context", "LaneApplied", "PendingTasks", "StoreIdentity", "StrayResult"),
     *("EncodedEvent", "LaneBatch", "Origin", "SequencedEvent"),
@@ -99,46 +86,30 @@ RESULTS: Final = {
 }
 """What only Letopis makes."""
 APART: Final = {
-    "Body": "the base class",
-    "move": "takes two URLs; see tests/integration/test_move.py and tests/unit/store/database/test_urls.py",
-    "cancel_move": "as `move`",
-    "BackgroundIndexer": "takes a method of the store",
-    "Precondition": "made by the options of `History.append`",
-    "by_recorded_tokens": "takes a function of the program's",
-    "transcript": "tried as `Chat.transcript`",
-    "window": "tried as `History.context`",
-    "Channel": "a protocol",
-    "Alert": "what a channel is given",
-    "open_channels": "takes addresses; see tests/unit/outbox/alerting/test_channels.py",
-    "OutboxAdmin": "what the command calls; the arguments of its verbs are tried in `commands`",
-    "Selection": "made by the options of the command, which are tried in `commands`",
-    "Role": "a type",
-    "NULL": "a value",
-    "PINNED": "a value",
-    "ContentRetention": "its values are tried in tests/unit/outbox/config/test_settings.py",
-    "RetentionRule": "as `ContentRetention`",
-    "erase_owner": "what the command calls; its options are tried in `commands`",
-    "erase_person": "as `erase_owner`",
-    "ANY": "a value",
-    "ABSENT": "a value",
-    "Condition": "the type of the two",
-    "Media": "values of Letopis's own",
-    "RecordPut": "checked by `Records.put_many`; its fields are tried as the arguments of `Records.put`",
-    "Scope": "made by the arguments of `History.records`, which are tried",
-    "Projection": "a base class",
-    "Follower": "made by `ConversationStore.follower`",
-    "Projector": "made by `ConversationStore.projector`",
-    "Upcasters": "takes rules of the program's own",
-    "BlockingHistory": "opened by what `History` opens",
-    "OutboxFile": "opened by `History`",
-    "Relay": "takes an outbox and a store; its policy is tried",
-    "RepeatFilter": "takes a clock",
+    "a value, or a type": ("NULL", "PINNED", "ANY", "ABSENT", "Role", "Condition", "Media"),
+    "a base class or a protocol": ("Body", "Channel", "Projection"),
+    "made or opened by what is tried": (
+        *("Precondition", "Selection", "Scope", "Follower", "Projector", "BlockingHistory", "OutboxFile", "RecordPut"),
+    ),
+    "tried as a method of `History` or `Chat`": ("transcript", "window"),
+    "takes functions, rules or objects of the program's, or of Letopis's": (
+        *("by_recorded_tokens", "Upcasters", "BackgroundIndexer", "Relay", "RepeatFilter", "Alert"),
+    ),
+    "what the command calls; the options of its verbs are tried in `commands`": (
+        *("OutboxAdmin", "erase_owner", "erase_person"),
+    ),
+    "takes two URLs; see tests/integration/test_move.py and tests/unit/store/database/test_urls.py": (
+        *("move", "cancel_move"),
+    ),
+    "takes addresses; see tests/unit/outbox/alerting/test_channels.py": ("open_channels",),
+    "its values are tried in tests/unit/outbox/config/test_settings.py": ("ContentRetention", "RetentionRule"),
 }
+"""Why a public name is not tried here."""
 
 
 def untried() -> list[str]:
     """Return the public classes without a hostile run and without a reason."""
-    known = {*RESULTS, *APART, "History", "ConversationStore", "Event", "Message", "ForkPoint"}
+    known = {*RESULTS, *chain(*APART.values()), "History", "ConversationStore", "Event", "Message", "ForkPoint"}
     known |= {cls.__name__ for cls in (*PARTS, *SETTINGS, *VOCABULARY.values(), CustomEvent, UnknownEvent)}
     return [
         name
@@ -162,67 +133,47 @@ def _made() -> Iterator[tuple[str, Callable[..., Any], dict[str, Any], Callable[
         yield cls.__name__, cls, given, lambda made: None
 
 
-def constructed(tally: Tally) -> list[tuple[str, Any]]:
-    through: list[tuple[str, Any]] = []
+def constructors(_: Setting) -> Tally:
+    tally = Tally()
     for name, make, given, to_append in _made():
         for parameter in inspect.signature(make).parameters:
             for hostile in values():
-                label = f"{name}({parameter}={hostile.name})"
-                tally.tried += 1
+                tally.count += 1
                 try:
                     what = to_append(make(**{**given, parameter: hostile.value}))
                     if what is not None:
                         encode(Event.of(what, conversation_id="c"), conversation_id="c")
+                        tally.figures["encoded"] += 1
                 except Exception as error:  # whatever comes is what is looked for
-                    tally.refusal(label, error)
-                else:
-                    tally.accepted += 1
-                    if what is not None:
-                        through.append((label, what))
-    return through
+                    refusal(tally, f"{name}({parameter}={hostile.name})", error)
+    return told(tally)
 
 
-async def appended(
-    history: History, through: list[tuple[str, Any]], tally: Tally, *, many: int, random: Random
-) -> None:
-    """Append a part of what was let through, each in a conversation of its own: it has to go through to the store."""
-    for number, (label, what) in enumerate(random.sample(through, min(many, len(through)))):
-        try:
-            await history.append(f"made-{number}", what)
-        except InvalidInput:
-            tally.refused += 1  # a target that is not there, an id that is taken
-        except Exception as error:  # whatever comes is what is looked for
-            tally.refusal(label, error)
-
-
-async def opened(folder: Path, tally: Tally, *, many: int, random: Random) -> None:
+async def opened(setting: Setting) -> Tally:
     """Try the arguments of the two that open files and servers."""
-    place = folder / "opened"
-    place.mkdir()
-    for parameter in inspect.signature(History).parameters:
-        for hostile in _fit(parameter, sample(many, random), place):
-            label = f"History({parameter}={hostile.name})"
-            given: dict[str, Any] = {"path": place / "x.outbox.db", "relay": False, "watch": False}
-            await _open(tally, label, lambda options: History(**options), {**given, parameter: hostile.value})
-    for parameter in inspect.signature(ConversationStore).parameters:
-        for hostile in _fit(parameter, sample(many, random), place):
-            label = f"ConversationStore({parameter}={hostile.name})"
-            given = {"url": place / "x.history.db"}
-            await _open(
-                tally, label, lambda options: ConversationStore.open(**options), {**given, parameter: hostile.value}
-            )
+    tally, place, random = Tally(), setting.folder, Random(setting.seed)
+    of_history: dict[str, Any] = {"path": place / "x.outbox.db", "relay": False, "watch": False}
+    for made, opening, given in (
+        (History, History, of_history),
+        (ConversationStore, ConversationStore.open, {"url": place / "x.history.db"}),
+    ):
+        for parameter in inspect.signature(made).parameters:
+            for hostile in _fit(parameter, sample(setting.many(8, 2), random), place):
+                label = f"{made.__name__}({parameter}={hostile.name})"
+                await _open(tally, label, opening, {**given, parameter: hostile.value})
+    return told(tally)
 
 
-async def _open(tally: Tally, label: str, make: Callable[[dict[str, Any]], Any], given: dict[str, Any]) -> None:
-    tally.tried += 1
+async def _open(tally: Tally, label: str, opening: Callable[..., Any], given: dict[str, Any]) -> None:
+    tally.count += 1
     try:
-        async with make(given):
-            tally.accepted += 1
+        async with opening(**given):
+            tally.figures[ACCEPTED] += 1
     except Exception as error:  # whatever comes is what is looked for
         if isinstance(error, StoreFault) and error.fault_class is FaultClass.MISCONFIGURED:
             tally.refused += 1  # a path whose folder is not there: it was well formed, and it says what to do
         else:
-            tally.refusal(label, error)
+            refusal(tally, label, error)
 
 
 def _fit(parameter: str, some: list[Hostile], place: Path) -> Iterator[Hostile]:
@@ -233,6 +184,3 @@ def _fit(parameter: str, some: list[Hostile], place: Path) -> Iterator[Hostile]:
             yield Hostile(one.name, f"{place}/{inside}")
         else:
             yield one
-
-
-__all__ = ("Body", "appended", "constructed", "opened", "untried")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -25,7 +26,9 @@ from letopis.store import (
 from letopis.store.model.event_types import ConversationRenamed, MessageSent
 from letopis.store.model.large_content import LARGE_BYTES, references_of
 from letopis.store.model.parts import Part, Text, UnknownPart, part_to_json
-from tests.proof.inputs.running import BLOCK_AT_ONCE, Tally, blocked, same
+from tests.proof.harness import Setting, Tally
+from tests.proof.inputs.running import ACCEPTED, BLOCK_AT_ONCE, COMPARED, blocked, same, told
+from tests.support.sayings import all_pages
 from tests.support.values.places import Case, Place, cases, plain
 
 
@@ -167,6 +170,11 @@ ATTEMPTS: Final[Mapping[Place, Build]] = {
 }
 
 
+async def appended(setting: Setting) -> Tally:
+    many = 40 if setting.options.short else None
+    return told(await tried(setting.url, setting.folder, random=Random(setting.seed), many=many))
+
+
 async def tried(url: str, folder: Path, *, random: Random, many: int | None) -> Tally:
     """Try this many cases by chance, or all of them, through an outbox into a store."""
     tally = Tally()
@@ -177,24 +185,22 @@ async def tried(url: str, folder: Path, *, random: Random, many: int | None) -> 
         History(folder / "corpus.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,
     ):
         for number, case in some:
-            tally.tried += 1
+            tally.count += 1
             if not case.kept:
                 tally.refused += 1
                 tally.problems += await refuse(history, case, number)
-        if await history.outbox.read(count):
-            tally.blame("a refused value has left something behind")
+        tally.require(not await history.outbox.read(count), "a refused value has left something behind")
         kept: list[tuple[Case, Attempt] | str] = await asyncio.gather(
             *(keep(history, case, number) for number, case in some if case.kept)
         )
-        if not await history.drained(timeout=60):
-            tally.blame("not everything is delivered")
-        tally.problems += [f"blocked at delivery: {words}" for words in await history.outbox.read(blocked)]
+        tally.require(await history.drained(timeout=60), "not everything is delivered")
+        tally.blame(await history.outbox.read(blocked), where="blocked at delivery")
         for outcome in kept:
-            tally.accepted += 1
+            tally.figures[ACCEPTED] += 1
             if isinstance(outcome, str):
-                tally.blame(outcome)
+                tally.problems.append(outcome)
             else:
-                tally.compared += 1
+                tally.figures[COMPARED] += 1
                 await compare(store, *outcome, tally.problems)
         tally.problems += await unlisted(store)
     return tally
@@ -248,21 +254,12 @@ async def compare(store: ConversationStore, case: Case, made: Attempt, complaint
         complaints.append(f"{case.place} {case.name}: came back as {value!a:.120}, not {expected!a:.120}")
 
 
-async def everything(store: ConversationStore, *, owner: str | None = None) -> list[Conversation]:
-    found: list[Conversation] = []
-    after: str | None = None
-    while True:
-        page = await store.conversations(owner=owner, after=after, limit=500)
-        found += page
-        if (after := page.next) is None:
-            return found
-
-
 async def unlisted(store: ConversationStore) -> list[str]:
     """Return what is not listed under exactly its owner."""
-    owned = [one for one in await everything(store) if one.owner_id is not None]
+    pages = partial(store.conversations, limit=500)
+    owned = [one for one in await all_pages(pages) if one.owner_id is not None]
     listed = {
-        owner: {one.conversation_id for one in await everything(store, owner=owner) if one.owner_id == owner}
+        owner: {one.conversation_id for one in await all_pages(partial(pages, owner=owner)) if one.owner_id == owner}
         for owner in {one.owner_id for one in owned}
     }
     return [

@@ -6,50 +6,30 @@ import asyncio
 import importlib.util
 import io
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import nullcontext
 from random import Random
 from typing import Any, Final
+from unittest.mock import patch
 
 from letopis.adapters.formats import _native
-from letopis.outbox import History
 from letopis.outbox.transfer.exporter import Exporter
 from letopis.outbox.transfer.importer import Importer, try_out
-from letopis.store import ConversationStore
 from letopis.store.transfer.jsonl import Refused, SeenKeys, read_lines
-from tests.proof.harness import Tally as Results
-from tests.proof.harness import migrated
-from tests.proof.inputs.running import BLOCK_AT_ONCE, blocked
-from tests.proof.rows import Row, row_of
+from tests.proof.harness import Setting, Tally, migrated
+from tests.proof.inputs.running import blocked, opened
 from tests.proof.stores import fresh
 from tests.support.adapters import ADAPTERS, differences, kinds_of, refusing
+from tests.support.fix_disk import NotHere
 from tests.support.values.hostile import kinds
 
 INSERTS: Final = (
-    b"\x00",
-    b"\xff",
-    b"\xc3",
-    b"\xed\xa0\x80",
-    b"\\u0000",
-    b"\\ud800",
-    b"\\udc00\\ud800",
-    b"\r",
-    b"\x1b[2J",
-    "\u2028\u202e".encode(),
-    b"NaN",
-    b"-Infinity",
-    b"1e999",
-    b"9" * 30,
-    b"9" * 5_000,
-    b"[" * 300,
-    b'{"a":' * 300,
-    b'"role":"user",',
-    b'"id":"x",',
-    b"null",
-    b"{}",
-    b"\xef\xbb\xbf",
+    *(b"\x00", b"\xff", b"\xc3", b"\xed\xa0\x80", b"\\u0000", b"\\ud800", b"\\udc00\\ud800"),
+    *(b"\r", b"\x1b[2J", "\u2028\u202e".encode()),
+    *(b"NaN", b"-Infinity", b"1e999", b"9" * 30, b"9" * 5_000),
+    *(b"[" * 300, b'{"a":' * 300, b'"role":"user",', b'"id":"x",', b"null", b"{}", b"\xef\xbb\xbf"),
 )
+"""What is put into a line: no text, what moves cursors, numbers beyond any bound, and structure."""
 
 
 def valid(random: Random, number: int) -> dict[str, Any]:
@@ -113,8 +93,8 @@ def file_of(random: Random, many: int) -> bytes:
     return b"".join([*(mutated(random, number) for number in range(many)), *nested_lines()])
 
 
-def read(raw: bytes, count: Callable[[], SeenKeys], fuzzed: Results) -> None:
-    with count() as seen:
+def read(raw: bytes, fuzzed: Tally) -> None:
+    with SeenKeys() as seen:
         for one in read_lines(io.BytesIO(raw), count=seen):
             fuzzed.count += 1
             if isinstance(one, Refused) and (len(one.reason) < 8 or not one.reason.isprintable()):
@@ -123,68 +103,55 @@ def read(raw: bytes, count: Callable[[], SeenKeys], fuzzed: Results) -> None:
                 )
 
 
-async def imported(url: str, folder: Path, raw: bytes) -> Results:
+async def imported(setting: Setting) -> Tally:
     """Import a file, deliver it, and compare: what the dry run says, what the outbox took, what the store holds."""
-    fuzzed = Results()
-    read(raw, SeenKeys, fuzzed)
+    fuzzed, raw = Tally(), file_of(Random(setting.seed), setting.many(800, 30))
+    read(raw, fuzzed)
     told: list[Refused] = []
     with SeenKeys() as count:
         dry = try_out(read_lines(io.BytesIO(raw), count=count), told.append)
-    async with (
-        ConversationStore.open(url, migrate=True) as store,
-        History(folder / "import.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,
-    ):
+    async with opened(setting) as (history, store):
         for turn in ("first", "second"):
             refused: list[Refused] = []
             with SeenKeys() as count, Importer(history.outbox, store, tell=refused.append) as intake:
                 counts = await intake.take(read_lines(io.BytesIO(raw), count=count))
-            if not await history.drained(timeout=60):
-                fuzzed.problems.append(f"{turn} time: not everything is delivered")
-            if counts.refused != dry.refused:
-                fuzzed.problems.append(f"{turn} time: {counts.refused} lines refused, the dry run says {dry.refused}")
+            fuzzed.require(await history.drained(timeout=60), f"{turn} time: not everything is delivered")
+            same = counts.refused == dry.refused
+            fuzzed.require(same, f"{turn} time: {counts.refused} lines refused, the dry run says {dry.refused}")
             if turn == "first":
                 fuzzed.stored, fuzzed.refused = counts.imported, counts.refused
             elif counts.imported:
                 fuzzed.problems.append(f"{counts.imported} lines came in twice")
-        fuzzed.problems += [f"blocked at delivery: {words}" for words in await history.outbox.read(blocked)]
-        held = await _exported(store)
+        fuzzed.blame(await history.outbox.read(blocked), where="blocked at delivery")
+        held = b"".join([line async for line in Exporter(store).of_all()])
         lines = held.count(b"\n")
-        if lines != fuzzed.stored:
-            fuzzed.problems.append(f"{fuzzed.stored} messages were taken, and {lines} are in the store")
-        again = Results()
-        read(held, SeenKeys, again)
+        fuzzed.require(lines == fuzzed.stored, f"{fuzzed.stored} messages were taken, and {lines} are in the store")
+        again = Tally()
+        read(held, again)
         with SeenKeys() as count:
             back = try_out(read_lines(io.BytesIO(held), count=count), told.append)
         if back.refused or back.imported != fuzzed.stored:
             fuzzed.problems.append(f"of its own export {back.refused} lines are refused, {back.imported} are taken")
+    fuzzed.notes = f"{fuzzed.stored:,} taken, {fuzzed.refused:,} refused"
     return fuzzed
 
 
-async def _exported(store: ConversationStore) -> bytes:
-    return b"".join([line async for line in Exporter(store).of_all()])
-
-
-def run(url: str, folder: Path, random: Random, many: int) -> Results:
-    return asyncio.run(imported(url, folder, file_of(random, many)))
-
-
-def kept_row(what: str, store: str, folder: Path, *, control: bool = False) -> Row:
-    """Return what came back through each adapter whose framework is installed; the control has no text to keep."""
-    installed = [name for name, (package, _) in ADAPTERS.items() if _is_installed(package)][: 1 if control else None]
+def kept(setting: Setting) -> Tally:
+    """Compare what came back through each adapter whose framework is installed; the control has no text to keep."""
+    installed = [name for name, (package, _) in ADAPTERS.items() if _is_installed(package)]
     if not installed:
-        return Row(what=what, where=store, control=control, missing="no framework is installed: the group adapters")
-    problems: list[str] = []
-    for name in installed:
-        below = folder / name
-        below.mkdir(parents=True)
-        with fresh(store, below, "kept") as other:
-            if other.missing:
-                return Row(what=what, where=store, control=control, missing=other.missing)
+        raise NotHere("no framework is installed: the group adapters")
+    tally = Tally()
+    for name in installed[: 1 if setting.control else None]:
+        below = setting.folder / name
+        below.mkdir()
+        with fresh(setting.kind, below, "kept") as other:
             asyncio.run(migrated(other.url))
-            with _without_text() if control else nullcontext():
-                problems += asyncio.run(differences(name, below, other.url))
-    count, notes = sum(len(kinds_of(name)) for name in installed), f"through {len(installed)} adapters"
-    return row_of(what, store, count, 0, "items", problems, notes, control=control)
+            with patch.object(_native, "seal", refusing) if setting.control else nullcontext():
+                tally.blame(asyncio.run(differences(name, below, other.url)))
+        tally.count += len(kinds_of(name))
+    tally.notes = f"through {len(installed[: 1 if setting.control else None])} adapters"
+    return tally
 
 
 def _is_installed(package: str) -> bool:
@@ -192,13 +159,3 @@ def _is_installed(package: str) -> bool:
         return importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:
         return False
-
-
-@contextmanager
-def _without_text() -> Iterator[None]:
-    sealing = _native.seal
-    _native.seal = refusing
-    try:
-        yield
-    finally:
-        _native.seal = sealing

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from random import Random
 from typing import Any, Final
 from uuid import UUID
@@ -30,11 +29,14 @@ from letopis.store import (
 )
 from letopis.store.model.event_types import Body
 from letopis.store.model.parts import Part, part_to_json
+from tests.proof.harness import Setting, Tally
 from tests.proof.inputs.calls import ANSWERED, ASKED, OWNER, TABLES, World, parameters
-from tests.support.defects import planted
+from tests.support.sayings import all_pages, catch_up_index, differences
 from tests.support.values.hostile import Hostile, sample, values
 from tests.support.values.places import plain
 
+ACCEPTED: Final = "accepted"
+COMPARED: Final = "compared in the store"
 FALLS_AWAY: Final = (None, False, "", (), [], {})
 """What stands for nothing given: a field that holds it may be left out."""
 
@@ -49,25 +51,17 @@ class Kept:
     event_ids: tuple[UUID, ...]
 
 
-@dataclass(slots=True)
-class Tally:
-    """The results of the values so far."""
+def refusal(tally: Tally, label: str, error: BaseException) -> None:
+    """Record what a call raised."""
+    tally.refused += 1
+    if (wrong := fault_of(error)) is not None:
+        tally.problems.append(f"{label}: {wrong}")
 
-    tried: int = 0
-    refused: int = 0
-    accepted: int = 0
-    compared: int = 0
-    kept: list[Kept] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
 
-    def blame(self, words: str) -> None:
-        self.problems.append(words)
-
-    def refusal(self, label: str, error: BaseException) -> None:
-        """Record what a call raised."""
-        self.refused += 1
-        if (wrong := fault_of(error)) is not None:
-            self.blame(f"{label}: {wrong}")
+def told(tally: Tally) -> Tally:
+    """Return a tally that says what became of its inputs."""
+    tally.notes = f"{tally.refused:,} refused, {tally.told()}"
+    return tally
 
 
 def fault_of(error: BaseException) -> str | None:
@@ -201,7 +195,9 @@ def invoking(history: Any, world: World) -> Invoke:
     }
 
 
-async def hostile_calls(history: History, store: ConversationStore, tally: Tally, *, many: int, random: Random) -> None:
+async def hostile_calls(
+    history: History, store: ConversationStore, tally: Tally, *, many: int, random: Random
+) -> list[Kept]:
     """Try all asynchronous classes."""
     world = await made_ready(history, "async", 20 + 40 * many)
     await history.drained(timeout=TIMEOUT_SECONDS)
@@ -212,7 +208,7 @@ async def hostile_calls(history: History, store: ConversationStore, tally: Tally
         "OutboxAccess": lambda method, given: getattr(store.outbox_access, method)(**given),
         "Records": lambda method, given: _method(history.records(conversation="async-0"), method, given),
     }
-    await call_all(invoke, world, lambda: history.outbox.read(last_position), tally, many=many, random=random)
+    return await call_all(invoke, world, lambda: history.outbox.read(last_position), tally, many=many, random=random)
 
 
 class InThread:
@@ -243,11 +239,13 @@ class _Pending:
         await asyncio.to_thread(self._context.__exit__, *error)
 
 
-async def proved_from_threads(url: str, folder: Path, *, many: int, random: Random) -> Tally:
+async def from_threads(setting: Setting) -> Tally:
     """Make the same calls on the blocking history, from threads without an event loop."""
+    many, random = 3, Random(setting.seed)
     tally, world = Tally(), World("thread", 20 + 25 * many)
-    opening = partial(BlockingHistory, folder / "blocking.outbox.db", store=url, policy=BLOCK_AT_ONCE)
-    async with ConversationStore.open(url, migrate=True) as store:
+    path = setting.folder / "blocking.outbox.db"
+    opening = partial(BlockingHistory, path, store=setting.url, policy=BLOCK_AT_ONCE)
+    async with ConversationStore.open(setting.url, migrate=True) as store:
         async with _Pending(opening, (), {}) as history:
             for name in world.names():
                 said = Message.user("words", id=ASKED), Message.assistant("more", id=ANSWERED)
@@ -258,14 +256,13 @@ async def proved_from_threads(url: str, folder: Path, *, many: int, random: Rand
                 return int(status.pending + status.delivered)
 
             invoke = {f"Blocking{cls}": call for cls, call in invoking(history, world).items()}
-            await call_all(invoke, world, last, tally, many=many, random=random)
-            if not await history.drained(timeout=120):
-                tally.blame("not everything is delivered")
-            status = await history.status()
-            if any(status.lanes[state] for state in ("blocked", "retrying")):
-                tally.blame(f"blocked at delivery: {status.lanes}")
-        await compared(store, tally)
-    return tally
+            kept = await call_all(invoke, world, last, tally, many=many, random=random)
+            delivered = await history.drained(timeout=120)
+            lanes = (await history.status()).lanes
+            whole = delivered and not lanes["blocked"] + lanes["retrying"]
+            tally.require(whole, f"not everything is delivered: {lanes}")
+        await compared(store, kept, tally)
+    return told(tally)
 
 
 async def call_all(
@@ -276,8 +273,9 @@ async def call_all(
     *,
     many: int,
     random: Random,
-) -> None:
+) -> list[Kept]:
     """Make each call of some classes with one hostile argument; ``last`` tells if that has left anything."""
+    kept: list[Kept] = []
     for cls, call in invoke.items():
         for method, parameter, some in plans(cls, many=many, random=random):
             before = await last()
@@ -285,71 +283,48 @@ async def call_all(
                 label = f"{cls}.{method}({parameter}={hostile.name})"
                 given = TABLES[cls][method](world)
                 given[parameter] = hostile.value
-                tally.tried += 1
+                tally.count += 1
                 try:
                     async with asyncio.timeout(TIMEOUT_SECONDS):
                         outcome = await call(method, given)
                 except TimeoutError:
-                    tally.blame(f"{label}: hangs")
+                    tally.problems.append(f"{label}: hangs")
                 except Exception as error:  # whatever comes is what is looked for
-                    tally.refusal(label, error)
+                    refusal(tally, label, error)
                     after = await last()
                     if after != before and (cls.removeprefix("Blocking"), method) not in SAYS_MORE:
-                        tally.blame(f"{label}: refused, and {after - before} events are in the outbox all the same")
+                        tally.problems.append(f"{label}: refused, and {after - before} events are in the outbox")
                     before = after
                 else:
-                    tally.accepted += 1
+                    tally.figures[ACCEPTED] += 1
                     if isinstance(outcome, Receipt | BlockingReceipt) and parameter not in CONDITIONS:
-                        tally.kept.append(Kept(label, hostile.value, outcome.conversation_id, outcome.event_ids))
+                        kept.append(Kept(label, hostile.value, outcome.conversation_id, outcome.event_ids))
                     before = await last()
             given = TABLES[cls][method](world)
             try:
                 async with asyncio.timeout(TIMEOUT_SECONDS):
                     await call(method, given)
             except Exception as error:  # whatever comes is what is looked for
-                tally.blame(f"{cls}.{method}: cannot be used after hostile {parameter}: {type(error).__name__} {error}")
+                told_of = f"{cls}.{method}: cannot be used after hostile {parameter}"
+                tally.problems.append(f"{told_of}: {type(error).__name__} {error}")
+    return kept
 
 
-async def looked_at(history: History, store: ConversationStore, tally: Tally) -> None:
-    """Deliver everything, and compare what the store holds with what was accepted."""
-    if not await history.drained(timeout=120):
-        tally.blame(f"not everything is delivered: {(await history.status()).lanes}")
-    tally.problems += [f"blocked at delivery: {words}" for words in await history.outbox.read(blocked)]
-    await compared(store, tally)
-    await _whole(store, tally)
-
-
-async def compared(store: ConversationStore, tally: Tally) -> None:
+async def compared(store: ConversationStore, kept: list[Kept], tally: Tally) -> None:
+    """Compare what the store holds with what was accepted."""
     by_conversation: dict[str, list[Kept]] = {}
-    for one in tally.kept:
+    for one in kept:
         by_conversation.setdefault(one.conversation_id, []).append(one)
     for conversation_id, some in by_conversation.items():
-        held = {}
-        place: int | str | None = 0
-        while place is not None:
-            page = await store.events(conversation_id, after=place, limit=500)
-            held.update({event.event_id: event for event in page})
-            place = page.next
+        events = await all_pages(partial(store.events, conversation_id, limit=500))
+        held = {event.event_id: event for event in events}
         for one in some:
             there = [held[event_id] for event_id in one.event_ids if event_id in held]
-            tally.compared += 1
-            if len(there) != len(one.event_ids):
-                tally.blame(f"{one.label}: accepted, and {len(one.event_ids) - len(there)} events are not in the store")
-            elif not found_in(one.value, there) and not _emptied(there):
-                tally.blame(f"{one.label}: accepted, and not found equal in the store: {there[-1].data!a:.150}")
-
-
-async def _whole(store: ConversationStore, tally: Tally) -> None:
-    while await store.catch_up_search():
-        pass
-    await store.statistics()
-    async for rebuilt in store.rebuild(check=True):
-        if rebuilt.difference_count:
-            tally.blame(f"rows of {rebuilt.conversation_id!a:.80} are not what its events say: {rebuilt.differences}")
-
-
-def _emptied(events: list[Any]) -> bool:
-    return all(event.digest is None for event in events)
+            tally.figures[COMPARED] += 1
+            if missing := len(one.event_ids) - len(there):
+                tally.blame([f"accepted, and {missing} events are not in the store"], where=one.label)
+            elif not found_in(one.value, there) and any(event.digest is not None for event in there):
+                tally.blame([f"accepted, and not found equal in the store: {there[-1].data!a:.150}"], where=one.label)
 
 
 def blocked(connection: sa.Connection) -> list[str]:
@@ -360,18 +335,25 @@ def blocked(connection: sa.Connection) -> list[str]:
     return [ascii(tuple(row))[:200] for row in found]
 
 
-async def blocked_at_delivery(url: str, folder: Path) -> list[str]:
+@asynccontextmanager
+async def opened(setting: Setting) -> AsyncIterator[tuple[History, ConversationStore]]:
+    """Give a history whose events the store has to take at once, and the store."""
     async with (
-        ConversationStore.open(url, migrate=True) as store,
-        History(folder / "unchecked.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,
+        ConversationStore.open(setting.url, migrate=True) as store,
+        History(setting.folder / "bot.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,
     ):
-        with planted("text is not checked before it is appended"):
-            for number in range(5):
-                await history.append(f"nul-{number}", ConversationRenamed(title=f"a\0{number}"))
-                # One that succeeds: otherwise the store would look like one that refuses everything.
-                await history.append(f"sound-{number}", ConversationRenamed(title="sound"))
+        yield history, store
+
+
+async def blocked_at_delivery(setting: Setting) -> Tally:
+    """A control: what no append has refused, the store does."""
+    async with opened(setting) as (history, _):
+        for number in range(5):
+            await history.append(f"nul-{number}", ConversationRenamed(title=f"a\0{number}"))
+            # One that succeeds: otherwise the store would look like one that refuses everything.
+            await history.append(f"sound-{number}", ConversationRenamed(title="sound"))
         await history.drained(timeout=10)
-        return await history.outbox.read(blocked)
+        return Tally(5, problems=await history.outbox.read(blocked), notes="conversations blocked at delivery")
 
 
 async def _method(subject: Any, method: str, given: dict[str, Any]) -> Any:
@@ -442,14 +424,16 @@ async def _transaction(history: Any, method: str, given: dict[str, Any]) -> Any:
         return await _method(transaction, method, given)
 
 
-async def proved(url: str, folder: Path, *, many: int, random: Random) -> Tally:
+async def from_tasks(setting: Setting) -> Tally:
     """Try everything on one store."""
     tally = Tally()
-    async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(ConversationStore.open(url, migrate=True))
-        history = await stack.enter_async_context(
-            History(folder / "hostile.outbox.db", store=store, policy=BLOCK_AT_ONCE)
-        )
-        await hostile_calls(history, store, tally, many=many, random=random)
-        await looked_at(history, store, tally)
-    return tally
+    async with opened(setting) as (history, store):
+        kept = await hostile_calls(history, store, tally, many=setting.many(8, 1), random=Random(setting.seed))
+        delivered = await history.drained(timeout=120)
+        tally.require(delivered, f"not everything is delivered: {(await history.status()).lanes}")
+        tally.blame(await history.outbox.read(blocked), where="blocked at delivery")
+        await compared(store, kept, tally)
+        await catch_up_index(store)
+        await store.statistics()
+        tally.blame(await differences(store), where="rows are not what their events say")
+    return told(tally)

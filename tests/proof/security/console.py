@@ -13,6 +13,7 @@ from letopis.console import forms
 from letopis.console.access import Gate, parse_tokens
 from letopis.outbox.alerting.channels import Alert, AlertFailed, open_channels
 from letopis.store import Message
+from tests.proof.harness import Setting, Tally
 from tests.support.console import TOKEN, TOKENS, House
 from tests.support.console_client import ACTIONS, PAGES, ask, pour, sign_in
 from tests.support.webhook import serve
@@ -42,88 +43,82 @@ class Forgetful(Gate):
 @contextmanager
 def served(folder: Path, gate: Gate) -> Iterator[House]:
     """Serve a console with one conversation."""
-    folder.mkdir(exist_ok=True)
     with House(folder / "bot.outbox.db", gate=gate, relay=False, watch=False) as house:
         house.run(house.history.append("c1", Message.user(PRIVATE), owner="1"))
         yield house
 
 
-def without_session(folder: Path, *, open_reading: bool = False) -> tuple[int, list[str]]:
-    """Ask for every page, and send every form, as each sender; return how many requests were answered otherwise."""
-    count, wrong = 0, []
-    gate = Gate(parse_tokens(TOKENS), open_reading=open_reading)
-    with served(folder, gate) as house:
+def without_session(setting: Setting) -> Tally:
+    """Ask for every page, and send every form, as each sender; the control's console shows its pages to anyone."""
+    came, gate = Tally(), Gate(parse_tokens(TOKENS), open_reading=setting.control)
+    with served(setting.folder, gate) as house:
         for sender, headers in SENDERS.items():
-            for page in (*PAGES, "live"):
-                answer = ask(house.port, f"/{page}", **headers) if page != "live" or not open_reading else None
-                count += answer is not None
-                if answer is not None and (answer.code != 401 or PRIVATE in answer.text):
-                    wrong.append(f"{sender} gets /{page}: {answer.code}")
+            for page in (*PAGES, *([] if setting.control else ["live"])):
+                came.count += 1
+                answer = ask(house.port, f"/{page}", **headers)
+                kept = answer.code == 401 and PRIVATE not in answer.text
+                came.require(kept, f"{sender} gets /{page}: {answer.code}")
             for action in ACTIONS:
-                count += 1
+                came.count += 1
                 code = ask(house.port, f"/{action}", {"all": "1", "reason": "x"}, **headers).code
-                if code not in (401, 403):
-                    wrong.append(f"{sender} does /{action}: {code}")
-    return count, wrong
+                came.require(code in (401, 403), f"{sender} does /{action}: {code}")
+    return came
 
 
-def ended(folder: Path, rounds: int, *, gate: Gate) -> tuple[int, list[str]]:
-    """Sign out and ask again with a copy of the cookie; use a link twice; return what is let in."""
-    count, wrong = 0, []
-    with served(folder, gate) as house:
-        for _ in range(rounds):
+def ended(setting: Setting) -> Tally:
+    """Sign out and ask again with a copy of the cookie; use a link twice."""
+    came, gate = Tally(), (Forgetful if setting.control else Gate)(parse_tokens(TOKENS))
+    with served(setting.folder, gate) as house:
+        for _ in range(1 if setting.control else setting.many(20, 3)):
             cookie, token = sign_in(house.port)
             ask(house.port, "/session/end", {"form_token": token}, cookie=cookie)
             secret = gate.create_link("ann")
             used = ask(house.port, f"/session?once={secret}").cookie
             for path, given in (("/audit", cookie), ("/conversation?id=c1", cookie), (f"/session?once={secret}", "")):
-                count += 1
-                if ask(house.port, path, cookie=given).code in (200, 303):
-                    wrong.append(f"{path.partition('=')[0]} is answered")
-            if ask(house.port, "/audit", cookie=used).code != 200:
-                wrong.append("a link does not sign in")
-    return count, wrong
+                came.count += 1
+                answered = ask(house.port, path, cookie=given).code in (200, 303)
+                came.require(not answered, f"{path.partition('=')[0]} is answered")
+            came.require(ask(house.port, "/audit", cookie=used).code == 200, "a link does not sign in")
+    return came
 
 
-def endless(folder: Path, *, careless: bool = False) -> tuple[int, list[str]]:
-    """Send forms without an end to each path; return those of which the server took more than it should."""
-    count, wrong = 0, []
-    first = forms.MAX_FORM_BYTES if careless else forms.MAX_FIRST_BYTES
-    with patch.object(forms, "MAX_FIRST_BYTES", first), served(folder, Gate(parse_tokens(TOKENS))) as house:
+def endless(setting: Setting) -> Tally:
+    """Send forms without an end to each path; the server may take only the beginning of each."""
+    came = Tally()
+    first = forms.MAX_FORM_BYTES if setting.control else forms.MAX_FIRST_BYTES
+    with patch.object(forms, "MAX_FIRST_BYTES", first), served(setting.folder, Gate(parse_tokens(TOKENS))) as house:
         cookie, _ = sign_in(house.port)
         chunks = [b"form_token=0&data=" + b"x" * CHUNK, *[b"x" * CHUNK] * (LARGE_BYTES // CHUNK)]
         for path in ("session", "session/end", *ACTIONS):
             for given in ("", cookie):
-                count += 1
+                came.count += 1
                 took = pour(house.port, f"/{path}", chunks, cookie=given)
-                if took > MOST_BYTES:
-                    wrong.append(f"/{path}: {took:,} bytes are taken of a form that has no token")
-    return count, wrong
+                came.require(took <= MOST_BYTES, f"/{path}: {took:,} bytes are taken of a form that has no token")
+    return came
 
 
 STATUSES: Final = (301, 302, 303, 307, 308)
 _ALERT: Final = Alert(key="proof", title="Letopis", text="a proof")
 
 
-def redirected() -> tuple[int, list[str]]:
-    """Answer alerts with every redirect; return how many were sent, and which led elsewhere."""
-    tried, wrong = 0, []
+def redirected(setting: Setting) -> Tally:
+    """Answer alerts with every redirect; none may be sent on."""
+    came = Tally()
     with serve() as site:
         for status in STATUSES:
             # An address cannot switch it on either.
             for address in (f"http://{site.url}/hook", f"json://{site.url}/hook?redirect=yes"):
                 site.status, before = status, len(site.asked)
-                tried += 1
+                came.count += 1
                 (channel,) = open_channels([address], private=True)
                 with suppress(AlertFailed):
                     asyncio.run(channel.send(_ALERT))
-                if site.paths[before:] != ["/hook"]:
-                    wrong.append(f"{status}: {site.paths[before:]} were asked")
-    return tried, wrong
+                came.require(site.paths[before:] == ["/hook"], f"{status}: {site.paths[before:]} were asked")
+    return came
 
 
-def followed() -> list[str]:
-    """The control: Apprise with its defaults goes where the answer says; return the other paths that were requested."""
+def followed(setting: Setting) -> Tally:
+    """The control: Apprise with its defaults goes where the answer says; the other paths were requested."""
     import apprise
 
     with serve() as site:
@@ -131,4 +126,4 @@ def followed() -> list[str]:
         channel = apprise.Apprise()
         channel.add(f"json://{site.url}/hook")
         channel.notify(title=_ALERT.title, body=_ALERT.text)
-        return [path for path in site.paths if path != "/hook"]
+        return Tally(1, problems=[path for path in site.paths if path != "/hook"])

@@ -8,7 +8,7 @@ import logging
 import unicodedata
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from functools import partial
 from random import Random
 from typing import Any, Final
 
@@ -19,12 +19,13 @@ from letopis.outbox.relay.relay import Relay
 from letopis.outbox.telemetry.logging import JsonFormatter, TextFormatter
 from letopis.outbox.transfer.exporter import Exporter
 from letopis.store import ConversationStore, InvalidInput, LetopisError, Message
-from letopis.store.database.engines import create_store_engine
 from letopis.store.database.schema import conversations, events, messages, owners
 from letopis.store.testing.identifiers import HOSTILE
-from tests.proof.harness import Tally
-from tests.proof.inputs.running import BLOCK_AT_ONCE
+from tests.proof.harness import Setting, Tally
+from tests.proof.inputs.running import BLOCK_AT_ONCE, opened
+from tests.support.moves import run_sql
 from tests.support.relays import POISON, ToldStore
+from tests.support.sayings import all_pages
 from tests.support.values.hostile import SQL, kinds
 
 SIGNS: Final = "\r\x1b\x9b\x00\x07\u202e\u2028\u2029\x85"  # what no line of a log may hold; a line feed ends it
@@ -32,39 +33,32 @@ SIGNS: Final = "\r\x1b\x9b\x00\x07\u202e\u2028\u2029\x85"  # what no line of a l
 
 async def rows_of(url: str, owner: str) -> dict[str, Any]:
     """Return every row of an owner, table by table, read beside Letopis."""
-    engine = create_store_engine(url)
-    try:
-        async with engine.connect() as connection:
-            names = sa.select(conversations.c.conversation_id).where(conversations.c.owner_id == owner)
-            held: dict[str, Any] = {}
-            for table in (conversations, events, messages):
-                found = await connection.execute(
-                    sa.select(table).where(table.c.conversation_id.in_(names)).order_by(*table.primary_key.columns)
-                )
-                held[table.name] = [tuple(row) for row in found]
-            found = await connection.execute(sa.select(owners).where(owners.c.owner_id == owner))
-            held[owners.name] = [tuple(row) for row in found]
-            return held
-    finally:
-        await engine.dispose()
+    names = sa.select(conversations.c.conversation_id).where(conversations.c.owner_id == owner)
+    found = {
+        table: sa.select(table).where(table.c.conversation_id.in_(names)) for table in (conversations, events, messages)
+    }
+    found[owners] = sa.select(owners).where(owners.c.owner_id == owner)
+    return {table.name: await run_sql(url, rows.order_by(*table.primary_key.columns)) for table, rows in found.items()}
 
 
-async def injected(url: str, folder: Path, ids: Sequence[str], *, random: Random, each: int) -> Tally:
+async def _say_as_the_victim(history: History) -> None:
+    for number in range(5):
+        await history.append(f"victim-{number}", Message.user("secret"), Message.assistant("kept"), owner="victim")
+    await history.chat("victim-0").activate()
+    await history.drained(timeout=20)
+
+
+async def injected(setting: Setting) -> Tally:
     """Give every call hostile ids, some calls an id; compare another owner's rows before and after."""
-    came = Tally()
-    async with (
-        ConversationStore.open(url, migrate=True) as store,
-        History(folder / "injected.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,
-    ):
-        for number in range(5):
-            await history.append(f"victim-{number}", Message.user("secret"), Message.assistant("kept"), owner="victim")
-        await history.chat("victim-0").activate()
-        await history.drained(timeout=20)
+    came, url, random = Tally(), setting.url, Random(setting.seed)
+    ids = hostile()
+    async with opened(setting) as (history, store):
+        await _say_as_the_victim(history)
         before = await rows_of(url, "victim")
         taken = 0
-        for name in ids:
+        for name in random.sample(ids, setting.many(len(ids), 30)):
             came.count += 1
-            for call in [_append, *random.sample(CALLS, each)]:
+            for call in [_append, random.choice(CALLS)]:
                 came.figures["calls"] += 1
                 try:
                     await call(history, store, name)
@@ -77,21 +71,12 @@ async def injected(url: str, folder: Path, ids: Sequence[str], *, random: Random
             came.problems.append(f"not everything is delivered: {(await history.status()).lanes}")
         after = await rows_of(url, "victim")
         changed = [table for table in before if before[table] != after[table]]
-        came.problems += [f"rows of somebody else changed in {table}" for table in changed]
-        listed = await _all(store)
-        if len(listed) != taken + 5:
-            came.problems.append(f"{taken + 5} conversations were said, and {len(listed)} are there")
+        came.blame(f"rows of somebody else changed in {table}" for table in changed)
+        pages = partial(store.conversations, limit=500, states=("active", "archived", "deleted"))
+        listed = {one.conversation_id for one in await all_pages(pages)}
+        came.require(len(listed) == taken + 5, f"{taken + 5} conversations were said, and {len(listed)} are there")
+    came.notes = f"{came.figures['calls']:,} calls, {came.refused:,} refused"
     return came
-
-
-async def _all(store: ConversationStore) -> set[str]:
-    names: set[str] = set()
-    place: str | None = None
-    while True:
-        page = await store.conversations(after=place, limit=500, states=("active", "archived", "deleted"))
-        names |= {one.conversation_id for one in page}
-        if (place := page.next) is None:
-            return names
 
 
 async def _append(history: History, store: ConversationStore, name: str) -> Any:
@@ -153,16 +138,17 @@ def heard() -> Any:
 
 def raw_signs(text: str) -> list[str]:
     """Return the lines of a log that hold what forges lines or moves cursors."""
-    return [line for line in text.split("\n") if any(sign in line for sign in SIGNS)]
+    return [f"{line!a:.160}" for line in text.split("\n") if any(sign in line for sign in SIGNS)]
 
 
-async def logged(folder: Path, ids: Sequence[str]) -> tuple[int, list[str]]:
-    """Have every id blocked by the store, so that the relay tells of it; return lines, and those that are wrong."""
+async def logged(setting: Setting) -> Tally:
+    """Have every id blocked by the store, so that the relay tells of it."""
+    ids = hostile()[: setting.many(10_000, 60)]
     # One success beside each makes it the event's fault; a store that refuses everything blocks no conversation.
     sound = "a sound conversation"
     refusing = ToldStore(lambda batch: POISON if any(one.conversation_id in ids for one in batch) else None)
     with heard() as streams:
-        async with History(folder / "logged.outbox.db", relay=False, watch=False) as history:
+        async with History(setting.folder / "logged.outbox.db", relay=False, watch=False) as history:
             relay = Relay(history.outbox, refusing, policy=BLOCK_AT_ONCE)  # type: ignore[arg-type]
             for name in ids:
                 try:
@@ -171,32 +157,32 @@ async def logged(folder: Path, ids: Sequence[str]) -> tuple[int, list[str]]:
                     logging.getLogger("letopis").debug("refused")
                 await history.append(sound, Message.user("words"))
                 await asyncio.wait_for(relay.drain_once(), 60)
-    text, as_json, plain = (stream.getvalue() for stream in streams)
-    wrong = [f"{line!a:.160}" for told in (text, as_json, plain) for line in raw_signs(told)]
-    return sum(told.count("\n") for told in (text, as_json, plain)), wrong
+    told = "".join(stream.getvalue() for stream in streams)
+    return Tally(told.count("\n"), problems=raw_signs(told))
 
 
-def logged_raw(ids: Sequence[str]) -> list[str]:
+def logged_raw(setting: Setting) -> Tally:
     """The control: what a logger shows that is given an id with %s."""
+    ids = hostile()[: setting.many(10_000, 60)]
     with heard() as streams:
         for name in ids:
             logging.getLogger("letopis.control").warning("blocked: %s", name)
-    return raw_signs(streams[2].getvalue())
+    return Tally(len(ids), problems=raw_signs(streams[2].getvalue()))
 
 
-async def built_by_hand(url: str, ids: Sequence[str]) -> list[str]:
-    """The control: a select whose statement is put together of the id; return the ids that reached others' rows."""
-    engine = create_store_engine(url)
-    reached = []
-    async with engine.connect() as connection:
-        for name in ids:
-            statement = f"SELECT conversation_id FROM letopis_messages WHERE conversation_id = '{name}'"
-            with suppress(Exception):  # broken SQL reaches nothing
-                found = (await connection.exec_driver_sql(statement)).scalars().all()
-                if any(one.startswith("victim") for one in found):
-                    reached.append(name)
-    await engine.dispose()
-    return reached
+async def built_by_hand(setting: Setting) -> Tally:
+    """The control: a select whose statement is put together of the id; some ids reach others' rows."""
+    ids, came = hostile(), Tally()
+    async with opened(setting) as (history, store):
+        await _say_as_the_victim(history)
+        async with store._runtime.callers_engine.connect() as connection:
+            for name in ids:
+                came.count += 1
+                statement = f"SELECT conversation_id FROM letopis_messages WHERE conversation_id = '{name}'"
+                with suppress(Exception):  # broken SQL reaches nothing
+                    found = (await connection.exec_driver_sql(statement)).scalars().all()
+                    came.require(not any(one.startswith("victim") for one in found), f"{name!a} reaches them")
+    return came
 
 
 TWINS: Final = (
@@ -236,14 +222,6 @@ def hostile() -> list[str]:
     return list(dict.fromkeys([*HOSTILE, *found, *aimed]))
 
 
-Fold = Callable[[str], str]
-
-
-def exact(name: str) -> str:
-    """An id is its bytes."""
-    return name
-
-
 def careless(name: str) -> str:
     """What a collation without case, accents, width and trailing spaces makes of an id."""
     plain = unicodedata.normalize("NFKD", name.casefold()).rstrip()
@@ -254,65 +232,29 @@ def _words(who: str, number: int) -> str:
     return f"said{who}{number}"
 
 
-Look = Callable[[History, ConversationStore, str, str], Awaitable[Iterable[str]]]
+async def _exported(history: History, owner: str) -> list[bytes]:
+    return [line async for line in Exporter(history).of_all(owner=owner)]
 
 
-async def _found(history: History, store: ConversationStore, owner: str, name: str) -> Iterable[str]:
-    hits = [*await history.search("common", owner=owner), *await store.search("common", owner=owner)]
-    return [one.message.text for one in hits]
-
-
-async def _exported(history: History, store: ConversationStore, owner: str, name: str) -> Iterable[str]:
-    return [line.decode() async for line in Exporter(history).of_all(owner=owner)]
-
-
-async def _listed(history: History, store: ConversationStore, owner: str, name: str) -> Iterable[str]:
-    pages = [
-        await history.conversations(owner=owner),
-        await history.conversations(owner=owner),
-        await store.conversations(owner=owner),
-    ]
-    return [one.title or "" for page in pages for one in page]
-
-
-async def _active(history: History, store: ConversationStore, owner: str, name: str) -> Iterable[str]:
-    found = [await history.active(owner, create=False), await store.active(owner)]
-    return [one.title or "" for one in found if one is not None]
-
-
-async def _counted(history: History, store: ConversationStore, owner: str, name: str) -> Iterable[str]:
-    counts = [await history.statistics(owner=owner), await store.statistics(owner=owner)]
-    return [f"{one.messages} messages of {one.conversations} conversations" for one in counts]
-
-
-async def _read(history: History, store: ConversationStore, owner: str, name: str) -> Iterable[str]:
-    pages = [await history.messages(name, last=None), await store.messages(name)]
-    return [one.text for page in pages for one in page] + [await history.chat(name).transcript()]
-
-
-async def _events(history: History, store: ConversationStore, owner: str, name: str) -> Iterable[str]:
-    return [str(one.data) for page in (await history.chat(name).events(), await store.events(name)) for one in page]
-
-
+Look = Callable[[History, ConversationStore, str], Iterable[Awaitable[Any]]]
 LOOKS: Final[Mapping[str, Look]] = {
-    "search": _found,
-    "export": _exported,
-    "list": _listed,
-    "active": _active,
-    "statistics": _counted,
-    "messages": _read,
-    "events": _events,
+    "search": lambda history, store, owner: [one.search("common", owner=owner) for one in (history, store)],
+    "export": lambda history, store, owner: [_exported(history, owner)],
+    "list": lambda history, store, owner: [one.conversations(owner=owner) for one in (history, store)],
+    "active": lambda history, store, owner: [history.active(owner, create=False), store.active(owner)],
+    "statistics": lambda history, store, owner: [one.statistics(owner=owner) for one in (history, store)],
+    "messages": lambda history, store, owner: [
+        *(history.messages(owner, last=None), store.messages(owner), history.chat(owner).transcript())
+    ],
+    "events": lambda history, store, owner: [history.chat(owner).events(), store.events(owner)],
 }
 
 
-async def isolated(url: str, folder: Path, *, fold: Fold = exact, pairs: int | None = None) -> Tally:
+async def isolated(setting: Setting) -> Tally:
     """Let both owners of every pair say something, look as one of them, erase as one of them, and look at the rows."""
-    came = Tally()
-    some = TWINS[:pairs]
-    async with (
-        ConversationStore.open(url, migrate=True) as store,
-        History(folder / "isolated.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,
-    ):
+    came, fold = Tally(), careless if setting.control else str
+    some = TWINS[: setting.many(len(TWINS), 3)]
+    async with opened(setting) as (history, store):
         for number, (_, *twins) in enumerate(some):
             for who, twin in zip("ab", twins, strict=True):
                 owner = fold(f"{number}-{twin}")
@@ -324,18 +266,19 @@ async def isolated(url: str, folder: Path, *, fold: Fold = exact, pairs: int | N
                 owner = fold(f"{number}-{twin}")
                 for name, look in LOOKS.items():
                     came.count += 1
-                    seen = list(await look(history, store, owner, owner))
-                    if any(_words(other, number) in one for one in seen):
-                        came.problems.append(f"{kind}: {name} of one shows the other: {seen!a:.120}")
-                    if name == "statistics" and any("1 messages of 1 " not in one for one in seen):
-                        came.problems.append(f"{kind}: counts: {seen}")
-        if fold is exact:
-            await _erased(url, history, came, pairs)
+                    seen = [await one for one in look(history, store, owner)]
+                    shown = _words(other, number) in repr(seen)
+                    came.require(not shown, f"{kind}: {name} of one shows the other: {seen!a:.120}")
+                    if name == "statistics":
+                        counts = [(one.messages, one.conversations) for one in seen]
+                        came.require(counts == [(1, 1)] * 2, f"{kind}: counts: {counts}")
+        if not setting.control:
+            await _erased(setting.url, history, came, some)
     return came
 
 
-async def _erased(url: str, history: History, came: Tally, pairs: int | None) -> None:
-    for number, (kind, one, other) in enumerate(TWINS[:pairs]):
+async def _erased(url: str, history: History, came: Tally, some: Sequence[tuple[str, str, str]]) -> None:
+    for number, (kind, one, other) in enumerate(some):
         mine, theirs = f"{number}-{one}", f"{number}-{other}"
         before = await rows_of(url, theirs)
         await history.chat(mine).redact("m-a")

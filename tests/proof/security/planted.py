@@ -9,7 +9,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -17,14 +17,16 @@ from letopis.outbox import History, Rules
 from letopis.outbox.alerting.channels import Alert
 from letopis.outbox.telemetry.logging import escape
 from letopis.store import ConversationStore, LetopisError, Message
-from letopis.store.database.engines import create_store_engine
 from letopis.store.model.codec import encode
 from letopis.store.model.events import Event
 from letopis.store.model.identifiers import uuid7
 from letopis.store.rules.apply_plan import LaneBatch, Origin, SequencedEvent
+from tests.proof.harness import Setting, Tally
 from tests.proof.inputs.commands import here
 from tests.proof.inputs.running import BLOCK_AT_ONCE
 from tests.proof.security.isolation import heard
+from tests.support.fix_disk import NotHere
+from tests.support.store_changes import run_there
 from tests.support.values.secrets import BODY, DSNS, HOSTILE, NAME, OTHER, PASSWORD, leaks
 
 _SQLITE: Final = """
@@ -73,11 +75,10 @@ class Collector:
 
 def commands(folder: Path, names: Sequence[str]) -> tuple[int, list[str]]:
     """Run verbs with URLs that hold passwords, by option, environment, file and ``letopis.toml``."""
-    before, runs, found = Path.cwd(), 0, []
+    runs, found = 0, []
     secret, toml = folder / "secret", folder / "letopis.toml"
     asyncio.run(_waiting(folder / "bot.outbox.db"))
-    os.chdir(folder)
-    try:
+    with chdir(folder):
         for name in names:
             dsn = DSNS[name]
             for words in (("status",), ("doctor", "--json"), ("relay", "--once", "--debug"), ("db", "check")):
@@ -95,8 +96,6 @@ def commands(folder: Path, names: Sequence[str]) -> tuple[int, list[str]]:
                     found += [f"{name}, {' '.join(words)}: {one}" for one in leaks(said.out + said.err)]
                     if words[0] in ("relay", "db") and (not said.code or not said.out + said.err):
                         found.append(f"{name}, {' '.join(words)}: ended with {said.code} and said nothing")
-    finally:
-        os.chdir(before)
     return runs, found
 
 
@@ -110,7 +109,7 @@ async def faults(kind: str, url: str, folder: Path) -> tuple[int, list[str]]:
     collector, told = Collector(), 0
     found: list[str] = []
     async with ConversationStore.open(url, migrate=True) as store:
-        await _with_triggers(kind, url)
+        await run_there(url, *TRIGGERS[kind])
         error = await _refused(store)
         shown = f"{error} {error!r} {getattr(error, '__notes__', '')} {escape(error)}"
         found += [f"the exception: {one}" for one in leaks(shown, (BODY, NAME, PASSWORD))]
@@ -142,25 +141,33 @@ async def faults(kind: str, url: str, folder: Path) -> tuple[int, list[str]]:
 
 def asked(url: str, folder: Path) -> tuple[int, list[str]]:
     """Ask the command about an outbox in which something is blocked, as `faults` leaves it."""
-    before, told, found = Path.cwd(), 0, []
-    os.chdir(folder)
-    try:
+    told, found = 0, []
+    with chdir(folder):
         for words in (("status", "--json"), ("doctor", "--json"), ("outbox", "list"), ("healthcheck",)):
             told += 1
             said = here((*words, "--outbox", "planted.outbox.db", "--store", url))
             shown = said.out + said.err
             found += [f"{' '.join(words)}: {one}" for one in (BODY, NAME, OTHER, PASSWORD) if one in shown]
-    finally:
-        os.chdir(before)
     return told, found
 
 
-async def _with_triggers(kind: str, url: str) -> None:
-    engine = create_store_engine(url)
-    async with engine.begin() as connection:
-        for statement in TRIGGERS[kind]:
-            await connection.exec_driver_sql(statement)
-    await engine.dispose()
+def quoted(setting: Setting) -> Tally:
+    """Let everything speak that has met an error with a message in it."""
+    if reason := UNABLE.get(setting.kind):
+        raise NotHere(reason)
+    looks, found = asyncio.run(faults(setting.kind, setting.url, setting.folder))
+    more, besides = asked(setting.url, setting.folder)
+    return Tally(looks + more, problems=[*found, *besides])
+
+
+def passwords(setting: Setting) -> Tally:
+    """Give commands URLs that hold passwords; the control is a message that quotes them."""
+    names = list(DSNS)[: setting.many(len(DSNS), 3)]
+    if setting.control:
+        shown = [one for name in names for one in leaks(f"letopis: cannot connect to {DSNS[name]}")]
+        return Tally(len(names), problems=shown)
+    runs, found = commands(setting.folder, names)
+    return Tally(runs, problems=found)
 
 
 async def _refused(store: ConversationStore) -> BaseException:
@@ -198,27 +205,31 @@ def looked_at(folder: Path) -> tuple[list[str], list[str]]:
     return [path.name for path in files], loose
 
 
-def written(folder: Path, mask: int) -> tuple[set[str], list[str]]:
-    """Write all that Letopis writes, under a mask; return the names of the files, and what others may read."""
-    place = folder / f"mask-{mask:03o}"
+def modes(setting: Setting) -> Tally:
+    """Write all that Letopis writes, under each mask; nothing of it may others read."""
+    tally = Tally()
+    for mask in UMASKS[: setting.many(len(UMASKS), 1)]:
+        names, loose = _written(setting.folder / f"mask-{mask:03o}", mask)
+        tally.count += len(names)
+        tally.blame(dict.fromkeys(loose), where=f"umask {mask:03o}")
+    return tally
+
+
+def _written(place: Path, mask: int) -> tuple[set[str], list[str]]:
+    """Return the names of the files, and what others may read."""
     place.mkdir(mode=0o700)
-    before = Path.cwd()
-    os.chdir(place)
-    try:
-        with umask(mask):
-            names, loose = asyncio.run(_said(place))
-            for words in (
-                ("init", "--config", "letopis.toml"),
-                ("init",),
-                ("history", "export", "jsonl", "export.jsonl"),
-                ("outbox", "export", "--file", "pending.jsonl"),
-                ("outbox", "salvage", "salvaged.db"),
-            ):
-                here(words)
-        more, also = looked_at(place)
-        return {*names, *more}, [f"umask {mask:03o}: {one}" for one in dict.fromkeys([*loose, *also])]
-    finally:
-        os.chdir(before)
+    with chdir(place), umask(mask):
+        names, loose = asyncio.run(_said(place))
+        for words in (
+            ("init", "--config", "letopis.toml"),
+            ("init",),
+            ("history", "export", "jsonl", "export.jsonl"),
+            ("outbox", "export", "--file", "pending.jsonl"),
+            ("outbox", "salvage", "salvaged.db"),
+        ):
+            here(words)
+    more, also = looked_at(place)
+    return {*names, *more}, [*loose, *also]
 
 
 async def _said(place: Path) -> tuple[set[str], list[str]]:
@@ -235,10 +246,8 @@ async def _said(place: Path) -> tuple[set[str], list[str]]:
     return set(names), loose
 
 
-def unguarded(folder: Path) -> list[str]:
+def unguarded(setting: Setting) -> Tally:
     """The control: a file that is just opened, under a mask that takes nothing away."""
-    place = folder / "unguarded"
-    place.mkdir()
     with umask(0o000):
-        (place / "plain.db").write_bytes(b"")
-    return looked_at(place)[1]
+        (setting.folder / "plain.db").write_bytes(b"")
+    return Tally(1, problems=looked_at(setting.folder)[1])

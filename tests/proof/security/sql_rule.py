@@ -24,41 +24,26 @@ FORBIDDEN_OF: Final = {
     "os": frozenset({"system", "popen"}),
 }
 _OUTBOX: Final = "outbox/letopis/outbox"
-ALLOWED: Final = {
-    (
-        "outbox/letopis/adapters/telegram/persistence.py",
-        "LetopisPersistence._decoded",
-    ): "only with codec='pickle', which the caller has chosen; the documentation says what it costs",
-    (
-        "store/letopis/store/database/sqlite.py",
-        "truncate_wal",
-    ): "the number that SQLite itself gave for the same pragma",
-    (
-        "store/letopis/store/database/postgresql.py",
-        "create_postgresql_engine.limit",
-    ): "names of settings and numbers of milliseconds of ours",
-    (f"{_OUTBOX}/pending_reads/pending_statistics.py", "_lanes"): "conditions that its two callers write as constants",
-    (f"{_OUTBOX}/event_log/drafts.py", "erase"): "the names of two tables, from a tuple of constants",
-    (f"{_OUTBOX}/event_log/effects.py", "_empty"): "names of tables and keys, from a mapping of constants",
-    (f"{_OUTBOX}/event_log/erasures.py", "_begin"): "the names of two tables and two columns, from constants",
-    (f"{_OUTBOX}/transfer/importer.py", "_select"): "one of two constants, filled with places for parameters",
-    (
-        f"{_OUTBOX}/operations/pending_events.py",
-        "list_pending",
-    ): "the conditions of a Selection, constants with places for parameters",
-    (
-        f"{_OUTBOX}/operations/repair.py",
-        "_lanes",
-    ): "the conditions of a Selection, constants with places for parameters",
-    (
-        f"{_OUTBOX}/pending_reads/pending_search.py",
-        "snapshot",
-    ): "a list of constant conditions with places for parameters",
-    (
-        f"{_OUTBOX}/file/wal_checkpoint.py",
-        "WalCheckpoint.run",
-    ): "the number that SQLite itself gave for the same pragma",
+_CONDITIONS: Final = "the conditions of a Selection, constants with places for parameters"
+_REASONS: Final = {
+    "outbox/letopis/adapters/telegram/persistence.py LetopisPersistence._decoded": (
+        "only with codec='pickle', which the caller has chosen; the documentation says what it costs"
+    ),
+    "store/letopis/store/database/sqlite.py truncate_wal": "the number that SQLite itself gave for the same pragma",
+    "store/letopis/store/database/postgresql.py create_postgresql_engine.limit": (
+        "names of settings and numbers of milliseconds of ours"
+    ),
+    f"{_OUTBOX}/pending_reads/pending_statistics.py _lanes": "conditions that its two callers write as constants",
+    f"{_OUTBOX}/event_log/drafts.py erase": "the names of two tables, from a tuple of constants",
+    f"{_OUTBOX}/event_log/effects.py _empty": "names of tables and keys, from a mapping of constants",
+    f"{_OUTBOX}/event_log/erasures.py _begin": "the names of two tables and two columns, from constants",
+    f"{_OUTBOX}/transfer/importer.py _select": "one of two constants, filled with places for parameters",
+    f"{_OUTBOX}/operations/pending_events.py list_pending": _CONDITIONS,
+    f"{_OUTBOX}/operations/repair.py _lanes": _CONDITIONS,
+    f"{_OUTBOX}/pending_reads/pending_search.py snapshot": "constant conditions with places for parameters",
+    f"{_OUTBOX}/file/wal_checkpoint.py WalCheckpoint.run": "the number that SQLite itself gave for the same pragma",
 }
+ALLOWED: Final = {tuple(place.split()): reason for place, reason in _REASONS.items()}
 """Module and function where a statement has a part that is not visibly a constant, and what that part is."""
 
 
