@@ -32,8 +32,7 @@ LONG: Final = "x" * 8_000
 async def on_a_full_disk(setting: Setting) -> Tally:
     """Fill a small file system under a bot, deliver while it is full, make room, and continue in the same process."""
     world = _world(setting)
-    disk = SmallDisk(world.folder, size=f"{MEBIBYTES}m")
-    try:
+    with closing(SmallDisk(world.folder, size=f"{MEBIBYTES}m")) as disk:
         async with world.open(relay=False) as history:
             await history.outbox.maintain()
             world.tally.require(reserve_path(world.outbox).exists(), "there is no ballast")
@@ -49,8 +48,6 @@ async def on_a_full_disk(setting: Setting) -> Tally:
         disk.fill()
         commands = COMMANDS[: setting.many(len(COMMANDS), 1)]
         await asyncio.to_thread(_explain_themselves, world, commands)
-    finally:
-        disk.close()
     return _refusals(world)
 
 
@@ -110,8 +107,7 @@ async def gone_read_only(setting: Setting) -> Tally:
 async def read_only_at_start(setting: Setting) -> Tally:
     """Start on a file system that is read-only, and once more, in the same process, when it is not."""
     world = _world(setting)
-    disk = SmallDisk(world.folder, size="64m")
-    try:
+    with closing(SmallDisk(world.folder, size="64m")):
         for _ in range(2):
             async with world.open(watch=True) as history:
                 await world.append_some(history, APPENDS)
@@ -125,8 +121,6 @@ async def read_only_at_start(setting: Setting) -> Tally:
                 world.tally.require(told, f"does not say what is the matter: {error}")
             run("mount", "-o", "remount,rw", world.folder)
         await _all_delivered(world)
-    finally:
-        disk.close()
     return _refusals(world)
 
 

@@ -5,23 +5,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from letopis.store.errors import LetopisError
 from tests.proof.harness import Setting, Tally, World
 from tests.proof.io.victim import make, obey
 from tests.support.child import command
 from tests.support.fix_disk import NotHere, strace
+from tests.support.line_process import LineProcess
 from tests.support.promises import read_promises
 
 NUMBER: Final = 400  # the call that fails, idle ones before it counted: more than any thread of the script makes
@@ -44,7 +41,7 @@ class Fault:
         return f"number {self.k}" + ("" if self.thread is None else f" of thread {self.thread}")
 
 
-class Victim:
+class Victim(LineProcess):
     """The traced process that runs the script, once an order."""
 
     def __init__(self, folder: Path, template: Path, *, call: str, error: str, once: bool, careless: bool) -> None:
@@ -56,53 +53,28 @@ class Victim:
         calls = ",".join(sorted({call, "pwrite64"}))
         strace = ["strace", "-f", "--seccomp-bpf", "-qq", "-s", "20", "-o", str(self._trace), "-e", f"trace={calls}"]
         inject = f"inject={call}:error={error}:when={NUMBER}{'' if once else '+'}"
-        self._process = subprocess.Popen(
-            [*strace, "-e", inject, *command(obey, call, NUMBER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # so that all of it can be ended
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        with suppress(OSError):
-            self._process.stdin.close()  # no more orders
-        try:
-            self._process.wait(TIMEOUT_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(TIMEOUT_SECONDS)
-        finally:
-            self._process.stdout.close()
+        super().__init__([*strace, "-e", inject, *command(obey, call, NUMBER)])
 
     def order(self, fault: Fault) -> Path:
         """Have the script run with this fault; return the folder in which it does."""
         number = next(self._numbers)
         place = self._folder / str(number)
         shutil.copytree(self._template, place)
-        assert self._process.stdin is not None
         asked = {"number": number, "folder": str(place), "k": fault.k, "thread": fault.thread}
-        self._process.stdin.write(json.dumps(asked | self._shared) + "\n")
-        self._process.stdin.flush()
+        self.tell(json.dumps(asked | self._shared))
         return place
 
-    def answer(self) -> dict[str, Any]:
+    def outcome(self) -> dict[str, Any]:
         """Return what the script told of its oldest order that was not asked for yet."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the victim ended by itself, with {self._process.wait(TIMEOUT_SECONDS)}")
-        answer: dict[str, Any] = json.loads(line)
+        answer = self.answer(TIMEOUT_SECONDS)
+        if "error" in answer:
+            raise RuntimeError(f"the victim: {answer['error']}")
         return answer
 
     def calls(self) -> dict[int, int]:
         """Return how many calls each thread of the script makes when nothing fails."""
         place = self.order(Fault(k=0))
-        told = self.answer()
+        told = self.outcome()
         shutil.rmtree(place)
         if told["refused"] or told["problems"]:
             raise RuntimeError(f"the script does not run on a sound disk either: {told}")
@@ -147,7 +119,6 @@ def fail_each(
     choose: Callable[[dict[int, int]], Sequence[Fault]],
     *,
     once: bool,
-    careless: bool = False,
 ) -> Tally:
     """Have a call of the script fail, one after the other; look into what each run leaves."""
     if strace() is None:
@@ -155,11 +126,12 @@ def fail_each(
     tally, template = Tally(), setting.folder / "template"
     template.mkdir()
     asyncio.run(make(template))
-    with Victim(setting.folder / "runs", template, call=call, error=error, once=once, careless=careless) as victim:
+    how = {"once": once, "careless": setting.control}
+    with Victim(setting.folder / "runs", template, call=call, error=error, **how) as victim:
         faults = choose(victim.calls())
         places = [victim.order(fault) for fault in faults[:1]]
         for number, fault in enumerate(faults):
-            told = victim.answer()
+            told = victim.outcome()
             if number + 1 < len(faults):  # it works on the next while this one is looked into
                 places.append(victim.order(faults[number + 1]))
             tally.figures.update(told["refused"])

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -66,10 +66,10 @@ WAYS: Final = (
 )
 
 
-def take(setting: Setting, way: Way, *, blind: bool = False) -> Tally:
+def take(setting: Setting, way: Way) -> Tally:
     """Let a bot run, take something from it, kill it, and compare what is there with what it was promised."""
     world = World(setting.folder)
-    words, acks = command(talk, world.folder, blind=blind), world.folder / "acks"
+    words, acks = command(talk, world.folder, blind=setting.control), world.folder / "acks"
     with promising(words, acks, size=4_000, patience=TIMEOUT_SECONDS) as bot:
         time.sleep(BEFORE)
         bot.send_signal(signal.SIGSTOP)
@@ -80,7 +80,7 @@ def take(setting: Setting, way: Way, *, blind: bool = False) -> Tally:
         bot.send_signal(signal.SIGCONT)
         time.sleep(AFTER)
     tally = compared(world, way, moment=moment)
-    tally.count = 1 if blind else tally.refused
+    tally.count = 1 if setting.control else tally.refused
     return tally
 
 
@@ -150,16 +150,16 @@ def second() -> str | None:
     return next((name for name in LIBRARIES if importlib.util.find_spec(name) is not None), None)
 
 
-def meet(setting: Setting, by: str, *, blind: bool = False) -> Tally:
+def meet(setting: Setting, by: str) -> Tally:
     """Have a bot's file opened and closed in its process, and kill it; return what is lost of what it was promised."""
-    world, words = World(setting.folder), command(live, setting.folder, by, blind=blind)
+    world, words = World(setting.folder), command(live, setting.folder, by, blind=setting.control)
     done = subprocess.run(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=TIMEOUT_SECONDS, check=False)
     if not done.stdout:
         raise RuntimeError(f"the bot ended by itself, with {done.returncode}")
     told = json.loads(done.stdout)
     world.acks += [Ack("c", UUID(hex=one)) for one in told["acks"]]
     tally = asyncio.run(world.judge(drained=False))
-    tally.count, tally.notes = 1 if blind else told["refused"], f"{len(world.acks)} acknowledged"
+    tally.count, tally.notes = 1 if setting.control else told["refused"], f"{len(world.acks)} acknowledged"
     return tally
 
 
@@ -198,13 +198,11 @@ def _open_and_close(path: Path, by: str) -> None:
 # --- the history store ----------------------------------------------------------------------------------------------
 
 
-async def take_store(setting: Setting, *, blind: bool = False) -> Tally:
+async def take_store(setting: Setting) -> Tally:
     """Remove the history under a bot, or replace it by an older copy: what is reported as saved is in the file."""
     world, folder, ways = World(setting.folder), setting.folder, (_remove, _put_back, _remove, _put_back)
-    tally = world.tally
-    with ExitStack() as stack:
-        if blind:
-            stack.enter_context(patch("letopis.store.database.sqlite.evict_connections_to_replaced_file"))
+    tally, blind = world.tally, setting.control
+    with patch("letopis.store.database.sqlite.evict_connections_to_replaced_file") if blind else nullcontext():
         async with world.open(watch=True) as history:
             await history.append("c", Message.user("the first"))
             await history.drained(15)

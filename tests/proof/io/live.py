@@ -34,13 +34,13 @@ COMMANDS: Final = (
 """All but `verify`, which reads the -wal as bytes, and therefore has to run in a process of its own, as it does."""
 
 
-def slow_flushes(setting: Setting, *, blocking: bool = False) -> Tally:
+def slow_flushes(setting: Setting) -> Tally:
     """Run the bot on a disk whose every flush takes its time: commits take as long, and the event loop goes on."""
     world, appends = World(setting.folder), setting.many(12, 3)
     inject = f"inject=fdatasync:delay_enter={round(DELAY * 1_000_000)}"
     trace = ("strace", "-f", "--seccomp-bpf", "-qq", "-o", str(world.folder / "trace"), "-e", "trace=fdatasync")
     how: dict[str, Any] = {"under": (*trace, "-e", inject), "timeout": TIMEOUT_SECONDS}
-    seen = call(append_slowly, world.folder, appends=appends, blocking=blocking, **how)
+    seen = call(append_slowly, world.folder, appends=appends, blocking=setting.control, **how)
     world.acks += [Ack("slow", UUID(hex=event_id), sequence) for event_id, sequence in seen["acks"]]
     tally = asyncio.run(world.judge())
     tally.require(seen["drained"], "not drained")
@@ -107,10 +107,10 @@ def _in_the_loop(self: WorkerThread, fn: Callable[[], Any], done: Done) -> None:
         loop.call_soon(done, value, None)
 
 
-def raw_opens(setting: Setting, *, raw: bool = False) -> Tally:
+def raw_opens(setting: Setting) -> Tally:
     """Run a bot, its relay and an operator's commands in one process that reports raw opens of its files."""
     commands = setting.many(len(COMMANDS), 2)
-    told = call(command_all, setting.folder, timeout=TIMEOUT_SECONDS, commands=commands, raw=raw)
+    told = call(command_all, setting.folder, timeout=TIMEOUT_SECONDS, commands=commands, raw=setting.control)
     problems = [one.splitlines()[0] for one in told["found"]]
     return Tally(len(told["codes"]), problems=problems, notes="the whole test suite runs with the same tripwire")
 

@@ -31,12 +31,12 @@ def once(setting: Setting, call: str, error: str) -> Tally:
     return fail_each(setting, call, error, choose, once=True)
 
 
-def from_then_on(setting: Setting, call: str, error: str, *, careless: bool = False) -> Tally:
+def from_then_on(setting: Setting, call: str, error: str) -> Tally:
     def choose(calls: dict[int, int]) -> Sequence[Fault]:
         # Of the thread that appends, which is the first that is started.
         return [Fault(k=max(1, calls[1] * share // 9)) for share in ((4,) if setting.options.short else range(1, 9))]
 
-    return fail_each(setting, call, error, choose, once=False, careless=careless)
+    return fail_each(setting, call, error, choose, once=False)
 
 
 def table(options: Options) -> Iterator[Experiment]:
@@ -51,28 +51,28 @@ def table(options: Options) -> Iterator[Experiment]:
         for error in ERRORS:
             run = partial(from_then_on, call=call, error=error)
             yield Experiment(what.format(call), run, "faults", on=(), where=error, short=False)
-    run = partial(from_then_on, call="pwrite64", error="EIO", careless=True)
+    run = partial(from_then_on, call="pwrite64", error="EIO")
     careless = f"{what.format('pwrite64')}; the bot takes a refused append for a successful one"
     yield Experiment(careless, run, "faults", on=(), where="EIO", control=True)
 
     what = f"each flush takes {1000 * live.DELAY:.0f} ms, the event loop goes on"
     no_strace = partial(lambda: "" if strace() else "needs strace, and the right to trace")
-    slow = partial(Experiment, unit="slow appends", on=(), missing=no_strace)
-    yield slow(what, live.slow_flushes)
-    yield slow(f"{what}; writes in the loop's own thread", partial(live.slow_flushes, blocking=True), control=True)
+    slow = partial(Experiment, run=live.slow_flushes, unit="slow appends", on=(), missing=no_strace)
+    yield slow(what)
+    yield slow(f"{what}; writes in the loop's own thread", control=True)
 
     what = "taken away under a running bot, which is killed then"
     for way in gone.WAYS:
         where = way.name if way.suffix else f"outbox {way.name}"
         run, short = partial(gone.take, way=way), way is gone.WAL_REMOVED
         yield Experiment(what, run, "appends refused", on=(), where=where, short=short)
-    blind = partial(gone.take, way=gone.WAL_REMOVED, blind=True)
-    yield Experiment(f"{what}; nobody looks", blind, "files", on=(), where=gone.WAL_REMOVED.name, control=True)
+    run = partial(gone.take, way=gone.WAL_REMOVED)
+    yield Experiment(f"{what}; nobody looks", run, "files", on=(), where=gone.WAL_REMOVED.name, control=True)
     what = "{} and close of the outbox in the bot's process, another process passes by, the bot is killed"
     meet = partial(Experiment, on=(), short=False)
-    yield meet(what.format("a raw open()"), partial(gone.meet, by="open"), "appends refused")
-    blind = partial(gone.meet, by="open", blind=True)
-    yield meet(what.format("a raw open()"), blind, "locks dropped", where="nobody looks", control=True)
+    run = partial(gone.meet, by="open")
+    yield meet(what.format("a raw open()"), run, "appends refused")
+    yield meet(what.format("a raw open()"), run, "locks dropped", where="nobody looks", control=True)
     library = gone.second()
     run = partial(gone.meet, by=library or "")
     without = "" if library else f"needs {', '.join(gone.LIBRARIES)}: none of them is installed"
@@ -93,11 +93,12 @@ def table(options: Options) -> Iterator[Experiment]:
         yield Experiment(what, fill, "refused", on=())
     what = "SQLite history removed, or replaced by an older copy, under a running bot"
     yield Experiment(what, gone.take_store, "files", on=())
-    yield Experiment(f"{what}; nobody looks", partial(gone.take_store, blind=True), "files", on=(), control=True)
+    yield Experiment(f"{what}; nobody looks", gone.take_store, "files", on=(), control=True)
     what = "raw opens by our code of a file that SQLite has open"
-    opens = partial(Experiment, unit="commands", on=(), where="bot, relay and commands in one process")
-    yield opens(what, live.raw_opens)
-    yield opens(f"{what}; one is planted", partial(live.raw_opens, raw=True), control=True)
+    where = "bot, relay and commands in one process"
+    opens = partial(Experiment, run=live.raw_opens, unit="commands", on=(), where=where)
+    yield opens(what)
+    yield opens(f"{what}; one is planted", control=True)
 
 
 def prove(options: Options) -> Iterator[Row]:

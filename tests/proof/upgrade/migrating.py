@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import multiprocessing
 import os
 import signal
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -28,44 +27,56 @@ from letopis.store.database import sqlite, sqlite_file
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.migrations import STORE, Migrations, upgrade
 from tests.campaigns.victims import Context
+from tests.support.child import start_piped
 from tests.support.next_release import next_outbox_tables, next_store_tables
 
 RUNNERS: Final = 4
+T = TypeVar("T")
 
 
 def kind_of(url: str) -> tuple[Migrations, sa.MetaData]:
     return (STORE, next_store_tables()) if "://" in url else (OUTBOX_MIGRATIONS, next_outbox_tables())
 
 
-async def bring_to(url: str, target: str) -> None:
-    from alembic import command
+def config_of(migrations: Migrations) -> Any:
     from alembic.config import Config
 
-    migrations, _ = kind_of(url)
+    config = Config()
+    config.set_main_option("script_location", migrations.location)
+    return config
+
+
+async def looked(url: str, read: Callable[[sa.Connection], T]) -> T:
+    """Return what is read of a database, in a transaction that is committed."""
     engine = create_store_engine(url)
+    try:
+        async with engine.begin() as connection:
+            return await connection.run_sync(read)
+    finally:
+        await engine.dispose()
+
+
+async def bring_to(url: str, target: str) -> None:
+    from alembic import command
+
+    migrations, _ = kind_of(url)
 
     def run(connection: sa.Connection) -> None:
-        config = Config()
-        config.set_main_option("script_location", migrations.location)
+        there = the_migration.revision_state(connection, migrations)
+        if target == "head" or (there.revision or "") < target:
+            upgrade(connection, migrations, target)
+            return
+        config = config_of(migrations)
         config.attributes.update(connection=connection, version_table=migrations.version_table)
         with the_migration.exclude_other_migrations(connection):
             command.downgrade(config, target)
 
-    def up(connection: sa.Connection) -> None:
-        upgrade(connection, migrations, target)
-
-    try:
-        async with engine.begin() as connection:
-            there = await connection.run_sync(the_migration.revision_state, migrations)
-            await connection.run_sync(up if target == "head" or (there.revision or "") < target else run)
-    finally:
-        await engine.dispose()
+    await looked(url, run)
 
 
 async def differences(url: str) -> list[str]:
     """Return how the tables differ from what the code expects, in words."""
     _, expected = kind_of(url)
-    engine = create_store_engine(url)
 
     def compare(connection: sa.Connection) -> list[Any]:
         options = {
@@ -75,13 +86,9 @@ async def differences(url: str) -> list[str]:
         }
         return list(compare_metadata(MigrationContext.configure(connection, opts=options), expected))
 
-    try:
-        async with engine.connect() as connection:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # an index over an expression cannot be compared
-                return [str(one)[:200] for one in await connection.run_sync(compare)]
-    finally:
-        await engine.dispose()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an index over an expression cannot be compared
+        return [str(one)[:200] for one in await looked(url, compare)]
 
 
 async def migrate(url: str) -> None:
@@ -159,15 +166,9 @@ class Racers:
     """Four processes that migrate the same database at the same moment."""
 
     def __init__(self, context: Context, *, locked: bool) -> None:
-        self.pipes: list[Connection] = []
-        self._processes = []
-        for _ in range(RUNNERS):
-            ours, theirs = multiprocessing.Pipe()
-            process = context.Process(target=race, args=(theirs,), kwargs={"locked": locked}, daemon=True)
-            process.start()
-            theirs.close()
-            self.pipes.append(ours)
-            self._processes.append(process)
+        racers = [start_piped(context, race, duplex=True, locked=locked) for _ in range(RUNNERS)]
+        self._processes = [process for process, _ in racers]
+        self.pipes = [pipe for _, pipe in racers]
 
     def __enter__(self) -> Racers:
         for pipe in self.pipes:

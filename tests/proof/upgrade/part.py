@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import multiprocessing
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -25,20 +25,32 @@ from sqlalchemy import event
 from letopis.outbox import History
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store import ConversationStore, LetopisError, Message
-from letopis.store.database.engines import create_store_engine
 from letopis.store.database.migrations import SchemaState, revision_state
 from tests.campaigns.invariants import Ack, check
 from tests.campaigns.victims import Context, fork_server
-from tests.proof.harness import Tally, migrated
+from tests.proof.harness import Tally, World, in_processes, migrated
 from tests.proof.options import Options
 from tests.proof.rows import Row
-from tests.proof.stores import fresh
-from tests.proof.upgrade.migrating import RUNNERS, Racers, bring_to, changes, differences, killed, kind_of, migrate
+from tests.proof.stores import KINDS, fresh
+from tests.proof.upgrade.migrating import (
+    RUNNERS,
+    Racers,
+    bring_to,
+    changes,
+    config_of,
+    differences,
+    killed,
+    kind_of,
+    looked,
+    migrate,
+)
 from tests.proof.upgrade.releases import Release, ReleaseBot, earlier_releases, next_release, on_one_file
+from tests.support.child import start
 from tests.support.next_release import write_next_release
 from tests.support.promises import acks_of
+from tests.support.sayings import differences as rebuilt_differences
+from tests.support.store_changes import run_there
 
-KINDS: Final = ("sqlite", "postgresql", "mariadb")
 MOST_ROUNDS: Final = 12
 OLDER: Final = "code of earlier releases runs on while the tables change under it"
 STARTS: Final = "code of earlier releases starts on tables of this one"
@@ -52,16 +64,12 @@ Held = Mapping[str, list[tuple[Any, ...]]]
 def prove(options: Options) -> Iterator[Row]:
     """Yield the rows of this part."""
     stores = KINDS[:1] if options.short else KINDS
-    jobs: list[tuple[Callable[..., list[Row]], tuple[Any, ...]]] = [(on_a_store, (options, kind)) for kind in stores]
-    jobs.append((races, (options, KINDS[:2] if options.short else KINDS)))
-    # Each in a process of its own: Alembic keeps what it works on in globals. Most of the time they wait for a server.
+    jobs = [*(partial(on_a_store, options, kind) for kind in stores)]
+    jobs.append(partial(races, options, KINDS[:2] if options.short else KINDS))
     following = write_next_release(options.folder / "next-release")
-    with (
-        _first_on_path(following.roots),
-        ProcessPoolExecutor(len(jobs), mp_context=multiprocessing.get_context("spawn")) as pool,
-    ):
-        for one in [pool.submit(work, *given) for work, given in jobs]:
-            yield from one.result()
+    with _first_on_path(following.roots):
+        # Alembic keeps what it works on in globals. Most of the time they wait for a server.
+        yield from in_processes(jobs, at_a_time=len(jobs))
 
 
 @contextmanager
@@ -79,6 +87,20 @@ def _first_on_path(roots: Sequence[str]) -> Iterator[None]:
             os.environ["PYTHONPATH"] = before
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An empty store, and what is done to it with."""
+
+    options: Options
+    kind: str
+    url: str
+    releases: list[Release]
+    context: Context
+
+    def file(self, name: str) -> Path:
+        return self.options.folder / f"{self.kind}-{name}.outbox.db"
+
+
 def on_a_store(options: Options, kind: str) -> list[Row]:
     """All that is done to one store, one after the other."""
     logging.disable()
@@ -89,7 +111,7 @@ def on_a_store(options: Options, kind: str) -> list[Row]:
         with fresh(kind, options.folder, f"store-{number}") as one:
             if one.missing:
                 return [Row(what="upgrade", where=kind, missing=one.missing)]
-            rows += work(options, kind, one.url, releases, context)
+            rows += work(Place(options, kind, one.url, releases, context))
     return rows
 
 
@@ -107,13 +129,14 @@ def races(options: Options, kinds: Sequence[str]) -> list[Row]:
     return [*rows, asyncio.run(cut_off(options, "outbox", str(outbox), context))]
 
 
-def older(options: Options, kind: str, url: str, releases: list[Release], _: Context) -> Iterator[Row]:
+def older(place: Place) -> Iterator[Row]:
     """Run each earlier release on a store of its own revision, then change the tables under it."""
-    tally = Tally()
-    for number, release in enumerate(releases[-1:] if options.short else releases):
+    tally, options, kind = Tally(), place.options, place.kind
+    for number, release in enumerate(place.releases[-1:] if options.short else place.releases):
         with fresh(kind, options.folder, f"older-{number}") as one:
-            found = _beside(release, one.url, options.folder / f"{kind}-{number}", tally.figures)
-            tally.blame(found, where=f"revision {release.store}")
+            world = World(options.folder, one.url, name=f"{kind}-{number}-one.outbox.db")
+            _beside(release, world, tally.figures)
+        tally.blame(world.tally.problems, where=f"revision {release.store}")
     count = tally.figures
     tally.count = count["changed"]
     tally.notes = (
@@ -125,75 +148,54 @@ def older(options: Options, kind: str, url: str, releases: list[Release], _: Con
     yield Tally(count["refused"], notes=notes).row(STARTS, kind, "refusals", 2)
 
 
-def _beside(release: Release, url: str, folder: Path, count: Counter[str]) -> Iterator[str]:
-    folder.mkdir()
-    following = next_release()
-    outbox, second, third = (folder / f"{name}.outbox.db" for name in ("one", "two", "three"))
-    acks: list[Ack] = []
+def _beside(release: Release, one: World, count: Counter[str]) -> None:
+    two, three = (replace(one, name=one.name.replace("one", name)) for name in ("two", "three"))
+    following, tally, url = next_release(), one.tally, one.url
     count["releases"] += 1
-    with ReleaseBot(release, outbox, url, migrate=True) as bot:
-        if error := bot.ready() or bot.say(15, "before"):
-            yield error
+    with ReleaseBot(release, one, migrate=True) as bot:
+        if not bot.ready():
             return
-        if not bot.drained(20):
-            yield "not drained before anything was changed"
+        bot.say(15, "before")
+        bot.drain(20, "before anything was changed")
         asyncio.run(bring_to(url, "head"))
-        if error := bot.say(15, "changed"):
-            yield f"on the changed store: {error}"
-        if not bot.drained(20):
-            yield "not drained on the changed store"
-        with ReleaseBot(following, second, url) as beside:
-            if error := beside.ready() or beside.say(10, "beside"):
-                yield f"the next release beside it: {error}"
-            asyncio.run(_opened(outbox))
-            if error := bot.say(15, "outbox changed too"):
-                yield f"on the changed outbox: {error}"
-            if not (bot.drained(20) and beside.drained(20)):
-                yield "not drained side by side"
-            acks += beside.acks
+        bot.say(15, "changed")
+        bot.drain(20, "on the changed store")
+        with ReleaseBot(following, two) as beside:
+            beside.ready()
+            beside.say(10, "beside")
+            asyncio.run(migrate(str(one.outbox)))
+            bot.say(15, "outbox changed too")
+            for each in (bot, beside):
+                each.drain(20, "side by side")
         count["changed"] += 30
-        acks += bot.acks
-    with ReleaseBot(release, outbox, url) as bot:
-        error = bot.ready()
-        if "newer release" not in error:
-            yield f"an outbox of the next release was not refused: {error}"
+    with ReleaseBot(release, one) as bot:
+        error = bot.answer(40).get("error", "")
+        tally.require("newer release" in error, f"an outbox of the next release was not refused: {error}")
         count["refused"] += 1
-    with ReleaseBot(release, third, url) as bot:
-        before = asyncio.run(_held(url))
-        if error := bot.ready() or bot.say(10, "kept"):
-            yield f"started on the changed store: {error}"
-        if bot.drained(1):
-            yield "it delivered to a store that it does not know"
-        if asyncio.run(_held(url)) != before:
-            yield "it wrote to a store that it does not know"
+    with ReleaseBot(release, three) as bot:
+        before, promised = asyncio.run(_held(url)), len(one.acks)
+        bot.ready()
+        bot.say(10, "kept")
+        tally.require(not bot.drained(1), "it delivered to a store that it does not know")
+        tally.require(asyncio.run(_held(url)) == before, "it wrote to a store that it does not know")
         count["refused"] += 1
-        count["kept"] += len(bot.acks)
-        acks += bot.acks
-    for path in (outbox, third):
-        with ReleaseBot(following, path, url) as bot:
-            if error := bot.ready() or bot.say(5, "after"):
-                yield f"the next release on its file: {error}"
-            if not bot.drained(20):
-                yield "the next release does not drain its file"
+        count["kept"] += len(one.acks) - promised
+    for world in (one, three):
+        with ReleaseBot(following, world) as bot:
+            bot.ready()
+            bot.say(5, "after")
+            bot.drain(20, "by the next release")
             count["opened"] += 1
-            acks += bot.acks
-    count["acknowledged"] += len(acks)
-    verdict = asyncio.run(check([outbox, second, third], url, acknowledged=acks, drained=True))
-    if not verdict.ok:
-        yield str(verdict)
+    count["acknowledged"] += len(one.acks)
+    asyncio.run(one.judge(two.outbox, three.outbox))
 
 
-async def _opened(path: Path) -> None:
-    await (await OutboxFile.open(path)).close()
-
-
-def down_and_up(options: Options, kind: str, url: str, _: list[Release], __: Context) -> Iterator[Row]:
+def down_and_up(place: Place) -> Iterator[Row]:
     """All of the vocabulary that makes rows, down to each revision and up again, then rebuilt."""
-    yield asyncio.run(_down_and_up(options, kind, url))
+    yield asyncio.run(_down_and_up(place.file("down"), place.url)).row(DOWN, place.kind, "migrations", 2)
 
 
-async def _down_and_up(options: Options, kind: str, url: str) -> Row:
-    outbox = options.folder / f"{kind}-down.outbox.db"
+async def _down_and_up(outbox: Path, url: str) -> Tally:
     acks = await _fill(outbox, url)
     tally, whole, revisions = Tally(), await _held(url), _revisions(url)
     for revision in reversed(revisions[:-1]):
@@ -208,13 +210,12 @@ async def _down_and_up(options: Options, kind: str, url: str) -> Row:
         async with ConversationStore.open(url, migrate=False) as store:
             async for _ in store.rebuild(every=True):
                 pass
-            left = [one async for one in store.rebuild(check=True, every=True) if one.differences]
-        tally.blame((f"{one.conversation_id} is not what the log makes of it" for one in left), where=up)
+            tally.blame(await rebuilt_differences(store), where=f"{up}: not what the log makes of it")
         tally.take(await check([outbox], url, acknowledged=acks, drained=True), where=up)
     events = len(whole["letopis_events"])
     tally.count = 2 * (len(revisions) - 1)
     tally.notes = f"{events} events, the same in every column each time; the rest rebuilt from them"
-    return tally.row(DOWN, kind, "migrations", 2)
+    return tally
 
 
 async def _fill(outbox: Path, url: str) -> list[Ack]:
@@ -232,10 +233,10 @@ async def _fill(outbox: Path, url: str) -> list[Ack]:
     return acks
 
 
-def cut_off_store(options: Options, kind: str, url: str, _: list[Release], context: Context) -> Iterator[Row]:
+def cut_off_store(place: Place) -> Iterator[Row]:
     """Kill the migration of a filled store at each statement."""
-    asyncio.run(_fill(options.folder / f"{kind}-cut.outbox.db", url))
-    yield asyncio.run(cut_off(options, kind, url, context))
+    asyncio.run(_fill(place.file("cut"), place.url))
+    yield asyncio.run(cut_off(place.options, place.kind, place.url, place.context))
 
 
 async def cut_off(options: Options, where: str, url: str, context: Context) -> Row:
@@ -256,8 +257,7 @@ async def cut_off(options: Options, where: str, url: str, context: Context) -> R
     tally, half_made = Tally(), 0
     for at, after in points:
         words = "at the commit" if at == steps else f"{'after' if after else 'before'} statement {at}"
-        process = context.Process(target=killed, args=(url, at, after), daemon=True)
-        process.start()
+        process = start(context, killed, url, at, after)
         await asyncio.to_thread(process.join, 60)
         if process.exitcode != -9:
             tally.problems.append(f"{words}: ended with {process.exitcode}")
@@ -326,13 +326,12 @@ def raced(options: Options, where: str, racers: Racers, *, control: bool = False
     yield tally.row(what, where, "migrations", 48, control=control)
 
 
-def newer(options: Options, kind: str, url: str, _: list[Release], __: Context) -> Iterator[Row]:
+def newer(place: Place) -> Iterator[Row]:
     """A store, and an outbox, of a release that does not exist yet."""
-    yield asyncio.run(_newer(options, kind, url))
+    yield asyncio.run(_newer(place.file("newer"), place.url)).row(NEWER, f"{place.kind} and outbox", "refusals", 8)
 
 
-async def _newer(options: Options, kind: str, url: str) -> Row:
-    outbox = options.folder / f"{kind}-newer.outbox.db"
+async def _newer(outbox: Path, url: str) -> Tally:
     await _fill(outbox, url)
     tally = Tally(notes="nothing was written")
     for target in (url, str(outbox)):
@@ -351,7 +350,7 @@ async def _newer(options: Options, kind: str, url: str) -> Row:
                     tally.problems.append(f"{revision} was {what}")
             tally.require(await _held(target) == before, f"{revision}: it was written to")
             await _stamp(target, migrations.head)
-    return tally.row(NEWER, f"{kind} and outbox", "refusals", 8)
+    return tally
 
 
 async def _open(url: str) -> None:
@@ -363,25 +362,15 @@ async def _open(url: str) -> None:
 
 
 async def _stamp(url: str, revision: str) -> None:
-    engine = create_store_engine(url)
-    async with engine.begin() as connection:
-        table = kind_of(url)[0].version_table
-        await connection.exec_driver_sql(f"UPDATE {table} SET version_num = '{revision}'")
-    await engine.dispose()
+    await run_there(url, f"UPDATE {kind_of(url)[0].version_table} SET version_num = '{revision}'")
 
 
 async def _state(url: str) -> SchemaState:
-    engine = create_store_engine(url)
-    try:
-        async with engine.connect() as connection:
-            return (await connection.run_sync(revision_state, kind_of(url)[0])).state
-    finally:
-        await engine.dispose()
+    return (await looked(url, partial(revision_state, migrations=kind_of(url)[0]))).state
 
 
 async def _held(url: str, *, only: tuple[str, ...] = ()) -> Held:
     """Return all rows of our tables as they are now, whatever the revision, the columns by name in the first."""
-    engine = create_store_engine(url)
 
     def read(connection: sa.Connection) -> Held:
         found: dict[str, list[tuple[Any, ...]]] = {}
@@ -393,11 +382,7 @@ async def _held(url: str, *, only: tuple[str, ...] = ()) -> Held:
             found[table] = [tuple(result.keys()), *sorted(rows, key=repr)]
         return found
 
-    try:
-        async with engine.connect() as connection:
-            return await connection.run_sync(read)
-    finally:
-        await engine.dispose()
+    return await looked(url, read)
 
 
 def _changed(before: Held, now: Held) -> list[str]:
@@ -414,9 +399,7 @@ def _changed(before: Held, now: Held) -> list[str]:
 
 
 def _revisions(url: str) -> list[str]:
-    from alembic.config import Config
     from alembic.script import ScriptDirectory
 
-    config = Config()
-    config.set_main_option("script_location", kind_of(url)[0].location)
-    return sorted(script.revision for script in ScriptDirectory.from_config(config).walk_revisions())
+    scripts = ScriptDirectory.from_config(config_of(kind_of(url)[0]))
+    return sorted(script.revision for script in scripts.walk_revisions())

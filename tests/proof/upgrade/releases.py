@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import os
 import re
-import select
-import sqlite3
 import subprocess
 import sys
 import tarfile
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 import letopis.store
-from tests.campaigns.invariants import Ack, check
-from tests.campaigns.victims import Context
+from tests.campaigns.invariants import Ack
+from tests.proof.harness import World
 from tests.proof.options import Options
-from tests.proof.rows import Row, row_of
+from tests.proof.rows import Row
 from tests.proof.stores import fresh
 from tests.proof.upgrade.migrating import bring_to
 from tests.support.daemons import DaemonProcess
+from tests.support.line_process import LineProcess
 from tests.support.paths import ROOT
+from tests.support.sqlite_rows import rows
+
+if TYPE_CHECKING:
+    from tests.proof.upgrade.part import Place
 
 _STORE_HEAD: Final = "store/letopis/store/database/migrations.py"
 _OUTBOX_HEAD: Final = "outbox/letopis/outbox/file/inspection.py"
@@ -68,11 +68,6 @@ async def main(outbox, store):
                     tell(acks=acks)
                 elif what == "drain":
                     tell(drained=await history.drained(float(rest[0])))
-                elif what == "read":
-                    page = await history.messages("chat-0", last=500)
-                    tell(messages=len(page.items if hasattr(page, "items") else page))
-                elif what == "end":
-                    break
             except Exception as error:
                 tell(error=f"{type(error).__name__}: {error}")
 
@@ -141,95 +136,41 @@ def _git_bytes(*words: str) -> bytes:
         return b""
 
 
-class ReleaseBot:
+class ReleaseBot(LineProcess):
     """A bot of a release, with its relay inside or none, that runs commands line by line."""
 
-    def __init__(
-        self, release: Release, outbox: Path, store: str, *, migrate: bool = False, relay: bool = True
-    ) -> None:
+    def __init__(self, release: Release, world: World, *, migrate: bool = False, relay: bool = True) -> None:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("LETOPIS_")}
         environment["PYTHONPATH"] = os.pathsep.join(str(release.tree / one) for one in PACKAGES)
-        self._release = release
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", BOT, str(outbox), store, "migrate" if migrate else "-", "relay" if relay else "-"],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        self._held = b""
-        self.acks: list[Ack] = []
+        how = ("migrate" if migrate else "-", "relay" if relay else "-")
+        super().__init__([sys.executable, "-c", BOT, str(world.outbox), world.url, *how], environment)
+        self._release, self._world = release, world
 
-    def __enter__(self) -> Self:
-        return self
+    def ready(self) -> bool:
+        """Wait until it has opened its history; note a problem if it fails."""
+        said = self.answer(40)
+        ready = str(said.get("ready", "")).startswith(f"{self._release.tree}{os.sep}")
+        self._world.tally.require(ready, f"the code in {self._release.tree} does not open it: {said}")
+        return ready
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> int:
-        """End it in an orderly way within ten seconds. Return its exit code."""
-        if self._process.poll() is None and self._process.stdin is not None:
-            try:
-                self._process.stdin.write(b"end\n")
-                self._process.stdin.close()
-                self._process.wait(10)
-            except (OSError, ValueError, subprocess.TimeoutExpired):
-                self._process.kill()
-        code = self._process.wait(10)
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-        return code
-
-    def ready(self) -> str:
-        """Wait until it has opened its history. Return the error if it failed."""
-        said = self._answer(40)
-        if "ready" in said and not said["ready"].startswith(f"{self._release.tree}{os.sep}"):
-            return f"it runs {said['ready']}, not the code in {self._release.tree}"
-        return str(said.get("error", ""))
-
-    def say(self, count: int, words: str) -> str:
-        """Have it append events, and record their acknowledgements. Return the error if it failed."""
+    def say(self, count: int, words: str) -> None:
+        """Have it append events, and keep what it was promised."""
         said = self.ask(f"say {count} {words}", 40)
-        self.acks += [Ack(name, UUID(event_id)) for name, event_id in said.get("acks", ())]
-        return str(said.get("error", ""))
+        self._world.acks += [Ack(name, UUID(event_id)) for name, event_id in said.get("acks", ())]
+        self._world.tally.require("error" not in said, f"what it says {words}: {said.get('error')}")
+
+    def drain(self, seconds: float, when: str) -> None:
+        self._world.tally.require(self.drained(seconds), f"not drained {when}")
 
     def kill_while_it_says(self, count: int, *, after: float) -> None:
         """Kill it in the middle; what it has not acknowledged by then may be there or not."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"say {count} cut\n".encode())
-        self._process.stdin.flush()
+        self.tell(f"say {count} cut")
         time.sleep(after)
-        self._process.kill()
+        self.kill()
 
     def drained(self, seconds: float) -> bool:
         """Return True if everything was delivered within ``seconds``."""
         return self.ask(f"drain {seconds}", seconds + 20).get("drained") is True
-
-    def ask(self, line: str, patience: float) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(f"{line}\n".encode())
-            self._process.stdin.flush()
-        except OSError as error:
-            return {"error": f"it has ended: {error}"}
-        return self._answer(patience)
-
-    def _answer(self, patience: float) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        until = time.monotonic() + patience
-        while b"\n" not in self._held:
-            left = until - time.monotonic()
-            if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
-                return {"error": f"no answer within {patience:g} s"}
-            part = os.read(self._process.stdout.fileno(), 65536)
-            if not part:
-                return {"error": f"it ended with {self._process.wait(10)}"}
-            self._held += part
-        line, _, self._held = self._held.partition(b"\n")
-        found: dict[str, Any] = json.loads(line)
-        return found
 
 
 NEWER_DAEMON: Final = "an earlier release's bot and the next one's daemon on one file: the daemon killed"
@@ -238,100 +179,87 @@ KILLS: Final = 10
 DRAIN_SECONDS: Final = 30
 
 
-def on_one_file(options: Options, kind: str, url: str, releases: list[Release], _: Context) -> Iterator[Row]:
+def on_one_file(place: Place) -> Iterator[Row]:
     """Have the last earlier release and the next one share a file, both ways."""
+    options, kind, releases = place.options, place.kind, place.releases
     for what, play in ((NEWER_DAEMON, _kill_daemon), (NEWER_BOT, _kill_bot)):
         with fresh(kind, options.folder, play.__name__) as store:
-            outbox = options.folder / f"{kind}{play.__name__}.outbox.db"
-            shared = _Shared(releases[-1], outbox, store.url, options)
-            problems = list(play(shared))
-            problems += shared.ended()
-        notes = f"{len(shared.acks):,} events acknowledged"
-        yield row_of(what, kind, shared.kills, KILLS, "kills", problems, notes)
+            world = World(options.folder, store.url, name=f"{kind}{play.__name__}.outbox.db")
+            shared = _Shared(releases[-1], world, options)
+            play(shared)
+            shared.end()
+        world.tally.notes = f"{len(world.acks):,} events acknowledged"
+        yield world.tally.row(what, kind, "kills", KILLS)
 
 
 class _Shared:
     """A file and a store that an earlier release made; the store's tables are the next one's already."""
 
-    def __init__(self, earlier: Release, outbox: Path, url: str, options: Options) -> None:
+    def __init__(self, earlier: Release, world: World, options: Options) -> None:
         self.earlier, self.following = earlier, next_release()
-        self.outbox, self.url = outbox, url
+        self.world, self.tally = world, world.tally
         self.rounds = options.many(KILLS, 2)
         self.chance = Random(options.seed)
-        self.kills = 0
-        self.acks: list[Ack] = []
 
     def bot(self, release: Release, *, migrate: bool = False) -> ReleaseBot:
-        return ReleaseBot(release, self.outbox, self.url, migrate=migrate, relay=False)
+        return ReleaseBot(release, self.world, migrate=migrate, relay=False)
 
     def daemon(self, release: Release) -> DaemonProcess:
         path = os.pathsep.join(str(release.tree / package) for package in PACKAGES)
-        arguments = ("--outbox", str(self.outbox), "--store", self.url)
-        return DaemonProcess(*arguments, folder=self.outbox.parent, PYTHONPATH=path)
+        arguments = ("--outbox", str(self.world.outbox), "--store", self.world.url)
+        return DaemonProcess(*arguments, folder=self.world.folder, PYTHONPATH=path)
 
     def expand(self) -> None:
-        asyncio.run(bring_to(self.url, "head"))
+        asyncio.run(bring_to(self.world.url, "head"))
 
-    def migrated(self) -> Iterator[str]:
-        """Yield a problem unless the file is at the next release's revision, without which nothing is shown."""
-        with closing(sqlite3.connect(self.outbox)) as connection:
-            (found,) = connection.execute("SELECT version_num FROM letopis_outbox_version").fetchone()
-        if found != self.following.outbox:
-            yield f"the file is at revision {found}"
+    def check_revision(self) -> None:
+        """Note a problem unless the file is at the next release's revision, without which nothing is shown."""
+        ((found,),) = rows(self.world.outbox, "SELECT version_num FROM letopis_outbox_version")
+        self.tally.require(found == self.following.outbox, f"the file is at revision {found}")
 
-    def ended(self) -> Iterator[str]:
-        """Yield what is wrong once the next release has delivered the rest."""
-        with ReleaseBot(self.following, self.outbox, self.url) as bot:
-            if error := bot.ready() or bot.say(5, "after"):
-                yield f"the next release at the end: {error}"
-            if not bot.drained(DRAIN_SECONDS):
-                yield "the next release does not drain the file"
-            self.acks += bot.acks
-        verdict = asyncio.run(check([self.outbox], self.url, acknowledged=self.acks, drained=True))
-        if not verdict.ok:
-            yield str(verdict)
+    def end(self) -> None:
+        """Have the next release deliver the rest, and note what is wrong then."""
+        with ReleaseBot(self.following, self.world) as bot:
+            bot.ready()
+            bot.say(5, "after")
+            bot.drain(DRAIN_SECONDS, "by the next release")
+        asyncio.run(self.world.judge())
 
 
-def _kill_daemon(shared: _Shared) -> Iterator[str]:
+def _kill_daemon(shared: _Shared) -> None:
     """Keep a bot of the earlier release running while daemons of the next one are killed."""
     with shared.bot(shared.earlier, migrate=True) as bot:
-        if error := bot.ready() or bot.say(5, "before"):
-            yield error
+        if not bot.ready():
             return
+        bot.say(5, "before")
         shared.expand()
         for number in range(shared.rounds):
             with shared.daemon(shared.following) as daemon:  # its end is a SIGKILL
                 daemon.works()
                 if not number:
-                    yield from shared.migrated()
-                if error := bot.say(shared.chance.randrange(1, 30), "beside"):
-                    yield f"round {number}: {error}"
+                    shared.check_revision()
+                bot.say(shared.chance.randrange(1, 30), "beside")
                 time.sleep(shared.chance.uniform(0, 0.4))
-            shared.kills += 1
-        shared.acks += bot.acks
+            shared.tally.count += 1
 
 
-def _kill_bot(shared: _Shared) -> Iterator[str]:
+def _kill_bot(shared: _Shared) -> None:
     """Keep a daemon of the earlier release running while bots of the next one are killed."""
     with shared.bot(shared.earlier, migrate=True) as bot:
-        if error := bot.ready() or bot.say(5, "before"):
-            yield error
+        if not bot.ready():
             return
-        shared.acks += bot.acks
+        bot.say(5, "before")
     with shared.daemon(shared.earlier) as daemon:
         daemon.works()
         shared.expand()
         for number in range(shared.rounds):
             with shared.bot(shared.following) as bot:
-                if error := bot.ready() or bot.say(shared.chance.randrange(1, 10), "beside"):
-                    yield f"round {number}: {error}"
+                bot.ready()
+                bot.say(shared.chance.randrange(1, 10), "beside")
                 if not number:
-                    yield from shared.migrated()
-                shared.acks += bot.acks
+                    shared.check_revision()
                 bot.kill_while_it_says(200, after=shared.chance.uniform(0, 0.1))
-            shared.kills += 1
+            shared.tally.count += 1
         with shared.bot(shared.following) as bot:
-            if error := bot.ready():
-                yield error
-            elif not bot.drained(DRAIN_SECONDS):
-                yield f"the earlier daemon does not deliver what the next bot wrote: {daemon.messages()[-3:]}"
+            bot.ready()
+            bot.drain(DRAIN_SECONDS, f"by the earlier daemon, which says {daemon.messages()[-3:]}")
