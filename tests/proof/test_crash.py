@@ -10,8 +10,7 @@ import pytest
 
 from tests.campaigns.record_invariants import RecordAck
 from tests.proof.crash import at_random, moments
-from tests.proof.crash.moments import MOMENTS, Moment, Side, Who
-from tests.proof.crash.steps import STEPS
+from tests.proof.crash.moments import Moment, Side, Who
 from tests.proof.harness import Setting, Tally
 from tests.proof.options import Options
 from tests.support.promises import PATHS, WrittenPromises, line_of, read_promises
@@ -19,13 +18,6 @@ from tests.support.promises import PATHS, WrittenPromises, line_of, read_promise
 
 class Dead(Exception):
     """Instead of the end of the process."""
-
-
-def test_every_moment_is_in_the_code_and_has_a_name_of_its_own() -> None:
-    assert len({moment.name for moment in MOMENTS}) == len(MOMENTS)
-    for moment in (*MOMENTS, *STEPS):
-        owner, name = moments.found(moment.function)
-        assert callable(getattr(owner, name)), moment.function
 
 
 def moment(side: Side) -> Moment:

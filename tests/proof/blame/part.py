@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
@@ -29,11 +30,11 @@ from letopis.store.database.faults import FaultClass
 from letopis.store.model.messages import Message
 from tests.campaigns.invariants import check
 from tests.proof.blame.scripted import Came, Case, run
+from tests.proof.harness import Experiment, Setting, Tally, prove_table
 from tests.proof.options import Options
-from tests.proof.rows import Row, row_of
+from tests.proof.rows import Row
 from tests.support.defects import planted
-from tests.support.relays import drained, end, lane, say, sql
-from tests.support.servers import MariaDBServer, PostgresServer, Server, ServerUnavailable
+from tests.support.relays import drained, lane, running, say, sql
 from tests.support.store_changes import refuse, run_there
 
 CODES: Final = {
@@ -61,46 +62,56 @@ def scenes(kind: str, *, short: bool) -> list[Scene]:
     return [*failing, *(Scene(kind=kind, others=others) for others in (1, 3, 8))]
 
 
-async def judged(scene: Scene, server: Server, path: Path, *, limit: float) -> tuple[float, list[str]]:
-    """Make it happen in a database of its own; return the longest wait of a sound conversation, and what was wrong."""
-    url = await asyncio.to_thread(server.create_database)
+async def on_a_server(setting: Setting) -> Tally:
+    """Make all scenes happen, each in a database of its own, some at a time."""
+    gate, tally = asyncio.Semaphore(SCENES_AT_A_TIME), Tally()
+
+    async def play(number: int, scene: Scene) -> float:
+        async with gate:
+            with setting.apart(f"{number}") as here:
+                longest, problems = await judged(scene, here.folder / "bot.outbox.db", here.url)
+        tally.count += 1
+        tally.blame(problems, where=f"{scene}")
+        return longest
+
+    chosen = scenes(setting.kind, short=setting.options.short)
+    waits = await asyncio.gather(*(play(number, scene) for number, scene in enumerate(chosen)))
+    tally.notes = f"the longest that a sound conversation waited: {max(waits):.1f} s"
+    return tally
+
+
+async def judged(scene: Scene, path: Path, url: str) -> tuple[float, list[str]]:
+    """Make it happen; return the longest wait of a sound conversation, and what was wrong."""
     outbox = await OutboxFile.open(path)
     try:
-        async with ConversationStore.open(url, migrate=True) as store:
-            relay = Relay(outbox, store, random=random.Random(scene.others))
-            task = asyncio.create_task(relay.run())
-            try:
-                play = _one_event if scene.code else _refuse_everybody
-                longest, problems = await play(scene, outbox, relay, url, limit)
-            finally:
-                await end(task)
-        verdict = await check([outbox.path], url)
-        problems += verdict.problems
-        return longest, [f"{scene}: {one}" for one in problems]
+        async with (
+            ConversationStore.open(url, migrate=True) as store,
+            running(Relay(outbox, store, random=random.Random(scene.others))) as relay,
+        ):
+            play = _one_event if scene.code else _refuse_everybody
+            longest, problems = await play(scene, outbox, relay, url)
+        return longest, [*problems, *(await check([outbox.path], url)).problems]
     finally:
         await outbox.close()
-        await asyncio.to_thread(server.drop_database, url)
 
 
-async def _one_event(scene: Scene, outbox: OutboxFile, relay: Relay, url: str, limit: float) -> tuple[float, list[str]]:
+async def _one_event(scene: Scene, outbox: OutboxFile, relay: Relay, url: str) -> tuple[float, list[str]]:
     await run_there(url, *raising(scene.kind, scene.code))
     await outbox.append(prepare("bad", [Message.user("well"), Message.user("doomed"), Message.user("behind it")]))
     longest, began = 0.0, time.monotonic()
-    while time.monotonic() - began < 2 * limit:
-        longest = max(longest, await _turn(scene, outbox, limit))
-        if longest >= limit or (await lane(outbox, "bad")).state == "blocked":
+    while time.monotonic() - began < 2 * LIMIT:
+        longest = max(longest, await _turn(scene, outbox))
+        if longest >= LIMIT or (await lane(outbox, "bad")).state == "blocked":
             break
     stuck = await lane(outbox, "bad")
-    problems = [] if longest < limit else [f"a sound conversation waited {longest:.1f} s"]
+    problems = [] if longest < LIMIT else [f"a sound conversation waited {longest:.1f} s"]
     if (stuck.state, stuck.delivered) != ("blocked", 2):
         problems.append(f"the bad event was not found: {stuck.state} at {stuck.delivered}")
     return longest, problems
 
 
-async def _refuse_everybody(
-    scene: Scene, outbox: OutboxFile, relay: Relay, url: str, limit: float
-) -> tuple[float, list[str]]:
-    await _turn(scene, outbox, limit)
+async def _refuse_everybody(scene: Scene, outbox: OutboxFile, relay: Relay, url: str) -> tuple[float, list[str]]:
+    await _turn(scene, outbox)
     await run_there(url, HURT)
     for number in range(scene.others):
         await say(outbox, f"c{number}")
@@ -111,18 +122,18 @@ async def _refuse_everybody(
     await run_there(url, MEND)
     began = time.monotonic()
     with suppress(TimeoutError):
-        await drained(outbox, patience=limit)
-    if (took := time.monotonic() - began) >= limit:
+        await drained(outbox, patience=LIMIT)
+    if (took := time.monotonic() - began) >= LIMIT:
         problems.append("it was mended, and not everything was delivered")
     return took, problems
 
 
-async def _turn(scene: Scene, outbox: OutboxFile, limit: float) -> float:
+async def _turn(scene: Scene, outbox: OutboxFile) -> float:
     """Have each sound conversation say something; return how long it took until all of it was delivered."""
     began = time.monotonic()
     for number in range(scene.others):
         await say(outbox, f"c{number}")
-    while time.monotonic() - began < limit:
+    while time.monotonic() - began < LIMIT:
         if all([(await lane(outbox, f"c{number}")).pending == 0 for number in range(scene.others)]):
             break
         await asyncio.sleep(0.02)
@@ -184,28 +195,62 @@ ASLEEP: Final[dict[str, Any]] = {"asleep": 10.0, "bad_at": 1}
 REFUSED: Final = (FaultClass.POISON, "23502")
 MENDED: Final = 60.0
 Judge = Callable[[Case, Came], str]
+Make = Callable[[Sequence[int], Sequence[int]], list[Case]]
+SCENES_AT_A_TIME: Final = 4
 
 
 def prove(options: Options) -> Iterator[Row]:
     """Run the scripted cases, those on real servers, and the controls."""
     logging.disable()
-    others = OTHERS if not options.short else (1, 3, 8)
-    seeds = range(options.seed, options.seed + options.many(SEEDS, 2))
     with ProcessPoolExecutor(JOBS, mp_context=get_context("spawn"), initializer=logging.disable) as pool:
-        for kind, name in KINDS.items():
-            cases = _outage_like(kind, others, seeds)
-            yield _row("an event that fails like an outage, beside others", name, cases, held_up, pool, 300)
-        cases = _everybody(others, seeds)
-        yield _row("a store that refuses everybody for a minute", "any", cases, blamed, pool, 300)
-        cases = [
-            Case(seed=seed, others=n, bad=bad, **_fault(REFUSED)) for bad in (2, 3) for n in others for seed in seeds
-        ]
-        yield _row("several poisoned conversations beside sound ones", "any", cases, held_up, pool, 300)
-        for control in CONTROLS:
-            sample = _sample_of(control, seeds)[: options.many(6, 1)]
-            problems = [one for one in pool.map(without, [control] * len(sample), sample) if one]
-            yield row_of(control, "scripted", count=len(sample), unit="cases", problems=problems, control=True)
-    yield from _on_servers(options)
+        yield from prove_table(options, list(table(pool)))
+
+
+def table(pool: ProcessPoolExecutor) -> Iterator[Experiment]:
+    alone = partial(Experiment, unit="cases", on=())
+    for kind, name in KINDS.items():
+        what, run = "the same on a real server", partial(scripted, pool=pool, make=partial(_outage_like, kind))
+        yield alone("an event that fails like an outage, beside others", run, least=300, where=f"{name}, scripted")
+        yield Experiment(what, on_a_server, "scenes", 9, on=(kind,), where=name)
+    for what, make, judge in (
+        ("a store that refuses everybody for a minute", _everybody, blamed),
+        ("several poisoned conversations beside sound ones", _poisoned, held_up),
+    ):
+        run = partial(scripted, pool=pool, make=make, judge=judge)
+        yield alone(what, run, least=300, where="any, scripted")
+    for control in CONTROLS:
+        yield alone(control, partial(controlled, pool=pool, control=control), where="scripted", control=True)
+
+
+def controlled(setting: Setting, *, pool: ProcessPoolExecutor, control: str) -> Tally:
+    sample = _sample_of(control, _seeds(setting))[: setting.many(6, 1)]
+    return Tally(len(sample), problems=[*filter(None, pool.map(partial(without, control), sample))])
+
+
+def scripted(setting: Setting, *, pool: ProcessPoolExecutor, make: Make, judge: Judge | None = None) -> Tally:
+    judge = judge or held_up
+    cases = make((1, 3, 8) if setting.options.short else OTHERS, _seeds(setting))
+    came = list(pool.map(run, cases, chunksize=4))
+    tally = Tally(len(cases))
+    for case, one in zip(cases, came, strict=True):
+        tally.blame(filter(None, [judge(case, one)]), where=f"seed {case.seed}, {case.others} others, {case.code}")
+    if judge is blamed:
+        told = max(one.told or 0.0 for one in came)
+        healed = max(one.healed or 0.0 for one in came)
+        said = f"said after {told:.1f} s at the latest"
+        tally.notes = f"{said}, all delivered {healed:.1f} s after the mending at the latest"
+    else:
+        codes, waits = len({case.code for case in cases}), sorted(one.waits for one in came)
+        found = sum(len(one.blocked) for one in came)
+        tally.notes = (
+            f"{codes} codes; the longest wait of a sound conversation: median {waits[len(waits) // 2]:.1f} s, at most"
+            f" {waits[-1]:.1f} s; {found} of {sum(case.bad for case in cases)} bad ones found while the others talked"
+        )
+    return tally
+
+
+def _seeds(setting: Setting) -> Sequence[int]:
+    return range(setting.seed, setting.seed + setting.many(SEEDS, 2))
 
 
 def _outage_like(kind: str, others: Sequence[int], seeds: Sequence[int]) -> list[Case]:
@@ -232,6 +277,10 @@ def _everybody(others: Sequence[int], seeds: Sequence[int]) -> list[Case]:
         for n in others
         for ordinary in ((False, True) if n >= 3 else (False,))
     ]
+
+
+def _poisoned(others: Sequence[int], seeds: Sequence[int]) -> list[Case]:
+    return [Case(seed=seed, others=n, bad=bad, **_fault(REFUSED)) for bad in (2, 3) for n in others for seed in seeds]
 
 
 def _sample_of(control: str, seeds: Sequence[int]) -> list[Case]:
@@ -264,51 +313,3 @@ def blamed(case: Case, came: Came) -> str:
     if came.healed is None or came.healed > LIMIT:
         return f"after the mending it took {came.healed} s"
     return ""
-
-
-def _row(what: str, where: str, cases: Sequence[Case], judge: Judge, pool: ProcessPoolExecutor, least: int) -> Row:
-    came = list(pool.map(run, cases, chunksize=4))
-    problems = [
-        f"seed {case.seed}, {case.others} others, {case.code}: {found}"
-        for case, one in zip(cases, came, strict=True)
-        if (found := judge(case, one))
-    ]
-    codes = len({case.code for case in cases})
-    waits = sorted(one.waits for one in came)
-    if judge is blamed:
-        told = max(one.told or 0.0 for one in came)
-        healed = max(one.healed or 0.0 for one in came)
-        notes = f"said after {told:.1f} s at the latest, all delivered {healed:.1f} s after the mending at the latest"
-    else:
-        found = sum(len(one.blocked) for one in came)
-        notes = (
-            f"{codes} codes; the longest wait of a sound conversation: median {waits[len(waits) // 2]:.1f} s, at most"
-            f" {waits[-1]:.1f} s; {found} of {sum(case.bad for case in cases)} bad ones found while the others talked"
-        )
-    return row_of(what, f"{where}, scripted", len(cases), least, "cases", problems, notes)
-
-
-def _on_servers(options: Options) -> Iterator[Row]:
-    for kind, found in (("postgresql", PostgresServer), ("mariadb", MariaDBServer)):
-        try:
-            server: Server = found.find()
-        except ServerUnavailable as missing:
-            yield Row(what="the same on a real server", where=KINDS[kind], missing=str(missing))
-            continue
-        with server:
-            chosen = scenes(kind, short=options.short)
-            came = asyncio.run(_all(chosen, server, options))
-        problems = [found for one in came for found in one[1]]
-        longest = max(one[0] for one in came)
-        notes = f"the longest that a sound conversation waited: {longest:.1f} s"
-        yield row_of("the same on a real server", KINDS[kind], len(came), 9, "scenes", problems, notes)
-
-
-async def _all(chosen: Sequence[Scene], server: Server, options: Options) -> list[tuple[float, list[str]]]:
-    gate = asyncio.Semaphore(4)
-
-    async def one(number: int, scene: Scene) -> tuple[float, list[str]]:
-        async with gate:
-            return await judged(scene, server, options.folder / f"{scene.kind}-{number}.outbox.db", limit=LIMIT)
-
-    return await asyncio.gather(*(one(number, scene) for number, scene in enumerate(chosen)))

@@ -13,7 +13,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -38,7 +38,7 @@ from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.model.messages import Message
 from letopis.store.rules.apply_plan import LaneBatch, Origin
 from tests.proof.simulation.loop import VirtualLoop
-from tests.support.relays import ToldStore
+from tests.support.relays import ToldStore, end_all
 
 T = TypeVar("T")
 
@@ -54,9 +54,8 @@ class MemoryFile:
     def __init__(self) -> None:
         self._engine = sa.create_engine("sqlite://", poolclass=StaticPool)
         self._connection = self._engine.connect()
-        for statement in _schema():
-            self._connection.exec_driver_sql(statement)
-        self._connection.commit()
+        driver: Any = self._connection.connection.driver_connection
+        driver.executescript(_schema())
         self.origin = Origin(origin_id=UUID(int=1), epoch=1, name="case.outbox.db")
 
     async def read(self, work: Callable[[sa.Connection], T]) -> T:
@@ -148,8 +147,6 @@ class Came:
     told: float | None = None
     healed: float | None = None
     charged: int = 0
-    trips: int = 0
-    over: bool = False
 
 
 def run(case: Case) -> Came:
@@ -231,18 +228,13 @@ class _World:
                 step = await self._dispatcher.run_batches(limit=1)
                 self._look()
                 if self._over(all(one.done() for one in talking)):
-                    self._came.over = True
                     break
                 if not step.more:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(FLOOR if step.wait is None else min(FLOOR, step.wait)):
                             await self._wake.wait()
         finally:
-            for one in talking:
-                one.cancel()
-            for end in await asyncio.gather(*talking, return_exceptions=True):
-                if isinstance(end, Exception):
-                    raise end
+            await end_all(talking)
             self._file.close()
         return self._came
 
@@ -258,7 +250,6 @@ class _World:
         came.blocked = {name: delivered for name, state, delivered, _ in troubled if state == "blocked"}
         came.at_worst = max(came.at_worst, len(came.blocked))
         came.charged = sum(attempts for *_, attempts in troubled)
-        came.trips = self._breaker.trips
         trouble = self._breaker.outage
         if came.told is None and trouble is not None and trouble.code == self._case.fault.code:
             came.told = now - self._began
@@ -286,7 +277,7 @@ class _NoLease:
 
 
 @cache
-def _schema() -> tuple[str, ...]:
+def _schema() -> str:
     """Return the statements that make the tables of an outbox file, and the rows that every file has, as its
     migrations do."""
     with tempfile.TemporaryDirectory(prefix="letopis-proof-") as folder:
@@ -298,13 +289,5 @@ def _schema() -> tuple[str, ...]:
         # A case may be what asks first, in a loop of its own.
         with ThreadPoolExecutor(1) as pool:
             pool.submit(asyncio.run, make()).result()
-        connection = sqlite3.connect(path)
-        try:
-            rows: list[Any] = connection.execute(
-                "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'"
-                " ORDER BY type = 'table' DESC, name"
-            ).fetchall()
-            inserts = [one for one in connection.iterdump() if one.startswith('INSERT INTO "letopis_outbox_')]
-        finally:
-            connection.close()
-    return (*(row[0] for row in rows), *inserts)
+        with closing(sqlite3.connect(path)) as connection:
+            return "\n".join(connection.iterdump())

@@ -8,7 +8,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import product
@@ -28,8 +28,9 @@ from letopis.store.database.urls import normalise_url
 from letopis.store.errors import ConfigurationError
 from tests.campaigns.invariants import check
 from tests.proof.corruption.files import DAMAGES, Files, Seen, cut, flipped, make_files, seen_in, zeroed
+from tests.proof.harness import Tally, streamed
 from tests.proof.options import Options
-from tests.proof.rows import Row, row_of
+from tests.proof.rows import Row
 from tests.support.daemons import letopis
 from tests.support.damage import leaf_pages, with_noise
 
@@ -59,26 +60,20 @@ def prove(options: Options) -> Iterator[Row]:
     """Yield the rows of this part."""
     # In memory where the system has such a folder: nothing here is about what reaches a disk.
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
-    with asyncio.Runner() as runner, tempfile.TemporaryDirectory(prefix="letopis-proof-", dir=memory) as folder:
-        files = runner.run(make_files(Path(folder)))
+    with tempfile.TemporaryDirectory(prefix="letopis-proof-", dir=memory) as folder:
+        files = asyncio.run(make_files(Path(folder)))
         proof = _Proof(options, files, Path(folder) / "work")
         for what in (
-            proof.flips(),
-            proof.pages(),
-            proof.wal_flips(),
-            proof.wal_cuts(),
-            proof.store_flips(),
-            proof.salvages(),
-            proof.salvages_without_lanes(),
-            proof.commands(),
+            proof.flips,
+            proof.pages,
+            proof.wal_flips,
+            proof.wal_cuts,
+            proof.store_flips,
+            proof.salvages,
+            proof.salvages_without_lanes,
+            proof.commands,
         ):
-            rows = aiter(what)
-            while (row := runner.run(_next(rows))) is not None:
-                yield row
-
-
-async def _next(rows: AsyncIterator[Row]) -> Row | None:
-    return await anext(rows, None)
+            yield from streamed(what())
 
 
 class _Proof:
@@ -145,26 +140,27 @@ class _Proof:
         against: str = "",
     ) -> Row:
         """Damage a file in each way; count what became of it, and how often SQLite's own check saw nothing."""
-        count, missed, self._blind = Counter[str](), list[str](), 0
+        tally, self._blind = Tally(), 0
         engine = create_store_engine(against) if against else None
         for label, data, wal in tries:
             outcome = await self._outcome(source, data, engine, wal=wal)
-            count[outcome] += 1
+            tally.figures[outcome] += 1
             if outcome == "missed":
-                missed.append(f"{label}: {self._difference(source)}")
+                tally.problems.append(f"{label}: {self._difference(source)}")
             if unit == "bits" and outcome in ("noticed", "missed"):
                 self._blind += self._integrity_says_ok()
         if engine is not None:
             await engine.dispose()
-        self._count = count.total()
-        return row_of(what, where, self._count, least, unit, missed, _notes(count))
+        self._count = tally.count = tally.figures.total()
+        tally.notes = tally.told()
+        return tally.row(what, where, unit, least)
 
     def _unseen(self, where: str, notes: str) -> Row:
         what = "the same bits, with SQLite's integrity_check alone"
-        return row_of(what, where, self._count, 0, "bits", notes=notes, violations=self._blind, control=True)
+        return Tally(self._count, untold=self._blind, notes=notes).row(what, where, "bits", control=True)
 
     async def salvages(self) -> AsyncIterator[Row]:
-        chance, count, wrong = Random(self._options.seed + 5), Counter[str](), []
+        chance, tally = Random(self._options.seed + 5), Tally()
         files = self._files
         wal = _wal(files.living).read_bytes()
         for number in range(self._options.many(120, 24)):
@@ -174,22 +170,21 @@ class _Proof:
             else:
                 path = self._put(source, (zeroed if how == "zero" else cut)(source.read_bytes(), chance))
             new = path.with_name("new.outbox.db")
-            count["files"] += 1
+            tally.count += 1
             try:
                 receipt = await salvage(path, new)
             except ConfigurationError:
                 # Said loudly, with nothing written. It may be said only where not one event is left.
-                count["nothing left"] += 1
-                left = path.read_bytes()
-                if self._provable(source, left):
-                    wrong.append(f"{how} {number}: there are events, and none was salvaged")
+                provable = self._provable(source, path.read_bytes())
+                tally.require(not provable, f"{how} {number}: there are events, and none was salvaged")
                 continue
-            wrong += [f"{how} {number}: {one}" for one in self._unaccounted(source, new, receipt, count, how)]
-            if number % 12 == 0 and (said := await self._drains(new, receipt)):
-                wrong.append(f"{how} {number}: {said}")
-                count["delivered to the history store"] += 1
-        notes = f"{count['kept']} events kept, {count['lost']} named as lost, {count['let go']} delivered ones let go"
-        yield row_of("salvaged into a new file", "outbox", count["files"], 100, "files", wrong, notes)
+            tally.blame(self._unaccounted(source, new, receipt, tally.figures, how), where=f"{how} {number}")
+            if number % 12 == 0:
+                tally.blame(await self._drains(new, receipt), where=f"{how} {number}")
+        count = tally.figures
+        kept = f"{count['kept']} events kept, {count['lost']} named as lost"
+        tally.notes = f"{kept}, {count['let go']} delivered ones let go"
+        yield tally.row("salvaged into a new file", "outbox", "files", 100)
 
     def _provable(self, source: Path, left: bytes) -> bool:
         """Return True if an event is there up to its salt, and the row of its lane, whose name its digest covers."""
@@ -202,7 +197,7 @@ class _Proof:
 
     async def salvages_without_lanes(self) -> AsyncIterator[Row]:
         """Each page of lanes and each page of events together: only events and indexes say where a lane ends."""
-        chance, count, wrong, silent = Random(self._options.seed + 6), Counter[str](), list[str](), 0
+        chance, tally, silent = Random(self._options.seed + 6), Tally(), 0
         source = self._files.closed
         truth = _events(self._truth[source])
         delivered = {row[1]: row[4] for row in self._truth[source]["letopis_outbox_lanes"]}
@@ -213,26 +208,25 @@ class _Proof:
             path = self._put(source, with_noise(source.read_bytes(), pair, chance))
             new = path.with_name("new.outbox.db")
             receipt = await salvage(path, new)
-            count["files"] += 1
-            wrong += [f"noise {number}: {one}" for one in self._unaccounted(source, new, receipt, count, "noise")]
+            tally.count += 1
+            where = f"noise {number}"
+            tally.blame(self._unaccounted(source, new, receipt, tally.figures, "noise"), where=where)
             salvaged = seen_in(new)
-            wrong += [
-                f"noise {number}: {row[1]!r} is said to be delivered up to {row[4]}"
-                for row in salvaged["letopis_outbox_lanes"]
-                if row[4] > delivered[row[1]]
-            ]
+            for row in salvaged["letopis_outbox_lanes"]:
+                true = row[4] <= delivered[row[1]]
+                tally.require(true, f"{where}: {row[1]!r} is said to be delivered up to {row[4]}")
             ends = Counter[str]()
             for name, sequence in _events(salvaged):
                 ends[name] = max(ends[name], sequence)
             silent += sum(delivered[name] < sequence > ends[name] for name, sequence in truth)
-        notes = f"{count['kept']} events kept, {count['lost']} named as lost"
-        yield row_of("a page of lanes and one of events", "outbox", count["files"], 12, "files", wrong, notes)
-        what, notes = "the same files, with lanes that end at their last event", "pending events lost without a word"
-        yield row_of(what, "outbox", count["files"], 0, "files", notes=notes, violations=silent, control=True)
+        tally.notes = f"{tally.figures['kept']} events kept, {tally.figures['lost']} named as lost"
+        yield tally.row("a page of lanes and one of events", "outbox", "files", 12)
+        blind = Tally(tally.count, untold=silent, notes="pending events lost without a word")
+        yield blind.row("the same files, with lanes that end at their last event", "outbox", "files", control=True)
 
     async def commands(self) -> AsyncIterator[Row]:
         """The command as an operator runs it, with its exit codes."""
-        files, wrong, count = self._files, [], 0
+        files, tally = self._files, Tally()
         wal = bytearray(_wal(files.living).read_bytes())
         wal[len(wal) // 2] ^= 1
         data = files.closed.read_bytes()
@@ -252,16 +246,17 @@ class _Proof:
                 (("outbox", "salvage", str(path), "--to", str(path.with_name("new.db")), "--json"), salvaged),
             ):
                 done = await asyncio.to_thread(letopis, *words, folder=self._work)
-                count += 1
-                if done.returncode != expected:
-                    wrong.append(f"{what}: {' '.join(words)} ended with {done.returncode}: {done.stderr[-200:]}")
-                else:
+                tally.count += 1
+                if done.returncode == expected:
                     json.loads(done.stdout)
+                    continue
+                ended = f"{' '.join(words)} ended with {done.returncode}: {done.stderr[-200:]}"
+                tally.problems.append(f"{what}: {ended}")
         done = await asyncio.to_thread(letopis, "--store", files.url, "db", "verify", folder=self._work)
-        count += 1
-        if done.returncode:
-            wrong.append(f"db verify of a sound store ended with {done.returncode}: {done.stdout[-200:]}")
-        yield row_of("letopis outbox verify and salvage, db verify", "command", count, 7, "commands", wrong, "")
+        tally.count += 1
+        ended = f"db verify of a sound store ended with {done.returncode}: {done.stdout[-200:]}"
+        tally.require(not done.returncode, ended)
+        yield tally.row("letopis outbox verify and salvage, db verify", "command", "commands", 7)
 
     def _copy(self, source: Path) -> Path:
         wal = _wal(source)
@@ -364,7 +359,7 @@ class _Proof:
         for key in kept.keys() - there.keys():
             yield f"{key} was never appended"
 
-    async def _drains(self, new: Path, receipt: Salvaged) -> str:
+    async def _drains(self, new: Path, receipt: Salvaged) -> Sequence[str]:
         """Deliver what was salvaged to the store that has the rest, and examine both."""
         store = new.with_name("history.db")
         shutil.copy(self._files.store, store)
@@ -373,10 +368,8 @@ class _Proof:
             for name in receipt.lost:
                 await OutboxAdmin(history.outbox).skip_missing(history.store, name, reason="lost with a damaged disk")
             drained = await history.drained(20)
-        verdict = await check([new], url, drained=drained)
-        if not drained:
-            return f"not drained within 20 s: {verdict}"
-        return "" if verdict.ok else str(verdict)
+        problems = (await check([new], url, drained=drained)).problems
+        return problems if drained else ["not drained within 20 s", *problems]
 
 
 def _events(seen: Seen) -> dict[tuple[str, int], tuple[Any, ...]]:
@@ -406,7 +399,3 @@ def _is_new_id(seen: Seen, truth: Seen) -> bool:
 
 def _wal(path: Path) -> Path:
     return path.with_name(f"{path.name}-wal")
-
-
-def _notes(count: Counter[str]) -> str:
-    return ", ".join(f"{number} {word}" for word, number in count.most_common())

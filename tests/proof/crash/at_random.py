@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from tests.campaigns.victims import BOT, RELAY, Context, Victims
 from tests.proof.harness import Experiment, Setting, Tally, migrated
-from tests.proof.stores import KINDS, fresh
+from tests.proof.stores import KINDS
 from tests.support.defects import IN_PARTS, NEVER, PUT_BACK_DROPPED, RESET_KEEPS
 
 KILLS: Final = 110  # of each store, in each round; more than 300 in all
@@ -34,27 +34,25 @@ def table(context: Context) -> Iterator[Experiment]:
         (IN_PARTS, IN_PARTS, NEVER, 1),
         (RESET_KEEPS, RESET_KEEPS, NEVER, 1),
     ):
-        how = {"defect": defect, "records_every": records_every, "paths_every": paths_every}
+        how: Any = {"records_every": records_every, "paths_every": paths_every}
         kills = (100 if defect == IN_PARTS else 20, 4)
         run = partial(kill_in_rounds, context=context, kills=kills, promises=(20, 20), **how)
         # One look in eight finds an append half delivered, and few changes are resets.
         short = defect not in (IN_PARTS, RESET_KEEPS)
-        yield Experiment(f"{what}, {WHAT}", run, "kills", on=("sqlite",), control=True, short=short)
+        yield Experiment(f"{what}, {WHAT}", run, "kills", on=("sqlite",), defect=defect, short=short)
 
 
-def kill_in_rounds(setting: Setting, *, defect: str = "", **how: Any) -> Tally:
+def kill_in_rounds(setting: Setting, **how: Any) -> Tally:
     """Kill in rounds until one finds a violation: the log stays short, and so does each look at all of it."""
     whole = Tally()
-    for number in range(1 if defect else setting.options.rounds):
-        options, place = replace(setting.options, seed=setting.seed + number), setting.folder / f"{number}"
-        place.mkdir()
-        with fresh(setting.kind, place, "store") as store:
-            here = replace(setting, options=options, url=store.url, folder=place)
-            tally = asyncio.run(kill(here, defect=defect, **how))
+    for number in range(1 if setting.defect else setting.options.rounds):
+        options = replace(setting.options, seed=setting.seed + number)
+        with setting.apart(f"{number}") as here:
+            tally = asyncio.run(kill(replace(here, options=options), **how))
         whole.add(tally, where=f"seed {options.seed}" if number else "")
         if whole.violations:
             break
-        shutil.rmtree(place)
+        shutil.rmtree(here.folder)
     figures = whole.figures
     whole.notes = (
         f"{figures[BOT]:,} times the bot, {figures[RELAY]:,} the relay, {figures['both']:,} both;"
@@ -71,22 +69,18 @@ async def kill(
     context: Context,
     kills: tuple[int, int],
     promises: tuple[int, int],
-    defect: str = "",
-    records_every: int = 3,
-    paths_every: int = 4,
+    **every: int,
 ) -> Tally:
     """Kill until there were so many kills and promises, or a defect shows; look whenever both are dead."""
     chance, world, looked = random.Random(setting.seed + KINDS.index(setting.kind)), setting.world(), Tally()
     await migrated(world.url)  # its tables are there before the first kill
-    every = {"records_every": records_every, "paths_every": paths_every}
-    defects = [defect] if defect else []
-    victims = Victims(world.outbox, world.url, context=context, defects=defects, **every)
+    victims = Victims(world.outbox, world.url, context=context, defects=[setting.defect], **every)
     world.acks, world.records, tally = victims.acks, victims.record_acks, world.tally
     try:
         while (
             tally.count < setting.many(*kills)
             or victims.promised < setting.many(*promises)
-            or (defect and tally.count < CAUGHT_WITHIN and not looked.violations)
+            or (setting.defect and tally.count < CAUGHT_WITHIN and not looked.violations)
         ):
             victims.ensure()
             await victims.until_promised(victims.promised + chance.randrange(1, 40), patience=TIMEOUT_SECONDS)

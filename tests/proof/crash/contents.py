@@ -15,12 +15,11 @@ from typing import Any, Final
 from letopis.outbox import History, Retention
 from letopis.outbox.diagnostics.integrity import content_problems
 from letopis.store import Message
-from letopis.store.database.engines import create_store_engine
-from letopis.store.maintenance.integrity import find_problems
 from letopis.store.model.large_content import LARGE_BYTES
 from tests.campaigns.victims import Context, kill_after
 from tests.proof.harness import Experiment, Setting, Tally, migrated
 from tests.support.defects import NOT_SWEPT, planted
+from tests.support.sayings import finish_tasks, problems
 
 KILLS: Final = 70  # of each store; more than 200 in all
 CHATS: Final = ("chat-1", "chat-2")
@@ -36,8 +35,8 @@ def table(context: Context) -> Iterator[Experiment]:
     """Kill on each store, and on one that keeps what nothing shows."""
     what = "killed while large content is written, edited, redacted and reset"
     yield Experiment(what, partial(kill, context=context), "kills", KILLS)
-    run = partial(kill, context=context, defect=NOT_SWEPT)
-    yield Experiment(f"{NOT_SWEPT}, {what}", run, "kills", on=("sqlite",), control=True)
+    run = partial(kill, context=context)
+    yield Experiment(f"{NOT_SWEPT}, {what}", run, "kills", on=("sqlite",), defect=NOT_SWEPT)
 
 
 def content(number: int) -> str:
@@ -72,47 +71,42 @@ def live(outbox: str, store: str, done: Connection, *, seed: int, defect: str) -
                 await change(history, number)
 
     logging.disable()
-    with planted(*filter(None, [defect])):
+    with planted(defect):
         asyncio.run(run())
 
 
-async def kill(setting: Setting, *, context: Context, defect: str = "") -> Tally:
+async def kill(setting: Setting, *, context: Context) -> Tally:
     """Kill bots, deliver the rest and compare; then erase everything, after which nothing may be left."""
     await migrated(setting.url)
     world, chance, done = setting.world(), random.Random(setting.seed), list[Done]()
     tally = world.tally
-    for seed in range(setting.many(KILLS if not defect else 8, 8)):
+    for seed in range(setting.many(KILLS if not setting.defect else 8, 8)):
         given, reports, seconds = (str(world.outbox), world.url), chance.randrange(1, 9), chance.random() * 0.02
         killing = partial(kill_after, context, live, *given, reports=reports, seconds=seconds)
-        done += await asyncio.to_thread(killing, seed=seed, defect=defect)
+        done += await asyncio.to_thread(killing, seed=seed, defect=setting.defect)
         tally.count += 1
-    with planted(*filter(None, [defect])):
-        async with History(world.outbox, store=world.url, retention=KEPT) as history:
-            tally.blame(await _at_rest(history, world.url))
-            shown = dict[tuple[str, str], Any]()
-            for name in CHATS:
-                page = await history.messages(name, last=None)
-                tally.require(page.complete, f"{name} is not complete")
-                shown |= {(name, message.id): message.content for message in page}
-            tally.blame(_lost(done, shown))
-            for name in CHATS:
-                await history.chat(name).reset()
-            tally.blame(await _at_rest(history, world.url), where="all erased")
+    async with History(world.outbox, store=world.url, retention=KEPT) as history:
+        tally.blame(await _at_rest(history))
+        shown = dict[tuple[str, str], Any]()
+        for name in CHATS:
+            page = await history.messages(name, last=None)
+            tally.require(page.complete, f"{name} is not complete")
+            shown |= {(name, message.id): message.content for message in page}
+        tally.blame(_lost(done, shown))
+        for name in CHATS:
+            await history.chat(name).reset()
+        tally.blame(await _at_rest(history), where="all erased")
     counts = Counter(verb for verb, *_ in done)
     tally.notes = ", ".join(f"{counts[verb]} {verb}" for verb in ("appended", "redacted", "editing", "resetting"))
     return tally
 
 
-async def _at_rest(history: History, url: str) -> list[str]:
+async def _at_rest(history: History) -> list[str]:
     """Deliver and carry out what is pending; return what is wrong with the file and the store then."""
-    problems = [] if await history.drained(DRAIN_SECONDS) else ["not drained"]
-    while await history.store.run_pending_tasks():
-        pass
-    problems += await history.outbox.read(lambda connection: list(content_problems(connection)))
-    engine = create_store_engine(url)
-    problems += [problem async for problem in find_problems(engine)]
-    await engine.dispose()
-    return problems
+    found = [] if await history.drained(DRAIN_SECONDS) else ["not drained"]
+    await finish_tasks(history.store)
+    found += await history.outbox.read(lambda connection: list(content_problems(connection)))
+    return found + await problems(history.store)
 
 
 def _lost(done: list[Done], shown: dict[tuple[str, str], Any]) -> Iterator[str]:

@@ -8,6 +8,7 @@ import shutil
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -16,10 +17,12 @@ from tests.campaigns.invariants import Ack, read_store
 from tests.campaigns.states import StoreState
 from tests.campaigns.victims import Context
 from tests.proof.crash import moments
-from tests.proof.crash.gate import Call, Counts, guard, missing
+from tests.proof.crash.gate import FILE_CALLS, Call, Counts, guard, missing
 from tests.proof.harness import Tally, World
 from tests.proof.options import Options
 from tests.proof.rows import Row
+from tests.support import victim
+from tests.support.child import start_piped
 from tests.support.promises import PATH, KeptPromises, half_kept, read_promises
 from tests.support.victim import ACKS, APART, EARLY, OUTBOX, SECRET, tell_secret
 
@@ -37,7 +40,7 @@ _children: Final = threading.Lock()
 class Story(NamedTuple):
     """A script, and how to look at what it left behind."""
 
-    script: Callable[..., None]
+    script: Callable[..., Coroutine[Any, Any, None]]
     aftermath: Callable[[World], Coroutine[Any, Any, int]]
 
 
@@ -46,7 +49,7 @@ def prove(options: Options, context: Context) -> Iterator[Row]:
     if reason := missing():
         yield Row(what=f"{_WHAT} of a run", where="sqlite", missing=reason)
         return
-    said, erased = Story(moments.say, _after_saying), Story(moments.erase, _after_erasing)
+    said, erased = Story(victim.say_and_deliver, _after_saying), Story(victim.erase_and_deliver, _after_erasing)
     nothing, made, told = options.folder / "nothing", options.folder / "made", options.folder / "told"
     calls, code = run(made, context, said)
     if not calls:
@@ -98,12 +101,10 @@ def run(
 ) -> tuple[list[Call], int | None]:
     """Run the script, kill it at one of its calls, and return those that it came to, and how it ended."""
     folder.mkdir(exist_ok=True)
-    ours, theirs = context.Pipe()
-    process = context.Process(target=story.script, args=(str(folder), theirs), kwargs={"without": without}, daemon=True)
+    work = partial(story.script, folder, without=without)
+    with _children:
+        process, ours = start_piped(context, moments.gated, FILE_CALLS, work, duplex=True)
     with ours:
-        with _children:
-            process.start()
-        theirs.close()
         assert process.pid is not None
         try:
             calls = guard(ours, process.pid, counts or _every_call(), kill_at=kill_at, patience=TIMEOUT_SECONDS)
@@ -182,8 +183,7 @@ async def _after_erasing(world: World) -> int:
     store = await _go_on(world)
     erased = any(event.type == "message.redacted" for event in store.events)
     if erased or len(world.acks) > 1:
-        secret, files = SECRET.encode(), world.folder.iterdir()
-        world.tally.blame(f"{path.name} holds what was erased" for path in files if secret in path.read_bytes())
+        world.tally.blame(f"{name} holds what was erased" for name in world.holding(SECRET))
     return int(erased and len(world.acks) == 1)
 
 

@@ -20,33 +20,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
 
+_CALLS: Final = (
+    *("seccomp", "write", "pwrite64", "fsync", "fdatasync", "fcntl", "ftruncate", "unlink", "flock", "sendto"),
+    "recvfrom",
+)
 _NUMBERS: Final[Mapping[str, Mapping[str, int]]] = {
-    "x86_64": {
-        "seccomp": 317,
-        "write": 1,
-        "pwrite64": 18,
-        "fsync": 74,
-        "fdatasync": 75,
-        "fcntl": 72,
-        "ftruncate": 77,
-        "unlink": 87,
-        "flock": 73,
-        "sendto": 44,
-        "recvfrom": 45,
-    },
-    "aarch64": {
-        "seccomp": 277,
-        "write": 64,
-        "pwrite64": 68,
-        "fsync": 82,
-        "fdatasync": 83,
-        "fcntl": 25,
-        "ftruncate": 46,
-        "unlink": 35,  # unlinkat
-        "flock": 32,
-        "sendto": 206,
-        "recvfrom": 207,
-    },
+    "x86_64": dict(zip(_CALLS, (317, 1, 18, 74, 75, 72, 77, 87, 73, 44, 45), strict=True)),
+    # 35 is unlinkat.
+    "aarch64": dict(zip(_CALLS, (277, 64, 68, 82, 83, 25, 46, 35, 32, 206, 207), strict=True)),
 }
 _ARCHITECTURES: Final[Mapping[str, int]] = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _NO_NEW_PRIVILEGES: Final = 38

@@ -13,8 +13,7 @@ import logging
 import os
 import signal
 import sqlite3
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from multiprocessing.connection import Connection
@@ -28,7 +27,7 @@ from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.outbox.event_log.append_encoding import Prepared
 from letopis.outbox.event_log.retention import Pruner
 from letopis.outbox.file.outbox_file import OutboxFile
-from tests.proof.crash.gate import FILE_CALLS, NET_CALLS, enter
+from tests.proof.crash.gate import enter
 from tests.support import victim
 from tests.support.defects import DUPLICATES_TAKEN, planted
 
@@ -54,45 +53,22 @@ class Side(StrEnum):
     AFTER = "after"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Left:
-    """What a death left behind, compared with the moment before the victim was started.
-
-    :ivar kept: messages in the outbox file; ``answered`` those of them that the victim was promised.
-    :ivar stored: events in the history store; ``written_off`` those that the outbox counts as delivered.
-    :ivar owed: events that waited for the victim.
-    :ivar pruned: events pruned from the outbox file.
-    :ivar alerts: that went out.
-    :ivar changes: of records in the outbox file; ``changes_answered`` those that the victim was promised;
-        ``changes_applied`` those that the history store has applied.
-    """
-
-    kept: int
-    answered: int
-    stored: int
-    written_off: int
-    owed: int
-    pruned: int
-    alerts: int
-    changes: int
-    changes_answered: int
-    changes_applied: int
-
-
+Left = Mapping[str, int]
+"""What a death left behind: by how much each figure of `Field` has grown since the victim was started."""
 SHOWS: Final[dict[str, Callable[[Left], bool]]] = {
-    "no message without an answer": lambda left: left.kept == left.answered,
-    "one message without an answer": lambda left: left.kept == left.answered + 1,
-    "no change without an answer": lambda left: left.changes == left.changes_answered,
-    "one change without an answer": lambda left: left.changes == left.changes_answered + 1,
-    "nothing stored": lambda left: left.stored == 0,
-    "no change applied": lambda left: left.changes_applied == 0,
-    "stored, nothing written off": lambda left: left.stored > 0 and left.written_off == 0,
-    "written off": lambda left: left.written_off > 0,
-    "all written off, nothing pruned": lambda left: left.pruned == 0 and left.written_off == left.owed,
-    "pruned": lambda left: left.pruned > 0,
-    "all written off": lambda left: left.written_off == left.owed,
-    "no alert": lambda left: left.alerts == 0,
-    "one alert": lambda left: left.alerts == 1,
+    "no message without an answer": lambda left: left["kept"] == left["answered"],
+    "one message without an answer": lambda left: left["kept"] == left["answered"] + 1,
+    "no change without an answer": lambda left: left["changes"] == left["changes_answered"],
+    "one change without an answer": lambda left: left["changes"] == left["changes_answered"] + 1,
+    "nothing stored": lambda left: left["stored"] == 0,
+    "no change applied": lambda left: left["changes_applied"] == 0,
+    "stored, nothing written off": lambda left: left["stored"] > 0 and left["written_off"] == 0,
+    "written off": lambda left: left["written_off"] > 0,
+    "all written off, nothing pruned": lambda left: left["pruned"] == 0 and left["written_off"] == left["owed"],
+    "pruned": lambda left: left["pruned"] > 0,
+    "all written off": lambda left: left["written_off"] == left["owed"],
+    "no alert": lambda left: left["alerts"] == 0,
+    "one alert": lambda left: left["alerts"] == 1,
 }
 """What a death leaves behind, by words."""
 
@@ -272,29 +248,15 @@ def relay(outbox: str, store: str, *, moment: str, number: int, leave: bool = Fa
     """Deliver, in small batches, and prune."""
     logging.disable()
     plant(_BY_NAME[moment], number)
-    with planted(DUPLICATES_TAKEN) if without else nullcontext():
+    with planted(DUPLICATES_TAKEN if without else ""):
         asyncio.run(victim.deliver(Path(outbox), store, leave=leave, batch=BATCH_EVENTS, prune=True))
 
 
-def deliver(outbox: str, store: str, way: Connection) -> None:
-    """Deliver all there is to a server, through a gate."""
+def gated(calls: tuple[str, ...], work: Callable[[], Coroutine[Any, Any, None]], way: Connection) -> None:
+    """Do something, through a gate."""
     logging.disable()
-    enter(way, NET_CALLS)
-    asyncio.run(victim.deliver(Path(outbox), store, leave=True, batch=BATCH_EVENTS, prune=True))
-
-
-def say(folder: str, way: Connection, *, without: str = "") -> None:
-    """Say and deliver, through a gate."""
-    logging.disable()
-    enter(way, FILE_CALLS)
-    asyncio.run(victim.say_and_deliver(Path(folder), without=without))
-
-
-def erase(folder: str, way: Connection, *, without: str = "") -> None:
-    """Take a message's content away and deliver that, through a gate."""
-    logging.disable()
-    enter(way, FILE_CALLS)
-    asyncio.run(victim.erase_and_deliver(Path(folder), without=without))
+    enter(way, calls)
+    asyncio.run(work())
 
 
 def watch(outbox: str, hook: str, *, moment: str, number: int) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
-from collections.abc import Iterator, Mapping
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack
 from itertools import chain
 from typing import Final
 
@@ -15,12 +14,12 @@ from tests.proof.crash.exact import every
 from tests.proof.crash.field import Field
 from tests.proof.crash.gate import missing
 from tests.proof.crash.moments import COMMITTED, MOMENTS, Moment, Who
-from tests.proof.harness import Tally, prove_table
+from tests.proof.harness import Tally, prove_table, streamed
 from tests.proof.options import Options
 from tests.proof.rows import Row
-from tests.proof.stores import KINDS, Fresh, fresh
+from tests.proof.stores import KINDS, fresh
 from tests.support.damage import drop_event_id_index
-from tests.support.webhook import Site, serve
+from tests.support.webhook import serve
 
 DRIVERS: Final = ("aiosqlite", "asyncpg", "asyncmy", "sqlalchemy.dialects.postgresql", "sqlalchemy.dialects.mysql")
 """Imported when the first connection is made, and so by every process again that is not born with them."""
@@ -36,42 +35,39 @@ def prove(options: Options) -> Iterator[Row]:
     context = fork_server(*VICTIMS, *DRIVERS)
     tables = (module.table(context) for module in (at_random, steps, contents, sending))
     yield from prove_table(options, list(chain.from_iterable(tables)))
-    yield from _at_each_moment(options, context)
+    yield from streamed(_at_each_moment(options, context))
     yield from exact.prove(options, context)
 
 
-def _at_each_moment(options: Options, context: Context) -> Iterator[Row]:
+async def _at_each_moment(options: Options, context: Context) -> AsyncIterator[Row]:
     """Have processes die at each moment, and once at one of them without the promise."""
-    with ExitStack() as stack, asyncio.Runner() as runner:
+    fields: dict[str, Field] = {}
+    async with AsyncExitStack() as stack:
         hook = stack.enter_context(serve())
-        stores = [stack.enter_context(fresh(kind, options.folder, "matrix")) for kind in KINDS]
-        for store in stores:
+        for kind in KINDS:
+            store = stack.enter_context(fresh(kind, options.folder, "matrix"))
             if store.missing:
-                yield Row(what="killed at each moment that has a name", where=store.kind, missing=store.missing)
-        there = [store for store in stores if not store.missing]
-        fields = AsyncExitStack()
-        try:
-            by_kind = runner.run(_opened(fields, options, there, hook, context))
-            for place, moment in enumerate(MOMENTS):
-                kinds = list(by_kind) if not options.short else [list(by_kind)[place % len(by_kind)]]
-                yield runner.run(_row(moment, {kind: by_kind[kind] for kind in kinds}, options))
-            for kind, field in by_kind.items():
-                if kind != "sqlite":
-                    yield runner.run(_calls(kind, field, options))
-        finally:
-            runner.run(fields.aclose())
-        yield from _controls(options, hook, context, runner)
-
-
-async def _opened(
-    stack: AsyncExitStack, options: Options, stores: list[Fresh], hook: Site, context: Context
-) -> dict[str, Field]:
-    return {
-        store.kind: await stack.enter_async_context(
-            Field.open(options.folder / f"matrix-{store.kind}.outbox.db", store.url, hook, context)
-        )
-        for store in stores
-    }
+                yield Row(what="killed at each moment that has a name", where=kind, missing=store.missing)
+                continue
+            opened = Field.open(options.folder / f"matrix-{kind}.outbox.db", store.url, hook, context)
+            fields[kind] = await stack.enter_async_context(opened)
+        for place, moment in enumerate(MOMENTS):
+            kinds = list(fields) if not options.short else [list(fields)[place % len(fields)]]
+            yield await _row(moment, {kind: fields[kind] for kind in kinds}, options)
+        for kind, field in fields.items():
+            if kind != "sqlite":
+                yield await _calls(kind, field, options)
+    (committed,) = (one for one in MOMENTS if one.name == COMMITTED)
+    with serve() as hook:
+        for kind in KINDS[:1] if options.short else KINDS:
+            with fresh(kind, options.folder, "double") as store:
+                if store.missing:
+                    continue
+                outbox = options.folder / f"double-{kind}.outbox.db"
+                async with Field.open(outbox, store.url, hook, context, without=True) as field:
+                    await drop_event_id_index(store.url)
+                    what = f"applied without a look, killed at {COMMITTED}"
+                    yield _told(what, kind, [await field.die(committed, 1)], least=1, control=True)
 
 
 async def _row(moment: Moment, fields: Mapping[str, Field], options: Options) -> Row:
@@ -94,22 +90,6 @@ async def _calls(kind: str, field: Field, options: Options) -> Row:
     numbers = every(len(calls), options.many(CALLS, 1), options.seed)
     deaths = [await field.die_at_call(number) for number in numbers]
     return _told(f"{what}: {len(numbers)} of the {len(calls)}", kind, deaths, least=CALLS // 2)
-
-
-def _controls(options: Options, hook: Site, context: Context, runner: asyncio.Runner) -> Iterator[Row]:
-    (moment,) = (one for one in MOMENTS if one.name == COMMITTED)
-
-    async def prove_one(store: Fresh) -> Row:
-        outbox = options.folder / f"double-{store.kind}.outbox.db"
-        async with Field.open(outbox, store.url, hook, context, without=True) as field:
-            await drop_event_id_index(store.url)
-            deaths, what = [await field.die(moment, 1)], f"applied without a look, killed at {moment.name}"
-            return _told(what, store.kind, deaths, least=1, control=True)
-
-    for kind in KINDS[:1] if options.short else KINDS:
-        with fresh(kind, options.folder, "double") as store:
-            if not store.missing:
-                yield runner.run(prove_one(store))
 
 
 def _told(what: str, where: str, deaths: list[Tally], *, least: int, control: bool = False) -> Row:

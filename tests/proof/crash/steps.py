@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from itertools import product
@@ -22,8 +23,10 @@ from tests.campaigns.victims import Context
 from tests.proof.crash.moments import AFTER, BEFORE, Moment, Side, Who, plant
 from tests.proof.harness import Experiment, Setting, Tally, World, migrated
 from tests.proof.stores import KINDS
+from tests.support.child import start
 from tests.support.defects import COUNTED_TOO_SOON, PLACES_TOO_SOON, planted
 from tests.support.moves import all_rows
+from tests.support.sayings import differences
 
 TIMEOUT_SECONDS: Final = 120.0
 SECOND: Final = "second.outbox.db"
@@ -34,6 +37,7 @@ RELAYS: Final = 10
 """Relays that come after the last kill, at most: a server may hold the locks of a killed client for a moment."""
 
 Counts = Callable[[tuple[Any, ...], Any], bool]
+Dying = Callable[..., Awaitable[int | None]]
 
 
 def _step(name: str, function: str, side: Side = AFTER, number: int = 1, counts: Counts = lambda *_: True) -> Moment:
@@ -72,7 +76,6 @@ TRIM_STEPS: Final = (
     _step("after a step", "letopis.store.maintenance.task_steps:TaskSteps.step"),
     _step("places kept", f"{_ACCESS}.keep_places"),
 )
-STEPS: Final = (*FIRST_STEPS, *SECOND_STEPS, *TRIM_STEPS)
 
 
 def table(context: Context) -> Iterator[Experiment]:
@@ -81,41 +84,46 @@ def table(context: Context) -> Iterator[Experiment]:
     for kind, short in (("owner", KINDS), ("person", KINDS[:1])):
         what = f"an erasure of {kind} killed in each step, carried out by an outbox that was away"
         yield Experiment(what, partial(erase, context=context, kind=kind), "kills", 2 * erasing, short=short)
-    run = partial(erase, context=context, kind="owner", defect=COUNTED_TOO_SOON)
-    yield Experiment(f"{COUNTED_TOO_SOON}, killed", run, "kills", on=("sqlite",), control=True)
+    run = partial(erase, context=context, kind="owner")
+    yield Experiment(f"{COUNTED_TOO_SOON}, killed", run, "kills", on=("sqlite",), defect=COUNTED_TOO_SOON)
     what = "retention of content killed in each step"
     yield Experiment(what, partial(trim, context=context), "kills", len(TRIM_STEPS))
-    run = partial(trim, context=context, defect=PLACES_TOO_SOON)
-    yield Experiment(f"{PLACES_TOO_SOON}, killed", run, "kills", on=("sqlite",), control=True)
+    run = partial(trim, context=context)
+    yield Experiment(f"{PLACES_TOO_SOON}, killed", run, "kills", on=("sqlite",), defect=PLACES_TOO_SOON)
 
 
 async def _die(context: Context, target: Callable[..., None], *given: str) -> int | None:
-    process = context.Process(target=target, args=given, daemon=True)
-    process.start()
+    process = start(context, target, *given)
     await asyncio.to_thread(process.join, TIMEOUT_SECONDS)
     process.kill()
     process.join()
     return process.exitcode
 
 
+async def _count(tally: Tally, where: str, death: Awaitable[int | None]) -> None:
+    code = await death
+    tally.count += code == -9
+    tally.require(code == -9, f"{where}: did not die there, but ended with {code}")
+
+
 # --- an erasure -----------------------------------------------------------------------------------------------------
 
 
-async def erase(setting: Setting, *, context: Context, kind: str, defect: str = "") -> Tally:
+async def erase(setting: Setting, *, context: Context, kind: str) -> Tally:
     """Kill whoever erases at each step, let both outboxes deliver, and search every file and table for the words."""
     await migrated(setting.url)
-    one, two = setting.world(), World(setting.folder, setting.url, name=SECOND)
-    tally = two.tally = one.tally
-    two.acks = one.acks
-    steps = SECOND_STEPS[:1] if defect else (*FIRST_STEPS, *SECOND_STEPS)
+    one = setting.world()
+    two, tally = replace(one, name=SECOND), one.tally
+    steps = SECOND_STEPS[:1] if setting.defect else (*FIRST_STEPS, *SECOND_STEPS)
     for number, (how, step) in enumerate(product(("reset", "delete"), steps)):
         if number % 2 == 0 or not setting.options.short:
-            await _erase_once(tally, one, two, context, kind, how, step.name, number, defect)
+            dying = partial(_die, context, erasing, str(one.folder), one.url, kind)
+            await _erase_once(tally, one, two, dying, kind, how, step.name, number, setting.defect)
     return await one.judge(two.outbox)
 
 
 async def _erase_once(
-    tally: Tally, one: World, two: World, context: Context, kind: str, how: str, step: str, number: int, defect: str
+    tally: Tally, one: World, two: World, dying: Dying, kind: str, how: str, step: str, number: int, defect: str
 ) -> None:
     subject, words, where = f"{kind}-{number}", f"{WORDS}-{number:03}", f"{step}, {how}"
     shared, new, group, third = (f"{name}-{number}" for name in ("shared", "new", "group", "third"))
@@ -136,9 +144,7 @@ async def _erase_once(
     if kind == "person":
         await say(one, group, words, deliver=True)
         await say(two, group, words, words)
-    code = await _die(context, erasing, str(one.folder), one.url, kind, subject, how, step, defect)
-    tally.count += code == -9
-    tally.require(code == -9, f"{where}: did not die there, but ended with {code}")
+    await _count(tally, where, dying(subject, how, step, defect))
     if settled := step == "halfway" and how == "reset":  # how far it reaches is settled, so this is new
         await say(two, third, "said since")
     # After these the command has not appended all that it has to.
@@ -152,10 +158,7 @@ async def _erase_once(
         tally.require(await store.erasures.unacknowledged() == [], f"{where}: it is not acknowledged")
         shown = [message.text for message in await store.messages(third)] if settled else []
         tally.require(not settled or shown == ["said since"], f"{where}: what was said since is {shown}")
-    files = [path for path in one.folder.iterdir() if path.is_file()]
-    tally.blame(
-        (f"{path.name} holds what was erased" for path in files if words.encode() in path.read_bytes()), where=where
-    )
+    tally.blame((f"{name} holds what was erased" for name in one.holding(words)), where=where)
     tally.require(words not in await all_rows(one.url), f"{where}: the store holds what was erased")
 
 
@@ -181,14 +184,14 @@ def erasing(folder: str, store: str, kind: str, subject: str, how: str, step: st
     for moment in FIRST_STEPS:
         if moment.name == step:
             plant(moment, 1)
-    with planted(*filter(None, [defect])):
+    with planted(defect):
         asyncio.run(live())
 
 
 # --- retention ------------------------------------------------------------------------------------------------------
 
 
-async def trim(setting: Setting, *, context: Context, defect: str = "") -> Tally:
+async def trim(setting: Setting, *, context: Context) -> Tally:
     """Kill one relay after the other, each a step further; then what is old is gone, and what is young as it was."""
     await migrated(setting.url)
     world, names = setting.world(), ("a", "b")
@@ -204,12 +207,11 @@ async def trim(setting: Setting, *, context: Context, defect: str = "") -> Tally
                     world.keep(await history.append(name, Message.user(f"{text} {number}")))
             await Relay(history.outbox, store, now=now).drain()
             before = {name: (await store.messages(name)).items[12:] for name in names}
-    for step in TRIM_STEPS if not defect else TRIM_STEPS[:1]:
-        code = await _die(context, trimming, str(world.outbox), world.url, step.name, defect)
-        tally.count += code == -9
-        tally.require(code == -9, f"{step.name}: did not die there, but ended with {code}")
+    dying = partial(_die, context, trimming, str(world.outbox), world.url)
+    for step in TRIM_STEPS if not setting.defect else TRIM_STEPS[:1]:
+        await _count(tally, step.name, dying(step.name, setting.defect))
     for _ in range(RELAYS):
-        code = await _die(context, trimming, str(world.outbox), world.url, "", "")
+        code = await dying("", "")
         tally.require(code == 0, f"a relay after the kills ended with {code}")
         async with ConversationStore.open(world.url) as store:
             if not (await store.pending_tasks()).tasks:
@@ -219,12 +221,10 @@ async def trim(setting: Setting, *, context: Context, defect: str = "") -> Tally
             shown = (await store.messages(name)).items
             tally.require([message.redacted for message in shown[:12]] == [True] * 12, f"{name}: old content is shown")
             tally.require(shown[12:] == before[name], f"{name}: young content is not as it was")
-        differences = [rebuilt async for rebuilt in store.rebuild(check=True, every=True) if rebuilt.differences]
-        tally.require(differences == [], f"rows and log differ: {differences}")
+        tally.blame(await differences(store), where="rows and log differ")
     rows = await all_rows(world.url)
     tally.require(OLD not in rows, "the store holds old content")
-    files = [path for path in world.folder.iterdir() if path.is_file()]
-    tally.blame(f"{path.name} holds old content" for path in files if OLD.encode() in path.read_bytes())
+    tally.blame(f"{name} holds old content" for name in world.holding(OLD))
     return await world.judge()
 
 
@@ -240,7 +240,7 @@ def trimming(outbox: str, store: str, step: str, defect: str) -> None:
     logging.disable()
     redaction.MAX_ROWS_PER_TRANSACTION = row_writer.MAX_ROWS_PER_TRANSACTION = 3  # type: ignore[attr-defined]
     task_steps.PIECE_VERSIONS, task_steps.STEP_SECONDS = 4, 0.0  # type: ignore[misc]
-    with planted(*filter(None, [defect])):
+    with planted(defect):
         for moment in TRIM_STEPS:
             if moment.name == step:
                 plant(moment, 1)

@@ -18,9 +18,7 @@ from letopis.store.database.schema import conversations
 from letopis.store.read.descendants import ALL_VERSIONS, Descendants
 from letopis.store.testing.outbox import Outbox
 from tests.proof.forks.trees import STEPS, Growing, lose_rows
-from tests.proof.harness import Experiment, Setting, Tally, prove_table
-from tests.proof.options import Options
-from tests.proof.rows import Row
+from tests.proof.harness import Experiment, Setting, Tally
 from tests.proof.stores import fresh
 
 TREES: Final = {"sqlite": (7_000, 20), "postgresql": (500, 5), "mariadb": (500, 5)}
@@ -135,8 +133,3 @@ TABLE: Final = (
     ),
     Experiment(CONTROL, grow_wrong, "trees", on=("sqlite",), control=True),
 )
-
-
-def prove(options: Options) -> Iterator[Row]:
-    """Yield two rows for each kind of store, and the control."""
-    yield from prove_table(options, TABLE)

@@ -53,7 +53,7 @@ class Growing:
     def _say(self, chat: Chat) -> None:
         self._said += 1
         message_id, text = f"{chat.id}.{self._said}", f"words {self.root}.{self._said}."
-        self._note(f"say {chat.id} {message_id}")
+        self.did.append(f"say {chat.id} {message_id}")
         self.plain.say(chat, message_id, "user", text)
         self.outbox.append(chat.id, Message.user(text, id=message_id))
 
@@ -66,7 +66,7 @@ class Growing:
         if chat.own:
             self._said += 1
             message_id, text = self.chance.choice(chat.own).id, f"words {self.root}.{self._said}."
-            self._note(f"edit {chat.id} {message_id}")
+            self.did.append(f"edit {chat.id} {message_id}")
             self.plain.edit(chat, message_id, text)
             self.outbox.append(chat.id, MessageEdited(message_id=message_id, content=text))
 
@@ -80,36 +80,33 @@ class Growing:
         place: dict[str, object] = {"version": version}
         if self.chance.random() < 0.5:
             place = {"event_id": str(self.outbox.lanes[parent.id][version - 1].event_id)}
-        self._note(f"fork {name} at {version}")
+        self.did.append(f"fork {name} at {version}")
         self.plain.fork(name, parent, version=version)
         self.outbox.append(name, ConversationStarted(forked_from={"conversation_id": parent.id} | place))
 
     def _rewind(self, chat: Chat) -> None:
         if chat.path:
             target = self.chance.choice(chat.path).id
-            self._note(f"rewind {chat.id} to {target}")
+            self.did.append(f"rewind {chat.id} to {target}")
             self.plain.rewind(chat, target)
             self.outbox.append(chat.id, ConversationRewound(to_message_id=target))
 
     def _clear(self, chat: Chat) -> None:
-        self._note(f"clear {chat.id}")
+        self.did.append(f"clear {chat.id}")
         self.plain.rewind(chat, None)
         self.outbox.append(chat.id, ConversationRewound())
 
     def _redact(self, chat: Chat) -> None:
         if chat.own:
             message_id = self.chance.choice(chat.own).id
-            self._note(f"redact {chat.id} {message_id}")
+            self.did.append(f"redact {chat.id} {message_id}")
             self.plain.redact(chat, message_id)
             self.outbox.append(chat.id, MessageRedacted(message_id=message_id, reason="asked"))
 
     def _delete(self, chat: Chat) -> None:
-        self._note(f"delete {chat.id}")
+        self.did.append(f"delete {chat.id}")
         self.plain.delete(chat)
         self.outbox.append(chat.id, ConversationDeleted())
-
-    def _note(self, words: str) -> None:
-        self.did.append(words)
 
     async def differences(self, store: ConversationStore, *, kept: bool = True) -> list[str]:
         """Return where what is read, or what is kept, is not what the model says."""

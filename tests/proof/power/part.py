@@ -8,17 +8,15 @@ import shutil
 import sqlite3
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from tests.campaigns.invariants import examine_outbox, read_outbox, read_store
-from tests.proof.harness import Experiment, Setting, Tally, World, prove_table
-from tests.proof.options import Options
+from tests.proof.harness import Experiment, Setting, Tally, World
 from tests.proof.power.disk import CALLS, Disk, Kind, Model, Operation, read_trace
-from tests.proof.rows import Row
 from tests.support import victim
 from tests.support.child import command, promising
 from tests.support.fix_disk import NotHere, make_image, mounted, need, run, strace
@@ -36,10 +34,11 @@ FIRST: Final = 20.0  # seconds within which the bot has to be promised something
 TIMEOUT_SECONDS: Final = 90.0
 
 
-def states(setting: Setting, *, weak: bool = False) -> Tally:
+def states(setting: Setting) -> Tally:
     """Record a bot; cut the power after a number of its operations, in each model, and inspect what is left."""
     if strace() is None:
         raise NotHere("needs strace, and the right to trace")
+    weak = setting.control
     operations = _record(setting, [WEAK] if weak else [])
     tally, chance, seen = Tally(), random.Random(setting.seed), set[int]()
     prefixes = setting.many(250, 30) if weak else setting.many(1400, 80)
@@ -54,12 +53,10 @@ def states(setting: Setting, *, weak: bool = False) -> Tally:
         for model in Model:
             left = disk.left(model, chance)
             seen.add(hash((tuple(sorted(left.items())), acks)))
-            problems = broken(_lay_out(left, setting.folder / "left"), promises)
-            if not problems and chance.random() < share:
-                problems = _opened(tally, _lay_out(left, setting.folder / "left"), promises)
-            _add(tally, f"after operation {number}, {model.value}", problems)
-    distinct = f"{len(chosen):,} prefixes x {len(Model)} models, {len(seen):,} of them distinct; "
-    return _noted(tally, distinct)
+            lay_out, opens = partial(_lay_out, left, setting.folder / "left"), lambda: chance.random() < share
+            _look(tally, lay_out, promises, opens, where=f"after operation {number}, {model.value}")
+    tally.notes = f"{len(chosen):,} prefixes x {len(Model)} models, {len(seen):,} of them distinct; {_told(tally)}"
+    return tally
 
 
 def _record(setting: Setting, pragmas: Sequence[str]) -> list[Operation]:
@@ -91,29 +88,26 @@ def _lay_out(files: dict[str, bytes], place: Path) -> Path:
     return place
 
 
-def cuts(setting: Setting, *, weak: bool = False) -> Tally:
+def cuts(setting: Setting) -> Tally:
     """Copy an ext4 file system at one instant while a bot writes, and mount it as after a power cut; repeatedly."""
-    tally, chance, acks = Tally(), random.Random(setting.seed), setting.folder / "acks"
+    tally, chance, acks, weak = Tally(), random.Random(setting.seed), setting.folder / "acks", setting.control
     many, opened = (setting.many(12, 3), 0) if weak else (setting.many(64, 4), setting.many(10, 2))
     pragmas = [WEAK, "wal_autocheckpoint=100000"] if weak else []
     with _live_disk(setting.folder) as (image, disk):
         words = command(victim.record, disk, acks, seed=setting.seed, pace=PACE, pragmas=pragmas)
-        with promising(words, acks, size=1_000, patience=FIRST) as bot:
+        with promising(words, acks, size=1_000, patience=FIRST):
             for number in range(many):
                 time.sleep(chance.uniform(0.01, 0.08))
                 # What was promised before the copy began has to be on it.
                 promises, copy = read_promises(acks.read_bytes()), image.with_name("cut.img")
                 run("cp", "--reflink=always", image, copy)
-                with mounted(copy, setting.folder / "cut") as place:
-                    problems = broken(place, promises)
-                    if not problems and chance.random() < opened / many:
-                        problems = _opened(tally, place, promises)
-                copy.unlink()
                 tally.acknowledged = len(promises.acks)
-                _add(tally, f"cut {number}", problems)
-                if bot.poll() is not None:
-                    raise RuntimeError(f"the bot ended by itself, with {bot.returncode}")
-    return _noted(tally)
+                with mounted(copy, setting.folder / "cut") as place:
+                    where, opens = f"cut {number}", lambda: chance.random() < opened / many
+                    _look(tally, partial(Path, place), promises, opens, where=where)
+                copy.unlink()
+    tally.notes = _told(tally)
+    return tally
 
 
 @contextmanager
@@ -129,22 +123,21 @@ def _live_disk(folder: Path) -> Iterator[tuple[Path, Path]]:
         yield base / "live.img", stack.enter_context(mounted(base / "live.img", folder / "live"))
 
 
-def _add(tally: Tally, where: str, problems: Sequence[str]) -> None:
+def _look(
+    tally: Tally, lay_out: Callable[[], Path], promises: KeptPromises, opens: Callable[[], bool], *, where: str
+) -> None:
     """Count a disk; one that breaks promises is one violation, whatever it breaks."""
     tally.count += 1
-    if problems:
-        tally.blame(problems[:1], where=where)
+    problems = broken(lay_out(), promises)
+    if not problems and opens():
+        tally.figures["opened"] += 1
+        problems = asyncio.run(broken_for_the_library(lay_out(), promises))
+    tally.blame(problems[:1], where=where)
 
 
-def _opened(tally: Tally, place: Path, promises: KeptPromises) -> list[str]:
-    tally.figures["opened"] += 1
-    return asyncio.run(broken_for_the_library(place, promises))
-
-
-def _noted(tally: Tally, distinct: str = "") -> Tally:
+def _told(tally: Tally) -> str:
     opened = tally.figures["opened"]
-    tally.notes = f"{distinct}{tally.acknowledged:,} events acknowledged; {opened} opened and drained by the library"
-    return tally
+    return f"{tally.acknowledged:,} events acknowledged; {opened} opened and drained by the library"
 
 
 # --- what a bot was promised ----------------------------------------------------------------------------------------
@@ -174,15 +167,10 @@ def broken(folder: Path, promises: KeptPromises) -> list[str]:
 
 
 def _outbox(connection: sqlite3.Connection, tables: set[str], path: Path, promises: KeptPromises) -> list[str]:
-    for there, what in (
-        ("letopis_outbox_events" in tables, "tables"),
-        (
-            "letopis_outbox_origin" in tables and connection.execute("SELECT 1 FROM letopis_outbox_origin").fetchall(),
-            "identity",
-        ),
-    ):
-        if not there:
-            return [f"no {what}, with {len(promises.acks)} appends acknowledged"] if promises.acks else []
+    origin = "SELECT 1 FROM letopis_outbox_origin"
+    identified = "letopis_outbox_origin" in tables and connection.execute(origin).fetchall()
+    if missing := "tables" if "letopis_outbox_events" not in tables else "" if identified else "identity":
+        return [f"no {missing}, with {len(promises.acks)} appends acknowledged"] if promises.acks else []
     state = read_outbox(path)
     problems = list(examine_outbox(state, acknowledged=promises.acks).problems)
     return problems + (halves(connection, state.events) if BOOKS in tables else [])
@@ -213,16 +201,7 @@ CUTS: Final = "power of a live ext4 file system cut, journal replayed"
 IMAGES: Final = "ext4 image on XFS, copied by reflink"
 TABLE: Final = (
     Experiment(STATES, states, "states", 4_000, on=(), where=MODELS),
-    Experiment(
-        f"{STATES}, {WEAK} in the outbox", partial(states, weak=True), "states", on=(), where=MODELS, control=True
-    ),
+    Experiment(f"{STATES}, {WEAK} in the outbox", states, "states", on=(), where=MODELS, control=True),
     Experiment(CUTS, cuts, "power cuts", 60, on=(), where=IMAGES),
-    Experiment(
-        f"{CUTS}, {WEAK} in the outbox", partial(cuts, weak=True), "power cuts", on=(), where=IMAGES, control=True
-    ),
+    Experiment(f"{CUTS}, {WEAK} in the outbox", cuts, "power cuts", on=(), where=IMAGES, control=True),
 )
-
-
-def prove(options: Options) -> Iterator[Row]:
-    """Cut the power."""
-    yield from prove_table(options, TABLE)

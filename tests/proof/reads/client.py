@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from random import Random
 from typing import Any, Final
 from uuid import UUID
 
 from letopis.outbox import History, Receipt
-from letopis.store import Message, RecordedMessage, StoreFault, StoreUnavailable
+from letopis.store import Message, StoreFault, StoreUnavailable
 from letopis.store.model.messages import Role
 from tests.model.plain import Chat, Plain, Said
 from tests.proof.harness import Tally
 
 CHATS: Final = 4  # conversations that a client keeps at a time
+Weighted = list[tuple[int, Callable[[Chat], Awaitable[None]]]]
 _AWAY: Final = (StoreFault, StoreUnavailable)
 
 
@@ -55,7 +57,7 @@ class Client:
 
     async def _speak(self) -> None:
         chat = self._random.choice(self._plain.living())
-        actions: list[tuple[int, Callable[[Chat], Awaitable[None]]]] = [
+        actions: Weighted = [
             (45, self._append),
             (8, self._regenerate),
             (6, self._pop),
@@ -71,9 +73,7 @@ class Client:
             actions.append((5, self._fork))
         if len(self._plain.living()) < CHATS:
             actions.append((4, self._new_chat))
-        weights = [weight for weight, _ in actions]
-        [(_, action)] = self._random.choices(actions, weights)
-        await action(chat)
+        await self._drawn(actions)(chat)
 
     async def _append(self, chat: Chat) -> None:
         said = []
@@ -186,6 +186,10 @@ class Client:
         own = [one for one in chat.path[-12:] if one.chat is chat and not one.redacted]
         return self._random.choice(own) if own else None
 
+    def _drawn(self, weighted: Weighted) -> Callable[[Chat], Awaitable[None]]:
+        [(_, chosen)] = self._random.choices(weighted, [weight for weight, _ in weighted])
+        return chosen
+
     def _new(self, what: str) -> str:
         self._made += 1
         return f"{self._owner}-{what}-{self._made}"
@@ -194,7 +198,7 @@ class Client:
 
     async def _read(self) -> None:
         chat = self._random.choice(self._plain.living())
-        reads: list[tuple[int, Callable[[Chat], Awaitable[None]]]] = [
+        reads: Weighted = [
             (40, self._newest),
             (8, self._all),
             (6, self._pages_back),
@@ -205,9 +209,7 @@ class Client:
         ]
         if self._listed:
             reads += [(3, self._chats_listed), (4, self._active_one)]
-        weights = [weight for weight, _ in reads]
-        [(_, read)] = self._random.choices(reads, weights)
-        await read(chat)
+        await self._drawn(reads)(chat)
 
     async def _newest(self, chat: Chat) -> None:
         last = self._random.choice((1, 3, 10, 50))
@@ -219,26 +221,16 @@ class Client:
         self._compare(chat, "messages()", page, page.complete, chat.path)
 
     async def _pages_back(self, chat: Chat) -> None:
-        found: list[RecordedMessage] = []
-        size, before, complete = self._random.choice((2, 5)), None, True
-        for _ in range(6):
-            page = await self._history.messages(chat.id, last=size, before=before)
-            found[:0], complete, before = page, complete and page.complete, page.next
-            if before is None:
-                break
-        wanted = chat.path if before is None else chat.path[-len(found) :]
+        size = self._random.choice((2, 5))
+        read = partial(self._history.messages, chat.id, last=size)
+        found, complete, more = await _paged(read, by="before", most=6)
+        wanted = chat.path[-len(found) :] if more else chat.path
         self._compare(chat, f"pages of {size} back", found, complete, wanted)
 
     async def _pages_forth(self, chat: Chat) -> None:
-        found: list[RecordedMessage] = []
-        size, after, complete = self._random.choice((3, 8)), None, True
-        for _ in range(5):
-            page = await self._history.messages(chat.id, first=size, after=after)
-            found += page
-            complete, after = complete and page.complete, page.next
-            if after is None:
-                break
-        wanted = chat.path if after is None else chat.path[: len(found)]
+        size = self._random.choice((3, 8))
+        found, complete, more = await _paged(partial(self._history.messages, chat.id, first=size), most=5)
+        wanted = chat.path[: len(found)] if more else chat.path
         self._compare(chat, f"pages of {size} forth", found, complete, wanted)
 
     async def _context(self, chat: Chat) -> None:
@@ -256,33 +248,18 @@ class Client:
             self._wrong(chat, "conversation", found and found.message_count, len(chat.own))
 
     async def _events(self, chat: Chat) -> None:
-        found: list[UUID] = []
-        after: int | str = 0
-        complete = True
-        while True:
-            page = await self._history.chat(chat.id).events(after=after, limit=40)
-            found += [one.event_id for one in page]
-            complete = complete and page.complete
-            if page.next is None:
-                break
-            after = page.next
+        page, complete, _ = await _paged(partial(self._history.chat(chat.id).events, limit=40))
+        found, wanted = [one.event_id for one in page], self._event_ids[chat.id]
         self._took(complete)
-        if complete and found != (wanted := self._event_ids[chat.id]):
+        if complete and found != wanted:
             self._wrong(chat, "events", len(found), len(wanted))
 
     async def _chats_listed(self, chat: Chat) -> None:
-        found: list[str] = []
-        after, complete = None, True
-        while True:
-            page = await self._history.conversations(owner=self._owner, after=after, limit=2)
-            found += [one.conversation_id for one in page]
-            complete = complete and page.complete
-            if (after := page.next) is None:
-                break
+        page, complete, _ = await _paged(partial(self._history.conversations, owner=self._owner, limit=2))
+        found, wanted = sorted(one.conversation_id for one in page), sorted(one.id for one in self._plain.living())
         self._took(complete)
-        wanted = sorted(one.id for one in self._plain.living())
-        if complete and sorted(found) != wanted:
-            self._wrong(chat, "chats", sorted(found), wanted)
+        if complete and found != wanted:
+            self._wrong(chat, "chats", found, wanted)
 
     async def _active_one(self, chat: Chat) -> None:
         found = await self._history.active(self._owner, create=False)
@@ -304,3 +281,18 @@ class Client:
 
     def _wrong(self, chat: Chat, what: str, found: object, wanted: object) -> None:
         self._reads.problems.append(f"{what} of {chat.id}: {found}, not {wanted}")
+
+
+async def _paged(
+    read: Callable[..., Awaitable[Any]], *, by: str = "after", most: int = 10_000
+) -> tuple[list[Any], bool, bool]:
+    """Return what some pages hold, whether all were complete, and whether there are more."""
+    found: list[Any] = []
+    complete, place = True, dict[str, Any]()
+    for _ in range(most):
+        page = await read(**place)
+        found = [*page, *found] if by == "before" else [*found, *page]
+        complete, place = complete and page.complete, {by: page.next}
+        if page.next is None:
+            break
+    return found, complete, page.next is not None

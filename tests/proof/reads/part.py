@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, nullcontext
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from random import Random
 from typing import Any, Final
 
-from sqlalchemy.exc import DBAPIError
-
 from letopis.outbox import History, Receipt, Retention
 from letopis.outbox.relay.relay import Relay
-from letopis.store import ConversationGone, ConversationStore, EventIdReused, InvalidInput, LetopisError, Message
-from tests.proof.harness import Experiment, Setting, Tally, migrated, prove_table
-from tests.proof.options import Options
+from letopis.store import (
+    Conversation,
+    ConversationGone,
+    ConversationStore,
+    EventIdReused,
+    InvalidInput,
+    LetopisError,
+    Message,
+    Page,
+)
+from tests.proof.harness import Experiment, Setting, Tally, migrated
 from tests.proof.reads.client import Client
-from tests.proof.rows import Row
-from tests.support.defects import planted
-from tests.support.store_changes import copied, put_back
+from tests.support.sayings import all_pages
+from tests.support.store_changes import copied, put_back_beside
 
 CHATS: Final = 5
 REMOVALS: Final = ("pop", "undo", "clear", "replace", "redact", "reset", "delete", "nothing")
@@ -54,8 +58,8 @@ class Pair:
             await self._one.start(owner, conversation_id=chat, activate=chat == chats[-1])
         await deliver(self._one)
         await self._appended_again(chats[0])
-        await self._listed(owner, chats)
-        await self._left(owner, chats)
+        await self._listed(owner)
+        await self._left(owner)
 
     async def _appended_again(self, chat: str) -> None:
         question, answer = Message.user("what?", id="q"), Message.assistant("the words", id="m")
@@ -88,23 +92,21 @@ class Pair:
         self._took(saved == shown, f"{how}: saved {saved}, shown {shown}")
         await deliver(self._one)
 
-    async def _listed(self, owner: str, chats: list[str]) -> None:
+    async def _listed(self, owner: str) -> None:
         """The second outbox does not know the owner of what it appends to."""
         living = [one.conversation_id for one in await self._store.conversations(owner=owner)]
         await self._two.append(self._random.choice(living), Message.user("more"))
-        found: list[str] = []
-        after = None
-        while True:
-            page = await self._two.conversations(owner=owner, after=after, limit=2)
-            found += [one.conversation_id for one in page]
-            if (after := page.next) is None:
-                break
-            if self._random.random() < 0.5:
+
+        async def page(**place: Any) -> Page[Conversation]:
+            if place and self._random.random() < 0.5:
                 await deliver(self._two)
+            return await self._two.conversations(owner=owner, limit=2, **place)
+
+        found = [one.conversation_id for one in await all_pages(page)]
         self._took(sorted(found) == sorted(living), f"listed {found} of {living}")
         await deliver(self._two)
 
-    async def _left(self, owner: str, chats: list[str]) -> None:
+    async def _left(self, owner: str) -> None:
         for _ in range(self._random.randint(1, 4)):
             living = [one.conversation_id for one in await self._one.conversations(owner=owner)]
             if len(living) < 2:
@@ -127,47 +129,51 @@ class Pair:
         self._reads.require(right, problem)
 
 
-async def share(url: str, folder: Path, many: int, seed: int, *, defect: bool = False) -> Tally:
-    """Run cases until there were ``many`` reads; with a defect, until one of them is wrong."""
-    reads, number = Tally(), 0
-    async with ConversationStore.open(url, migrate=True) as store, AsyncExitStack() as stack:
+async def share(setting: Setting) -> Tally:
+    """Run cases until there were enough reads; with a defect, until one of them is wrong."""
+    reads, number, many = Tally(), 0, setting.many(3_000, 40)
+    async with ConversationStore.open(setting.url, migrate=True) as store, AsyncExitStack() as stack:
         one, two = [
             await stack.enter_async_context(
-                History(folder / f"{name}-{seed}.db", store=store, relay=False, watch=False, read_timeout=30)
+                History(setting.folder / name, store=store, relay=False, watch=False, read_timeout=30)
             )
-            for name in ("one", "two")
+            for name in ("one.db", "two.db")
         ]
-        pair = Pair(one, two, store, Random(seed), reads)
-        while reads.count < many and not (defect and reads.problems):
+        pair = Pair(one, two, store, Random(setting.seed), reads)
+        while reads.count < many and not (setting.control and reads.problems):
             await pair.case(number)
             number += 1
     return reads
 
 
-async def list_records(url: str, path: Path, many: int, *, defect: bool = False) -> Tally:
+async def list_records(setting: Setting) -> Tally:
     """List records while others put them and a relay delivers; each key is listed once, with a whole value."""
-    reads = Tally()
-    await migrated(url)
-    async with History(path, store=url, watch=False, read_timeout=30) as history:
+    reads, many = Tally(), setting.many(2_000, 100)
+    await migrated(setting.url)
+
+    def enough() -> bool:
+        return reads.count >= many or (setting.control and bool(reads.problems))
+
+    async with History(setting.folder / "records.db", store=setting.url, watch=False, read_timeout=30) as history:
         records = history.records(space="shared")
 
         async def put(writer: int) -> None:
             random = Random(writer)
             for number in range(PUTS_PER_WRITER):
-                if reads.count >= many or (defect and reads.problems):
+                if enough():
                     return
                 await records.put(("k",), f"{random.randrange(KEYS):02}", {"text": f"{number} " * 50})
 
         async def lists() -> None:
-            while reads.count < many and not (defect and reads.problems):
+            while not enough():
                 try:
                     page = await records.list(("k",), limit=KEYS)
                 except LetopisError as error:
                     reads.problems.append(str(error))
                 else:
                     keys = [one.key for one in page]
-                    if len(set(keys)) < len(keys) or any(not one.value["text"] for one in page):
-                        reads.problems.append(f"{len(keys)} records, {len(set(keys))} keys")
+                    whole = len(set(keys)) == len(keys) and all(one.value["text"] for one in page)
+                    reads.require(whole, f"{len(keys)} records, {len(set(keys))} keys")
                 reads.count += 1
 
         await asyncio.gather(*map(put, range(WRITERS)), *(lists() for _ in range(LISTERS)))
@@ -179,37 +185,22 @@ TRIES: Final = 50  # to put a store back beside deliveries
 TIMEOUT_SECONDS: Final = 1_200.0  # seconds after which it is not waited for more reads
 
 
-def read(setting: Setting, **how: bool) -> Awaitable[Tally]:
-    """Read until there were enough reads; a control, until one of them is wrong."""
-    few, seed = setting.many(6_000, 100), setting.seed + how.get("restored", False)
-    many = 20_000 if how.get("defect") else few if how.get("restored") else setting.many(28_000, 300)
-    return _read(setting.url, setting.folder / "reads.db", many, seed, **how)
-
-
-def shared(setting: Setting, *, defect: bool = False) -> Awaitable[Tally]:
-    return share(setting.url, setting.folder, setting.many(3_000, 40), setting.seed, defect=defect)
-
-
-def listed(setting: Setting, *, defect: bool = False) -> Awaitable[Tally]:
-    return list_records(setting.url, setting.folder / "records.db", setting.many(2_000, 100), defect=defect)
-
-
-async def _read(url: str, path: Path, many: int, seed: int, *, restored: bool = False, defect: bool = False) -> Tally:
-    """Have clients speak and read until there were ``many`` reads; with the defect, until one of them is wrong."""
-    await migrated(url)
-    reads, random, begun = Tally(), Random(seed), time.monotonic()
+async def read(setting: Setting, *, restored: bool = False) -> Tally:
+    """Have clients speak and read until there were enough reads; with the defect, until one of them is wrong."""
+    many = 20_000 if setting.control else setting.many(6_000, 100) if restored else setting.many(28_000, 300)
+    await migrated(setting.url)
+    reads, random, begun = Tally(), Random(setting.seed + restored), time.monotonic()
 
     def enough() -> bool:
         late = time.monotonic() - begun > TIMEOUT_SECONDS
-        return reads.count >= many or late or (bool(reads.problems) if defect else len(reads.problems) > 50)
+        return reads.count >= many or late or len(reads.problems) > (0 if setting.control else 50)
 
     # What is pruned at once has to be in the store; what the store lost has to be in the file.
     retention = Retention() if restored else Retention(keep_last=0, keep_for=timedelta(0))
     async with AsyncExitStack() as stack:
         history = await stack.enter_async_context(
-            History(path, store=url, retention=retention, watch=False, read_timeout=30)
+            History(setting.folder / "reads.db", store=setting.url, retention=retention, watch=False, read_timeout=30)
         )
-        stack.enter_context(planted("a read asks the store before the outbox") if defect else nullcontext())
         clients = [
             Client(history, f"o{number}", Random(random.random()), reads, listed=not restored, forks=not restored)
             for number in range(CLIENTS)
@@ -219,14 +210,14 @@ async def _read(url: str, path: Path, many: int, seed: int, *, restored: bool = 
             try:
                 await client.live(enough)
             except InvalidInput as error:
-                if not defect:
+                if not setting.control:
                     raise
                 # What it has just said is not there for it: the planted defect shows in its next word as well.
                 reads.problems.append(str(error))
 
         work = [live(client) for client in clients]
         if restored:
-            restores = asyncio.create_task(_restoring(url, enough, every=0.3))
+            restores = asyncio.create_task(_restoring(setting.url, enough, every=0.3))
             await asyncio.gather(*work)
             reads.notes = f"{await restores:,} restores"
         else:
@@ -247,14 +238,7 @@ async def _restoring(url: str, until: Callable[[], bool], *, every: float) -> in
     while not until():
         copy = await copied(url)
         await asyncio.sleep(every)
-        for _ in range(TRIES):
-            try:
-                await put_back(url, copy)
-            except DBAPIError:  # the relay was in the way
-                await asyncio.sleep(0.02)
-            else:
-                done += 1
-                break
+        done += await put_back_beside(url, copy, tries=TRIES)
         await asyncio.sleep(every)
     return done
 
@@ -265,23 +249,21 @@ SHARED: Final = "two outboxes share conversations: what is saved is shown, each 
 TABLE: Final = (
     Experiment(PRUNED, read, "reads", 28_000),
     Experiment(RESTORED, partial(read, restored=True), "reads", 6_000),
-    Experiment("the same, with the store read before the outbox", partial(read, defect=True), "reads", control=True),
-    Experiment(SHARED, shared, "reads", 3_000),
+    Experiment(
+        "the same, with the store read before the outbox",
+        *(read, "reads"),
+        defect="a read asks the store before the outbox",
+    ),
+    Experiment(SHARED, share, "reads", 3_000),
     Experiment(
         "the same, with outboxes that trust their own file about the path",
-        partial(shared, defect=True),
-        "reads",
+        *(share, "reads"),
         defect="an outbox trusts its own file about the path",
     ),
-    Experiment("records are listed while eight writers put them", listed, "lists", 2_000),
+    Experiment("records are listed while eight writers put them", list_records, "lists", 2_000),
     Experiment(
         "the same, with values that are read after the list",
-        partial(listed, defect=True),
-        "lists",
+        *(list_records, "lists"),
         defect="the values of a list of records are read after it",
     ),
 )
-
-
-def prove(options: Options) -> Iterator[Row]:
-    yield from prove_table(options, TABLE)

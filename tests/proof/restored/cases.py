@@ -20,7 +20,6 @@ from tests.proof.restored import wrong
 from tests.proof.restored.world import WAIT, World, running, served, world
 from tests.proof.stores import KINDS
 from tests.support.moves import dump
-from tests.support.relays import until
 from tests.support.store_changes import let_through, run_there, swallow
 
 KILLS = 3
@@ -29,53 +28,48 @@ TRANSACTIONS: Final = 60  # of a move that is not killed, about
 TALK: Final = 0.3  # seconds that the bot talks after the move before it is noticed
 
 
-def killed_midway(to: str) -> Callable[[World], Awaitable[list[str]]]:
+def killed_midway(to: str) -> Callable[[World], Awaitable[None]]:
     """Return the case of a move to a kind of store."""
 
-    async def case(world: World) -> list[str]:
+    async def case(world: World) -> None:
         target = world.database(to)
         async with world.delivering(world.url) as relay:
             await world.say(world.chance.randrange(60, 120))
-            problems = await world.whole(world.url)
+            await world.whole(world.url)
             saved = list(world.receipts)
             if world.chance.random() < 0.5:
                 await world.prune()
             async with world.talking(pace=0.2):
-                if cut := await asyncio.to_thread(_run_to_its_end, world, target):
-                    return problems + cut
+                if not await asyncio.to_thread(_run_to_its_end, world, target):
+                    return
                 closed = await dump(world.url)
                 await asyncio.sleep(TALK)
-                try:
-                    await until(
-                        lambda: (relay.breaker.reason or "") == "wrong_store moved", patience=worlds.TIMEOUT_SECONDS
-                    )
-                except TimeoutError:
-                    problems.append(f"the history was moved away, and the relay says {relay.breaker.reason}")
+                moved = "the history was moved away, and the relay does not say so"
+                await world.wait(lambda: (relay.breaker.reason or "") == "wrong_store moved", moved)
         async with world.delivering(target):
             await world.say(5)
-            problems += await world.whole(target)
-        if await dump(world.url) != closed:
-            problems.append("the old store took something after it was closed")
-        problems += await _continued(world.url, target)
+            await world.whole(target)
+        world.tally.require(await dump(world.url) == closed, "the old store took something after it was closed")
+        await _continued(world, target)
         for number, receipt in enumerate(saved):
-            if not await receipt.saved(0.5):
-                problems.append(f"message {number} was saved before the move, and is not any more")
-        return problems[:5]
+            kept = await receipt.saved(0.5)
+            world.tally.require(kept, f"message {number} was saved before the move, and is not any more")
 
     return case
 
 
-async def _continued(old: str, new: str) -> list[str]:
-    """Return what is wrong where the log of the new store does not begin with the whole log of the old one."""
+async def _continued(world: World, new: str) -> None:
+    """Note what is wrong where the log of the new store does not begin with the whole log of the old one."""
     logs = []
-    for url in (old, new):
+    for url in (world.url, new):
         events = (await read_store(url)).events
         logs.append({(one.partition, one.position): (one.conversation_id, one.version, one.event_id) for one in events})
-    missing = [place for place, event in logs[0].items() if logs[1].get(place) != event]
-    return [f"{len(missing)} events of the old store are not in their place in the new one"] if missing else []
+    missing = sum(logs[1].get(place) != event for place, event in logs[0].items())
+    world.tally.require(not missing, f"{missing} events of the old store are not in their place in the new one")
 
 
-def _run_to_its_end(world: World, target: str) -> list[str]:
+def _run_to_its_end(world: World, target: str) -> bool:
+    """Return True if the move ended well, and was killed before as often as it had to be."""
     kills, most = 0, world.chance.randint(min(1, KILLS), KILLS)
     while True:
         left = world.chance.randrange(1, TRANSACTIONS) if kills < most else 0
@@ -92,8 +86,9 @@ def _run_to_its_end(world: World, target: str) -> list[str]:
             process.stdout.read()
             code = process.wait(WAIT)
         if code != -signal.SIGKILL:
-            problems = [] if not code else [f"the move ended with {code}"]
-            return problems if kills or not most else [*problems, "the move was not killed"]
+            world.tally.require(not code, f"the move ended with {code}")
+            world.tally.require(bool(kills) or not most, "the move was not killed")
+            return not world.tally.problems
         kills += 1
 
 
@@ -113,7 +108,7 @@ SWALLOWED: Final = ("conversations", "messages", "lanes", "events")
 class Case:
     """One kind of case.
 
-    :ivar run: does it in what ``opened`` gives, and returns what is wrong afterwards.
+    :ivar run: does it in what ``opened`` gives, which notes what is wrong.
     :ivar on: the kinds of store that it can be done to.
     :ivar control: which part of the code its control takes away; empty where it has none.
     :ivar many: cases on a kind of store.
@@ -122,7 +117,7 @@ class Case:
     """
 
     what: str
-    run: Callable[[World], Awaitable[list[str]]]
+    run: Callable[[World], Awaitable[None]]
     control: str = ""
     on: tuple[str, ...] = ("sqlite", "postgresql", "mariadb")
     many: int = 3
@@ -130,7 +125,7 @@ class Case:
     opened: Callable[[str, str, Path, Random], AbstractAsyncContextManager[World]] = served
 
 
-async def in_quiet(world: World) -> list[str]:
+async def in_quiet(world: World) -> None:
     """Set back what a bot that says nothing more had delivered."""
     await world.say(world.chance.randrange(0, 30))
     await world.delivered()
@@ -138,10 +133,10 @@ async def in_quiet(world: World) -> list[str]:
     await world.say(world.chance.randrange(1, 40))
     await world.delivered()
     await world.restore(backup)
-    return await world.whole()
+    await world.whole()
 
 
-async def under_load(world: World) -> list[str]:
+async def under_load(world: World) -> None:
     """Set back while the bot talks and the relay delivers."""
     async with world.talking():
         await asyncio.sleep(world.chance.uniform(0.05, 0.5))
@@ -149,10 +144,10 @@ async def under_load(world: World) -> list[str]:
         await asyncio.sleep(world.chance.uniform(0.05, 0.5))
         await world.restore(backup)
         await asyncio.sleep(world.chance.uniform(0, 0.2))
-    return await world.whole()
+    await world.whole()
 
 
-async def twice(world: World) -> list[str]:
+async def twice(world: World) -> None:
     """Set back to an older backup while the first restore is being healed."""
     await world.say(10)
     await world.delivered()
@@ -165,10 +160,10 @@ async def twice(world: World) -> list[str]:
     await world.restore(newer)
     await asyncio.sleep(world.chance.uniform(0, 0.4))
     await world.restore(older)
-    return await world.whole()
+    await world.whole()
 
 
-async def pruned(world: World) -> list[str]:
+async def pruned(world: World) -> None:
     """Set back what the outbox has pruned in part or whole: reported by conversation, and repaired by a newer
     backup."""
     await world.say(world.chance.randrange(0, 20))
@@ -179,12 +174,12 @@ async def pruned(world: World) -> list[str]:
     newer = await world.backup()
     await world.prune(world.chance.choice((0, 0, 1, 3)))
     await world.restore(older)
-    problems = await world.told()
+    await world.told()
     await world.restore(newer)
-    return problems + await world.whole()
+    await world.whole()
 
 
-async def cut_out(world: World) -> list[str]:
+async def cut_out(world: World) -> None:
     """Delete some events while the counters stay: told, and ended by the backup."""
     await world.say(world.chance.randrange(5, 40))
     await world.delivered()
@@ -203,20 +198,14 @@ async def cut_out(world: World) -> list[str]:
     async def well() -> bool:
         return (await world.status()).healthy
 
-    problems = []
-    try:
-        await until(told, patience=worlds.TIMEOUT_SECONDS / 3)
-    except TimeoutError:
-        problems.append(f"events {first} to {last} of {head} are gone from the log, and nobody is told")
+    gone = f"events {first} to {last} of {head} are gone from the log, and nobody is told"
+    await world.wait(told, gone, patience=worlds.TIMEOUT_SECONDS / 3)
     await world.restore(backup)
-    try:
-        await until(well, patience=worlds.TIMEOUT_SECONDS)
-    except TimeoutError:
-        problems.append("the log is whole again, and status does not say so")
-    return problems + await world.whole()
+    await world.wait(well, "the log is whole again, and status does not say so")
+    await world.whole()
 
 
-async def swallowed(world: World) -> list[str]:
+async def swallowed(world: World) -> None:
     """Have a trigger swallow what is written to a table: nothing counts as saved, and all is once it is gone."""
     await world.say(world.chance.randrange(1, 10))
     await world.delivered()
@@ -225,13 +214,11 @@ async def swallowed(world: World) -> list[str]:
     for number in range(world.chance.randrange(1, 5)):
         # Of new conversations: each of the tables is inserted into.
         await world.say_in(f"new-{number}", world.chance.choice((1, 3, 60)))
-    problems = []
-    try:
-        await until(lambda: world.relay.breaker.reason == "misconfigured rows", patience=worlds.TIMEOUT_SECONDS / 3)
-    except TimeoutError:
-        problems.append(f"rows of letopis_{table} were swallowed, and nobody is told")
+    swallowed = f"rows of letopis_{table} were swallowed, and nobody is told"
+    patience = worlds.TIMEOUT_SECONDS / 3
+    await world.wait(lambda: world.relay.breaker.reason == "misconfigured rows", swallowed, patience=patience)
     await run_there(world.url, *let_through(world.kind, table))
-    return problems + await world.whole()
+    await world.whole()
 
 
 TOLD: Final[dict[str, Any]] = {"many": 2, "opened": world}

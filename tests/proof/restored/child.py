@@ -20,10 +20,6 @@ OPEN_FOR: Final = 1.0
 """Seconds that a source which was not closed keeps accepting deliveries, after all that it had was copied."""
 
 
-def nothing() -> None:
-    """Leave everything unchanged."""
-
-
 def no_binding() -> None:
     """Have an outbox delivered to whichever store is named."""
     from letopis.outbox.relay import store_binding
@@ -66,7 +62,7 @@ def no_closing() -> None:
     mover._Move._check_log = count  # type: ignore[method-assign]
 
 
-DEFECTS: Final = {"": nothing, "binding": no_binding, "closing": no_closing}
+DEFECTS: Final = {"binding": no_binding, "closing": no_closing}
 
 
 def tell_of_transactions() -> None:
@@ -89,7 +85,8 @@ def main() -> int:
     defect, *words = sys.argv[1:]
     if "move" in words:
         tell_of_transactions()
-    DEFECTS[defect]()
+    if defect:
+        DEFECTS[defect]()
     from letopis.outbox.cli import cli
     from letopis.outbox.cli.interface.exit_codes import run
 

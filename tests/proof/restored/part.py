@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from random import Random
 from typing import Any, Final
 from unittest.mock import patch
@@ -16,13 +13,13 @@ from unittest.mock import patch
 from letopis.outbox.relay import reconcile
 from letopis.store.database import dialects
 from letopis.store.maintenance.continuity import Continuity, LogCount
-from tests.proof.harness import Tally
+from tests.proof.harness import Experiment, Setting, Tally, in_processes
 from tests.proof.options import Options
 from tests.proof.restored import cases, wrong
 from tests.proof.restored import world as worlds
 from tests.proof.restored.cases import CASES, Case
 from tests.proof.rows import Row
-from tests.proof.stores import KINDS, Fresh, fresh
+from tests.proof.stores import KINDS
 
 EVERY: Final = 0.2  # seconds between two looks at the store; 30 outside the proof
 SHORT_PATIENCE: Final = 6.0  # seconds that a control is given to notice, which it cannot; half of it in the short form
@@ -30,23 +27,26 @@ SHORT_PATIENCE: Final = 6.0  # seconds that a control is given to notice, which 
 
 def prove(options: Options) -> Iterator[Row]:
     """Yield the rows of this part: a process for each kind of store, which mostly waits, and one for the controls."""
-    jobs: list[tuple[Callable[..., list[Row]], tuple[Any, ...]]] = [(on_a_store, (options, kind)) for kind in KINDS]
-    jobs.append((controls, (options,)))
+    jobs = [*(partial(on_a_store, options, kind) for kind in KINDS), partial(controls, options)]
     if options.short:  # a process costs more than what would be done in it
-        for work, given in jobs:
-            with patch.object(wrong, "TOLD", 1), patch.object(cases, "KILLS", 1):
-                yield from work(*given)
+        with patch.object(wrong, "TOLD", 1), patch.object(cases, "KILLS", 1):
+            for job in jobs:
+                yield from job()
         return
-    with ProcessPoolExecutor(len(jobs), mp_context=multiprocessing.get_context("spawn")) as pool:
-        for one in [pool.submit(work, *given) for work, given in jobs]:
-            yield from one.result()
+    yield from in_processes(jobs, at_a_time=len(jobs))
 
 
 def on_a_store(options: Options, kind: str) -> list[Row]:
     """All that is done to one kind of store, one after the other."""
+    return [_proved(options, case, kind) for case in chosen(kind, short=options.short)]
+
+
+def _proved(options: Options, case: Case, kind: str, **more: Any) -> Row:
     logging.disable()
+    what = f"{case.what}, {CONTROLS[case.control][1]}" if more else case.what
+    experiment = Experiment(what, partial(done, case=case), "cases", case.many, **more)
     with patch.object(reconcile, "RECONCILE_INTERVAL_SECONDS", EVERY):
-        return [row(options, case, kind, options.many(case.many, 1)) for case in chosen(kind, short=options.short)]
+        return experiment.prove(options, kind, folder=f"{kind}-{CASES.index(case)}-{len(more)}")
 
 
 def chosen(kind: str, *, short: bool) -> list[Case]:
@@ -62,38 +62,27 @@ def chosen(kind: str, *, short: bool) -> list[Case]:
 
 def controls(options: Options) -> list[Row]:
     """The same cases with what notices them taken away."""
-    logging.disable()
     rows = []
     for case in CASES:
         if case.control:
             with (
-                patch.object(reconcile, "RECONCILE_INTERVAL_SECONDS", EVERY),
-                CONTROLS[case.control][0](),
                 patch.object(worlds, "TIMEOUT_SECONDS", SHORT_PATIENCE / options.many(1, 2)),
                 patch.object(wrong, "TOLD", 1),
                 patch.object(cases, "KILLS", 0),
             ):
-                rows.append(row(options, case, "sqlite", 1, control=case.control))
+                rows.append(_proved(options, case, "sqlite", control=True))
     return rows
 
 
-def row(options: Options, case: Case, kind: str, count: int, *, control: str = "") -> Row:
-    tally = Tally(count)
-    for number in range(count):
-        folder = options.folder / f"{kind}-{CASES.index(case)}-{control}-{number}"
-        folder.mkdir()
-        with fresh(kind, folder, "store") as one:
-            if one.missing:
-                return Row(what=case.what, where=kind, missing=one.missing)
-            chance = Random(f"{options.seed} {case.what} {kind} {number}")
-            tally.blame(asyncio.run(_run(case, one, folder, chance)), where=f"case {number}")
-    what = f"{case.what}, {CONTROLS[control][1]}" if control else case.what
-    return tally.row(what, kind, "cases", case.many, control=bool(control))
-
-
-async def _run(case: Case, store: Fresh, folder: Path, chance: Random) -> list[str]:
-    async with case.opened(store.kind, store.url, folder, chance) as world:
-        return await case.run(world)
+async def done(setting: Setting, *, case: Case) -> Tally:
+    tally = Tally(1 if setting.control else setting.many(case.many, 1))
+    for number in range(tally.count):
+        chance = Random(f"{setting.seed} {case.what} {setting.kind} {number}")
+        with setting.apart(f"{number}") as here, CONTROLS[case.control][0]() if setting.control else nullcontext():
+            async with case.opened(setting.kind, here.url, here.folder, chance) as world:
+                await case.run(world)
+                tally.blame(world.tally.problems[:5], where=f"case {number}")
+    return tally
 
 
 async def _all_is_there(*_: Any, **__: Any) -> LogCount:

@@ -8,8 +8,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -34,10 +35,13 @@ from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store import ConversationStore, Message
 from tests.campaigns.invariants import check, read_outbox, read_store
 from tests.campaigns.states import Ack
+from tests.proof import harness
+from tests.proof.harness import migrated
 from tests.proof.stores import fresh
+from tests.support import relays
 from tests.support.moves import dump
 from tests.support.relays import drained, end
-from tests.support.store_changes import Copy, copied, put_back
+from tests.support.store_changes import Copy, copied, put_back_beside
 
 TIMEOUT_SECONDS: Final = 30.0  # in which a store has to be whole again, or its loss told
 WAIT: Final = 120.0  # seconds after which a process that does not end is killed
@@ -47,23 +51,20 @@ DEFECT = ""  # of the processes that are started; set for a control
 _PROBES: Final = RetryPolicy(base=0.05, factor=2, cap=0.2, jitter="none", attempts=1)
 
 
-@dataclass(slots=True)
-class World:
+@dataclass(slots=True, kw_only=True)
+class World(harness.World):
     """A bot that names ``url`` as its history store, and does not deliver itself; what its appends returned."""
 
     kind: str
-    url: str
-    folder: Path
     chance: Random
     history: History
     stack: ExitStack
-    acks: list[Ack] = field(default_factory=list)
     receipts: list[Receipt] = field(default_factory=list)
     relay: Relay = field(init=False)  # the one that runs all the while, in a world that is `served`
 
-    @property
-    def path(self) -> Path:
-        return self.history.outbox.path
+    async def wait(self, true: Callable[[], Any], problem: str, *, patience: float = 0) -> None:
+        """Wait until something is true, and note a problem if it does not come."""
+        self.tally.require(await relays.comes_true(true, patience=patience or TIMEOUT_SECONDS), problem)
 
     def database(self, kind: str) -> str:
         """Return the URL of another database, which is empty; of SQLite, of a file that is not there."""
@@ -98,13 +99,12 @@ class World:
     async def delivering(self, url: str) -> AsyncIterator[Relay]:
         """Have a relay deliver to a store for the time of a block."""
         async with AsyncExitStack() as stack:
-            outbox = await OutboxFile.open(self.path)
+            outbox = await OutboxFile.open(self.outbox)
             stack.push_async_callback(outbox.close)
             store = await stack.enter_async_context(ConversationStore.open(url, migrate=True))
             breaker = Breaker(clock=Clock(), uniform=self.chance.uniform, probes=_PROBES)
             relay = Relay(outbox, store, random=self.chance, breaker=breaker)
-            stack.push_async_callback(end, asyncio.create_task(relay.run()))
-            yield relay
+            yield await stack.enter_async_context(relays.running(relay))
 
     async def delivered(self) -> None:
         await drained(self.history.outbox, patience=TIMEOUT_SECONDS)
@@ -113,12 +113,8 @@ class World:
         return await copied(self.url)
 
     async def restore(self, copy: Copy) -> None:
-        for _ in range(POLITE):
-            try:
-                return await put_back(self.url, copy)
-            except DBAPIError:  # it met a delivery: an operator would try again
-                await asyncio.sleep(0.05)
-        raise TimeoutError("the store could not be set back beside the deliveries")
+        if not await put_back_beside(self.url, copy, tries=POLITE):
+            raise TimeoutError("the store could not be set back beside the deliveries")
 
     async def prune(self, keep_last: int = 0) -> None:
         """Prune what was delivered, as far as the retention allows."""
@@ -132,50 +128,44 @@ class World:
         outbox = self.history.outbox
         return await outbox.read(lambda connection: read_status(connection, now_us=outbox.now_us()))
 
-    async def whole(self, url: str = "") -> list[str]:
-        """Wait until a store holds everything, once and in order; return what it lacks then, or what else is wrong."""
-        problems: list[str] = []
+    async def whole(self, url: str = "") -> None:
+        """Wait until a store holds everything, once and in order."""
 
-        async def well() -> bool:
-            verdict = await check([self.path], url or self.url, acknowledged=self.acks, drained=True)
-            problems[:] = verdict.problems
-            return verdict.ok
+        async def wrong() -> Sequence[str]:
+            return (await check([self.outbox], url or self.url, acknowledged=self.acks, drained=True)).problems
 
-        return await self._within(well, problems)
+        await self._within(wrong)
 
-    async def told(self) -> list[str]:
-        """Wait until each conversation is complete, or reported to have lost what it lacks; return the rest."""
-        problems: list[str] = []
+    async def told(self) -> None:
+        """Wait until each conversation is complete, or reported to have lost what it lacks."""
 
-        async def well() -> bool:
-            outbox = await asyncio.to_thread(read_outbox, self.path)
+        async def wrong() -> Sequence[str]:
+            outbox = await asyncio.to_thread(read_outbox, self.outbox)
             stored = Counter(one.conversation_id for one in (await read_store(self.url)).events)
             status = await self.status()
             lacking = {name for name, lane in outbox.lanes.items() if stored[name] < lane.delivered}
             blocked = {name for name, lane in outbox.lanes.items() if lane.state == "blocked"}
-            problems[:] = [f"{name!r} lacks events, and nobody is told" for name in sorted(lacking - blocked)]
-            problems.extend(f"{name!r} is blocked and whole" for name in sorted(blocked - lacking))
+            problems = [f"{name!r} lacks events, and nobody is told" for name in sorted(lacking - blocked)]
+            problems += [f"{name!r} is blocked and whole" for name in sorted(blocked - lacking)]
             if status.lost != len(lacking) or status.healthy == bool(lacking):
                 problems.append(f"status counts {status.lost} conversations that lost events, they are {len(lacking)}")
-            return not (problems or status.lanes["ready"] or status.lanes["retrying"])
+            resting = status.lanes["ready"] + status.lanes["retrying"] == 0
+            return problems or ([] if resting else ["it did not come to rest"])
 
-        return await self._within(well, problems)
+        await self._within(wrong)
 
-    async def _within(self, well: Callable[[], Awaitable[bool]], problems: list[str]) -> list[str]:
-        try:
-            async with asyncio.timeout(TIMEOUT_SECONDS):
-                while not await well():  # noqa: ASYNC110 - nothing there rings
-                    await asyncio.sleep(0.1)  # a look reads all of both
-        except TimeoutError:
-            return problems[:3] or ["it did not come to rest"]
-        return []
+    async def _within(self, wrong: Callable[[], Awaitable[Sequence[str]]]) -> None:
+        end = time.monotonic() + TIMEOUT_SECONDS
+        while (problems := await wrong()) and time.monotonic() < end:  # noqa: ASYNC110 - nothing there rings
+            await asyncio.sleep(0.1)  # a look reads all of both
+        self.tally.problems += problems[:3]
 
     def process(self, *words: str, store: str | None) -> subprocess.Popen[str]:
         """Start the command in a process of its own, in an empty environment."""
         named = () if store is None else ("--store", store)
         clean = {key: value for key, value in os.environ.items() if not key.startswith("LETOPIS_")}
         return subprocess.Popen(
-            [sys.executable, "-P", str(CHILD), DEFECT, "--outbox", str(self.path), *named, *words],
+            [sys.executable, "-P", str(CHILD), DEFECT, "--outbox", str(self.outbox), *named, *words],
             cwd=self.folder,
             env=clean,
             stdout=subprocess.PIPE,
@@ -195,29 +185,26 @@ class World:
         def call() -> tuple[int, Any]:
             out = io.BytesIO()
             with redirect_stdout(io.TextIOWrapper(out, write_through=True)):
-                code = run(cli, ["--outbox", str(self.path), *named, *words])
+                code = run(cli, ["--outbox", str(self.outbox), *named, *words])
                 return code, json.loads(out.getvalue() or "null")
 
         return await asyncio.to_thread(call)
 
-    async def untrue(self, wrong: str | None) -> list[str]:
-        """Return what ``status`` and ``doctor`` report wrongly, after a relay was given a wrong store."""
-        problems = []
-        lanes = (await asyncio.to_thread(read_outbox, self.path)).lanes.values()
+    async def check_reports(self, wrong: str | None) -> None:
+        """Note what ``status`` and ``doctor`` report wrongly, after a relay was given a wrong store."""
+        lanes = (await asyncio.to_thread(read_outbox, self.outbox)).lanes.values()
         pending = sum(one.head - one.delivered for one in lanes)
         _, status = await self.said("status", "--json", store=None)
-        if status["pending"] != pending:
-            problems.append(f"status counts {status['pending']} events as pending, they are {pending}")
-        if status["store"]["destination"] != destination_of(self.url):
-            problems.append("status names another store than the bot's")
+        told = status["pending"]
+        self.tally.require(told == pending, f"status counts {told} events as pending, they are {pending}")
+        right = status["store"]["destination"] == destination_of(self.url)
+        self.tally.require(right, "status names another store than the bot's")
         for url in (wrong, self.url):
             code, report = await self.said("doctor", "--json", store=url)
             levels = [one["level"] for one in report["checks"] if one["check"] == "store_identity"]
-            if url == self.url and levels != ["ok"]:
-                problems.append(f"doctor says {levels} of the right store")
-            if url == wrong and (code != 1 or report["healthy"]):
-                problems.append("doctor says of the wrong store that nothing is wrong")
-        return problems
+            self.tally.require(url != self.url or levels == ["ok"], f"doctor says {levels} of the right store")
+            seen = code == 1 and not report["healthy"]
+            self.tally.require(url != wrong or seen, "doctor says of the wrong store that nothing is wrong")
 
 
 async def rows(url: str) -> Any:
@@ -245,10 +232,9 @@ def running(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
 async def world(kind: str, url: str, folder: Path, chance: Random) -> AsyncIterator[World]:
     """Open one, whose bot has said nothing yet."""
     with ExitStack() as stack:
-        async with ConversationStore.open(url, migrate=True):
-            pass
+        await migrated(url)
         async with History(folder / "bot.outbox.db", store=url, relay=False) as history:
-            yield World(kind, url, folder, chance, history, stack)
+            yield World(folder=folder, url=url, kind=kind, chance=chance, history=history, stack=stack)
 
 
 @asynccontextmanager

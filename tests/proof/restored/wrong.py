@@ -12,41 +12,40 @@ from sqlalchemy.engine import make_url
 
 from letopis.outbox import History
 from letopis.outbox.cli.interface.exit_codes import Exit
-from letopis.store import ConversationStore, Message
+from letopis.store import Message
 from letopis.store.database.schema import metadata
+from tests.proof.harness import migrated
 from tests.proof.restored import world as worlds
 from tests.proof.restored.world import WAIT, World, rows, running
 from tests.proof.stores import KINDS, fresh
-from tests.support.relays import until
 from tests.support.servers import PostgresServer
 from tests.support.store_changes import copied, put_back, run_there
 
 TOLD = 2  # wrong stores that a relay is given in a case, of five; one in the short form
 
 
-async def before_the_first_delivery(world: World) -> list[str]:
+async def before_the_first_delivery(world: World) -> None:
     """Nothing was delivered yet: the place that the bot named decides."""
     await world.say(world.chance.randrange(1, 20))
-    return await _told_of_wrong_ones(world)
+    await _told_of_wrong_ones(world)
 
 
-async def after_the_first_delivery(world: World) -> list[str]:
+async def after_the_first_delivery(world: World) -> None:
     """The outbox is bound: the identity decides."""
     async with world.delivering(world.url):
         await world.say(world.chance.randrange(1, 20))
-        problems = await world.whole(world.url)
+        await world.whole(world.url)
     await world.say(world.chance.randrange(1, 20))
-    return problems + await _told_of_wrong_ones(world)
+    await _told_of_wrong_ones(world)
 
 
-async def two_relays(world: World) -> list[str]:
+async def two_relays(world: World) -> None:
     """Two relays are given two stores, one after the other or at once, while the bot talks."""
     await world.say(5)
     wrong = await another_store(world)
     before = await rows(wrong)
     stores = [world.url, wrong]
     world.chance.shuffle(stores)
-    problems = []
     async with AsyncExitStack() as stack:
         relays = []
         async with world.talking(pace=0.2):
@@ -54,64 +53,56 @@ async def two_relays(world: World) -> list[str]:
                 await asyncio.sleep(world.chance.uniform(0, 1.5) if place else 0)
                 relays.append(stack.enter_context(running(world.process("relay", store=store))))
             right, other = relays if stores[0] == world.url else reversed(relays)
-            if (code := await asyncio.to_thread(other.wait, WAIT)) != Exit.CONFIGURATION:
-                problems.append(f"the relay with the wrong store ended with {code}")
-        problems += await world.whole(world.url)
+            code = await asyncio.to_thread(other.wait, WAIT)
+            world.tally.require(code == Exit.CONFIGURATION, f"the relay with the wrong store ended with {code}")
+        await world.whole(world.url)
         right.send_signal(signal.SIGTERM)
-        if code := await asyncio.to_thread(right.wait, WAIT):
-            problems.append(f"the relay with the right store ended with {code}")
+        code = await asyncio.to_thread(right.wait, WAIT)
+        world.tally.require(not code, f"the relay with the right store ended with {code}")
     await world.say(3)
-    problems += await world.untrue(wrong)
-    return problems + await _in_the_right_one_alone(world, {wrong: before})
+    await world.check_reports(wrong)
+    await _in_the_right_one_alone(world, {wrong: before})
 
 
-async def a_staging_copy(world: World) -> list[str]:
+async def a_staging_copy(world: World) -> None:
     """A copy of the store with an identity of its own gets nothing of the bot's."""
     async with world.delivering(world.url):
         await world.say(world.chance.randrange(5, 30))
-        problems = await world.whole(world.url)
+        await world.whole(world.url)
     copy = world.database(world.kind)
-    async with ConversationStore.open(copy, migrate=True):
-        pass
+    await migrated(copy)
     await put_back(copy, await copied(world.url))
     code, _ = await world.said("db", "new-identity", "--yes", "--json", store=copy)
-    if code:
-        problems.append(f"new-identity ended with {code}")
+    world.tally.require(not code, f"new-identity ended with {code}")
     await world.say(world.chance.randrange(1, 20))
-    return problems + await _refused(world, [copy])
+    await _refused(world, [copy])
 
 
-async def exchanged(world: World) -> list[str]:
+async def exchanged(world: World) -> None:
     """Another history lies behind the same address for a while, beneath a relay that runs."""
-    with fresh(world.kind, world.path.parent, "another") as another:
-        await _some_history(world.path.with_name("theirs.outbox.db"), another.url)
+    with fresh(world.kind, world.folder, "another") as another:
+        await _some_history(world.folder / "theirs.outbox.db", another.url)
         before = await rows(another.url)
         await world.say(world.chance.randrange(1, 20))
         await world.delivered()
         await _exchange(world.kind, world.url, another.url)
         await world.say(world.chance.randrange(1, 20))
-        problems = []
-        try:
-            await until(lambda: world.relay.breaker.reason == "wrong_store identity", patience=worlds.TIMEOUT_SECONDS)
-        except TimeoutError:
-            problems.append(f"another store lies there, and the relay says {world.relay.breaker.reason}")
+        missed = "another store lies there, and the relay does not say so"
+        await world.wait(lambda: world.relay.breaker.reason == "wrong_store identity", missed)
         await world.say(3)
 
         async def told() -> bool:
             status = await world.status()
             return status.wrong_store and not status.healthy and status.pending > 0
 
-        try:
-            await until(told, patience=worlds.TIMEOUT_SECONDS / 3)  # the relay writes down what it met a moment later
-        except TimeoutError:
-            problems.append("another store lies there, and status does not say so")
-        if await rows(world.url) != before:
-            problems.append("the store that was put there took something")
+        # The relay writes down what it met a moment later.
+        missed = "another store lies there, and status does not say so"
+        await world.wait(told, missed, patience=worlds.TIMEOUT_SECONDS / 3)
+        world.tally.require(await rows(world.url) == before, "the store that was put there took something")
         await _exchange(world.kind, world.url, another.url)
-        problems += await world.whole()
-        if await rows(another.url) != before:
-            problems.append("the store that had been put there holds something else afterwards")
-    return problems
+        await world.whole()
+        kept = await rows(another.url) == before
+        world.tally.require(kept, "the store that had been put there holds something else afterwards")
 
 
 async def another_store(world: World) -> str:
@@ -121,8 +112,7 @@ async def another_store(world: World) -> str:
 
 
 async def _some_history(path: Path, url: str) -> None:
-    async with ConversationStore.open(url, migrate=True):
-        pass
+    await migrated(url)
     async with History(path, store=url) as theirs:
         for number in range(5):
             await theirs.append("chat-0", Message.user(f"theirs {number}"))
@@ -130,31 +120,27 @@ async def _some_history(path: Path, url: str) -> None:
             raise TimeoutError("another bot could not deliver")
 
 
-async def _told_of_wrong_ones(world: World) -> list[str]:
+async def _told_of_wrong_ones(world: World) -> None:
     empty: list[str | None] = [None, *(world.database(kind) for kind in KINDS)]
     drawn = [one for one in world.chance.sample(empty, TOLD - 1) if one != ""]  # of a server that is not there
-    return await _refused(world, [await another_store(world), *drawn])
+    await _refused(world, [await another_store(world), *drawn])
 
 
-async def _refused(world: World, wrong: list[str | None]) -> list[str]:
-    problems = []
+async def _refused(world: World, wrong: list[str | None]) -> None:
     default = f"sqlite:///{(world.folder / 'bot.history.db').as_posix()}"
     before = {url or default: await rows(url or default) for url in wrong}
     for url in wrong:
         code = await world.ended("relay", "--once", store=url)
-        if code != Exit.CONFIGURATION:
-            problems.append(f"told of {_shown(url)}, the relay ended with {code}")
-        problems += await world.untrue(url)
-    return problems + await _in_the_right_one_alone(world, before)
+        world.tally.require(code == Exit.CONFIGURATION, f"told of {_shown(url)}, the relay ended with {code}")
+        await world.check_reports(url)
+    await _in_the_right_one_alone(world, before)
 
 
-async def _in_the_right_one_alone(world: World, before: dict[str, object]) -> list[str]:
+async def _in_the_right_one_alone(world: World, before: dict[str, object]) -> None:
     async with world.delivering(world.url):
-        problems = await world.whole(world.url)
+        await world.whole(world.url)
     for url, held in before.items():
-        if await rows(url) != held:
-            problems.append(f"a wrong store took something: {_shown(url)}")
-    return problems
+        world.tally.require(await rows(url) == held, f"a wrong store took something: {_shown(url)}")
 
 
 def _shown(url: str | None) -> str:

@@ -11,7 +11,7 @@ import re
 import signal
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,12 +20,13 @@ from typing import Final
 import asyncpg
 from sqlalchemy.engine import make_url
 
-from tests.campaigns.invariants import Ack, Verdict, check
+from tests.campaigns.invariants import Ack, check
 from tests.campaigns.processes import Probe
-from tests.proof.harness import migrated
+from tests.proof.harness import Tally, migrated
 from tests.proof.options import Options
-from tests.proof.rows import Row, row_of
+from tests.proof.rows import Row
 from tests.proof.soak.sampling import LIMITS, MEGABYTE, TASKS, WARMING, Flatness, Samples, Tasks, talk
+from tests.support.child import start_piped
 from tests.support.daemons import DaemonProcess, ask
 from tests.support.peers import Wire
 from tests.support.servers import PostgresServer, ServerUnavailable
@@ -56,7 +57,8 @@ def prove(options: Options) -> Iterator[Row]:
         return
     with server:
         soak = Soak(options, server)
-        yield from soak.rows(asyncio.run(soak.run()))
+        asyncio.run(soak.run())
+        yield from soak.rows()
 
 
 class _Talker:
@@ -66,14 +68,9 @@ class _Talker:
         # Everything is imported once, and a new bot is there at once.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["tests.proof.soak.sampling"])
-        ours, theirs = context.Pipe(duplex=False)
         self.name, self.outbox = name, outbox
         self._ended = context.Event()
-        self.process = context.Process(
-            target=talk, args=(str(outbox), store, theirs, self._ended, RATE, seed, leaks), daemon=True
-        )
-        self.process.start()
-        theirs.close()
+        self.process, ours = start_piped(context, talk, str(outbox), store, self._ended, RATE, seed, leaks)
         self.acks: list[Ack] = []
         self.tasks = 0
         self._reader = threading.Thread(target=self._read, args=(ours,), daemon=True)
@@ -107,13 +104,12 @@ class Soak:
         self._every = 0.4 if options.short else 5.0
         self._chance = random.Random(f"{options.seed} soak")
         self.samples = Samples()
-        self.faults: Counter[str] = Counter()
+        self.tally = Tally()
         self.figures: dict[str, str] = {}
-        self.problems: list[str] = []
         self.talkers: list[_Talker] = []
         self._tables: list[str] = []
 
-    async def run(self) -> Verdict:
+    async def run(self) -> None:
         url = await asyncio.to_thread(self._server.create_database, "letopis_proof_soak")
         try:
             await migrated(url)
@@ -123,7 +119,7 @@ class Soak:
                 through = make_url(url).set(host="127.0.0.1", port=port, query=query)
                 await self._live(url, through.render_as_string(hide_password=False), wire)
             acks = [ack for one in self.talkers if one.name != LEAKY for ack in one.acks]
-            return await check(self._outboxes(), url, acknowledged=acks, drained=True)
+            self.tally.take(await check(self._outboxes(), url, acknowledged=acks, drained=True))
         finally:
             for one in self.talkers:
                 one.end()
@@ -153,13 +149,13 @@ class Soak:
                 wire.flowing.set()
                 wire.cut_at = None
             for one in self.talkers:
-                if code := await asyncio.to_thread(one.end):
-                    self.problems.append(f"{one.name} ended with {code}")
+                code = await asyncio.to_thread(one.end)
+                self.tally.require(code == 0, f"{one.name} ended with {code}")
             await self._dispatcher()
             self._read_metrics(daemon)
             daemon.signal(signal.SIGTERM)
-            if code := await asyncio.to_thread(daemon.wait):
-                self.problems.append(f"the daemon ended with {code}")
+            code = await asyncio.to_thread(daemon.wait)
+            self.tally.require(code == 0, f"the daemon ended with {code}")
 
     async def _begin(self) -> None:
         """Wait until each bot talks, and something of each was delivered."""
@@ -171,7 +167,7 @@ class Soak:
                     with contextlib.closing(probe):
                         waiting -= {path} if probe.look().delivered else set()
             if time.monotonic() > deadline:
-                self.problems.append(f"not everybody was at work within {BOUND:g} s")
+                self.tally.problems.append(f"not everybody was at work within {BOUND:g} s")
                 return
             await asyncio.sleep(0.2)
 
@@ -222,16 +218,17 @@ class Soak:
             await asyncio.sleep(self._chance.uniform(*pause))
             kind = self._chance.choice(("cut", "answer lost", "black hole"))
             if kind == "cut":
-                self.faults["connections cut"] += await asyncio.to_thread(self._server.terminate_connections, url)
+                cut = await asyncio.to_thread(self._server.terminate_connections, url)
+                self.tally.figures["connections cut"] += cut
             elif kind == "answer lost":
                 before = wire.cuts
                 wire.heard = True
                 wire.cut_at = b"COMMIT;"
                 await asyncio.sleep(0.5)
                 wire.cut_at = None
-                self.faults["answers to COMMIT lost"] += wire.cuts - before
+                self.tally.figures["answers to COMMIT lost"] += wire.cuts - before
             else:
-                self.faults["black holes"] += 1
+                self.tally.figures["black holes"] += 1
                 wire.flowing.clear()
                 await asyncio.sleep(self._chance.uniform(0.5, 1.0 if self._options.short else 8.0))
                 wire.flowing.set()
@@ -242,7 +239,7 @@ class Soak:
             probes = [stack.enter_context(contextlib.closing(Probe(path))) for path in self._outboxes()]
             while pending := sum(one.look().pending for one in probes):
                 if time.monotonic() > begun + BOUND:
-                    self.problems.append(f"{pending} events pending {BOUND:g} s after the last fault")
+                    self.tally.problems.append(f"{pending} events pending {BOUND:g} s after the last fault")
                     return
                 await asyncio.sleep(0.1)
         self.figures["drained after"] = f"{time.monotonic() - begun:.1f} s"
@@ -260,37 +257,27 @@ class Soak:
             found = re.search(pattern, text, re.MULTILINE)
             self.figures[name] = "?" if found is None else f"{float(found.group(1)):,.0f}"
 
-    def rows(self, verdict: Verdict) -> Iterator[Row]:
-        problems = (*self.problems, *verdict.problems)
-        faults = ", ".join(f"{count:,} {kind}" for kind, count in self.faults.items())
+    def rows(self) -> Iterator[Row]:
+        tally, where = self.tally, f"PostgreSQL, {BOTS} bots, 1 daemon, {self._seconds} s"
         figures = ", ".join(f"{name} {value}" for name, value in self.figures.items())
-        tables = ", ".join(self._tables)
-        where = f"PostgreSQL, {BOTS} bots, 1 daemon, {self._seconds} s"
-        notes = (
-            f"{verdict.acknowledged:,} acknowledged, {verdict.stored:,} stored; {faults}; {figures};"
-            f" the store's tables after each third: {tables}"
+        tally.count = tally.acknowledged
+        tally.notes = (
+            f"{tally.acknowledged:,} acknowledged, {tally.stored:,} stored; {tally.told()}; {figures};"
+            f" the store's tables after each third: {', '.join(self._tables)}"
         )
-        wrong = verdict.problem_count + len(self.problems)
-        yield row_of(LOST, where, verdict.acknowledged, 100_000, "events", problems, notes, violations=wrong)
-        limits = WARMING if self._options.short else LIMITS
-        judged = self.samples.judged(limits)
+        yield tally.row(LOST, where, "events", 100_000)
+        judged = self.samples.judged(WARMING if self._options.short else LIMITS)
         sound = {key: one for key, one in judged.items() if key[0] != LEAKY}
         leaky = {key: one for key, one in judged.items() if key[0] == LEAKY}
-        yield self._flatness(FLAT, where, sound, control=False)
-        yield self._flatness("a bot that keeps receipts and descriptors", "1 bot", leaky, control=True)
+        yield self._flatness(sound).row(FLAT, where, "samples", 2_000)
+        yield self._flatness(leaky).row("a bot that keeps receipts and descriptors", "1 bot", "samples", control=True)
 
-    def _flatness(self, what: str, where: str, judged: Mapping[tuple[str, str], Flatness], *, control: bool) -> Row:
-        problems = [f"{name}: {series} {one.problem}" for (name, series), one in judged.items() if one.problem]
-        kinds = dict.fromkeys(series for _, series in judged)
-        notes = "; ".join(
-            f"{series}: "
-            + ", ".join(
-                f"{name} {one.before:,.0f} to {one.after:,.0f}"
-                for (name, other), one in judged.items()
-                if other == series
-            )
-            for series in kinds
-        )
-        count, least = sum(len(self.samples.series[key]) for key in judged), 0 if control else 2_000
-        notes = f"medians of the second and the last third: {notes}"
-        return row_of(what, where, count, least, "samples", problems, notes, control=control)
+    def _flatness(self, judged: Mapping[tuple[str, str], Flatness]) -> Tally:
+        notes: dict[str, list[str]] = defaultdict(list)
+        tally = Tally(sum(len(self.samples.series[key]) for key in judged))
+        for (name, series), one in judged.items():
+            tally.require(not one.problem, f"{name}: {series} {one.problem}")
+            notes[series].append(f"{name} {one.before:,.0f} to {one.after:,.0f}")
+        told = "; ".join(f"{series}: {', '.join(names)}" for series, names in notes.items())
+        tally.notes = f"medians of the second and the last third: {told}"
+        return tally

@@ -125,7 +125,7 @@ class Tasks:
     count: int
 
 
-def talk(outbox: str, store: str, says: Connection, ended: Event, rate: float, seed: str, leaks: int) -> None:
+def talk(outbox: str, store: str, ended: Event, rate: float, seed: str, leaks: int, says: Connection) -> None:
     """Append at a rate until asked to end, and send what is promised."""
     logging.disable()
     asyncio.run(_talk(Path(outbox), store, says, ended, rate=rate, seed=seed, leaks=leaks))
