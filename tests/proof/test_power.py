@@ -85,15 +85,6 @@ BEGUN = (
 SYNC = (Operation(kind=Kind.SYNC_BEGIN, name="x"), Operation(kind=Kind.SYNC, name="x"))
 
 
-def test_what_was_flushed_is_there_and_what_was_not_is_in_doubt() -> None:
-    made = disk(*BEGUN, written(b"old"), *SYNC, written(b"new!"))
-    chance = random.Random(1)
-
-    assert made.left(Model.DROPPED, chance) == {"x": b"old"}
-    assert made.left(Model.KEPT, chance) == {"x": b"new!"}
-    assert {made.left(Model.TORN, chance)["x"] for _ in range(50)} == {b"old", b"new!"}
-
-
 def test_a_flush_does_not_cover_what_is_written_while_it_runs() -> None:
     made = disk(*BEGUN, written(b"old"), SYNC[0], written(b"new"), SYNC[1])
 

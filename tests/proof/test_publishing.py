@@ -15,6 +15,7 @@ from tests.proof import __main__ as proof
 from tests.proof import totals
 from tests.proof.page import BEGIN, END
 from tests.proof.rows import Row
+from tests.proof.test_rows import report as report_with
 from tests.support import reports
 
 ROWS = (
@@ -30,9 +31,7 @@ ROWS = (
 
 
 def report(commit: str = "abc", *rows: Row) -> dict[str, Any]:
-    parts = [{"part": "crash", "failed": "", "rows": [row.to_json() for row in rows or ROWS], "seconds": 1.0}]
-    machine = {"processors": 2, "versions": {"SQLite": "3"}}
-    return {"commit": commit, "seed": 7, "date": "2026-11-29", "short": False, "machine": machine, "parts": parts}
+    return report_with("crash", *(rows or ROWS)) | {"commit": commit}
 
 
 @pytest.fixture
@@ -110,7 +109,7 @@ def test_a_published_run_adds_to_the_totals_and_its_repetition_does_not(
     proof.publish(report("ghi", Row(what="too few", count=1, least=2, unit="kills")))
 
     assert (
-        "since 2026-11-29, controls left out: **2,218 processes killed, 0 faults, 5,460 hostile inputs, 8,746"
+        "since 2026-11-25, controls left out: **2,218 processes killed, 0 faults, 5,460 hostile inputs, 8,746"
         in page.read_text()
     )
     assert len(totals.read()) == 2

@@ -9,10 +9,6 @@ from tests.proof.restored.part import CONTROLS, chosen
 from tests.proof.stores import KINDS
 
 
-def test_there_are_a_hundred_cases_over_three_stores() -> None:
-    assert sum(case.many for kind in KINDS for case in chosen(kind, short=False)) >= 100
-
-
 def test_the_short_form_has_its_kinds_of_case_once_and_each_store() -> None:
     short = {kind: [case.what for case in chosen(kind, short=True)] for kind in KINDS}
 

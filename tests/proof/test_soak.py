@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
-from tests.proof.soak.sampling import DESCRIPTORS, LIMITS, RSS, Limit, Samples, judge
-from tests.support.platforms import linux_only
+from tests.proof.soak.sampling import Limit, judge
 
 WARM = [float(60 + min(number, 40)) for number in range(120)]
 
@@ -30,18 +27,3 @@ WARM = [float(60 + min(number, 40)) for number in range(120)]
 )
 def test_what_is_flat(samples: list[float], limit: Limit, flat: bool) -> None:
     assert (judge(samples, limit).problem == "") is flat
-
-
-@linux_only("descriptors are counted in /proc")
-def test_a_descriptor_that_is_kept_is_seen() -> None:
-    samples, kept = Samples(), []
-    for number in range(30):
-        if number > 15:
-            kept.append(open("/proc/self/status", "rb"))  # noqa: PTH123, SIM115 - that is the leak
-        samples.process("this one", os.getpid())
-    for one in kept:
-        one.close()
-    judged = samples.judged(LIMITS)
-
-    assert judged["this one", DESCRIPTORS].problem
-    assert judged["this one", RSS].most > 1_000
