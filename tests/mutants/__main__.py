@@ -15,16 +15,14 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from functools import partial
-from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
 from tests.mutants.mutations import ROOMS, Mutant, mutants_of_room, planted, sample
 from tests.mutants.page import LEAST, published, score, summary
 from tests.mutants.running import NEAR, choose, judge, measure
+from tests.support.forking import as_they_end
 from tests.support.reports import ROOT, report_of, write
 
 PUBLISHED: Final = ROOT / "docs" / "explanation" / "proof.md"
@@ -35,17 +33,12 @@ def run(
 ) -> Iterator[dict[str, Any]]:
     """Judge mutants until the time is over."""
     end = time.monotonic() + seconds
-    with ProcessPoolExecutor(jobs, get_context("fork")) as pool:
-        tasks = ((one, tests(one)) for one in mutants if time.monotonic() < end)
-        running = {pool.submit(judge, *task) for task in islice(tasks, jobs)}
-        while running:
-            ended, running = wait(running, return_when=FIRST_COMPLETED)
-            running |= {pool.submit(judge, *task) for task in islice(tasks, len(ended))}
-            for verdict in (one.result() for one in ended):
-                caught, place = verdict["by"], f"{verdict['path']}:{verdict['line']}"
-                told = f"caught by {caught}" if caught else f"SURVIVED {verdict['tests']} tests\n{verdict['diff']}"
-                print(f"{verdict['seconds']:6.1f} s {place}: {told}", file=sys.stderr, flush=True)
-                yield verdict
+    tasks = ((one, tests(one)) for one in mutants if time.monotonic() < end)
+    for verdict in as_they_end(judge, tasks, jobs=jobs):
+        caught, place = verdict["by"], f"{verdict['path']}:{verdict['line']}"
+        told = f"caught by {caught}" if caught else f"SURVIVED {verdict['tests']} tests\n{verdict['diff']}"
+        print(f"{verdict['seconds']:6.1f} s {place}: {told}", file=sys.stderr, flush=True)
+        yield verdict
 
 
 def main() -> int:

@@ -7,29 +7,24 @@ starts do not see it. What other packages the tests import is imported once, bef
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import os
 import re
-import resource
-import shutil
-import signal
 import sys
-import tempfile
 import time
-import traceback
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import pytest
 
 from tests.mutants.mutations import ROOMS, Mutant
+from tests.support.forking import in_fork
 from tests.support.reports import ROOT
 
 NEAR: Final = (
@@ -56,7 +51,6 @@ NEAR: Final = (
 MAX_FILES: Final = 8  # the nearest test files of a module; each covers lines that those before it cover least
 BUDGET_SECONDS: Final = 16.0  # tests of a mutant cost this much processor time at most, by what they cost without it
 _CPU_SECONDS: Final = 40  # a mutant that needs more processor time than this hangs
-_WALL_SECONDS: Final = 300.0
 _QUIET: Final = (
     *("-q", "--no-header", "--no-summary", "-p", "no:cacheprovider", "-p", "no:xdist", "--timeout", "120"),
     *("-W", "ignore::pytest.PytestAssertRewriteWarning"),  # plugins are imported before the fork
@@ -130,7 +124,7 @@ def measure(tests: Sequence[str]) -> dict[str, Any]:
         data = recorder.coverage.get_data()
         lines = {
             str(Path(name).relative_to(ROOT)): {
-                line: [test for test in tests if test] for line, tests in data.contexts_by_lineno(name).items()
+                str(line): [test for test in tests if test] for line, tests in data.contexts_by_lineno(name).items()
             }
             for name in data.measured_files()
         }
@@ -138,9 +132,9 @@ def measure(tests: Sequence[str]) -> dict[str, Any]:
         figures = {"ended": int(ended), "failed": recorder.failed, "costs": recorder.costs}
         return {**figures, "lines": lines, "imports": imports}
 
-    measured: dict[str, Any] = in_fork(lambda folder: run(tests, folder), limited=False)
+    measured: dict[str, Any] = in_fork(partial(run, tests))
     failed = measured["failed"]
-    again = in_fork(lambda folder: run(failed, folder), limited=False)["ended"] if failed else 0
+    again = in_fork(partial(run, failed))["ended"] if failed else 0
     if again or measured["ended"] not in (0, 1):
         raise RuntimeError(f"fails without a mutant: {failed}")
     # One that fails now and then says nothing about a mutant.
@@ -153,53 +147,12 @@ def measure(tests: Sequence[str]) -> dict[str, Any]:
     return measured
 
 
-def in_fork(task: Callable[[Path], Any], *, limited: bool = True) -> Any:
-    """Return what a task, given a temporary folder, returns as JSON in a process of its own; ``None`` if it hangs.
-
-    :raises RuntimeError: the task failed.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="letopis-mutant-"))
-    answer, output = folder / "answer.json", folder / "output.txt"
-    child = os.fork()
-    if not child:
-        _answer(task, folder, answer, output, limited=limited)
-    deadline = time.monotonic() + _WALL_SECONDS
-    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-        if limited and time.monotonic() > deadline:
-            os.kill(child, signal.SIGKILL)
-        time.sleep(0.02)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # what its tests have started
-    try:
-        if os.WIFSIGNALED(ended[1]):
-            return None
-        if not answer.exists():
-            raise RuntimeError(output.read_text(encoding="utf-8", errors="replace")[-2_000:])
-        return json.loads(answer.read_text(encoding="utf-8"))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _answer(task: Callable[[Path], Any], folder: Path, answer: Path, output: Path, *, limited: bool) -> NoReturn:
-    try:
-        os.setsid()
-        if limited:
-            resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS))
-        target = os.open(output, os.O_CREAT | os.O_WRONLY)
-        os.dup2(target, 1)
-        os.dup2(target, 2)
-        answer.write_text(json.dumps(task(folder)), encoding="utf-8")
-    except BaseException:
-        os.write(2, traceback.format_exc().encode())
-    finally:
-        os._exit(0)
-
-
 def judge(mutant: Mutant, tests: Sequence[str]) -> dict[str, Any]:
     """Return what became of a mutant: ``by`` is the first test that failed, in this order; ``None`` if all passed."""
     text = (ROOT / mutant.path).read_text(encoding="utf-8")
     started = time.monotonic()
-    answer = in_fork(lambda folder: _try(mutant, text, tests, folder)) if tests else {"failed": [], "ran": 0}
+    task = partial(_try, mutant, text, tests)
+    answer = in_fork(task, cpu_seconds=_CPU_SECONDS) if tests else {"failed": [], "ran": 0}
     return {
         "path": mutant.path,
         "line": mutant.line(text),

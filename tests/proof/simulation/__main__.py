@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from tests.proof.simulation.forks import Job, live, templates
@@ -23,14 +22,9 @@ def main() -> int:
     given = parser.parse_args()
     job = Job(seed=given.seed, profile=given.profile, mutant=given.mutant, scale=given.scale)
     with tempfile.TemporaryDirectory() as near, templates(Path(near)) as folder:
-        pid = os.fork()
-        if pid == 0:
-            result = live(job, folder, trace=None if given.silent else print)
-            print(result)
-            sys.stdout.flush()
-            os._exit(1 if result.broken else 0)
-        _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status)
+        result = live(job, folder, trace=None if given.silent else partial(print, flush=True))
+    print(result)
+    return 1 if result.broken else 0
 
 
 if __name__ == "__main__":

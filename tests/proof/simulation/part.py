@@ -53,7 +53,7 @@ def prove(options: Options) -> Iterator[Row]:
         seeds = range(options.seed, options.seed + options.many(SEEDS, 6))
         jobs = [Job(seed=seed, scale=scale) for seed in seeds]
         results: dict[int, Result] = {}
-        for _, result in lived(jobs, folder):
+        for result in lived(jobs, folder):
             results[result.seed] = result
             for words in problems([result]):
                 options.tell(f"simulation: {words}")
@@ -61,7 +61,7 @@ def prove(options: Options) -> Iterator[Row]:
                 options.tell(f"simulation: {len(results)} of {len(jobs)} seeds")
         yield from _rows(list(results.values()))
         again = jobs[:: max(1, len(jobs) // options.many(TWICE, 2))]
-        yield _replayed(results, [result for _, result in lived(again, folder)])
+        yield _replayed(results, list(lived(again, folder)))
         for name in SHORT_MUTANTS if options.short else MUTANTS:
             mutant, found, tries = MUTANTS[name], list[Result](), options.many(TRIES, 2)
             while len(found) < MAX_TRIES and not any(map(_shown, found)):
@@ -69,7 +69,7 @@ def prove(options: Options) -> Iterator[Row]:
                     Job(seed=options.seed + number, profile=mutant.profile, mutant=name, scale=mutant.scale)
                     for number in range(len(found), len(found) + tries)
                 ]
-                found += [result for _, result in lived(jobs, folder)]
+                found += lived(jobs, folder)
             yield judged(name, found)
 
 
