@@ -20,7 +20,7 @@ from tests.support.defects import (
     RESET_KEEPS,
     planted,
 )
-from tests.support.path_deeds import PathBroken
+from tests.support.path_deeds import Broken
 
 CHANGES = 60
 
@@ -34,20 +34,14 @@ async def history(tmp_path: Path) -> AsyncIterator[History]:
 async def change(history: History, folder: Path, *, seed: int) -> set[str]:
     """Change contents, deliver now and then, and look at the rows; return the verbs that were done."""
     erased, receipts = Erased(folder / "bot.outbox.db", folder / "history.db"), list[Receipt]()
-    problems = list[str]()
     chance = random.Random(seed)
-    keeper = ContentKeeper(
-        history, "content", chance=chance, keep=receipts.append, gone=lambda gone: problems.append(erased.add(gone))
-    )
+    keeper = ContentKeeper(history, "content", chance=chance, keep=receipts.append, gone=erased.add)
     done = set[str]()
     for _ in range(CHANGES):
         done.add(await keeper.change())
         if chance.random() < 0.4:
             await deliver(history)
-            delivered = {receipt.conversation_id: receipt.sequence for receipt in receipts}
-            problems.append(erased.problem(delivered, drained=False))
-            if any(problems):
-                raise PathBroken(next(filter(None, problems)))
+            erased.check({receipt.conversation_id: receipt.sequence for receipt in receipts}, drained=False)
     assert erased.all
     return done
 
@@ -60,5 +54,5 @@ async def test_random_changes_are_read_as_a_plain_model_says_and_leave_no_row(hi
 
 @pytest.mark.parametrize("defect", [REDACTION_LOST, REDACTED_LATER, RESET_KEEPS, DELETION_KEEPS, FORK_RUNS_ON])
 async def test_a_defect_is_noticed(history: History, tmp_path: Path, defect: str) -> None:
-    with planted(defect), pytest.raises(PathBroken):
+    with planted(defect), pytest.raises(Broken):
         await change(history, tmp_path, seed=1)

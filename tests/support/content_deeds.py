@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from letopis.outbox import History, Receipt
 from letopis.store import ConversationGone, EventIdReused, InvalidInput, Message, StoreUnavailable
 from tests.model.plain import Chat, Plain
-from tests.support.path_deeds import PathBroken
+from tests.support.path_deeds import Broken
 
 VERBS: Final[dict[str, int]] = {"say": 6, "fork": 3, "redact": 3, "reset": 1, "delete": 1}
 """How often each is done, of their sum."""
@@ -62,7 +62,7 @@ class ContentKeeper:
     async def change(self) -> str:
         """Do one thing, and read what has become of it. Return the verb, or ``""`` if nothing could be done.
 
-        :raises PathBroken: what is read is not what was written, or what must be accepted is refused.
+        :raises Broken: what is read is not what was written, or what must be accepted is refused.
         :raises LetopisError: as an append does. What has become of it is read before the next change.
         """
         async with self._turn:
@@ -75,7 +75,7 @@ class ContentKeeper:
                 self._undecided = None
                 return ""
             except (InvalidInput, EventIdReused, ConversationGone) as error:
-                raise PathBroken(f"{self._prefix!r}: {verb} is refused: {error}") from error
+                raise Broken(f"{self._prefix!r}: {verb} is refused: {error}") from error
             for chat in self._chance.sample(list(self._plain.chats), k=min(2, len(self._plain.chats))):
                 await self._compare(chat)
             return verb if done else ""
@@ -189,9 +189,9 @@ class ContentKeeper:
         page = await self._history.messages(name, last=None)
         shown, expected = _shown(page), self._expected(name)
         if leaked := self._erased & {text for _, text in shown}:
-            raise PathBroken(f"{name!r}: what was erased is read: {min(leaked)}")
+            raise Broken(f"{name!r}: what was erased is read: {min(leaked)}")
         if page.complete and shown != expected:  # without the store there is only what the outbox still keeps
-            raise PathBroken(f"{name!r}: is read as {shown[-4:]}, and must be {expected[-4:]}")
+            raise Broken(f"{name!r}: is read as {shown[-4:]}, and must be {expected[-4:]}")
 
 
 def _shown(page: Any) -> list[tuple[str, str]]:

@@ -15,8 +15,8 @@ MOST: Final = 8  # messages of a path after a replacement
 _MADE: Final = 7  # the version of ids that are made for an event; others follow from the message
 
 
-class PathBroken(Exception):
-    """A conversation is read as another path than the one that was written."""
+class Broken(Exception):
+    """A promise is broken; the text says which, and how."""
 
 
 class PathKeeper:
@@ -43,7 +43,7 @@ class PathKeeper:
     async def change(self) -> None:
         """Change the path in one way, and read it.
 
-        :raises PathBroken: what is read is not what was written, or what must be accepted is refused.
+        :raises Broken: what is read is not what was written, or what must be accepted is refused.
         :raises LetopisError: as an append does. What has become of it is read before the next change.
         """
         deeds = (self._say, self._say, self._take_back, self._put_back, self._put_back, self._replace, self._replace)
@@ -58,7 +58,7 @@ class PathKeeper:
                 self._known = True
                 return
             except (InvalidInput, EventIdReused) as error:
-                raise PathBroken(f"{self._name!r}: {deed.__name__} is refused: {error}") from error
+                raise Broken(f"{self._name!r}: {deed.__name__} is refused: {error}") from error
             self._known = self._undecided is None
             if self._known:
                 await self._compare()
@@ -79,7 +79,7 @@ class PathKeeper:
             case "pop":
                 popped = await self._history.chat(self._name).pop()
                 if (None if popped is None else popped.id) != (self._path[-1].id if self._path else None):
-                    raise PathBroken(f"{self._name!r}: another message was popped than the last")
+                    raise Broken(f"{self._name!r}: another message was popped than the last")
                 self._set(self._path[:-1])
             case "rewind" if self._path:
                 stays = self._chance.randrange(len(self._path))
@@ -141,7 +141,7 @@ class PathKeeper:
                 said, there = set(self._undecided.message_ids), {one.id for one in page}
                 aside = [one for one in self._path if one.id in said and one.id not in there]
                 if aside and await self._undecided.saved(0):
-                    raise PathBroken(f"{self._name!r}: {aside[0].id!r} is said to be saved, and is not on the path")
+                    raise Broken(f"{self._name!r}: {aside[0].id!r} is said to be saved, and is not on the path")
                 self._aside += aside
                 self._undecided = None
             self._set([one.message for one in page])
@@ -155,4 +155,4 @@ class PathKeeper:
         self.reads += 1
         found, wanted = [one.id for one in page], [one.id for one in self._path]
         if found != wanted:
-            raise PathBroken(f"{self._name!r}: its path is read as {found[-6:]}, and was written as {wanted[-6:]}")
+            raise Broken(f"{self._name!r}: its path is read as {found[-6:]}, and was written as {wanted[-6:]}")

@@ -7,9 +7,9 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
-from tests.proof.simulation.ledger import Broken
 from tests.proof.simulation.people import Place
 from tests.proof.simulation.weather import FOR_AN_OPERATOR, OUTAGES, REFUSALS
+from tests.support.path_deeds import Broken
 
 if TYPE_CHECKING:
     from tests.proof.simulation.world import World

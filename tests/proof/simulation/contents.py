@@ -13,6 +13,7 @@ from typing import Final
 
 from tests.proof.simulation.driver import connect
 from tests.support.content_deeds import Gone
+from tests.support.path_deeds import Broken
 
 STREAMS: Final = "stream"  # the beginning of the names of conversations that only replies are streamed to
 _SECRET: Final = re.compile(rb"secret\d{15}")
@@ -42,8 +43,8 @@ def secrets_of(values: Iterable[object]) -> set[str]:
     return {text.decode() for value in given if isinstance(value, bytes) for text in _SECRET.findall(value)}
 
 
-def content_problem(outbox: Path, store: Path) -> str:
-    """Return what is wrong with the large content of two files at rest: some is shown by no event, or is not there."""
+def check_contents(outbox: Path, store: Path) -> None:
+    """Check that the large content of two files at rest is what events show."""
     for path, kept, shown in (
         (outbox, _OUTBOX_CONTENTS, "letopis_outbox_log"),
         (store, _STORED_CONTENTS, "letopis_events"),
@@ -53,10 +54,9 @@ def content_problem(outbox: Path, store: Path) -> str:
             events = look.execute(f"SELECT data FROM {shown} WHERE salt IS NOT NULL").fetchall()
         references = {name.encode() for row in events for name in _REFERENCE.findall(row[0])}
         if names - references:
-            return f"{path.name} keeps {len(names - references)} large contents that no event shows"
+            raise Broken(f"{path.name} keeps {len(names - references)} large contents that no event shows")
         if references - names:
-            return f"{path.name} lacks {len(references - names)} large contents that events show"
-    return ""
+            raise Broken(f"{path.name} lacks {len(references - names)} large contents that events show")
 
 
 @dataclass
@@ -67,27 +67,23 @@ class Erased:
     store: Path
     all: list[Gone] = field(default_factory=list)
 
-    def add(self, gone: Gone) -> str:
-        """Keep what was erased; return what is wrong with the outbox by now."""
+    def add(self, gone: Gone) -> None:
+        """Keep what was erased, and check the outbox."""
         self.all.append(gone)
         if gone.at_once and gone.text in secrets_in(self.outbox):
-            return f"{gone.text} was redacted, and is in a row of {self.outbox.name}"
-        return ""
+            raise Broken(f"{gone.text} was redacted, and is in a row of {self.outbox.name}")
 
     def unfinished(self) -> bool:
         """Return True if the store still erases in steps."""
         with closing(connect(str(self.store), isolation_level=None)) as look:
             return bool(look.execute(_TASKS).fetchone()[0])
 
-    def problem(self, delivered: Mapping[str, int], *, drained: bool) -> str:
-        """Return what is wrong with the rows of both files, as far as they are delivered."""
+    def check(self, delivered: Mapping[str, int], *, drained: bool) -> None:
+        """Check the rows of both files, as far as they are delivered."""
         due = [gone.text for gone in self.all if drained or self._is_due(gone, delivered)]
-        if not due or self.unfinished():
-            return ""
-        for path in (self.outbox, self.store):
+        for path in (self.outbox, self.store) if due and not self.unfinished() else ():
             if left := secrets_in(path).intersection(due):
-                return f"{min(left)} was erased, which is delivered, and is in a row of {path.name}"
-        return ""
+                raise Broken(f"{min(left)} was erased, which is delivered, and is in a row of {path.name}")
 
     def _is_due(self, gone: Gone, delivered: Mapping[str, int]) -> bool:
         return all(upto is not None and delivered.get(name, 0) >= upto for name, upto in gone.delivered.items())
@@ -114,32 +110,31 @@ class Streams:
         self.appended: dict[str, tuple[bool, str]] = {}
         self.drafts: dict[str, str] = {}
 
-    def message_problem(self, data: str) -> str:
-        """Return what is wrong with the message of a reply that was just committed."""
+    def committed(self, data: str) -> None:
+        """Check the message of a reply that was just committed."""
         message = json.loads(data)
         name, text, interrupted = message["message_id"], message["content"], message.get("status") == "interrupted"
         if name in self.appended:
-            return f"reply {name!r} is appended twice"
+            raise Broken(f"reply {name!r} is appended twice")
         self.appended[name] = (interrupted, text)
         stream, saved = self.begun[name], self.drafts.get(name, "")
-        if not interrupted:
-            complete = stream.finishing and text == stream.text
-            return "" if complete else f"reply {name!r} is complete in the log, and was not finished so"
-        if not text or not stream.text.startswith(text):
-            return f"reply {name!r} is in the log with another text than was added"
-        return "" if text.startswith(saved) else f"reply {name!r} lost what its last checkpoint held"
+        if not interrupted and not (stream.finishing and text == stream.text):
+            raise Broken(f"reply {name!r} is complete in the log, and was not finished so")
+        if interrupted and not (text and stream.text.startswith(text)):
+            raise Broken(f"reply {name!r} is in the log with another text than was added")
+        if interrupted and not text.startswith(saved):
+            raise Broken(f"reply {name!r} lost what its last checkpoint held")
 
-    def drafts_problem(self, look: sqlite3.Connection) -> str:
-        """Return what is wrong with the drafts after a commit: one ends only in its message."""
+    def check_drafts(self, look: sqlite3.Connection) -> None:
+        """Check the drafts after a commit: one ends only in its message."""
         drafts = {name: json.loads(data).get("content", "") for name, data in look.execute(_DRAFTS).fetchall()}
         for name in self.drafts.keys() - drafts.keys() - self.appended.keys():
-            return f"the draft of reply {name!r} is gone, and it is no message"
+            raise Broken(f"the draft of reply {name!r} is gone, and it is no message")
         for name in drafts.keys() & self.appended.keys():
-            return f"reply {name!r} is a message, and a draft that would become another"
+            raise Broken(f"reply {name!r} is a message, and a draft that would become another")
         self.drafts = drafts
-        return ""
 
-    def finished_problem(self, message_id: str) -> str:
-        """Return what is wrong after ``finish()`` has returned."""
-        interrupted, _ = self.appended.get(message_id, (True, ""))
-        return f"reply {message_id!r} was finished, and is not in the log as complete" if interrupted else ""
+    def check_finished(self, message_id: str) -> None:
+        """Check the message after ``finish()`` has returned."""
+        if self.appended.get(message_id, (True, ""))[0]:
+            raise Broken(f"reply {message_id!r} was finished, and is not in the log as complete")

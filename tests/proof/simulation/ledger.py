@@ -19,6 +19,7 @@ from tests.proof.simulation.driver import connect
 from tests.proof.simulation.record_ledger import Changes, StoredRecords
 from tests.proof.simulation.rights import Rights
 from tests.proof.simulation.weather import BAD
+from tests.support.path_deeds import Broken
 
 _NEW: Final = (
     "SELECT position, conversation_id, sequence, event_id, digest, type, schema_version, data, metadata, salt"
@@ -34,10 +35,6 @@ _STORED: Final = (
     " FROM letopis_events WHERE position > ? ORDER BY position"
 )
 _PATH: Final = "SELECT version FROM letopis_messages WHERE conversation_id = ? AND left_at IS NULL ORDER BY version"
-
-
-class Broken(Exception):
-    """A promise is broken; the text says which, and how."""
 
 
 @dataclass(slots=True)
@@ -92,9 +89,8 @@ class StoreLedger:
             self._follow(name, version, *content)
         self._compare_paths(moved)
         changes = {origin: outbox.changes for origin, outbox in self.outboxes.items()}
-        problem = self._records.problem(self.heads, changes)
-        if problem := problem or self.rights.problem(self.heads, secrets_of(row[8] for row in rows)):
-            raise Broken(problem)
+        self._records.committed(self.heads, changes)
+        self.rights.committed(self.heads, secrets_of(row[8] for row in rows))
 
     def head(self, origin: bytes, name: str) -> int:
         """Return how far an outbox's conversation has got, with what was said again and is there already."""
@@ -141,7 +137,6 @@ class OutboxLedger:
     :ivar events: all that was ever appended: conversation and sequence to event id and digest.
     :ivar bad: what the store may refuse: conversation and sequence.
     :ivar batches: of each event of a conditional append, the id of the one that decides: by conversation and sequence.
-    :ivar resets: the sequence of the last reset of each conversation; 0 without one.
     :ivar holder: the process whose relay has taken the lease last.
     """
 
@@ -154,7 +149,6 @@ class OutboxLedger:
     places: dict[tuple[str, bytes], int] = field(default_factory=dict)
     bad: set[tuple[str, int]] = field(default_factory=set)
     batches: dict[tuple[str, int], str] = field(default_factory=dict)
-    resets: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     lanes: dict[str, _Lane] = field(default_factory=lambda: defaultdict(_Lane))
     origin: bytes = b""
     holder: str = ""
@@ -184,8 +178,7 @@ class OutboxLedger:
             self.origin = rows[0][0]
             self.store.outboxes[self.origin] = self
         self._appended()
-        if problem := self.streams.drafts_problem(self._look):
-            raise Broken(problem)
+        self.streams.check_drafts(self._look)
         self._held(by)
         kept = 0
         for name, *values in self._look.execute(_LANES).fetchall():
@@ -223,10 +216,9 @@ class OutboxLedger:
             self.places[name, event_id] = sequence
             if name < _RECORD_LANES:
                 self.changes.add(name, position, sequence, event_id, digest, content[2])
-            streamed = content[0] == "message.appended" and name.startswith(STREAMS)
-            if streamed and (problem := self.streams.message_problem(content[2])):
-                raise Broken(problem)
             if content[0] == "message.appended":
+                if name.startswith(STREAMS):
+                    self.streams.committed(content[2])
                 self.store.rights.said(self.origin, name, content[2])
             if BAD in content[2]:
                 self.bad.add((name, sequence))
@@ -234,8 +226,6 @@ class OutboxLedger:
                 self.batches[name, sequence] = expects.get("turn", str(UUID(bytes=event_id)))
             if puts_back(content[3]):
                 self.put_back.add((name, sequence))
-            if content[0] == "conversation.rewound" and json.loads(content[2]).get("erase"):
-                self.resets[name] = sequence
             self._position = position
 
     def _moved(self, name: str, before: _Lane, now: _Lane, by: str) -> None:

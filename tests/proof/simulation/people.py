@@ -39,13 +39,13 @@ from tests.campaigns.invariants import Ack
 from tests.campaigns.record_invariants import RecordAck
 from tests.proof.simulation.alarms import Alarms
 from tests.proof.simulation.contents import STREAMS, Erased, Stream
-from tests.proof.simulation.ledger import Broken, OutboxLedger
+from tests.proof.simulation.ledger import OutboxLedger
 from tests.proof.simulation.plan import Plan
 from tests.proof.simulation.rights import POLICY, Rights
 from tests.proof.simulation.subjects import Speaker
 from tests.proof.simulation.weather import BAD
 from tests.support.content_deeds import ContentKeeper, Gone
-from tests.support.path_deeds import PathBroken, PathKeeper
+from tests.support.path_deeds import Broken, PathKeeper
 from tests.support.promises import acks_of
 from tests.support.record_deeds import RecordKeeper
 
@@ -130,8 +130,8 @@ class Bot:
             store=place.store,
             relay=plan.embedded,
             retention=place.delivered_retention,
-            on_stuck=self._stuck,
-            on_recovered=self._recovered,
+            on_stuck=self._told,
+            on_recovered=self._told,
             channels=(Operator(place, self._chance),),
             now=place.now,
         ) as history:
@@ -152,12 +152,6 @@ class Bot:
                     place.broken(str(outcome))
                 elif isinstance(outcome, Exception):
                     raise outcome
-
-    async def _stuck(self, incident: Incident) -> None:
-        await self._told(incident)
-
-    async def _recovered(self, incident: Incident) -> None:
-        await self._told(incident)
 
     async def _told(self, incident: Incident) -> None:
         alarms = self._place.alarms
@@ -183,50 +177,21 @@ class Bot:
                 await keeper.change()
 
         async def change_path(_: History) -> None:
-            try:
-                with suppress(*REFUSED, StoreFault):
-                    await path.change()
-            except PathBroken as broken:
-                raise Broken(str(broken)) from None
+            with suppress(*REFUSED, StoreFault):
+                await path.change()
             self._place.counts["changes of paths"] += 1
 
         async def change_content(_: History) -> None:
-            try:
-                with suppress(*REFUSED, StoreFault):
-                    if verb := await content.change():
-                        self._place.counts[f"content: {verb}"] += 1
-            except PathBroken as broken:
-                raise Broken(str(broken)) from None
+            with suppress(*REFUSED, StoreFault):
+                if verb := await content.change():
+                    self._place.counts[f"content: {verb}"] += 1
 
-        deeds = (
-            self._say,
-            self._say,
-            self._say,
-            self._interrupted,
-            self._together,
-            self._answer,
-            self._again,
-            self._read,
-            change_record,
-            change_record,
-            change_record,
-            self._read_record,
-            change_path,
-            change_path,
-            change_path,
-            self._confirmed,
-            change_content,
-            change_content,
-            change_content,
-            change_content,
-            self._stream,
-            self._stream,
-            speaker.say,
-            speaker.say,
-            speaker.say,
-            speaker.say_kept,
-            speaker.read_kept,
-        )
+        said = (*[self._say] * 3, self._interrupted, self._together, self._answer, self._again, self._read)
+        records = (*[change_record] * 3, self._read_record)
+        paths = (*[change_path] * 3, self._confirmed)
+        contents = (*[change_content] * 4, *[self._stream] * 2)
+        persons = (*[speaker.say] * 3, speaker.say_kept, speaker.read_kept)
+        deeds = (*said, *records, *paths, *contents, *persons)
         while True:
             await self._pause()
             if self._place.silent:
@@ -295,8 +260,7 @@ class Bot:
     def _erased(self, gone: Gone) -> None:
         self._place.say(f"erased {gone.text}")
         self._place.counts["texts erased"] += 1
-        if problem := self._place.erased.add(gone):
-            raise Broken(problem)
+        self._place.erased.add(gone)
 
     def _record_acknowledged(self, ack: RecordAck) -> None:
         place = self._place
@@ -316,8 +280,7 @@ class Bot:
             found = await history.records(Scope(scope)).get((namespace.rstrip("/"),), key)
             place.counts["records read"] += 1
             revision = None if found is None else found.revision.bytes
-            if problem := changes.read_problem((scope, namespace, key), revision, since=since):
-                raise Broken(problem)
+            changes.check_read((scope, namespace, key), revision, since=since)
 
     async def _interrupted(self, history: History) -> None:
         """Cancel an append somewhere, and append the same again, or leave it at that."""
@@ -341,8 +304,8 @@ class Bot:
                 for name, messages in zip(names, said, strict=True):
                     receipts.append(await transaction.append(name, *messages, owner=f"owner of {name}"))
                 if taken_back:
-                    raise _TakenBack
-        except _TakenBack:
+                    raise _BrokenOff
+        except _BrokenOff:
             for receipt in receipts:
                 if (receipt.conversation_id, receipt.event_ids[0].bytes) in self._place.ledger.places:
                     raise Broken(f"{receipt.conversation_id!r}: what was rolled back is in the file") from None
@@ -410,11 +373,11 @@ class Bot:
                     await reply.add(piece)
                     await asyncio.sleep(chance.choice((0.0, 0.2, 1.0)))
                 if end == "fail":
-                    raise _ModelFailed
+                    raise _BrokenOff
                 stream.finishing = True
                 if end == "finish":
                     self._appended(await reply.finish())
-        except _ModelFailed:
+        except _BrokenOff:
             place.counts["replies that were cut off"] += 1
         except (*REFUSED, InvalidInput):
             place.counts["replies that could not be finished"] += 1
@@ -423,8 +386,8 @@ class Bot:
             return
         if end == "fail" and stream.text != place.ledger.streams.appended[message_id][1]:
             raise Broken(f"reply {message_id!r} was cut off, and lost what was added")
-        if end != "fail" and (problem := place.ledger.streams.finished_problem(message_id)):
-            raise Broken(problem)
+        if end != "fail":
+            place.ledger.streams.check_finished(message_id)
         place.counts["replies streamed"] += 1
 
     async def _again(self, history: History) -> None:
@@ -460,12 +423,8 @@ class Bot:
                 raise Broken(f"{name!r}: what was said and acknowledged is not read: message {message.id}")
 
 
-class _TakenBack(Exception):
-    pass
-
-
-class _ModelFailed(Exception):
-    pass
+class _BrokenOff(Exception):
+    """What ends a transaction or a reply in the middle."""
 
 
 async def deliver(place: Place, chance: random.Random, closing: asyncio.Event) -> None:

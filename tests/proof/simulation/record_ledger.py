@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from tests.campaigns.record_invariants import Place, scope_of
+from tests.support.path_deeds import Broken
 
 _HEADS: Final = "SELECT origin_id, conversation_id, sequence FROM letopis_lanes WHERE conversation_id < char(2)"
 _ENTRIES: Final = (
@@ -67,17 +68,16 @@ class Changes:
         """Return the position of the newest change of a record; 0 if there is none."""
         return self.of_place[place][-1].position if place in self.of_place else 0
 
-    def read_problem(self, place: Place, revision: bytes | None, *, since: int) -> str:
-        """Return what is wrong with a read that began when ``since`` was the newest change of the record."""
+    def check_read(self, place: Place, revision: bytes | None, *, since: int) -> None:
+        """Check a read that began when ``since`` was the newest change of the record."""
         if revision is None:
-            known = since == 0 or any(
-                one.sha256 is None and one.position >= since for one in self.of_place.get(place, ())
-            )
-            return "" if known else f"{place}: is read as absent, and was put"
-        one = self.by_id.get(revision)
-        if one is None:
-            return f"{place}: what is read, {UUID(bytes=revision)}, was never put"
-        return "" if one.position >= since else f"{place}: the value of an older put is read"
+            changes = self.of_place.get(place, ())
+            if since and not any(one.sha256 is None and one.position >= since for one in changes):
+                raise Broken(f"{place}: is read as absent, and was put")
+        elif revision not in self.by_id:
+            raise Broken(f"{place}: what is read, {UUID(bytes=revision)}, was never put")
+        elif self.by_id[revision].position < since:
+            raise Broken(f"{place}: the value of an older put is read")
 
 
 class StoredRecords:
@@ -87,18 +87,20 @@ class StoredRecords:
         self._look = look
         self._rows: dict[Place, bytes] = {}
 
-    def problem(self, heads: dict[tuple[bytes, str], int], outboxes: Mapping[bytes, Changes]) -> str:
-        """Return what is wrong with what has come since; ``heads`` follow the ledger."""
+    def committed(self, heads: dict[tuple[bytes, str], int], outboxes: Mapping[bytes, Changes]) -> None:
+        """Check what has come since; ``heads`` follow the ledger."""
         fresh: dict[Place, list[tuple[Changes, RecordChange]]] = defaultdict(list)
         for origin, lane, head in self._look.execute(_HEADS).fetchall():
             before = heads[origin, lane]
             if head < before:
-                return f"{lane!r}: its head goes back from {before} to {head}"
+                raise Broken(f"{lane!r}: its head goes back from {before} to {head}")
             if head == before:
                 continue
             entries = self._look.execute(_ENTRIES, (origin, lane, before)).fetchall()
             if [entry[0] for entry in entries] != list(range(before + 1, head + 1)):
-                return f"{lane!r}: goes on from {before} to {head}, and its ledger has {len(entries)} changes of these"
+                raise Broken(
+                    f"{lane!r}: goes on from {before} to {head}, and its ledger has {len(entries)} changes of these"
+                )
             heads[origin, lane] = head
             for sequence, event_id, digest, superseded in entries:
                 one = outboxes[origin].by_id.get(event_id)
@@ -108,27 +110,24 @@ class StoredRecords:
                     or (one.sequence, scope_of(lane)) != (sequence, one.place[0])
                     or not (erased or one.digest == digest)
                 ):
-                    return f"{lane!r} {sequence}: applied as another change than was appended"
+                    raise Broken(f"{lane!r} {sequence}: applied as another change than was appended")
                 if not superseded:
                     fresh[one.place].append((outboxes[origin], one))
         if len(outboxes) == 1:
             (only,) = outboxes.values()
             # One that erases is superseded where a hold forbids it.
             for lane, sequence in {*self._look.execute(_SUPERSEDED).fetchall()} - only.erasing:
-                return f"{lane!r} {sequence}: superseded, and no other outbox has changed the record"
+                raise Broken(f"{lane!r} {sequence}: superseded, and no other outbox has changed the record")
         rows = {
             (scope, bytes(namespace).decode(), bytes(key).decode()): bytes(revision)
             for scope, namespace, key, revision in self._look.execute(_ROWS).fetchall()
         }
         for place in rows.keys() | self._rows.keys():
-            if problem := self._place_problem(place, self._rows.get(place), rows.get(place), fresh.get(place, [])):
-                return f"{place}: {problem}"
+            if problem := self._place_problem(self._rows.get(place), rows.get(place), fresh.get(place, [])):
+                raise Broken(f"{place}: {problem}")
         self._rows = rows
-        return ""
 
-    def _place_problem(
-        self, place: Place, before: bytes | None, now: bytes | None, fresh: list[tuple[Changes, RecordChange]]
-    ) -> str:
+    def _place_problem(self, before: bytes | None, now: bytes | None, fresh: list[tuple[Changes, RecordChange]]) -> str:
         changes = [one for _, one in fresh]
         if fresh:
             outbox, last = fresh[-1]

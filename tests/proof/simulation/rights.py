@@ -15,6 +15,7 @@ from letopis.outbox import Receipt
 from letopis.store import ContentRetention, RetentionRule
 from letopis.store.model.events import utc_now
 from tests.proof.simulation.contents import secrets_in, secrets_of
+from tests.support.path_deeds import Broken
 
 PERSONS: Final = ("person-0", "person-1")
 """Each has conversations that all outboxes write, and is an author in groups of others."""
@@ -95,17 +96,18 @@ class Rights:
             if self._settled():
                 self.fresh[person].add(text)
 
-    def problem(self, heads: Mapping[tuple[bytes, str], int], arrived: Iterable[str]) -> str:
-        """Return what is wrong after a commit of the store in which these texts arrived."""
+    def committed(self, heads: Mapping[tuple[bytes, str], int], arrived: Iterable[str]) -> None:
+        """Check a commit of the store in which these texts arrived."""
         if late := self.due.intersection(arrived):
-            return f"{min(late)} was erased before, and has arrived readable"
+            raise Broken(f"{min(late)} was erased before, and has arrived readable")
         self.owed = {key: head for key, head in self.owed.items() if heads.get(key, 0) < head}
-        return self._registered() or self._holds()
+        self._registered()
+        self._holds()
 
-    def _registered(self) -> str:
+    def _registered(self) -> None:
         for number, kind, person in self._look.execute(_ERASURES, (self._number,)).fetchall():
             if person in self.held:
-                return f"erasure {number} of {person} is recorded in spite of a hold"
+                raise Broken(f"erasure {number} of {person} is recorded in spite of a hold")
             origins = {origin for origin, _ in self._look.execute(_ORIGINS).fetchall()}
             self._number = number
             self.reset(person)
@@ -115,7 +117,6 @@ class Rights:
                 for text, said in self.texts.items()
                 if said.person == person and (said.own or kind == "person") and said.origin in origins
             }
-        return ""
 
     def reset(self, person: str) -> None:
         """Expect no text of a person to stay that was said until now."""
@@ -125,7 +126,7 @@ class Rights:
         """Wait for the delivery of what resets a conversation."""
         self.owed[origin, receipt.conversation_id] = receipt.sequence
 
-    def _holds(self) -> str:
+    def _holds(self) -> None:
         now = {row[0] for row in self._look.execute(_HOLDS).fetchall()}
         stored = self._stored() if now != self.held.keys() else set()
         for person in now - self.held.keys():
@@ -136,8 +137,7 @@ class Rights:
             self.due = {text for text in self.due if self.texts[text].person != person}
         for person in self.held.keys() - now:
             if lost := self.held.pop(person) - stored:
-                return f"{min(lost)} of {person} was on hold, and is gone"
-        return ""
+                raise Broken(f"{min(lost)} of {person} was on hold, and is gone")
 
     def _stored(self) -> set[str]:
         return secrets_of(row[0] for row in self._look.execute(_EVENTS).fetchall())
@@ -157,17 +157,18 @@ class Rights:
             return set()
         return {text for texts in self.kept.values() for text in texts[:-KEPT_MESSAGES]}
 
-    def end_problem(self, *paths: Path) -> str:
-        """Return what is wrong with the rows of the outboxes and the store, once all is delivered and carried out."""
+    def check_at_rest(self, *paths: Path) -> None:
+        """Check the rows of the outboxes and the store, once all is delivered and carried out."""
         stored = self._stored()
         for path in paths:
             if left := self.due.intersection(secrets_in(path)):
-                return f"{min(left)} was erased, which is carried out, and is in a row of {path.name}"
+                raise Broken(f"{min(left)} was erased, which is carried out, and is in a row of {path.name}")
         young = {text for texts in self.kept.values() for text in texts[-KEPT_MESSAGES:]}
         for texts, what in ((young, "is young, and was taken by retention"), *self._staying()):
             if lost := texts - stored:
-                return f"{min(lost)} {what}"
-        return f"{min(old)} is old, and retention left it" if (old := self._old() & stored) else ""
+                raise Broken(f"{min(lost)} {what}")
+        if old := self._old() & stored:
+            raise Broken(f"{min(old)} is old, and retention left it")
 
     def _staying(self) -> Iterator[tuple[set[str], str]]:
         for person, texts in self.fresh.items():

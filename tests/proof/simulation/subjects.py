@@ -12,8 +12,8 @@ from letopis.outbox import History, erase_owner, erase_person
 from letopis.store import Message
 from letopis.store.database.faults import StoreFault
 from letopis.store.errors import ConversationGone, Held, InvalidInput, StoreUnavailable
-from tests.proof.simulation.ledger import Broken
 from tests.proof.simulation.rights import KEPT, KEPT_MESSAGES, OF_PERSONS, PERSONS, Wish, secret_of
+from tests.support.path_deeds import Broken
 
 if TYPE_CHECKING:
     from tests.proof.simulation.people import Place

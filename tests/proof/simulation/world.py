@@ -20,9 +20,9 @@ from letopis.store.errors import LetopisError
 from tests.campaigns.invariants import check
 from tests.proof.simulation.alarms import Alarms
 from tests.proof.simulation.chaos import Chaos
-from tests.proof.simulation.contents import content_problem
+from tests.proof.simulation.contents import check_contents
 from tests.proof.simulation.driver import Disk, File
-from tests.proof.simulation.ledger import Broken, OutboxLedger, StoreLedger
+from tests.proof.simulation.ledger import OutboxLedger, StoreLedger
 from tests.proof.simulation.loop import Process, VirtualLoop
 from tests.proof.simulation.machine import defaults_of, take_over
 from tests.proof.simulation.people import Bot, Place, deliver, mend
@@ -31,6 +31,7 @@ from tests.proof.simulation.rights import ROUND_SECONDS
 from tests.proof.simulation.strands import current
 from tests.proof.simulation.subjects import operate
 from tests.proof.simulation.weather import OutboxWeather, StoreWeather
+from tests.support.path_deeds import Broken
 
 LIVELY: Final = 180.0
 """Virtual seconds within which everything is delivered once nothing fails any more: the longest wait of the breaker and
@@ -349,13 +350,11 @@ class World:
             raise Broken(f"the files at rest: {verdict.problem_count} problems: {'; '.join(verdict.problems[:3])}")
         for place in self.places:
             delivered = {name: lane.delivered for name, lane in place.ledger.lanes.items()}
-            if problem := place.erased.problem(delivered, drained=drained):
-                raise Broken(problem)
-            at_rest = not place.ledger.pending and not place.erased.unfinished()
-            if at_rest and (problem := content_problem(place.path, self.store_path)):
-                raise Broken(problem)
-        if drained and (problem := self.store.rights.end_problem(*(place.path for place in self.places))):
-            raise Broken(problem)
+            place.erased.check(delivered, drained=drained)
+            if not place.ledger.pending and not place.erased.unfinished():
+                check_contents(place.path, self.store_path)
+        if drained:
+            self.store.rights.check_at_rest(*(place.path for place in self.places))
 
 
 def _say_nothing(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
