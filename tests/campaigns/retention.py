@@ -1,56 +1,32 @@
-"""Take content out of a long history while a bot appends: ``python -m tests.campaigns.retention --messages 1000000``.
+"""Take content out of a long history while a bot appends: ``python -m tests.proof --part retention``.
 
 Nothing younger than the policy may change, nothing older may stay, and the p99 of an append is at most 1.2 times what
-it is without the policy. Needs a machine on which nothing else runs.
+it is without the policy, unless the run is short. Needs a machine on which nothing else runs.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import hashlib
-import json
-import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
-from pathlib import Path
+from typing import Final
 
 from letopis.outbox import History, Retention
 from letopis.store import ContentRetention, ConversationStore, Message
 from letopis.store.model.events import utc_now
 from letopis.store.testing.outbox import Outbox
+from tests.proof.harness import Experiment, Setting, Tally, prove_table
+from tests.proof.options import Options
+from tests.proof.rows import Row
+from tests.support.defects import TRIMMED_TOO_FAR
 
-MAX_RATIO = 1.2
-PER_CONVERSATION = 500
+MAX_RATIO: Final = 1.2
+PER_CONVERSATION: Final = 500
 OLD_DAYS, YOUNG_DAYS, POLICY_DAYS = 40, 10, 30
-_BATCH = 20
+_BATCH: Final = 20
 """Conversations that are filled in one delivery."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What a run came to; times in milliseconds."""
-
-    messages: int
-    old: int
-    p50_before: float
-    p99_before: float
-    p50_during: float
-    p99_during: float
-    appends_during: int
-    retention_seconds: float
-    young_changed: int
-    old_left: int
-
-    @property
-    def ratio(self) -> float:
-        return self.p99_during / self.p99_before
-
-    @property
-    def ok(self) -> bool:
-        return self.ratio <= MAX_RATIO and self.young_changed == 0 and self.old_left == 0
 
 
 def clock(days: float) -> Callable[[], datetime]:
@@ -63,7 +39,7 @@ async def fill(url: str, messages: int) -> list[str]:
     half = PER_CONVERSATION // 2
     outbox = Outbox("filling")
     for days, word in ((OLD_DAYS, "old"), (YOUNG_DAYS, "young")):
-        async with ConversationStore.open(url, now=clock(days)) as store:
+        async with ConversationStore.open(url, migrate=True, now=clock(days)) as store:
             for start in range(0, len(names), _BATCH):
                 for name in names[start : start + _BATCH]:
                     what = (Message.user(f"{word} words of {name}, {number}") for number in range(half))
@@ -93,13 +69,14 @@ async def appending(history: History, until: Callable[[], bool]) -> list[float]:
     return times
 
 
-def quantile(times: list[float], share: float) -> float:
-    return round(sorted(times)[min(len(times) - 1, int(len(times) * share))], 3)
+def p99(times: list[float]) -> float:
+    return sorted(times)[min(len(times) - 1, int(len(times) * 0.99))]
 
 
-async def run(url: str, outbox: Path, messages: int, seconds: float) -> Report:
-    names = await fill(url, messages)
-    async with ConversationStore.open(url) as store:
+async def run(setting: Setting) -> Tally:
+    seconds, outbox, tally = setting.many(60, 3), setting.folder / "bot.outbox.db", Tally()
+    names = await fill(setting.url, setting.many(1_000_000, 1_500))
+    async with ConversationStore.open(setting.url) as store:
         before = {name: (await young_digest(store, name))[0] for name in names}
         end = time.monotonic() + seconds
         async with History(outbox, store=store, watch=False) as history:
@@ -119,36 +96,27 @@ async def run(url: str, outbox: Path, messages: int, seconds: float) -> Report:
             busy = await appending(history, lambda: done.is_set() and time.monotonic() >= began + seconds)
             await watching
             took = time.monotonic() - began
-            assert await history.drained(600)
+            tally.require(await history.drained(600), "not drained")
         while (await store.pending_tasks()).tasks:
             await store.run_pending_tasks()
-        after = [await young_digest(store, name) for name in names]
-    return Report(
-        messages=len(names) * PER_CONVERSATION,
-        old=len(names) * (PER_CONVERSATION // 2),
-        p50_before=quantile(quiet, 0.5),
-        p99_before=quantile(quiet, 0.99),
-        p50_during=quantile(busy, 0.5),
-        p99_during=quantile(busy, 0.99),
-        appends_during=len(busy),
-        retention_seconds=round(took, 1),
-        young_changed=sum(before[name] != digest for name, (digest, _) in zip(names, after, strict=True)),
-        old_left=sum(left for _, left in after),
+        after = {name: await young_digest(store, name) for name in names}
+    tally.count = len(names) * PER_CONVERSATION
+    tally.blame(f"{name}: what is young has changed" for name in names if before[name] != after[name][0])
+    tally.blame(f"{name}: {left} messages are old, and have content" for name, (_, left) in after.items() if left)
+    slower = p99(busy) / p99(quiet)
+    tally.require(setting.options.short or slower <= MAX_RATIO, f"the p99 of an append is {slower:.2f} times as long")
+    tally.notes = (
+        f"p99 of an append {p99(quiet):.2f} ms, {p99(busy):.2f} ms beside it, of {len(busy):,}; it took {took:.0f} s"
     )
+    return tally
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--messages", type=int, default=1_000_000)
-    parser.add_argument("--store", help="the URL of an empty, migrated store; by default an SQLite file")
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long appends are measured, at least")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="letopis-retention-") as folder:
-        url = given.store or f"sqlite:///{folder}/history.db"
-        report = asyncio.run(run(url, Path(folder) / "bot.outbox.db", given.messages, given.seconds))
-    print(json.dumps({**asdict(report), "ratio": round(report.ratio, 2), "ok": report.ok}, indent=2))
-    return 0 if report.ok else 1
+TABLE: Final = (
+    Experiment("old content leaves a long history beside a bot: nothing young changes", run, "messages", 1_000_000),
+    Experiment(TRIMMED_TOO_FAR, run, "messages", on=("sqlite",), defect=TRIMMED_TOO_FAR),
+)
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+def prove(options: Options) -> Iterator[Row]:
+    """Yield a row for each kind of store, and a control."""
+    yield from prove_table(options, TABLE)

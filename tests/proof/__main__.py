@@ -54,7 +54,7 @@ PARTS: Final = (
     "soak",
 )
 """In the order in which they are started, the long ones first: packages with `prove` or a `TABLE` in `part`."""
-CAMPAIGNS: Final = ("chitchat", "faults", "outage", "rebuild")
+CAMPAIGNS: Final = ("chitchat", "faults", "outage", "rebuild", "retention")
 """Parts that run only if they are named, and are not published: modules of `tests.campaigns` with `prove`."""
 PUBLISHED: Final = ROOT / "docs" / "explanation" / "proof.md"
 
