@@ -10,10 +10,8 @@ in its own check. :func:`examine` is pure; :func:`read_outbox` and :func:`read_s
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -39,7 +37,6 @@ from tests.campaigns.rules import examine_erasure, examine_owners, examine_path,
 from tests.campaigns.states import (
     SHOWN,
     Ack,
-    Findings,
     OutboxEvent,
     OutboxLane,
     OutboxState,
@@ -47,6 +44,8 @@ from tests.campaigns.states import (
     StoredEvent,
     StoredMessage,
     StoreState,
+    snapshot,
+    uuid_of,
 )
 
 _OURS: Final = "letopis."
@@ -145,9 +144,17 @@ def examine(
     store: StoreState, outboxes: Sequence[OutboxState], *, acknowledged: Iterable[Ack] = (), drained: bool = False
 ) -> Verdict:
     """Return every invariant that is broken."""
-    found = Findings()
-    _examine_log(store, found)
-    _examine_projections(store, found)
+    acks = list(acknowledged)
+    conversations = {event.conversation_id for event in store.events}
+    problems = list(_problems(store, outboxes, acks, drained=drained))
+    return _verdict(conversations, outboxes, acks, problems, stored=len(store.events))
+
+
+def _problems(
+    store: StoreState, outboxes: Sequence[OutboxState], acks: Iterable[Ack], *, drained: bool
+) -> Iterator[str]:
+    yield from _examine_log(store)
+    yield from _examine_projections(store)
     pending = {
         (outbox.origin_id, name)
         for outbox in outboxes
@@ -159,155 +166,147 @@ def examine(
         by_conversation[event.conversation_id].append(event)
     for conversation_id, events in by_conversation.items():
         log = {event.version: event for event in sorted(events, key=lambda event: event.version)}
-        examine_verdicts(conversation_id, log, found)
-        examine_erasure(store, conversation_id, log, pending, found)
-    examine_path(store, found)
-    examine_replayed(store, found)
-    examine_owners(store, found)
+        yield from examine_verdicts(conversation_id, log)
+        yield from examine_erasure(store, conversation_id, log, pending)
+    yield from examine_path(store)
+    yield from examine_replayed(store)
+    yield from examine_owners(store)
     places = {(event.origin_id, event.conversation_id, event.sequence): event for event in store.events}
     for outbox in outboxes:
-        _examine_outbox(outbox, found)
-        _examine_transfer(store, outbox, places, found, drained=drained)
-        examine_wholeness(outbox, places, found)
-    acks = _examine_acknowledged(store, outboxes, acknowledged, found)
-    return Verdict(
-        conversations=len({event.conversation_id for event in store.events}),
-        stored=len(store.events),
-        pending=sum(lane.head - lane.delivered for outbox in outboxes for lane in outbox.lanes.values()),
-        retained=sum(len(outbox.events) for outbox in outboxes),
-        acknowledged=acks,
-        problem_count=found.count,
-        problems=tuple(found.shown),
-    )
+        yield from _examine_outbox(outbox)
+        yield from _examine_transfer(store, outbox, places, drained=drained)
+        yield from examine_wholeness(outbox, places)
+    yield from _examine_acknowledged(store, outboxes, acks)
 
 
 def examine_outbox(outbox: OutboxState, *, acknowledged: Iterable[Ack] = ()) -> Verdict:
     """Return every invariant that an outbox breaks whatever the store holds, with nothing pruned yet."""
-    found = Findings()
-    _examine_outbox(outbox, found)
+    acks = list(acknowledged)
     kept = {(event.conversation_id, event.event_id): (event.sequence,) for event in outbox.events}
-    acks = _examine_promised(kept, acknowledged, found)
+    problems = [*_examine_outbox(outbox), *_examine_promised(kept, acks)]
+    return _verdict(outbox.lanes, [outbox], acks, problems)
+
+
+def _verdict(
+    conversations: Collection[str],
+    outboxes: Sequence[OutboxState],
+    acks: Sequence[Ack],
+    problems: Sequence[str],
+    *,
+    stored: int = 0,
+) -> Verdict:
     return Verdict(
-        conversations=len(outbox.lanes),
-        stored=0,
-        pending=sum(lane.head - lane.delivered for lane in outbox.lanes.values()),
-        retained=len(outbox.events),
-        acknowledged=acks,
-        problem_count=found.count,
-        problems=tuple(found.shown),
+        conversations=len(conversations),
+        stored=stored,
+        pending=sum(lane.head - lane.delivered for outbox in outboxes for lane in outbox.lanes.values()),
+        retained=sum(len(outbox.events) for outbox in outboxes),
+        acknowledged=len(acks),
+        problem_count=len(problems),
+        problems=tuple(problems[:SHOWN]),
     )
 
 
-def _examine_log(store: StoreState, found: Findings) -> None:
+def _examine_log(store: StoreState) -> Iterator[str]:
     positions: dict[int, list[int]] = defaultdict(list)
     conversations: dict[str, list[StoredEvent]] = defaultdict(list)
     for event in store.events:
         positions[event.partition].append(event.position)
         conversations[event.conversation_id].append(event)
         if event.digest is not None and event.digest != event.content:
-            found.add(f"{event.conversation_id!r} version {event.version}: the content does not match its digest")
+            yield f"{event.conversation_id!r} version {event.version}: the content does not match its digest"
     for partition, given in positions.items():
-        _expect_run(found, f"positions of partition {partition}", given)
+        yield from _expect_run(f"positions of partition {partition}", given)
     for partition, head in store.log_heads.items():
         if head != max(positions.get(partition, [0])):
-            found.add(
-                f"partition {partition}: the counter is at {head}, the log at {max(positions[partition], default=0)}"
-            )
+            yield f"partition {partition}: the counter is at {head}, the log at {max(positions[partition], default=0)}"
     lanes: dict[tuple[UUID, str], list[int]] = defaultdict(list)
     for conversation_id, events in conversations.items():
         events.sort(key=lambda event: event.version)
-        _expect_run(found, f"{conversation_id!r}: versions", [event.version for event in events])
+        yield from _expect_run(f"{conversation_id!r}: versions", [event.version for event in events])
         if len({event.partition for event in events}) > 1:
-            found.add(f"{conversation_id!r}: lies in several partitions")
+            yield f"{conversation_id!r}: lies in several partitions"
         for event_id, times in Counter(event.event_id for event in events).items():
             if times > 1:
-                found.add(f"{conversation_id!r}: event {event_id} is stored {times} times")
+                yield f"{conversation_id!r}: event {event_id} is stored {times} times"
         for event in events:
             lanes[event.origin_id, conversation_id].append(event.sequence)
     for key, sequences in lanes.items():
         # In the order of versions: a gap, a double and a swap all show as a sequence out of place.
         if not store.duplicates.get(key):
-            _expect_run(found, f"{key[1]!r}: sequences from {key[0]}", sequences)
+            yield from _expect_run(f"{key[1]!r}: sequences from {key[0]}", sequences)
         elif sorted(set(sequences)) != sequences:
-            found.add(f"{key[1]!r}: sequences from {key[0]} are out of order")
+            yield f"{key[1]!r}: sequences from {key[0]} are out of order"
     for key, head in store.lanes.items():
         # What was there before is not in the log a second time, and the lane has counted it.
         if head != len(lanes.get(key, ())) + store.duplicates.get(key, 0) or head < max(lanes.get(key, [0])):
-            found.add(f"{key[1]!r}: the lane of {key[0]} is at {head}, its events at {max(lanes.get(key, [0]))}")
+            yield f"{key[1]!r}: the lane of {key[0]} is at {head}, its events at {max(lanes.get(key, [0]))}"
     for origin_id, conversation_id in lanes.keys() - store.lanes.keys():
-        found.add(f"{conversation_id!r}: events from {origin_id}, but no lane")
+        yield f"{conversation_id!r}: events from {origin_id}, but no lane"
 
 
-def _examine_projections(store: StoreState, found: Findings) -> None:
+def _examine_projections(store: StoreState) -> Iterator[str]:
     said = {(event.conversation_id, event.version) for event in store.events if event.type == "message.appended"}
     # One that puts back what is on the path already is in the log alone; `examine_replayed` knows where that is so.
     back = {(event.conversation_id, event.version) for event in store.events if "puts_back" in event.noted}
     listed = Counter((row.conversation_id, row.version) for row in store.messages)
     for conversation_id, version in said - back - listed.keys():
-        found.add(f"{conversation_id!r} version {version}: a message of the log that the list of messages lacks")
+        yield f"{conversation_id!r} version {version}: a message of the log that the list of messages lacks"
     for conversation_id, version in listed.keys() - said:
-        found.add(f"{conversation_id!r} version {version}: a message that the log lacks")
+        yield f"{conversation_id!r} version {version}: a message that the log lacks"
     versions = Counter(event.conversation_id for event in store.events)
     counts = Counter(row.conversation_id for row in store.messages if row.left_at is None)
     for conversation_id in versions.keys() | store.conversations.keys():
         row = store.conversations.get(conversation_id, StoredConversation(0, 0))
         if row.version != versions[conversation_id]:
-            found.add(f"{conversation_id!r}: at version {row.version}, with {versions[conversation_id]} events")
+            yield f"{conversation_id!r}: at version {row.version}, with {versions[conversation_id]} events"
         if row.message_count != counts[conversation_id]:
-            found.add(
-                f"{conversation_id!r}: counts {row.message_count} messages, {counts[conversation_id]} on its path"
-            )
+            yield f"{conversation_id!r}: counts {row.message_count} messages, {counts[conversation_id]} on its path"
 
 
-def _examine_outbox(outbox: OutboxState, found: Findings) -> None:
+def _examine_outbox(outbox: OutboxState) -> Iterator[str]:
     if outbox.integrity != "ok":
-        found.add(f"{outbox.name}: integrity check says {outbox.integrity}")
+        yield f"{outbox.name}: integrity check says {outbox.integrity}"
     for event_id, times in Counter(event.event_id for event in outbox.events).items():
         if times > 1:
-            found.add(f"{outbox.name}: event {event_id} is kept {times} times")
+            yield f"{outbox.name}: event {event_id} is kept {times} times"
     kept: dict[str, list[int]] = defaultdict(list)
     for event in outbox.events:
         kept[event.conversation_id].append(event.sequence)
         if event.digest != event.content:
-            found.add(f"{outbox.name}: {event.conversation_id!r} {event.sequence}: content does not match its digest")
+            yield f"{outbox.name}: {event.conversation_id!r} {event.sequence}: content does not match its digest"
         lane = outbox.lanes.get(event.conversation_id)
         gone = lane is not None and 0 < lane.deleted <= lane.delivered and event.type != "conversation.deleted"
         if (event.redacted and not event.bare) or (gone and not event.redacted and not event.resets):
-            found.add(f"{outbox.name}: {event.conversation_id!r} {event.sequence}: to be erased, and still there")
+            yield f"{outbox.name}: {event.conversation_id!r} {event.sequence}: to be erased, and still there"
     for conversation_id, sequences in kept.items():
         lane = outbox.lanes.get(conversation_id)
         if lane is None:
-            found.add(f"{outbox.name}: {conversation_id!r} has events, but no lane")
+            yield f"{outbox.name}: {conversation_id!r} has events, but no lane"
         elif sorted(sequences) != list(range(lane.pruned + 1, lane.head + 1)):
-            found.add(
-                f"{outbox.name}: {conversation_id!r} keeps {_span(sequences)}, not {lane.pruned + 1}..{lane.head}"
-            )
+            yield f"{outbox.name}: {conversation_id!r} keeps {_span(sequences)}, not {lane.pruned + 1}..{lane.head}"
     for conversation_id, lane in outbox.lanes.items():
         if not lane.pruned <= lane.delivered <= lane.head:
-            found.add(f"{outbox.name}: {conversation_id!r} has marks out of order: {lane}")
+            yield f"{outbox.name}: {conversation_id!r} has marks out of order: {lane}"
         if conversation_id not in kept and lane.pruned < lane.head:
-            found.add(f"{outbox.name}: {conversation_id!r} has lost {lane.pruned + 1}..{lane.head}")
+            yield f"{outbox.name}: {conversation_id!r} has lost {lane.pruned + 1}..{lane.head}"
 
 
 def _examine_transfer(
     store: StoreState,
     outbox: OutboxState,
     places: Mapping[tuple[UUID, str, int], StoredEvent],
-    found: Findings,
     *,
     drained: bool,
-) -> None:
+) -> Iterator[str]:
     for conversation_id, lane in outbox.lanes.items():
         stored = store.lanes.get((outbox.origin_id, conversation_id), 0)
         # A store ahead of the outbox's mark is a lost acknowledgement, which is harmless; one behind it is a loss.
         if stored < lane.delivered:
-            found.add(f"{conversation_id!r}: {outbox.name} counts {lane.delivered} delivered, the store has {stored}")
+            yield f"{conversation_id!r}: {outbox.name} counts {lane.delivered} delivered, the store has {stored}"
         if stored > lane.head:
-            found.add(f"{conversation_id!r}: the store has {stored} of {outbox.name}, which ends at {lane.head}")
+            yield f"{conversation_id!r}: the store has {stored} of {outbox.name}, which ends at {lane.head}"
         if drained and (lane.delivered < lane.head or lane.state != "ready"):
-            found.add(
-                f"{conversation_id!r}: {lane.head - lane.delivered} still pending, lane {lane.state}: {lane.fault}"
-            )
+            yield f"{conversation_id!r}: {lane.head - lane.delivered} still pending, lane {lane.state}: {lane.fault}"
     for event in outbox.events:
         twin = places.get((outbox.origin_id, event.conversation_id, event.sequence))
         if twin is None:
@@ -315,28 +314,28 @@ def _examine_transfer(
         # What was erased, here or there, cannot be compared any more; its id has to do.
         comparable = twin.digest is not None and not event.redacted
         if twin.event_id != event.event_id or (comparable and twin.digest != event.digest):
-            found.add(f"{event.conversation_id!r} sequence {event.sequence}: stored as another event than was appended")
+            yield f"{event.conversation_id!r} sequence {event.sequence}: stored as another event than was appended"
     aside = {(event.conversation_id, event.event_id) for event in store.events if event.verdict is not None}
     held = {(event.conversation_id, event.event_id): (event.origin_id, event.sequence) for event in store.events}
     for (conversation_id, sequence), event_id in outbox.superseded.items():
         # Or it was there before, under another place, and is not read any more.
         again = held.get((conversation_id, event_id)) not in (None, (outbox.origin_id, sequence))
         if (conversation_id, event_id) not in aside and not again:
-            found.add(f"{conversation_id!r} sequence {sequence}: put aside in {outbox.name}, not in the store")
+            yield f"{conversation_id!r} sequence {sequence}: put aside in {outbox.name}, not in the store"
     for (origin_id, conversation_id, sequence), stored_event in places.items():
         known = outbox.lanes.get(conversation_id)
         if origin_id != outbox.origin_id or stored_event.verdict is None or known is None or sequence > known.delivered:
             continue
         if outbox.superseded.get((conversation_id, sequence)) != stored_event.event_id:
-            found.add(f"{conversation_id!r} sequence {sequence}: put aside in the store, and {outbox.name} is not told")
+            yield f"{conversation_id!r} sequence {sequence}: put aside in the store, and {outbox.name} is not told"
     for origin_id, conversation_id in store.lanes:
         if origin_id == outbox.origin_id and conversation_id not in outbox.lanes:
-            found.add(f"{conversation_id!r}: stored from {outbox.name}, which does not know it")
+            yield f"{conversation_id!r}: stored from {outbox.name}, which does not know it"
 
 
 def _examine_acknowledged(
-    store: StoreState, outboxes: Sequence[OutboxState], acknowledged: Iterable[Ack], found: Findings
-) -> int:
+    store: StoreState, outboxes: Sequence[OutboxState], acknowledged: Iterable[Ack]
+) -> Iterator[str]:
     sequences: dict[tuple[str, UUID], set[int]] = defaultdict(set)
     for event in store.events:
         sequences[event.conversation_id, event.event_id].add(event.sequence)
@@ -350,7 +349,6 @@ def _examine_acknowledged(
     return _examine_promised(
         sequences,
         acknowledged,
-        found,
         again=lambda ack: ack.conversation_id in again and (ack.conversation_id, ack.sequence) not in there,
     )
 
@@ -358,26 +356,22 @@ def _examine_acknowledged(
 def _examine_promised(
     sequences: Mapping[tuple[str, UUID], Collection[int]],
     acknowledged: Iterable[Ack],
-    found: Findings,
     *,
     again: Callable[[Ack], bool] = lambda _: False,
-) -> int:
-    count = 0
+) -> Iterator[str]:
     for ack in acknowledged:
-        count += 1
         places = sequences.get((ack.conversation_id, ack.event_id))
         if not places:
-            found.add(f"{ack.conversation_id!r}: event {ack.event_id} was acknowledged and is LOST")
+            yield f"{ack.conversation_id!r}: event {ack.event_id} was acknowledged and is LOST"
         elif ack.sequence is not None and ack.sequence not in places and not again(ack):
-            found.add(f"{ack.conversation_id!r}: event {ack.event_id} is at {places}, acknowledged at {ack.sequence}")
-    return count
+            yield f"{ack.conversation_id!r}: event {ack.event_id} is at {places}, acknowledged at {ack.sequence}"
 
 
-def _expect_run(found: Findings, what: str, numbers: Sequence[int]) -> None:
+def _expect_run(what: str, numbers: Sequence[int]) -> Iterator[str]:
     """Expect 1, 2, 3 ... in this order; positions arrive sorted from the database."""
     for place, number in enumerate(numbers, 1):
         if number != place:
-            found.add(f"{what}: {number} where {place} belongs")
+            yield f"{what}: {number} where {place} belongs"
             return
 
 
@@ -386,11 +380,8 @@ def _span(sequences: Sequence[int]) -> str:
 
 
 def read_outbox(path: Path) -> OutboxState:
-    """Read an outbox file in one snapshot, also while others write to it."""
-    uri = f"{path.resolve().as_uri()}?mode=ro"
-    with closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10)) as connection:
-        connection.execute("BEGIN")
-        ((origin,),) = connection.execute("SELECT origin_id FROM letopis_outbox_origin").fetchall()
+    """Read the conversations of an outbox file in one snapshot."""
+    with snapshot(path) as (connection, origin):
         lanes = connection.execute(
             "SELECT conversation_id, head, delivered, pruned, state, deleted, fault FROM letopis_outbox_lanes"
             " WHERE conversation_id > char(2)"  # lanes of records are checked by `record_problems`
@@ -421,7 +412,7 @@ def read_outbox(path: Path) -> OutboxState:
         ((integrity,),) = connection.execute("PRAGMA integrity_check(1)").fetchall()
     return OutboxState(
         name=path.name,
-        origin_id=UUID(bytes=origin),
+        origin_id=origin,
         events=events,
         lanes={row[0]: OutboxLane(*row[1:]) for row in lanes},
         superseded={(row[0], row[1]): UUID(bytes=row[2]) for row in superseded},
@@ -467,12 +458,12 @@ async def read_store(url: str) -> StoreState:
         await engine.dispose()
     return StoreState(
         events=events,
-        lanes={(_uuid(row[0]), row[1]): row[2] for row in lanes},
+        lanes={(uuid_of(row[0]), row[1]): row[2] for row in lanes},
         conversations={row[0]: StoredConversation(*row[1:]) for row in conversations},
         messages=[StoredMessage(*row) for row in messages],
         log_heads={row[0]: row[1] for row in heads},
         active={row[0]: row[1] for row in owners},
-        duplicates={(_uuid(row[0]), row[1]): row[3] for row in lanes},
+        duplicates={(uuid_of(row[0]), row[1]): row[3] for row in lanes},
         erased={row[0] for row in erasures},
     )
 
@@ -485,8 +476,8 @@ def _stored(row: Sequence[Any]) -> StoredEvent:
         position=row[1],
         conversation_id=row[2],
         version=row[3],
-        event_id=_uuid(row[4]),
-        origin_id=_uuid(row[5]),
+        event_id=uuid_of(row[4]),
+        origin_id=uuid_of(row[5]),
         sequence=row[6],
         type=row[7],
         digest=None if row[12] is None else bytes(row[8]),
@@ -519,7 +510,3 @@ def _is_bare(data: str, metadata: str | None) -> bool:
     """Return True if there are only ids, roles and figures in an event."""
     content = {key: value for key, value in json.loads(data).items() if key not in _BARE and value not in ("", {})}
     return not content and all(key.startswith(_OURS) for key in json.loads(metadata or "{}"))
-
-
-def _uuid(value: Any) -> UUID:
-    return value if isinstance(value, UUID) else UUID(bytes=bytes(value))

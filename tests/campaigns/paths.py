@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from tests.campaigns.states import Findings, OutboxEvent, OutboxState, StoredEvent, StoreState
+from tests.campaigns.states import OutboxEvent, OutboxState, StoredEvent, StoreState
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class ReplayedPath:
                 pass  # it moves nothing
 
 
-def examine_replayed(store: StoreState, found: Findings) -> None:
+def examine_replayed(store: StoreState) -> Iterator[str]:
     """The messages on a path are those, and in the order, that the log leads to: also after put-backs and resets."""
     paths: dict[str, ReplayedPath] = defaultdict(ReplayedPath)
     for event in sorted(store.events, key=lambda one: one.version):
@@ -67,15 +67,13 @@ def examine_replayed(store: StoreState, found: Findings) -> None:
         path = paths[conversation_id]
         replayed = [version for _, version in path.shown]
         if not path.forked and sorted(rows[conversation_id]) != replayed:
-            found.add(
+            yield (
                 f"{conversation_id!r}: its path is {sorted(rows[conversation_id])[-8:]}, its log leads to"
                 f" {replayed[-8:]} (the last versions)"
             )
 
 
-def examine_wholeness(
-    outbox: OutboxState, places: Mapping[tuple[object, str, int], StoredEvent], found: Findings
-) -> None:
+def examine_wholeness(outbox: OutboxState, places: Mapping[tuple[object, str, int], StoredEvent]) -> Iterator[str]:
     """Of an append with one condition, the store holds all events or none, unless one of them is refused."""
     appends: dict[tuple[str, object], list[OutboxEvent]] = defaultdict(list)
     held = {(name, event.event_id): (origin, sequence) for (origin, name, sequence), event in places.items()}
@@ -95,7 +93,7 @@ def examine_wholeness(
         ]
         there = [one for one in new if (outbox.origin_id, conversation_id, one.sequence) in places]
         if there and len(there) < len(new):
-            found.add(
+            yield (
                 f"{conversation_id!r}: of one append, {sequences[0]}..{sequences[-1]}, the store holds"
                 f" {len(there)} events of {len(new)}"
             )

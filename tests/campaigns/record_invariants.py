@@ -7,10 +7,8 @@ each record must be follows from the changes that the outboxes keep, replayed up
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import chain
@@ -22,6 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from letopis.store.model.codec import digest_of
+from tests.campaigns.states import snapshot, uuid_of
 
 TURNS: Final = "turns"
 """Begins the conversations each message of which is committed together with a record that names it in a tag."""
@@ -252,10 +251,7 @@ def _halves(outboxes: Sequence[RecordOutbox], turns: Collection[UUID]) -> Iterab
 
 def read_record_outbox(path: Path) -> RecordOutbox:
     """Read the records of an outbox file in one snapshot."""
-    uri = f"{path.resolve().as_uri()}?mode=ro"
-    with closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10)) as connection:
-        connection.execute("BEGIN")
-        ((origin,),) = connection.execute("SELECT origin_id FROM letopis_outbox_origin").fetchall()
+    with snapshot(path) as (connection, origin):
         lanes = connection.execute(
             "SELECT conversation_id, head, delivered, pruned, state FROM letopis_outbox_lanes"
             " WHERE conversation_id < char(2)"
@@ -284,10 +280,9 @@ def read_record_outbox(path: Path) -> RecordOutbox:
         superseded = connection.execute(
             "SELECT conversation_id, sequence FROM letopis_outbox_superseded WHERE conversation_id < char(2)"
         ).fetchall()
-        connection.execute("COMMIT")
     return RecordOutbox(
         name=path.name,
-        origin_id=UUID(bytes=origin),
+        origin_id=origin,
         lanes={name: ChangeLane(*marks) for name, *marks in lanes},
         changes=changes,
         superseded={(lane, sequence) for lane, sequence in superseded},
@@ -314,25 +309,21 @@ async def read_record_store(engine: AsyncEngine) -> RecordStore:
         deleted = await rows("SELECT conversation_id FROM letopis_conversations WHERE state = 'deleted'")
     ledger: dict[tuple[UUID, str], dict[int, Entry]] = defaultdict(dict)
     for origin, lane, sequence, event_id, digest, superseded in entries:
-        entry = Entry(_uuid(event_id), None if digest is None else bytes(digest), bool(superseded))
-        ledger[_uuid(origin), lane][sequence] = entry
+        entry = Entry(uuid_of(event_id), None if digest is None else bytes(digest), bool(superseded))
+        ledger[uuid_of(origin), lane][sequence] = entry
     whole: dict[UUID, bytes] = defaultdict(bytes)
     for record_id, body in parts:
-        whole[_uuid(record_id)] += bytes(body)
+        whole[uuid_of(record_id)] += bytes(body)
     return RecordStore(
-        heads={(_uuid(row[0]), row[1]): (row[2], row[3]) for row in heads},
+        heads={(uuid_of(row[0]), row[1]): (row[2], row[3]) for row in heads},
         ledger=ledger,
         rows={
             (row[1], bytes(row[2]).decode(), bytes(row[3]).decode()): (
-                _uuid(row[4]),
-                sha256(whole[_uuid(row[0])] if row[5] is None else bytes(row[5])).hexdigest(),
+                uuid_of(row[4]),
+                sha256(whole[uuid_of(row[0])] if row[5] is None else bytes(row[5])).hexdigest(),
             )
             for row in records
             if not row[1].startswith(f"{MARK}m:")  # the large content of messages
         },
         deleted=[f"\x01c:{row[0]}" for row in deleted],
     )
-
-
-def _uuid(value: Any) -> UUID:
-    return value if isinstance(value, UUID) else UUID(bytes=bytes(value))

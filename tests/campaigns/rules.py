@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 from uuid import UUID
 
-from tests.campaigns.states import Findings, StoredConversation, StoredEvent, StoreState
+from tests.campaigns.states import StoredConversation, StoredEvent, StoreState
 
 
-def examine_path(store: StoreState, found: Findings) -> None:
+def examine_path(store: StoreState) -> Iterator[str]:
     """A message leaves the path by an event that takes messages off it, or never was on it."""
     log = {(event.conversation_id, event.version): event for event in store.events}
     for row in store.messages:
@@ -17,7 +17,7 @@ def examine_path(store: StoreState, found: Findings) -> None:
         event = log.get((row.conversation_id, row.version))
         aside = event is not None and event.verdict is not None
         if aside != (row.left_at == row.version):
-            found.add(f"{where}: {'put aside, but on the path' if aside else 'aside, without a verdict'}")
+            yield f"{where}: {'put aside, but on the path' if aside else 'aside, without a verdict'}"
         if row.left_at is not None and row.left_at != row.version:
             cause = log.get((row.conversation_id, row.left_at))
             if (
@@ -26,19 +26,19 @@ def examine_path(store: StoreState, found: Findings) -> None:
                 or cause.verdict is not None
                 or cause.type not in ("conversation.rewound", "conversation.deleted")
             ):
-                found.add(f"{where}: left the path at {row.left_at}, where nothing takes it off")
+                yield f"{where}: left the path at {row.left_at}, where nothing takes it off"
     deleted = {name for name, row in store.conversations.items() if row.state == "deleted"}
     asked = {
         event.conversation_id for event in store.events if event.type == "conversation.deleted" and not event.verdict
     }
     for conversation_id in deleted ^ asked:
-        found.add(f"{conversation_id!r}: deleted in the log or in the list, not in both")
+        yield f"{conversation_id!r}: deleted in the log or in the list, not in both"
     for row in store.messages:
         if row.conversation_id in deleted and row.left_at is None:
-            found.add(f"{row.conversation_id!r} version {row.version}: on the path of what was deleted")
+            yield f"{row.conversation_id!r} version {row.version}: on the path of what was deleted"
 
 
-def examine_verdicts(conversation_id: str, log: Mapping[int, StoredEvent], found: Findings) -> None:
+def examine_verdicts(conversation_id: str, log: Mapping[int, StoredEvent]) -> Iterator[str]:
     """Of two answers to one read, one wins: a superseded event had a rival, and one with a rival was superseded."""
     by_id = {event.event_id: event for event in log.values()}
     deleted = next((v for v, event in log.items() if event.type == "conversation.deleted" and not event.verdict), None)
@@ -48,7 +48,7 @@ def examine_verdicts(conversation_id: str, log: Mapping[int, StoredEvent], found
         gone = deleted is not None and version > deleted
         if gone:
             if verdict is None:
-                found.add(f"{where}: came after the deletion, and stands")
+                yield f"{where}: came after the deletion, and stands"
             continue
         if verdict is not None:
             rival = log.get(verdict["actual"])
@@ -57,21 +57,21 @@ def examine_verdicts(conversation_id: str, log: Mapping[int, StoredEvent], found
             if verdict.get("held"):
                 continue  # an erasure that a hold forbade
             if expects is None:
-                found.add(f"{where}: put aside without a condition")
+                yield f"{where}: put aside without a condition"
             elif (
                 rival is None or rival.origin_id == event.origin_id or not verdict["expected"] < rival.version < version
             ):
-                found.add(f"{where}: put aside for {verdict}, which is no rival")
+                yield f"{where}: put aside for {verdict}, which is no rival"
         leader = by_id.get(UUID(expects["turn"])) if expects and "turn" in expects else None
         if leader is not None and leader.origin_id == event.origin_id:
             if leader.verdict != verdict:
-                found.add(f"{where}: {verdict}, and its turn {leader.verdict}")
+                yield f"{where}: {verdict}, and its turn {leader.verdict}"
         elif expects and "version" in expects and verdict is None:
             for rival in (log[between] for between in range(expects["version"] + 1, version) if between in log):
                 types = expects.get("types")
                 in_the_way = rival.origin_id != event.origin_id and (types is None or rival.type in types)
                 if in_the_way and rival.verdict is None:
-                    found.add(f"{where}: stands, although version {rival.version} was there before")
+                    yield f"{where}: stands, although version {rival.version} was there before"
 
 
 def _erases(cause: StoredEvent | None, event: StoredEvent) -> bool:
@@ -91,8 +91,7 @@ def examine_erasure(
     conversation_id: str,
     log: Mapping[int, StoredEvent],
     pending: set[tuple[UUID, str]],
-    found: Findings,
-) -> None:
+) -> Iterator[str]:
     row = store.conversations.get(conversation_id, StoredConversation(0, 0))
     redacted: dict[str, int] = {}
     said: dict[str, int] = {}
@@ -114,14 +113,14 @@ def examine_erasure(
         if event.type == "message.appended":
             of_message = of_message and at is not None and version < at
             if of_message and version in rows and rows[version].redacted_at is None:
-                found.add(f"{where}: redacted in the log, not in the list of messages")
+                yield f"{where}: redacted in the log, not in the list of messages"
         of_deleted = row.state == "deleted" or version < reset
         of_deleted = of_deleted or (version <= trimmed and not event.type.startswith("conversation."))
         of_deleted = of_deleted and version > row.retained and event.type != "conversation.deleted"
         late = event.type == "message.edited" and event.message_id in said and said[event.message_id] < reset
         late = late or (event.type == "conversation.deleted" and event.verdict is not None)
         if (of_message or of_deleted) and (event.digest is not None or not event.bare):
-            found.add(f"{where}: to be erased, and still there")
+            yield f"{where}: to be erased, and still there"
         if (
             event.digest is None
             # What forks make a reset keep, an earlier one may have erased.
@@ -130,11 +129,11 @@ def examine_erasure(
             # A numbered erasure takes what an outbox still holds, and no event of the conversation says so.
             and not ("arrived_erased" in event.noted and (whose or event.author in store.erased))
         ):
-            found.add(f"{where}: its content is gone, and nobody asked for that")
+            yield f"{where}: its content is gone, and nobody asked for that"
 
 
-def examine_owners(store: StoreState, found: Findings) -> None:
+def examine_owners(store: StoreState) -> Iterator[str]:
     for owner_id, conversation_id in store.active.items():
         row = None if conversation_id is None else store.conversations.get(conversation_id)
         if conversation_id is not None and (row is None or row.state != "active" or row.owner_id != owner_id):
-            found.add(f"owner {owner_id!r}: the active conversation {conversation_id!r} is none that lives")
+            yield f"owner {owner_id!r}: the active conversation {conversation_id!r} is none that lives"

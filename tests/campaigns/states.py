@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import sqlite3
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 SHOWN: Final = 20
+
+
+@contextmanager
+def snapshot(path: Path) -> Iterator[tuple[sqlite3.Connection, UUID]]:
+    """Give a view of an outbox file, also while others write to it, and the file's origin."""
+    uri = f"{path.resolve().as_uri()}?mode=ro"
+    with closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10)) as connection:
+        connection.execute("BEGIN")
+        ((origin,),) = connection.execute("SELECT origin_id FROM letopis_outbox_origin").fetchall()
+        yield connection, UUID(bytes=origin)
+
+
+def uuid_of(value: Any) -> UUID:
+    return value if isinstance(value, UUID) else UUID(bytes=bytes(value))
 
 
 class Ack(NamedTuple):
@@ -111,14 +128,3 @@ class OutboxState:
     lanes: Mapping[str, OutboxLane]
     superseded: Mapping[tuple[str, int], UUID] = field(default_factory=dict)  # conversation and sequence to event
     integrity: str = "ok"
-
-
-@dataclass(slots=True)
-class Findings:
-    count: int = 0
-    shown: list[str] = field(default_factory=list)
-
-    def add(self, text: str) -> None:
-        self.count += 1
-        if len(self.shown) < SHOWN:
-            self.shown.append(text)

@@ -40,18 +40,7 @@ def put(sequence: int, *, key: str = "a", hollow: bool = False, **more: object) 
 
 
 def clear(sequence: int) -> Change:
-    digest = b"%032d" % sequence
-    return Change(
-        sequence,
-        sequence,
-        event_id(sequence),
-        "record.cleared",
-        {"namespace": ""},
-        digest,
-        digest,
-        redacted=False,
-        body=None,
-    )
+    return put(sequence)._replace(type="record.cleared", data={"namespace": ""}, body=None)
 
 
 @dataclass
