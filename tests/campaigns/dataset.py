@@ -6,51 +6,33 @@ import json
 import random
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
-    conversations: int
-    messages: int
-    longest: int
-    version: str
-
-
-def write(path: Path, *, sample: float = 1.0, seed: int = 0) -> Written:
-    """Write a share of the conversations to a JSONL file, interleaved by time, and count them."""
-    data = _load()
-    names = _drawn(data, sample, seed)
+def write(path: Path, *, sample: float = 1.0, seed: int = 0) -> int:
+    """Write a share of the conversations to a JSONL file, interleaved by time; return how many messages there are."""
     lines: list[tuple[str, int, int, dict[str, Any]]] = []
-    longest = 0
-    for place, name in enumerate(names):
-        count = 0
-        for count, line in enumerate(conversation_lines(name, data[name]), 1):
+    for place, (_, conversation) in enumerate(conversations(sample=sample, seed=seed)):
+        for count, line in enumerate(conversation, 1):
             if place % 10 == 3:
                 del line["id"]
             lines.append((line["occurred_at"], place, count, line))
-        longest = max(longest, count)
     # By time over all conversations, as a bot would have met them; within one, times never step back.
     lines.sort(key=lambda entry: entry[:3])
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for *_, line in lines)
-    return Written(conversations=len(names), messages=len(lines), longest=longest, version=_version())
+    return len(lines)
 
 
 def conversations(*, sample: float = 1.0, seed: int = 0) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     data = _load()
-    for name in _drawn(data, sample, seed):
-        yield name, list(conversation_lines(name, data[name]))
-
-
-def _drawn(data: dict[str, Any], sample: float, seed: int) -> list[str]:
     names = sorted(data)
     if sample < 1.0:
         names = sorted(random.Random(seed).sample(names, max(1, round(len(names) * sample))))
-    return names
+    for name in names:
+        yield name, list(conversation_lines(name, data[name]))
 
 
 def conversation_lines(name: str, conversation: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -77,9 +59,3 @@ def _load() -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # the package leaves its file to the collector
         return dict(chitchat_dataset.Dataset())
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("chitchat-dataset")

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +56,7 @@ class Campaign:
     failures: list[Failure] = field(default_factory=list)
     _runs: int = 0
 
-    async def run(self, seeds: Sequence[int], *, on_failure: Callable[[Failure], None] = lambda _: None) -> None:
+    async def run(self, seeds: Sequence[int]) -> None:
         """Run the programs of these seeds, some of them on each store."""
         async with _databases(self.kind) as databases:
             room = asyncio.Semaphore(STORES_AT_A_TIME)
@@ -68,7 +68,7 @@ class Campaign:
                         if self.shrinks and failure.steps and not known:
                             failure = await self._shrunk(databases, failure)
                         self.failures.append(failure)
-                        on_failure(failure)
+                        print(failure, flush=True)
 
             # Waiting for threads takes most of the time, so some run at once.
             parts = (seeds[start : start + SEEDS_PER_STORE] for start in range(0, len(seeds), SEEDS_PER_STORE))
@@ -88,7 +88,6 @@ class Campaign:
                         print(f"{self.kind}: {self.done} programs", file=sys.stderr, flush=True)
                     if (failure := await self._try(world, seed, steps)) is not None:
                         failures.append(failure)
-                        print(f"found {failure.seed}: {failure.name}", file=sys.stderr, flush=True)
                         sound = False  # the store may keep what was wrong
                 if sound and (problems := await world.problems()):
                     failures.append(Failure(seed=seeds[0], name="db verify", detail=f"{problems}", steps=()))
@@ -179,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for kind in KINDS if given.store == "all" else (given.store,):
         campaign = Campaign(kind, shrinks=given.seed is not None)
         began = time.monotonic()
-        asyncio.run(campaign.run(seeds, on_failure=lambda failure: print(failure, flush=True)))
+        asyncio.run(campaign.run(seeds))
         wrong += len(campaign.failures)
         print(
             f"{kind}: {campaign.done} programs, {campaign.steps} steps, {len(campaign.failures)} wrong,"

@@ -89,7 +89,6 @@ class Operations:
             Outbox(f"{number}.db", origin_id=UUID(int=number + 1 + seed * 100)) for number in range(outboxes)
         ]
         self.conversations: list[Known] = []
-        self.counts = dict.fromkeys(WEIGHTS, 0)
         self.made = 0
         self._order = 0
         self._begin()
@@ -126,7 +125,6 @@ class Operations:
             self._begin()
         known = self.conversations[-1 - min(int(self._chance.expovariate(0.1)), len(self.conversations) - 1)]
         (kind,) = self._chance.choices(list(WEIGHTS), weights=list(WEIGHTS.values()))
-        self.counts[kind] += 1
         if (special := getattr(self, f"_{kind}", None)) is not None:
             special(known)
         else:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,6 +32,7 @@ from tests.proof.options import Options
 from tests.proof.rows import Row
 from tests.support import peers
 from tests.support.servers import PostgresServer, ServerUnavailable
+from tests.support.sqlite_rows import rows
 
 USERS: Final = 20
 BOTS: Final = 8
@@ -143,9 +143,7 @@ async def _talk(bot: History, number: int, pace: float) -> None:
 
 
 def _troubled(path: Path) -> int:
-    with closing(sqlite3.connect(path, timeout=10)) as connection:
-        found = connection.execute("SELECT count(*) FROM letopis_outbox_lanes WHERE attempts > 0 OR state <> 'ready'")
-        return int(found.fetchone()[0])
+    return len(rows(path, "SELECT 1 FROM letopis_outbox_lanes WHERE attempts > 0 OR state <> 'ready'"))
 
 
 def peak(moments: Sequence[float]) -> int:

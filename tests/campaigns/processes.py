@@ -10,10 +10,10 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 LETOPIS: Final = Path(sys.executable).with_name("letopis.exe" if os.name == "nt" else "letopis")
 
@@ -33,36 +33,26 @@ class Place:
     outbox: Path
     store: str
 
-    def command(self, *words: str) -> list[str]:
-        """The words of a command on this outbox; the store's URL goes in the environment."""
-        return [str(LETOPIS), *words]
-
-    @property
-    def environment(self) -> Mapping[str, str]:
-        """The environment of every command."""
-        return {**os.environ, "LETOPIS_OUTBOX": str(self.outbox), "LETOPIS_STORE": self.store, "NO_COLOR": "1"}
-
-    def run(self, *words: str, timeout: float, expect: Sequence[int] = (0,)) -> str:
+    def run(self, *words: str, timeout: float) -> str:
         """Run a command to its end and return what it printed."""
         with self.start(*words) as process:
-            return finish(process, words, timeout=timeout, expect=expect)
+            return finish(process, words, timeout=timeout)
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
+    def start(self, *words: str, out: IO[str] | int = subprocess.PIPE) -> subprocess.Popen[str]:
+        environment = {"LETOPIS_OUTBOX": str(self.outbox), "LETOPIS_STORE": self.store, "NO_COLOR": "1"}
         return subprocess.Popen(
-            self.command(*words),
-            env=self.environment,
+            [str(LETOPIS), *words],
+            env={**os.environ, **environment},  # not in its words, as it may hold a password
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=out,
             stderr=subprocess.STDOUT,
             text=True,
             encoding="utf-8",
         )
 
 
-def finish(
-    process: subprocess.Popen[str], words: Sequence[str], *, timeout: float, expect: Sequence[int] = (0,)
-) -> str:
+def finish(process: subprocess.Popen[str], words: Sequence[str], *, timeout: float) -> str:
     """Wait for a command's end and return what it printed."""
     try:
         printed, _ = process.communicate(timeout=timeout)
@@ -70,7 +60,7 @@ def finish(
         process.kill()
         printed, _ = process.communicate()
         raise Failed(f"`letopis {' '.join(words)}` took longer than {timeout:g} s:\n{printed[-2000:]}") from None
-    if process.returncode not in expect:
+    if process.returncode:
         raise Failed(f"`letopis {' '.join(words)}` ended with {process.returncode}:\n{printed[-2000:]}")
     return printed
 
@@ -80,9 +70,8 @@ class Relay:
     """The relay daemon of a place: started again whenever it is gone."""
 
     place: Place
-    starts: int = 0
     deaths: list[int] = field(default_factory=list)
-    _process: subprocess.Popen[bytes] | None = None
+    _process: subprocess.Popen[str] | None = None
 
     @property
     def log(self) -> Path:
@@ -102,16 +91,8 @@ class Relay:
             self.deaths.append(self._process.returncode)
             if len(self.deaths) > 5:
                 raise Failed(f"the relay keeps ending by itself, with {self.deaths}: see its output\n{self.tail()}")
-        self.starts += 1
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self.place.command("relay", "--log-format", "json"),
-                env=self.place.environment,
-                cwd=self.place.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        with self.log.open("a", encoding="utf-8") as log:
+            self._process = self.place.start("relay", "--log-format", "json", out=log)
 
     def kill(self) -> bool:
         """Kill it with SIGKILL; whether it was still alive."""
@@ -138,9 +119,7 @@ class Relay:
 
     def close(self) -> None:
         """End it, whatever it does."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        self.kill()
 
     def noticed(self) -> tuple[Counter[str], list[str]]:
         faults: Counter[str] = Counter()

@@ -174,21 +174,11 @@ async def digests(engine: Any) -> dict[str, str]:
 
 async def names(engine: Any) -> AsyncIterator[str]:
     """Yield the ids of all conversations that the log has."""
-    after = ""
-    while True:
-        statement = (
-            sa.select(events.c.conversation_id)
-            .where(events.c.version == 1, events.c.conversation_id > after)
-            .order_by(events.c.conversation_id)
-            .limit(_BATCH)
-        )
-        async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
-            found = list((await connection.execute(statement)).scalars())
-        for name in found:
-            yield name
-        if len(found) < _BATCH:
-            return
-        after = found[-1]
+    statement = sa.select(events.c.conversation_id).where(events.c.version == 1).order_by(events.c.conversation_id)
+    async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
+        found = list((await connection.execute(statement)).scalars())
+    for name in found:
+        yield name
 
 
 async def mismatches(store: ConversationStore) -> list[Rebuilt]:

@@ -19,13 +19,13 @@ def test_a_campaign_fires_its_faults_and_fails_for_a_damaged_store(tmp_path: Pat
     """That an undamaged one passes, and catches its own controls, is what the short form in `.ci/run` shows."""
     pytest.importorskip("chitchat_dataset", reason="needs chitchat-dataset: the group pages")
     source = tmp_path / "source.jsonl"
-    written = dataset.write(source, sample=0.001, seed=1)
+    messages = dataset.write(source, sample=0.001, seed=1)
     with open_target("sqlite", tmp_path) as target:
         place = Place(folder=tmp_path, outbox=tmp_path / "bot.outbox.db", store=target.url)
         tally, _ = Campaign(target, place, source, seed=1).run({"kill": 2, "cut": 2}, damaged="swap")
 
     assert (tally.figures["kill"], tally.figures["cut"]) == (2, 2)
-    assert (tally.figures["conversations"], tally.figures["messages"]) == (7, written.messages)
+    assert (tally.figures["conversations"], tally.figures["messages"]) == (7, messages)
     assert list(dict.fromkeys(problem.split(":")[0] for problem in tally.problems)) == [
         "the export differs from the import",
         "the logs break their invariants",

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.campaigns.operations import WEIGHTS, Operations
+from tests.campaigns.operations import Operations
 from tests.campaigns.rebuild import Campaign
 from tests.conftest import STORES
 
@@ -21,15 +21,6 @@ async def test_fold_inline_and_rebuilt_are_the_same(kind: str, new_store_url: Ca
     assert tally.figures["damage that a reader sees"] > 0
     assert tally.count > 30
     assert tally.figures["events"] > 1_500
-
-
-def test_the_operations_are_all_of_them() -> None:
-    operations = Operations(3)
-    for _ in range(2_500):
-        operations.make()
-
-    assert set(operations.counts) == set(WEIGHTS)
-    assert min(operations.counts.values()) > 0
 
 
 def test_the_seed_decides_the_operations() -> None:

@@ -95,7 +95,7 @@ class Victims:
                 continue
             assert process is None or process.exitcode == -9, f"the {name} ended by itself: {process.exitcode}"
             self.starts += 1
-            self._processes[name] = self._start_bot() if name == BOT else self._start_relay()
+            self._processes[name] = self._start_bot() if name == BOT else self._process(victim.relay)
 
     def kill(self, name: str) -> bool:
         """Kill one of them with SIGKILL; whether it was still alive."""
@@ -132,25 +132,15 @@ class Victims:
 
     def _start_bot(self) -> BaseProcess:
         ours, theirs = self._context.Pipe(duplex=False)
-        process = self._process(
-            victim.talk,
-            self._outbox,
-            self._store,
-            theirs,
-            seed=self.starts,
-            defects=self._defects,
-            **self._every,
-        )
+        process = self._process(victim.talk, theirs, seed=self.starts, **self._every)
         theirs.close()
         reader = threading.Thread(target=self._read, args=(ours,), daemon=True)
         reader.start()
         self._readers.append(reader)
         return process
 
-    def _start_relay(self) -> BaseProcess:
-        return self._process(victim.relay, self._outbox, self._store, defects=self._defects)
-
     def _process(self, target: Callable[..., None], *given: Any, **named: Any) -> BaseProcess:
+        given, named = (self._outbox, self._store, *given), {"defects": self._defects, **named}
         process = self._context.Process(target=target, args=given, kwargs=named, daemon=True)
         process.start()
         return process
