@@ -15,7 +15,6 @@ from letopis.store import (
     ConversationAnnotated,
     CustomEvent,
     Message,
-    RecordedMessage,
     Seen,
 )
 from letopis.store.errors import (
@@ -71,6 +70,10 @@ ANYWHERE: Final = (
     *("drain", "outage", "back", "restart", "move"),
 )
 """Steps that do not need a conversation that is there."""
+WHEN_UP: Final = ("drain", "outage", "move")
+WHEN_DOWN: Final = ("back",)
+CHANGES: Final = ("edit", "redact", "deliver", "react", "unreact")
+PUTS: Final = ("archive", "restore", "activate", "delete", "reset", "rename", "annotate", "custom")
 CHATS: Final = 3
 MOODS: Final = (None, "warm", "cold")
 READ_EVERY: Final = 8  # steps between two comparisons of all that can be read
@@ -121,12 +124,16 @@ class Machine(Reads):
         bot = self.bots[step.box]
         self.did.append(f"{bot.box.name} {step.kind}")
         try:
+            if step.kind in (WHEN_DOWN if not self.down else WHEN_UP):
+                raise Impossible
             if step.kind in ANYWHERE:
                 await getattr(self, f"_{step.kind}")(bot, step.a, step.b, step.c)
-            elif (chat := self._chat(bot, step.a)) is not None:
-                await getattr(self, f"_{step.kind}")(bot, chat, step.b, step.c)
+            elif step.kind in CHANGES:
+                await self._change(bot, self._chat(bot, step.a), step.kind, step.b, step.c)
+            elif step.kind in PUTS:
+                await self._put(bot, self._chat(bot, step.a), step.kind, step.b, step.c)
             else:
-                raise Impossible
+                await getattr(self, f"_{step.kind}")(bot, self._chat(bot, step.a), step.b, step.c)
         except Impossible:
             self.did.pop()
             return
@@ -139,9 +146,11 @@ class Machine(Reads):
     def _note(self, *words: object) -> None:
         self.did[-1] = " ".join([self.did[-1], *(str(one).removeprefix(f"{self.prefix}-") for one in words)])
 
-    def _chat(self, bot: Bot, pick: int) -> Chat | None:
+    def _chat(self, bot: Bot, pick: int) -> Chat:
         living = [one for one in self.read(bot).living() if not (self.down and self._told_gone(bot, one.id))]
-        return living[pick % len(living)] if living else None
+        if not living:
+            raise Impossible
+        return living[pick % len(living)]
 
     def _told_gone(self, bot: Bot, chat: str) -> bool:
         """Whether an outbox was told on delivery that another one has deleted a conversation."""
@@ -165,22 +174,16 @@ class Machine(Reads):
 
     def _message(self, pick: int, role: str | None = None) -> tuple[Message, dict[str, Any]]:
         self._made += 1
-        values: dict[str, Any] = {
-            "message_id": f"{self.prefix}-m{self._made}",
-            "role": role or ("user", "assistant")[pick % 2],
-            "text": f"{WORDS[pick % 3]} {self._made}",
-            "tokens": (None, 0, 7)[pick // 3 % 3],
-            "mood": MOODS[pick // 9 % 3],
-        }
+        mood = MOODS[pick // 9 % 3]
         message = Message(
-            role=values["role"],
-            content=values["text"],
-            id=values["message_id"],
-            tokens=values["tokens"],
-            metadata={} if values["mood"] is None else {"mood": values["mood"]},
+            role=role or ("user", "assistant")[pick % 2],
+            content=f"{WORDS[pick % 3]} {self._made}",
+            id=f"{self.prefix}-m{self._made}",
+            tokens=(None, 0, 7)[pick // 3 % 3],
+            metadata={} if mood is None else {"mood": mood},
         )
         self.messages[message.id] = message
-        return message, values
+        return message, _values(message)
 
     def _expects(self, bot: Bot, chat: str) -> Expects:
         version = None if self.down else len(self.lanes.stored[chat])
@@ -255,9 +258,7 @@ class Machine(Reads):
         self._append(bot, chat.id, *kinds, ("annotate", {"metadata": {"n": b}}), receipt=receipt, owner=chat.owner)
 
     async def _say_together(self, bot: Bot, a: int, b: int, c: int) -> None:
-        chats = [one for one in (self._chat(bot, a), self._chat(bot, b)) if one is not None]
-        if not chats:
-            raise Impossible
+        chats = self._chat(bot, a), self._chat(bot, b)
         said = [(chat, *self._message(c + place)) for place, chat in enumerate(chats)]
         breaks = c % 3 == 0
         self._note(*(word for chat, one, _ in said for word in (chat.id, one.id)), "rolled back" if breaks else "")
@@ -300,8 +301,8 @@ class Machine(Reads):
     async def _again(self, bot: Bot, a: int, b: int, c: int) -> None:
         """Append a message again, which may have left the path, through this outbox or another."""
         chat = self._chat(bot, a)
-        known = [] if chat is None or self.down else [one for one in chat.said if one.id in self.messages]
-        if chat is None or not known:
+        known = [] if self.down else [one for one in chat.said if one.id in self.messages]
+        if not known:
             raise Impossible
         said = known[b % len(known)]
         message, box = self.messages[said.id], bot.box
@@ -315,16 +316,9 @@ class Machine(Reads):
             return
         before = len(box.lanes[chat.id].events)
         receipt = await work
-        values = {
-            "message_id": said.id,
-            "role": message.role,
-            "text": message.content,
-            "tokens": message.tokens,
-            "mood": message.metadata.get("mood"),
-        }
         if receipt.sequence > before:
             kind = "put_back" if any(one.kind in SAYS for one in holds) else "again"
-            self._append(bot, chat.id, (kind, values), receipt=receipt, owner=chat.owner)
+            self._append(bot, chat.id, (kind, _values(message)), receipt=receipt, owner=chat.owner)
         else:
             self._append(bot, chat.id, owner=chat.owner)
         # What the store has put aside stays so: a retry is told the same.
@@ -388,18 +382,37 @@ class Machine(Reads):
 
     # Change messages.
 
-    async def _change(
-        self, bot: Bot, chat: Chat, target: str, work: Awaitable[Receipt], kind: str, values: dict[str, Any]
-    ) -> None:
+    async def _change(self, bot: Bot, chat: Chat, kind: str, b: int, c: int) -> None:
+        target, box, told = self._target(chat, b), bot.box, bot.history.chat(chat.id)
+        if kind == "redact" and self._is_pending(chat.id, target, "again"):
+            raise Impossible
+        key, actor = ("👍", "rating")[c % 2], (None, "mod")[c // 2 % 2]
+        match kind:
+            case "edit":
+                self._made += 1
+                values: dict[str, Any] = {"text": f"{WORDS[c % 3]} edited {self._made}"}
+                work = told.edit(target, values["text"])
+            case "redact":
+                values, work = {}, told.redact(target)
+            case "deliver" if c % 3 == 0:
+                values = {"delivery": "failed", "data": {"reason": "blocked"}}
+                work = told.failed(target, **values["data"])
+            case "deliver":
+                values = {"delivery": "sent", "data": {"platform_ids": {"t": c}}}
+                work = told.sent(target, **values["data"])
+            case "react":
+                values = {"key": key, "actor": actor, "value": c % 5 or None}
+                work = told.react(target, key, actor=actor, value=values["value"])
+            case _:
+                values = {"key": key, "actor": actor}
+                work = told.unreact(target, key, actor=actor)
         self._note(chat.id, target, *values.values())
-        box = bot.box
         there = box.holds(chat.id, target) or any(one.id == target for one in chat.said)
         erased = kind == "edit" and (box.redacted(chat.id, target) or self._reset_here(box, chat, target))
         if (not there and not self.down) or erased:
             await self._refused(work, InvalidInput)
             return
-        receipt = await work
-        self._append(bot, chat.id, (kind, {"message_id": target, **values}), receipt=receipt)
+        self._append(bot, chat.id, (kind, {"message_id": target, **values}), receipt=await work)
 
     def _reset_here(self, box: Outbox, chat: Chat, target: str) -> bool:
         lane = box.lanes[chat.id]
@@ -409,40 +422,6 @@ class Machine(Reads):
             for one in lane.events
             if resets
         )
-
-    async def _edit(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
-        target = self._target(chat, b)
-        self._made += 1
-        text = f"{WORDS[c % 3]} edited {self._made}"
-        await self._change(bot, chat, target, bot.history.chat(chat.id).edit(target, text), "edit", {"text": text})
-
-    async def _redact(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
-        target = self._target(chat, b)
-        if self._is_pending(chat.id, target, "again"):
-            raise Impossible
-        await self._change(bot, chat, target, bot.history.chat(chat.id).redact(target), "redact", {})
-
-    async def _deliver(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
-        target, data = self._target(chat, b), {"reason": "blocked"} if c % 3 == 0 else {"platform_ids": {"t": c}}
-        failed = "reason" in data
-        work = (
-            bot.history.chat(chat.id).failed(target, **data)
-            if failed
-            else bot.history.chat(chat.id).sent(target, **data)
-        )
-        values = {"delivery": "failed" if failed else "sent", "data": data}
-        await self._change(bot, chat, target, work, "deliver", values)
-
-    async def _react(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
-        target, key, actor = self._target(chat, b), ("👍", "rating")[c % 2], (None, "mod")[c // 2 % 2]
-        value = c % 5 or None
-        work = bot.history.chat(chat.id).react(target, key, actor=actor, value=value)
-        await self._change(bot, chat, target, work, "react", {"key": key, "actor": actor, "value": value})
-
-    async def _unreact(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
-        target, key, actor = self._target(chat, b), ("👍", "rating")[c % 2], (None, "mod")[c // 2 % 2]
-        work = bot.history.chat(chat.id).unreact(target, key, actor=actor)
-        await self._change(bot, chat, target, work, "unreact", {"key": key, "actor": actor})
 
     # Change the path.
 
@@ -527,49 +506,33 @@ class Machine(Reads):
         kinds: list[tuple[str, dict[str, Any]]] = []
         if len(page) > kept or self.down:
             kinds.append(("rewind", {"target": page[kept - 1].id if kept else None}))
-        texts = {one.id: ("put_back", _values(one)) for one in back}
+        texts = {one.id: ("put_back", _values(one.message, interrupted=one.interrupted)) for one in back}
         kinds += [texts.get(one.id, ("say", values)) for one in wanted[kept:]]
         self._append(bot, chat.id, *kinds, receipt=receipt, owner=chat.owner, expects=expects)
 
     # Change conversations.
 
-    async def _put(self, bot: Bot, chat: Chat, work: Awaitable[Receipt], kind: str, **values: Any) -> None:
+    async def _put(self, bot: Bot, chat: Chat, kind: str, b: int, c: int) -> None:
+        if (
+            (kind == "activate" and chat.owner is None)
+            or (kind in ("delete", "reset") and self._forking(chat.id))
+            or (kind == "reset" and self._is_pending(chat.id, None, "again"))
+        ):
+            raise Impossible
+        told, owner, values = bot.history.chat(chat.id), None, dict[str, Any]()
+        match kind:
+            case "rename":
+                values = {"title": f"title {b}"}
+                work = told.rename(values["title"])
+            case "annotate":
+                values = {"metadata": {"xy"[b % 2]: c % 4 or None}}
+                work = told.annotate(values["metadata"])
+            case "custom":
+                kind, work = "touch", bot.history.append(chat.id, CustomEvent(name="paid", data={"cents": b}))
+            case _:
+                owner, work = chat.owner, getattr(told, kind)()
         self._note(chat.id, *values.values())
-        owner = chat.owner if kind in ("archive", "restore", "delete", "reset", "activate") else None
         self._append(bot, chat.id, (kind, values), receipt=await work, owner=owner)
-
-    async def _archive(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
-        await self._put(bot, chat, bot.history.chat(chat.id).archive(), "archive")
-
-    async def _restore(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
-        await self._put(bot, chat, bot.history.chat(chat.id).restore(), "restore")
-
-    async def _activate(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
-        if chat.owner is None:
-            raise Impossible
-        await self._put(bot, chat, bot.history.chat(chat.id).activate(), "activate")
-
-    async def _delete(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
-        if self._forking(chat.id):
-            raise Impossible
-        await self._put(bot, chat, bot.history.chat(chat.id).delete(), "delete")
-
-    async def _reset(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
-        if self._forking(chat.id):
-            raise Impossible
-        if self._is_pending(chat.id, None, "again"):
-            raise Impossible
-        await self._put(bot, chat, bot.history.chat(chat.id).reset(), "reset")
-
-    async def _rename(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
-        await self._put(bot, chat, bot.history.chat(chat.id).rename(f"title {b}"), "rename", title=f"title {b}")
-
-    async def _annotate(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
-        metadata = {"xy"[b % 2]: c % 4 or None}
-        await self._put(bot, chat, bot.history.chat(chat.id).annotate(metadata), "annotate", metadata=metadata)
-
-    async def _custom(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
-        await self._put(bot, chat, bot.history.append(chat.id, CustomEvent(name="paid", data={"cents": b})), "touch")
 
     async def _start(self, bot: Bot, a: int, b: int, c: int) -> None:
         self._made += 1
@@ -584,7 +547,7 @@ class Machine(Reads):
 
     async def _fork(self, bot: Bot, a: int, b: int, c: int) -> None:
         parent = self._chat(bot, a)
-        if parent is None or parent.lost or self._erasing(parent):
+        if parent.lost or self._erasing(parent):
             raise Impossible
         lane = bot.box.lanes.get(parent.id)
         if lane is not None and (lane.pending or self.down):
@@ -643,8 +606,6 @@ class Machine(Reads):
         self._note(done)
 
     async def _drain(self, bot: Bot, a: int, b: int, c: int) -> None:
-        if self.down:
-            raise Impossible
         before = [await self._owners_view(bot, owner) for owner in self._owners]
         await self.world.relays[bot.number].drain()
         if not await bot.history.drained(0):
@@ -664,13 +625,9 @@ class Machine(Reads):
                 raise Wrong("active by delivery", f"{before}, and {after} after it")
 
     async def _outage(self, bot: Bot, a: int, b: int, c: int) -> None:
-        if self.down:
-            raise Impossible
         await self.world.outage()
 
     async def _back(self, bot: Bot, a: int, b: int, c: int) -> None:
-        if not self.down:
-            raise Impossible
         await self.world.back()
 
     async def _restart(self, bot: Bot, a: int, b: int, c: int) -> None:
@@ -678,12 +635,9 @@ class Machine(Reads):
         bot.waiting.clear()
 
     async def _move(self, bot: Bot, a: int, b: int, c: int) -> None:
-        if self.down:
-            raise Impossible
         await self.world.move()
         for one in self.bots:
             one.waiting.clear()
-        return
 
 
 def _starts(path: Sequence[Said]) -> list[int]:
@@ -691,14 +645,14 @@ def _starts(path: Sequence[Said]) -> list[int]:
     return [at for at, one in enumerate(path) if one.role == "user" and not (at and path[at - 1].role == "user")]
 
 
-def _values(one: RecordedMessage) -> dict[str, Any]:
-    """What putting a message back says again."""
-    message = one.message
+def _values(message: Message, **more: Any) -> dict[str, Any]:
+    """What the model says for a message."""
+    mood = message.metadata.get("mood")
     return {
-        "message_id": one.id,
-        "role": one.role,
-        "text": one.text,
+        "message_id": message.id,
+        "role": message.role,
+        "text": message.content,
         "tokens": message.tokens,
-        "mood": message.metadata.get("mood"),
-        "interrupted": one.interrupted,
+        "mood": mood,
+        **more,
     }

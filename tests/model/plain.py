@@ -89,8 +89,6 @@ class Chat:
     tokens: int = 0
     counted: set[str] = field(default_factory=set)
     """Ids of the messages whose tokens are counted; a deletion takes the messages, and what they cost stays."""
-    turns: int = 0
-    """Events so far that stand against an answer to what was read before them."""
     erased: set[str] = field(default_factory=set)
     """Ids that a redaction has named, also of messages that are nowhere: no edit of them is taken any more."""
     inherited: tuple[Said, ...] = ()
@@ -166,10 +164,9 @@ class Plain:
         self._clock += 1
         chat.touched = self._clock
 
-    def _done(self, chat: Chat, *, turn: bool = False) -> None:
+    def _done(self, chat: Chat) -> None:
         """Keep the version that an operation has made."""
         self._touch(chat)
-        chat.turns += turn
         chat.moments.append(Moment((*chat.inherited, *chat.own), chat.inherits))
 
     def begin(self, chat_id: str, owner: str | None = None) -> Chat:
@@ -204,17 +201,17 @@ class Plain:
         if not back and message_id not in chat.counted:
             chat.tokens += tokens or 0
         chat.counted.add(message_id)
-        self._done(chat, turn=True)
+        self._done(chat)
 
     def edit(self, chat: Chat, message_id: str, text: str) -> None:
         for message in chat.every(message_id):
             chat.change(message, text=text, edited=True)
-        self._done(chat, turn=True)
+        self._done(chat)
 
     def redact(self, chat: Chat, message_id: str) -> None:
         """Take away what a message said, wherever it is shown."""
         chat.erased.add(message_id)
-        self._done(chat, turn=True)
+        self._done(chat)
 
     def deliver(self, chat: Chat, message_id: str, delivery: str, data: dict[str, Any]) -> None:
         """Note what the platform did with a message."""
@@ -264,7 +261,7 @@ class Plain:
             self._cut(chat, len(chat.inherited))
             ids = [one.id for one in chat.whole]
             chat.inherited = chat.whole[: len(ids) - ids[::-1].index(target)] if target in ids else chat.whole
-        self._done(chat, turn=True)
+        self._done(chat)
 
     def _cut(self, chat: Chat, length: int) -> None:
         chat.inherited = chat.inherited[:length]

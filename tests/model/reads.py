@@ -85,10 +85,8 @@ class Reads:
             if now == bot.compared.get(chat.id) and not whole:
                 continue
             bot.compared[chat.id] = now
-            await (self._compare_alone if self.down else self._compare_chat)(bot, plain, chat, pick)
-        if self.down:
-            return
-        if some is not None:
+            await (self._compare_alone if self.down else self._compare_chat)(bot, chat, pick)
+        if self.down or some is not None:
             return
         for owner in self._owners:
             await self._compare_owner(bot, plain, owner)
@@ -111,7 +109,7 @@ class Reads:
             name = chat if isinstance(chat, str) else chat.id
             raise Wrong(what, f"{name} reads\n  {found}, not\n  {wanted}")
 
-    async def _compare_chat(self, bot: Bot, plain: Plain, chat: Chat, pick: int) -> None:
+    async def _compare_chat(self, bot: Bot, chat: Chat, pick: int) -> None:
         history = bot.history
         found = await history.chat(chat.id).conversation()
         if found is None:
@@ -174,7 +172,7 @@ class Reads:
                     wanted = [one.id for one in chat.moments[version].path]
                     self._same("as_of", chat, [one.id for one in then], wanted)
 
-    async def _compare_alone(self, bot: Bot, plain: Plain, chat: Chat, pick: int) -> None:
+    async def _compare_alone(self, bot: Bot, chat: Chat, pick: int) -> None:
         if chat.lost or chat.deleted or any(one.deleted or one.lost for one in chat.ancestors):
             return
         page = await bot.history.messages(chat.id, last=None)

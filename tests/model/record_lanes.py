@@ -8,7 +8,6 @@ from typing import Any, Final
 from uuid import UUID, uuid4
 
 from letopis.outbox import History
-from letopis.outbox.history.records import RecordReceipt
 from letopis.store import ABSENT
 from letopis.store.errors import RecordConflict
 
@@ -29,23 +28,21 @@ class Change:
     value: Any = None
     revision: UUID | None = None
     expected: object = None
-    receipt: RecordReceipt | None = None
 
-    def apply(self, held: Held, *, decide: bool = True) -> bool:
-        """Change what is held. Return False if the condition does not hold there."""
+    def apply(self, held: Held, *, decide: bool = True) -> None:
+        """Change what is held, if the condition holds there."""
         if self.place is None:
             for key in [key for key in held if key[0] == self.scope and key[1][0][: len(self.prefix)] == self.prefix]:
                 del held[key]
-            return True
+            return
         key = (self.scope, self.place)
         there = held.get(key)
         if decide and self.expected is not None and self.expected != (ABSENT if there is None else there[1]):
-            return False
+            return
         if self.revision is None:
             held.pop(key, None)
         else:
             held[key] = (self.value, self.revision)
-        return True
 
 
 @dataclass
@@ -95,23 +92,22 @@ class RecordModel:
             return f"put {scope} {place} refused"
         if not right:
             raise AssertionError(f"a record was put over {there}, expected {expected}")
-        values = {"value": c, "revision": receipt.revision, "expected": expected, "receipt": receipt}
+        values = {"value": c, "revision": receipt.revision, "expected": expected}
         self.pending[box].append(Change(scope=scope, place=place, **values))
         return f"put {scope} {place} {c} expected {expected}"
 
-    def deliver(self, box: str) -> list[tuple[RecordReceipt, bool]]:
-        """Deliver what is pending; return the receipts of changes under a condition, and whether that held."""
-        done = [(change.receipt, change.apply(self.stored)) for change in self.pending.pop(box, [])]
-        return [(receipt, held) for receipt, held in done if receipt is not None]
+    def deliver(self, box: str) -> None:
+        for change in self.pending.pop(box, []):
+            change.apply(self.stored)
 
-    async def compare(self, box: str, history: History) -> str | None:
+    async def compare(self, box: str, history: History, *, limit: int = 100, reverse: bool = False) -> str | None:
         """Return where what is read is not what is expected."""
         held = self.read(box)
         for scope in (0, 1):
             wanted = {place: value for (there, place), value in held.items() if there == scope}
-            page = await self.records(history, scope).list()
+            page = await self.records(history, scope).list(limit=limit, reverse=reverse)
             listed = {(one.namespace, one.key): (one.value, one.revision) for one in page}
-            if listed != wanted:
+            if not listed.items() <= wanted.items() or (page.next is None and len(listed) < len(wanted)):
                 return f"{scope} lists {listed}, not {wanted}"
             for place, one in zip(KEYS, await self.records(history, scope).get_many(KEYS), strict=True):
                 if (None if one is None else (one.value, one.revision)) != wanted.get(place):
