@@ -16,8 +16,7 @@ from tests.proof.simulation import strands
 from tests.proof.simulation.driver import Disk, File
 from tests.proof.simulation.loop import Deadlock, Process, VirtualLoop
 from tests.proof.simulation.mutants import MUTANTS
-from tests.proof.simulation.part import judged, problems
-from tests.proof.simulation.plan import PROFILES, plan_of
+from tests.proof.simulation.part import judged
 from tests.proof.simulation.world import DIED, Result
 from tests.support.defects import DEFECTS
 
@@ -28,15 +27,6 @@ def live(work: Coroutine[Any, Any, Any], *, seed: int = 7) -> Any:
         return loop.run_until_complete(work)
     finally:
         loop.close()
-
-
-def test_hours_pass_at_once() -> None:
-    async def sleep() -> float:
-        before = asyncio.get_running_loop().time()
-        await asyncio.sleep(36_000)
-        return asyncio.get_running_loop().time() - before
-
-    assert 36_000 <= live(sleep()) < 36_001
 
 
 def test_waiting_for_what_cannot_come_is_no_endless_wait() -> None:
@@ -187,17 +177,6 @@ def test_what_a_killed_process_had_not_committed_is_rolled_back(tmp_path: Path) 
     assert commits == ["writer"]
 
 
-def test_a_seed_always_makes_the_same_plan_and_all_profiles_come_up() -> None:
-    assert plan_of(5) == plan_of(5)
-    assert {plan_of(seed).profile for seed in range(len(PROFILES))} == set(PROFILES)
-
-
 def test_a_mutant_is_a_defect_that_can_be_planted() -> None:
     assert len(MUTANTS) >= 12
     assert MUTANTS.keys() <= DEFECTS.keys()
-
-
-def test_problems_name_the_seed() -> None:
-    results = [Result(seed=1, profile="storm"), Result(seed=2, profile="quiet", broken=["told", "again"])]
-
-    assert problems(results) == ("seed 2 (quiet): told",)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple
 
 from letopis.outbox import History, Receipt
-from letopis.store import ConversationGone, EventIdReused, InvalidInput, Message, StoreUnavailable
+from letopis.store import Message
 from tests.model.plain import Chat, Plain
-from tests.support.path_deeds import Broken
+from tests.support.path_deeds import Broken, Keeper
 
 VERBS: Final[dict[str, int]] = {"say": 6, "fork": 3, "redact": 3, "reset": 1, "delete": 1}
 """How often each is done, of their sum."""
@@ -19,6 +17,11 @@ SECRET_LENGTH: Final = 21  # characters of a text by which it is found in a row
 LARGE_REST: Final = " and so on" * 80  # what makes a text large where the limit is low
 LARGE_SHARE: Final = 0.3
 MOST: Final = 12  # messages of a path that may be forked, so that forks of forks stay small
+
+
+def secret_of(chance: random.Random) -> str:
+    """Return a text that is found wherever it is."""
+    return f"secret{chance.randrange(10**15):015}"
 
 
 class Gone(NamedTuple):
@@ -34,8 +37,8 @@ class Gone(NamedTuple):
     at_once: bool
 
 
-class ContentKeeper:
-    """Changes a family of conversations that nobody else writes to, and compares each complete read with the model."""
+class ContentKeeper(Keeper):
+    """Changes a family of conversations, and keeps which texts were erased."""
 
     def __init__(
         self,
@@ -46,50 +49,27 @@ class ContentKeeper:
         keep: Callable[[Receipt], None],
         gone: Callable[[Gone], None],
     ) -> None:
-        self._history = history
-        self._prefix = prefix
-        self._chance = chance
-        self._keep, self._gone = keep, gone
+        super().__init__(history, prefix, chance=chance, keep=keep)
+        self._gone = gone
         self._plain = Plain()
-        self._numbers = itertools.count()
-        self._turn = asyncio.Lock()
-        self._undecided: tuple[str, str, Callable[[], object]] | None = None
         self._delivered: dict[str, int | None] = {}
         self._forks: list[tuple[str, Receipt | None]] = []
         self._readable: set[str] = set()
         self._erased: set[str] = set()
 
-    async def change(self) -> str:
-        """Do one thing, and read what has become of it. Return the verb, or ``""`` if nothing could be done.
-
-        :raises Broken: what is read is not what was written, or what must be accepted is refused.
-        :raises LetopisError: as an append does. What has become of it is read before the next change.
-        """
-        async with self._turn:
-            if self._undecided is not None and not await self._learn():
-                return ""
-            (verb,) = self._chance.choices(list(VERBS), list(VERBS.values()))
-            try:
-                done = await getattr(self, f"_{verb}")()
-            except StoreUnavailable:  # a fork point had to be read, and nothing was written
-                self._undecided = None
-                return ""
-            except (InvalidInput, EventIdReused, ConversationGone) as error:
-                raise Broken(f"{self._prefix!r}: {verb} is refused: {error}") from error
-            for chat in self._chance.sample(list(self._plain.chats), k=min(2, len(self._plain.chats))):
-                await self._compare(chat)
-            return verb if done else ""
+    def _verb(self) -> str:
+        return self._chance.choices(list(VERBS), list(VERBS.values()))[0]
 
     # The verbs.
 
     async def _say(self) -> bool:
         living = self._plain.living()
         if not living or self._chance.random() < 0.1:
-            chat = self._plain.begin(f"{self._prefix}-{next(self._numbers)}", "owner")
+            chat = self._plain.begin(f"{self._name}-{next(self._numbers)}", "owner")
         else:
             chat = self._chance.choice(living)
-        number = f"{self._prefix}-m{next(self._numbers)}"
-        text = f"secret{self._chance.randrange(10**15):015}"
+        number = f"{self._name}-m{next(self._numbers)}"
+        text = secret_of(self._chance)
         if self._chance.random() < LARGE_SHARE:
             text += LARGE_REST
         return await self._do(
@@ -104,7 +84,7 @@ class ContentKeeper:
         if parent is None:
             return False
         at = self._chance.choice(parent.path).id if self._chance.random() < 0.6 else None
-        name = f"{self._prefix}-{next(self._numbers)}"
+        name = f"{self._name}-{next(self._numbers)}"
         return await self._do(
             "fork",
             name,
@@ -122,16 +102,16 @@ class ContentKeeper:
         return await self._do("redact", chat.id, work, lambda: self._plain.redact(chat, target))
 
     async def _reset(self) -> bool:
-        chat = await self._choose_unneeded()
-        if chat is None:
-            return False
-        return await self._do("reset", chat.id, self._history.chat(chat.id).reset(), lambda: self._plain.reset(chat))
+        return await self._erase("reset", self._plain.reset)
 
     async def _delete(self) -> bool:
+        return await self._erase("delete", self._plain.delete)
+
+    async def _erase(self, verb: str, effect: Callable[[Chat], None]) -> bool:
         chat = await self._choose_unneeded()
         if chat is None:
             return False
-        return await self._do("delete", chat.id, self._history.chat(chat.id).delete(), lambda: self._plain.delete(chat))
+        return await self._do(verb, chat.id, getattr(self._history.chat(chat.id), verb)(), lambda: effect(chat))
 
     def _choose(self, fit: Callable[[Chat], bool]) -> Chat | None:
         fitting = [chat for chat in self._plain.living() if fit(chat)]
@@ -164,16 +144,16 @@ class ContentKeeper:
                 self._gone(Gone(text[:SECRET_LENGTH], dict(self._delivered), verb == "redact" and receipt is not None))
             self._readable = readable
 
-        self._undecided = (verb, name, lambda: happened(None))
+        self._undecided = name, lambda: happened(None)
         receipt = await work
         self._keep(receipt)
         happened(receipt)
         return True
 
     async def _learn(self) -> bool:
-        """Read what has become of a change whose outcome is not known. Return True if that is known then."""
-        assert self._undecided is not None
-        _, name, happened = self._undecided
+        if self._undecided is None:
+            return True
+        name, happened = self._undecided
         page = await self._history.messages(name, last=None)
         if page.complete:
             self._undecided = None
@@ -185,13 +165,14 @@ class ContentKeeper:
         chat = self._plain.chats.get(name)
         return [] if chat is None else [(one.id, one.shown) for one in chat.path]
 
-    async def _compare(self, name: str) -> None:
-        page = await self._history.messages(name, last=None)
-        shown, expected = _shown(page), self._expected(name)
-        if leaked := self._erased & {text for _, text in shown}:
-            raise Broken(f"{name!r}: what was erased is read: {min(leaked)}")
-        if page.complete and shown != expected:  # without the store there is only what the outbox still keeps
-            raise Broken(f"{name!r}: is read as {shown[-4:]}, and must be {expected[-4:]}")
+    async def _compare(self) -> None:
+        for name in self._chance.sample(list(self._plain.chats), k=min(2, len(self._plain.chats))):
+            page = await self._history.messages(name, last=None)
+            shown, expected = _shown(page), self._expected(name)
+            if leaked := self._erased & {text for _, text in shown}:
+                raise Broken(f"{name!r}: what was erased is read: {min(leaked)}")
+            if page.complete and shown != expected:  # without the store there is only what the outbox still keeps
+                raise Broken(f"{name!r}: is read as {shown[-4:]}, and must be {expected[-4:]}")
 
 
 def _shown(page: Any) -> list[tuple[str, str]]:

@@ -6,10 +6,10 @@ import asyncio
 import itertools
 import random
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from letopis.outbox import History, Receipt
-from letopis.store import EventIdReused, InvalidInput, Message, Saved, StoreUnavailable
+from letopis.store import ConversationGone, EventIdReused, InvalidInput, Message, Saved, StoreUnavailable
 
 MOST: Final = 8  # messages of a path after a replacement
 _MADE: Final = 7  # the version of ids that are made for an event; others follow from the message
@@ -19,49 +19,70 @@ class Broken(Exception):
     """A promise is broken; the text says which, and how."""
 
 
-class PathKeeper:
-    """Changes the path of one conversation that nobody else writes to, and compares each complete read with it."""
+class Keeper:
+    """Changes conversations that nobody else writes to, and compares each complete read with what was written."""
 
-    def __init__(
-        self, history: History, conversation_id: str, *, chance: random.Random, keep: Callable[[Receipt], None]
-    ) -> None:
+    def __init__(self, history: History, name: str, *, chance: random.Random, keep: Callable[[Receipt], None]) -> None:
         self._history = history
-        self._name = conversation_id
+        self._name = name
         self._chance = chance
         self._keep = keep
         self._numbers = itertools.count()
         self._turn = asyncio.Lock()
-        self._path: list[Message] = []
-        self._off: list[Message] = []
-        self._aside: list[Message] = []
-        """What the history store has set aside; only a replacement, which reads there, can put it back."""
         self._known = True
-        self._undecided: Receipt | None = None
-        self._begun = False
-        self.reads = 0
+        """Whether it is known what has become of the last change."""
+        self._undecided: Any = None
+        """What has become of it as far as it is known, to learn the rest."""
 
-    async def change(self) -> None:
-        """Change the path in one way, and read it.
+    async def change(self) -> str:
+        """Do one thing, and read what has become of it. Return the verb, or ``""`` if nothing could be done.
 
         :raises Broken: what is read is not what was written, or what must be accepted is refused.
         :raises LetopisError: as an append does. What has become of it is read before the next change.
         """
-        deeds = (self._say, self._say, self._take_back, self._put_back, self._put_back, self._replace, self._replace)
         async with self._turn:
             if not self._known and not await self._learn():
-                return
-            deed = self._chance.choice((*deeds, self._reset) if self._chance.random() < 0.3 else deeds)
+                return ""
+            verb = self._verb()
             self._known = False
             try:
-                await deed()
+                done = await getattr(self, f"_{verb}")()
             except StoreUnavailable:  # it had to be read, and nothing was written
-                self._known = True
-                return
-            except (InvalidInput, EventIdReused) as error:
-                raise Broken(f"{self._name!r}: {deed.__name__} is refused: {error}") from error
+                self._known, self._undecided = True, None
+                return ""
+            except (InvalidInput, EventIdReused, ConversationGone) as error:
+                raise Broken(f"{self._name!r}: {verb} is refused: {error}") from error
             self._known = self._undecided is None
             if self._known:
                 await self._compare()
+            return "" if done is False else verb
+
+    def _verb(self) -> str:
+        """Return the name of the method that is next; it returns ``False`` where there is nothing to do it with."""
+        raise NotImplementedError
+
+    async def _learn(self) -> bool:
+        """Read what has become of a change whose outcome is not known. Return True if that is known then."""
+        raise NotImplementedError
+
+    async def _compare(self) -> None:
+        raise NotImplementedError
+
+
+class PathKeeper(Keeper):
+    """Changes the path of one conversation."""
+
+    def __init__(self, history: History, name: str, *, chance: random.Random, keep: Callable[[Receipt], None]) -> None:
+        super().__init__(history, name, chance=chance, keep=keep)
+        self._path: list[Message] = []
+        self._off: list[Message] = []
+        self._aside: list[Message] = []
+        """What the history store has set aside; only a replacement, which reads there, can put it back."""
+        self._begun = False
+
+    def _verb(self) -> str:
+        verbs = ("say", "say", "take_back", "put_back", "put_back", "replace", "replace")
+        return self._chance.choice((*verbs, "reset") if self._chance.random() < 0.3 else verbs)
 
     async def _say(self) -> None:
         await self._append(self._new(self._chance.choice((1, 1, 3))))
@@ -132,7 +153,6 @@ class PathKeeper:
         self._path = path
 
     async def _learn(self) -> bool:
-        """Read what has become of a change whose outcome is not known. Return True if that is known then."""
         if self._undecided is not None and await self._undecided.state() is not Saved.SAVED:
             return False
         page = await self._history.messages(self._name, last=None)
@@ -145,14 +165,12 @@ class PathKeeper:
                 self._aside += aside
                 self._undecided = None
             self._set([one.message for one in page])
-            self._known = True
         return page.complete
 
     async def _compare(self) -> None:
         page = await self._history.messages(self._name, last=None)
         if not page.complete:
             return  # without the store there is only what the outbox still keeps
-        self.reads += 1
         found, wanted = [one.id for one in page], [one.id for one in self._path]
         if found != wanted:
             raise Broken(f"{self._name!r}: its path is read as {found[-6:]}, and was written as {wanted[-6:]}")

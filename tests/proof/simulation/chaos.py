@@ -88,7 +88,7 @@ class Chaos:
             )
             world.places[0].hurry.clear()
             if chance.random() < 0.3:
-                self._jump()
+                await self._jump()
 
     async def _long_outage(self) -> None:
         """The store is unavailable for hours."""
@@ -98,9 +98,9 @@ class Chaos:
         away = asyncio.create_task(self._outage(chance.choice(list(OUTAGES)), world.plan.span))
         for _ in range(chance.randrange(1, 4)):
             await asyncio.sleep(chance.uniform(0, world.plan.span / 5))
-            self._jump()
+            await self._jump()
         await asyncio.sleep(chance.uniform(0, world.plan.span / 5))
-        self._jump(-3_600.0)
+        await self._jump(-3_600.0)
         await away
 
     async def _stuck(self) -> None:
@@ -115,7 +115,7 @@ class Chaos:
         while world.loop.now - 1000 < world.plan.span:
             await asyncio.sleep(chance.uniform(60, 240))
             if chance.random() < 0.3:
-                self._jump()
+                await self._jump()
 
     async def _stopped(self) -> None:
         """The relay at work is stopped in the middle, and continues when another has long taken over."""
@@ -153,7 +153,7 @@ class Chaos:
             (8, self._kill),
             (2, self._kill_all),
             (1, self._stop),
-            (2, self._set_clock),
+            (2, self._jump),
             (1, self._bad_message),
             (1, self._see_to_it),
             (1, self._deaf_people),
@@ -233,10 +233,7 @@ class Chaos:
         process.stopped = True
         world.loop.call_later(seconds, world.loop.resume, process)
 
-    async def _set_clock(self) -> None:
-        self._jump()
-
-    def _jump(self, jump: float | None = None) -> None:
+    async def _jump(self, jump: float | None = None) -> None:
         jump = self._chance.choice(JUMPS) if jump is None else jump
         self._world.say(f"the wall clock is set by {jump:g} s")
         self._world.result.counts["clock jumps"] += 1

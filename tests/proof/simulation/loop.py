@@ -158,9 +158,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
             try:
                 value = func(*args)
             except BaseException as error:  # it belongs to the one who waits
-                self.call_soon_threadsafe(_fail, future, error)
+                self.call_soon_threadsafe(_end, future, future.set_exception, error)
             else:
-                self.call_soon_threadsafe(_settle, future, value)
+                self.call_soon_threadsafe(_end, future, future.set_result, value)
 
         Strand(target=work, name="executor").start()
         return future
@@ -189,14 +189,9 @@ def _next_of(outgoing: Any) -> None:
     callback(*args)
 
 
-def _settle(future: asyncio.Future[Any], value: Any) -> None:
+def _end(future: asyncio.Future[Any], how: Callable[[Any], None], value: Any) -> None:
     if not future.done():
-        future.set_result(value)
-
-
-def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)
+        how(value)
 
 
 def _keeping(

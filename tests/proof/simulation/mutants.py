@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +31,7 @@ from tests.support.defects import (
     TRIMMED_TOO_FAR,
     plant,
 )
+from tests.support.sqlite_rows import change
 
 if TYPE_CHECKING:
     from tests.proof.simulation.world import World
@@ -59,8 +58,7 @@ def keeping(last: int) -> Callable[[World], None]:
 
 def without_the_index(world: World) -> None:
     """Drop the index of the history store that would refuse an event a second time."""
-    with closing(sqlite3.connect(world.store_path)) as connection:
-        connection.execute(DROP_EVENT_ID_INDEX)
+    change(world.store_path, DROP_EVENT_ID_INDEX)
 
 
 STUCK: Final = Mutant(profile="stuck", scale=0.5)

@@ -78,7 +78,7 @@ def _rows(results: Sequence[Result]) -> Iterator[Row]:
         mine = [result for result in results if result.profile == profile]
         if mine:
             yield row_of(TITLES[profile], "", len(mine), 0, "seeds", problems(mine), _notes(mine))
-    fired, counts = _sum(result.fired for result in results), _sum(result.counts for result in results)
+    fired, counts = _sums(results)
     most = ", ".join(f"{count:,} {what}" for what, count in fired.most_common(8))
     yield row_of("all of these: seeds", "", len(results), 100, "seeds")
     met = fired.total() + counts["kills"] + counts["stops"] + counts["clock jumps"]
@@ -98,8 +98,7 @@ def _rows(results: Sequence[Result]) -> Iterator[Row]:
 
 
 def _notes(results: Sequence[Result]) -> str:
-    counts = _sum(result.counts for result in results)
-    fired = _sum(result.fired for result in results)
+    fired, counts = _sums(results)
     return (
         f"{sum(one.hours for one in results):.1f} virtual hours, {fired.total():,} faults, {counts['kills']} kills,"
         f" {sum(one.acknowledged for one in results):,} acknowledged, {sum(one.stored for one in results):,} stored,"
@@ -112,6 +111,12 @@ def _notes(results: Sequence[Result]) -> str:
         f" {counts['appends that were cancelled']} appends cancelled, {counts['turns refused']} turns refused;"
         f" {sum(one.checks for one in results):,} commits checked, files examined {counts['files examined']} times"
     )
+
+
+def _sums(results: Sequence[Result]) -> tuple[Counter[str], Counter[str]]:
+    """Return the faults that the code met, and other counts."""
+    nothing = Counter[str]()
+    return sum((one.fired for one in results), nothing), sum((one.counts for one in results), nothing)
 
 
 def problems(results: Sequence[Result]) -> tuple[str, ...]:
@@ -137,10 +142,3 @@ def judged(name: str, results: Sequence[Result]) -> Row:
 def _shown(result: Result) -> list[str]:
     """Return the broken promises; that a process died of an error may only say that the defect was planted badly."""
     return [broken for broken in result.broken if f" {DIED} " not in broken]
-
-
-def _sum(counters: Iterator[Counter[str]]) -> Counter[str]:
-    whole: Counter[str] = Counter()
-    for one in counters:
-        whole.update(one)
-    return whole

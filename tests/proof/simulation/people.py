@@ -170,7 +170,7 @@ class Bot:
             keep_message=self._appended,
         )
 
-        speaker = Speaker(self._place, self._chance, self._appended, REFUSED)
+        speaker = Speaker(self._place, self._chance, self._appended)
 
         async def change_record(_: History) -> None:
             with suppress(*REFUSED, StoreFault):

@@ -32,11 +32,6 @@ _NEWEST: Final = "SELECT max(recorded_at) FROM letopis_events"
 _EVENTS: Final = "SELECT data FROM letopis_events"
 
 
-def secret_of(chance: random.Random) -> str:
-    """Return a text that is found wherever it is."""
-    return f"secret{chance.randrange(10**15):015}"
-
-
 class Said(NamedTuple):
     """What was said: by whom, whether in a conversation of theirs, and in which outbox."""
 

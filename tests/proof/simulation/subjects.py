@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from letopis.outbox import History, erase_owner, erase_person
+from letopis.outbox import History, Receipt, erase_owner, erase_person
 from letopis.store import Message
 from letopis.store.database.faults import StoreFault
 from letopis.store.errors import ConversationGone, Held, InvalidInput, StoreUnavailable
-from tests.proof.simulation.rights import KEPT, KEPT_MESSAGES, OF_PERSONS, PERSONS, Wish, secret_of
+from tests.proof.simulation.rights import KEPT, KEPT_MESSAGES, OF_PERSONS, PERSONS, Wish
+from tests.support.content_deeds import secret_of
 from tests.support.path_deeds import Broken
 
 if TYPE_CHECKING:
@@ -24,23 +25,22 @@ RETRY_SECONDS: Final = 5.0
 class Speaker:
     """Says what persons say, and what retention takes away, for a bot."""
 
-    def __init__(self, place: Place, chance: random.Random, keep: Any, refused: tuple[type[Exception], ...]) -> None:
+    def __init__(self, place: Place, chance: random.Random, keep: Callable[[Receipt], None]) -> None:
         self._place = place
         self._chance = chance
         self._keep = keep
-        self._refused = refused
 
     async def say(self, history: History) -> None:
         """Say something of a person, in a conversation of theirs or in a group."""
         rights, person = self._place.rights, self._chance.choice(PERSONS)
         name, owner = rights.conversation(person, self._place.number, self._chance)
-        with suppress(*self._refused, ConversationGone):
+        with suppress(*self._place.refused, ConversationGone):
             self._keep(await history.append(name, Message.user(secret_of(self._chance), author=person), owner=owner))
             self._place.counts["said by persons"] += 1
 
     async def say_kept(self, history: History) -> None:
         """Say something in a conversation whose old content leaves."""
-        with suppress(*self._refused):
+        with suppress(*self._place.refused):
             message = Message.user(secret_of(self._chance))
             self._keep(await history.append(f"{KEPT}-{self._place.number}", message, owner=KEPT))
 
@@ -49,7 +49,7 @@ class Speaker:
         name = f"{KEPT}-{self._place.number}"
         texts = self._place.rights.kept[name]
         known = len(texts)
-        with suppress(*self._refused, StoreFault):
+        with suppress(*self._place.refused, StoreFault):
             page = await history.messages(name, last=None)
             newest = set(texts[-KEPT_MESSAGES:]).intersection(texts[:known])
             if page.complete and (lost := newest - {message.text for message in page}):
