@@ -120,11 +120,11 @@ def test_the_page_takes_a_run_and_keeps_what_is_written_by_hand() -> None:
         published(run, "# A page without a place")
 
 
-def test_the_page_takes_no_run_that_missed_a_control() -> None:
-    with pytest.raises(ValueError, match="control"):
-        published(report(control=None), PAGE)
-
-
-def test_the_page_takes_no_run_of_uncommitted_changes() -> None:
-    with pytest.raises(ValueError, match="commit or stash"):
-        published(report() | {"commit": "abc-dirty"}, PAGE)
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [(report(control=None), "control"), (report() | {"commit": "abc-dirty"}, "commit or stash")],
+    ids=["missed a control", "of uncommitted changes"],
+)
+def test_the_page_takes_no_run_that_proves_nothing(run: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        published(run, PAGE)
