@@ -62,7 +62,9 @@ def bombs(megabytes: int) -> Iterator[Bomb]:
     zeros = bytes(1_048_576)
     # CPython ends by the signal itself where it fell into an exec(), as a module with dataclasses makes many.
     ended = (130, -signal.SIGINT)
-    yield Bomb("zeros without an end", lambda: (zeros for _ in range(1_000_000)), ended, "interrupted", ends=False, room=LINE)
+    yield Bomb(
+        "zeros without an end", lambda: (zeros for _ in range(1_000_000)), ended, "interrupted", ends=False, room=LINE
+    )
     yield Bomb("brackets", lambda: iter([HEAD, b"[" * line, b"\n"]), (1,), "nested too deep")
     yield Bomb("objects", lambda: iter([b'{"a":' * (line // 5), b"\n"]), (1,), "nested too deep")
     yield Bomb("empty lists", lambda: iter([HEAD, b"[", b"[]," * (line // 3), b"[]]}}\n"]), (1,), "", room=PARSED)

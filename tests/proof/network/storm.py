@@ -231,12 +231,12 @@ class Storm:
         try:
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            _reset(there_writer)  # first: this may be cancelled while it waits below
             for one in both:
                 one.cancel()
             for end in await asyncio.gather(*both, return_exceptions=True):
                 if isinstance(end, Exception) and not isinstance(end, (OSError, _Over)):
                     self.errors.append(f"the proxy itself failed: {end!r}")
-            _reset(there_writer)
 
 
 class _Line:
