@@ -193,12 +193,13 @@ def plant(path: Path, source: str) -> None:
 
 def choose(mutant: Mutant, measured: Mapping[str, Any]) -> list[str]:
     """Return the tests that run what a mutant changes: those of the nearest file, then the cheapest of each in turn."""
-    costs, files = measured["costs"], nearest(mutant.path, measured)
+    reaching = _reaching(mutant, measured["lines"])
+    costs, files = measured["costs"], nearest(list(reaching), measured)
     turns, order = defaultdict[str, int](int), list[tuple[bool, int, int, float, str]]()
-    for cost, test in sorted((costs[test], test) for test in _reaching(mutant, measured["lines"])):
+    for cost, test in sorted((costs[test], test) for test in set().union(*reaching.values())):
         file = test.partition("::")[0]
         place = files.index(file) if file in files else MAX_FILES
-        order.append((place > 0, turns[file], place, cost, test))
+        order.append((place >= len(reaching), turns[file], place, cost, test))
         turns[file] += 1
     chosen, left = list[str](), BUDGET_SECONDS
     for *_, cost, test in sorted(order):
@@ -208,17 +209,19 @@ def choose(mutant: Mutant, measured: Mapping[str, Any]) -> list[str]:
     return chosen
 
 
-def nearest(module: str, measured: Mapping[str, Any]) -> list[str]:
-    """Return the test files of a module: its unit test, then what adds most to each line for what it costs."""
+def nearest(modules: Sequence[str], measured: Mapping[str, Any]) -> list[str]:
+    """Return the test files of modules: their unit tests, then what adds most to each line for what it costs."""
     seconds: defaultdict[str, float] = defaultdict(lambda: 1.0)  # the start of a file costs, too
     for test, cost in measured["costs"].items():
         seconds[test.partition("::")[0]] += cost if cost < math.inf else 0.0
     left: defaultdict[str, set[str]] = defaultdict(set)
-    for line, tests in measured["lines"].get(module, {}).items():
-        for test in tests:
-            left[test.partition("::")[0]].add(line)
-    stem, files, times = Path(module).stem, list[str](), defaultdict[str, int](int)
-    own = [name for name in sorted(left) if Path(name).stem in (f"test_{stem}", f"test_{stem}s")]
+    for module in modules:
+        for line, tests in measured["lines"].get(module, {}).items():
+            for test in tests:
+                left[test.partition("::")[0]].add(f"{module}:{line}")
+    files, times = list[str](), defaultdict[str, int](int)
+    stems = {f"test_{Path(module).stem}{plural}" for module in modules for plural in ("", "s")}
+    own = [name for name in sorted(left) if Path(name).stem in stems]
     while left and len(files) < MAX_FILES:
         gain = {name: sum(2.0 ** -times[line] for line in lines) / seconds[name] for name, lines in left.items()}
         files.append(own.pop(0) if own else max(sorted(gain), key=lambda name: gain[name]))
@@ -227,20 +230,20 @@ def nearest(module: str, measured: Mapping[str, Any]) -> list[str]:
     return files
 
 
-def _reaching(mutant: Mutant, lines: Mapping[str, Mapping[str, Sequence[str]]]) -> set[str]:
-    """Return the tests that run a statement or, if it names a value that is used elsewhere, those that use it."""
+def _reaching(mutant: Mutant, lines: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, set[str]]:
+    """Return, by module, the tests that run a statement or, if it names a value used elsewhere, those that use it."""
     first, last = mutant.lines
     own = lines.get(mutant.path, {})
     text = (ROOT / mutant.path).read_text(encoding="utf-8").splitlines()
     named = re.match(r"(?P<indent> *)(?P<name>(self\.)?\w+)(: [\w\[\], |.]+)? = ", text[first - 1])
     if named and (named["name"].startswith("self.") or not named["indent"]):
         word = re.compile(rf"\b{named['name'].removeprefix('self.')}\b")
-        using = set[str]()
+        using = defaultdict[str, set[str]](set)
         for path in [mutant.path] if named["indent"] else list(lines):
             for number, line in enumerate((ROOT / path).read_text(encoding="utf-8").splitlines(), 1):
                 if word.search(line) and not (path == mutant.path and first <= number <= last):
-                    using.update(lines[path].get(str(number), ()))
-        if using:
+                    using[path].update(lines[path].get(str(number), ()))
+        if any(using.values()):
             return using
     reaching = {test for number in range(first, last + 1) for test in own.get(str(number), ())}
-    return reaching or {test for tests in own.values() for test in tests}
+    return {mutant.path: reaching or {test for tests in own.values() for test in tests}}

@@ -80,8 +80,15 @@ def test_the_nearest_files_begin_with_the_unit_test_and_reach_every_line() -> No
     costs = {"a.py::x": 0.0, "b.py::x": 5.0, "c.py::x": 0.5, "test_m.py::x": 9.0}
 
     measured = {"lines": {"m.py": lines}, "costs": costs}
-    assert nearest("m.py", measured) == ["test_m.py", "a.py", "c.py", "b.py"]
-    assert nearest("n.py", measured) == []
+    assert nearest(["m.py"], measured) == ["test_m.py", "a.py", "c.py", "b.py"]
+    assert nearest(["n.py"], measured) == []
+
+
+def test_a_value_is_shown_first_to_the_unit_tests_of_the_modules_that_use_it() -> None:
+    lines = {"m.py": {"1": ["a.py::x", "test_m.py::x"]}, "n.py": {"7": ["a.py::x", "test_n.py::x"]}}
+    costs = {"a.py::x": 0.0, "test_m.py::x": 9.0, "test_n.py::x": 9.0}
+
+    assert nearest(["m.py", "n.py"], {"lines": lines, "costs": costs}) == ["test_m.py", "test_n.py", "a.py"]
 
 
 def test_controls_and_equivalents_have_their_places_in_the_code() -> None:
