@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterat
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
+from faulthandler import dump_traceback_later
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +33,7 @@ from tests.support.promises import acks_of
 from tests.support.victim import OUTBOX, url_of
 
 DRAIN_SECONDS: Final = 30.0
+HANGS_SECONDS: Final = 1_200  # of a job in a process of its own; on an idle machine each takes less than half of it
 SETTLING_SECONDS: Final = 0.5  # in which a server may still be committing for a client that is gone
 
 
@@ -295,9 +298,14 @@ def streamed(rows: AsyncIterator[Row]) -> Iterator[Row]:
 
 
 def in_processes(jobs: Sequence[Callable[[], Iterable[Row]]], *, at_a_time: int) -> Iterator[Row]:
-    """Do each job in a new process, and yield their rows: what one plants or patches is in no other."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(at_a_time, mp_context=spawn, max_tasks_per_child=1) as pool:
+    """Do each job in a new process, and yield their rows: what one plants or patches is in no other.
+
+    One that hangs says where, and its process ends.
+
+    :raises BrokenProcessPool: a process ended before its job.
+    """
+    spawn, limit = multiprocessing.get_context("spawn"), partial(dump_traceback_later, HANGS_SECONDS, exit=True)
+    with ProcessPoolExecutor(at_a_time, mp_context=spawn, max_tasks_per_child=1, initializer=limit) as pool:
         for rows in [pool.submit(job) for job in jobs]:
             yield from rows.result()
 
