@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial, wraps
+from inspect import iscoroutinefunction
 from typing import Any, Final
 from unittest.mock import patch
 from uuid import UUID, uuid4
@@ -86,7 +87,18 @@ def planted(*names: str) -> Iterator[None]:
 
 def around(defective: Callable[..., Any]) -> Callable[[Any], Any]:
     """Return what makes of a real function one that is given the real one first."""
-    return lambda real: lambda *given, **named: defective(real, *given, **named)
+
+    def replace_real(real: Any) -> Any:
+        async def awaited(*given: Any, **named: Any) -> Any:
+            return await defective(real, *given, **named)
+
+        def called(*given: Any, **named: Any) -> Any:
+            return defective(real, *given, **named)
+
+        # Whoever plants a moment in it asks if it is a coroutine function.
+        return awaited if iscoroutinefunction(defective) else called
+
+    return replace_real
 
 
 def plant(*names: str) -> None:
