@@ -2,7 +2,7 @@
 
     python -m tests.proof                          # all but soak and campaigns: an hour and a quarter on two busy cores
     python -m tests.proof --part crash network     # some of it
-    python -m tests.proof --short                  # a little of everything, as CI does
+    python -m tests.proof --short                  # a little of everything and of the campaign chitchat, as CI does
     python -m tests.proof --part soak              # twenty minutes of bots and faults
     python -m tests.proof --part chitchat          # a campaign: real conversations, half an hour
     python -m tests.proof --part crash --rounds 55 # 20,000 processes killed: an hour and a half
@@ -55,7 +55,7 @@ PARTS: Final = (
 )
 """In the order in which they are started, the long ones first: packages with `prove` or a `TABLE` in `part`."""
 CAMPAIGNS: Final = ("chitchat", "faults", "outage", "rebuild", "retention")
-"""Parts that run only if they are named, and are not published: modules of `tests.campaigns` with `prove`."""
+"""Modules of `tests.campaigns` with `prove`, not published: they run if they are named; chitchat, if all is short."""
 PUBLISHED: Final = ROOT / "docs" / "explanation" / "proof.md"
 
 
@@ -149,9 +149,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.proof", description=(__doc__ or ""), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    usual = [name for name in PARTS if name != "soak"]
     every = (*PARTS, *CAMPAIGNS)
-    parser.add_argument("--part", nargs="+", choices=every, default=usual, metavar="PART", help=", ".join(every))
+    parser.add_argument("--part", nargs="+", choices=every, metavar="PART", help=", ".join(every))
     parser.add_argument("--short", action="store_true", help="a little of everything: that it works, not how well")
     parser.add_argument("--seed", type=int, default=20261125, help="what chance draws follows from it")
     parser.add_argument("--rounds", type=int, default=1, help="of kills at random, each from the next seed")
@@ -171,12 +170,13 @@ def main() -> int:
         parser.error("--rounds is at least 1")
     if given.publish and given.short:
         parser.error("what is published is not short")
-    if given.publish and (campaigns := {*given.part} & {*CAMPAIGNS}):
+    names = given.part or [*(name for name in PARTS if name != "soak"), *(["chitchat"] if given.short else [])]
+    if given.publish and (campaigns := {*names} & {*CAMPAIGNS}):
         parser.error(f"a campaign is not published: {', '.join(sorted(campaigns))}")
     if given.publish and (reason := refusal()):
         parser.error(reason)
     begun_at = commit()
-    report = prove(given.part, short=given.short, seed=given.seed, rounds=given.rounds, jobs=given.jobs)
+    report = prove(names, short=given.short, seed=given.seed, rounds=given.rounds, jobs=given.jobs)
     besides = []
     if given.publish and report["commit"] != begun_at:
         besides.append(f"not published: it began at {begun_at} and ended at {report['commit']}")
