@@ -82,7 +82,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if output is not None:
         output[_COST], output[_DRIFTED] = costs, drifted
     elif session.config.getoption("--record-costs"):
-        _write(costs)
+        _write(costs, session.config.rootpath)
     elif session.exitstatus == pytest.ExitCode.OK and _fails(session.config, max(drifted.values(), default=0)):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -117,13 +117,14 @@ def _fails(config: pytest.Config, cost: float) -> bool:
     return config.option.markexpr == "not slow" and cost > DRIFT * LIMIT_SECONDS
 
 
-def _write(costs: dict[str, float]) -> None:
+def _write(costs: dict[str, float], root: Path) -> None:
     files: defaultdict[str, float] = defaultdict(float)
     for name, cost in costs.items():
         files[name.partition("::")[0]] += cost
     table = _table()
+    others = {name for name in table["files"] if name not in files and (root / name).exists()}
     for part, measured in (("files", files), ("tests", costs)):
-        kept = {name: cost for name, cost in table[part].items() if name.partition("::")[0] not in files}
+        kept = {name: cost for name, cost in table[part].items() if name.partition("::")[0] in others}
         kept |= {name: round(cost, 1) for name, cost in measured.items() if cost >= SLOW_SECONDS}
         table[part] = dict(sorted(kept.items()))
     TABLE.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
