@@ -11,6 +11,7 @@ import pytest
 from letopis.outbox import OutboxFile
 from letopis.outbox.event_log.append import append_events
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
+from letopis.outbox.event_log.append_plan import Appended
 from letopis.store import Body, ConversationRenamed, ConversationStarted, Event, EventIdReused, InvalidInput, Message
 from letopis.store.model.event_types import MessageFailed, MessageRedacted, MessageSent
 from letopis.store.model.identifiers import derived_event_id
@@ -163,6 +164,16 @@ async def test_many_appends_in_one_transaction_are_judged_one_by_one(outbox: Out
 
     assert [getattr(one, "sequences", type(one)) for one in outcomes] == [(2,), EventIdReused, InvalidInput, (2,), (3,)]
     assert [sequence for sequence, _, _ in await rows(outbox)] == [1, 2, 3]
+
+
+async def test_a_message_that_left_is_put_back_once_by_two_appends_of_one_transaction(outbox: OutboxFile) -> None:
+    await outbox.append(said(id="m"))
+    await sql(outbox, "UPDATE letopis_outbox_lanes SET delivered = head")
+    again = prepare("c1", [Message.user("hi", id="m")], on_path=())  # the history store shows it no more
+
+    done = await outbox.write(lambda connection: append_events(connection.connection.cursor(), [again] * 2, now_us=1))
+
+    assert [(one.sequences, one.written) for one in done if isinstance(one, Appended)] == [((3,), 1), ((3,), 0)]
 
 
 async def test_more_ids_than_one_statement_takes_are_looked_up(outbox: OutboxFile) -> None:

@@ -10,10 +10,10 @@ import pytest
 import sqlalchemy as sa
 
 from letopis.outbox import History, OutboxFile, Relay
-from letopis.outbox.event_log import effects
+from letopis.outbox.event_log import effects, erasures
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.effects import count_unerased
-from letopis.outbox.event_log.erasures import HeldSubjects, carry_out_step
+from letopis.outbox.event_log.erasures import HeldSubjects, carry_out_step, erase_messages
 from letopis.outbox.event_log.statements import on_cursor
 from letopis.store import ConversationStore, Message, StoreUnavailable
 from letopis.store.erasures import Erasure
@@ -22,11 +22,13 @@ from tests.support.relays import sql
 
 STEP = 20
 LONG = 5 * STEP
+NO_HOLDS = HeldSubjects(frozenset(), frozenset())
 
 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(effects, "MAX_ERASED_PER_TRANSACTION", STEP)
+    monkeypatch.setattr(erasures, "MAX_ERASED_PER_TRANSACTION", STEP)
 
 
 def erased(connection: sa.Connection) -> int:
@@ -104,8 +106,7 @@ async def test_a_second_reset_erases_what_came_after_the_first(history: History)
     assert kept(history.outbox, b"stays")
 
 
-async def test_an_erasure_that_was_carried_out_is_not_begun_again(outbox: OutboxFile) -> None:
-    await outbox.append(prepare("c", [Message.user("words of 1")], owner="42"))
+def owner_erasure() -> partial[bool | None]:
     erasure = Erasure(
         number=3,
         kind="owner",
@@ -116,8 +117,12 @@ async def test_an_erasure_that_was_carried_out_is_not_begun_again(outbox: Outbox
         origin_id=None,
         recorded_at=utc_now(),
     )
-    held = HeldSubjects(frozenset(), frozenset())
-    step = partial(carry_out_step, erasure=erasure, held=held, incarnation=0, now_us=1)
+    return partial(carry_out_step, erasure=erasure, held=NO_HOLDS, incarnation=0, now_us=1)
+
+
+async def test_an_erasure_that_was_carried_out_is_not_begun_again(outbox: OutboxFile) -> None:
+    await outbox.append(prepare("c", [Message.user("words of 1")], owner="42"))
+    step = owner_erasure()
     while await outbox.write(step):
         pass
 
@@ -125,3 +130,24 @@ async def test_an_erasure_that_was_carried_out_is_not_begun_again(outbox: Outbox
     await outbox.append(prepare("c", [Message.user("words of 2")], owner="42"))
     assert await outbox.write(step) is False
     assert kept(outbox), "what is said after an erasure stays"
+
+
+async def test_an_erasure_spares_what_is_said_between_its_steps(outbox: OutboxFile) -> None:
+    await outbox.append(prepare("c", [Message.user(f"words of {number}") for number in range(STEP)], owner="42"))
+    step = owner_erasure()
+    assert await outbox.write(step) is True
+    await outbox.append(prepare("c", [Message.user("words after")], owner="42"))
+    while await outbox.write(step):
+        pass
+
+    messages = "SELECT redacted FROM letopis_outbox_events WHERE type = 'message.appended' ORDER BY position"
+    assert await sql(outbox, messages) == [(1,)] * STEP + [(0,)]
+
+
+async def test_an_erasure_of_messages_is_left_to_the_relay_that_took_over(outbox: OutboxFile) -> None:
+    await outbox.append(prepare("c", [Message.user("words of 1", id="m")]))
+    step = partial(erase_messages, message_ids={"c": ["m"]}, held=NO_HOLDS)
+    assert await outbox.write(partial(step, incarnation=1)) is None
+    assert await outbox.read(erased) == 0
+    assert await outbox.write(partial(step, incarnation=0)) is True
+    assert await outbox.read(erased) == 1

@@ -24,8 +24,9 @@ from letopis.outbox.relay.relay import Relay
 from letopis.store.database.faults import StoreFault
 from letopis.store.errors import InvalidInput
 from letopis.store.model.codec import Limits, decode, digest_of
-from letopis.store.model.event_types import ConversationStarted
+from letopis.store.model.event_types import ConversationStarted, MessageRedacted
 from letopis.store.model.events import utc_now
+from letopis.store.model.large_content import LARGE_BYTES
 from letopis.store.model.messages import Message
 from letopis.store.rules.apply_plan import LaneBatch
 from tests.support.relays import POISON, ToldStore, drained, figures, lane, relay_on, running, say, sql, until
@@ -274,6 +275,14 @@ class TestSkip:
         await say(outbox, "a", owner="42")
         told = [decode(one.data) for one in await pending(outbox) if one.type == ConversationStarted.type]
         assert [one["owner_id"] for one in told] == ["42"]
+
+    async def test_large_content_of_the_original_alone_is_kept(self, outbox: OutboxFile) -> None:
+        await outbox.append(prepare("a", [Message.user(word * LARGE_BYTES, id=word) for word in ("kept", "gone")]))
+        await sql(outbox, "UPDATE letopis_outbox_lanes SET delivered = 1")
+        await stick(outbox, "a")
+        await OutboxAdmin(outbox).skip((await front(outbox, "a")).event_id, reason="x")
+        await outbox.append(prepare("a", [MessageRedacted(message_id="gone")]))
+        assert await sql(outbox, "SELECT substr(body, 1, 4) FROM letopis_outbox_contents") == [(b"kept",)]
 
     async def test_an_open_incident_notes_it(self, outbox: OutboxFile) -> None:
         old = await stuck(outbox)

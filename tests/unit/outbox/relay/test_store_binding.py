@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 from uuid import UUID
 
 import pytest
 
 from letopis.outbox.concurrency.clock import Clock
-from letopis.outbox.event_log.bound_store import read_binding
+from letopis.outbox.event_log.bound_store import note_destination, read_binding
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.lease import Lease
 from letopis.outbox.relay.store_binding import BindingGuard
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.store_identity import StoreIdentity
-from tests.support.relays import ToldStore, relay_on, say
+from tests.support.relays import ToldStore, bind_to, relay_on, say
 
 STORE = UUID(int=7)
 
@@ -45,3 +46,12 @@ async def test_a_relay_that_is_taken_over_before_it_has_bound_sends_nothing(outb
 
     assert (await outbox.read(read_binding)).store_id is None
     assert store.batches == []
+
+
+async def test_a_binding_keeps_its_destination_whatever_a_bot_names_later(outbox: OutboxFile) -> None:
+    await outbox.write(partial(note_destination, destination="postgresql://named/first"))
+    assert (await outbox.read(read_binding)).destination == "postgresql://named/first"
+    await bind_to(outbox, ToldStore())
+    bound = await outbox.read(read_binding)
+    await outbox.write(partial(note_destination, destination="postgresql://named/later"))
+    assert await outbox.read(read_binding) == bound
