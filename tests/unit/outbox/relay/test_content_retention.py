@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from unittest.mock import AsyncMock
 from uuid import UUID
@@ -10,13 +13,16 @@ import pytest
 
 from letopis.outbox import History, OutboxFile
 from letopis.outbox.concurrency.clock import Clock
+from letopis.outbox.operations.status import read_status
 from letopis.outbox.relay.content_retention import ContentTrimmer, append_trims
+from letopis.outbox.relay.lease import Lease
 from letopis.outbox.relay.outcome import RelayStats
 from letopis.outbox.relay.relay import Relay
 from letopis.store import ContentRetention, ConversationStore, Message
-from letopis.store.maintenance.due_checkpoints import FIRST_PLACE, CheckpointPlace
+from letopis.store.maintenance.due_checkpoints import FIRST_PLACE, CheckpointPlace, DueCheckpoints
 from letopis.store.maintenance.retention import DueContent
 from letopis.store.model.events import from_microseconds
+from letopis.store.rules.retention import RetentionRule
 from tests.support.relays import deliver_all, running, until
 
 STORE = UUID(int=1)
@@ -72,19 +78,50 @@ async def test_a_round_prunes_checkpoints_from_the_first_page_to_the_last(
 ) -> None:
     second = (1, STORE)
     pages = list[CheckpointPlace]()
+    due = DueCheckpoints(conversation_id="a", namespace=("n",), rule=RetentionRule(checkpoints_last=1), put_after=None)
 
-    async def page(_: object, __: object, place: CheckpointPlace) -> CheckpointPlace | None:
+    async def page(_: object, place: CheckpointPlace) -> tuple[Sequence[DueCheckpoints], CheckpointPlace | None]:
         pages.append(place)
-        return second if place == FIRST_PLACE else None
+        return [due], second if place == FIRST_PLACE else None
 
     async with ConversationStore.open(f"sqlite:///{tmp_path / 'history.db'}") as store:
         content = ContentRetention(checkpoints_last=1)
         trimmer = ContentTrimmer(outbox, store, Time().clock, retention=content, stats=RelayStats())
-        trimmer.prune = AsyncMock(return_value=0)
-        monkeypatch.setattr(trimmer, "_prune_page", page)
+        trimmer.prune = AsyncMock(return_value=3)
+        monkeypatch.setattr(store.outbox_access, "due_checkpoints", page)
+        lease = Lease(outbox, clock=Clock(), holder="relay")
+        assert await lease.acquire()
         while await trimmer.step(None):
             assert len(pages) <= 2
+        await lease.release()
         assert pages == [FIRST_PLACE, second]
+        assert (await outbox.read(partial(read_status, now_us=outbox.now_us()))).retention.checkpoints == 3 + 3
+
+
+async def test_a_page_of_checkpoints_has_ended_when_the_trimmer_is_closed(
+    outbox: OutboxFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it goes on beside the next relay, in a file that is being closed."""
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    async def page(*_: object) -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(9):
+                await asyncio.sleep(0)
+            ended.set()
+
+    async with ConversationStore.open(f"sqlite:///{tmp_path / 'history.db'}") as store:
+        content = ContentRetention(checkpoints_last=1)
+        trimmer = ContentTrimmer(outbox, store, Time().clock, retention=content, stats=RelayStats())
+        trimmer.prune = AsyncMock()
+        monkeypatch.setattr(store.outbox_access, "due_checkpoints", page)
+        assert await trimmer.step(None)
+        await began.wait()
+        await trimmer.close()
+        assert ended.is_set()
 
 
 async def test_content_is_read_until_the_event_that_takes_it_away_is_delivered(tmp_path: Path) -> None:

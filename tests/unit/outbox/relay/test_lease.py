@@ -17,7 +17,7 @@ from letopis.outbox.file.sign_of_life import lives, lock_path
 from letopis.outbox.relay.lease import Heartbeat, Lease, LeaseLock, OutboxIdentityChanged, boot_id, write_heartbeat
 from letopis.store.errors import LetopisError
 from letopis.store.model.events import to_microseconds
-from tests.support.relays import Hands, ToldStore, relay_on, say, sql, until
+from tests.support.relays import Hands, ToldStore, end, relay_on, say, sql, until
 
 BEAT = Heartbeat(
     progress=True,
@@ -106,6 +106,11 @@ async def test_a_lease_that_cannot_be_written_down_is_not_taken(outbox: OutboxFi
     with pytest.raises(LetopisError):
         await one.acquire()
     assert not one.held
+
+    relay = relay_on(outbox, ToldStore())
+    with pytest.raises(LetopisError):
+        await relay.drain()
+    assert not relay.standing_by, "no other relay holds it"
 
     await sql(outbox, "DROP TRIGGER no")
     assert await lease(outbox).acquire()
@@ -225,6 +230,38 @@ async def test_the_release_of_what_is_not_held_needs_no_file(outbox: OutboxFile)
 
     await one.release()
     assert LeaseLock(outbox.path).try_acquire()
+
+
+async def test_a_delivery_is_a_sign_of_life(outbox: OutboxFile, hands: Hands) -> None:
+    """In the lock file, too: a daemon that stands by looks at nothing else."""
+    relay = relay_on(outbox, ToldStore(), hands=hands)
+    assert await relay.lease.acquire()
+    hands.advance(5)
+    await say(outbox, "a")
+    assert await relay.drain_once() == 2
+
+    assert LeaseLock(outbox.path).last_sign_of_life() == to_microseconds(hands.now())
+    await relay.lease.release()
+
+
+async def test_a_wait_for_the_store_that_is_cancelled_ends_after_what_it_waited_for(outbox: OutboxFile) -> None:
+    """Or the lease is released, and the store closed, beside a transaction that is rolled back."""
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(9):
+                await asyncio.sleep(0)
+            ended.set()
+
+    heartbeat = relay_on(outbox, ToldStore())._dispatcher._heartbeat
+    waiting = asyncio.create_task(heartbeat.during(work(), "a batch"))
+    await began.wait()
+    await end(waiting)
+    assert ended.is_set()
 
 
 async def test_a_relay_beats_while_the_store_works_on_a_batch(

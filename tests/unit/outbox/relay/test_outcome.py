@@ -56,6 +56,11 @@ def test_a_final_refusal_blocks_at_once(retries: LaneRetries) -> None:
     assert retries.refused(LANE, replace(REFUSAL, charged=False, final=True)).blocks
 
 
+def test_a_first_refusal_blocks_if_the_policy_allows_no_retry(retries: LaneRetries) -> None:
+    retries.policy = RetryPolicy(attempts=0)
+    assert retries.refused(LANE, REFUSAL).blocks
+
+
 def test_attempts_of_an_earlier_event_are_not_those_of_a_later_one(retries: LaneRetries) -> None:
     found = retries.refused(replace(LANE, attempts=2), replace(REFUSAL, sequence=4))
     assert (found.attempts, found.lane.delivered, found.blocks) == (1, 3, False)

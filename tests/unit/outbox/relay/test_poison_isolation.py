@@ -13,15 +13,20 @@ import pytest
 
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.relay.outcome import SendResult
-from letopis.outbox.relay.poison_isolation import MAX_UNAVAILABLE_TRIES, PoisonIsolation, _middle
+from letopis.outbox.relay.poison_isolation import (
+    IMMEDIATE_RETRY_LIMIT_SECONDS,
+    MAX_UNAVAILABLE_TRIES,
+    PoisonIsolation,
+    _middle,
+)
 from letopis.outbox.retry.fault_attribution import FaultAttribution
 from letopis.store import Message, Seen
-from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.faults import POOL_TIMEOUT_CODE, FaultClass, StoreFault
 from letopis.store.errors import Closed
 from letopis.store.model.codec import EncodedEvent, encode
 from letopis.store.model.events import Event
 from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin, SequencedEvent
-from tests.support.relays import DOWN, POISON, ToldStore, fault
+from tests.support.relays import DOWN, POISON, Hands, ToldStore, fault
 
 ORIGIN = Origin(origin_id=uuid4(), epoch=1, name="test")
 STRANGE = fault(FaultClass.UNCLASSIFIED, "KeyError")
@@ -129,11 +134,28 @@ async def test_the_good_events_before_the_bad_one_get_through_and_none_after_it(
     assert (sent.fault, store.trials) == (None, 0 if error is LOCKED else 1)
 
 
-async def test_a_store_that_is_away_stops_everything_and_charges_no_conversation() -> None:
-    store = ToldStore(lambda _: DOWN)
-    sent = await made(store).send([batch("a", 3), batch("b", 3)])
-    assert sent.fault is DOWN
-    assert (sent.refusals, sent.delivered, len(store.batches)) == ([], {}, MAX_UNAVAILABLE_TRIES)
+@pytest.mark.parametrize(
+    ("error", "seconds", "tries"),
+    [
+        (DOWN, 0.0, MAX_UNAVAILABLE_TRIES),
+        (DOWN, IMMEDIATE_RETRY_LIMIT_SECONDS + 0.1, 1),
+        (fault(FaultClass.UNAVAILABLE, POOL_TIMEOUT_CODE), 0.0, 1),
+    ],
+    ids=["shows at once", "shows late", "no connection of this process is free"],
+)
+async def test_a_store_that_is_away_stops_everything_and_charges_no_conversation(
+    hands: Hands, error: StoreFault, seconds: float, tries: int
+) -> None:
+    def refuse(_: object) -> StoreFault:
+        hands.advance(seconds)
+        return error
+
+    store = ToldStore(refuse)
+    isolation = made(store)
+    isolation.monotonic = hands.monotonic
+    sent = await isolation.send([batch("a", 3), batch("b", 3)])
+    assert sent.fault is error
+    assert (sent.refusals, sent.delivered, len(store.batches)) == ([], {}, tries)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +253,17 @@ async def test_other_content_in_the_history_ends_the_lane_there_for_good() -> No
 
     assert charges(sent) == {("a", 3, True, True)}
     assert (sent.delivered, store.held("a")) == ({"a": 2}, 3)
+
+
+async def test_a_store_that_goes_away_before_the_good_beginning_of_a_lane_charges_nothing() -> None:
+    store = ToldStore()
+    store.refuse = lambda _: DOWN if len(store.batches) > 1 else None
+    whole = batch("a", 5)
+    first = whole.deliveries[0].event
+    store.lanes["a"] = [(first.event_id, first.digest), (UUID(int=99), b"other")]
+    sent = await made(store).send([whole])
+
+    assert (sent.fault, sent.refusals, sent.delivered) == (DOWN, [], {})
 
 
 async def test_suspects_go_on_their_own_after_the_others() -> None:

@@ -1,18 +1,22 @@
-"""A comparison of lanes with the store tells what is lost once, and not again while nothing has changed."""
+"""A comparison with the store reports each loss once, each recovery at once, and asks nothing for no lanes."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 from functools import partial
 from typing import cast
+from unittest.mock import AsyncMock
 
+from letopis.outbox.alerting.incidents import IncidentKind
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.event_log.acknowledge import acknowledge
 from letopis.outbox.event_log.retention import Pruner, Retention
 from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.operations.status import read_status
 from letopis.outbox.relay.reconcile import Reconciler
 from letopis.store.conversation_store import ConversationStore
-from tests.support.relays import ToldStore, lane, say
+from letopis.store.maintenance.continuity import LogCount
+from tests.support.relays import DOWN, ToldStore, lane, relay_on, say
 
 
 async def test_a_lost_lane_stays_lost_while_the_store_holds_nothing_of_it(outbox: OutboxFile) -> None:
@@ -29,3 +33,27 @@ async def test_a_lost_lane_stays_lost_while_the_store_holds_nothing_of_it(outbox
     assert told == [{"a": 1}, {}]
     found = await lane(outbox, "a")
     assert (found.state, found.fault_class, found.delivered, found.pruned) == ("blocked", "lost", 1, 1)
+
+
+async def test_a_log_that_is_whole_again_is_noticed_in_the_first_pass_of_the_next_relay(outbox: OutboxFile) -> None:
+    """A pass over a long log takes hours."""
+    store = ToldStore()
+    incidents = []
+    for look in (LogCount(missing=2, upto=3), LogCount()):
+        store.continuity.look = look
+        reconciler = Reconciler(outbox, cast("ConversationStore", store), clock=Clock())
+        for _ in range(3):  # all lanes, some lanes, and the log
+            await reconciler.compare(0)
+        status = await outbox.read(partial(read_status, now_us=outbox.now_us()))
+        incidents.append([case.kind for case in status.incidents])
+
+    assert incidents == [[IncidentKind.HISTORY_INCOMPLETE], []]
+
+
+async def test_a_relay_with_nothing_to_compare_does_not_report_a_store_that_is_away(outbox: OutboxFile) -> None:
+    """``letopis relay --once`` exits with 0 for an outbox that was never written to."""
+    store = ToldStore()
+    store.lane_heads = AsyncMock(side_effect=DOWN)  # type: ignore[method-assign]
+    relay = relay_on(outbox, store)
+    assert await relay.drain() == 0
+    assert relay.breaker.outage is None

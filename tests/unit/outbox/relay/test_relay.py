@@ -40,7 +40,7 @@ from tests.support.relays import (
     until,
 )
 
-SEED = RetryPolicy(base=1, factor=2, jitter="none", attempts=3)
+DEFAULT = RetryPolicy(jitter="none")
 
 
 def poisoned(*conversation_ids: str) -> ToldStore:
@@ -152,9 +152,9 @@ async def test_a_store_that_is_back_is_noticed_with_nothing_to_deliver(outbox: O
 async def test_a_conversation_that_is_refused_is_retried_after_1_2_and_4_seconds_and_then_blocked(
     outbox: OutboxFile, hands: Hands
 ) -> None:
-    """The waits of ``RetryPolicy(base=1, factor=2, jitter="none", attempts=3)``, to the second."""
+    """The waits of ``RetryPolicy(base=1, factor=2, jitter="none", attempts=3)``, the default, to the second."""
     store = poisoned("bad")
-    relay = relay_on(outbox, store, policy=SEED, hands=hands)
+    relay = relay_on(outbox, store, policy=DEFAULT, hands=hands)
     await say(outbox, "bad", 2)
     tried = []
     for tenth in range(150):

@@ -107,6 +107,28 @@ async def test_a_run_begins_no_batch_after_half_a_second(outbox: OutboxFile) -> 
     assert 2 <= len(store.batches) <= 3
 
 
+async def test_a_run_delivers_as_many_batches_as_it_may(outbox: OutboxFile, hands: Hands) -> None:
+    store = ToldStore()
+    relay = relay_on(outbox, store, batch=100, hands=hands)
+    step = await relay._dispatcher.run_batches(3)
+
+    assert (step.delivered, step.more, len(store.batches)) == (300, True, 3)
+
+
+async def test_batches_after_an_outage_start_small_and_double(
+    outbox: OutboxFile, hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the backlog: a store that has just come back is not overloaded."""
+    monkeypatch.setattr("letopis.outbox.relay.dispatcher.MAX_RAMP_PAUSE_SECONDS", 0.0)
+    store = ToldStore(lambda _: DOWN)
+    relay = relay_on(outbox, store, hands=hands)
+    await relay._dispatcher.run_batches()
+    store.refuse = lambda _: None
+    hands.advance(100)
+
+    assert [(await relay._dispatcher.run_batches()).delivered for _ in range(5)] == [1, 8, 16, 32, 64]
+
+
 async def test_what_is_said_meanwhile_is_delivered_too(outbox: OutboxFile) -> None:
     store = Slow()
     async with running(relay_on(outbox, store)):

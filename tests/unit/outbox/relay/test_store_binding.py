@@ -1,7 +1,8 @@
-"""An outbox is bound by the relay that holds its lease, and never to a store that was moved away."""
+"""An outbox is bound by the holder of its lease, never to a store that was moved away; a rebind resets lost lanes."""
 
 from __future__ import annotations
 
+from datetime import timedelta
 from functools import partial
 from typing import cast
 from uuid import UUID
@@ -9,13 +10,15 @@ from uuid import UUID
 import pytest
 
 from letopis.outbox.concurrency.clock import Clock
+from letopis.outbox.event_log.acknowledge import acknowledge, block_lane
 from letopis.outbox.event_log.bound_store import note_destination, read_binding
+from letopis.outbox.event_log.retention import Pruner, Retention
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.lease import Lease
-from letopis.outbox.relay.store_binding import BindingGuard
+from letopis.outbox.relay.store_binding import BindingGuard, rebind_outbox
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.store_identity import StoreIdentity
-from tests.support.relays import ToldStore, bind_to, relay_on, say
+from tests.support.relays import ToldStore, bind_to, lane, relay_on, say
 
 STORE = UUID(int=7)
 
@@ -32,6 +35,26 @@ async def test_an_outbox_is_not_bound_to_a_store_that_was_moved_away(
 
     assert (fault and fault.code) == (moved_to and "moved")
     assert (await outbox.read(read_binding)).store_id == bound
+
+
+async def test_rebinding_sets_back_the_lanes_that_are_lost_and_leaves_others_blocked_where_they_are(
+    outbox: OutboxFile,
+) -> None:
+    for name in ("lost", "refused"):
+        await say(outbox, name, 2)
+    await outbox.write(partial(acknowledge, delivered={"lost": 3, "refused": 1}, now_us=1))
+    await outbox.write(Pruner(Retention(keep_last=0, keep_for=timedelta(0)), outbox.now_us))
+    refused = await lane(outbox, "refused")
+    await outbox.write(partial(block_lane, lane=refused, attempts=4, fault_class="poison", fault="no"))
+    before = await lane(outbox, "refused")
+
+    heads = {"refused": 1}
+    rebound = await outbox.write(partial(rebind_outbox, store_id=STORE, destination="new", heads=heads, now_us=2))
+
+    assert rebound.lost == {"lost": 3}
+    assert await lane(outbox, "refused") == before
+    lost = await lane(outbox, "lost")
+    assert (lost.state, lost.delivered, lost.pruned) == ("blocked", 0, 0)
 
 
 async def test_a_relay_that_is_taken_over_before_it_has_bound_sends_nothing(outbox: OutboxFile) -> None:
