@@ -199,6 +199,7 @@ async def test_a_cancelled_statement_is_no_outage(history: History, monkeypatch:
     fault = partial(StoreFault, fault_class=FaultClass.UNAVAILABLE)
     cancelled = AsyncMock(side_effect=fault(code="57014", reason="it took too long"))
     lost = AsyncMock(side_effect=fault(code="08006", reason="the connection was lost"))
+    later = AsyncMock(return_value="an answer")
 
     assert await history._parts.gateway.read(cancelled) is None
     with pytest.raises(ReadTimeout):
@@ -206,6 +207,8 @@ async def test_a_cancelled_statement_is_no_outage(history: History, monkeypatch:
     assert (await history.messages("c", last=5)).complete
     assert await history._parts.gateway.read(lost) is None
     assert history._parts.gateway.unavailable
+    assert await history._parts.gateway.read(later) is None
+    later.assert_not_awaited()
     assert not (await history.messages("c", last=5)).complete
 
 

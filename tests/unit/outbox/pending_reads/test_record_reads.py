@@ -50,6 +50,18 @@ async def test_a_page_that_ends_at_a_record_that_was_put_again_has_it(history: H
     assert [(one.key, one.value) for one in page] == [("3" if reverse else "1", "old"), ("2", "new")]
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+async def test_page_begins_with_pending_records_that_come_before_stored_ones(history: History, reverse: bool) -> None:
+    records = history.records(conversation="one")
+    for key in "234":
+        await records.put(CP, key, 0)
+    await deliver_all(history)
+    for key in "15":
+        await records.put(CP, key, 0)
+    page = await records.list(CP, limit=2, reverse=reverse)
+    assert [one.key for one in page] == (["5", "4"] if reverse else ["1", "2"])
+
+
 async def test_scopes_need_the_store(alone: History) -> None:
     await alone.records(conversation="one").put(CP, "1", 0)
     with pytest.raises(StoreUnavailable):

@@ -24,7 +24,7 @@ from letopis.store.rules.apply_plan import (
     compare_with_head,
     select_new,
 )
-from letopis.store.rules.decoding import decode_events, target_ids
+from letopis.store.rules.decoding import decode_events, put_back, target_ids
 from letopis.store.rules.preconditions import Conflict
 from letopis.store.rules.projection import project_events
 from letopis.store.rules.reducer import PROJECTION_RULES, ConversationState
@@ -169,6 +169,27 @@ def test_stored_messages_are_changed_and_those_that_stay_are_left_out() -> None:
         (3, 5, 6, "failed", False),
         (8, 8, None, "appended", True),
     ]
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_new_content_of_a_redacted_message_is_in_conflict(back: bool) -> None:
+    event = encoded(Message.user("x", id="a") if back else words.MessageEdited(message_id="a", content="x"))
+    if back:
+        event = put_back(event, first=UUID(int=1), event_id=UUID(int=2))
+    known = MessageRow(
+        version=1,
+        message_id="a",
+        content_version=1,
+        delivery_version=None,
+        role="user",
+        state="appended",
+        redacted_at=3,
+    )
+    items = decode_events([SequencedEvent(sequence=4, event=event)], NO_UPCASTERS)
+
+    projected = project_events(row(3, new=False), items, [known])
+
+    assert projected.superseded == {4: Conflict(expected=0, actual=3, erased="message")}
 
 
 def named(table: sa.Table, row: tuple[Any, ...]) -> dict[str, Any]:

@@ -139,6 +139,11 @@ def test_a_clock_that_steps_back_does_not_move_the_activity_back() -> None:
     assert found.owner_id is None
 
 
+def test_rewind_to_the_beginning_takes_the_first_event_of_a_conversation_off_the_path() -> None:
+    found = folded(Message.user("a", id="m-1"), Message.user("b", id="m-2"), words.ConversationRewound())
+    assert (found.path, conversation(found).message_count) == ((), 0)
+
+
 def test_pending_events_lie_over_what_was_read() -> None:
     read = folded(words.ConversationStarted(owner_id="42"), Message.user("a", id="m-1", tokens=1))
     running = Fold(conversation(read).with_changes(number=7), read.messages)

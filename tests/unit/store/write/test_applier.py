@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import pytest
 
 from letopis.store import ConversationDeleted, ConversationRewound, ConversationStore, Message, MessageRedacted
 from letopis.store.model.codec import EncodedEvent
 from letopis.store.model.event_types import Body
-from letopis.store.model.events import Upcasters
 from letopis.store.model.records import Scope
 from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.record_changes import clear
-from letopis.store.write.applier import DecodedBatch
+from letopis.store.write.applier import Applier
 
 LANE = Scope.conversation("a").name
 
@@ -48,7 +48,7 @@ async def test_apply_tells_once_that_content_was_erased(
     assert len(told) == erased
 
 
-async def test_decoding_a_large_batch_lets_other_tasks_run() -> None:
+async def test_decoding_a_large_batch_lets_other_tasks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outbox, turns = Outbox(), 0
     for number in range(20):
         outbox.append(f"c{number}", *(Message.user("words") for _ in range(50)))
@@ -60,9 +60,13 @@ async def test_decoding_a_large_batch_lets_other_tasks_run() -> None:
             turns += 1
             await asyncio.sleep(0)
 
-    task = asyncio.create_task(other())
-    await DecodedBatch(Upcasters()).decode(outbox.pending())
-    done.set()
-    await task
+    monkeypatch.setattr(Applier, "_apply_once", AsyncMock(side_effect=InterruptedError))  # the transaction
+    async with ConversationStore.open(tmp_path / "history.db") as store:
+        applier = (await store._runtime.prepared()).applier
+        task = asyncio.create_task(other())
+        with pytest.raises(InterruptedError):
+            await applier.apply(outbox.origin, outbox.pending())
+        done.set()
+        await task
 
     assert turns > 5

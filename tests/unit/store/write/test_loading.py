@@ -1,4 +1,4 @@
-"""A rewind of more messages than one transaction changes counts them on either side of where it ends."""
+"""What is too long for one transaction is marked, with the right count, and a hold spares what an event erases."""
 
 from __future__ import annotations
 
@@ -6,8 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from letopis.store import ConversationRewound, ConversationStore, Message
+from letopis.store import (
+    ConversationDeleted,
+    ConversationRewound,
+    ConversationStarted,
+    ConversationStore,
+    Message,
+    MessageEdited,
+)
+from letopis.store.model.event_types import Body
+from letopis.store.model.records import Scope
 from letopis.store.testing.outbox import Outbox
+from letopis.store.testing.record_changes import clear, put
+from tests.support.sayings import new_outbox, send, send_encoded
+from tests.support.sqlite_rows import rows
 
 LONG = 20
 
@@ -26,3 +38,27 @@ async def test_long_rewind_leaves_the_right_count(left: int, tmp_path: Path, mon
         assert (await store.pending_tasks()).tasks == 1
     assert found is not None
     assert found.message_count == left
+
+
+@pytest.mark.parametrize("body", [ConversationDeleted(), ConversationRewound(erase=True)])
+async def test_erasure_of_few_messages_with_many_events_is_left_to_steps(
+    body: Body, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("letopis.store.write.loading.MAX_ROWS_PER_TRANSACTION", 2)
+    async with ConversationStore.open(tmp_path / "history.db") as store:
+        edits = [MessageEdited(message_id="m", content=f"draft {number}") for number in range(3)]
+        outbox = await new_outbox(store, "c", Message.user("words", id="m"), *edits)
+        await send(store, outbox, "c", body)
+
+        assert (await store.pending_tasks()).erasing == 1
+
+
+async def test_hold_on_the_owner_spares_the_records_of_a_conversation(tmp_path: Path) -> None:
+    lane = Scope.conversation("c").name
+    async with ConversationStore.open(tmp_path / "history.db") as store:
+        outbox = await new_outbox(store, "c", ConversationStarted(owner_id="42"))
+        await send_encoded(store, outbox, lane, put(lane, "a", b"1"))
+        await store.erasures.hold("owner", "42", reason="a court asked")
+        await send_encoded(store, outbox, lane, clear(lane, erase=True))
+
+    assert rows(tmp_path / "history.db", "SELECT record_key FROM letopis_records") == [(b"a",)]
