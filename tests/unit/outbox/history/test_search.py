@@ -12,10 +12,12 @@ import pytest
 
 from letopis.outbox import History
 from letopis.outbox.pending_reads import pending_search
-from letopis.store import ConversationRewound, Hit, InvalidInput, Message, MessageEdited, MessageRedacted, Page
+from letopis.store import ConversationRewound, Hit, InvalidInput, Message, MessageEdited, MessageRedacted, Page, Seen
 from letopis.store.model.event_types import ConversationDeleted, ConversationStarted
 from letopis.store.read.paging import CursorCodec
+from letopis.store.testing.outbox import Outbox
 from tests.support.relays import deliver_all, sql
+from tests.support.sayings import send
 
 
 def opened(folder: Path, **options: Any) -> History:
@@ -101,6 +103,19 @@ async def test_nothing_of_another_owner_is_found(history: History, tmp_path: Pat
         await other.append("c", ConversationStarted(owner_id="1"), Message.user("ответ", id="c3"))
         assert set(ids(await other.search("ответ", owner="1"))) == {"a", "a3", "c3"}
         assert set(ids(await other.search("ответ", owner="2"))) == {"b", "b3"}
+
+
+async def test_search_goes_by_the_owner_in_the_store_once_all_is_delivered(history: History) -> None:
+    await send(history.store, Outbox("other.outbox.db"), "a", Message.user("мимо"))
+    # The store puts the owner aside: the condition does not hold there.
+    await history.append("a", ConversationStarted(owner_id="1"), expected=Seen(sequence=0, version=0))
+    await say(history, "a", one="ответ", two="ответ")
+
+    first = await history.search("ответ", owner="1", limit=1)
+    await deliver_all(history)
+    second = await history.search("ответ", owner="1", after=first.next)
+
+    assert (ids(first), ids(second)) == (["two"], [])
 
 
 async def test_pages_repeat_and_miss_nothing_while_what_was_pending_is_saved(history: History) -> None:
