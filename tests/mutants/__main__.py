@@ -2,6 +2,7 @@
 
     python -m tests.mutants                          # 400 mutants, an hour at most on two idle cores
     python -m tests.mutants --count 30 --room retry  # some of it
+    python -m tests.mutants --again                  # the survivors of the last run, after they got tests
     python -m tests.mutants --publish                # write the last run into the documentation, and end
 
 First the tests run without a mutant, and have to be green; then the controls run, and each has to be caught. Exits with
@@ -16,11 +17,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
 from tests.mutants.mutations import ROOMS, Mutant, mutants_of_room, planted, sample
-from tests.mutants.page import LEAST, published, score, summary
+from tests.mutants.page import LEAST, first_look, published, score, summary, verdicts
 from tests.mutants.running import NEAR, choose, judge, measure
 from tests.support.forking import as_they_end
 from tests.support.reports import ROOT, report_of, write
@@ -41,6 +43,11 @@ def run(
         yield verdict
 
 
+def place(mutant: Mutant) -> tuple[str, int, str]:
+    text = (ROOT / mutant.path).read_text(encoding="utf-8")
+    return mutant.path, mutant.line(text), mutant.diff(text)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.mutants", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -51,10 +58,15 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="mutants at a time, 2 by default")
     parser.add_argument("--minutes", type=float, default=60.0, help="no mutant starts later than this")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants", metavar="DIR")
+    parser.add_argument(
+        "--again", action="store_true", help="judge only what survived the last run, of the same sample"
+    )
     parser.add_argument("--publish", action="store_true", help=f"write the last run into {PUBLISHED.relative_to(ROOT)}")
     given = parser.parse_args()
-    if given.publish:
+    report: dict[str, Any] = {}
+    if given.publish or given.again:
         report = json.loads((given.out / "mutants.json").read_text(encoding="utf-8"))
+    if given.publish:
         PUBLISHED.write_text(published(report, PUBLISHED.read_text(encoding="utf-8")), encoding="utf-8")
         return 0
     tests = partial(choose, measured=measure([f"tests/{name}" for name in NEAR]))
@@ -63,8 +75,12 @@ def main() -> int:
     found = {name: mutants_of_room(name) for name in given.room}
     by_room: dict[str, list[dict[str, Any]]] = {name: [] for name in found}
     parts = [{"room": name, "possible": len(many), "mutants": by_room[name]} for name, many in found.items()]
-    report = report_of(parts, versions={}, seed=given.seed, controls=controls)
-    for verdict in judged(sample(found, given.count, given.seed)):
+    first = {"first": report.get("first") or first_look(report)} if given.again else {}
+    caught = {(one["path"], one["line"], one["diff"]): one for one in verdicts(report) if one["by"]}
+    drawn = [(place(one), one) for one in sample(found, given.count, given.seed)]
+    report = report_of(parts, versions={}, seed=given.seed, controls=controls, **first)
+    known = [caught[at] for at, _ in drawn if at in caught]
+    for verdict in chain(known, judged(one for at, one in drawn if at not in caught)):
         room = next(name for name, folder in ROOMS.items() if Path(verdict["path"]).is_relative_to(folder))
         by_room[room].append(verdict)
         write(report, given.out, "mutants")

@@ -20,20 +20,25 @@ def equivalents() -> dict[tuple[str, str], str]:
     return {(one["path"], one["diff"]): one["reason"] for one in json.loads(EQUIVALENTS.read_text(encoding="utf-8"))}
 
 
+def verdicts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [one for part in report.get("parts", ()) for one in part["mutants"]]
+
+
 def survivors(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the mutants that no test noticed, though they do something else."""
     known = equivalents()
-    return [
-        one
-        for part in report["parts"]
-        for one in part["mutants"]
-        if not one["by"] and (one["path"], one["diff"]) not in known
-    ]
+    return [one for one in verdicts(report) if not one["by"] and (one["path"], one["diff"]) not in known]
+
+
+def first_look(report: Mapping[str, Any]) -> str:
+    """Tell what a run found whose survivors then got tests."""
+    run, left = len(verdicts(report)), len(survivors(report))
+    return f"{run} mutants at commit {report['commit']}: {left} survived, {100 * score(report):.0f} % were caught"
 
 
 def score(report: Mapping[str, Any]) -> float:
     """Return the share of mutants that were caught, of those that do something else than the code."""
-    caught = sum(bool(one["by"]) for part in report["parts"] for one in part["mutants"])
+    caught = sum(bool(one["by"]) for one in verdicts(report))
     return caught / max(caught + len(survivors(report)), 1)
 
 
@@ -65,13 +70,15 @@ def published(report: Mapping[str, Any], text: str) -> str:
     left = [
         (f"`{one['path'].partition('/letopis/')[2]}:{one['line']}`", _code(one["diff"])) for one in survivors(report)
     ]
-    missed = {(one["path"], one["diff"]) for part in report["parts"] for one in part["mutants"] if not one["by"]}
+    missed = {(one["path"], one["diff"]) for one in verdicts(report) if not one["by"]}
     same = [
         (f"`{Path(path).stem}`", _code(diff), reason)
         for (path, diff), reason in equivalents().items()
         if (path, diff) in missed
     ]
     made = f"Commit {report['commit']}, seed {report['seed']}, {report['date']}, on {made_on(report)}."
+    if "first" in report:
+        made += f" First look at {report['first']}; what survived got tests, and alone was judged again."
     lines = [
         f"{made} All {len(report['controls'])} controls were caught.",
         "",

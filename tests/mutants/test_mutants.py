@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.mutants.mutations import Mutant, mutants_of, planted, sample
-from tests.mutants.page import BEGIN, END, equivalents, published, score, summary
+from tests.mutants.page import BEGIN, END, equivalents, first_look, published, score, summary
 from tests.mutants.running import choose, nearest
 from tests.support.reports import ROOT
 
@@ -122,6 +122,8 @@ def test_the_page_takes_a_run_and_keeps_what_is_written_by_hand() -> None:
     assert (
         text.startswith("# Proof\n\nBy hand.") and text.endswith("Not covered: much.\n") and text.count("| all |") == 1
     )
+    again = run | {"first": first_look(report(verdict("test"), verdict(None)))}
+    assert " First look at 2 mutants at commit abc: 1 survived, 50 % were caught; " in published(again, PAGE)
     assert score(run) == pytest.approx(2 / 3) and "survived: outbox/letopis/outbox/retry/a.py:7" in summary(run)
     with pytest.raises(ValueError, match="has no lines"):
         published(run, "# A page without a place")
