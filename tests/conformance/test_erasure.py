@@ -173,7 +173,7 @@ async def test_what_only_a_later_release_understands_does_nothing_to_the_file(bo
 async def test_reset_erases_all(bot: History, store: ConversationStore, store_url: str, *, together: bool) -> None:
     await bot.append(CHAT, Message.user(SECRET, id="a"), Message.assistant(SECRET, id="b", tokens=7), owner="42")
     await bot.append(CHAT, Message.user(SECRET, id="popped"))
-    await bot.chat(CHAT).pop()
+    await bot.chat(CHAT).rewind(to="b", reason=SECRET)
     await bot.chat(CHAT).rename(SECRET)
     await bot.chat(CHAT).annotate({"note": SECRET})
     await bot.chat(CHAT).react("a", "like", value=SECRET)

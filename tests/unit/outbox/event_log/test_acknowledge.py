@@ -19,6 +19,8 @@ from letopis.outbox.event_log.acknowledge import (
     schedule_retry,
 )
 from letopis.outbox.event_log.lanes import Lane
+from letopis.store import ConversationGone
+from letopis.store.rules.preconditions import Conflict
 from tests.support.relays import lane, say, sql
 
 NOW = 4_000_000_000_000_000
@@ -135,6 +137,16 @@ async def test_a_long_fault_is_cut(outbox: OutboxFile) -> None:
     await say(outbox, "a")
     await block(outbox, await lane(outbox, "a"), fault="x" * 10_000)
     assert (await lane(outbox, "a")).fault == "x" * MAX_FAULT_LENGTH
+
+
+async def test_a_conversation_that_the_store_has_deleted_is_gone_from_its_first_event_on(outbox: OutboxFile) -> None:
+    """Another outbox deleted it before this one appended anything."""
+    await say(outbox, "a", 1)
+    gone = Conflict(expected=0, actual=5, erased="conversation")
+    superseded = {"a": {1: gone, 2: gone}}
+    await outbox.write(partial(acknowledge, delivered={"a": 2}, now_us=NOW, superseded=superseded))
+    with pytest.raises(ConversationGone):
+        await say(outbox, "a", 1)
 
 
 async def test_a_rewind_makes_delivered_events_owed_again_as_old_as_itself(outbox: OutboxFile) -> None:

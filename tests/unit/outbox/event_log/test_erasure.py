@@ -14,8 +14,9 @@ from letopis.outbox.event_log import effects, erasures
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.effects import count_unerased
 from letopis.outbox.event_log.erasures import HeldSubjects, carry_out_step, erase_messages
+from letopis.outbox.event_log.lookups import erases_owner
 from letopis.outbox.event_log.statements import on_cursor
-from letopis.store import ConversationStore, Message, StoreUnavailable
+from letopis.store import ConversationDeleted, ConversationStore, ConversationTrimmed, Message, StoreUnavailable
 from letopis.store.erasures import Erasure
 from letopis.store.model.events import utc_now
 from tests.support.relays import sql
@@ -104,6 +105,32 @@ async def test_a_second_reset_erases_what_came_after_the_first(history: History)
     assert (await history.outbox.read(erased), await history.outbox.read(count_unerased)) == (2 * LONG, 0)
     assert [one.text for one in await history.messages("long")] == ["stays"]
     assert kept(history.outbox, b"stays")
+
+
+async def test_a_step_writes_as_much_however_many_conversations_wait(outbox: OutboxFile) -> None:
+    for number in range(3 * STEP):
+        await outbox.append(prepare(f"c{number}", [Message.user("words"), ConversationDeleted()]))
+    await sql(outbox, "UPDATE letopis_outbox_lanes SET delivered = head")
+
+    def step(connection: sa.Connection) -> int:
+        changes = [connection.exec_driver_sql("SELECT total_changes()").scalar_one()]
+        assert on_cursor(connection, work=effects.erase_delivered)
+        changes.append(connection.exec_driver_sql("SELECT total_changes()").scalar_one())
+        return changes[1] - changes[0]
+
+    assert 0 < await outbox.write(step) <= 2 * STEP
+    assert STEP < await outbox.read(count_unerased) < 3 * STEP
+
+
+async def test_a_trim_that_comes_again_leaves_nothing_to_erase(outbox: OutboxFile) -> None:
+    trim = ConversationTrimmed(upto=2, rule="r", sequence=2)
+    await outbox.append(prepare("c", [Message.user("words of 1")], owner="42"))
+    for _ in range(2):
+        await outbox.append(prepare("c", [trim]))
+        await sql(outbox, "UPDATE letopis_outbox_lanes SET delivered = head")
+        await outbox.write(partial(on_cursor, work=effects.erase_delivered))
+        await outbox.append(prepare("c", [Message.user("words of 2")]))
+        assert not await outbox.read(partial(erases_owner, owner="42")), "what is pending erases nothing"
 
 
 def owner_erasure() -> partial[bool | None]:

@@ -175,6 +175,9 @@ def test_a_success_closes_it_and_says_how_long_the_store_was_away() -> None:
     assert breaker.record_success() == 90
     assert (breaker.closed, breaker.reason, breaker.remaining(), breaker.suspects) == (True, None, 0, frozenset())
     assert breaker.record_success() is None
+    breaker.end_probe()  # of the probe that closed it
+    breaker.trip(DOWN, ["b"])
+    assert (breaker.closed, breaker.trips, breaker.suspects) == (False, 2, {"b"})
 
 
 @pytest.mark.parametrize("largest", [500, 4 * RAMP_START_EVENTS])
