@@ -325,6 +325,23 @@ async def test_an_edit_of_what_another_outbox_redacted_is_put_aside(bots: Bots, 
     assert "new words" not in repr(await store.events(CHAT))
 
 
+async def test_what_was_put_back_where_it_still_stood_takes_off_what_follows_it(bots: Bots) -> None:
+    bot, other = bots
+    before, after = Message.user("before", id="x"), Message.user("after", id="a")
+    await bot.append(CHAT, before)
+    await deliver(bot)
+    await other.append(CHAT, Message.user("theirs", id="theirs"))
+    await deliver(other)
+    await bot.chat(CHAT).rewind(to="theirs")  # takes nothing off: the file knows neither that, nor their message
+    await bot.append(CHAT, after)
+    await bot.append(CHAT, before)
+    await bot.chat(CHAT).rewind(to="a")
+    await bot.chat(CHAT).rewind(to="x")
+    await bot.append(CHAT, after)
+    await deliver(bot)
+    assert await path(bot) == ["x", "a"]
+
+
 async def test_a_deleted_conversation_saves_no_twin(bots: Bots) -> None:
     one, two = bots
     message = Message.user("the words", id="m")

@@ -239,8 +239,9 @@ def erase_superseded(cursor: Any, conversation_id: str, conflicts: Mapping[int, 
             drafts.erase(cursor, conversation_id, None)
         elif conflict.erased == "message":
             for (message_id,) in query_all(cursor, _MESSAGE_AT, (conversation_id, sequence)):
-                erased = erase_content(cursor, conversation_id, message_id) > 0 or erased
-                drafts.erase(cursor, conversation_id, message_id)
+                if message_id is not None:  # a damaged event belongs to no message, and no other is erased for it
+                    erased = erase_content(cursor, conversation_id, message_id) > 0 or erased
+                    drafts.erase(cursor, conversation_id, message_id)
     return erased, deleted
 
 

@@ -55,7 +55,9 @@ class KnownPath:
         self._messages: set[str] = set()
         self._doubtful: set[str] = set()
         self._unless: dict[int, frozenset[str]] = {}
-        self._unsure: set[str] = set()  # off the path, unless they came before the target of a rewind that is not here
+        # Off the path, unless they came before the target of a rewind that is not here; putting such a message back
+        # leaves the doubt: if it is still on the store's path, it stays in its place there.
+        self._unsure: set[str] = set()
         for step in steps:
             self.add(step)
 
@@ -69,7 +71,6 @@ class KnownPath:
                 self._path.append(step)
                 self._on_path.add(step.first)
                 self._unless.pop(step.first, None)
-                self._unsure.discard(step.message_id)
         elif step.target not in self._messages:
             if step.erase:
                 self._erased |= self._known

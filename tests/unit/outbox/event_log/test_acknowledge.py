@@ -149,6 +149,16 @@ async def test_a_conversation_that_the_store_has_deleted_is_gone_from_its_first_
         await say(outbox, "a", 1)
 
 
+async def test_a_damaged_event_that_was_set_aside_takes_no_other_content_with_it(outbox: OutboxFile) -> None:
+    """Its data does not tell which message the store has erased."""
+    await say(outbox, "a", 3)
+    await sql(outbox, "UPDATE letopis_outbox_events SET data = '{' WHERE sequence = 2")
+    before = await sql(outbox, "SELECT data FROM letopis_outbox_events")
+    superseded = {"a": {2: Conflict(expected=0, actual=5, erased="message")}}
+    await outbox.write(partial(acknowledge, delivered={"a": 2}, now_us=NOW, superseded=superseded))
+    assert await sql(outbox, "SELECT data FROM letopis_outbox_events") == before
+
+
 async def test_a_rewind_makes_delivered_events_owed_again_as_old_as_itself(outbox: OutboxFile) -> None:
     """Otherwise a lane that heals would count as stuck since its events were first appended."""
     await say(outbox, "a", 9)

@@ -42,3 +42,8 @@ def test_what_has_left_the_path(steps: list[PathStep], *, left: bool) -> None:
     assert path.left(1) is left
     copy.add(back())
     assert path.left(1) is left
+
+
+def test_what_is_put_back_after_an_unknown_rewind_may_have_kept_its_place() -> None:
+    path = KnownPath([A, back("theirs"), B, A, back("b"), PathStep(None, target="a", doubtful=True)])
+    assert path.stays_unless(B.first) == {"a"}
