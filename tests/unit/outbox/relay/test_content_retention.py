@@ -23,7 +23,7 @@ from letopis.store.maintenance.due_checkpoints import FIRST_PLACE, CheckpointPla
 from letopis.store.maintenance.retention import DueContent
 from letopis.store.model.events import from_microseconds
 from letopis.store.rules.retention import RetentionRule
-from tests.support.relays import deliver_all, running, until
+from tests.support.relays import Hands, ToldStore, deliver_all, relay_on, running, say, until
 
 STORE = UUID(int=1)
 
@@ -71,6 +71,20 @@ async def test_a_relay_that_runs_rests_and_one_that_drains_does_not(outbox: Outb
         assert not relay._dispatcher.trimmer.rests
         async with running(relay):
             await until(lambda: relay._dispatcher.trimmer.rests)
+
+
+async def test_a_round_is_begun_once_an_hour_however_often_the_relay_is_idle(
+    outbox: OutboxFile, hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay = relay_on(outbox, ToldStore(), hands=hands, retention=ContentRetention(max_age_days=30))
+    rounds = AsyncMock(return_value=False)
+    monkeypatch.setattr(relay._dispatcher.trimmer, "_trim", rounds)
+    await say(outbox, "a")
+    for hours in (1, 2):
+        for _ in range(5):
+            await relay.drain_once()
+        assert rounds.await_count == hours
+        hands.advance(3_600)
 
 
 async def test_a_round_prunes_checkpoints_from_the_first_page_to_the_last(

@@ -8,7 +8,7 @@ import pytest
 
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.event_log.lanes import Lane
-from letopis.outbox.relay.outcome import Breakers, LaneRetries, Refusal, damaged
+from letopis.outbox.relay.outcome import Breakers, LaneRetries, Refusal, SendResult, damaged
 from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.database.faults import FaultClass
@@ -68,6 +68,16 @@ def test_attempts_of_an_earlier_event_are_not_those_of_a_later_one(retries: Lane
 
 def test_a_lane_without_its_next_event_is_blocked_as_damaged() -> None:
     assert (damaged(LANE).fault_class, damaged(LANE).blocks) == ("damaged", True)
+
+
+@pytest.mark.parametrize(
+    ("fault_class", "final", "answered"),
+    [("poison", False, True), ("diverged", True, True), ("unclassified", False, False)],
+)
+def test_a_refusal_for_what_the_event_is_shows_that_the_store_answers(
+    fault_class: str, final: bool, answered: bool
+) -> None:
+    assert SendResult(refusals=[replace(REFUSAL, fault_class=fault_class, final=final)]).answered is answered
 
 
 @pytest.mark.parametrize("wrong", [False, True])

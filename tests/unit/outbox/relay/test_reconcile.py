@@ -7,16 +7,19 @@ from functools import partial
 from typing import cast
 from unittest.mock import AsyncMock
 
+import pytest
+
 from letopis.outbox.alerting.incidents import IncidentKind
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.event_log.acknowledge import acknowledge
 from letopis.outbox.event_log.retention import Pruner, Retention
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.operations.status import read_status
-from letopis.outbox.relay.reconcile import Reconciler
+from letopis.outbox.relay import reconcile
+from letopis.outbox.relay.reconcile import MAX_RECENT_LANES, RECONCILE_INTERVAL_SECONDS, Reconciler
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.maintenance.continuity import LogCount
-from tests.support.relays import DOWN, ToldStore, lane, relay_on, say
+from tests.support.relays import DOWN, Hands, ToldStore, lane, relay_on, say
 
 
 async def test_a_lost_lane_stays_lost_while_the_store_holds_nothing_of_it(outbox: OutboxFile) -> None:
@@ -57,3 +60,39 @@ async def test_a_relay_with_nothing_to_compare_does_not_report_a_store_that_is_a
     relay = relay_on(outbox, store)
     assert await relay.drain() == 0
     assert relay.breaker.outage is None
+
+
+async def test_a_lane_found_lost_at_an_interval_has_all_lanes_compared_at_once(
+    outbox: OutboxFile, hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile, "LANES_PER_REQUEST", MAX_RECENT_LANES + 1)  # one lane at an interval
+    store = ToldStore()
+    for name in "ab":
+        await say(outbox, name)
+        store.lanes[name] = [(None, b"")] * 2
+    await outbox.write(partial(acknowledge, delivered={"a": 2, "b": 2}, now_us=1))
+    clock = Clock(now=hands.now, monotonic=hands.monotonic)
+    reconciler = Reconciler(outbox, cast("ConversationStore", store), clock=clock)
+    assert not (await reconciler.compare(0)).rewound
+    store.lanes.clear()
+    hands.advance(RECONCILE_INTERVAL_SECONDS)
+
+    assert list((await reconciler.compare(0)).rewound) == ["a"]
+    assert reconciler.due
+    assert list((await reconciler.compare(0)).rewound) == ["b"]
+
+
+async def test_a_log_that_lacks_events_is_logged_once_and_so_is_its_end(
+    outbox: OutboxFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="letopis")
+    store = ToldStore()
+    reconciler = Reconciler(outbox, cast("ConversationStore", store), clock=Clock())
+    for missing in (2, 0):
+        store.continuity.look = LogCount(missing=missing, partition=0, after=0, upto=3)
+        for _ in range(6):  # comparisons of lanes in between
+            await reconciler.compare(0)
+
+    lacks, whole = (record for record in caplog.records if record.name == "letopis.outbox.relay")
+    assert (lacks.levelname, whole.levelname) == ("ERROR", "INFO")
+    assert "lacks 2 events" in lacks.message and "whole again" in whole.message

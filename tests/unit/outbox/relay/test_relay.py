@@ -282,7 +282,9 @@ async def test_a_cancellation_that_comes_second_drops_a_store_that_hangs(outbox:
     assert not relay.lease.held
 
 
-async def test_a_store_that_lost_its_newest_events_gets_them_again(outbox: OutboxFile) -> None:
+async def test_a_store_that_lost_its_newest_events_gets_them_again(
+    outbox: OutboxFile, caplog: pytest.LogCaptureFixture
+) -> None:
     """Idle conversations too: the tail is compared after each start and outage."""
     store = ToldStore()
     relay = relay_on(outbox, store)
@@ -298,6 +300,7 @@ async def test_a_store_that_lost_its_newest_events_gets_them_again(outbox: Outbo
 
     assert (store.held("quiet"), store.held("loud")) == (10, 11)
     assert again.stats.rewound == 6 + 6
+    assert caplog.text.count("lost 6 events that it had, of 1 conversations; they are sent again") == 2
     assert (await figures(outbox)).pending == 0
 
 
@@ -515,5 +518,7 @@ async def test_a_strange_fault_of_the_only_conversation_charges_nothing(outbox: 
 
 
 async def test_options_that_make_no_sense_are_refused(outbox: OutboxFile) -> None:
-    with pytest.raises(InvalidInput, match="batch"):
-        relay_on(outbox, ToldStore(), batch=0)
+    for batch in (0, 10_001):
+        with pytest.raises(InvalidInput, match="batch"):
+            relay_on(outbox, ToldStore(), batch=batch)
+    relay_on(outbox, ToldStore(), batch=10_000)
