@@ -91,6 +91,8 @@ async def family(history: History) -> dict[str, list[str]]:
     await history.chat("c").fork("d", at="a1")
     await history.append("d", Message.user("d0"), Message.user("d1", id="d1"), ConversationRewound(to_message_id="a0"))
     await history.chat("d").fork("e", at="a0")
+    await history.chat("d").fork("f")
+    await history.append("f", ConversationRewound(to_message_id="a1"))  # which is not on its path
     # What comes later in the ancestors is not seen.
     await history.append("a", Message.user("late"), MessageEdited(message_id="a0", content="late"))
     await history.append("b", ConversationRewound(to_message_id="b0"), Message.user("late"))
@@ -101,6 +103,7 @@ async def family(history: History) -> dict[str, list[str]]:
         "c": ["later"],
         "d": ["a0"],
         "e": ["a0"],
+        "f": ["a0"],
     }
 
 

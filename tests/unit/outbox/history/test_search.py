@@ -13,7 +13,7 @@ import pytest
 from letopis.outbox import History
 from letopis.outbox.pending_reads import pending_search
 from letopis.store import ConversationRewound, Hit, InvalidInput, Message, MessageEdited, MessageRedacted, Page, Seen
-from letopis.store.model.event_types import ConversationDeleted, ConversationStarted
+from letopis.store.model.event_types import ConversationDeleted, ConversationStarted, ReactionAdded
 from letopis.store.read.paging import CursorCodec
 from letopis.store.testing.outbox import Outbox
 from tests.support.relays import deliver_all, sql
@@ -38,6 +38,7 @@ async def test_what_is_pending_is_found_and_comes_first(history: History) -> Non
     await deliver_all(history)
     await say(history, "a", new="новые ответы")
     await say(history, "b", newer="ответила", elsewhere="ветер")
+    await history.append("b", ReactionAdded(message_id="newer", key="👍"))
 
     page = await history.search("ответ")
 

@@ -13,6 +13,7 @@ from unittest.mock import AsyncMock
 import pytest
 
 from letopis.outbox import History, Relay
+from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store import FaultClass, InvalidInput, Message, OutboxUnavailable, ReadTimeout, Saved, StoreFault
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.outbox_access import OutboxAccess
@@ -223,6 +224,22 @@ async def test_a_store_without_sign_of_life_is_away(history: History, monkeypatc
     assert await history._parts.gateway.read(never) is None
     assert not (await history.messages("c", last=5)).complete
     assert history._parts.gateway.unavailable
+
+
+async def test_a_store_that_answers_a_process_that_was_suspended_is_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, store = asyncio.get_running_loop(), ConversationStore(f"sqlite:///{tmp_path / 'history.db'}")
+
+    async def suspended(_: ConversationStore) -> str:
+        patch.setattr(loop, "time", lambda real=loop.time: real() + 3_600)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return "answer"
+
+    with monkeypatch.context() as patch:
+        assert await StoreGateway(store, breaker=lambda: None).read(suspended, timeout=1) == "answer"
+    await store.close()
 
 
 async def test_what_the_past_may_take_is_checked(history: History) -> None:

@@ -51,15 +51,18 @@ async def test_a_page_that_ends_at_a_record_that_was_put_again_has_it(history: H
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-async def test_page_begins_with_pending_records_that_come_before_stored_ones(history: History, reverse: bool) -> None:
+@pytest.mark.parametrize("limit", [1, 2, 3])
+async def test_pages_of_a_range_have_pending_records_between_the_stored_ones(
+    history: History, reverse: bool, limit: int
+) -> None:
     records = history.records(conversation="one")
-    for key in "234":
-        await records.put(CP, key, 0)
+    for key in "246":
+        await records.put(CP, key, "stored")
     await deliver_all(history)
-    for key in "15":
-        await records.put(CP, key, 0)
-    page = await records.list(CP, limit=2, reverse=reverse)
-    assert [one.key for one in page] == (["5", "4"] if reverse else ["1", "2"])
+    for key in "1357":
+        await records.put(CP, key, "pending")
+    pages = await all_pages(partial(records.list, CP, limit=limit, reverse=reverse), most=limit)
+    assert [one.key for one in pages] == sorted("1234567", reverse=reverse)
 
 
 async def test_scopes_need_the_store(alone: History) -> None:
