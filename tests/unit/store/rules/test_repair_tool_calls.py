@@ -46,6 +46,7 @@ SOUND = [USER, call("1", "2"), result("1"), result("2"), ANSWER, NEXT, call("1",
     [
         *([], SOUND, [result("1")], [call("1")]),
         [USER, call("1", "2"), result("2", "1"), ANSWER],
+        [USER, call("1", "1"), result("1"), result("1", name="second"), ANSWER],
         [USER, call("1"), Message.assistant([Reasoning("Hm")], id="h"), result("1")],
         [USER, Message.tool([UnknownPart({"type": "computer_call_output"})], id="o"), ANSWER],
     ],

@@ -28,7 +28,7 @@ TEA = Conversation(conversation_id="c1", owner_id="42", title="Tea", created_at=
 
 
 def said(role: str, content: Any, minute: int = 0, *, at: datetime = WHEN, **fields: Any) -> RecordedMessage:
-    of_the_message = {name: fields.pop(name) for name in ("name", "status") if name in fields}
+    of_the_message = {name: fields.pop(name) for name in ("name", "author", "status") if name in fields}
     return RecordedMessage(
         conversation_id="c1",
         message=Message(role=role, content=content, id=f"m{minute}", **of_the_message),
@@ -122,6 +122,14 @@ class TestText:
         ]
         assert "    d\n    [reactions: 👍, stars=5]" in found
         assert found.endswith("23:02  System\n    (empty)")
+
+    @pytest.mark.parametrize(("other", "shown"), [("1", ("", "")), ("2", (" (1)", " (2)"))])
+    def test_authors_without_a_name_are_shown_if_there_are_several(self, other: str, shown: tuple[str, str]) -> None:
+        messages = [said("user", "Tea?", author="1"), said("user", "Tea!", author=other), said("assistant", "Tea.")]
+        assert [line.split("  ")[1] for line in transcript(None, messages).splitlines() if line[:2] == "22"] == [
+            *(f"User{name}" for name in shown),
+            "Assistant",
+        ]
 
     def test_other_parts_stand_there_briefly(self) -> None:
         parts = ToolResult("unseen", "x" * 1000, "failed"), ToolCall("c", "now"), Data({"a": [1, None]})

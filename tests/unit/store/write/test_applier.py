@@ -1,19 +1,29 @@
-"""An apply says that it erased content, so that the SQLite file's WAL is truncated; it keeps no event loop waiting."""
+"""An apply says that it erased content, so that the SQLite file's WAL is truncated, and that it stood still."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 from unittest.mock import AsyncMock
 
 import pytest
 
-from letopis.store import ConversationDeleted, ConversationRewound, ConversationStore, Message, MessageRedacted
+from letopis.store import (
+    ConversationDeleted,
+    ConversationRewound,
+    ConversationStore,
+    FaultClass,
+    Message,
+    MessageRedacted,
+    StoreFault,
+)
 from letopis.store.model.codec import EncodedEvent
 from letopis.store.model.event_types import Body
 from letopis.store.model.records import Scope
 from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.record_changes import clear
+from letopis.store.write import applier
 from letopis.store.write.applier import Applier
 
 LANE = Scope.conversation("a").name
@@ -46,6 +56,44 @@ async def test_apply_tells_once_that_content_was_erased(
         await outbox.deliver(store)
 
     assert len(told) == erased
+
+
+async def test_first_apply_tells_of_erasures_of_a_process_that_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox, told, counts = Outbox(), list[None](), list[int]()
+    async with ConversationStore.open(tmp_path / "history.db") as store:
+        monkeypatch.setattr((await store._runtime.prepared()).applier, "_erased", lambda: told.append(None))
+        for body in (Message.user("1", id="m"), Message.user("2"), MessageRedacted(message_id="m"), Message.user("3")):
+            outbox.append("a", body)
+            await outbox.deliver(store)
+            counts.append(len(told))
+
+    assert counts == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("limit", "code", "raised"),
+    [(0, "25P03", "stood-still"), (0, "2013", "stood-still"), (0, "disk-full", "disk-full"), (3_600, "25P03", "25P03")],
+)
+async def test_apply_stood_still_if_it_lost_its_connection_while_it_held_the_log_too_long(
+    limit: int, code: str, raised: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, outbox = applier.append_to_log, Outbox()
+
+    async def append(*given: Any) -> None:
+        await real(*given)
+        raise StoreFault(fault_class=FaultClass.UNAVAILABLE, code=code, reason="the server ended the transaction")
+
+    monkeypatch.setattr("letopis.store.write.transaction.LOG_IDLE_SECONDS", limit)
+    monkeypatch.setattr(applier, "append_to_log", append)
+    outbox.append("a", Message.user("words"))
+    async with ConversationStore.open(tmp_path / "history.db") as store:
+        with pytest.raises(StoreFault) as caught:
+            await outbox.deliver(store)
+
+    assert caught.value.code == raised
+    assert (caught.value.fault_class is FaultClass.CONFLICT) == (raised == "stood-still")
 
 
 async def test_decoding_a_large_batch_lets_other_tasks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What a deletion retains for forks is stripped as soon as none reads it."""
+"""What erases content takes all of it and nothing else; a deletion retains what forks read until none does."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from letopis.store import ConversationDeleted, ConversationStarted, ConversationStore, Message
+from letopis.store import (
+    ConversationDeleted,
+    ConversationStarted,
+    ConversationStore,
+    ConversationTrimmed,
+    Message,
+    MessageRedacted,
+)
 from letopis.store.testing.outbox import Outbox
 from letopis.store.write.applier import Applier
-from tests.support.sayings import new_outbox, send
+from tests.support.sayings import catch_up_index, new_outbox, send
 from tests.support.sqlite_rows import rows
 from tests.support.statements import over, statements_of
 
@@ -57,3 +64,57 @@ async def test_what_a_fork_read_that_begins_and_ends_with_its_parent_is_stripped
 
     assert len(stored) == 4
     assert "secret" not in repr(stored)
+
+
+async def test_redacted_first_message_is_not_retained_for_a_fork(tmp_path: Path) -> None:
+    outbox = Outbox()
+    async with ConversationStore.open(tmp_path / "history.db") as store:
+        await send(store, outbox, "parent", Message.user("secret", id="m"))
+        await send(store, outbox, "fork", ConversationStarted(forked_from={"conversation_id": "parent", "version": 1}))
+        await send(store, outbox, "parent", MessageRedacted(message_id="m"), ConversationDeleted())
+
+    assert "secret" not in repr(rows(tmp_path / "history.db", "SELECT data FROM letopis_events"))
+
+
+@pytest.mark.parametrize("number", [1, 21])  # events are found by the ids of their messages; or all are read
+async def test_redaction_leaves_a_message_that_says_the_id_of_another(number: int, tmp_path: Path) -> None:
+    outbox, ids = Outbox(), [f"m{one}" for one in range(number)]
+    async with ConversationStore.open(tmp_path / "history.db") as store:
+        await send(store, outbox, "c", *(Message.user("secret", id=name) for name in ids), Message.user("m0"))
+        await send(store, outbox, "c", *(MessageRedacted(message_id=name) for name in ids))
+        texts = [message.text for message in await store.messages("c")]
+
+    assert texts == [*("" for _ in ids), "m0"]
+
+
+async def test_deleted_conversation_is_not_in_the_search_index(tmp_path: Path) -> None:
+    outbox = Outbox()
+    async with ConversationStore.open(tmp_path / "history.db") as store:
+        await send(store, outbox, "c", Message.user("secret"))
+        await catch_up_index(store)
+        indexed = rows(tmp_path / "history.db", "SELECT document FROM letopis_search WHERE document != ''")
+        await send(store, outbox, "c", ConversationDeleted())
+
+    assert len(indexed) == 1
+    assert rows(tmp_path / "history.db", "SELECT document FROM letopis_search WHERE document != ''") == []
+
+
+@pytest.mark.parametrize(
+    ("trims", "marks"),
+    [
+        ([4], 0),
+        ([5], 2),
+        ([3, 6], 2),  # the first has taken most of the room
+        ([5, 9], 2),  # the first was marked, and has taken none
+    ],
+)
+async def test_trims_of_a_delivery_are_marked_where_they_find_no_room(
+    trims: list[int], marks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("letopis.store.write.row_writer.MAX_ROWS_PER_TRANSACTION", 4)
+    outbox = Outbox()
+    async with ConversationStore.open(tmp_path / "history.db") as store:
+        await send(store, outbox, "c", *(Message.user("old") for _ in range(9)))
+        await send(store, outbox, "c", *(ConversationTrimmed(upto=upto, rule="default") for upto in trims))
+
+        assert (await store.pending_tasks()).tasks == marks

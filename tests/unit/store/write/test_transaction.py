@@ -1,4 +1,4 @@
-"""A store notes when it last heard of an outbox, once an hour."""
+"""A store notes when it last heard of an outbox, once an hour, and takes nothing once it was moved."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from letopis.store import ConversationStore, Message
+from letopis.store import ConversationStore, FaultClass, Message
+from letopis.store.relocation.mover import move
 from letopis.store.testing.outbox import Outbox
 from letopis.testing import ManualClock
+from tests.support.sayings import new_outbox, raises_fault
 
 
 @pytest.mark.parametrize(("seconds", "noted"), [(3_599, False), (3_601, True)])
@@ -25,3 +27,11 @@ async def test_last_seen_is_written_once_an_hour(seconds: int, noted: bool, tmp_
             clock.advance(seconds)
 
     assert seen[1] - seen[0] == noted * seconds * 1_000_000
+
+
+async def test_moved_store_refuses_events_that_it_holds(tmp_path: Path) -> None:
+    async with ConversationStore.open(tmp_path / "history.db") as store:
+        outbox = await new_outbox(store, "c", Message.user("words"))
+        await move(tmp_path / "history.db", tmp_path / "new.db")
+        with raises_fault(FaultClass.WRONG_STORE, "moved", match=r"new\.db: deliver there"):
+            await store.apply(outbox.origin, [outbox.batch("c")])
