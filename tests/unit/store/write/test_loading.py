@@ -1,4 +1,4 @@
-"""What is too long for one transaction is marked, with the right count, and a hold spares what an event erases."""
+"""What is too long for one transaction is marked, a hold spares, and a refused event makes nothing else late."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from letopis.outbox.event_log.append_encoding import prepare
 from letopis.store import (
     ConversationDeleted,
     ConversationRewound,
@@ -13,6 +14,8 @@ from letopis.store import (
     ConversationStore,
     Message,
     MessageEdited,
+    MessageRedacted,
+    Seen,
 )
 from letopis.store.model.event_types import Body
 from letopis.store.model.records import Scope
@@ -62,3 +65,24 @@ async def test_hold_on_the_owner_spares_the_records_of_a_conversation(tmp_path: 
         await send_encoded(store, outbox, lane, clear(lane, erase=True))
 
     assert rows(tmp_path / "history.db", "SELECT record_key FROM letopis_records") == [(b"a",)]
+
+
+async def superseded(path: Path, *parts: tuple[int, int], rival: bool) -> set[int]:
+    """Deliver an append, 3 and 4, whose first event is refused, and an answer to it, 5; return what is superseded."""
+    async with ConversationStore.open(path) as store:
+        if rival:
+            await new_outbox(store, "c", Message.user("seen by all that follow"))
+        outbox = await new_outbox(store, "c", Message.user("tea", id="m"), MessageRedacted(message_id="m"))
+        append = [MessageEdited(message_id="m", content="late"), Message.user("more")]
+        outbox.append_encoded("c", prepare("c", append, after=Seen(sequence=2, version=2 + rival)).events)
+        outbox.append_encoded("c", prepare("c", [Message.user("answer")], after=Seen(sequence=3)).events)
+        results = [await store.apply(outbox.origin, [outbox.batch("c", *part)]) for part in parts]
+    return {sequence for result in results for applied in result.applied for sequence in applied.superseded}
+
+
+@pytest.mark.parametrize("rival", [False, True])
+@pytest.mark.parametrize("parts", [[(3, 5)], [(3, 3), (4, 5)], [(3, 4), (5, 5)], [(3, 3), (4, 4), (5, 5)]])
+async def test_refused_event_makes_neither_the_rest_of_its_append_nor_an_answer_late(
+    parts: list[tuple[int, int]], rival: bool, tmp_path: Path
+) -> None:
+    assert await superseded(tmp_path / "history.db", *parts, rival=rival) == {3}
