@@ -73,9 +73,9 @@ class Precondition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conflict:
-    """An event came too late.
+    """An event came too late, or was refused for what it would have shown or erased.
 
-    :ivar expected: the version that its writer had seen.
+    :ivar expected: the version that its writer had seen; 0 if it was refused.
     :ivar actual: the version of the event that came in between.
     :ivar erased: what that event erased for good, so that the outbox erases it too; ``None`` for nothing.
     :ivar held: True if the event would have erased what a hold protects.
@@ -115,6 +115,14 @@ class LoggedEvent:
     own: bool  # it came through the outbox whose events are checked
     conflict: Conflict | None
 
+    @property
+    def lateness(self) -> Conflict | None:
+        """Return the conflict of an event that came too late, and with it the rest of its append and what answers it.
+
+        ``None`` for one that was refused, for what it would have shown or erased: that says nothing of the others.
+        """
+        return None if self.conflict is None or self.conflict.held or self.conflict.erased else self.conflict
+
 
 def detect_conflicts(
     conditions: Sequence[tuple[int, UUID, Precondition]], log: Iterable[LoggedEvent], *, head: int = 0
@@ -124,7 +132,7 @@ def detect_conflicts(
     # outboxes after the version that was seen, and of this one the last that were seen and the first of the batches.
     logged = list(log)
     own = [event for event in logged if event.own]
-    stored = {event.event_id: event.conflict for event in own}
+    stored = {event.event_id: event.lateness for event in own}
     conflicts: dict[int, Conflict] = {}
     decided: dict[UUID, Conflict | None] = {}
     for sequence, event_id, expects in conditions:
@@ -165,7 +173,7 @@ def _seen_version(expects: Precondition, own: Sequence[LoggedEvent], head: int) 
     )
     if last is None:
         return 0
-    return last.version if last.conflict is None else last.conflict.expected
+    return last.version if last.lateness is None else last.lateness.expected
 
 
 def batch_of(event: EncodedEvent) -> UUID | None:
