@@ -21,7 +21,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
-from tests.mutants.mutations import ROOMS, Mutant, mutants_of_room, planted, sample
+from tests.mutants.mutations import ROOMS, Mutant, mutants_of, mutants_of_room, planted, sample
 from tests.mutants.page import LEAST, first_look, published, score, summary, verdicts
 from tests.mutants.running import NEAR, choose, judge, measure
 from tests.support.forking import as_they_end
@@ -43,9 +43,11 @@ def run(
         yield verdict
 
 
-def place(mutant: Mutant) -> tuple[str, int, str]:
-    text = (ROOT / mutant.path).read_text(encoding="utf-8")
-    return mutant.path, mutant.line(text), mutant.diff(text)
+def found_again(verdict: dict[str, Any]) -> Mutant | None:
+    """Return the mutant of a verdict, in the code as it is now; ``None`` if the line that it changed is gone."""
+    text = (ROOT / verdict["path"]).read_text(encoding="utf-8")
+    same = [one for one in mutants_of(verdict["path"], text) if one.diff(text) == verdict["diff"]]
+    return min(same, key=lambda one: abs(one.line(text) - verdict["line"]), default=None)
 
 
 def main() -> int:
@@ -75,12 +77,14 @@ def main() -> int:
     found = {name: mutants_of_room(name) for name in given.room}
     by_room: dict[str, list[dict[str, Any]]] = {name: [] for name in found}
     parts = [{"room": name, "possible": len(many), "mutants": by_room[name]} for name, many in found.items()]
-    first = {"first": report.get("first") or first_look(report)} if given.again else {}
-    caught = {(one["path"], one["line"], one["diff"]): one for one in verdicts(report) if one["by"]}
-    drawn = [(place(one), one) for one in sample(found, given.count, given.seed)]
-    report = report_of(parts, versions={}, seed=given.seed, controls=controls, **first)
-    known = [caught[at] for at, _ in drawn if at in caught]
-    for verdict in chain(known, judged(one for at, one in drawn if at not in caught)):
+    drawn, kept = sample(found, given.count, given.seed), list[dict[str, Any]]()
+    how: dict[str, Any] = {"seed": given.seed}
+    if given.again:
+        how = {"seed": report["seed"], "first": report.get("first") or first_look(report)}
+        kept = [one for one in verdicts(report) if one["by"]]
+        drawn = [again for one in verdicts(report) if not one["by"] and (again := found_again(one)) is not None]
+    report = report_of(parts, versions={}, controls=controls, **how)
+    for verdict in chain(kept, judged(drawn)):
         room = next(name for name, folder in ROOMS.items() if Path(verdict["path"]).is_relative_to(folder))
         by_room[room].append(verdict)
         write(report, given.out, "mutants")
