@@ -48,9 +48,9 @@ NEAR: Final = (
     *("integration/test_relay_stores.py", "integration/test_wrong_store.py"),
 )
 """Where tests that are near a room may be."""
-MAX_FILES: Final = 8  # the nearest test files of a module; each covers lines that those before it cover least
-BUDGET_SECONDS: Final = 16.0  # tests of a mutant cost this much processor time at most, by what they cost without it
-_CPU_SECONDS: Final = 40  # a mutant that needs more processor time than this hangs
+MAX_FILES: Final = 16  # the nearest test files of a module; each covers lines that those before it cover least
+BUDGET_SECONDS: Final = 40.0  # tests of a mutant cost this much processor time at most, by what they cost without it
+_CPU_SECONDS: Final = 100  # a mutant that needs more processor time than this hangs
 _QUIET: Final = (
     *("-q", "--no-header", "--no-summary", "-p", "no:cacheprovider", "-p", "no:xdist", "--timeout", "120"),
     *("-W", "ignore::pytest.PytestAssertRewriteWarning"),  # plugins are imported before the fork
