@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.mutants.mutations import ROOMS, Mutant, mutants_of, mutants_of_room, planted, sample
-from tests.mutants.page import LEAST, first_look, published, score, summary, verdicts
+from tests.mutants.page import LEAST, first_look, published, score, summary, survivors, verdicts
 from tests.mutants.running import NEAR, choose, judge, measure
 from tests.support.forking import as_they_end
 from tests.support.reports import ROOT, report_of, write
@@ -81,8 +81,9 @@ def main() -> int:
     how: dict[str, Any] = {"seed": given.seed}
     if given.again:
         how = {"seed": report["seed"], "first": report.get("first") or first_look(report)}
-        kept = [one for one in verdicts(report) if one["by"]]
-        drawn = [again for one in verdicts(report) if not one["by"] and (again := found_again(one)) is not None]
+        left = survivors(report)
+        kept = [one for one in verdicts(report) if one not in left]
+        drawn = [again for one in left if (again := found_again(one)) is not None]
     report = report_of(parts, versions={}, controls=controls, **how)
     for verdict in chain(kept, judged(drawn)):
         room = next(name for name, folder in ROOMS.items() if Path(verdict["path"]).is_relative_to(folder))

@@ -105,7 +105,9 @@ async def test_what_was_let_go_comes_again_under_a_new_sequence(outbox: OutboxFi
     assert await held(outbox, "c1") == [3]
 
 
-@pytest.mark.parametrize("wrong", [{"keep_last": -1}, {"keep_for": timedelta(seconds=-1)}, {"content": 3}])
+@pytest.mark.parametrize(
+    "wrong", [{"keep_last": -1}, {"keep_last": 1.5}, {"keep_for": timedelta(seconds=-1)}, {"content": 3}]
+)
 def test_a_wrong_retention_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(InvalidInput):
         Retention(**wrong)  # type: ignore[arg-type]

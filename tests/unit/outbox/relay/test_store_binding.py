@@ -71,6 +71,22 @@ async def test_a_relay_that_is_taken_over_before_it_has_bound_sends_nothing(outb
     assert store.batches == []
 
 
+@pytest.mark.parametrize(("held", "fault"), [((), "stranger"), (("a",), None)])
+async def test_a_binding_is_to_a_store_that_holds_something_of_what_was_delivered(
+    held: tuple[str, ...], fault: str | None, outbox: OutboxFile
+) -> None:
+    store = ToldStore()
+    for name in ("a", "b"):
+        await say(outbox, name)
+    await outbox.write(partial(acknowledge, delivered={"a": 1, "b": 1}, now_us=1))
+    store.lanes |= {name: [(None, b"")] for name in held}
+    guard = BindingGuard(outbox, cast("ConversationStore", store))
+
+    found = await guard.ensure(await outbox.read(read_binding), incarnation=0, sending=True)
+
+    assert (found and found.code) == fault
+
+
 async def test_a_binding_keeps_its_destination_whatever_a_bot_names_later(outbox: OutboxFile) -> None:
     await outbox.write(partial(note_destination, destination="postgresql://named/first"))
     assert (await outbox.read(read_binding)).destination == "postgresql://named/first"
