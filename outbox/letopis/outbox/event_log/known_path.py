@@ -55,8 +55,7 @@ class KnownPath:
         self._messages: set[str] = set()
         self._doubtful: set[str] = set()
         self._unless: dict[int, frozenset[str]] = {}
-        # Off the path, unless they came before the target of a rewind that is not here; putting such a message back
-        # leaves the doubt: if it is still on the store's path, it stays in its place there.
+        # Off the path, unless they came before the target of a rewind that is not here: putting one back moves nothing.
         self._unsure: set[str] = set()
         for step in steps:
             self.add(step)

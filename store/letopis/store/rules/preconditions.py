@@ -117,21 +117,17 @@ class LoggedEvent:
 
     @property
     def lateness(self) -> Conflict | None:
-        """Return the conflict of an event that came too late, and with it the rest of its append and what answers it.
-
-        ``None`` for one that was refused, for what it would have shown or erased: that says nothing of the others.
-        """
+        """Return its conflict if it came too late; ``None`` if it was refused: that makes nothing else late."""
         return None if self.conflict is None or self.conflict.held or self.conflict.erased else self.conflict
 
 
 def detect_conflicts(
-    conditions: Sequence[tuple[int, UUID, Precondition]], log: Iterable[LoggedEvent], *, head: int = 0
+    conditions: Sequence[tuple[int, UUID, Precondition]], log: Sequence[LoggedEvent], *, head: int = 0
 ) -> dict[int, Conflict]:
     """Return the conflicts of an outbox's conditional events, by sequence."""
     # It does not depend on how the events are split into deliveries. ``log`` holds at least the events of other
     # outboxes after the version that was seen, and of this one the last that were seen and the first of the batches.
-    logged = list(log)
-    own = [event for event in logged if event.own]
+    own = [event for event in log if event.own]
     stored = {event.event_id: event.lateness for event in own}
     conflicts: dict[int, Conflict] = {}
     decided: dict[UUID, Conflict | None] = {}
@@ -145,7 +141,7 @@ def detect_conflicts(
             if expects.version is None and expects.sequence in conflicts:
                 # An answer to a superseded event has seen no more than that event had.
                 seen = conflicts[expects.sequence].expected
-            unseen = (event for event in logged if not event.own and event.version > seen and event.conflict is None)
+            unseen = (event for event in log if not event.own and event.version > seen and event.conflict is None)
             actual = next((event.version for event in unseen if expects.conflicts_with(event.type)), None)
             conflict = None if actual is None else Conflict(expected=seen, actual=actual)
         decided[event_id] = conflict
@@ -155,11 +151,10 @@ def detect_conflicts(
 
 
 def lowest_seen_version(
-    conditions: Iterable[tuple[int, UUID, Precondition]], own: Iterable[LoggedEvent], *, head: int
+    conditions: Iterable[tuple[int, UUID, Precondition]], own: Sequence[LoggedEvent], *, head: int
 ) -> int:
     """Return the version after which events of other outboxes may matter to :func:`detect_conflicts`."""
-    known = list(own)
-    return min((_seen_version(expects, known, head) for _, _, expects in conditions), default=MAX_VERSION)
+    return min((_seen_version(expects, own, head) for _, _, expects in conditions), default=MAX_VERSION)
 
 
 def _seen_version(expects: Precondition, own: Sequence[LoggedEvent], head: int) -> int:

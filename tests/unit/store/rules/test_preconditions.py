@@ -99,6 +99,15 @@ def test_an_answer_to_what_was_put_aside_is_put_aside() -> None:
     assert detect_conflicts([result], [*log, logged(3, own=True, sequence=2, conflict=LATE)], head=2) == {3: LATE}
 
 
+@pytest.mark.parametrize("refused", [{"held": True}, {"erased": "message"}], ids=["by a hold", "for a redaction"])
+def test_what_follows_an_event_that_was_refused_is_not_late(refused: dict[str, Any]) -> None:
+    first = UUID(int=11)
+    aside = logged(3, own=True, sequence=2, event_id=first, conflict=Conflict(expected=0, actual=1, **refused))
+    rest, answer = (3, UUID(int=1), turn(1, version=2, batch_id=first)), (3, UUID(int=2), turn(2))
+    for following in (rest, answer):
+        assert detect_conflicts([following], [OWN, logged(2), aside], head=2) == {}
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
