@@ -170,7 +170,7 @@ def main() -> int:
         parser.error("--rounds is at least 1")
     if given.publish and given.short:
         parser.error("what is published is not short")
-    names = given.part or [*(name for name in PARTS if name != "soak"), *(["chitchat"] if given.short else [])]
+    names = given.part or [*(["chitchat"] if given.short else []), *(name for name in PARTS if name != "soak")]
     if given.publish and (campaigns := {*names} & {*CAMPAIGNS}):
         parser.error(f"a campaign is not published: {', '.join(sorted(campaigns))}")
     if given.publish and (reason := refusal()):
