@@ -122,7 +122,8 @@ def _write(costs: dict[str, float], root: Path) -> None:
     for name, cost in costs.items():
         files[name.partition("::")[0]] += cost
     table = _table()
-    others = {name for name in table["files"] if name not in files and (root / name).exists()}
+    known = {name.partition("::")[0] for part in table.values() for name in part}
+    others = {name for name in known if name not in files and (root / name).exists()}
     for part, measured in (("files", files), ("tests", costs)):
         kept = {name: cost for name, cost in table[part].items() if name.partition("::")[0] in others}
         kept |= {name: round(cost, 1) for name, cost in measured.items() if cost >= SLOW_SECONDS}
