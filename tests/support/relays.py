@@ -232,6 +232,22 @@ async def end(task: asyncio.Task[Any]) -> None:
         await task
 
 
+class Lingering:
+    """Work that never ends by itself, and takes some turns of the loop to end once it is cancelled."""
+
+    def __init__(self) -> None:
+        self.began, self.ended = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, *_: object) -> None:
+        self.began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _turn in range(9):
+                await asyncio.sleep(0)
+            self.ended.set()
+
+
 async def end_all(tasks: Sequence[asyncio.Task[None]]) -> None:
     """Cancel tasks, and raise what one of them ended with before."""
     for task in tasks:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from letopis.store.maintenance.due_checkpoints import FIRST_PLACE, CheckpointPla
 from letopis.store.maintenance.retention import DueContent
 from letopis.store.model.events import from_microseconds
 from letopis.store.rules.retention import RetentionRule
-from tests.support.relays import Hands, ToldStore, deliver_all, relay_on, running, say, until
+from tests.support.relays import Hands, Lingering, ToldStore, deliver_all, relay_on, running, say, until
 
 STORE = UUID(int=1)
 
@@ -116,26 +115,16 @@ async def test_a_page_of_checkpoints_has_ended_when_the_trimmer_is_closed(
     outbox: OutboxFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or it goes on beside the next relay, in a file that is being closed."""
-    began, ended = asyncio.Event(), asyncio.Event()
-
-    async def page(*_: object) -> None:
-        began.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            for _ in range(9):
-                await asyncio.sleep(0)
-            ended.set()
-
+    page = Lingering()
     async with ConversationStore.open(f"sqlite:///{tmp_path / 'history.db'}") as store:
         content = ContentRetention(checkpoints_last=1)
         trimmer = ContentTrimmer(outbox, store, Time().clock, retention=content, stats=RelayStats())
         trimmer.prune = AsyncMock()
         monkeypatch.setattr(store.outbox_access, "due_checkpoints", page)
         assert await trimmer.step(None)
-        await began.wait()
+        await page.began.wait()
         await trimmer.close()
-        assert ended.is_set()
+        assert page.ended.is_set()
 
 
 async def test_content_is_read_until_the_event_that_takes_it_away_is_delivered(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from letopis.outbox.file.sign_of_life import lives, lock_path
 from letopis.outbox.relay.lease import Heartbeat, Lease, LeaseLock, OutboxIdentityChanged, boot_id, write_heartbeat
 from letopis.store.errors import LetopisError
 from letopis.store.model.events import to_microseconds
-from tests.support.relays import Hands, ToldStore, end, relay_on, say, sql, until
+from tests.support.relays import Hands, Lingering, ToldStore, end, relay_on, say, sql, until
 
 BEAT = Heartbeat(
     progress=True,
@@ -246,22 +246,12 @@ async def test_a_delivery_is_a_sign_of_life(outbox: OutboxFile, hands: Hands) ->
 
 async def test_a_wait_for_the_store_that_is_cancelled_ends_after_what_it_waited_for(outbox: OutboxFile) -> None:
     """Or the lease is released, and the store closed, beside a transaction that is rolled back."""
-    began, ended = asyncio.Event(), asyncio.Event()
-
-    async def work() -> None:
-        began.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            for _ in range(9):
-                await asyncio.sleep(0)
-            ended.set()
-
+    work = Lingering()
     heartbeat = relay_on(outbox, ToldStore())._dispatcher._heartbeat
     waiting = asyncio.create_task(heartbeat.during(work(), "a batch"))
-    await began.wait()
+    await work.began.wait()
     await end(waiting)
-    assert ended.is_set()
+    assert work.ended.is_set()
 
 
 async def test_a_relay_beats_while_the_store_works_on_a_batch(
