@@ -333,8 +333,12 @@ class HomeBlock(AbstractAsyncContextManager[T]):
                 try:
                     error = await self._left
                 finally:
-                    if self._calls:
-                        await run_to_completion(self._end_calls())
+                    calls = set(self._calls)  # those that end before the wait begins leave the other set
+                    for call in calls:
+                        if not call.cancelling():  # one that was interrupted cleans up
+                            call.cancel()
+                    if calls:
+                        await run_to_completion(asyncio.wait(calls))
                 if error is not None:
                     raise error  # noqa: TRY301 - the context manager has to see it
         except BaseException as raised:  # belongs to the task that is in the block
@@ -344,13 +348,6 @@ class HomeBlock(AbstractAsyncContextManager[T]):
                 raise
             return raised
         return None
-
-    async def _end_calls(self) -> None:
-        """Cancel calls that were interrupted, or that the block does not wait for, until they have ended."""
-        for call in self._calls:
-            if not call.cancelling():  # one that was interrupted cleans up
-                call.cancel()
-        await asyncio.wait(self._calls)
 
     def _leave(self, error: BaseException | None) -> None:
         if self._left is not None and not self._left.done():
