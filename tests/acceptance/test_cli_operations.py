@@ -6,24 +6,20 @@ import asyncio
 import json
 import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from letopis.outbox.cli import cli
-from letopis.outbox.cli.interface.exit_codes import Exit, run
+from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.diagnostics.new_origin import assign_new_origin
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.lease import Lease
-from letopis.outbox.relay.relay import Relay
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.migrations import STORE
 from letopis.store.errors import OutboxUnavailable
 from letopis.store.model.messages import Message
-from tests.support.daemons import DaemonProcess, until
 from tests.support.fix_command import append_to
 from tests.support.paths import ROOT
 from tests.support.platforms import posix_only
@@ -223,29 +219,6 @@ class TestStatus:
             key: list(value) for key, value in found.items() if isinstance(value, dict)
         }
 
-    def test_looking_changes_and_creates_nothing(self, letopis: Any, tmp_path: Path) -> None:
-        """Not even the epoch of a copied file, which opening it would raise."""
-        filled()
-        shutil.copy("bot.outbox.db", "copy.db")
-        before = Path("copy.db").read_bytes()
-        files = sorted(path.name for path in tmp_path.iterdir())
-
-        assert letopis("--outbox", "copy.db", "status", "--json")[0] == 0
-
-        assert Path("copy.db").read_bytes() == before
-        assert sorted(path.name for path in tmp_path.iterdir()) == files
-
-    def test_check_tells_by_its_exit_code(self, letopis: Any) -> None:
-        filled(conversations=2)
-        waiting, out, _ = letopis("status", "--check")
-        assert out.startswith(
-            "No relay is running; 8 events are pending, nothing is lost: start the bot, or `letopis relay`.\n"
-        )
-        letopis("relay", "--once")
-        delivered = letopis("status", "--check")[0]
-
-        assert (waiting, delivered) == (1, 0)
-
 
 class TestRelay:
     def test_once_delivers_what_is_due(self, letopis: Any) -> None:
@@ -297,32 +270,3 @@ class TestRelay:
 
         assert (done.code, says in done.err) == (code, True)
         assert rows("bot.history.db", "SELECT count(*) FROM letopis_messages") == [(3 + 2,)]
-
-    def test_beside_a_relay_that_works_it_leaves_the_work_to_it(self, letopis: Any) -> None:
-        filled()
-
-        async def beside_a_relay() -> int:
-            outbox = await OutboxFile.open("bot.outbox.db")
-            store = ConversationStore("bot.history.db")
-            relay = Relay(outbox, store)
-            assert await relay.lease.acquire()
-            try:
-                return await asyncio.to_thread(run, cli, ["relay", "--once"])
-            finally:
-                await relay.lease.release()
-                await store.close()
-                await outbox.close()
-
-        assert asyncio.run(beside_a_relay()) == Exit.LATER
-
-    @posix_only("Windows has no POSIX signals")
-    def test_it_runs_until_an_interrupt_and_logs_what_its_own_loggers_say(self, letopis: Any) -> None:
-        filled()
-        with DaemonProcess(folder=Path.cwd()) as daemon:
-            daemon.works()
-            until(lambda: letopis("status", "--check")[0] == 0, "delivered")
-            daemon.signal(signal.SIGINT)
-            assert daemon.wait() == 0
-
-        loggers = {json.loads(line)["logger"] for line in daemon.lines}
-        assert loggers == {"letopis.outbox.relay", "letopis.outbox.daemon"}

@@ -183,10 +183,12 @@ def held(folder: Path) -> tuple[list[str], list[object]]:
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_a_file_of_another_kind_is_no_outbox(letopis: Callable[..., Done]) -> None:
+def test_a_file_of_another_kind_and_a_setting_beyond_its_limits(letopis: Callable[..., Done]) -> None:
     Path("bot.outbox.db").write_text("hello" * 1000)
-
     refused(letopis("status"), CONFIGURATION, "is no SQLite database")
+
+    Path("letopis.toml").write_text("[daemon]\nstop_timeout = -1\n")
+    refused(letopis("relay"), CONFIGURATION, "stop_timeout")
 
 
 @pytest.mark.usefixtures("elsewhere")

@@ -418,21 +418,6 @@ def test_every_action_by_hand_in_every_look(browser: Any, house: House, look: st
         assert f"by hand, {action}" in rows
 
 
-def test_the_forms_work_without_scripts_and_ask_first(browser: Any, house: House) -> None:
-    house.run(begin(house, "plain"))
-    with Tab(browser, house, scripts=False, user="Bea", locale="en-GB") as tab:
-        tab.go("conversation?id=plain")
-        tab.page.locator("summary", has_text="Delete…").click()
-        form = tab.page.locator("form[action$='conversation/delete']")
-        form.locator("input[name=reason]").fill("no scripts")
-        form.locator("button").click()  # the browser asks for the box
-        assert state_of(house, "plain").state == "active"
-        form.locator("input[type=checkbox]").check()
-        with tab.page.expect_navigation():
-            form.locator("button").click()
-        assert "The conversation is deleted." in tab.text()
-
-
 def test_a_reader_finds_and_prints_and_is_offered_no_change(browser: Any, house: House) -> None:
     with Tab(browser, house, user=READER, locale="en-GB") as tab:
         for page in ("", "integrity", "stuck", "conversation?id=tea&every=1", "conversation?id=tea&version=3"):

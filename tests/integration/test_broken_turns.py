@@ -650,22 +650,6 @@ async def framework_goes_on(history: History) -> None:
     assert (await agent.run("next", session=AgentSession(session_id="chat-1"))).text == "A cup"
 
 
-async def langchain_dies(path: str) -> None:
-    from langchain_core.messages import HumanMessage
-
-    from letopis.adapters.langchain import LetopisChatMessageHistory
-
-    chat = LetopisChatMessageHistory("chat-1", History(path, relay=False))
-    await chat.aadd_messages([HumanMessage("hi"), langchain_call()])
-    look()
-
-
-async def langchain_goes_on(history: History) -> None:
-    from langchain_core.messages import HumanMessage
-
-    await langchain_chain(history).ainvoke([HumanMessage("next")], CHAT)
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # ADK warns of features that it uses itself
 @pytest.mark.parametrize(
@@ -674,7 +658,6 @@ async def langchain_goes_on(history: History) -> None:
         ("strands", strands_dies, strands_goes_on),
         ("google.adk", adk_dies, adk_goes_on),
         ("agent_framework", framework_dies, framework_goes_on),
-        ("langchain_core", langchain_dies, langchain_goes_on),
     ],
 )
 async def test_killed_inside_a_tool(history: History, tmp_path: Path, needs: str, dies: Any, goes_on: Any) -> None:

@@ -11,10 +11,8 @@ from typing import Any
 import anyio
 import pytest
 
-from letopis.store import ConfigurationError, ConversationStore, FaultClass, Message, StoreFault, Timeouts, _components
-from letopis.store.testing.outbox import Outbox
+from letopis.store import ConfigurationError, ConversationStore, FaultClass, Message, StoreFault, _components
 from tests.support.sayings import new_outbox
-from tests.support.servers.processes import free_port
 
 
 @pytest.fixture
@@ -51,21 +49,6 @@ async def test_reads_that_are_cancelled_leave_no_connection_task_or_file(filled:
     assert len(asyncio.all_tasks()) <= tasks
     assert open_files() <= files
     assert len(await filled.messages("chat-1")) == 500
-
-
-@pytest.mark.parametrize("scheme", ["postgresql", "mysql"])
-async def test_a_server_that_is_down_is_a_fault_and_not_an_error_of_the_constructor(scheme: str) -> None:
-    store = ConversationStore(f"{scheme}://nobody@127.0.0.1:{free_port()}/nothing", timeouts=Timeouts(connect=2.0))
-    outbox = Outbox()
-    outbox.append("chat-1", Message.user("x"))
-    for call in (store.prepare, store.ping, store.head, store.conversations):
-        with pytest.raises(StoreFault) as caught:
-            await call()
-        assert caught.value.fault_class is FaultClass.UNAVAILABLE
-    with pytest.raises(StoreFault) as caught:
-        await outbox.deliver(store)
-    assert caught.value.fault_class is FaultClass.UNAVAILABLE
-    await store.close()
 
 
 async def test_a_file_that_is_no_database_is_never_written_to(tmp_path: Path) -> None:

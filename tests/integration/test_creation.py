@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import re
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -31,22 +30,6 @@ from tests.support.outages import locked_out
 from tests.support.platforms import posix_only
 
 pytestmark = posix_only("Windows has no POSIX signals")
-
-FIRST_READ = """
-    import asyncio, sys
-    import alembic.command
-    from letopis.outbox import History
-
-    async def main():
-        async with History(sys.argv[1], relay=False, watch=False) as history:
-            print("ready", flush=True)
-            sys.stdin.readline()
-            page = await history.messages("chat")
-            record = await history.records(conversation="chat").get(("a",), "b")
-            print("complete" if page.complete and record is None else "incomplete", flush=True)
-
-    asyncio.run(main())
-"""
 STALLED_IMPORT = """
     import asyncio, importlib.abc, sys
     from letopis.outbox.file.outbox_file import OutboxFile
@@ -88,20 +71,6 @@ def go_on(process: subprocess.Popen[str]) -> None:
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
-
-
-@pytest.mark.slow
-def test_a_first_read_on_a_tenth_of_a_processor_waits_for_the_store_that_it_creates(tmp_path: Path) -> None:
-    with running(FIRST_READ, tmp_path / "bot.outbox.db") as process:
-        assert line(process) == "ready"
-        go_on(process)
-        deadline = time.monotonic() + 100
-        while process.poll() is None and time.monotonic() < deadline:
-            process.send_signal(signal.SIGSTOP)
-            time.sleep(0.09)
-            process.send_signal(signal.SIGCONT)
-            time.sleep(0.01)
-        assert line(process) == "complete"
 
 
 @pytest.mark.slow

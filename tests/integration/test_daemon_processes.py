@@ -62,15 +62,24 @@ def pending(path: Path) -> int:
     return int(rows(path, "SELECT coalesce(sum(head - delivered), 0) FROM letopis_outbox_lanes")[0][0])
 
 
-def test_it_says_ready_and_how_it_is_and_stops_at_the_first_signal(tmp_path: Path, ear: Ear) -> None:
-    path = filled(tmp_path / "bot.outbox.db")
+def test_it_says_ready_and_how_it_is_and_reads_its_configuration_again_and_stops(tmp_path: Path, ear: Ear) -> None:
+    path, toml = filled(tmp_path / "bot.outbox.db"), tmp_path / "letopis.toml"
+    toml.write_text('[daemon]\nlog_level = "WARNING"\n')
     with DaemonProcess(folder=tmp_path, NOTIFY_SOCKET=ear.path, WATCHDOG_USEC="1000000") as daemon:
         until(lambda: ear.count("READY=1"), "READY")
         until(lambda: pending(path) == 0, "delivered")
         until(lambda: ear.count("WATCHDOG=1") > 3 and ear.count("STATUS=1 outbox"), "watchdog and status")
-        daemon.end()
+        assert daemon.lines == []
+        toml.write_text('[daemon]\nlog_level = "INFO"\n')
+        daemon.signal(signal.SIGHUP)
+        until(lambda: daemon.said("the configuration was read again"), "read again")
+        until(lambda: ear.count("READY=1") == 2, "READY again")
+        daemon.signal(signal.SIGINT)
+        assert daemon.wait() == Exit.OK
+    assert ear.last("RELOADING=1") < ear.last("READY=1")
     assert ear.count("STOPPING=1") == 1
     assert daemon.messages()[-1] == "ended: 4 events delivered since the start"
+    assert {json.loads(line)["logger"] for line in daemon.lines} == {"letopis.outbox.daemon"}
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -104,23 +113,6 @@ def test_a_signal_during_the_start_ends_it(tmp_path: Path, ear: Ear) -> None:
             assert daemon.wait() == Exit.OK
             peer.close()
     assert ear.count("READY=1") == 0
-
-
-def test_a_hangup_reads_the_configuration_again(tmp_path: Path, ear: Ear) -> None:
-    filled(tmp_path / "bot.outbox.db")
-    toml = tmp_path / "letopis.toml"
-    toml.write_text('[daemon]\nlog_level = "WARNING"\n')
-    with DaemonProcess(folder=tmp_path, NOTIFY_SOCKET=ear.path) as daemon:
-        until(lambda: ear.count("READY=1"), "READY")
-        until(lambda: pending(tmp_path / "bot.outbox.db") == 0, "delivered")
-        assert daemon.messages() == []
-
-        toml.write_text('[daemon]\nlog_level = "INFO"\n[relay]\nattempts = 7\n[alerts]\nlanguage = "ru"\n')
-        daemon.signal(signal.SIGHUP)
-        until(lambda: ear.count("READY=1") == 2, "READY again")
-        assert ear.last("RELOADING=1") < ear.last("READY=1")
-        until(lambda: daemon.said("the configuration was read again"), "said")
-        daemon.end()
 
 
 def test_a_standby_takes_over_within_two_seconds_of_a_kill(tmp_path: Path) -> None:
@@ -205,22 +197,6 @@ def test_health_and_metrics_are_answered(tmp_path: Path) -> None:
     assert "no answer from 127.0.0.1" in unhealthy[1].stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "toml"),
-    [(("--outbox", "gone.db"), ""), ((), "[daemon]\nstop_timeout = -1\n")],
-    ids=["no outbox", "no length of time"],
-)
-def test_wrong_configuration_ends_it_with_78(tmp_path: Path, arguments: tuple[str, ...], toml: str) -> None:
-    """So that a service manager does not keep restarting it."""
-    filled(tmp_path / "bot.outbox.db")
-    (tmp_path / "letopis.toml").write_text(toml)
-
-    done = letopis("relay", *arguments, folder=tmp_path)
-
-    assert done.returncode == Exit.CONFIGURATION
-    assert "letopis: " in done.stderr.splitlines()[-1]
-
-
 def test_once_serves_several_and_ends_with_the_worst(tmp_path: Path) -> None:
     paths = [filled(tmp_path / name) for name in ("a.outbox.db", "b.outbox.db")]
     store = ("--store", str(tmp_path / "history.db"))
@@ -242,7 +218,7 @@ def test_drain_waits_for_the_relay_that_works_and_says_what_is_left(tmp_path: Pa
     letopis("pause", folder=tmp_path)
     with DaemonProcess(*store, folder=tmp_path) as daemon:
         daemon.works()
-        left = letopis("relay", "--drain", "2", *store, folder=tmp_path)
+        left, once = (letopis("relay", *how, *store, folder=tmp_path) for how in (["--drain", "2"], ["--once"]))
         still = pending(path)
         with DaemonProcess("--drain", "120", *store, folder=tmp_path) as drain:
             letopis("resume", folder=tmp_path)
@@ -252,7 +228,7 @@ def test_drain_waits_for_the_relay_that_works_and_says_what_is_left(tmp_path: Pa
     filled(path, messages=1)
     alone = letopis("relay", "--drain", "60", *store, folder=tmp_path)  # it delivers itself where no relay runs
 
-    assert (left.returncode, still) == (Exit.LATER, 4)
+    assert (left.returncode, once.returncode, still) == (Exit.LATER, Exit.LATER, 4)
     assert "another relay runs on this outbox" in left.stderr
     assert (ended, drained) == (Exit.OK, 0)
     assert (alone.returncode, pending(path)) == (Exit.OK, 0)
@@ -293,13 +269,6 @@ def test_outboxes_that_cannot_be_opened_are_told_and_stop_no_other(tmp_path: Pat
     assert rows(cut, "SELECT count(*) FROM sqlite_schema") == [(0,)]
     consoles: Any = SimpleNamespace(_outboxes=pattern[1:])
     assert set(HostedConsoles.named(consoles)) == {"fine.db", "damaged.db", "cut.outbox.db"}
-
-
-def test_other_verbs_take_one_outbox(tmp_path: Path) -> None:
-    done = letopis("status", "--outbox", "a.db", "--outbox", "b.db", folder=tmp_path)
-
-    assert done.returncode == Exit.USAGE
-    assert "takes one --outbox" in done.stderr
 
 
 def test_healthcheck_knows_0_and_1_only(tmp_path: Path) -> None:

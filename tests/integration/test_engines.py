@@ -30,11 +30,10 @@ from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.private_files import create_private_file
 from letopis.store.database.sqlite import install_sqlite_events
 from letopis.store.database.timeouts import Timeouts
-from letopis.store.database.urls import normalise_url
 from letopis.store.errors import ConfigurationError
 from tests.support.platforms import posix_only
 from tests.support.resources import own_threads
-from tests.support.sayings import NewStore, present
+from tests.support.sayings import present
 
 POSIX_ONLY = posix_only("Windows has no file modes, fork or POSIX locks")
 
@@ -68,30 +67,6 @@ probe = sa.Table(
     sa.Column("body", sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")),
     sa.Column("number", sa.BigInteger),
 )
-
-
-async def test_values_come_back_as_they_went(engine: AsyncEngine) -> None:
-    """Escapes, four-byte characters, all bytes, both ends of 64 bits, and 15 MB: what the codec lets through."""
-    bodies = [
-        "",
-        "'\"\\%s %(x)s %% :y ? $1",
-        "😀 𐍈 é é \u2028 \U0010ffff",
-        " trailing ",
-        "line\r\nline\t",
-        "x" * 15_000_000,
-    ]
-    rows = [
-        {"id": bytes([place]) * 15 + b" ", "body": body, "number": number}
-        for place, (body, number) in enumerate(zip(bodies, (0, 1, -1, 2**63 - 1, -(2**63), 7), strict=True))
-    ]
-    rows.append({"id": bytes(range(240, 256)), "body": None, "number": None})
-    async with engine.begin() as connection:
-        for row in rows:
-            await connection.execute(probe.insert(), row)
-    async with engine.begin() as connection:
-        found = (await connection.execute(sa.select(probe).order_by(probe.c.id))).mappings().all()
-
-    assert [dict(row) for row in found] == rows
 
 
 async def test_errors_show_no_parameter(engine: AsyncEngine) -> None:
@@ -280,13 +255,6 @@ def test_a_driver_that_is_not_installed(url: str, extra: str, monkeypatch: pytes
         create_store_engine(url)
 
 
-@pytest.mark.parametrize("name", ["connect", "statement", "lock"])
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
-def test_a_timeout_is_above_zero(name: str, value: float) -> None:
-    with pytest.raises(ConfigurationError, match=name):
-        Timeouts(**{name: value})
-
-
 # --- SQLite ---------------------------------------------------------------------------------------------------------
 
 PRAGMAS = {
@@ -323,23 +291,6 @@ def test_the_events_serve_a_synchronous_engine_too(tmp_path: Path) -> None:
 
     assert found == PRAGMAS
     assert holds_the_lock
-
-
-@POSIX_ONLY
-@pytest.mark.parametrize("value", [0o000, 0o022, 0o077, 0o777])
-async def test_a_new_file_is_its_owners_alone(tmp_path: Path, value: int) -> None:
-    path = tmp_path / "history.db"
-    engine = create_store_engine(path)
-    before = os.umask(value)
-    try:
-        async with engine.begin() as connection:
-            await connection.exec_driver_sql("CREATE TABLE probe (id INTEGER)")
-    finally:
-        os.umask(before)
-    modes = {each.name: oct(stat.S_IMODE(each.stat().st_mode)) for each in tmp_path.iterdir()}
-    await engine.dispose()
-
-    assert modes == {"history.db": "0o600", "history.db-wal": "0o600", "history.db-shm": "0o600"}
 
 
 TRY_TO_WRITE = """
@@ -526,27 +477,3 @@ async def test_many_rows_are_one_statement_on_mariadb(fresh_mariadb_url: str) ->
 
             assert await statements(connection) - before == 1
     await engine.dispose()
-
-
-async def test_tls_that_the_url_demands_is_used(fresh_mariadb_url: str) -> None:
-    engine = create_store_engine(f"{fresh_mariadb_url}?ssl=require")
-    if await value_of(engine, "SELECT @@have_ssl") != "YES":
-        pytest.skip("the MariaDB server has no TLS: give it a certificate (ssl-cert, ssl-key)")
-    async with engine.connect() as connection:
-        row: Any = (await connection.exec_driver_sql("SHOW SESSION STATUS LIKE 'Ssl_cipher'")).one()
-    await engine.dispose()
-
-    assert row[1]
-
-
-def test_a_tls_file_that_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "letter.pem").write_text("no certificate")
-    for name in ("nowhere.pem", "letter.pem"):
-        with pytest.raises(ConfigurationError, match="ssl_ca"):
-            create_store_engine(f"mariadb://h/db?ssl_ca={tmp_path / name}")
-
-
-def test_the_url_of_an_engine_is_a_normalised_one(new_store_url: NewStore) -> None:
-    url = new_store_url("sqlite")
-
-    assert create_store_engine(url).url == normalise_url(url)

@@ -64,23 +64,3 @@ def test_daemon_of_twenty_files_takes_few_threads_and_one_descriptor_each(tmp_pa
     assert (health["ready"], health["pending"]) == (True, 0)
     assert metrics["letopis_relay_delivered_events"].samples[0].value == 20 * EVENTS_PER_FILE
     assert len(stored(store)) == len(set(stored(store))) == 20 * EVENTS_PER_FILE + 2
-
-
-def test_a_kill_midway_delivers_each_event_once_and_in_order(tmp_path: Path, store: str) -> None:
-    files = 100
-    paths = asyncio.run(make_fleet(tmp_path, files, messages=3))
-    arguments = ("--outbox", str(tmp_path / "*.outbox.db"), "--store", store)
-    for _ in range(2):
-        with DaemonProcess(*arguments, folder=tmp_path) as daemon:
-            before = pending(paths)
-            until(lambda before=before: pending(paths) < before - 40, "some are delivered", patience=120)
-            daemon.signal(signal.SIGKILL)
-            assert daemon.wait() == -signal.SIGKILL
-    with DaemonProcess(*arguments, folder=tmp_path) as daemon:
-        until(lambda: pending(paths) == 0, "all are delivered", patience=120)
-        daemon.end()
-
-    found = stored(store)
-    assert len(found) == files * 4
-    for number in range(files):
-        assert [version for name, version in found if name == f"chat-{number:05}"] == [1, 2, 3, 4]

@@ -6,7 +6,6 @@ import asyncio
 import json
 from base64 import b64encode
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,15 +14,13 @@ import pytest
 
 from letopis.adapters._envelope import to_text
 from letopis.adapters.formats import openai_responses
-from letopis.outbox import History, Retention
+from letopis.outbox import History
 from letopis.outbox.diagnostics.salvage import salvage
-from letopis.outbox.event_log.retention import Pruner
 from letopis.store import ConversationStore, Data, InvalidInput, Message, RecordedMessage, ToolCall, ToolResult, move
 from tests.integration.test_erasure_bytes import assert_gone_soon, holding
 from tests.support.relays import deliver_all
 from tests.support.sayings import NewStore
 from tests.support.servers.store_pool import migrate
-from tests.support.sqlite_rows import rows
 from tests.support.values.items import TOKEN, VALUES
 
 CHAT = "c1"
@@ -107,16 +104,6 @@ async def test_no_byte_of_it_is_left_after_it_was_redacted_while_pending(tmp_pat
         await assert_gone_soon(path)
 
 
-@pytest.mark.usefixtures("elsewhere")
-def test_the_command_erases_it(letopis: Any, tmp_path: Path) -> None:
-    asyncio.run(_recorded(tmp_path / "bot.outbox.db", [NUL.output]))
-    erase = ("history", "erase", CHAT, "--delete", "--reason", "asked", "--wait", "--yes")
-    for command in (("relay", "--once"), erase):
-        code, _, told = letopis(*command)
-        assert code == 0, told
-    assert holding(tmp_path / "bot.outbox.db", tmp_path / "bot.history.db") == []
-
-
 async def test_a_packed_item_is_gone_from_the_rows(history: History) -> None:
     """Its bytes say nothing to a search, so its whole row is compared."""
     [message_id] = await _append(history, [KINDS["3-mb"].output])
@@ -151,16 +138,6 @@ async def test_salvage_gives_it_back(tmp_path: Path) -> None:
     done = await salvage(tmp_path / "bot.outbox.db", tmp_path / "new.outbox.db")
     assert (done.lost, done.refused) == ({}, 0)
     async with History(tmp_path / "new.outbox.db", relay=False) as history:
-        assert _items(await history.messages(CHAT)) == WANTED
-
-
-async def test_the_outbox_forgets_it_when_it_is_delivered_and_the_store_gives_it_back(tmp_path: Path) -> None:
-    path = tmp_path / "bot.outbox.db"
-    async with History(path, relay=False) as history:
-        await _append(history, SOME)
-        await deliver_all(history)
-        await history.outbox.write(Pruner(Retention(keep_last=0, keep_for=timedelta(0)), history.outbox.now_us))
-        assert rows(path, "SELECT count(*) FROM letopis_outbox_events WHERE type = 'message.appended'") == [(0,)]
         assert _items(await history.messages(CHAT)) == WANTED
 
 

@@ -39,12 +39,6 @@ def kept(path: Path) -> list[str]:
 
 
 ENDINGS = {
-    "asyncio.run": """
-        async def main():
-            await say("a")
-            await say("b")
-        asyncio.run(main())
-    """,
     "asyncio.run twice": """
         asyncio.run(say("a"))
         asyncio.run(say("b"))
@@ -53,12 +47,6 @@ ENDINGS = {
         loop = asyncio.new_event_loop()
         loop.run_until_complete(say("a"))
         loop.run_until_complete(say("b"))
-    """,
-    "a closed loop": """
-        loop = asyncio.new_event_loop()
-        loop.run_until_complete(say("a"))
-        loop.run_until_complete(say("b"))
-        loop.close()
     """,
     "a thread of its own": """
         history = History(sys.argv[1], own_thread=True)
