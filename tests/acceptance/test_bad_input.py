@@ -48,23 +48,18 @@ async def test_hostile_values_are_kept_equal_or_refused_by_name(store_url: str, 
 
 
 SETTINGS: Final = (
-    *((Limits, "max_bytes"), (Limits, "max_depth"), (Timeouts, "lock"), (Bounds, "max_events")),
+    *((Limits, "max_bytes"), (Limits, "max_depth"), (Bounds, "max_events")),
+    *((Timeouts, "connect"), (Timeouts, "statement"), (Timeouts, "lock")),
     *((Retention, "keep_last"), (Retention, "keep_for"), (RetryPolicy, "base"), (RetryPolicy, "attempts")),
     *((Rules, "hold"), (Rules, "repeat_interval")),
 )
 
 
-def named(value: object) -> str:
-    """A value in the name of a test, the same in each process."""
-    return "object" if type(value) is object else ascii(value)
-
-
 @pytest.mark.parametrize(("make", "name"), SETTINGS, ids=lambda one: one if isinstance(one, str) else one.__name__)
-@pytest.mark.parametrize("value", ["5", b"5", [5], math.nan, Decimal("NaN"), True, object()], ids=named)
-def test_a_setting_that_is_no_number_is_refused_by_name(make: Callable[..., Any], name: str, value: Any) -> None:
-    with pytest.raises(LetopisError) as refused:
-        make(**{name: value})
-    assert name in str(refused.value)
+def test_a_setting_that_is_no_number_is_refused_by_name(make: Callable[..., Any], name: str) -> None:
+    for value in ("5", b"5", [5], math.nan, Decimal("NaN"), True, object(), *([0.0, -1.0] * (make is Timeouts))):
+        with pytest.raises(LetopisError, match=name):
+            make(**{name: value})
 
 
 @pytest.mark.parametrize(
@@ -77,10 +72,10 @@ def test_a_setting_that_is_no_number_is_refused_by_name(make: Callable[..., Any]
         lambda value: Message.user([UnknownPart(value)]),
     ],
 )
-@pytest.mark.parametrize("value", [7, None, 1.5, object(), {"a"}, [1], ["abc"]], ids=named)
-def test_a_body_of_the_wrong_kind_is_refused_and_no_other_error_comes(make: Callable[[Any], Any], value: Any) -> None:
-    with pytest.raises(InvalidInput):
-        encode(Event.of(make(value), conversation_id="c"), conversation_id="c")
+def test_a_body_of_the_wrong_kind_is_refused_and_no_other_error_comes(make: Callable[[Any], Any]) -> None:
+    for value in (7, None, 1.5, object(), {"a"}, [1], ["abc"]):
+        with pytest.raises(InvalidInput):
+            encode(Event.of(make(value), conversation_id="c"), conversation_id="c")
 
 
 def test_an_object_that_is_no_dict_may_lie_inside_another() -> None:
@@ -117,10 +112,10 @@ async def test_arguments_of_reads_and_waits_are_refused_by_name(tmp_path: Path) 
             await store.lane_heads("x", ["c"])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("path", [7, None, b"x.db", "a\ud800.db", "x" * 256, object()], ids=named)
-async def test_a_path_that_is_none_is_refused_by_name(path: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"path|text|file"):
-        async with History(path, store=tmp_path / "history.db"):
-            pass
-    with pytest.raises(ConfigurationError, match=r"path|text"):
-        ConversationStore(path)
+async def test_a_path_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
+    for path in (7, None, b"x.db", "a\ud800.db", "x" * 256, object()):
+        with pytest.raises(ConfigurationError, match=r"path|text|file"):
+            async with History(path, store=tmp_path / "history.db"):  # type: ignore[arg-type]
+                pass
+        with pytest.raises(ConfigurationError, match=r"path|text"):
+            ConversationStore(path)  # type: ignore[arg-type]

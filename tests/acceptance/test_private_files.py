@@ -23,8 +23,8 @@ pytestmark = posix_only("Windows has no file modes and no such links")
 
 
 @pytest.fixture(autouse=True)
-def open_umask() -> Iterator[None]:
-    before = os.umask(0)
+def umask(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = os.umask(getattr(request, "param", 0))
     yield
     os.umask(before)
 
@@ -33,9 +33,11 @@ def modes(folder: Path) -> dict[str, str]:
     return {one.name: oct(stat.S_IMODE(one.stat().st_mode)) for one in folder.iterdir()}
 
 
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o777], indirect=True)
 async def test_a_link_to_nothing_becomes_a_private_outbox_and_store(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.mkdir()
+    target.chmod(0o700)
     for name in ("bot.outbox.db", "history.db"):
         (tmp_path / name).symlink_to(target / name)
     async with History(tmp_path / "bot.outbox.db", store=tmp_path / "history.db") as history:
@@ -43,9 +45,10 @@ async def test_a_link_to_nothing_becomes_a_private_outbox_and_store(tmp_path: Pa
         assert await receipt.saved(60)
         DiskReserve(tmp_path / "bot.outbox.db", watermark=None, reserve=4096).restore()
         found = {**modes(target), **modes(tmp_path)}
-    found = {name: mode for name, mode in found.items() if name != "target"}
+    del found["target"]
     assert {"bot.outbox.db-wal", "history.db", "history.db-wal"} <= set(found)
-    assert set(found.values()) == {"0o600"}, found
+    assert {found[name] for name in found if name.endswith((".db", "-wal", "-shm"))} == {"0o600"}
+    assert not any(int(mode, 8) & 0o177 for mode in found.values()), found
 
 
 def test_nothing_is_exported_through_what_was_planted(tmp_path: Path) -> None:
