@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.outbox.concurrency.clock import Clock
@@ -168,7 +169,10 @@ class TestNewOrigin:
 
 class TestDb:
     def test_the_tables_are_made_once_on_every_store(self, letopis: Any, empty_database_url: str) -> None:
-        asked = ("--store", empty_database_url, "db")
+        url = make_url(empty_database_url)
+        if url.drivername == "postgresql":  # of the tests' servers the one that ignores a password
+            url = url.set(password=SECRET)
+        asked = ("--store", url.render_as_string(hide_password=False), "db")
 
         before = letopis(*asked, "check")
         first = letopis(*asked, "upgrade", "--partitions", "3")
@@ -176,6 +180,7 @@ class TestDb:
         shown = letopis(*asked, "current")
         as_json = letopis(*asked, "current", "--json")
         after = letopis(*asked, "check")
+        assert SECRET not in str((before, first, again, shown, as_json, after))
 
         assert before[0] == Exit.CONFIGURATION
         assert "letopis db upgrade" in before[2]
@@ -191,14 +196,6 @@ class TestDb:
         }
         assert after[0] == 0
         assert asyncio.run(_partitions(empty_database_url)) == 3
-
-    def test_no_password_is_shown(self, letopis: Any, fresh_postgresql_url: str) -> None:
-        url = f"{fresh_postgresql_url}{'&' if '?' in fresh_postgresql_url else '?'}password={SECRET}"
-
-        said = [letopis("--store", url, "db", *verb) for verb in (["upgrade"], ["current", "--json"], ["check"])]
-
-        assert [code for code, _, _ in said] == [0, 0, 0]
-        assert SECRET not in str(said)
 
 
 async def _partitions(url: str) -> int:
