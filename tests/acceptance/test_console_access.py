@@ -16,13 +16,10 @@ from typing import Any
 
 import pytest
 
-import letopis.console as web
 from letopis.console.insight import Insight
 from letopis.console.pages import overview
-from letopis.outbox import History
 from letopis.outbox.daemon import http as daemon_http
 from letopis.store import Message
-from letopis.store.errors import ConfigurationError
 from tests.support.console import READER, TOKEN, House, secret_of
 from tests.support.console_client import ACTIONS, PAGES, ask, open_raw, pour, sign_in
 from tests.support.console_story import plant_blocked
@@ -67,11 +64,6 @@ def test_with_a_session_every_page_is_shown_behind_a_proxy_too(house: House) -> 
     for page in (one for one in PAGES if "version" not in one):
         assert ask(house.port, f"/{page}", cookie=cookie, **PLAIN_PROXY).code == 200
     assert "this is private" in ask(house.port, "/conversation?id=c1", cookie=cookie).text
-
-
-def test_a_console_that_nobody_could_read_is_not_made(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="it has no reader"):
-        web.app(History(tmp_path / "bot.outbox.db"))
 
 
 def test_a_reader_reads_and_changes_nothing(house: House) -> None:

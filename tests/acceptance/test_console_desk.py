@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 from urllib.parse import urlencode
 
 import pytest
 
 from letopis.console.insight import Insight
 from letopis.outbox import History
-from letopis.outbox.alerting.channels import Alert, AlertFailed
+from letopis.outbox.alerting.channels import AlertFailed
 from letopis.outbox.config.settings import load_alerts
 from letopis.outbox.transfer.exporter import Exporter, RecordSource
 from letopis.store import Message
@@ -27,21 +29,12 @@ TODAY = datetime.now(UTC)
 PAST_OF_LONG = 120
 
 
-class Loudspeaker:
-    """A channel that keeps what it is given, or refuses it."""
-
-    def __init__(self, name: str, *, refuses: bool = False) -> None:
-        self.name = self.recipient = name
-        self.refuses = refuses
-        self.alerts: list[Alert] = []
-
-    async def send(self, alert: Alert) -> None:
-        self.alerts.append(alert)
-        if self.refuses:
-            raise AlertFailed(self.name, "not_delivered")
+def loudspeaker(name: str, **send: Any) -> Any:
+    """A channel that notes what it is given, or refuses it."""
+    return SimpleNamespace(name=name, recipient=name, send=AsyncMock(**send))
 
 
-CHANNELS = (Loudspeaker("pager"), Loudspeaker("chat"))
+CHANNELS = (loudspeaker("pager"), loudspeaker("chat"))
 
 
 @pytest.fixture(scope="module")
@@ -184,12 +177,12 @@ def test_a_test_alert_goes_to_each_channel(house: House, session: tuple[str, str
     answer = post(house, session, "alerts/test")
 
     assert (answer.code, answer.headers["location"]) == (303, "/stuck?done=test_alert&count=2")
-    assert [channel.alerts[-1].facts["kind"] for channel in CHANNELS] == ["test", "test"]
+    assert [channel.send.await_args.args[0].facts["kind"] for channel in CHANNELS] == ["test", "test"]
     assert (newest(house).action, newest(house).outcome) == ("test_alert", "done")
 
 
 def test_a_channel_that_refuses_is_named(tmp_path: Path) -> None:
-    channels = (Loudspeaker("pager"), Loudspeaker("chat", refuses=True))
+    channels = (loudspeaker("pager"), loudspeaker("chat", side_effect=AlertFailed("chat", "not_delivered")))
     with House(tmp_path / "bot.outbox.db", relay=False, watch=False, channels=channels) as house:
         answer = post(house, sign_in(house.port), "alerts/test")
         entry = newest(house)

@@ -54,13 +54,6 @@ def wheel_names(wheel: Path) -> frozenset[str]:
         return frozenset(archive.namelist())
 
 
-@pytest.fixture(scope="module")
-def sdist_names(built: Path) -> frozenset[str]:
-    (path,) = built.glob("*.tar.gz")
-    with tarfile.open(path) as archive:
-        return frozenset(name.split("/", 1)[1] for name in archive.getnames() if "/" in name)
-
-
 @pytest.mark.slow
 def test_another_checkout_builds_the_same_bytes(built: Path, tmp_path: Path) -> None:
     """Unpacked from the sdist, with other times and modes of its files."""
@@ -116,22 +109,20 @@ def test_the_wheel_carries_the_licence_and_the_command(wheel: Path, wheel_names:
     assert "letopis = letopis.outbox.cli:main" in entry_points
 
 
-def test_the_sdist_can_be_tested_and_documented(sdist_names: frozenset[str]) -> None:
+def test_the_sdist_can_be_tested_and_documented_and_holds_nothing_of_the_workplace(built: Path) -> None:
+    (path,) = built.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     needed = {
         *("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "noxfile.py", "docs/conf.py", "docs/index.md"),
         *("requirements/dev.txt", "requirements/test.txt", "tests/conftest.py", "benchmarks/__main__.py"),
         "tests/support/servers/postgresql.py",
     }
-
-    assert needed <= sdist_names
-
-
-def test_the_sdist_holds_nothing_of_the_workplace(sdist_names: frozenset[str]) -> None:
     allowed = {"store", "outbox", "migrations", "tests", "benchmarks", "docs", "deploy", "requirements", ".ci"}
-    folders = {name.split("/")[0] for name in sdist_names if "/" in name}
 
-    assert folders <= allowed
-    assert not [name for name in sdist_names if "__pycache__" in name or name.endswith((".db", ".lock", ".log"))]
+    assert needed <= names
+    assert {name.split("/")[0] for name in names if "/" in name} <= allowed
+    assert not [name for name in names if "__pycache__" in name or name.endswith((".db", ".lock", ".log"))]
 
 
 def test_the_lock_has_what_the_project_asks_for() -> None:

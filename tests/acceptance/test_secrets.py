@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,13 +74,9 @@ def test_a_daemon_in_trouble_says_nothing_of_what_was_said(
     dsn = url.set(drivername="postgresql", password=url.password or PASSWORD).render_as_string(hide_password=False)
     path = _outbox(tmp_path, HOSTILE, "c1", owner=f"owner{RTL}")
     (tmp_path / "letopis.toml").write_text("[relay]\nattempts = 0\n")
-    with DaemonProcess(
-        *("--listen", "0", "--log-format", log_format, "--log-level", "DEBUG", "--debug"),
-        folder=tmp_path,
-        LETOPIS_STORE=dsn,
-        LETOPIS_ALERTS=hook,
-        LETOPIS_ALERTS_PRIVATE="1",
-    ) as daemon:
+    environment = {"LETOPIS_STORE": dsn, "LETOPIS_ALERTS": hook, "LETOPIS_ALERTS_PRIVATE": "1"}
+    words = ("--listen", "0", "--log-format", log_format, "--log-level", "DEBUG", "--debug")
+    with DaemonProcess(*words, folder=tmp_path, **environment) as daemon:
         until(lambda: site.asked, "an alert")
         until(
             lambda: rows(path, "SELECT count(*) FROM letopis_outbox_lanes WHERE state = 'blocked'") == [(1,)], "blocked"
@@ -90,15 +85,14 @@ def test_a_daemon_in_trouble_says_nothing_of_what_was_said(
         listening = next(one.laddr.port for one in port if one.status == psutil.CONN_LISTEN)
         answers = "".join(ask(listening, place)[1] for place in ("/metrics", "/healthz/ready", "/healthz/live"))
         told = [
-            letopis(*verb, folder=tmp_path, LETOPIS_STORE=dsn, LETOPIS_ALERTS=hook, LETOPIS_ALERTS_PRIVATE="1")
+            letopis(*verb, folder=tmp_path, **environment)
             for verb in (
                 *(("status",), ("status", "--json"), ("outbox", "list"), ("outbox", "list", "--json")),
                 *(("outbox", "show", "--state", "blocked"), ("doctor",), ("doctor", "--json")),
                 *(("alerts", "test"), ("alerts", "test", "--json"), ("healthcheck",)),
             )
         ]
-        daemon.signal(signal.SIGTERM)
-        daemon.wait()
+        daemon.end()
     log = "\n".join(daemon.lines)
     plain = [one for one in told if "--json" not in one.args]
     as_json = [one for one in told if "--json" in one.args]

@@ -517,31 +517,6 @@ async def adk_ask(runner: Any, *parts: Any) -> list[Any]:
     return [one async for one in runner.run_async(user_id="42", session_id="chat-1", new_message=content)]
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # ADK warns of features that it uses itself
-async def test_google_adk_confirmation(history: History) -> None:
-    """A tool that waits for a confirmation stays, and is carried out when it comes."""
-    pytest.importorskip("google.adk")
-    from google.adk.tools.function_tool import FunctionTool
-    from google.genai import types
-
-    looked = []
-
-    def look() -> str:
-        looked.append(1)
-        return "a cup"
-
-    def runner() -> Any:
-        return adk_runner(history, True, [FunctionTool(look, require_confirmation=True)])
-
-    events = await adk_ask(runner(), types.Part(text="What is this?"))
-    [asked] = [call for one in events for call in one.get_function_calls() if call.name == "adk_request_confirmation"]
-    assert looked == []
-    response = types.FunctionResponse(id=asked.id, name=asked.name, response={"confirmed": True})
-    events = await adk_ask(runner(), types.Part(function_response=response))
-    assert looked == [1]
-    assert events[-1].content.parts[0].text == "A cup"
-
-
 def strands_agent(history: History, model: Any, tools: Any) -> Any:
     from strands import Agent
     from strands.session import RepositorySessionManager
@@ -575,29 +550,6 @@ def strands_model(calls: bool) -> Any:
             yield {"messageStop": {"stopReason": "tool_use"}}
 
     return Strict(answered)
-
-
-async def test_strands_interrupt(history: History) -> None:
-    """A tool that waits for an answer stays, and goes on when it comes, in another process."""
-    pytest.importorskip("strands")
-    from strands import tool
-
-    @tool(context=True)
-    def look(tool_context: Any) -> str:
-        return f"a cup, {tool_context.interrupt('sure', reason='may I?')}"
-
-    def work() -> None:
-        result = strands_agent(history, strands_model(True), [look])("What is this?")
-        assert result.stop_reason == "interrupt"
-        answer = {"interruptResponse": {"interruptId": result.interrupts[0].id, "response": "yes"}}
-        agent = strands_agent(history, strands_model(True), [look])
-        assert str(agent([answer])).strip() == "A cup"
-        assert "a cup, yes" in str(agent.messages[-2])
-        again = strands_agent(history, strands_model(True), [look])
-        assert again.messages == agent.messages and len(again.messages) == 4
-        assert str(again("and?")).strip() == "A cup"
-
-    await asyncio.to_thread(work)
 
 
 # Killed for real, inside the tool

@@ -3,52 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 
-from letopis.store import ConfigurationError, ConversationStore, FaultClass, Message, StoreFault, _components
-from tests.support.sayings import new_outbox
-
-
-@pytest.fixture
-async def filled(store_url: str) -> AsyncIterator[ConversationStore]:
-    async with ConversationStore.open(store_url, migrate=True, pool_size=3) as store:
-        await new_outbox(store, "chat-1", *(Message.user(str(number)) for number in range(500)))
-        yield store
-
-
-def open_files() -> int:
-    descriptors = Path("/proc/self/fd")
-    return len(list(descriptors.iterdir())) if descriptors.exists() else 0
-
-
-async def test_reads_that_are_cancelled_leave_no_connection_task_or_file(filled: ConversationStore) -> None:
-    chance = random.Random(5)
-    await asyncio.gather(*(filled.messages("chat-1") for _ in range(3)))  # the pool is as large as it gets
-    files, tasks = open_files(), len(asyncio.all_tasks())
-    for number in range(60):
-        moment = chance.random() * 0.01
-        if number % 2:
-            with anyio.move_on_after(moment):
-                await filled.messages("chat-1")
-        else:
-            task = asyncio.ensure_future(filled.messages("chat-1"))
-            await asyncio.sleep(moment)
-            task.cancel()
-            await asyncio.wait([task])
-    for _ in range(100):
-        if len(asyncio.all_tasks()) <= tasks and open_files() <= files:
-            break
-        await asyncio.sleep(0.02)
-
-    assert len(asyncio.all_tasks()) <= tasks
-    assert open_files() <= files
-    assert len(await filled.messages("chat-1")) == 500
+from letopis.store import ConfigurationError, ConversationStore, FaultClass, StoreFault, _components
 
 
 async def test_a_file_that_is_no_database_is_never_written_to(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -51,28 +51,6 @@ STALLED_IMPORT = """
 """
 
 
-@contextmanager
-def running(code: str, path: Path) -> Iterator[subprocess.Popen[str]]:
-    words = [sys.executable, "-c", textwrap.dedent(code), str(path)]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-def go_on(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
-
-
 @pytest.mark.slow
 async def test_the_time_of_the_creation_does_not_count_against_the_timeout_of_a_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -107,12 +85,12 @@ def test_a_new_outbox_is_opened_by_a_second_process_while_the_first_has_only_beg
     async def open_here() -> None:
         await (await OutboxFile.open(path)).close()
 
-    with running(STALLED_IMPORT, path) as process:
-        assert line(process) == "importing"
+    words = [sys.executable, "-c", textwrap.dedent(STALLED_IMPORT), str(path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "importing\n"
         asyncio.run(open_here())
-        go_on(process)
-        assert line(process) == "opened"
-        assert process.wait(60) == 0
+        assert process.communicate("\n", timeout=60) == ("opened\n", None)
+        assert process.returncode == 0
 
 
 def create(folder: str, pipe: Connection) -> None:

@@ -17,7 +17,7 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.operations.pending_events import Selection
 from letopis.outbox.operations.repair import NotRepairable, fix, pause, restore
 from letopis.outbox.relay.relay import Relay
-from letopis.store import ConversationGone, Event, Message, MessageRedacted
+from letopis.store import Event, Message, MessageRedacted
 from letopis.store.model.event_types import ConversationDeleted, ConversationRenamed
 from tests.support.apart import open_apart
 from tests.support.relays import deliver_all
@@ -116,26 +116,6 @@ async def test_deleted(outbox_path: Path, store_path: Path, *, pending: bool) ->
         # The process that delivers tells the writer; here that is this one.
         await assert_gone_soon(outbox_path, store_path)
         await assert_whole(history.outbox, f"sqlite:///{store_path}")
-
-
-async def test_a_draft_and_an_unconfirmed_reply_go_too(outbox_path: Path) -> None:
-    async with History(outbox_path, relay=False) as history:
-        async with history.reply(CHAT) as reply:
-            await reply.add(LONG)
-        await history.append(CHAT, MessageRedacted(message_id=reply.message_id))
-        assert await history.unconfirmed() == ()
-        await assert_gone_soon(outbox_path)
-
-        async def write_on_after_the_deletion() -> None:
-            async with history.reply("c2") as other:
-                await other.add(LONG)
-                await history.append("c2", ConversationDeleted())
-                await deliver_all(history)
-                await assert_gone_soon(outbox_path)
-
-        with pytest.raises(ConversationGone):
-            await write_on_after_the_deletion()
-        await assert_gone_soon(outbox_path)
 
 
 async def test_the_original_of_a_repaired_event_goes_too(outbox_path: Path) -> None:

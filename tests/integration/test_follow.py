@@ -6,28 +6,37 @@ import asyncio
 import os
 import sys
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import orjson
 import pytest
 
 from letopis.outbox import History
-from letopis.store import ConversationStore, InvalidInput, Message
+from letopis.store import ConversationStore, InvalidInput, Message, RecordedEvent
 from tests.support.sayings import NewStore, present
 
 SAID = 40
 
 
 class Following:
-    """``letopis follow --json`` in a process of its own."""
+    """``letopis follow --json`` in a process of its own, which is killed in the end."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-        self._output = present(process.stdout)
+    def __init__(self, *arguments: str, url: str, folder: Path) -> None:
+        words = (sys.executable, "-m", "letopis.outbox.cli", "follow", "--json", "--store", url, *arguments)
+        environment = {**os.environ, "LETOPIS_CONFIG": ""}
+        self._start = asyncio.create_subprocess_exec(*words, cwd=folder, stdout=PIPE, env=environment)
         self.lines: list[dict[str, Any]] = []
+
+    async def __aenter__(self) -> Self:
+        self._process = await self._start
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._process.kill()
+        self._take(await present(self._process.stdout).read())
+        await self._process.wait()
 
     def _take(self, output: bytes) -> None:
         whole, _, _ = output.rpartition(b"\n")  # it may be killed within a line
@@ -36,25 +45,8 @@ class Following:
     async def wait_for(self, what: Callable[[list[dict[str, Any]]], bool]) -> None:
         async with asyncio.timeout(120):
             while not what(self.lines):
-                self._take(line := await self._output.readline())
+                self._take(line := await present(self._process.stdout).readline())
                 assert line, "it ended by itself"
-
-    async def kill(self) -> None:
-        if self._process.returncode is None:
-            self._process.kill()
-        self._take(await self._output.read())
-        await self._process.wait()
-
-
-@asynccontextmanager
-async def following(*arguments: str, url: str, folder: Path) -> AsyncIterator[Following]:
-    words = (sys.executable, "-m", "letopis.outbox.cli", "follow", "--json", "--store", url, *arguments)
-    environment = {**os.environ, "LETOPIS_CONFIG": ""}
-    process = Following(await asyncio.create_subprocess_exec(*words, cwd=folder, stdout=PIPE, env=environment))
-    try:
-        yield process
-    finally:
-        await process.kill()
 
 
 def _ids(lines: list[dict[str, Any]]) -> list[str]:
@@ -71,11 +63,10 @@ async def _say(folder: Path, url: str, start: int, end: int, *, chats: int = 5) 
 async def test_follower_that_is_killed_leaves_nothing_out(store_url: str, tmp_path: Path) -> None:
     everything = {f"m-{number}" for number in range(2 * SAID)}
     await _say(tmp_path, store_url, 0, SAID)
-    async with following("--from", "warehouse", url=store_url, folder=tmp_path) as first:
+    async with Following("--from", "warehouse", url=store_url, folder=tmp_path) as first:
         await first.wait_for(lambda lines: len(_ids(lines)) >= SAID // 2)
-        await first.kill()
     await _say(tmp_path, store_url, SAID, 2 * SAID)
-    async with following("--from", "warehouse", url=store_url, folder=tmp_path) as second:
+    async with Following("--from", "warehouse", url=store_url, folder=tmp_path) as second:
         # The last one said need not be the last one delivered: chats have no order between them.
         await second.wait_for(lambda lines: {*_ids(first.lines), *_ids(lines)} >= everything)
 
@@ -97,13 +88,13 @@ async def test_follower_that_is_killed_leaves_nothing_out(store_url: str, tmp_pa
 
 async def test_follower_is_told_of_a_redaction(store_url: str, tmp_path: Path) -> None:
     await _say(tmp_path, store_url, 0, 1)
-    async with following("--from", "copy", url=store_url, folder=tmp_path) as process:
+    async with Following("--from", "copy", url=store_url, folder=tmp_path) as process:
         await process.wait_for(lambda lines: "m-0" in _ids(lines))
         async with History(tmp_path / "bot.outbox.db", store=store_url) as history:
             await history.chat("chat-0").redact("m-0")
             assert await history.drained(timeout=60)
         await process.wait_for(lambda lines: lines[-1]["type"] == "message.redacted")
-    async with following("--from", "later", url=store_url, folder=tmp_path) as late:
+    async with Following("--from", "later", url=store_url, folder=tmp_path) as late:
         await late.wait_for(lambda lines: bool(lines) and lines[-1]["type"] == "message.redacted")
 
     assert process.lines[-1]["data"]["message_id"] == "m-0"
@@ -118,8 +109,11 @@ async def test_follower_reads_every_partition_and_counts_what_is_left(new_store_
         await _say(tmp_path, url, 0, SAID, chats=20)
         follower = store.follower("all", batch=3)
         whole = await follower.behind()
-        batches = follower.batches()
-        read = [event async for events in _until(batches, whole) for event in events]
+        read: list[RecordedEvent] = []
+        async for events in follower.batches():
+            read += events
+            if len(read) >= whole:
+                break
         left = await follower.behind()
 
         assert {event.partition for event in read} == {0, 1, 2, 3}
@@ -141,17 +135,7 @@ async def test_second_process_under_a_name_is_refused(new_store_url: NewStore, t
             await anext(second)
 
 
-@pytest.mark.parametrize("name", ["", "Upper", "two words", "-x", "x" * 64])
-async def test_name_of_a_follower_is_checked(name: str, new_store_url: NewStore) -> None:
-    async with ConversationStore.open(new_store_url("sqlite")) as store:
+def test_name_of_a_follower_is_checked(tmp_path: Path) -> None:
+    for name in ("", "Upper", "two words", "-x", "x" * 64):
         with pytest.raises(InvalidInput):
-            store.follower(name)
-
-
-async def _until(batches: Any, count: int) -> Any:
-    read = 0
-    async for events in batches:
-        yield events
-        read += len(events)
-        if read >= count:
-            return
+            ConversationStore(tmp_path / "history.db").follower(name)

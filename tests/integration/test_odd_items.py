@@ -76,13 +76,6 @@ async def test_an_append_by_hand_is_refused_as_before(history: History) -> None:
     assert len(await history.messages(CHAT)) == 0
 
 
-async def test_an_edit_drops_the_item(history: History) -> None:
-    [message_id] = await _append(history, [NUL.output])
-    await history.chat(CHAT).edit(message_id, [ToolResult("call-nul", "mended")])
-    (item,) = openai_responses.from_messages(await history.messages(CHAT))
-    assert item["output"] == "mended"
-
-
 @pytest.mark.parametrize("how", ["redact", "delete", "reset"])
 async def test_no_byte_of_it_is_left(tmp_path: Path, how: str) -> None:
     path, store = tmp_path / "bot.outbox.db", tmp_path / "bot.history.db"

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store import ConversationActivated, ConversationStarted, ConversationStore
-from letopis.store.database.dialects import PostgreSQL
 from letopis.store.database.engines import create_store_engine
-from letopis.store.database.schema import conversations, events, lanes, log_heads, messages, metadata, owners
+from letopis.store.database.schema import metadata, owners
 from letopis.store.model.identifiers import partition_of
-from letopis.store.rules.apply_plan import TableRow
 from letopis.store.testing.outbox import Outbox
 from tests.support.hot_statements import OWNER, faults_of, hot_statements, noted
 from tests.support.native_partitions import DIVIDED, PARTITIONS, make_divided_store
 from tests.support.sayings import NewStore
-
-OF_THIS_CONNECTION = sa.text(
-    "SELECT relation::regclass::text FROM pg_locks"
-    " WHERE pid = pg_backend_pid() AND mode = 'RowExclusiveLock' AND relation::regclass::text LIKE 'letopis%'"
-)
 
 DIVIDED_TABLES = {
     "postgresql": "SELECT relname FROM pg_class WHERE relkind = 'p'",
@@ -41,36 +33,6 @@ async def connected(url: str) -> AsyncIterator[AsyncConnection]:
             yield connection
     finally:
         await engine.dispose()
-
-
-ORIGIN, EVENT = uuid4(), uuid4()
-ROWS: tuple[tuple[sa.Table, TableRow], ...] = (
-    (lanes, (3, "chat-1", ORIGIN, 1, 0, 0, 0)),
-    (messages, (3, "chat-1", 1, "m-1", 1, None, "user", "appended", None, None, None, None, None)),
-    (events, (3, 1, "chat-1", 1, EVENT, ORIGIN, 1, "message.appended", 1, "{}", None, b"d" * 32, None, 0, 0)),
-    (conversations, (3, "chat-1", "anna", 1, None, "active", 1, 1, 0, 0, 0, *[None] * 4, 0, None, 0, 1, None, 0)),
-)
-
-
-async def test_an_overwrite_locks_the_partitions_of_its_rows(fresh_postgresql_url: str) -> None:
-    dialect = PostgreSQL()
-    await make_divided_store(fresh_postgresql_url)
-    async with connected(fresh_postgresql_url) as connection:
-        for table, row in ROWS:
-            await dialect.insert(connection, table, [row])
-            await connection.commit()
-
-            await dialect.overwrite(connection, table, [row])
-
-            locked = set((await connection.execute(OF_THIS_CONNECTION)).scalars())
-            assert table.name in locked
-            assert len({one for one in locked if one.rstrip("0123456789") == f"{table.name}_"}) == 1, locked
-            await connection.commit()
-
-        await dialect.overwrite(connection, log_heads, [(2, 7, 0, 0), (5, 8, 0, 0), (11, 9, 0, 0)])
-
-        found = await connection.execute(sa.select(log_heads.c.partition, log_heads.c.position).order_by("partition"))
-        assert [tuple(row) for row in found if row.position] == [(2, 7), (5, 8), (11, 9)]
 
 
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])

@@ -76,17 +76,9 @@ async def spread(store: str, history: History) -> None:
 
 def over_the_hour(positions: list[int], now_us: int) -> list[dict[str, int]]:
     """Return a moment for each position: in waves, as people write."""
-    weights = [6 + 3 * math.sin(minute / 6) + 2 * math.sin(minute * 1.7) for minute in range(60)]
-    reached, placed = 0.0, []
-    for minute, weight in enumerate(weights):
-        first, reached = reached, reached + weight / sum(weights)
-        some = positions[round(first * len(positions)) : round(reached * len(positions))]
-        start = now_us - (60 - minute) * 60_000_000
-        placed += [
-            {"at": position, "moment": start + round(index * 60_000_000 / len(some))}
-            for index, position in enumerate(some)
-        ]
-    return placed
+    shares = [position / max(positions) for position in positions]
+    past = [1 - share + (1 - math.sin(40 * share)) / 60 for share in shares]
+    return [{"at": at, "moment": now_us - round(3_600e6 * hours)} for at, hours in zip(positions, past, strict=True)]
 
 
 def main(folder: Path) -> None:

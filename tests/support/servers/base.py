@@ -9,7 +9,7 @@ import uuid
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 from sqlalchemy.engine import URL, make_url
 
@@ -41,6 +41,16 @@ class Server(ABC):
     @abstractmethod
     def program() -> str | Path:
         """The program of a server to start."""
+
+    @classmethod
+    def find(cls) -> Any:
+        """The server that runs, else an own one, started."""
+        return cls.running() or cls.own().start()
+
+    @classmethod
+    @abstractmethod
+    def own(cls) -> Any:
+        """A new server of our own, initialised on first `start`; it may be stopped, killed and restarted."""
 
     @classmethod
     def running(cls) -> Self | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
 from tests.support.servers.base import ServerUnavailable
+from tests.support.servers.processes import prepared
 
 HERE: Final = "IP:127.0.0.1"
 ELSEWHERE: Final = "DNS:elsewhere.example"
@@ -61,6 +61,4 @@ class Authority:
 
 
 def _openssl(*words: str | Path) -> None:
-    done = subprocess.run(("openssl", *words), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ServerUnavailable(f"openssl {words[0]} ended with code {done.returncode}:\n{done.stderr[-500:]}")
+    prepared(("openssl", *words))

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Mapping
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import pymysql
 from sqlalchemy.engine import URL, make_url
 
 from tests.support.servers.base import Server, ServerUnavailable
 from tests.support.servers.own import OwnServer
-from tests.support.servers.processes import free_port, spawn, wait_until_ready
+from tests.support.servers.processes import free_port
 
 ENVIRONMENT: Final = "LETOPIS_TEST_MARIADB"
 LOCAL: Final = URL.create("mysql", username="root", host="127.0.0.1", port=3306, database="mysql")
@@ -39,13 +38,7 @@ class MariaDBServer(Server):
         return find_programs()[0]
 
     @classmethod
-    def find(cls) -> MariaDBServer:
-        """The server that runs, else an own one, started."""
-        return cls.running() or cls.own().start()
-
-    @classmethod
     def own(cls, *, settings: Mapping[str, str] | None = None) -> OwnMariaDBServer:
-        """A new server of our own, initialised on first `start`; it may be stopped, killed and restarted."""
         return OwnMariaDBServer(settings=settings)
 
     def version(self) -> str:
@@ -61,7 +54,7 @@ class MariaDBServer(Server):
         cut = 0
         for (connection_id,) in rows:
             # 1094: it ended on its own between the two statements.
-            with contextlib.suppress(pymysql.err.OperationalError):
+            with suppress(pymysql.err.OperationalError):
                 self._run(f"KILL CONNECTION {int(connection_id)}")
                 cut += 1
         return cut
@@ -79,22 +72,22 @@ class MariaDBServer(Server):
         self._run(f"DROP DATABASE IF EXISTS `{name}`")
 
     def _run(self, statement: str, *arguments: object) -> list[Any]:
-        connection = pymysql.connect(
-            host=self.host,
-            port=self.port,
-            user=self._url.username or "root",
-            password=str(self._url.password or ""),
-            database=self._url.database or "mysql",
-            charset="utf8mb4",
-            autocommit=True,
-            connect_timeout=10,
-        )
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute(statement, arguments or None)
-                return list(cursor.fetchall())
-        finally:
-            connection.close()
+        with closing(connect(self._url, autocommit=True)) as connection, connection.cursor() as cursor:
+            cursor.execute(statement, arguments or None)
+            return list(cursor.fetchall())
+
+
+def connect(url: URL, **options: Any) -> pymysql.Connection[Any]:
+    return pymysql.connect(
+        host=url.host or "127.0.0.1",
+        port=url.port or 3306,
+        user=url.username or "root",
+        password=str(url.password or ""),
+        database=url.database or "mysql",
+        charset="utf8mb4",
+        connect_timeout=10,
+        **options,
+    )
 
 
 describe = MariaDBServer.describe
@@ -105,57 +98,27 @@ class OwnMariaDBServer(OwnServer, MariaDBServer):
 
     signals = _SIGNALS
     prefix = "letopis-maria-"
+    marker = "mysql"
+    death_signal = "TERM"
 
     def __init__(self, *, settings: Mapping[str, str] | None = None) -> None:
         super().__init__(LOCAL.set(port=free_port()), settings=settings)
         self._server, self._installer = find_programs()
         self._as_user = ["--user=root"] if os.name != "nt" and os.geteuid() == 0 else []
 
-    @property
-    def data(self) -> Path:
-        """The folder that holds a folder a database."""
-        return self._root() / "data"
-
-    def start(self) -> Self:
-        """Start the server and return when it answers; nothing if it runs."""
-        if self.running:
-            return self
-        data = self.data
-        if not (data / "mysql").exists():
-            self._initialise(data)
-        self._process = spawn(
-            [
-                self._server,
-                "--no-defaults",
-                f"--datadir={data}",
-                f"--port={self.port}",
-                "--bind-address=127.0.0.1",
-                f"--socket={self._root() / 's'}",
-                f"--pid-file={self._root() / 'pid'}",
-                f"--tmpdir={self._own_tmpdir()}",
-                *self._as_user,
-                *(f"--{key}={value}" for key, value in self._settings.items()),
-            ],
-            log=self.log,
-            death_signal="TERM",
-        )
-        wait_until_ready(self._process, self.answers, log=self.log)
-        return self
-
-    def _initialise(self, data: Path) -> None:
-        command = [
-            self._installer,
-            "--no-defaults",
-            f"--datadir={data}",
-            "--auth-root-authentication-method=normal",
-            "--skip-test-db",
-            "--skip-name-resolve",
-            f"--tmpdir={self._own_tmpdir()}",
-            *self._as_user,
+    def _command(self) -> list[str]:
+        return [
+            *(self._server, *self._places(), f"--port={self.port}", "--bind-address=127.0.0.1"),
+            *(f"--socket={self._root() / 's'}", f"--pid-file={self._root() / 'pid'}"),
+            *(f"--{key}={value}" for key, value in self._settings.items()),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ServerUnavailable(f"mariadb-install-db ended with code {done.returncode}:\n{done.stderr[-2000:]}")
+
+    def _installation(self) -> list[str]:
+        options = ("--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve")
+        return [self._installer, *self._places(), *options]
+
+    def _places(self) -> list[str]:
+        return ["--no-defaults", f"--datadir={self.data}", f"--tmpdir={self._own_tmpdir()}", *self._as_user]
 
     def _own_tmpdir(self) -> Path:
         """Where temporary tables go: a server that starts deletes all it finds, its neighbours' in /tmp too."""

@@ -14,7 +14,7 @@ from typing import ClassVar, Self
 from sqlalchemy.engine import URL
 
 from tests.support.servers.base import Server, ServerUnavailable
-from tests.support.servers.processes import end
+from tests.support.servers.processes import end, prepared, spawn, wait_until_ready
 
 
 class OwnServer(Server):
@@ -23,6 +23,11 @@ class OwnServer(Server):
     signals: ClassVar[Mapping[str, signal.Signals]]
     at_close: ClassVar[str] = "kill"
     prefix: ClassVar[str]
+    marker: ClassVar[str]
+    """What lies in the folder of a server that was initialised."""
+    death_signal: ClassVar[str]
+    """What it gets when we die."""
+    _user: str | None = None
 
     def __init__(self, url: URL, *, settings: Mapping[str, str] | None = None) -> None:
         super().__init__(url)
@@ -47,9 +52,28 @@ class OwnServer(Server):
     def log(self) -> Path:
         return self._root() / "log"
 
-    @abstractmethod
+    @property
+    def data(self) -> Path:
+        """The folder of its databases."""
+        return self._root() / "data"
+
     def start(self) -> Self:
         """Start the server and return when it answers; nothing if it runs."""
+        if self.running:
+            return self
+        if not (self.data / self.marker).exists():
+            prepared(self._installation(), user=self._user)
+        self._process = spawn(self._command(), log=self.log, death_signal=self.death_signal, user=self._user)
+        wait_until_ready(self._process, self.answers, log=self.log)
+        return self
+
+    @abstractmethod
+    def _installation(self) -> list[str]:
+        """Return the command that makes its files."""
+
+    @abstractmethod
+    def _command(self) -> list[str]:
+        """Return the command that is the server."""
 
     def stop(self, mode: str = "fast") -> None:
         """Stop the server: ``fast`` rolls back what is open, other modes are crashes; files are kept."""

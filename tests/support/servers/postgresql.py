@@ -9,21 +9,22 @@ import re
 import shutil
 import signal
 import subprocess
-import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, TypeVar
 
 import asyncpg
 from sqlalchemy.engine import URL, make_url
 
 from tests.support.servers.base import Server, ServerUnavailable
 from tests.support.servers.own import OwnServer
-from tests.support.servers.processes import free_port, spawn, wait_until_ready
+from tests.support.servers.processes import free_port
 
 ENVIRONMENT: Final = "LETOPIS_TEST_POSTGRESQL"
 LOCAL: Final = URL.create("postgresql", username="postgres", host="127.0.0.1", port=5432, database="postgres")
 
+T = TypeVar("T")
 StopMode = Literal["smart", "fast", "immediate", "kill"]
 _SIGNALS: Final[Mapping[str, signal.Signals]] = {
     "smart": signal.SIGTERM,
@@ -48,13 +49,7 @@ class PostgresServer(Server):
         return find_binaries() / "postgres"
 
     @classmethod
-    def find(cls) -> PostgresServer:
-        """The server that runs, else an own one, started."""
-        return cls.running() or cls.own().start()
-
-    @classmethod
     def own(cls, *, settings: Mapping[str, str] | None = None, auth: str = "trust") -> OwnPostgresServer:
-        """A new server of our own, initialised on first `start`; it may be stopped, killed and restarted."""
         return OwnPostgresServer(settings=settings, auth=auth)
 
     def version(self) -> str:
@@ -88,14 +83,7 @@ class PostgresServer(Server):
         self._run("execute", f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
     def _run(self, method: str, statement: str, *arguments: object) -> Any:
-        async def work() -> Any:
-            connection = await asyncpg.connect(self.url, timeout=10)
-            try:
-                return await getattr(connection, method)(statement, *arguments)
-            finally:
-                await connection.close()
-
-        return in_own_loop(work())
+        return over(self.url, lambda connection: getattr(connection, method)(statement, *arguments))
 
 
 describe = PostgresServer.describe
@@ -107,6 +95,8 @@ class OwnPostgresServer(OwnServer, PostgresServer):
     signals = _SIGNALS
     at_close = "immediate"
     prefix = "letopis-pg-"
+    marker = "PG_VERSION"
+    death_signal = "INT"
 
     def __init__(self, *, settings: Mapping[str, str] | None = None, auth: str = "trust") -> None:
         super().__init__(
@@ -116,13 +106,7 @@ class OwnPostgresServer(OwnServer, PostgresServer):
         self._binaries = find_binaries()
         self._launcher, self._user = as_plain_user()
 
-    def start(self) -> Self:
-        """Start the server and return when it answers; nothing if it runs."""
-        if self.running:
-            return self
-        data = self._root() / "data"
-        if not (data / "PG_VERSION").exists():
-            self._initialise(data)
+    def _command(self) -> list[str]:
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": str(self.port),
@@ -131,14 +115,7 @@ class OwnPostgresServer(OwnServer, PostgresServer):
             **self._settings,
         }
         options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
-        self._process = spawn(
-            [*self._launcher, str(self._binaries / "postgres"), "-D", str(data), *options],
-            log=self.log,
-            death_signal="INT",
-            user=self._user,
-        )
-        wait_until_ready(self._process, self.answers, log=self.log)
-        return self
+        return [*self._launcher, str(self._binaries / "postgres"), "-D", str(self.data), *options]
 
     def _root(self) -> Path:
         made = self._folder is None
@@ -147,18 +124,15 @@ class OwnPostgresServer(OwnServer, PostgresServer):
             shutil.chown(root, self._user)
         return root
 
-    def _initialise(self, data: Path) -> None:
+    def _installation(self) -> list[str]:
         password = self._root() / "password"
         password.write_text("letopis\n")
-        command = [
+        return [
             *self._launcher,
             str(self._binaries / "initdb"),
-            *("-D", str(data), "-U", "postgres", "-E", "UTF8", "--no-locale", "--no-sync"),
+            *("-D", str(self.data), "-U", "postgres", "-E", "UTF8", "--no-locale", "--no-sync"),
             *("--auth-local", "trust", "--auth-host", self._auth, "--pwfile", str(password)),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, user=self._user, check=False)
-        if done.returncode:
-            raise ServerUnavailable(f"initdb ended with code {done.returncode}:\n{done.stderr}")
 
 
 def find_binaries() -> Path:
@@ -200,20 +174,20 @@ def as_plain_user() -> tuple[list[str], str | None]:
     return [], "nobody"
 
 
-def in_own_loop(work: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine to its end from sync code, whether or not this thread runs an event loop."""
-    result: list[Any] = []
-    error: list[BaseException] = []
+def over(url: str, work: Callable[[Any], Awaitable[T]]) -> T:
+    """Return what ``work`` returns over a connection of its own."""
 
-    def run() -> None:
+    async def run() -> T:
+        connection = await asyncpg.connect(url, timeout=10)
         try:
-            result.append(asyncio.run(work))
-        except BaseException as exc:  # carried to the caller's thread and raised there
-            error.append(exc)
+            return await work(connection)
+        finally:
+            await connection.close()
 
-    thread = threading.Thread(target=run, name="postgresql-admin")
-    thread.start()
-    thread.join()
-    if error:
-        raise error[0]
-    return result[0]
+    return in_own_loop(run())
+
+
+def in_own_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end from sync code, whether or not this thread runs an event loop."""
+    with ThreadPoolExecutor(1, "postgresql-admin") as thread:
+        return thread.submit(asyncio.run, work).result()

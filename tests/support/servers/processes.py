@@ -56,6 +56,13 @@ def spawn(command: Sequence[str], *, log: Path, death_signal: str, user: str | N
     return _starter.submit(start).result()
 
 
+def prepared(command: Sequence[str | Path], *, user: str | None = None) -> None:
+    """Run a command that a server needs before it can start."""
+    done = subprocess.run(command, capture_output=True, text=True, user=user, check=False)
+    if done.returncode:
+        raise ServerUnavailable(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+
+
 def wait_until_ready(
     process: subprocess.Popen[bytes], ready: Callable[[], bool], *, log: Path, timeout: float = 60.0
 ) -> None:

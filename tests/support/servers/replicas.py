@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -59,15 +58,13 @@ class _Replica(OwnPostgresServer):
         super().__init__()
         self._primary = primary
 
-    def _initialise(self, data: Path) -> None:
+    def _installation(self) -> list[str]:
         program = self._binaries / "pg_basebackup"
         if not program.exists():
             raise ServerUnavailable("pg_basebackup was not found: install the programs of a PostgreSQL server")
         source = f"host=127.0.0.1 port={self._primary.port} user=postgres"
-        command = [*self._launcher, str(program), "-d", source, "-D", str(data), "-R", "-X", "stream", "-c", "fast"]
-        done = subprocess.run(command, capture_output=True, text=True, user=self._user, check=False)
-        if done.returncode:
-            raise ServerUnavailable(f"pg_basebackup ended with code {done.returncode}:\n{done.stderr}")
+        options = ("-d", source, "-D", str(self.data), "-R", "-X", "stream", "-c", "fast")
+        return [*self._launcher, str(program), *options]
 
 
 class PostgresPair(Pair):

@@ -21,7 +21,8 @@ from sqlalchemy.engine import make_url
 
 from letopis.store import ConversationStore
 from tests.support.servers.base import Server
-from tests.support.servers.postgresql import in_own_loop
+from tests.support.servers.mariadb import connect
+from tests.support.servers.postgresql import in_own_loop, over
 
 Rows = Mapping[str, Sequence[Sequence[Any]]]
 
@@ -35,12 +36,14 @@ _POSTGRESQL_SCHEMA: Final = """
 WITH public AS (SELECT oid FROM pg_namespace WHERE nspname = 'public'),
 lines AS (
   SELECT 'relation ' || relname || relkind::text || relowner || relrowsecurity || coalesce(relacl::text, '')
-         || coalesce(reloptions::text, '') AS line
+         || coalesce(reloptions::text, '') || coalesce(obj_description(pg_class.oid), '') AS line
     FROM pg_class, public WHERE relnamespace = public.oid
   UNION ALL
   SELECT 'column ' || attrelid::regclass || attnum || attname || format_type(atttypid, atttypmod) || attnotnull
-         || attcollation
-    FROM pg_attribute JOIN pg_class c ON c.oid = attrelid, public WHERE c.relnamespace = public.oid AND attnum > 0
+         || attcollation || coalesce(pg_get_expr(adbin, adrelid), '')
+    FROM pg_attribute JOIN pg_class c ON c.oid = attrelid LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum,
+         public
+   WHERE c.relnamespace = public.oid AND attnum > 0 AND NOT attisdropped
   UNION ALL
   SELECT 'index ' || pg_get_indexdef(indexrelid) || indisvalid
     FROM pg_index JOIN pg_class c ON c.oid = indrelid, public WHERE c.relnamespace = public.oid
@@ -113,43 +116,34 @@ class StorePool(ABC):
 
 class PostgresPool(StorePool):
     def _describe(self, url: str) -> tuple[str, Rows]:
-        async def work() -> tuple[str, Rows]:
-            connection = await asyncpg.connect(url, timeout=10)
-            try:
-                rows = {}
-                for (name,) in await connection.fetch(_POSTGRESQL_TABLES):
-                    rows[name] = [tuple(row) for row in await connection.fetch(f'SELECT * FROM "{name}"')]
-                return await connection.fetchval(_POSTGRESQL_SCHEMA), rows
-            finally:
-                await connection.close()
+        async def work(connection: Any) -> tuple[str, Rows]:
+            rows = {}
+            for (name,) in await connection.fetch(_POSTGRESQL_TABLES):
+                rows[name] = [tuple(row) for row in await connection.fetch(f'SELECT * FROM "{name}"')]
+            return await connection.fetchval(_POSTGRESQL_SCHEMA), rows
 
-        found: tuple[str, Rows] = in_own_loop(work())
-        return found
+        return over(url, work)
 
     def _reset(self, url: str, schema: str, rows: Rows) -> bool:
-        async def work() -> bool:
-            try:
-                connection = await asyncpg.connect(url, timeout=10)
-            except asyncpg.InvalidCatalogNameError:
+        async def work(connection: Any) -> bool:
+            if await connection.fetchval(_POSTGRESQL_SCHEMA) != schema:
                 return False
-            try:
-                if await connection.fetchval(_POSTGRESQL_SCHEMA) != schema:
-                    return False
-                async with connection.transaction():
-                    await connection.execute(";".join(f'DELETE FROM "{name}"' for name in rows))
-                    for name, row in _inserts(rows):
-                        places = ", ".join(f"${number}" for number in range(1, len(row) + 1))
-                        await connection.execute(f'INSERT INTO "{name}" VALUES ({places})', *row)
-                return True
-            finally:
-                await connection.close()
+            async with connection.transaction():
+                await connection.execute(";".join(f'DELETE FROM "{name}"' for name in rows))
+                for name, row in _inserts(rows):
+                    places = ", ".join(f"${number}" for number in range(1, len(row) + 1))
+                    await connection.execute(f'INSERT INTO "{name}" VALUES ({places})', *row)
+            return True
 
-        return bool(in_own_loop(work()))
+        try:
+            return over(url, work)
+        except asyncpg.InvalidCatalogNameError:
+            return False
 
 
 class MariaDBPool(StorePool):
     def _describe(self, url: str) -> tuple[str, Rows]:
-        with closing(_mariadb(url)) as connection, connection.cursor() as cursor:
+        with closing(connect(make_url(url))) as connection, connection.cursor() as cursor:
             rows = {}
             for name in _mariadb_tables(cursor):
                 cursor.execute(f"SELECT * FROM `{name}`")
@@ -158,7 +152,7 @@ class MariaDBPool(StorePool):
 
     def _reset(self, url: str, schema: str, rows: Rows) -> bool:
         try:
-            connection = _mariadb(url)
+            connection = connect(make_url(url))
         except pymysql.err.OperationalError as exc:
             if exc.args[0] == pymysql.constants.ER.BAD_DB_ERROR:
                 return False
@@ -197,19 +191,6 @@ def _inserts(rows: Rows) -> Iterator[tuple[str, list[Any]]]:
                 new = uuid.uuid4()
                 values[1] = new if isinstance(values[1], uuid.UUID) else new.bytes
             yield table, values
-
-
-def _mariadb(url: str) -> pymysql.Connection[Any]:
-    parsed = make_url(url)
-    return pymysql.connect(
-        host=parsed.host or "127.0.0.1",
-        port=parsed.port or 3306,
-        user=parsed.username or "root",
-        password=str(parsed.password or ""),
-        database=parsed.database,
-        charset="utf8mb4",
-        connect_timeout=10,
-    )
 
 
 def _mariadb_tables(cursor: pymysql.cursors.Cursor) -> list[str]:
