@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -26,6 +25,7 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import ConfigurationError, EventIdReused, InvalidInput, OutboxFull, OutboxUnavailable
 from letopis.store.model.events import utc_now
+from tests.support.child import ran
 from tests.support.fix_command import every_command
 from tests.support.paths import ROOT
 
@@ -33,12 +33,6 @@ SECRET = "hunter2-correct-horse"
 
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
-
-
-def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=60, env={**os.environ, **variables}
-    )
 
 
 COMMANDS: Final = dict(every_command())
@@ -71,7 +65,7 @@ async def test_no_database_is_imported_without_need(arguments: str, loaded: str,
     """What keeps `--help` within 0.1 s of bare Python, without a clock that a busy machine would upset."""
     await (await OutboxFile.open("bot.outbox.db")).close()
 
-    done = python("-c", HELP, *arguments.split())
+    done = ran(sys.executable, "-c", HELP, *arguments.split())
 
     assert ("Usage: letopis" in done.stdout) is arguments.endswith("--help")
     assert loaded in done.stderr.split()
@@ -94,7 +88,7 @@ def test_a_group_alone_prints_its_help(path: tuple[str, ...], capsys: pytest.Cap
 
 
 def test_the_module_runs_as_the_command_does() -> None:
-    done = python("-m", "letopis.outbox.cli", "--version")
+    done = ran(sys.executable, "-m", "letopis.outbox.cli", "--version")
 
     assert (done.returncode, done.stdout) == (0, f"letopis {version('letopis')}\n")
 

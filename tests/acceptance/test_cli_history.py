@@ -1,4 +1,4 @@
-"""history list, show, import and export, as operators run them."""
+"""history list, show, stats, import and export, as operators run them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -225,16 +226,6 @@ class TestExport:
         assert [json.loads(text)["conversation_id"] for text in one[1].splitlines()] == ["c2"] * 4
         assert [json.loads(text)["conversation_id"] for text in owned[1].splitlines()] == ["c1"] * 4
 
-    def test_a_file_that_exists_is_replaced_on_request_only(self, letopis: Any, examples: None) -> None:
-        Path("out.jsonl").write_text("mine")
-
-        refused = letopis("history", "export", "jsonl", "out.jsonl")
-        kept = Path("out.jsonl").read_text()
-        forced = letopis("history", "export", "jsonl", "out.jsonl", "--force")
-
-        assert (refused[0], kept, forced[0]) == (Exit.FAILED, "mine", 0)
-        assert len(read("out.jsonl")) == 8
-
     def test_half_of_a_history_is_no_export(self, letopis: Any, examples: None, tmp_path: Path) -> None:
         before = sorted(path.name for path in tmp_path.iterdir())
 
@@ -379,3 +370,84 @@ class TestListAndShow:
         assert letopis(*alone, "show", "c1")[0] == 0
         assert letopis(*alone, "export", "jsonl", "-")[1].count("\n") == 8
         assert not Path("none.db").exists()
+
+
+# Statistics, and the states and the star in a list.
+
+DAY = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+async def chats(elsewhere: None) -> None:
+    """Three chats: the last one pending, one archived; the mark went to the one that was there by then."""
+    async with History("bot.outbox.db") as history:
+        await history.start("42", conversation_id="a", title="Tea")
+        await history.start("42", conversation_id="b")
+        answers = [Message.assistant("a", tokens=20, metadata={"model": "small\x1b[31m"})]
+        answers += [Message.assistant("a", tokens=300, metadata={"model": ""})]
+        for hour, message in enumerate([Message.user("q", tokens=1), *answers]):
+            await history.append("a", message, occurred_at=DAY + timedelta(hours=hour))
+        assert await history.drained(20)
+    async with History("bot.outbox.db", relay=False) as history:
+        await history.chat("b").archive()
+        await history.append("c", Message.user("q"), owner="42")
+
+
+@pytest.mark.usefixtures("chats")
+def test_the_figures_as_a_table(letopis: Any) -> None:
+    code, out, err = letopis("history", "stats", "--owner", "42", "--until", "2026-03-02", "--by", "model")
+
+    assert (code, err) == (0, "")
+    assert [line.split() for line in out.splitlines()] == [
+        ["CONVERSATIONS", "MESSAGES", "QUESTIONS", "ANSWERS", "TOKENS"],
+        ["1", "3", "1", "2", "321"],
+        [],
+        ["model", "MESSAGES", "QUESTIONS", "ANSWERS", "TOKENS"],
+        ['""', "1", "0", "1", "300"],
+        ["small\\x1b[31m", "1", "0", "1", "20"],
+        ["-", "1", "1", "0", "1"],
+    ]
+
+
+@pytest.mark.usefixtures("chats")
+def test_the_figures_in_json(letopis: Any) -> None:
+    period = ("--since", "2026-03-01T04:00:00+03:00", "--until", "2026-03-01T02:00:00Z")
+    code, out, _ = letopis("history", "stats", *period, "--by", "model", "--json")
+
+    assert code == 0
+    assert json.loads(out) == {
+        "messages": 1,
+        "questions": 0,
+        "answers": 1,
+        "tokens": 20,
+        "conversations": 1,
+        "complete": True,
+        "by": [{"value": "small\x1b[31m", "messages": 1, "questions": 0, "answers": 1, "tokens": 20}],
+    }
+    code, out, _ = letopis("history", "stats", "--json")
+    assert list(json.loads(out)) == ["messages", "questions", "answers", "tokens", "conversations", "complete"]
+    assert json.loads(out)["messages"] == 4
+
+
+@pytest.mark.usefixtures("chats")
+def test_the_store_is_counted_alone(letopis: Any) -> None:
+    code, out, _ = letopis("history", "stats", "--json", "--outbox", "none.db", "--store", "bot.history.db")
+
+    assert code == 0
+    assert json.loads(out)["messages"] == 3
+
+
+@pytest.mark.usefixtures("chats")
+def test_the_list_marks_the_active_one_and_shows_other_states(letopis: Any) -> None:
+    def listed(*arguments: str) -> list[tuple[str, str, bool]]:
+        found = json.loads(letopis("history", "list", "--json", *arguments)[1])["conversations"]
+        return [(one["conversation_id"], one["state"], one["active"]) for one in found]
+
+    assert sorted(listed("--owner", "42")) == [("a", "active", True), ("c", "active", False)]
+    assert listed("--owner", "42", "--state", "archived") == [("b", "archived", False)]
+    assert len(listed("--state", "all")) == 3
+    _, out, _ = letopis("history", "list", "--owner", "42", "--state", "all")
+    head, *rows = (line.split() for line in out.splitlines())
+    assert head[:5] == ["CONVERSATION", "OWNER", "NUMBER", "ACTIVE", "STATE"]
+    assert [row[:5] for row in rows if row[0] == "c"] == [["c", "42", "-", "active", "1"]]
+    assert [row[:4] for row in rows if row[0] == "a"] == [["a", "42", "1", "*"]]

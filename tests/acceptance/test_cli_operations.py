@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from letopis.store.errors import OutboxUnavailable
 from letopis.store.model.messages import Message
 from tests.support.fix_command import append_to
 from tests.support.paths import ROOT
-from tests.support.platforms import posix_only
 from tests.support.sqlite_rows import change, rows
 
 SECRET = "hunter2-correct-horse"
@@ -55,16 +53,6 @@ class TestInit:
         assert f"postgresql://bot:{SECRET}@localhost/h" in Path("letopis.toml").read_text()
         assert Path('a "b".db').is_file()
         assert letopis("status")[0] == 0
-
-    @posix_only("on Windows the rights of the folder apply")
-    def test_both_files_are_for_their_owner_only(self, letopis: Any) -> None:
-        old = os.umask(0)
-        try:
-            letopis("init")
-        finally:
-            os.umask(old)
-
-        assert [Path(name).stat().st_mode & 0o777 for name in ("letopis.toml", "bot.outbox.db")] == [0o600, 0o600]
 
     def test_nothing_that_exists_is_overwritten(self, letopis: Any) -> None:
         Path("letopis.toml").write_text("# mine\n")
@@ -218,14 +206,6 @@ class TestStatus:
 
 
 class TestRelay:
-    def test_once_delivers_what_is_due(self, letopis: Any) -> None:
-        filled(conversations=5, messages=120)
-
-        code, out, err = letopis("relay", "--once", "--log-level", "ERROR")
-
-        assert (code, out, err) == (0, "", "605 delivered, 0 left\n")
-        assert rows("bot.history.db", "SELECT count(*) FROM letopis_messages") == [(600,)]
-
     def test_once_is_for_later_where_the_store_is_down(self, letopis: Any) -> None:
         filled()
 

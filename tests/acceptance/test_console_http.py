@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from starlette.applications import Starlette
@@ -16,9 +18,12 @@ import letopis.console as web
 from letopis.console.headers import HEADERS
 from letopis.console.insight import Insight
 from letopis.store import Message
+from letopis.store.search import finder
+from letopis.store.search.indexer import Indexer
 from tests.support.console import TOKEN, TOKENS, House
 from tests.support.console_client import ACTIONS, PAGES, ask, sign_in
 from tests.support.console_story import plant_blocked, until
+from tests.support.fix_command import Done
 from tests.support.required import required
 from tests.support.servers import PostgresServer
 from tests.support.servers.store_pool import migrate
@@ -100,11 +105,11 @@ def test_what_a_page_of_another_site_cannot_do_one_of_ours_can(house: House, ses
 def test_a_form_that_is_none_or_too_large_is_refused(house: House, session: tuple[str, str]) -> None:
     cookie, token = session
     many_fields = {"form_token": token} | {f"a{number}": "" for number in range(3_000)}
-    json = ask(house.port, "/stuck/retry", {"form_token": token}, cookie=cookie, content_type="application/json")
+    no_form = ask(house.port, "/stuck/retry", {"form_token": token}, cookie=cookie, content_type="application/json")
     many = ask(house.port, "/stuck/retry", many_fields, cookie=cookie)
     nothing = ask(house.port, "/stuck/retry", {"form_token": token}, cookie=cookie)
 
-    assert (json.code, many.code, nothing.code) == (400, 400, 400)
+    assert (no_form.code, many.code, nothing.code) == (400, 400, 400)
 
 
 def test_the_next_page_is_one_of_the_console(house: House) -> None:
@@ -186,3 +191,28 @@ async def _noticed(house: House) -> bool:
 
 async def _answers(house: House) -> bool:
     return await Insight(house.history).heads() is not None
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("elsewhere")
+def test_a_search_says_that_the_index_is_being_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, letopis: Callable[..., Done]
+) -> None:
+    path = tmp_path / "bot.outbox.db"
+    with House(path) as house:
+        receipts = [house.run(house.history.append("c", Message.user(f"green tea {number}"))) for number in range(5)]
+        assert all(house.run(receipt.saved(timeout=60)) for receipt in receipts)
+        monkeypatch.setattr(Indexer, "catch_up", AsyncMock(return_value=0))  # it is busy
+        monkeypatch.setattr(finder, "MAX_UNINDEXED_EVENTS", 2)
+
+        page = house.run(house.history.search("tea"))
+        shown = ask(house.port, "/conversations?q=tea", cookie=sign_in(house.port)[0]).text
+    code, out, err = letopis("history", "search", "tea", "--outbox", str(path), "--json")
+
+    assert (len(page), page.complete, page.unindexed) == (1, False, 4)
+    assert "The search index is being built: 4 events were not searched." in shown
+    assert "does not answer" not in shown
+    assert "green tea 0" in shown.replace("<mark>", "").replace("</mark>", "")
+    assert code == 0, err
+    assert json.loads(out)["unindexed"] == 4
+    assert "the search index is being built: 4 events were not searched" in err

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
 from configparser import ConfigParser
 from pathlib import Path
@@ -18,6 +17,7 @@ from letopis.outbox.daemon.daemon import UNAVAILABLE_STOP_TIMEOUT_SECONDS, Daemo
 from letopis.outbox.diagnostics.check_sqlite import check_version
 from letopis.outbox.diagnostics.finding import Level
 from letopis.outbox.relay.relay import CANCEL_CLEANUP_SECONDS
+from tests.support.child import ran
 from tests.support.paths import ROOT
 
 UNIT = ROOT / "deploy" / "systemd" / "letopis-relay.service"
@@ -57,8 +57,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
         text = re.sub(rf"^{key}=.*$", f"{key}={value}", text, flags=re.MULTILINE)
     (tmp_path / UNIT.name).write_text(text)
 
-    words = ["systemd-analyze", "verify", str(tmp_path / UNIT.name)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    done = ran("systemd-analyze", "verify", tmp_path / UNIT.name)
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -67,7 +66,7 @@ def test_the_image_is_not_built_on_an_sqlite_that_can_lose_pages() -> None:
     """Its build runs this line; here it passes or fails with the SQLite of this Python, as the doctor says."""
     (check,) = re.findall(r"^    '(from letopis.*)'$", DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE)
 
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=False)
+    done = ran(sys.executable, "-c", check)
 
     found = check_version()
     assert done.returncode == (0 if found.level is Level.OK else 1), done.stderr
@@ -173,8 +172,7 @@ def test_compose_and_workflows_are_what_their_schemas_say(schema: str, pattern: 
     broken.write_text("services: {bot: {image: 1}}\njobs: {}\n")
 
     def check(*paths: Path) -> int:
-        command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *map(str, paths)]
-        return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode
+        return ran(sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *paths).returncode
 
     assert files
     assert check(*files) == 0

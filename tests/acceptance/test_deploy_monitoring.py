@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from letopis.store.model.messages import Message
+from tests.support.child import ran
 from tests.support.daemons import DaemonProcess, ask, until
 from tests.support.fix_command import append_to
 from tests.support.paths import ROOT
@@ -139,7 +139,7 @@ def test_the_panels_have_titles_ids_and_places_of_their_own() -> None:
 @needs_promtool
 def test_promtool_takes_the_rules_and_their_tests() -> None:
     for arguments in (["check", "rules", RULES.name], ["test", "rules", RULE_TESTS.name]):
-        done = promtool(*arguments, folder=RULES.parent)
+        done = ran("promtool", *arguments, cwd=RULES.parent)
 
         assert done.returncode == 0, done.stdout + done.stderr
         assert "SUCCESS" in done.stdout
@@ -154,7 +154,7 @@ def test_promtool_understands_every_expression_of_the_dashboard(tmp_path: Path) 
     # JSON is YAML.
     (tmp_path / "panels.yml").write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))
 
-    done = promtool("check", "rules", "panels.yml", folder=tmp_path)
+    done = ran("promtool", "check", "rules", "panels.yml", cwd=tmp_path)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(expressions)} rules found" in done.stdout
@@ -169,7 +169,3 @@ def test_every_alert_has_a_test_in_which_it_fires() -> None:
 
     assert fires == alerts
     assert silent == alerts
-
-
-def promtool(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["promtool", *arguments], cwd=folder, capture_output=True, text=True, timeout=60, check=False)

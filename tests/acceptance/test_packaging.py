@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 import tarfile
 import tomllib
@@ -18,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from letopis.store.database.migrations import STORE
+from tests.support.child import ran
 from tests.support.paths import ROOT
 
 ROOTS = ("store", "outbox", "migrations")
@@ -27,8 +27,7 @@ PACKAGES = ("store", "outbox", "adapters", "console", "examples", "testing", "mi
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
     """Run a command to its end, and return what it printed; its errors are the failure's text."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "COV_"))}
-    words, environ = [str(word) for word in command], {**clean, **environment}
-    done = subprocess.run(words, cwd=cwd, env=environ, capture_output=True, text=True, check=False)
+    done = ran(*command, cwd=cwd, env={**clean, **environment}, timeout=600)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.child import ran
 from tests.support.pages import programs
 from tests.support.paths import ROOT
 
@@ -48,7 +49,7 @@ def run(folder: Path, source: str, *words: str) -> subprocess.CompletedProcess[s
     """Run pytest as its user would: in a folder of its own, with no configuration of ours."""
     (folder / "test_mine.py").write_text(source, encoding="utf-8")
     command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words, "test_mine.py")
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280, check=False)
+    return ran(*command, cwd=folder, timeout=280)
 
 
 @pytest.mark.slow

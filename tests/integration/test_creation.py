@@ -24,7 +24,7 @@ from letopis.outbox.file.inspection import read_file
 from letopis.outbox.file.opening import read_snapshot
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.operations.status import status_of
-from letopis.store import ConfigurationError, ConversationStore, Message, _components
+from letopis.store import ConfigurationError, ConversationStore, FaultClass, Message, StoreFault, _components
 from tests.proof.crash.gate import enter, guard, missing
 from tests.support.outages import locked_out
 from tests.support.platforms import posix_only
@@ -174,3 +174,38 @@ async def test_status_and_doctor_say_what_a_file_without_an_outbox_is(
             await read_snapshot(path, lambda _: None)
         code, out, err = await asyncio.to_thread(letopis, "--outbox", str(path), "doctor")
         assert what.partition(": ")[0] in out + err
+
+
+async def test_a_file_that_is_no_database_is_never_written_to(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("These are my notes, and they are not a database at all.\n" * 100)
+    before = path.read_bytes()
+    store = ConversationStore(path)
+
+    with pytest.raises(StoreFault) as caught:
+        await store.prepare()
+
+    assert caught.value.fault_class is FaultClass.MISCONFIGURED
+    assert "my notes" not in str(caught.value)
+    assert path.read_bytes() == before
+    await store.close()
+
+
+def test_a_number_of_partitions_that_is_none_is_refused(tmp_path: Path) -> None:
+    for partitions in (0, -1, 1025):
+        with pytest.raises(ConfigurationError, match="partitions"):
+            ConversationStore(tmp_path / "history.db", partitions=partitions)
+
+
+async def test_preparing_at_once_prepares_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, prepared = _components.prepare_schema, list[object]()
+
+    async def counted(*given: Any, **named: Any) -> int:
+        prepared.append(given)
+        return await real(*given, **named)
+
+    monkeypatch.setattr(_components, "prepare_schema", counted)
+    store = ConversationStore(tmp_path / "history.db")
+    await asyncio.gather(*(store.prepare() for _ in range(8)), *(store.head() for _ in range(8)))
+    await store.close()
+    assert len(prepared) == 1

@@ -19,7 +19,9 @@ from letopis.console.hosted import HostedConsoles
 from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.outbox.file.outbox_file import OutboxFile
 from tests.support.daemons import DaemonProcess, Ear, ask, letopis, until
-from tests.support.platforms import posix_only
+from tests.support.fleets import EVENTS_PER_FILE, figures_of, make_fleet
+from tests.support.moves import run_sql
+from tests.support.platforms import linux_only, posix_only
 from tests.support.relays import say
 from tests.support.sqlite_rows import rows
 
@@ -57,10 +59,12 @@ def filled(path: Path, conversation: str = "c1", messages: int = 3) -> Path:
     return path
 
 
-def pending(path: Path) -> int:
-    return int(rows(path, "SELECT coalesce(sum(head - delivered), 0) FROM letopis_outbox_lanes")[0][0])
+def pending(*paths: Path) -> int:
+    count = "SELECT coalesce(sum(head - delivered), 0) FROM letopis_outbox_lanes"
+    return sum(int(rows(path, count)[0][0]) for path in paths)
 
 
+@pytest.mark.slow
 def test_it_says_ready_and_how_it_is_and_reads_its_configuration_again_and_stops(tmp_path: Path, ear: Ear) -> None:
     path, toml = filled(tmp_path / "bot.outbox.db"), tmp_path / "letopis.toml"
     toml.write_text('[daemon]\nlog_level = "WARNING"\n')
@@ -160,17 +164,9 @@ def test_health_and_metrics_are_answered(tmp_path: Path) -> None:
     with DaemonProcess("--listen", "0", folder=tmp_path) as daemon:
         port = daemon.port()
         until(lambda: pending(path) == 0 and ask(port, "/healthz/ready")[0] == 200, "ready")
-
-        def counted() -> dict[str, float]:
-            return {
-                sample.name: sample.value
-                for family in parse(ask(port, "/metrics")[1])
-                for sample in family.samples
-                if not sample.labels
-            }
-
-        until(lambda: counted()["letopis_relay_delivered_events_total"] == 4, "counted")
-        found = counted()
+        until(lambda: "\nletopis_relay_delivered_events_total 4.0\n" in ask(port, "/metrics")[1], "counted")
+        families = parse(ask(port, "/metrics")[1])
+        found = {sample.name: sample.value for family in families for sample in family.samples}
         assert found["letopis_outbox_pending_events"] == 0
         assert abs(found["letopis_relay_last_progress_timestamp_seconds"] - time.time()) < 60
         assert found["process_open_fds"] > 3
@@ -267,3 +263,40 @@ def test_healthcheck_knows_0_and_1_only(tmp_path: Path) -> None:
 
     assert (missing.returncode, wrong.returncode) == (1, 1)
     assert "there is no outbox" in missing.stderr
+
+
+@pytest.mark.slow
+@linux_only("the figures of a process come from /proc")
+def test_daemon_of_twenty_files_takes_few_threads_and_one_descriptor_each(
+    tmp_path: Path, fresh_postgresql_url: str
+) -> None:
+    store = fresh_postgresql_url
+    assert letopis("db", "upgrade", "--store", store, folder=tmp_path).returncode == 0
+    paths = asyncio.run(make_fleet(tmp_path, 20))
+    arguments = ("--outbox", str(tmp_path / "*.outbox.db"), "--store", store, "--listen", "0")
+    with DaemonProcess(*arguments, folder=tmp_path) as daemon:
+        most = 0
+
+        def closed() -> bool:
+            nonlocal most
+            now = figures_of(daemon.pid)
+            most = max(most, now.threads)
+            return pending(*paths) == 0 and now.open_files == 0
+
+        until(closed, "delivered and closed", patience=120)
+        now = figures_of(daemon.pid)
+        health = json.loads(ask(daemon.port(), "/healthz/ready")[1])
+        metrics = {one.name: one for one in parse(ask(daemon.port(), "/metrics")[1])}
+        # A reload reaches the closed files too.
+        daemon.signal(signal.SIGHUP)
+        until(lambda: daemon.said("the configuration was read again"), "read again")
+        filled(paths[5], "more", 1)
+        until(lambda: pending(*paths) == 0, "delivered after it")
+        daemon.end()
+    assert most < 20
+    assert now.outbox_descriptors <= 20  # their locks
+    assert health["outboxes"] == {"working": 20, "standby": 0, "wrong_store": 0, "unusable": 0}
+    assert (health["ready"], health["pending"]) == (True, 0)
+    assert metrics["letopis_relay_delivered_events"].samples[0].value == 20 * EVENTS_PER_FILE
+    stored = asyncio.run(run_sql(store, "SELECT conversation_id, version FROM letopis_events"))
+    assert len(stored) == len(set(stored)) == 20 * EVENTS_PER_FILE + 2

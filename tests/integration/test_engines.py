@@ -31,6 +31,7 @@ from letopis.store.database.private_files import create_private_file
 from letopis.store.database.sqlite import install_sqlite_events
 from letopis.store.database.timeouts import Timeouts
 from letopis.store.errors import ConfigurationError
+from tests.support.child import ran
 from tests.support.platforms import posix_only
 from tests.support.resources import own_threads
 from tests.support.sayings import present
@@ -54,8 +55,7 @@ async def value_of(engine: AsyncEngine, statement: str) -> Any:
 
 
 def python(script: str, *arguments: str, timeout: float = 30) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", textwrap.dedent(script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    return ran(sys.executable, "-c", textwrap.dedent(script), *arguments, timeout=timeout)
 
 
 # --- all three ------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from letopis.store.database.engines import create_store_engine
 from letopis.store.database.migrations import STORE, Revision, SchemaState, hold_alembic_lock, revision_state, upgrade
 from letopis.store.database.schema import metadata, search, store
 from tests.support.bench import ask
+from tests.support.child import ran
 from tests.support.next_release import NEXT, NextRelease, next_store_tables, write_next_release
 from tests.support.paths import ROOT
 from tests.support.sayings import NewStore
@@ -88,18 +89,8 @@ async def state(url: str) -> Revision:
 
 def alembic(*arguments: str, cwd: Path = ROOT, url: str | None = None) -> str:
     """Run Alembic as operators do, and return what it prints on stdout."""
-    environment = {key: value for key, value in os.environ.items() if key != "LETOPIS_STORE"}
-    if url is not None:
-        environment["LETOPIS_STORE"] = url
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "alembic", *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    environment = {**os.environ, "LETOPIS_STORE": url or ""}
+    done = ran(sys.executable, "-W", "error", "-m", "alembic", *arguments, cwd=cwd, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -492,8 +483,7 @@ def test_the_head_is_the_last_revision_there_is() -> None:
 
 def test_alembic_is_not_imported_for_a_store_that_is_current(tmp_path: Path) -> None:
     code = f"{OPEN_AND_PRINT}print('alembic' in sys.modules)\n"
-    words = [sys.executable, "-c", code, str(tmp_path / "history.db")]
-    told = [subprocess.run(words, capture_output=True, text=True, check=True).stdout.split() for _ in range(2)]
+    told = [ran(sys.executable, "-c", code, tmp_path / "history.db").stdout.split() for _ in range(2)]
 
     assert told == [["0", "True"], ["0", "False"]]
 

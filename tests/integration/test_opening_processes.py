@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -11,13 +10,8 @@ from pathlib import Path
 import pytest
 
 from letopis.outbox import History
+from tests.support.child import ran
 from tests.support.platforms import posix_only
-
-
-def run(code: str, *given: object) -> subprocess.CompletedProcess[str]:
-    """Run a program in a process of its own."""
-    words = [sys.executable, "-c", code, *map(str, given)]
-    return subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
 
 
 def kept(path: Path) -> list[str]:
@@ -81,7 +75,9 @@ def test_a_process_that_ends_without_closing_loses_nothing_and_says_nothing(tmp_
             await history.append("c1", Message.user(text))
             print(text, flush=True)
     """
-    done = run(textwrap.dedent(code) + textwrap.dedent(ENDINGS[ending]), tmp_path / "bot.outbox.db")
+    done = ran(
+        sys.executable, "-c", textwrap.dedent(code) + textwrap.dedent(ENDINGS[ending]), tmp_path / "bot.outbox.db"
+    )
 
     assert (done.stdout.split(), done.stderr, done.returncode) == (["a", "b"], "", 0)
     assert kept(tmp_path / "bot.outbox.db") == ["a", "b"]
@@ -120,7 +116,7 @@ def test_a_forked_child_neither_inherits_it_nor_disturbs_it(tmp_path: Path) -> N
 
         asyncio.run(end())
     """
-    done = run(textwrap.dedent(code), tmp_path / "parent.db", tmp_path / "child.db")
+    done = ran(sys.executable, "-c", textwrap.dedent(code), tmp_path / "parent.db", tmp_path / "child.db")
 
     assert done.stdout.splitlines() == ["[]", "Closed True", "Closed True"], done.stderr
     assert (done.stderr, done.returncode) == ("", 0)

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from tests.campaigns.victims import Context
 
 
+def ran(*words: object, timeout: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end."""
+    return subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=timeout, check=False, **options)
+
+
 def command(function: Callable[..., Any], *given: Any, **options: Any) -> list[str]:
     """Return the words that call a function in a new process."""
     words = json.dumps([given, options], default=str)

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support.child import ran
+
 _FENCE = re.compile(r"^(?P<fence>```+)(?P<language>[^\n`]*)\n(?P<body>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
 _NAME = re.compile(r"`([\w.-]+\.py)`")
 TIMEOUT_SECONDS = 90
@@ -120,8 +122,7 @@ def typed(command: str, folder: Path) -> str:
 def run_program(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a program of a page as ``bot.py`` in a folder; a warning is an error."""
     (folder / "bot.py").write_text(code, encoding="utf-8")
-    words = [sys.executable, "-W", "error", "bot.py"]
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
+    return ran(sys.executable, "-W", "error", "bot.py", cwd=folder, timeout=TIMEOUT_SECONDS)
 
 
 def main() -> int:

@@ -14,8 +14,7 @@ import pymysql
 from sqlalchemy.engine import URL, make_url
 
 from tests.support.servers.base import Server, ServerUnavailable
-from tests.support.servers.own import OwnServer
-from tests.support.servers.processes import free_port
+from tests.support.servers.processes import OwnServer, free_port
 
 ENVIRONMENT: Final = "LETOPIS_TEST_MARIADB"
 LOCAL: Final = URL.create("mysql", username="root", host="127.0.0.1", port=3306, database="mysql")

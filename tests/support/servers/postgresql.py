@@ -18,8 +18,7 @@ import asyncpg
 from sqlalchemy.engine import URL, make_url
 
 from tests.support.servers.base import Server, ServerUnavailable
-from tests.support.servers.own import OwnServer
-from tests.support.servers.processes import free_port
+from tests.support.servers.processes import OwnServer, free_port
 
 ENVIRONMENT: Final = "LETOPIS_TEST_POSTGRESQL"
 LOCAL: Final = URL.create("postgresql", username="postgres", host="127.0.0.1", port=5432, database="postgres")
