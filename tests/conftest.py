@@ -8,20 +8,20 @@ import os
 import signal
 import sqlite3
 import uuid
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import settings
 
+from letopis.store.database.migrations import Migrations, SchemaState, exclude_other_migrations, revision_state, upgrade
 from tests.support.opens import WIRE
 from tests.support.required import fail_if_required, required
 from tests.support.servers import MariaDBServer, PostgresServer, Server
 from tests.support.servers.base import DATABASE_PREFIX, RUN
-from tests.support.servers.mariadb import describe as describe_mariadb
-from tests.support.servers.postgresql import describe as describe_postgresql
 from tests.support.servers.postgresql import in_own_loop
 from tests.support.servers.store_pool import MariaDBPool, PostgresPool, StorePool, copy_sqlite_store, migrate
 
@@ -30,10 +30,11 @@ pytest_plugins = [
     "tests.support.fix_costs",
     "tests.support.fix_disk",
     "tests.support.fix_outbox",
-    "tests.support.fix_templates",
 ]
 
 STORES = ("sqlite", "postgresql", "mariadb")
+NO_CHANGES = ("SELECT", "SHOW", "DESCRIBE", "PRAGMA", "SET", "COMMIT")
+"""What a migration looks with."""
 
 # A shared machine stalls now and then: a slow example is no failure.
 settings.register_profile("letopis", deadline=None)
@@ -94,9 +95,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_report_header() -> str:
-    return (
-        f"databases: SQLite {sqlite3.sqlite_version}, PostgreSQL {describe_postgresql()}, MariaDB {describe_mariadb()}"
-    )
+    servers = f"PostgreSQL {PostgresServer.describe()}, MariaDB {MariaDBServer.describe()}"
+    return f"databases: SQLite {sqlite3.sqlite_version}, {servers}"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -106,6 +106,52 @@ def no_raw_opens() -> Iterator[None]:
     yield
     if WIRE.found:
         pytest.fail("\n".join(("a live SQLite file was opened by other means than SQLite:", *WIRE.found[:5])))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_creation() -> Iterator[None]:
+    """Create databases as the migration created the first one: running Alembic each time costs more.
+
+    Its statements are replayed on an empty database; whoever asks for `upgrade` itself gets Alembic.
+    """
+    scripts: dict[Any, list[tuple[str, Any]]] = {}
+
+    def replay(
+        connection: sa.Connection, migrations: Migrations, *, attributes: Mapping[str, Any] | None = None
+    ) -> None:
+        dialect = connection.dialect
+        key = (dialect.name, dialect.server_version_info, migrations, *sorted((attributes or {}).items()))
+        if sa.inspect(connection).get_table_names():
+            upgrade(connection, migrations, attributes=attributes)
+        elif key not in scripts:
+            scripts[key] = _recorded(connection, migrations, attributes)
+        else:
+            with exclude_other_migrations(connection):
+                if revision_state(connection, migrations).state is SchemaState.MISSING:
+                    for statement, parameters in scripts[key]:  # the database itself makes the identity of a store
+                        connection.exec_driver_sql(statement, parameters)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("letopis.store._components.upgrade", replay)
+        patch.setattr("letopis.outbox.file.opening.upgrade", replay)
+        yield
+
+
+def _recorded(
+    connection: sa.Connection, migrations: Migrations, attributes: Mapping[str, Any] | None
+) -> list[tuple[str, Any]]:
+    script: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if not statement.lstrip().startswith(NO_CHANGES):
+            script.append((statement.lstrip(), parameters))
+
+    sa.event.listen(connection, "after_cursor_execute", note)
+    try:
+        upgrade(connection, migrations, attributes=attributes)
+    finally:
+        sa.event.remove(connection, "after_cursor_execute", note)
+    return script
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +185,15 @@ def mariadb_server() -> Iterator[MariaDBServer]:
     """A MariaDB that answers; shared by the run: never stop it (`MariaDBServer.own()` is for that)."""
     with required("mariadb", MariaDBServer.find) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """The system's Chromium."""
+    from tests.support.console import chromium
+
+    with chromium() as running:
+        yield running
 
 
 @pytest.fixture

@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import subprocess
-import sys
-import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +17,6 @@ from letopis.store.errors import ConversationGone
 from letopis.store.model.events import utc_now
 from letopis.store.model.messages import Message
 from tests.support.fix_command import talk
-from tests.support.sqlite_rows import count
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -301,36 +297,6 @@ def test_a_person_is_handed_their_data_then_erased_with_a_receipt(letopis: Any) 
     assert [letopis("db", "verify", "--receipt", name)[0] for name in ("bot.outbox.db", "none.json")] == [1, 1]
     code, _, err = letopis(*(BEN if word == ANN else word for word in ERASE))
     assert code == 0 and "1 conversation erased, and all records of the owner; of 1 other conversation, what the" in err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("path", "query"),
-    [
-        ("bot.history.db", "SELECT count(*) FROM letopis_erasures"),
-        ("bot.outbox.db", "SELECT count(*) FROM letopis_outbox_events WHERE type = 'message.redacted'"),
-        ("bot.history.db", "SELECT count(*) FROM letopis_events WHERE type = 'message.redacted'"),
-    ],
-)
-def test_a_kill_while_erasing_is_completed_by_a_repetition(path: str, query: str, letopis: Any) -> None:
-    asyncio.run(say(1_500))
-    words = [sys.executable, "-m", "letopis.outbox.cli", *ERASE, "--receipt", "r.json"]
-    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while not count(path, query):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.005)
-    process.kill()
-    process.communicate()
-    assert not Path("r.json").exists()
-
-    code, _, err = letopis(*ERASE, "--receipt", "r.json")
-    assert code == 0, err
-    assert letopis("db", "verify", "--receipt", "r.json")[0] == 0
-    assert letopis("db", "verify")[0] == 0
-    document = json.loads(Path("r.json").read_bytes())
-    assert len(document["messages"]["group"]) == 1_500 and document["conversations"] == [ANN]
-    assert not holds(ANNS) and holds(f"{BENS} 1499")
 
 
 # Retention.

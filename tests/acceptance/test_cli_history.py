@@ -130,6 +130,7 @@ class TestImport:
         assert done[2].splitlines()[0] == "line 3: owner: the conversation already belongs to another owner"
         assert "4 can be imported, 1 already there, 1 refused" in tried[2]
         assert "4 imported, 1 already there, 1 refused" in done[2]
+        assert "1 line was NOT imported" in done[2]
 
     def test_the_store_need_not_be_reachable(self, letopis: Any) -> None:
         write("in.jsonl", *EXAMPLES)
@@ -377,9 +378,7 @@ class TestListAndShow:
 DAY = datetime(2026, 3, 1, tzinfo=UTC)
 
 
-@pytest.fixture
-async def chats(elsewhere: None) -> None:
-    """Three chats: the last one pending, one archived; the mark went to the one that was there by then."""
+async def have_chats() -> None:
     async with History("bot.outbox.db") as history:
         await history.start("42", conversation_id="a", title="Tea")
         await history.start("42", conversation_id="b")
@@ -391,6 +390,12 @@ async def chats(elsewhere: None) -> None:
     async with History("bot.outbox.db", relay=False) as history:
         await history.chat("b").archive()
         await history.append("c", Message.user("q"), owner="42")
+
+
+@pytest.fixture
+def chats(elsewhere: None) -> None:
+    """Three chats: the last one pending, one archived; the mark went to the one that was there by then."""
+    asyncio.run(have_chats())
 
 
 @pytest.mark.usefixtures("chats")

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 from sqlalchemy.engine import make_url
 
+from letopis.outbox import History
 from letopis.outbox.cli.interface.exit_codes import Exit
-from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.diagnostics.new_origin import assign_new_origin
-from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.relay.lease import Lease
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.migrations import STORE
 from letopis.store.errors import OutboxUnavailable
 from letopis.store.model.messages import Message
 from tests.support.fix_command import append_to
 from tests.support.paths import ROOT
+from tests.support.relays import until
+from tests.support.sayings import present
 from tests.support.sqlite_rows import change, rows
 
 SECRET = "hunter2-correct-horse"
@@ -135,24 +135,14 @@ class TestNewOrigin:
         assert rows("bot.outbox.db", "SELECT mark FROM letopis_outbox_incidents") == [(2,)]
         assert rows("bot.outbox.db", "SELECT head FROM letopis_outbox_lanes") == [(2,)]
 
-    def test_not_while_a_relay_has_the_file(self, letopis: Any) -> None:
-        filled()
-        before = rows("bot.outbox.db", "SELECT hex(origin_id) FROM letopis_outbox_origin")
+    async def test_not_while_a_relay_has_the_file(self) -> None:
+        async with History("bot.outbox.db") as history:
+            await until(lambda: present(history.relay).lease.held)
+            with pytest.raises(OutboxUnavailable, match="a relay runs"):
+                await assign_new_origin("bot.outbox.db")
+            before = history.outbox.origin.origin_id.hex.upper()
 
-        async def beside_a_relay() -> None:
-            outbox = await OutboxFile.open("bot.outbox.db")
-            lease = Lease(outbox, clock=Clock(), holder="test")
-            assert await lease.acquire()
-            try:
-                with pytest.raises(OutboxUnavailable, match="a relay runs"):
-                    await assign_new_origin("bot.outbox.db")
-            finally:
-                await lease.release()
-                await outbox.close()
-
-        asyncio.run(beside_a_relay())
-
-        assert rows("bot.outbox.db", "SELECT hex(origin_id) FROM letopis_outbox_origin") == before
+        assert rows("bot.outbox.db", "SELECT hex(origin_id) FROM letopis_outbox_origin") == [(before,)]
 
 
 class TestDb:

@@ -20,7 +20,7 @@ from letopis.outbox.alerting.channels import AlertFailed
 from letopis.outbox.config.settings import load_alerts
 from letopis.outbox.transfer.exporter import Exporter, RecordSource
 from letopis.store import Message
-from tests.support.console import DESK, PHONE, READER, House, Tab, chromium
+from tests.support.console import DESK, PHONE, READER, House, Tab
 from tests.support.console_client import Answer, ask, sign_in
 from tests.support.console_story import HOSTILE, HOSTILE_ID, chat, eventful, hostile
 from tests.support.webhook import serve
@@ -35,12 +35,6 @@ def loudspeaker(name: str, **send: Any) -> Any:
 
 
 CHANNELS = (loudspeaker("pager"), loudspeaker("chat"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import pytest
 from letopis.outbox import BlockingHistory, History
 from letopis.store import ConversationStore
 from tests.support.child import ran
-from tests.support.console import AXE, chromium
+from tests.support.console import AXE
 from tests.support.paths import ROOT
 
 WIDTHS = (390, 1280)
@@ -107,12 +107,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def site(built: Path) -> dict[Path, Page]:
     return site_at(built)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture

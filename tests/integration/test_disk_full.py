@@ -21,8 +21,8 @@ from letopis.store.database.faults import FaultClass
 from tests.support.daemons import letopis
 from tests.support.fix_disk import fill
 from tests.support.relays import drained, running, say, until
-from tests.support.required import missing
-from tests.support.servers import PostgresServer, ServerUnavailable
+from tests.support.required import required
+from tests.support.servers import PostgresServer
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -31,16 +31,12 @@ def store_on_small_disk(request: pytest.FixtureRequest, small_disk: Path) -> Ite
     if request.param == "sqlite":
         yield f"sqlite:///{small_disk / 'history.db'}"
         return
-    try:
-        server = PostgresServer.own().start()
-    except ServerUnavailable as reason:
-        missing("postgresql", reason)
     for folder in (small_disk.parent, *small_disk.parent.parents[:2]):
         folder.chmod(0o755)
     space = small_disk / "space"
     space.mkdir()
     space.chmod(0o700)
-    with server:
+    with required("postgresql", PostgresServer.own) as server:
         if server._user is not None:
             shutil.chown(space, server._user)
         server.execute(f"CREATE TABLESPACE small LOCATION '{space}'")

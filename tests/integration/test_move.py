@@ -425,7 +425,11 @@ async def test_bot_goes_on_through_it(tmp_path: Path, new_store_url: New, monkey
         assert await history.drained(timeout=30)
         page = await history.messages("chat", last=len(said) + 1)
         assert ([one.text for one in page], page.complete) == (said, True)
-        assert (await history.status()).healthy
+
+        async def healthy() -> bool:
+            return (await history.status()).healthy
+
+        await until(healthy)
     assert await dump(old) == before
     assert (await held(new, "chat"))["chat"][1:] == ids  # conversation.started comes first
     assert await sound(new) == []

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -23,51 +23,43 @@ from tests.support.relays import drained, end, relay_on, say
 from tests.support.required import program
 from tests.support.sayings import NewStore
 from tests.support.servers import PostgresServer
+from tests.support.servers.postgresql import as_plain_user
 from tests.support.servers.processes import accepts, free_port, spawn, wait_until_ready
 from tests.support.servers.processes import end as end_process
 
+SETTINGS = """
+[databases]
+{url.database} = host=127.0.0.1 port={url.port} dbname={url.database} user={url.username} password={url.password}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+max_prepared_statements = 0
+default_pool_size = 3
+max_client_conn = 100
+"""
+
 
 @pytest.fixture
-def through(
-    postgresql_server: PostgresServer, new_store_url: NewStore, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, str]]:
+def through(postgresql_server: PostgresServer, new_store_url: NewStore) -> Iterator[tuple[str, str]]:
     """A database, and the same behind a PgBouncer that knows no prepared statements and has three connections."""
-    pgbouncer = program("pgbouncer", "pgbouncer")
-    url = make_url(new_store_url("postgresql"))
-    folder = tmp_path_factory.mktemp("pgbouncer")
-    port = free_port()
-    (folder / "users.txt").write_text('"postgres" ""\n')
-    settings = {
-        "listen_addr": "127.0.0.1",
-        "listen_port": port,
-        "unix_socket_dir": "",
-        "auth_type": "any",
-        "pool_mode": "transaction",
-        "max_prepared_statements": 0,
-        "default_pool_size": 3,
-        "max_client_conn": 100,
-        "logfile": folder / "log",
-    }
-    (folder / "pgbouncer.ini").write_text(
-        f"[databases]\n{url.database} = host=127.0.0.1 port={url.port} dbname={url.database} user={url.username}"
-        + (f" password={url.password}" if url.password else "")
-        + "\n[pgbouncer]\n"
-        + "".join(f"{name} = {value}\n" for name, value in settings.items())
-    )
-    words = []
-    if os.geteuid() == 0:  # it refuses to run as root
-        words = ["--user=nobody"]
-        for place in (folder, *folder.parents):
-            if place.stat().st_mode & 0o005 != 0o005 and place.is_relative_to("/tmp"):  # noqa: S108
-                place.chmod(place.stat().st_mode | 0o005)
-        shutil.chown(folder, "nobody")
-    process = spawn([pgbouncer, *words, str(folder / "pgbouncer.ini")], log=folder / "out", death_signal="INT")
-    try:
-        wait_until_ready(process, lambda: accepts("127.0.0.1", port), log=folder / "out", timeout=20)
-        plain = url.set(host="127.0.0.1", port=port)
-        yield url.render_as_string(hide_password=False), plain.render_as_string(hide_password=False)
-    finally:
-        end_process(process, signal.SIGINT)
+    pgbouncer, (launcher, user) = program("pgbouncer", "pgbouncer"), as_plain_user()  # it refuses to run as root
+    url, port = make_url(new_store_url("postgresql")), free_port()
+    with tempfile.TemporaryDirectory(prefix="letopis-pgbouncer-") as place:
+        folder = Path(place)
+        if user is not None:
+            shutil.chown(folder, user)
+        (folder / "ini").write_text(SETTINGS.format(url=url.set(password=url.password or "none"), port=port))
+        words = [*launcher, pgbouncer, str(folder / "ini")]
+        process = spawn(words, log=folder / "out", death_signal="INT", user=user)
+        try:
+            wait_until_ready(process, lambda: accepts("127.0.0.1", port), log=folder / "out", timeout=20)
+            pooled = url.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
+            yield url.render_as_string(hide_password=False), pooled
+        finally:
+            end_process(process, signal.SIGINT)
 
 
 async def test_relays_deliver_through_transaction_pooling(through: tuple[str, str], tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
@@ -212,7 +211,3 @@ class Tab:
     def _asked(self, request: Any) -> None:
         if not request.url.startswith((self.house.origin, "data:", "about:")):
             self.elsewhere.append(request.url)
-
-
-def axe_is_the_one_that_is_named() -> bool:
-    return hashlib.sha256(AXE.read_bytes()).hexdigest() == AXE_SHA256
