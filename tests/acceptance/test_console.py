@@ -133,6 +133,7 @@ def test_a_conversation_shows_what_became_of_its_messages(browser: Any, house: H
         assert "Fork of" in tab.text()
 
 
+@pytest.mark.slow
 def test_an_answer_that_was_overtaken_is_shown_when_asked(browser: Any, house: House, tmp_path: Path) -> None:
     async def tell() -> None:
         history = house.history
@@ -304,6 +305,7 @@ async def delivered(house: House, name: str) -> bool:
     return found is not None and found.pending == 0
 
 
+@pytest.mark.slow
 def test_an_event_can_be_put_back(browser: Any, house: House) -> None:
     house.run(block(house.history, ["act-back"], owner="45"))
     insight = house.application.state.console.insight

@@ -166,6 +166,7 @@ def prove(folder: Path, source: str, *words: str) -> subprocess.CompletedProcess
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_store_of_the_guide_passes(tmp_path: Path) -> None:
     [block, _] = programs(HOWTO / "prove-a-store.md")
 
@@ -177,6 +178,7 @@ def test_the_store_of_the_guide_passes(tmp_path: Path) -> None:
     assert "does not declare the capability FORKS" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_store_that_forgets_duplicates_fails_there_and_nowhere_else(tmp_path: Path) -> None:
     fails = ["whole_lane_delivered_again", "an_event_twice_in_one_delivery", "event_through_two_outboxes", "lane_heads"]
     passes = ["an_empty_batch", "a_batch_must_not_name_a_lane_twice"]
