@@ -57,9 +57,6 @@ class GaleraNode(OwnMariaDBServer):
             return str(self._run(STATE)[0][0])
         return ""
 
-    def _answers(self) -> bool:
-        return self.state().endswith(",ON")
-
     def _recovered(self) -> str:
         """Return where a killed node was, which it does not know: otherwise the others would send it everything."""
         words = [self._server, "--no-defaults", f"--datadir={self.data}", f"--tmpdir={self._own_tmpdir()}"]
