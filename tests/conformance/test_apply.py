@@ -11,12 +11,12 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from letopis.store import ConversationStore, FaultClass, InvalidInput, Message, Projection, RecordedEvent
+from letopis.store import ConversationStore, FaultClass, Message, Projection, RecordedEvent
 from letopis.store.database.schema import events as events_table
 from letopis.store.database.schema import log_heads
 from letopis.store.model.codec import digest_of
 from letopis.store.testing.content import ContentConformance
-from letopis.store.testing.delivery import ONLY, DeliveryConformance, said, texts
+from letopis.store.testing.delivery import ONLY, DeliveryConformance, said
 from letopis.store.testing.outbox import Outbox, assert_no_gaps
 from tests.support.bench import ask
 from tests.support.sayings import change, raises_fault, rows_of, send
@@ -56,24 +56,6 @@ async def test_the_store_says_when_it_took_an_event(store_url: str) -> None:
         await outbox.deliver(store)
         [event] = await store.events(ONLY)
     assert event.recorded_at == moment != event.occurred_at
-
-
-async def test_partitions_each_count_for_themselves(empty_database_url: str) -> None:
-    outbox = Outbox()
-    for number in range(40):
-        outbox.append(f"chat-{number}", *said(2))
-    async with ConversationStore.open(empty_database_url, migrate=True, partitions=4) as store:
-        await outbox.deliver(store)
-        await assert_no_gaps(store)
-        heads = [await store.head(partition) for partition in range(4)]
-        assert sum(heads) == 80 and min(heads) > 0
-        assert await texts(store, "chat-17") == ["message 1", "message 2"]
-        assert len(await store.conversations(limit=100)) == 40
-        with pytest.raises(InvalidInput, match="partition"):
-            await store.head(4)
-    async with ConversationStore.open(empty_database_url) as again:
-        assert await again.partitions() == 4
-        assert (await again.apply(outbox.origin, [outbox.batch("chat-3")])).applied[0].duplicates == 2
 
 
 class Asking(Projection):

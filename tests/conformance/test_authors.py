@@ -11,7 +11,7 @@ from letopis.outbox import History
 from letopis.outbox.history.authored import authored
 from letopis.outbox.transfer.exporter import Exporter
 from letopis.outbox.transfer.readable_page import ReadablePage
-from letopis.store import ConversationStore, InvalidInput, Message, MessageRedacted
+from letopis.store import ConversationStore, Message, MessageRedacted
 from letopis.store.database.schema import messages
 from letopis.store.model.events import utc_now
 from letopis.store.testing.outbox import Outbox
@@ -58,13 +58,9 @@ async def test_pages_of_an_author_are_read_once(store: ConversationStore, monkey
         outbox.append(name, *said)
     await outbox.deliver(store)
     found = await read(store, ANN)
-    assert sorted(found) == sorted(
-        (name, f"{name}{number}") for name in ("б", "a", "Z", "z ") for number in (0, 2, 4, 6)
-    )
-    assert [name for name, _ in found] == sorted(
-        (name for name, _ in found), key=lambda name: [one for one, _ in found].index(name)
-    )
-    assert len(set(found)) == len(found)
+    names = dict.fromkeys(name for name, _ in found)  # each once, with all of its messages
+    assert found == [(name, f"{name}{number}") for name in names for number in (0, 2, 4, 6)]
+    assert sorted(names) == sorted(("б", "a", "Z", "z "))
 
 
 async def test_what_is_pending_counts(bots: Bots) -> None:
@@ -104,9 +100,3 @@ async def test_an_export_of_a_person_has_no_word_of_another(bots: Bots) -> None:
     assert "my own" in text and "to you" in text
     assert '"delivery":{"state":"sent","platform_ids":{"telegram":4711},"sent_as":"file"}' in text
     assert BEN not in text and "reaction" not in text and "title" not in text
-
-
-@pytest.mark.parametrize("author", ["", "a\nb", 7, "x" * 256])
-def test_an_author_is_an_identifier(author: object) -> None:
-    with pytest.raises(InvalidInput, match="author"):
-        Message.user("x", author=author)  # type: ignore[arg-type]

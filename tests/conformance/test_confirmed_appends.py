@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -86,24 +85,6 @@ async def test_a_conversation_is_created_once(bots: Bots) -> None:
     with pytest.raises(VersionConflict):
         await two.append(CHAT, Message.user("mine too", id="too"), expected=absent, confirm="store", timeout=0.1)
     assert await path(two) == ["mine"]
-
-
-async def test_of_many_at_once_one_stands(bots: Bots, tmp_path: Path, store: ConversationStore) -> None:
-    (one, _), confirmed = bots, {"confirm": "store", "timeout": 60}
-    async with History(tmp_path / "three.outbox.db", store=store, watch=False) as three:
-        await one.append(CHAT, Message.user("what?", id="q"))
-        assert await one.drained(60)
-        for number in range(4):
-            pages = [await history.messages(CHAT) for history in (one, three)]
-            answers = (
-                history.append(CHAT, Message.assistant("so", id=f"{place}-{number}"), expected=page, **confirmed)
-                for place, (history, page) in enumerate(zip((one, three), pages, strict=True))
-            )
-            outcomes = await asyncio.gather(*answers, return_exceptions=True)
-            assert sum(isinstance(outcome, VersionConflict) for outcome in outcomes) == 1, outcomes
-            [stood] = [place for place, outcome in enumerate(outcomes) if not isinstance(outcome, Exception)]
-            assert (await path(one))[-1] == (await path(three))[-1] == f"{stood}-{number}"
-        assert len(await path(one)) == 5
 
 
 async def test_what_was_first_by_moments_sets_the_append_aside(bots: Bots, monkeypatch: pytest.MonkeyPatch) -> None:

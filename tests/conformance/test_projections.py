@@ -21,7 +21,6 @@ from letopis.store import (
     FaultClass,
     InvalidInput,
     Message,
-    MessageRedacted,
     Projection,
     RecordedEvent,
     StoreFault,
@@ -31,7 +30,7 @@ from letopis.store.testing.outbox import Outbox
 from tests.support.child import command
 from tests.support.paths import ROOT
 from tests.support.relays import until
-from tests.support.sayings import new_outbox, raises_fault, send
+from tests.support.sayings import raises_fault
 
 seen = sa.Table(
     "seen",
@@ -291,21 +290,6 @@ async def test_what_a_catch_up_projection_raises_is_its_own_fault(store: Convers
         await store.projector(Seen()).run()
     await make_table(store_url)
     assert await store.projector(Seen()).catch_up() == 1
-
-
-async def test_what_was_redacted_comes_without_its_content(store: ConversationStore, url: str) -> None:
-    outbox = await new_outbox(store, "c", Message.user("a secret", id="m"), Message.user("no secret"))
-    await send(store, outbox, "c", MessageRedacted(message_id="m"))
-    taken: list[RecordedEvent] = []
-
-    class Reading(Seen):
-        async def apply(self, connection: AsyncConnection, events: Sequence[RecordedEvent], *, replaying: bool) -> None:
-            taken.extend(events)
-
-    await store.projector(Reading()).catch_up()
-    assert [event.type for event in taken] == ["message.appended", "message.appended", "message.redacted"]
-    assert [event.digest is None for event in taken] == [True, False, False]
-    assert "a secret" not in str(taken)
 
 
 class TestInline:

@@ -90,12 +90,6 @@ async def test_a_message_that_was_read_is_put_back_under_the_id_that_was_made_fo
     assert [one.text for one in await bot.messages("other")] == ["two"]
 
 
-async def test_a_message_that_was_read_and_is_on_the_path_is_not_written_again(bot: History) -> None:
-    said = await bot.append(CHAT, Message.user("one"))
-    [read] = await bot.messages(CHAT)
-    assert (await bot.append(CHAT, read.message)).event_ids == said.event_ids
-
-
 async def test_it_comes_and_goes_as_often_as_asked(bot: History) -> None:
     message = Message.user("words", id="m")
     for number in range(6):
@@ -186,20 +180,6 @@ async def test_two_put_backs_show_it_once(bots: Bots, store: ConversationStore) 
     await two.chat(CHAT).redact("m")
     await deliver(two)
     assert await differences(store) == set()
-
-
-async def test_erased_content_does_not_come_back(bots: Bots, store: ConversationStore) -> None:
-    one, two = bots
-    message = Message.user("secret", id="m")
-    await one.append(CHAT, message)
-    await one.chat(CHAT).rewind(to=None)
-    await deliver(one)
-    again = await one.append(CHAT, message)
-    await two.chat(CHAT).redact("m")
-    await deliver(two)
-    await deliver(one)
-    assert (await again.saved(5), await again.superseded(60)) == (False, True)
-    assert await path(two) == [] and "secret" not in repr(await store.events(CHAT))
 
 
 async def test_a_lost_acknowledgement_puts_nothing_back_twice(bot: History, store: ConversationStore) -> None:
@@ -312,19 +292,6 @@ async def test_a_redacted_id_from_a_second_outbox_waits_for_a_person(bots: Bots,
     assert [found.text for found in await store.messages(CHAT)] == [""]
 
 
-async def test_an_edit_of_what_another_outbox_redacted_is_put_aside(bots: Bots, store: ConversationStore) -> None:
-    one, two = bots
-    await one.append(CHAT, Message.user("secret", id="m"))
-    await deliver(one)
-    edit = await two.chat(CHAT).edit("m", "new words")
-    await one.chat(CHAT).redact("m")
-    await deliver(one)
-    await deliver(two)
-    assert (await edit.saved(5), await edit.superseded(60)) == (False, True)
-    assert [found.text for found in await two.messages(CHAT)] == [""]
-    assert "new words" not in repr(await store.events(CHAT))
-
-
 async def test_what_was_put_back_where_it_still_stood_takes_off_what_follows_it(bots: Bots) -> None:
     bot, other = bots
     before, after = Message.user("before", id="x"), Message.user("after", id="a")
@@ -340,17 +307,6 @@ async def test_what_was_put_back_where_it_still_stood_takes_off_what_follows_it(
     await bot.append(CHAT, after)
     await deliver(bot)
     assert await path(bot) == ["x", "a"]
-
-
-async def test_a_deleted_conversation_saves_no_twin(bots: Bots) -> None:
-    one, two = bots
-    message = Message.user("the words", id="m")
-    await one.append(CHAT, message)
-    await deliver(one)
-    late = await two.append(CHAT, message)
-    await one.chat(CHAT).delete()
-    await deliver(one, two)
-    assert (await late.saved(5), await late.superseded(60)) == (False, True)
 
 
 async def test_an_id_that_the_outbox_has_pruned_is_seen_to_by_the_store(bot: History) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -12,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.util import greenlet_spawn
 
-from letopis.store import Closed, ConversationStore, Event, Message, MessageAppended, StoreFault, UnknownPart, Upcasters
+from letopis.store import Closed, ConversationStore, Event, Message, StoreFault, UnknownPart
 from letopis.store.database.schema import messages as messages_table
 from letopis.store.read.lineage import Lineage
 from letopis.store.read.paging import Window
@@ -58,22 +57,6 @@ async def test_a_view_tells_the_lane_of_its_own_outbox(store: ConversationStore,
     assert view.sequence == 0
     assert view.conversation == await store.conversation(ONLY)
     assert [message.text for message in view.messages] == ["10"]
-
-
-async def test_old_events_are_read_as_if_written_today(store_url: str) -> None:
-    def up(data: Any) -> Any:
-        return {**data, "name": "upcast"}
-
-    outbox = Outbox()
-    body = MessageAppended(message=Message.user("x", id="m-1"))
-    outbox.append(ONLY, Event(type="message.appended", data=body.to_data()))
-    rules = Upcasters().with_rule("message.appended", 1, up)
-    async with ConversationStore.open(store_url, migrate=True, upcasters=rules) as store:
-        await outbox.deliver(store)
-        # The rule leads to a version that this release does not know: carried, and no message.
-        assert len(await store.messages(ONLY)) == 0
-        [event] = await store.events(ONLY)
-        assert event.schema_version == 1 and "name" not in event.data
 
 
 async def test_a_message_that_only_a_newer_release_reads_is_shown_as_it_is(store: ConversationStore) -> None:
@@ -148,17 +131,6 @@ async def test_close_though_a_read_hangs(store_url: str, monkeypatch: pytest.Mon
     go_on.set()
     await read
     await greenlet_spawn(pool.dispose)  # of what was given back too late
-
-
-async def test_a_store_is_prepared_by_its_first_use(store_url: str) -> None:
-    outbox = Outbox()
-    outbox.append(ONLY, Message.user("x"))
-    store = ConversationStore(store_url, migrate=True)
-    try:
-        await outbox.deliver(store)
-        assert len(await store.messages(ONLY)) == 1
-    finally:
-        await store.close()
 
 
 async def test_a_damaged_payload_is_a_fault_of_the_store_and_quotes_nothing(store: ConversationStore) -> None:

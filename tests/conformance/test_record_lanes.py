@@ -6,12 +6,13 @@ import sqlite3
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
 
-from letopis.store import ConversationDeleted, ConversationStore, Message, StoreFault
+from letopis.store import ConversationDeleted, ConversationStarted, ConversationStore, Message, StoreFault
 from letopis.store.database.schema import lanes, record_ledger, record_parts, record_tags, records
 from letopis.store.model.records import MAX_INLINE_BYTES, RecordRange, Scope, encode_namespace
 from letopis.store.read.records import RecordsView
@@ -75,11 +76,11 @@ async def test_a_lane_counts_the_records_it_has_added_less_those_it_has_removed(
     assert counted == [3, 2, 1]
 
 
-async def test_a_hold_spares_the_records_that_an_erasure_beside_a_put_would_take(store: ConversationStore) -> None:
-    outbox, lane = Outbox(), SCOPE.name
-    outbox.append("chat-1", Message.user("hello"))
+@pytest.mark.parametrize("held", [("conversation", "chat-1"), ("owner", "42")])
+async def test_hold_spares_records_that_an_erasure_would_take(store: ConversationStore, held: tuple[Any, str]) -> None:
+    outbox, lane = await new_outbox(store, "chat-1", ConversationStarted(owner_id="42")), SCOPE.name
     await send_encoded(store, outbox, lane, put(lane, "a", b"1"))
-    await store.erasures.hold("conversation", "chat-1", reason="a court asked")
+    await store.erasures.hold(*held, reason="a court asked")
     await send_encoded(store, outbox, lane, clear(lane, erase=True), put(lane, "b", b"2"))
     assert await values(store) == {"a": b"1", "b": b"2"}
 

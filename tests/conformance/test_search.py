@@ -558,15 +558,6 @@ async def test_a_phrase_is_found_behind_very_many_of_its_words(store: Conversati
         assert set(ids(await store.search(query))) == expected, query
 
 
-async def test_a_message_that_is_said_twice_under_one_id_is_found_as_it_stands(store: ConversationStore) -> None:
-    outbox = await new_outbox(store, "c", Message.user("ответ", id="m"))
-    await new_outbox(store, "c", Message.user("вопрос", id="n"))
-    await send(store, outbox, "c", MessageEdited(message_id="n", content="ответы"))
-    for _ in range(2):
-        assert set(ids(await store.search("ответ"))) == {"m", "n"}
-        await catch_up_index(store)
-
-
 async def test_postgresql_goes_by_the_words_without_statistics_too(fresh_postgresql_url: str) -> None:
     """A table that has just been filled: its planner thinks that every condition finds one row."""
     scope = SearchScope(owner="1", conversation=None, bounds={0: 10_000})

@@ -56,16 +56,6 @@ async def test_any_number_of_pages_come_to_the_same(store: ConversationStore, mo
     assert found.messages == sum(map(len, counted.values()))
 
 
-async def test_all_partitions_are_counted(empty_database_url: str) -> None:
-    async with ConversationStore.open(empty_database_url, migrate=True, partitions=3) as store:
-        outbox = Outbox()
-        for number in range(12):
-            outbox.append(f"c{number}", ConversationStarted(owner_id=str(number % 2)), Message.user("hi", tokens=1))
-        await outbox.deliver(store)
-        assert (await store.statistics()).tokens == 12
-        assert (await store.statistics(owner="1")).conversations == 6
-
-
 async def test_a_count_is_of_one_moment(store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is delivered while pages are read is in none of them, nor in the heads of the lanes."""
     monkeypatch.setattr(reading, "MAX_EVENTS_PER_PAGE", 2)

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from letopis.store import ConversationStore, FaultClass, Message, MessageEdited
-from letopis.store.database.schema import events, log_heads, messages, search, tasks
+from letopis.store.database.schema import events, log_heads, messages, search
 from letopis.store.database.store_identity import LogState, expect_store
 from letopis.store.model.event_types import (
     ConversationDeleted,
@@ -193,14 +193,6 @@ async def test_a_rebuild_carries_out_what_is_marked_first(store: ConversationSto
     assert ("words of 12" in await held(store, "p")) is not deleted
 
 
-async def test_two_processes_carry_out_one_task(store: ConversationStore, store_url: str) -> None:
-    await deleted(store)
-    async with ConversationStore.open(store_url) as other:
-        while await store.run_pending_tasks() or await other.run_pending_tasks():
-            pass
-    assert await store.pending_tasks() == PendingTasks() and "words" not in await held(store, "p")
-
-
 async def test_step_that_is_cut_off_has_not_happened(store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
     await deleted(store)
     steps = (await store._runtime.prepared()).steps
@@ -218,13 +210,6 @@ async def test_step_that_is_cut_off_has_not_happened(store: ConversationStore, m
         assert await store.pending_tasks() == before
         await store.run_pending_tasks()
     assert "words" not in await held(store, "p")
-
-
-async def test_a_short_one_is_done_at_once(store: ConversationStore) -> None:
-    outbox = await new_outbox(store, "p", *said(3))
-    await send(store, outbox, "p", ConversationDeleted())
-    assert await store.pending_tasks() == PendingTasks() and "words" not in await held(store, "p")
-    assert await rows_of(store, sa.select(tasks)) == []
 
 
 async def take_steps(url: str) -> None:

@@ -8,16 +8,12 @@ from typing import Any
 import pytest
 
 from letopis.store import (
-    Closed,
     ConfigurationError,
     ConversationStore,
-    InvalidInput,
     Message,
-    OriginSuperseded,
     StoreFault,
 )
 from letopis.store.database.store_identity import LogState
-from letopis.store.testing.outbox import Outbox
 from tests.support.sayings import change, new_outbox
 
 
@@ -51,16 +47,3 @@ async def test_store_without_rows_of_its_own_is_neither_written_to_nor_opened(
     if opening is not None:
         with pytest.raises(StoreFault, match=opening):
             await ConversationStore(tmp_path / "history.db").prepare()
-
-
-async def test_delivery_that_cannot_be_meant_is_refused(tmp_path: Path) -> None:
-    outbox = Outbox()
-    outbox.append("c", Message.user("one"), Message.user("two"))
-    async with ConversationStore.open(tmp_path / "history.db") as store:
-        with pytest.raises(InvalidInput, match="two deliveries of one lane"):
-            await store.apply(outbox.origin, [outbox.batch("c", 1, 1), outbox.batch("c", 2)])
-        await outbox.copy(epoch=2).deliver(store)
-        with pytest.raises(OriginSuperseded):
-            await outbox.deliver(store)
-    with pytest.raises(Closed):
-        await store.prepare()

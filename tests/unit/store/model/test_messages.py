@@ -107,6 +107,7 @@ def test_a_message_cannot_be_changed() -> None:
         *(("role", wrong) for wrong in ("narrator", None)),
         *(("content", wrong) for wrong in (5, None, b"x", {"type": "text"}, ["x"], [{"type": "text", "text": "x"}])),
         *(("id", wrong) for wrong in (5, None, "x" * 256, "a\nb", "a\0b", "\udc80")),
+        *(("author", wrong) for wrong in (7, "", "x" * 256, "a\nb")),
     ],
 )
 def test_a_message_that_is_none_is_refused_by_the_name_of_its_field(field: str, wrong: Any) -> None:

@@ -10,7 +10,6 @@ from letopis.outbox.event_log.append_encoding import prepare
 from letopis.store import (
     ConversationDeleted,
     ConversationRewound,
-    ConversationStarted,
     ConversationStore,
     Message,
     MessageEdited,
@@ -18,11 +17,8 @@ from letopis.store import (
     Seen,
 )
 from letopis.store.model.event_types import Body
-from letopis.store.model.records import Scope
 from letopis.store.testing.outbox import Outbox
-from letopis.store.testing.record_changes import clear, put
-from tests.support.sayings import new_outbox, send, send_encoded
-from tests.support.sqlite_rows import rows
+from tests.support.sayings import new_outbox, send
 
 LONG = 20
 
@@ -54,17 +50,6 @@ async def test_erasure_of_few_messages_with_many_events_is_left_to_steps(
         await send(store, outbox, "c", body)
 
         assert (await store.pending_tasks()).erasing == 1
-
-
-async def test_hold_on_the_owner_spares_the_records_of_a_conversation(tmp_path: Path) -> None:
-    lane = Scope.conversation("c").name
-    async with ConversationStore.open(tmp_path / "history.db") as store:
-        outbox = await new_outbox(store, "c", ConversationStarted(owner_id="42"))
-        await send_encoded(store, outbox, lane, put(lane, "a", b"1"))
-        await store.erasures.hold("owner", "42", reason="a court asked")
-        await send_encoded(store, outbox, lane, clear(lane, erase=True))
-
-    assert rows(tmp_path / "history.db", "SELECT record_key FROM letopis_records") == [(b"a",)]
 
 
 async def superseded(path: Path, *parts: tuple[int, int], rival: bool) -> set[int]:

@@ -16,7 +16,7 @@ from letopis.store import (
 )
 from letopis.store.testing.outbox import Outbox
 from letopis.store.write.applier import Applier
-from tests.support.sayings import catch_up_index, new_outbox, send
+from tests.support.sayings import new_outbox, send
 from tests.support.sqlite_rows import rows
 from tests.support.statements import over, statements_of
 
@@ -85,18 +85,6 @@ async def test_redaction_leaves_a_message_that_says_the_id_of_another(number: in
         texts = [message.text for message in await store.messages("c")]
 
     assert texts == [*("" for _ in ids), "m0"]
-
-
-async def test_deleted_conversation_is_not_in_the_search_index(tmp_path: Path) -> None:
-    outbox = Outbox()
-    async with ConversationStore.open(tmp_path / "history.db") as store:
-        await send(store, outbox, "c", Message.user("secret"))
-        await catch_up_index(store)
-        indexed = rows(tmp_path / "history.db", "SELECT document FROM letopis_search WHERE document != ''")
-        await send(store, outbox, "c", ConversationDeleted())
-
-    assert len(indexed) == 1
-    assert rows(tmp_path / "history.db", "SELECT document FROM letopis_search WHERE document != ''") == []
 
 
 @pytest.mark.parametrize(
