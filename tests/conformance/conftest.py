@@ -23,6 +23,16 @@ async def bots(tmp_path: Path, store: ConversationStore) -> AsyncIterator[tuple[
 
 
 @pytest.fixture
+def one(bots: tuple[History, History]) -> History:
+    return bots[0]
+
+
+@pytest.fixture
+def two(bots: tuple[History, History]) -> History:
+    return bots[1]
+
+
+@pytest.fixture
 def engine(store: ConversationStore) -> AsyncEngine:
     """A way to the store's tables, behind its back."""
     return store._runtime.callers_engine

@@ -20,6 +20,7 @@ def prune_all(connection: object) -> None:
     """Drop every event that the outbox keeps."""
     cursor = connection.connection.cursor()  # type: ignore[attr-defined]
     cursor.execute("DELETE FROM letopis_outbox_events")
+    cursor.execute("DELETE FROM letopis_outbox_event_ids")
     cursor.execute("UPDATE letopis_outbox_lanes SET pruned = head")
     cursor.close()
 

@@ -96,8 +96,7 @@ async def test_newer_events_make_no_difference(store: ConversationStore) -> None
     outbox = await filled(store, messages=2)
     anchor = await anchor_of(store)  # ends within a block
     outbox.append("a", Message.assistant("an answer", id="late"))
-    outbox.append("new", Message.user("hello", id="new"))
-    await outbox.deliver(store)
+    await send(store, outbox, "new", Message.user("hello", id="new"))
     assert await compared(store, anchor) == ([], [PartitionComparison(partition=0, position=9, head=11)])
 
 

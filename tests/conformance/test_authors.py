@@ -15,7 +15,7 @@ from letopis.store import ConversationStore, Message, MessageRedacted
 from letopis.store.database.schema import messages
 from letopis.store.model.events import utc_now
 from letopis.store.testing.outbox import Outbox
-from tests.support.sayings import Bots, change, drain
+from tests.support.sayings import change, drain, send
 
 TOKEN = "t0ken-of-"
 ANN, BEN = "tg:7:1", "tg:7:2"
@@ -39,8 +39,7 @@ async def read(source: History | ConversationStore, author: str) -> list[tuple[s
 async def test_an_author_is_kept_by_a_redaction_and_by_a_rebuild(store: ConversationStore) -> None:
     outbox = Outbox()
     outbox.append("g", Message.user("a", id="1", author=ANN), Message.user("b", id="2", author=ANN), Message.user("c"))
-    outbox.append("g", MessageRedacted(message_id="1"))
-    await outbox.deliver(store)
+    await send(store, outbox, "g", MessageRedacted(message_id="1"))
     stored = await store.messages("g")
     assert [(message.text, message.message.author) for message in stored] == [("", ANN), ("b", ANN), ("c", None)]
     assert await read(store, ANN) == [("g", "1"), ("g", "2")]
@@ -63,8 +62,7 @@ async def test_pages_of_an_author_are_read_once(store: ConversationStore, monkey
     assert sorted(names) == sorted(("б", "a", "Z", "z "))
 
 
-async def test_what_is_pending_counts(bots: Bots) -> None:
-    one, two = bots
+async def test_what_is_pending_counts(one: History, two: History) -> None:
     await talk(one, "g", 1, 2)
     await drain(one)
     await one.chat("g").edit(f"{ANN}-1", "edited since")
@@ -80,8 +78,7 @@ async def test_what_is_pending_counts(bots: Bots) -> None:
     assert await read(two, ANN) == [("g", f"{ANN}-1"), ("g", f"{ANN}-2")]
 
 
-async def test_an_export_of_a_person_has_no_word_of_another(bots: Bots) -> None:
-    one, _ = bots
+async def test_an_export_of_a_person_has_no_word_of_another(one: History) -> None:
     await talk(one, "g", 1, 2, owner=BEN)
     await one.chat("g").react(f"{ANN}-1", f"{TOKEN}reaction", actor=BEN)
     await one.chat("g").rename(f"{TOKEN}title")

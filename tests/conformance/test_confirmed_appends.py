@@ -39,8 +39,7 @@ async def bots(tmp_path: Path, store: ConversationStore) -> AsyncIterator[tuple[
         yield one, two
 
 
-async def test_it_returns_once_the_store_lets_it_stand(bots: Bots, store: ConversationStore) -> None:
-    one, two = bots
+async def test_it_returns_once_the_store_lets_it_stand(one: History, two: History, store: ConversationStore) -> None:
     await one.append(CHAT, Message.user("what?", id="q"))
     # The question is pending still: what it is answered by comes after it.
     page = await one.messages(CHAT)
@@ -55,8 +54,7 @@ async def test_it_returns_once_the_store_lets_it_stand(bots: Bots, store: Conver
 
 
 @pytest.mark.parametrize("how", ["expected", "after"])
-async def test_a_refusal_comes_at_once_and_nothing_is_written(bots: Bots, how: str) -> None:
-    one, two = bots
+async def test_a_refusal_comes_at_once_and_nothing_is_written(one: History, two: History, how: str) -> None:
     await one.append(CHAT, Message.user("what?", id="q"))
     await one.drained(10)
     page: Any = await one.messages(CHAT)
@@ -78,8 +76,7 @@ async def test_a_refusal_comes_at_once_and_nothing_is_written(bots: Bots, how: s
     assert await path(two) == ["q", "first", "late"]
 
 
-async def test_a_conversation_is_created_once(bots: Bots) -> None:
-    one, two = bots
+async def test_a_conversation_is_created_once(one: History, two: History) -> None:
     absent = Seen(sequence=0, version=0)
     await one.append(CHAT, Message.user("mine", id="mine"), expected=absent, confirm="store")
     with pytest.raises(VersionConflict):
@@ -107,8 +104,7 @@ async def test_what_was_first_by_moments_sets_the_append_aside(bots: Bots, monke
     assert await path(one) == await path(two) == ["q", "first"]
 
 
-async def test_a_deleted_conversation_refuses(bots: Bots) -> None:
-    one, two = bots
+async def test_a_deleted_conversation_refuses(one: History, two: History) -> None:
     await one.append(CHAT, Message.user("what?", id="q"))
     assert await one.drained(60)
     page = await one.messages(CHAT)
@@ -118,8 +114,7 @@ async def test_a_deleted_conversation_refuses(bots: Bots) -> None:
         await one.append(CHAT, Message.assistant("late"), expected=page, confirm="store")
 
 
-async def test_without_a_delivery_it_is_written_and_not_confirmed(bots: Bots) -> None:
-    _, two = bots
+async def test_without_a_delivery_it_is_written_and_not_confirmed(two: History) -> None:
     message = Message.user("x", id="x")
     with pytest.raises(NotConfirmed) as waiting:
         await two.append(CHAT, message, expected=0, confirm="store", timeout=0.05)
@@ -142,8 +137,7 @@ async def test_while_the_store_is_away_it_says_so_and_writes_nothing(tmp_path: P
         assert not await late.saved(0.01)
 
 
-async def test_wrong_arguments_are_refused(bots: Bots) -> None:
-    one, _ = bots
+async def test_wrong_arguments_are_refused(one: History) -> None:
     for options in (
         {"confirm": "store"},
         {"confirm": "outbox", "expected": 0},

@@ -83,11 +83,9 @@ async def test_a_late_edit_that_loses_arrives_without_content_too(store: Convers
 async def test_erasure_keeps_nothing_redacted_for_a_fork(store: ConversationStore, end: End) -> None:
     outbox = Outbox()
     outbox.append(CHAT, Message.user("shared", id="s"), Message.user(SECRET, id="m"))
-    outbox.append("fork", ConversationStarted(forked_from={"conversation_id": CHAT, "version": 2}))
-    await outbox.deliver(store)
+    await send(store, outbox, "fork", ConversationStarted(forked_from={"conversation_id": CHAT, "version": 2}))
     outbox.append(CHAT, MessageRedacted(message_id="m"))
-    outbox.append(CHAT, end)
-    await outbox.deliver(store)
+    await send(store, outbox, CHAT, end)
     await assert_gone(store)
     assert [one.text for one in await store.messages("fork")] == ["shared", ""]
 
@@ -98,8 +96,7 @@ async def test_rows_of_messages_off_the_path_are_erased(store: ConversationStore
     outbox = Outbox()
     outbox.append(CHAT, Message.user("stays", id="s"), Message.user("popped", id="m"))
     outbox.append(CHAT, ReactionAdded(message_id="m", key="like", value=SECRET))
-    outbox.append(CHAT, ConversationRewound(to_message_id="s"))
-    await outbox.deliver(store)
+    await send(store, outbox, CHAT, ConversationRewound(to_message_id="s"))
     assert SECRET in repr(await rows(store, "letopis_messages"))
     await send(store, outbox, CHAT, end)
     await assert_gone(store)

@@ -32,8 +32,7 @@ async def test_fork_of_a_fork_keeps_what_it_reads_whatever_comes(store: Conversa
     outbox = Outbox()
     outbox.append("p", Message.user("first", id="1"), Message.assistant("second", id="2"))
     outbox.append("f", forked("p", 1), Message.user("mine", id="3"))
-    outbox.append("g", forked("f", 2), Message.user("deeper", id="4"))
-    await outbox.deliver(store)
+    await send(store, outbox, "g", forked("f", 2), Message.user("deeper", id="4"))
     leaving = (
         [ConversationRewound(to_message_id="1"), ConversationRewound()]
         if first == "undone"
@@ -60,8 +59,7 @@ async def test_fork_of_a_fork_keeps_what_it_reads_whatever_comes(store: Conversa
     assert await stored_text(store, "p") == held
 
     outbox.append("p", MessageRedacted(message_id="1"))  # too late: in a deleted conversation nothing has an effect
-    outbox.append("g", ConversationRewound(to_message_id="1"))
-    await outbox.deliver(store)
+    await send(store, outbox, "g", ConversationRewound(to_message_id="1"))
     assert texts((await store.messages("g")).items) == ["first"]
     await send(store, outbox, "g", ConversationRewound())
     assert "first" not in await stored_text(store, "p")
@@ -78,8 +76,7 @@ async def test_what_no_fork_reads_any_more_is_erased_by_a_task_if_its_apply_was_
     """The process ends, or the store is lost or refuses it, between the two transactions of an apply."""
     outbox = Outbox()
     outbox.append("p", Message.user("secret", id="1"))
-    outbox.append("f", forked("p", 1))
-    await outbox.deliver(store)
+    await send(store, outbox, "f", forked("p", 1))
     await send(store, outbox, "p", ConversationDeleted())
     assert "secret" in await stored_text(store, "p")
 
@@ -119,8 +116,7 @@ async def test_own_messages_need_no_ancestors(store: ConversationStore) -> None:
     """A page that a fork fills itself asks for nothing more than one of any conversation."""
     outbox = Outbox()
     outbox.append("p", *(Message.user(f"p{number}") for number in range(3)))
-    outbox.append("f", forked("p", 3), *(Message.user(f"f{number}") for number in range(3)))
-    await outbox.deliver(store)
+    await send(store, outbox, "f", forked("p", 3), *(Message.user(f"f{number}") for number in range(3)))
     page = await store.messages("f", last=3)
     assert texts(page.items) == ["f0", "f1", "f2"]
     assert page.next == f"1.{2**63 - 1}"

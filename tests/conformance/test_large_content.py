@@ -29,7 +29,7 @@ from letopis.store import (
     ToolResult,
     move,
 )
-from letopis.store.model.large_content import LARGE_BYTES, references_in
+from letopis.store.model.large_content import LARGE_BYTES
 from tests.conformance.tables import assert_sound, large_contents, rows, stored_text
 from tests.conformance.talk import count
 from tests.support.relays import deliver_all, sql
@@ -115,16 +115,6 @@ async def test_pictures_are_kept_once(bot: History, other: History, store: Conve
     assert content[1] == (*pictures, Text("turn 1")) and content[0] == content[-1] == pictures
     assert max(len(row["data"]) for row in await rows(bot.store)) < 10_000
     await assert_sound(bot)
-
-
-async def test_equal_content_has_another_name_in_each_conversation(bot: History) -> None:
-    await bot.append(CHAT, Message.user(large()))
-    await bot.append("chat-2", Message.user(large()))
-    await deliver_all(bot)
-    named = [set(references_in(row["type"], row["data"])) for row in await rows(bot.store)]
-    [one, two] = [names for names in named if names]
-    assert len(one) == len(two) == 1 and one != two
-    assert await large_contents(bot.store) == 2
 
 
 @pytest.mark.parametrize("delivered", [False, True])

@@ -111,8 +111,7 @@ async def test_it_is_unreadable_at_once_and_gone_after_its_steps(store: Conversa
     assert [one.text for one in await store.messages("late")] == late
 
     outbox.append("f", ConversationRewound())
-    outbox.append("late", ConversationDeleted())
-    await outbox.deliver(store)
+    await send(store, outbox, "late", ConversationDeleted())
     await carried_out(store, "p", "f", "late")
     assert "words" not in await held(store, "p")
     assert [one.text for one in await store.messages("p")] == ["hello again"]

@@ -94,8 +94,7 @@ async def test_tasks_go_along(kind: str, other: str, new_store_url: New, monkeyp
         await send(store, outbox, "fork", ConversationStarted(forked_from={"conversation_id": "gone", "version": 5}))
         outbox.append("gone", ConversationDeleted())
         outbox.append("back", ConversationRewound(to_message_id="back9"), Message.user("after", id="after"))
-        outbox.append("anew", ConversationRewound(erase=True), Message.user("hello again", id="again"))
-        await outbox.deliver(store)
+        await send(store, outbox, "anew", ConversationRewound(erase=True), Message.user("hello again", id="again"))
         for _ in range(3):
             await store.run_pending_tasks()
         read = await _read(store, *names)

@@ -48,6 +48,9 @@ async def test_what_an_offline_outbox_held_stays_unreadable(store: ConversationS
     assert [behind.name for behind in await store.erasures.unacknowledged()] == ["two.outbox.db"]
     await drain(two)
     assert await store.erasures.unacknowledged() == []
+    if how == "delete":
+        with pytest.raises(ConversationGone):
+            await two.append("new", Message.user("too late"))
     await assert_nowhere(WORDS, store, one, two)
     assert "stays said" in await texts(store, "other")
     shared, new = [present(await store.conversation(chat)) for chat in ("shared", "new")]
@@ -77,8 +80,7 @@ async def test_more_events_than_a_step(store: ConversationStore, bots: Bots, mon
     await assert_nowhere(WORDS, store, one, two)
 
 
-async def test_new_words_after_the_erasure_survive(store: ConversationStore, bots: Bots) -> None:
-    one, two = bots
+async def test_new_words_after_the_erasure_survive(store: ConversationStore, one: History, two: History) -> None:
     await speak(one, "shared", owner="42")
     await greet(two)
     await drain(one, two)
@@ -112,19 +114,7 @@ async def test_reset_of_a_chat_that_two_began_spares_what_came_since(store: Conv
     await assert_nowhere(WORDS, store, one, two)
 
 
-async def test_a_deletion_ends_the_chat_here_too(bots: Bots) -> None:
-    one, two = bots
-    await speak(two, "new", owner="42")
-    await drain(two)
-    await speak(two, "new")
-    await erase(one, "42", "delete")
-    await drain(one, two)
-    with pytest.raises(ConversationGone):
-        await two.append("new", Message.user("too late"))
-
-
-async def test_a_new_outbox_begins_at_the_present_number(store: ConversationStore, bots: Bots) -> None:
-    one, two = bots
+async def test_a_new_outbox_begins_at_the_present_number(store: ConversationStore, one: History, two: History) -> None:
     await speak(one, "shared", owner="42")
     await drain(one)
     await erase(one, "42", "reset")
@@ -134,8 +124,7 @@ async def test_a_new_outbox_begins_at_the_present_number(store: ConversationStor
     assert "words of a new outbox" in await texts(store, "shared")
 
 
-async def test_drafts_and_unconfirmed_replies_go(store: ConversationStore, bots: Bots) -> None:
-    one, two = bots
+async def test_drafts_and_unconfirmed_replies_go(store: ConversationStore, one: History, two: History) -> None:
     await speak(one, "shared", owner="42")
     await speak(two, "shared", owner="42")
     await drain(one, two)
@@ -162,8 +151,7 @@ async def test_later_hold_spares_what_an_outbox_holds(store: ConversationStore, 
     assert await store.erasures.unacknowledged() == []
 
 
-async def test_a_deletion_is_carried_out_in_every_outbox(store: ConversationStore, bots: Bots) -> None:
-    one, two = bots
+async def test_a_deletion_is_carried_out_in_every_outbox(store: ConversationStore, one: History, two: History) -> None:
     await speak(one, "shared", owner="42")
     await speak(two, "shared")
     await speak(two, "other", owner="42", words="stays")
@@ -301,8 +289,7 @@ async def test_person_is_erased_through_an_outbox_that_was_offline(store: Conver
     assert [one.differences async for one in store.rebuild(check=True, every=True)] == [()] * 5
 
 
-async def test_words_after_the_erasure_are_new(store: ConversationStore, bots: Bots) -> None:
-    one, two = bots
+async def test_words_after_the_erasure_are_new(store: ConversationStore, one: History, two: History) -> None:
     await talk(one, "group", "first")
     await talk(two, "group", "second")
     await drain(one, two)

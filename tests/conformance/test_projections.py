@@ -30,7 +30,7 @@ from letopis.store.testing.outbox import Outbox
 from tests.support.child import command
 from tests.support.paths import ROOT
 from tests.support.relays import until
-from tests.support.sayings import raises_fault
+from tests.support.sayings import raises_fault, send
 
 seen = sa.Table(
     "seen",
@@ -96,8 +96,7 @@ async def rows_of(url: str, version: int = 1) -> list[tuple[int, int, int]]:
 async def say(store: ConversationStore, outbox: Outbox, count: int, conversation: str = "c") -> None:
     """Apply this many messages, one transaction each."""
     for number in range(count):
-        outbox.append(conversation, Message.user(f"message {number}"))
-        await outbox.deliver(store)
+        await send(store, outbox, conversation, Message.user(f"message {number}"))
 
 
 class Slow(Seen):

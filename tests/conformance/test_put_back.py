@@ -90,20 +90,6 @@ async def test_a_message_that_was_read_is_put_back_under_the_id_that_was_made_fo
     assert [one.text for one in await bot.messages("other")] == ["two"]
 
 
-async def test_it_comes_and_goes_as_often_as_asked(bot: History) -> None:
-    message = Message.user("words", id="m")
-    for number in range(6):
-        receipt = await bot.append(CHAT, message)
-        assert await path(bot) == ["m"], number
-        if number % 2:
-            await deliver(bot)
-            assert await receipt.saved(60)
-        assert present(await bot.chat(CHAT).pop()).id == "m"
-        assert await path(bot) == []
-    await deliver(bot)
-    assert await path(bot) == []
-
-
 @pytest.mark.parametrize("first", ["rewind", "put back"])
 async def test_put_back_that_races_with_a_rewind_elsewhere(bots: Bots, first: str, store: ConversationStore) -> None:
     one, two = bots
@@ -184,15 +170,18 @@ async def test_two_put_backs_show_it_once(bots: Bots, store: ConversationStore) 
 
 async def test_a_lost_acknowledgement_puts_nothing_back_twice(bot: History, store: ConversationStore) -> None:
     message = Message.user("words", id="m")
-    await bot.append(CHAT, message)
-    await bot.chat(CHAT).rewind(to=None)
+    said = await bot.append(CHAT, Message.user("first", id="first"), Message.user("popped", id="p"), message)
+    await bot.chat(CHAT).rewind(to="first")
+    await bot.chat(CHAT).redact("first")
     again = await bot.append(CHAT, message)
     await deliver(bot)
     await lose_acknowledgements(bot)
     await deliver(bot)
-    assert await again.saved(60)
-    assert [event.type for event in await store.events(CHAT)].count(MessageAppended.type) == 2
-    assert await path(bot) == ["m"]
+    for receipt in (said, again):
+        assert (await receipt.saved(60), await receipt.superseded(5)) == (True, False)
+        assert await receipt.state() is Saved.SAVED
+    assert [event.type for event in await store.events(CHAT)].count(MessageAppended.type) == 4
+    assert await path(bot) == ["first", "m"]
 
 
 async def test_a_pending_reset_lets_nothing_come_back(bot: History) -> None:
@@ -324,19 +313,6 @@ async def test_an_id_that_the_outbox_has_pruned_is_seen_to_by_the_store(bot: His
     erased = await bot.append(CHAT, Message.user("before", id="first"))
     await deliver(bot)
     assert (await erased.saved(5), await erased.state()) == (False, Saved.BLOCKED)
-
-
-async def test_an_event_that_its_own_lane_sends_again_is_no_reuse(bot: History, store: ConversationStore) -> None:
-    said = await bot.append(CHAT, Message.user("first", id="first"), Message.user("m", id="m"))
-    await bot.chat(CHAT).pop()
-    await bot.chat(CHAT).redact("first")
-    await deliver(bot)
-    # The acknowledgement was lost: all of it goes again.
-    await lose_acknowledgements(bot)
-    await deliver(bot)
-    assert (await said.saved(60), await said.superseded(5)) == (True, False)
-    assert await said.state() is Saved.SAVED
-    assert len(await store.events(CHAT)) == 5
 
 
 async def test_sent_and_failed_of_an_unknown_message_are_refused(bot: History) -> None:

@@ -154,8 +154,7 @@ async def test_a_redaction_that_met_damaged_rows_is_carried_out(store: Conversat
     """What the row hid from the redaction would be read again once the row is mended."""
     outbox = await three(store)
     outbox.append("a", MessageEdited(message_id="1", content="edited"), Message.user("kept", id="3"))
-    outbox.append("b", MessageEdited(message_id="2", content="edited"))
-    await outbox.deliver(store)
+    await send(store, outbox, "b", MessageEdited(message_id="2", content="edited"))
     await store.catch_up_search()
     await change(
         store,
@@ -309,8 +308,7 @@ async def test_edits_of_a_deleted_conversation_that_a_fork_reads_in_part(store: 
     outbox = Outbox()
     outbox.append("c", Message.user("words", id="1"), MessageEdited(message_id="1", content="edited"))
     outbox.append("fork", ConversationStarted(forked_from={"conversation_id": "c", "version": 2}))
-    outbox.append("c", MessageEdited(message_id="1", content="edited again"))
-    await outbox.deliver(store)
+    await send(store, outbox, "c", MessageEdited(message_id="1", content="edited again"))
     await send(store, outbox, "c", ConversationDeleted())
     assert [one.text for one in await store.messages("fork")] == ["edited"]
     assert await done(store, check=True) == {"c": (), "fork": ()}

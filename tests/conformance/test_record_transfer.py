@@ -152,28 +152,8 @@ async def test_a_file_from_before_and_one_that_is_wrong(bot: History) -> None:
     assert (counts.imported, refused) == (1, [])
 
     good = b'{"record":{"owner":"42"},"namespace":["a"],"key":"k","value":null}\n'
-    wrong = {
-        b'{"record":{"owner":"42"},"namespace":["a"],"key":"k"}': "value",
-        b'{"record":{"owner":"42"},"namespace":["a"],"key":"k","value":1,"bytes":"AA=="}': "value",
-        b'{"record":{"owner":"42"},"namespace":["a"],"key":"k","bytes":"A"}': "bytes",
-        b'{"record":{"owner":"42"},"namespace":["a"],"key":"k","bytes":7}': "bytes",
-        b'{"record":"42","namespace":["a"],"key":"k","value":1}': "record",
-        b'{"record":{"owner":"42","space":"a"},"namespace":["a"],"key":"k","value":1}': "record",
-        b'{"record":{"chat":"42"},"namespace":["a"],"key":"k","value":1}': "record",
-        b'{"record":{"owner":"\\u0001"},"namespace":["a"],"key":"k","value":1}': "owner",
-        b'{"record":{"owner":"42"},"namespace":"a","key":"k","value":1}': "namespace",
-        b'{"record":{"owner":"42"},"key":"k","value":1}': "namespace",
-        b'{"record":{"owner":"42"},"namespace":["a"],"key":"","value":1}': "key",
-        b'{"record":{"owner":"42"},"namespace":["a"],"key":"k","value":1,"tags":{"a":1.5}}': "tags",
-        b'{"record":{"owner":"42"},"namespace":["a"],"key":"k","value":1,"put_at":"today"}': "put_at",
-        b'{"record":{"owner":"42"},"namespace":["a"],"key":"k","value":18446744073709551616}': "value",
-        b'{"record":{"owner":"42"},"namespace":["a"],"key":"k","value":1,"role":"user"}': "role",
-    }
-    raw = b"\n".join(wrong) + b"\n" + good
-    counts, refused = await imported(bot.outbox, bot.store, raw)
-    assert (counts.imported, counts.refused) == (1, len(wrong))
-    for one, name in zip(refused, wrong.values(), strict=True):
-        assert one.reason.startswith(name) or f".{name}" in one.reason.partition(" ")[0], one.reason
+    counts, refused = await imported(bot.outbox, bot.store, good.replace(b":null", b":1.5e999") + good)
+    assert (counts.imported, [one.number for one in refused]) == (1, [1])
     with SeenKeys() as count:
         tried: list[Refused] = []
         counts = try_out(

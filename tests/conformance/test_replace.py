@@ -119,8 +119,7 @@ async def test_refusals_write_nothing(bot: History) -> None:
     assert await bot.chat(CHAT).events() == before
 
 
-async def test_of_two_outboxes_one_wins_whole(bots: Bots) -> None:
-    one, two = bots
+async def test_of_two_outboxes_one_wins_whole(one: History, two: History) -> None:
     await one.append(CHAT, *said("a", "b"))
     await deliver(one)
     assert await path(two) == shown("a", "b")

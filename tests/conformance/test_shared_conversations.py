@@ -94,9 +94,8 @@ async def test_a_message_that_is_shown_is_not_written_again(bots: Bots, store: C
 
 @pytest.mark.parametrize("how", ERASURES)
 @pytest.mark.parametrize("shown", [True, False])
-async def test_what_another_outbox_erased_is_refused(bots: Bots, how: str, *, shown: bool) -> None:
+async def test_what_another_outbox_erased_is_refused(one: History, two: History, how: str, *, shown: bool) -> None:
     """Also what was taken off the path here."""
-    one, two = bots
     await two.append(CHAT, QUESTION, ANSWER)
     if not shown:
         await two.chat(CHAT).rewind(to="q")
@@ -112,9 +111,8 @@ async def test_what_another_outbox_erased_is_refused(bots: Bots, how: str, *, sh
 
 
 @pytest.mark.parametrize("how", ERASURES)
-async def test_what_was_erased_meanwhile_is_told_and_leaves_the_file(bots: Bots, how: str) -> None:
+async def test_what_was_erased_meanwhile_is_told_and_leaves_the_file(one: History, two: History, how: str) -> None:
     """The store cannot be asked when it is appended again: it decides on delivery, and the outbox obeys it."""
-    one, two = bots
     await two.append(CHAT, QUESTION, ANSWER)
     await deliver(two)
     await ERASURES[how](one)
@@ -226,8 +224,7 @@ async def test_the_active_conversation_does_not_depend_on_when_the_relay_deliver
         assert present(await reader.active("42", create=False)).conversation_id == "a"
 
 
-async def test_late_events_of_another_outbox_are_no_activity_before_an_archive(bots: Bots) -> None:
-    one, two = bots
+async def test_late_events_of_another_outbox_are_no_activity_before_an_archive(one: History, two: History) -> None:
     await one.start("42", conversation_id="a", activate=True)
     await one.append("c", QUESTION, owner="42")
     await two.append("c", ANSWER, owner="42")
@@ -269,8 +266,7 @@ async def test_what_a_pending_event_erases_is_in_no_group(
 
 
 @pytest.mark.parametrize("how", ERASURES)
-async def test_what_forks_retain_of_an_erased_message_is_in_no_group(bots: Bots, how: str) -> None:
-    one, _ = bots
+async def test_what_forks_retain_of_an_erased_message_is_in_no_group(one: History, how: str) -> None:
     await one.append(CHAT, Message.assistant("the words", id="m", tokens=7, metadata={"model": "x"}), owner="42")
     await one.chat(CHAT).fork("fork")
     await deliver(one)
@@ -359,8 +355,7 @@ async def test_what_another_outbox_erased_is_not_readable_while_it_is_to_be_put_
 
 
 @pytest.mark.parametrize("how", ["put back there", "moved here"])
-async def test_a_message_that_is_shown_again_is_saved_when_it_is_appended(bots: Bots, how: str) -> None:
-    one, two = bots
+async def test_a_message_that_is_shown_again_is_saved_when_it_is_appended(one: History, two: History, how: str) -> None:
     await one.append(CHAT, QUESTION, ANSWER)
     if how == "put back there":
         await one.chat(CHAT).pop()

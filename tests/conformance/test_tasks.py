@@ -119,8 +119,7 @@ async def test_a_long_deletion_is_unreadable_at_once_and_gone_after_its_steps(st
         "p", *said(LONG), ReactionAdded(message_id="m3", key="+"), MessageEdited(message_id="m5", content="e")
     )
     outbox.append("f", ConversationStarted(forked_from={"conversation_id": "p", "version": 4}))
-    outbox.append("q", *said(3, 100))
-    await outbox.deliver(store)
+    await send(store, outbox, "q", *said(3, 100))
     await catch_up_index(store)
     kept = list(await store.messages("f"))
     await send(store, outbox, "p", ConversationDeleted())
@@ -147,8 +146,7 @@ async def test_a_long_deletion_is_unreadable_at_once_and_gone_after_its_steps(st
     assert all(not document for (document,) in indexed)
 
     outbox.append("f", ConversationRewound())
-    outbox.append("late", ConversationDeleted())
-    await outbox.deliver(store)
+    await send(store, outbox, "late", ConversationDeleted())
     await carried_out(store, "p", "f", "late")
     assert "words" not in await held(store, "p")
 
@@ -168,8 +166,7 @@ async def test_a_long_rewind_is_off_the_path_at_once(store: ConversationStore) -
         ConversationRewound(to_message_id="m5"),
         Message.user("words at last", id="n2"),
     )
-    outbox.append("f", ConversationStarted(forked_from={"conversation_id": "p", "version": LONG}))
-    await outbox.deliver(store)
+    await send(store, outbox, "f", ConversationStarted(forked_from={"conversation_id": "p", "version": LONG}))
     assert [one.id for one in await store.messages("p")] == [*(f"m{n}" for n in range(1, 6)), "n2"]
     assert present(await store.conversation("p")).message_count == 6
     assert len(await store.messages("f")) == LONG
@@ -223,8 +220,7 @@ async def take_steps(url: str) -> None:
 async def test_whoever_carries_it_out_may_be_killed_at_any_moment(store: ConversationStore, store_url: str) -> None:
     outbox = Outbox()
     outbox.append("p", *said(200))
-    outbox.append("f", ConversationStarted(forked_from={"conversation_id": "p", "version": 4}))
-    await outbox.deliver(store)
+    await send(store, outbox, "f", ConversationStarted(forked_from={"conversation_id": "p", "version": 4}))
     await send(store, outbox, "p", ConversationDeleted())
     for seen in range(1, 5):
         words = command(take_steps, store_url)

@@ -126,8 +126,7 @@ async def test_fork_reads_on(store: ConversationStore, monkeypatch: pytest.Monke
         take_small_steps(monkeypatch, "write.redaction", "write.row_writer", rows=0)  # every trim is marked
     outbox = Outbox()
     outbox.append("p", *talk())
-    outbox.append("f", fork_of("p", 6), Message.user("own", id="f0"))
-    await outbox.deliver(store)
+    await send(store, outbox, "f", fork_of("p", 6), Message.user("own", id="f0"))
     before = (await store.messages("f")).items
     assert [message.text for message in before] == [*(f"{OLD} {number}" for number in range(4)), "own"]
     await send(store, outbox, "p", trim(12))
@@ -153,8 +152,7 @@ async def test_what_a_fork_reads_between_two_trims_stays(store: ConversationStor
     outbox = Outbox()
     outbox.append("p", *(Message.user(f"words {number}", id=f"m{number}") for number in range(1, 11)), trim(4))
     outbox.append("f", fork_of("p", 11))
-    outbox.append("g", fork_of("p", 6))
-    await outbox.deliver(store)
+    await send(store, outbox, "g", fork_of("p", 6))
     before = (await store.messages("f")).items
     await send(store, outbox, "p", trim(8))
     outbox.append("g", ConversationDeleted())  # has what is retained checked again
@@ -205,8 +203,7 @@ async def test_rebuilding_repairs_rows_of_a_trimmed_conversation(store: Conversa
 async def test_tags_are_added_and_removed(store: ConversationStore) -> None:
     outbox = Outbox()
     outbox.append(CHAT, ConversationTagged(add=["b", "a"]), ConversationTagged(add=["c"], remove=["a", "none"]))
-    outbox.append(CHAT, ConversationTagged(add=[f"t{number}" for number in range(31)]))
-    await outbox.deliver(store)
+    await send(store, outbox, CHAT, ConversationTagged(add=[f"t{number}" for number in range(31)]))
     # The third would have made it more than 32.
     assert present(await store.conversation(CHAT)).tags == ("b", "c")
     assert present(await store.conversation(CHAT, as_of=1)).tags == ("a", "b")

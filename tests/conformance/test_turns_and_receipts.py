@@ -8,7 +8,7 @@ from letopis.outbox import History
 from letopis.store import ConversationStore, InvalidInput, Message, ReactionAdded
 from letopis.store.read.paging import Window
 from letopis.store.read.reader import ViewQuery
-from tests.conformance.talk import deliver
+from tests.conformance.talk import deliver, prune_all
 from tests.support.sayings import present
 
 pytestmark = pytest.mark.same_sql
@@ -81,14 +81,6 @@ async def test_without_a_wait_a_receipt_tells_what_is_known(bot: History) -> Non
     assert not await again.superseded(0)
     await deliver(bot)
     assert (await again.saved(0), await again.superseded(0)) == (False, True)
-
-
-def prune_all(connection: object) -> None:
-    cursor = connection.connection.cursor()  # type: ignore[attr-defined]
-    cursor.execute("DELETE FROM letopis_outbox_events")
-    cursor.execute("DELETE FROM letopis_outbox_event_ids")
-    cursor.execute("UPDATE letopis_outbox_lanes SET pruned = head")
-    cursor.close()
 
 
 @pytest.mark.parametrize("delivered", [False, True])

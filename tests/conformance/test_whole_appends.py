@@ -102,8 +102,7 @@ async def test_nothing_is_saved_from_behind_a_rewind(bots: Bots, store: Conversa
     assert [found.differences async for found in store.rebuild(check=True)] == [()]
 
 
-async def test_what_is_still_shown_is_saved(bots: Bots) -> None:
-    one, two = bots
+async def test_what_is_still_shown_is_saved(one: History, two: History) -> None:
     [message] = said("m", 1)
     await two.append(CHAT, message)
     await drain(two)
@@ -115,9 +114,8 @@ async def test_what_is_still_shown_is_saved(bots: Bots) -> None:
     assert await path(one) == await path(two) == ["m-0", "later"]
 
 
-async def test_a_replacement_shows_what_was_set_aside_before(bots: Bots) -> None:
+async def test_a_replacement_shows_what_was_set_aside_before(one: History, two: History) -> None:
     """The outbox had forgotten the message, said it again, and holds the event that the store set aside."""
-    one, two = bots
     first, second = said("m", 2)
     await two.append(CHAT, first, second)
     await two.chat(CHAT).rewind(to=None)

@@ -17,6 +17,7 @@ from letopis.store.read.lineage import Lineage
 from letopis.store.read.paging import Window
 from letopis.store.read.reader import Reader, StoreView, ViewQuery
 from letopis.store.testing.outbox import Outbox
+from tests.support.sayings import send
 
 
 @pytest.fixture
@@ -30,8 +31,7 @@ async def kept(tmp_path: Path) -> AsyncIterator[tuple[ConversationStore, Outbox]
         outbox.append("chat", words.MessageSent(message_id="m1", platform_ids={"telegram": 4711}))
         outbox.append("chat", words.MessageEdited(message_id="m2", content="edited"))
         outbox.append("chat", words.MessageRedacted(message_id="m3"))
-        outbox.append("chat", words.ReactionAdded(message_id="m4", key="+1"))
-        await outbox.deliver(store)
+        await send(store, outbox, "chat", words.ReactionAdded(message_id="m4", key="+1"))
         yield store, outbox
 
 
@@ -88,8 +88,7 @@ async def test_it_says_what_the_reader_of_a_server_says_while_a_mark_waits(
         "deletion": ([words.ConversationDeleted()], []),
     }[what]
     outbox.append("fork", words.ConversationStarted(forked_from={"conversation_id": "chat", "version": 9}))
-    outbox.append("chat", *marked)
-    await outbox.deliver(store)
+    await send(store, outbox, "chat", *marked)
     before, steps = list(await store.messages("fork")), 0
     assert (await store.pending_tasks()).tasks
     while True:

@@ -62,6 +62,11 @@ def changed(**fields: Any) -> bytes:
     return json.dumps({**MINIMAL, **fields}).encode()
 
 
+def record(*left_out: str, **fields: Any) -> bytes:
+    whole = {"record": {"owner": "42"}, "namespace": ["a"], "key": "k", "value": 1, **fields}
+    return json.dumps({key: value for key, value in whole.items() if key not in left_out}).encode()
+
+
 def stored(line: Line) -> RecordedMessage:
     """The line as a history gives it back, through the bytes that are stored."""
     encoded = encode(line.event(), conversation_id=line.conversation_id)
@@ -187,6 +192,19 @@ REFUSED: dict[str, tuple[bytes | str, str]] = {
     "time in a leap second": (changed(occurred_at="2016-12-31T23:59:60Z"), "names no day and time that exists"),
     "time before the first year": (changed(occurred_at="0001-01-01T00:00:00+14:00"), "names no day and time"),
     "time in other digits": (changed(occurred_at="２０２６-01-31T12:00:00Z"), "is no RFC 3339 time"),
+    "record without a value": (record("value"), "value: "),
+    "record with two values": (record(bytes="AA=="), "value: "),
+    **{f"record of bytes {wrong}": (record("value", bytes=wrong), "bytes: ") for wrong in ("A", 7)},
+    **{f"record of {wrong}": (record(record=wrong), "record: ") for wrong in ("42", {"owner": "1", "space": "a"})},
+    "record of nothing known": (record(record={"chat": "42"}), "record: "),
+    "record of an owner that is none": (record(record={"owner": "\1"}), "owner: has a control character"),
+    "record in a namespace of text": (record(namespace="a"), "namespace: "),
+    "record without a namespace": (record("namespace"), "namespace: "),
+    "record without a key": (record(key=""), "key: "),
+    "record with a tag that is none": (record(tags={"a": 1.5}), "tags"),
+    "record of a day": (record(put_at="today"), "put_at: "),
+    "record beyond 64 bits": (record(value=2**64), "value: "),
+    "record with a role": (record(role="user"), "role: "),
 }
 
 

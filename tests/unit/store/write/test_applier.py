@@ -25,6 +25,7 @@ from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.record_changes import clear
 from letopis.store.write import applier
 from letopis.store.write.applier import Applier
+from tests.support.sayings import send
 
 LANE = Scope.conversation("a").name
 
@@ -45,15 +46,13 @@ async def test_apply_tells_once_that_content_was_erased(
 ) -> None:
     outbox, told = Outbox(), list[None]()
     async with ConversationStore.open(tmp_path / "history.db") as store:
-        outbox.append("a", Message.user("erased", id="m"))
-        await outbox.deliver(store)
+        await send(store, outbox, "a", Message.user("erased", id="m"))
         monkeypatch.setattr((await store._runtime.prepared()).applier, "_erased", lambda: told.append(None))
         if isinstance(body, EncodedEvent):
             outbox.append_encoded(LANE, [body])
         else:
             outbox.append("a", body)
-        outbox.append("b", Message.user("what else is in the delivery"))
-        await outbox.deliver(store)
+        await send(store, outbox, "b", Message.user("what else is in the delivery"))
 
     assert len(told) == erased
 
@@ -65,8 +64,7 @@ async def test_first_apply_tells_of_erasures_of_a_process_that_died(
     async with ConversationStore.open(tmp_path / "history.db") as store:
         monkeypatch.setattr((await store._runtime.prepared()).applier, "_erased", lambda: told.append(None))
         for body in (Message.user("1", id="m"), Message.user("2"), MessageRedacted(message_id="m"), Message.user("3")):
-            outbox.append("a", body)
-            await outbox.deliver(store)
+            await send(store, outbox, "a", body)
             counts.append(len(told))
 
     assert counts == [1, 1, 2, 2]

@@ -28,10 +28,8 @@ async def test_long_rewind_leaves_the_right_count(left: int, tmp_path: Path, mon
     monkeypatch.setattr("letopis.store.write.loading.MAX_ROWS_PER_TRANSACTION", 2)
     outbox = Outbox()
     async with ConversationStore.open(tmp_path / "history.db") as store:
-        outbox.append("c", *(Message.user("words", id=f"m{number}") for number in range(1, LONG + 1)))
-        await outbox.deliver(store)
-        outbox.append("c", ConversationRewound(to_message_id=f"m{left}"))
-        await outbox.deliver(store)
+        await send(store, outbox, "c", *(Message.user("words", id=f"m{number}") for number in range(1, LONG + 1)))
+        await send(store, outbox, "c", ConversationRewound(to_message_id=f"m{left}"))
         found = await store.conversation("c")
 
         assert (await store.pending_tasks()).tasks == 1

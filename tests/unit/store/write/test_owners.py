@@ -10,6 +10,7 @@ import pytest
 from letopis.store import ConversationArchived, ConversationStarted, ConversationStore, Event, Message
 from letopis.store.model.event_types import Body, ConversationActivated
 from letopis.store.testing.outbox import Outbox
+from tests.support.sayings import send
 from tests.support.sqlite_rows import rows
 
 
@@ -36,11 +37,9 @@ async def test_next_active_conversation_had_the_newest_activity_when_the_other_l
             outbox.append(name, at(number, ConversationStarted(owner_id="42")))
         outbox.append("a", at(3, ConversationActivated()))
         outbox.append("b", at(before, Message.user("before")))
-        outbox.append("c", at(10, Message.user("activity")))
-        await outbox.deliver(store)
+        await send(store, outbox, "c", at(10, Message.user("activity")))
         outbox.append("a", at(20, ConversationArchived()))
-        outbox.append("b", *(at(second, Message.user("together")) for second in together))
-        await outbox.deliver(store)
+        await send(store, outbox, "b", *(at(second, Message.user("together")) for second in together))
 
     assert rows(tmp_path / "history.db", "SELECT active_conversation_id FROM letopis_owners") == [(active,)]
 
@@ -50,9 +49,7 @@ async def test_a_conversation_that_began_after_the_other_left_does_not_become_ac
     async with ConversationStore.open(tmp_path / "history.db") as store:
         outbox.append("a", at(1, ConversationStarted(owner_id="42")), at(2, ConversationActivated()))
         outbox.append("b", at(3, ConversationStarted(owner_id="42")))
-        outbox.append("late", at(25, ConversationStarted(owner_id="42")))
-        await outbox.deliver(store)
-        outbox.append("a", at(20, ConversationArchived()))
-        await outbox.deliver(store)
+        await send(store, outbox, "late", at(25, ConversationStarted(owner_id="42")))
+        await send(store, outbox, "a", at(20, ConversationArchived()))
 
     assert rows(tmp_path / "history.db", "SELECT active_conversation_id FROM letopis_owners") == [("b",)]

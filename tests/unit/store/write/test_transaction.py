@@ -12,7 +12,7 @@ from letopis.store import ConversationStore, FaultClass, Message
 from letopis.store.relocation.mover import move
 from letopis.store.testing.outbox import Outbox
 from letopis.testing import ManualClock
-from tests.support.sayings import new_outbox, raises_fault
+from tests.support.sayings import new_outbox, raises_fault, send
 
 
 @pytest.mark.parametrize(("seconds", "noted"), [(3_599, False), (3_601, True)])
@@ -20,8 +20,7 @@ async def test_last_seen_is_written_once_an_hour(seconds: int, noted: bool, tmp_
     clock, outbox, seen = ManualClock(), Outbox(), []
     async with ConversationStore.open(tmp_path / "history.db", now=clock.now) as store:
         for _ in range(2):
-            outbox.append("c", Message.user("words"))
-            await outbox.deliver(store)
+            await send(store, outbox, "c", Message.user("words"))
             with closing(sqlite3.connect(tmp_path / "history.db")) as connection:
                 seen += connection.execute("SELECT last_seen_at FROM letopis_origins").fetchone()
             clock.advance(seconds)
