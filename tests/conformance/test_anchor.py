@@ -86,18 +86,17 @@ async def test_an_unchanged_log_is_confirmed(store: ConversationStore) -> None:
     assert replace(await anchor_of(store), made_at=NOW) == anchor
 
 
-async def test_an_empty_log_has_an_anchor_too(store: ConversationStore) -> None:
+@pytest.mark.parametrize("messages", [None, 2])  # an empty log has an anchor too; or one that ends within a block
+async def test_newer_events_make_no_difference(store: ConversationStore, messages: int | None) -> None:
+    if messages is not None:
+        await filled(store, messages=messages)
     anchor = await anchor_of(store)
-    await filled(store)
-    assert await compared(store, anchor) == ([], [PartitionComparison(partition=0, position=0, head=12)])
-
-
-async def test_newer_events_make_no_difference(store: ConversationStore) -> None:
-    outbox = await filled(store, messages=2)
-    anchor = await anchor_of(store)  # ends within a block
-    outbox.append("a", Message.assistant("an answer", id="late"))
-    await send(store, outbox, "new", Message.user("hello", id="new"))
-    assert await compared(store, anchor) == ([], [PartitionComparison(partition=0, position=9, head=11)])
+    position = anchor.partitions[0].position
+    await new_outbox(store, "a", Message.assistant("an answer", id="late"))
+    await new_outbox(store, "new", Message.user("hello", id="new"))
+    expected = PartitionComparison(partition=0, position=position, head=position + 2)
+    assert await compared(store, anchor) == ([], [expected])
+    assert position == (0 if messages is None else 9)
 
 
 @pytest.mark.parametrize("rows", [1, BLOCK, 2 * BLOCK + 1])
@@ -277,16 +276,6 @@ async def test_an_event_that_was_put_between_is_found(store: ConversationStore) 
     assert (await compared(store, anchor))[0] == ["partition 0 of the log: events 5 to 12 are not those of the anchor"]
 
 
-async def test_message_that_its_outbox_erased_before_the_delivery_says_so(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append("a", Message.user("secret", id="m"))
-    outbox.lanes["a"] = [strip_event(event) for event in outbox.lanes["a"]]
-    await outbox.deliver(store)  # its redaction is still to come
-    assert await problems(store) == []
-    [*_, event] = await store.events("a")
-    assert (event.digest, event.metadata) == (None, {ARRIVED_ERASED_KEY: True})
-
-
 @pytest.mark.parametrize("how", ["erased before its delivery", "reset", "reset, and read by a fork"])
 async def test_late_edit_of_an_erased_message_has_its_cause(store: ConversationStore, how: str) -> None:
     outbox, other = Outbox(), Outbox("another")
@@ -294,6 +283,9 @@ async def test_late_edit_of_an_erased_message_has_its_cause(store: ConversationS
     if how == "erased before its delivery":
         outbox.lanes["a"] = [strip_event(event) for event in outbox.lanes["a"]]
     await outbox.deliver(store)
+    assert await problems(store) == []  # if it was erased before, its redaction is still to come
+    [*_, event] = await store.events("a")
+    assert (event.metadata == {ARRIVED_ERASED_KEY: True}) is (event.digest is None) is how.startswith("erased")
     if how.endswith("fork"):
         await send(store, outbox, "f", ConversationStarted(forked_from={"conversation_id": "a", "version": 1}))
     if how.startswith("reset"):

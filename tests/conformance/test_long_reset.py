@@ -1,4 +1,4 @@
-"""A reset of a long conversation is marked and carried out in steps, with the same result as a short one."""
+"""A reset or a deletion of a long conversation is marked and carried out in steps, with the result of a short one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from letopis.store import ConversationStore, Message, MessageEdited
-from letopis.store.database.schema import conversations, events, messages
+from letopis.store.database.schema import conversations, events, messages, search
 from letopis.store.errors import HistoryDiverged
 from letopis.store.model.event_types import (
     Body,
@@ -80,19 +80,22 @@ async def rows(store: ConversationStore, *names: str) -> dict[str, list[Any]]:
     return found
 
 
-async def test_it_is_unreadable_at_once_and_gone_after_its_steps(store: ConversationStore) -> None:
-    outbox = await take(store, [("p", at_length()), ("f", [fork_of("p", 4), *said(2, 300)])])
+@pytest.mark.parametrize("end", [RESET, ConversationDeleted()], ids=["reset", "deletion"])
+async def test_it_is_unreadable_at_once_and_gone_after_its_steps(store: ConversationStore, end: Body) -> None:
+    outbox = await take(store, [("p", at_length()), ("f", [fork_of("p", 4), *said(2, 300)]), ("q", said(3, 100))])
     await catch_up_index(store)
     kept = list(await store.messages("f"))
-    await send(store, outbox, "p", RESET, Message.user("hello again", id="n1"))
+    await send(store, outbox, "p", end, Message.user("hello again", id="n1"))
+    again = ["hello again"] if end is RESET else []
 
-    # The path, the messages and the events; of the events, what the fork reads is kept.
-    assert await store.pending_tasks() == PendingTasks(tasks=3, rows=3 * 21 - 4, erasing=1)
-    assert [one.text for one in await store.messages("p")] == ["hello again"]
-    assert [hit.message.id for hit in await store.search("again")] == ["n1"]
-    assert {hit.conversation_id for hit in await store.search("words", limit=100)} == {"f"}
+    # Of a reset the path, of both the messages and the events; of the events, what the fork reads is kept.
+    marks = 3 if end is RESET else 2
+    assert await store.pending_tasks() == PendingTasks(tasks=marks, rows=marks * 21 - 4, erasing=1)
+    assert [one.text for one in await store.messages("p")] == again
+    assert [hit.message.text for hit in await store.search("again")] == again
+    assert {hit.conversation_id for hit in await store.search("words", limit=100)} == {"f", "q"}
     found = present(await store.conversation("p"))
-    assert (found.state, found.title, found.message_count) == ("active", None, 1)
+    assert (found.state == "active", found.title, found.message_count) == (end is RESET, None, len(again))
     # A fork that comes too late has no content of what was erased, though the bytes are still there.
     await send(store, outbox, "late", fork_of("p", LONG))
     late = [f"words of {number}" for number in range(1, 5)] + [""] * (LONG - 4)
@@ -101,20 +104,22 @@ async def test_it_is_unreadable_at_once_and_gone_after_its_steps(store: Conversa
     seen = repr(await everything(store, "p", "f", "late"))
     assert "words of 12" not in seen and "words edited" not in seen
 
-    assert await carried_out(store, "p", "f", "late") > 5
+    assert await carried_out(store, "p", "f", "late", "q") > 5
     await catch_up_index(store)
-    assert await carried_out(store, "p", "f", "late") == 0
+    assert await carried_out(store, "p", "f", "late", "q") == 0
     left = await held(store, "p")
-    assert all(f"words of {number}" not in left for number in range(5, LONG + 1))
-    assert "words of 4" in left and "hello again" in left
+    assert all(f"words of {number}" not in left for number in range(5, LONG + 1)) and "words of 4" in left
+    assert ("hello again" in left) is (end is RESET)
     assert list(await store.messages("f")) == kept
     assert [one.text for one in await store.messages("late")] == late
+    indexed = sa.select(search.c.version).where(search.c.conversation_id == "p", search.c.document != "")
+    assert len(await rows_of(store, indexed)) == len(again)
 
     outbox.append("f", ConversationRewound())
     await send(store, outbox, "late", ConversationDeleted())
     await carried_out(store, "p", "f", "late")
     assert "words" not in await held(store, "p")
-    assert [one.text for one in await store.messages("p")] == ["hello again"]
+    assert [one.text for one in await store.messages("p")] == again
 
 
 AFTERWARDS: dict[str, Told] = {

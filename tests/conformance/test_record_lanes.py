@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from letopis.store.testing.record_changes import CP, clear, delete, put
 from letopis.store.testing.records import RecordConformance
 from tests.support.defects import RECORDS_TWICE, planted
 from tests.support.sayings import new_outbox, rows_of, send, send_encoded
+from tests.support.sqlite_rows import rows
 from tests.support.store_changes import run_there
 
 SCOPE, NOBODY = Scope.conversation("chat-1"), UUID(int=0)
@@ -156,20 +155,17 @@ async def test_a_lane_is_trimmed_with_a_delivery_and_without_one(store: Conversa
 
 
 async def test_a_conversation_and_its_records_are_in_one_partition(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'partitions.db'}"
-    store = ConversationStore(url, partitions=16)
-    try:
+    async with ConversationStore.open(tmp_path / "partitions.db", partitions=16) as store:
         for number in range(12):
-            outbox, name = Outbox(), f"chat-{number}"
-            lane = Scope.conversation(name).name
-            outbox.append(name, Message.user("hello"))
-            outbox.append_encoded(lane, [put(lane, "a", b"1")])
-            await outbox.deliver(store)
-    finally:
-        await store.close()
-    with closing(sqlite3.connect(tmp_path / "partitions.db")) as raw, raw:
-        kept = dict(raw.execute("SELECT conversation_id, partition FROM letopis_conversations").fetchall())
-        beside = dict(raw.execute("SELECT substr(scope, 4), partition FROM letopis_records").fetchall())
-        ledger = dict(raw.execute("SELECT substr(conversation_id, 4), partition FROM letopis_record_ledger").fetchall())
-    raw.close()
+            lane = Scope.conversation(f"chat-{number}").name
+            outbox = await new_outbox(store, f"chat-{number}", Message.user("hello"))
+            await send_encoded(store, outbox, lane, put(lane, "a", b"1"))
+    kept, beside, ledger = (
+        dict(rows(tmp_path / "partitions.db", f"SELECT {name}, partition FROM letopis_{table}"))
+        for name, table in (
+            ("conversation_id", "conversations"),
+            ("substr(scope, 4)", "records"),
+            ("substr(conversation_id, 4)", "record_ledger"),
+        )
+    )
     assert len(set(kept.values())) > 1 and kept == beside == ledger

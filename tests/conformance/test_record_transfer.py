@@ -162,12 +162,17 @@ async def test_a_file_from_before_and_one_that_is_wrong(bot: History) -> None:
     assert (counts.imported, counts.known, counts.refused) == (2, 1, 1)
 
 
-async def test_records_of_a_deleted_conversation_are_refused(bot: History) -> None:
+@pytest.mark.parametrize("delivered", [False, True])
+async def test_lines_of_a_deleted_conversation_are_refused(bot: History, *, delivered: bool) -> None:
     await fill(bot)
     raw = await exported(bot, one=CHAT)
+    message = raw.splitlines(keepends=True)[0]
     await bot.chat(CHAT).delete()
-    counts, refused = await imported(bot.outbox, bot.store, raw)
-    assert (counts.imported, counts.known, len(refused)) == (0, 1, 1 + len(VALUES))
+    if delivered:
+        await drain(bot)
+    more = raw + message.replace(b'"m"', b'"m2"') + message.replace(b'"chat-1"', b'"chat-3"')
+    counts, refused = await imported(bot.outbox, bot.store, more)
+    assert (counts.imported, counts.known, len(refused)) == (1, 1, 1 + len(VALUES) + 1)
 
 
 async def test_scopes_are_listed_in_pages(bot: History) -> None:

@@ -239,19 +239,6 @@ async def test_two_relays_at_once_are_one(opened: Opened, calendar: Calendar, mo
         await assert_agrees(one.store, *(f"c{number}" for number in range(20)))
 
 
-async def test_a_held_place_is_resumed_after_a_step_that_was_not_kept(bot: History, calendar: Calendar) -> None:
-    """A process that dies between the events and the places finds the same again, and that changes nothing."""
-    await say(bot, calendar, "a", 0, 31)
-    for _ in range(2):
-        found = await bot.store.outbox_access.due_content(
-            ContentRetention(max_age_days=30), {(0, 0): 10_000}, origin_id=bot.outbox.origin.origin_id
-        )
-        assert await append_trims(bot.outbox, found.due) == 1
-    await retain(bot, DAYS_30, calendar)
-    assert await kept(bot, "a") == ["a-31"]
-    await assert_agrees(bot.store, "a")
-
-
 async def test_the_outbox_loses_what_leaves_the_store(bot: History, calendar: Calendar) -> None:
     await say(bot, calendar, "a", 0, 1, 2)
     await bot.chat("a").rename("a title")

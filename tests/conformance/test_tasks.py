@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from letopis.store import ConversationStore, FaultClass, Message, MessageEdited
-from letopis.store.database.schema import events, log_heads, messages, search
+from letopis.store.database.schema import events, log_heads, messages
 from letopis.store.database.store_identity import LogState, expect_store
 from letopis.store.model.event_types import (
     ConversationDeleted,
@@ -111,44 +111,6 @@ async def deleted(store: ConversationStore) -> None:
     """A long conversation whose deletion is marked."""
     outbox = await new_outbox(store, "p", *said(LONG))
     await send(store, outbox, "p", ConversationDeleted())
-
-
-async def test_a_long_deletion_is_unreadable_at_once_and_gone_after_its_steps(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append(
-        "p", *said(LONG), ReactionAdded(message_id="m3", key="+"), MessageEdited(message_id="m5", content="e")
-    )
-    outbox.append("f", ConversationStarted(forked_from={"conversation_id": "p", "version": 4}))
-    await send(store, outbox, "q", *said(3, 100))
-    await catch_up_index(store)
-    kept = list(await store.messages("f"))
-    await send(store, outbox, "p", ConversationDeleted())
-
-    assert await store.pending_tasks() == PendingTasks(tasks=2, rows=2 * (LONG + 2) - 4, erasing=1)
-    assert (await store.messages("p")).items == ()
-    assert [one.id for one in await store.messages("q")] == ["m100", "m101", "m102"]
-    assert [hit.conversation_id for hit in await store.search("words")] == ["q"] * 3
-    # A fork that comes too late has no content, though the bytes are still there.
-    await send(store, outbox, "late", ConversationStarted(forked_from={"conversation_id": "p", "version": LONG}))
-    assert [one.text for one in await store.messages("late")] == [f"words of {n}" for n in range(1, 5)] + [""] * (
-        LONG - 4
-    )
-    assert "words of 12" in await held(store, "p")
-    assert "words of 12" not in repr(await everything(store, "p", "f", "late"))
-
-    assert await carried_out(store, "p", "f", "late", "q") > 5
-    await catch_up_index(store)
-    await carried_out(store, "p", "f", "late", "q")
-    left = await held(store, "p")
-    assert all(f"words of {number}" not in left for number in range(5, LONG + 1)) and "words of 4" in left
-    assert list(await store.messages("f")) == kept
-    indexed = await rows_of(store, sa.select(search.c.document).where(search.c.conversation_id == "p"))
-    assert all(not document for (document,) in indexed)
-
-    outbox.append("f", ConversationRewound())
-    await send(store, outbox, "late", ConversationDeleted())
-    await carried_out(store, "p", "f", "late")
-    assert "words" not in await held(store, "p")
 
 
 async def test_a_long_rewind_is_off_the_path_at_once(store: ConversationStore) -> None:

@@ -366,14 +366,3 @@ async def test_export_holds_the_path_and_is_read_in(bot: History, store: Convers
     await deliver_all(bot)
     assert order(await bot.messages(CHAT, every=True)) == before
     assert await path(bot) == ["q", "rival", "so"]
-
-
-async def test_lines_of_a_deleted_conversation_are_refused_one_by_one(bot: History, store: ConversationStore) -> None:
-    await bot.append(CHAT, Message.user("what?", id="q"))
-    lines = await exported(bot, records=False, one=CHAT)
-    await bot.append(CHAT, ConversationDeleted())
-    await deliver_all(bot)
-    more = lines + lines.replace(b'"q"', b'"q2"') + lines.replace(b'"chat-1"', b'"chat-2"')
-    counts, refusals = await imported(bot.outbox, store, more)
-    assert [one.number for one in refusals] == [2]
-    assert (counts.imported, counts.known, counts.refused) == (1, 1, 1)
