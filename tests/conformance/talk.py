@@ -13,7 +13,7 @@ async def deliver(*histories: History) -> None:
 
 
 async def path(history: History, conversation_id: str = "chat-1") -> list[str]:
-    return [one.id for one in await history.messages(conversation_id)]
+    return [one.id for one in await history.messages(conversation_id, last=None)]
 
 
 def prune_all(connection: object) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from letopis.store import ConversationActivated, move
 from letopis.store.rules.fold import fold
 from tests.support.relays import sql
 from tests.support.sayings import change, present
+from tests.support.sqlite_rows import rows
 from tests.support.transfers import exported, imported
 
 pytestmark = pytest.mark.anyio
@@ -60,8 +59,7 @@ async def test_reads_give_the_same_bytes_before_and_after_delivery(store_url: st
     async with History(path, store=store_url, relay=False) as history:
         await history.append(CHAT, *said(GIVEN), ConversationActivated(), owner="42", metadata=GIVEN)
         assert prefix(await history.messages(CHAT)) == expected
-    with closing(sqlite3.connect(path)) as file:
-        texts = file.execute("SELECT data FROM letopis_outbox_events WHERE type = 'message.appended'").fetchall()
+    texts = rows(path, "SELECT data FROM letopis_outbox_events WHERE type = 'message.appended'")
     assert [orjson.dumps(orjson.loads(text)).decode() for (text,) in texts] == [text for (text,) in texts]
 
     async with History(path, store=store_url) as history:

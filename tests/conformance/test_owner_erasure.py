@@ -151,22 +151,6 @@ async def test_later_hold_spares_what_an_outbox_holds(store: ConversationStore, 
     assert await store.erasures.unacknowledged() == []
 
 
-async def test_a_deletion_is_carried_out_in_every_outbox(store: ConversationStore, one: History, two: History) -> None:
-    await speak(one, "shared", owner="42")
-    await speak(two, "shared")
-    await speak(two, "other", owner="42", words="stays")
-    await drain(one, two)
-    await speak(two, "shared")
-    await register(one.outbox, one.store, "conversation", "shared", how="delete", reason="asked")
-    await one.chat("shared").delete()
-    await drain(one)
-    await one.append("other", Message.user("later"))
-    await drain(two, one)
-    assert "stays said" in await texts(store, "other")
-    assert await store.erasures.unacknowledged() == []
-    await assert_nowhere(WORDS, store, one, two)
-
-
 async def pending_in_two(one: History, two: History) -> None:
     """Have one conversation in both outboxes, and sixty words pending in the second, which is offline from then on."""
     await speak(one, "shared", owner="42")
@@ -175,21 +159,28 @@ async def pending_in_two(one: History, two: History) -> None:
     await two.append("shared", *(Message.user(f"{WORDS} {number}") for number in range(60)))
 
 
-@pytest.mark.parametrize("everywhere", [True, False], ids=["everywhere", "here"])
-async def test_reset_everywhere_reaches_what_is_pending(store: ConversationStore, bots: Bots, everywhere: bool) -> None:
+@pytest.mark.parametrize("how", ["reset everywhere", "reset here", "delete"])
+async def test_reset_everywhere_reaches_what_is_pending(store: ConversationStore, bots: Bots, how: str) -> None:
     one, two = bots
     await pending_in_two(one, two)
-    await one.chat("shared").reset(reason="asked", everywhere=everywhere)
+    await speak(two, "other", owner="42", words="stays")
+    if how == "delete":
+        await register(one.outbox, one.store, "conversation", "shared", how="delete", reason="asked")
+        await one.chat("shared").delete()
+    else:
+        await one.chat("shared").reset(reason="asked", everywhere=how == "reset everywhere")
     await drain(one)
     assert WORDS not in await dump(store)
     await drain(two)
-    if everywhere:
-        assert [(erasure.kind, erasure.how) for erasure in await store.erasures.after(0)] == [("conversation", "reset")]
+    assert "stays said" in await texts(store, "other")
+    registered = [(erasure.kind, erasure.how) for erasure in await store.erasures.after(0)]
+    if how == "reset here":
+        assert len([text for text in await texts(store, "shared") if WORDS in text]) == 60
+        assert registered == []
+    else:
+        assert registered == [("conversation", how.partition(" ")[0])]
         assert await store.erasures.unacknowledged() == []
         await assert_nowhere(WORDS, store, one, two)
-    else:
-        assert len([text for text in await texts(store, "shared") if WORDS in text]) == 60
-        assert await store.erasures.after(0) == []
 
 
 async def test_a_reset_everywhere_spares_what_its_outbox_appends_after_it(store: ConversationStore, bots: Bots) -> None:

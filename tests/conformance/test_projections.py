@@ -25,9 +25,9 @@ from letopis.store import (
     RecordedEvent,
     StoreFault,
 )
-from letopis.store.database.engines import create_store_engine
 from letopis.store.testing.outbox import Outbox
 from tests.support.child import command
+from tests.support.moves import run_sql
 from tests.support.paths import ROOT
 from tests.support.relays import until
 from tests.support.sayings import raises_fault, send
@@ -74,23 +74,12 @@ class Acting(Seen):
 
 async def make_table(url: str) -> None:
     """Create the table of the projection, as a bot's own migrations would."""
-    engine = create_store_engine(url)
-    async with engine.begin() as connection:
-        await connection.run_sync(seen.create)
-    await engine.dispose()
+    await run_sql(url, sa.schema.CreateTable(seen))
 
 
 async def rows_of(url: str, version: int = 1) -> list[tuple[int, int, int]]:
-    engine = create_store_engine(url)
-    async with engine.connect() as connection:
-        found = await connection.execute(
-            sa.select(seen.c.partition, seen.c.position, seen.c.replayed)
-            .where(seen.c.rules == version)
-            .order_by(seen.c.partition, seen.c.position)
-        )
-        rows = [tuple(row) for row in found]
-    await engine.dispose()
-    return rows  # type: ignore[return-value]
+    taken = sa.select(seen.c.partition, seen.c.position, seen.c.replayed).where(seen.c.rules == version)
+    return [tuple(row) for row in await run_sql(url, taken.order_by(seen.c.partition, seen.c.position))]
 
 
 async def say(store: ConversationStore, outbox: Outbox, count: int, conversation: str = "c") -> None:

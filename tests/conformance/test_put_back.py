@@ -226,9 +226,6 @@ async def test_a_put_back_in_the_append_that_takes_it_away(bot: History) -> None
         await deliver(bot)
 
 
-# --- Ids that were used before ---
-
-
 async def test_a_redacted_id_is_refused(bot: History) -> None:
     await bot.append(CHAT, Message.user("secret", id="m"))
     await bot.chat(CHAT).redact("m")

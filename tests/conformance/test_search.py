@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 import sqlalchemy as sa
@@ -107,22 +108,12 @@ async def test_every_form_of_a_word_is_found(
     if by == "index":
         await catch_up_index(store)
     else:
-        monkeypatch.setattr(store._runtime, "search_catch_up", Still())
+        monkeypatch.setattr(store._runtime, "search_catch_up", AsyncMock())
     assert by_rule("ответы", FORMS) == ANSWERS
     for query in QUERIES:
         page = await store.search(query)
         assert sorted(ids(page)) == sorted(by_rule(query, FORMS)), query
         assert page.complete and page.next is None
-
-
-class Still:
-    """An index that nothing brings up to date."""
-
-    async def run(self) -> None:
-        pass
-
-    async def close(self) -> None:
-        pass
 
 
 WORDS = ("ответ", "ответы", "вопрос", "вопросов", "answer", "answered", "the", "и", "кот", "ёж", "x1", "你")
@@ -327,7 +318,7 @@ async def test_what_was_redacted_leaves_no_codes(store: ConversationStore, engin
 
 async def test_redaction_acts_at_once(store: ConversationStore, forms: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     await catch_up_index(store)
-    monkeypatch.setattr(store._runtime, "search_catch_up", Still())
+    monkeypatch.setattr(store._runtime, "search_catch_up", AsyncMock())
     monkeypatch.setattr(finder, "MAX_UNINDEXED_EVENTS", 0)
     assert "a-1" in ids(await store.search("ответ"))
     await send(store, forms, "c", MessageRedacted(message_id="a-1"), MessageEdited(message_id="a-2", content="мимо"))
@@ -386,7 +377,7 @@ async def test_what_left_the_path_is_gone(store: ConversationStore, by: str, mon
     outbox.append("archived", ConversationArchived())
     await send(store, outbox, "cleared", ConversationRewound())
     if by == "events":
-        monkeypatch.setattr(store._runtime, "search_catch_up", Still())
+        monkeypatch.setattr(store._runtime, "search_catch_up", AsyncMock())
 
     for _ in range(2):
         found = set(ids(await store.search("ответ")))
@@ -444,7 +435,7 @@ async def test_index_cut_off_goes_on_where_it_was(store: ConversationStore, monk
 
 
 async def test_partial_search_says_so(store: ConversationStore, forms: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store._runtime, "search_catch_up", Still())
+    monkeypatch.setattr(store._runtime, "search_catch_up", AsyncMock())
     monkeypatch.setattr(finder, "MAX_UNINDEXED_EVENTS", 3)
     page = await store.search("ответ")
     assert set(ids(page)) == {"a-1", "a-2", "a-3"}
@@ -455,7 +446,7 @@ async def test_partial_search_says_so(store: ConversationStore, forms: Outbox, m
 
 async def test_message_and_its_edit_are_one_hit(store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """The log is read in pieces, and the edit lies in another one."""
-    monkeypatch.setattr(store._runtime, "search_catch_up", Still())
+    monkeypatch.setattr(store._runtime, "search_catch_up", AsyncMock())
     monkeypatch.setattr(finder, "UNINDEXED_EVENTS_PER_READ", 2)
     outbox = await indexed(store, Message.user("before"))
     outbox.append("c", *(Message.user("вопрос", id=name) for name in ("m", "n")))

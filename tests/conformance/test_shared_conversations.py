@@ -35,9 +35,6 @@ ERASURES: dict[str, Callable[[History], Awaitable[object]]] = {
 }
 
 
-# --- What is answered with `saved` is shown --------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("through", ["append", "transaction", "outage"])
 @pytest.mark.parametrize("how", REMOVALS)
 async def test_what_another_outbox_took_off_the_path_is_put_back(
@@ -156,9 +153,6 @@ async def test_a_deletion_through_another_outbox_is_obeyed_while_the_store_is_aw
     assert await count(two, "letopis_outbox_record_bodies") == 0
 
 
-# --- Lists -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("newest", ["two", "one"])
 @pytest.mark.parametrize("oldest_first", [False, True])
 async def test_a_conversation_is_on_one_page_of_its_owners_list_while_it_is_delivered(
@@ -191,9 +185,6 @@ async def test_a_conversation_is_on_one_page_of_its_owners_list_while_it_is_deli
 
     expected = ["c0", "c6", "c5", "c4", "c3", "c2", "c1"]
     assert found == (expected[::-1] if oldest_first else expected)
-
-
-# --- The active conversation -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("delivered", ["at once", "in between", "late"])
@@ -238,9 +229,6 @@ async def test_late_events_of_another_outbox_are_no_activity_before_an_archive(o
         await deliver(two)
 
 
-# --- Statistics ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("how", ERASURES)
 @pytest.mark.parametrize("delivered", [False, True])
 async def test_what_a_pending_event_erases_is_in_no_group(
@@ -274,9 +262,6 @@ async def test_what_forks_retain_of_an_erased_message_is_in_no_group(one: Histor
     for _ in range(2):
         assert list((await one.statistics(by="model", owner="42")).by) == [None]
         await deliver(one)
-
-
-# --- What is pending here, and in the store already -------------------------------------------------------------------
 
 
 async def test_a_message_that_another_outbox_delivered_is_shown_once_while_it_is_pending(bots: Bots) -> None:

@@ -141,9 +141,6 @@ async def test_deletion_by_an_outbox_without_records_is_no_problem(store: Conver
     assert sorted(await rows_of(store, sa.select(lanes.c.records))) == [(-3,), (0,), (3,)]
 
 
-# --- The active conversation ---
-
-
 @pytest.fixture
 async def owned(bots: Bots) -> Bots:
     """Two owners with two conversations each; of ann's the first is active, bo's active one was archived."""
@@ -192,9 +189,6 @@ async def test_active_conversation_that_deliveries_moved_is_no_problem(store: Co
     await one.chat("ann-2").activate(owner="ann")
     await deliver(one)
     assert await problems(store) == []
-
-
-# --- What two outboxes have in common ---
 
 
 async def twice_said(store: ConversationStore) -> Outbox:

@@ -10,7 +10,7 @@ from letopis.outbox import History
 from letopis.outbox.relay.relay import Relay
 from letopis.store import ConversationRewound, ConversationStore, Message
 from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
-from tests.conformance.talk import lose_acknowledgements
+from tests.conformance.talk import lose_acknowledgements, path
 from tests.support.defects import IN_PARTS, planted
 from tests.support.sayings import Bots, drain
 
@@ -19,10 +19,6 @@ pytestmark = pytest.mark.same_sql
 CHAT = "chat-1"
 MANY = 520
 """More than one batch holds, and than a lane's share beside others."""
-
-
-async def path(history: History) -> list[str]:
-    return [one.id for one in await history.messages(CHAT, last=None)]
 
 
 def said(prefix: str, count: int) -> list[Message]:

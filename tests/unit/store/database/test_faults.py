@@ -48,9 +48,6 @@ async def fault_of(work: Coroutine[Any, Any, Any]) -> tuple[FaultClass, str]:
     return caught.value.fault_class, caught.value.code
 
 
-# --- real servers ---------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(params=["postgresql", "mariadb"])
 async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     server = request.getfixturevalue(f"{request.param}_server")
@@ -117,9 +114,6 @@ async def _ask(url: str) -> None:
         await engine.dispose()
 
 
-# --- SQLite ---------------------------------------------------------------------------------------------------------
-
-
 async def test_a_file_that_cannot_be_opened_leaves_no_thread_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,9 +131,6 @@ async def test_a_file_that_cannot_be_opened_leaves_no_thread_behind(
     for one in threads:
         one.join(0.1)  # what is left of it is to return
         assert not one.is_alive()
-
-
-# --- constructed errors ---------------------------------------------------------------------------------------------
 
 
 def _asyncpg(code: str) -> Any:

@@ -192,6 +192,22 @@ def test_new_content_of_a_redacted_message_is_in_conflict(back: bool) -> None:
     assert projected.superseded == {4: Conflict(expected=0, actual=3, erased="message")}
 
 
+@pytest.mark.parametrize(
+    ("late", "kept"),
+    [
+        (words.MessageEdited(message_id="a", content="late"), False),
+        (words.MessageSent(message_id="a", file_path="late"), False),
+        (words.MessageFailed(message_id="a", reason="late"), False),
+        (words.MessageEdited(message_id="b", content="late"), True),
+        (Message.user("late", id="a"), True),  # a new message, which happens to have the id
+    ],
+)
+def test_what_comes_after_a_redaction_is_stripped(late: Message | words.Body, kept: bool) -> None:
+    said = (Message.user("tea", id=name) for name in "ab")
+    items = decode_events(delivered(*said, words.MessageRedacted(message_id="a"), late), NO_UPCASTERS)
+    assert ("late" in project_events(row(), items).events[-1].data) is kept
+
+
 def named(table: sa.Table, row: tuple[Any, ...]) -> dict[str, Any]:
     """A row by the names of the columns, without those that are null."""
     return {name: value for name, value in zip(table.columns.keys(), row, strict=True) if value is not None}

@@ -58,6 +58,7 @@ def test_filter_keeps_its_roles_and_parts_whatever_the_given_lists_become() -> N
     "wrong",
     [
         *({"roles": "user"}, {"roles": ["nobody"]}, {"metadata": []}, {"metadata": {1: 2}}, {"id_prefix": ""}),
+        *({"id_prefix": prefix} for prefix in (1, "a\0", "\ud800")),
         *({"parts": "text"}, {"parts": [""]}, {"parts": [1]}, {"parts": 1}),
     ],
 )
