@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from letopis.outbox import History
-from letopis.store import ConversationStore
+from letopis import ConversationStore, History
 
 
 @pytest.fixture

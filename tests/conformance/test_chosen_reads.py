@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox import History
+from letopis import History, Page, RecordedMessage
 from letopis.store import ConversationStore, Filter, InvalidInput, Message, StoreUnavailable
-from letopis.store.model.conversations import Page, RecordedMessage
 from letopis.store.model.parts import File, Text, ToolCall, ToolResult, UnknownPart
 from tests.conformance.talk import deliver
 from tests.support.peers import refused_port

@@ -6,12 +6,10 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox import History
+from letopis import ConversationGone, ConversationStore, Held, History, Message, Selection
 from letopis.outbox.history.erasing import erase_owner, erase_person, register
-from letopis.outbox.operations.pending_events import Selection
 from letopis.outbox.operations.repair import fix, pause, resume
 from letopis.outbox.transfer.exporter import Exporter
-from letopis.store import ConversationGone, ConversationStore, Held, Message
 from letopis.store.maintenance.receipt import ErasureScope, load, make_receipt
 from letopis.store.model.events import utc_now
 from tests.support.erased import assert_nowhere, dump, occurs

@@ -12,9 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from letopis.outbox import History
 from letopis.store import ConversationStore, InvalidInput, Message
-from letopis.store.database.schema import erasures, events, log_heads, origins, records
+from letopis.store.database.schema import erasures, events, log_heads, records
 from letopis.store.erasures import Erasure
-from letopis.store.maintenance.receipt import ErasureScope, ReceiptCheck, _digest, load, make_receipt
+from letopis.store.maintenance.receipt import ErasureScope, _digest, load, make_receipt
 from letopis.store.model.events import utc_now
 from tests.support.sayings import Bots, change, drain, rows_of
 
@@ -180,22 +180,6 @@ async def test_records_that_are_back_are_found(store: ConversationStore, engine:
     [back] = [row for row in rows if row["scope"].endswith("mine")]
     await change(store, sa.insert(records).values(back))
     assert await problems(engine, content) == ["the store holds 1 of the records of the receipt"]
-
-
-async def test_late_acknowledgement_is_told(store: ConversationStore, engine: AsyncEngine, bots: Bots) -> None:
-    content = await erased(store, engine, bots[0])
-    document = orjson.loads(content)
-    [outbox] = document["outboxes"]
-    late = {**outbox, "carried_out": 0, "acknowledged": False}
-    check = load(signed_again({**document, "outboxes": [late]}))
-    name = outbox["name"]
-    await change(store, sa.update(origins).values(erasures=0))
-    assert [problem async for problem in check.problems(engine)] == []
-    assert check.outboxes == {name: "has not acknowledged yet"}
-    await change(store, sa.update(origins).values(erasures=document["erasure"]["number"]))
-    again = ReceiptCheck(check.document)
-    assert [problem async for problem in again.problems(engine)] == []
-    assert again.outboxes == {name: "has acknowledged since"}
 
 
 async def test_a_receipt_of_another_store_is_refused(store: ConversationStore, engine: AsyncEngine, bots: Bots) -> None:

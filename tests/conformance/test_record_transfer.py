@@ -11,11 +11,9 @@ from typing import Any
 import pytest
 from sqlalchemy.engine import make_url
 
-from letopis.outbox import History
+from letopis import ConversationStore, History, Message, Record, Records, move
 from letopis.outbox.diagnostics.integrity import record_problems as outbox_problems
-from letopis.outbox.history.records import Records
 from letopis.outbox.transfer.importer import try_out
-from letopis.store import ConversationStore, Message, Record, move
 from letopis.store.transfer.jsonl import Refused, SeenKeys, read_lines
 from tests.conformance.talk import lose_acknowledgements
 from tests.support.apart import open_apart

@@ -12,9 +12,8 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 
-from letopis.outbox import History, RecordPut
+from letopis import History, RecordPut, Records
 from letopis.outbox.event_log.retention import Pruner, Retention
-from letopis.outbox.history.records import Records
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.outbox.relay.relay import Relay
 from letopis.store import (

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-import signal
-import subprocess
-from pathlib import Path
-
 import pytest
 
-from letopis.outbox import History
-from letopis.store import ConversationStore, EventIdReused, InvalidInput, Message, VersionConflict
+from letopis import ConversationStore, EventIdReused, History, InvalidInput, Message, VersionConflict
 from tests.conformance.talk import deliver, prune_all
-from tests.support.child import command
 from tests.support.sayings import Bots, present
 
 CHAT = "chat-1"
@@ -155,29 +147,3 @@ async def test_an_append_in_between_is_not_lost(bot: History, monkeypatch: pytes
         await bot.chat(CHAT).replace(said("c"))
     monkeypatch.undo()
     assert (await path(bot))[0] == ("b", "words b")
-
-
-async def keep_replacing(file: str, store: str) -> None:
-    async with History(file, store=store, relay=False, watch=False) as history:
-        for number in itertools.count(1):
-            await history.chat(CHAT).replace([Message.user(f"{number}", id=f"{number}-{i}") for i in range(40)])
-            print(number, flush=True)
-
-
-async def test_a_kill_in_the_middle_leaves_all_or_nothing(tmp_path: Path) -> None:
-    for turn in range(3):
-        file = tmp_path / f"bot-{turn}.outbox.db"
-        victim = command(keep_replacing, file, tmp_path / "history.db")
-        child = subprocess.Popen(victim, stdout=subprocess.PIPE, text=True)
-        assert child.stdout is not None
-        for _ in range(2 + turn):
-            line = await asyncio.to_thread(child.stdout.readline)
-        child.send_signal(signal.SIGKILL)
-        confirmed = int([line, *child.stdout.read().split()][-1])
-        child.stdout.close()
-        child.wait()
-        async with History(file, store=tmp_path / "history.db", relay=False, watch=False) as history:
-            found = await history.messages(CHAT, last=None)
-            assert len(found) == 40
-            numbers = {int(one.text) for one in found}
-            assert len(numbers) == 1 and numbers <= {confirmed, confirmed + 1}

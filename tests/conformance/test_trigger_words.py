@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from letopis.store.conversation_store import ConversationStore
+from letopis import ConversationStore, Message
 from letopis.store.database.faults import FaultClass, StoreFault
-from letopis.store.model.messages import Message
 from letopis.store.testing.outbox import Outbox
 
 BY_ROW = pytest.mark.skipif(sqlite3.sqlite_version_info < (3, 47), reason="RAISE takes an expression since SQLite 3.47")

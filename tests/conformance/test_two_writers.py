@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox import History
+from letopis import History, OutboxFile, Page, RecordedMessage
 from letopis.outbox.diagnostics.new_origin import assign_new_origin
 from letopis.outbox.event_log.acknowledge import rewind_lane
 from letopis.outbox.event_log.append_encoding import After, prepare
-from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store import ConversationStore, Message, MessageEdited, ReactionAdded, Seen
-from letopis.store.model.conversations import Page, RecordedMessage
 from letopis.store.model.event_types import (
     Body,
     ConversationDeleted,

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox import History
+from letopis import ConversationStore, History, Message
 from letopis.outbox.operations.status import read_status
-from letopis.store import ConversationStore, Message
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.read.task_marks import PendingTasks
 from letopis.store.write.redaction import Eraser

@@ -10,11 +10,10 @@ from uuid import uuid4
 import orjson
 import pytest
 
+from letopis import Message, RecordedMessage, Saved
 from letopis.store.database.faults import StoreFault
 from letopis.store.database.row_mapping import plain_messages
-from letopis.store.model.conversations import RecordedMessage, Saved
 from letopis.store.model.events import from_microseconds
-from letopis.store.model.messages import Message
 
 EVENT, ORIGIN = uuid4(), uuid4()
 MESSAGES = (

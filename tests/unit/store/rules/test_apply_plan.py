@@ -26,7 +26,7 @@ from letopis.store.rules.apply_plan import (
 )
 from letopis.store.rules.decoding import decode_events, put_back, target_ids
 from letopis.store.rules.preconditions import Conflict
-from letopis.store.rules.projection import project_events
+from letopis.store.rules.projection import Projected, conflicts_of_shown, project_events
 from letopis.store.rules.reducer import PROJECTION_RULES, ConversationState
 from letopis.store.rules.rows import ConversationRow, MessageRow
 
@@ -262,3 +262,37 @@ def test_stored_event_tells_the_conflict_of_a_second_append(changes: dict[str, A
     delivery = lane(1).deliveries[0]
     [known] = stored(delivery, **{"origin_id": OTHER, "version": 7, **changes}).values()
     assert known.conflict_with(delivery, ORIGIN) == conflict
+
+
+FIRST = 11
+"""The version of the first fresh event: ten are stored."""
+FRESH = (4, 5, 7)
+"""Their sequences. The delivery says a message again as 6."""
+
+
+@pytest.mark.parametrize(
+    ("cuts", "left", "conflict"),
+    [
+        ([], {}, None),
+        ([], {3: FIRST}, Conflict(expected=3, actual=FIRST)),  # by sequence 4
+        ([], {3: FIRST + 2}, None),  # by sequence 7, after it was said again
+        ([], {2: FIRST}, None),
+        ([], {3: 9}, Conflict(expected=3, actual=9)),  # before the delivery, by another outbox
+        ([(0, FIRST + 1)], {}, Conflict(expected=3, actual=FIRST + 1)),  # not loaded, but counted
+        ([(3, FIRST)], {}, None),
+        ([(0, FIRST + 2)], {}, None),
+        ([(5, FIRST), (0, FIRST + 2)], {}, None),
+    ],
+)
+def test_a_message_that_has_left_before_it_is_said_again_is_in_conflict(
+    cuts: list[tuple[int, int]], left: dict[int, int], conflict: Conflict | None
+) -> None:
+    events = [SequencedEvent(sequence=sequence, event=encoded(Message.user("x"))) for sequence in FRESH]
+    text = {"delivery_version": None, "role": "user", "state": "appended", "redacted_at": None, "changed": True}
+    rows = [
+        MessageRow(version=version, message_id=f"{version}", content_version=version, left_at=at, **text)
+        for version, at in left.items()
+    ]
+    projected = Projected(row=row(), first=FIRST, events=[one.event for one in events], messages=rows, cuts=cuts)
+    found = conflicts_of_shown(projected, decode_events(events, NO_UPCASTERS), {6: 3})
+    assert found == ({} if conflict is None else {6: conflict})

@@ -16,10 +16,9 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from letopis.outbox import History
+from letopis import File, History, Text, ToolCall, ToolResult
 from letopis.outbox.history.context import MIN_PAGE_SIZE, ReadPage, ending_with, read_context
 from letopis.store import ConversationStore, InvalidInput, Message, Page, RecordedMessage, StoreUnavailable
-from letopis.store.model.parts import File, Text, ToolCall, ToolResult
 from letopis.store.rules.context_window import Context, WindowBudget, by_recorded_tokens, window
 from tests.support.paths import ROOT
 

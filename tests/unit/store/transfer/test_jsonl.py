@@ -14,12 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from letopis import InvalidInput, Message, RecordedMessage
 from letopis.outbox.transfer.importer import check
-from letopis.store.errors import InvalidInput
 from letopis.store.model.codec import decode, encode
-from letopis.store.model.conversations import RecordedMessage
 from letopis.store.model.events import from_microseconds
-from letopis.store.model.messages import Message
 from letopis.store.transfer.jsonl import (
     Line,
     Refused,
