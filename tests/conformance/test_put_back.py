@@ -133,20 +133,6 @@ async def test_a_message_that_left_by_a_rewind_which_the_file_cannot_follow(bots
     assert await path(bot) == await path(other) == ["first", "m"]
 
 
-async def test_a_message_that_was_put_back_appended_again_and_taken_off_was_saved(bots: Bots) -> None:
-    """All of it in a single delivery: what its own outbox took off later was on the path before."""
-    bot, other = bots
-    message = Message.user("words", id="m")
-    await other.append(CHAT, message)
-    await deliver(other)
-    await bot.chat(CHAT).replace([Message.user("new", id="new"), message])
-    again = await bot.append(CHAT, message)
-    await bot.chat(CHAT).replace([Message.user("newer", id="newer")])
-    await deliver(bot)
-    assert await again.saved(60) and not await again.superseded(5)
-    assert await path(bot) == await path(other) == ["newer"]
-
-
 async def test_two_put_backs_show_it_once(bots: Bots, store: ConversationStore) -> None:
     one, two = bots
     message = Message.user("words", id="m", tokens=3)

@@ -8,7 +8,7 @@ import pytest
 
 from letopis.outbox import History
 from letopis.outbox.relay.relay import Relay
-from letopis.store import ConversationRewound, ConversationStore, Message
+from letopis.store import ConversationStore, Message
 from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
 from tests.conformance.talk import lose_acknowledgements, path
 from tests.support.defects import IN_PARTS, planted
@@ -96,18 +96,6 @@ async def test_nothing_is_saved_from_behind_a_rewind(bots: Bots, store: Conversa
     await drain(one)
     assert await again.superseded(60)
     assert [found.differences async for found in store.rebuild(check=True)] == [()]
-
-
-async def test_what_is_still_shown_is_saved(one: History, two: History) -> None:
-    [message] = said("m", 1)
-    await two.append(CHAT, message)
-    await drain(two)
-    await one.append(CHAT, Message.user("later", id="later"), Message.user("gone", id="gone"))
-    await one.append(CHAT, ConversationRewound(to_message_id="later"))
-    again = await one.append(CHAT, message)
-    await drain(one)
-    assert await again.saved(60) and not await again.superseded(5)
-    assert await path(one) == await path(two) == ["m-0", "later"]
 
 
 async def test_a_replacement_shows_what_was_set_aside_before(one: History, two: History) -> None:

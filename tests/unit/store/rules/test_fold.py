@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -14,6 +13,7 @@ import pytest
 from letopis.store import Conversation, Delivery, Message, RecordedEvent, Saved, Text, Upcasters
 from letopis.store.model import event_types as words
 from letopis.store.rules.fold import Fold, Folded, fold
+from letopis.store.testing.random_events import Talk
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ORIGIN = UUID(int=1)
@@ -170,17 +170,10 @@ def test_an_edit_that_is_saved_does_not_save_a_message_that_is_not() -> None:
 
 @pytest.mark.parametrize("cut", range(41))
 def test_folding_may_stop_and_go_on_anywhere(cut: int) -> None:
-    chance = random.Random(cut)
-    choices = (
-        lambda: Message.user("x", id=f"m-{chance.randrange(4)}", tokens=chance.choice([None, 2])),
-        lambda: words.MessageEdited(message_id=f"m-{chance.randrange(4)}", content=str(chance.random())),
-        lambda: words.MessageSent(message_id=f"m-{chance.randrange(4)}"),
-        lambda: words.ConversationStarted(owner_id=chance.choice([None, "1"]), title=chance.choice([None, "t"])),
-        lambda: words.ConversationRenamed(title=str(chance.random())),
-    )
+    talk = Talk(cut)
+    said = [talk.next("chat-1") for _ in range(40)]
     events = [
-        recorded(number, chance.choice(choices)(), occurred_at=START + timedelta(seconds=chance.randrange(100)))
-        for number in range(1, 41)
+        recorded(number, (one.type, one.data), occurred_at=one.occurred_at) for number, one in enumerate(said, start=1)
     ]
     first = fold(events[:cut])
     rest = Fold(first.conversation, first.messages)
