@@ -82,18 +82,11 @@ async def test_an_export_of_a_person_has_no_word_of_another(one: History) -> Non
     await talk(one, "g", 1, 2, owner=BEN)
     await one.chat("g").react(f"{ANN}-1", f"{TOKEN}reaction", actor=BEN)
     await one.chat("g").rename(f"{TOKEN}title")
-    await one.append(ANN, Message.user("my own"), Message.assistant("to you", id="answer"), owner=ANN)
-    await one.chat(ANN).sent("answer", platform_ids={"telegram": 4711}, sent_as="file")
     await drain(one)
     await talk(one, "g", 3, owner=BEN)
     page = BytesIO()
     flow = Exporter(one, page=ReadablePage(page, title=ANN, now=utc_now()), deliveries=True, every=True)
     text = b"".join([line async for line in flow.of_person(ANN)]).decode()
-    shown = page.getvalue().decode()
-    assert all(f"{TOKEN}{ANN} {number}" in shown for number in (1, 2, 3)) and "file" in shown
-    assert BEN not in shown and "reaction" not in shown and "title" not in shown.partition("</title>")[2]
-    assert (flow.lines, flow.conversations) == (5, 2)
-    assert all(f"{TOKEN}{ANN} {number}" in text for number in (1, 2, 3))
-    assert "my own" in text and "to you" in text
-    assert '"delivery":{"state":"sent","platform_ids":{"telegram":4711},"sent_as":"file"}' in text
-    assert BEN not in text and "reaction" not in text and "title" not in text
+    for exported in (text, page.getvalue().decode().partition("</title>")[2]):
+        assert all(f"{TOKEN}{ANN} {number}" in exported for number in (1, 2, 3))
+        assert BEN not in exported and "reaction" not in exported and "title" not in exported

@@ -12,7 +12,6 @@ from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.schema import conversations as conversations_table
 from letopis.store.database.schema import messages as messages_table
 from letopis.store.model.event_types import ConversationDeleted, ConversationRewound, MessageRedacted
-from letopis.store.read.paging import Window
 from letopis.store.read.task_marks import PendingTasks
 from letopis.store.testing.forks import ForkConformance, forked, texts
 from letopis.store.testing.outbox import Outbox
@@ -110,15 +109,3 @@ async def test_very_deep_forks_are_read_as_far_as_they_go(store: ConversationSto
     page = await store.messages("69")
     assert (texts(page.items), page.complete) == ([str(number) for number in range(5, 70)], False)
     assert len(await paged(store, "69", 40)) == 65
-
-
-async def test_own_messages_need_no_ancestors(store: ConversationStore) -> None:
-    """A page that a fork fills itself asks for nothing more than one of any conversation."""
-    outbox = Outbox()
-    outbox.append("p", *(Message.user(f"p{number}") for number in range(3)))
-    await send(store, outbox, "f", forked("p", 3), *(Message.user(f"f{number}") for number in range(3)))
-    page = await store.messages("f", last=3)
-    assert texts(page.items) == ["f0", "f1", "f2"]
-    assert page.next == f"1.{2**63 - 1}"
-    assert texts((await store.messages("f", last=2, before=page.next)).items) == ["p1", "p2"]
-    assert Window.of(last=None, first=None, before=page.next, after=None).at(0) is None

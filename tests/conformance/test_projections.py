@@ -231,15 +231,6 @@ async def test_a_new_version_beside_the_old_one_leaves_no_gap(store: Conversatio
     assert [one.position for one in await first.progress()] == [0]
 
 
-async def test_a_new_version_does_what_the_old_one_had_not_come_to(store: ConversationStore, url: str) -> None:
-    outbox, old, new = Outbox(), Acting(1), Acting(2)
-    await store.projector(old).catch_up()
-    await say(store, outbox, 6)
-    await store.projector(old, batch=4).step()  # then its process is stopped for good
-    await store.projector(new).catch_up()
-    assert (old.done, new.done) == ([1, 2, 3, 4], [5, 6])
-
-
 async def test_effects_that_raise_end_the_step_and_are_not_retried(store: ConversationStore, url: str) -> None:
     class Failing(Acting):
         async def effects(self, events: Sequence[RecordedEvent]) -> None:

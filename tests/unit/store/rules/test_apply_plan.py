@@ -282,15 +282,19 @@ FRESH = (4, 5, 7)
         ([(3, FIRST)], {}, None),
         ([(0, FIRST + 2)], {}, None),
         ([(5, FIRST), (0, FIRST + 2)], {}, None),
+        ([], {3: FIRST, FIRST + 1: None}, None),  # put back by sequence 5
+        ([], {3: FIRST, FIRST + 1: FIRST + 2}, None),  # and taken off again by 7
     ],
 )
 def test_a_message_that_has_left_before_it_is_said_again_is_in_conflict(
-    cuts: list[tuple[int, int]], left: dict[int, int], conflict: Conflict | None
+    cuts: list[tuple[int, int]], left: dict[int, int | None], conflict: Conflict | None
 ) -> None:
     events = [SequencedEvent(sequence=sequence, event=encoded(Message.user("x"))) for sequence in FRESH]
     text = {"delivery_version": None, "role": "user", "state": "appended", "redacted_at": None, "changed": True}
     rows = [
-        MessageRow(version=version, message_id=f"{version}", content_version=version, left_at=at, **text)
+        MessageRow(
+            version=version, message_id="other" if version == 2 else "m", content_version=version, left_at=at, **text
+        )
         for version, at in left.items()
     ]
     projected = Projected(row=row(), first=FIRST, events=[one.event for one in events], messages=rows, cuts=cuts)
