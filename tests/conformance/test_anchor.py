@@ -26,6 +26,7 @@ from letopis.store.maintenance.anchor import Anchor, AnchorCheck, PartitionCompa
 from letopis.store.model.codec import digest_of
 from letopis.store.read.task_marks import ERASE, LEAVE, RESET
 from letopis.store.rules.redaction import ARRIVED_ERASED_KEY, strip_event
+from letopis.store.testing.forks import forked
 from letopis.store.testing.outbox import Outbox
 from tests.support.damage import damage
 from tests.support.sayings import NewStore, change, finish_tasks, new_outbox, problems, rows_of, send
@@ -287,7 +288,7 @@ async def test_late_edit_of_an_erased_message_has_its_cause(store: ConversationS
     [*_, event] = await store.events("a")
     assert (event.metadata == {ARRIVED_ERASED_KEY: True}) is (event.digest is None) is how.startswith("erased")
     if how.endswith("fork"):
-        await send(store, outbox, "f", ConversationStarted(forked_from={"conversation_id": "a", "version": 1}))
+        await send(store, outbox, "f", forked("a", 1))
     if how.startswith("reset"):
         await send(store, outbox, "a", ConversationRewound(erase=True))
     await send(store, other, "a", MessageEdited(message_id="m", content="the secret again"))

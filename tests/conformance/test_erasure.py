@@ -17,11 +17,11 @@ from letopis.store import ConversationGone, ConversationStore, Event, EventIdReu
 from letopis.store.model.event_types import (
     ConversationDeleted,
     ConversationRewound,
-    ConversationStarted,
     MessageEdited,
     MessageRedacted,
     ReactionAdded,
 )
+from letopis.store.testing.forks import forked
 from letopis.store.testing.outbox import Outbox, assert_no_gaps
 from letopis.store.testing.redaction import CHAT, SECRET, RedactionConformance, assert_is_the_fold, said, whole
 from tests.conformance.tables import LooksIntoTables, rows, stored_text
@@ -83,7 +83,7 @@ async def test_a_late_edit_that_loses_arrives_without_content_too(store: Convers
 async def test_erasure_keeps_nothing_redacted_for_a_fork(store: ConversationStore, end: End) -> None:
     outbox = Outbox()
     outbox.append(CHAT, Message.user("shared", id="s"), Message.user(SECRET, id="m"))
-    await send(store, outbox, "fork", ConversationStarted(forked_from={"conversation_id": CHAT, "version": 2}))
+    await send(store, outbox, "fork", forked(CHAT, 2))
     outbox.append(CHAT, MessageRedacted(message_id="m"))
     await send(store, outbox, CHAT, end)
     await assert_gone(store)

@@ -28,10 +28,6 @@ from letopis.store.write.applier import DecodedBatch
 from tests.support.sayings import new_outbox, present, problems, send
 
 
-def carried_out(outbox: Outbox, number: int) -> None:
-    outbox.origin = replace(outbox.origin, erasures=number)
-
-
 async def test_erasures_are_numbered_from_one_and_read_in_order(store: ConversationStore) -> None:
     outbox = Outbox()
     one = await store.erasures.register("owner", "42", how="reset", reason="asked", origin=outbox.origin)
@@ -68,7 +64,7 @@ async def test_a_delivery_of_an_outbox_that_lacks_an_erasure_writes_nothing(stor
     assert (refused.value.carried_out, refused.value.last) == (0, 1)
     assert await texts(store) == ["before"]
     assert [unheard.name for unheard in await store.erasures.unacknowledged()] == [outbox.origin.name]
-    carried_out(outbox, 1)
+    outbox.origin = replace(outbox.origin, erasures=1)
     await outbox.deliver(store)
     assert await texts(store) == ["before", "after"]
     assert await store.erasures.unacknowledged() == []
@@ -90,7 +86,7 @@ async def test_an_idle_outbox_acknowledges_by_a_delivery_of_nothing(store: Conve
 
 async def test_a_restored_store_counts_on_from_what_outboxes_have_carried_out(store: ConversationStore) -> None:
     outbox = Outbox()
-    carried_out(outbox, 7)
+    outbox.origin = replace(outbox.origin, erasures=7)
     await send(store, outbox, ONLY, Message.user("a store that knows of fewer erasures takes it"))
     assert (await store.erasures.register("owner", "42", how="reset")).number == 8
 

@@ -16,12 +16,12 @@ from letopis.store.model.event_types import (
     ConversationDeleted,
     ConversationRenamed,
     ConversationRewound,
-    ConversationStarted,
     MessageRedacted,
     MessageSent,
     ReactionAdded,
 )
 from letopis.store.read.task_marks import PendingTasks
+from letopis.store.testing.forks import forked
 from letopis.store.testing.outbox import Outbox
 from tests.conformance.test_tasks import LONG, carried_out, everything, held, said, small_steps, take_small_steps
 from tests.support.sayings import catch_up_index, change, present, rows_of, send
@@ -30,10 +30,6 @@ __all__ = ("small_steps",)
 
 Told = list[tuple[str, Sequence[Message | Body]]]
 RESET = ConversationRewound(erase=True)
-
-
-def fork_of(name: str, version: int) -> ConversationStarted:
-    return ConversationStarted(forked_from={"conversation_id": name, "version": version})
 
 
 def at_length() -> Sequence[Message | Body]:
@@ -82,7 +78,7 @@ async def rows(store: ConversationStore, *names: str) -> dict[str, list[Any]]:
 
 @pytest.mark.parametrize("end", [RESET, ConversationDeleted()], ids=["reset", "deletion"])
 async def test_it_is_unreadable_at_once_and_gone_after_its_steps(store: ConversationStore, end: Body) -> None:
-    outbox = await take(store, [("p", at_length()), ("f", [fork_of("p", 4), *said(2, 300)]), ("q", said(3, 100))])
+    outbox = await take(store, [("p", at_length()), ("f", [forked("p", 4), *said(2, 300)]), ("q", said(3, 100))])
     await catch_up_index(store)
     kept = list(await store.messages("f"))
     await send(store, outbox, "p", end, Message.user("hello again", id="n1"))
@@ -97,7 +93,7 @@ async def test_it_is_unreadable_at_once_and_gone_after_its_steps(store: Conversa
     found = present(await store.conversation("p"))
     assert (found.state == "active", found.title, found.message_count) == (end is RESET, None, len(again))
     # A fork that comes too late has no content of what was erased, though the bytes are still there.
-    await send(store, outbox, "late", fork_of("p", LONG))
+    await send(store, outbox, "late", forked("p", LONG))
     late = [f"words of {number}" for number in range(1, 5)] + [""] * (LONG - 4)
     assert [one.text for one in await store.messages("late")] == late
     assert "words of 12" in await held(store, "p")
@@ -143,7 +139,7 @@ AFTERWARDS: dict[str, Told] = {
     "a deletion": [("p", said(6, 100)), ("p", [ConversationDeleted()])],
     "a fork of what came after, and a deletion": [
         ("p", said(6, 100)),
-        ("g", [fork_of("p", 25)]),
+        ("g", [forked("p", 25)]),
         ("p", [ConversationDeleted()]),
     ],
     "all its forks go": [("f", [ConversationDeleted()])],
@@ -154,7 +150,7 @@ AFTERWARDS: dict[str, Told] = {
 @pytest.mark.parametrize("early", [True, False])
 async def test_long_equals_short(store: ConversationStore, new_store_url: Any, afterwards: str, *, early: bool) -> None:
     # Above, everything is read after each step; here, what is left in the end counts.
-    told: Told = [("p", at_length()), ("f", [fork_of("p", 4)]), ("p", [RESET])]
+    told: Told = [("p", at_length()), ("f", [forked("p", 4)]), ("p", [RESET])]
     names = ("p", "f", "g")
     outbox = await take(store, told)
     if early:
@@ -190,8 +186,8 @@ async def test_a_fork_of_a_fork_reads_what_was_reset(
         store,
         [
             ("p", [*said(LONG), ReactionAdded(message_id="m2", key="+")]),
-            ("f", [fork_of("p", 8), *said(6, 100)]),
-            ("g", [fork_of("f", 4)]),
+            ("f", [forked("p", 8), *said(6, 100)]),
+            ("g", [forked("f", 4)]),
         ],
     )
     reads = [(one.id, one.text) for one in await store.messages("g")]
@@ -222,9 +218,9 @@ async def test_a_fork_of_a_fork_reads_what_was_reset(
 
 
 async def test_a_fork_of_what_came_after_holds_nothing_of_before(store: ConversationStore) -> None:
-    outbox = await take(store, [("p", said(LONG)), ("f", [fork_of("p", 4)]), ("p", [RESET, *said(3, 100)])])
+    outbox = await take(store, [("p", said(LONG)), ("f", [forked("p", 4)]), ("p", [RESET, *said(3, 100)])])
     await carried_out(store, "p", "f")
-    await send(store, outbox, "g", fork_of("p", LONG + 3))
+    await send(store, outbox, "g", forked("p", LONG + 3))
     await send(store, outbox, "f", ConversationDeleted())
     await carried_out(store, "p", "f", "g")
     left = await held(store, "p")
@@ -234,7 +230,7 @@ async def test_a_fork_of_what_came_after_holds_nothing_of_before(store: Conversa
 
 async def test_lost_rows_of_it_are_made_again_and_erase_nothing_that_is_read(store: ConversationStore) -> None:
     await take(
-        store, [("p", said(LONG)), ("f", [fork_of("p", 6)]), ("p", [RESET, Message.user("hello again", id="n1")])]
+        store, [("p", said(LONG)), ("f", [forked("p", 6)]), ("p", [RESET, Message.user("hello again", id="n1")])]
     )
     await carried_out(store, "p", "f")
     before, read = await rows(store, "p"), list(await store.messages("f"))

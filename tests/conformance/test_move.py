@@ -10,7 +10,6 @@ import pytest
 from letopis.store import (
     ConversationDeleted,
     ConversationRewound,
-    ConversationStarted,
     ConversationStore,
     FaultClass,
     Message,
@@ -20,6 +19,7 @@ from letopis.store import (
 )
 from letopis.store.database.store_identity import LogState
 from letopis.store.relocation.handover import arriving_id
+from letopis.store.testing.forks import forked
 from letopis.store.testing.outbox import Outbox
 from tests.conformance.test_tasks import take_small_steps
 from tests.support.moves import PARTITIONS, Writer, dump, fill, held, identity, sound, states, takes_deliveries
@@ -91,7 +91,7 @@ async def test_tasks_go_along(kind: str, other: str, new_store_url: New, monkeyp
     async with ConversationStore.open(source, migrate=True, partitions=PARTITIONS) as store:
         for name in names[:3]:
             outbox.append(name, *(Message.user(f"words of {name} {n}", id=f"{name}{n}") for n in range(16)))
-        await send(store, outbox, "fork", ConversationStarted(forked_from={"conversation_id": "gone", "version": 5}))
+        await send(store, outbox, "fork", forked("gone", 5))
         outbox.append("gone", ConversationDeleted())
         outbox.append("back", ConversationRewound(to_message_id="back9"), Message.user("after", id="after"))
         await send(store, outbox, "anew", ConversationRewound(erase=True), Message.user("hello again", id="again"))

@@ -29,6 +29,7 @@ from letopis.store.database.engines import create_store_engine
 from letopis.store.database.schema import conversations, events, messages, owners
 from letopis.store.maintenance import rebuild
 from letopis.store.rules.reducer import PROJECTION_RULES
+from letopis.store.testing.forks import forked
 from letopis.store.testing.outbox import Outbox
 from tests.campaigns.operations import Operations
 from tests.campaigns.rebuild import damage, differences, digests, fold_of, mismatches, names
@@ -307,7 +308,7 @@ async def test_edits_of_a_deleted_conversation_that_a_fork_reads_in_part(store: 
     """The fork keeps an earlier edit; the last one, at which the row stays, is emptied."""
     outbox = Outbox()
     outbox.append("c", Message.user("words", id="1"), MessageEdited(message_id="1", content="edited"))
-    outbox.append("fork", ConversationStarted(forked_from={"conversation_id": "c", "version": 2}))
+    outbox.append("fork", forked("c", 2))
     await send(store, outbox, "c", MessageEdited(message_id="1", content="edited again"))
     await send(store, outbox, "c", ConversationDeleted())
     assert [one.text for one in await store.messages("fork")] == ["edited"]

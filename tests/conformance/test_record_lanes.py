@@ -35,21 +35,18 @@ async def test_the_contract_notices_a_store_that_does_not_look_at_its_ledger(sto
         await RecordConformance().test_a_delivery_sent_again_changes_nothing(store)
 
 
-async def values(store: ConversationStore, scope: Scope = SCOPE, where: RecordRange | None = None) -> dict[str, bytes]:
-    found = await page(store, where or RecordRange(), scope=scope)
-    return {one.place[1].decode(): one.body or b"" for one in found.records}
+async def values(store: ConversationStore) -> dict[str, bytes]:
+    return {one.place[1].decode(): one.body or b"" for one in (await page(store)).records}
 
 
-async def page(
-    store: ConversationStore, where: RecordRange, *, scope: Scope = SCOPE, limit: int = 100, origin_id: UUID = NOBODY
-) -> RecordsView:
+async def page(store: ConversationStore, origin_id: UUID = NOBODY) -> RecordsView:
     return await store.outbox_access.read_records(
-        lambda reader, connection: reader.page(connection, scope, where, limit=limit, origin_id=origin_id)
+        lambda reader, connection: reader.page(connection, SCOPE, RecordRange(), limit=100, origin_id=origin_id)
     )
 
 
-async def count(store: ConversationStore, table: sa.Table, counter: sa.Column[int] | None = None) -> int:
-    [(found,)] = await rows_of(store, sa.select(sa.func.count() if counter is None else counter).select_from(table))
+async def count(store: ConversationStore, table: sa.Table) -> int:
+    [(found,)] = await rows_of(store, sa.select(sa.func.count()).select_from(table))
     return int(found)
 
 
@@ -92,7 +89,7 @@ async def test_more_records_than_a_page_are_cleared_at_once(store: ConversationS
     assert await count(store, records) == 601
     await send_encoded(store, outbox, lane, clear(lane), put(lane, "anew", b"1"))
     assert (await values(store), await count(store, records)) == ({"anew": b"1"}, 1)
-    assert (await page(store, RecordRange(), origin_id=outbox.origin.origin_id)).heads == {lane: 904}
+    assert (await page(store, outbox.origin.origin_id)).heads == {lane: 904}
 
 
 async def test_a_history_that_was_closed_for_a_move_takes_no_records(store: ConversationStore, store_url: str) -> None:

@@ -16,11 +16,11 @@ from letopis.store.database.store_identity import LogState, expect_store
 from letopis.store.model.event_types import (
     ConversationDeleted,
     ConversationRewound,
-    ConversationStarted,
     MessageRedacted,
     ReactionAdded,
 )
 from letopis.store.read.task_marks import PendingTasks
+from letopis.store.testing.forks import forked
 from letopis.store.testing.outbox import Outbox
 from tests.support.child import command
 from tests.support.sayings import (
@@ -128,7 +128,7 @@ async def test_a_long_rewind_is_off_the_path_at_once(store: ConversationStore) -
         ConversationRewound(to_message_id="m5"),
         Message.user("words at last", id="n2"),
     )
-    await send(store, outbox, "f", ConversationStarted(forked_from={"conversation_id": "p", "version": LONG}))
+    await send(store, outbox, "f", forked("p", LONG))
     assert [one.id for one in await store.messages("p")] == [*(f"m{n}" for n in range(1, 6)), "n2"]
     assert present(await store.conversation("p")).message_count == 6
     assert len(await store.messages("f")) == LONG
@@ -182,7 +182,7 @@ async def take_steps(url: str) -> None:
 async def test_whoever_carries_it_out_may_be_killed_at_any_moment(store: ConversationStore, store_url: str) -> None:
     outbox = Outbox()
     outbox.append("p", *said(200))
-    await send(store, outbox, "f", ConversationStarted(forked_from={"conversation_id": "p", "version": 4}))
+    await send(store, outbox, "f", forked("p", 4))
     await send(store, outbox, "p", ConversationDeleted())
     for seen in range(1, 5):
         words = command(take_steps, store_url)

@@ -19,9 +19,9 @@ from letopis.store.model.event_types import (
     ReactionAdded,
 )
 from letopis.store.rules.fold import fold
+from letopis.store.testing.forks import forked
 from letopis.store.testing.outbox import Outbox, assert_no_gaps
 from tests.conformance.tables import stored_text
-from tests.conformance.test_long_reset import fork_of
 from tests.conformance.test_tasks import take_small_steps
 from tests.support.sayings import change, differences, finish_tasks, new_outbox, present, problems, send
 
@@ -126,7 +126,7 @@ async def test_fork_reads_on(store: ConversationStore, monkeypatch: pytest.Monke
         take_small_steps(monkeypatch, "write.redaction", "write.row_writer", rows=0)  # every trim is marked
     outbox = Outbox()
     outbox.append("p", *talk())
-    await send(store, outbox, "f", fork_of("p", 6), Message.user("own", id="f0"))
+    await send(store, outbox, "f", forked("p", 6), Message.user("own", id="f0"))
     before = (await store.messages("f")).items
     assert [message.text for message in before] == [*(f"{OLD} {number}" for number in range(4)), "own"]
     await send(store, outbox, "p", trim(12))
@@ -137,7 +137,7 @@ async def test_fork_reads_on(store: ConversationStore, monkeypatch: pytest.Monke
     assert f"{OLD} 3" in held and f"{OLD} 4" not in held and f"{OLD} edited" not in held
     await assert_agrees(store, "p", "f")
     # A fork from after the trim holds nothing back.
-    await send(store, outbox, "late", fork_of("p", 17))
+    await send(store, outbox, "late", forked("p", 17))
     await send(store, outbox, "f", trim(1))
     await outbox.deliver(store)
     await finish_tasks(store)
@@ -151,8 +151,8 @@ async def test_what_a_fork_reads_between_two_trims_stays(store: ConversationStor
     """The fork began after the first trim, at a version beyond what the second one takes."""
     outbox = Outbox()
     outbox.append("p", *(Message.user(f"words {number}", id=f"m{number}") for number in range(1, 11)), trim(4))
-    outbox.append("f", fork_of("p", 11))
-    await send(store, outbox, "g", fork_of("p", 6))
+    outbox.append("f", forked("p", 11))
+    await send(store, outbox, "g", forked("p", 6))
     before = (await store.messages("f")).items
     await send(store, outbox, "p", trim(8))
     outbox.append("g", ConversationDeleted())  # has what is retained checked again

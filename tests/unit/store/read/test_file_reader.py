@@ -16,6 +16,7 @@ from letopis.store.model.events import NO_UPCASTERS
 from letopis.store.read.lineage import Lineage
 from letopis.store.read.paging import Window
 from letopis.store.read.reader import Reader, StoreView, ViewQuery
+from letopis.store.testing.forks import forked
 from letopis.store.testing.outbox import Outbox
 from tests.support.sayings import send
 
@@ -87,7 +88,7 @@ async def test_it_says_what_the_reader_of_a_server_says_while_a_mark_waits(
         "reset": ([words.ConversationRewound(erase=True), after], ["after"]),
         "deletion": ([words.ConversationDeleted()], []),
     }[what]
-    outbox.append("fork", words.ConversationStarted(forked_from={"conversation_id": "chat", "version": 9}))
+    outbox.append("fork", forked("chat", 9))
     await send(store, outbox, "chat", *marked)
     before, steps = list(await store.messages("fork")), 0
     assert (await store.pending_tasks()).tasks

@@ -8,12 +8,12 @@ import pytest
 
 from letopis.store import (
     ConversationDeleted,
-    ConversationStarted,
     ConversationStore,
     ConversationTrimmed,
     Message,
     MessageRedacted,
 )
+from letopis.store.testing.forks import forked
 from letopis.store.testing.outbox import Outbox
 from letopis.store.write.applier import Applier
 from tests.support.sayings import new_outbox, send
@@ -31,8 +31,7 @@ async def test_erase_released_tells_whether_it_stripped_an_event(
     outbox = Outbox()
     async with ConversationStore.open(tmp_path / "history.db") as store:
         outbox.append("parent", Message.user("one"), Message.user("two"))
-        forked = ConversationStarted(forked_from={"conversation_id": "parent", "version": retained})
-        await send(store, outbox, "fork", forked)
+        await send(store, outbox, "fork", forked("parent", retained))
         await send(store, outbox, "parent", ConversationDeleted())
         eraser = (await store._runtime.prepared()).applier._eraser
         monkeypatch.setattr(Applier, "_erase_released", crash)
@@ -57,8 +56,7 @@ async def test_what_a_fork_read_that_begins_and_ends_with_its_parent_is_stripped
     outbox = Outbox()
     async with ConversationStore.open(tmp_path / "history.db") as store:
         await send(store, outbox, "parent", Message.user("secret"))
-        forked = ConversationStarted(forked_from={"conversation_id": "parent", "version": 1})
-        outbox.append("fork", forked, ConversationDeleted())
+        outbox.append("fork", forked("parent", 1), ConversationDeleted())
         await send(store, outbox, "parent", ConversationDeleted())
     stored = rows(tmp_path / "history.db", "SELECT data FROM letopis_events")
 
@@ -70,7 +68,7 @@ async def test_redacted_first_message_is_not_retained_for_a_fork(tmp_path: Path)
     outbox = Outbox()
     async with ConversationStore.open(tmp_path / "history.db") as store:
         await send(store, outbox, "parent", Message.user("secret", id="m"))
-        await send(store, outbox, "fork", ConversationStarted(forked_from={"conversation_id": "parent", "version": 1}))
+        await send(store, outbox, "fork", forked("parent", 1))
         await send(store, outbox, "parent", MessageRedacted(message_id="m"), ConversationDeleted())
 
     assert "secret" not in repr(rows(tmp_path / "history.db", "SELECT data FROM letopis_events"))
