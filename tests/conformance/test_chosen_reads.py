@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from letopis import History, Page, RecordedMessage
 from letopis.store import ConversationStore, Filter, InvalidInput, Message, StoreUnavailable
 from letopis.store.model.parts import File, Text, ToolCall, ToolResult, UnknownPart
 from tests.conformance.talk import deliver
-from tests.support.peers import refused_port
 from tests.support.sayings import Bots, all_pages, present
 
 CHAT = "chat-1"
@@ -166,24 +164,22 @@ async def test_one_message_by_its_id(bots: Bots, *, delivered: bool) -> None:
             await bot.message(wrong)  # type: ignore[arg-type]
 
 
-async def test_while_the_store_is_away_what_cannot_be_known_is_not_answered(tmp_path: Path) -> None:
-    url = f"postgresql://bot@127.0.0.1:{await refused_port()}/history"
-    async with History(tmp_path / "bot.outbox.db", store=url, relay=False, watch=False) as bot:
-        await bot.append(CHAT, Message.user("one", id="1"), Message.assistant("two", id="2"))
-        for where in (bot.chat(CHAT), bot):
-            assert present(await where.message("1")).text == "one"
-            with pytest.raises(StoreUnavailable):
-                await where.message("nowhere")
+async def test_while_the_store_is_away_what_cannot_be_known_is_not_answered(alone: History) -> None:
+    await alone.append(CHAT, Message.user("one", id="1"), Message.assistant("two", id="2"))
+    for where in (alone.chat(CHAT), alone):
+        assert present(await where.message("1")).text == "one"
         with pytest.raises(StoreUnavailable):
-            await bot.chat(CHAT).count()
-        with pytest.raises(StoreUnavailable):
-            await bot.chat(CHAT).count(where=Filter(roles=["user"]))
-        page = await bot.messages(CHAT, where=Filter(roles=["user"]))
-        assert ([one.id for one in page], page.complete) == (["1"], False)
-        events = await bot.chat(CHAT).events(last=2)
-        assert ([one.type for one in events], events.complete) == (["message.appended"] * 2, False)
-        listed = await bot.conversations(oldest_first=True)
-        assert ([one.conversation_id for one in listed], listed.complete) == ([CHAT], False)
+            await where.message("nowhere")
+    with pytest.raises(StoreUnavailable):
+        await alone.chat(CHAT).count()
+    with pytest.raises(StoreUnavailable):
+        await alone.chat(CHAT).count(where=Filter(roles=["user"]))
+    page = await alone.messages(CHAT, where=Filter(roles=["user"]))
+    assert ([one.id for one in page], page.complete) == (["1"], False)
+    events = await alone.chat(CHAT).events(last=2)
+    assert ([one.type for one in events], events.complete) == (["message.appended"] * 2, False)
+    listed = await alone.conversations(oldest_first=True)
+    assert ([one.conversation_id for one in listed], listed.complete) == ([CHAT], False)
 
 
 @pytest.mark.parametrize("stage", ["pending", "stored", "both"])

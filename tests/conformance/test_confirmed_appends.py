@@ -21,7 +21,6 @@ from letopis.store import (
 )
 from letopis.store.outbox_access import OutboxAccess
 from tests.conformance.talk import count, deliver, path
-from tests.support.peers import refused_port
 from tests.support.sayings import Bots
 
 pytestmark = pytest.mark.same_sql
@@ -124,17 +123,15 @@ async def test_without_a_delivery_it_is_written_and_not_confirmed(two: History) 
     assert (await two.append(CHAT, message, expected=0, confirm="store", timeout=10)).message_id == "x"
 
 
-async def test_while_the_store_is_away_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
-    url = f"postgresql://bot@127.0.0.1:{await refused_port()}/history"
-    async with History(tmp_path / "bot.outbox.db", store=url, watch=False) as bot:
-        await bot.append(CHAT, Message.user("what?", id="q"))
-        page = await bot.messages(CHAT)
-        for _ in range(2):
-            with pytest.raises(StoreUnavailable, match="what other outboxes have written"):
-                await bot.append(CHAT, Message.assistant("so", id="a"), expected=page, confirm="store")
-        assert await path(bot) == ["q"]
-        late = await bot.append(CHAT, Message.assistant("so", id="a"), expected=page)  # the default still works
-        assert not await late.saved(0.01)
+async def test_while_the_store_is_away_it_says_so_and_writes_nothing(alone: History) -> None:
+    await alone.append(CHAT, Message.user("what?", id="q"))
+    page = await alone.messages(CHAT)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match="what other outboxes have written"):
+            await alone.append(CHAT, Message.assistant("so", id="a"), expected=page, confirm="store")
+    assert await path(alone) == ["q"]
+    late = await alone.append(CHAT, Message.assistant("so", id="a"), expected=page)  # the default still works
+    assert not await late.saved(0.01)
 
 
 async def test_wrong_arguments_are_refused(one: History) -> None:

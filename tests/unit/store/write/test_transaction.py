@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from letopis.store.relocation.mover import move
 from letopis.store.testing.outbox import Outbox
 from letopis.testing import ManualClock
 from tests.support.sayings import new_outbox, raises_fault, send
+from tests.support.sqlite_rows import rows
 
 
 @pytest.mark.parametrize(("seconds", "noted"), [(3_599, False), (3_601, True)])
@@ -21,8 +20,7 @@ async def test_last_seen_is_written_once_an_hour(seconds: int, noted: bool, tmp_
     async with ConversationStore.open(tmp_path / "history.db", now=clock.now) as store:
         for _ in range(2):
             await send(store, outbox, "c", Message.user("words"))
-            with closing(sqlite3.connect(tmp_path / "history.db")) as connection:
-                seen += connection.execute("SELECT last_seen_at FROM letopis_origins").fetchone()
+            seen += rows(tmp_path / "history.db", "SELECT last_seen_at FROM letopis_origins")[0]
             clock.advance(seconds)
 
     assert seen[1] - seen[0] == noted * seconds * 1_000_000
