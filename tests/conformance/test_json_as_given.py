@@ -12,7 +12,7 @@ import pytest
 
 from letopis import NULL, ConversationStore, EventIdReused, History, Message, RecordedMessage, ToolCall, ToolResult
 from letopis.outbox.drafts.completion import recover
-from letopis.store import ConversationActivated, move
+from letopis.store import ConversationActivated
 from letopis.store.rules.fold import fold
 from tests.support.relays import sql
 from tests.support.sayings import change, present
@@ -106,7 +106,7 @@ async def test_an_export_keeps_the_order_and_so_does_its_import(store_url: str, 
         assert await exported(history) == lines
 
 
-async def test_a_rebuild_and_a_move_keep_the_order(store_url: str, tmp_path: Path) -> None:
+async def test_a_rebuild_keeps_the_order(store_url: str, tmp_path: Path) -> None:
     annotated = {"z": GIVEN, "reviewer": NULL, "a": 1}
     async with History(tmp_path / "bot.outbox.db", store=store_url) as history:
         await history.append(CHAT, *said(GIVEN))
@@ -115,17 +115,13 @@ async def test_a_rebuild_and_a_move_keep_the_order(store_url: str, tmp_path: Pat
         await history.chat(CHAT).annotate({"a": None})
         assert await history.drained(60)
     assert orjson.dumps(dict(pending.metadata)) == orjson.dumps({"z": GIVEN, "reviewer": None, "a": 1})
-    target = f"sqlite:///{(tmp_path / 'moved.db').as_posix()}"
     async with ConversationStore.open(store_url) as store:
         assert [one.differences async for one in store.rebuild(check=True)] == [()]
         await change(store, "UPDATE letopis_conversations SET metadata = NULL", "DELETE FROM letopis_messages")
         assert [one.written async for one in store.rebuild(every=True)] == [True]
-    await move(store_url, target)
-    for url in (store_url, target):
-        async with ConversationStore.open(url) as store:
-            assert prefix(await store.messages(CHAT)) == prefix(said(GIVEN))
-            conversation = present(await store.conversation(CHAT))
-            assert orjson.dumps(dict(conversation.metadata)) == orjson.dumps({"z": GIVEN, "reviewer": None})
+        assert prefix(await store.messages(CHAT)) == prefix(said(GIVEN))
+        conversation = present(await store.conversation(CHAT))
+    assert orjson.dumps(dict(conversation.metadata)) == orjson.dumps({"z": GIVEN, "reviewer": None})
 
 
 class Key(StrEnum):

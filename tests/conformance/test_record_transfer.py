@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy.engine import make_url
 
-from letopis import ConversationStore, History, Message, Record, Records, move
+from letopis import ConversationStore, History, Message, Record, Records
 from letopis.outbox.diagnostics.integrity import record_problems as outbox_problems
 from letopis.outbox.transfer.importer import try_out
 from letopis.store.transfer.jsonl import Refused, SeenKeys, read_lines
-from tests.conformance.talk import lose_acknowledgements
-from tests.support.apart import open_apart
 from tests.support.relays import sql
-from tests.support.sayings import NewStore, all_pages, drain
+from tests.support.sayings import all_pages, drain
 from tests.support.sayings import problems as store_problems
 from tests.support.transfers import exported, imported
 
@@ -182,34 +179,6 @@ async def test_scopes_are_listed_in_pages(bot: History) -> None:
             found = await all_pages(partial(bot.records.scopes, limit=limit))
             assert sorted(map(str, found)) == sorted({str(one.scope) for one in scopes(bot).values()})
             assert len(found) == 5
-
-
-async def test_move_takes_records_and_their_ledger_along(bot: History, store_url: str, new_store_url: NewStore) -> None:
-    await fill(bot)
-    await scopes(bot)["of a space"].delete(("name",), "of a space")
-    await scopes(bot)["of a space"].put(("name",), "of a space", "of a space")
-    await drain(bot)
-    before = await everything(bot)
-    others = {"sqlite": "postgresql", "postgresql": "mariadb", "mysql": "sqlite", "mariadb": "sqlite"}
-    target = new_store_url(others[make_url(store_url).get_backend_name()])
-    await move(store_url, target)
-
-    async with open_apart(bot.outbox.path, store=target, relay=False, watch=False) as moved:
-        after = await everything(moved)
-        assert content(after) == content(before)
-        assert [one.revision for one in after.values()] == [one.revision for one in before.values()]
-        assert len(await moved.records.find({"run": "r1", "n": 1})) == len(VALUES)
-        # What was delivered before the move is not applied again, and lanes go on.
-        await lose_acknowledgements(moved)
-        await scopes(moved)["of the owner"].put(("name",), "of the owner", "anew")
-        await drain(moved)
-        assert (await moved.status()).pending == 0
-        anew = await everything(moved)
-        assert anew.pop(("owner 42", "name", "of the owner")).value == "anew"
-        assert {place: one.revision for place, one in anew.items()} == {
-            place: one.revision for place, one in before.items() if place != ("owner 42", "name", "of the owner")
-        }
-        assert await problems(moved) == []
 
 
 async def test_a_rebuild_leaves_records_as_they_are(bot: History, store: ConversationStore) -> None:
