@@ -38,9 +38,8 @@ ERASURES: dict[str, Callable[[History], Awaitable[object]]] = {
 @pytest.mark.parametrize("through", ["append", "transaction", "outage"])
 @pytest.mark.parametrize("how", REMOVALS)
 async def test_what_another_outbox_took_off_the_path_is_put_back(
-    bots: Bots, tmp_path: Path, how: str, through: str
+    one: History, two: History, tmp_path: Path, how: str, through: str
 ) -> None:
-    one, two = bots
     first = await two.append(CHAT, QUESTION, ANSWER, owner="42")
     await deliver(two)
     await REMOVALS[how](one)
@@ -232,9 +231,8 @@ async def test_late_events_of_another_outbox_are_no_activity_before_an_archive(o
 @pytest.mark.parametrize("how", ERASURES)
 @pytest.mark.parametrize("delivered", [False, True])
 async def test_what_a_pending_event_erases_is_in_no_group(
-    bots: Bots, tmp_path: Path, how: str, *, delivered: bool
+    one: History, two: History, tmp_path: Path, how: str, *, delivered: bool
 ) -> None:
-    one, two = bots
     await two.append(CHAT, Message.user("what?", id="other", metadata={"model": "y"}), owner="42")
     await deliver(two)
     await one.append(CHAT, Message.assistant("the words", id="m", tokens=7, metadata={"model": "x"}), owner="42")
