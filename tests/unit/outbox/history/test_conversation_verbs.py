@@ -58,21 +58,6 @@ async def chat(request: pytest.FixtureRequest, history: History) -> History:
 
 
 class TestTakingBack:
-    async def test_undo_takes_the_last_turn(self, chat: History) -> None:
-        assert await chat.chat("c1").undo() is not None
-        assert await path(chat) == ["s0", "u1", "a1"]
-        await chat.chat("c1").undo()
-        assert await path(chat) == ["s0"]
-        assert await chat.chat("c1").undo() is None
-        await same_when_delivered(chat)
-        assert await path(chat) == ["s0"]
-
-    @pytest.mark.parametrize("turns", [2, 3, 1000])
-    async def test_undo_of_several_turns(self, chat: History, turns: int) -> None:
-        await chat.chat("c1").undo(turns)
-        assert await path(chat) == ["s0"]
-        await same_when_delivered(chat)
-
     async def test_undo_of_the_first_message_leaves_none(self, history: History) -> None:
         await history.append("c1", *said("u1", "a1"))
         await history.chat("c1").undo()
@@ -84,14 +69,6 @@ class TestTakingBack:
         assert [None if one is None else one.id for one in popped] == ["a2", "tool", "u2", "a1", "u1", "s0", None]
         assert await path(chat) == []
         await same_when_delivered(chat)
-
-    async def test_clear_and_go_on(self, chat: History) -> None:
-        await chat.chat("c1").rewind(to=None)
-        assert await path(chat) == []
-        await chat.append("c1", *said("u3"))
-        assert await path(chat) == ["u3"]
-        await same_when_delivered(chat)
-        assert present(await chat.chat("c1").conversation()).message_count == 1
 
     async def test_regenerate_keeps_the_question(self, chat: History) -> None:
         asked = await chat.chat("c1").regenerate()
@@ -202,14 +179,6 @@ class TestTargets:
         await chat.chat("c1").react("a2", "👎")
         await same_when_delivered(chat)
         assert [one.id for one in await chat.messages("c1", every=True) if one.redacted] == ["a1"]
-
-    async def test_another_outbox_said_it(self, history: History, tmp_path: Path) -> None:
-        async with History(tmp_path / "other.outbox.db", store=history.store, relay=False) as other:
-            await other.append("c1", *said("u1"))
-            await deliver_all(other)
-        await history.chat("c1").react("u1", "👍")
-        await deliver_all(history)
-        assert (await history.messages("c1"))[0].reactions == (Reaction(key="👍"),)
 
     @pytest.mark.parametrize("saved", [False, True])
     async def test_what_a_fork_inherits_is_its_parents(self, history: History, saved: bool) -> None:

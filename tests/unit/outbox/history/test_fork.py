@@ -8,13 +8,11 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import create_autospec
 from uuid import UUID
 
 import pytest
 
 from letopis.outbox import History, Retention
-from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store import ConversationStore, InvalidInput, Message, ReactionAdded, StoreUnavailable
 from letopis.store.model.conversations import Page, RecordedMessage
 from letopis.store.model.event_types import ConversationRewound, ConversationStarted, MessageEdited, MessageRedacted
@@ -316,15 +314,6 @@ async def test_time_travel_of_a_fork_reads_its_parent_at_the_fork_point(history:
         await deliver_all(history)
     assert texts(await paged(history, "f", 1, as_of=2)) == ["one", "two"]
     assert texts(await history.messages("f", as_of=4)) == []
-
-
-async def test_a_plain_read_asks_the_store_once(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
-    await history.append("p", Message.user("one"))
-    await deliver_all(history)
-    counted = create_autospec(StoreGateway.read, side_effect=StoreGateway.read)
-    monkeypatch.setattr(StoreGateway, "read", counted)
-    assert texts(await history.messages("p", last=50)) == ["one"]
-    assert counted.await_count == 1
 
 
 async def test_fork_shows_what_a_superseded_redaction_left(place: Place) -> None:

@@ -14,9 +14,9 @@ import pytest
 
 from letopis.outbox import History, Relay
 from letopis.outbox.file.inspection import store_beside
-from letopis.store import ConfigurationError, ConversationStore, Event, InvalidInput, Message, OutboxFull, Saved
+from letopis.store import ConfigurationError, ConversationStore, InvalidInput, Message, Saved
 from letopis.store.model.conversations import RecordedMessage
-from letopis.store.model.event_types import ConversationStarted, MessageAppended
+from letopis.store.model.event_types import MessageAppended
 from tests.support.fix_outbox import READ_TIMEOUT_SECONDS
 from tests.support.peers import refused_port, silent
 from tests.support.relays import until
@@ -25,26 +25,6 @@ from tests.support.sayings import present
 
 def texts(page: Iterable[RecordedMessage]) -> list[str]:
     return [one.text for one in page]
-
-
-async def test_a_bot_says_and_reads_and_the_store_gets_all_of_it(tmp_path: Path) -> None:
-    async with History(tmp_path / "bot.outbox.db") as history:
-        await history.append("c1", ConversationStarted(owner_id="42", title="Tea"))
-        await history.append("c1", Message.user("hi", id="m-1"), Message.assistant("hello", tokens=7, id="m-2"))
-        await history.chat("c1").sent("m-2", platform_ids={"telegram": 1})
-        await history.chat("c1").edit("m-2", "hello!")
-        await history.chat("c1").rename("Coffee")
-        await history.append("c1", Event(type="custom.paid", data={"n": 1}), metadata={})
-        assert await history.drained(timeout=20)
-
-        found = present(await history.chat("c1").conversation())
-        messages = await history.messages("c1", last=50)
-
-    assert (found.owner_id, found.title, found.number, found.version, found.message_count) == ("42", "Coffee", 1, 7, 2)
-    assert texts(messages) == ["hi", "hello!"]
-    async with ConversationStore.open(tmp_path / "bot.history.db") as store:
-        assert list(await store.messages("c1")) == list(messages)
-        assert (await store.conversation("c1")) == found
 
 
 async def test_message_and_body_are_the_same_thing_to_append(history: History) -> None:
@@ -94,21 +74,6 @@ async def test_a_store_of_the_callers_stays_open(tmp_path: Path) -> None:
             assert await (await history.append("c1", Message.user("b"))).saved(timeout=20)
 
         assert texts(await store.messages("c1")) == ["a", "b"]
-
-
-async def test_a_full_outbox_refuses_and_takes_more_once_delivered(tmp_path: Path) -> None:
-    async with History(tmp_path / "bot.outbox.db", relay=False, max_events=4) as history:
-        for number in range(3):
-            await history.append("c1", Message.user(str(number)))
-        with pytest.raises(OutboxFull):
-            await history.append("c1", Message.user("more"))
-        async with history.transaction() as tx:
-            with pytest.raises(OutboxFull):
-                await tx.append("c1", Message.user("more"))
-        await Relay(history.outbox, history.store).drain_once()
-
-        await history.append("c1", Message.user("room"))
-        assert texts(await history.messages("c1")) == ["0", "1", "2", "room"]
 
 
 # The store is down.
@@ -170,23 +135,6 @@ async def test_a_refused_port_delays_nothing_and_logs_no_secret(
         await asyncio.sleep(0.3)
     assert "hunter2" not in caplog.text
     assert "words nobody may log" not in caplog.text
-
-
-async def test_the_tail_answers_for_what_was_delivered_before_the_store_went(tmp_path: Path) -> None:
-    async with History(tmp_path / "bot.outbox.db") as history:
-        for number in range(5):
-            await history.append("c1", Message.user(str(number)), owner="42")
-        assert await history.drained(timeout=20)
-    away = f"postgresql://u:p@127.0.0.1:{await refused_port()}/x"
-    async with History(tmp_path / "bot.outbox.db", store=away, relay=False) as history:
-        await history.append("c1", Message.user("5"))
-        page = await history.messages("c1", last=4)
-        older = await history.messages("c1", last=4, before=page.next)
-        found = present(await history.chat("c1").conversation())
-
-    assert (texts(page), texts(older)) == (["2", "3", "4", "5"], ["0", "1"])
-    assert [one.saved for one in page] == [Saved.SAVED] * 3 + [Saved.PENDING]
-    assert (found.owner_id, found.pending, found.version, found.message_count) == ("42", 1, 6, 6)
 
 
 # Living and ending.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from letopis.outbox import BlockingHistory, History
+from letopis.outbox import History
 from letopis.store import ABSENT, RecordConflict, StoreUnavailable
 from tests.support.outages import locked_out
 from tests.support.relays import deliver_all
@@ -58,8 +58,3 @@ async def test_a_wrong_claim_loses_nothing_and_is_told(tmp_path: Path) -> None:
         assert present(await records.get(NAMESPACE, "state")).value == "stored" != conditional.revision
         with pytest.raises(RecordConflict):
             await records.put(NAMESPACE, "state", "again", expected=ABSENT)
-
-
-def test_the_synchronous_api_can_say_so_too(tmp_path: Path) -> None:
-    with BlockingHistory(tmp_path / "bot.outbox.db", relay=False, watch=False) as history:
-        assert history.records(conversation="chat", new=True).get(NAMESPACE, "state") is None

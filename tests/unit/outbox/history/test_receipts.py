@@ -53,13 +53,6 @@ async def test_a_blocked_conversation_is_told_at_once(history: History) -> None:
     assert await receipt.state() is Saved.BLOCKED
 
 
-async def test_a_receipt_of_an_append_that_was_pruned_is_true(history: History) -> None:
-    receipt = await history.append("c1", Message.user("hi"))
-    await deliver_all(history)
-    await prune(history, keep_last=0)
-    assert await receipt.saved(timeout=60)
-
-
 async def test_a_receipt_speaks_of_all_its_events(history: History) -> None:
     receipt = await history.append("c1", Message.user("1"), Message.user("2"), Message.user("3"))
     await Relay(history.outbox, history.store, batch=3).drain_once()

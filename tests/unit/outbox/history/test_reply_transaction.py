@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from letopis.outbox import BlockingHistory, History
+from letopis.outbox import History
 from letopis.store import Closed, InvalidInput, OutboxUnavailable
 from tests.support import victim
 from tests.support.relays import sql
@@ -166,19 +166,6 @@ async def test_a_reply_that_nobody_confirms_is_on_no_list(history: History) -> N
             await reply.add("cut")
             raise Boom
     assert await history.unconfirmed() == ()
-
-
-def test_without_asyncio(tmp_path: Path) -> None:
-    with BlockingHistory(tmp_path / "bot.outbox.db", relay=False, watch=False) as history:
-        with history.reply(CHAT, confirm=False) as reply:
-            reply.add("hello")
-            with history.transaction() as tx:
-                tx.execute(sa.text("CREATE TABLE own (x)"))
-                tx.finish(reply, tokens=1)
-                with pytest.raises(Closed):
-                    reply.finish()
-        assert [one.text for one in history.messages(CHAT)] == ["hello"]
-        assert history.unconfirmed() == ()
 
 
 @pytest.mark.parametrize("at", ["finished", "committed", "draft"])

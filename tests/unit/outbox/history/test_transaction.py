@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
-import anyio
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import letopis.outbox.history.transaction as transaction_module
@@ -26,6 +25,7 @@ from letopis.store import EventIdReused, InvalidInput, Message, MessageEdited, O
 from letopis.store.model.event_types import MessageSent
 from tests.support.pruning import prune
 from tests.support.relays import sql
+from tests.unit.outbox.file.test_writer import in_anyio, in_asyncio
 
 purse = sa.Table("purse", sa.MetaData(), sa.Column("owner", sa.Text, primary_key=True), sa.Column("left", sa.Integer))
 
@@ -157,18 +157,6 @@ async def test_a_lock_of_another_process_is_given_up(tmp_path: Path, monkeypatch
         assert await said(history) == ["later"]
 
 
-async def in_asyncio(run: Callable[[], Any], after: float) -> None:
-    task = asyncio.ensure_future(run())
-    await asyncio.sleep(after)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-
-
-async def in_anyio(run: Callable[[], Any], after: float) -> None:
-    with anyio.move_on_after(after):
-        await run()
-
-
 @pytest.mark.parametrize("cancelled", [in_asyncio, in_anyio])
 async def test_a_transaction_cancelled_at_a_random_moment_is_whole_or_not_at_all(
     history: History, cancelled: Callable[[Callable[[], Any], float], Any]
@@ -292,16 +280,6 @@ async def test_append_in_takes_the_session_of_a_transaction(shop: History) -> No
 
 
 # The caller's own connection or session.
-
-
-async def test_a_session_of_the_bot_commits_both_and_wakes_the_relay(history: History) -> None:
-    sessions = async_sessionmaker(history.outbox.engine)
-    async with sessions() as session, session.begin():
-        await session.execute(pay())
-        receipt = await history.append_in(session, "c1", Message.user("hi"), owner="42")
-        assert not await receipt.saved(timeout=0.05)
-    assert await receipt.saved(timeout=20)
-    assert await left(history) == 9
 
 
 async def test_a_connection_of_an_engine_of_the_bots_own_works_too(history: History, tmp_path: Path) -> None:

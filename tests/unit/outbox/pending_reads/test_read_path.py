@@ -102,6 +102,7 @@ async def test_a_store_restored_meanwhile_is_completed(history: History, monkeyp
 
     assert await ids(history, last=10) == ["0", "1", "3"]
     assert asked == [1, 1]
+    assert {one.saved for one in await history.messages("c")} == {Saved.PENDING}
     assert len(await history.chat("c").events()) == 6
 
 

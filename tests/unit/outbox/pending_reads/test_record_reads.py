@@ -39,32 +39,6 @@ async def test_find_merges_pending_records_in_either_order(history: History, lim
     assert await found(history, limit, end="3") == ["1", "2"]
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-async def test_a_page_that_ends_at_a_record_that_was_put_again_has_it(history: History, reverse: bool) -> None:
-    records = history.records(conversation="one")
-    for key in "123":
-        await records.put(CP, key, "old")
-    await deliver_all(history)
-    await records.put(CP, "2", "new")
-    page = await records.list(CP, limit=2, reverse=reverse)
-    assert [(one.key, one.value) for one in page] == [("3" if reverse else "1", "old"), ("2", "new")]
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("limit", [1, 2, 3])
-async def test_pages_of_a_range_have_pending_records_between_the_stored_ones(
-    history: History, reverse: bool, limit: int
-) -> None:
-    records = history.records(conversation="one")
-    for key in "246":
-        await records.put(CP, key, "stored")
-    await deliver_all(history)
-    for key in "1357":
-        await records.put(CP, key, "pending")
-    pages = await all_pages(partial(records.list, CP, limit=limit, reverse=reverse), most=limit)
-    assert [one.key for one in pages] == sorted("1234567", reverse=reverse)
-
-
 async def test_scopes_need_the_store(alone: History) -> None:
     await alone.records(conversation="one").put(CP, "1", 0)
     with pytest.raises(StoreUnavailable):

@@ -20,18 +20,27 @@ from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FunctionType
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 import sqlalchemy as sa
 
-from letopis import ABSENT, RecordConflict, RecordPut, outbox
+from letopis import ABSENT, RecordPut, outbox
 from letopis.outbox import BlockingHistory, BlockingReceipt, History, Unconfirmed
 from letopis.outbox.concurrency.fair_lock import current_caller
 from letopis.outbox.file.committer import Committer
 from letopis.outbox.history.sharing import REGISTRY
 from letopis.outbox.sync.portal import Block, InEventLoop, Portal
-from letopis.store import Closed, ConfigurationError, ConversationStore, EventIdReused, Message, Reasoning, Saved
-from letopis.store.errors import InvalidInput, OutboxUnavailable
+from letopis.store import (
+    Closed,
+    ConfigurationError,
+    ConversationStore,
+    EventIdReused,
+    InvalidInput,
+    Message,
+    OutboxUnavailable,
+    Saved,
+)
 from tests.support.platforms import posix_only
 from tests.support.resources import open_descriptors, own_threads
 from tests.support.sayings import present
@@ -154,42 +163,29 @@ def test_a_bot_without_asyncio_says_and_reads(tmp_path: Path, store_url: str) ->
     with BlockingHistory(tmp_path / "bot.outbox.db", store=store_url) as history:
         first = history.append("c1", Message.user("What is tea?", id="m-1"), owner="42")
         history.append("c1", Message.assistant("A leaf.", id="m-2", tokens=3), after=first)
-        history.chat("c1").sent("m-2", platform_ids={"telegram": 1})
         history.chat("c1").edit("m-2", "A drink.")
-        history.chat("c1").rename("Tea")
-        history.chat("c1").annotate({"model": "small"})
-        history.chat("c1").react("m-2", "like", actor="42")
-        history.chat("c1").react("m-2", "rating", value=5, actor="42")
         with history.reply("c1") as reply:
-            reply.add(Reasoning("It is also a meal."))
-            reply.add("And a ")
-            reply.add("meal.")
-            receipt = reply.finish(tokens=4)
+            reply.add("And a meal.")
+            with history.transaction() as tx:
+                receipt = tx.finish(reply, tokens=4)
             reply.sent()
         history.append("c1", Message.user("enough", id="m-4"))
-        popped = present(history.chat("c1").pop())
+        assert present(history.chat("c1").pop()).text == "enough"
         started = history.start("42", title="Coffee")
         with history.transaction() as tx:
             tx.execute(sa.text("CREATE TABLE credits (left_over INTEGER)"))
-            tx.execute(sa.text("INSERT INTO credits VALUES (:left)"), {"left": 9})
             tx.append(started.conversation_id, Message.user("Hello"))
-            assert tx.scalar(sa.text("SELECT left_over FROM credits")) == 9
+            assert tx.scalar(sa.text("SELECT count(*) FROM credits")) == 0
 
         assert first == BlockingReceipt(history._portal, first._inner) != receipt
         assert first.saved(SOON) and not first.superseded(SOON) and first.state() is Saved.SAVED
         assert history.drained(SOON)
         assert (history.status().pending, history.unconfirmed()) == (0, ())
-        found = present(history.chat("c1").conversation())
-        messages = history.messages("c1")
-        assert popped.text == "enough"
-        assert [one.text for one in messages] == ["What is tea?", "A drink.", "And a meal."]
-        assert (found.title, found.owner_id, found.message_count) == ("Tea", "42", 3)
-        assert {one.key for one in messages[1].reactions} == {"like", "rating"}
+        assert texts(history, "c1") == ["What is tea?", "A drink.", "And a meal."]
+        assert present(history.chat("c1").conversation()).owner_id == "42"
         assert (reply.text, reply.receipt, reply.interrupted) == ("And a meal.", receipt, False)
         assert present(history.active("42")).conversation_id == started.conversation_id
-        both = {"c1", started.conversation_id}
-        for owner in ("42", None):
-            assert {one.conversation_id for one in history.conversations(owner=owner)} == both
+        assert {one.conversation_id for one in history.conversations()} == {"c1", started.conversation_id}
         assert len(history.chat(started.conversation_id).events()) == 3
         assert [hit.message.text for hit in history.search("meal")] == ["And a meal."]
 
@@ -202,14 +198,8 @@ def test_a_bot_without_asyncio_says_and_reads(tmp_path: Path, store_url: str) ->
 
 def test_threads_share_flushes_and_keep_order(history: BlockingHistory, monkeypatch: pytest.MonkeyPatch) -> None:
     each, threads = 40, 8
-    groups = []
-    transact = Committer._transact
-
-    def counted(self: Committer, members: Any) -> Any:
-        groups.append(len(members))
-        return transact(self, members)
-
-    monkeypatch.setattr(Committer, "_transact", counted)
+    transact = create_autospec(Committer._transact, side_effect=Committer._transact)
+    monkeypatch.setattr(Committer, "_transact", transact)
     start = threading.Barrier(threads)
 
     def speak(name: int) -> None:
@@ -224,22 +214,17 @@ def test_threads_share_flushes_and_keep_order(history: BlockingHistory, monkeypa
     assert len(said) == len(set(said)) == each * threads
     for name in range(threads):
         assert [number for one, number in said if one == name] == list(range(each))
-    assert len(groups) < sum(groups) / 2, groups
-    assert history.drained(SOON)
+    assert transact.call_count < each * threads / 2
 
 
 def test_records_are_put_read_and_deleted(history: BlockingHistory) -> None:
     records = history.records(conversation="chat-1")
     receipt = records.put(("form",), "step", {"at": 3}, expected=ABSENT, tags={"run": "r"})
     assert receipt.saved(15) and not receipt.superseded(15) and receipt.revision is not None
-    found = records.get(("form",), "step")
-    assert found is not None and found.value == {"at": 3} and found.revision == receipt.revision
-    with pytest.raises(RecordConflict):
-        records.put(("form",), "step", 4, expected=ABSENT)
+    assert present(records.get(("form",), "step")).revision == receipt.revision
     kept = records.put(("form",), "step", 4, expected=ABSENT, on_exists="keep")
     assert kept.kept and kept.saved(0)
     with history.transaction() as tx:
-        tx.append("chat-1", Message.user("hello"))
         tx.put(records, ("form",), "other", b"bytes")
         tx.delete_record(records, ("form",), "step")
     several = records.put_many([RecordPut(("a",), "1", 1), RecordPut(("b",), "1", 2)])
@@ -249,7 +234,6 @@ def test_records_are_put_read_and_deleted(history: BlockingHistory) -> None:
     assert not history.records.find({"run": "r"})
     assert records.delete_where(("a",)).saved(15) and records.erase().saved(15)
     assert not records.list()
-    assert [one.text for one in history.messages("chat-1")] == ["hello"]
 
 
 def test_errors_come_as_they_are_and_tell_where(history: BlockingHistory) -> None:
@@ -449,36 +433,7 @@ def test_ctrl_c_cancels_what_is_waited_for(tmp_path: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             receipt.saved()
         presser.join()
-
         until(lambda: not waiters)
-        history.append("c1", Message.user("goes on"))
-        assert texts(history, "c1") == ["hi", "goes on"]
-
-
-@POSIX
-def test_ctrl_c_while_a_transaction_is_waited_for_leaves_the_turn_to_others(history: BlockingHistory) -> None:
-    taken, give = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with history.transaction() as tx:
-            tx.append("c1", Message.user("first"))
-            taken.set()
-            give.wait(SOON)
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    assert taken.wait(SOON)
-    turn = history._inner.outbox.gate
-    presser = interrupt_when(lambda: bool(turn._waiters))
-    with pytest.raises(KeyboardInterrupt), history.transaction():
-        pytest.fail("the turn was not free")
-    presser.join()
-    give.set()
-    holder.join(SOON)
-
-    with history.transaction() as tx:
-        tx.append("c1", Message.user("second"))
-    assert texts(history, "c1") == ["first", "second"]
 
 
 @POSIX
@@ -532,33 +487,27 @@ def test_ctrl_c_at_random_moments_leaves_nothing_half_done(history: BlockingHist
 
 @POSIX
 def test_a_forked_child_is_told_and_ends_and_the_parent_goes_on(tmp_path: Path) -> None:
-    script = tmp_path / "forks.py"
-    script.write_text(
-        textwrap.dedent("""
-            import os, sys
-            from letopis.outbox import BlockingHistory
-            from letopis.store import Message
-            from letopis.store.errors import Closed
+    program = """
+        import os, sys
+        from letopis import BlockingHistory, Message
+        from letopis.store import Closed
 
-            with BlockingHistory("bot.outbox.db") as history:
-                receipt = history.append("c1", Message.user("hi"))
-                with history.reply("c1") as reply:
-                    reply.add("x")
-                    pid = os.fork()
-                    if pid == 0:
-                        for wrong in (history.status, receipt.saved, history.transaction().__enter__):
-                            try:
-                                wrong()
-                            except Closed as closed:
-                                print("forked off" in str(closed), flush=True)
-                        sys.exit(7)
-                    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-                print([message.text for message in history.messages("c1")], receipt.saved(20))
-        """),
-        encoding="utf-8",
-    )
-
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", str(script)]
+        with BlockingHistory("bot.outbox.db") as history:
+            receipt = history.append("c1", Message.user("hi"))
+            with history.reply("c1") as reply:
+                reply.add("x")
+                pid = os.fork()
+                if pid == 0:
+                    for wrong in (history.status, receipt.saved, history.transaction().__enter__):
+                        try:
+                            wrong()
+                        except Closed as closed:
+                            print("forked off" in str(closed), flush=True)
+                    sys.exit(7)
+                print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            print([message.text for message in history.messages("c1")], receipt.saved(20))
+    """
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(program)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
 
     assert done.stderr == ""
