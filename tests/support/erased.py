@@ -7,9 +7,8 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from letopis.outbox import History
+from letopis import ConversationStore, History
 from letopis.outbox.diagnostics.integrity import find_problems
-from letopis.store import ConversationStore
 from letopis.store.database.schema import metadata
 from tests.support.relays import until
 from tests.support.sayings import problems, rows_of

@@ -8,12 +8,10 @@ from typing import Final
 
 import pytest
 
-from letopis.outbox import History
+from letopis import ConversationStore, History, OutboxFile
 from letopis.outbox.cli.interface.locations import open_source
-from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history.options import Options
 from letopis.outbox.sync.blocking import BlockingOptions
-from letopis.store import ConversationStore
 from tests.support.peers import refused_port
 from tests.support.relays import Hands
 

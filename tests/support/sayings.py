@@ -9,13 +9,9 @@ from typing import Any, Protocol, TypeVar
 import pytest
 import sqlalchemy as sa
 
-from letopis.outbox import History
-from letopis.outbox.relay.relay import Relay
-from letopis.store import ConversationStore, Event, FaultClass, Message, StoreFault
+from letopis.outbox import History, Relay
+from letopis.store import ApplyResult, Body, ConversationStore, EncodedEvent, Event, FaultClass, Message, StoreFault
 from letopis.store.maintenance.integrity import find_problems
-from letopis.store.model.codec import EncodedEvent
-from letopis.store.model.event_types import Body
-from letopis.store.rules.apply_plan import ApplyResult
 from letopis.store.testing.outbox import Outbox
 
 T = TypeVar("T")

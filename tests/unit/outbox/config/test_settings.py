@@ -8,11 +8,8 @@ from typing import Any
 
 import pytest
 
+from letopis import ConfigurationError, ContentRetention, Retention, RetentionRule, RetryPolicy
 from letopis.outbox.config.settings import Settings, load_settings
-from letopis.outbox.event_log.retention import Retention
-from letopis.outbox.retry.policy import RetryPolicy
-from letopis.store import ContentRetention, RetentionRule
-from letopis.store.errors import ConfigurationError
 
 SECRET = "hunter2-correct-horse"
 

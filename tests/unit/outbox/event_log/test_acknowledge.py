@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from letopis.outbox import OutboxAdmin, OutboxFile, Selection
+from letopis import OutboxAdmin, OutboxFile, Selection
 from letopis.outbox.event_log.acknowledge import (
     MAX_FAULT_LENGTH,
     acknowledge,
@@ -19,8 +19,7 @@ from letopis.outbox.event_log.acknowledge import (
     schedule_retry,
 )
 from letopis.outbox.event_log.lanes import Lane
-from letopis.store import ConversationGone
-from letopis.store.rules.preconditions import Conflict
+from letopis.store import Conflict, ConversationGone
 from tests.support.relays import lane, say, sql
 
 NOW = 4_000_000_000_000_000

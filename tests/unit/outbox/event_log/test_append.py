@@ -8,12 +8,11 @@ from typing import Any
 import orjson
 import pytest
 
-from letopis.outbox import OutboxFile
+from letopis import Event, EventIdReused, InvalidInput, Message, OutboxFile
 from letopis.outbox.event_log.append import append_events
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.event_log.append_plan import Appended
-from letopis.store import Body, ConversationRenamed, ConversationStarted, Event, EventIdReused, InvalidInput, Message
-from letopis.store.model.event_types import MessageFailed, MessageRedacted, MessageSent
+from letopis.store import Body, ConversationRenamed, ConversationStarted, MessageFailed, MessageRedacted, MessageSent
 from letopis.store.model.identifiers import derived_event_id
 from tests.support.relays import sql
 

@@ -18,12 +18,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from letopis.outbox import History, OutboxFile
+from letopis import Data, Event, File, History, InvalidInput, Limits, Message, OutboxFile, Reasoning, Text, ToolCall
 from letopis.outbox.drafts.content import DraftContent
 from letopis.outbox.drafts.writer_lock import WriterLock, writer_path
 from letopis.outbox.event_log import drafts
 from letopis.outbox.event_log.statements import on_cursor
-from letopis.store import Data, Event, File, InvalidInput, Limits, Message, Reasoning, Text, ToolCall
 from letopis.store.model.codec import encode
 from letopis.store.model.identifiers import uuid7
 from letopis.store.model.parts import Part
@@ -52,9 +51,6 @@ async def owe(outbox: OutboxFile, name: str, *, owner: str | None = None, writer
 
 async def owed(outbox: OutboxFile, *owner: str) -> list[str]:
     return [one.message_id for one in await run(outbox, drafts.list_unconfirmed, *owner)]
-
-
-# The rows.
 
 
 async def test_a_checkpoint_goes_over_the_one_before(outbox: OutboxFile) -> None:
@@ -109,9 +105,6 @@ async def test_the_replies_of_those_who_are_gone_are_adopted_once(outbox: Outbox
     assert [one.message_id for one in await run(outbox, drafts.adopt, ["gone"], "mine")] == ["a"]
     assert await run(outbox, drafts.adopt, ["gone"], "another") == []
     assert [one.writer for one in await run(outbox, drafts.list_unconfirmed)] == ["mine", "alive"]
-
-
-# The content.
 
 
 def composed(*pieces: str | Part, limits: Limits | None = None) -> DraftContent:
@@ -190,9 +183,6 @@ def test_a_message_that_grows_too_large_says_so_in_time() -> None:
     with pytest.raises(InvalidInput, match="larger than 500 bytes of JSON: finish it"):
         composition.add("чай" * 30)
     assert composition.text == "чай" * 50
-
-
-# Who lives.
 
 
 def test_a_writer_lives_until_it_ends(tmp_path: Path) -> None:

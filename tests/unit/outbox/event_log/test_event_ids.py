@@ -14,14 +14,13 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 
-from letopis.outbox import OutboxFile, Retention
+from letopis import Message, OutboxFile, Retention
 from letopis.outbox.diagnostics.integrity import find_problems
 from letopis.outbox.diagnostics.new_origin import assign_new_origin
 from letopis.outbox.event_log.acknowledge import acknowledge
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.event_ids import MAX_UNINDEXED_EVENTS, find_positions, index_event_ids, newest_position
 from letopis.outbox.event_log.retention import Pruner
-from letopis.store import Message
 from letopis.store.maintenance.wal_format import scan_wal
 from letopis.store.model.identifiers import uuid7
 from tests.support.relays import say, sql

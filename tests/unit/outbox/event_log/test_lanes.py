@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from letopis.outbox import OutboxFile
+from letopis import Message, OutboxFile, Seen
 from letopis.outbox.concurrency.clock import Clock, RetryTimers
 from letopis.outbox.event_log import lanes
 from letopis.outbox.event_log.acknowledge import acknowledge, schedule_retry
 from letopis.outbox.event_log.append import append_events
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.lanes import DueBatches, count_lanes, delivered_positions, next_batch
-from letopis.store import Message, Seen
 from letopis.store.model.identifiers import partition_of
 from tests.support.relays import lane, say, sql
 from tests.support.sayings import present

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from letopis.outbox import OutboxFile, Retention
+from letopis import InvalidInput, Message, OutboxFile, Retention
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.retention import Pruner
-from letopis.store import InvalidInput, Message
 from tests.support.relays import Hands, say, sql
 
 

@@ -138,9 +138,6 @@ async def test_a_file_that_was_replaced_is_not_opened_and_keeps_the_wal_of_the_o
     assert (wal.stat().st_ino, wal.stat().st_size) == (before.st_ino, before.st_size)
 
 
-# Waiters.
-
-
 async def test_everybody_who_waits_hears_a_ring() -> None:
     signal = Signal()
     waiting = [asyncio.ensure_future(signal.wait()) for _ in range(3)]

@@ -10,12 +10,11 @@ from unittest.mock import Mock
 
 import pytest
 
-from letopis.outbox import History
+from letopis import Message, OutboxFull, OutboxUnavailable
+from letopis.outbox import Bounds, History
 from letopis.outbox.file import identity
 from letopis.outbox.file.identity import FileIdentityGuard, file_id_of
-from letopis.outbox.file.limits import Bounds, DiskReserve
-from letopis.store.errors import OutboxFull, OutboxUnavailable
-from letopis.store.model.messages import Message
+from letopis.outbox.file.limits import DiskReserve
 from tests.support.platforms import posix_only
 
 MiB = 1024**2

@@ -19,22 +19,19 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
+from letopis import Closed, ConfigurationError, ConversationStore, Message, OutboxFile, OutboxFull, OutboxUnavailable
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.event_log.schema import metadata
 from letopis.outbox.file import inspection
 from letopis.outbox.file.inspection import OUTBOX_MIGRATIONS, explained, outbox_path, read_file
 from letopis.outbox.file.opening import read_snapshot
-from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.file.pending_probe import PendingProbe
 from letopis.outbox.file.sqlite_errors import translate
 from letopis.outbox.history.receipts import Deliveries
 from letopis.outbox.history.transaction import transaction
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
-from letopis.store.conversation_store import ConversationStore
 from letopis.store.database import open_files
-from letopis.store.errors import Closed, ConfigurationError, OutboxFull, OutboxUnavailable
 from letopis.store.model.codec import DEFAULT_LIMITS
-from letopis.store.model.messages import Message
 from tests.support.platforms import posix_only
 from tests.support.relays import DOWN, sql
 from tests.support.resources import open_descriptors
@@ -104,9 +101,6 @@ def test_four_processes_that_race_for_a_fresh_file_all_get_it(tmp_path: Path) ->
     for racer in racers:
         _, err = racer.communicate(timeout=60)
         assert racer.returncode == 0, err
-
-
-# What is no outbox.
 
 
 def a_text(path: Path) -> None:
@@ -279,9 +273,6 @@ async def test_a_database_of_the_bot_becomes_an_outbox_too(tmp_path: Path) -> No
     await outbox.close()
 
 
-# Identity.
-
-
 async def test_a_copy_goes_on_under_the_next_epoch_and_the_original_does_not(tmp_path: Path) -> None:
     original, copy = tmp_path / "bot.outbox.db", tmp_path / "copy.outbox.db"
     outbox = await OutboxFile.open(original)
@@ -357,9 +348,6 @@ async def test_a_file_that_is_removed_or_replaced_is_noticed_at_once(tmp_path: P
     await outbox.close()
 
 
-# Life and death.
-
-
 async def test_close_leaves_no_thread_task_or_descriptor(tmp_path: Path) -> None:
     async def live(number: int) -> None:
         outbox = await OutboxFile.open(tmp_path / f"{number}.db")
@@ -406,9 +394,6 @@ def test_another_event_loop_is_told_so(tmp_path: Path) -> None:
         with pytest.raises(Closed, match="event loop"):
             second.run(appended(outbox))
         first.run(outbox.close())
-
-
-# Files that are taken away under a running bot.
 
 
 def a_copy_in_its_place(path: Path) -> None:
@@ -486,9 +471,6 @@ async def test_a_transaction_that_cannot_connect_says_so_in_our_words(
     with pytest.raises(OutboxUnavailable, match="input/output"):
         async with transaction(outbox, deliveries_of(outbox), DEFAULT_LIMITS):
             pass
-
-
-# Migrations.
 
 
 async def test_the_migrated_file_is_what_the_tables_say(outbox: OutboxFile, tmp_path: Path) -> None:

@@ -12,18 +12,17 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import anyio
 import pytest
 import sqlalchemy as sa
 
-import letopis.outbox.file.committer as committer_module
-import letopis.outbox.file.opening as opening_module
+from letopis import InvalidInput, Message, OutboxFile, OutboxFull, OutboxUnavailable
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.event_log.append_plan import Appended
-from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.store.errors import InvalidInput, OutboxFull, OutboxUnavailable
-from letopis.store.model.messages import Message
+from letopis.outbox.file import committer, opening
+from letopis.outbox.file.committer import Committer
 from tests.support.relays import sql
 from tests.support.resources import open_descriptors
 
@@ -50,22 +49,32 @@ async def check_whole(outbox: OutboxFile) -> None:
 
 
 async def test_concurrent_appends_share_a_transaction_and_keep_their_order(outbox: OutboxFile) -> None:
-    groups: list[int] = []
-    transact = committer_module.Committer._transact
-
-    def counted(self: Any, members: Any) -> Any:
-        groups.append(len(members))
-        return transact(self, members)
-
+    transact = create_autospec(Committer._transact, side_effect=Committer._transact)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(committer_module.Committer, "_transact", counted)
+        patch.setattr(Committer, "_transact", transact)
         results = await asyncio.gather(*(outbox.append(said(str(n), f"c{n % 7}")) for n in range(300)))
 
     for name in range(7):
         sequences = [one.sequences[0] for one in results[name::7]]
         assert sequences == list(range(2, len(sequences) + 2))
-    assert len(groups) <= 10, groups
+    assert transact.call_count <= 10
     await check_whole(outbox)
+
+
+async def test_an_append_waits_for_whoever_holds_the_gate(outbox: OutboxFile) -> None:
+    await outbox.gate.acquire()
+    with pytest.raises(OutboxUnavailable, match="this task holds a transaction"):
+        await outbox.append(said("within"))
+
+    async def append() -> int:
+        return (await outbox.append(said("behind it"))).written
+
+    waiting = asyncio.create_task(append())
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+
+    outbox.gate.release()
+    assert await waiting == 2
 
 
 async def test_both_bells_ring_after_the_commit(outbox: OutboxFile) -> None:
@@ -144,7 +153,7 @@ async def test_a_lock_of_another_process_is_waited_for(outbox: OutboxFile) -> No
 async def test_a_lock_that_stays_is_given_up_and_nothing_is_written(
     outbox: OutboxFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(committer_module, "LOCK_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(committer, "LOCK_TIMEOUT_SECONDS", 0.2)
     await outbox.append(said())
     other = sqlite3.connect(outbox.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -182,14 +191,14 @@ class Faulty(sqlite3.Connection):
 
 @pytest.fixture
 async def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[OutboxFile]:
-    make = opening_module._sync_engine
+    make = opening._sync_engine
 
     def with_faults(path: Path) -> sa.Engine:
         engine = make(path)
         sa.event.listen(engine, "do_connect", lambda dialect, record, args, kwargs: kwargs.update(factory=Faulty))
         return engine
 
-    monkeypatch.setattr(opening_module, "_sync_engine", with_faults)
+    monkeypatch.setattr(opening, "_sync_engine", with_faults)
     Faulty.plan = []
     opened = await OutboxFile.open(tmp_path / "bot.outbox.db")
     yield opened
@@ -231,9 +240,6 @@ async def test_a_commit_that_never_works_is_reported_and_the_writer_lives_on(
     assert "disk I/O error" not in str(caught.value)
     Faulty.plan = []
     assert (await faulty.append(said())).sequences == (2,)
-
-
-# Cancellation.
 
 
 async def in_asyncio(append: Callable[[], Any], after: float) -> Any:
@@ -299,6 +305,3 @@ async def test_five_hundred_appends_cancelled_at_a_random_moment(
     assert len(asyncio.all_tasks()) == tasks_before
     assert open_descriptors() <= open_before
     assert not outbox.gate.taken
-
-
-# kill -9.

@@ -10,21 +10,20 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from letopis.outbox import History, Receipt
+from letopis import ConversationGone, Event, EventIdReused, History, InvalidInput, Message, Receipt, VersionConflict
 from letopis.outbox.event_log.append_encoding import condition
 from letopis.store import (
     ConversationDeleted,
     ConversationRenamed,
-    Event,
-    InvalidInput,
-    Message,
+    ConversationRewound,
+    MessageEdited,
+    MessageRedacted,
     Page,
     Precondition,
+    ReactionAdded,
     Seen,
 )
-from letopis.store.errors import ConversationGone, EventIdReused, VersionConflict
 from letopis.store.model.codec import decode
-from letopis.store.model.event_types import ConversationRewound, MessageEdited, MessageRedacted, ReactionAdded
 from letopis.store.rules.preconditions import PRECONDITION_KEY, TURN_TYPES
 from tests.support.pruning import prune
 from tests.support.relays import sql

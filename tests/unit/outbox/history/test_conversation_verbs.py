@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox import History
+from letopis import Conversation, Event, Held, History, InvalidInput, Message
 from letopis.outbox.history import _path as back
-from letopis.store import ConversationGone, ConversationStarted, Event, Held, InvalidInput, Message, StoreUnavailable
-from letopis.store.model.conversations import Conversation, Reaction, RecordedMessage
+from letopis.store import ConversationGone, ConversationStarted, Reaction, RecordedMessage, StoreUnavailable
 from tests.support.relays import deliver_all
 from tests.support.sayings import present
 

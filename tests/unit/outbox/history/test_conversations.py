@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from letopis.outbox import History, Relay, Retention
-from letopis.store import Conversation, Event, Figures, InvalidInput, Message, Statistics
-from letopis.store.conversation_store import ConversationStore
+from letopis.store import Conversation, ConversationStore, Event, Figures, InvalidInput, Message, Statistics
 from tests.support.pruning import prune
 from tests.support.relays import deliver_all, sql
 from tests.support.sayings import all_pages, present

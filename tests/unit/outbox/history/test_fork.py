@@ -12,10 +12,8 @@ from uuid import UUID
 
 import pytest
 
-from letopis.outbox import History, Retention
-from letopis.store import ConversationStore, InvalidInput, Message, ReactionAdded, StoreUnavailable
-from letopis.store.model.conversations import Page, RecordedMessage
-from letopis.store.model.event_types import ConversationRewound, ConversationStarted, MessageEdited, MessageRedacted
+from letopis import ConversationStore, History, InvalidInput, Message, RecordedMessage, Retention, StoreUnavailable
+from letopis.store import ConversationRewound, ConversationStarted, MessageEdited, MessageRedacted, Page, ReactionAdded
 from tests.support.peers import refused_port
 from tests.support.relays import deliver_all, sql, until
 from tests.support.sayings import all_pages, present

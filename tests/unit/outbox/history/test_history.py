@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 
+from letopis import ConfigurationError, ConversationStore, InvalidInput, Message, MessageAppended, RecordedMessage
 from letopis.outbox import History, Relay
 from letopis.outbox.file.inspection import store_beside
-from letopis.store import ConfigurationError, ConversationStore, InvalidInput, Message, Saved
-from letopis.store.model.conversations import RecordedMessage
-from letopis.store.model.event_types import MessageAppended
+from letopis.store import Saved
 from tests.support.fix_outbox import READ_TIMEOUT_SECONDS
 from tests.support.peers import refused_port, silent
 from tests.support.relays import until
@@ -76,9 +75,6 @@ async def test_a_store_of_the_callers_stays_open(tmp_path: Path) -> None:
         assert texts(await store.messages("c1")) == ["a", "b"]
 
 
-# The store is down.
-
-
 async def test_with_a_store_that_never_answers_the_bot_goes_on_as_usual(tmp_path: Path) -> None:
     """A peer that accepts and is silent is the worst of them: only deadlines notice it."""
     async with (
@@ -135,9 +131,6 @@ async def test_a_refused_port_delays_nothing_and_logs_no_secret(
         await asyncio.sleep(0.3)
     assert "hunter2" not in caplog.text
     assert "words nobody may log" not in caplog.text
-
-
-# Living and ending.
 
 
 async def test_a_relay_that_fails_is_started_again(

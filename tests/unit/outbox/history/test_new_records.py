@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from letopis.outbox import History
-from letopis.store import ABSENT, RecordConflict, StoreUnavailable
+from letopis import ABSENT, History, RecordConflict, StoreUnavailable
 from tests.support.outages import locked_out
 from tests.support.relays import deliver_all
 from tests.support.sayings import present

@@ -77,9 +77,6 @@ async def last_texts(history: History) -> list[str]:
         return await texts(history)
 
 
-# On first use.
-
-
 @pytest.mark.parametrize("first", ["read", "append", "reply", "transaction"])
 async def test_whatever_comes_first_opens_it(history: History, first: str) -> None:
     if first == "append":
@@ -152,9 +149,6 @@ async def test_an_unknown_keyword_of_an_append_is_refused(history: History) -> N
     assert (await history.status()).pending == 0
 
 
-# Closing.
-
-
 @pytest.mark.parametrize("where", ["another task", "another loop and thread"])
 async def test_it_is_closed_from_anywhere_and_any_number_of_times(tmp_path: Path, where: str) -> None:
     history = History(tmp_path / "bot.outbox.db")
@@ -193,9 +187,6 @@ async def test_a_task_in_a_transaction_does_not_close_what_it_waits_for(history:
         with pytest.raises(OutboxUnavailable, match="end it before closing"):
             await history.close()
     assert await texts(history) == ["hi"]
-
-
-# From any loop and thread.
 
 
 async def test_every_kind_of_call_works_from_another_loop(tmp_path: Path) -> None:
@@ -309,9 +300,6 @@ def test_a_connection_of_another_loop_is_refused_at_once(tmp_path: Path) -> None
         run(history.prepare())
         asyncio.run(use())
         run(history.close())
-
-
-# When loops end.
 
 
 def test_one_history_serves_one_loop_after_the_other(tmp_path: Path) -> None:
@@ -449,9 +437,6 @@ async def test_a_loop_of_its_own_outlives_those_that_use_it(tmp_path: Path) -> N
     assert own_threads() < threads
 
 
-# One outbox for all on one file.
-
-
 async def test_histories_on_one_file_share_one_outbox(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "link.db").symlink_to(tmp_path / "bot.outbox.db")
@@ -559,9 +544,6 @@ async def test_one_that_was_forgotten_does_not_keep_the_others_from_closing(tmp_
     gc.collect()
     await one.close()
     assert REGISTRY.outboxes == []
-
-
-# The synchronous API.
 
 
 async def test_it_blocks_the_loop_where_that_was_asked_for(tmp_path: Path) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
+from letopis import Page, Saved
 from letopis.outbox import History, Relay
-from letopis.store import ConversationRenamed, Delivery, InvalidInput, Message, Saved
-from letopis.store.conversation_store import ConversationStore
-from letopis.store.model.conversations import Page, RecordedMessage
+from letopis.store import ConversationRenamed, ConversationStore, Delivery, InvalidInput, Message, RecordedMessage
 from tests.support.pruning import prune
 from tests.support.relays import deliver_all
 from tests.support.sayings import all_pages, present
@@ -105,9 +104,6 @@ async def test_what_neither_store_nor_tail_hold_makes_a_page_incomplete(history:
         page = await history.messages("c1")
 
     assert ([one.text for one in page], page.complete) == (["2", "3"], False)
-
-
-# The list of conversations.
 
 
 async def listed(history: History, limit: int, **options: Any) -> list[str]:

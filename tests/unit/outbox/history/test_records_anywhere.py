@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from letopis.outbox import History, Records
-from letopis.store import ABSENT, InvalidInput, StoreUnavailable
+from letopis import ABSENT, History, InvalidInput, Records, StoreUnavailable
 from tests.support.relays import deliver_all, sql
 
 CP = ("cp",)

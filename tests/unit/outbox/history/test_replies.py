@@ -17,11 +17,10 @@ import anyio
 import pytest
 import sqlalchemy as sa
 
-from letopis.outbox import History, Reply, Unconfirmed
+from letopis import Closed, File, History, Limits, Message, OutboxFull, Reasoning, Reply, Text, ToolCall, Unconfirmed
 from letopis.outbox.drafts.completion import UNCONFIRMED_TTL, recover, run_maintenance
 from letopis.outbox.event_log import drafts
-from letopis.store import ConversationDeleted, Delivery, File, Limits, Message, MessageSent, Reasoning, Text, ToolCall
-from letopis.store.errors import Closed, ConversationGone, EventIdReused, InvalidInput, OutboxFull
+from letopis.store import ConversationDeleted, ConversationGone, Delivery, EventIdReused, InvalidInput, MessageSent
 from letopis.store.model.identifiers import uuid7
 from tests.support.apart import open_apart
 from tests.support.paths import ROOT
@@ -82,9 +81,6 @@ def full() -> Mock:
 def died(history: History) -> None:
     """Take a history's sign of life away, as the end of its process does."""
     history._parts.replies.writer_lock.release()
-
-
-# Well.
 
 
 async def test_a_reply_becomes_one_message(history: History) -> None:
@@ -181,9 +177,6 @@ async def test_many_replies_at_once(history: History) -> None:
     assert await kept(history) == []
 
 
-# Cut off.
-
-
 async def test_an_exception_leaves_an_interrupted_message_and_goes_on(history: History) -> None:
     reply = await cut_off(history)
 
@@ -267,9 +260,6 @@ async def test_a_finish_that_has_begun_is_not_taken_back(history: History) -> No
     (message,) = await history.messages("c")
     assert (message.text, message.interrupted, message.message.tokens) == ("Hello", False, 3)
     assert history.outbox.appended.generation == seen + 1  # the relay was notified
-
-
-# Refused.
 
 
 @pytest.mark.parametrize(
@@ -390,9 +380,6 @@ async def test_a_conversation_that_is_deleted_takes_the_reply_along(history: His
     assert history._parts.replies.writing == {}
 
 
-# Found by others.
-
-
 async def test_a_draft_of_the_living_is_nobody_elses_affair(tmp_path: Path) -> None:
     async with opened(tmp_path) as history, history.reply("c", every=0) as reply:
         await reply.add("Hello")
@@ -468,9 +455,6 @@ async def test_a_bad_draft_stays_and_holds_up_nobody(tmp_path: Path, caplog: pyt
     assert len(left) == 2
     assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR", "WARNING"]
     assert '{"mess' not in caplog.text
-
-
-# Confirmed.
 
 
 async def test_a_reply_waits_until_it_is_confirmed(history: History) -> None:
@@ -582,9 +566,6 @@ async def test_what_the_outbox_let_go_is_still_known_for_a_while(tmp_path: Path)
     for days, count in ((UNCONFIRMED_TTL - timedelta(hours=1), 1), (UNCONFIRMED_TTL + timedelta(hours=1), 0)):
         async with opened(tmp_path, now=lambda later=moment + days: later) as history:
             assert len(await history.unconfirmed()) == count
-
-
-# The pages that tell how.
 
 
 def blocks(page: str) -> dict[str, Any]:

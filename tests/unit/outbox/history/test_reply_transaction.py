@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from letopis.outbox import History
-from letopis.store import Closed, InvalidInput, OutboxUnavailable
+from letopis import Closed, History, InvalidInput, OutboxUnavailable
 from tests.support import victim
 from tests.support.relays import sql
 from tests.unit.outbox.history.test_replies import kept, said

@@ -337,9 +337,6 @@ async def test_calls_are_bounded_and_one_that_hangs_holds_up_its_conversation_on
     assert len(bot.platform.calls) == 2 * (MAX_CALLS + 2)
 
 
-# As a bot gets it.
-
-
 async def test_history_with_a_sender_sends_what_its_predecessor_could_not(tmp_path: Path) -> None:
     platform = Platform()
     async with opened(tmp_path) as history:

@@ -18,11 +18,10 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import letopis.outbox.history.transaction as transaction_module
-from letopis.outbox import History
+from letopis import History, Message, Saved
 from letopis.outbox.event_log.append import append_events
 from letopis.outbox.file.change_watcher import FileWatcher
-from letopis.store import EventIdReused, InvalidInput, Message, MessageEdited, OutboxFull, OutboxUnavailable, Saved
-from letopis.store.model.event_types import MessageSent
+from letopis.store import EventIdReused, InvalidInput, MessageEdited, MessageSent, OutboxFull, OutboxUnavailable
 from tests.support.pruning import prune
 from tests.support.relays import sql
 from tests.unit.outbox.file.test_writer import in_anyio, in_asyncio
@@ -191,9 +190,6 @@ async def test_a_transaction_cancelled_at_a_random_moment_is_whole_or_not_at_all
     assert len(asyncio.all_tasks()) <= tasks_before + 2
 
 
-# A session in the transaction, for the bot's ORM rows.
-
-
 class Base(DeclarativeBase):
     pass
 
@@ -277,9 +273,6 @@ async def test_append_in_takes_the_session_of_a_transaction(shop: History) -> No
         session.add(Order(what="tea"))
         await shop.append_in(session, "c1", Message.assistant("Ordered."))
     assert (await orders(shop), await said(shop)) == (["tea"], ["Ordered."])
-
-
-# The caller's own connection or session.
 
 
 async def test_a_connection_of_an_engine_of_the_bots_own_works_too(history: History, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from uuid import UUID
 import orjson
 import pytest
 
+from letopis import Conversation, Message, MessageAppended, Page, RecordedMessage, Saved, Seen
 from letopis.outbox.event_log.lanes import Lane
 from letopis.outbox.event_log.retention import StoredRow
 from letopis.outbox.pending_reads.active_conversation import Activation, PendingActive, active_alone, merge_active
@@ -27,9 +28,7 @@ from letopis.outbox.pending_reads.merge import (
 )
 from letopis.outbox.pending_reads.merge_listing import ListingKey, PendingKeys, merge_list
 from letopis.outbox.pending_reads.pending_slice import PendingSlice
-from letopis.store import Body, Conflict, ConversationDeleted, ConversationRewound, Message
-from letopis.store.model.conversations import Conversation, Page, RecordedMessage, Saved, Seen
-from letopis.store.model.event_types import ConversationStarted, MessageAppended, MessageEdited
+from letopis.store import Body, Conflict, ConversationDeleted, ConversationRewound, ConversationStarted, MessageEdited
 from letopis.store.model.events import NO_UPCASTERS, to_microseconds
 from letopis.store.read.paging import Window
 from letopis.store.read.reader import EMPTY_VIEW, StoreView
@@ -262,9 +261,6 @@ def test_a_fork_is_told_by_the_store_or_by_what_is_pending() -> None:
     assert may_inherit(fork, None)
     assert not may_inherit(pending((1, ConversationStarted(owner_id="42"))), EMPTY_VIEW)
     assert not may_inherit(pending((2, say("b"))), view("a"))
-
-
-# Lists of conversations, and the active one.
 
 
 def listed(name: str, at: int) -> Conversation:

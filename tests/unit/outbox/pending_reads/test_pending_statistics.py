@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from letopis.outbox import History
-from letopis.store import Message
+from letopis import History, Message
 from tests.support.relays import deliver_all
 
 

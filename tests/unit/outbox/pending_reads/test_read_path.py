@@ -139,9 +139,6 @@ async def test_an_activation_delivered_meanwhile_counts(history: History, monkey
     assert present(await history.active("42", create=False)).conversation_id == "old"
 
 
-# A question that takes too long.
-
-
 async def test_a_slow_question_fails_alone(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     await history.append("c", Message.user("one"), Message.user("two"))
     await deliver_all(history)

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox import History
-from letopis.store import StoreUnavailable
+from letopis import History, StoreUnavailable
 from tests.support.relays import deliver_all
 from tests.support.sayings import all_pages
 

@@ -25,22 +25,13 @@ from unittest.mock import create_autospec
 import pytest
 import sqlalchemy as sa
 
-from letopis import ABSENT, RecordPut, outbox
-from letopis.outbox import BlockingHistory, BlockingReceipt, History, Unconfirmed
+from letopis import BlockingHistory, BlockingReceipt, ConfigurationError, ConversationStore, OutboxUnavailable, outbox
+from letopis.outbox import History, RecordPut, Unconfirmed
 from letopis.outbox.concurrency.fair_lock import current_caller
 from letopis.outbox.file.committer import Committer
 from letopis.outbox.history.sharing import REGISTRY
 from letopis.outbox.sync.portal import Block, InEventLoop, Portal
-from letopis.store import (
-    Closed,
-    ConfigurationError,
-    ConversationStore,
-    EventIdReused,
-    InvalidInput,
-    Message,
-    OutboxUnavailable,
-    Saved,
-)
+from letopis.store import ABSENT, Closed, EventIdReused, InvalidInput, Message, Saved
 from tests.support.platforms import posix_only
 from tests.support.resources import open_descriptors, own_threads
 from tests.support.sayings import present
@@ -66,8 +57,6 @@ def until(true: Callable[[], Any]) -> None:
 def texts(history: BlockingHistory, conversation_id: str) -> list[str]:
     return [one.text for one in history.messages(conversation_id, last=None)]
 
-
-# The same methods.
 
 BESIDE = {"append_in", "close", "connection", "outbox", "prepare", "relay", "session", "store"}
 """What has no twin, because it belongs to an event loop, or is done when the twin is made and closed."""
@@ -154,9 +143,6 @@ def test_a_twin_reads_as_a_function_of_its_class() -> None:
     assert BlockingReceipt.sequence.__doc__ == "As in :class:`Receipt`."
     assert inspect.signature(BlockingHistory.append).return_annotation is BlockingReceipt
     assert inspect.signature(History.append).return_annotation == "Receipt"
-
-
-# What it does.
 
 
 def test_a_bot_without_asyncio_says_and_reads(tmp_path: Path, store_url: str) -> None:
@@ -306,9 +292,6 @@ def test_callbacks_are_plain_functions_that_may_be_slow_and_use_the_history(tmp_
         assert history.unconfirmed() == ()
 
 
-# Where it must not wait.
-
-
 def test_a_thread_with_an_event_loop_is_told_to_use_the_other_one(history: BlockingHistory, tmp_path: Path) -> None:
     receipt = history.append("c1", Message.user("hi"))
 
@@ -406,9 +389,6 @@ def test_closing_frees_whoever_waits_in_another_thread(tmp_path: Path) -> None:
     with BlockingHistory(tmp_path / "bot.outbox.db") as history:
         assert texts(history, "c1") == ["hi"]
         assert [(one.text, one.interrupted) for one in history.messages("c2")] == [("so far", True)]
-
-
-# Interrupted, and forked.
 
 
 def interrupt_when(true: Callable[[], bool]) -> threading.Thread:
@@ -513,8 +493,6 @@ def test_a_forked_child_is_told_and_ends_and_the_parent_goes_on(tmp_path: Path) 
     assert done.stderr == ""
     assert done.stdout.splitlines() == ["True", "True", "True", "7", "['hi', 'x'] True"]
 
-
-# The portal on its own.
 
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="none")
 

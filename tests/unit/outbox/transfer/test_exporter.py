@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox import History
+from letopis import History, Message
 from letopis.outbox.transfer.exporter import Exporter
-from letopis.store import Message
 
 
 @pytest.fixture

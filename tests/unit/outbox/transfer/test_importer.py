@@ -9,12 +9,11 @@ from uuid import UUID
 
 import pytest
 
-from letopis.outbox import History, Relay
-from letopis.outbox.event_log.retention import Pruner, Retention
-from letopis.outbox.file.outbox_file import OutboxFile
+from letopis import ConversationStore, Message
+from letopis.outbox import History, OutboxFile, Relay, Retention
+from letopis.outbox.event_log.retention import Pruner
 from letopis.outbox.transfer import importer
 from letopis.outbox.transfer.importer import ImportCounts, Importer
-from letopis.store import ConversationStore, Message
 from letopis.store.outbox_access import OutboxAccess
 from letopis.store.transfer.jsonl import Line, Refused
 from tests.support.relays import deliver_all
