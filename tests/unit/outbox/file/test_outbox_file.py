@@ -13,6 +13,7 @@ import textwrap
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import sqlalchemy as sa
@@ -58,13 +59,12 @@ def said(text: str = "hi", conversation_id: str = "c1") -> Prepared:
     return prepare(conversation_id, [Message.user(text)])
 
 
-async def test_what_was_appended_is_there_after_reopening(tmp_path: Path) -> None:
-    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+async def test_what_was_appended_is_there_after_reopening(outbox: OutboxFile) -> None:
     origin = outbox.origin
     await outbox.append(said())
     await outbox.close()
 
-    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+    outbox = await OutboxFile.open(outbox.path)
 
     assert (await events(outbox), outbox.origin) == (2, origin)
     assert (origin.epoch, origin.name) == (1, "bot.outbox.db")
@@ -75,9 +75,8 @@ def test_four_processes_that_race_for_a_fresh_file_all_get_it(tmp_path: Path) ->
     """One creates and migrates, the others wait; all see one identity, and what each appends is kept."""
     code = """
         import asyncio, sys
+        from letopis import Message, OutboxFile
         from letopis.outbox.event_log.append_encoding import prepare
-        from letopis.outbox.file.outbox_file import OutboxFile
-        from letopis.store.model.messages import Message
 
         async def main(path, name):
             outbox = await OutboxFile.open(path)
@@ -125,10 +124,7 @@ def a_history_store(path: Path) -> None:
         async with ConversationStore.open(path):
             pass
 
-    # The test's own loop runs.
-    thread = threading.Thread(target=lambda: asyncio.run(make()))
-    thread.start()
-    thread.join()
+    asyncio.run(make())
 
 
 @pytest.mark.parametrize(
@@ -145,7 +141,7 @@ async def test_a_file_that_is_something_else_is_refused_and_left_alone(
     tmp_path: Path, make: Callable[[Path], None], says: str
 ) -> None:
     path = tmp_path / "other.db"
-    make(path)
+    await asyncio.to_thread(make, path)
     before = path.read_bytes() if path.is_file() else b""
     threads = set(threading.enumerate())
 
@@ -177,10 +173,7 @@ async def test_what_is_missing_is_named_and_not_created_unasked(
 async def test_what_cannot_be_created_says_why(
     tmp_path: Path, number: int, raised: type[Exception], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_: Path) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(inspection, "create_private_file", refuse)
+    monkeypatch.setattr(inspection, "create_private_file", Mock(side_effect=OSError(number, os.strerror(number))))
     with pytest.raises(raised, match=says):
         await OutboxFile.open(tmp_path / "bot.outbox.db")
 
@@ -330,22 +323,13 @@ async def test_what_is_no_outbox_is_refused_after_one_look(tmp_path: Path, conte
         await OutboxFile.open(tmp_path / "other.db", create=False)
 
 
-async def test_a_file_that_is_removed_or_replaced_is_noticed_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "bot.outbox.db"
-    outbox = await OutboxFile.open(path)
+async def test_a_file_that_is_back_in_its_place_is_written_to_again(outbox: OutboxFile, tmp_path: Path) -> None:
     await outbox.append(said())
-
-    path.rename(tmp_path / "elsewhere.db")
+    away = outbox.path.rename(tmp_path / "elsewhere.db")
     with pytest.raises(OutboxUnavailable, match="gone from its place"):
         await outbox.append(said("lost?"))
-    path.write_bytes(b"")
-    with pytest.raises(OutboxUnavailable, match="replaced"):
-        await outbox.append(said("lost?"))
-
-    path.unlink()
-    (tmp_path / "elsewhere.db").rename(path)
+    away.rename(outbox.path)
     assert (await outbox.append(said("back"))).sequences == (3,)
-    await outbox.close()
 
 
 async def test_close_leaves_no_thread_task_or_descriptor(tmp_path: Path) -> None:
@@ -462,12 +446,7 @@ async def test_what_is_taken_away_in_the_middle_of_a_transaction_is_noticed_at_i
 async def test_a_transaction_that_cannot_connect_says_so_in_our_words(
     outbox: OutboxFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        error = sqlite3.OperationalError("made up")
-        error.sqlite_errorname = "SQLITE_IOERR"
-        raise error
-
-    monkeypatch.setattr("letopis.store.database.sqlite.set_up", refuse)
+    monkeypatch.setattr("letopis.store.database.sqlite.set_up", Mock(side_effect=sqlite_fault("SQLITE_IOERR")))
     with pytest.raises(OutboxUnavailable, match="input/output"):
         async with transaction(outbox, deliveries_of(outbox), DEFAULT_LIMITS):
             pass
@@ -507,7 +486,7 @@ async def test_a_current_file_is_opened_without_alembic(tmp_path: Path) -> None:
     await (await OutboxFile.open(tmp_path / "bot.outbox.db")).close()
     code = """
         import asyncio, sys
-        from letopis.outbox.file.outbox_file import OutboxFile
+        from letopis import OutboxFile
 
         async def main():
             await (await OutboxFile.open(sys.argv[1])).close()

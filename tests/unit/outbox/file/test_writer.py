@@ -12,39 +12,32 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import create_autospec
+from unittest.mock import Mock, create_autospec
 
 import anyio
 import pytest
 import sqlalchemy as sa
 
 from letopis import InvalidInput, Message, OutboxFile, OutboxFull, OutboxUnavailable
-from letopis.outbox.event_log.append_encoding import Prepared, prepare
+from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.append_plan import Appended
 from letopis.outbox.file import committer, opening
 from letopis.outbox.file.committer import Committer
 from tests.support.relays import sql
 from tests.support.resources import open_descriptors
+from tests.unit.outbox.file.test_outbox_file import said, sqlite_fault
 
 IDS = "SELECT event_id FROM letopis_outbox_events"
 LANES = "SELECT conversation_id, head FROM letopis_outbox_lanes"
 SEQUENCES = "SELECT conversation_id, sequence FROM letopis_outbox_log ORDER BY conversation_id, sequence"
 
 
-def said(text: str = "hi", conversation_id: str = "c1") -> Prepared:
-    return prepare(conversation_id, [Message.user(text)])
-
-
-async def fetch(outbox: OutboxFile, statement: str) -> list[Any]:
-    return await outbox.read(lambda connection: list(connection.exec_driver_sql(statement).all()))
-
-
 async def check_whole(outbox: OutboxFile) -> None:
     """Every lane has exactly the sequences 1 to its head."""
     held: dict[str, list[int]] = {}
-    for conversation_id, sequence in await fetch(outbox, SEQUENCES):
+    for conversation_id, sequence in await sql(outbox, SEQUENCES):
         held.setdefault(conversation_id, []).append(sequence)
-    lanes = {row[0]: row[1] for row in await fetch(outbox, LANES)}
+    lanes = {row[0]: row[1] for row in await sql(outbox, LANES)}
     assert held == {name: list(range(1, head + 1)) for name, head in lanes.items()}
 
 
@@ -104,7 +97,7 @@ async def test_work_that_fails_fails_alone(outbox: OutboxFile) -> None:
     assert isinstance(bad, ValueError)
     assert isinstance(again, OutboxUnavailable | sa.exc.IntegrityError)
     assert isinstance(appended, Appended)
-    assert await fetch(outbox, "SELECT n FROM t") == [(1,), (3,)]
+    assert await sql(outbox, "SELECT n FROM t") == [(1,), (3,)]
     await check_whole(outbox)
 
 
@@ -121,16 +114,12 @@ async def test_work_alone_that_fails_is_rolled_back(outbox: OutboxFile) -> None:
     with pytest.raises(LookupError):
         await outbox.read(look)
 
-    assert await fetch(outbox, "SELECT name FROM sqlite_master WHERE name = 't'") == []
+    assert await sql(outbox, "SELECT name FROM sqlite_master WHERE name = 't'") == []
 
 
 @pytest.mark.parametrize("code", ["SQLITE_IOERR", "SQLITE_FULL"])
 async def test_work_that_sqlite_may_have_rolled_back_fails_alone(outbox: OutboxFile, code: str) -> None:
-    def work(_: sa.Connection) -> None:
-        error = sqlite3.OperationalError("the driver's own words")
-        error.sqlite_errorname = code
-        raise error
-
+    work = Mock(side_effect=sqlite_fault(code))
     first, second = outbox.append(said("1")), outbox.append(said("2"))  # a group of its own, and the next one's
     bad, *appended = await asyncio.gather(outbox.write(work), first, second, return_exceptions=True)
 
@@ -164,7 +153,7 @@ async def test_a_lock_that_stays_is_given_up_and_nothing_is_written(
         other.execute("ROLLBACK")
         other.close()
 
-    assert len(await fetch(outbox, IDS)) == 2
+    assert len(await sql(outbox, IDS)) == 2
     assert (await outbox.append(said("later"))).sequences == (3,)
 
 
@@ -183,9 +172,7 @@ class Faulty(sqlite3.Connection):
         if step != "well":
             if step == "an error":
                 super().rollback()
-            error = sqlite3.OperationalError("disk I/O error")
-            error.sqlite_errorname = "SQLITE_FULL" if step == "full" else "SQLITE_IOERR_FSYNC"
-            raise error
+            raise sqlite_fault("SQLITE_FULL" if step == "full" else "SQLITE_IOERR_FSYNC")
         super().commit()
 
 
@@ -219,12 +206,12 @@ async def test_a_failed_commit_is_run_again_under_the_same_ids(
         results = await asyncio.gather(*(faulty.append(one) for one in appends))
 
     assert [one.sequences for one in results] == [(2,)] * 5
-    held = {row[0] for row in await fetch(faulty, IDS)}
+    held = {row[0] for row in await sql(faulty, IDS)}
     assert {one.event_ids[0].bytes for one in results} <= held
     assert len(held) == 10
     await check_whole(faulty)
     assert caplog.text.count("running it again") == times
-    assert "disk I/O error" not in caplog.text
+    assert "the driver's own words" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -237,7 +224,7 @@ async def test_a_commit_that_never_works_is_reported_and_the_writer_lives_on(
     Faulty.plan = [step] * 3
     with pytest.raises(raised, match=says) as caught:
         await faulty.append(said())
-    assert "disk I/O error" not in str(caught.value)
+    assert "the driver's own words" not in str(caught.value)
     Faulty.plan = []
     assert (await faulty.append(said())).sequences == (2,)
 
@@ -270,7 +257,6 @@ async def test_five_hundred_appends_cancelled_at_a_random_moment(
     """Nothing acknowledged is missing, nothing is half, and no lock, task or descriptor is left behind."""
     chance = random.Random(20261125)
     await outbox.append(said())
-    await fetch(outbox, IDS)  # the reading connection is open from here on
     take_the_lock(outbox.path)  # SQLite keeps a descriptor that it closes under a lock, for the next connection
     open_before, tasks_before = open_descriptors(), len(asyncio.all_tasks())
     acknowledged: set[bytes] = set()
@@ -289,12 +275,12 @@ async def test_five_hundred_appends_cancelled_at_a_random_moment(
     for start in range(0, 500, 5):
         await asyncio.gather(*(one(number) for number in range(start, start + 5)))
     await outbox.write(lambda _: None)  # what the last callers gave up may still be in the writer's hands
-    held = {row[0] for row in await fetch(outbox, IDS)}
+    held = {row[0] for row in await sql(outbox, IDS)}
 
     assert acknowledged <= held
     assert len(acknowledged) + len(given_up) == 1_000
     assert given_up, "no cancellation came in time: this test shows nothing"
-    by_append = await fetch(
+    by_append = await sql(
         outbox,
         "SELECT conversation_id, count(*) FROM letopis_outbox_log WHERE type = 'message.appended'"
         " AND conversation_id <> 'c1' GROUP BY conversation_id",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -12,49 +10,20 @@ from uuid import UUID
 
 import pytest
 
-from letopis import ConversationStore, History, InvalidInput, Message, RecordedMessage, Retention, StoreUnavailable
+from letopis import History, InvalidInput, Message, RecordedMessage, StoreUnavailable
 from letopis.store import ConversationRewound, ConversationStarted, MessageEdited, MessageRedacted, Page, ReactionAdded
-from tests.support.peers import refused_port
-from tests.support.relays import deliver_all, sql, until
+from tests.support.apart import open_apart
+from tests.support.pruning import prune
+from tests.support.relays import deliver_all
 from tests.support.sayings import all_pages, present
 
+NOWHERE = "postgresql://127.0.0.1:1/none"
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-class Place:
-    """One outbox and one store, which may be away."""
-
-    def __init__(self, folder: Path, store: str) -> None:
-        self.folder, self.store = folder, store
-
-    @asynccontextmanager
-    async def open(
-        self, *, relay: bool = False, away: bool = False, name: str = "bot", retention: Retention | None = None
-    ) -> AsyncIterator[History]:
-        nowhere = f"postgresql://postgres@127.0.0.1:{await refused_port()}/x"
-        given: dict[str, Any] = {} if retention is None else {"retention": retention}
-        store = ConversationStore(nowhere if away else self.store, migrate=not away)
-        try:
-            async with History(
-                self.folder / f"{name}.outbox.db", store=store, relay=relay, watch=False, **given
-            ) as history:
-                yield history
-        finally:
-            await store.close()
-
-    async def drain(self, name: str = "bot", **given: Any) -> None:
-        async with self.open(relay=True, name=name, **given) as history:
-            assert await history.drained(timeout=30)
-
-
-@pytest.fixture
-def place(tmp_path: Path, new_store_url: Callable[[str], str]) -> Place:
-    return Place(tmp_path, new_store_url("sqlite"))
-
-
-@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
-def any_place(request: pytest.FixtureRequest, tmp_path: Path, new_store_url: Callable[[str], str]) -> Place:
-    return Place(tmp_path, new_store_url(request.param))
+def cut_off(history: History) -> History:
+    """Return a history on the same file whose store is away."""
+    return open_apart(history.outbox.path, store=NOWHERE, relay=False, watch=False)
 
 
 def texts(page: Page[RecordedMessage] | list[RecordedMessage]) -> list[str]:
@@ -119,70 +88,63 @@ async def test_a_fork_shows_its_parent_before_its_own(history: History) -> None:
     await history.append(name, Message.assistant("four"), after=page.seen)
 
 
-async def test_the_same_pending_and_saved(any_place: Place) -> None:
+async def test_the_same_pending_and_saved(bot: History) -> None:
     """All of it waits in the outbox; then all of it is in the store, and no reader sees a difference."""
-    async with any_place.open() as history:
-        expected = await family(history)
-        before = {name: await history.messages(name) for name in expected}
-        for name, said in expected.items():
-            assert texts(before[name]) == said
-            for size in (1, 2, 3):
-                assert texts(await paged(history, name, size)) == said
-    await any_place.drain()
-
-    async with any_place.open() as history:
-        for name, said in expected.items():
-            page = await history.messages(name)
-            assert texts(page) == said
-            assert page.complete
-            assert [one.event_id for one in page] == [one.event_id for one in before[name]]
-            assert await paged(history, name, 2) == list(page) == list(await history.store.messages(name))
+    expected = await family(bot)
+    before = {name: await bot.messages(name) for name in expected}
+    for name, said in expected.items():
+        assert texts(before[name]) == said
+        for size in (1, 2, 3):
+            assert texts(await paged(bot, name, size)) == said
+    await deliver_all(bot)
+    for name, said in expected.items():
+        page = await bot.messages(name)
+        assert texts(page) == said
+        assert page.complete
+        assert [one.event_id for one in page] == [one.event_id for one in before[name]]
+        assert await paged(bot, name, 2) == list(page) == list(await bot.store.messages(name))
 
 
-async def test_the_same_while_the_store_is_away(place: Place) -> None:
-    async with place.open(relay=True) as history:
-        await history.append("p", Message.user("one", id="1"), Message.assistant("two", id="2"), owner="1")
-        assert await history.drained(timeout=20)
-    async with place.open(away=True) as history:
-        await history.append("p", Message.user("three", id="3"))
-        await history.chat("p").fork("f", at="2")
-        await history.chat("f").fork("g")
-        await history.append("g", Message.user("mine"))
-        await history.append("p", Message.user("late"))
+async def test_the_same_while_the_store_is_away(history: History) -> None:
+    await history.append("p", Message.user("one", id="1"), Message.assistant("two", id="2"), owner="1")
+    await deliver_all(history)
+    async with cut_off(history) as alone:
+        await alone.append("p", Message.user("three", id="3"))
+        await alone.chat("p").fork("f", at="2")
+        await alone.chat("f").fork("g")
+        await alone.append("g", Message.user("mine"))
+        await alone.append("p", Message.user("late"))
         expected = {"f": ["one", "two"], "g": ["one", "two", "mine"], "p": ["one", "two", "three", "late"]}
         for name, said in expected.items():
-            page = await history.messages(name)
+            page = await alone.messages(name)
             assert texts(page) == said
             assert not page.complete
-            assert texts(await paged(history, name, 1)) == said
-    async with place.open() as history:
-        # The store is back, and nothing is delivered yet.
-        assert texts(await paged(history, "g", 2)) == ["one", "two", "mine"]
-        assert (await history.messages("g")).complete
-    await place.drain()
-    async with place.open() as history:
+            assert texts(await paged(alone, name, 1)) == said
+    # The store is back, and nothing is delivered yet.
+    assert (await history.messages("g")).complete
+    for _ in range(2):
         assert texts(await paged(history, "g", 2)) == ["one", "two", "mine"]
         assert texts(await history.messages("f")) == ["one", "two"]
+        await deliver_all(history)
 
 
-async def test_while_delivering_nothing_is_missing_or_double(place: Place) -> None:
+async def test_while_delivering_nothing_is_missing_or_double(history: History) -> None:
     """Readers look on while the relay moves ancestors and forks into the store, each at its own pace."""
-    async with place.open() as history:
-        await history.append("a", *(Message.user(f"a{n}", id=f"a{n}") for n in range(150)))
-        await history.chat("a").fork("b", at="a99")
-        await history.append("b", *(Message.user(f"b{n}", id=f"b{n}") for n in range(150)))
-        await history.chat("b").fork("c", at="b99")
-        await history.append("c", *(Message.user(f"c{n}", id=f"c{n}") for n in range(50)))
-        await history.append("a", *(Message.user(f"late{n}") for n in range(150)))
+    await history.append("a", *(Message.user(f"a{n}", id=f"a{n}") for n in range(150)))
+    await history.chat("a").fork("b", at="a99")
+    await history.append("b", *(Message.user(f"b{n}", id=f"b{n}") for n in range(150)))
+    await history.chat("b").fork("c", at="b99")
+    await history.append("c", *(Message.user(f"c{n}", id=f"c{n}") for n in range(50)))
+    await history.append("a", *(Message.user(f"late{n}") for n in range(150)))
     expected = [*(f"a{n}" for n in range(100)), *(f"b{n}" for n in range(100)), *(f"c{n}" for n in range(50))]
 
-    async with place.open(relay=True) as history:
-        looks = 0
-        while not await history.drained(timeout=0.001):
-            assert texts(await history.messages("c", last=None)) == expected
-            assert texts(await history.messages("c", last=120)) == expected[-120:]
+    looks = 0
+    async with open_apart(history.outbox.path) as relayed:
+        while not await relayed.drained(timeout=0.001):
+            assert texts(await relayed.messages("c", last=None)) == expected
+            assert texts(await relayed.messages("c", last=120)) == expected[-120:]
             looks += 1
-        assert texts(await history.messages("c", last=None)) == expected
+        assert texts(await relayed.messages("c", last=None)) == expected
     assert looks > 0
 
 
@@ -200,19 +162,17 @@ async def test_what_is_redacted_here_is_gone_from_forks_at_once(history: History
     assert "secret" not in repr(await history.messages("p", as_of=2))
 
 
-async def test_a_fork_of_what_another_bot_has_not_delivered_is_not_complete(place: Place) -> None:
-    async with place.open(name="one") as one, place.open(name="two", relay=True) as two:
-        await one.append("p", Message.user("one"))
-        events = await one.chat("p").events()
-        point = {"conversation_id": "p", "event_id": str(events[-1].event_id)}
-        await two.append("f", ConversationStarted(forked_from=point), Message.user("mine"))
-        assert await two.drained(timeout=20)
-        page = await two.messages("f")
-        assert (texts(page), page.complete) == (["mine"], False)
-    await place.drain("one")
-    async with place.open(name="two") as two:
-        page = await two.messages("f")
-        assert (texts(page), page.complete) == (["one", "mine"], True)
+async def test_a_fork_of_what_another_bot_has_not_delivered_is_not_complete(history: History, tmp_path: Path) -> None:
+    await history.append("p", Message.user("one"))
+    events = await history.chat("p").events()
+    point = {"conversation_id": "p", "event_id": str(events[-1].event_id)}
+    async with History(tmp_path / "other.outbox.db", store=history.store, relay=False) as other:
+        await other.append("f", ConversationStarted(forked_from=point), Message.user("mine"))
+        for expected in (["mine"], ["one", "mine"]):
+            await deliver_all(other)
+            page = await other.messages("f")
+            assert (texts(page), page.complete) == (expected, len(expected) == 2)
+            await deliver_all(history)
 
 
 async def test_what_cannot_be_forked_is_refused(history: History) -> None:
@@ -245,58 +205,52 @@ async def test_a_fork_names_its_point_by_event_and_by_version_where_it_has_one(h
     assert await point() == (None, (await history.chat("p").events())[-1].event_id)
 
 
-async def test_away_a_fork_needs_an_event_that_it_can_name(place: Place) -> None:
-    await place.drain(retention=Retention(keep_last=0, keep_for=timedelta(0)))
-    async with place.open(relay=True, retention=Retention(keep_last=0, keep_for=timedelta(0))) as history:
-        await history.append("p", Message.user("one"))
-        assert await history.drained(timeout=20)
-
-        async def nothing_left() -> bool:
-            return bool(await sql(history.outbox, "SELECT count(*) FROM letopis_outbox_events") == [(0,)])
-
-        await until(nothing_left)
-    async with place.open(away=True) as history:
+async def test_away_a_fork_needs_an_event_that_it_can_name(history: History) -> None:
+    await history.append("p", Message.user("one"))
+    await deliver_all(history)
+    await prune(history, keep_last=0)
+    async with cut_off(history) as alone:
         with pytest.raises(StoreUnavailable, match="is unreachable"):
-            await history.chat("p").fork()
+            await alone.chat("p").fork()
 
 
-async def test_time_travel_over_what_is_pending(place: Place) -> None:
+async def test_time_travel_over_what_is_pending(history: History) -> None:
     """As of a time, it contains what was appended by then, saved or not; as of a version, what is saved."""
-    async with place.open() as history:
-        await history.append("p", Message.user("0"), occurred_at=START)
-        await history.append("p", Message.user("1", id="1"), occurred_at=START + timedelta(seconds=1))
-    await place.drain()
-    async with place.open() as history:
-        await history.append("p", Message.user("2", id="2"), occurred_at=START + timedelta(seconds=2))
-        await history.append("p", ConversationRewound(to_message_id="1"), occurred_at=START + timedelta(seconds=3))
-        await history.append("p", Message.user("4"), occurred_at=START + timedelta(seconds=4))
-        expected = [["0"], ["0", "1"], ["0", "1", "2"], ["0", "1"], ["0", "1", "4"]]
-        pending = []
-        for seconds, said in enumerate(expected):
-            moment = START + timedelta(seconds=seconds, milliseconds=500)
-            assert texts(await paged(history, "p", 2, as_of=moment)) == said
-            assert present(await history.chat("p").conversation(as_of=moment)).message_count == len(said)
-            pending.append([one.event_id for one in await history.messages("p", as_of=moment)])
-        assert texts(await history.messages("p", as_of=10)) == ["0", "1"]
-        assert texts(await history.messages("p", as_of=2)) == ["0"]
-        assert await history.chat("p").conversation(as_of=START - timedelta(1)) is None
-        assert await history.chat("p").conversation(as_of=0) is None
-        assert texts(await history.messages("p", as_of=START - timedelta(1))) == []
-    await place.drain()
-    async with place.open() as history:
-        for seconds, ids in enumerate(pending):
-            moment = START + timedelta(seconds=seconds, milliseconds=500)
-            assert [one.event_id for one in await history.messages("p", as_of=moment)] == ids
-            assert await history.messages("p", as_of=moment) == await history.store.messages("p", as_of=moment)
-            stored = await history.store.conversation("p", as_of=moment)
-            assert await history.chat("p").conversation(as_of=moment) == stored
-    async with place.open(away=True) as history:
-        page = await history.messages("p", as_of=START + timedelta(seconds=1, milliseconds=500))
-        assert (texts(page), page.complete) == (["0", "1"], False)
-        page = await history.messages("p", as_of=2)
-        assert (texts(page), page.complete) == ([], False)
+    chat = history.chat("p")
+    for seconds, what in enumerate(
+        (
+            Message.user("0"),
+            Message.user("1", id="1"),
+            Message.user("2", id="2"),
+            ConversationRewound(to_message_id="1"),
+            Message.user("4"),
+        )
+    ):
+        await history.append("p", what, occurred_at=START + timedelta(seconds=seconds))
+        if seconds == 1:
+            await deliver_all(history)
+    pending = []
+    for seconds, said in enumerate((["0"], ["0", "1"], ["0", "1", "2"], ["0", "1"], ["0", "1", "4"])):
+        moment = START + timedelta(seconds=seconds, milliseconds=500)
+        assert texts(await paged(history, "p", 2, as_of=moment)) == said
+        assert present(await chat.conversation(as_of=moment)).message_count == len(said)
+        pending.append((moment, [one.event_id for one in await history.messages("p", as_of=moment)]))
+    assert texts(await history.messages("p", as_of=10)) == ["0", "1"]
+    assert texts(await history.messages("p", as_of=2)) == ["0"]
+    assert await chat.conversation(as_of=START - timedelta(1)) is await chat.conversation(as_of=0) is None
+    assert texts(await history.messages("p", as_of=START - timedelta(1))) == []
+
+    await deliver_all(history)
+    for moment, ids in pending:
+        assert [one.event_id for one in await history.messages("p", as_of=moment)] == ids
+        assert await history.messages("p", as_of=moment) == await history.store.messages("p", as_of=moment)
+        assert await chat.conversation(as_of=moment) == await history.store.conversation("p", as_of=moment)
+    async with cut_off(history) as alone:
+        for past, said in ((pending[1][0], ["0", "1"]), (2, [])):
+            page = await alone.messages("p", as_of=past)
+            assert (texts(page), page.complete) == (said, False)
         with pytest.raises(StoreUnavailable, match="does not hold that past"):
-            await history.chat("p").conversation(as_of=2)
+            await alone.chat("p").conversation(as_of=2)
 
 
 async def test_time_travel_of_a_fork_reads_its_parent_at_the_fork_point(history: History) -> None:
@@ -314,19 +268,15 @@ async def test_time_travel_of_a_fork_reads_its_parent_at_the_fork_point(history:
     assert texts(await history.messages("f", as_of=4)) == []
 
 
-async def test_fork_shows_what_a_superseded_redaction_left(place: Place) -> None:
+async def test_fork_shows_what_a_superseded_redaction_left(history: History, tmp_path: Path) -> None:
     """The store set the redaction aside, as another outbox was faster: it hides nothing, in forks neither."""
-    async with place.open(relay=True) as history:
-        await history.append("parent", Message.user("one", id="1"))
-        await history.append("parent", Message.user("two", id="2"))
-        assert await history.drained(timeout=30)
-    async with place.open() as history:
-        await history.append("parent", MessageRedacted(message_id="1"), after=await history.messages("parent"))
-    async with place.open(relay=True, name="rival") as rival:
+    await history.append("parent", Message.user("one", id="1"), Message.user("two", id="2"))
+    await deliver_all(history)
+    await history.append("parent", MessageRedacted(message_id="1"), after=await history.messages("parent"))
+    async with History(tmp_path / "rival.outbox.db", store=history.store, relay=False) as rival:
         await rival.append("parent", Message.user("three", id="3"))
-        assert await rival.drained(timeout=30)
-    await place.drain()
-    async with place.open(relay=True) as history:
-        assert texts(await history.messages("parent")) == ["one", "two", "three"]
-        await history.chat("parent").fork("fork", at="2")
-        assert texts(await history.messages("fork")) == ["one", "two"]
+        await deliver_all(rival)
+    await deliver_all(history)
+    assert texts(await history.messages("parent")) == ["one", "two", "three"]
+    await history.chat("parent").fork("fork", at="2")
+    assert texts(await history.messages("fork")) == ["one", "two"]
