@@ -105,12 +105,6 @@ async def test_other_content_under_a_message_id_is_refused_by_name(outbox: Outbo
     assert len(await rows(outbox)) == 2, "the append is all or nothing"
 
 
-async def test_the_same_message_id_in_another_conversation_is_another_message(outbox: OutboxFile) -> None:
-    await outbox.append(prepare("c1", [Message.user("a", id="m")]))
-    await outbox.append(prepare("c2", [Message.user("b", id="m")]))
-    assert [len(await rows(outbox, name)) for name in ("c1", "c2")] == [2, 2]
-
-
 async def test_an_id_twice_in_one_append_is_one_event_or_an_error(outbox: OutboxFile) -> None:
     twice = await outbox.append(prepare("c1", [Message.user("a", id="m"), Message.user("a", id="m")]))
     assert twice.sequences == (2, 2)
@@ -126,12 +120,6 @@ async def test_a_part_that_is_there_already_keeps_its_place(outbox: OutboxFile) 
     )
     assert appended.sequences == (3, 2, 4)
     assert appended.message_ids == ("m-2", "m-1", "m-3")
-
-
-async def test_the_time_of_an_event_is_no_part_of_its_content(outbox: OutboxFile) -> None:
-    early, late = datetime(2020, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC)
-    await outbox.append(prepare("c1", [Message.user("x", id="m")], occurred_at=early))
-    assert (await outbox.append(prepare("c1", [Message.user("x", id="m")], occurred_at=late))).written == 0
 
 
 @pytest.mark.parametrize(("what", "owner", "reason"), [([], "42", "nothing"), ([Message.user("x")], "", "owner")])

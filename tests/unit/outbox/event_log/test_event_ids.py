@@ -11,7 +11,6 @@ from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
-import pytest
 import sqlalchemy as sa
 
 from letopis import Message, OutboxFile, Retention
@@ -19,7 +18,7 @@ from letopis.outbox.diagnostics.integrity import find_problems
 from letopis.outbox.diagnostics.new_origin import assign_new_origin
 from letopis.outbox.event_log.acknowledge import acknowledge
 from letopis.outbox.event_log.append_encoding import prepare
-from letopis.outbox.event_log.event_ids import MAX_UNINDEXED_EVENTS, find_positions, index_event_ids, newest_position
+from letopis.outbox.event_log.event_ids import MAX_UNINDEXED_EVENTS, find_positions, newest_position
 from letopis.outbox.event_log.retention import Pruner
 from letopis.store.maintenance.wal_format import scan_wal
 from letopis.store.model.identifiers import uuid7
@@ -81,16 +80,6 @@ async def test_the_newest_events_alone_are_not_in_the_index(outbox: OutboxFile) 
             outbox, "SELECT (SELECT max(position) FROM letopis_outbox_events) - indexed FROM letopis_outbox_origin"
         )
         assert behind < MAX_UNINDEXED_EVENTS
-
-
-@pytest.mark.parametrize("indexed", [False, True])
-async def test_a_message_is_appended_once_indexed_or_not(outbox: OutboxFile, indexed: bool) -> None:
-    prepared = prepare("a", [Message.user("once")])
-    first = await outbox.append(prepared)
-    if indexed:
-        await outbox.write(lambda connection: index_event_ids(connection.connection.cursor()))
-    again = await outbox.append(prepared)
-    assert (again.sequences, again.written) == (first.sequences, 0)
 
 
 async def test_the_position_of_a_pruned_event_is_not_used_again(outbox: OutboxFile) -> None:

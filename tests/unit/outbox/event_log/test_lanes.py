@@ -58,12 +58,6 @@ async def test_a_batch_is_of_one_partition(outbox: OutboxFile) -> None:
     assert list(sizes(await due(outbox))) == names
 
 
-async def test_the_oldest_debt_goes_first(outbox: OutboxFile) -> None:
-    for name in ("b", "c", "a"):
-        await say(outbox, name)
-    assert list(sizes(await due(outbox))) == ["b", "c", "a"]
-
-
 async def test_a_lane_of_ten_thousand_events_leaves_room_for_the_others(outbox: OutboxFile) -> None:
     await say(outbox, "long", 10_000)
     for number in range(50):

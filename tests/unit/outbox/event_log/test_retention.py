@@ -94,16 +94,6 @@ async def test_a_long_round_is_made_of_small_transactions(outbox: OutboxFile, ha
         assert await held(outbox, f"c{number}") == [26, 27, 28, 29, 30]
 
 
-async def test_what_was_let_go_comes_again_under_a_new_sequence(outbox: OutboxFile, hands: Hands) -> None:
-    await outbox.append(prepare("c1", [Message.user("x", id="m")]))
-    await sql(outbox, "UPDATE letopis_outbox_lanes SET delivered = head")
-    hands.advance(2 * 86_400)
-    await round_of(outbox, Pruner(Retention(keep_last=0), outbox.now_us))
-    again = await outbox.append(prepare("c1", [Message.user("x", id="m")]))
-    assert again.sequences == (3,)
-    assert await held(outbox, "c1") == [3]
-
-
 @pytest.mark.parametrize(
     "wrong", [{"keep_last": -1}, {"keep_last": 1.5}, {"keep_for": timedelta(seconds=-1)}, {"content": 3}]
 )

@@ -52,15 +52,8 @@ async def refused(history: History, *what: Any, **options: Any) -> VersionConfli
         await history.append(CHAT, *(what or (Message.assistant("too late"),)), **options)
     assert await held(history) == before
     assert caught.value.conversation_id == CHAT
+    assert "read it again" in str(caught.value)
     return caught.value
-
-
-async def test_the_second_answer_to_one_question_conflicts_and_writes_nothing(history: History) -> None:
-    question = await asked(history)
-    first = await history.append(CHAT, Message.assistant("that"), after=question)
-    conflict = await refused(history, after=question)
-    assert (conflict.expected, conflict.actual) == (question.sequence, first.sequence)
-    assert "read it again" in str(conflict)
 
 
 FORMS: list[Callable[[History], Any]] = [
@@ -91,45 +84,32 @@ async def test_what_is_not_there_yet_can_be_expected_empty(history: History) -> 
     assert (await refused(history, after=0)).actual == 2
 
 
+LIKE, WORDS = ReactionAdded(message_id="m-1", key="like"), Message.user("and?")
+EDIT, REDACTION = MessageEdited(message_id="m-1", content="WHAT?"), MessageRedacted(message_id="m-1")
+RENAMED, PAID = ConversationRenamed(title="t"), Event(type="custom.paid")
+
+
 @pytest.mark.parametrize(
-    "between",
+    ("since", "conditions", "actual"),
     [
-        Message.user("and?"),
-        MessageEdited(message_id="m-1", content="WHAT?"),
-        MessageRedacted(message_id="m-1"),
-        ConversationRewound(),
+        *(([change], [{"after": 2}, {"expected": 2}], 3) for change in (WORDS, EDIT, REDACTION, ConversationRewound())),
+        *(([change], [{"after": 2, "fail_if_types": {change.type}}], 3) for change in (LIKE, RENAMED, PAID)),
+        *(([change], [{"expected": 2}], 3) for change in (LIKE, RENAMED, PAID)),
+        ([LIKE, WORDS, Message.user("and?")], [{"after": 2}], 4),  # the first that is in the way
+        *(([change], [{"after": 2}], None) for change in (LIKE, RENAMED, PAID)),
+        ([WORDS], [{"after": 2, "fail_if_types": ()}], None),
     ],
 )
-async def test_what_changes_the_messages_is_in_the_way(history: History, between: Any) -> None:
-    question = await asked(history)
-    await history.append(CHAT, between)
-    await refused(history, after=question)
-    await refused(history, expected=question)
-
-
-@pytest.mark.parametrize(
-    "between", [ReactionAdded(message_id="m-1", key="like"), ConversationRenamed(title="t"), Event(type="custom.paid")]
-)
-async def test_what_does_not_is_not_but_for_a_strict_one(history: History, between: Any) -> None:
-    question = await asked(history)
-    await history.append(CHAT, between)
-    await refused(history, expected=question)
-    await refused(history, after=question, fail_if_types={between.type})
-    await history.append(CHAT, Message.assistant("that"), after=question)
-
-
-async def test_the_conflict_names_the_first_event_that_is_in_the_way(history: History) -> None:
-    question = await asked(history)
-    await history.append(CHAT, ReactionAdded(message_id="m-1", key="like"))
-    other = await history.append(CHAT, Message.user("and?"))
-    await history.append(CHAT, Message.user("and?"))
-    assert (await refused(history, after=question)).actual == other.sequence
-
-
-async def test_no_types_are_in_nobodys_way(history: History) -> None:
-    question = await asked(history)
-    await history.append(CHAT, Message.user("and?"))
-    await history.append(CHAT, Message.assistant("that"), after=question, fail_if_types=())
+async def test_what_changes_the_messages_is_in_the_way_and_for_a_strict_one_anything(
+    history: History, since: list[Any], conditions: list[dict[str, Any]], actual: int | None
+) -> None:
+    await asked(history)
+    await history.append(CHAT, *since)
+    for options in conditions:
+        if actual is not None:
+            assert (await refused(history, **options)).actual == actual
+        else:
+            await history.append(CHAT, Message.assistant("that"), **options)
 
 
 async def test_more_than_there_is_cannot_have_been_seen(history: History) -> None:

@@ -249,6 +249,24 @@ class TestStatistics:
             await deliver_all(other)
             assert await other.statistics(owner="42") == found
 
+    async def test_a_pending_redaction_erases_in_its_own_conversation_only(self, history: History) -> None:
+        for name in ("a", "b"):
+            await history.append(name, Message.user("hi", id="m", metadata={"kind": "v"}))
+        await deliver_all(history)
+        await history.chat("a").redact("m")
+        await history.append("b", Message.user("hi", metadata={"kind": "w"}))
+        assert await self.counted(history) == {None: 1, "v": 1, "w": 1}
+
+    async def test_the_last_of_several_pending_resets_counts(self, history: History) -> None:
+        for turn in range(4):
+            await history.append("a", Message.user("hi", metadata={"kind": "v"}))
+            await (history.chat("a").reset() if turn > 1 else deliver_all(history))
+        await history.append("a", Message.user("hi", metadata={"kind": "w"}))
+        assert await self.counted(history) == {None: 4, "w": 1}
+
+    async def counted(self, history: History) -> dict[object, int]:
+        return {kind: figures.messages for kind, figures in (await history.statistics(by="kind")).by.items()}
+
     async def test_while_the_store_is_away(self, alone: History) -> None:
         expected = await self.said(alone)
         found = await alone.statistics(owner="42", by="kind")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
-from letopis.outbox import Alert, History, Incident, Rules
+from letopis.outbox import History, Incident, Rules
 from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.store import ConfigurationError, Message
 from tests.support.relays import until
@@ -16,36 +19,23 @@ AT_ONCE = Rules(hold=0.2, stuck_after=0.2, resolve_after=0.2)
 DOWN = "postgresql://bot@127.0.0.1:1/h"
 
 
-class Operators:
+def channel() -> Any:
     """A channel that keeps what it is given."""
-
-    name = "operators"
-    recipient = "channel:operators"
-
-    def __init__(self) -> None:
-        self.got: list[Alert] = []
-
-    async def send(self, alert: Alert) -> None:
-        self.got.append(alert)
+    return SimpleNamespace(name="operators", recipient="channel:operators", send=AsyncMock())
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look every tenth of a second."""
-    made = AlertMonitor.__init__
-
-    def init(self: AlertMonitor, *arguments: object, **options: object) -> None:
-        made(self, *arguments, **options, interval=0.1)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(AlertMonitor, "__init__", init)
+    monkeypatch.setitem(AlertMonitor.__init__.__kwdefaults__, "interval", 0.1)
 
 
 async def test_operators_are_told_by_a_channel_of_the_bots_own(tmp_path: Path) -> None:
-    operators = Operators()
+    operators = channel()
     async with History(tmp_path / "bot.outbox.db", store=DOWN, channels=[operators], rules=AT_ONCE) as history:
         await history.append("c1", Message.user("hi"), owner="42")
-        await until(lambda: operators.got)
-    assert operators.got[0].facts["kind"] == "store_down"
+        await until(lambda: operators.send.await_count)
+    assert operators.send.await_args.args[0].facts["kind"] == "store_down"
 
 
 async def test_users_are_told_in_the_style_that_is_chosen(tmp_path: Path) -> None:
@@ -59,7 +49,7 @@ async def test_users_are_told_in_the_style_that_is_chosen(tmp_path: Path) -> Non
 
 
 async def test_a_reader_watches_nothing(tmp_path: Path) -> None:
-    operators = Operators()
+    operators = channel()
     async with History(
         tmp_path / "bot.outbox.db", store=DOWN, watch=False, channels=[operators], rules=AT_ONCE
     ) as history:
@@ -67,7 +57,7 @@ async def test_a_reader_watches_nothing(tmp_path: Path) -> None:
         await asyncio.sleep(1)
         found = await history.status()
 
-    assert (operators.got, found.incidents) == ([], ())
+    assert (operators.send.await_count, found.incidents) == (0, ())
 
 
 async def test_an_address_that_is_no_channel_is_refused_before_anything_is_opened(tmp_path: Path) -> None:

@@ -302,22 +302,6 @@ def test_a_connection_of_another_loop_is_refused_at_once(tmp_path: Path) -> None
         run(history.close())
 
 
-def test_one_history_serves_one_loop_after_the_other(tmp_path: Path) -> None:
-    threads = own_threads()
-    history = History(tmp_path / "bot.outbox.db")
-    for number in range(3):
-
-        async def main(number: int = number) -> None:
-            receipt = await history.append("c1", Message.user(str(number)))
-            assert await receipt.saved(timeout=SOON)
-
-        asyncio.run(main())
-        assert REGISTRY.outboxes == []
-        assert own_threads() == threads
-
-    assert asyncio.run(last_texts(history)) == ["0", "1", "2"]
-
-
 def test_a_receipt_of_a_loop_that_has_ended_says_so(tmp_path: Path) -> None:
     history = History(tmp_path / "bot.outbox.db", relay=False)
     receipt = asyncio.run(history.append("c1", Message.user("hi")))
@@ -587,18 +571,3 @@ async def test_both_apis_share_a_loop_that_neither_blocks(tmp_path: Path) -> Non
         assert blocking.drained(timeout=SOON)
     assert await texts(history) == ["a", "b", "c"]
     await history.close()
-
-
-async def test_it_shares_the_outbox_of_a_loop_in_another_thread(history: History, tmp_path: Path) -> None:
-    await history.append("c1", Message.user("a"))
-
-    def synchronous() -> None:
-        with BlockingHistory(tmp_path / "bot.outbox.db", relay=False) as blocking:
-            assert len(REGISTRY.outboxes) == 1
-            with blocking.transaction() as tx:
-                tx.append("c1", Message.user("b"))
-            blocking.append("c1", Message.user("c"))
-
-    await asyncio.to_thread(synchronous)
-
-    assert await texts(history) == ["a", "b", "c"]

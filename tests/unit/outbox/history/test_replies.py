@@ -17,7 +17,7 @@ import anyio
 import pytest
 import sqlalchemy as sa
 
-from letopis import Closed, File, History, Limits, Message, OutboxFull, Reasoning, Reply, Text, ToolCall, Unconfirmed
+from letopis import Closed, History, Limits, Message, OutboxFull, Reasoning, Reply, Text, ToolCall, Unconfirmed
 from letopis.outbox.drafts.completion import UNCONFIRMED_TTL, recover, run_maintenance
 from letopis.outbox.event_log import drafts
 from letopis.store import ConversationDeleted, ConversationGone, Delivery, EventIdReused, InvalidInput, MessageSent
@@ -128,15 +128,6 @@ async def test_where_nothing_was_said_nothing_is_appended(history: History) -> N
     assert await history.unconfirmed() == ()
 
 
-async def test_parts_are_kept_in_their_places(history: History) -> None:
-    async with history.reply("c") as reply:
-        for piece in (Reasoning("so"), Reasoning("..."), "It is ", "cold", File("file:///map")):
-            await reply.add(piece)
-    (message,) = await history.messages("c")
-    assert message.message.content == (Reasoning("so..."), Text("It is cold"), File("file:///map"))
-    assert reply.text == message.text == "It is cold"
-
-
 async def test_adding_does_not_wait_for_the_disk(history: History) -> None:
     async with history.reply("c", every=0) as reply:
         async with history.transaction():
@@ -161,20 +152,6 @@ async def test_checkpoints_keep_their_distance(history: History) -> None:
         await history.append("another", Message.user("time passes"))
         assert await kept(history) == []
     assert [one.text for one in await history.messages("c")] == ["first second", "first"]
-
-
-async def test_many_replies_at_once(history: History) -> None:
-    async def say(number: int) -> None:
-        async with history.reply(f"c{number % 5}", every=0.001) as reply:
-            for word in range(20):
-                await reply.add(f"{number}.{word} ")
-                await asyncio.sleep(0)
-
-    await asyncio.gather(*(say(number) for number in range(40)))
-
-    texts = [one.text for number in range(5) for one in await history.messages(f"c{number}")]
-    assert sorted(texts) == sorted("".join(f"{number}.{word} " for word in range(20)) for number in range(40))
-    assert await kept(history) == []
 
 
 async def test_an_exception_leaves_an_interrupted_message_and_goes_on(history: History) -> None:

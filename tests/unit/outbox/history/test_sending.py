@@ -70,14 +70,10 @@ class Bot:
         """Append replies that are to be sent, and return their ids."""
         return [(await write(self.history, text, conversation_id, owner="42")).message_id for text in texts]
 
-    def crash(self) -> None:
-        """Take the history's sign of life away, as the end of its process does."""
-        died(self.history)
-
     async def leave(self, *texts: str, answers: Iterable[Any] = ()) -> None:
         """Have a process write replies and end before it sends them; the platform will give these answers."""
         await self.write("c", *texts)
-        self.crash()
+        died(self.history)
         self.platform.answers.extend(answers)
 
     async def step(self) -> float:
@@ -109,7 +105,7 @@ async def test_reply_of_a_dead_process_is_sent_and_confirmed(bot: Bot) -> None:
     await bot.step()
     assert bot.platform.calls == []  # it may be sending it
 
-    bot.crash()
+    died(bot.history)
     await bot.forward(60)
 
     [reply] = bot.platform.calls
@@ -127,7 +123,7 @@ async def test_replies_of_a_conversation_go_in_order_and_others_do_not_wait(bot:
     await bot.write("c", "one", "two")
     await bot.write("d", "other")
     await bot.write("c", "three")
-    bot.crash()
+    died(bot.history)
     bot.platform.answers.append(ConnectionError())
 
     seconds = await bot.step()
@@ -143,7 +139,7 @@ async def test_order_is_that_of_the_appends_and_not_of_the_clock(bot: Bot) -> No
     for seconds, text in ((50.0, "one"), (-30.0, "two"), (10.0, "three")):
         bot.hands.jump(seconds)  # set back after the first
         await bot.write("c", text)
-    bot.crash()
+    died(bot.history)
     await bot.step()
     assert bot.platform.texts == ["one", "two", "three"]
 
@@ -189,7 +185,7 @@ async def test_reply_that_is_too_old_at_the_start_is_not_sent(bot: Bot) -> None:
     await bot.write("c", "old")
     bot.hands.advance(DAY)
     await bot.write("c", "new")
-    bot.crash()
+    died(bot.history)
     await bot.step()
     assert bot.platform.texts == ["new"]
     assert [told.failure for told in bot.told] == ["not sent within 86400 s"]
@@ -249,7 +245,7 @@ async def test_message_is_sent_as_it_is_now_and_only_while_it_is_shown(bot: Bot)
     await bot.history.chat("c").edit(edited, "anew")
     await bot.history.chat("c").pop()
     await bot.history.chat("d").redact(redacted)
-    bot.crash()
+    died(bot.history)
     await bot.step()
 
     assert bot.platform.texts == ["anew"]
@@ -262,7 +258,7 @@ async def test_reply_that_is_being_sent_is_waited_for(bot: Bot, tmp_path: Path) 
     async with opened(tmp_path, now=bot.hands.now) as other:
         live = await write(other, "live")
         await bot.write("c", "later")
-        bot.crash()
+        died(bot.history)
         assert await bot.step() == 1
         assert bot.platform.texts == []
         await live.sent()
@@ -271,7 +267,7 @@ async def test_reply_that_is_being_sent_is_waited_for(bot: Bot, tmp_path: Path) 
 
         await write(other, "forgotten")
         await bot.write("c", "last")
-        bot.crash()
+        died(bot.history)
         await bot.forward(60)
         assert bot.platform.texts == ["later"]
         await bot.forward(LIVE_SENDING_SECONDS)
@@ -301,7 +297,7 @@ async def test_reply_whose_own_sending_failed_is_handed_over(bot: Bot) -> None:
 
 async def test_bot_that_confirms_first_is_not_doubled(bot: Bot) -> None:
     [message_id] = await bot.write("c", "Hello")
-    bot.crash()
+    died(bot.history)
     bot.platform.answers.append(TimeoutError())
     await bot.step()
     await bot.history.chat("c").sent(message_id)
@@ -324,7 +320,7 @@ async def test_of_two_processes_one_sends(bot: Bot, tmp_path: Path) -> None:
 async def test_calls_are_bounded_and_one_that_hangs_holds_up_its_conversation_only(bot: Bot) -> None:
     for number in range(MAX_CALLS + 2):
         await bot.write(f"c{number}", "one", "two")
-    bot.crash()
+    died(bot.history)
     bot.platform.busy.clear()
     await bot.resender.step()
     await asyncio.sleep(0)

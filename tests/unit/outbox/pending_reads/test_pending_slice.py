@@ -1,8 +1,9 @@
-"""A slice of the file has the conflicts that the history store has found, wherever it is read."""
+"""What is read of the file: the verdicts of the history store with it, and the newest where not all fit."""
 
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,10 +12,13 @@ from letopis.outbox import OutboxFile
 from letopis.outbox.event_log.acknowledge import acknowledge
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.statements import on_cursor
+from letopis.outbox.pending_reads import pending_search
+from letopis.outbox.pending_reads.pending_search import pending_of, snapshot
 from letopis.outbox.pending_reads.pending_slice import read_slice
 from letopis.outbox.pending_reads.read_path import ReadPath
 from letopis.store import Conflict, ConversationRewound, Message
-from tests.support.relays import say
+from letopis.store.rules.preconditions import SUPERSEDED_KEY
+from tests.support.relays import lane, say
 
 
 async def test_slice_of_delivered_events_has_their_conflicts(outbox: OutboxFile) -> None:
@@ -63,3 +67,27 @@ async def test_a_cut_tells_whether_its_message_is_in_the_slice_itself(outbox: Ou
 
     assert pending.path_cuts(0) == [("m1", True), ("older", False)]
     assert pending.path_cuts(2) == [("m1", False), ("older", False)]
+
+
+async def test_events_that_the_store_set_aside_are_marked(outbox: OutboxFile) -> None:
+    await say(outbox, "a", 3)
+    verdicts = {"a": {3: Conflict(expected=2, actual=7)}}
+    await outbox.write(partial(acknowledge, delivered={"a": 3}, now_us=1, superseded=verdicts))
+    before = replace(await lane(outbox, "a"), delivered=1)
+
+    found = await outbox.read(partial(pending_of, lanes=[before], origin_id=outbox.origin.origin_id))
+
+    marked = {event.sequence: SUPERSEDED_KEY in event.metadata for event in found["a"].events}
+    assert marked == {2: False, 3: True, 4: False}
+
+
+async def test_the_conversation_with_the_newest_event_is_read_where_not_all_fit(
+    outbox: OutboxFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("newest", "longest ago", "newest"):
+        await say(outbox, name)
+    monkeypatch.setattr(pending_search, "MAX_SEARCHED_EVENTS", 4)
+
+    found = await outbox.read(partial(snapshot, origin_id=outbox.origin.origin_id, conversation=None))
+
+    assert (list(found.conversations), found.complete) == (["newest"], False)
