@@ -33,34 +33,34 @@ def said(text: str = "hi", **fields: Any) -> Prepared:
     return prepare("c1", [Message.user(text, **fields)])
 
 
+HI = Message.user("hi")
+
+
 async def test_a_conversation_begins_with_its_own_event(outbox: OutboxFile) -> None:
-    appended = await outbox.append(prepare("c1", [Message.user("hi")], owner="42"))
-    started, (sequence, name, _) = await rows(outbox)
-    assert started == (1, "conversation.started", {"owner_id": "42"})
-    assert (sequence, name) == (2, "message.appended")
+    appended = await outbox.append(prepare("c1", [HI], owner="42"))
     assert (appended.sequences, appended.owner_id, appended.written) == ((2,), "42", 2)
     assert await lane(outbox) == ("42", 2, 0, "ready")
 
 
-async def test_a_beginning_that_was_given_is_not_said_twice(outbox: OutboxFile) -> None:
-    await outbox.append(prepare("c1", [ConversationStarted(owner_id="42", title="Tea"), Message.user("hi")]))
-    assert [name for _, name, _ in await rows(outbox)] == ["conversation.started", "message.appended"]
-    assert (await lane(outbox))[0] == "42"
-
-
-async def test_an_owner_beside_a_beginning_without_one_still_reaches_the_history(outbox: OutboxFile) -> None:
-    await outbox.append(prepare("c1", [ConversationStarted(title="Tea")], owner="42"))
-    assert [data for _, _, data in await rows(outbox)] == [{"title": "Tea"}, {"owner_id": "42"}]
-    assert (await lane(outbox))[:2] == ("42", 2)
-
-
-async def test_an_owner_may_become_known_later_and_is_said_once(outbox: OutboxFile) -> None:
-    await outbox.append(said())
-    await outbox.append(prepare("c1", [Message.user("two")], owner="42"))
-    await outbox.append(prepare("c1", [Message.user("three")], owner="42"))
-    started = [data for _, name, data in await rows(outbox) if name == "conversation.started"]
-    assert [data.get("owner_id") for data in started] == [None, "42"]
-    assert (await lane(outbox))[:2] == ("42", 5)
+@pytest.mark.parametrize(
+    ("appends", "started"),
+    [
+        ([prepare("c1", [HI], owner="42")], [{"owner_id": "42"}]),
+        # A beginning that was given is not said twice.
+        ([prepare("c1", [ConversationStarted(owner_id="42", title="Tea"), HI])], [{"owner_id": "42", "title": "Tea"}]),
+        # An owner beside a beginning without one still reaches the history.
+        ([prepare("c1", [ConversationStarted(title="Tea")], owner="42")], [{"title": "Tea"}, {"owner_id": "42"}]),
+        # It may become known later, and is said once.
+        ([said(), *(prepare("c1", [Message.user(text)], owner="42") for text in "ab")], [{}, {"owner_id": "42"}]),
+    ],
+)
+async def test_an_owner_is_said_once(outbox: OutboxFile, appends: list[Prepared], started: list[Any]) -> None:
+    for one in appends:
+        await outbox.append(one)
+    found = await rows(outbox)
+    assert found[0][1] == "conversation.started"
+    assert [data for _, name, data in found if name == "conversation.started"] == started
+    assert (await lane(outbox))[:2] == ("42", len(found))
 
 
 @pytest.mark.parametrize(
