@@ -66,21 +66,6 @@ async def test_an_acknowledgement_erases_as_much_whatever_the_length(history: Hi
 
 
 @pytest.mark.parametrize("verb", ["delete", "reset"])
-async def test_a_relay_that_starts_later_erases_the_rest(tmp_path: Path, verb: str) -> None:
-    async with ConversationStore.open(tmp_path / "history.db") as store:
-        async with History(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as history:
-            await deliver_erasure(history, verb, LONG)
-        outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
-        try:
-            assert kept(outbox)
-            await Relay(outbox, store).drain()
-            assert (await outbox.read(erased), await outbox.read(count_unerased)) == (LONG, 0)
-        finally:
-            await outbox.close()
-        assert not kept(outbox)
-
-
-@pytest.mark.parametrize("verb", ["delete", "reset"])
 async def test_what_is_not_erased_yet_is_not_read_while_the_store_is_down(tmp_path: Path, verb: str) -> None:
     store = ConversationStore(tmp_path / "history.db", migrate=True)
     async with History(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False, read_timeout=0.5) as history:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -46,19 +45,6 @@ def replaced(path: Path) -> None:
     keep_time(path.parent, moment)
 
 
-def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The paths that are looked at from here on."""
-    seen: list[str] = []
-    real = os.stat
-
-    def stat(path: Any, *args: Any, **options: Any) -> os.stat_result:
-        seen.append(str(path))
-        return real(path, *args, **options)
-
-    monkeypatch.setattr(identity.os, "stat", stat)
-    return seen
-
-
 @pytest.mark.parametrize("suffix", ["-wal", "-shm"])
 def test_a_file_beside_that_goes_is_missed_at_once(there: tuple[FileIdentityGuard, Path], suffix: str) -> None:
     found, path = there
@@ -73,15 +59,17 @@ def test_a_quiet_wal_is_not_looked_at_before_each_append(
 ) -> None:
     """That would have the kernel write an exact time into it, each time."""
     found, path = there
-    seen = looked_at(monkeypatch)
+    monkeypatch.setattr(identity.os, "stat", stat := Mock(wraps=os.stat))
+
+    def looks(at: str) -> int:
+        return sum(str(call.args[0]) == at for call in stat.call_args_list)
+
     for _ in range(10):
         found.verify()
-
-    assert f"{path}-wal" not in seen
-    assert seen.count(str(path)) == 10  # but the file itself is
+    assert (looks(f"{path}-wal"), looks(str(path))) == (0, 10)
     found._verify_beside_at = 0.0  # a second later
     found.verify()
-    assert (seen.count(f"{path}-wal"), found.size) == (1, 300)
+    assert (looks(f"{path}-wal"), found.size) == (1, 300)
 
 
 def test_a_change_that_the_folder_does_not_show_is_missed_within_a_second(
@@ -134,30 +122,24 @@ def test_the_pages_in_use_are_counted_from_half_the_bound_on() -> None:
 def test_a_disk_with_plenty_of_room_is_asked_again_a_tenth_of_a_second_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free, now, asked = 10_000 * MiB, 100.0, 0
-
-    def ask(self: DiskReserve) -> int:
-        nonlocal asked
-        asked += 1
-        return free
-
-    monkeypatch.setattr(DiskReserve, "free", ask)
-    monkeypatch.setattr("letopis.outbox.file.limits.time.monotonic", lambda: now)
+    free, now = Mock(return_value=10_000 * MiB), Mock(return_value=100.0)
+    monkeypatch.setattr(DiskReserve, "free", free)
+    monkeypatch.setattr("letopis.outbox.file.limits.time.monotonic", now)
     reserve = DiskReserve(tmp_path / "bot.outbox.db", watermark=16 * MiB)
     reserve.check()
-    free = 1 * MiB
+    free.return_value = 1 * MiB
     reserve.check()  # it cannot have been filled by now
-    assert asked == 1
+    assert free.call_count == 1
 
-    now += 0.1
+    now.return_value += 0.1
     for number in (2, 3):  # where there is little, each time
         with pytest.raises(OutboxFull, match="nothing was dropped"):
             reserve.check()
-        assert asked == number
-    free = 500 * MiB
+        assert free.call_count == number
+    free.return_value = 500 * MiB
     reserve.check()
     reserve.check()
-    assert asked == 5
+    assert free.call_count == 5
 
 
 @posix_only("file names are text on Windows")

@@ -172,13 +172,6 @@ class TestTargets:
         found = await history.messages("c1")
         assert [(one.text, one.reactions) for one in found] == [("edited", (Reaction(key="👍", actor="42"),))] * 3
 
-    async def test_what_left_the_path_can_still_be_redacted(self, chat: History) -> None:
-        await chat.chat("c1").rewind(to=None)
-        await chat.chat("c1").redact("a1", by="42", reason="asked")
-        await chat.chat("c1").react("a2", "👎")
-        await same_when_delivered(chat)
-        assert [one.id for one in await chat.messages("c1", every=True) if one.redacted] == ["a1"]
-
     @pytest.mark.parametrize("saved", [False, True])
     async def test_what_a_fork_inherits_is_its_parents(self, history: History, saved: bool) -> None:
         await history.append("c0", *said("s0", "u1", "a1", "u2", "a2"), owner="42")

@@ -17,9 +17,8 @@ from letopis.outbox import History, Relay
 from letopis.outbox.file.inspection import store_beside
 from letopis.store import Saved
 from tests.support.fix_outbox import READ_TIMEOUT_SECONDS
-from tests.support.peers import refused_port, silent
+from tests.support.peers import refused_port
 from tests.support.relays import until
-from tests.support.sayings import present
 
 
 def texts(page: Iterable[RecordedMessage]) -> list[str]:
@@ -63,34 +62,6 @@ def test_what_is_wrong_is_told_before_anything_is_created(tmp_path: Path, wrong:
     with pytest.raises((ConfigurationError, InvalidInput), match=reason):
         History(**{"path": tmp_path / "bot.outbox.db", **wrong})
     assert list(tmp_path.iterdir()) == []
-
-
-async def test_a_store_of_the_callers_stays_open(tmp_path: Path) -> None:
-    async with ConversationStore.open(tmp_path / "shared.db") as store:
-        async with History(tmp_path / "a.outbox.db", store=store) as history:
-            assert await (await history.append("c1", Message.user("a"))).saved(timeout=20)
-        async with History(tmp_path / "b.outbox.db", store=store) as history:
-            assert await (await history.append("c1", Message.user("b"))).saved(timeout=20)
-
-        assert texts(await store.messages("c1")) == ["a", "b"]
-
-
-async def test_with_a_store_that_never_answers_the_bot_goes_on_as_usual(tmp_path: Path) -> None:
-    """A peer that accepts and is silent is the worst of them: only deadlines notice it."""
-    async with (
-        silent() as port,
-        History(tmp_path / "bot.outbox.db", store=f"postgresql://u:p@127.0.0.1:{port}/x", read_timeout=0.5) as history,
-    ):
-        for number in range(20):
-            await history.append("c", Message.user(str(number)))
-        page = await history.messages("c", last=3)
-        listed = await history.conversations()
-        found = present(await history.chat("c").conversation())
-
-        assert [(one.text, one.saved) for one in page] == [(text, Saved.PENDING) for text in ("17", "18", "19")]
-        assert [one.conversation_id for one in listed] == ["c"]
-        assert (page.complete, listed.complete) == (False, False)
-        assert (found.message_count, found.pending) == (20, 21)
 
 
 async def test_a_store_that_comes_back_gets_everything(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

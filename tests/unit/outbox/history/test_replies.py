@@ -104,14 +104,6 @@ async def test_a_reply_becomes_one_message(history: History) -> None:
     assert present(await history.chat("c").conversation()).owner_id == "42"
 
 
-async def test_leaving_the_block_finishes(history: History) -> None:
-    reply = await write(history)
-    assert await reply.finish(tokens=1) == present(reply.receipt)
-    with pytest.raises(Closed, match="has ended"):
-        await reply.add("more")
-    assert await said(history) == [("Hello", False)]
-
-
 async def test_where_nothing_was_said_nothing_is_appended(history: History) -> None:
     async with history.reply("c") as reply:
         await reply.add("")

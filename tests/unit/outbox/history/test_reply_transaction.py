@@ -156,17 +156,6 @@ async def test_what_is_no_reply_of_this_history_is_refused(history: History, tmp
             await tx.finish("hello")  # type: ignore[arg-type]
 
 
-async def test_a_reply_that_nobody_confirms_is_on_no_list(history: History) -> None:
-    for _ in range(3):
-        async with history.reply(CHAT, confirm=False) as reply:
-            await reply.add("hello")
-    with pytest.raises(Boom):  # noqa: PT012
-        async with history.reply(CHAT, confirm=False) as reply:
-            await reply.add("cut")
-            raise Boom
-    assert await history.unconfirmed() == ()
-
-
 @pytest.mark.parametrize("at", ["finished", "committed", "draft"])
 async def test_killed_between_finish_and_commit(tmp_path: Path, at: str) -> None:
     """SIGKILL: the reply and the row are both there, or neither; what was kept of the reply is interrupted then."""

@@ -21,7 +21,7 @@ import letopis.outbox.history.transaction as transaction_module
 from letopis import History, Message, Saved
 from letopis.outbox.event_log.append import append_events
 from letopis.outbox.file.change_watcher import FileWatcher
-from letopis.store import EventIdReused, InvalidInput, MessageEdited, MessageSent, OutboxFull, OutboxUnavailable
+from letopis.store import InvalidInput, MessageEdited, MessageSent, OutboxFull, OutboxUnavailable
 from tests.support.pruning import prune
 from tests.support.relays import sql
 from tests.unit.outbox.file.test_writer import in_anyio, in_asyncio
@@ -83,21 +83,6 @@ async def test_an_exception_leaves_neither(history: History) -> None:
     assert await said(history) == []
     assert not await receipt.saved()
     assert (await history.append("c1", Message.user("after"))).sequence == 2
-
-
-async def test_a_refused_append_leaves_the_transaction_usable(history: History) -> None:
-    await history.append("c1", Message.user("yes", id="m"), owner="42")
-    async with history.transaction() as tx:
-        await tx.execute(pay())
-        with pytest.raises(EventIdReused):
-            await tx.append("c1", Message.user("no", id="m"))
-        for text, owner in (("x", "43"), ("\0", None)):
-            with pytest.raises(InvalidInput):
-                await tx.append("c1", Message.user(text), owner=owner)
-        await tx.append("c1", Message.user("then"))
-
-    assert await left(history) == 9
-    assert await said(history) == ["yes", "then"]
 
 
 async def test_transactions_and_appends_of_one_process_take_turns(history: History) -> None:
