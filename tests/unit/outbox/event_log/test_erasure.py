@@ -33,7 +33,6 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def erased(connection: sa.Connection) -> int:
-    """How many messages have no content any more."""
     statement = "SELECT count(*) FROM letopis_outbox_events WHERE redacted = 1 AND type = 'message.appended'"
     return int(connection.exec_driver_sql(statement).scalar_one())
 

@@ -208,7 +208,6 @@ async def test_tails_are_paged_by_conversation(outbox: OutboxFile) -> None:
 
 
 async def test_a_large_backlog_is_read_in_bounded_memory(outbox: OutboxFile) -> None:
-    """50,000 pending events: a batch costs no more than a batch."""
 
     def fill(connection: sa.Connection) -> None:
         for block in range(50):

@@ -38,7 +38,6 @@ async def held(outbox: OutboxFile, conversation_id: str) -> list[int]:
 
 
 async def round_of(outbox: OutboxFile, pruner: Pruner) -> None:
-    """Prune until the round is over."""
     while await outbox.write(pruner):
         pass
 

@@ -291,7 +291,6 @@ async def by_sqlalchemy(path: Path) -> int:
 
 
 async def without_sqlalchemy(path: Path) -> int:
-    """As those read who end after one look."""
     return read_file(path, epoch)
 
 

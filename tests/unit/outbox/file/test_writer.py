@@ -243,7 +243,6 @@ async def in_anyio(append: Callable[[], Any], after: float) -> Any:
 
 
 def take_the_lock(path: Path) -> None:
-    """Fail unless the write lock is free."""
     other = sqlite3.connect(path, isolation_level=None, timeout=0)
     other.execute("BEGIN IMMEDIATE")
     other.execute("ROLLBACK")

@@ -20,7 +20,6 @@ DOWN = "postgresql://bot@127.0.0.1:1/h"
 
 
 def channel() -> Any:
-    """A channel that keeps what it is given."""
     return SimpleNamespace(name="operators", recipient="channel:operators", send=AsyncMock())
 
 

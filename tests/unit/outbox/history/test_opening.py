@@ -31,7 +31,6 @@ SOON = 20.0
 
 @pytest.fixture(autouse=True)
 def nothing_stays_open() -> Iterator[None]:
-    """No test leaves an outbox open in the process."""
     yield
     assert REGISTRY.outboxes == []
 
@@ -63,7 +62,6 @@ def another_loop() -> Iterator[Callable[[Awaitable[Any]], Any]]:
 
 
 async def elsewhere(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run ``work()`` with ``asyncio.run`` in a thread."""
     return await asyncio.to_thread(lambda: asyncio.run(work()))
 
 
@@ -72,7 +70,6 @@ async def texts(history: History, conversation_id: str = "c1") -> list[str]:
 
 
 async def last_texts(history: History) -> list[str]:
-    """Return what is in it, and close it."""
     async with history:
         return await texts(history)
 

@@ -106,7 +106,6 @@ async def test_a_list_is_complete_while_the_store_answers(bot: History) -> None:
 
 
 async def found(history: History, limit: int, **order: Any) -> list[str]:
-    """The keys of all pages, in their order."""
     pages = await all_pages(partial(history.records.find, TAGS, limit=limit, **order), most=limit)
     return [one.key for one in pages]
 

@@ -21,7 +21,6 @@ from tests.support.sayings import send
 
 
 def opened(folder: Path, **options: Any) -> History:
-    """A history that delivers nothing by itself."""
     return History(folder / "bot.outbox.db", relay=False, watch=False, **options)
 
 
@@ -213,8 +212,6 @@ async def test_a_search_that_is_none_is_refused(history: History, field: str, va
 
 
 class TestCommand:
-    """letopis history search."""
-
     @pytest.fixture(autouse=True)
     def said(self, elsewhere: None, tmp_path: Path) -> None:
         async def say_all() -> None:

@@ -67,7 +67,6 @@ class Bot:
         parts.replies.hand_over = self.resender.take_over
 
     async def write(self, conversation_id: str, *texts: str) -> list[str]:
-        """Append replies that are to be sent, and return their ids."""
         return [(await write(self.history, text, conversation_id, owner="42")).message_id for text in texts]
 
     async def leave(self, *texts: str, answers: Iterable[Any] = ()) -> None:

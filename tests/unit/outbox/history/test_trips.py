@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,35 +21,29 @@ RUNS = 3
 """Each trip is made several times, and the shortest counts: a timer of the loop may fire in one."""
 
 
-class Profile:
-    """The calls of functions of ours in all threads that were started in its block."""
+@contextmanager
+def profiled() -> Iterator[list[str]]:
+    """Give the modules of all calls of functions of ours, in all threads that are started in the block."""
+    calls: list[str] = []
 
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.counting = False
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and MARK in frame.f_code.co_filename:
+            calls.append(frame.f_code.co_filename.rsplit(MARK, 1)[1])
 
-    def __enter__(self) -> Profile:
-        self._before = sys.getprofile()
-        threading.setprofile(self._note)
-        sys.setprofile(self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    before = sys.getprofile()
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        yield calls
+    finally:
         threading.setprofile(None)
-        sys.setprofile(self._before)
+        sys.setprofile(before)
 
-    def _note(self, frame: FrameType, event: str, _: Any) -> None:
-        if self.counting and event == "call" and MARK in frame.f_code.co_filename:
-            self.calls.append(frame.f_code.co_filename.rsplit(MARK, 1)[1])
 
-    async def of(self, trip: Callable[[], Awaitable[object]]) -> list[str]:
-        """Return the module of each call of a trip."""
-        self.calls, self.counting = [], True
-        try:
-            await trip()
-        finally:
-            self.counting = False
-        return self.calls
+async def calls_of(trip: Callable[[], Awaitable[object]], calls: list[str]) -> list[str]:
+    calls.clear()
+    await trip()
+    return [*calls]
 
 
 async def append(history: History, _: Relay, chat: str) -> Callable[[], Awaitable[object]]:
@@ -77,27 +71,19 @@ TRIPS = {append: (43, 20), deliver: (318, 50), read_settled: (94, 24), read_pend
 """Ways through the code, by what prepares them and returns what is counted; the most calls and modules of each."""
 
 
-@asynccontextmanager
-async def warm(folder: Path) -> AsyncIterator[tuple[Profile, History, Relay]]:
-    """An embedded SQLite store, with everything used once."""
-    with Profile() as profile:
-        async with History(folder / "bot.outbox.db", store=folder / "h.db", relay=False, watch=False) as history:
-            relay = Relay(history.outbox, history.store)
-            for number in range(3 * RUNS):
-                chat = f"chat-{number % RUNS}"
-                await history.append(chat, Message.user(f"m{number}"), owner=42)
-                await relay.drain()
-                await history.messages(chat, last=50)
-            yield profile, history, relay
-
-
 @pytest.mark.parametrize("prepare", TRIPS)
 async def test_a_trip_is_no_longer_than_it_was(prepare: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "opentelemetry.trace", raising=False)  # without spans
-    calls, modules = TRIPS[prepare]
-    async with warm(tmp_path) as (profile, history, relay):
-        trips = [await profile.of(await prepare(history, relay, f"chat-{run}")) for run in range(RUNS)]
+    most, modules = TRIPS[prepare]
+    with profiled() as calls:
+        async with History(tmp_path / "bot.outbox.db", store=tmp_path / "h.db", relay=False, watch=False) as history:
+            relay = Relay(history.outbox, history.store)
+            for number in range(3 * RUNS):  # everything is used before it is counted
+                await history.append(f"chat-{number % RUNS}", Message.user(f"m{number}"), owner=42)
+                await relay.drain()
+                await history.messages(f"chat-{number % RUNS}", last=50)
+            trips = [await calls_of(await prepare(history, relay, f"chat-{run}"), calls) for run in range(RUNS)]
     shortest = min(trips, key=len)
-    assert len(shortest) > calls // 2, "a trip that is half as long needs a lower number, or was not counted"
-    assert len(shortest) <= calls, shortest
+    assert len(shortest) > most // 2, "a trip that is half as long needs a lower number, or was not counted"
+    assert len(shortest) <= most, shortest
     assert len(set(shortest)) <= modules, sorted(set(shortest))

@@ -47,7 +47,6 @@ def history(tmp_path: Path) -> Iterator[BlockingHistory]:
 
 
 def until(true: Callable[[], Any]) -> None:
-    """Wait for a condition, with a deadline."""
     deadline = time.monotonic() + SOON
     while not true():
         assert time.monotonic() < deadline, inspect.getsource(true)
