@@ -57,6 +57,12 @@ async def chat(request: pytest.FixtureRequest, history: History) -> History:
 
 
 class TestTakingBack:
+    @pytest.mark.parametrize("turns", [2, 3, 1000])
+    async def test_undo_of_several_turns(self, chat: History, turns: int) -> None:
+        await chat.chat("c1").undo(turns)
+        assert await path(chat) == ["s0"]
+        await same_when_delivered(chat)
+
     async def test_undo_of_the_first_message_leaves_none(self, history: History) -> None:
         await history.append("c1", *said("u1", "a1"))
         await history.chat("c1").undo()

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from letopis import Event, Message
 from letopis.outbox import History, Relay, Retention
-from letopis.store import Conversation, ConversationStore, Event, Figures, InvalidInput, Message, Statistics
+from letopis.store import Conversation, ConversationStarted, ConversationStore, Figures, InvalidInput, Statistics
 from tests.support.pruning import prune
 from tests.support.relays import deliver_all, sql
 from tests.support.sayings import all_pages, present
@@ -208,6 +209,7 @@ class TestStatistics:
         await history.append("a", Message.assistant("a", tokens=2, metadata={"kind": "deep"}))
         await history.append("b", Message.assistant("b", metadata={"kind": "fast"}), owner="42")
         await history.append("x", Message.user("mine", tokens=100), owner="7")
+        await history.append("silent", ConversationStarted(owner_id="42"))
         by = {
             None: Figures(questions=1, messages=1, tokens=1),
             "deep": Figures(answers=1, messages=1, tokens=2),
