@@ -45,15 +45,6 @@ def replaced(path: Path) -> None:
     keep_time(path.parent, moment)
 
 
-@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
-def test_a_file_beside_that_goes_is_missed_at_once(there: tuple[FileIdentityGuard, Path], suffix: str) -> None:
-    found, path = there
-    Path(f"{path}{suffix}").unlink()
-    for _ in range(2):  # and not only the first time
-        with pytest.raises(OutboxUnavailable, match=suffix):
-            found.verify()
-
-
 def test_a_quiet_wal_is_not_looked_at_before_each_append(
     there: tuple[FileIdentityGuard, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,26 +128,6 @@ async def test_the_same_while_the_store_is_away(history: History) -> None:
         await deliver_all(history)
 
 
-async def test_while_delivering_nothing_is_missing_or_double(history: History) -> None:
-    """Readers look on while the relay moves ancestors and forks into the store, each at its own pace."""
-    await history.append("a", *(Message.user(f"a{n}", id=f"a{n}") for n in range(150)))
-    await history.chat("a").fork("b", at="a99")
-    await history.append("b", *(Message.user(f"b{n}", id=f"b{n}") for n in range(150)))
-    await history.chat("b").fork("c", at="b99")
-    await history.append("c", *(Message.user(f"c{n}", id=f"c{n}") for n in range(50)))
-    await history.append("a", *(Message.user(f"late{n}") for n in range(150)))
-    expected = [*(f"a{n}" for n in range(100)), *(f"b{n}" for n in range(100)), *(f"c{n}" for n in range(50))]
-
-    looks = 0
-    async with open_apart(history.outbox.path) as relayed:
-        while not await relayed.drained(timeout=0.001):
-            assert texts(await relayed.messages("c", last=None)) == expected
-            assert texts(await relayed.messages("c", last=120)) == expected[-120:]
-            looks += 1
-        assert texts(await relayed.messages("c", last=None)) == expected
-    assert looks > 0
-
-
 async def test_what_is_redacted_here_is_gone_from_forks_at_once(history: History) -> None:
     await history.append("p", Message.user("secret", id="1"), Message.user("kept", id="2"))
     await history.chat("p").fork("pending")

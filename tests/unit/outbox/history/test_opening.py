@@ -87,12 +87,6 @@ async def test_whatever_comes_first_opens_it(history: History, first: str) -> No
     assert await texts(history) == ([] if first == "read" else ["tea"])
 
 
-async def test_tasks_that_use_it_first_together_open_it_once(history: History) -> None:
-    await asyncio.gather(*(history.append("c1", Message.user(str(number))) for number in range(20)))
-    assert len(REGISTRY.outboxes) == 1
-    assert sorted(await texts(history), key=int) == [str(number) for number in range(20)]
-
-
 async def test_what_belongs_to_the_loop_is_there_once_it_is_open(history: History, tmp_path: Path) -> None:
     for name in ("outbox", "store", "relay"):
         with pytest.raises(Closed, match=r"not open yet: await history.prepare\(\)"):
@@ -404,20 +398,6 @@ def test_a_loop_that_stands_still_is_not_waited_for(tmp_path: Path) -> None:
     assert asyncio.run(last_texts(later)) == ["first", "second"]
 
 
-async def test_a_loop_of_its_own_outlives_those_that_use_it(tmp_path: Path) -> None:
-    history = History(tmp_path / "bot.outbox.db", own_thread=True)
-    for number in range(2):
-        await elsewhere(lambda number=number: history.append("c1", Message.user(str(number))))  # type: ignore[misc]
-        [shared] = REGISTRY.outboxes
-        assert shared.home is not None and shared.home.running
-
-    assert await history.drained(timeout=SOON)
-    assert await texts(history) == ["0", "1"]
-    threads = own_threads()
-    await history.close()
-    assert own_threads() < threads
-
-
 async def test_histories_on_one_file_share_one_outbox(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "link.db").symlink_to(tmp_path / "bot.outbox.db")
@@ -494,19 +474,10 @@ async def test_other_options_are_refused_and_left_out_ones_are_taken(tmp_path: P
     one = History(tmp_path / "bot.outbox.db", store=tmp_path / "s.db", retention=Retention(keep_last=5))
     await one.append("c1", Message.user("hi"))
 
-    for wrong in (
-        {"store": tmp_path / "other.db"},
-        {"store": store},
-        {"retention": Retention(keep_last=6)},
-        {"relay": False},
-        {"watch": False},
-        {"on_stuck": print},
-        {"max_events": 7},
-        {"own_thread": True},
-    ):
-        other = History(tmp_path / "bot.outbox.db", **wrong)  # type: ignore[arg-type]
-        named = next(iter(wrong))
-        with pytest.raises(ConfigurationError, match=f"another value of {named}"):
+    wrong = {"retention": Retention(keep_last=6), "relay": False, "watch": False, "on_stuck": print, "max_events": 7}
+    for name, value in (*wrong.items(), ("own_thread", True), ("store", tmp_path / "other.db"), ("store", store)):
+        other = History(tmp_path / "bot.outbox.db", **{name: value})  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match=f"another value of {name}"):
             await other.append("c1", Message.user("x"))
         await other.close()
     for right in ({}, {"store": tmp_path / "s.db"}, {"retention": Retention(keep_last=5)}, {"create": False}):

@@ -214,17 +214,12 @@ async def test_outcome_is_recorded_later_if_need_be(bot: Bot, monkeypatch: pytes
     assert await bot.history.unconfirmed() == ()
 
 
+SENT: dict[str, Any] = {"platform_ids": {"t": 7}, "sent_as": "file"}
+
+
 @pytest.mark.parametrize(
     ("answer", "kept"),
-    [
-        (None, {}),
-        ({"telegram": object()}, {}),
-        (17, {}),
-        (
-            MessageSent(message_id="other", platform_ids={"t": 7}, sent_as="file"),
-            {"platform_ids": {"t": 7}, "sent_as": "file"},
-        ),
-    ],
+    [(None, {}), ({"telegram": object()}, {}), (17, {}), (MessageSent(message_id="other", **SENT), SENT)],
     ids=["nothing", "an object", "a number", "an event"],
 )
 async def test_whatever_the_sender_returns_confirms_the_reply(bot: Bot, answer: Any, kept: dict[str, Any]) -> None:
@@ -330,20 +325,6 @@ async def test_calls_are_bounded_and_one_that_hangs_holds_up_its_conversation_on
     await bot.step()
     assert await bot.history.unconfirmed() == ()
     assert len(bot.platform.calls) == 2 * (MAX_CALLS + 2)
-
-
-async def test_history_with_a_sender_sends_what_its_predecessor_could_not(tmp_path: Path) -> None:
-    platform = Platform()
-    async with opened(tmp_path) as history:
-        await write(history, owner="42")
-    async with opened(tmp_path, sender=platform.send, on_unconfirmed=lambda _: pytest.fail("told")) as history:
-        await confirmed(history)
-        reply = await write(history, "again")
-        platform.answers.append(ConnectionError())
-        await reply.send()
-        await confirmed(history)
-
-    assert platform.texts == ["Hello", "again", "again"]
 
 
 async def test_closing_waits_for_the_call_in_flight(tmp_path: Path) -> None:

@@ -160,12 +160,6 @@ def test_a_bot_without_asyncio_says_and_reads(tmp_path: Path, store_url: str) ->
         assert len(history.chat(started.conversation_id).events()) == 3
         assert [hit.message.text for hit in history.search("meal")] == ["And a meal."]
 
-    async def stored() -> list[str]:
-        async with ConversationStore.open(store_url) as store:
-            return [one.text for one in await store.messages("c1")]
-
-    assert asyncio.run(stored()) == ["What is tea?", "A drink.", "And a meal."]
-
 
 def test_threads_share_flushes_and_keep_order(history: BlockingHistory, monkeypatch: pytest.MonkeyPatch) -> None:
     each, threads = 40, 8
@@ -220,21 +214,6 @@ def test_errors_come_as_they_are_and_tell_where(history: BlockingHistory) -> Non
     frames = [frame.name for frame in traceback.extract_tb(reused.tb)]
     assert frames[0] == "test_errors_come_as_they_are_and_tell_where"
     assert {"append", "call"} <= set(frames)
-
-
-def test_a_thread_does_not_wait_for_its_own_transaction(history: BlockingHistory) -> None:
-    started = time.monotonic()
-    with history.transaction() as tx:
-        with pytest.raises(OutboxUnavailable, match=r"tx\.append"):
-            history.append("c1", Message.user("beside it"))
-        with pytest.raises(OutboxUnavailable, match="already"), history.transaction():
-            pytest.fail("a transaction in a transaction")
-        tx.append("c1", Message.user("in it"))
-    assert time.monotonic() - started < 9
-
-    assert texts(history, "c1") == ["in it"]
-    history.append("c1", Message.user("after it"))
-    assert texts(history, "c1") == ["in it", "after it"]
 
 
 def test_blocks_may_be_left_in_any_order(history: BlockingHistory) -> None:
