@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -68,11 +69,8 @@ class Tripwire:
 
 
 def _ours(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if str(frame.f_globals.get("__name__", "")).startswith(_OURS):
-            return True
-        frame = frame.f_back
-    return False
+    names = (str(caller.f_globals.get("__name__", "")) for caller, _ in traceback.walk_stack(frame))
+    return any(name.startswith(_OURS) for name in names)
 
 
 def _is_open(path: str) -> bool:
@@ -84,12 +82,9 @@ def _is_open(path: str) -> bool:
     if not _DESCRIPTORS.is_dir():
         return True
     for descriptor in _DESCRIPTORS.iterdir():
-        try:
-            found = os.fstat(int(descriptor.name))
-        except OSError:  # the one with which the folder was read
-            continue
-        if (found.st_dev, found.st_ino) == (place.st_dev, place.st_ino):
-            return True
+        with suppress(OSError):  # the one with which the folder was read
+            if os.path.samestat(os.fstat(int(descriptor.name)), place):
+                return True
     return False
 
 

@@ -170,10 +170,16 @@ async def test_an_owner_is_text_or_a_number(history: History) -> None:
             await refused
 
 
-async def test_text_alone_is_told_how_to_become_a_message(history: History) -> None:
-    text: Any = "hello"
-    with pytest.raises(InvalidInput, match=r"append\(\) takes a Message: write Message.user\('hello'\)"):
-        await history.append("c1", text)
+async def test_what_is_wrong_is_refused_by_name_and_nothing_is_written(history: History) -> None:
+    wrong: Any = "hello"
+    for call, reason in (
+        (history.append("c1", wrong), r"append\(\) takes a Message: write Message.user\('hello'\)"),
+        (history.append("c1", Message.user("hello"), timeout=wrong), "timeout"),
+        (history.start(2**20_000), "owner: is a number of 20001 bits, the limit is 255"),
+    ):
+        with pytest.raises(InvalidInput, match=reason):
+            await call
+    assert len(await history.messages("c1")) == 0
 
 
 async def test_messages_have_a_bound_unless_all_are_wanted(history: History) -> None:
@@ -185,18 +191,6 @@ async def test_messages_have_a_bound_unless_all_are_wanted(history: History) -> 
     assert len(await history.messages("c1", last=None)) == 120
     with pytest.raises(InvalidInput, match="first"):
         await history.messages("c1", last=3, first=2)
-
-
-async def test_a_number_of_more_digits_than_an_owner_has_is_refused(history: History) -> None:
-    with pytest.raises(InvalidInput, match=r"owner: is a number of 20001 bits, the limit is 255"):
-        await history.start(2**20_000)
-
-
-async def test_a_timeout_that_is_none_is_refused_before_anything_is_written(history: History) -> None:
-    wrong: Any = "soon"
-    with pytest.raises(InvalidInput, match="timeout"):
-        await history.append("chat", Message.user("hello"), timeout=wrong)
-    assert len(await history.messages("chat")) == 0
 
 
 @pytest.mark.parametrize("wrong", ["ab", 7, [()], [("a",)], [7], ["ab"]])

@@ -128,13 +128,10 @@ async def test_a_first_use_that_is_cancelled_leaves_nothing_open(tmp_path: Path)
     assert own_threads() == threads
 
 
-def test_the_options_are_those_of_the_dataclass() -> None:
+async def test_an_option_or_keyword_that_is_none_is_refused(history: History) -> None:
     assert list(inspect.signature(History).parameters) == [option.name for option in fields(Options)]
     with pytest.raises(TypeError, match="ralay"):
         History("bot.outbox.db", ralay=False)  # type: ignore[call-arg]
-
-
-async def test_an_unknown_keyword_of_an_append_is_refused(history: History) -> None:
     with pytest.raises(TypeError, match="ownr"):
         await history.append("c1", Message.user("hi"), ownr=42)  # type: ignore[call-arg]
     assert (await history.status()).pending == 0

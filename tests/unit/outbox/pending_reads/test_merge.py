@@ -37,6 +37,7 @@ from tests.support.sayings import present
 
 START = datetime(2026, 11, 26, tzinfo=UTC)
 ORIGIN = UUID(int=1)
+UNTROUBLED: Any = {"attempts": 0, "due_at_us": 0, "pending_since_us": 0, "fault_class": None, "fault": None, "key": 1}
 
 
 def moment(number: int) -> datetime:
@@ -62,20 +63,11 @@ def pending(
     *said: tuple[int, Body], since: int | None = None, delivered: int | None = None, **more: Any
 ) -> PendingSlice:
     """A slice of these events, all of them pending."""
-    start = said[0][0] - 1 if since is None else since
+    start, head = said[0][0] - 1 if since is None else since, said[-1][0]
+    delivered = start if delivered is None else delivered
+    pruned, state = more.pop("pruned", 0), more.pop("state", "ready")
     lane = Lane(
-        conversation_id="c",
-        owner_id="42",
-        head=said[-1][0],
-        delivered=start if delivered is None else delivered,
-        pruned=more.pop("pruned", 0),
-        state=more.pop("state", "ready"),
-        attempts=0,
-        due_at_us=0,
-        pending_since_us=0,
-        fault_class=None,
-        fault=None,
-        key=1,
+        conversation_id="c", owner_id="42", head=head, delivered=delivered, pruned=pruned, state=state, **UNTROUBLED
     )
     rows = tuple(row(sequence, body) for sequence, body in said)
     return PendingSlice(
@@ -83,7 +75,7 @@ def pending(
     )
 
 
-def stored(sequence: int, name: str, *, version: int | None = None) -> RecordedMessage:
+def stored(sequence: int, name: str) -> RecordedMessage:
     return RecordedMessage(
         conversation_id="c",
         message=Message.user(name, id=name),
@@ -91,7 +83,7 @@ def stored(sequence: int, name: str, *, version: int | None = None) -> RecordedM
         origin_id=ORIGIN,
         sequence=sequence,
         occurred_at=moment(sequence),
-        version=sequence if version is None else version,
+        version=sequence,
         recorded_at=moment(sequence),
     )
 
