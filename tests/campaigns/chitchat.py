@@ -80,13 +80,11 @@ class Campaign:
     def __post_init__(self) -> None:
         self.relay = Relay(self.place)
 
-    def run(self, faults: Mapping[str, int], *, damaged: str = "") -> tuple[Tally, Tally]:
+    def run(self, faults: Mapping[str, int]) -> tuple[Tally, Tally]:
         """Run it to its end; return what came of it, and of the controls."""
         tally, controls = self.tally, Tally()
         try:
             self._deliver(schedule(self.source, faults, self.seed))
-            if damaged:
-                asyncio.run(damage(self.target.url, damaged, self._victims(1)[0]))
             self._check()
             if not tally.problems:
                 controls = self._try_controls()

@@ -33,14 +33,11 @@ from tests.proof.options import Options
 from tests.proof.rows import Row as ProofRow
 from tests.support import peers
 from tests.support.bench import SHORT_TIMEOUTS, Bench
-from tests.support.relays import ToldStore, figures, lane, relay_on, say, until
+from tests.support.relays import ToldStore, figures, lane, relay_on, running, say, until
 from tests.support.servers import MariaDBServer, PostgresServer, Server, ServerUnavailable
 
-UNAVAILABLE = FaultClass.UNAVAILABLE
-MISCONFIGURED = FaultClass.MISCONFIGURED
-UNKNOWN_OUTCOME = FaultClass.UNKNOWN_OUTCOME
-CONFLICT = FaultClass.CONFLICT
-POISON = FaultClass.POISON
+CONFLICT, POISON, UNKNOWN_OUTCOME = FaultClass.CONFLICT, FaultClass.POISON, FaultClass.UNKNOWN_OUTCOME
+UNAVAILABLE, MISCONFIGURED = FaultClass.UNAVAILABLE, FaultClass.MISCONFIGURED
 
 KINDS: Final = ("postgresql", "mariadb", "sqlite")
 DRIVERS: Final = {"postgresql": "asyncpg", "mariadb": "asyncmy", "sqlite": "aiosqlite"}
@@ -94,6 +91,10 @@ class Outcome:
         answered = all(one in self.reaction for one in wanted) and ("blocked" in self.reaction) is blocks
         return answered and self.expected == self.found and self.expected_code in (None, self.code)
 
+    def __str__(self) -> str:
+        found = self.found if self.ok else f"{self.found} (NOT {self.expected} {self.expected_code or ''})"
+        return " | ".join((self.name, DRIVERS[self.kind], self.driver_error, self.code, found, self.reaction))
+
 
 ROWS: Final[list[Row]] = []
 
@@ -136,6 +137,10 @@ def reached(name: str, expected: FaultClass, change: Callable[[Bench], str], *ki
         await bench.at(change(bench))
 
     row(name, expected, *kinds, codes=codes)(scene)
+
+
+def _beside(bench: Bench, name: str) -> str:
+    return str(Path(make_url(bench.url).database or "").parent / name)
 
 
 def met(name: str, peer: Peer, *, codes: Sequence[str] = (), **changed: Any) -> None:
@@ -184,9 +189,8 @@ async def _later(work: Coroutine[Any, Any, None]) -> None:
 
 
 async def _commit_through(bench: Bench, *, heard: bool = False, hole: bool = False) -> None:
-    wire = peers.Wire(int(make_url(bench.url).port or 0))
-    async with wire.open() as port:
-        engine = create_store_engine(bench.changed(port=port), timeouts=SHORT_TIMEOUTS, pool_size=1)
+    wire = peers.Wire(bench.port)
+    async with wire.open() as port, _engine(bench.changed(port=port)) as engine:
         try:
             async with engine.connect() as connection:
                 await connection.exec_driver_sql("UPDATE probe SET number = 1 WHERE id = 1")
@@ -198,7 +202,6 @@ async def _commit_through(bench: Bench, *, heard: bool = False, hole: bool = Fal
                     await connection.commit()
         finally:
             wire.flowing.set()
-            await engine.dispose()
 
 
 row("reset before COMMIT arrived", UNKNOWN_OUTCOME)(_commit_through)
@@ -211,17 +214,9 @@ async def _(bench: Bench) -> None:
     await bench.at(bench.changed(port=await peers.refused_port()))
 
 
-reached("no such host", UNAVAILABLE, lambda bench: bench.changed(host="history.invalid"), codes=("name-resolution",))
-reached(
-    "no such database", MISCONFIGURED, lambda bench: bench.changed(database="letopis_no_such"), codes=("3D000", "1049")
-)
-reached(
-    "no folder",
-    MISCONFIGURED,
-    lambda bench: str(Path(make_url(bench.url).database or "").parent / "nowhere" / "history.db"),
-    "sqlite",
-    codes=("no-folder",),
-)
+reached("no such host", UNAVAILABLE, lambda it: it.changed(host="history.invalid"), codes=("name-resolution",))
+reached("no such database", MISCONFIGURED, lambda it: it.changed(database="no_such"), codes=("3D000", "1049"))
+reached("no folder", MISCONFIGURED, lambda it: _beside(it, "nowhere/history.db"), "sqlite", codes=("no-folder",))
 
 
 met("a peer of another protocol", partial(peers.babbling, b"SSH-2.0-OpenSSH_9.9\r\n"), query={"sslmode": "disable"})
@@ -383,11 +378,10 @@ refused("bad JSON", POISON, "SELECT '{'::jsonb", postgresql=None)
 refused("bad JSON", POISON, "INSERT INTO probe_json VALUES ('{')", mariadb=None)
 refused("NUL in JSON", POISON, r"""SELECT '"\u0000"'::jsonb ->> 0, ('{"a":"\u0000"}'::jsonb)""", postgresql=None)
 refused("text that is none", MISCONFIGURED, "SELECT CAST(x'ff' AS TEXT)", sqlite="undecodable")
-for _name, _statement, *_codes in (
-    ("missing table", "SELECT * FROM nowhere", "42P01", "1146"),
-    ("missing column", "SELECT absent FROM probe", "42703", "1054"),
-):
-    refused(_name, MISCONFIGURED, _statement, postgresql=_codes[0], mariadb=_codes[1], sqlite="SQLITE_ERROR")
+_CODES = {"postgresql": "42P01", "mariadb": "1146", "sqlite": "SQLITE_ERROR"}
+refused("missing table", MISCONFIGURED, "SELECT * FROM nowhere", **_CODES)
+_CODES = {"postgresql": "42703", "mariadb": "1054", "sqlite": "SQLITE_ERROR"}
+refused("missing column", MISCONFIGURED, "SELECT absent FROM probe", **_CODES)
 
 
 _PROBE = sa.table("probe", sa.column("id", sa.Integer), sa.column("body", sa.String))
@@ -415,9 +409,9 @@ async def _(bench: Bench) -> None:
 
 @row("no database file", MISCONFIGURED, "sqlite", codes=("SQLITE_NOTADB",))
 async def _(bench: Bench) -> None:
-    letter = Path(make_url(bench.url).database or "").parent / "letter.db"
-    letter.write_text("Dear reader, this is no database, but it is long enough to be looked at. " * 20)
-    await bench.at(str(letter))
+    letter = _beside(bench, "letter.db")
+    Path(letter).write_text("Dear reader, this is no database, but it is long enough to be looked at. " * 20)
+    await bench.at(letter)
 
 
 # --- what a relay does with it --------------------------------------------------------------------------------------
@@ -443,29 +437,22 @@ async def reaction(fault: StoreFault, folder: Path) -> str:
     relay = relay_on(outbox, store)
     for name in ("good", "bad", "other"):
         await say(outbox, name)
-    task = asyncio.create_task(relay.run())
+    async with running(relay):
 
-    async def settled() -> bool:
-        found = await figures(outbox)
-        return found.pending == 0 or found.lanes["blocked"] == 1
+        async def settled() -> bool:
+            found = await figures(outbox)
+            return found.pending == 0 or found.lanes["blocked"] == 1
 
-    await until(settled)
-    bad = await lane(outbox, "bad")
-    pending = (await figures(outbox)).pending
-    relay.stop()
-    await task
+        await until(settled)
+    bad, pending = await lane(outbox, "bad"), (await figures(outbox)).pending
     await outbox.close()
-    said = []
-    if relay.breaker.trips:
-        said.append("breaker opened, probed, closed")
+    said = ["breaker opened, probed, closed"] if relay.breaker.trips else []
     if relay.stats.blocked:
-        said.append(f"blocked its conversation after {bad.attempts - 1} retries, delivered the others")
-    if not said:
-        said.append("sent the batch again")
-    if not relay.stats.blocked:
-        said.append("no attempt charged" if bad.attempts == 0 else f"{bad.attempts} attempts charged")
-        said.append("all delivered" if pending == 0 else f"{pending} PENDING")
-    return "; ".join(said)
+        return "; ".join((*said, f"blocked its conversation after {bad.attempts - 1} retries, delivered the others"))
+    charged = "no attempt charged" if bad.attempts == 0 else f"{bad.attempts} attempts charged"
+    return "; ".join(
+        (*(said or ["sent the batch again"]), charged, f"{pending} PENDING" if pending else "all delivered")
+    )
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
@@ -504,8 +491,7 @@ async def produce(kind: str, folder: Path) -> list[Outcome]:
             outcome = Outcome(name=one.name, kind=kind, expected=str(one.expected), expected_code=one.codes.get(kind))
             if fault is not None:
                 key = (str(fault.fault_class), fault.code)
-                if key not in known:
-                    known[key] = await reaction(fault, folder)
+                known[key] = known.get(key) or await reaction(fault, folder)
                 error = _driver_error(fault)
                 outcome = replace(outcome, found=key[0], code=key[1], driver_error=error, reaction=known[key])
             outcomes.append(outcome)
@@ -539,18 +525,6 @@ def _driver_error(fault: StoreFault) -> str:
     return type(error).__name__
 
 
-def render(outcomes: Sequence[Outcome]) -> str:
-    """The table, as text."""
-    lines = [("fault", "driver", "driver's error", "code", "class", "the relay")]
-    for one in outcomes:
-        found = one.found if one.ok else f"{one.found} (NOT {one.expected} {one.expected_code or ''})"
-        lines.append((one.name, DRIVERS[one.kind], one.driver_error, one.code, found, one.reaction))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]) for line in lines
-    )
-
-
 def prove(options: Options) -> Iterator[ProofRow]:
     """Yield a row for each kind of store; the table is printed."""
     logging.disable()
@@ -558,9 +532,10 @@ def prove(options: Options) -> Iterator[ProofRow]:
         try:
             outcomes = asyncio.run(produce(kind, options.folder))
         except ServerUnavailable as missing:
-            yield ProofRow(what=WHAT, where=DRIVERS[kind], missing=str(missing))
+            yield ProofRow(what=WHAT, where=kind, missing=str(missing))
             continue
-        options.tell(render(outcomes))
-        tally = Tally(count=len(outcomes), problems=[render([one]) for one in outcomes if not one.ok])
+        options.tell("\n".join(map(str, outcomes)))
+        tally = Tally(count=len(outcomes), problems=[str(one) for one in outcomes if not one.ok])
+        tally.require(len(outcomes) == sum(kind in one.kinds for one in ROWS), "not every row was produced")
         tally.notes = f"not produced: {'; '.join(map(': '.join, NOT_PRODUCED.items()))}"
         yield tally.row(WHAT, DRIVERS[kind], "faults")

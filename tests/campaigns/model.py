@@ -28,7 +28,6 @@ from tests.support.servers.store_pool import copy_sqlite_store, migrate
 
 SEEDS_PER_STORE: Final = 20
 STORES_AT_A_TIME: Final = 4
-SHRINKING_RUNS: Final = 80
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,19 +104,13 @@ class Campaign:
         return None
 
     async def _shrunk(self, databases: Databases, failure: Failure) -> Failure:
-        """Leave out steps for as long as the same is wrong."""
-        runs, size = 0, max(1, len(failure.steps) // 2)
-        while size and runs < SHRINKING_RUNS:
-            at = 0
-            while at < len(failure.steps) and runs < SHRINKING_RUNS:
+        """Leave out steps, fewer at a time, as long as the same is wrong."""
+        size = len(failure.steps) // 2
+        while size:
+            for at in reversed(range(0, len(failure.steps), size)):
+                steps = [*failure.steps[:at], *failure.steps[at + size :]]
                 async with databases.world() as world:
-                    shorter = None
-                    while at < len(failure.steps) and runs < SHRINKING_RUNS and shorter is None:
-                        runs += 1
-                        steps = [*failure.steps[:at], *failure.steps[at + size :]]
-                        shorter = await self._try(world, failure.seed, steps)
-                        if shorter is None or shorter.name != failure.name:
-                            at += size
+                    shorter = await self._try(world, failure.seed, steps)
                 if shorter is not None and shorter.name == failure.name:
                     failure = shorter
             size //= 2

@@ -36,6 +36,8 @@ from tests.support.sqlite_rows import rows
 
 USERS: Final = 20
 BOTS: Final = 8
+PACE_SECONDS: Final = 0.25  # between two appends of a bot
+DRAIN_SECONDS: Final = 150.0
 HERD: Final = 4 * BOTS  # connection attempts in one second that a herd makes and independent relays do not: see `draw`
 ATTEMPTS: Final = 2  # connections of one probe: one may have been cut while idle, and is retried
 HERDED: Final = 5 * ATTEMPTS  # connections of a relay whose whole pool asks
@@ -64,9 +66,7 @@ class Desk:
         self.recovered[incident.owner_id] += 1
 
 
-async def run(
-    folder: Path, *, outage: float, rules: Rules, expect: int, pace: float = 0.1, patience: float = 150.0
-) -> Tally:
+async def run(folder: Path, *, outage: float, rules: Rules, expect: int) -> Tally:
     """Run it; ``expect`` is how many alerts, and recoveries, the operators of a bot must get."""
     loop, tally, desk = asyncio.get_running_loop(), Tally(), Desk()
     server = PostgresServer.own()
@@ -90,7 +90,7 @@ async def run(
                 )
                 for number in range(BOTS)
             ]
-            talking = [asyncio.create_task(_talk(bot, number, pace)) for number, bot in enumerate(bots)]
+            talking = [asyncio.create_task(_talk(bot, number)) for number, bot in enumerate(bots)]
             await asyncio.sleep(2)
             await asyncio.to_thread(server.stop, "fast")
             gone = loop.time()
@@ -104,7 +104,9 @@ async def run(
             for end in await asyncio.gather(*talking, return_exceptions=True):
                 if isinstance(end, Exception):
                     raise end
-            tally.require(all(await asyncio.gather(*(bot.drained(patience) for bot in bots))), "not drained in time")
+            tally.require(
+                all(await asyncio.gather(*(bot.drained(DRAIN_SECONDS) for bot in bots))), "not drained in time"
+            )
             drained_after = loop.time() - back
             # Until it counts as over, and the watch has looked.
             await asyncio.sleep(rules.resolve_after + 12 if expect else 6)
@@ -123,6 +125,9 @@ async def run(
     # The pool of a bot is 5; a herd would take them all at once, repeatedly.
     tally.require(peak(after) <= 2 * BOTS, f"{peak(after)} connections in one second after the return")
     tally.require(peak(during) <= HERD, f"{peak(during)} connection attempts in one second")
+    tally.require(
+        bool(desk.stuck) is bool(expect) and pending > 100, f"{len(desk.stuck)} users told, {pending} pending"
+    )
     tally.count = 1
     tally.figures.update({"users told": len(desk.stuck), "pending when it ended": pending})
     tally.notes = (
@@ -133,13 +138,13 @@ async def run(
     return tally
 
 
-async def _talk(bot: History, number: int, pace: float) -> None:
+async def _talk(bot: History, number: int) -> None:
     turn = 0
     while True:
         user = f"{number}-{turn % USERS}"
         await bot.append(f"chat-{user}", Message.user(f"turn {turn}"), owner=user)
         turn += 1
-        await asyncio.sleep(pace)
+        await asyncio.sleep(PACE_SECONDS)
 
 
 def _troubled(path: Path) -> int:
@@ -184,9 +189,9 @@ def prove(options: Options) -> Iterator[Row]:
         folder = options.folder / name
         folder.mkdir()
         try:
-            tally = asyncio.run(run(folder, outage=outage, rules=rules, expect=expect, pace=0.25))
+            tally = asyncio.run(run(folder, outage=outage, rules=rules, expect=expect))
         except ServerUnavailable as missing:
-            yield Row(what=what, missing=str(missing))
+            yield Row(what=what, where="postgresql", missing=str(missing))
             continue
         yield tally.row(what, "PostgreSQL", "outages")
     chance, drawn, herded = random.Random(options.seed), Tally(count=options.many(20_000, 200)), Tally(count=100)

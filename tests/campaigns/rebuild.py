@@ -55,6 +55,7 @@ class Campaign:
                 await self._emptied(store)
             finally:
                 await self._engine.dispose()
+        self.tally.require(self.tally.figures["events"] > self.operations, "few events")
         self.tally.notes = self.tally.told()
         return self.tally
 
@@ -266,7 +267,7 @@ async def apply_corpus(store: ConversationStore, *, sample: float, seed: int) ->
 
 
 def run(setting: Setting) -> Any:
-    sample, operations = (0.01, 5_000) if setting.options.short else (1.0, 100_000)
+    sample, operations = (0.001, 1_500) if setting.options.short else (1.0, 100_000)
     return Campaign(setting.url, sample, operations, setting.seed).run()
 
 

@@ -13,14 +13,12 @@ from typing import Any, Final, NamedTuple
 from letopis.outbox import Receipt
 from letopis.store import (
     ConversationAnnotated,
-    CustomEvent,
-    Message,
-    Seen,
-)
-from letopis.store.errors import (
     ConversationGone,
+    CustomEvent,
     EventIdReused,
     InvalidInput,
+    Message,
+    Seen,
     StoreUnavailable,
     VersionConflict,
 )
@@ -29,42 +27,16 @@ from tests.model.plain import Chat, Said
 from tests.model.reads import WORDS, Bot, Reads, Wrong, view_of
 from tests.model.world import World
 
-KINDS: Final[dict[str, int]] = {
-    "say": 12,
-    "say_several": 3,
-    "say_together": 2,
-    "say_in": 1,
-    "reply": 3,
-    "again": 4,
-    "edit": 4,
-    "redact": 3,
-    "deliver": 3,
-    "react": 4,
-    "unreact": 1,
-    "rewind": 3,
-    "clear": 1,
-    "undo": 2,
-    "pop": 3,
-    "regenerate": 2,
-    "replace": 4,
-    "reset": 1,
-    "archive": 2,
-    "restore": 1,
-    "activate": 2,
-    "delete": 1,
-    "rename": 1,
-    "annotate": 1,
-    "custom": 1,
-    "start": 2,
-    "fork": 3,
-    "look": 3,
-    "answer": 4,
-    "record": 5,
-    "drain": 10,
-    "outage": 1,
-    "back": 3,
-    "restart": 1,
+_OFTEN: Final = {
+    1: "say_in unreact clear reset restore delete rename annotate custom outage restart",
+    2: "say_together undo regenerate archive activate start",
+    3: "say_several reply redact deliver rewind pop fork look back",
+    4: "again edit react replace answer",
+    5: "record",
+    10: "drain",
+    12: "say",
 }
+KINDS: Final = {kind: often for often, kinds in _OFTEN.items() for kind in kinds.split()}
 ANYWHERE: Final = (
     *("say", "say_together", "again", "answer", "start", "fork", "record"),
     *("drain", "outage", "back", "restart", "move"),
@@ -126,14 +98,13 @@ class Machine(Reads):
         try:
             if step.kind in (WHEN_DOWN if not self.down else WHEN_UP):
                 raise Impossible
-            if step.kind in ANYWHERE:
-                await getattr(self, f"_{step.kind}")(bot, step.a, step.b, step.c)
-            elif step.kind in CHANGES:
-                await self._change(bot, self._chat(bot, step.a), step.kind, step.b, step.c)
+            chosen: Any = step.a if step.kind in ANYWHERE else self._chat(bot, step.a)
+            if step.kind in CHANGES:
+                await self._change(bot, chosen, step.kind, step.b, step.c)
             elif step.kind in PUTS:
-                await self._put(bot, self._chat(bot, step.a), step.kind, step.b, step.c)
+                await self._put(bot, chosen, step.kind, step.b, step.c)
             else:
-                await getattr(self, f"_{step.kind}")(bot, self._chat(bot, step.a), step.b, step.c)
+                await getattr(self, f"_{step.kind}")(bot, chosen, step.b, step.c)
         except Impossible:
             self.did.pop()
             return
@@ -540,10 +511,8 @@ class Machine(Reads):
         title, metadata = f"title {b}", {"x": c % 4} if c % 2 else None
         self._note(name, "of", owner)
         receipt = await bot.history.start(owner, conversation_id=name, title=title, activate=active, metadata=metadata)
-        kinds: list[tuple[str, dict[str, Any]]] = [("start", {"owner": owner, "title": title})]
-        kinds += [] if metadata is None else [("annotate", {"metadata": metadata})]
-        kinds += [("activate", {})] if active else []
-        self._append(bot, name, *kinds, receipt=receipt, owner=owner)
+        more = [("annotate", {"metadata": metadata})] * (metadata is not None) + [("activate", {})] * active
+        self._append(bot, name, ("start", {"owner": owner, "title": title}), *more, receipt=receipt, owner=owner)
 
     async def _fork(self, bot: Bot, a: int, b: int, c: int) -> None:
         parent = self._chat(bot, a)
@@ -563,10 +532,8 @@ class Machine(Reads):
         self._note(name, "of", parent.id, "at", at)
         receipt = await bot.history.chat(parent.id).fork(name, at=at, activate=active)
         values = {"owner": parent.owner, "title": None, "point": point}
-        kinds: list[tuple[str, dict[str, Any]]] = [("fork", values)]
-        kinds += [("rewind", {"target": at})] if at is not None else []
-        kinds += [("activate", {})] if active else []
-        self._append(bot, name, *kinds, receipt=receipt, owner=parent.owner)
+        more = [("rewind", {"target": at})] * (at is not None) + [("activate", {})] * active
+        self._append(bot, name, ("fork", values), *more, receipt=receipt, owner=parent.owner)
 
     def _forking(self, chat: str) -> bool:
         """Whether a fork that reads a conversation is on its way to the store: it protects nothing yet."""
@@ -647,12 +614,5 @@ def _starts(path: Sequence[Said]) -> list[int]:
 
 def _values(message: Message, **more: Any) -> dict[str, Any]:
     """What the model says for a message."""
-    mood = message.metadata.get("mood")
-    return {
-        "message_id": message.id,
-        "role": message.role,
-        "text": message.content,
-        "tokens": message.tokens,
-        "mood": mood,
-        **more,
-    }
+    said = {"message_id": message.id, "role": message.role, "text": message.content, "tokens": message.tokens}
+    return {**said, "mood": message.metadata.get("mood"), **more}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -15,6 +16,7 @@ from tests.model.lanes import SAYS, UNKNOWN, Event, Lanes, Outbox
 from tests.model.plain import Chat, Plain
 from tests.model.record_lanes import RecordModel
 from tests.model.world import World
+from tests.support.sayings import all_pages, catch_up_index
 
 BOXES: Final = ("A", "B")
 OWNERS: Final = ("anna", "борис")
@@ -94,8 +96,7 @@ class Reads:
         if wrong := await self.records.compare(bot.box.name, bot.history):
             raise Wrong("records", wrong)
         if whole:
-            while await self.world.store.catch_up_search():
-                pass
+            await catch_up_index(self.world.store)
             for word in WORDS:
                 await self._compare_search(bot, plain, word)
 
@@ -136,13 +137,8 @@ class Reads:
             case 1:
                 last = await history.messages(chat.id, last=len(ids) // 2 + 1)
                 self._same("last", chat, [one.id for one in last], ids[-(len(ids) // 2 + 1) :])
-                backward: list[str] = []
-                while True:
-                    page = await history.messages(chat.id, last=2, before=page.next if backward else None)
-                    backward[:0] = [one.id for one in page]
-                    if page.next is None:
-                        break
-                self._same("pages", chat, backward, ids)
+                backward = await all_pages(partial(history.messages, chat.id, last=2), by="before", most=2)
+                self._same("pages", chat, [one.id for one in backward], ids)
             case 2:
                 texts = [one.text for one in (await history.context(chat.id)).messages]
                 self._same("context", chat, texts, [one.shown for one in chat.path if not one.redacted])
@@ -187,14 +183,8 @@ class Reads:
         self._same("messages while down", chat, shown, [one.view() for one in chat.path])
 
     async def _compare_owner(self, bot: Bot, plain: Plain, owner: str) -> None:
-        listed: list[str] = []
-        after = None
-        while True:
-            page = await bot.history.conversations(owner=owner, limit=3, after=after)
-            listed += [one.conversation_id for one in page]
-            after = page.next
-            if after is None:
-                break
+        pages = partial(bot.history.conversations, owner=owner, limit=3)
+        listed = [one.conversation_id for one in await all_pages(pages, most=3)]
         mine = [chat for chat in plain.chats.values() if chat.owner == owner and chat.state == "active"]
         order = [chat.id for chat in sorted(mine, key=lambda chat: -chat.touched)]
         active = self.lanes.active_of(bot.box, owner, plain)
@@ -217,14 +207,8 @@ class Reads:
 
     async def _compare_search(self, bot: Bot, plain: Plain, word: str) -> None:
         for owner in self._owners:
-            found: list[tuple[str, str]] = []
-            after = None
-            while True:
-                page = await bot.history.search(word, owner=owner, after=after)
-                found += [(one.conversation_id, one.message.id) for one in page]
-                after = page.next
-                if after is None:
-                    break
+            pages = partial(bot.history.search, word, owner=owner)
+            found = [(one.conversation_id, one.message.id) for one in await all_pages(pages)]
             mine = (chat for chat in plain.chats.values() if chat.owner == owner)
             wanted = [(chat.id, one.id) for chat in mine for one in chat.own if word in one.shown.split()]
             self._same("search", owner, sorted(found), sorted(wanted))

@@ -272,11 +272,6 @@ def names_say_what_a_module_holds(module: Module) -> Iterator[object]:
 
 
 @rule
-def imports_are_absolute(module: Module) -> Iterator[object]:
-    yield from (line for name, line in module.imports if name[0] == ".")
-
-
-@rule
 def no_insert_swallows_a_conflict_it_did_not_name(module: Module) -> Iterator[object]:
     """An unnamed conflict target would hide a real loss: the row that was refused for another reason."""
     yield from (found.group() for found in SWALLOWING_SQL.finditer(module.source))

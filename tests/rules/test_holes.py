@@ -6,7 +6,7 @@ import ast
 import re
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tests.support.paths import ROOT
 
@@ -18,43 +18,28 @@ HARNESSES: Final = ("tests/proof", "tests/campaigns", "tests/support")
 
 
 @cache
-def functions(path: Path) -> frozenset[str]:
-    """Return the names of a module's functions, with those of their classes: ``test_a`` and ``TestB::test_a``."""
-    names = set[str]()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        match node:
-            case ast.FunctionDef() | ast.AsyncFunctionDef():
-                names.add(node.name)
-            case ast.ClassDef():
-                inner = [one for one in node.body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
-                names |= {f"{node.name}::{one.name}" for one in inner}
-            case _:
-                pass
-    return frozenset(names)
+def classes(path: Path) -> dict[str, tuple[set[str], set[str]]]:
+    """Return the names of the functions of a module, under ``""``, and of its classes, each with those of its bases."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    owners: dict[str, Any] = {"": tree, **{node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}}
+    return {
+        name: (
+            {one.name for one in node.body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)},
+            {base.id for base in getattr(node, "bases", ()) if isinstance(base, ast.Name)},
+        )
+        for name, node in owners.items()
+    }
 
 
 def is_test(path: str, name: str) -> bool:
     """Return True if pytest would collect a test of this name from a file."""
     file = ROOT / path
-    if not file.is_file() or not file.name.startswith("test_") or not name.rpartition("::")[2].startswith("test_"):
+    owner, _, test = name.rpartition("::")
+    if not file.is_file() or not file.name.startswith("test_") or not test.startswith("test_"):
         return False
-    if name in functions(file):
-        return True
-    owner, _, inherited = name.rpartition("::")
-    return any(f"{base}::{inherited}" in inheritable() for base in bases(file).get(owner, ()))
-
-
-@cache
-def bases(path: Path) -> dict[str, tuple[str, ...]]:
-    """Return the names of the bases of a module's classes."""
-    classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
-    return {node.name: tuple(base.id for base in node.bases if isinstance(base, ast.Name)) for node in classes}
-
-
-@cache
-def inheritable() -> frozenset[str]:
-    """Return the tests of the published classes, each with its class."""
-    return frozenset[str]().union(*map(functions, INHERITED.glob("*.py")))
+    own, bases = classes(file).get(owner, (set[str](), set[str]()))
+    inherited = ((base, *found) for one in INHERITED.glob("*.py") for base, found in classes(one).items())
+    return test in own or any(base in bases and test in names for base, names, _ in inherited)
 
 
 def rows(page: str) -> list[str]:

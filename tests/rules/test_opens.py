@@ -5,55 +5,46 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
-import pytest
-
-
-@pytest.mark.parametrize(
-    ("by", "suffix", "live", "fires"),
-    [
-        ("letopis.outbox.made_up", "", True, True),
-        ("letopis.store.made_up", "-wal", True, True),
-        ("letopis.outbox.made_up", "-shm", True, True),
-        ("letopis.outbox.made_up", "", False, False),
-        ("tests.made_up", "", True, False),
-        ("letopis.outbox.made_up", ".relay.lock", True, False),
-    ],
+# Which module opens which file of an outbox, whether that is open then, and whether it is a fault.
+CASES = (
+    ("letopis.outbox.made_up", "", True, True),
+    ("letopis.store.made_up", "-wal", True, True),
+    ("letopis.outbox.made_up", "-shm", True, True),
+    ("letopis.outbox.made_up", "", False, False),
+    ("tests.made_up", "", True, False),
+    ("letopis.outbox.made_up", ".relay.lock", True, False),
 )
-def test_the_wire_fires(tmp_path: Path, by: str, suffix: str, live: bool, fires: bool) -> None:
-    code = """
-        import asyncio, json, sys
-        from letopis.outbox.file.outbox_file import OutboxFile
-        from tests.support.opens import WIRE
+CODE = """
+import asyncio, json, sys
+from letopis.outbox.file.outbox_file import OutboxFile
+from tests.support.opens import WIRE
 
-        path, by, suffix, live = sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4] == "True"
+async def main():
+    for number, (by, suffix, live, _) in enumerate(json.loads(sys.argv[2])):
+        path = f"{sys.argv[1]}/{number}.outbox.db"
         room = {"__name__": by}
         exec("def look(path):\\n    open(path, 'ab').close()", room)
+        outbox = await OutboxFile.open(path)
+        if not live:
+            await outbox.close()
+        room["look"](path + suffix)
+        if live:
+            await outbox.close()
 
-        async def main():
-            outbox = await OutboxFile.open(path)
-            if not live:
-                await outbox.close()
-            room["look"](path + suffix)
-            if live:
-                await outbox.close()
+WIRE.install()
+asyncio.run(main())
+print(json.dumps(WIRE.found))
+"""
 
-        WIRE.install()
-        asyncio.run(main())
-        print(json.dumps(WIRE.found))
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "bot.outbox.db"), by, suffix, str(live)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+
+def test_the_wire_fires_for_a_live_file_and_code_of_ours(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CODE, str(tmp_path), json.dumps(CASES)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     found = json.loads(done.stdout)
 
-    assert bool(found) is fires
-    if fires:
-        assert found[0].startswith(str(tmp_path / "bot.outbox.db") + suffix)
-        assert "in look" in found[0]
+    opened = [f"{tmp_path}/{number}.outbox.db{suffix}" for number, (_, suffix, _, fires) in enumerate(CASES) if fires]
+    assert len(found) == len(opened)
+    for told, path in zip(found, opened, strict=True):
+        assert told.startswith(path) and "in look" in told

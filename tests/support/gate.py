@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sqlite3
 from pathlib import Path
-from typing import Final
 
 from sqlalchemy.engine import make_url
 
 from tests.support.accepted import Accepted
+from tests.support.peers import Wire
 
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
 
@@ -22,7 +21,8 @@ class Gate:
         self._target = make_url(url)
         self._port = 0
         self._server: asyncio.Server | None = None
-        self._accepted = Accepted(self._carry)
+        port = self._target.port or _PORTS[self._target.get_backend_name()]
+        self._accepted = Accepted(Wire(port, host=self._target.host or "127.0.0.1").talk)
 
     @property
     def url(self) -> str:
@@ -42,28 +42,6 @@ class Gate:
             await self._accepted.close(server)
             await self._accepted.cut()
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        port = self._target.port or _PORTS[self._target.get_backend_name()]
-        with contextlib.suppress(OSError):
-            back, there = await asyncio.open_connection(self._target.host, port)
-            ways = [asyncio.create_task(_pump(reader, there)), asyncio.create_task(_pump(back, writer))]
-            try:
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                there.transport.abort()  # first: this may be cancelled while it waits below
-                for way in ways:
-                    way.cancel()
-                await asyncio.gather(*ways, return_exceptions=True)
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65_536):
-        writer.write(data)
-        await writer.drain()
-
-
-_PAUSE: Final = 0.05
-
 
 class FileDoor:
     """The way to an SQLite file: no process can write to it while it is shut."""
@@ -82,13 +60,12 @@ class FileDoor:
     async def shut(self) -> None:
         """Take the lock of writers, and keep it."""
         connection = sqlite3.connect(self._path, isolation_level=None, timeout=0)
-        while True:
+        while self._connection is None:
             try:
                 connection.execute("BEGIN IMMEDIATE")
-                break
+                self._connection = connection
             except sqlite3.OperationalError:
-                await asyncio.sleep(_PAUSE)
-        self._connection = connection
+                await asyncio.sleep(0.05)
 
 
 def door_to(kind: str, url: str) -> Gate | FileDoor:

@@ -28,7 +28,7 @@ from letopis.store import (
     Text,
     ToolCall,
 )
-from letopis.store.database.engines import create_store_engine
+from letopis.store.database import schema
 from letopis.store.database.schema import checkpoints, metadata
 from letopis.store.database.urls import normalise_url
 from letopis.store.model.records import Scope
@@ -36,6 +36,7 @@ from letopis.store.relocation import handover, mover
 from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.random_events import Talk
 from letopis.store.testing.record_changes import CP, put
+from tests.support.store_changes import run_there as run_sql
 
 PARTITIONS: Final = 3
 LIVE: Final = 5  # conversations of a writer, which says this much at the most:
@@ -98,40 +99,19 @@ async def fill(url: str, *, talks: int = 6, each: int = 40) -> list[Outbox]:
 
 async def dump(url: str) -> dict[str, list[tuple[Any, ...]]]:
     """Return all rows of the tables that a move makes equal, by table."""
-    engine = create_store_engine(url)
-    try:
-        async with engine.connect() as connection:
-            found = {}
-            for table in metadata.sorted_tables:
-                if table.name not in APART:
-                    rows = sa.select(table)
-                    if table is checkpoints:
-                        rows = rows.where(checkpoints.c.name != "search")
-                    found[table.name] = sorted(
-                        (tuple(row) for row in await connection.execute(rows)), key=lambda row: repr(row)
-                    )
-            return found
-    finally:
-        await engine.dispose()
+    found = {}
+    for table in metadata.sorted_tables:
+        if table.name not in APART:
+            rows = sa.select(table)
+            if table is checkpoints:
+                rows = rows.where(checkpoints.c.name != "search")
+            found[table.name] = sorted(map(tuple, await run_sql(url, rows)), key=repr)
+    return found
 
 
 async def all_rows(url: str) -> str:
     """Return all that the tables hold, as text."""
     return repr([await run_sql(url, sa.select(table)) for table in metadata.sorted_tables])
-
-
-async def run_sql(url: str, *statements: str | sa.Executable) -> list[Any]:
-    """Do something behind the store's back; return the rows of the last statement, if it has any."""
-    engine = create_store_engine(url)
-    try:
-        async with engine.begin() as connection:
-            rows: list[Any] = []
-            for statement in statements:
-                done = await connection.execute(sa.text(statement) if isinstance(statement, str) else statement)
-                rows = list(done.all()) if done.returns_rows else []
-            return rows
-    finally:
-        await engine.dispose()
 
 
 async def states(url: str) -> set[int]:
@@ -140,9 +120,9 @@ async def states(url: str) -> set[int]:
 
 
 async def identity(url: str) -> tuple[Any, ...]:
-    from letopis.store.database.schema import store
-
-    return tuple((await run_sql(url, sa.select(store.c.store_id, store.c.moved_to, store.c.moved_at)))[0])
+    return tuple(
+        (await run_sql(url, sa.select(schema.store.c.store_id, schema.store.c.moved_to, schema.store.c.moved_at)))[0]
+    )
 
 
 async def sound(url: str) -> list[str]:

@@ -39,26 +39,18 @@ def silent() -> AbstractAsyncContextManager[int]:
 
 def closing() -> AbstractAsyncContextManager[int]:
     """A peer that accepts and hangs up."""
-
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        return None
-
-    return _listening(talk)
+    return babbling(b"", listens=0)
 
 
-def babbling(words: bytes) -> AbstractAsyncContextManager[int]:
-    """A peer that says `words`, whatever it is sent, and hangs up."""
+def babbling(words: bytes, *, listens: float = 0.2) -> AbstractAsyncContextManager[int]:
+    """A peer that says `words`, whatever it is sent in some seconds, and hangs up."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(words)
         await writer.drain()
-        await asyncio.wait_for(reader.read(65536), 0.2)
+        await asyncio.wait_for(reader.read(65536), listens)
 
-    async def shy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(TimeoutError):
-            await talk(reader, writer)
-
-    return _listening(shy)
+    return _listening(talk)
 
 
 async def refused_port() -> int:
@@ -69,7 +61,7 @@ async def refused_port() -> int:
 
 
 class Wire:
-    """A way to a real server on 127.0.0.1, and what can happen to it.
+    """A way to a real server, and what can happen to it.
 
     :ivar flowing: while cleared, no byte goes either way, and none is read: a black hole.
     :ivar cut_at: a word that the client says; the connection is reset when it comes by, once, and then forgotten.
@@ -78,8 +70,8 @@ class Wire:
     :ivar cuts: connections that were reset so far; ``openings``: when each was made, by the event loop's clock.
     """
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, port: int, *, host: str = "127.0.0.1") -> None:
+        self._host, self._port = host, port
         self.flowing = asyncio.Event()
         self.flowing.set()
         self.cut_at: bytes | None = None
@@ -90,20 +82,22 @@ class Wire:
 
     def open(self) -> AbstractAsyncContextManager[int]:
         """Listen, and yield the port that leads to the server."""
-        return _listening(self._talk)
+        return _listening(self.talk)
 
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Carry one connection until a side hangs up: then the other one is cut too."""
         self.openings.append(asyncio.get_running_loop().time())
-        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._port)
         deaf = asyncio.Event()
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._carry(reader, there_writer, deaf, asks=True))
-                group.create_task(self._carry(there_reader, writer, deaf, asks=False))
-        except* OSError:
-            pass  # one side hung up: the other one is cut too
-        finally:
-            there_writer.transport.abort()
+        with contextlib.suppress(OSError):
+            there_reader, there_writer = await asyncio.open_connection(self._host, self._port)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._carry(reader, there_writer, deaf, asks=True))
+                    group.create_task(self._carry(there_reader, writer, deaf, asks=False))
+            except* OSError:
+                pass
+            finally:
+                there_writer.transport.abort()
 
     async def _carry(
         self, source: asyncio.StreamReader, target: asyncio.StreamWriter, deaf: asyncio.Event, *, asks: bool

@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from letopis.store.database.schema import metadata
 from letopis.store.database.urls import normalise_url
 
 
-async def run_there(url: str, *statements: str) -> None:
-    """Run statements on the store's database, as its operator would."""
+@asynccontextmanager
+async def transaction_on(url: str) -> AsyncIterator[AsyncConnection]:
+    """Give a transaction on the store's database, as its operator would have one."""
     engine = create_async_engine(normalise_url(url))
     try:
         async with engine.begin() as connection:
-            for statement in statements:
-                await connection.exec_driver_sql(statement)
+            yield connection
     finally:
         await engine.dispose()
+
+
+async def run_there(url: str, *statements: str | sa.Executable) -> list[Any]:
+    """Run statements on the store's database; return the rows of the last one, if it has any."""
+    rows: list[Any] = []
+    async with transaction_on(url) as connection:
+        for statement in statements:
+            run = connection.exec_driver_sql if isinstance(statement, str) else connection.execute
+            done: Any = await run(statement)  # type: ignore[operator]
+            rows = list(done.all()) if done.returns_rows else []
+    return rows
 
 
 def swallow(kind: str, table: str, what: str) -> tuple[str, ...]:
@@ -61,35 +73,27 @@ Copy = Mapping[str, Sequence[Any]]
 
 async def copied(url: str) -> Copy:
     """Return all rows of a store in one snapshot: a backup."""
-    engine = create_async_engine(normalise_url(url))
-    try:
-        async with engine.connect() as connection:
-            if engine.dialect.name == "sqlite":
-                await connection.exec_driver_sql("BEGIN")
-            else:
-                await connection.execution_options(isolation_level="REPEATABLE READ")
-            return {
-                table.name: [tuple(row) for row in (await connection.execute(sa.select(table))).all()]
-                for table in metadata.sorted_tables
-            }
-    finally:
-        await engine.dispose()
+    async with transaction_on(url) as connection:
+        if connection.dialect.name == "sqlite":
+            await connection.exec_driver_sql("BEGIN")
+        else:
+            await connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        return {
+            table.name: [tuple(row) for row in (await connection.execute(sa.select(table))).all()]
+            for table in metadata.sorted_tables
+        }
 
 
 async def put_back(url: str, copy: Copy) -> None:
     """Give a store the rows of a backup, in one transaction, with an empty search index; no connection is cut."""
-    engine = create_async_engine(normalise_url(url))
-    try:
-        async with engine.begin() as connection:
-            if engine.dialect.name == "postgresql":  # a DELETE there sees nothing of what is just being written
-                await connection.exec_driver_sql(f"LOCK TABLE {', '.join(metadata.tables)} IN ACCESS EXCLUSIVE MODE")
-            for table in metadata.sorted_tables:
-                await connection.execute(sa.delete(table))
-                names = list(table.columns.keys())
-                if rows := [] if table.name in _LEFT_OUT else copy[table.name]:
-                    await connection.execute(sa.insert(table), [dict(zip(names, row, strict=True)) for row in rows])
-    finally:
-        await engine.dispose()
+    async with transaction_on(url) as connection:
+        if connection.dialect.name == "postgresql":  # a DELETE there sees nothing of what is just being written
+            await connection.exec_driver_sql(f"LOCK TABLE {', '.join(metadata.tables)} IN ACCESS EXCLUSIVE MODE")
+        for table in metadata.sorted_tables:
+            await connection.execute(sa.delete(table))
+            names = list(table.columns.keys())
+            if rows := [] if table.name in _LEFT_OUT else copy[table.name]:
+                await connection.execute(sa.insert(table), [dict(zip(names, row, strict=True)) for row in rows])
 
 
 async def put_back_beside(url: str, copy: Copy, *, tries: int) -> bool:
