@@ -8,8 +8,7 @@ from typing import Any, Final
 from uuid import UUID, uuid4
 
 from letopis.outbox import History
-from letopis.store import ABSENT
-from letopis.store.errors import RecordConflict
+from letopis.store import ABSENT, RecordConflict
 
 KEYS: Final = ((("a",), "1"), (("a",), "2"), (("a", "b"), "1"), (("c",), "1"))
 PREFIXES: Final[tuple[tuple[str, ...], ...]] = ((), ("a",), ("a", "b"))
@@ -100,12 +99,12 @@ class RecordModel:
         for change in self.pending.pop(box, []):
             change.apply(self.stored)
 
-    async def compare(self, box: str, history: History, *, limit: int = 100, reverse: bool = False) -> str | None:
+    async def compare(self, box: str, history: History) -> str | None:
         """Return where what is read is not what is expected."""
         held = self.read(box)
         for scope in (0, 1):
             wanted = {place: value for (there, place), value in held.items() if there == scope}
-            page = await self.records(history, scope).list(limit=limit, reverse=reverse)
+            page = await self.records(history, scope).list(limit=100)
             listed = {(one.namespace, one.key): (one.value, one.revision) for one in page}
             if not listed.items() <= wanted.items() or (page.next is None and len(listed) < len(wanted)):
                 return f"{scope} lists {listed}, not {wanted}"

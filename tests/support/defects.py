@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial, wraps
 from inspect import iscoroutinefunction
@@ -114,24 +114,20 @@ def defect(name: str) -> Callable[[Callable[[], Iterable[Replacement]]], Callabl
     return enter
 
 
-def instead(name: str, owner: Any, attribute: str) -> Callable[[Any], Any]:
+def instead(
+    name: str, owner: Any, attribute: str, *, make: Callable[[Any], Callable[[Any], Any]] = lambda it: lambda real: it
+) -> Callable[[Any], Any]:
     """Enter a defect that is one function in the place of a real one."""
 
     def enter(defective: Any) -> Any:
-        DEFECTS[name] = lambda: [(owner, attribute, lambda real: defective)]
+        DEFECTS[name] = lambda: [(owner, attribute, make(defective))]
         return defective
 
     return enter
 
 
-def around_real(name: str, owner: Any, attribute: str) -> Callable[[Any], Any]:
-    """Enter a defect that is one function in the place of a real one, which it is given first."""
-
-    def enter(defective: Any) -> Any:
-        DEFECTS[name] = lambda: [(owner, attribute, around(defective))]
-        return defective
-
-    return enter
+around_real = partial(instead, make=around)
+"""Enter a defect that is one function in the place of a real one, which it is given first."""
 
 
 async def nothing(*_: Any, **__: Any) -> None:
@@ -215,11 +211,8 @@ def _() -> Iterable[Replacement]:
 
 @defect("text is not checked before it is appended")
 def _() -> Iterable[Replacement]:
-    def unchecked(value: object, field: str, depth: int) -> None:
-        return
-
-    yield codec, "_check", lambda real: unchecked
-    yield codec, "_check_object", lambda real: unchecked
+    yield codec, "_check", lambda real: lambda value, field, depth: None
+    yield codec, "_check_object", lambda real: lambda value, field, depth: None
 
 
 @around_real("content is not compared where an event id is known", reused_ids, "_other_content")
@@ -253,26 +246,18 @@ def _() -> Iterable[Replacement]:
 
 def plant_weak_durability(file_name: str, pragmas: Sequence[str]) -> None:
     """Have all connections to files of this name set pragmas after the library's own settings."""
+    name = "an outbox that is flushed less than it has to be"
 
-    @defect("an outbox that is flushed less than it has to be")
-    def _() -> Iterable[Replacement]:
-        def set_sqlite(real: Any) -> Any:
-            def weakened(busy_timeout: float, connection: Any) -> None:
-                real(busy_timeout, connection)
-                cursor = connection.cursor()
-                try:
-                    cursor.execute("PRAGMA database_list")
-                    if str(cursor.fetchone()[2]).endswith(file_name):
-                        for pragma in pragmas:
-                            cursor.execute(f"PRAGMA {pragma}")
-                finally:
-                    cursor.close()
+    @around_real(name, sqlite, "set_up")
+    def _(real: Any, busy_timeout: float, connection: Any) -> None:
+        real(busy_timeout, connection)
+        with closing(connection.cursor()) as cursor:
+            cursor.execute("PRAGMA database_list")
+            if str(cursor.fetchone()[2]).endswith(file_name):
+                for pragma in pragmas:
+                    cursor.execute(f"PRAGMA {pragma}")
 
-            return weakened
-
-        yield sqlite, "set_up", set_sqlite
-
-    plant("an outbox that is flushed less than it has to be")
+    plant(name)
 
 
 # --- reads ----------------------------------------------------------------------------------------------------------
@@ -360,16 +345,10 @@ def _() -> Iterable[Replacement]:
 
 @instead("an outage is charged to the events", PoisonIsolation, "_fail")
 def _(self: PoisonIsolation, fault: StoreFault, lanes: Any, sent: SendResult) -> None:
-    sent.refusals += [
-        Refusal(
-            conversation_id=lane.conversation_id,
-            sequence=lane.deliveries[0].sequence,
-            event=lane.deliveries[0].event,
-            fault_class=str(fault.fault_class),
-            fault=str(fault),
-        )
-        for lane in lanes
-    ]
+    for lane in lanes:
+        first, how = lane.deliveries[0], {"fault_class": str(fault.fault_class), "fault": str(fault)}
+        where = {"conversation_id": lane.conversation_id, "sequence": first.sequence}
+        sent.refusals.append(Refusal(**where, event=first.event, **how))
 
 
 @around_real("the answer to a commit taken for final", PoisonIsolation, "_apply_once")
@@ -382,12 +361,8 @@ async def _(real: Any, self: PoisonIsolation, lanes: Any) -> Any:
 
 @defect("probes that go to the oldest event again")
 def _() -> Iterable[Replacement]:
-    def oldest_first(self: Breaker) -> Iterator[frozenset[str]]:
-        """Leave out what failed when it opened, and where nothing else is due, nothing: the oldest goes again."""
-        yield self.suspects
-        yield frozenset()
-
-    yield Breaker, "probe_exclusions", lambda real: oldest_first
+    """Leave out what failed when it opened, and where nothing else is due, nothing: the oldest goes again."""
+    yield Breaker, "probe_exclusions", lambda real: lambda self: iter((self.suspects, frozenset()))
     yield circuit_breaker, "UNCERTAIN_PROBE_WAIT_SECONDS", lambda real: 60.0
 
 
@@ -485,10 +460,10 @@ def _(real: Any, self: Any, body: Any, *, superseded: bool, back: bool) -> bool:
     return not back and real(self, body, superseded=superseded, back=back)
 
 
-@defect(DELETION_KEEPS)
-def _() -> Iterable[Replacement]:
-    yield projection._Projection, "_strip_before", lambda real: lambda *_, **__: None
-    yield Eraser, "strip", lambda real: nothing
+DEFECTS[DELETION_KEEPS] = lambda: (
+    (projection._Projection, "_strip_before", lambda real: lambda *_, **__: None),
+    (Eraser, "strip", lambda real: nothing),
+)
 
 
 @around_real(REDACTED_LATER, effects, "erase_content")
@@ -567,15 +542,13 @@ async def _(real: Any, self: Any, *given: Any) -> Any:
 # --- records --------------------------------------------------------------------------------------------------------
 
 
-@defect(FOREIGN_LANES)
-def _() -> Iterable[Replacement]:
+_NUMBERS = itertools.count()
+
+
+@instead(FOREIGN_LANES, Scope, "lane")
+def _(self: Scope, namespace: bytes) -> str:
     """Change a record in whatever lane, and compact there."""
-    numbers = itertools.count()
-
-    def lane(self: Scope, namespace: bytes) -> str:
-        return f"{self.name}:{next(numbers) % SPACE_LANES}" if self.in_lanes else self.name
-
-    yield Scope, "lane", lambda real: lane
+    return f"{self.name}:{next(_NUMBERS) % SPACE_LANES}" if self.in_lanes else self.name
 
 
 @around_real(HOLLOWED_TOO_SOON, effects, "note_change")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -23,7 +24,6 @@ BOOKS: Final = "books"
 """A table of the bot's own in the outbox file, and the prefix of the conversations that are entered in it."""
 MAKE_BOOKS: Final = sa.text(f"CREATE TABLE IF NOT EXISTS {BOOKS} (event_id BLOB PRIMARY KEY)")
 ENTER: Final = sa.text(f"INSERT INTO {BOOKS} VALUES (:event_id)")
-
 
 PATH: Final = "path"  # a conversation the path of which a bot changes from one of :data:`PATHS` to the next, and again
 PATHS: Final = (("1", "2"), ("1",), ("1", "2"), ("2", "3"))
@@ -55,14 +55,11 @@ class WrittenPromises:
         os.write(self._file, b"".join(line_of(*ack) for ack in acks))
 
     def keep_record(self, ack: RecordAck) -> None:
-        self._write({"record": [ack.lane, ack.event_id.hex, ack.sequence, ack.sha256]})
+        os.write(self._file, _line(record=[ack.lane, ack.event_id.hex, ack.sequence, ack.sha256]))
 
     def keep_path(self) -> None:
         """Write that the path of :data:`PATH` was changed in the next way."""
-        self._write({"path": PATH})
-
-    def _write(self, promise: Mapping[str, Any]) -> None:
-        os.write(self._file, f"{json.dumps(promise)}\n".encode())
+        os.write(self._file, _line(path=PATH))
 
     def keep_saved(self, receipt: Receipt) -> None:
         """Write that the last event of an append was reported as saved."""
@@ -96,31 +93,26 @@ def acks_of(receipt: Receipt) -> list[Ack]:
 
 
 def line_of(conversation_id: str, event_id: UUID, sequence: int | None, *, saved: bool = False) -> bytes:
-    return (json.dumps([conversation_id, event_id.hex, sequence, saved]) + "\n").encode()
+    return _line(saved=event_id.hex) if saved else _line(ack=[conversation_id, event_id.hex, sequence])
+
+
+def _line(**promise: Any) -> bytes:
+    return f"{json.dumps(promise)}\n".encode()
 
 
 def read_promises(lines: bytes) -> KeptPromises:
     """Return the promises in these lines; a last one that is unfinished was not made."""
-    acks: list[Ack] = []
-    saved: list[UUID] = []
-    records: list[RecordAck] = []
-    paths = 0
     whole, _, _ = lines.rpartition(b"\n")
+    kept = defaultdict[str, list[Any]](list)
     for line in whole.splitlines():
-        match json.loads(line):
-            case {"record": [lane, event_id, sequence, digest]}:
-                records.append(RecordAck(lane, UUID(hex=event_id), sequence, digest))
-                continue
-            case {"path": _}:
-                paths += 1
-                continue
-            case [conversation_id, event_id, sequence, is_saved]:
-                pass
-        if is_saved:
-            saved.append(UUID(hex=event_id))
-        else:
-            acks.append(Ack(conversation_id, UUID(hex=event_id), sequence))
-    return KeptPromises(acks=acks, saved=saved, records=records, paths=paths)
+        for kind, promise in json.loads(line).items():
+            kept[kind].append(promise)
+    return KeptPromises(
+        acks=[Ack(name, UUID(hex=event_id), sequence) for name, event_id, sequence in kept["ack"]],
+        saved=[UUID(hex=event_id) for event_id in kept["saved"]],
+        records=[RecordAck(lane, UUID(hex=event_id), *more) for lane, event_id, *more in kept["record"]],
+        paths=len(kept["path"]),
+    )
 
 
 def entry_of(receipt: Receipt) -> dict[str, object]:
