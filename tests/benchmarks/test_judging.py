@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,25 +71,14 @@ def test_what_cannot_be_compared_says_why(one: Figure, other: Figure, why: str) 
 
 
 def test_all_that_a_commit_may_be_is_known_for_durable_or_not() -> None:
-    durable = [
-        FULL,
-        Durability.of_sqlite("delete", 2),
-        Durability.of_sqlite("wal", 3),
-        Durability.of_postgresql(fsync="on", synchronous_commit="on"),
-        Durability.of_mariadb(flush_log_at_trx_commit=1),
-    ]
-    weak = [
-        NORMAL,
-        OFF,
-        Durability.of_sqlite("memory", 2),
-        Durability.of_sqlite("off", 2),
-        Durability.of_postgresql(fsync="off", synchronous_commit="on"),
-        Durability.of_postgresql(fsync="on", synchronous_commit="off"),
-        Durability.of_mariadb(flush_log_at_trx_commit=2),
-    ]
+    sqlite, postgresql, mariadb = Durability.of_sqlite, Durability.of_postgresql, Durability.of_mariadb
+    durable = [FULL, sqlite("delete", 2), sqlite("wal", 3), mariadb(flush_log_at_trx_commit=1)]
+    weak = [NORMAL, OFF, sqlite("memory", 2), sqlite("off", 2), mariadb(flush_log_at_trx_commit=2)]
 
-    assert all(one.durable for one in durable)
+    assert all(one.durable for one in (*durable, postgresql(fsync="on", synchronous_commit="on")))
     assert not any(one.durable for one in weak)
+    assert not postgresql(fsync="off", synchronous_commit="on").durable
+    assert not postgresql(fsync="on", synchronous_commit="off").durable
     assert Durability.weakest([FULL, NORMAL, OFF]) == OFF
     assert Durability.weakest([]) is None
 
@@ -100,7 +89,6 @@ def test_being_ahead_is_told_against_the_best_rival_and_names_whom_it_leaves_out
     )
 
     condition = ahead(figures, "ours", "p.", 5, what="of the best", only=lambda _: True)
-
     assert condition.got == "4.00 times p.good"
     assert condition.reached is False
     assert "p.fast is WAL/OFF" in condition.note
@@ -118,17 +106,13 @@ def test_less_is_better_where_it_is() -> None:
     assert below(figures, "ours", 2.1, what="").reached is True
 
 
-def test_what_was_not_measured_is_open_and_not_reached() -> None:
+def test_what_was_not_measured_is_open_and_a_row_is_missed_where_a_condition_is() -> None:
     verdicts = judge(Figures([]))
 
     assert [one.number for one in verdicts] == list(range(1, 18))
     assert {one.reached for one in verdicts} == {None}
-
-
-def test_a_row_is_missed_where_one_of_its_conditions_is() -> None:
-    figures = Figures([figure("append.1.letopis", 50), figure("append.1.limit", 100)])
-
-    assert judge(figures)[0].reached is False
+    missed = judge(Figures([figure("append.1.letopis", 50), figure("append.1.limit", 100)]))
+    assert missed[0].reached is False
 
 
 @pytest.mark.parametrize(("share", "found"), [(0.5, 50), (0.99, 99), (1.0, 100), (0.0, 1)])
@@ -190,30 +174,28 @@ def test_the_page_begins_with_what_a_user_asks() -> None:
     assert "Reading the last 50" not in first  # it was not measured
 
 
-@pytest.fixture
-def watched() -> Iterator[Any]:
+async def measured(folder: Path, at_once: int, *subjects: tuple[Any, tuple[str, str] | None]) -> list[Figure]:
+    """Have subjects append side by side, each under a witness that may force its durability; return their figures."""
+    seats = list[Seat]()
     with watching() as add:
-        yield add
+        for subject, force in subjects:
+            place = folder / type(subject).__name__
+            place.mkdir()
+            witness = Witness(place, force=force)
+            add(witness)
+            await subject.open(place)
+            seats.append(Seat(subject, witness, ""))
+            await warm_up(seats[-1])
+        await in_rounds(seats, at_once=at_once, rounds=2, seconds=0.05, chance=random.Random(1))
+        figures = [seat.figure(f"append.{at_once}", at_once) for seat in seats]
+        for seat in seats:
+            await seat.subject.close()
+    return figures
 
 
-async def _seat(subject: Any, folder: Path, add: Any, *, force: tuple[str, str] | None = None) -> Seat:
-    folder.mkdir()
-    witness = Witness(folder, force=force)
-    add(witness)
-    await subject.open(folder)
-    seat = Seat(subject, witness, "")
-    await warm_up(seat)
-    return seat
-
-
-async def test_control_a_subject_that_is_made_to_wait_for_nothing_is_flagged(tmp_path: Path, watched: Any) -> None:
+async def test_control_a_subject_that_is_made_to_wait_for_nothing_is_flagged(tmp_path: Path) -> None:
     """The same subject twice, one with ``synchronous=OFF``: read from its own connection, and refused."""
-    honest = await _seat(Letopis(), tmp_path / "honest", watched)
-    cheat = await _seat(AppendLimit(), tmp_path / "cheat", watched, force=("WAL", "OFF"))
-    await in_rounds([honest, cheat], at_once=4, rounds=2, seconds=0.05, chance=random.Random(1))
-    figures = [honest.figure("append.4", 4), cheat.figure("append.4", 4)]
-    await honest.subject.close()
-    await cheat.subject.close()
+    figures = await measured(tmp_path, 4, (Letopis(), None), (AppendLimit(), ("WAL", "OFF")))
 
     assert [str(one.durability) for one in figures] == ["WAL/FULL", "WAL/OFF"]
     assert [one.objections for one in figures] == [(), ()]
@@ -222,41 +204,32 @@ async def test_control_a_subject_that_is_made_to_wait_for_nothing_is_flagged(tmp
         compare(*figures)
 
 
-async def test_control_a_library_that_sets_its_own_after_connecting_is_read_as_it_is(
-    tmp_path: Path, watched: Any
-) -> None:
-    witness = Witness(tmp_path, force=("WAL", "FULL"))
-    watched(witness)
-    connection = sqlite3.connect(tmp_path / "a.db")
-    connection.execute("PRAGMA synchronous=NORMAL")
+async def test_control_a_library_that_sets_its_own_after_connecting_is_read_as_it_is(tmp_path: Path) -> None:
+    with watching() as add:
+        witness = Witness(tmp_path, force=("WAL", "FULL"))
+        add(witness)
+        connection = sqlite3.connect(tmp_path / "a.db")
+        connection.execute("PRAGMA synchronous=NORMAL")
 
-    assert str(witness.durability()) == "WAL/NORMAL"
-    witness.enforce()
-    assert str(witness.durability()) == "WAL/FULL"
-    connection.execute("PRAGMA synchronous=OFF")
-    connection.close()
-    assert str(witness.durability()) == "WAL/OFF"
-    elsewhere = sqlite3.connect(":memory:")
-    assert type(elsewhere) is sqlite3.Connection
-    elsewhere.close()
+        assert str(witness.durability()) == "WAL/NORMAL"
+        witness.enforce()
+        assert str(witness.durability()) == "WAL/FULL"
+        connection.execute("PRAGMA synchronous=OFF")
+        connection.close()
+        assert str(witness.durability()) == "WAL/OFF"
+        elsewhere = sqlite3.connect(":memory:")
+        assert type(elsewhere) is sqlite3.Connection
+        elsewhere.close()
 
 
 async def test_control_an_append_without_validation_cannot_be_compared(
-    tmp_path: Path, watched: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unchecked(message: Message, **options: Any) -> Any:
-        options["limits"] = Limits()
-        options["metadata"] = {}
-        fine = replace(message, content="x")
-        return encode_message(fine, **options)
+        return encode_message(replace(message, content="x"), **{**options, "limits": Limits(), "metadata": {}})
 
     monkeypatch.setattr(append_encoding, "encode_message", unchecked)
-    quick = await _seat(Letopis(), tmp_path / "quick", watched)
-    limit = await _seat(AppendLimit(), tmp_path / "limit", watched)
-    await in_rounds([quick, limit], at_once=1, rounds=1, seconds=0.02, chance=random.Random(1))
-    found = quick.figure("append.1", 1), limit.figure("append.1", 1)
-    await quick.subject.close()
-    await limit.subject.close()
+    found = await measured(tmp_path, 1, (Letopis(), None), (AppendLimit(), None))
 
     assert any("validation is switched off" in one for one in found[0].objections)
     with pytest.raises(NotComparable, match="validation"):

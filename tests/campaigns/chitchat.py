@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from subprocess import Popen
 from typing import Any, Final
@@ -37,23 +38,20 @@ FAULTS: Final = {"kill": 20, "cut": 20, "outage": 1}
 OUTAGE_SECONDS: Final = 12.0  # of an SQLite file, longer than a relay waits for a lock; a server is away for one second
 TIMEOUT_SECONDS: Final = 600.0  # for the delivery into one store
 POLL: Final = 0.003
-ROOM: Final = 3000
-"""Events between two faults below which the relay would be done before they all fire: a few batches of it."""
 SPARE: Final = 6
-"""Waves of a small sample that bring no faults of their own, for those that a quick relay left nothing to hit."""
+"""Waves that bring no faults of their own, for those that a quick relay left nothing to hit."""
 Conversations = Mapping[str, Sequence[tuple[str | None, str]]]  # of each message its id, and the whole line
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing to break, as soon as the relay is at work and the store has got ``after`` events."""
+    """One thing to break, some seconds after the relay is seen at work."""
 
     kind: str
-    after: int
     delay: float
 
 
-Wave = tuple[int, list[Fault]]  # how many of the first lines are imported, and what breaks meanwhile
+Wave = tuple[int, list[Fault]]  # up to which line it imports, and what breaks meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,19 +103,20 @@ class Campaign:
 
     def _deliver(self, waves: Sequence[Wave]) -> None:
         self.place.run("db", "upgrade", timeout=60)
-        left: list[Fault] = []
-        for lines, faults in waves:
-            part = self.place.folder / "part.jsonl"
-            with self.source.open("rb") as file, part.open("wb") as out:
-                out.writelines(line for line, _ in zip(file, range(lines), strict=False))
-            words = ("history", "import", "jsonl", str(part))
-            with self.place.start(*words) as importing:
-                try:
-                    left += faults
-                    self._break(importing, left)
-                    finish(importing, words, timeout=max(1.0, self.deadline - time.monotonic()))
-                finally:
-                    importing.kill()
+        left, done = list[Fault](), 0
+        part = self.place.folder / "part.jsonl"
+        words = ("history", "import", "jsonl", str(part))
+        with self.source.open("rb") as file:
+            for upto, faults in waves:
+                part.write_bytes(b"".join(islice(file, upto - done)))
+                done = upto
+                with self.place.start(*words) as importing:
+                    try:
+                        left += faults
+                        self._break(importing, left)
+                        finish(importing, words, timeout=max(1.0, self.deadline - time.monotonic()))
+                    finally:
+                        importing.kill()
         with closing(Probe(self.place.outbox)) as probe:
             while (progress := probe.look()).pending:
                 self._keep_going(probe, f"{progress.pending} events are still pending")
@@ -137,7 +136,7 @@ class Campaign:
                     if importing.poll():
                         return  # it failed, and its end will tell why
                     continue
-                if progress.delivered >= left[0].after and progress.pending and progress.holder == self.relay.pid:
+                if progress.pending and progress.holder == self.relay.pid:
                     time.sleep(left[0].delay)
                     # What became of it in the meantime decides whether it counts.
                     if probe.look().pending and self._fire(left[0]):
@@ -209,29 +208,22 @@ class Campaign:
 
 
 def schedule(source: Path, faults: Mapping[str, int], seed: int) -> list[Wave]:
-    """Return when to import how much, and when to break what: the same for the same seed.
+    """Return in which parts to import a file, and what to break meanwhile: the same for the same seed.
 
-    Where there are enough lines, there is one wave and the faults are spread over it. A small sample would be delivered
-    before they all fired: it comes in waves of two faults, each importing the file a little further, from its start, so
-    that importing twice is tried as well.
+    Two faults come with a part, so that none of them finds everything delivered.
     """
     lines, chance = source.read_bytes().count(b"\n"), random.Random(seed)
     order = [kind for kind, count in faults.items() if kind != "outage" for _ in range(count)]
     chance.shuffle(order)
     for _ in range(faults.get("outage", 0)):
         order.insert(chance.randint(len(order) // 3, 2 * len(order) // 3), "outage")
-
-    def fault(kind: str, after: int = 0) -> Fault:
-        return Fault(kind, after, delay=chance.uniform(0, 0.015))
-
-    if not order or lines // len(order) >= ROOM:
-        # Not in the last part, so that every fault finds the relay at work.
-        marks = sorted(chance.randint(lines // 50, lines * 9 // 10) for _ in order)
-        return [(lines, list(map(fault, order, marks)))]
     # A cut first: while the relay waits to connect again there is surely something pending for the second.
     pairs = [sorted(order[at : at + 2], key=("cut", "outage", "kill").index) for at in range(0, len(order), 2)]
     waves = [*pairs, *([] for _ in range(SPARE))]
-    return [(lines * number // len(waves), list(map(fault, pair))) for number, pair in enumerate(waves, 1)]
+    return [
+        (lines * number // len(waves), [Fault(kind, delay=chance.uniform(0, 0.015)) for kind in pair])
+        for number, pair in enumerate(waves, 1)
+    ]
 
 
 @contextmanager

@@ -27,26 +27,15 @@ from tests.mutants.mutations import ROOMS, Mutant
 from tests.support.forking import in_fork
 from tests.support.reports import ROOT
 
-NEAR: Final = (
-    *("unit/outbox/event_log", "unit/outbox/relay", "unit/outbox/retry", "unit/outbox/pending_reads"),
-    *(
-        "unit/outbox/daemon",
-        "unit/outbox/history",
-        "unit/outbox/operations",
-        "unit/store/rules",
-        "unit/store/model",
-        "unit/store/write",
-    ),
-    *("unit/store/maintenance", "conformance/test_apply.py", "conformance/test_chosen_reads.py"),
-    *("conformance/test_erasure.py", "conformance/test_erasure_register.py", "conformance/test_forks.py"),
-    *("conformance/test_large_content.py", "conformance/test_owner_erasure.py", "conformance/test_published.py"),
-    *("conformance/test_put_back.py", "conformance/test_rebuild.py", "conformance/test_record_lanes.py"),
-    *("conformance/test_record_transfer.py", "conformance/test_records.py", "conformance/test_replace.py"),
-    *("conformance/test_retention.py", "conformance/test_trims.py"),
-    *("conformance/test_shared_conversations.py", "conformance/test_statistics.py", "conformance/test_tasks.py"),
-    *("conformance/test_two_writers.py", "integration/test_record_delivery.py", "integration/test_reconcile.py"),
-    *("integration/test_relay_stores.py", "integration/test_wrong_store.py"),
-)
+_NEAR: Final = {
+    "unit/outbox/": "event_log relay retry pending_reads daemon history operations",
+    "unit/store/": "rules model write maintenance",
+    "conformance/test_": "apply.py chosen_reads.py erasure.py erasure_register.py forks.py large_content.py"
+    " owner_erasure.py published.py put_back.py rebuild.py record_lanes.py record_transfer.py records.py replace.py"
+    " retention.py trims.py shared_conversations.py statistics.py tasks.py two_writers.py",
+    "integration/test_": "record_delivery.py reconcile.py relay_stores.py wrong_store.py",
+}
+NEAR: Final = [f"{folder}{name}" for folder, names in _NEAR.items() for name in names.split()]
 """Where tests that are near a room may be."""
 MAX_FILES: Final = 16  # the nearest test files of a module; each covers lines that those before it cover least
 BUDGET_SECONDS: Final = 40.0  # tests of a mutant cost this much processor time at most, by what they cost without it
