@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from letopis.store.model.codec import digest_of
 from tests.campaigns.paths import examine_replayed, examine_wholeness
@@ -111,12 +112,8 @@ async def check(
 
 async def read_whole_store(url: str) -> tuple[StoreState, RecordStore]:
     """Read a history store and its records; nothing should write to it meanwhile."""
-    store = await read_store(url)
-    engine = open_engine(url)
-    try:
-        return store, await read_record_store(engine)
-    finally:
-        await engine.dispose()
+    async with _connected(url) as connection:
+        return await _read_store(connection), await read_record_store(connection)
 
 
 def with_records(
@@ -426,45 +423,51 @@ def open_engine(url: str) -> AsyncEngine:
     return create_async_engine(parsed.set(drivername=_DRIVERS[parsed.get_backend_name()]))
 
 
-async def read_store(url: str) -> StoreState:
-    """Read a history store; nothing should write to it meanwhile."""
+@asynccontextmanager
+async def _connected(url: str) -> AsyncIterator[AsyncConnection]:
     engine = open_engine(url)
-    quote = engine.dialect.identifier_preparer.quote
-    partition, position, key = quote("partition"), quote("position"), quote("type")
     try:
         async with engine.connect() as connection:
-
-            async def rows(statement: str) -> Sequence[Sequence[Any]]:
-                return (await connection.execute(sa.text(statement))).all()
-
-            stream = await connection.stream(
-                sa.text(
-                    f"SELECT {partition}, {position}, conversation_id, version, event_id, origin_id, sequence, {key},"
-                    " digest, schema_version, data, metadata, salt"
-                    f" FROM letopis_events ORDER BY {partition}, {position}"
-                )
-            )
-            events = [_stored(row) async for part in stream.partitions(1000) for row in part]
-            counted = await rows("SELECT origin_id, conversation_id, sequence, duplicates FROM letopis_lanes")
-            lanes = [lane for lane in counted if not lane[1].startswith(MARK)]  # the others have a ledger
-            conversations = await rows(
-                "SELECT conversation_id, version, message_count, state, owner_id, retained FROM letopis_conversations"
-            )
-            messages = await rows("SELECT conversation_id, version, left_at, redacted_at FROM letopis_messages")
-            owners = await rows("SELECT owner_id, active_conversation_id FROM letopis_owners")
-            heads = await rows(f"SELECT {partition}, {position} FROM letopis_log_heads")
-            erasures = await rows("SELECT subject FROM letopis_erasures")
+            yield connection
     finally:
         await engine.dispose()
+
+
+async def read_store(url: str) -> StoreState:
+    """Read a history store; nothing should write to it meanwhile."""
+    async with _connected(url) as connection:
+        return await _read_store(connection)
+
+
+async def _read_store(connection: AsyncConnection) -> StoreState:
+    quote = connection.dialect.identifier_preparer.quote
+    partition, position, key = quote("partition"), quote("position"), quote("type")
+
+    async def rows(statement: str) -> Any:
+        return (await connection.execute(sa.text(statement))).all()
+
+    stream = await connection.stream(
+        sa.text(
+            f"SELECT {partition}, {position}, conversation_id, version, event_id, origin_id, sequence, {key},"
+            f" digest, schema_version, data, metadata, salt FROM letopis_events ORDER BY {partition}, {position}"
+        )
+    )
+    events = [_stored(row) async for part in stream.partitions(1000) for row in part]
+    counted = await rows("SELECT origin_id, conversation_id, sequence, duplicates FROM letopis_lanes")
+    lanes = [lane for lane in counted if not lane[1].startswith(MARK)]  # the others have a ledger
+    conversations = await rows(
+        "SELECT conversation_id, version, message_count, state, owner_id, retained FROM letopis_conversations"
+    )
+    messages = await rows("SELECT conversation_id, version, left_at, redacted_at FROM letopis_messages")
     return StoreState(
         events=events,
         lanes={(uuid_of(row[0]), row[1]): row[2] for row in lanes},
         conversations={row[0]: StoredConversation(*row[1:]) for row in conversations},
         messages=[StoredMessage(*row) for row in messages],
-        log_heads={row[0]: row[1] for row in heads},
-        active={row[0]: row[1] for row in owners},
+        log_heads=dict(await rows(f"SELECT {partition}, {position} FROM letopis_log_heads")),
+        active=dict(await rows("SELECT owner_id, active_conversation_id FROM letopis_owners")),
         duplicates={(uuid_of(row[0]), row[1]): row[3] for row in lanes},
-        erased={row[0] for row in erasures},
+        erased={subject for (subject,) in await rows("SELECT subject FROM letopis_erasures")},
     )
 
 

@@ -41,23 +41,33 @@ from letopis.store.testing.outbox import Outbox
 OWNERS: Final = ("42", "43", "Ж", "long " * 40)
 KEYS: Final = ("+1", "-1", "rating", "❤")
 
-_OFTEN: Final = {
-    400: "message",
-    70: "edited",
-    60: "turn sent reacted",
-    40: "rewound",
-    30: "unreacted annotated custom",
-    25: "renamed",
-    20: "failed redacted activated",
-    15: "redacted_before unknown",
-    12: "started",
-    10: "archived forked",
-    8: "again restored",
-    5: "cleared misshapen",
-    2: "deleted deleted_before",
+# How often each is drawn, of the sum of all.
+WEIGHTS: Final[dict[str, int]] = {
+    "message": 400,
+    "again": 8,
+    "turn": 60,
+    "edited": 70,
+    "sent": 60,
+    "failed": 20,
+    "reacted": 60,
+    "unreacted": 30,
+    "rewound": 40,
+    "cleared": 5,
+    "redacted": 20,
+    "redacted_before": 15,
+    "archived": 10,
+    "restored": 8,
+    "annotated": 30,
+    "renamed": 25,
+    "activated": 20,
+    "started": 12,
+    "deleted": 3,
+    "deleted_before": 2,
+    "forked": 10,
+    "custom": 30,
+    "unknown": 15,
+    "misshapen": 5,
 }
-WEIGHTS: Final = {kind: often for often, kinds in _OFTEN.items() for kind in kinds.split()}
-"""How often each is drawn, of the sum of all."""
 
 
 @dataclass(slots=True, kw_only=True)

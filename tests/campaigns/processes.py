@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import signal
 import sqlite3
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
 
 LETOPIS: Final = Path(sys.executable).with_name("letopis.exe" if os.name == "nt" else "letopis")
-
-
-_CLASS_AND_CODE: Final = re.compile(r"\[([a-z_-]+ [^\]]+)\]")
 
 
 class Failed(Exception):
@@ -75,7 +69,6 @@ class Relay:
 
     @property
     def log(self) -> Path:
-        """What it printed, over all its lives."""
         return self.place.folder / "relay.log"
 
     @property
@@ -107,8 +100,7 @@ class Relay:
     def stop(self, *, timeout: float = 30.0) -> int:
         """Ask it to end (SIGTERM) and return its exit code."""
         process = self._process
-        if process is None:
-            raise Failed("the relay was never started")
+        assert process is not None, "the relay was never started"
         process.terminate()
         try:
             return process.wait(timeout)
@@ -120,20 +112,6 @@ class Relay:
     def close(self) -> None:
         """End it, whatever it does."""
         self.kill()
-
-    def noticed(self) -> tuple[Counter[str], list[str]]:
-        faults: Counter[str] = Counter()
-        errors: list[str] = []
-        for text in self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else ():
-            if not text.startswith("{"):
-                continue
-            entry = json.loads(text)
-            found = _CLASS_AND_CODE.search(entry["message"])
-            if entry["level"] == "ERROR":
-                errors.append(f"{entry['logger']}: {entry['message'][:200]}")
-            elif found is not None:
-                faults[found.group(1)] += 1
-        return faults, errors
 
     def tail(self) -> str:
         """The end of what it printed."""

@@ -27,7 +27,7 @@ from tests.proof.options import Options
 from tests.proof.rows import Row
 
 SHOWN: Final = 5
-_BATCH: Final = 1_000
+_BATCH: Final = 30  # conversations of a delivery
 # What is not made of the events.
 _KEPT: Final = frozenset({"number", "retained", "rules"})
 
@@ -196,16 +196,8 @@ def told(found: Sequence[Rebuilt]) -> str:
 
 def empty_values() -> dict[str, Any]:
     """Return values for every column of the conversations that a rebuild makes from the events."""
-    wrong: dict[str, Any] = {
-        "state": "archived",
-        "version": 0,
-        "message_count": -1,
-        "tokens": -1,
-        "created_at": 0,
-        "updated_at": 0,
-        "inherits": 0,
-        "trimmed": 0,
-    }
+    wrong: dict[str, Any] = {"state": "archived", "message_count": -1, "tokens": -1}
+    wrong |= dict.fromkeys(("version", "created_at", "updated_at", "inherits", "trimmed"), 0)
     made = [column for column in conversations.columns if not column.primary_key and column.name not in _KEPT]
     return {column.name: wrong.get(column.name) for column in made}
 
@@ -219,27 +211,19 @@ async def damage(connection: Any, chance: random.Random, *, count: int) -> list[
     )
     victims = chance.sample(list(found.scalars()), count)
     for place, name in enumerate(victims):
-        of_row = conversations.c.conversation_id == name
-        rows = await connection.execute(
-            sa.select(messages.c.version).where(messages.c.conversation_id == name, messages.c.left_at.is_(None))
+        row = sa.update(conversations).where(conversations.c.conversation_id == name)
+        path = sa.select(messages.c.version).where(messages.c.conversation_id == name, messages.c.left_at.is_(None))
+        version = chance.choice(list((await connection.execute(path)).scalars()))
+        one = sa.and_(messages.c.conversation_id == name, messages.c.version == version)
+        ways = (
+            sa.update(messages).where(one).values(left_at=version + 1),
+            row.values(title="another one"),
+            sa.delete(messages).where(one),
+            sa.update(messages).where(one).values(reactions='[["x",null,1]]', role="tool"),
+            sa.update(messages).where(one).values(message_id="other"),
+            row.values(message_count=1_000_000, metadata='{"y":1}'),
         )
-        version = chance.choice(list(rows.scalars()))
-        of_message = sa.and_(messages.c.conversation_id == name, messages.c.version == version)
-        match place % 6:
-            case 0:
-                await connection.execute(sa.update(messages).where(of_message).values(left_at=version + 1))
-            case 1:
-                await connection.execute(sa.update(conversations).where(of_row).values(title="another one"))
-            case 2:
-                await connection.execute(sa.delete(messages).where(of_message))
-            case 3:
-                values = {"reactions": '[["x",null,1]]', "role": "tool"}
-                await connection.execute(sa.update(messages).where(of_message).values(**values))
-            case 4:
-                await connection.execute(sa.update(messages).where(of_message).values(message_id="other"))
-            case _:
-                values = {"message_count": 1_000_000, "metadata": '{"y":1}'}
-                await connection.execute(sa.update(conversations).where(of_row).values(**values))
+        await connection.execute(ways[place % len(ways)])
     return victims
 
 
@@ -248,22 +232,18 @@ async def damage(connection: Any, chance: random.Random, *, count: int) -> list[
 
 async def apply_corpus(store: ConversationStore, *, sample: float, seed: int) -> None:
     """Apply the real conversations, as an import would."""
-    outbox, waiting = Outbox("corpus.db"), 0
-    for name, lines in dataset.conversations(sample=sample, seed=seed):
-        for line in lines:
-            if line["id"] == "1":
-                outbox.append(name, ConversationStarted(owner_id=line["owner"]))
-                waiting += 1
-            message = Message(role=line["role"], content=line["content"], id=line["id"], metadata=line["metadata"])
-            outbox.append(name, message)
-            waiting += 1
-        if waiting >= _BATCH:
+    outbox = Outbox("corpus.db")
+    for number, (name, lines) in enumerate(dataset.conversations(sample=sample, seed=seed), 1):
+        said = (
+            Message(role=line["role"], content=line["content"], id=line["id"], metadata=line["metadata"])
+            for line in lines
+        )
+        outbox.append(name, ConversationStarted(owner_id=lines[0]["owner"]), *said)
+        if number % _BATCH == 0:
             await outbox.deliver(store)
             # A corpus need not be kept twice in memory.
             outbox.lanes.clear()
-            waiting = 0
-    if waiting:
-        await outbox.deliver(store)
+    await outbox.deliver(store)
 
 
 def run(setting: Setting) -> Any:

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.model.codec import digest_of
 from tests.campaigns.states import snapshot, uuid_of
@@ -289,24 +289,20 @@ def read_record_outbox(path: Path) -> RecordOutbox:
     )
 
 
-async def read_record_store(engine: AsyncEngine) -> RecordStore:
+async def read_record_store(connection: AsyncConnection) -> RecordStore:
     """Read the records of a history store; nothing should write to it meanwhile."""
-    async with engine.connect() as connection:
 
-        async def rows(statement: str) -> Sequence[Sequence[Any]]:
-            return (await connection.execute(sa.text(statement))).all()
+    async def rows(statement: str) -> Sequence[Sequence[Any]]:
+        return (await connection.execute(sa.text(statement))).all()
 
-        heads = [
-            head
-            for head in await rows("SELECT origin_id, conversation_id, sequence, floor FROM letopis_lanes")
-            if head[1].startswith(MARK)
-        ]
-        entries = await rows(
-            "SELECT origin_id, conversation_id, sequence, event_id, digest, superseded FROM letopis_record_ledger"
-        )
-        records = await rows("SELECT record_id, scope, namespace, record_key, revision, body FROM letopis_records")
-        parts = await rows("SELECT record_id, body FROM letopis_record_parts ORDER BY record_id, part")
-        deleted = await rows("SELECT conversation_id FROM letopis_conversations WHERE state = 'deleted'")
+    lanes = await rows("SELECT origin_id, conversation_id, sequence, floor FROM letopis_lanes")
+    heads = [lane for lane in lanes if lane[1].startswith(MARK)]
+    entries = await rows(
+        "SELECT origin_id, conversation_id, sequence, event_id, digest, superseded FROM letopis_record_ledger"
+    )
+    records = await rows("SELECT record_id, scope, namespace, record_key, revision, body FROM letopis_records")
+    parts = await rows("SELECT record_id, body FROM letopis_record_parts ORDER BY record_id, part")
+    deleted = await rows("SELECT conversation_id FROM letopis_conversations WHERE state = 'deleted'")
     ledger: dict[tuple[UUID, str], dict[int, Entry]] = defaultdict(dict)
     for origin, lane, sequence, event_id, digest, superseded in entries:
         entry = Entry(uuid_of(event_id), None if digest is None else bytes(digest), bool(superseded))
