@@ -289,7 +289,6 @@ def differences(imported: Conversations, exported: Conversations) -> list[str]:
 
 
 def prove(options: Options) -> Iterator[Row]:
-    """Yield a row and its control for each kind of store."""
     source, sample = options.folder / "chitchat.jsonl", 0.03 if options.short else 1.0
     dataset.write(source, sample=sample, seed=options.seed)
     for kind in KINDS:

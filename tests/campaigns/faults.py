@@ -72,8 +72,6 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The result of a row."""
-
     name: str
     kind: str
     expected: str
@@ -122,7 +120,6 @@ def refused(name: str, expected: FaultClass, statement: str, **codes: str | None
 
 @asynccontextmanager
 async def _engine(url: str, *, timeouts: Timeouts = SHORT_TIMEOUTS) -> AsyncIterator[AsyncEngine]:
-    """Give an engine of one connection."""
     engine = create_store_engine(url, timeouts=timeouts, pool_size=1)
     try:
         yield engine
@@ -475,7 +472,6 @@ async def _open(kind: str, server: Server | None, folder: Path) -> Bench:
 
 
 async def produce(kind: str, folder: Path) -> list[Outcome]:
-    """Produce every row of one kind of store."""
     server: Any = {"postgresql": PostgresServer, "mariadb": MariaDBServer}.get(kind)
     found = None if server is None else server.find()
     margin, failover.ANSWER_MARGIN_SECONDS = failover.ANSWER_MARGIN_SECONDS, 0.5  # type: ignore[misc]
@@ -526,7 +522,6 @@ def _driver_error(fault: StoreFault) -> str:
 
 
 def prove(options: Options) -> Iterator[ProofRow]:
-    """Yield a row for each kind of store; the table is printed."""
     logging.disable()
     for kind in KINDS:
         try:

@@ -289,11 +289,7 @@ def _examine_outbox(outbox: OutboxState) -> Iterator[str]:
 
 
 def _examine_transfer(
-    store: StoreState,
-    outbox: OutboxState,
-    places: Mapping[tuple[UUID, str, int], StoredEvent],
-    *,
-    drained: bool,
+    store: StoreState, outbox: OutboxState, places: Mapping[tuple[UUID, str, int], StoredEvent], *, drained: bool
 ) -> Iterator[str]:
     for conversation_id, lane in outbox.lanes.items():
         stored = store.lanes.get((outbox.origin_id, conversation_id), 0)

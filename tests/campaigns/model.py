@@ -32,8 +32,6 @@ STORES_AT_A_TIME: Final = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A program that something was wrong with."""
-
     seed: int
     name: str
     detail: str
@@ -119,8 +117,6 @@ class Campaign:
 
 @dataclass(frozen=True, slots=True)
 class Databases:
-    """Hands out databases of one kind, with tables or empty."""
-
     kind: str
     folder: Path
 

@@ -162,7 +162,6 @@ def draw(chance: random.Random, *, outage: float, attempts: int = ATTEMPTS) -> i
 
 
 def _asked(chance: random.Random, outage: float) -> Iterator[float]:
-    """Yield the moments at which one relay asks."""
     now = 0.0
     clock = Clock(monotonic=lambda: now, now=lambda: _BEGUN + timedelta(seconds=now))
     breaker = Breaker(clock=clock, uniform=chance.uniform)

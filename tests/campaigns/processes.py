@@ -28,7 +28,6 @@ class Place:
     store: str
 
     def run(self, *words: str, timeout: float) -> str:
-        """Run a command to its end and return what it printed."""
         with self.start(*words) as process:
             return finish(process, words, timeout=timeout)
 
@@ -47,7 +46,6 @@ class Place:
 
 
 def finish(process: subprocess.Popen[str], words: Sequence[str], *, timeout: float) -> str:
-    """Wait for a command's end and return what it printed."""
     try:
         printed, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -73,7 +71,6 @@ class Relay:
 
     @property
     def pid(self) -> int | None:
-        """Its process id, while it runs."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def ensure(self) -> None:
@@ -98,7 +95,6 @@ class Relay:
         return process.returncode == -signal.SIGKILL
 
     def stop(self, *, timeout: float = 30.0) -> int:
-        """Ask it to end (SIGTERM) and return its exit code."""
         process = self._process
         assert process is not None, "the relay was never started"
         process.terminate()
@@ -114,7 +110,6 @@ class Relay:
         self.kill()
 
     def tail(self) -> str:
-        """The end of what it printed."""
         return self.log.read_text(errors="replace")[-2000:] if self.log.exists() else ""
 
 
@@ -128,7 +123,6 @@ class Progress:
 
     @property
     def pending(self) -> int:
-        """Events that wait."""
         return self.appended - self.delivered
 
 
@@ -149,7 +143,6 @@ class Probe:
         return probe
 
     def look(self) -> Progress:
-        """Return how far the outbox is now."""
         ((appended, delivered),) = self._connection.execute(
             "SELECT coalesce(sum(head), 0), coalesce(sum(delivered), 0) FROM letopis_outbox_lanes"
         ).fetchall()
@@ -157,7 +150,6 @@ class Probe:
         return Progress(appended, delivered, row[0][0] if row else None)
 
     def blocked(self) -> list[tuple[str, str, str]]:
-        """Return the lanes that wait for an operator, with the reason."""
         return self._connection.execute(
             "SELECT conversation_id, fault_class, fault FROM letopis_outbox_lanes WHERE state = 'blocked' LIMIT 10"
         ).fetchall()

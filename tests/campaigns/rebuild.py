@@ -34,8 +34,6 @@ _KEPT: Final = frozenset({"number", "retained", "rules"})
 
 @dataclass(slots=True)
 class Campaign:
-    """One store's run."""
-
     url: str
     sample: float
     operations: int
@@ -187,7 +185,6 @@ async def mismatches(store: ConversationStore) -> list[Rebuilt]:
 
 
 def told(found: Sequence[Rebuilt]) -> str:
-    """Return it as text."""
     return "; ".join(f"{one.conversation_id}: {', '.join(one.differences)}" for one in found[:SHOWN])
 
 
@@ -231,7 +228,6 @@ async def damage(connection: Any, chance: random.Random, *, count: int) -> list[
 
 
 async def apply_corpus(store: ConversationStore, *, sample: float, seed: int) -> None:
-    """Apply the real conversations, as an import would."""
     outbox = Outbox("corpus.db")
     for number, (name, lines) in enumerate(dataset.conversations(sample=sample, seed=seed), 1):
         said = (
@@ -257,5 +253,4 @@ WHAT: Final = (
 
 
 def prove(options: Options) -> Iterator[Row]:
-    """Yield a row for each kind of store."""
     yield from prove_table(options, [Experiment(WHAT, run, "conversations", 7_000)])

@@ -67,8 +67,6 @@ class ChangeLane(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A change in the ledger of the store."""
-
     event_id: UUID
     digest: bytes | None
     superseded: bool

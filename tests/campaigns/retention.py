@@ -118,5 +118,4 @@ TABLE: Final = (
 
 
 def prove(options: Options) -> Iterator[Row]:
-    """Yield a row for each kind of store, and a control."""
     yield from prove_table(options, TABLE)

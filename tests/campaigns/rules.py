@@ -87,10 +87,7 @@ _CONTENT: Final = ("message.appended", "message.edited", "message.sent", "messag
 
 
 def examine_erasure(
-    store: StoreState,
-    conversation_id: str,
-    log: Mapping[int, StoredEvent],
-    pending: set[tuple[UUID, str]],
+    store: StoreState, conversation_id: str, log: Mapping[int, StoredEvent], pending: set[tuple[UUID, str]]
 ) -> Iterator[str]:
     row = store.conversations.get(conversation_id, StoredConversation(0, 0))
     redacted: dict[str, int] = {}

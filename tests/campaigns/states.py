@@ -59,7 +59,6 @@ class StoredEvent(NamedTuple):
 
     @property
     def verdict(self) -> Mapping[str, int] | None:
-        """Why it was put aside, if it was."""
         return self.noted.get("superseded")
 
 
@@ -106,8 +105,6 @@ class OutboxLane(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreState:
-    """The examined content of the history store."""
-
     events: Sequence[StoredEvent]
     lanes: Mapping[tuple[UUID, str], int]
     conversations: Mapping[str, StoredConversation]
@@ -120,8 +117,6 @@ class StoreState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxState:
-    """The examined content of one outbox file."""
-
     name: str
     origin_id: UUID
     events: Sequence[OutboxEvent]

@@ -128,10 +128,7 @@ DAMAGES: dict[str, tuple[Callable[[World], object], str]] = {
         lambda it: it.changes.__setitem__(3, put(4, tags={"message": UUID(int=7).hex})),
         "which is not there",
     ),
-    "keeps a message without its record": (
-        lambda it: it.turns.add(UUID(int=7)),
-        "not the record that was put with it",
-    ),
+    "keeps a message without its record": (lambda it: it.turns.add(UUID(int=7)), "not the record that was put with it"),
 }
 
 

@@ -107,12 +107,10 @@ class Victims:
 
     @property
     def promised(self) -> int:
-        """Events that were promised to the bots."""
         return len(self.acks) + len(self.record_acks)
 
     @property
     def alive(self) -> bool:
-        """Return True if one of them runs."""
         return any(process.exitcode is None for process in self._processes.values())
 
     async def until_promised(self, count: int, *, patience: float = 20.0) -> None:

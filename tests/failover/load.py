@@ -48,7 +48,6 @@ class Cluster(ABC):
     def pids(self, number: int) -> Sequence[int]: ...
 
     def send(self, how: Signals, number: int) -> None:
-        """Send a signal to all processes of a node."""
         for pid in self.pids(number):
             signal_all(pid, how)
 
@@ -114,7 +113,6 @@ async def _play(cluster: Cluster, fault: Fault, times: int, bots: list[Bot], dat
 
 
 async def _until_written(cluster: Cluster, writer: int) -> None:
-    """Return once another node than the writer commits a write."""
     others = [node for number, node in enumerate(cluster.nodes) if number != writer]
     async with asyncio.timeout(TIMEOUT_SECONDS):
         while True:

@@ -19,8 +19,7 @@ from tests.proof.test_rows import report
 
 
 @pytest.mark.parametrize(
-    ("name", "packages"),
-    [("patroni", "patroni etcd-server"), ("galera", "mariadb-server rsync galera-4")],
+    ("name", "packages"), [("patroni", "patroni etcd-server"), ("galera", "mariadb-server rsync galera-4")]
 )
 def test_a_machine_without_the_packages_skips_and_says_what_to_install(
     name: str, packages: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

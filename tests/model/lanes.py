@@ -57,8 +57,6 @@ class Event:
 
 @dataclass(eq=False, slots=True)
 class Lane:
-    """The events of one conversation in one outbox."""
-
     owner: str | None = None
     events: list[Event] = field(default_factory=list)
     delivered: int = 0
@@ -69,7 +67,6 @@ class Lane:
 
     @property
     def deleted(self) -> bool:
-        """Whether it was deleted here."""
         return any(one.kind == "delete" for one in self.events)
 
 
@@ -81,7 +78,6 @@ class Outbox:
     """By owner, the last activation here."""
 
     def holds(self, chat: str, message_id: str) -> bool:
-        """Whether a message of a conversation was appended here."""
         return any(one.appends(message_id) for one in self.lanes[chat].events)
 
     def redacted(self, chat: str, message_id: str) -> bool:

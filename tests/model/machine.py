@@ -82,7 +82,6 @@ class Machine(Reads):
         self._steps = 0
 
     async def run(self, steps: Sequence[Step]) -> None:
-        """Run a program, settle, and compare everything."""
         try:
             for step in steps:
                 await self._step(step)
@@ -613,6 +612,5 @@ def _starts(path: Sequence[Said]) -> list[int]:
 
 
 def _values(message: Message, **more: Any) -> dict[str, Any]:
-    """What the model says for a message."""
     said = {"message_id": message.id, "role": message.role, "text": message.content, "tokens": message.tokens}
     return {**said, "mood": message.metadata.get("mood"), **more}

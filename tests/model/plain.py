@@ -39,7 +39,6 @@ class Said:
 
     @property
     def shown(self) -> str:
-        """The text that a reader gets."""
         return "" if self.redacted else self.text
 
     def view(self) -> tuple[Any, ...]:
@@ -64,16 +63,12 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A conversation after one operation."""
-
     path: tuple[Said, ...] = ()
     inherits: bool = False
 
 
 @dataclass(eq=False)
 class Chat:
-    """One conversation."""
-
     id: str
     owner: str | None
     parent: Chat | None = None
@@ -102,7 +97,6 @@ class Chat:
 
     @property
     def version(self) -> int:
-        """Operations so far."""
         return len(self.moments) - 1
 
     @property
@@ -111,12 +105,10 @@ class Chat:
 
     @property
     def path(self) -> tuple[Said, ...]:
-        """What is on the active path, in order."""
         return self.moments[-1].path
 
     @property
     def own(self) -> list[Said]:
-        """Its own messages on the path, in order."""
         return [one for one in self.said if one.on_path]
 
     @property
@@ -139,14 +131,7 @@ class Chat:
 
     def view(self) -> tuple[Any, ...]:
         """What a reader sees of it, without its messages."""
-        return (
-            self.owner,
-            self.title,
-            self.state,
-            tuple(sorted(self.metadata.items())),
-            len(self.own),
-            self.tokens,
-        )
+        return (self.owner, self.title, self.state, tuple(sorted(self.metadata.items())), len(self.own), self.tokens)
 
 
 class Plain:
@@ -157,7 +142,6 @@ class Plain:
         self._clock = 0
 
     def living(self) -> list[Chat]:
-        """The conversations that accept appends."""
         return [chat for chat in self.chats.values() if not chat.deleted]
 
     def _touch(self, chat: Chat) -> None:
@@ -209,12 +193,10 @@ class Plain:
         self._done(chat)
 
     def redact(self, chat: Chat, message_id: str) -> None:
-        """Take away what a message said, wherever it is shown."""
         chat.erased.add(message_id)
         self._done(chat)
 
     def deliver(self, chat: Chat, message_id: str, delivery: str, data: dict[str, Any]) -> None:
-        """Note what the platform did with a message."""
         for message in chat.every(message_id):
             chat.change(message, delivery=delivery, delivery_data=data)
         self._done(chat)
@@ -226,7 +208,6 @@ class Plain:
         self._done(chat)
 
     def unreact(self, chat: Chat, message_id: str, key: str, actor: str | None) -> None:
-        """Take a reaction back."""
         for message in chat.every(message_id):
             rest = {one: value for one, value in message.reactions.items() if one != (key, actor)}
             chat.change(message, reactions=rest)
@@ -237,7 +218,6 @@ class Plain:
         self._done(chat)
 
     def annotate(self, chat: Chat, metadata: dict[str, Any]) -> None:
-        """Set keys of its metadata; ``None`` removes one."""
         for key, value in metadata.items():
             if value is None:
                 chat.metadata.pop(key, None)
@@ -269,12 +249,10 @@ class Plain:
             chat.change(one, on_path=False)
 
     def archive(self, chat: Chat) -> None:
-        """Put it away."""
         chat.state, chat.left = "archived", True
         self._done(chat)
 
     def restore(self, chat: Chat) -> None:
-        """Bring it back."""
         chat.state = "active"
         self._done(chat)
 
@@ -291,7 +269,6 @@ class Plain:
         self._done(chat)
 
     def touch(self, chat: Chat) -> None:
-        """Note something that changes nothing."""
         self._done(chat)
 
     def delete(self, chat: Chat) -> None:

@@ -33,8 +33,6 @@ class Wrong(AssertionError):
 
 @dataclass
 class Bot:
-    """A history of the world, and the model of its outbox."""
-
     box: Outbox
     world: World
     number: int
@@ -49,8 +47,6 @@ class Bot:
 
 
 class Reads:
-    """What two outboxes read, and what they should."""
-
     def __init__(self, world: World, *, prefix: str) -> None:
         self.world = world
         self.prefix = prefix
@@ -63,7 +59,6 @@ class Reads:
         return self.world.down
 
     def read(self, bot: Bot) -> Plain:
-        """Return what the model says that an outbox reads."""
         return self.lanes.read(bot.box, alone=self.down)
 
     def _owner(self, pick: int) -> str:

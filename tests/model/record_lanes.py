@@ -46,8 +46,6 @@ class Change:
 
 @dataclass
 class RecordModel:
-    """What a store holds, and what is pending in each outbox."""
-
     prefix: str
     stored: Held = field(default_factory=dict)
     pending: dict[str, list[Change]] = field(default_factory=lambda: defaultdict(list))
@@ -57,7 +55,6 @@ class RecordModel:
         return history.records(owner=owner) if scope == 0 else history.records(space=self.prefix)
 
     def read(self, box: str) -> Held:
-        """Return what is read through an outbox."""
         held = dict(self.stored)
         for change in self.pending[box]:
             change.apply(held, decide=False)

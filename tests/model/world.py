@@ -24,8 +24,6 @@ PROBE_PAUSES: Final = RetryPolicy(base=0.005, factor=2.0, cap=0.02, jitter="none
 
 
 class World:
-    """A history store, and two histories that write to it."""
-
     def __init__(self, url: str, empty: Callable[[], str], folder: Path) -> None:
         self.url = url
         self.down = False
@@ -95,7 +93,6 @@ class World:
                 await asyncio.sleep(0.002)
 
     async def move(self) -> None:
-        """Move the store to another database, and open that."""
         target = self._empty()
         await self.close()
         await move(self.url, target)

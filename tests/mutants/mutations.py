@@ -80,7 +80,6 @@ class Mutant:
     lines: tuple[int, int]
 
     def source(self, text: str) -> str:
-        """Return the module with the change."""
         return text[: self.start] + self.new + text[self.end :]
 
     def diff(self, text: str) -> str:
@@ -100,7 +99,6 @@ def mutants_of(path: str, text: str) -> list[Mutant]:
 
 
 def mutants_of_room(name: str) -> list[Mutant]:
-    """Return all mutants of the modules of a room."""
     paths = sorted((ROOT / ROOMS[name]).rglob("*.py"))
     return [one for path in paths for one in mutants_of(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8"))]
 

@@ -43,7 +43,6 @@ def score(report: Mapping[str, Any]) -> float:
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """Return the score by room, the survivors and the controls, as text."""
     caught = sum(bool(one["by"]) for one in report["controls"])
     return "\n".join(
         (
@@ -71,11 +70,8 @@ def published(report: Mapping[str, Any], text: str) -> str:
         (f"`{one['path'].partition('/letopis/')[2]}:{one['line']}`", _code(one["diff"])) for one in survivors(report)
     ]
     missed = {(one["path"], one["diff"]) for one in verdicts(report) if not one["by"]}
-    same = [
-        (f"`{Path(path).stem}`", _code(diff), reason)
-        for (path, diff), reason in equivalents().items()
-        if (path, diff) in missed
-    ]
+    known = [(place, reason) for place, reason in equivalents().items() if place in missed]
+    same = [(f"`{Path(path).stem}`", _code(diff), reason) for (path, diff), reason in known]
     made = f"Commit {report['commit']}, seed {report['seed']}, {report['date']}, on {made_on(report)}."
     if "first" in report:
         made += f" First look at {report['first']}; what survived got tests, and alone was judged again."
@@ -95,12 +91,8 @@ _COLUMNS: Final = {"room": "---", **dict.fromkeys(_FIGURES, "--:")}
 
 
 def _rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    rows = []
-    left = survivors(report)
-    whole = {"room": "all", "possible": 0, "mutants": []}
-    for part in report["parts"]:
-        whole["possible"] += part["possible"]
-        whole["mutants"] += part["mutants"]
+    rows, left = [], survivors(report)
+    whole = {"room": "all", "possible": sum(part["possible"] for part in report["parts"]), "mutants": verdicts(report)}
     for part in (*report["parts"], whole):
         run = part["mutants"]
         caught, survived = sum(bool(one["by"]) for one in run), sum(one in left for one in run)

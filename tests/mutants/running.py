@@ -37,7 +37,6 @@ _NEAR: Final = {
 }
 NEAR: Final = [f"{folder}{name}" for folder, names in _NEAR.items() for name in names.split()]
 """Where tests that are near a room may be."""
-MAX_FILES: Final = 16  # the nearest test files of a module; each covers lines that those before it cover least
 BUDGET_SECONDS: Final = 40.0  # tests of a mutant cost this much processor time at most, by what they cost without it
 _CPU_SECONDS: Final = 100  # a mutant that needs more processor time than this hangs
 _QUIET: Final = (
@@ -181,14 +180,16 @@ def plant(path: Path, source: str) -> None:
 
 
 def choose(mutant: Mutant, measured: Mapping[str, Any]) -> list[str]:
-    """Return the tests that run what a mutant changes: those of the nearest file, then the cheapest of each in turn."""
+    """Return the tests that run what a mutant changes: unit tests of the modules first, then the cheapest of each file.
+
+    The cheapest of each file come in turn, so that a budget that is too small for all reaches many files.
+    """
     reaching = _reaching(mutant, measured["lines"])
-    costs, files = measured["costs"], nearest(list(reaching), measured)
-    turns, order = defaultdict[str, int](int), list[tuple[bool, int, int, float, str]]()
-    for cost, test in sorted((costs[test], test) for test in set().union(*reaching.values())):
+    own = {f"test_{Path(module).stem}{plural}" for module in reaching for plural in ("", "s")}
+    turns, order = defaultdict[str, int](int), list[tuple[bool, int, float, str]]()
+    for cost, test in sorted((measured["costs"][test], test) for test in set().union(*reaching.values())):
         file = test.partition("::")[0]
-        place = files.index(file) if file in files else MAX_FILES
-        order.append((place >= len(reaching), turns[file], place, cost, test))
+        order.append((Path(file).stem not in own, turns[file], cost, test))
         turns[file] += 1
     chosen, left = list[str](), BUDGET_SECONDS
     for *_, cost, test in sorted(order):
@@ -196,27 +197,6 @@ def choose(mutant: Mutant, measured: Mapping[str, Any]) -> list[str]:
             chosen.append(test)
             left -= cost
     return chosen
-
-
-def nearest(modules: Sequence[str], measured: Mapping[str, Any]) -> list[str]:
-    """Return the test files of modules: their unit tests, then what adds most to each line for what it costs."""
-    seconds: defaultdict[str, float] = defaultdict(lambda: 1.0)  # the start of a file costs, too
-    for test, cost in measured["costs"].items():
-        seconds[test.partition("::")[0]] += cost if cost < math.inf else 0.0
-    left: defaultdict[str, set[str]] = defaultdict(set)
-    for module in modules:
-        for line, tests in measured["lines"].get(module, {}).items():
-            for test in tests:
-                left[test.partition("::")[0]].add(f"{module}:{line}")
-    files, times = list[str](), defaultdict[str, int](int)
-    stems = {f"test_{Path(module).stem}{plural}" for module in modules for plural in ("", "s")}
-    own = [name for name in sorted(left) if Path(name).stem in stems]
-    while left and len(files) < MAX_FILES:
-        gain = {name: sum(2.0 ** -times[line] for line in lines) / seconds[name] for name, lines in left.items()}
-        files.append(own.pop(0) if own else max(sorted(gain), key=lambda name: gain[name]))
-        for line in left.pop(files[-1]):
-            times[line] += 1
-    return files
 
 
 def _reaching(mutant: Mutant, lines: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, set[str]]:

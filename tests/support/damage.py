@@ -38,7 +38,6 @@ def with_noise(data: bytes, pages: Collection[int], chance: Random) -> bytes:
 
 
 async def drop_event_id_index(url: str) -> None:
-    """Take the store's index away that would refuse an event a second time."""
     on = "" if url.startswith(("sqlite", "postgresql")) else " ON letopis_events"
     await run_there(url, f"{DROP_EVENT_ID_INDEX}{on}")
 

@@ -51,7 +51,6 @@ class ProcessFigures:
 
 
 def figures_of(pid: int) -> ProcessFigures:
-    """Return what Linux says of a process."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
     stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
@@ -73,7 +72,6 @@ def figures_of(pid: int) -> ProcessFigures:
 
 
 async def cpu_share(pid: int, seconds: float) -> float:
-    """Return how much of a core a process uses for some time."""
     began, before = time.monotonic(), figures_of(pid).cpu_seconds
     await asyncio.sleep(seconds)
     return (figures_of(pid).cpu_seconds - before) / (time.monotonic() - began)

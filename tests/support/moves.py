@@ -110,7 +110,6 @@ async def dump(url: str) -> dict[str, list[tuple[Any, ...]]]:
 
 
 async def all_rows(url: str) -> str:
-    """Return all that the tables hold, as text."""
     return repr([await run_sql(url, sa.select(table)) for table in metadata.sorted_tables])
 
 
@@ -208,7 +207,6 @@ class Writer:
                 self.refused += 1  # the old store lacks what the new one has taken since: a gap, and nothing to take
 
     def said(self) -> Mapping[str, list[Any]]:
-        """The ids of the events of each conversation, in order."""
         return {name: [event.event_id for event in lane] for name, lane in self.outbox.lanes.items()}
 
 

@@ -70,8 +70,6 @@ class Keeper:
 
 
 class PathKeeper(Keeper):
-    """Changes the path of one conversation."""
-
     def __init__(self, history: History, name: str, *, chance: random.Random, keep: Callable[[Receipt], None]) -> None:
         super().__init__(history, name, chance=chance, keep=keep)
         self._path: list[Message] = []

@@ -62,7 +62,6 @@ class WrittenPromises:
         os.write(self._file, _line(path=PATH))
 
     def keep_saved(self, receipt: Receipt) -> None:
-        """Write that the last event of an append was reported as saved."""
         os.write(self._file, line_of(receipt.conversation_id, receipt.event_ids[-1], None, saved=True))
 
     def close(self) -> None:
@@ -116,7 +115,6 @@ def read_promises(lines: bytes) -> KeptPromises:
 
 
 def entry_of(receipt: Receipt) -> dict[str, object]:
-    """Return what the bot enters in its books for an append."""
     return {"event_id": receipt.event_ids[-1].bytes}
 
 

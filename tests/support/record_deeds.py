@@ -65,7 +65,6 @@ class RecordKeeper:
 
 
 def record_ack(receipt: RecordReceipt, value: bytes | None) -> RecordAck:
-    """Return what a change of a record promises."""
     done: Any = receipt._receipt
     digest = None if value is None else sha256(value).hexdigest()
     return RecordAck(done.conversation_id, done.event_ids[-1], done.sequence, digest)

@@ -63,7 +63,6 @@ def refuse(kind: str, condition: str, code: str) -> tuple[str, ...]:
 
 
 def let_through(kind: str, table: str, trigger: str = "swallow") -> tuple[str, ...]:
-    """Return the statements that end it."""
     return (f"DROP TRIGGER {trigger}{f' ON letopis_{table}' if kind == 'postgresql' else ''}",)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -86,7 +86,6 @@ class Bot:
         self._numbers = itertools.count()
 
     def keep(self, receipt: Receipt) -> None:
-        """Keep what an append has returned."""
         self._promises.keep(acks_of(receipt))
 
     async def talk(self, keeper: RecordKeeper | None = None, path: PathKeeper | None = None) -> None:
@@ -171,13 +170,8 @@ def talk(
             promises = SentPromises(acks)
             how = Talk(records_every=records_every, paths_every=paths_every)
             bot = Bot(history, promises, seed=seed, talk=how)
-            keeper = RecordKeeper(
-                history,
-                seed=seed,
-                chance=random.Random(f"records {seed}"),
-                keep=promises.keep_record,
-                keep_message=bot.keep,
-            )
+            keeps: Any = {"keep": promises.keep_record, "keep_message": bot.keep}
+            keeper = RecordKeeper(history, seed=seed, chance=random.Random(f"records {seed}"), **keeps)
             chance = random.Random(f"path {seed}")
             await bot.talk(keeper, PathKeeper(history, f"path-{seed}", chance=chance, keep=bot.keep))
 
@@ -225,19 +219,15 @@ def say_all(outbox: str, store: str, acks: Connection, *, rounds: int, prepare_p
             bot = Bot(history, promises, seed=1)
             for number in range(rounds):
                 bot.keep(await history.append("chat", Message.user(f"question {number}")))
-                await put_records(history, promises, number)
+                value = f"round {number}".encode()
+                for records in (history.records(conversation="chat"), history.records(space="bots")):
+                    promises.keep_record(record_ack(await records.put(("round",), "last", value), value))
                 bot.keep(await bot.append_with_entry(f"{BOOKS}-1", f"answer {number}"))
                 bot.keep(await bot.append_in_own_connection(f"{BOOKS}-2", f"notice {number}"))
 
     logging.disable()
     prepare_process()
     asyncio.run(live())
-
-
-async def put_records(history: History, promises: SentPromises, number: int) -> None:
-    for records in (history.records(conversation="chat"), history.records(space="bots")):
-        value = f"round {number}".encode()
-        promises.keep_record(record_ack(await records.put(("round",), "last", value), value))
 
 
 async def say_and_deliver(folder: Path, *, without: str = "") -> None:
@@ -305,7 +295,6 @@ async def erase_and_deliver(folder: Path, *, without: str = "") -> None:
 
 
 async def tell_secret(folder: Path) -> None:
-    """Say and deliver what is to be erased."""
     async with History(folder / OUTBOX, store=url_of(folder), watch=False) as history:
         await history.append(PRIVATE, Message.user("about something else"))
         receipt = await history.append(PRIVATE, Message.user(f"{SECRET} " * 40, id=PRIVATE))
@@ -382,7 +371,6 @@ def finish_reply(outbox: str, report: Connection, at: str) -> None:
 
 
 def relay(outbox: str, store: str, *, defects: Sequence[str] = ()) -> None:
-    """Deliver without end."""
     logging.disable()
     plant(*defects)
     asyncio.run(deliver(Path(outbox), store))
