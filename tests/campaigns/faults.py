@@ -12,7 +12,7 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -61,13 +61,12 @@ Peer = Callable[[], AbstractAsyncContextManager[int]]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One fault of the table: what makes it happen, and the class that it must come out as."""
+    """One fault of the table: what makes it happen, its class and, by kind of store, its code, if that is settled."""
 
     name: str
     scene: Scene
     expected: FaultClass
-    kinds: Sequence[str] = ("postgresql", "mariadb")
-    codes: Mapping[str, str] = field(default_factory=dict)
+    codes: Mapping[str, str | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,25 +96,23 @@ class Outcome:
 ROWS: Final[list[Row]] = []
 
 
-def row(name: str, expected: FaultClass, *kinds: str, codes: Sequence[str] = ()) -> Callable[[Scene], Scene]:
-    chosen = kinds or ("postgresql", "mariadb")
-    each = dict(zip(chosen, codes * len(chosen) if len(codes) == 1 else codes, strict=True)) if codes else {}
+def row(name: str, expected: FaultClass, code: str | None = None, **codes: str | None) -> Callable[[Scene], Scene]:
+    """Enter a scene for the kinds of stores that have a code, or for both servers with one and the same."""
 
     def enter(scene: Scene) -> Scene:
-        ROWS.append(Row(name, scene, expected, chosen, each))
+        ROWS.append(Row(name, scene, expected, codes or {"postgresql": code, "mariadb": code}))
         return scene
 
     return enter
 
 
 def refused(name: str, expected: FaultClass, statement: str, **codes: str | None) -> None:
-    """Enter a statement that kinds of stores refuse, each with its code; ``None`` for a code that is not settled."""
+    """Enter a statement that is refused."""
 
     async def scene(bench: Bench) -> None:
         await bench.run(statement)
 
-    settled = {kind: code for kind, code in codes.items() if code is not None}
-    ROWS.append(Row(name, scene, expected, tuple(codes), settled))
+    row(name, expected, **codes)(scene)
 
 
 @asynccontextmanager
@@ -127,27 +124,27 @@ async def _engine(url: str, *, timeouts: Timeouts = SHORT_TIMEOUTS) -> AsyncIter
         await engine.dispose()
 
 
-def reached(name: str, expected: FaultClass, change: Callable[[Bench], str], *kinds: str, codes: Sequence[str]) -> None:
+def reached(name: str, expected: FaultClass, change: Callable[[Bench], str], **codes: str) -> None:
     """Enter a URL at which a store cannot be used."""
 
     async def scene(bench: Bench) -> None:
         await bench.at(change(bench))
 
-    row(name, expected, *kinds, codes=codes)(scene)
+    row(name, expected, **codes)(scene)
 
 
 def _beside(bench: Bench, name: str) -> str:
     return str(Path(make_url(bench.url).database or "").parent / name)
 
 
-def met(name: str, peer: Peer, *, codes: Sequence[str] = (), **changed: Any) -> None:
+def met(name: str, peer: Peer, *, code: str | None = None, **changed: Any) -> None:
     """Enter a peer that is no history store, where one should be."""
 
     async def scene(bench: Bench) -> None:
         async with peer() as port:
             await bench.at(bench.changed(port=port, **changed))
 
-    row(name, UNAVAILABLE, codes=codes)(scene)
+    row(name, UNAVAILABLE, code)(scene)
 
 
 def bound(name: str, expected: FaultClass, statement: Any, values: Mapping[str, object], *kinds: str) -> None:
@@ -157,7 +154,7 @@ def bound(name: str, expected: FaultClass, statement: Any, values: Mapping[str, 
         async with bench.engine.begin() as connection:
             await connection.execute(statement, values)
 
-    row(name, expected, *kinds)(scene)
+    row(name, expected, **dict.fromkeys(kinds))(scene)
 
 
 # --- the connection -------------------------------------------------------------------------------------------------
@@ -206,22 +203,24 @@ row("reset after COMMIT arrived", UNKNOWN_OUTCOME)(partial(_commit_through, hear
 row("black hole on COMMIT", UNKNOWN_OUTCOME)(partial(_commit_through, hole=True))
 
 
-@row("refused", UNAVAILABLE, codes=("refused",))
+@row("refused", UNAVAILABLE, "refused")
 async def _(bench: Bench) -> None:
     await bench.at(bench.changed(port=await peers.refused_port()))
 
 
-reached("no such host", UNAVAILABLE, lambda it: it.changed(host="history.invalid"), codes=("name-resolution",))
-reached("no such database", MISCONFIGURED, lambda it: it.changed(database="no_such"), codes=("3D000", "1049"))
-reached("no folder", MISCONFIGURED, lambda it: _beside(it, "nowhere/history.db"), "sqlite", codes=("no-folder",))
+reached("no such host", UNAVAILABLE, lambda it: it.changed(host="history.invalid"), code="name-resolution")
+reached(
+    "no such database", MISCONFIGURED, lambda it: it.changed(database="no_such"), postgresql="3D000", mariadb="1049"
+)
+reached("no folder", MISCONFIGURED, lambda it: _beside(it, "nowhere/history.db"), sqlite="no-folder")
 
 
 met("a peer of another protocol", partial(peers.babbling, b"SSH-2.0-OpenSSH_9.9\r\n"), query={"sslmode": "disable"})
 met("accepts and hangs up", peers.closing)
-met("accepts and never answers", peers.silent, codes=("timeout",))
+met("accepts and never answers", peers.silent, code="timeout")
 
 
-@row("all connections of the pool in use", CONFLICT, codes=("pool-timeout",))
+@row("all connections of the pool in use", CONFLICT, "pool-timeout")
 async def _(bench: Bench) -> None:
     async with _engine(bench.url) as engine, engine.connect():
         await bench.run("SELECT 1", engine=engine)
@@ -245,25 +244,25 @@ async def _as_user(bench: Bench, work: Callable[[str], Awaitable[None]], *, pass
         await asyncio.to_thread(admin, bench.either(f"DROP ROLE {name}", f"DROP USER '{name}'@'%'"))
 
 
-@row("wrong password", MISCONFIGURED, "mariadb", codes=("1045",))
+@row("wrong password", MISCONFIGURED, mariadb="1045")
 async def _(bench: Bench) -> None:
     await _as_user(bench, bench.at, password="wrong")
 
 
-@row("wrong password", MISCONFIGURED, "postgresql", codes=("28P01",))
+@row("wrong password", MISCONFIGURED, postgresql="28P01")
 async def _(bench: Bench) -> None:
     # A server of our own: the one of the tests may trust every client.
     with PostgresServer.own(auth="scram-sha-256") as own:
         await bench.at(make_url(own.url).set(password="wrong").render_as_string(hide_password=False))
 
 
-@row("TLS demanded and refused", MISCONFIGURED, "postgresql", codes=("tls-refused",))
+@row("TLS demanded and refused", MISCONFIGURED, postgresql="tls-refused")
 async def _(bench: Bench) -> None:
     with PostgresServer.own() as own:
         await bench.at(f"{own.url}?sslmode=require")
 
 
-@row("the server stops under a connection", UNAVAILABLE, "postgresql")
+@row("the server stops under a connection", UNAVAILABLE, postgresql=None)
 async def _(bench: Bench) -> None:
     with PostgresServer.own() as own:
         async with _engine(own.url) as engine, engine.connect() as connection:
@@ -272,12 +271,12 @@ async def _(bench: Bench) -> None:
             await connection.exec_driver_sql("SELECT 1")
 
 
-@row("no privilege", MISCONFIGURED, codes=("42501", "1142"))
+@row("no privilege", MISCONFIGURED, postgresql="42501", mariadb="1142")
 async def _(bench: Bench) -> None:
     await _as_user(bench, lambda url: bench.at(url, "SELECT * FROM probe"))
 
 
-@row("too many connections", UNAVAILABLE, codes=("53300", "1226"))
+@row("too many connections", UNAVAILABLE, postgresql="53300", mariadb="1226")
 async def _(bench: Bench) -> None:
     async def work(url: str) -> None:
         async with _engine(url) as first, first.connect() as connection:
@@ -290,7 +289,7 @@ async def _(bench: Bench) -> None:
 # --- limits and locks -----------------------------------------------------------------------------------------------
 
 
-@row("statement takes too long", UNAVAILABLE, codes=("57014", "1969"))
+@row("statement takes too long", UNAVAILABLE, postgresql="57014", mariadb="1969")
 async def _(bench: Bench) -> None:
     await bench.at(bench.url, bench.either("SELECT pg_sleep(10)", "SELECT SLEEP(10)"))
 
@@ -304,14 +303,14 @@ async def _(bench: Bench) -> None:
         await connection.exec_driver_sql("SELECT 1")
 
 
-@row("lock held by another", CONFLICT, codes=("55P03", "1205"))
+@row("lock held by another", CONFLICT, postgresql="55P03", mariadb="1205")
 async def _(bench: Bench) -> None:
     async with bench.engine.connect() as holder:
         await holder.exec_driver_sql("SELECT * FROM probe WHERE id = 1 FOR UPDATE")
         await bench.run("UPDATE probe SET number = 4 WHERE id = 1")
 
 
-@row("deadlock", CONFLICT, codes=("40P01", "1213"))
+@row("deadlock", CONFLICT, postgresql="40P01", mariadb="1213")
 async def _(bench: Bench) -> None:
     met = asyncio.Barrier(2)
 
@@ -329,7 +328,7 @@ async def _(bench: Bench) -> None:
             raise end
 
 
-@row("row changed since the snapshot", CONFLICT, codes=("40001", "1020"))
+@row("row changed since the snapshot", CONFLICT, postgresql="40001", mariadb="1020")
 async def _(bench: Bench) -> None:
     async with _engine(bench.url) as engine, engine.connect() as connection:
         if bench.postgresql:
@@ -343,13 +342,13 @@ async def _(bench: Bench) -> None:
         await connection.exec_driver_sql("UPDATE probe SET number = 9 WHERE id = 1")
 
 
-@row("read-only server (failover)", UNAVAILABLE, codes=("25006", "1792"))
+@row("read-only server (failover)", UNAVAILABLE, postgresql="25006", mariadb="1792")
 async def _(bench: Bench) -> None:
     begin = bench.either("SET TRANSACTION READ ONLY", "START TRANSACTION READ ONLY")
     await bench.run(begin, "UPDATE probe SET number = 1")
 
 
-@row("schema changed under a prepared statement", CONFLICT, "postgresql", codes=("cached-statement",))
+@row("schema changed under a prepared statement", CONFLICT, postgresql="cached-statement")
 async def _(bench: Bench) -> None:
     async with _engine(bench.url) as engine:
         await bench.run("SELECT * FROM probe", engine=engine)
@@ -390,13 +389,13 @@ bound("lone surrogate", POISON, _LENGTH, {"body": "\ud800"}, *KINDS)
 # --- SQLite ---------------------------------------------------------------------------------------------------------
 
 
-@row("file locked by another process", UNAVAILABLE, "sqlite", codes=("SQLITE_BUSY",))
+@row("file locked by another process", UNAVAILABLE, sqlite="SQLITE_BUSY")
 async def _(bench: Bench) -> None:
     async with bench.engine.begin():
         await bench.run("UPDATE probe SET number = 1")
 
 
-@row("read before a write, and another wrote", CONFLICT, "sqlite", codes=("SQLITE_BUSY_SNAPSHOT",))
+@row("read before a write, and another wrote", CONFLICT, sqlite="SQLITE_BUSY_SNAPSHOT")
 async def _(bench: Bench) -> None:
     async with bench.engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
         await connection.exec_driver_sql("SELECT * FROM probe")
@@ -404,7 +403,7 @@ async def _(bench: Bench) -> None:
         await connection.exec_driver_sql("UPDATE probe SET number = 3")
 
 
-@row("no database file", MISCONFIGURED, "sqlite", codes=("SQLITE_NOTADB",))
+@row("no database file", MISCONFIGURED, sqlite="SQLITE_NOTADB")
 async def _(bench: Bench) -> None:
     letter = _beside(bench, "letter.db")
     Path(letter).write_text("Dear reader, this is no database, but it is long enough to be looked at. " * 20)
@@ -481,7 +480,7 @@ async def produce(kind: str, folder: Path) -> list[Outcome]:
     try:
         bench = await _open(kind, found, folder)
         for one in ROWS:
-            if kind not in one.kinds:
+            if kind not in one.codes:
                 continue
             fault = await _fault(one.scene, bench)
             outcome = Outcome(name=one.name, kind=kind, expected=str(one.expected), expected_code=one.codes.get(kind))
@@ -531,6 +530,6 @@ def prove(options: Options) -> Iterator[ProofRow]:
             continue
         options.tell("\n".join(map(str, outcomes)))
         tally = Tally(count=len(outcomes), problems=[str(one) for one in outcomes if not one.ok])
-        tally.require(len(outcomes) == sum(kind in one.kinds for one in ROWS), "not every row was produced")
+        tally.require(len(outcomes) == sum(kind in one.codes for one in ROWS), "not every row was produced")
         tally.notes = f"not produced: {'; '.join(map(': '.join, NOT_PRODUCED.items()))}"
         yield tally.row(WHAT, DRIVERS[kind], "faults")

@@ -22,6 +22,7 @@ LINES = [{"conversation_id": "a", "role": "user", "content": f"words {one}", "id
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["faults", "outage", "rebuild"])
 def test_a_campaign_holds_in_small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`chitchat` is a part of the short proof."""

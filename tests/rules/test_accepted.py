@@ -8,35 +8,24 @@ import socket
 import sys
 
 import pytest
-from sqlalchemy.engine import make_url
 
-from tests.support.gate import Gate
 from tests.support.peers import silent
 
 
-async def _end_after(steps: int, listener: str) -> None:
+async def _end_after(steps: int) -> None:
     """Connect, and end the listener so many steps of the event loop later."""
     with socket.socket() as client:
         client.setblocking(False)
-        if listener == "peer":
-            async with silent() as port:
-                client.connect_ex(("127.0.0.1", port))
-                for _ in range(steps):
-                    await asyncio.sleep(0)
-        else:
-            gate = Gate("postgresql://127.0.0.1")
-            await gate.open()
-            client.connect_ex(("127.0.0.1", make_url(gate.url).port))
+        async with silent() as port:
+            client.connect_ex(("127.0.0.1", port))
             for _ in range(steps):
                 await asyncio.sleep(0)
-            await gate.shut()
 
 
-@pytest.mark.parametrize("listener", ["peer", "gate"])
-def test_a_connection_is_closed_that_comes_as_its_listener_ends(monkeypatch: pytest.MonkeyPatch, listener: str) -> None:
+def test_a_connection_is_closed_that_comes_as_its_listener_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[str] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda found: left.append(str(found.exc_value)))
     for steps in range(8):
-        asyncio.run(_end_after(steps, listener))
+        asyncio.run(_end_after(steps))
         gc.collect()
     assert not left

@@ -64,8 +64,6 @@ Replacement = tuple[Any, str, Callable[[Any], Any]]
 
 DEFECTS: Final[dict[str, Callable[[], Iterable[Replacement]]]] = {}  # by what is taken away, in words
 
-CONFIRMED_UNASKED: Final = "an append is confirmed without waiting for the store"
-IN_PARTS: Final = "a replacement is applied in parts"
 NEVER: Final = 10**9
 APPENDS_IN_FLIGHT: Final = 8
 READ_GAP_SECONDS: Final = 0.01
@@ -160,7 +158,7 @@ def _() -> Iterable[Replacement]:
     yield History, "append", lambda real: early
 
 
-@instead(CONFIRMED_UNASKED, Appender, "_append_confirmed")
+@instead(CONFIRMED_UNASKED := "an append is confirmed without waiting for the store", Appender, "_append_confirmed")
 async def _(self: Appender, prepared: Any, timeout: float | None) -> Any:  # noqa: ASYNC109 - as the real one
     return await self.append(prepared)
 
@@ -372,7 +370,7 @@ def _() -> Iterable[Replacement]:
     yield PoisonIsolation, "_try_ordinary_event", lambda real: nothing
 
 
-@defect(IN_PARTS)
+@defect(IN_PARTS := "a replacement is applied in parts")
 def _() -> Iterable[Replacement]:
     """Deliver two events at a time, wherever an append ends."""
 
@@ -398,33 +396,14 @@ def _newest(batches: Any) -> dict[str, int]:
 
 # --- the history store ----------------------------------------------------------------------------------------------
 
-GAPS_TAKEN: Final = "a gap in a lane is taken"
-COUNTED_TOO_SOON: Final = "an erasure counts as carried out from its first step on"
 PLACES_TOO_SOON: Final = "retention keeps its place before it appends what is due there"
-ERASURE_SKIPPED: Final = "an outbox acknowledges an erasure that it has not carried out"
-HOLD_IGNORED: Final = "an erasure is recorded in spite of a hold"
-HOLD_OVERRUN: Final = "what arrives erases in spite of a hold"
-TRIMMED_TOO_FAR: Final = "retention takes one message too many"
-TRIMMED_NEVER: Final = "retention passes over what is due"
-NOT_SWEPT: Final = "large content stays in the store when no event shows it"
-DUPLICATES_TAKEN: Final = "events are inserted without a look whether they are there"
-RECORDS_TWICE: Final = "changes of records are applied without a look at the ledger"
-FOREIGN_LANES: Final = "changes of a record go through several lanes"
-HOLLOWED_TOO_SOON: Final = "the value is taken away on which a condition rests"
-PUT_BACK_DROPPED: Final = "a put-back is taken for a duplicate"
 REDACTION_LOST: Final = "a redaction leaves the content in the history store"
-LATE_TAKEN: Final = "an answer that came too late is taken"
-ASIDE_COUNTED: Final = "what was put aside is counted"
-REWIND_SHORT: Final = "a rewind leaves one message too many"
 RESET_KEEPS: Final = "a reset leaves the content of what came before it"
 DELETION_KEEPS: Final = "what was deleted stays in the log"
 REDACTED_LATER: Final = "a redaction leaves the content in the outbox until it is delivered"
-FORK_RUNS_ON: Final = "a fork reads its parent as it is now"
-REPLY_DROPPED: Final = "a reply that was cut off is thrown away"
-REPLY_RENAMED: Final = "a reply that was cut off is appended under another event id"
 
 
-@defect(DUPLICATES_TAKEN)
+@defect(DUPLICATES_TAKEN := "events are inserted without a look whether they are there")
 def _() -> Iterable[Replacement]:
     """Write all that is delivered: the unique index of event ids has to be dropped too."""
 
@@ -442,12 +421,12 @@ def _(real: Any, self: applier.Applier, engine: Any, *args: Any, **options: Any)
     real(self, engine.execution_options(sqlite_begin="AUTOCOMMIT"), *args, **options)
 
 
-@around_real(GAPS_TAKEN, lanes, "compare_with_head")
+@around_real(GAPS_TAKEN := "a gap in a lane is taken", lanes, "compare_with_head")
 def _(real: Any, lane: LaneBatch, head: int) -> ComparedLane:
     return real(lane, max(head, lane.deliveries[0].sequence - 1))  # type: ignore[no-any-return]
 
 
-@around_real(RECORDS_TWICE, lanes, "compare_with_head")
+@around_real(RECORDS_TWICE := "changes of records are applied without a look at the ledger", lanes, "compare_with_head")
 def _(real: Any, lane: LaneBatch, head: int) -> ComparedLane:
     """Take each delivery as new."""
     if not is_record_lane(lane.conversation_id):
@@ -455,7 +434,7 @@ def _(real: Any, lane: LaneBatch, head: int) -> ComparedLane:
     return ComparedLane(lane=lane, head=head, known=(), fresh=lane.deliveries)
 
 
-@around_real(PUT_BACK_DROPPED, projection._Projection, "append")
+@around_real(PUT_BACK_DROPPED := "a put-back is taken for a duplicate", projection._Projection, "append")
 def _(real: Any, self: Any, body: Any, *, superseded: bool, back: bool) -> bool:
     return not back and real(self, body, superseded=superseded, back=back)
 
@@ -471,12 +450,12 @@ def _(real: Any, cursor: Any, name: str, message_id: str | None, **more: Any) ->
     return real(cursor, name, message_id, **more) if message_id is None else 0
 
 
-@instead(FORK_RUNS_ON, PointInTimeReader, "version_of")
+@instead(FORK_RUNS_ON := "a fork reads its parent as it is now", PointInTimeReader, "version_of")
 async def _(self: PointInTimeReader, connection: Any, fork: Any, head: Any) -> Any:
     return head.version
 
 
-@instead(REPLY_DROPPED, completion, "_recover")
+@instead(REPLY_DROPPED := "a reply that was cut off is thrown away", completion, "_recover")
 async def _(outbox: Any, writer: str, key: Any) -> int:
     draft = await outbox.read(lambda connection: on_cursor(connection, drafts.find, *key))
     if draft is not None:
@@ -484,17 +463,17 @@ async def _(outbox: Any, writer: str, key: Any) -> int:
     return 0
 
 
-@around_real(REPLY_RENAMED, completion, "_interrupted")
+@around_real(REPLY_RENAMED := "a reply that was cut off is appended under another event id", completion, "_interrupted")
 def _(real: Any, draft: Any) -> Any:
     return real(replace(draft, event_id=uuid4()))
 
 
-@around_real(ASIDE_COUNTED, StatisticsBuilder, "take")
+@around_real(ASIDE_COUNTED := "what was put aside is counted", StatisticsBuilder, "take")
 def _(real: Any, self: StatisticsBuilder, data: Any, *, superseded: bool = False) -> Any:
     return real(self, data)
 
 
-@around_real(REWIND_SHORT, projection._Projection, "_remove_after")
+@around_real(REWIND_SHORT := "a rewind leaves one message too many", projection._Projection, "_remove_after")
 def _(real: Any, self: Any, after: int) -> int:
     """Leave the last message where it is when a path is cut before it."""
     on_path = [one.version for one in self.rows if one.left_at is None]
@@ -505,7 +484,7 @@ def _(real: Any, self: Any, after: int) -> int:
 # --- erasures and retention -------------------------------------------------------------------------------------------
 
 
-@around_real(COUNTED_TOO_SOON, carrying, "carry_out_step")
+@around_real(COUNTED_TOO_SOON := "an erasure counts as carried out from its first step on", carrying, "carry_out_step")
 def _(real: Any, connection: Any, erasure: Any, **more: Any) -> Any:
     count = "UPDATE letopis_outbox_origin SET erasures = ?"
     connection.exec_driver_sql(f"{count} WHERE erasures = ?", (erasure.number - 1, erasure.number))
@@ -522,18 +501,18 @@ async def _(real: Any, self: OutboxAccess, retention: Any, *args: Any, **options
     return found
 
 
-@instead(ERASURE_SKIPPED, carrying, "carry_out_step")
+@instead(ERASURE_SKIPPED := "an outbox acknowledges an erasure that it has not carried out", carrying, "carry_out_step")
 def _(connection: Any, erasure: Any, *, incarnation: int, **_: Any) -> bool:
     end_erasures(connection, erasure.number, incarnation=incarnation)
     return False
 
 
-@instead(HOLD_OVERRUN, loading.Loader, "_find_holds")
+@instead(HOLD_OVERRUN := "what arrives erases in spite of a hold", loading.Loader, "_find_holds")
 async def _(self: loading.Loader, transaction: Any, lanes: Any) -> list[bool]:
     return [False for _ in lanes]
 
 
-@around_real(TRIMMED_TOO_FAR, content_rules._Look, "upto")
+@around_real(TRIMMED_TOO_FAR := "retention takes one message too many", content_rules._Look, "upto")
 async def _(real: Any, self: Any, *given: Any) -> Any:
     found = await real(self, *given)
     return found and found + 1
@@ -545,13 +524,13 @@ async def _(real: Any, self: Any, *given: Any) -> Any:
 _NUMBERS = itertools.count()
 
 
-@instead(FOREIGN_LANES, Scope, "lane")
+@instead(FOREIGN_LANES := "changes of a record go through several lanes", Scope, "lane")
 def _(self: Scope, namespace: bytes) -> str:
     """Change a record in whatever lane, and compact there."""
     return f"{self.name}:{next(_NUMBERS) % SPACE_LANES}" if self.in_lanes else self.name
 
 
-@around_real(HOLLOWED_TOO_SOON, effects, "note_change")
+@around_real(HOLLOWED_TOO_SOON := "the value is taken away on which a condition rests", effects, "note_change")
 def _(real: Any, cursor: Any, change: Any, *, lane: int, **more: Any) -> Any:
     before = query_one(cursor, record_log._NEWEST, (lane, *change.place)) if change.key else None
     if before is not None and before[3]:
@@ -589,10 +568,10 @@ for _name, _owner, _attribute, _defective in (
     ("a relay that was taken over writes back all the same", lease, "is_current_lease", lambda *_: True),
     (RESET_KEEPS, projection._Projection, "erase", lambda self: None),
     (REDACTION_LOST, projection._Projection, "_redact", lambda self, message: None),
-    (LATE_TAKEN, loading, "detect_conflicts", lambda *_, **__: {}),
+    (LATE_TAKEN := "an answer that came too late is taken", loading, "detect_conflicts", lambda *_, **__: {}),
     ("no alerts", AlertMonitor, "_notify_in_background", lambda self: None),
-    (HOLD_IGNORED, ErasureRegister, "_refuse_held", nothing),
-    (TRIMMED_NEVER, content_rules._Look, "upto", nothing),
-    (NOT_SWEPT, ContentWriter, "sweep", nothing),
+    (HOLD_IGNORED := "an erasure is recorded in spite of a hold", ErasureRegister, "_refuse_held", nothing),
+    (TRIMMED_NEVER := "retention passes over what is due", content_rules._Look, "upto", nothing),
+    (NOT_SWEPT := "large content stays in the store when no event shows it", ContentWriter, "sweep", nothing),
 ):
     instead(_name, _owner, _attribute)(_defective)

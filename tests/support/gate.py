@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
-from tests.support.accepted import Accepted
-from tests.support.peers import Wire
+from tests.support.peers import Wire, listening
 
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
 
@@ -19,10 +19,10 @@ class Gate:
 
     def __init__(self, url: str) -> None:
         self._target = make_url(url)
-        self._port = 0
-        self._server: asyncio.Server | None = None
         port = self._target.port or _PORTS[self._target.get_backend_name()]
-        self._accepted = Accepted(Wire(port, host=self._target.host or "127.0.0.1").talk)
+        self._wire = Wire(port, host=self._target.host or "127.0.0.1")
+        self._port = 0
+        self._listener: AbstractAsyncContextManager[int] | None = None
 
     @property
     def url(self) -> str:
@@ -31,16 +31,15 @@ class Gate:
 
     async def open(self) -> None:
         """Let connections through; on the same port each time."""
-        if self._server is None:
-            self._server = await asyncio.start_server(self._accepted, "127.0.0.1", self._port)
-            self._port = self._server.sockets[0].getsockname()[1]
+        if self._listener is None:
+            self._listener = listening(self._wire.talk, self._port)
+            self._port = await self._listener.__aenter__()
 
     async def shut(self) -> None:
         """Cut what is connected and refuse what comes."""
-        if self._server is not None:
-            server, self._server = self._server, None
-            await self._accepted.close(server)
-            await self._accepted.cut()
+        if self._listener is not None:
+            listener, self._listener = self._listener, None
+            await listener.__aexit__(None, None, None)
 
 
 class FileDoor:

@@ -11,15 +11,15 @@ from tests.support.accepted import Accepted, Serve
 
 
 @asynccontextmanager
-async def _listening(talk: Serve) -> AsyncIterator[int]:
-    """Serve `talk` on a free port of 127.0.0.1, and yield the port; every connection is cut at the end."""
+async def listening(talk: Serve, port: int = 0) -> AsyncIterator[int]:
+    """Serve `talk` on a port of 127.0.0.1, and yield that; every connection is cut at the end."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             await talk(reader, writer)
 
     accepted = Accepted(serve)
-    server = await asyncio.start_server(accepted, "127.0.0.1", 0)
+    server = await asyncio.start_server(accepted, "127.0.0.1", port)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
@@ -34,7 +34,7 @@ def silent() -> AbstractAsyncContextManager[int]:
         while await reader.read(65536):
             pass
 
-    return _listening(talk)
+    return listening(talk)
 
 
 def closing() -> AbstractAsyncContextManager[int]:
@@ -50,7 +50,7 @@ def babbling(words: bytes, *, listens: float = 0.2) -> AbstractAsyncContextManag
         await writer.drain()
         await asyncio.wait_for(reader.read(65536), listens)
 
-    return _listening(talk)
+    return listening(talk)
 
 
 async def refused_port() -> int:
@@ -82,7 +82,7 @@ class Wire:
 
     def open(self) -> AbstractAsyncContextManager[int]:
         """Listen, and yield the port that leads to the server."""
-        return _listening(self.talk)
+        return listening(self.talk)
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Carry one connection until a side hangs up: then the other one is cut too."""
