@@ -102,61 +102,47 @@ class Campaign:
 
     def _deliver(self, waves: Sequence[Wave]) -> None:
         self.place.run("db", "upgrade", timeout=60)
+        self.place.run("init", timeout=60)
         left, done = list[Fault](), 0
         part = self.place.folder / "part.jsonl"
         words = ("history", "import", "jsonl", str(part))
-        with self.source.open("rb") as file:
+        with self.source.open("rb") as file, closing(Probe(self.place.outbox)) as probe:
             for upto, faults in waves:
                 part.write_bytes(b"".join(islice(file, upto - done)))
                 done = upto
                 with self.place.start(*words) as importing:
                     try:
                         left += faults
-                        self._break(importing, left)
+                        self._break(probe, importing, left)
                         finish(importing, words, timeout=max(1.0, self.deadline - time.monotonic()))
                     finally:
                         importing.kill()
-        with closing(Probe(self.place.outbox)) as probe:
             while (progress := probe.look()).pending:
                 self._keep_going(probe, f"{progress.pending} events are still pending")
         code = self.relay.stop()
         self.tally.require(not code, f"the relay ended with {code} after SIGTERM")
         self.tally.require(not self.relay.deaths, f"the relay ended by itself, with {self.relay.deaths}")
 
-    def _break(self, importing: Popen[str], left: list[Fault]) -> None:
+    def _break(self, probe: Probe, importing: Popen[str], left: list[Fault]) -> None:
         """Fire what is left; what comes too late, because everything is delivered, waits for the next wave."""
-        probe: Probe | None = None
-        try:
-            while left:
-                if probe is None and self.relay.pid is not None:
-                    probe = Probe.of(self.place.outbox)
-                progress = self._keep_going(probe, f"{len(left)} faults have not fired")
-                if progress is None or probe is None:
-                    if importing.poll():
-                        return  # it failed, and its end will tell why
-                    continue
-                if progress.pending and progress.holder == self.relay.pid:
-                    time.sleep(left[0].delay)
-                    # What became of it in the meantime decides whether it counts.
-                    if probe.look().pending and self._fire(left[0]):
-                        left.pop(0)
-                    else:
-                        left[0] = replace(left[0], delay=left[0].delay / 2)
-                elif not progress.pending and importing.poll() is not None:
-                    return
-        finally:
-            if probe is not None:
-                probe.close()
+        while left:
+            progress = self._keep_going(probe, f"{len(left)} faults have not fired")
+            if progress.pending and progress.holder == self.relay.pid:
+                time.sleep(left[0].delay)
+                # What became of it in the meantime decides whether it counts.
+                if probe.look().pending and self._fire(left[0]):
+                    left.pop(0)
+                else:
+                    left[0] = replace(left[0], delay=left[0].delay / 2)
+            elif not progress.pending and importing.poll() is not None:
+                return
 
-    def _keep_going(self, probe: Probe | None, left: str) -> Progress | None:
+    def _keep_going(self, probe: Probe, left: str) -> Progress:
         if time.monotonic() > self.deadline:
-            stuck = f"; blocked: {probe.blocked()}" if probe is not None else ""
-            raise Failed(f"out of time: {left}{stuck}\n{self.relay.tail()}")
-        # The import makes the file; a relay has nothing to say before.
-        if self.place.outbox.exists():
-            self.relay.ensure()
+            raise Failed(f"out of time: {left}; blocked: {probe.blocked()}\n{self.relay.tail()}")
+        self.relay.ensure()
         time.sleep(POLL)
-        return None if probe is None else probe.look()
+        return probe.look()
 
     def _fire(self, fault: Fault) -> bool:
         if fault.kind == "kill":

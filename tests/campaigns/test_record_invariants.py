@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -43,58 +44,53 @@ def clear(sequence: int) -> Change:
     return put(sequence)._replace(type="record.cleared", data={"namespace": ""}, body=None)
 
 
-@dataclass
-class World:
+def sound() -> Any:
     """Four puts of one record: three are applied, the first two were hollowed, the last one is pending."""
-
-    changes: list[Change] = field(default_factory=lambda: [put(1, hollow=True), put(2, hollow=True), put(3), put(4)])
-    lane: ChangeLane = field(default_factory=lambda: ChangeLane(4, 3, 0, "ready"))
-    head: tuple[int, int] = (3, 0)
-    ledger: dict[int, Entry] = field(
-        default_factory=lambda: {one: Entry(event_id(one), b"%032d" % one, superseded=False) for one in (1, 2, 3)}
+    return SimpleNamespace(
+        changes=[put(1, hollow=True), put(2, hollow=True), put(3), put(4)],
+        lane=ChangeLane(4, 3, 0, "ready"),
+        head=(3, 0),
+        ledger={one: Entry(event_id(one), b"%032d" % one, superseded=False) for one in (1, 2, 3)},
+        rows={PLACE: (event_id(3), sha(3))},
+        acks=[RecordAck(LANE, event_id(one), one, sha(one)) for one in (1, 2, 3, 4)],
+        turns=set[UUID](),
     )
-    rows: dict[tuple[str, str, str], tuple[UUID, str]] = field(default_factory=lambda: {PLACE: (event_id(3), sha(3))})
-    acks: list[RecordAck] = field(
-        default_factory=lambda: [RecordAck(LANE, event_id(one), one, sha(one)) for one in (1, 2, 3, 4)]
-    )
-    turns: set[UUID] = field(default_factory=set)
 
-    def problems(self, *, drained: bool = False) -> list[str]:
-        store = RecordStore(heads={(ORIGIN, LANE): self.head}, ledger={(ORIGIN, LANE): self.ledger}, rows=self.rows)
-        outbox = RecordOutbox(
-            name="bot.outbox.db", origin_id=ORIGIN, lanes={LANE: self.lane}, changes={LANE: self.changes}
-        )
-        return examine_records(store, [outbox], acknowledged=self.acks, turns=self.turns, drained=drained)
+
+def problems(it: Any, *, drained: bool = False) -> list[str]:
+    store = RecordStore(heads={(ORIGIN, LANE): it.head}, ledger={(ORIGIN, LANE): it.ledger}, rows=it.rows)
+    outbox = RecordOutbox(name="bot.outbox.db", origin_id=ORIGIN, lanes={LANE: it.lane}, changes={LANE: it.changes})
+    return examine_records(store, [outbox], acknowledged=it.acks, turns=it.turns, drained=drained)
 
 
 def test_nothing_is_wrong_with_a_sound_world() -> None:
-    world = World()
-    assert world.problems() == []
+    world = sound()
+    assert problems(world) == []
 
     world.rows = {}
     world.changes[2] = put(3, hollow=True)  # hollowed before it was delivered, as all before it
-    assert world.problems() == []
+    assert problems(world) == []
 
     world.changes, world.head = [put(1), put(2), clear(3)], (3, 0)
     world.lane, world.acks = ChangeLane(3, 3, 0, "ready"), world.acks[:2]
-    assert world.problems(drained=True) == []
+    assert problems(world, drained=True) == []
 
 
 def test_what_was_pruned_is_neither_lost_nor_wrong() -> None:
-    world = World()
+    world = sound()
     world.changes, world.lane, world.head = [put(4)], ChangeLane(4, 3, 3, "ready"), (3, 3)
     world.ledger = {}
 
-    assert world.problems() == []
+    assert problems(world) == []
 
 
-def _resurrect(world: World) -> None:
+def _resurrect(world: Any) -> None:
     world.changes[2] = clear(3)
     world.acks = world.acks[:2]
     world.rows[PLACE] = (event_id(2), sha(2))
 
 
-def _trim_too_much(world: World) -> None:
+def _trim_too_much(world: Any) -> None:
     world.head = (3, 1)
     del world.ledger[1]
 
@@ -103,7 +99,7 @@ def _change(things: Any, place: Any, **fields: object) -> None:
     things[place] = things[place]._replace(**fields)
 
 
-DAMAGES: dict[str, tuple[Callable[[World], object], str]] = {
+DAMAGES: dict[str, tuple[Callable[[Any], object], str]] = {
     "goes back": (lambda it: it.rows.update({PLACE: (event_id(2), sha(2))}), "the last change is another one"),
     "loses the row": (lambda it: it.rows.clear(), "the last change is another one"),
     "changes the value": (lambda it: it.rows.update({PLACE: (event_id(3), sha(9))}), "not the one that was put"),
@@ -133,15 +129,15 @@ DAMAGES: dict[str, tuple[Callable[[World], object], str]] = {
 
 
 @pytest.mark.parametrize(("damage", "words"), DAMAGES.values(), ids=DAMAGES)
-def test_what_is_broken_is_found(damage: Callable[[World], object], words: str) -> None:
-    world = World()
+def test_what_is_broken_is_found(damage: Callable[[Any], object], words: str) -> None:
+    world = sound()
     damage(world)
 
-    assert any(words in problem for problem in world.problems()), world.problems()
+    assert any(words in problem for problem in problems(world)), problems(world)
 
 
 def test_what_is_pending_is_a_problem_once_all_should_be_delivered() -> None:
-    assert "1 changes still pending" in World().problems(drained=True)[0]
+    assert "1 changes still pending" in problems(sound(), drained=True)[0]
 
 
 def test_a_record_of_a_deleted_conversation_is_found() -> None:

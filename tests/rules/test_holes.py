@@ -47,12 +47,6 @@ def rows(page: str) -> list[str]:
     return [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| What ")]
 
 
-def planted() -> str:
-    """Return the text of all that plants controls."""
-    files = [file for name in HARNESSES for file in sorted((ROOT / name).rglob("*.py"))]
-    return "\n".join(file.read_text(encoding="utf-8") for file in files)
-
-
 def test_each_row_names_tests_that_are_there() -> None:
     page = PAGE.read_text(encoding="utf-8")
     gone = [f"{path}{name}" for path, name in NAMED.findall(page) if not is_test(path, name.removeprefix("::"))]
@@ -63,7 +57,8 @@ def test_each_row_names_tests_that_are_there() -> None:
 
 
 def test_each_control_is_planted() -> None:
-    text, page = planted(), PAGE.read_text(encoding="utf-8")
+    files = [file for name in HARNESSES for file in sorted((ROOT / name).rglob("*.py"))]
+    text, page = "\n".join(file.read_text(encoding="utf-8") for file in files), PAGE.read_text(encoding="utf-8")
 
     assert not [control for control in CONTROL.findall(page) if control not in text]
     assert len(CONTROL.findall(page)) >= 8
@@ -71,11 +66,10 @@ def test_each_control_is_planted() -> None:
 
 def test_the_rule_sees_a_test_that_is_gone() -> None:
     here, inherited = "tests/rules/test_holes.py", "tests/conformance/test_forks.py"
-    forks = "TestForks"
 
     assert is_test(here, "test_each_control_is_planted")
-    assert is_test(inherited, f"{forks}::test_a_redacted_message_keeps_its_reactions_where_a_fork_reads_it")
+    assert is_test(inherited, "TestForks::test_a_redacted_message_keeps_its_reactions_where_a_fork_reads_it")
     assert not is_test(here, "test_that_is_gone")
-    assert not is_test(here, "planted")
+    assert not is_test(here, "rows")
     assert not is_test("tests/rules/test_gone.py", "test_each_control_is_planted")
-    assert not is_test(inherited, f"{forks}::test_that_is_gone")
+    assert not is_test(inherited, "TestForks::test_that_is_gone")
