@@ -27,16 +27,28 @@ from tests.mutants.mutations import ROOMS, Mutant
 from tests.support.forking import in_fork
 from tests.support.reports import ROOT
 
-_NEAR: Final = {
-    "unit/outbox/": "event_log relay retry pending_reads daemon history operations",
-    "unit/store/": "rules model write maintenance",
-    "conformance/test_": "apply.py chosen_reads.py erasure.py erasure_register.py forks.py large_content.py"
-    " owner_erasure.py published.py put_back.py rebuild.py record_lanes.py record_transfer.py records.py replace.py"
-    " retention.py trims.py shared_conversations.py statistics.py tasks.py two_writers.py",
-    "integration/test_": "record_delivery.py reconcile.py relay_stores.py wrong_store.py",
-}
-NEAR: Final = [f"{folder}{name}" for folder, names in _NEAR.items() for name in names.split()]
+NEAR: Final = (
+    *("unit/outbox/event_log", "unit/outbox/relay", "unit/outbox/retry", "unit/outbox/pending_reads"),
+    *(
+        "unit/outbox/daemon",
+        "unit/outbox/history",
+        "unit/outbox/operations",
+        "unit/store/rules",
+        "unit/store/model",
+        "unit/store/write",
+    ),
+    *("unit/store/maintenance", "conformance/test_apply.py", "conformance/test_chosen_reads.py"),
+    *("conformance/test_erasure.py", "conformance/test_erasure_register.py", "conformance/test_forks.py"),
+    *("conformance/test_large_content.py", "conformance/test_owner_erasure.py", "conformance/test_published.py"),
+    *("conformance/test_put_back.py", "conformance/test_rebuild.py", "conformance/test_record_lanes.py"),
+    *("conformance/test_record_transfer.py", "conformance/test_records.py", "conformance/test_replace.py"),
+    *("conformance/test_retention.py", "conformance/test_trims.py"),
+    *("conformance/test_shared_conversations.py", "conformance/test_statistics.py", "conformance/test_tasks.py"),
+    *("conformance/test_two_writers.py", "integration/test_record_delivery.py", "integration/test_reconcile.py"),
+    *("integration/test_relay_stores.py", "integration/test_wrong_store.py"),
+)
 """Where tests that are near a room may be."""
+MAX_FILES: Final = 16  # the nearest test files of a module; each covers lines that those before it cover least
 BUDGET_SECONDS: Final = 40.0  # tests of a mutant cost this much processor time at most, by what they cost without it
 _CPU_SECONDS: Final = 100  # a mutant that needs more processor time than this hangs
 _QUIET: Final = (
@@ -180,16 +192,14 @@ def plant(path: Path, source: str) -> None:
 
 
 def choose(mutant: Mutant, measured: Mapping[str, Any]) -> list[str]:
-    """Return the tests that run what a mutant changes: unit tests of the modules first, then the cheapest of each file.
-
-    The cheapest of each file come in turn, so that a budget that is too small for all reaches many files.
-    """
+    """Return the tests that run what a mutant changes: those of the nearest file, then the cheapest of each in turn."""
     reaching = _reaching(mutant, measured["lines"])
-    own = {f"test_{Path(module).stem}{plural}" for module in reaching for plural in ("", "s")}
-    turns, order = defaultdict[str, int](int), list[tuple[bool, int, float, str]]()
-    for cost, test in sorted((measured["costs"][test], test) for test in set().union(*reaching.values())):
+    costs, files = measured["costs"], nearest(list(reaching), measured)
+    turns, order = defaultdict[str, int](int), list[tuple[bool, int, int, float, str]]()
+    for cost, test in sorted((costs[test], test) for test in set().union(*reaching.values())):
         file = test.partition("::")[0]
-        order.append((Path(file).stem not in own, turns[file], cost, test))
+        place = files.index(file) if file in files else MAX_FILES
+        order.append((place >= len(reaching), turns[file], place, cost, test))
         turns[file] += 1
     chosen, left = list[str](), BUDGET_SECONDS
     for *_, cost, test in sorted(order):
@@ -197,6 +207,27 @@ def choose(mutant: Mutant, measured: Mapping[str, Any]) -> list[str]:
             chosen.append(test)
             left -= cost
     return chosen
+
+
+def nearest(modules: Sequence[str], measured: Mapping[str, Any]) -> list[str]:
+    """Return the test files of modules: their unit tests, then what adds most to each line for what it costs."""
+    seconds: defaultdict[str, float] = defaultdict(lambda: 1.0)  # the start of a file costs, too
+    for test, cost in measured["costs"].items():
+        seconds[test.partition("::")[0]] += cost if cost < math.inf else 0.0
+    left: defaultdict[str, set[str]] = defaultdict(set)
+    for module in modules:
+        for line, tests in measured["lines"].get(module, {}).items():
+            for test in tests:
+                left[test.partition("::")[0]].add(f"{module}:{line}")
+    files, times = list[str](), defaultdict[str, int](int)
+    stems = {f"test_{Path(module).stem}{plural}" for module in modules for plural in ("", "s")}
+    own = [name for name in sorted(left) if Path(name).stem in stems]
+    while left and len(files) < MAX_FILES:
+        gain = {name: sum(2.0 ** -times[line] for line in lines) / seconds[name] for name, lines in left.items()}
+        files.append(own.pop(0) if own else max(sorted(gain), key=lambda name: gain[name]))
+        for line in left.pop(files[-1]):
+            times[line] += 1
+    return files
 
 
 def _reaching(mutant: Mutant, lines: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, set[str]]:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.mutants.mutations import Mutant, mutants_of, planted, sample
 from tests.mutants.page import BEGIN, END, equivalents, first_look, published, score, summary
-from tests.mutants.running import choose
+from tests.mutants.running import choose, nearest
 from tests.support.reports import ROOT
 
 MODULE = '''
@@ -68,11 +68,27 @@ def test_a_change_of_a_named_statement_is_shown_to_the_tests_that_run_it() -> No
     near = "unit/test_acknowledge.py::near"
     [use] = [number for number, line in enumerate(lines, 1) if "_REWIND," in line]
     measured = {
-        "lines": {rewind.path: {str(rewind.lines[0]): [], str(use): ["a.py::dear", "a.py::cheap", "b.py::x", near]}},
-        "costs": {"a.py::dear": 1.5, "a.py::cheap": 1.0, "b.py::x": 2.0, near: 3.0, "c.py::x": 0.0},
+        "lines": {rewind.path: {str(rewind.lines[0]): [], str(use): ["a.py::dear", "a.py::cheap", near]}},
+        "costs": {"a.py::dear": 2.0, "a.py::cheap": 1.0, near: 3.0, "c.py::x": 0.0},
     }
 
-    assert choose(rewind, measured) == [near, "a.py::cheap", "b.py::x", "a.py::dear"]
+    assert choose(rewind, measured) == [near, "a.py::cheap", "a.py::dear"]
+
+
+def test_the_nearest_files_begin_with_the_unit_test_and_reach_every_line() -> None:
+    lines = {"1": ["a.py::x", "test_m.py::x"], "2": ["b.py::x", "a.py::x"], "3": ["c.py::x"]}
+    costs = {"a.py::x": 0.0, "b.py::x": 5.0, "c.py::x": 0.5, "test_m.py::x": 9.0}
+
+    measured = {"lines": {"m.py": lines}, "costs": costs}
+    assert nearest(["m.py"], measured) == ["test_m.py", "a.py", "c.py", "b.py"]
+    assert nearest(["n.py"], measured) == []
+
+
+def test_a_value_is_shown_first_to_the_unit_tests_of_the_modules_that_use_it() -> None:
+    lines = {"m.py": {"1": ["a.py::x", "test_m.py::x"]}, "n.py": {"7": ["a.py::x", "test_n.py::x"]}}
+    costs = {"a.py::x": 0.0, "test_m.py::x": 9.0, "test_n.py::x": 9.0}
+
+    assert nearest(["m.py", "n.py"], {"lines": lines, "costs": costs}) == ["test_m.py", "test_n.py", "a.py"]
 
 
 def test_controls_and_equivalents_have_their_places_in_the_code() -> None:
