@@ -7,6 +7,7 @@ of its own, and returns a :class:`Tally`: what was counted, and what is wrong.
 from __future__ import annotations
 
 import asyncio
+import logging
 import multiprocessing
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from tests.support.victim import OUTBOX, url_of
 
 DRAIN_SECONDS: Final = 30.0
 HANGS_SECONDS: Final = 1_200  # of a job in a process of its own; on an idle machine each takes less than half of it
+PROCESSES_AT_A_TIME: Final = 4
 SETTLING_SECONDS: Final = 0.5  # in which a server may still be committing for a client that is gone
 
 
@@ -238,9 +240,13 @@ class Experiment:
     control: bool = False
     missing: Callable[[], str] = str
 
+    @property
+    def is_control(self) -> bool:
+        return self.control or bool(self.defect)
+
     def prove(self, options: Options, kind: str = "", *, folder: str) -> Row:
         """Run it on a kind of store, and return its row."""
-        control, where = self.control or bool(self.defect), self.where or kind
+        control, where = self.is_control, self.where or kind
         place = options.folder / folder
         place.mkdir(parents=True)
         with fresh(kind or "sqlite", place, "store") as store:
@@ -267,23 +273,44 @@ def in_loop(value: Tally | Coroutine[Any, Any, Tally]) -> Tally:
     return value if isinstance(value, Tally) else asyncio.run(value)
 
 
-def prove_table(options: Options, table: Sequence[Experiment], *, at_a_time: int = 1) -> Iterator[Row]:
-    """Run the experiments of a table, store by store, then those that need none."""
-    jobs = [
+Job = tuple[Experiment, str, str]  # and the kind of store, and the name of its folder
+
+
+def jobs_of(options: Options, table: Sequence[Experiment]) -> list[Job]:
+    """Return what is run of a table, store by store, then what needs none."""
+    return [
         (experiment, kind, f"{number}-{kind}")
         for kind in (*KINDS, "")
         for number, experiment in enumerate(table)
         if experiment.chosen(kind, short=options.short)
     ]
 
-    def prove(job: tuple[Experiment, str, str]) -> Row:
+
+def prove_table(options: Options, table: Sequence[Experiment], *, at_a_time: int = 1) -> Iterator[Row]:
+    """Run the experiments of a table, some at a time."""
+
+    def prove(job: Job) -> Row:
         return job[0].prove(options, job[1], folder=job[2])
 
     if at_a_time == 1:
-        yield from map(prove, jobs)
+        yield from map(prove, jobs_of(options, table))
         return
     with ThreadPoolExecutor(at_a_time) as pool:
-        yield from pool.map(prove, jobs)
+        yield from pool.map(prove, jobs_of(options, table))
+
+
+def prove_quietly(options: Options, jobs: Sequence[Job]) -> list[Row]:
+    logging.disable()
+    return [experiment.prove(options, kind, folder=folder) for experiment, kind, folder in jobs]
+
+
+def prove_apart(options: Options, table: Sequence[Experiment]) -> Iterator[Row]:
+    """Run the experiments of a table in processes: one for each kind of store, and as many for their controls."""
+    groups: dict[tuple[str, bool], list[Job]] = {}
+    for job in jobs_of(options, table):
+        groups.setdefault((job[1], job[0].is_control), []).append(job)
+    jobs = [partial(prove_quietly, options, group) for group in groups.values()]
+    yield from in_processes(jobs, at_a_time=PROCESSES_AT_A_TIME)
 
 
 def streamed(rows: AsyncIterator[Row]) -> Iterator[Row]:

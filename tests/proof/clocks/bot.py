@@ -1,11 +1,10 @@
-"""Run bots under a clock that is set; each obeys commands line by line and reports its promises and alerts."""
+"""Run a bot under a clock that is set; it obeys commands line by line and reports its promises and alerts."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -25,79 +24,53 @@ from tests.support.defects import plant
 STUCK = 9.0  # seconds after which users are notified; only those that the bot has watched count
 RULES = Rules(hold=STUCK / 2, stuck_after=STUCK, resolve_after=1.0, longest_step=2.0)
 POLICY = RetryPolicy(base=1.0, factor=2.0, jitter="none", attempts=3)
+# Whatever is delivered and older than a minute may go at once: what is not delivered may never.
+RETENTION = Retention(keep_last=0, keep_for=timedelta(minutes=1))
+LOOK_SECONDS = 0.5  # between two looks of the watch, by default five: an outage of seconds is one
 
 
-def look_often() -> None:
-    """Have the watch look twice a second, not every five, so that an outage of seconds is one."""
+async def live(outbox: str, store: str, *, by_wall_clock: bool) -> None:
     assert AlertMonitor.__init__.__kwdefaults__ is not None
-    AlertMonitor.__init__.__kwdefaults__["interval"] = 0.5
-
-
-async def live(places: list[tuple[str, str]], *, by_wall_clock: bool) -> None:
-    """Be one bot for each outbox and store, all under the one clock of this process."""
-    look_often()
+    AlertMonitor.__init__.__kwdefaults__["interval"] = LOOK_SECONDS
     if by_wall_clock:
         plant("waits go by the wall clock alone")
-    loop = asyncio.get_running_loop()
-    lines: list[asyncio.Queue[str]] = [asyncio.Queue() for _ in places]
-
-    def listen() -> None:
-        for line in sys.stdin:
-            number, _, words = line.partition(" ")
-            loop.call_soon_threadsafe(lines[int(number)].put_nowait, words)
-        for one in lines:
-            loop.call_soon_threadsafe(one.put_nowait, "end")
-
-    threading.Thread(target=listen, daemon=True).start()
-    async with asyncio.TaskGroup() as group:
-        for number, (outbox, store) in enumerate(places):
-            group.create_task(_bot(number, outbox, store, lines[number]))
-
-
-async def _bot(number: int, outbox: str, store: str, lines: asyncio.Queue[str]) -> None:
-    def answer(**what: Any) -> None:
-        print(json.dumps({"bot": number, **what}), flush=True)
-
-    stuck: list[str] = []
-    recovered: list[str] = []
+    heard: dict[str, list[str]] = {"stuck": [], "recovered": []}
 
     async def on_stuck(incident: Incident) -> None:
-        stuck.append(str(incident.owner_id))
+        heard["stuck"].append(str(incident.owner_id))
 
     async def on_recovered(incident: Incident) -> None:
-        recovered.append(str(incident.owner_id))
+        heard["recovered"].append(str(incident.owner_id))
 
-    keeping = ConversationStore(store, timeouts=Timeouts(connect=1.5, statement=3.0, lock=0.3))
     async with History(
         outbox,
-        store=keeping,
+        store=ConversationStore(store, timeouts=Timeouts(connect=1.5, statement=3.0, lock=0.3)),
         policy=POLICY,
-        # Whatever is delivered and older than a minute may go at once: what is not delivered may never.
-        retention=Retention(keep_last=0, keep_for=timedelta(minutes=1)),
+        retention=RETENTION,
         rules=RULES,
         on_stuck=on_stuck,
         on_recovered=on_recovered,
     ) as history:
-        answer(ready=True)
-        said = 0
-        while (words := (await lines.get()).split())[0] != "end":
-            match words[0]:
-                case "say":
-                    acks = []
-                    for turn in range(int(words[1])):
-                        name = words[2] if len(words) > 2 else f"chat-{turn % 3}"
-                        said += 1
-                        receipt = await history.append(name, Message.user(f"{said}"), owner="owner")
-                        acks += [(name, str(one)) for one in receipt.event_ids]
-                    answer(acks=acks)
-                case "drain":
-                    answer(drained=await history.drained(float(words[1])))
-                case "retry":
-                    await OutboxAdmin(history.outbox).retry(Selection(states=("blocked",)))
-                    answer(retried=True)
-                case "alerts":
-                    answer(stuck=stuck, recovered=recovered)
-    await keeping.close()
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            print(json.dumps(await _obey(history, *line.split()) or heard), flush=True)
+
+
+async def _obey(history: History, what: str, number: str = "0", name: str = "") -> dict[str, Any]:
+    """Do what a line says, and return the answer; an empty one to what asks for alerts."""
+    match what:
+        case "say":
+            acks = []
+            for turn in range(int(number)):
+                chat = name or f"chat-{turn % 3}"
+                receipt = await history.append(chat, Message.user(f"{turn}"), owner="owner")
+                acks += [(chat, str(one)) for one in receipt.event_ids]
+            return {"acks": acks}
+        case "drain":
+            return {"drained": await history.drained(float(number))}
+        case "retry":
+            await OutboxAdmin(history.outbox).retry(Selection(states=("blocked",)))
+            return {"retried": True}
+    return {}
 
 
 LIBRARIES: Final = ("libfaketimeMT.so.1", "libfaketime.so.1")
@@ -152,8 +125,6 @@ class WallClock:
                 self._set(time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()))
             case "summer time begins":
                 self._set(f"{SUMMER - time.time() - 0.5:+.1f}")
-            case _:
-                pass
 
     def _set(self, words: str) -> None:
         part = self._file.with_suffix(".part")

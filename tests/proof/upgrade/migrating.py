@@ -9,9 +9,8 @@ import signal
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -91,11 +90,13 @@ async def differences(url: str) -> list[str]:
         return [str(one)[:200] for one in await looked(url, compare)]
 
 
-async def migrate(url: str) -> None:
+async def migrate(url: str, *, create: bool = True) -> None:
+    """Open what there is, and create or migrate it if asked."""
     if "://" in url:
-        async with ConversationStore.open(url, migrate=True):
-            return
-    await (await OutboxFile.open(Path(url))).close()
+        async with ConversationStore.open(url, migrate=create) as store:
+            await store.head()
+    else:
+        await (await OutboxFile.open(url, create=create)).close()
 
 
 def changes(statement: str) -> bool:
@@ -144,7 +145,7 @@ def race(pipe: Connection, *, locked: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:  # so that what is raced for is not the imports
         asyncio.run(migrate(f"sqlite:///{folder}/warm.db"))
     if not locked:
-        the_migration.exclude_other_migrations = _not_alone
+        the_migration.exclude_other_migrations = nullcontext
         for module in (sqlite, sqlite_file):
             module.BEGIN = {**sqlite.BEGIN, "IMMEDIATE": "BEGIN"}  # type: ignore[misc]
     pipe.send("")
@@ -158,33 +159,23 @@ def race(pipe: Connection, *, locked: bool) -> None:
 
 
 @contextmanager
-def _not_alone(connection: sa.Connection) -> Iterator[None]:
-    yield
+def racing(context: Context, *, locked: bool) -> Iterator[list[Connection]]:
+    """Yield the pipes of four processes that migrate the same database at the same moment."""
+    racers = [start_piped(context, race, duplex=True, locked=locked) for _ in range(RUNNERS)]
+    pipes = [pipe for _, pipe in racers]
+    for pipe in pipes:
+        assert pipe.poll(60), "a racer did not start"
+        pipe.recv()
+    yield pipes
+    for process, pipe in racers:
+        pipe.send(None)
+        process.join(5)
+        process.kill()
+        pipe.close()
 
 
-class Racers:
-    """Four processes that migrate the same database at the same moment."""
-
-    def __init__(self, context: Context, *, locked: bool) -> None:
-        racers = [start_piped(context, race, duplex=True, locked=locked) for _ in range(RUNNERS)]
-        self._processes = [process for process, _ in racers]
-        self.pipes = [pipe for _, pipe in racers]
-
-    def __enter__(self) -> Racers:
-        for pipe in self.pipes:
-            assert pipe.poll(60), "a racer did not start"
-            pipe.recv()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for pipe, process in zip(self.pipes, self._processes, strict=True):
-            pipe.send(None)
-            process.join(5)
-            process.kill()
-            pipe.close()
-
-    def run(self, url: str) -> list[str]:
-        """Return how it ended for each, empty where it went well."""
-        for pipe in self.pipes:
-            pipe.send(url)
-        return [pipe.recv() if pipe.poll(60) else "no end within a minute" for pipe in self.pipes]
+def race_in(url: str, pipes: list[Connection]) -> list[str]:
+    """Return how it ended for each, empty where it went well."""
+    for pipe in pipes:
+        pipe.send(url)
+    return [pipe.recv() if pipe.poll(60) else "no end within a minute" for pipe in pipes]

@@ -7,34 +7,27 @@ revision of both ends. This release, and tagged ones if there are any, are the e
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from random import Random
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from letopis.outbox import History
-from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store import ConversationStore, LetopisError, Message
 from letopis.store.database.migrations import SchemaState, revision_state
-from tests.campaigns.invariants import Ack, check
 from tests.campaigns.victims import Context, fork_server
-from tests.proof.harness import Tally, World, in_processes, migrated
+from tests.proof.harness import Experiment, Setting, Tally, World, migrated, prove_apart
 from tests.proof.options import Options
 from tests.proof.rows import Row
-from tests.proof.stores import KINDS, fresh
+from tests.proof.stores import KINDS
 from tests.proof.upgrade.migrating import (
     RUNNERS,
-    Racers,
     bring_to,
     changes,
     config_of,
@@ -43,33 +36,34 @@ from tests.proof.upgrade.migrating import (
     kind_of,
     looked,
     migrate,
+    race_in,
+    racing,
 )
-from tests.proof.upgrade.releases import Release, ReleaseBot, earlier_releases, next_release, on_one_file
+from tests.proof.upgrade.releases import (
+    KILLS,
+    Release,
+    ReleaseBot,
+    deliver_rest,
+    earlier_releases,
+    kill_bot,
+    kill_daemon,
+    next_release,
+    on_one_file,
+)
 from tests.support.child import start
 from tests.support.next_release import write_next_release
-from tests.support.promises import acks_of
 from tests.support.sayings import differences as rebuilt_differences
 from tests.support.store_changes import run_there
 
 MOST_ROUNDS: Final = 12
-OLDER: Final = "code of earlier releases runs on while the tables change under it"
-STARTS: Final = "code of earlier releases starts on tables of this one"
-CUT_OFF: Final = "a migration killed before or after each of its statements, and run again"
-RACED: Final = "four processes migrate at once"
-DOWN: Final = "down to each revision and up again"
-NEWER: Final = "a revision that is not known"
 Held = Mapping[str, list[tuple[Any, ...]]]
 
 
 def prove(options: Options) -> Iterator[Row]:
-    """Yield the rows of this part."""
-    stores = KINDS[:1] if options.short else KINDS
-    jobs = [*(partial(on_a_store, options, kind) for kind in stores)]
-    jobs.append(partial(races, options, KINDS[:2] if options.short else KINDS))
+    """Yield the rows of this part; Alembic keeps what it works on in globals, so that each kind has its process."""
     following = write_next_release(options.folder / "next-release")
     with _first_on_path(following.roots):
-        # Alembic keeps what it works on in globals. Most of the time they wait for a server.
-        yield from in_processes(jobs, at_a_time=len(jobs))
+        yield from prove_apart(options, TABLE)
 
 
 @contextmanager
@@ -87,117 +81,67 @@ def _first_on_path(roots: Sequence[str]) -> Iterator[None]:
             os.environ["PYTHONPATH"] = before
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """An empty store, and what is done to it with."""
-
-    options: Options
-    kind: str
-    url: str
-    releases: list[Release]
-    context: Context
-
-    def file(self, name: str) -> Path:
-        return self.options.folder / f"{self.kind}-{name}.outbox.db"
+def _context() -> Context:
+    return fork_server("tests.proof.upgrade.migrating", "alembic.command")
 
 
-def on_a_store(options: Options, kind: str) -> list[Row]:
-    """All that is done to one store, one after the other."""
-    logging.disable()
-    context = fork_server("tests.proof.upgrade.migrating", "alembic.command")
-    releases = earlier_releases(options.folder / f"releases-{kind}")
-    rows: list[Row] = []
-    for number, work in enumerate((older, on_one_file, down_and_up, cut_off_store, newer)):
-        with fresh(kind, options.folder, f"store-{number}") as one:
-            if one.missing:
-                return [Row(what="upgrade", where=kind, missing=one.missing)]
-            rows += work(Place(options, kind, one.url, releases, context))
-    return rows
+def at_each_release(setting: Setting, *, play: Callable[[Release, World], None]) -> Tally:
+    """Do something with each earlier release, each with a store of its own."""
+    whole, releases = Tally(), earlier_releases(setting.folder)
+    for release in releases[-setting.many(len(releases), 1) :]:
+        with setting.apart(release.store) as here:
+            world = here.world()
+            play(release, world)
+            whole.add(world.tally, where=f"revision {release.store}")
+    whole.notes = f"{len(releases)} releases: {whole.acknowledged} events acknowledged in all"
+    return whole
 
 
-def races(options: Options, kinds: Sequence[str]) -> list[Row]:
-    logging.disable()
-    context = fork_server("tests.proof.upgrade.migrating", "alembic.command")
-    rows: list[Row] = []
-    with Racers(context, locked=True) as racers:
-        for where in ("outbox", *kinds):
-            rows += raced(options, where, racers)
-    with Racers(context, locked=False) as racers:
-        for where in kinds:
-            rows += raced(options, where, racers, control=True)
-    outbox = options.folder / "cut.outbox.db"
-    return [*rows, asyncio.run(cut_off(options, "outbox", str(outbox), context))]
-
-
-def older(place: Place) -> Iterator[Row]:
-    """Run each earlier release on a store of its own revision, then change the tables under it."""
-    tally, options, kind = Tally(), place.options, place.kind
-    for number, release in enumerate(place.releases[-1:] if options.short else place.releases):
-        with fresh(kind, options.folder, f"older-{number}") as one:
-            world = World(options.folder, one.url, name=f"{kind}-{number}-one.outbox.db")
-            _beside(release, world, tally.figures)
-        tally.blame(world.tally.problems, where=f"revision {release.store}")
-    count = tally.figures
-    tally.count = count["changed"]
-    tally.notes = (
-        f"{count['releases']} releases: {count['acknowledged']} events acknowledged in all,"
-        f" {count['opened']} files of theirs opened by the next release"
-    )
-    yield tally.row(OLDER, kind, "events", 30)
-    notes = f"{count['kept']} events kept meanwhile, delivered"
-    yield Tally(count["refused"], notes=notes).row(STARTS, kind, "refusals", 2)
-
-
-def _beside(release: Release, one: World, count: Counter[str]) -> None:
-    two, three = (replace(one, name=one.name.replace("one", name)) for name in ("two", "three"))
-    following, tally, url = next_release(), one.tally, one.url
-    count["releases"] += 1
+def run_on(release: Release, one: World) -> None:
+    """Run it on a store of its own revision, then change the tables under it."""
+    two = replace(one, name="two.outbox.db")
     with ReleaseBot(release, one, migrate=True) as bot:
-        if not bot.ready():
-            return
+        bot.ready()
         bot.say(15, "before")
-        bot.drain(20, "before anything was changed")
-        asyncio.run(bring_to(url, "head"))
+        bot.drain("before anything was changed")
+        asyncio.run(bring_to(one.url, "head"))
         bot.say(15, "changed")
-        bot.drain(20, "on the changed store")
-        with ReleaseBot(following, two) as beside:
+        bot.drain("on the changed store")
+        with ReleaseBot(next_release(), two) as beside:
             beside.ready()
             beside.say(10, "beside")
             asyncio.run(migrate(str(one.outbox)))
             bot.say(15, "outbox changed too")
             for each in (bot, beside):
-                each.drain(20, "side by side")
-        count["changed"] += 30
+                each.drain("side by side")
+        one.tally.count = 30
+    deliver_rest(one)
+    asyncio.run(one.judge(two.outbox))
+
+
+def start_on(release: Release, one: World) -> None:
+    """Start it on an outbox of the next release, which it refuses, and on a store, to which it delivers nothing."""
+    two = replace(one, name="two.outbox.db")
+    asyncio.run(_fill(one))
+    before = asyncio.run(_held(one.url))
     with ReleaseBot(release, one) as bot:
         error = bot.answer(40).get("error", "")
-        tally.require("newer release" in error, f"an outbox of the next release was not refused: {error}")
-        count["refused"] += 1
-    with ReleaseBot(release, three) as bot:
-        before, promised = asyncio.run(_held(url)), len(one.acks)
+        one.tally.require("newer release" in error, f"an outbox of the next release was not refused: {error}")
+    with ReleaseBot(release, two) as bot:
         bot.ready()
         bot.say(10, "kept")
-        tally.require(not bot.drained(1), "it delivered to a store that it does not know")
-        tally.require(asyncio.run(_held(url)) == before, "it wrote to a store that it does not know")
-        count["refused"] += 1
-        count["kept"] += len(one.acks) - promised
-    for world in (one, three):
-        with ReleaseBot(following, world) as bot:
-            bot.ready()
-            bot.say(5, "after")
-            bot.drain(20, "by the next release")
-            count["opened"] += 1
-    count["acknowledged"] += len(one.acks)
-    asyncio.run(one.judge(two.outbox, three.outbox))
+        one.tally.require(not bot.drained(1), "it delivered to a store that it does not know")
+    one.tally.require(asyncio.run(_held(one.url)) == before, "it wrote to a store that it does not know")
+    one.tally.count = 2
+    deliver_rest(two)
+    asyncio.run(one.judge(two.outbox))
 
 
-def down_and_up(place: Place) -> Iterator[Row]:
+async def down_and_up(setting: Setting) -> Tally:
     """All of the vocabulary that makes rows, down to each revision and up again, then rebuilt."""
-    yield asyncio.run(_down_and_up(place.file("down"), place.url)).row(DOWN, place.kind, "migrations", 2)
-
-
-async def _down_and_up(outbox: Path, url: str) -> Tally:
-    acks = await _fill(outbox, url)
-    tally, whole, revisions = Tally(), await _held(url), _revisions(url)
+    world, url = setting.world(), setting.url
+    await _fill(world)
+    tally, whole, revisions = world.tally, await _held(url), _revisions(url)
     for revision in reversed(revisions[:-1]):
         await bring_to(url, revision)
         state = await _state(url)
@@ -211,50 +155,40 @@ async def _down_and_up(outbox: Path, url: str) -> Tally:
             async for _ in store.rebuild(every=True):
                 pass
             tally.blame(await rebuilt_differences(store), where=f"{up}: not what the log makes of it")
-        tally.take(await check([outbox], url, acknowledged=acks, drained=True), where=up)
+        tally.take(await world.examine(), where=up)
+        tally.count += 2
     events = len(whole["letopis_events"])
-    tally.count = 2 * (len(revisions) - 1)
     tally.notes = f"{events} events, the same in every column each time; the rest rebuilt from them"
     return tally
 
 
-async def _fill(outbox: Path, url: str) -> list[Ack]:
-    await migrated(url)
-    acks: list[Ack] = []
-    async with History(outbox, store=url, watch=False) as history:
+async def _fill(world: World) -> None:
+    await migrated(world.url)
+    async with world.open() as history:
         for number in range(24):
             name, owner = f"chat-{number // 4}", f"owner-{number // 4 % 2}"
-            acks += acks_of(await history.append(name, Message.user(f"{name} {number % 4} снег"), owner=owner))
+            world.keep(await history.append(name, Message.user(f"{name} {number % 4} снег"), owner=owner))
         await history.chat("chat-1").undo()
         await history.chat("chat-2").rename("Зима")
         messages = await history.messages("chat-3", last=5)
         await history.chat("chat-3").redact(messages[0].id)
         assert await history.drained(30)
-    return acks
 
 
-def cut_off_store(place: Place) -> Iterator[Row]:
-    """Kill the migration of a filled store at each statement."""
-    asyncio.run(_fill(place.file("cut"), place.url))
-    yield asyncio.run(cut_off(place.options, place.kind, place.url, place.context))
-
-
-async def cut_off(options: Options, where: str, url: str, context: Context) -> Row:
+async def cut_off(setting: Setting) -> Tally:
     """From the first revision to this one, killed on the way; what it was is found again, and then finished."""
-    if where == "outbox":
-        async with History(url, relay=False, watch=False) as history:
-            for number in range(20):
-                await history.append(f"chat-{number % 3}", Message.user(f"{number}"))
-    revisions = _revisions(url)
-    await bring_to(url, revisions[0])
-    before = await _held(url)
+    world, context = setting.world(), _context()
+    await _fill(world)
+    tally, url = Tally(), world.url if setting.kind else str(world.outbox)
+    first, *_ = _revisions(url)
+    await bring_to(url, first)
+    before, half_made = await _held(url), 0
     steps = await _count_steps(url)
-    await bring_to(url, revisions[0])
+    await bring_to(url, first)
     # Before the one, after the next; and at the commit.
-    points = [(at, bool((at + options.seed) % 2)) for at in range(steps + 1)]
-    if options.short:
-        points = [*Random(options.seed).sample(points[:-1], 3), points[-1]]
-    tally, half_made = Tally(), 0
+    points = [(at, bool((at + setting.seed) % 2)) for at in range(steps + 1)]
+    if setting.options.short:
+        points = [*Random(setting.seed).sample(points[:-1], 3), points[-1]]
     for at, after in points:
         words = "at the commit" if at == steps else f"{'after' if after else 'before'} statement {at}"
         process = start(context, killed, url, at, after)
@@ -275,9 +209,9 @@ async def cut_off(options: Options, where: str, url: str, context: Context) -> R
         await migrate(url)
         tally.blame(await differences(url), where=f"{words}, run again")
         tally.blame(f"{words}: {table} changed" for table in _changed(before, await _held(url)))
-        await bring_to(url, revisions[0])
+        await bring_to(url, first)
     tally.notes = f"{steps} statements; {half_made} kills left tables between two revisions, none was taken for whole"
-    return tally.row(CUT_OFF, where, "kills", 0 if options.short else steps)
+    return tally
 
 
 async def _count_steps(url: str) -> int:
@@ -295,54 +229,43 @@ async def _count_steps(url: str) -> int:
     return sum(map(changes, seen))
 
 
-def raced(options: Options, where: str, racers: Racers, *, control: bool = False) -> Iterator[Row]:
+def race(setting: Setting) -> Tally:
     """Race in databases that are empty and in ones of the first revision, turn by turn.
 
     Whether they collide without the lock is a matter of chance: a control that saw nothing yet continues for a while.
     """
-    tally, number = Tally(), 0
-    rounds = options.many(3, 2) if control else options.many(12, 2)
-    while number < rounds or (control and not tally.problems and number < MOST_ROUNDS):
-        with ExitStack() as stack:
-            if where == "outbox":
-                url = str(options.folder / f"race-{number}.outbox.db")
-            else:
-                one = stack.enter_context(fresh(where, options.folder, f"race-{control}-{number}"))
-                if one.missing:
-                    yield Row(what=RACED, where=where, control=control, missing=one.missing)
-                    return
-                url = one.url
-            if number % 2:
-                asyncio.run(migrate(url))
-                asyncio.run(bring_to(url, _revisions(url)[0]))
-            tally.blame(filter(None, racers.run(url)), where=f"round {number}")
-            if not control:
-                tally.blame(asyncio.run(differences(url)), where=f"round {number}")
-                state = asyncio.run(_state(url))
-                tally.require(state is SchemaState.CURRENT, f"round {number}: {state}")
-        number += 1
+    tally, number, control = Tally(), 0, setting.control
+    rounds = setting.many(3, 2) if control else setting.many(12, 2)
+    with racing(_context(), locked=not control) as racers:
+        while number < rounds or (control and not tally.problems and number < MOST_ROUNDS):
+            with setting.apart(f"{number}") as here:
+                url = here.url if here.kind else str(here.world().outbox)
+                if number % 2:
+                    asyncio.run(migrate(url))
+                    asyncio.run(bring_to(url, _revisions(url)[0]))
+                tally.blame(filter(None, race_in(url, racers)), where=f"round {number}")
+                if not control:
+                    tally.blame(asyncio.run(differences(url)), where=f"round {number}")
+                    state = asyncio.run(_state(url))
+                    tally.require(state is SchemaState.CURRENT, f"round {number}: {state}")
+            number += 1
     tally.count, tally.notes = number * RUNNERS, f"{number} rounds, from nothing and from the first revision"
-    what = f"{RACED}, without the lock of migrations" if control else RACED
-    yield tally.row(what, where, "migrations", 48, control=control)
+    return tally
 
 
-def newer(place: Place) -> Iterator[Row]:
+async def newer(setting: Setting) -> Tally:
     """A store, and an outbox, of a release that does not exist yet."""
-    yield asyncio.run(_newer(place.file("newer"), place.url)).row(NEWER, f"{place.kind} and outbox", "refusals", 8)
-
-
-async def _newer(outbox: Path, url: str) -> Tally:
-    await _fill(outbox, url)
-    tally = Tally(notes="nothing was written")
-    for target in (url, str(outbox)):
+    world, tally = setting.world(), Tally(notes="nothing was written")
+    await _fill(world)
+    for target in (world.url, str(world.outbox)):
         migrations, _ = kind_of(target)
         for revision in ("0999", "ae1027a6acf"):
             await _stamp(target, revision)
             before = await _held(target)
-            for what, opened in (("opened", _open), ("migrated", migrate)):
+            for what, create in (("opened", False), ("migrated", True)):
                 tally.count += 1
                 try:
-                    await opened(target)
+                    await migrate(target, create=create)
                 except LetopisError as error:
                     told = any(words in str(error) for words in ("newer release", "not one of Letopis"))
                     tally.require(told, f"{revision} {what}: {error}")
@@ -351,14 +274,6 @@ async def _newer(outbox: Path, url: str) -> Tally:
             tally.require(await _held(target) == before, f"{revision}: it was written to")
             await _stamp(target, migrations.head)
     return tally
-
-
-async def _open(url: str) -> None:
-    if "://" in url:
-        async with ConversationStore.open(url, migrate=False) as store:
-            await store.head()
-    else:
-        await (await OutboxFile.open(url, create=False)).close()
 
 
 async def _stamp(url: str, revision: str) -> None:
@@ -403,3 +318,32 @@ def _revisions(url: str) -> list[str]:
 
     scripts = ScriptDirectory.from_config(config_of(kind_of(url)[0]))
     return sorted(script.revision for script in scripts.walk_revisions())
+
+
+def table() -> Iterator[Experiment]:
+    """Yield what is done to the stores, and what is done to an outbox alone."""
+    one = partial(Experiment, short=("sqlite",))
+    run = partial(at_each_release, play=run_on)
+    yield one("code of earlier releases runs on while the tables change under it", run, "events", 30)
+    run = partial(at_each_release, play=start_on)
+    yield one("code of earlier releases starts on tables of this one", run, "refusals", 2)
+    for what, play in (
+        ("an earlier release's bot and the next one's daemon on one file: the daemon killed", kill_daemon),
+        ("the next release's bot and an earlier one's daemon on one file: the bot killed", kill_bot),
+    ):
+        yield one(what, partial(on_one_file, play=play), "kills", KILLS)
+    yield one("down to each revision and up again", down_and_up, "migrations", 2)
+    what = "a migration killed before or after each of its statements, and run again"
+    yield one(what, cut_off, "kills")
+    yield Experiment(what, cut_off, "kills", on=(), where="outbox")
+    for kind in KINDS:
+        given = ("a revision that is not known", newer, "refusals", 8)
+        yield one(*given, on=(kind,), where=f"{kind} and outbox")
+    what = "four processes migrate at once"
+    one = partial(Experiment, run=race, unit="migrations", short=KINDS[:2])
+    yield one(what, least=48)
+    yield Experiment(what, race, "migrations", 48, on=(), where="outbox")
+    yield one(f"{what}, without the lock of migrations", control=True)
+
+
+TABLE: Final = tuple(table())

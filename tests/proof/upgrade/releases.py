@@ -10,27 +10,21 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from uuid import UUID
 
 import letopis.store
 from tests.campaigns.invariants import Ack
-from tests.proof.harness import World
-from tests.proof.options import Options
-from tests.proof.rows import Row
-from tests.proof.stores import fresh
+from tests.proof.harness import DRAIN_SECONDS, Setting, Tally, World
 from tests.proof.upgrade.migrating import bring_to
 from tests.support.daemons import DaemonProcess
 from tests.support.line_process import LineProcess
 from tests.support.paths import ROOT
 from tests.support.sqlite_rows import rows
-
-if TYPE_CHECKING:
-    from tests.proof.upgrade.part import Place
 
 _STORE_HEAD: Final = "store/letopis/store/database/migrations.py"
 _OUTBOX_HEAD: Final = "outbox/letopis/outbox/file/inspection.py"
@@ -98,9 +92,9 @@ def earlier_releases(folder: Path) -> list[Release]:
     They are earlier than the next release, whose code the calling process runs.
     """
     found: dict[str, Release] = {}
-    for tag in _git("tag", "--list", "v*", "--sort=version:refname").split():
+    for tag in _git("tag", "--list", "v*", "--sort=version:refname").decode().split():
         tree = folder / tag
-        packed = _git_bytes("archive", "--format=tar", tag, *PACKAGES)
+        packed = _git("archive", "--format=tar", tag, *PACKAGES)
         if not packed:
             continue
         with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
@@ -125,11 +119,7 @@ def _head(path: Path) -> str:
     return found.group(1) if found else ""
 
 
-def _git(*words: str) -> str:
-    return _git_bytes(*words).decode()
-
-
-def _git_bytes(*words: str) -> bytes:
+def _git(*words: str) -> bytes:
     try:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
@@ -146,12 +136,11 @@ class ReleaseBot(LineProcess):
         super().__init__([sys.executable, "-c", BOT, str(world.outbox), world.url, *how], environment)
         self._release, self._world = release, world
 
-    def ready(self) -> bool:
+    def ready(self) -> None:
         """Wait until it has opened its history; note a problem if it fails."""
         said = self.answer(40)
         ready = str(said.get("ready", "")).startswith(f"{self._release.tree}{os.sep}")
         self._world.tally.require(ready, f"the code in {self._release.tree} does not open it: {said}")
-        return ready
 
     def say(self, count: int, words: str) -> None:
         """Have it append events, and keep what it was promised."""
@@ -159,107 +148,82 @@ class ReleaseBot(LineProcess):
         self._world.acks += [Ack(name, UUID(event_id)) for name, event_id in said.get("acks", ())]
         self._world.tally.require("error" not in said, f"what it says {words}: {said.get('error')}")
 
-    def drain(self, seconds: float, when: str) -> None:
-        self._world.tally.require(self.drained(seconds), f"not drained {when}")
-
-    def kill_while_it_says(self, count: int, *, after: float) -> None:
-        """Kill it in the middle; what it has not acknowledged by then may be there or not."""
-        self.tell(f"say {count} cut")
-        time.sleep(after)
-        self.kill()
+    def drain(self, when: str) -> None:
+        self._world.tally.require(self.drained(DRAIN_SECONDS), f"not drained {when}")
 
     def drained(self, seconds: float) -> bool:
         """Return True if everything was delivered within ``seconds``."""
         return self.ask(f"drain {seconds}", seconds + 20).get("drained") is True
 
 
-NEWER_DAEMON: Final = "an earlier release's bot and the next one's daemon on one file: the daemon killed"
-NEWER_BOT: Final = "the next release's bot and an earlier one's daemon on one file: the bot killed"
 KILLS: Final = 10
-DRAIN_SECONDS: Final = 30
 
 
-def on_one_file(place: Place) -> Iterator[Row]:
-    """Have the last earlier release and the next one share a file, both ways."""
-    options, kind, releases = place.options, place.kind, place.releases
-    for what, play in ((NEWER_DAEMON, _kill_daemon), (NEWER_BOT, _kill_bot)):
-        with fresh(kind, options.folder, play.__name__) as store:
-            world = World(options.folder, store.url, name=f"{kind}{play.__name__}.outbox.db")
-            shared = _Shared(releases[-1], world, options)
-            play(shared)
-            shared.end()
-        world.tally.notes = f"{len(world.acks):,} events acknowledged"
-        yield world.tally.row(what, kind, "kills", KILLS)
-
-
-class _Shared:
-    """A file and a store that an earlier release made; the store's tables are the next one's already."""
-
-    def __init__(self, earlier: Release, world: World, options: Options) -> None:
-        self.earlier, self.following = earlier, next_release()
-        self.world, self.tally = world, world.tally
-        self.rounds = options.many(KILLS, 2)
-        self.chance = Random(options.seed)
-
-    def bot(self, release: Release, *, migrate: bool = False) -> ReleaseBot:
-        return ReleaseBot(release, self.world, migrate=migrate, relay=False)
-
-    def daemon(self, release: Release) -> DaemonProcess:
-        path = os.pathsep.join(str(release.tree / package) for package in PACKAGES)
-        arguments = ("--outbox", str(self.world.outbox), "--store", self.world.url)
-        return DaemonProcess(*arguments, folder=self.world.folder, PYTHONPATH=path)
-
-    def expand(self) -> None:
-        asyncio.run(bring_to(self.world.url, "head"))
-
-    def check_revision(self) -> None:
-        """Note a problem unless the file is at the next release's revision, without which nothing is shown."""
-        ((found,),) = rows(self.world.outbox, "SELECT version_num FROM letopis_outbox_version")
-        self.tally.require(found == self.following.outbox, f"the file is at revision {found}")
-
-    def end(self) -> None:
-        """Have the next release deliver the rest, and note what is wrong then."""
-        with ReleaseBot(self.following, self.world) as bot:
-            bot.ready()
-            bot.say(5, "after")
-            bot.drain(DRAIN_SECONDS, "by the next release")
-        asyncio.run(self.world.judge())
-
-
-def _kill_daemon(shared: _Shared) -> None:
-    """Keep a bot of the earlier release running while daemons of the next one are killed."""
-    with shared.bot(shared.earlier, migrate=True) as bot:
-        if not bot.ready():
-            return
+def on_one_file(setting: Setting, *, play: Callable[[Setting, World, Release], None]) -> Tally:
+    """Have the last earlier release and the next one share a file; the store's tables are the next one's already."""
+    release, world = earlier_releases(setting.folder)[-1], setting.world()
+    with ReleaseBot(release, world, migrate=True, relay=False) as bot:
+        bot.ready()
         bot.say(5, "before")
-        shared.expand()
-        for number in range(shared.rounds):
-            with shared.daemon(shared.following) as daemon:  # its end is a SIGKILL
+    play(setting, world, release)
+    deliver_rest(world)
+    asyncio.run(world.judge())
+    world.tally.notes = f"{len(world.acks):,} events acknowledged"
+    return world.tally
+
+
+def deliver_rest(world: World) -> None:
+    """Have the next release deliver the rest."""
+    with ReleaseBot(next_release(), world) as bot:
+        bot.ready()
+        bot.say(5, "after")
+        bot.drain("by the next release")
+
+
+def kill_daemon(setting: Setting, world: World, release: Release) -> None:
+    """Keep a bot of the earlier release running while daemons of the next one are killed."""
+    chance = Random(setting.seed)
+    with ReleaseBot(release, world, relay=False) as bot:
+        bot.ready()
+        asyncio.run(bring_to(world.url, "head"))
+        for number in range(setting.many(KILLS, 2)):
+            with _daemon(next_release(), world) as daemon:  # its end is a SIGKILL
                 daemon.works()
                 if not number:
-                    shared.check_revision()
-                bot.say(shared.chance.randrange(1, 30), "beside")
-                time.sleep(shared.chance.uniform(0, 0.4))
-            shared.tally.count += 1
+                    _check_revision(world)
+                bot.say(chance.randrange(1, 30), "beside")
+                time.sleep(chance.uniform(0, 0.4))
+            world.tally.count += 1
 
 
-def _kill_bot(shared: _Shared) -> None:
+def kill_bot(setting: Setting, world: World, release: Release) -> None:
     """Keep a daemon of the earlier release running while bots of the next one are killed."""
-    with shared.bot(shared.earlier, migrate=True) as bot:
-        if not bot.ready():
-            return
-        bot.say(5, "before")
-    with shared.daemon(shared.earlier) as daemon:
+    chance = Random(setting.seed)
+    with _daemon(release, world) as daemon:
         daemon.works()
-        shared.expand()
-        for number in range(shared.rounds):
-            with shared.bot(shared.following) as bot:
+        asyncio.run(bring_to(world.url, "head"))
+        for number in range(setting.many(KILLS, 2)):
+            with ReleaseBot(next_release(), world, relay=False) as bot:
                 bot.ready()
-                bot.say(shared.chance.randrange(1, 10), "beside")
+                bot.say(chance.randrange(1, 10), "beside")
                 if not number:
-                    shared.check_revision()
-                bot.kill_while_it_says(200, after=shared.chance.uniform(0, 0.1))
-            shared.tally.count += 1
-        with shared.bot(shared.following) as bot:
+                    _check_revision(world)
+                bot.tell("say 200 cut")  # what it has not acknowledged by then may be there or not
+                time.sleep(chance.uniform(0, 0.1))
+                bot.kill()
+            world.tally.count += 1
+        with ReleaseBot(next_release(), world, relay=False) as bot:
             bot.ready()
-            bot.drain(DRAIN_SECONDS, f"by the earlier daemon, which says {daemon.messages()[-3:]}")
+            bot.drain(f"by the earlier daemon, which says {daemon.messages()[-3:]}")
+
+
+def _daemon(release: Release, world: World) -> DaemonProcess:
+    path = os.pathsep.join(str(release.tree / package) for package in PACKAGES)
+    arguments = ("--outbox", str(world.outbox), "--store", world.url)
+    return DaemonProcess(*arguments, folder=world.folder, PYTHONPATH=path)
+
+
+def _check_revision(world: World) -> None:
+    """Note a problem unless the file is at the next release's revision, without which nothing is shown."""
+    ((found,),) = rows(world.outbox, "SELECT version_num FROM letopis_outbox_version")
+    world.tally.require(found == next_release().outbox, f"the file is at revision {found}")
