@@ -5,57 +5,45 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from pathlib import Path
-from random import Random
-from typing import Any, Final
+from typing import Final
 
 from letopis.outbox.alerting.incidents import IncidentKind
 from letopis.store.database.schema import events
 from tests.campaigns.invariants import read_store
-from tests.proof.restored import world as worlds
-from tests.proof.restored import wrong
-from tests.proof.restored.world import WAIT, World, running, served, world
-from tests.proof.stores import KINDS
+from tests.proof.restored.world import WAIT, World, running
 from tests.support.moves import dump
-from tests.support.store_changes import let_through, run_there, swallow
+from tests.support.store_changes import copied, let_through, run_there, swallow
 
-KILLS = 3
-"""Of a move at most; one that is through before its first is no case of this. 0 for a control: none is needed."""
+KILLS: Final = 3  # of a move at most; one that is through before its first is no case of this
 TRANSACTIONS: Final = 60  # of a move that is not killed, about
 TALK: Final = 0.3  # seconds that the bot talks after the move before it is noticed
+SWALLOWED: Final = ("conversations", "messages", "lanes", "events")
 
 
-def killed_midway(to: str) -> Callable[[World], Awaitable[None]]:
-    """Return the case of a move to a kind of store."""
-
-    async def case(world: World) -> None:
-        target = world.database(to)
-        async with world.delivering(world.url) as relay:
-            await world.say(world.chance.randrange(60, 120))
-            await world.whole(world.url)
-            saved = list(world.receipts)
-            if world.chance.random() < 0.5:
-                await world.prune()
-            async with world.talking(pace=0.2):
-                if not await asyncio.to_thread(_run_to_its_end, world, target):
-                    return
-                closed = await dump(world.url)
-                await asyncio.sleep(TALK)
-                moved = "the history was moved away, and the relay does not say so"
-                await world.wait(lambda: (relay.breaker.reason or "") == "wrong_store moved", moved)
-        async with world.delivering(target):
-            await world.say(5)
-            await world.whole(target)
-        world.tally.require(await dump(world.url) == closed, "the old store took something after it was closed")
-        await _continued(world, target)
-        for number, receipt in enumerate(saved):
-            kept = await receipt.saved(0.5)
-            world.tally.require(kept, f"message {number} was saved before the move, and is not any more")
-
-    return case
+async def killed_midway(world: World, *, to: str) -> None:
+    """Move to a kind of store."""
+    target = world.database(to)
+    async with world.delivering(world.url) as relay:
+        await world.say(world.chance.randrange(60, 120))
+        await world.whole(world.url)
+        saved = list(world.receipts)
+        if world.chance.random() < 0.5:
+            await world.prune()
+        async with world.talking(pace=0.2):
+            if not await asyncio.to_thread(_run_to_its_end, world, target):
+                return
+            closed = await dump(world.url)
+            await asyncio.sleep(TALK)
+            moved = "the history was moved away, and the relay does not say so"
+            await world.wait(lambda: (relay.breaker.reason or "") == "wrong_store moved", moved)
+    async with world.delivering(target):
+        await world.say(5)
+        await world.whole(target)
+    world.tally.require(await dump(world.url) == closed, "the old store took something after it was closed")
+    await _continued(world, target)
+    for number, receipt in enumerate(saved):
+        kept = await receipt.saved(0.5)
+        world.tally.require(kept, f"message {number} was saved before the move, and is not any more")
 
 
 async def _continued(world: World, new: str) -> None:
@@ -70,7 +58,7 @@ async def _continued(world: World, new: str) -> None:
 
 def _run_to_its_end(world: World, target: str) -> bool:
     """Return True if the move ended well, and was killed before as often as it had to be."""
-    kills, most = 0, world.chance.randint(min(1, KILLS), KILLS)
+    kills, most = 0, 0 if world.here.control else world.chance.randint(1, world.here.many(KILLS, 1))
     while True:
         left = world.chance.randrange(1, TRANSACTIONS) if kills < most else 0
         if not kills:
@@ -92,46 +80,10 @@ def _run_to_its_end(world: World, target: str) -> bool:
         kills += 1
 
 
-PAIRS: Final = {
-    "postgresql": ("sqlite", "mariadb"),
-    "mariadb": ("sqlite", "postgresql"),
-    "sqlite": ("sqlite",),
-}
-"""The kinds that a history is moved to, and from which."""
-assert set(PAIRS) == set(KINDS)
-
-
-SWALLOWED: Final = ("conversations", "messages", "lanes", "events")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """One kind of case.
-
-    :ivar run: does it in what ``opened`` gives, which notes what is wrong.
-    :ivar on: the kinds of store that it can be done to.
-    :ivar control: which part of the code its control takes away; empty where it has none.
-    :ivar many: cases on a kind of store.
-    :ivar short: whether the short form of the proof has one of them.
-    :ivar opened: given the kind of a store, its URL, a folder for the case, and its chance.
-    """
-
-    what: str
-    run: Callable[[World], Awaitable[None]]
-    control: str = ""
-    on: tuple[str, ...] = ("sqlite", "postgresql", "mariadb")
-    many: int = 3
-    short: bool = True
-    opened: Callable[[str, str, Path, Random], AbstractAsyncContextManager[World]] = served
-
-
 async def in_quiet(world: World) -> None:
     """Set back what a bot that says nothing more had delivered."""
-    await world.say(world.chance.randrange(0, 30))
-    await world.delivered()
-    backup = await world.backup()
-    await world.say(world.chance.randrange(1, 40))
-    await world.delivered()
+    backup = await world.saved(world.chance.randrange(0, 30))
+    await world.saved(world.chance.randrange(1, 40))
     await world.restore(backup)
     await world.whole()
 
@@ -140,7 +92,7 @@ async def under_load(world: World) -> None:
     """Set back while the bot talks and the relay delivers."""
     async with world.talking():
         await asyncio.sleep(world.chance.uniform(0.05, 0.5))
-        backup = await world.backup()
+        backup = await copied(world.url)
         await asyncio.sleep(world.chance.uniform(0.05, 0.5))
         await world.restore(backup)
         await asyncio.sleep(world.chance.uniform(0, 0.2))
@@ -149,14 +101,9 @@ async def under_load(world: World) -> None:
 
 async def twice(world: World) -> None:
     """Set back to an older backup while the first restore is being healed."""
-    await world.say(10)
-    await world.delivered()
-    older = await world.backup()
-    await world.say(20)
-    await world.delivered()
-    newer = await world.backup()
-    await world.say(20)
-    await world.delivered()
+    older = await world.saved(10)
+    newer = await world.saved(20)
+    await world.saved(20)
     await world.restore(newer)
     await asyncio.sleep(world.chance.uniform(0, 0.4))
     await world.restore(older)
@@ -166,12 +113,8 @@ async def twice(world: World) -> None:
 async def pruned(world: World) -> None:
     """Set back what the outbox has pruned in part or whole: reported by conversation, and repaired by a newer
     backup."""
-    await world.say(world.chance.randrange(0, 20))
-    await world.delivered()
-    older = await world.backup()
-    await world.say(world.chance.randrange(5, 40))
-    await world.delivered()
-    newer = await world.backup()
+    older = await world.saved(world.chance.randrange(0, 20))
+    newer = await world.saved(world.chance.randrange(5, 40))
     await world.prune(world.chance.choice((0, 0, 1, 3)))
     await world.restore(older)
     await world.told()
@@ -181,13 +124,11 @@ async def pruned(world: World) -> None:
 
 async def cut_out(world: World) -> None:
     """Delete some events while the counters stay: told, and ended by the backup."""
-    await world.say(world.chance.randrange(5, 40))
-    await world.delivered()
-    backup = await world.backup()
+    backup = await world.saved(world.chance.randrange(5, 40))
     head = len((await read_store(world.url)).events)
     first = world.chance.randrange(1, head + 1)
     last = world.chance.choice((first, head, world.chance.randrange(first, head + 1)))
-    position = "`position`" if world.kind == "mariadb" else '"position"'
+    position = "`position`" if world.here.kind == "mariadb" else '"position"'
     await run_there(world.url, f"DELETE FROM {events.name} WHERE {position} BETWEEN {first} AND {last}")
 
     async def told() -> bool:
@@ -199,7 +140,7 @@ async def cut_out(world: World) -> None:
         return (await world.status()).healthy
 
     gone = f"events {first} to {last} of {head} are gone from the log, and nobody is told"
-    await world.wait(told, gone, patience=worlds.TIMEOUT_SECONDS / 3)
+    await world.wait(told, gone, patience=world.patience / 3)
     await world.restore(backup)
     await world.wait(well, "the log is whole again, and status does not say so")
     await world.whole()
@@ -207,50 +148,14 @@ async def cut_out(world: World) -> None:
 
 async def swallowed(world: World) -> None:
     """Have a trigger swallow what is written to a table: nothing counts as saved, and all is once it is gone."""
-    await world.say(world.chance.randrange(1, 10))
-    await world.delivered()
+    await world.saved(world.chance.randrange(1, 10))
     table = world.chance.choice(SWALLOWED)
-    await run_there(world.url, *swallow(world.kind, table, "INSERT"))
+    await run_there(world.url, *swallow(world.here.kind, table, "INSERT"))
     for number in range(world.chance.randrange(1, 5)):
         # Of new conversations: each of the tables is inserted into.
         await world.say_in(f"new-{number}", world.chance.choice((1, 3, 60)))
     swallowed = f"rows of letopis_{table} were swallowed, and nobody is told"
-    patience = worlds.TIMEOUT_SECONDS / 3
-    await world.wait(lambda: world.relay.breaker.reason == "misconfigured rows", swallowed, patience=patience)
-    await run_there(world.url, *let_through(world.kind, table))
+    misconfigured = "misconfigured rows"
+    await world.wait(lambda: world.relay.breaker.reason == misconfigured, swallowed, patience=world.patience / 3)
+    await run_there(world.url, *let_through(world.here.kind, table))
     await world.whole()
-
-
-TOLD: Final[dict[str, Any]] = {"many": 2, "opened": world}
-CASES: Final = (
-    Case(what="restored in quiet", run=in_quiet, control="compare"),
-    Case(what="restored while the bot talks", run=under_load),
-    Case(what="restored again, to an older backup, while it heals", run=twice, short=False),
-    Case(what="restored beyond the tail: told, then mended by a newer backup", run=pruned),
-    Case(what="events deleted from the log: told, and ended by a backup", run=cut_out, control="count_log"),
-    Case(what="rows swallowed by a trigger", run=swallowed, control="count_rows", on=("sqlite", "postgresql")),
-    Case(what="a relay told of wrong stores after the first delivery", run=wrong.after_the_first_delivery, **TOLD),
-    Case(
-        what="a relay told of wrong stores before the first delivery",
-        run=wrong.before_the_first_delivery,
-        control="bind",
-        short=False,
-        **TOLD,
-    ),
-    Case(what="two relays told of two stores while the bot talks", run=wrong.two_relays, short=False, **TOLD),
-    Case(what="a staging copy beside the store", run=wrong.a_staging_copy, short=False, **TOLD),
-    Case(what="another store at the same address for a while", run=wrong.exchanged, many=2),
-    *(
-        Case(
-            what=f"a move to {target} killed midway, again and again, while the bot talks",
-            run=killed_midway(target),
-            control="close" if target == "sqlite" else "",
-            on=sources,
-            many=4,
-            short=target == "postgresql",
-            opened=world,
-        )
-        for target, sources in PAIRS.items()
-    ),
-)
-"""Every kind of case: 101 in all."""

@@ -36,18 +36,19 @@ from letopis.store import ConversationStore, Message
 from tests.campaigns.invariants import check, read_outbox, read_store
 from tests.campaigns.states import Ack
 from tests.proof import harness
-from tests.proof.harness import migrated
+from tests.proof.harness import Setting, migrated
 from tests.proof.stores import fresh
 from tests.support import relays
 from tests.support.moves import dump
 from tests.support.relays import drained, end
 from tests.support.store_changes import Copy, copied, put_back_beside
+from tests.support.victim import OUTBOX
 
-TIMEOUT_SECONDS: Final = 30.0  # in which a store has to be whole again, or its loss told
+TIMEOUT_SECONDS: Final = 30.0  # that everything else is given
+BLIND_SECONDS: Final = 6.0  # that a control is given to notice, which it cannot; half of it in the short form
 WAIT: Final = 120.0  # seconds after which a process that does not end is killed
 POLITE: Final = 20  # how often a restore is tried that met a delivery and was rolled back for it
 CHILD: Final = Path(__file__).with_name("child.py")
-DEFECT = ""  # of the processes that are started; set for a control
 _PROBES: Final = RetryPolicy(base=0.05, factor=2, cap=0.2, jitter="none", attempts=1)
 
 
@@ -55,16 +56,22 @@ _PROBES: Final = RetryPolicy(base=0.05, factor=2, cap=0.2, jitter="none", attemp
 class World(harness.World):
     """A bot that names ``url`` as its history store, and does not deliver itself; what its appends returned."""
 
-    kind: str
+    here: Setting
     chance: Random
+    defect: str  # of the processes that are started
     history: History
     stack: ExitStack
     receipts: list[Receipt] = field(default_factory=list)
     relay: Relay = field(init=False)  # the one that runs all the while, in a world that is `served`
 
+    @property
+    def patience(self) -> float:
+        """Seconds in which a store has to be whole again, or its loss told."""
+        return BLIND_SECONDS / self.here.many(1, 2) if self.here.control else TIMEOUT_SECONDS
+
     async def wait(self, true: Callable[[], Any], problem: str, *, patience: float = 0) -> None:
         """Wait until something is true, and note a problem if it does not come."""
-        self.tally.require(await relays.comes_true(true, patience=patience or TIMEOUT_SECONDS), problem)
+        self.tally.require(await relays.comes_true(true, patience=patience or self.patience), problem)
 
     def database(self, kind: str) -> str:
         """Return the URL of another database, which is empty; of SQLite, of a file that is not there."""
@@ -106,10 +113,10 @@ class World(harness.World):
             relay = Relay(outbox, store, random=self.chance, breaker=breaker)
             yield await stack.enter_async_context(relays.running(relay))
 
-    async def delivered(self) -> None:
-        await drained(self.history.outbox, patience=TIMEOUT_SECONDS)
-
-    async def backup(self) -> Copy:
+    async def saved(self, events: int) -> Copy:
+        """Say something, and return a backup of the store once it has it."""
+        await self.say(events)
+        await drained(self.history.outbox, patience=self.patience)
         return await copied(self.url)
 
     async def restore(self, copy: Copy) -> None:
@@ -155,7 +162,7 @@ class World(harness.World):
         await self._within(wrong)
 
     async def _within(self, wrong: Callable[[], Awaitable[Sequence[str]]]) -> None:
-        end = time.monotonic() + TIMEOUT_SECONDS
+        end = time.monotonic() + self.patience
         while (problems := await wrong()) and time.monotonic() < end:  # noqa: ASYNC110 - nothing there rings
             await asyncio.sleep(0.1)  # a look reads all of both
         self.tally.problems += problems[:3]
@@ -165,7 +172,7 @@ class World(harness.World):
         named = () if store is None else ("--store", store)
         clean = {key: value for key, value in os.environ.items() if not key.startswith("LETOPIS_")}
         return subprocess.Popen(
-            [sys.executable, "-P", str(CHILD), DEFECT, "--outbox", str(self.outbox), *named, *words],
+            [sys.executable, "-P", str(CHILD), self.defect, "--outbox", str(self.outbox), *named, *words],
             cwd=self.folder,
             env=clean,
             stdout=subprocess.PIPE,
@@ -229,15 +236,16 @@ def running(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 @asynccontextmanager
-async def world(kind: str, url: str, folder: Path, chance: Random) -> AsyncIterator[World]:
+async def world(here: Setting, chance: Random, defect: str) -> AsyncIterator[World]:
     """Open one, whose bot has said nothing yet."""
     with ExitStack() as stack:
-        await migrated(url)
-        async with History(folder / "bot.outbox.db", store=url, relay=False) as history:
-            yield World(folder=folder, url=url, kind=kind, chance=chance, history=history, stack=stack)
+        await migrated(here.url)
+        async with History(here.folder / OUTBOX, store=here.url, relay=False) as history:
+            given: dict[str, Any] = {"chance": chance, "defect": defect, "history": history, "stack": stack}
+            yield World(folder=here.folder, url=here.url, here=here, **given)
 
 
 @asynccontextmanager
-async def served(kind: str, url: str, folder: Path, chance: Random) -> AsyncIterator[World]:
-    async with world(kind, url, folder, chance) as opened, opened.delivering(url) as opened.relay:
+async def served(here: Setting, chance: Random, defect: str) -> AsyncIterator[World]:
+    async with world(here, chance, defect) as opened, opened.delivering(here.url) as opened.relay:
         yield opened

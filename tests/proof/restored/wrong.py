@@ -7,6 +7,7 @@ import signal
 import sqlite3
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
+from typing import Final
 
 from sqlalchemy.engine import make_url
 
@@ -15,13 +16,12 @@ from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.store import Message
 from letopis.store.database.schema import metadata
 from tests.proof.harness import migrated
-from tests.proof.restored import world as worlds
-from tests.proof.restored.world import WAIT, World, rows, running
+from tests.proof.restored.world import TIMEOUT_SECONDS, WAIT, World, rows, running
 from tests.proof.stores import KINDS, fresh
 from tests.support.servers import PostgresServer
 from tests.support.store_changes import copied, put_back, run_there
 
-TOLD = 2  # wrong stores that a relay is given in a case, of five; one in the short form
+TOLD: Final = 2  # wrong stores that a relay is given in a case, of five; one in the short form and in a control
 
 
 async def before_the_first_delivery(world: World) -> None:
@@ -69,7 +69,7 @@ async def a_staging_copy(world: World) -> None:
     async with world.delivering(world.url):
         await world.say(world.chance.randrange(5, 30))
         await world.whole(world.url)
-    copy = world.database(world.kind)
+    copy = world.database(world.here.kind)
     await migrated(copy)
     await put_back(copy, await copied(world.url))
     code, _ = await world.said("db", "new-identity", "--yes", "--json", store=copy)
@@ -80,12 +80,11 @@ async def a_staging_copy(world: World) -> None:
 
 async def exchanged(world: World) -> None:
     """Another history lies behind the same address for a while, beneath a relay that runs."""
-    with fresh(world.kind, world.folder, "another") as another:
+    with fresh(world.here.kind, world.folder, "another") as another:
         await _some_history(world.folder / "theirs.outbox.db", another.url)
         before = await rows(another.url)
-        await world.say(world.chance.randrange(1, 20))
-        await world.delivered()
-        await _exchange(world.kind, world.url, another.url)
+        await world.saved(world.chance.randrange(1, 20))
+        await _exchange(world.here.kind, world.url, another.url)
         await world.say(world.chance.randrange(1, 20))
         missed = "another store lies there, and the relay does not say so"
         await world.wait(lambda: world.relay.breaker.reason == "wrong_store identity", missed)
@@ -97,16 +96,16 @@ async def exchanged(world: World) -> None:
 
         # The relay writes down what it met a moment later.
         missed = "another store lies there, and status does not say so"
-        await world.wait(told, missed, patience=worlds.TIMEOUT_SECONDS / 3)
+        await world.wait(told, missed, patience=world.patience / 3)
         world.tally.require(await rows(world.url) == before, "the store that was put there took something")
-        await _exchange(world.kind, world.url, another.url)
+        await _exchange(world.here.kind, world.url, another.url)
         await world.whole()
         kept = await rows(another.url) == before
         world.tally.require(kept, "the store that had been put there holds something else afterwards")
 
 
 async def another_store(world: World) -> str:
-    url = world.database(world.kind)
+    url = world.database(world.here.kind)
     await _some_history(world.folder / "theirs.outbox.db", url)
     return url
 
@@ -116,13 +115,14 @@ async def _some_history(path: Path, url: str) -> None:
     async with History(path, store=url) as theirs:
         for number in range(5):
             await theirs.append("chat-0", Message.user(f"theirs {number}"))
-        if not await theirs.drained(worlds.TIMEOUT_SECONDS):
+        if not await theirs.drained(TIMEOUT_SECONDS):
             raise TimeoutError("another bot could not deliver")
 
 
 async def _told_of_wrong_ones(world: World) -> None:
     empty: list[str | None] = [None, *(world.database(kind) for kind in KINDS)]
-    drawn = [one for one in world.chance.sample(empty, TOLD - 1) if one != ""]  # of a server that is not there
+    many = 1 if world.here.control else world.here.many(TOLD, 1)
+    drawn = [one for one in world.chance.sample(empty, many - 1) if one != ""]  # of a server that is not there
     await _refused(world, [await another_store(world), *drawn])
 
 
