@@ -43,9 +43,9 @@ def swapped(data: bytes, chance: Random) -> bytes:
 
 
 DAMAGES: Final[dict[str, Callable[[bytes, Random], bytes]]] = {
-    "end cut off": cut,
-    "page zeroed": zeroed,
-    "two pages swapped": swapped,
+    "end cut off a closed file": cut,
+    "page zeroed of a closed file": zeroed,
+    "two pages swapped of a closed file": swapped,
 }
 
 CONVERSATIONS: Final = 14

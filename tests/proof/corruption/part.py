@@ -53,7 +53,7 @@ TIMES: Final = {"letopis_outbox_events": (10,), "letopis_events": (13, 14), "let
 INDEXED_UP_TO: Final = 8  # the column of ``letopis_outbox_origin`` with the position up to which ids are indexed
 
 
-Try = tuple[str, bytes | None, bytes | None]  # what is done, the damaged file if it is damaged, and its WAL
+Try = tuple[bytes | None, bytes | None]  # the damaged file if it is damaged, and its WAL
 
 
 def prove(options: Options) -> Iterator[Row]:
@@ -63,17 +63,7 @@ def prove(options: Options) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="letopis-proof-", dir=memory) as folder:
         files = asyncio.run(make_files(Path(folder)))
         proof = _Proof(options, files, Path(folder) / "work")
-        for what in (
-            proof.flips,
-            proof.pages,
-            proof.wal_flips,
-            proof.wal_cuts,
-            proof.store_flips,
-            proof.salvages,
-            proof.salvages_without_lanes,
-            proof.commands,
-        ):
-            yield from streamed(what())
+        yield from streamed(proof.rows())
 
 
 class _Proof:
@@ -84,49 +74,37 @@ class _Proof:
         self._count = self._blind = 0
         self._truth = {path: seen_in(self._copy(path)) for path in (files.closed, files.living, files.store)}
 
-    async def flips(self) -> AsyncIterator[Row]:
-        """One bit of the closed outbox file; and what SQLite's own check makes of the same bits."""
-        chance, data = Random(self._options.seed), self._files.closed.read_bytes()
-        tries = ((f"flip {number}", flipped(data, chance), None) for number in range(self._options.many(420, 80)))
+    async def rows(self) -> AsyncIterator[Row]:
+        """Damage each file, and ask who notices; and what SQLite's own check makes of the same bits."""
+        many, files, chance = self._options.many, self._files, Random(self._options.seed)
+        data, wal, store = files.closed.read_bytes(), _wal(files.living).read_bytes(), files.store.read_bytes()
         what = "one bit flipped in a closed file"
-        yield await self._tried(what, self._files.closed, tries, 400, "bits", against=self._files.url)
+        tries: Iterable[Try] = ((flipped(data, chance), None) for _ in range(many(420, 80)))
+        yield await self._tried(what, files.closed, tries, 400, "bits", against=files.url)
         yield self._unseen("outbox", "changed what a reader sees, and the check said ok")
-
-    async def pages(self) -> AsyncIterator[Row]:
-        chance, data = Random(self._options.seed + 1), self._files.closed.read_bytes()
         for name, damage in DAMAGES.items():
-            many = range(self._options.many(60, 12))
-            tries = [(f"{name} {number}", damage(data, chance), None) for number in many]
-            what = f"{name} of a closed file".replace("end cut off of", "end cut off")
-            yield await self._tried(what, self._files.closed, tries, 50, "files", against=self._files.url)
-
-    async def wal_flips(self) -> AsyncIterator[Row]:
-        """What is in the WAL was not delivered: only the file itself can tell."""
-        chance, wal = Random(self._options.seed + 2), _wal(self._files.living).read_bytes()
-        tries = ((f"flip {number}", None, flipped(wal, chance)) for number in range(self._options.many(320, 50)))
-        yield await self._tried("one bit flipped in a WAL", self._files.living, tries, 300, "bits")
+            tries = [(damage(data, chance), None) for _ in range(many(60, 12))]
+            yield await self._tried(name, files.closed, tries, 50, "files", against=files.url)
+        # What is in the WAL was not delivered: only the file itself can tell.
+        tries = ((None, flipped(wal, chance)) for _ in range(many(320, 50)))
+        yield await self._tried("one bit flipped in a WAL", files.living, tries, 300, "bits")
         yield self._unseen("WAL of the outbox", "commits silently dropped, and the check said ok")
-
-    async def wal_cuts(self) -> AsyncIterator[Row]:
-        """A tail that is gone: where the history store has more than the file it shows, else only in a transaction."""
-        chance, wal = Random(self._options.seed + 3), _wal(self._files.living).read_bytes()
-        lengths = [chance.randrange(len(wal)) for _ in range(self._options.many(60, 10))]
+        # A tail that is gone: where the history store has more than the file it shows, else only in a transaction.
+        lengths = [chance.randrange(len(wal)) for _ in range(many(60, 10))]
         lengths[1::2] = [max(0, (length - 32) // (4096 + 24) * (4096 + 24) + 32) for length in lengths[1::2]]
-        tries = ((f"cut at {length}", None, wal[:length]) for length in lengths)
-        what, living = "WAL cut short, its tail delivered", self._files.living
-        row = await self._tried(what, living, tries, 50, "files", against=await self._delivered())
-        alone = [await self._outcome(living, None, None, wal=wal[:length]) for length in lengths].count("missed")
+        tries = [(None, wal[:length]) for length in lengths]
+        cut_short, against = "WAL cut short, its tail delivered", await self._delivered()
+        row = await self._tried(cut_short, files.living, tries, 50, "files", against=against)
+        alone = [await self._outcome(files.living, None, None, wal=tail) for _, tail in tries].count("missed")
         yield replace(
             row,
             notes=f"{row.notes}; with a history store that has not seen the lost tail, {alone} cuts between two"
             " transactions cannot be told from a file that never had it, and are not noticed",
         )
-
-    async def store_flips(self) -> AsyncIterator[Row]:
-        chance, data = Random(self._options.seed + 4), self._files.store.read_bytes()
-        tries = ((f"flip {number}", flipped(data, chance), None) for number in range(self._options.many(160, 25)))
-        what = "one bit flipped in a closed file"
-        yield await self._tried(what, self._files.store, tries, 150, "bits", where="history store")
+        tries = ((flipped(store, chance), None) for _ in range(many(160, 25)))
+        yield await self._tried(what, files.store, tries, 150, "bits", where="history store")
+        for row in (await self._salvaged(), *await self._salvaged_without_lanes(), await self._commands()):
+            yield row
 
     async def _tried(
         self,
@@ -142,11 +120,11 @@ class _Proof:
         """Damage a file in each way; count what became of it, and how often SQLite's own check saw nothing."""
         tally, self._blind = Tally(), 0
         engine = create_store_engine(against) if against else None
-        for label, data, wal in tries:
+        for number, (data, wal) in enumerate(tries):
             outcome = await self._outcome(source, data, engine, wal=wal)
             tally.figures[outcome] += 1
             if outcome == "missed":
-                tally.problems.append(f"{label}: {self._difference(source)}")
+                tally.problems.append(f"{number}: {self._difference(source)}")
             if unit == "bits" and outcome in ("noticed", "missed"):
                 self._blind += self._integrity_says_ok()
         if engine is not None:
@@ -159,7 +137,7 @@ class _Proof:
         what = "the same bits, with SQLite's integrity_check alone"
         return Tally(self._count, untold=self._blind, notes=notes).row(what, where, "bits", control=True)
 
-    async def salvages(self) -> AsyncIterator[Row]:
+    async def _salvaged(self) -> Row:
         chance, tally = Random(self._options.seed + 5), Tally()
         files = self._files
         wal = _wal(files.living).read_bytes()
@@ -184,7 +162,7 @@ class _Proof:
         count = tally.figures
         kept = f"{count['kept']} events kept, {count['lost']} named as lost"
         tally.notes = f"{kept}, {count['let go']} delivered ones let go"
-        yield tally.row("salvaged into a new file", "outbox", "files", 100)
+        return tally.row("salvaged into a new file", "outbox", "files", 100)
 
     def _provable(self, source: Path, left: bytes) -> bool:
         """Return True if an event is there up to its salt, and the row of its lane, whose name its digest covers."""
@@ -195,7 +173,7 @@ class _Proof:
         events = self._truth[source]["letopis_outbox_events"]
         return any(row[2] in there and row[8] + (row[9] or b"") in left for row in events)
 
-    async def salvages_without_lanes(self) -> AsyncIterator[Row]:
+    async def _salvaged_without_lanes(self) -> tuple[Row, Row]:
         """Each page of lanes and each page of events together: only events and indexes say where a lane ends."""
         chance, tally, silent = Random(self._options.seed + 6), Tally(), 0
         source = self._files.closed
@@ -220,11 +198,13 @@ class _Proof:
                 ends[name] = max(ends[name], sequence)
             silent += sum(delivered[name] < sequence > ends[name] for name, sequence in truth)
         tally.notes = f"{tally.figures['kept']} events kept, {tally.figures['lost']} named as lost"
-        yield tally.row("a page of lanes and one of events", "outbox", "files", 12)
         blind = Tally(tally.count, untold=silent, notes="pending events lost without a word")
-        yield blind.row("the same files, with lanes that end at their last event", "outbox", "files", control=True)
+        return (
+            tally.row("a page of lanes and one of events", "outbox", "files", 12),
+            blind.row("the same files, with lanes that end at their last event", "outbox", "files", control=True),
+        )
 
-    async def commands(self) -> AsyncIterator[Row]:
+    async def _commands(self) -> Row:
         """The command as an operator runs it, with its exit codes."""
         files, tally = self._files, Tally()
         wal = bytearray(_wal(files.living).read_bytes())
@@ -256,7 +236,7 @@ class _Proof:
         tally.count += 1
         ended = f"db verify of a sound store ended with {done.returncode}: {done.stdout[-200:]}"
         tally.require(not done.returncode, ended)
-        yield tally.row("letopis outbox verify and salvage, db verify", "command", "commands", 7)
+        return tally.row("letopis outbox verify and salvage, db verify", "command", "commands", 7)
 
     def _copy(self, source: Path) -> Path:
         wal = _wal(source)
@@ -305,16 +285,7 @@ class _Proof:
             seen = seen_in(self._work / source.name)
         except UNREADABLE as error:
             return f"unreadable: {type(error).__name__}"
-        truth = self._truth[source]
-        return (
-            ", ".join(
-                f"{table}: {[place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b]}"
-                for table in truth
-                for one, two in zip(truth[table], seen.get(table, []), strict=False)
-                if one != two
-            )
-            or "rows are missing"
-        )
+        return ", ".join(table for table, rows in self._truth[source].items() if seen.get(table) != rows)
 
     def _integrity_says_ok(self) -> bool:
         (path,) = (one for one in self._work.iterdir() if one.suffix == ".db")

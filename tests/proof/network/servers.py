@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -23,19 +22,21 @@ from tests.proof.network.bots import Bot, Watched, drain, talking
 from tests.proof.network.wards import WARDS, Ward
 from tests.proof.rows import Row
 from tests.support.open_incidents import open_incidents
-from tests.support.relays import end_all
+from tests.support.relays import comes_true, end_all
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
     """One thing that happens to a server.
 
-    :ivar play: given the bots and how many rounds, or connections; returns how often the fault was met.
+    :ivar play: given the bots and how many rounds, or connections.
+    :ivar about: the refusals that the bots have to meet; where there are none, what was played counts.
     """
 
     name: str
-    play: Callable[[Company, int], Awaitable[int]]
+    play: Callable[[Company, int], Awaitable[int | None]]
     unit: str
+    about: str = ""
     rounds: int = 2
     short: int = 0
     least: int = 2
@@ -66,18 +67,15 @@ async def _restart(stage: Company, rounds: int) -> int:
     return rounds
 
 
-async def _read_only(stage: Company, rounds: int) -> int:
-    before = stage.seen("read-only")
+async def _read_only(stage: Company, rounds: int) -> None:
     for _ in range(rounds):
         await asyncio.to_thread(stage.ward.read_only, True)
         await asyncio.sleep(1.0)
         await asyncio.to_thread(stage.ward.read_only, False)
         await asyncio.sleep(1.0)
-    return stage.seen("read-only") - before
 
 
-async def _crowd(stage: Company, rounds: int) -> int:
-    before = stage.seen("connections")
+async def _crowd(stage: Company, rounds: int) -> None:
     for _ in range(rounds):
         held = await stage.ward.occupy()
         await asyncio.sleep(1.0)
@@ -85,14 +83,12 @@ async def _crowd(stage: Company, rounds: int) -> int:
             with suppress(DBAPIError, OSError):
                 await one.close()
         await asyncio.sleep(1.0)
-    return stage.seen("connections") - before
 
 
-async def _hold(stage: Company, rounds: int, *, about: str) -> int:
-    before, number = stage.seen(about), 0
-    engine = stage.ward.engine(admin=True)
+async def _hold(stage: Company, rounds: int) -> None:
+    number, engine = 0, stage.ward.engine(admin=True)
     # The bots may rest just then: held again, until it was met as often as that.
-    while number < rounds or (stage.seen(about) - before < rounds and number < 5 * rounds):
+    while number < rounds or (stage.met < rounds and number < 5 * rounds):
         table = ("letopis_log_heads", "letopis_conversations", "letopis_lanes")[number % 3]
         number += 1
         async with engine.connect() as connection:
@@ -101,12 +97,10 @@ async def _hold(stage: Company, rounds: int, *, about: str) -> int:
                 await connection.execute(sa.text(f"SELECT * FROM {table} FOR UPDATE"))
                 await asyncio.sleep(2.2)
         await asyncio.sleep(0.5)
-    return stage.seen(about) - before
 
 
-async def _deadlock(stage: Company, rounds: int) -> int:
+async def _deadlock(stage: Company, rounds: int) -> None:
     """Take the log's counter, which a relay takes last, and then the conversations, which it holds by then."""
-    before = stage.seen("deadlock")
     engine = stage.ward.engine(admin=True)
     async with engine.begin() as connection:
         await connection.execute(sa.text("CREATE TABLE weight (number INTEGER)"))
@@ -120,39 +114,33 @@ async def _deadlock(stage: Company, rounds: int) -> int:
                 await connection.execute(sa.text("SELECT conversation_id FROM letopis_conversations FOR UPDATE"))
             await connection.rollback()
         await asyncio.sleep(0.1)
-    return stage.seen("deadlock") - before
 
 
-async def _full(stage: Company, rounds: int) -> int:
-    before = stage.seen("full")
+async def _full(stage: Company, rounds: int) -> None:
     disk = stage.ward.disk
     assert disk is not None
     stage.speak_up(4_000)
     try:
         for _ in range(rounds):
             await asyncio.to_thread(disk.fill)
-            for _ in range(60):
-                if stage.seen("full") > before:
-                    break
-                await asyncio.sleep(0.1)
+            await comes_true(lambda: stage.met, patience=6.0)
             await asyncio.sleep(1.0)
             await asyncio.to_thread(disk.free)
             await asyncio.sleep(0.5)
     finally:
         stage.speak_up(0)
         await asyncio.to_thread(disk.free)
-    return stage.seen("full") - before
 
 
 FULL: Final = "the server's disk is full"
 SCENES: Final[Sequence[Scene]] = (
     Scene("connections cut by an operator", _terminate, "connections", rounds=40, short=3, least=40),
-    Scene("the server is read-only", _read_only, "refusals"),
-    Scene("no connection left", _crowd, "refusals"),
-    Scene("rows locked for too long", partial(_hold, about="lock"), "lock timeouts"),
-    Scene("statements take too long", partial(_hold, about="statement"), "statements cancelled"),
-    Scene("deadlocks", _deadlock, "deadlocks", rounds=15, least=3),
-    Scene(FULL, _full, "refusals"),
+    Scene("the server is read-only", _read_only, "refusals", "read-only"),
+    Scene("no connection left", _crowd, "refusals", "connections"),
+    Scene("rows locked for too long", _hold, "lock timeouts", "lock"),
+    Scene("statements take too long", _hold, "statements cancelled", "statement"),
+    Scene("deadlocks", _deadlock, "deadlocks", "deadlock", rounds=15, least=3),
+    Scene(FULL, _full, "refusals", "full"),
     Scene("the server is restarted", _restart, "restarts"),
     Scene("the server crashes", _crash, "crashes", rounds=3, short=1, least=3),
 )
@@ -178,6 +166,8 @@ class Company:
         self.desk = Desk()
         self.longest = 0.0
         """Seconds of the longest outage of this scene, as a bot had it."""
+        self._codes: Sequence[str] = ()
+        self._before = 0
         for bot in bots:
             bot.shared, bot.talking = "all", False
 
@@ -194,11 +184,14 @@ class Company:
             finally:
                 await end_all(watching)
 
-    def seen(self, about: str) -> int:
-        """Return how many refusals of this kind the bots' stores have met so far."""
-        codes = self.ward.codes[about]
+    def _seen(self) -> int:
         seen = [one for bot in self.bots for one in bot.store.seen.items()]
-        return sum(count for name, count in seen if name.split()[-1] in codes)
+        return sum(count for name, count in seen if name.split()[-1] in self._codes)
+
+    @property
+    def met(self) -> int:
+        """How many refusals that the scene is about the bots' stores have met in it."""
+        return self._seen() - self._before
 
     def speak_up(self, length: int) -> None:
         """Have the bots say something longer."""
@@ -235,22 +228,25 @@ class Company:
 
     async def well(self) -> None:
         """Wait until everything works, and every watch has seen that the last outage is over."""
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
-        while loop.time() < begun + BOUND:
-            closed = all(bot.relay.breaker.closed for bot in self.bots)
-            if closed and not any([await bot.outbox.read(open_incidents) for bot in self.bots]):
-                return
+
+        async def over() -> bool:
             await asyncio.sleep(LOOK / 2)
+            closed = all(bot.relay.breaker.closed for bot in self.bots)
+            return closed and not any([await bot.outbox.read(open_incidents) for bot in self.bots])
+
+        await comes_true(over, patience=BOUND)
 
     async def play(self, scene: Scene, rounds: int) -> Row:
         """Play a scene, wait until all is delivered, and look at everything."""
         await self.well()
         self.longest, alarmed = 0.0, self._alarms()
+        self._codes = self.ward.codes.get(scene.about, ())
+        self._before = self._seen()
         for bot in self.bots:
             bot.talking = True
         await asyncio.sleep(0.2)
-        tally = Tally(await scene.play(self, rounds))
+        played = await scene.play(self, rounds)
+        tally = Tally(self.met if played is None else played)
         took = await drain(self.bots, patience=BOUND)
         acks = [ack for bot in self.bots for ack in bot.acks]
         tally.take(await check([bot.outbox.path for bot in self.bots], self.ward.url, acknowledged=acks, drained=True))

@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Final
@@ -22,15 +22,22 @@ from tests.support.fix_disk import NotHere, SmallDisk
 from tests.support.servers import MariaDBServer, OwnMariaDBServer, OwnPostgresServer, PostgresServer
 
 USER: Final = "letopis"
-SEATS: Final = 24
-SERVER_DISK: Final = "160m"  # connections that the server takes at most
+SEATS: Final = 24  # connections that the server takes at most
+SERVER_DISK: Final = "160m"
 
 
 class Ward(ABC):
-    """One kind of server, with a database that belongs to a plain user; on a small disk where that can be had."""
+    """One kind of server, with a database that belongs to a plain user; on a small disk where that can be had.
 
-    kind: str
+    :cvar number: asks for the number under which the server knows a connection, ``others`` for those to the database.
+    :cvar cut: cuts the connection with a number.
+    """
+
+    kind: ClassVar[str]
+    driver: ClassVar[str]
     number: ClassVar[str]
+    others: ClassVar[str]
+    cut: ClassVar[str]
     codes: ClassVar[Mapping[str, tuple[str, ...]]]
     many_rows: ClassVar[str]
 
@@ -50,11 +57,14 @@ class Ward(ABC):
 
     @abstractmethod
     def _set_up(self) -> None:
-        """Start the server and make database and user."""
+        """Make database and user."""
 
     async def start(self) -> None:
         """Start it, with an empty history store."""
+        await asyncio.to_thread(self.server.start)
         await asyncio.to_thread(self._set_up)
+        url = make_url(self.server.url).set(username=USER, password=None, database=USER)
+        self.url = url.render_as_string(hide_password=False)
         await migrated(self.url)
 
     def close(self) -> None:
@@ -70,40 +80,35 @@ class Ward(ABC):
         if admin:
             mine = make_url(self.server.url)
             url = url.set(username=mine.username, password=mine.password)
-        driver = "postgresql+asyncpg" if self.kind == "postgresql" else "mysql+asyncmy"
-        return create_async_engine(url.set(drivername=driver), poolclass=NullPool)
+        return create_async_engine(url.set(drivername=self.driver), poolclass=NullPool)
 
     async def occupy(self) -> list[AsyncConnection]:
         """Take every connection that the plain user can get, those of the bots too, and return them."""
         engine, held = self.engine(), [await self.engine(admin=True).connect()]
-        spared = [await self._number(held[0])]
+        spared = await _numbers(held[0], self.number)
         for cuts in range(4):
             if cuts:  # what the bots hold, and what they got back meanwhile
-                await self._cut(held[0], spared)
+                for number in {*await _numbers(held[0], self.others)}.difference(spared):
+                    with suppress(DBAPIError):  # it ended on its own
+                        await held[0].execute(sa.text(self.cut.format(number)))
             with suppress(DBAPIError, OSError):
                 while True:
                     held.append(await engine.connect())
-                    spared.append(await self._number(held[-1]))
+                    spared += await _numbers(held[-1], self.number)
         return held
 
-    async def _number(self, connection: AsyncConnection) -> int:
-        """Return the number under which the server knows a connection."""
-        return int((await connection.execute(sa.text(self.number))).scalar_one())
 
-    @abstractmethod
-    async def _cut(self, admin: AsyncConnection, spared: Collection[int]) -> None:
-        """Cut all connections to the database but for these."""
-
-    def _users_url(self) -> str:
-        url = make_url(self.server.url).set(username=USER, password=None, database=USER)
-        return url.render_as_string(hide_password=False)
+async def _numbers(connection: AsyncConnection, asks: str) -> list[int]:
+    return [int(number) for number in (await connection.execute(sa.text(asks))).scalars()]
 
 
 class PostgreSQLWard(Ward):
     """PostgreSQL, with the database in a tablespace on the small disk."""
 
-    kind = "postgresql"
+    kind, driver = "postgresql", "postgresql+asyncpg"
     number = "SELECT pg_backend_pid()"
+    others = "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+    cut = "SELECT pg_terminate_backend({})"
     many_rows = "SELECT generate_series(1, 1000)"
     codes: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "read-only": ("25006",),
@@ -113,20 +118,18 @@ class PostgreSQLWard(Ward):
         "deadlock": ("40P01",),
         "full": ("disk-full",),
     }
+    settings: ClassVar[Mapping[str, str]] = {
+        "max_connections": f"{SEATS}",
+        "deadlock_timeout": "100ms",
+        "max_wal_senders": "0",
+        "shared_buffers": "32MB",
+    }
 
     def __init__(self) -> None:
-        self._own = PostgresServer.own(
-            settings={
-                "max_connections": str(SEATS),
-                "deadlock_timeout": "100ms",
-                "max_wal_senders": "0",
-                "shared_buffers": "32MB",
-            }
-        )
+        self._own = PostgresServer.own(settings=self.settings)
         super().__init__(self._own)
 
     def _set_up(self) -> None:
-        self.server.start()
         self._place = Path(tempfile.mkdtemp(prefix="letopis-small-disk-"))
         words = f'CREATE DATABASE "{USER}" OWNER {USER} TEMPLATE template0 ENCODING "UTF8"'
         self.server.execute(f"CREATE ROLE {USER} LOGIN")
@@ -139,7 +142,6 @@ class PostgreSQLWard(Ward):
         except NotHere as missing:
             self.no_disk = str(missing)
         self.server.execute(words)
-        self.url = self._users_url()
 
     def close(self) -> None:
         super().close()
@@ -152,21 +154,14 @@ class PostgreSQLWard(Ward):
         self.server.execute(f"ALTER SYSTEM SET default_transaction_read_only = {'on' if on else 'off'}")
         self.server.execute("SELECT pg_reload_conf()")
 
-    async def _cut(self, admin: AsyncConnection, spared: Collection[int]) -> None:
-        kept = ", ".join(map(str, spared))
-        await admin.execute(
-            sa.text(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                f" WHERE datname = current_database() AND pid NOT IN ({kept})"
-            )
-        )
-
 
 class MariaDBWard(Ward):
     """MariaDB, with the folder of the database on the small disk."""
 
-    kind = "mariadb"
+    kind, driver = "mariadb", "mysql+asyncmy"
     number = "SELECT CONNECTION_ID()"
+    others = "SELECT id FROM information_schema.processlist WHERE db = database()"
+    cut = "KILL CONNECTION {}"
     many_rows = "SELECT seq FROM seq_1_to_1000"
     codes: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "read-only": ("1290", "1792", "1836"),
@@ -182,7 +177,6 @@ class MariaDBWard(Ward):
         super().__init__(self._own)
 
     def _set_up(self) -> None:
-        self.server.start()
         self.server.execute(f"CREATE DATABASE {USER} CHARACTER SET utf8mb4")
         folder = self._own.data / USER
         options = (folder / "db.opt").read_bytes()
@@ -193,20 +187,12 @@ class MariaDBWard(Ward):
             self.no_disk = str(missing)
         self.server.execute(f"CREATE USER {USER}@'%'")
         self.server.execute(f"GRANT ALL ON {USER}.* TO {USER}@'%'")
-        self.url = self._users_url()
 
     def crash(self) -> None:
         self._own.kill()
 
     def read_only(self, on: bool) -> None:
         self.server.execute(f"SET GLOBAL read_only = {int(on)}")
-
-    async def _cut(self, admin: AsyncConnection, spared: Collection[int]) -> None:
-        asks = sa.text("SELECT id FROM information_schema.processlist WHERE db = database()")
-        for (number,) in await admin.execute(asks):
-            if number not in spared:
-                with suppress(DBAPIError):  # it ended on its own
-                    await admin.execute(sa.text(f"KILL CONNECTION {int(number)}"))
 
 
 WARDS: Final[Mapping[str, Callable[[], Ward]]] = {"postgresql": PostgreSQLWard, "mariadb": MariaDBWard}
