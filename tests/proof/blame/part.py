@@ -12,11 +12,12 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
@@ -34,7 +35,7 @@ from tests.proof.harness import Experiment, Setting, Tally, prove_table
 from tests.proof.options import Options
 from tests.proof.rows import Row
 from tests.support.defects import planted
-from tests.support.relays import drained, lane, running, say, sql
+from tests.support.relays import comes_true, drained, lane, running, say, sql
 from tests.support.store_changes import refuse, run_there
 
 CODES: Final = {
@@ -133,10 +134,11 @@ async def _turn(scene: Scene, outbox: OutboxFile) -> float:
     began = time.monotonic()
     for number in range(scene.others):
         await say(outbox, f"c{number}")
-    while time.monotonic() - began < LIMIT:
-        if all([(await lane(outbox, f"c{number}")).pending == 0 for number in range(scene.others)]):
-            break
-        await asyncio.sleep(0.02)
+
+    async def delivered() -> bool:
+        return all([(await lane(outbox, f"c{number}")).pending == 0 for number in range(scene.others)])
+
+    await comes_true(delivered, patience=LIMIT)
     took = time.monotonic() - began
     await asyncio.sleep(0.3)
     return took
@@ -154,35 +156,7 @@ CONTROLS: Final = (
     REFUSES_EVERYBODY,
 )
 """The defects: the last in a store that refuses everything, the others beside an event that fails like an outage."""
-
-
-def without(control: str, case: Case) -> str:
-    """Run a case with a defect planted; return what was wrong, empty where nothing was."""
-    logging.disable()
-    with planted(control):
-        came = run(case)
-    if case.everybody:
-        return f"{came.at_worst} conversations were blocked" if came.at_worst else ""
-    if came.waits > LIMIT:
-        return f"a sound conversation waited {came.waits:.1f} s"
-    return "" if came.blocked else "the bad event was never found"
-
-
 OUTAGE_LIKE: Final = (FaultClass.UNAVAILABLE, FaultClass.MISCONFIGURED, FaultClass.UNKNOWN_OUTCOME)
-
-
-def outage_like(kind: str) -> list[tuple[FaultClass, str]]:
-    """Return class and code of each of the table that looks like an outage; a class of SQLSTATEs stands for one."""
-    rules = (
-        BY_SQLSTATE.items() if kind == "postgresql" else ((str(code), rule) for code, rule in BY_MARIADB_NUMBER.items())
-    )
-    return [
-        (rule.fault_class, f"{code}000" if len(code) == 2 else code)
-        for code, rule in rules
-        if rule.fault_class in OUTAGE_LIKE
-    ]
-
-
 KINDS: Final = {"postgresql": "PostgreSQL", "mariadb": "MariaDB"}
 OTHERS: Final = (1, 2, 3, 5, 8, 30)
 SEEDS: Final = 50
@@ -194,9 +168,16 @@ third the relay comes late, and finds all of them pending."""
 ASLEEP: Final[dict[str, Any]] = {"asleep": 10.0, "bad_at": 1}
 REFUSED: Final = (FaultClass.POISON, "23502")
 MENDED: Final = 60.0
+SCENES_AT_A_TIME: Final = 4
 Judge = Callable[[Case, Came], str]
 Make = Callable[[Sequence[int], Sequence[int]], list[Case]]
-SCENES_AT_A_TIME: Final = 4
+
+
+def outage_like(kind: str) -> list[tuple[FaultClass, str]]:
+    """Return class and code of each of the table that looks like an outage; a class of SQLSTATEs stands for one."""
+    rules: Mapping[Any, Any] = BY_SQLSTATE if kind == "postgresql" else BY_MARIADB_NUMBER
+    found = ((rule.fault_class, str(code)) for code, rule in rules.items() if rule.fault_class in OUTAGE_LIKE)
+    return [(fault_class, f"{code}000" if len(code) == 2 else code) for fault_class, code in found]
 
 
 def prove(options: Options) -> Iterator[Row]:
@@ -223,8 +204,26 @@ def table(pool: ProcessPoolExecutor) -> Iterator[Experiment]:
 
 
 def controlled(setting: Setting, *, pool: ProcessPoolExecutor, control: str) -> Tally:
-    sample = _sample_of(control, _seeds(setting))[: setting.many(6, 1)]
+    """Run cases with a defect planted."""
+    seeds, faults = _seeds(setting), outage_like("mariadb")
+    if control == REFUSES_EVERYBODY:
+        sample = [Case(seed=seed, others=5, fault=REFUSED, everybody=MENDED) for seed in seeds[:3]]
+    else:
+        how: dict[str, Any] = {"others": 3, "turns": 12, **ASLEEP}
+        sample = [Case(seed=seed, fault=faults[seed % len(faults)], **how) for seed in seeds[:6]]
+    sample = sample[: setting.many(6, 1)]
     return Tally(len(sample), problems=[*filter(None, pool.map(partial(without, control), sample))])
+
+
+def without(control: str, case: Case) -> str:
+    """Run a case with a defect planted; return what was wrong, empty where nothing was."""
+    with planted(control):
+        came = run(case)
+    if case.everybody:
+        return f"{came.at_worst} conversations were blocked" if came.at_worst else ""
+    if came.waits > LIMIT:
+        return f"a sound conversation waited {came.waits:.1f} s"
+    return "" if came.blocked else "the bad event was never found"
 
 
 def scripted(setting: Setting, *, pool: ProcessPoolExecutor, make: Make, judge: Judge | None = None) -> Tally:
@@ -233,14 +232,14 @@ def scripted(setting: Setting, *, pool: ProcessPoolExecutor, make: Make, judge: 
     came = list(pool.map(run, cases, chunksize=4))
     tally = Tally(len(cases))
     for case, one in zip(cases, came, strict=True):
-        tally.blame(filter(None, [judge(case, one)]), where=f"seed {case.seed}, {case.others} others, {case.code}")
+        tally.blame(filter(None, [judge(case, one)]), where=f"seed {case.seed}, {case.others} others, {case.fault[1]}")
     if judge is blamed:
         told = max(one.told or 0.0 for one in came)
         healed = max(one.healed or 0.0 for one in came)
         said = f"said after {told:.1f} s at the latest"
         tally.notes = f"{said}, all delivered {healed:.1f} s after the mending at the latest"
     else:
-        codes, waits = len({case.code for case in cases}), sorted(one.waits for one in came)
+        codes, waits = len({case.fault for case in cases}), sorted(one.waits for one in came)
         found = sum(len(one.blocked) for one in came)
         tally.notes = (
             f"{codes} codes; the longest wait of a sound conversation: median {waits[len(waits) // 2]:.1f} s, at most"
@@ -255,43 +254,24 @@ def _seeds(setting: Setting) -> Sequence[int]:
 
 def _outage_like(kind: str, others: Sequence[int], seeds: Sequence[int]) -> list[Case]:
     """Return a case for each seed and number of others; the codes of the table take turns, so that each has some."""
-    faults = outage_like(kind)
-    pairs = [(seed, n) for seed in seeds for n in others]
+    faults, turns = outage_like(kind), ({"alone": LATE}, ASLEEP, {})
     return [
-        Case(
-            seed=seed,
-            others=n,
-            **_fault(faults[place % len(faults)]),
-            alone=LATE if place % 3 == 0 else 0.0,
-            **(ASLEEP if place % 3 == 1 else {}),
-        )
-        for place, (seed, n) in enumerate(pairs)
+        Case(seed=seed, others=n, fault=faults[place % len(faults)], **turns[place % 3])
+        for place, (seed, n) in enumerate(product(seeds, others))
     ]
 
 
 def _everybody(others: Sequence[int], seeds: Sequence[int]) -> list[Case]:
     """Return cases in which an ordinary event is refused too, and, with enough conversations, in which it is taken."""
     return [
-        Case(seed=seed, others=n, **_fault(REFUSED), everybody=MENDED, ordinary=ordinary)
-        for seed in seeds
-        for n in others
-        for ordinary in ((False, True) if n >= 3 else (False,))
+        Case(seed=seed, others=n, fault=REFUSED, everybody=MENDED, ordinary=ordinary)
+        for seed, n, ordinary in product(seeds, others, (False, True))
+        if n >= 3 or not ordinary
     ]
 
 
 def _poisoned(others: Sequence[int], seeds: Sequence[int]) -> list[Case]:
-    return [Case(seed=seed, others=n, bad=bad, **_fault(REFUSED)) for bad in (2, 3) for n in others for seed in seeds]
-
-
-def _sample_of(control: str, seeds: Sequence[int]) -> list[Case]:
-    faults = outage_like("mariadb")
-    if control == REFUSES_EVERYBODY:
-        return [Case(seed=seed, others=5, **_fault(REFUSED), everybody=MENDED) for seed in seeds[:3]]
-    return [Case(seed=seed, others=3, **_fault(faults[seed % len(faults)]), turns=12, **ASLEEP) for seed in seeds[:6]]
-
-
-def _fault(one: tuple[FaultClass, str]) -> dict[str, Any]:
-    return {"fault_class": one[0], "code": one[1]}
+    return [Case(seed=seed, others=n, bad=bad, fault=REFUSED) for bad, n, seed in product((2, 3), others, seeds)]
 
 
 def held_up(case: Case, came: Came) -> str:

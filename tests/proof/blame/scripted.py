@@ -16,8 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
@@ -34,11 +35,11 @@ from letopis.outbox.relay.lease import Lease
 from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.conversation_store import ConversationStore
-from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.faults import FaultClass
 from letopis.store.model.messages import Message
 from letopis.store.rules.apply_plan import LaneBatch, Origin
 from tests.proof.simulation.loop import VirtualLoop
-from tests.support.relays import ToldStore, end_all
+from tests.support.relays import ToldStore, end_all, fault
 
 T = TypeVar("T")
 
@@ -82,11 +83,10 @@ class MemoryFile:
         )
         return [(name, state, delivered, attempts) for name, state, delivered, attempts in rows]
 
-    def append(self, conversation_id: str, count: int, now_us: int) -> int:
-        """Append messages; return the last sequence."""
+    def append(self, conversation_id: str, now_us: int) -> int:
+        """Append a message; return the last sequence."""
         cursor = self._connection.connection.cursor()
-        prepared = prepare(conversation_id, [Message.user(f"{number}") for number in range(count)])
-        append_events(cursor, [prepared], now_us=now_us)
+        append_events(cursor, [prepare(conversation_id, [Message.user("words")])], now_us=now_us)
         cursor.close()
         lane = find_lane(self._connection, conversation_id)
         self._connection.commit()
@@ -102,8 +102,8 @@ class Case:
     """What happens in one run.
 
     :ivar others: conversations that talk and are sound.
+    :ivar fault: class and code of what the store answers.
     :ivar bad: conversations with an event that the store does not take.
-    :ivar fault_class: of what it answers, with ``code``.
     :ivar everybody: the store answers so to every conversation, for this many seconds from the first one on.
     :ivar ordinary: whether it takes ordinary events nevertheless: what a trial cannot find out.
     :ivar alone: seconds that the bad ones are alone in the outbox before the others begin.
@@ -114,8 +114,7 @@ class Case:
 
     seed: int
     others: int
-    fault_class: FaultClass
-    code: str
+    fault: tuple[FaultClass, str]
     bad: int = 1
     everybody: float = 0.0
     ordinary: bool = False
@@ -123,10 +122,6 @@ class Case:
     turns: int = 4
     asleep: float = 0.0
     bad_at: int = 3
-
-    @property
-    def fault(self) -> StoreFault:
-        return StoreFault(fault_class=self.fault_class, code=self.code, reason="a fault of the proof")
 
 
 @dataclass(slots=True)
@@ -165,13 +160,13 @@ class _World:
         self._chance = random.Random(case.seed * 7_919 + case.others)
         self._file = MemoryFile()
         self._store = ToldStore(self._refuse)
-        self._store.before = self._take_time
+        self._store.before = partial(asyncio.sleep, APPLY)
         clock = Clock(now=self._now, monotonic=loop.time)
         self._breaker = Breaker(clock=clock, uniform=self._chance.uniform)
         self._dispatcher = Dispatcher(
             cast("OutboxFile", self._file),
             cast("ConversationStore", self._store),
-            cast("Lease", _NoLease()),
+            cast("Lease", SimpleNamespace(held=False, incarnation=0, give_sign_of_life=lambda: None)),
             policy=RetryPolicy(base=1, factor=2, jitter="none", attempts=3),
             clock=clock,
             uniform=self._chance.uniform,
@@ -190,21 +185,18 @@ class _World:
     def _now(self) -> datetime:
         return START + timedelta(seconds=self._loop.time())
 
-    async def _take_time(self) -> None:
-        await asyncio.sleep(APPLY)
-
     def _refuse(self, lanes: Sequence[LaneBatch]) -> BaseException | None:
         if not self._mended:
             trial = any(one.conversation_id.startswith("letopis-trial-") for one in lanes)
-            return None if not lanes or (trial and self._case.ordinary) else self._case.fault
+            return None if not lanes or (trial and self._case.ordinary) else fault(*self._case.fault)
         failing = any(
             one.conversation_id in self._bad and any(each.sequence == self._case.bad_at for each in one.deliveries)
             for one in lanes
         )
-        return self._case.fault if failing else None
+        return fault(*self._case.fault) if failing else None
 
     def _say(self, name: str) -> None:
-        head = self._file.append(name, 1, int(self._now().timestamp() * 1_000_000))
+        head = self._file.append(name, int(self._now().timestamp() * 1_000_000))
         self._owed.setdefault(name, deque()).append((head, self._loop.time()))
         self._wake.set()
 
@@ -251,7 +243,7 @@ class _World:
         came.at_worst = max(came.at_worst, len(came.blocked))
         came.charged = sum(attempts for *_, attempts in troubled)
         trouble = self._breaker.outage
-        if came.told is None and trouble is not None and trouble.code == self._case.fault.code:
+        if came.told is None and trouble is not None and trouble.code == self._case.fault[1]:
             came.told = now - self._began
         if not self._mended and now - self._began >= self._case.everybody:
             self._mended = True
@@ -268,26 +260,17 @@ class _World:
         return len(self._came.blocked) == len(self._bad)
 
 
-class _NoLease:
-    held = False
-    incarnation = 0
-
-    def give_sign_of_life(self) -> None:
-        """Nobody stands by."""
-
-
 @cache
 def _schema() -> str:
     """Return the statements that make the tables of an outbox file, and the rows that every file has, as its
     migrations do."""
-    with tempfile.TemporaryDirectory(prefix="letopis-proof-") as folder:
+    with tempfile.TemporaryDirectory(prefix="letopis-proof-") as folder, ThreadPoolExecutor(1) as pool:
         path = Path(folder) / "template.outbox.db"
-
-        async def make() -> None:
-            await (await OutboxFile.open(path)).close()
-
         # A case may be what asks first, in a loop of its own.
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(asyncio.run, make()).result()
+        pool.submit(lambda: asyncio.run(_made(path))).result()
         with closing(sqlite3.connect(path)) as connection:
             return "\n".join(connection.iterdump())
+
+
+async def _made(path: Path) -> None:
+    await (await OutboxFile.open(path)).close()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -17,9 +18,11 @@ CALLS: Final = (
 """All that changes a file or its name; what is not understood on a file that matters is an error, not skipped."""
 
 _LINE: Final = re.compile(r"(\d+) +(.*)")
+_UNFINISHED: Final = " <unfinished ...>"
 _RESUMED: Final = re.compile(r"<\.\.\. \w+ resumed>")
+_SYNC: Final = re.compile(r"f(?:data)?sync\(\d+<([^>]*)>")
 _CALL: Final = re.compile(r"(\w+)\((.*)\) += (-?\d+)(.*)", re.DOTALL)
-_DESCRIPTOR: Final = re.compile(r"(\d+)<([^>]*)>(.*)", re.DOTALL)
+_DESCRIPTOR: Final = re.compile(r"\d+<([^>]*)>")
 _STRING: Final = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
 
 
@@ -51,91 +54,69 @@ class NotUnderstood(Exception):
 def read_trace(lines: Iterable[str], folder: Path, *, acks: Path, ignore: tuple[str, ...]) -> Iterator[Operation]:
     """Yield the operations on the files of ``folder``, and each writing to the file ``acks``."""
     begun: dict[int, str] = {}
+
+    def name_of(escaped: str) -> str | None:
+        path = _path(escaped)
+        if path == folder:
+            return ""
+        return path.name if path.parent == folder and not path.name.endswith(ignore) else None
+
     for line in lines:
         if (found := _LINE.match(line.rstrip("\n"))) is None:
             continue
         thread, text = int(found[1]), found[2]
-        if text.endswith(" <unfinished ...>"):
-            begun[thread] = text.removesuffix(" <unfinished ...>")
-            if begun[thread].startswith(("fsync(", "fdatasync(")):
-                yield from _sync_begins(begun[thread], folder, thread)
+        if (sync := _SYNC.match(text)) is not None and (name := name_of(sync[1])) is not None:
+            yield Operation(kind=Kind.SYNC_BEGIN, name=name, thread=thread)
+        if text.endswith(_UNFINISHED):
+            begun[thread] = text.removesuffix(_UNFINISHED)
             continue
-        whole = text
         if (resumed := _RESUMED.match(text)) is not None:
             if thread not in begun:
                 continue  # begun before the trace was
-            whole = begun.pop(thread) + text[resumed.end() :]
-        elif text.startswith(("fsync(", "fdatasync(")):
-            yield from _sync_begins(text, folder, thread)
-        if (call := _CALL.match(whole)) is not None and int(call[3]) >= 0:
-            yield from _operations(call, folder, acks, ignore, thread)
-
-
-def _sync_begins(text: str, folder: Path, thread: int) -> Iterator[Operation]:
-    name = _name(text.partition("(")[2], folder)
-    if name is not None:
-        yield Operation(kind=Kind.SYNC_BEGIN, name=name, thread=thread)
+            text = begun.pop(thread) + text[resumed.end() :]
+        if (call := _CALL.match(text)) is not None and int(call[3]) >= 0:
+            yield from _operations(call, name_of, acks, thread)
 
 
 def _operations(
-    call: re.Match[str], folder: Path, acks: Path, ignore: tuple[str, ...], thread: int
+    call: re.Match[str], name_of: Callable[[str], str | None], acks: Path, thread: int
 ) -> Iterator[Operation]:
     verb, arguments, result = call[1], call[2], int(call[3])
-    if verb in ("open", "openat", "creat"):
-        path = _unescaped(_STRING.findall(arguments)[0]).decode()
-        name = _inside(Path(path), folder)
-        if name and not name.endswith(ignore) and ("O_CREAT" in arguments or verb == "creat"):
+    strings, descriptor = _STRING.findall(arguments), _DESCRIPTOR.match(arguments)
+    if verb in ("open", "openat", "creat", "unlink"):
+        name = name_of(strings[0])
+        if name and verb == "unlink":
+            yield Operation(kind=Kind.UNLINK, name=name)
+        elif name and ("O_CREAT" in arguments or verb == "creat"):
             yield Operation(kind=Kind.CREATE, name=name)
             if "O_TRUNC" in arguments:
                 yield Operation(kind=Kind.TRUNCATE, name=name)
         return
-    if verb == "unlink":
-        name = _inside(Path(_unescaped(_STRING.findall(arguments)[0]).decode()), folder)
-        if name and not name.endswith(ignore):
-            yield Operation(kind=Kind.UNLINK, name=name)
+    if descriptor is not None and verb == "write" and _path(descriptor[1]) == acks:
+        yield Operation(kind=Kind.ACK, name="", data=_unescaped(strings[0])[:result])
         return
-    descriptor = _DESCRIPTOR.match(arguments)
-    if descriptor is None:
-        # By its path: link, rename, truncate ... none of which SQLite needs here.
-        if any(
-            (name := _inside(Path(_unescaped(one).decode()), folder)) and not name.endswith(ignore)
-            for one in _STRING.findall(arguments)
-        ):
+    # By its path: link, rename, truncate ... none of which SQLite needs here.
+    names = [name_of(one) for one in ([descriptor[1]] if descriptor else strings)]
+    name = next((one for one in names if one is not None), None)
+    if name is None:
+        return
+    match verb if descriptor else "":
+        case "pwrite64":
+            data = _unescaped(strings[0])
+            if len(data) < result:
+                raise NotUnderstood(f"the trace cut {result} bytes short")
+            offset = int(arguments.rpartition(", ")[2])
+            yield Operation(kind=Kind.WRITE, name=name, offset=offset, data=data[:result])
+        case "ftruncate":
+            yield Operation(kind=Kind.TRUNCATE, name=name, offset=int(arguments.rpartition(", ")[2]))
+        case "fsync" | "fdatasync":
+            yield Operation(kind=Kind.SYNC, name=name, thread=thread)
+        case _:
             raise NotUnderstood(f"{verb}({arguments[:200]})")
-        return
-    path = Path(_path(descriptor[2]))
-    if verb == "write" and path == acks:
-        yield Operation(kind=Kind.ACK, name="", data=_unescaped(_STRING.findall(descriptor[3])[0])[:result])
-        return
-    name = _inside(path, folder)
-    if name is None or name.endswith(ignore):
-        return
-    if verb == "pwrite64":
-        data = _unescaped(_STRING.findall(descriptor[3])[0])
-        if len(data) < result:
-            raise NotUnderstood(f"the trace cut {result} bytes short")
-        yield Operation(kind=Kind.WRITE, name=name, offset=int(descriptor[3].rpartition(", ")[2]), data=data[:result])
-    elif verb == "ftruncate":
-        yield Operation(kind=Kind.TRUNCATE, name=name, offset=int(descriptor[3].rpartition(", ")[2]))
-    elif verb in ("fsync", "fdatasync"):
-        yield Operation(kind=Kind.SYNC, name=name, thread=thread)
-    else:
-        raise NotUnderstood(f"{verb} on {name}")
 
 
-def _name(arguments: str, folder: Path) -> str | None:
-    descriptor = _DESCRIPTOR.match(arguments)
-    return None if descriptor is None else _inside(Path(_path(descriptor[2])), folder)
-
-
-def _inside(path: Path, folder: Path) -> str | None:
-    if path == folder:
-        return ""
-    return path.name if path.parent == folder else None
-
-
-def _path(escaped: str) -> str:
-    return _unescaped(escaped.removesuffix("(deleted)")).decode(errors="replace")
+def _path(escaped: str) -> Path:
+    return Path(_unescaped(escaped.removesuffix("(deleted)")).decode(errors="replace"))
 
 
 def _unescaped(text: str) -> bytes:
@@ -233,34 +214,23 @@ def _torn(file: _File, chance: random.Random) -> bytearray:
     content = bytearray(file.durable)
     share = chance.choice((0.1, 0.5, 0.9))  # a disk that has hardly begun, and one that was nearly done
     for offset, data in file.pending:
-        if data is None:
-            if chance.random() < share:
-                _change(content, offset, None)
-            continue
-        for begin, piece in _sectors(offset, data):
+        for begin, piece in [(offset, None)] if data is None else _sectors(offset, data):
             if chance.random() < share:
                 _change(content, begin, piece)
     return content
 
 
-def _sectors(offset: int, data: bytes) -> list[tuple[int, bytes]]:
+def _sectors(offset: int, data: bytes) -> Iterator[tuple[int, bytes]]:
     """Cut a write where the sectors of the disk end."""
-    pieces = []
-    done = 0
-    while done < len(data):
-        size = SECTOR - (offset + done) % SECTOR
-        pieces.append((offset + done, data[done : done + size]))
-        done += size
-    return pieces
+    end = offset + len(data)
+    edges = (offset, *range(offset - offset % SECTOR + SECTOR, end, SECTOR), end)
+    return ((begin, data[begin - offset : until - offset]) for begin, until in pairwise(edges))
 
 
 def _change(content: bytearray, offset: int, data: bytes | None) -> None:
+    """Write, or truncate to ``offset``."""
+    content.extend(bytes(max(0, offset - len(content))))
     if data is None:
-        if offset <= len(content):
-            del content[offset:]
-        else:
-            content.extend(bytes(offset - len(content)))
-        return
-    if len(content) < offset:
-        content.extend(bytes(offset - len(content)))
-    content[offset : offset + len(data)] = data
+        del content[offset:]
+    else:
+        content[offset : offset + len(data)] = data
