@@ -123,16 +123,21 @@ class World:
     async def append(self, history: History, name: str, text: str, *, own: bool = False) -> bool:
         """Append a message, in a transaction of the bot's own if asked; return whether it was taken and not refused."""
         try:
-            if own:
-                async with history.transaction() as transaction:
-                    receipt = await transaction.append(name, Message.user(text))
-            else:
-                receipt = await history.append(name, Message.user(text))
+            await self.appended(history, name, text, own=own)
         except (OutboxFull, OutboxUnavailable):
             self.tally.refused += 1
             return False
-        self.keep(receipt)
         return True
+
+    async def appended(self, history: History, name: str, text: str, *, own: bool = False) -> Receipt:
+        """Append a message, keep what that promises, and return its receipt."""
+        if own:
+            async with history.transaction() as transaction:
+                receipt = await transaction.append(name, Message.user(text))
+        else:
+            receipt = await history.append(name, Message.user(text))
+        self.keep(receipt)
+        return receipt
 
     async def append_some(self, history: History, count: int) -> int:
         """Append messages, every fifth in a transaction, through any refusal; return how many were taken."""
@@ -152,7 +157,7 @@ class World:
     async def go_on(self, *, patience: float = DRAIN_SECONDS) -> None:
         """Start again on what is there, append, and have everything delivered."""
         async with self.open() as history:
-            self.keep(await history.append("chat", Message.user("and then")))
+            await self.appended(history, "chat", "and then")
             await self.drain(history, "not drained after a start", patience=patience)
 
     async def examine(self, *others: Path, drained: bool = True, settling: bool = False) -> Verdict:

@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -71,52 +71,44 @@ class Victim(LineProcess):
             raise RuntimeError(f"the victim: {answer['error']}")
         return answer
 
-    def calls(self) -> dict[int, int]:
+    def calls(self) -> Counter[int]:
         """Return how many calls each thread of the script makes when nothing fails."""
         place = self.order(Fault(k=0))
         told = self.outcome()
         shutil.rmtree(place)
         if told["refused"] or told["problems"]:
             raise RuntimeError(f"the script does not run on a sound disk either: {told}")
-        with self._trace.open(encoding="ascii", errors="replace") as lines:
-            return calls_of(lines, self._call)
+        threads: dict[str, int] = {}
+        counts: Counter[int] = Counter()
+        for line in self._lines():
+            task = line.partition(" ")[0]
+            if (found := _THREAD.search(line)) is not None:
+                threads[task] = int(found[1])
+            elif task in threads and f" {self._call}(" in line:  # made after it had told its number
+                counts[threads[task]] += 1
+        return counts
 
     def fired(self) -> Counter[int]:
-        """Return how often a fault fired, by the number of the order."""
+        """Return how often a fault fired, by the number of the order that was being carried out."""
+        fired: Counter[int] = Counter()
+        order = 0
+        for line in self._lines():
+            if (found := _ORDER.search(line)) is not None:
+                order = int(found[1])
+            elif "(INJECTED)" in line:
+                fired[order] += 1
+        return fired
+
+    def _lines(self) -> Iterator[str]:
         with self._trace.open(encoding="ascii", errors="replace") as lines:
-            return fired_in(lines)
-
-
-def fired_in(lines: Iterable[str]) -> Counter[int]:
-    """Return how often a fault fired, by the number of the order that was being carried out."""
-    fired: Counter[int] = Counter()
-    order = 0
-    for line in lines:
-        if (found := _ORDER.search(line)) is not None:
-            order = int(found[1])
-        elif "(INJECTED)" in line:
-            fired[order] += 1
-    return fired
-
-
-def calls_of(lines: Iterable[str], call: str) -> dict[int, int]:
-    """Return how many calls each thread made after it had told its number."""
-    threads: dict[str, int] = {}
-    counts: dict[int, int] = {}
-    for line in lines:
-        task = line.partition(" ")[0]
-        if (found := _THREAD.search(line)) is not None:
-            threads[task] = int(found[1])
-        elif task in threads and f" {call}(" in line:
-            counts[threads[task]] = counts.get(threads[task], 0) + 1
-    return counts
+            yield from lines
 
 
 def fail_each(
     setting: Setting,
     call: str,
     error: str,
-    choose: Callable[[dict[int, int]], Sequence[Fault]],
+    choose: Callable[[Counter[int]], Sequence[Fault]],
     *,
     once: bool,
 ) -> Tally:

@@ -118,18 +118,12 @@ async def talk(folder: str, *, blind: bool) -> None:
         while True:
             begun, event_id, refusal = time.monotonic(), "", None
             try:
-                if own:
-                    async with history.transaction() as transaction:
-                        receipt = await transaction.append(name, Message.user("hello " * 20))
-                else:
-                    receipt = await history.append(name, Message.user("hello " * 20))
-                event_id = receipt.event_ids[-1].hex
+                event_id = (await world.appended(history, name, "hello " * 20, own=own)).event_ids[-1].hex
             except LetopisError as error:
                 refusal = type(error).__name__
             except Exception as error:  # anything else is not what the documentation names
                 refusal = f"{type(error).__module__}.{type(error).__name__}"
-            line = [begun, time.monotonic(), name, event_id, refusal]
-            os.write(acks, (json.dumps(line) + "\n").encode())
+            os.write(acks, (json.dumps([begun, time.monotonic(), name, event_id, refusal]) + "\n").encode())
             await asyncio.sleep(0.005)
 
     async with world.open(watch=True) as history, asyncio.TaskGroup() as group:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import os
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
 from letopis.outbox import History
+from letopis.outbox.cli import cli
+from letopis.outbox.cli.interface.exit_codes import run
 from letopis.store import Message
 from letopis.store.database.worker_thread import Done, WorkerThread
 from tests.campaigns.states import Ack
@@ -115,18 +117,16 @@ def raw_opens(setting: Setting) -> Tally:
     return Tally(len(told["codes"]), problems=problems, notes="the whole test suite runs with the same tripwire")
 
 
-def command_all(folder: str, *, commands: int, raw: bool) -> dict[str, Any]:
+async def command_all(folder: str, *, commands: int, raw: bool) -> dict[str, Any]:
     """Live in this process, with the wire in place and nothing printed."""
     os.environ |= {"LETOPIS_OUTBOX": OUTBOX, "LETOPIS_STORE": HISTORY}
     os.chdir(folder)
     WIRE.install()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        return asyncio.run(_command_all(commands=commands, raw=raw))
-
-
-async def _command_all(*, commands: int, raw: bool) -> dict[str, Any]:
-    codes: dict[str, object] = {}
-    async with History(OUTBOX, store=HISTORY, min_free_bytes=None) as history:
+    codes: dict[str, int] = {}
+    async with AsyncExitStack() as stack:
+        for redirect in (redirect_stdout, redirect_stderr):
+            stack.enter_context(redirect(io.StringIO()))
+        history = await stack.enter_async_context(History(OUTBOX, store=HISTORY, min_free_bytes=None))
         for number in range(20):
             await history.append(f"chat-{number % 3}", Message.user(f"message {number}"))
             async with history.transaction() as transaction:
@@ -136,7 +136,7 @@ async def _command_all(*, commands: int, raw: bool) -> dict[str, Any]:
         await history.outbox.maintain()
         for words in COMMANDS[:commands]:
             # In a thread of this process: what it opens and closes, it does to the bot's locks.
-            codes[" ".join(words)] = await asyncio.to_thread(_command, words)
+            codes[" ".join(words)] = await asyncio.to_thread(run, cli, [*words])
             await history.append("chat-0", Message.user(" ".join(words)))
         if raw:
             room: dict[str, Any] = {"__name__": "letopis.outbox.made_up"}
@@ -144,13 +144,3 @@ async def _command_all(*, commands: int, raw: bool) -> dict[str, Any]:
             room["look"](Path(OUTBOX))
         await history.drained(30)
     return {"found": WIRE.found, "codes": codes}
-
-
-def _command(words: tuple[str, ...]) -> object:
-    from letopis.outbox.cli import main
-
-    try:
-        main(words)
-    except SystemExit as ended:
-        return ended.code
-    return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Final
@@ -23,7 +24,7 @@ ERRORS: Final = ("EIO", "ENOSPC")
 def once(setting: Setting, call: str, error: str) -> Tally:
     """Let each call of the script fail in turn."""
 
-    def choose(calls: dict[int, int]) -> Sequence[Fault]:
+    def choose(calls: Counter[int]) -> Sequence[Fault]:
         each = [Fault(thread=thread, k=k) for thread, count in sorted(calls.items()) for k in range(1, count + 1)]
         most = setting.many(MOST, 5)
         return each if len(each) <= most else sorted(random.Random(setting.seed).sample(each, most), key=str)
@@ -32,7 +33,7 @@ def once(setting: Setting, call: str, error: str) -> Tally:
 
 
 def from_then_on(setting: Setting, call: str, error: str) -> Tally:
-    def choose(calls: dict[int, int]) -> Sequence[Fault]:
+    def choose(calls: Counter[int]) -> Sequence[Fault]:
         # Of the thread that appends, which is the first that is started.
         return [Fault(k=max(1, calls[1] * share // 9)) for share in ((4,) if setting.options.short else range(1, 9))]
 

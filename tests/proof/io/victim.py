@@ -10,7 +10,6 @@ take most of the time. Orders come as lines of JSON on standard input, answers g
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
 import os
@@ -19,7 +18,6 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -54,7 +52,8 @@ class Script:
     async def run(self) -> None:
         """Live through it."""
         async with AsyncExitStack() as stack:
-            history = await self._again("open", lambda: self._open(stack))
+            world = World(self._folder)
+            history = await self._again("open", lambda: stack.enter_async_context(world.open()))
             if history is not None:
                 await self._talk(history)
                 # What it says at its end, on a disk that is broken still, is no promise; but it is ours.
@@ -64,9 +63,6 @@ class Script:
                     self.refused.append(type(error).__name__)
         os.close(self._acks)
 
-    async def _open(self, stack: AsyncExitStack) -> History:
-        return await stack.enter_async_context(World(self._folder).open())
-
     async def _talk(self, history: History) -> None:
         refused: list[tuple[str, Event]] = []
         for number in range(2):
@@ -75,7 +71,7 @@ class Script:
             if not await self._append(history, name, event):
                 refused.append((name, event))
         await self._attempt(lambda: self._in_transaction(history))
-        with contextlib.suppress(LetopisError):
+        with suppress(LetopisError):
             await history.drained(DRAINED if self._once else 0.2)
         for name, event in refused:  # a second time under the same id, as one does when the outcome is not known
             if self._once and not await self._append(history, name, event, tries=TRIES):
@@ -193,22 +189,13 @@ def carry_out(order: dict[str, Any], call: str, number: int) -> dict[str, Any]:
         child(order, call, number, theirs)
         os._exit(0)
     os.close(theirs)
-    text = b""
-    deadline = time.monotonic() + LIMIT
-    while True:
-        ready, _, _ = select.select([ours], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
+    with os.fdopen(ours, "rb") as told:
+        if not select.select([told], [], [], LIMIT)[0]:
             os.kill(pid, signal.SIGKILL)
-            text = b'{"refused": [], "problems": ["hung"]}'
-            break
-        piece = os.read(ours, 65536)
-        if not piece:
-            break
-        text += piece
-    os.close(ours)
-    os.waitpid(pid, 0)
-    told: dict[str, Any] = json.loads(text or b'{"refused": [], "problems": ["ended without a word"]}')
-    return told
+        text = told.read()
+    _, status = os.waitpid(pid, 0)
+    answer: dict[str, Any] = json.loads(text or f'{{"refused": [], "problems": ["hung, or ended with {status}"]}}')
+    return answer
 
 
 def obey(call: str, number: int) -> None:
